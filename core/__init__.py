@@ -1,0 +1,1 @@
+"""The foundation: configuration, runs, checkpoints, hardware, backbones. Stands on nothing of ours."""
