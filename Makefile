@@ -1,0 +1,65 @@
+# Everything runs in a virtual environment that the first call makes. `make` alone lists the targets.
+#   make train ARGS="--env ALE/Breakout-v5 --name breakout"
+#   make test ARGS="tests/agents -x"
+VENV ?= .venv
+PYTHON ?= python3
+LOGDIR ?= runs
+ARGS ?=
+
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install train tensorboard test test-all lint format docs wheel clean
+.DELETE_ON_ERROR:
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo 'error: zerokara needs Python 3.11 or newer; name one with: make PYTHON=python3.12' >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# The stamps say for which pyproject.toml the environment was installed.
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	@echo 'Installing zerokara into $(VENV); the first time takes some minutes.'
+	$(BIN)/python -m pip install --quiet -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+	@echo "Installing zerokara and its developers' tools into $(VENV); the first time takes some minutes."
+	$(BIN)/python -m pip install --quiet -e '.[dev,bench]'
+	@touch $@ $(VENV)/.installed
+
+install: $(VENV)/.installed ## make the virtual environment and install zerokara into it
+
+train: $(VENV)/.installed ## train an agent: ALE/Pong-v5, or what ARGS says
+	$(BIN)/python -m agents.dqn $(ARGS)
+
+tensorboard: $(VENV)/.installed ## watch the runs in a browser
+	$(BIN)/tensorboard --logdir $(LOGDIR) $(ARGS)
+
+test: lint ## linter, types and all tests but the slow ones
+	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+
+test-all: lint ## the same with the slow tests, which learn for minutes
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev ## linter, format and types, without tests
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev ## mend what the linter and the formatter can mend
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+docs: $(VENV)/.installed-dev ## build the documentation into site/
+	$(BIN)/mkdocs build --strict $(ARGS)
+
+wheel: $(VENV)/.installed-dev ## build a wheel into dist/
+	rm -rf build
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean: ## remove what was built; runs/ and the virtual environment stay
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
