@@ -31,6 +31,7 @@ import textwrap
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 ConfigT = TypeVar("ConfigT")
@@ -234,7 +235,7 @@ def _parse_with_tyro(
     try:
         with contextlib.redirect_stderr(complaint):
             parsed, unknown = tyro.cli(
-                cli_class, prog=_program(), args=words, description=description, return_unknown_args=True
+                cli_class, prog=program(), args=words, description=description, return_unknown_args=True
             )
     except SystemExit as leaving:
         if not leaving.code:
@@ -258,10 +259,10 @@ def field_help(config_class: type[Any]) -> dict[str, str]:
     return helps
 
 
-def _program() -> str:
+def program() -> str:
     """How the running program was started: "python -m agents.dqn"."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else f"python {os.path.basename(sys.argv[0])}"
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else f"python {Path(sys.argv[0]).name}"
 
 
 def _sentence(complaint: str, config_class: type[Any], words: Sequence[str]) -> str:
