@@ -81,6 +81,7 @@ def parse(
     presets: Mapping[str, Mapping[str, Any]],
     argv: Sequence[str] | None,
     description: str,
+    saved: ConfigT | None = None,
 ) -> ConfigT:
     """The config that a command line asks for: class defaults, then the preset's overrides, then the flags.
 
@@ -90,18 +91,24 @@ def parse(
         presets: overrides by name. The field's default names the preset in force without `--preset`.
         argv: words after the program's name; None takes the process's own.
         description: what the program does, for `--help`, which prints and raises SystemExit(0).
+        saved: the config of a run that is resumed; it stands in the place of class and preset, and flags change it.
 
     Raises:
-        UserError: unknown flag or preset, wrong type, missing value, value out of range.
+        UserError: unknown flag or preset, wrong type, missing value, value out of range; another preset than that
+            of `saved`.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    name = _preset_asked_for(config_class, words)
+    name = _preset_asked_for(saved or config_class, words)
     if name not in presets:
         raise UserError(
             f"There is no preset {name!r}{suggest(name, presets)}; choose one with --preset {{{','.join(presets)}}}."
         )
-    default = config_class(**{**presets[name], "preset": name})
+    default = saved or config_class(**{**presets[name], "preset": name})
     validate(default)
+    if saved is not None and name != _preset_asked_for(saved, ()):
+        raise UserError(
+            f"A run cannot change its preset: leave --preset {name} out, or start afresh with another --name."
+        )
 
     config, unknown = _parse_with_tyro(config_class, default, words, _describe(description, presets, name), presets)
     if unknown:
@@ -184,10 +191,9 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, tuple) else value
 
 
-def _preset_asked_for(config_class: type[Any], words: Sequence[str]) -> str:
-    """The last --preset on the command line, or the field's default."""
-    name = next(str(field.default) for field in _fields(config_class) if field.name == "preset")
-    return _value_of("--preset", words) or name
+def _preset_asked_for(config: Any, words: Sequence[str]) -> str:
+    """The last --preset on the command line, or that of the config (of a class: its default)."""
+    return _value_of("--preset", words) or str(config.preset)
 
 
 def _describe(description: str, presets: Mapping[str, Mapping[str, Any]], chosen: str) -> str:

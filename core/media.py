@@ -111,8 +111,9 @@ def grid(images: np.ndarray | torch.Tensor, columns: int | None = None, gap: int
     Raises:
         ValueError: no images, or another shape.
     """
-    array = images.detach().float().cpu().numpy() if torch.is_tensor(images) and images.dtype != torch.uint8 else images
-    array = np.asarray(array)
+    if isinstance(images, torch.Tensor):  # NumPy has no bfloat16
+        images = (images if images.dtype == torch.uint8 else images.float()).numpy(force=True)
+    array = np.asarray(images)
     if array.ndim == 3:
         array = array[:, None]
     if array.ndim != 4 or array.shape[1] not in (1, 3) or 0 in array.shape:

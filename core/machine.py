@@ -1,0 +1,65 @@
+"""What a run ran on: versions, commit and machine, as plain values for config.json."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+
+def describe_versions() -> dict[str, str | None]:
+    """Versions of Python and of what decides results; None where a package is not installed."""
+    packages = {
+        "zerokara": "zerokara",
+        "torch": "torch",
+        "numpy": "numpy",
+        "gymnasium": "gymnasium",
+        "ale_py": "ale-py",
+        "opencv": "opencv-python",
+    }
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for key, package in packages.items():
+        try:
+            found[key] = version(package)
+        except PackageNotFoundError:
+            found[key] = None
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that this file belongs to, with "-dirty" if it was changed; None outside of one."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():  # an installed package may lie inside someone else's checkout
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def describe_machine() -> dict[str, Any]:
+    """CPU model, cores (logical, and those this process may use), memory in bytes, names of the GPUs."""
+    return {
+        "system": platform.platform(),
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+    }
+
+
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
