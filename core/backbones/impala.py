@@ -1,0 +1,62 @@
+"""The residual network of IMPALA.
+
+Espeholt et al. 2018, "IMPALA: Scalable Distributed Deep-RL", figure 3 (right): three sections of 16, 32, 32 channels,
+each a 3x3 convolution, a 3x3 max-pool of stride 2 and two residual blocks; ReLU at the end. `width` multiplies the
+channels, as in Cobbe et al. 2019 and the networks that grew from it.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.backbones.base import Backbone
+
+
+class _Residual(nn.Module):
+    """x + conv(relu(conv(relu(x))))."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv2(F.relu(self.conv1(F.relu(x))))
+        return x + out
+
+
+class _Section(nn.Module):
+    """Convolution, pool, two residual blocks: halves the map."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.blocks = nn.ModuleList([_Residual(channels), _Residual(channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(self.conv(x), 3, stride=2, padding=1)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Impala(Backbone):
+    """Fifteen convolutions; 84x84 becomes 11x11."""
+
+    def __init__(self, in_channels: int, image_size: int | tuple[int, int], *, width: float = 1.0) -> None:
+        super().__init__(in_channels, image_size)
+        self.sections = nn.ModuleList()
+        for channels in (16, 32, 32):
+            out_channels = max(1, round(channels * width))
+            self.sections.append(_Section(in_channels, out_channels))
+            in_channels = out_channels
+        self._measure()
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        maps = []
+        for section in self.sections:
+            x = section(x)
+            maps.append(x)
+        maps[-1] = F.relu(maps[-1])
+        return maps

@@ -1,0 +1,48 @@
+"""The two networks of DQN.
+
+`nips`: Mnih et al. 2013, "Playing Atari with Deep Reinforcement Learning", section 4.1: 16 8x8 filters of stride 4,
+32 4x4 of stride 2, each with ReLU; its head is a hidden layer of 256.
+`nature`: Mnih et al. 2015, "Human-level control through deep reinforcement learning", Methods: 32 8x8 of stride 4,
+64 4x4 of stride 2, 64 3x3 of stride 1; its head is a hidden layer of 512.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.backbones.base import Backbone
+
+
+class _Strided(Backbone):
+    """Convolutions without padding, each followed by ReLU, as (channels, kernel, stride); `width` scales channels."""
+
+    layers: tuple[tuple[int, int, int], ...]
+
+    def __init__(self, in_channels: int, image_size: int | tuple[int, int], *, width: float = 1.0) -> None:
+        super().__init__(in_channels, image_size)
+        self.convs = nn.ModuleList()
+        for channels, kernel, stride in self.layers:
+            out_channels = max(1, round(channels * width))
+            self.convs.append(nn.Conv2d(in_channels, out_channels, kernel, stride))
+            in_channels = out_channels
+        self._measure()
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        maps = []
+        for conv in self.convs:
+            x = F.relu(conv(x))
+            maps.append(x)
+        return maps
+
+
+class Nips(_Strided):
+    """The network of the 2013 paper: a third of the arithmetic of `nature`."""
+
+    layers = ((16, 8, 4), (32, 4, 2))
+
+
+class Nature(_Strided):
+    """The network of the 2015 paper."""
+
+    layers = ((32, 8, 4), (64, 4, 2), (64, 3, 1))

@@ -1,0 +1,213 @@
+"""Compute: the one owner of the hardware. Device, precision, memory layout, compilation, threads and CUDA graphs.
+
+What is fastest depends on the machine: 16 bits are three times as fast where the processor has matrix units for them
+and four times slower where it has none, compilation pays for one network and costs for another. So `choose` measures a
+few real training steps, says what it found, and the choice is saved with the run, so that a resumed run makes it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from core.config import UserError
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+Precision = Literal["auto", "float32", "bfloat16"]
+Switch = Literal["auto", "on", "off"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """How a run computes."""
+
+    device: str = "cpu"
+    precision: str = "float32"
+    channels_last: bool = False
+    compile: bool = False
+    threads: int = 1
+    reason: str = ""  # what the probe measured, in words
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type in which images and activations are held."""
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device as PyTorch knows it."""
+        return torch.device(self.device)
+
+    def apply(self) -> None:
+        """Set what is global to the process: the number of threads."""
+        torch.set_num_threads(self.threads)
+
+    def module(self, module: ModuleT) -> ModuleT:
+        """Move a module to the device, its convolutions in the chosen layout."""
+        module = module.to(self.torch_device)
+        return module.to(memory_format=torch.channels_last) if self.channels_last else module  # type: ignore[call-overload,no-any-return]
+
+    def images(self, x: Tensor) -> Tensor:
+        """uint8 pixels (B, C, H, W) as numbers from 0 to 1, in the chosen type and layout."""
+        x = x.to(self.dtype) * (1 / 255)
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Arithmetic of layers in the chosen type; parameters stay float32."""
+        if self.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.torch_device.type, torch.bfloat16)
+
+    def function(self, function: FunctionT) -> FunctionT:
+        """The function, compiled as one graph where that was found to pay."""
+        return torch.compile(function) if self.compile else function  # type: ignore[return-value]
+
+    def graph(self, function: Callable[[], None], generators: tuple[torch.Generator, ...] = ()) -> Callable[[], None]:
+        """On CUDA, `function` captured as a graph whose replay launches all its kernels at once; elsewhere itself.
+
+        The function must take its inputs from, and leave its results in, tensors that stay where they are. It is run
+        three times on a side stream before it is captured, as capture demands: pass it in a state where that is right.
+
+        Args:
+            function: works without waiting for the device.
+            generators: random generators that it draws from.
+        """
+        if self.torch_device.type != "cuda":
+            return function
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                function()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        for generator in generators:
+            graph.register_generator_state(generator)
+        with torch.cuda.graph(graph):
+            function()
+        return graph.replay
+
+    def to_dict(self) -> dict[str, Any]:
+        """As config.json holds it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def choose(
+        cls,
+        *,
+        device: str,
+        precision: Precision,
+        compile: Switch,
+        threads: int,
+        train_step: Callable[[Compute], Callable[[], object]] | None,
+        local_world_size: int = 1,
+    ) -> Compute:
+        """Choose by measurement what was left to "auto".
+
+        Args:
+            device: "auto", "cpu", "cuda", "cuda:1", "mps".
+            precision: "auto" tries bfloat16 beside float32.
+            compile: "auto" compiles where that is measured to be faster; "on" insists on it.
+            threads: CPU threads, 0 for all cores this process may use, shared by the processes of one machine.
+            train_step: gives, for a candidate, a function that does one training step with it. None: nothing is
+                measured and "auto" is float32 and no compilation.
+            local_world_size: processes on this machine.
+
+        Raises:
+            UserError: a device that is not there, or compilation asked for without a compiler.
+        """
+        device = _device(device)
+        threads = threads or max(1, len(os.sched_getaffinity(0)) // local_world_size)
+        base = cls(device=device, threads=threads)
+        base.apply()
+        compiler = _compiler_missing(base.torch_device)
+        if compile == "on" and compiler:
+            raise UserError(f"--compile on needs a C++ compiler and {compiler}; install g++ or pass --compile off.")
+        if train_step is None:
+            precision = "float32" if precision == "auto" else precision
+            return dataclasses.replace(base, precision=precision, compile=compile == "on")
+
+        names = ["float32", "bfloat16"] if precision == "auto" else [precision]
+        candidates = [
+            dataclasses.replace(base, precision=name, channels_last=layout) for name in names for layout in (True, False)
+        ]
+        seconds: dict[Compute, float] = {}
+        for candidate in candidates:
+            seconds[candidate] = _measure(train_step(candidate), give_up_after=2 * min(seconds.values(), default=1e9))
+        best = min(seconds, key=lambda candidate: seconds[candidate])
+        found = [f"{_name(c)} {1e3 * s:.0f} ms" for c, s in seconds.items()]
+        if compile == "auto" and compiler:
+            found.append(f"not compiled because {compiler}")
+        elif compile != "off":
+            compiled = dataclasses.replace(best, compile=True)
+            try:
+                seconds[compiled] = _measure(train_step(compiled), give_up_after=1e9)
+            except Exception as error:
+                # Whatever the compiler stumbles over, the run can do without it.
+                if compile == "on":
+                    raise UserError(f"--compile on failed ({_first_line(error)}); pass --compile off.") from error
+                found.append(f"not compiled because the compiler failed: {_first_line(error)}")
+            else:
+                found.append(f"{_name(compiled)} {1e3 * seconds[compiled]:.0f} ms")
+                best = compiled if compile == "on" or seconds[compiled] < seconds[best] else best
+        return dataclasses.replace(best, reason=f"{_name(best)} on {threads} threads; a training step took " + ", ".join(found))
+
+
+def _device(name: str) -> str:
+    """The device that was asked for, checked to be there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(name).type
+        there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[kind]
+    except (RuntimeError, KeyError):
+        raise UserError(f"There is no device {name!r}; choose --device auto, cpu, cuda or mps.") from None
+    if not there:
+        raise UserError(f"--device {name} was asked for, but this machine or this PyTorch has none; use --device cpu.")
+    return name
+
+
+def _compiler_missing(device: torch.device) -> str:
+    """Why nothing can be compiled, or nothing where it can."""
+    if device.type == "mps":
+        return "compilation on mps is not supported here"
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
+        return "there is no C++ compiler on this machine"
+    return ""
+
+
+def _measure(step: Callable[[], object], *, give_up_after: float, repeats: int = 5) -> float:
+    """Median seconds of a step after a warm-up; one that is hopeless is not repeated."""
+    start = time.perf_counter()
+    step()  # the first one compiles, and fills caches
+    first = time.perf_counter() - start
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+        if min(first, times[-1]) > give_up_after:
+            break
+    return statistics.median(times)
+
+
+def _name(compute: Compute) -> str:
+    parts = [compute.precision, "channels_last" * compute.channels_last, "compiled" * compute.compile]
+    return " ".join(part for part in parts if part)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
