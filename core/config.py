@@ -193,7 +193,7 @@ def _plain(value: Any) -> Any:
 
 def _preset_asked_for(config: Any, words: Sequence[str]) -> str:
     """The last --preset on the command line, or that of the config (of a class: its default)."""
-    return _value_of("--preset", words) or str(config.preset)
+    return _value_of("--preset", words).split(" ")[0] or str(config.preset)
 
 
 def _describe(description: str, presets: Mapping[str, Mapping[str, Any]], chosen: str) -> str:
@@ -287,12 +287,13 @@ def _sentence(complaint: str, config_class: type[Any], words: Sequence[str]) -> 
 
 def _value_of(flag_: str, words: Sequence[str]) -> str:
     """What followed the flag the last time it was given, or nothing."""
-    given = ""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    given: list[str] = []
+    for index, word in enumerate(words):
         name, equals, value = word.partition("=")
         if name.replace("_", "-") == flag_:
-            given = value if equals else "" if following.startswith("--") else following
-    return given
+            rest = itertools.takewhile(lambda following: not following.startswith("--"), words[index + 1 :])
+            given = [value] if equals else list(rest)
+    return " ".join(given)
 
 
 def _split(annotation: Any) -> tuple[Any, Range | None]:

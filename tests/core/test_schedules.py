@@ -1,0 +1,32 @@
+"""Schedules: hand-computed values, ends and jumps."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from core.schedules import cosine, linear
+
+
+def test_linear_by_hand() -> None:
+    # Nature DQN: epsilon 1 to .1 within 1M steps, after a warm-up of 50,000
+    expected = {0: 1.0, 50_000: 1.0, 300_000: 0.775, 1_050_000: 0.1, 9_000_000: 0.1}
+    for step, value in expected.items():
+        assert linear(step, 1.0, 0.1, 50_000, 1_000_000) == pytest.approx(value)
+    assert linear(1_050_000, 1.0, 0.1, 50_000, 1_000_000) == 0.1  # exactly, so that logs say .1
+
+
+def test_cosine_by_hand() -> None:
+    assert cosine(0, 2e-4, 5e-5, 0, 100) == 2e-4
+    assert cosine(25, 1.0, 0.0, 0, 100) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
+    assert cosine(50, 0.9, 0.99, 0, 100) == pytest.approx(0.945)  # upwards too
+    assert cosine(100, 2e-4, 5e-5, 0, 100) == 5e-5
+
+
+@pytest.mark.parametrize("schedule", [linear, cosine])
+def test_no_way_to_go_is_a_jump(schedule: object) -> None:
+    assert callable(schedule)
+    assert [schedule(step, 3.0, 7.0, 10, 0) for step in (9, 10, 11)] == [3.0, 7.0, 7.0]
+    with pytest.raises(ValueError, match="over_steps"):
+        schedule(0, 1.0, 0.0, 0, -1)
