@@ -65,6 +65,16 @@ class Range:
         return " and ".join(part for part in (low, high) if part) or "finite"
 
 
+@dataclass(frozen=True)
+class Positional:
+    """Marks a field of texts that stand without a flag, as in `Annotated[tuple[str, ...], Positional("run")]`.
+
+    `word` is what `--help` calls one of them. Such a field needs an empty default; the entry says what is missing.
+    """
+
+    word: str
+
+
 def flag(name: str) -> str:
     """The command-line flag of a field: num_envs -> --num-envs."""
     return "--" + name.replace("_", "-")
@@ -87,8 +97,9 @@ def parse(
 
     Args:
         config_class: frozen dataclass, keywords only, with a field `preset: str`; the string literal after a field is
-            its help, numbers may carry a `Range`.
-        presets: overrides by name. The field's default names the preset in force without `--preset`.
+            its help, numbers may carry a `Range`, texts may be `Positional`.
+        presets: overrides by name. The field's default names the preset in force without `--preset`. Where there are
+            no presets, there need not be such a field.
         argv: words after the program's name; None takes the process's own.
         description: what the program does, for `--help`, which prints and raises SystemExit(0).
         saved: the config of a run that is resumed; it stands in the place of class and preset, and flags change it.
@@ -99,11 +110,11 @@ def parse(
     """
     words = list(sys.argv[1:] if argv is None else argv)
     name = _preset_asked_for(saved or config_class, words)
-    if name not in presets:
+    if presets and name not in presets:
         raise UserError(
             f"There is no preset {name!r}{suggest(name, presets)}; choose one with --preset {{{','.join(presets)}}}."
         )
-    default = saved or config_class(**{**presets[name], "preset": name})
+    default = saved or config_class(**({**presets[name], "preset": name} if presets else {}))
     validate(default)
     if saved is not None and name != _preset_asked_for(saved, ()):
         raise UserError(
@@ -193,11 +204,13 @@ def _plain(value: Any) -> Any:
 
 def _preset_asked_for(config: Any, words: Sequence[str]) -> str:
     """The last --preset on the command line, or that of the config (of a class: its default)."""
-    return _value_of("--preset", words).split(" ")[0] or str(config.preset)
+    return _value_of("--preset", words).split(" ")[0] or str(getattr(config, "preset", ""))
 
 
 def _describe(description: str, presets: Mapping[str, Mapping[str, Any]], chosen: str) -> str:
     """The description, and a line for each preset with what it changes."""
+    if not presets:
+        return description.strip()
     lines = [description.strip(), "", f"Presets (the defaults below are those of {chosen}):"]
     for name, overrides in presets.items():
         changes = " ".join(_as_flag(key, value) for key, value in overrides.items())
@@ -233,7 +246,11 @@ def _parse_with_tyro(
         bare, range_ = _split(annotation)
         allowed = "" if range_ is None else f" {str(range_).capitalize()}."
         choices: Any = Literal[tuple(presets)] if name == "preset" else bare
-        shown = Annotated[choices, tyro.conf.arg(help=helps.get(name, "") + allowed)]
+        shown: Any = Annotated[choices, tyro.conf.arg(help=helps.get(name, "") + allowed)]
+        for mark in get_args(annotation)[1:] if get_origin(annotation) is Annotated else ():
+            if isinstance(mark, Positional):
+                told = tyro.conf.arg(help=helps.get(name), metavar=mark.word, help_behavior_hint="")
+                shown = tyro.conf.Positional[Annotated[bare, told]]
         fields.append((name, shown, dataclasses.field(default=getattr(default, name))))
     cli_class: Any = dataclasses.make_dataclass(config_class.__name__, fields, kw_only=True)
 

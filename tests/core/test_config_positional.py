@@ -1,0 +1,71 @@
+"""Texts that stand without a flag, and configs without presets: what programs about finished runs are called with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import pytest
+
+from core.config import Positional, Range, UserError, parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Things to do with runs."""
+
+    runs: Annotated[tuple[str, ...], Positional("folder")] = ()
+    """Folders of runs."""
+    games: Annotated[int, Range(1)] = 3
+    """Games to play."""
+    loud: bool = False
+    """Say more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class One:
+    """One run."""
+
+    run: Annotated[str, Positional("folder")] = ""
+    """Folder of a run."""
+
+
+def options(*argv: str) -> Options:
+    return parse(Options, {}, argv, "Do something.")
+
+
+def test_words_without_a_flag_go_to_the_positional_field_in_their_order() -> None:
+    assert options() == Options()
+    assert options("runs/b", "runs/a") == Options(runs=("runs/b", "runs/a"))
+    assert options("runs/a", "--games", "5", "--loud") == Options(runs=("runs/a",), games=5, loud=True)
+    assert options("--games", "5", "runs/a") == Options(runs=("runs/a",), games=5)
+
+
+def test_one_text_takes_one_word() -> None:
+    assert parse(One, {}, ["runs/a"], "").run == "runs/a"
+    assert parse(One, {}, [], "").run == ""
+    with pytest.raises(UserError, match="'runs/b' stands alone"):
+        parse(One, {}, ["runs/a", "runs/b"], "")
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["runs/a", "--game", "5"], r"no flag --game \(did you mean --games\?\)"),
+        (["runs/a", "--games", "0"], "--games cannot be 0: it must be a whole number, at least 1"),
+        (["runs/a", "--games", "many"], "--games cannot be 'many': it must be a whole number"),
+    ],
+)
+def test_mistakes_are_still_one_sentence(argv: list[str], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        options(*argv)
+
+
+def test_help_names_the_positional_and_no_presets(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        options("--help")
+    shown = capsys.readouterr().out
+    assert leaving.value.code in (0, None)
+    assert "folder" in shown.split("positional arguments")[1]
+    assert "Folders of runs." in shown
+    assert "Presets" not in shown
