@@ -1,0 +1,275 @@
+"""Checkpoints: exact, whole or not at all, and every damage found."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from core.checkpoint import load, rng_state, save, set_rng_state, write_atomically
+from core.config import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+def example() -> dict[str, Any]:
+    return {
+        "weights": OrderedDict(w=torch.randn(3, 4), half=torch.randn(5).bfloat16(), counts=torch.arange(6)),
+        "nested": [1, 2.5, None, True, "text", b"bytes", (1, (2,)), {3: torch.tensor(4, dtype=torch.uint8)}],
+        "layout": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
+    }
+
+
+def assert_same(one: Any, two: Any) -> None:
+    if isinstance(one, torch.Tensor):
+        assert one.dtype == two.dtype
+        assert one.stride() == two.stride()
+        assert torch.equal(one, two)
+    elif isinstance(one, dict):
+        assert list(one) == list(two)
+        for key in one:
+            assert_same(one[key], two[key])
+    elif isinstance(one, list | tuple):
+        assert type(one) is type(two)
+        assert len(one) == len(two)
+        for a, b in zip(one, two, strict=True):
+            assert_same(a, b)
+    else:
+        assert type(one) is type(two)
+        assert one == two
+
+
+def test_what_was_saved_comes_back(tmp_path: Path) -> None:
+    state = example()
+    save(tmp_path / "a.pt", state, "dqn")
+    assert_same(load(tmp_path / "a.pt", "dqn"), state)
+    assert os.listdir(tmp_path) == ["a.pt"]  # noqa: PTH208  (names are all that matters)
+
+
+def test_optimiser_and_network_go_on(tmp_path: Path) -> None:
+    def trained(resume: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        network = torch.nn.Linear(4, 2)
+        optimiser = torch.optim.Adam(network.parameters(), lr=0.1)
+        for step in range(6):
+            if resume and step == 3:
+                state = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "rng": rng_state()}
+                save(tmp_path / "a.pt", state, "dqn")
+                torch.manual_seed(7)
+                network = torch.nn.Linear(4, 2)
+                optimiser = torch.optim.Adam(network.parameters(), lr=5.0)
+                state = load(tmp_path / "a.pt", "dqn")
+                network.load_state_dict(state["network"])
+                optimiser.load_state_dict(state["optimiser"])
+                set_rng_state(state["rng"])
+            optimiser.zero_grad()
+            network(torch.randn(8, 4)).square().mean().backward()
+            optimiser.step()
+        return network.weight.detach()
+
+    assert torch.equal(trained(resume=True), trained(resume=False))
+
+
+def test_a_view_does_not_drag_its_storage_along(tmp_path: Path) -> None:
+    replay = torch.arange(1_000_000)
+    save(tmp_path / "a.pt", {"batch": replay[10:14]}, "dqn")
+    assert (tmp_path / "a.pt").stat().st_size < 10_000
+    assert load(tmp_path / "a.pt", "dqn")["batch"].tolist() == [10, 11, 12, 13]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (np.float64(1), r"state\['deep'\]\[0\] is a numpy.float64"),
+        (np.zeros(2), "numpy.ndarray"),
+        ({1.5: 0}, "key 1.5"),
+        ({1, 2}, "builtins.set"),
+        (Path("x"), "Path"),
+        (print, "builtin_function"),
+    ],
+)
+def test_only_plain_values(tmp_path: Path, value: Any, words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        save(tmp_path / "a.pt", {"deep": [value]}, "dqn")
+    with pytest.raises(TypeError, match="kind"):
+        save(tmp_path / "a.pt", {"kind": "mine"}, "dqn")
+    assert list(tmp_path.iterdir()) == []
+
+
+def refusal(path: Path, kind: str = "dqn") -> str:
+    with pytest.raises(UserError) as error:
+        load(path, kind)
+    message = str(error.value)
+    assert "\n" not in message
+    assert str(path) in message
+    return message
+
+
+def test_missing_and_foreign_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    assert "no checkpoint at" in refusal(path)
+    path.write_bytes(b"")
+    assert "truncated or no checkpoint" in refusal(path)
+    path.write_text("hello", encoding="utf-8")
+    assert "truncated or no checkpoint" in refusal(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("hello.txt", "hello")
+    assert "no checkpoint of zerokara" in refusal(path)
+    torch.save({"state_dict": {}}, path)
+    assert "lacks the header" in refusal(path)
+    torch.save([1, 2], path)
+    assert "lacks the header" in refusal(path)
+    torch.save({"format": "zerokara", "version": 9, "kind": "dqn"}, path)
+    assert "format version 9" in refusal(path)
+    save(path, {}, "dcgan")
+    assert "written by 'dcgan', not 'dqn'" in refusal(path)
+
+
+class Evil:
+    """Runs code when unpickled by one who trusts it."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.target,)
+
+
+def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:
+    torch.save({"format": "zerokara", "version": 1, "kind": "dqn", "x": Evil(tmp_path / "ran")}, tmp_path / "a.pt")
+    assert "no checkpoint of zerokara" in refusal(tmp_path / "a.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_every_truncation_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    save(path, example(), "dqn")
+    whole = path.read_bytes()
+    for length in [*range(0, len(whole), 97), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        assert "damaged" in refusal(path)
+
+
+def test_a_flipped_byte_is_found_or_does_no_harm(tmp_path: Path) -> None:
+    """A zip has bytes that carry nothing (padding, dates); all others must be noticed."""
+    path = tmp_path / "a.pt"
+    state = {"w": torch.randn(400), "step": 12345}
+    save(path, state, "dqn")
+    whole = path.read_bytes()
+    data = whole.index(state["w"].numpy().tobytes())
+    found = 0
+    positions = [*range(0, len(whole), 11), *range(data, data + 1600, 160)]
+    for position in positions:
+        flipped = bytearray(whole)
+        flipped[position] ^= 0x10
+        path.write_bytes(flipped)
+        try:
+            assert_same(load(path, "dqn"), state)
+        except UserError:
+            found += 1
+        else:
+            assert not data <= position < data + 1600  # not within the weights
+    assert found > len(positions) / 3
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path) -> None:
+    """A real limit on the size of files, in a process of its own."""
+    code = """
+import resource, sys, torch
+from pathlib import Path
+from core.checkpoint import save
+from core.config import entry
+path = Path(sys.argv[1])
+save(path, {"step": 1, "w": torch.zeros(1000)}, "dqn")
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+entry(lambda: save(path, {"step": 2, "w": torch.zeros(1_000_000)}, "dqn"))
+"""
+    path = tmp_path / "a.pt"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, str(path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"error: {path} could not be written (the disk is full)")
+    assert done.stderr.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+    assert load(path, "dqn")["step"] == 1
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No such file or directory"):
+        save(tmp_path / "nowhere" / "a.pt", {}, "dqn")
+
+
+def test_an_interrupted_writer_leaves_nothing(tmp_path: Path) -> None:
+    def write(file: Any) -> None:
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    path = tmp_path / "a.json"
+    path.write_text("old", encoding="utf-8")
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, write)
+    assert path.read_text(encoding="utf-8") == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_sigkill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    """Ten real processes that save without pause are killed at random moments; each goes on from the one before."""
+    code = """
+import os, random, signal, sys, time, torch
+from pathlib import Path
+from core.checkpoint import load, save
+path, moments = Path(sys.argv[1]), random.Random(1)
+for _ in range(10):
+    out, into = os.pipe()
+    child = os.fork()  # importing torch ten times would take a minute
+    if child == 0:
+        step = load(path, "dqn")["step"] if path.exists() else 0
+        while True:
+            step += 1
+            save(path, {"step": step, "w": torch.full((50_000,), float(step))}, "dqn")
+            os.write(into, b".")
+    reached = len(os.read(out, 1))
+    for _ in range(moments.randrange(10)):
+        reached += len(os.read(out, 1))
+    time.sleep(moments.random() * 0.01)  # within a save, or between two
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    state = load(path, "dqn")
+    assert torch.equal(state["w"], torch.full((50_000,), float(state["step"])))
+    assert state["step"] >= reached
+    assert {p.name for p in path.parent.iterdir()} <= {"a.pt", ".a.pt.tmp"}
+print(state["step"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a.pt")],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert int(done.stdout) >= 10
+
+
+def test_random_generators_go_on(tmp_path: Path) -> None:
+    def draw() -> list[float]:
+        legacy = np.random.random(2).tolist()  # noqa: NPY002  (the generator that is saved)
+        return [random.random(), *legacy, *torch.rand(2).tolist(), random.gauss(0, 1)]
+
+    random.gauss(0, 1)  # leaves a second value in store, a part of the state
+    save(tmp_path / "a.pt", {"rng": rng_state()}, "dqn")
+    expected = draw()
+    assert draw() != expected
+    set_rng_state(load(tmp_path / "a.pt", "dqn")["rng"])
+    assert draw() == expected

@@ -1,0 +1,141 @@
+"""The torchrun world: two real Gloo processes on this machine, and what must hold without any."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.config import UserError
+from core.distributed import World
+
+ROOT = Path(__file__).parents[2]
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+MEMBER = """
+import torch
+from pathlib import Path
+from torch import nn
+from core.distributed import World
+
+world = World.from_env("cpu")
+rank = world.rank
+assert (world.size, world.local_rank, world.is_main) == (2, rank, rank == 0)
+
+torch.manual_seed(rank)
+network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
+network[1].running_mean += rank
+before = network[0].weight.detach().clone()
+world.broadcast(network)
+torch.manual_seed(0)
+fresh = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+for ours, main in zip(network.state_dict().values(), fresh.state_dict().values(), strict=True):
+    assert torch.equal(ours, main)
+assert torch.equal(before, network[0].weight) == (rank == 0)
+assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+for index, parameter in enumerate(network.parameters()):
+    if index == 1:
+        continue  # a frozen one has no gradient
+    values = torch.arange(parameter.numel(), dtype=torch.float32).view(parameter.shape)
+    grad = (values + index) * (1 if rank == 0 else 3)
+    parameter.grad = grad.to(memory_format=torch.channels_last) if grad.ndim == 4 else grad
+world.mean_gradients(network.parameters())
+for index, parameter in enumerate(network.parameters()):
+    if index == 1:
+        assert parameter.grad is None
+        continue
+    values = torch.arange(parameter.numel(), dtype=torch.float32).view(parameter.shape)
+    assert torch.equal(parameter.grad, (values + index) * 2)  # the mean of 1x and 3x
+
+mine = torch.tensor([1.0, 10.0]) * (rank + 1)
+assert world.mean(mine).tolist() == [1.5, 15.0]
+assert mine.tolist() == [1.0 + rank, 10.0 * (rank + 1)]  # untouched
+assert world.any(rank == 1) is True
+assert world.any(False) is False
+
+from dataclasses import dataclass
+from core.run import Run
+@dataclass(frozen=True)
+class Config:
+    preset: str = "fast"
+with Run(Config(), kind="dqn", name="both", resume=False, quiet=False, root=Path("runs"), world=world) as run:
+    run.log(1, {"train/loss": torch.tensor(1.0 + rank)})
+    run.progress(1, 2, {"rank": rank})
+    run.say(f"say {rank}")
+    run.warn(f"warn {rank}")
+    run.text("a", "b")
+    state = run.state_dict()
+    run.resume_from(state)
+    run.close(f"done {rank}")
+world.barrier()
+world.close()
+"""
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    members = [
+        subprocess.Popen(
+            [sys.executable, "-c", MEMBER],
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "OMP_NUM_THREADS": "1",
+                **dict(zip(VARIABLES, (str(rank), "2", str(rank), "127.0.0.1", str(port)), strict=True)),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    (out_0, err_0), (out_1, err_1) = (member.communicate(timeout=120) for member in members)
+    assert [member.returncode for member in members] == [0, 0], err_0 + err_1
+    # only the main one writes and speaks
+    assert out_0.splitlines() == ["step 1/2  eta -  rank 0", "say 0", "done 0"]
+    assert out_1 == ""
+    assert "warning: warn 0" in err_0
+    assert "warn 1" not in err_1
+    assert (tmp_path / "runs/both/metrics.jsonl").read_text(encoding="utf-8") == '{"step": 1, "train/loss": 1.0}\n'
+
+
+def test_alone_everything_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    world = World.from_env()
+    assert world == World(0, 1, 0)
+    assert world.is_main
+    layer = torch.nn.Linear(2, 1)
+    layer.weight.grad = torch.ones(1, 2)
+    world.mean_gradients(layer.parameters())
+    world.broadcast(layer)
+    assert layer.weight.grad.tolist() == [[1.0, 1.0]]
+    value = torch.tensor([2.0])
+    mean = world.mean(value)
+    mean += 1
+    assert value.item() == 2.0
+    assert [world.any(True), world.any(False)] == [True, False]
+    world.barrier()
+    world.close()
+    assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize(
+    "variables", [{"RANK": "0"}, {"WORLD_SIZE": "2"}, {"RANK": "x", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}]
+)
+def test_half_a_world_is_refused(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="torchrun"):
+        World.from_env("cpu")
