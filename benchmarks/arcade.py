@@ -1,0 +1,74 @@
+"""Steps per second of the arcade games on one core, random actions, resets and picture included; prints JSON.
+
+    python benchmarks/arcade.py
+
+One step is one step of one environment. The settings are measured by turns, several times over, so that whatever else
+the machine does meets all of them; the medians are printed. Process time instead of the clock (`--process-time`) leaves
+out what other programs take from the core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before NumPy and torch are imported
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+
+from envs.arcade import GAMES, make
+from envs.arcade.base import ArcadeEnv
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "stack1": {"stack": 1},
+    "stack4": {"stack": 4},
+    "stack1_rgb": {"stack": 1, "grey": False},
+}
+
+
+def steps_per_second(env: ArcadeEnv, actions: np.ndarray, clock: Callable[[], float]) -> float:
+    """Step through actions (T, N)."""
+    begin = clock()
+    for action_N in actions:
+        env.step(action_N)
+    return actions.size / (clock() - begin)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-envs", type=int, default=256)
+    parser.add_argument("--vector-steps", type=int, default=200, help="steps of all environments in one measurement")
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--process-time", action="store_true", help="processor time instead of the clock")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    clock = time.process_time if options.process_time else time.perf_counter
+    rng = np.random.default_rng(0)
+    speeds: dict[str, dict[str, list[float]]] = {game: {name: [] for name in SETTINGS} for game in GAMES}
+    for repetition in range(options.repetitions):
+        for game in GAMES:
+            for name, settings in SETTINGS.items():
+                env = make(game, options.num_envs, **settings)
+                env.reset(seed=repetition)
+                actions = rng.integers(env.num_actions, size=(options.vector_steps + 50, options.num_envs))
+                steps_per_second(env, actions[:50], clock)  # the games get out of step with each other
+                speeds[game][name].append(steps_per_second(env, actions[50:], clock))
+    medians = {
+        game: {name: round(statistics.median(values)) for name, values in by_setting.items()}
+        for game, by_setting in speeds.items()
+    }
+    print(json.dumps(medians, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Catch: a ball falls, drifting sideways and off the walls; be under it when it comes down.
+
+Five balls make an episode. A ball caught is worth 1, a ball missed -1. All that is to be learnt is where the ball will
+land, and that the reward for going there comes 18 steps later.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from envs.arcade.base import SIZE, ArcadeEnv, bounce, box, fold, sprite
+
+BALLS = 5
+FALL = 4  # pixels a step
+BALL = 8  # pixels across
+LANDING_ROW = 72  # the ball's upper edge when it is caught or missed
+PADDLE_ROW = 78
+PADDLE_WIDTH = 16
+PADDLE_SPEED = 5  # pixels a step
+LEFT, STAY, RIGHT = range(3)
+
+BALL_SHAPE = sprite(
+    "..####..",
+    ".######.",
+    "########",
+    "########",
+    "########",
+    "########",
+    ".######.",
+    "..####..",
+)
+PADDLE_SHAPE = box(4, PADDLE_WIDTH)
+
+
+class Catch(ArcadeEnv):
+    """See the module. Return from -5 to 5; every episode lasts 90 steps."""
+
+    name = "Catch"
+    action_names = ("LEFT", "STAY", "RIGHT")
+    colours: ClassVar = {"ball": (255, 220, 80), "paddle": (80, 160, 255)}
+    time_limit_steps = 200
+    rules: ClassVar = {"balls": BALLS}
+    state_names = ("ball_row", "ball_column", "drift", "paddle", "dropped")
+
+    def __init__(self, num_envs: int, *, stack: int = 4, grey: bool = True) -> None:
+        super().__init__(num_envs, stack=stack, grey=grey)
+        self.ball_row = np.zeros(num_envs, np.int64)
+        self.ball_column = np.zeros(num_envs, np.int64)  # left edge
+        self.drift = np.zeros(num_envs, np.int64)  # pixels a step to the right
+        self.paddle = np.zeros(num_envs, np.int64)  # left edge
+        self.dropped = np.zeros(num_envs, np.int64)  # balls so far
+
+    def _start(self, index_n: np.ndarray) -> None:
+        self.paddle[index_n] = (SIZE - PADDLE_WIDTH) // 2
+        self.dropped[index_n] = 0
+        self._drop(index_n)
+
+    def _drop(self, index_n: np.ndarray) -> None:
+        self.ball_row[index_n] = 0
+        self.ball_column[index_n] = self.streams.integers(index_n, 0, SIZE - BALL + 1)
+        self.drift[index_n] = self.streams.integers(index_n, -2, 3)
+
+    def _advance(self, action_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        self.paddle = np.clip(self.paddle + (action_N - STAY) * PADDLE_SPEED, 0, SIZE - PADDLE_WIDTH)
+        self.ball_row += FALL
+        self.ball_column, self.drift = bounce(self.ball_column + self.drift, self.drift, SIZE - BALL)
+        landed_N = self.ball_row >= LANDING_ROW
+        caught_N = landed_N & (np.abs(self._miss(self.ball_column)) < (PADDLE_WIDTH + BALL) // 2)
+        self.dropped += landed_N
+        terminal_N = self.dropped >= BALLS
+        # The last ball stays where it landed, for the episode's last picture.
+        self._drop(np.flatnonzero(landed_N & ~terminal_N))
+        reward_N = caught_N.astype(np.float32) * 2 - landed_N.astype(np.float32)
+        return reward_N, terminal_N, np.zeros(self.num_envs, bool)
+
+    def _miss(self, ball_column: np.ndarray) -> np.ndarray:
+        """How far the centre of a ball with this left edge is to the right of the paddle's, pixels."""
+        return ball_column + BALL // 2 - (self.paddle + PADDLE_WIDTH // 2)
+
+    def _draw(self, index_n: np.ndarray) -> None:
+        self._stamp(index_n, PADDLE_ROW, self.paddle[index_n], PADDLE_SHAPE, "paddle")
+        self._stamp(index_n, self.ball_row[index_n], self.ball_column[index_n], BALL_SHAPE, "ball")
+
+    def expert(self) -> np.ndarray:
+        """Go to where the ball will land: misses none."""
+        steps_N = (LANDING_ROW - self.ball_row) // FALL
+        miss_N = self._miss(fold(self.ball_column + steps_N * self.drift, SIZE - BALL))
+        return np.where(miss_N > PADDLE_SPEED // 2, RIGHT, np.where(miss_N < -(PADDLE_SPEED // 2), LEFT, STAY))

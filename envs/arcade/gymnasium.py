@@ -1,0 +1,58 @@
+"""One arcade game as a Gymnasium environment, for any library that speaks Gymnasium."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from core.config import UserError
+from envs import arcade
+
+
+class ArcadeGymnasiumEnv(gymnasium.Env[np.ndarray, np.int64]):
+    """A single game; observations are single frames (84, 84, 1) uint8, or (84, 84, 3) with `grey=False`.
+
+    Frames are not stacked: wrap it where one frame is not enough (`gymnasium.wrappers.FrameStackObservation`,
+    Stable-Baselines3's `VecFrameStack`). `info["life_lost"]` tells of a life lost that did not end the game.
+
+    Raises:
+        UserError: an unknown render mode.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012  (Gymnasium's form)
+
+    def __init__(self, game_id: str, *, grey: bool = True, render_mode: str | None = None) -> None:
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise UserError(f"{game_id} cannot render as {render_mode!r}: use render_mode='rgb_array' or none.")
+        self.render_mode = render_mode
+        self._game = arcade.make(game_id, 1, stack=1, grey=grey)
+        channels, height, width = self._game.obs_shape
+        self.observation_space = spaces.Box(0, 255, (height, width, channels), np.uint8)
+        self.action_space = spaces.Discrete(self._game.num_actions)
+        self._frame_FHW = np.zeros(self._game.obs_shape, np.uint8)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start an episode; see `gymnasium.Env.reset`. There are no options."""
+        super().reset(seed=seed)
+        self._frame_FHW = self._game.reset(int(self.np_random.integers(2**63)))[0]
+        return self._observation(), {"life_lost": False}
+
+    def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """One step; see `gymnasium.Env.step`. Call `reset` once an episode has ended."""
+        step = self._game.step(np.array([action], np.int64))
+        # The game behind is already in its next episode, which nobody is to see.
+        self._frame_FHW = step.last_obs[0]
+        info = {"life_lost": bool(step.life_lost[0])}
+        return self._observation(), float(step.reward[0]), bool(step.terminal[0]), bool(step.truncated[0]), info
+
+    def render(self) -> np.ndarray | None:
+        """The picture for people, (336, 336, 3) uint8; None without a render mode."""
+        return self._game.picture(self._frame_FHW) if self.render_mode == "rgb_array" else None
+
+    def _observation(self) -> np.ndarray:
+        return np.ascontiguousarray(self._frame_FHW.transpose(1, 2, 0))
