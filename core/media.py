@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,25 +16,35 @@ import numpy as np
 import torch
 
 
-def write_mp4(path: Path, frames_THWC: np.ndarray, fps: float) -> None:
-    """Write RGB frames (T, H, W, 3) uint8 as H.264 in yuv420p; odd sides get one more row or column of the edge.
+def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
+    """Write RGB frames as H.264 in yuv420p; odd sides get one more row or column of the edge.
+
+    Args:
+        frames: (T, H, W, 3) uint8, or (H, W, 3) at a time: a long film need not fit memory.
 
     Raises:
-        ValueError: not such frames, or none.
+        ValueError: not such frames, frames of several sizes, or none.
         OSError: the file could not be written; no part of it stays.
     """
     import av
 
-    frames_THWC = _checked(frames_THWC)
-    _, height, width, _ = frames_THWC.shape
-    frames_THWC = np.pad(frames_THWC, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     encoded = io.BytesIO()  # PyAV's own files swallow a full disk
     with av.open(encoded, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
-        stream.width, stream.height, stream.pix_fmt = frames_THWC.shape[2], frames_THWC.shape[1], "yuv420p"
         stream.options = {"crf": "20", "preset": "veryfast", "threads": "1"}
-        for frame_HWC in frames_THWC:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_HWC), format="rgb24")))
+        shape: tuple[int, ...] = ()
+        for frame_HWC in frames:
+            _checked(frame_HWC[None])
+            if not shape:
+                shape = frame_HWC.shape
+                height, width, _ = shape
+                stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
+            if frame_HWC.shape != shape:
+                raise ValueError(f"the frames of a film must be of one size, got {shape} and {frame_HWC.shape}")
+            even_HWC = np.pad(frame_HWC, ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0)), mode="edge")
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(even_HWC), format="rgb24")))
+        if not shape:
+            raise ValueError("frames must be (T, H, W, 3) uint8 and at least one, got none")
         container.mux(stream.encode())
     _write(path, encoded.getvalue())
 
