@@ -6,9 +6,12 @@ Nothing here is worth a run: the first failure is warned of, and from then on Te
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from core.config import brief
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import FileWriter, SummaryWriter
@@ -23,6 +26,7 @@ class Board:
         self._warn = warn
         self._writer: SummaryWriter | None = None
         self._closed = False
+        self._hook = self._hook_before = threading.excepthook
 
     def scalars(self, rows: Iterable[tuple[int, Mapping[str, float]]]) -> None:
         """Write (step, values by tag)."""
@@ -72,6 +76,18 @@ class Board:
         if self._writer is not None:
             self._write(lambda writer: writer.close())
         self._closed = True
+        if threading.excepthook is self._hook:
+            threading.excepthook = self._hook_before
+
+    def _silence_its_thread(self) -> None:
+        """When the writer's thread dies, its error comes back from the next call: its stack need not be printed."""
+        before = self._hook_before = threading.excepthook
+
+        def hook(args: threading.ExceptHookArgs) -> None:
+            if not type(args.thread).__module__.startswith("tensorboard."):
+                before(args)
+
+        self._hook = threading.excepthook = hook
 
     def _write(self, write: Callable[[SummaryWriter], object]) -> None:
         if self._closed:
@@ -80,12 +96,12 @@ class Board:
             if self._writer is None:
                 from torch.utils.tensorboard import SummaryWriter
 
+                self._silence_its_thread()
                 self._writer = SummaryWriter(str(self._folder), purge_step=self.purge_step)
             write(self._writer)
         except Exception as error:  # noqa: BLE001  (whatever it is, it is not worth a run)
             self._closed = True  # its thread is dead and would raise the same again
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            self._warn(f"TensorBoard's events could not be written ({first}): the run goes on without them.")
+            self._warn(f"TensorBoard's events could not be written ({brief(error)}): training goes on without them.")
 
 
 def _events(writer: SummaryWriter) -> FileWriter:

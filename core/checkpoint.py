@@ -9,7 +9,6 @@ A file is a torch zip archive, read with weights_only=True: nothing in it can ru
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import os
 import random
@@ -23,11 +22,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from core.config import UserError
+from core.config import DISK_FULL, UserError, brief
 
 FORMAT, VERSION = "zerokara", 1
 HEADER = ("format", "version", "kind")
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, over the quota, over the process's file size limit
 
 
 def save(path: Path, state: dict[str, Any], kind: str) -> None:
@@ -49,8 +47,8 @@ def save(path: Path, state: dict[str, Any], kind: str) -> None:
         write_atomically(path, lambda file: torch.save(content, file))
     except OSError as error:
         raise UserError(
-            f"{path} could not be written ({_reason(error)}), and the checkpoint before it is untouched: "
-            f"{'free some space' if error.errno in FULL else 'see to that'} and go on with --resume."
+            f"{path} could not be written ({brief(error)}), and the checkpoint before it is untouched: "
+            f"{'free some space' if error.errno in DISK_FULL else 'see to that'} and go on with --resume."
         ) from error
 
 
@@ -67,7 +65,7 @@ def load(path: Path, kind: str) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # reads everything and compares the CRC-32s
     except OSError as error:
-        raise UserError(f"{path} could not be read ({_reason(error)}): {afresh}.") from None
+        raise UserError(f"{path} could not be read ({brief(error)}): {afresh}.") from None
     except Exception:  # noqa: BLE001  (zipfile raises a dozen types on bytes that make no sense)
         damaged = "its directory"
     if damaged is not None:
@@ -75,8 +73,7 @@ def load(path: Path, kind: str) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001  (a sound zip of something else; torch too raises many types)
-        first = str(error).strip().splitlines()[:1]
-        raise UserError(f"{path} is no checkpoint of zerokara ({', '.join(first)}): {afresh}.") from None
+        raise UserError(f"{path} is no checkpoint of zerokara ({brief(error)}): {afresh}.") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path} is no checkpoint of zerokara (it lacks the header): {afresh}.")
     if state.get("version") != VERSION:
@@ -176,7 +173,3 @@ def _checked(value: Any, where: str) -> Any:
     if kind in (int, float, bool, str, bytes, types.NoneType):
         return value
     raise TypeError(f"{where} is a {kind.__module__}.{kind.__qualname__}; checkpoints take tensors and plain values")
-
-
-def _reason(error: OSError) -> str:
-    return "the disk is full" if error.errno in FULL else (error.strerror or str(error))

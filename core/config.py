@@ -36,6 +36,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 ConfigT = TypeVar("ConfigT")
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, over the quota, over the process's file size limit
+
 
 class UserError(Exception):
     """A person's mistake in one sentence: what was wrong, what was expected, what to type."""
@@ -183,10 +185,17 @@ def entry(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in DISK_FULL:
             raise
         where = f" for {error.filename}" if error.filename else ""
         _leave(f"error: The disk is full{where}: free some space and type the same command again.", 2)
+
+
+def brief(error: Exception) -> str:
+    """An exception in a few words for a sentence: "the disk is full", or its first line."""
+    if isinstance(error, OSError) and error.strerror:
+        return "the disk is full" if error.errno in DISK_FULL else error.strerror
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _leave(message: str, code: int) -> None:
@@ -250,7 +259,9 @@ def _parse_with_tyro(
         for mark in get_args(annotation)[1:] if get_origin(annotation) is Annotated else ():
             if isinstance(mark, Positional):
                 told = tyro.conf.arg(help=helps.get(name), metavar=mark.word, help_behavior_hint="")
-                shown = tyro.conf.Positional[Annotated[bare, told]]
+                annotated: Any = Annotated  # built at run time, which type checkers do not follow
+                positional: Any = tyro.conf.Positional
+                shown = positional[annotated[bare, told]]
         fields.append((name, shown, dataclasses.field(default=getattr(default, name))))
     cli_class: Any = dataclasses.make_dataclass(config_class.__name__, fields, kw_only=True)
 

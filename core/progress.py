@@ -21,9 +21,9 @@ RATE_SECONDS = 60.0  # speed and ETA look back this far, since warm-up and learn
 class Progress:
     """The bar and whatever is printed beside it, on stdout; warnings go to stderr where there is no bar."""
 
-    def __init__(self, silent: bool) -> None:
+    def __init__(self, silent: bool, console: Console | None = None) -> None:
         self.silent = silent
-        self._console = Console()
+        self._console = console or Console()
         self._bar = self._console.is_terminal and not self._console.is_dumb_terminal
         self._live: Live | None = None
         self._drawn = -math.inf
@@ -91,6 +91,8 @@ class Progress:
 
 def readable(value: Any) -> str:
     """A value for people: 12,000 and 0.00123 and -20.3; a number that is not there yet is "-"."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, str):
         return value
     if isinstance(value, int):

@@ -33,12 +33,12 @@ import torch
 from core import media
 from core.board import Board
 from core.checkpoint import write_atomically
-from core.config import UserError, program, suggest, to_dict
+from core.config import UserError, brief, program, suggest, to_dict
 from core.distributed import World
 from core.machine import describe_machine, describe_versions, git_commit
 from core.progress import Progress
 
-Scalar = float | int | torch.Tensor
+Scalar = float | int | np.floating[Any] | np.integer[Any] | torch.Tensor
 
 
 class Run:
@@ -136,7 +136,7 @@ class Run:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{path} is damaged or cannot be read ({error}): give another run, or start afresh."
+                f"{path} is damaged or cannot be read ({brief(error)}): give another run, or start afresh."
             ) from None
         parts = {"kind": str, "config": dict, "extra": dict}
         if not isinstance(content, dict) or any(not isinstance(content.get(key), t) for key, t in parts.items()):
@@ -276,8 +276,7 @@ class Run:
         except Exception as error:  # noqa: BLE001  (no failure here is worth a run)
             if what not in self._warned:
                 self._warned.add(what)
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                self.warn(f"{what} could not be written ({reason}): training goes on, and so do the attempts.")
+                self.warn(f"{what} could not be written ({brief(error)}): training goes on, and so do the attempts.")
 
     # ---- the end
 

@@ -162,10 +162,11 @@ def test_every_truncation_is_found(tmp_path: Path) -> None:
 def test_a_flipped_byte_is_found_or_does_no_harm(tmp_path: Path) -> None:
     """A zip has bytes that carry nothing (padding, dates); all others must be noticed."""
     path = tmp_path / "a.pt"
-    state = {"w": torch.randn(400), "step": 12345}
+    weights = torch.randn(400)
+    state = {"w": weights, "step": 12345}
     save(path, state, "dqn")
     whole = path.read_bytes()
-    data = whole.index(state["w"].numpy().tobytes())
+    data = whole.index(weights.numpy().tobytes())
     found = 0
     positions = [*range(0, len(whole), 11), *range(data, data + 1600, 160)]
     for position in positions:

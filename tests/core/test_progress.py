@@ -1,0 +1,118 @@
+"""The progress display: a terminal of any width, a pipe, and readable numbers."""
+
+from __future__ import annotations
+
+import io
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from rich.console import Console
+
+from core import progress
+from core.progress import Progress, clock, readable
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The clock, in seconds; tests move it by hand."""
+    time = [1000.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: time[0]))
+    return time
+
+
+def test_a_pipe_gets_a_line_every_ten_seconds(now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    shown = Progress(silent=False)
+    for second in range(25):
+        now[0] = 1000.0 + second
+        shown.show(second * 1000, 1_000_000, {"return": -20.3, "episodes": 12345})
+    now[0] += 1
+    shown.show(1_000_000, 1_000_000, {"return": torch.tensor(20.5)})
+    shown.show(1_000_000, 1_000_000, {"return": 20.5})  # it stands there already
+    assert capsys.readouterr().out.splitlines() == [
+        "step 0/1,000,000  eta -  return -20.3  episodes 12,345",
+        "step 10,000/1,000,000  eta 16:30  return -20.3  episodes 12,345",
+        "step 20,000/1,000,000  eta 16:20  return -20.3  episodes 12,345",
+        "step 1,000,000/1,000,000  eta 0:00  return 20.5",
+    ]
+
+
+def test_the_eta_follows_the_last_minute(now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    """A warm-up without learning runs ten times as fast, and soon counts for nothing."""
+    shown = Progress(silent=False)
+    step = 50_000  # a resumed run: what went before took no time here
+    for second in range(200):
+        now[0] += 1
+        step += 1000 if second < 60 else 100
+        shown.show(step, 150_000, {})
+    last = capsys.readouterr().out.splitlines()[-1]
+    now_left = (150_000 - 50_000 - 60_000 - 131 * 100) / 100  # seconds, at 100 steps/s; the line is from second 190
+    assert last == f"step {50_000 + 60_000 + 131 * 100:,}/150,000  eta {clock(now_left)}"
+
+
+def terminal(width: int) -> tuple[Progress, io.StringIO]:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=width, height=20, color_system=None, legacy_windows=False)
+    return Progress(silent=False, console=console), screen
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 10, 20, 37, 80, 300])
+def test_a_terminal_of_any_width(now: list[float], width: int) -> None:
+    shown, screen = terminal(width)
+    for step in range(5):
+        now[0] += 1
+        shown.show(step, 4, {"return": -20.3, "a long label": "x" * 100})
+    shown.say("a remark [bold]in brackets[/]")
+    shown.warn("beware")
+    shown.close("the end")
+    text = screen.getvalue()
+    assert "a remark [bold]in brackets[/]" in text.replace("\n", "")
+    assert "warning: beware" in text.replace("\n", "")
+    assert "\x1b[?25h" in text  # the cursor is back
+    frames = [line for line in text.replace("\r", "\n").split("\n") if "━" in line]
+    assert bool(frames) == (width >= 20)  # the bar gives way to the numbers
+    if width == 80:
+        assert "step 4/4  eta 0:00" in text
+        assert "return -20.3  a long label xxx" in text
+
+
+def test_a_terminal_is_drawn_ten_times_a_second(now: list[float]) -> None:
+    shown, screen = terminal(80)
+    for _ in range(1000):
+        now[0] += 0.01
+        shown.show(1, 10, {})
+    assert 50 <= screen.getvalue().count("step 1/10") <= 110
+    shown.close()
+
+
+def test_silent_still_warns_and_closes(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = Progress(silent=True)
+    shown.show(1, 2, {})
+    shown.say("a remark")
+    shown.warn("beware")
+    shown.close("the end")
+    out, err = capsys.readouterr()
+    assert (out, err) == ("the end\n", "warning: beware\n")
+
+
+def test_a_reader_that_left_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr("sys.stdout", Gone())
+    shown = Progress(silent=False)
+    shown.say("a remark")
+    shown.show(1, 2, {})
+    shown.close("the end")
+
+
+def test_readable_numbers() -> None:
+    values = [3, 12_000, -20.3, 0.00123456, 1234.5, 1e-9, math.nan, math.inf, "text", True, torch.tensor(0.5)]
+    assert [readable(value) for value in values] == [
+        "3", "12,000", "-20.3", "0.00123", "1,234", "1e-09", "-", "inf", "text", "yes", "0.5"
+    ]  # fmt: skip
+    assert [clock(seconds) for seconds in (0, 59.6, 723, 3723, 360_000, math.nan, math.inf)] == [
+        "0:00", "1:00", "12:03", "1:02:03", "100:00:00", "-", "-"
+    ]  # fmt: skip

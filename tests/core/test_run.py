@@ -1,0 +1,404 @@
+"""Run and its folder: who may write there, what stands in it, what a resumed run forgets, and what never ends it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from core.config import UserError
+from core.run import Run
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What the tests run."""
+
+    preset: str = "fast"
+    learning_rate: float = 1e-4
+    hidden: tuple[int, ...] = (4, 5)
+
+
+def new(root: Path, name: str = "a", *, resume: bool = False, kind: str = "dqn", **options: Any) -> Run:
+    return Run(Config(), kind=kind, name=name, resume=resume, quiet=True, root=root, **options)
+
+
+def rows(run: Run) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def events(run: Run) -> EventAccumulator:
+    found = EventAccumulator(str(run.folder / "tensorboard"), size_guidance={"images": 0, "scalars": 0, "tensors": 0})
+    found.Reload()
+    return found
+
+
+# ---- the folder
+
+
+def test_config_json_says_what_ran(tmp_path: Path) -> None:
+    new(tmp_path, extra={"precision": "bfloat16"}).close()
+    content = Run.read_config(tmp_path / "a", "dqn")
+    assert content["kind"] == "dqn"
+    assert content["config"] == {"preset": "fast", "learning_rate": 1e-4, "hidden": [4, 5]}
+    assert content["extra"] == {"precision": "bfloat16"}
+    assert content["versions"]["torch"] == torch.__version__
+    assert content["versions"]["python"] == sys.version.split()[0]
+    assert set(content["versions"]) == {"python", "zerokara", "torch", "numpy", "gymnasium", "ale_py", "opencv"}
+    assert content["git_commit"] is None or len(content["git_commit"].removesuffix("-dirty")) == 40
+    assert content["machine"]["cores"] == os.cpu_count()
+    assert content["machine"]["memory_bytes"] > 2**28
+    assert content["machine"]["cpu"]
+    assert content["command"].startswith("python ")
+    assert content["created"].endswith("+00:00")
+
+
+def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    new(tmp_path).close()
+    with pytest.raises(UserError, match=r"a already holds a run: go on with it by --resume, or choose another --name"):
+        new(tmp_path)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.txt").write_text("years", encoding="utf-8")
+    with pytest.raises(UserError, match="--name"):
+        new(tmp_path, "foreign")
+    assert [path.name for path in (tmp_path / "foreign").iterdir()] == ["thesis.txt"]
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match="--name"):
+        new(tmp_path, "file")
+    (tmp_path / "empty").mkdir()
+    new(tmp_path, "empty").close()
+
+
+def test_resume_keeps_config_json(tmp_path: Path) -> None:
+    new(tmp_path, extra={"mine": 1}).close()
+    before = (tmp_path / "a/config.json").read_bytes()
+    new(tmp_path, resume=True, extra={"mine": 2}).close()
+    assert (tmp_path / "a/config.json").read_bytes() == before
+
+
+def test_what_cannot_be_resumed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no run in .*nothing: give an existing one"):
+        new(tmp_path, "nothing", resume=True)
+    assert list(tmp_path.iterdir()) == []
+    new(tmp_path, "pong-1").close()
+    with pytest.raises(UserError, match=r"no run in .*pong1 \(did you mean pong-1\?\)"):
+        new(tmp_path, "pong1", resume=True)
+    with pytest.raises(UserError, match="a run of dqn, not of dcgan"):
+        new(tmp_path, "pong-1", resume=True, kind="dcgan")
+    config = tmp_path / "pong-1/config.json"
+    for text, words in [('{"kind"', "damaged"), ("[]", "not written by zerokara"), ('{"kind": 3}', "not written by")]:
+        config.write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=words):
+            new(tmp_path, "pong-1", resume=True)
+    config.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="damaged"):
+        Run.read_config(tmp_path / "pong-1")
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "/a", "a b", ".hidden", "a\n"])
+def test_names_that_make_no_folder(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--name cannot be"):
+        new(tmp_path / "runs", name)
+    assert list(tmp_path.iterdir()) == []
+
+
+OTHER = """
+import sys
+from pathlib import Path
+from core.config import entry
+from core.run import Run
+from dataclasses import dataclass
+@dataclass(frozen=True)
+class Config:
+    preset: str = "fast"
+def main():
+    run = Run(Config(), kind="dqn", name="a", resume="--resume" in sys.argv, quiet=True, root=Path(sys.argv[1]))
+    print("taken", flush=True)
+    if "--fork" in sys.argv:
+        import os, time
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+        print(child, flush=True)
+    sys.stdin.read()
+entry(main)
+"""
+
+
+def start(root: Path, *flags: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", OTHER, str(root), *flags]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def test_two_cannot_write_one_run(tmp_path: Path) -> None:
+    run = new(tmp_path)
+    for resume in (False, True):  # in this process
+        with pytest.raises(UserError, match="being written by another process"):
+            new(tmp_path, resume=resume)
+    with start(tmp_path, "--resume") as other:  # and from another one
+        out, err = other.communicate("")
+    assert (other.returncode, out) == (2, "")
+    assert err.startswith("error: ")
+    assert "being written by another process" in err
+    assert err.count("\n") == 1
+    run.log(1, {"train/loss": 1.0})  # the first one was not disturbed
+    run.close()
+    assert rows(run) == [{"step": 1, "train/loss": 1.0}]
+    new(tmp_path, resume=True).close()
+
+
+def test_the_lock_dies_with_the_process_even_if_its_child_lives(tmp_path: Path) -> None:
+    with start(tmp_path, "--fork") as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "taken\n"
+        child = int(other.stdout.readline())
+        try:
+            with pytest.raises(UserError, match="another process"):
+                new(tmp_path, resume=True)
+            other.kill()
+            other.wait()
+            os.kill(child, 0)  # the child is alive
+            new(tmp_path, resume=True).close()
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+def test_paths_have_their_folders(tmp_path: Path) -> None:
+    with new(tmp_path) as run:
+        run.path("checkpoints", "last.pt").write_bytes(b"x")
+        assert (tmp_path / "a/checkpoints/last.pt").is_file()
+
+
+# ---- metrics
+
+
+def test_tensors_become_numbers_at_the_flush(tmp_path: Path) -> None:
+    run = new(tmp_path)
+    loss = torch.tensor(0.5, requires_grad=True)
+    run.log(
+        1, {"train/loss": loss, "train/return": -21, "train/epsilon": 0.1, "train/half": torch.tensor(1.5).bfloat16()}
+    )
+    with torch.no_grad():
+        loss.fill_(7.0)  # a captured graph writes each step's loss into the same memory
+    run.log(2, {"train/loss": loss, "train/count": torch.tensor([2**40 + 1]), "train/numpy": np.float32(0.25)})
+    assert not (run.folder / "metrics.jsonl").exists()
+    run.flush()
+    assert rows(run) == [
+        {"step": 1, "train/loss": 0.5, "train/return": -21, "train/epsilon": 0.1, "train/half": 1.5},
+        {"step": 2, "train/loss": 7.0, "train/count": 2**40 + 1, "train/numpy": 0.25},
+    ]
+    run.close()
+    scalars = events(run)
+    assert [(e.step, e.value) for e in scalars.Scalars("train/loss")] == [(1, 0.5), (2, 7.0)]
+    assert [(e.step, e.value) for e in scalars.Scalars("train/return")] == [(1, -21.0)]
+
+
+def test_json_has_no_nan(tmp_path: Path) -> None:
+    with new(tmp_path) as run:
+        run.log(1, {"a": math.nan, "b": torch.tensor(math.inf), "c": np.float64("-inf"), "d": 1.0})
+    text = (run.folder / "metrics.jsonl").read_text(encoding="utf-8")
+    assert text == '{"step": 1, "a": null, "b": null, "c": null, "d": 1.0}\n'
+    assert math.isnan(events(run).Scalars("a")[0].value)
+
+
+def test_a_resumed_run_forgets_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+    run = new(tmp_path)
+    state: dict[str, Any] = {}
+    for step in range(10):
+        run.log(step, {"train/loss": float(step)})
+        if step == 5:
+            state = run.state_dict()
+    run.close()
+    again = new(tmp_path, resume=True)
+    again.resume_from(json.loads(json.dumps(state)))  # plain values
+    assert [row["step"] for row in rows(again)] == [0, 1, 2, 3, 4, 5]
+    assert again.state_dict() == state
+    for step in range(6, 8):
+        again.log(step, {"train/loss": 100.0 + step})
+    again.close()
+    assert [row["train/loss"] for row in rows(again)] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 106.0, 107.0]
+    shown = events(again).Scalars("train/loss")
+    assert [(e.step, e.value) for e in shown] == [*((s, float(s)) for s in range(6)), (6, 106.0), (7, 107.0)]
+
+
+@pytest.mark.parametrize("damage", ["missing", "shorter", "torn"])
+def test_metrics_that_lost_lines_do_not_stop_a_run(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = new(tmp_path)
+    for step in range(5):
+        run.log(step, {"x": 1.0})
+    state = run.state_dict()
+    run.close()
+    path = run.folder / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(b"".join(lines[:2]) + (b'{"st' if damage == "torn" else b""))
+    again = new(tmp_path, resume=True)
+    again.resume_from(state)
+    assert "is shorter than it was" in capsys.readouterr().err
+    again.log(5, {"x": 2.0})
+    again.close()
+    assert [row["step"] for row in rows(again)] == ([5] if damage == "missing" else [0, 1, 5])
+
+
+def test_a_torn_last_line_after_the_checkpoint_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = new(tmp_path)
+    run.log(1, {"x": 1.0})
+    state = run.state_dict()
+    run.close()
+    with (run.folder / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 2, "x"')  # SIGKILL in the middle of a line
+    again = new(tmp_path, resume=True)
+    again.resume_from(state)
+    again.close()
+    assert rows(again) == [{"step": 1, "x": 1.0}]
+    assert capsys.readouterr().err == ""
+
+
+# ---- media, texts, hyperparameters
+
+
+def test_a_game_is_a_video_and_moves_in_tensorboard(tmp_path: Path) -> None:
+    frames = np.zeros((6, 40, 40, 3), np.uint8)
+    for t in range(6):
+        frames[t, :, 4 * t : 4 * t + 8] = 255
+    with new(tmp_path) as run:
+        run.video("eval/game", 1000, frames, fps=15)
+        run.image("input/stack", 1000, frames[0])
+        run.text("notes", "**hello**")
+        run.hparams({"learning_rate": 1e-4, "name": None, "hidden": (4, 5), "double": True}, {"eval/return": 20.5})
+    with av.open(str(run.folder / "media/eval-game-1000.mp4")) as film:
+        assert film.streams.video[0].codec_context.name == "h264"
+        assert len(list(film.decode(video=0))) == 6
+    assert sorted(path.name for path in (run.folder / "media").iterdir()) == [
+        "eval-game-1000.mp4",
+        "input-stack-1000.png",
+    ]
+    board = events(run)
+    (film_shown,) = board.Images("eval/game")
+    assert (film_shown.step, film_shown.width, film_shown.height) == (1000, 40, 40)
+    assert film_shown.encoded_image_string.startswith(b"GIF89a")
+    assert board.Images("input/stack")[0].encoded_image_string.startswith(b"\x89PNG")
+    assert board.Scalars("eval/return")[0].value == 20.5
+    assert b"**hello**" in board.Tensors("notes/text_summary")[0].tensor_proto.string_val[0]
+    hparams = board.SummaryMetadata("_hparams_/session_start_info").plugin_data
+    assert hparams.plugin_name == "hparams"
+    assert b"learning_rate" in hparams.content
+
+
+def test_failing_media_warn_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with new(tmp_path) as run:
+        for step in range(3):
+            run.video("eval/game", step, np.zeros((0, 8, 8, 3), np.uint8), fps=15)
+            run.image("eval/stack", step, np.zeros((8, 8)))
+        run.video("eval/game", 3, np.zeros((2, 8, 8, 3), np.uint8), fps=15)  # and the next one is tried again
+    err = capsys.readouterr().err
+    assert err.startswith("warning: media could not be written (frames must be")
+    assert err.count("\n") == 1
+    assert [path.name for path in (run.folder / "media").iterdir()] == ["eval-game-3.mp4"]
+
+
+def test_a_full_disk_does_not_end_training(tmp_path: Path) -> None:
+    """A real limit on the size of files, in a process of its own, in the middle of everything that a run writes."""
+    code = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from dataclasses import dataclass
+from core.run import Run
+@dataclass(frozen=True)
+class Config:
+    preset: str = "fast"
+frames = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3), dtype=np.uint8)
+with Run(Config(), kind="dqn", name="a", resume=False, quiet=True, root=Path(sys.argv[1])) as run:
+    run.log(0, {"train/loss": 1.0})
+    run.flush()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+    for step in range(1, 200):
+        run.log(step, {"train/loss": 1.0, "train/return": 3})
+        run.flush()
+        if step % 50 == 0:
+            run.video("eval/game", step, frames, 15)
+            run.image("eval/stack", step, frames[0])
+            run.hparams({}, {})
+    state = run.state_dict()
+    assert state["last_step"] == 199
+    run.resume_from(state)
+    run.close("trained to the end")
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (0, "trained to the end\n"), done.stderr
+    assert sorted(done.stderr.splitlines()) == [
+        "warning: TensorBoard's events could not be written (the disk is full): training goes on without them.",
+        "warning: media could not be written (the disk is full): training goes on, and so do the attempts.",
+        "warning: metrics.jsonl could not be written (the disk is full): training goes on, and so do the attempts.",
+    ]
+    lines = (tmp_path / "a/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(len(lines)))  # whole lines only
+    assert 40 < len(lines) < 199
+    assert list((tmp_path / "a/media").iterdir()) == []
+
+
+# ---- signals and the end
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_ask_to_stop(number: signal.Signals, tmp_path: Path) -> None:
+    before = signal.getsignal(number)
+    with new(tmp_path) as run:
+        with run.signals():
+            assert [run.stop_requested] == [None]
+            os.kill(os.getpid(), number)
+            assert run.stop_requested == number.name
+            os.kill(os.getpid(), signal.SIGTERM)  # an impatient supervisor
+            if number == signal.SIGINT:
+                with pytest.raises(KeyboardInterrupt):
+                    os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(number) is before
+
+
+def test_the_closing_line_comes_once_and_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Run(Config(), kind="dqn", name="a", resume=False, quiet=False, root=tmp_path) as run:
+        run.progress(5, 10, {"return": 1.5})
+        run.say("a remark")
+        for _ in range(3):
+            run.warn("beware")
+        run.log(5, {"x": 1.0})
+        run.close("reached 1.5; go on with --resume")
+    out, err = capsys.readouterr()
+    assert out.splitlines() == ["step 5/10  eta -  return 1.5", "a remark", "reached 1.5; go on with --resume"]
+    assert err == "warning: beware\n"
+    assert rows(run) == [{"step": 5, "x": 1.0}]  # flushed
+
+
+def test_quiet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with new(tmp_path) as run:
+        run.progress(5, 10, {"return": 1.5})
+        run.say("a remark")
+        run.close("the end")
+    assert capsys.readouterr() == ("the end\n", "")
