@@ -188,12 +188,15 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
     """
     training = Training(config, run, compute, world)
     latest = run.path(f"checkpoint-{world.rank}.pt")
-    if config.resume:
+    going_on = config.resume and latest.exists()
+    if going_on:
         state = checkpoint.load(latest, KIND)
         training.load_state_dict(state)
         run.resume_from(state["run"])
-    else:
+    else:  # a fresh run, or one that was killed before its first checkpoint
+        run.resume_from({"metrics_bytes": 0, "last_step": -1})
         training.obs = training.env.reset(training.seed % 2**31)
+        run.remember(environment=dict(training.env.settings))
     run.say(f"{config.env}: {in_words(training.env.settings)}")
     run.say(f"replay: {len(training.replay):,} of {config.replay_capacity:,} transitions, {training.replay.place()}")
 
@@ -210,7 +213,7 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
         return every_steps > 0 and training.step // every_steps != (training.step - config.num_envs) // every_steps
 
     show_progress(training, run)
-    if not config.resume:
+    if not going_on:
         log_pictures(training.learner.network, training.obs, training.env.frame_channels, run, training.step)
         save()
     window = Window(training)
@@ -254,7 +257,9 @@ def evaluate_and_show(training: Training, run: Run) -> bool:
     training.last_score, training.evaluated_at = scores.mean, training.step
     training.best_score = max(scores.mean, training.best_score if training.best_score is not None else -np.inf)
     run.log(training.step, {"eval/return": scores.mean, "eval/length": float(np.mean(scores.lengths))})
-    run.say(f"step {training.step:,}: {in_words(scores)} over {len(scores.returns)} games at epsilon {config.eval_epsilon}")
+    run.say(
+        f"step {training.step:,}: {in_words(scores)} over {len(scores.returns)} games at epsilon {config.eval_epsilon}"
+    )
     log_pictures(training.learner.network, training.obs, training.env.frame_channels, run, training.step)
     reached = config.stop_at_return is not None and scores.mean >= config.stop_at_return
     if reached:
@@ -377,15 +382,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     world = World.from_env(config.device)
     for field in ("num_envs", "batch_size"):
         if getattr(config, field) % world.size:
-            raise UserError(f"{flag(field)} {getattr(config, field)} cannot be shared by {world.size} processes evenly.")
+            raise UserError(
+                f"{flag(field)} {getattr(config, field)} cannot be shared by {world.size} processes evenly."
+            )
     with Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run:
-        if "compute" in run.extra:
-            compute = Compute(**run.extra["compute"])
-            compute.apply()
-        else:
-            run.progress(0, config.steps, {"measuring": "what is fastest on this machine"})
-            compute = choose_compute(config, world)
-            run.remember({"compute": compute.to_dict()})
+        if "compute" not in run.extra:
+            run.progress(0, config.steps, {"measuring": "what is fastest here"})
+            run.remember(compute=choose_compute(config, world).to_dict() if world.is_main else {})
+        compute = Compute(**run.extra["compute"])
+        compute.apply()
         run.say(f"compute: {compute.reason}")
         with run.signals():
             run.close(train(config, run, compute, world))

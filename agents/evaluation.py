@@ -1,7 +1,8 @@
 """Evaluation: whole games, raw scores, a fixed number for each environment.
 
 Counting the first games that end would favour short ones; so every environment plays the same number, and those that
-are done wait. A game that does not end (Breakout's can bounce for ever) is cut after `max_steps` and counts as it stands.
+are done wait. A game that does not end (Breakout's can bounce for ever) is cut after `max_steps` and counts as it
+stands.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class Policy:
         explore_N = torch.rand(number, generator=generator) < epsilon
         if epsilon >= 1:
             return random_N.numpy()
-        greedy_N = self.values(obs_NCHW).argmax(dim=1).to("cpu")
+        greedy_N = self.compute.host(self.values(obs_NCHW).argmax(dim=1))
         return torch.where(explore_N, random_N, greedy_N).numpy()
 
 

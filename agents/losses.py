@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def td_target(reward_B: Tensor, discount_B: Tensor, next_target_q_BA: Tensor, next_online_q_BA: Tensor | None) -> Tensor:
+def td_target(
+    reward_B: Tensor, discount_B: Tensor, next_target_q_BA: Tensor, next_online_q_BA: Tensor | None
+) -> Tensor:
     """The value (B,) that Q(s, a) is drawn to: r + discount * Q_target(s', a').
 
     a' is the target network's best action (Mnih et al. 2015, algorithm 1) or, where `next_online_q_BA` is given, the
@@ -27,7 +29,8 @@ def td_target(reward_B: Tensor, discount_B: Tensor, next_target_q_BA: Tensor, ne
 def td_loss(q_BA: Tensor, action_B: Tensor, target_B: Tensor, weight_B: Tensor) -> tuple[Tensor, Tensor]:
     """Weighted Huber loss (scalar), and |error| (B,).
 
-    The Huber loss with threshold 1 has the gradient of the paper's error clipped to [-1, 1] (Mnih et al. 2015, Methods).
+    The Huber loss with threshold 1 has the gradient of the paper's error clipped to [-1, 1] (Mnih et al. 2015,
+    Methods).
     """
     q_B = q_BA.gather(1, action_B[:, None]).squeeze(1)
     loss_B = F.huber_loss(q_B, target_B, reduction="none")

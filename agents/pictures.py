@@ -16,6 +16,7 @@ import envs
 from agents.config import Config
 from agents.learner import Policy
 from agents.network import QNetwork
+from core.compute import Compute
 from core.media import grid
 from core.run import Run
 
@@ -38,7 +39,7 @@ def play_game(policy: Policy, env: envs.VectorEnv, *, epsilon: float, max_steps:
     obs = env.reset(seed)
     for _ in range(max_steps):
         picture = env.render()
-        q_A = policy.values(obs)[0].float().to("cpu").numpy()
+        q_A = policy.compute.host(policy.values(obs)[0]).numpy()
         explore = float(torch.rand((), generator=generator)) < epsilon
         action = int(torch.randint(env.num_actions, (), generator=generator)) if explore else int(q_A.argmax())
         step = env.step(np.array([action]))
@@ -63,7 +64,7 @@ def log_film(policy: Policy, config: Config, run: Run, step: int) -> None:
         frames = np.stack([moment.picture for moment in game])
         run.video("game", step, frames, fps=frames_per_second(env))
         env.close()
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         run.warn(f"no film of step {step:,}: {error}")
 
 
@@ -72,7 +73,7 @@ def log_pictures(network: QNetwork, obs_NCHW: np.ndarray, frame_channels: int, r
     stack = obs_NCHW[0].reshape(-1, frame_channels, *obs_NCHW.shape[2:])
     run.image("input_stack", step, grid(stack, columns=len(stack), scale=2))
     first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
-    filters = first.weight.detach().float().to("cpu")  # (out, C, k, k)
+    filters = Compute.host(first.weight)  # (out, C, k, k)
     frames = filters.shape[1] // frame_channels
     tiles = filters.reshape(-1, frame_channels, *filters.shape[2:])
     run.image("first_layer", step, grid(tiles, columns=4 * frames, scale=4))

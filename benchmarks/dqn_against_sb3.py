@@ -61,7 +61,12 @@ def theirs(arguments: argparse.Namespace) -> object:
     from stable_baselines3.common.vec_env import VecFrameStack
 
     wrappers = {"terminal_on_life_loss": False, "clip_reward": True}
-    env = VecFrameStack(make_atari_env(arguments.env.replace("ALE/", "").replace("-v5", "NoFrameskip-v4"), 8, 1, wrapper_kwargs=wrappers), 4)
+    env = VecFrameStack(
+        make_atari_env(
+            arguments.env.replace("ALE/", "").replace("-v5", "NoFrameskip-v4"), 8, 1, wrapper_kwargs=wrappers
+        ),
+        4,
+    )
     model = DQN(
         "CnnPolicy",
         env,
@@ -85,7 +90,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="ALE/Pong-v5", help="an Atari game")
     parser.add_argument("--batch-size", type=int, default=32, help="transitions in an update")
-    parser.add_argument("--train-every", type=int, default=4, help="agent steps for each update, 8 divided by it or a multiple")
+    parser.add_argument(
+        "--train-every", type=int, default=4, help="agent steps for each update, 8 divided by it or a multiple"
+    )
     parser.add_argument("--steps", type=int, default=1_024, help="agent steps of one stretch")
     parser.add_argument("--repeats", type=int, default=5, help="stretches of each side")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of both, 0 for all cores")

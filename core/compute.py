@@ -56,12 +56,18 @@ class Compute:
     def module(self, module: ModuleT) -> ModuleT:
         """Move a module to the device, its convolutions in the chosen layout."""
         module = module.to(self.torch_device)
-        return module.to(memory_format=torch.channels_last) if self.channels_last else module  # type: ignore[call-overload,no-any-return]
+        return module.to(memory_format=torch.channels_last) if self.channels_last else module  # type: ignore[call-overload]
 
     def images(self, x: Tensor) -> Tensor:
         """uint8 pixels (B, C, H, W) as numbers from 0 to 1, in the chosen type and layout."""
         x = x.to(self.dtype) * (1 / 255)
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
+
+    @staticmethod
+    def host(x: Tensor) -> Tensor:
+        """A copy in the memory of the CPU, float32 where it is 16 bits. Waits for the device."""
+        x = x.detach().to("cpu")
+        return x.float() if x.dtype is torch.bfloat16 else x
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Arithmetic of layers in the chosen type; parameters stay float32."""
@@ -140,7 +146,9 @@ class Compute:
 
         names = ["float32", "bfloat16"] if precision == "auto" else [precision]
         candidates = [
-            dataclasses.replace(base, precision=name, channels_last=layout) for name in names for layout in (True, False)
+            dataclasses.replace(base, precision=name, channels_last=layout)
+            for name in names
+            for layout in (True, False)
         ]
         seconds: dict[Compute, float] = {}
         for candidate in candidates:
@@ -161,7 +169,9 @@ class Compute:
             else:
                 found.append(f"{_name(compiled)} {1e3 * seconds[compiled]:.0f} ms")
                 best = compiled if compile == "on" or seconds[compiled] < seconds[best] else best
-        return dataclasses.replace(best, reason=f"{_name(best)} on {threads} threads; a training step took " + ", ".join(found))
+        return dataclasses.replace(
+            best, reason=f"{_name(best)} on {threads} threads; a training step took " + ", ".join(found)
+        )
 
 
 def _device(name: str) -> str:

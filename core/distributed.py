@@ -10,12 +10,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from core.config import UserError
+
+ValueT = TypeVar("ValueT")
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,14 @@ class World:
                 dense = tensor.detach().clone(memory_format=torch.contiguous_format)
                 dist.broadcast(dense, src=0)
                 tensor.copy_(dense)
+
+    def share(self, value: ValueT) -> ValueT:
+        """The main process's value, plain or made of plain ones, in every process."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
 
     def mean(self, tensor: torch.Tensor) -> torch.Tensor:
         """The mean over the world of a floating-point tensor, a new one; every process gets it."""

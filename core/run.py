@@ -81,14 +81,16 @@ class Run:
         self._metrics_bytes = 0  # length of metrics.jsonl up to the last whole line
         self._board = Board(self.folder / "tensorboard", self.warn)
         self._closed = False
+        self.extra = dict(extra or {})  # as config.json has it: a resumed run finds what it began with
         if world.is_main:
-            self._take_folder(config, kind, resume, dict(extra or {}))
+            self._take_folder(config, kind, resume)
+        self.extra = world.share(self.extra)
 
-    def _take_folder(self, config: Any, kind: str, resume: bool, extra: dict[str, Any]) -> None:
+    def _take_folder(self, config: Any, kind: str, resume: bool) -> None:
         taken = f"{self.folder} already holds a run: go on with it by --resume, or choose another --name."
         lock = self.folder / "lock"
         if resume:
-            self.read_config(self.folder, kind)
+            self.extra = self.read_config(self.folder, kind)["extra"]
         elif self.folder.exists() and not lock.exists() and (self.folder.is_file() or any(self.folder.iterdir())):
             raise UserError(taken)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -110,15 +112,27 @@ class Run:
         content = {
             "kind": kind,
             "config": to_dict(config),
-            "extra": extra,
+            "extra": self.extra,
             "versions": describe_versions(),
             "git_commit": git_commit(),
             "machine": describe_machine(),
             "command": f"{program()} {shlex.join(sys.argv[1:])}".strip(),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
+        self._write_config(content)
+
+    def _write_config(self, content: dict[str, Any]) -> None:
         text = json.dumps(content, indent=2, allow_nan=False) + "\n"
         write_atomically(self.folder / "config.json", lambda file: file.write(text.encode()))
+
+    def remember(self, **extra: Any) -> None:
+        """Put what was found out after the start (the choice of hardware, say) into config.json's `extra`.
+
+        Every process must call it; the main one's values are everybody's.
+        """
+        self.extra |= self.world.share(extra)
+        if self.world.is_main:
+            self._write_config({**self.read_config(self.folder), "extra": self.extra})
 
     @staticmethod
     def read_config(folder: Path, kind: str | None = None) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Playing: the DQN family, its replay, evaluation and films."""
