@@ -1,0 +1,120 @@
+"""An agent read back from a run's folder, ready to play. Nothing is locked or changed: the run may still be training.
+
+agent = load_agent(Path("runs/dqn-Pong-v5-fast-1"))
+env = agent.make_env(1, render=True)
+q_NA = agent.policy.values(env.reset(seed=0))
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import envs
+from agents.config import Config
+from agents.learner import Policy, make_network
+from core import checkpoint
+from core.compute import Compute
+from core.config import UserError, from_dict
+from core.run import Run
+
+KIND = "dqn"  # what agents/dqn.py calls its runs
+CHECKPOINT = "checkpoint-0.pt"  # the main process's
+
+
+@dataclass(frozen=True)
+class Agent:
+    """A trained network, and what is known of its run."""
+
+    folder: Path
+    config: Config
+    policy: Policy
+    step: int  # agent steps that it had learnt for
+    num_actions: int
+
+    @property
+    def name(self) -> str:
+        """The run's."""
+        return self.folder.resolve().name
+
+    def make_env(self, num_envs: int, *, render: bool = False) -> envs.VectorEnv:
+        """The game that it was trained on, with the same settings.
+
+        Raises:
+            UserError: the game cannot be made here, or has other actions or observations than in training.
+        """
+        env = envs.make(self.config.env, num_envs, render=render, **self.config.env_settings())
+        expected = _obs_shape(self.config)
+        if env.num_actions != self.num_actions or env.obs_shape != expected:
+            env.close()
+            raise UserError(
+                f"{self.config.env} has {env.num_actions} actions and observations of {env.obs_shape} here, but "
+                f"{self.folder} learnt with {self.num_actions} and {expected}: install the versions in its config.json."
+            )
+        return env
+
+
+def load_agent(folder: Path, *, device: str = "cpu", threads: int = 0) -> Agent:
+    """The agent of a run's last checkpoint, in float32.
+
+    Args:
+        folder: runs/<name>.
+        device: auto, cpu, cuda, cuda:<n> or mps.
+        threads: CPU threads, 0 for all cores.
+
+    Raises:
+        UserError: no such run, or one of another kind or version; no checkpoint, or a damaged one; no such device.
+    """
+    content = Run.read_config(folder, KIND)
+    config = from_dict(Config, content["config"], str(folder / "config.json"))
+    path = folder / CHECKPOINT
+    if not path.is_file():
+        raise UserError(
+            f"{folder} has no checkpoint yet: wait until training has written {CHECKPOINT}, which it does at its start."
+        )
+    state = checkpoint.load(path, KIND)
+    compute = Compute.choose(device=device, precision="float32", compile="off", threads=threads, train_step=None)
+    try:
+        weights, step = state["learner"]["network"], state["step"]
+        num_actions = len(weights["advantage.3.bias"])  # its head's last layer has one output for each
+        network = make_network(config, _obs_shape(config), num_actions)
+        network.load_state_dict(weights)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise UserError(
+            f"The weights in {path} do not fit the network in {folder / 'config.json'} ({_brief(error)}): "
+            f"both files must come from one run and from this version of zerokara."
+        ) from None
+    return Agent(folder, config, Policy(compute.module(network).eval(), compute), step, num_actions)
+
+
+def run_folders(runs: tuple[str, ...], program: str) -> list[Path]:
+    """The folders that a command line names, each once, in its order.
+
+    Args:
+        program: what to type, for the message.
+
+    Raises:
+        UserError: none is named.
+    """
+    if not any(runs):
+        known = sorted(path.parent for path in Path("runs").glob("*/config.json"))
+        example = known[0] if known else "runs/<name>"
+        raise UserError(f"No run was named: give its folder, as in {program} {example}.")
+    return list(dict.fromkeys(Path(run) for run in runs))
+
+
+def game_seed(seed: int) -> int:
+    """The environment's seed for what a command line calls seed 0, 1, ...: far from those of training."""
+    return 1_600_000_000 + zlib.crc32(seed.to_bytes(8, "little")) % 400_000_000
+
+
+def _obs_shape(config: Config) -> tuple[int, int, int]:
+    """(C, H, W)."""
+    return (config.stack * (1 if config.grey else 3), config.image_size, config.image_size)
+
+
+def _brief(error: Exception) -> str:
+    """The first line that says something: PyTorch's begins with the class's name and a colon."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if not line.endswith(":")), type(error).__name__).rstrip(".")
