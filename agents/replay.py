@@ -97,7 +97,9 @@ class Replay:
         self._host = _in_memory(shapes) if folder is None else _in_files(folder, shapes)
         self._on_host = device.type == "cpu"
         self._ring = {
-            name: torch.from_numpy(array) if self._on_host else torch.zeros(array.shape, dtype=_TORCH[name], device=device)
+            name: torch.from_numpy(array)
+            if self._on_host
+            else torch.zeros(array.shape, dtype=_TORCH[name], device=device)
             for name, array in self._host.items()
         }
         self.folder = folder
@@ -106,7 +108,7 @@ class Replay:
         self.generator = torch.Generator(device).manual_seed(seed)
         self._low = torch.zeros(num_envs, dtype=torch.int64, device=device)
         self._span = torch.ones(num_envs, dtype=torch.int64, device=device)
-        self._newest = torch.zeros(num_envs, dtype=torch.int64, device=device)
+        self._newest = torch.full((num_envs,), -1, dtype=torch.int64, device=device)
 
     def __len__(self) -> int:
         """Slots that may be sampled now, over all environments."""
@@ -190,7 +192,9 @@ class Replay:
         frame_2BK = torch.cat([self._stack_rows(env_B, slot_B), self._stack_rows(env_B, next_B)])
         obs_2B = self._ring["frame"].index_select(0, frame_2BK.flatten())
         obs_2B = obs_2B.view(2, len(slot_B), self.stack * self.frame_shape[0], *self.frame_shape[1:])
-        holds_one_B = ((flag_B & LAST) == 0) & ((slot_B < newest_B) | ((flag_B & TERMINAL) > 0))
+        # The newest slot holds a transition only where it ended; an empty ring, whose newest is -1, holds none.
+        ended_B = (slot_B == newest_B) & ((flag_B & TERMINAL) > 0)
+        holds_one_B = ((flag_B & LAST) == 0) & ((slot_B < newest_B) | ended_B)
         action_B = self._ring["action"][row_B].long()
         return Batch(obs_2B[0], action_B, reward_B, discount_B, obs_2B[1], holds_one_B.float())
 

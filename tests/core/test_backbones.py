@@ -1,0 +1,107 @@
+"""Every backbone keeps the contract, and each is the network of its paper."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from core.backbones import BACKBONES, build
+from core.config import UserError
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("image_size", [84, (64, 48), (40, 96)])
+@pytest.mark.parametrize("name", sorted(BACKBONES))
+def test_the_contract(name: str, image_size: int | tuple[int, int]) -> None:
+    eye = BACKBONES[name](3, image_size)
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    assert eye.image_size == (height, width)
+    assert eye.in_channels == 3
+    x = torch.rand(2, 3, height, width)
+    maps = eye.stages(x)
+    assert len(maps) > 1
+    sizes = [m.shape[2] * m.shape[3] for m in maps]
+    assert all(fine > coarse for fine, coarse in pairwise(sizes)), "from fine to coarse"
+    assert torch.equal(eye(x), maps[-1])
+    assert tuple(maps[-1].shape) == (2, eye.out_channels, *eye.out_size)
+    assert eye.features == maps[-1][0].numel()
+    # It is measured without touching the weights, which stay real and learn.
+    assert all(p.device.type == "cpu" and p.requires_grad for p in eye.parameters())
+    maps[-1].sum().backward()
+    assert all(p.grad is not None for p in eye.parameters())
+
+
+@pytest.mark.parametrize("name", sorted(BACKBONES))
+def test_a_head_on_top_sees_nothing_below_zero(name: str) -> None:
+    last = BACKBONES[name](1, 44)(torch.randn(4, 1, 44, 44))
+    assert last.min() == 0
+    assert last.max() > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "size", "features", "number"),
+    [
+        ("nature", 64, (7, 7), 3_136, 8_224 + 32_832 + 36_928),
+        ("nips", 32, (9, 9), 2_592, 4_112 + 8_224),
+        # 3x3 convolutions: 4 to 16 and four of 16; 16 to 32 and four of 32; five of 32.
+        ("impala", 32, (11, 11), 3_872, (592 + 4 * 2_320) + (4_640 + 4 * 9_248) + 5 * 9_248),
+    ],
+)
+def test_each_is_the_network_of_its_paper(
+    name: str, channels: int, size: tuple[int, int], features: int, number: int
+) -> None:
+    eye = build(name, 4, 84)
+    assert (eye.out_channels, eye.out_size, eye.features) == (channels, size, features)
+    assert parameters(eye) == number
+
+
+def test_sizes_on_the_way() -> None:
+    x = torch.rand(1, 4, 84, 84)
+    shapes = {name: [tuple(m.shape[1:]) for m in BACKBONES[name](4, 84).stages(x)] for name in BACKBONES}
+    assert shapes["nature"] == [(32, 20, 20), (64, 9, 9), (64, 7, 7)]
+    assert shapes["nips"] == [(16, 20, 20), (32, 9, 9)]
+    assert shapes["impala"] == [(16, 42, 42), (32, 21, 21), (32, 11, 11)]
+
+
+def test_impala_counts_fifteen_convolutions() -> None:
+    assert sum(isinstance(module, nn.Conv2d) for module in build("impala", 4, 84).modules()) == 15
+
+
+def test_a_residual_block_adds_to_what_comes_in() -> None:
+    eye = build("impala", 1, 20)
+    for name, parameter in eye.named_parameters():
+        if "blocks" in name:
+            nn.init.zeros_(parameter)
+    x = torch.rand(2, 1, 20, 20)
+    convs = [module for name, module in eye.named_modules() if name.endswith("conv")]
+    expected = x
+    for conv in convs:
+        expected = nn.functional.max_pool2d(conv(expected), 3, stride=2, padding=1)
+    torch.testing.assert_close(eye(x), expected.relu())
+
+
+@pytest.mark.parametrize(("width", "channels"), [(2.0, [32, 64, 64]), (0.25, [4, 8, 8]), (0.01, [1, 1, 1])])
+def test_width_multiplies_the_channels(width: float, channels: list[int]) -> None:
+    eye = build("impala", 4, 84, width=width)
+    assert [m.shape[1] for m in eye.stages(torch.rand(1, 4, 84, 84))] == channels
+    assert build("nature", 4, 84, width=2).out_channels == 128
+    assert build("nips", 4, 84, width=0.5).out_channels == 16
+
+
+@pytest.mark.parametrize("name", ["nature", "nips"])
+def test_images_that_the_strides_leave_nothing_of_are_refused(name: str) -> None:
+    least = {"nature": 36, "nips": 20}[name]
+    assert build(name, 4, least).out_size == (1, 1)
+    with pytest.raises(UserError, match=rf"^Images of {least - 1}x84 pixels are too small for the backbone {name}"):
+        build(name, 4, (least - 1, 84))
+
+
+def test_an_unknown_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"no backbone 'impalla' \(did you mean impala\?\)"):
+        build("impalla", 4, 84)

@@ -1,0 +1,286 @@
+"""Compute: what is measured decides, what stands in the way is said, and layouts and types are what they are called."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from core import compute as module
+from core.compute import Compute
+from core.config import UserError
+
+Seconds = dict[tuple[str, bool, bool], float]  # by precision, channels_last, compile
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+class Machine:
+    """A machine on which a training step takes as long as was said; its clock moves by nothing else."""
+
+    def __init__(self, seconds: Seconds, monkeypatch: pytest.MonkeyPatch, *, compiler: bool = True) -> None:
+        self.seconds = seconds
+        self.now = 0.0
+        self.steps: dict[tuple[str, bool, bool], int] = {}
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: self.now))
+        monkeypatch.setattr(module, "_compiler_missing", lambda device: "" if compiler else "there is no C++ compiler")
+
+    def train_step(self, candidate: Compute) -> Callable[[], object]:
+        key = (candidate.precision, candidate.channels_last, candidate.compile)
+
+        def step() -> None:
+            warming_up = key not in self.steps
+            self.steps[key] = self.steps.get(key, 0) + 1
+            # The first step compiles, and is no measure.
+            self.now += self.seconds[key] + (20 if warming_up and candidate.compile else 0)
+
+        return step
+
+    def choose(self, **changes: Any) -> Compute:
+        options: dict[str, Any] = {"device": "cpu", "precision": "auto", "compile": "auto", "threads": 1}
+        return Compute.choose(train_step=self.train_step, **(options | changes))
+
+
+def table(**changes: float) -> Seconds:
+    """Seconds of a step, one for each candidate: float32, bfloat16, with _last and _compiled."""
+    named = {"float32": 0.10, "float32_last": 0.06, "bfloat16": 0.05, "bfloat16_last": 0.02} | changes
+    seconds = {}
+    for name, value in named.items():
+        precision, *rest = name.split("_")
+        seconds[precision, "last" in rest, "compiled" in rest] = value
+    for precision, layout, _ in list(seconds):
+        seconds.setdefault((precision, layout, True), 9.0)
+    return seconds
+
+
+def chosen(compute: Compute) -> tuple[str, bool, bool]:
+    return compute.precision, compute.channels_last, compute.compile
+
+
+@pytest.mark.parametrize(
+    ("seconds", "best"),
+    [
+        (table(), ("bfloat16", True, False)),
+        (table(bfloat16_last_compiled=0.01), ("bfloat16", True, True)),
+        (table(bfloat16=0.4, bfloat16_last=0.3), ("float32", True, False)),
+        (table(bfloat16=0.4, bfloat16_last=0.3, float32_last_compiled=0.05), ("float32", True, True)),
+        (table(float32=0.001), ("float32", False, False)),
+        (table(bfloat16=0.01), ("bfloat16", False, False)),
+    ],
+)
+def test_the_fastest_is_chosen(seconds: Seconds, best: tuple[str, bool, bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    compute = Machine(seconds, monkeypatch).choose()
+    assert chosen(compute) == best
+    assert compute.device == "cpu"
+    assert compute.threads == 1
+
+
+def test_the_reason_says_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    compute = Machine(table(bfloat16_last_compiled=0.013), monkeypatch).choose()
+    assert compute.reason == (
+        "bfloat16 channels_last compiled on 1 threads; a training step took float32 channels_last 60 ms, "
+        "float32 100 ms, bfloat16 channels_last 20 ms, bfloat16 50 ms, bfloat16 channels_last compiled 13 ms"
+    )
+
+
+def test_what_was_asked_for_is_not_overruled(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = table(bfloat16_last_compiled=0.001, float32_last_compiled=5.0)
+    assert chosen(Machine(seconds, monkeypatch).choose(precision="float32")) == ("float32", True, False)
+    assert chosen(Machine(seconds, monkeypatch).choose(compile="off")) == ("bfloat16", True, False)
+    assert chosen(Machine(seconds, monkeypatch).choose(precision="float32", compile="on")) == ("float32", True, True)
+    slow = Machine(table(bfloat16=8.0, bfloat16_last=7.0), monkeypatch)
+    assert chosen(slow.choose(precision="bfloat16", compile="off")) == ("bfloat16", True, False)
+    assert {precision for precision, _, _ in slow.steps} == {"bfloat16"}
+
+
+def test_what_is_hopeless_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(table(bfloat16=50.0, bfloat16_last=40.0), monkeypatch)
+    machine.choose(compile="off")
+    assert machine.steps["float32", True, False] == 6
+    assert machine.steps["bfloat16", True, False] == 2, "once to warm up, once to see"
+    assert machine.now < 200
+
+
+def test_what_other_programs_do_meanwhile_does_not_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def takes(*seconds: float) -> Callable[[], None]:
+        times = iter(seconds)
+
+        def step() -> None:
+            nonlocal now
+            now += next(times)
+
+        return step
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now))
+    steady, disturbed = Compute(), Compute(channels_last=True)
+    # The warm-up does not count, nor does a busy neighbour in two rounds of five.
+    steps = {steady: takes(0.2, 0.2, 0.2, 0.2, 0.2, 0.2), disturbed: takes(5.0, 0.1, 3.0, 0.11, 2.0, 0.1)}
+    assert module._measure(steps) == {steady: pytest.approx(0.2), disturbed: pytest.approx(0.1)}
+
+
+def test_without_a_compiler_it_runs_eagerly_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(table(bfloat16_last_compiled=0.001), monkeypatch, compiler=False)
+    compute = machine.choose()
+    assert chosen(compute) == ("bfloat16", True, False)
+    assert compute.reason.endswith("not compiled because there is no C++ compiler")
+    with pytest.raises(UserError, match=r"--compile on needs a C\+\+ compiler and there is no C\+\+ compiler; install"):
+        machine.choose(compile="on")
+
+
+def test_a_machine_without_compilers_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert module._compiler_missing(torch.device("cpu")) == "there is no C++ compiler on this machine"
+    monkeypatch.setattr(shutil, "which", lambda name: "/bin/clang++" if name == "clang++" else None)
+    assert module._compiler_missing(torch.device("cpu")) == ""
+
+
+@pytest.mark.parametrize("error", [RuntimeError("InductorError: g++ died\nin a long story"), NotImplementedError()])
+def test_a_compiler_that_fails_is_done_without(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(table(), monkeypatch)
+    works = machine.train_step
+
+    def train_step(candidate: Compute) -> Callable[[], object]:
+        def fail() -> None:
+            raise error
+
+        return fail if candidate.compile else works(candidate)
+
+    monkeypatch.setattr(machine, "train_step", train_step)
+    compute = machine.choose()
+    assert chosen(compute) == ("bfloat16", True, False)
+    said = "InductorError: g++ died" if str(error) else "NotImplementedError"
+    assert compute.reason.endswith(f"not compiled because the compiler failed: {said}")
+    with pytest.raises(UserError, match=rf"^--compile on failed \({re.escape(said)}\); pass --compile off\.$"):
+        machine.choose(compile="on")
+
+
+def test_without_a_step_nothing_is_measured() -> None:
+    options: dict[str, Any] = {"device": "cpu", "threads": 1, "train_step": None}
+    assert chosen(Compute.choose(precision="auto", compile="auto", **options)) == ("float32", False, False)
+    assert chosen(Compute.choose(precision="bfloat16", compile="off", **options)) == ("bfloat16", False, False)
+
+
+def test_without_a_step_compilation_that_was_asked_for_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_compiler_missing", lambda device: "")
+    compute = Compute.choose(device="cpu", precision="float32", compile="on", threads=1, train_step=None)
+    assert compute.compile
+
+
+def test_threads_are_shared_by_the_processes_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    options: dict[str, Any] = {"device": "cpu", "precision": "float32", "compile": "off", "train_step": None}
+    assert Compute.choose(threads=0, **options).threads == 8
+    assert Compute.choose(threads=0, local_world_size=3, **options).threads == 2
+    assert Compute.choose(threads=0, local_world_size=20, **options).threads == 1
+    assert Compute.choose(threads=5, **options).threads == 5
+    assert torch.get_num_threads() == 5, "they are in force while candidates are measured"
+    Compute(threads=2).apply()
+    assert torch.get_num_threads() == 2
+
+
+def test_devices() -> None:
+    assert module._device("cpu") == "cpu"
+    assert module._device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
+    for name in ("gpu", "tpu0", "meta", ""):
+        with pytest.raises(UserError, match=f"There is no device '{name}'; choose --device auto, cpu, cuda or mps"):
+            module._device(name)
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:1", "mps"])
+def test_a_device_that_is_not_there_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UserError, match=f"^--device {name} was asked for, but this machine .* use --device cpu"):
+        Compute.choose(device=name, precision="auto", compile="off", threads=1, train_step=None)
+
+
+def test_round_trip_through_config_json() -> None:
+    compute = Compute(precision="bfloat16", channels_last=True, compile=True, threads=3, reason="fast, 3 ms")
+    assert Compute(**json.loads(json.dumps(compute.to_dict()))) == compute
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_images(precision: str, channels_last: bool) -> None:
+    compute = Compute(precision=precision, channels_last=channels_last)
+    pixels = torch.randint(256, (3, 4, 6, 5), dtype=torch.uint8)
+    pixels[0, 0, 0, :2] = torch.tensor([0, 255], dtype=torch.uint8)
+    x = compute.images(pixels)
+    assert x.dtype == compute.dtype == {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+    assert x.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    torch.testing.assert_close(
+        x.double(), pixels.double() / 255, rtol=2**-8 if precision == "bfloat16" else 1e-6, atol=0
+    )
+    assert x[0, 0, 0, :2].tolist() == [0, 1]
+
+
+def test_module_takes_the_layout() -> None:
+    layouts = []
+    for channels_last in (True, False):
+        conv = Compute(channels_last=channels_last).module(nn.Conv2d(4, 8, 3))
+        assert isinstance(conv, nn.Conv2d)
+        assert conv.weight.dtype == torch.float32
+        layouts.append(conv.weight.is_contiguous(memory_format=torch.channels_last))
+    assert layouts == [True, False]
+
+
+def test_autocast_holds_activations_in_the_chosen_type_and_parameters_in_float32() -> None:
+    net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 2))
+    x = torch.rand(2, 2, 6, 6)
+    with Compute(precision="float32").autocast():
+        exact = net(x)
+    with Compute(precision="bfloat16").autocast():
+        close = net(x)
+    assert exact.dtype == torch.float32
+    assert close.dtype == torch.bfloat16
+    # Eight bits of mantissa: near, and not the same.
+    torch.testing.assert_close(close.float(), exact, rtol=0.03, atol=0.02)
+    assert not torch.equal(close.float(), exact)
+    assert all(p.dtype == torch.float32 for p in net.parameters())
+
+
+def test_uncompiled_functions_are_themselves() -> None:
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    assert Compute().function(double) is double
+
+
+def test_off_cuda_a_graph_is_the_function_and_nothing_runs_early() -> None:
+    ran = []
+    function = Compute().graph(lambda: ran.append(1))
+    assert ran == []
+    function()
+    assert ran == [1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_cuda_a_graph_replays_the_work() -> None:
+    total = torch.zeros(3, device="cuda")
+    generator = torch.Generator("cuda").manual_seed(1)
+
+    def work() -> None:
+        total.add_(torch.rand(3, generator=generator, device="cuda"))
+
+    replay = Compute(device="cuda").graph(work, (generator,))
+    total.zero_()
+    seen = set()
+    for _ in range(3):
+        replay()
+        seen.add(tuple(total.tolist()))
+    assert len(seen) == 3, "each replay draws numbers of its own"
