@@ -1,0 +1,171 @@
+"""`Play`: a scripted environment for the replay and, at once, the slow reference that the replay must equal.
+
+It keeps every observation whole, in plain Python lists, and walks them step by step. Every frame is unique.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from agents.replay import Batch, Replay
+
+GAMMA = 0.9
+CPU = torch.device("cpu")
+Event = Literal["going", "terminal", "truncated", "life", "life+terminal", "life+truncated"]
+
+
+SCRIPT: tuple[tuple[Event, ...], ...] = (
+    # Episodes of all lengths, also of one step, and every ending, at different times in each environment.
+    ("going",) * 7
+    + ("terminal",)
+    + ("going",) * 2
+    + ("truncated", "terminal", "truncated")
+    + ("going",) * 12
+    + ("life",),
+    ("truncated",)
+    + ("going",) * 3
+    + ("life",)
+    + ("going",) * 2
+    + ("life+terminal",)
+    + ("going",) * 5
+    + ("life+truncated",),
+    ("going",) * 30 + ("truncated",),
+)
+
+
+@dataclass
+class Slot:
+    """What one slot of a ring stands for; `action` is None where no transition starts."""
+
+    obs: np.ndarray  # (C, H, W)
+    action: int | None
+    reward: float = 0.0
+    ends: bool = False  # no bootstrap behind this step
+
+
+@dataclass
+class Play:
+    """Environments that follow a script, and the memory of everything they showed."""
+
+    num_envs: int
+    stack: int = 4
+    channels: int = 1
+    life_loss_ends: bool = True
+    slots: list[list[Slot]] = field(default_factory=list)
+    frames: int = 0  # made so far, all different
+    steps: int = 0
+
+    def __post_init__(self) -> None:
+        self.slots = [[] for _ in range(self.num_envs)]
+        self.episodes: list[list[np.ndarray]] = [[self.frame()] for _ in range(self.num_envs)]
+
+    @property
+    def obs_shape(self) -> tuple[int, int, int]:
+        return (self.stack * self.channels, 2, 2)
+
+    def frame(self) -> np.ndarray:
+        """A frame (F, 2, 2) that holds its own number, which is never 0, in its first four bytes."""
+        self.frames += 1
+        digits = [self.frames >> shift & 255 for shift in (24, 16, 8, 0)]
+        return np.stack([np.array(digits, np.uint8).reshape(2, 2) + 100 * c for c in range(self.channels)]).astype(
+            np.uint8
+        )
+
+    def see(self, env: int) -> np.ndarray:
+        """The stack (C, H, W): the last frames of this episode, zeros before its start."""
+        blank = np.zeros((self.channels, 2, 2), np.uint8)
+        return np.concatenate(([blank] * self.stack + self.episodes[env])[-self.stack :])
+
+    def feed(self, replay: Replay, events: list[Event]) -> None:
+        """One vector step, put into the replay and into memory."""
+        obs = np.stack([self.see(env) for env in range(self.num_envs)])
+        action = np.array([(7 * self.steps + env) % 5 for env in range(self.num_envs)], np.int64)
+        reward = np.array([(3 * self.steps + env) % 11 - 4 for env in range(self.num_envs)], np.float32)
+        terminal = np.array(["terminal" in event for event in events])
+        truncated = np.array(["truncated" in event for event in events])
+        life_lost = np.array(["life" in event for event in events])
+        last_obs = np.empty_like(obs)
+        for env in range(self.num_envs):
+            ends = bool(terminal[env] or (life_lost[env] and self.life_loss_ends))
+            self.slots[env].append(Slot(obs[env], int(action[env]), float(reward[env]), ends))
+            self.episodes[env].append(self.frame())
+            last_obs[env] = self.see(env)
+            if truncated[env] and not ends:
+                self.slots[env].append(Slot(last_obs[env], None))
+            if terminal[env] or truncated[env]:
+                self.episodes[env] = [self.frame()]
+        self.steps += 1
+        replay.add(obs, action, reward, terminal, truncated, last_obs, life_lost if self.life_loss_ends else None)
+
+    def makes(self, env: int, slot: int, n_step: int) -> tuple[np.ndarray, int, float, float, np.ndarray | None] | None:
+        """The transition that starts at a slot: obs, action, reward, discount, next_obs; None where none starts."""
+        slots = self.slots[env]
+        first = slots[slot]
+        if first.action is None or (slot == len(slots) - 1 and not first.ends):
+            return None
+        total, k = 0.0, 0
+        while k < n_step:
+            here = slots[slot + k]
+            if here.action is None or (slot + k == len(slots) - 1 and not here.ends):
+                break
+            total += GAMMA**k * here.reward
+            k += 1
+            if here.ends:
+                return first.obs, first.action, total, 0.0, None
+        return first.obs, first.action, total, GAMMA**k, slots[slot + k].obs
+
+    def may_be_drawn(self, env: int, window: int) -> range:
+        """Slots that can be sampled: the newest `window`, without those that only lend frames to stacks."""
+        written = len(self.slots[env])
+        return range(written - window + self.stack - 1 if written > window else 0, written)
+
+
+def make(play: Play, capacity: int, *, n_step: int = 1, seed: int = 0, **options: Any) -> Replay:
+    return Replay(
+        capacity,
+        play.num_envs,
+        play.obs_shape,
+        play.channels,
+        n_step=n_step,
+        gamma=GAMMA,
+        seed=seed,
+        device=CPU,
+        **options,
+    )
+
+
+def check_rows(batch: Batch, play: Play, pairs: list[tuple[int, int]], n_step: int) -> int:
+    """The rows of a batch are what the reference says of these (environment, slot). Returns how many transitions."""
+    expected = [play.makes(env, slot, n_step) for env, slot in pairs]
+    assert batch.weight.tolist() == [float(row is not None) for row in expected]
+    rows = [i for i, row in enumerate(expected) if row is not None]
+    made = [row for row in expected if row is not None]
+    if not rows:
+        return 0
+    obs, action, reward, discount, next_obs = zip(*made, strict=True)
+    np.testing.assert_array_equal(batch.obs[rows].numpy(), np.stack(obs))
+    np.testing.assert_array_equal(batch.action[rows].numpy(), action)
+    np.testing.assert_allclose(batch.reward[rows].numpy(), reward, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(batch.discount[rows].numpy(), discount, rtol=1e-6)
+    bootstraps = [i for i, picture in zip(rows, next_obs, strict=True) if picture is not None]
+    if bootstraps:
+        shown = np.stack([picture for picture in next_obs if picture is not None])
+        np.testing.assert_array_equal(batch.next_obs[bootstraps].numpy(), shown)
+    return len(rows)
+
+
+def check_all(replay: Replay, play: Play, n_step: int, window: int) -> int:
+    """Every slot that may be drawn is what the reference says. Returns how many transitions there were."""
+    pairs = [(env, slot) for env in range(play.num_envs) for slot in play.may_be_drawn(env, window)]
+    batch = replay.gather(torch.tensor([env for env, _ in pairs]), torch.tensor([slot for _, slot in pairs]))
+    return check_rows(batch, play, pairs, n_step)
+
+
+def fill(play: Play, replay: Replay, steps: int) -> None:
+    for _ in range(steps):
+        step = play.steps
+        play.feed(replay, [script[step % len(script)] for script in SCRIPT[: play.num_envs]])
