@@ -1,0 +1,35 @@
+"""A finished run that all tests of programs about runs may read; whoever writes takes a copy."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+
+import pytest
+
+from agents import dqn
+
+TINY_CATCH = (
+    *("--env", "zerokara/Catch-v0", "--name", "catch", "--num-envs", "4", "--steps", "400", "--warmup-steps", "100"),
+    *("--batch-size", "8", "--train-every-steps", "16", "--replay-capacity", "1000", "--width", "0.25"),
+    *("--hidden-units", "16", "--log-every-steps", "40", "--eval-every-steps", "200", "--eval-episodes", "2"),
+    *("--no-video", "--quiet", "--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1"),
+)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder runs/catch of a run of 400 steps, made by the program itself. Not to be written to."""
+    root = tmp_path_factory.mktemp("finished")
+    with contextlib.chdir(root):
+        dqn.main(TINY_CATCH)
+    return root / "runs" / "catch"
+
+
+@pytest.fixture
+def catch_run(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same run, as runs/catch in a working folder of the test's own."""
+    shutil.copytree(finished_run, tmp_path / "runs" / "catch", ignore=shutil.ignore_patterns("replay-*", "tensorboard"))
+    monkeypatch.chdir(tmp_path)
+    return Path("runs/catch")
