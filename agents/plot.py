@@ -126,7 +126,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def frames_per_step(content: Mapping[str, Any]) -> int:
     """Frames for which a run's environment held an action: as saved with it, or what its kind of game does."""
-    saved = content["extra"].get("env", {}).get("frame_skip") or content["config"].get("frame_skip")
+    saved = content["extra"].get("environment", {}).get("frame_skip") or content["config"].get("frame_skip")
     return int(saved or (4 if str(content["config"].get("env", "")).startswith("ALE/") else 1))
 
 

@@ -78,6 +78,10 @@ def test_axes_in_steps_frames_and_hours(tmp_path: Path) -> None:
     assert read_curve(catch, "train/return", "frames").x.tolist() == [100, 300]
     every_2nd = make_run(tmp_path / "every_2nd", rows, frame_skip=2)
     assert read_curve(every_2nd, "train/return", "frames").x.tolist() == [200, 600]
+    content = json.loads((pong / "config.json").read_text())
+    content["extra"] = {"environment": {"frame_skip": 3}}  # what was in force, as the run noted it
+    (pong / "config.json").write_text(json.dumps(content))
+    assert read_curve(pong, "train/return", "frames").x.tolist() == [300, 900]
 
 
 def test_a_half_written_last_line_counts_for_nothing(tmp_path: Path) -> None:
