@@ -259,7 +259,7 @@ class GymnasiumVectorEnv(VectorEnv):
                     break
         except Exception as error:
             raise UserError(
-                f"{self.id} raised {type(error).__name__}: {error}; that was at step {int(self._age_N[i])} of an "
+                f"{self.id} raised {type(error).__name__}: {error}; that was at step {int(self._age_N[i]) + 1} of an "
                 f"episode of environment {i} with action {action}, and the fault lies in that environment."
             ) from error
         self._age_N[i] += 1

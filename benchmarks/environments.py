@@ -1,0 +1,139 @@
+"""Steps per second of our Atari environments beside ale-py's vector environment alone, random actions; prints JSON.
+
+    python benchmarks/environments.py --replay
+
+Both play the same game with the same settings (84x84x4 grey, sticky 0, up to 30 no-ops, frame skip 4, raw rewards), by
+turns, several times over, so that whatever else the machine does meets both; medians are printed, and their ratio.
+With `--replay`, ours also writes every step into the replay of `agents/`, while the emulators work on the next one.
+
+Ours gives environments a fresh seed every few thousand steps, which a measurement of a minute does not reach. What that
+costs is measured by itself, and `ratio_settled` is the ratio with its share added to every step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy and torch are imported
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import ale_py
+import gymnasium
+import numpy as np
+import torch
+from ale_py.vector_env import AtariVectorEnv as AleVectorEnv
+
+import envs
+from agents.replay import Replay
+
+SETTINGS: dict[str, Any] = {"protocol": "nature", "frame_skip": 4, "sticky": 0.0, "noop_max": 30, "fire_reset": False}
+
+
+def peer(game: str, num_envs: int) -> AleVectorEnv:
+    """ale-py's vector environment with the settings above and its default way of resetting."""
+    spec = gymnasium.registry[game]
+    return AleVectorEnv(
+        spec.kwargs["game"], num_envs, noop_max=30, use_fire_reset=False, reward_clipping=False, frameskip=4
+    )
+
+
+def peer_seconds(env: AleVectorEnv, action_TN: np.ndarray) -> float:
+    """Time for actions (T, N)."""
+    begin = time.perf_counter()
+    for action_N in action_TN:
+        env.send(action_N)
+        env.recv()
+    return time.perf_counter() - begin
+
+
+def our_seconds(
+    env: envs.VectorEnv, obs: np.ndarray, action_TN: np.ndarray, replay: Replay | None
+) -> tuple[float, np.ndarray]:
+    """Time for actions (T, N), each step remembered while the next one is emulated; and the last observation."""
+    begin = time.perf_counter()
+    env.send(action_TN[0])
+    for action_N, next_action_N in zip(action_TN, [*action_TN[1:], None], strict=True):
+        step = env.recv()
+        if next_action_N is not None:
+            env.send(next_action_N)
+        if replay is not None:
+            replay.add(obs, action_N, step.reward, step.terminal, step.truncated, step.last_obs)
+        obs = step.obs
+    return time.perf_counter() - begin, obs
+
+
+def seed_seconds(env: AleVectorEnv, num_envs: int, repetitions: int) -> float:
+    """Median time of giving one environment a fresh seed."""
+    seconds = []
+    for i in range(repetitions):
+        mask_N = np.arange(num_envs) == i % num_envs
+        begin = time.perf_counter()
+        env.reset(seed=np.array([i + 1]), options={"reset_mask": mask_N})
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", default="ALE/Pong-v5")
+    parser.add_argument("--num-envs", type=int, default=256)
+    parser.add_argument("--vector-steps", type=int, default=100, help="steps of all environments in one measurement")
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--replay", action="store_true", help="ours also writes into a replay of 200,000 transitions")
+    options = parser.parse_args()
+    rng = np.random.default_rng(0)
+    ours = envs.make(options.env, options.num_envs, **SETTINGS)
+    theirs = peer(options.env, options.num_envs)
+    obs = ours.reset(0)
+    theirs.reset(seed=0)
+    replay = None
+    if options.replay:
+        cpu = torch.device("cpu")
+        replay = Replay(
+            200_000, options.num_envs, ours.obs_shape, ours.frame_channels, n_step=3, gamma=0.99, seed=0, device=cpu
+        )
+    steps = options.num_envs * options.vector_steps
+    speeds: dict[str, list[float]] = {"ale_py": [], "ours": []}
+    for repetition in range(options.repetitions + 1):
+        action_TN = rng.integers(0, ours.num_actions, (options.vector_steps, options.num_envs))
+        times = {"ale_py": peer_seconds(theirs, action_TN)}
+        times["ours"], obs = our_seconds(ours, obs, action_TN, replay)
+        if repetition:  # the first turn warms up
+            for name, seconds in times.items():
+                speeds[name].append(steps / seconds)
+    median = {name: statistics.median(values) for name, values in speeds.items()}
+    seeding = seed_seconds(theirs, options.num_envs, 15)
+    reseed_every_steps = ours.settings["reseed_every_steps"]
+    settled = 1 / (1 / median["ours"] + seeding / reseed_every_steps)
+    print(
+        json.dumps(
+            {
+                "env": options.env,
+                "num_envs": options.num_envs,
+                "vector_steps": options.vector_steps,
+                "repetitions": options.repetitions,
+                "replay_writes": options.replay,
+                "settings": dict(ours.settings),
+                "cores": os.cpu_count(),
+                "ale_py": ale_py.__version__,
+                "steps_per_second": {name: round(value) for name, value in median.items()},
+                "each": {name: [round(value) for value in values] for name, values in speeds.items()},
+                "ratio": round(median["ours"] / median["ale_py"], 3),
+                "seconds_per_seeding": round(seeding, 4),
+                "ratio_settled": round(settled / median["ale_py"], 3),
+            },
+            indent=2,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""Gymnasium's environments: every kind of picture, explicit endings, exact resume, and what cannot be used."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any, cast
+
+import cv2
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvCreator
+from gymnasium.wrappers import FrameStackObservation, ResizeObservation
+
+import envs
+from core.config import UserError
+
+IMAGES: dict[str, spaces.Box] = {
+    "flat": spaces.Box(0, 255, (30, 40), np.uint8),
+    "grey": spaces.Box(0, 255, (30, 40, 1), np.uint8),
+    "rgb": spaces.Box(0, 255, (30, 40, 3), np.uint8),
+    "unit": spaces.Box(0, 1, (30, 40, 3), np.float32),
+}
+
+
+class Toy(gymnasium.Env[Any, Any]):
+    """Random pictures; the action is the reward; `script` tells what happens at which step (from 1) of an episode."""
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012  (Gymnasium's form)
+
+    def __init__(
+        self,
+        kind: str = "rgb",
+        script: dict[int, str] | None = None,
+        render_mode: str | None = None,
+        actions: spaces.Space[Any] | None = None,
+        error: Exception | None = None,
+    ) -> None:
+        self.observation_space = IMAGES.get(kind) or spaces.Box(-1, 1, (4,), np.float32)
+        self.action_space = actions or spaces.Discrete(3)
+        self.kind, self.script, self.render_mode, self.error = kind, script or {9: "end"}, render_mode, error
+        if error and "make" in self.script.values():
+            raise error
+
+    def _observe(self) -> Any:
+        self.picture = self.np_random.integers(0, 256, (30, 40, 3), np.uint8)
+        if self.kind == "vector":
+            return np.zeros(4, np.float32)
+        if self.kind == "unit":
+            return (self.picture / 255).astype(np.float32)
+        return {"flat": self.picture[:, :, 0], "grey": self.picture[:, :, :1]}.get(self.kind, self.picture)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps, self.lives = 0, 3
+        return self._observe(), {"lives": self.lives}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        happens = self.script.get(self.steps, "")
+        if self.error and happens == "raise":
+            raise self.error
+        self.lives -= happens == "die"
+        ends, cut = happens in ("end", "both"), happens in ("cut", "both")
+        return self._observe(), float(action), ends, cut, {"lives": self.lives}
+
+    def render(self) -> Any:
+        if self.error and "render" in self.script.values():
+            raise self.error
+        return None if self.kind == "vector" and "blank" in self.script.values() else self.picture
+
+
+class Wheel(Toy):
+    """Continuous unless asked."""
+
+    def __init__(self, continuous: bool = True) -> None:
+        super().__init__(actions=spaces.Box(-1, 1, (2,), np.float32) if continuous else spaces.Discrete(5))
+
+
+class Blind(Toy):
+    """Neither images nor a way to draw."""
+
+    metadata: dict[str, Any] = {"render_modes": ["human"]}  # noqa: RUF012  (Gymnasium's form)
+
+    def __init__(self) -> None:
+        super().__init__("vector")
+
+
+@pytest.fixture(autouse=True)
+def registered() -> Iterator[None]:
+    for kind in (Toy, Wheel, Blind):
+        # A class is called with a registration's keywords as a function is.
+        gymnasium.register(f"{kind.__name__}-v0", entry_point=cast(EnvCreator, kind))
+    yield
+    for name in ("Toy", "Wheel", "Blind"):
+        del gymnasium.registry[f"{name}-v0"]
+
+
+def toy(num_envs: int = 1, *, limit: int | None = None, render: bool = False, **kwargs: Any) -> envs.VectorEnv:
+    """The toy through the front door; its own keywords by way of the registry, ours in `settings`."""
+    settings = kwargs.pop("settings", {})
+    gymnasium.registry["Toy-v0"].kwargs = kwargs
+    gymnasium.registry["Toy-v0"].max_episode_steps = limit
+    return envs.make("Toy-v0", num_envs, render=render, **settings)
+
+
+@pytest.mark.parametrize("kind", ["flat", "grey", "rgb", "unit", "vector"])
+@pytest.mark.parametrize("grey", [True, False])
+def test_every_kind_of_picture_becomes_the_same_frames(kind: str, grey: bool) -> None:
+    env = toy(2, kind=kind, settings={"grey": grey, "size": 20, "stack": 3})
+    assert (env.obs_shape, env.frame_channels) == ((3, 20, 20) if grey else (9, 20, 20), 1 if grey else 3)
+    assert env.settings["pixels"] == ("render()" if kind == "vector" else "observation")
+    obs = env.reset(4)
+    assert obs.shape == (2, *env.obs_shape)
+    assert obs.dtype == np.uint8
+    assert not obs[:, : -env.frame_channels].any()  # zeros before the start
+    for i in range(2):
+        seed = np.random.SeedSequence([4, i, 0]).generate_state(1)[0] >> 1
+        picture = np.random.default_rng(seed).integers(0, 256, (30, 40, 3), np.uint8)
+        if kind in ("flat", "grey"):
+            picture = np.repeat(picture[:, :, :1], 3, axis=2)
+        colour = cv2.resize(picture, (20, 20), interpolation=cv2.INTER_AREA).transpose(2, 0, 1)
+        single = cv2.resize(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), (20, 20), interpolation=cv2.INTER_AREA)
+        assert np.array_equal(obs[i, -env.frame_channels :], single[None] if grey else colour)
+
+
+def test_stacks_and_endings_are_those_of_gymnasium() -> None:
+    env = toy(2, script={7: "end"}, limit=11, settings={"grey": False, "size": 24})
+    seeds = [[int(np.random.SeedSequence([0, i, k]).generate_state(1)[0] >> 1) for k in range(9)] for i in range(2)]
+    theirs = [
+        FrameStackObservation(ResizeObservation(Toy("rgb", {7: "end"}), (24, 24)), 4, padding_type="zero")
+        for _ in range(2)
+    ]
+    for i, obs in enumerate(env.reset(0)):
+        theirs_obs = np.asarray(theirs[i].reset(seed=seeds[i].pop(0))[0])
+        assert np.array_equal(obs, theirs_obs.transpose(0, 3, 1, 2).reshape(12, 24, 24))
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        action_N = rng.integers(0, 3, 2)
+        step = env.step(action_N)
+        for i, their in enumerate(theirs):
+            frames, reward, terminated, truncated, _ = their.step(action_N[i])
+            assert np.array_equal(step.last_obs[i], np.asarray(frames).transpose(0, 3, 1, 2).reshape(12, 24, 24))
+            assert (step.reward[i], step.terminal[i], step.truncated[i]) == (reward, terminated, truncated)
+            if terminated:
+                frames = their.reset(seed=seeds[i].pop(0))[0]
+            assert np.array_equal(step.obs[i], np.asarray(frames).transpose(0, 3, 1, 2).reshape(12, 24, 24))
+    assert all(len(left) == 9 - 1 - 30 // 7 for left in seeds)
+
+
+def test_endings_are_told_apart() -> None:
+    def outcome(limit: int | None = None, settings: dict[str, Any] | None = None, **script: str) -> list[str]:
+        env = toy(script={int(key[1:]): what for key, what in script.items()}, limit=limit, settings=settings or {})
+        env.reset(0)
+        words = []
+        for _ in range(5):
+            step = env.step(np.array([1]))
+            happened = [n for n in ("terminal", "truncated", "life_lost") if getattr(step, n)[0]]
+            assert (step.obs is step.last_obs) == (not {"terminal", "truncated"} & set(happened))
+            words.append("+".join(happened))
+        return words
+
+    assert outcome(_3="end") == ["", "", "terminal", "", ""]
+    assert outcome(_3="cut") == ["", "", "truncated", "", ""]
+    assert outcome(_3="both") == ["", "", "terminal", "", ""]  # an end is an end, whatever the clock says
+    assert outcome(_2="die", _4="die") == ["", "life_lost", "", "life_lost", ""]
+    assert outcome(limit=2, _9="end") == ["", "truncated", "", "truncated", ""]
+    assert outcome(settings={"max_episode_frames": 2}, _9="end") == ["", "truncated", "", "truncated", ""]
+    assert outcome(settings={"max_episode_frames": 2}, _2="end") == ["", "terminal", "", "terminal", ""]
+    assert outcome(settings={"max_episode_frames": 2}, _2="die") == ["", "truncated", "", "truncated", ""]
+
+
+def test_a_frame_skip_holds_the_action_until_the_end() -> None:
+    env = toy(script={8: "end"}, settings={"frame_skip": 3, "max_episode_frames": 100})
+    assert (env.settings["frame_skip"], env.settings["max_episode_frames"]) == (3, 99)
+    env.reset(0)
+    steps = [env.step(np.array([2])) for _ in range(3)]
+    assert [step.reward[0] for step in steps] == [6, 6, 4]
+    assert [bool(step.terminal[0]) for step in steps] == [False, False, True]
+
+
+def test_actions_that_do_not_begin_at_0() -> None:
+    env = toy(actions=spaces.Discrete(3, start=-1))
+    assert (env.num_actions, env.action_names) == (3, ("-1", "0", "1"))
+    env.reset(0)
+    assert [env.step(np.array([a])).reward[0] for a in range(3)] == [-1, 0, 1]
+    with pytest.raises(ValueError, match="from 0 to 2"):
+        env.step(np.array([3]))
+
+
+@pytest.mark.parametrize("kind", ["rgb", "vector"])
+def test_a_saved_state_goes_on_bit_for_bit(kind: str) -> None:
+    def made() -> envs.VectorEnv:
+        return toy(3, kind=kind, script={2: "die", 7: "end"}, limit=6 if kind == "vector" else None)
+
+    env, other = made(), made()
+    obs = env.reset(2)
+    rng = np.random.default_rng(0)
+    for steps in (0, 1, 3, 9):  # shorter and longer than a stack, and into later episodes
+        for _ in range(steps):
+            obs = env.step(rng.integers(0, 3, 3)).obs
+        file = io.BytesIO()
+        torch.save(env.state_dict(), file)
+        file.seek(0)
+        other.reset(77)
+        other.step(np.array([0, 0, 0]))
+        assert np.array_equal(other.load_state_dict(torch.load(file, weights_only=True)), obs)
+        for _ in range(10):
+            action_N = rng.integers(0, 3, 3)
+            ours, theirs = env.step(action_N), other.step(action_N)
+            assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+            obs = ours.obs
+
+
+def test_a_picture_for_people() -> None:
+    env = toy(2, kind="flat", render=True)
+    env.reset(0)
+    assert env.render().shape == (30, 40, 3)
+    assert len(np.unique(env.render()[0, 0])) == 3  # in colour, though the agent sees grey
+    drawn = toy(2, kind="vector", render=True)
+    drawn.reset(0)
+    before = drawn.render()
+    drawn.step(np.array([0, 0]))
+    assert not np.array_equal(before, drawn.render())
+    with pytest.raises(UserError, match="render=True"):
+        toy().render()
+
+
+def test_misuse_is_refused() -> None:
+    env = toy()
+    with pytest.raises(RuntimeError, match="reset"):
+        env.step(np.array([0]))
+    env.reset(0)
+    with pytest.raises(RuntimeError, match="send"):
+        env.recv()
+    env.send(np.array([0]))
+    for call in (lambda: env.send(np.array([0])), env.state_dict):
+        with pytest.raises(RuntimeError, match="recv"):
+            call()
+    with pytest.raises(UserError, match="0 or more"):
+        env.reset(-1)
+
+
+def test_what_cannot_be_used_is_said_in_a_sentence() -> None:
+    with pytest.raises(UserError, match=r"Toy-v0 has actions Box.*discrete"):
+        toy(actions=spaces.Box(-1, 1, (2,), np.float32))
+    with pytest.raises(UserError, match=r"no images .* rgb_array"):
+        envs.make("Blind-v0", 1)
+    with pytest.raises(UserError, match=r"renders a NoneType where \(H, W, 3\)"):
+        toy(kind="vector", script={1: "blank"})
+    missing = gymnasium.error.DependencyNotInstalled("Box2D, `pip install swig` followed by `pip install gymnasium[x]`")
+    for script, what in (({1: "make"}, "made"), ({1: "render"}, "render")):
+        with pytest.raises(UserError, match=rf"{what} because .* pip install swig && pip install gymnasium\[x\]$"):
+            toy(kind="vector", script=script, error=missing)
+    with pytest.raises(UserError, match=r"package mujoco is not installed"):
+        toy(script={1: "make"}, error=ModuleNotFoundError("No module named 'mujoco'", name="mujoco"))
+    with pytest.raises(UserError, match=r"cannot be made: KeyError: 'oops'"):
+        toy(script={1: "make"}, error=KeyError("oops"))
+
+
+def test_discrete_actions_are_asked_for_where_there_are_both() -> None:
+    env = envs.make("Wheel-v0", 1)
+    assert env.num_actions == 5
+    assert env.settings["continuous"] is False
+
+
+def test_an_environment_that_raises_in_the_middle_is_named() -> None:
+    env = toy(2, script={3: "raise", 9: "end"}, error=ZeroDivisionError("its own fault"))
+    env.reset(0)
+    for _ in range(2):
+        env.step(np.array([0, 1]))
+    with pytest.raises(
+        UserError, match=r"Toy-v0 raised ZeroDivisionError: its own fault.* step 3 .* environment 0"
+    ) as e:
+        env.step(np.array([0, 1]))
+    assert repr(e.value.__cause__) == "ZeroDivisionError('its own fault')"
+    env.close()

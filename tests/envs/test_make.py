@@ -1,0 +1,112 @@
+"""The one way in: protocols, settings in force, and every refusal in one sentence."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+import envs
+from core.config import UserError
+from envs.arcade.base import ArcadeEnv
+from envs.atari import AtariVectorEnv
+from envs.gymnasium import GymnasiumVectorEnv
+
+
+def test_protocols_and_what_overrides_them() -> None:
+    nature = envs.make("ALE/Pong-v5", 1).settings
+    assert {key: nature[key] for key in ("sticky", "noop_max", "frame_skip", "max_episode_frames", "fire_reset")} == {
+        "sticky": 0.0,
+        "noop_max": 30,
+        "frame_skip": 4,
+        "max_episode_frames": 108_000,
+        "fire_reset": False,
+    }
+    assert (nature["protocol"], nature["stack"], nature["size"], nature["grey"]) == ("nature", 4, 84, True)
+    machado = envs.make("ALE/Pong-v5", 1, protocol="machado", noop_max=None, stack=2, frame_skip=5).settings
+    assert (machado["sticky"], machado["noop_max"], machado["stack"], machado["frame_skip"]) == (0.25, 0, 2, 5)
+    assert (machado["protocol"], machado["max_episode_frames"]) == ("machado", 108_000)
+    assert json.loads(json.dumps(machado)) == machado
+
+
+def test_each_id_goes_its_way() -> None:
+    assert isinstance(envs.make("ALE/Pong-v5", 1), AtariVectorEnv)
+    assert isinstance(envs.make("ALE/Pong-v5", 1, render=True), GymnasiumVectorEnv)
+    assert isinstance(envs.make("PongNoFrameskip-v4", 1), GymnasiumVectorEnv)
+    catch = envs.make("zerokara/Catch-v0", 3, stack=2, grey=False, size=84, protocol="machado")
+    assert isinstance(catch, ArcadeEnv)
+    assert catch.reset(0).shape == (3, 6, 84, 84)
+    assert isinstance(envs.make("gymnasium.envs:PongNoFrameskip-v4", 1), GymnasiumVectorEnv)
+
+
+@pytest.mark.parametrize(
+    ("id", "settings", "sentence"),
+    [
+        ("ALE/Pong-v5", {"protocol": "natural"}, "expected one of nature, machado"),
+        ("ALE/Pong-v5", {"stiky": 0.1}, "'stiky'; did you mean sticky"),
+        ("ALE/Pong-v5", {"colour": "blue"}, "no environment setting 'colour'"),
+        ("ALE/Pong-v5", {"sticky": 1.5}, "sticky must be from 0 to 1, got 1.5"),
+        ("ALE/Pong-v5", {"sticky": float("nan")}, "sticky must be from 0 to 1"),
+        ("ALE/Pong-v5", {"noop_max": -1}, "noop_max must be from 0"),
+        ("ALE/Pong-v5", {"noop_max": 2.0}, "noop_max must be a whole number, got 2.0"),
+        ("ALE/Pong-v5", {"frame_skip": 0}, "frame_skip must be from 1"),
+        ("ALE/Pong-v5", {"frame_skip": True}, "frame_skip must be a whole number, got True"),
+        ("ALE/Pong-v5", {"grey": 1}, "grey must be True or False, got 1"),
+        ("ALE/Pong-v5", {"max_episode_frames": 3}, "at least frame_skip, which is 4, got 3"),
+        ("ALE/Pong-v5", {"max_episode_frames": 0}, "at least frame_skip"),
+        ("ALE/Pong-v5", {"stack": 0}, "stack must be from 1"),
+        ("ALE/Pong-v5", {"num_threads": -1}, "num_threads must be from 0"),
+        ("zerokara/Catch-v0", {"sticky": 0.25}, "sticky is a setting of Atari games"),
+        ("zerokara/Catch-v0", {"size": 64}, "size of zerokara/Catch-v0 is 84"),
+        ("PongNoFrameskip-v4", {"noop_max": 3}, "noop_max is a setting of Atari games"),
+        ("PongNoFrameskip-v4", {"frame_skip": 4, "max_episode_frames": 2}, "at least frame_skip"),
+        ("pong", {}, "did you mean ALE/Pong-v5?"),
+        ("ALE/Brekout-v5", {}, "did you mean ALE/Breakout-v5"),
+        ("Catch", {}, "did you mean zerokara/Catch-v0?"),
+        ("CartPole", {}, "did you mean CartPole-v1?"),
+        ("ALE/Pong-v4", {}, "did you mean ALE/Pong-v5?"),
+        ("%%%", {}, "no environment '%%%'"),
+        ("no_such_module:Game-v0", {}, "no_such_module .* cannot be imported"),
+    ],
+)
+def test_mistakes_are_refused_in_one_sentence(id: str, settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence) as refusal:
+        envs.make(id, 1, **settings)
+    assert "\n" not in str(refusal.value)
+
+
+def test_at_least_one_environment() -> None:
+    with pytest.raises(UserError, match="num_envs must be from 1"):
+        envs.make("ALE/Pong-v5", 0)
+
+
+def test_importing_the_package_registers_the_arcade_games_and_starts_no_emulator() -> None:
+    code = """
+import sys, envs, gymnasium
+assert "ale_py" not in sys.modules and "cv2" not in sys.modules
+print(gymnasium.make("zerokara/Catch-v0").reset(seed=0)[0].shape)
+"""
+    root = Path(envs.__file__).parent.parent
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert (result.stdout, result.returncode) == ("(84, 84, 1)\n", 0), result.stderr
+    assert "zerokara/Catch-v0" in gymnasium.registry
+
+
+def test_all_kinds_keep_one_contract() -> None:
+    for id in ("ALE/Pong-v5", "zerokara/Catch-v0", "PongNoFrameskip-v4"):
+        env = envs.make(id, 2)
+        assert (env.id, env.num_envs, env.obs_shape, env.frame_channels) == (id, 2, (4, 84, 84), 1)
+        assert len(env.action_names) == env.num_actions
+        obs = env.reset(0)
+        step = env.step(np.array([0, 1]))
+        assert obs.shape == step.obs.shape == step.last_obs.shape == (2, 4, 84, 84)
+        assert [array.dtype for array in step] == [np.uint8, np.float32, bool, bool, bool, np.uint8]
+        assert np.array_equal(step.obs[:, 2], obs[:, 3])
+        assert not obs[:, :3].any()
+        env.close()
