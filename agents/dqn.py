@@ -31,7 +31,7 @@ from agents.pictures import log_film, log_pictures
 from agents.replay import Batch, Replay
 from core import checkpoint, schedules
 from core.compute import Compute
-from core.config import UserError, entry, flag, parse, to_dict
+from core.config import UserError, entry, flag, from_dict, parse, to_dict
 from core.distributed import World
 from core.run import Run
 
@@ -289,6 +289,7 @@ def log_metrics(training: Training, run: Run, window: Window) -> None:
     if training.updates:
         scalars |= training.learner.read_metrics()
     run.log(training.step, scalars)
+    run.flush()
     show_progress(training, run, scalars)
 
 
@@ -336,13 +337,15 @@ def read_config(argv: Sequence[str] | None = None) -> Config:
     config = replace(config, name=config.name or default_name(config))
     if not config.resume:
         return config
-    saved = Run.read_config(Path("runs") / config.name, KIND)["config"]
-    asked = parse(Config, {config.preset: {**saved, "resume": True, "quiet": False}}, argv, __doc__ or "")
-    asked = replace(asked, name=config.name, preset=saved["preset"])
+    folder = Path("runs") / config.name
+    saved = from_dict(Config, Run.read_config(folder, KIND)["config"], f"{folder}/config.json")
+    asked = parse(Config, PRESETS, argv, __doc__ or "", saved=replace(saved, resume=True, quiet=False))
+    asked = replace(asked, name=config.name)
     for field, value in to_dict(asked).items():
-        if field not in CHANGEABLE and value != saved[field]:
+        began = getattr(saved, field)
+        if field not in CHANGEABLE and value != began:
             raise UserError(
-                f"runs/{config.name} began with {flag(field)} {saved[field]} and cannot go on with {value}: "
+                f"{folder} began with {flag(field)} {began} and cannot go on with {value}: "
                 f"leave the flag out, or start a fresh run under another --name."
             )
     return asked

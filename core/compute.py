@@ -11,9 +11,8 @@ import contextlib
 import dataclasses
 import os
 import shutil
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -150,25 +149,25 @@ class Compute:
             for name in names
             for layout in (True, False)
         ]
-        seconds: dict[Compute, float] = {}
-        for candidate in candidates:
-            seconds[candidate] = _measure(train_step(candidate), give_up_after=2 * min(seconds.values(), default=1e9))
+        seconds = _measure({candidate: train_step(candidate) for candidate in candidates})
         best = min(seconds, key=lambda candidate: seconds[candidate])
-        found = [f"{_name(c)} {1e3 * s:.0f} ms" for c, s in seconds.items()]
+        remarks = []
         if compile == "auto" and compiler:
-            found.append(f"not compiled because {compiler}")
+            remarks.append(f"not compiled because {compiler}")
         elif compile != "off":
             compiled = dataclasses.replace(best, compile=True)
             try:
-                seconds[compiled] = _measure(train_step(compiled), give_up_after=1e9)
+                # Beside the best, measured once more: what else the machine does must not decide.
+                again = _measure({best: train_step(best), compiled: train_step(compiled)})
             except Exception as error:
                 # Whatever the compiler stumbles over, the run can do without it.
                 if compile == "on":
                     raise UserError(f"--compile on failed ({_first_line(error)}); pass --compile off.") from error
-                found.append(f"not compiled because the compiler failed: {_first_line(error)}")
+                remarks.append(f"not compiled because the compiler failed: {_first_line(error)}")
             else:
-                found.append(f"{_name(compiled)} {1e3 * seconds[compiled]:.0f} ms")
-                best = compiled if compile == "on" or seconds[compiled] < seconds[best] else best
+                seconds |= again
+                best = compiled if compile == "on" or again[compiled] < again[best] else best
+        found = [f"{_name(c)} {1e3 * s:.0f} ms" for c, s in seconds.items()] + remarks
         return dataclasses.replace(
             best, reason=f"{_name(best)} on {threads} threads; a training step took " + ", ".join(found)
         )
@@ -197,21 +196,24 @@ def _compiler_missing(device: torch.device) -> str:
     return ""
 
 
-def _measure(step: Callable[[], object], *, give_up_after: float, repeats: int = 5) -> float:
-    """Median seconds of a step after a warm-up; one that is hopeless is not repeated."""
-    start = time.perf_counter()
-    step()  # the first one compiles, and fills caches
-    first = time.perf_counter() - start
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
+def _measure(steps: Mapping[Compute, Callable[[], object]], rounds: int = 5) -> dict[Compute, float]:
+    """Seconds of a step of each candidate, taking turns; the least of all rounds, for other programs only ever add.
+
+    A candidate that is hopeless after its warm-up (which compiles, and fills caches) is not tried again.
+    """
+    for step in steps.values():
         step()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-        if min(first, times[-1]) > give_up_after:
-            break
-    return statistics.median(times)
+    seconds: dict[Compute, float] = {}
+    for _ in range(rounds):
+        for candidate, step in steps.items():
+            if seconds.get(candidate, 0.0) > 2 * min(seconds.values(), default=0.0):
+                continue
+            start = time.perf_counter()
+            step()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds[candidate] = min(seconds.get(candidate, float("inf")), time.perf_counter() - start)
+    return seconds
 
 
 def _name(compute: Compute) -> str:

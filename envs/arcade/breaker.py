@@ -21,7 +21,7 @@ BRICK_HEIGHT, BRICK_WIDTH = 6, 12
 WALL_TOP = 14
 WALL_BOTTOM = WALL_TOP + BRICK_ROWS * BRICK_HEIGHT
 PADDLE_ROW = 78
-PADDLE_WIDTH = 16
+PADDLE_WIDTH = 20
 PADDLE_SPEED = 4  # pixels a step
 REBOUND_ROW = PADDLE_ROW - BALL  # the ball's upper edge when it lies on the paddle
 # Pixels a step to the right after hitting the paddle, from its left end to its right end: never straight up, so that
@@ -35,7 +35,7 @@ BALL_SHAPE = box(BALL, BALL)
 PADDLE_SHAPE = box(4, PADDLE_WIDTH)
 LIFE_SHAPE = box(4, 6)
 # Where the expert lets the ball meet the paddle, in pixels from its left end, by turns: so the ball goes everywhere.
-EXPERT_CONTACTS = np.array([1, 14, 5, 10])
+EXPERT_CONTACTS = np.array([1, 18, 6, 13])
 
 
 class Breaker(ArcadeEnv):

@@ -1,6 +1,6 @@
 """Shooter: rocks fall; move under them and shoot them before they reach the ground.
 
-A rock shot is worth 1. A rock that comes down costs 1 and one of three lives. A new rock appears every 12 steps, and
+A rock shot is worth 1. A rock that comes down costs 1 and one of three lives. A new rock appears every 15 steps, and
 there is one shot in the air at a time: a wild one costs the time that it takes to leave the picture.
 """
 
@@ -13,11 +13,11 @@ import numpy as np
 from envs.arcade.base import SIZE, ArcadeEnv, box, sprite
 
 LIVES = 3
-ROCK = 10  # pixels across
+ROCK = 14  # pixels across
 FALL = 2  # pixels a step
-ROCK_EVERY = 12  # steps
-SLOTS = 4  # rocks that may be in the air together
-GROUND_ROW = 66  # a rock's upper edge when it has come down
+ROCK_EVERY = 15  # steps
+SLOTS = 3  # rocks that may be in the air together
+GROUND_ROW = 62  # a rock's upper edge when it has come down
 SHIP_ROW = 76
 SHIP_WIDTH = 12
 SHIP_SPEED = 4  # pixels a step
@@ -29,16 +29,20 @@ LEFT, STAY, RIGHT, FIRE = range(4)
 STEPS = np.array([-SHIP_SPEED, 0, SHIP_SPEED, 0])  # action -> pixels to the right
 
 ROCK_SHAPE = sprite(
-    "...####...",
-    ".########.",
-    ".########.",
-    "##########",
-    "##########",
-    "##########",
-    "##########",
-    ".########.",
-    ".########.",
-    "...####...",
+    "....######....",
+    "..##########..",
+    ".############.",
+    ".############.",
+    "##############",
+    "##############",
+    "##############",
+    "##############",
+    "##############",
+    "##############",
+    ".############.",
+    ".############.",
+    "..##########..",
+    "....######....",
 )
 SHIP_SHAPE = sprite(
     "....####....",

@@ -1,7 +1,6 @@
 """Snake: eat, grow, and run neither into the walls nor into yourself.
 
-Food is worth 1, death -1. The snake grows by one cell with each meal until it has its full length; from then on the
-board stays as crowded as it is, so that a game is about short ways and not about filling the board.
+Food is worth 1, death -1. The snake grows by one cell with each meal; grown to its full length, it has won.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import numpy as np
 
 from envs.arcade.base import SIZE, ArcadeEnv
 
-CELLS = 7  # along each side of the board
+CELLS = 6  # along each side of the board
 CELL = SIZE // CELLS  # pixels
 START_LENGTH = 3
 FULL_LENGTH = 8
@@ -21,12 +20,12 @@ MOVES = np.array([[-1, 0], [0, 1], [1, 0], [0, -1]])  # direction -> rows down, 
 
 
 class Snake(ArcadeEnv):
-    """See the module. Steering straight back is no turn: the snake goes on ahead."""
+    """See the module. Return from -1 to 5. Steering straight back is no turn: the snake goes on ahead."""
 
     name = "Snake"
     action_names = ("UP", "RIGHT", "DOWN", "LEFT")
     colours: ClassVar = {"head": (255, 255, 255), "body": (40, 120, 60), "food": (250, 170, 60)}
-    time_limit_steps = 120
+    time_limit_steps = 200
     rules: ClassVar = {"full_length_cells": FULL_LENGTH}
     state_names = ("body", "head", "heading", "length", "food")
 
@@ -68,10 +67,9 @@ class Snake(ArcadeEnv):
         self.heading = np.where((action_N + 2) % 4 == self.heading, self.heading, action_N)
         row_N, column_N, off_N = self._ahead(self.heading)
         eaten_N = ~off_N & (row_N == self.food[:, 0]) & (column_N == self.food[:, 1])
-        grown_N = eaten_N & (self.length < FULL_LENGTH)
-        self.length += grown_N
+        self.length += eaten_N
         # The tail draws in first: going where it just lay is allowed.
-        self.body -= (self.body > 0) & ~grown_N[:, None, None]
+        self.body -= (self.body > 0) & ~eaten_N[:, None, None]
         dead_N = off_N | (self.body[self._all, row_N, column_N] > 0)
         alive_n = np.flatnonzero(~dead_N)
         # A dead snake keeps its head where it was, for the last picture.
@@ -79,7 +77,8 @@ class Snake(ArcadeEnv):
         self.head[alive_n, 1] = column_N[alive_n]
         self.body[alive_n, row_N[alive_n], column_N[alive_n]] = self.length[alive_n]
         self._feed(np.flatnonzero(eaten_N))
-        return eaten_N.astype(np.float32) - dead_N.astype(np.float32), dead_N, np.zeros(self.num_envs, bool)
+        terminal_N = dead_N | (self.length >= FULL_LENGTH)
+        return eaten_N.astype(np.float32) - dead_N.astype(np.float32), terminal_N, np.zeros(self.num_envs, bool)
 
     def _draw(self, index_n: np.ndarray) -> None:
         number_nRC = (self.body[index_n] > 0) * self.number["body"]

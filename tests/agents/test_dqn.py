@@ -1,0 +1,231 @@
+"""The program as a person runs it: learns, repeats itself, survives a kill, refuses mistakes in one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from agents import dqn
+from agents.config import PRESETS, Config
+from core import checkpoint
+from core.config import UserError, parse
+
+REPO = Path(__file__).parents[2]
+TINY = (
+    *("--env", "zerokara/Catch-v0", "--num-envs", "8", "--steps", "1600", "--warmup-steps", "200"),
+    *("--batch-size", "16", "--train-every-steps", "16", "--replay-capacity", "1000", "--target-every-steps", "160"),
+    *("--width", "0.25", "--hidden-units", "32", "--log-every-steps", "160", "--checkpoint-every-steps", "240"),
+    *("--eval-every-steps", "800", "--eval-episodes", "4", "--eval-max-steps", "60", "--no-video"),
+    *("--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1"),
+)
+
+
+def program(folder: Path, *words: str, module: str = "agents.dqn") -> subprocess.Popen[str]:
+    """The real program, in a folder of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error"}
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *words],
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """Lines of metrics without what the wall clock says."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    process = program(folder, *TINY, "--name", "run")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "step 0/1,600" in out
+    assert out.strip().splitlines()[-1].startswith("zerokara/Catch-v0 at step 1,600: evaluation")
+    return folder / "runs" / "run"
+
+
+def test_a_run_leaves_what_its_readme_promises(uninterrupted: Path) -> None:
+    config = json.loads((uninterrupted / "config.json").read_text())
+    assert config["config"]["env"] == "zerokara/Catch-v0"
+    assert config["extra"]["compute"]["precision"] == "float32"
+    assert config["extra"]["environment"]["stack"] == 4
+    lines = metrics(uninterrupted)
+    scalars = {key for line in lines for key in line}
+    assert {"train/loss", "train/q", "train/grad_norm", "train/epsilon", "train/return", "train/length"} <= scalars
+    assert {"replay/fill", "eval/return", "eval/length"} <= scalars
+    assert [line["step"] for line in lines if "train/epsilon" in line] == list(range(160, 1601, 160))
+    assert list((uninterrupted / "tensorboard").glob("events.*"))
+    assert {path.name for path in (uninterrupted / "media").iterdir()} >= {"input_stack-0.png", "first_layer-800.png"}
+    state = checkpoint.load(uninterrupted / "checkpoint-0.pt", "dqn")
+    assert state["step"] == 1600
+    assert state["updates"] == (1600 - 8 - 200) // 16  # what was due when the last step was taken
+
+
+def test_the_same_seed_gives_the_same_numbers(uninterrupted: Path, tmp_path: Path) -> None:
+    process = program(tmp_path, *TINY, "--name", "again", "--quiet")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert len(out.strip().splitlines()) == 1
+    assert metrics(tmp_path / "runs" / "again") == metrics(uninterrupted)
+    other = program(tmp_path, *TINY, "--name", "other", "--seed", "2")
+    other.communicate(timeout=120)
+    assert metrics(tmp_path / "runs" / "other") != metrics(uninterrupted)
+
+
+@pytest.mark.parametrize("kills", [1, 3])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(uninterrupted: Path, tmp_path: Path, kills: int) -> None:
+    run = tmp_path / "runs" / "killed"
+    words = [*TINY, "--name", "killed"]
+    for kill in range(kills):
+        process = program(tmp_path, *words)
+        aim = 240 * (kill + 1)
+        deadline = time.monotonic() + 100
+        while process.poll() is None and time.monotonic() < deadline:
+            if step_of(run) >= aim:
+                break
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert aim <= step_of(run) < 1600, "it was killed too late to show anything"
+        words = [*TINY, "--name", "killed", "--resume"]
+    process = program(tmp_path, *words)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert metrics(run) == metrics(uninterrupted)
+    ours, theirs = (checkpoint.load(path / "checkpoint-0.pt", "dqn") for path in (run, uninterrupted))
+    for name, weight in ours["learner"]["network"].items():
+        assert torch.equal(weight, theirs["learner"]["network"][name])
+
+
+def step_of(run: Path) -> int:
+    """The step of the last whole checkpoint, -1 where there is none."""
+    path = run / "checkpoint-0.pt"
+    return int(checkpoint.load(path, "dqn")["step"]) if path.exists() else -1
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    process = program(tmp_path, *TINY, "--name", "stopped", "--steps", "1000000")
+    run = tmp_path / "runs" / "stopped"
+    while step_of(run) < 240:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "go on with: python -m agents.dqn --name stopped --resume" in out.strip().splitlines()[-1]
+    at = step_of(run)
+    resumed = program(tmp_path, "--name", "stopped", "--resume", "--steps", str(at + 80))
+    _, err = resumed.communicate(timeout=60)
+    assert resumed.returncode == 0, err
+    assert step_of(run) == at + 80
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--nonsense", "3"], "--nonsense"),
+        (["--preset", "fastest"], "fast"),
+        (["--batch-size", "0"], "at least 1"),
+        (["--gamma", "1.5"], "at most 1"),
+        (["--env", "zerokara/Cach-v0"], "zerokara/Catch-v0"),
+        (["--env", "ALE/Pung-v5"], "ALE/Pong-v5"),
+        (["--resume", "--name", "nowhere"], "nowhere"),
+        (["--device", "toaster"], "cpu"),
+        (["--replay-capacity", "16", "--env", "zerokara/Catch-v0", "--compile", "off"], "--replay-capacity"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    words: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as mistake:
+        dqn.main([*words, "--precision", "float32"])
+    assert says in str(mistake.value)
+    assert "\n" not in str(mistake.value)
+
+
+def test_a_mistake_leaves_with_code_2(tmp_path: Path) -> None:
+    process = program(tmp_path, "--epsilon-endd", "0.1")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert err.startswith("error: ")
+    assert "--epsilon-end" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_run_cannot_change_in_the_middle(uninterrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(uninterrupted.parents[1])
+    with pytest.raises(UserError, match=r"began with --gamma 0\.99"):
+        dqn.read_config(["--name", "run", "--resume", "--gamma", "0.9"])
+    assert dqn.read_config(["--name", "run", "--resume", "--steps", "1700"]).steps == 1700
+    with pytest.raises(UserError, match="--resume"):
+        dqn.main([*TINY, "--name", "run"])
+
+
+def test_a_damaged_checkpoint_is_named(uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "runs" / "run"
+    run.mkdir(parents=True)
+    (run / "config.json").write_bytes((uninterrupted / "config.json").read_bytes())
+    whole = (uninterrupted / "checkpoint-0.pt").read_bytes()
+    for damage in (whole[: len(whole) // 2], b"", whole[:3000] + bytes(40) + whole[3040:]):
+        (run / "checkpoint-0.pt").write_bytes(damage)
+        with pytest.raises(UserError, match=r"checkpoint-0\.pt"):
+            dqn.main(["--name", "run", "--resume", "--quiet"])
+        assert (run / "checkpoint-0.pt").read_bytes() == damage
+
+
+def test_numbers_that_are_none_end_the_run_and_spare_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no number"):
+        dqn.main([*TINY, "--name", "nan", "--learning-rate", "1e30", "--max-grad-norm", "1e30"])
+    state = checkpoint.load(tmp_path / "runs" / "nan" / "checkpoint-0.pt", "dqn")
+    assert all(weight.isfinite().all() for weight in state["learner"]["network"].values())
+
+
+def test_presets_are_what_the_papers_say() -> None:
+    for name in PRESETS:
+        assert parse(Config, PRESETS, ["--preset", name], "").preset == name
+    nature = parse(Config, PRESETS, ["--preset", "nature"], "")
+    assert (nature.batch_size, nature.replay_capacity, nature.target_every_steps) == (32, 1_000_000, 10_000)
+    assert (nature.learning_rate, nature.gamma, nature.train_every_steps) == (2.5e-4, 0.99, 4)
+    assert (nature.epsilon_end, nature.epsilon_steps, nature.warmup_steps) == (0.1, 1_000_000, 50_000)
+    assert (nature.n_step, nature.double, nature.dueling, nature.life_loss_ends) == (1, False, False, True)
+    dopamine = parse(Config, PRESETS, ["--preset", "dopamine"], "")
+    assert (dopamine.protocol, dopamine.learning_rate, dopamine.optimizer_epsilon) == ("machado", 6.25e-5, 1.5e-4)
+    assert (dopamine.warmup_steps, dopamine.target_every_steps, dopamine.epsilon_steps) == (20_000, 8_000, 250_000)
+
+
+@pytest.mark.slow
+def test_it_learns_to_catch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default preset, but for its length, learns the simplest game to nearly its best."""
+    monkeypatch.chdir(tmp_path)
+    words = ["--env", "zerokara/Catch-v0", "--steps", "60000", "--epsilon-steps", "10000", "--warmup-steps", "2000"]
+    dqn.main([*words, "--name", "catch", "--replay-capacity", "50000", "--eval-every-steps", "60000", "--no-video"])
+    last = [line["eval/return"] for line in metrics(tmp_path / "runs" / "catch") if "eval/return" in line][-1]
+    assert last >= 0.95 * 5  # five balls, one point each
+
+
+def test_returns_of_whole_games_are_raw(uninterrupted: Path) -> None:
+    state = checkpoint.load(uninterrupted / "checkpoint-0.pt", "dqn")
+    assert state["games"] >= len(state["returns"]) > 0
+    assert all(-5 <= value <= 5 and float(value).is_integer() for value in state["returns"])
+    assert np.mean(state["returns"]) == pytest.approx(metrics(uninterrupted)[-1]["train/return"], abs=2)
