@@ -44,7 +44,7 @@ class Training:
     """Everything that a checkpoint holds, and the turns of the loop over it."""
 
     def __init__(self, config: Config, run: Run, compute: Compute, world: World) -> None:
-        self.config, self.run, self.compute = config, run, compute
+        self.config, self.compute, self.world = config, compute, world
         self.num_envs = config.num_envs // world.size
         self.seed = config.seed * 1_000_003 + world.rank * 10_007  # of this process
         self.env = envs.make(config.env, self.num_envs, **config.env_settings())
@@ -58,7 +58,7 @@ class Training:
             seed=self.seed,
             device=compute.torch_device,
             folder=run.folder / f"replay-{world.rank}" if config.keep_replay else None,
-            slack=2 * (config.checkpoint_every_steps // world.size + self.num_envs),
+            slack=config.checkpoint_every_steps // world.size + 4 * self.num_envs,
         )
         torch.manual_seed(config.seed)
         self.learner = Learner(
@@ -84,7 +84,10 @@ class Training:
         self.best_score: float | None = None
         self.evaluated_at = 0
         self.seconds = dict.fromkeys(("act", "emulate", "learn"), 0.0)
+        self.hours = 0.0  # of all processes that wrote this run, evaluations included
+        self._clock = time.perf_counter()
         self.obs = np.empty(0)
+        self._eval_env: envs.VectorEnv | None = None  # making it takes seconds, so it is kept
 
     def turn(self) -> None:
         """One vector step: act, emulate while learning, remember."""
@@ -118,11 +121,20 @@ class Training:
         """The updates that are due: one for every `train_every_steps` since the warm-up."""
         config = self.config
         due = max(0, self.step - config.warmup_steps) // config.train_every_steps
+        if len(self.replay) < min(config.warmup_steps, config.replay_capacity) // self.world.size:
+            self.updates = due  # a replay that was not kept fills up again first
         while self.updates < due:
             self.learner.update()
             self.updates += 1
             if self.updates * config.train_every_steps % config.target_every_steps < config.train_every_steps:
                 self.learner.renew_target()
+
+    def clock(self) -> float:
+        """Hours that this run has taken so far, without interruptions."""
+        now = time.perf_counter()
+        self.hours += (now - self._clock) / 3600
+        self._clock = now
+        return self.hours
 
     def _count(self, step: envs.Step) -> None:
         """Keep raw returns and lengths of whole games."""
@@ -136,13 +148,17 @@ class Training:
 
     def play(self, config: Config, fresh: int = 0) -> Scores:
         """Evaluate on games that training never sees; `fresh` chooses other ones."""
-        env = envs.make(config.env, config.eval_episodes, **config.env_settings())
+        if self._eval_env is None:
+            self._eval_env = envs.make(config.env, config.eval_episodes, **config.env_settings())
         seed = 500_000_000 + config.seed * 1_009 + fresh * 7_919 + self.step % 1_000_003
-        scores = evaluate(
-            self.policy, env, games_per_env=1, epsilon=config.eval_epsilon, max_steps=config.eval_max_steps, seed=seed
+        return evaluate(
+            self.policy,
+            self._eval_env,
+            games_per_env=1,
+            epsilon=config.eval_epsilon,
+            max_steps=config.eval_max_steps,
+            seed=seed,
         )
-        env.close()
-        return scores
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values."""
@@ -162,6 +178,7 @@ class Training:
             "last_score": self.last_score,
             "best_score": self.best_score,
             "evaluated_at": self.evaluated_at,
+            "hours": self.clock(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -177,7 +194,7 @@ class Training:
         self.returns.extend(state["returns"])
         self.lengths.extend(state["lengths"])
         self.last_score, self.best_score = state["last_score"], state["best_score"]
-        self.evaluated_at = state["evaluated_at"]
+        self.evaluated_at, self.hours = state["evaluated_at"], state["hours"]
 
 
 def train(config: Config, run: Run, compute: Compute, world: World) -> str:
@@ -226,9 +243,11 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
         if due(config.eval_every_steps) or looks_good(training):
             reached = world.is_main and evaluate_and_show(training, run)
             window = Window(training)
-        if due(config.checkpoint_every_steps):
+        if due(config.checkpoint_every_steps) or training.replay.crowded:
             save()
         stopping = world.any(reached or bool(run.stop_requested), compute.torch_device)
+    if run.stop_requested:
+        run.say(f"{run.stop_requested}: saving")
     save()
     if training.last_score is not None:
         run.hparams(to_dict(config), {"hparam/eval_return": training.last_score})
@@ -256,7 +275,8 @@ def evaluate_and_show(training: Training, run: Run) -> bool:
     scores = training.play(config)
     training.last_score, training.evaluated_at = scores.mean, training.step
     training.best_score = max(scores.mean, training.best_score if training.best_score is not None else -np.inf)
-    run.log(training.step, {"eval/return": scores.mean, "eval/length": float(np.mean(scores.lengths))})
+    length = float(np.mean(scores.lengths))
+    run.log(training.step, {"eval/return": scores.mean, "eval/length": length, "speed/hours": training.clock()})
     run.say(
         f"step {training.step:,}: {in_words(scores)} over {len(scores.returns)} games at epsilon {config.eval_epsilon}"
     )
@@ -280,6 +300,7 @@ def log_metrics(training: Training, run: Run, window: Window) -> None:
         "train/games": training.games,
         "train/updates": training.updates,
         "replay/fill": len(training.replay) / training.config.replay_capacity,
+        "speed/hours": training.clock(),
         "speed/steps_per_s": (training.step - window.step) / elapsed,
         **{f"speed/{part}_share": (s - window.seconds[part]) / elapsed for part, s in training.seconds.items()},
     }

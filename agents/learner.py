@@ -108,7 +108,10 @@ class Learner:
         if self.compute.torch_device.type != "cuda" or self.world.size > 1:
             return self._update
         before = copy.deepcopy((self.network.state_dict(), self.optimizer.state_dict(), self._sums))
+        drawn = [generator.get_state() for generator in self._generators]
         graph = self.compute.graph(self._update, self._generators)
+        for generator, state in zip(self._generators, drawn, strict=True):
+            generator.set_state(state)
         self.network.load_state_dict(before[0])
         _copy_into(self.optimizer.state_dict()["state"], before[1]["state"])
         self._sums.copy_(before[2])

@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import psutil
@@ -58,7 +58,8 @@ class Replay:
         n_step: steps of the return; gamma: discount of one step.
         device: where the rings live and batches appear.
         folder: where the rings are kept as files so that they outlive the process; None: in memory only.
-        slack: slots beyond `capacity` (all environments) that may be written between two checkpoints.
+        slack: slots beyond `capacity` (all environments) that may be written between two checkpoints; `crowded` says
+            when they are used up.
 
     Raises:
         UserError: memory, disk or ring size do not suffice.
@@ -82,7 +83,7 @@ class Replay:
         self.frame_shape = (frame_channels, *obs_shape[1:])
         self.num_envs, self.n_step, self.gamma, self.device = num_envs, n_step, gamma, device
         self.window = -(-capacity // num_envs)  # slots of one ring that may be sampled
-        self.slots = self.window + -(-slack // num_envs) + (1 if folder else 0)
+        self.slots = self.window + -(-slack // num_envs)
         if self.window < self.stack + n_step + 1:
             raise UserError(
                 f"A replay of {capacity} transitions gives each of {num_envs} environments {self.window} slots, fewer "
@@ -104,6 +105,7 @@ class Replay:
         }
         self.folder = folder
         self.head = np.zeros(num_envs, np.int64)  # (E,) slots ever written
+        self._kept = self.head.copy()  # (E,) the head when `state_dict` was last taken
         self._starts = np.ones(num_envs, bool)  # (E,) the next slot begins an episode
         self.generator = torch.Generator(device).manual_seed(seed)
         self._low = torch.zeros(num_envs, dtype=torch.int64, device=device)
@@ -163,8 +165,9 @@ class Replay:
     def sample(self, batch_size: int) -> Batch:
         """Draw transitions: an environment, then a slot of its ring, each uniformly. Never waits for the device."""
         env_B = torch.randint(self.num_envs, (batch_size,), generator=self.generator, device=self.device)
-        uniform_B = torch.rand(batch_size, generator=self.generator, device=self.device, dtype=torch.float64)
-        slot_B = self._low[env_B] + (uniform_B * self._span[env_B]).long()
+        # Whole numbers, since not every device has float64; of 62 bits, so that the remainder is uniform.
+        draw_B = torch.randint(1 << 62, (batch_size,), generator=self.generator, device=self.device)
+        slot_B = self._low[env_B] + draw_B % self._span[env_B]
         return self.gather(env_B, slot_B)
 
     def gather(self, env_B: Tensor, slot_B: Tensor) -> Batch:
@@ -215,8 +218,15 @@ class Replay:
         where = f"in files under {self.folder}, cached in memory" if self.folder else "in memory, not kept on disk"
         return f"{self.bytes / 1e9:.2f} GB " + (where if self._on_host else f"on {self.device} and {where}")
 
+    @property
+    def crowded(self) -> bool:
+        """Whether the next step could overwrite what the last checkpoint needs: another one is due first."""
+        # One step writes two slots at most: a transition and, where it was truncated, its last observation.
+        return self.folder is not None and int((self.head - self._kept).max()) + 2 > self.slots - self.window
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of it: heads and generator; the frames already lie in the files."""
+        self._kept = self.head.copy()
         return {
             "head": torch.from_numpy(self.head.copy()),
             "starts": torch.from_numpy(self._starts.copy()),
@@ -225,7 +235,7 @@ class Replay:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`, with the rings as they lie in the folder.
+        """Go on from `state`, with the rings as they lie in the folder. Rings of a new process without one stay empty.
 
         Raises:
             UserError: the rings have another size than when the state was taken.
@@ -235,9 +245,12 @@ class Replay:
                 f"The replay in {self.folder} holds {len(state['head'])} rings of {state['slots']} slots, but "
                 f"{self.num_envs} rings of {self.slots} were expected; resume with the settings the run began with."
             )
-        self.head = state["head"].numpy().copy()
-        self._starts = state["starts"].numpy().copy()
         self.generator.set_state(state["generator"])
+        if self.folder is None and not self.head.any():
+            return
+        self.head = state["head"].numpy().copy()
+        self._kept = self.head.copy()
+        self._starts = state["starts"].numpy().copy()
         if not self._on_host:
             for name, array in self._host.items():
                 self._ring[name].copy_(torch.from_numpy(array))
@@ -273,7 +286,7 @@ def _in_files(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.
     try:
         for name, path in paths.items():
             with path.open("ab") as file:
-                os.posix_fallocate(file.fileno(), 0, sizes[name])
+                _allocate(file, sizes[name])
     except OSError as error:
         for name in new:
             paths[name].unlink(missing_ok=True)
@@ -282,6 +295,15 @@ def _in_files(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.
             f"({error.strerror}); free some space, lower --replay-capacity, or pass --no-keep-replay."
         ) from error
     return {name: np.memmap(path, _NUMPY[name], "r+", shape=shapes[name]) for name, path in paths.items()}
+
+
+def _allocate(file: BinaryIO, size: int) -> None:
+    """Make a file `size` bytes long, with all its blocks on the disk."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    piece = bytes(1 << 20)  # macOS has no such call: write zeros
+    file.writelines(piece[: size - begin] for begin in range(file.seek(0, os.SEEK_END), size, len(piece)))
 
 
 def _refuse_if_too_large(size: int, device: torch.device, folder: Path | None) -> None:

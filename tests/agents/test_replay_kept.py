@@ -240,3 +240,25 @@ def test_rings_too_small_for_one_sample_are_refused() -> None:
     with pytest.raises(UserError, match="gives each of 8 environments 7 slots, fewer than the 8"):
         make(Play(8), 56, n_step=3)
     make(Play(8), 64, n_step=3)
+
+
+def test_crowded_says_when_the_next_step_could_overwrite_a_checkpoint(tmp_path: Path) -> None:
+    replay = Replay(40, 2, (4, 2, 2), 1, n_step=1, gamma=0.9, seed=0, device=CPU, folder=tmp_path, slack=20)
+    obs, no = np.zeros((2, 4, 2, 2), np.uint8), np.zeros(2, bool)
+    steps = 0
+    replay.state_dict()
+    while not replay.crowded:
+        replay.add(obs, np.zeros(2, np.int64), np.zeros(2, np.float32), no, ~no, obs)  # truncated: two slots each
+        steps += 1
+    assert steps == 5  # ten slots of slack in each ring
+    replay.state_dict()
+    assert not replay.crowded
+
+
+def test_a_replay_that_was_not_kept_begins_empty(tmp_path: Path) -> None:
+    obs, no = np.zeros((2, 4, 2, 2), np.uint8), np.zeros(2, bool)
+    replays = [Replay(40, 2, (4, 2, 2), 1, n_step=1, gamma=0.9, seed=0, device=CPU) for _ in range(2)]
+    replays[0].add(obs, np.zeros(2, np.int64), np.zeros(2, np.float32), no, no, obs)
+    replays[1].load_state_dict(replays[0].state_dict())
+    assert (len(replays[0]), len(replays[1])) == (2, 0)
+    assert not replays[0].crowded
