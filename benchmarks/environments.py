@@ -16,13 +16,10 @@ import argparse
 import json
 import os
 import statistics
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy and torch are imported
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import ale_py
 import gymnasium

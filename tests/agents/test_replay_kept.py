@@ -208,7 +208,7 @@ def test_bytes_are_those_of_the_arrays(tmp_path: Path) -> None:
     replay = make(play, 100, folder=tmp_path, slack=50)
     one_frame = 4  # the zeros before an episode's start
     assert replay.bytes == sum(path.stat().st_size for path in tmp_path.iterdir()) - one_frame
-    assert replay.bytes == 3 * (34 + 17 + 1) * (4 + 9)
+    assert replay.bytes == 3 * (34 + 17) * (4 + 9)
     assert replay.place().startswith("0.00 GB in files under ")
     assert make(play, 100).place() == "0.00 GB in memory, not kept on disk"
 

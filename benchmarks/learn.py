@@ -1,0 +1,101 @@
+"""How soon the agent learns, by the clock: runs of several seeds, one after another; prints JSON.
+
+    python benchmarks/learn.py pong                # ALE/Pong-v5 to 18, three seeds
+    python benchmarks/learn.py arcade --seeds 1    # each arcade game to 95% of its scripted expert
+
+The clock starts with the command and stops when the program has ended: start-up, the measuring of the hardware,
+compilation, evaluations and films are all counted. A run ends when the mean raw return of 30 whole games at epsilon
+.001 reaches the aim and 30 fresh games confirm it. Runs lie under runs/ and are left there; those that an interrupted
+benchmark finished are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.config import UserError, entry
+from envs.arcade import GAMES, make
+
+# What departs from the preset `fast` for the small games, whose episodes are a tenth of Pong's.
+ARCADE = ("--steps", "300000", "--eval-every-steps", "25000", "--no-video")
+
+
+def expert_mean(game: str, games: int = 100) -> float:
+    """Mean return of the scripted expert over whole games, one in each environment."""
+    env = make(game, games)
+    env.reset(seed=0)
+    return_N, done_N = np.zeros(games), np.zeros(games, bool)
+    while not done_N.all():
+        step = env.step(env.expert())
+        return_N += np.where(done_N, 0, step.reward)
+        done_N |= step.terminal | step.truncated
+    return float(return_N.mean())
+
+
+def run(env: str, seed: int, aim: float, words: tuple[str, ...]) -> dict[str, Any]:
+    """One training run as a person would start it, and what its metrics say."""
+    name = f"learn-{env.split('/')[-1]}-{seed}"
+    folder = Path("runs") / name
+    result = folder / "learn.json"
+    if result.exists():
+        return dict(json.loads(result.read_text()))
+    if folder.exists():
+        raise UserError(f"{folder} holds a run that did not finish under one clock; remove it: rm -r {folder}.")
+    command = [sys.executable, "-m", "agents.dqn", "--env", env, "--seed", str(seed), "--name", name]
+    command += ["--stop-at-return", str(aim), *words]
+    began = time.perf_counter()
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    minutes = (time.perf_counter() - began) / 60
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    confirmed = [line for line in lines if line.get("eval/return_confirmed", -np.inf) >= aim]
+    summary = {
+        "env": env,
+        "seed": seed,
+        "aim": aim,
+        "reached": bool(confirmed),
+        "minutes": round(minutes, 2),
+        "steps": lines[-1]["step"],
+        "evaluations": [[line["step"], round(line["eval/return"], 2)] for line in lines if "eval/return" in line],
+        "confirmed": confirmed[-1]["eval/return_confirmed"] if confirmed else None,
+        "command": " ".join(["python", *command[1:]]),
+    }
+    result.write_text(json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def main() -> None:
+    """Run them all, one after another."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("pong", "arcade"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    arguments, words = parser.parse_known_args()
+    results = []
+    for game in ("ALE/Pong-v5",) if arguments.what == "pong" else tuple(GAMES):
+        expert = None if arguments.what == "pong" else expert_mean(game)
+        aim, settings = (18.0, ()) if expert is None else (round(0.95 * expert, 2), ARCADE)
+        runs = [run(game, seed, aim, (*settings, *words)) for seed in arguments.seeds]
+        minutes = [r["minutes"] if r["reached"] else float("inf") for r in runs]
+        median = statistics.median(minutes)
+        results.append(
+            {
+                "env": game,
+                "expert": expert,
+                "aim": aim,
+                "median_minutes": median if np.isfinite(median) else None,
+                "runs": runs,
+            }
+        )
+    print(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    entry(main)
