@@ -75,9 +75,9 @@ class Config:
     """Normalise the hidden layer."""
 
     # --- learning --------------------------------------------------------------------------------------------------
-    double: bool = True
+    double: bool = False
     """The online network chooses the action that the target network values."""
-    n_step: Annotated[int, Range(1, 100)] = 3
+    n_step: Annotated[int, Range(1, 100)] = 5
     """Steps of the return before it bootstraps."""
     gamma: Fraction = 0.99
     """Discount of one agent step."""
@@ -89,9 +89,9 @@ class Config:
     """Transitions in an update."""
     train_every_steps: Count = 8
     """Agent steps for each update."""
-    warmup_steps: Annotated[int, Range(0)] = 10_000
+    warmup_steps: Annotated[int, Range(0)] = 5_000
     """Agent steps before the first update."""
-    target_every_steps: Count = 4_000
+    target_every_steps: Count = 2_000
     """Agent steps, not updates, after which the target network is renewed."""
     replay_capacity: Count = 200_000
     """Transitions in the replay, over all environments."""
@@ -109,7 +109,7 @@ class Config:
     """Probability of a random action at the start."""
     epsilon_end: Fraction = 0.01
     """Probability of a random action after the decline."""
-    epsilon_steps: Count = 100_000
+    epsilon_steps: Count = 50_000
     """Agent steps over which it declines, linearly."""
 
     # --- evaluation ------------------------------------------------------------------------------------------------
