@@ -63,7 +63,7 @@ class Config:
     """Grey frames; with --no-grey, RGB."""
 
     # --- the network -----------------------------------------------------------------------------------------------
-    backbone: Literal["nature", "nips", "impala"] = "nips"
+    backbone: Literal["nature", "nips", "der", "impala"] = "der"
     """The eye, by its name in core.backbones."""
     width: Annotated[float, Range(0.1, 16)] = 1.0
     """Factor on the backbone's channels."""

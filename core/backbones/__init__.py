@@ -12,10 +12,10 @@ from typing import Any
 
 from core.backbones.base import Backbone
 from core.backbones.impala import Impala
-from core.backbones.nature import Nature, Nips
+from core.backbones.nature import Der, Nature, Nips
 from core.config import UserError, suggest
 
-BACKBONES: dict[str, type[Backbone]] = {"nature": Nature, "nips": Nips, "impala": Impala}
+BACKBONES: dict[str, type[Backbone]] = {"nature": Nature, "nips": Nips, "der": Der, "impala": Impala}
 
 
 def build(name: str, in_channels: int, image_size: int | tuple[int, int], **options: Any) -> Backbone:

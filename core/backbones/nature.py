@@ -1,9 +1,11 @@
-"""The two networks of DQN.
+"""Plain networks of strided convolutions: the two of DQN, and a small one.
 
 `nips`: Mnih et al. 2013, "Playing Atari with Deep Reinforcement Learning", section 4.1: 16 8x8 filters of stride 4,
 32 4x4 of stride 2, each with ReLU; its head is a hidden layer of 256.
 `nature`: Mnih et al. 2015, "Human-level control through deep reinforcement learning", Methods: 32 8x8 of stride 4,
 64 4x4 of stride 2, 64 3x3 of stride 1; its head is a hidden layer of 512.
+`der`: van Hasselt et al. 2019, "When to use parametric models in reinforcement learning?", appendix (data-efficient
+Rainbow): 32 5x5 filters of stride 5, 64 5x5 of stride 5; its head has hidden layers of 256.
 """
 
 from __future__ import annotations
@@ -46,3 +48,9 @@ class Nature(_Strided):
     """The network of the 2015 paper."""
 
     layers = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
+
+
+class Der(_Strided):
+    """The network of data-efficient Rainbow: a sixth of the arithmetic of `nature`, and a tenth of its weights."""
+
+    layers = ((32, 5, 5), (64, 5, 5))

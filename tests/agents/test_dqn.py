@@ -214,6 +214,28 @@ def test_presets_are_what_the_papers_say() -> None:
     assert (dopamine.warmup_steps, dopamine.target_every_steps, dopamine.epsilon_steps) == (20_000, 8_000, 250_000)
 
 
+def test_two_processes_train_one_agent_and_resume(tmp_path: Path) -> None:
+    """Under torchrun: environments, replay and batches are shared out, gradients averaged, one process writes."""
+    launch = ["--standalone", "--nproc-per-node", "2", "-m", "agents.dqn", *TINY, "--name", "two", "--no-video"]
+    process = program(tmp_path, *launch, "--steps", "800", module="torch.distributed.run")
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert out.count("zerokara/Catch-v0 at step 800") == 1
+    run = tmp_path / "runs" / "two"
+    states = [checkpoint.load(run / f"checkpoint-{rank}.pt", "dqn") for rank in range(2)]
+    assert [state["step"] for state in states] == [800, 800]
+    assert [len(state["replay"]["head"]) for state in states] == [4, 4]
+    for name, weight in states[0]["learner"]["network"].items():
+        assert torch.equal(weight, states[1]["learner"]["network"][name]), "the processes drifted apart"
+    assert not torch.equal(states[0]["explore"], states[1]["explore"])
+    steps = [line["step"] for line in metrics(run) if "train/epsilon" in line]
+    assert steps == list(range(160, 801, 160))
+    process = program(tmp_path, *launch, "--steps", "960", "--resume", module="torch.distributed.run")
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert [line["step"] for line in metrics(run) if "train/epsilon" in line] == list(range(160, 961, 160))
+
+
 @pytest.mark.slow
 def test_it_learns_to_catch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The default preset, but for its length, learns the simplest game to nearly its best."""

@@ -1,0 +1,31 @@
+"""The arcade games in the hands of a library that is not ours."""
+
+from __future__ import annotations
+
+import gymnasium
+import pytest
+
+import envs
+
+
+def test_stable_baselines3_trains_on_catch() -> None:
+    """Its DQN fills its replay, learns, and changes its weights."""
+    sb3 = pytest.importorskip("stable_baselines3", reason="the peer comes with the extra `bench`")
+    assert envs.make("zerokara/Catch-v0", 1).num_actions == 3  # importing envs registers the games with Gymnasium
+    model = sb3.DQN(
+        "CnnPolicy",
+        gymnasium.make("zerokara/Catch-v0"),
+        buffer_size=500,
+        learning_starts=100,
+        batch_size=8,
+        train_freq=4,
+        policy_kwargs={"features_extractor_kwargs": {"features_dim": 16}},
+        seed=1,
+        device="cpu",
+    )
+    before = [parameter.detach().clone() for parameter in model.q_net.parameters()]
+    model.learn(200)
+    assert model.num_timesteps == 200
+    assert model._n_updates == (200 - 100) // 4
+    assert any((new != old).any() for new, old in zip(model.q_net.parameters(), before, strict=True))
+    assert model.get_env().get_attr("spec")[0].id == "zerokara/Catch-v0"
