@@ -56,6 +56,7 @@ def ours(arguments: argparse.Namespace, folder: Path) -> Training:
 
 def theirs(arguments: argparse.Namespace) -> object:
     """Stable-Baselines3's DQN with the same settings, warmed up likewise."""
+    import ale_py  # noqa: F401  (registers its games)
     from stable_baselines3 import DQN
     from stable_baselines3.common.env_util import make_atari_env
     from stable_baselines3.common.vec_env import VecFrameStack

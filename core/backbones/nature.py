@@ -5,7 +5,8 @@
 `nature`: Mnih et al. 2015, "Human-level control through deep reinforcement learning", Methods: 32 8x8 of stride 4,
 64 4x4 of stride 2, 64 3x3 of stride 1; its head is a hidden layer of 512.
 `der`: van Hasselt et al. 2019, "When to use parametric models in reinforcement learning?", appendix (data-efficient
-Rainbow): 32 5x5 filters of stride 5, 64 5x5 of stride 5; its head has hidden layers of 256.
+Rainbow): 32 5x5 filters of stride 5, 64 5x5 of stride 5; its head has hidden layers of 256. It is padded so that every
+pixel counts: without, it never sees the last 9 columns and rows of 84x84, where Pong's own paddle moves.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from core.backbones.base import Backbone
 
 
 class _Strided(Backbone):
-    """Convolutions without padding, each followed by ReLU, as (channels, kernel, stride); `width` scales channels."""
+    """Convolutions, each followed by ReLU, as (channels, kernel, stride, padding); `width` scales channels."""
 
-    layers: tuple[tuple[int, int, int], ...]
+    layers: tuple[tuple[int, int, int, int], ...]
 
     def __init__(self, in_channels: int, image_size: int | tuple[int, int], *, width: float = 1.0) -> None:
         super().__init__(in_channels, image_size)
         self.convs = nn.ModuleList()
-        for channels, kernel, stride in self.layers:
+        for channels, kernel, stride, padding in self.layers:
             out_channels = max(1, round(channels * width))
-            self.convs.append(nn.Conv2d(in_channels, out_channels, kernel, stride))
+            self.convs.append(nn.Conv2d(in_channels, out_channels, kernel, stride, padding))
             in_channels = out_channels
         self._measure()
 
@@ -41,16 +42,16 @@ class _Strided(Backbone):
 class Nips(_Strided):
     """The network of the 2013 paper: a third of the arithmetic of `nature`."""
 
-    layers = ((16, 8, 4), (32, 4, 2))
+    layers = ((16, 8, 4, 0), (32, 4, 2, 0))
 
 
 class Nature(_Strided):
     """The network of the 2015 paper."""
 
-    layers = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
+    layers = ((32, 8, 4, 0), (64, 4, 2, 0), (64, 3, 1, 0))
 
 
 class Der(_Strided):
     """The network of data-efficient Rainbow: a sixth of the arithmetic of `nature`, and a tenth of its weights."""
 
-    layers = ((32, 5, 5), (64, 5, 5))
+    layers = ((32, 5, 5, 1), (64, 5, 5, 2))

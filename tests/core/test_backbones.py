@@ -105,3 +105,18 @@ def test_images_that_the_strides_leave_nothing_of_are_refused(name: str) -> None
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(UserError, match=r"no backbone 'impalla' \(did you mean impala\?\)"):
         build("impalla", 4, 84)
+
+
+@pytest.mark.parametrize("name", list(BACKBONES))
+def test_every_pixel_of_an_atari_frame_is_seen(name: str) -> None:
+    """Strides that do not fit leave out the right and bottom edge: where Pong's own paddle moves."""
+    x = torch.rand(16, 4, 84, 84, requires_grad=True)
+    build(name, 4, 84)(x).sum().backward()
+    assert x.grad is not None
+    assert (x.grad != 0).any(dim=0).all()
+
+
+def test_the_network_of_data_efficient_rainbow() -> None:
+    eye = build("der", 4, 84)
+    assert [tuple(m.shape[1:]) for m in eye.stages(torch.rand(1, 4, 84, 84))] == [(32, 17, 17), (64, 4, 4)]
+    assert sum(p.numel() for p in eye.parameters()) == 32 * (4 * 25 + 1) + 64 * (32 * 25 + 1)
