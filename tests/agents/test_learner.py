@@ -26,6 +26,7 @@ BATCH = 6
 
 def config(**changes: Any) -> Config:
     options: dict[str, Any] = {
+        "double": True,
         "backbone": "nips",
         "width": 0.25,
         "hidden_units": 8,
