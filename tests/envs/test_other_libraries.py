@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import gymnasium
-import pytest
+import stable_baselines3
 
 import envs
 
 
 def test_stable_baselines3_trains_on_catch() -> None:
     """Its DQN fills its replay, learns, and changes its weights."""
-    sb3 = pytest.importorskip("stable_baselines3", reason="the peer comes with the extra `bench`")
     assert envs.make("zerokara/Catch-v0", 1).num_actions == 3  # importing envs registers the games with Gymnasium
-    model = sb3.DQN(
+    model = stable_baselines3.DQN(
         "CnnPolicy",
         gymnasium.make("zerokara/Catch-v0"),
         buffer_size=500,
