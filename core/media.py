@@ -5,7 +5,6 @@ Shapes: T frames, N images, H, W pixels, C colours (1 grey, 3 RGB).
 
 from __future__ import annotations
 
-import contextlib
 import io
 import math
 from collections.abc import Iterable
@@ -14,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
+from core.checkpoint import write_atomically
 
 
 def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
@@ -46,7 +47,7 @@ def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
         if not shape:
             raise ValueError("frames must be (T, H, W, 3) uint8 and at least one, got none")
         container.mux(stream.encode())
-    _write(path, encoded.getvalue())
+    write_atomically(path, lambda file: file.write(encoded.getvalue()))
 
 
 def gif_bytes(frames_THWC: np.ndarray, fps: float, max_frames: int = 300, max_side: int = 240) -> bytes:
@@ -107,7 +108,8 @@ def write_png(path: Path, picture: np.ndarray) -> None:
         ValueError: another shape or dtype.
         OSError: the file could not be written; no part of it stays.
     """
-    _write(path, png_bytes(picture))
+    content = png_bytes(picture)
+    write_atomically(path, lambda file: file.write(content))
 
 
 def grid(images: np.ndarray | torch.Tensor, columns: int | None = None, gap: int = 1, scale: int = 1) -> np.ndarray:
@@ -148,12 +150,3 @@ def _checked(frames_THWC: np.ndarray) -> np.ndarray:
     if frames_THWC.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
         raise ValueError(f"frames must be (T, H, W, 3) uint8 and at least one, got {frames_THWC.dtype} of {shape}")
     return frames_THWC
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        path.write_bytes(content)
-    except OSError:
-        with contextlib.suppress(OSError):
-            path.unlink()
-        raise

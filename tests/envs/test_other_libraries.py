@@ -27,4 +27,3 @@ def test_stable_baselines3_trains_on_catch() -> None:
     assert model.num_timesteps == 200
     assert model._n_updates == (200 - 100) // 4
     assert any((new != old).any() for new, old in zip(model.q_net.parameters(), before, strict=True))
-    assert model.get_env().get_attr("spec")[0].id == "zerokara/Catch-v0"
