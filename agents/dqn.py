@@ -223,7 +223,6 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
                 f"The loss is no number any more at step {training.step:,}: the weights have left the range of floats; "
                 f"the last good checkpoint stays in {run.folder}; start again with a lower --learning-rate."
             )
-        run.flush()
         checkpoint.save(latest, {**training.state_dict(), "run": run.state_dict()}, KIND)
 
     def due(every_steps: int) -> bool:
