@@ -1,0 +1,10 @@
+"""Image sets as uint8 tensors: drawn glyphs, MNIST and its kind, CIFAR, folders and zips of class folders, LSUN.
+
+train = load("mnist", "train")
+rest, held_out = hold_out(train, 5_000, seed=0)
+"""
+
+from core.data.sources import DATASETS, load
+from core.data.types import ImageSet, Progress, Split, hold_out
+
+__all__ = ["DATASETS", "ImageSet", "Progress", "Split", "hold_out", "load"]

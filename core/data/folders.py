@@ -1,0 +1,224 @@
+"""Folders and zip archives of class folders: `<class>/<image>`, or that under train/ and test/ (or val/)."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from core.config import UserError, brief
+from core.data import lsun
+from core.data.pictures import MOST_BYTES, SUFFIXES, decode_all
+from core.data.types import ImageSet, Progress, Split, image_set
+
+TRAIN, TESTS = "train", ("test", "val")  # the first that is there holds the test images
+EVERY = 10  # without a test folder, every tenth image of each class is for testing: the first, the eleventh, ...
+
+
+@dataclass
+class Listing:
+    """The pictures of one folder of class folders."""
+
+    classes: dict[str, list[str]] = field(default_factory=dict)
+    """Class: paths of its pictures, sorted."""
+    others: int = 0
+    """Files that are no pictures by their suffix."""
+
+
+def load_folders(
+    path: Path, split: Split, image_size: int | None, grey: bool | None, progress: Progress | None
+) -> ImageSet:
+    """One split of a folder or zip of class folders, or of LSUN databases.
+
+    Test images are those of test/, else val/ where there is train/ too; else the first, the eleventh, ... image of
+    each class, sorted by path. Hidden files are left out, files that are no pictures too, and `source` counts these.
+
+    Raises:
+        UserError: nothing of that form, a class without images, a class of test/ that train/ lacks, a broken image,
+            several sizes without `image_size`.
+    """
+    if path.is_dir() and (databases := lsun.databases(path)):
+        return _load_lsun(path, databases, split, image_size, grey, progress)
+    with _opened(path) as (members, read):
+        listings, folder = _splits(members, path)
+        listing = listings[split]
+        names = [name for pictures in listing.classes.values() for name in pictures]
+        images_NCHW = decode_all(names, read, str(path), image_size, grey, progress)
+    classes = tuple(listings["train"].classes)
+    counts = [len(listing.classes.get(name, ())) for name in classes]
+    kinds = {_suffix(name) for name in names}
+    jpeg = ", JPEG" if kinds <= {".jpg", ".jpeg"} else ""
+    others = f", {listing.others} other files left out" if listing.others else ""
+    source = f"{path.stem} ({split}), {folder} in {path}{jpeg}{others}"
+    return image_set(images_NCHW, np.repeat(np.arange(len(classes)), counts), classes, source)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
+    """Paths inside a folder or zip, those of folders with "/" at their end, and what reads a file."""
+    if path.is_dir():
+        yield sorted(_walk(path)), lambda name: _read(path, name)
+        return
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is no sound zip archive ({brief(error)}): give a folder or zip of class folders."
+        ) from None
+    with archive:
+        yield sorted(archive.namelist()), lambda name: _unzip(archive, path, name)
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    """All paths below the folder; a class folder may be a link to another."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename} could not be read ({brief(error)}): see to its permissions, or remove it.")
+
+    for root, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+        inside = Path(root).relative_to(folder)
+        yield from ((inside / name).as_posix() + "/" for name in folders)
+        yield from ((inside / name).as_posix() for name in files)
+
+
+def _read(folder: Path, name: str) -> bytes:
+    try:
+        if (size := (folder / name).stat().st_size) > MOST_BYTES:
+            raise UserError(_too_large(f"{name} in {folder}", size))
+        return (folder / name).read_bytes()
+    except OSError as error:
+        raise UserError(f"{folder / name} could not be read ({brief(error)}): see to that, or remove it.") from None
+
+
+def _unzip(archive: zipfile.ZipFile, path: Path, name: str) -> bytes:
+    if (size := archive.getinfo(name).file_size) > MOST_BYTES:
+        raise UserError(_too_large(f"{name} in {path}", size))
+    try:
+        return archive.read(name)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+        # RuntimeError: it is encrypted; NotImplementedError: compressed in a way that Python does not know
+        raise UserError(
+            f"{name} in {path} cannot be unpacked ({brief(error)}): put a sound copy of the archive in its place."
+        ) from None
+
+
+def _too_large(name: str, size: int) -> str:
+    return f"{name} has {size / 2**20:,.0f} MiB, too large for a picture: make it smaller, or remove it."
+
+
+def _splits(members: list[str], path: Path) -> tuple[dict[Split, Listing], str]:
+    """The pictures of both splits, and in words where they lie."""
+    members = [name for name in members if not any(_hidden(part) for part in name.split("/"))]
+    pictures = [name for name in members if _is_picture(name)]
+    root = ""
+    # An archive often wraps all in a folder of its own name, and a download may have train/ alone.
+    while len(tops := {_parts(name, root)[0] for name in pictures}) == 1:
+        if any(len(_parts(name, root)) < 3 for name in pictures):
+            break
+        root += f"{tops.pop()}/"
+    tests = [name for name in TESTS if name in tops and TRAIN in tops]
+    if not tests:
+        everything = _list(members, root, path)
+        return {split: _every_tenth(everything, split, path) for split in ("train", "test")}, (
+            f"class folders, every {EVERY}th image for testing,"
+        )
+    test, *unread = tests
+    train, tested = (_list(members, f"{root}{name}/", path) for name in (TRAIN, test))
+    if unknown := [name for name in tested.classes if name not in train.classes]:
+        raise UserError(
+            f"{path} has the class {unknown[0]!r} in {test}/ and not in {TRAIN}/: "
+            f"both must have the same class folders; rename or remove it."
+        )
+    unused = "".join(f" ({name}/ is left alone)" for name in unread)
+    return {"train": train, "test": tested}, f"class folders of {TRAIN}/ and {test}/{unused}"
+
+
+def _list(members: list[str], root: str, path: Path) -> Listing:
+    """The class folders right under `root`; their pictures may lie in folders of their own."""
+    listing = Listing()
+    for name in members:
+        if not name.startswith(root) or name == root:
+            continue
+        parts = _parts(name, root)
+        if len(parts) == 1 and not name.endswith("/"):  # a readme, a list of labels
+            listing.others += 1
+            continue
+        pictures = listing.classes.setdefault(parts[0], [])
+        if _is_picture(name):
+            pictures.append(name)
+        elif not name.endswith("/"):
+            listing.others += 1
+    where = f"{path}/{root}".rstrip("/")
+    if not any(listing.classes.values()):
+        raise UserError(f"There are no class folders with images in {where}: expected {where}/<class>/<image>.png.")
+    if empty := [name for name, pictures in listing.classes.items() if not pictures]:
+        raise UserError(f"The class folder {empty[0]!r} in {where} has no images: put some in, or remove it.")
+    return Listing({name: sorted(listing.classes[name]) for name in sorted(listing.classes)}, listing.others)
+
+
+def _every_tenth(listing: Listing, split: Split, path: Path) -> Listing:
+    """What a split gets where there is no test folder."""
+    if alone := [name for name, pictures in listing.classes.items() if len(pictures) < 2]:
+        raise UserError(
+            f"The class folder {alone[0]!r} in {path} has a single image: put in at least 2, one to learn from and "
+            f"one to test on, or divide the images into {TRAIN}/ and {TESTS[0]}/ yourself."
+        )
+    return Listing({name: _share(pictures, split) for name, pictures in listing.classes.items()}, listing.others)
+
+
+def _share(names: list[str], split: Split) -> list[str]:
+    return [name for index, name in enumerate(names) if (index % EVERY == 0) == (split == "test")]
+
+
+def _parts(name: str, root: str) -> list[str]:
+    return name[len(root) :].rstrip("/").split("/")  # pathlib takes ten times as long, and there may be millions
+
+
+def _is_picture(name: str) -> bool:
+    return _suffix(name) in SUFFIXES
+
+
+def _suffix(name: str) -> str:
+    """The suffix of a file in small letters, such as ".png"; of a folder none that is one."""
+    return "." + name.rpartition(".")[2].lower()
+
+
+def _hidden(part: str) -> bool:
+    """What systems leave behind: .DS_Store, __MACOSX, Thumbs.db."""
+    return part.startswith((".", "__MACOSX")) or part.lower() in {"thumbs.db", "desktop.ini"}
+
+
+def _load_lsun(
+    path: Path,
+    databases: dict[str, dict[Split, Path]],
+    split: Split,
+    image_size: int | None,
+    grey: bool | None,
+    progress: Progress | None,
+) -> ImageSet:
+    """One split of LSUN databases, each a class."""
+    parts, channels = [], 1
+    for category, splits in databases.items():
+        with lsun.opened(splits.get(split, splits["train"])) as (keys, read):
+            chosen = keys if "test" in splits else _share(keys, split)
+            if not chosen:
+                raise UserError(f"The database of {category} in {path} has no {split} images: remove it, or give more.")
+            parts.append(decode_all(chosen, read, f"{category} in {path}", image_size, grey, progress))
+        if parts[-1].shape[2:] != parts[0].shape[2:]:
+            raise UserError(
+                f"The images of {category} in {path} are of another size than those before: "
+                f"bring all to one size with --image-size {min(parts[0].shape[2:])}, or another number."
+            )
+        channels = max(channels, parts[-1].shape[1])
+    for index, part in enumerate(parts):  # grey pictures go into all three channels where another class has colours
+        if part.shape[1] < channels:
+            parts[index] = np.repeat(part, channels, axis=1)
+    images_NCHW = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    labels_N = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    return image_set(images_NCHW, labels_N, tuple(databases), f"LSUN {', '.join(databases)} ({split}), LMDB in {path}")

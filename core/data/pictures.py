@@ -1,0 +1,171 @@
+"""Picture files of any kind as arrays of one size.
+
+Shapes: N images, H, W pixels, C colours (1 grey, 3 RGB).
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import cv2
+import numpy as np
+import psutil
+from PIL import Image, ImageOps
+
+from core.config import UserError, brief
+from core.data.types import ImageSet, Progress, image_set
+
+SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
+)
+MOST_BYTES = 256 * 2**20  # of one file
+
+
+def decode_all(
+    names: Sequence[str],
+    read: Callable[[str], bytes],
+    where: str,
+    image_size: int | None,
+    grey: bool | None,
+    progress: Progress | None,
+) -> np.ndarray:
+    """Decode every picture into one array (N, C, H, W) uint8.
+
+    Args:
+        names: what to `read`, at least one, and what to call it in messages.
+        read: the bytes of one file.
+        where: the folder or archive, for messages.
+        image_size: height and width of the result in pixels (see `fit`); None: all are of one size as they are.
+        grey: C is 1 (True) or 3 (False); None: 1 where all the pictures are grey.
+
+    Raises:
+        UserError: a picture that cannot be decoded; several sizes without `image_size`; more than memory holds.
+    """
+    images_NCHW: np.ndarray | None = None
+    for index, name in enumerate(names):
+        image_HWC = decode(read(name), f"{name} in {where}")
+        if image_size is not None:
+            image_HWC = fit(image_HWC, image_size)
+        image_CHW = in_colours(image_HWC, grey).transpose(2, 0, 1)
+        if images_NCHW is None:
+            images_NCHW = _room(len(names), image_CHW.shape, where)
+        if image_CHW.shape[1:] != images_NCHW.shape[2:]:
+            raise UserError(
+                f"{name} in {where} has {_size(image_CHW)} pixels and {names[0]} has {_size(images_NCHW[0])}: "
+                f"bring all to one size with --image-size {min(images_NCHW.shape[2:])}, or another number."
+            )
+        if len(image_CHW) > images_NCHW.shape[1]:  # the first colours in a set that was grey until here
+            coloured_NCHW = _room(len(names), image_CHW.shape, where)
+            coloured_NCHW[:index] = images_NCHW[:index]
+            images_NCHW = coloured_NCHW
+        images_NCHW[index] = image_CHW  # one grey channel goes into all three
+        if progress is not None and (index % 256 == 255 or index + 1 == len(names)):
+            progress(f"reading {where}", index + 1, len(names))
+    assert images_NCHW is not None, "there are no pictures to decode"
+    return images_NCHW
+
+
+def decode(data: bytes, name: str) -> np.ndarray:
+    """One picture as (H, W, C) uint8: grey stays grey, all else becomes RGB.
+
+    Alpha is laid on white, 16 bits become 8, a photograph is turned as its EXIF says, of a film the first frame counts.
+
+    Raises:
+        UserError: empty, truncated or damaged, no picture, more than 89 million pixels, or floating-point pixels.
+    """
+    if not data:
+        raise UserError(f"{name} is empty: put a sound copy in its place, or remove it.")
+    try:
+        with _strict_pillow(), Image.open(io.BytesIO(data)) as opened:
+            opened.load()
+            picture = ImageOps.exif_transpose(opened)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UserError(
+            f"{name} says that it has more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels: make it smaller, or remove it."
+        ) from None
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001  (Pillow's readers raise a dozen types on bytes that make no sense)
+        raise UserError(
+            f"{name} cannot be decoded as a picture ({_brief(error)}): put a sound copy in its place, or remove it."
+        ) from None
+    if picture.mode.startswith("I;16"):
+        return (np.asarray(picture).astype(np.uint32) * 255 // 65535).astype(np.uint8)[..., None]
+    if picture.mode in {"I", "F"}:
+        raise UserError(f"{name} has pixels of 32 bits: save it with 8 or 16 bits a channel, or remove it.")
+    if picture.mode in {"LA", "La", "RGBA", "RGBa", "PA"} or "transparency" in picture.info:
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture.convert("RGBA")).convert("L" if picture.mode == "LA" else "RGB")
+    elif picture.mode != "L":
+        picture = picture.convert("L" if picture.mode == "1" else "RGB")
+    image = np.asarray(picture)
+    return image[..., None] if image.ndim == 2 else image
+
+
+def fit(image_HWC: np.ndarray, size: int) -> np.ndarray:
+    """The picture as (size, size, C): its shorter side brought to `size`, then cut out of the middle.
+
+    Smaller is made by averaging areas, larger by cubic interpolation.
+    """
+    height, width, channels = image_HWC.shape
+    if min(height, width) != size:
+        scale = size / min(height, width)
+        shape = (max(size, round(width * scale)), max(size, round(height * scale)))
+        way = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+        image_HWC = cv2.resize(np.ascontiguousarray(image_HWC), shape, interpolation=way)
+        image_HWC = image_HWC.reshape(shape[1], shape[0], channels)  # OpenCV drops a single channel
+    top, left = (image_HWC.shape[0] - size) // 2, (image_HWC.shape[1] - size) // 2
+    return image_HWC[top : top + size, left : left + size]
+
+
+def in_colours(image_HWC: np.ndarray, grey: bool | None) -> np.ndarray:
+    """The picture with 1 channel (True; ITU-R BT.601's luma), 3 (False), or as it is (None)."""
+    if grey is None or image_HWC.shape[2] == (1 if grey else 3):
+        return image_HWC
+    if grey:
+        return cv2.cvtColor(np.ascontiguousarray(image_HWC), cv2.COLOR_RGB2GRAY)[..., None]
+    return np.repeat(image_HWC, 3, axis=2)
+
+
+def reshaped(images: ImageSet, image_size: int | None, grey: bool | None) -> ImageSet:
+    """A set that is in memory already, brought to a size and to colours as `decode_all` does it."""
+    channels, height, width = images.shape
+    right_size = image_size is None or height == width == image_size
+    if right_size and grey in (None, channels == 1):
+        return images
+    images_NHWC = images.images.permute(0, 2, 3, 1).numpy()
+    fitted = (image if image_size is None else fit(image, image_size) for image in images_NHWC)
+    images_NCHW = np.stack([in_colours(image, grey) for image in fitted]).transpose(0, 3, 1, 2)
+    return image_set(images_NCHW, images.labels.numpy(), images.classes, images.source)
+
+
+@contextmanager
+def _strict_pillow() -> Iterator[None]:
+    """Pillow's warning of a decompression bomb as an error; its other warnings (odd metadata) say nothing to us."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def _room(number: int, shape: tuple[int, ...], where: str) -> np.ndarray:
+    """An array for `number` images (C, H, W), if there is memory for it."""
+    needed, free = number * int(np.prod(shape)), psutil.virtual_memory().available
+    if needed > free * 0.8:
+        raise UserError(
+            f"The {number:,} images of {where} need {needed / 2**30:,.1f} GiB at {shape[2]}x{shape[1]}, and "
+            f"{free / 2**30:,.1f} GiB of memory are free: make them smaller with --image-size, or take fewer of them."
+        )
+    return np.empty((number, *shape), np.uint8)
+
+
+def _size(image_CHW: np.ndarray) -> str:
+    return f"{image_CHW.shape[2]}x{image_CHW.shape[1]}"
+
+
+def _brief(error: Exception) -> str:
+    """Pillow names the bytes' object in some messages, with an address that helps nobody."""
+    return "no format that Pillow knows" if "cannot identify image file" in str(error) else brief(error)

@@ -1,0 +1,197 @@
+"""Image sets by name or path: what is known, where it lies, where it is downloaded from."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.config import UserError, suggest
+from core.data import cifar, glyphs
+from core.data.download import Remote, fetch
+from core.data.folders import load_folders
+from core.data.idx import has_idx, load_idx
+from core.data.pictures import reshaped
+from core.data.types import ImageSet, Progress, Split
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `load` was asked for."""
+
+    name: str
+    split: Split
+    data_dir: Path
+    image_size: int | None
+    grey: bool | None
+    download: bool
+    progress: Progress | None
+
+
+def load(
+    data: str,
+    split: Split,
+    *,
+    data_dir: Path | None = None,
+    image_size: int | None = None,
+    grey: bool | None = None,
+    download: bool = True,
+    progress: Progress | None = None,
+) -> ImageSet:
+    """The training or the test images of a set.
+
+    Args:
+        data: a name of `DATASETS`; the name of a folder or of `<name>.zip` in `data_dir`; a path to a folder or zip of
+            class folders (see `load_folders`), to a database of LSUN or a folder of these. "./mnist" is a path.
+        split: "train" or "test".
+        data_dir: where named sets lie; None: $ZEROKARA_DATA, else ~/.cache/zerokara.
+        image_size: height and width to bring the images to, in pixels; None: as they are, and all the same.
+        grey: one channel (True) or three (False); None: as they are.
+        download: whether to get what is missing and can be got.
+        progress: told what is done, how much of it, and of how much.
+
+    Raises:
+        UserError: no such set, it is broken, several sizes without `image_size`, no network.
+    """
+    folder = data_dir or Path(os.environ.get("ZEROKARA_DATA") or Path.home() / ".cache" / "zerokara")
+    if data in DATASETS:
+        request = Request(data, split, folder, image_size, grey, download, progress)
+        return reshaped(DATASETS[data](request), image_size, grey)
+    places = [Path(data).expanduser()]
+    if data and places[0].name == data:  # a bare name
+        places = [folder / data, folder / f"{data}.zip", *places]
+    if data and (found := next((place for place in places if place.exists()), None)):
+        return load_folders(found, split, image_size, grey, progress)
+    here = {path.name.removesuffix(".zip") for path in folder.iterdir()} if folder.is_dir() else set()
+    raise UserError(
+        f"There are no data {data!r}{suggest(data, [*DATASETS, *sorted(here)])}: give one of {', '.join(DATASETS)}, "
+        f"a path to a folder or zip of class folders, or the name of one in {folder}."
+    )
+
+
+@dataclass(frozen=True)
+class _Idx:
+    """A set in MNIST's form."""
+
+    title: str
+    classes: tuple[str, ...]
+    md5s: tuple[str, str, str, str]
+    mirrors: tuple[str, ...]
+    torchvision: str
+    """The folder in which that library keeps it."""
+
+
+IDX_FILES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
+# The checksums are those that torchvision's mnist.py has for these files.
+IDX_SETS = {
+    "mnist": _Idx(
+        "MNIST",
+        tuple("0123456789"),
+        (
+            "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+            "d53e105ee54ea40749a09fcbcd1e9432",
+            "9fb629c4189551a2d022fa330f9573f3",
+            "ec29112dd5afa0611ce80d1b7f02629c",
+        ),
+        (
+            "https://ossci-datasets.s3.amazonaws.com/mnist/",
+            "https://storage.googleapis.com/cvdf-datasets/mnist/",
+            "http://yann.lecun.com/exdb/mnist/",
+        ),
+        "MNIST",
+    ),
+    "fashion-mnist": _Idx(
+        "Fashion-MNIST",
+        (
+            *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+            *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+        ),
+        (
+            "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+            "25c81989df183df01b3e8a0aad5dffbe",
+            "bef4ecab320f06d8554ea6380940ec79",
+            "bb300cfdad3c16e7a12a480ee83cd310",
+        ),
+        (
+            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+            "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+        ),
+        "FashionMNIST",
+    ),
+}
+# The binary form: it can be read without unpickling. The checksums are those of the sets' own page.
+CIFAR_REMOTES = {
+    "cifar10": Remote(
+        "cifar-10-binary.tar.gz",
+        "c32a1d4ab5d03f1284b67883e8d87530",
+        (
+            "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+            "https://storage.googleapis.com/s4tf-hosted-binaries/datasets/CIFAR10/cifar-10-binary.tar.gz",
+        ),
+    ),
+    "cifar100": Remote(
+        "cifar-100-binary.tar.gz",
+        "03b5dce01913d631647c71ecec9e9cb8",
+        (
+            "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+            "https://cave.cs.toronto.edu/kriz/cifar-100-binary.tar.gz",
+        ),
+    ),
+}
+
+
+def _load_idx(request: Request) -> ImageSet:
+    """MNIST and Fashion-MNIST: from data_dir/<name>, or from where torchvision keeps them, else downloaded."""
+    known = IDX_SETS[request.name]
+    own = request.data_dir / request.name
+    folders = (own, own / "raw", request.data_dir / known.torchvision / "raw")
+    folder = next((place for place in folders if has_idx(place, request.split)), own)
+    if not has_idx(folder, request.split):
+        remotes = [
+            Remote(name, md5, tuple(mirror + name for mirror in known.mirrors))
+            for name, md5 in zip(IDX_FILES, known.md5s, strict=True)
+        ]
+        _get(request, remotes, own, known.title)
+    return load_idx(folder, request.split, known.classes, known.title)
+
+
+def _load_cifar(request: Request) -> ImageSet:
+    """CIFAR as published, or class folders of its images, else downloaded."""
+    own = request.data_dir / request.name
+    if (found := cifar.find_cifar(request.name, [own, request.data_dir])) is None:
+        for place in (own, own.with_suffix(".zip")):
+            if place.is_file() or (place / "train").is_dir():
+                images = load_folders(place, request.split, None, None, request.progress)
+                title = cifar.FORMS[request.name][0].title
+                return dataclasses.replace(images, source=f"a copy of {title} as picture files, {images.source}")
+        remote = CIFAR_REMOTES[request.name]
+        _get(request, [remote], own, cifar.FORMS[request.name][0].title)
+        found = cifar.FORMS[request.name][0], own / remote.name
+    return cifar.load_cifar(*found, request.split)
+
+
+def _get(request: Request, remotes: list[Remote], folder: Path, title: str) -> None:
+    """Download, if that was not forbidden."""
+    if not request.download:
+        files = ", ".join(remote.name for remote in remotes)
+        raise UserError(
+            f"There is no {title} in {folder}: put {files} there, or name a folder that has it with --data-dir."
+        )
+    fetch(remotes, folder, title, request.progress)
+
+
+DATASETS: dict[str, Callable[[Request], ImageSet]] = {
+    "glyphs": lambda request: glyphs.glyphs(request.split),
+    "mnist": _load_idx,
+    "fashion-mnist": _load_idx,
+    "cifar10": _load_cifar,
+    "cifar100": _load_cifar,
+}
+"""Sets known by name, and what reads each as it is."""

@@ -1,0 +1,218 @@
+"""Downloads from servers on 127.0.0.1 that behave as mirrors do: well, slowly, wrongly, or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from core.config import UserError
+from core.data import download, load, sources
+from core.data.download import Remote, fetch
+
+CONTENT = np.random.default_rng(0).bytes(700_001)
+MD5 = hashlib.md5(CONTENT).hexdigest()
+
+
+class Mirror:
+    """A server of one file. `breaks` has, for each of the first requests, after how many bytes it hangs up."""
+
+    def __init__(self, content: bytes = CONTENT, *, ranges: bool = True, status: int = 200) -> None:
+        self.content, self.ranges, self.status = content, ranges, status
+        self.breaks: list[int] = []
+        self.asked: list[str | None] = []  # the Range of every request
+        mirror = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                mirror.answer(self)
+
+            def log_message(self, *_: object) -> None:
+                """Print nothing."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/set.gz"
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
+        self.thread.start()
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        asked = request.headers.get("Range")
+        self.asked.append(asked)
+        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.ranges else 0
+        if self.status != 200:
+            request.send_error(self.status)
+            return
+        if start >= len(self.content):
+            request.send_error(416)
+            return
+        body = self.content[start:]
+        request.send_response(206 if start else 200)
+        if start:
+            last = len(self.content) - 1
+            request.send_header("Content-Range", f"bytes {start}-{last}/{len(self.content)}")
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        request.wfile.write(body[: self.breaks.pop(0)] if self.breaks else body)
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+@pytest.fixture
+def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Mirror]]:
+    monkeypatch.setenv("no_proxy", "*")
+    started: list[Mirror] = []
+
+    def start(*args: bytes, **options: int) -> Mirror:
+        started.append(Mirror(*args, **options))  # type: ignore[arg-type]  # passed on as they came
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.close()
+
+
+def get(folder: Path, *mirrors: Mirror, progress: Callable[[str, int, int], None] | None = None) -> bytes:
+    fetch([Remote("set.gz", MD5, tuple(mirror.url for mirror in mirrors))], folder, "The set", progress)
+    assert [path.name for path in folder.iterdir()] == ["set.gz"]
+    return (folder / "set.gz").read_bytes()
+
+
+def test_a_file_comes_whole_and_only_once(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
+    server = mirror()
+    told: list[tuple[str, int, int]] = []
+    folder = tmp_path / "new" / "folder"
+    assert get(folder, server, progress=lambda *news: told.append(news)) == CONTENT
+    assert told[-1] == ("downloading set.gz", len(CONTENT), len(CONTENT))
+    assert len(told) >= 3
+    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+    assert get(folder, server) == CONTENT
+    assert server.asked == [None]
+
+
+def test_what_broke_off_goes_on_where_it_was(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
+    server = mirror()
+    server.breaks = [300_000, 100]
+    assert get(tmp_path, server) == CONTENT
+    assert server.asked == [None, "bytes=300000-", "bytes=300100-"]
+
+
+def test_the_next_call_goes_on_too(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
+    server = mirror()
+    server.breaks = [1000] * download.ATTEMPTS
+    with pytest.raises(UserError, match="broke off after 3,000 of 700,001 bytes"):
+        get(tmp_path, server)
+    assert (tmp_path / ".set.gz.part").read_bytes() == CONTENT[:3000]
+    assert get(tmp_path, server) == CONTENT
+    assert server.asked[-1] == "bytes=3000-"
+
+
+def test_another_mirror_goes_on_for_the_first(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
+    first, second = mirror(), mirror()
+    first.breaks = [1000, 0, 0]
+    assert get(tmp_path, first, second) == CONTENT
+    assert second.asked == ["bytes=1000-"]
+
+
+def test_a_server_without_ranges_begins_at_the_beginning(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
+    server = mirror(ranges=False)
+    (tmp_path / ".set.gz.part").write_bytes(CONTENT[:5000])
+    assert get(tmp_path, server) == CONTENT
+    assert server.asked == ["bytes=5000-"]
+
+
+@pytest.mark.parametrize("rubbish", [b"x" * 5000, b"x" * 700_001, b"x" * 800_000])
+def test_rubbish_in_the_part_costs_one_more_try(tmp_path: Path, mirror: Callable[..., Mirror], rubbish: bytes) -> None:
+    server = mirror()
+    (tmp_path / ".set.gz.part").write_bytes(rubbish)
+    assert get(tmp_path, server) == CONTENT
+    assert server.asked == [f"bytes={len(rubbish)}-", None]
+
+
+@pytest.mark.parametrize("bad", [{"status": 404}, {"status": 503}, {"content": b"<html>Log in first</html>"}])
+def test_a_bad_mirror_is_passed_by(tmp_path: Path, mirror: Callable[..., Mirror], bad: dict[str, int]) -> None:
+    first, second = mirror(**bad), mirror()
+    assert get(tmp_path, first, second) == CONTENT
+    assert (first.asked, second.asked) == ([None], [None])
+
+
+def test_without_any_mirror_the_sentence_says_what_to_do(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
+    wrong, missing, gone = mirror(b"other"), mirror(status=404), mirror()
+    gone.close()
+    with pytest.raises(UserError) as refusal:
+        get(tmp_path, wrong, missing, gone)
+    text = str(refusal.value)
+    assert "wrong checksum 795f3202b17cb6bc3d4b771d8c6c9eaf" in text
+    assert "404 Not Found" in text
+    assert "Connection refused" in text
+    assert f"put set.gz into {tmp_path} by hand, or name a folder that has them with --data-dir" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_no_fault_of_the_mirror(
+    tmp_path: Path, mirror: Callable[..., Mirror], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(download, "_receive", full)
+    first, second = mirror(), mirror()
+    with pytest.raises(OSError, match="No space left"):
+        get(tmp_path, first, second)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"cannot be downloaded into .*file/set .*--data-dir"):
+        get(tmp_path / "file" / "set", mirror())
+
+
+def test_two_at_once_download_once(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
+    server = mirror()
+    with ThreadPoolExecutor(2) as pool:
+        assert [future.result() for future in [pool.submit(get, tmp_path, server) for _ in range(2)]] == [CONTENT] * 2
+    assert server.asked == [None]
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("mnist", "train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz, "),
+        ("cifar100", "cifar-100-binary.tar.gz"),
+    ],
+)
+def test_nothing_is_downloaded_where_that_is_not_wanted(tmp_path: Path, name: str, files: str) -> None:
+    with pytest.raises(UserError, match=f"There is no .* in .*{name}: put {files}"):
+        load(name, "train", data_dir=tmp_path, download=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mnist_is_downloaded_and_read(
+    tmp_path: Path, mirror: Callable[..., Mirror], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All four files at once, so that the test images are there when they are asked for in the end."""
+    images = bytes.fromhex("00000803 00000001 00000001 00000002 0509")
+    labels = bytes.fromhex("00000801 00000001 07")
+    servers = [mirror(images), mirror(labels)] * 2
+    by_name = {name: server.url for name, server in zip(sources.IDX_FILES, servers, strict=True)}
+
+    def redirected(remotes: list[Remote], *rest: object) -> None:
+        files = [
+            Remote(r.name, hashlib.md5(s.content).hexdigest(), (by_name[r.name],))
+            for r, s in zip(remotes, servers, strict=True)
+        ]
+        fetch(files, *rest)  # type: ignore[arg-type]  # passed on as they came
+
+    monkeypatch.setattr(sources, "fetch", redirected)
+    assert load("mnist", "train", data_dir=tmp_path).images.tolist() == [[[[5, 9]]]]
+    assert len(list((tmp_path / "mnist").iterdir())) == 4
+    assert load("mnist", "test", data_dir=tmp_path, download=False).labels.tolist() == [7]

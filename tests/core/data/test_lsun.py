@@ -1,0 +1,82 @@
+"""LMDB as LSUN has it: WebP photographs under hashed keys, one database for each category and split."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import lmdb
+import pytest
+from PIL import Image
+
+from core.config import UserError
+from core.data import load
+
+
+def plant(folder: Path, values: list[bytes | tuple[int, int, int]], side: int = 8) -> Path:
+    """A database; a colour is a picture of it. Keys are as LSUN's: 40 hexadecimal digits, here in the given order."""
+    folder.mkdir(parents=True)
+    with lmdb.open(str(folder), map_size=2**22) as database, database.begin(write=True) as view:
+        for index, value in enumerate(values):
+            view.put(f"{index:040x}".encode(), webp(value, side) if isinstance(value, tuple) else value)
+    return folder
+
+
+def webp(colour: tuple[int, int, int], side: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (side, side), colour).save(out, "WEBP", lossless=True)
+    return out.getvalue()
+
+
+def reds(path: Path, split: str) -> list[int]:
+    images = load(str(path), "train" if split == "train" else "test")
+    return images.images[:, 0, 0, 0].tolist()
+
+
+def test_a_category_with_its_own_validation_set(tmp_path: Path) -> None:
+    train = plant(tmp_path / "church_outdoor_train_lmdb", [(1, 0, 9), (2, 0, 9), (3, 0, 9)])
+    plant(tmp_path / "church_outdoor_val_lmdb", [(4, 0, 9)])
+    images = load(str(train), "train")
+    assert (images.shape, images.classes, images.labels.tolist()) == ((3, 8, 8), ("church_outdoor",), [0, 0, 0])
+    assert images.images[1, :, 0, 0].tolist() == [2, 0, 9]
+    assert (reds(train, "train"), reds(train, "test")) == ([1, 2, 3], [4])
+    assert "LSUN church_outdoor (train), LMDB in" in images.source
+
+
+def test_a_folder_of_categories_and_one_without_validation(tmp_path: Path) -> None:
+    plant(tmp_path / "b_train_lmdb", [(k, 0, 0) for k in range(12)])
+    plant(tmp_path / "a_train_lmdb", [(100, 0, 0)])
+    plant(tmp_path / "a_val_lmdb", [(101, 0, 0)])
+    train, test = load(str(tmp_path), "train"), load(str(tmp_path), "test")
+    assert train.classes == test.classes == ("a", "b")
+    assert train.images[:, 0, 0, 0].tolist() == [100, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11]
+    assert test.images[:, 0, 0, 0].tolist() == [101, 0, 10]
+    assert test.labels.tolist() == [0, 1, 1]
+
+
+def test_grey_and_coloured_categories_stand_together(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    Image.new("L", (8, 8), 50).save(out, "PNG")
+    plant(tmp_path / "a_train_lmdb", [out.getvalue()] * 2)
+    plant(tmp_path / "b_train_lmdb", [(1, 2, 3)] * 2)
+    assert load(str(tmp_path), "train").images[:, :, 0, 0].tolist() == [[50] * 3, [1, 2, 3]]
+
+
+def test_named_in_data_dir_and_brought_to_size(tmp_path: Path) -> None:
+    plant(tmp_path / "cat", [(1, 0, 0)] * 3, side=16)
+    assert load("cat", "train", data_dir=tmp_path, image_size=8, grey=True).shape == (1, 8, 8)
+
+
+def test_what_is_broken_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"0001 in a in .* cannot be decoded"):
+        load(str(plant(tmp_path / "a_train_lmdb", [(1, 0, 0), b"rubbish"])), "train")
+    with pytest.raises(UserError, match=r"database of one in .* has no train images"):
+        load(str(plant(tmp_path / "one_lmdb", [(1, 0, 0)])), "train")
+    plant(tmp_path / "sizes" / "a_train_lmdb", [(1, 0, 0)] * 2)
+    plant(tmp_path / "sizes" / "b_train_lmdb", [(1, 0, 0)] * 2, side=9)
+    with pytest.raises(UserError, match=r"images of b in .* another size than those before: .*--image-size 8"):
+        load(str(tmp_path / "sizes"), "train")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "data.mdb").write_bytes(b"rubbish" * 4096)
+    with pytest.raises(UserError, match="broken is no sound LMDB database"):
+        load(str(tmp_path / "broken"), "train")

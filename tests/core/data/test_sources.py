@@ -1,0 +1,86 @@
+"""How a set is found by what a person types."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from core.config import UserError
+from core.data import DATASETS, load, sources
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data folder with two sets, and a working folder with one of the same name."""
+    for name, side in (("data/cats", 4), ("data/dogs", 5), ("here/cats", 6)):
+        for index in range(2):
+            path = tmp_path / name / "class" / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (side, side)).save(path)
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("ZEROKARA_DATA", str(tmp_path / "data"))
+    return tmp_path
+
+
+def test_names_stand_for_sets_of_the_data_folder_and_paths_for_themselves(places: Path) -> None:
+    assert load("cats", "train").shape == (1, 4, 4)
+    assert load("./cats", "train").shape == (1, 6, 6)
+    assert load(str(places / "here" / "cats"), "train").shape == (1, 6, 6)
+    assert load("dogs", "train", data_dir=places / "data").shape == (1, 5, 5)
+    assert load("cats", "train", data_dir=places).shape == (1, 6, 6), "not in the data folder, so it is a path"
+
+
+def test_without_a_word_data_lie_under_home(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ZEROKARA_DATA")
+    monkeypatch.setenv("HOME", str(places / "home"))
+    (places / "home" / ".cache").mkdir(parents=True)
+    (places / "data").rename(places / "home" / ".cache" / "zerokara")
+    assert load("dogs", "train").shape == (1, 5, 5)
+    assert load("~/.cache/zerokara/dogs", "train").shape == (1, 5, 5)
+
+
+@pytest.mark.parametrize(
+    ("data", "hint"),
+    [
+        ("mnits", "did you mean mnist"),
+        ("catz", "did you mean cats"),
+        ("./mnist", "give one of glyphs, mnist"),
+        ("", "''"),
+    ],
+)
+def test_what_is_not_there_is_named_with_what_is(places: Path, data: str, hint: str) -> None:
+    with pytest.raises(UserError, match="There are no data") as refusal:
+        load(data, "train")
+    assert hint in str(refusal.value)
+    assert str(places / "data") in str(refusal.value)
+
+
+def test_a_data_folder_that_does_not_exist_is_no_crash(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="There are no data 'nothing'"):
+        load("nothing", "train", data_dir=tmp_path / "nowhere")
+
+
+def test_known_sets_come_in_the_size_and_colours_asked_for() -> None:
+    images = load("glyphs", "test", image_size=16, grey=False)
+    assert images.shape == (3, 16, 16)
+    assert bool((images.images[:, 0] == images.images[:, 2]).all())
+
+
+def test_all_that_can_be_downloaded_has_a_checksum_and_two_mirrors() -> None:
+    assert set(DATASETS) == {"glyphs", *sources.IDX_SETS, *sources.CIFAR_REMOTES}
+    sums = [md5 for known in sources.IDX_SETS.values() for md5 in known.md5s]
+    sums += [remote.md5 for remote in sources.CIFAR_REMOTES.values()]
+    assert all(len(md5) == 32 and int(md5, 16) for md5 in sums)
+    assert len(set(sums)) == len(sums) == 10
+    for mirrors in [known.mirrors for known in sources.IDX_SETS.values()]:
+        assert len(mirrors) >= 2
+        assert all(url.startswith("http") and url.endswith("/") for url in mirrors)
+
+
+def test_class_folders_of_cifar_lie_under_its_name(places: Path) -> None:
+    (places / "data" / "cats").rename(places / "train")
+    (places / "data" / "cifar10").mkdir()
+    (places / "train").rename(places / "data" / "cifar10" / "train")
+    assert load("cifar10", "train", download=False).shape == (1, 4, 4)
