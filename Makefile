@@ -28,7 +28,7 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	@echo "Installing zerokara and its developers' tools into $(VENV); the first time takes some minutes."
-	$(BIN)/python -m pip install --quiet -e '.[dev,bench]'
+	$(BIN)/python -m pip install --quiet -e '.[dev,bench,export]'
 	@touch $@ $(VENV)/.installed
 
 install: $(VENV)/.installed ## make the virtual environment and install zerokara into it

@@ -119,8 +119,8 @@ class Config:
     """Whole games of an evaluation, one per environment, so that short games do not count more often."""
     eval_epsilon: Fraction = 0.001
     """Probability of a random action in evaluation."""
-    eval_max_steps: Count = 27_000
-    """Agent steps after which a game under evaluation is cut."""
+    eval_max_steps: Count = 10_000
+    """Agent steps after which a game under evaluation is cut and counts as it stands."""
     video: bool = True
     """Film a game at each evaluation."""
     stop_at_return: float | None = None
@@ -207,5 +207,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "max_grad_norm": None,
         "epsilon_steps": 250_000,
         "eval_every_steps": 250_000,
+        "eval_max_steps": 27_000,
     },
 }

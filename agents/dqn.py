@@ -16,8 +16,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +29,8 @@ from agents.pictures import log_film, log_pictures
 from agents.replay import Batch, Replay
 from core import checkpoint, schedules
 from core.compute import Compute
-from core.config import UserError, entry, flag, from_dict, parse, to_dict
+from core.config import UserError, entry, flag, to_dict
+from core.configure import configure
 from core.distributed import World
 from core.run import Run
 
@@ -330,7 +329,8 @@ def show_progress(training: Training, run: Run, scalars: dict[str, Any] | None =
 def in_words(values: Mapping[str, Any] | Scores) -> str:
     """Settings or scores for a line of text."""
     if isinstance(values, Scores):
-        return f"mean raw return {values.mean:.2f} (standard error {values.standard_error:.2f})"
+        cut = f", {values.cut} cut for length" if values.cut else ""
+        return f"mean raw return {values.mean:.2f} (standard error {values.standard_error:.2f}{cut})"
     return ", ".join(f"{key} {value}" for key, value in values.items())
 
 
@@ -351,24 +351,9 @@ def read_config(argv: Sequence[str] | None = None) -> Config:
     """The config of the command line; with --resume, the run's own, which the command line must not contradict.
 
     Raises:
-        UserError: as `core.config.parse`, or a field of a run that cannot change in the middle.
+        UserError: as `core.configure.configure`.
     """
-    config = parse(Config, PRESETS, argv, __doc__ or "")
-    config = replace(config, name=config.name or default_name(config))
-    if not config.resume:
-        return config
-    folder = Path("runs") / config.name
-    saved = from_dict(Config, Run.read_config(folder, KIND)["config"], f"{folder}/config.json")
-    asked = parse(Config, PRESETS, argv, __doc__ or "", saved=replace(saved, resume=True, quiet=False))
-    asked = replace(asked, name=config.name)
-    for field, value in to_dict(asked).items():
-        began = getattr(saved, field)
-        if field not in CHANGEABLE and value != began:
-            raise UserError(
-                f"{folder} began with {flag(field)} {began} and cannot go on with {value}: "
-                f"leave the flag out, or start a fresh run under another --name."
-            )
-    return asked
+    return configure(Config, PRESETS, argv, __doc__ or "", kind=KIND, default_name=default_name, changeable=CHANGEABLE)
 
 
 def default_name(config: Config) -> str:

@@ -82,7 +82,7 @@ def evaluate_agent(agent: Agent, options: Options) -> dict[str, Any]:
         "run": agent.name,
         "env": agent.config.env,
         "step": agent.step,
-        **summary(agent.config.env, scores, max_steps),
+        **summary(agent.config.env, scores),
         "protocol": {
             "settings": settings,
             "epsilon": epsilon,
@@ -118,7 +118,7 @@ def share(episodes: int, num_envs: int) -> tuple[int, int]:
     return episodes // num_envs, num_envs
 
 
-def summary(env_id: str, scores: Scores, max_steps: int) -> dict[str, Any]:
+def summary(env_id: str, scores: Scores) -> dict[str, Any]:
     """Raw returns and lengths (agent steps) in numbers; human-normalised where a human was ever measured."""
     returns, scale = np.array(scores.returns), reference(env_id)
     return {
@@ -129,7 +129,7 @@ def summary(env_id: str, scores: Scores, max_steps: int) -> dict[str, Any]:
         "min": float(returns.min()),
         "max": float(returns.max()),
         "mean_length": float(np.mean(scores.lengths)),
-        "cut": sum(length >= max_steps for length in scores.lengths),
+        "cut": scores.cut,
         "human_normalised": human_normalised(env_id, scores.mean),
         "random_score": scale[0] if scale else None,
         "human_score": scale[1] if scale else None,

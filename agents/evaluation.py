@@ -22,6 +22,7 @@ class Scores:
 
     returns: tuple[float, ...]
     lengths: tuple[int, ...]  # agent steps
+    cut: int = 0  # games that had not ended after `max_steps` and count as they stood
 
     @property
     def mean(self) -> float:
@@ -51,6 +52,7 @@ def evaluate(
     length_N = np.zeros(env.num_envs, np.int64)
     games: list[list[tuple[float, int]]] = [[] for _ in range(env.num_envs)]
     skipping_N = np.zeros(env.num_envs, bool)  # a game that was cut plays on, unseen, until it ends
+    cut = 0
     while waiting := [i for i, done in enumerate(games) if len(done) < games_per_env]:
         if skipping_N[waiting].all():
             # Nobody who has games to play is in one: start afresh, for a game that was cut may never end.
@@ -65,9 +67,10 @@ def evaluate(
         for i in np.flatnonzero((ended_N | (length_N >= max_steps)) & ~skipping_N):
             if len(games[i]) < games_per_env:
                 games[i].append((float(return_N[i]), int(length_N[i])))
+                cut += not ended_N[i]
             skipping_N[i] = not ended_N[i]
         skipping_N &= ~ended_N
         return_N[ended_N] = 0
         length_N[ended_N] = 0
     played = [game for done in games for game in done]
-    return Scores(tuple(game[0] for game in played), tuple(game[1] for game in played))
+    return Scores(tuple(game[0] for game in played), tuple(game[1] for game in played), int(cut))

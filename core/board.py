@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import io
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor, nn
 
 from core.config import brief
 
@@ -50,6 +54,20 @@ class Board:
                 width, height = picture.size
             image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
             _events(writer).add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+
+        self._write(write)
+
+    def histogram(self, tag: str, step: int, values: np.ndarray) -> None:
+        """Put the distribution of numbers among the histograms."""
+        self._write(lambda writer: writer.add_histogram(tag, values, step))
+
+    def graph(self, module: nn.Module, example: Tensor) -> None:
+        """Put the network's graph, traced on an example, on its page."""
+
+        def write(writer: SummaryWriter) -> None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the tracer, on shapes that are constants here
+                writer.add_graph(module, example)
 
         self._write(write)
 

@@ -71,7 +71,11 @@ class Compute:
 
     def images(self, x: Tensor) -> Tensor:
         """uint8 pixels (B, C, H, W) as numbers from 0 to 1, in the chosen type and layout."""
-        x = x.to(self.dtype) * (1 / 255)
+        return self.layout(x.to(self.dtype) * (1 / 255))
+
+    def layout(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) of floats in the chosen type and layout."""
+        x = x.to(self.dtype)
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
 
     @staticmethod

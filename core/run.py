@@ -29,6 +29,7 @@ from typing import IO, Any, Self
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from core import media
 from core.board import Board
@@ -268,6 +269,18 @@ class Run:
             media.write_mp4(self._media_path(tag, step, "mp4"), frames_THWC, fps)
         with self._forgiving("media"):
             self._board.picture(tag, step, media.gif_bytes(frames_THWC, fps))
+
+    def histogram(self, tag: str, step: int, values: Tensor) -> None:
+        """Put the distribution of a tensor's numbers among TensorBoard's histograms."""
+        if self.world.is_main:
+            self._board.histogram(tag, step, values.detach().float().to("cpu").numpy())
+
+    def graph(self, module: nn.Module, example: Tensor) -> None:
+        """Put a network's graph, traced on an example of its input, on TensorBoard's page; the mode is kept."""
+        if self.world.is_main:
+            training = module.training
+            self._board.graph(module.eval(), example)
+            module.train(training)
 
     def text(self, tag: str, text: str) -> None:
         """Put Markdown among TensorBoard's texts."""

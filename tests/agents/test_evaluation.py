@@ -101,12 +101,14 @@ def test_a_game_that_is_too_long_is_cut_and_counts_as_it_stands(policy: Policy) 
     assert list(scores.returns) == [4, 5, 6, 6, 6, 6]
     assert len(env.actions) == 21
     assert env.seeds == [7, 8]
+    assert scores.cut == 3
 
 
 def test_a_game_that_ends_at_the_limit_is_whole(policy: Policy) -> None:
     scores = play(policy, Scripted([6]), 2, max_steps=6)
     assert list(scores.lengths) == [6, 6]
     assert list(scores.returns) == [5, 6]
+    assert scores.cut == 0
 
 
 def test_games_that_never_end_do_not_hold_up_the_others(policy: Policy) -> None:
