@@ -1,0 +1,123 @@
+"""Trained classifiers as files: safetensors with a card that says what is inside and how to feed it.
+
+classifier, card = load(Path("runs/classify-mnist/model.safetensors"))
+logits_BK = classifier(card.normalise(pixels_BCHW))
+
+Shapes: B batch, C channels, H, W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from core.checkpoint import write_atomically
+from core.classifier import Classifier, make_classifier
+from core.config import UserError
+
+FORMAT = "zerokara-classifier-1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a file of weights is: enough to build its network, and to feed it."""
+
+    backbone: str
+    head: str
+    classes: tuple[str, ...]
+    channels: int
+    image_size: tuple[int, int]  # (H, W)
+    mean: tuple[float, ...]  # of each channel, in pixels of 0 to 1
+    std: tuple[float, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the backbone: width and the like
+    dropout: float | None = None
+    data: str = ""  # what it learnt from, in words
+    command: str = ""  # what made it
+    figures: Mapping[str, float] = field(default_factory=dict)  # what was measured of it
+
+    def build(self) -> Classifier:
+        """The network without its weights."""
+        return make_classifier(
+            self.backbone,
+            self.channels,
+            self.image_size,
+            len(self.classes),
+            head="pooled" if self.head == "pooled" else "paper",
+            dropout=self.dropout,
+            **self.options,
+        )
+
+    def normalise(self, images_BCHW: Tensor) -> Tensor:
+        """Images scaled to [0, 1] as the network expects them: mean 0 and deviation 1 over its training set."""
+        shape = (1, -1, 1, 1)
+        mean = torch.tensor(self.mean, dtype=images_BCHW.dtype, device=images_BCHW.device).view(shape)
+        std = torch.tensor(self.std, dtype=images_BCHW.dtype, device=images_BCHW.device).view(shape)
+        return (images_BCHW - mean) / std
+
+
+def save(path: Path, weights: Mapping[str, Tensor], card: Card, *, half: bool = False) -> None:
+    """Write weights and card as one whole file.
+
+    Args:
+        weights: the state dict of the network that `card.build` gives.
+        half: keep numbers as float16, half the size; `load` gives float32 again.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    tensors = {
+        name: (tensor.half() if half and tensor.is_floating_point() else tensor).detach().to("cpu").contiguous()
+        for name, tensor in weights.items()
+    }
+    content = to_bytes(tensors, {"format": FORMAT, "card": json.dumps(dataclasses.asdict(card))})
+    write_atomically(path, lambda file: file.write(content))
+
+
+def load(path: Path) -> tuple[Classifier, Card]:
+    """The network of a file, in evaluation mode, float32 on the CPU, and its card.
+
+    Raises:
+        UserError: no such file, a damaged one, one that we did not write, or from another version.
+    """
+    if not path.is_file():
+        raise UserError(f"There is no {path}: give a run's folder, or a file that zerokara wrote (*.safetensors).")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read as safetensors ({error}): it is damaged, so copy or make it again."
+        ) from None
+    if metadata.get("format") != FORMAT:
+        raise UserError(
+            f"{path} is not a classifier of this version of zerokara: its format is {metadata.get('format')!r}, "
+            f"{FORMAT!r} was expected; published weights are read with --weights."
+        )
+    fields = json.loads(metadata["card"])
+    for name in ("classes", "image_size", "mean", "std"):
+        fields[name] = tuple(fields[name])
+    card = Card(**fields)
+    classifier = card.build()
+    try:
+        classifier.load_state_dict(
+            {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+        )
+    except RuntimeError as error:
+        raise UserError(f"The weights in {path} do not fit the network on its card: {error}; make it again.") from None
+    return classifier.eval(), card
+
+
+def fingerprint(path: Path) -> str:
+    """The first 16 hexadecimal digits of the file's SHA-256, which scores quote."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

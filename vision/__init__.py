@@ -1,0 +1,1 @@
+"""See: classifiers on the eye, what they predict, and what looks inside them."""
