@@ -7,6 +7,7 @@ python -m core.backbones resnet18 googlenet --image-size 64 --measure
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -52,7 +54,7 @@ class Config:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
     config = parse(Config, {}, argv, __doc__ or "")
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(make_table(config, config.names or tuple(BACKBONES)))
 
 
@@ -62,9 +64,9 @@ def make_table(config: Config, names: Sequence[str]) -> Table:
     Raises:
         UserError: an unknown name; an input that does not fit, where the backbone was asked for by name.
     """
-    table = Table(title="Backbones with their papers' heads", title_justify="left")
+    table = Table(title="Backbones with their papers' heads", title_justify="left", box=box.SIMPLE, pad_edge=False)
     for heading in ("backbone", "input", "classes", "parameters", "multiply-\nadds", "receptive\nfield", "output"):
-        table.add_column(heading, justify="left" if heading == "backbone" else "right", no_wrap=True)
+        table.add_column(heading, justify="left" if heading == "backbone" else "right")
     if config.measure:
         table.add_column("training,\nimages/s", justify="right")
         table.add_column("inference,\nimages/s", justify="right")
