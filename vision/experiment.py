@@ -24,9 +24,10 @@ from core import checkpoint
 from core.compute import Compute, Precision
 from core.config import Range, UserError, to_dict
 from core.distributed import World
+from core.machine import describe_machine
 from core.run import Run
 from vision.classify import choose_compute
-from vision.config import PRESETS, Config
+from vision.config import NO_AUGMENTATION, PRESETS, Config
 from vision.learner import Data, Training, load_split
 from vision.scoring import score
 
@@ -93,6 +94,15 @@ class Result:
     hours: float
 
 
+_PLAIN = {name: 0 for name in ("elastic_pixels", "crop_pixels", "brightness", "contrast", "cutout", "mixup", "cutmix")}
+NOTHING: Mapping[str, Any] = {**NO_AUGMENTATION, **_PLAIN, "flip": False}
+_MOVES = ("rotation_degrees", "shift", "scale", "shear_degrees")
+AUGMENTATION: Mapping[str, Mapping[str, Any]] = {
+    "digits": {**NOTHING, **{name: getattr(Config(), name) for name in _MOVES}},
+    "photos": {**NOTHING, "crop_pixels": 4, "flip": True},
+}
+
+
 def base_config(options: Options, preset: str, **overrides: Any) -> Config:
     """The config of vision.classify with a preset's settings, the options' data and machine, and `overrides`."""
     shared = ("data", "data_dir", "validation_images", "test", "device", "precision", "threads")
@@ -128,7 +138,9 @@ def _read(folder: Path, cell: Cell) -> Result | None:
         _same(content.pop("config"), cell.config, folder)
         return Result(cell, **{**content, "curve": tuple(tuple(point) for point in content["curve"])})
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is damaged: delete {folder} and go on with --resume to train that cell again.") from None
+        raise UserError(
+            f"{path} is damaged: delete {folder} and go on with --resume to train that cell again."
+        ) from None
 
 
 def _same(saved: Mapping[str, Any], config: Config, folder: Path) -> None:
@@ -251,6 +263,28 @@ def percent(found: Spread) -> str:
 def errors_of(options: Options) -> str:
     """What an error is a share of, for axes and captions."""
     return f"{'test' if options.test else 'validation'} error"
+
+
+def default_name(kind: str, options: Options) -> str:
+    """depth-mnist for --data mnist."""
+    return f"{kind}-{Path(options.data).stem.replace(' ', '_')}"
+
+
+def save_results(run: Run, options: Options, results: Sequence[Result]) -> None:
+    """results.json: what was measured of every cell that is done, and on what."""
+    cells = [
+        {"cell": one.cell.name, "parameters": one.parameters, "error": one.error, "train_error": one.train_error}
+        for one in results
+    ]
+    write_json(run.path("results.json"), {"error": errors_of(options), "machine": describe_machine(), "cells": cells})
+
+
+def closing(run: Run, done: int, cells: int, command: str) -> str:
+    """What to say in the end, and how to go on where it came early."""
+    if done == cells:
+        return f"{cells} cells trained: tables and pictures are in {run.folder}"
+    reason = run.stop_requested or "stopped"
+    return f"{reason}: {done} of {cells} cells trained; go on with: {command} --name {run.folder.name} --resume"
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
