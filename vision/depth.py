@@ -3,12 +3,12 @@
     python -m vision.depth --data mnist
     python -m vision.depth --data cifar10 --pictures photos --part layers --depths 20 56 110 --seeds 1
 
-Two questions of the chapter's second half, each a grid of runs, a table and a PNG in runs/<name>/:
+Two questions, each a grid of runs, a table and a PNG in runs/<name>/:
 
-* filters: one 5x5 against two 3x3, one 7x7 against three 3x3 (Simonyan and Zisserman 2015, section 2.3). A stack sees as
-  far with fewer weights for each pair of channels; all four are trained with the same number of parameters altogether.
-* layers: plain against residual networks as they deepen (He et al. 2016, section 4.2 and figure 6). Plain ones get worse
-  on the images that they learn, so it is no overfitting; shortcuts end that.
+* filters: one 5x5 against two 3x3, one 7x7 against three 3x3 (Simonyan and Zisserman 2015, section 2.3). A stack sees
+  as far with fewer weights for each pair of channels; all four are trained with the same number of parameters.
+* layers: plain against residual networks as they deepen (He et al. 2016, section 4.2 and figure 6). Deep plain ones do
+  worse on the very images that they learn, so it is no overfitting; shortcuts end that.
 
 docs/experiments.md has what came of it. A grid that was interrupted goes on with --resume.
 """

@@ -94,8 +94,8 @@ class Result:
     hours: float
 
 
-_PLAIN = {name: 0 for name in ("elastic_pixels", "crop_pixels", "brightness", "contrast", "cutout", "mixup", "cutmix")}
-NOTHING: Mapping[str, Any] = {**NO_AUGMENTATION, **_PLAIN, "flip": False}
+_OTHERS = ("elastic_pixels", "crop_pixels", "brightness", "contrast", "cutout", "mixup", "cutmix")
+NOTHING: Mapping[str, Any] = {**NO_AUGMENTATION, **dict.fromkeys(_OTHERS, 0), "flip": False}
 _MOVES = ("rotation_degrees", "shift", "scale", "shear_degrees")
 AUGMENTATION: Mapping[str, Mapping[str, Any]] = {
     "digits": {**NOTHING, **{name: getattr(Config(), name) for name in _MOVES}},
@@ -162,8 +162,8 @@ def _load(config: Config) -> Data:
 def load_data(config: Config) -> Data:
     """The images of a cell, read again only where they are others than the last cell's."""
     names = ("data", "data_dir", "image_size", "grey", "validation_images", "train_images")
-    seed = {"seed": config.seed} if config.train_images else {}
-    return _load(Config(**{name: getattr(config, name) for name in names}, **seed))
+    seed = {"seed": config.seed} if config.train_images else {}  # which images, where they are not all
+    return _load(Config(**{**{name: getattr(config, name) for name in names}, **seed}))
 
 
 def _train(run: Run, cell: Cell, folder: Path, number: int, cells: int) -> Result | None:
@@ -267,7 +267,12 @@ def errors_of(options: Options) -> str:
 
 def default_name(kind: str, options: Options) -> str:
     """depth-mnist for --data mnist."""
-    return f"{kind}-{Path(options.data).stem.replace(' ', '_')}"
+    return f"{kind}-{stem(options.data)}"
+
+
+def stem(data: str) -> str:
+    """Data, which may be a path, as part of a folder's name."""
+    return Path(data).stem.replace(" ", "_")
 
 
 def save_results(run: Run, options: Options, results: Sequence[Result]) -> None:
@@ -327,4 +332,4 @@ def plot_spread(
     bars = [means - [one.low for one in found], [one.high for one in found] - means]
     axes.errorbar(x, means, yerr=bars, fmt=f"o{style}", color=colour, capsize=4, linewidth=1.8, label=label)
     for place, values in zip(x, runs, strict=True):
-        axes.scatter([place] * len(values), values, s=9, color=colour, alpha=0.35, linewidths=0)
+        axes.scatter([place] * len(values), values, s=14, color=colour, alpha=0.6, linewidths=0)
