@@ -64,7 +64,7 @@ def make_cells(options: Options, available: int) -> list[Cell]:
             for mode in MODES:
                 config = base_config(
                     options,
-                    "fast",
+                    "adamw",
                     backbone=options.backbone,
                     seed=seed,
                     train_images=size,
@@ -102,19 +102,22 @@ def table(errors: dict[str, dict[int, list[float]]], options: Options) -> Table:
 
 def draw(errors: dict[str, dict[int, list[float]]], options: Options, run: Run) -> None:
     """augmentation.png: both curves, logarithmic both ways."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, NullLocator
 
     figure, (axes,) = experiment.new_figure()
     for mode, (colour, style) in MODES.items():
         if by_size := errors[mode]:
             values = [[100 * error for error in runs] for runs in by_size.values()]
             experiment.plot_spread(axes, list(by_size), values, f"{mode} augmentation", colour, style)
+    every = [100 * error for by_size in errors.values() for runs in by_size.values() for error in runs if error]
+    if every:
+        axes.set_ylim(0.7 * min(every), 1.4 * max(every))
     axes.set(xscale="log", yscale="log", xlabel="training images", ylabel=f"{errors_of(options)}, %")
     axes.set_title(f"{options.data}, {options.backbone}: {options.updates:,} updates each; bars: 95% of the mean")
     axes.set_xticks(sorted({size for by_size in errors.values() for size in by_size}))
     plain = FuncFormatter(lambda value, _: f"{value:,g}")
     axes.xaxis.set_major_formatter(plain)
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(plain)
     axes.yaxis.set_minor_formatter(plain)
     axes.legend(frameon=False)
@@ -133,10 +136,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         changeable=experiment.CHANGEABLE | {"sizes"},
     )
     find(options.backbone)
-    available = len(experiment.load_data(base_config(options, "fast")).train)
+    available = len(experiment.load_data(base_config(options, "adamw")).train)
     cells = make_cells(options, available)
     with Run(options, kind=KIND, name=options.name, resume=options.resume, quiet=options.quiet) as run:
-        done = experiment.train_cells(run, cells)
+        done = experiment.train_cells(run, cells, points=1)
         if done:
             errors = errors_by_size(done, available)
             Console().print(table(errors, options))

@@ -18,7 +18,7 @@ from vision.experiment import new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FILTERS = 32
+FILTERS = 16
 
 
 def network_table(network: BinaryNetwork) -> str:
@@ -75,26 +75,28 @@ def draw_straight_through(network: BinaryNetwork, x_NCHW: Tensor) -> Figure:
     bins = np.linspace(-4, 4, 81).tolist()
     for number, (name, values) in enumerate(found.items()):
         blocked = float((values.abs() > 1).float().mean())
-        kept = values.numpy(force=True).clip(-4, 4)
+        kept = values[values.abs() < 4].numpy(force=True)
         activations.hist(
             kept, bins, density=True, histtype="step", color=f"C{number}", label=f"into {name}: {blocked:.0%} blocked"
         )
     activations.axvspan(-1, 1, color="tab:red", alpha=0.1, linewidth=0)
-    activations.set(title="what is binarised", xlabel="activation; red: gradients pass", yticks=[])
+    activations.set(title="what is binarised", xlabel="activation; red: gradients pass")
+    bound = max(float(layer.weight.detach().abs().max()) for layer in network.binary_layers().values())
     for number, (name, layer) in enumerate(network.binary_layers().items()):
         latent = layer.weight.detach().float().flatten()
         at_edge = float((latent.abs() >= 1).float().mean())
         weights.hist(
             latent.numpy(force=True),
-            np.linspace(-1, 1, 61).tolist(),
+            np.linspace(-bound, bound, 61).tolist(),
             density=True,
             histtype="step",
             color=f"C{number}",
             label=f"{name}: {at_edge:.0%} at ±1",
         )
-    weights.set(title="latent weights, clipped", xlabel="latent weight; its sign is used", yticks=[])
+    weights.set(title="latent weights, clipped", xlabel="latent weight; its sign is used")
     for axes in (forward, backward, activations, weights):
         low, high = axes.get_ylim()
+        axes.set_yticks([-1, 0, 1] if axes in (forward, backward) else [])
         axes.set_ylim(low, low + (high - low) * 1.35)  # room for the legend
         axes.legend(frameon=False, fontsize=7, loc="upper left")
     return figure

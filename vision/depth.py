@@ -53,7 +53,7 @@ class Options(experiment.Options):
     pictures: Literal["digits", "photos"] = "digits"
     """How training images are augmented: digits are turned, moved, scaled and sheared, photos moved and mirrored."""
     epochs: Annotated[int, Range(0)] = 0
-    """Passes over the training images; 0: 15 for filters, 40 for layers, as vision.classify's presets have it."""
+    """Passes over the training images; 0: 15 for filters, 40 for layers."""
     train_images: Annotated[int, Range(0)] = 0
     """Train on so many images, chosen by the seed; 0: on all."""
 
@@ -110,7 +110,7 @@ def filter_cells(options: Options, images: Data) -> list[Cell]:
         for seed in options.seeds:
             config = base_config(
                 options,
-                "fast",
+                "adamw",
                 backbone=backbone,
                 width=width,
                 head="pooled",
@@ -130,7 +130,7 @@ def layer_cells(options: Options) -> list[Cell]:
             for kind in COLOURS:
                 config = base_config(
                     options,
-                    "photos",
+                    "sgd",
                     backbone=f"{kind}{depth}",
                     seed=seed,
                     train_images=options.train_images,
@@ -272,13 +272,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if wrong := [depth for depth in options.depths if depth % 6 != 2]:
         raise UserError(f"--depths cannot be {wrong[0]}: these networks have 6n + 2 layers, as 20, 56 and 110.")
     images = experiment.load_data(
-        base_config(options, "fast", train_images=options.train_images, seed=options.seeds[0])
+        base_config(options, "adamw", train_images=options.train_images, seed=options.seeds[0])
     )
     filters = filter_cells(options, images) if options.part != "layers" else []
     layers = layer_cells(options) if options.part != "filters" else []
     console = Console()
     with Run(options, kind=KIND, name=options.name, resume=options.resume, quiet=options.quiet) as run:
-        done = experiment.train_cells(run, [*filters, *layers])
+        done = experiment.train_cells(run, [*filters, *layers], points=20)
         done_filters = [result for result in done if result.cell in filters]
         done_layers = [result for result in done if result.cell in layers]
         if done_filters:

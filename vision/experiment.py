@@ -27,7 +27,7 @@ from core.distributed import World
 from core.machine import describe_machine
 from core.run import Run
 from vision.classify import choose_compute
-from vision.config import NO_AUGMENTATION, PRESETS, Config
+from vision.config import Config
 from vision.learner import Data, Training, load_split
 from vision.scoring import score
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KIND = "cell"  # of checkpoints
-POINTS = 20  # of a learning curve, at most
 SAVE_SECONDS = 60.0  # a killed cell loses no more
 CONFIDENCE = 0.95
 CHANGEABLE = frozenset({"resume", "quiet", "seeds"})
@@ -94,24 +93,71 @@ class Result:
     hours: float
 
 
-_OTHERS = ("elastic_pixels", "crop_pixels", "brightness", "contrast", "cutout", "mixup", "cutmix")
-NOTHING: Mapping[str, Any] = {**NO_AUGMENTATION, **dict.fromkeys(_OTHERS, 0), "flip": False}
-_MOVES = ("rotation_degrees", "shift", "scale", "shear_degrees")
+# Written down in full where it decides the outcome: a preset that is tuned anew must not change the figures.
+NOTHING: Mapping[str, Any] = {
+    "rotation_degrees": 0.0,
+    "shift": 0.0,
+    "scale": 0.0,
+    "shear_degrees": 0.0,
+    "elastic_pixels": 0.0,
+    "crop_pixels": 0,
+    "flip": False,
+    "brightness": 0.0,
+    "contrast": 0.0,
+    "cutout": 0.0,
+    "mixup": 0.0,
+    "cutmix": 0.0,
+}
 AUGMENTATION: Mapping[str, Mapping[str, Any]] = {
-    "digits": {**NOTHING, **{name: getattr(Config(), name) for name in _MOVES}},
+    "digits": {**NOTHING, "rotation_degrees": 10.0, "shift": 0.08, "scale": 0.1, "shear_degrees": 10.0},
     "photos": {**NOTHING, "crop_pixels": 4, "flip": True},
+}
+_SHARED = {
+    "schedule": "cosine",
+    "label_smoothing": 0.0,
+    "ema_half_life_updates": 0.0,
+    "compile": "off",
+    "select": "last",
+}
+RECIPES: Mapping[str, Mapping[str, Any]] = {
+    # For networks without normalisation.
+    "adamw": {
+        **_SHARED,
+        "optimizer": "adamw",
+        "learning_rate": 2e-3,
+        "weight_decay": 0.02,
+        "batch_size": 100,
+        "epochs": 15,
+        "warmup_epochs": 1.0,
+    },
+    # After He et al. 2016, section 4.2, with a cosine in the place of steps and on a shorter schedule.
+    "sgd": {
+        **_SHARED,
+        "optimizer": "sgd",
+        "learning_rate": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+        "batch_size": 128,
+        "epochs": 40,
+        "warmup_epochs": 2.0,
+    },
 }
 
 
-def base_config(options: Options, preset: str, **overrides: Any) -> Config:
-    """The config of vision.classify with a preset's settings, the options' data and machine, and `overrides`."""
+def base_config(options: Options, recipe: str, **overrides: Any) -> Config:
+    """The config of vision.classify with a recipe's settings, the options' data and machine, and `overrides`."""
     shared = ("data", "data_dir", "validation_images", "test", "device", "precision", "threads")
-    fields = {**PRESETS[preset], **{name: getattr(options, name) for name in shared}, "preset": preset, **overrides}
-    return Config(**{"compile": "off", **fields})
+    fields = {**RECIPES[recipe], **{name: getattr(options, name) for name in shared}, **overrides}
+    return Config(**fields)
 
 
-def train_cells(run: Run, cells: Sequence[Cell]) -> list[Result]:
+def train_cells(run: Run, cells: Sequence[Cell], points: int) -> list[Result]:
     """Train what is not done yet, in order; the results of all that are done when it ends or is asked to stop.
+
+    Args:
+        run: the grid's.
+        cells: with names of their own.
+        points: of each learning curve, at most, the last one among them; each costs a look at the validation images.
 
     Raises:
         UserError: data that cannot be had, or cells on the disk that another command trained.
@@ -120,7 +166,7 @@ def train_cells(run: Run, cells: Sequence[Cell]) -> list[Result]:
     with run.signals():
         for number, cell in enumerate(cells):
             folder = run.path("cells", cell.name, "result.json").parent
-            result = _read(folder, cell) or _train(run, cell, folder, number, len(cells))
+            result = _read(folder, cell) or _train(run, cell, folder, points, number, len(cells))
             if result is None:
                 break
             run.progress(number + 1, len(cells), {"cell": cell.name, "error": result.error})
@@ -166,7 +212,7 @@ def load_data(config: Config) -> Data:
     return _load(Config(**{**{name: getattr(config, name) for name in names}, **seed}))
 
 
-def _train(run: Run, cell: Cell, folder: Path, number: int, cells: int) -> Result | None:
+def _train(run: Run, cell: Cell, folder: Path, points: int, number: int, cells: int) -> Result | None:
     """Train a cell from wherever it stands; None where a signal came first."""
     images = load_data(cell.config)
     if "compute" not in run.extra:
@@ -188,7 +234,7 @@ def _train(run: Run, cell: Cell, folder: Path, number: int, cells: int) -> Resul
         state = {"training": training.state_dict(), "curve": curve, "config": to_dict(cell.config)}
         checkpoint.save(latest, state, KIND)
 
-    every = max(training.updates_per_epoch, -(-training.total_updates // POINTS))
+    every = max(training.updates_per_epoch, -(-training.total_updates // points))
     size = cell.config.batch_size
     saved = time.monotonic()
     order = training.epoch_order()
@@ -329,7 +375,8 @@ def plot_spread(
     """
     found = [spread(values) for values in runs]
     means = np.array([one.mean for one in found])
-    bars = [means - [one.low for one in found], [one.high for one in found] - means]
+    lows = np.array([max(0.0, one.low) for one in found])  # no error is less
+    bars = [means - lows, [one.high for one in found] - means]
     axes.errorbar(x, means, yerr=bars, fmt=f"o{style}", color=colour, capsize=4, linewidth=1.8, label=label)
     for place, values in zip(x, runs, strict=True):
         axes.scatter([place] * len(values), values, s=14, color=colour, alpha=0.6, linewidths=0)
