@@ -278,17 +278,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     layers = layer_cells(options) if options.part != "filters" else []
     console = Console()
     with Run(options, kind=KIND, name=options.name, resume=options.resume, quiet=options.quiet) as run:
-        done = experiment.train_cells(run, [*filters, *layers], points=20)
-        done_filters = [result for result in done if result.cell in filters]
-        done_layers = [result for result in done if result.cell in layers]
+        done_filters = experiment.train_cells(run, filters, points=1)
+        done_layers = experiment.train_cells(run, layers, points=20)
         if done_filters:
             console.print(filter_table(done_filters, options))
             draw_filters(done_filters, options, run)
         if done_layers:
             console.print(layer_table(done_layers, options))
             draw_layers(done_layers, options, run)
-        experiment.save_results(run, options, done)
-        run.close(experiment.closing(run, len(done), len(filters) + len(layers), "python -m vision.depth"))
+        experiment.save_results(run, options, [*done_filters, *done_layers])
+        run.close(
+            experiment.closing(
+                run, len(done_filters) + len(done_layers), len(filters) + len(layers), "python -m vision.depth"
+            )
+        )
 
 
 if __name__ == "__main__":

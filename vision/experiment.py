@@ -165,6 +165,8 @@ def train_cells(run: Run, cells: Sequence[Cell], points: int) -> list[Result]:
     results = []
     with run.signals():
         for number, cell in enumerate(cells):
+            if run.stop_requested:
+                break
             folder = run.path("cells", cell.name, "result.json").parent
             result = _read(folder, cell) or _train(run, cell, folder, points, number, len(cells))
             if result is None:
