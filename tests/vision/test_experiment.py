@@ -15,6 +15,7 @@ from core.data import ImageSet
 from core.run import Run
 from vision import experiment
 from vision.experiment import Cell, Options, Result, base_config, percent, spread
+from vision.learner import Training
 
 
 @pytest.fixture(autouse=True)
@@ -82,14 +83,14 @@ def test_cells_that_are_done_are_not_trained_again_and_new_ones_are(monkeypatch:
 
 def killed_after(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Die in the update after `number` ones, as a killed process does: without a word."""
-    update = experiment.Training.update
+    update = Training.update
 
-    def dying(self: experiment.Training, index_B: torch.Tensor) -> None:
+    def dying(self: Training, index_B: torch.Tensor) -> None:
         if self.updates == number:
             raise SystemExit
         update(self, index_B)
 
-    monkeypatch.setattr(experiment.Training, "update", dying)
+    monkeypatch.setattr(Training, "update", dying)
 
 
 def test_a_killed_cell_goes_on_and_ends_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,10 +102,13 @@ def test_a_killed_cell_goes_on_and_ends_the_same(monkeypatch: pytest.MonkeyPatch
         with pytest.raises(SystemExit), grid() as run:
             experiment.train_cells(run, cells(1), points=2)
     started = []
-    update = experiment.Training.update
-    monkeypatch.setattr(
-        experiment.Training, "update", lambda self, index: (started.append(self.updates), update(self, index))[1]
-    )
+    update = Training.update
+
+    def noted(self: Training, index_B: torch.Tensor) -> None:
+        started.append(self.updates)
+        update(self, index_B)
+
+    monkeypatch.setattr(Training, "update", noted)
     with grid(resume=True) as run:
         (result,) = experiment.train_cells(run, cells(1), points=2)
     assert started[0] == 13
@@ -113,13 +117,13 @@ def test_a_killed_cell_goes_on_and_ends_the_same(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_signal_keeps_the_cell_that_is_learning(monkeypatch: pytest.MonkeyPatch) -> None:
-    update = experiment.Training.update
+    update = Training.update
 
-    def signalled(self: experiment.Training, index_B: torch.Tensor) -> None:
+    def signalled(self: Training, index_B: torch.Tensor) -> None:
         update(self, index_B)
         run.stop_requested = "SIGTERM"
 
-    monkeypatch.setattr(experiment.Training, "update", signalled)
+    monkeypatch.setattr(Training, "update", signalled)
     with grid() as run:
         assert experiment.train_cells(run, cells(1, 2), points=2) == []
         assert "SIGTERM: 0 of 2 cells" in experiment.closing(run, 0, 2, "python -m vision.depth")
