@@ -11,7 +11,6 @@ from torch import nn
 from core.backbones import BACKBONES, build
 from core.config import UserError
 
-
 PLAYERS = ["nature", "nips", "der", "impala"]
 SMALL = [*PLAYERS, "deep_cnn", "resnet20", "plain20", "dcgan"]
 
