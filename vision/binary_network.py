@@ -26,6 +26,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from core.checkpoint import write_atomically
+from core.compute import Compute
 from core.config import UserError
 from core.layers import BinaryConv2d, BinaryLinear, pack, unpack
 
@@ -178,7 +179,7 @@ def write_packed(path: Path, network: BinaryNetwork, card: Card) -> Sizes:
     Raises:
         OSError: the disk is full or refuses.
     """
-    packed = {name: tensor.to("cpu").contiguous() for name, tensor in pack(network).items()}
+    packed = {name: Compute.host(tensor).contiguous() for name, tensor in pack(network).items()}
     content = to_bytes(packed, {"format": FORMAT, "card": json.dumps(dataclasses.asdict(card))})
     write_atomically(path, lambda file: file.write(content))
     layers = network.binary_layers()
