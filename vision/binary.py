@@ -125,7 +125,9 @@ class Training:
     def update(self, index_B: Tensor) -> None:
         """Algorithm 1: gradients by way of the signs, a step of the latent weights, and their clipping."""
         index_b = index_B[self.world.rank :: self.world.size].to(self.compute.torch_device)
-        x, label_b = self.augment(self.images[index_b].float() * (1 / 255), self.generator), self.labels[index_b]
+        epoch = self.updates // self.updates_per_epoch
+        pixels, label_b = self.images[index_b].float() * (1 / 255), self.labels[index_b]
+        x = self.augment(pixels, self.generator, index_B=index_b, epoch=epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
         self.optimizer.zero_grad(set_to_none=True)
