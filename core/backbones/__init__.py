@@ -22,6 +22,7 @@ from core.backbones.dcgan import Dcgan
 from core.backbones.deep_cnn import DeepCnn
 from core.backbones.googlenet import GoogLeNet
 from core.backbones.impala import Impala
+from core.backbones.kernels import KERNELS
 from core.backbones.nature import Der, Nature, Nips
 from core.config import UserError, flag, suggest
 
@@ -36,6 +37,7 @@ BACKBONES: dict[str, type[Backbone]] = {
     **vgg.variants(),
     "googlenet": GoogLeNet,
     **resnet.variants(),
+    **KERNELS,
     "dcgan": Dcgan,
 }
 

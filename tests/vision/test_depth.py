@@ -1,0 +1,121 @@
+"""Depth: weights, receptive fields and widths by hand; the command line on a few drawn digits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from core import data
+from core.backbones import build
+from core.backbones.kernels import KERNELS
+from core.config import UserError
+from vision import depth, experiment
+from vision.depth import Options, filter_cells, layer_cells, receptive_field, seen_by_gradient, weights_per_pair
+
+
+@pytest.fixture(autouse=True)
+def few_glyphs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    whole = data.load
+    monkeypatch.setattr(data, "load", lambda *args, **options: whole(*args, **options).take(slice(0, 80)))
+    monkeypatch.chdir(tmp_path)
+    experiment._load.cache_clear()
+    yield
+    experiment._load.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("kernels", "weights", "field"),
+    [((5,), 25, 5), ((3, 3), 18, 5), ((7,), 49, 7), ((3, 3, 3), 27, 7), ((3,), 9, 3)],
+)
+def test_weights_and_fields_by_hand(kernels: tuple[int, ...], weights: int, field: int) -> None:
+    assert weights_per_pair(kernels) == weights
+    assert receptive_field(kernels) == field
+    assert seen_by_gradient(kernels) == field
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_stack_has_the_weights_of_its_filters(name: str) -> None:
+    """32 channels: a stem of 9 x 32 + 32, then three stages of filters on 32 x 32 pairs, and a bias for each map."""
+    kernels = KERNELS[name].kernels
+    eye = build(name, 1, 28)
+    filters = 3 * (weights_per_pair(kernels) * 32 * 32 + len(kernels) * 32)
+    assert sum(parameter.numel() for parameter in eye.parameters()) == 9 * 32 + 32 + filters
+    assert eye(torch.rand(2, 1, 28, 28)).shape == (2, 32, 3, 3)
+    assert build(name, 1, 28, width=0.5).out_channels == 16
+
+
+def test_a_stage_sees_as_far_as_its_filters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trunk itself, by gradients: the stem's 3, the filters' field, and the pool's one more."""
+    for name, kernels in (("one5x5", (5,)), ("two3x3", (3, 3))):
+        eye = build(name, 1, 28)
+        for parameter in eye.parameters():
+            torch.nn.init.constant_(parameter, 0.01)
+        x = torch.rand(1, 1, 28, 28, requires_grad=True)
+        # Not the maximum's gradient, which is one place: the mean's.
+        with monkeypatch.context() as context:
+            context.setattr("torch.nn.functional.max_pool2d", torch.nn.functional.avg_pool2d)
+            (gradient,) = torch.autograd.grad(eye.stages(x)[0][0, 0, 7, 7], x)
+        assert int(gradient[0, 0].any(1).sum()) == 3 + receptive_field(kernels) - 1 + 1
+
+
+def test_width_for_finds_the_nearest_whole_number_of_channels() -> None:
+    def count(width: float) -> int:
+        return round(width * 32) ** 2
+
+    assert depth.width_for(count, 100) == 10 / 32
+    assert depth.width_for(count, 108) == 10 / 32  # 100 is nearer than 121
+    assert depth.width_for(count, 115) == 11 / 32
+
+
+def test_all_stacks_have_about_the_same_parameters() -> None:
+    options = Options(validation_images=20, seeds=(1,))
+    images = experiment.load_data(experiment.base_config(options, "adamw"))
+    counts = {
+        cell.name: depth.parameters_of(cell.config.backbone, images, cell.config.width)
+        for cell in filter_cells(options, images)
+    }
+    assert counts["one5x5-seed1"] == 9 * 32 + 32 + 3 * (25 * 32 * 32 + 32) + 32 * 10 + 10
+    assert max(counts.values()) / min(counts.values()) < 1.03
+
+
+def test_layers_come_in_pairs_that_differ_in_their_shortcuts_only() -> None:
+    cells = layer_cells(Options(seeds=(1, 2), depths=(8, 14), epochs=4))
+    assert [cell.name for cell in cells[:4]] == ["plain8-seed1", "resnet8-seed1", "plain14-seed1", "resnet14-seed1"]
+    fields = [{**vars(cell.config), "backbone": None} for cell in cells]
+    assert fields[0] == fields[1] == fields[2] == fields[3]
+    assert (fields[0]["epochs"], fields[0]["warmup_epochs"]) == (4, 0.2)  # 2 of 40 epochs, and 0.2 of 4
+    assert depth.split_name("resnet110") == ("resnet", 110)
+
+
+def test_a_depth_that_no_network_has_is_refused() -> None:
+    with pytest.raises(UserError, match=r"--depths cannot be 21: .* 6n \+ 2"):
+        depth.main(["--depths", "20", "21"])
+
+
+def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Both grids on forty digits, and once more with a seed added: only that is trained."""
+    shared = ["--depths", "8", "--train-images", "40", "--validation-images", "20", "--epochs", "1", "--device", "cpu"]
+    fast = ["--precision", "float32", "--threads", "1"]
+    depth.main([*shared, *fast, "--seeds", "1"])
+    said = capsys.readouterr().out
+    assert "one 5x5" in said
+    assert "5 / 5" in said
+    assert "residual" in said
+    assert "6 cells trained" in said
+    folder = Path("runs/depth-glyphs")
+    for name in ("filters.png", "layers.png"):
+        with Image.open(folder / name) as picture:
+            assert picture.width > 1000
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("cells/*/result.json")}
+    depth.main(["--resume", "--seeds", "1", "2", "--quiet"])
+    results = json.loads((folder / "results.json").read_text())
+    assert len(results["cells"]) == 12
+    assert len(before) == 6
+    assert all(path.stat().st_mtime_ns == written for path, written in before.items())
+    with pytest.raises(UserError, match="began with --epochs 1 and cannot go on with 2"):
+        depth.main(["--resume", "--epochs", "2"])

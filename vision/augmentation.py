@@ -1,0 +1,152 @@
+"""Augmentation: what it is worth where images are few, and where there are many.
+
+    python -m vision.augmentation --data mnist --seeds 1 2 3 4 5
+
+Error against the size of the training set, with and without augmentation: a table and a PNG with the spread over
+seeds in runs/<name>/. Every network makes the same number of updates, however few images it has: with the same number
+of epochs, small sets would only show that little was learnt. A seed draws the same images with and without.
+
+docs/experiments.md has what came of it. A grid that was interrupted goes on with --resume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from core.backbones import find
+from core.config import Range, UserError, entry
+from core.configure import configure
+from core.run import Run
+from vision import experiment
+from vision.experiment import AUGMENTATION, NOTHING, Cell, Result, base_config, errors_of, percent, spread
+
+KIND = "augmentation"
+MODES = {"without": ("tab:red", "--"), "with": ("tab:blue", "-")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(experiment.Options):
+    """Which grid to train."""
+
+    sizes: Annotated[tuple[int, ...], Range(0)] = (100, 300, 1_000, 3_000, 10_000, 0)
+    """Training images, chosen by the seed, each class its share; 0: all."""
+    seeds: Annotated[tuple[int, ...], Range(0, 10**6)] = (1, 2, 3, 4, 5)
+    """Seeds with which every cell is trained."""
+    updates: Annotated[int, Range(1)] = 3_000
+    """Updates of every network, rounded up to whole passes over its images."""
+    backbone: str = "deep_cnn"
+    """The eye, by its name in core.backbones."""
+    pictures: Literal["digits", "photos"] = "digits"
+    """How training images are augmented: digits are turned, moved, scaled and sheared, photos moved and mirrored."""
+
+
+def make_cells(options: Options, available: int) -> list[Cell]:
+    """A cell for each size, way and seed; sizes come in the order given, and 0 is all `available` images.
+
+    Raises:
+        UserError: a size that is more than there are.
+    """
+    if wrong := [size for size in options.sizes if size > available]:
+        raise UserError(
+            f"--sizes cannot be {wrong[0]}: there are {available:,} images to train on; 0 means all of them."
+        )
+    cells = []
+    for size in options.sizes:
+        batch_size = min(100, size or available)
+        epochs = -(-options.updates // max(1, (size or available) // batch_size))
+        for seed in options.seeds:
+            for mode in MODES:
+                config = base_config(
+                    options,
+                    "adamw",
+                    backbone=options.backbone,
+                    seed=seed,
+                    train_images=size,
+                    batch_size=batch_size,
+                    epochs=epochs,
+                    warmup_epochs=epochs / 10,
+                    **(AUGMENTATION[options.pictures] if mode == "with" else NOTHING),
+                )
+                cells.append(Cell(f"{size or 'all'}-{mode}-seed{seed}", config))
+    return cells
+
+
+def errors_by_size(results: Sequence[Result], available: int) -> dict[str, dict[int, list[float]]]:
+    """For each way, the errors of the runs at each size."""
+    errors: dict[str, dict[int, list[float]]] = {mode: {} for mode in MODES}
+    for result in sorted(results, key=lambda result: result.cell.config.train_images or available):
+        mode = "without" if all(getattr(result.cell.config, name) == off for name, off in NOTHING.items()) else "with"
+        errors[mode].setdefault(result.cell.config.train_images or available, []).append(result.error)
+    return errors
+
+
+def table(errors: dict[str, dict[int, list[float]]], options: Options) -> Table:
+    """A row for each size: both errors with their spread, and by how much augmentation changes it."""
+    table = Table(box=box.SIMPLE_HEAD, caption=f"{errors_of(options)}: mean ± standard deviation over seeds")
+    for column in ("training images", "runs", *MODES, "change"):
+        table.add_column(column, justify="right")
+    for size in sorted({size for by_size in errors.values() for size in by_size}):
+        found = {mode: spread(errors[mode][size]) for mode in MODES if size in errors[mode]}
+        both = len(found) == len(MODES) and found["without"].mean > 0
+        change = f"{found['with'].mean / found['without'].mean - 1:+.0%}" if both else "-"
+        cells = [percent(found[mode]) if mode in found else "-" for mode in MODES]
+        table.add_row(f"{size:,}", "/".join(str(one.runs) for one in found.values()), *cells, change)
+    return table
+
+
+def draw(errors: dict[str, dict[int, list[float]]], options: Options, run: Run) -> None:
+    """augmentation.png: both curves, logarithmic both ways."""
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    figure, (axes,) = experiment.new_figure()
+    for mode, (colour, style) in MODES.items():
+        if by_size := errors[mode]:
+            values = [[100 * error for error in runs] for runs in by_size.values()]
+            experiment.plot_spread(axes, list(by_size), values, f"{mode} augmentation", colour, style)
+    every = [100 * error for by_size in errors.values() for runs in by_size.values() for error in runs if error]
+    if every:
+        axes.set_ylim(0.7 * min(every), 1.4 * max(every))
+    axes.set(xscale="log", yscale="log", xlabel="training images", ylabel=f"{errors_of(options)}, %")
+    axes.set_title(f"{options.data}, {options.backbone}: {options.updates:,} updates each; bars: 95% of the mean")
+    axes.set_xticks(sorted({size for by_size in errors.values() for size in by_size}))
+    plain = FuncFormatter(lambda value, _: f"{value:,g}")
+    axes.xaxis.set_major_formatter(plain)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(plain)
+    axes.yaxis.set_minor_formatter(plain)
+    axes.legend(frameon=False)
+    experiment.save_figure(figure, run.path("augmentation.png"))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The grid as far as it comes; then table, figure and results.json of what is there."""
+    options = configure(
+        Options,
+        {},
+        argv,
+        __doc__ or "",
+        kind=KIND,
+        default_name=lambda options: experiment.default_name(KIND, options),
+        changeable=experiment.CHANGEABLE | {"sizes"},
+    )
+    find(options.backbone)
+    available = len(experiment.load_data(base_config(options, "adamw")).train)
+    cells = make_cells(options, available)
+    with Run(options, kind=KIND, name=options.name, resume=options.resume, quiet=options.quiet) as run:
+        done = experiment.train_cells(run, cells, points=1)
+        if done:
+            errors = errors_by_size(done, available)
+            Console().print(table(errors, options))
+            draw(errors, options, run)
+        experiment.save_results(run, options, done)
+        run.close(experiment.closing(run, len(done), len(cells), "python -m vision.augmentation"))
+
+
+if __name__ == "__main__":
+    entry(main)

@@ -1,0 +1,298 @@
+"""Depth: what small filters in layers are worth, and what skip connections are for.
+
+    python -m vision.depth --data mnist
+    python -m vision.depth --data cifar10 --pictures photos --part layers --depths 20 56 110 --seeds 1
+
+Two questions, each a grid of runs, a table and a PNG in runs/<name>/:
+
+* filters: one 5x5 against two 3x3, one 7x7 against three 3x3 (Simonyan and Zisserman 2015, section 2.3). A stack sees
+  as far with fewer weights for each pair of channels; all four are trained with the same number of parameters.
+* layers: plain against residual networks as they deepen (He et al. 2016, section 4.2 and figure 6). Deep plain ones do
+  worse on the very images that they learn, so it is no overfitting; shortcuts end that.
+
+docs/experiments.md has what came of it. A grid that was interrupted goes on with --resume.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from core.backbones.kernels import CHANNELS, KERNELS
+from core.classifier import make_classifier
+from core.config import Range, UserError, entry
+from core.configure import configure
+from core.run import Run
+from vision import experiment
+from vision.config import Config
+from vision.experiment import Cell, Result, base_config, errors_of, percent, spread
+from vision.learner import Data
+
+KIND = "depth"
+COLOURS = {"plain": "tab:red", "resnet": "tab:blue"}
+WORDS = {"plain": "plain", "resnet": "residual"}
+NAMES = {"one5x5": "one 5x5", "two3x3": "two 3x3", "one7x7": "one 7x7", "three3x3": "three 3x3"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(experiment.Options):
+    """Which grids to train."""
+
+    part: Literal["filters", "layers", "both"] = "both"
+    """Filters of several sizes, plain against residual networks, or both."""
+    depths: Annotated[tuple[int, ...], Range(8, 1202)] = (20, 56, 110)
+    """Layers of the plain and residual networks: 6n + 2."""
+    pictures: Literal["digits", "photos"] = "digits"
+    """How training images are augmented: digits are turned, moved, scaled and sheared, photos moved and mirrored."""
+    epochs: Annotated[int, Range(0)] = 0
+    """Passes over the training images; 0: 15 for filters, 40 for layers."""
+    train_images: Annotated[int, Range(0)] = 0
+    """Train on so many images, chosen by the seed; 0: on all."""
+
+
+def weights_per_pair(kernels: Sequence[int]) -> int:
+    """Weights of a stack of square filters for each pair of an input and an output channel."""
+    return sum(kernel * kernel for kernel in kernels)
+
+
+def receptive_field(kernels: Sequence[int]) -> int:
+    """Side in pixels of what one output of a stack of filters, stride 1, depends on."""
+    return 1 + sum(kernel - 1 for kernel in kernels)
+
+
+def seen_by_gradient(kernels: Sequence[int]) -> int:
+    """The same, measured: the side of the square on which the gradient of the middle output is not zero."""
+    side = 2 * receptive_field(kernels) + 1
+    x = torch.zeros(1, 1, side, side, requires_grad=True)
+    y = x
+    for kernel in kernels:
+        conv = nn.Conv2d(1, 1, kernel, padding=kernel // 2, bias=False)
+        nn.init.ones_(conv.weight)
+        y = conv(y)
+    (gradient,) = torch.autograd.grad(y[0, 0, side // 2, side // 2], x)
+    rows = torch.nonzero(gradient[0, 0].any(1)).flatten()
+    return int(rows[-1] - rows[0]) + 1
+
+
+def parameters_of(backbone: str, images: Data, width: float = 1.0) -> int:
+    """Parameters of a classifier with this trunk on these images."""
+    channels, height, width_px = images.train.shape
+    with torch.random.fork_rng():
+        network = make_classifier(
+            backbone, channels, (height, width_px), len(images.train.classes), head="pooled", width=width
+        )
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def width_for(count: Callable[[float], int], parameters: int) -> float:
+    """The width of whole channels at which `count(width)`, which grows with it, is nearest to `parameters`."""
+    low, high = 4, 16 * CHANNELS  # channels
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count(middle / CHANNELS) <= parameters else (low, middle)
+    return min(low, high, key=lambda channels: abs(count(channels / CHANNELS) - parameters)) / CHANNELS
+
+
+def filter_cells(options: Options, images: Data) -> list[Cell]:
+    """A cell for each stack of filters and seed, all with about the parameters of 5x5 filters on 32 channels."""
+    parameters = parameters_of("one5x5", images)
+    cells = []
+    for backbone in KERNELS:
+        width = width_for(lambda width, backbone=backbone: parameters_of(backbone, images, width), parameters)  # type: ignore[misc]
+        for seed in options.seeds:
+            config = base_config(
+                options,
+                "adamw",
+                backbone=backbone,
+                width=width,
+                head="pooled",
+                seed=seed,
+                train_images=options.train_images,
+                **experiment.AUGMENTATION[options.pictures],
+            )
+            cells.append(Cell(f"{backbone}-seed{seed}", with_epochs(config, options.epochs)))
+    return cells
+
+
+def layer_cells(options: Options) -> list[Cell]:
+    """A cell for each kind of network, depth and seed; the shallow ones come first, since they are done first."""
+    cells = []
+    for seed in options.seeds:
+        for depth in options.depths:
+            for kind in COLOURS:
+                config = base_config(
+                    options,
+                    "sgd",
+                    backbone=f"{kind}{depth}",
+                    seed=seed,
+                    train_images=options.train_images,
+                    tta_views=1,
+                    **experiment.AUGMENTATION[options.pictures],
+                )
+                cells.append(Cell(f"{kind}{depth}-seed{seed}", with_epochs(config, options.epochs)))
+    return cells
+
+
+def with_epochs(config: Config, epochs: int) -> Config:
+    """The config with another length, of which the warm-up keeps its share; 0 leaves it."""
+    if not epochs:
+        return config
+    return dataclasses.replace(config, epochs=epochs, warmup_epochs=config.warmup_epochs * epochs / config.epochs)
+
+
+def by_backbone(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """The runs of every network, in the order in which the networks were first trained."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.cell.config.backbone, []).append(result)
+    return groups
+
+
+def filter_table(results: Sequence[Result], options: Options) -> Table:
+    """A row for each stack of filters."""
+    table = Table(box=box.SIMPLE_HEAD, caption="weights for a pair of channels; fields in pixels, computed / measured")
+    for column in ("filters", "weights", "sees", "channels", "parameters", "runs", errors_of(options)):
+        table.add_column(column, justify="left" if column == "filters" else "right")
+    for backbone, runs in by_backbone(results).items():
+        kernels = KERNELS[backbone].kernels
+        table.add_row(
+            NAMES[backbone],
+            str(weights_per_pair(kernels)),
+            f"{receptive_field(kernels)} / {seen_by_gradient(kernels)}",
+            str(round(runs[0].cell.config.width * CHANNELS)),
+            f"{runs[0].parameters:,}",
+            str(len(runs)),
+            percent(spread(run.error for run in runs)),
+        )
+    return table
+
+
+def layer_table(results: Sequence[Result], options: Options) -> Table:
+    """A row for each network."""
+    table = Table(box=box.SIMPLE_HEAD, caption="training error as augmented, over the last stretch of learning")
+    for column in ("network", "layers", "parameters", "runs", "training error", errors_of(options)):
+        table.add_column(column, justify="left" if column == "network" else "right")
+    for backbone, runs in by_backbone(results).items():
+        kind, depth = split_name(backbone)
+        errors = spread(run.error for run in runs)
+        train_errors = spread(run.train_error for run in runs)
+        table.add_row(
+            WORDS[kind], str(depth), f"{runs[0].parameters:,}", str(len(runs)), percent(train_errors), percent(errors)
+        )
+    return table
+
+
+def split_name(backbone: str) -> tuple[str, int]:
+    """Kind and depth: plain20 -> ("plain", 20)."""
+    kind = backbone.rstrip("0123456789")
+    return kind, int(backbone.removeprefix(kind))
+
+
+def draw_filters(results: Sequence[Result], options: Options, run: Run) -> None:
+    """filters.png: weights and fields of the stacks, and their errors at equal parameters."""
+    groups = by_backbone(results)
+    figure, (left, right) = experiment.new_figure(2, width=5.0)
+    labels = [NAMES[name] for name in groups]
+    for place, name in enumerate(groups):
+        kernels = KERNELS[name].kernels
+        colour = "tab:blue" if len(kernels) > 1 else "tab:orange"
+        left.bar(place, weights_per_pair(kernels), color=colour, width=0.6)
+        note = f"{weights_per_pair(kernels)}\nsees {seen_by_gradient(kernels)}x{seen_by_gradient(kernels)}"
+        left.annotate(note, (place, weights_per_pair(kernels)), ha="center", va="bottom", fontsize=9)
+        errors = [[100 * one.error for one in groups[name]]]
+        experiment.plot_spread(right, [place], errors, "", colour)
+    left.set(title="weights for each pair of channels", ylim=(0, 60))
+    several = len({round(runs[0].parameters, -3) for runs in groups.values()})
+    counts = sorted(runs[0].parameters for runs in groups.values())
+    about = f"{counts[0]:,} to {counts[-1]:,} parameters" if several > 1 else f"about {counts[0]:,} parameters each"
+    right.set(title=f"{errors_of(options)}, {about}", ylabel=f"{errors_of(options)}, %")
+    for axes in (left, right):
+        axes.set_xticks(range(len(labels)), labels)
+        axes.set_xlim(-0.6, len(labels) - 0.4)
+    figure.suptitle(f"{options.data}: bars are 95% intervals of the mean, dots are seeds", fontsize=9)
+    experiment.save_figure(figure, run.path("filters.png"))
+
+
+def draw_layers(results: Sequence[Result], options: Options, run: Run) -> None:
+    """layers.png: training error while the networks learn, and both errors against depth."""
+    groups = by_backbone(results)
+    figure, all_axes = experiment.new_figure(3, width=4.6)
+    depths = sorted({split_name(name)[1] for name in groups})
+    styles = dict(zip(depths, ("-", "--", ":", "-."), strict=False))
+    for name, runs in groups.items():
+        kind, depth = split_name(name)
+        for number, one in enumerate(runs):
+            epochs, train_errors, _ = zip(*one.curve, strict=True)
+            all_axes[0].plot(
+                epochs,
+                [100 * error for error in train_errors],
+                styles.get(depth, "-"),
+                color=COLOURS[kind],
+                label=f"{WORDS[kind]}, {depth} layers" if number == 0 else None,
+                linewidth=1.5,
+            )
+    all_axes[0].set(title="while learning", xlabel="epoch", ylabel="training error, %", yscale="log")
+    measures: list[tuple[str, Callable[[Result], float]]] = [
+        ("training error", lambda one: one.train_error),
+        (errors_of(options), lambda one: one.error),
+    ]
+    for axes, (words, measure) in zip(all_axes[1:], measures, strict=True):
+        for kind, colour in COLOURS.items():
+            rows = sorted((split_name(name)[1], runs) for name, runs in groups.items() if split_name(name)[0] == kind)
+            if rows:
+                values = [[100 * measure(one) for one in runs] for _, runs in rows]
+                experiment.plot_spread(axes, [depth for depth, _ in rows], values, WORDS[kind], colour)
+        axes.set(title=f"{words} in the end", xlabel="layers", ylabel=f"{words}, %", ylim=(0, None))
+        axes.set_xticks(depths)
+    for axes in (all_axes[0], all_axes[2]):
+        axes.legend(frameon=False, fontsize=8)
+    figure.suptitle(f"{options.data}: bars are 95% intervals of the mean, dots are seeds", fontsize=9)
+    experiment.save_figure(figure, run.path("layers.png"))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Both grids, as far as they come; then tables, figures and results.json of what is there."""
+    options = configure(
+        Options,
+        {},
+        argv,
+        __doc__ or "",
+        kind=KIND,
+        default_name=lambda options: experiment.default_name(KIND, options),
+        changeable=experiment.CHANGEABLE | {"part", "depths"},
+    )
+    if wrong := [depth for depth in options.depths if depth % 6 != 2]:
+        raise UserError(f"--depths cannot be {wrong[0]}: these networks have 6n + 2 layers, as 20, 56 and 110.")
+    images = experiment.load_data(
+        base_config(options, "adamw", train_images=options.train_images, seed=options.seeds[0])
+    )
+    filters = filter_cells(options, images) if options.part != "layers" else []
+    layers = layer_cells(options) if options.part != "filters" else []
+    console = Console()
+    with Run(options, kind=KIND, name=options.name, resume=options.resume, quiet=options.quiet) as run:
+        done_filters = experiment.train_cells(run, filters, points=1)
+        done_layers = experiment.train_cells(run, layers, points=20)
+        if done_filters:
+            console.print(filter_table(done_filters, options))
+            draw_filters(done_filters, options, run)
+        if done_layers:
+            console.print(layer_table(done_layers, options))
+            draw_layers(done_layers, options, run)
+        experiment.save_results(run, options, [*done_filters, *done_layers])
+        run.close(
+            experiment.closing(
+                run, len(done_filters) + len(done_layers), len(filters) + len(layers), "python -m vision.depth"
+            )
+        )
+
+
+if __name__ == "__main__":
+    entry(main)
