@@ -72,7 +72,7 @@ class Depth:
     """A rectified feature map."""
 
     name: str
-    """The convolution before it, as the network names it."""
+    """The convolution before it, as the backbone names it."""
     shape: tuple[int, int, int]
     """(C, H, W)."""
     rows: Span
@@ -92,7 +92,7 @@ class _Follow(TorchDispatchMode):
     """Notes the receptive field of every map that is made from the image."""
 
     def __init__(self, image: Tensor) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch left it without annotations
         pixel = Span(1, 0, 0)
         self.layer = "image"
         self.depths: list[Depth] = []
@@ -195,7 +195,7 @@ def depths_of(network: nn.Module, image_shape: tuple[int, int, int]) -> list[Dep
 
     def enter(name: str) -> Callable[..., None]:
         def hook(*_: object) -> None:
-            follow.layer = name
+            follow.layer = name.removeprefix("backbone.")
 
         return hook
 
@@ -207,7 +207,9 @@ def depths_of(network: nn.Module, image_shape: tuple[int, int, int]) -> list[Dep
         stack.enter_context(follow)
         torch.func.functional_call(network, shapes_only, image)
     if not follow.depths:
-        raise UserError("This network has no ReLU whose feature map could be looked at; give a run of another backbone.")
+        raise UserError(
+            "This network has no ReLU whose feature map could be looked at; give a run of another backbone."
+        )
     return follow.depths
 
 

@@ -61,11 +61,11 @@ def occlusion(
 
     rows_hH, columns_wW = hidden(row_h, height), hidden(column_w, width)
     mask = (rows_hH[:, None, :, None] & columns_wW[None, :, None, :]).flatten(0, 1)  # (h * w, H, W)
-    found = []
     with torch.no_grad():
-        for part in mask.split(batch_size):
-            found.append(probability(x_CHW[None].masked_fill(part[:, None].to(x_CHW.device), 0.0)))
-    return torch.cat(found).view(len(row_h), len(column_w))
+        left = [
+            probability(x_CHW[None].masked_fill(part[:, None].to(x_CHW.device), 0.0)) for part in mask.split(batch_size)
+        ]
+    return torch.cat(left).view(len(row_h), len(column_w))
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,9 @@ def most_exciting(
     excited = []
     for place, (value_CM, image_CM, position_CM) in zip(places, best, strict=True):
         width = depths[place].shape[2]
-        position_CM = compute.host(position_CM)
-        excited.append(
-            Excited(
-                depths[place], compute.host(value_CM), compute.host(image_CM), position_CM // width, position_CM % width
-            )
-        )
+        place_CM = compute.host(position_CM)
+        row_CM, column_CM = place_CM // width, place_CM % width
+        excited.append(Excited(depths[place], compute.host(value_CM), compute.host(image_CM), row_CM, column_CM))
     return excited
 
 

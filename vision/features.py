@@ -90,9 +90,9 @@ def draw_filters(before: Tensor, after: Tensor) -> Figure:
     number = min(len(after), MOST_FILTERS)
     columns = 8 if number > 4 else number
     rows = -(-number // columns)
-    figure = Figure(figsize=(9.6, 1.0 + 0.55 * rows), layout="constrained")
-    panels = figure.subfigures(1, 2, wspace=0.04)
-    for panel, title, filters in zip(panels, ("before learning", "after learning"), (before, after), strict=True):
+    figure = Figure(figsize=(9.6, 0.4 + 0.6 * rows), layout="constrained")
+    panels = figure.subfigures(1, 2, squeeze=False, wspace=0.04)
+    for panel, title, filters in zip(panels.flat, ("before learning", "after learning"), (before, after), strict=True):
         panel.suptitle(title, fontsize=11)
         for index, axes in enumerate(panel.subplots(rows, columns, squeeze=False).flat):
             axes.set_axis_off()
@@ -134,7 +134,7 @@ def draw_patches(images: ImageSet, excited: Sequence[Excited], channels: Sequenc
 
     across = 2 if len(excited) > 1 else 1
     down = -(-len(excited) // across)
-    rows = max(1, *(len(chosen) for chosen in channels), 1)
+    rows = max(1, *map(len, channels))
     figure = Figure(figsize=(across * (0.58 * most + 0.5), down * (0.58 * rows + 0.5)), layout="constrained")
     panels = figure.subfigures(down, across, squeeze=False, wspace=0.03, hspace=0.02).flat
     for number, (panel, found, chosen) in enumerate(zip(panels, excited, channels, strict=False), start=1):

@@ -6,8 +6,8 @@
 
 Jia 2014, "Learning Semantic Image Representations at a Large Scale" (the thesis behind Caffe), shows AlexNet's time by
 layer, and that convolutions and fully connected layers take 95% of it on a GPU and 89% on a CPU: both together. Here
-every layer is timed by itself, on the input that it had in a real pass; layers take turns, medians count. Then the whole
-network, as it is and in bfloat16, channels_last, compiled. Weights are random: time does not depend on them.
+every layer is timed by itself, on the input that it had in a real pass; layers take turns, medians count. Then the
+whole network, as it is and in bfloat16, channels_last, compiled. Weights are random: time does not depend on them.
 
 The table goes to the terminal, picture and numbers to runs/layer-times/<backbone>-<device>.{png,json}.
 """
@@ -267,7 +267,7 @@ def draw_whole(axes: Axes, whole: dict[str, dict[str, float]]) -> None:
         ratio = whole["float32"]["median"] / whole[name]["median"]
         told = f"{medians[y]:.3g} ms" + ("" if name == "float32" else f", {ratio:.2f} times as fast")
         axes.text(0.02, y + 0.42, told, transform=axes.get_yaxis_transform(), fontsize=7, va="center")
-    axes.set_yticks(place, [name.replace(" ", "\n", 1) for name in whole], fontsize=8)
+    axes.set_yticks(place, [name.replace(" ", "\n") for name in whole], fontsize=8)
     axes.set_xlabel("ms, median; line: least to most", fontsize=8)
     axes.set_title("whole network", fontsize=9, loc="left")
     axes.margins(y=0.08)
@@ -312,7 +312,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         "machine": machine,
         "versions": describe_versions(),
     }
-    on = machine["gpus"][base.torch_device.index or 0] if base.torch_device.type == "cuda" else f"{base.threads} threads"
+    on = (
+        machine["gpus"][base.torch_device.index or 0]
+        if base.torch_device.type == "cuda"
+        else f"CPU, threads: {base.threads}"
+    )
     title = f"{options.backbone}, {options.batch_size} images of {options.image_size}x{options.image_size}, {on}"
     stem = f"{options.backbone}-{base.torch_device.type}"
     written = [

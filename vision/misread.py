@@ -86,7 +86,9 @@ def report(scores: Scores, classes: Sequence[str]) -> dict[str, dict[str, float]
 def mistakes_table(rows: Sequence[dict[str, Any]], most: int, number: int) -> Table:
     """A row for each of the first mistakes."""
     shown = rows[:most]
-    title = f"{len(rows)} of {number:,} misread" + (f", the {len(shown)} most confident" if len(shown) < len(rows) else "")
+    title = f"{len(rows)} of {number:,} misread" + (
+        f", the {len(shown)} most confident" if len(shown) < len(rows) else ""
+    )
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     for column in ("image", "label", "guess", "confidence", "of the label"):
         table.add_column(column, justify="right", overflow="fold")

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -32,6 +31,7 @@ KINDS: Mapping[str, tuple[str, str]] = {  # by function: kind, and how a layer o
     "local_response_norm": ("normalisation", "norm"),
     "dropout": ("dropout", "drop"),
 }
+SETTLE_SECONDS = 0.005  # libraries' threads spin for a while after their work, and would be in the next one's way
 OTHER = "other"  # sums of shortcuts, joins of branches, changes of shape
 
 
@@ -102,6 +102,7 @@ def median_seconds(
         for turn in range(warm_up + rounds):
             for key, run in work.items():
                 wait()
+                time.sleep(SETTLE_SECONDS)
                 began = time.perf_counter()
                 for _ in range(repeats.get(key, 1)):
                     run()
@@ -134,11 +135,11 @@ def shares(seconds: Sequence[tuple[str, float]]) -> Shares:
     Raises:
         ValueError: no time at all.
     """
-    total = sum(time for _, time in seconds)
+    total = sum(each for _, each in seconds)
     if total <= 0:
         raise ValueError("the layers took no time")
-    convolution = sum(time for kind, time in seconds if kind == CONVOLUTION)
-    connected = sum(time for kind, time in seconds if kind == CONNECTED)
+    convolution = sum(each for kind, each in seconds if kind == CONVOLUTION)
+    connected = sum(each for kind, each in seconds if kind == CONNECTED)
     rest = total - connected
     return Shares(
         convolution / total, connected / total, (convolution + connected) / total, convolution / rest if rest else 0.0
