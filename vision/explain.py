@@ -127,7 +127,7 @@ def cut_out(image_CHW: Tensor, depth: Depth, row: int, column: int) -> tuple[Ten
     """What one position of a map sees of an image: a window (C, a, b), and which of its pixels are seen (a, b).
 
     The window is the receptive field as it lies, 0 where it stands out of the image; along an axis where the field is
-    larger than the image, the window is the image.
+    no smaller than the image, the window is the image.
     """
     channels, height, width = image_CHW.shape
     rows, columns = _axis(depth.rows, row, height), _axis(depth.columns, column, width)

@@ -206,10 +206,11 @@ def compare(candidates: Sequence[Candidate], trained: Trained, images: ImageSet,
 def table(results: Sequence[Result]) -> Table:
     """A row for each."""
     first = results[0]
-    table = Table(box=box.SIMPLE_HEAD)
+    caption = "points, agrees and times: against the first row"
+    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
     table.add_column("precision", no_wrap=True)
     table.add_column("by", no_wrap=True)
-    for column in ("error", "points more", "agrees", "kB", "images/s", "times"):
+    for column in ("error", "points", "agrees", "kB", "images/s", "times"):
         table.add_column(column, justify="right", no_wrap=True)
     for result in results:
         table.add_row(
