@@ -137,6 +137,9 @@ def test_random_maps_stay_within_what_was_asked() -> None:
     shift = -(maps[:, :, :2].mT @ maps[:, :, 2:])[:, :, 0]  # back through the rotation
     assert shift[:, 0].abs().max() <= 1.001
     assert 1.95 < shift[:, 1].abs().max() <= 2.001
+    lean = Augment(shear_degrees=20)._maps(x, seeded())[:, 0, 1].neg().atan()
+    assert torch.rad2deg(lean).min() < -19.5
+    assert 19.5 < torch.rad2deg(lean).max() <= 20.001
     scale = Augment(scale=0.3)._maps(x, seeded())[:, 0, 0].reciprocal()
     assert 0.7 <= scale.min() < 0.71
     assert 1.29 < scale.max() <= 1.3001
@@ -163,12 +166,12 @@ def test_a_field_moves_pixels() -> None:
     torch.testing.assert_close(warp(x, one_map(), field)[..., :-2], x[..., 2:])
 
 
-def test_crops_are_windows_of_a_mirrored_margin() -> None:
+def test_crops_are_windows_of_a_margin_that_continues_the_edge() -> None:
     x = pictures(2, 3, 6, 8)
     cut = crop(x, 2, torch.tensor([[2, 2], [0, 4]]))
     assert torch.equal(cut[0], x[0])
     assert torch.equal(cut[1, :, 2:, :-2], x[1, :, :-2, 2:])
-    assert torch.equal(cut[1, :, 0], torch.cat([x[1, :, 2, 2:], x[1, :, 2, [6, 5]]], 1))
+    assert torch.equal(cut[1, :, 0], torch.cat([x[1, :, 0, 2:], x[1, :, 0, -1:].expand(3, 2)], 1))
 
 
 def test_crop_reaches_every_place() -> None:
