@@ -1,0 +1,38 @@
+"""A finished run that all tests of programs about classifiers may read; whoever writes takes a copy."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+
+import pytest
+
+from core.data import glyphs
+from vision import classify
+
+FEW = {"train": 1200, "test": 400}  # thousands of digits take seconds to draw, each time
+TINY_GLYPHS = (
+    *("--name", "tiny", "--validation-images", "200", "--epochs", "3", "--batch-size", "20", "--dropout", "0"),
+    *("--warmup-epochs", "1", "--seed", "3", "--no-test", "--quiet"),
+    *("--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1"),
+)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder runs/tiny of a run on 1,000 drawn digits, made by the program itself. Not to be written to."""
+    root = tmp_path_factory.mktemp("finished")
+    with contextlib.chdir(root), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(glyphs, "NUMBER", FEW)
+        classify.main(TINY_GLYPHS)
+    return root / "runs" / "tiny"
+
+
+@pytest.fixture
+def tiny_run(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same run, as runs/tiny in a working folder of the test's own."""
+    monkeypatch.setattr(glyphs, "NUMBER", FEW)
+    shutil.copytree(finished_run, tmp_path / "runs" / "tiny", ignore=shutil.ignore_patterns("tensorboard"))
+    monkeypatch.chdir(tmp_path)
+    return Path("runs/tiny")

@@ -1,0 +1,99 @@
+"""The program that times layers: its files, what they hold, its sentences."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from core.classifier import make_classifier
+from core.compute import Compute
+from core.config import UserError
+from vision import layer_times
+
+TINY = (
+    *("--backbone", "deep_cnn", "--image-size", "16", "--channels", "1", "--classes", "10", "--batch-size", "2"),
+    *("--rounds", "2", "--no-compiled", "--device", "cpu", "--threads", "1"),
+)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_tables_picture_and_numbers(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    layer_times.main(TINY)
+    shown = capsys.readouterr().out
+    content = json.loads((here / "runs/layer-times/deep_cnn-cpu.json").read_text())
+    names = [layer["name"] for layer in content["layers"] if layer["kind"] in {"convolution", "fully connected"}]
+    assert names == ["conv1", "conv2", "conv3", "conv4", "conv5", "conv6", "fc7", "fc8"]
+    assert all(layer[key] > 0 for layer in content["layers"] for key in ("float32", "bfloat16"))
+    for precision in ("float32", "bfloat16"):
+        seconds = dict.fromkeys(("convolution", "fully connected"), 0.0)
+        for layer in content["layers"]:
+            seconds[layer["kind"]] = seconds.get(layer["kind"], 0.0) + layer[precision]
+        total, found = sum(seconds.values()), content["shares"][precision]
+        assert found["convolution"] == pytest.approx(seconds["convolution"] / total)
+        assert found["both"] == pytest.approx((seconds["convolution"] + seconds["fully connected"]) / total)
+        assert found["convolution_without_connected"] == pytest.approx(
+            seconds["convolution"] / (total - seconds["fully connected"])
+        )
+        assert f"{found['both']:.1%}" in shown
+    assert list(content["whole"]) == ["float32", "float32 channels_last", "bfloat16", "bfloat16 channels_last"]
+    assert all(0 < times["least"] <= times["median"] <= times["most"] for times in content["whole"].values())
+    assert "runs/layer-times/deep_cnn-cpu.png" in shown
+    with Image.open(here / "runs/layer-times/deep_cnn-cpu.png") as picture:
+        assert np.asarray(picture.convert("L")).std() > 5
+
+
+def test_what_is_compiled_and_what_is_not() -> None:
+    base = Compute()
+    assert [name for name, c in layer_times.candidates(base, compiled=False).items() if c.compile] == []
+    compiled = {name: c for name, c in layer_times.candidates(base, compiled=True).items() if c.compile}
+    assert list(compiled) == ["float32 compiled", "bfloat16 channels_last compiled"]
+    assert compiled["bfloat16 channels_last compiled"].channels_last
+    assert compiled["bfloat16 channels_last compiled"].precision == "bfloat16"
+
+
+def test_copies_leave_the_network_as_it_is() -> None:
+    network = make_classifier("deep_cnn", 1, 16, 10)
+    copied = layer_times.prepared(network, Compute(precision="bfloat16", channels_last=True))
+    assert {parameter.dtype for parameter in copied.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+    assert not copied.training
+
+
+def test_a_compiler_that_fails_is_a_remark(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("internal compiler error\nwith details")
+
+    monkeypatch.setattr(torch, "compile", lambda network: Broken())
+    network = make_classifier("deep_cnn", 1, 16, 10)
+    computes = {"float32": Compute(), "float32 compiled": Compute(compile=True)}
+    whole, remarks = layer_times.time_whole(network, torch.zeros(1, 1, 16, 16), computes, rounds=1)
+    assert list(whole) == ["float32"]
+    assert remarks == ["float32 compiled failed: internal compiler error"]
+
+
+def test_only_the_longest_of_many_layers_are_drawn() -> None:
+    layers = [layer_times.Layer(f"conv{n}", "convolution", 1e-3 * n, 1e-3) for n in range(1, 60)]
+    figure = layer_times.draw(layers, {"float32": {"median": 1.0, "least": 0.9, "most": 1.1}}, "many")
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == [f"conv{n}" for n in range(60 - layer_times.MOST_BARS, 60)]
+    assert f"without {59 - layer_times.MOST_BARS} short ones" in figure.axes[0].get_title(loc="left")
+
+
+def test_mistakes_get_a_sentence(here: Path) -> None:
+    with pytest.raises(UserError, match=r"There is no backbone 'alexnett' \(did you mean alexnet\?\)"):
+        layer_times.main(["--backbone", "alexnett", "--no-compiled", "--device", "cpu"])
+    with pytest.raises(UserError, match="--batch-size cannot be 0"):
+        layer_times.main(["--batch-size", "0"])
+    assert list(here.iterdir()) == []

@@ -1,0 +1,338 @@
+"""Layer times: where a network's forward pass spends its time.
+
+    python -m vision.layer_times --backbone alexnet
+    python -m vision.layer_times --backbone resnet50 --batch-size 4
+    python -m vision.layer_times --backbone deep_cnn --image-size 28 --channels 1 --classes 10 --batch-size 100
+
+Jia 2014, "Learning Semantic Image Representations at a Large Scale" (the thesis behind Caffe), shows AlexNet's time by
+layer, and that convolutions and fully connected layers take 95% of it on a GPU and 89% on a CPU: both together. Here
+every layer is timed by itself, on the input that it had in a real pass; layers take turns, medians count. Then the
+whole network, as it is and in bfloat16, channels_last, compiled. Weights are random: time does not depend on them.
+
+The table goes to the terminal, picture and numbers to runs/layer-times/<backbone>-<device>.{png,json}.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from core.classifier import Classifier, make_classifier
+from core.compute import Compute
+from core.config import Range, UserError, brief, entry, parse
+from core.machine import describe_machine, describe_versions
+from vision.timing import CONNECTED, CONVOLUTION, OTHER, Shares, calls_of, median_seconds, middle, shares
+from vision.trained import out_folder, write_figure, write_json
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = {
+    CONVOLUTION: "#3b6fb6",
+    CONNECTED: "#d9822b",
+    "ReLU": "#6aa84f",
+    "pooling": "#8e63b5",
+    "normalisation": "#c24b6e",
+    "dropout": "#9a9a9a",
+    OTHER: "#9a9a9a",
+}
+MOST_BARS = 28  # with more layers only the longest are drawn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to time, and how."""
+
+    backbone: str = "alexnet"
+    """The network, by its name in core.backbones, with its paper's own classifier."""
+    image_size: Annotated[int, Range(8, 1024)] = 224
+    """Height and width of the images, in pixels."""
+    channels: Annotated[int, Range(1, 16)] = 3
+    """Channels of the images."""
+    classes: Annotated[int, Range(2)] = 1000
+    """Classes to tell apart."""
+    batch_size: Annotated[int, Range(1)] = 16
+    """Images in a pass."""
+    rounds: Annotated[int, Range(1)] = 15
+    """Turns of each layer, whose median counts."""
+    compiled: bool = True
+    """Time the compiled network too; compilation takes a minute."""
+    out: str = ""
+    """Folder for the files; empty: runs/layer-times."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:<n> or mps."""
+    threads: Annotated[int, Range(0)] = 0
+    """CPU threads; 0: as many as there are cores."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer's time in seconds, in float32 and in bfloat16."""
+
+    name: str
+    kind: str
+    float32: float
+    bfloat16: float
+
+
+def candidates(base: Compute, compiled: bool) -> dict[str, Compute]:
+    """How the whole network is run, by name.
+
+    Raises:
+        UserError: `compiled`, and there is no compiler.
+    """
+    found = {
+        "float32": base,
+        "float32 channels_last": dataclasses.replace(base, channels_last=True),
+        "bfloat16": dataclasses.replace(base, precision="bfloat16"),
+        "bfloat16 channels_last": dataclasses.replace(base, precision="bfloat16", channels_last=True),
+    }
+    if compiled:
+        Compute.choose(  # says so where nothing can be compiled
+            device=base.device, precision="float32", compile="on", threads=base.threads, train_step=None
+        )
+        found |= {
+            f"{name} compiled": dataclasses.replace(found[name], compile=True)
+            for name in ("float32", "bfloat16 channels_last")
+        }
+    return found
+
+
+def prepared(classifier: Classifier, compute: Compute) -> Classifier:
+    """A copy in the candidate's type and layout. Weights are converted once, as one would before serving."""
+    return compute.module(copy.deepcopy(classifier).to(compute.dtype).eval())
+
+
+def time_layers(classifier: Classifier, x: Tensor, base: Compute, rounds: int) -> list[Layer]:
+    """Every layer in float32 as it is, and in bfloat16 with channels_last."""
+    seconds: list[list[float]] = []
+    names: list[tuple[str, str]] = []
+    for compute in (base, dataclasses.replace(base, precision="bfloat16", channels_last=True)):
+        calls = calls_of(prepared(classifier, compute), compute.layout(x))
+        names = [(call.name, call.kind) for call in calls]
+        # A GPU's layers take microseconds; repeated, they are longer than the clock is rough.
+        repeat = 1e-3 if compute.torch_device.type != "cpu" else 0.0
+        found = median_seconds(
+            {place: call.run for place, call in enumerate(calls)}, rounds, warm_up=3, least_seconds=repeat
+        )
+        seconds.append([middle(found[place]) for place in range(len(calls))])
+    return [Layer(*name, *times) for name, times in zip(names, zip(*seconds, strict=True), strict=True)]
+
+
+def time_whole(
+    classifier: Classifier, x: Tensor, computes: dict[str, Compute], rounds: int
+) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Median, least and largest seconds of a pass by candidate; and a remark where one could not be run."""
+    work: dict[str, Callable[[], object]] = {}
+    remarks = []
+    for name, compute in computes.items():
+        network, images = prepared(classifier, compute), compute.layout(x)
+        run = compute.function(network)
+        try:
+            with torch.no_grad():
+                run(images)
+        except Exception as error:
+            if not compute.compile:
+                raise
+            # Whatever the compiler stumbles over, the rest can be timed without it.
+            remarks.append(f"{name} failed: {brief(error)}")
+            continue
+        work[name] = lambda run=run, images=images: run(images)  # type: ignore[misc]
+    found = median_seconds(work, rounds, warm_up=3)
+    return {
+        name: {"median": middle(times), "least": min(times), "most": max(times)} for name, times in found.items()
+    }, remarks
+
+
+# ---- table and picture
+
+
+def layer_table(layers: Sequence[Layer]) -> Table:
+    """A row for each layer that takes at least a thousandth of the time."""
+    total, total_bf16 = sum(layer.float32 for layer in layers), sum(layer.bfloat16 for layer in layers)
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("layer", "kind"):
+        table.add_column(column)
+    for column in ("float32 ms", "share", "bfloat16 ms", "share"):
+        table.add_column(column, justify="right")
+    for layer in layers:
+        if max(layer.float32 / total, layer.bfloat16 / total_bf16) >= 1e-3:
+            table.add_row(
+                layer.name,
+                layer.kind,
+                f"{1e3 * layer.float32:.3f}",
+                f"{layer.float32 / total:.1%}",
+                f"{1e3 * layer.bfloat16:.3f}",
+                f"{layer.bfloat16 / total_bf16:.1%}",
+            )
+    table.add_section()
+    table.add_row("all", "", f"{1e3 * total:.3f}", "", f"{1e3 * total_bf16:.3f}", "")
+    return table
+
+
+def share_table(by_precision: dict[str, Shares]) -> Table:
+    """The splits: what is counted, and of what."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("share of the time")
+    for name in by_precision:
+        table.add_column(name, justify="right")
+    rows = {
+        "convolutions and fully connected layers, of all": "both",
+        "convolutions, of all": "convolution",
+        "fully connected layers, of all": "connected",
+        "convolutions, of all but the fully connected": "convolution_without_connected",
+    }
+    for title, field in rows.items():
+        table.add_row(title, *(f"{getattr(found, field):.1%}" for found in by_precision.values()))
+    return table
+
+
+def whole_table(whole: dict[str, dict[str, float]], batch_size: int) -> Table:
+    """A row for each way to run the whole network."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("whole network")
+    for column in ("median ms", "from", "to", "images/s", "times float32"):
+        table.add_column(column, justify="right")
+    for name, times in whole.items():
+        table.add_row(
+            name,
+            *(f"{1e3 * times[key]:.2f}" for key in ("median", "least", "most")),
+            f"{batch_size / times['median']:,.0f}",
+            f"{whole['float32']['median'] / times['median']:.2f}",
+        )
+    return table
+
+
+def draw(layers: Sequence[Layer], whole: dict[str, dict[str, float]], title: str) -> Figure:
+    """Bars by layer, in float32 and bfloat16, and bars for the whole network."""
+    from matplotlib.figure import Figure
+
+    longest = sorted(layers, key=lambda layer: -max(layer.float32, layer.bfloat16))[:MOST_BARS]
+    shown = [layer for layer in layers if layer in longest and layer.kind != "dropout"]
+    figure = Figure(figsize=(11, 1.6 + 0.21 * max(len(shown), 14)), layout="constrained")
+    figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
+    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
+    draw_layers(left, shown, len(layers) - len(shown), sum(layer.float32 for layer in layers))
+    draw_whole(right, whole)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.invert_yaxis()
+    return figure
+
+
+def draw_layers(axes: Axes, layers: Sequence[Layer], omitted: int, total: float) -> None:
+    """Two bars for each layer, coloured by kind."""
+    from matplotlib.patches import Patch
+
+    place = range(len(layers))
+    colours = [COLOURS[layer.kind] for layer in layers]
+    axes.barh([y - 0.2 for y in place], [1e3 * layer.float32 for layer in layers], 0.4, color=colours)
+    axes.barh([y + 0.2 for y in place], [1e3 * layer.bfloat16 for layer in layers], 0.4, color=colours, alpha=0.45)
+    for y, layer in zip(place, layers, strict=True):
+        if layer.float32 / total >= 0.01:
+            axes.annotate(
+                f"{layer.float32 / total:.0%}",
+                (1e3 * layer.float32, y - 0.2),
+                (3, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=7,
+            )
+    axes.set_yticks(list(place), [layer.name for layer in layers], fontsize=8)
+    axes.set_xlabel("ms; dark: float32 with its share, pale: bfloat16 channels_last", fontsize=8)
+    axes.set_title("by layer" + (f", without {omitted} short ones" if omitted else ""), fontsize=9, loc="left")
+    kinds = dict.fromkeys(layer.kind for layer in layers)
+    axes.legend(handles=[Patch(color=COLOURS[kind], label=kind) for kind in kinds], fontsize=8, frameon=False)
+
+
+def draw_whole(axes: Axes, whole: dict[str, dict[str, float]]) -> None:
+    """A bar for each way to run the network; the thin line reaches from the quickest to the slowest pass."""
+    place = list(range(len(whole)))
+    medians = [1e3 * times["median"] for times in whole.values()]
+    below = [1e3 * (times["median"] - times["least"]) for times in whole.values()]
+    above = [1e3 * (times["most"] - times["median"]) for times in whole.values()]
+    axes.barh(place, medians, 0.55, color="#54606e", xerr=[below, above], error_kw={"lw": 0.8, "ecolor": "0.55"})
+    for y, name in enumerate(whole):
+        ratio = whole["float32"]["median"] / whole[name]["median"]
+        told = f"{medians[y]:.3g} ms" + ("" if name == "float32" else f", {ratio:.2f} times as fast")
+        axes.text(0.02, y + 0.42, told, transform=axes.get_yaxis_transform(), fontsize=7, va="center")
+    axes.set_yticks(place, [name.replace(" ", "\n") for name in whole], fontsize=8)
+    axes.set_xlabel("ms, median; line: least to most", fontsize=8)
+    axes.set_title("whole network", fontsize=9, loc="left")
+    axes.margins(y=0.08)
+
+
+# ---- the program
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Time the layers, then the whole; tables, picture, and where the files are."""
+    options = parse(Options, {}, argv, __doc__ or "")
+    base = Compute.choose(
+        device=options.device, precision="float32", compile="off", threads=options.threads, train_step=None
+    )
+    console, remarks = Console(), []
+    try:
+        computes = candidates(base, options.compiled)
+    except UserError as error:
+        remarks.append(f"not compiled: {error}")
+        computes = candidates(base, compiled=False)
+    torch.manual_seed(0)
+    classifier = make_classifier(options.backbone, options.channels, options.image_size, options.classes)
+    x = torch.randn(options.batch_size, options.channels, options.image_size, options.image_size)
+    x = x.to(base.torch_device)
+    folder = out_folder(options.out, Path("runs") / "layer-times")
+    with Console(stderr=True).status(f"timing {options.backbone} on {base.device}"):
+        layers = time_layers(classifier, x, base, options.rounds)
+        whole, failures = time_whole(classifier, x, computes, options.rounds)
+    by_precision = {
+        "float32": shares([(layer.kind, layer.float32) for layer in layers]),
+        "bfloat16": shares([(layer.kind, layer.bfloat16) for layer in layers]),
+    }
+    machine = describe_machine()
+    content: dict[str, Any] = {
+        "options": dataclasses.asdict(options),
+        "device": base.device,
+        "threads": base.threads,
+        "layers": [dataclasses.asdict(layer) for layer in layers],
+        "shares": {name: dataclasses.asdict(found) for name, found in by_precision.items()},
+        "whole": whole,
+        "remarks": remarks + failures,
+        "machine": machine,
+        "versions": describe_versions(),
+    }
+    on = (
+        machine["gpus"][base.torch_device.index or 0]
+        if base.torch_device.type == "cuda"
+        else f"CPU, threads: {base.threads}"
+    )
+    title = f"{options.backbone}, {options.batch_size} images of {options.image_size}x{options.image_size}, {on}"
+    stem = f"{options.backbone}-{base.torch_device.type}"
+    written = [
+        write_json(folder / f"{stem}.json", content),
+        write_figure(folder / f"{stem}.png", draw(layers, whole, title)),
+    ]
+    console.print(title, highlight=False)
+    for table in (layer_table(layers), share_table(by_precision), whole_table(whole, options.batch_size)):
+        console.print(table)
+    told = sum(layer.float32 for layer in layers) / whole["float32"]["median"]
+    console.print(f"float32: the layers, each by itself, take {told:.0%} of the whole pass's time", highlight=False)
+    for line in remarks + failures:
+        console.print(line, highlight=False)
+    for path in written:
+        print(path, flush=True)
+
+
+if __name__ == "__main__":
+    entry(main)
