@@ -1,0 +1,79 @@
+"""The discriminator's trunk of DCGAN: Radford et al. 2016, "Unsupervised Representation Learning with Deep Convolutional
+Generative Adversarial Networks", section 3, in the form of PyTorch's tutorial.
+
+4x4 convolutions of stride 2 with leaky ReLU of slope 0.2, BatchNorm behind all but the first; weights N(0, 0.02), gains
+N(1, 0.02). 64x64 becomes 4x4 of 512 channels; with the last 4x4 convolution to one number on top, a discriminator of
+colour images has 2,765,568 parameters.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from core.backbones.base import Backbone, scaled
+from core.config import UserError
+
+Norm = Literal["batch", "spectral", "none"]
+_LEAST, _MOST = 28, 256
+
+
+def layout(image_size: int | tuple[int, int], width: float = 1.0) -> list[tuple[int, tuple[int, int]]]:
+    """Channels and size (H, W) behind each convolution, which a generator follows backwards.
+
+    Halved until the shorter side is 4 to 7 pixels; channels double from 64 to 512 and stay there. 64x64 gives
+    (64, (32, 32)), (128, (16, 16)), (256, (8, 8)), (512, (4, 4)).
+
+    Raises:
+        UserError: a side below 28 or above 256 pixels.
+    """
+    height, wide = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if min(height, wide) < _LEAST or max(height, wide) > _MOST:
+        raise UserError(
+            f"Images of {height}x{wide} pixels do not fit the backbone dcgan: "
+            f"it takes sides of {_LEAST} to {_MOST} pixels; choose another --image-size."
+        )
+    places = []
+    while min(height, wide) >= 8:
+        height, wide = height // 2, wide // 2
+        places.append((scaled(64 * min(8, 2 ** len(places)), width), (height, wide)))
+    return places
+
+
+class Dcgan(Backbone):
+    """As many convolutions as `layout` says.
+
+    Args:
+        width: factor on the channels (the tutorial's ndf is 64 * width).
+        norm: "batch" as the paper, "spectral" (Miyato et al. 2018) or "none"; the last two have biases instead.
+    """
+
+    def __init__(
+        self, in_channels: int, image_size: int | tuple[int, int], *, width: float = 1.0, norm: Norm = "batch"
+    ) -> None:
+        super().__init__(in_channels, image_size)
+        self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
+        for place, (channels, _) in enumerate(layout(self.image_size, width)):
+            conv = nn.Conv2d(in_channels, channels, 4, 2, 1, bias=norm != "batch")
+            nn.init.normal_(conv.weight, std=0.02)
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
+            if norm == "batch" and place:
+                batch_norm = nn.BatchNorm2d(channels)
+                nn.init.normal_(batch_norm.weight, mean=1.0, std=0.02)
+                self.norms.append(batch_norm)
+            else:
+                self.norms.append(nn.Identity())
+            self.convs.append(spectral_norm(conv) if norm == "spectral" else conv)
+            in_channels = channels
+        self._measure()
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        maps = []
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = F.leaky_relu(norm(conv(x)), 0.2)
+            maps.append(x)
+        return maps

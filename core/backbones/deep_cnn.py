@@ -1,0 +1,51 @@
+"""The deep CNN of the book: *Deep Learning from Scratch*, chapter 8, after Simonyan and Zisserman's VGG.
+
+3x3 filters in pairs of 16, 32 and 64 channels, each pair followed by a 2x2 max-pool; He initialisation. The fourth
+convolution is padded by 2, so that 28x28 becomes 14, 16, 8 and 4. With its head of 50 hidden units and ten classes it
+has 123,552 parameters.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from core.backbones.base import Backbone, he_init, scaled
+from core.backbones.heads import FlatHead
+
+
+class DeepCnn(Backbone):
+    """Six convolutions. `width` multiplies the channels and the hidden units of the head."""
+
+    name = "deep_cnn"
+
+    def __init__(self, in_channels: int, image_size: int | tuple[int, int], *, width: float = 1.0) -> None:
+        super().__init__(in_channels, image_size)
+        self.width = width
+        layers: list[nn.Module] = []
+        for pair, channels in enumerate((16, 32, 64)):
+            out_channels = scaled(channels, width)
+            layers += [
+                nn.Conv2d(in_channels, out_channels, 3, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(out_channels, out_channels, 3, padding=2 if pair == 1 else 1),
+                # ReLU and maximum may change places, and behind the pool ReLU has a quarter of the work.
+                nn.MaxPool2d(2),
+                nn.ReLU(),
+            ]
+            in_channels = out_channels
+        self.layers = nn.Sequential(*layers)
+        he_init(self)
+        self._measure()
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        maps = []
+        for place, layer in enumerate(self.layers):
+            x = layer(x)
+            if place % 5 == 4:
+                maps.append(x)
+        return maps
+
+    def paper_head(self, classes: int, dropout: float | None) -> nn.Module:
+        """50 hidden units, half of them dropped."""
+        dropout = 0.5 if dropout is None else dropout
+        return FlatHead(self.out_channels, self.out_size, [scaled(50, self.width)], classes, dropout)

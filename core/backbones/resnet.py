@@ -1,0 +1,211 @@
+"""Residual networks: He et al. 2016, "Deep Residual Learning for Image Recognition".
+
+`resnet18`, 34, 50, 101, 152: table 1, for ImageNet, as torchvision publishes them (its bottlenecks stride in the 3x3
+convolution); resnet50 has 25,557,032 parameters at 1,000 classes.
+`resnet20`, 32, 44, 56, 110 and any other 6n+2: section 4.2, for CIFAR-10, with shortcuts that have no weights (option
+A); resnet20 has 269,722 parameters at 10 classes.
+`plain20` and any other 6n+2: the same without shortcuts, which is what they are for.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.backbones.base import Backbone, Stem, he_init, scaled
+
+
+class _Block(nn.Module):
+    """What basic block and bottleneck have in common: relu(branch(x) + shortcut(x))."""
+
+    expansion: ClassVar[int]
+    downsample: nn.Module | None
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        out_channels = channels * self.expansion
+        self.downsample = None
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
+
+    def branch(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return F.relu(self.branch(x) + shortcut)
+
+
+class _Basic(_Block):
+    """Two 3x3 convolutions."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__(in_channels, channels, stride)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+
+    def branch(self, x: Tensor) -> Tensor:
+        out: Tensor = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return out
+
+
+class _Bottleneck(_Block):
+    """1x1 to a quarter of the channels, 3x3, 1x1 back (figure 5)."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__(in_channels, channels, stride)
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, channels * 4, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(channels * 4)
+
+    def branch(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        out: Tensor = self.bn3(self.conv3(x))
+        return out
+
+
+class _Option(nn.Module):
+    """A CIFAR block: two 3x3 convolutions, and where `skips`, the shortcut of option A: strided identity, zeros beside.
+
+    Attributes:
+        skips: whether the input is added.
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int, *, skips: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.skips, self.stride, self.more = skips, stride, channels - in_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if not self.skips:
+            return F.relu(out)
+        if self.stride != 1 or self.more:
+            before = self.more // 2
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.more - before))
+        return F.relu(out + x)
+
+
+class ResNet(Backbone):
+    """A stem and four layers of residual blocks of 64, 128, 256 and 512 channels.
+
+    Args:
+        width: factor on the channels.
+        stem: "paper" is a 7x7 convolution of stride 2 and a pool, for some 224 pixels; "medium" a 3x3 of stride 2
+            without a pool, for 64 to 128; "small" a 3x3 of stride 1, for 32 to 64.
+    """
+
+    block: ClassVar[type[_Block]] = _Basic
+    numbers: ClassVar[tuple[int, ...]] = (2, 2, 2, 2)
+
+    def __init__(
+        self, in_channels: int, image_size: int | tuple[int, int], *, width: float = 1.0, stem: Stem = "paper"
+    ) -> None:
+        super().__init__(in_channels, image_size)
+        channels = scaled(64, width)
+        kernel, stride = (7, 2) if stem == "paper" else (3, 2 if stem == "medium" else 1)
+        self.conv1 = nn.Conv2d(in_channels, channels, kernel, stride, kernel // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.maxpool = nn.MaxPool2d(3, 2, 1) if stem == "paper" else None
+        for place, number in enumerate(self.numbers):
+            wide = scaled(64 * 2**place, width)
+            blocks = []
+            for i in range(number):
+                blocks.append(self.block(channels, wide, 2 if place and i == 0 else 1))
+                channels = wide * self.block.expansion
+            self.add_module(f"layer{place + 1}", nn.Sequential(*blocks))
+        he_init(self, "fan_out")
+        self._measure()
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        """The maps behind the four layers, and before them the stem's where a pool follows it."""
+        maps = []
+        x = F.relu(self.bn1(self.conv1(x)))
+        if self.maxpool is not None:
+            maps.append(x)
+            x = self.maxpool(x)
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+            maps.append(x)
+        return maps
+
+
+class CifarResNet(Backbone):
+    """A 3x3 convolution and three layers of n blocks each, of 16, 32 and 64 channels: 6n + 2 layers with weights.
+
+    `width` is a factor on the channels.
+    """
+
+    blocks: ClassVar[int] = 3
+    skips: ClassVar[bool] = True
+
+    def __init__(self, in_channels: int, image_size: int | tuple[int, int], *, width: float = 1.0) -> None:
+        super().__init__(in_channels, image_size)
+        channels = scaled(16, width)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        for place in range(3):
+            wide = scaled(16 * 2**place, width)
+            blocks = []
+            for i in range(self.blocks):
+                blocks.append(_Option(channels, wide, 2 if place and i == 0 else 1, skips=self.skips))
+                channels = wide
+            self.add_module(f"layer{place + 1}", nn.Sequential(*blocks))
+        he_init(self)
+        self._measure()
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        maps = []
+        x = F.relu(self.bn1(self.conv1(x)))
+        for layer in (self.layer1, self.layer2, self.layer3):
+            x = layer(x)
+            maps.append(x)
+        return maps
+
+
+def _named(name: str, base: type[Backbone], **attributes: object) -> type[Backbone]:
+    return type(name, (base,), {"__doc__": base.__doc__, "name": name, **attributes})
+
+
+def cifar(name: str, layers: int, *, skips: bool) -> type[Backbone]:
+    """The class of a CIFAR network.
+
+    Args:
+        layers: 6n + 2.
+        skips: whether blocks add their input.
+    """
+    return _named(name, CifarResNet, blocks=(layers - 2) // 6, skips=skips)
+
+
+def variants() -> dict[str, type[Backbone]]:
+    """Those of the paper, by name."""
+    found = {
+        f"resnet{depth}": _named(f"resnet{depth}", ResNet, block=block, numbers=numbers)
+        for depth, block, numbers in (
+            (18, _Basic, (2, 2, 2, 2)),
+            (34, _Basic, (3, 4, 6, 3)),
+            (50, _Bottleneck, (3, 4, 6, 3)),
+            (101, _Bottleneck, (3, 4, 23, 3)),
+            (152, _Bottleneck, (3, 8, 36, 3)),
+        )
+    }
+    for word, skips in (("resnet", True), ("plain", False)):
+        found |= {f"{word}{depth}": cifar(f"{word}{depth}", depth, skips=skips) for depth in (20, 32, 44, 56, 110)}
+    return found

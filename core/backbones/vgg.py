@@ -1,0 +1,66 @@
+"""VGG: Simonyan and Zisserman 2015, "Very Deep Convolutional Networks for Large-Scale Image Recognition", table 1.
+
+Columns A, B, D and E (11, 13, 16 and 19 layers with weights), each also with BatchNorm behind every convolution. Weights
+are named as torchvision names them; vgg16 has 138,357,544 at 1,000 classes.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from core.backbones.base import Backbone, he_init, scaled
+from core.backbones.heads import FlatHead
+
+# 3x3 convolutions of each section, which a 2x2 pool ends.
+_SECTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+
+
+class VGG(Backbone):
+    """Five sections of 64, 128, 256, 512 and 512 channels; `width` is a factor on them and on the head's units."""
+
+    depth: ClassVar[int] = 16
+    batch_norm: ClassVar[bool] = False
+
+    def __init__(self, in_channels: int, image_size: int | tuple[int, int], *, width: float = 1.0) -> None:
+        super().__init__(in_channels, image_size)
+        self.width = width
+        layers: list[nn.Module] = []
+        for channels, number in zip((64, 128, 256, 512, 512), _SECTIONS[self.depth], strict=True):
+            out_channels = scaled(channels, width)
+            for _ in range(number):
+                layers.append(nn.Conv2d(in_channels, out_channels, 3, padding=1))
+                if self.batch_norm:
+                    layers.append(nn.BatchNorm2d(out_channels))
+                layers.append(nn.ReLU())
+                in_channels = out_channels
+            layers.append(nn.MaxPool2d(2))
+        self.layers = nn.Sequential(*layers)
+        he_init(self)
+        self._measure()
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        """The maps behind the five pools."""
+        maps = []
+        for layer in self.layers:
+            x = layer(x)
+            if isinstance(layer, nn.MaxPool2d):
+                maps.append(x)
+        return maps
+
+    def paper_head(self, classes: int, dropout: float | None) -> nn.Module:
+        """7x7 cells, and twice 4,096 hidden units with dropout of 0.5."""
+        dropout = 0.5 if dropout is None else dropout
+        units = scaled(4096, self.width)
+        return FlatHead(self.out_channels, self.out_size, [units, units], classes, dropout, most=(7, 7))
+
+
+def variants() -> dict[str, type[VGG]]:
+    """vgg11 to vgg19, and with BatchNorm vgg11_bn to vgg19_bn."""
+    return {
+        name: type(name, (VGG,), {"__doc__": VGG.__doc__, "name": name, "depth": depth, "batch_norm": batch_norm})
+        for depth in _SECTIONS
+        for batch_norm in (False, True)
+        for name in [f"vgg{depth}" + "_bn" * batch_norm]
+    }
