@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from core.backbones import build
-from core.backbones.dcgan import channels, init_weights
+from core.backbones.dcgan import layout
 from core.small_maps import Double
 
 Upsample = Literal["deconvolution", "resize"]
@@ -30,6 +30,14 @@ def map_sizes(image_size: tuple[int, int], doublings: int) -> list[tuple[int, in
         height, width = sizes[0]
         sizes.insert(0, (-(-height // 2), -(-width // 2)))
     return sizes
+
+
+def init_weights(module: nn.Module) -> None:
+    """The paper's initialisation of one layer, for `nn.Module.apply`: N(0, .02), BatchNorm's gains N(1, .02)."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
 
 
 class Generator(nn.Module):
@@ -57,7 +65,7 @@ class Generator(nn.Module):
     ) -> None:
         super().__init__()
         self.latent, self.classes, self.upsample = latent, classes, upsample
-        widths = channels(image_size, width)[::-1]
+        widths = [channels for channels, _ in layout(image_size, width)][::-1]
         self.sizes = map_sizes(image_size, len(widths))
         height, columns = self.sizes[0]
         # The paper's first layer is a transposed convolution of a 1x1 map, which is this product: row (y, x, channel).
@@ -129,7 +137,7 @@ class Discriminator(nn.Module):
         if self.class_weights is not None:
             assert label_B is not None, "a class-conditional discriminator needs labels"
             own_BF = self.class_weights(label_B)
-            score_B = score_B + (features_BF.float() * own_BF).sum(1) 
+            score_B = score_B + (features_BF.float() * own_BF.float()).sum(1)
         return score_B
 
     def mixes_images(self) -> bool:
