@@ -32,3 +32,13 @@ def cosine(step: float, start: float, end: float, begin_step: float, over_steps:
     """
     fraction = (1 - math.cos(math.pi * _fraction(step, begin_step, over_steps))) / 2
     return start * (1 - fraction) + end * fraction
+
+
+def warmup_cosine(step: float, warmup_steps: float, total_steps: float) -> float:
+    """A factor for the learning rate: straight from 0 to 1 at warmup_steps, then along half a cosine to 0 at the end.
+
+    In a run that ends before the warm-up it only rises.
+    """
+    if step < warmup_steps:
+        return linear(step, 0.0, 1.0, 0.0, warmup_steps)
+    return cosine(step, 1.0, 0.0, warmup_steps, max(0.0, total_steps - warmup_steps))

@@ -1,0 +1,282 @@
+"""Augmentation: every change by known pixels, seeds, and labels in the proportion of the images."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from core.augment import Augment, affine_maps, boxes, crop, warp
+
+KINDS: dict[str, float | int | bool] = {
+    "rotation_degrees": 30.0,
+    "shift": 0.2,
+    "scale": 0.3,
+    "shear_degrees": 20.0,
+    "elastic_pixels": 1.5,
+    "crop_pixels": 3,
+    "flip": True,
+    "brightness": 0.4,
+    "contrast": 0.5,
+    "cutout": 0.4,
+}
+MIXES = {"mixup": 0.4, "cutmix": 1.0}
+EVERYTHING = Augment(**KINDS, **MIXES)  # type: ignore[arg-type]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def pictures(number: int = 4, channels: int = 1, height: int = 12, width: int = 12) -> Tensor:
+    return torch.rand(number, channels, height, width, generator=seeded(99))
+
+
+def one_map(angle: float = 0.0, shear: float = 0.0, scale: float = 1.0, right: float = 0.0, down: float = 0.0) -> Tensor:
+    return affine_maps(*(torch.tensor([float(value)]) for value in (angle, shear, scale, right, down)))
+
+
+def test_nothing_is_nothing() -> None:
+    x, target = pictures(), torch.eye(4)
+    assert Augment()(x, seeded()) is x
+    assert Augment().mix(x, target, seeded()) == (x, target)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_does_something_and_keeps_the_range(kind: str) -> None:
+    x = pictures(8, 3, 10, 14)
+    kept = x.clone()
+    changed = Augment(**{kind: KINDS[kind]})(x, seeded())  # type: ignore[arg-type]
+    assert changed.shape == x.shape
+    assert not torch.equal(changed, x)
+    assert changed.min() >= 0
+    assert changed.max() <= 1
+    assert torch.equal(x, kept), "the images on the device are read, not written"
+
+
+def test_the_seed_decides_alone() -> None:
+    x, target = pictures(16, 3), torch.eye(16)
+    torch.manual_seed(1)
+    first = EVERYTHING.mix(EVERYTHING(x, seeded(7)), target, seeded(8))
+    torch.manual_seed(2)
+    again = EVERYTHING.mix(EVERYTHING(x, seeded(7)), target, seeded(8))
+    other = EVERYTHING.mix(EVERYTHING(x, seeded(9)), target, seeded(8))
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], other[0])
+
+
+def test_images_go_their_own_ways() -> None:
+    x = pictures(1).expand(8, -1, -1, -1)
+    changed = dataclasses.replace(EVERYTHING, flip=False)(x, seeded())
+    assert len({tuple(image.flatten().tolist()) for image in changed}) == 8
+
+
+def test_a_quarter_turn_is_clockwise() -> None:
+    x = pictures(1, 2)
+    turned = warp(x, one_map(angle=math.pi / 2))
+    torch.testing.assert_close(turned, torch.rot90(x, -1, (2, 3)))
+
+
+def test_a_quarter_turn_of_an_oblong_turns_pixels_not_proportions() -> None:
+    x = torch.zeros(1, 1, 5, 9)
+    x[0, 0, 2, 3:6] = 1  # three in a row around the middle
+    turned = warp(x, one_map(angle=math.pi / 2))
+    expected = torch.zeros(1, 1, 5, 9)
+    expected[0, 0, 1:4, 4] = 1
+    torch.testing.assert_close(turned, expected, atol=1e-5, rtol=0)
+
+
+def test_a_shift_goes_right_and_down_by_pixels() -> None:
+    x = pictures(1)
+    moved = warp(x, one_map(right=2, down=3))
+    torch.testing.assert_close(moved[:, :, 3:, 2:], x[:, :, :-3, :-2])
+    torch.testing.assert_close(moved[:, :, 3:, 0], x[:, :, :-3, 0])  # the edge goes on
+
+
+def test_scale_and_shear_by_hand() -> None:
+    x = torch.zeros(1, 1, 5, 5)
+    x[0, 0, 2, 1:4] = torch.tensor([0.2, 1.0, 0.6])
+    # Twice as large: new columns 0 to 4 come from places 1, 1.5, 2, 2.5, 3.
+    torch.testing.assert_close(
+        warp(x, one_map(scale=2))[0, 0, 2], torch.tensor([0.2, 0.6, 1.0, 0.8, 0.6]), atol=1e-5, rtol=0
+    )
+    upright = torch.zeros(1, 1, 5, 5)
+    upright[0, 0, :, 2] = 1
+    # 45 degrees: the row above the middle goes one pixel to the left, the row below one to the right.
+    torch.testing.assert_close(warp(upright, one_map(shear=math.pi / 4))[0, 0], torch.eye(5), atol=1e-5, rtol=0)
+
+
+def test_turn_and_shift_do_not_mix() -> None:
+    """First the picture turns about its own middle, then it moves."""
+    x = pictures(1)
+    at_once = warp(x, one_map(angle=math.pi / 2, right=3, down=1))
+    in_turn = warp(warp(x, one_map(angle=math.pi / 2)), one_map(right=3, down=1))
+    torch.testing.assert_close(at_once, in_turn, atol=1e-5, rtol=1e-5)
+
+
+def test_black_stays_black_around_a_digit() -> None:
+    x = torch.zeros(8, 1, 12, 12)
+    x[:, :, 4:8, 4:8] = 1
+    assert (Augment(shift=0.9)(x, seeded())[:, :, 0].max()) <= 1
+    moved = warp(x[:1], one_map(right=-6))
+    assert torch.equal(moved[0, 0, :, 6:], torch.zeros(12, 6))
+
+
+def test_random_maps_stay_within_what_was_asked() -> None:
+    x = torch.zeros(4000, 1, 20, 10)
+    maps = Augment(rotation_degrees=15, shift=0.1)._maps(x, seeded())
+    angle = torch.rad2deg(torch.atan2(maps[:, 0, 1], maps[:, 0, 0]))
+    assert 14.5 < angle.max() <= 15.001
+    assert -15.001 <= angle.min() < -14.5
+    shift = -(maps[:, :, :2].mT @ maps[:, :, 2:])[:, :, 0]  # back through the rotation
+    assert shift[:, 0].abs().max() <= 1.001
+    assert 1.95 < shift[:, 1].abs().max() <= 2.001
+    scale = Augment(scale=0.3)._maps(x, seeded())[:, 0, 0].reciprocal()
+    assert 0.7 <= scale.min() < 0.71
+    assert 1.29 < scale.max() <= 1.3001
+
+
+def test_elastic_fields_have_their_strength_and_are_smooth() -> None:
+    field = Augment(elastic_pixels=1.5)._field(torch.zeros(2000, 1, 28, 28), seeded())
+    assert field is not None
+    assert field.shape == (2000, 2, 28, 28)
+    torch.testing.assert_close(field.std(0), torch.full((2, 28, 28), 1.5), atol=0.12, rtol=0)
+    assert field.mean(0).abs().max() < 0.15
+    # White noise under a Gaussian of deviation s is correlated by exp(-d^2 / 4 s^2) at distance d; s is 4 pixels here.
+    for distance in (1, 4, 8):
+        correlation = (field[..., distance:] * field[..., :-distance]).mean() / 1.5**2
+        assert correlation.item() == pytest.approx(math.exp(-(distance**2) / 64), abs=0.03)
+    across = (field[:, 0] * field[:, 1]).mean() / 1.5**2
+    assert abs(across) < 0.03
+
+
+def test_a_field_moves_pixels() -> None:
+    x = pictures(1)
+    field = torch.zeros(1, 2, 12, 12)
+    field[:, 0] = 2  # fetched from two pixels further right
+    torch.testing.assert_close(warp(x, one_map(), field)[..., :-2], x[..., 2:])
+
+
+def test_crops_are_windows_of_a_mirrored_margin() -> None:
+    x = pictures(2, 3, 6, 8)
+    cut = crop(x, 2, torch.tensor([[2, 2], [0, 4]]))
+    assert torch.equal(cut[0], x[0])
+    assert torch.equal(cut[1, :, 2:, :-2], x[1, :, :-2, 2:])
+    assert torch.equal(cut[1, :, 0], torch.cat([x[1, :, 2, 2:], x[1, :, 2, [6, 5]]], 1))
+
+
+def test_crop_reaches_every_place() -> None:
+    x = torch.arange(49.0).view(1, 1, 7, 7).expand(2000, -1, -1, -1) / 49
+    middles = Augment(crop_pixels=2)(x, seeded())[:, 0, 3, 3]
+    assert len(middles.unique()) == 25
+
+
+def test_flips_are_of_half_the_images() -> None:
+    x = pictures(2000, 1, 2, 2)
+    flipped = Augment(flip=True)(x, seeded())
+    turned = (flipped == x.flip(3)).flatten(1).all(1)
+    assert ((flipped == x).flatten(1).all(1) ^ turned).all()
+    assert 900 < turned.sum() < 1100
+
+
+def test_alternating_flips_show_both_sides_in_two_epochs() -> None:
+    x, index = pictures(2000, 1, 2, 2), torch.arange(2000)
+    epochs = [Augment(flip=True)(x, seeded(e), index_B=index, epoch=e) for e in range(3)]
+    assert torch.equal(epochs[1], epochs[0].flip(3))
+    assert torch.equal(epochs[2], epochs[0])
+    turned = (epochs[0] == x.flip(3)).flatten(1).all(1)
+    assert 900 < turned.sum() < 1100
+    for every in (2, 10):  # not in step with sets whose classes take turns
+        assert abs(turned[::every].float().mean() - 0.5) < 0.1
+    shuffle = torch.randperm(2000, generator=seeded())
+    assert torch.equal(Augment(flip=True)(x[shuffle], seeded(5), index_B=shuffle), epochs[0][shuffle])
+
+
+def test_brightness_moves_the_mean_and_contrast_the_distance_from_it() -> None:
+    x = 0.4 + 0.2 * pictures(500)
+    lighter = Augment(brightness=0.3)(x, seeded())
+    added = (lighter - x).flatten(1)
+    assert added.std(1).max() < 1e-5
+    assert 0.28 < added.max() <= 0.3001
+    assert -0.3001 <= added.min() < -0.28
+    harder = Augment(contrast=0.5)(x, seeded())
+    torch.testing.assert_close(harder.mean((1, 2, 3)), x.mean((1, 2, 3)))
+    factor = harder.flatten(1).std(1) / x.flatten(1).std(1)
+    assert 0.5 <= factor.min() < 0.52
+    assert 1.48 < factor.max() <= 1.5001
+
+
+def test_cutout_lays_a_square_of_the_mean_colour() -> None:
+    x = 0.25 + 0.5 * pictures(300, 3, 20, 20)
+    cut = Augment(cutout=0.3)(x, seeded())
+    mean = x.mean((2, 3), keepdim=True).expand_as(x)
+    hole = cut != x
+    torch.testing.assert_close(cut[hole], mean[hole])
+    area = hole[:, 0].flatten(1).sum(1)
+    assert area.max() == 36
+    assert area.min() >= 9  # a quarter, in a corner
+    assert (area < 36).any()
+
+
+def test_boxes_by_hand() -> None:
+    masks = boxes(torch.tensor([[0.5, 0.5], [0.0, 1.0]]), torch.tensor([0.5, 0.5]), 4, 8)
+    expected = torch.zeros(2, 4, 8, dtype=torch.bool)
+    expected[0, 1:3, 2:6] = True
+    expected[1, 0:1, 6:8] = True
+    assert torch.equal(masks, expected)
+
+
+def test_mixup_keeps_the_mean_and_labels_follow_the_images() -> None:
+    """Each image is of one colour, so a mixed image's colour must be what its label says."""
+    colour = torch.linspace(0, 1, 64)
+    x, target = colour.view(-1, 1, 1, 1).expand(-1, 3, 6, 6), torch.eye(64)
+    for augment in (Augment(mixup=0.4), Augment(cutmix=1.0), Augment(mixup=0.4, cutmix=1.0)):
+        mixed, labels = augment.mix(x, target, seeded(3))
+        torch.testing.assert_close(labels.sum(1), torch.ones(64))
+        torch.testing.assert_close(mixed.mean((1, 2, 3)), labels @ colour)
+        assert not torch.equal(labels, target)
+    _, partner = (Augment(mixup=0.4).mix(x, target, seeded(3))[1] - target).max(1)
+    assert len(partner.unique()) > 55, "each image serves as a partner once"
+
+
+def test_cutmix_labels_are_shares_of_the_area() -> None:
+    x = torch.arange(32.0).view(-1, 1, 1, 1).expand(-1, 1, 10, 10) / 32
+    mixed, labels = Augment(cutmix=1.0).mix(x, torch.eye(32), seeded())
+    own_share = (mixed == x).flatten(1).float().mean(1)
+    torch.testing.assert_close(labels.diagonal(), own_share)
+    assert own_share.min() < 0.3
+
+
+def test_shares_follow_the_beta_distribution() -> None:
+    x, target = torch.zeros(4000, 1, 1, 1), torch.arange(4000.0)[:, None]
+    x[:2000] = 1
+    alpha = 0.2
+    mixed, _ = Augment(mixup=alpha).mix(x, target, seeded())
+    share = mixed[(mixed > 0) & (mixed < 1)]  # of the half whose partner is of the other colour
+    assert 1600 < len(share) <= 2100
+    assert share.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.05)  # of Beta(a, a)
+    assert Augment(mixup=0.01).mix(x, target, seeded())[0].isfinite().all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    batch=st.integers(1, 5),
+    channels=st.sampled_from([1, 3]),
+    height=st.integers(8, 20),
+    width=st.integers(8, 20),
+    seed=st.integers(0, 1000),
+)
+def test_any_shape_goes_through(batch: int, channels: int, height: int, width: int, seed: int) -> None:
+    x = torch.rand(batch, channels, height, width, generator=seeded(seed))
+    changed, target = EVERYTHING.mix(EVERYTHING(x, seeded(seed)), torch.eye(batch), seeded(seed))
+    assert changed.shape == x.shape
+    assert changed.dtype == x.dtype
+    assert 0 <= changed.min()
+    assert changed.max() <= 1 + 1e-6
+    torch.testing.assert_close(target.sum(1), torch.ones(batch))
