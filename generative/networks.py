@@ -79,9 +79,8 @@ class Generator(nn.Module):
         self.apply(init_weights)
 
     def forward(self, z_BZ: Tensor, label_B: Tensor | None = None) -> Tensor:
-        """Images (B, C, H, W)."""
-        if self.classes:
-            assert label_B is not None, "a class-conditional generator needs labels"
+        """Images (B, C, H, W) of latents and labels, or of latents (B, Z + K) that labels are joined to already."""
+        if label_B is not None:
             z_BZ = torch.cat([z_BZ, F.one_hot(label_B, self.classes).to(z_BZ.dtype)], 1)
         x = self.project(z_BZ).view(len(z_BZ), *self.sizes[0], -1).permute(0, 3, 1, 2)
         for norm, up, (height, columns) in zip(self.norms, self.ups, self.sizes[1:], strict=True):
