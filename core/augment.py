@@ -32,7 +32,7 @@ class Augment:
     scale: float = 0.0  # a factor from 1 - scale to 1 + scale
     shear_degrees: float = 0.0  # up to so many either way
     elastic_pixels: float = 0.0  # deviation of every pixel's displacement
-    crop_pixels: int = 0  # mirrored margin, out of which a window of the old size is cut
+    crop_pixels: int = 0  # margin on each side, out of which a window of the old size is cut
     flip: bool = False  # left to right, half of the images
     brightness: float = 0.0  # up to this added or taken away, in pixels of 0 to 1
     contrast: float = 0.0  # a factor from 1 - contrast to 1 + contrast on the distance from the image's mean
@@ -178,9 +178,9 @@ def warp(x_BCHW: Tensor, map_B23: Tensor, field_B2HW: Tensor | None = None) -> T
 
 
 def crop(x_BCHW: Tensor, margin_pixels: int, corner_B2: Tensor) -> Tensor:
-    """Windows (B, C, H, W) out of images with a mirrored margin; `corner_B2` (y, x) from 0 to twice the margin."""
+    """Windows (B, C, H, W) of images whose edges go on in a margin; `corner_B2` (y, x) from 0 to twice the margin."""
     height, width = x_BCHW.shape[2:]
-    padded = F.pad(x_BCHW, (margin_pixels,) * 4, mode="reflect")
+    padded = F.pad(x_BCHW, (margin_pixels,) * 4, mode="replicate")
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view (B, C, y, x, H, W): nothing is copied yet
     places_B = torch.arange(len(x_BCHW), device=x_BCHW.device)
     return windows[places_B, :, corner_B2[:, 0], corner_B2[:, 1]]

@@ -78,7 +78,7 @@ class Ema(Generic[ModuleT]):
                 layer.reset_running_stats()
                 layer.train()
                 stack.callback(layer.eval)
-                stack.enter_context(layer.register_forward_pre_hook(_Moments().gather))
+                stack.callback(layer.register_forward_hook(_Moments().gather).remove)
             for batch in batches:
                 self.module(batch)
 
@@ -98,8 +98,8 @@ class _Moments:
     def __init__(self) -> None:
         self.number = 0
 
-    def gather(self, layer: _BatchNorm, inputs: tuple[Tensor]) -> None:
-        """Put the moments so far into the layer, which must not add its own."""
+    def gather(self, layer: _BatchNorm, inputs: tuple[Tensor], output: Tensor) -> None:
+        """Put the moments so far into the layer, in place of its own moving averages."""
         x_BC = inputs[0].float()
         over = [axis for axis in range(x_BC.ndim) if axis != 1]
         number = x_BC.numel() // x_BC.shape[1]

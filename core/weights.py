@@ -172,8 +172,8 @@ def _trunk_in(tensors: Mapping[str, Tensor], backbone: Backbone, published: Mapp
         return places[prefix], any(w in _PREFERRED for w in words) - any(w in _LAST for w in words)
 
     best = max(places, key=rank)
-    start = f"{best}." if best else ""
-    inside = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+    above = f"{best}." if best else ""
+    inside = {name.removeprefix(above): tensor for name, tensor in tensors.items() if name.startswith(above)}
     return {ours.get(name, name): tensor for name, tensor in inside.items()}
 
 

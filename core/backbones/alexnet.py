@@ -1,10 +1,10 @@
 """AlexNet, in two forms.
 
-`alexnet`: Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks", footnote 1, as torchvision
-publishes it: 61,100,840 parameters at 1,000 classes.
-`alexnet_2012`: Krizhevsky et al. 2012, "ImageNet Classification with Deep Convolutional Neural Networks", section 3: the
-second, fourth and fifth convolution see half of the channels each (it ran on two GPUs), and responses are normalised
-across channels; 60,965,224 parameters.
+`alexnet`: Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks", footnote 1, as
+torchvision publishes it: 61,100,840 parameters at 1,000 classes.
+`alexnet_2012`: Krizhevsky et al. 2012, "ImageNet Classification with Deep Convolutional Neural Networks", section 3:
+the second, fourth and fifth convolution see half of the channels each (it ran on two GPUs), and responses are
+normalised across channels; 60,965,224 parameters.
 """
 
 from __future__ import annotations

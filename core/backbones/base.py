@@ -15,7 +15,7 @@ from core.backbones.heads import PooledHead
 from core.config import UserError
 
 Stem = Literal["paper", "medium", "small"]
-"""How much a network's first layers shrink an image: as published for 224 pixels, half as much, or a quarter as much."""
+"""How much the first layers shrink an image: as published for 224 pixels, half as much, or a quarter as much."""
 
 
 class Backbone(nn.Module, ABC):
@@ -23,6 +23,7 @@ class Backbone(nn.Module, ABC):
 
     Attributes:
         name: what `BACKBONES` calls it.
+        usual_input, usual_classes: channels and side of its paper's images, and their classes.
         in_channels: channels of the input, float, scaled to [0, 1] or normalised.
         image_size: (H, W) of the input.
         out_channels: channels of the last feature map.
@@ -32,6 +33,8 @@ class Backbone(nn.Module, ABC):
     """
 
     name: ClassVar[str]
+    usual_input: ClassVar[tuple[int, int]] = (3, 224)
+    usual_classes: ClassVar[int] = 1000
     in_channels: int
     image_size: tuple[int, int]
     out_channels: int

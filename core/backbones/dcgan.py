@@ -1,5 +1,7 @@
-"""The discriminator's trunk of DCGAN: Radford et al. 2016, "Unsupervised Representation Learning with Deep Convolutional
-Generative Adversarial Networks", section 3, in the form of PyTorch's tutorial.
+"""The trunk of DCGAN's discriminator.
+
+Radford et al. 2016, "Unsupervised Representation Learning with Deep Convolutional Generative Adversarial Networks",
+section 3, in the form of PyTorch's tutorial.
 
 4x4 convolutions of stride 2 with leaky ReLU of slope 0.2, BatchNorm behind all but the first; weights N(0, 0.02), gains
 N(1, 0.02). 64x64 becomes 4x4 of 512 channels; with the last 4x4 convolution to one number on top, a discriminator of
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from core.backbones.base import Backbone, scaled
+from core.backbones.heads import FlatHead
 from core.config import UserError
 from core.small_maps import Halve
 
@@ -37,7 +40,7 @@ def layout(image_size: int | tuple[int, int], width: float = 1.0) -> list[tuple[
             f"Images of {height}x{wide} pixels do not fit the backbone dcgan: "
             f"it takes sides of {_LEAST} to {_MOST} pixels; choose another --image-size."
         )
-    places = []
+    places: list[tuple[int, tuple[int, int]]] = []
     while min(height, wide) >= 8:
         height, wide = height // 2, wide // 2
         places.append((scaled(64 * min(8, 2 ** len(places)), width), (height, wide)))
@@ -51,6 +54,9 @@ class Dcgan(Backbone):
         width: factor on the channels (the tutorial's ndf is 64 * width).
         norm: "batch" as the paper, "spectral" (Miyato et al. 2018) or "none"; the last two have biases instead.
     """
+
+    usual_input = (3, 64)
+    usual_classes = 10
 
     def __init__(
         self, in_channels: int, image_size: int | tuple[int, int], *, width: float = 1.0, norm: Norm = "batch"
@@ -71,6 +77,10 @@ class Dcgan(Backbone):
             self.convs.append(spectral_norm(conv) if norm == "spectral" else conv)
             in_channels = channels
         self._measure()
+
+    def paper_head(self, classes: int, dropout: float | None) -> nn.Module:
+        """One layer on the whole map, as the discriminator's last convolution is."""
+        return FlatHead(self.out_channels, self.out_size, [], classes, dropout or 0.0)
 
     def stages(self, x: Tensor) -> list[Tensor]:
         maps = []

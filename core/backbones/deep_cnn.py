@@ -17,6 +17,8 @@ class DeepCnn(Backbone):
     """Six convolutions. `width` multiplies the channels and the hidden units of the head."""
 
     name = "deep_cnn"
+    usual_input = (1, 28)
+    usual_classes = 10
 
     def __init__(self, in_channels: int, image_size: int | tuple[int, int], *, width: float = 1.0) -> None:
         super().__init__(in_channels, image_size)

@@ -1,4 +1,4 @@
-"""GoogLeNet: Szegedy et al. 2015, "Going Deeper with Convolutions", table 1, with BatchNorm as torchvision publishes it.
+"""GoogLeNet: Szegedy et al. 2015, "Going Deeper with Convolutions", table 1, with BatchNorm, as torchvision has it.
 
 Its Inception modules see a map through 1x1, 3x3 and 5x5 filters and a pool at once. In torchvision's form the "5x5" is
 3x3: 6,624,904 parameters at 1,000 classes, 13,004,888 with the two auxiliary heads; with true ones (`true_5x5`) it has

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.backbones.base import Backbone
+from core.backbones.heads import FlatHead
 
 
 class _Residual(nn.Module):
@@ -44,6 +45,9 @@ class _Section(nn.Module):
 class Impala(Backbone):
     """Fifteen convolutions; 84x84 becomes 11x11."""
 
+    usual_input = (4, 84)
+    usual_classes = 18
+
     def __init__(self, in_channels: int, image_size: int | tuple[int, int], *, width: float = 1.0) -> None:
         super().__init__(in_channels, image_size)
         self.sections = nn.ModuleList()
@@ -52,6 +56,10 @@ class Impala(Backbone):
             self.sections.append(_Section(in_channels, out_channels))
             in_channels = out_channels
         self._measure()
+
+    def paper_head(self, classes: int, dropout: float | None) -> nn.Module:
+        """256 hidden units."""
+        return FlatHead(self.out_channels, self.out_size, [256], classes, dropout or 0.0)
 
     def stages(self, x: Tensor) -> list[Tensor]:
         maps = []

@@ -11,16 +11,22 @@ pixel counts: without, it never sees the last 9 columns and rows of 84x84, where
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.backbones.base import Backbone
+from core.backbones.heads import FlatHead
 
 
 class _Strided(Backbone):
     """Convolutions, each followed by ReLU, as (channels, kernel, stride, padding); `width` scales channels."""
 
-    layers: tuple[tuple[int, int, int, int], ...]
+    usual_input = (4, 84)
+    usual_classes = 18
+    layers: ClassVar[tuple[tuple[int, int, int, int], ...]]
+    hidden_units: ClassVar[int] = 256
 
     def __init__(self, in_channels: int, image_size: int | tuple[int, int], *, width: float = 1.0) -> None:
         super().__init__(in_channels, image_size)
@@ -30,6 +36,10 @@ class _Strided(Backbone):
             self.convs.append(nn.Conv2d(in_channels, out_channels, kernel, stride, padding))
             in_channels = out_channels
         self._measure()
+
+    def paper_head(self, classes: int, dropout: float | None) -> nn.Module:
+        """A hidden layer."""
+        return FlatHead(self.out_channels, self.out_size, [self.hidden_units], classes, dropout or 0.0)
 
     def stages(self, x: Tensor) -> list[Tensor]:
         maps = []
@@ -49,6 +59,7 @@ class Nature(_Strided):
     """The network of the 2015 paper."""
 
     layers = ((32, 8, 4, 0), (64, 4, 2, 0), (64, 3, 1, 0))
+    hidden_units = 512
 
 
 class Der(_Strided):

@@ -124,13 +124,15 @@ class ResNet(Backbone):
         self.conv1 = nn.Conv2d(in_channels, channels, kernel, stride, kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if stem == "paper" else None
+        layers = []
         for place, number in enumerate(self.numbers):
             wide = scaled(64 * 2**place, width)
             blocks = []
             for i in range(number):
                 blocks.append(self.block(channels, wide, 2 if place and i == 0 else 1))
                 channels = wide * self.block.expansion
-            self.add_module(f"layer{place + 1}", nn.Sequential(*blocks))
+            layers.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3, self.layer4 = layers
         he_init(self, "fan_out")
         self._measure()
 
@@ -153,6 +155,8 @@ class CifarResNet(Backbone):
     `width` is a factor on the channels.
     """
 
+    usual_input = (3, 32)
+    usual_classes = 10
     blocks: ClassVar[int] = 3
     skips: ClassVar[bool] = True
 
@@ -161,13 +165,15 @@ class CifarResNet(Backbone):
         channels = scaled(16, width)
         self.conv1 = nn.Conv2d(in_channels, channels, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
+        layers = []
         for place in range(3):
             wide = scaled(16 * 2**place, width)
             blocks = []
             for i in range(self.blocks):
                 blocks.append(_Option(channels, wide, 2 if place and i == 0 else 1, skips=self.skips))
                 channels = wide
-            self.add_module(f"layer{place + 1}", nn.Sequential(*blocks))
+            layers.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3 = layers
         he_init(self)
         self._measure()
 

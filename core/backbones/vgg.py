@@ -1,7 +1,7 @@
 """VGG: Simonyan and Zisserman 2015, "Very Deep Convolutional Networks for Large-Scale Image Recognition", table 1.
 
-Columns A, B, D and E (11, 13, 16 and 19 layers with weights), each also with BatchNorm behind every convolution. Weights
-are named as torchvision names them; vgg16 has 138,357,544 at 1,000 classes.
+Columns A, B, D and E (11, 13, 16 and 19 layers with weights), each also with BatchNorm behind every convolution.
+Weights are named as torchvision names them; vgg16 has 138,357,544 at 1,000 classes.
 """
 
 from __future__ import annotations

@@ -105,20 +105,21 @@ def decode(data: bytes, name: str) -> np.ndarray:
     return image[..., None] if image.ndim == 2 else image
 
 
-def fit(image_HWC: np.ndarray, size: int) -> np.ndarray:
-    """The picture as (size, size, C): its shorter side brought to `size`, then cut out of the middle.
+def fit(image_HWC: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    """The picture as (size, size, C), or of that height and width: scaled until it covers them, its middle cut out.
 
     Smaller is made by averaging areas, larger by cubic interpolation.
     """
     height, width, channels = image_HWC.shape
-    if min(height, width) != size:
-        scale = size / min(height, width)
-        shape = (max(size, round(width * scale)), max(size, round(height * scale)))
+    new_height, new_width = (size, size) if isinstance(size, int) else size
+    scale = max(new_height / height, new_width / width)
+    if scale != 1:
+        shape = (max(new_width, round(width * scale)), max(new_height, round(height * scale)))
         way = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
         image_HWC = cv2.resize(np.ascontiguousarray(image_HWC), shape, interpolation=way)
         image_HWC = image_HWC.reshape(shape[1], shape[0], channels)  # OpenCV drops a single channel
-    top, left = (image_HWC.shape[0] - size) // 2, (image_HWC.shape[1] - size) // 2
-    return image_HWC[top : top + size, left : left + size]
+    top, left = (image_HWC.shape[0] - new_height) // 2, (image_HWC.shape[1] - new_width) // 2
+    return image_HWC[top : top + new_height, left : left + new_width]
 
 
 def in_colours(image_HWC: np.ndarray, grey: bool | None) -> np.ndarray:

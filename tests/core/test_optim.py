@@ -1,16 +1,17 @@
-"""Centred RMSprop against two steps by hand, and against a loop in float64."""
+"""Centred RMSprop against two steps by hand, and against a loop in float64; Muon by hand and against PyTorch's."""
 
 from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from core.optim import CentredRMSprop
+from core.optim import CentredRMSprop, OptimizerName, make_optimizer, orthogonalise
 
 
 def test_two_steps_by_hand() -> None:
@@ -99,3 +100,152 @@ def test_state_round_trip_goes_on_bit_for_bit() -> None:
         step(two, again, i)
     assert torch.equal(one.weight, two.weight)
     assert torch.equal(one.bias, two.bias)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 3, bias=False),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(6 * 16, 8),
+        nn.ReLU(),
+        nn.Linear(8, 3),
+    )
+
+
+def learn(module: nn.Module, optimizer: torch.optim.Optimizer, steps: int, seed: int = 0) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        module(torch.randn(5, 2, 6, 6, generator=generator)).square().mean().backward()
+        optimizer.step()
+
+
+NAMES: list[OptimizerName] = ["sgd", "adam", "adamw", "muon"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_matrices_and_filters_decay(name: OptimizerName) -> None:
+    """Without a gradient's pull, a step of decay is all that happens, and only to them."""
+    module = network()
+    before = copy.deepcopy(module.state_dict())
+    optimizer = make_optimizer(name, module, learning_rate=0.1, weight_decay=0.5, momentum=0.9)
+    for p in module.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for key, p in module.named_parameters():
+        if p.ndim == 1:
+            assert torch.equal(p, before[key]), key
+        elif name == "adam":  # L2 in the gradient: a first step of the learning rate, towards zero
+            torch.testing.assert_close(p, before[key] - 0.1 * before[key].sign(), atol=1e-4, rtol=1e-4)
+        else:
+            rate = 0.01 if name == "muon" and key == "6.weight" else 0.1
+            rate *= 1.9 if name == "sgd" else 1.0  # Nesterov's momentum carries the decay too
+            torch.testing.assert_close(p, before[key] * (1 - rate * 0.5))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_learns_and_is_in_one_group(name: OptimizerName) -> None:
+    module = network()
+    before = copy.deepcopy(module.state_dict())
+    optimizer = make_optimizer(name, module, learning_rate=0.01, weight_decay=0.0, momentum=0.9)
+    grouped = [p for group in optimizer.param_groups for p in group["params"]]
+    assert len(grouped) == len({id(p) for p in grouped}) == len(list(module.parameters()))
+    learn(module, optimizer, 3)
+    assert all(not torch.equal(p, before[key]) for key, p in module.named_parameters())
+
+
+def test_frozen_weights_are_left_out() -> None:
+    module = network()
+    module[0].requires_grad_(False)
+    optimizer = make_optimizer("muon", module, learning_rate=0.01, weight_decay=0.0, momentum=0.9)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 6  # BatchNorm's 2 and 2 of each layer
+
+
+def test_sgd_by_hand() -> None:
+    layer = nn.Linear(1, 1, bias=False)
+    layer.weight.data.fill_(1.0)
+    optimizer = make_optimizer("sgd", layer, learning_rate=0.1, weight_decay=0.0, momentum=0.5)
+    for gradient, expected in ((2.0, 1 - 0.1 * (2 + 0.5 * 2)), (-1.0, 0.7 - 0.1 * (-1 + 0.5 * (0.5 * 2 - 1)))):
+        layer.weight.grad = torch.tensor([[gradient]])
+        optimizer.step()
+        assert layer.weight.item() == pytest.approx(expected)
+    plain = make_optimizer("sgd", layer, learning_rate=0.1, weight_decay=0.0, momentum=0.0)
+    assert not plain.param_groups[0]["nesterov"]
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (8, 3), (5, 5)])
+def test_orthogonalised_matrices_have_singular_values_near_one(shape: tuple[int, int]) -> None:
+    torch.manual_seed(1)
+    matrices = torch.randn(4, *shape)
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    found = orthogonalise(matrices)
+    values = left.mT @ found @ right.mT  # diagonal: the singular vectors are as they were
+    diagonal = values.diagonal(dim1=-2, dim2=-1)
+    assert diagonal.min() > 0.6
+    assert diagonal.max() < 1.25
+    torch.testing.assert_close(values, torch.diag_embed(diagonal), atol=1e-3, rtol=0)
+    assert orthogonalise(torch.zeros(1, 2, 2)).isfinite().all()
+
+
+def test_newton_schulz_by_hand() -> None:
+    # diag(3, 4) / 5 = diag(.6, .8); each value goes s -> 3.4445 s - 4.775 s^3 + 2.0315 s^5
+    once = orthogonalise(torch.tensor([[[3.0, 0.0], [0.0, 4.0]]]), steps=1)
+    expected = [3.4445 * s - 4.775 * s**3 + 2.0315 * s**5 for s in (0.6, 0.8)]
+    assert once[0].diagonal().tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_muon_equals_pytorchs_on_matrices() -> None:
+    """Theirs computes in bfloat16, so they agree to its three digits."""
+    torch.manual_seed(0)
+    mine = nn.Sequential(nn.Linear(6, 9, bias=False), nn.Linear(9, 9, bias=False), nn.Linear(9, 2, bias=False))
+    peer = copy.deepcopy(mine)
+    optimizer = make_optimizer("muon", mine, learning_rate=0.02, weight_decay=0.1, momentum=0.9)
+    *matrices, outputs = peer.parameters()
+    theirs = torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1, momentum=0.9, nesterov=True)
+    last = torch.optim.AdamW([outputs], lr=0.002, weight_decay=0.1)
+    for _ in range(4):
+        for p, q in zip(mine.parameters(), peer.parameters(), strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        for each in (optimizer, theirs, last):
+            each.step()
+    *weights, ours = mine.parameters()
+    for weight, matrix in zip(weights, matrices, strict=True):
+        torch.testing.assert_close(weight, matrix, atol=2e-3, rtol=0)
+    torch.testing.assert_close(ours, outputs)
+
+
+def test_muon_takes_filters_as_matrices_in_any_layout() -> None:
+    torch.manual_seed(0)
+    filters = torch.randn(4, 3, 2, 2)
+    moved = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        layer = nn.Conv2d(3, 4, 2, bias=False)
+        layer.weight.data = torch.zeros(4, 3, 2, 2).to(memory_format=layout)
+        layers = nn.Sequential(layer, nn.Linear(2, 2, bias=False))
+        optimizer = make_optimizer("muon", layers, learning_rate=1.0, weight_decay=0.0, momentum=0.0)
+        layer.weight.grad = filters.to(memory_format=layout)
+        optimizer.step()
+        moved.append(layer.weight.detach().contiguous())
+    torch.testing.assert_close(moved[0].view(4, 12), -orthogonalise(filters.view(1, 4, 12))[0])
+    assert torch.equal(moved[0], moved[1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_optimisers_go_on_bit_for_bit_from_a_file(name: OptimizerName, tmp_path: Path) -> None:
+    one = network()
+    optimizer = make_optimizer(name, one, learning_rate=0.01, weight_decay=0.1, momentum=0.9)
+    learn(one, optimizer, 5)
+    torch.save({"module": one.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    two = network()
+    two.load_state_dict(state["module"])
+    again = make_optimizer(name, two, learning_rate=9.0, weight_decay=0.0, momentum=0.1)
+    again.load_state_dict(state["optimizer"])
+    assert [g.get("lr_factor") for g in again.param_groups] == [g.get("lr_factor") for g in optimizer.param_groups]
+    learn(one, optimizer, 5, seed=1)
+    learn(two, again, 5, seed=1)
+    assert all(torch.equal(p, q) for p, q in zip(one.parameters(), two.parameters(), strict=True))

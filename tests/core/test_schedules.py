@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from core.schedules import cosine, linear
+from core.schedules import cosine, linear, warmup_cosine
 
 
 def test_linear_by_hand() -> None:
@@ -30,3 +30,11 @@ def test_no_way_to_go_is_a_jump(schedule: object) -> None:
     assert [schedule(step, 3.0, 7.0, 10, 0) for step in (9, 10, 11)] == [3.0, 7.0, 7.0]
     with pytest.raises(ValueError, match="over_steps"):
         schedule(0, 1.0, 0.0, 0, -1)
+
+
+def test_warmup_cosine_by_hand() -> None:
+    assert [warmup_cosine(step, 10, 110) for step in (0, 5, 10, 60, 110, 500)] == pytest.approx([0, 0.5, 1, 0.5, 0, 0])
+    assert warmup_cosine(35, 10, 110) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
+    assert [warmup_cosine(step, 0, 4) for step in (0, 2, 4)] == pytest.approx([1, 0.5, 0])
+    rising = [warmup_cosine(step, 10, 4) for step in range(5)]  # the run ends before the warm-up does
+    assert rising == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])

@@ -1,0 +1,182 @@
+"""What a network costs, layer by layer, found by one pass over shapes without arithmetic.
+
+for layer in layer_costs(classifier, (1, 3, 224, 224)):
+    print(layer.name, layer.multiply_adds, layer.receptive_field)
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+_CONVOLUTIONS = ("convolution", "convolution_overrideable")
+_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """A layer in the order in which the layers run; one that runs twice is there twice.
+
+    Attributes:
+        name: of the module, "" for what happens between modules.
+        kind: the module's class: Conv2d, Linear, BatchNorm2d, MaxPool2d, ReLU, ...
+        out_shape: (B, C, H, W), or (B, units).
+        parameters: numbers that the layer has.
+        multiply_adds: of its convolutions and matrix products, for the whole batch.
+        receptive_field: side of the square of pixels on which one output depends.
+        stride: pixels between neighbouring outputs.
+    """
+
+    name: str
+    kind: str
+    out_shape: tuple[int, ...]
+    parameters: int
+    multiply_adds: int
+    receptive_field: int
+    stride: int
+
+
+def layer_costs(module: nn.Module, shape: Sequence[int]) -> list[LayerCost]:
+    """What every layer without layers of its own costs, in evaluation.
+
+    Args:
+        module: a backbone, a classifier, any network that takes one tensor of images; it is left alone.
+        shape: (B, C, H, W) of the images.
+    """
+    network = copy.deepcopy(module).to("meta").eval()
+    names = {layer: name for name, layer in network.named_modules() if not list(layer.children())}
+    found: list[LayerCost] = []
+    with torch.no_grad(), ExitStack() as hooks:
+        counter = hooks.enter_context(_Counter(max(shape[2:])))
+        began: list[int] = []
+
+        def before(layer: nn.Module, inputs: Any) -> None:
+            began.append(counter.multiply_adds)
+
+        def after(layer: nn.Module, inputs: Any, out: Tensor) -> None:
+            field, stride = counter.fields(out)
+            found.append(
+                LayerCost(
+                    names[layer],
+                    type(layer).__name__,
+                    tuple(out.shape),
+                    sum(p.numel() for p in layer.parameters()),
+                    counter.multiply_adds - began.pop(),
+                    field,
+                    stride,
+                )
+            )
+
+        for layer in names:
+            hooks.callback(layer.register_forward_pre_hook(before).remove)
+            hooks.callback(layer.register_forward_hook(after).remove)
+        network(torch.empty(tuple(shape), device="meta"))
+    return found
+
+
+def multiply_adds(module: nn.Module, shape: Sequence[int]) -> int:
+    """Multiply-adds of convolutions and matrix products in one pass over images of `shape` (B, C, H, W)."""
+    return _run(module, shape)[0].multiply_adds
+
+
+def receptive_field(module: nn.Module, shape: Sequence[int]) -> int:
+    """Side, in pixels, of the square on which one number of the output depends, were the image large enough."""
+    counter, out = _run(module, shape)
+    return counter.fields(out)[0]
+
+
+def _run(module: nn.Module, shape: Sequence[int]) -> tuple[_Counter, Tensor]:
+    network = copy.deepcopy(module).to("meta").eval()
+    with torch.no_grad(), _Counter(max(shape[2:])) as counter:
+        out: Tensor = network(torch.empty(tuple(shape), device="meta"))
+    return counter, out
+
+
+class _Counter(TorchDispatchMode):
+    """Counts multiply-adds, and follows through every operation on how many pixels a number depends.
+
+    Args:
+        image_size: the longer side; what a linear layer depends on.
+    """
+
+    def __init__(self, image_size: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it without annotations
+        self.image_size = image_size
+        self.multiply_adds = 0
+        # By id, with the tensor itself, so that no id is used again.
+        self._known: dict[int, tuple[Tensor, int, int]] = {}
+
+    def fields(self, tensor: Tensor) -> tuple[int, int]:
+        """Receptive field and stride of a tensor's numbers, in pixels."""
+        return self._known[id(tensor)][1:] if id(tensor) in self._known else (1, 1)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        if not outputs:
+            return out
+        self.multiply_adds += _multiply_adds(name, args, outputs[0])
+        inputs = [self.fields(leaf) for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+        field = max((field for field, _ in inputs), default=1)
+        stride = max((stride for _, stride in inputs), default=1)
+        if name in _PRODUCTS:
+            field = stride = self.image_size
+        elif name in _WINDOWS:
+            kernel, step, dilation = _WINDOWS[name](args, outputs[0])
+            field, stride = field + (kernel - 1) * dilation * stride, stride * step
+        for leaf in outputs:
+            self._known[id(leaf)] = (leaf, field, stride)
+        return out
+
+
+def _multiply_adds(name: str, args: tuple[Any, ...], out: Tensor) -> int:
+    if name in _CONVOLUTIONS:
+        weight, transposed = args[1], bool(args[6])
+        per_number = math.prod(weight.shape[1:])
+        return int((args[0] if transposed else out).numel() * per_number)
+    if name in _PRODUCTS:
+        return int(out.numel() * args[-1].shape[-2])
+    return 0
+
+
+def _convolution(args: tuple[Any, ...], out: Tensor) -> tuple[int, int, int]:
+    if args[6]:  # transposed: outputs lie closer than inputs, and what one depends on does not grow by steps
+        return 1, 1, 1
+    return max(args[1].shape[2:]), max(args[3]), max(args[5])
+
+
+def _pool(args: tuple[Any, ...], out: Tensor) -> tuple[int, int, int]:
+    kernel = max(args[1])
+    return kernel, max(args[2]) if len(args) > 2 and args[2] else kernel, 1
+
+
+def _adaptive(args: tuple[Any, ...], out: Tensor) -> tuple[int, int, int]:
+    cells = max(-(-there // here) for there, here in zip(args[0].shape[2:], out.shape[2:], strict=True))
+    return cells, cells, 1
+
+
+def _mean(args: tuple[Any, ...], out: Tensor) -> tuple[int, int, int]:
+    return (max(args[0].shape[2:]), 1, 1) if args[0].ndim == 4 else (1, 1, 1)
+
+
+# operation: kernel, stride and dilation of its window
+_WINDOWS: dict[str, Callable[[tuple[Any, ...], Tensor], tuple[int, int, int]]] = {
+    **dict.fromkeys(_CONVOLUTIONS, _convolution),
+    "max_pool2d_with_indices": _pool,
+    "max_pool2d": _pool,
+    "avg_pool2d": _pool,
+    "_adaptive_avg_pool2d": _adaptive,
+    "mean": _mean,
+}

@@ -1,0 +1,60 @@
+"""The zoo: what each network sees, what it was measured at, and what made it.
+
+python -m core.zoo
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from core import model_file
+from core.config import entry, parse
+from core.zoo import zoo
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Nothing to choose."""
+
+
+def table(files: Mapping[str, Path]) -> Table:
+    """A row for each network."""
+    found = Table(box=box.SIMPLE_HEAD)
+    for heading in ("name", "backbone", "images", "classes", "parameters", "kB", "figures", "made by"):
+        found.add_column(heading, overflow="fold", justify="right" if heading in ("parameters", "kB") else "left")
+    for name, path in files.items():
+        classifier, card = model_file.load(path)
+        height, width = card.image_size
+        shown = card.classes if len(card.classes) <= 10 else (*card.classes[:3], f"... {len(card.classes)} in all")
+        found.add_row(
+            name,
+            card.backbone,
+            f"{card.channels}x{height}x{width}",
+            ", ".join(shown),
+            f"{sum(p.numel() for p in classifier.parameters()):,}",
+            f"{path.stat().st_size / 1e3:,.0f}",
+            ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in card.figures.items()),
+            card.command,
+        )
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The program."""
+    parse(Options, {}, argv, __doc__ or "")
+    files = zoo()
+    if not files:
+        print("The zoo is empty: put a network into it with python -m vision.keep runs/<name> <name in the zoo>")
+        return
+    Console(width=None if sys.stdout.isatty() else 160).print(table(files))
+
+
+if __name__ == "__main__":
+    entry(main)

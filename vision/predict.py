@@ -1,0 +1,184 @@
+"""Predict: what a trained classifier takes one's own pictures for.
+
+    python -m vision.predict runs/classify-mnist-deep_cnn-fast-1 photo.jpg scan.png
+    python -m vision.predict digits folder/of/pictures --json
+    python -m vision.predict model.safetensors photo.jpg --out seen.png
+
+The classifier is a run's folder, a file that zerokara wrote, or a name of the zoo (python -m core.zoo). Pictures may
+have any size and colours. To a network that learnt digits or other light things on dark ground, dark ink on paper is
+shown inverted, and digits are cut out and centred (vision/inputs.py); --out shows what it saw.
+
+Shapes: N pictures, C channels, H, W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from core import model_file, zoo
+from core.checkpoint import write_atomically
+from core.compute import Compute
+from core.config import Positional, Range, UserError, brief, entry, parse
+from core.data.pictures import SUFFIXES, decode
+from core.media import png_bytes
+from core.model_file import Card
+from vision.inputs import Prepared, prepare
+from vision.pictures import pixels_of
+from vision.scoring import probabilities
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to look at, and how."""
+
+    words: Annotated[tuple[str, ...], Positional("classifier picture")] = ()
+    """The classifier (a run's folder, a file, a name of the zoo), then pictures or folders of them."""
+    top: Annotated[int, Range(1)] = 5
+    """Guesses for each picture."""
+    as_is: bool = False
+    """Bring pictures to the network's size and colours, and do nothing else to them."""
+    views: Literal[1, 2, 5, 10] = 1
+    """Views of each picture whose probabilities are averaged: 2 mirrors, 5 shifts, 10 does both."""
+    json: bool = False
+    """Print JSON instead of a table."""
+    out: str = ""
+    """PNG file with the pictures as the network saw them; empty: none."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:<n> or mps."""
+    threads: Annotated[int, Range(0)] = 0
+    """CPU threads; 0: as many as there are cores."""
+
+
+def picture_files(words: Sequence[str]) -> list[Path]:
+    """The pictures that are named, and those in folders that are named.
+
+    Raises:
+        UserError: none at all.
+    """
+    found: list[Path] = []
+    for word in words:
+        path = Path(word).expanduser()
+        inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        if not inside:
+            raise UserError(f"The folder {path} holds no pictures: name files, or another folder.")
+        found += inside
+    if not found:
+        raise UserError(
+            "No picture was named: type the classifier and then pictures, as in "
+            "python -m vision.predict runs/<name> photo.png."
+        )
+    return found
+
+
+def read(files: Sequence[Path], card: Card, *, as_is: bool) -> tuple[dict[Path, Prepared], list[str]]:
+    """The pictures that could be read, prepared for the network, and a sentence about each that could not."""
+    prepared, complaints = {}, []
+    for file in files:
+        try:
+            prepared[file] = prepare(decode(file.read_bytes(), str(file)), card, as_is=as_is)
+        except OSError as error:
+            complaints.append(f"{file} cannot be read ({brief(error)}): name a picture that is there.")
+        except UserError as error:
+            complaints.append(str(error))
+    return prepared, complaints
+
+
+def best(probability_K: Tensor, classes: tuple[str, ...], top: int) -> list[tuple[str, float]]:
+    """The most probable classes, and their probabilities."""
+    found, places = probability_K.topk(min(top, len(classes)))
+    return [(classes[place], value) for place, value in zip(places.tolist(), found.tolist(), strict=True)]
+
+
+def as_table(guesses: dict[Path, list[tuple[str, float]]], prepared: dict[Path, Prepared]) -> Table:
+    """A row for each picture."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("picture", overflow="fold")
+    for place in range(max(map(len, guesses.values()), default=0)):
+        table.add_column("guess" if place == 0 else f"{place + 1}.", style="bold" if place == 0 else None)
+    table.add_column("seen", style="dim", overflow="fold")
+    for file, found in guesses.items():
+        table.add_row(str(file), *(f"{name} {value:.1%}" for name, value in found), prepared[file].done)
+    return table
+
+
+def as_json(guesses: dict[Path, list[tuple[str, float]]], prepared: dict[Path, Prepared]) -> list[dict[str, Any]]:
+    """The same for programs."""
+    return [
+        {
+            "picture": str(file),
+            "seen": prepared[file].done,
+            "guesses": [{"class": name, "probability": round(value, 6)} for name, value in found],
+        }
+        for file, found in guesses.items()
+    ]
+
+
+def draw(guesses: dict[Path, list[tuple[str, float]]], prepared: dict[Path, Prepared]) -> Figure:
+    """The pictures as the network saw them, with the first guess."""
+    from matplotlib.figure import Figure
+
+    columns = min(6, len(guesses))
+    rows = -(-len(guesses) // columns)
+    figure = Figure(figsize=(1.7 * columns, 2.1 * rows), dpi=100, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    for axes, (file, found) in zip(grid, guesses.items(), strict=False):
+        picture = prepared[file].pixels_CHW.transpose(1, 2, 0)
+        axes.imshow(picture[..., 0] if picture.shape[2] == 1 else picture, cmap="gray", vmin=0, vmax=255)
+        name, value = found[0]
+        axes.set_title(f"{file.name[-22:]}\n{name[:20]} {value:.0%}", fontsize=7)
+    for axes in figure.axes:
+        axes.set_axis_off()
+    return figure
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The program: the classifier, pictures, guesses.
+
+    Raises:
+        UserError: no such classifier or picture, or broken ones; what could be read is guessed first.
+    """
+    options = parse(Options, {}, argv, __doc__ or "")
+    if not options.words:
+        raise UserError(
+            "No classifier was named: type a run's folder, a file or a name of the zoo, and then pictures, as in "
+            "python -m vision.predict runs/<name> photo.png."
+        )
+    model, *words = options.words
+    classifier, card = model_file.load(zoo.find(model))
+    prepared, complaints = read(picture_files(words), card, as_is=options.as_is)
+    compute = Compute.choose(
+        device=options.device, precision="float32", compile="off", threads=options.threads, train_step=None
+    )
+    guesses: dict[Path, list[tuple[str, float]]] = {}
+    if prepared:
+        pixels_NCHW = torch.from_numpy(np.stack([picture.pixels_CHW for picture in prepared.values()]))
+        found_NK = probabilities(compute.module(classifier), card, compute, pixels_NCHW, views=options.views)
+        guesses = {file: best(row, card.classes, options.top) for file, row in zip(prepared, found_NK, strict=True)}
+    if options.json:
+        print(json.dumps(as_json(guesses, prepared), indent=2))
+    elif guesses:
+        Console(width=None if sys.stdout.isatty() else 160).print(as_table(guesses, prepared))
+    if options.out and guesses:
+        content = png_bytes(pixels_of(draw(guesses, prepared)))
+        write_atomically(Path(options.out), lambda file: file.write(content))
+    if complaints:
+        raise UserError("\n       ".join(complaints))
+
+
+if __name__ == "__main__":
+    entry(main)
