@@ -56,7 +56,9 @@ def cut_out(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
     inside = []
     for length in (height, width):
         hole = round(length * HOLE)
-        first_B1 = torch.randint(-(hole // 2), length - hole // 2, (batch, 1), generator=generator, device=x_BCHW.device)
+        first_B1 = torch.randint(
+            -(hole // 2), length - hole // 2, (batch, 1), generator=generator, device=x_BCHW.device
+        )
         pixel_1L = torch.arange(length, device=x_BCHW.device)[None]
         inside.append((pixel_1L >= first_B1) & (pixel_1L < first_B1 + hole))
     hole_BHW = inside[0][:, :, None] & inside[1][:, None, :]

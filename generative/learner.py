@@ -240,6 +240,7 @@ def make_generator(config: Config, shape: tuple[int, int, int], classes: int) ->
         width=config.generator_width,
         classes=classes,
         upsample=config.upsample,
+        norm=config.generator_norm,
     )
 
 
@@ -255,9 +256,7 @@ def make_discriminator(config: Config, shape: tuple[int, int, int], classes: int
         options["width"] = config.discriminator_width
     if config.discriminator_norm != "batch":
         options["norm"] = config.discriminator_norm
-    return Discriminator(
-        config.backbone, shape[0], shape[1:], classes=classes, spectral=config.spectral, **options
-    )
+    return Discriminator(config.backbone, shape[0], shape[1:], classes=classes, spectral=config.spectral, **options)
 
 
 def check_penalties(config: Config, discriminator: Discriminator) -> None:
@@ -281,7 +280,9 @@ def draw_latents(config: Config, shape: tuple[int, int], random: torch.Generator
     return torch.randn(shape, generator=random, device=device)
 
 
-def fitting_latents(config: Config, classes: int, compute: Compute, batches: int = 16, batch: int = 128) -> list[Tensor]:
+def fitting_latents(
+    config: Config, classes: int, compute: Compute, batches: int = 16, batch: int = 128
+) -> list[Tensor]:
     """The same latents always, labels joined, on which a generator's BatchNorm statistics are measured."""
     random = torch.Generator().manual_seed(20_151_119)  # the day the paper appeared
     joined = []
@@ -292,5 +293,3 @@ def fitting_latents(config: Config, classes: int, compute: Compute, batches: int
             z_BZ = torch.cat([z_BZ, nn.functional.one_hot(label_B, classes).float()], 1)
         joined.append(z_BZ.to(compute.torch_device))
     return joined
-
-

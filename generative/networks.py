@@ -21,6 +21,7 @@ from core.backbones.dcgan import layout
 from core.small_maps import Double
 
 Upsample = Literal["deconvolution", "resize"]
+Norm = Literal["batch", "none"]
 
 
 def map_sizes(image_size: tuple[int, int], doublings: int) -> list[tuple[int, int]]:
@@ -40,6 +41,17 @@ def init_weights(module: nn.Module) -> None:
         nn.init.normal_(module.weight, 1.0, 0.02)
 
 
+def init_weights_of_plain_layers(module: nn.Module) -> None:
+    """He initialisation for leaky ReLU, for layers that nothing normalises; for `nn.Module.apply`."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+        inputs = module.weight[0].numel()
+        if isinstance(module, nn.ConvTranspose2d):  # weights (in, out, 4, 4), and a pixel is reached by 2x2 taps
+            inputs = module.in_channels * 4
+        nn.init.normal_(module.weight, std=(2 / inputs) ** 0.5)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
 class Generator(nn.Module):
     """Images (B, C, H, W) from -1 to 1, of latents (B, Z) and labels.
 
@@ -51,6 +63,7 @@ class Generator(nn.Module):
         classes: K, 0 for a generator without labels. A label is joined to the latent as a one-hot vector.
         upsample: transposed convolutions, or enlargement and a 3x3 convolution, which leaves no checkerboard
             (Odena et al. 2016).
+        norm: BatchNorm, or none; then layers have biases and begin as He et al. 2015 say.
     """
 
     def __init__(
@@ -62,6 +75,7 @@ class Generator(nn.Module):
         width: float = 1.0,
         classes: int = 0,
         upsample: Upsample = "deconvolution",
+        norm: Norm = "batch",
     ) -> None:
         super().__init__()
         self.latent, self.classes, self.upsample = latent, classes, upsample
@@ -69,14 +83,17 @@ class Generator(nn.Module):
         self.sizes = map_sizes(image_size, len(widths))
         height, columns = self.sizes[0]
         # The paper's first layer is a transposed convolution of a 1x1 map, which is this product: row (y, x, channel).
-        self.project = nn.Linear(latent + classes, height * columns * widths[0], bias=False)
+        self.project = nn.Linear(latent + classes, height * columns * widths[0], bias=norm == "none")
         self.ups, self.norms = nn.ModuleList(), nn.ModuleList()
         for into, out in zip(widths, [*widths[1:], image_channels], strict=True):
-            self.norms.append(nn.BatchNorm2d(into))
+            self.norms.append(nn.BatchNorm2d(into) if norm == "batch" else nn.Identity())
+            bias = norm == "none"
             self.ups.append(
-                Double(into, out) if upsample == "deconvolution" else nn.Conv2d(into, out, 3, padding=1, bias=False)
+                Double(into, out, bias=bias)
+                if upsample == "deconvolution"
+                else nn.Conv2d(into, out, 3, padding=1, bias=bias)
             )
-        self.apply(init_weights)
+        self.apply(init_weights if norm == "batch" else init_weights_of_plain_layers)
 
     def forward(self, z_BZ: Tensor, label_B: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W) of latents and labels, or of latents (B, Z + K) that labels are joined to already."""
@@ -120,6 +137,8 @@ class Discriminator(nn.Module):
         self.backbone = build(backbone, image_channels, image_size, **options)
         self.head = nn.Linear(self.backbone.features, 1, bias=False)
         self.class_weights = nn.Embedding(classes, self.backbone.features) if classes else None
+        if options.get("norm") == "none":
+            self.backbone.apply(init_weights_of_plain_layers)
         for layer in (self.head, self.class_weights):
             if layer is not None:
                 init_weights(layer)
