@@ -122,6 +122,8 @@ class Config:
     """Updates between lines of metrics."""
     checkpoint_every_updates: Count = 500
     """Updates between checkpoints."""
+    film_every_updates: OptionalCount = 100
+    """Updates between frames of the film that the latents below make; 0: no film."""
     show: Annotated[int, Range(1, 400)] = 64
     """Latents that are painted at every evaluation and make the film."""
 

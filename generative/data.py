@@ -1,7 +1,7 @@
 """What a painter learns from: any images, audited first.
 
-Named sets come from core.data, frames from envs. Folders, zips and LSUN databases are read here, because a painter wants
-to hear what is in them: broken pictures are named and left out, mixed kinds are brought to one and counted.
+Named sets come from core.data, frames from envs. Folders, zips and LSUN databases are read here, because a painter
+wants to hear what is in them: broken pictures are named and left out, mixed kinds are brought to one and counted.
 
 Shapes: N images, C channels, H, W pixels.
 """
@@ -61,7 +61,7 @@ class Data:
             UserError: data that are not there, or too few; sizes that do not fit.
         """
         everything, remarks = load_split(config, "train", progress)
-        channels, height, width = everything.shape
+        _, height, width = everything.shape
         if not (min(height, width) >= 28 and max(height, width) <= 256):
             raise UserError(
                 f"{everything.source} has images of {height}x{width} pixels, and sides of 28 to 256 can be painted: "

@@ -53,13 +53,12 @@ def translate(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
 def cut_out(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
     """A rectangle of half the sides, anywhere, set to zero; it may reach outside."""
     batch, _, height, width = x_BCHW.shape
+    device = x_BCHW.device
     inside = []
     for length in (height, width):
         hole = round(length * HOLE)
-        first_B1 = torch.randint(
-            -(hole // 2), length - hole // 2, (batch, 1), generator=generator, device=x_BCHW.device
-        )
-        pixel_1L = torch.arange(length, device=x_BCHW.device)[None]
+        first_B1 = torch.randint(-(hole // 2), length - hole // 2, (batch, 1), generator=generator, device=device)
+        pixel_1L = torch.arange(length, device=device)[None]
         inside.append((pixel_1L >= first_B1) & (pixel_1L < first_B1 + hole))
     hole_BHW = inside[0][:, :, None] & inside[1][:, None, :]
     return x_BCHW.masked_fill(hole_BHW[:, None], 0.0)

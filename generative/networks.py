@@ -1,7 +1,7 @@
 """Generator and discriminator.
 
-Radford et al. 2016, section 3: no pooling, no hidden fully connected layers, BatchNorm in both, ReLU in the generator and
-tanh at its end, LeakyReLU in the discriminator. At 64x64 in colour they are the pair of PyTorch's tutorial: 3,576,704
+Radford et al. 2016, section 3: no pooling, no hidden fully connected layers, BatchNorm in both, ReLU in the generator
+and tanh at its end, LeakyReLU in the discriminator. At 64x64 in colour they are the pair of PyTorch's tutorial: 3,576,704
 and 2,765,568 parameters.
 
 Shapes: B batch, Z numbers of a latent, K classes, C channels, H, W pixels, F numbers in the last feature map.
@@ -111,8 +111,8 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """A trunk of `core.backbones` and one layer: logits (B,) float32, higher for images that look real.
 
-    With labels it is a projection discriminator (Miyato and Koyama 2018, equation 3): a class adds weights of its own to
-    the layer's.
+    With labels it is a projection discriminator (Miyato and Koyama 2018, equation 3): a class adds weights of its own
+    to the layer's.
 
     Args:
         backbone: name of the trunk; it sees pixels from 0 to 1, as it does under a Q-network.
