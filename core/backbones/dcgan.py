@@ -19,6 +19,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from core.backbones.base import Backbone, scaled
 from core.backbones.heads import FlatHead
 from core.config import UserError
+from core.small_maps import Halve
 
 Norm = Literal["batch", "spectral", "none"]
 _LEAST, _MOST = 28, 256
@@ -63,7 +64,7 @@ class Dcgan(Backbone):
         super().__init__(in_channels, image_size)
         self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
         for place, (channels, _) in enumerate(layout(self.image_size, width)):
-            conv = nn.Conv2d(in_channels, channels, 4, 2, 1, bias=norm != "batch")
+            conv = Halve(in_channels, channels, bias=norm != "batch")
             nn.init.normal_(conv.weight, std=0.02)
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)

@@ -131,10 +131,10 @@ def in_colours(image_HWC: np.ndarray, grey: bool | None) -> np.ndarray:
     return np.repeat(image_HWC, 3, axis=2)
 
 
-def reshaped(images: ImageSet, image_size: int | None, grey: bool | None) -> ImageSet:
+def reshaped(images: ImageSet, image_size: int | tuple[int, int] | None, grey: bool | None) -> ImageSet:
     """A set that is in memory already, brought to a size and to colours as `decode_all` does it."""
     channels, height, width = images.shape
-    right_size = image_size is None or height == width == image_size
+    right_size = image_size is None or (height, width) == image_size or height == width == image_size
     if right_size and grey in (None, channels == 1):
         return images
     images_NHWC = images.images.permute(0, 2, 3, 1).numpy()

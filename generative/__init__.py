@@ -1,0 +1,1 @@
+"""Paint: generators taught by the eye, and scores of what they paint."""

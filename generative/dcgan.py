@@ -1,0 +1,410 @@
+"""Paint: a generator learns from the eye that tells its images from real ones.
+
+    python -m generative.dcgan --data mnist
+
+Radford et al. 2016, "Unsupervised Representation Learning with Deep Convolutional Generative Adversarial Networks"; what
+came after it is a field of the config (generative/config.py): other losses, penalties, spectral normalisation,
+augmentation, averaged weights, labels. Without arguments it learns digits that are drawn here. docs/dcgan.md has figures.
+
+One turn of the loop: a step of the discriminator, a step of the generator. The best moment, by the Fréchet distance to
+images held out, is kept beside the last.
+
+Shapes: N images, B batch, C channels, H, W pixels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core import checkpoint
+from core.compute import Compute
+from core.config import UserError, entry, flag, to_dict
+from core.configure import configure
+from core.distributed import World
+from core.media import write_png
+from core.run import Run
+from core.weights import init_backbone
+from generative.config import PRESETS, Config
+from generative.data import Data
+from generative.learner import Learner, draw_latents
+from generative.painter import KIND, Painter, weights_file
+from generative.pictures import draw_curves, film, picture
+from generative.scorer import Scorer, accuracy
+from generative.scores import spread
+from generative.watch import Watch
+
+# What may differ when a run goes on; everything else would make it another run.
+CHANGEABLE = {"resume", "rollback", "quiet", "updates", "film_every_updates"}
+EVAL_SEED = 20_160_107  # latents of all evaluations: two scores differ by the weights alone
+BEST = "best.pt"
+
+
+class Training:
+    """Everything that a checkpoint holds, and the turns of the loop over it."""
+
+    def __init__(self, config: Config, data: Data, compute: Compute, world: World) -> None:
+        self.config, self.data, self.compute, self.world = config, data, compute, world
+        self.learner = Learner(config, data.train.shape, len(data.train.classes), compute, world)
+        self.pixels = data.train.images.to(compute.torch_device)
+        self.labels = data.train.labels.to(compute.torch_device)
+        self.watch = Watch()
+        self.best: dict[str, Any] | None = None  # update and score
+        self.scores: dict[str, float] = {}  # of the last evaluation
+        self.rollbacks = 0
+        self.hours = 0.0
+        self._clock = time.perf_counter()
+        self._order = (-1, torch.empty(0))  # epoch, and its order of the images
+
+    @property
+    def update(self) -> int:
+        """Updates that are over."""
+        return self.learner.updates
+
+    def turn(self) -> None:
+        """One update on the next batch, of which this process takes its share."""
+        size = self.config.batch_size
+        per_epoch = len(self.pixels) // size
+        epoch, place = divmod(self.update, per_epoch)
+        if self._order[0] != epoch:
+            # A function of seed and epoch, so there is nothing to save; a rollback goes another way.
+            shuffle = torch.Generator().manual_seed(self.config.seed * 7_919 + self.rollbacks * 104_729 + epoch)
+            self._order = epoch, torch.randperm(len(self.pixels), generator=shuffle)
+        index_B = self._order[1][place * size : (place + 1) * size][self.world.rank :: self.world.size]
+        index_B = index_B.to(self.compute.torch_device)
+        self.learner.update(self.pixels[index_B], self.labels[index_B])
+
+    def painter(self) -> Painter:
+        """The generator as it stands, ready to paint."""
+        names = self.data.train.classes if self.learner.classes else ()
+        shape = self.data.train.shape
+        return Painter(self.learner.snapshot(), self.config, shape, names, self.compute, self.update, self.scores)
+
+    def clock(self) -> float:
+        """Hours that this run has taken so far, without interruptions."""
+        now = time.perf_counter()
+        self.hours += (now - self._clock) / 3600
+        self._clock = now
+        return self.hours
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+        return {
+            "learner": self.learner.state_dict(),
+            "rng": checkpoint.rng_state(),
+            "watch": self.watch.state_dict(),
+            "best": self.best,
+            "scores": self.scores,
+            "rollbacks": self.rollbacks,
+            "hours": self.clock(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.learner.load_state_dict(state["learner"])
+        checkpoint.set_rng_state(state["rng"])
+        self.watch.load_state_dict(state["watch"])
+        self.best, self.scores, self.hours = state["best"], state["scores"], state["hours"]
+        self.rollbacks = state["rollbacks"]
+
+    def roll_back(self, state: dict[str, Any]) -> None:
+        """Go on from the best moment with other random numbers, so that it need not end as it did."""
+        rollbacks = self.rollbacks + 1
+        self.load_state_dict(state)
+        self.rollbacks = max(rollbacks, self.rollbacks + 1)
+        self.learner.random.manual_seed(
+            self.config.seed * 1_000_003 + self.world.rank + 15_485_863 * self.rollbacks + self.update
+        )
+
+
+class Judge:
+    """What painted images are compared with: the held-out ones, seen once."""
+
+    def __init__(self, config: Config, data: Data) -> None:
+        self.scorer = Scorer.choose(config, data.train.shape)
+        images = data.held_out.images[: config.eval_images]
+        self.real = self.scorer.look(images)
+        self.real_spread = spread(images[:500])
+
+    def scores(self, painter: Painter, number: int) -> dict[str, float]:
+        """Every score of `number` painted images, always of the same latents."""
+        random = torch.Generator().manual_seed(EVAL_SEED)
+        z_NZ = draw_latents(painter.config, (number, painter.config.latent), random, torch.device("cpu"))
+        label_N = painter.labels(number)
+        images = painter.paint(z_NZ, label_N)
+        seen = self.scorer.look(images)
+        scores = self.scorer.compare(self.real, seen) | {"spread": spread(images[:500]) / max(self.real_spread, 1e-9)}
+        knows = self.scorer.card is not None and self.scorer.card.classes == painter.class_names
+        if label_N is not None and knows:
+            scores["accuracy"] = accuracy(seen, label_N)
+        return scores
+
+
+def train(config: Config, run: Run, data: Data, compute: Compute, world: World) -> str:
+    """The run from wherever it stands to its end. Returns the closing sentence.
+
+    Raises:
+        UserError: a checkpoint that cannot be read, weights that are no numbers any more.
+    """
+    training = Training(config, data, compute, world)
+    judge = Judge(config, data)
+    latest = run.path(f"checkpoint-{world.rank}.pt")
+    begin(training, run, latest)
+    for remark in data.remarks:
+        run.say(remark)
+    run.say(f"{data.train.source}: {len(data.train):,} to learn from, {len(data.held_out):,} held out to choose on")
+    run.say(judge.scorer.protocol)
+    show = fixed_latents(config)
+
+    def save() -> None:
+        if not training.learner.is_finite():
+            raise UserError(
+                f"The weights are no numbers any more at update {training.update:,}; the last good checkpoint stays in "
+                f"{run.folder}: go on from its best moment with --resume --rollback, or start again with lower rates."
+            )
+        checkpoint.save(latest, {**training.state_dict(), "run": run.state_dict()}, KIND)
+
+    def due(every: int) -> bool:
+        return every > 0 and training.update % every == 0
+
+    if training.update == 0 and not latest.exists():
+        run.image("real", 0, picture(data.train.images[: config.show]))
+        save()
+    window = Window(training)
+    stopping = False
+    while training.update < config.updates and not stopping:
+        training.turn()
+        if due(config.log_every_updates):
+            log_metrics(training, run, window)
+            window = Window(training)
+        if due(config.film_every_updates) and world.is_main:
+            write_png(run.path("film", f"{training.update:08}.png"), picture(sketch(training, show)))
+        ended = training.update == config.updates
+        if due(config.eval_every_updates) or ended:
+            if world.is_main:
+                evaluate(training, judge, run, save)
+            window = Window(training)
+        if due(config.checkpoint_every_updates) or ended:
+            save()
+        stopping = world.any(bool(run.stop_requested), compute.torch_device)
+    if stopping:
+        run.say(f"{run.stop_requested}: saving")
+        save()
+    if not world.is_main:
+        return ""
+    finish(training, run)
+    return closing_line(training, judge, run)
+
+
+def begin(training: Training, run: Run, latest: Path) -> None:
+    """Put the run where it stood: at its last checkpoint, at its best, or at its start."""
+    config = training.config
+    if config.resume and latest.exists():
+        if config.rollback:
+            best = run.folder / BEST
+            if not best.exists():
+                raise UserError(f"{run.folder} has no best moment yet: leave --rollback out.")
+            training.rollbacks = checkpoint.load(latest, KIND)["rollbacks"]
+            state = checkpoint.load(best, KIND)
+            training.roll_back(state)
+            run.say(f"rolled back to update {training.update:,}")
+        else:
+            state = checkpoint.load(latest, KIND)
+            training.load_state_dict(state)
+        run.resume_from(state["run"])
+        for frame in (run.folder / "film").glob("*.png"):
+            if int(frame.stem) > training.update:
+                frame.unlink()  # it will be painted again, or otherwise
+        return
+    run.resume_from({"metrics_bytes": 0, "last_step": -1})  # a run that was killed before its first checkpoint
+    if config.init_backbone:
+        run.say(str(init_backbone(training.learner.discriminator.backbone, Path(config.init_backbone))))
+
+
+class Window:
+    """What the clock said when the stretch began that a line of metrics is about."""
+
+    def __init__(self, training: Training) -> None:
+        self.update, self.began = training.update, time.perf_counter()
+
+
+def log_metrics(training: Training, run: Run, window: Window) -> None:
+    """One line of metrics, the progress bar, and a look whether the discriminator has won.
+
+    Raises:
+        UserError: a loss is no number.
+    """
+    images = (training.update - window.update) * training.config.batch_size
+    scalars: dict[str, Any] = {name: float(value) for name, value in training.learner.read_metrics().items()}
+    scalars |= {
+        "speed/images_per_s": images / (time.perf_counter() - window.began),
+        "speed/hours": training.clock(),
+    }
+    run.log(training.update, scalars)
+    run.flush()
+    if not np.isfinite([scalars["train/d_loss"], scalars["train/g_loss"]]).all():
+        raise UserError(
+            f"The loss is no number any more at update {training.update:,}; the last good checkpoint stays in "
+            f"{run.folder}: go on from its best moment with --resume --rollback, or start again with lower rates."
+        )
+    warning = training.watch.discriminator(
+        scalars["train/d_accuracy_real"], scalars["train/d_accuracy_fake"], training.update
+    )
+    if warning:
+        run.warn(warning)
+    score = next((training.scores[name] for name in ("fcd", "random_fd") if name in training.scores), float("nan"))
+    fields = {
+        "D loss": scalars["train/d_loss"],
+        "G loss": scalars["train/g_loss"],
+        "D right on real": scalars["train/d_accuracy_real"],
+        "on painted": scalars["train/d_accuracy_fake"],
+        "FCD" if "fcd" in training.scores else "distance": score,
+        "images/s": scalars["speed/images_per_s"],
+    }
+    run.progress(training.update, training.config.updates, fields)
+
+
+def evaluate(training: Training, judge: Judge, run: Run, save: Callable[[], None]) -> None:
+    """Score what is painted now, keep it where it is the best so far, show it, and warn of a collapse."""
+    config, name = training.config, judge.scorer.name
+    painter = training.painter()
+    training.scores = scores = judge.scores(painter, config.eval_images)
+    run.log(training.update, {f"eval/{key}": value for key, value in scores.items()})
+    run.log(training.update, {"speed/hours": training.clock()})
+    run.flush()
+    best = training.best["score"] if training.best else None
+    if warning := training.watch.samples(scores["spread"], 1.0, scores[name], best, training.update):
+        run.warn(warning)
+    painter.scores.update(scores)
+    painter.save(run.path(weights_file("last")))
+    if best is None or scores[name] < best:
+        training.best = {"update": training.update, "score": scores[name]}
+        painter.save(run.path(weights_file("best")))
+        if training.learner.is_finite():
+            checkpoint.save(run.path(BEST), {**training.state_dict(), "run": run.state_dict()}, KIND)
+    save()
+    z_NZ = fixed_latents(config)
+    samples = painter.paint(z_NZ, painter.labels(len(z_NZ)))
+    run.image("samples", training.update, picture(samples))
+    curves = draw_curves(run.folder / "metrics.jsonl")
+    if curves is not None:
+        run.image("curves", training.update, curves)
+    run.say(f"update {training.update:,}: {in_words(scores)}")
+
+
+def in_words(scores: dict[str, float]) -> str:
+    """Scores for a line of text."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+
+
+def fixed_latents(config: Config) -> Tensor:
+    """The latents that are shown at every evaluation and in the film."""
+    random = torch.Generator().manual_seed(config.seed)
+    return draw_latents(config, (config.show, config.latent), random, torch.device("cpu"))
+
+
+def sketch(training: Training, z_NZ: Tensor) -> Tensor:
+    """The fixed latents as the averaged generator paints them, without fitting its statistics first: for the film."""
+    learner, config = training.learner, training.config
+    names = training.data.train.classes if learner.classes else ()
+    generator = learner.generator if learner.ema is None else learner.ema.module
+    mode = generator.training
+    painter = Painter(generator.eval(), config, learner.shape, names, training.compute, training.update)
+    images = painter.paint(z_NZ, painter.labels(len(z_NZ)))
+    generator.train(mode)
+    return images
+
+
+def finish(training: Training, run: Run) -> None:
+    """The film of the fixed latents over training, and the table of hyperparameters."""
+    frames = sorted((run.folder / "film").glob("*.png"))
+    if len(frames) > 1:
+        try:
+            film(frames, run.path("media", "film.mp4"))
+        except (OSError, ValueError) as error:
+            run.warn(f"The film could not be written ({error}).")
+    if training.scores:
+        run.hparams(to_dict(training.config), {f"hparam/{name}": value for name, value in training.scores.items()})
+
+
+def closing_line(training: Training, judge: Judge, run: Run) -> str:
+    """What was reached, and the command that goes on from there."""
+    config, name = training.config, judge.scorer.name
+    label = "FCD" if name == "fcd" else "distance in a random network's features"
+    score = "not scored yet"
+    if training.best is not None and training.scores:
+        score = (
+            f"{label} {training.scores[name]:.4g} at the end, {training.best['score']:.4g} at its best "
+            f"(update {training.best['update']:,}), against {len(judge.real.features_NF):,} held-out images"
+        )
+    if training.update < config.updates:
+        return f"{config.data} at update {training.update:,}: {score}; go on with: {again(config)}"
+    return f"{config.data} at update {training.update:,}: {score}; look: python -m generative.sample {run.folder}"
+
+
+def again(config: Config) -> str:
+    """The command that goes on with the run."""
+    return f"python -m generative.dcgan --name {config.name} --resume"
+
+
+def default_name(config: Config) -> str:
+    """dcgan-mnist-fast-1 for --data mnist, preset fast, seed 1."""
+    source = Path(config.data.replace(":", "-")).stem.replace(" ", "_")
+    return f"{KIND}-{source}-{config.preset}-{config.seed}"
+
+
+def choose_compute(config: Config, data: Data, world: World) -> Compute:
+    """Measure updates on the first images, in a corner of the random numbers of their own."""
+    batch = config.batch_size // world.size
+
+    def train_step(candidate: Compute) -> Callable[[], object]:
+        learner = Learner(config, data.train.shape, len(data.train.classes), candidate, World())
+        pixels = data.train.images[:batch].to(candidate.torch_device)
+        labels = data.train.labels[:batch].to(candidate.torch_device)
+        return lambda: learner.update(pixels, labels)
+
+    with torch.random.fork_rng():
+        return Compute.choose(
+            device=config.device,
+            precision=config.precision,
+            compile=config.compile,
+            threads=config.threads,
+            train_step=train_step,
+            local_world_size=world.size,
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The program: config, data, run, compute, loop, closing line."""
+    config = configure(
+        Config, PRESETS, argv, __doc__ or "", kind=KIND, default_name=default_name, changeable=CHANGEABLE
+    )
+    if config.rollback and not config.resume:
+        raise UserError("--rollback goes back in a run that there is: add --resume and its --name.")
+    world = World.from_env(config.device)
+    if config.batch_size % (world.size * config.accumulate):
+        raise UserError(
+            f"{flag('batch_size')} {config.batch_size} cannot be shared by {world.size} processes and "
+            f"{flag('accumulate')} {config.accumulate} parts evenly."
+        )
+    with Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run:
+        data = Data.load(config, lambda what, done, total: run.progress(done, total, {"": what}))
+        if "compute" not in run.extra:
+            run.progress(0, config.updates, {"measuring": "what is fastest here"})
+            run.remember(compute=choose_compute(config, data, world).to_dict() if world.is_main else {})
+        compute = Compute(**run.extra["compute"])
+        compute.apply()
+        run.say(f"compute: {compute.reason}")
+        with run.signals():
+            run.close(train(config, run, data, compute, world))
+    world.close()
+
+
+if __name__ == "__main__":
+    entry(main)

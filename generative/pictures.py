@@ -1,0 +1,80 @@
+"""What a person sees of a painter: grids of samples, the film of them over training, curves.
+
+Shapes: N images, T frames, C channels, H, W pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from core.media import grid, write_mp4
+
+CURVES = {
+    "losses": ("train/d_loss", "train/g_loss"),
+    "discriminator's accuracy": ("train/d_accuracy_real", "train/d_accuracy_fake"),
+    "Fréchet distance": ("eval/fcd", "eval/random_fd"),
+    "coverage and density": ("eval/coverage", "eval/density", "eval/spread"),
+}
+
+
+def shown(images_NCHW: Tensor) -> Tensor:
+    """Images as a person can see them: of a stack of frames the newest."""
+    return images_NCHW if images_NCHW.shape[1] in (1, 3) else images_NCHW[:, -1:]
+
+
+def picture(images_NCHW: Tensor, columns: int | None = None) -> np.ndarray:
+    """Images side by side (H, W, C) uint8, small ones enlarged."""
+    side = max(images_NCHW.shape[2:])
+    return grid(shown(images_NCHW), columns, gap=1, scale=max(1, 64 // side))
+
+
+def film(frames: list[Path], path: Path, fps: float = 10.0, hold_s: float = 2.0) -> None:
+    """PNG files of one size as an mp4, the last one held for a while.
+
+    Raises:
+        OSError: it could not be written.
+    """
+
+    def pixels() -> Iterator[np.ndarray]:
+        for index, frame in enumerate(frames):
+            with Image.open(frame) as opened:
+                rgb = np.asarray(opened.convert("RGB"))
+            yield from [rgb] * (round(hold_s * fps) if index == len(frames) - 1 else 1)
+
+    write_mp4(path, pixels(), fps)
+
+
+def draw_curves(metrics: Path) -> np.ndarray | None:
+    """Losses, accuracies and scores over updates as RGB pixels; None where nothing was logged yet."""
+    from matplotlib.figure import Figure
+
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.exists() else []
+    series = {
+        name: [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+        for names in CURVES.values()
+        for name in names
+    }
+    if not any(series.values()):
+        return None
+    figure = Figure(figsize=(9, 6), dpi=100, layout="constrained")
+    for axes, (title, names) in zip(figure.subplots(2, 2).flat, CURVES.items(), strict=True):
+        for name in names:
+            if series[name]:
+                axes.plot(*zip(*series[name], strict=True), label=name.split("/")[1])
+        axes.set(title=title, xlabel="updates")
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(fontsize=8)
+            if title == "Fréchet distance":
+                axes.set_yscale("log")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    with Image.open(buffer) as opened:
+        return np.asarray(opened.convert("RGB"))
