@@ -73,6 +73,30 @@ class Config:
     """Separate streams for the state's value and the actions' advantages."""
     layer_norm: bool = False
     """Normalise the hidden layer."""
+    noisy: bool = False
+    """Linear layers with learnt noise, drawn anew for every act and every update, none in evaluation."""
+    noisy_sigma: Positive = 0.5
+    """Size of the noise at first, before it is divided by the root of a layer's inputs."""
+    spectral_norm: bool = False
+    """Divide the weights of residual convolutions by their largest singular value (backbone impala)."""
+    pool_size: Annotated[int, Range(0, 64)] = 0
+    """Height and width to which the eye's last map is max-pooled (backbone impala); 0: as it is."""
+
+    # --- what is learnt of an action -------------------------------------------------------------------------------
+    head: Literal["q", "c51", "qr", "iqn"] = "q"
+    """Expected return, 51 atoms of its distribution, quantiles of it, or any quantile that is asked for."""
+    atoms: Annotated[int, Range(2, 1001)] = 51
+    """c51: atoms of the distribution."""
+    atom_limit: Positive = 10.0
+    """c51: the atoms lie between this return and its negative."""
+    quantiles: Annotated[int, Range(1, 1000)] = 64
+    """qr: quantiles; iqn: fractions drawn for the prediction."""
+    target_quantiles: Annotated[int, Range(1, 1000)] = 64
+    """iqn: fractions drawn for the target."""
+    policy_quantiles: Annotated[int, Range(1, 1000)] = 32
+    """iqn: evenly spaced fractions whose mean is an action's value."""
+    cosines: Count = 64
+    """iqn: numbers that embed a fraction."""
 
     # --- learning --------------------------------------------------------------------------------------------------
     double: bool = False
@@ -81,6 +105,20 @@ class Config:
     """Steps of the return before it bootstraps."""
     gamma: Fraction = 0.99
     """Discount of one agent step."""
+    n_step_start: Annotated[int | None, Range(1, 100)] = None
+    """Steps of the return at first, and after a reset; from there to --n-step. None: --n-step at once."""
+    gamma_start: Annotated[float | None, Range(0, 1)] = None
+    """Discount at first, and after a reset; from there to --gamma. None: --gamma at once."""
+    anneal_updates: Count = 10_000
+    """Updates from these starts to --n-step and --gamma."""
+    munchausen: bool = False
+    """Add the policy's own log-probability of the action to the reward; the target follows a soft policy."""
+    munchausen_scale: Fraction = 0.9
+    """Factor on the log-probability that is added."""
+    munchausen_temperature: Positive = 0.03
+    """Temperature of the soft policy."""
+    munchausen_floor: Annotated[float, Range(high=0)] = -1.0
+    """Least temperature * log-probability that is added."""
     reward_clip: bool = True
     """Learn from the sign of a reward; scores are always reported raw."""
     life_loss_ends: bool = False
@@ -89,12 +127,28 @@ class Config:
     """Transitions in an update."""
     train_every_steps: Count = 8
     """Agent steps for each update."""
+    updates_at_once: Count = 1
+    """Updates each time: with --train-every-steps 1, the replay ratio."""
     warmup_steps: Annotated[int, Range(0)] = 5_000
     """Agent steps before the first update."""
     target_every_steps: Count = 2_000
     """Agent steps, not updates, after which the target network is renewed."""
     replay_capacity: Count = 200_000
     """Transitions in the replay, over all environments."""
+    priority_exponent: Fraction = 0.0
+    """Draw transitions by this power of their last error; 0: all alike."""
+    priority_weight_start: Fraction = 0.4
+    """Exponent of the weights that make up for it, at first."""
+    priority_weight_end: Fraction = 1.0
+    """The same at the end of its rise."""
+    priority_weight_steps: Count = 1_000_000
+    """Agent steps over which it rises, linearly."""
+    reset_every_updates: Annotated[int, Range(0)] = 0
+    """Updates after which heads are made anew and the eye is shaken; 0: never."""
+    reset_eye_share: Fraction = 0.5
+    """How far a reset moves the eye towards fresh weights."""
+    reset_until_updates: OptionalCount = None
+    """Updates after which nothing is reset any more; None: to the end."""
     optimizer: Literal["adam", "rmsprop"] = "adam"
     """Adam, or the centred RMSProp of the 2015 paper."""
     learning_rate: Positive = 2.5e-4
@@ -111,6 +165,8 @@ class Config:
     """Probability of a random action after the decline."""
     epsilon_steps: Count = 50_000
     """Agent steps over which it declines, linearly."""
+    epsilon_until_steps: OptionalCount = None
+    """Agent steps after which no action is random any more; None: never."""
 
     # --- evaluation ------------------------------------------------------------------------------------------------
     eval_every_steps: Annotated[int, Range(0)] = 100_000
