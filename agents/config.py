@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from agents.presets import FAMILY
 from core.compute import Precision, Switch
-from core.config import Range
+from core.config import Range, UserError, flag
 
 Count = Annotated[int, Range(1)]
 OptionalCount = Annotated[int | None, Range(0)]
@@ -71,6 +72,8 @@ class Config:
     """Units of the head's hidden layer, in each stream if dueling."""
     dueling: bool = True
     """Separate streams for the state's value and the actions' advantages."""
+    stream_gradient: Fraction = 1.0
+    """Factor on the gradient that flows from the head into the eye."""
     layer_norm: bool = False
     """Normalise the hidden layer."""
     noisy: bool = False
@@ -217,52 +220,24 @@ class Config:
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # Tuned here to learn Pong soonest by the clock; docs/LOG.md has what was tried.
     "fast": {},
-    # Mnih et al. 2015, extended data table 1 and Methods. Frames there are agent steps here, but for the last two.
-    "nature": {
-        "steps": 50_000_000,
-        "num_envs": 1,
-        "protocol": "nature",
-        "backbone": "nature",
-        "hidden_units": 512,
-        "dueling": False,
-        "double": False,
-        "n_step": 1,
-        "life_loss_ends": True,
-        "batch_size": 32,
-        "train_every_steps": 4,
-        "warmup_steps": 50_000,
-        "target_every_steps": 10_000,
-        "replay_capacity": 1_000_000,
-        "optimizer": "rmsprop",
-        "learning_rate": 2.5e-4,
-        "optimizer_epsilon": 0.01,
-        "max_grad_norm": None,
-        "epsilon_end": 0.1,
-        "epsilon_steps": 1_000_000,
-        "eval_every_steps": 250_000,
-        "eval_epsilon": 0.05,
-        "eval_max_steps": 4_500,
-    },
-    # Dopamine's dqn.gin of today (Castro et al. 2018), after Machado et al. 2018 for the environment.
-    "dopamine": {
-        "steps": 50_000_000,
-        "num_envs": 1,
-        "protocol": "machado",
-        "backbone": "nature",
-        "hidden_units": 512,
-        "dueling": False,
-        "double": False,
-        "n_step": 1,
-        "batch_size": 32,
-        "train_every_steps": 4,
-        "warmup_steps": 20_000,
-        "target_every_steps": 8_000,
-        "replay_capacity": 1_000_000,
-        "learning_rate": 6.25e-5,
-        "optimizer_epsilon": 1.5e-4,
-        "max_grad_norm": None,
-        "epsilon_steps": 250_000,
-        "eval_every_steps": 250_000,
-        "eval_max_steps": 27_000,
-    },
+    **FAMILY,
 }
+
+
+def refuse_contradictions(config: Config) -> None:
+    """Every part goes with every other one, but for those that mean nothing together.
+
+    Raises:
+        UserError: naming two of them.
+    """
+    if config.munchausen and config.double:
+        raise UserError(
+            "--munchausen and --double cannot go together: double learning chooses the one action that the target "
+            "values, and Munchausen's target follows a soft policy over all of them; leave one of the two out."
+        )
+    for name, given in (("spectral_norm", config.spectral_norm), ("pool_size", config.pool_size > 0)):
+        if given and config.backbone != "impala":
+            raise UserError(
+                f"{flag(name)} belongs to the residual network, and --backbone {config.backbone} has no such blocks: "
+                f"pass --backbone impala, or leave it out."
+            )

@@ -15,19 +15,23 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 import envs
-from agents.config import PRESETS, Config
+from agents import annealing
+from agents.config import PRESETS, Config, refuse_contradictions
 from agents.evaluation import Scores, evaluate
 from agents.learner import Learner, Policy
 from agents.pictures import log_film, log_pictures
+from agents.presets import DEPARTURES
+from agents.prioritised import PrioritisedReplay
 from agents.replay import Batch, Replay
-from core import checkpoint, schedules
+from core import checkpoint
 from core.compute import Compute
 from core.config import UserError, entry, flag, to_dict
 from core.configure import configure
@@ -47,12 +51,14 @@ class Training:
         self.num_envs = config.num_envs // world.size
         self.seed = config.seed * 1_000_003 + world.rank * 10_007  # of this process
         self.env = envs.make(config.env, self.num_envs, **config.env_settings())
-        self.replay = Replay(
+        exponent = config.priority_exponent
+        make_replay: Callable[..., Replay] = partial(PrioritisedReplay, exponent=exponent) if exponent else Replay
+        self.replay = make_replay(
             -(-config.replay_capacity // world.size),
             self.num_envs,
             self.env.obs_shape,
             self.env.frame_channels,
-            n_step=config.n_step,
+            n_step=annealing.longest_return(config),
             gamma=config.gamma,
             seed=self.seed,
             device=compute.torch_device,
@@ -68,8 +74,9 @@ class Training:
             world,
             lambda: self.replay.sample(config.batch_size // world.size),
             (self.replay.generator,),
+            *((self.replay.rank, self.replay.changing) if isinstance(self.replay, PrioritisedReplay) else ()),
         )
-        self.policy = Policy(self.learner.network, compute)
+        self.policy = Policy(self.learner.network, compute, self.seed)
         self.explore = torch.Generator().manual_seed(self.seed)
 
         self.step = 0  # agent steps of all processes together
@@ -91,7 +98,7 @@ class Training:
     def turn(self) -> None:
         """One vector step: act, emulate while learning, remember."""
         started = time.perf_counter()
-        action_N = self.policy.act(self.obs, self.epsilon, self.explore)
+        action_N = self.policy.act(self.obs, annealing.epsilon(self.config, self.step), self.explore, noisy=True)
         acted = time.perf_counter()
         self.env.send(action_N)
         self._learn()
@@ -110,23 +117,23 @@ class Training:
         ):
             self.seconds[part] += seconds
 
-    @property
-    def epsilon(self) -> float:
-        """Probability of a random action at this step."""
-        config = self.config
-        return float(schedules.linear(self.step, config.epsilon_start, config.epsilon_end, 0, config.epsilon_steps))
-
     def _learn(self) -> None:
-        """The updates that are due: one for every `train_every_steps` since the warm-up."""
+        """The updates that are due: `updates_at_once` for every `train_every_steps` since the warm-up."""
         config = self.config
-        due = max(0, self.step - config.warmup_steps) // config.train_every_steps
+        due = max(0, self.step - config.warmup_steps) // config.train_every_steps * config.updates_at_once
         if len(self.replay) < min(config.warmup_steps, config.replay_capacity) // self.world.size:
             self.updates = due  # a replay that was not kept fills up again first
+        if isinstance(self.replay, PrioritisedReplay):
+            self.replay.weight_exponent.fill_(annealing.weight_exponent(config, self.step))
         while self.updates < due:
+            if annealing.is_annealed(config):
+                self.replay.anneal(*annealing.horizon(config, self.updates))
             self.learner.update()
             self.updates += 1
-            if self.updates * config.train_every_steps % config.target_every_steps < config.train_every_steps:
+            if annealing.is_target_due(config, self.updates):
                 self.learner.renew_target()
+            if annealing.is_reset_due(config, self.updates):
+                self.learner.reset(config.seed * 1_000_003 + self.updates)
 
     def clock(self) -> float:
         """Hours that this run has taken so far, without interruptions."""
@@ -166,6 +173,7 @@ class Training:
             "replay": self.replay.state_dict(),
             "env": self.env.state_dict(),
             "explore": self.explore.get_state(),
+            "noise": self.policy.noise.get_state(),
             "rng": checkpoint.rng_state(),
             "step": self.step,
             "updates": self.updates,
@@ -186,6 +194,7 @@ class Training:
         self.replay.load_state_dict(state["replay"])
         self.obs = self.env.load_state_dict(state["env"])
         self.explore.set_state(state["explore"])
+        self.policy.noise.set_state(state["noise"])
         checkpoint.set_rng_state(state["rng"])
         self.step, self.updates, self.games = state["step"], state["updates"], state["games"]
         self.running_return_N = np.array(state["running_return"])
@@ -213,6 +222,8 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
         run.resume_from({"metrics_bytes": 0, "last_step": -1})
         training.obs = training.env.reset(training.seed % 2**31)
         run.remember(environment=dict(training.env.settings))
+    for departure in DEPARTURES.get(config.preset, ()):
+        run.say(f"preset {config.preset} departs from its paper: {departure}")
     run.say(f"{config.env}: {in_words(training.env.settings)}")
     run.say(f"replay: {len(training.replay):,} of {config.replay_capacity:,} transitions, {training.replay.place()}")
 
@@ -294,7 +305,7 @@ def log_metrics(training: Training, run: Run, window: Window) -> None:
     """One line of metrics. Values that are still on the device stay there until the next flush."""
     elapsed = time.perf_counter() - window.began
     scalars: dict[str, Any] = {
-        "train/epsilon": training.epsilon,
+        "train/epsilon": annealing.epsilon(training.config, training.step),
         "train/games": training.games,
         "train/updates": training.updates,
         "replay/fill": len(training.replay) / training.config.replay_capacity,
@@ -319,7 +330,7 @@ def show_progress(training: Training, run: Run, scalars: dict[str, Any] | None =
         "frames": training.step * (training.env.settings.get("frame_skip") or 1),
         "games": training.games,
         "return": scalars.get("train/return", float("nan")),
-        "epsilon": training.epsilon,
+        "epsilon": annealing.epsilon(training.config, training.step),
         "loss": scalars.get("train/loss", float("nan")),
         "steps/s": scalars.get("speed/steps_per_s", float("nan")),
     }
@@ -351,9 +362,13 @@ def read_config(argv: Sequence[str] | None = None) -> Config:
     """The config of the command line; with --resume, the run's own, which the command line must not contradict.
 
     Raises:
-        UserError: as `core.configure.configure`.
+        UserError: as `core.configure.configure`; settings that contradict each other.
     """
-    return configure(Config, PRESETS, argv, __doc__ or "", kind=KIND, default_name=default_name, changeable=CHANGEABLE)
+    config = configure(
+        Config, PRESETS, argv, __doc__ or "", kind=KIND, default_name=default_name, changeable=CHANGEABLE
+    )
+    refuse_contradictions(config)
+    return config
 
 
 def default_name(config: Config) -> str:

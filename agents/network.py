@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from agents.heads import Expected
@@ -26,6 +27,8 @@ class QNetwork(nn.Module):
         hidden_units: units of the hidden layer (of each stream, if dueling).
         dueling: split into value and advantage (Wang et al. 2016, "Dueling Network Architectures", equation 9).
         layer_norm: normalise the hidden layer before its ReLU (Ba et al. 2016; in Q-learning Gallici et al. 2024).
+        stream_gradient: factor on the gradient that flows from the streams into the backbone (Wang et al. 2016, section
+            4.2, which has 1 / sqrt(2) for two streams).
         noisy_sigma: linear layers have noise of this size at first (Fortunato et al. 2018); None: they have none.
         head: made from the number of features; None: expected returns alone.
     """
@@ -40,12 +43,14 @@ class QNetwork(nn.Module):
         hidden_units: int,
         dueling: bool,
         layer_norm: bool,
+        stream_gradient: float = 1.0,
         noisy_sigma: float | None = None,
         head: Callable[[int], Expected] | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
         self.num_actions = num_actions
+        self.stream_gradient = stream_gradient
         # Whether training and playing differ: noise is off, and power iterations rest, where nobody learns.
         self.has_modes = noisy_sigma is not None or bool(options.get("spectral_norm"))
         self.backbone = build(backbone, obs_shape[0], obs_shape[1:], width=width, **options)
@@ -61,7 +66,10 @@ class QNetwork(nn.Module):
 
     def features(self, x_BCHW: Tensor) -> Tensor:
         """What the eye sees, (B, F)."""
-        return self.backbone(x_BCHW).flatten(1)  # type: ignore[no-any-return]
+        features_BF: Tensor = self.backbone(x_BCHW).flatten(1)
+        if self.stream_gradient == 1:
+            return features_BF
+        return torch.lerp(features_BF.detach(), features_BF, self.stream_gradient)
 
     def values(self, features_BF: Tensor) -> Tensor:
         """Q-values (B, A) in float32."""
