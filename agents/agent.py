@@ -13,6 +13,7 @@ from pathlib import Path
 
 import envs
 from agents.config import Config
+from agents.heads import HEADS
 from agents.learner import Policy, make_network
 from core import checkpoint
 from core.compute import Compute
@@ -77,7 +78,9 @@ def load_agent(folder: Path, *, device: str = "cpu", threads: int = 0) -> Agent:
     compute = Compute.choose(device=device, precision="float32", compile="off", threads=threads, train_step=None)
     try:
         weights, step = state["learner"]["network"], state["step"]
-        num_actions = len(weights["advantage.3.bias"])  # its head's last layer has one output for each
+        # The last layer of its streams has as many outputs for each action as the head asks for.
+        per_action = HEADS[config.head](config, 1).outputs
+        num_actions = len(weights["advantage.3.bias"]) // per_action
         network = make_network(config, _obs_shape(config), num_actions)
         network.load_state_dict(weights)
     except (KeyError, TypeError, RuntimeError) as error:

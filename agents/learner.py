@@ -1,12 +1,13 @@
 """The learner: online and target network, and one update as one piece of work.
 
-Shapes: B batch, A actions, N environments, C, H, W an observation.
+Shapes: B batch, A actions, X numbers of an action, N environments, C, H, W an observation.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from agents.config import Config
-from agents.losses import td_loss, td_target
+from agents.heads import HEADS
+from agents.losses import greedy, munchausen_bonus, soft
 from agents.network import QNetwork
 from agents.replay import Batch
 from core.compute import Compute
 from core.distributed import World
+from core.layers import resample_noise
 from core.optim import CentredRMSprop
 
 
 def make_network(config: Config, obs_shape: tuple[int, int, int], num_actions: int) -> QNetwork:
     """The Q-network that a config describes."""
+    residual = {"spectral_norm": config.spectral_norm, "pool_size": config.pool_size}
     return QNetwork(
         obs_shape,
         num_actions,
@@ -32,6 +36,10 @@ def make_network(config: Config, obs_shape: tuple[int, int, int], num_actions: i
         hidden_units=config.hidden_units,
         dueling=config.dueling,
         layer_norm=config.layer_norm,
+        stream_gradient=config.stream_gradient,
+        noisy_sigma=config.noisy_sigma if config.noisy else None,
+        head=functools.partial(HEADS[config.head], config),
+        **(residual if config.backbone == "impala" else {}),
     )
 
 
@@ -40,10 +48,12 @@ class Policy:
 
     Args:
         network: on the device of `compute`.
+        seed: of the noise of noisy layers when they explore.
     """
 
-    def __init__(self, network: QNetwork, compute: Compute) -> None:
+    def __init__(self, network: QNetwork, compute: Compute, seed: int = 0) -> None:
         self.network, self.compute = network, compute
+        self.noise = torch.Generator(compute.torch_device).manual_seed(seed)
         self._values = compute.function(self._forward)
 
     def _forward(self, obs_NCHW: Tensor) -> Tensor:
@@ -51,18 +61,28 @@ class Policy:
             q_NA: Tensor = self.network(self.compute.images(obs_NCHW))
         return q_NA
 
-    def values(self, obs_NCHW: np.ndarray) -> Tensor:
-        """Q-values (N, A) float32, on the device, of observations (N, C, H, W) uint8."""
+    def values(self, obs_NCHW: np.ndarray, *, noisy: bool = False) -> Tensor:
+        """Q-values (N, A) float32, on the device, of observations (N, C, H, W) uint8.
+
+        Args:
+            noisy: with fresh noise in noisy layers, where there are any.
+        """
+        if self.network.has_modes:
+            self.network.train(noisy)
+            if noisy:
+                resample_noise(self.network, self.noise)
         return self._values(torch.from_numpy(obs_NCHW).to(self.compute.torch_device, non_blocking=True))
 
-    def act(self, obs_NCHW: np.ndarray, epsilon: float, generator: torch.Generator) -> np.ndarray:
+    def act(
+        self, obs_NCHW: np.ndarray, epsilon: float, generator: torch.Generator, *, noisy: bool = False
+    ) -> np.ndarray:
         """Epsilon-greedy actions (N,) int64. Random numbers are drawn on the CPU, the same number at every call."""
         number, actions = len(obs_NCHW), self.network.num_actions
         random_N = torch.randint(actions, (number,), generator=generator)
         explore_N = torch.rand(number, generator=generator) < epsilon
         if epsilon >= 1:
             return random_N.numpy()
-        greedy_N = self.compute.host(self.values(obs_NCHW).argmax(dim=1))
+        greedy_N = self.compute.host(self.values(obs_NCHW, noisy=noisy).argmax(dim=1))
         return torch.where(explore_N, random_N, greedy_N).numpy()
 
 
@@ -71,6 +91,9 @@ class Learner:
 
     Args:
         sample: draws a batch on the device of `compute`, without waiting for it.
+        generators: what it draws from.
+        rank: is told how wrong each transition of the last batch was, (B,), for its priority; None: nobody asks.
+        ranking: the tensors that `rank` changes.
     """
 
     def __init__(
@@ -82,14 +105,21 @@ class Learner:
         world: World,
         sample: Callable[[], Batch],
         generators: tuple[torch.Generator, ...] = (),
+        rank: Callable[[Tensor], None] | None = None,
+        ranking: Sequence[Tensor] = (),
     ) -> None:
         self.config, self.compute, self.world, self._sample = config, compute, world, sample
-        self.network = compute.module(make_network(config, obs_shape, num_actions))
+        self._make = functools.partial(make_network, config, obs_shape, num_actions)
+        self.network = compute.module(self._make())
         world.broadcast(self.network)
         self.target = copy.deepcopy(self.network).requires_grad_(False)
         self.optimizer = _make_optimizer(config, self.network, compute)
         self._loss = compute.function(self._forward)
-        self._generators = generators
+        # Of noise and of fractions of quantiles.
+        seed = (config.seed * 1_000_003 + world.rank * 10_007) ^ 0x5EED
+        self.generator = torch.Generator(compute.torch_device).manual_seed(seed)
+        self._generators = (*generators, self.generator)
+        self._rank, self._ranking = rank, ranking
         self._replay_update: Callable[[], None] | None = None
         # Sums over updates since `read_metrics`: loss, mean Q, gradient norm, updates. They stay on the device.
         self._sums = torch.zeros(4, device=compute.torch_device)
@@ -107,44 +137,95 @@ class Learner:
         """The update as a CUDA graph; what the runs before the capture changed is put back."""
         if self.compute.torch_device.type != "cuda" or self.world.size > 1:
             return self._update
-        before = copy.deepcopy((self.network.state_dict(), self.optimizer.state_dict(), self._sums))
+        modules, others = (self.network, self.target), [self._sums, *self._ranking]
+        before = copy.deepcopy(([m.state_dict() for m in modules], self.optimizer.state_dict(), others))
         drawn = [generator.get_state() for generator in self._generators]
         graph = self.compute.graph(self._update, self._generators)
         for generator, state in zip(self._generators, drawn, strict=True):
             generator.set_state(state)
-        self.network.load_state_dict(before[0])
+        for module, weights in zip(modules, before[0], strict=True):
+            module.load_state_dict(weights)
         _copy_into(self.optimizer.state_dict()["state"], before[1]["state"])
-        self._sums.copy_(before[2])
+        torch._foreach_copy_(others, before[2])
         return graph
 
     def _update(self) -> None:
+        if self.network.has_modes:
+            for network in (self.network.train(), self.target):
+                resample_noise(network, self.generator)
         batch = self._sample()
-        loss, mean_q = self._loss(*batch)
+        draws = self.network.head.draw(len(batch.action), self.generator)
+        loss, mean_q, error_B = self._loss(*batch, *draws)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.world.mean_gradients(self.network.parameters())
         limit = self.config.max_grad_norm
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), float("inf") if limit is None else limit)
         self.optimizer.step()
+        if self._rank is not None:
+            self._rank(error_B)
         self._sums += torch.stack([loss.detach(), mean_q, norm.detach(), torch.ones_like(mean_q)])
 
     def _forward(
-        self, obs: Tensor, action_B: Tensor, reward_B: Tensor, discount_B: Tensor, next_obs: Tensor, weight_B: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Loss and mean Q (scalars): the part of an update that is compiled."""
+        self,
+        obs: Tensor,
+        action_B: Tensor,
+        reward_B: Tensor,
+        discount_B: Tensor,
+        next_obs: Tensor,
+        weight_B: Tensor,
+        tau_BT: Tensor | None = None,
+        next_tau_BS: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss and mean Q (scalars), and how wrong each transition was (B,): the part of an update that is compiled."""
+        config, head = self.config, self.network.head
         with self.compute.autocast():
+            images = self.compute.images(obs)
             with torch.no_grad():
                 next_images = self.compute.images(next_obs)
-                next_online_q_BA = self.network(next_images) if self.config.double else None
-                target_B = td_target(reward_B, discount_B, self.target(next_images), next_online_q_BA)
-            q_BA = self.network(self.compute.images(obs))
-        loss, _ = td_loss(q_BA, action_B, target_B, weight_B)
-        return loss, q_BA.detach().mean()
+                features_BF = self.target.features(next_images)
+                z_BXA = self.target.outputs(features_BF, next_tau_BS)
+                q_BA = head.values(z_BXA) if next_tau_BS is None else self.target.values(features_BF)
+                if config.munchausen:
+                    temperature = config.munchausen_temperature
+                    reward_B = reward_B + munchausen_bonus(
+                        self.target(images),
+                        action_B,
+                        scale=config.munchausen_scale,
+                        temperature=temperature,
+                        floor=config.munchausen_floor,
+                    )
+                    following = soft(z_BXA, q_BA, temperature)
+                else:
+                    following = greedy(z_BXA, self.network(next_images) if config.double else q_BA)
+                target_BX = head.target(reward_B, discount_B, following)
+            z_BXA = self.network.outputs(self.network.features(images), tau_BT)
+        loss, error_B = head.loss(z_BXA, action_B, target_BX, weight_B, tau_BT)
+        return loss, head.values(z_BXA).detach().mean(), error_B
 
     def renew_target(self) -> None:
         """Copy the online network into the target network."""
         with torch.no_grad():
-            torch._foreach_copy_(list(self.target.parameters()), list(self.network.parameters()))
+            torch._foreach_copy_(_tensors(self.target), _tensors(self.network))
+
+    def reset(self, seed: int) -> None:
+        """Make the heads anew and move the eye towards fresh weights; the optimiser forgets, the target follows.
+
+        D'Oro et al. 2023, "Sample-Efficient Reinforcement Learning by Breaking the Replay Ratio Barrier", after
+        Nikishin et al. 2022; the share of the eye is Schwarzer et al. 2023, "Bigger, Better, Faster", section 3.
+
+        Args:
+            seed: of the fresh weights, the same in every process.
+        """
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            fresh = dict(self.compute.module(self._make()).named_parameters())
+        with torch.no_grad():
+            for name, weight in self.network.named_parameters():
+                weight.lerp_(fresh[name], self.config.reset_eye_share if name.startswith("backbone.") else 1.0)
+            for tensors in self.optimizer.state_dict()["state"].values():
+                torch._foreach_zero_(list(tensors.values()))
+        self.renew_target()
 
     def read_metrics(self) -> dict[str, Tensor]:
         """Means since the last call, as tensors on the device; empty where nothing was learnt."""
@@ -163,6 +244,7 @@ class Learner:
             "target": self.target.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "sums": self._sums,
+            "generator": self.generator.get_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -171,6 +253,7 @@ class Learner:
         self.target.load_state_dict(state["target"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._sums.copy_(state["sums"])
+        self.generator.set_state(state["generator"])
 
 
 def _make_optimizer(config: Config, network: nn.Module, compute: Compute) -> torch.optim.Optimizer:
@@ -184,6 +267,11 @@ def _make_optimizer(config: Config, network: nn.Module, compute: Compute) -> tor
         fused=compute.torch_device.type in ("cpu", "cuda"),
         capturable=cuda,
     )
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    """Parameters and buffers."""
+    return [*module.parameters(), *module.buffers()]
 
 
 def _copy_into(state: dict[Any, dict[str, Tensor]], values: dict[Any, dict[str, Tensor]]) -> None:

@@ -1,15 +1,20 @@
-"""The Q-network: a backbone and a head.
+"""The Q-network: a backbone, the streams on top of it, and a head that says what their numbers mean.
 
-Shapes: B batch, C channels, H, W pixels, A actions.
+Shapes: B batch, C channels, H, W pixels, F features, A actions, X numbers of an action (agents/heads.py).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from agents.heads import Expected
 from core.backbones import build
+from core.layers import NoisyLinear
 
 
 class QNetwork(nn.Module):
@@ -18,10 +23,14 @@ class QNetwork(nn.Module):
     Args:
         obs_shape: (C, H, W).
         num_actions: A.
-        backbone: a name of `core.backbones`; width: its channels are multiplied by it.
+        backbone: a name of `core.backbones`; width: its channels are multiplied by it; options: what else it takes.
         hidden_units: units of the hidden layer (of each stream, if dueling).
         dueling: split into value and advantage (Wang et al. 2016, "Dueling Network Architectures", equation 9).
         layer_norm: normalise the hidden layer before its ReLU (Ba et al. 2016; in Q-learning Gallici et al. 2024).
+        stream_gradient: factor on the gradient that flows from the streams into the backbone (Wang et al. 2016, section
+            4.2, which has 1 / sqrt(2) for two streams).
+        noisy_sigma: linear layers have noise of this size at first (Fortunato et al. 2018); None: they have none.
+        head: made from the number of features; None: expected returns alone.
     """
 
     def __init__(
@@ -34,28 +43,65 @@ class QNetwork(nn.Module):
         hidden_units: int,
         dueling: bool,
         layer_norm: bool,
+        stream_gradient: float = 1.0,
+        noisy_sigma: float | None = None,
+        head: Callable[[int], Expected] | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
         self.num_actions = num_actions
-        self.backbone = build(backbone, obs_shape[0], obs_shape[1:], width=width)
-        self.advantage = _head(self.backbone.features, hidden_units, num_actions, layer_norm)
-        self.value = _head(self.backbone.features, hidden_units, 1, layer_norm) if dueling else None
+        self.stream_gradient = stream_gradient
+        # Whether training and playing differ: noise is off, and power iterations rest, where nobody learns.
+        self.has_modes = noisy_sigma is not None or bool(options.get("spectral_norm"))
+        self.backbone = build(backbone, obs_shape[0], obs_shape[1:], width=width, **options)
+        features = self.backbone.features
+        self.head = Expected() if head is None else head(features)
+        outputs = self.head.outputs
+        self.advantage = _stream(features, hidden_units, outputs * num_actions, layer_norm, noisy_sigma)
+        self.value = _stream(features, hidden_units, outputs, layer_norm, noisy_sigma) if dueling else None
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Q-values (B, A) in float32, of images scaled to [0, 1]."""
-        features = self.backbone(x_BCHW).flatten(1)
-        q_BA: Tensor = self.advantage(features)
+        return self.values(self.features(x_BCHW))
+
+    def features(self, x_BCHW: Tensor) -> Tensor:
+        """What the eye sees, (B, F)."""
+        features_BF: Tensor = self.backbone(x_BCHW).flatten(1)
+        if self.stream_gradient == 1:
+            return features_BF
+        return torch.lerp(features_BF.detach(), features_BF, self.stream_gradient)
+
+    def values(self, features_BF: Tensor) -> Tensor:
+        """Q-values (B, A) in float32."""
+        return self.head.values(self.outputs(features_BF))
+
+    def outputs(self, features_BF: Tensor, tau_BT: Tensor | None = None) -> Tensor:
+        """The head's numbers (B, X, A) in float32.
+
+        Args:
+            tau_BT: fractions at which an implicit quantile head is asked; None: evenly spaced ones.
+        """
+        x = self.head.at(features_BF, tau_BT)
+        z_BXA: Tensor = self.advantage(x).view(len(features_BF), -1, self.num_actions)
         if self.value is not None:
-            q_BA = q_BA - q_BA.mean(dim=1, keepdim=True) + self.value(features)
-        return q_BA.float()
+            z_BXA = z_BXA - z_BXA.mean(dim=2, keepdim=True) + self.value(x).view(len(features_BF), -1, 1)
+        return z_BXA.float()
 
 
-def _head(features: int, hidden_units: int, outputs: int, layer_norm: bool) -> nn.Sequential:
-    """Hidden layer and output. He initialisation; the outputs start near zero, so that no action starts favoured."""
+def _stream(
+    features: int, hidden_units: int, outputs: int, layer_norm: bool, noisy_sigma: float | None
+) -> nn.Sequential:
+    """Hidden layer and output. He initialisation; the outputs start near zero, so that no action starts favoured.
+
+    Noisy layers start as their paper has them.
+    """
+    norm = nn.LayerNorm(hidden_units) if layer_norm else nn.Identity()
+    if noisy_sigma is not None:
+        layers = NoisyLinear(features, hidden_units, noisy_sigma), NoisyLinear(hidden_units, outputs, noisy_sigma)
+        return nn.Sequential(layers[0], norm, nn.ReLU(), layers[1])
     hidden, out = nn.Linear(features, hidden_units), nn.Linear(hidden_units, outputs)
     nn.init.kaiming_normal_(hidden.weight, nonlinearity="relu")
     nn.init.zeros_(hidden.bias)
     nn.init.normal_(out.weight, std=0.1 / math.sqrt(hidden_units))
     nn.init.zeros_(out.bias)
-    norm = nn.LayerNorm(hidden_units) if layer_norm else nn.Identity()
     return nn.Sequential(hidden, norm, nn.ReLU(), out)

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 import envs
-from agents.config import Config
 from agents.learner import Policy
 from agents.network import QNetwork
+from agents.settings import Settings
 from core.compute import Compute
 from core.media import grid
 from core.run import Run
@@ -54,7 +54,7 @@ def frames_per_second(env: envs.VectorEnv) -> float:
     return 60 / (env.settings.get("frame_skip") or 4)
 
 
-def log_film(policy: Policy, config: Config, run: Run, step: int) -> None:
+def log_film(policy: Policy, config: Settings, run: Run, step: int) -> None:
     """A game as the agent plays it now, as mp4 and in TensorBoard. No film is worth a run: what fails only warns."""
     try:
         env = envs.make(config.env, 1, render=True, **config.env_settings())

@@ -81,7 +81,9 @@ class Replay:
     ) -> None:
         self.stack = obs_shape[0] // frame_channels
         self.frame_shape = (frame_channels, *obs_shape[1:])
-        self.num_envs, self.n_step, self.gamma, self.device = num_envs, n_step, gamma, device
+        self.num_envs, self.n_step, self.device = num_envs, n_step, device
+        self._horizon: Tensor | None = None  # steps of the return, where that is annealed
+        self._discount: Tensor | float = gamma  # of one step
         self.window = -(-capacity // num_envs)  # slots of one ring that may be sampled
         self.slots = self.window + -(-slack // num_envs)
         if self.window < self.stack + n_step + 1:
@@ -142,9 +144,22 @@ class Replay:
         self._starts = terminal | truncated
         self._publish_heads()
 
+    @property
+    def oldest(self) -> np.ndarray:
+        """(E,) the oldest slots that may be sampled; those before only lend frames to their stacks."""
+        return np.where(self.head > self.window, self.head - self.window + self.stack - 1, 0)
+
+    def anneal(self, n_step: int, gamma: float) -> None:
+        """From now on sum returns over `n_step` steps, at most those that it was made for, with this discount."""
+        if self._horizon is None or not isinstance(self._discount, Tensor):
+            self._horizon = torch.zeros((), dtype=torch.int64, device=self.device)
+            self._discount = torch.zeros((), device=self.device)
+        self._horizon.fill_(n_step)
+        self._discount.fill_(gamma)
+
     def _publish_heads(self) -> None:
         """Tell the device what may be sampled: from `low` on, `span` slots; `newest` waits for its successor."""
-        low = np.where(self.head > self.window, self.head - self.window + self.stack - 1, 0)
+        low = self.oldest
         # The newest slot is drawn too when it ends an episode; elsewhere its weight is 0.
         values = {self._low: low, self._span: np.maximum(self.head - low, 1), self._newest: self.head - 1}
         for tensor, value in values.items():
@@ -180,13 +195,15 @@ class Replay:
         discount_B = torch.ones_like(reward_B)
         going_B = torch.ones_like(row_B, dtype=torch.bool)  # the return has not ended before step i
         next_B = slot_B
-        for _ in range(self.n_step):
+        for i in range(self.n_step):
             row_i = env_B * self.slots + next_B % self.slots
             flag_i = self._ring["flag"][row_i]
             terminal_i = (flag_i & TERMINAL) > 0
             going_B = going_B & ((flag_i & LAST) == 0) & ((next_B < newest_B) | terminal_i)
+            if self._horizon is not None:
+                going_B = going_B & (self._horizon > i)
             reward_B = reward_B + torch.where(going_B, discount_B * self._ring["reward"][row_i], 0.0)
-            discount_B = torch.where(going_B, torch.where(terminal_i, 0.0, discount_B * self.gamma), discount_B)
+            discount_B = torch.where(going_B, torch.where(terminal_i, 0.0, discount_B * self._discount), discount_B)
             next_B = next_B + going_B.long()
             going_B = going_B & ~terminal_i
         # Behind a terminal stands nothing that is used, but it must be a slot that was written.

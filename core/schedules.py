@@ -42,3 +42,13 @@ def warmup_cosine(step: float, warmup_steps: float, total_steps: float) -> float
     if step < warmup_steps:
         return linear(step, 0.0, 1.0, 0.0, warmup_steps)
     return cosine(step, 1.0, 0.0, warmup_steps, max(0.0, total_steps - warmup_steps))
+
+
+def exponential(step: float, start: float, end: float, begin_step: float, over_steps: float) -> float:
+    """Like `linear`, but each step multiplies by the same factor; start and end are above 0.
+
+    Raises:
+        ValueError: over_steps is negative.
+    """
+    fraction = _fraction(step, begin_step, over_steps)
+    return float(start ** (1 - fraction) * end**fraction)

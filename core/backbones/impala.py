@@ -2,7 +2,9 @@
 
 Espeholt et al. 2018, "IMPALA: Scalable Distributed Deep-RL", figure 3 (right): three sections of 16, 32, 32 channels,
 each a 3x3 convolution, a 3x3 max-pool of stride 2 and two residual blocks; ReLU at the end. `width` multiplies the
-channels, as in Cobbe et al. 2019 and the networks that grew from it.
+channels, as in Cobbe et al. 2019 and the networks that grew from it, and so do spectral normalisation of the residual
+blocks (Bjorck et al. 2021, "Towards Deeper Deep Reinforcement Learning with Spectral Normalization") and the max-pool
+at the end (Schmidt and Schmied 2021, "Fast and Data-Efficient Training of Rainbow").
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from core.backbones.base import Backbone
 from core.backbones.heads import FlatHead
+from core.layers import spectral_norm as normalise
 
 
 class _Residual(nn.Module):
@@ -43,18 +46,36 @@ class _Section(nn.Module):
 
 
 class Impala(Backbone):
-    """Fifteen convolutions; 84x84 becomes 11x11."""
+    """Fifteen convolutions; 84x84 becomes 11x11.
+
+    Args:
+        width: factor on the channels.
+        spectral_norm: divide the weights of residual blocks by their largest singular value.
+        pool_size: height and width to which the last map is max-pooled; 0: as it is.
+    """
 
     usual_input = (4, 84)
     usual_classes = 18
 
-    def __init__(self, in_channels: int, image_size: int | tuple[int, int], *, width: float = 1.0) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        image_size: int | tuple[int, int],
+        *,
+        width: float = 1.0,
+        spectral_norm: bool = False,
+        pool_size: int = 0,
+    ) -> None:
         super().__init__(in_channels, image_size)
+        self.pool = nn.AdaptiveMaxPool2d(pool_size) if pool_size else nn.Identity()
         self.sections = nn.ModuleList()
         for channels in (16, 32, 32):
             out_channels = max(1, round(channels * width))
             self.sections.append(_Section(in_channels, out_channels))
             in_channels = out_channels
+        if spectral_norm:
+            for section in self.sections:
+                normalise(section.get_submodule("blocks"))
         self._measure()
 
     def paper_head(self, classes: int, dropout: float | None) -> nn.Module:
@@ -66,5 +87,5 @@ class Impala(Backbone):
         for section in self.sections:
             x = section(x)
             maps.append(x)
-        maps[-1] = F.relu(maps[-1])
+        maps[-1] = self.pool(F.relu(maps[-1]))
         return maps

@@ -16,6 +16,7 @@ from agents.replay import Batch, Replay
 GAMMA = 0.9
 CPU = torch.device("cpu")
 Event = Literal["going", "terminal", "truncated", "life", "life+terminal", "life+truncated"]
+EVENTS: tuple[Event, ...] = ("going", "terminal", "truncated", "life", "life+terminal", "life+truncated")
 
 
 SCRIPT: tuple[tuple[Event, ...], ...] = (

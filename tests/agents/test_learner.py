@@ -137,7 +137,7 @@ def test_double_lets_the_online_network_choose() -> None:
     one = torch.ones(1)
     step = (obs, torch.tensor([0]), one, 0.5 * one, obs, one)
     # Q(s, 0) = 0; double: 1 + .5 * 3 = 2.5, Huber 2; single: 1 + .5 * 9 = 5.5, Huber 5.
-    loss, mean_q = learner._forward(*step)
+    loss, mean_q, _ = learner._forward(*step)
     assert loss.item() == pytest.approx(2.0)
     assert mean_q.item() == pytest.approx(2.0)
     learner.config = config(dueling=False, double=False)
@@ -148,7 +148,7 @@ def test_no_gradient_flows_through_the_bootstrap() -> None:
     """The gradient is that of a loss against a fixed number, although the online network chose the action."""
     batch = batches(1)()
     learner = make(lambda: batch)
-    loss, _ = learner._forward(*batch)
+    loss, _, _ = learner._forward(*batch)
     loss.backward()
     got = [p.grad.clone() for p in learner.network.parameters() if p.grad is not None]
     learner.network.zero_grad()
@@ -167,11 +167,11 @@ def test_metrics_are_means_since_the_last_reading() -> None:
     losses, values = [], []
     forward = learner._forward
 
-    def spy(*batch: Tensor) -> tuple[Tensor, Tensor]:
-        loss, mean_q = forward(*batch)
+    def spy(*batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        loss, mean_q, error_B = forward(*batch)
         losses.append(loss.item())
         values.append(mean_q.item())
-        return loss, mean_q
+        return loss, mean_q, error_B
 
     learner._loss = spy  # type: ignore[assignment]
     for _ in range(3):
@@ -273,7 +273,7 @@ def test_bfloat16_learns_about_the_same() -> None:
     losses = []
     for compute in (Compute(), Compute(precision="bfloat16", channels_last=True)):
         batch = batches(4)()
-        loss, mean_q = make(lambda batch=batch: batch, compute=compute)._forward(*batch)  # type: ignore[misc]
+        loss, mean_q, _ = make(lambda batch=batch: batch, compute=compute)._forward(*batch)  # type: ignore[misc]
         losses.append([loss.item(), mean_q.item()])
     assert losses[1] == pytest.approx(losses[0], rel=0.03, abs=0.01)
     assert losses[0] != losses[1]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from agents.replay import Batch, Replay
-from tests.agents.fakes import CPU, GAMMA, SCRIPT, Event, Play, check_all, check_rows, fill, make
+from tests.agents.fakes import CPU, EVENTS, GAMMA, SCRIPT, Event, Play, check_all, check_rows, fill, make
 
 
 def drawn(replay: Replay, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Batch, list[tuple[int, int]]]:
@@ -229,9 +229,6 @@ def test_what_was_given_is_copied() -> None:
         replay.add(obs, np.array([1]), zero, zero > 0, zero > 0, obs)
     obs[:] = 9
     assert replay.gather(torch.tensor([0]), torch.tensor([0])).obs.max() == 7
-
-
-EVENTS: tuple[Event, ...] = ("going", "terminal", "truncated", "life", "life+terminal", "life+truncated")
 
 
 @st.composite

@@ -1,0 +1,219 @@
+"""What every agent's training keeps beside what it learns: games and their scores, evaluations, hours.
+
+Shapes: N environments.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+import envs
+from agents.evaluation import Scores, evaluate
+from agents.learner import Policy
+from agents.pictures import log_film, log_pictures
+from agents.settings import Settings
+from core.run import Run
+
+
+class Session:
+    """The part of a checkpoint, and of the loop's state, that does not depend on how the agent learns.
+
+    Args:
+        num_envs: of this process.
+        seed: of this process.
+    """
+
+    config: Settings
+    policy: Policy
+
+    def __init__(self, config: Settings, num_envs: int, seed: int) -> None:
+        self.config, self.num_envs, self.seed = config, num_envs, seed
+        self.env = envs.make(config.env, num_envs, **config.env_settings())
+        self.obs = np.empty(0)
+        self.step = 0  # agent steps of all processes together
+        self.updates = 0
+        self.games = 0
+        self.running_return_N = np.zeros(num_envs)
+        self.running_length_N = np.zeros(num_envs, np.int64)
+        self.returns: deque[float] = deque(maxlen=100)  # raw, of the last whole games
+        self.lengths: deque[int] = deque(maxlen=100)
+        self.last_score: float | None = None  # mean raw return of the last evaluation
+        self.best_score: float | None = None
+        self.evaluated_at = 0
+        self.hours = 0.0  # of all processes that wrote this run, evaluations included
+        self.seconds = dict.fromkeys(("act", "emulate", "learn"), 0.0)
+        self._clock = time.perf_counter()
+        self._eval_env: envs.VectorEnv | None = None  # making it takes seconds, so it is kept
+
+    @property
+    def epsilon(self) -> float:
+        """Probability of a random action at this step."""
+        raise NotImplementedError
+
+    def read_metrics(self) -> Mapping[str, Any]:
+        """What the learner says of itself since the last call."""
+        raise NotImplementedError
+
+    def clock(self) -> float:
+        """Hours that this run has taken so far, without interruptions."""
+        now = time.perf_counter()
+        self.hours += (now - self._clock) / 3600
+        self._clock = now
+        return self.hours
+
+    def count(self, step: envs.Step) -> None:
+        """Keep raw returns and lengths of whole games."""
+        self.running_return_N += step.reward
+        self.running_length_N += 1
+        for i in np.flatnonzero(step.terminal | step.truncated):
+            self.returns.append(float(self.running_return_N[i]))
+            self.lengths.append(int(self.running_length_N[i]))
+            self.games += 1
+            self.running_return_N[i] = self.running_length_N[i] = 0
+
+    def play(self, fresh: int = 0) -> Scores:
+        """Evaluate on games that training never sees; `fresh` chooses other ones."""
+        config = self.config
+        if self._eval_env is None:
+            self._eval_env = envs.make(config.env, config.eval_episodes, **config.env_settings())
+        seed = 500_000_000 + config.seed * 1_009 + fresh * 7_919 + self.step % 1_000_003
+        return evaluate(
+            self.policy,
+            self._eval_env,
+            games_per_env=1,
+            epsilon=config.eval_epsilon,
+            max_steps=config.eval_max_steps,
+            seed=seed,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+        return {
+            "env": self.env.state_dict(),
+            "step": self.step,
+            "updates": self.updates,
+            "games": self.games,
+            "running_return": self.running_return_N.tolist(),
+            "running_length": self.running_length_N.tolist(),
+            "returns": list(self.returns),
+            "lengths": list(self.lengths),
+            "last_score": self.last_score,
+            "best_score": self.best_score,
+            "evaluated_at": self.evaluated_at,
+            "hours": self.clock(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.obs = self.env.load_state_dict(state["env"])
+        self.step, self.updates, self.games = state["step"], state["updates"], state["games"]
+        self.running_return_N = np.array(state["running_return"])
+        self.running_length_N = np.array(state["running_length"], np.int64)
+        self.returns.extend(state["returns"])
+        self.lengths.extend(state["lengths"])
+        self.last_score, self.best_score = state["last_score"], state["best_score"]
+        self.evaluated_at, self.hours = state["evaluated_at"], state["hours"]
+
+
+class Window:
+    """What the clock and the counters said when the stretch began that a line of metrics is about."""
+
+    def __init__(self, session: Session) -> None:
+        self.step, self.began, self.seconds = session.step, time.perf_counter(), dict(session.seconds)
+
+
+def looks_good(session: Session) -> bool:
+    """Whether training games promise `stop_at_return`, so that an evaluation before its time is worth its price."""
+    config, recent = session.config, list(session.returns)[-20:]
+    if config.stop_at_return is None or len(recent) < 20 or session.step - session.evaluated_at < 20_000:
+        return False
+    return float(np.mean(recent)) >= config.stop_at_return - 0.5
+
+
+def evaluate_and_show(session: Session, run: Run) -> bool:
+    """Evaluate, film, and say so. Whether the aim is reached: by this evaluation, and by fresh games to confirm it."""
+    config = session.config
+    scores = session.play()
+    session.last_score, session.evaluated_at = scores.mean, session.step
+    session.best_score = max(scores.mean, session.best_score if session.best_score is not None else -np.inf)
+    length = float(np.mean(scores.lengths))
+    run.log(session.step, {"eval/return": scores.mean, "eval/length": length, "speed/hours": session.clock()})
+    run.say(
+        f"step {session.step:,}: {in_words(scores)} over {len(scores.returns)} games at epsilon {config.eval_epsilon}"
+    )
+    log_pictures(session.policy.network, session.obs, session.env.frame_channels, run, session.step)
+    reached = config.stop_at_return is not None and scores.mean >= config.stop_at_return
+    if reached:
+        fresh = session.play(fresh=1)
+        run.log(session.step, {"eval/return_confirmed": fresh.mean})
+        run.say(f"step {session.step:,}: {in_words(fresh)} over {len(fresh.returns)} fresh games to confirm it")
+        reached = fresh.mean >= (config.stop_at_return or 0)
+    if config.video:
+        log_film(session.policy, config, run, session.step)
+    return reached
+
+
+def log_metrics(session: Session, run: Run, window: Window, **more: Any) -> None:
+    """One line of metrics. Values that are still on the device stay there until the next flush."""
+    elapsed = time.perf_counter() - window.began
+    scalars: dict[str, Any] = {
+        "train/epsilon": session.epsilon,
+        "train/games": session.games,
+        "train/updates": session.updates,
+        **more,
+        "speed/hours": session.clock(),
+        "speed/steps_per_s": (session.step - window.step) / elapsed,
+        **{f"speed/{part}_share": (s - window.seconds[part]) / elapsed for part, s in session.seconds.items()},
+    }
+    if session.returns:
+        scalars["train/return"] = float(np.mean(session.returns))
+        scalars["train/length"] = float(np.mean(session.lengths))
+    if session.updates:
+        scalars |= session.read_metrics()
+    run.log(session.step, scalars)
+    run.flush()
+    show_progress(session, run, scalars)
+
+
+def show_progress(session: Session, run: Run, scalars: dict[str, Any] | None = None) -> None:
+    """The progress bar, or a plain line where there is no terminal."""
+    scalars = scalars or {}
+    fields: dict[str, Any] = {
+        "frames": session.step * (session.env.settings.get("frame_skip") or 1),
+        "games": session.games,
+        "return": scalars.get("train/return", float("nan")),
+        "epsilon": session.epsilon,
+        "loss": scalars.get("train/loss", float("nan")),
+        "steps/s": scalars.get("speed/steps_per_s", float("nan")),
+    }
+    run.progress(session.step, session.config.steps, fields)
+
+
+def in_words(values: Mapping[str, Any] | Scores) -> str:
+    """Settings or scores for a line of text."""
+    if isinstance(values, Scores):
+        cut = f", {values.cut} cut for length" if values.cut else ""
+        return f"mean raw return {values.mean:.2f} (standard error {values.standard_error:.2f}{cut})"
+    return ", ".join(f"{key} {value}" for key, value in values.items())
+
+
+def closing_line(session: Session, reached: bool, entry: str) -> str:
+    """What was reached, and the command that goes on from there.
+
+    Args:
+        entry: the program that trains, "agents.dqn".
+    """
+    config = session.config
+    score = f"evaluation {session.last_score:.2f}" if session.last_score is not None else "not evaluated yet"
+    if session.returns:
+        score += f", last {len(session.returns)} games {np.mean(session.returns):.2f}"
+    if reached or session.step >= config.steps:
+        going_on = f"watch it with: python -m agents.play runs/{config.name}"
+    else:
+        going_on = f"go on with: python -m {entry} --name {config.name} --resume"
+    return f"{config.env} at step {session.step:,}: {score}; {going_on}"

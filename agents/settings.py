@@ -1,0 +1,104 @@
+"""The fields that the configs of all agents have: the game, evaluation, what is kept, the machine.
+
+Steps are agent steps: one action in one environment, four frames of an Atari game.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from core.compute import Precision, Switch
+from core.config import Range
+
+Count = Annotated[int, Range(1)]
+OptionalCount = Annotated[int | None, Range(0)]
+Fraction = Annotated[float, Range(0, 1)]
+Positive = Annotated[float, Range(0, low_open=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What an agent's run is, whatever it learns with."""
+
+    preset: str
+    """Named set of defaults for all that follows."""
+    env: str = "ALE/Pong-v5"
+    """Environment: ALE/<Game>-v5, zerokara/<Game>-v0, or any Gymnasium id with pixels or a picture to render."""
+    name: str = ""
+    """Folder under runs/; empty: made of environment, preset and seed."""
+    seed: Annotated[int, Range(0, 10**6)] = 1
+    """Seed of everything that is random."""
+    steps: Count = 1_000_000
+    """Length of the run, in agent steps over all environments."""
+    resume: bool = False
+    """Go on with the run of this name from its last checkpoint."""
+    quiet: bool = False
+    """Print nothing but warnings and the closing line."""
+
+    # --- the environment -------------------------------------------------------------------------------------------
+    num_envs: Count = 16
+    """Environments stepped together."""
+    protocol: Literal["nature", "machado"] = "nature"
+    """Atari settings that the next fields leave open: nature (no-op starts) or machado (sticky actions)."""
+    sticky: Annotated[float | None, Range(0, 1)] = None
+    """Probability that the emulator repeats the previous action; None: the protocol's."""
+    noop_max: OptionalCount = None
+    """At most so many actions of doing nothing begin an episode; None: the protocol's."""
+    fire_reset: bool | None = None
+    """Press fire at the start of games that wait for it; None: the protocol's."""
+    frame_skip: Annotated[int | None, Range(1)] = None
+    """Frames for which an action is held; None: the protocol's."""
+    full_action_set: bool | None = None
+    """All 18 actions of the console in place of the game's own; None: the protocol's."""
+    max_episode_frames: Annotated[int | None, Range(1)] = None
+    """Frames after which an episode is truncated; None: the protocol's."""
+    stack: Annotated[int, Range(1, 16)] = 4
+    """Frames that make an observation."""
+    image_size: Annotated[int, Range(16, 512)] = 84
+    """Height and width of a frame, in pixels."""
+    grey: bool = True
+    """Grey frames; with --no-grey, RGB."""
+
+    # --- evaluation ------------------------------------------------------------------------------------------------
+    eval_every_steps: Annotated[int, Range(0)] = 100_000
+    """Agent steps between evaluations; 0: none."""
+    eval_episodes: Count = 30
+    """Whole games of an evaluation, one per environment, so that short games do not count more often."""
+    eval_epsilon: Fraction = 0.001
+    """Probability of a random action in evaluation."""
+    eval_max_steps: Count = 10_000
+    """Agent steps after which a game under evaluation is cut and counts as it stands."""
+    video: bool = True
+    """Film a game at each evaluation."""
+    stop_at_return: float | None = None
+    """End the run when an evaluation reaches this mean raw return and fresh games confirm it; None: never."""
+
+    # --- keeping ---------------------------------------------------------------------------------------------------
+    log_every_steps: Count = 2_000
+    """Agent steps between lines of metrics."""
+    checkpoint_every_steps: Count = 10_000
+    """Agent steps between checkpoints; as many slots more does the replay take, so that none overwrites the last."""
+
+    # --- the machine -----------------------------------------------------------------------------------------------
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:<n> or mps."""
+    precision: Precision = "auto"
+    """Arithmetic of the network; auto: what a short measurement finds fastest."""
+    compile: Switch = "auto"
+    """Compile the update; auto: where a short measurement finds that it pays."""
+    threads: Annotated[int, Range(0)] = 0
+    """CPU threads; 0: as many as there are cores."""
+
+    def env_settings(self) -> dict[str, Any]:
+        """What `envs.make` takes beside id and number: the protocol and everything that departs from it."""
+        settings = {
+            "sticky": self.sticky,
+            "noop_max": self.noop_max,
+            "fire_reset": self.fire_reset,
+            "frame_skip": self.frame_skip,
+            "full_action_set": self.full_action_set,
+            "max_episode_frames": self.max_episode_frames,
+        }
+        given = {key: value for key, value in settings.items() if value is not None}
+        return {"protocol": self.protocol, "stack": self.stack, "size": self.image_size, "grey": self.grey, **given}
