@@ -85,9 +85,9 @@ class Config:
     """Learn from the sign of a reward; scores are always reported raw."""
     life_loss_ends: bool = False
     """A lost life ends the learner's episode, never the game."""
-    batch_size: Count = 128
+    batch_size: Count = 64
     """Transitions in an update."""
-    train_every_steps: Count = 8
+    train_every_steps: Count = 4
     """Agent steps for each update."""
     warmup_steps: Annotated[int, Range(0)] = 5_000
     """Agent steps before the first update."""
@@ -113,7 +113,7 @@ class Config:
     """Agent steps over which it declines, linearly."""
 
     # --- evaluation ------------------------------------------------------------------------------------------------
-    eval_every_steps: Annotated[int, Range(0)] = 100_000
+    eval_every_steps: Annotated[int, Range(0)] = 200_000
     """Agent steps between evaluations; 0: none."""
     eval_episodes: Count = 30
     """Whole games of an evaluation, one per environment, so that short games do not count more often."""
