@@ -180,7 +180,7 @@ def finish(training: Training, run: Run) -> str:
         test = load_split(config, "test")
         scores = training.score(test)
         figures |= {"test_error": scores.error, "test_loss": scores.loss}
-        log_confusion(scores, test, training.card.classes, run, training.updates)
+        log_confusion(scores, training.card.classes, run, training.updates)
         log_misread(test, scores, training.card.classes, run, training.updates, tag="test_misread")
     if "test_error" in figures:
         sentence += f", test error {figures['test_error']:.2%}"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from core.augment import Augment
+from core.backbones.base import Stem
 from core.compute import Precision, Switch
 from core.config import Range
 
@@ -59,8 +60,13 @@ class Config:
     """Factor on the backbone's channels, where it has that option."""
     head: Literal["paper", "pooled"] = "paper"
     """The classifier's head: its paper's own, or the mean over the last feature map and one layer."""
+    stem: Stem = "paper"
+    """The backbone's first layers, where it has that option: paper is made for 224 pixels, medium for 64 to 128, small
+    for 32 to 64."""
     dropout: Annotated[float | None, Range(0, 1)] = None
     """Probability with which the head drops a unit; None: the paper's."""
+    output_dropout: Fraction = 0.0
+    """Probability with which an output is dropped in training, as the book's code does."""
     init_backbone: str = ""
     """Start the eye from a run's folder or a file of weights."""
     weights: str = ""
@@ -165,6 +171,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fast": {},
     # The chapter's own settings: Adam, 20 epochs, batches of 100, nothing else.
     "book": {
+        "output_dropout": 0.5,
         "epochs": 20,
         "optimizer": "adam",
         "learning_rate": 1e-3,

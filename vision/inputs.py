@@ -20,6 +20,7 @@ DIGITS = tuple("0123456789")
 DARK = 0.4  # grey sets with a mean below this are light things on a dark ground: MNIST .13, Fashion-MNIST .29
 BOX = 20 / 28  # longer side of a digit, of the image's
 LARGEST = 512  # pixels to which a picture is made smaller before ink is looked for
+GROUND = 0.4  # of the picture's longer side: what is thinner may be ink
 FAINT = 25  # ink that stands out less, of 255, is none
 SPECK = 0.05  # of the largest piece of ink: what is smaller is dirt
 THIN = 1 / 12  # of the digit's longer side: a stroke that is thinner would fade in a small image
@@ -69,20 +70,20 @@ def prepare(image_HWC: np.ndarray, card: Card, *, as_is: bool = False) -> Prepar
 def bright_border(image_HW: np.ndarray) -> bool:
     """Whether the border is nearer to the picture's lightest than to its darkest."""
     border = np.concatenate([image_HW[0], image_HW[-1], image_HW[:, 0], image_HW[:, -1]])
-    low, high = np.percentile(image_HW, (1, 99))
+    low, high = np.percentile(image_HW, (0.1, 99.9))  # a thin pen covers less than one pixel in a hundred
     return bool(np.median(border) > (low + high) / 2)
 
 
 def centred_digit(image_HW: np.ndarray, size: tuple[int, int]) -> np.ndarray | None:
     """The light ink of a picture (H, W), cut out and put into an image of `size` as in MNIST; None where there is none.
 
-    Light that falls unevenly goes with the ground, which is what is left when everything thinner than a third of the
-    picture is taken away.
+    Light that falls unevenly goes with the ground, which is what is left when everything thinner than two fifths of
+    the picture is taken away.
     """
     shrink = LARGEST / max(image_HW.shape)
     if shrink < 1:
         image_HW = cv2.resize(image_HW, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
-    reach = max(3, min(image_HW.shape) // 3)
+    reach = max(3, round(GROUND * max(image_HW.shape)))
     # Noise must not decide what the ground is: its darkest specks would.
     ground = cv2.morphologyEx(cv2.medianBlur(image_HW, 3), cv2.MORPH_OPEN, np.ones((reach, reach), np.uint8))
     ink = cv2.subtract(image_HW, cv2.blur(ground, (reach, reach)))

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core import checkpoint, data, model_file, schedules
-from core.backbones import BACKBONES
 from core.classifier import Classifier
 from core.compute import Compute
 from core.config import UserError, program
@@ -159,7 +158,8 @@ class Training:
     def batch(self, index_b: Tensor) -> tuple[Tensor, Tensor]:
         """Training images (b, C, H, W), augmented and normalised, and their smoothed and mixed labels (b, K)."""
         classes = len(self.card.classes)
-        x = self.augment(self.images[index_b].float() * (1 / 255), self.generator)
+        pixels = self.images[index_b].float() * (1 / 255)
+        x = self.augment(pixels, self.generator, index_B=index_b, epoch=self.epoch)
         smoothing = self.config.label_smoothing
         target_bK = F.one_hot(self.labels[index_b], classes).float() * (1 - smoothing) + smoothing / classes
         x, target_bK = self.augment.mix(x, target_bK, self.generator)
@@ -234,9 +234,8 @@ class Training:
 def make_card(config: Config, images: Data) -> model_file.Card:
     """What describes the network that a config asks for, on these images."""
     channels, height, width = images.train.shape
-    options = {"width": config.width} if config.width != 1.0 else {}
-    if options and not getattr(BACKBONES.get(config.backbone), "has_width", True):
-        raise UserError(f"The backbone {config.backbone} has no --width; leave it out or choose another --backbone.")
+    usual = {"width": 1.0, "stem": "paper", "output_dropout": 0.0}  # what need not be said
+    asked = {name: getattr(config, name) for name in usual}
     return model_file.Card(
         backbone=config.backbone,
         head=config.head,
@@ -245,7 +244,7 @@ def make_card(config: Config, images: Data) -> model_file.Card:
         image_size=(height, width),
         mean=tuple(images.mean_C.tolist()),
         std=tuple(images.std_C.tolist()),
-        options=options,
+        options={name: value for name, value in asked.items() if value != usual[name]},
         dropout=config.dropout,
         data=images.train.source,
         command=f"{program()} {shlex.join(sys.argv[1:])}".strip(),

