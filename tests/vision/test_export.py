@@ -1,0 +1,126 @@
+"""Exported files are run and compared before they are put in place."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from core import model_file
+from core.config import UserError
+from core.model_file import Card
+from vision import export
+
+CARD = Card(
+    backbone="deep_cnn",
+    head="paper",
+    classes=tuple("0123456789"),
+    channels=1,
+    image_size=(28, 28),
+    mean=(0.13,),
+    std=(0.3,),
+    options={"width": 0.25},
+)
+
+
+def save_run(folder: Path, card: Card = CARD) -> Path:
+    torch.manual_seed(0)
+    classifier = card.build()
+    for p in classifier.parameters():  # a fresh network says nearly the same of every image
+        p.data.mul_(1.7)
+    folder.mkdir()
+    model_file.save(folder / "model.safetensors", classifier.state_dict(), card)
+    return folder
+
+
+needs_onnx = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in export.PACKAGES), reason="the extra 'export' is not there"
+)
+
+
+@needs_onnx
+def test_onnx_computes_the_same_for_any_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import onnx
+    import onnxruntime
+
+    folder = save_run(tmp_path / "small")
+    export.main([str(folder), "--images", "32"])
+    printed = capsys.readouterr().out
+    assert "0 of 32 guesses differ" in printed
+    path = folder / "export" / "small.onnx"
+    assert f"{path}: " in printed
+    onnx.checker.check_model(onnx.load(path))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == list(CARD.classes)
+    classifier, card = model_file.load(folder / "export" / "small.safetensors")
+    for batch in (1, 3, 50):
+        pixels = torch.rand(batch, 1, 28, 28)
+        with torch.no_grad():
+            expected = classifier(card.normalise(pixels)).softmax(1).numpy()
+        np.testing.assert_allclose(session.run(None, {"pixels": pixels.numpy()})[0], expected, atol=1e-5)
+
+
+def test_half_is_half_as_large(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = save_run(tmp_path / "small")
+    export.main([str(folder), "--no-onnx", "--half", "--images", "20", "--out", str(tmp_path / "out")])
+    half = tmp_path / "out" / "small.safetensors"
+    assert half.stat().st_size < 0.6 * (folder / "model.safetensors").stat().st_size
+    assert "largest difference" in capsys.readouterr().out
+    assert [path.name for path in half.parent.iterdir()] == ["small.safetensors"]
+
+
+def test_what_computes_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_run(tmp_path / "small")
+    read = model_file.load
+
+    def damaged(path: Path) -> tuple[nn.Module, Card]:
+        classifier, card = read(path)
+        if path.parent != folder:  # what was written, not what is exported
+            next(classifier.parameters()).data.mul_(1.5)
+        return classifier, card
+
+    monkeypatch.setattr(model_file, "load", damaged)
+    with pytest.raises(UserError, match="differs by"):
+        export.main([str(folder), "--no-onnx"])
+    assert not (folder / "export").exists()
+
+
+def test_differences_are_found_alone_and_together() -> None:
+    def right(pixels: Tensor) -> np.ndarray:
+        return np.tile(np.array([0.3, 0.7]), (len(pixels), 1))
+
+    def depends_on_the_batch(pixels: Tensor) -> np.ndarray:
+        return right(pixels) + (len(pixels) == 1) * np.array([0.5, -0.5])
+
+    pixels = torch.zeros(4, 1, 2, 2)
+    assert "0.0e+00, 0 of 4" in export.compare(right, right, pixels, 1e-4)
+    assert "5.0e-01, 1 of 4" in export.compare(depends_on_the_batch, right, pixels, 0.6)
+    with pytest.raises(UserError, match=r"differs by 0\.5"):
+        export.compare(depends_on_the_batch, right, pixels, 1e-4)
+    with pytest.raises(UserError, match="differs by nan"):
+        export.compare(lambda x: right(x) * np.nan, right, pixels, 1e-4)
+
+
+def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_run(tmp_path / "small")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
+    with pytest.raises(UserError, match="onnxscript, which is not installed: pip install onnx onnxscript onnxruntime"):
+        export.main([str(folder)])
+
+
+def test_images_must_fit_and_nothing_is_overwritten(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No classifier was named"):
+        export.main([])
+    oblong = save_run(tmp_path / "oblong", dataclasses.replace(CARD, image_size=(28, 32)))
+    with pytest.raises(UserError, match="the network takes"):
+        export.main([str(oblong), "--no-onnx"])
+    folder = save_run(tmp_path / "small")
+    with pytest.raises(UserError, match="is the file that is exported"):
+        export.main([str(folder / "model.safetensors"), "--no-onnx", "--out", str(folder)])

@@ -1,0 +1,86 @@
+"""What goes into the zoo: rounded, scored, small enough, with its card."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from core import model_file, zoo
+from core.config import UserError, to_dict
+from core.model_file import Card
+from vision import keep
+from vision.config import Config
+
+CARD = Card(
+    backbone="deep_cnn",
+    head="paper",
+    classes=tuple("0123456789"),
+    channels=1,
+    image_size=(28, 28),
+    mean=(0.13,),
+    std=(0.3,),
+    options={"width": 0.25},
+    command="python -m vision.classify --width 0.25",
+    figures={"validation_error": 0.9, "test_error": 0.91},
+)
+
+
+def save_run(folder: Path, card: Card = CARD) -> Path:
+    folder.mkdir()
+    config = to_dict(Config(validation_images=100, width=0.25))
+    (folder / "config.json").write_text(json.dumps({"kind": "classify", "config": config, "extra": {}}))
+    model_file.save(folder / "model.safetensors", card.build().state_dict(), card)
+    return folder
+
+
+def test_a_run_goes_into_the_zoo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, folder = save_run(tmp_path / "run"), tmp_path / "zoo"
+    folder.mkdir()
+    monkeypatch.setattr(zoo, "FOLDER", folder)
+    zoo.zoo.cache_clear()
+    keep.main([str(run), "small-digits", "--threads", "1"])
+    assert "made by: python -m vision.classify --width 0.25" in capsys.readouterr().out
+    classifier, card = zoo.load("small-digits")
+    original, _ = model_file.load(run / "model.safetensors")
+    for mine, its in zip(classifier.parameters(), original.parameters(), strict=True):
+        assert torch.equal(mine, its.half().float())
+    assert set(card.figures) == {"validation_error", "test_error", "validation_error_float16"}
+    assert 0.5 < card.figures["validation_error_float16"] <= 1, "an untrained network guesses"
+    with pytest.raises(UserError, match="has small-digits already"):
+        keep.main([str(run), "small-digits"])
+    zoo.zoo.cache_clear()
+
+
+def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = save_run(tmp_path / "run")
+    for words, sentence in (
+        ([str(run)], "a name for the zoo"),
+        ([str(run), "Digits!"], "cannot be 'Digits!'"),
+        ([str(tmp_path / "none"), "digits"], "There is no run"),
+        ([str(run), "digits", "--folder", str(tmp_path / "nowhere")], "There is no folder"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            keep.main([*words, "--folder", str(tmp_path)] if "--folder" not in words else words)
+    unfinished = save_run(tmp_path / "unfinished", dataclasses.replace(CARD, figures={}))
+    with pytest.raises(UserError, match="has not ended"):
+        keep.main([str(unfinished), "digits", "--folder", str(tmp_path)])
+    monkeypatch.setattr(zoo, "MOST_BYTES", 1000)
+    with pytest.raises(UserError, match=r"limit is 0\.001 MB"):
+        keep.main([str(run), "digits", "--folder", str(tmp_path)])
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_network_that_loses_by_rounding_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = save_run(tmp_path / "run")
+    before_and_after = iter([SimpleNamespace(error=0.01), SimpleNamespace(error=0.02)])
+    monkeypatch.setattr(keep, "score", lambda *args, **options: next(before_and_after))
+    with pytest.raises(UserError, match="Rounded to float16"):
+        keep.main([str(run), "digits", "--folder", str(tmp_path)])
+    assert not list(tmp_path.glob("*.safetensors"))

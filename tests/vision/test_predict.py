@@ -1,0 +1,127 @@
+"""The predict command on pictures that a person might have, and on those that are broken."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from core import data, model_file
+from core.config import UserError
+from core.model_file import Card
+from vision import predict
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small network that has learnt drawn digits for some seconds."""
+    torch.manual_seed(0)
+    images = data.load("glyphs", "train")
+    card = Card(
+        backbone="deep_cnn",
+        head="paper",
+        classes=images.classes,
+        channels=1,
+        image_size=(28, 28),
+        mean=(0.13,),
+        std=(0.3,),
+        options={"width": 0.5},
+        dropout=0.0,
+    )
+    classifier = card.build().train()
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=3e-3)
+    for index_B in torch.randperm(len(images)).split(100):
+        optimizer.zero_grad()
+        logits_BK = classifier(card.normalise(images.images[index_B].float() / 255))
+        F.cross_entropy(logits_BK, images.labels[index_B]).backward()
+        optimizer.step()
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    folder.mkdir()
+    model_file.save(folder / "model.safetensors", classifier.state_dict(), card)
+    return folder
+
+
+@pytest.fixture
+def sheets(tmp_path: Path) -> Path:
+    """Ten photographs of paper, a digit on each in dark blue, and a file that is no picture."""
+    folder = tmp_path / "sheets"
+    folder.mkdir()
+    for digit in range(10):
+        paper = np.full((220, 300, 3), (200, 220, 225), np.uint8)
+        cv2.putText(paper, str(digit), (60, 160), cv2.FONT_HERSHEY_SIMPLEX, 4.0, (110, 50, 40), 14, cv2.LINE_AA)
+        Image.fromarray(paper).save(folder / f"{digit}.jpg", quality=90)
+    (folder / "notes.txt").write_text("not for the network")
+    return folder
+
+
+def test_photographed_digits_are_read(run: Path, sheets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    predict.main([str(run), str(sheets), "--json", "--top", "3", "--device", "cpu"])
+    found = json.loads(capsys.readouterr().out)
+    assert [Path(each["picture"]).name for each in found] == [f"{digit}.jpg" for digit in range(10)]
+    right = [each["guesses"][0]["class"] == str(digit) for digit, each in enumerate(found)]
+    assert sum(right) >= 9
+    for each in found:
+        values = [guess["probability"] for guess in each["guesses"]]
+        assert len(values) == 3
+        assert values == sorted(values, reverse=True)
+        assert each["seen"] == "inverted, digit cut out and centred"
+
+
+def test_the_table_and_the_picture(run: Path, sheets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = sheets / "seen.png"
+    predict.main([str(run / "model.safetensors"), str(sheets / "7.jpg"), "--out", str(out), "--device", "cpu"])
+    printed = capsys.readouterr().out
+    assert "7.jpg" in printed
+    assert printed.count("%") == 5
+    with Image.open(out) as picture:
+        assert picture.format == "PNG"
+
+
+def test_views_are_averaged(run: Path, sheets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answers = []
+    for views in ("1", "5"):
+        predict.main([str(run), str(sheets / "3.jpg"), "--json", "--views", views, "--device", "cpu"])
+        answers.append(json.loads(capsys.readouterr().out)[0]["guesses"])
+    assert answers[0] != answers[1]
+
+
+def test_broken_pictures_are_named_and_the_others_guessed(
+    run: Path, sheets: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken, missing = sheets / "broken.png", sheets / "missing.png"
+    broken.write_bytes(b"\x89PNG and nothing more")
+    with pytest.raises(UserError, match=r"broken\.png cannot be decoded") as error:
+        predict.main([str(run), str(broken), str(sheets / "1.jpg"), str(missing), "--json", "--device", "cpu"])
+    assert "missing.png cannot be read" in str(error.value)
+    assert len(json.loads(capsys.readouterr().out)) == 1
+
+
+def test_a_broken_picture_ends_with_code_2(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.png").touch()
+    command = [sys.executable, "-m", "vision.predict", str(run), str(tmp_path / "empty.png"), "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "empty.png is empty" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_what_a_person_forgets(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No classifier was named"):
+        predict.main([])
+    with pytest.raises(UserError, match="No picture was named"):
+        predict.main([str(run)])
+    with pytest.raises(UserError, match="holds no pictures"):
+        predict.main([str(run), str(tmp_path)])
+    with pytest.raises(UserError, match="There is no nothing-here"):
+        predict.main(["nothing-here", "a.png"])
+    with pytest.raises(UserError, match=r"has no model\.safetensors"):
+        predict.main([str(tmp_path), "a.png"])

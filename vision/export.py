@@ -1,0 +1,235 @@
+"""Export: a trained classifier for programs that are not ours, checked by running it.
+
+    python -m vision.export runs/classify-mnist-deep_cnn-fast-1
+    python -m vision.export digits --out deployed --half --no-onnx
+
+Two files: <name>.safetensors, weights with the card that says how to feed them, and <name>.onnx, which takes `pixels`
+(N, C, H, W) float32 from 0 to 1, for any N, and gives `probabilities` (N, K); normalisation is inside, the classes are
+in its metadata. Both are run on real images and compared with the original before they are put in place.
+
+ONNX needs three packages more: pip install onnx onnxscript onnxruntime.
+
+Shapes: N images, C channels, H, W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from core import data, model_file, zoo
+from core.checkpoint import write_atomically
+from core.classifier import Classifier
+from core.config import Positional, Range, UserError, entry, parse
+from core.data import ImageSet
+from core.model_file import Card
+from core.run import Run
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+MOST_DIFFERENCE = 1e-4  # of a probability, in float32
+MOST_DIFFERENCE_HALF = 0.02  # with weights rounded to float16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to export, and where to."""
+
+    model: Annotated[str, Positional("classifier")] = ""
+    """A run's folder, a file *.safetensors, or a name of the zoo."""
+    out: str = ""
+    """Folder of the files; empty: export/ in the run's folder, or here."""
+    onnx: bool = True
+    """Write ONNX too."""
+    half: bool = False
+    """Keep the weights of the safetensors file as float16, half the size."""
+    data: str = ""
+    """Images on which the files are checked; empty: those that the run learnt from, else drawn digits."""
+    data_dir: str = ""
+    """Where named data lie; empty: $ZEROKARA_DATA, else ~/.cache/zerokara."""
+    images: Annotated[int, Range(1)] = 256
+    """How many images the files are checked on."""
+
+
+class Deployed(nn.Module):
+    """From pixels (N, C, H, W) of 0 to 1 to probabilities (N, K), normalisation included."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, classifier: Classifier, card: Card) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.register_buffer("mean", torch.tensor(card.mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(card.std).view(1, -1, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Probabilities (N, K)."""
+        logits: Tensor = self.classifier((pixels - self.mean) / self.std)
+        return logits.softmax(1)
+
+
+def check_packages() -> None:
+    """See whether what ONNX needs is there.
+
+    Raises:
+        UserError: what is missing, and how to install it.
+    """
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"ONNX needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed: "
+            f"pip install {' '.join(PACKAGES)}, or leave ONNX out with --no-onnx."
+        )
+
+
+def images_for(options: Options, card: Card) -> ImageSet:
+    """Images to check on, spread over a training set, in the network's shape.
+
+    Raises:
+        UserError: no such data, or another shape.
+    """
+    name, folder = options.data, Path(options.model)
+    if not name and (folder / "config.json").is_file():
+        name = str(Run.read_config(folder)["config"].get("data", ""))
+    height, width = card.image_size
+    everything = data.load(
+        name or "glyphs",
+        "train",
+        data_dir=Path(options.data_dir) if options.data_dir else None,
+        image_size=height if height == width else None,
+        grey=card.channels == 1,
+    )
+    if everything.shape != (card.channels, height, width):
+        raise UserError(
+            f"The images of {name} are {everything.shape}, and the network takes {(card.channels, height, width)}: "
+            f"name others with --data."
+        )
+    number = min(options.images, len(everything))
+    return everything.take(torch.linspace(0, len(everything) - 1, number).long())
+
+
+def to_onnx(deployed: Deployed, card: Card, example: Tensor, path: Path) -> None:
+    """Write ONNX with a batch of any size."""
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            deployed,
+            (example[:2],),
+            dynamo=True,
+            input_names=["pixels"],
+            output_names=["probabilities"],
+            dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
+            verbose=False,
+        )
+    assert program is not None
+    program.model.metadata_props["classes"] = json.dumps(card.classes)
+    program.model.metadata_props["card"] = json.dumps(dataclasses.asdict(card))
+    program.save(path, external_data=False)
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """The exporter says of each operator of torchvision that it is not there; nobody asked."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def run_onnx(path: Path) -> Callable[[Tensor], np.ndarray]:
+    """The file as a function, as another program would run it."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda pixels: np.asarray(session.run(["probabilities"], {"pixels": pixels.numpy()})[0])
+
+
+def run_safetensors(path: Path) -> Callable[[Tensor], np.ndarray]:
+    """The file as a function."""
+    deployed = Deployed(*model_file.load(path)).eval()
+    return lambda pixels: deployed(pixels).numpy()
+
+
+@torch.no_grad()
+def compare(
+    found: Callable[[Tensor], np.ndarray], expected: Callable[[Tensor], np.ndarray], pixels_NCHW: Tensor, most: float
+) -> str:
+    """Run both on the same images, all together and one alone; what differs, in words.
+
+    Raises:
+        UserError: a probability differs by more than `most`.
+    """
+    worst, changed = 0.0, 0
+    for part_NCHW in (pixels_NCHW, pixels_NCHW[:1]):
+        mine, theirs = expected(part_NCHW), found(part_NCHW)
+        worst = max(worst, float(np.abs(mine - theirs).max()))
+        changed = max(changed, int((mine.argmax(1) != theirs.argmax(1)).sum()))
+    if not worst <= most:
+        raise UserError(
+            f"A probability of the exported network differs by {worst:.2g} from the original's, and {most:g} is "
+            f"allowed: nothing was written; please report it with the run's config.json."
+        )
+    return f"largest difference of a probability {worst:.1e}, {changed} of {len(pixels_NCHW):,} guesses differ"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The program: the network, images, files that are checked and then put in place."""
+    options = parse(Options, {}, argv, __doc__ or "")
+    if not options.model:
+        raise UserError(
+            "No classifier was named: type a run's folder, as in python -m vision.export runs/<name>, a file, or a "
+            "name of the zoo."
+        )
+    if options.onnx:
+        check_packages()
+    source = zoo.find(options.model)
+    classifier, card = model_file.load(source)
+    folder = Path(options.model)
+    name = folder.resolve().name if folder.is_dir() else source.stem
+    out = Path(options.out) if options.out else (folder / "export" if folder.is_dir() else Path())
+    images = images_for(options, card)
+    pixels_NCHW = images.images.float() / 255
+    deployed = Deployed(classifier, card).eval()
+
+    def original(x: Tensor) -> np.ndarray:
+        return deployed(x).numpy()  # type: ignore[no-any-return]
+
+    print(
+        f"{source}: {card.backbone}, {len(card.classes)} classes; checked on {len(images):,} images of {images.source}"
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        written = Path(scratch) / f"{name}.safetensors"
+        model_file.save(written, classifier.state_dict(), card, half=options.half)
+        most = MOST_DIFFERENCE_HALF if options.half else MOST_DIFFERENCE
+        checked = [(written, compare(run_safetensors(written), original, pixels_NCHW, most))]
+        if options.onnx:
+            written = Path(scratch) / f"{name}.onnx"
+            to_onnx(deployed, card, pixels_NCHW, written)
+            checked.append((written, compare(run_onnx(written), original, pixels_NCHW, MOST_DIFFERENCE)))
+        out.mkdir(parents=True, exist_ok=True)
+        for written, words in checked:
+            place = out / written.name
+            if place.resolve() == source.resolve():
+                raise UserError(f"{place} is the file that is exported: name another folder with --out.")
+            with written.open("rb") as content:
+                write_atomically(place, lambda file, content=content: shutil.copyfileobj(content, file))  # type: ignore[misc]
+            print(f"{place}: {place.stat().st_size / 1e3:,.0f} kB, {words}")
+
+
+if __name__ == "__main__":
+    entry(main)
