@@ -54,7 +54,7 @@ def draw_misread(images: ImageSet, scores: Scores, classes: tuple[str, ...], mos
         return None
     columns = min(6, len(places))
     rows = -(-len(places) // columns)
-    figure = Figure(figsize=(1.5 * columns, 1.9 * rows), dpi=100, layout="constrained")
+    figure = Figure(figsize=(1.5 * columns, 1.72 * rows), dpi=100, layout="constrained")
     wrong = int((scores.guess_N != scores.label_N).sum())
     figure.suptitle(f"{wrong} of {len(images):,} misread: label, guess and its probability", fontsize=9)
     for axes, place in zip(figure.subplots(rows, columns, squeeze=False).flat, places, strict=False):
