@@ -85,9 +85,9 @@ class Config(Settings):
     """Learn from the sign of a reward; scores are always reported raw."""
     life_loss_ends: bool = False
     """A lost life ends the learner's episode, never the game."""
-    batch_size: Count = 128
+    batch_size: Count = 64
     """Transitions in an update."""
-    train_every_steps: Count = 8
+    train_every_steps: Count = 4
     """Agent steps for each update."""
     updates_at_once: Count = 1
     """Updates each time: with --train-every-steps 1, the replay ratio."""

@@ -72,6 +72,7 @@ class Training(Session):
             device=compute.torch_device,
             folder=run.folder / f"replay-{world.rank}" if config.keep_replay else None,
             slack=config.checkpoint_every_steps // world.size + 4 * self.num_envs,
+            function=compute.function,
         )
         torch.manual_seed(config.seed)
         self.learner = Learner(

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -43,6 +44,9 @@ class Batch(NamedTuple):
     weight: Tensor  # (B,) float32, 0 for the rare draw that holds no transition
 
 
+Find = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
+
+
 def bytes_needed(capacity: int, slack: int, frame_shape: tuple[int, int, int]) -> int:
     """Bytes of rings for `capacity` + `slack` slots of frames (F, H, W): pixels, action, reward, flag."""
     return (capacity + slack) * (int(np.prod(frame_shape)) + 4 + 4 + 1)
@@ -60,6 +64,7 @@ class Replay:
         folder: where the rings are kept as files so that they outlive the process; None: in memory only.
         slack: slots beyond `capacity` (all environments) that may be written between two checkpoints; `crowded` says
             when they are used up.
+        function: compiles dozens of small operations into one where that pays.
 
     Raises:
         UserError: memory, disk or ring size do not suffice.
@@ -78,6 +83,7 @@ class Replay:
         device: torch.device,
         folder: Path | None = None,
         slack: int = 0,
+        function: Callable[[Find], Find] = lambda find: find,
     ) -> None:
         self.stack = obs_shape[0] // frame_channels
         self.frame_shape = (frame_channels, *obs_shape[1:])
@@ -113,6 +119,7 @@ class Replay:
         self._low = torch.zeros(num_envs, dtype=torch.int64, device=device)
         self._span = torch.ones(num_envs, dtype=torch.int64, device=device)
         self._newest = torch.full((num_envs,), -1, dtype=torch.int64, device=device)
+        self._rows = function(self._find)
 
     def __len__(self) -> int:
         """Slots that may be sampled now, over all environments."""
@@ -187,6 +194,13 @@ class Replay:
 
     def gather(self, env_B: Tensor, slot_B: Tensor) -> Batch:
         """The transitions that start at the given slots (counted since the beginning) of the given rings."""
+        frame_2BK, action_B, reward_B, discount_B, weight_B = self._rows(env_B, slot_B)
+        obs_2B = self._ring["frame"].index_select(0, frame_2BK.flatten())
+        obs_2B = obs_2B.view(2, len(slot_B), self.stack * self.frame_shape[0], *self.frame_shape[1:])
+        return Batch(obs_2B[0], action_B, reward_B, discount_B, obs_2B[1], weight_B)
+
+    def _find(self, env_B: Tensor, slot_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """What makes a batch, but for the pixels: rows (2, B, K) of the frames of both stacks stand for them."""
         row_B = env_B * self.slots + slot_B % self.slots
         newest_B = self._newest[env_B]
         flag_B = self._ring["flag"][row_B]
@@ -209,14 +223,12 @@ class Replay:
         # Behind a terminal stands nothing that is used, but it must be a slot that was written.
         next_B = torch.minimum(next_B, newest_B)
 
-        frame_2BK = torch.cat([self._stack_rows(env_B, slot_B), self._stack_rows(env_B, next_B)])
-        obs_2B = self._ring["frame"].index_select(0, frame_2BK.flatten())
-        obs_2B = obs_2B.view(2, len(slot_B), self.stack * self.frame_shape[0], *self.frame_shape[1:])
+        frame_2BK = torch.stack([self._stack_rows(env_B, slot_B), self._stack_rows(env_B, next_B)])
         # The newest slot holds a transition only where it ended; an empty ring, whose newest is -1, holds none.
         ended_B = (slot_B == newest_B) & ((flag_B & TERMINAL) > 0)
         holds_one_B = ((flag_B & LAST) == 0) & ((slot_B < newest_B) | ended_B)
         action_B = self._ring["action"][row_B].long()
-        return Batch(obs_2B[0], action_B, reward_B, discount_B, obs_2B[1], holds_one_B.float())
+        return frame_2BK, action_B, reward_B, discount_B, holds_one_B.float()
 
     def _stack_rows(self, env_B: Tensor, slot_B: Tensor) -> Tensor:
         """Rows (B, K) of the frames of the stacks that end at the given slots, oldest first."""

@@ -61,7 +61,7 @@ class Settings:
     """Grey frames; with --no-grey, RGB."""
 
     # --- evaluation ------------------------------------------------------------------------------------------------
-    eval_every_steps: Annotated[int, Range(0)] = 100_000
+    eval_every_steps: Annotated[int, Range(0)] = 200_000
     """Agent steps between evaluations; 0: none."""
     eval_episodes: Count = 30
     """Whole games of an evaluation, one per environment, so that short games do not count more often."""
