@@ -8,19 +8,27 @@ q_NA = agent.policy.values(env.reset(seed=0))
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import envs
-from agents.config import Config
-from agents.heads import HEADS
+from agents import config as dqn
+from agents import pqn_config as pqn
 from agents.learner import Policy, make_network
+from agents.network import QNetwork
+from agents.settings import Settings
 from core import checkpoint
 from core.compute import Compute
 from core.config import UserError, from_dict
 from core.run import Run
 
-KIND = "dqn"  # what agents/dqn.py calls its runs
+# By what their entries call their runs: the config that is in config.json, and the network that it describes.
+KINDS: dict[str, tuple[type[Settings], Callable[[Any, tuple[int, int, int], int], QNetwork]]] = {
+    "dqn": (dqn.Config, make_network),
+    "pqn": (pqn.Config, pqn.make_network),
+}
 CHECKPOINT = "checkpoint-0.pt"  # the main process's
 
 
@@ -29,7 +37,7 @@ class Agent:
     """A trained network, and what is known of its run."""
 
     folder: Path
-    config: Config
+    config: Settings
     policy: Policy
     step: int  # agent steps that it had learnt for
     num_actions: int
@@ -67,22 +75,23 @@ def load_agent(folder: Path, *, device: str = "cpu", threads: int = 0) -> Agent:
     Raises:
         UserError: no such run, or one of another kind or version; no checkpoint, or a damaged one; no such device.
     """
-    content = Run.read_config(folder, KIND)
-    config = from_dict(Config, content["config"], str(folder / "config.json"))
+    content = Run.read_config(folder)
+    kind = content["kind"]
+    if kind not in KINDS:
+        raise UserError(f"{folder} holds a run of {kind}, not of {' or '.join(KINDS)}: give the folder of an agent.")
+    config_class, make = KINDS[kind]
+    config = from_dict(config_class, content["config"], str(folder / "config.json"))
     path = folder / CHECKPOINT
     if not path.is_file():
         raise UserError(
             f"{folder} has no checkpoint yet: wait until training has written {CHECKPOINT}, which it does at its start."
         )
-    state = checkpoint.load(path, KIND)
+    state = checkpoint.load(path, kind)
     compute = Compute.choose(device=device, precision="float32", compile="off", threads=threads, train_step=None)
     try:
-        weights, step = state["learner"]["network"], state["step"]
-        # The last layer of its streams has as many outputs for each action as the head asks for.
-        per_action = HEADS[config.head](config, 1).outputs
-        num_actions = len(weights["advantage.3.bias"]) // per_action
-        network = make_network(config, _obs_shape(config), num_actions)
-        network.load_state_dict(weights)
+        num_actions, step = state["num_actions"], state["step"]
+        network = make(config, _obs_shape(config), num_actions)
+        network.load_state_dict(state["learner"]["network"])
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(
             f"The weights in {path} do not fit the network in {folder / 'config.json'} ({_brief(error)}): "
@@ -112,7 +121,7 @@ def game_seed(seed: int) -> int:
     return 1_600_000_000 + zlib.crc32(seed.to_bytes(8, "little")) % 400_000_000
 
 
-def _obs_shape(config: Config) -> tuple[int, int, int]:
+def _obs_shape(config: Settings) -> tuple[int, int, int]:
     """(C, H, W)."""
     return (config.stack * (1 if config.grey else 3), config.image_size, config.image_size)
 

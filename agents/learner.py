@@ -39,7 +39,7 @@ def make_network(config: Config, obs_shape: tuple[int, int, int], num_actions: i
         stream_gradient=config.stream_gradient,
         noisy_sigma=config.noisy_sigma if config.noisy else None,
         head=functools.partial(HEADS[config.head], config),
-        **(residual if config.backbone == "impala" else {}),
+        backbone_options=residual if config.backbone == "impala" else None,
     )
 
 

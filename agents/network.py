@@ -6,7 +6,7 @@ Shapes: B batch, C channels, H, W pixels, F features, A actions, X numbers of an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,13 +23,14 @@ class QNetwork(nn.Module):
     Args:
         obs_shape: (C, H, W).
         num_actions: A.
-        backbone: a name of `core.backbones`; width: its channels are multiplied by it; options: what else it takes.
+        backbone: a name of `core.backbones`; width: its channels are multiplied by it.
         hidden_units: units of the hidden layer (of each stream, if dueling).
         dueling: split into value and advantage (Wang et al. 2016, "Dueling Network Architectures", equation 9).
         layer_norm: normalise the hidden layer before its ReLU (Ba et al. 2016; in Q-learning Gallici et al. 2024).
         stream_gradient: factor on the gradient that flows from the streams into the backbone (Wang et al. 2016, section
             4.2, which has 1 / sqrt(2) for two streams).
         noisy_sigma: linear layers have noise of this size at first (Fortunato et al. 2018); None: they have none.
+        backbone_options: what else the backbone takes.
         head: made from the number of features; None: expected returns alone.
     """
 
@@ -46,14 +47,14 @@ class QNetwork(nn.Module):
         stream_gradient: float = 1.0,
         noisy_sigma: float | None = None,
         head: Callable[[int], Expected] | None = None,
-        **options: Any,
+        backbone_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.num_actions = num_actions
         self.stream_gradient = stream_gradient
         # Whether training and playing differ: noise is off, and power iterations rest, where nobody learns.
-        self.has_modes = noisy_sigma is not None or bool(options.get("spectral_norm"))
-        self.backbone = build(backbone, obs_shape[0], obs_shape[1:], width=width, **options)
+        self.has_modes = noisy_sigma is not None or bool((backbone_options or {}).get("spectral_norm"))
+        self.backbone = build(backbone, obs_shape[0], obs_shape[1:], width=width, **(backbone_options or {}))
         features = self.backbone.features
         self.head = Expected() if head is None else head(features)
         outputs = self.head.outputs

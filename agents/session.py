@@ -95,6 +95,7 @@ class Session:
         """Tensors and plain values."""
         return {
             "env": self.env.state_dict(),
+            "num_actions": self.env.num_actions,
             "step": self.step,
             "updates": self.updates,
             "games": self.games,

@@ -20,20 +20,39 @@ from core.backbones.base import Backbone
 from core.backbones.heads import FlatHead
 
 
+class _ChannelNorm(nn.LayerNorm):
+    """Normalises the channels of every pixel of maps (B, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 class _Strided(Backbone):
-    """Convolutions, each followed by ReLU, as (channels, kernel, stride, padding); `width` scales channels."""
+    """Convolutions, each followed by ReLU, as (channels, kernel, stride, padding); `width` scales channels.
+
+    With `layer_norm` every pixel's channels are normalised before the ReLU (Gallici et al. 2024, the published code).
+    """
 
     usual_input = (4, 84)
     usual_classes = 18
     layers: ClassVar[tuple[tuple[int, int, int, int], ...]]
     hidden_units: ClassVar[int] = 256
 
-    def __init__(self, in_channels: int, image_size: int | tuple[int, int], *, width: float = 1.0) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        image_size: int | tuple[int, int],
+        *,
+        width: float = 1.0,
+        layer_norm: bool = False,
+    ) -> None:
         super().__init__(in_channels, image_size)
         self.convs = nn.ModuleList()
+        self.norms = nn.ModuleList()
         for channels, kernel, stride, padding in self.layers:
             out_channels = max(1, round(channels * width))
             self.convs.append(nn.Conv2d(in_channels, out_channels, kernel, stride, padding))
+            self.norms.append(_ChannelNorm(out_channels, eps=1e-6) if layer_norm else nn.Identity())
             in_channels = out_channels
         self._measure()
 
@@ -43,8 +62,8 @@ class _Strided(Backbone):
 
     def stages(self, x: Tensor) -> list[Tensor]:
         maps = []
-        for conv in self.convs:
-            x = F.relu(conv(x))
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = F.relu(norm(conv(x)))
             maps.append(x)
         return maps
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from agents.agent import CHECKPOINT, game_seed, load_agent, run_folders
+from agents.config import Config
 from agents.learner import make_network
 from core import checkpoint
 from core.config import UserError
@@ -31,6 +32,7 @@ def test_the_agent_has_the_weights_of_the_checkpoint(catch_run: Path) -> None:
     agent = load_agent(catch_run, threads=1)
     assert (agent.name, agent.step, agent.num_actions) == ("catch", 400, 3)
     state = checkpoint.load(catch_run / CHECKPOINT, "dqn")["learner"]["network"]
+    assert isinstance(agent.config, Config)
     network = make_network(agent.config, (4, 84, 84), 3)
     network.load_state_dict(state)
     env = agent.make_env(2)
@@ -67,7 +69,7 @@ def test_a_damaged_checkpoint(catch_run: Path) -> None:
 
 def test_a_run_of_another_kind(catch_run: Path) -> None:
     rewrite(catch_run, kind="dcgan")
-    with pytest.raises(UserError, match="holds a run of dcgan, not of dqn"):
+    with pytest.raises(UserError, match="holds a run of dcgan, not of dqn or pqn"):
         load_agent(catch_run)
 
 

@@ -1,0 +1,342 @@
+"""PQN: learn to play from pixels by parallel Q-learning, without replay and without a target network.
+
+    python -m agents.pqn --env ALE/Pong-v5
+
+Gallici et al. 2024, "Simplifying Deep Temporal Difference Learning". Many environments play some steps with one
+network; lambda returns are made of what they saw; the network learns from these in a few passes of minibatches;
+everything is thrown away. What keeps it stable is LayerNorm before every ReLU.
+
+One turn of the loop: play `rollout_steps` in every environment, work out the returns, learn.
+
+Shapes: T steps of a rollout, N environments, B minibatch, A actions, C, H, W an observation.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from agents.learner import Policy
+from agents.losses import lambda_returns
+from agents.network import QNetwork
+from agents.pictures import log_pictures
+from agents.pqn_config import DEPARTURES, PRESETS, Config, make_network
+from agents.session import (
+    Session,
+    Window,
+    closing_line,
+    evaluate_and_show,
+    in_words,
+    log_metrics,
+    looks_good,
+    show_progress,
+)
+from core import checkpoint, schedules
+from core.compute import Compute
+from core.config import UserError, entry, flag, to_dict
+from core.configure import configure
+from core.distributed import World
+from core.run import Run
+
+KIND = "pqn"
+# What may differ when a run goes on; everything else would make it another run.
+CHANGEABLE = {"resume", "quiet", "steps", "stop_at_return", "eval_episodes", "video"}
+
+
+class Updater:
+    """Updates the network from minibatches with targets."""
+
+    def __init__(self, config: Config, network: QNetwork, compute: Compute, world: World) -> None:
+        self.config, self.network, self.compute, self.world = config, network, compute, world
+        cuda = compute.torch_device.type == "cuda"
+        self.optimizer = torch.optim.RAdam(network.parameters(), lr=config.learning_rate, capturable=cuda)
+        self._loss = compute.function(self._forward)
+        # Sums over updates since `read_metrics`: loss, mean Q, gradient norm, updates. They stay on the device.
+        self._sums = torch.zeros(4, device=compute.torch_device)
+
+    def update(self, obs_BCHW: Tensor, action_B: Tensor, target_B: Tensor) -> None:
+        """One gradient step: half the squared error to the targets (equation 4)."""
+        loss, mean_q = self._loss(obs_BCHW, action_B, target_B)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.world.mean_gradients(self.network.parameters())
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm)
+        self.optimizer.step()
+        self._sums += torch.stack([loss.detach(), mean_q, norm.detach(), torch.ones_like(mean_q)])
+
+    def _forward(self, obs_BCHW: Tensor, action_B: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and mean Q (scalars): the part of an update that is compiled."""
+        with self.compute.autocast():
+            q_BA = self.network(self.compute.images(obs_BCHW))
+        q_B = q_BA.gather(1, action_B[:, None]).squeeze(1)
+        return 0.5 * F.mse_loss(q_B, target_B), q_BA.detach().mean()
+
+    def read_metrics(self) -> dict[str, Tensor]:
+        """Means since the last call, as tensors on the device."""
+        sums, self._sums = self._sums.clone(), self._sums.zero_()
+        means = sums[:3] / sums[3].clamp(min=1)
+        return {"train/loss": means[0], "train/q": means[1], "train/grad_norm": means[2]}
+
+    def is_finite(self) -> bool:
+        """Whether every weight is a number. Waits for the device."""
+        return bool(torch.stack([p.isfinite().all() for p in self.network.parameters()]).all())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, optimiser, and the sums that the next line of metrics is made of."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "sums": self._sums,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._sums.copy_(state["sums"])
+
+
+class Training(Session):
+    """Everything that a checkpoint holds, and the turns of the loop over it."""
+
+    config: Config
+
+    def __init__(self, config: Config, compute: Compute, world: World) -> None:
+        seed = config.seed * 1_000_003 + world.rank * 10_007
+        super().__init__(config, config.num_envs // world.size, seed)
+        self.compute, self.world = compute, world
+        torch.manual_seed(config.seed)
+        network = compute.module(make_network(config, self.env.obs_shape, self.env.num_actions))
+        world.broadcast(network)
+        self.learner = Updater(config, network, compute, world)
+        self.policy = Policy(network, compute)
+        self.explore = torch.Generator().manual_seed(seed)
+        self.shuffle = torch.Generator(compute.torch_device).manual_seed(seed)
+        shape, device = (config.rollout_steps, self.num_envs), compute.torch_device
+        # What the steps of a rollout gave: made once, written over by the next one.
+        self.obs_TN = torch.zeros((*shape, *self.env.obs_shape), dtype=torch.uint8, device=device)
+        self.action_TN = torch.zeros(shape, dtype=torch.int64, device=device)
+        self.reward_TN, self.terminal_TN, self.truncated_TN, self.next_value_TN = (
+            torch.zeros(shape, device=device) for _ in range(4)
+        )
+
+    @property
+    def epsilon(self) -> float:
+        """Probability of a random action in this rollout."""
+        config = self.config
+        return schedules.linear(self.step, config.epsilon_start, config.epsilon_end, 0, config.epsilon_steps)
+
+    def read_metrics(self) -> Mapping[str, Any]:
+        """What the learner says of itself since the last call."""
+        return self.learner.read_metrics()
+
+    def turn(self) -> None:
+        """Play a rollout with one network, and learn from it."""
+        epsilon = self.epsilon
+        for t in range(self.config.rollout_steps):
+            self._step(t, epsilon)
+        value_N = self.policy.values(self.obs).amax(dim=1)
+        self._follow(self.config.rollout_steps - 1, value_N)
+        started = time.perf_counter()
+        self._learn()
+        self.seconds["learn"] += time.perf_counter() - started
+
+    def _step(self, t: int, epsilon: float) -> None:
+        """One vector step of the rollout."""
+        started = time.perf_counter()
+        q_NA = self.policy.values(self.obs)
+        if t:
+            self._follow(t - 1, q_NA.amax(dim=1))
+        random_N = torch.randint(self.env.num_actions, (self.num_envs,), generator=self.explore)
+        explore_N = torch.rand(self.num_envs, generator=self.explore) < epsilon
+        action_N = torch.where(explore_N, random_N, self.compute.host(q_NA.argmax(dim=1)))
+        acted = time.perf_counter()
+        self.env.send(action_N.numpy())
+        self.obs_TN[t].copy_(torch.from_numpy(self.obs))
+        self.action_TN[t].copy_(action_N)
+        step = self.env.recv()
+        reward_N = np.sign(step.reward) if self.config.reward_clip else step.reward
+        terminal_N = step.terminal | step.life_lost if self.config.life_loss_ends else step.terminal
+        self.reward_TN[t].copy_(torch.from_numpy(reward_N))
+        self.terminal_TN[t].copy_(torch.from_numpy(terminal_N))
+        self.truncated_TN[t].copy_(torch.from_numpy(step.truncated))
+        if step.truncated.any():  # it bootstraps from what the game showed last, not from the next one's start
+            self.next_value_TN[t].copy_(self.policy.values(step.last_obs).amax(dim=1))
+        self.obs = step.obs
+        self.step += self.config.num_envs
+        self.count(step)
+        self.seconds["act"] += acted - started
+        self.seconds["emulate"] += time.perf_counter() - acted
+
+    def _follow(self, t: int, value_N: Tensor) -> None:
+        """Note what the observations behind step t are worth, but where the episode was cut there."""
+        self.next_value_TN[t] = torch.where(self.truncated_TN[t] > 0, self.next_value_TN[t], value_N)
+
+    def _learn(self) -> None:
+        """Returns of the rollout, then `epochs` passes over it in shuffled minibatches (algorithm 1)."""
+        config = self.config
+        target_TN = lambda_returns(
+            self.reward_TN,
+            self.terminal_TN,
+            self.next_value_TN,
+            self.truncated_TN,
+            gamma=config.gamma,
+            trace=config.trace,
+        )
+        obs, action, target = self.obs_TN.flatten(0, 1), self.action_TN.flatten(), target_TN.flatten()
+        for _ in range(config.epochs):
+            order = torch.randperm(len(target), generator=self.shuffle, device=target.device)
+            for index_B in order.chunk(config.minibatches):
+                self.learner.update(obs[index_B], action[index_B], target[index_B])
+                self.updates += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values; between two turns a rollout is nothing that is needed."""
+        return {
+            **super().state_dict(),
+            "learner": self.learner.state_dict(),
+            "explore": self.explore.get_state(),
+            "shuffle": self.shuffle.get_state(),
+            "rng": checkpoint.rng_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        super().load_state_dict(state)
+        self.learner.load_state_dict(state["learner"])
+        self.explore.set_state(state["explore"])
+        self.shuffle.set_state(state["shuffle"])
+        checkpoint.set_rng_state(state["rng"])
+
+
+def train(config: Config, run: Run, compute: Compute, world: World) -> str:
+    """The run from wherever it stands to its end. Returns the closing sentence.
+
+    Raises:
+        UserError: a checkpoint that cannot be read, weights that are no numbers any more.
+    """
+    training = Training(config, compute, world)
+    latest = run.path(f"checkpoint-{world.rank}.pt")
+    going_on = config.resume and latest.exists()
+    if going_on:
+        state = checkpoint.load(latest, KIND)
+        training.load_state_dict(state)
+        run.resume_from(state["run"])
+    else:  # a fresh run, or one that was killed before its first checkpoint
+        run.resume_from({"metrics_bytes": 0, "last_step": -1})
+        training.obs = training.env.reset(training.seed % 2**31)
+        run.remember(environment=dict(training.env.settings))
+    for departure in DEPARTURES:
+        run.say(f"preset {config.preset} departs from its paper: {departure}")
+    run.say(f"{config.env}: {in_words(training.env.settings)}")
+    turn_steps = config.rollout_steps * config.num_envs
+
+    def save() -> None:
+        if not training.learner.is_finite():
+            raise UserError(
+                f"The loss is no number any more at step {training.step:,}: the weights have left the range of floats; "
+                f"the last good checkpoint stays in {run.folder}; start again with a lower --learning-rate."
+            )
+        checkpoint.save(latest, {**training.state_dict(), "run": run.state_dict()}, KIND)
+
+    def due(every_steps: int) -> bool:
+        return every_steps > 0 and training.step // every_steps != (training.step - turn_steps) // every_steps
+
+    show_progress(training, run)
+    if not going_on:
+        log_pictures(training.policy.network, training.obs, training.env.frame_channels, run, training.step)
+        save()
+    window = Window(training)
+    reached = stopping = False
+    while training.step < config.steps and not stopping:
+        training.turn()
+        if due(config.log_every_steps):
+            log_metrics(training, run, window)
+            window = Window(training)
+        if due(config.eval_every_steps) or looks_good(training):
+            reached = world.is_main and evaluate_and_show(training, run)
+            window = Window(training)
+        if due(config.checkpoint_every_steps):
+            save()
+        stopping = world.any(reached or bool(run.stop_requested), compute.torch_device)
+    if run.stop_requested:
+        run.say(f"{run.stop_requested}: saving")
+    save()
+    if training.last_score is not None:
+        run.hparams(to_dict(config), {"hparam/eval_return": training.last_score})
+    return closing_line(training, reached, "agents.pqn")
+
+
+def read_config(argv: Sequence[str] | None = None) -> Config:
+    """The config of the command line; with --resume, the run's own, which the command line must not contradict.
+
+    Raises:
+        UserError: as `core.configure.configure`; minibatches that a rollout does not divide into.
+    """
+    config = configure(
+        Config, PRESETS, argv, __doc__ or "", kind=KIND, default_name=default_name, changeable=CHANGEABLE
+    )
+    if config.rollout_steps * config.num_envs % config.minibatches:
+        raise UserError(
+            f"--rollout-steps {config.rollout_steps} in --num-envs {config.num_envs} environments cannot be divided "
+            f"into --minibatches {config.minibatches} evenly: change one of them."
+        )
+    return config
+
+
+def default_name(config: Config) -> str:
+    """pqn-Pong-v5-paper-1 for ALE/Pong-v5, preset paper, seed 1."""
+    return f"{KIND}-{config.env.split('/')[-1]}-{config.preset}-{config.seed}"
+
+
+def choose_compute(config: Config, world: World) -> Compute:
+    """Measure updates on made-up data of the right shape, in a corner of the random numbers of their own."""
+    channels = config.stack * (1 if config.grey else 3)
+    shape = (channels, config.image_size, config.image_size)
+    batch = config.rollout_steps * config.num_envs // config.minibatches // world.size
+
+    def train_step(candidate: Compute) -> Any:
+        device = candidate.torch_device
+        network = candidate.module(make_network(config, shape, 6))
+        learner = Updater(config, network, candidate, World())
+        pixels = torch.randint(256, (batch, *shape), dtype=torch.uint8).to(device)
+        zeros = torch.zeros(batch, device=device)
+        return lambda: learner.update(pixels, zeros.long(), zeros)
+
+    with torch.random.fork_rng():
+        return Compute.choose(
+            device=config.device,
+            precision=config.precision,
+            compile=config.compile,
+            threads=config.threads,
+            train_step=train_step,
+            local_world_size=world.size,
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The program: config, run, compute, loop, closing line."""
+    config = read_config(argv)
+    world = World.from_env(config.device)
+    if config.num_envs % world.size:
+        raise UserError(f"{flag('num_envs')} {config.num_envs} cannot be shared by {world.size} processes evenly.")
+    with Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run:
+        if "compute" not in run.extra:
+            run.progress(0, config.steps, {"measuring": "what is fastest here"})
+            run.remember(compute=choose_compute(config, world).to_dict() if world.is_main else {})
+        compute = Compute(**run.extra["compute"])
+        compute.apply()
+        run.say(f"compute: {compute.reason}")
+        with run.signals():
+            run.close(train(config, run, compute, world))
+    world.close()
+
+
+if __name__ == "__main__":
+    entry(main)
