@@ -112,7 +112,7 @@ class Learner:
         self._make = functools.partial(make_network, config, obs_shape, num_actions)
         self.network = compute.module(self._make())
         world.broadcast(self.network)
-        self.target = copy.deepcopy(self.network).requires_grad_(False)
+        self.target = compute.frozen(copy.deepcopy(self.network))
         self.optimizer = _make_optimizer(config, self.network, compute)
         self._loss = compute.function(self._forward)
         # Of noise and of fractions of quantiles.

@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from core.config import UserError
 
@@ -68,6 +69,13 @@ class Compute:
         """Move a module to the device, its convolutions in the chosen layout."""
         module = module.to(self.torch_device)
         return module.to(memory_format=torch.channels_last) if self.channels_last else module  # type: ignore[call-overload]
+
+    def frozen(self, module: ModuleT) -> ModuleT:
+        """A module that only looks: its weights are held in the type they are used in, not converted at every pass."""
+        for layer in module.modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d) and not parametrize.is_parametrized(layer):
+                layer.to(self.dtype)
+        return module.requires_grad_(False)
 
     def images(self, x: Tensor) -> Tensor:
         """uint8 pixels (B, C, H, W) as numbers from 0 to 1, in the chosen type and layout."""
