@@ -118,7 +118,8 @@ class Learner:
         # Of noise and of fractions of quantiles.
         seed = (config.seed * 1_000_003 + world.rank * 10_007) ^ 0x5EED
         self.generator = torch.Generator(compute.torch_device).manual_seed(seed)
-        self._generators = (*generators, self.generator)
+        draws = self.network.has_modes or config.head == "iqn"
+        self._generators = (*generators, self.generator) if draws else generators
         self._rank, self._ranking = rank, ranking
         self._replay_update: Callable[[], None] | None = None
         # Sums over updates since `read_metrics`: loss, mean Q, gradient norm, updates. They stay on the device.

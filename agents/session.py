@@ -6,6 +6,7 @@ Shapes: N environments.
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +21,7 @@ from agents.settings import Settings
 from core.run import Run
 
 
-class Session:
+class Session(ABC):
     """The part of a checkpoint, and of the loop's state, that does not depend on how the agent learns.
 
     Args:
@@ -51,13 +52,13 @@ class Session:
         self._eval_env: envs.VectorEnv | None = None  # making it takes seconds, so it is kept
 
     @property
+    @abstractmethod
     def epsilon(self) -> float:
         """Probability of a random action at this step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read_metrics(self) -> Mapping[str, Any]:
         """What the learner says of itself since the last call."""
-        raise NotImplementedError
 
     def clock(self) -> float:
         """Hours that this run has taken so far, without interruptions."""

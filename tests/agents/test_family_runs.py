@@ -1,0 +1,82 @@
+"""Runs of the family: Rainbow goes on bit for bit, its player is read back, and every head learns to catch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from agents import dqn
+from agents.agent import load_agent
+from core import checkpoint
+
+RAINBOW = (
+    *("--preset", "rainbow", "--env", "zerokara/Catch-v0", "--num-envs", "4", "--steps", "480", "--warmup-steps", "80"),
+    *("--batch-size", "8", "--train-every-steps", "16", "--replay-capacity", "600", "--target-every-steps", "64"),
+    *("--width", "0.25", "--hidden-units", "16", "--image-size", "42", "--log-every-steps", "80"),
+    *("--checkpoint-every-steps", "100", "--eval-every-steps", "240", "--eval-episodes", "2", "--eval-max-steps", "10"),
+    *("--n-step-start", "6", "--gamma-start", "0.9", "--anneal-updates", "8", "--reset-every-updates", "10"),
+    *("--no-video", "--quiet", "--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1"),
+)
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """Lines of metrics without what the wall clock says."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in lines]
+
+
+def test_rainbow_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all that has a state: priorities, noise, and, annealed and reset, the counters."""
+    monkeypatch.chdir(tmp_path)
+    dqn.main([*RAINBOW, "--name", "whole"])
+    dqn.main([*RAINBOW, "--name", "halves", "--steps", "260"])
+    dqn.main(["--name", "halves", "--resume", "--steps", "480", "--quiet"])
+    assert metrics(tmp_path / "runs" / "whole") == metrics(tmp_path / "runs" / "halves")
+    whole, halves = (checkpoint.load(tmp_path / "runs" / n / "checkpoint-0.pt", "dqn") for n in ("whole", "halves"))
+    assert whole["updates"] > 20, "two resets lie behind it"
+    for part in ("network", "target"):
+        for name, weight in whole["learner"][part].items():
+            assert torch.equal(weight, halves["learner"][part][name])
+    for ours, theirs in zip(whole["replay"]["priorities"], halves["replay"]["priorities"], strict=True):
+        assert torch.equal(ours, theirs)
+    assert whole["replay"]["priorities"][0].unique().numel() > 3, "priorities have moved"
+
+    agent = load_agent(Path("runs/whole"), threads=1)
+    assert agent.num_actions == 3
+    env = agent.make_env(2)
+    obs = env.reset(1)
+    values = agent.policy.values(obs)
+    np.testing.assert_array_equal(values.numpy(), agent.policy.values(obs).numpy())
+    assert values.shape == (2, 3)
+
+
+CATCH = (
+    *("--env", "zerokara/Catch-v0", "--steps", "40000", "--num-envs", "32", "--train-every-steps", "16"),
+    *("--batch-size", "128", "--warmup-steps", "2000", "--epsilon-steps", "10000", "--learning-rate", "5e-4"),
+    *("--replay-capacity", "50000", "--eval-every-steps", "40000", "--no-video"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--head", "c51"),
+        ("--head", "qr", "--quantiles", "32"),
+        ("--head", "iqn", "--quantiles", "8", "--target-quantiles", "8", "--policy-quantiles", "8"),
+        ("--munchausen",),
+        ("--priority-exponent", "0.6"),
+        ("--head", "c51", "--noisy", "--double", "--priority-exponent", "0.5", "--epsilon-start", "0.3"),
+    ],
+    ids=("c51", "qr", "iqn", "munchausen", "prioritised", "rainbow"),
+)
+def test_it_learns_to_catch(words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    dqn.main([*CATCH, *words, "--name", "catch"])
+    last = [line["eval/return"] for line in metrics(tmp_path / "runs" / "catch") if "eval/return" in line][-1]
+    assert last >= 0.95 * 5  # five balls, one point each

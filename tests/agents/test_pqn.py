@@ -1,0 +1,215 @@
+"""PQN: what a rollout leaves, what an update does, that a run goes on bit for bit, and that others read it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from agents import evaluate, pqn
+from agents.agent import load_agent
+from agents.pqn import Training, Updater
+from agents.pqn_config import Config, make_network
+from core import checkpoint
+from core.compute import Compute
+from core.config import UserError
+from core.distributed import World
+from envs.base import Step
+
+TINY = (
+    *(
+        "--env",
+        "zerokara/Catch-v0",
+        "--num-envs",
+        "4",
+        "--rollout-steps",
+        "10",
+        "--minibatches",
+        "2",
+        "--image-size",
+        "42",
+    ),
+    *("--steps", "400", "--width", "0.25", "--hidden-units", "16", "--epsilon-steps", "200", "--log-every-steps", "80"),
+    *("--checkpoint-every-steps", "120", "--eval-every-steps", "200", "--eval-episodes", "2", "--eval-max-steps", "20"),
+    *("--no-video", "--quiet", "--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1"),
+)
+
+
+def config(**changes: Any) -> Config:
+    options: dict[str, Any] = {"env": "zerokara/Catch-v0", "num_envs": 3, "rollout_steps": 5, "minibatches": 5}
+    options |= {"image_size": 42, "width": 0.25, "hidden_units": 16, "seed": 3}
+    return Config(**(options | changes))
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """Lines of metrics without what the wall clock says."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in lines]
+
+
+def test_layers_are_normalised_before_every_relu() -> None:
+    net = make_network(config(), (4, 42, 42), 3)
+    norms = [module for module in net.modules() if isinstance(module, nn.LayerNorm)]
+    assert len(norms) == 4, "three convolutions and the hidden layer"
+    maps = net.backbone.stages(torch.rand(2, 4, 42, 42))
+    conv, norm = net.backbone.get_submodule("convs.0"), norms[0]
+    x = torch.rand(2, 4, 42, 42)
+    raw = conv(x)
+    mean, variance = raw.mean(dim=1, keepdim=True), raw.var(dim=1, keepdim=True, unbiased=False)
+    expected = torch.relu((raw - mean) / (variance + norm.eps).sqrt())  # over the channels of a pixel
+    torch.testing.assert_close(net.backbone.stages(x)[0], expected, rtol=1e-4, atol=1e-5)
+    assert len(maps) == 3
+    assert not any(
+        isinstance(m, nn.LayerNorm) for m in make_network(config(layer_norm=False), (4, 42, 42), 3).modules()
+    )
+
+
+def test_one_update_written_out() -> None:
+    """Half the squared error, gradient clipped by its norm, one step of RAdam."""
+    torch.manual_seed(0)
+    c = config(max_grad_norm=0.5, learning_rate=0.1)
+    net = make_network(c, (4, 42, 42), 3)
+    twin = make_network(c, (4, 42, 42), 3)
+    twin.load_state_dict(net.state_dict())
+    start = [p.detach().clone() for p in net.parameters()]
+    updater = Updater(c, net, Compute(), World())
+    optimizer = torch.optim.RAdam(twin.parameters(), lr=0.1)
+    obs = torch.randint(256, (6, 4, 42, 42), dtype=torch.uint8)
+    action_B, target_B = torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([3.0, -2.0, 0.5, 0, 0, 1])
+    for _ in range(2):
+        updater.update(obs, action_B, target_B)
+        optimizer.zero_grad()
+        q_BA = twin(obs / 255)
+        loss = (0.5 * (q_BA[torch.arange(6), action_B] - target_B) ** 2).mean()
+        loss.backward()
+        nn.utils.clip_grad_norm_(twin.parameters(), 0.5)
+        optimizer.step()
+    for ours, theirs in zip(net.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    read = updater.read_metrics()
+    assert read["train/loss"] > 0
+    assert read["train/grad_norm"] > 0.5, "as it was before the clipping"
+    assert any((p - old).abs().max() > 1e-4 for p, old in zip(net.parameters(), start, strict=True))
+
+
+class Scripted:
+    """An environment of three games whose pictures are their step's number: a terminal, a truncation, a lost life."""
+
+    num_actions, frame_channels, obs_shape = 3, 1, (4, 42, 42)
+
+    def __init__(self) -> None:
+        self.t = 0
+
+    def picture(self, number: int) -> np.ndarray:
+        return np.full((3, *self.obs_shape), number, np.uint8)
+
+    def send(self, action_N: np.ndarray) -> None:
+        self.t += 1
+
+    def recv(self) -> Step:
+        now = np.array([self.t == 2, self.t == 3, self.t == 4])
+        no = np.zeros(3, bool)
+        terminal, truncated, life = (no.copy() for _ in range(3))
+        terminal[0], truncated[1], life[2] = now
+        reward = np.array([self.t, -self.t, 0.5], np.float32)
+        return Step(self.picture(10 * self.t), reward, terminal, truncated, life, self.picture(200))
+
+
+def test_a_rollout_knows_what_follows_each_step() -> None:
+    training = Training(config(), Compute(), World())
+    training.env = Scripted()  # type: ignore[assignment]
+    training.obs = Scripted().picture(0)
+    learnt: list[torch.Tensor] = []
+    training._learn = lambda: learnt.append(training.next_value_TN.clone())  # type: ignore[method-assign]
+    training.turn()
+    values = [training.policy.values(Scripted().picture(10 * t)).amax(dim=1) for t in range(6)]
+    after_cut = training.policy.values(Scripted().picture(200)).amax(dim=1)
+    for t in range(5):
+        expected = values[t + 1].clone()
+        if t == 2:
+            expected[1] = after_cut[1]  # the truncated game's last picture, not the next game's first
+        torch.testing.assert_close(learnt[0][t], expected)
+        assert training.obs_TN[t].eq(10 * t).all()
+    assert training.terminal_TN.nonzero().tolist() == [[1, 0], [3, 2]], "a lost life ends it too"
+    assert training.truncated_TN.nonzero().tolist() == [[2, 1]]
+    assert training.reward_TN[3].tolist() == [1, -1, 1], "rewards are learnt from by their sign"
+    assert training.step == 15
+
+
+def test_every_step_is_learnt_from_once_in_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = Training(config(epochs=2), Compute(), World())
+    training.obs = training.env.reset(1)
+    training.action_TN = torch.arange(15).view(5, 3)
+    seen: list[int] = []
+    monkeypatch.setattr(training.learner, "update", lambda obs, action_B, target_B: seen.extend(action_B.tolist()))
+    training._learn()
+    assert sorted(seen[:15]) == sorted(seen[15:]) == list(range(15))
+    assert seen[:15] != seen[15:], "in another order"
+    assert training.updates == 10
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder in which runs/pqn was made by the program itself, in one go."""
+    root = tmp_path_factory.mktemp("pqn")
+    with contextlib.chdir(root):
+        pqn.main([*TINY, "--name", "pqn"])
+    return root
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pqn.main([*TINY, "--name", "pqn", "--steps", "160"])
+    pqn.main(["--name", "pqn", "--resume", "--steps", "400", "--quiet"])
+    assert metrics(tmp_path / "runs" / "pqn") == metrics(finished / "runs" / "pqn")
+    ours, theirs = (checkpoint.load(root / "runs" / "pqn" / "checkpoint-0.pt", "pqn") for root in (tmp_path, finished))
+    assert ours["step"] == theirs["step"] == 400
+    for name, weight in ours["learner"]["network"].items():
+        assert torch.equal(weight, theirs["learner"]["network"][name])
+
+
+def test_evaluate_reads_its_runs(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(finished)
+    agent = load_agent(Path("runs/pqn"), threads=1)
+    assert (agent.step, agent.num_actions, agent.config.eval_epsilon) == (400, 3, 0)
+    evaluate.main(["runs/pqn", "--episodes", "2", "--max-steps", "20", "--json", "--device", "cpu"])
+    assert (Path("runs/pqn") / "evaluation-400.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"), [(["--minibatches", "7"], "--minibatches 7"), (["--replay-capacity", "5"], "--replay-capacity")]
+)
+def test_a_mistake_is_one_sentence(
+    words: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as mistake:
+        pqn.main([*TINY, *words])
+    assert says in str(mistake.value)
+    assert "\n" not in str(mistake.value)
+
+
+@pytest.mark.slow
+def test_it_learns_to_catch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--env", "zerokara/Catch-v0", "--num-envs", "32", "--rollout-steps", "16", "--minibatches", "4"]
+    words += [
+        "--steps",
+        "60000",
+        "--epsilon-steps",
+        "20000",
+        "--backbone",
+        "der",
+        "--hidden-units",
+        "256",
+        "--no-video",
+    ]
+    pqn.main([*words, "--eval-every-steps", "60000", "--name", "catch"])
+    last = [line["eval/return"] for line in metrics(tmp_path / "runs" / "catch") if "eval/return" in line][-1]
+    assert last >= 0.95 * 5  # five balls, one point each
