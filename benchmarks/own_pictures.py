@@ -41,7 +41,7 @@ def paper(
     shade: float = 0.4,
     ink: tuple[int, int, int] = INK,
 ) -> np.ndarray:
-    """Ink on paper (H, W, 3): up to `margin` of the side more above and to the left, light that falls off by `shade`."""
+    """Ink on paper (H, W, 3), off the middle by up to `margin` of the side, under light that falls off by `shade`."""
     above, left = (int(rng.uniform(0, margin) * side) for side in big_HW.shape)
     ink_HW1 = np.pad(big_HW / 255.0, ((above, above), (left, left)))[..., None]
     picture = np.array(PAPER) * (1 - ink_HW1) + np.array(ink) * ink_HW1
