@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import time
+from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 
@@ -20,7 +21,7 @@ import torch
 
 from core.augment import Augment
 
-AFFINE = {"rotation_degrees": 10.0, "shift": 0.08, "scale": 0.1, "shear_degrees": 10.0}
+AFFINE: dict[str, Any] = {"rotation_degrees": 10.0, "shift": 0.08, "scale": 0.1, "shear_degrees": 10.0}
 KINDS = {
     "affine": Augment(**AFFINE),
     "affine and elastic": Augment(**AFFINE, elastic_pixels=1.0),

@@ -23,7 +23,8 @@ FEWEST_CHANNELS = 64  # and from here on
 def halve(x_BCHW: Tensor, weight_OC44: Tensor) -> Tensor:
     """`F.conv2d(x, weight, stride=2, padding=1)` as one product: (B, O, h, w), channels last."""
     batch, _, height, width = x_BCHW.shape
-    rows = _Patches.apply(x_BCHW.permute(0, 2, 3, 1)) @ _flat(weight_OC44).t()
+    patches: Tensor = _Patches.apply(x_BCHW.permute(0, 2, 3, 1))  # type: ignore[no-untyped-call]
+    rows = patches @ _flat(weight_OC44).t()
     return rows.view(batch, height // 2, width // 2, -1).permute(0, 3, 1, 2)
 
 
@@ -31,7 +32,8 @@ def double(x_BChw: Tensor, weight_CO44: Tensor) -> Tensor:
     """`F.conv_transpose2d(x, weight, stride=2, padding=1)` as one product: (B, O, H, W), channels last."""
     batch, channels, height, width = x_BChw.shape
     rows = x_BChw.permute(0, 2, 3, 1).reshape(-1, channels) @ _flat(weight_CO44)
-    return _Overlay.apply(rows, batch, height, width).permute(0, 3, 1, 2)
+    maps: Tensor = _Overlay.apply(rows, batch, height, width)  # type: ignore[no-untyped-call]
+    return maps.permute(0, 3, 1, 2)
 
 
 class Halve(nn.Conv2d):
@@ -96,7 +98,7 @@ class _Patches(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        return _Overlay.apply(grads[0], *ctx.shape)
+        return _Overlay.apply(grads[0], *ctx.shape)  # type: ignore[no-untyped-call]
 
 
 class _Overlay(torch.autograd.Function):
@@ -115,4 +117,4 @@ class _Overlay(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        return _Patches.apply(grads[0]), None, None, None
+        return _Patches.apply(grads[0]), None, None, None  # type: ignore[no-untyped-call]

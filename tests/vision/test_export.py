@@ -96,7 +96,7 @@ def test_differences_are_found_alone_and_together() -> None:
         return np.tile(np.array([0.3, 0.7]), (len(pixels), 1))
 
     def depends_on_the_batch(pixels: Tensor) -> np.ndarray:
-        return right(pixels) + (len(pixels) == 1) * np.array([0.5, -0.5])
+        return np.asarray(right(pixels) + (len(pixels) == 1) * np.array([0.5, -0.5]))
 
     pixels = torch.zeros(4, 1, 2, 2)
     assert "0.0e+00, 0 of 4" in export.compare(right, right, pixels, 1e-4)
