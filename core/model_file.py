@@ -23,6 +23,7 @@ from torch import Tensor
 
 from core.checkpoint import write_atomically
 from core.classifier import Classifier, make_classifier
+from core.compute import Compute
 from core.config import UserError
 
 FORMAT = "zerokara-classifier-1"
@@ -76,7 +77,7 @@ def save(path: Path, weights: Mapping[str, Tensor], card: Card, *, half: bool = 
         UserError: the disk is full.
     """
     tensors = {
-        name: (tensor.half() if half and tensor.is_floating_point() else tensor).detach().to("cpu").contiguous()
+        name: Compute.host(tensor.half() if half and tensor.is_floating_point() else tensor).contiguous()
         for name, tensor in weights.items()
     }
     content = to_bytes(tensors, {"format": FORMAT, "card": json.dumps(dataclasses.asdict(card))})

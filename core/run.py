@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from core import media
 from core.board import Board
 from core.checkpoint import write_atomically
+from core.compute import Compute
 from core.config import UserError, brief, program, suggest, to_dict
 from core.distributed import World
 from core.machine import describe_machine, describe_versions, git_commit
@@ -273,7 +274,7 @@ class Run:
     def histogram(self, tag: str, step: int, values: Tensor) -> None:
         """Put the distribution of a tensor's numbers among TensorBoard's histograms."""
         if self.world.is_main:
-            self._board.histogram(tag, step, values.detach().float().to("cpu").numpy())
+            self._board.histogram(tag, step, Compute.host(values).float().numpy())
 
     def graph(self, module: nn.Module, example: Tensor) -> None:
         """Put a network's graph, traced on an example of its input, on TensorBoard's page; the mode is kept."""
