@@ -69,7 +69,8 @@ def test_photographed_digits_look_like_the_digits(digits: np.ndarray) -> None:
         assert seen.done == "inverted, digit cut out and centred"
         clean = centred_digit(cv2.resize(digit, None, fx=8, fy=8, interpolation=cv2.INTER_CUBIC), (28, 28))
         assert clean is not None
-        assert likeness(seen.pixels_CHW[0], clean) > 0.93
+        near = [np.roll(seen.pixels_CHW[0], (y, x), (0, 1)) for y in (-1, 0, 1) for x in (-1, 0, 1)]
+        assert max(likeness(image, clean) for image in near) > 0.93  # a centre of mass may round the other way
         assert seen.pixels_CHW.max() == 255
 
 
