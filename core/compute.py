@@ -174,11 +174,11 @@ class Compute:
             precision = "float32" if precision == "auto" else precision
             return dataclasses.replace(base, precision=precision, compile=compile == "on")
 
-        names = ["float32", "bfloat16"] if precision == "auto" else [precision]
+        # The layout is measured with the precision only: whoever names that gets the same numbers every time.
+        pairs = [(name, layout) for name in ("float32", "bfloat16") for layout in (True, False)]
         candidates = [
             dataclasses.replace(base, precision=name, channels_last=layout)
-            for name in names
-            for layout in (True, False)
+            for name, layout in (pairs if precision == "auto" else [(precision, True)])
         ]
         seconds = _measure({candidate: train_step(candidate) for candidate in candidates})
         best = min(seconds, key=lambda candidate: seconds[candidate])

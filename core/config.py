@@ -254,7 +254,7 @@ def _parse_with_tyro(
     for name, annotation in get_type_hints(config_class, include_extras=True).items():
         bare, range_ = _split(annotation)
         allowed = "" if range_ is None else f" {str(range_).capitalize()}."
-        choices: Any = Literal[tuple(presets)] if name == "preset" else bare
+        choices: Any = Literal[tuple(presets)] if name == "preset" and presets else bare
         shown: Any = Annotated[choices, tyro.conf.arg(help=helps.get(name, "") + allowed)]
         for mark in get_args(annotation)[1:] if get_origin(annotation) is Annotated else ():
             if isinstance(mark, Positional):

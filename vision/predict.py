@@ -107,12 +107,12 @@ def best(probability_K: Tensor, classes: tuple[str, ...], top: int) -> list[tupl
 def as_table(guesses: dict[Path, list[tuple[str, float]]], prepared: dict[Path, Prepared]) -> Table:
     """A row for each picture."""
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("picture", overflow="fold")
+    table.add_column("picture", overflow="fold", min_width=8)
     for place in range(max(map(len, guesses.values()), default=0)):
         table.add_column("guess" if place == 0 else f"{place + 1}.", style="bold" if place == 0 else None)
     table.add_column("seen", style="dim", overflow="fold")
     for file, found in guesses.items():
-        table.add_row(str(file), *(f"{name} {value:.1%}" for name, value in found), prepared[file].done)
+        table.add_row(file.name, *(f"{name} {value:.1%}" for name, value in found), prepared[file].done)
     return table
 
 

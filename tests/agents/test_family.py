@@ -236,6 +236,8 @@ def test_residual_weights_have_a_largest_singular_value_of_1() -> None:
     learned = learner(**RESIDUAL)
     for _ in range(30):
         learned.update()
+    for _ in range(20):  # each pass in training is one power iteration
+        learned.network(torch.zeros(1, *OBS))
     learned.network.eval()
     normalised = [module for module in learned.network.modules() if "parametrizations" in dict(module.named_children())]
     assert len(normalised) == 12, "two convolutions in two blocks of three sections"
@@ -434,7 +436,7 @@ def test_the_family_starts_from_the_command_line(tmp_path: Path, monkeypatch: py
             "4",
         ),
         *("--train-every-steps", "16", "--replay-capacity", "400", "--width", "0.25", "--hidden-units", "8"),
-        *("--image-size", "42", "--log-every-steps", "80", "--eval-every-steps", "160", "--eval-episodes", "1"),
+        *("--log-every-steps", "80", "--eval-every-steps", "160", "--eval-episodes", "1"),
         *("--eval-max-steps", "5", "--no-video", "--quiet", "--device", "cpu", "--precision", "float32"),
         *("--compile", "off", "--threads", "1", "--no-keep-replay"),
     )

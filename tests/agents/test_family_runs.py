@@ -17,7 +17,7 @@ from core import checkpoint
 RAINBOW = (
     *("--preset", "rainbow", "--env", "zerokara/Catch-v0", "--num-envs", "4", "--steps", "480", "--warmup-steps", "80"),
     *("--batch-size", "8", "--train-every-steps", "16", "--replay-capacity", "600", "--target-every-steps", "64"),
-    *("--width", "0.25", "--hidden-units", "16", "--image-size", "42", "--log-every-steps", "80"),
+    *("--width", "0.25", "--hidden-units", "16", "--log-every-steps", "80"),
     *("--checkpoint-every-steps", "100", "--eval-every-steps", "240", "--eval-episodes", "2", "--eval-max-steps", "10"),
     *("--n-step-start", "6", "--gamma-start", "0.9", "--anneal-updates", "8", "--reset-every-updates", "10"),
     *("--no-video", "--quiet", "--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1"),

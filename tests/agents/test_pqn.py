@@ -32,8 +32,6 @@ TINY = (
         "10",
         "--minibatches",
         "2",
-        "--image-size",
-        "42",
     ),
     *("--steps", "400", "--width", "0.25", "--hidden-units", "16", "--epsilon-steps", "200", "--log-every-steps", "80"),
     *("--checkpoint-every-steps", "120", "--eval-every-steps", "200", "--eval-episodes", "2", "--eval-max-steps", "20"),
@@ -43,7 +41,7 @@ TINY = (
 
 def config(**changes: Any) -> Config:
     options: dict[str, Any] = {"env": "zerokara/Catch-v0", "num_envs": 3, "rollout_steps": 5, "minibatches": 5}
-    options |= {"image_size": 42, "width": 0.25, "hidden_units": 16, "seed": 3}
+    options |= {"width": 0.25, "hidden_units": 16, "seed": 3}
     return Config(**(options | changes))
 
 
@@ -54,19 +52,19 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def test_layers_are_normalised_before_every_relu() -> None:
-    net = make_network(config(), (4, 42, 42), 3)
+    net = make_network(config(), (4, 84, 84), 3)
     norms = [module for module in net.modules() if isinstance(module, nn.LayerNorm)]
     assert len(norms) == 4, "three convolutions and the hidden layer"
-    maps = net.backbone.stages(torch.rand(2, 4, 42, 42))
+    maps = net.backbone.stages(torch.rand(2, 4, 84, 84))
     conv, norm = net.backbone.get_submodule("convs.0"), norms[0]
-    x = torch.rand(2, 4, 42, 42)
+    x = torch.rand(2, 4, 84, 84)
     raw = conv(x)
     mean, variance = raw.mean(dim=1, keepdim=True), raw.var(dim=1, keepdim=True, unbiased=False)
     expected = torch.relu((raw - mean) / (variance + norm.eps).sqrt())  # over the channels of a pixel
     torch.testing.assert_close(net.backbone.stages(x)[0], expected, rtol=1e-4, atol=1e-5)
     assert len(maps) == 3
     assert not any(
-        isinstance(m, nn.LayerNorm) for m in make_network(config(layer_norm=False), (4, 42, 42), 3).modules()
+        isinstance(m, nn.LayerNorm) for m in make_network(config(layer_norm=False), (4, 84, 84), 3).modules()
     )
 
 
@@ -74,13 +72,13 @@ def test_one_update_written_out() -> None:
     """Half the squared error, gradient clipped by its norm, one step of RAdam."""
     torch.manual_seed(0)
     c = config(max_grad_norm=0.5, learning_rate=0.1)
-    net = make_network(c, (4, 42, 42), 3)
-    twin = make_network(c, (4, 42, 42), 3)
+    net = make_network(c, (4, 84, 84), 3)
+    twin = make_network(c, (4, 84, 84), 3)
     twin.load_state_dict(net.state_dict())
     start = [p.detach().clone() for p in net.parameters()]
     updater = Updater(c, net, Compute(), World())
     optimizer = torch.optim.RAdam(twin.parameters(), lr=0.1)
-    obs = torch.randint(256, (6, 4, 42, 42), dtype=torch.uint8)
+    obs = torch.randint(256, (6, 4, 84, 84), dtype=torch.uint8)
     action_B, target_B = torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([3.0, -2.0, 0.5, 0, 0, 1])
     for _ in range(2):
         updater.update(obs, action_B, target_B)
@@ -101,7 +99,7 @@ def test_one_update_written_out() -> None:
 class Scripted:
     """An environment of three games whose pictures are their step's number: a terminal, a truncation, a lost life."""
 
-    num_actions, frame_channels, obs_shape = 3, 1, (4, 42, 42)
+    num_actions, frame_channels, obs_shape = 3, 1, (4, 84, 84)
 
     def __init__(self) -> None:
         self.t = 0
