@@ -1,8 +1,8 @@
 """Generator and discriminator.
 
 Radford et al. 2016, section 3: no pooling, no hidden fully connected layers, BatchNorm in both, ReLU in the generator
-and tanh at its end, LeakyReLU in the discriminator. At 64x64 in colour they are the pair of PyTorch's tutorial: 3,576,704
-and 2,765,568 parameters.
+and tanh at its end, LeakyReLU in the discriminator. At 64x64 in colour they are the pair of PyTorch's tutorial:
+3,576,704 and 2,765,568 parameters.
 
 Shapes: B batch, Z numbers of a latent, K classes, C channels, H, W pixels, F numbers in the last feature map.
 """
