@@ -21,6 +21,7 @@ from core import model_file
 from core.backbones import build
 from core.config import UserError
 from core.model_file import Card
+from core.weights import read_tensors
 from core.zoo import find, zoo
 from generative.config import Config
 from generative.scores import frechet_distance, kernel_distance, overlap
@@ -100,9 +101,22 @@ class Scorer:
         return scorer
 
     def is_from(self, path: Path) -> bool:
-        """Whether this network's weights are those of a run or file."""
-        file = path / "model.safetensors" if path.is_dir() else path
-        return file.is_file() and bool(self.fingerprint) and model_file.fingerprint(file) == self.fingerprint
+        """Whether weights of this network are in a run's folder or a file: as they are, or rounded to float16."""
+        files = [path / "model.safetensors", path / "checkpoint-0.pt"] if path.is_dir() else [path]
+        file = next((file for file in files if file.is_file()), None)
+        if file is None or self.card is None:
+            return False
+        there: dict[torch.Size, list[Tensor]] = {}
+        for tensor in read_tensors(file).values():
+            if tensor.ndim > 1:
+                there.setdefault(tensor.shape, []).append(tensor.half())
+        # Matrices and kernels: biases and gains may be alike because both are fresh.
+        return any(
+            torch.equal(tensor.half(), other)
+            for tensor in self._network.state_dict().values()
+            if tensor.ndim > 1
+            for other in there.get(tensor.shape, [])
+        )
 
     @functools.cached_property
     def protocol(self) -> str:

@@ -1,0 +1,93 @@
+"""Sample: what a trained generator paints, as one picture or as a folder of images.
+
+    python -m generative.sample runs/dcgan-mnist-fast-1
+    python -m generative.sample runs/dcgan-mnist-fast-1 --number 10000 --folder painted
+    python -m generative.sample runs/dcgan-mnist-fast-1 --label 3        # of a run with --conditional
+
+An image depends on its latent and its label alone, not on what is painted with it. In the picture images are counted
+from 0, along the rows; generative/arithmetic.py takes these numbers.
+
+Shapes: N images, C channels, H, W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from torch import Tensor
+
+from core.config import Range, UserError, brief, entry, parse
+from core.media import write_png
+from core.progress import Progress
+from generative import finished
+from generative.painter import Painter
+from generative.pictures import picture, shown
+
+MOST_IN_A_PICTURE = 2_500
+CHUNK = 500  # images that are in memory at once on their way into a folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(finished.Options):
+    """What to paint, and where to."""
+
+    number: Annotated[int, Range(1, 10**6)] = 64
+    """Images to paint."""
+    label: int | None = None
+    """Class to paint, by its number; None: all classes in turn."""
+    columns: Annotated[int, Range(0, 200)] = 0
+    """Images in a row of the picture; 0: as many as there are rows."""
+    out: str = ""
+    """The picture, a .png; empty: media/samples-<which>-<seed>.png in the run's folder."""
+    folder: str = ""
+    """Folder for an image each, 000000.png and so on, in the place of one picture; empty: a picture."""
+
+
+def write_folder(painter: Painter, z_NZ: Tensor, label_N: Tensor | None, folder: Path) -> None:
+    """Paint into a folder, an image at a time.
+
+    Raises:
+        UserError: it is a file, holds pictures already, or cannot be written.
+    """
+    if folder.is_file() or any(folder.glob("*.png")):
+        what = "is a file" if folder.is_file() else "holds pictures already"
+        raise UserError(f"--folder {folder} {what}: give an empty or a new folder.")
+    progress = Progress(silent=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for start in range(0, len(z_NZ), CHUNK):
+            rows = slice(start, start + CHUNK)
+            images_NCHW = shown(painter.paint(z_NZ[rows], None if label_N is None else label_N[rows]))
+            for index, image_CHW in enumerate(images_NCHW, start):
+                write_png(folder / f"{index:06}.png", image_CHW.numpy())
+            progress.show(min(start + CHUNK, len(z_NZ)), len(z_NZ), {})
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({brief(error)}): name another folder.") from None
+    finally:
+        progress.close()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Paint, and say where it is."""
+    options = parse(Options, {}, argv, __doc__ or "")
+    if not options.folder and options.number > MOST_IN_A_PICTURE:
+        raise UserError(
+            f"--number {options.number} is too many for one picture, which holds {MOST_IN_A_PICTURE:,}: "
+            f"add --folder painted for a file each."
+        )
+    painter = finished.painter_of(options, "python -m generative.sample")
+    z_NZ, label_N = painter.latents(options.number, options.seed), painter.labels(options.number, options.label)
+    if options.folder:
+        where = Path(options.folder)
+        write_folder(painter, z_NZ, label_N, where)
+    else:
+        where = finished.place(options, options.out, f"samples-{options.which}-{options.seed}.png")
+        write_png(where, picture(painter.paint(z_NZ, label_N), options.columns or None))
+    print(f"{where}: {options.number:,} images, update {painter.update:,}")
+
+
+if __name__ == "__main__":
+    entry(main)

@@ -1,0 +1,27 @@
+"""A finished run of a few updates, for tests of what is done with one."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from core.data import glyphs
+from generative import dcgan
+
+FEW = {"train": 700, "test": 400}  # thousands of digits take seconds to draw, each time
+TINY = (
+    *("--updates", "4", "--batch-size", "16", "--held-out-images", "120", "--eval-images", "100", "--show", "4"),
+    *("--generator-width", "0.125", "--discriminator-width", "0.125", "--film-every-updates", "2", "--quiet"),
+    *("--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1"),
+)
+HERE = ("--device", "cpu", "--threads", "1")
+
+
+def make_run(root: Path, name: str, *flags: str) -> Path:
+    """The folder runs/<name> under `root`, made by the program itself."""
+    with contextlib.chdir(root), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(glyphs, "NUMBER", FEW)
+        dcgan.main([*TINY, "--name", name, *flags])
+    return root / "runs" / name

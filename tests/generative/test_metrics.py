@@ -1,0 +1,191 @@
+"""Scores against closed forms, their independence of batches, and the program that prints them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from core import model_file
+from core.config import UserError
+from core.data import glyphs
+from core.model_file import Card
+from core.weights import read_tensors
+from generative import metrics
+from generative.scorer import Scorer
+from generative.scores import frechet_distance, kernel_distance, overlap
+from tests.generative.painted import FEW, HERE, make_run
+
+CARD = Card(
+    backbone="deep_cnn",
+    head="paper",
+    classes=tuple("0123456789"),
+    channels=1,
+    image_size=(28, 28),
+    mean=(0.13,),
+    std=(0.3,),
+    options={"width": 0.25},
+    data="drawn for a test",
+    figures={"test_accuracy": 0.5},
+)
+
+
+def save_classifier(folder: Path, seed: int = 0, half: bool = False) -> Path:
+    torch.manual_seed(seed)
+    folder.mkdir()
+    model_file.save(folder / "model.safetensors", CARD.build().state_dict(), CARD, half=half)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the runs plain and by_class, and the classifier judge."""
+    root = tmp_path_factory.mktemp("painted")
+    make_run(root, "plain")
+    make_run(root, "by_class", "--conditional")
+    save_classifier(root / "judge")
+    return root
+
+
+@pytest.fixture
+def at_root(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(glyphs, "NUMBER", FEW)
+    monkeypatch.chdir(root)
+    return root
+
+
+def whitened(number: int, features: int) -> Tensor:
+    """Points with mean 0 and covariance exactly 1."""
+    x = torch.randn(number, features, dtype=torch.float64)
+    x = x - x.mean(0)
+    return x @ torch.linalg.inv(torch.linalg.cholesky(x.T.cov())).T
+
+
+def test_frechet_distance_of_gaussians_has_a_closed_form() -> None:
+    x, y = whitened(300, 3), whitened(200, 3)
+    shift = torch.tensor([1.0, -2.0, 0.5])
+    scale = torch.tensor([2.0, 0.5, 3.0])
+    # Covariances that commute: |m|^2 + sum of (s1 - s2)^2.
+    expected = float(shift.square().sum() + (scale - 1).square().sum())
+    assert frechet_distance(x, y * scale + shift) == pytest.approx(expected, rel=1e-9)
+    turn = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64)).Q
+    assert frechet_distance(x @ turn, (y * scale + shift) @ turn) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(x, y) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(x[:, :1], 3 * x[:, :1] + 1) == pytest.approx(1 + 4)
+
+
+def test_frechet_distance_of_covariances_that_do_not_commute() -> None:
+    x, y = whitened(300, 2), whitened(300, 2)
+    a = torch.tensor([[2.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    b = torch.tensor([[1.0, 1.0], [0.0, 1.0]], dtype=torch.float64)
+    # Covariances A^2 = diag(4, 1) and B^T B = [[1, 1], [1, 2]]. For 2x2 matrices
+    # tr(root M) = root(tr M + 2 root(det M)).
+    expected = 5 + 3 - 2 * ((4 * 1 + 1 * 2) + 2 * (4 * 1) ** 0.5) ** 0.5
+    assert frechet_distance(x @ a, y @ b) == pytest.approx(expected, rel=1e-9)
+
+
+def test_kernel_distance_by_hand() -> None:
+    real, fake = torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [-1.0]])
+    # (xy + 1)^3: within real (1*2 + 1)^3 = 27, within fake 1; across 1, 0, 1, (-1)^3.
+    assert kernel_distance(real, fake) == pytest.approx(27 + 1 - 2 * (1 + 0 + 1 - 1) / 4)
+
+
+def test_overlap_of_the_same_and_of_what_is_far() -> None:
+    x = torch.randn(200, 4)
+    same = overlap(x, x)
+    assert (same.precision, same.recall, same.coverage) == (1, 1, 1)
+    assert same.density == pytest.approx(1.2)  # each is in its own ball and, on average, in those of k = 5 others
+    far = overlap(x, x + 100)
+    assert (far.precision, far.recall, far.density, far.coverage) == (0, 0, 0, 0)
+    half = overlap(x, torch.cat([x[:100], x[:100] + 100]))
+    assert half.precision == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("kind", ["random", "classifier"])
+def test_a_score_does_not_depend_on_the_batch_size(kind: str, root: Path) -> None:
+    scorer = Scorer.random((1, 28, 28)) if kind == "random" else Scorer.load(root / "judge")
+    real, painted = torch.randint(256, (2, 150, 1, 28, 28), dtype=torch.uint8)
+    whole, parts = (scorer.compare(scorer.look(real, n), scorer.look(painted, n)) for n in (150, 7))
+    assert whole == pytest.approx(parts, rel=1e-4)
+    assert all(isinstance(value, float) for value in whole.values())
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:DeprecationWarning")
+def test_fid_is_that_of_its_features_whatever_the_batch_size(tmp_path: Path) -> None:
+    class Means(nn.Module):
+        def forward(self, x: Tensor, return_features: bool = False) -> Tensor:
+            if not return_features:
+                return torch.zeros(x.shape[0], 2)
+            return torch.stack([x[:, 0].float().mean((1, 2)), x[:, 2, :4].float().mean((1, 2))], 1)
+
+    torch.jit.save(torch.jit.script(Means()), tmp_path / "network.pt")
+    network = metrics.Inception(tmp_path / "network.pt")
+    grey, other = torch.randint(256, (2, 60, 1, 8, 8), dtype=torch.uint8)
+    expected = frechet_distance(network(grey), network(other // 2))
+    assert expected > 100
+    for batch_size in (60, 7):
+        assert metrics.inception_distance(network, grey, other // 2, batch_size) == pytest.approx(expected, rel=1e-9)
+
+
+def test_what_is_no_torchscript_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="There is no file"):
+        metrics.Inception(tmp_path / "none.pt")
+    (tmp_path / "bytes.pt").write_bytes(b"no archive")
+    with pytest.raises(UserError, match="is no TorchScript"):
+        metrics.Inception(tmp_path / "bytes.pt")
+
+
+def test_the_program_prints_scores_and_protocol(at_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics.main(["runs/by_class", "--images", "200", "--classifier", "judge", "--json", *HERE])
+    first = capsys.readouterr().out
+    found = json.loads(first)
+    scores, protocol = found["scores"], found["protocol"]
+    assert 0 <= scores["painted"]["accuracy"] <= 1
+    assert scores["painted"]["fcd"] > 10 * scores["floor"]["fcd"] > 0
+    assert scores["painted"]["random_fd"] > 10 * scores["floor"]["random_fd"] > 0
+    assert protocol["classifier"] == model_file.fingerprint(at_root / "judge" / "model.safetensors")
+    assert protocol["classifier_figures"] == {"test_accuracy": 0.5}
+    counts = ("painted_images", "real_images", "floor_images", "training_images", "update")
+    assert [protocol[name] for name in counts] == [200, 200, 200, 580, 4]
+    metrics.main(["runs/by_class", "--images", "200", "--classifier", "judge", "--json", *HERE])
+    assert capsys.readouterr().out == first
+    metrics.main(["runs/by_class", "--images", "200", "--classifier", "judge", *HERE])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"{scores['painted']['fcd']:.4g} {scores['floor']['fcd']:.4g}" in printed
+    for part in (protocol["classifier"], "test_accuracy 0.5", "last layer takes", "test split", "float64", "update 4"):
+        assert part in printed
+
+
+def test_without_a_classifier_it_says_that_quality_is_not_measured(
+    at_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("generative.scorer.zoo", dict)
+    metrics.main(["runs/plain", "--images", "100", "--split", "held-out", "--json", *HERE])
+    found = json.loads(capsys.readouterr().out)
+    assert "random_fd" in found["scores"]["painted"]
+    assert "fcd" not in found["scores"]["painted"]
+    assert "not quality" in found["protocol"]["features"]
+    with pytest.raises(UserError, match="type --images 290"):
+        metrics.main(["runs/plain", "--images", "500", "--split", "train", *HERE])
+    with pytest.raises(UserError, match="No run was named"):
+        metrics.main([])
+
+
+@pytest.mark.parametrize("begun_with", ["judge", "judge/model.safetensors", "rounded", "state.pt"])
+def test_the_eye_that_the_discriminator_began_with_cannot_score(begun_with: str, tmp_path: Path) -> None:
+    scorer = Scorer.load(save_classifier(tmp_path / "judge"))
+    save_classifier(tmp_path / "rounded", half=True)
+    torch.save(read_tensors(tmp_path / "judge" / "model.safetensors"), tmp_path / "state.pt")
+    assert scorer.is_from(tmp_path / begun_with)
+    assert not scorer.is_from(save_classifier(tmp_path / "other", seed=1))
+
+
+def test_the_program_refuses_that_eye(at_root: Path, tmp_path: Path) -> None:
+    save_classifier(tmp_path / "eye", seed=2)
+    tiny_eye = ("--backbone", "deep_cnn", "--discriminator-width", "0.25", "--init-backbone", str(tmp_path / "eye"))
+    folder = make_run(tmp_path, "begun", *tiny_eye)
+    with pytest.raises(UserError, match="the very eye that the discriminator starts from"):
+        metrics.main([str(folder), "--images", "100", "--classifier", str(tmp_path / "eye"), *HERE])
