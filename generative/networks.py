@@ -105,7 +105,8 @@ class Generator(nn.Module):
             if self.upsample == "resize":
                 x = F.interpolate(x, scale_factor=2.0, mode="nearest")
             x = up(x)[:, :, :height, :columns]
-        return x.tanh()
+        image_BCHW: Tensor = x.tanh()
+        return image_BCHW
 
 
 class Discriminator(nn.Module):
@@ -151,7 +152,7 @@ class Discriminator(nn.Module):
         """Logits (B,) of images from -1 to 1."""
         # Rows (y, x, channel): how a map lies in memory where it is channels last.
         features_BF = self.backbone((x_BCHW + 1) / 2).permute(0, 2, 3, 1).flatten(1)
-        score_B = self.head(features_BF).squeeze(1).float()
+        score_B: Tensor = self.head(features_BF).squeeze(1).float()
         if self.class_weights is not None:
             assert label_B is not None, "a class-conditional discriminator needs labels"
             own_BF = self.class_weights(label_B)

@@ -18,7 +18,8 @@ def with_moments(number: int, mean_F: Tensor, root_FF: Tensor) -> Tensor:
     x_NF = torch.randn(number, len(mean_F), dtype=torch.float64)
     x_NF -= x_NF.mean(0)
     white = torch.linalg.cholesky(torch.atleast_2d(x_NF.T.cov()))
-    return torch.linalg.solve_triangular(white, x_NF.T, upper=False).T @ root_FF.T + mean_F
+    shaped_NF: Tensor = torch.linalg.solve_triangular(white, x_NF.T, upper=False).T @ root_FF.T + mean_F
+    return shaped_NF
 
 
 def test_frechet_distance_of_one_dimension_is_gap_and_difference_of_deviations() -> None:
