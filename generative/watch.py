@@ -16,6 +16,7 @@ class Watch:
     """What was seen so far; plain values, so that a checkpoint can hold them."""
 
     won: int = 0  # lines of metrics in a row with a discriminator that has won
+    best_spread: float = 0.0  # of the samples so far: nothing collapses that was never wide
     warned_of_collapse: bool = False
 
     def discriminator(self, accuracy_real: float, accuracy_fake: float, update: int) -> str | None:
@@ -31,7 +32,8 @@ class Watch:
 
     def samples(self, spread: float, real_spread: float, score: float, best: float | None, update: int) -> str | None:
         """A warning where samples are alike, or much worse than they were, once until it is over."""
-        alike = spread < LEAST_SPREAD * real_spread
+        self.best_spread = max(self.best_spread, spread)
+        alike = spread < LEAST_SPREAD * min(real_spread, self.best_spread)
         worse = best is not None and score > WORSE * max(best, 1e-9)
         first, self.warned_of_collapse = not self.warned_of_collapse, alike or worse
         if not (first and self.warned_of_collapse):
@@ -46,10 +48,11 @@ class Watch:
             f"--resume --rollback goes on from there."
         )
 
-    def state_dict(self) -> dict[str, int | bool]:
+    def state_dict(self) -> dict[str, int | float | bool]:
         """Plain values."""
-        return {"won": self.won, "warned_of_collapse": self.warned_of_collapse}
+        return {"won": self.won, "best_spread": self.best_spread, "warned_of_collapse": self.warned_of_collapse}
 
-    def load_state_dict(self, state: Mapping[str, int | bool]) -> None:
+    def load_state_dict(self, state: Mapping[str, int | float | bool]) -> None:
         """Go on from `state_dict`."""
+        self.best_spread = float(state["best_spread"])
         self.won, self.warned_of_collapse = int(state["won"]), bool(state["warned_of_collapse"])
