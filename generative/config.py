@@ -139,7 +139,7 @@ class Config:
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # Tuned on MNIST for digits that can be read within minutes on two CPU cores; docs/LOG.md has what was tried.
+    # Small images and averaged weights, so that digits can be read within minutes on two CPU cores. Not tuned yet.
     "fast": {},
     # Radford et al. 2016, section 4: 64x64, uniform latents, Adam 2e-4 with beta1 .5, batches of 128.
     "paper": {

@@ -167,7 +167,7 @@ class Config:
 NO_AUGMENTATION: Mapping[str, Any] = {"rotation_degrees": 0.0, "shift": 0.0, "scale": 0.0, "shear_degrees": 0.0}
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # The chapter's network, tuned on MNIST's validation images; docs/LOG.md has what was tried.
+    # The chapter's network with today's training; docs/LOG.md has what it gave.
     "fast": {},
     # The chapter's own settings: Adam, 20 epochs, batches of 100, nothing else.
     "book": {
