@@ -31,6 +31,7 @@ FRAMES = "frames:"
 SPLIT_SEED = 0  # the same images are held out whatever the run's seed
 EVERY = 10  # without a test folder every tenth picture is for testing
 FEWEST = 100  # images to learn from
+FEWEST_HELD_OUT = 8  # neighbours are counted among them, and covariances taken
 SMALLEST = 8  # pixels of a side
 KINDS = {
     "1": "of 1 bit",
@@ -66,6 +67,11 @@ class Data:
             raise UserError(
                 f"{everything.source} has images of {height}x{width} pixels, and sides of 28 to 256 can be painted: "
                 f"bring them to a size with --image-size 64, or another one."
+            )
+        if 0 < config.held_out_images < FEWEST_HELD_OUT:
+            raise UserError(
+                f"--held-out-images {config.held_out_images} are too few to choose on: give at least "
+                f"{FEWEST_HELD_OUT}, or 0 for a twelfth of the images."
             )
         number = config.held_out_images or min(5_000, len(everything) // 12)
         if len(everything) - number < max(FEWEST, config.batch_size):
@@ -119,7 +125,8 @@ def _frames(config: Config, split: Split, size: tuple[int, int] | None, progress
     id = config.data.removeprefix(FRAMES)
     number = config.frames if split == "train" else max(FEWEST, config.frames // 5)
     grey = True if config.grey is None else config.grey
-    side = 84 if size is None else min(max(size), 84) if id.startswith("zerokara/") else max(size)
+    own = id.startswith("zerokara/")  # our games are drawn at 84x84, whatever is asked for
+    side = 84 if own or size is None else max(size)
     if config.stack > 1 and size not in (None, (side, side)):
         raise UserError("--stack above 1 takes square images as the environment gives them: leave --image-size out.")
     images_NCHW = record(
@@ -127,7 +134,7 @@ def _frames(config: Config, split: Split, size: tuple[int, int] | None, progress
         number,
         seed=config.seed * 2 + (split == "test"),
         stack=config.stack,
-        size=84 if id.startswith("zerokara/") else side,
+        size=side,
         grey=grey,
         progress=progress,
     )

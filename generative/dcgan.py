@@ -4,7 +4,8 @@
 
 Radford et al. 2016, "Unsupervised Representation Learning with Deep Convolutional Generative Adversarial Networks";
 what came after it is a field of the config (generative/config.py): other losses, penalties, spectral normalisation,
-augmentation, averaged weights, labels. Without arguments it learns digits that are drawn here; docs/dcgan.md says more.
+augmentation, averaged weights, labels. Without arguments it learns digits that are drawn here. docs/dcgan.md has
+figures.
 
 One turn of the loop: a step of the discriminator, a step of the generator. The best moment, by the Fréchet distance to
 images held out, is kept beside the last.
@@ -163,11 +164,7 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
     show = fixed_latents(config)
 
     def save() -> None:
-        if not training.learner.is_finite():
-            raise UserError(
-                f"The weights are no numbers any more at update {training.update:,}; the last good checkpoint stays in "
-                f"{run.folder}: go on from its best moment with --resume --rollback, or start again with lower rates."
-            )
+        check_weights(training, run)
         checkpoint.save(latest, {**training.state_dict(), "run": run.state_dict()}, KIND)
 
     def due(every: int) -> bool:
@@ -176,6 +173,8 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
     if training.update == 0 and not latest.exists():
         run.image("real", 0, picture(data.train.images[: config.show]))
         save()
+    elif config.rollback:
+        save()  # what came after the best moment is gone from the metrics too: --resume must not go back to it
     window = Window(training)
     stopping = False
     while training.update < config.updates and not stopping:
@@ -202,14 +201,32 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
     return closing_line(training, judge, run)
 
 
+def check_weights(training: Training, run: Run) -> None:
+    """Stop before weights that are no numbers are scored, shown or kept.
+
+    Raises:
+        UserError: they are none.
+    """
+    if not training.learner.is_finite():
+        raise UserError(no_numbers("The weights are no numbers", training, run))
+
+
+def no_numbers(what: str, training: Training, run: Run) -> str:
+    """What happened, and the ways on from there."""
+    return (
+        f"{what} any more at update {training.update:,}; the last good checkpoint stays in {run.folder}: go on from "
+        f"its best moment with --resume --rollback, or start again with lower rates."
+    )
+
+
 def begin(training: Training, run: Run, latest: Path) -> None:
     """Put the run where it stood: at its last checkpoint, at its best, or at its start."""
     config = training.config
+    best = run.folder / BEST
+    if config.rollback and not (latest.exists() and best.exists()):
+        raise UserError(f"{run.folder} has no best moment yet: leave --rollback out.")
     if config.resume and latest.exists():
         if config.rollback:
-            best = run.folder / BEST
-            if not best.exists():
-                raise UserError(f"{run.folder} has no best moment yet: leave --rollback out.")
             training.rollbacks = checkpoint.load(latest, KIND)["rollbacks"]
             state = checkpoint.load(best, KIND)
             training.roll_back(state)
@@ -249,10 +266,7 @@ def log_metrics(training: Training, run: Run, window: Window) -> None:
     run.log(training.update, scalars)
     run.flush()
     if not np.isfinite([scalars["train/d_loss"], scalars["train/g_loss"]]).all():
-        raise UserError(
-            f"The loss is no number any more at update {training.update:,}; the last good checkpoint stays in "
-            f"{run.folder}: go on from its best moment with --resume --rollback, or start again with lower rates."
-        )
+        raise UserError(no_numbers("The loss is no number", training, run))
     warning = training.watch.discriminator(
         scalars["train/d_accuracy_real"], scalars["train/d_accuracy_fake"], training.update
     )
@@ -272,6 +286,7 @@ def log_metrics(training: Training, run: Run, window: Window) -> None:
 
 def evaluate(training: Training, judge: Judge, run: Run, save: Callable[[], None]) -> None:
     """Score what is painted now, keep it where it is the best so far, show it, and warn of a collapse."""
+    check_weights(training, run)
     config, name = training.config, judge.scorer.name
     painter = training.painter()
     training.scores = scores = judge.scores(painter, config.eval_images)
@@ -286,8 +301,7 @@ def evaluate(training: Training, judge: Judge, run: Run, save: Callable[[], None
     if best is None or scores[name] < best:
         training.best = {"update": training.update, "score": scores[name]}
         painter.save(run.path(weights_file("best")))
-        if training.learner.is_finite():
-            checkpoint.save(run.path(BEST), {**training.state_dict(), "run": run.state_dict()}, KIND)
+        checkpoint.save(run.path(BEST), {**training.state_dict(), "run": run.state_dict()}, KIND)
     save()
     z_NZ = fixed_latents(config)
     samples = painter.paint(z_NZ, painter.labels(len(z_NZ)))

@@ -136,15 +136,7 @@ class Learner:
             with self.compute.autocast():
                 middle_B = self.discriminator(middle, label)
             penalty = penalty + config.gradient_penalty * gradient_penalty(middle_B, middle)
-        seen = torch.stack(
-            [
-                (real_B > 0).float().mean(),
-                (fake_B < 0).float().mean(),
-                real_B.mean(),
-                fake_B.mean(),
-                penalty,
-            ]
-        )
+        seen = torch.stack([*self.loss.right(real_B, fake_B), real_B.mean(), fake_B.mean(), penalty])
         return loss + penalty, seen.detach()
 
     def _please(self, real: Tensor, fake: Tensor, label: Tensor | None) -> Tensor:

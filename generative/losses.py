@@ -18,11 +18,23 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Loss:
-    """A pair of losses that belong together."""
+    """A pair of losses that belong together.
+
+    Attributes:
+        uses_real_in_generator: whether `generator` looks at its first argument.
+        boundary: the score at which real and fake are equally likely; None where only differences of scores mean
+            something, and then it is taken to be halfway between the mean scores of the two.
+    """
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
     generator: Callable[[Tensor, Tensor], Tensor]
     uses_real_in_generator: bool = False
+    boundary: float | None = 0.0
+
+    def right(self, real_B: Tensor, fake_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Share of real and of fake images that are told rightly (two scalars)."""
+        boundary = (real_B.mean() + fake_B.mean()) / 2 if self.boundary is None else self.boundary
+        return (real_B > boundary).float().mean(), (fake_B < boundary).float().mean()
 
 
 def bce_discriminator(real_B: Tensor, fake_B: Tensor) -> Tensor:
@@ -72,10 +84,12 @@ def relativistic_generator(real_B: Tensor, fake_B: Tensor) -> Tensor:
 
 LOSSES: dict[str, Loss] = {
     "bce": Loss(bce_discriminator, bce_generator),
-    "least-squares": Loss(least_squares_discriminator, least_squares_generator),
+    "least-squares": Loss(least_squares_discriminator, least_squares_generator, boundary=0.5),
     "hinge": Loss(hinge_discriminator, mean_generator),
-    "wasserstein": Loss(wasserstein_discriminator, mean_generator),
-    "relativistic": Loss(relativistic_discriminator, relativistic_generator, uses_real_in_generator=True),
+    "wasserstein": Loss(wasserstein_discriminator, mean_generator, boundary=None),
+    "relativistic": Loss(
+        relativistic_discriminator, relativistic_generator, uses_real_in_generator=True, boundary=None
+    ),
 }
 
 

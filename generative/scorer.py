@@ -71,7 +71,7 @@ class Scorer:
 
     @classmethod
     def random(cls, shape: tuple[int, int, int]) -> Scorer:
-        """A network with random weights for images (C, H, W): the control, and all there is where nobody knows them."""
+        """A network with random weights for images (C, H, W): the control, and who scores where nobody knows."""
         with torch.random.fork_rng():
             torch.manual_seed(RANDOM_SEED)
             trunk = build("dcgan", shape[0], shape[1:], norm="none")

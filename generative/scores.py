@@ -24,7 +24,7 @@ def frechet_distance(real_NF: Tensor, fake_MF: Tensor) -> float:
     """
     real_NF, fake_MF = real_NF.double(), fake_MF.double()
     gap_F = real_NF.mean(0) - fake_MF.mean(0)
-    real_FF, fake_FF = (torch.atleast_2d(points.T.cov()) for points in (real_NF, fake_MF))
+    real_FF, fake_FF = (torch.atleast_2d(features.T.cov()) for features in (real_NF, fake_MF))
     root_trace = torch.linalg.eigvals(real_FF @ fake_FF).sqrt().real.sum()
     return float(gap_F @ gap_F + real_FF.trace() + fake_FF.trace() - 2 * root_trace)
 
