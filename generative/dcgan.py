@@ -4,7 +4,8 @@
 
 Radford et al. 2016, "Unsupervised Representation Learning with Deep Convolutional Generative Adversarial Networks";
 what came after it is a field of the config (generative/config.py): other losses, penalties, spectral normalisation,
-augmentation, averaged weights, labels. Without arguments it learns digits that are drawn here; docs/dcgan.md says more.
+augmentation, averaged weights, labels. Without arguments it learns digits that are drawn here. docs/dcgan.md has
+figures.
 
 One turn of the loop: a step of the discriminator, a step of the generator. The best moment, by the Fréchet distance to
 images held out, is kept beside the last.

@@ -121,6 +121,15 @@ class Painter:
         path = folder / weights_file(which)
         if not path.is_file():
             raise UserError(f"{folder} has no {path.name} yet: wait for its first evaluation.")
+        return cls.read(path, device=device, threads=threads)
+
+    @classmethod
+    def read(cls, path: Path, *, device: str = "cpu", threads: int = 0) -> Painter:
+        """The painter of a file that `save` wrote, in float32.
+
+        Raises:
+            UserError: no such file, or a damaged one; no such device.
+        """
         weights, card = _read(path)
         try:
             config = from_dict(Config, card["config"], str(path))

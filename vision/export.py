@@ -15,13 +15,10 @@ Shapes: N images, C channels, H, W pixels, K classes.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
-import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -30,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core import data, model_file, zoo
+from core import data, model_file, onnx_file, zoo
 from core.checkpoint import write_atomically
 from core.classifier import Classifier
 from core.config import Positional, Range, UserError, entry, parse
@@ -38,7 +35,6 @@ from core.data import ImageSet
 from core.model_file import Card
 from core.run import Run
 
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 MOST_DIFFERENCE = 1e-4  # of a probability, in float32
 MOST_DIFFERENCE_HALF = 0.02  # with weights rounded to float16
 
@@ -81,20 +77,6 @@ class Deployed(nn.Module):
         return logits.softmax(1)
 
 
-def check_packages() -> None:
-    """See whether what ONNX needs is there.
-
-    Raises:
-        UserError: what is missing, and how to install it.
-    """
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"ONNX needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed: "
-            f"pip install {' '.join(PACKAGES)}, or leave ONNX out with --no-onnx."
-        )
-
-
 def images_for(options: Options, card: Card) -> ImageSet:
     """Images to check on, spread over a training set, in the network's shape.
 
@@ -123,40 +105,8 @@ def images_for(options: Options, card: Card) -> ImageSet:
 
 def to_onnx(deployed: Deployed, card: Card, example: Tensor, path: Path) -> None:
     """Write ONNX with a batch of any size."""
-    with _quiet_exporter():
-        program = torch.onnx.export(
-            deployed,
-            (example[:2],),
-            dynamo=True,
-            input_names=["pixels"],
-            output_names=["probabilities"],
-            dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
-            verbose=False,
-        )
-    assert program is not None
-    program.model.metadata_props["classes"] = json.dumps(card.classes)
-    program.model.metadata_props["card"] = json.dumps(dataclasses.asdict(card))
-    program.save(path, external_data=False)
-
-
-@contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """The exporter says of each operator of torchvision that it is not there; nobody asked."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def run_onnx(path: Path) -> Callable[[Tensor], np.ndarray]:
-    """The file as a function, as another program would run it."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda pixels: np.asarray(session.run(["probabilities"], {"pixels": pixels.numpy()})[0])
+    metadata = {"classes": json.dumps(card.classes), "card": json.dumps(dataclasses.asdict(card))}
+    onnx_file.write(deployed, {"pixels": example[:2]}, "probabilities", path, metadata)
 
 
 def run_safetensors(path: Path) -> Callable[[Tensor], np.ndarray]:
@@ -196,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "name of the zoo."
         )
     if options.onnx:
-        check_packages()
+        onnx_file.check_packages()
     source = zoo.find(options.model)
     classifier, card = model_file.load(source)
     folder = Path(options.model)
@@ -220,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.onnx:
             written = Path(scratch) / f"{name}.onnx"
             to_onnx(deployed, card, pixels_NCHW, written)
-            checked.append((written, compare(run_onnx(written), original, pixels_NCHW, MOST_DIFFERENCE)))
+            checked.append((written, compare(onnx_file.load(written), original, pixels_NCHW, MOST_DIFFERENCE)))
         out.mkdir(parents=True, exist_ok=True)
         for written, words in checked:
             place = out / written.name

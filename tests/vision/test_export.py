@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from core import model_file
 from core.config import UserError
 from core.model_file import Card
+from core.onnx_file import PACKAGES
 from vision import export
 
 CARD = Card(
@@ -40,7 +41,7 @@ def save_run(folder: Path, card: Card = CARD) -> Path:
 
 
 needs_onnx = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in export.PACKAGES), reason="the extra 'export' is not there"
+    any(importlib.util.find_spec(name) is None for name in PACKAGES), reason="the extra 'export' is not there"
 )
 
 
