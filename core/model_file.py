@@ -24,7 +24,7 @@ from torch import Tensor
 from core.checkpoint import write_atomically
 from core.classifier import Classifier, make_classifier
 from core.compute import Compute
-from core.config import UserError
+from core.config import UserError, brief
 
 FORMAT = "zerokara-classifier-1"
 
@@ -74,14 +74,20 @@ def save(path: Path, weights: Mapping[str, Tensor], card: Card, *, half: bool = 
         half: keep numbers as float16, half the size; `load` gives float32 again.
 
     Raises:
-        UserError: the disk is full.
+        UserError: the disk is full or refuses; the old file is as it was.
     """
     tensors = {
         name: Compute.host(tensor.half() if half and tensor.is_floating_point() else tensor).contiguous()
         for name, tensor in weights.items()
     }
     content = to_bytes(tensors, {"format": FORMAT, "card": json.dumps(dataclasses.asdict(card))})
-    write_atomically(path, lambda file: file.write(content))
+    try:
+        write_atomically(path, lambda file: file.write(content))
+    except OSError as error:
+        raise UserError(
+            f"{path} could not be written ({brief(error)}), and what was there before is untouched: see to that, and "
+            f"go on with a run by --resume."
+        ) from error
 
 
 def load(path: Path) -> tuple[Classifier, Card]:
@@ -105,17 +111,23 @@ def load(path: Path) -> tuple[Classifier, Card]:
             f"{path} is not a classifier of this version of zerokara: its format is {metadata.get('format')!r}, "
             f"{FORMAT!r} was expected; published weights are read with --weights."
         )
-    fields = json.loads(metadata["card"])
-    for name in ("classes", "image_size", "mean", "std"):
-        fields[name] = tuple(fields[name])
-    card = Card(**fields)
+    try:
+        fields = json.loads(metadata["card"])
+        for name in ("classes", "image_size", "mean", "std"):
+            fields[name] = tuple(fields[name])
+        card = Card(**fields)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"The card of {path} makes no sense ({brief(error)}): it is damaged, so copy or make it again."
+        ) from None
     classifier = card.build()
     try:
         classifier.load_state_dict(
             {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
         )
     except RuntimeError as error:
-        raise UserError(f"The weights in {path} do not fit the network on its card: {error}; make it again.") from None
+        what = " ".join(str(error).split())
+        raise UserError(f"The weights in {path} do not fit the network on its card ({what}): make it again.") from None
     return classifier.eval(), card
 
 

@@ -31,7 +31,7 @@ from core.distributed import World
 from core.run import Run
 from core.weights import init_backbone
 from vision.config import PRESETS, Config
-from vision.learner import Data, Training, load_split
+from vision.learner import Data, Training, load_split, make_card
 from vision.pictures import log_confusion, log_misread, log_start
 
 KIND = "classify"
@@ -56,12 +56,15 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
         for report in start_from(config, training):
             run.say(report)
 
-    def save() -> None:
+    def check() -> None:
         if not training.is_finite():
             raise UserError(
                 f"The loss is no number any more at update {training.updates:,}: the weights have left the range of "
                 f"floats; the last good checkpoint stays in {run.folder}; start again with a lower --learning-rate."
             )
+
+    def save() -> None:
+        check()
         checkpoint.save(latest, {**training.state_dict(), "run": run.state_dict()}, KIND)
 
     run.say(
@@ -72,10 +75,12 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
         save()
     window = Window(training)
     show_progress(training, run, {})
-    enough = False
-    while training.updates < training.total_updates and not enough and not run.stop_requested:
+    # Votes, so that all processes leave together; a run that ended early has also ended when it is resumed.
+    enough = world.any(training.is_enough, compute.torch_device)
+    stopping = False
+    while training.updates < training.total_updates and not enough and not stopping:
         order = training.epoch_order()
-        while not enough:
+        while not stopping:
             place = training.updates % training.updates_per_epoch * config.batch_size
             training.update(order[place : place + config.batch_size])
             if training.updates % config.log_every_updates == 0:
@@ -83,14 +88,17 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
                 window = Window(training)
             ended = training.updates % training.updates_per_epoch == 0
             if ended:
-                enough = world.is_main and validate(training, run)
+                check()  # before weights that are no numbers replace the good ones in model.safetensors
+                if world.is_main:
+                    validate(training, run)
+                enough = world.any(training.is_enough, compute.torch_device)
                 window = Window(training)
             if ended or training.updates % config.checkpoint_every_updates == 0:
                 save()
-            enough = world.any(enough or bool(run.stop_requested), compute.torch_device)
+            stopping = world.any(bool(run.stop_requested), compute.torch_device)
             if ended:
                 break
-    if run.stop_requested:
+    if stopping:
         run.say(f"{run.stop_requested}: saving")
         save()
         error = "not validated yet" if training.last_error is None else f"validation error {training.last_error:.2%}"
@@ -147,8 +155,8 @@ def show_progress(training: Training, run: Run, scalars: dict[str, Any]) -> None
     run.progress(training.updates, training.total_updates, fields)
 
 
-def validate(training: Training, run: Run) -> bool:
-    """Score the validation images, keep the best weights, show what is misread. Whether to stop early."""
+def validate(training: Training, run: Run) -> None:
+    """Score the validation images, keep the best weights, show what is misread."""
     config = training.config
     scores = training.score(training.data.validation)
     training.last_error = scores.error
@@ -162,7 +170,6 @@ def validate(training: Training, run: Run) -> bool:
     for name, parameter in training.classifier.named_parameters():
         run.histogram(f"weights/{name}", training.updates, parameter)
     model_file.save(run.path("model.safetensors"), training.evaluated.state_dict(), training.card)
-    return bool(config.patience_epochs) and training.epoch - training.best["epoch"] >= config.patience_epochs
 
 
 def finish(training: Training, run: Run) -> str:
@@ -240,6 +247,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{flag('accumulate')} {config.accumulate} parts evenly."
         )
     images = Data.load(config)
+    with torch.device("meta"):  # a network that cannot be is refused before it has a folder
+        make_card(config, images).build()
     with Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run:
         if "compute" not in run.extra:
             run.progress(0, 1, {"measuring": "what is fastest here"})

@@ -51,8 +51,11 @@ class Data:
         train, validation = data.hold_out(everything, number, SPLIT_SEED)
         if config.train_images:
             if config.train_images > len(train):
-                raise UserError(f"--train-images {config.train_images} is more than the {len(train):,} that there are.")
-            _, train = data.hold_out(train, config.train_images, config.seed)
+                raise UserError(
+                    f"--train-images {config.train_images} is more than the {len(train):,} that there are: give fewer."
+                )
+            if config.train_images < len(train):
+                _, train = data.hold_out(train, config.train_images, config.seed)
         pixels = train.images.transpose(0, 1).flatten(1)  # (C, everything)
         counts = torch.stack([torch.bincount(row, minlength=256) for row in pixels]).double()
         levels = torch.arange(256, dtype=torch.float64) / 255
@@ -120,6 +123,12 @@ class Training:
         return self.updates // self.updates_per_epoch
 
     @property
+    def is_enough(self) -> bool:
+        """Whether the validation error has not become less for as long as patience lasts."""
+        patience, best = self.config.patience_epochs, self.best
+        return bool(patience and best) and self.epoch - best["epoch"] >= patience
+
+    @property
     def learning_rate(self) -> float:
         """The step size of the next update."""
         config = self.config
@@ -144,8 +153,9 @@ class Training:
         for index_b in parts:
             x, target_bK = self.batch(index_b)
             loss, right = self._loss(x, target_bK, self.labels[index_b])
-            (loss / len(parts)).backward()
-            sums += torch.stack([loss.detach() / len(parts), right / len(parts)])
+            share = len(index_b) / sum(map(len, parts))  # the last part may be smaller
+            (loss * share).backward()
+            sums += torch.stack([loss.detach(), right]) * share
         self.world.mean_gradients(self.classifier.parameters())
         limit = float("inf") if config.max_grad_norm is None else config.max_grad_norm
         norm = nn.utils.clip_grad_norm_(self.classifier.parameters(), limit)
