@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,14 +23,14 @@ PLAIN: dict[str, Any] = {**NO_AUGMENTATION, "dropout": 0.0, "width": 0.25, "vali
 
 
 @pytest.fixture(autouse=True)
-def few_images(monkeypatch: pytest.MonkeyPatch) -> Iterator[ImageSet]:
+def few_images(monkeypatch: pytest.MonkeyPatch) -> ImageSet:
     """120 images of noise in colour, every one of them another, of ten classes."""
     generator = torch.Generator().manual_seed(5)
     pixels = torch.randint(256, (120, 3, 28, 28), dtype=torch.uint8, generator=generator)
     pixels[:, 1] //= 2  # so that colours have means of their own
     images = ImageSet(pixels, torch.arange(120) % 10, tuple("0123456789"), "noise")
     monkeypatch.setattr(data, "load", lambda *args, **options: images)
-    yield images
+    return images
 
 
 def training(**settings: Any) -> Training:
@@ -215,7 +214,7 @@ def test_mixing_mixes_images_and_targets_alike() -> None:
     mixed, plain = training(mixup=1.0, label_smoothing=0.1), training(label_smoothing=0.1)
     index = torch.arange(6)
     x, target = mixed.batch(index)
-    x_plain, target_plain = plain.batch(index)
+    x_plain, _ = plain.batch(index)
     labels = plain.data.train.labels[:6]
     assert labels.unique().numel() == 6, "a partner is known by its class"
     torch.testing.assert_close(target.sum(1), torch.ones(6))

@@ -1,0 +1,408 @@
+"""The program as a person runs it: learns, repeats itself, survives a kill, reads the test set once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from core import checkpoint, data, model_file
+from core.compute import Compute
+from core.config import UserError, entry, parse
+from core.data import ImageSet, glyphs
+from vision import classify
+from vision.config import PRESETS, Config
+
+REPO = Path(__file__).parents[2]
+FEW = {"train": 800, "test": 200}  # thousands of digits take seconds to draw, each time
+TINY = (
+    *("--train-images", "400", "--validation-images", "200", "--epochs", "3", "--batch-size", "50", "--width", "0.5"),
+    *("--checkpoint-every-updates", "2", "--log-every-updates", "3", "--warmup-epochs", "1"),
+    *("--ema-half-life-updates", "5", "--mixup", "0.2"),
+    *("--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1"),
+)
+# Fewer digits; a pause where one is asked for, so that a kill finds the program at work; a small disk.
+PROGRAM = f"""
+import os, resource, time
+from core.config import entry
+from core.data import glyphs
+from vision import classify
+from vision.learner import Training
+glyphs.NUMBER = {FEW}
+update = Training.update
+def slow(self, index):
+    update(self, index)
+    time.sleep(float(os.environ.get("PAUSE", "0")) if len(self.data.train) == 400 else 0)
+Training.update = slow
+if "LARGEST_FILE" in os.environ:
+    limit = int(os.environ["LARGEST_FILE"])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+entry(classify.main)
+"""
+
+
+def program(folder: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
+    """The real program, in a folder of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error", **environment},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """Lines of metrics without what the wall clock says."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in lines]
+
+
+def updates_of(run: Path) -> int:
+    """The update of the last whole checkpoint, -1 where there is none."""
+    path = run / "checkpoint-0.pt"
+    return int(checkpoint.load(path, "classify")["updates"]) if path.exists() else -1
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    process = program(folder, *TINY, "--name", "run")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert err == ""
+    assert "400 images to learn from, 200 to choose on" in out
+    last = out.strip().splitlines()[-1]
+    assert last.startswith("glyphs: validation error ")
+    assert last.endswith("after 3 epochs; try it with: python -m vision.predict runs/run <image>")
+    return folder / "runs" / "run"
+
+
+def begun(uninterrupted: Path, folder: Path, name: str) -> Path:
+    """A run that was killed before its first checkpoint: it goes on with the machine's settings that the other found.
+
+    Which memory layout is fastest is measured, and two runs may find differently.
+    """
+    run = folder / "runs" / name
+    run.mkdir(parents=True)
+    content = json.loads((uninterrupted / "config.json").read_text())
+    content["config"]["name"] = name
+    (run / "config.json").write_text(json.dumps(content))
+    return run
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """In this process, in a folder of its own, with few digits; which splits were read, in order."""
+    monkeypatch.setattr(glyphs, "NUMBER", FEW)
+    monkeypatch.chdir(tmp_path)
+    read: list[str] = []
+    whole = data.load
+
+    def load(name: str, split: Any, **options: Any) -> ImageSet:
+        read.append(split)
+        return whole(name, split, **options)
+
+    monkeypatch.setattr(data, "load", load)
+    threads = torch.get_num_threads()
+    yield read
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def swift(here: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The same, without what takes long: measuring the machine, and pictures."""
+    monkeypatch.setattr(classify, "choose_compute", lambda config, images, world: Compute(threads=1))
+    monkeypatch.setattr(classify, "log_misread", lambda *args, **options: None)
+    return here
+
+
+# ---- what a run leaves
+
+
+def test_a_run_leaves_what_its_readme_promises(uninterrupted: Path) -> None:
+    config = json.loads((uninterrupted / "config.json").read_text())
+    assert config["config"]["train_images"] == 400
+    assert config["extra"]["compute"]["precision"] == "float32"
+    lines = metrics(uninterrupted)
+    assert [line["step"] for line in lines if "train/loss" in line] == list(range(3, 25, 3))
+    assert [line["step"] for line in lines if "val/error" in line] == [8, 16, 24]
+    assert [line["train/epoch"] for line in lines if "train/epoch" in line][-1] == 3.0
+    result = json.loads((uninterrupted / "result.json").read_text())
+    final = {key: value for line in lines for key, value in line.items() if key.startswith("final/")}
+    assert final == {f"final/{name}": value for name, value in result["figures"].items()}
+    assert result["figures"]["validation_error"] == lines[-2]["val/error"]
+    protocol = {key: value for key, value in result["protocol"].items() if key != "hours"}
+    assert protocol == {
+        **{"train_images": 400, "validation_images": 200, "seed": 1, "epochs": 3},
+        **{"weights": "averaged", "views": 1},
+    }
+    media = {path.name for path in (uninterrupted / "media").iterdir()}
+    assert media >= {"augmented-0.png", "misread-8.png", "confusion-24.png"}
+    assert list((uninterrupted / "tensorboard").glob("events.*"))
+    assert updates_of(uninterrupted) == 24
+
+
+def test_the_file_of_weights_is_the_average(uninterrupted: Path) -> None:
+    classifier, card = model_file.load(uninterrupted / "model.safetensors")
+    state = checkpoint.load(uninterrupted / "checkpoint-0.pt", "classify")
+    for name, tensor in classifier.state_dict().items():
+        assert torch.equal(tensor, state["ema"]["module"][name])
+    last = state["classifier"]["backbone.layers.0.weight"]
+    assert not torch.equal(last, classifier.state_dict()["backbone.layers.0.weight"])
+    assert card.figures == json.loads((uninterrupted / "result.json").read_text())["figures"]
+
+
+# ---- it repeats itself and survives
+
+
+def test_a_run_goes_on_as_if_nothing_had_happened(uninterrupted: Path, tmp_path: Path) -> None:
+    """Asked to stop in mid-epoch, killed in the next, out of disk: in the end it is the run that nobody disturbed."""
+    run = begun(uninterrupted, tmp_path, "disturbed")
+    words = ["--name", "disturbed", "--resume"]
+
+    out, err, code = disturbed(tmp_path, words, run, signal.SIGTERM, aim=2)
+    assert (code, err) == (0, "")
+    assert "SIGTERM: saving" in out
+    assert out.strip().splitlines()[-1].endswith("go on with: python -m vision.classify --name disturbed --resume")
+    assert 2 <= updates_of(run) < 8, "it was not stopped in the middle of an epoch"
+    assert not (run / "result.json").exists()
+
+    _, _, code = disturbed(tmp_path, words, run, signal.SIGKILL, aim=10)
+    assert code == -signal.SIGKILL
+    assert 10 <= updates_of(run) < 16, "it was not killed in the middle of an epoch"
+
+    whole = (run / "checkpoint-0.pt").read_bytes()
+    process = program(tmp_path, *words, LARGEST_FILE=str(len(whole) // 2))
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 2, err
+    mistake = err.strip().splitlines()[-1]
+    assert mistake.startswith("error: runs/disturbed/")
+    assert "could not be written (the disk is full)" in mistake
+    assert "--resume" in mistake
+    assert (run / "checkpoint-0.pt").read_bytes() == whole
+
+    process = program(tmp_path, *words, "--quiet")
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, err) == (0, "")
+    assert len(out.strip().splitlines()) == 1
+    assert metrics(run) == metrics(uninterrupted)
+    ours, theirs = (checkpoint.load(path / "checkpoint-0.pt", "classify") for path in (run, uninterrupted))
+    for mine, its in ((ours["classifier"], theirs["classifier"]), (ours["ema"]["module"], theirs["ema"]["module"])):
+        for name, weight in mine.items():
+            assert torch.equal(weight, its[name])
+
+
+def disturbed(folder: Path, words: list[str], run: Path, number: signal.Signals, aim: int) -> tuple[str, str, int]:
+    """The program with a signal once its checkpoint is at `aim` updates: what it printed, and its exit status."""
+    process = program(folder, *words, PAUSE="0.1")
+    deadline = time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < deadline and updates_of(run) < aim:
+        time.sleep(0.02)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=300)
+    return out, err, process.returncode
+
+
+def test_a_damaged_checkpoint_is_named(uninterrupted: Path, here: list[str]) -> None:
+    run = begun(uninterrupted, Path.cwd(), "run")
+    whole = (uninterrupted / "checkpoint-0.pt").read_bytes()
+    for damage in (whole[: len(whole) // 2], b"", whole[:3000] + bytes(40) + whole[3040:]):
+        (run / "checkpoint-0.pt").write_bytes(damage)
+        with pytest.raises(UserError, match=r"checkpoint-0\.pt"):
+            classify.main(["--name", "run", "--resume", "--quiet"])
+        assert (run / "checkpoint-0.pt").read_bytes() == damage
+
+
+def test_numbers_that_are_none_end_the_run_and_spare_what_was_kept(swift: list[str]) -> None:
+    words = [*TINY, "--name", "nan", "--learning-rate", "1e30", "--optimizer", "sgd", "--warmup-epochs", "0"]
+    with pytest.raises(UserError, match="no number any more.*lower --learning-rate"):
+        classify.main([*words, "--checkpoint-every-updates", "100"])  # at the end of the epoch it is seen
+    run = Path("runs/nan")
+    state = checkpoint.load(run / "checkpoint-0.pt", "classify")
+    assert state["updates"] == 0
+    assert all(weight.isfinite().all() for weight in state["classifier"].values())
+    assert not (run / "model.safetensors").exists(), "weights that are no numbers were kept"
+    assert swift == ["train"]
+
+
+# ---- the test set
+
+
+def test_the_test_set_is_read_once_at_the_end(
+    uninterrupted: Path, here: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trained to the end, then resumed; the same seed gives the same numbers on the way."""
+    run = Path("runs/once")
+    begun(uninterrupted, Path.cwd(), "once")
+    during: list[str] = []
+    whole = classify.validate
+
+    def validate(*args: Any) -> None:
+        during.extend(here)
+        whole(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classify, "validate", validate)
+        classify.main(["--name", "once", "--resume", "--quiet"])
+    assert here == ["train", "test"]
+    assert set(during) == {"train"}, "the test set was read before training was over"
+    first, lines = capsys.readouterr().out, metrics(run)
+    figures = json.loads((run / "result.json").read_text())["figures"]
+    here.clear()
+    classify.main(["--name", "once", "--resume", "--quiet"])
+    assert here == ["train"]
+    assert capsys.readouterr().out == first
+    assert metrics(run) == lines == metrics(uninterrupted)
+    assert json.loads((run / "result.json").read_text())["figures"] == figures
+
+
+def test_without_a_test_nobody_reads_it(swift: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*TINY, "--name", "no", "--no-test", "--quiet", "--epochs", "1", "--ema-half-life-updates", "0"]
+    classify.main(words)
+    assert swift == ["train"]
+    figures = json.loads(Path("runs/no/result.json").read_text())["figures"]
+    assert list(figures) == ["validation_error"]
+    assert "test error" not in capsys.readouterr().out
+    classifier, card = model_file.load(Path("runs/no/model.safetensors"))
+    state = checkpoint.load(Path("runs/no/checkpoint-0.pt"), "classify")
+    assert all(torch.equal(tensor, state["classifier"][name]) for name, tensor in classifier.state_dict().items())
+    assert card.figures == figures
+
+
+# ---- the end
+
+
+@pytest.mark.usefixtures("swift")
+def test_patience_ends_a_run_and_it_stays_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The least error is the first epoch's, which `--select best` brings back, and a resumed run learns no further."""
+    errors = iter([0.25, 0.5, 0.75])
+    whole = classify.Training.score
+
+    def score(self: Any, images: ImageSet) -> Any:
+        scores = whole(self, images)
+        right = scores.label_N.clone()
+        right[: round(len(right) * next(errors, 0.25))].add_(1).remainder_(10)
+        return type(scores)(torch.nn.functional.one_hot(right, 10).float(), scores.label_N)
+
+    monkeypatch.setattr(classify.Training, "score", score)
+    words = [*TINY, "--name", "p", "--epochs", "9", "--patience-epochs", "2", "--select", "best", "--quiet"]
+    classify.main([*words, "--no-test"])
+    run = Path("runs/p")
+    lines = metrics(run)
+    assert [line["val/error"] for line in lines if "val/error" in line] == [0.25, 0.5, 0.75]
+    assert updates_of(run) == 24
+    state = checkpoint.load(run / "checkpoint-0.pt", "classify")
+    assert (state["best"]["epoch"], state["best"]["error"]) == (1, 0.25)
+    classifier, _ = model_file.load(run / "model.safetensors")
+    assert all(torch.equal(tensor, state["best"]["weights"][name]) for name, tensor in classifier.state_dict().items())
+    assert not torch.equal(
+        state["best"]["weights"]["backbone.layers.0.weight"], state["ema"]["module"]["backbone.layers.0.weight"]
+    )
+    classify.main(["--name", "p", "--resume", "--quiet"])
+    assert metrics(run) == lines
+    assert updates_of(run) == 24
+
+
+def test_a_run_starts_from_the_weights_of_another(
+    uninterrupted: Path, swift: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(uninterrupted, "runs/run")
+    words = [*TINY, "--name", "next", "--no-test", "--epochs", "1", "--learning-rate", "1e-9", "--weight-decay", "0"]
+    classify.main([*words, "--init-backbone", "runs/run"])
+    assert "12" in capsys.readouterr().out  # twelve tensors of six convolutions
+    assert swift == ["train"]
+    theirs, _ = model_file.load(Path("runs/run/model.safetensors"))
+    mine, _ = model_file.load(Path("runs/next/model.safetensors"))
+    for name, tensor in mine.backbone.state_dict().items():
+        torch.testing.assert_close(tensor, theirs.backbone.state_dict()[name], atol=1e-6, rtol=0)
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--nonsense", "3"], "--nonsense"),
+        (["--preset", "fastest"], "fast"),
+        (["--batch-size", "0"], "at least 1"),
+        (["--backbone", "deep_cn"], "deep_cnn"),
+        (["--backbone", "vgg16"], "too small"),
+        (["--data", "glyph"], "glyphs"),
+        (["--stem", "small"], "--stem"),
+        (["--train-images", "100000"], "--train-images"),
+        (["--validation-images", "800"], "800"),
+        (["--accumulate", "3"], "--accumulate"),
+        (["--resume", "--name", "nowhere"], "nowhere"),
+    ],
+)
+@pytest.mark.usefixtures("here")
+def test_a_mistake_is_one_sentence_and_makes_no_folder(words: list[str], says: str) -> None:
+    with pytest.raises(UserError) as mistake:
+        classify.main([*words, "--precision", "float32", "--compile", "off"])
+    assert says in str(mistake.value)
+    assert "\n" not in str(mistake.value)
+    assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("words", [["--backbone", "deep_cn"], ["--data", "./nowhere"]])
+def test_a_mistake_leaves_with_code_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        entry(lambda: classify.main(words))
+    assert end.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert words[1] in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_the_module_is_the_program(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "vision.classify", "--epoch", "3"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert "--epochs" in done.stderr
+
+
+def test_a_run_cannot_change_in_the_middle(uninterrupted: Path, here: list[str]) -> None:
+    begun(uninterrupted, Path.cwd(), "run")
+    with pytest.raises(UserError, match=r"began with --epochs 3 and cannot go on with 4"):
+        classify.main(["--name", "run", "--resume", "--epochs", "4"])
+    with pytest.raises(UserError, match="--resume"):
+        classify.main([*TINY, "--name", "run"])
+    assert "test" not in here
+
+
+def test_presets_and_names() -> None:
+    for name in PRESETS:
+        assert parse(Config, PRESETS, ["--preset", name], "").preset == name
+    book = parse(Config, PRESETS, ["--preset", "book"], "")
+    assert (book.optimizer, book.learning_rate, book.epochs, book.batch_size) == ("adam", 1e-3, 20, 100)
+    assert (book.output_dropout, book.label_smoothing, book.schedule) == (0.5, 0.0, "constant")
+    x = torch.rand(2, 1, 28, 28)
+    assert torch.equal(book.augment()(x, torch.Generator()), x)
+    assert classify.default_name(book) == "classify-glyphs-deep_cnn-book-1"
+    mine = parse(Config, PRESETS, ["--data", "../my pets.zip", "--seed", "3"], "")
+    assert classify.default_name(mine) == "classify-my_pets-deep_cnn-fast-3"
