@@ -20,7 +20,7 @@ from core import checkpoint, data, model_file
 from core.compute import Compute
 from core.config import UserError, entry, parse
 from core.data import ImageSet, glyphs
-from vision import classify
+from vision import classify, learner
 from vision.config import PRESETS, Config
 
 REPO = Path(__file__).parents[2]
@@ -146,8 +146,12 @@ def test_a_run_leaves_what_its_readme_promises(uninterrupted: Path) -> None:
     assert result["figures"]["validation_error"] == lines[-2]["val/error"]
     protocol = {key: value for key, value in result["protocol"].items() if key != "hours"}
     assert protocol == {
-        **{"train_images": 400, "validation_images": 200, "seed": 1, "epochs": 3},
-        **{"weights": "averaged", "views": 1},
+        "train_images": 400,
+        "validation_images": 200,
+        "seed": 1,
+        "epochs": 3,
+        "weights": "averaged",
+        "views": 1,
     }
     media = {path.name for path in (uninterrupted / "media").iterdir()}
     assert media >= {"augmented-0.png", "misread-8.png", "confusion-24.png"}
@@ -228,7 +232,7 @@ def test_a_damaged_checkpoint_is_named(uninterrupted: Path, here: list[str]) -> 
 
 def test_numbers_that_are_none_end_the_run_and_spare_what_was_kept(swift: list[str]) -> None:
     words = [*TINY, "--name", "nan", "--learning-rate", "1e30", "--optimizer", "sgd", "--warmup-epochs", "0"]
-    with pytest.raises(UserError, match="no number any more.*lower --learning-rate"):
+    with pytest.raises(UserError, match=r"no number any more.*lower --learning-rate"):
         classify.main([*words, "--checkpoint-every-updates", "100"])  # at the end of the epoch it is seen
     run = Path("runs/nan")
     state = checkpoint.load(run / "checkpoint-0.pt", "classify")
@@ -289,7 +293,7 @@ def test_without_a_test_nobody_reads_it(swift: list[str], capsys: pytest.Capture
 def test_patience_ends_a_run_and_it_stays_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """The least error is the first epoch's, which `--select best` brings back, and a resumed run learns no further."""
     errors = iter([0.25, 0.5, 0.75])
-    whole = classify.Training.score
+    whole = learner.Training.score
 
     def score(self: Any, images: ImageSet) -> Any:
         scores = whole(self, images)
@@ -297,7 +301,7 @@ def test_patience_ends_a_run_and_it_stays_ended(monkeypatch: pytest.MonkeyPatch)
         right[: round(len(right) * next(errors, 0.25))].add_(1).remainder_(10)
         return type(scores)(torch.nn.functional.one_hot(right, 10).float(), scores.label_N)
 
-    monkeypatch.setattr(classify.Training, "score", score)
+    monkeypatch.setattr(learner.Training, "score", score)
     words = [*TINY, "--name", "p", "--epochs", "9", "--patience-epochs", "2", "--select", "best", "--quiet"]
     classify.main([*words, "--no-test"])
     run = Path("runs/p")
