@@ -126,7 +126,7 @@ class Training:
     def is_enough(self) -> bool:
         """Whether the validation error has not become less for as long as patience lasts."""
         patience, best = self.config.patience_epochs, self.best
-        return bool(patience) and best is not None and self.epoch - int(best["epoch"]) >= patience
+        return patience > 0 and best is not None and self.epoch - int(best["epoch"]) >= patience
 
     @property
     def learning_rate(self) -> float:
