@@ -32,7 +32,8 @@ def recolour(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
     grey = x_BCHW.mean(1, keepdim=True)
     x_BCHW = grey + (x_BCHW - grey) * (2 * saturation)
     mean = x_BCHW.mean((1, 2, 3), keepdim=True)
-    return mean + (x_BCHW - mean) * (contrast + 0.5)
+    contrasted: Tensor = mean + (x_BCHW - mean) * (contrast + 0.5)
+    return contrasted
 
 
 def translate(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:

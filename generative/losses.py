@@ -106,7 +106,8 @@ def squared_slope(score_B: Tensor, images_BCHW: Tensor) -> Tensor:
 def gradient_penalty(score_B: Tensor, between_BCHW: Tensor) -> Tensor:
     """Mean of (|gradient| - 1)^2 (scalar), at images between real and fake ones (Gulrajani et al. 2017, equation 3)."""
     (grad_BCHW,) = torch.autograd.grad(score_B.sum(), between_BCHW, create_graph=True)
-    return (grad_BCHW.float().flatten(1).norm(dim=1) - 1).square().mean()
+    norm_B: Tensor = grad_BCHW.float().flatten(1).norm(dim=1)
+    return (norm_B - 1).square().mean()
 
 
 def between(real_BCHW: Tensor, fake_BCHW: Tensor, share_B: Tensor) -> Tensor:

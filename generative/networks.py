@@ -99,7 +99,7 @@ class Generator(nn.Module):
         """Images (B, C, H, W) of latents and labels, or of latents (B, Z + K) that labels are joined to already."""
         if label_B is not None:
             z_BZ = torch.cat([z_BZ, F.one_hot(label_B, self.classes).to(z_BZ.dtype)], 1)
-        x = self.project(z_BZ).unflatten(1, (*self.sizes[0], -1)).permute(0, 3, 1, 2)
+        x: Tensor = self.project(z_BZ).unflatten(1, (*self.sizes[0], -1)).permute(0, 3, 1, 2)
         for norm, up, (height, columns) in zip(self.norms, self.ups, self.sizes[1:], strict=True):
             x = F.relu(norm(x))
             if self.upsample == "resize":
@@ -151,7 +151,7 @@ class Discriminator(nn.Module):
         """Logits (B,) of images from -1 to 1."""
         # Rows (y, x, channel): how a map lies in memory where it is channels last.
         features_BF = self.backbone((x_BCHW + 1) / 2).permute(0, 2, 3, 1).flatten(1)
-        score_B = self.head(features_BF).squeeze(1).float()
+        score_B: Tensor = self.head(features_BF).squeeze(1).float()
         if self.class_weights is not None:
             assert label_B is not None, "a class-conditional discriminator needs labels"
             own_BF = self.class_weights(label_B)

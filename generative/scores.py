@@ -7,6 +7,7 @@ Shapes: N real, M painted images, F features, k neighbours.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -114,4 +115,4 @@ def spread(images_NCHW: Tensor) -> float:
     """Mean Euclidean distance between two of the images, per pixel in units of its range; 0 when all are one."""
     flat_NP = images_NCHW.flatten(1).double()
     distance = torch.nn.functional.pdist(flat_NP).mean() if len(flat_NP) > 1 else torch.zeros(())
-    return float(distance) / flat_NP.shape[1] ** 0.5 / 255
+    return float(distance) / math.sqrt(flat_NP.shape[1]) / 255

@@ -62,7 +62,8 @@ def whitened(number: int, features: int) -> Tensor:
     x = torch.randn(number, features, dtype=torch.float64)
     x = x - x.mean(0)
     root: Tensor = torch.linalg.cholesky(x.T.cov())
-    return torch.linalg.solve_triangular(root, x.T, upper=False).T
+    white_FN: Tensor = torch.linalg.solve_triangular(root, x.T, upper=False)
+    return white_FN.T
 
 
 def test_frechet_distance_of_gaussians_has_a_closed_form() -> None:
