@@ -99,7 +99,7 @@ class Generator(nn.Module):
         """Images (B, C, H, W) of latents and labels, or of latents (B, Z + K) that labels are joined to already."""
         if label_B is not None:
             z_BZ = torch.cat([z_BZ, F.one_hot(label_B, self.classes).to(z_BZ.dtype)], 1)
-        x = self.project(z_BZ).unflatten(1, (*self.sizes[0], -1)).permute(0, 3, 1, 2)
+        x: Tensor = self.project(z_BZ).unflatten(1, (*self.sizes[0], -1)).permute(0, 3, 1, 2)
         for norm, up, (height, columns) in zip(self.norms, self.ups, self.sizes[1:], strict=True):
             x = F.relu(norm(x))
             if self.upsample == "resize":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -152,19 +153,21 @@ def test_weights_of_another_network_are_refused(file: Path, classifier: Classifi
     assert "\n" not in str(mistake.value)
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def full_disk() -> Iterator[None]:
-    """A real limit on the size of this process's files."""
+    """A real limit on the size of this process's files, so not for longer than a write: pytest writes a log."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.usefixtures("file", "full_disk")
 def test_a_full_disk_leaves_the_old_file(file: Path, classifier: Classifier, tmp_path: Path) -> None:
     before = file.read_bytes()
-    with pytest.raises(UserError, match=r"model\.safetensors could not be written \(the disk is full\)"):
+    sentence = r"model\.safetensors could not be written \(the disk is full\)"
+    with full_disk(), pytest.raises(UserError, match=sentence):
         model_file.save(file, classifier.state_dict(), dataclasses.replace(CARD, data="other"))
     assert file.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
