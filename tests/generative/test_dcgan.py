@@ -1,0 +1,335 @@
+"""The program as a person runs it: paints, repeats itself, survives a kill, goes back, refuses mistakes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from core import checkpoint
+from core.compute import Compute
+from core.config import UserError
+from core.data import glyphs
+from generative import dcgan
+from generative.learner import Learner
+from generative.painter import Painter
+
+REPO = Path(__file__).parents[2]
+FEW = {"train": 240, "test": 40}
+TINY = (
+    *("--generator-width", "0.125", "--discriminator-width", "0.125", "--latent", "8", "--batch-size", "16"),
+    *("--updates", "60", "--log-every-updates", "10", "--checkpoint-every-updates", "10", "--eval-every-updates", "30"),
+    *("--eval-images", "100", "--film-every-updates", "15", "--show", "9", "--ema-half-life-updates", "5"),
+    *("--device", "cpu", "--precision", "float32", "--threads", "1"),
+)
+# Few glyphs, and one arithmetic in all processes: which layout is faster is a matter of the moment's load.
+START = f"""
+import sys
+from core.compute import Compute
+from core.data import glyphs
+from generative import dcgan
+glyphs.NUMBER = {FEW}
+dcgan.choose_compute = lambda *_: Compute(device="cpu", threads=1)
+from core.config import entry
+entry(dcgan.main)
+"""
+
+
+def program(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """A real process, in a folder of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, "-c", START, *words], cwd=folder, env=environment, text=True, stdout=pipe, stderr=pipe
+    )
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny(monkeypatch)
+
+
+def tiny(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(glyphs, "NUMBER", FEW)
+    patch.setattr(dcgan, "choose_compute", lambda *_: Compute(device="cpu", threads=1))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody disturbed. Not to be written to."""
+    root = tmp_path_factory.mktemp("finished")
+    with contextlib.chdir(root), pytest.MonkeyPatch.context() as patch:
+        tiny(patch)
+        dcgan.main([*TINY, "--name", "run", "--quiet"])
+    return root / "runs" / "run"
+
+
+@pytest.fixture
+def run(finished: Path) -> Path:
+    """A copy of it in the test's own folder."""
+    shutil.copytree(finished, "runs/run")
+    return Path("runs/run")
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """Lines of metrics without what the wall clock says, and lines that hold nothing else."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    told = [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in lines]
+    return [line for line in told if len(line) > 1]
+
+
+def state(folder: Path, name: str = "checkpoint-0.pt") -> dict[str, Any]:
+    return checkpoint.load(folder / name, "dcgan")
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two states hold the same numbers, bit for bit."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one if key != "hours")
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    return bool(one == other)
+
+
+def test_a_run_leaves_what_its_readme_promises(finished: Path) -> None:
+    lines = metrics(finished)
+    assert [line["step"] for line in lines if "train/d_loss" in line] == list(range(10, 61, 10))
+    assert [line["step"] for line in lines if "eval/random_fd" in line] == [30, 60]
+    scalars = {key for line in lines for key in line}
+    assert {"train/g_loss", "train/d_accuracy_real", "train/d_accuracy_fake", "train/g_grad_norm"} <= scalars
+    assert {"eval/kernel_distance", "eval/density", "eval/coverage", "eval/precision", "eval/recall"} <= scalars
+    media = {path.name for path in (finished / "media").iterdir()}
+    assert {"real-0.png", "samples-30.png", "samples-60.png", "curves-60.png", "film.mp4"} <= media
+    assert [path.stem for path in sorted((finished / "film").iterdir())] == [f"{at:08}" for at in (15, 30, 45, 60)]
+    assert list((finished / "tensorboard").glob("events.*"))
+    assert state(finished)["learner"]["updates"] == 60
+    scores = {line["step"]: line["eval/random_fd"] for line in lines if "eval/random_fd" in line}
+    best = state(finished, "best.pt")["best"]
+    assert best == {"update": min(scores, key=lambda step: scores[step]), "score": min(scores.values())}
+
+
+def test_samples_are_of_the_same_latents_and_of_the_kept_weights(finished: Path) -> None:
+    painter = Painter.load(finished, "last", threads=1)
+    assert painter.update == 60
+    z_NZ = dcgan.fixed_latents(painter.config)
+    painted = dcgan.picture(painter.paint(z_NZ))
+    with Image.open(finished / "media" / "samples-60.png") as kept:
+        assert np.array_equal(np.asarray(kept).squeeze(), painted.squeeze())
+    alone = torch.cat([painter.paint(z_NZ[index : index + 1]) for index in range(len(z_NZ))])
+    together = painter.paint(z_NZ)
+    assert int((alone.int() - together.int()).abs().max()) <= 1, "an image depends on its batch-mates"
+    others = z_NZ.clone()
+    others[1:] *= -3
+    assert torch.equal(painter.paint(others)[0], together[0])
+    assert torch.equal(painter.latents(3, seed=5), painter.latents(9, seed=5)[:3])
+
+
+def test_the_same_seed_gives_the_same_numbers(finished: Path) -> None:
+    dcgan.main([*TINY, "--name", "again", "--quiet"])
+    assert metrics(Path("runs/again")) == metrics(finished)
+    assert same(state(Path("runs/again"))["learner"], state(finished)["learner"])
+    dcgan.main([*TINY, "--name", "other", "--quiet", "--seed", "2", "--updates", "10"])
+    assert metrics(Path("runs/other"))[0]["train/d_loss"] != metrics(finished)[0]["train/d_loss"]
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(finished: Path, tmp_path: Path) -> None:
+    killed = tmp_path / "runs" / "killed"
+    process = program(tmp_path, *TINY, "--name", "killed", "--quiet")
+    deadline = time.monotonic() + 100
+    while process.poll() is None and time.monotonic() < deadline and update_of(killed) < 20:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert 20 <= update_of(killed) < 60, "it was killed too late to show anything"
+    process = program(tmp_path, "--name", "killed", "--resume")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "random network" in out, "the protocol stands beside the scores"
+    assert out.strip().splitlines()[-1].startswith("glyphs at update 60: distance in a random network's features")
+    assert metrics(killed) == metrics(finished)
+    ours, theirs = state(killed), state(finished)
+    for part in ("learner", "watch", "best", "scores"):
+        assert same(ours[part], theirs[part]), part
+    assert torch.equal(ours["rng"]["torch"], theirs["rng"]["torch"])
+    assert (killed / "film" / "00000060.png").read_bytes() == (finished / "film" / "00000060.png").read_bytes()
+
+
+def update_of(folder: Path) -> int:
+    """The update of the last whole checkpoint, -1 where there is none."""
+    return int(state(folder)["learner"]["updates"]) if (folder / "checkpoint-0.pt").exists() else -1
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    process = program(tmp_path, *TINY, "--name", "stopped", "--updates", "1000000", "--eval-every-updates", "0")
+    folder = tmp_path / "runs" / "stopped"
+    while process.poll() is None and update_of(folder) < 10:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "go on with: python -m generative.dcgan --name stopped --resume" in out.strip().splitlines()[-1]
+    at = update_of(folder)
+    dcgan.main(["--name", "stopped", "--resume", "--updates", str(at + 5), "--quiet"])
+    assert update_of(folder) == at + 5
+
+
+def test_rollback_goes_on_from_the_best_moment_another_way(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(run)
+    dcgan.main([*TINY, "--name", "run", "--quiet", "--updates", "30"])
+    best = (run / "best.pt").read_bytes()
+    dcgan.main(["--name", "run", "--resume", "--quiet", "--updates", "45"])
+    (run / "best.pt").write_bytes(best)  # whatever the later evaluation found
+    before = [line for line in metrics(run) if line["step"] <= 30]
+    later = [line for line in metrics(run) if line["step"] == 40]
+    dcgan.main(["--name", "run", "--resume", "--rollback", "--updates", "40"])
+    assert "rolled back to update 30" in capsys.readouterr().out
+    assert state(run)["rollbacks"] == 1
+    after = metrics(run)
+    assert [line for line in after if line["step"] <= 30] == before
+    again = [line for line in after if line["step"] == 40]
+    assert again[0].keys() == later[0].keys()
+    assert again[0]["train/d_loss"] != later[0]["train/d_loss"], "it went the same way again"
+
+
+def test_a_rollback_that_is_killed_at_once_stays_rolled_back(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dcgan.Training, "turn", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    at = state(run, "best.pt")["learner"]["updates"]
+    with pytest.raises(KeyboardInterrupt):
+        dcgan.main(["--name", "run", "--resume", "--rollback", "--updates", "90", "--quiet"])
+    assert (update_of(run), state(run)["rollbacks"]) == (at, 1)
+
+
+def test_numbers_that_are_none_end_the_run_and_spare_what_was_good(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = {name: (run / name).read_bytes() for name in ("checkpoint-0.pt", "best.pt", "generator-last.safetensors")}
+    update = Learner.update
+
+    def poisoned(self: Learner, *batch: Any) -> None:
+        update(self, *batch)
+        with torch.no_grad():
+            next(self.generator.parameters()).fill_(float("nan"))
+
+    monkeypatch.setattr(Learner, "update", poisoned)
+    with pytest.raises(UserError, match=r"no numbers? any more at update 61.*--resume --rollback"):
+        dcgan.main(["--name", "run", "--resume", "--updates", "61", "--quiet"])
+    assert {name: (run / name).read_bytes() for name in good} == good
+
+
+def test_a_loss_that_explodes_is_caught() -> None:
+    with pytest.raises(UserError, match=r"no numbers? any more"):
+        dcgan.main(
+            [*TINY, "--name", "nan", "--quiet", "--discriminator-learning-rate", "1e38", "--loss", "wasserstein"]
+        )
+    assert update_of(Path("runs/nan")) == 0
+
+
+def test_a_damaged_checkpoint_is_named(run: Path) -> None:
+    whole = (run / "checkpoint-0.pt").read_bytes()
+    for damage in (whole[: len(whole) // 2], b"", whole[:3000] + bytes(40) + whole[3040:]):
+        (run / "checkpoint-0.pt").write_bytes(damage)
+        with pytest.raises(UserError, match=r"checkpoint-0\.pt"):
+            dcgan.main(["--name", "run", "--resume", "--updates", "70", "--quiet"])
+        assert (run / "checkpoint-0.pt").read_bytes() == damage
+
+
+def test_damaged_weights_are_named(run: Path) -> None:
+    path = run / "generator-best.safetensors"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(UserError, match=r"generator-best\.safetensors"):
+        Painter.load(run, threads=1)
+    path.unlink()
+    with pytest.raises(UserError, match=r"generator-best\.safetensors yet"):
+        Painter.load(run, threads=1)
+
+
+def test_a_discriminator_that_has_won_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--generator-learning-rate", "1e-9", "--discriminator-learning-rate", "2e-3", "--updates", "100")
+    dcgan.main([*TINY, *words, "--name", "won", "--quiet", "--eval-every-updates", "0", "--batch-size", "32"])
+    said = "".join(capsys.readouterr())
+    assert "the discriminator tells all images apart" in said
+    assert "the samples are collapsing" in said  # a generator that never learned paints one grey
+
+
+def test_classes_are_painted_in_turn(capsys: pytest.CaptureFixture[str]) -> None:
+    dcgan.main([*TINY, "--name", "classes", "--conditional", "--updates", "10", "--preset", "r3"])
+    painter = Painter.load(Path("runs/classes"), threads=1)
+    assert painter.class_names == tuple("0123456789")
+    labels = painter.labels(12)
+    assert labels is not None
+    assert labels.tolist() == [*range(10), 0, 1]
+    with pytest.raises(UserError, match="from 0 to 9"):
+        painter.labels(3, 10)
+    assert "220 to learn from, 20 held out to choose on" in capsys.readouterr().out
+
+
+def test_a_trunk_is_taken_along(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dcgan.main([*TINY, "--name", "next", "--updates", "1", "--init-backbone", str(run)])
+    assert "runs/run" in capsys.readouterr().out
+    dcgan.main([*TINY, "--name", "fresh", "--updates", "1", "--quiet"])
+    name = next(key for key in state(run)["learner"]["discriminator"] if key.startswith("backbone."))
+    theirs, ours, fresh = (state(Path("runs", of))["learner"]["discriminator"][name] for of in ("run", "next", "fresh"))
+    assert float((ours - theirs).abs().max()) < 1e-3 < float((fresh - theirs).abs().max())
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--nonsense", "3"], "--nonsense"),
+        (["--preset", "fastest"], "fast"),
+        (["--loss", "bcee"], "bce"),
+        (["--image-size", "300"], "256"),
+        (["--data", "minst"], "mnist"),
+        (["--data", "frames:zerokara/Cach-v0"], "zerokara/Catch-v0"),
+        (["--backbone", "dcgam"], "dcgan"),
+        (["--r1", "1"], "--discriminator-norm none"),
+        (["--rollback"], "--resume"),
+        (["--resume", "--name", "nowhere"], "nowhere"),
+        (["--accumulate", "5"], "--accumulate 5"),
+        (["--device", "toaster"], "cpu"),
+    ],
+)
+def test_a_mistake_is_one_sentence(words: list[str], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "--device" in words:
+        monkeypatch.undo()
+        monkeypatch.chdir(os.environ.get("TMPDIR", "/tmp"))
+    with pytest.raises(UserError) as mistake:
+        dcgan.main(["--batch-size", "16", *words])
+    assert says in str(mistake.value)
+    assert "\n" not in str(mistake.value)
+
+
+def test_rollback_without_a_best_moment_is_refused(run: Path) -> None:
+    (run / "best.pt").unlink()
+    with pytest.raises(UserError, match="no best moment yet"):
+        dcgan.main(["--name", "run", "--resume", "--rollback", "--quiet"])
+
+
+def test_a_run_cannot_change_in_the_middle(run: Path) -> None:
+    with pytest.raises(UserError, match=r"--latent 8"):
+        dcgan.main(["--name", "run", "--resume", "--latent", "9"])
+    with pytest.raises(UserError, match="--resume"):
+        dcgan.main([*TINY, "--name", "run"])
+
+
+def test_a_mistake_leaves_with_code_2(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error"}
+    words = [sys.executable, "-m", "generative.dcgan", "--latnt", "3"]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert "--latent" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
