@@ -25,6 +25,7 @@ from core.data import glyphs
 from generative import dcgan
 from generative.learner import Learner
 from generative.painter import Painter
+from generative.pictures import picture
 
 REPO = Path(__file__).parents[2]
 FEW = {"train": 240, "test": 40}
@@ -127,7 +128,7 @@ def test_samples_are_of_the_same_latents_and_of_the_kept_weights(finished: Path)
     painter = Painter.load(finished, "last", threads=1)
     assert painter.update == 60
     z_NZ = dcgan.fixed_latents(painter.config)
-    painted = dcgan.picture(painter.paint(z_NZ))
+    painted = picture(painter.paint(z_NZ))
     with Image.open(finished / "media" / "samples-60.png") as kept:
         assert np.array_equal(np.asarray(kept).squeeze(), painted.squeeze())
     alone = torch.cat([painter.paint(z_NZ[index : index + 1]) for index in range(len(z_NZ))])
@@ -261,7 +262,6 @@ def test_a_discriminator_that_has_won_is_told(capsys: pytest.CaptureFixture[str]
     dcgan.main([*TINY, *words, "--name", "won", "--quiet", "--eval-every-updates", "0", "--batch-size", "32"])
     said = "".join(capsys.readouterr())
     assert "the discriminator tells all images apart" in said
-    assert "the samples are collapsing" in said  # a generator that never learned paints one grey
 
 
 def test_classes_are_painted_in_turn(capsys: pytest.CaptureFixture[str]) -> None:
@@ -299,13 +299,9 @@ def test_a_trunk_is_taken_along(run: Path, capsys: pytest.CaptureFixture[str]) -
         (["--rollback"], "--resume"),
         (["--resume", "--name", "nowhere"], "nowhere"),
         (["--accumulate", "5"], "--accumulate 5"),
-        (["--device", "toaster"], "cpu"),
     ],
 )
-def test_a_mistake_is_one_sentence(words: list[str], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "--device" in words:
-        monkeypatch.undo()
-        monkeypatch.chdir(os.environ.get("TMPDIR", "/tmp"))
+def test_a_mistake_is_one_sentence(words: list[str], says: str) -> None:
     with pytest.raises(UserError) as mistake:
         dcgan.main(["--batch-size", "16", *words])
     assert says in str(mistake.value)
