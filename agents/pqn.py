@@ -327,12 +327,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.num_envs % world.size:
         raise UserError(f"{flag('num_envs')} {config.num_envs} cannot be shared by {world.size} processes evenly.")
     with Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run:
-        if "compute" not in run.extra:
-            run.progress(0, config.steps, {"measuring": "what is fastest here"})
-            run.remember(compute=choose_compute(config, world).to_dict() if world.is_main else {})
-        compute = Compute(**run.extra["compute"])
-        compute.apply()
-        run.say(f"compute: {compute.reason}")
+        compute = run.compute(lambda: choose_compute(config, world), config.steps)
         with run.signals():
             run.close(train(config, run, compute, world))
     world.close()

@@ -21,7 +21,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -135,6 +135,19 @@ class Run:
         self.extra |= self.world.share(extra)
         if self.world.is_main:
             self._write_config({**self.read_config(self.folder), "extra": self.extra})
+
+    def compute(self, choose: Callable[[], Compute], total: int) -> Compute:
+        """How this run computes, in force: what `choose` finds when it begins, and the same whenever it goes on.
+
+        Every process must call it. `total` is the run's length, for the progress bar.
+        """
+        if "compute" not in self.extra:
+            self.progress(0, total, {"measuring": "what is fastest here"})
+            self.remember(compute=choose().to_dict() if self.world.is_main else {})
+        compute = Compute(**self.extra["compute"])
+        compute.apply()
+        self.say(f"compute: {compute.reason}")
+        return compute
 
     @staticmethod
     def read_config(folder: Path, kind: str | None = None) -> dict[str, Any]:

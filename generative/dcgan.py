@@ -409,12 +409,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     with Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run:
         data = Data.load(config, lambda what, done, total: run.progress(done, total, {"": what}))
-        if "compute" not in run.extra:
-            run.progress(0, config.updates, {"measuring": "what is fastest here"})
-            run.remember(compute=choose_compute(config, data, world).to_dict() if world.is_main else {})
-        compute = Compute(**run.extra["compute"])
-        compute.apply()
-        run.say(f"compute: {compute.reason}")
+        compute = run.compute(lambda: choose_compute(config, data, world), config.updates)
         with run.signals():
             run.close(train(config, run, data, compute, world))
     world.close()

@@ -250,12 +250,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with torch.device("meta"):  # a network that cannot be is refused before it has a folder
         make_card(config, images).build()
     with Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run:
-        if "compute" not in run.extra:
-            run.progress(0, 1, {"measuring": "what is fastest here"})
-            run.remember(compute=choose_compute(config, images, world).to_dict() if world.is_main else {})
-        compute = Compute(**run.extra["compute"])
-        compute.apply()
-        run.say(f"compute: {compute.reason}")
+        compute = run.compute(lambda: choose_compute(config, images, world), 1)
         with run.signals():
             run.close(train(config, run, images, compute, world))
     world.close()

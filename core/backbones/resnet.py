@@ -9,6 +9,7 @@ A); resnet20 has 269,722 parameters at 10 classes.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from core.backbones.base import Backbone, Stem, he_init, scaled
 
 
-class _Block(nn.Module):
+class _Block(nn.Module, ABC):
     """What basic block and bottleneck have in common: relu(branch(x) + shortcut(x))."""
 
     expansion: ClassVar[int]
@@ -32,8 +33,9 @@ class _Block(nn.Module):
                 nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
             )
 
+    @abstractmethod
     def branch(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """What is added to the shortcut."""
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
