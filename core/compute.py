@@ -53,11 +53,16 @@ class Compute:
         return torch.device(self.device)
 
     def apply(self) -> None:
-        """Set what is global to the process: the number of threads, and an allocator that keeps what it has.
+        """Set what is global to the process: threads, numbers too small for full speed, an allocator that keeps memory.
+
+        Adam's averages of gradients that stay zero shrink for ever; once they are too small for ordinary floats, a
+        processor handles them in microcode, and an update took twice as long (docs/LOG.md). Flushed, they are zero.
+        Threads take this over from the one that starts them, so call it before the first parallel work.
 
         glibc gives every freed tensor of some size back to the kernel, and the next one of that size pays for fresh
         pages, some 8% of an update of the 2013 network (docs/LOG.md).
         """
+        torch.set_flush_denormal(True)
         torch.set_num_threads(self.threads)
         if sys.platform == "linux" and self.torch_device.type == "cpu":
             mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -284,3 +286,11 @@ def test_on_cuda_a_graph_replays_the_work() -> None:
         replay()
         seen.add(tuple(total.tolist()))
     assert len(seen) == 3, "each replay draws numbers of its own"
+
+
+def test_numbers_too_small_for_full_speed_are_zero_in_every_thread() -> None:
+    # In a process of its own, since threads take the setting over when they start.
+    code = "import torch; from core.compute import Compute; Compute(device='cpu', threads=4).apply(); "
+    # As bits, because a comparison with 0.0 flushes as well.
+    code += "print(int(torch.full((1 << 20,), 1e-38).mul_(0.5).view(torch.int32).ne(0).sum()))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "0\n"
