@@ -241,6 +241,20 @@ def test_module_takes_the_layout() -> None:
     assert layouts == [True, False]
 
 
+def test_a_working_copy_shares_whatever_is_not_in_16_bits() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 2))
+    working = Compute(precision="bfloat16", compile=True).working(net)
+    for i in (0, 3):
+        assert working[i].weight.dtype is working[i].bias.dtype is torch.bfloat16
+        assert net[i].weight.dtype is torch.float32
+        assert working[i].weight.requires_grad
+        torch.testing.assert_close(working[i].weight.float(), net[i].weight, rtol=1e-2, atol=0)
+    assert working[1].weight is net[1].weight
+    assert working[1].running_mean is net[1].running_mean
+    for compute in (Compute(precision="bfloat16"), Compute(compile=True)):
+        assert compute.working(net) is net
+
+
 def test_autocast_holds_activations_in_the_chosen_type_and_parameters_in_float32() -> None:
     net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 2))
     x = torch.rand(2, 2, 6, 6)
