@@ -48,7 +48,7 @@ def test_it_asks_for_what_the_config_says(compile: Switch, monkeypatch: pytest.M
 
 
 def test_random_numbers_are_the_same_after_it() -> None:
-    drawn = []
+    drawn: list[torch.Tensor] = []
 
     def train_step(candidate: Compute) -> Callable[[], object]:
         return lambda: drawn.append(torch.rand(5))
