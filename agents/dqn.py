@@ -14,7 +14,7 @@ Shapes: N environments, C, H, W an observation.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -31,11 +31,13 @@ from agents.replay import Batch, Replay
 from agents.session import (
     Session,
     Window,
+    begin,
     closing_line,
     evaluate_and_show,
     in_words,
     log_metrics,
     looks_good,
+    save,
     show_progress,
 )
 from core import checkpoint
@@ -43,6 +45,7 @@ from core.compute import Compute
 from core.config import UserError, entry, flag, to_dict
 from core.configure import configure
 from core.distributed import World
+from core.probe import probe
 from core.run import Run
 
 KIND = "dqn"
@@ -54,6 +57,7 @@ class Training(Session):
     """Everything that a checkpoint holds, and the turns of the loop over it."""
 
     config: Config
+    learner: Learner
 
     def __init__(self, config: Config, run: Run, compute: Compute, world: World) -> None:
         seed = config.seed * 1_000_003 + world.rank * 10_007
@@ -92,10 +96,6 @@ class Training(Session):
     def epsilon(self) -> float:
         """Probability of a random action at this step."""
         return annealing.epsilon(self.config, self.step)
-
-    def read_metrics(self) -> Mapping[str, Any]:
-        """What the learner says of itself since the last call."""
-        return self.learner.read_metrics()
 
     def turn(self) -> None:
         """One vector step: act, emulate while learning, remember."""
@@ -166,27 +166,11 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
     """
     training = Training(config, run, compute, world)
     latest = run.path(f"checkpoint-{world.rank}.pt")
-    going_on = config.resume and latest.exists()
-    if going_on:
-        state = checkpoint.load(latest, KIND)
-        training.load_state_dict(state)
-        run.resume_from(state["run"])
-    else:  # a fresh run, or one that was killed before its first checkpoint
-        run.resume_from({"metrics_bytes": 0, "last_step": -1})
-        training.obs = training.env.reset(training.seed % 2**31)
-        run.remember(environment=dict(training.env.settings))
+    going_on = begin(training, run, latest)
     for departure in DEPARTURES.get(config.preset, ()):
         run.say(f"preset {config.preset} departs from its paper: {departure}")
     run.say(f"{config.env}: {in_words(training.env.settings)}")
     run.say(f"replay: {len(training.replay):,} of {config.replay_capacity:,} transitions, {training.replay.place()}")
-
-    def save() -> None:
-        if not training.learner.is_finite():
-            raise UserError(
-                f"The loss is no number any more at step {training.step:,}: the weights have left the range of floats; "
-                f"the last good checkpoint stays in {run.folder}; start again with a lower --learning-rate."
-            )
-        checkpoint.save(latest, {**training.state_dict(), "run": run.state_dict()}, KIND)
 
     def due(every_steps: int) -> bool:
         return every_steps > 0 and training.step // every_steps != (training.step - config.num_envs) // every_steps
@@ -194,7 +178,7 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
     show_progress(training, run)
     if not going_on:
         log_pictures(training.policy.network, training.obs, training.env.frame_channels, run, training.step)
-        save()
+        save(training, run, latest)
     window = Window(training)
     reached = stopping = False
     while training.step < config.steps and not stopping:
@@ -206,11 +190,11 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
             reached = world.is_main and evaluate_and_show(training, run)
             window = Window(training)
         if due(config.checkpoint_every_steps) or training.replay.crowded:
-            save()
+            save(training, run, latest)
         stopping = world.any(reached or bool(run.stop_requested), compute.torch_device)
     if run.stop_requested:
         run.say(f"{run.stop_requested}: saving")
-    save()
+    save(training, run, latest)
     if training.last_score is not None:
         run.hparams(to_dict(config), {"hparam/eval_return": training.last_score})
     return closing_line(training, reached, "agents.dqn")
@@ -235,7 +219,7 @@ def default_name(config: Config) -> str:
 
 
 def choose_compute(config: Config, world: World) -> Compute:
-    """Measure updates on made-up data of the right shape, in a corner of the random numbers of their own."""
+    """Measure updates on made-up data of the right shape."""
     channels = config.stack * (1 if config.grey else 3)
     shape = (channels, config.image_size, config.image_size)
     batch = config.batch_size // world.size
@@ -246,15 +230,7 @@ def choose_compute(config: Config, world: World) -> Compute:
         made_up = Batch(pixels[0], ones.long(), ones, ones, pixels[1], ones)
         return Learner(config, shape, 6, candidate, World(), lambda: made_up).update
 
-    with torch.random.fork_rng():
-        return Compute.choose(
-            device=config.device,
-            precision=config.precision,
-            compile=config.compile,
-            threads=config.threads,
-            train_step=train_step,
-            local_world_size=world.size,
-        )
+    return probe(config, world, train_step, compile=config.compile)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -23,6 +23,9 @@ from core.compute import Compute
 from core.distributed import World
 from core.layers import resample_noise
 from core.optim import CentredRMSprop, CompiledAdam
+from core.vitals import is_finite, read_means
+
+METRICS = ("train/loss", "train/q", "train/grad_norm")
 
 
 def make_network(config: Config, obs_shape: tuple[int, int, int], num_actions: int) -> QNetwork:
@@ -245,13 +248,11 @@ class Learner:
 
     def read_metrics(self) -> dict[str, Tensor]:
         """Means since the last call, as tensors on the device; empty where nothing was learnt."""
-        sums, self._sums = self._sums.clone(), self._sums.zero_()
-        means = sums[:3] / sums[3].clamp(min=1)
-        return {"train/loss": means[0], "train/q": means[1], "train/grad_norm": means[2]}
+        return read_means(self._sums, METRICS)
 
     def is_finite(self) -> bool:
         """Whether every weight is a number. Waits for the device."""
-        return bool(torch.stack([p.isfinite().all() for p in self.network.parameters()]).all())
+        return is_finite(self.network)
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimiser, and the sums that the next line of metrics is made of."""

@@ -14,7 +14,7 @@ Shapes: T steps of a rollout, N environments, B minibatch, A actions, C, H, W an
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agents.learner import Policy
+from agents.learner import METRICS, Policy
 from agents.losses import lambda_returns
 from agents.network import QNetwork
 from agents.pictures import log_pictures
@@ -30,11 +30,13 @@ from agents.pqn_config import DEPARTURES, PRESETS, Config, make_network
 from agents.session import (
     Session,
     Window,
+    begin,
     closing_line,
     evaluate_and_show,
     in_words,
     log_metrics,
     looks_good,
+    save,
     show_progress,
 )
 from core import checkpoint, schedules
@@ -42,7 +44,9 @@ from core.compute import Compute
 from core.config import UserError, entry, flag, to_dict
 from core.configure import configure
 from core.distributed import World
+from core.probe import probe
 from core.run import Run
+from core.vitals import is_finite, read_means
 
 KIND = "pqn"
 # What may differ when a run goes on; everything else would make it another run.
@@ -79,13 +83,11 @@ class Updater:
 
     def read_metrics(self) -> dict[str, Tensor]:
         """Means since the last call, as tensors on the device."""
-        sums, self._sums = self._sums.clone(), self._sums.zero_()
-        means = sums[:3] / sums[3].clamp(min=1)
-        return {"train/loss": means[0], "train/q": means[1], "train/grad_norm": means[2]}
+        return read_means(self._sums, METRICS)
 
     def is_finite(self) -> bool:
         """Whether every weight is a number. Waits for the device."""
-        return bool(torch.stack([p.isfinite().all() for p in self.network.parameters()]).all())
+        return is_finite(self.network)
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimiser, and the sums that the next line of metrics is made of."""
@@ -106,6 +108,7 @@ class Training(Session):
     """Everything that a checkpoint holds, and the turns of the loop over it."""
 
     config: Config
+    learner: Updater
 
     def __init__(self, config: Config, compute: Compute, world: World) -> None:
         seed = config.seed * 1_000_003 + world.rank * 10_007
@@ -131,10 +134,6 @@ class Training(Session):
         """Probability of a random action in this rollout."""
         config = self.config
         return schedules.linear(self.step, config.epsilon_start, config.epsilon_end, 0, config.epsilon_steps)
-
-    def read_metrics(self) -> Mapping[str, Any]:
-        """What the learner says of itself since the last call."""
-        return self.learner.read_metrics()
 
     def turn(self) -> None:
         """Play a rollout with one network, and learn from it."""
@@ -223,27 +222,11 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
     """
     training = Training(config, compute, world)
     latest = run.path(f"checkpoint-{world.rank}.pt")
-    going_on = config.resume and latest.exists()
-    if going_on:
-        state = checkpoint.load(latest, KIND)
-        training.load_state_dict(state)
-        run.resume_from(state["run"])
-    else:  # a fresh run, or one that was killed before its first checkpoint
-        run.resume_from({"metrics_bytes": 0, "last_step": -1})
-        training.obs = training.env.reset(training.seed % 2**31)
-        run.remember(environment=dict(training.env.settings))
+    going_on = begin(training, run, latest)
     for departure in DEPARTURES:
         run.say(f"preset {config.preset} departs from its paper: {departure}")
     run.say(f"{config.env}: {in_words(training.env.settings)}")
     turn_steps = config.rollout_steps * config.num_envs
-
-    def save() -> None:
-        if not training.learner.is_finite():
-            raise UserError(
-                f"The loss is no number any more at step {training.step:,}: the weights have left the range of floats; "
-                f"the last good checkpoint stays in {run.folder}; start again with a lower --learning-rate."
-            )
-        checkpoint.save(latest, {**training.state_dict(), "run": run.state_dict()}, KIND)
 
     def due(every_steps: int) -> bool:
         return every_steps > 0 and training.step // every_steps != (training.step - turn_steps) // every_steps
@@ -251,7 +234,7 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
     show_progress(training, run)
     if not going_on:
         log_pictures(training.policy.network, training.obs, training.env.frame_channels, run, training.step)
-        save()
+        save(training, run, latest)
     window = Window(training)
     reached = stopping = False
     while training.step < config.steps and not stopping:
@@ -263,11 +246,11 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
             reached = world.is_main and evaluate_and_show(training, run)
             window = Window(training)
         if due(config.checkpoint_every_steps):
-            save()
+            save(training, run, latest)
         stopping = world.any(reached or bool(run.stop_requested), compute.torch_device)
     if run.stop_requested:
         run.say(f"{run.stop_requested}: saving")
-    save()
+    save(training, run, latest)
     if training.last_score is not None:
         run.hparams(to_dict(config), {"hparam/eval_return": training.last_score})
     return closing_line(training, reached, "agents.pqn")
@@ -296,7 +279,7 @@ def default_name(config: Config) -> str:
 
 
 def choose_compute(config: Config, world: World) -> Compute:
-    """Measure updates on made-up data of the right shape, in a corner of the random numbers of their own."""
+    """Measure updates on made-up data of the right shape."""
     channels = config.stack * (1 if config.grey else 3)
     shape = (channels, config.image_size, config.image_size)
     batch = config.rollout_steps * config.num_envs // config.minibatches // world.size
@@ -309,15 +292,7 @@ def choose_compute(config: Config, world: World) -> Compute:
         zeros = torch.zeros(batch, device=device)
         return lambda: learner.update(pixels, zeros.long(), zeros)
 
-    with torch.random.fork_rng():
-        return Compute.choose(
-            device=config.device,
-            precision=config.precision,
-            compile=config.compile,
-            threads=config.threads,
-            train_step=train_step,
-            local_world_size=world.size,
-        )
+    return probe(config, world, train_step, compile=config.compile)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

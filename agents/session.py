@@ -9,16 +9,30 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+from torch import Tensor
 
 import envs
 from agents.evaluation import Scores, evaluate
 from agents.learner import Policy
 from agents.pictures import log_film, log_pictures
 from agents.settings import Settings
+from core.config import UserError
 from core.run import Run
+from core.stopwatch import Stopwatch
+
+
+class Learns(Protocol):
+    """What every agent's learner says of itself."""
+
+    def read_metrics(self) -> dict[str, Tensor]:
+        """Means since the last call, as tensors on the device."""
+
+    def is_finite(self) -> bool:
+        """Whether every weight is a number."""
 
 
 class Session(ABC):
@@ -30,6 +44,7 @@ class Session(ABC):
     """
 
     config: Settings
+    learner: Learns
     policy: Policy
 
     def __init__(self, config: Settings, num_envs: int, seed: int) -> None:
@@ -46,26 +61,14 @@ class Session(ABC):
         self.last_score: float | None = None  # mean raw return of the last evaluation
         self.best_score: float | None = None
         self.evaluated_at = 0
-        self.hours = 0.0  # of all processes that wrote this run, evaluations included
+        self.clock = Stopwatch()  # of all processes that wrote this run, evaluations included
         self.seconds = dict.fromkeys(("act", "emulate", "learn"), 0.0)
-        self._clock = time.perf_counter()
         self._eval_env: envs.VectorEnv | None = None  # making it takes seconds, so it is kept
 
     @property
     @abstractmethod
     def epsilon(self) -> float:
         """Probability of a random action at this step."""
-
-    @abstractmethod
-    def read_metrics(self) -> Mapping[str, Any]:
-        """What the learner says of itself since the last call."""
-
-    def clock(self) -> float:
-        """Hours that this run has taken so far, without interruptions."""
-        now = time.perf_counter()
-        self.hours += (now - self._clock) / 3600
-        self._clock = now
-        return self.hours
 
     def count(self, step: envs.Step) -> None:
         """Keep raw returns and lengths of whole games."""
@@ -119,7 +122,34 @@ class Session(ABC):
         self.returns.extend(state["returns"])
         self.lengths.extend(state["lengths"])
         self.last_score, self.best_score = state["last_score"], state["best_score"]
-        self.evaluated_at, self.hours = state["evaluated_at"], state["hours"]
+        self.evaluated_at, self.clock.hours = state["evaluated_at"], state["hours"]
+
+
+def begin(session: Session, run: Run, latest: Path) -> bool:
+    """Put a run where its checkpoint `latest` says, or at its beginning. Whether it goes on from a checkpoint.
+
+    Raises:
+        UserError: a checkpoint that cannot be read.
+    """
+    going_on = run.restore(latest, session.load_state_dict)
+    if not going_on:
+        session.obs = session.env.reset(session.seed % 2**31)
+        run.remember(environment=dict(session.env.settings))
+    return going_on
+
+
+def save(session: Session, run: Run, latest: Path) -> None:
+    """Write the checkpoint `latest`.
+
+    Raises:
+        UserError: the weights are no numbers any more, or the disk is full; the checkpoint before stays.
+    """
+    if not session.learner.is_finite():
+        raise UserError(
+            f"The loss is no number any more at step {session.step:,}: the weights have left the range of floats; "
+            f"the last good checkpoint stays in {run.folder}; start again with a lower --learning-rate."
+        )
+    run.save(latest, session.state_dict())
 
 
 class Window:
@@ -176,7 +206,7 @@ def log_metrics(session: Session, run: Run, window: Window, **more: Any) -> None
         scalars["train/return"] = float(np.mean(session.returns))
         scalars["train/length"] = float(np.mean(session.lengths))
     if session.updates:
-        scalars |= session.read_metrics()
+        scalars |= session.learner.read_metrics()
     run.log(session.step, scalars)
     run.flush()
     show_progress(session, run, scalars)

@@ -3,7 +3,7 @@
     with Run(config, kind="dqn", name="pong", resume=False, quiet=False) as run, run.signals():
         while step < total and not run.stop_requested:
             run.log(step, {"train/loss": loss})        # a tensor: nothing waits for the device
-        save(run.path("checkpoint.pt"), {"run": run.state_dict(), ...}, "dqn")
+        run.save(run.path("checkpoint.pt"), {"step": step, ...})
         run.close("reached 20.1; go on with ...")
 
 What a run folder holds: config.json, metrics.jsonl, tensorboard/, media/, lock, and what the entry puts there. What can
@@ -31,9 +31,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core import media
+from core import checkpoint, media
 from core.board import Board
-from core.checkpoint import write_atomically
 from core.compute import Compute
 from core.config import UserError, brief, program, suggest, to_dict
 from core.distributed import World
@@ -75,6 +74,8 @@ class Run:
             raise UserError(f"--name cannot be {name!r}: it must be letters, digits and . _ + = - to make a folder.")
         self.folder = root / name
         self.world = world
+        self._kind, self._resume = kind, resume
+        self._compute: Compute | None = None
         self._progress = Progress(silent=quiet or not world.is_main)
         self._warned: set[str] = set()
         self._pending: list[tuple[int, dict[str, Scalar]]] = []
@@ -125,7 +126,7 @@ class Run:
 
     def _write_config(self, content: dict[str, Any]) -> None:
         text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-        write_atomically(self.folder / "config.json", lambda file: file.write(text.encode()))
+        checkpoint.write_atomically(self.folder / "config.json", lambda file: file.write(text.encode()))
 
     def remember(self, **extra: Any) -> None:
         """Put what was found out after the start (the choice of hardware, say) into config.json's `extra`.
@@ -139,15 +140,18 @@ class Run:
     def compute(self, choose: Callable[[], Compute], total: int) -> Compute:
         """How this run computes, in force: what `choose` finds when it begins, and the same whenever it goes on.
 
-        Every process must call it. `total` is the run's length, for the progress bar.
+        Every process must call it; a second call gets what the first one got. `total` is the run's length, for the
+        progress bar.
         """
+        if self._compute is not None:
+            return self._compute
         if "compute" not in self.extra:
             self.progress(0, total, {"measuring": "what is fastest here"})
             self.remember(compute=choose().to_dict() if self.world.is_main else {})
-        compute = Compute(**self.extra["compute"])
-        compute.apply()
-        self.say(f"compute: {compute.reason}")
-        return compute
+        self._compute = Compute(**self.extra["compute"])
+        self._compute.apply()
+        self.say(f"compute: {self._compute.reason}")
+        return self._compute
 
     @staticmethod
     def read_config(folder: Path, kind: str | None = None) -> dict[str, Any]:
@@ -250,6 +254,34 @@ class Run:
                     os.fsync(file.fileno())
             self._metrics_bytes = keep
 
+    def save(self, path: Path, state: Mapping[str, Any]) -> None:
+        """Write a checkpoint of this run: `state`, and what `restore` needs of the run itself.
+
+        Raises:
+            UserError: as `core.checkpoint.save`.
+        """
+        checkpoint.save(path, {**state, "run": self.state_dict()}, self._kind)
+
+    def restore(self, path: Path, load: Callable[[dict[str, Any]], object]) -> bool:
+        """Go on from the checkpoint at `path` where the run is resumed and has one. Whether it does.
+
+        If not, the run is a fresh one, or was killed before its first checkpoint, and what it logged is forgotten.
+
+        Args:
+            path: what `save` wrote.
+            load: takes the state over.
+
+        Raises:
+            UserError: as `core.checkpoint.load`.
+        """
+        if not (self._resume and path.exists()):
+            self.resume_from({"metrics_bytes": 0, "last_step": -1})
+            return False
+        state = checkpoint.load(path, self._kind)
+        load(state)
+        self.resume_from(state["run"])
+        return True
+
     # ---- what a person sees
 
     def progress(self, step: int, total: int, fields: Mapping[str, Any]) -> None:
@@ -273,7 +305,7 @@ class Run:
         with self._forgiving("media"):
             encoded = media.png_bytes(picture)
             self._board.picture(tag, step, encoded)
-            write_atomically(self._media_path(tag, step, "png"), lambda file: file.write(encoded))
+            checkpoint.write_atomically(self._media_path(tag, step, "png"), lambda file: file.write(encoded))
 
     def video(self, tag: str, step: int, frames_THWC: np.ndarray, fps: float) -> None:
         """Keep RGB frames (T, H, W, 3) uint8 as media/<tag>-<step>.mp4, and as a GIF among TensorBoard's images."""

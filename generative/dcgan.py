@@ -30,7 +30,9 @@ from core.config import UserError, entry, flag, to_dict
 from core.configure import configure
 from core.distributed import World
 from core.media import write_png
+from core.probe import probe
 from core.run import Run
+from core.stopwatch import Stopwatch
 from core.weights import init_backbone
 from generative.config import PRESETS, Config
 from generative.data import Data
@@ -59,8 +61,7 @@ class Training:
         self.best: dict[str, Any] | None = None  # update and score
         self.scores: dict[str, float] = {}  # of the last evaluation
         self.rollbacks = 0
-        self.hours = 0.0
-        self._clock = time.perf_counter()
+        self.clock = Stopwatch()
         self._order = (-1, torch.empty(0))  # epoch, and its order of the images
 
     @property
@@ -87,13 +88,6 @@ class Training:
         shape = self.data.train.shape
         return Painter(self.learner.snapshot(), self.config, shape, names, self.compute, self.update, self.scores)
 
-    def clock(self) -> float:
-        """Hours that this run has taken so far, without interruptions."""
-        now = time.perf_counter()
-        self.hours += (now - self._clock) / 3600
-        self._clock = now
-        return self.hours
-
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values."""
         return {
@@ -111,7 +105,7 @@ class Training:
         self.learner.load_state_dict(state["learner"])
         checkpoint.set_rng_state(state["rng"])
         self.watch.load_state_dict(state["watch"])
-        self.best, self.scores, self.hours = state["best"], state["scores"], state["hours"]
+        self.best, self.scores, self.clock.hours = state["best"], state["scores"], state["hours"]
         self.rollbacks = state["rollbacks"]
 
     def roll_back(self, state: dict[str, Any]) -> None:
@@ -165,7 +159,7 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
 
     def save() -> None:
         check_weights(training, run)
-        checkpoint.save(latest, {**training.state_dict(), "run": run.state_dict()}, KIND)
+        run.save(latest, training.state_dict())
 
     def due(every: int) -> bool:
         return every > 0 and training.update % every == 0
@@ -225,22 +219,17 @@ def begin(training: Training, run: Run, latest: Path) -> None:
     best = run.folder / BEST
     if config.rollback and not (latest.exists() and best.exists()):
         raise UserError(f"{run.folder} has no best moment yet: leave --rollback out.")
-    if config.resume and latest.exists():
-        if config.rollback:
-            training.rollbacks = checkpoint.load(latest, KIND)["rollbacks"]
-            state = checkpoint.load(best, KIND)
-            training.roll_back(state)
-            run.say(f"rolled back to update {training.update:,}")
-        else:
-            state = checkpoint.load(latest, KIND)
-            training.load_state_dict(state)
-        run.resume_from(state["run"])
+    if config.rollback:
+        training.rollbacks = checkpoint.load(latest, KIND)["rollbacks"]
+        going_on = run.restore(best, training.roll_back)
+        run.say(f"rolled back to update {training.update:,}")
+    else:
+        going_on = run.restore(latest, training.load_state_dict)
+    if going_on:
         for frame in (run.folder / "film").glob("*.png"):
             if int(frame.stem) > training.update:
                 frame.unlink()  # it will be painted again, or otherwise
-        return
-    run.resume_from({"metrics_bytes": 0, "last_step": -1})  # a run that was killed before its first checkpoint
-    if config.init_backbone:
+    elif config.init_backbone:
         run.say(str(init_backbone(training.learner.discriminator.backbone, Path(config.init_backbone))))
 
 
@@ -301,7 +290,7 @@ def evaluate(training: Training, judge: Judge, run: Run, save: Callable[[], None
     if best is None or scores[name] < best:
         training.best = {"update": training.update, "score": scores[name]}
         painter.save(run.path(weights_file("best")))
-        checkpoint.save(run.path(BEST), {**training.state_dict(), "run": run.state_dict()}, KIND)
+        run.save(run.path(BEST), training.state_dict())
     save()
     z_NZ = fixed_latents(config)
     samples = painter.paint(z_NZ, painter.labels(len(z_NZ)))
@@ -374,7 +363,7 @@ def default_name(config: Config) -> str:
 
 
 def choose_compute(config: Config, data: Data, world: World) -> Compute:
-    """Measure updates on the first images, in a corner of the random numbers of their own."""
+    """Measure updates on the first images."""
     batch = config.batch_size // world.size
 
     def train_step(candidate: Compute) -> Callable[[], object]:
@@ -383,15 +372,7 @@ def choose_compute(config: Config, data: Data, world: World) -> Compute:
         labels = data.train.labels[:batch].to(candidate.torch_device)
         return lambda: learner.update(pixels, labels)
 
-    with torch.random.fork_rng():
-        return Compute.choose(
-            device=config.device,
-            precision=config.precision,
-            compile=config.compile,
-            threads=config.threads,
-            train_step=train_step,
-            local_world_size=world.size,
-        )
+    return probe(config, world, train_step, compile=config.compile)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -20,6 +20,7 @@ from core.compute import Compute
 from core.config import UserError
 from core.distributed import World
 from core.ema import Ema
+from core.vitals import is_finite, read_means
 from generative.config import Config
 from generative.diffaugment import augment
 from generative.losses import LOSSES, between, gradient_penalty, squared_slope
@@ -180,20 +181,14 @@ class Learner:
 
     def read_metrics(self) -> dict[str, Tensor]:
         """Means since the last call, as tensors on the device."""
-        sums, norms = self._sums.clone(), self._norms.clone()
-        self._sums.zero_()
-        self._norms.zero_()
-        means, norm_means = sums[:-1] / sums[-1].clamp(min=1), norms[:2] / norms[2].clamp(min=1)
         return {
-            **{f"train/{name}": mean for name, mean in zip(SUMS, means, strict=True)},
-            "train/g_grad_norm": norm_means[0],
-            "train/d_grad_norm": norm_means[1],
+            **read_means(self._sums, [f"train/{name}" for name in SUMS]),
+            **read_means(self._norms, ("train/g_grad_norm", "train/d_grad_norm")),
         }
 
     def is_finite(self) -> bool:
         """Whether every weight is a number. Waits for the device."""
-        weights = [*self.generator.parameters(), *self.discriminator.parameters()]
-        return bool(torch.stack([p.isfinite().all() for p in weights]).all())
+        return is_finite(self.generator, self.discriminator)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values."""

@@ -35,12 +35,15 @@ from core.configure import configure
 from core.data import ImageSet
 from core.distributed import World
 from core.layers import clip_latent_
+from core.probe import probe
 from core.run import Run
+from core.stopwatch import Stopwatch
+from core.vitals import read_means
 from vision.binary_config import PRESETS, Config
 from vision.binary_network import BinaryNetwork, Card, read_packed, write_packed
 from vision.binary_pictures import draw_filters, draw_straight_through, network_table
 from vision.experiment import save_figure, stem, write_json
-from vision.learner import Data, load_split
+from vision.learner import Data, Epochs, load_split
 from vision.pictures import draw_misread, pixels_of
 from vision.scoring import Scores
 
@@ -60,8 +63,10 @@ LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-class Training:
+class Training(Epochs):
     """Everything that a checkpoint holds, and one update over it."""
+
+    config: Config
 
     def __init__(self, config: Config, images: Data, compute: Compute, world: World) -> None:
         self.config, self.data, self.compute, self.world = config, images, compute, world
@@ -96,38 +101,20 @@ class Training:
         self.images = images.train.images.to(compute.torch_device)
         self.labels = images.train.labels.to(compute.torch_device)
         self.updates = 0
-        self.hours = 0.0
-        self._clock = time.perf_counter()
+        self.clock = Stopwatch()
         # Sums since `read_metrics`: loss, right answers, updates. They stay on the device.
         self._sums = torch.zeros(3, device=compute.torch_device)
-
-    @property
-    def updates_per_epoch(self) -> int:
-        """Whole batches; what is left over waits for another shuffle."""
-        return max(1, len(self.data.train) // self.config.batch_size)
-
-    @property
-    def total_updates(self) -> int:
-        """The length of the run."""
-        return self.config.epochs * self.updates_per_epoch
 
     @property
     def learning_rate(self) -> float:
         """The step size of the next update."""
         return schedules.cosine(self.updates, self.config.learning_rate, 0.0, 0, self.total_updates)
 
-    def epoch_order(self) -> Tensor:
-        """The order (N,) of the training images in this epoch: a function of seed and epoch, so nothing to save."""
-        epoch = self.updates // self.updates_per_epoch
-        shuffle = torch.Generator().manual_seed(self.config.seed * 7_919 + epoch)
-        return torch.randperm(len(self.data.train), generator=shuffle)
-
     def update(self, index_B: Tensor) -> None:
         """Algorithm 1: gradients by way of the signs, a step of the latent weights, and their clipping."""
         index_b = index_B[self.world.rank :: self.world.size].to(self.compute.torch_device)
-        epoch = self.updates // self.updates_per_epoch
         pixels, label_b = self.images[index_b].float() * (1 / 255), self.labels[index_b]
-        x = self.augment(pixels, self.generator, index_B=index_b, epoch=epoch)
+        x = self.augment(pixels, self.generator, index_B=index_b, epoch=self.epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
         self.optimizer.zero_grad(set_to_none=True)
@@ -158,16 +145,7 @@ class Training:
 
     def read_metrics(self) -> dict[str, Tensor]:
         """Means since the last call, as tensors on the device."""
-        sums, self._sums = self._sums.clone(), self._sums.zero_()
-        means = sums[:2] / sums[2].clamp(min=1)
-        return {"train/loss": means[0], "train/accuracy": means[1]}
-
-    def clock(self) -> float:
-        """Hours that this run has taken so far, without interruptions."""
-        now = time.perf_counter()
-        self.hours += (now - self._clock) / 3600
-        self._clock = now
-        return self.hours
+        return read_means(self._sums, ("train/loss", "train/accuracy"))
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values."""
@@ -188,7 +166,7 @@ class Training:
         self.generator.set_state(state["generator"])
         checkpoint.set_rng_state(state["rng"])
         self._sums.copy_(state["sums"])
-        self.updates, self.hours = state["updates"], state["hours"]
+        self.updates, self.clock.hours = state["updates"], state["hours"]
 
 
 def train(config: Config, run: Run, images: Data, compute: Compute, world: World) -> str:
@@ -199,19 +177,14 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
     """
     training = Training(config, images, compute, world)
     latest = run.path(f"checkpoint-{world.rank}.pt")
-    if config.resume and latest.exists():
-        state = checkpoint.load(latest, KIND)
-        training.load_state_dict(state["training"])
-        run.resume_from(state["run"])
-    else:  # a fresh run, or one that was killed before its first checkpoint
-        run.resume_from({"metrics_bytes": 0, "last_step": -1})
+    run.restore(latest, lambda state: training.load_state_dict(state["training"]))
     run.say(
         f"{training.card.data}: {len(images.train):,} images to learn from, {len(images.validation):,} to choose on"
     )
     run.say(network_table(training.network))
 
     def save() -> None:
-        checkpoint.save(latest, {"training": training.state_dict(), "run": run.state_dict()}, KIND)
+        run.save(latest, {"training": training.state_dict()})
 
     size, error = config.batch_size, float("nan")
     began, first = time.perf_counter(), training.updates
@@ -316,7 +289,7 @@ def finish(training: Training, run: Run) -> str:
 
 
 def choose_compute(config: Config, images: Data, world: World) -> Compute:
-    """Measure updates on the first images, in a corner of the random numbers of their own."""
+    """Measure updates on the first images."""
     first = torch.arange(min(config.batch_size // world.size, len(images.train)))
     few = dataclasses.replace(images, train=images.train.take(first))
 
@@ -324,15 +297,7 @@ def choose_compute(config: Config, images: Data, world: World) -> Compute:
         training = Training(config, few, candidate, World())
         return lambda: training.update(first)
 
-    with torch.random.fork_rng():
-        return Compute.choose(
-            device=config.device,
-            precision=config.precision,
-            compile="off",
-            threads=config.threads,
-            train_step=train_step,
-            local_world_size=world.size,
-        )
+    return probe(config, world, train_step, compile="off")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -28,6 +28,7 @@ from core.compute import Compute
 from core.config import UserError, entry, flag, to_dict
 from core.configure import configure
 from core.distributed import World
+from core.probe import probe
 from core.run import Run
 from core.weights import init_backbone
 from vision.config import PRESETS, Config
@@ -46,13 +47,8 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
     """
     training = Training(config, images, compute, world)
     latest = run.path(f"checkpoint-{world.rank}.pt")
-    going_on = config.resume and latest.exists()
-    if going_on:
-        state = checkpoint.load(latest, KIND)
-        training.load_state_dict(state)
-        run.resume_from(state["run"])
-    else:  # a fresh run, or one that was killed before its first checkpoint
-        run.resume_from({"metrics_bytes": 0, "last_step": -1})
+    going_on = run.restore(latest, training.load_state_dict)
+    if not going_on:
         for report in start_from(config, training):
             run.say(report)
 
@@ -65,7 +61,7 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
 
     def save() -> None:
         check()
-        checkpoint.save(latest, {**training.state_dict(), "run": run.state_dict()}, KIND)
+        run.save(latest, training.state_dict())
 
     run.say(
         f"{training.card.data}: {len(images.train):,} images to learn from, {len(images.validation):,} to choose on"
@@ -210,7 +206,7 @@ def finish(training: Training, run: Run) -> str:
 
 
 def choose_compute(config: Config, images: Data, world: World) -> Compute:
-    """Measure updates on the first images, in a corner of the random numbers of their own."""
+    """Measure updates on the first images."""
     first = torch.arange(min(config.batch_size // world.size, len(images.train)))
     few = Data(images.train.take(first), images.validation, images.mean_C, images.std_C)
 
@@ -218,15 +214,7 @@ def choose_compute(config: Config, images: Data, world: World) -> Compute:
         training = Training(config, few, candidate, World())
         return lambda: training.update(first)
 
-    with torch.random.fork_rng():
-        return Compute.choose(
-            device=config.device,
-            precision=config.precision,
-            compile=config.compile,
-            threads=config.threads,
-            train_step=train_step,
-            local_world_size=world.size,
-        )
+    return probe(config, world, train_step, compile=config.compile)
 
 
 def default_name(config: Config) -> str:

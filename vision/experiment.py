@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 
 from core import checkpoint
-from core.compute import Compute, Precision
+from core.compute import Precision
 from core.config import Range, UserError, to_dict
 from core.distributed import World
 from core.machine import describe_machine
@@ -217,12 +217,7 @@ def load_data(config: Config) -> Data:
 def _train(run: Run, cell: Cell, folder: Path, points: int, number: int, cells: int) -> Result | None:
     """Train a cell from wherever it stands; None where a signal came first."""
     images = load_data(cell.config)
-    if "compute" not in run.extra:
-        run.progress(0, cells, {"measuring": "what is fastest here"})
-        run.remember(compute=choose_compute(cell.config, images, World()).to_dict())
-        run.say(f"compute: {run.extra['compute']['reason']}")
-    compute = Compute(**run.extra["compute"])
-    compute.apply()
+    compute = run.compute(lambda: choose_compute(cell.config, images, World()), cells)
     training = Training(cell.config, images, compute, World())
     latest = folder / "checkpoint.pt"
     curve: list[tuple[float, float, float]] = []

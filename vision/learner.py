@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +23,8 @@ from core.data import ImageSet
 from core.distributed import World
 from core.ema import Ema
 from core.optim import make_optimizer
+from core.stopwatch import Stopwatch
+from core.vitals import is_finite, read_means
 from vision.config import Config
 from vision.scoring import Scores, score
 
@@ -75,8 +76,55 @@ def load_split(config: Config, split: Literal["train", "test"]) -> ImageSet:
     )
 
 
-class Training:
+class Lengths(Protocol):
+    """What a config says of epochs."""
+
+    @property
+    def epochs(self) -> int:
+        """Of the run."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images of an update."""
+
+    @property
+    def seed(self) -> int:
+        """Of the run's random numbers."""
+
+
+class Epochs:
+    """Updates that go through the training images in whole batches, in another order in every epoch."""
+
+    config: Lengths
+    data: Data
+    updates: int
+    """That are over."""
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Whole batches; what is left over waits for another shuffle."""
+        return max(1, len(self.data.train) // self.config.batch_size)
+
+    @property
+    def total_updates(self) -> int:
+        """The length of the run."""
+        return self.config.epochs * self.updates_per_epoch
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that are over."""
+        return self.updates // self.updates_per_epoch
+
+    def epoch_order(self) -> Tensor:
+        """The order (N,) of the training images in this epoch: a function of seed and epoch, so nothing to save."""
+        shuffle = torch.Generator().manual_seed(self.config.seed * 7_919 + self.epoch)
+        return torch.randperm(len(self.data.train), generator=shuffle)
+
+
+class Training(Epochs):
     """Everything that a checkpoint holds, and one update over it."""
+
+    config: Config
 
     def __init__(self, config: Config, images: Data, compute: Compute, world: World) -> None:
         self.config, self.data, self.compute, self.world = config, images, compute, world
@@ -102,25 +150,9 @@ class Training:
         self.updates = 0
         self.best: dict[str, Any] | None = None  # epoch, error and weights with the least validation error
         self.last_error: float | None = None  # of the last validation
-        self.hours = 0.0
-        self._clock = time.perf_counter()
+        self.clock = Stopwatch()
         # Sums since `read_metrics`: loss, right answers, gradient norm, updates. They stay on the device.
         self._sums = torch.zeros(4, device=compute.torch_device)
-
-    @property
-    def updates_per_epoch(self) -> int:
-        """Whole batches; what is left over waits for another shuffle."""
-        return max(1, len(self.data.train) // self.config.batch_size)
-
-    @property
-    def total_updates(self) -> int:
-        """The length of the run."""
-        return self.config.epochs * self.updates_per_epoch
-
-    @property
-    def epoch(self) -> int:
-        """Epochs that are over."""
-        return self.updates // self.updates_per_epoch
 
     @property
     def is_enough(self) -> bool:
@@ -136,11 +168,6 @@ class Training:
         if config.schedule == "constant":
             return config.learning_rate * schedules.linear(self.updates + 1, 0, 1, 0, warmup)
         return config.learning_rate * schedules.warmup_cosine(self.updates + 1, warmup, self.total_updates)
-
-    def epoch_order(self) -> Tensor:
-        """The order (N,) of the training images in this epoch: a function of seed and epoch, so nothing to save."""
-        shuffle = torch.Generator().manual_seed(self.config.seed * 7_919 + self.epoch)
-        return torch.randperm(len(self.data.train), generator=shuffle)
 
     def update(self, index_B: Tensor) -> None:
         """One gradient step on the images `index_B`, of which this process takes its share."""
@@ -198,20 +225,11 @@ class Training:
 
     def read_metrics(self) -> dict[str, Tensor]:
         """Means since the last call, as tensors on the device."""
-        sums, self._sums = self._sums.clone(), self._sums.zero_()
-        means = sums[:3] / sums[3].clamp(min=1)
-        return {"train/loss": means[0], "train/accuracy": means[1], "train/grad_norm": means[2]}
+        return read_means(self._sums, ("train/loss", "train/accuracy", "train/grad_norm"))
 
     def is_finite(self) -> bool:
         """Whether every weight is a number. Waits for the device."""
-        return bool(torch.stack([p.isfinite().all() for p in self.classifier.parameters()]).all())
-
-    def clock(self) -> float:
-        """Hours that this run has taken so far, without interruptions."""
-        now = time.perf_counter()
-        self.hours += (now - self._clock) / 3600
-        self._clock = now
-        return self.hours
+        return is_finite(self.classifier)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values."""
@@ -238,7 +256,7 @@ class Training:
         checkpoint.set_rng_state(state["rng"])
         self._sums.copy_(state["sums"])
         self.updates, self.best, self.last_error = state["updates"], state["best"], state["last_error"]
-        self.hours = state["hours"]
+        self.clock.hours = state["hours"]
 
 
 def make_card(config: Config, images: Data) -> model_file.Card:

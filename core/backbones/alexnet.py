@@ -11,15 +11,15 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
-from core.backbones.base import Backbone, Stem, he_init, scaled
+from core.backbones.base import PooledBackbone, Stem, he_init, scaled
 from core.backbones.heads import FlatHead
 
 _STEMS: dict[Stem, tuple[int, int, int]] = {"paper": (11, 4, 2), "medium": (7, 2, 3), "small": (5, 1, 2)}
 
 
-class AlexNet(Backbone):
+class AlexNet(PooledBackbone):
     """Five convolutions and three pools.
 
     Args:
@@ -53,14 +53,6 @@ class AlexNet(Backbone):
         self.layers = nn.Sequential(*layers)
         he_init(self)
         self._measure()
-
-    def stages(self, x: Tensor) -> list[Tensor]:
-        maps = []
-        for layer in self.layers:
-            x = layer(x)
-            if isinstance(layer, nn.MaxPool2d):
-                maps.append(x)
-        return maps
 
     def paper_head(self, classes: int, dropout: float | None) -> nn.Module:
         """6x6 cells, and twice 4,096 hidden units behind dropout of 0.5."""

@@ -104,6 +104,20 @@ class Backbone(nn.Module, ABC):
         self.out_size = (out_size[0], out_size[1])
 
 
+class PooledBackbone(Backbone):
+    """A trunk of `layers` in a row that ends in a max-pool; the stages are the maps behind all of its max-pools."""
+
+    layers: nn.Sequential
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        maps = []
+        for layer in self.layers:
+            x = layer(x)
+            if isinstance(layer, nn.MaxPool2d):
+                maps.append(x)
+        return maps
+
+
 class _Stages(nn.Module):
     """A backbone whose call gives all its stages."""
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
-from core.backbones.base import Backbone, he_init, scaled
+from core.backbones.base import PooledBackbone, he_init, scaled
 from core.backbones.heads import FlatHead
 
 # 3x3 convolutions of each section, which a 2x2 pool ends.
 _SECTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
 
-class VGG(Backbone):
+class VGG(PooledBackbone):
     """Five sections of 64, 128, 256, 512 and 512 channels; `width` is a factor on them and on the head's units."""
 
     depth: ClassVar[int] = 16
@@ -39,15 +39,6 @@ class VGG(Backbone):
         self.layers = nn.Sequential(*layers)
         he_init(self)
         self._measure()
-
-    def stages(self, x: Tensor) -> list[Tensor]:
-        """The maps behind the five pools."""
-        maps = []
-        for layer in self.layers:
-            x = layer(x)
-            if isinstance(layer, nn.MaxPool2d):
-                maps.append(x)
-        return maps
 
     def paper_head(self, classes: int, dropout: float | None) -> nn.Module:
         """7x7 cells, and twice 4,096 hidden units with dropout of 0.5."""

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from hypothesis import strategies as st
 
 from agents.replay import Batch, Replay
 
@@ -170,3 +171,24 @@ def fill(play: Play, replay: Replay, steps: int) -> None:
     for _ in range(steps):
         step = play.steps
         play.feed(replay, [script[step % len(script)] for script in SCRIPT[: play.num_envs]])
+
+
+Stream = tuple[Play, int, int, int, list[list[Event]]]
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> Stream:
+    """A fresh Play, n_step, slots of a window, slack, and a script."""
+    play = Play(
+        draw(st.integers(1, 3)),
+        stack=draw(st.integers(1, 4)),
+        channels=draw(st.sampled_from([1, 3])),
+        life_loss_ends=draw(st.booleans()),
+    )
+    n_step = draw(st.integers(1, 5))
+    window = draw(st.integers(play.stack + n_step + 1, 16))
+    slack = draw(st.sampled_from([0, 0, 5]))
+    # Mostly going, so that episodes have some length; shrinking ends at "going".
+    event = st.one_of(st.just(EVENTS[0]), st.just(EVENTS[0]), st.sampled_from(EVENTS))
+    steps = draw(st.lists(st.lists(event, min_size=play.num_envs, max_size=play.num_envs), min_size=1, max_size=50))
+    return play, n_step, window, slack, steps

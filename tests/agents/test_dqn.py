@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
-import time
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +16,8 @@ from agents import dqn
 from agents.config import PRESETS, Config
 from core import checkpoint
 from core.config import UserError, parse
+from tests.programs import check_damage_is_named, metrics, refusal, start, wait_until
 
-REPO = Path(__file__).parents[2]
 TINY = (
     *("--env", "zerokara/Catch-v0", "--num-envs", "8", "--steps", "1600", "--warmup-steps", "200"),
     *("--batch-size", "16", "--train-every-steps", "16", "--replay-capacity", "1000", "--target-every-steps", "160"),
@@ -32,21 +29,7 @@ TINY = (
 
 def program(folder: Path, *words: str, module: str = "agents.dqn") -> subprocess.Popen[str]:
     """The real program, in a folder of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error"}
-    return subprocess.Popen(
-        [sys.executable, "-m", module, *words],
-        cwd=folder,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-
-
-def metrics(run: Path) -> list[dict[str, Any]]:
-    """Lines of metrics without what the wall clock says."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in lines]
+    return start(folder, "-m", module, *words)
 
 
 @pytest.fixture(scope="module")
@@ -96,11 +79,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(uninterrupted: Path, tm
     for kill in range(kills):
         process = program(tmp_path, *words)
         aim = 240 * (kill + 1)
-        deadline = time.monotonic() + 100
-        while process.poll() is None and time.monotonic() < deadline:
-            if step_of(run) >= aim:
-                break
-            time.sleep(0.005)
+        wait_until(process, partial(reaches, run, aim))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert aim <= step_of(run) < 1600, "it was killed too late to show anything"
@@ -120,11 +99,14 @@ def step_of(run: Path) -> int:
     return int(checkpoint.load(path, "dqn")["step"]) if path.exists() else -1
 
 
+def reaches(run: Path, aim: int) -> bool:
+    return step_of(run) >= aim
+
+
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     process = program(tmp_path, *TINY, "--name", "stopped", "--steps", "1000000")
     run = tmp_path / "runs" / "stopped"
-    while step_of(run) < 240:
-        time.sleep(0.01)
+    wait_until(process, partial(reaches, run, 240))
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
@@ -161,12 +143,7 @@ def test_a_mistake_is_one_sentence(
 
 
 def test_a_mistake_leaves_with_code_2(tmp_path: Path) -> None:
-    process = program(tmp_path, "--epsilon-endd", "0.1")
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (2, "")
-    assert err.startswith("error: ")
-    assert "--epsilon-end" in err
-    assert len(err.strip().splitlines()) == 1
+    assert "--epsilon-end" in refusal(tmp_path, "-m", "agents.dqn", "--epsilon-endd", "0.1")
 
 
 def test_a_run_cannot_change_in_the_middle(uninterrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,11 +161,7 @@ def test_a_damaged_checkpoint_is_named(uninterrupted: Path, tmp_path: Path, monk
     run.mkdir(parents=True)
     (run / "config.json").write_bytes((uninterrupted / "config.json").read_bytes())
     whole = (uninterrupted / "checkpoint-0.pt").read_bytes()
-    for damage in (whole[: len(whole) // 2], b"", whole[:3000] + bytes(40) + whole[3040:]):
-        (run / "checkpoint-0.pt").write_bytes(damage)
-        with pytest.raises(UserError, match=r"checkpoint-0\.pt"):
-            dqn.main(["--name", "run", "--resume", "--quiet"])
-        assert (run / "checkpoint-0.pt").read_bytes() == damage
+    check_damage_is_named(run / "checkpoint-0.pt", whole, lambda: dqn.main(["--name", "run", "--resume", "--quiet"]))
 
 
 def test_numbers_that_are_none_end_the_run_and_spare_the_checkpoint(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ import torch
 from agents import dqn
 from agents.agent import load_agent
 from core import checkpoint
+from tests.programs import metrics
 
 RAINBOW = (
     *("--preset", "rainbow", "--env", "zerokara/Catch-v0", "--num-envs", "4", "--steps", "480", "--warmup-steps", "80"),
@@ -22,12 +21,6 @@ RAINBOW = (
     *("--n-step-start", "6", "--gamma-start", "0.9", "--anneal-updates", "8", "--reset-every-updates", "10"),
     *("--no-video", "--quiet", "--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1"),
 )
-
-
-def metrics(run: Path) -> list[dict[str, Any]]:
-    """Lines of metrics without what the wall clock says."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in lines]
 
 
 def test_rainbow_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from core.compute import Compute
 from core.config import UserError
 from core.distributed import World
 from envs.base import Step
+from tests.programs import metrics
 
 TINY = (
     *(
@@ -43,12 +43,6 @@ def config(**changes: Any) -> Config:
     options: dict[str, Any] = {"env": "zerokara/Catch-v0", "num_envs": 3, "rollout_steps": 5, "minibatches": 5}
     options |= {"width": 0.25, "hidden_units": 16, "seed": 3}
     return Config(**(options | changes))
-
-
-def metrics(run: Path) -> list[dict[str, Any]]:
-    """Lines of metrics without what the wall clock says."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in lines]
 
 
 def test_layers_are_normalised_before_every_relu() -> None:

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from agents.prioritised import FAN_OUT, PrioritisedReplay, SumTree
-from tests.agents.fakes import CPU, EVENTS, GAMMA, SCRIPT, Event, Play, check_rows
+from tests.agents.fakes import CPU, GAMMA, SCRIPT, Play, Stream, check_rows, streams
 
 
 def make(play: Play, window: int, *, n_step: int = 1, exponent: float = 1.0, **options: Any) -> PrioritisedReplay:
@@ -117,20 +116,9 @@ def test_only_transitions_have_a_priority_over_several_laps(n_step: int, slack: 
         check_sums(replay.tree)
 
 
-@st.composite
-def streams(draw: st.DrawFn) -> tuple[Play, int, int, int, list[list[Event]]]:
-    """A fresh Play, n_step, slots of a window, slack, and a script."""
-    play = Play(draw(st.integers(1, 3)), stack=draw(st.integers(1, 4)), life_loss_ends=draw(st.booleans()))
-    n_step = draw(st.integers(1, 4))
-    window = draw(st.integers(play.stack + n_step + 1, 14))
-    event = st.one_of(st.just(EVENTS[0]), st.just(EVENTS[0]), st.sampled_from(EVENTS))
-    steps = draw(st.lists(st.lists(event, min_size=play.num_envs, max_size=play.num_envs), min_size=1, max_size=45))
-    return play, n_step, window, draw(st.sampled_from([0, 5])), steps
-
-
 @settings(max_examples=150, deadline=None)
 @given(streams())
-def test_any_stream_gives_priorities_to_transitions_only(stream: tuple[Play, int, int, int, list[list[Event]]]) -> None:
+def test_any_stream_gives_priorities_to_transitions_only(stream: Stream) -> None:
     play, n_step, window, slack, steps = stream
     replay = make(play, window, n_step=n_step, slack=slack * play.num_envs)
     for events in steps:

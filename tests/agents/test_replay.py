@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from agents.replay import Batch, Replay
-from tests.agents.fakes import CPU, EVENTS, GAMMA, SCRIPT, Event, Play, check_all, check_rows, fill, make
+from tests.agents.fakes import CPU, GAMMA, SCRIPT, Event, Play, Stream, check_all, check_rows, fill, make, streams
 
 
 def drawn(replay: Replay, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Batch, list[tuple[int, int]]]:
@@ -231,27 +231,9 @@ def test_what_was_given_is_copied() -> None:
     assert replay.gather(torch.tensor([0]), torch.tensor([0])).obs.max() == 7
 
 
-@st.composite
-def streams(draw: st.DrawFn) -> tuple[Play, int, int, int, list[list[Event]]]:
-    """A fresh Play, n_step, slots of a window, slack, and a script."""
-    play = Play(
-        draw(st.integers(1, 3)),
-        stack=draw(st.integers(1, 4)),
-        channels=draw(st.sampled_from([1, 3])),
-        life_loss_ends=draw(st.booleans()),
-    )
-    n_step = draw(st.integers(1, 5))
-    window = draw(st.integers(play.stack + n_step + 1, 16))
-    slack = draw(st.sampled_from([0, 0, 5]))
-    # Mostly going, so that episodes have some length; shrinking ends at "going".
-    event = st.one_of(st.just(EVENTS[0]), st.just(EVENTS[0]), st.sampled_from(EVENTS))
-    steps = draw(st.lists(st.lists(event, min_size=play.num_envs, max_size=play.num_envs), min_size=1, max_size=50))
-    return play, n_step, window, slack, steps
-
-
 @settings(max_examples=300)
 @given(streams())
-def test_any_stream_equals_the_reference(stream: tuple[Play, int, int, int, list[list[Event]]]) -> None:
+def test_any_stream_equals_the_reference(stream: Stream) -> None:
     play, n_step, window, slack, steps = stream
     replay = make(play, window * play.num_envs, n_step=n_step, slack=slack * play.num_envs)
     for events in steps:
@@ -261,7 +243,7 @@ def test_any_stream_equals_the_reference(stream: tuple[Play, int, int, int, list
 
 @settings(max_examples=60)
 @given(streams())
-def test_any_sample_shows_stored_observations_only(stream: tuple[Play, int, int, int, list[list[Event]]]) -> None:
+def test_any_sample_shows_stored_observations_only(stream: Stream) -> None:
     play, n_step, window, slack, steps = stream
     replay = make(play, window * play.num_envs, n_step=n_step, slack=slack * play.num_envs)
     for events in steps:
@@ -277,9 +259,7 @@ def test_any_sample_shows_stored_observations_only(stream: tuple[Play, int, int,
 
 @settings(max_examples=60)
 @given(streams(), st.integers(0, 49))
-def test_any_checkpoint_samples_the_same_after_more_was_written(
-    stream: tuple[Play, int, int, int, list[list[Event]]], cut: int
-) -> None:
+def test_any_checkpoint_samples_the_same_after_more_was_written(stream: Stream, cut: int) -> None:
     play, n_step, window, _, steps = stream
     cut = min(cut, len(steps))
     # A step writes two slots where it is truncated.

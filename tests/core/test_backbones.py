@@ -140,3 +140,16 @@ def test_the_network_of_data_efficient_rainbow() -> None:
     eye = build("der", 4, 84)
     assert [tuple(m.shape[1:]) for m in eye.stages(torch.rand(1, 4, 84, 84))] == [(32, 17, 17), (64, 4, 4)]
     assert sum(p.numel() for p in eye.parameters()) == 32 * (4 * 25 + 1) + 64 * (32 * 25 + 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("alexnet", [(64, 7, 7), (192, 3, 3), (256, 1, 1)]),
+        ("vgg11", [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4), (512, 2, 2)]),
+    ],
+)
+def test_stages_are_the_maps_behind_the_pools(name: str, shapes: list[tuple[int, int, int]]) -> None:
+    with torch.device("meta"):
+        eye = build(name, 3, 64)
+    assert eye.stage_shapes == shapes

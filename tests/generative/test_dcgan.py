@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +22,8 @@ from generative import dcgan
 from generative.learner import Learner
 from generative.painter import Painter
 from generative.pictures import picture
+from tests.programs import metrics, refusal, start, wait_until
 
-REPO = Path(__file__).parents[2]
 FEW = {"train": 240, "test": 40}
 TINY = (
     *("--generator-width", "0.125", "--discriminator-width", "0.125", "--latent", "8", "--batch-size", "16"),
@@ -50,11 +46,7 @@ entry(dcgan.main)
 
 def program(folder: Path, *words: str) -> subprocess.Popen[str]:
     """A real process, in a folder of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error"}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        [sys.executable, "-c", START, *words], cwd=folder, env=environment, text=True, stdout=pipe, stderr=pipe
-    )
+    return start(folder, "-c", START, *words)
 
 
 @pytest.fixture(autouse=True)
@@ -83,13 +75,6 @@ def run(finished: Path) -> Path:
     """A copy of it in the test's own folder."""
     shutil.copytree(finished, "runs/run")
     return Path("runs/run")
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    """Lines of metrics without what the wall clock says, and lines that hold nothing else."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    told = [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in lines]
-    return [line for line in told if len(line) > 1]
 
 
 def state(folder: Path, name: str = "checkpoint-0.pt") -> dict[str, Any]:
@@ -151,9 +136,7 @@ def test_the_same_seed_gives_the_same_numbers(finished: Path) -> None:
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(finished: Path, tmp_path: Path) -> None:
     killed = tmp_path / "runs" / "killed"
     process = program(tmp_path, *TINY, "--name", "killed", "--quiet")
-    deadline = time.monotonic() + 100
-    while process.poll() is None and time.monotonic() < deadline and update_of(killed) < 20:
-        time.sleep(0.002)
+    wait_until(process, lambda: update_of(killed) >= 20)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert 20 <= update_of(killed) < 60, "it was killed too late to show anything"
@@ -178,8 +161,7 @@ def update_of(folder: Path) -> int:
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     process = program(tmp_path, *TINY, "--name", "stopped", "--updates", "1000000", "--eval-every-updates", "0")
     folder = tmp_path / "runs" / "stopped"
-    while process.poll() is None and update_of(folder) < 10:
-        time.sleep(0.01)
+    wait_until(process, lambda: update_of(folder) >= 10)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
@@ -322,10 +304,4 @@ def test_a_run_cannot_change_in_the_middle(run: Path) -> None:
 
 
 def test_a_mistake_leaves_with_code_2(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error"}
-    words = [sys.executable, "-m", "generative.dcgan", "--latnt", "3"]
-    done = subprocess.run(words, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: ")
-    assert "--latent" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert "--latent" in refusal(tmp_path, "-m", "generative.dcgan", "--latnt", "3")

@@ -1,15 +1,17 @@
-"""A finished run that all tests of programs about classifiers may read; whoever writes takes a copy."""
+"""A finished run that all tests of programs about classifiers may read; whoever writes takes a copy. Few digits."""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from core import data
 from core.data import glyphs
-from vision import classify
+from vision import classify, experiment
 
 FEW = {"train": 1200, "test": 400}  # thousands of digits take seconds to draw, each time
 TINY_GLYPHS = (
@@ -36,3 +38,14 @@ def tiny_run(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     shutil.copytree(finished_run, tmp_path / "runs" / "tiny", ignore=shutil.ignore_patterns("tensorboard"))
     monkeypatch.chdir(tmp_path)
     return Path("runs/tiny")
+
+
+@pytest.fixture
+def few_glyphs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """The first 120 images of whatever data, for grids too, and a working folder of the test's own."""
+    whole = data.load
+    monkeypatch.setattr(data, "load", lambda *args, **options: whole(*args, **options).take(slice(0, 120)))
+    monkeypatch.chdir(tmp_path)
+    experiment._load.cache_clear()
+    yield
+    experiment._load.cache_clear()

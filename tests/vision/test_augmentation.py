@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from core import data
 from core.config import UserError
 from vision import augmentation, experiment
 from vision.augmentation import Options, errors_by_size, make_cells
 from vision.experiment import NOTHING, Cell, Result
 
-
-@pytest.fixture(autouse=True)
-def few_glyphs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    whole = data.load
-    monkeypatch.setattr(data, "load", lambda *args, **options: whole(*args, **options).take(slice(0, 120)))
-    monkeypatch.chdir(tmp_path)
-    experiment._load.cache_clear()
-    yield
-    experiment._load.cache_clear()
+pytestmark = pytest.mark.usefixtures("few_glyphs")
 
 
 def test_every_cell_makes_the_updates_that_were_asked_for() -> None:

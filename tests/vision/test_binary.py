@@ -14,6 +14,7 @@ from core import data
 from core.compute import Compute
 from core.config import UserError
 from core.distributed import World
+from tests.programs import metrics
 from vision import binary
 from vision.binary import Training, squared_hinge
 from vision.binary_config import PRESETS, Config
@@ -29,11 +30,7 @@ SMALL = ["--units", "16", "--batch-size", "10", "--validation-images", "20", "--
 SHORT = [*SMALL, "--epochs", "2", "--precision", "float32", "--quiet"]
 
 
-@pytest.fixture(autouse=True)
-def few_glyphs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    whole = data.load
-    monkeypatch.setattr(data, "load", lambda *args, **options: whole(*args, **options).take(slice(0, 120)))
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("few_glyphs")
 
 
 def trained(card: Card) -> BinaryNetwork:
@@ -136,12 +133,6 @@ def test_the_learning_rate_goes_down_half_a_cosine() -> None:
     assert training.learning_rate == pytest.approx(0.2)
 
 
-def metrics(name: str) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl but for what the clock says."""
-    lines = Path(f"runs/{name}/metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if not k.startswith("speed/")} for line in lines]
-
-
 def test_a_killed_run_goes_on_in_mid_epoch_and_ends_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     often = [*SHORT, "--checkpoint-every-updates", "3", "--log-every-updates", "2"]
     binary.main([*often, "--name", "whole"])
@@ -163,7 +154,7 @@ def test_a_killed_run_goes_on_in_mid_epoch_and_ends_the_same(monkeypatch: pytest
             weights.append({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118  (it is no dict)
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
-    assert metrics("killed") == metrics("whole")
+    assert metrics(Path("runs/killed")) == metrics(Path("runs/whole"))
 
 
 def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:

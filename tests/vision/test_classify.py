@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,11 +17,11 @@ from core import checkpoint, data, model_file
 from core.compute import Compute
 from core.config import UserError, entry, parse
 from core.data import ImageSet, glyphs
+from tests.programs import check_damage_is_named, metrics, refusal, start, wait_until
 from vision import classify
 from vision.config import PRESETS, Config
 from vision.learner import Training
 
-REPO = Path(__file__).parents[2]
 FEW = {"train": 800, "test": 200}  # thousands of digits take seconds to draw, each time
 TINY = (
     *("--train-images", "400", "--validation-images", "200", "--epochs", "3", "--batch-size", "50", "--width", "0.5"),
@@ -56,20 +53,7 @@ entry(classify.main)
 
 def program(folder: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
     """The real program, in a folder of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *words],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error", **environment},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-
-
-def metrics(run: Path) -> list[dict[str, Any]]:
-    """Lines of metrics without what the wall clock says."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in lines]
+    return start(folder, "-c", PROGRAM, *words, **environment)
 
 
 def updates_of(run: Path) -> int:
@@ -215,9 +199,7 @@ def test_a_run_goes_on_as_if_nothing_had_happened(uninterrupted: Path, tmp_path:
 def disturbed(folder: Path, words: list[str], run: Path, number: signal.Signals, aim: int) -> tuple[str, str, int]:
     """The program with a signal once its checkpoint is at `aim` updates: what it printed, and its exit status."""
     process = program(folder, *words, PAUSE="0.1", NO_PICTURES="1")
-    deadline = time.monotonic() + 200
-    while process.poll() is None and time.monotonic() < deadline and updates_of(run) < aim:
-        time.sleep(0.02)
+    wait_until(process, lambda: updates_of(run) >= aim, seconds=200)
     process.send_signal(number)
     out, err = process.communicate(timeout=300)
     return out, err, process.returncode
@@ -226,11 +208,9 @@ def disturbed(folder: Path, words: list[str], run: Path, number: signal.Signals,
 def test_a_damaged_checkpoint_is_named(uninterrupted: Path, here: list[str]) -> None:
     run = begun(uninterrupted, Path.cwd(), "run")
     whole = (uninterrupted / "checkpoint-0.pt").read_bytes()
-    for damage in (whole[: len(whole) // 2], b"", whole[:3000] + bytes(40) + whole[3040:]):
-        (run / "checkpoint-0.pt").write_bytes(damage)
-        with pytest.raises(UserError, match=r"checkpoint-0\.pt"):
-            classify.main(["--name", "run", "--resume", "--quiet"])
-        assert (run / "checkpoint-0.pt").read_bytes() == damage
+    check_damage_is_named(
+        run / "checkpoint-0.pt", whole, lambda: classify.main(["--name", "run", "--resume", "--quiet"])
+    )
 
 
 def test_numbers_that_are_none_end_the_run_and_spare_what_was_kept(swift: list[str]) -> None:
@@ -379,18 +359,7 @@ def test_a_mistake_leaves_with_code_2(words: list[str], capsys: pytest.CaptureFi
 
 
 def test_the_module_is_the_program(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "vision.classify", "--epoch", "3"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=100,
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: ")
-    assert "--epochs" in done.stderr
+    assert "--epochs" in refusal(tmp_path, "-m", "vision.classify", "--epoch", "3")
 
 
 def test_a_run_cannot_change_in_the_middle(uninterrupted: Path, here: list[str]) -> None:

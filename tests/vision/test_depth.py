@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from core import data
 from core.backbones import build
 from core.backbones.kernels import KERNELS
 from core.config import UserError
 from vision import depth, experiment
 from vision.depth import Options, filter_cells, layer_cells, receptive_field, seen_by_gradient, weights_per_pair
 
-
-@pytest.fixture(autouse=True)
-def few_glyphs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    whole = data.load
-    monkeypatch.setattr(data, "load", lambda *args, **options: whole(*args, **options).take(slice(0, 80)))
-    monkeypatch.chdir(tmp_path)
-    experiment._load.cache_clear()
-    yield
-    experiment._load.cache_clear()
+pytestmark = pytest.mark.usefixtures("few_glyphs")
 
 
 @pytest.mark.parametrize(

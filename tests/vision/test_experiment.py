@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,20 +16,7 @@ from vision import experiment
 from vision.experiment import Cell, Options, Result, base_config, percent, spread
 from vision.learner import Training
 
-
-@pytest.fixture(autouse=True)
-def few_glyphs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """A hundred and twenty drawn digits, and a folder of its own for runs."""
-    whole = data.load
-
-    def load(name: str, split: str, **options: object) -> ImageSet:
-        return whole(name, split, **options).take(slice(0, 120))  # type: ignore[arg-type]
-
-    monkeypatch.setattr(data, "load", load)
-    monkeypatch.chdir(tmp_path)
-    experiment._load.cache_clear()
-    yield
-    experiment._load.cache_clear()
+pytestmark = pytest.mark.usefixtures("few_glyphs")
 
 
 def cells(*seeds: int, **overrides: object) -> list[Cell]:

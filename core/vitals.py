@@ -1,0 +1,26 @@
+"""Vital signs of what learns: means of the figures of its updates, and whether its weights are numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def read_means(sums: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    """Means of figures by name, as tensors on the device: nothing waits for it. The sums begin again at 0.
+
+    Args:
+        sums: (F + 1,) of F figures over updates, and last the number of updates; where that is 0, so are the means.
+        names: F of them.
+    """
+    means = sums[:-1] / sums[-1].clamp(min=1)
+    sums.zero_()
+    return dict(zip(names, means, strict=True))
+
+
+def is_finite(*modules: nn.Module) -> bool:
+    """Whether every weight of the modules is a number. Waits for the device."""
+    weights = [weight for module in modules for weight in module.parameters()]
+    return bool(torch.stack([weight.isfinite().all() for weight in weights]).all())

@@ -1,0 +1,63 @@
+"""The probe asks for what the config leaves open, and takes no random number of the run's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from core.compute import Compute, Precision, Switch
+from core.distributed import World
+from core.probe import probe
+
+
+@dataclass(frozen=True)
+class Config:
+    """What every config says of the hardware."""
+
+    device: str = "cpu"
+    precision: Precision = "bfloat16"
+    threads: int = 3
+
+
+@pytest.mark.parametrize("compile", ["auto", "off"])
+def test_it_asks_for_what_the_config_says(compile: Switch, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def choose(**options: Any) -> Compute:
+        asked.update(options)
+        return Compute(threads=2)
+
+    monkeypatch.setattr(Compute, "choose", choose)
+
+    def train_step(candidate: Compute) -> Callable[[], object]:
+        return lambda: candidate
+
+    assert probe(Config(), World(size=2), train_step, compile=compile) == Compute(threads=2)
+    assert asked == {
+        "device": "cpu",
+        "precision": "bfloat16",
+        "compile": compile,
+        "threads": 3,
+        "train_step": train_step,
+        "local_world_size": 2,
+    }
+
+
+def test_random_numbers_are_the_same_after_it() -> None:
+    drawn: list[torch.Tensor] = []
+
+    def train_step(candidate: Compute) -> Callable[[], object]:
+        return lambda: drawn.append(torch.rand(5))
+
+    threads = torch.get_num_threads()
+    torch.manual_seed(4)
+    compute = probe(Config(precision="float32", threads=threads), World(), train_step, compile="off")
+    after = torch.rand(3)
+    torch.manual_seed(4)
+    assert torch.equal(after, torch.rand(3))
+    assert len(drawn) > 1
+    assert compute.precision == "float32"
