@@ -146,10 +146,8 @@ def im2col(x: np.ndarray, side: int, stride: int, padding: int) -> tuple[np.ndar
     batch, channels, height, width = x.shape
     rows, columns = (height - side) // stride + 1, (width - side) // stride + 1
     col = np.empty((batch, channels, side, side, rows, columns), x.dtype)
-    for down, right in np.ndindex(side, side):
-        col[:, :, down, right] = x[
-            :, :, down : down + stride * rows : stride, right : right + stride * columns : stride
-        ]
+    for top, left in np.ndindex(side, side):
+        col[:, :, top, left] = x[:, :, top : top + stride * rows : stride, left : left + stride * columns : stride]
     return col.transpose(0, 4, 5, 1, 2, 3).reshape(batch * rows * columns, -1), rows, columns
 
 
@@ -159,10 +157,8 @@ def col2im(col: np.ndarray, shape: tuple[int, ...], side: int, stride: int, padd
     rows, columns = (height + 2 * padding - side) // stride + 1, (width + 2 * padding - side) // stride + 1
     col = col.reshape(batch, rows, columns, channels, side, side).transpose(0, 3, 4, 5, 1, 2)
     x = np.zeros((batch, channels, height + 2 * padding, width + 2 * padding), col.dtype)
-    for down, right in np.ndindex(side, side):
-        x[:, :, down : down + stride * rows : stride, right : right + stride * columns : stride] += col[
-            :, :, down, right
-        ]
+    for top, left in np.ndindex(side, side):
+        x[:, :, top : top + stride * rows : stride, left : left + stride * columns : stride] += col[:, :, top, left]
     return x[:, :, padding : padding + height, padding : padding + width]
 
 
