@@ -33,7 +33,7 @@ def test_numpy_has_the_gradients_of_pytorch() -> None:
     loss, gradients = numpy_loss_and_gradients(layers, x, label)
     expected = F.cross_entropy(network(torch.from_numpy(x)), torch.from_numpy(label))
     expected.backward()
-    assert abs(loss - expected.item()) < 1e-5  # the book adds 1e-7 inside the logarithm
+    assert abs(loss - expected.item()) < 1e-3  # the book adds 1e-7 to a probability, of which there may be 1e-4
     for mine, parameter in zip(gradients, network.parameters(), strict=True):
         gradient = torch.from_numpy(mine)
         torch.testing.assert_close(gradient if gradient.shape == parameter.shape else gradient.T, parameter.grad)
