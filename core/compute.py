@@ -163,7 +163,7 @@ class Compute:
         Raises:
             UserError: a device that is not there, or compilation asked for without a compiler.
         """
-        device = _device(device)
+        device = find_device(device)
         threads = threads or max(1, _cores() // local_world_size)
         base = cls(device=device, threads=threads)
         base.apply()
@@ -205,8 +205,12 @@ class Compute:
         )
 
 
-def _device(name: str) -> str:
-    """The device that was asked for, checked to be there."""
+def find_device(name: str) -> str:
+    """The device that was asked for, "auto" as what that is here.
+
+    Raises:
+        UserError: there is no such device.
+    """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
