@@ -31,6 +31,7 @@ from core.configure import configure
 from core.distributed import World
 from core.run import Run
 from core.weights import init_backbone
+from vision.clock import epochs_within, with_epochs
 from vision.config import PRESETS, Config
 from vision.learner import Data, Training, load_split, make_card
 from vision.pictures import log_confusion, log_misread, log_start
@@ -258,6 +259,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         load_weights(config, classifier)
     with Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run:
         compute = run.compute(lambda: choose_compute(config, images, world), 1)
+        if config.minutes:
+            if "epochs" not in run.extra:
+                run.remember(epochs=epochs_within(config, images, compute, world) if world.is_main else 0)
+            config = with_epochs(config, run.extra["epochs"])
+            run.say(f"{config.epochs} epochs fit into {config.minutes:g} minutes")
         with run.signals():
             run.close(train(config, run, images, compute, world))
     world.close()

@@ -48,6 +48,9 @@ class Config:
     """Seed of everything that is random."""
     epochs: Count = 15
     """Length of the run."""
+    minutes: NotNegative = 0.0
+    """Length of the run by the clock: as many epochs as a short measurement at its start finds to fit, which a run that
+    goes on keeps; 0: --epochs."""
     resume: bool = False
     """Go on with the run of this name from its last checkpoint."""
     quiet: bool = False
