@@ -56,9 +56,10 @@ def test_the_clock_says_how_many_epochs_once(
             raise KeyboardInterrupt
         update(self, index_B)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Training, "update", interrupted)
-        classify.main([*TINY, "--quiet", "--name", "clock", "--minutes", "2"])
+        with pytest.raises(KeyboardInterrupt):
+            classify.main([*TINY, "--quiet", "--name", "clock", "--minutes", "2"])
     monkeypatch.setattr(classify, "epochs_within", lambda *args: 7)
     classify.main(["--name", "clock", "--resume"])
     assert "2 epochs fit into 2 minutes" in capsys.readouterr().out
