@@ -186,7 +186,7 @@ class Compute:
         Raises:
             UserError: a device that is not there, or compilation asked for without a compiler.
         """
-        device = _device(device)
+        device = find_device(device)
         threads = threads or max(1, _cores() // local_world_size)
         base = cls(device=device, threads=threads)
         base.apply()
@@ -233,8 +233,12 @@ def _is_plain(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear | nn.Conv2d) and not parametrize.is_parametrized(layer)
 
 
-def _device(name: str) -> str:
-    """The device that was asked for, checked to be there."""
+def find_device(name: str) -> str:
+    """The device that was asked for, "auto" as what that is here.
+
+    Raises:
+        UserError: there is no such device.
+    """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

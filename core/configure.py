@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from core.compute import find_device
 from core.config import UserError, flag, from_dict, parse, to_dict
 from core.run import Run
 
@@ -26,17 +27,20 @@ def configure(
     """The config of the command line; with --resume, the run's own, which the command line must not contradict.
 
     Args:
-        config_class: with the fields preset, name, resume and quiet.
+        config_class: with the fields preset, name, resume and quiet, perhaps device.
         kind: the entry that runs, as in config.json.
         default_name: the run's folder where no --name is given.
         changeable: fields that may differ when a run goes on; everything else would make it another run.
 
     Raises:
-        UserError: as `core.config.parse`, or a field of a run that cannot change in the middle.
+        UserError: as `core.config.parse`, a device that is not there (before the run has a folder), or a field of a
+            run that cannot change in the middle.
     """
     config = parse(config_class, presets, argv, description)
     config = replace(config, name=config.name or default_name(config))
     if not config.resume:
+        if hasattr(config, "device"):
+            find_device(config.device)
         return config
     folder = Path("runs") / config.name
     saved = from_dict(config_class, Run.read_config(folder, kind)["config"], f"{folder}/config.json")

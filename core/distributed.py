@@ -64,6 +64,19 @@ class World:
             dist.init_process_group("nccl" if on_cuda else "gloo", rank=rank, world_size=size)
         return cls(rank, size, local_rank)
 
+    @staticmethod
+    def refuse(command: str) -> None:
+        """For programs that are one process.
+
+        Args:
+            command: how to start it, "python -m vision.depth".
+
+        Raises:
+            UserError: torchrun's variables describe more than one process.
+        """
+        if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+            raise UserError(f"This program is one process, and torchrun started several: start it with {command}.")
+
     def mean_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace every gradient by its mean over the world, in one all-reduce of all of them laid end to end.
 

@@ -22,6 +22,7 @@ from rich.table import Table
 from core.backbones import find
 from core.config import Range, UserError, entry
 from core.configure import configure
+from core.distributed import World
 from core.run import Run
 from vision import experiment
 from vision.experiment import AUGMENTATION, NOTHING, Cell, Result, base_config, errors_of, percent, spread
@@ -126,6 +127,7 @@ def draw(errors: dict[str, dict[int, list[float]]], options: Options, run: Run) 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The grid as far as it comes; then table, figure and results.json of what is there."""
+    World.refuse("python -m vision.augmentation")
     options = configure(
         Options,
         {},

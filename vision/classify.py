@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from core import checkpoint, model_file
+from core.classifier import Classifier
 from core.compute import Compute
 from core.config import UserError, entry, flag, to_dict
 from core.configure import configure
@@ -31,6 +32,7 @@ from core.distributed import World
 from core.probe import probe
 from core.run import Run
 from core.weights import init_backbone
+from vision.clock import epochs_within, with_epochs
 from vision.config import PRESETS, Config
 from vision.learner import Data, Training, load_split, make_card
 from vision.pictures import log_confusion, log_misread, log_start
@@ -49,8 +51,10 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
     latest = run.path(f"checkpoint-{world.rank}.pt")
     going_on = run.restore(latest, training.load_state_dict)
     if not going_on:
-        for report in start_from(config, training):
+        for report in load_weights(config, training.classifier):
             run.say(report)
+        if training.ema is not None:
+            training.ema.restart(training.classifier)
 
     def check() -> None:
         if not training.is_finite():
@@ -105,15 +109,17 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
     return finish(training, run) if world.is_main else ""
 
 
-def start_from(config: Config, training: Training) -> list[str]:
-    """Put in the weights that a fresh run begins with; what was loaded and what not, in words."""
+def load_weights(config: Config, classifier: Classifier) -> list[str]:
+    """Put in the weights that a fresh run begins with; what was loaded and what not, in words.
+
+    Raises:
+        UserError: no such file, a damaged one, or nothing in it that fits.
+    """
     reports = []
     if config.weights:
-        reports.append(str(training.classifier.load_published(Path(config.weights))))
+        reports.append(str(classifier.load_published(Path(config.weights))))
     if config.init_backbone:
-        reports.append(str(init_backbone(training.classifier.backbone, Path(config.init_backbone))))
-    if training.ema is not None and reports:
-        training.ema.restart(training.classifier)
+        reports.append(str(init_backbone(classifier.backbone, Path(config.init_backbone))))
     return reports
 
 
@@ -236,9 +242,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     images = Data.load(config)
     with torch.device("meta"):  # a network that cannot be is refused before it has a folder
-        make_card(config, images).build()
+        classifier = make_card(config, images).build()
+    if not config.resume:  # and so are weights that do not fit it
+        load_weights(config, classifier)
     with Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run:
         compute = run.compute(lambda: choose_compute(config, images, world), 1)
+        if config.minutes:
+            if "epochs" not in run.extra:
+                run.remember(epochs=epochs_within(config, images, compute, world) if world.is_main else 0)
+            config = with_epochs(config, run.extra["epochs"])
+            run.say(f"{config.epochs} epochs fit into {config.minutes:g} minutes")
         with run.signals():
             run.close(train(config, run, images, compute, world))
     world.close()

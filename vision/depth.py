@@ -30,6 +30,7 @@ from core.backbones.kernels import CHANNELS, KERNELS
 from core.classifier import make_classifier
 from core.config import Range, UserError, entry
 from core.configure import configure
+from core.distributed import World
 from core.run import Run
 from vision import experiment
 from vision.config import Config
@@ -260,6 +261,7 @@ def draw_layers(results: Sequence[Result], options: Options, run: Run) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Both grids, as far as they come; then tables, figures and results.json of what is there."""
+    World.refuse("python -m vision.depth")
     options = configure(
         Options,
         {},

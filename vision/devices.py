@@ -231,6 +231,7 @@ def draw(results: Mapping[Setting, Mapping[str, float]], options: Options, run: 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Take turns, then table, JSON and figure; with --only, time one setting and print JSON."""
+    World.refuse("python -m vision.devices")
     options = parse(Options, {}, argv, __doc__ or "")
     if options.only:
         print(json.dumps({"images_per_s": images_per_second(options, Setting.read(options.only))}))

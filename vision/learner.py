@@ -145,6 +145,9 @@ class Training(Epochs):
         self.augment = config.augment()
         self.images = images.train.images.to(compute.torch_device)
         self.labels = images.train.labels.to(compute.torch_device)
+        classes, smoothing = len(self.card.classes), config.label_smoothing
+        smoothed_KK = torch.eye(classes) * (1 - smoothing) + smoothing / classes
+        self._targets_KK = smoothed_KK.to(compute.torch_device)  # a row for each label
         self._loss = compute.function(self._forward)
 
         self.updates = 0
@@ -184,8 +187,9 @@ class Training(Epochs):
             (loss * share).backward()
             sums += torch.stack([loss.detach(), right]) * share
         self.world.mean_gradients(self.classifier.parameters())
-        limit = float("inf") if config.max_grad_norm is None else config.max_grad_norm
-        norm = nn.utils.clip_grad_norm_(self.classifier.parameters(), limit)
+        norm = nn.utils.get_total_norm([p.grad for p in self.classifier.parameters() if p.grad is not None])
+        if config.max_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.classifier.parameters(), config.max_grad_norm, norm)
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update(self.classifier)
@@ -194,12 +198,9 @@ class Training(Epochs):
 
     def batch(self, index_b: Tensor) -> tuple[Tensor, Tensor]:
         """Training images (b, C, H, W), augmented and normalised, and their smoothed and mixed labels (b, K)."""
-        classes = len(self.card.classes)
         pixels = self.images[index_b].float() * (1 / 255)
         x = self.augment(pixels, self.generator, index_B=index_b, epoch=self.epoch)
-        smoothing = self.config.label_smoothing
-        target_bK = F.one_hot(self.labels[index_b], classes).float() * (1 - smoothing) + smoothing / classes
-        x, target_bK = self.augment.mix(x, target_bK, self.generator)
+        x, target_bK = self.augment.mix(x, self._targets_KK[self.labels[index_b]], self.generator)
         return self.compute.layout(self.card.normalise(x)), target_bK
 
     def _forward(self, x_bCHW: Tensor, target_bK: Tensor, label_b: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from core.backbones import BACKBONES, build
+from core.backbones.deep_cnn import WidelyPadded
 from core.config import UserError
 
 PLAYERS = ["nature", "nips", "der", "impala"]
@@ -153,3 +154,16 @@ def test_stages_are_the_maps_behind_the_pools(name: str, shapes: list[tuple[int,
     with torch.device("meta"):
         eye = build(name, 3, 64)
     assert eye.stage_shapes == shapes
+
+
+def test_padding_in_the_input_changes_nothing() -> None:
+    """Output, and the gradients of input, weights and bias, in training and in evaluation."""
+    torch.manual_seed(0)
+    ours = WidelyPadded(3, 4, 3, padding=2)
+    theirs = nn.Conv2d(3, 4, 3, padding=2)
+    theirs.load_state_dict(ours.state_dict())
+    x, towards = torch.randn(2, 3, 5, 6, requires_grad=True), torch.randn(2, 4, 7, 8)
+    found = [torch.autograd.grad(layer(x), [x, *layer.parameters()], towards) for layer in (ours, theirs)]
+    for mine, its in zip(*found, strict=True):
+        torch.testing.assert_close(mine, its)
+    torch.testing.assert_close(ours.eval()(x), theirs(x))

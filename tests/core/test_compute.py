@@ -196,11 +196,11 @@ def test_threads_are_shared_by_the_processes_of_a_machine(monkeypatch: pytest.Mo
 
 
 def test_devices() -> None:
-    assert module._device("cpu") == "cpu"
-    assert module._device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert module.find_device("cpu") == "cpu"
+    assert module.find_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
     for name in ("gpu", "tpu0", "meta", ""):
         with pytest.raises(UserError, match=f"There is no device '{name}'; choose --device auto, cpu, cuda or mps"):
-            module._device(name)
+            module.find_device(name)
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:1", "mps"])

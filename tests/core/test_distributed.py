@@ -139,3 +139,12 @@ def test_half_a_world_is_refused(variables: dict[str, str], monkeypatch: pytest.
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="torchrun"):
         World.from_env("cpu")
+
+
+def test_a_program_of_one_process_refuses_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    for alone in ("", "1"):
+        monkeypatch.setenv("WORLD_SIZE", alone)
+        World.refuse("python -m vision.depth")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"torchrun started several: start it with python -m vision\.depth\."):
+        World.refuse("python -m vision.depth")

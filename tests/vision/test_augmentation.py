@@ -84,3 +84,10 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert [cell["cell"] for cell in results["cells"]][:3] == ["20-without-seed1", "20-with-seed1", "20-without-seed2"]
     with pytest.raises(UserError, match="already holds a run: go on with it by --resume"):
         augmentation.main([*words, "--name", "a"])
+
+
+def test_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"start it with python -m vision\.augmentation"):
+        augmentation.main([])
+    assert not Path("runs").exists()

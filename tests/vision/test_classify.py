@@ -334,6 +334,9 @@ def test_a_run_starts_from_the_weights_of_another(
         (["--validation-images", "800"], "800"),
         (["--accumulate", "3"], "--accumulate"),
         (["--resume", "--name", "nowhere"], "nowhere"),
+        (["--device", "toaster"], "toaster"),
+        (["--weights", "nowhere.pth"], "nowhere.pth"),
+        (["--init-backbone", "runs/nowhere"], "nowhere"),
     ],
 )
 @pytest.mark.usefixtures("here")

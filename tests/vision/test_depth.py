@@ -109,3 +109,10 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(path.stat().st_mtime_ns == written for path, written in before.items())
     with pytest.raises(UserError, match="began with --epochs 1 and cannot go on with 2"):
         depth.main(["--resume", "--epochs", "2"])
+
+
+def test_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"start it with python -m vision\.depth"):
+        depth.main([])
+    assert not Path("runs").exists()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
+import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -216,3 +218,53 @@ def test_mnist_is_downloaded_and_read(
     assert load("mnist", "train", data_dir=tmp_path).images.tolist() == [[[[5, 9]]]]
     assert len(list((tmp_path / "mnist").iterdir())) == 4
     assert load("mnist", "test", data_dir=tmp_path, download=False).labels.tolist() == [7]
+
+
+def test_cifar_10_is_downloaded_in_pieces_and_read(
+    tmp_path: Path, mirror: Callable[..., Mirror], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first mirror has something else, the second hangs up once."""
+    batches = [*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"]
+    files = {name: bytes([label]) * 3073 for label, name in enumerate(batches)}
+    files["batches.meta.txt"] = "\n".join("abcdefghij").encode()
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    wrong, server = mirror(b"other"), mirror(packed.getvalue())
+    server.breaks = [50]
+    remote = Remote("cifar-10-binary.tar.gz", hashlib.md5(server.content).hexdigest(), (wrong.url, server.url))
+    monkeypatch.setitem(sources.CIFAR_REMOTES, "cifar10", remote)
+    assert load("cifar10", "train", data_dir=tmp_path).labels.tolist() == [0, 1, 2, 3, 4]
+    assert load("cifar10", "test", data_dir=tmp_path, download=False).labels.tolist() == [5]
+    assert (wrong.asked, server.asked) == ([None], [None, "bytes=50-"])
+    assert [path.name for path in (tmp_path / "cifar10").iterdir()] == ["cifar-10-binary.tar.gz"]
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("mnist", ", ".join(sources.IDX_FILES)),
+        ("fashion-mnist", ", ".join(sources.IDX_FILES)),
+        ("cifar10", "cifar-10-binary.tar.gz"),
+    ],
+)
+def test_where_no_mirror_has_a_set_its_files_are_named(
+    tmp_path: Path, mirror: Callable[..., Mirror], monkeypatch: pytest.MonkeyPatch, name: str, files: str
+) -> None:
+    wrong, gone = mirror(b"other"), mirror()
+    gone.close()
+
+    def redirected(remotes: list[Remote], *rest: object) -> None:
+        fetch([Remote(r.name, r.md5, (wrong.url, gone.url)) for r in remotes], *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sources, "fetch", redirected)
+    with pytest.raises(UserError) as refusal:
+        load(name, "train", data_dir=tmp_path)
+    text = str(refusal.value)
+    assert "wrong checksum" in text
+    assert "Connection refused" in text
+    assert f"put {files} into {tmp_path / name} by hand, or name a folder that has them with --data-dir" in text
+    assert list((tmp_path / name).iterdir()) == []

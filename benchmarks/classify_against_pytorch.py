@@ -1,0 +1,385 @@
+"""Training images/s of the chapter's network: ours, PyTorch as everyone writes it, and NumPy; alternately, one process.
+
+    python benchmarks/classify_against_pytorch.py --data mnist --numpy
+
+Sides, all with the same 123,552 parameters, threads and batches of 100:
+
+* ours: the loop of vision.classify with the preset `book` (no augmentation), as the probe of the hardware chooses;
+* ours_augmented: the same loop with the preset `fast`, which rotates, scales, shears and shifts every image;
+* pytorch_float32: layers in a row, Adam, cross-entropy, float32 images that were normalised before the clock ran;
+* pytorch_bfloat16: the same under autocast, in channels-last;
+* numpy (with --numpy): layers with forward and backward on im2col and Adam, as the book builds them, in float64.
+
+All learn the same images, in another order in each epoch. Ours pay for what their loop does beside the update (uint8 to
+float, metrics, progress); PyTorch's sides read one number an update, the loss, and load nothing. Stretches take turns
+and medians are compared. Where glibc is told to keep freed memory (core/compute.py), all sides gain. Prints JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.config import entry
+from core.distributed import World
+from core.machine import describe_machine
+from core.run import Run
+from vision.classify import Window, choose_compute, log_metrics
+from vision.config import PRESETS, Config
+from vision.learner import Data, Training
+
+BATCH = 100
+PARAMETERS = 123_552
+CHANNELS = (16, 16, 32, 32, 64, 64)
+PADDING = (1, 1, 1, 2, 1, 1)
+Stretch = Callable[[int], None]
+"""So many updates, and the wait for their end."""
+
+
+def batches(images: int) -> Iterator[Tensor]:
+    """Whole batches of shuffled indices, for ever."""
+    while True:
+        yield from torch.randperm(images)[: images // BATCH * BATCH].split(BATCH)
+
+
+# ---- ours
+
+
+def ours(arguments: argparse.Namespace, images: Data, preset: str, folder: Path) -> tuple[Stretch, str]:
+    """The loop of vision.classify without what an epoch's end adds, and why it computes as it does."""
+    fields: dict[str, Any] = {**PRESETS[preset], "batch_size": BATCH, "threads": arguments.threads}
+    config = Config(preset=preset, data=arguments.data, precision=arguments.precision, **fields)
+    compute = choose_compute(config, images, World())
+    compute.apply()
+    training = Training(config, images, compute, World())
+    run = Run(config, kind="classify", name=preset, resume=False, quiet=True, root=folder)
+    count(training.classifier)
+
+    def stretch(updates: int) -> None:
+        window = Window(training)
+        last = training.updates + updates
+        order = training.epoch_order()
+        while training.updates < last:
+            place = training.updates % training.updates_per_epoch * BATCH
+            if place == 0:
+                order = training.epoch_order()
+            training.update(order[place : place + BATCH])
+            if training.updates % config.log_every_updates == 0:
+                log_metrics(training, run, window)
+                window = Window(training)
+        training.read_metrics()["train/loss"].item()
+
+    return stretch, compute.reason
+
+
+# ---- theirs
+
+
+def eager_network() -> nn.Sequential:
+    """The chapter's network as PyTorch's tutorials write one."""
+    layers: list[nn.Module] = []
+    before = 1
+    for place, (channels, padding) in enumerate(zip(CHANNELS, PADDING, strict=True)):
+        layers += [nn.Conv2d(before, channels, 3, padding=padding), nn.ReLU()]
+        layers += [nn.MaxPool2d(2)] * (place % 2)
+        before = channels
+    head = [nn.Flatten(), nn.Linear(64 * 4 * 4, 50), nn.ReLU(), nn.Dropout(0.5), nn.Linear(50, 10), nn.Dropout(0.5)]
+    return nn.Sequential(*layers, *head)
+
+
+def eager(images: Data, *, bfloat16: bool) -> Stretch:
+    """The loop that everyone writes."""
+    x_NCHW, label_N = normalised(images), images.train.labels
+    network = eager_network().train()
+    if bfloat16:
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stub lacks that
+    count(network)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    source = batches(len(label_N))
+
+    def stretch(updates: int) -> None:
+        running_loss = 0.0
+        for index_B in itertools.islice(source, updates):
+            x_BCHW, label_B = x_NCHW[index_B], label_N[index_B]
+            if bfloat16:
+                x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                loss = F.cross_entropy(network(x_BCHW), label_B)
+            loss.backward()
+            optimizer.step()
+            running_loss += loss.item()
+
+    return stretch
+
+
+def normalised(images: Data) -> Tensor:
+    """All training images (N, C, H, W) in float32, mean 0 and deviation 1."""
+    x_NCHW = images.train.images.float() / 255
+    return (x_NCHW - images.mean_C.view(1, -1, 1, 1)) / images.std_C.view(1, -1, 1, 1)
+
+
+def count(network: nn.Module) -> None:
+    """See that it is the chapter's network."""
+    found = sum(parameter.numel() for parameter in network.parameters())
+    assert found == PARAMETERS, f"{found:,} parameters"
+
+
+# ---- NumPy, in the book's way: a layer keeps what its backward needs, and its parameters and gradients in lists
+
+
+def im2col(x: np.ndarray, side: int, stride: int, padding: int) -> tuple[np.ndarray, int, int]:
+    """Windows (B * rows * columns, C * side * side) of images (B, C, H, W); rows and columns of windows."""
+    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    batch, channels, height, width = x.shape
+    rows, columns = (height - side) // stride + 1, (width - side) // stride + 1
+    col = np.empty((batch, channels, side, side, rows, columns), x.dtype)
+    for top, left in np.ndindex(side, side):
+        col[:, :, top, left] = x[:, :, top : top + stride * rows : stride, left : left + stride * columns : stride]
+    return col.transpose(0, 4, 5, 1, 2, 3).reshape(batch * rows * columns, -1), rows, columns
+
+
+def col2im(col: np.ndarray, shape: tuple[int, ...], side: int, stride: int, padding: int) -> np.ndarray:
+    """Gradients of windows, added up where windows overlap, as gradients of images."""
+    batch, channels, height, width = shape
+    rows, columns = (height + 2 * padding - side) // stride + 1, (width + 2 * padding - side) // stride + 1
+    col = col.reshape(batch, rows, columns, channels, side, side).transpose(0, 3, 4, 5, 1, 2)
+    x = np.zeros((batch, channels, height + 2 * padding, width + 2 * padding), col.dtype)
+    for top, left in np.ndindex(side, side):
+        x[:, :, top : top + stride * rows : stride, left : left + stride * columns : stride] += col[:, :, top, left]
+    return x[:, :, padding : padding + height, padding : padding + width]
+
+
+class Layer:
+    """What most layers lack: parameters."""
+
+    params: list[np.ndarray]
+    grads: list[np.ndarray]
+
+    def __init__(self) -> None:
+        self.params, self.grads = [], []
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        """What the layer makes of its input."""
+        raise NotImplementedError
+
+    def backward(self, dout: np.ndarray) -> np.ndarray:
+        """The gradient of the input from that of the output."""
+        raise NotImplementedError
+
+
+class Convolution(Layer):
+    """3x3 filters, He initialisation."""
+
+    def __init__(self, before: int, channels: int, padding: int, rng: np.random.Generator) -> None:
+        super().__init__()
+        weight = rng.standard_normal((channels, before, 3, 3)) * np.sqrt(2 / (before * 9))
+        self.params, self.padding = [weight, np.zeros(channels)], padding
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        weight, bias = self.params
+        self.shape = x.shape
+        self.col, rows, columns = im2col(x, 3, 1, self.padding)
+        out: np.ndarray = self.col @ weight.reshape(len(weight), -1).T + bias
+        return out.reshape(len(x), rows, columns, -1).transpose(0, 3, 1, 2)
+
+    def backward(self, dout: np.ndarray) -> np.ndarray:
+        weight = self.params[0]
+        dout = dout.transpose(0, 2, 3, 1).reshape(-1, len(weight))
+        self.grads = [(self.col.T @ dout).T.reshape(weight.shape), dout.sum(0)]
+        return col2im(dout @ weight.reshape(len(weight), -1), self.shape, 3, 1, self.padding)
+
+
+class Pooling(Layer):
+    """The maximum of every 2x2 square."""
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        self.shape = x.shape
+        col, rows, columns = im2col(x, 2, 2, 0)
+        col = col.reshape(-1, 4)
+        self.place = col.argmax(1)
+        return col.max(1).reshape(len(x), rows, columns, -1).transpose(0, 3, 1, 2)
+
+    def backward(self, dout: np.ndarray) -> np.ndarray:
+        col = np.zeros((dout.size, 4))
+        col[np.arange(dout.size), self.place] = dout.transpose(0, 2, 3, 1).ravel()
+        return col2im(col, self.shape, 2, 2, 0)
+
+
+class Relu(Layer):
+    """Nothing below zero."""
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        self.mask = x > 0
+        return x * self.mask
+
+    def backward(self, dout: np.ndarray) -> np.ndarray:
+        return dout * self.mask
+
+
+class Affine(Layer):
+    """A fully connected layer."""
+
+    def __init__(self, units: int, out: int, rng: np.random.Generator) -> None:
+        super().__init__()
+        self.params = [rng.standard_normal((units, out)) * np.sqrt(2 / units), np.zeros(out)]
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        self.shape, self.x = x.shape, x.reshape(len(x), -1)
+        out: np.ndarray = self.x @ self.params[0] + self.params[1]
+        return out
+
+    def backward(self, dout: np.ndarray) -> np.ndarray:
+        self.grads = [self.x.T @ dout, dout.sum(0)]
+        dx: np.ndarray = dout @ self.params[0].T
+        return dx.reshape(self.shape)
+
+
+class Dropout(Layer):
+    """Half of all values become zero, unscaled as in the book."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        super().__init__()
+        self.rng = rng
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        self.mask = self.rng.random(x.shape) > 0.5
+        return x * self.mask
+
+    def backward(self, dout: np.ndarray) -> np.ndarray:
+        return dout * self.mask
+
+
+def numpy_layers(rng: np.random.Generator) -> list[Layer]:
+    """The chapter's network."""
+    layers: list[Layer] = []
+    before = 1
+    for place, (channels, padding) in enumerate(zip(CHANNELS, PADDING, strict=True)):
+        layers += [Convolution(before, channels, padding, rng), Relu()]
+        layers += [Pooling()] if place % 2 else []
+        before = channels
+    head = [Affine(64 * 4 * 4, 50, rng), Relu(), Dropout(rng), Affine(50, 10, rng), Dropout(rng)]
+    return layers + head
+
+
+def softmax_loss(scores_BK: np.ndarray, label_B: np.ndarray) -> tuple[float, np.ndarray]:
+    """Mean cross-entropy, and its gradient (B, K)."""
+    power_BK = np.exp(scores_BK - scores_BK.max(1, keepdims=True))
+    gradient_BK = power_BK / power_BK.sum(1, keepdims=True)
+    rows = np.arange(len(label_B))
+    loss = -np.log(gradient_BK[rows, label_B] + 1e-7).mean()
+    gradient_BK[rows, label_B] -= 1
+    return float(loss), gradient_BK / len(label_B)
+
+
+class Adam:
+    """Kingma and Ba 2015."""
+
+    def __init__(self, params: list[np.ndarray], lr: float = 1e-3, beta1: float = 0.9, beta2: float = 0.999) -> None:
+        self.params, self.lr, self.beta1, self.beta2, self.steps = params, lr, beta1, beta2, 0
+        self.m, self.v = [np.zeros_like(p) for p in params], [np.zeros_like(p) for p in params]
+
+    def update(self, grads: list[np.ndarray]) -> None:
+        """One step."""
+        self.steps += 1
+        rate = self.lr * np.sqrt(1 - self.beta2**self.steps) / (1 - self.beta1**self.steps)
+        for place, grad in enumerate(grads):
+            self.m[place] += (1 - self.beta1) * (grad - self.m[place])
+            self.v[place] += (1 - self.beta2) * (grad**2 - self.v[place])
+            self.params[place] -= rate * self.m[place] / (np.sqrt(self.v[place]) + 1e-7)
+
+
+def numpy_loss_and_gradients(
+    layers: list[Layer], x_BCHW: np.ndarray, label_B: np.ndarray
+) -> tuple[float, list[np.ndarray]]:
+    """Forward through all layers and back; the loss and the gradient of every parameter."""
+    out = x_BCHW
+    for layer in layers:
+        out = layer.forward(out)
+    loss, dout = softmax_loss(out, label_B)
+    for layer in reversed(layers):
+        dout = layer.backward(dout)
+    return loss, [grad for layer in layers for grad in layer.grads]
+
+
+def book(images: Data) -> Stretch:
+    """The book's trainer."""
+    x_NCHW, label_N = normalised(images).numpy(), images.train.labels.numpy()
+    layers = numpy_layers(np.random.default_rng(1))
+    params = [param for layer in layers for param in layer.params]
+    assert sum(param.size for param in params) == PARAMETERS
+    adam = Adam(params)
+    source = batches(len(label_N))
+
+    def stretch(updates: int) -> None:
+        for index_B in itertools.islice(source, updates):
+            adam.update(numpy_loss_and_gradients(layers, x_NCHW[index_B], label_N[index_B])[1])
+
+    return stretch
+
+
+def main() -> None:
+    """Time all sides, alternately."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="mnist", help="mnist, or glyphs, which needs no files")
+    parser.add_argument("--numpy", action="store_true", help="time the book's way too")
+    parser.add_argument("--updates", type=int, default=300, help="in one stretch of a side; a hundredth of it in NumPy")
+    parser.add_argument("--repeats", type=int, default=5, help="stretches of each side")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads of all sides, 0 for all cores")
+    parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"), help="of ours")
+    arguments = parser.parse_args()
+    images = Data.load(Config(data=arguments.data))
+    updates = {"numpy": max(1, arguments.updates // 100)}
+    with tempfile.TemporaryDirectory() as folder:
+        reasons = {}
+        sides: dict[str, Stretch] = {}
+        for side, preset in (("ours", "book"), ("ours_augmented", "fast")):
+            sides[side], reasons[side] = ours(arguments, images, preset, Path(folder))
+        sides["pytorch_float32"] = eager(images, bfloat16=False)
+        sides["pytorch_bfloat16"] = eager(images, bfloat16=True)
+        if arguments.numpy:
+            sides["numpy"] = book(images)
+        for side, stretch in sides.items():
+            stretch(updates.get(side, 30))
+        rates: dict[str, list[float]] = {side: [] for side in sides}
+        for _ in range(arguments.repeats):
+            for side, stretch in sides.items():
+                number = updates.get(side, arguments.updates)
+                began = time.perf_counter()
+                stretch(number)
+                rates[side].append(number * BATCH / (time.perf_counter() - began))
+    medians = {side: statistics.median(values) for side, values in rates.items()}
+    peers = [side for side in sides if not side.startswith("ours")]
+    result = {
+        "what": "training images/s",
+        "arguments": vars(arguments),
+        "parameters": PARAMETERS,
+        "batch_size": BATCH,
+        "threads": torch.get_num_threads(),
+        "machine": describe_machine(),
+        "compute": reasons,
+        "images_per_s": {side: [round(value, 1) for value in values] for side, values in rates.items()},
+        "median": {side: round(value, 1) for side, value in medians.items()},
+        "ratio": {
+            side: {peer: round(medians[side] / medians[peer], 2) for peer in peers}
+            for side in sides
+            if side.startswith("ours")
+        },
+    }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    entry(main)

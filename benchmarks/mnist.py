@@ -1,0 +1,129 @@
+"""MNIST: the mean error of several seeds of a preset, and of an ensemble chosen on validation; prints JSON.
+
+    python -m benchmarks.mnist seeds --preset fast --seeds 1 2 3 4 5          # on validation, while one still chooses
+    python -m benchmarks.mnist seeds --preset fast --seeds 1 2 3 4 5 --test   # and then, once, on the test set
+    python -m benchmarks.mnist ensemble runs/mnist-best-* --members 5 --test
+
+Runs are runs/<prefix>-<preset>-<seed>; words that are not known here go to vision.classify. Finished seeds are not
+trained again, an interrupted one goes on to the same end bit for bit. 55,000 images are learnt, 5,000 chosen on. With
+--test the 10,000 test images are read when all runs are done, and what came of it is kept, in
+runs/<prefix>-<preset>.json or for an ensemble in the file that --out names, and printed from there the next time.
+
+The ensemble's members are added one by one, each the run that lowers the validation images' loss most (Caruana et al.
+2004, without repetitions); probabilities are averaged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import seeds
+from core.config import UserError, entry
+from vision.experiment import spread, write_json
+from vision.scoring import Scores
+from vision.trained import Trained, load_trained
+
+
+def of_seeds(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:
+    """Train what is not trained, then score."""
+    path = Path("runs") / f"{arguments.prefix}-{arguments.preset}.json"
+    shared = ["--preset", arguments.preset, "--data", arguments.data, *words]
+    folders = [
+        seeds.train(f"{arguments.prefix}-{arguments.preset}-{seed}", [*shared, "--seed", str(seed)])
+        for seed in arguments.seeds
+    ]
+    names = [folder.name for folder in folders]
+    if (kept := seeds.kept(path, arguments.test, names)) is not None:
+        return kept
+    trained = [load_trained(folder) for folder in folders]
+    runs = [seeds.describe(one) for one in trained]
+    result: dict[str, Any] = {
+        "what": f"error on {arguments.data}",
+        "of": names,
+        "protocol": seeds.protocol(trained[0], arguments.test),
+    }
+    if arguments.test:
+        for run, one in zip(runs, trained, strict=True):
+            run["test_error"] = one.score(one.images("test")).error
+    for split in ("validation", "test") if arguments.test else ("validation",):
+        result[split] = dataclasses.asdict(spread(run[f"{split}_error"] for run in runs))
+    result["runs"] = runs
+    if arguments.test:
+        write_json(path, result)
+    return result
+
+
+def choose(probability_RNK: Tensor, label_N: Tensor, members: int) -> list[int]:
+    """Places of the runs whose mean does best, greedily by loss, in the order in which they came in."""
+    chosen: list[int] = []
+    for _ in range(members):
+        left = [place for place in range(len(probability_RNK)) if place not in chosen]
+        losses = [Scores(probability_RNK[[*chosen, place]].mean(0), label_N).loss for place in left]
+        chosen.append(left[losses.index(min(losses))])
+    return chosen
+
+
+def of_ensemble(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Choose members on validation, then score their mean."""
+    path = Path(arguments.out)
+    names = [Path(run).resolve().name for run in arguments.runs]
+    if (kept := seeds.kept(path, arguments.test, names)) is not None:
+        return kept
+    if len(arguments.runs) < arguments.members:
+        raise UserError(f"--members {arguments.members} is more than the {len(arguments.runs)} runs that were named.")
+    trained = [load_trained(Path(run)) for run in arguments.runs]
+    scores = [seeds.validation_scores(one) for one in trained]
+    label_N = scores[0].label_N
+    if any(not torch.equal(label_N, one.label_N) for one in scores):
+        raise UserError("These runs were not chosen on the same validation images: name runs of one data set.")
+    probability_RNK = torch.stack([one.probability_NK for one in scores])
+    chosen = choose(probability_RNK, label_N, arguments.members)
+    result: dict[str, Any] = {
+        "what": f"error of an ensemble of {arguments.members} of {len(trained)} runs",
+        "of": names,
+        "protocol": seeds.protocol(trained[0], arguments.test),
+        "members": [trained[place].name for place in chosen],
+        "validation_errors_of_all": {one.name: score.error for one, score in zip(trained, scores, strict=True)},
+        "validation_error": Scores(probability_RNK[chosen].mean(0), label_N).error,
+    }
+    if arguments.test:
+        members: list[Trained] = [trained[place] for place in chosen]
+        tests = [one.score(one.images("test")) for one in members]
+        mean_NK = torch.stack([one.probability_NK for one in tests]).mean(0)
+        result["test_errors_of_members"] = [one.error for one in tests]
+        result["test_error"] = Scores(mean_NK, tests[0].label_N).error
+        write_json(path, result)
+    return result
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="what", required=True)
+    one = commands.add_parser("seeds", help="the mean error of several seeds", allow_abbrev=False)
+    one.add_argument("--preset", default="fast")
+    one.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    one.add_argument("--data", default="mnist")
+    one.add_argument("--prefix", default="mnist", help="what names of runs begin with")
+    many = commands.add_parser("ensemble", help="the error of an ensemble of finished runs")
+    many.add_argument("runs", nargs="+", help="folders of runs")
+    many.add_argument("--members", type=int, default=5)
+    many.add_argument("--out", default="runs/mnist-ensemble.json")
+    for command in (one, many):
+        command.add_argument("--test", action="store_true", help="read the test set, once, in the end")
+    arguments, words = parser.parse_known_args()
+    if arguments.what == "ensemble" and words:
+        parser.error(f"unknown: {' '.join(words)}")
+    result = of_seeds(arguments, words) if arguments.what == "seeds" else of_ensemble(arguments)
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    entry(main)

@@ -1,0 +1,94 @@
+"""Small photographs: ResNet-20 on CIFAR-10 within the hour, four networks on Imagenette at equal time; prints JSON.
+
+    python -m benchmarks.photographs cifar10                # on validation, while one still chooses
+    python -m benchmarks.photographs cifar10 --test         # and then, once, on the test set
+    python -m benchmarks.photographs imagenette --test      # half an hour for each of the four
+    python -m benchmarks.photographs imagenette --networks resnet --minutes 57 --prefix hour --test
+
+A run learns for --minutes: as many epochs as its measured speed allows, so that an interrupted one goes on to the same
+end. Runs are runs/<prefix>-<set>-<network>-<seed>, finished ones are not trained again, and words that are not known
+here go to vision.classify. Validation images are a twelfth of the training set (of Imagenette's train/; its val/ is the
+test set). With --test the test images are read when all runs are done; runs/<prefix>-<set>.json keeps what came of it.
+
+Imagenette's networks have the stems that are made for 64 pixels where they have any, the heads of their papers, and the
+same augmentation; those without normalisation learn by AdamW, the others by Nesterov's SGD.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks import seeds
+from core.config import UserError, entry
+from vision.experiment import write_json
+from vision.trained import load_trained
+
+SHARED = (
+    *("--preset", "photos", "--batch-size", "64", "--warmup-epochs", "3", "--label-smoothing", "0.1"),
+    *("--crop-pixels", "6", "--scale", "0.2", "--rotation-degrees", "8", "--brightness", "0.2", "--contrast", "0.2"),
+    *("--cutout", "0.25"),
+)
+SGD = ("--optimizer", "sgd", "--learning-rate", "0.05", "--weight-decay", "5e-4")
+ADAMW = ("--optimizer", "adamw", "--learning-rate", "5e-4", "--weight-decay", "0.05", "--max-grad-norm", "1")
+NETWORKS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "cifar10": {"resnet": ("--preset", "photos", "--backbone", "resnet20", "--learning-rate", "0.1")},
+    "imagenette": {
+        "alexnet": (*SHARED, *ADAMW, "--backbone", "alexnet", "--stem", "medium"),
+        "vgg": (*SHARED, *SGD, "--backbone", "vgg11_bn"),
+        "googlenet": (*SHARED, *SGD, "--backbone", "googlenet", "--stem", "medium"),
+        "resnet": (*SHARED, *SGD, "--backbone", "resnet18", "--stem", "medium"),
+    },
+}
+DATA = {"cifar10": "cifar10", "imagenette": "imagenette64"}
+MINUTES = {"cifar10": 57.0, "imagenette": 30.0}  # what a start takes beside them fits into the hour
+
+
+def main() -> None:
+    """Train what is not trained, then score and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("set", choices=NETWORKS)
+    parser.add_argument("--networks", nargs="+", help="some of them; without, all")
+    parser.add_argument("--minutes", type=float, help="of training and validation, for each network")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--data", help="a folder or zip of the set; without, cifar10 or imagenette64 of $ZEROKARA_DATA")
+    parser.add_argument("--prefix", default="photographs", help="what names of runs begin with")
+    parser.add_argument("--test", action="store_true", help="read the test set, once, in the end")
+    arguments, words = parser.parse_known_args()
+    known = NETWORKS[arguments.set]
+    chosen = arguments.networks or list(known)
+    if unknown := [name for name in chosen if name not in known]:
+        raise UserError(f"--networks cannot be {unknown[0]}: choose of {', '.join(known)}.")
+    minutes = arguments.minutes or MINUTES[arguments.set]
+    shared = ["--data", arguments.data or DATA[arguments.set], "--minutes", str(minutes), "--seed", str(arguments.seed)]
+    folders = [
+        seeds.train(f"{arguments.prefix}-{arguments.set}-{name}-{arguments.seed}", [*known[name], *shared, *words])
+        for name in chosen
+    ]
+    path = Path("runs") / f"{arguments.prefix}-{arguments.set}.json"
+    names = [folder.name for folder in folders]
+    result: dict[str, Any] | None = seeds.kept(path, arguments.test, names)
+    if result is None:
+        trained = [load_trained(folder) for folder in folders]
+        runs = [seeds.describe(one) for one in trained]
+        result = {
+            "what": f"error on {arguments.set}",
+            "of": names,
+            "protocol": {**seeds.protocol(trained[0], arguments.test), "minutes_asked_for": minutes},
+            "least_validation_error": min(runs, key=lambda run: float(run["validation_error"]))["run"],
+            "runs": runs,
+        }
+        if arguments.test:
+            for run, one in zip(runs, trained, strict=True):
+                run["test_error"] = one.score(one.images("test")).error
+            write_json(path, result)
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    entry(main)

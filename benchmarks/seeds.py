@@ -1,0 +1,105 @@
+"""Runs of vision.classify that a benchmark is made of: trained once each, gone on with, read back; no program."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from core.config import UserError, flag, parse, to_dict
+from core.machine import describe_machine
+from core.run import Run
+from vision.config import PRESETS, Config
+from vision.experiment import write_json
+from vision.scoring import Scores
+from vision.trained import Trained
+
+MACHINE = {"name", "resume", "quiet", "device", "threads"}  # what may differ and still be the same run
+
+
+def train(name: str, words: Sequence[str]) -> Path:
+    """Train runs/<name> to its end from wherever it stands, never on test images; returns its folder.
+
+    Raises:
+        UserError: the folder holds a run with other settings.
+    """
+    folder = Path("runs") / name
+    words = [*words, "--name", name, "--no-test"]
+    if (folder / "config.json").exists():
+        saved = Run.read_config(folder, "classify")["config"]
+        now = to_dict(parse(Config, PRESETS, words, ""))
+        if differing := [flag(key) for key in now if key not in MACHINE and saved.get(key) != now[key]]:
+            raise UserError(
+                f"{folder} was begun with another {' and '.join(differing)}: give --prefix for runs of another name, "
+                f"or remove it."
+            )
+        if (folder / "result.json").exists():
+            return folder
+        words.append("--resume")
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "vision.classify", *words], check=False, stdout=sys.stderr)
+    if done.returncode or not (folder / "result.json").exists():
+        raise UserError(f"{folder} did not come to its end: go on with the same command.")
+    if "--resume" not in words:  # else another session had a part of it
+        wall_minutes = (time.perf_counter() - began) / 60
+        write_json(folder / "wall.json", {"wall_minutes": wall_minutes})
+    return folder
+
+
+def describe(trained: Trained) -> dict[str, Any]:
+    """What a finished run says of itself."""
+    folder = trained.folder
+    content = Run.read_config(folder, "classify")
+    result = json.loads((folder / "result.json").read_text())
+    wall = folder / "wall.json"
+    return {
+        "run": folder.name,
+        "seed": content["config"]["seed"],
+        "command": content["command"],
+        "git_commit": content["git_commit"],
+        "compute": content["extra"]["compute"]["reason"],
+        "parameters": sum(parameter.numel() for parameter in trained.classifier.parameters()),
+        "epochs": result["protocol"]["epochs"],
+        "views": result["protocol"]["views"],
+        "minutes_of_training_and_validation": round(60 * result["protocol"]["hours"], 2),
+        "minutes_from_start_to_end": round(json.loads(wall.read_text())["wall_minutes"], 2) if wall.exists() else None,
+        "validation_error": result["figures"]["validation_error"],
+    }
+
+
+def validation_scores(trained: Trained) -> Scores:
+    """On the images that were held out of the training set, the same for every run of one data set."""
+    return trained.score(trained.images("validation"))
+
+
+def protocol(trained: Trained, test: bool) -> dict[str, Any]:
+    """How figures came about."""
+    return {
+        "train_images": len(trained.data.train),
+        "validation_images": len(trained.data.validation),
+        "train_source": trained.data.train.source,
+        "test_set": "read once, after all runs were done" if test else "not read",
+        "chosen_on": "validation images, held out of the training set",
+        "scored_in": "float32",
+        "machine": describe_machine(),
+    }
+
+
+def kept(path: Path, test: bool, runs: Sequence[str]) -> dict[str, Any] | None:
+    """A result that has read the test set already, which is not to be read again.
+
+    Raises:
+        UserError: it is of other runs.
+    """
+    if not test or not path.exists():
+        return None
+    result = dict(json.loads(path.read_text()))
+    if result["of"] != list(runs):
+        raise UserError(
+            f"{path} has the test errors of {', '.join(result['of'])}: give the same runs, or another name."
+        )
+    return result

@@ -1,0 +1,103 @@
+"""Seeds are trained once and resumed, the test set is read once, members of an ensemble are chosen by hand."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import mnist
+from core import data
+from core.compute import Compute
+from core.config import UserError
+from core.data import glyphs
+from vision import classify
+
+TINY = (
+    *("--data", "glyphs", "--train-images", "200", "--validation-images", "100", "--batch-size", "50", "--epochs", "1"),
+    *("--width", "0.25", "--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1", "--quiet"),
+)
+
+
+@pytest.fixture
+def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Training in this process on few digits: which seeds were trained and which splits read, in order."""
+    events: list[str] = []
+    whole = data.load
+
+    def load(name: str, split: Any, **options: Any) -> Any:
+        events.append(split)
+        return whole(name, split, **options)
+
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        words = command[3:]
+        events.append(f"seed {words[words.index('--seed') + 1]}")
+        classify.main(words)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(glyphs, "NUMBER", {"train": 400, "test": 100})
+    monkeypatch.setattr(data, "load", load)
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(classify, "choose_compute", lambda config, images, world: Compute(threads=1))
+    monkeypatch.setattr(classify, "log_misread", lambda *args, **options: None)
+    monkeypatch.chdir(tmp_path)
+    return events
+
+
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    monkeypatch.setattr(sys, "argv", ["mnist.py", *words])
+    capsys.readouterr()
+    mnist.main()
+    out = capsys.readouterr().out
+    result: dict[str, Any] = json.loads(out[out.index("{\n") :])
+    return result
+
+
+def test_seeds_are_trained_once_and_tested_once(
+    read: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = call(monkeypatch, capsys, "seeds", *TINY, "--seeds", "1", "2")
+    assert {"seed 1", "seed 2"} <= set(read)
+    assert "test" not in read
+    assert "test" not in first
+    errors = [run["validation_error"] for run in first["runs"]]
+    assert first["validation"]["mean"] == pytest.approx(sum(errors) / 2)
+    assert first["protocol"]["train_images"] == 200
+    read.clear()
+    tested = call(monkeypatch, capsys, "seeds", *TINY, "--seeds", "1", "2", "--test")
+    assert {event for event in read if event.startswith("seed")} == set(), "a finished seed was trained again"
+    assert "test" in read
+    assert [run["validation_error"] for run in tested["runs"]] == errors
+    read.clear()
+    assert call(monkeypatch, capsys, "seeds", *TINY, "--seeds", "1", "2", "--test") == tested
+    assert "test" not in read
+    with pytest.raises(UserError, match="has the test errors of mnist-fast-1, mnist-fast-2"):
+        call(monkeypatch, capsys, "seeds", *TINY, "--seeds", "1", "--test")
+    with pytest.raises(UserError, match="begun with another --learning-rate"):
+        call(monkeypatch, capsys, "seeds", *TINY, "--seeds", "1", "--learning-rate", "1e-3")
+
+    read.clear()
+    words = ["ensemble", "runs/mnist-fast-1", "runs/mnist-fast-2", "--members", "2", "--test"]
+    both = call(monkeypatch, capsys, *words)
+    assert sorted(both["members"]) == ["mnist-fast-1", "mnist-fast-2"]
+    assert sorted(both["test_errors_of_members"]) == sorted(run["test_error"] for run in tested["runs"])
+    assert read.count("test") == 2
+    assert call(monkeypatch, capsys, *words) == both
+    assert read.count("test") == 2
+
+
+def test_members_are_chosen_by_the_loss_of_their_mean() -> None:
+    """The best alone, then the one that helps it most, which is not the second best alone."""
+    right = torch.tensor([[0.9, 0.6], [0.9, 0.5], [0.2, 0.9]])  # of each run, on each of two images
+    probability_RNK = torch.stack([right, 1 - right], 2)
+    label_N = torch.tensor([0, 0])
+    assert mnist.choose(probability_RNK, label_N, 1) == [0]
+    # with run 1: 0.9 and 0.55; with run 2: 0.55 and 0.75
+    assert mnist.choose(probability_RNK, label_N, 2) == [0, 1]
+    lopsided = torch.tensor([[0.9, 0.5], [0.9, 0.45], [0.4, 0.99]])
+    assert mnist.choose(torch.stack([lopsided, 1 - lopsided], 2), label_N, 2) == [0, 2]
