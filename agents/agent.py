@@ -48,9 +48,7 @@ class Agent:
         """The run's."""
         return self.folder.resolve().name
 
-    def make_env(
-        self, num_envs: int, *, render: bool = False, protocol: ProtocolName | None = None
-    ) -> envs.VectorEnv:
+    def make_env(self, num_envs: int, *, render: bool = False, protocol: ProtocolName | None = None) -> envs.VectorEnv:
         """The game that it was trained on, with the same settings or, of Atari, those of a protocol.
 
         Raises:

@@ -96,6 +96,8 @@ class Fleet:
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
         self._running.append(_Running(job, process, log, log.tell()))
+        if self.stopped:  # the signal came while it was being started
+            process.terminate()
 
     def _look(self) -> None:
         for running in list(self._running):
@@ -123,4 +125,8 @@ class Fleet:
 
     def _ask(self, number: signal.Signals) -> None:
         for running in self._running:
-            running.process.send_signal(number)
+            if number == signal.SIGKILL:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(running.process.pid, number)  # with the compilers that it may have started
+            else:
+                running.process.send_signal(number)

@@ -82,8 +82,8 @@ def improvement(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
     """
     half = len(samples) // 2
     wins = []
-    for x, y in zip(samples[:half], samples[half:], strict=True):
-        x, y = np.moveaxis(x, axis, -1)[..., :, None], np.moveaxis(y, axis, -1)[..., None, :]
+    for of_x, of_y in zip(samples[:half], samples[half:], strict=True):
+        x, y = np.moveaxis(of_x, axis, -1)[..., :, None], np.moveaxis(of_y, axis, -1)[..., None, :]
         wins.append(((x > y) + 0.5 * (x == y)).mean(axis=(-2, -1)))
     return np.asarray(np.mean(wins, axis=0))
 
