@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -35,7 +36,7 @@ from agents.fleet import Fleet, Job
 from agents.protocols import PROTOCOLS
 from agents.published import PROTOCOL as DOPAMINE_PROTOCOL
 from agents.published import Published, beside
-from agents.settings import ProtocolName
+from agents.settings import ProtocolName, Settings
 from core.checkpoint import write_atomically
 from core.config import Range, UserError, entry, flag, parse, program
 from core.machine import describe_machine, describe_versions, git_commit
@@ -170,19 +171,22 @@ def read_all(runs: Sequence[Planned], protocol: ProtocolName) -> tuple[list[Reco
 
 def remarks_on(runs: Sequence[Planned], records: Sequence[Record], options: Options) -> list[str]:
     """What a reader must know before comparing these numbers with others."""
-    remarks = benchmark_plan.departures(options.settings, options.steps, options.protocol)
+    remarks = benchmark_plan.departures(runs[0].config, options.protocol)
     done = {(record.env, record.preset, record.seed) for record in records}
     if missing := [run.name for run in runs if (run.env, run.preset, run.seed) not in done]:
         remarks.append(f"{len(missing)} of {len(runs)} runs are missing: {', '.join(missing)}")
     for what in ("git_commit", "versions"):
         if len({json.dumps(record.content.get(what), sort_keys=True) for record in records}) > 1:
             remarks.append(f"the runs differ in their {what.replace('_', ' ')}, which results.json has for each")
+    computes = [record.content["extra"].get("compute", {}) for record in records]
+    if len({(compute.get("precision"), compute.get("compile")) for compute in computes}) > 1:
+        remarks.append("the runs differ in precision or compilation: name them by --settings precision=... compile=...")
     if len(options.seeds) == 1:
         remarks.append("one seed gives no interval")
     return remarks
 
 
-def dopamine(options: Options) -> tuple[Mapping[str, Sequence[Published]], list[str]]:
+def dopamine(options: Options, config: Settings) -> tuple[Mapping[str, Sequence[Published]], list[str]]:
     """Dopamine's curves where the protocol agrees with theirs; else a sentence that says why they are not shown.
 
     Raises:
@@ -191,7 +195,7 @@ def dopamine(options: Options) -> tuple[Mapping[str, Sequence[Published]], list[
     curves = beside([Path(name) for name in options.dopamine], options.envs)
     if not curves:
         return {}, []
-    departed = benchmark_plan.departures(options.settings, None, options.protocol)
+    departed = benchmark_plan.departures(config, options.protocol)
     if options.protocol != DOPAMINE_PROTOCOL or departed:
         why = "; ".join(departed) or f"protocol {options.protocol} has no sticky actions and scores by evaluation"
         remark = f"Dopamine's curves are of training games with sticky actions and are not shown, for {why}"
@@ -251,11 +255,15 @@ def check(options: Options) -> Path:
     """The benchmark's folder.
 
     Raises:
-        UserError: something to compare is missing, or the folder is a run's.
+        UserError: something to compare is missing, the name makes no folder, or the folder is a run's.
     """
     for field in ("envs", "presets", "seeds"):
         if not getattr(options, field):
             raise UserError(f"{flag(field)} needs at least one value.")
+    if not re.fullmatch(r"\w[\w.+=-]*", options.name):
+        raise UserError(
+            f"--name cannot be {options.name!r}: it must be letters, digits and . _ + = - to make a folder."
+        )
     folder = Path("runs") / options.name
     if (folder / "config.json").exists():
         raise UserError(f"{folder} is the folder of a run: give the benchmark another --name.")
@@ -266,7 +274,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Plan, check, run, read, and put it into a table."""
     options = parse(Options, {}, argv, __doc__ or "")
     folder = check(options)
-    curves, about_curves = dopamine(options)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     number = len(set(options.envs)) * len(set(options.presets)) * len(set(options.seeds))
     at_once, threads = benchmark_plan.share(cores, number, options.jobs, options.threads)
@@ -282,6 +289,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         threads=threads,
         devices=benchmark_plan.devices(options.device),
     )
+    curves, about_curves = dopamine(options, runs[0].config)
     failed: dict[str, str] = {}
     if not options.report:
         failed, stopped = run_all(runs, options, folder, at_once)

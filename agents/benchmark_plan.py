@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import psutil
 import torch
@@ -21,6 +21,7 @@ from agents.protocols import PROTOCOLS
 from agents.replay import bytes_needed
 from agents.settings import ProtocolName, Settings
 from core import checkpoint
+from core.compute import Compute
 from core.config import UserError, flag, suggest, to_dict
 from core.run import Run
 
@@ -29,12 +30,12 @@ FREE = frozenset({"name", "resume", "quiet", "device", "threads"})
 PROCESS_BYTES = 1_300_000_000  # a run's resident memory beside its replay: torch, compiled code, 30 emulators
 DEVICE_BYTES = 2_000_000_000  # the same on a GPU: context, network, batches
 
-# Name on the command line -> the entry, how it reads a command line, and its own name of the preset.
+# Name on the command line -> the entry, its config, how it reads a command line, and its own name of the preset.
 State = Literal["new", "begun", "finished"]
 ReadConfig = Callable[[Sequence[str]], Settings]
-PRESETS: Mapping[str, tuple[str, ReadConfig, str]] = {
-    **{name: ("dqn", dqn.read_config, name) for name in dqn_config.PRESETS},
-    **{f"pqn-{name}": ("pqn", pqn.read_config, name) for name in pqn_config.PRESETS},
+PRESETS: Mapping[str, tuple[str, type[Settings], ReadConfig, str]] = {
+    **{name: ("dqn", dqn_config.Config, dqn.read_config, name) for name in dqn_config.PRESETS},
+    **{f"pqn-{name}": ("pqn", pqn_config.Config, pqn.read_config, name) for name in pqn_config.PRESETS},
 }
 
 
@@ -89,20 +90,18 @@ def plan(
                 f"There is no preset {preset!r}{suggest(preset, PRESETS)}: give --presets some of {', '.join(PRESETS)}."
             )
     given = _settings(settings)
+    alike: dict[str, Any] = {"protocol": protocol, "threads": threads, "video": False}
+    alike |= {} if steps is None else {"steps": steps}
+    of_preset = {preset: _of_preset(preset, alike, given, evaluations) for preset in presets}
     runs: list[Planned] = []
     for seed in dict.fromkeys(seeds):
         for env in dict.fromkeys(env_ids):
-            for preset in dict.fromkeys(presets):
-                kind, read_config, own = PRESETS[preset]
-                fields: dict[str, Any] = {"preset": own, "env": env, "seed": seed, "protocol": protocol}
-                fields |= {"name": f"{name}-{re.sub(r'[^A-Za-z0-9.]+', '-', env)}-{preset}-{seed}"}
-                fields |= {"threads": threads, "device": devices[len(runs) % len(devices)], "video": False}
-                fields |= {} if steps is None else {"steps": steps}
-                config = read_config(words({**fields, **given}))
-                if config.eval_every_steps and "eval_every_steps" not in given:
-                    fields["eval_every_steps"] = max(1, config.steps // evaluations)
-                line = words({**fields, **given})
-                runs.append(Planned(env, preset, seed, kind, read_config(line), tuple(line)))
+            for preset, (config, fields) in of_preset.items():
+                own: dict[str, Any] = {"env": env, "seed": seed, "device": devices[len(runs) % len(devices)]}
+                own |= {"name": f"{name}-{re.sub(r'[^A-Za-z0-9.]+', '-', env)}-{preset}-{seed}"}
+                kind, config_class, _, _ = PRESETS[preset]
+                line = words(config_class, {**fields, **own})
+                runs.append(Planned(env, preset, seed, kind, replace(config, **own), tuple(line)))
     lengths = {run.preset: run.config.steps for run in runs}
     if len(set(lengths.values())) > 1:
         each = ", ".join(f"{preset} {length:,}" for preset, length in lengths.items())
@@ -110,6 +109,19 @@ def plan(
     for run in {run.env: run for run in runs}.values():
         envs.make(run.env, 1, **run.config.env_settings()).close()
     return runs
+
+
+def _of_preset(
+    preset: str, alike: Mapping[str, Any], given: Mapping[str, Any], evaluations: int
+) -> tuple[Settings, dict[str, Any]]:
+    """The config that all runs of a preset have, but for what is their own, and the fields that make it."""
+    _, config_class, read_config, own = PRESETS[preset]
+    fields = {"preset": own, **alike, **given}
+    config = read_config(words(config_class, fields))
+    if config.eval_every_steps and "eval_every_steps" not in given:
+        fields["eval_every_steps"] = max(1, config.steps // evaluations)
+        config = replace(config, eval_every_steps=fields["eval_every_steps"])
+    return config, fields
 
 
 def _settings(settings: Sequence[str]) -> dict[str, str]:
@@ -126,28 +138,29 @@ def _settings(settings: Sequence[str]) -> dict[str, str]:
     return given
 
 
-def departures(settings: Sequence[str], steps: int | None, protocol: ProtocolName) -> list[str]:
-    """Where the settings depart from the protocol, in words: then scores cannot stand beside those of others."""
+def departures(config: Settings, protocol: ProtocolName) -> list[str]:
+    """Where runs depart from their protocol, in words: then their scores cannot stand beside those of others."""
     # How often is looked does not change what is seen in the end.
     overrides = {key: v for key, v in PROTOCOLS[protocol].overrides.items() if key != "eval_every_steps"}
     rules: dict[str, Any] = {**envs.PROTOCOLS[protocol], **overrides}
-    given: dict[str, Any] = {**_settings(settings), **({} if steps is None else {"steps": steps})}
     return [
-        f"{field} is {given[field]}, and {rules[field]} in protocol {protocol}"
-        for field in given
-        if field in rules and str(given[field]) != str(rules[field])
+        f"{field} is {value}, and {rule} in protocol {protocol}"
+        for field, rule in rules.items()
+        if (value := getattr(config, field)) is not None and value != rule
     ]
 
 
-def words(fields: Mapping[str, Any]) -> list[str]:
-    """A command line that sets these fields."""
+def words(config_class: type[Settings], fields: Mapping[str, Any]) -> list[str]:
+    """A command line that sets these fields. Of a switch, unlike a field that may be None, the flag says the value."""
+    hints = get_type_hints(config_class)
     line: list[str] = []
     for field, value in fields.items():
         text = str(value)
-        if text.lower() in {"true", "false"}:
-            line.append(flag(field) if text.lower() == "true" else "--no-" + flag(field)[2:])
+        truth = text.capitalize() if text.lower() in {"true", "false"} else None
+        if truth and hints.get(field) is bool:
+            line.append(flag(field) if truth == "True" else "--no-" + flag(field)[2:])
         else:
-            line += [flag(field), text]
+            line += [flag(field), truth or text]
     return line
 
 
@@ -193,8 +206,13 @@ def needs(config: Settings) -> dict[str, int]:
 
 
 def devices(asked: str) -> list[str]:
-    """The devices that runs take in turn: every GPU where there are some and none was named."""
-    if asked != "auto" or not torch.cuda.is_available():
+    """The devices that runs take in turn: every GPU where there are some and none was named.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    found = Compute.choose(device=asked, precision="float32", compile="off", threads=1, train_step=None).device
+    if asked != "auto" or not found.startswith("cuda"):
         return [asked]
     return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
 

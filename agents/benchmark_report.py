@@ -194,7 +194,7 @@ class Findings:
                 {name: getattr(run, name) for name in ("env", "preset", "seed", "final", "area", "frames", "hours")}
                 | {"normalised": None if (on := scale(run.env)) is None else on.normalise(run.final)}
                 | {key: run.content.get(key) for key in ("git_commit", "versions", "command", "created")}
-                | {"environment": run.content["extra"].get("environment")}
+                | {key: run.content["extra"].get(key) for key in ("environment", "compute")}
                 for runs in self.found.values()
                 for run in runs
             ],

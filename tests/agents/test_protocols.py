@@ -65,17 +65,8 @@ def test_a_run_goes_on_by_the_protocol_that_it_began_with(catch_run: Path) -> No
 
 
 def test_games_under_another_protocol_keep_what_the_network_was_made_for() -> None:
-    words = [
-        "--protocol",
-        "machado",
-        "--sticky",
-        "0.5",
-        "--max-episode-frames",
-        "400",
-        "--full-action-set",
-        "--stack",
-        "2",
-    ]
+    words = ["--protocol", "machado", "--sticky", "0.5", "--max-episode-frames", "400"]
+    words += ["--full-action-set", "True", "--stack", "2"]
     settings = dqn.read_config(words).under("nature").env_settings()
     assert settings == {"protocol": "nature", "stack": 2, "size": 84, "grey": True, "full_action_set": True}
     catch = dqn.read_config(["--env", "zerokara/Catch-v0"])
