@@ -84,7 +84,9 @@ class Options:
 class Watch:
     """What a person sees of runs under way, and what became of those that ended."""
 
-    def __init__(self, runs: Sequence[Planned], states: Mapping[str, State], progress: Progress, options: Options):
+    def __init__(
+        self, runs: Sequence[Planned], states: Mapping[str, State], progress: Progress, options: Options
+    ) -> None:
         self.runs = {run.name: run for run in runs}
         self.failed: dict[str, str] = {}  # name -> why
         self._progress, self._keep_replays = progress, options.keep_replays
@@ -230,9 +232,8 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     markdown = "\n\n".join(["# Benchmark", *(table.markdown() for table in tables), *notes]) + "\n"
     content = json.dumps({**about, "remarks": list(notes), **findings.to_dict()}, indent=2, allow_nan=False) + "\n"
-    for name, text in (("table.md", markdown), ("results.json", content)):
-        data = text.encode()
-        write_atomically(folder / name, lambda file, data=data: file.write(data))
+    write_atomically(folder / "table.md", lambda file: file.write(markdown.encode()))
+    write_atomically(folder / "results.json", lambda file: file.write(content.encode()))
     for x in ("frames", "hours"):
         save_curves(findings, about["protocol"]["name"], x, folder / f"curves-{x}.png")
 
@@ -320,7 +321,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     save(folder, findings, tables, notes, about)
     console = Console()
     for table in tables:
+        console.print(f"\n{table.heading}", highlight=False, markup=False, style="bold")
         console.print(table.rich())
+        console.print(table.note, soft_wrap=True, highlight=False, markup=False, style="dim")
+    print()
     for note in notes:
         console.print(note, soft_wrap=True, highlight=False, markup=False)
     print(f"{folder}/table.md, results.json, curves-frames.png, curves-hours.png", flush=True)

@@ -56,17 +56,17 @@ class Section:
     heading: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-    note: str = ""
+    note: str
 
     def markdown(self) -> str:
         """As Markdown."""
         lines = [self.columns, ["---"] + ["---:"] * (len(self.columns) - 1), *self.rows]
         table = "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
-        return "\n\n".join(filter(None, (f"## {self.heading}", table, self.note)))
+        return f"## {self.heading}\n\n{table}\n\n{self.note}"
 
     def rich(self) -> Table:
-        """For a terminal."""
-        table = Table(title=self.heading, box=box.SIMPLE_HEAD, caption=self.note or None, title_justify="left")
+        """For a terminal, without heading and note, which would be folded to its width."""
+        table = Table(box=box.SIMPLE_HEAD)
         for number, column in enumerate(self.columns):
             table.add_column(column, justify="right" if number else "left", overflow="fold")
         for row in self.rows:

@@ -70,11 +70,11 @@ def read(path: Path) -> list[Published]:
 
 def _published(agent: str, by_iteration: dict[int, list[float]]) -> Published:
     iterations = sorted(by_iteration)
-    statistics = [
+    mean, low, high = (
         np.array([function(by_iteration[i]) for i in iterations], float) for function in (np.mean, np.min, np.max)
-    ]
+    )
     frames = (np.array(iterations, float) + 1) * FRAMES
-    return Published(agent, frames, *statistics, runs=max(map(len, by_iteration.values())))
+    return Published(agent, frames, mean, low, high, max(map(len, by_iteration.values())))
 
 
 def beside(paths: Sequence[Path], env_ids: Sequence[str]) -> dict[str, list[Published]]:

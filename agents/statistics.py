@@ -48,7 +48,7 @@ def _short(value: float) -> str:
 
 def median(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
     """Median over games of the mean over runs."""
-    return np.median(_means(samples, axis), axis=0)
+    return np.asarray(np.median(_means(samples, axis), axis=0))
 
 
 def mean(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
