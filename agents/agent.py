@@ -18,7 +18,7 @@ from agents import config as dqn
 from agents import pqn_config as pqn
 from agents.learner import Policy, make_network
 from agents.network import QNetwork
-from agents.settings import Settings
+from agents.settings import ProtocolName, Settings
 from core import checkpoint
 from core.compute import Compute
 from core.config import UserError, from_dict
@@ -41,19 +41,21 @@ class Agent:
     policy: Policy
     step: int  # agent steps that it had learnt for
     num_actions: int
+    returns: tuple[float, ...] = ()  # raw, of its last whole games in training, 100 at most
 
     @property
     def name(self) -> str:
         """The run's."""
         return self.folder.resolve().name
 
-    def make_env(self, num_envs: int, *, render: bool = False) -> envs.VectorEnv:
-        """The game that it was trained on, with the same settings.
+    def make_env(self, num_envs: int, *, render: bool = False, protocol: ProtocolName | None = None) -> envs.VectorEnv:
+        """The game that it was trained on, with the same settings or, of Atari, those of a protocol.
 
         Raises:
             UserError: the game cannot be made here, or has other actions or observations than in training.
         """
-        env = envs.make(self.config.env, num_envs, render=render, **self.config.env_settings())
+        config = self.config if protocol is None else self.config.under(protocol)
+        env = envs.make(config.env, num_envs, render=render, **config.env_settings())
         expected = _obs_shape(self.config)
         if env.num_actions != self.num_actions or env.obs_shape != expected:
             env.close()
@@ -89,7 +91,7 @@ def load_agent(folder: Path, *, device: str = "cpu", threads: int = 0) -> Agent:
     state = checkpoint.load(path, kind)
     compute = Compute.choose(device=device, precision="float32", compile="off", threads=threads, train_step=None)
     try:
-        num_actions, step = state["num_actions"], state["step"]
+        num_actions, step, returns = state["num_actions"], state["step"], tuple(state["returns"])
         network = make(config, _obs_shape(config), num_actions)
         network.load_state_dict(state["learner"]["network"])
     except (KeyError, TypeError, RuntimeError) as error:
@@ -97,7 +99,7 @@ def load_agent(folder: Path, *, device: str = "cpu", threads: int = 0) -> Agent:
             f"The weights in {path} do not fit the network in {folder / 'config.json'} ({_brief(error)}): "
             f"both files must come from one run and from this version of zerokara."
         ) from None
-    return Agent(folder, config, Policy(compute.module(network).eval(), compute), step, num_actions)
+    return Agent(folder, config, Policy(compute.module(network).eval(), compute), step, num_actions, returns)
 
 
 def run_folders(runs: tuple[str, ...], program: str) -> list[Path]:

@@ -27,6 +27,7 @@ from agents.learner import Learner, Policy
 from agents.pictures import log_pictures
 from agents.presets import DEPARTURES
 from agents.prioritised import PrioritisedReplay
+from agents.protocols import OVERRIDES
 from agents.replay import Batch, Replay
 from agents.session import (
     Session,
@@ -207,7 +208,14 @@ def read_config(argv: Sequence[str] | None = None) -> Config:
         UserError: as `core.configure.configure`; settings that contradict each other.
     """
     config = configure(
-        Config, PRESETS, argv, __doc__ or "", kind=KIND, default_name=default_name, changeable=CHANGEABLE
+        Config,
+        PRESETS,
+        argv,
+        __doc__ or "",
+        kind=KIND,
+        default_name=default_name,
+        changeable=CHANGEABLE,
+        layers={"protocol": OVERRIDES},
     )
     refuse_contradictions(config)
     return config

@@ -1,6 +1,7 @@
 """Evaluate: what a trained agent scores over whole games.
 
     python -m agents.evaluate runs/dqn-Pong-v5-fast-1 --episodes 30
+    python -m agents.evaluate runs/dqn-Pong-v5-fast-1 --protocol nature
 
 Raw scores of whole games, as many in each environment, since the first N games to end would be the short ones. The
 protocol is printed with the score, for without it the score means little: settings of the environment, epsilon, seeds,
@@ -27,6 +28,8 @@ from rich.table import Table
 from agents.agent import Agent, game_seed, load_agent, run_folders
 from agents.atari_scores import human_normalised, reference
 from agents.evaluation import Scores, evaluate
+from agents.protocols import OVERRIDES, PROTOCOLS
+from agents.settings import ProtocolName
 from core.checkpoint import write_atomically
 from core.config import Positional, Range, UserError, entry, parse
 from core.machine import describe_versions
@@ -40,14 +43,16 @@ class Options:
 
     runs: Annotated[tuple[str, ...], Positional("runs/<name>")] = ()
     """Folders of the runs whose last checkpoints play."""
-    episodes: Annotated[int, Range(1, 100_000)] = 30
-    """Whole games of each agent."""
+    protocol: ProtocolName | None = None
+    """Play by a protocol (agents/protocols.py), whatever the agent was trained by; None: by that of the run."""
+    episodes: Annotated[int | None, Range(1, 100_000)] = None
+    """Whole games of each agent; None: the protocol's, or 30."""
     num_envs: Annotated[int, Range(0, 1024)] = 0
     """Environments that share the games evenly; 0: as many as do, up to 32."""
     epsilon: Annotated[float | None, Range(0, 1)] = None
-    """Probability of a random action; None: that of the run's own evaluations."""
+    """Probability of a random action; None: the protocol's, or that of the run's own evaluations."""
     max_steps: Annotated[int | None, Range(1)] = None
-    """Agent steps after which a game is cut and counts as it stands; None: as in the run's own evaluations."""
+    """Agent steps after which a game is cut and counts as it stands; None: as epsilon."""
     seed: Annotated[int, Range(0, 10**6)] = 0
     """Which games are played: the same seed plays the same ones."""
     json: bool = False
@@ -64,10 +69,11 @@ def evaluate_agent(agent: Agent, options: Options) -> dict[str, Any]:
     Raises:
         UserError: games that the environments cannot share evenly, or an environment that cannot be made.
     """
-    games_per_env, num_envs = share(options.episodes, options.num_envs)
-    epsilon = agent.config.eval_epsilon if options.epsilon is None else options.epsilon
-    max_steps = options.max_steps or agent.config.eval_max_steps
-    env = agent.make_env(num_envs)
+    games_per_env, num_envs = share(games_asked(options), options.num_envs)
+    rules = overrides(options)
+    epsilon = rules.get("eval_epsilon", agent.config.eval_epsilon) if options.epsilon is None else options.epsilon
+    max_steps = options.max_steps or rules.get("eval_max_steps", agent.config.eval_max_steps)
+    env = agent.make_env(num_envs, protocol=options.protocol)
     scores = evaluate(
         agent.policy,
         env,
@@ -83,7 +89,9 @@ def evaluate_agent(agent: Agent, options: Options) -> dict[str, Any]:
         "env": agent.config.env,
         "step": agent.step,
         **summary(agent.config.env, scores),
+        "training": {"games": len(agent.returns), "mean": float(np.mean(agent.returns))} if agent.returns else None,
         "protocol": {
+            "name": options.protocol,
             "settings": settings,
             "epsilon": epsilon,
             "max_steps": max_steps,
@@ -99,6 +107,16 @@ def evaluate_agent(agent: Agent, options: Options) -> dict[str, Any]:
         "versions": describe_versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def overrides(options: Options) -> Mapping[str, Any]:
+    """What the protocol says in place of the run's config: nothing where none is asked for."""
+    return OVERRIDES[options.protocol] if options.protocol else {}
+
+
+def games_asked(options: Options) -> int:
+    """How many games are asked for."""
+    return options.episodes or int(overrides(options).get("eval_episodes", 30))
 
 
 def share(episodes: int, num_envs: int) -> tuple[int, int]:
@@ -154,6 +172,11 @@ def protocol_lines(result: Mapping[str, Any]) -> list[str]:
         lines.append(f"  human-normalised: random play {result['random_score']} is 0, human {result['human_score']} 1")
     if result["cut"]:
         lines.append(f"  {result['cut']} of {result['games']} games were cut, and count as they stood")
+    if (training := result["training"]) is not None:
+        lines.append(f"  in training: mean raw return {training['mean']:.2f} over the last {training['games']} games")
+    if protocol["name"] is not None:
+        rules = PROTOCOLS[protocol["name"]]
+        lines.append(f"  protocol {protocol['name']}: {rules.source}; its score: {rules.score}")
     return lines
 
 
@@ -188,12 +211,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Every agent plays; what it did is saved before the next one begins."""
     options = parse(Options, {}, argv, __doc__ or "")
     folders = run_folders(options.runs, "python -m agents.evaluate")
-    share(options.episodes, options.num_envs)  # a mistake here should not wait for the first agent
+    share(games_asked(options), options.num_envs)  # a mistake here should not wait for the first agent
     agents = [load_agent(folder, device=options.device, threads=options.threads) for folder in folders]
     console, remarks = Console(), Console(stderr=True)
     results = []
     for agent in agents:
-        with remarks.status(f"{agent.name}: {options.episodes} whole games of {agent.config.env}"):
+        with remarks.status(f"{agent.name}: {games_asked(options)} whole games of {agent.config.env}"):
             result = evaluate_agent(agent, options)
         path = save(result, agent.folder)
         results.append(result)

@@ -27,6 +27,7 @@ from agents.losses import lambda_returns
 from agents.network import QNetwork
 from agents.pictures import log_pictures
 from agents.pqn_config import DEPARTURES, PRESETS, Config, make_network
+from agents.protocols import OVERRIDES
 from agents.session import (
     Session,
     Window,
@@ -263,7 +264,14 @@ def read_config(argv: Sequence[str] | None = None) -> Config:
         UserError: as `core.configure.configure`; minibatches that a rollout does not divide into.
     """
     config = configure(
-        Config, PRESETS, argv, __doc__ or "", kind=KIND, default_name=default_name, changeable=CHANGEABLE
+        Config,
+        PRESETS,
+        argv,
+        __doc__ or "",
+        kind=KIND,
+        default_name=default_name,
+        changeable=CHANGEABLE,
+        layers={"protocol": OVERRIDES},
     )
     if config.rollout_steps * config.num_envs % config.minibatches:
         raise UserError(

@@ -5,12 +5,13 @@ Steps are agent steps: one action in one environment, four frames of an Atari ga
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, Self
 
 from core.compute import Precision, Switch
 from core.config import Range
 
+ProtocolName = Literal["nature", "machado", "100k"]
 Count = Annotated[int, Range(1)]
 OptionalCount = Annotated[int | None, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
@@ -39,8 +40,9 @@ class Settings:
     # --- the environment -------------------------------------------------------------------------------------------
     num_envs: Count = 16
     """Environments stepped together."""
-    protocol: Literal["nature", "machado"] = "nature"
-    """Atari settings that the next fields leave open: nature (no-op starts) or machado (sticky actions)."""
+    protocol: ProtocolName = "nature"
+    """Atari settings that the next fields leave open: nature and 100k (no-op starts) or machado (sticky actions);
+    where it is typed, also how the run is scored (agents/protocols.py)."""
     sticky: Annotated[float | None, Range(0, 1)] = None
     """Probability that the emulator repeats the previous action; None: the protocol's."""
     noop_max: OptionalCount = None
@@ -89,6 +91,16 @@ class Settings:
     """Compile the update; auto: where a short measurement finds that it pays."""
     threads: Annotated[int, Range(0)] = 0
     """CPU threads; 0: as many as there are cores."""
+
+    def under(self, protocol: ProtocolName) -> Self:
+        """The same with the games as a protocol has them: of Atari, for other games have no protocol but their own.
+
+        The set of actions stays what the network was made for.
+        """
+        if not self.env.startswith("ALE/"):
+            return self
+        own: dict[str, Any] = dict.fromkeys(("sticky", "noop_max", "fire_reset", "frame_skip", "max_episode_frames"))
+        return replace(self, protocol=protocol, **own)
 
     def env_settings(self) -> dict[str, Any]:
         """What `envs.make` takes beside id and number: the protocol and everything that departs from it."""

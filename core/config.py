@@ -32,6 +32,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 ConfigT = TypeVar("ConfigT")
@@ -94,6 +95,7 @@ def parse(
     argv: Sequence[str] | None,
     description: str,
     saved: ConfigT | None = None,
+    layers: Mapping[str, Mapping[str, Mapping[str, Any]]] = MappingProxyType({}),
 ) -> ConfigT:
     """The config that a command line asks for: class defaults, then the preset's overrides, then the flags.
 
@@ -105,6 +107,8 @@ def parse(
         argv: words after the program's name; None takes the process's own.
         description: what the program does, for `--help`, which prints and raises SystemExit(0).
         saved: the config of a run that is resumed; it stands in the place of class and preset, and flags change it.
+        layers: further overrides, by the field that names a set of them and by its value: where its flag is typed, they
+            lie over the preset and under the other flags.
 
     Raises:
         UserError: unknown flag or preset, wrong type, missing value, value out of range; another preset than that
@@ -116,7 +120,8 @@ def parse(
         raise UserError(
             f"There is no preset {name!r}{suggest(name, presets)}; choose one with --preset {{{','.join(presets)}}}."
         )
-    default = saved or config_class(**({**presets[name], "preset": name} if presets else {}))
+    preset = {**presets[name], "preset": name} if presets else {}
+    default = saved or config_class(**(preset | _typed_layers(layers, words)))
     validate(default)
     if saved is not None and name != _preset_asked_for(saved, ()):
         raise UserError(
@@ -214,6 +219,13 @@ def _plain(value: Any) -> Any:
 def _preset_asked_for(config: Any, words: Sequence[str]) -> str:
     """The last --preset on the command line, or that of the config (of a class: its default)."""
     return _value_of("--preset", words).split(" ")[0] or str(getattr(config, "preset", ""))
+
+
+def _typed_layers(layers: Mapping[str, Mapping[str, Mapping[str, Any]]], words: Sequence[str]) -> dict[str, Any]:
+    """The overrides of those layers that the command line names; of what it misspells tyro complains."""
+    asked = {field: _value_of(flag(field), words).split(" ")[0] for field in layers}
+    overrides = (layers[field][name] for field, name in asked.items() if name in layers[field])
+    return {key: value for changes in overrides for key, value in changes.items()}
 
 
 def _describe(description: str, presets: Mapping[str, Mapping[str, Any]], chosen: str) -> str:

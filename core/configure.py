@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from core.compute import find_device
@@ -23,6 +24,7 @@ def configure(
     kind: str,
     default_name: Callable[[ConfigT], str],
     changeable: Collection[str],
+    layers: Mapping[str, Mapping[str, Mapping[str, Any]]] = MappingProxyType({}),
 ) -> ConfigT:
     """The config of the command line; with --resume, the run's own, which the command line must not contradict.
 
@@ -31,12 +33,13 @@ def configure(
         kind: the entry that runs, as in config.json.
         default_name: the run's folder where no --name is given.
         changeable: fields that may differ when a run goes on; everything else would make it another run.
+        layers: as `core.config.parse`; a run that goes on has them in its config.
 
     Raises:
         UserError: as `core.config.parse`, a device that is not there (before the run has a folder), or a field of a
             run that cannot change in the middle.
     """
-    config = parse(config_class, presets, argv, description)
+    config = parse(config_class, presets, argv, description, layers=layers)
     config = replace(config, name=config.name or default_name(config))
     if not config.resume:
         if hasattr(config, "device"):

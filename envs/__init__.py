@@ -23,20 +23,23 @@ __all__ = ["PROTOCOLS", "Step", "VectorEnv", "make"]
 
 arcade.register()
 
+# Mnih et al. 2015, extended data table 1 and Methods: up to 30 no-ops, the game's own actions. Games of 5 minutes
+# there, but 30 minutes (108,000 frames) in nearly everything that was compared with it since.
+_NATURE: Mapping[str, Any] = MappingProxyType(
+    {
+        "sticky": 0.0,
+        "noop_max": 30,
+        "fire_reset": False,
+        "frame_skip": 4,
+        "full_action_set": False,
+        "max_episode_frames": 108_000,
+    }
+)
 PROTOCOLS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        # Mnih et al. 2015, extended data table 1 and Methods: up to 30 no-ops, the game's own actions. Games of 5
-        # minutes there, but 30 minutes (108,000 frames) in nearly everything that was compared with it since.
-        "nature": MappingProxyType(
-            {
-                "sticky": 0.0,
-                "noop_max": 30,
-                "fire_reset": False,
-                "frame_skip": 4,
-                "full_action_set": False,
-                "max_episode_frames": 108_000,
-            }
-        ),
+        "nature": _NATURE,
+        # Kaiser et al. 2020, "Model-Based Reinforcement Learning for Atari": as above, and 100,000 steps of training.
+        "100k": _NATURE,
         # Machado et al. 2018, section 5: sticky actions in place of no-ops. The game's own actions and 4 frames, as
         # Dopamine and Gymnasium's v5 ids have it; the paper itself has all 18 actions and 5 frames.
         "machado": MappingProxyType(

@@ -71,6 +71,20 @@ def test_defaults_then_preset_then_flags() -> None:
     assert parsed("--num-envs", "3", "--double", "--preset=nature").double is True
 
 
+def test_a_layer_lies_over_the_preset_and_under_the_flags() -> None:
+    layers = {"device": {"cpu": {"num_envs": 2, "hidden": (7,)}}}
+
+    def layered(*words: str, saved: Config | None = None) -> Config:
+        return parse(Config, PRESETS, words, "", saved, layers=layers)
+
+    over = layered("--preset", "nature", "--device", "cpu")
+    assert (over.num_envs, over.hidden, over.double) == (2, (7,), False)
+    assert layered("--num-envs", "3", "--device=cpu").num_envs == 3
+    assert layered("--preset", "nature") == parsed("--preset", "nature")  # where it is not typed, it is not there
+    assert layered("--device", "cuda").num_envs == 8
+    assert layered("--device", "cpu", saved=Config(num_envs=5)).num_envs == 5  # a run goes on as it was
+
+
 def test_the_type_of_every_field() -> None:
     words = "--num_envs 16 --learning-rate=1e-3 --no-double --device cpu --name x --hidden 4 5 6 --eval-steps 100"
     assert parsed(*words.split()) == Config(

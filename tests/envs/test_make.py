@@ -48,7 +48,7 @@ def test_each_id_goes_its_way() -> None:
 @pytest.mark.parametrize(
     ("id", "settings", "sentence"),
     [
-        ("ALE/Pong-v5", {"protocol": "natural"}, "expected one of nature, machado"),
+        ("ALE/Pong-v5", {"protocol": "natural"}, "expected one of nature, 100k, machado"),
         ("ALE/Pong-v5", {"stiky": 0.1}, "'stiky'; did you mean sticky"),
         ("ALE/Pong-v5", {"colour": "blue"}, "no environment setting 'colour'"),
         ("ALE/Pong-v5", {"sticky": 1.5}, "sticky must be from 0 to 1, got 1.5"),

@@ -1,0 +1,286 @@
+"""The benchmark as a person runs it: plans, runs, goes on, reports; its numbers and tables by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from agents import benchmark, dqn, scales
+from agents.benchmark_report import Findings, Record, Section, comparable, sections
+from agents.plot import Curve
+from agents.published import Published
+from agents.scales import Scale, scale
+from core import checkpoint
+from core.config import UserError
+
+REPO = Path(__file__).parents[2]
+CATCH = "zerokara/Catch-v0"
+TINY = (
+    *("--envs", CATCH, "--steps", "320", "--evaluations", "2", "--device", "cpu", "--threads", "1", "--name", "tiny"),
+    *("--settings", "num_envs=4", "width=0.25", "hidden_units=16", "log_every_steps=40", "eval_episodes=2"),
+    *("checkpoint_every_steps=80", "warmup_steps=100", "batch_size=8", "train_every_steps=16"),
+    *("replay_capacity=1000", "precision=float32", "compile=off"),
+)
+
+
+def program(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """The real program, in a folder of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "agents.benchmark", *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A working folder where two presets ran with two seeds, and what was said."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    process = program(folder, *TINY, "--presets", "fast", "double", "--seeds", "1", "2")
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, err) == (0, "")
+    return folder, out
+
+
+def test_it_leaves_a_table_its_numbers_and_curves(finished: tuple[Path, str]) -> None:
+    folder, out = finished
+    results = json.loads((folder / "runs" / "tiny" / "results.json").read_text())
+    assert [(run["preset"], run["seed"]) for run in results["runs"]] == [
+        (preset, seed) for preset in ("fast", "double") for seed in (1, 2)
+    ]
+    protocol = results["protocol"]
+    assert (protocol["name"], protocol["epsilon"], protocol["games"], protocol["steps"]) == ("nature", 0.05, 2, 320)
+    assert (protocol["seeds"], protocol["evaluations"]) == ([1, 2], 2)
+    assert results["versions"]["torch"]
+    assert "git_commit" in results
+    assert "eval_episodes is 2, and 30 in protocol nature" in results["remarks"]
+
+    lines = (folder / "runs" / "tiny-zerokara-Catch-v0-fast-2" / "metrics.jsonl").read_text().splitlines()
+    points = [(row["step"], row["eval/return"]) for row in map(json.loads, lines) if "eval/return" in row]
+    assert [step for step, _ in points] == [160, 320]
+    run = results["runs"][1]
+    assert (run["final"], run["frames"]) == (points[1][1], 320)
+    assert run["area"] == pytest.approx((points[0][1] + points[1][1]) / 2)
+    low, high = results["scales"][CATCH]["low"], results["scales"][CATCH]["high"]
+    assert run["normalised"] == pytest.approx((run["final"] - low) / (high - low))
+
+    fast = results["environments"][CATCH]["fast"]
+    finals = [run["final"] for run in results["runs"][:2]]
+    assert fast["final"]["value"] == pytest.approx(np.mean(finals))
+    assert (fast["final"]["low"], fast["final"]["high"]) == (min(finals), max(finals))  # two runs: their percentiles
+    across = results["across_environments"]["presets"]["fast"]["final"]
+    assert across["mean"]["value"] == pytest.approx(fast["final_normalised"]["value"])
+    better = results["probability_of_improvement"]
+    assert better["fast"]["double"]["value"] + better["double"]["fast"]["value"] == pytest.approx(1)
+
+    markdown = (folder / "runs" / "tiny" / "table.md").read_text()
+    for heading in ("Scores", "Across environments", "Probability of improvement"):
+        assert f"## {heading}\n" in markdown
+        assert f"\n{heading}\n" in out
+    assert "| interquartile mean |" in markdown
+    assert "Mnih et al. 2015" in markdown
+    for name in ("frames", "hours"):
+        with Image.open(folder / "runs" / "tiny" / f"curves-{name}.png") as figure:
+            colours = {tuple(colour) for colour in np.asarray(figure.convert("RGB")).reshape(-1, 3).tolist()}
+        assert {(31, 119, 180), (255, 127, 14)} <= colours  # matplotlib's first two: two presets
+    assert not list((folder / "runs").glob("*/replay-*")), "replays of finished runs are given back"
+
+
+def copied(finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(finished[0], tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work" / "runs"
+
+
+def test_the_same_command_again_starts_nothing(
+    finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = copied(finished, tmp_path, monkeypatch)
+    before = json.loads((runs / "tiny" / "results.json").read_text())
+    shutil.rmtree(runs / "tiny")
+    benchmark.main([*TINY, "--presets", "fast", "double", "--seeds", "1", "2"])
+    after = json.loads((runs / "tiny" / "results.json").read_text())
+    assert not (runs / "tiny" / "logs").exists()
+    for part in ("runs", "environments", "across_environments", "probability_of_improvement", "protocol"):
+        assert after[part] == before[part]
+
+
+def test_a_run_that_fails_is_named_and_the_others_count(
+    finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    runs = copied(finished, tmp_path, monkeypatch)
+    monkeypatch.setenv("PYTHONPATH", str(REPO))
+    damaged = runs / "tiny-zerokara-Catch-v0-double-2"
+    (damaged / "checkpoint-0.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(SystemExit) as left:
+        benchmark.main([*TINY, "--presets", "fast", "double", "--seeds", "1", "2"])
+    assert left.value.code == 1
+    said = capfd.readouterr()
+    assert said.err.count("\n") == 1
+    assert f"warning: {damaged.name} failed, the others go on" in said.err
+    assert "checkpoint-0.pt is damaged" in said.err
+    results = json.loads((runs / "tiny" / "results.json").read_text())
+    assert [(run["preset"], run["seed"]) for run in results["runs"]] == [("fast", 1), ("double", 1), ("fast", 2)]
+    assert any(f"1 of 4 runs are missing: {damaged.name}" in remark for remark in results["remarks"])
+    assert results["environments"][CATCH]["double"]["final"]["low"] is None
+
+
+def step_of(run: Path) -> int:
+    path = run / "checkpoint-0.pt"
+    return int(checkpoint.load(path, "dqn")["step"]) if path.exists() else -1
+
+
+def test_ctrl_c_lets_runs_save_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    words = [*TINY[:2], "--steps", "4000", *TINY[4:], "--seeds", "1"]
+    run = tmp_path / "runs" / "tiny-zerokara-Catch-v0-fast-1"
+    process = program(tmp_path, *words)
+    deadline = time.monotonic() + 200
+    while step_of(run) < 80 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=100)
+    at = step_of(run)
+    assert (process.returncode, err) == (130, "")
+    assert out.strip().splitlines()[-1] == "SIGINT: 0 of 1 runs are finished; the same command goes on"
+    assert 80 <= at < 4000, "it was stopped too late to show anything"
+    assert (run / "replay-0").exists(), "what it goes on with"
+    process = program(tmp_path, *words)
+    out, err = process.communicate(timeout=200)
+    assert (process.returncode, err) == (0, "")
+    assert step_of(run) == 4000
+    log = (tmp_path / "runs" / "tiny" / "logs" / f"{run.name}.log").read_text()
+    assert "SIGTERM: saving" in log
+
+
+def test_a_mistake_is_one_sentence_and_code_2(tmp_path: Path) -> None:
+    process = program(tmp_path, *TINY, "--presets", "fst")
+    out, err = process.communicate(timeout=100)
+    assert (process.returncode, out) == (2, "")
+    assert err.startswith("error: There is no preset 'fst' (did you mean fast?)")
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--envs"], "--envs"),
+        (["--seeds", "-1"], "--seeds"),
+        (["--protocol", "mine"], "--protocol cannot be 'mine'"),
+        (["--name", "a/b"], "--name cannot be"),
+        (["--device", "toaster"], "no device 'toaster'"),
+        (["--report"], "No run is finished"),
+        (["--dopamine", "dopamine_pong.json"], "there is no Atari game"),
+    ],
+)
+def test_other_mistakes(words: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=says):
+        benchmark.main([*TINY, *words])
+
+
+def test_a_runs_folder_is_not_taken(catch_run: Path) -> None:
+    with pytest.raises(UserError, match="is the folder of a run"):
+        benchmark.main([*TINY, "--name", "catch"])
+
+
+def record(env: str, preset: str, seed: int, final: float, *, frames: float = 2e6) -> Record:
+    curve = Curve(preset, {}, np.array([0.0, frames]), np.array([0.0, final]))
+    return Record(env, preset, seed, final, final / 2, frames, 0.5, {"frames": curve, "hours": curve}, {"extra": {}})
+
+
+PONG = [record("ALE/Pong-v5", "a", seed, score) for seed, score in ((1, 14.6), (2, -20.7))]  # normalised 1 and 0
+TENPIN = [record("ALE/Bowling-v5", "a", seed, 23.1 + 137.6 * share) for seed, share in ((1, 0.5), (2, 2.0))]
+
+
+def test_numbers_across_games_by_hand() -> None:
+    across = Findings.of([*PONG, *TENPIN], {}).across["a"]["final"]
+    assert across["mean"].value == pytest.approx((0.5 + 1.25) / 2)
+    assert across["median"].value == pytest.approx((0.5 + 1.25) / 2)
+    assert across["interquartile mean"].value == pytest.approx((0.5 + 1) / 2)
+    assert across["optimality gap"].value == pytest.approx((0 + 1 + 0.5 + 0) / 4)
+    # Each game's mean is one of three with probabilities 1/4, 1/2, 1/4: both lowest with 1/16.
+    assert (across["mean"].low, across["mean"].high) == (pytest.approx(0.25), pytest.approx(1.5))
+
+
+def test_only_games_with_a_scale_and_all_presets_are_averaged() -> None:
+    other = [record("ALE/Pong-v5", "b", 1, 0.0), record("CartPole-v1", "a", 1, 9.0), record("CartPole-v1", "b", 1, 8.0)]
+    findings = Findings.of([*PONG, *TENPIN, *other], {})
+    assert comparable(findings.found) == ["ALE/Pong-v5"]
+    assert findings.environments["CartPole-v1"]["a"]["final"].value == 9.0
+    assert "final_normalised" not in findings.environments["CartPole-v1"]["a"]
+    assert findings.better["a"]["b"].value == pytest.approx(0.5)  # of two runs of a one is better than b's
+    only = Findings.of([record("CartPole-v1", "a", 1, 9.0)], {})
+    assert only.across == only.better == {}
+    assert [section.heading for section in sections(only)] == ["Scores"]
+
+
+def test_published_scores_stand_beside_ours() -> None:
+    frames = np.array([1e6, 2e6, 3e6])
+    curve = Published("IQN", frames, np.array([-20.7, 14.6, 14.6]), frames * 0, frames * 0, runs=5)
+    rows = sections(Findings.of(PONG, {"ALE/Pong-v5": [curve]}))[0].rows
+    assert rows[1] == ["ALE/Pong-v5 IQN (Dopamine)", "5", "14.6", "-", "1", "-", "-"]
+    short = [record("ALE/Pong-v5", "a", 1, 0.0, frames=5e5)]
+    assert len(sections(Findings.of(short, {"ALE/Pong-v5": [curve]}))[0].rows) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--protocol", "machado"], "begin after 1,000,000 frames"),
+        (
+            ["--protocol", "nature", "--settings", "eval_epsilon=0.05"],
+            "not shown, for protocol nature has no sticky actions",
+        ),
+        (
+            ["--protocol", "machado", "--settings", "sticky=0"],
+            "not shown, for sticky is 0.0, and 0.25 in protocol machado",
+        ),
+    ],
+)
+def test_dopamines_curves_stand_only_beside_their_own_protocol(words: list[str], says: str, tmp_path: Path) -> None:
+    path = tmp_path / "dopamine_pong.json"
+    path.write_text(json.dumps([{"Iteration": 0, "Value": 1.0, "Agent": "DQN"}]))
+    options: Any = benchmark.parse(benchmark.Options, {}, [*words, "--dopamine", str(path)], "")
+    given = {name: float(value) for name, _, value in (setting.partition("=") for setting in options.settings)}
+    curves, (remark,) = benchmark.dopamine(options, dqn.Config(protocol=options.protocol, **given))
+    assert says in remark
+    assert bool(curves) == ("begin" in remark)
+
+
+def test_a_table_as_markdown() -> None:
+    text = Section("Scores", ["what", "how much"], [["a|b", "1 [0, 2]"]], "A note.").markdown()
+    assert text == "## Scores\n\n| what | how much |\n| --- | ---: |\n| a\\|b | 1 [0, 2] |\n\nA note."
+
+
+def test_scales_of_the_arcade() -> None:
+    catch = scale(CATCH)
+    assert catch is not None
+    assert catch.high == 5.0  # five balls, all caught by the expert
+    assert -5 <= catch.low < 0
+    assert catch.normalise(catch.low) == 0
+    assert scale("CartPole-v1") is None
+    assert scale("ALE/Pong-v5") == Scale(-20.7, 14.6, "random play 0, a human 1")
+    assert scales._play(CATCH, expert=False) == catch.low
+
+
+def test_the_last_step_of_metrics_that_are_being_written(tmp_path: Path) -> None:
+    assert benchmark.last_step(tmp_path) == 0
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert benchmark.last_step(tmp_path) == 0
+    (tmp_path / "metrics.jsonl").write_text('{"step": 10}\n{"step": 20}\n{"ste')
+    assert benchmark.last_step(tmp_path) == 20
