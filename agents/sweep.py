@@ -249,26 +249,29 @@ class Sweep:
 
 def best(study: optuna.Study) -> float:
     """The best value so far; NaN where no trial is complete."""
-    return max((t.value for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))), default=math.nan)
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return max((trial.value for trial in complete if trial.value is not None), default=math.nan)
+
+
+def make_pruner(config: Config, base: Any) -> optuna.pruners.BasePruner:
+    """What stops trials: in agent steps, those of a trial's seeds one behind the other."""
+    every = base.eval_every_steps
+    whole = base.steps // every * every
+    if config.pruner == "median":
+        warmup = round(config.unpruned_share * whole)
+        return optuna.pruners.MedianPruner(n_startup_trials=config.unpruned_trials, n_warmup_steps=warmup)
+    if config.pruner == "hyperband":
+        return optuna.pruners.HyperbandPruner(min_resource=every, max_resource=whole * config.seeds)
+    return optuna.pruners.NopPruner()
 
 
 def open_study(config: Config, base: Any, space: Sequence[Dimension], folder: Path) -> optuna.Study:
     """The study in folder/study.db, as it was left; a new one begins with the settings as they stand."""
-    whole = base.steps // base.eval_every_steps * base.eval_every_steps
-    pruner: optuna.pruners.BasePruner = {
-        "median": lambda: optuna.pruners.MedianPruner(
-            n_startup_trials=config.unpruned_trials, n_warmup_steps=round(config.unpruned_share * whole)
-        ),
-        "hyperband": lambda: optuna.pruners.HyperbandPruner(
-            min_resource=base.eval_every_steps, max_resource=whole * config.seeds
-        ),
-        "none": optuna.pruners.NopPruner,
-    }[config.pruner]()
     study = optuna.create_study(
         storage=optuna.storages.RDBStorage(f"sqlite:///{folder / 'study.db'}"),
         study_name=config.name,
         direction="maximize",
-        pruner=pruner,
+        pruner=make_pruner(config, base),
         load_if_exists=True,
     )
     start = {dimension.name: dimension.find(getattr(base, dimension.name)) for dimension in space}

@@ -70,10 +70,10 @@ def table(rows: Sequence[Row], space: Sequence[Dimension]) -> str:
     for row in rows:
         value = "-" if row.value is None else f"{row.value:.4g}"
         shown.add_row(str(row.number), value, f"{row.steps:,}", row.state, *row.settings)
-    console = Console(file=io.StringIO())
+    console = Console(file=io.StringIO(), width=max(Console().width, 120))  # on a pipe it would be 80
     with console.capture() as text:
         console.print(shown)
-    return text.get().rstrip()
+    return "\n".join(line.rstrip() for line in text.get().strip("\n").splitlines())
 
 
 def write_report(study: optuna.Study, space: Sequence[Dimension], folder: Path) -> list[Row]:

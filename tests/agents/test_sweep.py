@@ -20,7 +20,7 @@ from agents import sweep, sweep_config
 from agents.search import AGENTS
 from agents.sweep_config import read_command_line
 from agents.trial import Child, read_evaluations, worth
-from core.config import UserError
+from core.config import UserError, to_dict
 
 REPO = Path(__file__).parents[2]
 RATES = "learning_rate=0.00025,0.001,0.002"  # the first is the one that stands
@@ -36,7 +36,7 @@ SHORT = ("--", "--steps", "1000", "--eval-every-steps", "100")
 @pytest.fixture(autouse=True)
 def _fake_agent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An agent that learns at once, in a folder of its own."""
-    fake = {"dqn": AGENTS["dqn"]._replace(module="tests.agents.fake_agent")}
+    fake = {**AGENTS, "dqn": AGENTS["dqn"]._replace(module="tests.agents.fake_agent")}
     monkeypatch.setattr(sweep, "AGENTS", fake)
     monkeypatch.setattr(sweep_config, "AGENTS", fake)
     monkeypatch.setattr(sweep, "POLL_SECONDS", 0.02)
@@ -161,7 +161,7 @@ def test_another_command_does_not_go_on(words: tuple[str, ...], sentence: str) -
     config, given, _, _ = read_command_line(["--name", "s", "n_step=1..2", *SHORT], "")
     folder = Path("runs/s")
     folder.mkdir(parents=True)
-    content = {"kind": "sweep", "config": sweep_config.to_dict(config), "extra": {"given": given}}
+    content = {"kind": "sweep", "config": to_dict(config), "extra": {"given": given}}
     (folder / "config.json").write_text(json.dumps(content))
     sweep_config.check_it_goes_on(config, given, folder)
     with pytest.raises(UserError, match=sentence):
@@ -223,6 +223,15 @@ def test_mistakes_are_one_sentence(words: tuple[str, ...], sentence: str) -> Non
     with pytest.raises(UserError, match=sentence):
         read_command_line(words, "")
     assert not Path("runs").exists()
+
+
+def test_settings_of_pqn_are_searched_on_its_own_command_line() -> None:
+    words = ["trace=0..1", "minibatches=16,32", "--agent", "pqn", "--", "--env", "zerokara/Catch-v0", "--seed", "7"]
+    config, given, base, space = read_command_line(words, "")
+    assert (config.name, given, base.seed, base.trace) == ("sweep-pqn-Catch-v0", words[5:], 7, 0.65)
+    assert [dimension.find(getattr(base, dimension.name)) for dimension in space] == [0.65, "32"]
+    with pytest.raises(UserError, match=r"agents\.pqn has no field n_step"):
+        read_command_line(["n_step=1..2", "--agent", "pqn"], "")
 
 
 def test_a_damaged_study_is_said(tmp_path: Path) -> None:
