@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ from core.config import UserError, entry, flag, to_dict
 from core.configure import configure
 from core.distributed import World
 from core.run import Run
+from core.weights import init_backbone
 
 KIND = "dqn"
 # What may differ when a run goes on; everything else would make it another run.
@@ -175,6 +177,9 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
         run.resume_from({"metrics_bytes": 0, "last_step": -1})
         training.obs = training.env.reset(training.seed % 2**31)
         run.remember(environment=dict(training.env.settings))
+        if config.init_backbone:
+            run.say(str(init_backbone(training.learner.network.backbone, Path(config.init_backbone))))
+            training.learner.renew_target()
     for departure in DEPARTURES.get(config.preset, ()):
         run.say(f"preset {config.preset} departs from its paper: {departure}")
     run.say(f"{config.env}: {in_words(training.env.settings)}")

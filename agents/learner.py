@@ -27,7 +27,10 @@ from core.optim import CentredRMSprop
 
 def make_network(config: Config, obs_shape: tuple[int, int, int], num_actions: int) -> QNetwork:
     """The Q-network that a config describes."""
-    residual = {"spectral_norm": config.spectral_norm, "pool_size": config.pool_size}
+    options: dict[str, dict[str, Any]] = {
+        "impala": {"spectral_norm": config.spectral_norm, "pool_size": config.pool_size},
+        "dcgan": {"norm": "none"},  # values of a state must not depend on the other states of a batch
+    }
     return QNetwork(
         obs_shape,
         num_actions,
@@ -39,7 +42,7 @@ def make_network(config: Config, obs_shape: tuple[int, int, int], num_actions: i
         stream_gradient=config.stream_gradient,
         noisy_sigma=config.noisy_sigma if config.noisy else None,
         head=functools.partial(HEADS[config.head], config),
-        backbone_options=residual if config.backbone == "impala" else None,
+        backbone_options=options.get(config.backbone),
     )
 
 
