@@ -63,7 +63,7 @@ def test_half_the_size_is_the_mean_of_four_pixels() -> None:
 
 
 def test_nothing_is_normalised() -> None:
-    kinds = {type(module).__name__ for module in build("r3", 1, 32).modules()}
+    kinds = {type(module).__name__ for module in build("r3", 1, 64).modules()}
     assert kinds == {"R3", "ModuleList", "Block", "Conv2d", "Identity"}
 
 

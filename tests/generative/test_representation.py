@@ -31,6 +31,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(glyphs, "NUMBER", FEW)
+    monkeypatch.setattr(representation, "CANDIDATES", (0.1, 1.0))
+    monkeypatch.setattr(svm, "MOST_ITERATIONS", 40)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished, "runs/plain", ignore=shutil.ignore_patterns("tensorboard"))
     return Path("runs/plain")
@@ -72,9 +74,9 @@ def test_it_begins_where_it_is_told_and_ends_at_the_same() -> None:
 
 
 def test_c_is_small_where_labels_are_noise_and_large_where_the_signal_is_faint() -> None:
-    features_NF, label_N = clouds(90, features=40, apart=0.8)
-    noise = torch.randint(3, (90,))
-    mixed_N = torch.where(torch.rand(90) < 0.3, noise, label_N)
+    # As many features as images are learnt from, nearly: whoever fits all of them fits the noise.
+    features_NF, label_N = clouds(120, features=90)
+    mixed_N = torch.where(torch.rand(120) < 0.3, torch.randint(3, (120,)), label_N)
     assert svm.choose_c(features_NF, mixed_N, 3, (1e-3, 1e3)) == 1e-3
     faint_NF, label_N = clouds(90, apart=20.0)
     faint_NF[:, 3:] = 0
@@ -122,7 +124,7 @@ def test_the_test_set_has_no_part_in_the_choice_of_c(material: Material) -> None
     shuffled = replace(material.test, labels=(material.test.labels + 1) % 10)
     right, wrong = (svm_error(eye, labelled, test, material.compute) for test in (material.test, shuffled))
     assert right[1] == wrong[1]
-    assert right[0] < 0.6 < wrong[0]
+    assert right[0] < 0.75 < wrong[0]
 
 
 def test_a_supervised_network_learns_from_these_labels_alone(material: Material) -> None:
