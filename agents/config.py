@@ -23,8 +23,10 @@ class Config(Settings):
     """Named set of defaults for all that follows."""
 
     # --- the network -----------------------------------------------------------------------------------------------
-    backbone: Literal["nature", "nips", "der", "impala"] = "der"
-    """The eye, by its name in core.backbones."""
+    backbone: Literal["nature", "nips", "der", "impala", "dcgan"] = "der"
+    """The eye, by its name in core.backbones; dcgan without normalisation."""
+    init_backbone: str = ""
+    """Start the eye from a run's folder or a file of weights."""
     width: Annotated[float, Range(0.1, 16)] = 1.0
     """Factor on the backbone's channels."""
     hidden_units: Count = 256

@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,7 @@ from core.configure import configure
 from core.distributed import World
 from core.probe import probe
 from core.run import Run
+from core.weights import init_backbone
 
 KIND = "dqn"
 # What may differ when a run goes on; everything else would make it another run.
@@ -168,6 +170,10 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
     training = Training(config, run, compute, world)
     latest = run.path(f"checkpoint-{world.rank}.pt")
     going_on = begin(training, run, latest)
+    if config.init_backbone and not going_on:
+        run.say(str(init_backbone(training.learner.network.backbone, Path(config.init_backbone))))
+        training.learner.refresh()
+        training.learner.renew_target()
     for departure in DEPARTURES.get(config.preset, ()):
         run.say(f"preset {config.preset} departs from its paper: {departure}")
     run.say(f"{config.env}: {in_words(training.env.settings)}")

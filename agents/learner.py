@@ -30,7 +30,10 @@ METRICS = ("train/loss", "train/q", "train/grad_norm")
 
 def make_network(config: Config, obs_shape: tuple[int, int, int], num_actions: int) -> QNetwork:
     """The Q-network that a config describes."""
-    residual = {"spectral_norm": config.spectral_norm, "pool_size": config.pool_size}
+    options: dict[str, dict[str, Any]] = {
+        "impala": {"spectral_norm": config.spectral_norm, "pool_size": config.pool_size},
+        "dcgan": {"norm": "none"},  # values of a state must not depend on the other states of a batch
+    }
     return QNetwork(
         obs_shape,
         num_actions,
@@ -42,7 +45,7 @@ def make_network(config: Config, obs_shape: tuple[int, int, int], num_actions: i
         stream_gradient=config.stream_gradient,
         noisy_sigma=config.noisy_sigma if config.noisy else None,
         head=functools.partial(HEADS[config.head], config),
-        backbone_options=residual if config.backbone == "impala" else None,
+        backbone_options=options.get(config.backbone),
     )
 
 
@@ -238,11 +241,11 @@ class Learner:
                 weight.lerp_(fresh[name], self.config.reset_eye_share if name.startswith("backbone.") else 1.0)
             for tensors in self.optimizer.state_dict()["state"].values():
                 torch._foreach_zero_(list(tensors.values()))
-        self._refresh()
+        self.refresh()
         self.renew_target()
 
-    def _refresh(self) -> None:
-        """After the weights were changed by another hand than the optimiser's."""
+    def refresh(self) -> None:
+        """Tell what works with copies that somebody else than the optimiser has changed the weights."""
         if isinstance(self.optimizer, CompiledAdam):
             self.optimizer.refresh()
 
@@ -267,7 +270,7 @@ class Learner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
         self.network.load_state_dict(state["network"])
-        self._refresh()
+        self.refresh()
         self.target.load_state_dict(state["target"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._sums.copy_(state["sums"])

@@ -63,12 +63,14 @@ class Config:
     """Numbers from which an image is painted."""
     latent_distribution: Literal["normal", "uniform"] = "normal"
     """Where they are drawn from: N(0, 1), or uniformly from -1 to 1."""
+    generator: Literal["dcgan", "r3"] = "dcgan"
+    """The paper's generator, or the residual one that goes with the trunk r3."""
     generator_width: Width = 1.0
-    """Factor on the generator's channels: at 1 its finest map has 64."""
+    """Factor on the generator's channels: at 1 its finest map has 64, that of r3 32."""
     upsample: Upsample = "deconvolution"
-    """How the generator doubles its maps; resize leaves no checkerboards."""
+    """How the generator dcgan doubles its maps; resize leaves no checkerboards."""
     generator_norm: Norm = "batch"
-    """Normalisation in the generator."""
+    """Normalisation in the generator dcgan; r3 has none."""
     backbone: str = "dcgan"
     """The discriminator's trunk, by its name in core.backbones."""
     discriminator_width: Width = 1.0
@@ -93,6 +95,13 @@ class Config:
     """Gamma of the penalty on the discriminator's slope at painted images."""
     gradient_penalty: NotNegative = 0.0
     """Weight of the penalty on slopes other than 1 between real and painted images."""
+    penalty_every_updates: Count = 1
+    """Updates between penalties, which then count so many times more."""
+    smoothing: Annotated[float, Range(0, 0.5)] = 0.0
+    """One-sided label smoothing: with --loss bce the discriminator's aim for real images is 1 less this."""
+    instance_noise: NotNegative = 0.0
+    """Deviation of the noise on everything that the discriminator sees at the start, in units of half the range of a
+    pixel; it falls to none at the end, linearly."""
     generator_learning_rate: Positive = 2e-4
     """Step size of the generator's Adam at the start."""
     discriminator_learning_rate: Positive = 2e-4
@@ -153,14 +162,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "updates": 20_000,
         "eval_every_updates": 1_000,
     },
-    # After R3GAN (Huang et al. 2024): relativistic pairs, R1 and R2, no normalisation, no momentum; plain convolutions
-    # in the place of its residual blocks, which this size of machine does not train.
+    # After R3GAN (Huang et al. 2024): relativistic pairs, R1 and R2, residual blocks without normalisation, latents of
+    # 64, no momentum; narrower and with half as many blocks, for this size of machine.
     "r3": {
+        "generator": "r3",
+        "backbone": "r3",
         "loss": "relativistic",
         "r1": 1.0,
         "r2": 1.0,
-        "generator_norm": "none",
-        "discriminator_norm": "none",
         "beta1": 0.0,
         "ema_half_life_updates": 500.0,
     },

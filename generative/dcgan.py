@@ -37,7 +37,7 @@ from core.weights import init_backbone
 from generative.config import PRESETS, Config
 from generative.data import Data
 from generative.learner import Learner, draw_latents
-from generative.painter import KIND, Painter, weights_file
+from generative.painter import BEST, KIND, Painter, weights_file
 from generative.pictures import draw_curves, film, picture
 from generative.scorer import Scorer, accuracy
 from generative.scores import spread
@@ -46,7 +46,6 @@ from generative.watch import Watch
 # What may differ when a run goes on; everything else would make it another run.
 CHANGEABLE = {"resume", "rollback", "quiet", "updates", "film_every_updates"}
 EVAL_SEED = 20_160_107  # latents of all evaluations: two scores differ by the weights alone
-BEST = "best.pt"
 
 
 class Training:

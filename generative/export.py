@@ -29,7 +29,7 @@ from core import onnx_file
 from core.checkpoint import write_atomically
 from core.config import UserError, brief, entry, parse
 from generative import finished
-from generative.networks import Generator
+from generative.networks import FromLatents
 from generative.painter import Painter
 
 CHECKED = 64  # images
@@ -51,7 +51,7 @@ class Options(finished.Options):
 class Deployed(nn.Module):
     """From latents (N, Z) and labels (N,) to pixels (N, C, H, W) from 0 to 1."""
 
-    def __init__(self, generator: Generator) -> None:
+    def __init__(self, generator: FromLatents) -> None:
         super().__init__()
         self.generator = generator
 

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from core import schedules
 from core.backbones import options_of
 from core.compute import Compute
-from core.config import UserError
+from core.config import UserError, flag
 from core.distributed import World
 from core.ema import Ema
 from core.vitals import is_finite, read_means
 from generative.config import Config
 from generative.diffaugment import augment
-from generative.losses import LOSSES, between, gradient_penalty, squared_slope
-from generative.networks import Discriminator, Generator
+from generative.losses import LOSSES, between, gradient_penalty, smoothed, squared_slope
+from generative.networks import Discriminator, FromLatents, Generator, R3Generator
 
 NORM_EVERY_UPDATES = 10  # gradient norms are looked at this often: they read every weight
 SUMS = ("d_loss", "g_loss", "d_accuracy_real", "d_accuracy_fake", "d_score_real", "d_score_fake", "penalty")
@@ -39,7 +39,8 @@ class Learner:
         """Networks with fresh weights for images (C, H, W).
 
         Raises:
-            UserError: a backbone that does not exist or fit, or penalties that BatchNorm makes meaningless.
+            UserError: a backbone that does not exist or fit, penalties that BatchNorm makes meaningless, smoothing of
+                another loss than bce.
         """
         self.config, self.compute, self.world, self.shape = config, compute, world, shape
         self.classes = classes if config.conditional else 0
@@ -47,6 +48,11 @@ class Learner:
         self.generator = compute.module(make_generator(config, shape, self.classes))
         self.discriminator = compute.module(make_discriminator(config, shape, self.classes))
         check_penalties(config, self.discriminator)
+        if config.smoothing and config.loss != "bce":
+            raise UserError(
+                f"--smoothing moves the aim of --loss bce from 1, and --loss {config.loss} has no such aim: "
+                f"leave one of the two out."
+            )
         world.broadcast(self.generator)
         world.broadcast(self.discriminator)
         betas = (config.beta1, config.beta2)
@@ -62,9 +68,9 @@ class Learner:
         self.random = torch.Generator(compute.torch_device).manual_seed(config.seed * 1_000_003 + world.rank)
         self.loss = LOSSES[config.loss]
         self.updates = 0
-        penalised = config.r1 or config.r2 or config.gradient_penalty
-        # A second derivative does not survive compilation.
-        self._discriminator_loss = self._judge if penalised else compute.function(self._judge)
+        self._discriminator_loss = compute.function(self._judge)
+        # Deviation of the noise on images: a tensor, so that compiled code need not know its number.
+        self._noise = torch.zeros((), device=compute.torch_device)
         self._generator_loss = compute.function(self._please)
         # Sums since `read_metrics`; they stay on the device.
         self._sums = torch.zeros(len(SUMS) + 1, device=compute.torch_device)
@@ -73,7 +79,9 @@ class Learner:
     def update(self, pixels_BCHW: Tensor, label_B: Tensor) -> None:
         """One step of the discriminator, one of the generator, from real images uint8 on the device."""
         config = self.config
-        self._set_learning_rates()
+        self._follow_schedules()
+        # A second derivative does not survive compilation.
+        judge = self._judge_and_penalise if self.is_penalty_due() else self._discriminator_loss
         parts = config.accumulate
         reals = [self.real_images(part) for part in pixels_BCHW.chunk(parts)]
         labels: list[Tensor | None] = list(label_B.chunk(parts)) if self.classes else [None] * parts
@@ -84,7 +92,7 @@ class Learner:
         self.discriminator.requires_grad_(True)
         self.discriminator_optimizer.zero_grad(set_to_none=True)
         for real, fake, label in zip(reals, fakes, labels, strict=True):
-            loss, seen = self._discriminator_loss(real, fake.detach(), label)
+            loss, seen = judge(real, fake.detach(), label)
             (loss / parts).backward()
             self._sums[0] += loss.detach() / parts
             self._sums[2:-1] += seen / parts
@@ -117,15 +125,34 @@ class Learner:
         shape, device = (number, self.config.latent), self.compute.torch_device
         return draw_latents(self.config, shape, self.random, device)
 
+    def is_penalty_due(self) -> bool:
+        """Whether this update is one of those with a penalty (Karras et al. 2020, appendix B, lazy regularisation)."""
+        config = self.config
+        return bool(config.r1 or config.r2 or config.gradient_penalty) and (
+            self.updates % config.penalty_every_updates == 0
+        )
+
+    def seen(self, x_BCHW: Tensor) -> Tensor:
+        """Images as the discriminator sees them: augmented, and under noise (Sønderby et al. 2017, section 3.5)."""
+        x_BCHW = augment(x_BCHW, self.config.diffaugment, self.random)
+        if not self.config.instance_noise:
+            return x_BCHW
+        noise = torch.randn(x_BCHW.shape, generator=self.random, device=x_BCHW.device)
+        return x_BCHW + (self._noise * noise).to(x_BCHW.dtype)
+
     def _judge(self, real: Tensor, fake: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
         """The discriminator's loss, and what is watched: accuracies, mean scores and the penalty (5,)."""
+        real, fake = self.seen(real), self.seen(fake)
+        loss, real_B, fake_B = self._scored(real, fake, label)
+        return loss, self._watched(real_B, fake_B, torch.zeros_like(loss))
+
+    def _judge_and_penalise(self, real: Tensor, fake: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As `_judge`, with penalties on the discriminator's slope."""
         config = self.config
-        real, fake = (augment(x, config.diffaugment, self.random) for x in (real, fake))
+        real, fake = self.seen(real), self.seen(fake)
         real.requires_grad_(config.r1 > 0)
         fake.requires_grad_(config.r2 > 0)
-        with self.compute.autocast():
-            real_B, fake_B = self.discriminator(real, label), self.discriminator(fake, label)
-        loss = self.loss.discriminator(real_B, fake_B)
+        loss, real_B, fake_B = self._scored(real, fake, label)
         penalty = torch.zeros_like(loss)
         if config.r1:
             penalty = penalty + config.r1 / 2 * squared_slope(real_B, real)
@@ -137,18 +164,30 @@ class Learner:
             with self.compute.autocast():
                 middle_B = self.discriminator(middle, label)
             penalty = penalty + config.gradient_penalty * gradient_penalty(middle_B, middle)
-        seen = torch.stack([*self.loss.right(real_B, fake_B), real_B.mean(), fake_B.mean(), penalty])
-        return loss + penalty, seen.detach()
+        penalty = penalty * config.penalty_every_updates
+        return loss + penalty, self._watched(real_B, fake_B, penalty)
+
+    def _scored(self, real: Tensor, fake: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The discriminator's loss without penalties, and its scores (B,) of both."""
+        with self.compute.autocast():
+            real_B, fake_B = self.discriminator(real, label), self.discriminator(fake, label)
+        loss = self.loss.discriminator(real_B, fake_B)
+        if self.config.smoothing:
+            loss = loss + smoothed(real_B, self.config.smoothing)
+        return loss, real_B, fake_B
+
+    def _watched(self, real_B: Tensor, fake_B: Tensor, penalty: Tensor) -> Tensor:
+        means = real_B.mean(), fake_B.mean()
+        return torch.stack([*self.loss.right(real_B, fake_B), *means, penalty]).detach()
 
     def _please(self, real: Tensor, fake: Tensor, label: Tensor | None) -> Tensor:
         """The generator's loss."""
-        kinds = self.config.diffaugment
         with self.compute.autocast():
-            fake_B = self.discriminator(augment(fake, kinds, self.random), label)
+            fake_B = self.discriminator(self.seen(fake), label)
             real_B = fake_B
             if self.loss.uses_real_in_generator:
                 with torch.no_grad():
-                    real_B = self.discriminator(augment(real, kinds, self.random), label)
+                    real_B = self.discriminator(self.seen(real), label)
         return self.loss.generator(real_B, fake_B)
 
     def _step(self, module: nn.Module, optimizer: torch.optim.Optimizer, place: int) -> None:
@@ -159,8 +198,10 @@ class Learner:
             self._norms[2] += 0.5  # both networks count one
         optimizer.step()
 
-    def _set_learning_rates(self) -> None:
+    def _follow_schedules(self) -> None:
+        """Learning rates and noise, as functions of the update."""
         config = self.config
+        self._noise.fill_(schedules.linear(self.updates, config.instance_noise, 0.0, 0, config.updates))
         factor = 1.0
         if config.schedule == "cosine":
             factor = schedules.cosine(self.updates, 1.0, 0.01, 0, config.updates)
@@ -169,7 +210,7 @@ class Learner:
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
 
-    def snapshot(self) -> Generator:
+    def snapshot(self) -> FromLatents:
         """The generator that paints: the averaged one where there is an average, with BatchNorm statistics that fit.
 
         A copy in evaluation mode, a function of the weights alone: it draws no random number of the run's.
@@ -218,8 +259,17 @@ class Learner:
         self.updates = state["updates"]
 
 
-def make_generator(config: Config, shape: tuple[int, int, int], classes: int) -> Generator:
-    """The generator that a config asks for, for images (C, H, W)."""
+def make_generator(config: Config, shape: tuple[int, int, int], classes: int) -> FromLatents:
+    """The generator that a config asks for, for images (C, H, W).
+
+    Raises:
+        UserError: an option of the one generator with the other.
+    """
+    if config.generator == "r3":
+        for name, plain in (("upsample", "deconvolution"), ("generator_norm", "batch")):
+            if getattr(config, name) != plain:
+                raise UserError(f"{flag(name)} belongs to --generator dcgan, and r3 has its own way: leave it out.")
+        return R3Generator(config.latent, shape[0], shape[1:], width=config.generator_width, classes=classes)
     return Generator(
         config.latent,
         shape[0],

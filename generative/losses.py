@@ -47,6 +47,14 @@ def bce_generator(real_B: Tensor, fake_B: Tensor) -> Tensor:
     return F.softplus(-fake_B).mean()
 
 
+def smoothed(real_B: Tensor, share: float) -> Tensor:
+    """What `bce_discriminator` gains where the aim for real images is 1 - share (Salimans et al. 2016, section 3.4).
+
+    (1 - a) softplus(-D) + a softplus(D) = softplus(-D) + a D.
+    """
+    return share * real_B.mean()
+
+
 def least_squares_discriminator(real_B: Tensor, fake_B: Tensor) -> Tensor:
     """Mao et al. 2017, equation 9: targets 1 and 0."""
     return 0.5 * ((real_B - 1).square().mean() + fake_B.square().mean())

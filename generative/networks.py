@@ -9,6 +9,7 @@ Shapes: B batch, Z numbers of a latent, K classes, C channels, H, W pixels, F nu
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from core.backbones import build
-from core.backbones.dcgan import layout
+from core.backbones.dcgan import halvings, layout
+from core.backbones.r3 import Block, channels_of, init, resampled
+from core.config import UserError
 from core.small_maps import Double
 
 Upsample = Literal["deconvolution", "resize"]
@@ -52,15 +55,34 @@ def init_weights_of_plain_layers(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-class Generator(nn.Module):
-    """Images (B, C, H, W) from -1 to 1, of latents (B, Z) and labels.
+class FromLatents(nn.Module):
+    """What every generator is: latents (B, Z) and labels in, images (B, C, H, W) from -1 to 1 out.
+
+    Attributes:
+        latent: Z.
+        classes: K, 0 for a generator without labels. A label is joined to the latent as a one-hot vector.
+    """
+
+    def __init__(self, latent: int, classes: int) -> None:
+        super().__init__()
+        self.latent, self.classes = latent, classes
+
+    def joined(self, z_BZ: Tensor, label_B: Tensor | None) -> Tensor:
+        """Latents with their labels (B, Z + K); those that have them already as they are."""
+        if label_B is None:
+            return z_BZ
+        return torch.cat([z_BZ, F.one_hot(label_B, self.classes).to(z_BZ.dtype)], 1)
+
+
+class Generator(FromLatents):
+    """The paper's: a product, and convolutions that double the map.
 
     Args:
         latent: Z.
         image_channels: C.
         image_size: (H, W); sides that do not halve evenly are cut to size on the way up.
         width: factor on the channels.
-        classes: K, 0 for a generator without labels. A label is joined to the latent as a one-hot vector.
+        classes: K, 0 for a generator without labels.
         upsample: transposed convolutions, or enlargement and a 3x3 convolution, which leaves no checkerboard
             (Odena et al. 2016).
         norm: BatchNorm, or none; then layers have biases and begin as He et al. 2015 say.
@@ -77,8 +99,8 @@ class Generator(nn.Module):
         upsample: Upsample = "deconvolution",
         norm: Norm = "batch",
     ) -> None:
-        super().__init__()
-        self.latent, self.classes, self.upsample = latent, classes, upsample
+        super().__init__(latent, classes)
+        self.upsample = upsample
         widths = [channels for channels, _ in layout(image_size, width)][::-1]
         self.sizes = map_sizes(image_size, len(widths))
         height, columns = self.sizes[0]
@@ -97,15 +119,54 @@ class Generator(nn.Module):
 
     def forward(self, z_BZ: Tensor, label_B: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W) of latents and labels, or of latents (B, Z + K) that labels are joined to already."""
-        if label_B is not None:
-            z_BZ = torch.cat([z_BZ, F.one_hot(label_B, self.classes).to(z_BZ.dtype)], 1)
-        x: Tensor = self.project(z_BZ).unflatten(1, (*self.sizes[0], -1)).permute(0, 3, 1, 2)
+        x: Tensor = self.project(self.joined(z_BZ, label_B)).unflatten(1, (*self.sizes[0], -1)).permute(0, 3, 1, 2)
         for norm, up, (height, columns) in zip(self.norms, self.ups, self.sizes[1:], strict=True):
             x = F.relu(norm(x))
             if self.upsample == "resize":
                 x = F.interpolate(x, scale_factor=2.0, mode="nearest")
             x = up(x)[:, :, :height, :columns]
         image_BCHW: Tensor = x.tanh()
+        return image_BCHW
+
+
+class R3Generator(FromLatents):
+    """R3GAN's (Huang et al. 2024): the trunk `r3` the other way round, with a learnt map that the latent scales.
+
+    It ends in tanh, which theirs does not, since an image is from -1 to 1 here.
+
+    Args:
+        latent: Z.
+        image_channels: C.
+        image_size: (H, W).
+        width: factor on the channels.
+        classes: K, 0 for a generator without labels.
+    """
+
+    def __init__(
+        self, latent: int, image_channels: int, image_size: tuple[int, int], *, width: float = 1.0, classes: int = 0
+    ) -> None:
+        super().__init__(latent, classes)
+        self.sizes = [image_size, *halvings(image_size, "r3")][::-1]
+        widths = channels_of(len(self.sizes), width)[::-1]
+        self.basis = nn.Parameter(torch.randn(widths[0], *self.sizes[0]))
+        self.project = nn.Linear(latent + classes, widths[0], bias=False)
+        self.blocks = nn.ModuleList(Block(channels, len(widths)) for channels in widths)
+        self.narrow = nn.ModuleList(
+            nn.Conv2d(into, out, 1, bias=False) if into != out else nn.Identity()
+            for into, out in itertools.pairwise(widths)
+        )
+        self.paint = nn.Conv2d(widths[-1], image_channels, 1, bias=False)
+        for module in (self.project, *self.narrow, self.paint):
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                init(module, 1.0)
+
+    def forward(self, z_BZ: Tensor, label_B: Tensor | None = None) -> Tensor:
+        """As `Generator`."""
+        scale_BC = self.project(self.joined(z_BZ, label_B))
+        x: Tensor = self.blocks[0](self.basis * scale_BC[:, :, None, None])
+        for block, narrow, size in zip(self.blocks[1:], self.narrow, self.sizes[1:], strict=True):  # type: ignore[arg-type]
+            x = block(resampled(narrow(x), size))
+        image_BCHW: Tensor = self.paint(x).tanh()
         return image_BCHW
 
 
@@ -122,6 +183,9 @@ class Discriminator(nn.Module):
         classes: K, 0 for a discriminator without labels.
         spectral: divide every layer's weights by their largest singular value (Miyato et al. 2018).
         options: of the backbone.
+
+    Raises:
+        UserError: no such backbone or option; spectral normalisation of layers that begin at zero.
     """
 
     def __init__(
@@ -138,12 +202,15 @@ class Discriminator(nn.Module):
         self.backbone = build(backbone, image_channels, image_size, **options)
         self.head = nn.Linear(self.backbone.features, 1, bias=False)
         self.class_weights = nn.Embedding(classes, self.backbone.features) if classes else None
-        if options.get("norm") == "none":
-            self.backbone.apply(init_weights_of_plain_layers)
         for layer in (self.head, self.class_weights):
             if layer is not None:
                 init_weights(layer)
         if spectral:
+            if any(parameter.ndim > 1 and not parameter.any() for parameter in self.backbone.parameters()):
+                raise UserError(
+                    f"--spectral divides weights by their largest singular value, and layers of --backbone {backbone} "
+                    f"begin at zero: leave one of the two out."
+                )
             for module in list(self.modules()):
                 if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
                     spectral_norm(module)

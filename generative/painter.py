@@ -26,11 +26,12 @@ from core.config import UserError, from_dict, to_dict
 from core.run import Run
 from generative.config import Config
 from generative.learner import draw_latents, make_generator
-from generative.networks import Generator
+from generative.networks import FromLatents
 
 FORMAT = "zerokara-generator-1"
 KIND = "dcgan"  # what generative/dcgan.py calls its runs
 WHICH = ("best", "last")
+BEST = "best.pt"  # the checkpoint of a run's best moment
 
 
 def weights_file(which: str) -> str:
@@ -42,7 +43,7 @@ def weights_file(which: str) -> str:
 class Painter:
     """A generator in evaluation mode, and what is known of it."""
 
-    generator: Generator
+    generator: FromLatents
     config: Config
     shape: tuple[int, int, int]  # (C, H, W)
     class_names: tuple[str, ...]  # of a class-conditional generator, else empty

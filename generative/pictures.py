@@ -9,12 +9,16 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from core.media import grid, write_mp4
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CURVES = {
     "losses": ("train/d_loss", "train/g_loss"),
@@ -74,6 +78,11 @@ def draw_curves(metrics: Path) -> np.ndarray | None:
             axes.legend(fontsize=8)
             if title == "Fréchet distance":
                 axes.set_yscale("log")
+    return drawn(figure)
+
+
+def drawn(figure: Figure) -> np.ndarray:
+    """A figure of matplotlib's as RGB pixels (H, W, 3)."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     with Image.open(buffer) as opened:

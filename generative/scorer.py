@@ -132,15 +132,7 @@ class Scorer:
 
     def fit(self, images_NCHW: Tensor) -> Tensor:
         """Pixels uint8 as the network expects them: float32, in its colours and size, normalised."""
-        x = images_NCHW.float() / 255
-        if self.card is None:
-            return x * 2 - 1
-        if x.shape[1] != self.card.channels:
-            luma = x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
-            x = (x * luma).sum(1, keepdim=True) if x.shape[1] == 3 else x[:, -1:].expand(-1, self.card.channels, -1, -1)
-        if tuple(x.shape[2:]) != tuple(self.card.image_size):
-            x = F.interpolate(x, self.card.image_size, mode="bilinear", antialias=True, align_corners=False)
-        return self.card.normalise(x.clamp(0, 1))
+        return images_NCHW.float() / 255 * 2 - 1 if self.card is None else fitted(images_NCHW, self.card)
 
     @torch.no_grad()
     def look(self, images_NCHW: Tensor, batch_size: int = CHUNK) -> Seen:
@@ -166,6 +158,17 @@ class Scorer:
             "recall": lying.recall,
         }
         return scores | class_scores(fake)
+
+
+def fitted(images_NCHW: Tensor, card: Card) -> Tensor:
+    """Pixels uint8 as a classifier expects them: float32, in its colours and size, normalised."""
+    x = images_NCHW.float() / 255
+    if x.shape[1] != card.channels:
+        luma = x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+        x = (x * luma).sum(1, keepdim=True) if x.shape[1] == 3 else x[:, -1:].expand(-1, card.channels, -1, -1)
+    if tuple(x.shape[2:]) != tuple(card.image_size):
+        x = F.interpolate(x, card.image_size, mode="bilinear", antialias=True, align_corners=False)
+    return card.normalise(x.clamp(0, 1))
 
 
 def class_scores(fake: Seen, confidence: float = 0.9) -> dict[str, float]:

@@ -24,6 +24,7 @@ from core.backbones.googlenet import GoogLeNet
 from core.backbones.impala import Impala
 from core.backbones.kernels import KERNELS
 from core.backbones.nature import Der, Nature, Nips
+from core.backbones.r3 import R3
 from core.config import UserError, flag, suggest
 
 BACKBONES: dict[str, type[Backbone]] = {
@@ -39,6 +40,7 @@ BACKBONES: dict[str, type[Backbone]] = {
     **resnet.variants(),
     **KERNELS,
     "dcgan": Dcgan,
+    "r3": R3,
 }
 
 

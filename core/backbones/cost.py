@@ -167,6 +167,10 @@ def _adaptive(args: tuple[Any, ...], out: Tensor) -> tuple[int, int, int]:
     return cells, cells, 1
 
 
+def _bilinear(args: tuple[Any, ...], out: Tensor) -> tuple[int, int, int]:
+    return 2, max(1, args[0].shape[2] // out.shape[2]), 1
+
+
 def _mean(args: tuple[Any, ...], out: Tensor) -> tuple[int, int, int]:
     return (max(args[0].shape[2:]), 1, 1) if args[0].ndim == 4 else (1, 1, 1)
 
@@ -178,5 +182,6 @@ _WINDOWS: dict[str, Callable[[tuple[Any, ...], Tensor], tuple[int, int, int]]] =
     "max_pool2d": _pool,
     "avg_pool2d": _pool,
     "_adaptive_avg_pool2d": _adaptive,
+    "upsample_bilinear2d": _bilinear,
     "mean": _mean,
 }

@@ -25,26 +25,36 @@ Norm = Literal["batch", "spectral", "none"]
 _LEAST, _MOST = 28, 256
 
 
+def halvings(image_size: tuple[int, int], backbone: str) -> list[tuple[int, int]]:
+    """Sizes (H, W) of an image that is halved until the shorter side is 4 to 7 pixels; its own is not among them.
+
+    Raises:
+        UserError: a side below 28 or above 256 pixels; names the backbone.
+    """
+    height, wide = image_size
+    if min(height, wide) < _LEAST or max(height, wide) > _MOST:
+        raise UserError(
+            f"Images of {height}x{wide} pixels do not fit the backbone {backbone}: "
+            f"it takes sides of {_LEAST} to {_MOST} pixels; choose another --image-size."
+        )
+    sizes: list[tuple[int, int]] = []
+    while min(height, wide) >= 8:
+        height, wide = height // 2, wide // 2
+        sizes.append((height, wide))
+    return sizes
+
+
 def layout(image_size: int | tuple[int, int], width: float = 1.0) -> list[tuple[int, tuple[int, int]]]:
     """Channels and size (H, W) behind each convolution, which a generator follows backwards.
 
-    Halved until the shorter side is 4 to 7 pixels; channels double from 64 to 512 and stay there. 64x64 gives
-    (64, (32, 32)), (128, (16, 16)), (256, (8, 8)), (512, (4, 4)).
+    Channels double from 64 to 512 and stay there. 64x64 gives (64, (32, 32)), (128, (16, 16)), (256, (8, 8)),
+    (512, (4, 4)).
 
     Raises:
-        UserError: a side below 28 or above 256 pixels.
+        UserError: as `halvings`.
     """
-    height, wide = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if min(height, wide) < _LEAST or max(height, wide) > _MOST:
-        raise UserError(
-            f"Images of {height}x{wide} pixels do not fit the backbone dcgan: "
-            f"it takes sides of {_LEAST} to {_MOST} pixels; choose another --image-size."
-        )
-    places: list[tuple[int, tuple[int, int]]] = []
-    while min(height, wide) >= 8:
-        height, wide = height // 2, wide // 2
-        places.append((scaled(64 * min(8, 2 ** len(places)), width), (height, wide)))
-    return places
+    sizes = halvings((image_size, image_size) if isinstance(image_size, int) else image_size, "dcgan")
+    return [(scaled(64 * min(8, 2**place), width), size) for place, size in enumerate(sizes)]
 
 
 class Dcgan(Backbone):
@@ -52,7 +62,8 @@ class Dcgan(Backbone):
 
     Args:
         width: factor on the channels (the tutorial's ndf is 64 * width).
-        norm: "batch" as the paper, "spectral" (Miyato et al. 2018) or "none"; the last two have biases instead.
+        norm: "batch" as the paper, "spectral" (Miyato et al. 2018) or "none"; the last two have biases instead, and
+            "none" begins as He et al. 2015 say, for weights of 0.02 would let nothing through.
     """
 
     usual_input = (3, 64)
@@ -65,7 +76,7 @@ class Dcgan(Backbone):
         self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
         for place, (channels, _) in enumerate(layout(self.image_size, width)):
             conv = Halve(in_channels, channels, bias=norm != "batch")
-            nn.init.normal_(conv.weight, std=0.02)
+            nn.init.normal_(conv.weight, std=(2 / conv.weight[0].numel()) ** 0.5 if norm == "none" else 0.02)
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)
             if norm == "batch" and place:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from core.backbones.r3 import Block
 from core.compute import Compute
-from core.config import parse
+from core.config import UserError, parse
 from core.distributed import World
 from generative.config import PRESETS, Config
 from generative.learner import Learner, draw_latents, fitting_latents
@@ -201,6 +202,61 @@ def test_r1_and_r2_are_their_own_images_slopes() -> None:
         assert losses[name] - losses["none"] == pytest.approx(float(metrics["train/penalty"]), abs=1e-5)
     assert losses["both"] - losses["none"] == pytest.approx(losses["r1"] + losses["r2"] - 2 * losses["none"], abs=1e-5)
     assert losses["r1"] != pytest.approx(losses["r2"])
+
+
+def test_penalties_now_and_then_count_so_many_times_more() -> None:
+    plain = ("--discriminator-norm", "none", "--r1", "2")
+    always, seldom = learner(*plain), learner(*plain, "--penalty-every-updates", "3")
+    first = []
+    for it in (always, seldom):
+        it.update(*batch())
+        first.append(float(it.read_metrics()["train/penalty"]))
+    assert first[1] == pytest.approx(3 * first[0], rel=1e-5)
+    found = []
+    for _ in range(5):
+        seldom.update(*batch())
+        found.append(float(seldom.read_metrics()["train/penalty"]) > 0)
+    assert found == [False, False, True, False, False]
+
+
+def test_smoothing_belongs_to_bce() -> None:
+    plain, smooth = learner(), learner("--smoothing", "0.2")
+    losses = []
+    for it in (plain, smooth):
+        it.update(*batch())
+        losses.append({name: float(value) for name, value in it.read_metrics().items()})
+    assert losses[0]["train/d_score_real"] == losses[1]["train/d_score_real"]
+    gain = losses[1]["train/d_loss"] - losses[0]["train/d_loss"]
+    assert gain == pytest.approx(0.2 * losses[0]["train/d_score_real"], abs=1e-6)
+    with pytest.raises(UserError, match="--smoothing"):
+        learner("--smoothing", "0.1", "--loss", "hinge")
+
+
+def test_noise_on_images_falls_to_none_and_lets_gradients_through() -> None:
+    it = learner("--instance-noise", "0.4", "--updates", "4")
+    grey = torch.zeros(8, *SHAPE, requires_grad=True)
+    deviations = []
+    for _ in range(5):
+        it.update(*batch())
+        deviations.append(float(it.seen(grey).detach().std()))
+    assert deviations == pytest.approx([0.4, 0.3, 0.2, 0.1, 0.0], abs=0.02)
+    (grad,) = torch.autograd.grad(it.seen(grey).sum(), grey)
+    assert torch.equal(grad, torch.ones_like(grey))
+    assert learner().seen(grey) is grey
+
+
+def test_every_block_of_r3_learns_and_begins_as_nothing() -> None:
+    it = learner("--preset", "r3")
+    branches = [block for network in (it.generator, it.discriminator) for block in network.modules()]
+    branches = [block for block in branches if isinstance(block, Block)]
+    assert len(branches) == 6
+    assert not any(block.reduce.weight.any() for block in branches)
+    before = [block.filter.weight.clone() for block in branches]
+    for _ in range(3):
+        it.update(*batch())
+    assert all(block.reduce.weight.any() for block in branches)
+    assert not any(torch.equal(block.filter.weight, old) for block, old in zip(branches, before, strict=True))
+    assert it.is_finite()
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from generative.losses import LOSSES, between, gradient_penalty, squared_slope
+from generative.losses import LOSSES, between, gradient_penalty, smoothed, squared_slope
 
 REAL, FAKE = torch.tensor([2.0, -1.0]), torch.tensor([0.5, -3.0])
 
@@ -35,6 +35,12 @@ def test_losses_by_hand(name: str, discriminator: float, generator: float) -> No
     loss = LOSSES[name]
     assert float(loss.discriminator(REAL, FAKE)) == pytest.approx(discriminator)
     assert float(loss.generator(REAL, FAKE)) == pytest.approx(generator)
+
+
+def test_smoothing_moves_the_aim_for_real_images_alone() -> None:
+    theirs = nn.BCEWithLogitsLoss()
+    expected = theirs(REAL, torch.full((2,), 0.9)) + theirs(FAKE, torch.zeros(2))
+    torch.testing.assert_close(LOSSES["bce"].discriminator(REAL, FAKE) + smoothed(REAL, 0.1), expected)
 
 
 def test_bce_is_torchs_own_and_stays_finite_where_a_sigmoid_is_1() -> None:

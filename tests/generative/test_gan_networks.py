@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from core.backbones.r3 import Block
 from core.config import UserError, parse
 from generative.config import PRESETS, Config
 from generative.diffaugment import augment
-from generative.learner import check_penalties, make_discriminator
-from generative.networks import Discriminator, Generator, map_sizes
+from generative.learner import check_penalties, make_discriminator, make_generator
+from generative.losses import squared_slope
+from generative.networks import Discriminator, Generator, R3Generator, map_sizes
 
 
 def numbers(module: nn.Module) -> int:
@@ -111,6 +113,72 @@ def test_spectral_normalisation_bounds_every_layer() -> None:
     for layer in layers:
         largest = torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2)
         assert float(largest) == pytest.approx(1, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("channels", "size"), [(1, (28, 28)), (3, (45, 64)), (4, (84, 84)), (3, (96, 28)), (1, (33, 47))]
+)
+def test_the_residual_pair_at_every_size(channels: int, size: tuple[int, int]) -> None:
+    generator, discriminator = (
+        R3Generator(16, channels, size, width=0.25),
+        Discriminator("r3", channels, size, width=0.25),
+    )
+    for network in (generator, discriminator):
+        assert not any(isinstance(m, nn.modules.batchnorm._NormBase | nn.GroupNorm) for m in network.modules())
+        for module in network.modules():
+            if isinstance(module, Block):  # at zero nothing comes back to the layers before
+                nn.init.normal_(module.reduce.weight, std=0.1)
+    images = generator(torch.randn(2, 16))
+    assert images.shape == (2, channels, *size)
+    assert (images.abs() <= 1).all()
+    assert not torch.equal(images[0], images[1])
+    scores = discriminator(images)
+    assert scores.shape == (2,)
+    alone = discriminator(images[:1])
+    torch.testing.assert_close(alone, scores[:1])
+    assert not discriminator.mixes_images()
+    scores.sum().backward()
+    for network in (generator, discriminator):
+        assert all(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())
+
+
+def test_a_slope_of_a_slope_goes_through_the_residual_trunk() -> None:
+    """What R1 needs, against differences."""
+    discriminator = Discriminator("r3", 1, (28, 28), width=0.25).double()
+    for module in discriminator.modules():
+        if isinstance(module, Block):
+            nn.init.normal_(module.reduce.weight, std=0.3)
+    x = torch.rand(2, 1, 28, 28, dtype=torch.float64, requires_grad=True)
+    weight = discriminator.backbone.get_submodule("blocks.0.filter").weight
+    assert isinstance(weight, Tensor)
+
+    def penalty() -> Tensor:
+        # Scores are brought to float32 at the end, where a head is not asked.
+        features = discriminator.backbone((x + 1) / 2)
+        return squared_slope(features.square().sum((1, 2, 3)), x)
+
+    (grad,) = torch.autograd.grad(penalty(), weight)
+    place, step = (0, 0, 1, 1), 1e-4
+    with torch.no_grad():
+        weight[place] += step
+    above = float(penalty().detach())
+    with torch.no_grad():
+        weight[place] -= 2 * step
+    assert (above - float(penalty().detach())) / (2 * step) == pytest.approx(float(grad[place]), rel=2e-3, abs=1e-6)
+
+
+def test_the_residual_generator_is_told_the_label_and_keeps_to_its_own_options() -> None:
+    generator = R3Generator(8, 1, (28, 28), width=0.25, classes=3)
+    images = generator(torch.randn(1, 8).expand(3, 8), torch.arange(3))
+    assert not torch.equal(images[0], images[1])
+    for words in (["--upsample", "resize"], ["--generator-norm", "none"]):
+        with pytest.raises(UserError, match=f"{words[0]} belongs to --generator dcgan"):
+            make_generator(parse(Config, PRESETS, ["--preset", "r3", *words], ""), (1, 28, 28), 0)
+
+
+def test_layers_that_begin_at_zero_have_no_largest_singular_value() -> None:
+    with pytest.raises(UserError, match="--spectral"):
+        Discriminator("r3", 1, (28, 28), width=0.25, spectral=True)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "nature", "impala"])

@@ -1,0 +1,312 @@
+"""Our DCGAN beside the recipe of PyTorch's tutorial (pytorch/examples, dcgan), which is written out here; prints JSON.
+
+    python benchmarks/dcgan_against_tutorial.py speed
+    python benchmarks/dcgan_against_tutorial.py quality --data mnist --classifier runs/<classifier> --updates 8000
+
+The recipe: eager float32, channels first, sigmoid and BCELoss, Adam as it comes with 2e-4 and beta1 .5, real and
+painted images through the discriminator one after the other with a backward pass each, the discriminator's gradients
+left behind by the generator's step, three losses read at every batch.
+
+`speed`: images/s of one step of each network, at 64x64 in colour with 3,576,704 and 2,765,568 parameters, batches of
+64, on random images. A stretch of ours and one of theirs take turns, and medians are compared. Ours is the preset
+`fast` with latents of 100: its average of weights is in its time.
+
+`quality`: both learn for the same number of updates of 64 from the same images at 32x32, with several seeds, and paint
+10,000; the Fréchet classifier distance (FCD) is that to the test set. Theirs paints in training mode as the recipe
+does, and in evaluation mode: the lesser distance counts. Runs lie under runs/ and go on where they were interrupted.
+Words that are not known here go to ours: --preset, --loss, --precision and the like.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from core import checkpoint
+from core.config import UserError, entry, parse
+from core.data import ImageSet
+from core.distributed import World
+from core.machine import describe_machine
+from generative.config import PRESETS, Config
+from generative.data import Data, load_split
+from generative.dcgan import choose_compute
+from generative.learner import Learner
+from generative.painter import Painter
+from generative.scorer import Scorer
+from generative.scores import frechet_distance
+
+BATCH = 64
+LATENT = 100
+SAVE_EVERY_UPDATES = 500
+KIND = "tutorial"
+PAINT_SEED = 0
+FOUND = ("ratio_last", "ratio_best", "last_over_best")  # to the lesser distance of the tutorial's; to our best moment
+
+
+# ---- the tutorial's recipe
+
+
+def init_weights(module: nn.Module) -> None:
+    """As the recipe has it: N(0, .02), gains N(1, .02)."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)
+
+
+def tutorial_generator(channels: int, side: int) -> nn.Sequential:
+    """4x4, doubled until it is `side`: 32 or 64 pixels."""
+    widths = [64 * 2**place for place in range(side.bit_length() - 3)][::-1]
+    layers: list[nn.Module] = [nn.ConvTranspose2d(LATENT, widths[0], 4, 1, 0, bias=False)]
+    for into, out in itertools.pairwise(widths):
+        layers += [nn.BatchNorm2d(into), nn.ReLU(True), nn.ConvTranspose2d(into, out, 4, 2, 1, bias=False)]
+    layers += [nn.BatchNorm2d(64), nn.ReLU(True), nn.ConvTranspose2d(64, channels, 4, 2, 1, bias=False), nn.Tanh()]
+    return nn.Sequential(*layers)
+
+
+def tutorial_discriminator(channels: int, side: int) -> nn.Sequential:
+    """`side` pixels, halved to 4x4, to a probability (B, 1, 1, 1)."""
+    layers: list[nn.Module] = [nn.Conv2d(channels, 64, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, True)]
+    width = 64
+    for _ in range(side.bit_length() - 4):
+        layers += [nn.Conv2d(width, 2 * width, 4, 2, 1, bias=False), nn.BatchNorm2d(2 * width), nn.LeakyReLU(0.2, True)]
+        width *= 2
+    return nn.Sequential(*layers, nn.Conv2d(width, 1, 4, 1, 0, bias=False), nn.Sigmoid())
+
+
+class Tutorial:
+    """The recipe's two networks and one turn of its loop, on images (C, side, side)."""
+
+    def __init__(self, channels: int, side: int, seed: int) -> None:
+        """Fresh weights.
+
+        Raises:
+            UserError: another side than 32 or 64.
+        """
+        if side not in (32, 64):
+            raise UserError(f"The tutorial's networks paint sides of 32 or 64 here, got {side}: give --image-size 32.")
+        torch.manual_seed(seed)
+        self.generator = tutorial_generator(channels, side).apply(init_weights)
+        self.discriminator = tutorial_discriminator(channels, side).apply(init_weights)
+        self.criterion = nn.BCELoss()
+        self.discriminator_optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=2e-4, betas=(0.5, 0.999))
+        self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), lr=2e-4, betas=(0.5, 0.999))
+        self.random = torch.Generator().manual_seed(seed)
+        self.updates = 0
+        self.losses = (0.0, 0.0, 0.0)
+
+    def update(self, pixels_BCHW: Tensor) -> None:
+        """One step of the discriminator and one of the generator, from real images uint8."""
+        real = pixels_BCHW.float() / 127.5 - 1
+        self.discriminator.zero_grad()
+        label_B = torch.ones(len(real))
+        real_loss = self.criterion(self.discriminator(real).view(-1), label_B)
+        real_loss.backward()
+        noise = torch.randn(len(real), LATENT, 1, 1, generator=self.random)
+        fake = self.generator(noise)
+        label_B.fill_(0.0)
+        fake_loss = self.criterion(self.discriminator(fake.detach()).view(-1), label_B)
+        fake_loss.backward()
+        self.discriminator_optimizer.step()
+        self.generator.zero_grad()
+        label_B.fill_(1.0)
+        loss = self.criterion(self.discriminator(fake).view(-1), label_B)
+        loss.backward()
+        self.generator_optimizer.step()
+        self.losses = real_loss.item(), fake_loss.item(), loss.item()
+        self.updates += 1
+
+    @torch.no_grad()
+    def paint(self, number: int, *, training: bool) -> Tensor:
+        """Images (number, C, side, side) uint8, always of the same latents, 64 at a time."""
+        z_NZ = torch.randn(number, LATENT, 1, 1, generator=torch.Generator().manual_seed(PAINT_SEED))
+        buffers = {name: buffer.clone() for name, buffer in self.generator.named_buffers()}
+        self.generator.train(training)
+        images = [((self.generator(z) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8) for z in z_NZ.split(BATCH)]
+        self.generator.train()
+        self.generator.load_state_dict(buffers, strict=False)  # looking leaves no trace in BatchNorm's statistics
+        return torch.cat(images)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+        parts = ("generator", "discriminator", "generator_optimizer", "discriminator_optimizer")
+        states = {name: getattr(self, name).state_dict() for name in parts}
+        return {**states, "random": self.random.get_state(), "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        for name in ("generator", "discriminator", "generator_optimizer", "discriminator_optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        self.random.set_state(state["random"])
+        self.updates = state["updates"]
+
+
+# ---- speed
+
+
+def speed(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:
+    """Images/s of both, alternately."""
+    config = parse(Config, PRESETS, ["--latent", str(LATENT), "--batch-size", str(BATCH), *words], __doc__ or "")
+    side = arguments.image_size
+    pixels = torch.randint(0, 256, (10 * BATCH, 3, side, side), dtype=torch.uint8)
+    images = ImageSet(pixels, torch.zeros(len(pixels), dtype=torch.int64), ("any",), "random pixels")
+    compute = choose_compute(config, Data(images, images.take(slice(0, 100)), ()), World())
+    compute.apply()
+    learner = Learner(config, images.shape, 1, compute, World())
+    tutorial = Tutorial(3, side, seed=1)
+    label_B = torch.zeros(BATCH, dtype=torch.int64)
+    on_device = pixels.to(compute.torch_device)
+
+    def batch(of: Tensor, update: int) -> Tensor:
+        return of[update % 10 * BATCH :][:BATCH]
+
+    sides: dict[str, Callable[[int], None]] = {
+        "ours": lambda update: learner.update(batch(on_device, update), label_B.to(compute.torch_device)),
+        "tutorial": lambda update: tutorial.update(batch(pixels, update)),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(arguments.repeats + 1):
+        for name, update in sides.items():
+            began = time.perf_counter()
+            for number in range(arguments.updates):
+                update(number)
+            if name == "ours":
+                learner.read_metrics()["train/d_loss"].item()  # waits for the device
+            if turn:  # the first one warms up
+                rates[name].append(arguments.updates * BATCH / (time.perf_counter() - began))
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    return {
+        "what": f"images/s at {side}x{side}, batches of {BATCH}, a step of each network for each batch",
+        "parameters": {
+            name: [sum(p.numel() for p in network.parameters()) for network in networks]
+            for name, networks in {
+                "ours": (learner.generator, learner.discriminator),
+                "tutorial": (tutorial.generator, tutorial.discriminator),
+            }.items()
+        },
+        "threads": torch.get_num_threads(),
+        "compute": compute.reason,
+        "images_per_s": {name: [round(value, 1) for value in values] for name, values in rates.items()},
+        "median": {name: round(value, 1) for name, value in medians.items()},
+        "ratio": round(medians["ours"] / medians["tutorial"], 2),
+    }
+
+
+# ---- quality
+
+
+def quality(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:
+    """FCD of both after the same number of images, for every seed."""
+    common = ["--data", arguments.data, "--image-size", str(arguments.image_size), "--updates", str(arguments.updates)]
+    common += ["--batch-size", str(BATCH), *(["--classifier", arguments.classifier] if arguments.classifier else [])]
+    config = parse(Config, PRESETS, [*common, *words], __doc__ or "")
+    data = Data.load(config)
+    scorer = Scorer.choose(config, data.train.shape)
+    if scorer.card is None:
+        raise UserError(f"Nobody knows {arguments.data} well enough to score: add --classifier runs/<classifier>.")
+    test = load_split(config, "test")[0].images[: arguments.images]
+    real_NF = scorer.look(test).features_NF
+
+    def fcd(images: Tensor) -> float:
+        return frechet_distance(real_NF, scorer.look(images).features_NF)
+
+    results = []
+    for seed in arguments.seeds:
+        ours = run_ours(f"quality-{Path(arguments.data).stem}-ours-{seed}", [*common, "--seed", str(seed), *words])
+        theirs = train_tutorial(f"quality-{Path(arguments.data).stem}-tutorial-{seed}", data, arguments.updates, seed)
+        found: dict[str, Any] = {"seed": seed}
+        for which in ("last", "best"):
+            painter = Painter.load(ours, which)
+            z_NZ, label_N = painter.latents(arguments.images, PAINT_SEED), painter.labels(arguments.images)
+            found[f"ours_{which}"] = fcd(painter.paint(z_NZ, label_N))
+        for mode, training in (("training", True), ("evaluation", False)):
+            found[f"tutorial_in_{mode}_mode"] = fcd(theirs.paint(arguments.images, training=training))
+        least = min(found["tutorial_in_training_mode"], found["tutorial_in_evaluation_mode"])
+        found |= {"ratio_last": found["ours_last"] / least, "ratio_best": found["ours_best"] / least}
+        found["last_over_best"] = found["ours_last"] / found["ours_best"]
+        results.append(found)
+        print(json.dumps(found), file=sys.stderr)
+    return {
+        "what": f"FCD of {arguments.images:,} painted images to {len(test):,} test images",
+        "features": scorer.protocol,
+        "floor": fcd(data.train.take(order(len(data.train), 0)[: arguments.images]).images),
+        "images_seen": arguments.updates * BATCH,
+        "training_images": len(data.train),
+        "words": words,
+        "seeds": results,
+        "median": {name: statistics.median(one[name] for one in results) for name in FOUND},
+    }
+
+
+def run_ours(name: str, words: list[str]) -> Path:
+    """The folder of a run as a person would start it, or go on with it where it was interrupted."""
+    folder = Path("runs") / name
+    going_on = ["--resume"] if (folder / "config.json").exists() else []
+    command = [sys.executable, "-m", "generative.dcgan", "--name", name, *words, *going_on]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    return folder
+
+
+def train_tutorial(name: str, data: Data, updates: int, seed: int) -> Tutorial:
+    """The recipe after so many updates, from wherever an earlier call left it."""
+    path = Path("runs") / name / "checkpoint-0.pt"
+    channels, side, width = data.train.shape
+    if side != width:
+        raise UserError(f"The tutorial's networks paint squares, got {side}x{width}: give --image-size 32.")
+    tutorial = Tutorial(channels, side, seed)
+    if path.exists():
+        tutorial.load_state_dict(checkpoint.load(path, KIND))
+    per_epoch = len(data.train) // BATCH
+    epoch, order_N = -1, torch.empty(0, dtype=torch.int64)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while tutorial.updates < updates:
+        now, place = divmod(tutorial.updates, per_epoch)
+        if now != epoch:
+            epoch, order_N = now, order(len(data.train), seed * 7_919 + now)
+        tutorial.update(data.train.images[order_N[place * BATCH :][:BATCH]])
+        if tutorial.updates % SAVE_EVERY_UPDATES == 0 or tutorial.updates == updates:
+            checkpoint.save(path, tutorial.state_dict(), KIND)
+            losses = ", ".join(f"{loss:.3f}" for loss in tutorial.losses)
+            print(f"{name}: {tutorial.updates:,} of {updates:,} updates, losses {losses}", file=sys.stderr)
+    return tutorial
+
+
+def order(number: int, seed: int) -> Tensor:
+    """The numbers below `number` in an order that the seed fixes."""
+    return torch.randperm(number, generator=torch.Generator().manual_seed(seed))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = parser.add_subparsers(dest="what", required=True)
+    fast = kinds.add_parser("speed", help="images/s, alternately")
+    fast.add_argument("--image-size", type=int, default=64, help="side in pixels")
+    fast.add_argument("--updates", type=int, default=20, help="batches of one stretch")
+    fast.add_argument("--repeats", type=int, default=5, help="stretches of each side")
+    good = kinds.add_parser("quality", help="FCD after as many images")
+    good.add_argument("--data", default="mnist", help="as generative.dcgan takes it")
+    good.add_argument("--image-size", type=int, default=32, help="side in pixels")
+    good.add_argument("--classifier", default="", help="who scores: a run's folder, a file, or a name of the zoo")
+    good.add_argument("--updates", type=int, default=8_000, help=f"batches of {BATCH} to learn from")
+    good.add_argument("--images", type=int, default=10_000, help="painted images")
+    good.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    arguments, words = parser.parse_known_args(argv)
+    measure = speed if arguments.what == "speed" else quality
+    print(json.dumps({"machine": describe_machine(), **measure(arguments, words)}, indent=2))
+
+
+if __name__ == "__main__":
+    entry(main)

@@ -1,0 +1,109 @@
+"""The trunk of R3GAN's discriminator, at a size that a desk computer trains.
+
+Huang et al. 2024, "The GAN is dead; long live the GAN! A Modern Baseline GAN", section 4 and appendix: residual blocks
+without normalisation, 1x1 to twice the channels, 3x3 in groups, 1x1 back, with leaky ReLU between; initialised in the
+manner of Fixup (Zhang et al. 2019), the last layer of every block at zero, the others smaller with the number of
+blocks; maps resampled bilinearly, channels changed by 1x1 convolutions without activation. There, four stages of two
+blocks have 768 channels each, in groups of 16; here a stage has one block, and channels go from 32 at the image's own
+size to 256.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.backbones.base import Backbone
+from core.backbones.dcgan import halvings
+from core.backbones.heads import FlatHead
+
+EXPANSION = 2
+GROUP = 16  # channels of the expanded map that a 3x3 filter sees
+SLOPE = 0.2
+GAIN = (2 / (1 + SLOPE**2)) ** 0.5
+_FINEST, _MOST = 32, 256
+
+
+def channels_of(stages: int, width: float) -> list[int]:
+    """Channels from the finest map to the coarsest: doubled from 32 up to 256, times `width`, in whole groups.
+
+    Half a group is the least, which doubled is one.
+    """
+    whole = GROUP // EXPANSION
+    return [max(1, round(min(_MOST, _FINEST * 2**stage) * width / whole)) * whole for stage in range(stages)]
+
+
+def init(conv: nn.Conv2d | nn.Linear, gain: float) -> None:
+    """N(0, gain^2 / inputs); biases 0."""
+    nn.init.normal_(conv.weight, std=gain / conv.weight[0].numel() ** 0.5)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+
+
+class Block(nn.Module):
+    """x + what three convolutions make of it, nothing at first.
+
+    Args:
+        channels: in and out, a multiple of half a group.
+        blocks: of the whole network: the more there are, the smaller each begins.
+    """
+
+    def __init__(self, channels: int, blocks: int) -> None:
+        super().__init__()
+        inner = EXPANSION * channels
+        self.expand = nn.Conv2d(channels, inner, 1)
+        self.filter = nn.Conv2d(inner, inner, 3, padding=1, groups=inner // GROUP)
+        self.reduce = nn.Conv2d(inner, channels, 1, bias=False)
+        for conv in (self.expand, self.filter):
+            init(conv, GAIN * blocks**-0.25)  # two of them in a branch: each L^(-1 / (2 m - 2)) with m = 3
+        init(self.reduce, 0.0)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """A map of the same shape."""
+        y = F.leaky_relu(self.expand(x_BCHW), SLOPE)
+        y = F.leaky_relu(self.filter(y), SLOPE)
+        out_BCHW: Tensor = x_BCHW + self.reduce(y)
+        return out_BCHW
+
+
+def resampled(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """A map brought to another size (H, W), bilinearly: at half the size the mean of four pixels."""
+    return F.interpolate(x_BCHW, size, mode="bilinear", align_corners=False)
+
+
+class R3(Backbone):
+    """A block at the image's own size and at every half of it, down to 4 to 7 pixels of the shorter side.
+
+    Args:
+        width: factor on the channels.
+    """
+
+    usual_input = (3, 32)
+    usual_classes = 10
+
+    def __init__(self, in_channels: int, image_size: int | tuple[int, int], *, width: float = 1.0) -> None:
+        super().__init__(in_channels, image_size)
+        self.sizes = [self.image_size, *halvings(self.image_size, self.name)]
+        widths = channels_of(len(self.sizes), width)
+        self.extract = nn.Conv2d(in_channels, widths[0], 1, bias=False)
+        self.blocks = nn.ModuleList(Block(channels, len(widths)) for channels in widths)
+        self.widen = nn.ModuleList(
+            nn.Conv2d(into, out, 1, bias=False) if into != out else nn.Identity()
+            for into, out in itertools.pairwise(widths)
+        )
+        for module in (self.extract, *self.widen):
+            if isinstance(module, nn.Conv2d):
+                init(module, 1.0)
+        self._measure()
+
+    def paper_head(self, classes: int, dropout: float | None) -> nn.Module:
+        """One layer on the whole map."""
+        return FlatHead(self.out_channels, self.out_size, [], classes, dropout or 0.0)
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        maps = [self.blocks[0](self.extract(x))]
+        for block, widen, size in zip(self.blocks[1:], self.widen, self.sizes[1:], strict=True):  # type: ignore[arg-type]
+            maps.append(block(widen(resampled(maps[-1], size))))
+        return maps

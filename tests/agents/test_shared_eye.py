@@ -1,0 +1,89 @@
+"""An agent that starts from a discriminator's eye, and the benchmark that asks what it is worth."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from agents import dqn
+from agents.config import PRESETS, Config
+from agents.learner import make_network
+from benchmarks import shared_eye
+from core import checkpoint
+from core.config import UserError, parse
+
+CPU = ("--device", "cpu", "--precision", "float32", "--threads", "1", "--quiet")
+LESS = {
+    "generative.dcgan": (
+        "--generator-width",
+        "0.1",
+        "--held-out-images",
+        "20",
+        "--eval-images",
+        "100",
+        "--batch-size",
+        "8",
+    ),
+    "agents.dqn": (
+        *("--num-envs", "4", "--batch-size", "8", "--hidden-units", "16", "--warmup-steps", "40", "--compile", "off"),
+        *("--replay-capacity", "500", "--eval-max-steps", "30", "--checkpoint-every-steps", "40"),
+    ),
+}
+
+
+def in_this_process(module: str, name: str, words: Sequence[str]) -> Path:
+    """What `run` does by processes of their own, smaller."""
+    folder = Path("runs") / name
+    if not (folder / "config.json").exists():
+        with contextlib.redirect_stdout(sys.stderr):
+            importlib.import_module(module).main(["--name", name, *words, *LESS[module], *CPU])
+    return folder
+
+
+def test_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shared_eye, "run", in_this_process)
+    monkeypatch.setattr(shared_eye, "WIDTH", "0.1")
+    words = ["--seeds", "3", "--frames", "160", "--updates", "2", "--steps", "80", "--eval-every-steps", "40"]
+    shared_eye.main([*words, "--games", "2", "--aim", "-5"])
+    found = json.loads(capsys.readouterr().out)
+    (one,) = found["seeds"]
+    for side in ("shared", "fresh"):
+        assert [step for step, _ in one[side]["evaluations"]] == [40, 80]
+        assert one[side]["steps_to_aim"] == 40  # nothing is worse than five balls missed
+    gain = one["shared"]["mean_over_training"] - one["fresh"]["mean_over_training"]
+    assert found["gain_of_mean_over_training"]["each"] == [round(gain, 3)]
+    again = ["--env", "zerokara/Catch-v0", "--backbone", "dcgan", "--width", "0.1", "--steps", "32", "--seed", "3"]
+    start = ["--init-backbone", "runs/eye-Catch-v0-3"]
+    dqn.main(["--name", "unlearnt", *again, *LESS["agents.dqn"], "--eval-every-steps", "0", *CPU, *start])
+    eye = checkpoint.load(Path("runs/eye-Catch-v0-3/checkpoint-0.pt"), "dcgan")["learner"]["discriminator"]
+    learner = checkpoint.load(Path("runs/unlearnt/checkpoint-0.pt"), "dqn")["learner"]
+    trunk = [name for name in eye if name.startswith("backbone.")]
+    assert len(trunk) == 8  # weights and biases of four layers
+    for name in trunk:
+        assert torch.equal(learner["network"][name], eye[name]), "the agent has not learnt yet"
+        assert torch.equal(learner["target"][name], eye[name])
+
+
+def test_another_width_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"backbone.convs.0.weight": torch.zeros(5, 4, 4, 4)}, "eye.pt")
+    words = ["--env", "zerokara/Catch-v0", "--backbone", "dcgan", "--width", "0.1", "--init-backbone", "eye.pt"]
+    with pytest.raises(UserError, match=r"Nothing in eye\.pt fits"):
+        dqn.main([*words, *LESS["agents.dqn"], *CPU])
+
+
+def test_the_agents_dcgan_is_not_normalised_and_sees_from_the_start() -> None:
+    config = parse(Config, PRESETS, ["--backbone", "dcgan", "--width", "0.25"], "")
+    network = make_network(config, (4, 84, 84), 3)
+    assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+    features_BF = network.features(torch.rand(8, 4, 84, 84))
+    assert 0.05 < float(features_BF.detach().std()) < 5, "weights of 0.02 without BatchNorm would leave a thousandth"
