@@ -55,8 +55,10 @@ class SegmenterCard:
 
     def normalise(self, images_BCHW: Tensor) -> Tensor:
         """Images scaled to [0, 1] as the network expects them: mean 0 and deviation 1 over its training set."""
-        told = {"dtype": images_BCHW.dtype, "device": images_BCHW.device}
-        mean, std = (torch.tensor(values, **told).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        mean, std = (
+            torch.tensor(values, dtype=images_BCHW.dtype, device=images_BCHW.device).view(1, -1, 1, 1)
+            for values in (self.mean, self.std)
+        )
         return (images_BCHW - mean) / std
 
 

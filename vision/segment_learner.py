@@ -233,7 +233,7 @@ def make_card(config: Config, images: Data) -> SegmenterCard:
         raise UserError("--weights are for images of three colours: leave --grey out, or start without them.")
     # Presets and defaults say how wide and with which stem; a backbone without that option is what it is.
     has = options_of(config.backbone)
-    asked = {name: getattr(config, name) for name in ("width", "stem") if name in has}
+    asked: dict[str, Any] = {name: getattr(config, name) for name in ("width", "stem") if name in has}
     return SegmenterCard(
         network=config.network,
         backbone=config.backbone,

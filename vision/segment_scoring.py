@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -97,7 +98,7 @@ def score(
     from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassJaccardIndex
 
     classes = len(card.classes)
-    told = {"num_classes": classes, "ignore_index": UNLABELLED, "validate_args": False}
+    told: dict[str, Any] = {"num_classes": classes, "ignore_index": UNLABELLED, "validate_args": False}
     metrics = MetricCollection(
         {
             "confusion": MulticlassConfusionMatrix(**told),

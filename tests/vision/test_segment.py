@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from core import checkpoint
+from core import checkpoint, zoo
 from core.compute import Compute
 from core.config import UserError, entry
 from core.data.masks import MaskSet, load_masks
@@ -233,7 +233,7 @@ def test_an_eye_of_another_run_starts_it(uninterrupted: Path, here: list[str]) -
 
 def test_a_name_of_the_zoo_will_do(uninterrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there = uninterrupted / "model.safetensors"
-    monkeypatch.setattr(segment.zoo, "zoo", lambda: {"photos": there})
+    monkeypatch.setattr(zoo, "zoo", lambda: {"photos": there})
     assert segment.eye_file("photos") == there
     assert segment.eye_file("nowhere") == Path("nowhere")
 
@@ -287,7 +287,8 @@ def test_a_run_cannot_change_in_the_middle(uninterrupted: Path, here: list[str])
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_can_be_built(preset: str) -> None:
-    config = Config(**{**PRESETS[preset], "preset": preset})  # type: ignore[arg-type]
+    config = Config(**{**PRESETS[preset], "preset": preset})
+    options: dict[str, Any] = {"stem": config.stem} if config.backbone.startswith("resnet") else {}
     with torch.device("meta"):
         network = make_segmenter(
             config.network,
@@ -297,7 +298,7 @@ def test_presets_can_be_built(preset: str) -> None:
             classes=11,
             decoder_channels=config.decoder_channels,
             width=config.width,
-            **({"stem": config.stem} if config.backbone.startswith("resnet") else {}),
+            **options,
         )
     assert network.classes == 11
 

@@ -56,7 +56,7 @@ def test_unpooling_puts_maxima_where_they_were() -> None:
     assert unpool(10 * pooled, place, x.shape[2:]).tolist() == [[[[0, 50, 0], [0, 0, 0], [0, 0, 0]]]]
     x = torch.randn(2, 3, 8, 6)
     pooled, place = F.max_pool2d(x, 2, return_indices=True)
-    assert torch.equal(unpool(pooled, place, x.shape[2:]), F.max_unpool2d(pooled, place, 2))
+    assert torch.equal(unpool(pooled, place, x.shape[2:]), F.max_unpool2d(pooled, place, (2, 2)))
 
 
 def test_maps_are_brought_to_a_size() -> None:
