@@ -67,6 +67,7 @@ class Training(Epochs):
     """Everything that a checkpoint holds, and one update over it."""
 
     config: Config
+    data: Data
 
     def __init__(self, config: Config, images: Data, compute: Compute, world: World) -> None:
         self.config, self.data, self.compute, self.world = config, images, compute, world

@@ -51,14 +51,14 @@ def decode_all(
             image_HWC = fit(image_HWC, image_size)
         image_CHW = in_colours(image_HWC, grey).transpose(2, 0, 1)
         if images_NCHW is None:
-            images_NCHW = _room(len(names), image_CHW.shape, where)
+            images_NCHW = room(len(names), image_CHW.shape, where)
         if image_CHW.shape[1:] != images_NCHW.shape[2:]:
             raise UserError(
                 f"{name} in {where} has {_size(image_CHW)} pixels and {names[0]} has {_size(images_NCHW[0])}: "
                 f"bring all to one size with --image-size {min(images_NCHW.shape[2:])}, or another number."
             )
         if len(image_CHW) > images_NCHW.shape[1]:  # the first colours in a set that was grey until here
-            coloured_NCHW = _room(len(names), image_CHW.shape, where)
+            coloured_NCHW = room(len(names), image_CHW.shape, where)
             coloured_NCHW[:index] = images_NCHW[:index]
             images_NCHW = coloured_NCHW
         images_NCHW[index] = image_CHW  # one grey channel goes into all three
@@ -76,22 +76,7 @@ def decode(data: bytes, name: str) -> np.ndarray:
     Raises:
         UserError: empty, truncated or damaged, no picture, more than 89 million pixels, or floating-point pixels.
     """
-    if not data:
-        raise UserError(f"{name} is empty: put a sound copy in its place, or remove it.")
-    try:
-        with _strict_pillow(), Image.open(io.BytesIO(data)) as opened:
-            opened.load()
-            picture = ImageOps.exif_transpose(opened)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UserError(
-            f"{name} says that it has more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels: make it smaller, or remove it."
-        ) from None
-    except MemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001  (Pillow's readers raise a dozen types on bytes that make no sense)
-        raise UserError(
-            f"{name} cannot be decoded as a picture ({_brief(error)}): put a sound copy in its place, or remove it."
-        ) from None
+    picture = _opened(data, name)
     if picture.mode.startswith("I;16"):
         return (np.asarray(picture).astype(np.uint32) * 255 // 65535).astype(np.uint8)[..., None]
     if picture.mode in {"I", "F"}:
@@ -103,6 +88,29 @@ def decode(data: bytes, name: str) -> np.ndarray:
         picture = picture.convert("L" if picture.mode == "1" else "RGB")
     image = np.asarray(picture)
     return image[..., None] if image.ndim == 2 else image
+
+
+def decode_mask(data: bytes, name: str) -> np.ndarray:
+    """A mask as (H, W) uint8: the numbers that a file of grey or of palette colours holds, whatever they look like.
+
+    Raises:
+        UserError: as `decode`, a number above 255, or colours that are no palette's.
+    """
+    picture = _opened(data, name)
+    if picture.mode in {"I", "I;16", "I;16B", "I;16L"}:
+        wide = np.asarray(picture)
+        if wide.min() < 0 or wide.max() > 255:
+            raise UserError(f"{name} has pixels of class {wide.max()}: a mask's numbers go from 0 to 255; number anew.")
+        return wide.astype(np.uint8)
+    if picture.mode in {"L", "P", "1"}:
+        return np.array(picture, np.uint8)
+    colours_HWC = np.asarray(picture.convert("RGB"))
+    if (colours_HWC != colours_HWC[..., :1]).any():
+        raise UserError(
+            f"{name} has colours (mode {picture.mode}) where a mask has the number of a class in every pixel: "
+            f"save it as PNG in grey or with a palette."
+        )
+    return colours_HWC[..., 0]
 
 
 def fit(image_HWC: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
@@ -120,6 +128,17 @@ def fit(image_HWC: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
         image_HWC = image_HWC.reshape(shape[1], shape[0], channels)  # OpenCV drops a single channel
     top, left = (image_HWC.shape[0] - new_height) // 2, (image_HWC.shape[1] - new_width) // 2
     return image_HWC[top : top + new_height, left : left + new_width]
+
+
+def fit_mask(mask_HW: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A mask brought to a height and width as `fit` brings its picture; every pixel keeps the number of one class."""
+    height, width = mask_HW.shape
+    scale = max(size[0] / height, size[1] / width)
+    if scale != 1:
+        shape = (max(size[1], round(width * scale)), max(size[0], round(height * scale)))
+        mask_HW = cv2.resize(np.ascontiguousarray(mask_HW), shape, interpolation=cv2.INTER_NEAREST_EXACT)
+    top, left = (mask_HW.shape[0] - size[0]) // 2, (mask_HW.shape[1] - size[1]) // 2
+    return mask_HW[top : top + size[0], left : left + size[1]]
 
 
 def in_colours(image_HWC: np.ndarray, grey: bool | None) -> np.ndarray:
@@ -143,6 +162,26 @@ def reshaped(images: ImageSet, image_size: int | tuple[int, int] | None, grey: b
     return image_set(images_NCHW, images.labels.numpy(), images.classes, images.source)
 
 
+def _opened(data: bytes, name: str) -> Image.Image:
+    """The file's picture, whole and upright."""
+    if not data:
+        raise UserError(f"{name} is empty: put a sound copy in its place, or remove it.")
+    try:
+        with _strict_pillow(), Image.open(io.BytesIO(data)) as opened:
+            opened.load()
+            return ImageOps.exif_transpose(opened)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UserError(
+            f"{name} says that it has more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels: make it smaller, or remove it."
+        ) from None
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001  (Pillow's readers raise a dozen types on bytes that make no sense)
+        raise UserError(
+            f"{name} cannot be decoded as a picture ({_brief(error)}): put a sound copy in its place, or remove it."
+        ) from None
+
+
 @contextmanager
 def _strict_pillow() -> Iterator[None]:
     """Pillow's warning of a decompression bomb as an error; its other warnings (odd metadata) say nothing to us."""
@@ -152,8 +191,12 @@ def _strict_pillow() -> Iterator[None]:
         yield
 
 
-def _room(number: int, shape: tuple[int, ...], where: str) -> np.ndarray:
-    """An array for `number` images (C, H, W), if there is memory for it."""
+def room(number: int, shape: tuple[int, ...], where: str) -> np.ndarray:
+    """An array for `number` images (C, H, W), uint8.
+
+    Raises:
+        UserError: more than memory holds.
+    """
     needed, free = number * int(np.prod(shape)), psutil.virtual_memory().available
     if needed > free * 0.8:
         raise UserError(

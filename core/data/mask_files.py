@@ -1,0 +1,176 @@
+"""How pictures and their masks lie in a folder or zip: as in CamVid, as in PASCAL VOC, or as any pair of folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from core.config import UserError
+from core.data.pictures import SUFFIXES
+
+MaskSplit = Literal["train", "val", "test"]
+SPLITS: dict[str, MaskSplit] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+IMAGES = frozenset({"images", "image", "imgs", "img", "jpegimages"})
+MASKS = frozenset({"masks", "mask", "labels", "label", "annotations", "annotation", "segmentationclass"})
+ANNOT = "annot"  # as in CamVid's trainannot
+MASK_SUFFIXES = SUFFIXES - {".jpg", ".jpeg", ".webp"}  # which blur numbers
+MARKS = ("_mask", "_label", "_labels", "_seg", "_L")  # what a mask's name may have behind its picture's
+NAMES = "classes.txt"
+EVERY = 10  # where a split is missing, it is every tenth picture
+CAMVID = (*("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"),)
+VOC = (
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+VOC_LIST = "ImageSets/Segmentation/{}.txt"
+
+
+class Pair(NamedTuple):
+    """Paths of a picture and of its mask, each in its folder or archive."""
+
+    image: str
+    mask: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What was found."""
+
+    form: str
+    """How it lies there, in words."""
+    splits: Mapping[MaskSplit, list[Pair]]
+    """All three, none of them empty."""
+    classes: tuple[str, ...]
+    """Names of the classes; empty where nothing tells them."""
+    unlabelled: int
+    """The number of pixels that nobody labelled."""
+
+
+def list_pairs(
+    members: Sequence[str], read: Callable[[str], bytes], where: str, masks: tuple[Sequence[str], str] | None = None
+) -> Listing:
+    """Pictures with their masks, in the order of their paths.
+
+    A picture and its mask have the same name (a mask may have _mask, _label, _labels, _seg or _L behind it) in folders
+    `<split>/` and `<split>annot/`, or `images/` and `masks/` (or what these are often called) above or below those of
+    the splits, or without any; or they are those that PASCAL VOC's lists name. A classes.txt has a name in each line.
+    A missing split is every tenth picture of what there is; where train and val alone are there, val is the test.
+
+    Args:
+        members: paths in the folder or archive.
+        read: the bytes of one of them.
+        where: what to call it in messages.
+        masks: paths in another folder or archive, which holds the masks, and what to call that.
+
+    Raises:
+        UserError: nothing of these forms, a picture without a mask, too few pictures.
+    """
+    members = [name for name in members if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))]
+    tables = [name for name in members if name.rpartition("/")[2] == NAMES]
+    classes = tuple(line.strip() for line in _text(read(tables[0])).splitlines() if line.strip()) if tables else ()
+    if masks is None and (lists := [name for name in members if name.endswith("/" + VOC_LIST.format("train"))]):
+        root = lists[0].removesuffix(VOC_LIST.format("train"))
+        found = _voc(members, read, where, root)
+        return Listing("PASCAL VOC", _divide(found, where), classes or VOC, 255)
+    masks_named, masks_where = masks or (members, where)
+    of_camvid = masks is None and any(part.endswith(ANNOT) for name in members for part in name.split("/")[:-1])
+    keyed = {_key(name, is_mask=True): name for name in masks_named if _is_mask(name, alone=masks is not None)}
+    folders = {key[:-1] for key in keyed}
+    images = {
+        _key(name, is_mask=False): name
+        for name in members
+        if _suffix(name) in SUFFIXES and not (masks is None and _is_mask(name, alone=False))
+    }
+    images = {key: name for key, name in images.items() if key[:-1] in folders}
+    if not images:
+        raise UserError(
+            f"There are no pictures with masks in {where}: expected train/<name>.jpg with trainannot/<name>.png, "
+            f"images/<name>.jpg with masks/<name>.png, PASCAL VOC's folders, or the masks' own folder with --masks."
+        )
+    by_split: dict[str, list[Pair]] = {}
+    for key, name in images.items():
+        *folder, stem = key
+        mask = next((keyed[m] for mark in ("", *MARKS) if (m := (*folder, stem + mark)) in keyed), None)
+        if mask is None:
+            raise UserError(
+                f"{name} in {where} has no mask: put {stem}.png beside the other masks in {masks_where}, or remove it."
+            )
+        split = next((SPLITS[part.lower()] for part in folder if part.lower() in SPLITS), "")
+        by_split.setdefault(split, []).append(Pair(name, mask))
+    form = "CamVid's folders" if of_camvid else "pairs of folders"
+    known = classes or (CAMVID if of_camvid else ())
+    return Listing(form, _divide(by_split, where), known, len(CAMVID) if of_camvid and not classes else 255)
+
+
+def _voc(members: Iterable[str], read: Callable[[str], bytes], where: str, root: str) -> dict[str, list[Pair]]:
+    """What PASCAL VOC's lists name, by the list; a test list without masks, as the challenge gave it, is left alone."""
+    there = set(members)
+    by_split: dict[str, list[Pair]] = {}
+    for split in ("train", "val", "test"):
+        table = root + VOC_LIST.format(split)
+        names = _text(read(table)).split() if table in there else []
+        pairs = [Pair(f"{root}JPEGImages/{name}.jpg", f"{root}SegmentationClass/{name}.png") for name in names]
+        if split == "test" and not any(pair.mask in there for pair in pairs):
+            continue
+        for kind, path in ((kind, path) for pair in pairs for kind, path in zip(Pair._fields, pair, strict=True)):
+            if path not in there:
+                raise UserError(f"{where} lacks the {kind} {path}, which {table} names: put it there, or unname it.")
+        by_split[split] = pairs
+    return by_split
+
+
+def _divide(found: Mapping[str, list[Pair]], where: str) -> dict[MaskSplit, list[Pair]]:
+    """Three splits out of those that are there."""
+    splits = {split: pairs for split, pairs in found.items() if pairs}
+    if "" in splits and len(splits) > 1:
+        splits.pop("")  # pictures beside the folders of the splits
+    everything = splits.pop("", None) or (splits["train"] if set(splits) == {"train"} else None)
+    if everything is not None:
+        rest, test = _every_tenth(everything, where)
+        train, val = _every_tenth(rest, where)
+        return {"train": train, "val": val, "test": test}
+    if "train" not in splits:
+        raise UserError(f"{where} has {' and '.join(splits)} and no train: put pictures to learn from into train.")
+    if "test" not in splits:
+        splits["test"] = splits.pop("val")
+    if "val" not in splits:
+        splits["train"], splits["val"] = _every_tenth(splits["train"], where)
+    return {"train": splits["train"], "val": splits["val"], "test": splits["test"]}
+
+
+def _every_tenth(pairs: list[Pair], where: str) -> tuple[list[Pair], list[Pair]]:
+    """The others, and the first, the eleventh, ..."""
+    if len(pairs) < 2:
+        raise UserError(f"{where} has too few pictures to learn from some and test on others: put in at least 3.")
+    return [pair for i, pair in enumerate(pairs) if i % EVERY], pairs[::EVERY]
+
+
+def _is_mask(name: str, *, alone: bool) -> bool:
+    """Whether a path is a mask's: by its folders, or, where masks lie `alone`, whatever its folders."""
+    folders = name.split("/")[:-1]
+    told = any(part.lower() in MASKS or (part.endswith(ANNOT) and part != ANNOT) for part in folders)
+    return _suffix(name) in MASK_SUFFIXES and (alone or told) and not Path(name).name.startswith(".")
+
+
+def _key(name: str, *, is_mask: bool) -> tuple[str, ...]:
+    """Folders and stem, the same for a picture and its mask."""
+    *folders, file = name.split("/")
+    if is_mask:
+        kept = [part.removesuffix(ANNOT) if part != ANNOT else part for part in folders if part.lower() not in MASKS]
+    else:
+        kept = [part for part in folders if part.lower() not in IMAGES]
+    return (*kept, file.rpartition(".")[0])
+
+
+def _suffix(name: str) -> str:
+    return "." + name.rpartition(".")[2].lower()
+
+
+def _text(content: bytes) -> str:
+    return content.decode("utf-8", "replace")

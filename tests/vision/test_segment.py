@@ -1,0 +1,370 @@
+"""The program as a person runs it: learns, survives a kill, reads the test set once, shows what it sees, refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from core import checkpoint, zoo
+from core.compute import Compute
+from core.config import UserError, entry
+from core.data.masks import MaskSet, load_masks
+from core.data.pictures import decode
+from core.weights import init_backbone
+from tests.vision.shapes import CLASSES, SIZE, plant_shapes
+from vision import segment, segment_file, segment_learner, segment_predict
+from vision.segment_config import PRESETS, Config
+from vision.segment_networks import make_segmenter
+
+REPO = Path(__file__).parents[2]
+MACHINE = ("--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1")
+TINY = (
+    *("--data", "shapes", "--data-dir", ".", "--network", "fcn2s", "--backbone", "resnet18", "--width", "0.125"),
+    *("--decoder-channels", "8", "--batch-size", "6", "--epochs", "6", "--warmup-epochs", "1", "--balance", "1"),
+    *("--learning-rate", "0.01", "--ema-half-life-updates", "3", "--scale-high", "1.3", "--scale-low", "0.8"),
+    *("--validate-every-epochs", "3", "--checkpoint-every-updates", "3", "--log-every-updates", "4"),
+    *MACHINE,
+)
+# Where asked for, a pause, so that a kill finds the program at work.
+PROGRAM = """
+import os, time
+from core.config import entry
+from vision import segment
+from vision.segment_learner import Training
+update = Training.update
+def slow(self, index):
+    update(self, index)
+    time.sleep(float(os.environ.get("PAUSE", "0")) if len(self.data.train) == 24 else 0)
+Training.update = slow
+if "NO_PICTURES" in os.environ:
+    segment.log_overlays = segment.log_classes = lambda *args, **options: None
+entry(segment.main)
+"""
+
+
+def program(folder: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
+    """The real program, in a folder of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error", **environment},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """Lines of metrics without what the wall clock says."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in lines]
+
+
+def updates_of(run: Path) -> int:
+    """The update of the last whole checkpoint, -1 where there is none."""
+    path = run / "checkpoint-0.pt"
+    return int(checkpoint.load(path, "segment")["updates"]) if path.exists() else -1
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody disturbed, in a folder that holds the shapes."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    plant_shapes(folder)
+    process = program(folder, *TINY, "--name", "run")
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, err) == (0, "")
+    assert "24 images to learn from, 6 to choose on; 3 classes; fcn2s on resnet18" in out
+    last = out.strip().splitlines()[-1]
+    assert last.startswith("shapes: validation mean IoU ")
+    assert "; test mean IoU " in last
+    assert last.endswith("python -m vision.segment_predict runs/run <picture or folder>")
+    return folder / "runs" / "run"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """In this process, in a folder of its own with the shapes, nothing measured; which splits were read, in order."""
+    plant_shapes(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(segment, "choose_compute", lambda config, images, world: Compute(threads=1))
+    monkeypatch.setattr(segment, "log_start", lambda *args, **options: None)
+    read: list[str] = []
+
+    def load(data: str, split: Any, **options: Any) -> MaskSet:
+        read.append(split)
+        return load_masks(data, split, **options)
+
+    monkeypatch.setattr(segment_learner, "load_masks", load)
+    threads = torch.get_num_threads()
+    yield read
+    torch.set_num_threads(threads)
+
+
+def begun(uninterrupted: Path, folder: Path, name: str) -> Path:
+    """A run that was killed before its first checkpoint, with the machine's settings that the other found."""
+    run = folder / "runs" / name
+    run.mkdir(parents=True)
+    content = json.loads((uninterrupted / "config.json").read_text())
+    content["config"]["name"] = name
+    (run / "config.json").write_text(json.dumps(content))
+    return run
+
+
+# ---- what a run leaves
+
+
+def test_it_learns_and_leaves_what_it_promises(uninterrupted: Path) -> None:
+    result = json.loads((uninterrupted / "result.json").read_text())
+    figures = result["figures"]
+    lines = metrics(uninterrupted)
+    assert [line["step"] for line in lines if "train/loss" in line] == [4, 8, 12, 16, 20, 24]
+    assert [line["step"] for line in lines if "val/mean_iou" in line] == [12, 24]
+    best = max(line["val/mean_iou"] for line in lines if "val/mean_iou" in line)
+    assert figures["validation_mean_iou"] == pytest.approx(best)
+    assert set(result["iou_by_class"]["test"]) == set(CLASSES)
+    assert figures["test_mean_iou"] == pytest.approx(np.mean(list(result["iou_by_class"]["test"].values())))
+    assert figures["test_accuracy"] > 0.5
+    assert result["protocol"]["unlabelled"] == "not counted"
+    media = {path.name for path in (uninterrupted / "media").iterdir()}
+    assert media >= {"augmented-0.png", "overlays-12.png", "overlays-24.png", "classes-24.png", "test_overlays-24.png"}
+    assert list((uninterrupted / "tensorboard").glob("events.*"))
+    network, card = segment_file.load(uninterrupted / "model.safetensors")
+    assert card.classes == CLASSES
+    assert card.figures == figures
+    assert sum(parameter.numel() for parameter in network.parameters()) > 10_000
+
+
+def test_shapes_are_learnt_in_seconds(here: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Far more of the picture is ground than anything else: a network that only says so has a mean IoU of 0.25."""
+    words = list(TINY)
+    words[words.index("--epochs") + 1] = "25"
+    segment.main([*words, "--validate-every-epochs", "25", "--name", "learnt", "--quiet"])
+    figures = json.loads(Path("runs/learnt/result.json").read_text())["figures"]
+    assert figures["test_mean_iou"] > 0.75
+    assert figures["test_accuracy"] > 0.9
+    assert here == ["train", "val", "test"]
+    assert len(capsys.readouterr().out.strip().splitlines()) == 1
+
+
+# ---- it survives
+
+
+def test_a_run_goes_on_as_if_nothing_had_happened(uninterrupted: Path, tmp_path: Path) -> None:
+    """Asked to stop in mid-epoch, then killed: in the end it is the run that nobody disturbed, bit for bit."""
+    plant_shapes(tmp_path)
+    run = begun(uninterrupted, tmp_path, "disturbed")
+    words = ["--name", "disturbed", "--resume"]
+    out, err, code = disturbed(tmp_path, words, run, signal.SIGTERM, aim=3)
+    assert (code, err) == (0, "")
+    assert out.strip().splitlines()[-1].endswith("go on with: python -m vision.segment --name disturbed --resume")
+    assert not (run / "result.json").exists()
+    _, _, code = disturbed(tmp_path, words, run, signal.SIGKILL, aim=updates_of(run) + 3)
+    assert code == -signal.SIGKILL
+    assert updates_of(run) < 24, "it had ended before it was killed"
+    process = program(tmp_path, *words, "--quiet", NO_PICTURES="1")
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, err) == (0, "")
+    assert metrics(run) == metrics(uninterrupted)
+    ours, theirs = (checkpoint.load(path / "checkpoint-0.pt", "segment") for path in (run, uninterrupted))
+    for mine, its in ((ours["network"], theirs["network"]), (ours["ema"]["module"], theirs["ema"]["module"])):
+        for name, weight in mine.items():
+            assert torch.equal(weight, its[name])
+
+
+def disturbed(folder: Path, words: list[str], run: Path, number: signal.Signals, aim: int) -> tuple[str, str, int]:
+    """The program with a signal once its checkpoint is at `aim` updates: what it printed, and its exit status."""
+    process = program(folder, *words, PAUSE="0.15", NO_PICTURES="1")
+    deadline = time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < deadline and updates_of(run) < aim:
+        time.sleep(0.02)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=300)
+    return out, err, process.returncode
+
+
+def test_the_test_set_is_read_once(uninterrupted: Path, here: list[str]) -> None:
+    shutil.copytree(uninterrupted, "runs/run")
+    before = json.loads(Path("runs/run/result.json").read_text())
+    segment.main(["--name", "run", "--resume", "--quiet"])
+    assert here == ["train", "val"], "a finished run read the test set again"
+    assert json.loads(Path("runs/run/result.json").read_text())["figures"] == before["figures"]
+
+
+def test_numbers_that_are_none_end_the_run(here: list[str]) -> None:
+    words = [*TINY, "--name", "nan", "--learning-rate", "1e30", "--optimizer", "sgd", "--max-grad-norm", "None"]
+    with pytest.raises(UserError, match=r"no number any more.*lower --learning-rate"):
+        segment.main([*words, "--warmup-epochs", "0", "--quiet"])
+    assert not Path("runs/nan/model.safetensors").exists()
+    assert "test" not in here
+
+
+# ---- where it starts from
+
+
+def test_an_eye_of_another_run_starts_it(uninterrupted: Path, here: list[str]) -> None:
+    shutil.copytree(uninterrupted, "runs/eye")
+    config = Config(**{**PRESETS["fast"], "width": 0.125, "init_backbone": "runs/eye"})
+    network = make_segmenter(
+        "fcn4s", backbone="resnet18", channels=3, image_size=SIZE, classes=3, width=0.125, stem="medium"
+    )
+    (report,) = segment.start_from(config, network)
+    assert "runs/eye" in report
+    fresh = make_segmenter(
+        "fcn4s", backbone="resnet18", channels=3, image_size=SIZE, classes=3, width=0.125, stem="medium"
+    )
+    init_backbone(fresh.backbone, Path("runs/eye"))
+    for name, tensor in fresh.backbone.state_dict().items():
+        assert torch.equal(network.backbone.state_dict()[name], tensor)
+
+
+def test_a_name_of_the_zoo_will_do(uninterrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = uninterrupted / "model.safetensors"
+    monkeypatch.setattr(zoo, "zoo", lambda: {"photos": there})
+    assert segment.eye_file("photos") == there
+    assert segment.eye_file("nowhere") == Path("nowhere")
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--data", "shape"], r"no data 'shape'.*did you mean shapes"),
+        (["--network", "segnet"], r"backbone resnet18 is no VGG"),
+        (["--network", "fcn32s"], r"no map of stride 32.*fcn2s, fcn4s, fcn8s, fcn16s"),
+        (["--network", "unet"], r"--network cannot be 'unet': it must be one of fcn32s"),
+        (["--backbone", "resnet19"], r"no backbone resnet19"),
+        (["--image-size", "32", "48", "16"], r"--image-size cannot be 32 48 16"),
+        (["--crop-size", "16", "24", "8"], r"--crop-size cannot be 16 24 8"),
+        (["--train-images", "25"], r"--train-images 25 is more than the 24"),
+        (["--accumulate", "4"], r"--batch-size 6 cannot be shared"),
+        (["--preset", "quick"], r"no preset 'quick'.*segnet-slim"),
+        (["--classes", "ground", "disc"], r"class 2.*there are 2 classes.*--classes"),
+        (["--weights", "vgg16.pth"], r"no file vgg16\.pth"),
+        (["--init-backbone", "runs/nothing"], r"runs/nothing"),
+        (["--init-backbone", "runs/run", "--width", "0.25"], r"fit a resnet18 of --width 0\.25|fits this network"),
+        (["--weights", "x.pth", "--grey"], r"three colours"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_leave_no_folder(
+    uninterrupted: Path, here: list[str], words: list[str], sentence: str
+) -> None:
+    shutil.copytree(uninterrupted, "runs/run", ignore=shutil.ignore_patterns("tensorboard", "media"))
+    with pytest.raises(UserError, match=sentence) as mistake:
+        segment.main([*TINY, "--name", "mistake", "--quiet", *words])
+    assert "\n" not in str(mistake.value)
+    assert not Path("runs/mistake").exists()
+
+
+def test_a_mistake_is_exit_code_2(here: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("shapes/valannot/03.png").unlink()
+    with pytest.raises(SystemExit) as leaving:
+        entry(lambda: segment.main([*TINY, "--name", "mistake"]))
+    assert leaving.value.code == 2
+    assert capsys.readouterr().err.startswith("error: val/03.png in shapes has no mask: put 03.png")
+
+
+def test_a_run_cannot_change_in_the_middle(uninterrupted: Path, here: list[str]) -> None:
+    shutil.copytree(uninterrupted, "runs/run")
+    with pytest.raises(UserError, match="--balance"):
+        segment.main(["--name", "run", "--resume", "--balance", "0.25"])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_can_be_built(preset: str) -> None:
+    config = Config(**{**PRESETS[preset], "preset": preset})
+    options: dict[str, Any] = {"stem": config.stem} if config.backbone.startswith("resnet") else {}
+    with torch.device("meta"):
+        network = make_segmenter(
+            config.network,
+            backbone=config.backbone,
+            channels=3,
+            image_size=(180, 240),
+            classes=11,
+            decoder_channels=config.decoder_channels,
+            width=config.width,
+            **options,
+        )
+    assert network.classes == 11
+
+
+# ---- one's own pictures
+
+
+def test_overlays_and_a_film(uninterrupted: Path, here: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    import av
+
+    frames = Path("frames")
+    frames.mkdir()
+    for number in range(3):
+        picture = Image.open(f"shapes/val/{number:02}.png").resize((96 + 2 * (number == 2), 64))
+        picture.save(frames / f"{number}.jpg")
+    words = [str(uninterrupted), "frames", "shapes/val/00.png", "--out", "seen", "--masks", "--json", "--threads", "1"]
+    segment_predict.main(words)
+    told = json.loads(capsys.readouterr().out)
+    assert [Path(one["picture"]).name for one in told] == ["0.jpg", "1.jpg", "2.jpg", "00.png"]
+    assert all(sum(one["shares"].values()) == pytest.approx(1, abs=1e-4) for one in told)
+    with av.open("seen/film.mp4") as film:
+        sizes = {(frame.width, frame.height) for frame in film.decode(video=0)}
+    assert sizes == {(96, 64)}
+    assert {path.name for path in Path("seen").iterdir()} == {
+        *("film.mp4", "0.png", "1.png", "2.png", "00.png"),
+        *("0-mask.png", "1-mask.png", "2-mask.png", "00-mask.png"),
+    }
+    mask = np.asarray(Image.open("seen/2-mask.png"))
+    assert mask.shape == (64, 98)
+    overlaid = np.asarray(Image.open("seen/2.png"))
+    assert overlaid.shape[0] > 64, "no legend"
+    # A picture of the network's own size is seen as in validation.
+    network, card = segment_file.load(uninterrupted / "model.safetensors")
+    image = decode(Path("shapes/val/00.png").read_bytes(), "it")
+    guess = segment_predict.segment_picture(network, card, Compute(), image)
+    assert np.array_equal(guess, np.asarray(Image.open("seen/00-mask.png")))
+
+
+def test_sizes_at_which_pictures_are_seen(uninterrupted: Path) -> None:
+    _, card = segment_file.load(uninterrupted / "model.safetensors")
+    assert segment_predict.seen_size(SIZE, card) == SIZE
+    assert segment_predict.seen_size((320, 480), card) == SIZE
+    assert segment_predict.seen_size((480, 320), card) == (48, 32)
+    assert segment_predict.seen_size((320, 480), card, 2.0) == (64, 96)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "No segmenter was named"),
+        (["runs/run"], "No picture was named"),
+        (["runs/nothing", "a.png"], "There is no runs/nothing"),
+        (["empty", "shapes/val/00.png"], "has no model.safetensors"),
+        (["runs/run", "empty"], "holds no pictures"),
+    ],
+)
+def test_mistakes_of_prediction(uninterrupted: Path, here: list[str], words: list[str], sentence: str) -> None:
+    Path("empty").mkdir()
+    shutil.copytree(uninterrupted, "runs/run", ignore=shutil.ignore_patterns("tensorboard", "media"))
+    with pytest.raises(UserError, match=sentence):
+        segment_predict.main(words)
+
+
+def test_broken_pictures_are_named_and_the_others_are_seen(uninterrupted: Path, here: list[str]) -> None:
+    Path("broken.png").write_bytes(b"nothing")
+    words = [str(uninterrupted), "broken.png", "shapes/val/00.png", "gone.png", "--out", "seen", "--threads", "1"]
+    with pytest.raises(UserError, match=r"broken\.png cannot be decoded[\s\S]*gone\.png cannot be read"):
+        segment_predict.main(words)
+    assert {path.name for path in Path("seen").iterdir()} == {"00.png"}
