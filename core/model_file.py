@@ -111,15 +111,7 @@ def load(path: Path) -> tuple[Classifier, Card]:
             f"{path} is not a classifier of this version of zerokara: its format is {metadata.get('format')!r}, "
             f"{FORMAT!r} was expected; published weights are read with --weights."
         )
-    try:
-        fields = json.loads(metadata["card"])
-        for name in ("classes", "image_size", "mean", "std"):
-            fields[name] = tuple(fields[name])
-        card = Card(**fields)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"The card of {path} makes no sense ({brief(error)}): it is damaged, so copy or make it again."
-        ) from None
+    card = _card(metadata, path)
     classifier = card.build()
     try:
         classifier.load_state_dict(
@@ -129,6 +121,35 @@ def load(path: Path) -> tuple[Classifier, Card]:
         what = " ".join(str(error).split())
         raise UserError(f"The weights in {path} do not fit the network on its card ({what}): make it again.") from None
     return classifier.eval(), card
+
+
+def card_of(path: Path) -> Card | None:
+    """The card of a classifier's file, or of the run that keeps one; None where there are weights of another kind.
+
+    Raises:
+        UserError: a card that makes no sense.
+    """
+    path = path / "model.safetensors" if path.is_dir() else path
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError):
+        return None  # whoever reads the weights will say so
+    return _card(metadata, path) if metadata.get("format") == FORMAT else None
+
+
+def _card(metadata: Mapping[str, str], path: Path) -> Card:
+    try:
+        fields = json.loads(metadata["card"])
+        for name in ("classes", "image_size", "mean", "std"):
+            fields[name] = tuple(fields[name])
+        return Card(**fields)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"The card of {path} makes no sense ({brief(error)}): it is damaged, so copy or make it again."
+        ) from None
 
 
 def fingerprint(path: Path) -> str:
