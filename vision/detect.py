@@ -47,7 +47,7 @@ CHANGEABLE = {"resume", "quiet", "proposal_cache"}
 SHOWN_CONFIDENCE = 0.5  # from which detections are drawn
 
 
-class Stopped(Exception):  # noqa: N818  (no error: someone asked for it)
+class Stopped(Exception):
     """The run was asked to stop, and what it has done is saved."""
 
 
