@@ -138,12 +138,14 @@ def train(config: Config, run: Run, data: Data, training: Training, validation: 
         if training.updates % config.log_every_updates == 0:
             log_metrics(training, run, window)
             window = (training.updates, time.perf_counter())
-        if config.method == "fast-rcnn" and training.updates % config.validate_every_updates == 0:
+        ended = training.updates == config.updates  # what follows validates
+        due = training.updates % config.validate_every_updates == 0
+        if config.method == "fast-rcnn" and due and not ended:
             if world.is_main:
                 validate(training, run, data.validation, validation)
             save()
             window = (training.updates, time.perf_counter())
-        elif training.updates % config.checkpoint_every_updates == 0 or training.updates == config.updates:
+        elif ended or training.updates % config.checkpoint_every_updates == 0:
             save()
         if world.any(bool(run.stop_requested), training.compute.torch_device):
             save()

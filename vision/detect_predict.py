@@ -128,6 +128,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             "python -m vision.detect_predict runs/<name> photo.png."
         )
     model, *words = options.words
+    if not words:
+        raise UserError(
+            "No picture was named: type the detector and then pictures, as in "
+            "python -m vision.detect_predict runs/<name> photo.png."
+        )
     detector = detectors.load(Path(model).expanduser())
     files = picture_files(words)
     compute = Compute.choose(

@@ -20,7 +20,7 @@ from core.backbones.base import Backbone
 from core.boxes import roi_pool
 from core.config import UserError
 
-MEASURED_SIDE = 256  # pixels of the image on which strides are measured
+MEASURED_SIDE = 1024  # pixels of the image on which strides are measured: so many that borders do not count
 
 
 class RegionNet(nn.Module):

@@ -74,22 +74,20 @@ def test_any_backbone_at_a_sensible_stride(
 
 
 def test_a_stride_that_is_too_fine() -> None:
-    with pytest.raises(UserError, match=r"--stride 2"):
+    with pytest.raises(UserError, match=r"allow --stride 4"):
         RegionNet("nature", 2, stride=1)
 
 
 def test_frozen_statistics() -> None:
     net = RegionNet("resnet20", 2, stride=4, width=0.5)
     norm = next(layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d))
-    before = norm.running_mean
-    assert before is not None
-    before = before.clone()
+    assert norm.running_mean is not None
+    before = norm.running_mean.clone()
     net.freeze_norm()
     net.train().maps(torch.rand(1, 3, 32, 32))
-    assert torch.equal(before, norm.running_mean or before)
+    assert torch.equal(before, norm.running_mean)
     net.freeze_norm(False)
     net.train().maps(torch.rand(1, 3, 32, 32))
-    assert norm.running_mean is not None
     assert not torch.equal(before, norm.running_mean)
 
 
@@ -111,7 +109,7 @@ def test_regions_of_several_pictures_are_those_of_each() -> None:
 def test_a_file_gives_the_same_detections(method: str, tmp_path: Path) -> None:
     card = dataclasses.replace(CARD, method=method, figures={"test_map_50": 0.5})
     detector = Detector(card)
-    nn.init.normal_(detector.net.classify.weight)
+    nn.init.normal_(detector.net.classify.weight, std=0.05)
     if detector.svm is not None:
         detector.svm.weight.normal_()
         detector.svm.ridge.normal_(std=0.01)
