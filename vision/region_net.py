@@ -117,7 +117,7 @@ def pool_by_regions(eye: Backbone) -> None:
 def choose_stage(eye: Backbone, most_stride: int) -> tuple[int, int, int]:
     """The deepest feature map whose cells are at most so many pixels apart: its place, stride and channels."""
     maps = _stages_on_meta(eye)[0]
-    strides = [round(MEASURED_SIDE / each.shape[2]) for each in maps]
+    strides = [round(eye.image_size[0] / each.shape[2]) for each in maps]
     fitting = [place for place, stride in enumerate(strides) if stride <= most_stride]
     if not fitting:
         raise UserError(

@@ -16,7 +16,7 @@ from core.config import UserError
 from core.selective_search import SearchSettings
 from vision import detector as detectors
 from vision.detector import Card, Detector, Svm
-from vision.region_net import RegionNet, choose_stage, leave_out_unseen, pool_by_regions
+from vision.region_net import MEASURED_SIDE, RegionNet, choose_stage, leave_out_unseen, pool_by_regions
 
 COMPUTE = Compute(threads=1)
 CARD = Card(
@@ -60,7 +60,7 @@ CARD = Card(
 def test_any_backbone_at_a_sensible_stride(
     name: str, options: dict[str, object], stride: int, found: int, channels: int
 ) -> None:
-    eye = build(name, 3, 256, **options)
+    eye = build(name, 3, MEASURED_SIDE, **options)
     pool_by_regions(eye)
     stage, has, wide = choose_stage(eye, stride)
     assert (has, wide) == (found, channels)
