@@ -134,8 +134,12 @@ def read(path: Path, file_format: str, what: str) -> tuple[dict[str, Any], dict[
             f"{path} is not a {what} of this version of zerokara: its format is {metadata.get('format')!r}, "
             f"{file_format!r} was expected; published weights are read with --weights."
         )
+    return _fields(metadata, path), weights
+
+
+def _fields(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(metadata["card"])), weights
+        return dict(json.loads(metadata["card"]))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(_nonsense(path, error)) from None
 
@@ -170,6 +174,23 @@ def fill(network: NetworkT, weights: Mapping[str, Tensor], path: Path) -> Networ
 
 def _nonsense(path: Path, error: Exception) -> str:
     return f"The card of {path} makes no sense ({brief(error)}): it is damaged, so copy or make it again."
+
+
+def card_of(path: Path) -> Card | None:
+    """The card of a classifier's file, or of the run that keeps one; None where there are weights of another kind.
+
+    Raises:
+        UserError: a card that makes no sense.
+    """
+    path = path / "model.safetensors" if path.is_dir() else path
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError):
+        return None  # whoever reads the weights will say so
+    return as_card(Card, _fields(metadata, path), path) if metadata.get("format") == FORMAT else None
 
 
 def fingerprint(path: Path) -> str:

@@ -1,0 +1,211 @@
+"""Readers of marked pictures: the three forms, in folders and archives, and what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from core.config import UserError
+from core.data.box_files import yaml_names
+from core.data.boxes import BoxSet, load_boxes, on_canvas, scaled_to, split
+
+
+def picture(path: Path, width: int = 40, height: int = 20) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((height, width, 3), 100, np.uint8)).save(path)
+
+
+def voc(path: Path, filename: str, *objects: tuple[str, tuple[Any, ...]]) -> None:
+    rows = "".join(
+        f"<object><name>{name}</name><bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax>"
+        f"</bndbox></object>"
+        for name, (x1, y1, x2, y2) in objects
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"<annotation><filename>{filename}</filename>{rows}</annotation>")
+
+
+@pytest.fixture
+def voc_folder(tmp_path: Path) -> Path:
+    """Two pictures, one of them renamed since it was marked; a box that is none."""
+    folder = tmp_path / "voc"
+    picture(folder / "JPEGImages" / "a.jpg")
+    picture(folder / "JPEGImages" / "b.jpg", 20, 40)
+    voc(folder / "Annotations" / "a.xml", "old-name.jpg", ("cat", (1, 1, 20, 20)), ("dog", (21, 11, 40, 20)))
+    voc(folder / "Annotations" / "b.xml", "b.jpg", ("cat", (5, 5, 5, 5)), ("cat", (1, 1, 99, 4)))
+    return folder
+
+
+def load(path: Path, side: int = 40) -> BoxSet:
+    return load_boxes(str(path), image_side=side)
+
+
+def boxes_of(found: BoxSet, place: int) -> list[list[float]]:
+    rows: list[list[float]] = found.boxes[place].tolist()
+    return rows
+
+
+def test_voc(voc_folder: Path) -> None:
+    found = load(voc_folder)
+    assert found.names == ("JPEGImages/a.jpg", "JPEGImages/b.jpg")
+    assert found.classes == ("cat", "dog")
+    assert boxes_of(found, 0) == [[0, 0, 20, 20], [20, 10, 40, 20]]
+    assert boxes_of(found, 1) == [[0, 0, 20, 4]]  # as far as the picture goes
+    assert [labels.tolist() for labels in found.labels] == [[0, 1], [0]]
+    assert found.counts == {"cat": 2, "dog": 1}
+    assert found.dropped == ("cat (5, 5, 5, 5) in Annotations/b.xml",)
+    assert "PASCAL VOC" in found.source
+
+
+def test_an_archive_and_another_size(voc_folder: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "voc.zip", "w") as archive:
+        for file in voc_folder.rglob("*.*"):
+            archive.write(file, file.relative_to(voc_folder.parent))
+    found = load_boxes("voc", image_side=80, data_dir=tmp_path)
+    assert found.images.shape == (2, 3, 80, 80)
+    found = load(tmp_path / "voc.zip", 80)
+    assert found.images.shape == (2, 3, 80, 80)  # one is wide and one is high
+    assert found.sizes.tolist() == [[40, 80], [80, 40]]
+    assert found.scales.tolist() == [2, 2]
+    assert boxes_of(found, 0) == [[0, 0, 40, 40], [40, 20, 80, 40]]
+    assert found.picture(1).shape == (80, 40, 3)
+
+
+def coco(**changes: Any) -> dict[str, Any]:
+    return {
+        "images": [{"id": 7, "file_name": "a.png"}, {"id": 9, "file_name": "b.png"}],
+        "categories": [{"id": 30, "name": "zebra"}, {"id": 20, "name": "ant"}],
+        "annotations": [
+            {"id": 1, "image_id": 7, "category_id": 30, "bbox": [2, 3, 10, 5]},
+            {"id": 2, "image_id": 7, "category_id": 20, "bbox": [2, 3, 0, 5]},
+            {"id": 3, "image_id": 7, "category_id": 20, "bbox": [0, 0, 9, 9], "iscrowd": 1},
+        ],
+        **changes,
+    }
+
+
+def test_coco(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        picture(tmp_path / "train" / f"{name}.png")
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances.json").write_text(json.dumps(coco()))
+    (tmp_path / "notes.json").write_text("[1, 2]")
+    found = load(tmp_path)
+    assert found.classes == ("ant", "zebra")  # by the numbers that they have
+    assert boxes_of(found, 0) == [[2, 3, 12, 8]]
+    assert found.labels[0].tolist() == [1]
+    assert len(found.boxes[1]) == 0
+    assert len(found.dropped) == 2
+    assert "a crowd of ant" in found.dropped[1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"annotations": [{"image_id": 8, "category_id": 30, "bbox": [0, 0, 1, 1]}]},
+        {"annotations": [{"image_id": 7, "category_id": 30, "bbox": [0, 0, 1]}]},
+        {"annotations": [{"image_id": 7, "category_id": 31, "bbox": [0, 0, 1, 1]}]},
+        {"images": [{"id": 1, "file_name": "lost.png"}]},
+    ],
+)
+def test_coco_that_makes_no_sense(tmp_path: Path, changes: dict[str, Any]) -> None:
+    for name in ("a", "b"):
+        picture(tmp_path / f"{name}.png")
+    (tmp_path / "c.json").write_text(json.dumps(coco(**changes)))
+    with pytest.raises(UserError, match=r"c\.json"):
+        load(tmp_path)
+
+
+def test_yolo(tmp_path: Path) -> None:
+    for name in ("a", "b", "empty"):
+        picture(tmp_path / "images" / "train" / f"{name}.jpg")
+    labels = tmp_path / "labels" / "train"
+    labels.mkdir(parents=True)
+    (labels / "a.txt").write_text("1 0.5 0.5 0.5 1.0\n\n0 0.1 0.1 0.2 0.2\n")
+    (labels / "b.txt").write_text("1 0.5 0.5 0.0 1.0\n0 1.5 0.5 0.1 0.1\n")
+    found = load(tmp_path)
+    assert found.classes == ("0", "1")
+    torch.testing.assert_close(found.boxes[0], torch.tensor([[10.0, 0, 30, 20], [0, 0, 8, 4]]))
+    assert found.labels[0].tolist() == [1, 0]
+    assert [len(boxes) for boxes in found.boxes] == [2, 0, 0]
+    assert len(found.dropped) == 2
+    assert "outside of the picture" in found.dropped[1]
+    (tmp_path / "data.yaml").write_text("train: images/train\nnames: ['ant', \"bee\"]\n")
+    assert load(tmp_path).classes == ("ant", "bee")
+    (labels / "b.txt").write_text("2 0.5 0.5 0.1 0.1\n")
+    with pytest.raises(UserError, match="marks the class 2"):
+        load(tmp_path)
+    (labels / "b.txt").write_text("ant 0.5 0.5\n")
+    with pytest.raises(UserError, match=r"b\.txt"):
+        load(tmp_path)
+
+
+def test_names_in_yaml() -> None:
+    assert yaml_names("nc: 2\nnames:\n  0: red cell\n  1: 'white'\nval: x\n") == ["red cell", "white"]
+    assert yaml_names("names:\n- ant\n- bee\n") == ["ant", "bee"]
+    assert yaml_names("names: {0: ant, 1: bee}") == ["ant", "bee"]
+    assert yaml_names("nc: 2\n") == []
+
+
+def test_mistakes_are_named(tmp_path: Path, voc_folder: Path) -> None:
+    with pytest.raises(UserError, match="There are no data"):
+        load(tmp_path / "nothing")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(UserError, match="no pictures"):
+        load(empty)
+    picture(empty / "a.png")
+    with pytest.raises(UserError, match="marks no boxes"):
+        load(empty)
+    broken = voc_folder / "Annotations" / "a.xml"
+    for text, says in (
+        ("<annotation><object>", "makes no sense"),
+        ("<annotation><object><name>cat</name></object></annotation>", "without four numbers"),
+    ):
+        broken.write_text(text)
+        with pytest.raises(UserError, match=says) as mistake:
+            load(voc_folder)
+        assert "a.xml" in str(mistake.value)
+    broken.unlink()
+    voc(voc_folder / "Annotations" / "c.xml", "c.jpg", ("cat", (1, 1, 9, 9)))
+    with pytest.raises(UserError, match=r"c\.jpg, which is not there"):
+        load(voc_folder)
+
+
+def test_canvas() -> None:
+    wide = np.zeros((20, 40, 3), np.uint8)
+    wide[:, :20] = 200
+    small, scale = scaled_to(wide, 20)
+    assert (small.shape, scale) == ((10, 20, 3), 0.5)
+    canvas = on_canvas(small, 12, 20)
+    assert canvas.shape == (3, 12, 20)
+    assert (canvas[:, 10:] == 100).all()
+    assert np.array_equal(canvas[:, :10].transpose(1, 2, 0), small)
+
+
+def test_a_picture_is_in_one_part_only(voc_folder: Path) -> None:
+    several = load(voc_folder).take([0, 1] * 10)
+    several = BoxSet(**{**vars(several), "names": tuple(map(str, range(20)))})
+    train, validation, test = split(several, seed=0)
+    assert (len(train), len(validation), len(test)) == (14, 2, 4)
+    assert sorted(train.names + validation.names + test.names) == sorted(several.names)
+    assert split(several, seed=0)[2].names == test.names
+    assert any(split(several, seed=seed)[2].names != test.names for seed in range(1, 4))
+    with pytest.raises(UserError, match="too few"):
+        split(several.take(range(9)), seed=0)
+
+
+def test_blood_cells(data_dir: Path) -> None:
+    found = load_boxes("bccd", image_side=64, data_dir=data_dir)
+    assert len(found) == 364
+    assert found.images.shape == (364, 3, 48, 64)
+    assert found.counts == {"Platelets": 361, "RBC": 4153, "WBC": 372}
+    assert len(found.dropped) == 2
+    assert "BloodImage_00338" in found.dropped[0]

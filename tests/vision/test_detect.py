@@ -1,0 +1,326 @@
+"""The programs as a person runs them: both methods learn drawn shapes, survive a kill, are compared, find and draw."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from core import checkpoint
+from core.compute import Compute
+from core.config import UserError, entry, parse
+from tests.vision import drawn_boxes as shapes
+from vision import detect, detect_compare, detect_predict
+from vision import detector as detectors
+from vision.detect_config import PRESETS, Config
+
+REPO = Path(__file__).parents[2]
+MACHINE = ("--device", "cpu", "--precision", "float32", "--threads", "1")
+SMALL = (
+    *("--data", "shapes", "--data-dir", ".", "--proposal-cache", "kept", "--image-side", "96", "--proposals", "100"),
+    *("--search-colours", "rgb", "--search-scales", "50", "--backbone", "resnet20", "--width", "0.5", "--stride", "4"),
+    *("--bins", "4", "--units", "64", "--dropout", "0", "--crop-side", "32", "--regions-per-update", "32"),
+    *("--learning-rate", "3e-3", "--warmup-updates", "10", "--svm-c", "0.1", *MACHINE),
+)
+# Where asked for, a pause, so that a kill finds the program at work.
+PROGRAM = """
+import os, time
+from core.config import entry
+from vision import detect
+from vision.detect_learner import Training
+update = Training.update
+def slow(self):
+    update(self)
+    time.sleep(float(os.environ.get("PAUSE", "0")))
+Training.update = slow
+entry(detect.main)
+"""
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with drawn shapes, where proposals are kept too."""
+    folder = tmp_path_factory.mktemp("workshop")
+    shapes.write(folder / "shapes", 40)
+    return folder
+
+
+@pytest.fixture
+def swift(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """There, in this process, without measuring the machine."""
+    monkeypatch.chdir(workshop)
+    monkeypatch.setattr(detect, "choose_compute", lambda config, data, world: Compute(threads=1))
+    return workshop
+
+
+@pytest.fixture(scope="module")
+def finished(workshop: Path) -> dict[str, Path]:
+    """A run of each method, made by the program itself."""
+    runs = {}
+    for method, updates in (("fast-rcnn", "120"), ("rcnn", "60")):
+        words = [*SMALL, "--method", method, "--name", method, "--updates", updates]
+        words += ["--validate-every-updates", "60", "--log-every-updates", "20", "--checkpoint-every-updates", "10"]
+        out, err, code = told(workshop, *words)
+        assert (code, err) == (0, ""), err
+        assert "dropped, for it has no inside: disc (5, 5, 5, 5) in Annotations/003.xml" in out
+        assert "cover" in out
+        assert out.strip().splitlines()[-1].endswith(f"python -m vision.detect_predict runs/{method} <picture>")
+        runs[method] = workshop / "runs" / method
+    return runs
+
+
+def program(folder: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error", **environment},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def told(folder: Path, *words: str) -> tuple[str, str, int]:
+    process = program(folder, *words)
+    out, err = process.communicate(timeout=300)
+    return out, err, process.returncode
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """Lines of metrics without what the wall clock says."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in lines]
+
+
+def figures(run: Path) -> dict[str, float]:
+    found: dict[str, float] = json.loads((run / "result.json").read_text())["figures"]
+    return found
+
+
+# ---- learning
+
+
+@pytest.mark.parametrize("method", ["fast-rcnn", "rcnn"])
+def test_shapes_are_found(finished: dict[str, Path], method: str) -> None:
+    found = figures(finished[method])
+    assert found["test_recall_50"] > 0.9
+    assert found["test_map_50"] > 0.7, found
+    assert found["network_seconds"] > 0
+    assert found["proposal_seconds"] > 0
+    assert {"test_ap_50_disc", "test_ap_50_square", "test_map_50_95", "validation_map_50"} <= found.keys()
+
+
+def test_a_run_leaves_what_its_readme_promises(finished: dict[str, Path]) -> None:
+    run = finished["fast-rcnn"]
+    lines = metrics(run)
+    assert [line["step"] for line in lines if "train/loss" in line] == list(range(20, 121, 20))
+    assert [line["step"] for line in lines if "val/map_50" in line] == [60, 120]
+    config = json.loads((run / "config.json").read_text())["config"]
+    assert (config["backbone"], config["width"]) == ("resnet20", 0.5)
+    media = {path.name for path in (run / "media").iterdir()}
+    assert media >= {"learnt_from-0.png", "validation-60.png", "test_worst-120.png", "test_best-120.png"}
+    assert list((run / "tensorboard").glob("events.*"))
+    detector = detectors.load(run)
+    assert detector.card.figures == figures(run)
+    assert detector.card.classes == ("disc", "square")
+    weights = checkpoint.load(run / "checkpoint-0.pt", "detect")["detector"]
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in detector.state_dict().items())
+    protocol = json.loads((run / "result.json").read_text())["protocol"]
+    assert [protocol[f"{part}_pictures"] for part in ("train", "validation", "test")] == [28, 4, 8]
+
+
+def test_only_rcnn_has_svms(finished: dict[str, Path]) -> None:
+    assert detectors.load(finished["fast-rcnn"]).svm is None
+    svm = detectors.load(finished["rcnn"]).svm
+    assert svm is not None
+    assert float(svm.weight.abs().sum()) > 0
+    assert float(svm.ridge.abs().sum()) > 0
+
+
+# ---- it repeats itself and survives
+
+
+@pytest.mark.parametrize(
+    ("method", "signals"), [("fast-rcnn", [signal.SIGKILL, signal.SIGTERM]), ("rcnn", [signal.SIGKILL])]
+)
+def test_a_run_goes_on_as_if_nothing_had_happened(
+    finished: dict[str, Path], workshop: Path, method: str, signals: list[signal.Signals]
+) -> None:
+    """Killed, and asked to stop: in the end it is the run that nobody disturbed."""
+    whole, run = finished[method], workshop / "runs" / f"{method}-disturbed"
+    run.mkdir(parents=True)
+    content = json.loads((whole / "config.json").read_text())
+    content["config"] |= {"name": run.name}
+    (run / "config.json").write_text(json.dumps(content))
+    words = ["--name", run.name, "--resume"]
+    for number in signals:
+        before = updates_of(run)
+        process = program(workshop, *words, PAUSE="0.2")
+        deadline = time.monotonic() + 200
+        while process.poll() is None and time.monotonic() < deadline and updates_of(run) <= max(before, 0):
+            time.sleep(0.05)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=300)
+        assert max(before, 0) < updates_of(run) < (120 if method == "fast-rcnn" else 60), "it was not disturbed in time"
+        if number is signal.SIGTERM:
+            assert (process.returncode, err) == (0, "")
+            assert f"go on with: python -m vision.detect --name {run.name} --resume" in out
+        else:
+            assert process.returncode == -signal.SIGKILL
+    assert not (run / "result.json").exists()
+    out, err, code = told(workshop, *words, "--quiet")
+    assert (code, err) == (0, "")
+    assert len(out.strip().splitlines()) == 1
+    assert metrics(run) == metrics(whole)
+    ours, theirs = detectors.load(run).state_dict(), detectors.load(whole).state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def updates_of(run: Path) -> int:
+    """The update of the last whole checkpoint, -1 where there is none."""
+    path = run / "checkpoint-0.pt"
+    return int(checkpoint.load(path, "detect")["updates"]) if path.exists() else -1
+
+
+def test_a_finished_run_is_not_tested_again(
+    finished: dict[str, Path], swift: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detect, "test", lambda *words: pytest.fail("the test set was looked at twice"))
+    before = (finished["fast-rcnn"] / "result.json").read_bytes()
+    detect.main(["--name", "fast-rcnn", "--resume"])
+    assert "test mAP" in capsys.readouterr().out
+    assert (swift / "runs" / "fast-rcnn" / "result.json").read_bytes() == before
+
+
+def test_without_a_test_nobody_reads_it(swift: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detect, "test", lambda *words: pytest.fail("the test set was looked at"))
+    detect.main([*SMALL, "--no-test", "--name", "untested", "--updates", "2", "--quiet"])
+    assert not any(name.startswith("test") for name in figures(swift / "runs" / "untested"))
+
+
+def test_numbers_that_are_none_end_the_run(swift: Path) -> None:
+    words = [*SMALL, "--name", "nan", "--learning-rate", "1e30", "--optimizer", "sgd", "--warmup-updates", "0"]
+    with pytest.raises(UserError, match=r"no number any more.*lower --learning-rate"):
+        detect.main([*words, "--updates", "40", "--checkpoint-every-updates", "20", "--quiet"])
+    assert updates_of(swift / "runs" / "nan") == 0
+
+
+@pytest.mark.usefixtures("swift")
+def test_an_eye_that_has_learnt_begins(finished: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*SMALL, "--init-backbone", str(finished["fast-rcnn"]), "--freeze-batch-norm", "--name", "begun"]
+    detect.main([*words, "--updates", "1", "--no-test"])
+    assert "tensors from" in capsys.readouterr().out
+    name = "net.backbone.bn1.running_mean"
+    begun = checkpoint.load(Path("runs/begun/checkpoint-0.pt"), "detect")["detector"][name]
+    assert torch.equal(begun, detectors.load(finished["fast-rcnn"]).state_dict()[name])
+
+
+# ---- one's own pictures, and both side by side
+
+
+@pytest.mark.parametrize("method", ["fast-rcnn", "rcnn"])
+def test_own_pictures(
+    finished: dict[str, Path], method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture, marked = shapes.draw(np.random.default_rng(99))
+    large = np.repeat(np.repeat(picture, 3, 0), 3, 1)
+    Image.fromarray(large).save(tmp_path / "large.png")
+    Image.fromarray(large[..., 0]).save(tmp_path / "grey.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    words = [str(finished[method]), str(tmp_path), "--device", "cpu", "--threads", "1", "--out", str(tmp_path / "out")]
+    with pytest.raises(UserError, match=r"broken\.png"):
+        detect_predict.main([*words, "--json"])
+    found = {Path(each["picture"]).name: each["found"] for each in json.loads(capsys.readouterr().out)}
+    assert found.keys() == {"large.png", "grey.png"}
+    hits = 0
+    for name, box in marked:
+        middle = [(box[0] + box[2]) * 1.5, (box[1] + box[3]) * 1.5]
+        hits += any(
+            each["class"] == name
+            and abs((each["box"][0] + each["box"][2]) / 2 - middle[0]) < 20
+            and abs((each["box"][1] + each["box"][3]) / 2 - middle[1]) < 20
+            for each in found["large.png"]
+        )
+    assert hits == len(marked), (found, marked)
+    with Image.open(tmp_path / "out" / "large-found.png") as drawn:
+        assert drawn.size == (288, 216)
+        assert not np.array_equal(np.asarray(drawn), large)
+    detect_predict.main([words[0], str(tmp_path / "large.png"), *words[2:]])
+    assert "pictures with boxes" in capsys.readouterr().out
+
+
+def test_both_side_by_side(finished: dict[str, Path], swift: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(finished["rcnn"]), str(finished["fast-rcnn"]), "--pictures", "3", "--device", "cpu", "--threads", "1"]
+    detect_compare.main([*words, "--out", "compared"])
+    printed = capsys.readouterr().out
+    assert "times faster" in printed
+    rows = json.loads((swift / "compared" / "compare.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == ["rcnn", "fast-rcnn"]
+    assert rows[0]["times_faster"] == 1.0
+    assert rows[1]["times_faster"] > 1.0
+    assert rows[0]["proposal_seconds"] == rows[1]["proposal_seconds"] > 0
+    with Image.open(swift / "compared" / "compare.png") as picture:
+        assert picture.size == (96 * 3 + 8, 72 * 3 + 8)
+    with pytest.raises(UserError, match="Two runs"):
+        detect_compare.main(words[:1])
+    with pytest.raises(UserError, match="no run in"):
+        detect_compare.main([words[0], "runs/nothing"])
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--data", ""], "--data bccd"),
+        (["--data", "shape"], "shapes"),
+        (["--method", "yolo"], "fast-rcnn"),
+        (["--backbone", "resnet21"], "resnet20"),
+        (["--backbone", "nature", "--stride", "2"], "--stride"),
+        (["--stem", "small"], "--stem"),
+        (["--init-backbone", "nowhere"], "nowhere"),
+        (["--regions-per-update", "0"], "at least 1"),
+        (["--search-colours", "cmyk"], "rgb"),
+        (["--resume", "--name", "nowhere"], "nowhere"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_makes_no_folder(workshop: Path, words: list[str], says: str) -> None:
+    before = set(workshop.rglob("*"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workshop)
+        with pytest.raises(UserError) as mistake:
+            detect.main([*SMALL, *words])
+    assert says in str(mistake.value)
+    assert "\n" not in str(mistake.value)
+    assert set(workshop.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("swift")
+def test_what_a_person_forgets(finished: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="No detector was named"):
+        detect_predict.main([])
+    with pytest.raises(UserError, match="No picture was named"):
+        detect_predict.main([str(finished["rcnn"])])
+    with pytest.raises(UserError, match="cannot go on with 7"):
+        detect.main(["--name", "fast-rcnn", "--resume", "--updates", "7"])
+    with pytest.raises(SystemExit) as end:
+        entry(lambda: detect.main(["--data", "shape", "--data-dir", "."]))
+    assert end.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_names() -> None:
+    assert detect.default_name(parse(Config, PRESETS, ["--data", "../my cells.zip"], "")) == (
+        "detect-my_cells-fast-rcnn-fast-1"
+    )

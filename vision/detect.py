@@ -1,0 +1,341 @@
+"""Detect: where the things are, and what they are. R-CNN as in the chapter, and Fast R-CNN, which replaced it.
+
+    python -m vision.detect --data bccd
+    python -m vision.detect --data bccd --method rcnn
+
+Girshick et al. 2014, "Rich feature hierarchies for accurate object detection and semantic segmentation": selective
+search proposes regions, each is warped to a square, a CNN makes a vector of it, linear SVMs say what it is, a
+regression moves its box, and of detections that overlap the best one stays. Girshick 2015, "Fast R-CNN": the CNN looks
+once at the whole picture, and a region is cut out of its feature map. Both stand on the same proposals, eye and hidden
+layers; python -m vision.detect_compare puts them side by side. docs/detect.md has the figures.
+
+A fifth of the pictures is the test set, which is looked at once, when training is over; a tenth validates.
+
+Shapes: N pictures, P proposals, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core import checkpoint
+from core.compute import Compute
+from core.config import UserError, entry, to_dict
+from core.configure import configure
+from core.data.boxes import BoxSet
+from core.distributed import World
+from core.media import grid
+from core.run import Run
+from core.weights import init_backbone
+from vision import detector as detectors
+from vision.detect_config import PRESETS, Config, settled
+from vision.detect_learner import Data, Training, make_card, with_figures
+from vision.detect_pictures import sheet, worst_first
+from vision.detector import MODEL, Card
+from vision.proposals import Proposals, coverage, find_all, usual_folder
+from vision.svm_stage import all_vectors, fit
+
+KIND = "detect"
+CHANGEABLE = {"resume", "quiet", "proposal_cache"}
+SHOWN_CONFIDENCE = 0.5  # from which detections are drawn
+
+
+class Stopped(Exception):
+    """The run was asked to stop, and what it has done is saved."""
+
+
+def work(config: Config, run: Run, data: Data, card: Card, world: World) -> str:
+    """Proposals, learning, R-CNN's last stage, scores. Returns the closing sentence."""
+    result = run.path("result.json")
+    if config.resume and result.exists():  # a finished run does not look at the test set again
+        return closing(config, json.loads(result.read_text())["figures"])
+    compute = run.compute(lambda: choose_compute(config, data, world), config.updates)
+    training = None
+    try:
+        proposals = find(config, run, data.train, "to learn from", world)
+        validation = find(config, run, data.validation, "to choose on", world)
+        training = Training(config, card, data.train, proposals, compute, world)
+        train(config, run, data, training, validation)
+        if not world.is_main:
+            return ""
+        last_stage(config, run, training, data, proposals)
+        return finish(config, run, training, data, validation)
+    except Stopped:
+        return stopped(config, run, training)
+
+
+def find(config: Config, run: Run, boxes: BoxSet, which: str, world: World) -> list[Proposals]:
+    """The proposals of pictures, from where they are kept or found now, and how much they cover.
+
+    Raises:
+        Stopped: in the middle.
+        UserError: they cannot be kept.
+    """
+    folder = Path(config.proposal_cache).expanduser() if config.proposal_cache else usual_folder()
+
+    def progress(done: int, total: int) -> None:
+        run.progress(done, total, {"proposals": f"of pictures {which}"})
+        if run.stop_requested:
+            raise Stopped
+
+    def search() -> list[Proposals]:
+        processes = int(run.extra["compute"]["threads"])
+        return find_all(boxes, config.search(), config.proposals, folder, processes=processes, progress=progress)
+
+    if not world.is_main:
+        world.barrier()
+        return search()
+    try:
+        found = search()
+    finally:
+        world.barrier()
+    run.say(f"{len(boxes):,} pictures {which}: {coverage(boxes, found)}")
+    return found
+
+
+def train(config: Config, run: Run, data: Data, training: Training, validation: list[Proposals]) -> None:
+    """The network from wherever it stands to the end of its learning.
+
+    Raises:
+        Stopped: in the middle.
+        UserError: a checkpoint that cannot be read, weights that are no numbers any more.
+    """
+    world = training.world
+    latest = run.path(f"checkpoint-{world.rank}.pt")
+    going_on = config.resume and latest.exists()
+    if going_on:
+        state = checkpoint.load(latest, KIND)
+        training.load_state_dict(state)
+        run.resume_from(state["run"])
+    else:  # a fresh run, or one that was killed before its first checkpoint
+        run.resume_from({"metrics_bytes": 0, "last_step": -1})
+        if (path := config.eye_path()) is not None:
+            run.say(str(init_backbone(training.detector.net.backbone, path)))
+            world.broadcast(training.detector)
+
+    def save() -> None:
+        if not training.is_finite():
+            raise UserError(
+                f"The loss is no number any more at update {training.updates:,}: the weights have left the range of "
+                f"floats; the last good checkpoint stays in {run.folder}; start again with a lower --learning-rate."
+            )
+        checkpoint.save(latest, {**training.state_dict(), "run": run.state_dict()}, KIND)
+
+    if not going_on:
+        pixels = training.example().pixels[:16]
+        run.image("learnt_from", 0, grid((Compute.host(pixels) * 255).round().to(torch.uint8)))
+        save()
+    window = (training.updates, time.perf_counter())
+    while training.updates < config.updates:
+        training.update()
+        if training.updates % config.log_every_updates == 0:
+            log_metrics(training, run, window)
+            window = (training.updates, time.perf_counter())
+        ended = training.updates == config.updates  # what follows validates
+        due = training.updates % config.validate_every_updates == 0
+        if config.method == "fast-rcnn" and due and not ended:
+            if world.is_main:
+                validate(training, run, data.validation, validation)
+            save()
+            window = (training.updates, time.perf_counter())
+        elif ended or training.updates % config.checkpoint_every_updates == 0:
+            save()
+        if world.any(bool(run.stop_requested), training.compute.torch_device):
+            save()
+            raise Stopped
+
+
+def stopped(config: Config, run: Run, training: Training | None) -> str:
+    """The closing sentence of a run that was asked to stop."""
+    run.say(f"{run.stop_requested}: saved")
+    updates, last_map = (training.updates, training.last_map) if training is not None else (0, None)
+    known = "not validated yet" if last_map is None else f"validation mAP {last_map:.1%}"
+    return (
+        f"{config.data} at update {updates:,} of {config.updates:,}: {known}; go on with: "
+        f"python -m vision.detect --name {config.name} --resume"
+    )
+
+
+def log_metrics(training: Training, run: Run, window: tuple[int, float]) -> None:
+    """One line of metrics, and the progress bar."""
+    updates = training.updates - window[0]
+    scalars: dict[str, Any] = {
+        **training.read_metrics(),
+        "train/learning_rate": training.learning_rate,
+        "speed/updates_per_s": updates / (time.perf_counter() - window[1]),
+        "speed/hours": training.clock(),
+    }
+    run.log(training.updates, scalars)
+    run.flush()
+    fields = {
+        "loss": scalars["train/loss"],
+        "right": scalars["train/accuracy"],
+        "val mAP": float("nan") if training.last_map is None else training.last_map,
+        "updates/s": scalars["speed/updates_per_s"],
+    }
+    run.progress(training.updates, training.config.updates, fields)
+
+
+def validate(training: Training, run: Run, boxes: BoxSet, proposals: Sequence[Proposals]) -> dict[str, float]:
+    """Score the validation pictures, show some, keep the weights. The figures."""
+    scored = training.score(boxes, proposals)
+    training.last_map = scored.precision.map_50
+    figures = {"map_50": scored.precision.map_50, "map_50_95": scored.precision.map_50_95}
+    by_class = {f"ap_50_{name}": value for name, value in scored.precision.by_class.items()}
+    run.log(training.updates, {f"val/{name}": value for name, value in (figures | by_class).items()})
+    run.image("validation", training.updates, sheet(boxes, scored.found, confidence=SHOWN_CONFIDENCE))
+    for name, parameter in training.detector.named_parameters():
+        run.histogram(f"weights/{name}", training.updates, parameter)
+    detectors.save(run.path(MODEL), training.detector)
+    return figures
+
+
+def last_stage(config: Config, run: Run, training: Training, data: Data, proposals: Sequence[Proposals]) -> None:
+    """R-CNN's SVMs and regressions, over what the finetuned network makes of the training regions.
+
+    Raises:
+        Stopped: in the middle; it begins again when the run goes on.
+    """
+    svm = training.detector.svm
+    if svm is None:
+        return
+
+    def progress(done: int, total: int) -> None:
+        run.progress(done, total, {"regions": "of training pictures as vectors, for the SVMs"})
+        if run.stop_requested:
+            raise Stopped
+
+    training.detector.eval()
+    vectors = all_vectors(config, training.detector, data.train, proposals, training.compute, progress)
+    negatives = fit(config, svm, vectors, training.card.classes)
+    run.say("SVMs with " + ", ".join(f"{number:,} negatives for {name}" for name, number in negatives.items()))
+
+
+def finish(config: Config, run: Run, training: Training, data: Data, validation: Sequence[Proposals]) -> str:
+    """Look at the test set once, write model.safetensors and result.json. The closing sentence."""
+    scores = validate(training, run, data.validation, validation)
+    figures = {f"validation_{name}": value for name, value in scores.items()}
+    if config.test:
+        figures |= test(config, run, training, data.test)
+    run.log(training.updates, {_metric(name): value for name, value in figures.items()})
+    run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in figures.items()})
+    training.detector.card = with_figures(training.card, figures)
+    detectors.save(run.path(MODEL), training.detector)
+    protocol = {
+        "method": config.method,
+        "train_pictures": len(data.train),
+        "validation_pictures": len(data.validation),
+        "test_pictures": len(data.test),
+        "split_seed": config.split_seed,
+        "seed": config.seed,
+        "updates": training.updates,
+        "compute": training.compute.to_dict(),
+        "hours": training.clock(),
+    }
+    text = json.dumps({"figures": figures, "protocol": protocol}, indent=2) + "\n"
+    checkpoint.write_atomically(run.path("result.json"), lambda file: file.write(text.encode()))
+    return closing(config, figures)
+
+
+def test(config: Config, run: Run, training: Training, boxes: BoxSet) -> dict[str, float]:
+    """What the test set says, and pictures of it. The figures."""
+    proposals = find(config, run, boxes, "to be tested on", World())
+    scored = training.score(boxes, proposals)
+    order = worst_first(boxes, scored.found, SHOWN_CONFIDENCE)
+    for tag, places in (("test_worst", order[:4]), ("test_best", order[::-1][:4])):
+        found = [scored.found[place] for place in places]
+        run.image(tag, training.updates, sheet(boxes.take(places), found, confidence=SHOWN_CONFIDENCE))
+    covered = coverage(boxes, proposals)
+    return {
+        "test_map_50": scored.precision.map_50,
+        "test_map_50_95": scored.precision.map_50_95,
+        **{f"test_ap_50_{name}": value for name, value in scored.precision.by_class.items()},
+        "test_recall_50": covered.recall_50,
+        "test_proposals": covered.number,
+        "proposal_seconds": statistics.median(each.seconds for each in proposals),
+        "network_seconds": scored.network_seconds,
+    }
+
+
+def _metric(name: str) -> str:
+    """What the clock said goes apart, so that two runs can be compared without."""
+    return f"speed/{name}" if name.endswith("_seconds") else f"final/{name}"
+
+
+def closing(config: Config, figures: dict[str, float]) -> str:
+    """What came of the run, in a sentence."""
+    sentence = f"{config.data}, {config.method}: validation mAP {figures['validation_map_50']:.1%}"
+    if "test_map_50" in figures:
+        sentence += (
+            f", test mAP {figures['test_map_50']:.1%} at .5 and {figures['test_map_50_95']:.1%} over .5 to .95; "
+            f"{figures['proposal_seconds']:.2f} s for the proposals of a picture and "
+            f"{figures['network_seconds']:.3f} s for the rest"
+        )
+    return f"{sentence}; try it with: python -m vision.detect_predict runs/{config.name} <picture>"
+
+
+def choose_compute(config: Config, data: Data, world: World) -> Compute:
+    """Measure updates on the first pictures, in a corner of the random numbers of their own, with any boxes."""
+    few = data.train.take(range(min(8, len(data.train))))
+    card = make_card(config, few, None)
+    stand_ins = [Proposals(_stand_ins(few, config.regions_per_update), 0.0) for _ in range(len(few))]
+
+    def train_step(candidate: Compute) -> Callable[[], object]:
+        return Training(config, card, few, stand_ins, candidate, World()).update
+
+    with torch.random.fork_rng():
+        return Compute.choose(
+            device=config.device,
+            precision=config.precision,
+            compile="off",
+            threads=config.threads,
+            train_step=train_step,
+            local_world_size=world.size,
+        )
+
+
+def _stand_ins(boxes: BoxSet, number: int) -> torch.Tensor:
+    """Random boxes (number, 4) of usual sizes, for measurements."""
+    height, width = boxes.images.shape[2:]
+    corner_N2 = torch.rand(number, 2) * torch.tensor([width * 0.75, height * 0.75])
+    return torch.cat([corner_N2, corner_N2 + torch.tensor([width * 0.25, height * 0.25])], 1)
+
+
+def default_name(config: Config) -> str:
+    """detect-bccd-fast-rcnn-fast-1 for --data bccd, seed 1."""
+    source = Path(config.data).stem.replace(" ", "_")
+    return f"{KIND}-{source}-{config.method}-{config.preset}-{config.seed}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The program: config, data, run, proposals, compute, loop, last stage, closing line."""
+    config = configure(
+        Config, PRESETS, argv, __doc__ or "", kind=KIND, default_name=default_name, changeable=CHANGEABLE
+    )
+    if not config.data:
+        raise UserError("No data were named: type --data bccd, or a folder or zip of pictures with boxes.")
+    config, eye = settled(config)
+    world = World.from_env(config.device)
+    if config.images_per_update % world.size:
+        raise UserError(f"--images-per-update {config.images_per_update} cannot be shared by {world.size} processes.")
+    data = Data.load(config)
+    card = make_card(config, data.train, eye)
+    with torch.device("meta"):  # a network that cannot be is refused before it has a folder
+        card.build()
+    with Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run:
+        for each in data.train.dropped:
+            run.say(f"dropped, for it has no inside: {each}")
+        with run.signals():
+            run.close(work(config, run, data, card, world))
+    world.close()
+
+
+if __name__ == "__main__":
+    entry(main)
