@@ -14,12 +14,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.checkpoint import write_atomically
 from core.classifier import Classifier, make_classifier
@@ -27,6 +27,8 @@ from core.compute import Compute
 from core.config import UserError, brief
 
 FORMAT = "zerokara-classifier-1"
+CardT = TypeVar("CardT")
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +78,29 @@ def save(path: Path, weights: Mapping[str, Tensor], card: Card, *, half: bool = 
     Raises:
         UserError: the disk is full or refuses; the old file is as it was.
     """
+    write(path, weights, dataclasses.asdict(card), FORMAT, half=half)
+
+
+def load(path: Path) -> tuple[Classifier, Card]:
+    """The network of a file, in evaluation mode, float32 on the CPU, and its card.
+
+    Raises:
+        UserError: no such file, a damaged one, one that we did not write, or from another version.
+    """
+    fields, weights = read(path, FORMAT, "classifier")
+    card = as_card(Card, fields, path)
+    return fill(card.build(), weights, path), card
+
+
+def write(
+    path: Path, weights: Mapping[str, Tensor], card: Mapping[str, Any], file_format: str, *, half: bool = False
+) -> None:
+    """`save` for a card of any kind, as plain values, whose files have a format of their own."""
     tensors = {
         name: Compute.host(tensor.half() if half and tensor.is_floating_point() else tensor).contiguous()
         for name, tensor in weights.items()
     }
-    content = to_bytes(tensors, {"format": FORMAT, "card": json.dumps(dataclasses.asdict(card))})
+    content = to_bytes(tensors, {"format": file_format, "card": json.dumps(card)})
     try:
         write_atomically(path, lambda file: file.write(content))
     except OSError as error:
@@ -90,11 +110,14 @@ def save(path: Path, weights: Mapping[str, Tensor], card: Card, *, half: bool = 
         ) from error
 
 
-def load(path: Path) -> tuple[Classifier, Card]:
-    """The network of a file, in evaluation mode, float32 on the CPU, and its card.
+def read(path: Path, file_format: str, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The fields of the card and the weights that `write` left, as they are in the file.
+
+    Args:
+        what: the kind of network, for messages.
 
     Raises:
-        UserError: no such file, a damaged one, one that we did not write, or from another version.
+        UserError: as `load`.
     """
     if not path.is_file():
         raise UserError(f"There is no {path}: give a run's folder, or a file that zerokara wrote (*.safetensors).")
@@ -106,29 +129,47 @@ def load(path: Path) -> tuple[Classifier, Card]:
         raise UserError(
             f"{path} cannot be read as safetensors ({error}): it is damaged, so copy or make it again."
         ) from None
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") != file_format:
         raise UserError(
-            f"{path} is not a classifier of this version of zerokara: its format is {metadata.get('format')!r}, "
-            f"{FORMAT!r} was expected; published weights are read with --weights."
+            f"{path} is not a {what} of this version of zerokara: its format is {metadata.get('format')!r}, "
+            f"{file_format!r} was expected; published weights are read with --weights."
         )
     try:
-        fields = json.loads(metadata["card"])
-        for name in ("classes", "image_size", "mean", "std"):
-            fields[name] = tuple(fields[name])
-        card = Card(**fields)
+        return dict(json.loads(metadata["card"])), weights
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"The card of {path} makes no sense ({brief(error)}): it is damaged, so copy or make it again."
-        ) from None
-    classifier = card.build()
+        raise UserError(_nonsense(path, error)) from None
+
+
+def as_card(kind: type[CardT], fields: Mapping[str, Any], path: Path) -> CardT:
+    """The card of these fields; what JSON made a list of is a tuple again.
+
+    Raises:
+        UserError: they are not those of such a card.
+    """
     try:
-        classifier.load_state_dict(
+        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    except (TypeError, ValueError) as error:
+        raise UserError(_nonsense(path, error)) from None
+
+
+def fill(network: NetworkT, weights: Mapping[str, Tensor], path: Path) -> NetworkT:
+    """The network with these weights as float32, in evaluation mode.
+
+    Raises:
+        UserError: they are another network's.
+    """
+    try:
+        network.load_state_dict(
             {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
         )
     except RuntimeError as error:
         what = " ".join(str(error).split())
         raise UserError(f"The weights in {path} do not fit the network on its card ({what}): make it again.") from None
-    return classifier.eval(), card
+    return network.eval()
+
+
+def _nonsense(path: Path, error: Exception) -> str:
+    return f"The card of {path} makes no sense ({brief(error)}): it is damaged, so copy or make it again."
 
 
 def fingerprint(path: Path) -> str:

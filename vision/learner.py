@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -92,11 +93,19 @@ class Lengths(Protocol):
         """Of the run's random numbers."""
 
 
+class HasTrain(Protocol):
+    """What a run learns from."""
+
+    @property
+    def train(self) -> Sized:
+        """The training images."""
+
+
 class Epochs:
     """Updates that go through the training images in whole batches, in another order in every epoch."""
 
     config: Lengths
-    data: Data
+    data: HasTrain
     updates: int
     """That are over."""
 
@@ -125,6 +134,7 @@ class Training(Epochs):
     """Everything that a checkpoint holds, and one update over it."""
 
     config: Config
+    data: Data
 
     def __init__(self, config: Config, images: Data, compute: Compute, world: World) -> None:
         self.config, self.data, self.compute, self.world = config, images, compute, world

@@ -45,7 +45,7 @@ def load_folders(
     """
     if path.is_dir() and (databases := lsun.databases(path)):
         return _load_lsun(path, databases, split, image_size, grey, progress)
-    with _opened(path) as (members, read):
+    with opened(path) as (members, read):
         listings, folder = _splits(members, path)
         listing = listings[split]
         names = [name for pictures in listing.classes.values() for name in pictures]
@@ -60,7 +60,7 @@ def load_folders(
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
+def opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
     """Paths inside a folder or zip, those of folders with "/" at their end, and what reads a file."""
     if path.is_dir():
         yield sorted(_walk(path)), lambda name: _read(path, name)

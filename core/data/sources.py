@@ -55,20 +55,34 @@ def load(
     Raises:
         UserError: no such set, it is broken, several sizes without `image_size`, no network.
     """
-    folder = data_dir or Path(os.environ.get("ZEROKARA_DATA") or Path.home() / ".cache" / "zerokara")
+    folder = home(data_dir)
     if data in DATASETS:
         request = Request(data, split, folder, image_size, grey, download, progress)
         return reshaped(DATASETS[data](request), image_size, grey)
+    if found := locate(data, folder):
+        return load_folders(found, split, image_size, grey, progress)
+    raise UserError(
+        f"There are no data {data!r}{suggest(data, [*DATASETS, *inside(folder)])}: give one of {', '.join(DATASETS)}, "
+        f"a path to a folder or zip of class folders, or the name of one in {folder}."
+    )
+
+
+def home(data_dir: Path | None) -> Path:
+    """Where named data lie: `data_dir`, else $ZEROKARA_DATA, else ~/.cache/zerokara."""
+    return data_dir or Path(os.environ.get("ZEROKARA_DATA") or Path.home() / ".cache" / "zerokara")
+
+
+def locate(data: str, folder: Path) -> Path | None:
+    """The folder or archive that is meant: a bare name in `folder`, with or without .zip, or a path."""
     places = [Path(data).expanduser()]
     if data and places[0].name == data:  # a bare name
         places = [folder / data, folder / f"{data}.zip", *places]
-    if data and (found := next((place for place in places if place.exists()), None)):
-        return load_folders(found, split, image_size, grey, progress)
-    here = {path.name.removesuffix(".zip") for path in folder.iterdir()} if folder.is_dir() else set()
-    raise UserError(
-        f"There are no data {data!r}{suggest(data, [*DATASETS, *sorted(here)])}: give one of {', '.join(DATASETS)}, "
-        f"a path to a folder or zip of class folders, or the name of one in {folder}."
-    )
+    return next((place for place in places if place.exists()), None) if data else None
+
+
+def inside(folder: Path) -> list[str]:
+    """Names that `locate` would find in a folder."""
+    return sorted({path.name.removesuffix(".zip") for path in folder.iterdir()}) if folder.is_dir() else []
 
 
 @dataclass(frozen=True)
