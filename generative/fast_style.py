@@ -205,7 +205,7 @@ class Training:
             self.optimizer.param_groups[0]["lr"] = rate
         losses = self.judged(self.batch())
         self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()  # type: ignore[no-untyped-call]
+        losses.total.backward()
         self.world.mean_gradients(self.network.parameters())
         self.optimizer.step()
         self.updates += 1

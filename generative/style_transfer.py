@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from core.compute import Compute
@@ -77,8 +78,7 @@ class Painting:
         self.critic = Critic(self.eye, content_layers, style_layers, weights, style)
         self.content = self.critic.content_of(content)
         if place > 0 and self.iteration > 0:
-            way = {"mode": "bicubic", "align_corners": False}
-            self.pixels = torch.nn.functional.interpolate(self.best, size=size, **way)  # type: ignore[arg-type]
+            self.pixels = F.interpolate(self.best, size=size, mode="bicubic", align_corners=False)
         elif config.start == "noise":
             random = torch.Generator().manual_seed(config.seed)
             self.pixels = torch.rand(content.shape, generator=random).to(device)

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from core import checkpoint
-from core.backbones import find
+from core.backbones import build
 from core.compute import Compute
 from core.config import UserError, entry, flag, to_dict
 from core.configure import configure
@@ -34,7 +34,7 @@ from core.probe import probe
 from core.run import Run
 from core.vitals import is_finite
 from vision import captioner
-from vision.caption_config import PRESETS, Config, Data
+from vision.caption_config import PRESETS, Config, Data, Start
 from vision.caption_learner import Sentences, Training
 from vision.caption_page import Entry, draw, page
 from vision.caption_scoring import bleu, most_frequent, nearest, sentence_bleu
@@ -224,6 +224,18 @@ def choose_compute(config: Config, data: Data, world: World) -> Compute:
     return probe(config, world, train_step, compile="off")
 
 
+def check_eye(config: Config, data: Data) -> None:
+    """Refuse an eye that cannot be, before it has a folder.
+
+    Raises:
+        UserError: a backbone that does not exist or fit, weights that are not there or do not fit.
+    """
+    start = Start.of(config, data.train)
+    eye = build(start.backbone, len(start.mean), config.image_size, **start.options)
+    if start.fill is not None:
+        start.fill(eye)
+
+
 def default_name(config: Config) -> str:
     """caption-flickr8k-1000-resnet18-fast-0-1 for split 0, seed 1."""
     source = Path(config.data).stem.replace(" ", "_")
@@ -238,8 +250,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     world = World.from_env(config.device)
     if config.batch_size % world.size:
         raise UserError(f"{flag('batch_size')} {config.batch_size} cannot be shared by {world.size} processes evenly.")
-    find(config.backbone)
     data = Data.load(config)
+    check_eye(config, data)
     with Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run:
         compute = run.compute(lambda: choose_compute(config, data, world), 1)
         with run.signals():

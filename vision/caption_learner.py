@@ -106,7 +106,7 @@ class Training(Epochs):
             self.captioner.backbone.eval()  # its BatchNorm must not move either
         loss = self.loss(self.batch(index_b), self.sentences, index_b)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         learning = [p for p in self.captioner.parameters() if p.requires_grad]
         self.world.mean_gradients(learning)
         norm = nn.utils.clip_grad_norm_(learning, config.max_grad_norm)

@@ -138,8 +138,10 @@ def say(captioner: Captioner, features_NF: Tensor) -> list[str]:
     """The best sentence about every image, by its features, as its card says that one is searched."""
     card, mode = captioner.card, captioner.training
     captioner.eval()
-    settings = {"beams": card.beams, "longest": card.longest, "length_power": card.length_power}
-    found = [captioner.caption(features_1F, **settings) for features_1F in features_NF.split(1)]  # type: ignore[arg-type]
+    found = [
+        captioner.caption(features_1F, beams=card.beams, longest=card.longest, length_power=card.length_power)
+        for features_1F in features_NF.split(1)
+    ]
     captioner.train(mode)
     return [captioner.vocabulary.decode(sentences[0].words) for sentences in found]
 

@@ -22,7 +22,7 @@ from generative import style_pictures, style_transfer
 
 REPO = Path(__file__).parents[2]
 TINY = (
-    *("content.png", "style.png", "--eye", "random", "--width", "0.1", "--size", "64", "--iterations", "24"),
+    *("content.png", "style.png", "--eye", "random", "--width", "0.1", "--size", "80", "--iterations", "24"),
     *("--film-every-iterations", "4", "--show-every-iterations", "12", "--checkpoint-every-iterations", "3"),
     *("--log-every-iterations", "4", "--device", "cpu", "--threads", "1", "--precision", "float32"),
 )
@@ -41,8 +41,8 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture with a bright square, and one of stripes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(style_transfer, "choose_compute", lambda *_: Compute(device="cpu", threads=1))
-    content = np.full((60, 80, 3), (40, 60, 90), np.uint8)
-    content[15:45, 20:60] = (220, 180, 60)
+    content = np.full((140, 160, 3), (40, 60, 90), np.uint8)
+    content[35:105, 40:120] = (220, 180, 60)
     style = np.zeros((48, 48, 3), np.uint8)
     style[::4], style[1::4] = (250, 30, 30), (250, 200, 30)
     write_png(Path("content.png"), content)
@@ -62,21 +62,21 @@ def lines(folder: Path) -> list[dict[str, float]]:
 def test_it_paints_and_says_where_and_what_it_took(capsys: pytest.CaptureFixture[str]) -> None:
     style_transfer.main([*TINY, "--name", "run", "--out", "painted.png"])
     printed = capsys.readouterr().out
-    assert re.search(r"painted.png: 64x48 after 24 iterations", printed)
+    assert re.search(r"painted.png: 80x70 after 24 iterations", printed)
     assert "random weights, which has learnt nothing" in printed
     assert re.search(r"memory: up to .* GiB of .* free", printed)
     run = Path("runs/run")
     result = pixels(run / "result.png")
     assert (pixels("painted.png") == result).all()
-    assert result.shape == (48, 64, 3)
+    assert result.shape == (70, 80, 3)
     assert {path.name for path in (run / "film").iterdir()} == {f"{i:06}.png" for i in range(4, 25, 4)}
-    assert {pixels(path).shape for path in (run / "film").iterdir()} == {(48, 64, 3)}
+    assert {pixels(path).shape for path in (run / "film").iterdir()} == {(70, 80, 3)}
     assert (run / "media" / "film.mp4").stat().st_size > 0
     first, *_, last = lines(run)
     assert last["train/style"] < first["train/style"]
     # The style's red has come into the picture, and the square is still where it was.
     assert result[..., 0].mean() > pixels("content.png")[..., 0].mean()
-    content = np.asarray(Image.open("content.png").resize((64, 48)).convert("L"), float)
+    content = np.asarray(Image.open("content.png").resize((80, 70)).convert("L"), float)
     painted = np.asarray(Image.fromarray(result).convert("L"), float)
     assert np.corrcoef(content.ravel(), painted.ravel())[0, 1] > 0.5
 
@@ -84,7 +84,7 @@ def test_it_paints_and_says_where_and_what_it_took(capsys: pytest.CaptureFixture
 def test_colours_are_kept(capsys: pytest.CaptureFixture[str]) -> None:
     style_transfer.main([*TINY, "--name", "run", "--keep-colour", "--start", "content", "--quiet"])
     result = pixels("runs/run/result.png").astype(float)
-    content = style_pictures.resized(pixels("content.png"), (48, 64)).astype(float)
+    content = style_pictures.resized(pixels("content.png"), (70, 80)).astype(float)
     for one, other in ((0, 1), (1, 2)):  # differences of colours have no luminance; cut-off pixels apart
         inside = ((result > 0) & (result < 255)).all(2)
         assert inside.mean() > 0.5
@@ -149,6 +149,6 @@ def test_mistakes_are_refused_before_there_is_a_folder(words: list[str], message
 
 def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(style_pictures, "free_bytes", lambda device: 10**6)
-    with pytest.raises(UserError, match=r"64x48 pixels need about .* GiB.*--size"):
+    with pytest.raises(UserError, match=r"80x70 pixels need about .* GiB.*--size"):
         style_transfer.main(list(TINY))
     assert not Path("runs").exists()

@@ -69,7 +69,7 @@ def test_it_learns_to_tell_colours(capsys: pytest.CaptureFixture[str]) -> None:
     assert "it learns along" in printed
     result = json.loads(Path("runs/run/result.json").read_text())
     figures = result["figures"]
-    assert figures["nic"]["bleu1"] > 80 > figures["most_frequent"]["bleu1"]
+    assert figures["nic"]["bleu4"] > 80 > figures["most_frequent"]["bleu4"]
     assert set(figures) == {"nic", "most_frequent", "nearest"}
     assert len(result["test"]) == len(result["said"]) == 8
     html = Path("runs/run/captions.html").read_text()
@@ -158,7 +158,7 @@ def test_splits_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--data", "nowhere"], "There are no data 'nowhere'"),
         (["--data", "few.zip", "--test-images", "50"], "too few are left for a batch of 32"),
-        (["--data", "few.zip", "--backbone", "resnett"], "There is no backbone 'resnett'"),
+        ([*TINY, "--backbone", "resnett"], "There is no backbone 'resnett'"),
         ([*TINY, "--weights", "a.pth", "--init-backbone", "b"], "both say what the eye begins with"),
         ([*TINY, "--weights", "a.pth"], "There is no file a.pth"),
     ],
@@ -166,6 +166,7 @@ def test_splits_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
 def test_mistakes_are_refused(words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         caption.main(words)
+    assert not Path("runs").exists()
 
 
 def test_mistakes_of_who_asks() -> None:
