@@ -1,0 +1,82 @@
+"""The critic: how far a picture is from one picture's content and from another's style, in the sight of an eye.
+
+Shapes: B pictures, C channels, H, W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from generative.perceptual import Eye
+from generative.style_losses import content_loss, gram, style_loss, total_variation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """What counts how much in the loss."""
+
+    content: float
+    style: float
+    variation: float
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a picture was judged at (scalars): the sum, and its parts before they are weighted."""
+
+    total: Tensor
+    content: Tensor
+    style: Tensor
+    variation: Tensor
+    styles: Mapping[str, Tensor]  # of each layer, before the mean is taken
+
+    def scalars(self, group: str) -> dict[str, Tensor]:
+        """For the metrics."""
+        parts = {"loss": self.total, "content": self.content, "style": self.style, "variation": self.variation}
+        parts |= {f"style_{layer}": value for layer, value in self.styles.items()}
+        return {f"{group}/{name}": value.detach() for name, value in parts.items()}
+
+
+class Critic:
+    """An eye that has seen a style.
+
+    Args:
+        eye: gives at least the layers below.
+        content_layers, style_layers: whose losses are averaged.
+        style_1CHW: pixels of 0 to 1 of the picture that has the style.
+    """
+
+    def __init__(
+        self,
+        eye: Eye,
+        content_layers: Sequence[str],
+        style_layers: Sequence[str],
+        weights: Weights,
+        style_1CHW: Tensor,
+    ) -> None:
+        self.eye, self.content_layers, self.style_layers = eye, tuple(content_layers), tuple(style_layers)
+        self.weights = weights
+        with torch.no_grad():
+            seen = eye(style_1CHW)
+            self.grams = {layer: gram(seen[layer]) for layer in self.style_layers}
+
+    @torch.no_grad()
+    def content_of(self, pixels_BCHW: Tensor) -> dict[str, Tensor]:
+        """What is in pictures, as the content layers see it."""
+        seen = self.eye(pixels_BCHW)
+        return {layer: seen[layer] for layer in self.content_layers}
+
+    def judge(self, pixels_BCHW: Tensor, content: Mapping[str, Tensor]) -> Losses:
+        """The loss of pictures, pixels of 0 to 1, that should show `content` in the critic's style."""
+        seen = self.eye(pixels_BCHW)
+        contents = [content_loss(seen[layer], content[layer]) for layer in self.content_layers]
+        styles = {layer: style_loss(gram(seen[layer]), self.grams[layer]) for layer in self.style_layers}
+        content_mean, style_mean = torch.stack(contents).mean(), torch.stack(list(styles.values())).mean()
+        variation = total_variation(pixels_BCHW)
+        weights = self.weights
+        total = weights.content * content_mean + weights.style * style_mean + weights.variation * variation
+        return Losses(total, content_mean, style_mean, variation, styles)

@@ -1,0 +1,86 @@
+"""Captioned photographs: Flickr8k's two forms and COCO's, in folders and zips, and what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from core.config import UserError
+from core.data.captions import load_captions, parse_coco, parse_csv, parse_tokens
+from core.media import png_bytes
+
+
+def picture(shade: int, width: int = 40) -> bytes:
+    return png_bytes(np.full((30, width, 3), shade, np.uint8))
+
+
+def test_the_three_forms_say_the_same() -> None:
+    expected = [("a.jpg", "A dog, wet ."), ("a.jpg", "Two."), ("b.jpg", "It's a cat")]
+    assert parse_csv('image,caption\na.jpg,"A dog, wet ."\na.jpg,Two.\n\nb.jpg,It\'s a cat\n') == expected
+    assert parse_csv("a.jpg,A dog, wet .\na.jpg,Two.\nb.jpg,It's a cat") == expected  # no heading, no quotes
+    assert parse_tokens("a.jpg#0\tA dog, wet .\na.jpg#1\tTwo.\n\nb.jpg#0\tIt's a cat\n") == expected
+    coco = {
+        "images": [{"id": 7, "file_name": "a.jpg"}, {"id": 9, "file_name": "val2014/b.jpg"}],
+        "annotations": [
+            {"image_id": 7, "caption": "A dog, wet ."},
+            {"image_id": 7, "caption": " Two.\n"},
+            {"image_id": 9, "caption": "It's a cat"},
+        ],
+    }
+    assert parse_coco(json.dumps(coco)) == expected
+
+
+def test_a_zip_and_a_folder(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "few.zip", "w") as archive:
+        archive.writestr("images/b.png", picture(200, 60))
+        archive.writestr("images/a.png", picture(10))
+        archive.writestr("__MACOSX/images/a.png", b"nothing")
+        archive.writestr("captions.txt", "image,caption\nb.png,White .\na.png,Black .\na.png,Dark .\n")
+    captioned = load_captions("few", image_size=24, data_dir=tmp_path)
+    assert captioned.names == ("a.png", "b.png")
+    assert captioned.captions == (("Black .", "Dark ."), ("White .",))
+    assert captioned.images.shape == (2, 3, 24, 24)
+    assert captioned.images[:, 0, 0, 0].tolist() == [10, 200]
+    taken = captioned.take([1])
+    assert (taken.names, taken.captions, len(taken)) == (("b.png",), (("White .",),), 1)
+    folder = tmp_path / "coco"
+    (folder / "val2014").mkdir(parents=True)
+    (folder / "val2014" / "x.png").write_bytes(picture(77))
+    content = {"images": [{"id": 1, "file_name": "x.png"}], "annotations": [{"image_id": 1, "caption": "Grey"}]}
+    (folder / "captions_val2014.json").write_text(json.dumps(content))
+    assert load_captions(str(folder), image_size=16).captions == (("Grey",),)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("notes.txt", "hello", "has no captions: expected captions.txt"),
+        ("captions.txt", "image,caption\na.png,One\nnone.png,Two\n", r"captions of 1 photographs .* 'none.png'"),
+        ("captions.txt", "image,caption\na.png\n", "the line 'a.png' has no caption"),
+        ("x.token.txt", "a.png#0 no tab\n", "is not image#number, a tab, and a caption"),
+        ("captions_x.json", '{"images": []}', "lacks 'annotations'"),
+        ("captions_x.json", "{", "makes no sense as captions"),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / "a.png").write_bytes(picture(10))
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        load_captions(str(tmp_path), image_size=16)
+
+
+def test_no_such_data(tmp_path: Path) -> None:
+    (tmp_path / "flickr.zip").write_bytes(b"")
+    with pytest.raises(UserError, match=r"no data 'flicker' \(did you mean flickr\?\)"):
+        load_captions("flicker", image_size=16, data_dir=tmp_path)
+
+
+def test_flickr8k(data_dir: Path) -> None:
+    captioned = load_captions("flickr8k-1000", image_size=16, data_dir=data_dir)
+    assert len(captioned) == 1_000
+    assert {len(sentences) for sentences in captioned.captions} == {5}
+    assert captioned.captions[0][1] == "A girl going into a wooden building ."

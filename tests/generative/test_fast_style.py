@@ -1,0 +1,166 @@
+"""The network that learns one style: its size to the unit, its files, learning, killing, and its use on pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from core.compute import Compute
+from core.config import UserError
+from core.media import png_bytes, write_png
+from core.weights import read_tensors
+from generative import fast_style, style_pictures, stylise, stylist
+from generative.stylist import StyleCard, Stylist
+
+REPO = Path(__file__).parents[2]
+TINY = (
+    *("--style", "style.png", "--data", "photos.zip", "--eye", "random", "--width", "0.1", "--image-size", "32"),
+    *("--stylist-width", "0.125", "--batch-size", "4", "--updates", "12", "--held-out-images", "2"),
+    *("--log-every-updates", "2", "--show-every-updates", "6", "--checkpoint-every-updates", "2"),
+    *("--device", "cpu", "--threads", "1", "--precision", "float32"),
+)
+START = """
+from core.compute import Compute
+from core.config import entry
+from generative import fast_style
+fast_style.choose_compute = lambda *_: Compute(device="cpu", threads=1)
+entry(fast_style.main)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A style of stripes, and photographs of two sizes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fast_style, "choose_compute", lambda *_: Compute(device="cpu", threads=1))
+    style = np.zeros((48, 48, 3), np.uint8)
+    style[::4], style[1::4] = (250, 30, 30), (250, 200, 30)
+    write_png(Path("style.png"), style)
+    random = np.random.default_rng(0)
+    with zipfile.ZipFile("photos.zip", "w") as archive:
+        for index in range(14):
+            photo = np.full((40, 50 + index % 2, 3), random.integers(0, 255, 3), np.uint8)
+            photo[10:30, index : index + 20] = random.integers(0, 255, 3)
+            archive.writestr(f"images/{index}.png", png_bytes(photo))
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in found]
+
+
+def test_the_network_has_the_published_number_of_parameters() -> None:
+    network = Stylist()
+    assert sum(parameter.numel() for parameter in network.parameters()) == 1_679_235
+    # As in PyTorch's example, whose files are used.
+    assert network.state_dict()["conv1.conv2d.weight"].shape == (32, 3, 9, 9)
+    assert network.state_dict()["res3.in2.weight"].shape == (128,)
+    assert network.state_dict()["deconv1.conv2d.weight"].shape == (64, 128, 3, 3)
+
+
+def test_any_size_goes_in_and_comes_out() -> None:
+    network = Stylist(0.125).eval()
+    for height, width in ((32, 32), (33, 50), (35, 39)):
+        assert network(torch.rand(2, 3, height, width)).shape == (2, 3, height, width)
+    # Pictures do not see each other: each is normalised by itself.
+    pair = torch.rand(2, 3, 32, 36)
+    torch.testing.assert_close(network(pair)[:1], network(pair[:1]), rtol=1e-4, atol=1e-4)
+
+
+def test_it_learns_and_paints(capsys: pytest.CaptureFixture[str]) -> None:
+    fast_style.main([*TINY, "--name", "run", "--updates", "60", "--learning-rate", "0.01", "--content-weight", "0"])
+    printed = capsys.readouterr().out
+    assert "paint with: python -m generative.stylise runs/run photo.jpg" in printed
+    found = [line["held_out/style"] for line in lines(Path("runs/run")) if "held_out/style" in line]
+    assert len(found) == 10
+    assert found[-1] < 0.7 * found[0]
+    write_png(Path("one.png"), np.full((50, 70, 3), 90, np.uint8))
+    stylise.main(["runs/run", "one.png", "style.png", "--out", "painted", "--threads", "1"])
+    printed = capsys.readouterr().out
+    assert re.search(r"painted/one.png: 70x50 in the style of style.png, \d+\.\d\d s", printed)
+    with Image.open("painted/one.png") as opened:
+        assert opened.size == (70, 50)
+    stylise.main(["runs/run", "one.png", "--size", "56", "--keep-colour", "--out", "grey", "--threads", "1"])
+    with Image.open("grey/one.png") as opened:
+        grey = np.asarray(opened).astype(int)
+    assert grey.shape == (40, 56, 3)
+    assert (np.ptp(grey, axis=2) <= 1).all()  # what had no colour has none
+
+
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    fast_style.main([*TINY, "--name", "whole", "--quiet"])
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", START, *TINY, "--name", "killed", "--quiet"], cwd=tmp_path, env=environment
+    )
+    latest = Path("runs/killed/checkpoint-0.pt")
+    while not latest.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert latest.exists()
+    fast_style.main(["--name", "killed", "--resume", "--quiet"])
+    whole, killed = (read_tensors(Path(f"runs/{name}/model.safetensors")) for name in ("whole", "killed"))
+    assert whole.keys() == killed.keys()
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    assert lines(Path("runs/whole")) == lines(Path("runs/killed"))
+
+
+def test_files_come_back_and_others_are_refused(tmp_path: Path) -> None:
+    network = Stylist(0.125)
+    stylist.save(tmp_path / "model.safetensors", network, StyleCard(style="wave.jpg", width=0.125, update=7))
+    read, card = stylist.load(str(tmp_path))
+    assert card == StyleCard(style="wave.jpg", width=0.125, update=7)
+    assert all(torch.equal(x, y) for x, y in zip(network.parameters(), read.parameters(), strict=True))
+    published = {**Stylist().state_dict(), "in1.running_mean": torch.zeros(32)}
+    torch.save(published, "mosaic.pth")
+    read, card = stylist.load("mosaic.pth")
+    assert card.style == "mosaic"
+    assert torch.equal(read.conv1.conv2d.weight, published["conv1.conv2d.weight"])
+    torch.save({"weight": torch.zeros(3)}, "other.pth")
+    with pytest.raises(UserError, match=r"other.pth holds no network of generative.fast_style"):
+        stylist.load("other.pth")
+    with pytest.raises(UserError, match=r"has no model\.safetensors"):
+        stylist.load("runs" if Path("runs").is_dir() else str(REPO / "docs"))
+
+
+def test_mistakes_of_a_painter_of_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    stylist.save(Path("model.safetensors"), Stylist(0.125), StyleCard(width=0.125))
+    with pytest.raises(UserError, match="No run was named"):
+        stylise.main([])
+    with pytest.raises(UserError, match="No picture was named"):
+        stylise.main(["model.safetensors"])
+    Path("broken.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"broken.png cannot be decoded"):
+        stylise.main(["model.safetensors", "broken.png", "style.png", "--threads", "1"])
+    assert Path("painted/style.png").is_file()  # what could be read is painted first
+    monkeypatch.setattr(style_pictures, "free_bytes", lambda device: 10**5)
+    with pytest.raises(UserError, match=r"48x48 pixels need about .*give --size"):
+        stylise.main(["model.safetensors", "style.png", "--threads", "1"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "No style was named"),
+        (["--style", "none.png"], "none.png cannot be read"),
+        (["--style", "style.png", "--data", "photos.zip", "--held-out-images", "30"], "--held-out-images"),
+        (["--style", "style.png", "--data", "nowhere"], "There are no data 'nowhere'"),
+        (["--style", "style.png", "--data", "photos.zip", "--eye", "nobody"], "There is no nobody"),
+    ],
+)
+def test_mistakes_are_refused_before_there_is_a_folder(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        fast_style.main(words)
+    assert not Path("runs").exists()

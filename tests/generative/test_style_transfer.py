@@ -1,0 +1,154 @@
+"""The program as a person runs it: paints, keeps colours, survives a kill, refuses mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from core.compute import Compute
+from core.config import UserError
+from core.media import write_png
+from generative import style_pictures, style_transfer
+
+REPO = Path(__file__).parents[2]
+TINY = (
+    *("content.png", "style.png", "--eye", "random", "--width", "0.1", "--size", "80", "--iterations", "24"),
+    *("--film-every-iterations", "4", "--show-every-iterations", "12", "--checkpoint-every-iterations", "3"),
+    *("--log-every-iterations", "4", "--device", "cpu", "--threads", "1", "--precision", "float32"),
+)
+# One arithmetic in all processes: which layout is faster is a matter of the moment's load.
+START = """
+from core.compute import Compute
+from core.config import entry
+from generative import style_transfer
+style_transfer.choose_compute = lambda *_: Compute(device="cpu", threads=1)
+entry(style_transfer.main)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture with a bright square, and one of stripes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(style_transfer, "choose_compute", lambda *_: Compute(device="cpu", threads=1))
+    content = np.full((140, 160, 3), (40, 60, 90), np.uint8)
+    content[35:105, 40:120] = (220, 180, 60)
+    style = np.zeros((48, 48, 3), np.uint8)
+    style[::4], style[1::4] = (250, 30, 30), (250, 200, 30)
+    write_png(Path("content.png"), content)
+    write_png(Path("style.png"), style)
+
+
+def pixels(path: Path | str) -> np.ndarray:
+    with Image.open(path) as opened:
+        return np.asarray(opened)
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in found]
+
+
+def test_it_paints_and_says_where_and_what_it_took(capsys: pytest.CaptureFixture[str]) -> None:
+    style_transfer.main([*TINY, "--name", "run", "--out", "painted.png"])
+    printed = capsys.readouterr().out
+    assert re.search(r"painted.png: 80x70 after 24 iterations", printed)
+    assert "random weights, which has learnt nothing" in printed
+    assert re.search(r"memory: up to .* GiB of .* free", printed)
+    run = Path("runs/run")
+    result = pixels(run / "result.png")
+    assert (pixels("painted.png") == result).all()
+    assert result.shape == (70, 80, 3)
+    assert {path.name for path in (run / "film").iterdir()} == {f"{i:06}.png" for i in range(4, 25, 4)}
+    assert {pixels(path).shape for path in (run / "film").iterdir()} == {(70, 80, 3)}
+    assert (run / "media" / "film.mp4").stat().st_size > 0
+    first, *_, last = lines(run)
+    assert last["train/style"] < first["train/style"]
+    # The style's red has come into the picture, and the square is still where it was.
+    assert result[..., 0].mean() > pixels("content.png")[..., 0].mean()
+    content = np.asarray(Image.open("content.png").resize((80, 70)).convert("L"), float)
+    painted = np.asarray(Image.fromarray(result).convert("L"), float)
+    assert np.corrcoef(content.ravel(), painted.ravel())[0, 1] > 0.5
+
+
+def test_colours_are_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    style_transfer.main([*TINY, "--name", "run", "--keep-colour", "--start", "content", "--quiet"])
+    result = pixels("runs/run/result.png").astype(float)
+    content = style_pictures.resized(pixels("content.png"), (70, 80)).astype(float)
+    for one, other in ((0, 1), (1, 2)):  # differences of colours have no luminance; cut-off pixels apart
+        inside = ((result > 0) & (result < 255)).all(2)
+        assert inside.mean() > 0.5
+        assert (
+            np.abs((result[..., one] - result[..., other]) - (content[..., one] - content[..., other]))[inside].max()
+            <= 2
+        )
+    assert np.abs(result - content).mean() > 2
+
+
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    style_transfer.main([*TINY, "--name", "whole", "--quiet"])
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", START, *TINY, "--name", "killed", "--quiet", "--iterations", "24"],
+        cwd=tmp_path,
+        env=environment,
+    )
+    latest = Path("runs/killed/checkpoint-0.pt")
+    while not latest.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert latest.exists()
+    shutil.rmtree("runs/killed/media", ignore_errors=True)
+    style_transfer.main(["--name", "killed", "--resume", "--quiet"])
+    assert (pixels("runs/killed/result.png") == pixels("runs/whole/result.png")).all()
+    assert lines(Path("runs/killed")) == lines(Path("runs/whole"))
+    for frame in Path("runs/whole/film").iterdir():
+        assert (pixels(frame) == pixels(f"runs/killed/film/{frame.name}")).all()
+
+
+def test_another_picture_under_the_same_name_is_refused() -> None:
+    style_transfer.main([*TINY, "--name", "run", "--quiet", "--iterations", "2"])
+    write_png(Path("style.png"), np.zeros((40, 40, 3), np.uint8))
+    with pytest.raises(UserError, match="is another picture than when"):
+        style_transfer.main(["--name", "run", "--resume", "--quiet"])
+
+
+def test_noise_is_a_start_too() -> None:
+    style_transfer.main([*TINY, "--name", "run", "--start", "noise", "--scales", "1", "--quiet"])
+    first, *_, last = lines(Path("runs/run"))
+    assert last["train/loss"] < first["train/loss"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["content.png"], "Two pictures are needed, content and style, and 1 were named"),
+        (["content.png", "nowhere.png", "--eye", "random"], "nowhere.png cannot be read"),
+        (["content.png", "style.png", "--eye", "random", "--out", "x.jpg"], "ends in .png"),
+        (["content.png", "style.png", "--eye", "random", "--size", "16"], "larger --size"),
+        (["content.png", "style.png", "--weights", "none.pth"], "There is no file none.pth"),
+        (["content.png", "style.png", "--eye", "random", "--backbone", "vgg17"], "There is no backbone 'vgg17'"),
+    ],
+)
+def test_mistakes_are_refused_before_there_is_a_folder(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        style_transfer.main(words)
+    assert not Path("runs").exists()
+
+
+def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(style_pictures, "free_bytes", lambda device: 10**6)
+    with pytest.raises(UserError, match=r"80x70 pixels need about .* GiB.*--size"):
+        style_transfer.main(list(TINY))
+    assert not Path("runs").exists()

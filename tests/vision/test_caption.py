@@ -1,0 +1,179 @@
+"""The program as a person runs it: learns to tell, survives a kill, compares splits, refuses mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from core import model_file
+from core.classifier import make_classifier
+from core.compute import Compute
+from core.config import UserError
+from core.media import png_bytes
+from core.weights import read_tensors
+from vision import caption, caption_predict, caption_splits, captioner
+
+REPO = Path(__file__).parents[2]
+TINY = (
+    *("--data", "few.zip", "--image-size", "32", "--backbone", "resnet20", "--width", "0.5", "--stem", "paper"),
+    *("--validation-images", "8", "--test-images", "8", "--batch-size", "8", "--epochs", "3", "--at-least", "1"),
+    *("--embedding", "24", "--hidden", "32", "--beams", "3", "--longest", "6", "--log-every-updates", "1"),
+    *("--device", "cpu", "--threads", "1", "--precision", "float32"),
+)
+START = """
+from core.compute import Compute
+from core.config import entry
+from vision import caption
+caption.choose_compute = lambda *_: Compute(device="cpu", threads=1)
+entry(caption.main)
+"""
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 230), "white": (240, 240, 240)}
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of a colour, with two sentences that say which."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(caption, "choose_compute", lambda *_: Compute(device="cpu", threads=1))
+    random = np.random.default_rng(0)
+    lines = ["image,caption"]
+    with zipfile.ZipFile("few.zip", "w") as archive:
+        for index in range(56):
+            word, colour = list(COLOURS.items())[index % 4]
+            picture = np.clip(np.array(colour) + random.integers(-20, 20, (36, 40, 3)), 0, 255).astype(np.uint8)
+            archive.writestr(f"images/{index:02}.png", png_bytes(picture))
+            lines += [f"{index:02}.png,A {word} wall stands here .", f"{index:02}.png,This is a {word} picture ."]
+        archive.writestr("captions.txt", "\n".join(lines))
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in found]
+    return [row for row in rows if len(row) > 1]
+
+
+def test_it_learns_to_tell_colours(capsys: pytest.CaptureFixture[str]) -> None:
+    caption.main([*TINY, "--name", "run", "--epochs", "20", "--learning-rate", "0.01", "--eye-learning-rate", "0.003"])
+    printed = capsys.readouterr().out
+    assert "40 to learn from, 8 to choose on, 8 to be scored on" in printed
+    assert "it learns along" in printed
+    result = json.loads(Path("runs/run/result.json").read_text())
+    figures = result["figures"]
+    assert figures["nic"]["bleu4"] > 80 > figures["most_frequent"]["bleu4"]
+    assert set(figures) == {"nic", "most_frequent", "nearest"}
+    assert len(result["test"]) == len(result["said"]) == 8
+    html = Path("runs/run/captions.html").read_text()
+    assert html.count("<article>") == 8
+    assert "wall stands here" in html
+    Path("red.png").write_bytes(png_bytes(np.full((50, 90, 3), COLOURS["red"], np.uint8)))
+    caption_predict.main(["runs/run", "red.png", "--threads", "1", "--out", "said.html"])
+    assert re.search(r"red.png .*\bred\b", capsys.readouterr().out)
+    assert "red" in Path("said.html").read_text()
+    caption_predict.main(["runs/run", "red.png", "--threads", "1", "--out", "said.png", "--json", "--beams", "1"])
+    (said,) = json.loads(capsys.readouterr().out)
+    assert said["picture"] == "red.png"
+    assert "red" in said["caption"]
+    assert Path("said.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    caption.main([*TINY, "--name", "whole", "--quiet"])
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", START, *TINY, "--name", "killed", "--quiet"], cwd=tmp_path, env=environment
+    )
+    latest, first = Path("runs/killed/checkpoint-0.pt"), Path("runs/killed/model.safetensors")
+    while not first.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert latest.exists()
+    caption.main(["--name", "killed", "--resume", "--quiet"])
+    whole, killed = (read_tensors(Path(f"runs/{name}/model.safetensors")) for name in ("whole", "killed"))
+    assert whole.keys() == killed.keys()
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    assert lines(Path("runs/whole")) == lines(Path("runs/killed"))
+    results = [json.loads(Path(f"runs/{name}/result.json").read_text()) for name in ("whole", "killed")]
+    assert results[0]["said"] == results[1]["said"]
+
+
+def test_an_eye_that_was_given_stays_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    classifier = make_classifier("resnet20", 3, 32, 4, head="pooled", width=0.25)
+    card = model_file.Card(
+        backbone="resnet20",
+        head="pooled",
+        classes=("a", "b", "c", "d"),
+        channels=3,
+        image_size=(32, 32),
+        mean=(0.5, 0.4, 0.3),
+        std=(0.2, 0.2, 0.2),
+        options={"width": 0.25},
+    )
+    model_file.save(Path("eye.safetensors"), classifier.state_dict(), card)
+    caption.main([*TINY, "--name", "run", "--epochs", "1", "--init-backbone", "eye.safetensors"])
+    assert "it stays as is" in capsys.readouterr().out
+    read = captioner.load("runs/run")
+    assert read.card.mean == (0.5, 0.4, 0.3)  # fed as it was
+    assert read.card.options == {"width": 0.25}
+    for name, tensor in classifier.backbone.state_dict().items():
+        assert torch.equal(read.backbone.state_dict()[name], tensor)
+
+
+def test_splits_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("0", "1", "2"):
+        caption.main([*TINY, "--name", f"s{split}", "--split", split, "--epochs", "1", "--quiet"])
+    capsys.readouterr()
+    caption_splits.main(["runs/s0", "runs/s1", "runs/s2"])
+    printed = capsys.readouterr().out
+    assert "nic minus baseline, 3 splits" in printed
+    caption_splits.main(["runs/s0", "runs/s1", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    nic, usual = ([found["splits"][s][name]["bleu1"] for s in ("0", "1")] for name in ("nic", "most_frequent"))
+    expected = sum(a - b for a, b in zip(nic, usual, strict=True)) / 2
+    assert found["differences"]["most_frequent"]["bleu1"]["mean"] == pytest.approx(expected)
+    with pytest.raises(UserError, match="At least two runs"):
+        caption_splits.main(["runs/s0"])
+    with pytest.raises(UserError, match="Two of the runs are of split 0"):
+        caption_splits.main(["runs/s0", "runs/s0"])
+    caption.main([*TINY, "--name", "other", "--split", "3", "--epochs", "1", "--hidden", "16", "--quiet"])
+    with pytest.raises(UserError, match="has another hidden than"):
+        caption_splits.main(["runs/s0", "runs/other"])
+    Path("runs/s1/result.json").unlink()
+    with pytest.raises(UserError, match="has no result that can be read"):
+        caption_splits.main(["runs/s0", "runs/s1"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data", "nowhere"], "There are no data 'nowhere'"),
+        (["--data", "few.zip", "--test-images", "50"], "too few are left for a batch of 32"),
+        ([*TINY, "--backbone", "resnett"], "There is no backbone 'resnett'"),
+        ([*TINY, "--weights", "a.pth", "--init-backbone", "b"], "both say what the eye begins with"),
+        ([*TINY, "--weights", "a.pth"], "There is no file a.pth"),
+    ],
+)
+def test_mistakes_are_refused(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        caption.main(words)
+    assert not Path("runs").exists()
+
+
+def test_mistakes_of_who_asks() -> None:
+    with pytest.raises(UserError, match="No captioner was named"):
+        caption_predict.main([])
+    with pytest.raises(UserError, match=re.escape("ends in .html or .png")):
+        caption_predict.main(["runs/run", "a.png", "--out", "x.jpg"])
+    Path("runs/run").mkdir(parents=True)
+    with pytest.raises(UserError, match=re.escape("has no model.safetensors")):
+        caption_predict.main(["runs/run", "a.png"])

@@ -1,0 +1,263 @@
+"""Caption: a photograph is put into words.
+
+    python -m vision.caption --data flickr8k-1000
+
+Vinyals et al. 2015, "Show and Tell": any network of core.backbones sees, an LSTM tells what, word by word, and a beam
+search finds the sentence. The eye's weights come from a run or the zoo (--init-backbone) or from torchvision
+(--weights) and then stay as they are; without either it learns along. docs/caption.md has the figures.
+
+Photographs are split by --split into those that are learnt from, those on which the best epoch is chosen, and those on
+which BLEU-1 to 4 are taken, once, when it is over, beside two baselines: the sentence said most often, and what was
+said of the photograph that looks most alike. runs/<name>/captions.html shows them all.
+
+Shapes: N photographs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core import checkpoint
+from core.backbones import build
+from core.compute import Compute
+from core.config import UserError, entry, flag, to_dict
+from core.configure import configure
+from core.data.captions import CaptionSet
+from core.distributed import World
+from core.probe import probe
+from core.run import Run
+from core.vitals import is_finite
+from vision import captioner
+from vision.caption_config import PRESETS, Config, Data, Start
+from vision.caption_learner import Sentences, Training
+from vision.caption_page import Entry, draw, page
+from vision.caption_scoring import bleu, most_frequent, nearest, sentence_bleu
+from vision.captioner import look
+from vision.pictures import pixels_of
+
+KIND = "caption"
+CHANGEABLE = {"resume", "quiet", "threads"}
+SHOWN = 12  # photographs in TensorBoard
+
+
+def train(config: Config, run: Run, data: Data, compute: Compute, world: World) -> str:
+    """The run from wherever it stands to its end. Returns the closing sentence.
+
+    Raises:
+        UserError: a checkpoint that cannot be read, weights that are no numbers any more.
+    """
+    training = Training(config, data, compute, world)
+    latest = run.path(f"checkpoint-{world.rank}.pt")
+    going_on = run.restore(latest, training.load_state_dict)
+
+    def save() -> None:
+        if not is_finite(training.captioner):
+            raise UserError(
+                f"The loss is no number any more at update {training.updates:,}; the last good checkpoint stays in "
+                f"{run.folder}: start again with a lower --learning-rate."
+            )
+        run.save(latest, training.state_dict())
+
+    run.say(
+        f"{data.train.source}: {len(data.train):,} to learn from, {len(data.validation):,} to choose on, "
+        f"{len(data.test):,} to be scored on; {len(training.card.words):,} words"
+    )
+    if not going_on:
+        eye = training.report or "random weights"
+        run.say(f"eye: {training.card.backbone}, {eye}; it {'learns along' if training.learns_eye else 'stays as is'}")
+        save()
+    stopping = False
+    while training.updates < training.total_updates and not stopping:
+        order = training.epoch_order()
+        while not stopping:
+            place = training.updates % training.updates_per_epoch * config.batch_size
+            training.update(order[place : place + config.batch_size])
+            if training.updates % config.log_every_updates == 0:
+                log_metrics(training, run)
+            ended = training.updates % training.updates_per_epoch == 0
+            if ended:
+                if world.is_main:
+                    validate(training, run)
+                save()
+            stopping = world.any(bool(run.stop_requested), compute.torch_device)
+            if ended:
+                break
+    if stopping:
+        run.say(f"{run.stop_requested}: saving")
+        save()
+        return (
+            f"{config.data} at epoch {training.epoch} of {config.epochs}; go on with: "
+            f"python -m vision.caption --name {config.name} --resume"
+        )
+    return finish(training, run) if world.is_main else ""
+
+
+def log_metrics(training: Training, run: Run) -> None:
+    """One line of metrics, and the progress bar."""
+    scalars: dict[str, Any] = {
+        **training.read_metrics(),
+        "train/epoch": training.updates / training.updates_per_epoch,
+        "speed/hours": training.clock(),
+    }
+    run.log(training.updates, scalars)
+    run.flush()
+    best = float("nan") if training.best is None else training.best["bleu4"]
+    fields = {"epoch": round(scalars["train/epoch"], 1), "loss": scalars["train/loss"], "best BLEU-4": best}
+    run.progress(training.updates, training.total_updates, fields)
+
+
+def validate(training: Training, run: Run) -> None:
+    """Describe the validation photographs, keep the best weights, show some."""
+    config, photographs = training.config, training.data.validation
+    said, features_NF = training.describe(photographs)
+    scores = bleu(said, photographs.captions)
+    sentences = Sentences(photographs.captions, training.captioner.vocabulary, config.longest)
+    loss = training.validation_loss(features_NF, sentences)
+    run.log(training.updates, {**{f"val/{name}": value for name, value in scores.items()}, "val/loss": loss})
+    best = training.best
+    better = (
+        best is None
+        or {
+            "bleu": scores["bleu4"] > best["bleu4"],
+            "loss": loss < best["loss"],
+            "last": True,
+        }[config.select]
+    )
+    if better:
+        weights = {name: tensor.detach().clone() for name, tensor in training.captioner.state_dict().items()}
+        training.best = {"epoch": training.epoch, "bleu4": scores["bleu4"], "loss": loss, "weights": weights}
+        figures = {f"validation_{name}": value for name, value in scores.items()}
+        captioner.save(run.path(captioner.MODEL), training.captioner, replace(training.card, figures=figures))
+    shown = [Entry(picture_of(photographs, place), said[place]) for place in range(min(SHOWN, len(said)))]
+    run.image("captions", training.updates, pixels_of(draw(shown)))
+
+
+def picture_of(photographs: CaptionSet, place: int) -> Any:
+    """One photograph (H, W, 3) uint8."""
+    return photographs.images[place].permute(1, 2, 0).numpy()
+
+
+def finish(training: Training, run: Run) -> str:
+    """Take the best weights, score the test photographs, write the page and result.json. The closing sentence."""
+    config, data = training.config, training.data
+    assert training.best is not None
+    training.captioner.load_state_dict(training.best["weights"])
+    said, features_NF = training.describe(data.test)
+    learnt = look(training.captioner, training.compute, data.train.images)
+    alike = nearest(features_NF, learnt)
+    usual = most_frequent(data.train.captions)
+    theirs = {
+        "nic": said,
+        "most_frequent": [usual] * len(said),
+        "nearest": [data.train.captions[place][0] for place in alike],
+    }
+    figures = {name: bleu(sentences, data.test.captions) for name, sentences in theirs.items()}
+    flat = {f"test_{name}_{key}": value for name, scores in figures.items() for key, value in scores.items()}
+    run.log(training.updates, {f"final/{name}": value for name, value in flat.items()})
+    run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in flat.items()})
+    captioner.save(run.path(captioner.MODEL), training.captioner, replace(training.card, figures=flat))
+    entries = [
+        Entry(
+            picture_of(data.test, place),
+            said[place],
+            data.test.captions[place],
+            sentence_bleu(said[place], data.test.captions[place]),
+            (("nearest photograph", theirs["nearest"][place]),),
+        )
+        for place in range(len(said))
+    ]
+    entries.sort(key=lambda one: -(one.score or 0.0))
+    protocol = {
+        "data": config.data,
+        "split": config.split,
+        "seed": config.seed,
+        "train_images": len(data.train),
+        "validation_images": len(data.validation),
+        "test_images": len(data.test),
+        "epoch": training.best["epoch"],
+        "beams": config.beams,
+        "length_power": config.length_power,
+        "words": len(training.card.words),
+        "bleu": "sacrebleu, corpus, all references, small letters without punctuation, unsmoothed",
+        "hours": training.clock(),
+    }
+    names = list(data.test.names)
+    text = json.dumps({"figures": figures, "protocol": protocol, "test": names, "said": said}, indent=2) + "\n"
+    checkpoint.write_atomically(run.path("result.json"), lambda file: file.write(text.encode()))
+    about = [
+        "Best first, by the BLEU of each sentence alone; beneath stands what people said.",
+        *(
+            f"{name}: {', '.join(f'{key} {value:.1f}' for key, value in scores.items())}"
+            for name, scores in figures.items()
+        ),
+        f"Said most often of the photographs learnt from: {usual}",
+    ]
+    html = page(f"{run.folder.name}: photographs in words", about, entries)
+    checkpoint.write_atomically(run.path("captions.html"), lambda file: file.write(html.encode()))
+    run.image("test_captions", training.updates, pixels_of(draw(entries[: SHOWN // 2] + entries[-SHOWN // 2 :])))
+    scores = ", ".join(f"{name} {figures[name]['bleu4']:.2f}" for name in figures)
+    return (
+        f"{config.data}: BLEU-4 on {len(said)} photographs: {scores}; see {run.path('captions.html')}; try it with: "
+        f"python -m vision.caption_predict {run.folder} photo.jpg"
+    )
+
+
+def in_words(scores: dict[str, float]) -> str:
+    """Scores for a line of text."""
+    return ", ".join(f"{name} {value:.1f}" for name, value in scores.items())
+
+
+def choose_compute(config: Config, data: Data, world: World) -> Compute:
+    """Measure updates on the first photographs."""
+    index = torch.arange(config.batch_size)
+
+    def train_step(candidate: Compute) -> Callable[[], object]:
+        training = Training(config, data, candidate, World())
+        return lambda: training.update(index[: config.batch_size // world.size])
+
+    return probe(config, world, train_step, compile="off")
+
+
+def check_eye(config: Config, data: Data) -> None:
+    """Refuse an eye that cannot be, before it has a folder.
+
+    Raises:
+        UserError: a backbone that does not exist or fit, weights that are not there or do not fit.
+    """
+    start = Start.of(config, data.train)
+    eye = build(start.backbone, len(start.mean), config.image_size, **start.options)
+    if start.fill is not None:
+        start.fill(eye)
+
+
+def default_name(config: Config) -> str:
+    """caption-flickr8k-1000-resnet18-fast-0-1 for split 0, seed 1."""
+    source = Path(config.data).stem.replace(" ", "_")
+    return f"{KIND}-{source}-{config.backbone}-{config.preset}-{config.split}-{config.seed}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The program: config, run, data, compute, loop, closing line."""
+    config = configure(
+        Config, PRESETS, argv, __doc__ or "", kind=KIND, default_name=default_name, changeable=CHANGEABLE
+    )
+    world = World.from_env(config.device)
+    if config.batch_size % world.size:
+        raise UserError(f"{flag('batch_size')} {config.batch_size} cannot be shared by {world.size} processes evenly.")
+    data = Data.load(config)
+    check_eye(config, data)
+    with Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run:
+        compute = run.compute(lambda: choose_compute(config, data, world), 1)
+        with run.signals():
+            run.close(train(config, run, data, compute, world))
+    world.close()
+
+
+if __name__ == "__main__":
+    entry(main)
