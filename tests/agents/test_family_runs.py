@@ -49,9 +49,10 @@ def test_rainbow_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 CATCH = (
-    *("--env", "zerokara/Catch-v0", "--steps", "40000", "--num-envs", "32", "--train-every-steps", "16"),
+    *("--env", "zerokara/Catch-v0", "--steps", "80000", "--num-envs", "32", "--train-every-steps", "16"),
     *("--batch-size", "128", "--warmup-steps", "2000", "--epsilon-steps", "10000", "--learning-rate", "5e-4"),
-    *("--replay-capacity", "50000", "--eval-every-steps", "40000", "--no-video"),
+    *("--replay-capacity", "50000", "--eval-every-steps", "20000", "--no-video"),
+    *("--stop-at-return", "4.75"),
 )
 
 
@@ -71,5 +72,5 @@ CATCH = (
 def test_it_learns_to_catch(words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     dqn.main([*CATCH, *words, "--name", "catch"])
-    last = [line["eval/return"] for line in metrics(tmp_path / "runs" / "catch") if "eval/return" in line][-1]
-    assert last >= 0.95 * 5  # five balls, one point each
+    # Five balls, one point each; 30 games reached the aim, and 30 fresh ones confirm it.
+    assert max(line.get("eval/return_confirmed", 0.0) for line in metrics(tmp_path / "runs" / "catch")) >= 0.95 * 5
