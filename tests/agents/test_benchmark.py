@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agents import benchmark, dqn, scales
+from agents import benchmark, scales
 from agents.benchmark_report import Findings, Record, Section, comparable, sections
+from agents.config import Config
 from agents.plot import Curve
 from agents.published import Published
 from agents.scales import Scale, scale
 from core import checkpoint
-from core.config import UserError
+from core.config import UserError, parse
 
 REPO = Path(__file__).parents[2]
 CATCH = "zerokara/Catch-v0"
@@ -264,9 +265,11 @@ def test_published_scores_stand_beside_ours() -> None:
 def test_dopamines_curves_stand_only_beside_their_own_protocol(words: list[str], says: str, tmp_path: Path) -> None:
     path = tmp_path / "dopamine_pong.json"
     path.write_text(json.dumps([{"Iteration": 0, "Value": 1.0, "Agent": "DQN"}]))
-    options: Any = benchmark.parse(benchmark.Options, {}, [*words, "--dopamine", str(path)], "")
-    given = {name: float(value) for name, _, value in (setting.partition("=") for setting in options.settings)}
-    curves, (remark,) = benchmark.dopamine(options, dqn.Config(protocol=options.protocol, **given))
+    options = parse(benchmark.Options, {}, [*words, "--dopamine", str(path)], "")
+    given: dict[str, Any] = {
+        name: float(value) for name, _, value in (setting.partition("=") for setting in options.settings)
+    }
+    curves, (remark,) = benchmark.dopamine(options, Config(protocol=options.protocol, **given))
     assert says in remark
     assert bool(curves) == ("begin" in remark)
 
