@@ -98,7 +98,8 @@ class Watch:
         """The bar: steps of all runs together."""
         for job in jobs:
             self._steps[job.name] = last_step(self.runs[job.name].folder)
-        fields = {"finished": f"{self._finished} of {len(self.runs)}", "running": ", ".join(job.name for job in jobs)}
+        names = ", ".join(job.name for job in jobs) if len(jobs) < 3 else str(len(jobs))
+        fields = {"finished": f"{self._finished} of {len(self.runs)}", "running": names}
         self._progress.show(min(sum(self._steps.values()), self._total), self._total, fields)
 
     def ended(self, job: Job, code: int, said: str, stopped: bool) -> None:

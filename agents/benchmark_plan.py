@@ -116,7 +116,7 @@ def _of_preset(
 ) -> tuple[Settings, dict[str, Any]]:
     """The config that all runs of a preset have, but for what is their own, and the fields that make it."""
     _, config_class, read_config, own = PRESETS[preset]
-    fields = {"preset": own, **alike, **given}
+    fields: dict[str, Any] = {"preset": own, **alike, **given}
     config = read_config(words(config_class, fields))
     if config.eval_every_steps and "eval_every_steps" not in given:
         fields["eval_every_steps"] = max(1, config.steps // evaluations)

@@ -12,6 +12,7 @@ import torch
 
 from agents import benchmark_plan, dqn
 from agents.benchmark_plan import Planned, departures, job, needs, plan, share, state
+from agents.config import Config
 from agents.settings import ProtocolName
 from core.config import UserError
 
@@ -97,7 +98,7 @@ def test_mistakes_are_found_before_anything_starts(
 def of_the_catch_run(catch_run: Path) -> Planned:
     """The run of the fixture, as if a benchmark had planned it."""
     content = json.loads((catch_run / "config.json").read_text())
-    config = dqn.Config(**content["config"])
+    config = Config(**content["config"])
     return Planned(config.env, "fast", config.seed, "dqn", config, ("--name", "catch"))
 
 
@@ -119,7 +120,7 @@ def test_a_run_that_is_not_at_its_end_goes_on(catch_run: Path) -> None:
     content = json.loads((catch_run / "config.json").read_text())
     content["config"]["steps"] = 500
     (catch_run / "config.json").write_text(json.dumps(content))
-    longer = Planned(run.env, run.preset, run.seed, "dqn", dqn.Config(**content["config"]), run.words)
+    longer = Planned(run.env, run.preset, run.seed, "dqn", Config(**content["config"]), run.words)
     assert state(longer) == "begun"
     log = Path("x.log")
     assert job(longer, True, log).command[1:] == ("-m", "agents.dqn", "--name", "catch", "--resume")
