@@ -73,7 +73,7 @@ def table(rows: Sequence[Row], space: Sequence[Dimension]) -> str:
     console = Console(file=io.StringIO(), width=max(Console().width, 120))  # on a pipe it would be 80
     with console.capture() as text:
         console.print(shown)
-    return "\n".join(line.rstrip() for line in text.get().strip("\n").splitlines())
+    return "\n".join(line.rstrip() for line in text.get().splitlines()).strip("\n")
 
 
 def write_report(study: optuna.Study, space: Sequence[Dimension], folder: Path) -> list[Row]:
