@@ -61,7 +61,10 @@ class FromLatents(nn.Module):
     Attributes:
         latent: Z.
         classes: K, 0 for a generator without labels. A label is joined to the latent as a one-hot vector.
+        project: the layer that takes them.
     """
+
+    project: nn.Linear
 
     def __init__(self, latent: int, classes: int) -> None:
         super().__init__()
@@ -164,7 +167,7 @@ class R3Generator(FromLatents):
         """As `Generator`."""
         scale_BC = self.project(self.joined(z_BZ, label_B))
         x: Tensor = self.blocks[0](self.basis * scale_BC[:, :, None, None])
-        for block, narrow, size in zip(self.blocks[1:], self.narrow, self.sizes[1:], strict=True):  # type: ignore[arg-type]
+        for block, narrow, size in zip(self.blocks[1:], self.narrow, self.sizes[1:], strict=True):
             x = block(resampled(narrow(x), size))
         image_BCHW: Tensor = self.paint(x).tanh()
         return image_BCHW

@@ -133,7 +133,8 @@ class Material:
 
 def pool(map_NCHW: Tensor) -> Tensor:
     """A map max-pooled to 4x4, or to its own side where that is less."""
-    return F.adaptive_max_pool2d(map_NCHW, [min(SIDE, side) for side in map_NCHW.shape[2:]])
+    pooled: Tensor = F.adaptive_max_pool2d(map_NCHW, [min(SIDE, side) for side in map_NCHW.shape[2:]])
+    return pooled
 
 
 def as_pixels(images_NCHW: Tensor) -> Tensor:

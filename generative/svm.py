@@ -49,7 +49,7 @@ def fit(features_NF: Tensor, label_N: Tensor, classes: int, c: float, start_GK: 
         weight_GK.grad = scale * weight_GK - 2 / len(label_N) * torch.cat([grad_FK, grad_K[None]])
         return scale / 2 * weight_GK.square().sum() + missing_NK.square().sum() / len(label_N)
 
-    optimizer.step(loss)  # type: ignore[arg-type]
+    optimizer.step(loss)
     return weight_GK
 
 

@@ -104,6 +104,6 @@ class R3(Backbone):
 
     def stages(self, x: Tensor) -> list[Tensor]:
         maps = [self.blocks[0](self.extract(x))]
-        for block, widen, size in zip(self.blocks[1:], self.widen, self.sizes[1:], strict=True):  # type: ignore[arg-type]
+        for block, widen, size in zip(self.blocks[1:], self.widen, self.sizes[1:], strict=True):
             maps.append(block(widen(resampled(maps[-1], size))))
         return maps

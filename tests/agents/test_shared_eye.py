@@ -21,7 +21,7 @@ from core import checkpoint
 from core.config import UserError, parse
 
 CPU = ("--device", "cpu", "--precision", "float32", "--threads", "1", "--quiet")
-LESS = {
+LESS: dict[str, tuple[str, ...]] = {
     "generative.dcgan": (
         "--generator-width",
         "0.1",

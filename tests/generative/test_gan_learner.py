@@ -247,8 +247,8 @@ def test_noise_on_images_falls_to_none_and_lets_gradients_through() -> None:
 
 def test_every_block_of_r3_learns_and_begins_as_nothing() -> None:
     it = learner("--preset", "r3")
-    branches = [block for network in (it.generator, it.discriminator) for block in network.modules()]
-    branches = [block for block in branches if isinstance(block, Block)]
+    modules = [*it.generator.modules(), *it.discriminator.modules()]
+    branches = [module for module in modules if isinstance(module, Block)]
     assert len(branches) == 6
     assert not any(block.reduce.weight.any() for block in branches)
     before = [block.filter.weight.clone() for block in branches]
