@@ -210,7 +210,8 @@ class Pooling(Layer):
         col, rows, columns = im2col(x, 2, 2, 0)
         col = col.reshape(-1, 4)
         self.place = col.argmax(1)
-        return col.max(1).reshape(len(x), rows, columns, -1).transpose(0, 3, 1, 2)
+        most: np.ndarray = col.max(1)
+        return most.reshape(len(x), rows, columns, -1).transpose(0, 3, 1, 2)
 
     def backward(self, dout: np.ndarray) -> np.ndarray:
         col = np.zeros((dout.size, 4))
@@ -223,10 +224,10 @@ class Relu(Layer):
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         self.mask = x > 0
-        return x * self.mask
+        return np.multiply(x, self.mask)
 
     def backward(self, dout: np.ndarray) -> np.ndarray:
-        return dout * self.mask
+        return np.multiply(dout, self.mask)
 
 
 class Affine(Layer):
@@ -256,10 +257,10 @@ class Dropout(Layer):
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         self.mask = self.rng.random(x.shape) > 0.5
-        return x * self.mask
+        return np.multiply(x, self.mask)
 
     def backward(self, dout: np.ndarray) -> np.ndarray:
-        return dout * self.mask
+        return np.multiply(dout, self.mask)
 
 
 def numpy_layers(rng: np.random.Generator) -> list[Layer]:
@@ -270,7 +271,7 @@ def numpy_layers(rng: np.random.Generator) -> list[Layer]:
         layers += [Convolution(before, channels, padding, rng), Relu()]
         layers += [Pooling()] if place % 2 else []
         before = channels
-    head = [Affine(64 * 4 * 4, 50, rng), Relu(), Dropout(rng), Affine(50, 10, rng), Dropout(rng)]
+    head: list[Layer] = [Affine(64 * 4 * 4, 50, rng), Relu(), Dropout(rng), Affine(50, 10, rng), Dropout(rng)]
     return layers + head
 
 

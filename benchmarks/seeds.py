@@ -28,10 +28,10 @@ def train(name: str, words: Sequence[str]) -> Path:
         UserError: the folder holds a run with other settings.
     """
     folder = Path("runs") / name
-    words = [*words, "--name", name, "--no-test"]
+    command = [*words, "--name", name, "--no-test"]
     if (folder / "config.json").exists():
         saved = Run.read_config(folder, "classify")["config"]
-        now = to_dict(parse(Config, PRESETS, words, ""))
+        now = to_dict(parse(Config, PRESETS, command, ""))
         if differing := [flag(key) for key in now if key not in MACHINE and saved.get(key) != now[key]]:
             raise UserError(
                 f"{folder} was begun with another {' and '.join(differing)}: give --prefix for runs of another name, "
@@ -39,12 +39,12 @@ def train(name: str, words: Sequence[str]) -> Path:
             )
         if (folder / "result.json").exists():
             return folder
-        words.append("--resume")
+        command.append("--resume")
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "vision.classify", *words], check=False, stdout=sys.stderr)
+    done = subprocess.run([sys.executable, "-m", "vision.classify", *command], check=False, stdout=sys.stderr)
     if done.returncode or not (folder / "result.json").exists():
         raise UserError(f"{folder} did not come to its end: go on with the same command.")
-    if "--resume" not in words:  # else another session had a part of it
+    if "--resume" not in command:  # else another session had a part of it
         wall_minutes = (time.perf_counter() - began) / 60
         write_json(folder / "wall.json", {"wall_minutes": wall_minutes})
     return folder
