@@ -167,7 +167,7 @@ class Training:
         content_layers, style_layers = chosen_layers(config, eye.backbone)
         style = to_pixels(data.style).to(device)
         eye.on(compute).balance([style, self.pixels(data.train.images[: config.batch_size])])
-        weights = Weights(config.content_weight, config.style_weight, config.variation_weight)
+        weights = Weights(content=config.content_weight, style=config.style_weight, variation=config.variation_weight)
         self.critic = Critic(eye, content_layers, style_layers, weights, style)
         self.updates = 0
         self.held_out_loss = float("nan")

@@ -73,7 +73,7 @@ class Painting:
             content = luminance(content)
             style = matched(luminance(style), content)
         content_layers, style_layers = chosen_layers(config, self.eye.backbone)
-        weights = Weights(config.content_weight, config.style_weight, config.variation_weight)
+        weights = Weights(content=config.content_weight, style=config.style_weight, variation=config.variation_weight)
         self.eye.balance([content, style])
         self.critic = Critic(self.eye, content_layers, style_layers, weights, style)
         self.content = self.critic.content_of(content)

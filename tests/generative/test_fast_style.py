@@ -78,6 +78,15 @@ def test_any_size_goes_in_and_comes_out() -> None:
     torch.testing.assert_close(network(pair)[:1], network(pair[:1]), rtol=1e-4, atol=1e-4)
 
 
+def test_sixteen_bits_paint_nearly_the_same() -> None:
+    network, pixels = Stylist(0.125).eval(), torch.rand(1, 3, 36, 33)
+    exact = stylist.paint(network, Compute(), pixels)
+    compute = Compute(precision="bfloat16", channels_last=True)
+    rough = stylist.paint(compute.module(network), compute, pixels)
+    assert rough.dtype == torch.float32
+    assert (rough - exact).abs().mean() < 0.02
+
+
 def test_it_learns_and_paints(capsys: pytest.CaptureFixture[str]) -> None:
     fast_style.main([*TINY, "--name", "run", "--updates", "60", "--learning-rate", "0.01", "--content-weight", "0"])
     printed = capsys.readouterr().out

@@ -134,6 +134,22 @@ def test_the_eye_sees_what_the_layers_give() -> None:
     assert not any(parameter.requires_grad for parameter in eye.parameters())
 
 
+def test_sixteen_bits_see_nearly_the_same() -> None:
+    pixels = torch.rand(1, 3, 48, 40)
+    exact = make_eye(EyeOptions(eye="random", width=0.1)).on(Compute())
+    rough = make_eye(EyeOptions(eye="random", width=0.1)).on(Compute(precision="bfloat16", channels_last=True))
+    slopes = []
+    for eye in (exact, rough):
+        eye.balance([pixels])
+        x = pixels.clone().requires_grad_(True)
+        seen = eye(x)
+        assert all(features.dtype == torch.float32 for features in seen.values())
+        size = torch.stack([gram(features).square().mean() for features in seen.values()]).sum()
+        (slope,) = torch.autograd.grad(size, x)
+        slopes.append(slope.flatten())
+    assert torch.cosine_similarity(*slopes, dim=0) > 0.95
+
+
 def test_a_grey_eye_looks_at_luminance_and_a_coloured_one_at_grey_pixels() -> None:
     grey = Eye(build("deep_cnn", 1, 28), ("stage1",), (0.1,), (0.3,), "").on(Compute())
     pixels = torch.rand(1, 3, 40, 50)
