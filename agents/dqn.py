@@ -85,7 +85,7 @@ class Training(Session):
             (self.replay.generator,),
             *((self.replay.rank, self.replay.changing) if isinstance(self.replay, PrioritisedReplay) else ()),
         )
-        self.policy = Policy(self.learner.network, compute, self.seed)
+        self.policy = Policy(self.learner.working, compute, self.seed)
         self.explore = torch.Generator().manual_seed(self.seed)
 
     @property
@@ -193,7 +193,7 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
 
     show_progress(training, run)
     if not going_on:
-        log_pictures(training.learner.network, training.obs, training.env.frame_channels, run, training.step)
+        log_pictures(training.policy.network, training.obs, training.env.frame_channels, run, training.step)
         save()
     window = Window(training)
     reached = stopping = False

@@ -22,7 +22,7 @@ from agents.replay import Batch
 from core.compute import Compute
 from core.distributed import World
 from core.layers import resample_noise
-from core.optim import CentredRMSprop
+from core.optim import CentredRMSprop, CompiledAdam
 
 
 def make_network(config: Config, obs_shape: tuple[int, int, int], num_actions: int) -> QNetwork:
@@ -113,7 +113,9 @@ class Learner:
         self.network = compute.module(self._make())
         world.broadcast(self.network)
         self.target = compute.frozen(copy.deepcopy(self.network))
-        self.optimizer = _make_optimizer(config, self.network, compute)
+        # What passes run through, while `network` keeps the weights: mostly the same.
+        self.working = compute.working(self.network) if config.optimizer == "adam" and world.size == 1 else self.network
+        self.optimizer = _make_optimizer(config, self.network, self.working, compute)
         self._loss = compute.function(self._forward)
         # Of noise and of fractions of quantiles.
         seed = (config.seed * 1_000_003 + world.rank * 10_007) ^ 0x5EED
@@ -152,20 +154,27 @@ class Learner:
 
     def _update(self) -> None:
         if self.network.has_modes:
-            for network in (self.network.train(), self.target):
+            for network in (self.working.train(), self.target):
                 resample_noise(network, self.generator)
         batch = self._sample()
         draws = self.network.head.draw(len(batch.action), self.generator)
         loss, mean_q, error_B = self._loss(*batch, *draws)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.working.zero_grad(set_to_none=True)
         loss.backward()
-        self.world.mean_gradients(self.network.parameters())
+        self.world.mean_gradients(self.working.parameters())
+        norm = self._clip_and_step()
+        if self._rank is not None:
+            self._rank(error_B)
+        self._sums += torch.stack([loss.detach(), mean_q, norm, torch.ones_like(mean_q)])
+
+    def _clip_and_step(self) -> Tensor:
+        """Returns the norm of the gradients before they are clipped."""
+        if isinstance(self.optimizer, CompiledAdam):
+            return self.optimizer.clip_and_step()
         limit = self.config.max_grad_norm
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), float("inf") if limit is None else limit)
         self.optimizer.step()
-        if self._rank is not None:
-            self._rank(error_B)
-        self._sums += torch.stack([loss.detach(), mean_q, norm.detach(), torch.ones_like(mean_q)])
+        return norm.detach()
 
     def _forward(
         self,
@@ -179,7 +188,7 @@ class Learner:
         next_tau_BS: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Loss and mean Q (scalars), and how wrong each transition was (B,): the part of an update that is compiled."""
-        config, head = self.config, self.network.head
+        config, online, head = self.config, self.working, self.working.head
         with self.compute.autocast():
             images = self.compute.images(obs)
             with torch.no_grad():
@@ -198,9 +207,9 @@ class Learner:
                     )
                     following = soft(z_BXA, q_BA, temperature)
                 else:
-                    following = greedy(z_BXA, self.network(next_images) if config.double else q_BA)
+                    following = greedy(z_BXA, online(next_images) if config.double else q_BA)
                 target_BX = head.target(reward_B, discount_B, following)
-            z_BXA = self.network.outputs(self.network.features(images), tau_BT)
+            z_BXA = online.outputs(online.features(images), tau_BT)
         loss, error_B = head.loss(z_BXA, action_B, target_BX, weight_B, tau_BT)
         return loss, head.values(z_BXA).detach().mean(), error_B
 
@@ -226,7 +235,13 @@ class Learner:
                 weight.lerp_(fresh[name], self.config.reset_eye_share if name.startswith("backbone.") else 1.0)
             for tensors in self.optimizer.state_dict()["state"].values():
                 torch._foreach_zero_(list(tensors.values()))
+        self._refresh()
         self.renew_target()
+
+    def _refresh(self) -> None:
+        """After the weights were changed by another hand than the optimiser's."""
+        if isinstance(self.optimizer, CompiledAdam):
+            self.optimizer.refresh()
 
     def read_metrics(self) -> dict[str, Tensor]:
         """Means since the last call, as tensors on the device; empty where nothing was learnt."""
@@ -251,22 +266,32 @@ class Learner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
         self.network.load_state_dict(state["network"])
+        self._refresh()
         self.target.load_state_dict(state["target"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._sums.copy_(state["sums"])
         self.generator.set_state(state["generator"])
 
 
-def _make_optimizer(config: Config, network: nn.Module, compute: Compute) -> torch.optim.Optimizer:
+def _make_optimizer(config: Config, network: nn.Module, working: nn.Module, compute: Compute) -> torch.optim.Optimizer:
     if config.optimizer == "rmsprop":
         return CentredRMSprop(network.parameters(), lr=config.learning_rate, eps=config.optimizer_epsilon)
-    cuda = compute.torch_device.type == "cuda"
+    kind = compute.torch_device.type
+    if kind == "cpu" and compute.compile:
+        return CompiledAdam(
+            list(network.parameters()),
+            list(working.parameters()),
+            lr=config.learning_rate,
+            eps=config.optimizer_epsilon,
+            max_grad_norm=config.max_grad_norm,
+            function=compute.function,
+        )
     return torch.optim.Adam(
         network.parameters(),
         lr=config.learning_rate,
         eps=config.optimizer_epsilon,
-        fused=compute.torch_device.type in ("cpu", "cuda"),
-        capturable=cuda,
+        fused=kind in ("cpu", "cuda"),
+        capturable=kind == "cuda",
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from agents.heads import Expected
 from core.backbones import build
-from core.layers import NoisyLinear
+from core.layers import NoisyLinear, ReLU
 
 
 class QNetwork(nn.Module):
@@ -99,10 +99,10 @@ def _stream(
     norm = nn.LayerNorm(hidden_units) if layer_norm else nn.Identity()
     if noisy_sigma is not None:
         layers = NoisyLinear(features, hidden_units, noisy_sigma), NoisyLinear(hidden_units, outputs, noisy_sigma)
-        return nn.Sequential(layers[0], norm, nn.ReLU(), layers[1])
+        return nn.Sequential(layers[0], norm, ReLU(), layers[1])
     hidden, out = nn.Linear(features, hidden_units), nn.Linear(hidden_units, outputs)
     nn.init.kaiming_normal_(hidden.weight, nonlinearity="relu")
     nn.init.zeros_(hidden.bias)
     nn.init.normal_(out.weight, std=0.1 / math.sqrt(hidden_units))
     nn.init.zeros_(out.bias)
-    return nn.Sequential(hidden, norm, nn.ReLU(), out)
+    return nn.Sequential(hidden, norm, ReLU(), out)

@@ -1,24 +1,26 @@
-"""Training steps/s of our DQN and of Stable-Baselines3's on the same work, alternately, in one process.
+"""Training steps/s of our DQN and of Stable-Baselines3's on the same work, alternately, in one call.
 
     python benchmarks/dqn_against_sb3.py --batch-size 32 --train-every 4
     python benchmarks/dqn_against_sb3.py --batch-size 256 --train-every 32
 
 The same game, 8 environments, the paper's network without dueling or double, 1-step returns, Adam, replay of 50,000.
-Both learn from the start of what is timed; a stretch of ours and one of theirs take turns, and medians are compared.
-Needs the extra `bench`. Prints JSON.
+Each side has a process of its own, as it would for a user, so that what one sets for the whole process (threads, how
+numbers too small are treated) does not change the other. Both learn for a while before anything is timed; then a
+stretch of ours and one of theirs take turns, and medians are compared. Needs the extra `bench`. Prints JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
-
-import torch
 
 from agents.config import Config
 from agents.dqn import Training, choose_compute
@@ -26,9 +28,11 @@ from core.config import entry
 from core.distributed import World
 from core.run import Run
 
+Go = Callable[[int], None]  # takes about so many agent steps
 
-def ours(arguments: argparse.Namespace, folder: Path) -> Training:
-    """Our training loop, warmed up until it learns."""
+
+def ours(arguments: argparse.Namespace) -> tuple[Go, str]:
+    """Our training loop, and how it computes."""
     config = Config(
         env=arguments.env,
         num_envs=8,
@@ -45,32 +49,35 @@ def ours(arguments: argparse.Namespace, folder: Path) -> Training:
         epsilon_steps=1,  # both act with their network at every step
         threads=arguments.threads,
     )
-    run = Run(config, kind="dqn", name="ours", resume=False, quiet=True, root=folder)
+    folder = tempfile.TemporaryDirectory()
+    run = Run(config, kind="dqn", name="ours", resume=False, quiet=True, root=Path(folder.name))
     compute = choose_compute(config, World())
     training = Training(config, run, compute, World())
     training.obs = training.env.reset(1)
-    while training.step < 1_500:
-        training.turn()
-    return training
+
+    def go(steps: int, folder: object = folder) -> None:  # the folder lives as long as what writes there
+        end = training.step + steps
+        while training.step < end:
+            training.turn()
+
+    return go, compute.reason
 
 
-def theirs(arguments: argparse.Namespace) -> object:
-    """Stable-Baselines3's DQN with the same settings, warmed up likewise."""
+def theirs(arguments: argparse.Namespace) -> tuple[Go, str]:
+    """Stable-Baselines3's DQN with the same settings."""
     import ale_py  # noqa: F401  (registers its games)
+    import torch
     from stable_baselines3 import DQN
     from stable_baselines3.common.env_util import make_atari_env
     from stable_baselines3.common.vec_env import VecFrameStack
 
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     wrappers = {"terminal_on_life_loss": False, "clip_reward": True}
-    env = VecFrameStack(
-        make_atari_env(
-            arguments.env.replace("ALE/", "").replace("-v5", "NoFrameskip-v4"), 8, 1, wrapper_kwargs=wrappers
-        ),
-        4,
-    )
+    game = arguments.env.replace("ALE/", "").replace("-v5", "NoFrameskip-v4")
     model = DQN(
         "CnnPolicy",
-        env,
+        VecFrameStack(make_atari_env(game, 8, 1, wrapper_kwargs=wrappers), 4),
         batch_size=arguments.batch_size,
         train_freq=max(1, arguments.train_every // 8),
         gradient_steps=max(1, 8 // arguments.train_every),
@@ -82,8 +89,29 @@ def theirs(arguments: argparse.Namespace) -> object:
         target_update_interval=4_000,
         seed=1,
     )
-    model.learn(1_500)
-    return model
+    started = False
+
+    def go(steps: int) -> None:
+        nonlocal started
+        model.learn(steps, reset_num_timesteps=not started)
+        started = True
+
+    return go, f"{model.device}, {torch.get_num_threads()} threads"
+
+
+SIDES = {"ours": ours, "stable_baselines3": theirs}
+
+
+def serve(side: str, arguments: argparse.Namespace, orders: Connection) -> None:
+    """A side in its process: told a number of steps, it takes them and answers with the seconds."""
+    warnings.simplefilter("ignore")
+    go, how = SIDES[side](arguments)
+    go(arguments.learn_first)
+    orders.send(how)
+    while (steps := orders.recv()) is not None:
+        began = time.perf_counter()
+        go(steps)
+        orders.send(time.perf_counter() - began)
 
 
 def main() -> None:
@@ -94,39 +122,42 @@ def main() -> None:
     parser.add_argument(
         "--train-every", type=int, default=4, help="agent steps for each update, 8 divided by it or a multiple"
     )
+    parser.add_argument("--learn-first", type=int, default=8_000, help="agent steps of each side that are not timed")
     parser.add_argument("--steps", type=int, default=1_024, help="agent steps of one stretch")
     parser.add_argument("--repeats", type=int, default=5, help="stretches of each side")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of both, 0 for all cores")
     arguments = parser.parse_args()
-    warnings.simplefilter("ignore")
 
-    with tempfile.TemporaryDirectory() as folder:
-        training = ours(arguments, Path(folder))
-        model = theirs(arguments)
-        rates: dict[str, list[float]] = {"ours": [], "stable_baselines3": []}
-        for _ in range(arguments.repeats):
-            began, first = time.perf_counter(), training.step
-            while training.step - first < arguments.steps:
-                training.turn()
-            rates["ours"].append((training.step - first) / (time.perf_counter() - began))
-            began = time.perf_counter()
-            model.learn(arguments.steps, reset_num_timesteps=False)  # type: ignore[attr-defined]
-            rates["stable_baselines3"].append(arguments.steps / (time.perf_counter() - began))
-        medians = {side: statistics.median(values) for side, values in rates.items()}
-        print(
-            json.dumps(
-                {
-                    "what": "training steps/s",
-                    "arguments": vars(arguments),
-                    "threads": torch.get_num_threads(),
-                    "compute": training.compute.reason,
-                    "steps_per_s": {side: [round(v, 1) for v in values] for side, values in rates.items()},
-                    "median": {side: round(value, 1) for side, value in medians.items()},
-                    "ratio": round(medians["ours"] / medians["stable_baselines3"], 2),
-                },
-                indent=2,
-            )
+    spawn = multiprocessing.get_context("spawn")
+    orders, how, processes = {}, {}, []
+    for side in SIDES:  # one learns first, then the other
+        orders[side], theirs_end = spawn.Pipe()
+        processes.append(spawn.Process(target=serve, args=(side, arguments, theirs_end), daemon=True))
+        processes[-1].start()
+        theirs_end.close()
+        how[side] = orders[side].recv()
+    rates: dict[str, list[float]] = {side: [] for side in SIDES}
+    for _ in range(arguments.repeats):
+        for side, order in orders.items():
+            order.send(arguments.steps)
+            rates[side].append(arguments.steps / order.recv())
+    for order, process in zip(orders.values(), processes, strict=True):
+        order.send(None)
+        process.join()
+    medians = {side: statistics.median(values) for side, values in rates.items()}
+    print(
+        json.dumps(
+            {
+                "what": "training steps/s",
+                "arguments": vars(arguments),
+                "compute": how,
+                "steps_per_s": {side: [round(v, 1) for v in values] for side, values in rates.items()},
+                "median": {side: round(value, 1) for side, value in medians.items()},
+                "ratio": round(medians["ours"] / medians["stable_baselines3"], 2),
+            },
+            indent=2,
         )
+    )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ few real training steps, says what it found, and the choice is saved with the ru
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import dataclasses
 import os
@@ -53,11 +54,16 @@ class Compute:
         return torch.device(self.device)
 
     def apply(self) -> None:
-        """Set what is global to the process: the number of threads, and an allocator that keeps what it has.
+        """Set what is global to the process: threads, numbers too small for full speed, an allocator that keeps memory.
+
+        Adam's averages of gradients that stay zero shrink for ever; once they are too small for ordinary floats, a
+        processor handles them in microcode, and an update took twice as long (docs/LOG.md). Flushed, they are zero.
+        Threads take this over from the one that starts them, so call it before the first parallel work.
 
         glibc gives every freed tensor of some size back to the kernel, and the next one of that size pays for fresh
         pages, some 8% of an update of the 2013 network (docs/LOG.md).
         """
+        torch.set_flush_denormal(True)
         torch.set_num_threads(self.threads)
         if sys.platform == "linux" and self.torch_device.type == "cpu":
             mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
@@ -73,9 +79,26 @@ class Compute:
     def frozen(self, module: ModuleT) -> ModuleT:
         """A module that only looks: its weights are held in the type they are used in, not converted at every pass."""
         for layer in module.modules():
-            if isinstance(layer, nn.Linear | nn.Conv2d) and not parametrize.is_parametrized(layer):
+            if _is_plain(layer):
                 layer.to(self.dtype)
         return module.requires_grad_(False)
+
+    def working(self, module: ModuleT) -> ModuleT:
+        """What passes run through while `module` keeps the weights: a copy in 16 bits where that pays, or itself.
+
+        It pays where code is compiled on a CPU: an optimiser that writes both (core.optim.CompiledAdam) saves every
+        pass the conversion of all weights. Whatever is not converted is shared, not copied.
+        """
+        if not (self.compile and self.dtype is torch.bfloat16 and self.torch_device.type == "cpu"):
+            return module
+        layers = [layer for layer in module.modules() if _is_plain(layer)]
+        converted = {id(p) for layer in layers for p in layer.parameters(recurse=False)}
+        shared = {id(t): t for t in (*module.parameters(), *module.buffers()) if id(t) not in converted}
+        working = copy.deepcopy(module, shared)
+        for layer in working.modules():
+            if _is_plain(layer):
+                layer.to(self.dtype)
+        return working
 
     def images(self, x: Tensor) -> Tensor:
         """uint8 pixels (B, C, H, W) as numbers from 0 to 1, in the chosen type and layout."""
@@ -203,6 +226,11 @@ class Compute:
         return dataclasses.replace(
             best, reason=f"{_name(best)} on {threads} threads; a training step took " + ", ".join(found)
         )
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer's weights may be held in the type they are used in."""
+    return isinstance(layer, nn.Linear | nn.Conv2d) and not parametrize.is_parametrized(layer)
 
 
 def find_device(name: str) -> str:

@@ -213,3 +213,21 @@ def spectral_norm(module: ModuleT) -> ModuleT:
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             parametrizations.spectral_norm(layer)
     return module
+
+
+def relu(x: Tensor) -> Tensor:
+    """max(x, 0), its derivative 0 at 0.
+
+    In code compiled for a CPU it is a product with a sign. PyTorch's own keeps a mask of truth values for the backward
+    pass there, and writing those down took a seventh of a whole update (docs/LOG.md).
+    """
+    if torch.compiler.is_compiling() and x.device.type == "cpu":
+        return x * x.detach().sign().clamp(min=0)
+    return F.relu(x)
+
+
+class ReLU(nn.ReLU):
+    """`relu` as a layer."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (PyTorch's name)
+        return relu(input)

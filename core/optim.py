@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -169,3 +169,97 @@ class CentredRMSprop(torch.optim.Optimizer):
             torch._foreach_add_(scales, group["eps"])
             torch._foreach_sqrt_(scales)
             torch._foreach_addcdiv_(params, grads, scales, -group["lr"])
+
+
+Step = Callable[..., Tensor]
+
+
+class CompiledAdam(torch.optim.Adam):
+    """Adam that clips gradients and moves weights in one compiled pass over memory.
+
+    The numbers, and the state dict, are those of torch.optim.Adam after torch.nn.utils.clip_grad_norm_. A network may
+    work with copies of its weights in 16 bits (Micikevicius et al. 2018, "Mixed Precision Training", section 3.1):
+    then the gradients are those of the copies, and the copies follow every step.
+
+    Args:
+        kept: the weights, float32.
+        used: what has the gradients, in the same order: the weights themselves, or their copies.
+        max_grad_norm: norm to which all gradients together are clipped; None: not clipped.
+        function: compiles.
+    """
+
+    def __init__(
+        self,
+        kept: Sequence[nn.Parameter],
+        used: Sequence[nn.Parameter],
+        *,
+        lr: float,
+        eps: float,
+        max_grad_norm: float | None,
+        function: Callable[[Step], Step],
+    ) -> None:
+        super().__init__(kept, lr=lr, eps=eps)
+        self._pairs = list(zip(kept, used, strict=True))
+        self._max_grad_norm = max_grad_norm
+        self._move = function(_clipped_adam)
+
+    @torch.no_grad()
+    def clip_and_step(self) -> Tensor:
+        """One update of every weight that has a gradient. Returns the norm of all gradients before clipping."""
+        pairs = [(kept, used) for kept, used in self._pairs if used.grad is not None]
+        for kept, _ in pairs:
+            if not self.state[kept]:
+                zeros = (torch.zeros_like(kept), torch.zeros_like(kept))
+                self.state[kept].update(step=torch.zeros(()), exp_avg=zeros[0], exp_avg_sq=zeros[1])
+        states = [self.state[kept] for kept, _ in pairs]
+        group = self.param_groups[0]
+        torch._foreach_add_([state["step"] for state in states], 1)
+        # Worked out here, because compiled code would take these powers anew for every weight.
+        corrections = [[1 - beta ** float(state["step"]) for beta in group["betas"]] for state in states]
+        return self._move(
+            [kept for kept, _ in pairs],
+            [None if used is kept else used for kept, used in pairs],
+            [used.grad for _, used in pairs],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            torch.tensor([[group["lr"] / first, second**-0.5] for first, second in corrections]),
+            group["betas"],
+            group["eps"],
+            self._max_grad_norm,
+        )
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Make the copies anew from the weights, which somebody else has changed."""
+        for kept, used in self._pairs:
+            used.copy_(kept)
+
+
+def _clipped_adam(
+    kept: list[Tensor],
+    copies: list[Tensor | None],
+    grads: list[Tensor],
+    means: list[Tensor],
+    squares: list[Tensor],
+    factor_P2: Tensor,
+    betas: tuple[float, float],
+    eps: float,
+    max_norm: float | None,
+) -> Tensor:
+    """Kingma and Ba 2015, "Adam", algorithm 1, in place, of clipped gradients, whose norm is returned.
+
+    Args:
+        factor_P2: for each of P weights the learning rate and the deviation's factor, both without Adam's initial bias.
+    """
+    norm = torch.stack([grad.float().square().sum() for grad in grads]).sum().sqrt()
+    scale = 1.0 if max_norm is None else (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    for weight, copy, grad, mean, square, factor_2 in zip(
+        kept, copies, grads, means, squares, factor_P2.unbind(), strict=True
+    ):
+        clipped = grad.float() * scale
+        mean.lerp_(clipped, 1 - betas[0])
+        square.mul_(betas[1]).addcmul_(clipped, clipped, value=1 - betas[1])
+        weight.sub_(factor_2[0] * mean / (square.sqrt() * factor_2[1] + eps))
+        if copy is not None:
+            copy.copy_(weight)
+    return norm

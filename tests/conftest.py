@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 import torch
 
+# As in every run, and before the first thread starts, which takes it over.
+torch.set_flush_denormal(True)
+
 # No deadline, because a busy machine is no fault, and the same examples for everyone, because a red test must be
 # red again when it is looked into.
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, database=None)

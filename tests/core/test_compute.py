@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -239,6 +241,20 @@ def test_module_takes_the_layout() -> None:
     assert layouts == [True, False]
 
 
+def test_a_working_copy_shares_whatever_is_not_in_16_bits() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 2))
+    working = Compute(precision="bfloat16", compile=True).working(net)
+    for i in (0, 3):
+        assert working[i].weight.dtype is working[i].bias.dtype is torch.bfloat16
+        assert net[i].weight.dtype is torch.float32
+        assert working[i].weight.requires_grad
+        torch.testing.assert_close(working[i].weight.float(), net[i].weight, rtol=1e-2, atol=0)
+    assert working[1].weight is net[1].weight
+    assert working[1].running_mean is net[1].running_mean
+    for compute in (Compute(precision="bfloat16"), Compute(compile=True)):
+        assert compute.working(net) is net
+
+
 def test_autocast_holds_activations_in_the_chosen_type_and_parameters_in_float32() -> None:
     net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 2))
     x = torch.rand(2, 2, 6, 6)
@@ -284,3 +300,11 @@ def test_on_cuda_a_graph_replays_the_work() -> None:
         replay()
         seen.add(tuple(total.tolist()))
     assert len(seen) == 3, "each replay draws numbers of its own"
+
+
+def test_numbers_too_small_for_full_speed_are_zero_in_every_thread() -> None:
+    # In a process of its own, since threads take the setting over when they start.
+    code = "import torch; from core.compute import Compute; Compute(device='cpu', threads=4).apply(); "
+    # As bits, because a comparison with 0.0 flushes as well.
+    code += "print(int(torch.full((1 << 20,), 1e-38).mul_(0.5).view(torch.int32).ne(0).sum()))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "0\n"

@@ -19,6 +19,7 @@ from core.layers import (
     clip_latent_,
     pack,
     pack_signs,
+    relu,
     resample_noise,
     sign,
     spectral_norm,
@@ -177,3 +178,14 @@ def test_spectral_norm_brings_the_largest_singular_value_to_one() -> None:
         largest = torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2)
         assert largest.item() == pytest.approx(1.0, abs=1e-2)
     assert not hasattr(network[1], "parametrizations")
+
+
+@pytest.mark.parametrize("compiling", [False, True])
+def test_relu_and_its_derivative(compiling: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)  # the same code, run eagerly
+    x = torch.tensor([-2.0, -0.0, 0.0, 1e-30, 3.0], requires_grad=True)
+    y = relu(x)
+    assert y.tolist() == [0.0, 0.0, 0.0, pytest.approx(1e-30), 3.0]
+    y.backward(torch.full((5,), 5.0))
+    assert x.grad is not None
+    assert x.grad.tolist() == [0.0, 0.0, 0.0, 5.0, 5.0]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from core.optim import CentredRMSprop, OptimizerName, make_optimizer, orthogonalise
+from core.optim import CentredRMSprop, CompiledAdam, OptimizerName, make_optimizer, orthogonalise
 
 
 def test_two_steps_by_hand() -> None:
@@ -249,3 +249,59 @@ def test_optimisers_go_on_bit_for_bit_from_a_file(name: OptimizerName, tmp_path:
     learn(one, optimizer, 5, seed=1)
     learn(two, again, 5, seed=1)
     assert all(torch.equal(p, q) for p, q in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def compiled_adam(net: nn.Module, used: nn.Module, limit: float | None) -> CompiledAdam:
+    kept = list(net.parameters())
+    return CompiledAdam(
+        kept, list(used.parameters()), lr=0.01, eps=1e-5, max_grad_norm=limit, function=lambda step: step
+    )
+
+
+@pytest.mark.parametrize("limit", [None, 0.5, 1e6])
+def test_compiled_adam_is_pytorchs_after_clipping(limit: float | None) -> None:
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    peer = copy.deepcopy(net)
+    ours, theirs = compiled_adam(net, net, limit), torch.optim.Adam(peer.parameters(), lr=0.01, eps=1e-5)
+    for i in range(20):
+        x = torch.randn(32, 8)
+        for network in (net, peer):
+            network.zero_grad()
+            (network(x).square().mean() * (20 if i % 2 else 0.1)).backward()
+        norm = ours.clip_and_step()
+        expected = nn.utils.clip_grad_norm_(peer.parameters(), float("inf") if limit is None else limit)
+        theirs.step()
+        torch.testing.assert_close(norm, expected, rtol=1e-4, atol=1e-6)
+    for got, weight in zip(net.parameters(), peer.parameters(), strict=True):
+        torch.testing.assert_close(got, weight, rtol=1e-5, atol=1e-6)
+    theirs.load_state_dict(ours.state_dict())  # one goes on where the other was
+    assert float(theirs.state[next(peer.parameters())]["step"]) == 20
+
+
+def test_copies_in_16_bits_follow_the_weights_that_are_kept() -> None:
+    net = nn.Linear(4, 3)
+    used = copy.deepcopy(net).to(torch.bfloat16)
+    optimizer = compiled_adam(net, used, None)
+    for _ in range(50):  # steps of 0.0001 of a weight, which 16 bits alone would round away
+        used.zero_grad()
+        used(torch.ones(1, 4, dtype=torch.bfloat16)).sum().backward()
+        before = net.weight.detach().clone()
+        optimizer.param_groups[0]["lr"] = 1e-5
+        optimizer.clip_and_step()
+        assert bool((net.weight != before).all())
+        assert torch.equal(used.weight, net.weight.to(torch.bfloat16))
+        assert torch.equal(used.bias, net.bias.to(torch.bfloat16))
+    with torch.no_grad():
+        net.weight.fill_(2.0)
+    optimizer.refresh()
+    assert bool((used.weight == 2).all())
+
+
+def test_compiled_adam_leaves_alone_what_has_no_gradient() -> None:
+    net = nn.ModuleDict({"used": nn.Linear(2, 1), "idle": nn.Linear(2, 1)})
+    idle = net["idle"].weight.detach().clone()  # type: ignore[union-attr,operator]
+    optimizer = compiled_adam(net, net, None)
+    net["used"](torch.ones(1, 2)).sum().backward()
+    optimizer.clip_and_step()
+    assert torch.equal(net["idle"].weight, idle)  # type: ignore[arg-type]
+    assert len(optimizer.state_dict()["state"]) == 2
