@@ -224,10 +224,12 @@ class Relu(Layer):
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         self.mask = x > 0
-        return np.multiply(x, self.mask)
+        out: np.ndarray = x * self.mask
+        return out
 
     def backward(self, dout: np.ndarray) -> np.ndarray:
-        return np.multiply(dout, self.mask)
+        dx: np.ndarray = dout * self.mask
+        return dx
 
 
 class Affine(Layer):
@@ -257,10 +259,12 @@ class Dropout(Layer):
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         self.mask = self.rng.random(x.shape) > 0.5
-        return np.multiply(x, self.mask)
+        out: np.ndarray = x * self.mask
+        return out
 
     def backward(self, dout: np.ndarray) -> np.ndarray:
-        return np.multiply(dout, self.mask)
+        dx: np.ndarray = dout * self.mask
+        return dx
 
 
 def numpy_layers(rng: np.random.Generator) -> list[Layer]:

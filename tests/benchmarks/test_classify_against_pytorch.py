@@ -28,14 +28,15 @@ def test_numpy_has_the_gradients_of_pytorch() -> None:
             assert isinstance(mine, Convolution | Affine)
             weight, bias = (torch.from_numpy(param) for param in mine.params)
             its.weight.copy_(weight if isinstance(mine, Convolution) else weight.T)
+            assert its.bias is not None
             its.bias.copy_(bias)
     x, label = rng.standard_normal((3, 1, 28, 28)), np.array([3, 1, 4])
     loss, gradients = numpy_loss_and_gradients(layers, x, label)
     expected = F.cross_entropy(network(torch.from_numpy(x)), torch.from_numpy(label))
     expected.backward()
     assert abs(loss - expected.item()) < 1e-3  # the book adds 1e-7 to a probability, of which there may be 1e-4
-    for mine, parameter in zip(gradients, network.parameters(), strict=True):
-        gradient = torch.from_numpy(mine)
+    for found, parameter in zip(gradients, network.parameters(), strict=True):
+        gradient = torch.from_numpy(found)
         torch.testing.assert_close(gradient if gradient.shape == parameter.shape else gradient.T, parameter.grad)
 
 

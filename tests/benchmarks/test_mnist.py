@@ -6,12 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import mnist
+from benchmarks import mnist, seeds
 from core import data
 from core.compute import Compute
 from core.config import UserError
@@ -42,7 +43,7 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(glyphs, "NUMBER", {"train": 400, "test": 100})
     monkeypatch.setattr(data, "load", load)
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(seeds, "subprocess", SimpleNamespace(run=run))
     monkeypatch.setattr(classify, "choose_compute", lambda config, images, world: Compute(threads=1))
     monkeypatch.setattr(classify, "log_misread", lambda *args, **options: None)
     monkeypatch.chdir(tmp_path)

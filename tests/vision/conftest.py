@@ -16,7 +16,8 @@ from vision import classify, experiment
 FEW = {"train": 1200, "test": 400}  # thousands of digits take seconds to draw, each time
 TINY_GLYPHS = (
     *("--name", "tiny", "--validation-images", "200", "--epochs", "3", "--batch-size", "20", "--dropout", "0"),
-    *("--warmup-epochs", "1", "--seed", "3", "--no-test", "--quiet"),
+    *("--warmup-epochs", "1", "--learning-rate", "5e-3", "--elastic-pixels", "0", "--ema-half-life-updates", "0"),
+    *("--tta-views", "1", "--seed", "3", "--no-test", "--quiet"),
     *("--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1"),
 )
 

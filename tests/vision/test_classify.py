@@ -26,7 +26,7 @@ FEW = {"train": 800, "test": 200}  # thousands of digits take seconds to draw, e
 TINY = (
     *("--train-images", "400", "--validation-images", "200", "--epochs", "3", "--batch-size", "50", "--width", "0.5"),
     *("--checkpoint-every-updates", "2", "--log-every-updates", "3", "--warmup-epochs", "1"),
-    *("--ema-half-life-updates", "5", "--mixup", "0.2"),
+    *("--ema-half-life-updates", "5", "--mixup", "0.2", "--tta-views", "1"),
     *("--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1"),
 )
 # Fewer digits; where asked for, a pause, so that a kill finds the program at work, a small disk, and no pictures.
