@@ -212,9 +212,9 @@ def unpool(x_BChw: Tensor, place_BChw: Tensor, size: torch.Size) -> Tensor:
         place_BChw: index of each within the flattened larger map, as max-pooling gives it.
         size: (H, W) of the larger map.
     """
-    batch, channels = x_BChw.shape[:2]
-    flat = x_BChw.new_zeros(batch, channels, size.numel())
-    return flat.scatter(2, place_BChw.flatten(2), x_BChw.flatten(2)).view(batch, channels, *size)
+    (batch, channels), (height, width) = x_BChw.shape[:2], size
+    flat = x_BChw.new_zeros(batch, channels, height * width)
+    return flat.scatter(2, place_BChw.flatten(2), x_BChw.flatten(2)).view(batch, channels, height, width)
 
 
 def upsampling(channels: int, factor: int) -> nn.ConvTranspose2d:
