@@ -63,15 +63,14 @@ def all_vectors(
             canvas = boxes.images[place].to(compute.torch_device)
             vectors = detector.vectors_of_crops(canvas, regions_R4.to(compute.torch_device), compute)
         overlap_RK = torch.zeros(len(regions_R4), classes)
-        best_R, code_R4, best_label_R = torch.zeros(len(regions_R4)), torch.zeros_like(regions_R4), None
+        true_R = torch.full((len(regions_R4),), -1)
+        true_R[: len(label_n)] = label_n
+        best_label_R, best_R, code_R4 = true_R, torch.zeros(len(regions_R4)), torch.zeros_like(regions_R4)
         if len(truth_n4):
             overlap_Rn = iou(regions_R4, truth_n4)
             overlap_RK.scatter_reduce_(1, label_n.expand(len(regions_R4), -1), overlap_Rn, "amax")
             best_R, match_R = overlap_Rn.max(1)
             code_R4, best_label_R = encode(regions_R4, truth_n4[match_R]), label_n[match_R]
-        true_R = torch.full((len(regions_R4),), -1)
-        true_R[: len(label_n)] = label_n
-        best_label_R = torch.zeros_like(true_R) if best_label_R is None else best_label_R
         parts: list[Tensor] = [Compute.host(vectors), torch.full_like(true_R, place), true_R, overlap_RK]
         rows.append(tuple(part.numpy() for part in (*parts, best_label_R, best_R, code_R4)))
         progress(place + 1, len(boxes))

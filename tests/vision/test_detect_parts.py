@@ -198,7 +198,12 @@ def test_proposals_are_found_once(
     assert len(files) == 4
     calls: list[int] = []
     whole = kept.timed_search
-    monkeypatch.setattr(kept, "timed_search", lambda *words: calls.append(1) or whole(*words))
+
+    def counted(picture: np.ndarray, settings: SearchSettings) -> tuple[np.ndarray, float]:
+        calls.append(1)
+        return whole(picture, settings)
+
+    monkeypatch.setattr(kept, "timed_search", counted)
     files[0].write_bytes(files[0].read_bytes()[:50])
     files[1].write_bytes(b"")
     again = find_all(few, SEARCH, 5, tmp_path)

@@ -15,7 +15,7 @@ from core.compute import Compute
 from core.config import UserError
 from core.selective_search import SearchSettings
 from vision import detector as detectors
-from vision.detector import Card, Detector, Svm
+from vision.detector import Card, Detector, Method, Svm
 from vision.region_net import MEASURED_SIDE, RegionNet, choose_stage, leave_out_unseen, pool_by_regions
 
 COMPUTE = Compute(threads=1)
@@ -106,7 +106,7 @@ def test_regions_of_several_pictures_are_those_of_each() -> None:
 
 
 @pytest.mark.parametrize("method", ["fast-rcnn", "rcnn"])
-def test_a_file_gives_the_same_detections(method: str, tmp_path: Path) -> None:
+def test_a_file_gives_the_same_detections(method: Method, tmp_path: Path) -> None:
     card = dataclasses.replace(CARD, method=method, figures={"test_map_50": 0.5})
     detector = Detector(card)
     nn.init.normal_(detector.net.classify.weight, std=0.05)
