@@ -172,7 +172,8 @@ def paint(config: Config, run: Run, pictures: Pictures, eye: Eye, compute: Compu
     while painting.iteration < config.iterations and not run.stop_requested:
         losses = painting.step()
         if due(config.log_every_iterations):
-            run.log(painting.iteration, {**losses.scalars("train"), "speed/hours": painting.clock()})
+            told = {"train/leaps": painting.leaps, "speed/hours": painting.clock()}
+            run.log(painting.iteration, {**losses.scalars("train"), **told})
             run.flush()
         height, width = pictures.sizes[painting.place]
         fields = {"loss": losses.total, "style": losses.style, "content": losses.content, "at": f"{width}x{height}"}
