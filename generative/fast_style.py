@@ -139,7 +139,7 @@ class Data:
             raise UserError("No style was named: give its picture, as in --style wave.jpg.")
         style = read_picture(Path(config.style).expanduser())
         longest = config.style_size or 2 * config.image_size
-        style = resized(style, sizes(*style.shape[:2], longest, 1)[0])
+        style = resized(style, sizes(style.shape[0], style.shape[1], longest, 1)[0])
         folder = home(Path(config.data_dir) if config.data_dir else None)
         place = config.data if config.data in DATASETS else str(locate(config.data, folder) or config.data)
         asked = DataConfig(data=place, data_dir=config.data_dir, image_size=(config.image_size,), grey=False)

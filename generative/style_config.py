@@ -119,9 +119,9 @@ class Pictures:
                 f"type python -m generative.style_transfer content.jpg style.jpg."
             )
         content, style = (read_picture(Path(word).expanduser()) for word in config.pictures)
-        return cls(content, style, sizes(*content.shape[:2], config.size, config.scales))
+        return cls(content, style, sizes(content.shape[0], content.shape[1], config.size, config.scales))
 
     def style_size(self, place: int, scale: float) -> tuple[int, int]:
         """(H, W) of the style picture beside the size at `place`: its longer side is `scale` times the content's."""
         longest = max(1, round(max(self.sizes[place]) * scale))
-        return sizes(*self.style.shape[:2], longest, 1)[0]
+        return sizes(self.style.shape[0], self.style.shape[1], longest, 1)[0]

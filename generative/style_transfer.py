@@ -52,6 +52,7 @@ class Painting:
     def __init__(self, config: Config, pictures: Pictures, eye: Eye, compute: Compute) -> None:
         self.config, self.pictures, self.eye, self.compute = config, pictures, eye.on(compute), compute
         self.iteration = 0
+        self.best: Tensor
         self.leaps = 0  # steps that went wrong
         self.clock = Stopwatch()
         self.optimizer = Lbfgs(config.history, FIRST_STEP, LONGEST_STEP)
@@ -66,7 +67,7 @@ class Painting:
         """Take up the size at `place`: its pixels, and what the eye sees in both pictures at that size."""
         config, pictures, device = self.config, self.pictures, self.compute.torch_device
         self._place, size = place, pictures.sizes[place]
-        self.colours = to_pixels(resized(pictures.content, size)).to(device)
+        self.colours: Tensor = to_pixels(resized(pictures.content, size)).to(device)
         style = to_pixels(resized(pictures.style, pictures.style_size(place, config.style_scale))).to(device)
         content = self.colours
         if config.keep_colour:

@@ -86,7 +86,7 @@ def fitted(path: Path, options: Options) -> np.ndarray:
         UserError: it cannot be read, or does not fit memory.
     """
     picture = read_picture(path)
-    size = sizes(*picture.shape[:2], options.size, 1)[0]
+    size = sizes(picture.shape[0], picture.shape[1], options.size, 1)[0]
     check_memory({path.name: BYTES_PER_PIXEL * size[0] * size[1]}, options.device, size, "give --size {side}")
     return resized(picture, size)
 

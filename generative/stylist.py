@@ -142,5 +142,5 @@ def load(word: str) -> tuple[Stylist, StyleCard]:
 def paint(stylist: Stylist, compute: Compute, pixels_BCHW: Tensor) -> Tensor:
     """Painted pictures (B, 3, H, W) from 0 to 1, float32, with the hardware that was chosen."""
     with compute.autocast():
-        painted = stylist(compute.layout(pixels_BCHW.to(compute.torch_device)))
+        painted: Tensor = stylist(compute.layout(pixels_BCHW.to(compute.torch_device)))
     return painted.float().clamp(0, 1)

@@ -101,7 +101,8 @@ def test_width_multiplies_the_channels(width: float, channels: list[int]) -> Non
 @pytest.mark.parametrize("image_size", [84, 64, (50, 71)])
 def test_patches_that_do_not_overlap_are_the_librarys_convolution(image_size: int | tuple[int, int]) -> None:
     eye = build("der", 4, image_size).to(torch.bfloat16)
-    conv = eye.convs[1]
+    conv = eye.get_submodule("convs.1")
+    assert isinstance(conv, nn.Conv2d)
     first = torch.rand(3, *eye.stages(torch.rand(1, 4, *eye.image_size).to(torch.bfloat16))[0].shape[1:])
     exact = nn.Conv2d(32, 64, 5, 5, 2).double()
     exact.load_state_dict(conv.state_dict())
@@ -109,8 +110,8 @@ def test_patches_that_do_not_overlap_are_the_librarys_convolution(image_size: in
     y_16, y_64 = conv(x_16), exact(x_64)
     assert y_16.shape == y_64.shape
     towards = torch.randn_like(y_16)
-    got = (y_16, *torch.autograd.grad(y_16, (x_16, conv.weight, conv.bias), towards))
-    expected = (y_64, *torch.autograd.grad(y_64, (x_64, exact.weight, exact.bias), towards.double()))
+    got = (y_16, *torch.autograd.grad(y_16, [x_16, *conv.parameters()], towards))
+    expected = (y_64, *torch.autograd.grad(y_64, [x_64, *exact.parameters()], towards.double()))
     for a, b in zip(got, expected, strict=True):
         assert (a.double() - b).abs().max() < 0.01 * b.abs().max()
 

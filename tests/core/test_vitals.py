@@ -13,7 +13,7 @@ def test_means_are_of_the_updates_since_they_were_read() -> None:
     sums = torch.tensor([6.0, -3.0, 4.0])  # two figures, four updates
     means = read_means(sums, ("train/loss", "train/q"))
     assert list(means) == ["train/loss", "train/q"]
-    assert [means[name].tolist() for name in means] == [1.5, -0.75]
+    assert [float(mean) for mean in means.values()] == [1.5, -0.75]
     assert sums.tolist() == [0, 0, 0], "the tensor itself, which a captured graph adds to"
     sums += torch.tensor([1.0, 1.0, 1.0])
     assert means["train/loss"].item() == 1.5, "means are no views of the sums"

@@ -52,7 +52,7 @@ class Markov:
         for word in (*words, end):
             total += float(self.log[last[0], last[1], word])
             last = (last[1], word)
-        return total / (len(words) + 1) ** power
+        return float(total / (len(words) + 1) ** power)
 
 
 @pytest.mark.parametrize("power", [0.0, 0.7, 1.0])
@@ -94,7 +94,8 @@ def test_a_narrow_beam_by_hand() -> None:
         return torch.stack([log(words) for words in state]), state
 
     def search(beams: int) -> Sentence:
-        return beam_search(log(())[None], [()], advance, beams=beams, longest=2, end=2)[0]
+        start: list[tuple[int, ...]] = [()]
+        return beam_search(log(())[None], start, advance, beams=beams, longest=2, end=2)[0]
 
     assert search(1).words == (0, 0)
     assert search(1).score == pytest.approx(math.log(0.6 * 0.34), abs=1e-5)
