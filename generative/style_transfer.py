@@ -160,9 +160,9 @@ def paint(config: Config, run: Run, pictures: Pictures, eye: Eye, compute: Compu
     painting = Painting(config, pictures, eye, compute)
     latest = run.path("checkpoint-0.pt")
     if run.restore(latest, painting.load_state_dict):
-        for frame in (run.folder / "film").glob("*.png"):
-            if int(frame.stem) > painting.iteration:
-                frame.unlink()  # it will be painted again
+        for picture in (run.folder / "film").glob("*.png"):
+            if int(picture.stem) > painting.iteration:
+                picture.unlink()  # it will be painted again
     else:
         run.image("content", 0, resized(pictures.content, pictures.sizes[-1]))
         run.image("style", 0, resized(pictures.style, pictures.style_size(-1, config.style_scale)))
