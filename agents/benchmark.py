@@ -198,9 +198,10 @@ def dopamine(options: Options, config: Settings) -> tuple[Mapping[str, Sequence[
     curves = beside([Path(name) for name in options.dopamine], options.envs)
     if not curves:
         return {}, []
-    departed = benchmark_plan.departures(config, options.protocol)
-    if options.protocol != DOPAMINE_PROTOCOL or departed:
-        why = "; ".join(departed) or f"protocol {options.protocol} has no sticky actions and scores by evaluation"
+    why = "; ".join(benchmark_plan.departures(config, options.protocol))
+    if options.protocol != DOPAMINE_PROTOCOL:
+        why = f"protocol {options.protocol} has no sticky actions and scores by evaluation"
+    if why:
         remark = f"Dopamine's curves are of training games with sticky actions and are not shown, for {why}"
         return {}, [f"{remark}: --protocol {DOPAMINE_PROTOCOL} agrees with them."]
     frames = min(curve.frames[0] for of_game in curves.values() for curve in of_game)

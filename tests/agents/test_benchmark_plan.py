@@ -193,7 +193,8 @@ def test_cores_are_shared(cores: int, runs: int, jobs: int, threads: int, expect
 
 def test_departures_from_a_protocol_are_named() -> None:
     def of(*settings: str, protocol: ProtocolName = "nature", steps: int | None = 400) -> list[str]:
-        return departures(planned(settings=settings, protocol=protocol, steps=steps)[0].config, protocol)
+        (run,) = planned(("ALE/Pong-v5",), settings=settings, protocol=protocol, steps=steps)
+        return departures(run.config, protocol)
 
     assert of("eval-epsilon=0.1", "width=0.5", "sticky=0") == ["eval_epsilon is 0.1, and 0.05 in protocol nature"]
     assert of(protocol="100k") == ["steps is 400, and 100000 in protocol 100k"]
