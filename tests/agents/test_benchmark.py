@@ -254,7 +254,7 @@ def test_published_scores_stand_beside_ours() -> None:
     [
         (["--protocol", "machado"], "begin after 1,000,000 frames"),
         (
-            ["--protocol", "nature", "--settings", "eval_epsilon=0.05"],
+            ["--protocol", "nature", "--settings", "eval_epsilon=0.05", "eval_max_steps=4500"],
             "not shown, for protocol nature has no sticky actions",
         ),
         (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,8 @@ def test_a_run_needs_what_its_replay_announces() -> None:
     nature = dqn.read_config(["--preset", "nature"])
     slots = 1_000_000 + 10_000 + 4
     assert needs(nature) == {"main": slots * (84 * 84 + 9) + benchmark_plan.PROCESS_BYTES}
-    colour = dqn.read_config(["--no-grey", "--replay-capacity", "1000", "--num-envs", "10", "--device", "cuda:1"])
+    colour = dqn.read_config(["--no-grey", "--replay-capacity", "1000", "--num-envs", "10"])
+    colour = replace(colour, device="cuda:1")
     assert needs(colour) == {
         "main": benchmark_plan.PROCESS_BYTES,
         "cuda:1": (1000 + 10_000 + 40) * (3 * 84 * 84 + 9) + benchmark_plan.DEVICE_BYTES,
