@@ -150,7 +150,8 @@ def picture_key(picture_HWC: np.ndarray) -> str:
 def read(file: Path) -> Proposals | None:
     """What a file holds; None where it is not there, or damaged, which is then found again."""
     try:
-        with np.load(file, allow_pickle=False) as content:
+        # Out of memory, because NumPy leaves a damaged file open.
+        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as content:
             return Proposals(torch.from_numpy(content["boxes"]).float(), float(content["seconds"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
