@@ -34,6 +34,12 @@ class Losses:
     variation: Tensor
     styles: Mapping[str, Tensor]  # of each layer, before the mean is taken
 
+    def detach(self) -> Losses:
+        """The same numbers without their graph."""
+        styles = {layer: value.detach() for layer, value in self.styles.items()}
+        parts = (self.total, self.content, self.style, self.variation)
+        return Losses(*(part.detach() for part in parts), styles)
+
     def scalars(self, group: str) -> dict[str, Tensor]:
         """For the metrics."""
         parts = {"loss": self.total, "content": self.content, "style": self.style, "variation": self.variation}

@@ -120,7 +120,7 @@ class Painting:
         pixels = self.pixels.detach().requires_grad_(True)
         losses = self.critic.judge(pixels, self.content)
         (gradient,) = torch.autograd.grad(losses.total * pixels.numel(), pixels)
-        return losses, gradient
+        return losses.detach(), gradient
 
     def picture(self, *, best: bool) -> np.ndarray:
         """The picture (H, W, 3) uint8 of the lowest loss at this size, or as it stands."""

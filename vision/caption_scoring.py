@@ -93,7 +93,7 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> Paired:
 
     difference_S = np.array(ours, float) - np.array(theirs, float)
     mean, error = float(difference_S.mean()), float(stats.sem(difference_S))
-    if error == 0:
+    if error <= 1e-9 * abs(mean):  # all alike, but for rounding
         return Paired(len(difference_S), mean, mean, mean, 0.0 if mean else 1.0)
     low, high = stats.t.interval(CONFIDENCE, len(difference_S) - 1, mean, error)
     p = float(stats.ttest_rel(ours, theirs).pvalue)

@@ -69,7 +69,7 @@ def test_it_learns_to_tell_colours(capsys: pytest.CaptureFixture[str]) -> None:
     assert "it learns along" in printed
     result = json.loads(Path("runs/run/result.json").read_text())
     figures = result["figures"]
-    assert figures["nic"]["bleu4"] > 80 > figures["most_frequent"]["bleu4"]
+    assert figures["nic"]["bleu4"] > 60 > figures["most_frequent"]["bleu4"]
     assert set(figures) == {"nic", "most_frequent", "nearest"}
     assert len(result["test"]) == len(result["said"]) == 8
     html = Path("runs/run/captions.html").read_text()
