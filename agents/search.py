@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 from optuna import Trial
 
-from agents import dqn, pqn
+from agents import config, dqn, pqn, pqn_config
 from agents.settings import Settings
 from core.config import UserError, flag, parse, suggest
 
@@ -49,8 +49,8 @@ class Agent(NamedTuple):
 
 
 AGENTS: Mapping[str, Agent] = {
-    "dqn": Agent("agents.dqn", dqn.Config, dqn.PRESETS, dqn.read_config),
-    "pqn": Agent("agents.pqn", pqn.Config, pqn.PRESETS, pqn.read_config),
+    "dqn": Agent("agents.dqn", config.Config, config.PRESETS, dqn.read_config),
+    "pqn": Agent("agents.pqn", pqn_config.Config, pqn_config.PRESETS, pqn.read_config),
 }
 
 

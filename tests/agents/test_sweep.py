@@ -54,7 +54,7 @@ def run(*words: str) -> list[optuna.trial.FrozenTrial]:
 
 
 def test_curves_and_what_they_are_worth_by_hand() -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"step": 96, "train/loss": 1.0},
         {"step": 104, "eval/return": 2.0},
         {"step": 104, "train/loss": 1.0},
