@@ -37,8 +37,8 @@ class Losses:
     def detach(self) -> Losses:
         """The same numbers without their graph."""
         styles = {layer: value.detach() for layer, value in self.styles.items()}
-        parts = (self.total, self.content, self.style, self.variation)
-        return Losses(*(part.detach() for part in parts), styles)
+        total, content, style = self.total.detach(), self.content.detach(), self.style.detach()
+        return Losses(total, content, style, self.variation.detach(), styles)
 
     def scalars(self, group: str) -> dict[str, Tensor]:
         """For the metrics."""
