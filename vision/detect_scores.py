@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
@@ -33,7 +34,8 @@ def precision(boxes: BoxSet, found: Sequence[Found]) -> Precision:
 
     A class that the pictures do not show counts for nothing. Boxes are measured in pixels of the pictures as they were.
     """
-    truth, guesses = [], []
+    truth: list[dict[str, Any]] = []
+    guesses: list[dict[str, Any]] = []
     for place, (detected, scale) in enumerate(zip(found, boxes.scales.tolist(), strict=True)):
         for box, label in zip(_as_coco(boxes.boxes[place], scale), boxes.labels[place].tolist(), strict=True):
             truth.append(
@@ -68,8 +70,8 @@ def precision(boxes: BoxSet, found: Sequence[Found]) -> Precision:
     for label, name in enumerate(boxes.classes):
         if (table[0, :, label] > -1).any():
             by_class[name] = float(table[0, :, label].mean())
-    present = table[:, :, [boxes.classes.index(name) for name in by_class]]
-    return Precision(float(present[0].mean()), float(present.mean()), by_class)
+    shown = table[:, :, [boxes.classes.index(name) for name in by_class]]
+    return Precision(float(shown[0].mean()), float(shown.mean()), by_class)
 
 
 def _as_coco(boxes_N4: Tensor, scale: float) -> list[list[float]]:

@@ -230,7 +230,7 @@ def load(path: Path) -> Detector:
         fields = json.loads(metadata["card"])
         for name in ("classes", "mean", "std"):
             fields[name] = tuple(fields[name])
-        search = {name: tuple(v) if isinstance(v, list) else v for name, v in fields["search"].items()}
+        search: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields["search"].items()}
         detector = Detector(Card(**{**fields, "search": SearchSettings(**search)}))
         detector.load_state_dict(weights)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
