@@ -54,7 +54,7 @@ class Config:
     """Print nothing but warnings and the closing line."""
 
     # --- proposals -------------------------------------------------------------------------------------------------
-    proposals: Annotated[int, Range(1, 10_000)] = 1000
+    proposals: Annotated[int, Range(1, 10_000)] = 2000
     """Proposals of a picture that are looked at."""
     search_colours: tuple[Literal["rgb", "hsv", "lab"], ...] = ("hsv", "lab")
     """Colour spaces in which selective search segments a picture."""
@@ -217,7 +217,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "warmup_updates": 0,
         "brightness": 0.0,
         "contrast": 0.0,
-        "proposals": 2000,
         "bins": 7,
         "stride": 16,
     },

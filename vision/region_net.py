@@ -108,9 +108,9 @@ def pool_by_regions(eye: Backbone) -> None:
     layers = getattr(eye, "layers", None)
     if not isinstance(layers, nn.Sequential):
         return
-    kinds = list(layers.children())
-    last = max((place for place, layer in enumerate(kinds) if isinstance(layer, nn.MaxPool2d)), default=None)
-    if last is not None and not any(isinstance(layer, nn.Conv2d) for layer in kinds[last:]):
+    kinds = [type(layer) for layer in layers]
+    last = max((place for place, kind in enumerate(kinds) if kind is nn.MaxPool2d), default=None)
+    if last is not None and nn.Conv2d not in kinds[last:]:
         layers[last] = nn.MaxPool2d(1)  # stays where `stages` looks for the ends of sections, and does nothing
 
 
@@ -131,8 +131,8 @@ def leave_out_unseen(eye: Backbone, stage: int) -> None:
     """Put nothing in the place of layers on which a feature map does not depend, so that they cost nothing."""
     maps, weights = _stages_on_meta(eye)
     gradients = torch.autograd.grad(maps[stage].sum(), list(weights.values()), allow_unused=True)
-    maybe: list[Tensor | None] = list(gradients)
-    seen = [name for name, gradient in zip(weights, maybe, strict=True) if gradient is not None]
+    found: list[Tensor | None] = list(gradients)  # torch's types do not know of unused ones
+    seen = [name for name, gradient in zip(weights, found, strict=True) if gradient is not None]
     gone: list[str] = []
     for name, module in list(eye.named_modules()):
         inside = any(name.startswith(f"{each}.") for each in gone)
