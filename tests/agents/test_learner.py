@@ -279,6 +279,28 @@ def test_bfloat16_learns_about_the_same() -> None:
     assert losses[0] != losses[1]
 
 
+def test_weights_in_16_bits_go_on_from_a_checkpoint_and_follow_a_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in compiled runs on a CPU, but not compiled, which changes nothing here."""
+    monkeypatch.setattr(Compute, "function", lambda compute, function: function)
+    compute = Compute(precision="bfloat16", compile=True)
+    learner = make(batches(6), compute=compute)
+    assert learner.working is not learner.network
+    for _ in range(3):
+        learner.update()
+    other = make(batches(6), compute=compute)
+    other.load_state_dict(copy.deepcopy(learner.state_dict()))
+    for each in (learner, other):
+        each._sample = batches(7)
+        for _ in range(2):
+            each.update()
+    assert same(weights(learner.network), weights(other.network))
+    assert same(weights(learner.working), weights(other.working))
+    assert {p.dtype for p in learner.network.parameters()} == {torch.float32}
+    learner.reset(1)
+    for kept, used in zip(learner.network.parameters(), learner.working.parameters(), strict=True):
+        assert torch.equal(kept.to(used.dtype), used)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
