@@ -23,6 +23,7 @@ import json
 import statistics
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,7 @@ def col2im(col: np.ndarray, shape: tuple[int, ...], side: int, stride: int, padd
     return x[:, :, padding : padding + height, padding : padding + width]
 
 
-class Layer:
+class Layer(ABC):
     """What most layers lack: parameters."""
 
     params: list[np.ndarray]
@@ -171,13 +172,13 @@ class Layer:
     def __init__(self) -> None:
         self.params, self.grads = [], []
 
+    @abstractmethod
     def forward(self, x: np.ndarray) -> np.ndarray:
         """What the layer makes of its input."""
-        raise NotImplementedError
 
+    @abstractmethod
     def backward(self, dout: np.ndarray) -> np.ndarray:
         """The gradient of the input from that of the output."""
-        raise NotImplementedError
 
 
 class Convolution(Layer):

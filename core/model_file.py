@@ -121,20 +121,28 @@ def read(path: Path, file_format: str, what: str) -> tuple[dict[str, Any], dict[
     """
     if not path.is_file():
         raise UserError(f"There is no {path}: give a run's folder, or a file that zerokara wrote (*.safetensors).")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read as safetensors ({error}): it is damaged, so copy or make it again."
-        ) from None
+    metadata, weights = contents(path)
     if metadata.get("format") != file_format:
         raise UserError(
             f"{path} is not a {what} of this version of zerokara: its format is {metadata.get('format')!r}, "
             f"{file_format!r} was expected; published weights are read with --weights."
         )
     return _fields(metadata, path), weights
+
+
+def contents(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of any safetensors file, on the CPU.
+
+    Raises:
+        UserError: it is damaged, or none.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read as safetensors ({error}): it is damaged, so copy or make it again."
+        ) from None
 
 
 def _fields(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
@@ -29,6 +28,7 @@ from core.checkpoint import write_atomically
 from core.compute import Compute
 from core.config import UserError
 from core.layers import BinaryConv2d, BinaryLinear, pack, unpack
+from core.model_file import contents
 
 FORMAT = "zerokara-binary-1"
 Binary = BinaryLinear | BinaryConv2d
@@ -198,14 +198,7 @@ def read_packed(path: Path) -> tuple[BinaryNetwork, Card]:
     """
     if not path.is_file():
         raise UserError(f"There is no {path}: give a file that vision.binary wrote (packed.safetensors).")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read as safetensors ({error}): it is damaged, so copy or make it again."
-        ) from None
+    metadata, packed = contents(path)
     if metadata.get("format") != FORMAT:
         raise UserError(f"{path} holds no packed weights of zerokara ({FORMAT}): give a file that vision.binary wrote.")
     try:

@@ -32,6 +32,7 @@ from core.configure import configure
 from core.data.boxes import BoxSet
 from core.distributed import World
 from core.media import grid
+from core.probe import probe
 from core.run import Run
 from core.weights import init_backbone
 from vision import detector as detectors
@@ -109,16 +110,10 @@ def train(config: Config, run: Run, data: Data, training: Training, validation: 
     """
     world = training.world
     latest = run.path(f"checkpoint-{world.rank}.pt")
-    going_on = config.resume and latest.exists()
-    if going_on:
-        state = checkpoint.load(latest, KIND)
-        training.load_state_dict(state)
-        run.resume_from(state["run"])
-    else:  # a fresh run, or one that was killed before its first checkpoint
-        run.resume_from({"metrics_bytes": 0, "last_step": -1})
-        if (path := config.eye_path()) is not None:
-            run.say(str(init_backbone(training.detector.net.backbone, path)))
-            world.broadcast(training.detector)
+    going_on = run.restore(latest, training.load_state_dict)
+    if not going_on and (path := config.eye_path()) is not None:
+        run.say(str(init_backbone(training.detector.net.backbone, path)))
+        world.broadcast(training.detector)
 
     def save() -> None:
         if not training.is_finite():
@@ -126,7 +121,7 @@ def train(config: Config, run: Run, data: Data, training: Training, validation: 
                 f"The loss is no number any more at update {training.updates:,}: the weights have left the range of "
                 f"floats; the last good checkpoint stays in {run.folder}; start again with a lower --learning-rate."
             )
-        checkpoint.save(latest, {**training.state_dict(), "run": run.state_dict()}, KIND)
+        run.save(latest, training.state_dict())
 
     if not going_on:
         pixels = training.example().pixels[:16]
@@ -282,7 +277,7 @@ def closing(config: Config, figures: dict[str, float]) -> str:
 
 
 def choose_compute(config: Config, data: Data, world: World) -> Compute:
-    """Measure updates on the first pictures, in a corner of the random numbers of their own, with any boxes."""
+    """Measure updates on the first pictures, with any boxes, in a corner of the random numbers of their own."""
     few = data.train.take(range(min(8, len(data.train))))
     card = make_card(config, few, None)
     stand_ins = [Proposals(_stand_ins(few, config.regions_per_update), 0.0) for _ in range(len(few))]
@@ -290,15 +285,7 @@ def choose_compute(config: Config, data: Data, world: World) -> Compute:
     def train_step(candidate: Compute) -> Callable[[], object]:
         return Training(config, card, few, stand_ins, candidate, World()).update
 
-    with torch.random.fork_rng():
-        return Compute.choose(
-            device=config.device,
-            precision=config.precision,
-            compile="off",
-            threads=config.threads,
-            train_step=train_step,
-            local_world_size=world.size,
-        )
+    return probe(config, world, train_step, compile="off")
 
 
 def _stand_ins(boxes: BoxSet, number: int) -> torch.Tensor:

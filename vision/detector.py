@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from core import model_file
 from core.boxes import clip, decode, pick, warp
-from core.checkpoint import write_atomically
 from core.compute import Compute
 from core.config import UserError, brief
 from core.selective_search import SearchSettings
@@ -191,15 +189,7 @@ def save(path: Path, detector: Detector) -> None:
     Raises:
         UserError: the disk is full or refuses; the old file is as it was.
     """
-    tensors = {name: Compute.host(tensor).contiguous() for name, tensor in detector.state_dict().items()}
-    content = to_bytes(tensors, {"format": FORMAT, "card": json.dumps(dataclasses.asdict(detector.card))})
-    try:
-        write_atomically(path, lambda file: file.write(content))
-    except OSError as error:
-        raise UserError(
-            f"{path} could not be written ({brief(error)}), and what was there before is untouched: see to that, and "
-            f"go on with the run by --resume."
-        ) from error
+    model_file.write(path, detector.state_dict(), dataclasses.asdict(detector.card), FORMAT)
 
 
 def load(path: Path) -> Detector:
@@ -213,14 +203,7 @@ def load(path: Path) -> Detector:
     path = path / MODEL if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"There is no {path}: give the folder of a run of vision.detect, or its {MODEL}.")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read as safetensors ({error}): it is damaged, so copy or make it again."
-        ) from None
+    metadata, weights = model_file.contents(path)
     if metadata.get("format") != FORMAT:
         raise UserError(
             f"{path} holds no detector of this version of zerokara (its format is {metadata.get('format')!r}, "
