@@ -13,6 +13,12 @@ def epsilon(config: Config, step: int) -> float:
     return float(schedules.linear(step, config.epsilon_start, config.epsilon_end, 0, config.epsilon_steps))
 
 
+def learning_rate(config: Config, step: int) -> float:
+    """Step size of the optimiser at this agent step."""
+    end = config.learning_rate if config.learning_rate_end is None else config.learning_rate_end
+    return schedules.linear(step, config.learning_rate, end, 0, config.learning_rate_steps)
+
+
 def weight_exponent(config: Config, step: int) -> float:
     """Exponent beta of prioritised replay's weights at this agent step (Schaul et al. 2016, section 3.4)."""
     start, end = config.priority_weight_start, config.priority_weight_end

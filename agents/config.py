@@ -65,7 +65,7 @@ class Config(Settings):
     # --- learning --------------------------------------------------------------------------------------------------
     double: bool = False
     """The online network chooses the action that the target network values."""
-    n_step: Annotated[int, Range(1, 100)] = 5
+    n_step: Annotated[int, Range(1, 100)] = 10
     """Steps of the return before it bootstraps."""
     gamma: Fraction = 0.99
     """Discount of one agent step."""
@@ -115,8 +115,12 @@ class Config(Settings):
     """Updates after which nothing is reset any more; None: to the end."""
     optimizer: Literal["adam", "rmsprop"] = "adam"
     """Adam, or the centred RMSProp of the 2015 paper."""
-    learning_rate: Positive = 2.5e-4
+    learning_rate: Positive = 5e-4
     """Step size of the optimiser."""
+    learning_rate_end: Annotated[float | None, Range(0, low_open=True)] = None
+    """adam: step size after a linear decline; None: --learning-rate throughout."""
+    learning_rate_steps: Count = 500_000
+    """Agent steps over which it declines."""
     optimizer_epsilon: Positive = 1e-5
     """What the optimiser adds where it divides: to Adam's root, under RMSProp's."""
     max_grad_norm: Annotated[float | None, Range(0, low_open=True)] = 10.0
@@ -139,7 +143,7 @@ class Config(Settings):
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # Tuned here to learn Pong soonest by the clock; docs/LOG.md has what was tried.
-    "fast": {},
+    "fast": {"learning_rate_end": 1e-4},
     **FAMILY,
 }
 
@@ -154,6 +158,11 @@ def refuse_contradictions(config: Config) -> None:
         raise UserError(
             "--munchausen and --double cannot go together: double learning chooses the one action that the target "
             "values, and Munchausen's target follows a soft policy over all of them; leave one of the two out."
+        )
+    if config.learning_rate_end is not None and config.optimizer == "rmsprop":
+        raise UserError(
+            "--learning-rate-end and --optimizer rmsprop cannot go together: the paper's optimiser keeps its step "
+            "size; leave one of the two out."
         )
     for name, given in (("spectral_norm", config.spectral_norm), ("pool_size", config.pool_size > 0)):
         if given and config.backbone != "impala":

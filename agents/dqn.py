@@ -130,6 +130,8 @@ class Training(Session):
             self.updates = due  # a replay that was not kept fills up again first
         if isinstance(self.replay, PrioritisedReplay):
             self.replay.weight_exponent.fill_(annealing.weight_exponent(config, self.step))
+        if config.learning_rate_end is not None and self.updates < due:
+            self.learner.set_learning_rate(annealing.learning_rate(config, self.step))
         while self.updates < due:
             if annealing.is_annealed(config):
                 self.replay.anneal(*annealing.horizon(config, self.updates))
@@ -191,7 +193,11 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
     while training.step < config.steps and not stopping:
         training.turn()
         if due(config.log_every_steps):
-            log_metrics(training, run, window, **{"replay/fill": len(training.replay) / config.replay_capacity})
+            more = {
+                "replay/fill": len(training.replay) / config.replay_capacity,
+                "train/learning_rate": annealing.learning_rate(config, training.step),
+            }
+            log_metrics(training, run, window, **more)
             window = Window(training)
         if due(config.eval_every_steps) or looks_good(training):
             reached = world.is_main and evaluate_and_show(training, run)

@@ -219,6 +219,14 @@ class Learner:
         loss, error_B = head.loss(z_BXA, action_B, target_BX, weight_B, tau_BT)
         return loss, head.values(z_BXA).detach().mean(), error_B
 
+    def set_learning_rate(self, value: float) -> None:
+        """The step size of the updates to come."""
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(value)  # where it stands, for a captured update reads it there
+            else:
+                group["lr"] = value
+
     def renew_target(self) -> None:
         """Copy the online network into the target network."""
         with torch.no_grad():
@@ -290,9 +298,10 @@ def _make_optimizer(config: Config, network: nn.Module, working: nn.Module, comp
             max_grad_norm=config.max_grad_norm,
             function=compute.function,
         )
+    rate = config.learning_rate
     return torch.optim.Adam(
         network.parameters(),
-        lr=config.learning_rate,
+        lr=torch.tensor(rate, device=compute.torch_device) if kind == "cuda" else rate,
         eps=config.optimizer_epsilon,
         fused=kind in ("cpu", "cuda"),
         capturable=kind == "cuda",

@@ -69,8 +69,9 @@ class Settings:
     """Whole games of an evaluation, one per environment, so that short games do not count more often."""
     eval_epsilon: Fraction = 0.001
     """Probability of a random action in evaluation."""
-    eval_max_steps: Count = 10_000
-    """Agent steps after which a game under evaluation is cut and counts as it stands."""
+    eval_max_steps: Count = 4_500
+    """Agent steps after which a game under evaluation is cut and counts as it stands: five minutes of Atari, as in the
+    2015 paper."""
     video: bool = True
     """Film a game at each evaluation."""
     stop_at_return: float | None = None

@@ -23,6 +23,7 @@ TINY = (
     *("--batch-size", "16", "--train-every-steps", "16", "--replay-capacity", "1000", "--target-every-steps", "160"),
     *("--width", "0.25", "--hidden-units", "32", "--log-every-steps", "160", "--checkpoint-every-steps", "240"),
     *("--eval-every-steps", "800", "--eval-episodes", "4", "--eval-max-steps", "60", "--no-video"),
+    *("--learning-rate", "1e-3", "--learning-rate-end", "1e-4", "--learning-rate-steps", "1200"),
     *("--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1"),
 )
 
@@ -58,6 +59,8 @@ def test_a_run_leaves_what_its_readme_promises(uninterrupted: Path) -> None:
     assert {path.name for path in (uninterrupted / "media").iterdir()} >= {"input_stack-0.png", "first_layer-800.png"}
     state = checkpoint.load(uninterrupted / "checkpoint-0.pt", "dqn")
     assert state["step"] == 1600
+    assert [line["train/learning_rate"] for line in lines if "train/epsilon" in line][-1] == 1e-4
+    assert state["learner"]["optimizer"]["param_groups"][0]["lr"] == 1e-4
     assert state["updates"] == (1600 - 8 - 200) // 16  # what was due when the last step was taken
 
 

@@ -326,6 +326,9 @@ def test_schedules_of_the_step() -> None:
     c = config(epsilon_steps=100, epsilon_end=0.1, epsilon_until_steps=300, priority_weight_steps=200)
     assert [annealing.epsilon(c, s) for s in (0, 50, 100, 299, 300)] == pytest.approx([1, 0.55, 0.1, 0.1, 0])
     assert [annealing.weight_exponent(c, s) for s in (0, 100, 200, 999)] == pytest.approx([0.4, 0.7, 1, 1])
+    assert annealing.learning_rate(config(learning_rate=1e-3, learning_rate_end=None), 10**6) == 1e-3
+    c = config(learning_rate=1e-3, learning_rate_end=2e-4, learning_rate_steps=100)
+    assert [annealing.learning_rate(c, s) for s in (0, 50, 100, 999)] == pytest.approx([1e-3, 6e-4, 2e-4, 2e-4])
 
 
 def test_the_target_is_renewed_by_agent_steps_whatever_the_replay_ratio() -> None:
@@ -343,6 +346,7 @@ def test_the_target_is_renewed_by_agent_steps_whatever_the_replay_ratio() -> Non
     [
         (["--munchausen", "--double"], "--munchausen and --double"),
         (["--preset", "btr", "--double"], "--munchausen and --double"),
+        (["--preset", "nature", "--learning-rate-end", "1e-5"], "--learning-rate-end and --optimizer rmsprop"),
         (["--spectral-norm"], "--spectral-norm belongs to the residual network"),
         (["--preset", "rainbow", "--pool-size", "6"], "--backbone nature"),
     ],

@@ -216,6 +216,17 @@ def test_the_same_seed_learns_the_same_bit_for_bit(optimizer: str) -> None:
     assert {k: v.item() for k, v in metrics[0].items()} == {k: v.item() for k, v in metrics[1].items()}
 
 
+def test_adams_step_is_as_large_as_its_rate() -> None:
+    moved = []
+    for rate in (1e-3, 1e-4):
+        learner = make(batches(1), learning_rate=1e-2, optimizer_epsilon=1e-12)
+        before = weights(learner.network)
+        learner.set_learning_rate(rate)
+        learner.update()
+        moved.append(max(float((a - b).abs().max()) for a, b in zip(weights(learner.network), before, strict=True)))
+    assert moved == pytest.approx([1e-3, 1e-4], rel=1e-2)  # Adam's first step is its rate, whatever the gradient
+
+
 @pytest.mark.parametrize("compute", [Compute(), Compute(precision="bfloat16", channels_last=True)])
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
 def test_a_state_goes_on_bit_for_bit(optimizer: str, compute: Compute, tmp_path: Path) -> None:
