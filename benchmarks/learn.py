@@ -34,7 +34,7 @@ ARCADE = (
 # Snake asks more: the paper's finer strides, for its cells are 14 pixels wide; a discount at which a detour costs
 # something, or it runs in circles; and steps that become small, or it forgets again what it knew.
 MORE = {
-    "Snake": (
+    "zerokara/Snake-v0": (
         *("--backbone", "nature", "--n-step", "3", "--double", "--gamma", "0.95"),
         *("--learning-rate-end", "5e-5", "--learning-rate-steps", "100000"),
     )
@@ -94,7 +94,7 @@ def main() -> None:
     for game in ("ALE/Pong-v5",) if arguments.what == "pong" else tuple(GAMES):
         expert = None if arguments.what == "pong" else expert_mean(game)
         aim, settings = (18.0, ()) if expert is None else (round(0.95 * expert, 2), ARCADE)
-        runs = [run(game, seed, aim, (*settings, *words)) for seed in arguments.seeds]
+        runs = [run(game, seed, aim, (*settings, *MORE.get(game, ()), *words)) for seed in arguments.seeds]
         minutes = [r["minutes"] if r["reached"] else float("inf") for r in runs]
         median = statistics.median(minutes)
         results.append(
