@@ -25,10 +25,10 @@ import numpy as np
 from core.config import UserError, entry
 from envs.arcade import GAMES, make
 
-# What departs from the preset `fast` for the small games: a tenth of Pong's length, rewards that come soon, and
-# emulation that costs nothing, so that fewer samples are learnt from for each step.
+# What departs from the preset `fast` for the small games: a tenth of Pong's length, rewards that come soon, so that
+# shorter returns do, and emulation that costs nothing, so that fewer samples are learnt from for each step.
 ARCADE = (
-    *("--steps", "200000", "--num-envs", "32", "--train-every-steps", "16", "--warmup-steps", "2000"),
+    *("--steps", "200000", "--num-envs", "32", "--train-every-steps", "16", "--warmup-steps", "2000", "--n-step", "5"),
     *("--epsilon-steps", "20000", "--learning-rate", "5e-4", "--eval-every-steps", "20000", "--no-video"),
 )
 # Snake asks more: the paper's finer strides, for its cells are 14 pixels wide; a discount at which a detour costs
