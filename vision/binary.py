@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -28,7 +26,7 @@ from torch import Tensor
 from core import schedules
 from core.augment import Augment
 from core.compute import Compute
-from core.config import UserError, entry, program, to_dict
+from core.config import UserError, command, entry, to_dict
 from core.configure import configure, stem
 from core.data import ImageSet
 from core.distributed import World
@@ -76,7 +74,7 @@ class Training(Epochs[BinaryNetwork]):
             channels=channels,
             image_size=(height, width),
             data=images.train.source,
-            command=f"{program()} {shlex.join(sys.argv[1:])}".strip(),
+            command=command(),
         )
 
         def build() -> BinaryNetwork:

@@ -5,8 +5,6 @@ Shapes: N photographs, B batch, C colours, F features, P sentences (all those of
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +14,7 @@ from torch import Tensor, nn
 from core import schedules
 from core.augment import Augment
 from core.compute import Compute
-from core.config import program
+from core.config import command
 from core.data.captions import CaptionSet
 from core.distributed import World
 from vision.caption_config import Config, Data, Start
@@ -161,6 +159,6 @@ def make_card(config: Config, data: Data, start: Start) -> CaptionCard:
         mean=start.mean,
         std=start.std,
         data=data.train.source,
-        command=f"{program()} {shlex.join(sys.argv[1:])}".strip(),
+        command=command(),
         **{name: getattr(config, name) for name in copied},
     )

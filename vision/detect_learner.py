@@ -6,9 +6,7 @@ Shapes: N pictures, B of an update, C channels, H, W pixels, R regions, K classe
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ from torch import Tensor, nn
 
 from core import checkpoint, schedules
 from core.compute import Compute
-from core.config import program
+from core.config import command
 from core.data.boxes import BoxSet, load_boxes, split
 from core.data.moments import channel_moments
 from core.distributed import World
@@ -247,7 +245,7 @@ def make_card(config: Config, train: BoxSet, eye: ClassifierCard | None) -> Card
         nms_iou=config.nms_iou,
         detections=config.detections,
         data=train.source,
-        command=f"{program()} {shlex.join(sys.argv[1:])}".strip(),
+        command=command(),
     )
 
 

@@ -5,8 +5,6 @@ Shapes: N images, B batch, b a part of it, C channels, H, W pixels, K classes.
 
 from __future__ import annotations
 
-import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,7 +16,7 @@ from torch import Tensor
 from core import data, model_file
 from core.classifier import Classifier
 from core.compute import Compute
-from core.config import program
+from core.config import command
 from core.data import ImageSet
 from core.data.moments import channel_moments
 from core.data.types import check_enough
@@ -139,5 +137,5 @@ def make_card(config: Config, images: Data) -> model_file.Card:
         options={name: value for name, value in asked.items() if value != usual[name]},
         dropout=config.dropout,
         data=images.train.source,
-        command=f"{program()} {shlex.join(sys.argv[1:])}".strip(),
+        command=command(),
     )

@@ -5,8 +5,6 @@ Shapes: N images, B batch, b a part of it, C channels, H, W pixels, h, w pixels 
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from torch import Tensor
 
 from core.backbones import options_of
 from core.compute import Compute
-from core.config import UserError, program
+from core.config import UserError, command
 from core.data import MaskSet, load_masks
 from core.data.mask_files import MaskSplit
 from core.data.moments import channel_moments
@@ -156,7 +154,7 @@ def make_card(config: Config, images: Data) -> SegmenterCard:
         dropout=config.dropout,
         decoder_channels=config.decoder_channels,
         data=images.train.source,
-        command=f"{program()} {shlex.join(sys.argv[1:])}".strip(),
+        command=command(),
         **(IMAGENET if config.weights else of_the_data),
     )
 
