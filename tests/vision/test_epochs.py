@@ -220,7 +220,7 @@ def test_weights_to_begin_with_are_the_averages_too() -> None:
 
     with run_of(config) as run:
         said: list[str] = []
-        run.say = said.append  # type: ignore[method-assign]
+        run.say = lambda text: said.append(text)  # type: ignore[method-assign]
         assert not restore(training, run, fill)
         save(training, run)
     assert (said, float(training.evaluated.weight.detach())) == (["filled"], 7)
