@@ -121,7 +121,6 @@ def test_a_run_that_was_stopped_goes_on_in_mid_epoch() -> None:
             run.stop_requested = "SIGTERM" if first.updates == 5 else None
 
         first.update = signalled  # type: ignore[method-assign]
-        first.last = None
         assert go_through(first, run, lambda: first.note(0.5, better=True, weights=False))
         assert stopped(first, "count") == (
             "numbers at epoch 1 of 3: validation figure 0.5; go on with: python -m vision.count --name n --resume"
@@ -209,7 +208,7 @@ def test_the_best_weights_are_those_that_count_at_the_time() -> None:
     assert float(training.best["weights"]["weight"]) == 1, "the average's"
 
 
-def test_weights_to_begin_with_are_the_averages_too() -> None:
+def test_weights_to_begin_with_are_the_averages_too(monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config()
     training = Counting(config)
     training.ema = Ema(training.network, half_life_steps=5)
@@ -220,7 +219,7 @@ def test_weights_to_begin_with_are_the_averages_too() -> None:
 
     with run_of(config) as run:
         said: list[str] = []
-        run.say = lambda text: said.append(text)  # type: ignore[method-assign]
+        monkeypatch.setattr(run, "say", said.append)
         assert not restore(training, run, fill)
         save(training, run)
     assert (said, float(training.evaluated.weight.detach())) == (["filled"], 7)
