@@ -20,9 +20,9 @@ from agents.evaluation import Scores, evaluate
 from agents.learner import Policy
 from agents.pictures import log_film, log_pictures
 from agents.settings import Settings
-from core.config import UserError
 from core.run import Run
 from core.stopwatch import Stopwatch
+from core.vitals import diverged
 
 
 class Learns(Protocol):
@@ -145,10 +145,7 @@ def save(session: Session, run: Run, latest: Path) -> None:
         UserError: the weights are no numbers any more, or the disk is full; the checkpoint before stays.
     """
     if not session.learner.is_finite():
-        raise UserError(
-            f"The loss is no number any more at step {session.step:,}: the weights have left the range of floats; "
-            f"the last good checkpoint stays in {run.folder}; start again with a lower --learning-rate."
-        )
+        raise diverged(f"step {session.step:,}", run.folder)
     run.save(latest, session.state_dict())
 
 

@@ -37,8 +37,9 @@ from core.config import entry
 from core.distributed import World
 from core.machine import describe_machine
 from core.run import Run
-from vision.classify import Window, choose_compute, log_metrics
+from vision.classify import choose_compute
 from vision.config import PRESETS, Config
+from vision.epochs import Window, log_metrics
 from vision.learner import Data, Training
 
 BATCH = 100
@@ -66,17 +67,13 @@ def ours(arguments: argparse.Namespace, images: Data, preset: str, folder: Path)
     compute.apply()
     training = Training(config, images, compute, World())
     run = Run(config, kind="classify", name=preset, resume=False, quiet=True, root=folder)
-    count(training.classifier)
+    count(training.network)
 
     def stretch(updates: int) -> None:
         window = Window(training)
         last = training.updates + updates
-        order = training.epoch_order()
         while training.updates < last:
-            place = training.updates % training.updates_per_epoch * BATCH
-            if place == 0:
-                order = training.epoch_order()
-            training.update(order[place : place + BATCH])
+            training.update(training.next_batch())
             if training.updates % config.log_every_updates == 0:
                 log_metrics(training, run, window)
                 window = Window(training)

@@ -26,6 +26,7 @@ import itertools
 import math
 import os
 import re
+import shlex
 import sys
 import textwrap
 import types
@@ -309,6 +310,11 @@ def program() -> str:
     """How the running program was started: "python -m agents.dqn"."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return f"python -m {spec.name.removesuffix('.__main__')}" if spec else f"python {Path(sys.argv[0]).name}"
+
+
+def command() -> str:
+    """What was typed to start the running program: "python -m agents.dqn --seed 3"."""
+    return f"{program()} {shlex.join(sys.argv[1:])}".strip()
 
 
 def _sentence(complaint: str, config_class: type[Any], words: Sequence[str]) -> str:

@@ -57,3 +57,8 @@ def configure(
                 f"leave the flag out, or start a fresh run under another --name."
             )
     return asked
+
+
+def stem(data: str) -> str:
+    """Data, which may be a path, as part of a run's name."""
+    return Path(data).stem.replace(" ", "_")

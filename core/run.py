@@ -18,9 +18,7 @@ import json
 import math
 import os
 import re
-import shlex
 import signal
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,7 +32,7 @@ from torch import Tensor, nn
 from core import checkpoint, media
 from core.board import Board
 from core.compute import Compute
-from core.config import UserError, brief, program, suggest, to_dict
+from core.config import UserError, brief, command, suggest, to_dict
 from core.distributed import World
 from core.machine import describe_machine, describe_versions, git_commit
 from core.progress import Progress
@@ -119,7 +117,7 @@ class Run:
             "versions": describe_versions(),
             "git_commit": git_commit(),
             "machine": describe_machine(),
-            "command": f"{program()} {shlex.join(sys.argv[1:])}".strip(),
+            "command": command(),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         self._write_config(content)

@@ -1,11 +1,14 @@
-"""Vital signs of what learns: means of the figures of its updates, and whether its weights are numbers."""
+"""Vital signs of what learns: means of the figures of its updates, whether its weights are numbers, what if not."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from core.config import UserError
 
 
 def read_means(sums: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
@@ -24,3 +27,11 @@ def is_finite(*modules: nn.Module) -> bool:
     """Whether every weight of the modules is a number. Waits for the device."""
     weights = [weight for module in modules for weight in module.parameters()]
     return bool(torch.stack([weight.isfinite().all() for weight in weights]).all())
+
+
+def diverged(when: str, folder: Path) -> UserError:
+    """What to raise where they are not, "update 1,234" of the run in a folder."""
+    return UserError(
+        f"The loss is no number any more at {when}: the weights have left the range of floats; the last good "
+        f"checkpoint stays in {folder}; start again with a lower --learning-rate."
+    )

@@ -13,8 +13,6 @@ Shapes: N photographs, B batch, H, W pixels.
 from __future__ import annotations
 
 import re
-import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +24,7 @@ from torch import Tensor
 
 from core import schedules
 from core.compute import Compute, Precision
-from core.config import Range, UserError, entry, flag, program, to_dict
+from core.config import Range, UserError, command, entry, flag, to_dict
 from core.configure import configure
 from core.data import DATASETS, ImageSet, hold_out
 from core.data.sources import home, locate
@@ -254,7 +252,6 @@ def train(config: Config, run: Run, data: Data, eye: Eye, compute: Compute, worl
     latest = run.path(f"checkpoint-{world.rank}.pt")
     if not run.restore(latest, training.load_state_dict):
         run.image("style", 0, data.style)
-    command = f"{program()} {shlex.join(sys.argv[1:])}".strip()
 
     def save() -> None:
         if not is_finite(training.network):
@@ -268,7 +265,7 @@ def train(config: Config, run: Run, data: Data, eye: Eye, compute: Compute, worl
                 style=Path(config.style).name,
                 width=config.stylist_width,
                 update=training.updates,
-                command=command,
+                command=command(),
             )
             stylist.save(run.path(MODEL), training.network, card)
 

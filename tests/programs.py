@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from core import checkpoint
 from core.config import UserError
 
 REPO = Path(__file__).parents[1]
@@ -52,6 +54,35 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     told = [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in lines]
     return [line for line in told if len(line) > 1]
+
+
+def updates_of(run: Path, kind: str) -> int:
+    """The update of the last whole checkpoint of a run of this kind, -1 where there is none."""
+    path = run / "checkpoint-0.pt"
+    return int(checkpoint.load(path, kind)["updates"]) if path.exists() else -1
+
+
+def disturbed(
+    process: subprocess.Popen[str], run: Path, kind: str, number: signal.Signals, aim: int
+) -> tuple[str, str, int]:
+    """A process with a signal once the checkpoint of its run is at `aim` updates: what it printed, its exit status."""
+    wait_until(process, lambda: updates_of(run, kind) >= aim, seconds=200)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=300)
+    return out, err, process.returncode
+
+
+def begun(uninterrupted: Path, folder: Path, name: str) -> Path:
+    """A run that was killed before its first checkpoint: it goes on with the machine's settings that the other found.
+
+    Which memory layout is fastest is measured, and two runs may find differently.
+    """
+    run = folder / "runs" / name
+    run.mkdir(parents=True)
+    content = json.loads((uninterrupted / "config.json").read_text())
+    content["config"]["name"] = name
+    (run / "config.json").write_text(json.dumps(content))
+    return run
 
 
 def check_damage_is_named(checkpoint: Path, whole: bytes, resume: Callable[[], None]) -> None:

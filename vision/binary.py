@@ -17,33 +17,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core import checkpoint, schedules
+from core import schedules
 from core.augment import Augment
 from core.compute import Compute
-from core.config import UserError, entry, flag, program, to_dict
-from core.configure import configure
+from core.config import UserError, command, entry, to_dict
+from core.configure import configure, stem
 from core.data import ImageSet
 from core.distributed import World
 from core.layers import clip_latent_
-from core.probe import probe
 from core.run import Run
-from core.stopwatch import Stopwatch
-from core.vitals import read_means
 from vision.binary_config import PRESETS, Config
 from vision.binary_network import BinaryNetwork, Card, read_packed, write_packed
 from vision.binary_pictures import draw_filters, draw_straight_through, network_table
-from vision.experiment import save_figure, stem, write_json
-from vision.learner import Data, Epochs, load_split
+from vision.epochs import Epochs, check_batch, go_through, probe_updates, restore, stopped
+from vision.experiment import save_figure, write_json
+from vision.learner import Data, load_split
 from vision.pictures import draw_misread, pixels_of
 from vision.scoring import Scores
 
@@ -63,14 +57,13 @@ LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-class Training(Epochs):
+class Training(Epochs[BinaryNetwork]):
     """Everything that a checkpoint holds, and one update over it."""
 
     config: Config
     data: Data
 
     def __init__(self, config: Config, images: Data, compute: Compute, world: World) -> None:
-        self.config, self.data, self.compute, self.world = config, images, compute, world
         channels, height, width = images.train.shape
         self.card = Card(
             network=config.network,
@@ -81,16 +74,17 @@ class Training(Epochs):
             channels=channels,
             image_size=(height, width),
             data=images.train.source,
-            command=f"{program()} {shlex.join(sys.argv[1:])}".strip(),
+            command=command(),
         )
-        torch.manual_seed(config.seed)
-        network = self.card.build()
-        network.mean_C.copy_(images.mean_C)
-        network.std_C.copy_(images.std_C)
-        self.network = compute.module(network)
-        world.broadcast(self.network)
+
+        def build() -> BinaryNetwork:
+            network = self.card.build()
+            network.mean_C.copy_(images.mean_C)
+            network.std_C.copy_(images.std_C)
+            return network
+
+        super().__init__(config, images, compute, world, build, ("train/loss", "train/accuracy"))
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate, fused=True)
-        self.generator = torch.Generator(compute.torch_device).manual_seed(config.seed * 1_000_003 + world.rank)
         self.augment = Augment(
             rotation_degrees=config.rotation_degrees,
             shift=config.shift,
@@ -101,23 +95,22 @@ class Training(Epochs):
         )
         self.images = images.train.images.to(compute.torch_device)
         self.labels = images.train.labels.to(compute.torch_device)
-        self.updates = 0
-        self.clock = Stopwatch()
-        # Sums since `read_metrics`: loss, right answers, updates. They stay on the device.
-        self._sums = torch.zeros(3, device=compute.torch_device)
 
     @property
     def learning_rate(self) -> float:
         """The step size of the next update."""
         return schedules.cosine(self.updates, self.config.learning_rate, 0.0, 0, self.total_updates)
 
+    def in_words(self, figure: float) -> str:
+        """The error of a validation."""
+        return f"error {figure:.2%}"
+
     def update(self, index_B: Tensor) -> None:
         """Algorithm 1: gradients by way of the signs, a step of the latent weights, and their clipping."""
-        index_b = index_B[self.world.rank :: self.world.size].to(self.compute.torch_device)
+        index_b = self.share(index_B)
         pixels, label_b = self.images[index_b].float() * (1 / 255), self.labels[index_b]
         x = self.augment(pixels, self.generator, index_B=index_b, epoch=self.epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
+        self.set_rates()
         self.optimizer.zero_grad(set_to_none=True)
         with self.compute.autocast():
             logits_bK = self.network(x)
@@ -144,100 +137,31 @@ class Training(Epochs):
         """How well the network does on images that it does not learn from."""
         return Scores(self.logits(self.network, images).softmax(1), images.labels)
 
-    def read_metrics(self) -> dict[str, Tensor]:
-        """Means since the last call, as tensors on the device."""
-        return read_means(self._sums, ("train/loss", "train/accuracy"))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values."""
-        return {
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
-            "rng": checkpoint.rng_state(),
-            "sums": self._sums,
-            "updates": self.updates,
-            "hours": self.clock(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
-        checkpoint.set_rng_state(state["rng"])
-        self._sums.copy_(state["sums"])
-        self.updates, self.clock.hours = state["updates"], state["hours"]
-
 
 def train(config: Config, run: Run, images: Data, compute: Compute, world: World) -> str:
     """The run from wherever it stands to its end. Returns the closing sentence.
 
     Raises:
-        UserError: a checkpoint that cannot be read, a loss that is no number any more.
+        UserError: a checkpoint that cannot be read, weights that are no numbers any more.
     """
     training = Training(config, images, compute, world)
-    latest = run.path(f"checkpoint-{world.rank}.pt")
-    run.restore(latest, lambda state: training.load_state_dict(state["training"]))
+    restore(training, run)
     run.say(
         f"{training.card.data}: {len(images.train):,} images to learn from, {len(images.validation):,} to choose on"
     )
     run.say(network_table(training.network))
-
-    def save() -> None:
-        run.save(latest, {"training": training.state_dict()})
-
-    size, error = config.batch_size, float("nan")
-    began, first = time.perf_counter(), training.updates
-    order = training.epoch_order()
-    stop = False
-    while training.updates < training.total_updates and not stop:
-        place = training.updates % training.updates_per_epoch * size
-        if place == 0:
-            order = training.epoch_order()
-        training.update(order[place : place + size])
-        ended = training.updates % training.updates_per_epoch == 0
-        if training.updates % config.log_every_updates == 0 or ended:
-            rate = (training.updates - first) * size / (time.perf_counter() - began)
-            scalars: dict[str, Any] = {
-                **training.read_metrics(),
-                "speed/images_per_s": rate,
-                "speed/hours": training.clock(),
-            }
-            run.log(training.updates, scalars)
-            epoch = training.updates / training.updates_per_epoch
-            fields = {"loss": scalars["train/loss"], "accuracy": scalars["train/accuracy"], "val error": error}
-            run.progress(
-                training.updates, training.total_updates, {"epoch": round(epoch, 1), **fields, "images/s": rate}
-            )
-            if not bool(torch.as_tensor(scalars["train/loss"]).isfinite()):
-                raise UserError(
-                    f"The loss is no number any more at update {training.updates:,}: the last good checkpoint stays in "
-                    f"{run.folder}; start again with a lower {flag('learning_rate')}."
-                )
-        if ended:
-            error = validate(training, run)
-            began, first = time.perf_counter(), training.updates
-        if ended or training.updates % config.checkpoint_every_updates == 0:
-            save()
-        stop = world.any(bool(run.stop_requested), compute.torch_device)
-    if stop and training.updates < training.total_updates:
-        run.say(f"{run.stop_requested}: saving")
-        save()
-        return (
-            f"{config.data} at update {training.updates:,} of {training.total_updates:,}; go on with: "
-            f"python -m vision.binary --name {config.name} --resume"
-        )
+    if go_through(training, run, lambda: validate(training, run)):
+        return stopped(training, KIND)
     return finish(training, run) if world.is_main else ""
 
 
-def validate(training: Training, run: Run) -> float:
-    """Score the validation images, and keep what the latent weights look like. The error."""
+def validate(training: Training, run: Run) -> None:
+    """Score the validation images, and keep what the latent weights look like."""
     scores = training.score(training.data.validation)
+    training.last = scores.error
     run.log(training.updates, {"val/error": scores.error, "val/loss": scores.loss})
     for name, layer in training.network.binary_layers().items():
         run.histogram(f"latent/{name}", training.updates, layer.weight)
-    return scores.error
 
 
 def finish(training: Training, run: Run) -> str:
@@ -291,14 +215,8 @@ def finish(training: Training, run: Run) -> str:
 
 def choose_compute(config: Config, images: Data, world: World) -> Compute:
     """Measure updates on the first images."""
-    first = torch.arange(min(config.batch_size // world.size, len(images.train)))
-    few = dataclasses.replace(images, train=images.train.take(first))
-
-    def train_step(candidate: Compute) -> Callable[[], object]:
-        training = Training(config, few, candidate, World())
-        return lambda: training.update(first)
-
-    return probe(config, world, train_step, compile="off")
+    few = dataclasses.replace(images, train=images.train.take(slice(0, config.batch_size // world.size)))
+    return probe_updates(config, world, lambda compute: Training(config, few, compute, World()))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -313,8 +231,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         changeable=CHANGEABLE,
     )
     world = World.from_env(config.device)
-    if config.batch_size % world.size:
-        raise UserError(f"{flag('batch_size')} {config.batch_size} cannot be shared by {world.size} processes evenly.")
+    check_batch(config, world)
     images = Data.load(config.for_data())
     with Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run:
         compute = run.compute(lambda: choose_compute(config, images, world), 1)

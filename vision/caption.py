@@ -16,34 +16,37 @@ Shapes: N photographs.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from core import checkpoint
 from core.backbones import build
 from core.compute import Compute
-from core.config import UserError, entry, flag, to_dict
-from core.configure import configure
+from core.config import entry, to_dict
+from core.configure import configure, stem
 from core.data.captions import CaptionSet
 from core.distributed import World
-from core.probe import probe
 from core.run import Run
-from core.vitals import is_finite
 from vision import captioner
 from vision.caption_config import PRESETS, Config, Data, Start
 from vision.caption_learner import Sentences, Training
 from vision.caption_page import Entry, draw, page
 from vision.caption_scoring import bleu, most_frequent, nearest, sentence_bleu
 from vision.captioner import look
+from vision.epochs import check_batch, go_through, probe_updates, restore, save, stopped
 from vision.pictures import pixels_of
 
 KIND = "caption"
 CHANGEABLE = {"resume", "quiet", "threads"}
 SHOWN = 12  # photographs in TensorBoard
+BETTER: Mapping[str, Callable[[float, float], bool]] = {
+    "bleu": operator.gt,
+    "loss": operator.lt,
+    "last": lambda new, best: True,
+}
+"""Whether the figure of a validation is better than the best one, by --select."""
 
 
 def train(config: Config, run: Run, data: Data, compute: Compute, world: World) -> str:
@@ -53,63 +56,18 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
         UserError: a checkpoint that cannot be read, weights that are no numbers any more.
     """
     training = Training(config, data, compute, world)
-    latest = run.path(f"checkpoint-{world.rank}.pt")
-    going_on = run.restore(latest, training.load_state_dict)
-
-    def save() -> None:
-        if not is_finite(training.captioner):
-            raise UserError(
-                f"The loss is no number any more at update {training.updates:,}; the last good checkpoint stays in "
-                f"{run.folder}: start again with a lower --learning-rate."
-            )
-        run.save(latest, training.state_dict())
-
+    going_on = restore(training, run)
     run.say(
         f"{data.train.source}: {len(data.train):,} to learn from, {len(data.validation):,} to choose on, "
         f"{len(data.test):,} to be scored on; {len(training.card.words):,} words"
     )
     if not going_on:
-        eye = training.report or "random weights"
-        run.say(f"eye: {training.card.backbone}, {eye}; it {'learns along' if training.learns_eye else 'stays as is'}")
-        save()
-    stopping = False
-    while training.updates < training.total_updates and not stopping:
-        order = training.epoch_order()
-        while not stopping:
-            place = training.updates % training.updates_per_epoch * config.batch_size
-            training.update(order[place : place + config.batch_size])
-            if training.updates % config.log_every_updates == 0:
-                log_metrics(training, run)
-            ended = training.updates % training.updates_per_epoch == 0
-            if ended:
-                if world.is_main:
-                    validate(training, run)
-                save()
-            stopping = world.any(bool(run.stop_requested), compute.torch_device)
-            if ended:
-                break
-    if stopping:
-        run.say(f"{run.stop_requested}: saving")
-        save()
-        return (
-            f"{config.data} at epoch {training.epoch} of {config.epochs}; go on with: "
-            f"python -m vision.caption --name {config.name} --resume"
-        )
+        learns = "learns along" if training.learns_eye else "stays as is"
+        run.say(f"eye: {training.card.backbone}, {training.report}; it {learns}")
+        save(training, run)
+    if go_through(training, run, lambda: validate(training, run)):
+        return stopped(training, KIND)
     return finish(training, run) if world.is_main else ""
-
-
-def log_metrics(training: Training, run: Run) -> None:
-    """One line of metrics, and the progress bar."""
-    scalars: dict[str, Any] = {
-        **training.read_metrics(),
-        "train/epoch": training.updates / training.updates_per_epoch,
-        "speed/hours": training.clock(),
-    }
-    run.log(training.updates, scalars)
-    run.flush()
-    best = float("nan") if training.best is None else training.best["bleu4"]
-    fields = {"epoch": round(scalars["train/epoch"], 1), "loss": scalars["train/loss"], "best BLEU-4": best}
-    run.progress(training.updates, training.total_updates, fields)
 
 
 def validate(training: Training, run: Run) -> None:
@@ -117,23 +75,15 @@ def validate(training: Training, run: Run) -> None:
     config, photographs = training.config, training.data.validation
     said, features_NF = training.describe(photographs)
     scores = bleu(said, photographs.captions)
-    sentences = Sentences(photographs.captions, training.captioner.vocabulary, config.longest)
+    sentences = Sentences(photographs.captions, training.network.vocabulary, config.longest)
     loss = training.validation_loss(features_NF, sentences)
     run.log(training.updates, {**{f"val/{name}": value for name, value in scores.items()}, "val/loss": loss})
-    best = training.best
-    better = (
-        best is None
-        or {
-            "bleu": scores["bleu4"] > best["bleu4"],
-            "loss": loss < best["loss"],
-            "last": True,
-        }[config.select]
-    )
+    figure = loss if config.select == "loss" else scores["bleu4"]
+    better = training.best is None or BETTER[config.select](figure, training.best["figure"])
+    training.note(figure, better=better, weights=True)
     if better:
-        weights = {name: tensor.detach().clone() for name, tensor in training.captioner.state_dict().items()}
-        training.best = {"epoch": training.epoch, "bleu4": scores["bleu4"], "loss": loss, "weights": weights}
         figures = {f"validation_{name}": value for name, value in scores.items()}
-        captioner.save(run.path(captioner.MODEL), training.captioner, replace(training.card, figures=figures))
+        captioner.save(run.path(captioner.MODEL), training.network, replace(training.card, figures=figures))
     shown = [Entry(picture_of(photographs, place), said[place]) for place in range(min(SHOWN, len(said)))]
     run.image("captions", training.updates, pixels_of(draw(shown)))
 
@@ -147,9 +97,9 @@ def finish(training: Training, run: Run) -> str:
     """Take the best weights, score the test photographs, write the page and result.json. The closing sentence."""
     config, data = training.config, training.data
     assert training.best is not None
-    training.captioner.load_state_dict(training.best["weights"])
+    training.take_best()
     said, features_NF = training.describe(data.test)
-    learnt = look(training.captioner, training.compute, data.train.images)
+    learnt = look(training.network, training.compute, data.train.images)
     alike = nearest(features_NF, learnt)
     usual = most_frequent(data.train.captions)
     theirs = {
@@ -161,7 +111,7 @@ def finish(training: Training, run: Run) -> str:
     flat = {f"test_{name}_{key}": value for name, scores in figures.items() for key, value in scores.items()}
     run.log(training.updates, {f"final/{name}": value for name, value in flat.items()})
     run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in flat.items()})
-    captioner.save(run.path(captioner.MODEL), training.captioner, replace(training.card, figures=flat))
+    captioner.save(run.path(captioner.MODEL), training.network, replace(training.card, figures=flat))
     entries = [
         Entry(
             picture_of(data.test, place),
@@ -215,13 +165,7 @@ def in_words(scores: dict[str, float]) -> str:
 
 def choose_compute(config: Config, data: Data, world: World) -> Compute:
     """Measure updates on the first photographs."""
-    index = torch.arange(config.batch_size)
-
-    def train_step(candidate: Compute) -> Callable[[], object]:
-        training = Training(config, data, candidate, World())
-        return lambda: training.update(index[: config.batch_size // world.size])
-
-    return probe(config, world, train_step, compile="off")
+    return probe_updates(config, world, lambda compute: Training(config, data, compute, World()))
 
 
 def check_eye(config: Config, data: Data) -> None:
@@ -238,8 +182,7 @@ def check_eye(config: Config, data: Data) -> None:
 
 def default_name(config: Config) -> str:
     """caption-flickr8k-1000-resnet18-fast-0-1 for split 0, seed 1."""
-    source = Path(config.data).stem.replace(" ", "_")
-    return f"{KIND}-{source}-{config.backbone}-{config.preset}-{config.split}-{config.seed}"
+    return f"{KIND}-{stem(config.data)}-{config.backbone}-{config.preset}-{config.split}-{config.seed}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -248,8 +191,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         Config, PRESETS, argv, __doc__ or "", kind=KIND, default_name=default_name, changeable=CHANGEABLE
     )
     world = World.from_env(config.device)
-    if config.batch_size % world.size:
-        raise UserError(f"{flag('batch_size')} {config.batch_size} cannot be shared by {world.size} processes evenly.")
+    check_batch(config, world)
     data = Data.load(config)
     check_eye(config, data)
     with Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run:

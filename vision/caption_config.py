@@ -20,6 +20,7 @@ from core.backbones.base import Backbone, Stem
 from core.compute import Precision
 from core.config import Range, UserError
 from core.data.captions import CaptionSet, load_captions
+from core.data.moments import channel_moments
 from core.data.types import Progress
 from core.model_file import Card
 from core.weights import Loaded, init_backbone, load_into, read_tensors
@@ -103,6 +104,8 @@ class Config:
     """Which epoch's weights are kept, by the validation photographs: most BLEU-4, least loss, or simply the last."""
     log_every_updates: Count = 20
     """Updates between lines of metrics."""
+    checkpoint_every_updates: Count = 500
+    """Updates between checkpoints; each epoch ends with one as well."""
 
     # --- the machine -----------------------------------------------------------------------------------------------
     device: str = "auto"
@@ -191,8 +194,7 @@ class Start:
                 if card.channels != 3:
                     raise UserError(f"{config.init_backbone} sees grey images: give a network that learnt colours.")
                 return cls(card.backbone, card.options, card.mean, card.std, lambda eye: _fill(eye, path))
-        pixels = train.images.transpose(0, 1).flatten(1)[:, ::101].double() / 255  # one in 101 says enough
-        mean, std = tuple(pixels.mean(1).tolist()), tuple(pixels.std(1).clamp(min=1e-3).tolist())
+        mean, std = (tuple(of_C.tolist()) for of_C in channel_moments(train.images))
         if config.init_backbone:
             source = Path(config.init_backbone).expanduser()
             return cls(config.backbone, options, mean, std, lambda eye: init_backbone(eye, source))

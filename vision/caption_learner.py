@@ -5,26 +5,22 @@ Shapes: N photographs, B batch, C colours, F features, P sentences (all those of
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from core import checkpoint, schedules
+from core import schedules
 from core.augment import Augment
 from core.compute import Compute
-from core.config import program
+from core.config import command
 from core.data.captions import CaptionSet
 from core.distributed import World
-from core.stopwatch import Stopwatch
-from core.vitals import read_means
 from vision.caption_config import Config, Data, Start
 from vision.caption_words import PAD, Vocabulary
 from vision.captioner import CaptionCard, Captioner, caption_loss, look, say
-from vision.learner import Epochs
+from vision.epochs import Epochs
 
 AUGMENT = Augment(shift=0.06, scale=0.08, flip=True, brightness=0.1, contrast=0.1)  # where the eye learns along
 CHUNK = 64  # photographs whose validation loss is taken at once
@@ -51,7 +47,7 @@ class Sentences:
         return words_PT[:, : int((words_PT != PAD).sum(1).max())], which_P
 
 
-class Training(Epochs):
+class Training(Epochs[Captioner]):
     """Everything that a checkpoint holds, and one update over it."""
 
     config: Config
@@ -63,53 +59,58 @@ class Training(Epochs):
         Raises:
             UserError: a backbone that does not exist or fit; weights that do not fit.
         """
-        self.config, self.data, self.compute, self.world = config, data, compute, world
         start = Start.of(config, data.train)
         self.card = make_card(config, data, start)
-        torch.manual_seed(config.seed)
-        self.captioner = Captioner(self.card)
-        self.report = "" if start.fill is None else str(start.fill(self.captioner.backbone))
-        self.captioner = compute.module(self.captioner)
-        world.broadcast(self.captioner)
+        self.report = "random weights"  # of the eye
+
+        def build() -> Captioner:
+            captioner = Captioner(self.card)
+            if start.fill is not None:
+                self.report = str(start.fill(captioner.backbone))
+            return captioner
+
+        super().__init__(config, data, compute, world, build, ("train/loss", "train/grad_norm"))
         self.learns_eye = start.fill is None if config.learn_eye is None else config.learn_eye
-        self.captioner.backbone.requires_grad_(self.learns_eye)
+        self.network.backbone.requires_grad_(self.learns_eye)
         self.optimizer = torch.optim.AdamW(self._groups(), lr=config.learning_rate, fused=True)
-        self.generator = torch.Generator(compute.torch_device).manual_seed(config.seed * 1_000_003 + world.rank)
-        self.sentences = Sentences(data.train.captions, self.captioner.vocabulary, config.longest)
+        self.sentences = Sentences(data.train.captions, self.network.vocabulary, config.longest)
         self.images = data.train.images.to(compute.torch_device)
         self._seen: Tensor | None = None  # an eye that does not learn sees the same every time: once is enough
-        self.updates = 0
-        self.best: dict[str, Any] | None = None  # epoch, score and weights of the best validation
-        self.clock = Stopwatch()
-        self._sums = torch.zeros(3, device=compute.torch_device)  # loss, gradient norm, updates
 
     def _groups(self) -> list[dict[str, Any]]:
-        config, eye = self.config, set(self.captioner.backbone.parameters())
+        config, eye = self.config, set(self.network.backbone.parameters())
         groups = []
-        for of_eye, rate in ((False, config.learning_rate), (True, config.eye_learning_rate)):
-            mine = [p for p in self.captioner.parameters() if (p in eye) == of_eye and p.requires_grad]
+        for of_eye, factor in ((False, 1.0), (True, config.eye_learning_rate / config.learning_rate)):
+            mine = [p for p in self.network.parameters() if (p in eye) == of_eye and p.requires_grad]
             for decays in (True, False):
                 chosen = [p for p in mine if (p.ndim >= 2) == decays]
                 decay = config.weight_decay if decays else 0.0
-                groups.append({"params": chosen, "lr": rate, "weight_decay": decay, "largest": rate})
+                groups.append({"params": chosen, "lr_factor": factor, "weight_decay": decay})
         return [group for group in groups if group["params"]]
+
+    @property
+    def learning_rate(self) -> float:
+        """The step size of the next update, for the words."""
+        warmed = schedules.warmup_cosine(self.updates + 1, self.updates_per_epoch, self.total_updates)
+        return self.config.learning_rate * warmed
+
+    def in_words(self, figure: float) -> str:
+        """The loss of a validation where that is what selects, else its BLEU-4."""
+        return f"loss {figure:.3f}" if self.config.select == "loss" else f"BLEU-4 {figure:.2f}"
 
     def update(self, index_B: Tensor) -> None:
         """One step on all that was said of the photographs `index_B`, of which this process takes its share."""
-        config = self.config
-        factor = schedules.warmup_cosine(self.updates + 1, self.updates_per_epoch, self.total_updates)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["largest"] * factor
+        self.set_rates()
         index_b = index_B[self.world.rank :: self.world.size]
-        self.captioner.train()
+        self.network.train()
         if not self.learns_eye:
-            self.captioner.backbone.eval()  # its BatchNorm must not move either
+            self.network.backbone.eval()  # its BatchNorm must not move either
         loss = self.loss(self.batch(index_b), self.sentences, index_b)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        learning = [p for p in self.captioner.parameters() if p.requires_grad]
+        learning = [p for p in self.network.parameters() if p.requires_grad]
         self.world.mean_gradients(learning)
-        norm = nn.utils.clip_grad_norm_(learning, config.max_grad_norm)
+        norm = nn.utils.clip_grad_norm_(learning, self.config.max_grad_norm)
         self.optimizer.step()
         self._sums += torch.stack([loss.detach(), norm.detach(), torch.ones_like(loss)])
         self.updates += 1
@@ -119,21 +120,21 @@ class Training(Epochs):
         index_b = index_b.to(self.compute.torch_device)
         if not self.learns_eye:
             if self._seen is None:
-                self._seen = look(self.captioner, self.compute, self.images)
+                self._seen = look(self.network, self.compute, self.images)
             return self._seen[index_b]
         pixels = AUGMENT(self.images[index_b].float() * (1 / 255), self.generator, index_B=index_b, epoch=self.epoch)
         with self.compute.autocast():
-            return self.captioner.features(self.compute.layout(self.card.normalise(pixels.clamp(0, 1))))
+            return self.network.features(self.compute.layout(self.card.normalise(pixels.clamp(0, 1))))
 
     def loss(self, features_bF: Tensor, sentences: Sentences, index_b: Tensor) -> Tensor:
         """Of all that was said of photographs (scalar)."""
         words_PT, which_P = (x.to(features_bF.device) for x in sentences.of(index_b))
-        return caption_loss(self.captioner(features_bF[which_P], words_PT[:, :-1]), words_PT[:, 1:])
+        return caption_loss(self.network(features_bF[which_P], words_PT[:, :-1]), words_PT[:, 1:])
 
     @torch.no_grad()
     def validation_loss(self, features_NF: Tensor, sentences: Sentences) -> float:
         """The loss of photographs that are not learnt from, in evaluation mode."""
-        self.captioner.eval()
+        self.network.eval()
         total = words = 0.0
         for index_b in torch.arange(len(features_NF)).split(CHUNK):
             number = float((sentences.of(index_b)[0][:, 1:] != PAD).sum())
@@ -143,34 +144,8 @@ class Training(Epochs):
 
     def describe(self, photographs: CaptionSet) -> tuple[list[str], Tensor]:
         """The best sentence about each photograph, and its features (N, F)."""
-        features_NF = look(self.captioner, self.compute, photographs.images)
-        return say(self.captioner, features_NF), features_NF
-
-    def read_metrics(self) -> dict[str, Tensor]:
-        """Means since the last call, as tensors on the device."""
-        return read_means(self._sums, ("train/loss", "train/grad_norm"))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values."""
-        return {
-            "captioner": self.captioner.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
-            "rng": checkpoint.rng_state(),
-            "sums": self._sums,
-            "updates": self.updates,
-            "best": self.best,
-            "hours": self.clock(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
-        self.captioner.load_state_dict(state["captioner"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
-        checkpoint.set_rng_state(state["rng"])
-        self._sums.copy_(state["sums"])
-        self.updates, self.best, self.clock.hours = state["updates"], state["best"], state["hours"]
+        features_NF = look(self.network, self.compute, photographs.images)
+        return say(self.network, features_NF), features_NF
 
 
 def make_card(config: Config, data: Data, start: Start) -> CaptionCard:
@@ -184,6 +159,6 @@ def make_card(config: Config, data: Data, start: Start) -> CaptionCard:
         mean=start.mean,
         std=start.std,
         data=data.train.source,
-        command=f"{program()} {shlex.join(sys.argv[1:])}".strip(),
+        command=command(),
         **{name: getattr(config, name) for name in copied},
     )

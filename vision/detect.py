@@ -28,12 +28,13 @@ import torch
 from core import checkpoint
 from core.compute import Compute
 from core.config import UserError, entry, to_dict
-from core.configure import configure
+from core.configure import configure, stem
 from core.data.boxes import BoxSet
 from core.distributed import World
 from core.media import grid
 from core.probe import probe
 from core.run import Run
+from core.vitals import diverged
 from core.weights import init_backbone
 from vision import detector as detectors
 from vision.detect_config import PRESETS, Config, settled
@@ -117,10 +118,7 @@ def train(config: Config, run: Run, data: Data, training: Training, validation: 
 
     def save() -> None:
         if not training.is_finite():
-            raise UserError(
-                f"The loss is no number any more at update {training.updates:,}: the weights have left the range of "
-                f"floats; the last good checkpoint stays in {run.folder}; start again with a lower --learning-rate."
-            )
+            raise diverged(f"update {training.updates:,}", run.folder)
         run.save(latest, training.state_dict())
 
     if not going_on:
@@ -297,8 +295,7 @@ def _stand_ins(boxes: BoxSet, number: int) -> torch.Tensor:
 
 def default_name(config: Config) -> str:
     """detect-bccd-fast-rcnn-fast-1 for --data bccd, seed 1."""
-    source = Path(config.data).stem.replace(" ", "_")
-    return f"{KIND}-{source}-{config.method}-{config.preset}-{config.seed}"
+    return f"{KIND}-{stem(config.data)}-{config.method}-{config.preset}-{config.seed}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -6,9 +6,7 @@ Shapes: N pictures, B of an update, C channels, H, W pixels, R regions, K classe
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,11 +19,14 @@ from torch import Tensor, nn
 
 from core import checkpoint, schedules
 from core.compute import Compute
-from core.config import program
+from core.config import command
 from core.data.boxes import BoxSet, load_boxes, split
+from core.data.moments import channel_moments
 from core.distributed import World
 from core.model_file import Card as ClassifierCard
 from core.optim import make_optimizer
+from core.stopwatch import Stopwatch
+from core.vitals import is_finite, read_means
 from vision.detect_config import Config
 from vision.detect_scores import Precision, precision
 from vision.detector import Card, Detector, Found
@@ -118,8 +119,7 @@ class Training:
         self.images = train.images.to(compute.torch_device)
         self.updates = 0
         self.last_map: float | None = None  # of the last validation
-        self.hours = 0.0
-        self._clock = time.perf_counter()
+        self.clock = Stopwatch()
         # Sums since `read_metrics`: loss, that of boxes, right answers, gradient norm, updates; on the device.
         self._sums = torch.zeros(5, device=compute.torch_device)
 
@@ -171,21 +171,12 @@ class Training:
 
     def read_metrics(self) -> dict[str, Tensor]:
         """Means since the last call, as tensors on the device."""
-        sums, self._sums = self._sums.clone(), self._sums.zero_()
-        means = sums[:4] / sums[4].clamp(min=1)
         names = ("loss", "box_loss", "accuracy", "grad_norm")
-        return {f"train/{name}": mean for name, mean in zip(names, means.unbind(), strict=True)}
+        return read_means(self._sums, [f"train/{name}" for name in names])
 
     def is_finite(self) -> bool:
         """Whether every weight is a number. Waits for the device."""
-        return bool(torch.stack([p.isfinite().all() for p in self.detector.parameters()]).all())
-
-    def clock(self) -> float:
-        """Hours that this run has taken so far, without interruptions."""
-        now = time.perf_counter()
-        self.hours += (now - self._clock) / 3600
-        self._clock = now
-        return self.hours
+        return is_finite(self.detector)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values."""
@@ -209,7 +200,7 @@ class Training:
         self.light_generator.set_state(state["light_generator"])
         checkpoint.set_rng_state(state["rng"])
         self._sums.copy_(state["sums"])
-        self.updates, self.last_map, self.hours = state["updates"], state["last_map"], state["hours"]
+        self.updates, self.last_map, self.clock.hours = state["updates"], state["last_map"], state["hours"]
 
 
 def look(
@@ -234,12 +225,7 @@ def make_card(config: Config, train: BoxSet, eye: ClassifierCard | None) -> Card
     if eye is not None and eye.channels == 3:
         mean, std = eye.mean, eye.std
     else:
-        pixels = train.images.transpose(0, 1).flatten(1)
-        counts = torch.stack([torch.bincount(row, minlength=256) for row in pixels]).double()
-        levels = torch.arange(256, dtype=torch.float64) / 255
-        mean_C = (counts @ levels) / counts.sum(1)
-        std_C = ((counts @ levels.square()) / counts.sum(1) - mean_C.square()).sqrt().clamp(min=1e-3)
-        mean, std = tuple(mean_C.tolist()), tuple(std_C.tolist())
+        mean, std = (tuple(of_C.tolist()) for of_C in channel_moments(train.images))
     return Card(
         method=config.method,
         backbone=config.backbone,
@@ -259,7 +245,7 @@ def make_card(config: Config, train: BoxSet, eye: ClassifierCard | None) -> Card
         nms_iou=config.nms_iou,
         detections=config.detections,
         data=train.source,
-        command=f"{program()} {shlex.join(sys.argv[1:])}".strip(),
+        command=command(),
     )
 
 

@@ -27,6 +27,7 @@ from rich.table import Table
 
 from core.compute import Compute, Precision
 from core.config import Range, UserError, entry, parse, to_dict
+from core.configure import stem
 from core.distributed import World
 from core.machine import describe_machine, describe_versions
 from core.run import Run
@@ -238,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     machine: dict[str, Any] = describe_machine()
     bars = settings(options.cores, machine["cores_usable"], torch.cuda.is_available())
-    name = options.name or f"{KIND}-{options.backbone}-{experiment.stem(options.data)}"
+    name = options.name or f"{KIND}-{options.backbone}-{stem(options.data)}"
     with Run(options, kind=KIND, name=name, resume=False, quiet=options.quiet) as run:
         results = speed_ups(take_turns(options, bars, in_a_process, run))
         rows = {str(setting): row for setting, row in results.items()}

@@ -23,6 +23,7 @@ import numpy as np
 from core import checkpoint
 from core.compute import Precision
 from core.config import Range, UserError, to_dict
+from core.configure import stem
 from core.distributed import World
 from core.machine import describe_machine
 from core.run import Run
@@ -232,14 +233,9 @@ def _train(run: Run, cell: Cell, folder: Path, points: int, number: int, cells: 
         checkpoint.save(latest, state, KIND)
 
     every = max(training.updates_per_epoch, -(-training.total_updates // points))
-    size = cell.config.batch_size
     saved = time.monotonic()
-    order = training.epoch_order()
     while training.updates < training.total_updates:
-        place = training.updates % training.updates_per_epoch * size
-        if place == 0:
-            order = training.epoch_order()
-        training.update(order[place : place + size])
+        training.update(training.next_batch())
         if training.updates % every == 0 or training.updates == training.total_updates:
             error = training.score(images.validation).error
             train_error = 1 - float(training.read_metrics()["train/accuracy"])
@@ -255,7 +251,7 @@ def _train(run: Run, cell: Cell, folder: Path, points: int, number: int, cells: 
             run.progress(number, cells, fields)
     result = Result(
         cell,
-        parameters=sum(parameter.numel() for parameter in training.classifier.parameters()),
+        parameters=sum(parameter.numel() for parameter in training.network.parameters()),
         error=_test_error(training) if cell.config.test else curve[-1][2],
         train_error=curve[-1][1],
         curve=tuple(curve),
@@ -311,11 +307,6 @@ def errors_of(options: Options) -> str:
 def default_name(kind: str, options: Options) -> str:
     """depth-mnist for --data mnist."""
     return f"{kind}-{stem(options.data)}"
-
-
-def stem(data: str) -> str:
-    """Data, which may be a path, as part of a folder's name."""
-    return Path(data).stem.replace(" ", "_")
 
 
 def save_results(run: Run, options: Options, results: Sequence[Result]) -> None:

@@ -17,22 +17,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from core import checkpoint, zoo
 from core.compute import Compute
-from core.config import UserError, entry, flag, to_dict
-from core.configure import configure
+from core.config import UserError, entry, to_dict
+from core.configure import configure, stem
 from core.distributed import World
-from core.probe import probe
 from core.run import Run
 from core.weights import Loaded, init_backbone
 from vision import segment_file
+from vision.epochs import check_batch, go_through, probe_updates, restore, save, stopped
 from vision.segment_config import PRESETS, Config
 from vision.segment_learner import Data, Training, load_split, make_card
 from vision.segment_networks import Segmenter
@@ -49,25 +47,7 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
         UserError: a checkpoint that cannot be read, weights that are no numbers any more.
     """
     training = Training(config, images, compute, world)
-    latest = run.path(f"checkpoint-{world.rank}.pt")
-    going_on = run.restore(latest, training.load_state_dict)
-    if not going_on:
-        for report in start_from(config, training.network):
-            run.say(report)
-        if training.ema is not None:
-            training.ema.restart(training.network)
-
-    def check() -> None:
-        if not training.is_finite():
-            raise UserError(
-                f"The loss is no number any more at update {training.updates:,}: the weights have left the range of "
-                f"floats; the last good checkpoint stays in {run.folder}; start again with a lower --learning-rate."
-            )
-
-    def save() -> None:
-        check()
-        run.save(latest, training.state_dict())
-
+    going_on = restore(training, run, lambda network: start_from(config, network))
     parameters = sum(parameter.numel() for parameter in training.network.parameters())
     run.say(
         f"{training.card.data}: {len(images.train):,} images to learn from, {len(images.validation):,} to choose on; "
@@ -78,39 +58,9 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
         before = training.generator.get_state()
         log_start(training.network, training.card, training.batch(torch.arange(min(8, len(images.train)))), run)
         training.generator.set_state(before)
-        save()
-    window = Window(training)
-    show_progress(training, run, {})
-    stopping = False
-    while training.updates < training.total_updates and not stopping:
-        order = training.epoch_order()
-        while not stopping:
-            place = training.updates % training.updates_per_epoch * config.batch_size
-            training.update(order[place : place + config.batch_size])
-            if training.updates % config.log_every_updates == 0:
-                log_metrics(training, run, window)
-                window = Window(training)
-            ended = training.updates % training.updates_per_epoch == 0
-            validates = ended and is_validated(training)
-            if validates:
-                check()  # before weights that are no numbers replace the good ones in model.safetensors
-                if world.is_main:
-                    validate(training, run)
-                window = Window(training)
-            if validates or training.updates % config.checkpoint_every_updates == 0:
-                save()
-            # A vote, so that all processes leave together.
-            stopping = world.any(bool(run.stop_requested), compute.torch_device)
-            if ended:
-                break
-    if stopping:
-        run.say(f"{run.stop_requested}: saving")
-        save()
-        iou = "not validated yet" if training.last_iou is None else f"validation mean IoU {training.last_iou:.1%}"
-        return (
-            f"{config.data} at epoch {training.epoch} of {config.epochs}: {iou}; go on with: "
-            f"python -m vision.segment --name {config.name} --resume"
-        )
+        save(training, run)
+    if go_through(training, run, lambda: validate(training, run)):
+        return stopped(training, KIND)
     return finish(training, run) if world.is_main else ""
 
 
@@ -145,73 +95,27 @@ def _other_eye(config: Config, loaded: Loaded, fit: int, of: int) -> str:
     )
 
 
-class Window:
-    """What the clock said when the stretch began that a line of metrics is about."""
-
-    def __init__(self, training: Training) -> None:
-        self.updates, self.began = training.updates, time.perf_counter()
-
-
-def log_metrics(training: Training, run: Run, window: Window) -> None:
-    """One line of metrics."""
-    images = (training.updates - window.updates) * training.config.batch_size
-    scalars: dict[str, Any] = {
-        **training.read_metrics(),
-        "train/learning_rate": training.learning_rate,
-        "train/epoch": training.updates / training.updates_per_epoch,
-        "speed/images_per_s": images / (time.perf_counter() - window.began),
-        "speed/hours": training.clock(),
-    }
-    run.log(training.updates, scalars)
-    run.flush()
-    show_progress(training, run, scalars)
-
-
-def show_progress(training: Training, run: Run, scalars: dict[str, Any]) -> None:
-    """The progress bar, or a plain line where there is no terminal."""
-    nothing = float("nan")
-    fields: dict[str, Any] = {
-        "epoch": round(training.updates / training.updates_per_epoch, 1),
-        "loss": scalars.get("train/loss", nothing),
-        "accuracy": scalars.get("train/accuracy", nothing),
-        "val IoU": nothing if training.last_iou is None else training.last_iou,
-        "best": nothing if training.best is None else training.best["mean_iou"],
-        "images/s": scalars.get("speed/images_per_s", nothing),
-    }
-    run.progress(training.updates, training.total_updates, fields)
-
-
-def is_validated(training: Training) -> bool:
-    """Whether the epoch that has just ended is followed by a validation."""
-    return training.epoch % training.config.validate_every_epochs == 0 or training.updates >= training.total_updates
-
-
 def validate(training: Training, run: Run) -> None:
     """Score the validation images, keep the best weights, show some overlays."""
-    config, classes = training.config, training.card.classes
+    classes = training.card.classes
     places = shown(training.data.validation)
     scores = training.score(training.data.validation, keep=places)
-    training.last_iou = scores.mean_iou
     scalars = {f"val/{name}": value for name, value in scores.figures().items()}
     scalars |= {f"val_iou/{name}": value for name, value in scores.by_class(classes).items()}
     run.log(training.updates, {**scalars, "speed/hours": training.clock()})
-    if training.best is None or scores.mean_iou >= training.best["mean_iou"]:
-        training.best = {"epoch": training.epoch, "mean_iou": scores.mean_iou}
-        if config.select == "best":
-            weights = training.evaluated.state_dict()
-            training.best["weights"] = {name: tensor.detach().clone() for name, tensor in weights.items()}
+    better = training.best is None or scores.mean_iou >= training.best["figure"]
+    training.note(scores.mean_iou, better=better, weights=training.config.select == "best")
     log_overlays(training.data.validation, scores, places, run, training.updates, "overlays")
     for name, parameter in training.network.named_parameters():
         run.histogram(f"weights/{name}", training.updates, parameter)
-    kept = training.best.get("weights", training.evaluated.state_dict())
+    kept = (training.best or {}).get("weights", training.evaluated.state_dict())
     segment_file.save(run.path("model.safetensors"), kept, training.card)
 
 
 def finish(training: Training, run: Run) -> str:
     """Choose the weights, read the test set once, write model.safetensors and result.json. The closing sentence."""
     config, classes = training.config, training.card.classes
-    if config.select == "best" and training.best is not None:
-        training.evaluated.load_state_dict(training.best["weights"])
+    training.take_best()
     validation = training.score(training.data.validation)
     figures = {f"validation_{name}": value for name, value in validation.figures().items()}
     by_class = {"validation": validation.by_class(classes)}
@@ -259,20 +163,13 @@ def finish(training: Training, run: Run) -> str:
 
 def choose_compute(config: Config, images: Data, world: World) -> Compute:
     """Measure updates on the first images."""
-    first = torch.arange(min(max(1, config.batch_size // world.size), len(images.train)))
-    few = dataclasses.replace(images, train=images.train.take(first))
-
-    def train_step(candidate: Compute) -> Callable[[], object]:
-        training = Training(config, few, candidate, World())
-        return lambda: training.update(first)
-
-    return probe(config, world, train_step, compile=config.compile)
+    few = dataclasses.replace(images, train=images.train.take(slice(0, config.batch_size // world.size)))
+    return probe_updates(config, world, lambda compute: Training(config, few, compute, World()), compile=config.compile)
 
 
 def default_name(config: Config) -> str:
     """segment-camvid-fcn2s-fast-1 for --data camvid, seed 1."""
-    source = Path(config.data).stem.replace(" ", "_")
-    return f"{KIND}-{source}-{config.network}-{config.preset}-{config.seed}"
+    return f"{KIND}-{stem(config.data)}-{config.network}-{config.preset}-{config.seed}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -281,11 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         Config, PRESETS, argv, __doc__ or "", kind=KIND, default_name=default_name, changeable=CHANGEABLE
     )
     world = World.from_env(config.device)
-    if config.batch_size % (world.size * config.accumulate):
-        raise UserError(
-            f"{flag('batch_size')} {config.batch_size} cannot be shared by {world.size} processes and "
-            f"{flag('accumulate')} {config.accumulate} parts evenly."
-        )
+    check_batch(config, world, config.accumulate)
     config.augment()  # what cannot be is refused before anything is read
     images = Data.load(config)
     with torch.device("meta"):  # and a network that cannot be, before it has a folder

@@ -5,28 +5,23 @@ Shapes: N images, B batch, b a part of it, C channels, H, W pixels, h, w pixels 
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from core import checkpoint, schedules
 from core.backbones import options_of
 from core.compute import Compute
-from core.config import UserError, program
+from core.config import UserError, command
 from core.data import MaskSet, load_masks
 from core.data.mask_files import MaskSplit
+from core.data.moments import channel_moments
+from core.data.types import check_enough
 from core.distributed import World
-from core.ema import Ema
-from core.optim import make_optimizer
-from core.stopwatch import Stopwatch
-from core.vitals import is_finite, read_means
-from vision.learner import Epochs
+from vision.labelled import Labelled
 from vision.segment_config import Config, sides
 from vision.segment_file import SegmenterCard
 from vision.segment_losses import median_frequency, pixel_loss
@@ -54,10 +49,7 @@ class Data:
             UserError: data that are not there or broken, or fewer images than were asked for.
         """
         train = load_split(config, "train")
-        if config.train_images > len(train):
-            raise UserError(
-                f"--train-images {config.train_images} is more than the {len(train):,} that there are: give fewer."
-            )
+        check_enough(config.train_images, len(train))
         if config.train_images:
             train = train.take(torch.arange(config.train_images) * len(train) // config.train_images)
         validation = load_split(config, "val", train.classes)
@@ -67,12 +59,7 @@ class Data:
                 f"{_size(validation)}: bring all to one size with --image-size, as in "
                 f"--image-size {train.shape[1]} {train.shape[2]}."
             )
-        pixels = train.images.transpose(0, 1).flatten(1)  # (C, everything)
-        counts = torch.stack([torch.bincount(row, minlength=256) for row in pixels]).double()
-        levels = torch.arange(256, dtype=torch.float64) / 255
-        mean_C = (counts @ levels) / counts.sum(1)
-        variance_C = (counts @ levels.square()) / counts.sum(1) - mean_C.square()
-        return cls(train, validation, mean_C.float(), variance_C.clamp(min=0).sqrt().clamp(min=1e-3).float())
+        return cls(train, validation, *channel_moments(train.images))
 
 
 def load_split(config: Config, split: MaskSplit, classes: Sequence[str] = ()) -> MaskSet:
@@ -89,28 +76,15 @@ def load_split(config: Config, split: MaskSplit, classes: Sequence[str] = ()) ->
     )
 
 
-class Training(Epochs):
+class Training(Labelled[Segmenter]):
     """Everything that a checkpoint holds, and one update over it."""
 
     config: Config
     data: Data
 
     def __init__(self, config: Config, images: Data, compute: Compute, world: World) -> None:
-        self.config, self.data, self.compute, self.world = config, images, compute, world
         self.card = make_card(config, images)
-        torch.manual_seed(config.seed)
-        self.network = compute.module(self.card.build())
-        world.broadcast(self.network)
-        self.optimizer = make_optimizer(
-            config.optimizer,
-            self.network,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            momentum=config.momentum,
-        )
-        half_life = config.ema_half_life_updates
-        self.ema = Ema(self.network, half_life_steps=half_life) if half_life else None
-        self.generator = torch.Generator(compute.torch_device).manual_seed(config.seed * 1_000_003 + world.rank)
+        super().__init__(config, images, compute, world, self.card.build)
         self.augment = config.augment()
         self.images = images.train.images.to(compute.torch_device)
         self.masks = images.train.masks.to(compute.torch_device)
@@ -118,43 +92,18 @@ class Training(Epochs):
         self.weight_K = weight_K.to(compute.torch_device)
         self._loss = compute.function(self._forward)
 
-        self.updates = 0
-        self.best: dict[str, Any] | None = None  # epoch, mean_iou and weights with the largest validation mean IoU
-        self.last_iou: float | None = None  # of the last validation
-        self.clock = Stopwatch()
-        # Sums since `read_metrics`: loss, share of right pixels, gradient norm, updates. They stay on the device.
-        self._sums = torch.zeros(4, device=compute.torch_device)
-
     @property
-    def learning_rate(self) -> float:
-        """The step size of the next update."""
-        config = self.config
-        warmup = round(config.warmup_epochs * self.updates_per_epoch)
-        if config.schedule == "constant":
-            return config.learning_rate * schedules.linear(self.updates + 1, 0, 1, 0, warmup)
-        return config.learning_rate * schedules.warmup_cosine(self.updates + 1, warmup, self.total_updates)
+    def is_validated(self) -> bool:
+        """Whether the epoch that has just ended is followed by a validation."""
+        return self.epoch % self.config.validate_every_epochs == 0 or self.updates >= self.total_updates
 
-    def update(self, index_B: Tensor) -> None:
-        """One gradient step on the images `index_B`, of which this process takes its share."""
-        config = self.config
-        parts = index_B[self.world.rank :: self.world.size].to(self.compute.torch_device).chunk(config.accumulate)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * group.get("lr_factor", 1.0)
-        self.optimizer.zero_grad(set_to_none=True)
-        sums = torch.zeros(2, device=self.compute.torch_device)
-        for index_b in parts:
-            loss, right = self._loss(*self.batch(index_b))
-            share = len(index_b) / sum(map(len, parts))  # the last part may be smaller
-            (loss * share).backward()
-            sums += torch.stack([loss.detach(), right]) * share
-        self.world.mean_gradients(self.network.parameters())
-        limit = float("inf") if config.max_grad_norm is None else config.max_grad_norm
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), limit)
-        self.optimizer.step()
-        if self.ema is not None:
-            self.ema.update(self.network)
-        self._sums += torch.cat([sums, norm.detach()[None], torch.ones_like(norm)[None]])
-        self.updates += 1
+    def in_words(self, figure: float) -> str:
+        """The mean IoU of a validation."""
+        return f"mean IoU {figure:.1%}"
+
+    def losses(self, index_b: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and share of right pixels (scalars) of training images."""
+        return self._loss(*self.batch(index_b))
 
     def batch(self, index_b: Tensor) -> tuple[Tensor, Tensor]:
         """Training images (b, C, h, w), augmented and normalised, and their masks (b, h, w) int64."""
@@ -171,11 +120,6 @@ class Training(Epochs):
         right = ((logits_bKhw.detach().argmax(1) == mask_bhw) & labelled_bhw).sum() / labelled_bhw.sum().clamp(min=1)
         return pixel_loss(logits_bKhw, mask_bhw, self.weight_K), right
 
-    @property
-    def evaluated(self) -> Segmenter:
-        """The network that counts: the averaged one where there is an average."""
-        return self.network if self.ema is None else self.ema.module
-
     def score(self, images: MaskSet, keep: Sequence[int] = ()) -> PixelScores:
         """How well the network that counts does on images that it does not learn from."""
         config = self.config
@@ -188,41 +132,6 @@ class Training(Epochs):
             batch_size=config.eval_batch_size,
             keep=keep,
         )
-
-    def read_metrics(self) -> dict[str, Tensor]:
-        """Means since the last call, as tensors on the device."""
-        return read_means(self._sums, ("train/loss", "train/accuracy", "train/grad_norm"))
-
-    def is_finite(self) -> bool:
-        """Whether every weight is a number. Waits for the device."""
-        return is_finite(self.network)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values."""
-        return {
-            "network": self.network.state_dict(),
-            "ema": None if self.ema is None else self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
-            "rng": checkpoint.rng_state(),
-            "sums": self._sums,
-            "updates": self.updates,
-            "best": self.best,
-            "last_iou": self.last_iou,
-            "hours": self.clock(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
-        self.network.load_state_dict(state["network"])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
-        checkpoint.set_rng_state(state["rng"])
-        self._sums.copy_(state["sums"])
-        self.updates, self.best, self.last_iou = state["updates"], state["best"], state["last_iou"]
-        self.clock.hours = state["hours"]
 
 
 def make_card(config: Config, images: Data) -> SegmenterCard:
@@ -245,7 +154,7 @@ def make_card(config: Config, images: Data) -> SegmenterCard:
         dropout=config.dropout,
         decoder_channels=config.decoder_channels,
         data=images.train.source,
-        command=f"{program()} {shlex.join(sys.argv[1:])}".strip(),
+        command=command(),
         **(IMAGENET if config.weights else of_the_data),
     )
 

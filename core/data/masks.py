@@ -67,9 +67,9 @@ class MaskSet:
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 
-    def take(self, index: Tensor | Sequence[int]) -> MaskSet:
-        """The images of indices (n,), in that order."""
-        chosen = torch.as_tensor(index, dtype=torch.int64)
+    def take(self, index: Tensor | slice | Sequence[int]) -> MaskSet:
+        """The images of a slice, of indices (n,), or of a mask (N,) of bools, in that order."""
+        chosen = torch.arange(len(self))[index if isinstance(index, slice | Tensor) else list(index)]
         names = tuple(self.names[place] for place in chosen.tolist())
         return dataclasses.replace(self, images=self.images[chosen], masks=self.masks[chosen], names=names)
 

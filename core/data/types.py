@@ -89,6 +89,16 @@ def hold_out(images: ImageSet, number: int, seed: int) -> tuple[ImageSet, ImageS
     return images.take(~held), images.take(held)
 
 
+def check_enough(asked: int, there: int) -> None:
+    """Refuse --train-images that are more than there are.
+
+    Raises:
+        UserError: as said.
+    """
+    if asked > there:
+        raise UserError(f"--train-images {asked} is more than the {there:,} that there are: give fewer.")
+
+
 def image_set(images_NCHW: np.ndarray, labels_N: np.ndarray, classes: tuple[str, ...], source: str) -> ImageSet:
     """An image set of arrays; images (N, C, H, W) uint8 are copied only where they must be."""
     return ImageSet(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from core.vitals import is_finite, read_means
+from core.vitals import diverged, is_finite, read_means
 
 
 def test_means_are_of_the_updates_since_they_were_read() -> None:
@@ -34,3 +36,9 @@ def test_one_weight_that_is_no_number_is_seen(wrong: float) -> None:
     bias[0] = wrong
     assert is_finite(one)
     assert not is_finite(one, other)
+
+
+def test_what_a_person_is_told_then() -> None:
+    sentence = str(diverged("update 1,234", Path("runs/mine")))
+    assert sentence.startswith("The loss is no number any more at update 1,234: ")
+    assert "the last good checkpoint stays in runs/mine; start again with a lower --learning-rate." in sentence

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -21,9 +17,9 @@ from core.compute import Compute
 from core.config import UserError
 from core.media import png_bytes
 from core.weights import read_tensors
+from tests.programs import metrics, start, wait_until
 from vision import caption, caption_predict, caption_splits, captioner
 
-REPO = Path(__file__).parents[2]
 TINY = (
     *("--data", "few.zip", "--image-size", "32", "--backbone", "resnet20", "--width", "0.5", "--stem", "paper"),
     *("--validation-images", "8", "--test-images", "8", "--batch-size", "8", "--epochs", "3", "--at-least", "1"),
@@ -56,12 +52,6 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         archive.writestr("captions.txt", "\n".join(lines))
 
 
-def lines(folder: Path) -> list[dict[str, float]]:
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    rows = [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in found]
-    return [row for row in rows if len(row) > 1]
-
-
 def test_it_learns_to_tell_colours(capsys: pytest.CaptureFixture[str]) -> None:
     caption.main([*TINY, "--name", "run", "--epochs", "20", "--learning-rate", "0.01", "--eye-learning-rate", "0.003"])
     printed = capsys.readouterr().out
@@ -88,21 +78,17 @@ def test_it_learns_to_tell_colours(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     caption.main([*TINY, "--name", "whole", "--quiet"])
-    environment = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", START, *TINY, "--name", "killed", "--quiet"], cwd=tmp_path, env=environment
-    )
+    process = start(tmp_path, "-c", START, *TINY, "--name", "killed", "--quiet")
     latest, first = Path("runs/killed/checkpoint-0.pt"), Path("runs/killed/model.safetensors")
-    while not first.exists() and process.poll() is None:
-        time.sleep(0.01)
+    wait_until(process, first.exists)
     process.kill()
-    process.wait()
+    process.communicate()
     assert latest.exists()
     caption.main(["--name", "killed", "--resume", "--quiet"])
     whole, killed = (read_tensors(Path(f"runs/{name}/model.safetensors")) for name in ("whole", "killed"))
     assert whole.keys() == killed.keys()
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
-    assert lines(Path("runs/whole")) == lines(Path("runs/killed"))
+    assert metrics(Path("runs/whole")) == metrics(Path("runs/killed"))
     results = [json.loads(Path(f"runs/{name}/result.json").read_text()) for name in ("whole", "killed")]
     assert results[0]["said"] == results[1]["said"]
 

@@ -17,7 +17,7 @@ from core import checkpoint, data, model_file
 from core.compute import Compute
 from core.config import UserError, entry, parse
 from core.data import ImageSet, glyphs
-from tests.programs import check_damage_is_named, metrics, refusal, start, wait_until
+from tests.programs import begun, check_damage_is_named, disturbed, metrics, refusal, start, updates_of
 from vision import classify
 from vision.config import PRESETS, Config
 from vision.learner import Training
@@ -56,10 +56,9 @@ def program(folder: Path, *words: str, **environment: str) -> subprocess.Popen[s
     return start(folder, "-c", PROGRAM, *words, **environment)
 
 
-def updates_of(run: Path) -> int:
-    """The update of the last whole checkpoint, -1 where there is none."""
-    path = run / "checkpoint-0.pt"
-    return int(checkpoint.load(path, "classify")["updates"]) if path.exists() else -1
+def slow(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """The same, at a pace at which it can be disturbed."""
+    return program(folder, *words, PAUSE="0.1", NO_PICTURES="1")
 
 
 @pytest.fixture(scope="module")
@@ -75,19 +74,6 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert last.startswith("glyphs: validation error ")
     assert last.endswith("after 3 epochs; try it with: python -m vision.predict runs/run <image>")
     return folder / "runs" / "run"
-
-
-def begun(uninterrupted: Path, folder: Path, name: str) -> Path:
-    """A run that was killed before its first checkpoint: it goes on with the machine's settings that the other found.
-
-    Which memory layout is fastest is measured, and two runs may find differently.
-    """
-    run = folder / "runs" / name
-    run.mkdir(parents=True)
-    content = json.loads((uninterrupted / "config.json").read_text())
-    content["config"]["name"] = name
-    (run / "config.json").write_text(json.dumps(content))
-    return run
 
 
 @pytest.fixture
@@ -143,7 +129,7 @@ def test_a_run_leaves_what_its_readme_promises(uninterrupted: Path) -> None:
     media = {path.name for path in (uninterrupted / "media").iterdir()}
     assert media >= {"augmented-0.png", "misread-8.png", "confusion-24.png"}
     assert list((uninterrupted / "tensorboard").glob("events.*"))
-    assert updates_of(uninterrupted) == 24
+    assert updates_of(uninterrupted, "classify") == 24
 
 
 def test_the_file_of_weights_is_the_average(uninterrupted: Path) -> None:
@@ -151,7 +137,7 @@ def test_the_file_of_weights_is_the_average(uninterrupted: Path) -> None:
     state = checkpoint.load(uninterrupted / "checkpoint-0.pt", "classify")
     for name, tensor in classifier.state_dict().items():
         assert torch.equal(tensor, state["ema"]["module"][name])
-    last = state["classifier"]["backbone.layers.0.weight"]
+    last = state["network"]["backbone.layers.0.weight"]
     assert not torch.equal(last, classifier.state_dict()["backbone.layers.0.weight"])
     assert card.figures == json.loads((uninterrupted / "result.json").read_text())["figures"]
 
@@ -164,16 +150,16 @@ def test_a_run_goes_on_as_if_nothing_had_happened(uninterrupted: Path, tmp_path:
     run = begun(uninterrupted, tmp_path, "disturbed")
     words = ["--name", "disturbed", "--resume"]
 
-    out, err, code = disturbed(tmp_path, words, run, signal.SIGTERM, aim=2)
+    out, err, code = disturbed(slow(tmp_path, *words), run, "classify", signal.SIGTERM, aim=2)
     assert (code, err) == (0, "")
     assert "SIGTERM: saving" in out
     assert out.strip().splitlines()[-1].endswith("go on with: python -m vision.classify --name disturbed --resume")
-    assert 2 <= updates_of(run) < 8, "it was not stopped in the middle of an epoch"
+    assert 2 <= updates_of(run, "classify") < 8, "it was not stopped in the middle of an epoch"
     assert not (run / "result.json").exists()
 
-    _, _, code = disturbed(tmp_path, words, run, signal.SIGKILL, aim=10)
+    _, _, code = disturbed(slow(tmp_path, *words), run, "classify", signal.SIGKILL, aim=10)
     assert code == -signal.SIGKILL
-    assert 10 <= updates_of(run) < 16, "it was not killed in the middle of an epoch"
+    assert 10 <= updates_of(run, "classify") < 16, "it was not killed in the middle of an epoch"
 
     whole = (run / "checkpoint-0.pt").read_bytes()
     process = program(tmp_path, *words, LARGEST_FILE=str(len(whole) // 2), NO_PICTURES="1")
@@ -191,18 +177,9 @@ def test_a_run_goes_on_as_if_nothing_had_happened(uninterrupted: Path, tmp_path:
     assert len(out.strip().splitlines()) == 1
     assert metrics(run) == metrics(uninterrupted)
     ours, theirs = (checkpoint.load(path / "checkpoint-0.pt", "classify") for path in (run, uninterrupted))
-    for mine, its in ((ours["classifier"], theirs["classifier"]), (ours["ema"]["module"], theirs["ema"]["module"])):
+    for mine, its in ((ours["network"], theirs["network"]), (ours["ema"]["module"], theirs["ema"]["module"])):
         for name, weight in mine.items():
             assert torch.equal(weight, its[name])
-
-
-def disturbed(folder: Path, words: list[str], run: Path, number: signal.Signals, aim: int) -> tuple[str, str, int]:
-    """The program with a signal once its checkpoint is at `aim` updates: what it printed, and its exit status."""
-    process = program(folder, *words, PAUSE="0.1", NO_PICTURES="1")
-    wait_until(process, lambda: updates_of(run) >= aim, seconds=200)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=300)
-    return out, err, process.returncode
 
 
 def test_a_damaged_checkpoint_is_named(uninterrupted: Path, here: list[str]) -> None:
@@ -220,7 +197,7 @@ def test_numbers_that_are_none_end_the_run_and_spare_what_was_kept(swift: list[s
     run = Path("runs/nan")
     state = checkpoint.load(run / "checkpoint-0.pt", "classify")
     assert state["updates"] == 0
-    assert all(weight.isfinite().all() for weight in state["classifier"].values())
+    assert all(weight.isfinite().all() for weight in state["network"].values())
     assert not (run / "model.safetensors").exists(), "weights that are no numbers were kept"
     assert swift == ["train"]
 
@@ -265,7 +242,7 @@ def test_without_a_test_nobody_reads_it(swift: list[str], capsys: pytest.Capture
     assert "test error" not in capsys.readouterr().out
     classifier, card = model_file.load(Path("runs/no/model.safetensors"))
     state = checkpoint.load(Path("runs/no/checkpoint-0.pt"), "classify")
-    assert all(torch.equal(tensor, state["classifier"][name]) for name, tensor in classifier.state_dict().items())
+    assert all(torch.equal(tensor, state["network"][name]) for name, tensor in classifier.state_dict().items())
     assert card.figures == figures
 
 
@@ -290,9 +267,9 @@ def test_patience_ends_a_run_and_it_stays_ended(monkeypatch: pytest.MonkeyPatch)
     run = Path("runs/p")
     lines = metrics(run)
     assert [line["val/error"] for line in lines if "val/error" in line] == [0.25, 0.5, 0.75]
-    assert updates_of(run) == 24
+    assert updates_of(run, "classify") == 24
     state = checkpoint.load(run / "checkpoint-0.pt", "classify")
-    assert (state["best"]["epoch"], state["best"]["error"]) == (1, 0.25)
+    assert (state["best"]["epoch"], state["best"]["figure"]) == (1, 0.25)
     classifier, _ = model_file.load(run / "model.safetensors")
     assert all(torch.equal(tensor, state["best"]["weights"][name]) for name, tensor in classifier.state_dict().items())
     assert not torch.equal(
@@ -300,7 +277,7 @@ def test_patience_ends_a_run_and_it_stays_ended(monkeypatch: pytest.MonkeyPatch)
     )
     classify.main(["--name", "p", "--resume", "--quiet"])
     assert metrics(run) == lines
-    assert updates_of(run) == 24
+    assert updates_of(run, "classify") == 24
 
 
 def test_a_run_starts_from_the_weights_of_another(

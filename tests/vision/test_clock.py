@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from core.compute import Compute
 from core.config import parse
 from core.data import glyphs
 from core.distributed import World
+from tests.programs import metrics
 from vision import classify
 from vision.clock import epochs_within
 from vision.config import PRESETS, Config
@@ -37,11 +37,6 @@ def _few_digits_and_no_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-
-
-def metrics(name: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in Path("runs", name, "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in lines]
 
 
 def test_the_clock_says_how_many_epochs_once(
@@ -65,7 +60,7 @@ def test_the_clock_says_how_many_epochs_once(
     assert "2 epochs fit into 2 minutes" in capsys.readouterr().out
     assert checkpoint.load(Path("runs/clock/checkpoint-0.pt"), "classify")["updates"] == 16
     classify.main([*TINY, "--quiet", "--name", "epochs", "--epochs", "2", "--warmup-epochs", "0.4"])
-    assert metrics("clock") == metrics("epochs")
+    assert metrics(Path("runs/clock")) == metrics(Path("runs/epochs"))
 
 
 def test_epochs_are_what_the_measured_speed_allows(monkeypatch: pytest.MonkeyPatch) -> None:

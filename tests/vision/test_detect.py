@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,12 +15,12 @@ from PIL import Image
 from core import checkpoint
 from core.compute import Compute
 from core.config import UserError, entry, parse
+from tests.programs import begun, disturbed, metrics, start, updates_of
 from tests.vision import drawn_boxes as shapes
 from vision import detect, detect_compare, detect_predict
 from vision import detector as detectors
 from vision.detect_config import PRESETS, Config
 
-REPO = Path(__file__).parents[2]
 MACHINE = ("--device", "cpu", "--precision", "float32", "--threads", "1")
 SMALL = (
     *("--data", "shapes", "--data-dir", ".", "--proposal-cache", "kept", "--image-side", "96", "--proposals", "100"),
@@ -80,26 +76,13 @@ def finished(workshop: Path) -> dict[str, Path]:
 
 
 def program(folder: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *words],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error", **environment},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    return start(folder, "-c", PROGRAM, *words, **environment)
 
 
 def told(folder: Path, *words: str) -> tuple[str, str, int]:
     process = program(folder, *words)
     out, err = process.communicate(timeout=300)
     return out, err, process.returncode
-
-
-def metrics(run: Path) -> list[dict[str, Any]]:
-    """Lines of metrics without what the wall clock says."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in lines]
 
 
 def figures(run: Path) -> dict[str, float]:
@@ -157,26 +140,19 @@ def test_a_run_goes_on_as_if_nothing_had_happened(
     finished: dict[str, Path], workshop: Path, method: str, signals: list[signal.Signals]
 ) -> None:
     """Killed, and asked to stop: in the end it is the run that nobody disturbed."""
-    whole, run = finished[method], workshop / "runs" / f"{method}-disturbed"
-    run.mkdir(parents=True)
-    content = json.loads((whole / "config.json").read_text())
-    content["config"] |= {"name": run.name}
-    (run / "config.json").write_text(json.dumps(content))
+    whole = finished[method]
+    run = begun(whole, workshop, f"{method}-disturbed")
     words = ["--name", run.name, "--resume"]
     for number in signals:
-        before = updates_of(run)
+        before = max(updates_of(run, "detect"), 0)
         process = program(workshop, *words, PAUSE="0.2")
-        deadline = time.monotonic() + 200
-        while process.poll() is None and time.monotonic() < deadline and updates_of(run) <= max(before, 0):
-            time.sleep(0.05)
-        process.send_signal(number)
-        out, err = process.communicate(timeout=300)
-        assert max(before, 0) < updates_of(run) < (120 if method == "fast-rcnn" else 60), "it was not disturbed in time"
+        out, err, code = disturbed(process, run, "detect", number, aim=before + 1)
+        assert before < updates_of(run, "detect") < (120 if method == "fast-rcnn" else 60), "not disturbed in time"
         if number is signal.SIGTERM:
-            assert (process.returncode, err) == (0, "")
+            assert (code, err) == (0, "")
             assert f"go on with: python -m vision.detect --name {run.name} --resume" in out
         else:
-            assert process.returncode == -signal.SIGKILL
+            assert code == -signal.SIGKILL
     assert not (run / "result.json").exists()
     out, err, code = told(workshop, *words, "--quiet")
     assert (code, err) == (0, "")
@@ -184,12 +160,6 @@ def test_a_run_goes_on_as_if_nothing_had_happened(
     assert metrics(run) == metrics(whole)
     ours, theirs = detectors.load(run).state_dict(), detectors.load(whole).state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
-
-
-def updates_of(run: Path) -> int:
-    """The update of the last whole checkpoint, -1 where there is none."""
-    path = run / "checkpoint-0.pt"
-    return int(checkpoint.load(path, "detect")["updates"]) if path.exists() else -1
 
 
 def test_a_finished_run_is_not_tested_again(
@@ -212,7 +182,7 @@ def test_numbers_that_are_none_end_the_run(swift: Path) -> None:
     words = [*SMALL, "--name", "nan", "--learning-rate", "1e30", "--optimizer", "sgd", "--warmup-updates", "0"]
     with pytest.raises(UserError, match=r"no number any more.*lower --learning-rate"):
         detect.main([*words, "--updates", "40", "--checkpoint-every-updates", "20", "--quiet"])
-    assert updates_of(swift / "runs" / "nan") == 0
+    assert updates_of(swift / "runs" / "nan", "detect") == 0
 
 
 @pytest.mark.usefixtures("swift")

@@ -30,7 +30,7 @@ def test_the_weights_before_learning_are_the_runs_own(tiny_run: Path) -> None:
     state = torch.get_rng_state()
     found = trained.at_start().state_dict()
     assert torch.equal(torch.get_rng_state(), state)
-    began = Training(trained.config, trained.data, Compute(), World()).classifier.state_dict()
+    began = Training(trained.config, trained.data, Compute(), World()).network.state_dict()
     assert all(torch.equal(tensor, began[name]) for name, tensor in found.items())
     learnt = checkpoint.load(tiny_run / "checkpoint-0.pt", "classify")["classifier"]
     assert not torch.equal(found["backbone.layers.0.weight"], learnt["backbone.layers.0.weight"])

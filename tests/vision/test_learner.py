@@ -153,14 +153,14 @@ def test_an_update_by_hand() -> None:
     settings: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"}
     learner = training(**settings, learning_rate=0.1, warmup_epochs=0.0, label_smoothing=0.0)
     index = torch.tensor([3, 1, 4, 15, 92, 65, 35, 89, 79, 32])
-    mine = copy.deepcopy(learner.classifier)
+    mine = copy.deepcopy(learner.network)
     pixels = learner.data.train.images[index].double() / 255
     mean, std = (t.double().view(1, 3, 1, 1) for t in (learner.data.mean_C, learner.data.std_C))
     logits = mine(((pixels - mean) / std).float())
     loss = F.cross_entropy(logits, learner.data.train.labels[index])
     gradients = torch.autograd.grad(loss, list(mine.parameters()))
     learner.update(index)
-    for after, before, gradient in zip(weights(learner.classifier), weights(mine), gradients, strict=True):
+    for after, before, gradient in zip(weights(learner.network), weights(mine), gradients, strict=True):
         torch.testing.assert_close(after, before - 0.1 * gradient, rtol=1e-4, atol=1e-6)
     metrics = learner.read_metrics()
     assert float(metrics["train/loss"]) == pytest.approx(float(loss.detach()), rel=1e-5)
@@ -176,12 +176,12 @@ def test_a_batch_in_parts_gives_the_same_step(accumulate: int, images: int) -> N
     """Also where the last part is smaller than the others: 2, 2, 2, 1."""
     settings: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 0.1, "warmup_epochs": 0.0}
     whole, parts = training(**settings), training(**settings, accumulate=accumulate)
-    before = weights(whole.classifier)
+    before = weights(whole.network)
     for learner in (whole, parts):
         learner.update(torch.arange(images))
-    for a, b, old in zip(weights(whole.classifier), weights(parts.classifier), before, strict=True):
+    for a, b, old in zip(weights(whole.network), weights(parts.network), before, strict=True):
         torch.testing.assert_close(a - old, b - old, rtol=1e-3, atol=1e-6)
-    assert max(float((a - old).abs().max()) for a, old in zip(weights(whole.classifier), before, strict=True)) > 1e-3
+    assert max(float((a - old).abs().max()) for a, old in zip(weights(whole.network), before, strict=True)) > 1e-3
     one, other = whole.read_metrics(), parts.read_metrics()
     for name, value in one.items():
         assert float(other[name]) == pytest.approx(float(value), rel=1e-4)
@@ -190,9 +190,9 @@ def test_a_batch_in_parts_gives_the_same_step(accumulate: int, images: int) -> N
 def test_gradients_are_clipped() -> None:
     settings: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "warmup_epochs": 0.0}
     learner = training(**settings, learning_rate=1.0, schedule="constant", max_grad_norm=0.01)
-    before = weights(learner.classifier)
+    before = weights(learner.network)
     learner.update(torch.arange(10))
-    moved = torch.cat([(a - b).flatten() for a, b in zip(weights(learner.classifier), before, strict=True)])
+    moved = torch.cat([(a - b).flatten() for a, b in zip(weights(learner.network), before, strict=True)])
     assert float(moved.norm()) == pytest.approx(0.01, rel=1e-3)
     assert float(learner.read_metrics()["train/grad_norm"]) > 0.05, "the norm that is shown is that before clipping"
 
@@ -251,9 +251,9 @@ def test_the_average_is_what_is_evaluated() -> None:
         learner.update(learner.epoch_order()[:10])
     assert learner.ema is not None
     assert learner.evaluated is learner.ema.module
-    assert plain.evaluated is plain.classifier
+    assert plain.evaluated is plain.network
     found = learner.score(learner.data.validation)
-    learner.classifier.load_state_dict(learner.ema.module.state_dict())
+    learner.network.load_state_dict(learner.ema.module.state_dict())
     learner.ema = None
     assert torch.equal(learner.score(learner.data.validation).probability_NK, found.probability_NK)
 
@@ -261,13 +261,13 @@ def test_the_average_is_what_is_evaluated() -> None:
 def test_patience() -> None:
     learner = training(patience_epochs=2)
     assert not learner.is_enough, "nothing was validated yet"
-    learner.best = {"epoch": 1, "error": 0.5}
+    learner.best = {"epoch": 1, "figure": 0.5}
     found = []
     for learner.updates in (10, 20, 25, 30, 40):
         found.append(learner.is_enough)
     assert found == [False, False, False, True, True]
     learner = training()
-    learner.best, learner.updates = {"epoch": 1, "error": 0.5}, 140
+    learner.best, learner.updates = {"epoch": 1, "figure": 0.5}, 140
     assert not learner.is_enough, "no patience is no end"
 
 
@@ -284,7 +284,7 @@ def test_a_copy_goes_on_to_the_bit(optimizer: str) -> None:
     two.load_state_dict(state)
     two.update(torch.arange(10))
     assert two.updates == one.updates == 4
-    for a, b in zip(weights(one.classifier), weights(two.classifier), strict=True):
+    for a, b in zip(weights(one.network), weights(two.network), strict=True):
         assert torch.equal(a, b)
     for a, b in zip(weights(one.evaluated), weights(two.evaluated), strict=True):
         assert torch.equal(a, b)
@@ -295,7 +295,7 @@ def test_numbers_that_are_none_are_seen() -> None:
     learner = training()
     assert learner.is_finite()
     with torch.no_grad():
-        next(learner.classifier.parameters()).view(-1)[3] = math.inf
+        next(learner.network.parameters()).view(-1)[3] = math.inf
     assert not learner.is_finite()
 
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,12 +21,12 @@ from core.config import UserError, entry
 from core.data.masks import MaskSet, load_masks
 from core.data.pictures import decode
 from core.weights import init_backbone
+from tests.programs import begun, disturbed, metrics, start, updates_of
 from tests.vision.shapes import CLASSES, SIZE, plant_shapes
 from vision import segment, segment_file, segment_learner, segment_predict
 from vision.segment_config import PRESETS, Config
 from vision.segment_networks import make_segmenter
 
-REPO = Path(__file__).parents[2]
 MACHINE = ("--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1")
 TINY = (
     *("--data", "shapes", "--data-dir", ".", "--network", "fcn2s", "--backbone", "resnet18", "--width", "0.125"),
@@ -57,26 +54,12 @@ entry(segment.main)
 
 def program(folder: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
     """The real program, in a folder of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *words],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error", **environment},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    return start(folder, "-c", PROGRAM, *words, **environment)
 
 
-def metrics(run: Path) -> list[dict[str, Any]]:
-    """Lines of metrics without what the wall clock says."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in lines]
-
-
-def updates_of(run: Path) -> int:
-    """The update of the last whole checkpoint, -1 where there is none."""
-    path = run / "checkpoint-0.pt"
-    return int(checkpoint.load(path, "segment")["updates"]) if path.exists() else -1
+def slow(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """The same, at a pace at which it can be disturbed."""
+    return program(folder, *words, PAUSE="0.15", NO_PICTURES="1")
 
 
 @pytest.fixture(scope="module")
@@ -112,16 +95,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]
     threads = torch.get_num_threads()
     yield read
     torch.set_num_threads(threads)
-
-
-def begun(uninterrupted: Path, folder: Path, name: str) -> Path:
-    """A run that was killed before its first checkpoint, with the machine's settings that the other found."""
-    run = folder / "runs" / name
-    run.mkdir(parents=True)
-    content = json.loads((uninterrupted / "config.json").read_text())
-    content["config"]["name"] = name
-    (run / "config.json").write_text(json.dumps(content))
-    return run
 
 
 # ---- what a run leaves
@@ -174,13 +147,14 @@ def test_a_run_goes_on_as_if_nothing_had_happened(uninterrupted: Path, tmp_path:
     plant_shapes(tmp_path)
     run = begun(uninterrupted, tmp_path, "disturbed")
     words = ["--name", "disturbed", "--resume"]
-    out, err, code = disturbed(tmp_path, words, run, signal.SIGTERM, aim=3)
+    out, err, code = disturbed(slow(tmp_path, *words), run, "segment", signal.SIGTERM, aim=3)
     assert (code, err) == (0, "")
     assert out.strip().splitlines()[-1].endswith("go on with: python -m vision.segment --name disturbed --resume")
     assert not (run / "result.json").exists()
-    _, _, code = disturbed(tmp_path, words, run, signal.SIGKILL, aim=updates_of(run) + 3)
+    aim = updates_of(run, "segment") + 3
+    _, _, code = disturbed(slow(tmp_path, *words), run, "segment", signal.SIGKILL, aim)
     assert code == -signal.SIGKILL
-    assert updates_of(run) < 24, "it had ended before it was killed"
+    assert updates_of(run, "segment") < 24, "it had ended before it was killed"
     process = program(tmp_path, *words, "--quiet", NO_PICTURES="1")
     out, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (0, "")
@@ -189,17 +163,6 @@ def test_a_run_goes_on_as_if_nothing_had_happened(uninterrupted: Path, tmp_path:
     for mine, its in ((ours["network"], theirs["network"]), (ours["ema"]["module"], theirs["ema"]["module"])):
         for name, weight in mine.items():
             assert torch.equal(weight, its[name])
-
-
-def disturbed(folder: Path, words: list[str], run: Path, number: signal.Signals, aim: int) -> tuple[str, str, int]:
-    """The program with a signal once its checkpoint is at `aim` updates: what it printed, and its exit status."""
-    process = program(folder, *words, PAUSE="0.15", NO_PICTURES="1")
-    deadline = time.monotonic() + 200
-    while process.poll() is None and time.monotonic() < deadline and updates_of(run) < aim:
-        time.sleep(0.02)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=300)
-    return out, err, process.returncode
 
 
 def test_the_test_set_is_read_once(uninterrupted: Path, here: list[str]) -> None:
