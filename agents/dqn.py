@@ -80,6 +80,7 @@ class Training(Session):
             folder=run.folder / f"replay-{world.rank}" if config.keep_replay else None,
             slack=config.checkpoint_every_steps // world.size + 4 * self.num_envs,
             function=compute.function,
+            say=run.say,
         )
         torch.manual_seed(config.seed)
         self.learner = Learner(
@@ -178,8 +179,8 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
         training.learner.renew_target()
     for departure in DEPARTURES.get(config.preset, ()):
         run.say(f"preset {config.preset} departs from its paper: {departure}")
-    run.say(f"{config.env}: {in_words(training.env.settings)}")
-    run.say(f"replay: {len(training.replay):,} of {config.replay_capacity:,} transitions, {training.replay.place()}")
+    run.say(f"{config.env}: {in_words(training.env.settings)}, life_loss_ends {config.life_loss_ends}")
+    run.say(f"replay: {len(training.replay):,} of {config.replay_capacity:,} transitions")
 
     def due(every_steps: int) -> bool:
         return every_steps > 0 and training.step // every_steps != (training.step - config.num_envs) // every_steps
@@ -188,8 +189,9 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
     if not going_on:
         log_pictures(training.policy.network, training.obs, training.env.frame_channels, run, training.step)
         save(training, run, latest)
+    reached = world.is_main and training.owes_evaluation and evaluate_and_show(training, run)
+    stopping = world.any(reached or bool(run.stop_requested), compute.torch_device)
     window = Window(training)
-    reached = stopping = False
     while training.step < config.steps and not stopping:
         training.turn()
         if due(config.log_every_steps):
@@ -208,8 +210,8 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
     if run.stop_requested:
         run.say(f"{run.stop_requested}: saving")
     save(training, run, latest)
-    if training.last_score is not None:
-        run.hparams(to_dict(config), {"hparam/eval_return": training.last_score})
+    known = {"eval_return": training.last_score, "train_return": training.mean_return}
+    run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in known.items() if value is not None})
     return closing_line(training, reached, "agents.dqn")
 
 
@@ -262,10 +264,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(
                 f"{flag(field)} {getattr(config, field)} cannot be shared by {world.size} processes evenly."
             )
-    with Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run:
+    with (
+        Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run,
+        run.signals(),
+    ):
         compute = run.compute(lambda: choose_compute(config, world), config.steps)
-        with run.signals():
-            run.close(train(config, run, compute, world))
+        run.close(train(config, run, compute, world))
     world.close()
 
 

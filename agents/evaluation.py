@@ -7,6 +7,7 @@ stands.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,8 +37,19 @@ class Scores:
         return float(np.std(self.returns, ddof=1) / number**0.5) if number > 1 else 0.0
 
 
+class Stopped(Exception):
+    """An evaluation was asked to stop before its games were over."""
+
+
 def evaluate(
-    policy: Policy, env: VectorEnv, *, games_per_env: int, epsilon: float, max_steps: int, seed: int
+    policy: Policy,
+    env: VectorEnv,
+    *,
+    games_per_env: int,
+    epsilon: float,
+    max_steps: int,
+    seed: int,
+    stop: Callable[[], object] = lambda: False,
 ) -> Scores:
     """Play `games_per_env` whole games in each environment of `env`, epsilon-greedy.
 
@@ -45,6 +57,10 @@ def evaluate(
         epsilon: probability of a random action.
         max_steps: agent steps after which a game is cut.
         seed: of games and exploration; the same seed gives the same games.
+        stop: asked before every step.
+
+    Raises:
+        Stopped: `stop` said so.
     """
     generator = torch.Generator().manual_seed(seed)
     obs = env.reset(seed)
@@ -54,6 +70,8 @@ def evaluate(
     skipping_N = np.zeros(env.num_envs, bool)  # a game that was cut plays on, unseen, until it ends
     cut = 0
     while waiting := [i for i, done in enumerate(games) if len(done) < games_per_env]:
+        if stop():
+            raise Stopped
         if skipping_N[waiting].all():
             # Nobody who has games to play is in one: start afresh, for a game that was cut may never end.
             seed += 1

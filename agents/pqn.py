@@ -236,8 +236,9 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
     if not going_on:
         log_pictures(training.policy.network, training.obs, training.env.frame_channels, run, training.step)
         save(training, run, latest)
+    reached = world.is_main and training.owes_evaluation and evaluate_and_show(training, run)
+    stopping = world.any(reached or bool(run.stop_requested), compute.torch_device)
     window = Window(training)
-    reached = stopping = False
     while training.step < config.steps and not stopping:
         training.turn()
         if due(config.log_every_steps):
@@ -252,8 +253,8 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
     if run.stop_requested:
         run.say(f"{run.stop_requested}: saving")
     save(training, run, latest)
-    if training.last_score is not None:
-        run.hparams(to_dict(config), {"hparam/eval_return": training.last_score})
+    known = {"eval_return": training.last_score, "train_return": training.mean_return}
+    run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in known.items() if value is not None})
     return closing_line(training, reached, "agents.pqn")
 
 
@@ -309,10 +310,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     world = World.from_env(config.device)
     if config.num_envs % world.size:
         raise UserError(f"{flag('num_envs')} {config.num_envs} cannot be shared by {world.size} processes evenly.")
-    with Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run:
+    with (
+        Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run,
+        run.signals(),
+    ):
         compute = run.compute(lambda: choose_compute(config, world), config.steps)
-        with run.signals():
-            run.close(train(config, run, compute, world))
+        run.close(train(config, run, compute, world))
     world.close()
 
 

@@ -65,6 +65,7 @@ class Replay:
         slack: slots beyond `capacity` (all environments) that may be written between two checkpoints; `crowded` says
             when they are used up.
         function: compiles dozens of small operations into one where that pays.
+        say: is told how much is taken, and where, before it is.
 
     Raises:
         UserError: memory, disk or ring size do not suffice.
@@ -84,6 +85,7 @@ class Replay:
         folder: Path | None = None,
         slack: int = 0,
         function: Callable[[Find], Find] = lambda find: find,
+        say: Callable[[str], object] = lambda text: None,
     ) -> None:
         self.stack = obs_shape[0] // frame_channels
         self.frame_shape = (frame_channels, *obs_shape[1:])
@@ -98,20 +100,20 @@ class Replay:
                 f"than the {self.stack + n_step + 1} that one {n_step}-step sample spans; raise --replay-capacity."
             )
         self.bytes = bytes_needed(num_envs * self.window, num_envs * (self.slots - self.window), self.frame_shape)
+        self.folder, self._on_host = folder, device.type == "cpu"
         _refuse_if_too_large(self.bytes, device, folder)
+        say(f"replay of {num_envs * self.window:,} transitions takes {self.place()}")
 
         total = num_envs * self.slots
         # One more frame, never written: the zeros that stand before an episode's start.
         shapes = {"frame": (total + 1, *self.frame_shape), "action": (total,), "reward": (total,), "flag": (total,)}
         self._host = _in_memory(shapes) if folder is None else _in_files(folder, shapes)
-        self._on_host = device.type == "cpu"
         self._ring = {
             name: torch.from_numpy(array)
             if self._on_host
             else torch.zeros(array.shape, dtype=_TORCH[name], device=device)
             for name, array in self._host.items()
         }
-        self.folder = folder
         self.head = np.zeros(num_envs, np.int64)  # (E,) slots ever written
         self._kept = self.head.copy()  # (E,) the head when `state_dict` was last taken
         self._starts = np.ones(num_envs, bool)  # (E,) the next slot begins an episode

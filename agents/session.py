@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 import envs
-from agents.evaluation import Scores, evaluate
+from agents.evaluation import Scores, Stopped, evaluate
 from agents.learner import Policy
 from agents.pictures import log_film, log_pictures
 from agents.settings import Settings
@@ -61,6 +61,7 @@ class Session(ABC):
         self.last_score: float | None = None  # mean raw return of the last evaluation
         self.best_score: float | None = None
         self.evaluated_at = 0
+        self.owes_evaluation = False  # a signal cut one short: it is played when the run goes on
         self.clock = Stopwatch()  # of all processes that wrote this run, evaluations included
         self.seconds = dict.fromkeys(("act", "emulate", "learn"), 0.0)
         self._eval_env: envs.VectorEnv | None = None  # making it takes seconds, so it is kept
@@ -69,6 +70,11 @@ class Session(ABC):
     @abstractmethod
     def epsilon(self) -> float:
         """Probability of a random action at this step."""
+
+    @property
+    def mean_return(self) -> float | None:
+        """Mean raw return of the last games, 100 at the most; None before the first has ended."""
+        return float(np.mean(self.returns)) if self.returns else None
 
     def count(self, step: envs.Step) -> None:
         """Keep raw returns and lengths of whole games."""
@@ -80,8 +86,12 @@ class Session(ABC):
             self.games += 1
             self.running_return_N[i] = self.running_length_N[i] = 0
 
-    def play(self, fresh: int = 0) -> Scores:
-        """Evaluate on games that training never sees; `fresh` chooses other ones."""
+    def play(self, stop: Callable[[], object], fresh: int = 0) -> Scores:
+        """Evaluate on games that training never sees; `fresh` chooses other ones.
+
+        Raises:
+            Stopped: `stop` said so.
+        """
         config = self.config
         if self._eval_env is None:
             self._eval_env = envs.make(config.env, config.eval_episodes, **config.env_settings())
@@ -93,6 +103,7 @@ class Session(ABC):
             epsilon=config.eval_epsilon,
             max_steps=config.eval_max_steps,
             seed=seed,
+            stop=stop,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -110,6 +121,7 @@ class Session(ABC):
             "last_score": self.last_score,
             "best_score": self.best_score,
             "evaluated_at": self.evaluated_at,
+            "owes_evaluation": self.owes_evaluation,
             "hours": self.clock(),
         }
 
@@ -122,7 +134,8 @@ class Session(ABC):
         self.returns.extend(state["returns"])
         self.lengths.extend(state["lengths"])
         self.last_score, self.best_score = state["last_score"], state["best_score"]
-        self.evaluated_at, self.clock.hours = state["evaluated_at"], state["hours"]
+        self.evaluated_at, self.owes_evaluation = state["evaluated_at"], state["owes_evaluation"]
+        self.clock.hours = state["hours"]
 
 
 def begin(session: Session, run: Run, latest: Path) -> bool:
@@ -165,23 +178,33 @@ def looks_good(session: Session) -> bool:
 
 
 def evaluate_and_show(session: Session, run: Run) -> bool:
-    """Evaluate, film, and say so. Whether the aim is reached: by this evaluation, and by fresh games to confirm it."""
+    """Evaluate, film, and say so. Whether the aim is reached: by this evaluation, and by fresh games to confirm it.
+
+    A signal cuts it short; then nothing of it is kept, and the session owes it.
+    """
     config = session.config
-    scores = session.play()
+
+    def play(fresh: int, what: str) -> Scores:
+        scores = session.play(lambda: run.stop_requested, fresh)
+        run.say(f"step {session.step:,}: {in_words(scores)} over {len(scores.returns)} {what}")
+        return scores
+
+    session.owes_evaluation = True
+    try:
+        scores = play(0, f"games at epsilon {config.eval_epsilon}")
+        reached = config.stop_at_return is not None and scores.mean >= config.stop_at_return
+        fresh = play(1, "fresh games to confirm it") if reached else None
+    except Stopped:
+        return False
+    session.owes_evaluation = False
     session.last_score, session.evaluated_at = scores.mean, session.step
     session.best_score = max(scores.mean, session.best_score if session.best_score is not None else -np.inf)
-    length = float(np.mean(scores.lengths))
-    run.log(session.step, {"eval/return": scores.mean, "eval/length": length, "speed/hours": session.clock()})
-    run.say(
-        f"step {session.step:,}: {in_words(scores)} over {len(scores.returns)} games at epsilon {config.eval_epsilon}"
-    )
-    log_pictures(session.policy.network, session.obs, session.env.frame_channels, run, session.step)
-    reached = config.stop_at_return is not None and scores.mean >= config.stop_at_return
-    if reached:
-        fresh = session.play(fresh=1)
-        run.log(session.step, {"eval/return_confirmed": fresh.mean})
-        run.say(f"step {session.step:,}: {in_words(fresh)} over {len(fresh.returns)} fresh games to confirm it")
+    figures = {"eval/return": scores.mean, "eval/length": float(np.mean(scores.lengths)), "eval/cut": scores.cut}
+    if fresh is not None:
+        figures |= {"eval/return_confirmed": fresh.mean, "eval/cut_confirmed": fresh.cut}
         reached = fresh.mean >= (config.stop_at_return or 0)
+    run.log(session.step, {**figures, "speed/hours": session.clock()})
+    log_pictures(session.policy.network, session.obs, session.env.frame_channels, run, session.step)
     if config.video:
         log_film(session.policy, config, run, session.step)
     return reached
@@ -199,8 +222,8 @@ def log_metrics(session: Session, run: Run, window: Window, **more: Any) -> None
         "speed/steps_per_s": (session.step - window.step) / elapsed,
         **{f"speed/{part}_share": (s - window.seconds[part]) / elapsed for part, s in session.seconds.items()},
     }
-    if session.returns:
-        scalars["train/return"] = float(np.mean(session.returns))
+    if session.mean_return is not None:
+        scalars["train/return"] = session.mean_return
         scalars["train/length"] = float(np.mean(session.lengths))
     if session.updates:
         scalars |= session.learner.read_metrics()
@@ -239,8 +262,8 @@ def closing_line(session: Session, reached: bool, entry: str) -> str:
     """
     config = session.config
     score = f"evaluation {session.last_score:.2f}" if session.last_score is not None else "not evaluated yet"
-    if session.returns:
-        score += f", last {len(session.returns)} games {np.mean(session.returns):.2f}"
+    if session.mean_return is not None:
+        score += f", last {len(session.returns)} games {session.mean_return:.2f}"
     if reached or session.step >= config.steps:
         going_on = f"watch it with: python -m agents.play runs/{config.name}"
     else:

@@ -78,6 +78,7 @@ def run(env: str, seed: int, aim: float, words: tuple[str, ...]) -> dict[str, An
         "steps": lines[-1]["step"],
         "evaluations": [[line["step"], round(line["eval/return"], 2)] for line in lines if "eval/return" in line],
         "confirmed": confirmed[-1]["eval/return_confirmed"] if confirmed else None,
+        "games_cut": [confirmed[-1]["eval/cut"], confirmed[-1]["eval/cut_confirmed"]] if confirmed else None,
         "command": " ".join(["python", *command[1:]]),
     }
     result.write_text(json.dumps(summary, indent=2) + "\n")

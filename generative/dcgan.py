@@ -387,11 +387,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{flag('batch_size')} {config.batch_size} cannot be shared by {world.size} processes and "
             f"{flag('accumulate')} {config.accumulate} parts evenly."
         )
-    with Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run:
+    with (
+        Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run,
+        run.signals(),
+    ):
         data = Data.load(config, lambda what, done, total: run.progress(done, total, {"": what}))
         compute = run.compute(lambda: choose_compute(config, data, world), config.updates)
-        with run.signals():
-            run.close(train(config, run, data, compute, world))
+        run.close(train(config, run, data, compute, world))
     world.close()
 
 

@@ -358,8 +358,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         for remark in (*data.remarks, f"eye: {eye.words}", memory):
             run.say(remark)
-        compute = run.compute(lambda: choose_compute(config, data, world), config.updates)
         with run.signals():
+            compute = run.compute(lambda: choose_compute(config, data, world), config.updates)
             run.close(train(config, run, data, eye, compute, world))
     world.close()
 

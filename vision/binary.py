@@ -233,10 +233,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     world = World.from_env(config.device)
     check_batch(config, world)
     images = Data.load(config.for_data())
-    with Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run:
+    with (
+        Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run,
+        run.signals(),
+    ):
         compute = run.compute(lambda: choose_compute(config, images, world), 1)
-        with run.signals():
-            run.close(train(config, run, images, compute, world))
+        run.close(train(config, run, images, compute, world))
     world.close()
 
 

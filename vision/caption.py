@@ -194,10 +194,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_batch(config, world)
     data = Data.load(config)
     check_eye(config, data)
-    with Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run:
+    with (
+        Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run,
+        run.signals(),
+    ):
         compute = run.compute(lambda: choose_compute(config, data, world), 1)
-        with run.signals():
-            run.close(train(config, run, data, compute, world))
+        run.close(train(config, run, data, compute, world))
     world.close()
 
 

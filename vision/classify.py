@@ -143,15 +143,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         classifier = make_card(config, images).build()
     if not config.resume:  # and so are weights that do not fit it
         load_weights(config, classifier)
-    with Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run:
+    with (
+        Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run,
+        run.signals(),
+    ):
         compute = run.compute(lambda: choose_compute(config, images, world), 1)
         if config.minutes:
             if "epochs" not in run.extra:
                 run.remember(epochs=epochs_within(config, images, compute, world) if world.is_main else 0)
             config = with_epochs(config, run.extra["epochs"])
             run.say(f"{config.epochs} epochs fit into {config.minutes:g} minutes")
-        with run.signals():
-            run.close(train(config, run, images, compute, world))
+        run.close(train(config, run, images, compute, world))
     world.close()
 
 

@@ -186,10 +186,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not config.resume and (config.weights or config.init_backbone):  # and so are weights that do not fit
         with torch.random.fork_rng():
             start_from(config, make_card(config, images).build())
-    with Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run:
+    with (
+        Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run,
+        run.signals(),
+    ):
         compute = run.compute(lambda: choose_compute(config, images, world), 1)
-        with run.signals():
-            run.close(train(config, run, images, compute, world))
+        run.close(train(config, run, images, compute, world))
     world.close()
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from agents import dqn
+from agents import dqn, session
 from agents.config import PRESETS, Config
+from agents.evaluation import Scores, evaluate
 from core import checkpoint
 from core.config import UserError, parse
 from tests.programs import check_damage_is_named, metrics, refusal, start, wait_until
@@ -119,6 +122,31 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     _, err = resumed.communicate(timeout=60)
     assert resumed.returncode == 0, err
     assert step_of(run) == at + 80
+
+
+def test_an_evaluation_that_a_signal_cut_short_is_played_when_the_run_goes_on(
+    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cut: list[int] = []
+
+    def interrupted(*args: Any, max_steps: int, **options: Any) -> Scores:
+        if not cut:
+            cut.append(max_steps)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*args, max_steps=max_steps, **options)
+
+    monkeypatch.setattr(session, "evaluate", interrupted)
+    dqn.main([*TINY, "--name", "cut"])
+    out = capsys.readouterr().out
+    assert "SIGTERM: saving" in out
+    assert "step 800: not evaluated yet" in out.strip().splitlines()[-1]
+    run = tmp_path / "runs" / "cut"
+    assert step_of(run) == 800
+    assert not any("eval/return" in line for line in metrics(run))
+    dqn.main(["--name", "cut", "--resume"])
+    assert [line["step"] for line in metrics(run) if "eval/return" in line] == [800, 1600]
+    assert metrics(run) == metrics(uninterrupted)
 
 
 @pytest.mark.parametrize(

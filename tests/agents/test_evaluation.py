@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents.evaluation import Scores, evaluate
+from agents.evaluation import Scores, Stopped, evaluate
 from agents.learner import Policy
 from agents.network import QNetwork
 from core.compute import Compute
@@ -140,3 +140,10 @@ def test_statistics_of_scores() -> None:
     # Deviations -2, -1, 3: variance 14 / 2 = 7, over 3 games.
     assert scores.standard_error == pytest.approx((7 / 3) ** 0.5)
     assert Scores((5.0,), (1,)).standard_error == 0
+
+
+def test_it_stops_when_it_is_asked_to(policy: Policy) -> None:
+    env = Scripted([6])
+    with pytest.raises(Stopped):
+        evaluate(policy, env, games_per_env=1, epsilon=0.5, max_steps=100, seed=7, stop=lambda: len(env.actions) == 3)
+    assert len(env.actions) == 3

@@ -213,6 +213,14 @@ def test_bytes_are_those_of_the_arrays(tmp_path: Path) -> None:
     assert make(play, 100).place() == "0.00 GB in memory, not kept on disk"
 
 
+def test_what_it_takes_is_said_before_it_is_taken(tmp_path: Path) -> None:
+    said: list[tuple[str, list[Path]]] = []
+    make(Play(3), 100, folder=tmp_path, say=lambda text: said.append((text, list(tmp_path.iterdir()))))
+    [(text, files)] = said
+    assert text.startswith("replay of 102 transitions takes 0.00 GB in files under ")
+    assert files == []
+
+
 def test_too_little_memory_is_said_before_it_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2_000_000_000))
     options: dict[str, Any] = {"n_step": 1, "gamma": 0.9, "seed": 0, "device": CPU}

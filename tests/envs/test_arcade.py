@@ -21,7 +21,7 @@ from envs.base import Step, VectorEnv
 
 IDS = sorted(GAMES)
 # Mean returns of 100 games: what the scripted expert reaches at least, and what random play stays below.
-# Measured: experts 19.8, 5.0, 19.9, 6.0 and random play 1.7, -2.3, -0.6, -0.8; the margins are three standard errors.
+# Measured: experts 19.8, 5.0, 19.9, 5.0 and random play 1.7, -2.3, -0.6, -0.8; the margins are three standard errors.
 EXPERT_AT_LEAST = {
     "zerokara/Breaker-v0": 18.9,
     "zerokara/Catch-v0": 5.0,
