@@ -20,6 +20,7 @@ from core import model_file, zoo
 from core.checkpoint import write_atomically
 from core.compute import Compute
 from core.config import Positional, Range, UserError, entry, from_dict, parse
+from core.configure import stem
 from core.run import Run
 from vision.config import Config
 from vision.learner import Data
@@ -74,7 +75,11 @@ def keep(
                 f"Rounded to float16, {run} has a validation error of {after.error:.2%} instead of {before.error:.2%}: "
                 f"train it again with a lower --learning-rate or more --weight-decay."
             )
-        card = dataclasses.replace(card, figures={**card.figures, "validation_error_float16": after.error})
+        card = dataclasses.replace(
+            card,
+            data=stem(config.data),  # where the data lay is nobody else's business
+            figures={**card.figures, "validation_error_float16": after.error},
+        )
         model_file.save(rounded_file, classifier.state_dict(), card, half=True)
         content = rounded_file.read_bytes()
     if len(content) > zoo.MOST_BYTES:

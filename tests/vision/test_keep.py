@@ -26,6 +26,7 @@ CARD = Card(
     std=(0.3,),
     options={"width": 0.25},
     command="python -m vision.classify --width 0.25",
+    data="glyphs, files in /home/somebody",
     figures={"validation_error": 0.9, "test_error": 0.91},
 )
 
@@ -51,6 +52,7 @@ def test_a_run_goes_into_the_zoo(
     original, _ = model_file.load(run / "model.safetensors")
     for mine, its in zip(classifier.parameters(), original.parameters(), strict=True):
         assert torch.equal(mine, its.half().float())
+    assert card.data == "glyphs"
     assert set(card.figures) == {"validation_error", "test_error", "validation_error_float16"}
     assert 0.5 < card.figures["validation_error_float16"] <= 1, "an untrained network guesses"
     with pytest.raises(UserError, match="has small-digits already"):
