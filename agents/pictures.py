@@ -17,6 +17,7 @@ from agents.learner import Policy
 from agents.network import QNetwork
 from agents.settings import Settings
 from core.compute import Compute
+from core.config import brief
 from core.media import grid
 from core.run import Run
 
@@ -65,7 +66,7 @@ def log_film(policy: Policy, config: Settings, run: Run, step: int) -> None:
         run.video("game", step, frames, fps=frames_per_second(env))
         env.close()
     except Exception as error:  # noqa: BLE001
-        run.warn(f"no film of step {step:,}: {error}")
+        run.warn(f"no film of step {step:,}: {brief(error)}")
 
 
 def log_pictures(network: QNetwork, obs_NCHW: np.ndarray, frame_channels: int, run: Run, step: int) -> None:

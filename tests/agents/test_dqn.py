@@ -10,15 +10,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents import dqn, session
 from agents.config import PRESETS, Config
 from agents.evaluation import Scores, evaluate
 from core import checkpoint
 from core.config import UserError, parse
+from envs.arcade.base import ArcadeEnv
 from tests.programs import check_damage_is_named, metrics, refusal, start, wait_until
 
 TINY = (
@@ -109,13 +112,15 @@ def reaches(run: Path, aim: int) -> bool:
     return step_of(run) >= aim
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
     process = program(tmp_path, *TINY, "--name", "stopped", "--steps", "1000000")
     run = tmp_path / "runs" / "stopped"
     wait_until(process, partial(reaches, run, 240))
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
+    assert f"{number.name}: saving" in out
     assert "go on with: python -m agents.dqn --name stopped --resume" in out.strip().splitlines()[-1]
     at = step_of(run)
     resumed = program(tmp_path, "--name", "stopped", "--resume", "--steps", str(at + 80))
@@ -147,6 +152,87 @@ def test_an_evaluation_that_a_signal_cut_short_is_played_when_the_run_goes_on(
     dqn.main(["--name", "cut", "--resume"])
     assert [line["step"] for line in metrics(run) if "eval/return" in line] == [800, 1600]
     assert metrics(run) == metrics(uninterrupted)
+
+
+FAULTY = """
+import gymnasium
+import numpy as np
+
+class Faulty(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(0, 255, (84, 84), np.uint8)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        return np.zeros((84, 84), np.uint8), {}
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == BREAKS_AT:
+            raise RuntimeError("the motor broke")
+        return np.full((84, 84), self.steps, np.uint8), 1.0, self.steps == 90, False, {}
+
+gymnasium.register("Faulty-v0", Faulty)
+"""
+
+
+def test_an_environment_that_raises_ends_the_run_and_spares_the_checkpoint(tmp_path: Path) -> None:
+    module = tmp_path / "faulty.py"
+    module.write_text(f"BREAKS_AT = 45\n{FAULTY}")
+    # Eight environments: checkpoints at steps 0 and 240, the fault in the turn that would lead to 360.
+    process = program(tmp_path, *TINY, "--env", "faulty:Faulty-v0", "--name", "faulty", "--eval-every-steps", "0")
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 2
+    (line,) = err.strip().splitlines()
+    assert line.startswith("error: Faulty-v0 raised RuntimeError: the motor broke; that was at step 45 of an episode")
+    run = tmp_path / "runs" / "faulty"
+    state = checkpoint.load(run / "checkpoint-0.pt", "dqn")
+    assert (state["step"], state["updates"], state["running_length"]) == (240, (240 - 8 - 200) // 16, [30] * 8)
+    module.write_text(f"BREAKS_AT = None\n{FAULTY}")
+    repaired = program(tmp_path, "--name", "faulty", "--resume", "--steps", "800")
+    _, err = repaired.communicate(timeout=100)
+    assert repaired.returncode == 0, err
+    state = checkpoint.load(run / "checkpoint-0.pt", "dqn")
+    assert (state["step"], state["returns"], state["running_length"]) == (800, [90.0] * 8, [10] * 8)
+
+
+FILMED = (*TINY, "--steps", "240", "--eval-every-steps", "240", "--eval-max-steps", "200", "--video")
+
+
+def test_an_evaluation_is_filmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    dqn.main([*FILMED, "--name", "filmed"])
+    run = tmp_path / "runs" / "filmed"
+    (evaluated,) = [line for line in metrics(run) if "eval/length" in line]
+    with av.open(str(run / "media" / "game-240.mp4")) as film:
+        assert film.streams.video[0].codec_context.name == "h264"
+        assert film.streams.video[0].average_rate == 15
+        frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
+    assert len(frames) == evaluated["eval/length"]
+    assert any((frame != frames[0]).any() for frame in frames), "nothing moves"
+    board = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0})
+    board.Reload()
+    (shown,) = board.Images("game")
+    assert (shown.step, shown.encoded_image_string[:6]) == (240, b"GIF89a")
+    assert b"target_every_steps" in board.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert board.Scalars("hparam/eval_return")[0].value == pytest.approx(evaluated["eval/return"])
+
+
+def test_a_film_that_fails_is_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(env: ArcadeEnv) -> np.ndarray:
+        raise RuntimeError("no screen\nand a trace of many lines")
+
+    monkeypatch.setattr(ArcadeEnv, "render", broken)
+    monkeypatch.chdir(tmp_path)
+    dqn.main([*FILMED, "--name", "unfilmed"])
+    out, err = capsys.readouterr()
+    assert err == "warning: no film of step 240: no screen\n"
+    assert out.strip().splitlines()[-1].startswith("zerokara/Catch-v0 at step 240: evaluation")
+    run = tmp_path / "runs" / "unfilmed"
+    assert not list((run / "media").glob("*.mp4"))
+    assert step_of(run) == 240
 
 
 @pytest.mark.parametrize(
