@@ -26,7 +26,7 @@ from vision.config import Config
 from vision.learner import Data
 from vision.scoring import score
 
-MOST_LOST = 0.001  # of the validation images, through rounding
+MOST_LOST = 0.001  # of the validation images, through rounding; one of them, where they are few
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,8 @@ def keep(
         model_file.save(rounded_file, classifier.state_dict(), card, half=True)
         rounded, _ = model_file.load(rounded_file)
         after = score(compute.module(rounded), card, compute, validation, views=config.tta_views)
-        if after.error > before.error + MOST_LOST:
+        lost = round((after.error - before.error) * len(validation))  # images
+        if lost > max(1, MOST_LOST * len(validation)):
             raise UserError(
                 f"Rounded to float16, {run} has a validation error of {after.error:.2%} instead of {before.error:.2%}: "
                 f"train it again with a lower --learning-rate or more --weight-decay."

@@ -65,7 +65,7 @@ class Config:
     """FCN, by the stride of the finest map that its scores come from, or SegNet."""
     backbone: str = "resnet18"
     """The eye, by its name in core.backbones; SegNet takes VGG. python -m core.backbones lists them."""
-    width: Annotated[float, Range(0.1, 16)] = 0.5
+    width: Annotated[float, Range(0.1, 16)] = 0.45
     """Factor on the backbone's channels, where it has that option."""
     stem: Stem = "medium"
     """The backbone's first layers, where it has that option: paper is made for 224 pixels, medium for 64 to 128, small

@@ -236,8 +236,8 @@ def test_coverage_by_hand(drawn: BoxSet, proposed: list[Proposals]) -> None:
 
 def test_the_eye_is_settled(tmp_path: Path) -> None:
     slim, card = settled(Config(data="x"))
-    assert (slim.backbone, slim.width, slim.stem, card) == ("resnet18", 0.5, "medium", None)
-    assert slim.options() == {"width": 0.5, "stem": "medium"}
+    assert (slim.backbone, slim.width, slim.stem, card) == ("resnet18", 0.45, "medium", None)
+    assert slim.options() == {"width": 0.45, "stem": "medium"}
     named, _ = settled(Config(data="x", backbone="vgg16"))
     assert (named.width, named.stem, named.options()) == (1.0, None, {})
     known = ClassifierCard(
