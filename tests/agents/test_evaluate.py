@@ -83,7 +83,7 @@ def test_a_table_for_people_and_json_for_programs(catch_run: Path, capsys: pytes
     for words in (
         "catch: zerokara/Catch-v0 at step 400",
         "games: 6, 2 in each of 3 environments",
-        "epsilon 0.5, games cut after 10,000 steps",
+        "epsilon 0.5, games cut after 4,500 steps",
         "stack 4, size 84",
         "no human-normalised score",
         "saved: runs/catch/evaluation-400.json",

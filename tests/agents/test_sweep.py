@@ -23,7 +23,7 @@ from agents.trial import Child, read_evaluations, worth
 from core.config import UserError, to_dict
 
 REPO = Path(__file__).parents[2]
-RATES = "learning_rate=0.00025,0.001,0.002"  # the first is the one that stands
+RATES = "learning_rate=0.0005,0.001,0.002"  # the first is the one that stands
 REAL = (
     *("--env", "zerokara/Catch-v0", "--num-envs", "8", "--steps", "800", "--warmup-steps", "200", "--batch-size", "16"),
     *("--train-every-steps", "16", "--replay-capacity", "1000", "--width", "0.25", "--hidden-units", "32"),
@@ -72,7 +72,7 @@ def test_curves_and_what_they_are_worth_by_hand() -> None:
 def test_the_best_settings_are_found_and_can_be_typed(capsys: pytest.CaptureFixture[str]) -> None:
     found = run(RATES, "--trials", "8", "--pruner", "none", *SHORT)
     assert [trial.state for trial in found] == [TrialState.COMPLETE] * 8
-    assert found[0].params == {"learning_rate": "0.00025"}  # the settings as they stand come first
+    assert found[0].params == {"learning_rate": "0.0005"}  # the settings as they stand come first
     assert [t.value for t in found] == pytest.approx([1000 * float(t.params["learning_rate"]) + 1 for t in found])
     assert len(list(Path("runs/s/runs").iterdir())) == 3  # nothing is measured twice
     assert not list(Path("runs/s/runs").glob("*/replay-0"))
@@ -90,14 +90,14 @@ def test_the_best_settings_are_found_and_can_be_typed(capsys: pytest.CaptureFixt
 
 
 def test_a_trial_is_the_mean_of_its_seeds() -> None:
-    (found,) = run("learning_rate=0.00025,1", "--trials", "1", "--seeds", "3", "--objective", "area", *SHORT)
-    areas = [550 * 0.00025 + seed for seed in (1, 2, 3)]
+    (found,) = run("learning_rate=0.0005,1", "--trials", "1", "--seeds", "3", "--objective", "area", *SHORT)
+    areas = [550 * 0.0005 + seed for seed in (1, 2, 3)]
     assert found.user_attrs["worths"] == pytest.approx(areas)
     assert found.value == pytest.approx(sum(areas) / 3)
     assert sorted(path.name for path in Path("runs/s/runs").iterdir()) == ["0-seed-1", "0-seed-2", "0-seed-3"]
     # Along the way: what the seeds that are through were worth, and the one that plays so far.
     assert list(found.intermediate_values) == list(range(100, 3001, 100))
-    assert found.intermediate_values[1100] == pytest.approx((areas[0] + 100 * 0.00025 + 2) / 2)
+    assert found.intermediate_values[1100] == pytest.approx((areas[0] + 100 * 0.0005 + 2) / 2)
 
 
 def test_a_trial_that_falls_behind_is_stopped_and_saves() -> None:

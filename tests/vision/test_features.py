@@ -32,7 +32,7 @@ def test_the_weights_before_learning_are_the_runs_own(tiny_run: Path) -> None:
     assert torch.equal(torch.get_rng_state(), state)
     began = Training(trained.config, trained.data, Compute(), World()).network.state_dict()
     assert all(torch.equal(tensor, began[name]) for name, tensor in found.items())
-    learnt = checkpoint.load(tiny_run / "checkpoint-0.pt", "classify")["classifier"]
+    learnt = checkpoint.load(tiny_run / "checkpoint-0.pt", "classify")["network"]
     assert not torch.equal(found["backbone.layers.0.weight"], learnt["backbone.layers.0.weight"])
     assert torch.equal(trained.classifier.state_dict()["backbone.layers.0.weight"], learnt["backbone.layers.0.weight"])
 
