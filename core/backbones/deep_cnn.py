@@ -65,6 +65,8 @@ class DeepCnn(Backbone):
         return maps
 
     def paper_head(self, classes: int, dropout: float | None) -> nn.Module:
-        """50 hidden units, half of them dropped."""
+        """50 hidden units, half of them dropped. The book's He initialisation goes for its output layer too."""
         dropout = 0.5 if dropout is None else dropout
-        return FlatHead(self.out_channels, self.out_size, [scaled(50, self.width)], classes, dropout)
+        head = FlatHead(self.out_channels, self.out_size, [scaled(50, self.width)], classes, dropout)
+        he_init(head)
+        return head

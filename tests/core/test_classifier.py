@@ -253,3 +253,15 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
 def test_he_initialisation() -> None:
     weight: Tensor = build("deep_cnn", 1, 28, width=4.0).state_dict()["layers.12.weight"]
     assert float(weight.std()) == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.02)
+
+
+def test_he_initialisation_goes_for_every_layer_of_the_chapters_network() -> None:
+    torch.manual_seed(0)
+    classifier = make_classifier("deep_cnn", 1, 28, 10, width=4.0)
+    layers = [layer for layer in classifier.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    assert len(layers) == 8
+    for layer in layers[1:]:  # the first has too few weights to tell
+        fan_in = layer.weight[0].numel()
+        assert float(layer.weight.detach().std()) == pytest.approx((2 / fan_in) ** 0.5, rel=0.06)
+        assert layer.bias is not None
+        assert not layer.bias.any()
