@@ -16,7 +16,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,7 @@ from agents.session import (
     save,
     show_progress,
 )
-from core import checkpoint
+from core import checkpoint, zoo
 from core.compute import Compute
 from core.config import UserError, entry, flag, to_dict
 from core.configure import configure
@@ -174,7 +173,7 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
     latest = run.path(f"checkpoint-{world.rank}.pt")
     going_on = begin(training, run, latest)
     if config.init_backbone and not going_on:
-        run.say(str(init_backbone(training.learner.network.backbone, Path(config.init_backbone))))
+        run.say(str(init_backbone(training.learner.network.backbone, zoo.eye(config.init_backbone))))
         training.learner.refresh()
         training.learner.renew_target()
     for departure in DEPARTURES.get(config.preset, ()):

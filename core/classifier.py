@@ -54,6 +54,12 @@ class Classifier(nn.Module):
             logits_BK = self.output_dropout(logits_BK)
         return logits_BK, self.head.auxiliaries(taps)
 
+    def output_weights(self) -> list[Tensor]:
+        """The matrices that give logits, those of auxiliary heads too."""
+        if isinstance(self.head, GoogLeNetHead):
+            return [layer.weight for layer in (self.head.fc, self.head.aux1.fc2, self.head.aux2.fc2)]
+        return [layer.weight for layer in self.head.modules() if isinstance(layer, nn.Linear)][-1:]
+
     def published_name(self, name: str) -> str:
         """What torchvision calls the weight `name` of this classifier: backbone.layers.0.bias is features.0.bias."""
         part, _, rest = name.partition(".")

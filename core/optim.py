@@ -14,7 +14,13 @@ ADAMW_LR_FACTOR = 0.1  # beside Muon: its step of 0.02 goes with 2e-3 for what A
 
 
 def make_optimizer(
-    name: OptimizerName, module: nn.Module, *, learning_rate: float, weight_decay: float, momentum: float
+    name: OptimizerName,
+    module: nn.Module,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    momentum: float,
+    outputs: Sequence[Tensor] = (),
 ) -> torch.optim.Optimizer:
     """An optimiser of all of a module's parameters, its steps as one kernel where PyTorch has that.
 
@@ -23,19 +29,25 @@ def make_optimizer(
     Args:
         name: "sgd" is Nesterov's (plain at momentum 0), "adam" has L2 in the gradient, in "adamw" and "muon" weights
             decay by learning_rate * weight_decay in a step. "muon" is for hidden layers: AdamW moves vectors and the
-            last matrix, which gives the outputs, at `lr_factor` of the learning rate.
+            matrices that give the outputs, at `lr_factor` of the learning rate.
         module: what learns.
         learning_rate: of every group; a schedule that sets group["lr"] multiplies by group.get("lr_factor", 1.0).
         weight_decay: of matrices and filters.
         momentum: of SGD and Muon.
+        outputs: the matrices that give the outputs; without, the last one.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     matrices = [p for p in parameters if p.ndim >= 2]
     vectors = [p for p in parameters if p.ndim < 2]
     if name == "muon":
+        last = {id(p) for p in outputs or matrices[-1:]}
         groups: list[dict[str, Any]] = [
-            {"params": matrices[:-1], "muon": True, "weight_decay": weight_decay},
-            {"params": matrices[-1:], "lr_factor": ADAMW_LR_FACTOR, "weight_decay": weight_decay},
+            {"params": [p for p in matrices if id(p) not in last], "muon": True, "weight_decay": weight_decay},
+            {
+                "params": [p for p in matrices if id(p) in last],
+                "lr_factor": ADAMW_LR_FACTOR,
+                "weight_decay": weight_decay,
+            },
             {"params": vectors, "lr_factor": ADAMW_LR_FACTOR},
         ]
         for group in groups:

@@ -6,7 +6,8 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from rich.text import Text
 
 DRAW_SECONDS = 0.1  # a terminal is drawn at most this often
 LINE_SECONDS = 10.0  # a pipe gets a line at most this often
+QUICK_SECONDS = 1.0  # what is read sooner needs no bar
 RATE_SECONDS = 60.0  # speed and ETA look back this far, since warm-up and learning differ
 
 
@@ -84,9 +86,28 @@ class Progress:
             if self._live is not None:
                 self._console.print(Text(text), soft_wrap=True)
             else:
-                print(text, flush=True)
+                print(text, file=self._console.file, flush=True)
         except OSError:  # whoever read the pipe is gone: no reason to stop training
             self.silent = True
+
+
+@contextmanager
+def loading(silent: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """What loaders of data are given to tell what is done, how much of it, and of how much.
+
+    It is shown on stderr, for stdout may be somebody's JSON, and only where it takes longer than a second.
+    """
+    progress = Progress(silent, Console(stderr=True))
+    began = time.monotonic()
+
+    def show(what: str, done: int, total: int) -> None:
+        if time.monotonic() - began > QUICK_SECONDS:
+            progress.show(done, total, {"": what})
+
+    try:
+        yield show
+    finally:
+        progress.close()
 
 
 def readable(value: Any) -> str:

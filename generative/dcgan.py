@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core import checkpoint
+from core import checkpoint, zoo
 from core.compute import Compute
 from core.config import UserError, entry, flag, to_dict
 from core.configure import configure
@@ -229,7 +229,7 @@ def begin(training: Training, run: Run, latest: Path) -> None:
             if int(frame.stem) > training.update:
                 frame.unlink()  # it will be painted again, or otherwise
     elif config.init_backbone:
-        run.say(str(init_backbone(training.learner.discriminator.backbone, Path(config.init_backbone))))
+        run.say(str(init_backbone(training.learner.discriminator.backbone, zoo.eye(config.init_backbone))))
 
 
 class Window:

@@ -22,7 +22,7 @@ from core.backbones import build
 from core.config import UserError
 from core.model_file import Card
 from core.weights import read_tensors
-from core.zoo import find, zoo
+from core.zoo import eye, find, zoo
 from generative.config import Config
 from generative.scores import frechet_distance, kernel_distance, overlap
 
@@ -93,7 +93,7 @@ class Scorer:
             return cls.random(shape)
         path = find(name)
         scorer = cls.load(path)
-        if config.init_backbone and scorer.is_from(Path(config.init_backbone)):
+        if config.init_backbone and scorer.is_from(eye(config.init_backbone)):
             raise UserError(
                 f"--classifier {path} is the very eye that the discriminator starts from, so its score would flatter: "
                 f"give another one, or leave --init-backbone out."

@@ -21,8 +21,8 @@ from core.compute import Precision
 from core.config import Range, UserError
 from core.data.captions import CaptionSet, load_captions
 from core.data.moments import channel_moments
-from core.data.types import Progress
 from core.model_file import Card
+from core.progress import loading
 from core.weights import Loaded, init_backbone, load_into, read_tensors
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of what torchvision publishes
@@ -132,14 +132,15 @@ class Data:
     test: CaptionSet
 
     @classmethod
-    def load(cls, config: Config, progress: Progress | None = None) -> Data:
+    def load(cls, config: Config) -> Data:
         """Read and split them.
 
         Raises:
             UserError: data that are not there or broken, or too few.
         """
         folder = Path(config.data_dir) if config.data_dir else None
-        everything = load_captions(config.data, image_size=config.image_size, data_dir=folder, progress=progress)
+        with loading(config.quiet) as progress:
+            everything = load_captions(config.data, image_size=config.image_size, data_dir=folder, progress=progress)
         return cls.split(everything, config)
 
     @classmethod

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import torch
 
-from core import checkpoint, model_file
+from core import checkpoint, model_file, zoo
+from core.backbones.summary import summary
 from core.classifier import Classifier
 from core.compute import Compute
 from core.config import entry, to_dict
@@ -51,6 +52,7 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
         f"{training.card.data}: {len(images.train):,} images to learn from, {len(images.validation):,} to choose on"
     )
     if not going_on:
+        run.say(summary(training.network, (1, *images.train.shape)))
         log_start(training.network, training.card, training.batch(torch.arange(min(32, len(images.train)))), run)
         save(training, run)
     if go_through(training, run, lambda: validate(training, run)):
@@ -68,7 +70,7 @@ def load_weights(config: Config, classifier: Classifier) -> list[str]:
     if config.weights:
         reports.append(str(classifier.load_published(Path(config.weights))))
     if config.init_backbone:
-        reports.append(str(init_backbone(classifier.backbone, Path(config.init_backbone))))
+        reports.append(str(init_backbone(classifier.backbone, zoo.eye(config.init_backbone))))
     return reports
 
 

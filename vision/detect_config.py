@@ -169,8 +169,7 @@ class Config:
         """Where the weights lie that the eye starts from."""
         if not self.init_backbone:
             return None
-        path = Path(self.init_backbone).expanduser()
-        return path if path.exists() else zoo.find(self.init_backbone)
+        return zoo.eye(self.init_backbone)
 
 
 SLIM: Mapping[str, Any] = {"backbone": "resnet18", "width": 0.45, "stem": "medium"}

@@ -25,6 +25,7 @@ from core.data.moments import channel_moments
 from core.distributed import World
 from core.model_file import Card as ClassifierCard
 from core.optim import make_optimizer
+from core.progress import loading
 from core.stopwatch import Stopwatch
 from core.vitals import is_finite, read_means
 from vision.detect_config import Config
@@ -52,7 +53,9 @@ class Data:
             UserError: data that are not there or broken, or too few.
         """
         folder = Path(config.data_dir) if config.data_dir else None
-        return cls(*split(load_boxes(config.data, image_side=config.image_side, data_dir=folder), config.split_seed))
+        with loading(config.quiet) as progress:
+            boxes = load_boxes(config.data, image_side=config.image_side, data_dir=folder, progress=progress)
+        return cls(*split(boxes, config.split_seed))
 
 
 @dataclass(frozen=True)

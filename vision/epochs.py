@@ -105,7 +105,7 @@ class Epochs(ABC, Generic[NetworkT]):
         self.generator = torch.Generator(compute.torch_device).manual_seed(config.seed * 1_000_003 + world.rank)
         self.updates = 0  # that are over
         self.last: float | None = None  # figure of the last validation
-        self.best: dict[str, Any] | None = None  # epoch, figure and perhaps weights of the best one
+        self.best: dict[str, Any] | None = None  # epoch, figure, epoch it is known since, perhaps weights
         self.clock = Stopwatch()
         self._figures = tuple(figures)
         # Of the figures, and of updates, since `read_metrics`. They stay on the device.
@@ -186,12 +186,14 @@ class Epochs(ABC, Generic[NetworkT]):
         """Take down the figure of a validation, and where it is the best so far, its epoch, perhaps with the weights.
 
         Args:
-            better: than `best`, which must be so where there is none yet.
+            better: than `best`, or as good; must be so where there is none yet.
             weights: keep a copy of those that count.
         """
         self.last = figure
         if better:
-            self.best = {"epoch": self.epoch, "figure": figure}
+            before = self.best or {"figure": None}
+            since = before["since"] if figure == before["figure"] else self.epoch
+            self.best = {"epoch": self.epoch, "figure": figure, "since": since}
             if weights:
                 state = self.evaluated.state_dict()
                 self.best["weights"] = {name: tensor.detach().clone() for name, tensor in state.items()}

@@ -27,6 +27,7 @@ from core.configure import stem
 from core.distributed import World
 from core.machine import describe_machine
 from core.run import Run
+from core.vitals import diverged
 from vision.classify import choose_compute
 from vision.config import Config
 from vision.learner import Data, Training, load_split
@@ -161,7 +162,8 @@ def train_cells(run: Run, cells: Sequence[Cell], points: int) -> list[Result]:
         points: of each learning curve, at most, the last one among them; each costs a look at the validation images.
 
     Raises:
-        UserError: data that cannot be had, or cells on the disk that another command trained.
+        UserError: data that cannot be had, cells on the disk that another command trained, weights that are no numbers
+            any more.
     """
     results = []
     with run.signals():
@@ -228,7 +230,12 @@ def _train(run: Run, cell: Cell, folder: Path, points: int, number: int, cells: 
         training.load_state_dict(state["training"])
         curve = [tuple(point) for point in state["curve"]]
 
+    def check() -> None:
+        if not training.is_finite():
+            raise diverged(f"update {training.updates:,} of the cell {cell.name}", folder)
+
     def save() -> None:
+        check()  # before weights that are no numbers replace good ones
         state = {"training": training.state_dict(), "curve": curve, "config": to_dict(cell.config)}
         checkpoint.save(latest, state, KIND)
 
@@ -237,6 +244,7 @@ def _train(run: Run, cell: Cell, folder: Path, points: int, number: int, cells: 
     while training.updates < training.total_updates:
         training.update(training.next_batch())
         if training.updates % every == 0 or training.updates == training.total_updates:
+            check()
             error = training.score(images.validation).error
             train_error = 1 - float(training.read_metrics()["train/accuracy"])
             curve.append((training.updates / training.updates_per_epoch, train_error, error))

@@ -6,7 +6,7 @@ Shapes: B batch, b a part of it.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,9 +44,14 @@ class Labelled(Epochs[NetworkT]):
             learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,
             momentum=config.momentum,
+            outputs=self.output_weights(),
         )
         half_life = config.ema_half_life_updates
         self.ema = Ema(self.network, half_life_steps=half_life) if half_life else None
+
+    def output_weights(self) -> Sequence[Tensor]:
+        """The matrices that give the outputs, which Muon leaves to AdamW; nothing: the last one."""
+        return ()
 
     @abstractmethod
     def losses(self, index_b: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from core.data import ImageSet
 from core.data.moments import channel_moments
 from core.data.types import check_enough
 from core.distributed import World
+from core.progress import loading
 from vision.config import Config
 from vision.labelled import Labelled
 from vision.scoring import Scores, score
@@ -56,13 +57,15 @@ class Data:
 
 def load_split(config: Config, split: Literal["train", "test"]) -> ImageSet:
     """The training set (with the validation images) or the test set."""
-    return data.load(
-        config.data,
-        split,
-        data_dir=Path(config.data_dir) if config.data_dir else None,
-        image_size=config.image_size,
-        grey=config.grey,
-    )
+    with loading(config.quiet) as progress:
+        return data.load(
+            config.data,
+            split,
+            data_dir=Path(config.data_dir) if config.data_dir else None,
+            image_size=config.image_size,
+            grey=config.grey,
+            progress=progress,
+        )
 
 
 class Training(Labelled[Classifier]):
@@ -82,11 +85,15 @@ class Training(Labelled[Classifier]):
         self._targets_KK = smoothed_KK.to(compute.torch_device)  # a row for each label
         self._loss = compute.function(self._forward)
 
+    def output_weights(self) -> list[Tensor]:
+        """The matrices of the classifier's logits."""
+        return self.network.output_weights()
+
     @property
     def is_enough(self) -> bool:
         """Whether the validation error has not become less for as long as patience lasts."""
         patience, best = self.config.patience_epochs, self.best
-        return patience > 0 and best is not None and self.epoch - int(best["epoch"]) >= patience
+        return patience > 0 and best is not None and self.epoch - int(best["since"]) >= patience
 
     def in_words(self, figure: float) -> str:
         """The error of a validation."""

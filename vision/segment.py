@@ -74,17 +74,11 @@ def start_from(config: Config, network: Segmenter) -> list[str]:
     if config.weights:
         reports += network.load_published(Path(config.weights))
     if config.init_backbone:
-        loaded = init_backbone(network.backbone, eye_file(config.init_backbone))
+        loaded = init_backbone(network.backbone, zoo.eye(config.init_backbone))
         if (fit := len(loaded.loaded)) < (of := fit + len(loaded.missing) + len(loaded.wrong_shape)) / 2:
             raise UserError(_other_eye(config, loaded, fit, of))
         reports.append(str(loaded))
     return reports
-
-
-def eye_file(word: str) -> Path:
-    """Where the weights lie that --init-backbone names: a run's folder, a file, or a name of the zoo."""
-    path = Path(word).expanduser()
-    return path if path.exists() else zoo.zoo().get(word, path)
 
 
 def _other_eye(config: Config, loaded: Loaded, fit: int, of: int) -> str:

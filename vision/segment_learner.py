@@ -21,6 +21,7 @@ from core.data.mask_files import MaskSplit
 from core.data.moments import channel_moments
 from core.data.types import check_enough
 from core.distributed import World
+from core.progress import loading
 from vision.labelled import Labelled
 from vision.segment_config import Config, sides
 from vision.segment_file import SegmenterCard
@@ -64,16 +65,18 @@ class Data:
 
 def load_split(config: Config, split: MaskSplit, classes: Sequence[str] = ()) -> MaskSet:
     """Training, validation or test images; the latter two with the classes of the first."""
-    return load_masks(
-        config.data,
-        split,
-        masks=config.masks,
-        data_dir=Path(config.data_dir) if config.data_dir else None,
-        image_size=sides(config.image_size, "--image-size"),
-        grey=config.grey,
-        classes=classes or config.classes,
-        unlabelled=config.unlabelled,
-    )
+    with loading(config.quiet) as progress:
+        return load_masks(
+            config.data,
+            split,
+            masks=config.masks,
+            data_dir=Path(config.data_dir) if config.data_dir else None,
+            image_size=sides(config.image_size, "--image-size"),
+            grey=config.grey,
+            classes=classes or config.classes,
+            unlabelled=config.unlabelled,
+            progress=progress,
+        )
 
 
 class Training(Labelled[Segmenter]):

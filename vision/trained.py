@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from core import model_file
+from core import model_file, zoo
 from core.checkpoint import write_atomically
 from core.classifier import Classifier
 from core.compute import Compute
@@ -98,7 +98,7 @@ class Trained:
         if self.config.weights:
             classifier.load_published(Path(self.config.weights))
         if self.config.init_backbone:
-            init_backbone(classifier.backbone, Path(self.config.init_backbone))
+            init_backbone(classifier.backbone, zoo.eye(self.config.init_backbone))
         return self.compute.module(classifier.eval())
 
 

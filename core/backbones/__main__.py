@@ -21,6 +21,7 @@ from rich.table import Table
 
 from core.backbones import BACKBONES, find
 from core.backbones.cost import multiply_adds, receptive_field
+from core.backbones.summary import short
 from core.classifier import make_classifier
 from core.compute import Compute
 from core.config import Positional, Range, UserError, entry, parse
@@ -91,7 +92,7 @@ def _row(config: Config, name: str, channels: int, size: int, classes: int) -> l
     eye = classifier.backbone
     cells = [
         f"{sum(p.numel() for p in classifier.parameters()):,}",
-        _short(multiply_adds(classifier, shape)),
+        short(multiply_adds(classifier, shape)),
         f"{receptive_field(eye, shape)}",
         "x".join(map(str, (eye.out_channels, *eye.out_size))),
     ]
@@ -156,14 +157,6 @@ def _median_seconds(step: Callable[[], None]) -> float:
     while sum(seconds) < _SECONDS or len(seconds) < 3:
         seconds.append(timed())
     return statistics.median(seconds)
-
-
-def _short(number: int) -> str:
-    """1,814,073,344 as 1.81 G."""
-    for factor, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if number >= factor:
-            return f"{number / factor:.3g} {letter}"
-    return str(number)
 
 
 if __name__ == "__main__":

@@ -61,5 +61,15 @@ def find(word: str) -> Path:
     )
 
 
+def eye(word: str) -> Path:
+    """Where weights to begin with lie: in a run's folder of any kind, in a file, or in the zoo under this name.
+
+    Raises:
+        UserError: none of these.
+    """
+    path = Path(word).expanduser()
+    return path if path.exists() else find(word)
+
+
 def _known() -> str:
     return ", ".join(zoo()) or "it is empty"

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from core.classifier import make_classifier
 from core.optim import CentredRMSprop, CompiledAdam, OptimizerName, make_optimizer, orthogonalise
 
 
@@ -144,6 +145,25 @@ def test_only_matrices_and_filters_decay(name: OptimizerName) -> None:
             rate = 0.01 if name == "muon" and key == "6.weight" else 0.1
             rate *= 1.9 if name == "sgd" else 1.0  # Nesterov's momentum carries the decay too
             torch.testing.assert_close(p, before[key] * (1 - rate * 0.5))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "names"),
+    [
+        ("deep_cnn", {"head.classifier.3.weight"}),
+        ("resnet20", {"head.fc.weight"}),
+        ("googlenet", {"head.fc.weight", "head.aux1.fc2.weight", "head.aux2.fc2.weight"}),
+    ],
+)
+def test_muon_leaves_every_matrix_of_logits_to_adamw(backbone: str, names: set[str]) -> None:
+    with torch.device("meta"):
+        classifier = make_classifier(backbone, 3, 64, 10)
+    optimizer = make_optimizer(
+        "muon", classifier, learning_rate=0.02, weight_decay=0.0, momentum=0.9, outputs=classifier.output_weights()
+    )
+    theirs = {id(p) for group in optimizer.param_groups if not group["muon"] for p in group["params"]}
+    matrices = {name: p for name, p in classifier.named_parameters() if p.ndim >= 2}
+    assert {name for name, p in matrices.items() if id(p) in theirs} == names
 
 
 @pytest.mark.parametrize("name", NAMES)

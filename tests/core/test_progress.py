@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from core import progress
-from core.progress import Progress, clock, readable
+from core.progress import Progress, clock, loading, readable
 
 
 @pytest.fixture
@@ -49,6 +49,19 @@ def test_the_eta_follows_the_last_minute(now: list[float], capsys: pytest.Captur
     last = capsys.readouterr().out.splitlines()[-1]
     now_left = (150_000 - 50_000 - 60_000 - 131 * 100) / 100  # seconds, at 100 steps/s; the line is from second 190
     assert last == f"step {50_000 + 60_000 + 131 * 100:,}/150,000  eta {clock(now_left)}"
+
+
+def test_loaders_are_shown_on_stderr_and_only_where_they_take_long(
+    now: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with loading(silent=False) as told:
+        told("reading digits", 1, 3)
+        now[0] += 2
+        told("reading digits", 2, 3)
+    with loading(silent=True) as told:
+        now[0] += 2
+        told("reading digits", 2, 3)
+    assert capsys.readouterr() == ("", "step 2/3  eta -   reading digits\n")
 
 
 def terminal(width: int) -> tuple[Progress, io.StringIO]:

@@ -56,6 +56,14 @@ def test_a_word_is_a_folder_a_file_or_a_name(pets: Path, tmp_path_factory: pytes
         zoo.find("pest")
 
 
+def test_an_eye_is_a_run_of_any_kind_a_file_or_a_name(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    run = tmp_path_factory.mktemp("run")  # that of an agent has no model.safetensors
+    assert zoo.eye(str(run)) == run
+    assert zoo.eye("pets") == pets / "pets.safetensors"
+    with pytest.raises(UserError, match="There is no pest"):
+        zoo.eye("pest")
+
+
 def test_the_listing(pets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     listing.main([])
     printed = capsys.readouterr().out

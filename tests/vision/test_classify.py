@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.proto.graph_pb2 import GraphDef
 
-from core import checkpoint, data, model_file
+from core import checkpoint, data, model_file, zoo
+from core.classifier import make_classifier
 from core.compute import Compute
 from core.config import UserError, entry, parse
 from core.data import ImageSet, glyphs
@@ -70,6 +73,9 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert process.returncode == 0, err
     assert err == ""
     assert "400 images to learn from, 200 to choose on" in out
+    parameters = sum(p.numel() for p in make_classifier("deep_cnn", 1, 28, 10, width=0.5).parameters())
+    (sums,) = [line.split() for line in out.splitlines() if line.startswith(" sum")]
+    assert sums[:2] == ["sum", f"{parameters:,}"], "the network's layers stand at the start"
     last = out.strip().splitlines()[-1]
     assert last.startswith("glyphs: validation error ")
     assert last.endswith("after 3 epochs; try it with: python -m vision.predict runs/run <image>")
@@ -130,6 +136,33 @@ def test_a_run_leaves_what_its_readme_promises(uninterrupted: Path) -> None:
     assert media >= {"augmented-0.png", "misread-8.png", "confusion-24.png"}
     assert list((uninterrupted / "tensorboard").glob("events.*"))
     assert updates_of(uninterrupted, "classify") == 24
+
+
+def test_tensorboard_has_curves_pictures_graph_histograms_and_hparams(uninterrupted: Path) -> None:
+    board = EventAccumulator(
+        str(uninterrupted / "tensorboard"), size_guidance={"images": 0, "scalars": 0, "histograms": 0}
+    )
+    board.Reload()
+    tags = board.Tags()
+    assert set(tags["scalars"]) >= {
+        *("train/loss", "train/accuracy", "train/learning_rate", "val/error", "val/loss", "speed/images_per_s"),
+        "hparam/test_error",
+    }
+    assert [(event.step, event.value) for event in board.Scalars("val/error")] == [
+        (line["step"], pytest.approx(line["val/error"])) for line in metrics(uninterrupted) if "val/error" in line
+    ]
+    assert set(tags["images"]) >= {"augmented", "misread", "confusion", "test_misread"}
+    assert [event.step for event in board.Images("misread")] == [8, 16, 24]
+    assert tags["graph"]
+    nodes = {node.name for node in GraphDef.FromString(board.Graph().SerializeToString()).node}
+    assert any("backbone" in name for name in nodes)
+    assert any("classifier" in name for name in nodes)
+    weights = set(make_classifier("deep_cnn", 1, 28, 10, width=0.5).state_dict())
+    assert set(tags["histograms"]) == {f"weights/{name}" for name in weights}
+    assert [event.step for event in board.Histograms("weights/backbone.layers.0.weight")] == [8, 16, 24]
+    hparams = board.SummaryMetadata("_hparams_/session_start_info")
+    assert hparams.plugin_data.plugin_name == "hparams"
+    assert b"label_smoothing" in hparams.plugin_data.content
 
 
 def test_the_file_of_weights_is_the_average(uninterrupted: Path) -> None:
@@ -252,7 +285,7 @@ def test_without_a_test_nobody_reads_it(swift: list[str], capsys: pytest.Capture
 @pytest.mark.usefixtures("swift")
 def test_patience_ends_a_run_and_it_stays_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """The least error is the first epoch's, which `--select best` brings back, and a resumed run learns no further."""
-    errors = iter([0.25, 0.5, 0.75])
+    errors = iter([0.25, 0.5, 0.75])  # and 0.25 ever after
     whole = Training.score
 
     def score(self: Any, images: ImageSet) -> Any:
@@ -278,6 +311,36 @@ def test_patience_ends_a_run_and_it_stays_ended(monkeypatch: pytest.MonkeyPatch)
     classify.main(["--name", "p", "--resume", "--quiet"])
     assert metrics(run) == lines
     assert updates_of(run, "classify") == 24
+
+
+@pytest.mark.usefixtures("swift")
+def test_a_tie_is_no_progress_but_the_later_weights_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = iter([0.5, 0.25, 0.25, 0.25, 0.0])
+    whole = Training.score
+
+    def score(self: Any, images: ImageSet) -> Any:
+        scores = whole(self, images)
+        wrong = scores.label_N.clone()
+        wrong[: round(len(wrong) * next(errors))].add_(1).remainder_(10)
+        return type(scores)(torch.nn.functional.one_hot(wrong, 10).float(), scores.label_N)
+
+    monkeypatch.setattr(Training, "score", score)
+    words = [*TINY, "--name", "tie", "--epochs", "9", "--patience-epochs", "2", "--select", "best", "--quiet"]
+    classify.main([*words, "--no-test"])
+    state = checkpoint.load(Path("runs/tie/checkpoint-0.pt"), "classify")
+    assert updates_of(Path("runs/tie"), "classify") == 4 * 8, "two epochs after the one that was better"
+    assert (state["best"]["epoch"], state["best"]["since"], state["best"]["figure"]) == (4, 2, 0.25)
+
+
+@pytest.mark.usefixtures("swift")
+def test_a_run_starts_from_a_network_of_the_zoo(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*TINY, "--name", "eye", "--no-test", "--epochs", "1", "--width", "1", "--learning-rate", "1e-9"]
+    classify.main([*words, "--weight-decay", "0", "--init-backbone", "digits"])
+    assert "12 of 12 tensors from" in capsys.readouterr().out
+    theirs, _ = zoo.load("digits")
+    mine, _ = model_file.load(Path("runs/eye/model.safetensors"))
+    for name, tensor in mine.backbone.state_dict().items():
+        torch.testing.assert_close(tensor, theirs.backbone.state_dict()[name], atol=1e-6, rtol=0)
 
 
 def test_a_run_starts_from_the_weights_of_another(

@@ -102,6 +102,16 @@ def test_a_killed_cell_goes_on_and_ends_the_same(monkeypatch: pytest.MonkeyPatch
     assert [path.name for path in Path("runs/g/cells/seed1").iterdir()] == ["result.json"]
 
 
+def test_weights_that_are_no_numbers_make_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    with grid() as run, pytest.raises(UserError, match=r"no number any more at update .* of the cell seed1"):
+        experiment.train_cells(run, cells(1, learning_rate=1e30), points=1)
+    assert not list(Path("runs/g/cells").glob("*/*.json"))
+    monkeypatch.setattr(experiment, "SAVE_SECONDS", -1.0)  # at every update
+    with grid(resume=True) as run, pytest.raises(UserError, match="no number any more at update 1 of the cell"):
+        experiment.train_cells(run, cells(1, learning_rate=1e30), points=1)
+    assert not list(Path("runs/g/cells").glob("*/*")), "weights that are no numbers were kept"
+
+
 def test_a_signal_keeps_the_cell_that_is_learning(monkeypatch: pytest.MonkeyPatch) -> None:
     update = Training.update
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -17,7 +18,7 @@ from PIL import Image
 
 from core import checkpoint, zoo
 from core.compute import Compute
-from core.config import UserError, entry
+from core.config import UserError, entry, parse
 from core.data.masks import MaskSet, load_masks
 from core.data.pictures import decode
 from core.weights import init_backbone
@@ -203,8 +204,13 @@ def test_an_eye_of_another_run_starts_it(uninterrupted: Path, here: list[str]) -
 def test_a_name_of_the_zoo_will_do(uninterrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there = uninterrupted / "model.safetensors"
     monkeypatch.setattr(zoo, "zoo", lambda: {"photos": there})
-    assert segment.eye_file("photos") == there
-    assert segment.eye_file("nowhere") == Path("nowhere")
+    network = make_segmenter(
+        "fcn4s", backbone="resnet18", channels=3, image_size=SIZE, classes=3, width=0.125, stem="medium"
+    )
+    config = parse(Config, PRESETS, [*TINY, "--init-backbone", "photos"], "")
+    assert str(there) in segment.start_from(config, network)[0]
+    with pytest.raises(UserError, match=r"^There is no nowhere: give a run's folder, a file"):
+        segment.start_from(dataclasses.replace(config, init_backbone="nowhere"), network)
 
 
 # ---- mistakes

@@ -1,0 +1,87 @@
+"""What a network is made of, as a table for people.
+
+print(summary(classifier, (1, 1, 28, 28)))
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Collection, Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from core.backbones.cost import layer_costs
+
+MOST_ROWS = 24  # layers that get a row each; a deeper network is told by its blocks
+_WIDTH = 110
+
+
+def summary(module: nn.Module, shape: Sequence[int]) -> str:
+    """Layers that have weights or shrink the map, each with what it gives, costs and sees, and the sums.
+
+    Args:
+        module: takes images of `shape` (B, C, H, W), of which one is counted; it is left alone.
+    """
+    shape = (1, *shape[1:])
+    layers = [layer for layer in layer_costs(module, shape) if layer.parameters or "Pool" in layer.kind]
+    blocks = {layer.name: [layer] for layer in layers}
+    if len(layers) > MOST_ROWS:
+        blocks = {name: list(block) for name, block in groupby(layers, key=lambda layer: _block(layer.name))}
+    shapes = _out_shapes(module, shape, blocks)
+    table = Table(box=box.SIMPLE, pad_edge=False, show_footer=True)
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    inactive = parameters - sum(layer.parameters for layer in layers)
+    table.add_column("layer", footer="sum" if not inactive else "sum, with what only training uses")
+    table.add_column("kind")
+    table.add_column("output", justify="right")
+    table.add_column("parameters", justify="right", footer=f"{parameters:,}")
+    multiply_adds = short(sum(layer.multiply_adds for layer in layers))
+    table.add_column("multiply-adds", justify="right", footer=multiply_adds)
+    table.add_column("receptive field", justify="right")
+    for name, block in blocks.items():
+        table.add_row(
+            name,
+            block[0].kind if len(block) == 1 else f"{len(block)} layers",
+            "x".join(map(str, shapes[name][1:])),
+            f"{sum(layer.parameters for layer in block):,}",
+            short(sum(layer.multiply_adds for layer in block)),
+            str(max(layer.receptive_field for layer in block)),
+        )
+    page = io.StringIO()
+    Console(file=page, width=_WIDTH, color_system=None).print(table)
+    return "\n".join(line.rstrip() for line in page.getvalue().strip("\n").splitlines())
+
+
+def short(number: int) -> str:
+    """1,814,073,344 as 1.81 G."""
+    for factor, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= factor:
+            return f"{number / factor:.3g} {letter}"
+    return str(number)
+
+
+def _block(name: str) -> str:
+    """backbone.layer1 of backbone.layer1.0.conv1."""
+    return ".".join(name.split(".")[:2])
+
+
+def _out_shapes(module: nn.Module, shape: Sequence[int], names: Collection[str]) -> dict[str, tuple[int, ...]]:
+    """What the modules of these names give, by one pass over shapes."""
+    network = copy.deepcopy(module).to("meta").eval()
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in names:
+
+        def note(layer: nn.Module, inputs: Any, out: Tensor, name: str = name) -> None:
+            shapes[name] = tuple(out.shape)
+
+        network.get_submodule(name).register_forward_hook(note)
+    with torch.no_grad():
+        network(torch.empty(tuple(shape), device="meta"))
+    return shapes
