@@ -37,6 +37,8 @@ def published(classifier: Classifier) -> dict[str, tuple[int, ...]]:
         ("vgg13", {}, 133_047_848),
         ("vgg16", {}, 138_357_544),
         ("vgg19", {}, 143_667_240),
+        ("vgg11_bn", {}, 132_868_840),
+        ("vgg13_bn", {}, 133_053_736),
         ("vgg16_bn", {}, 138_365_992),
         ("vgg19_bn", {}, 143_678_248),
         ("googlenet", {}, 13_004_888),
@@ -58,6 +60,8 @@ def test_published_parameter_counts(name: str, options: dict[str, Any], number: 
     [
         ("deep_cnn", 1, 28, 123_552),
         ("resnet20", 3, 32, 269_722),
+        ("resnet32", 3, 32, 464_154),
+        ("resnet44", 3, 32, 658_586),
         ("resnet56", 3, 32, 853_018),
         ("resnet110", 3, 32, 1_727_962),
         ("plain56", 3, 32, 853_018),
@@ -198,6 +202,18 @@ def test_published_files_load_with_every_key_accounted_for(tmp_path: Path, suffi
     assert report.wrong_shape == (("head.fc.weight", (5, 64), (7, 64)), ("head.fc.bias", (5,), (7,)))
     assert "head.fc.weight 7x64 instead of 5x64" in str(report)
     assert torch.equal(here.backbone.state_dict()["conv1.weight"], there.backbone.state_dict()["conv1.weight"])
+
+
+@pytest.mark.parametrize("name", ["alexnet", "vgg11", "vgg11_bn", "googlenet", "resnet50"])
+def test_the_file_of_every_family_fills_every_weight(tmp_path: Path, name: str) -> None:
+    """By torchvision's names, which `test_names_and_shapes_are_torchvisions` pins."""
+    there, here = (make_classifier(name, 3, 64, 7, width=0.0625) for _ in range(2))
+    assert not torch.equal(next(there.parameters()), next(here.parameters()))
+    path = tmp_path / "weights.safetensors"
+    save_file({there.published_name(key): tensor.clone() for key, tensor in there.state_dict().items()}, path)
+    report = here.load_published(path)
+    assert (report.missing, report.unexpected, report.wrong_shape) == ((), (), ())
+    assert all(torch.equal(tensor, there.state_dict()[key]) for key, tensor in here.state_dict().items())
 
 
 def test_a_trunk_is_found_wherever_a_run_keeps_it(tmp_path: Path) -> None:
