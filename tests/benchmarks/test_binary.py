@@ -20,7 +20,7 @@ from vision import binary
 
 TINY = (
     *("--data", "glyphs", "--train-images", "200", "--validation-images", "100", "--batch-size", "50", "--epochs", "1"),
-    *("--units", "64", "--layers", "1", "--device", "cpu", "--precision", "float32", "--compile", "off", "--quiet"),
+    *("--units", "64", "--layers", "1", "--device", "cpu", "--precision", "float32", "--quiet"),
 )
 
 
