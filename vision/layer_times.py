@@ -6,8 +6,9 @@
 
 Jia 2014, "Learning Semantic Image Representations at a Large Scale" (the thesis behind Caffe), shows AlexNet's time by
 layer, and that convolutions and fully connected layers take 95% of it on a GPU and 89% on a CPU: both together. Here
-every layer is timed by itself, on the input that it had in a real pass; layers take turns, medians count. Then the
-whole network, as it is and in bfloat16, channels_last, compiled. Weights are random: time does not depend on them.
+every layer is timed by itself, on the input that it had in a real pass; layers take turns, medians count; where there
+is a compiler, in bfloat16 also compiled. Then the whole network, as it is and in bfloat16, channels_last, compiled.
+Weights are random: time does not depend on them.
 
 The table goes to the terminal, picture and numbers to runs/layer-times/<backbone>-<device>.{png,json}.
 """
@@ -19,6 +20,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
@@ -31,7 +33,7 @@ from core.classifier import Classifier, make_classifier
 from core.compute import Compute
 from core.config import Range, UserError, brief, entry, parse
 from core.machine import describe_machine, describe_versions
-from vision.timing import CONNECTED, CONVOLUTION, OTHER, Shares, calls_of, median_seconds, middle, shares
+from vision.timing import CONNECTED, CONVOLUTION, OTHER, Call, Shares, calls_of, median_seconds, middle, shares
 from vision.trained import out_folder, write_figure, write_json
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ class Options:
     rounds: Annotated[int, Range(1)] = 15
     """Turns of each layer, whose median counts."""
     compiled: bool = True
-    """Time the compiled network too; compilation takes a minute."""
+    """Time the compiled network too, and each layer compiled by itself; compilation takes seconds for every layer."""
     out: str = ""
     """Folder for the files; empty: runs/layer-times."""
     device: str = "auto"
@@ -78,12 +80,16 @@ class Options:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer's time in seconds, in float32 and in bfloat16."""
+    """A layer's time in seconds: in float32, in bfloat16 with channels_last, and that compiled by itself.
+
+    `compiled` is None where nothing could be compiled.
+    """
 
     name: str
     kind: str
     float32: float
     bfloat16: float
+    compiled: float | None = None
 
 
 def candidates(base: Compute, compiled: bool) -> dict[str, Compute]:
@@ -114,20 +120,51 @@ def prepared(classifier: Classifier, compute: Compute) -> Classifier:
     return compute.module(copy.deepcopy(classifier).to(compute.dtype).eval())
 
 
-def time_layers(classifier: Classifier, x: Tensor, base: Compute, rounds: int) -> list[Layer]:
-    """Every layer in float32 as it is, and in bfloat16 with channels_last."""
+def time_layers(
+    classifier: Classifier, x: Tensor, base: Compute, rounds: int, compiled: bool = False
+) -> tuple[list[Layer], list[str]]:
+    """Every layer in float32 as it is, in bfloat16 with channels_last, and the latter compiled, each by itself.
+
+    Where the compiler fails on a layer, no layer's compiled time is given, and a remark says why.
+    """
+    half = dataclasses.replace(base, precision="bfloat16", channels_last=True)
     seconds: list[list[float]] = []
     names: list[tuple[str, str]] = []
-    for compute in (base, dataclasses.replace(base, precision="bfloat16", channels_last=True)):
+    remarks: list[str] = []
+    for compute, compile_it in ((base, False), (half, False), *([(half, True)] if compiled else [])):
         calls = calls_of(prepared(classifier, compute), compute.layout(x))
         names = [(call.name, call.kind) for call in calls]
+        work = {place: call.run for place, call in enumerate(calls)}
+        if compile_it:
+            work, remarks = compile_each(calls)
+            if remarks:
+                continue
         # A GPU's layers take microseconds; repeated, they are longer than the clock is rough.
         repeat = 1e-3 if compute.torch_device.type != "cpu" else 0.0
-        found = median_seconds(
-            {place: call.run for place, call in enumerate(calls)}, rounds, warm_up=3, least_seconds=repeat
-        )
+        found = median_seconds(work, rounds, warm_up=3, least_seconds=repeat)
         seconds.append([middle(found[place]) for place in range(len(calls))])
-    return [Layer(*name, *times) for name, times in zip(names, zip(*seconds, strict=True), strict=True)]
+    return [Layer(*name, *times) for name, times in zip(names, zip(*seconds, strict=True), strict=True)], remarks
+
+
+def compile_each(calls: Sequence[Call]) -> tuple[dict[int, Callable[[], object]], list[str]]:
+    """Each layer compiled by itself, by place; or a remark where the compiler fails on one.
+
+    All these functions have one code object, of which the compiler would keep few versions and then give up in silence:
+    each gets one of its own.
+    """
+    work: dict[int, Callable[[], object]] = {}
+    for place, call in enumerate(calls):
+        run = call.run
+        if isinstance(run, FunctionType):
+            code = run.__code__.replace(co_name=f"layer_{place}")
+            run = FunctionType(code, run.__globals__, code.co_name, run.__defaults__, run.__closure__)
+        work[place] = run = torch.compile(run, dynamic=False)
+        try:
+            with torch.no_grad():
+                run()
+        except RuntimeError as error:  # which the compiler's own are
+            return {}, [f"{call.name} compiled failed: {brief(error)}"]
+    return work, []
 
 
 def time_whole(
@@ -158,26 +195,30 @@ def time_whole(
 # ---- table and picture
 
 
+def times_of(layers: Sequence[Layer]) -> dict[str, list[float]]:
+    """Seconds of every layer by the way in which they were run; compiled only where all could be."""
+    compiled = [layer.compiled for layer in layers if layer.compiled is not None]
+    found = {"float32": [layer.float32 for layer in layers], "bfloat16": [layer.bfloat16 for layer in layers]}
+    return found | {"bfloat16 compiled": compiled} if compiled else found
+
+
 def layer_table(layers: Sequence[Layer]) -> Table:
     """A row for each layer that takes at least a thousandth of the time."""
-    total, total_bf16 = sum(layer.float32 for layer in layers), sum(layer.bfloat16 for layer in layers)
+    columns = times_of(layers)
+    totals = {name: sum(times) for name, times in columns.items()}
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("layer", "kind"):
         table.add_column(column)
-    for column in ("float32 ms", "share", "bfloat16 ms", "share"):
-        table.add_column(column, justify="right")
-    for layer in layers:
-        if max(layer.float32 / total, layer.bfloat16 / total_bf16) >= 1e-3:
-            table.add_row(
-                layer.name,
-                layer.kind,
-                f"{1e3 * layer.float32:.3f}",
-                f"{layer.float32 / total:.1%}",
-                f"{1e3 * layer.bfloat16:.3f}",
-                f"{layer.bfloat16 / total_bf16:.1%}",
-            )
+    for name in columns:
+        table.add_column(f"{name} ms", justify="right")
+        table.add_column("share", justify="right")
+    for place, layer in enumerate(layers):
+        times = {name: seconds[place] for name, seconds in columns.items()}
+        if max(times[name] / totals[name] for name in columns) >= 1e-3:
+            cells = [(f"{1e3 * times[name]:.3f}", f"{times[name] / totals[name]:.1%}") for name in columns]
+            table.add_row(layer.name, layer.kind, *(cell for pair in cells for cell in pair))
     table.add_section()
-    table.add_row("all", "", f"{1e3 * total:.3f}", "", f"{1e3 * total_bf16:.3f}", "")
+    table.add_row("all", "", *(cell for name in columns for cell in (f"{1e3 * totals[name]:.3f}", "")))
     return table
 
 
@@ -232,25 +273,30 @@ def draw(layers: Sequence[Layer], whole: dict[str, dict[str, float]], title: str
 
 
 def draw_layers(axes: Axes, layers: Sequence[Layer], omitted: int, total: float) -> None:
-    """Two bars for each layer, coloured by kind."""
+    """A bar for each layer and each way to run it, coloured by kind."""
     from matplotlib.patches import Patch
 
     place = range(len(layers))
     colours = [COLOURS[layer.kind] for layer in layers]
-    axes.barh([y - 0.2 for y in place], [1e3 * layer.float32 for layer in layers], 0.4, color=colours)
-    axes.barh([y + 0.2 for y in place], [1e3 * layer.bfloat16 for layer in layers], 0.4, color=colours, alpha=0.45)
+    columns = times_of(layers)
+    height = 0.8 / len(columns)
+    first = -0.4 + height / 2
+    for number, (times, alpha) in enumerate(zip(columns.values(), (1.0, 0.55, 0.25), strict=False)):
+        milliseconds = [1e3 * time for time in times]
+        axes.barh([y + first + number * height for y in place], milliseconds, height, color=colours, alpha=alpha)
     for y, layer in zip(place, layers, strict=True):
         if layer.float32 / total >= 0.01:
             axes.annotate(
                 f"{layer.float32 / total:.0%}",
-                (1e3 * layer.float32, y - 0.2),
+                (1e3 * layer.float32, y + first),
                 (3, 0),
                 textcoords="offset points",
                 va="center",
                 fontsize=7,
             )
     axes.set_yticks(list(place), [layer.name for layer in layers], fontsize=8)
-    axes.set_xlabel("ms; dark: float32 with its share, pale: bfloat16 channels_last", fontsize=8)
+    last = ", palest: that compiled layer by layer" if len(columns) > 2 else ""
+    axes.set_xlabel("ms; dark: float32 with its share, pale: bfloat16 channels_last" + last, fontsize=8)
     axes.set_title("by layer" + (f", without {omitted} short ones" if omitted else ""), fontsize=9, loc="left")
     kinds = dict.fromkeys(layer.kind for layer in layers)
     axes.legend(handles=[Patch(color=COLOURS[kind], label=kind) for kind in kinds], fontsize=8, frameon=False)
@@ -294,11 +340,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     x = x.to(base.torch_device)
     folder = out_folder(options.out, Path("runs") / "layer-times")
     with Console(stderr=True).status(f"timing {options.backbone} on {base.device}"):
-        layers = time_layers(classifier, x, base, options.rounds)
+        compiled = any(compute.compile for compute in computes.values())
+        layers, failed_layers = time_layers(classifier, x, base, options.rounds, compiled)
+        remarks += failed_layers
         whole, failures = time_whole(classifier, x, computes, options.rounds)
     by_precision = {
-        "float32": shares([(layer.kind, layer.float32) for layer in layers]),
-        "bfloat16": shares([(layer.kind, layer.bfloat16) for layer in layers]),
+        name: shares([(layer.kind, time) for layer, time in zip(layers, times, strict=True)])
+        for name, times in times_of(layers).items()
     }
     machine = describe_machine()
     content: dict[str, Any] = {

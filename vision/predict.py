@@ -3,10 +3,12 @@
     python -m vision.predict runs/classify-mnist-deep_cnn-fast-1 photo.jpg scan.png
     python -m vision.predict digits folder/of/pictures --json
     python -m vision.predict model.safetensors photo.jpg --out seen.png
+    python -m vision.predict runs/a photo.jpg --also runs/b runs/c
 
 The classifier is a run's folder, a file that zerokara wrote, or a name of the zoo (python -m core.zoo). Pictures may
 have any size and colours. To a network that learnt digits or other light things on dark ground, dark ink on paper is
-shown inverted, and digits are cut out and centred (vision/inputs.py); --out shows what it saw.
+shown inverted, and digits are cut out and centred (vision/inputs.py); --out shows what it saw. Further classifiers
+of the same classes, after --also, make an ensemble: the mean of their probabilities counts.
 
 Shapes: N pictures, C channels, H, W pixels, K classes.
 """
@@ -29,6 +31,7 @@ from torch import Tensor
 
 from core import model_file, zoo
 from core.checkpoint import write_atomically
+from core.classifier import Classifier
 from core.compute import Compute
 from core.config import Positional, Range, UserError, brief, entry, parse
 from core.data.pictures import SUFFIXES, decode
@@ -48,6 +51,8 @@ class Options:
 
     words: Annotated[tuple[str, ...], Positional("classifier picture")] = ()
     """The classifier (a run's folder, a file, a name of the zoo), then pictures or folders of them."""
+    also: tuple[str, ...] = ()
+    """Further classifiers of the same classes, whose probabilities are averaged with the first one's."""
     top: Annotated[int, Range(1)] = 5
     """Guesses for each picture."""
     as_is: bool = False
@@ -96,6 +101,45 @@ def read(files: Sequence[Path], card: Card, *, as_is: bool) -> tuple[dict[Path, 
         except UserError as error:
             complaints.append(str(error))
     return prepared, complaints
+
+
+def load_all(names: Sequence[str]) -> list[tuple[Classifier, Card]]:
+    """The classifiers by these names, the first one's classes being those of all.
+
+    Raises:
+        UserError: no such classifier, one that is named twice, or other classes, or the same in another order.
+    """
+    loaded: dict[Path, tuple[Classifier, Card]] = {}
+    classes: tuple[str, ...] = ()
+    for name in names:
+        path = zoo.find(name).resolve()
+        if path in loaded:
+            raise UserError(f"{name} is named twice, and would count twice in the mean: name each classifier once.")
+        loaded[path] = model_file.load(path)
+        found = loaded[path][1].classes
+        classes = classes or found
+        if found != classes:
+            raise UserError(
+                f"{name} tells {in_short(found)} apart and {names[0]} {in_short(classes)}: "
+                f"only classifiers of the same classes in the same order can be averaged."
+            )
+    return list(loaded.values())
+
+
+def in_short(classes: Sequence[str]) -> str:
+    """How many classes there are, and what the first are called."""
+    return f"{len(classes)} classes ({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''})"
+
+
+def guess(
+    members: Sequence[tuple[Classifier, Card]], pictures: Sequence[Sequence[Prepared]], compute: Compute, views: int
+) -> Tensor:
+    """The mean of the members' probabilities (N, K), each given the N pictures as they were prepared for it."""
+    found = []
+    for (classifier, card), seen in zip(members, pictures, strict=True):
+        pixels_NCHW = torch.from_numpy(np.stack([picture.pixels_CHW for picture in seen]))
+        found.append(probabilities(compute.module(classifier), card, compute, pixels_NCHW, views=views))
+    return torch.stack(found).mean(0)
 
 
 def best(probability_K: Tensor, classes: tuple[str, ...], top: int) -> list[tuple[str, float]]:
@@ -159,16 +203,21 @@ def main(argv: Sequence[str] | None = None) -> None:
             "python -m vision.predict runs/<name> photo.png."
         )
     model, *words = options.words
-    classifier, card = model_file.load(zoo.find(model))
-    prepared, complaints = read(picture_files(words), card, as_is=options.as_is)
+    members = load_all([model, *options.also])
+    files, classes = picture_files(words), members[0][1].classes
+    prepared, complaints = read(files, members[0][1], as_is=options.as_is)
     compute = Compute.choose(
         device=options.device, precision="float32", compile="off", threads=options.threads, train_step=None
     )
     guesses: dict[Path, list[tuple[str, float]]] = {}
     if prepared:
-        pixels_NCHW = torch.from_numpy(np.stack([picture.pixels_CHW for picture in prepared.values()]))
-        found_NK = probabilities(compute.module(classifier), card, compute, pixels_NCHW, views=options.views)
-        guesses = {file: best(row, card.classes, options.top) for file, row in zip(prepared, found_NK, strict=True)}
+        seen = [prepared, *(read(list(prepared), card, as_is=options.as_is)[0] for _, card in members[1:])]
+        found_NK = guess(members, [list(each.values()) for each in seen], compute, options.views)
+        guesses = {file: best(row, classes, options.top) for file, row in zip(prepared, found_NK, strict=True)}
+    if guesses and len(members) > 1:
+        print(
+            f"The mean of {len(members)} classifiers' probabilities.", file=sys.stderr if options.json else sys.stdout
+        )
     if options.json:
         print(json.dumps(as_json(guesses, prepared), indent=2))
     elif guesses:

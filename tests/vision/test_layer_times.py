@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,6 +82,35 @@ def test_a_compiler_that_fails_is_a_remark(monkeypatch: pytest.MonkeyPatch) -> N
     whole, remarks = layer_times.time_whole(network, torch.zeros(1, 1, 16, 16), computes, rounds=1)
     assert list(whole) == ["float32"]
     assert remarks == ["float32 compiled failed: internal compiler error"]
+
+
+def test_each_layer_is_compiled_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every layer has code of its own, or the compiler would give up in silence after a few of one kind."""
+    codes = []
+
+    def compiled(run: Any, dynamic: bool) -> Any:
+        codes.append(run.__code__)
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    network = make_classifier("deep_cnn", 1, 16, 10)
+    layers, remarks = layer_times.time_layers(network, torch.zeros(1, 1, 16, 16), Compute(), 1, compiled=True)
+    assert remarks == []
+    assert len(set(codes)) == len(layers)
+    assert all(layer.compiled is not None and layer.compiled > 0 for layer in layers)
+    assert list(layer_times.times_of(layers)) == ["float32", "bfloat16", "bfloat16 compiled"]
+    assert [column.header for column in layer_times.layer_table(layers).columns][-2] == "bfloat16 compiled ms"
+
+
+def test_a_layer_that_cannot_be_compiled_is_a_remark(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(torch, "compile", lambda run, dynamic: broken)
+    network = make_classifier("deep_cnn", 1, 16, 10)
+    layers, remarks = layer_times.time_layers(network, torch.zeros(1, 1, 16, 16), Compute(), 1, compiled=True)
+    assert [remark.split(" ", 1)[1] for remark in remarks] == ["compiled failed: no such kernel"]
+    assert {layer.compiled for layer in layers} == {None}
 
 
 def test_only_the_longest_of_many_layers_are_drawn() -> None:

@@ -94,6 +94,56 @@ def test_views_are_averaged(run: Path, sheets: Path, capsys: pytest.CaptureFixtu
     assert answers[0] != answers[1]
 
 
+def other(folder: Path, classes: tuple[str, ...], side: int = 32) -> Path:
+    """A network that has learnt nothing, of another input size."""
+    torch.manual_seed(1)
+    card = Card(
+        backbone="deep_cnn",
+        head="paper",
+        classes=classes,
+        channels=1,
+        image_size=(side, side),
+        mean=(0.2,),
+        std=(0.3,),
+        options={"width": 0.25},
+        dropout=0.0,
+    )
+    model_file.save(folder, card.build().state_dict(), card)
+    return folder
+
+
+def test_probabilities_of_several_classifiers_are_averaged(
+    run: Path, sheets: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each sees the picture in its own size; the mean is that of the two alone."""
+    second = other(sheets.parent / "second.safetensors", tuple("0123456789"))
+    found = []
+    for words in ([str(run)], [str(second)], [str(run), "--also", str(second)]):
+        predict.main([words[0], str(sheets / "3.jpg"), *words[1:], "--json", "--top", "10", "--device", "cpu"])
+        printed = capsys.readouterr()
+        found.append({each["class"]: each["probability"] for each in json.loads(printed.out)[0]["guesses"]})
+    assert printed.err == "The mean of 2 classifiers' probabilities.\n"
+    assert found[0] != found[1]
+    for name in "0123456789":
+        assert found[2][name] == pytest.approx((found[0][name] + found[1][name]) / 2, abs=2e-6)
+    predict.main([str(run), str(sheets / "3.jpg"), "--also", str(second), "--device", "cpu"])
+    assert "The mean of 2 classifiers" in capsys.readouterr().out
+
+
+def test_classifiers_that_cannot_be_averaged_are_refused(run: Path, sheets: Path) -> None:
+    picture = str(sheets / "3.jpg")
+    two = other(sheets.parent / "two.safetensors", ("cat", "dog"))
+    with pytest.raises(
+        UserError, match=r"two\.safetensors tells 2 classes \(cat, dog\) apart .* 10 classes \(0, 1, 2, "
+    ):
+        predict.main([str(run), picture, "--also", str(two), "--device", "cpu"])
+    turned = other(sheets.parent / "turned.safetensors", tuple("9876543210"))
+    with pytest.raises(UserError, match="the same order"):
+        predict.main([str(run), picture, "--also", str(turned), "--device", "cpu"])
+    with pytest.raises(UserError, match="is named twice"):
+        predict.main([str(run), picture, "--also", str(run / "model.safetensors"), "--device", "cpu"])
+
+
 def test_broken_pictures_are_named_and_the_others_guessed(
     run: Path, sheets: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,135 @@
+"""A network of one bit on MNIST: the mean error of several seeds of vision.binary; prints JSON.
+
+    python -m benchmarks.binary --seeds 1 2 3          # on validation, while one still chooses
+    python -m benchmarks.binary --seeds 1 2 3 --test   # and then, once, on the test set
+
+Runs are runs/<prefix>-<seed>; words that are not known here go to vision.binary. Finished seeds are not trained again,
+an interrupted one goes on. With --test the test images are read when all runs are done, by the packed files, and what
+came of it is kept in runs/<prefix>.json and printed from there the next time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import seeds
+from core.config import UserError, entry, flag, from_dict, parse, to_dict
+from core.machine import describe_machine
+from core.run import Run
+from vision.binary import KIND
+from vision.binary_config import PRESETS, Config
+from vision.binary_network import read_packed
+from vision.experiment import spread, write_json
+from vision.learner import load_split
+from vision.scoring import Scores
+
+
+def train(name: str, words: Sequence[str]) -> Path:
+    """Train runs/<name> to its end from wherever it stands, never on test images; returns its folder.
+
+    Raises:
+        UserError: the folder holds a run with other settings, or the run did not come to its end.
+    """
+    folder = Path("runs") / name
+    command = [*words, "--name", name, "--no-test"]
+    if (folder / "config.json").exists():
+        saved = Run.read_config(folder, KIND)["config"]
+        now = to_dict(parse(Config, PRESETS, command, ""))
+        if differing := [flag(key) for key in now if key not in seeds.MACHINE and saved.get(key) != now[key]]:
+            raise UserError(
+                f"{folder} was begun with another {' and '.join(differing)}: give --prefix for runs of another name, "
+                f"or remove it."
+            )
+        if (folder / "result.json").exists():
+            return folder
+        command.append("--resume")
+    done = subprocess.run([sys.executable, "-m", "vision.binary", *command], check=False, stdout=sys.stderr)
+    if done.returncode or not (folder / "result.json").exists():
+        raise UserError(f"{folder} did not come to its end: go on with the same command.")
+    return folder
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """What a finished run says of itself."""
+    content = Run.read_config(folder, KIND)
+    result = json.loads((folder / "result.json").read_text())
+    return {
+        "run": folder.name,
+        "seed": content["config"]["seed"],
+        "command": content["command"],
+        "epochs": result["protocol"]["epochs"],
+        "minutes_of_training_and_validation": round(60 * result["protocol"]["hours"], 2),
+        "packed_bytes": result["bytes"]["packed_bytes"],
+        "times_smaller": result["bytes"]["ratio"],
+        "validation_error": result["figures"]["validation_error"],
+    }
+
+
+def test_error(folder: Path) -> float:
+    """Of the packed file, on the test images, in float32."""
+    config = from_dict(Config, Run.read_config(folder, KIND)["config"], str(folder / "config.json"))
+    network, _ = read_packed(folder / "packed.safetensors")
+    images = load_split(config.for_data(), "test")
+    with torch.no_grad():
+        batches = images.images.split(config.eval_batch_size)
+        logits_NK = torch.cat([network.eval()(pixels.float() * (1 / 255)) for pixels in batches])
+    return Scores(logits_NK.softmax(1), images.labels).error
+
+
+def main() -> None:
+    """Train what is not trained, score, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--data", default="mnist")
+    parser.add_argument("--prefix", default="mnist-binary", help="what names of runs begin with")
+    parser.add_argument("--test", action="store_true", help="read the test set, once, in the end")
+    arguments, words = parser.parse_known_args()
+    path = Path("runs") / f"{arguments.prefix}.json"
+    folders = [
+        train(f"{arguments.prefix}-{seed}", ["--data", arguments.data, *words, "--seed", str(seed)])
+        for seed in arguments.seeds
+    ]
+    names = [folder.name for folder in folders]
+    result = seeds.kept(path, arguments.test, names)
+    if result is None:
+        runs = [describe(folder) for folder in folders]
+        if arguments.test:
+            for run, folder in zip(runs, folders, strict=True):
+                run["test_error"] = test_error(folder)
+        result = {
+            "what": f"error of a binarised network on {arguments.data}",
+            "of": names,
+            "protocol": {
+                **{key: value for key, value in read_protocol(folders[0]).items() if key.endswith("_images")},
+                "test_set": "read once, after all runs were done" if arguments.test else "not read",
+                "chosen_on": "validation images, held out of the training set",
+                "machine": describe_machine(),
+            },
+        }
+        for split in ("validation", "test") if arguments.test else ("validation",):
+            result[split] = dataclasses.asdict(spread(run[f"{split}_error"] for run in runs))
+        result["minutes"] = dataclasses.asdict(spread(run["minutes_of_training_and_validation"] for run in runs))
+        result["runs"] = runs
+        if arguments.test:
+            write_json(path, result)
+    print(json.dumps(result, indent=2))
+
+
+def read_protocol(folder: Path) -> dict[str, Any]:
+    """How many images a run learnt from and was chosen on."""
+    return dict(json.loads((folder / "result.json").read_text())["protocol"])
+
+
+if __name__ == "__main__":
+    entry(main)

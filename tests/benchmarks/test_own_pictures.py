@@ -1,0 +1,46 @@
+"""Digits on paper are drawn, and read better as vision.predict reads them than as they are."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import own_pictures
+from core import data
+from core.data import glyphs
+
+
+def test_pictures_are_read(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(glyphs, "NUMBER", {"train": 40, "test": 20})
+    images = data.load("glyphs", "train")
+    asked: list[Any] = []
+
+    def load(name: str, split: str) -> Any:
+        asked.append((name, split))
+        return images
+
+    monkeypatch.setattr(data, "load", load)
+    monkeypatch.setattr(data, "hold_out", lambda whole, number, seed: (whole, whole))
+    monkeypatch.setattr(sys, "argv", ["own_pictures.py", "digits", "--number", "20"])
+    own_pictures.main()
+    result = json.loads(capsys.readouterr().out)
+    assert asked == [("mnist", "train")], "the test set was read"
+    assert result["images"] == 20
+    assert list(result["errors"]) == list(own_pictures.KINDS)
+    paper = result["errors"]["ink on shaded paper"]
+    assert paper["as predict does"] < paper["as is"]
+
+
+def test_paper_is_light_and_ink_dark() -> None:
+    image_HW = np.zeros((28, 28), np.uint8)
+    image_HW[8:20, 12:16] = 255
+    rng = np.random.default_rng(0)
+    picture = own_pictures.paper(own_pictures.enlarged(image_HW), rng, margin=0, noise=0, shade=0)
+    assert picture.shape == (336, 336, 3)
+    assert picture[5, 5].tolist() == list(own_pictures.PAPER)
+    assert picture[168, 168].tolist() == list(own_pictures.INK)
+    assert own_pictures.tight(image_HW).shape == (12, 4)
