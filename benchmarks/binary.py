@@ -13,16 +13,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import seeds
-from core.config import UserError, entry, flag, from_dict, parse, to_dict
+from core.config import entry, from_dict
 from core.machine import describe_machine
 from core.run import Run
 from vision.binary import KIND
@@ -32,30 +29,7 @@ from vision.experiment import spread, write_json
 from vision.learner import load_split
 from vision.scoring import Scores
 
-
-def train(name: str, words: Sequence[str]) -> Path:
-    """Train runs/<name> to its end from wherever it stands, never on test images; returns its folder.
-
-    Raises:
-        UserError: the folder holds a run with other settings, or the run did not come to its end.
-    """
-    folder = Path("runs") / name
-    command = [*words, "--name", name, "--no-test"]
-    if (folder / "config.json").exists():
-        saved = Run.read_config(folder, KIND)["config"]
-        now = to_dict(parse(Config, PRESETS, command, ""))
-        if differing := [flag(key) for key in now if key not in seeds.MACHINE and saved.get(key) != now[key]]:
-            raise UserError(
-                f"{folder} was begun with another {' and '.join(differing)}: give --prefix for runs of another name, "
-                f"or remove it."
-            )
-        if (folder / "result.json").exists():
-            return folder
-        command.append("--resume")
-    done = subprocess.run([sys.executable, "-m", "vision.binary", *command], check=False, stdout=sys.stderr)
-    if done.returncode or not (folder / "result.json").exists():
-        raise UserError(f"{folder} did not come to its end: go on with the same command.")
-    return folder
+BINARY = seeds.Program(KIND, Config, PRESETS)
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -97,7 +71,7 @@ def main() -> None:
     arguments, words = parser.parse_known_args()
     path = Path("runs") / f"{arguments.prefix}.json"
     folders = [
-        train(f"{arguments.prefix}-{seed}", ["--data", arguments.data, *words, "--seed", str(seed)])
+        seeds.train(f"{arguments.prefix}-{seed}", ["--data", arguments.data, *words, "--seed", str(seed)], BINARY)
         for seed in arguments.seeds
     ]
     names = [folder.name for folder in folders]

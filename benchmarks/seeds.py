@@ -1,4 +1,4 @@
-"""Runs of vision.classify that a benchmark is made of: trained once each, gone on with, read back; no program."""
+"""Runs that a benchmark is made of: trained once each, gone on with, read back; no program."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from core.config import UserError, flag, parse, to_dict
 from core.machine import describe_machine
@@ -21,17 +21,28 @@ from vision.trained import Trained
 MACHINE = {"name", "resume", "quiet", "device", "threads"}  # what may differ and still be the same run
 
 
-def train(name: str, words: Sequence[str]) -> Path:
+class Program(NamedTuple):
+    """One that trains: vision.<kind>, with its config and presets."""
+
+    kind: str
+    config: type
+    presets: Mapping[str, Mapping[str, Any]]
+
+
+CLASSIFY = Program("classify", Config, PRESETS)
+
+
+def train(name: str, words: Sequence[str], program: Program = CLASSIFY) -> Path:
     """Train runs/<name> to its end from wherever it stands, never on test images; returns its folder.
 
     Raises:
-        UserError: the folder holds a run with other settings.
+        UserError: the folder holds a run with other settings, or the run did not come to its end.
     """
     folder = Path("runs") / name
     command = [*words, "--name", name, "--no-test"]
     if (folder / "config.json").exists():
-        saved = Run.read_config(folder, "classify")["config"]
-        now = to_dict(parse(Config, PRESETS, command, ""))
+        saved = Run.read_config(folder, program.kind)["config"]
+        now = to_dict(parse(program.config, program.presets, command, ""))
         if differing := [flag(key) for key in now if key not in MACHINE and saved.get(key) != now[key]]:
             raise UserError(
                 f"{folder} was begun with another {' and '.join(differing)}: give --prefix for runs of another name, "
@@ -41,7 +52,7 @@ def train(name: str, words: Sequence[str]) -> Path:
             return folder
         command.append("--resume")
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "vision.classify", *command], check=False, stdout=sys.stderr)
+    done = subprocess.run([sys.executable, "-m", f"vision.{program.kind}", *command], check=False, stdout=sys.stderr)
     if done.returncode or not (folder / "result.json").exists():
         raise UserError(f"{folder} did not come to its end: go on with the same command.")
     if "--resume" not in command:  # else another session had a part of it

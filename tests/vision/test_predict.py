@@ -117,12 +117,13 @@ def test_probabilities_of_several_classifiers_are_averaged(
 ) -> None:
     """Each sees the picture in its own size; the mean is that of the two alone."""
     second = other(sheets.parent / "second.safetensors", tuple("0123456789"))
-    found = []
+    found, said = [], ""
     for words in ([str(run)], [str(second)], [str(run), "--also", str(second)]):
         predict.main([words[0], str(sheets / "3.jpg"), *words[1:], "--json", "--top", "10", "--device", "cpu"])
         printed = capsys.readouterr()
         found.append({each["class"]: each["probability"] for each in json.loads(printed.out)[0]["guesses"]})
-    assert printed.err == "The mean of 2 classifiers' probabilities.\n"
+        said = printed.err
+    assert said == "The mean of 2 classifiers' probabilities.\n"
     assert found[0] != found[1]
     for name in "0123456789":
         assert found[2][name] == pytest.approx((found[0][name] + found[1][name]) / 2, abs=2e-6)
