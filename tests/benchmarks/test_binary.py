@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks import binary as benchmark
+from benchmarks import seeds
 from core import data
 from core.compute import Compute
 from core.config import UserError
@@ -50,7 +51,7 @@ def test_seeds_are_trained_once_and_tested_once(
 
     monkeypatch.setattr(glyphs, "NUMBER", {"train": 400, "test": 100})
     monkeypatch.setattr(data, "load", load)
-    monkeypatch.setattr(benchmark, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(seeds, "subprocess", SimpleNamespace(run=run))
     monkeypatch.setattr(binary, "choose_compute", lambda config, images, world: Compute(threads=1))
     monkeypatch.chdir(tmp_path)
 
