@@ -88,7 +88,8 @@ class Run:
         self.extra = world.share(self.extra)
 
     def _take_folder(self, config: Any, kind: str, resume: bool) -> None:
-        taken = f"{self.folder} already holds a run: go on with it by --resume, or choose another --name."
+        go_on = "go on with it by --resume" if hasattr(config, "resume") else "remove it"
+        taken = f"{self.folder} already holds a run: {go_on}, or choose another --name."
         lock = self.folder / "lock"
         if resume:
             self.extra = self.read_config(self.folder, kind)["extra"]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from core import checkpoint
 from core.backbones import BACKBONES, build
+from core.backbones import __main__ as listing
 from core.backbones.__main__ import main
 from core.backbones.cost import layer_costs, multiply_adds, receptive_field
 from core.classifier import Classifier, make_classifier
@@ -281,3 +282,20 @@ def test_he_initialisation_goes_for_every_layer_of_the_chapters_network() -> Non
         assert float(layer.weight.detach().std()) == pytest.approx((2 / fan_in) ** 0.5, rel=0.06)
         assert layer.bias is not None
         assert not layer.bias.any()
+
+
+def test_the_table_measures_speed_where_it_is_asked_to(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(listing, "_SECONDS", 0.001)
+    words = ["deep_cnn", "googlenet", "--image-size", "32", "--channels", "1", "--batch-size", "2", "--device", "cpu"]
+    main([*words, "--measure"])
+    rows = [
+        line.split() for line in capsys.readouterr().out.splitlines() if line.startswith((" deep_cnn", " googlenet"))
+    ]
+    assert [row[0] for row in rows] == ["deep_cnn", "googlenet"]
+    for row in rows:
+        training, one, inference, other = row[-4:]
+        assert {one, other} <= {"float32", "bfloat16"}
+        assert float(training.replace(",", "")) > 0
+        assert float(inference.replace(",", "")) > 0

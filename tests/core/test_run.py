@@ -31,6 +31,7 @@ class Config:
     preset: str = "fast"
     learning_rate: float = 1e-4
     hidden: tuple[int, ...] = (4, 5)
+    resume: bool = False
 
 
 def new(root: Path, name: str = "a", *, resume: bool = False, kind: str = "dqn", **options: Any) -> Run:

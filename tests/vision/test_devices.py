@@ -82,6 +82,8 @@ def test_figure_table_and_json(
     assert "2 cores, bfloat16" in capsys.readouterr().out
     with Image.open("runs/d/devices.png") as picture:
         assert picture.width > 1000
+    with pytest.raises(UserError, match="already holds a run: remove it, or choose another --name"):  # it has no resume
+        devices.main(["--rounds", "1", "--name", "d"])
 
 
 def test_a_process_times_whole_updates_and_says_so_in_json() -> None:
