@@ -21,8 +21,12 @@ from core.config import UserError
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
-def check_packages() -> None:
+def check_packages(what: str = "ONNX", switch: str = "--no-onnx") -> None:
     """See whether what ONNX needs is there.
+
+    Args:
+        what: needs it.
+        switch: what to type to do without.
 
     Raises:
         UserError: what is missing, and how to install it.
@@ -30,8 +34,8 @@ def check_packages() -> None:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
-            f"ONNX needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed: "
-            f"pip install {' '.join(PACKAGES)}, or leave ONNX out with --no-onnx."
+            f"{what} needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed: "
+            f"pip install {' '.join(PACKAGES)}, or leave {what} out with {switch}."
         )
 
 

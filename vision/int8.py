@@ -9,21 +9,15 @@ Shapes: B batch, C channels, H, W pixels, K classes.
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import tempfile
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-
-from core.config import UserError
+from torch import Tensor
 
 IMAGES, LOGITS = "images", "logits"  # what a network's input and output are called in the file
 
@@ -38,38 +32,6 @@ class Session:
         """Logits (B, K) of normalised images, both float32."""
         logits_BK: np.ndarray = self.runtime.run([LOGITS], {IMAGES: x_BCHW})[0]
         return logits_BK
-
-
-def check_installed() -> None:
-    """See that what is needed is there.
-
-    Raises:
-        UserError: it is not.
-    """
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"int8 needs the package {error.name}: install it with pip install 'zerokara[export]', or pass --no-int8."
-        ) from None
-
-
-def write_onnx(network: nn.Module, example_BCHW: Tensor, path: Path) -> None:
-    """Write a network as ONNX: normalised images of any number in, logits out."""
-    with _quiet():
-        torch.onnx.export(
-            network,
-            (example_BCHW,),
-            path,
-            input_names=[IMAGES],
-            output_names=[LOGITS],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            external_data=False,
-            dynamo=True,
-            verbose=False,
-        )
 
 
 def quantise(path: Path, calibration: Sequence[Tensor], out: Path) -> None:
@@ -94,7 +56,7 @@ def quantise(path: Path, calibration: Sequence[Tensor], out: Path) -> None:
             batch = next(self._left, None)
             return None if batch is None else {IMAGES: batch.numpy()}
 
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder:
         folded = str(Path(folder) / "folded.onnx")  # normalisation becomes part of the convolutions
         quant_pre_process(str(path), folded, skip_symbolic_shape=True)
         quantization.quantize_static(
@@ -122,24 +84,10 @@ def operations(path: Path) -> Counter[str]:
     import onnx
     import onnxruntime
 
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()
         options.optimized_model_filepath = str(Path(folder) / "run.onnx")
         options.log_severity_level = 3  # it warns that such a file is for this machine only
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         graph = onnx.load(options.optimized_model_filepath).graph
         return Counter(node.op_type for node in graph.node)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what the exporters say of themselves."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

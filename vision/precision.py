@@ -31,6 +31,7 @@ from rich.table import Table
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from core import onnx_file
 from core.checkpoint import write_atomically
 from core.compute import Compute
 from core.config import Positional, Range, entry, parse
@@ -130,7 +131,7 @@ def onnx_candidates(trained: Trained, calibration: ImageSet, path: Path) -> tupl
     x = normalised(trained, calibration, Compute())
     with tempfile.TemporaryDirectory() as folder:
         float32, quantised = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
-        int8.write_onnx(network, x[:2], float32)
+        onnx_file.write(network, {int8.IMAGES: x[:2]}, int8.LOGITS, float32, {})
         int8.quantise(float32, x.split(100), quantised)
         found = []
         for precision, file in (("float32", float32), ("int8", quantised)):
@@ -256,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(Options, {}, argv, __doc__ or "")
     folder = one_run(options.runs, "python -m vision.precision")
     if options.int8:
-        int8.check_installed()
+        onnx_file.check_packages("int8", "--no-int8")
     trained = load_trained(folder, device=options.device, threads=options.threads)
     images = trained.images(options.split)
     out = out_folder(options.out, trained.folder)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import builtins
 import dataclasses
+import importlib.util
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from core import onnx_file
 from core.config import UserError
 from vision import int8, precision
 from vision.trained import load_trained
@@ -37,7 +37,7 @@ class Small(nn.Module):
 
 def test_eight_bits_by_hand(tmp_path: Path) -> None:
     x = torch.tensor([0.0, 1.0, 2.0, 2.55]).view(1, 1, 2, 2)
-    int8.write_onnx(Small().eval(), torch.zeros(2, 1, 2, 2), tmp_path / "float32.onnx")
+    onnx_file.write(Small().eval(), {int8.IMAGES: torch.zeros(2, 1, 2, 2)}, int8.LOGITS, tmp_path / "float32.onnx", {})
     exact = int8.open_session(tmp_path / "float32.onnx", threads=1)(x.numpy())
     np.testing.assert_allclose(exact, [[0, 1, 2, 2.55, 0, -0.5, -1, -1.275]], rtol=1e-6)
 
@@ -90,15 +90,10 @@ def test_a_table_a_picture_numbers_and_a_network(tiny_run: Path, capsys: pytest.
 
 
 def test_without_eight_bits_nothing_more_is_needed(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    imported = builtins.__import__
-
-    def missing(name: str, *rest: Any, **named: Any) -> Any:
-        if name.split(".")[0] == "onnxruntime":
-            raise ModuleNotFoundError("No module named 'onnxruntime'", name="onnxruntime")
-        return imported(name, *rest, **named)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(UserError, match=r"int8 needs the package onnxruntime: install it .* or pass --no-int8"):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
+    words = "int8 needs onnxruntime, which is not installed: pip install .*, or leave int8 out with --no-int8"
+    with pytest.raises(UserError, match=words):
         precision.main([str(tiny_run), *QUICK])
     precision.main([str(tiny_run), "--no-int8", "--out", "out", *QUICK])
     assert sorted(path.name for path in Path("out").iterdir()) == [
