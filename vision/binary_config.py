@@ -11,7 +11,6 @@ from core.config import Range
 from vision import config as classify_config
 
 Count = Annotated[int, Range(1)]
-NotNegative = Annotated[float, Range(0)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +56,13 @@ class Config:
     """Images in an update."""
     learning_rate: Annotated[float, Range(0, low_open=True)] = 5e-3
     """Step size of Adam at first; it falls to nothing along half a cosine."""
-    rotation_degrees: NotNegative = 5.0
+    rotation_degrees: Annotated[float, Range(0, 180)] = 5.0
     """Rotation of training images up to so many degrees either way."""
     shift: Annotated[float, Range(0, 1)] = 0.04
     """Shift up to this fraction of the side."""
-    scale: Annotated[float, Range(0, 1)] = 0.05
+    scale: Annotated[float, Range(0, 0.9)] = 0.05
     """Scaling by up to this fraction more or less."""
-    shear_degrees: NotNegative = 5.0
+    shear_degrees: Annotated[float, Range(0, 80)] = 5.0
     """Shear up to so many degrees."""
     crop_pixels: Annotated[int, Range(0)] = 0
     """Padding on each side of which a window of the old size is cut out at random."""

@@ -104,13 +104,13 @@ class Config:
     """End after so many epochs without a better validation error; 0: never."""
 
     # --- augmentation ----------------------------------------------------------------------------------------------
-    rotation_degrees: NotNegative = 10.0
+    rotation_degrees: Annotated[float, Range(0, 180)] = 10.0
     """Rotation up to so many degrees either way."""
     shift: Fraction = 0.08
     """Shift up to this fraction of the side."""
-    scale: Annotated[float, Range(0, 1, low_open=False)] = 0.1
+    scale: Annotated[float, Range(0, 0.9)] = 0.1
     """Scaling by up to this fraction more or less."""
-    shear_degrees: NotNegative = 10.0
+    shear_degrees: Annotated[float, Range(0, 80)] = 10.0
     """Shear up to so many degrees."""
     elastic_pixels: NotNegative = 0.0
     """Strength of elastic distortion, in pixels."""
