@@ -11,7 +11,6 @@ from core.config import Range
 from vision import config as classify_config
 
 Count = Annotated[int, Range(1)]
-NotNegative = Annotated[float, Range(0)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -328,7 +329,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     base = Compute.choose(
         device=options.device, precision="float32", compile="off", threads=options.threads, train_step=None
     )
-    console, remarks = Console(), []
+    console, remarks = Console(width=None if sys.stdout.isatty() else 160), []
     try:
         computes = candidates(base, options.compiled)
     except UserError as error:

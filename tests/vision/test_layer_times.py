@@ -54,6 +54,16 @@ def test_tables_picture_and_numbers(here: Path, capsys: pytest.CaptureFixture[st
         assert np.asarray(picture.convert("L")).std() > 5
 
 
+def test_a_pipe_has_room_for_every_word(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda run, **options: run)
+    layer_times.main([word for word in TINY if word != "--no-compiled"])
+    shown = capsys.readouterr().out
+    assert "bfloat16 channels_last compiled" in shown
+    assert "…" not in shown
+
+
 def test_what_is_compiled_and_what_is_not() -> None:
     base = Compute()
     assert [name for name, c in layer_times.candidates(base, compiled=False).items() if c.compile] == []
