@@ -55,7 +55,7 @@ def test_config_json_says_what_ran(tmp_path: Path) -> None:
     new(tmp_path, extra={"precision": "bfloat16"}).close()
     content = Run.read_config(tmp_path / "a", "dqn")
     assert content["kind"] == "dqn"
-    assert content["config"] == {"preset": "fast", "learning_rate": 1e-4, "hidden": [4, 5]}
+    assert content["config"] == {"preset": "fast", "learning_rate": 1e-4, "hidden": [4, 5], "resume": False}
     assert content["extra"] == {"precision": "bfloat16"}
     assert content["versions"]["torch"] == torch.__version__
     assert content["versions"]["python"] == sys.version.split()[0]

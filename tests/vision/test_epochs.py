@@ -128,7 +128,7 @@ def test_a_run_that_was_stopped_goes_on_in_mid_epoch() -> None:
     assert saved() == 5
     with run_of(config, resume=True) as run:
         assert restore(second, run)
-        assert (second.updates, second.last, second.best) == (5, 0.5, {"epoch": 1, "figure": 0.5})
+        assert (second.updates, second.last, second.best) == (5, 0.5, {"epoch": 1, "figure": 0.5, "since": 1})
         assert float(second.network.weight.detach()) == 5
         assert not go_through(second, run, lambda: None)
     assert first.seen + second.seen == whole.seen

@@ -106,9 +106,17 @@ def test_weights_that_are_no_numbers_make_no_result(monkeypatch: pytest.MonkeyPa
     with grid() as run, pytest.raises(UserError, match=r"no number any more at update .* of the cell seed1"):
         experiment.train_cells(run, cells(1, learning_rate=1e30), points=1)
     assert not list(Path("runs/g/cells").glob("*/*.json"))
+    update = Training.update
+
+    def broken(self: Training, index_B: torch.Tensor) -> None:
+        update(self, index_B)
+        with torch.no_grad():
+            next(self.network.parameters()).fill_(torch.inf)
+
+    monkeypatch.setattr(Training, "update", broken)
     monkeypatch.setattr(experiment, "SAVE_SECONDS", -1.0)  # at every update
     with grid(resume=True) as run, pytest.raises(UserError, match="no number any more at update 1 of the cell"):
-        experiment.train_cells(run, cells(1, learning_rate=1e30), points=1)
+        experiment.train_cells(run, cells(1), points=1)
     assert not list(Path("runs/g/cells").glob("*/*")), "weights that are no numbers were kept"
 
 

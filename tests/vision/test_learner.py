@@ -261,13 +261,13 @@ def test_the_average_is_what_is_evaluated() -> None:
 def test_patience() -> None:
     learner = training(patience_epochs=2)
     assert not learner.is_enough, "nothing was validated yet"
-    learner.best = {"epoch": 1, "figure": 0.5}
+    learner.best = {"epoch": 1, "figure": 0.5, "since": 1}
     found = []
     for learner.updates in (10, 20, 25, 30, 40):
         found.append(learner.is_enough)
     assert found == [False, False, False, True, True]
     learner = training()
-    learner.best, learner.updates = {"epoch": 1, "figure": 0.5}, 140
+    learner.best, learner.updates = {"epoch": 1, "figure": 0.5, "since": 1}, 140
     assert not learner.is_enough, "no patience is no end"
 
 
