@@ -41,7 +41,7 @@ from agents.session import (
     save,
     show_progress,
 )
-from core import checkpoint, zoo
+from core import checkpoint, lineage, zoo
 from core.compute import Compute
 from core.config import UserError, entry, flag, to_dict
 from core.configure import configure
@@ -174,6 +174,7 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
     going_on = begin(training, run, latest)
     if config.init_backbone and not going_on:
         run.say(str(init_backbone(training.learner.network.backbone, zoo.eye(config.init_backbone))))
+        lineage.remember(run, config.init_backbone)
         training.learner.refresh()
         training.learner.renew_target()
     for departure in DEPARTURES.get(config.preset, ()):

@@ -16,7 +16,7 @@ Shapes: N images, B batch, C channels, H, W pixels.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core import checkpoint, zoo
+from core import checkpoint, lineage, zoo
 from core.compute import Compute
 from core.config import UserError, entry, flag, to_dict
 from core.configure import configure
@@ -120,8 +120,8 @@ class Training:
 class Judge:
     """What painted images are compared with: the held-out ones, seen once."""
 
-    def __init__(self, config: Config, data: Data) -> None:
-        self.scorer = Scorer.choose(config, data.train.shape)
+    def __init__(self, config: Config, data: Data, extra: Mapping[str, Any]) -> None:
+        self.scorer = Scorer.choose(config, data.train.shape, extra)
         images = data.held_out.images[: config.eval_images]
         self.real = self.scorer.look(images)
         self.real_spread = spread(images[:500])
@@ -147,13 +147,17 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
         UserError: a checkpoint that cannot be read, weights that are no numbers any more.
     """
     training = Training(config, data, compute, world)
-    judge = Judge(config, data)
     latest = run.path(f"checkpoint-{world.rank}.pt")
+    if not world.any(latest.exists(), compute.torch_device):
+        lineage.remember(run, config.init_backbone)
+    judge = Judge(config, data, run.extra)
     begin(training, run, latest)
     for remark in data.remarks:
         run.say(remark)
     run.say(f"{data.train.source}: {len(data.train):,} to learn from, {len(data.held_out):,} held out to choose on")
     run.say(judge.scorer.protocol)
+    if judge.scorer.doubt:
+        run.warn(judge.scorer.doubt)
     show = fixed_latents(config)
 
     def save() -> None:

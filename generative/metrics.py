@@ -34,6 +34,7 @@ from core import model_file
 from core.config import Range, UserError, brief, entry, parse
 from core.data import ImageSet
 from core.progress import Progress
+from core.run import Run
 from generative import finished
 from generative.data import Data, load_split
 from generative.painter import Painter
@@ -195,14 +196,15 @@ def choose_scorer(options: Options, painter: Painter) -> Scorer:
     Raises:
         UserError: there is none such, or it is the eye that the discriminator began from.
     """
-    return Scorer.choose(
-        replace(painter.config, classifier=options.classifier or painter.config.classifier), painter.shape
-    )
+    config = replace(painter.config, classifier=options.classifier or painter.config.classifier)
+    return Scorer.choose(config, painter.shape, Run.read_config(Path(options.run))["extra"])
 
 
 def report(options: Options, painter: Painter, progress: Progress) -> dict[str, Any]:
     """Everything that was measured, and how, as plain values."""
     scorer = choose_scorer(options, painter)
+    if scorer.doubt:
+        progress.warn(scorer.doubt)
     network = Inception(Path(options.inception)) if options.inception else None
     material = gather(options, painter, progress)
     progress.say("comparing")
@@ -224,6 +226,8 @@ def report(options: Options, painter: Painter, progress: Progress) -> dict[str, 
         "update": painter.update,
         "arithmetic": "float64",
     }
+    if scorer.doubt:
+        protocol["doubt"] = scorer.doubt
     if network is not None:
         scores["painted"]["fid"] = inception_distance(network, material.real.images, material.painted)
         scores["floor"]["fid"] = inception_distance(network, material.real.images, material.floor.images)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from core.config import Range, entry, parse
 from core.media import write_png
+from core.run import Run
 from generative import finished
 from generative.data import Data
 from generative.pictures import picture
@@ -56,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     painter = finished.painter_of(options, "python -m generative.neighbours")
     where = finished.place(options, options.out, f"neighbours-{options.which}-{options.seed}.png")
     train = Data.load(painter.config).train.images
-    scorer = Scorer.choose(painter.config, painter.shape)
+    scorer = Scorer.choose(painter.config, painter.shape, Run.read_config(Path(options.run))["extra"])
     painted = painter.paint(painter.latents(options.number, options.seed), painter.labels(options.number))
     place_n, _ = nearest(scorer.look(painted).features_NF, scorer.look(train).features_NF)
     threes = torch.stack([painted, train[place_n], train[nearest_in_pixels(painted, train)]], 1)

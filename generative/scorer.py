@@ -10,19 +10,22 @@ Shapes: N images, C channels, H, W pixels, F features, K classes.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core import model_file
+from core import lineage, model_file
 from core.backbones import build
 from core.config import UserError
+from core.lineage import Lineage
 from core.model_file import Card
-from core.weights import read_tensors
-from core.zoo import eye, find, zoo
+from core.zoo import find, zoo
 from generative.config import Config
 from generative.scores import frechet_distance, kernel_distance, overlap
 
@@ -47,6 +50,7 @@ class Scorer:
         fingerprint: of its file.
         protocol: in words, what stands beside every score.
         name: of the Fréchet distance in its features: "fcd", or "random_fd", which is no measure of quality.
+        doubt: whether it is a stranger to the discriminator, where that cannot be known; else empty.
     """
 
     def __init__(self, network: nn.Module, last: nn.Module, card: Card | None, fingerprint: str) -> None:
@@ -54,6 +58,7 @@ class Scorer:
         self.card, self.fingerprint = card, fingerprint
         self._network, self._last = network.eval().requires_grad_(False), last
         self.name = "random_fd" if card is None else "fcd"
+        self.doubt = ""
 
     @classmethod
     def load(cls, path: Path) -> Scorer:
@@ -82,41 +87,33 @@ class Scorer:
         return cls(pooled, pooled[-1], None, "")
 
     @classmethod
-    def choose(cls, config: Config, shape: tuple[int, int, int]) -> Scorer:
+    def choose(
+        cls, config: Config, shape: tuple[int, int, int], extra: Mapping[str, Any] = MappingProxyType({})
+    ) -> Scorer:
         """The classifier that a config names, else the one that ships for its data, else a random network.
 
+        Args:
+            shape: (C, H, W) of the images.
+            extra: what the run's config.json remembers: there stands where its eye comes from.
+
         Raises:
-            UserError: the classifier is the eye from which the discriminator starts.
+            UserError: the classifier is the eye from which the discriminator starts, or that eye began from it.
         """
         name = config.classifier or ALIASES.get(config.data, config.data)
         if not config.classifier and name not in zoo():
             return cls.random(shape)
         path = find(name)
         scorer = cls.load(path)
-        if config.init_backbone and scorer.is_from(eye(config.init_backbone)):
-            raise UserError(
-                f"--classifier {path} is the very eye that the discriminator starts from, so its score would flatter: "
-                f"give another one, or leave --init-backbone out."
-            )
+        began = lineage.begun_with(extra, config.init_backbone)
+        if began is not None:
+            judge = lineage.trace(path)
+            if judge.own & began.all:
+                raise UserError(
+                    f"--classifier {path} is the very eye that the discriminator starts from, or that eye's ancestor, "
+                    f"so its score would flatter: give another one, or leave --init-backbone out."
+                )
+            scorer.doubt = doubt(judge, began)
         return scorer
-
-    def is_from(self, path: Path) -> bool:
-        """Whether weights of this network are in a run's folder or a file: as they are, or rounded to float16."""
-        files = [path / "model.safetensors", path / "checkpoint-0.pt"] if path.is_dir() else [path]
-        file = next((file for file in files if file.is_file()), None)
-        if file is None or self.card is None:
-            return False
-        there: dict[torch.Size, list[Tensor]] = {}
-        for tensor in read_tensors(file).values():
-            if tensor.ndim > 1:
-                there.setdefault(tensor.shape, []).append(tensor.half())
-        # Matrices and kernels: biases and gains may be alike because both are fresh.
-        return any(
-            torch.equal(tensor.half(), other)
-            for tensor in self._network.state_dict().values()
-            if tensor.ndim > 1
-            for other in there.get(tensor.shape, [])
-        )
 
     @functools.cached_property
     def protocol(self) -> str:
@@ -158,6 +155,21 @@ class Scorer:
             "recall": lying.recall,
         }
         return scores | class_scores(fake)
+
+
+def doubt(judge: Lineage, began: Lineage) -> str:
+    """What to say where a classifier may be no stranger to the eye that a discriminator began from; else nothing."""
+    if began.unknown:
+        return (
+            f"The discriminator's eye comes from {' and '.join(began.unknown)}, which cannot be looked at any more: if "
+            f"{judge.source} is that, or comes from it, its score flatters."
+        )
+    if judge.ancestors & began.all:
+        return (
+            f"{judge.source} and the discriminator's eye come from the same weights: its score may flatter, and a "
+            f"classifier that began afresh would tell."
+        )
+    return ""
 
 
 def fitted(images_NCHW: Tensor, card: Card) -> Tensor:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from core import checkpoint
+from core import checkpoint, lineage
 from core.backbones import build
 from core.compute import Compute
 from core.config import entry, to_dict
@@ -62,6 +62,7 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
         f"{len(data.test):,} to be scored on; {len(training.card.words):,} words"
     )
     if not going_on:
+        lineage.remember(run, config.init_backbone)
         learns = "learns along" if training.learns_eye else "stays as is"
         run.say(f"eye: {training.card.backbone}, {training.report}; it {learns}")
         save(training, run)

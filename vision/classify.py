@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from core import checkpoint, model_file, zoo
+from core import checkpoint, lineage, model_file, zoo
 from core.backbones.summary import summary
 from core.classifier import Classifier
 from core.compute import Compute
@@ -52,6 +52,7 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
         f"{training.card.data}: {len(images.train):,} images to learn from, {len(images.validation):,} to choose on"
     )
     if not going_on:
+        lineage.remember(run, config.init_backbone)
         run.say(summary(training.network, (1, *images.train.shape)))
         log_start(training.network, training.card, training.batch(torch.arange(min(32, len(images.train)))), run)
         save(training, run)

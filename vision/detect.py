@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from core import checkpoint
+from core import checkpoint, lineage
 from core.compute import Compute
 from core.config import UserError, entry, to_dict
 from core.configure import configure, stem
@@ -115,6 +115,7 @@ def train(config: Config, run: Run, data: Data, training: Training, validation: 
     if not going_on and (path := config.eye_path()) is not None:
         run.say(str(init_backbone(training.detector.net.backbone, path)))
         world.broadcast(training.detector)
+        lineage.remember(run, config.init_backbone)
 
     def save() -> None:
         if not training.is_finite():

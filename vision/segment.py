@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from core import checkpoint, zoo
+from core import checkpoint, lineage, zoo
 from core.compute import Compute
 from core.config import UserError, entry, to_dict
 from core.configure import configure, stem
@@ -54,6 +54,7 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
         f"{len(training.card.classes)} classes; {config.network} on {config.backbone}, {parameters:,} parameters"
     )
     if not going_on:
+        lineage.remember(run, config.init_backbone)
         # A corner of its own for the random numbers, so that pictures of the start do not change the run.
         before = training.generator.get_state()
         log_start(training.network, training.card, training.batch(torch.arange(min(8, len(images.train)))), run)

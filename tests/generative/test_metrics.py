@@ -13,7 +13,6 @@ from core import model_file
 from core.config import UserError
 from core.data import glyphs
 from core.model_file import Card
-from core.weights import read_tensors
 from generative import metrics
 from generative.scorer import Scorer
 from generative.scores import frechet_distance, kernel_distance, overlap
@@ -176,18 +175,48 @@ def test_without_a_classifier_it_says_that_quality_is_not_measured(
         metrics.main([])
 
 
-@pytest.mark.parametrize("begun_with", ["judge", "judge/model.safetensors", "rounded", "state.pt"])
-def test_the_eye_that_the_discriminator_began_with_cannot_score(begun_with: str, tmp_path: Path) -> None:
-    scorer = Scorer.load(save_classifier(tmp_path / "judge"))
-    save_classifier(tmp_path / "rounded", half=True)
-    torch.save(read_tensors(tmp_path / "judge" / "model.safetensors"), tmp_path / "state.pt")
-    assert scorer.is_from(tmp_path / begun_with)
-    assert not scorer.is_from(save_classifier(tmp_path / "other", seed=1))
-
-
-def test_the_program_refuses_that_eye(at_root: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def begun(tmp_path: Path) -> Path:
+    """A run whose discriminator began from the classifier `eye` beside `runs`."""
     save_classifier(tmp_path / "eye", seed=2)
-    tiny_eye = ("--backbone", "deep_cnn", "--discriminator-width", "0.25", "--init-backbone", str(tmp_path / "eye"))
-    folder = make_run(tmp_path, "begun", *tiny_eye)
+    words = ("--backbone", "deep_cnn", "--discriminator-width", "0.25", "--init-backbone", "eye")
+    return make_run(tmp_path, "begun", *words)
+
+
+def test_the_eye_that_the_discriminator_began_with_cannot_score(at_root: Path, begun: Path, tmp_path: Path) -> None:
+    scored = [str(begun), "--images", "100", "--json", *HERE]
+    for name in ("elsewhere", "rounded"):  # the eye itself is at the end of a path that leads nowhere from here
+        if name == "elsewhere":
+            (tmp_path / "eye").rename(tmp_path / name)
+        else:
+            save_classifier(tmp_path / name, seed=2, half=True)
+        with pytest.raises(UserError, match="the very eye that the discriminator starts from"):
+            metrics.main([*scored, "--classifier", str(tmp_path / name)])
+    other = save_classifier(tmp_path / "other", seed=1)
+    metrics.main([*scored, "--classifier", str(other)])
+
+
+def test_a_run_that_forgot_its_eye_is_scored_with_a_warning(
+    at_root: Path, begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads((begun / "config.json").read_text())
+    del content["extra"]["eye"]  # as runs were before
+    (begun / "config.json").write_text(json.dumps(content))
+    (tmp_path / "eye").rename(tmp_path / "gone")
+    metrics.main([str(begun), "--images", "100", "--classifier", str(tmp_path / "gone"), "--json", *HERE])
+    out, err = capsys.readouterr()
+    assert "warning: The discriminator's eye comes from eye, which cannot be looked at any more" in err
+    assert "cannot be looked at" in json.loads(out)["protocol"]["doubt"]
+
+
+def test_training_refuses_and_doubts_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    eye = save_classifier(tmp_path / "eye", seed=2)
+    words = ("--backbone", "deep_cnn", "--discriminator-width", "0.25", "--init-backbone", str(eye))
     with pytest.raises(UserError, match="the very eye that the discriminator starts from"):
-        metrics.main([str(folder), "--images", "100", "--classifier", str(tmp_path / "eye"), *HERE])
+        make_run(tmp_path, "refused", *words, "--classifier", str(eye / "model.safetensors"))
+    relative = model_file.Card(**{**vars(CARD), "command": "python -m vision.classify --init-backbone runs/gone"})
+    weights = CARD.build().state_dict()
+    model_file.save(eye / "model.safetensors", weights, relative)
+    judge = save_classifier(tmp_path / "judge", seed=3)
+    make_run(tmp_path, "doubted", *words, "--classifier", str(judge))
+    assert "warning: The discriminator's eye comes from runs/gone" in capsys.readouterr().err
