@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,7 @@ def test_names_that_make_no_folder(name: str, tmp_path: Path) -> None:
 
 OTHER = """
 import sys
+import time
 from pathlib import Path
 from core.config import entry
 from core.run import Run
@@ -225,6 +227,7 @@ def test_a_resumed_run_forgets_what_came_after_the_checkpoint(tmp_path: Path) ->
         if step == 5:
             state = run.state_dict()
     run.close()
+    time.sleep(1)  # TensorBoard reads files in the order of their names: second, process, and a count as text
     again = new(tmp_path, resume=True)
     again.resume_from(json.loads(json.dumps(state)))  # plain values
     assert [row["step"] for row in rows(again)] == [0, 1, 2, 3, 4, 5]
