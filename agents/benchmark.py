@@ -41,6 +41,7 @@ from core.checkpoint import write_atomically
 from core.config import Range, UserError, entry, flag, parse, program
 from core.machine import describe_machine, describe_versions, git_commit
 from core.progress import Progress
+from core.report import write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,9 +234,8 @@ def save(
     """Write table.md, results.json and the curves, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     markdown = "\n\n".join(["# Benchmark", *(table.markdown() for table in tables), *notes]) + "\n"
-    content = json.dumps({**about, "remarks": list(notes), **findings.to_dict()}, indent=2, allow_nan=False) + "\n"
     write_atomically(folder / "table.md", lambda file: file.write(markdown.encode()))
-    write_atomically(folder / "results.json", lambda file: file.write(content.encode()))
+    write_json(folder / "results.json", {**about, "remarks": list(notes), **findings.to_dict()})
     for x in ("frames", "hours"):
         save_curves(findings, about["protocol"]["name"], x, folder / f"curves-{x}.png")
 

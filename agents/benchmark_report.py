@@ -18,7 +18,7 @@ from agents.published import Published
 from agents.scales import Scale, scale
 from agents.settings import ProtocolName
 from agents.statistics import AGGREGATES, Estimate, estimate, height, improvement, mean
-from core.checkpoint import write_atomically
+from core.report import new_figure, write_figure
 from core.run import Run
 
 if TYPE_CHECKING:
@@ -240,17 +240,15 @@ def sections(findings: Findings) -> list[Section]:
 
 def save_curves(findings: Findings, protocol: ProtocolName, x: str, path: Path) -> None:
     """Learning curves as PNG, a panel for each environment: thin lines are runs, thick ones means, bands min to max."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
     env_ids = list(findings.environments)
     columns = min(3, len(env_ids))
     rows = -(-len(env_ids) // columns)
-    figure = Figure(figsize=(7 * columns, 4.5 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    for number, env in enumerate(env_ids, start=1):
-        axes = figure.add_subplot(rows, columns, number)
+    figure, all_axes = new_figure(columns, rows, width=7)
+    for spare in all_axes[len(env_ids) :]:
+        spare.remove()
+    for env, axes in zip(env_ids, all_axes, strict=False):
         groups: list[Group] = [
             (f"{preset} ({len(runs)} run{'s' * (len(runs) > 1)})", [run.curves[x] for run in runs])
             for (where, preset), runs in findings.found.items()
@@ -263,10 +261,7 @@ def save_curves(findings: Findings, protocol: ProtocolName, x: str, path: Path) 
         axes.set_title(env, loc="left", fontweight="bold")
         axes.set_xlabel(X_LABELS[x])
         axes.set_ylabel(f"mean raw return ({protocol})")
-        axes.grid(color="0.9")
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130))
+    write_figure(path, figure, 130)
 
 
 def draw_published(axes: Axes, curves: Sequence[Published], frames: float) -> None:

@@ -30,9 +30,9 @@ from agents.atari_scores import human_normalised, reference
 from agents.evaluation import Scores, evaluate
 from agents.protocols import OVERRIDES, PROTOCOLS
 from agents.settings import ProtocolName
-from core.checkpoint import write_atomically
 from core.config import Positional, Range, UserError, entry, parse
 from core.machine import describe_versions
+from core.report import write_json
 
 MAX_ENVS = 32  # more at once hardly play faster
 
@@ -201,10 +201,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
 
 def save(result: Mapping[str, Any], folder: Path) -> Path:
     """Write folder/evaluation-<step>.json, whole or not at all. Returns where."""
-    path = folder / f"evaluation-{result['step']}.json"
-    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
-    return path
+    return write_json(folder / f"evaluation-{result['step']}.json", result)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 
 from agents.agent import run_folders
-from core.checkpoint import write_atomically
 from core.config import Positional, Range, UserError, entry, flag, parse, suggest
+from core.report import new_figure, write_figure
 from core.run import Run
 
 if TYPE_CHECKING:
@@ -193,15 +193,11 @@ def save_figure(groups: Sequence[Group], options: Options, path: Path) -> None:
     Raises:
         UserError: the folder is not there.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
     if not path.parent.is_dir():
         raise UserError(f"--out {path} lies in a folder that does not exist: make {path.parent} first.")
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, (axes,) = new_figure(width=9, height=5.5)
     draw(axes, groups)
     envs = dict.fromkeys(str(curve.config.get("env", "")) for _, curves in groups for curve in curves)
     axes.set_title(", ".join(filter(None, envs)), loc="left", fontweight="bold")
@@ -209,10 +205,7 @@ def save_figure(groups: Sequence[Group], options: Options, path: Path) -> None:
     axes.set_ylabel(Y_LABELS.get(options.metric, options.metric))
     if options.x != "hours":
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.grid(color="0.9")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=options.dpi))
+    write_figure(path, figure, options.dpi)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

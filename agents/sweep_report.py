@@ -22,6 +22,7 @@ from rich.table import Table
 
 from agents.search import Dimension, texts
 from core.checkpoint import write_atomically
+from core.report import new_figure, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -131,14 +132,6 @@ def draw_importances(axes: Axes, shares: Mapping[str, float]) -> None:
 
 def _save(path: Path, draw: Callable[[Axes], None]) -> None:
     """Draw without a display, and write the PNG, whole or not at all."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, (axes,) = new_figure(width=9, height=5.5)
     draw(axes)
-    axes.grid(color="0.9")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
+    write_figure(path, figure)

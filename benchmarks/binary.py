@@ -21,11 +21,12 @@ import torch
 from benchmarks import seeds
 from core.config import entry, from_dict
 from core.machine import describe_machine
+from core.report import write_json
 from core.run import Run
 from vision.binary import KIND
 from vision.binary_config import PRESETS, Config
 from vision.binary_network import read_packed
-from vision.experiment import spread, write_json
+from vision.experiment import spread
 from vision.learner import load_split
 from vision.scoring import Scores
 

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from benchmarks import seeds
 from core.config import UserError, entry
-from vision.experiment import spread, write_json
+from core.report import write_json
+from vision.experiment import spread
 from vision.scoring import Scores
 from vision.trained import Trained, load_trained
 

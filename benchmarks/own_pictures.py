@@ -19,6 +19,7 @@ import torch
 
 from core import data, model_file, zoo
 from core.compute import Compute
+from core.config import entry
 from vision.inputs import prepare
 from vision.learner import SPLIT_SEED
 from vision.scoring import probabilities
@@ -102,4 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entry(main)

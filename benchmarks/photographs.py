@@ -1,4 +1,6 @@
-"""Small photographs: ResNet-20 on CIFAR-10 within the hour, four networks on Imagenette at equal time; prints JSON.
+"""Small photographs: ResNet-20 on CIFAR-10 within the hour, four networks on Imagenette at equal time.
+
+Prints a table on stderr, and JSON.
 
     python -m benchmarks.photographs cifar10                # on validation, while one still chooses
     python -m benchmarks.photographs cifar10 --test         # and then, once, on the test set
@@ -22,9 +24,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
 from benchmarks import seeds
 from core.config import UserError, entry
-from vision.experiment import write_json
+from core.report import write_json
 from vision.trained import load_trained
 
 SHARED = (
@@ -47,6 +52,17 @@ DATA = {"cifar10": "cifar10", "imagenette": "imagenette64"}
 MINUTES = {"cifar10": 57.0, "imagenette": 30.0}  # what a start takes beside them fits into the hour
 
 
+def table(result: Mapping[str, Any]) -> Table:
+    """The runs side by side, as the errors that were read."""
+    shown = Table("run", "parameters", "epochs", "minutes", "validation error", "test error")
+    for run in result["runs"]:
+        test = f"{run['test_error']:.2%}" if "test_error" in run else "not read"
+        minutes = f"{run['minutes_of_training_and_validation']:.1f}"
+        figures = (f"{run['parameters']:,}", str(run["epochs"]), minutes, f"{run['validation_error']:.2%}", test)
+        shown.add_row(run["run"], *figures)
+    return shown
+
+
 def main() -> None:
     """Train what is not trained, then score and print."""
     parser = argparse.ArgumentParser(
@@ -64,7 +80,9 @@ def main() -> None:
     chosen = arguments.networks or list(known)
     if unknown := [name for name in chosen if name not in known]:
         raise UserError(f"--networks cannot be {unknown[0]}: choose of {', '.join(known)}.")
-    minutes = arguments.minutes or MINUTES[arguments.set]
+    minutes = MINUTES[arguments.set] if arguments.minutes is None else arguments.minutes
+    if minutes <= 0:
+        raise UserError(f"--minutes {minutes:g} is no time to learn in: give more than 0.")
     shared = ["--data", arguments.data or DATA[arguments.set], "--minutes", str(minutes), "--seed", str(arguments.seed)]
     folders = [
         seeds.train(f"{arguments.prefix}-{arguments.set}-{name}-{arguments.seed}", [*known[name], *shared, *words])
@@ -87,6 +105,7 @@ def main() -> None:
             for run, one in zip(runs, trained, strict=True):
                 run["test_error"] = one.score(one.images("test")).error
             write_json(path, result)
+    Console(stderr=True).print(table(result))
     print(json.dumps(result, indent=2))
 
 

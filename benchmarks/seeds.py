@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from core.config import UserError, flag, parse, to_dict
 from core.machine import describe_machine
+from core.report import write_json
 from core.run import Run
 from vision.config import PRESETS, Config
-from vision.experiment import write_json
 from vision.scoring import Scores
 from vision.trained import Trained
 

@@ -36,6 +36,7 @@ from core.config import UserError, brief, command, suggest, to_dict
 from core.distributed import World
 from core.machine import describe_machine, describe_versions, git_commit
 from core.progress import Progress
+from core.report import write_json
 
 Scalar = float | int | np.floating[Any] | np.integer[Any] | torch.Tensor
 
@@ -121,11 +122,7 @@ class Run:
             "command": command(),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        self._write_config(content)
-
-    def _write_config(self, content: dict[str, Any]) -> None:
-        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-        checkpoint.write_atomically(self.folder / "config.json", lambda file: file.write(text.encode()))
+        write_json(self.folder / "config.json", content)
 
     def remember(self, **extra: Any) -> None:
         """Put what was found out after the start (the choice of hardware, say) into config.json's `extra`.
@@ -134,7 +131,7 @@ class Run:
         """
         self.extra |= self.world.share(extra)
         if self.world.is_main:
-            self._write_config({**self.read_config(self.folder), "extra": self.extra})
+            write_json(self.folder / "config.json", {**self.read_config(self.folder), "extra": self.extra})
 
     def compute(self, choose: Callable[[], Compute], total: int) -> Compute:
         """How this run computes, in force: what `choose` finds when it begins, and the same whenever it goes on.

@@ -5,7 +5,6 @@ Shapes: N images, T frames, C channels, H, W pixels.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from core.media import grid, write_mp4
+from core.report import pixels_of
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 CURVES = {
     "losses": ("train/d_loss", "train/g_loss"),
@@ -78,12 +78,4 @@ def draw_curves(metrics: Path) -> np.ndarray | None:
             axes.legend(fontsize=8)
             if title == "Fréchet distance":
                 axes.set_yscale("log")
-    return drawn(figure)
-
-
-def drawn(figure: Figure) -> np.ndarray:
-    """A figure of matplotlib's as RGB pixels (H, W, 3)."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    with Image.open(buffer) as opened:
-        return np.asarray(opened.convert("RGB"))
+    return pixels_of(figure)

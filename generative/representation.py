@@ -18,7 +18,6 @@ Shapes: N images, C channels, H, W pixels, F features, K classes.
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from core.data import ImageSet
 from core.ema import Ema
 from core.media import write_png
 from core.progress import Progress
+from core.report import pixels_of, write_json
 from core.run import Run
 from core.zoo import find
 from generative import svm
@@ -47,7 +47,6 @@ from generative.config import Config
 from generative.data import load_split
 from generative.learner import make_discriminator
 from generative.painter import BEST, KIND
-from generative.pictures import drawn
 from generative.scorer import fitted
 
 if TYPE_CHECKING:
@@ -371,12 +370,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         progress.close()
     content = report(options, material, found)
     folder = Path(options.run)
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    checkpoint.write_atomically(folder / "representation.json", lambda file: file.write(text.encode()))
+    path = write_json(folder / "representation.json", content)
     (folder / "media").mkdir(exist_ok=True)
-    write_png(folder / "media" / "representation.png", drawn(draw_errors(gathered(found))))
+    write_png(folder / "media" / "representation.png", pixels_of(draw_errors(gathered(found))))
     if options.json:
-        print(text, end="")
+        print(path.read_text(), end="")
         return
     Console().print(table(gathered(found)))
     for name in ("features", "classifier", "supervised", "test"):

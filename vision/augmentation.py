@@ -23,6 +23,7 @@ from core.backbones import find
 from core.config import Range, UserError, entry
 from core.configure import configure
 from core.distributed import World
+from core.report import new_figure, write_figure
 from core.run import Run
 from vision import experiment
 from vision.experiment import AUGMENTATION, NOTHING, Cell, Result, base_config, errors_of, percent, spread
@@ -105,7 +106,7 @@ def draw(errors: dict[str, dict[int, list[float]]], options: Options, run: Run) 
     """augmentation.png: both curves, logarithmic both ways."""
     from matplotlib.ticker import FuncFormatter, NullLocator
 
-    figure, (axes,) = experiment.new_figure()
+    figure, (axes,) = new_figure()
     for mode, (colour, style) in MODES.items():
         if by_size := errors[mode]:
             values = [[100 * error for error in runs] for runs in by_size.values()]
@@ -122,7 +123,7 @@ def draw(errors: dict[str, dict[int, list[float]]], options: Options, run: Run) 
     axes.yaxis.set_major_formatter(plain)
     axes.yaxis.set_minor_formatter(plain)
     axes.legend(frameon=False)
-    experiment.save_figure(figure, run.path("augmentation.png"))
+    write_figure(run.path("augmentation.png"), figure)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

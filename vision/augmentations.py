@@ -26,8 +26,8 @@ from core.checkpoint import write_atomically
 from core.config import Range, UserError, entry, parse, suggest
 from core.data import ImageSet
 from core.media import png_bytes
+from core.report import pixels_of
 from vision.config import PRESETS, Config
-from vision.pictures import pixels_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

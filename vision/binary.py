@@ -31,14 +31,14 @@ from core.configure import configure, stem
 from core.data import ImageSet
 from core.distributed import World
 from core.layers import clip_latent_
+from core.report import pixels_of, write_figure, write_json
 from core.run import Run
 from vision.binary_config import PRESETS, Config
 from vision.binary_network import BinaryNetwork, Card, read_packed, write_packed
 from vision.binary_pictures import draw_filters, draw_straight_through, network_table
 from vision.epochs import Epochs, check_batch, go_through, probe_updates, restore, stopped
-from vision.experiment import save_figure, write_json
 from vision.learner import Data, load_split
-from vision.pictures import draw_misread, pixels_of
+from vision.pictures import draw_misread
 from vision.scoring import Scores
 
 KIND = "binary"
@@ -191,8 +191,8 @@ def finish(training: Training, run: Run) -> str:
     if not same:
         raise UserError(f"{path} does not predict what the network does that was written: please report it.")
     few = validation.take(slice(0, 500)).images.to(training.compute.torch_device).float() * (1 / 255)
-    save_figure(draw_straight_through(training.network, few), run.path("straight_through.png"))
-    save_figure(draw_filters(training.network), run.path("filters.png"))
+    write_figure(run.path("straight_through.png"), draw_straight_through(training.network, few))
+    write_figure(run.path("filters.png"), draw_filters(training.network))
     run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in figures.items()})
     content = {
         "figures": figures,

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from core.layers import BinaryConv2d, sign
+from core.report import new_figure
 from vision.binary_network import BinaryNetwork
-from vision.experiment import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -105,7 +105,6 @@ def draw_straight_through(network: BinaryNetwork, x_NCHW: Tensor) -> Figure:
 
 def draw_filters(network: BinaryNetwork) -> Figure:
     """Filters of the first layer, whose inputs are pixels: latent weights above, their signs below."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     layer = next(iter(network.binary_layers().values()))
@@ -121,7 +120,6 @@ def draw_filters(network: BinaryNetwork) -> Figure:
     columns = min(8, number)
     rows = -(-number // columns)
     figure = Figure(figsize=(1.15 * columns, 2.3 * rows + 0.5), layout="constrained")
-    FigureCanvasAgg(figure)
     grid = figure.subplots(2 * rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()

@@ -15,7 +15,6 @@ Shapes: N photographs.
 
 from __future__ import annotations
 
-import json
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -28,6 +27,7 @@ from core.config import entry, to_dict
 from core.configure import configure, stem
 from core.data.captions import CaptionSet
 from core.distributed import World
+from core.report import pixels_of, write_json
 from core.run import Run
 from vision import captioner
 from vision.caption_config import PRESETS, Config, Data, Start
@@ -36,7 +36,6 @@ from vision.caption_page import Entry, draw, page
 from vision.caption_scoring import bleu, most_frequent, nearest, sentence_bleu
 from vision.captioner import look
 from vision.epochs import check_batch, go_through, probe_updates, restore, save, stopped
-from vision.pictures import pixels_of
 
 KIND = "caption"
 CHANGEABLE = {"resume", "quiet", "threads"}
@@ -139,8 +138,7 @@ def finish(training: Training, run: Run) -> str:
         "hours": training.clock(),
     }
     names = list(data.test.names)
-    text = json.dumps({"figures": figures, "protocol": protocol, "test": names, "said": said}, indent=2) + "\n"
-    checkpoint.write_atomically(run.path("result.json"), lambda file: file.write(text.encode()))
+    write_json(run.path("result.json"), {"figures": figures, "protocol": protocol, "test": names, "said": said})
     about = [
         "Best first, by the BLEU of each sentence alone; beneath stands what people said.",
         *(

@@ -27,10 +27,10 @@ from core.compute import Compute
 from core.config import Positional, Range, UserError, brief, entry, parse
 from core.data.pictures import decode, fit, in_colours
 from core.media import png_bytes
+from core.report import pixels_of
 from vision import captioner
 from vision.caption_page import Entry, draw, page
 from vision.captioner import look, say
-from vision.pictures import pixels_of
 from vision.predict import picture_files
 
 

@@ -21,13 +21,14 @@ from pathlib import Path
 
 import torch
 
-from core import checkpoint, lineage, model_file, zoo
+from core import lineage, model_file, zoo
 from core.backbones.summary import summary
 from core.classifier import Classifier
 from core.compute import Compute
 from core.config import entry, to_dict
 from core.configure import configure, stem
 from core.distributed import World
+from core.report import write_json
 from core.run import Run
 from core.weights import init_backbone
 from vision.clock import epochs_within, with_epochs
@@ -118,8 +119,7 @@ def finish(training: Training, run: Run) -> str:
         "views": config.tta_views,
         "hours": training.clock(),
     }
-    text = json.dumps({"figures": figures, "protocol": protocol}, indent=2) + "\n"
-    checkpoint.write_atomically(result_path, lambda file: file.write(text.encode()))
+    write_json(result_path, {"figures": figures, "protocol": protocol})
     return f"{sentence} after {training.epoch} epochs; try it with: python -m vision.predict runs/{config.name} <image>"
 
 

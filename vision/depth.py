@@ -31,6 +31,7 @@ from core.classifier import make_classifier
 from core.config import Range, UserError, entry
 from core.configure import configure
 from core.distributed import World
+from core.report import new_figure, write_figure
 from core.run import Run
 from vision import experiment
 from vision.config import Config
@@ -200,7 +201,7 @@ def split_name(backbone: str) -> tuple[str, int]:
 def draw_filters(results: Sequence[Result], options: Options, run: Run) -> None:
     """filters.png: weights and fields of the stacks, and their errors at equal parameters."""
     groups = by_backbone(results)
-    figure, (left, right) = experiment.new_figure(2, width=5.0)
+    figure, (left, right) = new_figure(2, width=5.0)
     labels = [NAMES[name] for name in groups]
     for place, name in enumerate(groups):
         kernels = KERNELS[name].kernels
@@ -219,13 +220,13 @@ def draw_filters(results: Sequence[Result], options: Options, run: Run) -> None:
         axes.set_xticks(range(len(labels)), labels)
         axes.set_xlim(-0.6, len(labels) - 0.4)
     figure.suptitle(f"{options.data}: bars are 95% intervals of the mean, dots are seeds", fontsize=9)
-    experiment.save_figure(figure, run.path("filters.png"))
+    write_figure(run.path("filters.png"), figure)
 
 
 def draw_layers(results: Sequence[Result], options: Options, run: Run) -> None:
     """layers.png: training error while the networks learn, and both errors against depth."""
     groups = by_backbone(results)
-    figure, all_axes = experiment.new_figure(3, width=4.6)
+    figure, all_axes = new_figure(3, width=4.6)
     depths = sorted({split_name(name)[1] for name in groups})
     styles = dict(zip(depths, ("-", "--", ":", "-."), strict=False))
     for name, runs in groups.items():
@@ -256,7 +257,7 @@ def draw_layers(results: Sequence[Result], options: Options, run: Run) -> None:
     for axes in (all_axes[0], all_axes[2]):
         axes.legend(frameon=False, fontsize=8)
     figure.suptitle(f"{options.data}: bars are 95% intervals of the mean, dots are seeds", fontsize=9)
-    experiment.save_figure(figure, run.path("layers.png"))
+    write_figure(run.path("layers.png"), figure)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

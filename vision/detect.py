@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from core import checkpoint, lineage
+from core import lineage
 from core.compute import Compute
 from core.config import UserError, entry, to_dict
 from core.configure import configure, stem
@@ -33,6 +33,7 @@ from core.data.boxes import BoxSet
 from core.distributed import World
 from core.media import grid
 from core.probe import probe
+from core.report import write_json
 from core.run import Run
 from core.vitals import diverged
 from core.weights import init_backbone
@@ -233,8 +234,7 @@ def finish(config: Config, run: Run, training: Training, data: Data, validation:
         "compute": training.compute.to_dict(),
         "hours": training.clock(),
     }
-    text = json.dumps({"figures": figures, "protocol": protocol}, indent=2) + "\n"
-    checkpoint.write_atomically(run.path("result.json"), lambda file: file.write(text.encode()))
+    write_json(run.path("result.json"), {"figures": figures, "protocol": protocol})
     return closing(config, figures)
 
 

@@ -27,6 +27,7 @@ from core.compute import Compute
 from core.config import Positional, Range, UserError, entry, from_dict, parse
 from core.data.boxes import BoxSet
 from core.media import write_png
+from core.report import write_json
 from core.run import Run
 from core.selective_search import SearchSettings
 from vision import detector as detectors
@@ -35,7 +36,7 @@ from vision.detect_learner import Data
 from vision.detect_pictures import draw_found, side_by_side, stacked
 from vision.detector import Detector, Found
 from vision.proposals import timed_search
-from vision.trained import out_folder, write_json
+from vision.trained import out_folder
 
 KIND = "detect"  # what vision/detect.py calls its runs
 

@@ -30,8 +30,8 @@ from core.config import Range, UserError, entry, parse, to_dict
 from core.configure import stem
 from core.distributed import World
 from core.machine import describe_machine, describe_versions
+from core.report import new_figure, write_figure, write_json
 from core.run import Run
-from vision import experiment
 from vision.config import PRESETS, Config
 from vision.learner import Data, Training
 
@@ -213,7 +213,7 @@ def table(results: Mapping[Setting, Mapping[str, float]], rounds: int) -> Table:
 
 def draw(results: Mapping[Setting, Mapping[str, float]], options: Options, run: Run) -> None:
     """devices.png: speed-ups as bars, with the span of the rounds."""
-    figure, (axes,) = experiment.new_figure(height=1.2 + 0.5 * len(results), width=7.5)
+    figure, (axes,) = new_figure(height=1.2 + 0.5 * len(results), width=7.5)
     base = results[BASE]["images_per_s"]
     colours = dict(zip(PRECISIONS, ("tab:orange", "tab:blue", "tab:green", "tab:purple"), strict=False))
     for place, (setting, row) in enumerate(results.items()):
@@ -227,7 +227,7 @@ def draw(results: Mapping[Setting, Mapping[str, float]], options: Options, run: 
     axes.set(xlabel="training speed, one core in float32 is 1; whiskers: slowest and fastest round")
     axes.set_title(f"{options.backbone} on {options.data}, batch {options.batch_size}")
     axes.grid(visible=False, axis="y")
-    experiment.save_figure(figure, run.path("devices.png"))
+    write_figure(run.path("devices.png"), figure)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -244,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         results = speed_ups(take_turns(options, bars, in_a_process, run))
         rows = {str(setting): row for setting, row in results.items()}
         content = {"base": str(BASE), "settings": rows, "machine": machine, "versions": describe_versions()}
-        experiment.write_json(run.path("devices.json"), content)
+        write_json(run.path("devices.json"), content)
         draw(results, options, run)
         Console().print(table(results, options.rounds))
         run.close(f"devices.png and devices.json are in {run.folder}")

@@ -26,6 +26,7 @@ from core.config import Range, UserError, to_dict
 from core.configure import stem
 from core.distributed import World
 from core.machine import describe_machine
+from core.report import write_json
 from core.run import Run
 from core.vitals import diverged
 from vision.classify import choose_compute
@@ -35,7 +36,6 @@ from vision.scoring import score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 KIND = "cell"  # of checkpoints
 SAVE_SECONDS = 60.0  # a killed cell loses no more
@@ -332,32 +332,6 @@ def closing(run: Run, done: int, cells: int, command: str) -> str:
         return f"{cells} cells trained: tables and pictures are in {run.folder}"
     reason = run.stop_requested or "stopped"
     return f"{reason}: {done} of {cells} cells trained; go on with: {command} --name {run.folder.name} --resume"
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write plain values, whole or not at all."""
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    checkpoint.write_atomically(path, lambda file: file.write(text.encode()))
-
-
-def new_figure(columns: int = 1, width: float = 6.5, height: float = 4.5) -> tuple[Figure, list[Axes]]:
-    """A figure without a display and its axes side by side; width of each and height in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width * columns, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    all_axes = list(figure.subplots(1, columns, squeeze=False).flat)
-    for axes in all_axes:
-        axes.grid(color="0.9")
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure, all_axes
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write the PNG, whole or not at all."""
-    checkpoint.write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
 
 
 def plot_spread(

@@ -30,9 +30,10 @@ from torch import Tensor, nn
 from core.compute import Compute
 from core.config import Positional, Range, UserError, entry, parse
 from core.data import ImageSet
+from core.report import write_figure, write_json
 from vision.depths import Depth, depths_of, spread
 from vision.explain import Excited, cut_out, grad_cam_of, most_exciting, occlusion
-from vision.trained import Trained, load_trained, one_run, out_folder, write_figure, write_json
+from vision.trained import Trained, load_trained, one_run, out_folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

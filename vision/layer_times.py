@@ -34,8 +34,9 @@ from core.classifier import Classifier, make_classifier
 from core.compute import Compute
 from core.config import Range, UserError, brief, entry, parse
 from core.machine import describe_machine, describe_versions
+from core.report import write_figure, write_json
 from vision.timing import CONNECTED, CONVOLUTION, OTHER, Call, Shares, calls_of, median_seconds, middle, shares
-from vision.trained import out_folder, write_figure, write_json
+from vision.trained import out_folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,9 +21,10 @@ from rich.console import Console
 from rich.table import Table
 
 from core.config import Positional, Range, entry, parse
+from core.report import write_figure, write_json
 from vision.pictures import draw_confusion, draw_misread, misread
 from vision.scoring import Scores
-from vision.trained import load_trained, one_run, out_folder, write_figure, write_json
+from vision.trained import load_trained, one_run, out_folder
 
 MOST_CLASSES = 100  # of a confusion matrix that can be read
 

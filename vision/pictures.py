@@ -5,7 +5,6 @@ Shapes: N images, B batch, C channels, H, W pixels, K classes.
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +16,7 @@ from core.compute import Compute
 from core.data import ImageSet
 from core.media import grid
 from core.model_file import Card
+from core.report import pixels_of
 from core.run import Run
 from vision.scoring import Scores
 
@@ -87,16 +87,6 @@ def draw_confusion(scores: Scores, classes: tuple[str, ...]) -> Figure:
                 colour = "white" if share_KK[row, column] > 0.05 else "black"
                 axes.text(column, row, str(count), ha="center", va="center", fontsize=7, color=colour)
     return figure
-
-
-def pixels_of(figure: Figure) -> np.ndarray:
-    """A figure as RGB pixels (H, W, 3) uint8."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    with Image.open(buffer) as picture:
-        return np.asarray(picture.convert("RGB"))
 
 
 def log_misread(

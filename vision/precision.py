@@ -37,10 +37,11 @@ from core.compute import Compute
 from core.config import Positional, Range, entry, parse
 from core.data import ImageSet
 from core.machine import describe_machine, describe_versions
+from core.report import write_figure, write_json
 from vision import int8
 from vision.scoring import Scores
 from vision.timing import median_seconds, middle
-from vision.trained import Trained, load_trained, one_run, out_folder, write_figure, write_json
+from vision.trained import Trained, load_trained, one_run, out_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

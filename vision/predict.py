@@ -37,8 +37,8 @@ from core.config import Positional, Range, UserError, brief, entry, parse
 from core.data.pictures import SUFFIXES, decode
 from core.media import png_bytes
 from core.model_file import Card
+from core.report import pixels_of
 from vision.inputs import Prepared, prepare
-from vision.pictures import pixels_of
 from vision.scoring import probabilities
 
 if TYPE_CHECKING:

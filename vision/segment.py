@@ -22,11 +22,12 @@ from pathlib import Path
 
 import torch
 
-from core import checkpoint, lineage, zoo
+from core import lineage, zoo
 from core.compute import Compute
 from core.config import UserError, entry, to_dict
 from core.configure import configure, stem
 from core.distributed import World
+from core.report import write_json
 from core.run import Run
 from core.weights import Loaded, init_backbone
 from vision import segment_file
@@ -142,9 +143,7 @@ def finish(training: Training, run: Run) -> str:
         "unlabelled": "not counted",
         "hours": training.clock(),
     }
-    content = {"figures": figures, "iou_by_class": by_class, "protocol": protocol}
-    text = json.dumps(content, indent=2) + "\n"
-    checkpoint.write_atomically(result_path, lambda file: file.write(text.encode()))
+    write_json(result_path, {"figures": figures, "iou_by_class": by_class, "protocol": protocol})
     told = [
         f"{split} mean IoU {figures[f'{split}_mean_iou']:.1%}, {figures[f'{split}_accuracy']:.1%} of pixels right"
         for split in ("validation", "test")

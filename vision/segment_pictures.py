@@ -17,8 +17,8 @@ from core.compute import Compute
 from core.data.mask_files import CAMVID
 from core.data.masks import UNLABELLED, MaskSet
 from core.media import grid
+from core.report import pixels_of
 from core.run import Run
-from vision.pictures import pixels_of
 from vision.segment_file import SegmenterCard
 from vision.segment_networks import Segmenter
 from vision.segment_scoring import PixelScores

@@ -6,17 +6,15 @@ scores = trained.score(trained.images("validation"))
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import torch
 
 from core import model_file, zoo
-from core.checkpoint import write_atomically
 from core.classifier import Classifier
 from core.compute import Compute
 from core.config import UserError, brief, from_dict
@@ -27,9 +25,6 @@ from core.weights import init_backbone
 from vision.config import Config
 from vision.learner import Data, load_split
 from vision.scoring import Scores, score
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 KIND = "classify"  # what vision/classify.py calls its runs
 MODEL = "model.safetensors"
@@ -152,19 +147,3 @@ def out_folder(out: str, usual: Path) -> Path:
     except OSError as error:
         raise UserError(f"--out cannot be {out!r} ({brief(error)}): name a folder that can be written.") from None
     return folder
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> Path:
-    """Write plain values as a whole file; returns where."""
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
-    return path
-
-
-def write_figure(path: Path, figure: Figure, dpi: int = 100) -> Path:
-    """Draw without a display and write a whole PNG; returns where."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    FigureCanvasAgg(figure)
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=dpi))
-    return path

@@ -45,7 +45,8 @@ def test_networks_are_trained_once_and_tested_once(
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", ["photographs.py", "imagenette", *TINY, "--minutes", "0.001", *words])
         photographs.main()
-        out = capsys.readouterr().out
+        out, err = capsys.readouterr()
+        assert ("not read" in err) == ("--test" not in words), "the table says whether"
         result: dict[str, Any] = json.loads(out[out.index("{\n") :])
         return result
 
@@ -72,3 +73,5 @@ def test_networks_are_trained_once_and_tested_once(
     assert "test" not in events, "the test set was read again"
     with pytest.raises(UserError, match="--networks cannot be resnet: choose of alexnet, vgg"):
         call("--networks", "resnet")
+    with pytest.raises(UserError, match="--minutes 0 is no time"):
+        call("--minutes", "0")

@@ -1,0 +1,69 @@
+"""Numbers and plots as files, whole or not at all; a plot needs no display.
+
+write_json(folder / "result.json", {"error": 0.003})
+figure, (left, right) = new_figure(columns=2)
+write_figure(folder / "error.png", figure)
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from core.checkpoint import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> Path:
+    """Write plain values; returns where.
+
+    Raises:
+        ValueError: a number is none, which JSON cannot say.
+        OSError: the file could not be written; what was there stays.
+    """
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+    return path
+
+
+def new_figure(
+    columns: int = 1, rows: int = 1, *, width: float = 6.5, height: float = 4.5
+) -> tuple[Figure, list[Axes]]:
+    """A figure and its axes, row by row; width and height of each in inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    all_axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in all_axes:
+        axes.grid(color="0.9")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, all_axes
+
+
+def write_figure(path: Path, figure: Figure, dpi: int = 150) -> Path:
+    """Write a PNG; returns where.
+
+    Raises:
+        OSError: the file could not be written; what was there stays.
+    """
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=dpi))
+    return path
+
+
+def pixels_of(figure: Figure) -> np.ndarray:
+    """A plot as RGB pixels (H, W, 3) uint8."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    with Image.open(buffer) as picture:
+        return np.asarray(picture.convert("RGB"))

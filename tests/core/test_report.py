@@ -1,0 +1,42 @@
+"""Files of numbers and plots: whole, readable by others, and never half of one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from core.report import new_figure, pixels_of, write_figure, write_json
+
+
+def test_numbers_come_back(tmp_path: Path) -> None:
+    path = write_json(tmp_path / "a.json", {"error": 0.25, "names": ["ö"]})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"error": 0.25, "names": ["ö"]}
+    assert path.read_text().endswith("}\n")
+
+
+def test_what_is_no_number_leaves_what_was_there(tmp_path: Path) -> None:
+    path = write_json(tmp_path / "a.json", {"error": 0.25})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"error": float("nan")})
+    assert json.loads(path.read_text()) == {"error": 0.25}
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_plot_is_written_and_seen(tmp_path: Path) -> None:
+    figure, all_axes = new_figure(columns=3, rows=2, width=2, height=1)
+    assert len(all_axes) == 6
+    all_axes[4].set_facecolor("red")
+    path = write_figure(tmp_path / "a.png", figure, dpi=50)
+    with Image.open(path) as picture:
+        assert picture.size == (300, 100)
+        written = np.asarray(picture.convert("RGB"))
+    assert tuple(written[75, 150]) == (255, 0, 0)
+    assert tuple(written[25, 150]) == (255, 255, 255)
+    pixels = pixels_of(figure)
+    assert pixels.shape == (200, 600, 3)
+    assert pixels.dtype == np.uint8
+    assert tuple(pixels[150, 300]) == (255, 0, 0)
