@@ -77,7 +77,7 @@ def load_weights(config: Config, classifier: Classifier) -> list[str]:
 
 
 def validate(training: Training, run: Run) -> None:
-    """Score the validation images, keep the best weights, show what is misread."""
+    """Score the validation images, one view of each; keep the best weights, show what is misread."""
     scores = training.score(training.data.validation)
     run.log(training.updates, {"val/error": scores.error, "val/loss": scores.loss, "speed/hours": training.clock()})
     better = training.best is None or scores.error <= training.best["figure"]
@@ -92,7 +92,7 @@ def finish(training: Training, run: Run) -> str:
     """Choose the weights, read the test set once, write model.safetensors and result.json. The closing sentence."""
     config = training.config
     training.take_best()
-    validation = training.score(training.data.validation)
+    validation = training.score(training.data.validation, views=config.tta_views)
     figures = {"validation_error": validation.error}
     sentence = f"{config.data}: validation error {validation.error:.2%}"
     result_path = run.path("result.json")
@@ -100,7 +100,7 @@ def finish(training: Training, run: Run) -> str:
         figures |= json.loads(result_path.read_text())["figures"]  # a finished run does not read the test set again
     elif config.test:
         test = load_split(config, "test")
-        scores = training.score(test)
+        scores = training.score(test, views=config.tta_views)
         figures |= {"test_error": scores.error, "test_loss": scores.loss}
         log_confusion(scores, training.card.classes, run, training.updates)
         log_misread(test, scores, training.card.classes, run, training.updates, tag="test_misread")

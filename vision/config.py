@@ -131,7 +131,8 @@ class Config:
 
     # --- evaluation and keeping ------------------------------------------------------------------------------------
     tta_views: Literal[1, 2, 5, 10] = 1
-    """Views of each image whose probabilities are averaged in evaluation: 2 mirrors, 5 shifts, 10 does both."""
+    """Views of each image whose probabilities are averaged in the end: 2 mirrors, 5 shifts, 10 does both. Validations
+    on the way see one, which saves their time."""
     eval_batch_size: Count = 500
     """Images that are evaluated together."""
     log_every_updates: Count = 50

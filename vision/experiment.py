@@ -245,7 +245,7 @@ def _train(run: Run, cell: Cell, folder: Path, points: int, number: int, cells: 
         training.update(training.next_batch())
         if training.updates % every == 0 or training.updates == training.total_updates:
             check()
-            error = training.score(images.validation).error
+            error = training.score(images.validation, views=training.config.tta_views).error
             train_error = 1 - float(training.read_metrics()["train/accuracy"])
             curve.append((training.updates / training.updates_per_epoch, train_error, error))
         if run.stop_requested:

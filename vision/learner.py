@@ -120,12 +120,10 @@ class Training(Labelled[Classifier]):
             loss = loss + weight * F.cross_entropy(auxiliary_bK.float(), target_bK)
         return loss, (logits_bK.detach().argmax(1) == label_b).float().mean()
 
-    def score(self, images: ImageSet) -> Scores:
-        """How well the network that counts does on images that it does not learn from."""
-        config = self.config
-        return score(
-            self.evaluated, self.card, self.compute, images, views=config.tta_views, batch_size=config.eval_batch_size
-        )
+    def score(self, images: ImageSet, *, views: int = 1) -> Scores:
+        """How well the network that counts does on images that it does not learn from, by so many views of each."""
+        batch_size = self.config.eval_batch_size
+        return score(self.evaluated, self.card, self.compute, images, views=views, batch_size=batch_size)
 
 
 def make_card(config: Config, images: Data) -> model_file.Card:

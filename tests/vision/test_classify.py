@@ -24,6 +24,7 @@ from tests.programs import begun, check_damage_is_named, disturbed, metrics, ref
 from vision import classify
 from vision.config import PRESETS, Config
 from vision.learner import Training
+from vision.scoring import Scores
 
 FEW = {"train": 800, "test": 200}  # thousands of digits take seconds to draw, each time
 TINY = (
@@ -136,6 +137,24 @@ def test_a_run_leaves_what_its_readme_promises(uninterrupted: Path) -> None:
     assert media >= {"augmented-0.png", "misread-8.png", "confusion-24.png"}
     assert list((uninterrupted / "tensorboard").glob("events.*"))
     assert updates_of(uninterrupted, "classify") == 24
+
+
+def test_validations_on_the_way_see_one_view_and_the_end_sees_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+    score = Training.score
+
+    def noted(self: Training, images: ImageSet, *, views: int = 1) -> Scores:
+        seen.append((len(images), views))
+        return score(self, images, views=views)
+
+    monkeypatch.setattr(Training, "score", noted)
+    monkeypatch.setattr(glyphs, "NUMBER", FEW)
+    monkeypatch.setattr(classify, "log_misread", lambda *args, **options: None)
+    monkeypatch.chdir(tmp_path)
+    classify.main([*TINY, "--tta-views", "5", "--name", "run", "--quiet"])
+    assert seen == [(200, 1)] * 3 + [(200, 5), (200, 5)]
 
 
 def test_tensorboard_has_curves_pictures_graph_histograms_and_hparams(uninterrupted: Path) -> None:
