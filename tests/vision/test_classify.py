@@ -307,8 +307,8 @@ def test_patience_ends_a_run_and_it_stays_ended(monkeypatch: pytest.MonkeyPatch)
     errors = iter([0.25, 0.5, 0.75])  # and 0.25 ever after
     whole = Training.score
 
-    def score(self: Any, images: ImageSet) -> Any:
-        scores = whole(self, images)
+    def score(self: Any, images: ImageSet, *, views: int = 1) -> Any:
+        scores = whole(self, images, views=views)
         right = scores.label_N.clone()
         right[: round(len(right) * next(errors, 0.25))].add_(1).remainder_(10)
         return type(scores)(torch.nn.functional.one_hot(right, 10).float(), scores.label_N)
@@ -337,8 +337,8 @@ def test_a_tie_is_no_progress_but_the_later_weights_are_kept(monkeypatch: pytest
     errors = iter([0.5, 0.25, 0.25, 0.25, 0.0])
     whole = Training.score
 
-    def score(self: Any, images: ImageSet) -> Any:
-        scores = whole(self, images)
+    def score(self: Any, images: ImageSet, *, views: int = 1) -> Any:
+        scores = whole(self, images, views=views)
         wrong = scores.label_N.clone()
         wrong[: round(len(wrong) * next(errors))].add_(1).remainder_(10)
         return type(scores)(torch.nn.functional.one_hot(wrong, 10).float(), scores.label_N)
