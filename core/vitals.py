@@ -24,9 +24,9 @@ def read_means(sums: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
 
 
 def is_finite(*modules: nn.Module) -> bool:
-    """Whether every weight of the modules is a number. Waits for the device."""
-    weights = [weight for module in modules for weight in module.parameters()]
-    return bool(torch.stack([weight.isfinite().all() for weight in weights]).all())
+    """Whether every weight of the modules, and every running mean, is a number. Waits for the device."""
+    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
 
 def diverged(when: str, folder: Path) -> UserError:

@@ -36,7 +36,7 @@ class Config:
     image_size: Annotated[tuple[int, ...], Range(28, 256)] = ()
     """Side, or height and width, to which images are brought, in pixels; empty: as they are."""
     grey: bool | None = None
-    """Grey images; None: as they are."""
+    """Grey images; without either flag they stay as they are, but for an environment's frames, which are grey."""
     frames: Count = 20_000
     """Frames to record where the data are an environment's."""
     stack: Annotated[int, Range(1, 16)] = 1

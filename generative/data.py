@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -33,6 +34,7 @@ EVERY = 10  # without a test folder every tenth picture is for testing
 FEWEST = 100  # images to learn from
 FEWEST_HELD_OUT = 8  # neighbours are counted among them, and covariances taken
 SMALLEST = 8  # pixels of a side
+LEAST, LARGEST = 28, 256  # pixels of a side that can be painted
 KINDS = {
     "1": "of 1 bit",
     "P": "with a palette",
@@ -63,9 +65,10 @@ class Data:
         """
         everything, remarks = load_split(config, "train", progress)
         _, height, width = everything.shape
-        if not (min(height, width) >= 28 and max(height, width) <= 256):
+        if not (min(height, width) >= LEAST and max(height, width) <= LARGEST):
             raise UserError(
-                f"{everything.source} has images of {height}x{width} pixels, and sides of 28 to 256 can be painted: "
+                f"{everything.source} has images of {height}x{width} pixels, and sides of {LEAST} to {LARGEST} can be "
+                f"painted: "
                 f"bring them to a size with --image-size 64, or another one."
             )
         if 0 < config.held_out_images < FEWEST_HELD_OUT:
@@ -79,7 +82,11 @@ class Data:
                 f"{everything.source} has {len(everything):,} images, too few to learn from: "
                 f"at least {max(FEWEST, config.batch_size) + max(1, number):,} are needed."
             )
-        train, held_out = hold_out(everything, number, SPLIT_SEED)
+        if config.data.startswith(FRAMES):  # neighbours in time are alike, so whole games are held out
+            train = everything.take(slice(0, len(everything) - number))
+            held_out = _frames(config, "held out", number, progress)
+        else:
+            train, held_out = hold_out(everything, number, SPLIT_SEED)
         if config.conditional and len(train.classes) < 2:
             raise UserError(
                 f"--conditional paints by class, and {everything.source} has no classes: leave it out, or sort the "
@@ -109,7 +116,8 @@ def load_split(config: Config, split: Split, progress: Progress | None = None) -
     size = size_of(config)
     folder = Path(config.data_dir) if config.data_dir else None
     if config.data.startswith(FRAMES):
-        return _frames(config, split, size, progress), []
+        number = config.frames if split == "train" else max(FEWEST, config.frames // 5)
+        return _frames(config, split, number, progress), []
     if config.data in DATASETS:
         images = data.load(config.data, split, data_dir=folder, progress=progress)
         return reshaped(images, size, config.grey), []
@@ -120,10 +128,11 @@ def load_split(config: Config, split: Split, progress: Progress | None = None) -
     return _audited(path, split, size, config.grey, progress)
 
 
-def _frames(config: Config, split: Split, size: tuple[int, int] | None, progress: Progress | None) -> ImageSet:
-    """Frames of random play; those for testing are of other games."""
-    id = config.data.removeprefix(FRAMES)
-    number = config.frames if split == "train" else max(FEWEST, config.frames // 5)
+def _frames(
+    config: Config, part: Literal["train", "held out", "test"], number: int, progress: Progress | None
+) -> ImageSet:
+    """Frames of random play; each part is of games of its own."""
+    id, size = config.data.removeprefix(FRAMES), size_of(config)
     grey = True if config.grey is None else config.grey
     own = id.startswith("zerokara/")  # our games are drawn at 84x84, whatever is asked for
     side = 84 if own or size is None else max(size)
@@ -132,13 +141,13 @@ def _frames(config: Config, split: Split, size: tuple[int, int] | None, progress
     images_NCHW = record(
         id,
         number,
-        seed=config.seed * 2 + (split == "test"),
+        seed=config.seed * 3 + ("train", "held out", "test").index(part),
         stack=config.stack,
         size=side,
         grey=grey,
         progress=progress,
     )
-    source = f"frames of {id} ({split}), {config.stack} in an image, played at random"
+    source = f"frames of {id} ({part}), {config.stack} in an image, played at random"
     images = image_set(images_NCHW, np.zeros(number, np.int64), (id,), source)
     return images if config.stack > 1 else reshaped(images, size, None)
 
@@ -183,6 +192,12 @@ def _audited(
                 continue
             if size is not None:
                 picture_HWC = fit(picture_HWC, size)
+            elif max(picture_HWC.shape[:2]) > LARGEST:  # thousands of photographs as they are would fill the memory
+                height, width = picture_HWC.shape[:2]
+                raise UserError(
+                    f"{name} in {path} has {width}x{height} pixels, and sides of {LEAST} to {LARGEST} can be painted: "
+                    f"bring all pictures to a size with --image-size 64, or another one."
+                )
             picture_HWC = in_colours(picture_HWC, grey)
             sizes[picture_HWC.shape[0], picture_HWC.shape[1]] += 1
             pictures.append(picture_HWC)
@@ -196,7 +211,7 @@ def _audited(
         (height, width), _ = sizes.most_common(1)[0]
         raise UserError(
             f"{path} has images of {len(sizes):,} sizes, most of {height}x{width} pixels: "
-            f"bring all to one with --image-size {min(256, max(28, min(height, width)))}, or another number."
+            f"bring all to one with --image-size {min(LARGEST, max(LEAST, min(height, width)))}, or another number."
         )
     coloured = any(picture.shape[2] == 3 for picture in pictures)
     images_NHWC = np.stack([in_colours(picture, False) if coloured else picture for picture in pictures])

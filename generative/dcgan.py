@@ -15,8 +15,9 @@ Shapes: N images, B batch, C channels, H, W pixels.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,14 @@ from generative.config import PRESETS, Config
 from generative.data import Data
 from generative.learner import Learner, draw_latents
 from generative.painter import BEST, KIND, Painter, weights_file
-from generative.pictures import draw_curves, film, picture
+from generative.pictures import FILM_FPS, draw_curves, film, picture
 from generative.scorer import Scorer, accuracy
 from generative.scores import spread
 from generative.watch import Watch
 
 # What may differ when a run goes on; everything else would make it another run.
 CHANGEABLE = {"resume", "rollback", "quiet", "updates", "film_every_updates"}
+FEW_HELD_OUT = 2_000  # images below which a Fréchet distance is far too high
 EVAL_SEED = 20_160_107  # latents of all evaluations: two scores differ by the weights alone
 
 
@@ -125,6 +127,21 @@ class Judge:
         images = data.held_out.images[: config.eval_images]
         self.real = self.scorer.look(images)
         self.real_spread = spread(images[:500])
+        # What training images get in the place of painted ones, any of them: a set may be sorted by class.
+        order_N = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(EVAL_SEED))
+        training_images = data.train.images[order_N[: config.eval_images]]
+        self.floor = self.scorer.compare(self.real, self.scorer.look(training_images))
+
+    def protocol(self) -> Iterator[str]:
+        """What stands beside the scores, in words."""
+        yield self.scorer.protocol
+        real = len(self.real.features_NF)
+        yield f"against {real:,} held-out images; as many real images as are painted get: {in_words(self.floor)}"
+        if real < FEW_HELD_OUT:
+            yield (
+                f"a Fréchet distance to {real:,} images comes out too high, so compare it with others to as many "
+                f"only; --held-out-images holds out more"
+            )
 
     def scores(self, painter: Painter, number: int) -> dict[str, float]:
         """Every score of `number` painted images, always of the same latents."""
@@ -155,7 +172,8 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
     for remark in data.remarks:
         run.say(remark)
     run.say(f"{data.train.source}: {len(data.train):,} to learn from, {len(data.held_out):,} held out to choose on")
-    run.say(judge.scorer.protocol)
+    for line in judge.protocol():
+        run.say(line)
     if judge.scorer.doubt:
         run.warn(judge.scorer.doubt)
     show = fixed_latents(config)
@@ -223,11 +241,21 @@ def begin(training: Training, run: Run, latest: Path) -> None:
     if config.rollback and not (latest.exists() and best.exists()):
         raise UserError(f"{run.folder} has no best moment yet: leave --rollback out.")
     if config.rollback:
-        training.rollbacks = checkpoint.load(latest, KIND)["rollbacks"]
-        going_on = run.restore(best, training.roll_back)
+        with contextlib.suppress(UserError):  # a damaged last checkpoint is one to go back from
+            training.rollbacks = checkpoint.load(latest, KIND)["rollbacks"]
+        try:
+            going_on = run.restore(best, training.roll_back)
+        except UserError as error:
+            raise UserError(f"{error} The last moment is kept apart from it: leave --rollback out.") from None
         run.say(f"rolled back to update {training.update:,}")
     else:
         going_on = run.restore(latest, training.load_state_dict)
+    told = training.world.share({"update": training.update})["update"]
+    if training.world.any(training.update != told, training.compute.torch_device):
+        raise UserError(
+            f"The checkpoints of the processes in {run.folder} are of different updates, since the run was killed "
+            f"between them: go on from its best moment with --resume --rollback."
+        )
     if going_on:
         for frame in (run.folder / "film").glob("*.png"):
             if int(frame.stem) > training.update:
@@ -286,11 +314,15 @@ def evaluate(training: Training, judge: Judge, run: Run, save: Callable[[], None
     run.log(training.update, {"speed/hours": training.clock()})
     run.flush()
     best = training.best["score"] if training.best else None
-    if warning := training.watch.samples(scores["spread"], 1.0, scores[name], best, training.update):
-        run.warn(warning)
+    for warning in (
+        training.watch.samples(scores["spread"], scores[name], best, training.update),
+        training.watch.classes(scores.get("rarest_class"), judge.floor.get("rarest_class"), training.update),
+    ):
+        if warning:
+            run.warn(warning)
     painter.scores.update(scores)
     painter.save(run.path(weights_file("last")))
-    if best is None or scores[name] < best:
+    if np.isfinite(scores[name]) and (best is None or scores[name] < best):
         training.best = {"update": training.update, "score": scores[name]}
         painter.save(run.path(weights_file("best")))
         run.save(run.path(BEST), training.state_dict())
@@ -331,10 +363,7 @@ def finish(training: Training, run: Run) -> None:
     """The film of the fixed latents over training, and the table of hyperparameters."""
     frames = sorted((run.folder / "film").glob("*.png"))
     if len(frames) > 1:
-        try:
-            film(frames, run.path("media", "film.mp4"))
-        except (OSError, ValueError) as error:
-            run.warn(f"The film could not be written ({error}).")
+        run.video("film", training.update, film(frames), FILM_FPS)
     if training.scores:
         run.hparams(to_dict(training.config), {f"hparam/{name}": value for name, value in training.scores.items()})
 

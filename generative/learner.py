@@ -228,8 +228,9 @@ class Learner:
         }
 
     def is_finite(self) -> bool:
-        """Whether every weight is a number. Waits for the device."""
-        return is_finite(self.generator, self.discriminator)
+        """Whether every weight is a number, the averaged ones too. Waits for the device."""
+        averaged = [] if self.ema is None else [self.ema.module]
+        return is_finite(self.generator, self.discriminator, *averaged)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values."""

@@ -6,7 +6,7 @@ Shapes: N images, T frames, C channels, H, W pixels.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +14,13 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from core.media import grid, write_mp4
+from core.media import grid
 from core.report import pixels_of
 
 if TYPE_CHECKING:
     pass
 
+FILM_FPS = 10.0
 CURVES = {
     "losses": ("train/d_loss", "train/g_loss"),
     "discriminator's accuracy": ("train/d_accuracy_real", "train/d_accuracy_fake"),
@@ -39,20 +40,18 @@ def picture(images_NCHW: Tensor, columns: int | None = None) -> np.ndarray:
     return grid(shown(images_NCHW), columns, gap=1, scale=max(1, 64 // side))
 
 
-def film(frames: list[Path], path: Path, fps: float = 10.0, hold_s: float = 2.0) -> None:
-    """PNG files of one size as an mp4, the last one held for a while.
+def film(frames: Sequence[Path], seconds: float = 12.0, hold_s: float = 2.0) -> np.ndarray:
+    """PNG files of one size as RGB frames (T, H, W, 3) uint8 of so many seconds, the last one held for a while.
 
-    Raises:
-        OSError: it could not be written.
+    Where there are more files than that takes, some at even distances, the first and the last among them.
     """
-
-    def pixels() -> Iterator[np.ndarray]:
-        for index, frame in enumerate(frames):
-            with Image.open(frame) as opened:
-                rgb = np.asarray(opened.convert("RGB"))
-            yield from [rgb] * (round(hold_s * fps) if index == len(frames) - 1 else 1)
-
-    write_mp4(path, pixels(), fps)
+    number = min(len(frames), round(seconds * FILM_FPS))
+    places = np.linspace(0, len(frames) - 1, number).round().astype(int)
+    pixels = []
+    for place in places:
+        with Image.open(frames[place]) as opened:
+            pixels.append(np.asarray(opened.convert("RGB")))
+    return np.stack(pixels + pixels[-1:] * (round(hold_s * FILM_FPS) - 1))
 
 
 def draw_curves(metrics: Path) -> np.ndarray | None:

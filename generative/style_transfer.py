@@ -33,7 +33,7 @@ from core.run import Run
 from core.stopwatch import Stopwatch
 from generative.lbfgs import Lbfgs
 from generative.perceptual import Eye, chosen_layers, make_eye
-from generative.pictures import film
+from generative.pictures import FILM_FPS, film
 from generative.style_config import PRESETS, Config, Pictures
 from generative.style_critic import Critic, Losses, Weights
 from generative.style_losses import luminance, matched, with_luminance
@@ -216,10 +216,7 @@ def finish(painting: Painting, run: Run) -> str:
     run.image("result", painting.iteration, result)
     frames = sorted((run.folder / "film").glob("*.png"))
     if len(frames) > 1:
-        try:
-            film(frames, run.path("media", "film.mp4"))
-        except (OSError, ValueError) as error:
-            run.warn(f"The film could not be written ({brief(error)}).")
+        run.video("film", painting.iteration, film(frames), FILM_FPS)
     run.hparams(to_dict(config), {"hparam/loss": painting.lowest})
     height, width = result.shape[:2]
     return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from generative import dcgan
 from generative.learner import Learner
 from generative.painter import Painter
 from generative.pictures import picture
+from generative.scorer import Scorer
 from tests.programs import metrics, refusal, start, wait_until
 
 FEW = {"train": 240, "test": 40}
@@ -100,7 +102,7 @@ def test_a_run_leaves_what_its_readme_promises(finished: Path) -> None:
     assert {"train/g_loss", "train/d_accuracy_real", "train/d_accuracy_fake", "train/g_grad_norm"} <= scalars
     assert {"eval/kernel_distance", "eval/density", "eval/coverage", "eval/precision", "eval/recall"} <= scalars
     media = {path.name for path in (finished / "media").iterdir()}
-    assert {"real-0.png", "samples-30.png", "samples-60.png", "curves-60.png", "film.mp4"} <= media
+    assert {"real-0.png", "samples-30.png", "samples-60.png", "curves-60.png", "film-60.mp4"} <= media
     assert [path.stem for path in sorted((finished / "film").iterdir())] == [f"{at:08}" for at in (15, 30, 45, 60)]
     assert list((finished / "tensorboard").glob("events.*"))
     assert state(finished)["learner"]["updates"] == 60
@@ -144,6 +146,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(finished: Path, tmp_pat
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "random network" in out, "the protocol stands beside the scores"
+    assert "against 20 held-out images; as many real images as are painted get: random_fd " in out
+    assert "a Fréchet distance to 20 images comes out too high" in out
     assert out.strip().splitlines()[-1].startswith("glyphs at update 60: distance in a random network's features")
     assert metrics(killed) == metrics(finished)
     ours, theirs = state(killed), state(finished)
@@ -237,6 +241,35 @@ def test_damaged_weights_are_named(run: Path) -> None:
     path.unlink()
     with pytest.raises(UserError, match=r"generator-best\.safetensors yet"):
         Painter.load(run, threads=1)
+
+
+def test_a_damaged_best_moment_is_named_and_nothing_is_lost(run: Path) -> None:
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file() and path.name != "best.pt"}
+    (run / "best.pt").write_bytes((run / "best.pt").read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"best\.pt") as mistake:
+        dcgan.main(["--name", "run", "--resume", "--rollback", "--quiet"])
+    assert "leave --rollback out" in str(mistake.value)
+    after = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file() and path.name != "best.pt"}
+    assert after == before
+
+
+def test_a_damaged_last_moment_is_one_to_go_back_from(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "checkpoint-0.pt").write_bytes(b"half of it")
+    dcgan.main(["--name", "run", "--resume", "--rollback", "--updates", "65"])
+    assert "rolled back to update" in capsys.readouterr().out
+    assert update_of(run) == 65
+
+
+def test_a_score_that_is_no_number_is_never_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compare = Scorer.compare
+    distances = iter([9.0, math.nan, 7.0])  # the first is what real images get
+
+    def noted(self: Scorer, real: Any, fake: Any) -> dict[str, float]:
+        return {**compare(self, real, fake), "random_fd": next(distances)}
+
+    monkeypatch.setattr(Scorer, "compare", noted)
+    dcgan.main([*TINY, "--name", "nan", "--quiet", "--updates", "20", "--eval-every-updates", "10"])
+    assert state(Path("runs/nan"), "best.pt")["best"] == {"update": 20, "score": 7.0}
 
 
 def test_a_discriminator_that_has_won_is_told(capsys: pytest.CaptureFixture[str]) -> None:

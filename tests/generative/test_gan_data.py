@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import zipfile
 from pathlib import Path
+from typing import Any
 
+import lmdb
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,8 @@ from PIL import Image
 
 from core.config import UserError, parse
 from core.data import glyphs
+from envs.frames import record
+from generative import data as gan_data
 from generative.config import PRESETS, Config
 from generative.data import Data, load_split
 
@@ -180,6 +184,47 @@ def test_frames_of_an_environment() -> None:
     assert four.train.shape == (4, 84, 84)
     with pytest.raises(UserError, match="leave --image-size out"):
         Data.load(config(*words, "--stack", "4", "--image-size", "48"))
+
+
+def test_frames_are_held_out_by_games(monkeypatch: pytest.MonkeyPatch) -> None:
+    played: list[tuple[int, int]] = []
+
+    def noted(id: str, number: int, *, seed: int, **options: Any) -> np.ndarray:
+        played.append((seed, number))
+        return record(id, number, seed=seed, **options)
+
+    monkeypatch.setattr(gan_data, "record", noted)
+    words = ("--data", "frames:zerokara/Catch-v0", "--frames", "240", "--batch-size", "16")
+    one = Data.load(config(*words))
+    assert (len(one.train), len(one.held_out)) == (220, 20)
+    load_split(config(*words), "test")
+    Data.load(config(*words, "--seed", "2"))
+    assert [number for _, number in played] == [240, 20, 100, 240, 20]
+    assert len({seed for seed, _ in played}) == 5, "parts share games"
+    assert "held out" in one.held_out.source
+
+
+def test_pictures_that_are_far_too_large_are_refused_at_the_first(folder: Path) -> None:
+    picture(0, (40, 300)).save(folder / "001.png")
+    (folder / "002.png").write_bytes(b"would be named, were it reached")
+    says = r"001\.png in .* has 300x40 pixels, and sides of 28 to 256 .* --image-size 64"
+    with pytest.raises(UserError, match=says):
+        Data.load(config("--data", str(folder)))
+    assert Data.load(config("--data", str(folder), "--image-size", "32")).train.shape == (1, 32, 32)
+
+
+def test_an_lsun_database_is_read(tmp_path: Path) -> None:
+    database = tmp_path / "tower_train_lmdb"
+    with lmdb.open(str(database), map_size=2**24) as env, env.begin(write=True) as transaction:
+        for index in range(150):
+            buffer = io.BytesIO()
+            picture(index).save(buffer, "webp", lossless=True)
+            transaction.put(f"{index:05}".encode(), b"no picture" if index == 7 else buffer.getvalue())
+    data = Data.load(config("--data", str(tmp_path), "--batch-size", "16"))
+    assert data.train.classes == ("tower",)
+    assert len(data.train) + len(data.held_out) == 134, "every tenth is for testing, and one is broken"
+    assert any("1 left out" in remark for remark in data.remarks)
+    assert len(load_split(config("--data", str(tmp_path)), "test")[0]) == 15
 
 
 def test_drawn_digits(monkeypatch: pytest.MonkeyPatch) -> None:

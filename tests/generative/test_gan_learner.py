@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -285,3 +286,44 @@ def test_latents_are_what_their_name_says() -> None:
     assert (float(z.min()), float(z.max())) == pytest.approx((-1, 1), abs=1e-3)
     z = draw_latents(parse(Config, PRESETS, [], ""), (1000, 64), random, torch.device("cpu"))
     assert float(z.std()) == pytest.approx(1, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--preset", "r3"),
+        ("--conditional",),
+        ("--spectral", "--loss", "hinge"),
+        ("--loss", "wasserstein", "--gradient-penalty", "10", "--discriminator-norm", "none"),
+        ("--accumulate", "2", "--diffaugment", "colour", "translation", "cutout"),
+        ("--r1", "1", "--discriminator-norm", "none", "--penalty-every-updates", "2"),
+        ("--instance-noise", "0.3", "--smoothing", "0.1", "--flip", "--upsample", "resize"),
+    ],
+    ids=" ".join,
+)
+def test_whatever_is_switched_on_goes_on_to_the_bit(words: tuple[str, ...]) -> None:
+    one, two = learner(*words), learner(*words, seed=2)
+    one.update(*batch())
+    state = copy.deepcopy(one.state_dict())
+    for _ in range(3):
+        one.update(*batch())
+    two.load_state_dict(state)
+    for _ in range(3):
+        two.update(*batch())
+    assert two.updates == one.updates == 4
+    for name in ("generator", "discriminator"):
+        ours, theirs = getattr(one, name).state_dict(), getattr(two, name).state_dict()
+        assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items()), name
+    assert torch.equal(weights(one.snapshot()), weights(two.snapshot()))
+
+
+def test_averages_and_statistics_that_are_no_numbers_are_seen() -> None:
+    it = learner()
+    assert it.is_finite()
+    next(buffer for buffer in it.generator.buffers() if buffer.is_floating_point()).fill_(torch.nan)
+    assert not it.is_finite()
+    it = learner()
+    assert it.ema is not None
+    with torch.no_grad():
+        next(it.ema.module.parameters()).fill_(torch.inf)
+    assert not it.is_finite()

@@ -71,7 +71,7 @@ def test_it_paints_and_says_where_and_what_it_took(capsys: pytest.CaptureFixture
     assert result.shape == (70, 80, 3)
     assert {path.name for path in (run / "film").iterdir()} == {f"{i:06}.png" for i in range(4, 25, 4)}
     assert {pixels(path).shape for path in (run / "film").iterdir()} == {(70, 80, 3)}
-    assert (run / "media" / "film.mp4").stat().st_size > 0
+    assert (run / "media" / "film-24.mp4").stat().st_size > 0
     first, *_, last = lines(run)
     assert last["train/style"] < first["train/style"]
     # The square is still where it was.
