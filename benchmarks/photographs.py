@@ -41,10 +41,7 @@ SGD = ("--optimizer", "sgd", "--learning-rate", "0.05", "--weight-decay", "5e-4"
 ADAMW = ("--optimizer", "adamw", "--learning-rate", "5e-4", "--weight-decay", "0.05", "--max-grad-norm", "1")
 NETWORKS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "cifar10": {
-        "resnet": (
-            *("--preset", "photos", "--backbone", "resnet20", "--learning-rate", "0.1", "--label-smoothing", "0.1"),
-            *("--cutout", "0.25", "--tta-views", "10"),
-        )
+        "resnet": (*("--preset", "photos", "--backbone", "resnet20", "--learning-rate", "0.1", "--tta-views", "10"),)
     },
     "imagenette": {
         "alexnet": (*SHARED, *ADAMW, "--backbone", "alexnet", "--stem", "medium"),
