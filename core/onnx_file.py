@@ -88,6 +88,7 @@ def _quiet_exporter() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "# The axis name", UserWarning)
+            warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)  # its own use of what PyTorch gives up
             yield
     finally:
         logger.setLevel(level)
