@@ -43,6 +43,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "command": content["command"],
         "epochs": result["protocol"]["epochs"],
         "minutes_of_training_and_validation": round(60 * result["protocol"]["hours"], 2),
+        "minutes_from_start_to_end": seeds.wall_minutes(folder),
         "packed_bytes": result["bytes"]["packed_bytes"],
         "times_smaller": result["bytes"]["ratio"],
         "validation_error": result["figures"]["validation_error"],

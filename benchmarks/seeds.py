@@ -56,9 +56,14 @@ def train(name: str, words: Sequence[str], program: Program = CLASSIFY) -> Path:
     if done.returncode or not (folder / "result.json").exists():
         raise UserError(f"{folder} did not come to its end: go on with the same command.")
     if "--resume" not in command:  # else another session had a part of it
-        wall_minutes = (time.perf_counter() - began) / 60
-        write_json(folder / "wall.json", {"wall_minutes": wall_minutes})
+        write_json(folder / "wall.json", {"wall_minutes": (time.perf_counter() - began) / 60})
     return folder
+
+
+def wall_minutes(folder: Path) -> float | None:
+    """From a run's start to its end; None where it was interrupted."""
+    path = folder / "wall.json"
+    return round(float(json.loads(path.read_text())["wall_minutes"]), 2) if path.exists() else None
 
 
 def describe(trained: Trained) -> dict[str, Any]:
@@ -66,7 +71,6 @@ def describe(trained: Trained) -> dict[str, Any]:
     folder = trained.folder
     content = Run.read_config(folder, "classify")
     result = json.loads((folder / "result.json").read_text())
-    wall = folder / "wall.json"
     return {
         "run": folder.name,
         "seed": content["config"]["seed"],
@@ -77,7 +81,7 @@ def describe(trained: Trained) -> dict[str, Any]:
         "epochs": result["protocol"]["epochs"],
         "views": result["protocol"]["views"],
         "minutes_of_training_and_validation": round(60 * result["protocol"]["hours"], 2),
-        "minutes_from_start_to_end": round(json.loads(wall.read_text())["wall_minutes"], 2) if wall.exists() else None,
+        "minutes_from_start_to_end": wall_minutes(folder),
         "validation_error": result["figures"]["validation_error"],
     }
 
