@@ -148,8 +148,16 @@ class Config:
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # Small images and averaged weights, so that digits can be read within minutes on two CPU cores. Not tuned yet.
-    "fast": {},
+    # Half the paper's channels, larger steps, for the generator twice as large ones, and averaged weights, so that
+    # digits can be read within minutes on two CPU cores; docs/LOG.md has what else was tried.
+    "fast": {
+        "generator_width": 0.5,
+        "discriminator_width": 0.5,
+        "batch_size": 128,
+        "generator_learning_rate": 1e-3,
+        "discriminator_learning_rate": 5e-4,
+        "updates": 4_000,
+    },
     # Radford et al. 2016, section 4: 64x64, uniform latents, Adam 2e-4 with beta1 .5, batches of 128.
     "paper": {
         "image_size": (64,),

@@ -74,7 +74,7 @@ def resampled(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class R3(Backbone):
-    """A block at the image's own size and at every half of it, down to 4 to 7 pixels of the shorter side.
+    """A block at the image's own size and at every half of it, down to 3 to 6 pixels of the shorter side.
 
     Args:
         width: factor on the channels.

@@ -22,7 +22,7 @@ def test_channels_double_in_whole_groups() -> None:
 @pytest.mark.parametrize(
     ("size", "sizes"),
     [
-        (28, [(28, 28), (14, 14), (7, 7)]),
+        (28, [(28, 28), (14, 14), (7, 7), (3, 3)]),
         (32, [(32, 32), (16, 16), (8, 8), (4, 4)]),
         ((64, 45), [(64, 45), (32, 22), (16, 11), (8, 5)]),
     ],
@@ -68,10 +68,10 @@ def test_nothing_is_normalised() -> None:
 
 
 def test_what_a_pixel_of_the_last_map_sees() -> None:
-    """3x3, twice the pixels, 3x3 of twice the stride: 1, 3, 4, 8, 10, 18."""
+    """3x3, twice the pixels, 3x3 of twice the stride: 1, 3, 4, 8, 10, 18, 22, 38."""
     layers = layer_costs(R3(1, 28), (1, 1, 28, 28))
     filters = [layer for layer in layers if layer.name.endswith("filter")]
-    assert [(layer.receptive_field, layer.stride) for layer in filters] == [(3, 1), (8, 2), (18, 4)]
+    assert [(layer.receptive_field, layer.stride) for layer in filters] == [(3, 1), (8, 2), (18, 4), (38, 8)]
 
 
 def test_sizes_beyond_are_refused_by_its_own_name() -> None:

@@ -80,7 +80,8 @@ def test_both_move_and_each_by_its_own_loss() -> None:
 
 def test_an_update_by_hand() -> None:
     """The recipe of the tutorial, with a second pass of the generator, leads to the same weights."""
-    it, its = learner("--schedule", "constant"), learner("--schedule", "constant")
+    words = ("--schedule", "constant", "--generator-learning-rate", "2e-4", "--discriminator-learning-rate", "2e-4")
+    it, its = learner(*words), learner(*words)
     pixels, labels = batch()
     it.update(pixels, labels)
     generator, discriminator = its.generator, its.discriminator
@@ -250,7 +251,7 @@ def test_every_block_of_r3_learns_and_begins_as_nothing() -> None:
     it = learner("--preset", "r3")
     modules = [*it.generator.modules(), *it.discriminator.modules()]
     branches = [module for module in modules if isinstance(module, Block)]
-    assert len(branches) == 6
+    assert len(branches) == 8
     assert not any(block.reduce.weight.any() for block in branches)
     before = [block.filter.weight.clone() for block in branches]
     for _ in range(3):
@@ -270,7 +271,7 @@ def test_the_same_seed_gives_the_same_weights() -> None:
 
 
 def test_the_cosine_ends_at_a_hundredth() -> None:
-    it = learner("--updates", "4", "--discriminator-learning-rate", "1e-3")
+    it = learner("--updates", "4", "--generator-learning-rate", "2e-4", "--discriminator-learning-rate", "1e-3")
     rates = []
     for _ in range(5):
         it.update(*batch())

@@ -59,7 +59,7 @@ def test_every_size_from_28_to_256(channels: int, size: tuple[int, int]) -> None
 
 
 def test_the_depth_follows_the_size() -> None:
-    assert [len(Generator(8, 1, (side, side), width=0.1).ups) for side in (28, 32, 64, 128, 256)] == [2, 3, 4, 5, 6]
+    assert [len(Generator(8, 1, (side, side), width=0.1).ups) for side in (28, 32, 64, 128, 256)] == [3, 3, 4, 5, 6]
     assert map_sizes((28, 90), 2) == [(7, 23), (14, 45), (28, 90)]
 
 

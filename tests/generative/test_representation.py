@@ -105,7 +105,8 @@ def test_a_layer_is_max_pooled_to_four_by_four_at_most() -> None:
 def test_every_layer_of_the_run_s_own_discriminator_is_seen(material: Material) -> None:
     eye = make_eye(material, material.discriminator, 0)
     images = material.test.images[:3]
-    assert eye.features(images, material.compute).shape == (3, (8 + 16) * 16)  # 64 and 128, an eighth of them
+    # 64, 128 and 256 channels, an eighth of them; the last map has 3x3 places.
+    assert eye.features(images, material.compute).shape == (3, (8 + 16) * 16 + 32 * 9)
     weight = dict(eye.trunk.named_parameters())["convs.0.weight"]
     assert torch.equal(weight, material.discriminator["backbone.convs.0.weight"])
     conv, norm = eye.trunk.get_submodule("convs.1"), eye.trunk.get_submodule("norms.1")
@@ -129,12 +130,12 @@ def test_the_test_set_has_no_part_in_the_choice_of_c(material: Material) -> None
 
 def test_a_supervised_network_learns_from_these_labels_alone(material: Material) -> None:
     labelled = draw(material.train, 100, 0)
-    eye, layer = representation.learn(material, labelled, 60, seed=0)
+    eye, layer = representation.learn(material, labelled, 150, seed=0)
     assert representation.own_error(eye, layer, labelled, material.compute) < 0.1
     error = representation.own_error(eye, layer, material.test, material.compute)
     assert error < 0.75
     assert isinstance(eye, Eye)
-    again, _ = representation.learn(material, labelled, 60, seed=0)
+    again, _ = representation.learn(material, labelled, 150, seed=0)
     for one, other in zip(eye.trunk.parameters(), again.trunk.parameters(), strict=True):
         assert torch.equal(one, other)
 
