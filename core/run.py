@@ -120,7 +120,7 @@ class Run:
             "git_commit": git_commit(),
             "machine": describe_machine(),
             "command": command(),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "created": datetime.now(UTC).isoformat(timespec="microseconds"),
         }
         write_json(self.folder / "config.json", content)
 
