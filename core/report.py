@@ -19,6 +19,7 @@ from core.checkpoint import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 
@@ -47,6 +48,15 @@ def new_figure(
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     return figure, all_axes
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Numbers as people write them on a logarithmic axis (`axes.xaxis`, `axes.yaxis`), not as powers of ten."""
+    from matplotlib.ticker import FuncFormatter
+
+    plain = FuncFormatter(lambda value, _: f"{value:,g}")
+    axis.set_major_formatter(plain)
+    axis.set_minor_formatter(plain)
 
 
 def write_figure(path: Path, figure: Figure, dpi: int = 150) -> Path:

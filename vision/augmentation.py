@@ -23,7 +23,7 @@ from core.backbones import find
 from core.config import Range, UserError, entry
 from core.configure import configure
 from core.distributed import World
-from core.report import new_figure, write_figure
+from core.report import new_figure, plain_ticks, write_figure
 from core.run import Run
 from vision import experiment
 from vision.experiment import AUGMENTATION, NOTHING, Cell, Result, base_config, errors_of, percent, spread
@@ -104,7 +104,7 @@ def table(errors: dict[str, dict[int, list[float]]], options: Options) -> Table:
 
 def draw(errors: dict[str, dict[int, list[float]]], options: Options, run: Run) -> None:
     """augmentation.png: both curves, logarithmic both ways."""
-    from matplotlib.ticker import FuncFormatter, NullLocator
+    from matplotlib.ticker import NullLocator
 
     figure, (axes,) = new_figure()
     for mode, (colour, style) in MODES.items():
@@ -117,11 +117,9 @@ def draw(errors: dict[str, dict[int, list[float]]], options: Options, run: Run) 
     axes.set(xscale="log", yscale="log", xlabel="training images", ylabel=f"{errors_of(options)}, %")
     axes.set_title(f"{options.data}, {options.backbone}: {options.updates:,} updates each; bars: 95% of the mean")
     axes.set_xticks(sorted({size for by_size in errors.values() for size in by_size}))
-    plain = FuncFormatter(lambda value, _: f"{value:,g}")
-    axes.xaxis.set_major_formatter(plain)
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(plain)
-    axes.yaxis.set_minor_formatter(plain)
+    for axis in (axes.xaxis, axes.yaxis):
+        plain_ticks(axis)
     axes.legend(frameon=False)
     write_figure(run.path("augmentation.png"), figure)
 

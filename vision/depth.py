@@ -31,7 +31,7 @@ from core.classifier import make_classifier
 from core.config import Range, UserError, entry
 from core.configure import configure
 from core.distributed import World
-from core.report import new_figure, write_figure
+from core.report import new_figure, plain_ticks, write_figure
 from core.run import Run
 from vision import experiment
 from vision.config import Config
@@ -242,6 +242,7 @@ def draw_layers(results: Sequence[Result], options: Options, run: Run) -> None:
                 linewidth=1.5,
             )
     all_axes[0].set(title="while learning", xlabel="epoch", ylabel="training error, %", yscale="log")
+    plain_ticks(all_axes[0].yaxis)
     measures: list[tuple[str, Callable[[Result], float]]] = [
         ("training error", lambda one: one.train_error),
         (errors_of(options), lambda one: one.error),
