@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from core.media import grid
-from core.report import pixels_of
+from core.report import pixels_of, plain_ticks
 
 if TYPE_CHECKING:
     pass
@@ -77,4 +77,5 @@ def draw_curves(metrics: Path) -> np.ndarray | None:
             axes.legend(fontsize=8)
             if title == "Fréchet distance":
                 axes.set_yscale("log")
+                plain_ticks(axes.yaxis)
     return pixels_of(figure)

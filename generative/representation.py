@@ -39,7 +39,7 @@ from core.data import ImageSet
 from core.ema import Ema
 from core.media import write_png
 from core.progress import Progress
-from core.report import pixels_of, write_json
+from core.report import pixels_of, plain_ticks, write_json
 from core.run import Run
 from core.zoo import find
 from generative import svm
@@ -327,6 +327,7 @@ def draw_errors(errors: dict[str, dict[int, list[float]]]) -> Figure:
                 [number] * len(values), [100 * max(v, 1e-4) for v in values], s=12, color=f"C{place}", alpha=0.4
             )
     axes.set(xscale="log", yscale="log", xlabel="labelled images", ylabel="test error, %")
+    plain_ticks(axes.yaxis)
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     return figure

@@ -118,8 +118,8 @@ def draw(errors: dict[str, dict[int, list[float]]], options: Options, run: Run) 
     axes.set_title(f"{options.data}, {options.backbone}: {options.updates:,} updates each; bars: 95% of the mean")
     axes.set_xticks(sorted({size for by_size in errors.values() for size in by_size}))
     axes.xaxis.set_minor_locator(NullLocator())
-    for axis in (axes.xaxis, axes.yaxis):
-        plain_ticks(axis)
+    plain_ticks(axes.xaxis)
+    plain_ticks(axes.yaxis)
     axes.legend(frameon=False)
     write_figure(run.path("augmentation.png"), figure)
 
