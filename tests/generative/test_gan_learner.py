@@ -80,7 +80,7 @@ def test_both_move_and_each_by_its_own_loss() -> None:
 
 def test_an_update_by_hand() -> None:
     """The recipe of the tutorial, with a second pass of the generator, leads to the same weights."""
-    words = ("--schedule", "constant", "--generator-learning-rate", "2e-4", "--discriminator-learning-rate", "2e-4")
+    words = ("--instance-noise", "0", "--generator-learning-rate", "2e-4", "--discriminator-learning-rate", "2e-4")
     it, its = learner(*words), learner(*words)
     pixels, labels = batch()
     it.update(pixels, labels)
@@ -112,8 +112,8 @@ def test_real_and_painted_images_have_batchnorm_statistics_of_their_own() -> Non
 
 
 def test_a_batch_in_parts_is_the_same_batch() -> None:
-    """Where nothing looks at the whole batch; with BatchNorm parts have statistics of their own."""
-    plain = ("--generator-norm", "none", "--discriminator-norm", "none")
+    """Where nothing looks at the whole batch or is drawn for it: with BatchNorm parts have statistics of their own."""
+    plain = ("--generator-norm", "none", "--discriminator-norm", "none", "--instance-noise", "0")
     whole, parts = learner(*plain), learner(*plain, "--accumulate", "4")
     for it in (whole, parts):
         it.update(*batch())
@@ -244,7 +244,7 @@ def test_noise_on_images_falls_to_none_and_lets_gradients_through() -> None:
     assert deviations == pytest.approx([0.4, 0.3, 0.2, 0.1, 0.0], abs=0.02)
     (grad,) = torch.autograd.grad(it.seen(grey).sum(), grey)
     assert torch.equal(grad, torch.ones_like(grey))
-    assert learner().seen(grey) is grey
+    assert learner("--instance-noise", "0").seen(grey) is grey
 
 
 def test_every_block_of_r3_learns_and_begins_as_nothing() -> None:
@@ -271,13 +271,13 @@ def test_the_same_seed_gives_the_same_weights() -> None:
 
 
 def test_the_cosine_ends_at_a_hundredth() -> None:
-    it = learner("--updates", "4", "--generator-learning-rate", "2e-4", "--discriminator-learning-rate", "1e-3")
+    it = learner("--schedule", "cosine", "--updates", "4", "--discriminator-learning-rate", "5e-3")
     rates = []
     for _ in range(5):
         it.update(*batch())
         rates.append([o.param_groups[0]["lr"] for o in (it.generator_optimizer, it.discriminator_optimizer)])
-    assert rates[0] == pytest.approx([2e-4, 1e-3])
-    assert rates[4] == pytest.approx([2e-6, 1e-5])
+    assert rates[0] == pytest.approx([1e-3, 5e-3])
+    assert rates[4] == pytest.approx([1e-5, 5e-5])
 
 
 def test_latents_are_what_their_name_says() -> None:
