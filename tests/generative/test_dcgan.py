@@ -97,7 +97,7 @@ def same(one: Any, other: Any) -> bool:
 def test_a_run_leaves_what_its_readme_promises(finished: Path) -> None:
     lines = metrics(finished)
     assert [line["step"] for line in lines if "train/d_loss" in line] == list(range(10, 61, 10))
-    assert [line["step"] for line in lines if "eval/random_fd" in line] == [30, 60]
+    assert [line["step"] for line in lines if "eval/fcd" in line] == [30, 60]
     scalars = {key for line in lines for key in line}
     assert {"train/g_loss", "train/d_accuracy_real", "train/d_accuracy_fake", "train/g_grad_norm"} <= scalars
     assert {"eval/kernel_distance", "eval/density", "eval/coverage", "eval/precision", "eval/recall"} <= scalars
@@ -106,7 +106,7 @@ def test_a_run_leaves_what_its_readme_promises(finished: Path) -> None:
     assert [path.stem for path in sorted((finished / "film").iterdir())] == [f"{at:08}" for at in (15, 30, 45, 60)]
     assert list((finished / "tensorboard").glob("events.*"))
     assert state(finished)["learner"]["updates"] == 60
-    scores = {line["step"]: line["eval/random_fd"] for line in lines if "eval/random_fd" in line}
+    scores = {line["step"]: line["eval/fcd"] for line in lines if "eval/fcd" in line}
     best = state(finished, "best.pt")["best"]
     assert best == {"update": min(scores, key=lambda step: scores[step]), "score": min(scores.values())}
 
@@ -145,10 +145,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(finished: Path, tmp_pat
     process = program(tmp_path, "--name", "killed", "--resume")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert "random network" in out, "the protocol stands beside the scores"
-    assert "against 20 held-out images; as many real images as are painted get: random_fd " in out
+    assert "features: classifier deep_cnn" in out, "the protocol stands beside the scores"
+    assert "against 20 held-out images; as many real images as are painted get: fcd " in out
     assert "a Fréchet distance to 20 images comes out too high" in out
-    assert out.strip().splitlines()[-1].startswith("glyphs at update 60: distance in a random network's features")
+    assert out.strip().splitlines()[-1].startswith("glyphs at update 60: FCD ")
     assert metrics(killed) == metrics(finished)
     ours, theirs = state(killed), state(finished)
     for part in ("learner", "watch", "best", "scores"):
@@ -260,12 +260,23 @@ def test_a_damaged_last_moment_is_one_to_go_back_from(run: Path, capsys: pytest.
     assert update_of(run) == 65
 
 
+def test_where_nobody_knows_the_data_the_score_is_a_random_networks_and_called_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("generative.scorer.zoo", dict)
+    dcgan.main([*TINY, "--name", "strange", "--updates", "10"])
+    out = capsys.readouterr().out
+    assert "features: a random network" in out
+    assert out.strip().splitlines()[-1].startswith("glyphs at update 10: distance in a random network's features ")
+    assert "eval/random_fd" in metrics(Path("runs/strange"))[-1]
+
+
 def test_a_score_that_is_no_number_is_never_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compare = Scorer.compare
     distances = iter([9.0, math.nan, 7.0])  # the first is what real images get
 
     def noted(self: Scorer, real: Any, fake: Any) -> dict[str, float]:
-        return {**compare(self, real, fake), "random_fd": next(distances)}
+        return {**compare(self, real, fake), "fcd": next(distances)}
 
     monkeypatch.setattr(Scorer, "compare", noted)
     dcgan.main([*TINY, "--name", "nan", "--quiet", "--updates", "20", "--eval-every-updates", "10"])
