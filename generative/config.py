@@ -101,7 +101,9 @@ class Config:
     """One-sided label smoothing: with --loss bce the discriminator's aim for real images is 1 less this."""
     instance_noise: NotNegative = 0.0
     """Deviation of the noise on everything that the discriminator sees at the start, in units of half the range of a
-    pixel; it falls to none at the end, linearly."""
+    pixel."""
+    final_instance_noise: NotNegative = 0.0
+    """Its deviation at the end; on the way it changes linearly."""
     generator_learning_rate: Positive = 2e-4
     """Step size of the generator's Adam at the start."""
     discriminator_learning_rate: Positive = 2e-4
@@ -155,6 +157,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "generator_width": 0.5,
         "discriminator_width": 0.5,
         "instance_noise": 0.3,
+        "final_instance_noise": 0.3,
         "generator_learning_rate": 1e-3,
         "discriminator_learning_rate": 5e-4,
     },

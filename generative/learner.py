@@ -135,7 +135,7 @@ class Learner:
     def seen(self, x_BCHW: Tensor) -> Tensor:
         """Images as the discriminator sees them: augmented, and under noise (Sønderby et al. 2017, section 3.5)."""
         x_BCHW = augment(x_BCHW, self.config.diffaugment, self.random)
-        if not self.config.instance_noise:
+        if not (self.config.instance_noise or self.config.final_instance_noise):
             return x_BCHW
         noise = torch.randn(x_BCHW.shape, generator=self.random, device=x_BCHW.device)
         return x_BCHW + (self._noise * noise).to(x_BCHW.dtype)
@@ -201,7 +201,8 @@ class Learner:
     def _follow_schedules(self) -> None:
         """Learning rates and noise, as functions of the update."""
         config = self.config
-        self._noise.fill_(schedules.linear(self.updates, config.instance_noise, 0.0, 0, config.updates))
+        first, last = config.instance_noise, config.final_instance_noise
+        self._noise.fill_(schedules.linear(self.updates, first, last, 0, config.updates))
         factor = 1.0
         if config.schedule == "cosine":
             factor = schedules.cosine(self.updates, 1.0, 0.01, 0, config.updates)

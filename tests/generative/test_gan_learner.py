@@ -17,6 +17,7 @@ from generative.config import PRESETS, Config
 from generative.learner import Learner, draw_latents, fitting_latents
 
 SHAPE = (1, 28, 28)
+NO_NOISE = ("--instance-noise", "0", "--final-instance-noise", "0")
 CPU = Compute(device="cpu", threads=1)
 
 
@@ -80,7 +81,7 @@ def test_both_move_and_each_by_its_own_loss() -> None:
 
 def test_an_update_by_hand() -> None:
     """The recipe of the tutorial, with a second pass of the generator, leads to the same weights."""
-    words = ("--instance-noise", "0", "--generator-learning-rate", "2e-4", "--discriminator-learning-rate", "2e-4")
+    words = (*NO_NOISE, "--generator-learning-rate", "2e-4", "--discriminator-learning-rate", "2e-4")
     it, its = learner(*words), learner(*words)
     pixels, labels = batch()
     it.update(pixels, labels)
@@ -113,7 +114,7 @@ def test_real_and_painted_images_have_batchnorm_statistics_of_their_own() -> Non
 
 def test_a_batch_in_parts_is_the_same_batch() -> None:
     """Where nothing looks at the whole batch or is drawn for it: with BatchNorm parts have statistics of their own."""
-    plain = ("--generator-norm", "none", "--discriminator-norm", "none", "--instance-noise", "0")
+    plain = ("--generator-norm", "none", "--discriminator-norm", "none", *NO_NOISE)
     whole, parts = learner(*plain), learner(*plain, "--accumulate", "4")
     for it in (whole, parts):
         it.update(*batch())
@@ -234,8 +235,8 @@ def test_smoothing_belongs_to_bce() -> None:
         learner("--smoothing", "0.1", "--loss", "hinge")
 
 
-def test_noise_on_images_falls_to_none_and_lets_gradients_through() -> None:
-    it = learner("--instance-noise", "0.4", "--updates", "4")
+def test_noise_on_images_changes_linearly_and_lets_gradients_through() -> None:
+    it = learner("--instance-noise", "0.4", "--final-instance-noise", "0", "--updates", "4")
     grey = torch.zeros(8, *SHAPE, requires_grad=True)
     deviations = []
     for _ in range(5):
@@ -244,7 +245,11 @@ def test_noise_on_images_falls_to_none_and_lets_gradients_through() -> None:
     assert deviations == pytest.approx([0.4, 0.3, 0.2, 0.1, 0.0], abs=0.02)
     (grad,) = torch.autograd.grad(it.seen(grey).sum(), grey)
     assert torch.equal(grad, torch.ones_like(grey))
-    assert learner("--instance-noise", "0").seen(grey) is grey
+    assert learner(*NO_NOISE).seen(grey) is grey
+    rising = learner("--instance-noise", "0", "--final-instance-noise", "0.2", "--updates", "1")
+    rising.update(*batch())
+    rising.update(*batch())
+    assert float(rising.seen(grey).detach().std()) == pytest.approx(0.2, abs=0.02)
 
 
 def test_every_block_of_r3_learns_and_begins_as_nothing() -> None:
