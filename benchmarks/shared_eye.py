@@ -31,7 +31,7 @@ PAINTER = ("--stack", "4", "--discriminator-norm", "none", "--generator-width", 
 PENALTY = ("--r1", "1", "--penalty-every-updates", "4")
 AGENT = (
     *("--backbone", "dcgan", "--num-envs", "32", "--train-every-steps", "16", "--warmup-steps", "2000"),
-    *("--learning-rate", "5e-4", "--no-video", "--no-keep-replay"),
+    *("--learning-rate", "5e-4", "--no-video", "--no-keep-replay", "--compile", "off"),  # so few updates never pay it
 )
 SIDES = ("shared", "fresh")
 
