@@ -103,7 +103,7 @@ class Config:
     """Deviation of the noise on everything that the discriminator sees at the start, in units of half the range of a
     pixel."""
     final_instance_noise: NotNegative = 0.0
-    """Its deviation at the end; on the way it changes linearly."""
+    """Its deviation at the end; on the way it changes linearly. There is no noise where both are 0."""
     generator_learning_rate: Positive = 2e-4
     """Step size of the generator's Adam at the start."""
     discriminator_learning_rate: Positive = 2e-4

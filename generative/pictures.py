@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -16,9 +15,6 @@ from torch import Tensor
 
 from core.media import grid
 from core.report import pixels_of, plain_ticks
-
-if TYPE_CHECKING:
-    pass
 
 FILM_FPS = 10.0
 CURVES = {
