@@ -1,37 +1,29 @@
 """Training steps/s of our DQN and of Stable-Baselines3's on the same work, alternately, in one call.
 
-    python benchmarks/dqn_against_sb3.py --batch-size 32 --train-every 4
-    python benchmarks/dqn_against_sb3.py --batch-size 256 --train-every 32
+    python -m benchmarks.dqn_against_sb3 --batch-size 32 --train-every 4
+    python -m benchmarks.dqn_against_sb3 --batch-size 256 --train-every 32
 
 The same game, 8 environments, the paper's network without dueling or double, 1-step returns, Adam, replay of 50,000.
-Each side has a process of its own, as it would for a user, so that what one sets for the whole process (threads, how
-numbers too small are treated) does not change the other. Both learn for a while before anything is timed; then a
-stretch of ours and one of theirs take turns, and medians are compared. Needs the extra `bench`. Prints JSON.
+Each side has a process of its own (benchmarks/turns.py) and learns for a while before anything is timed; then a stretch
+of ours and one of theirs take turns, and medians are compared. Needs the extra `bench`. Prints JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import statistics
 import tempfile
-import time
-import warnings
-from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 from agents.config import Config
 from agents.dqn import Training, choose_compute
+from benchmarks import turns
 from core.config import entry
 from core.distributed import World
 from core.run import Run
 
-Go = Callable[[int], None]  # takes about so many agent steps
 
-
-def ours(arguments: argparse.Namespace) -> tuple[Go, str]:
+def ours(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
     """Our training loop, and how it computes."""
     config = Config(
         env=arguments.env,
@@ -63,7 +55,7 @@ def ours(arguments: argparse.Namespace) -> tuple[Go, str]:
     return go, compute.reason
 
 
-def theirs(arguments: argparse.Namespace) -> tuple[Go, str]:
+def theirs(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
     """Stable-Baselines3's DQN with the same settings."""
     import ale_py  # noqa: F401  (registers its games)
     import torch
@@ -99,21 +91,6 @@ def theirs(arguments: argparse.Namespace) -> tuple[Go, str]:
     return go, f"{model.device}, {torch.get_num_threads()} threads"
 
 
-SIDES = {"ours": ours, "stable_baselines3": theirs}
-
-
-def serve(side: str, arguments: argparse.Namespace, orders: Connection) -> None:
-    """A side in its process: told a number of steps, it takes them and answers with the seconds."""
-    warnings.simplefilter("ignore")
-    go, how = SIDES[side](arguments)
-    go(arguments.learn_first)
-    orders.send(how)
-    while (steps := orders.recv()) is not None:
-        began = time.perf_counter()
-        go(steps)
-        orders.send(time.perf_counter() - began)
-
-
 def main() -> None:
     """Time both, alternately."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -122,42 +99,9 @@ def main() -> None:
     parser.add_argument(
         "--train-every", type=int, default=4, help="agent steps for each update, 8 divided by it or a multiple"
     )
-    parser.add_argument("--learn-first", type=int, default=8_000, help="agent steps of each side that are not timed")
-    parser.add_argument("--steps", type=int, default=1_024, help="agent steps of one stretch")
-    parser.add_argument("--repeats", type=int, default=5, help="stretches of each side")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads of both, 0 for all cores")
-    arguments = parser.parse_args()
-
-    spawn = multiprocessing.get_context("spawn")
-    orders, how, processes = {}, {}, []
-    for side in SIDES:  # one learns first, then the other
-        orders[side], theirs_end = spawn.Pipe()
-        processes.append(spawn.Process(target=serve, args=(side, arguments, theirs_end), daemon=True))
-        processes[-1].start()
-        theirs_end.close()
-        how[side] = orders[side].recv()
-    rates: dict[str, list[float]] = {side: [] for side in SIDES}
-    for _ in range(arguments.repeats):
-        for side, order in orders.items():
-            order.send(arguments.steps)
-            rates[side].append(arguments.steps / order.recv())
-    for order, process in zip(orders.values(), processes, strict=True):
-        order.send(None)
-        process.join()
-    medians = {side: statistics.median(values) for side, values in rates.items()}
-    print(
-        json.dumps(
-            {
-                "what": "training steps/s",
-                "arguments": vars(arguments),
-                "compute": how,
-                "steps_per_s": {side: [round(v, 1) for v in values] for side, values in rates.items()},
-                "median": {side: round(value, 1) for side, value in medians.items()},
-                "ratio": round(medians["ours"] / medians["stable_baselines3"], 2),
-            },
-            indent=2,
-        )
-    )
+    turns.add_arguments(parser, learn_first=8_000, steps=1_024)
+    figures = turns.take_turns({"ours": ours, "stable_baselines3": theirs}, parser.parse_args())
+    print(json.dumps({"what": "training steps/s", **figures}, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,155 @@
+"""What the family costs: presets beside the peers' eager style, priorities beside none, PQN beside its emulators; JSON.
+
+    python -m benchmarks.family rainbow        # training steps/s at the paper's settings, beside benchmarks/eager.py
+    python -m benchmarks.family btr
+    python -m benchmarks.family prioritised    # training steps/s, drawn by priority beside drawn all alike
+    python -m benchmarks.family pqn            # steps/s while learning, beside ale-py's vector environment alone
+
+By turns, in a process for each side (benchmarks/turns.py), after each has learnt for a while. The replay holds 20,000
+transitions in both, because the peers' million would take 56 GB, and learning begins after 1,000 steps, or for `btr`
+when there is a batch; nothing else departs from the preset.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from ale_py.vector_env import AtariVectorEnv as AleVectorEnv
+
+import envs
+from agents import dqn, pqn, pqn_config
+from agents.config import PRESETS, Config
+from benchmarks import turns
+from benchmarks.eager import Peer
+from core.compute import Compute
+from core.config import entry
+from core.distributed import World
+from core.machine import describe_machine
+from core.run import Run
+
+Session = dqn.Training | pqn.Training
+
+
+def settings(preset: str, arguments: argparse.Namespace, **changes: Any) -> Config:
+    """A preset with a small replay and a short warm-up."""
+    small = {"replay_capacity": 20_000, "warmup_steps": 1_024, "env": arguments.env, "threads": arguments.threads}
+    return Config(**{**PRESETS[preset], "preset": preset, **small, **changes})
+
+
+def trained(config: Config) -> tuple[turns.Go, str]:
+    """Our training loop."""
+    folder = tempfile.TemporaryDirectory()
+    run = Run(config, kind="dqn", name="ours", resume=False, quiet=True, root=Path(folder.name))
+    compute = dqn.choose_compute(config, World())
+    return going(dqn.Training(config, run, compute, World()), compute, folder)
+
+
+def going(training: Session, compute: Compute, folder: object = None) -> tuple[turns.Go, str]:
+    """Turns of the loop; the folder lives as long as what writes there."""
+    training.obs = training.env.reset(1)
+
+    def go(steps: int, folder: object = folder) -> None:
+        end = training.step + steps
+        while training.step < end:
+            training.turn()
+
+    return go, compute.reason
+
+
+def ours(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
+    """Our Rainbow or Beyond the Rainbow."""
+    return trained(settings(arguments.what, arguments))
+
+
+def eager(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
+    """The same as the peers write it."""
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    torch.manual_seed(1)
+    random.seed(1)
+    return Peer(settings(arguments.what, arguments)).go, f"float32, eager, {torch.get_num_threads()} threads"
+
+
+def prioritised(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
+    """DQN with prioritised replay."""
+    return trained(settings("prioritized", arguments))
+
+
+def uniform(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
+    """The same with a replay that draws all alike."""
+    return trained(settings("prioritized", arguments, priority_exponent=0.0))
+
+
+def parallel(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
+    """PQN as published."""
+    paper = {**pqn_config.PRESETS["paper"], "preset": "paper", "env": arguments.env, "threads": arguments.threads}
+    config = pqn_config.Config(**paper)
+    compute = pqn.choose_compute(config, World())
+    return going(pqn.Training(config, compute, World()), compute)
+
+
+def emulators(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
+    """ale-py's vector environment as PQN has it, under random actions."""
+    config = pqn_config.Config(**{**pqn_config.PRESETS["paper"], "env": arguments.env})
+    same = envs.make(config.env, 1, **config.env_settings()).settings
+    env = AleVectorEnv(
+        gymnasium.registry[config.env].kwargs["game"],
+        config.num_envs,
+        num_threads=arguments.threads,
+        noop_max=same["noop_max"],
+        repeat_action_probability=same["sticky"],
+        use_fire_reset=same["fire_reset"],
+        reward_clipping=False,
+        frameskip=same["frame_skip"],
+    )
+    env.reset(seed=0)
+    actions = int(env.single_action_space.n)  # type: ignore[attr-defined]
+    rng = np.random.default_rng(0)
+
+    def go(steps: int) -> None:
+        for _ in range(steps // config.num_envs):
+            env.send(rng.integers(actions, size=config.num_envs))
+            env.recv()
+
+    return go, f"{config.num_envs} environments"
+
+
+class Comparison:
+    """Two sides and how long they are looked at."""
+
+    def __init__(self, what: str, sides: dict[str, turns.Side], learn_first: int, steps: int) -> None:
+        self.what, self.sides, self.learn_first, self.steps = what, sides, learn_first, steps
+
+
+COMPARISONS = {
+    "rainbow": Comparison("training steps/s", {"ours": ours, "eager": eager}, 1_400, 200),
+    "btr": Comparison("training steps/s", {"ours": ours, "eager": eager}, 1_280, 192),
+    "prioritised": Comparison("training steps/s", {"prioritised": prioritised, "uniform": uniform}, 3_000, 800),
+    "pqn": Comparison("steps/s", {"pqn": parallel, "ale_py": emulators}, 4_096, 8_192),
+}
+
+
+def main() -> None:
+    """Time both sides of one comparison."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="what", required=True)
+    for name, comparison in COMPARISONS.items():
+        command = commands.add_parser(name)
+        command.add_argument("--env", default="ALE/Pong-v5", help="an Atari game")
+        turns.add_arguments(command, learn_first=comparison.learn_first, steps=comparison.steps)
+    arguments = parser.parse_args()
+    comparison = COMPARISONS[arguments.what]
+    figures = turns.take_turns(comparison.sides, arguments)
+    print(json.dumps({"what": comparison.what, "machine": describe_machine(), **figures}, indent=2))
+
+
+if __name__ == "__main__":
+    entry(main)

@@ -1,0 +1,116 @@
+"""The peers' side does the same work as ours: the same parameters, targets and returns, drawn by priority."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from agents.config import PRESETS, Config
+from agents.heads import Categorical, ImplicitQuantiles
+from agents.learner import make_network
+from agents.losses import greedy, munchausen_bonus, quantile_loss, soft
+from benchmarks.eager import Btr, Buffer, Drawn, NoisyLinear, Rainbow, SumTree, btr_loss, rainbow_loss
+
+OBS = (4, 84, 84)
+
+
+def settings(preset: str) -> Config:
+    return Config(**{**PRESETS[preset], "replay_capacity": 64, "batch_size": 3})
+
+
+def made_up(actions: int) -> Drawn:
+    obs, next_obs = torch.randint(256, (2, 3, *OBS), dtype=torch.uint8)
+    reward, done = torch.tensor([0.0, 1.0, -1.0]), torch.tensor([0.0, 1.0, 0.0])
+    return Drawn([0, 1, 2], obs, torch.tensor([0, 1, actions - 1]), reward, next_obs, done, torch.ones(3))
+
+
+@pytest.mark.parametrize(("preset", "kind"), [("rainbow", Rainbow), ("btr", Btr)])
+def test_the_network_is_as_large_as_ours(preset: str, kind: type[Rainbow | Btr]) -> None:
+    config = settings(preset)
+    mine = sum(parameter.numel() for parameter in kind(config, 4, 6).parameters())
+    assert mine == sum(parameter.numel() for parameter in make_network(config, OBS, 6).parameters())
+
+
+def test_rainbow_learns_from_our_target() -> None:
+    torch.manual_seed(0)
+    config = settings("rainbow")
+    online, target = Rainbow(config, 4, 6), Rainbow(config, 4, 6)
+    batch = made_up(6)
+    loss_B = rainbow_loss(config, online, target, batch)
+    with torch.no_grad():
+        discount_B = config.gamma**config.n_step * (1 - batch.done_B)
+        logits_BXA = target(batch.next_obs).log().transpose(1, 2)
+        following = greedy(logits_BXA, online.values(batch.next_obs))
+        goal_BX = Categorical(config.atoms, config.atom_limit).target(batch.reward_B, discount_B, following)
+        predicted_BX = online(batch.obs)[torch.arange(3), batch.action_B]
+    torch.testing.assert_close(loss_B.detach(), -(goal_BX * predicted_BX.log()).sum(1), rtol=1e-4, atol=1e-4)
+
+
+def test_btr_learns_from_our_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    config = settings("btr")
+    online, target = (Btr(config, 4, 6).eval() for _ in range(2))
+    fractions = torch.rand(3, config.quantiles)  # the same whenever it asks, so that ours can ask for them too
+    monkeypatch.setattr(torch, "rand", lambda *shape: fractions)
+    batch = made_up(6)
+    loss_B = btr_loss(config, online, target, batch)
+    with torch.no_grad():
+        next_z_BSA, _ = target(batch.next_obs, config.target_quantiles)
+        options = {
+            "scale": config.munchausen_scale,
+            "temperature": config.munchausen_temperature,
+            "floor": config.munchausen_floor,
+        }
+        reward_B = batch.reward_B + munchausen_bonus(target.values(batch.obs), batch.action_B, **options)
+        discount_B = config.gamma**config.n_step * (1 - batch.done_B)
+        head = ImplicitQuantiles(1, 8, 8, 8, 64)
+        following = soft(next_z_BSA, next_z_BSA.mean(1), config.munchausen_temperature)
+        goal_BS = head.target(reward_B, discount_B, following)
+        z_BT = online(batch.obs, config.quantiles)[0][torch.arange(3), :, batch.action_B]
+        expected = [
+            quantile_loss(z_BT[i : i + 1], fractions[i : i + 1], goal_BS[i : i + 1], torch.ones(1))[0] for i in range(3)
+        ]
+    torch.testing.assert_close(loss_B.detach(), torch.stack(expected))
+
+
+def test_noise_is_of_one_draw_for_inputs_and_one_for_outputs() -> None:
+    torch.manual_seed(0)
+    layer = NoisyLinear(5, 3, 0.5)
+    layer.reset_noise()
+    x = torch.randn(4, 5)
+    noise = layer.weight_epsilon
+    assert torch.linalg.matrix_rank(noise) == 1
+    weight = layer.weight_mu + layer.weight_sigma * noise
+    torch.testing.assert_close(layer(x), F.linear(x, weight, layer.bias_mu + layer.bias_sigma * layer.bias_epsilon))
+
+
+def test_the_tree_finds_numbers_in_proportion() -> None:
+    tree = SumTree(5)
+    for place, value in enumerate([1.0, 0.0, 2.0, 0.5, 0.5]):
+        tree[place] = value
+    tree[0] = 3.0
+    assert tree.sums[1] == 6.0
+    found = np.bincount([tree.find(target) for target in np.arange(0.0, 6.0, 0.01)], minlength=8)
+    np.testing.assert_allclose(found[:5], [300, 0, 200, 50, 50], atol=1)
+
+
+def test_returns_are_summed_over_n_steps_and_end_with_the_game() -> None:
+    config = dataclasses.replace(settings("rainbow"), num_envs=1)
+    buffer = Buffer(config, OBS)
+    frames = [np.full(OBS, value, np.uint8) for value in range(6)]
+    for step, (reward, done) in enumerate([(1.0, False), (0.0, False), (1.0, False), (1.0, True)]):
+        buffer.add(0, frames[step], step, reward, frames[step + 1], done)
+    gamma = config.gamma
+    np.testing.assert_allclose(buffer.reward[:4], [1 + gamma**2, gamma + gamma**2, 1 + gamma, 1])
+    assert buffer.done[:4].tolist() == [0, 1, 1, 1]
+    assert buffer.next_obs[:4, 0, 0, 0].tolist() == [3, 4, 4, 4]
+    assert buffer.place == 4
+    assert buffer.tree.sums[1] == 4
+    batch = buffer.sample(0.4)
+    buffer.rank(batch.place_B, np.full(3, 8.0))
+    assert buffer.highest == pytest.approx(8.0)
+    assert buffer.tree.sums[buffer.tree.size + batch.place_B[0]] == pytest.approx(8.0**0.5)

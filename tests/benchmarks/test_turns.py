@@ -1,0 +1,36 @@
+"""Sides take turns in processes of their own, and the first is measured against the second."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+
+from benchmarks import turns
+
+PARENT = os.getpid()
+
+
+def waiting(seconds: float) -> tuple[turns.Go, str]:
+    def go(steps: int) -> None:
+        time.sleep(steps * seconds)
+
+    return go, f"process {os.getpid()}"
+
+
+def slow(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
+    return waiting(4e-3)
+
+
+def fast(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
+    return waiting(1e-3)
+
+
+def test_the_first_is_measured_against_the_second() -> None:
+    parser = argparse.ArgumentParser()
+    turns.add_arguments(parser, learn_first=1, steps=50)
+    figures = turns.take_turns({"fast": fast, "slow": slow}, parser.parse_args(["--repeats", "3"]))
+    assert len({f"process {PARENT}", *figures["compute"].values()}) == 3
+    assert [len(values) for values in figures["steps_per_s"].values()] == [3, 3]
+    assert figures["ratio"] > 1.5
+    assert figures["arguments"]["steps"] == 50
