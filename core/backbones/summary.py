@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from core.backbones.cost import layer_costs
 
-MOST_ROWS = 24  # layers that get a row each; a deeper network is told by its blocks
+MOST_ROWS = 24  # layers that get a row each; a deeper network is told by its blocks, where it has some
 _WIDTH = 110
 
 
@@ -31,10 +31,13 @@ def summary(module: nn.Module, shape: Sequence[int]) -> str:
     """
     shape = (1, *shape[1:])
     layers = [layer for layer in layer_costs(module, shape) if layer.parameters or "Pool" in layer.kind]
+    shapes = _out_shapes(module, shape, {name for layer in layers for name in (layer.name, _block(layer.name))})
     blocks = {layer.name: [layer] for layer in layers}
     if len(layers) > MOST_ROWS:
-        blocks = {name: list(block) for name, block in groupby(layers, key=lambda layer: _block(layer.name))}
-    shapes = _out_shapes(module, shape, blocks)
+        blocks = {}
+        for name, block in groupby(layers, key=lambda layer: _block(layer.name)):
+            # A list of layers, as VGG's, is never called as a whole: they get a row each.
+            blocks |= {name: list(block)} if name in shapes else {layer.name: [layer] for layer in block}
     table = Table(box=box.SIMPLE, pad_edge=False, show_footer=True)
     parameters = sum(parameter.numel() for parameter in module.parameters())
     inactive = parameters - sum(layer.parameters for layer in layers)
@@ -73,7 +76,7 @@ def _block(name: str) -> str:
 
 
 def _out_shapes(module: nn.Module, shape: Sequence[int], names: Collection[str]) -> dict[str, tuple[int, ...]]:
-    """What the modules of these names give, by one pass over shapes."""
+    """What those of the modules of these names give that are called, by one pass over shapes."""
     network = copy.deepcopy(module).to("meta").eval()
     shapes: dict[str, tuple[int, ...]] = {}
     for name in names:

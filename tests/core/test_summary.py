@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from core.backbones.summary import MOST_ROWS, short, summary
@@ -35,6 +36,14 @@ def test_deep_networks_are_told_by_their_blocks() -> None:
     inception = rows("googlenet", 3, 224, 1000)
     assert inception["backbone.inception3a"][2] == "256x28x28", "all branches, not the last one's"
     assert inception["sum,"][-3:] == ["13,004,888", "1.5", "G"], "with the auxiliary heads, which no pass goes through"
+
+
+@pytest.mark.parametrize("backbone", ["vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"])
+def test_lists_of_layers_have_a_row_for_each(backbone: str) -> None:
+    found = rows(backbone, 3, 224, 1000)
+    assert found["backbone.layers.0"][:2] == ["Conv2d", "64x224x224"]
+    convolutions = [name for name, cells in found.items() if cells[0] == "Conv2d"]
+    assert len(convolutions) == int(backbone.removeprefix("vgg").removesuffix("_bn")) - 3
 
 
 def test_short_numbers() -> None:
