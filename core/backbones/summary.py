@@ -35,9 +35,10 @@ def summary(module: nn.Module, shape: Sequence[int]) -> str:
     blocks = {layer.name: [layer] for layer in layers}
     if len(layers) > MOST_ROWS:
         blocks = {}
-        for name, block in groupby(layers, key=lambda layer: _block(layer.name)):
+        for name, inside in groupby(layers, key=lambda layer: _block(layer.name)):
+            block = list(inside)
             # A list of layers, as VGG's, is never called as a whole: they get a row each.
-            blocks |= {name: list(block)} if name in shapes else {layer.name: [layer] for layer in block}
+            blocks |= {name: block} if name in shapes else {layer.name: [layer] for layer in block}
     table = Table(box=box.SIMPLE, pad_edge=False, show_footer=True)
     parameters = sum(parameter.numel() for parameter in module.parameters())
     inactive = parameters - sum(layer.parameters for layer in layers)
