@@ -37,7 +37,7 @@ from core.vitals import is_finite
 from generative import stylist
 from generative.config import Config as DataConfig
 from generative.data import load_split
-from generative.perceptual import Eye, EyeOptions, chosen_layers, make_eye
+from generative.perceptual import Eye, EyeOptions, make_eye
 from generative.style_critic import Critic, Losses, Weights
 from generative.style_pictures import check_memory, fingerprint, kept_bytes, read_picture, resized, sizes, to_pixels
 from generative.stylist import MODEL, StyleCard, Stylist
@@ -162,11 +162,10 @@ class Training:
         world.broadcast(self.network)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate)
         self.photographs = data.train.images.to(device)
-        content_layers, style_layers = chosen_layers(config, eye.backbone)
         style = to_pixels(data.style).to(device)
         eye.on(compute).balance([style, self.pixels(data.train.images[: config.batch_size])])
         weights = Weights(content=config.content_weight, style=config.style_weight, variation=config.variation_weight)
-        self.critic = Critic(eye, content_layers, style_layers, weights, style)
+        self.critic = Critic(eye, weights, style)
         self.updates = 0
         self.held_out_loss = float("nan")
         self.clock = Stopwatch()

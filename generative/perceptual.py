@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,7 @@ from core.weights import init_backbone
 from generative.style_losses import luminance
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of what torchvision publishes
+OWN_EYE = "photographs-vgg"  # of the zoo: what judges where nobody says who
 SMALLEST_SIDE = 32  # pixels: a VGG's five pools leave nothing of less
 Pooling = Literal["max", "average"]
 
@@ -49,16 +50,23 @@ class EyeOptions:
     """Its weights from a run of ours: a folder runs/<name>, or a file of one."""
     eye: str = ""
     """A network of the zoo by its name, or random: --backbone with random weights. Empty, and no weights given either:
-    the zoo's largest network for coloured pictures."""
+    photographs-vgg, a slim VGG-13 of ours."""
     width: Annotated[float, Range(0.01, 4)] = 1.0
     """Factor on the channels of --backbone, where its weights do not say it themselves."""
     content_layers: tuple[str, ...] = ()
     """Layers that say what is in the picture: relu4_2 and the like of a VGG, stage3 and the like of others; empty:
-    relu4_2, or the stage before the last."""
+    relu4_2, of a VGG of ours relu3_1, or the stage before the last."""
     style_layers: tuple[str, ...] = ()
     """Layers that say how it is painted; empty: relu1_1 to relu5_1, or all stages."""
     pooling: Pooling = "max"
     """How a VGG's maps are made smaller; average gives smoother pictures."""
+
+
+class Layers(NamedTuple):
+    """By which layers an eye judges."""
+
+    content: tuple[str, ...]
+    style: tuple[str, ...]
 
 
 class Eye(nn.Module):
@@ -75,7 +83,7 @@ class Eye(nn.Module):
     def __init__(
         self,
         backbone: Backbone,
-        layers: Sequence[str],
+        chosen: Layers,
         mean: Sequence[float],
         std: Sequence[float],
         words: str,
@@ -84,16 +92,17 @@ class Eye(nn.Module):
         """An eye on these layers.
 
         Args:
-            layers: names, each once.
+            chosen: names of layers; `layers` has all of them, each once.
             mean, std: of the channels of what the backbone learnt from, in pixels of 0 to 1.
             words: what it is, for a person.
         """
         super().__init__()
-        self.backbone, self.layers, self.words, self.pooling = backbone, tuple(layers), words, pooling
+        self.backbone, self.chosen, self.words, self.pooling = backbone, chosen, words, pooling
+        self.layers = tuple(dict.fromkeys((*chosen.content, *chosen.style)))
         self.compute = Compute()
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
-        self.register_buffer("scales", torch.ones(len(layers)))
+        self.register_buffer("scales", torch.ones(len(self.layers)))
 
     def on(self, compute: Compute) -> Eye:
         """Put it to work with a choice of hardware: it only looks, and its weights get no gradients."""
@@ -155,17 +164,20 @@ def layers_of(backbone: Backbone) -> list[str]:
     return names
 
 
-def chosen_layers(options: EyeOptions, backbone: Backbone) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def chosen_layers(options: EyeOptions, backbone: Backbone, content_of_vgg: str = "relu4_2") -> Layers:
     """Content layers and style layers, those of Gatys et al. where none are asked for.
+
+    Args:
+        content_of_vgg: the layer that says what is in a picture, where the backbone is a VGG.
 
     Raises:
         UserError: a layer that the backbone does not have.
     """
     there = layers_of(backbone)
     vgg = isinstance(backbone, VGG)
-    usual_content = ("relu4_2",) if vgg else (there[max(0, len(there) - 2)],)
+    usual_content = (content_of_vgg,) if vgg else (there[max(0, len(there) - 2)],)
     usual_style = tuple(f"relu{section}_1" for section in range(1, 6)) if vgg else tuple(there)
-    chosen = (options.content_layers or usual_content, options.style_layers or usual_style)
+    chosen = Layers(options.content_layers or usual_content, options.style_layers or usual_style)
     for name, layers in zip(("content_layers", "style_layers"), chosen, strict=True):
         if unknown := [layer for layer in layers if layer not in there]:
             raise UserError(
@@ -179,7 +191,7 @@ def make_eye(options: EyeOptions, seed: int = 0) -> Eye:
     """The eye that is asked for, its weights as they are in their file, or random by the seed.
 
     Raises:
-        UserError: two sources of weights or none, a file that is missing, damaged or does not fit, unknown layers.
+        UserError: two sources of weights, a file that is missing, damaged or does not fit, unknown layers.
     """
     given = [name for name in ("weights", "init_backbone", "eye") if getattr(options, name)]
     if len(given) > 1:
@@ -198,17 +210,8 @@ def make_eye(options: EyeOptions, seed: int = 0) -> Eye:
             backbone = _whole(_fresh(options, seed), path)
             return _eye(options, backbone, (0.0,) * 3, (1.0,) * 3, f"{backbone.name} of {path}")
         return _of_card(options, *_trunk(zoo.find(options.init_backbone)), options.init_backbone)
-    if options.eye:
-        return _of_card(options, *_trunk(zoo.find(options.eye)), f"{options.eye} of the zoo")
-    for name in sorted(zoo.zoo(), key=lambda name: -zoo.zoo()[name].stat().st_size):
-        backbone, card = _trunk(zoo.zoo()[name])
-        if card.channels == 3:
-            return _of_card(options, backbone, card, f"{name} of the zoo")
-    raise UserError(
-        "There is no eye to see with, since the zoo holds none for coloured pictures: give torchvision's weights "
-        "(--backbone vgg16 --weights vgg16-397923af.pth), a run of vision.classify (--init-backbone runs/<name>), or "
-        "--eye random for a network that has learnt nothing, which does passably."
-    )
+    name = options.eye or OWN_EYE
+    return _of_card(options, *_trunk(zoo.find(name)), f"{name} of the zoo")
 
 
 def _fresh(options: EyeOptions, seed: int) -> Backbone:
@@ -235,9 +238,17 @@ def _trunk(path: Path) -> tuple[Backbone, Card]:
 
 
 def _of_card(options: EyeOptions, backbone: Backbone, card: Card, source: str) -> Eye:
-    return _eye(options, backbone, card.mean, card.std, f"{backbone.name} of {source}, which learnt {card.data}")
+    words = f"{backbone.name} of {source}, which learnt {card.data}"
+    # It learnt on small pictures: what is deeper sees so much of one that it hardly knows where things are.
+    return _eye(options, backbone, card.mean, card.std, words, "relu3_1")
 
 
-def _eye(options: EyeOptions, backbone: Backbone, mean: Sequence[float], std: Sequence[float], words: str) -> Eye:
-    content, style = chosen_layers(options, backbone)
-    return Eye(backbone, list(dict.fromkeys((*content, *style))), mean, std, words, options.pooling)
+def _eye(
+    options: EyeOptions,
+    backbone: Backbone,
+    mean: Sequence[float],
+    std: Sequence[float],
+    words: str,
+    content_of_vgg: str = "relu4_2",
+) -> Eye:
+    return Eye(backbone, chosen_layers(options, backbone, content_of_vgg), mean, std, words, options.pooling)

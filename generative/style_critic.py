@@ -5,7 +5,7 @@ Shapes: B pictures, C channels, H, W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -51,36 +51,27 @@ class Critic:
     """An eye that has seen a style.
 
     Args:
-        eye: gives at least the layers below.
-        content_layers, style_layers: whose losses are averaged.
+        eye: the losses of its content layers are averaged, and those of its style layers.
         style_1CHW: pixels of 0 to 1 of the picture that has the style.
     """
 
-    def __init__(
-        self,
-        eye: Eye,
-        content_layers: Sequence[str],
-        style_layers: Sequence[str],
-        weights: Weights,
-        style_1CHW: Tensor,
-    ) -> None:
-        self.eye, self.content_layers, self.style_layers = eye, tuple(content_layers), tuple(style_layers)
-        self.weights = weights
+    def __init__(self, eye: Eye, weights: Weights, style_1CHW: Tensor) -> None:
+        self.eye, self.weights = eye, weights
         with torch.no_grad():
             seen = eye(style_1CHW)
-            self.grams = {layer: gram(seen[layer]) for layer in self.style_layers}
+            self.grams = {layer: gram(seen[layer]) for layer in self.eye.chosen.style}
 
     @torch.no_grad()
     def content_of(self, pixels_BCHW: Tensor) -> dict[str, Tensor]:
         """What is in pictures, as the content layers see it."""
         seen = self.eye(pixels_BCHW)
-        return {layer: seen[layer] for layer in self.content_layers}
+        return {layer: seen[layer] for layer in self.eye.chosen.content}
 
     def judge(self, pixels_BCHW: Tensor, content: Mapping[str, Tensor]) -> Losses:
         """The loss of pictures, pixels of 0 to 1, that should show `content` in the critic's style."""
         seen = self.eye(pixels_BCHW)
-        contents = [content_loss(seen[layer], content[layer]) for layer in self.content_layers]
-        styles = {layer: style_loss(gram(seen[layer]), self.grams[layer]) for layer in self.style_layers}
+        contents = [content_loss(seen[layer], content[layer]) for layer in self.eye.chosen.content]
+        styles = {layer: style_loss(gram(seen[layer]), self.grams[layer]) for layer in self.eye.chosen.style}
         content_mean, style_mean = torch.stack(contents).mean(), torch.stack(list(styles.values())).mean()
         variation = total_variation(pixels_BCHW)
         weights = self.weights

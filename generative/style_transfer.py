@@ -32,7 +32,7 @@ from core.probe import probe
 from core.run import Run
 from core.stopwatch import Stopwatch
 from generative.lbfgs import Lbfgs
-from generative.perceptual import Eye, chosen_layers, make_eye
+from generative.perceptual import Eye, make_eye
 from generative.pictures import FILM_FPS, film
 from generative.style_config import PRESETS, Config, Pictures
 from generative.style_critic import Critic, Losses, Weights
@@ -73,10 +73,9 @@ class Painting:
         if config.keep_colour:
             content = luminance(content)
             style = matched(luminance(style), content)
-        content_layers, style_layers = chosen_layers(config, self.eye.backbone)
         weights = Weights(content=config.content_weight, style=config.style_weight, variation=config.variation_weight)
         self.eye.balance([content, style])
-        self.critic = Critic(self.eye, content_layers, style_layers, weights, style)
+        self.critic = Critic(self.eye, weights, style)
         self.content = self.critic.content_of(content)
         if place > 0 and self.iteration > 0:
             self.pixels = F.interpolate(self.best, size=size, mode="bicubic", align_corners=False)

@@ -53,7 +53,7 @@ class Config:
     """Folder under runs/; empty: made of data, network, preset and seed."""
     seed: Annotated[int, Range(0, 10**6)] = 1
     """Seed of everything that is random."""
-    epochs: Count = 150
+    epochs: Count = 120
     """Length of the run."""
     resume: bool = False
     """Go on with the run of this name from its last checkpoint."""

@@ -10,13 +10,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from core import zoo
 from core.backbones import build
 from core.compute import Compute
 from core.config import UserError
 from generative import style_pictures
 from generative.lbfgs import Lbfgs
-from generative.perceptual import Eye, EyeOptions, chosen_layers, layers_of, make_eye
+from generative.perceptual import Eye, EyeOptions, Layers, chosen_layers, layers_of, make_eye
 from generative.style_critic import Critic, Weights
 from generative.style_losses import (
     content_loss,
@@ -122,7 +121,9 @@ def test_layers_are_called_as_in_the_papers() -> None:
 
 def test_the_eye_sees_what_the_layers_give() -> None:
     backbone = build("vgg11", 3, 32, width=0.1).eval()
-    eye = Eye(backbone, ("relu1_1", "relu3_2"), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "").on(Compute())
+    eye = Eye(backbone, Layers(("relu3_2",), ("relu1_1", "relu3_2")), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "").on(
+        Compute()
+    )
     pixels = torch.rand(1, 3, 32, 32)
     x = (pixels - torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1)) / torch.tensor([0.2, 0.3, 0.4]).view(1, 3, 1, 1)
     layers = list(backbone.get_submodule("layers").children())
@@ -151,10 +152,10 @@ def test_sixteen_bits_see_nearly_the_same() -> None:
 
 
 def test_a_grey_eye_looks_at_luminance_and_a_coloured_one_at_grey_pixels() -> None:
-    grey = Eye(build("deep_cnn", 1, 28), ("stage1",), (0.1,), (0.3,), "").on(Compute())
+    grey = Eye(build("deep_cnn", 1, 28), Layers((), ("stage1",)), (0.1,), (0.3,), "").on(Compute())
     pixels = torch.rand(1, 3, 40, 50)
     torch.testing.assert_close(grey(pixels)["stage1"], grey(luminance(pixels))["stage1"])
-    coloured = Eye(build("vgg11", 3, 32, width=0.1), ("relu1_1",), (0.5,) * 3, (0.2,) * 3, "").on(Compute())
+    coloured = Eye(build("vgg11", 3, 32, width=0.1), Layers((), ("relu1_1",)), (0.5,) * 3, (0.2,) * 3, "").on(Compute())
     one = luminance(pixels)
     torch.testing.assert_close(coloured(one)["relu1_1"], coloured(one.repeat(1, 3, 1, 1))["relu1_1"])
 
@@ -167,7 +168,7 @@ def test_any_backbone_can_judge(name: str) -> None:
     eye = make_eye(EyeOptions(backbone=name, eye="random", width=width)).on(Compute())
     content, style = torch.rand(1, 3, 96, 72), torch.rand(1, 3, 80, 80)
     eye.balance([content, style])
-    critic = Critic(eye, *chosen_layers(EyeOptions(), eye.backbone), Weights(content=1, style=1, variation=0), style)
+    critic = Critic(eye, Weights(content=1, style=1, variation=0), style)
     losses = critic.judge(content.requires_grad_(True), critic.content_of(content))
     assert losses.content.item() == pytest.approx(0, abs=1e-6)
     assert losses.style.item() > 0
@@ -176,10 +177,14 @@ def test_any_backbone_can_judge(name: str) -> None:
     assert critic.judge(style, critic.content_of(style)).style.item() == pytest.approx(0, abs=1e-6)
 
 
-def test_whose_eye_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zoo, "zoo", dict)
-    with pytest.raises(UserError, match=r"no eye to see with.*--weights.*--init-backbone.*--eye random"):
-        make_eye(EyeOptions())
+def test_unasked_a_vgg_of_ours_judges() -> None:
+    eye = make_eye(EyeOptions())
+    assert eye.words.startswith("vgg13_bn of photographs-vgg of the zoo")
+    assert eye.chosen == (("relu3_1",), tuple(f"relu{i}_1" for i in range(1, 6)))
+    assert eye.layers == ("relu3_1", "relu1_1", "relu2_1", "relu4_1", "relu5_1")
+
+
+def test_whose_eye_it_is(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--weights and --eye both say"):
         make_eye(EyeOptions(weights="x.pth", eye="random"))
     with pytest.raises(UserError, match="There is no file"):
@@ -208,7 +213,7 @@ def test_sizes_double_and_are_not_too_small() -> None:
 
 
 def test_memory_is_counted_to_the_byte_and_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    eye = Eye(build("vgg11", 3, 32, width=1 / 64), ("relu1_1",), (0.5,) * 3, (0.2,) * 3, "").on(Compute())
+    eye = Eye(build("vgg11", 3, 32, width=1 / 64), Layers((), ("relu1_1",)), (0.5,) * 3, (0.2,) * 3, "").on(Compute())
     pixels = 32 * 48 * 4  # bytes of a channel
     # Kept: the normalised picture that the convolution saw (3 channels), what the ReLU gave (1), what the scale saw is
     # the same map; the scaled map is what comes out, and the largest kept is the picture.
