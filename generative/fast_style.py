@@ -81,9 +81,9 @@ class Config(EyeOptions):
     """How the step size goes on: as it is, or down to a hundredth."""
     content_weight: NotNegative = 1.0
     """Weight of the content layers' mean loss."""
-    style_weight: NotNegative = 1_000.0
+    style_weight: NotNegative = 50.0
     """Weight of the style layers' mean loss."""
-    variation_weight: NotNegative = 1.0
+    variation_weight: NotNegative = 5.0
     """Weight of total variation, which smooths."""
     held_out_images: Count = 8
     """Photographs that are not learnt from, and are shown."""
@@ -109,6 +109,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fast": {},
     # Section 4.1: VGG-16, its layers, Adam 1e-3, batches of 4, two passes over 80,000 photographs.
     "paper": {
+        "pooling": "max",
+        "style_weight": 1_000.0,
+        "variation_weight": 1.0,
         "content_layers": ("relu2_2",),
         "style_layers": ("relu1_2", "relu2_2", "relu3_3", "relu4_3"),
         "schedule": "constant",

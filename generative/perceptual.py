@@ -58,8 +58,8 @@ class EyeOptions:
     relu4_2, of a VGG of ours relu3_1, or the stage before the last."""
     style_layers: tuple[str, ...] = ()
     """Layers that say how it is painted; empty: relu1_1 to relu5_1, or all stages."""
-    pooling: Pooling = "max"
-    """How a VGG's maps are made smaller; average gives smoother pictures."""
+    pooling: Pooling = "average"
+    """How a VGG's maps are made smaller; average gives smoother pictures (Gatys et al. 2016, section 2)."""
 
 
 class Layers(NamedTuple):

@@ -58,9 +58,9 @@ class Config(EyeOptions):
     # --- the loss --------------------------------------------------------------------------------------------------
     content_weight: NotNegative = 1.0
     """Weight of the content layers' mean loss."""
-    style_weight: NotNegative = 1_000.0
+    style_weight: NotNegative = 50.0
     """Weight of the style layers' mean loss."""
-    variation_weight: NotNegative = 1.0
+    variation_weight: NotNegative = 5.0
     """Weight of total variation, which smooths."""
     history: Annotated[int, Range(1, 100)] = 10
     """Steps that L-BFGS remembers; each costs two pictures' memory."""
@@ -89,9 +89,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # Section 2: VGG-19 with average pooling, white noise at first, one size, no total variation.
     "paper": {
         "backbone": "vgg19",
-        "pooling": "average",
         "start": "noise",
         "scales": 1,
+        "style_weight": 1_000.0,
         "variation_weight": 0.0,
         "iterations": 500,
     },
