@@ -197,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for file, share in found.items():
             print(f"{file.name}: " + ", ".join(f"{name} {value:.0%}" for name, value in list(share.items())[:5]))
         if found:
-            print(f"{len(found)} pictures in {folder}" + (f", and {folder / 'film.mp4'}" if films else ""))
+            print(f"pictures with classes: {folder}" + (f", and {folder / 'film.mp4'}" if films else ""))
     if complaints:
         raise UserError("\n       ".join(complaints))
 
