@@ -12,19 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
-from pathlib import Path
 
 from agents.config import Config
-from agents.dqn import Training, choose_compute
-from benchmarks import turns
+from benchmarks import family, turns
 from core.config import entry
-from core.distributed import World
-from core.run import Run
 
 
 def ours(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
-    """Our training loop, and how it computes."""
+    """Our training loop."""
     config = Config(
         env=arguments.env,
         num_envs=8,
@@ -41,18 +36,7 @@ def ours(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
         epsilon_steps=1,  # both act with their network at every step
         threads=arguments.threads,
     )
-    folder = tempfile.TemporaryDirectory()
-    run = Run(config, kind="dqn", name="ours", resume=False, quiet=True, root=Path(folder.name))
-    compute = choose_compute(config, World())
-    training = Training(config, run, compute, World())
-    training.obs = training.env.reset(1)
-
-    def go(steps: int, folder: object = folder) -> None:  # the folder lives as long as what writes there
-        end = training.step + steps
-        while training.step < end:
-            training.turn()
-
-    return go, compute.reason
+    return family.trained(config)
 
 
 def theirs(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
