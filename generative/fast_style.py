@@ -1,6 +1,6 @@
 """Fast style: a network learns to paint in one style, and then does it at a glance.
 
-    python -m generative.fast_style --style wave.jpg --data photographs.zip --weights vgg16-397923af.pth
+    python -m generative.fast_style --style wave.jpg --data photographs.zip
     python -m generative.stylise runs/<name> photo.jpg
 
 Johnson et al. 2016, "Perceptual Losses for Real-Time Style Transfer and Super-Resolution": the loss of

@@ -1,12 +1,13 @@
 """Style transfer: what is in one picture, painted as another one is.
 
+    python -m generative.style_transfer content.jpg style.jpg
     python -m generative.style_transfer content.jpg style.jpg --backbone vgg16 --weights vgg16-397923af.pth
 
 Gatys et al. 2016, "Image Style Transfer Using Convolutional Neural Networks": the pixels themselves are optimised, by
 L-BFGS, until an eye finds in them the content of the one picture (relu4_2) and the style of the other (the Gram
 matrices of relu1_1 to relu5_1). First small, then at twice the size, so that strokes are laid out before they are
-drawn. Any network of ours can be the eye: a run (--init-backbone), one of the zoo, or --eye random. The result is
-runs/<name>/result.png, with a film of its making. docs/style.md has pictures and times.
+drawn. Unasked a slim VGG of ours is the eye; torchvision's weights, a run (--init-backbone) or another network of the
+zoo (--eye) can be. The result is runs/<name>/result.png, with a film of its making. docs/style.md has pictures.
 
 Shapes: C channels, H, W pixels.
 """

@@ -26,6 +26,7 @@ from core.weights import read_tensors
 
 FORMAT = "zerokara-stylist-1"
 MODEL = "model.safetensors"
+MIDDLE_GREY = 127.5  # of 255: what a network that has learnt nothing paints
 STRIDES = 4  # two halvings: sides are filled up to a multiple of it
 
 
@@ -74,6 +75,7 @@ class Stylist(nn.Module):
         self.deconv1, self.in4 = _Conv(coarse, middle, 3, upsample=2), nn.InstanceNorm2d(middle, affine=True)
         self.deconv2, self.in5 = _Conv(middle, fine, 3, upsample=2), nn.InstanceNorm2d(fine, affine=True)
         self.deconv3 = _Conv(fine, 3, 9)
+        nn.init.constant_(self.deconv3.conv2d.bias, MIDDLE_GREY)  # type: ignore[arg-type]  # from black it takes long
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
         """Painted pictures (B, 3, H, W)."""

@@ -69,6 +69,11 @@ def test_the_network_has_the_published_number_of_parameters() -> None:
     assert network.state_dict()["deconv1.conv2d.weight"].shape == (64, 128, 3, 3)
 
 
+def test_a_fresh_network_paints_grey() -> None:
+    painted = Stylist(0.25)(torch.rand(1, 3, 32, 48))
+    assert (painted - 0.5).abs().max() < 0.05
+
+
 def test_any_size_goes_in_and_comes_out() -> None:
     network = Stylist(0.125).eval()
     for height, width in ((32, 32), (33, 50), (35, 39)):
@@ -93,7 +98,7 @@ def test_it_learns_and_paints(capsys: pytest.CaptureFixture[str]) -> None:
     assert "paint with: python -m generative.stylise runs/run photo.jpg" in printed
     found = [line["held_out/style"] for line in lines(Path("runs/run")) if "held_out/style" in line]
     assert len(found) == 10
-    assert found[-1] < 0.7 * found[0]
+    assert found[-1] < 0.8 * found[0]
     write_png(Path("one.png"), np.full((50, 70, 3), 90, np.uint8))
     stylise.main(["runs/run", "one.png", "style.png", "--out", "painted", "--threads", "1"])
     printed = capsys.readouterr().out
