@@ -1,7 +1,7 @@
 """Segment: a class for every pixel of a street, by FCN or SegNet on the eye of one's choice.
 
-    python -m vision.segment --data camvid
-    python -m vision.segment --data camvid --preset segnet-slim
+    python -m vision.segment --data camvid --init-backbone photographs
+    python -m vision.segment --data camvid --init-backbone photographs-vgg --preset segnet-slim
 
 Shelhamer, Long and Darrell 2015, "Fully Convolutional Networks for Semantic Segmentation"; Badrinarayanan, Kendall and
 Cipolla 2017, "SegNet: A Deep Convolutional Encoder-Decoder Architecture". The default is FCN on a slim ResNet, made for
