@@ -75,7 +75,7 @@ class Config(EyeOptions):
     """Length of the run."""
     batch_size: Count = 4
     """Photographs in an update."""
-    learning_rate: Annotated[float, Range(0, low_open=True)] = 1e-3
+    learning_rate: Annotated[float, Range(0, low_open=True)] = 3e-3
     """Step size of Adam at the start."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """How the step size goes on: as it is, or down to a hundredth."""
@@ -110,6 +110,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # Section 4.1: VGG-16, its layers, Adam 1e-3, batches of 4, two passes over 80,000 photographs.
     "paper": {
         "pooling": "max",
+        "learning_rate": 1e-3,
         "style_weight": 1_000.0,
         "variation_weight": 1.0,
         "content_layers": ("relu2_2",),
