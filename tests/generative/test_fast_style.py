@@ -93,12 +93,12 @@ def test_sixteen_bits_paint_nearly_the_same() -> None:
 
 
 def test_it_learns_and_paints(capsys: pytest.CaptureFixture[str]) -> None:
-    fast_style.main([*TINY, "--name", "run", "--updates", "60", "--learning-rate", "0.01", "--content-weight", "0"])
+    fast_style.main([*TINY, "--name", "run", "--updates", "60", "--learning-rate", "0.005", "--content-weight", "0"])
     printed = capsys.readouterr().out
     assert "paint with: python -m generative.stylise runs/run photo.jpg" in printed
     found = [line["held_out/style"] for line in lines(Path("runs/run")) if "held_out/style" in line]
     assert len(found) == 10
-    assert found[-1] < 0.8 * found[0]
+    assert found[-1] < 0.7 * found[0]
     write_png(Path("one.png"), np.full((50, 70, 3), 90, np.uint8))
     stylise.main(["runs/run", "one.png", "style.png", "--out", "painted", "--threads", "1"])
     printed = capsys.readouterr().out
