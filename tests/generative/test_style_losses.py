@@ -121,9 +121,8 @@ def test_layers_are_called_as_in_the_papers() -> None:
 
 def test_the_eye_sees_what_the_layers_give() -> None:
     backbone = build("vgg11", 3, 32, width=0.1).eval()
-    eye = Eye(backbone, Layers(("relu3_2",), ("relu1_1", "relu3_2")), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "").on(
-        Compute()
-    )
+    chosen = Layers(content=("relu3_2",), style=("relu1_1", "relu3_2"))
+    eye = Eye(backbone, chosen, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "").on(Compute())
     pixels = torch.rand(1, 3, 32, 32)
     x = (pixels - torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1)) / torch.tensor([0.2, 0.3, 0.4]).view(1, 3, 1, 1)
     layers = list(backbone.get_submodule("layers").children())
