@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 import envs
+from agents import annealing
 from agents.config import Config
 
 
@@ -326,7 +327,8 @@ class Peer:
         with torch.no_grad():
             self.online.reset_noise()
             action_N = self.online.values(torch.from_numpy(self.obs)).argmax(1).numpy()
-        action_N = np.array([random.randrange(self.env.num_actions) if random.random() < 0.01 else a for a in action_N])
+        epsilon, actions = annealing.epsilon(config, self.step), self.env.num_actions
+        action_N = np.array([random.randrange(actions) if random.random() < epsilon else a for a in action_N])
         self.env.send(action_N)
         step = self.env.recv()
         done_N = step.terminal | step.truncated
@@ -340,8 +342,7 @@ class Peer:
 
     def _learn(self) -> None:
         config = self.config
-        beta = min(1.0, config.priority_weight_start + self.step / config.priority_weight_steps)
-        batch = self.buffer.sample(beta)
+        batch = self.buffer.sample(annealing.weight_exponent(config, self.step))
         self.online.reset_noise()
         self.target.reset_noise()
         if isinstance(self.online, Btr) and isinstance(self.target, Btr):

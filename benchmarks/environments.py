@@ -1,6 +1,6 @@
 """Steps per second of our Atari environments beside ale-py's vector environment alone, random actions; prints JSON.
 
-    python benchmarks/environments.py --replay
+    python -m benchmarks.environments --replay
 
 Both play the same game with the same settings (84x84x4 grey, sticky 0, up to 30 no-ops, frame skip 4, raw rewards), by
 turns, several times over, so that whatever else the machine does meets both; medians are printed, and their ratio.
@@ -22,31 +22,21 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy and torch are imported
 
 import ale_py
-import gymnasium
 import numpy as np
 import torch
-from ale_py.vector_env import AtariVectorEnv as AleVectorEnv
+from ale_py.vector_env import AtariVectorEnv
 
 import envs
 from agents.replay import Replay
+from benchmarks import ale
 
 SETTINGS: dict[str, Any] = {"protocol": "nature", "frame_skip": 4, "sticky": 0.0, "noop_max": 30, "fire_reset": False}
 
 
-def peer(game: str, num_envs: int) -> AleVectorEnv:
-    """ale-py's vector environment with the settings above and its default way of resetting."""
-    spec = gymnasium.registry[game]
-    return AleVectorEnv(
-        spec.kwargs["game"], num_envs, noop_max=30, use_fire_reset=False, reward_clipping=False, frameskip=4
-    )
-
-
-def peer_seconds(env: AleVectorEnv, action_TN: np.ndarray) -> float:
+def peer_seconds(env: AtariVectorEnv, action_TN: np.ndarray) -> float:
     """Time for actions (T, N)."""
     begin = time.perf_counter()
-    for action_N in action_TN:
-        env.send(action_N)
-        env.recv()
+    ale.play(env, action_TN)
     return time.perf_counter() - begin
 
 
@@ -66,7 +56,7 @@ def our_seconds(
     return time.perf_counter() - begin, obs
 
 
-def seed_seconds(env: AleVectorEnv, num_envs: int, repetitions: int) -> float:
+def seed_seconds(env: AtariVectorEnv, num_envs: int, repetitions: int) -> float:
     """Median time of giving one environment a fresh seed."""
     seconds = []
     for i in range(repetitions):
@@ -88,7 +78,7 @@ def main() -> None:
     options = parser.parse_args()
     rng = np.random.default_rng(0)
     ours = envs.make(options.env, options.num_envs, **SETTINGS)
-    theirs = peer(options.env, options.num_envs)
+    theirs = ale.alone(options.env, options.num_envs, SETTINGS)
     obs = ours.reset(0)
     theirs.reset(seed=0)
     replay = None

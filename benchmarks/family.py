@@ -6,8 +6,8 @@
     python -m benchmarks.family pqn            # steps/s while learning, beside ale-py's vector environment alone
 
 By turns, in a process for each side (benchmarks/turns.py), after each has learnt for a while. The replay holds 20,000
-transitions in both, because the peers' million would take 56 GB, and learning begins after 1,000 steps, or for `btr`
-when there is a batch; nothing else departs from the preset.
+transitions in both, because the peers' million would take 56 GB, and learning begins after 1,024 steps; nothing else
+departs from the preset.
 """
 
 from __future__ import annotations
@@ -16,18 +16,17 @@ import argparse
 import json
 import random
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import gymnasium
 import numpy as np
 import torch
-from ale_py.vector_env import AtariVectorEnv as AleVectorEnv
 
 import envs
 from agents import dqn, pqn, pqn_config
 from agents.config import PRESETS, Config
-from benchmarks import turns
+from benchmarks import ale, turns
 from benchmarks.eager import Peer
 from core.compute import Compute
 from core.config import entry
@@ -88,45 +87,42 @@ def uniform(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
     return trained(settings("prioritized", arguments, priority_exponent=0.0))
 
 
-def parallel(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
+def pqn_settings(arguments: argparse.Namespace) -> pqn_config.Config:
     """PQN as published."""
     paper = {**pqn_config.PRESETS["paper"], "preset": "paper", "env": arguments.env, "threads": arguments.threads}
-    config = pqn_config.Config(**paper)
+    return pqn_config.Config(**paper)
+
+
+def parallel(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
+    """Our PQN."""
+    config = pqn_settings(arguments)
     compute = pqn.choose_compute(config, World())
     return going(pqn.Training(config, compute, World()), compute)
 
 
 def emulators(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
     """ale-py's vector environment as PQN has it, under random actions."""
-    config = pqn_config.Config(**{**pqn_config.PRESETS["paper"], "env": arguments.env})
-    same = envs.make(config.env, 1, **config.env_settings()).settings
-    env = AleVectorEnv(
-        gymnasium.registry[config.env].kwargs["game"],
-        config.num_envs,
-        num_threads=arguments.threads,
-        noop_max=same["noop_max"],
-        repeat_action_probability=same["sticky"],
-        use_fire_reset=same["fire_reset"],
-        reward_clipping=False,
-        frameskip=same["frame_skip"],
-    )
+    config = pqn_settings(arguments)
+    ours = envs.make(config.env, 1, **config.env_settings())
+    env = ale.alone(config.env, config.num_envs, ours.settings)
+    actions = ours.num_actions
+    ours.close()
     env.reset(seed=0)
-    actions = int(env.single_action_space.n)  # type: ignore[attr-defined]
     rng = np.random.default_rng(0)
 
     def go(steps: int) -> None:
-        for _ in range(steps // config.num_envs):
-            env.send(rng.integers(actions, size=config.num_envs))
-            env.recv()
+        ale.play(env, rng.integers(actions, size=(steps // config.num_envs, config.num_envs)))
 
     return go, f"{config.num_envs} environments"
 
 
-class Comparison:
-    """Two sides and how long they are looked at."""
+class Comparison(NamedTuple):
+    """Two sides, and for how many steps they are looked at."""
 
-    def __init__(self, what: str, sides: dict[str, turns.Side], learn_first: int, steps: int) -> None:
-        self.what, self.sides, self.learn_first, self.steps = what, sides, learn_first, steps
+    what: str
+    sides: Mapping[str, turns.Side]
+    learn_first: int
+    steps: int
 
 
 COMPARISONS = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +13,13 @@ from agents.config import PRESETS, Config
 from agents.heads import Categorical, ImplicitQuantiles
 from agents.learner import make_network
 from agents.losses import greedy, munchausen_bonus, quantile_loss, soft
-from benchmarks.eager import Btr, Buffer, Drawn, NoisyLinear, Rainbow, SumTree, btr_loss, rainbow_loss
+from benchmarks.eager import Btr, Buffer, Drawn, NoisyLinear, Peer, Rainbow, SumTree, btr_loss, rainbow_loss
 
 OBS = (4, 84, 84)
 
 
-def settings(preset: str) -> Config:
-    return Config(**{**PRESETS[preset], "replay_capacity": 64, "batch_size": 3})
+def settings(preset: str, **changes: Any) -> Config:
+    return Config(**{**PRESETS[preset], "replay_capacity": 64, "batch_size": 3, **changes})
 
 
 def made_up(actions: int) -> Drawn:
@@ -99,7 +99,7 @@ def test_the_tree_finds_numbers_in_proportion() -> None:
 
 
 def test_returns_are_summed_over_n_steps_and_end_with_the_game() -> None:
-    config = dataclasses.replace(settings("rainbow"), num_envs=1)
+    config = settings("rainbow", num_envs=1)
     buffer = Buffer(config, OBS)
     frames = [np.full(OBS, value, np.uint8) for value in range(6)]
     for step, (reward, done) in enumerate([(1.0, False), (0.0, False), (1.0, False), (1.0, True)]):
@@ -114,3 +114,16 @@ def test_returns_are_summed_over_n_steps_and_end_with_the_game() -> None:
     buffer.rank(batch.place_B, np.full(3, 8.0))
     assert buffer.highest == pytest.approx(8.0)
     assert buffer.tree.sums[buffer.tree.size + batch.place_B[0]] == pytest.approx(8.0**0.5)
+
+
+@pytest.mark.parametrize("preset", ["rainbow", "btr"])
+def test_the_loop_plays_and_learns(preset: str) -> None:
+    peer = Peer(settings(preset, num_envs=2, train_every_steps=4, warmup_steps=24, target_every_steps=16))
+    before = {name: weight.clone() for name, weight in peer.online.state_dict().items()}
+    peer.go(32)
+    assert peer.step == 32
+    assert len(peer.losses) == 3  # at 24, 28 and 32 steps
+    assert np.isfinite(peer.losses).all()
+    assert any(not torch.equal(weight, before[name]) for name, weight in peer.online.named_parameters())
+    # The target was renewed behind the last update.
+    assert all(map(torch.equal, peer.online.parameters(), peer.target.parameters()))
