@@ -22,7 +22,7 @@ from agents.replay import Batch
 from core.compute import Compute
 from core.distributed import World
 from core.layers import resample_noise
-from core.optim import CentredRMSprop, CompiledAdam
+from core.optim import CentredRMSprop, CompiledAdam, clip_and_step
 from core.vitals import is_finite, read_means
 
 METRICS = ("train/loss", "train/q", "train/grad_norm")
@@ -168,19 +168,10 @@ class Learner:
         self.working.zero_grad(set_to_none=True)
         loss.backward()
         self.world.mean_gradients(self.working.parameters())
-        norm = self._clip_and_step()
+        norm = clip_and_step(self.optimizer, self.config.max_grad_norm)
         if self._rank is not None:
             self._rank(error_B)
         self._sums += torch.stack([loss.detach(), mean_q, norm, torch.ones_like(mean_q)])
-
-    def _clip_and_step(self) -> Tensor:
-        """Returns the norm of the gradients before they are clipped."""
-        if isinstance(self.optimizer, CompiledAdam):
-            return self.optimizer.clip_and_step()
-        limit = self.config.max_grad_norm
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), float("inf") if limit is None else limit)
-        self.optimizer.step()
-        return norm.detach()
 
     def _forward(
         self,

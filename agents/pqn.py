@@ -45,11 +45,13 @@ from core.compute import Compute
 from core.config import UserError, entry, flag, to_dict
 from core.configure import configure
 from core.distributed import World
+from core.optim import CompiledAdam, clip_and_step
 from core.probe import probe
 from core.run import Run
 from core.vitals import is_finite, read_means
 
 KIND = "pqn"
+RADAM_EPSILON = 1e-8
 # What may differ when a run goes on; everything else would make it another run.
 CHANGEABLE = {"resume", "quiet", "steps", "stop_at_return", "eval_episodes", "video"}
 
@@ -59,8 +61,9 @@ class Updater:
 
     def __init__(self, config: Config, network: QNetwork, compute: Compute, world: World) -> None:
         self.config, self.network, self.compute, self.world = config, network, compute, world
-        cuda = compute.torch_device.type == "cuda"
-        self.optimizer = torch.optim.RAdam(network.parameters(), lr=config.learning_rate, capturable=cuda)
+        # What passes run through, while `network` keeps the weights: mostly the same.
+        self.working = compute.working(network) if world.size == 1 else network
+        self.optimizer = _make_optimizer(config, network, self.working, compute)
         self._loss = compute.function(self._forward)
         # Sums over updates since `read_metrics`: loss, mean Q, gradient norm, updates. They stay on the device.
         self._sums = torch.zeros(4, device=compute.torch_device)
@@ -68,17 +71,16 @@ class Updater:
     def update(self, obs_BCHW: Tensor, action_B: Tensor, target_B: Tensor) -> None:
         """One gradient step: half the squared error to the targets (equation 4)."""
         loss, mean_q = self._loss(obs_BCHW, action_B, target_B)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.working.zero_grad(set_to_none=True)
         loss.backward()
-        self.world.mean_gradients(self.network.parameters())
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm)
-        self.optimizer.step()
-        self._sums += torch.stack([loss.detach(), mean_q, norm.detach(), torch.ones_like(mean_q)])
+        self.world.mean_gradients(self.working.parameters())
+        norm = clip_and_step(self.optimizer, self.config.max_grad_norm)
+        self._sums += torch.stack([loss.detach(), mean_q, norm, torch.ones_like(mean_q)])
 
     def _forward(self, obs_BCHW: Tensor, action_B: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and mean Q (scalars): the part of an update that is compiled."""
         with self.compute.autocast():
-            q_BA = self.network(self.compute.images(obs_BCHW))
+            q_BA = self.working(self.compute.images(obs_BCHW))
         q_B = q_BA.gather(1, action_B[:, None]).squeeze(1)
         return 0.5 * F.mse_loss(q_B, target_B), q_BA.detach().mean()
 
@@ -101,8 +103,27 @@ class Updater:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
         self.network.load_state_dict(state["network"])
+        if isinstance(self.optimizer, CompiledAdam):
+            self.optimizer.refresh()
         self.optimizer.load_state_dict(state["optimizer"])
         self._sums.copy_(state["sums"])
+
+
+def _make_optimizer(config: Config, network: nn.Module, working: nn.Module, compute: Compute) -> torch.optim.Optimizer:
+    kind = compute.torch_device.type
+    if kind == "cpu" and compute.compile:
+        return CompiledAdam(
+            list(network.parameters()),
+            list(working.parameters()),
+            lr=config.learning_rate,
+            eps=RADAM_EPSILON,
+            max_grad_norm=config.max_grad_norm,
+            function=compute.function,
+            rectified=True,
+        )
+    return torch.optim.RAdam(
+        network.parameters(), lr=config.learning_rate, eps=RADAM_EPSILON, capturable=kind == "cuda"
+    )
 
 
 class Training(Session):
@@ -119,7 +140,7 @@ class Training(Session):
         network = compute.module(make_network(config, self.env.obs_shape, self.env.num_actions))
         world.broadcast(network)
         self.learner = Updater(config, network, compute, world)
-        self.policy = Policy(network, compute)
+        self.policy = Policy(self.learner.working, compute)
         self.explore = torch.Generator().manual_seed(seed)
         self.shuffle = torch.Generator(compute.torch_device).manual_seed(seed)
         shape, device = (config.rollout_steps, self.num_envs), compute.torch_device

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from core.config import UserError
+from core.layers import NoisyLinear
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
@@ -78,9 +79,8 @@ class Compute:
 
     def frozen(self, module: ModuleT) -> ModuleT:
         """A module that only looks: its weights are held in the type they are used in, not converted at every pass."""
-        for layer in module.modules():
-            if _is_plain(layer):
-                layer.to(self.dtype)
+        for layer in filter(_is_plain, module.modules()):
+            _convert(layer, self.dtype)
         return module.requires_grad_(False)
 
     def working(self, module: ModuleT) -> ModuleT:
@@ -95,9 +95,8 @@ class Compute:
         converted = {id(p) for layer in layers for p in layer.parameters(recurse=False)}
         shared = {id(t): t for t in (*module.parameters(), *module.buffers()) if id(t) not in converted}
         working = copy.deepcopy(module, shared)
-        for layer in working.modules():
-            if _is_plain(layer):
-                layer.to(self.dtype)
+        for layer in filter(_is_plain, working.modules()):
+            _convert(layer, self.dtype)
         return working
 
     def images(self, x: Tensor) -> Tensor:
@@ -230,7 +229,13 @@ class Compute:
 
 def _is_plain(layer: nn.Module) -> bool:
     """Whether a layer's weights may be held in the type they are used in."""
-    return isinstance(layer, nn.Linear | nn.Conv2d) and not parametrize.is_parametrized(layer)
+    return isinstance(layer, nn.Linear | nn.Conv2d | NoisyLinear) and not parametrize.is_parametrized(layer)
+
+
+def _convert(layer: nn.Module, dtype: torch.dtype) -> None:
+    """Hold a layer's weights in a type; noise stays as it is, and shared."""
+    for weight in layer.parameters(recurse=False):
+        weight.data = weight.data.to(dtype)
 
 
 def find_device(name: str) -> str:

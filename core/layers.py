@@ -156,8 +156,8 @@ class NoisyLinear(nn.Module):
     """A linear layer with factorised Gaussian noise of learnt size (Fortunato et al. 2018, section 3.1, equation 11).
 
     y = (mu + sigma * (f(e_O) outer f(e_I))) x + mu_b + sigma_b * f(e_O), f(e) = sign(e) sqrt(|e|). Noise is drawn by
-    `resample` only, in place, so that a captured graph sees fresh noise; it is in the state dict, so that a resumed run
-    goes on bit for bit. In evaluation mode there is none.
+    `resample_noise` only, in place, so that a captured graph sees fresh noise; it is in the state dict, so that a
+    resumed run goes on bit for bit. In evaluation mode there is none.
 
     Args:
         in_features: I.
@@ -179,13 +179,6 @@ class NoisyLinear(nn.Module):
         self.register_buffer("noise_I", torch.zeros(in_features))
         self.register_buffer("noise_O", torch.zeros(out_features))
 
-    @torch.no_grad()
-    def resample(self, generator: torch.Generator) -> None:
-        """Draw new noise; until the first time there is none."""
-        for noise in (self.noise_I, self.noise_O):
-            noise.normal_(generator=generator)
-            noise.copy_(noise.sign() * noise.abs().sqrt())
-
     def forward(self, x_BI: Tensor) -> Tensor:
         """Outputs (B, O).
 
@@ -197,11 +190,15 @@ class NoisyLinear(nn.Module):
         return y_BO + F.linear(x_BI * self.noise_I, self.weight_sigma, self.bias_sigma) * self.noise_O
 
 
+@torch.no_grad()
 def resample_noise(module: nn.Module, generator: torch.Generator) -> None:
-    """Draw new noise for all noisy layers of a network."""
-    for layer in module.modules():
-        if isinstance(layer, NoisyLinear):
-            layer.resample(generator)
+    """Draw new noise for all noisy layers of a network, at once; until the first time there is none."""
+    layers = [layer for layer in module.modules() if isinstance(layer, NoisyLinear)]
+    noises = [noise for layer in layers for noise in (layer.noise_I, layer.noise_O)]
+    if not noises:
+        return
+    drawn = torch.randn(sum(map(len, noises)), generator=generator, device=generator.device)
+    torch._foreach_copy_(noises, (drawn.sign() * drawn.abs().sqrt()).split([len(noise) for noise in noises]))
 
 
 def spectral_norm(module: ModuleT) -> ModuleT:

@@ -187,17 +187,18 @@ Step = Callable[..., Tensor]
 
 
 class CompiledAdam(torch.optim.Adam):
-    """Adam that clips gradients and moves weights in one compiled pass over memory.
+    """Adam or RAdam that clips gradients and moves weights in one compiled pass over memory.
 
-    The numbers, and the state dict, are those of torch.optim.Adam after torch.nn.utils.clip_grad_norm_. A network may
-    work with copies of its weights in 16 bits (Micikevicius et al. 2018, "Mixed Precision Training", section 3.1):
-    then the gradients are those of the copies, and the copies follow every step.
+    The numbers are those of torch.optim.Adam or torch.optim.RAdam after torch.nn.utils.clip_grad_norm_, and so is the
+    state of every weight. A network may work with copies of its weights in 16 bits (Micikevicius et al. 2018, "Mixed
+    Precision Training", section 3.1): then the gradients are those of the copies, and the copies follow every step.
 
     Args:
         kept: the weights, float32.
         used: what has the gradients, in the same order: the weights themselves, or their copies.
         max_grad_norm: norm to which all gradients together are clipped; None: not clipped.
         function: compiles.
+        rectified: RAdam (Liu et al. 2020, "On the Variance of the Adaptive Learning Rate and Beyond", algorithm 2).
     """
 
     def __init__(
@@ -209,9 +210,11 @@ class CompiledAdam(torch.optim.Adam):
         eps: float,
         max_grad_norm: float | None,
         function: Callable[[Step], Step],
+        rectified: bool = False,
     ) -> None:
         super().__init__(kept, lr=lr, eps=eps)
         self._pairs = list(zip(kept, used, strict=True))
+        self._rectified = rectified
         self._max_grad_norm = max_grad_norm
         self._move = function(_clipped_adam)
 
@@ -227,18 +230,32 @@ class CompiledAdam(torch.optim.Adam):
         group = self.param_groups[0]
         torch._foreach_add_([state["step"] for state in states], 1)
         # Worked out here, because compiled code would take these powers anew for every weight.
-        corrections = [[1 - beta ** float(state["step"]) for beta in group["betas"]] for state in states]
+        factors = [self._factors(float(state["step"])) for state in states]
         return self._move(
             [kept for kept, _ in pairs],
             [None if used is kept else used for kept, used in pairs],
             [used.grad for _, used in pairs],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
-            torch.tensor([[group["lr"] / first, second**-0.5] for first, second in corrections]),
+            torch.tensor(factors),
             group["betas"],
-            group["eps"],
             self._max_grad_norm,
         )
+
+    def _factors(self, step: float) -> tuple[float, float, float]:
+        """Of the mean; of the deviation that it is divided by; and what is added to that."""
+        group = self.param_groups[0]
+        first, second = (1 - beta**step for beta in group["betas"])
+        rate = float(group["lr"]) / first
+        if not self._rectified:
+            return rate, second**-0.5, group["eps"]
+        decay = group["betas"][1]
+        longest = 2 / (1 - decay) - 1
+        length = longest - 2 * step * (1 - second) / second
+        if length <= 5:  # too few gradients to tell a deviation
+            return rate, 0.0, 1.0
+        share = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
+        return rate * (share * second) ** 0.5, 1.0, group["eps"]
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -253,25 +270,34 @@ def _clipped_adam(
     grads: list[Tensor],
     means: list[Tensor],
     squares: list[Tensor],
-    factor_P2: Tensor,
+    factor_P3: Tensor,
     betas: tuple[float, float],
-    eps: float,
     max_norm: float | None,
 ) -> Tensor:
     """Kingma and Ba 2015, "Adam", algorithm 1, in place, of clipped gradients, whose norm is returned.
 
     Args:
-        factor_P2: for each of P weights the learning rate and the deviation's factor, both without Adam's initial bias.
+        factor_P3: for each of P weights, `CompiledAdam._factors`.
     """
     norm = torch.stack([grad.float().square().sum() for grad in grads]).sum().sqrt()
     scale = 1.0 if max_norm is None else (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    for weight, copy, grad, mean, square, factor_2 in zip(
-        kept, copies, grads, means, squares, factor_P2.unbind(), strict=True
+    for weight, copy, grad, mean, square, factor_3 in zip(
+        kept, copies, grads, means, squares, factor_P3.unbind(), strict=True
     ):
         clipped = grad.float() * scale
         mean.lerp_(clipped, 1 - betas[0])
         square.mul_(betas[1]).addcmul_(clipped, clipped, value=1 - betas[1])
-        weight.sub_(factor_2[0] * mean / (square.sqrt() * factor_2[1] + eps))
+        weight.sub_(factor_3[0] * mean / (square.sqrt() * factor_3[1] + factor_3[2]))
         if copy is not None:
             copy.copy_(weight)
     return norm
+
+
+def clip_and_step(optimizer: torch.optim.Optimizer, max_grad_norm: float | None) -> Tensor:
+    """A step of any optimiser. Returns the norm of all gradients, before they are clipped to `max_grad_norm`."""
+    if isinstance(optimizer, CompiledAdam):
+        return optimizer.clip_and_step()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = nn.utils.clip_grad_norm_(parameters, float("inf") if max_grad_norm is None else max_grad_norm)
+    optimizer.step()
+    return norm.detach()

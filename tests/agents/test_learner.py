@@ -290,15 +290,17 @@ def test_bfloat16_learns_about_the_same() -> None:
     assert losses[0] != losses[1]
 
 
-def test_weights_in_16_bits_go_on_from_a_checkpoint_and_follow_a_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("noisy", [False, True])
+def test_weights_in_16_bits_go_on_from_a_checkpoint_and_follow_a_reset(
+    monkeypatch: pytest.MonkeyPatch, noisy: bool
+) -> None:
     """As in compiled runs on a CPU, but not compiled, which changes nothing here."""
     monkeypatch.setattr(Compute, "function", lambda compute, function: function)
     compute = Compute(precision="bfloat16", compile=True)
-    learner = make(batches(6), compute=compute)
-    assert learner.working is not learner.network
+    learner, other = (make(batches(6), compute=compute, noisy=noisy) for _ in range(2))
+    assert {p.dtype for p in learner.working.parameters()} == {torch.bfloat16}
     for _ in range(3):
         learner.update()
-    other = make(batches(6), compute=compute)
     other.load_state_dict(copy.deepcopy(learner.state_dict()))
     for each in (learner, other):
         each._sample = batches(7)

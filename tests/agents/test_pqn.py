@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,25 @@ def test_one_update_written_out() -> None:
     assert read["train/loss"] > 0
     assert read["train/grad_norm"] > 0.5, "as it was before the clipping"
     assert any((p - old).abs().max() > 1e-4 for p, old in zip(net.parameters(), start, strict=True))
+
+
+def test_weights_in_16_bits_go_on_from_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in compiled runs on a CPU, but not compiled, which changes nothing here."""
+    monkeypatch.setattr(Compute, "function", lambda compute, function: function)
+    compute, c = Compute(precision="bfloat16", compile=True), config()
+    torch.manual_seed(0)
+    one, two = (Updater(c, make_network(c, (4, 84, 84), 3), compute, World()) for _ in range(2))
+    obs = torch.randint(256, (6, 4, 84, 84), dtype=torch.uint8)
+    batch = obs, torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([3.0, -2.0, 0.5, 0, 0, 1])
+    for _ in range(3):
+        one.update(*batch)
+    two.load_state_dict(copy.deepcopy(one.state_dict()))
+    for updater in (one, two):
+        updater.update(*batch)
+    for kept, used, other in zip(*(net.parameters() for net in (one.network, one.working, two.network)), strict=True):
+        assert torch.equal(kept, other)
+        assert torch.equal(kept.to(used.dtype), used)
+    assert torch.bfloat16 in {p.dtype for p in one.working.parameters()}
 
 
 class Scripted:

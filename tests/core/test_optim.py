@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from core.classifier import make_classifier
-from core.optim import CentredRMSprop, CompiledAdam, OptimizerName, make_optimizer, orthogonalise
+from core.optim import CentredRMSprop, CompiledAdam, OptimizerName, clip_and_step, make_optimizer, orthogonalise
 
 
 def test_two_steps_by_hand() -> None:
@@ -271,26 +271,35 @@ def test_optimisers_go_on_bit_for_bit_from_a_file(name: OptimizerName, tmp_path:
     assert all(torch.equal(p, q) for p, q in zip(one.parameters(), two.parameters(), strict=True))
 
 
-def compiled_adam(net: nn.Module, used: nn.Module, limit: float | None) -> CompiledAdam:
-    kept = list(net.parameters())
+def compiled_adam(
+    net: nn.Module, used: nn.Module, limit: float | None = None, *, rectified: bool = False
+) -> CompiledAdam:
     return CompiledAdam(
-        kept, list(used.parameters()), lr=0.01, eps=1e-5, max_grad_norm=limit, function=lambda step: step
+        list(net.parameters()),
+        list(used.parameters()),
+        lr=0.01,
+        eps=1e-5,
+        max_grad_norm=limit,
+        function=lambda step: step,
+        rectified=rectified,
     )
 
 
 @pytest.mark.parametrize("limit", [None, 0.5, 1e6])
-def test_compiled_adam_is_pytorchs_after_clipping(limit: float | None) -> None:
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.RAdam])
+def test_compiled_adam_is_pytorchs_after_clipping(
+    kind: type[torch.optim.Adam] | type[torch.optim.RAdam], limit: float | None
+) -> None:
     net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
     peer = copy.deepcopy(net)
-    ours, theirs = compiled_adam(net, net, limit), torch.optim.Adam(peer.parameters(), lr=0.01, eps=1e-5)
+    ours = compiled_adam(net, net, limit, rectified=kind is torch.optim.RAdam)
+    theirs = kind(peer.parameters(), lr=0.01, eps=1e-5)
     for i in range(20):
         x = torch.randn(32, 8)
         for network in (net, peer):
             network.zero_grad()
             (network(x).square().mean() * (20 if i % 2 else 0.1)).backward()
-        norm = ours.clip_and_step()
-        expected = nn.utils.clip_grad_norm_(peer.parameters(), float("inf") if limit is None else limit)
-        theirs.step()
+        norm, expected = clip_and_step(ours, limit), clip_and_step(theirs, limit)
         torch.testing.assert_close(norm, expected, rtol=1e-4, atol=1e-6)
     for got, weight in zip(net.parameters(), peer.parameters(), strict=True):
         torch.testing.assert_close(got, weight, rtol=1e-5, atol=1e-6)
@@ -301,7 +310,7 @@ def test_compiled_adam_is_pytorchs_after_clipping(limit: float | None) -> None:
 def test_copies_in_16_bits_follow_the_weights_that_are_kept() -> None:
     net = nn.Linear(4, 3)
     used = copy.deepcopy(net).to(torch.bfloat16)
-    optimizer = compiled_adam(net, used, None)
+    optimizer = compiled_adam(net, used)
     for _ in range(50):  # steps of 0.0001 of a weight, which 16 bits alone would round away
         used.zero_grad()
         used(torch.ones(1, 4, dtype=torch.bfloat16)).sum().backward()
@@ -320,7 +329,7 @@ def test_copies_in_16_bits_follow_the_weights_that_are_kept() -> None:
 def test_compiled_adam_leaves_alone_what_has_no_gradient() -> None:
     used, idle = nn.Linear(2, 1), nn.Linear(2, 1)
     net, before = nn.ModuleList([used, idle]), idle.weight.detach().clone()
-    optimizer = compiled_adam(net, net, None)
+    optimizer = compiled_adam(net, net)
     used(torch.ones(1, 2)).sum().backward()
     optimizer.clip_and_step()
     assert torch.equal(idle.weight, before)
