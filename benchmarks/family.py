@@ -4,6 +4,7 @@
     python -m benchmarks.family btr
     python -m benchmarks.family prioritised    # training steps/s, drawn by priority beside drawn all alike
     python -m benchmarks.family pqn            # steps/s while learning, beside ale-py's vector environment alone
+    python -m benchmarks.family presets        # training steps/s of every preset of the family
 
 By turns, in a process for each side (benchmarks/turns.py), after each has learnt for a while. The replay holds 20,000
 transitions in both, because the peers' million would take 56 GB, and learning begins after 1,024 steps; nothing else
@@ -17,6 +18,7 @@ import json
 import random
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,7 +67,12 @@ def going(training: Session, compute: Compute, folder: object = None) -> tuple[t
 
 def ours(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
     """Our Rainbow or Beyond the Rainbow."""
-    return trained(settings(arguments.what, arguments))
+    return of_preset(arguments.what, arguments)
+
+
+def of_preset(preset: str, arguments: argparse.Namespace) -> tuple[turns.Go, str]:
+    """Any preset."""
+    return trained(settings(preset, arguments))
 
 
 def eager(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
@@ -117,7 +124,7 @@ def emulators(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
 
 
 class Comparison(NamedTuple):
-    """Two sides, and for how many steps they are looked at."""
+    """Sides, and for how many steps they are looked at."""
 
     what: str
     sides: Mapping[str, turns.Side]
@@ -130,6 +137,7 @@ COMPARISONS = {
     "btr": Comparison("training steps/s", {"ours": ours, "eager": eager}, 1_280, 192),
     "prioritised": Comparison("training steps/s", {"prioritised": prioritised, "uniform": uniform}, 3_000, 800),
     "pqn": Comparison("steps/s", {"pqn": parallel, "ale_py": emulators}, 4_096, 8_192),
+    "presets": Comparison("training steps/s", {name: partial(of_preset, name) for name in PRESETS}, 1_280, 192),
 }
 
 

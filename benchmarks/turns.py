@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, learn_first: int, steps: i
 
 
 def take_turns(sides: Mapping[str, Side], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Steps per second of each side, and the ratio of the first one's median to the second one's.
+    """Steps per second of each side, and where there are two, the ratio of their medians.
 
     Args:
         sides: functions that a fresh process can import.
@@ -53,13 +53,14 @@ def take_turns(sides: Mapping[str, Side], arguments: argparse.Namespace) -> dict
         order.send(None)
         process.join()
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    first, second = list(medians.values())[:2]
+    first, *others = medians.values()
+    ratio = {"ratio": round(first / others[0], 3)} if len(others) == 1 else {}
     return {
         "arguments": vars(arguments),
         "compute": how,
         "steps_per_s": {name: [round(value, 1) for value in values] for name, values in rates.items()},
         "median": {name: round(value, 1) for name, value in medians.items()},
-        "ratio": round(first / second, 3),
+        **ratio,
     }
 
 

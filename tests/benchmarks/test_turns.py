@@ -38,3 +38,11 @@ def test_the_first_is_measured_against_the_second() -> None:
     medians = {name: statistics.median(values) for name, values in figures["steps_per_s"].items()}
     assert figures["ratio"] == pytest.approx(medians["fast"] / medians["slow"], rel=0.01)
     assert figures["arguments"]["steps"] == 50
+
+
+def test_of_one_side_there_is_no_ratio() -> None:
+    parser = argparse.ArgumentParser()
+    turns.add_arguments(parser, learn_first=1, steps=5)
+    figures = turns.take_turns({"fast": fast}, parser.parse_args(["--repeats", "1"]))
+    assert list(figures["median"]) == ["fast"]
+    assert "ratio" not in figures
