@@ -4,7 +4,7 @@
     python -m benchmarks.family btr
     python -m benchmarks.family prioritised    # training steps/s, drawn by priority beside drawn all alike
     python -m benchmarks.family pqn            # steps/s while learning, beside ale-py's vector environment alone
-    python -m benchmarks.family presets        # training steps/s of every preset of the family
+    python -m benchmarks.family presets        # training steps/s of every preset but btr
 
 By turns, in a process for each side (benchmarks/turns.py), after each has learnt for a while. The replay holds 20,000
 transitions in both, because the peers' million would take 56 GB, and learning begins after 1,024 steps; nothing else
@@ -137,7 +137,9 @@ COMPARISONS = {
     "btr": Comparison("training steps/s", {"ours": ours, "eager": eager}, 1_280, 192),
     "prioritised": Comparison("training steps/s", {"prioritised": prioritised, "uniform": uniform}, 3_000, 800),
     "pqn": Comparison("steps/s", {"pqn": parallel, "ale_py": emulators}, 4_096, 8_192),
-    "presets": Comparison("training steps/s", {name: partial(of_preset, name) for name in PRESETS}, 1_280, 192),
+    "presets": Comparison(
+        "training steps/s", {name: partial(of_preset, name) for name in PRESETS if name != "btr"}, 1_280, 192
+    ),
 }
 
 
