@@ -328,10 +328,11 @@ def test_two_processes_train_one_agent_and_resume(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_it_learns_to_catch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The default preset, but for its length, learns the simplest game to nearly its best."""
+    """The default preset, as `benchmarks/learn.py` sets it for small games, learns the simplest to nearly its best."""
     monkeypatch.chdir(tmp_path)
     words = ["--env", "zerokara/Catch-v0", "--steps", "100000", "--epsilon-steps", "10000", "--warmup-steps", "2000"]
     words += ["--replay-capacity", "50000", "--eval-every-steps", "20000", "--stop-at-return", "4.75", "--no-video"]
+    words += ["--num-envs", "32", "--train-every-steps", "16", "--n-step", "5"]  # a ball falls for 18 steps
     dqn.main([*words, "--name", "catch"])
     # Five balls, one point each; 30 games reached the aim, and 30 fresh ones confirm it.
     assert max(line.get("eval/return_confirmed", 0.0) for line in metrics(tmp_path / "runs" / "catch")) >= 0.95 * 5
