@@ -10,13 +10,14 @@ from agents import pqn_config
 from agents.config import PRESETS, Config
 
 PAGE = (Path(__file__).parents[2] / "docs" / "family.md").read_text("utf-8")
-TABLE = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in PAGE.splitlines() if line.startswith("| `")]
+SECTIONS = {text.split("\n")[0]: text for text in PAGE.split("\n## ")[1:]}
+ROWS = [line for line in SECTIONS["The presets side by side"].splitlines() if line.startswith("| `")]
+TABLE = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in ROWS]
 
 
 def test_every_preset_has_its_section_with_its_cost() -> None:
-    sections = {text.split("\n")[0]: text for text in PAGE.split("\n## ")[1:]}
-    assert set(sections) >= {*PRESETS, "pqn"}
-    without_cost = [name for name in (*PRESETS, "pqn") if "**Cost:**" not in sections[name]]
+    assert set(SECTIONS) >= {*PRESETS, "pqn"}
+    without_cost = [name for name in (*PRESETS, "pqn") if "**Cost:**" not in SECTIONS[name]]
     assert without_cost == []
 
 
@@ -40,7 +41,7 @@ def test_a_row_says_what_the_preset_sets(row: list[str]) -> None:
 
 def test_the_row_of_pqn() -> None:
     config = pqn_config.Config()
-    row = next(line for line in PAGE.splitlines() if line.startswith("| PQN"))
+    row = next(line for line in PAGE.splitlines() if line.startswith("| PQN's"))
     assert (
         f"| {config.steps:,} | no target | none | RAdam, {config.learning_rate:g}".replace("0.00025", "2.5e-4") in row
     )
