@@ -22,7 +22,7 @@ from agents.replay import Batch
 from core.compute import Compute
 from core.distributed import World
 from core.layers import resample_noise
-from core.optim import CentredRMSprop, CompiledAdam, clip_and_step
+from core.optim import CentredRMSprop, clip_and_step, make_adam, refresh_copies
 from core.vitals import is_finite, read_means
 
 METRICS = ("train/loss", "train/q", "train/grad_norm")
@@ -245,8 +245,7 @@ class Learner:
 
     def refresh(self) -> None:
         """Tell what works with copies that somebody else than the optimiser has changed the weights."""
-        if isinstance(self.optimizer, CompiledAdam):
-            self.optimizer.refresh()
+        refresh_copies(self.optimizer)
 
     def read_metrics(self) -> dict[str, Tensor]:
         """Means since the last call, as tensors on the device; empty where nothing was learnt."""
@@ -279,23 +278,13 @@ class Learner:
 def _make_optimizer(config: Config, network: nn.Module, working: nn.Module, compute: Compute) -> torch.optim.Optimizer:
     if config.optimizer == "rmsprop":
         return CentredRMSprop(network.parameters(), lr=config.learning_rate, eps=config.optimizer_epsilon)
-    kind = compute.torch_device.type
-    if kind == "cpu" and compute.compile:
-        return CompiledAdam(
-            list(network.parameters()),
-            list(working.parameters()),
-            lr=config.learning_rate,
-            eps=config.optimizer_epsilon,
-            max_grad_norm=config.max_grad_norm,
-            function=compute.function,
-        )
-    rate = config.learning_rate
-    return torch.optim.Adam(
-        network.parameters(),
-        lr=torch.tensor(rate, device=compute.torch_device) if kind == "cuda" else rate,
+    return make_adam(
+        network,
+        working,
+        compute,
+        lr=config.learning_rate,
         eps=config.optimizer_epsilon,
-        fused=kind in ("cpu", "cuda"),
-        capturable=kind == "cuda",
+        max_grad_norm=config.max_grad_norm,
     )
 
 

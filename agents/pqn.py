@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from agents.learner import METRICS, Policy
 from agents.losses import lambda_returns
@@ -45,7 +45,7 @@ from core.compute import Compute
 from core.config import UserError, entry, flag, to_dict
 from core.configure import configure
 from core.distributed import World
-from core.optim import CompiledAdam, clip_and_step
+from core.optim import clip_and_step, make_adam, refresh_copies
 from core.probe import probe
 from core.run import Run
 from core.vitals import is_finite, read_means
@@ -63,7 +63,15 @@ class Updater:
         self.config, self.network, self.compute, self.world = config, network, compute, world
         # What passes run through, while `network` keeps the weights: mostly the same.
         self.working = compute.working(network) if world.size == 1 else network
-        self.optimizer = _make_optimizer(config, network, self.working, compute)
+        self.optimizer = make_adam(
+            network,
+            self.working,
+            compute,
+            lr=config.learning_rate,
+            eps=RADAM_EPSILON,
+            max_grad_norm=config.max_grad_norm,
+            rectified=True,
+        )
         self._loss = compute.function(self._forward)
         # Sums over updates since `read_metrics`: loss, mean Q, gradient norm, updates. They stay on the device.
         self._sums = torch.zeros(4, device=compute.torch_device)
@@ -103,27 +111,9 @@ class Updater:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
         self.network.load_state_dict(state["network"])
-        if isinstance(self.optimizer, CompiledAdam):
-            self.optimizer.refresh()
+        refresh_copies(self.optimizer)
         self.optimizer.load_state_dict(state["optimizer"])
         self._sums.copy_(state["sums"])
-
-
-def _make_optimizer(config: Config, network: nn.Module, working: nn.Module, compute: Compute) -> torch.optim.Optimizer:
-    kind = compute.torch_device.type
-    if kind == "cpu" and compute.compile:
-        return CompiledAdam(
-            list(network.parameters()),
-            list(working.parameters()),
-            lr=config.learning_rate,
-            eps=RADAM_EPSILON,
-            max_grad_norm=config.max_grad_norm,
-            function=compute.function,
-            rectified=True,
-        )
-    return torch.optim.RAdam(
-        network.parameters(), lr=config.learning_rate, eps=RADAM_EPSILON, capturable=kind == "cuda"
-    )
 
 
 class Training(Session):

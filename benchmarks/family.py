@@ -65,13 +65,8 @@ def going(training: Session, compute: Compute, folder: object = None) -> tuple[t
     return go, compute.reason
 
 
-def ours(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
-    """Our Rainbow or Beyond the Rainbow."""
-    return of_preset(arguments.what, arguments)
-
-
 def of_preset(preset: str, arguments: argparse.Namespace) -> tuple[turns.Go, str]:
-    """Any preset."""
+    """Any preset of ours."""
     return trained(settings(preset, arguments))
 
 
@@ -84,13 +79,8 @@ def eager(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
     return Peer(settings(arguments.what, arguments)).go, f"float32, eager, {torch.get_num_threads()} threads"
 
 
-def prioritised(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
-    """DQN with prioritised replay."""
-    return trained(settings("prioritized", arguments))
-
-
 def uniform(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
-    """The same with a replay that draws all alike."""
+    """Prioritised DQN with a replay that draws all alike."""
     return trained(settings("prioritized", arguments, priority_exponent=0.0))
 
 
@@ -133,9 +123,11 @@ class Comparison(NamedTuple):
 
 
 COMPARISONS = {
-    "rainbow": Comparison("training steps/s", {"ours": ours, "eager": eager}, 1_400, 200),
-    "btr": Comparison("training steps/s", {"ours": ours, "eager": eager}, 1_280, 192),
-    "prioritised": Comparison("training steps/s", {"prioritised": prioritised, "uniform": uniform}, 3_000, 800),
+    "rainbow": Comparison("training steps/s", {"ours": partial(of_preset, "rainbow"), "eager": eager}, 1_400, 200),
+    "btr": Comparison("training steps/s", {"ours": partial(of_preset, "btr"), "eager": eager}, 1_280, 192),
+    "prioritised": Comparison(
+        "training steps/s", {"prioritised": partial(of_preset, "prioritized"), "uniform": uniform}, 3_000, 800
+    ),
     "pqn": Comparison("steps/s", {"pqn": parallel, "ale_py": emulators}, 4_096, 8_192),
     "presets": Comparison(
         "training steps/s", {name: partial(of_preset, name) for name in PRESETS if name != "btr"}, 1_280, 192

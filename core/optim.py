@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from core.compute import Compute
+
 OptimizerName = Literal["sgd", "adam", "adamw", "muon"]
 ADAMW_LR_FACTOR = 0.1  # beside Muon: its step of 0.02 goes with 2e-3 for what AdamW moves
 
@@ -301,3 +303,51 @@ def clip_and_step(optimizer: torch.optim.Optimizer, max_grad_norm: float | None)
     norm = nn.utils.clip_grad_norm_(parameters, float("inf") if max_grad_norm is None else max_grad_norm)
     optimizer.step()
     return norm.detach()
+
+
+def make_adam(
+    kept: nn.Module,
+    used: nn.Module,
+    compute: Compute,
+    *,
+    lr: float,
+    eps: float,
+    max_grad_norm: float | None,
+    rectified: bool = False,
+) -> torch.optim.Optimizer:
+    """Adam, or RAdam, for `clip_and_step`: `CompiledAdam` where code is compiled on a CPU, elsewhere PyTorch's.
+
+    On CUDA a captured graph may hold it, and Adam's learning rate is a tensor that can be changed under it.
+
+    Args:
+        kept: has the weights.
+        used: what passes run through (`Compute.working`).
+        lr, eps, max_grad_norm, rectified: as for `CompiledAdam`.
+    """
+    kind = compute.torch_device.type
+    if kind == "cpu" and compute.compile:
+        return CompiledAdam(
+            list(kept.parameters()),
+            list(used.parameters()),
+            lr=lr,
+            eps=eps,
+            max_grad_norm=max_grad_norm,
+            function=compute.function,
+            rectified=rectified,
+        )
+    cuda = kind == "cuda"
+    if rectified:
+        return torch.optim.RAdam(kept.parameters(), lr=lr, eps=eps, capturable=cuda)
+    return torch.optim.Adam(
+        kept.parameters(),
+        lr=torch.tensor(lr, device=compute.torch_device) if cuda else lr,
+        eps=eps,
+        fused=kind in ("cpu", "cuda"),
+        capturable=cuda,
+    )
+
+
+def refresh_copies(optimizer: torch.optim.Optimizer) -> None:
+    """Tell an optimiser that keeps copies of the weights that somebody else has changed these."""
+    if isinstance(optimizer, CompiledAdam):
+        optimizer.refresh()
