@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from agents.config import Config
+from agents.settings import Settings
 from core import schedules
 
 
@@ -13,7 +14,7 @@ def epsilon(config: Config, step: int) -> float:
     return float(schedules.linear(step, config.epsilon_start, config.epsilon_end, 0, config.epsilon_steps))
 
 
-def learning_rate(config: Config, step: int) -> float:
+def learning_rate(config: Settings, step: int) -> float:
     """Step size of the optimiser at this agent step."""
     end = config.learning_rate if config.learning_rate_end is None else config.learning_rate_end
     return schedules.linear(step, config.learning_rate, end, 0, config.learning_rate_steps)

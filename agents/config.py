@@ -115,12 +115,6 @@ class Config(Settings):
     """Updates after which nothing is reset any more; None: to the end."""
     optimizer: Literal["adam", "rmsprop"] = "adam"
     """Adam, or the centred RMSProp of the 2015 paper."""
-    learning_rate: Positive = 5e-4
-    """Step size of the optimiser."""
-    learning_rate_end: Annotated[float | None, Range(0, low_open=True)] = None
-    """adam: step size after a linear decline; None: --learning-rate throughout."""
-    learning_rate_steps: Count = 500_000
-    """Agent steps over which it declines."""
     optimizer_epsilon: Positive = 1e-5
     """What the optimiser adds where it divides: to Adam's root, under RMSProp's."""
     max_grad_norm: Annotated[float | None, Range(0, low_open=True)] = 10.0

@@ -46,6 +46,7 @@ from core.compute import Compute
 from core.config import UserError, entry, flag, to_dict
 from core.configure import configure
 from core.distributed import World
+from core.optim import set_learning_rate
 from core.probe import probe
 from core.run import Run
 from core.weights import init_backbone
@@ -131,7 +132,7 @@ class Training(Session):
         if isinstance(self.replay, PrioritisedReplay):
             self.replay.weight_exponent.fill_(annealing.weight_exponent(config, self.step))
         if config.learning_rate_end is not None and self.updates < due:
-            self.learner.set_learning_rate(annealing.learning_rate(config, self.step))
+            set_learning_rate(self.learner.optimizer, annealing.learning_rate(config, self.step))
         while self.updates < due:
             if annealing.is_annealed(config):
                 self.replay.anneal(*annealing.horizon(config, self.updates))

@@ -210,14 +210,6 @@ class Learner:
         loss, error_B = head.loss(z_BXA, action_B, target_BX, weight_B, tau_BT)
         return loss, head.values(z_BXA).detach().mean(), error_B
 
-    def set_learning_rate(self, value: float) -> None:
-        """The step size of the updates to come."""
-        for group in self.optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(value)  # where it stands, for a captured update reads it there
-            else:
-                group["lr"] = value
-
     def renew_target(self) -> None:
         """Copy the online network into the target network."""
         with torch.no_grad():

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from agents import annealing
 from agents.learner import METRICS, Policy
 from agents.losses import lambda_returns
 from agents.network import QNetwork
@@ -45,7 +46,7 @@ from core.compute import Compute
 from core.config import UserError, entry, flag, to_dict
 from core.configure import configure
 from core.distributed import World
-from core.optim import clip_and_step, make_adam, refresh_copies
+from core.optim import clip_and_step, make_adam, refresh_copies, set_learning_rate
 from core.probe import probe
 from core.run import Run
 from core.vitals import is_finite, read_means
@@ -200,6 +201,8 @@ class Training(Session):
             gamma=config.gamma,
             trace=config.trace,
         )
+        if config.learning_rate_end is not None:
+            set_learning_rate(self.learner.optimizer, annealing.learning_rate(config, self.step))
         obs, action, target = self.obs_TN.flatten(0, 1), self.action_TN.flatten(), target_TN.flatten()
         for _ in range(config.epochs):
             order = torch.randperm(len(target), generator=self.shuffle, device=target.device)
@@ -253,7 +256,8 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
     while training.step < config.steps and not stopping:
         training.turn()
         if due(config.log_every_steps):
-            log_metrics(training, run, window)
+            rate = annealing.learning_rate(config, training.step)
+            log_metrics(training, run, window, **{"train/learning_rate": rate})
             window = Window(training)
         if due(config.eval_every_steps) or looks_good(training):
             reached = world.is_main and evaluate_and_show(training, run)

@@ -54,7 +54,7 @@ class Config(Settings):
     life_loss_ends: bool = True
     """A lost life ends the learner's episode, never the game."""
     learning_rate: Positive = 2.5e-4
-    """Step size of RAdam."""
+    """Step size of RAdam, at first."""
     max_grad_norm: Positive = 10.0
     """Norm to which gradients are clipped."""
 

@@ -62,6 +62,14 @@ class Settings:
     grey: bool = True
     """Grey frames; with --no-grey, RGB."""
 
+    # --- the step size ---------------------------------------------------------------------------------------------
+    learning_rate: Positive = 5e-4
+    """Step size of the optimiser, at first."""
+    learning_rate_end: Annotated[float | None, Range(0, low_open=True)] = None
+    """Step size after a linear decline; None: --learning-rate throughout."""
+    learning_rate_steps: Count = 500_000
+    """Agent steps over which it declines."""
+
     # --- evaluation ------------------------------------------------------------------------------------------------
     eval_every_steps: Annotated[int, Range(0)] = 200_000
     """Agent steps between evaluations; 0: none."""

@@ -347,6 +347,15 @@ def make_adam(
     )
 
 
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """The step size of the updates to come."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(value)  # where it stands, for a captured update reads it there
+        else:
+            group["lr"] = value
+
+
 def refresh_copies(optimizer: torch.optim.Optimizer) -> None:
     """Tell an optimiser that keeps copies of the weights that somebody else has changed these."""
     if isinstance(optimizer, CompiledAdam):

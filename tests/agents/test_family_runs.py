@@ -66,7 +66,10 @@ CATCH = (
         ("--head", "iqn", "--quantiles", "8", "--target-quantiles", "8", "--policy-quantiles", "8"),
         ("--munchausen",),
         ("--priority-exponent", "0.6"),
-        ("--head", "c51", "--noisy", "--double", "--priority-exponent", "0.5", "--epsilon-start", "0.3"),
+        (
+            *("--head", "c51", "--noisy", "--double", "--priority-exponent", "0.5", "--epsilon-start", "0.3"),
+            *("--noisy-sigma", "0.1", "--learning-rate-end", "2e-5", "--learning-rate-steps", "60000"),
+        ),
     ],
     ids=("c51", "qr", "iqn", "munchausen", "prioritised", "rainbow"),
 )

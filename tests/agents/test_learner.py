@@ -18,6 +18,7 @@ from agents.learner import Learner, Policy, make_network
 from agents.replay import Batch
 from core.compute import Compute
 from core.distributed import World
+from core.optim import set_learning_rate
 
 OBS = (2, 20, 20)
 ACTIONS = 3
@@ -221,7 +222,7 @@ def test_adams_step_is_as_large_as_its_rate() -> None:
     for rate in (1e-3, 1e-4):
         learner = make(batches(1), learning_rate=1e-2, optimizer_epsilon=1e-12)
         before = weights(learner.network)
-        learner.set_learning_rate(rate)
+        set_learning_rate(learner.optimizer, rate)
         learner.update()
         moved.append(max(float((a - b).abs().max()) for a, b in zip(weights(learner.network), before, strict=True)))
     assert moved == pytest.approx([1e-3, 1e-4], rel=1e-2)  # Adam's first step is its rate, whatever the gradient

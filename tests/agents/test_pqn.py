@@ -211,7 +211,9 @@ def test_a_mistake_is_one_sentence(
 def test_it_learns_to_catch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["--env", "zerokara/Catch-v0", "--num-envs", "32", "--rollout-steps", "16", "--minibatches", "4"]
-    words += ["--steps", "240000", "--epsilon-steps", "20000", "--backbone", "der", "--hidden-units", "256"]
+    words += ["--steps", "240000", "--epsilon-steps", "100000", "--backbone", "der", "--hidden-units", "256"]
+    # At a constant step size it swings between 0 and 4.6.
+    words += ["--learning-rate-end", "1e-5", "--learning-rate-steps", "200000"]
     words += ["--eval-every-steps", "40000", "--stop-at-return", "4.75", "--no-video"]
     pqn.main([*words, "--name", "catch"])
     # Five balls, one point each; 30 games reached the aim, and 30 fresh ones confirm it.
