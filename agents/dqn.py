@@ -23,6 +23,7 @@ import torch
 
 from agents import annealing
 from agents.config import PRESETS, Config, refuse_contradictions
+from agents.exploration import Exploration
 from agents.learner import Learner, Policy
 from agents.pictures import log_pictures
 from agents.presets import DEPARTURES
@@ -94,7 +95,7 @@ class Training(Session):
             *((self.replay.rank, self.replay.changing) if isinstance(self.replay, PrioritisedReplay) else ()),
         )
         self.policy = Policy(self.learner.working, compute, self.seed)
-        self.explore = torch.Generator().manual_seed(self.seed)
+        self.exploration = Exploration(self.num_envs, self.env.num_actions, self.seed, config.epsilon_zeta)
 
     @property
     def epsilon(self) -> float:
@@ -104,7 +105,7 @@ class Training(Session):
     def turn(self) -> None:
         """One vector step: act, emulate while learning, remember."""
         started = time.perf_counter()
-        action_N = self.policy.act(self.obs, self.epsilon, self.explore, noisy=True)
+        action_N = self.policy.act(self.obs, self.epsilon, self.exploration, noisy=True)
         acted = time.perf_counter()
         self.env.send(action_N)
         self._learn()
@@ -149,7 +150,7 @@ class Training(Session):
             **super().state_dict(),
             "learner": self.learner.state_dict(),
             "replay": self.replay.state_dict(),
-            "explore": self.explore.get_state(),
+            "exploration": self.exploration.state_dict(),
             "noise": self.policy.noise.get_state(),
             "rng": checkpoint.rng_state(),
         }
@@ -159,7 +160,7 @@ class Training(Session):
         super().load_state_dict(state)
         self.learner.load_state_dict(state["learner"])
         self.replay.load_state_dict(state["replay"])
-        self.explore.set_state(state["explore"])
+        self.exploration.load_state_dict(state["exploration"])
         self.policy.noise.set_state(state["noise"])
         checkpoint.set_rng_state(state["rng"])
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
+from agents.exploration import Exploration
 from agents.learner import Policy
 from envs.base import VectorEnv
 
@@ -62,7 +62,7 @@ def evaluate(
     Raises:
         Stopped: `stop` said so.
     """
-    generator = torch.Generator().manual_seed(seed)
+    exploration = Exploration(env.num_envs, env.num_actions, seed)
     obs = env.reset(seed)
     return_N = np.zeros(env.num_envs)
     length_N = np.zeros(env.num_envs, np.int64)
@@ -77,7 +77,7 @@ def evaluate(
             seed += 1
             obs = env.reset(seed)
             return_N[:] = length_N[:] = skipping_N[:] = 0
-        step = env.step(policy.act(obs, epsilon, generator))
+        step = env.step(policy.act(obs, epsilon, exploration))
         obs = step.obs
         return_N += step.reward
         length_N += 1

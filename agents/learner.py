@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.config import Config
+from agents.exploration import Exploration
 from agents.heads import HEADS
 from agents.losses import greedy, munchausen_bonus, soft
 from agents.network import QNetwork
@@ -79,13 +80,9 @@ class Policy:
                 resample_noise(self.network, self.noise)
         return self._values(torch.from_numpy(obs_NCHW).to(self.compute.torch_device, non_blocking=True))
 
-    def act(
-        self, obs_NCHW: np.ndarray, epsilon: float, generator: torch.Generator, *, noisy: bool = False
-    ) -> np.ndarray:
-        """Epsilon-greedy actions (N,) int64. Random numbers are drawn on the CPU, the same number at every call."""
-        number, actions = len(obs_NCHW), self.network.num_actions
-        random_N = torch.randint(actions, (number,), generator=generator)
-        explore_N = torch.rand(number, generator=generator) < epsilon
+    def act(self, obs_NCHW: np.ndarray, epsilon: float, exploration: Exploration, *, noisy: bool = False) -> np.ndarray:
+        """Epsilon-greedy actions (N,) int64."""
+        explore_N, random_N = exploration.draw(epsilon)
         if epsilon >= 1:
             return random_N.numpy()
         greedy_N = self.compute.host(self.values(obs_NCHW, noisy=noisy).argmax(dim=1))

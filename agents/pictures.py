@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import nn
 
 import envs
+from agents.exploration import Exploration
 from agents.learner import Policy
 from agents.network import QNetwork
 from agents.settings import Settings
@@ -36,13 +36,13 @@ class Moment(NamedTuple):
 
 def play_game(policy: Policy, env: envs.VectorEnv, *, epsilon: float, max_steps: int, seed: int) -> Iterator[Moment]:
     """One game in an environment made with render=True, step by step, until it ends or was long enough."""
-    generator = torch.Generator().manual_seed(seed)
+    exploration = Exploration(1, env.num_actions, seed)
     obs = env.reset(seed)
     for _ in range(max_steps):
         picture = env.render()
         q_A = policy.compute.host(policy.values(obs)[0]).numpy()
-        explore = float(torch.rand((), generator=generator)) < epsilon
-        action = int(torch.randint(env.num_actions, (), generator=generator)) if explore else int(q_A.argmax())
+        explore_N, random_N = exploration.draw(epsilon)
+        action = int(random_N) if explore_N else int(q_A.argmax())
         step = env.step(np.array([action]))
         yield Moment(picture, obs[0], q_A, action, float(step.reward[0]))
         if step.terminal[0] or step.truncated[0]:

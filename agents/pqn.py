@@ -13,9 +13,16 @@ Shapes: T steps of a rollout, N environments, B minibatch, A actions, C, H, W an
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
+
+# OpenMP's threads wait busily for their next piece of work, and after each look at the network that takes a core from
+# the emulators: so long, and no longer. Read when PyTorch is imported.
+SPIN = ("GOMP_SPINCOUNT", "10000")
+if __name__ == "__main__":
+    os.environ.setdefault(*SPIN)
 
 import numpy as np
 import torch
@@ -23,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from agents import annealing
+from agents.exploration import Exploration
 from agents.learner import METRICS, Policy
 from agents.losses import lambda_returns
 from agents.network import QNetwork
@@ -132,7 +140,7 @@ class Training(Session):
         world.broadcast(network)
         self.learner = Updater(config, network, compute, world)
         self.policy = Policy(self.learner.working, compute)
-        self.explore = torch.Generator().manual_seed(seed)
+        self.exploration = Exploration(self.num_envs, self.env.num_actions, seed, config.epsilon_zeta)
         self.shuffle = torch.Generator(compute.torch_device).manual_seed(seed)
         shape, device = (config.rollout_steps, self.num_envs), compute.torch_device
         # What the steps of a rollout gave: made once, written over by the next one.
@@ -165,8 +173,7 @@ class Training(Session):
         q_NA = self.policy.values(self.obs)
         if t:
             self._follow(t - 1, q_NA.amax(dim=1))
-        random_N = torch.randint(self.env.num_actions, (self.num_envs,), generator=self.explore)
-        explore_N = torch.rand(self.num_envs, generator=self.explore) < epsilon
+        explore_N, random_N = self.exploration.draw(epsilon)
         action_N = torch.where(explore_N, random_N, self.compute.host(q_NA.argmax(dim=1)))
         acted = time.perf_counter()
         self.env.send(action_N.numpy())
@@ -215,7 +222,7 @@ class Training(Session):
         return {
             **super().state_dict(),
             "learner": self.learner.state_dict(),
-            "explore": self.explore.get_state(),
+            "exploration": self.exploration.state_dict(),
             "shuffle": self.shuffle.get_state(),
             "rng": checkpoint.rng_state(),
         }
@@ -224,7 +231,7 @@ class Training(Session):
         """Go on from `state_dict`."""
         super().load_state_dict(state)
         self.learner.load_state_dict(state["learner"])
-        self.explore.set_state(state["explore"])
+        self.exploration.load_state_dict(state["exploration"])
         self.shuffle.set_state(state["shuffle"])
         checkpoint.set_rng_state(state["rng"])
 

@@ -62,6 +62,11 @@ class Settings:
     grey: bool = True
     """Grey frames; with --no-grey, RGB."""
 
+    # --- exploration -----------------------------------------------------------------------------------------------
+    epsilon_zeta: Annotated[float | None, Range(1, low_open=True)] = None
+    """Hold a random action for n steps, n^-zeta likely: 2 in the paper of temporally extended epsilon-greedy; None: for
+    one step."""
+
     # --- the step size ---------------------------------------------------------------------------------------------
     learning_rate: Positive = 5e-4
     """Step size of the optimiser, at first."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import tempfile
 from collections.abc import Mapping
@@ -145,6 +146,8 @@ def main() -> None:
         turns.add_arguments(command, learn_first=comparison.learn_first, steps=comparison.steps)
     arguments = parser.parse_args()
     comparison = COMPARISONS[arguments.what]
+    if arguments.what == "pqn":
+        os.environ.setdefault(*pqn.SPIN)  # as the program has it; its emulators alone have no such threads
     figures = turns.take_turns(comparison.sides, arguments)
     print(json.dumps({"what": comparison.what, "machine": describe_machine(), **figures}, indent=2))
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from agents import annealing
 from agents.config import PRESETS, Config, refuse_contradictions
+from agents.exploration import Exploration
 from agents.heads import Categorical, ImplicitQuantiles, Quantiles
 from agents.learner import Learner, Policy, make_network
 from agents.presets import DEPARTURES, FAMILY
@@ -200,12 +201,12 @@ def test_noise_is_drawn_for_every_act_and_update_and_is_off_in_evaluation() -> N
 def test_acting_takes_noise_only_from_the_policys_own_generator() -> None:
     learned = learner(noisy=True)
     player = Policy(learned.network, learned.compute, seed=3)
-    obs, explore = np.zeros((4, *OBS), np.uint8), torch.Generator().manual_seed(1)
+    obs, exploration = np.zeros((4, *OBS), np.uint8), Exploration(4, learned.network.num_actions, 1)
     others = (torch.get_rng_state(), learned.generator.get_state())
     before = player.noise.get_state()
-    player.act(obs, 0.1, explore)
+    player.act(obs, 0.1, exploration)
     assert torch.equal(player.noise.get_state(), before), "none in evaluation"
-    player.act(obs, 0.1, explore, noisy=True)
+    player.act(obs, 0.1, exploration, noisy=True)
     assert not torch.equal(player.noise.get_state(), before)
     assert all(
         torch.equal(a, b) for a, b in zip(others, (torch.get_rng_state(), learned.generator.get_state()), strict=True)

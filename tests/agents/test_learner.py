@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.config import Config
+from agents.exploration import Exploration
 from agents.learner import Learner, Policy, make_network
 from agents.replay import Batch
 from core.compute import Compute
@@ -368,10 +369,10 @@ def test_values_are_the_networks() -> None:
 def test_epsilon_0_is_greedy_and_1_is_uniform() -> None:
     player = policy()
     obs = observations(3000)
-    generator = torch.Generator().manual_seed(0)
-    greedy_N = player.act(obs, 0.0, generator)
+    exploration = Exploration(3000, ACTIONS, 0)
+    greedy_N = player.act(obs, 0.0, exploration)
     np.testing.assert_array_equal(greedy_N, player.values(obs).argmax(dim=1).numpy())
-    random_N = player.act(obs, 1.0, generator)
+    random_N = player.act(obs, 1.0, exploration)
     counts = np.bincount(random_N, minlength=ACTIONS)
     # 1000 of each, standard deviation 26.
     assert (np.abs(counts - 1000) < 100).all()
@@ -388,25 +389,25 @@ def test_epsilon_is_the_share_of_random_actions() -> None:
     assert isinstance(out, nn.Linear)
     with torch.no_grad():
         out.bias.copy_(torch.tensor([0.0, 1e3, 0.0]))
-    action_N = player.act(observations(3000), 0.3, torch.Generator().manual_seed(0))
+    action_N = player.act(observations(3000), 0.3, Exploration(3000, ACTIONS, 0))
     # Two thirds of the random ones are not the greedy action: .2 of 3000, standard deviation 22.
     assert abs((action_N != 1).sum() - 600) < 90
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.4, 1.0])
 def test_every_call_draws_as_many_random_numbers(epsilon: float) -> None:
-    generator, other = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+    exploration, other = Exploration(5, ACTIONS, 3), Exploration(5, ACTIONS, 3)
     player = policy()
     for _ in range(3):
-        player.act(observations(5), epsilon, generator)
+        player.act(observations(5), epsilon, exploration)
         player.act(observations(5), 0.7, other)
-    assert torch.equal(generator.get_state(), other.get_state())
+    assert torch.equal(exploration.generator.get_state(), other.generator.get_state())
 
 
 def test_acting_draws_nothing_from_the_worlds_generator() -> None:
     player = policy()
     before = torch.get_rng_state()
-    player.act(observations(5), 0.5, torch.Generator().manual_seed(3))
+    player.act(observations(5), 0.5, Exploration(5, ACTIONS, 3))
     assert torch.equal(torch.get_rng_state(), before)
 
 

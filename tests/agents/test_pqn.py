@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +207,18 @@ def test_a_mistake_is_one_sentence(
         pqn.main([*TINY, *words])
     assert says in str(mistake.value)
     assert "\n" not in str(mistake.value)
+
+
+def test_only_the_program_shortens_the_wait_of_openmps_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It costs DQN a tenth of its speed, so importing PQN must not do it."""
+    monkeypatch.setenv("GOMP_SPINCOUNT", "")  # so that it is put back as it was
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setattr("sys.argv", ["agents.pqn", "--help"])
+    runpy.run_path(pqn.__file__, run_name="imported")
+    assert "GOMP_SPINCOUNT" not in os.environ
+    with pytest.raises(SystemExit):
+        runpy.run_path(pqn.__file__, run_name="__main__")
+    assert os.environ["GOMP_SPINCOUNT"] == "10000"
 
 
 @pytest.mark.slow

@@ -1,0 +1,66 @@
+"""Exploration by chance: epsilon-greedy, and the same with random actions that last.
+
+Shapes: N environments.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LONGEST = 10_000  # steps, as in the paper
+
+
+class Exploration:
+    """Which environments act at random, and how. Random numbers are drawn on the CPU, the same number at every call.
+
+    With `zeta`, temporally extended epsilon-greedy (Dabney et al. 2021, "Temporally-Extended epsilon-Greedy
+    Exploration", algorithm 1): a random action, once begun, is held for n steps with probability proportional to
+    n^-zeta. Single random actions cancel each other out; held ones get somewhere, as in games whose first reward is
+    a hundred steps away.
+
+    Args:
+        seed: of what is drawn.
+        zeta: exponent above 1; None: random actions last one step.
+    """
+
+    def __init__(self, num_envs: int, num_actions: int, seed: int, zeta: float | None = None) -> None:
+        self.num_actions = num_actions
+        self.generator = torch.Generator().manual_seed(seed)
+        self.action_N = torch.zeros(num_envs, dtype=torch.int64)
+        self.left_N = torch.zeros(num_envs, dtype=torch.int64)  # steps for which it is still held
+        self._cumulative: Tensor | None = None
+        if zeta is not None:
+            weights = torch.arange(1, LONGEST + 1, dtype=torch.float64) ** -zeta
+            self._cumulative = weights.cumsum(0) / weights.sum()
+
+    def draw(self, epsilon: float) -> tuple[Tensor, Tensor]:
+        """Where to act at random in this step (N,) bool, and what (N,) int64.
+
+        Args:
+            epsilon: probability with which a random action begins where none is held.
+        """
+        number = len(self.action_N)
+        random_N = torch.randint(self.num_actions, (number,), generator=self.generator)
+        begins_N = torch.rand(number, generator=self.generator) < epsilon
+        if self._cumulative is None:
+            return begins_N, random_N
+        chance_N = torch.rand(number, generator=self.generator, dtype=torch.float64)
+        length_N = 1 + torch.searchsorted(self._cumulative, chance_N).clamp(max=LONGEST - 1)
+        begins_N &= self.left_N == 0
+        self.action_N = torch.where(begins_N, random_N, self.action_N)
+        self.left_N = torch.where(begins_N, length_N, self.left_N)
+        held_N = self.left_N > 0
+        self.left_N = (self.left_N - 1).clamp(min=0)
+        return held_N, self.action_N
+
+    def state_dict(self) -> dict[str, Any]:
+        """The generator, and what is held."""
+        return {"generator": self.generator.get_state(), "action": self.action_N, "left": self.left_N}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.generator.set_state(state["generator"])
+        self.action_N, self.left_N = state["action"], state["left"]
