@@ -168,6 +168,19 @@ def test_every_step_is_learnt_from_once_in_each_epoch(monkeypatch: pytest.Monkey
     assert training.updates == 10
 
 
+def test_the_step_size_falls_if_it_is_told_to() -> None:
+    for end, expected in ((None, [1e-3, 1e-3, 1e-3]), (1e-4, [1e-3, 5.5e-4, 1e-4])):
+        training = Training(
+            config(learning_rate=1e-3, learning_rate_end=end, learning_rate_steps=100), Compute(), World()
+        )
+        training.obs = training.env.reset(1)
+        rates = []
+        for training.step in (0, 50, 300):
+            training._learn()
+            rates += [group["lr"] for group in training.learner.optimizer.param_groups]
+        assert rates == pytest.approx(expected)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder in which runs/pqn was made by the program itself, in one go."""
