@@ -7,6 +7,7 @@ LOGDIR ?= runs
 ARGS ?=
 
 BIN := $(VENV)/bin
+PACKAGES := core envs agents generative vision
 
 .DEFAULT_GOAL := help
 .PHONY: help install train tensorboard test test-all lint format docs wheel clean
@@ -45,10 +46,15 @@ test: lint ## linter, types and all tests but the slow ones
 test-all: lint ## the same with the slow tests, which learn for minutes
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: $(VENV)/.installed-dev ## linter, format and types, without tests
+# mypy finds zerokara.agents in agents/ through this link.
+build/types/zerokara:
+	mkdir -p build/types
+	ln -s ../.. $@
+
+lint: $(VENV)/.installed-dev build/types/zerokara ## linter, format and types, without tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
+	$(BIN)/mypy $(addprefix -p zerokara.,$(PACKAGES) zerokara) -p tests -p benchmarks
 
 format: $(VENV)/.installed-dev ## mend what the linter and the formatter can mend
 	$(BIN)/ruff check --fix
@@ -58,7 +64,7 @@ docs: $(VENV)/.installed-dev ## build the documentation into site/
 	$(BIN)/mkdocs build --strict $(ARGS)
 
 wheel: $(VENV)/.installed-dev ## build a wheel into dist/
-	rm -rf build
+	rm -rf build/lib build/bdist*
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean: ## remove what was built; runs/ and the virtual environment stay

@@ -6,10 +6,10 @@
 
 Runs are those of agents.dqn and agents.pqn (presets pqn-...), under runs/<name>-<game>-<preset>-<seed>, as many at once
 as there are cores and memory for. The same command again goes on: finished runs are read, interrupted ones resumed.
-What is scored, and how, is the protocol's to say (agents/protocols.py); all presets are scored alike.
+What is scored, and how, is the protocol's to say (agents/configs/protocols.py); all presets are scored alike.
 
 runs/<name>/ then holds table.md, results.json (every number with its protocol), curves-frames.png, curves-hours.png,
-and in logs/ what the runs said. Statistics: agents/statistics.py, after Agarwal et al. 2021.
+and in logs/ what the runs said. Statistics: agents/benchmarking/statistics.py, after Agarwal et al. 2021.
 """
 
 from __future__ import annotations
@@ -29,19 +29,20 @@ from typing import Annotated, Any
 
 from rich.console import Console
 
-from agents import benchmark_plan
-from agents.benchmark_plan import Planned, State, plan, state
-from agents.benchmark_report import Findings, Record, Section, read_record, save_curves, sections
-from agents.fleet import Fleet, Job
-from agents.protocols import PROTOCOLS
-from agents.published import PROTOCOL as DOPAMINE_PROTOCOL
-from agents.published import Published, beside
-from agents.settings import ProtocolName, Settings
-from core.checkpoint import write_atomically
-from core.config import Range, UserError, entry, flag, parse, program
-from core.machine import describe_machine, describe_versions, git_commit
-from core.progress import Progress
-from core.report import write_json
+from zerokara.agents.benchmarking import plan as benchmark_plan
+from zerokara.agents.benchmarking.dopamine_curves import PROTOCOL as DOPAMINE_PROTOCOL
+from zerokara.agents.benchmarking.dopamine_curves import Published, beside
+from zerokara.agents.benchmarking.plan import Planned, State, plan, state
+from zerokara.agents.benchmarking.processes import Fleet, Job
+from zerokara.agents.benchmarking.report import Findings, Record, Section, read_record, save_curves, sections
+from zerokara.agents.configs.common import ProtocolName, Settings
+from zerokara.agents.configs.protocols import PROTOCOLS
+from zerokara.core.checkpoint import write_atomically
+from zerokara.core.config import Range, UserError, entry, flag, parse
+from zerokara.core.machine import describe_machine, describe_versions, git_commit
+from zerokara.core.programs import program
+from zerokara.core.progress import Progress
+from zerokara.core.report import write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class Options:
     seeds: Annotated[tuple[int, ...], Range(0, 10**6)] = (1, 2, 3)
     """A run for each, of every preset on every environment."""
     protocol: ProtocolName = "nature"
-    """How all runs are scored (agents/protocols.py)."""
+    """How all runs are scored (agents/configs/protocols.py)."""
     steps: Annotated[int | None, Range(1)] = None
     """Length of each run, in agent steps; None: the protocol's, or the presets' where they agree."""
     evaluations: Annotated[int, Range(1)] = 10

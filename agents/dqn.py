@@ -3,8 +3,8 @@
     python -m agents.dqn --env ALE/Pong-v5
 
 Mnih et al. 2015, "Human-level control through deep reinforcement learning", with double Q-learning (van Hasselt et al.
-2016), dueling networks (Wang et al. 2016) and n-step returns, each a field of the config (agents/config.py). The preset
-`fast`, the default, takes Pong from -21 to 18 on a laptop; docs/dqn.md has the figures.
+2016), dueling networks (Wang et al. 2016) and n-step returns, each a field of the config (agents/configs/dqn.py). The
+preset `fast`, the default, takes Pong from -21 to 18 on a laptop; docs/dqn.md has the figures.
 
 One turn of the loop: act, let the emulators work, learn meanwhile, receive, remember.
 
@@ -21,16 +21,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents import annealing
-from agents.config import PRESETS, Config, refuse_contradictions
-from agents.exploration import Exploration
-from agents.learner import Learner, Policy
-from agents.pictures import log_pictures
-from agents.presets import DEPARTURES
-from agents.prioritised import PrioritisedReplay
-from agents.protocols import OVERRIDES
-from agents.replay import Batch, Replay
-from agents.session import (
+from zerokara.agents.configs.dqn import KIND, Config, read_config
+from zerokara.agents.configs.presets import DEPARTURES
+from zerokara.agents.qlearning import schedules
+from zerokara.agents.qlearning.exploration import Exploration
+from zerokara.agents.qlearning.learner import Learner
+from zerokara.agents.qlearning.policy import Policy
+from zerokara.agents.qlearning.prioritized_replay import PrioritisedReplay
+from zerokara.agents.qlearning.replay import Batch, Replay
+from zerokara.agents.training.pictures import log_pictures
+from zerokara.agents.training.session import (
     Session,
     Window,
     begin,
@@ -42,19 +42,16 @@ from agents.session import (
     save,
     show_progress,
 )
-from core import checkpoint, lineage, zoo
-from core.compute import Compute
-from core.config import UserError, entry, flag, to_dict
-from core.configure import configure
-from core.distributed import World
-from core.optim import set_learning_rate
-from core.probe import probe
-from core.run import Run
-from core.weights import init_backbone
-
-KIND = "dqn"
-# What may differ when a run goes on; everything else would make it another run.
-CHANGEABLE = {"resume", "quiet", "steps", "stop_at_return", "eval_episodes", "video"}
+from zerokara.core import checkpoint
+from zerokara.core.compute import Compute
+from zerokara.core.config import UserError, entry, flag, to_dict
+from zerokara.core.distributed import World
+from zerokara.core.models.weights import init_backbone
+from zerokara.core.optim import set_learning_rate
+from zerokara.core.probe import probe
+from zerokara.core.run import Run
+from zerokara.core.zoo import provenance
+from zerokara.core.zoo import registry as zoo
 
 
 class Training(Session):
@@ -74,7 +71,7 @@ class Training(Session):
             self.num_envs,
             self.env.obs_shape,
             self.env.frame_channels,
-            n_step=annealing.longest_return(config),
+            n_step=schedules.longest_return(config),
             gamma=config.gamma,
             seed=self.seed,
             device=compute.torch_device,
@@ -100,7 +97,7 @@ class Training(Session):
     @property
     def epsilon(self) -> float:
         """Probability of a random action at this step."""
-        return annealing.epsilon(self.config, self.step)
+        return schedules.epsilon(self.config, self.step)
 
     def turn(self) -> None:
         """One vector step: act, emulate while learning, remember."""
@@ -131,17 +128,17 @@ class Training(Session):
         if len(self.replay) < min(config.warmup_steps, config.replay_capacity) // self.world.size:
             self.updates = due  # a replay that was not kept fills up again first
         if isinstance(self.replay, PrioritisedReplay):
-            self.replay.weight_exponent.fill_(annealing.weight_exponent(config, self.step))
+            self.replay.weight_exponent.fill_(schedules.weight_exponent(config, self.step))
         if config.learning_rate_end is not None and self.updates < due:
-            set_learning_rate(self.learner.optimizer, annealing.learning_rate(config, self.step))
+            set_learning_rate(self.learner.optimizer, schedules.learning_rate(config, self.step))
         while self.updates < due:
-            if annealing.is_annealed(config):
-                self.replay.anneal(*annealing.horizon(config, self.updates))
+            if schedules.is_annealed(config):
+                self.replay.anneal(*schedules.horizon(config, self.updates))
             self.learner.update()
             self.updates += 1
-            if annealing.is_target_due(config, self.updates):
+            if schedules.is_target_due(config, self.updates):
                 self.learner.renew_target()
-            if annealing.is_reset_due(config, self.updates):
+            if schedules.is_reset_due(config, self.updates):
                 self.learner.reset(config.seed * 1_000_003 + self.updates)
 
     def state_dict(self) -> dict[str, Any]:
@@ -176,7 +173,7 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
     going_on = begin(training, run, latest)
     if config.init_backbone and not going_on:
         run.say(str(init_backbone(training.learner.network.backbone, zoo.eye(config.init_backbone))))
-        lineage.remember(run, config.init_backbone)
+        provenance.remember(run, config.init_backbone)
         training.learner.refresh()
         training.learner.renew_target()
     for departure in DEPARTURES.get(config.preset, ()):
@@ -199,7 +196,7 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
         if due(config.log_every_steps):
             more = {
                 "replay/fill": len(training.replay) / config.replay_capacity,
-                "train/learning_rate": annealing.learning_rate(config, training.step),
+                "train/learning_rate": schedules.learning_rate(config, training.step),
             }
             log_metrics(training, run, window, **more)
             window = Window(training)
@@ -215,31 +212,6 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
     known = {"eval_return": training.last_score, "train_return": training.mean_return}
     run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in known.items() if value is not None})
     return closing_line(training, reached, "agents.dqn")
-
-
-def read_config(argv: Sequence[str] | None = None) -> Config:
-    """The config of the command line; with --resume, the run's own, which the command line must not contradict.
-
-    Raises:
-        UserError: as `core.configure.configure`; settings that contradict each other.
-    """
-    config = configure(
-        Config,
-        PRESETS,
-        argv,
-        __doc__ or "",
-        kind=KIND,
-        default_name=default_name,
-        changeable=CHANGEABLE,
-        layers={"protocol": OVERRIDES},
-    )
-    refuse_contradictions(config)
-    return config
-
-
-def default_name(config: Config) -> str:
-    """dqn-Pong-v5-fast-1 for ALE/Pong-v5, preset fast, seed 1."""
-    return f"{KIND}-{config.env.split('/')[-1]}-{config.preset}-{config.seed}"
 
 
 def choose_compute(config: Config, world: World) -> Compute:
@@ -259,7 +231,7 @@ def choose_compute(config: Config, world: World) -> Compute:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The program: config, run, compute, loop, closing line."""
-    config = read_config(argv)
+    config = read_config(argv, __doc__ or "")
     world = World.from_env(config.device)
     for field in ("num_envs", "batch_size"):
         if getattr(config, field) % world.size:

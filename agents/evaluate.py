@@ -6,7 +6,7 @@
 Raw scores of whole games, as many in each environment, since the first N games to end would be the short ones. The
 protocol is printed with the score, for without it the score means little: settings of the environment, epsilon, seeds,
 and where games are cut. The scale of human-normalised scores is that of Mnih et al. 2015: random play is 0, a
-professional tester 1 (agents/atari_scores.py). The games begin from seeds that training has not seen.
+professional tester 1 (agents/benchmarking/atari_scores.py). The games begin from seeds that training has not seen.
 
 The table goes to the terminal, everything to runs/<name>/evaluation-<step>.json.
 """
@@ -25,14 +25,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from agents.agent import Agent, game_seed, load_agent, run_folders
-from agents.atari_scores import human_normalised, reference
-from agents.evaluation import Scores, evaluate
-from agents.protocols import OVERRIDES, PROTOCOLS
-from agents.settings import ProtocolName
-from core.config import Positional, Range, UserError, entry, parse
-from core.machine import describe_versions
-from core.report import write_json
+from zerokara.agents.benchmarking.atari_scores import human_normalised, reference
+from zerokara.agents.configs.common import ProtocolName
+from zerokara.agents.configs.protocols import OVERRIDES, PROTOCOLS
+from zerokara.agents.training.evaluation import Scores, evaluate
+from zerokara.agents.viewing.loading import Agent, game_seed, load_agent
+from zerokara.core.config import Positional, Range, UserError, entry, parse
+from zerokara.core.machine import describe_versions
+from zerokara.core.programs import program_command
+from zerokara.core.report import run_folders, write_json
 
 MAX_ENVS = 32  # more at once hardly play faster
 
@@ -44,7 +45,7 @@ class Options:
     runs: Annotated[tuple[str, ...], Positional("runs/<name>")] = ()
     """Folders of the runs whose last checkpoints play."""
     protocol: ProtocolName | None = None
-    """Play by a protocol (agents/protocols.py), whatever the agent was trained by; None: by that of the run."""
+    """Play by a protocol (agents/configs/protocols.py), whatever the agent was trained by; None: by that of the run."""
     episodes: Annotated[int | None, Range(1, 100_000)] = None
     """Whole games of each agent; None: the protocol's, or 30."""
     num_envs: Annotated[int, Range(0, 1024)] = 0
@@ -207,7 +208,7 @@ def save(result: Mapping[str, Any], folder: Path) -> Path:
 def main(argv: Sequence[str] | None = None) -> None:
     """Every agent plays; what it did is saved before the next one begins."""
     options = parse(Options, {}, argv, __doc__ or "")
-    folders = run_folders(options.runs, "python -m agents.evaluate")
+    folders = run_folders(options.runs, program_command("agents.evaluate"))
     share(games_asked(options), options.num_envs)  # a mistake here should not wait for the first agent
     agents = [load_agent(folder, device=options.device, threads=options.threads) for folder in folders]
     console, remarks = Console(), Console(stderr=True)

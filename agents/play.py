@@ -7,7 +7,7 @@
 One game, by the last checkpoint, as a film in runs/<name>/media/play-<step>.mp4 or in a window. A bar stands for each
 action; amber is the one taken, red one that chance took. Below is the value of the best action over time: what the
 agent expects to gain. With --attention a second picture shows what the network sees, bright where it looks
-(agents/attention.py).
+(agents/viewing/saliency.py).
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ from typing import Annotated
 import cv2
 import numpy as np
 
-import envs
-from agents.agent import Agent, game_seed, load_agent, run_folders
-from agents.attention import saliency
-from agents.drawing import Board, newest_frame
-from agents.pictures import Moment, frames_per_second, play_game
-from core.config import Positional, Range, UserError, entry, parse
-from core.media import write_mp4, write_png
-from core.progress import Progress
+from zerokara import envs
+from zerokara.agents.training.pictures import Moment, frames_per_second, play_game
+from zerokara.agents.viewing.drawing import Board, newest_frame
+from zerokara.agents.viewing.loading import Agent, game_seed, load_agent
+from zerokara.agents.viewing.saliency import saliency
+from zerokara.core.config import Positional, Range, UserError, entry, parse
+from zerokara.core.media import write_mp4, write_png
+from zerokara.core.programs import program_command
+from zerokara.core.progress import Progress
+from zerokara.core.report import run_folders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +150,7 @@ def frames_folder(name: str) -> Path | None:
 def main(argv: Sequence[str] | None = None) -> None:
     """One game, watched."""
     options = parse(Options, {}, argv, __doc__ or "")
-    (folder,) = run_folders((options.run,), "python -m agents.play")
+    (folder,) = run_folders((options.run,), program_command("agents.play"))
     if options.window:
         check_window()
     agent = load_agent(folder, device=options.device, threads=options.threads)

@@ -18,6 +18,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from zerokara.agents.configs.pqn import KIND, read_config
+
 # OpenMP's threads wait busily for their next piece of work, and after each look at the network that takes a core from
 # the emulators: so long, and no longer. Read when PyTorch is imported.
 SPIN = ("GOMP_SPINCOUNT", "10000")
@@ -29,15 +31,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from agents import annealing
-from agents.exploration import Exploration
-from agents.learner import METRICS, Policy
-from agents.losses import lambda_returns
-from agents.network import QNetwork
-from agents.pictures import log_pictures
-from agents.pqn_config import DEPARTURES, PRESETS, Config, make_network
-from agents.protocols import OVERRIDES
-from agents.session import (
+from zerokara.agents.configs.pqn import DEPARTURES, Config
+from zerokara.agents.qlearning import schedules as annealing
+from zerokara.agents.qlearning.exploration import Exploration
+from zerokara.agents.qlearning.learner import METRICS
+from zerokara.agents.qlearning.losses import lambda_returns
+from zerokara.agents.qlearning.network import QNetwork, make_pqn_network
+from zerokara.agents.qlearning.policy import Policy
+from zerokara.agents.training.pictures import log_pictures
+from zerokara.agents.training.session import (
     Session,
     Window,
     begin,
@@ -49,20 +51,16 @@ from agents.session import (
     save,
     show_progress,
 )
-from core import checkpoint, schedules
-from core.compute import Compute
-from core.config import UserError, entry, flag, to_dict
-from core.configure import configure
-from core.distributed import World
-from core.optim import clip_and_step, make_adam, refresh_copies, set_learning_rate
-from core.probe import probe
-from core.run import Run
-from core.vitals import is_finite, read_means
+from zerokara.core import checkpoint, schedules
+from zerokara.core.compute import Compute
+from zerokara.core.config import UserError, entry, flag, to_dict
+from zerokara.core.distributed import World
+from zerokara.core.divergence import is_finite, read_means
+from zerokara.core.optim import clip_and_step, make_adam, refresh_copies, set_learning_rate
+from zerokara.core.probe import probe
+from zerokara.core.run import Run
 
-KIND = "pqn"
 RADAM_EPSILON = 1e-8
-# What may differ when a run goes on; everything else would make it another run.
-CHANGEABLE = {"resume", "quiet", "steps", "stop_at_return", "eval_episodes", "video"}
 
 
 class Updater:
@@ -136,7 +134,7 @@ class Training(Session):
         super().__init__(config, config.num_envs // world.size, seed)
         self.compute, self.world = compute, world
         torch.manual_seed(config.seed)
-        network = compute.module(make_network(config, self.env.obs_shape, self.env.num_actions))
+        network = compute.module(make_pqn_network(config, self.env.obs_shape, self.env.num_actions))
         world.broadcast(network)
         self.learner = Updater(config, network, compute, world)
         self.policy = Policy(self.learner.working, compute)
@@ -280,35 +278,6 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
     return closing_line(training, reached, "agents.pqn")
 
 
-def read_config(argv: Sequence[str] | None = None) -> Config:
-    """The config of the command line; with --resume, the run's own, which the command line must not contradict.
-
-    Raises:
-        UserError: as `core.configure.configure`; minibatches that a rollout does not divide into.
-    """
-    config = configure(
-        Config,
-        PRESETS,
-        argv,
-        __doc__ or "",
-        kind=KIND,
-        default_name=default_name,
-        changeable=CHANGEABLE,
-        layers={"protocol": OVERRIDES},
-    )
-    if config.rollout_steps * config.num_envs % config.minibatches:
-        raise UserError(
-            f"--rollout-steps {config.rollout_steps} in --num-envs {config.num_envs} environments cannot be divided "
-            f"into --minibatches {config.minibatches} evenly: change one of them."
-        )
-    return config
-
-
-def default_name(config: Config) -> str:
-    """pqn-Pong-v5-paper-1 for ALE/Pong-v5, preset paper, seed 1."""
-    return f"{KIND}-{config.env.split('/')[-1]}-{config.preset}-{config.seed}"
-
-
 def choose_compute(config: Config, world: World) -> Compute:
     """Measure updates on made-up data of the right shape."""
     channels = config.stack * (1 if config.grey else 3)
@@ -317,7 +286,7 @@ def choose_compute(config: Config, world: World) -> Compute:
 
     def train_step(candidate: Compute) -> Any:
         device = candidate.torch_device
-        network = candidate.module(make_network(config, shape, 6))
+        network = candidate.module(make_pqn_network(config, shape, 6))
         learner = Updater(config, network, candidate, World())
         pixels = torch.randint(256, (batch, *shape), dtype=torch.uint8).to(device)
         zeros = torch.zeros(batch, device=device)
@@ -328,7 +297,7 @@ def choose_compute(config: Config, world: World) -> Compute:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The program: config, run, compute, loop, closing line."""
-    config = read_config(argv)
+    config = read_config(argv, __doc__ or "")
     world = World.from_env(config.device)
     if config.num_envs % world.size:
         raise UserError(f"{flag('num_envs')} {config.num_envs} cannot be shared by {world.size} processes evenly.")

@@ -28,13 +28,14 @@ import optuna
 import sqlalchemy.exc
 from optuna.trial import TrialState
 
-from agents.search import AGENTS, Agent, Dimension, in_words, words_of
-from agents.sweep_config import KIND, Config, check_it_goes_on, objective_in_words, read_command_line
-from agents.sweep_report import table, write_report
-from agents.trial import DIVERGED, Child, worth
-from core.config import UserError, brief, entry, program
-from core.machine import describe_machine
-from core.run import Run
+from zerokara.agents.sweeping.config import KIND, Config, check_it_goes_on, objective_in_words, read_command_line
+from zerokara.agents.sweeping.report import table, write_report
+from zerokara.agents.sweeping.search_space import AGENTS, Agent, Dimension, in_words, words_of
+from zerokara.agents.sweeping.trial import DIVERGED, Child, worth
+from zerokara.core.config import UserError, brief, entry
+from zerokara.core.machine import describe_machine
+from zerokara.core.programs import program, program_command
+from zerokara.core.run import Run
 
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 POLL_SECONDS = 0.5
@@ -293,10 +294,10 @@ def conclude(sweep: Sweep, words: Sequence[str]) -> str:
         return f"No trial is complete: all {sweep.count(*COUNTED)} were refused, pruned or diverged; search less far."
     found = study.best_trial
     settings = [*sweep.given, *words_of(sweep.space, found.params, sweep.base)]
-    run.say(f"best settings, trial {found.number}:\npython -m {sweep.agent.module} {shlex.join(settings)}")
+    run.say(f"best settings, trial {found.number}:\n{program_command(sweep.agent.module)} {shlex.join(settings)}")
     seeds = range(sweep.base.seed, sweep.base.seed + config.seeds)
     fresh = range(seeds.stop, seeds.stop + max(3, config.seeds))
-    again = f"python -m {sweep.agent.module} {shlex.join(settings)} --seed $seed --name {config.name}-best-$seed"
+    again = f"{program_command(sweep.agent.module)} {shlex.join(settings)} --seed $seed --name {config.name}-best-$seed"
     return (
         f"trial {found.number} of {len(rows)} is best with {found.value:.4g}, on the seeds that it was chosen by "
         f"({', '.join(map(str, seeds))}), which flatters it; confirm it on fresh ones: "

@@ -22,8 +22,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before NumPy and torch are imported
 import numpy as np
 import torch
 
-from envs.arcade import GAMES, make
-from envs.arcade.base import ArcadeEnv
+from zerokara.envs.arcade import GAMES, make
+from zerokara.envs.arcade.base import ArcadeEnv
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "stack1": {"stack": 1},

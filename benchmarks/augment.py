@@ -19,7 +19,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 
 import torch
 
-from core.augment import Augment
+from zerokara.core.augment import Augment
 
 AFFINE: dict[str, Any] = {"rotation_degrees": 10.0, "shift": 0.08, "scale": 0.1, "shear_degrees": 10.0}
 KINDS = {

@@ -19,16 +19,16 @@ from typing import Any
 import torch
 
 from benchmarks import seeds
-from core.config import entry, from_dict
-from core.machine import describe_machine
-from core.report import write_json
-from core.run import Run
-from vision.binary import KIND
-from vision.binary_config import PRESETS, Config
-from vision.binary_network import read_packed
-from vision.experiment import spread
-from vision.learner import load_split
-from vision.scoring import Scores
+from zerokara.core.config import entry, from_dict
+from zerokara.core.machine import describe_machine
+from zerokara.core.report import write_json
+from zerokara.core.run import Run
+from zerokara.vision.binarization.config import PRESETS, Config
+from zerokara.vision.binarization.network import read_packed
+from zerokara.vision.binary import KIND
+from zerokara.vision.classification.learner import load_split
+from zerokara.vision.classification.scoring import Scores
+from zerokara.vision.studies.grid import spread
 
 BINARY = seeds.Program(KIND, Config, PRESETS)
 

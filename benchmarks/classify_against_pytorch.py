@@ -33,14 +33,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.config import entry
-from core.distributed import World
-from core.machine import describe_machine
-from core.run import Run
-from vision.classify import choose_compute
-from vision.config import PRESETS, Config
-from vision.epochs import Window, log_metrics
-from vision.learner import Data, Training
+from zerokara.core.config import entry
+from zerokara.core.distributed import World
+from zerokara.core.machine import describe_machine
+from zerokara.core.run import Run
+from zerokara.vision.classification.config import PRESETS, Config
+from zerokara.vision.classification.learner import Data, Training, choose_compute
+from zerokara.vision.training.epochs import Window, log_metrics
 
 BATCH = 100
 PARAMETERS = 123_552

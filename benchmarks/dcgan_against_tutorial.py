@@ -33,18 +33,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core import checkpoint
-from core.config import UserError, entry, parse
-from core.data import ImageSet
-from core.distributed import World
-from core.machine import describe_machine
-from generative.config import PRESETS, Config
-from generative.data import Data, load_split
-from generative.dcgan import choose_compute
-from generative.learner import Learner
-from generative.painter import Painter
-from generative.scorer import Scorer
-from generative.scores import frechet_distance
+from zerokara.core import checkpoint
+from zerokara.core.config import UserError, entry, parse
+from zerokara.core.data import ImageSet
+from zerokara.core.distributed import World
+from zerokara.core.machine import describe_machine
+from zerokara.generative.dcgan import choose_compute
+from zerokara.generative.gan.config import PRESETS, Config
+from zerokara.generative.gan.data import Data, load_split
+from zerokara.generative.gan.learner import Learner
+from zerokara.generative.gan.sampler import Painter
+from zerokara.generative.scoring.distances import frechet_distance
+from zerokara.generative.scoring.feature_extractor import Scorer
 
 BATCH = 64
 LATENT = 100
@@ -264,7 +264,7 @@ def run_ours(name: str, words: list[str]) -> Path:
     """The folder of a run as a person would start it, or go on with it where it was interrupted."""
     folder = Path("runs") / name
     going_on = ["--resume"] if (folder / "config.json").exists() else []
-    command = [sys.executable, "-m", "generative.dcgan", "--name", name, *words, *going_on]
+    command = [sys.executable, "-m", "zerokara.generative.dcgan", "--name", name, *words, *going_on]
     subprocess.run(command, check=True, stdout=sys.stderr)
     return folder
 

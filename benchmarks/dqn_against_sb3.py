@@ -13,9 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 
-from agents.config import Config
 from benchmarks import family, turns
-from core.config import entry
+from zerokara.agents.configs.dqn import Config
+from zerokara.core.config import entry
 
 
 def ours(arguments: argparse.Namespace) -> tuple[turns.Go, str]:

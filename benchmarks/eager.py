@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-import envs
-from agents import annealing
-from agents.config import Config
+from zerokara import envs
+from zerokara.agents.configs.dqn import Config
+from zerokara.agents.qlearning import schedules
 
 
 class SumTree:
@@ -327,7 +327,7 @@ class Peer:
         with torch.no_grad():
             self.online.reset_noise()
             action_N = self.online.values(torch.from_numpy(self.obs)).argmax(1).numpy()
-        epsilon, actions = annealing.epsilon(config, self.step), self.env.num_actions
+        epsilon, actions = schedules.epsilon(config, self.step), self.env.num_actions
         action_N = np.array([random.randrange(actions) if random.random() < epsilon else a for a in action_N])
         self.env.send(action_N)
         step = self.env.recv()
@@ -342,7 +342,7 @@ class Peer:
 
     def _learn(self) -> None:
         config = self.config
-        batch = self.buffer.sample(annealing.weight_exponent(config, self.step))
+        batch = self.buffer.sample(schedules.weight_exponent(config, self.step))
         self.online.reset_noise()
         self.target.reset_noise()
         if isinstance(self.online, Btr) and isinstance(self.target, Btr):

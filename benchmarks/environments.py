@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from ale_py.vector_env import AtariVectorEnv
 
-import envs
-from agents.replay import Replay
 from benchmarks import ale
+from zerokara import envs
+from zerokara.agents.qlearning.replay import Replay
 
 SETTINGS: dict[str, Any] = {"protocol": "nature", "frame_skip": 4, "sticky": 0.0, "noop_max": 30, "fire_reset": False}
 

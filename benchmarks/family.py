@@ -26,16 +26,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-import envs
-from agents import dqn, pqn, pqn_config
-from agents.config import PRESETS, Config
 from benchmarks import ale, turns
 from benchmarks.eager import Peer
-from core.compute import Compute
-from core.config import entry
-from core.distributed import World
-from core.machine import describe_machine
-from core.run import Run
+from zerokara import envs
+from zerokara.agents import dqn, pqn
+from zerokara.agents.configs import pqn as pqn_config
+from zerokara.agents.configs.dqn import PRESETS, Config
+from zerokara.core.compute import Compute
+from zerokara.core.config import entry
+from zerokara.core.distributed import World
+from zerokara.core.machine import describe_machine
+from zerokara.core.run import Run
 
 Session = dqn.Training | pqn.Training
 

@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from core.config import UserError, entry
-from envs.arcade import GAMES, make
+from zerokara.core.config import UserError, entry
+from zerokara.envs.arcade import GAMES, make
 
 # What departs from the preset `fast` for the small games: a tenth of Pong's length, rewards that come soon, so that
 # shorter returns do, and emulation that costs nothing, so that fewer samples are learnt from for each step.
@@ -62,7 +62,7 @@ def run(env: str, seed: int, aim: float, words: tuple[str, ...]) -> dict[str, An
         return dict(json.loads(result.read_text()))
     if folder.exists():
         raise UserError(f"{folder} holds a run that did not finish under one clock; remove it: rm -r {folder}.")
-    command = [sys.executable, "-m", "agents.dqn", "--env", env, "--seed", str(seed), "--name", name]
+    command = [sys.executable, "-m", "zerokara.agents.dqn", "--env", env, "--seed", str(seed), "--name", name]
     command += ["--stop-at-return", str(aim), *words]
     began = time.perf_counter()
     subprocess.run(command, check=True, stdout=sys.stderr)

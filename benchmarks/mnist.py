@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 
 from benchmarks import seeds
-from core.config import UserError, entry
-from core.report import write_json
-from vision.experiment import spread
-from vision.scoring import Scores
-from vision.trained import Trained, load_trained
+from zerokara.core.config import UserError, entry
+from zerokara.core.report import write_json
+from zerokara.vision.classification.scoring import Scores
+from zerokara.vision.studies.finished_run import Trained, load_trained
+from zerokara.vision.studies.grid import spread
 
 
 def of_seeds(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:

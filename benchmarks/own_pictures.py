@@ -17,12 +17,14 @@ import cv2
 import numpy as np
 import torch
 
-from core import data, model_file, zoo
-from core.compute import Compute
-from core.config import entry
-from vision.inputs import prepare
-from vision.learner import SPLIT_SEED
-from vision.scoring import probabilities
+from zerokara.core import data
+from zerokara.core.compute import Compute
+from zerokara.core.config import entry
+from zerokara.core.models import model_file
+from zerokara.core.zoo import registry as zoo
+from zerokara.vision.classification.inputs import prepare
+from zerokara.vision.classification.learner import SPLIT_SEED
+from zerokara.vision.classification.scoring import probabilities
 
 INK, PAPER = (40, 40, 90), (235, 230, 210)
 Draw = Callable[[np.ndarray, np.random.Generator], np.ndarray]

@@ -28,9 +28,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import seeds
-from core.config import UserError, entry
-from core.report import write_json
-from vision.trained import load_trained
+from zerokara.core.config import UserError, entry
+from zerokara.core.report import write_json
+from zerokara.vision.studies.finished_run import load_trained
 
 SHARED = (
     *("--preset", "photos", "--batch-size", "64", "--warmup-epochs", "3", "--label-smoothing", "0.1"),

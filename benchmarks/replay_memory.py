@@ -17,8 +17,8 @@ import numpy as np
 import psutil
 import torch
 
-from agents.replay import Replay
-from core.config import entry
+from zerokara.agents.qlearning.replay import Replay
+from zerokara.core.config import entry
 
 
 def main() -> None:

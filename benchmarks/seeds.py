@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from core.config import UserError, flag, parse, to_dict
-from core.machine import describe_machine
-from core.report import write_json
-from core.run import Run
-from vision.config import PRESETS, Config
-from vision.scoring import Scores
-from vision.trained import Trained
+from zerokara.core.config import UserError, flag, parse, to_dict
+from zerokara.core.machine import describe_machine
+from zerokara.core.report import write_json
+from zerokara.core.run import Run
+from zerokara.vision.classification.config import PRESETS, Config
+from zerokara.vision.classification.scoring import Scores
+from zerokara.vision.studies.finished_run import Trained
 
 MACHINE = {"name", "resume", "quiet", "device", "threads"}  # what may differ and still be the same run
 
@@ -52,7 +52,9 @@ def train(name: str, words: Sequence[str], program: Program = CLASSIFY) -> Path:
             return folder
         command.append("--resume")
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", f"vision.{program.kind}", *command], check=False, stdout=sys.stderr)
+    done = subprocess.run(
+        [sys.executable, "-m", f"zerokara.vision.{program.kind}", *command], check=False, stdout=sys.stderr
+    )
     if done.returncode or not (folder / "result.json").exists():
         raise UserError(f"{folder} did not come to its end: go on with the same command.")
     if "--resume" not in command:  # else another session had a part of it

@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from core.config import UserError, entry
-from core.machine import describe_machine
+from zerokara.core.config import UserError, entry
+from zerokara.core.machine import describe_machine
 
 # Full-width it takes a hundred times the arithmetic of the agent's usual eye.
 WIDTH = "0.25"
@@ -40,7 +40,7 @@ def run(module: str, name: str, words: Sequence[str]) -> Path:
     """The folder of a run as a person would start it, or go on with it where it was interrupted."""
     folder = Path("runs") / name
     going_on = ["--resume"] if (folder / "config.json").exists() else []
-    command = [sys.executable, "-m", module, "--name", name, *words, *going_on]
+    command = [sys.executable, "-m", f"zerokara.{module}", "--name", name, *words, *going_on]
     subprocess.run(command, check=True, stdout=sys.stderr)
     return folder
 

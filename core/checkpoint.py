@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from core.config import DISK_FULL, UserError, brief
+from zerokara.core.config import DISK_FULL, UserError, brief
 
 FORMAT, VERSION = "zerokara", 1
 HEADER = ("format", "version", "kind")

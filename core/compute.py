@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from core.config import UserError
-from core.layers import NoisyLinear
+from zerokara.core.config import UserError
+from zerokara.core.layers import NoisyLinear
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])

@@ -26,15 +26,15 @@ import itertools
 import math
 import os
 import re
-import shlex
 import sys
 import textwrap
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from zerokara.core.programs import program
 
 ConfigT = TypeVar("ConfigT")
 
@@ -304,17 +304,6 @@ def field_help(config_class: type[Any]) -> dict[str, str]:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
                     helps[name] = " ".join(text.split())
     return helps
-
-
-def program() -> str:
-    """How the running program was started: "python -m agents.dqn"."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else f"python {Path(sys.argv[0]).name}"
-
-
-def command() -> str:
-    """What was typed to start the running program: "python -m agents.dqn --seed 3"."""
-    return f"{program()} {shlex.join(sys.argv[1:])}".strip()
 
 
 def _sentence(complaint: str, config_class: type[Any], words: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from core.config import UserError
+from zerokara.core.config import UserError
 
 ValueT = TypeVar("ValueT")
 

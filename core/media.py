@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from core.checkpoint import write_atomically
+from zerokara.core.checkpoint import write_atomically
 
 
 def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from core.compute import Compute
+from zerokara.core.compute import Compute
 
 OptimizerName = Literal["sgd", "adam", "adamw", "muon"]
 ADAMW_LR_FACTOR = 0.1  # beside Muon: its step of 0.02 goes with 2e-3 for what AdamW moves

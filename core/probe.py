@@ -7,8 +7,8 @@ from typing import Protocol
 
 import torch
 
-from core.compute import Compute, Precision, Switch
-from core.distributed import World
+from zerokara.core.compute import Compute, Precision, Switch
+from zerokara.core.distributed import World
 
 
 class Wishes(Protocol):

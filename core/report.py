@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from core.checkpoint import write_atomically
+from zerokara.core.checkpoint import write_atomically
+from zerokara.core.config import UserError, brief
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,3 +78,36 @@ def pixels_of(figure: Figure) -> np.ndarray:
     figure.savefig(buffer, format="png")
     with Image.open(buffer) as picture:
         return np.asarray(picture.convert("RGB"))
+
+
+def run_folders(runs: tuple[str, ...], program: str) -> list[Path]:
+    """The folders that a command line names, each once, in its order.
+
+    Args:
+        program: what to type, for the message.
+
+    Raises:
+        UserError: none is named.
+    """
+    if not any(runs):
+        known = sorted(path.parent for path in Path("runs").glob("*/config.json"))
+        example = known[0] if known else "runs/<name>"
+        raise UserError(f"No run was named: give its folder, as in {program} {example}.")
+    return list(dict.fromkeys(Path(run) for run in runs))
+
+
+MODEL = "model.safetensors"
+
+
+def out_folder(out: str, usual: Path) -> Path:
+    """The folder into which a program writes: what --out names, made if need be, else the usual one.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    folder = Path(out) if out else usual
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out cannot be {out!r} ({brief(error)}): name a folder that can be written.") from None
+    return folder

@@ -29,14 +29,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core import checkpoint, media
-from core.board import Board
-from core.compute import Compute
-from core.config import UserError, brief, command, suggest, to_dict
-from core.distributed import World
-from core.machine import describe_machine, describe_versions, git_commit
-from core.progress import Progress
-from core.report import write_json
+from zerokara.core import checkpoint, media
+from zerokara.core.compute import Compute
+from zerokara.core.config import UserError, brief, suggest, to_dict
+from zerokara.core.distributed import World
+from zerokara.core.machine import describe_machine, describe_versions, git_commit
+from zerokara.core.programs import command
+from zerokara.core.progress import Progress
+from zerokara.core.report import write_json
+from zerokara.core.tensorboard_writer import Board
 
 Scalar = float | int | np.floating[Any] | np.integer[Any] | torch.Tensor
 

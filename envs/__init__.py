@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from core.config import UserError
-from envs import arcade
-from envs.base import Step, VectorEnv
+from zerokara.core.config import UserError
+from zerokara.envs import arcade
+from zerokara.envs.base import Step, VectorEnv
 
 if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec
@@ -109,8 +109,8 @@ def make(
         return _make_arcade(id, num_envs, given)
 
     spec = _spec(id)
-    from envs import atari  # slow to import, and with it what it needs
-    from envs.gymnasium import gymnasium_env
+    from zerokara.envs import atari
+    from zerokara.envs.gymnasium import gymnasium_env
 
     if not atari.is_atari(spec):
         _refuse_atari_settings(id, given)

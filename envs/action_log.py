@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from core.config import UserError
+from zerokara.core.config import UserError
 
 FIRST_ACTIONS = 256  # room of an environment's log at first; it doubles
 

@@ -27,10 +27,10 @@ from ale_py.vector_env import AtariVectorEnv as AleVectorEnv
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.wrappers import AtariPreprocessing
 
-from core.config import UserError
-from envs.action_log import ActionLog
-from envs.base import Step, VectorEnv
-from envs.gymnasium import GymnasiumVectorEnv, opened
+from zerokara.core.config import UserError
+from zerokara.envs.action_log import ActionLog
+from zerokara.envs.base import Step, VectorEnv
+from zerokara.envs.gymnasium import GymnasiumVectorEnv, opened
 
 # Seeding stops all threads for 0.1 s, and replaying the log takes all of them: with T threads, this many steps per
 # thread cost some 8% of the emulators' time, and a resumed run of 32 environments waits for up to a minute or so.

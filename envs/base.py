@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from core.config import UserError
+from zerokara.core.config import UserError
 
 
 class Step(NamedTuple):

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
-import envs
-from core.config import UserError
-from core.data.types import Progress
+from zerokara import envs
+from zerokara.core.config import UserError
+from zerokara.core.data.types import Progress
 
 STEPS_BETWEEN = 3  # neighbours in time show nearly the same
 

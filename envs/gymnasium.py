@@ -20,9 +20,9 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from core.config import UserError
-from envs.action_log import ActionLog
-from envs.base import FrameStack, Step, VectorEnv
+from zerokara.core.config import UserError
+from zerokara.envs.action_log import ActionLog
+from zerokara.envs.base import FrameStack, Step, VectorEnv
 
 Env = gymnasium.Env[Any, Any]
 

@@ -19,10 +19,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.config import UserError, entry, parse
-from core.media import write_png
-from generative import finished
-from generative.pictures import picture
+from zerokara.core.config import UserError, entry, parse
+from zerokara.core.media import write_png
+from zerokara.core.programs import program_command
+from zerokara.generative.gan import finished
+from zerokara.generative.gan.pictures import picture
 
 NOISE = 0.25
 AROUND = 8  # images with noise
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--mean names no images: give some of generative.sample by number, as in --mean 3 17 40.")
     if min(numbers) < 0 or max(numbers) >= MOST:
         raise UserError(f"Images are counted from 0 to {MOST - 1:,}, got {min(numbers)} to {max(numbers)}.")
-    painter = finished.painter_of(options, "python -m generative.arithmetic")
+    painter = finished.painter_of(options, program_command("generative.arithmetic"))
     where = finished.place(options, options.out, f"arithmetic-{options.which}-{options.seed}.png")
     z_NZ = painter.latents(max(numbers) + 1, options.seed)
     normal = painter.config.latent_distribution == "normal"

@@ -3,7 +3,7 @@
     python -m generative.dcgan --data mnist
 
 Radford et al. 2016, "Unsupervised Representation Learning with Deep Convolutional Generative Adversarial Networks";
-what came after it is a field of the config (generative/config.py): other losses, penalties, spectral normalisation,
+what came after it is a field of the config (generative/gan/config.py): other losses, penalties, spectral normalisation,
 augmentation, averaged weights, labels. Without arguments it learns digits that are drawn here. docs/dcgan.md has
 figures.
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +25,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core import checkpoint, lineage, zoo
-from core.compute import Compute
-from core.config import UserError, entry, flag, to_dict
-from core.configure import configure
-from core.distributed import World
-from core.media import write_png
-from core.probe import probe
-from core.run import Run
-from core.stopwatch import Stopwatch
-from core.weights import init_backbone
-from generative.config import PRESETS, Config
-from generative.data import Data
-from generative.learner import Learner, draw_latents
-from generative.painter import BEST, KIND, Painter, weights_file
-from generative.pictures import FILM_FPS, draw_curves, film, picture
-from generative.scorer import Scorer, accuracy
-from generative.scores import spread
-from generative.watch import Watch
+from zerokara.core import checkpoint
+from zerokara.core.compute import Compute
+from zerokara.core.config import UserError, entry, flag, to_dict
+from zerokara.core.distributed import World
+from zerokara.core.media import write_png
+from zerokara.core.models.weights import init_backbone
+from zerokara.core.probe import probe
+from zerokara.core.programs import program_command
+from zerokara.core.run import Run
+from zerokara.core.run_config import configure
+from zerokara.core.stopwatch import Stopwatch
+from zerokara.core.zoo import provenance
+from zerokara.core.zoo import registry as zoo
+from zerokara.generative.gan.collapse_monitor import Watch
+from zerokara.generative.gan.config import PRESETS, Config
+from zerokara.generative.gan.data import Data
+from zerokara.generative.gan.learner import Learner, draw_latents
+from zerokara.generative.gan.pictures import FILM_FPS, draw_curves, film, picture
+from zerokara.generative.gan.sampler import BEST, KIND, Painter, weights_file
+from zerokara.generative.scoring.evaluator import Judge, in_words
 
 # What may differ when a run goes on; everything else would make it another run.
 CHANGEABLE = {"resume", "rollback", "quiet", "updates", "film_every_updates"}
-FEW_HELD_OUT = 2_000  # images below which a Fréchet distance is far too high
-EVAL_SEED = 20_160_107  # latents of all evaluations: two scores differ by the weights alone
 
 
 class Training:
@@ -119,44 +119,6 @@ class Training:
         )
 
 
-class Judge:
-    """What painted images are compared with: the held-out ones, seen once."""
-
-    def __init__(self, config: Config, data: Data, extra: Mapping[str, Any]) -> None:
-        self.scorer = Scorer.choose(config, data.train.shape, extra)
-        images = data.held_out.images[: config.eval_images]
-        self.real = self.scorer.look(images)
-        self.real_spread = spread(images[:500])
-        # What training images get in the place of painted ones, any of them: a set may be sorted by class.
-        order_N = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(EVAL_SEED))
-        training_images = data.train.images[order_N[: config.eval_images]]
-        self.floor = self.scorer.compare(self.real, self.scorer.look(training_images))
-
-    def protocol(self) -> Iterator[str]:
-        """What stands beside the scores, in words."""
-        yield self.scorer.protocol
-        real = len(self.real.features_NF)
-        yield f"against {real:,} held-out images; as many real images as are painted get: {in_words(self.floor)}"
-        if real < FEW_HELD_OUT:
-            yield (
-                f"a Fréchet distance to {real:,} images comes out too high, so compare it with others to as many "
-                f"only; --held-out-images holds out more"
-            )
-
-    def scores(self, painter: Painter, number: int) -> dict[str, float]:
-        """Every score of `number` painted images, always of the same latents."""
-        random = torch.Generator().manual_seed(EVAL_SEED)
-        z_NZ = draw_latents(painter.config, (number, painter.config.latent), random, torch.device("cpu"))
-        label_N = painter.labels(number)
-        images = painter.paint(z_NZ, label_N)
-        seen = self.scorer.look(images)
-        scores = self.scorer.compare(self.real, seen) | {"spread": spread(images[:500]) / max(self.real_spread, 1e-9)}
-        knows = self.scorer.card is not None and self.scorer.card.classes == painter.class_names
-        if label_N is not None and knows:
-            scores["accuracy"] = accuracy(seen, label_N)
-        return scores
-
-
 def train(config: Config, run: Run, data: Data, compute: Compute, world: World) -> str:
     """The run from wherever it stands to its end. Returns the closing sentence.
 
@@ -166,7 +128,7 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
     training = Training(config, data, compute, world)
     latest = run.path(f"checkpoint-{world.rank}.pt")
     if not world.any(latest.exists(), compute.torch_device):
-        lineage.remember(run, config.init_backbone)
+        provenance.remember(run, config.init_backbone)
     judge = Judge(config, data, run.extra)
     begin(training, run, latest)
     for remark in data.remarks:
@@ -336,11 +298,6 @@ def evaluate(training: Training, judge: Judge, run: Run, save: Callable[[], None
     run.say(f"update {training.update:,}: {in_words(scores)}")
 
 
-def in_words(scores: dict[str, float]) -> str:
-    """Scores for a line of text."""
-    return ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
-
-
 def fixed_latents(config: Config) -> Tensor:
     """The latents that are shown at every evaluation and in the film."""
     random = torch.Generator().manual_seed(config.seed)
@@ -380,12 +337,13 @@ def closing_line(training: Training, judge: Judge, run: Run) -> str:
         )
     if training.update < config.updates:
         return f"{config.data} at update {training.update:,}: {score}; go on with: {again(config)}"
-    return f"{config.data} at update {training.update:,}: {score}; look: python -m generative.sample {run.folder}"
+    look = program_command("generative.sample")
+    return f"{config.data} at update {training.update:,}: {score}; look: {look} {run.folder}"
 
 
 def again(config: Config) -> str:
     """The command that goes on with the run."""
-    return f"python -m generative.dcgan --name {config.name} --resume"
+    return f"{program_command('generative.dcgan')} --name {config.name} --resume"
 
 
 def default_name(config: Config) -> str:

@@ -25,12 +25,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core import onnx_file
-from core.checkpoint import write_atomically
-from core.config import UserError, brief, entry, parse
-from generative import finished
-from generative.networks import FromLatents
-from generative.painter import Painter
+from zerokara.core.checkpoint import write_atomically
+from zerokara.core.config import UserError, brief, entry, parse
+from zerokara.core.models import onnx_file
+from zerokara.core.programs import program_command
+from zerokara.generative.gan import finished
+from zerokara.generative.gan.networks import FromLatents
+from zerokara.generative.gan.sampler import Painter
 
 CHECKED = 64  # images
 MOST_DIFFERENCE = 1e-4  # of a pixel from 0 to 1; a shade of 255 is 4e-3
@@ -98,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(Options, {}, argv, __doc__ or "")
     if options.onnx:
         onnx_file.check_packages()
-    painter = finished.painter_of(replace(options, device="cpu"), "python -m generative.export")
+    painter = finished.painter_of(replace(options, device="cpu"), program_command("generative.export"))
     example = {"latents": painter.latents(CHECKED, options.seed)}
     label_N = painter.labels(CHECKED)
     if label_N is not None:

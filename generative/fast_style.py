@@ -4,8 +4,9 @@
     python -m generative.stylise runs/<name> photo.jpg
 
 Johnson et al. 2016, "Perceptual Losses for Real-Time Style Transfer and Super-Resolution": the loss of
-generative.style_transfer, of whatever the network makes of a photograph, teaches the network (generative/stylist.py) in
-the place of pixels. It learns from a folder or zip of photographs of any kind. docs/style.md has pictures and times.
+generative.style_transfer, of whatever the network makes of a photograph, teaches the network
+(generative/style/network.py) in the place of pixels. It learns from a folder or zip of photographs of any kind.
+docs/style.md has pictures and times.
 
 Shapes: N photographs, B batch, H, W pixels.
 """
@@ -22,25 +23,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core import schedules
-from core.compute import Compute, Precision
-from core.config import Range, UserError, command, entry, flag, to_dict
-from core.configure import configure
-from core.data import DATASETS, ImageSet, hold_out
-from core.data.sources import home, locate
-from core.distributed import World
-from core.media import grid
-from core.probe import probe
-from core.run import Run
-from core.stopwatch import Stopwatch
-from core.vitals import is_finite
-from generative import stylist
-from generative.config import Config as DataConfig
-from generative.data import load_split
-from generative.perceptual import Eye, EyeOptions, make_eye
-from generative.style_critic import Critic, Losses, Weights
-from generative.style_pictures import check_memory, fingerprint, kept_bytes, read_picture, resized, sizes, to_pixels
-from generative.stylist import MODEL, StyleCard, Stylist
+from zerokara.core import schedules
+from zerokara.core.compute import Compute, Precision
+from zerokara.core.config import Range, UserError, entry, flag, to_dict
+from zerokara.core.data import DATASETS, ImageSet, hold_out
+from zerokara.core.data.sources import home, locate
+from zerokara.core.distributed import World
+from zerokara.core.divergence import is_finite
+from zerokara.core.media import grid
+from zerokara.core.probe import probe
+from zerokara.core.programs import command, program_command
+from zerokara.core.run import Run
+from zerokara.core.run_config import configure
+from zerokara.core.stopwatch import Stopwatch
+from zerokara.generative.gan.config import Config as DataConfig
+from zerokara.generative.gan.data import load_split
+from zerokara.generative.style import network
+from zerokara.generative.style.critic import Critic, Losses, Weights
+from zerokara.generative.style.network import MODEL, StyleCard, Stylist
+from zerokara.generative.style.perceptual import Eye, EyeOptions, make_eye
+from zerokara.generative.style.pictures import (
+    check_memory,
+    fingerprint,
+    kept_bytes,
+    read_picture,
+    resized,
+    sizes,
+    to_pixels,
+)
 
 KIND = "fast_style"
 CHANGEABLE = {"resume", "quiet", "threads"}
@@ -221,7 +231,7 @@ class Training:
             pixels = self.pixels(images)
             for name, value in self.judged(pixels).scalars("held_out").items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(images) / len(self.data.held_out)
-            painted = stylist.paint(self.network, self.compute, pixels)
+            painted = network.paint(self.network, self.compute, pixels)
             both = torch.stack([pixels, painted], 1).flatten(0, 1)
             shown.append(self.compute.host((both * 255).round().to(torch.uint8)))
         self.held_out_loss = sums["held_out/loss"]
@@ -270,7 +280,7 @@ def train(config: Config, run: Run, data: Data, eye: Eye, compute: Compute, worl
                 update=training.updates,
                 command=command(),
             )
-            stylist.save(run.path(MODEL), training.network, card)
+            network.save(run.path(MODEL), training.network, card)
 
     def due(every: int) -> bool:
         return training.updates % every == 0
@@ -295,12 +305,12 @@ def train(config: Config, run: Run, data: Data, eye: Eye, compute: Compute, worl
         save()
         return (
             f"{run.stop_requested}: saved at update {training.updates:,} of {config.updates:,}; go on with: "
-            f"python -m generative.fast_style --name {config.name} --resume"
+            f"{program_command('generative.fast_style')} --name {config.name} --resume"
         )
     run.hparams(to_dict(config), {"hparam/held_out_loss": training.held_out_loss})
     return (
         f"{Path(config.style).name} learnt in {training.updates:,} updates: held-out loss "
-        f"{training.held_out_loss:.4g}; paint with: python -m generative.stylise {run.folder} photo.jpg"
+        f"{training.held_out_loss:.4g}; paint with: {program_command('generative.stylise')} {run.folder} photo.jpg"
     )
 
 

@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.config import Range, UserError, brief, entry, parse
-from core.media import write_mp4
-from core.progress import Progress
-from generative import finished
-from generative.painter import Painter
-from generative.pictures import picture
+from zerokara.core.config import Range, UserError, brief, entry, parse
+from zerokara.core.media import write_mp4
+from zerokara.core.programs import program_command
+from zerokara.core.progress import Progress
+from zerokara.generative.gan import finished
+from zerokara.generative.gan.pictures import picture
+from zerokara.generative.gan.sampler import Painter
 
 NEARLY_PARALLEL = 1e-6  # radians, or as far from opposite; there a straight line is as good, and divides by nothing
 
@@ -88,7 +89,7 @@ def frames(painter: Painter, options: Options) -> Iterator[np.ndarray]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Walk, film it, and say where it is."""
     options = parse(Options, {}, argv, __doc__ or "")
-    painter = finished.painter_of(options, "python -m generative.interpolate")
+    painter = finished.painter_of(options, program_command("generative.interpolate"))
     where = finished.place(options, options.out, f"interpolation-{options.which}-{options.seed}.mp4")
     total, progress = options.points * options.steps, Progress(silent=False)
 

@@ -30,17 +30,18 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from core import model_file
-from core.config import Range, UserError, brief, entry, parse
-from core.data import ImageSet
-from core.progress import Progress
-from core.run import Run
-from generative import finished
-from generative.data import Data, load_split
-from generative.painter import Painter
-from generative.pictures import shown
-from generative.scorer import Scorer, accuracy
-from generative.scores import frechet_distance, nearest
+from zerokara.core.config import Range, UserError, brief, entry, parse
+from zerokara.core.data import ImageSet
+from zerokara.core.models import model_file
+from zerokara.core.programs import program_command
+from zerokara.core.progress import Progress
+from zerokara.core.run import Run
+from zerokara.generative.gan import finished
+from zerokara.generative.gan.data import Data, load_split
+from zerokara.generative.gan.pictures import shown
+from zerokara.generative.gan.sampler import Painter
+from zerokara.generative.scoring.distances import frechet_distance, nearest
+from zerokara.generative.scoring.feature_extractor import Scorer, accuracy
 
 FID_BATCH = 50
 COPIES = 1_000  # images whose nearest training image is sought
@@ -263,7 +264,7 @@ def protocol_lines(protocol: Mapping[str, Any]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Paint, compare, print."""
     options = parse(Options, {}, argv, __doc__ or "")
-    painter = finished.painter_of(options, "python -m generative.metrics")
+    painter = finished.painter_of(options, program_command("generative.metrics"))
     progress = Progress(silent=options.json)
     try:
         found = report(options, painter, progress)

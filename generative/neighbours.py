@@ -17,14 +17,15 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from core.config import Range, entry, parse
-from core.media import write_png
-from core.run import Run
-from generative import finished
-from generative.data import Data
-from generative.pictures import picture
-from generative.scorer import Scorer
-from generative.scores import nearest
+from zerokara.core.config import Range, entry, parse
+from zerokara.core.media import write_png
+from zerokara.core.programs import program_command
+from zerokara.core.run import Run
+from zerokara.generative.gan import finished
+from zerokara.generative.gan.data import Data
+from zerokara.generative.gan.pictures import picture
+from zerokara.generative.scoring.distances import nearest
+from zerokara.generative.scoring.feature_extractor import Scorer
 
 CHUNK = 5_000  # training images that are in memory as float64 at once
 
@@ -55,7 +56,7 @@ def nearest_in_pixels(painted_nCHW: Tensor, train_NCHW: Tensor) -> Tensor:
 def main(argv: Sequence[str] | None = None) -> None:
     """Paint, search, draw, and say where it is."""
     options = parse(Options, {}, argv, __doc__ or "")
-    painter = finished.painter_of(options, "python -m generative.neighbours")
+    painter = finished.painter_of(options, program_command("generative.neighbours"))
     where = finished.place(options, options.out, f"neighbours-{options.which}-{options.seed}.png")
     train = Data.load(painter.config).train.images
     scorer = Scorer.choose(painter.config, painter.shape, Run.read_config(Path(options.run))["extra"])

@@ -31,23 +31,25 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from core import checkpoint, model_file, schedules
-from core.backbones.base import Backbone
-from core.compute import Compute
-from core.config import Positional, Range, UserError, entry, from_dict, parse
-from core.data import ImageSet
-from core.ema import Ema
-from core.media import write_png
-from core.progress import Progress
-from core.report import pixels_of, plain_ticks, write_json
-from core.run import Run
-from core.zoo import find
-from generative import svm
-from generative.config import Config
-from generative.data import load_split
-from generative.learner import make_discriminator
-from generative.painter import BEST, KIND
-from generative.scorer import fitted
+from zerokara.core import checkpoint, schedules
+from zerokara.core.backbones.base import Backbone
+from zerokara.core.compute import Compute
+from zerokara.core.config import Positional, Range, UserError, entry, from_dict, parse
+from zerokara.core.data import ImageSet
+from zerokara.core.ema import Ema
+from zerokara.core.media import write_png
+from zerokara.core.models import model_file
+from zerokara.core.programs import program_command
+from zerokara.core.progress import Progress
+from zerokara.core.report import pixels_of, plain_ticks, write_json
+from zerokara.core.run import Run
+from zerokara.core.zoo.registry import find
+from zerokara.generative.gan.config import Config
+from zerokara.generative.gan.data import load_split
+from zerokara.generative.gan.learner import make_discriminator
+from zerokara.generative.gan.sampler import BEST, KIND
+from zerokara.generative.scoring import svm
+from zerokara.generative.scoring.feature_extractor import fitted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -148,7 +150,9 @@ def read(options: Options, progress: Progress) -> Material:
         UserError: no such run, or one whose data have no classes, or whose discriminator was told them; too few labels.
     """
     if not options.run:
-        raise UserError("No run was named: give its folder, as in python -m generative.representation runs/<name>.")
+        raise UserError(
+            f"No run was named: give its folder, as in {program_command('generative.representation')} runs/<name>."
+        )
     folder = Path(options.run)
     config = from_dict(Config, Run.read_config(folder, KIND)["config"], f"{folder}/config.json")
     if config.conditional:

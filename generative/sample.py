@@ -19,12 +19,13 @@ from typing import Annotated
 
 from torch import Tensor
 
-from core.config import Range, UserError, brief, entry, parse
-from core.media import write_png
-from core.progress import Progress
-from generative import finished
-from generative.painter import Painter
-from generative.pictures import picture, shown
+from zerokara.core.config import Range, UserError, brief, entry, parse
+from zerokara.core.media import write_png
+from zerokara.core.programs import program_command
+from zerokara.core.progress import Progress
+from zerokara.generative.gan import finished
+from zerokara.generative.gan.pictures import picture, shown
+from zerokara.generative.gan.sampler import Painter
 
 MOST_IN_A_PICTURE = 2_500
 CHUNK = 500  # images that are in memory at once on their way into a folder
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"--number {options.number} is too many for one picture, which holds {MOST_IN_A_PICTURE:,}: "
             f"add --folder painted for a file each."
         )
-    painter = finished.painter_of(options, "python -m generative.sample")
+    painter = finished.painter_of(options, program_command("generative.sample"))
     z_NZ, label_N = painter.latents(options.number, options.seed), painter.labels(options.number, options.label)
     if options.folder:
         where = Path(options.folder)

@@ -24,21 +24,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.compute import Compute
-from core.config import UserError, brief, entry, to_dict
-from core.configure import configure
-from core.distributed import World
-from core.media import write_png
-from core.probe import probe
-from core.run import Run
-from core.stopwatch import Stopwatch
-from generative.lbfgs import Lbfgs
-from generative.perceptual import Eye, make_eye
-from generative.pictures import FILM_FPS, film
-from generative.style_config import PRESETS, Config, Pictures
-from generative.style_critic import Critic, Losses, Weights
-from generative.style_losses import luminance, matched, with_luminance
-from generative.style_pictures import check_memory, fingerprint, kept_bytes, resized, to_picture, to_pixels
+from zerokara.core.compute import Compute
+from zerokara.core.config import UserError, brief, entry, to_dict
+from zerokara.core.distributed import World
+from zerokara.core.media import write_png
+from zerokara.core.probe import probe
+from zerokara.core.programs import program_command
+from zerokara.core.run import Run
+from zerokara.core.run_config import configure
+from zerokara.core.stopwatch import Stopwatch
+from zerokara.generative.gan.pictures import FILM_FPS, film
+from zerokara.generative.style.config import PRESETS, Config, Pictures
+from zerokara.generative.style.critic import Critic, Losses, Weights
+from zerokara.generative.style.lbfgs import Lbfgs
+from zerokara.generative.style.losses import luminance, matched, with_luminance
+from zerokara.generative.style.perceptual import Eye, make_eye
+from zerokara.generative.style.pictures import check_memory, fingerprint, kept_bytes, resized, to_picture, to_pixels
 
 KIND = "style_transfer"
 CHANGEABLE = {"resume", "quiet", "out", "threads"}
@@ -190,7 +191,7 @@ def paint(config: Config, run: Run, pictures: Pictures, eye: Eye, compute: Compu
     if painting.iteration < config.iterations:
         return (
             f"{run.stop_requested}: saved at iteration {painting.iteration:,} of {config.iterations:,}; go on with: "
-            f"python -m generative.style_transfer --name {config.name} --resume"
+            f"{program_command('generative.style_transfer')} --name {config.name} --resume"
         )
     return finish(painting, run)
 

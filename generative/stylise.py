@@ -18,14 +18,15 @@ from typing import Annotated
 
 import numpy as np
 
-from core.compute import Compute, Precision
-from core.config import Positional, Range, UserError, brief, entry, parse
-from core.data.pictures import SUFFIXES
-from core.media import write_png
-from generative import stylist
-from generative.style_losses import luminance, with_luminance
-from generative.style_pictures import check_memory, read_picture, resized, sizes, to_picture, to_pixels
-from generative.stylist import Stylist
+from zerokara.core.compute import Compute, Precision
+from zerokara.core.config import Positional, Range, UserError, brief, entry, parse
+from zerokara.core.data.pictures import SUFFIXES
+from zerokara.core.media import write_png
+from zerokara.core.programs import program_command
+from zerokara.generative.style import network as stylist
+from zerokara.generative.style.losses import luminance, with_luminance
+from zerokara.generative.style.network import Stylist
+from zerokara.generative.style.pictures import check_memory, read_picture, resized, sizes, to_picture, to_pixels
 
 # Bytes for a pixel of the result: the finest maps are of 32 channels, and some four of them live at once.
 BYTES_PER_PIXEL = 4 * 32 * 4
@@ -64,7 +65,7 @@ def picture_files(words: Sequence[str]) -> list[Path]:
     if not found:
         raise UserError(
             "No picture was named: type the run and then pictures, as in "
-            "python -m generative.stylise runs/<name> photo.jpg."
+            f"{program_command('generative.stylise')} runs/<name> photo.jpg."
         )
     stems = [path.stem for path in found]
     if twice := next((path for path in found if stems.count(path.stem) > 1), None):
@@ -101,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not options.words:
         raise UserError(
             "No run was named: type its folder and then pictures, as in "
-            "python -m generative.stylise runs/<name> photo.jpg."
+            f"{program_command('generative.stylise')} runs/<name> photo.jpg."
         )
     network, card = stylist.load(options.words[0])
     files = picture_files(options.words[1:])

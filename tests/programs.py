@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from core import checkpoint
-from core.config import UserError
+from zerokara.core import checkpoint
+from zerokara.core.config import UserError
 
 REPO = Path(__file__).parents[1]
 

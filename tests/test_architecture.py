@@ -1,4 +1,4 @@
-"""The house keeps its form: arrows point inward, one owner of the hardware, imports do nothing, names are explained."""
+"""The architecture: which package may import which, one name per module, one owner of the hardware, docstrings."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from zerokara.core.programs import PROGRAMS
+
 ROOT = Path(__file__).resolve().parent.parent
 
-# package: the packages of the house that it may import
-ARROWS: dict[str, frozenset[str]] = {
+# package: the packages of zerokara that it may import
+ALLOWED: dict[str, frozenset[str]] = {
     "core": frozenset(),
     "envs": frozenset({"core"}),
     "vision": frozenset({"core"}),
@@ -25,8 +27,10 @@ ARROWS: dict[str, frozenset[str]] = {
 }
 OUTSIDE = frozenset({"tests", "benchmarks"})  # import everything, imported by nothing
 LONGEST_FILE_LINES = 450
+LONGEST_FOLDER_FILES = 30  # in the top folder of a package: its programs and sub-packages
 
-MODULES = sorted(path for package in ARROWS for path in (ROOT / package).rglob("*.py"))
+MODULES = sorted(path for package in ALLOWED for path in (ROOT / package).rglob("*.py"))
+PUBLIC = sorted((ROOT / "zerokara").rglob("*.py"))
 OTHERS = sorted(path for folder in OUTSIDE for path in (ROOT / folder).rglob("*.py"))
 
 
@@ -35,24 +39,31 @@ def relative(path: Path) -> str:
 
 
 def module_name(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    """zerokara.agents.dqn for agents/dqn.py."""
+    return "zerokara." + ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def is_entry(path: Path) -> bool:
+def is_program(path: Path) -> bool:
     """Whether `python -m` runs something: the module ends in `if __name__ == "__main__"`."""
     return any(
         isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
-        for node in ast.parse(path.read_text("utf-8")).body
+        for node in ast.parse(path.read_text("utf-8")).body[-1:]
     )
 
 
+PROGRAM_MODULES = frozenset(module_name(path) for path in MODULES if is_program(path))
+
+
 def imported_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Line and dotted name of every absolute import, also inside functions, also through import_module."""
+    """Line and dotted name of every absolute import, also inside functions, also through import_module.
+
+    `from zerokara.agents import dqn` gives zerokara.agents.dqn.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            yield node.lineno, node.module
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
         elif (
             isinstance(node, ast.Call)
             and ast.unparse(node.func) in {"importlib.import_module", "import_module", "__import__"}
@@ -62,12 +73,22 @@ def imported_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield node.lineno, str(node.args[0].value)
 
 
-def wrong_arrows(source: str, package: str) -> list[str]:
-    """Imports of `source`, a module of `package`, that point outward or sideways. Relative imports stay inside."""
-    forbidden = (frozenset(ARROWS) | OUTSIDE) - ARROWS[package] - {package}
-    return [
-        f"line {line}: {name}" for line, name in imported_names(ast.parse(source)) if name.split(".")[0] in forbidden
-    ]
+def forbidden_imports(source: str, package: str) -> list[str]:
+    """Imports of `source`, a module of `package`, that point outward, sideways or to a program, or lack `zerokara.`."""
+    allowed = ALLOWED[package] | {package}
+    found = []
+    for line, name in imported_names(ast.parse(source)):
+        top, _, rest = name.partition(".")
+        outward = top == "zerokara" and rest.split(".")[0] not in allowed
+        a_program = any(name == program or name.startswith(f"{program}.") for program in PROGRAM_MODULES)
+        if outward or a_program or top in OUTSIDE | frozenset(ALLOWED):
+            found.append(f"line {line}: {name}")
+    return found
+
+
+def bare_imports(source: str) -> list[str]:
+    """Imports of our packages without `zerokara.`: they would load a second copy of the module."""
+    return [f"line {line}: {name}" for line, name in imported_names(ast.parse(source)) if name.split(".")[0] in ALLOWED]
 
 
 def device_moves(source: str) -> list[str]:
@@ -101,14 +122,59 @@ def undocumented(source: str) -> list[str]:
 
 
 def test_the_packages_are_there() -> None:
-    packages = {path.relative_to(ROOT).parts[0] for path in MODULES}
-    assert packages >= {"core", "envs", "agents"}
+    assert {path.relative_to(ROOT).parts[0] for path in MODULES} == set(ALLOWED)
     assert all((folder / "__init__.py").is_file() for folder in {path.parent for path in MODULES})
 
 
+@pytest.mark.parametrize("package", ["agents", "generative", "vision"])
+def test_a_file_at_the_top_of_a_package_is_a_program(package: str) -> None:
+    """Everything that a program is made of lies in a sub-package, where there is no program."""
+    files = [path for path in (ROOT / package).rglob("*.py") if path.name != "__init__.py"]
+    assert [relative(path) for path in files if is_program(path) != (path.parent == ROOT / package)] == []
+    entries = [path for path in (ROOT / package).iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
+    assert len(entries) <= LONGEST_FOLDER_FILES
+
+
+def test_every_program_is_listed_by_the_console_command() -> None:
+    assert {f"zerokara.{name}" for name in PROGRAMS} == {name.removesuffix(".__main__") for name in PROGRAM_MODULES}
+
+
 @pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_arrows_point_inward(path: Path) -> None:
-    assert wrong_arrows(path.read_text("utf-8"), path.relative_to(ROOT).parts[0]) == []
+def test_imports_point_inward_and_never_to_a_program(path: Path) -> None:
+    assert forbidden_imports(path.read_text("utf-8"), path.relative_to(ROOT).parts[0]) == []
+
+
+@pytest.mark.parametrize("path", OTHERS + PUBLIC, ids=relative)
+def test_modules_are_imported_by_their_one_name(path: Path) -> None:
+    assert bare_imports(path.read_text("utf-8")) == []
+
+
+def test_nothing_but_empty_packages_exists_under_two_names(tmp_path: Path) -> None:
+    """`python -m core.zoo` loads the packages core and core.zoo beside zerokara.core: they must hold nothing."""
+    code = (
+        "import runpy, sys, contextlib, io\n"
+        "for name in {programs!r}:\n"
+        "    sys.argv = [name, '--help']\n"
+        "    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+        "        runpy.run_module(name, run_name='__main__', alter_sys=True)\n"
+        "bare = [m for m in sys.modules.values() if m and m.__name__.split('.')[0] in {packages!r}]\n"
+        "print(sorted(m.__name__ for m in bare))\n"
+        "print([m.__name__ for m in bare if any(not n.startswith('__') for n in vars(m))])\n"
+    )
+    programs = ["agents.dqn", "core.backbones", "core.zoo", "generative.sample", "vision.predict"]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::RuntimeWarning", "-c", code.format(programs=programs, packages=set(ALLOWED))],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    loaded, filled = map(ast.literal_eval, done.stdout.splitlines())
+    assert loaded == ["agents", "core", "core.backbones", "core.zoo", "generative", "vision"]
+    # runpy binds the sub-packages that it imported to their parent, and that is all.
+    assert filled == ["core"]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
@@ -117,13 +183,13 @@ def test_only_compute_moves_things_between_devices(path: Path) -> None:
         assert device_moves(path.read_text("utf-8")) == []
 
 
-@pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_public_names_are_explained(path: Path) -> None:
+@pytest.mark.parametrize("path", MODULES + PUBLIC, ids=relative)
+def test_public_names_are_documented(path: Path) -> None:
     assert undocumented(path.read_text("utf-8")) == []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_public_methods_are_explained(path: Path) -> None:
+def test_public_methods_are_documented(path: Path) -> None:
     """Here or in the class that they override, of ours or of a library."""
     module = importlib.import_module(module_name(path))
     classes = [cls for _, cls in inspect.getmembers(module, inspect.isclass) if cls.__module__ == module.__name__]
@@ -133,23 +199,20 @@ def test_public_methods_are_explained(path: Path) -> None:
         if not cls.__name__.startswith("_")
         for name, member in vars(cls).items()
         if not name.startswith("_")
-        and isinstance(member, property | classmethod | staticmethod | type(is_entry))
+        and isinstance(member, property | classmethod | staticmethod | type(is_program))
         and not inspect.getdoc(getattr(cls, name))
     ]
     assert missing == []
 
 
-@pytest.mark.parametrize("path", MODULES + OTHERS, ids=relative)
+@pytest.mark.parametrize("path", MODULES + OTHERS + PUBLIC, ids=relative)
 def test_a_file_is_short_enough_to_read(path: Path) -> None:
     assert len(path.read_text("utf-8").splitlines()) <= LONGEST_FILE_LINES
 
 
-ENTRIES = [module_name(path) for path in MODULES if is_entry(path)]
-
-
-@pytest.mark.parametrize("names", [[entry] for entry in ENTRIES] + [[module_name(path) for path in MODULES]])
+@pytest.mark.parametrize("names", [*([name] for name in sorted(PROGRAM_MODULES)), sorted(map(module_name, MODULES))])
 def test_importing_does_nothing(names: list[str], tmp_path: Path) -> None:
-    """Each entry alone, then all modules together: no file in the working folder, no output."""
+    """Each program alone, then all modules together: no file in the working folder, no output."""
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(f"import {name}" for name in names)],
         cwd=tmp_path,
@@ -164,11 +227,21 @@ def test_importing_does_nothing(names: list[str], tmp_path: Path) -> None:
 
 
 def test_the_checks_see_what_they_look_for() -> None:
-    assert wrong_arrows("import envs.atari", "core") == ["line 1: envs.atari"]
-    assert wrong_arrows("def f():\n    from agents import replay", "generative") == ["line 2: agents"]
-    assert wrong_arrows("importlib.import_module('vision.classify')", "agents") == ["line 1: vision.classify"]
-    assert wrong_arrows("from tests.core import helpers", "envs") == ["line 1: tests.core"]
-    assert wrong_arrows("import core.run, envs, numpy\nfrom . import losses\nimport agents.dqn", "agents") == []
+    assert forbidden_imports("import zerokara.envs.atari", "core") == ["line 1: zerokara.envs.atari"]
+    nested = "def f():\n    from zerokara.agents.qlearning import replay"
+    assert forbidden_imports(nested, "generative") == ["line 2: zerokara.agents.qlearning.replay"]
+    lazy = "importlib.import_module('zerokara.vision.studies.grid')"
+    assert forbidden_imports(lazy, "agents") == ["line 1: zerokara.vision.studies.grid"]
+    assert forbidden_imports("from tests.core import helpers", "envs") == ["line 1: tests.core.helpers"]
+    assert forbidden_imports("from zerokara.agents import dqn", "agents") == ["line 1: zerokara.agents.dqn"]
+    assert forbidden_imports("from zerokara.agents.dqn import train", "agents") == ["line 1: zerokara.agents.dqn.train"]
+    assert forbidden_imports("from agents.qlearning import replay", "agents") == ["line 1: agents.qlearning.replay"]
+    fine = "import zerokara.core.run, numpy\nfrom . import losses\nfrom zerokara.agents.configs import dqn"
+    assert forbidden_imports(fine, "agents") == []
+    assert bare_imports("import envs\nfrom zerokara import envs\nfrom core.run import Run") == [
+        "line 1: envs",
+        "line 3: core.run.Run",
+    ]
     assert device_moves("x = f(y).cpu()") == ["line 1: f(y).cpu()"]
     assert device_moves("x.to('cuda:0')\ny.to(device='cpu')") == [
         "line 1: x.to('cuda:0')",

@@ -19,21 +19,22 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from core.backbones import find
-from core.config import Range, UserError, entry
-from core.configure import configure
-from core.distributed import World
-from core.report import new_figure, plain_ticks, write_figure
-from core.run import Run
-from vision import experiment
-from vision.experiment import AUGMENTATION, NOTHING, Cell, Result, base_config, errors_of, percent, spread
+from zerokara.core.backbones.registry import find
+from zerokara.core.config import Range, UserError, entry
+from zerokara.core.distributed import World
+from zerokara.core.programs import program_command
+from zerokara.core.report import new_figure, plain_ticks, write_figure
+from zerokara.core.run import Run
+from zerokara.core.run_config import configure
+from zerokara.vision.studies import grid
+from zerokara.vision.studies.grid import AUGMENTATION, NOTHING, Cell, Result, base_config, errors_of, percent, spread
 
 KIND = "augmentation"
 MODES = {"without": ("tab:red", "--"), "with": ("tab:blue", "-")}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(experiment.Options):
+class Options(grid.Options):
     """Which grid to train."""
 
     sizes: Annotated[tuple[int, ...], Range(0)] = (100, 300, 1_000, 3_000, 10_000, 0)
@@ -110,7 +111,7 @@ def draw(errors: dict[str, dict[int, list[float]]], options: Options, run: Run) 
     for mode, (colour, style) in MODES.items():
         if by_size := errors[mode]:
             values = [[100 * error for error in runs] for runs in by_size.values()]
-            experiment.plot_spread(axes, list(by_size), values, f"{mode} augmentation", colour, style)
+            grid.plot_spread(axes, list(by_size), values, f"{mode} augmentation", colour, style)
     every = [100 * error for by_size in errors.values() for runs in by_size.values() for error in runs if error]
     if every:
         axes.set_ylim(0.7 * min(every), 1.4 * max(every))
@@ -126,27 +127,27 @@ def draw(errors: dict[str, dict[int, list[float]]], options: Options, run: Run) 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The grid as far as it comes; then table, figure and results.json of what is there."""
-    World.refuse("python -m vision.augmentation")
+    World.refuse(program_command("vision.augmentation"))
     options = configure(
         Options,
         {},
         argv,
         __doc__ or "",
         kind=KIND,
-        default_name=lambda options: experiment.default_name(KIND, options),
-        changeable=experiment.CHANGEABLE | {"sizes"},
+        default_name=lambda options: grid.default_name(KIND, options),
+        changeable=grid.CHANGEABLE | {"sizes"},
     )
     find(options.backbone)
-    available = len(experiment.load_data(base_config(options, "adamw")).train)
+    available = len(grid.load_data(base_config(options, "adamw")).train)
     cells = make_cells(options, available)
     with Run(options, kind=KIND, name=options.name, resume=options.resume, quiet=options.quiet) as run:
-        done = experiment.train_cells(run, cells, points=1)
+        done = grid.train_cells(run, cells, points=1)
         if done:
             errors = errors_by_size(done, available)
             Console().print(table(errors, options))
             draw(errors, options, run)
-        experiment.save_results(run, options, done)
-        run.close(experiment.closing(run, len(done), len(cells), "python -m vision.augmentation"))
+        grid.save_results(run, options, done)
+        run.close(grid.closing(run, len(done), len(cells), program_command("vision.augmentation")))
 
 
 if __name__ == "__main__":

@@ -20,14 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core import data
-from core.augment import Augment
-from core.checkpoint import write_atomically
-from core.config import Range, UserError, entry, parse, suggest
-from core.data import ImageSet
-from core.media import png_bytes
-from core.report import pixels_of
-from vision.config import PRESETS, Config
+from zerokara.core import data
+from zerokara.core.augment import Augment
+from zerokara.core.checkpoint import write_atomically
+from zerokara.core.config import Range, UserError, entry, parse, suggest
+from zerokara.core.data import ImageSet
+from zerokara.core.media import png_bytes
+from zerokara.core.report import pixels_of
+from zerokara.vision.classification.config import PRESETS, Config
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

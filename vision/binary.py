@@ -23,23 +23,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core import schedules
-from core.augment import Augment
-from core.compute import Compute
-from core.config import UserError, command, entry, to_dict
-from core.configure import configure, stem
-from core.data import ImageSet
-from core.distributed import World
-from core.layers import clip_latent_
-from core.report import pixels_of, write_figure, write_json
-from core.run import Run
-from vision.binary_config import PRESETS, Config
-from vision.binary_network import BinaryNetwork, Card, read_packed, write_packed
-from vision.binary_pictures import draw_filters, draw_straight_through, network_table
-from vision.epochs import Epochs, check_batch, go_through, probe_updates, restore, stopped
-from vision.learner import Data, load_split
-from vision.pictures import draw_misread
-from vision.scoring import Scores
+from zerokara.core import schedules
+from zerokara.core.augment import Augment
+from zerokara.core.compute import Compute
+from zerokara.core.config import UserError, entry, to_dict
+from zerokara.core.data import ImageSet
+from zerokara.core.distributed import World
+from zerokara.core.layers import clip_latent_
+from zerokara.core.programs import command
+from zerokara.core.report import pixels_of, write_figure, write_json
+from zerokara.core.run import Run
+from zerokara.core.run_config import configure, stem
+from zerokara.vision.binarization.config import PRESETS, Config
+from zerokara.vision.binarization.network import BinaryNetwork, Card, read_packed, write_packed
+from zerokara.vision.binarization.pictures import draw_filters, draw_straight_through, network_table
+from zerokara.vision.classification.learner import Data, load_split
+from zerokara.vision.classification.pictures import draw_misread
+from zerokara.vision.classification.scoring import Scores
+from zerokara.vision.training.epochs import Epochs, check_batch, go_through, probe_updates, restore, stopped
 
 KIND = "binary"
 CHANGEABLE = {"resume", "quiet"}

@@ -20,22 +20,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from core import checkpoint, lineage
-from core.backbones import build
-from core.compute import Compute
-from core.config import entry, to_dict
-from core.configure import configure, stem
-from core.data.captions import CaptionSet
-from core.distributed import World
-from core.report import pixels_of, write_json
-from core.run import Run
-from vision import captioner
-from vision.caption_config import PRESETS, Config, Data, Start
-from vision.caption_learner import Sentences, Training
-from vision.caption_page import Entry, draw, page
-from vision.caption_scoring import bleu, most_frequent, nearest, sentence_bleu
-from vision.captioner import look
-from vision.epochs import check_batch, go_through, probe_updates, restore, save, stopped
+from zerokara.core import checkpoint
+from zerokara.core.backbones.registry import build
+from zerokara.core.compute import Compute
+from zerokara.core.config import entry, to_dict
+from zerokara.core.data.captions import CaptionSet
+from zerokara.core.distributed import World
+from zerokara.core.programs import program_command
+from zerokara.core.report import pixels_of, write_json
+from zerokara.core.run import Run
+from zerokara.core.run_config import configure, stem
+from zerokara.core.zoo import provenance
+from zerokara.vision.captioning import network
+from zerokara.vision.captioning.config import PRESETS, Config, Data, Start
+from zerokara.vision.captioning.learner import Sentences, Training
+from zerokara.vision.captioning.network import look
+from zerokara.vision.captioning.pictures import Entry, draw, page
+from zerokara.vision.captioning.scoring import bleu, most_frequent, nearest, sentence_bleu
+from zerokara.vision.training.epochs import check_batch, go_through, probe_updates, restore, save, stopped
 
 KIND = "caption"
 CHANGEABLE = {"resume", "quiet", "threads"}
@@ -61,7 +63,7 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
         f"{len(data.test):,} to be scored on; {len(training.card.words):,} words"
     )
     if not going_on:
-        lineage.remember(run, config.init_backbone)
+        provenance.remember(run, config.init_backbone)
         learns = "learns along" if training.learns_eye else "stays as is"
         run.say(f"eye: {training.card.backbone}, {training.report}; it {learns}")
         save(training, run)
@@ -83,7 +85,7 @@ def validate(training: Training, run: Run) -> None:
     training.note(figure, better=better, weights=True)
     if better:
         figures = {f"validation_{name}": value for name, value in scores.items()}
-        captioner.save(run.path(captioner.MODEL), training.network, replace(training.card, figures=figures))
+        network.save(run.path(network.MODEL), training.network, replace(training.card, figures=figures))
     shown = [Entry(picture_of(photographs, place), said[place]) for place in range(min(SHOWN, len(said)))]
     run.image("captions", training.updates, pixels_of(draw(shown)))
 
@@ -111,7 +113,7 @@ def finish(training: Training, run: Run) -> str:
     flat = {f"test_{name}_{key}": value for name, scores in figures.items() for key, value in scores.items()}
     run.log(training.updates, {f"final/{name}": value for name, value in flat.items()})
     run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in flat.items()})
-    captioner.save(run.path(captioner.MODEL), training.network, replace(training.card, figures=flat))
+    network.save(run.path(network.MODEL), training.network, replace(training.card, figures=flat))
     entries = [
         Entry(
             picture_of(data.test, place),
@@ -153,7 +155,7 @@ def finish(training: Training, run: Run) -> str:
     scores = ", ".join(f"{name} {figures[name]['bleu4']:.2f}" for name in figures)
     return (
         f"{config.data}: BLEU-4 on {len(said)} photographs: {scores}; see {run.path('captions.html')}; try it with: "
-        f"python -m vision.caption_predict {run.folder} photo.jpg"
+        f"{program_command('vision.caption_predict')} {run.folder} photo.jpg"
     )
 
 

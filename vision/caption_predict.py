@@ -22,16 +22,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from core.checkpoint import write_atomically
-from core.compute import Compute
-from core.config import Positional, Range, UserError, brief, entry, parse
-from core.data.pictures import decode, fit, in_colours
-from core.media import png_bytes
-from core.report import pixels_of
-from vision import captioner
-from vision.caption_page import Entry, draw, page
-from vision.captioner import look, say
-from vision.predict import picture_files
+from zerokara.core.checkpoint import write_atomically
+from zerokara.core.compute import Compute
+from zerokara.core.config import Positional, Range, UserError, brief, entry, parse
+from zerokara.core.data.pictures import decode, fit, in_colours, picture_files
+from zerokara.core.media import png_bytes
+from zerokara.core.programs import program_command
+from zerokara.core.report import pixels_of
+from zerokara.vision.captioning import network as captioner
+from zerokara.vision.captioning.network import look, say
+from zerokara.vision.captioning.pictures import Entry, draw, page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not options.words:
         raise UserError(
             "No captioner was named: type a run's folder and then pictures, as in "
-            "python -m vision.caption_predict runs/<name> photo.jpg."
+            f"{program_command('vision.caption_predict')} runs/<name> photo.jpg."
         )
     if options.out and Path(options.out).suffix not in (".html", ".png"):
         raise UserError(f"--out names a file that ends in .html or .png, got {options.out!r}.")

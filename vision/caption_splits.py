@@ -21,9 +21,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from core.config import Positional, UserError, brief, entry, parse
-from core.run import Run
-from vision.caption_scoring import Paired, paired
+from zerokara.core.config import Positional, UserError, brief, entry, parse
+from zerokara.core.programs import program_command
+from zerokara.core.run import Run
+from zerokara.vision.captioning.scoring import Paired, paired
 
 KIND = "caption"
 METRICS = ("bleu1", "bleu2", "bleu3", "bleu4")
@@ -63,7 +64,7 @@ def results(folders: Sequence[Path]) -> dict[int, dict[str, dict[str, float]]]:
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise UserError(
                 f"{folder} has no result that can be read ({brief(error)}): let it end with "
-                f"python -m vision.caption --name {folder.name} --resume."
+                f"{program_command('vision.caption')} --name {folder.name} --resume."
             ) from None
         if config["split"] in found:
             raise UserError(f"Two of the runs are of split {config['split']}: name one of each.")
@@ -106,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(options.runs) < 2:
         raise UserError(
             f"At least two runs are needed, each of another --split, and {len(options.runs)} were named: "
-            f"type python -m vision.caption_splits runs/caption-*."
+            f"type {program_command('vision.caption_splits')} runs/caption-*."
         )
     found = results([Path(word).expanduser() for word in options.runs])
     differences = compared(found)

@@ -21,21 +21,24 @@ from pathlib import Path
 
 import torch
 
-from core import lineage, model_file, zoo
-from core.backbones.summary import summary
-from core.classifier import Classifier
-from core.compute import Compute
-from core.config import entry, to_dict
-from core.configure import configure, stem
-from core.distributed import World
-from core.report import write_json
-from core.run import Run
-from core.weights import init_backbone
-from vision.clock import epochs_within, with_epochs
-from vision.config import PRESETS, Config
-from vision.epochs import check_batch, go_through, probe_updates, restore, save, stopped
-from vision.learner import Data, Training, load_split, make_card
-from vision.pictures import log_confusion, log_misread, log_start
+from zerokara.core.backbones.summary import summary
+from zerokara.core.compute import Compute
+from zerokara.core.config import entry, to_dict
+from zerokara.core.distributed import World
+from zerokara.core.models import model_file
+from zerokara.core.models.classifier import Classifier
+from zerokara.core.models.weights import init_backbone
+from zerokara.core.programs import program_command
+from zerokara.core.report import write_json
+from zerokara.core.run import Run
+from zerokara.core.run_config import configure, stem
+from zerokara.core.zoo import provenance
+from zerokara.core.zoo import registry as zoo
+from zerokara.vision.classification.clock import epochs_within, with_epochs
+from zerokara.vision.classification.config import PRESETS, Config
+from zerokara.vision.classification.learner import Data, Training, choose_compute, load_split, make_card
+from zerokara.vision.classification.pictures import log_confusion, log_misread, log_start
+from zerokara.vision.training.epochs import check_batch, go_through, restore, save, stopped
 
 KIND = "classify"
 CHANGEABLE = {"resume", "quiet"}
@@ -53,7 +56,7 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
         f"{training.card.data}: {len(images.train):,} images to learn from, {len(images.validation):,} to choose on"
     )
     if not going_on:
-        lineage.remember(run, config.init_backbone)
+        provenance.remember(run, config.init_backbone)
         run.say(summary(training.network, (1, *images.train.shape)))
         log_start(training.network, training.card, training.batch(torch.arange(min(32, len(images.train)))), run)
         save(training, run)
@@ -120,13 +123,8 @@ def finish(training: Training, run: Run) -> str:
         "hours": training.clock(),
     }
     write_json(result_path, {"figures": figures, "protocol": protocol})
-    return f"{sentence} after {training.epoch} epochs; try it with: python -m vision.predict runs/{config.name} <image>"
-
-
-def choose_compute(config: Config, images: Data, world: World) -> Compute:
-    """Measure updates on the first images."""
-    few = dataclasses.replace(images, train=images.train.take(slice(0, config.batch_size // world.size)))
-    return probe_updates(config, world, lambda compute: Training(config, few, compute, World()), compile=config.compile)
+    predict = program_command("vision.predict")
+    return f"{sentence} after {training.epoch} epochs; try it with: {predict} runs/{config.name} <image>"
 
 
 def default_name(config: Config) -> str:

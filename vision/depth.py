@@ -26,17 +26,18 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from core.backbones.kernels import CHANNELS, KERNELS
-from core.classifier import make_classifier
-from core.config import Range, UserError, entry
-from core.configure import configure
-from core.distributed import World
-from core.report import new_figure, plain_ticks, write_figure
-from core.run import Run
-from vision import experiment
-from vision.config import Config
-from vision.experiment import Cell, Result, base_config, errors_of, percent, spread
-from vision.learner import Data
+from zerokara.core.backbones.kernels import CHANNELS, KERNELS
+from zerokara.core.config import Range, UserError, entry
+from zerokara.core.distributed import World
+from zerokara.core.models.classifier import make_classifier
+from zerokara.core.programs import program_command
+from zerokara.core.report import new_figure, plain_ticks, write_figure
+from zerokara.core.run import Run
+from zerokara.core.run_config import configure
+from zerokara.vision.classification.config import Config
+from zerokara.vision.classification.learner import Data
+from zerokara.vision.studies import grid
+from zerokara.vision.studies.grid import Cell, Result, base_config, errors_of, percent, spread
 
 KIND = "depth"
 COLOURS = {"plain": "tab:red", "resnet": "tab:blue"}
@@ -45,7 +46,7 @@ NAMES = {"one5x5": "one 5x5", "two3x3": "two 3x3", "one7x7": "one 7x7", "three3x
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(experiment.Options):
+class Options(grid.Options):
     """Which grids to train."""
 
     part: Literal["filters", "layers", "both"] = "both"
@@ -118,7 +119,7 @@ def filter_cells(options: Options, images: Data) -> list[Cell]:
                 head="pooled",
                 seed=seed,
                 train_images=options.train_images,
-                **experiment.AUGMENTATION[options.pictures],
+                **grid.AUGMENTATION[options.pictures],
             )
             cells.append(Cell(f"{backbone}-seed{seed}", with_epochs(config, options.epochs)))
     return cells
@@ -137,7 +138,7 @@ def layer_cells(options: Options) -> list[Cell]:
                     seed=seed,
                     train_images=options.train_images,
                     tta_views=1,
-                    **experiment.AUGMENTATION[options.pictures],
+                    **grid.AUGMENTATION[options.pictures],
                 )
                 cells.append(Cell(f"{kind}{depth}-seed{seed}", with_epochs(config, options.epochs)))
     return cells
@@ -210,7 +211,7 @@ def draw_filters(results: Sequence[Result], options: Options, run: Run) -> None:
         note = f"{weights_per_pair(kernels)}\nsees {seen_by_gradient(kernels)}x{seen_by_gradient(kernels)}"
         left.annotate(note, (place, weights_per_pair(kernels)), ha="center", va="bottom", fontsize=9)
         errors = [[100 * one.error for one in groups[name]]]
-        experiment.plot_spread(right, [place], errors, "", colour)
+        grid.plot_spread(right, [place], errors, "", colour)
     left.set(title="weights for each pair of channels", ylim=(0, 60))
     several = len({round(runs[0].parameters, -3) for runs in groups.values()})
     counts = sorted(runs[0].parameters for runs in groups.values())
@@ -252,7 +253,7 @@ def draw_layers(results: Sequence[Result], options: Options, run: Run) -> None:
             rows = sorted((split_name(name)[1], runs) for name, runs in groups.items() if split_name(name)[0] == kind)
             if rows:
                 values = [[100 * measure(one) for one in runs] for _, runs in rows]
-                experiment.plot_spread(axes, [depth for depth, _ in rows], values, WORDS[kind], colour)
+                grid.plot_spread(axes, [depth for depth, _ in rows], values, WORDS[kind], colour)
         axes.set(title=f"{words} in the end", xlabel="layers", ylabel=f"{words}, %", ylim=(0, None))
         axes.set_xticks(depths)
     for axes in (all_axes[0], all_axes[2]):
@@ -263,37 +264,35 @@ def draw_layers(results: Sequence[Result], options: Options, run: Run) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Both grids, as far as they come; then tables, figures and results.json of what is there."""
-    World.refuse("python -m vision.depth")
+    World.refuse(program_command("vision.depth"))
     options = configure(
         Options,
         {},
         argv,
         __doc__ or "",
         kind=KIND,
-        default_name=lambda options: experiment.default_name(KIND, options),
-        changeable=experiment.CHANGEABLE | {"part", "depths"},
+        default_name=lambda options: grid.default_name(KIND, options),
+        changeable=grid.CHANGEABLE | {"part", "depths"},
     )
     if wrong := [depth for depth in options.depths if depth % 6 != 2]:
         raise UserError(f"--depths cannot be {wrong[0]}: these networks have 6n + 2 layers, as 20, 56 and 110.")
-    images = experiment.load_data(
-        base_config(options, "adamw", train_images=options.train_images, seed=options.seeds[0])
-    )
+    images = grid.load_data(base_config(options, "adamw", train_images=options.train_images, seed=options.seeds[0]))
     filters = filter_cells(options, images) if options.part != "layers" else []
     layers = layer_cells(options) if options.part != "filters" else []
     console = Console()
     with Run(options, kind=KIND, name=options.name, resume=options.resume, quiet=options.quiet) as run:
-        done_filters = experiment.train_cells(run, filters, points=1)
-        done_layers = experiment.train_cells(run, layers, points=20)
+        done_filters = grid.train_cells(run, filters, points=1)
+        done_layers = grid.train_cells(run, layers, points=20)
         if done_filters:
             console.print(filter_table(done_filters, options))
             draw_filters(done_filters, options, run)
         if done_layers:
             console.print(layer_table(done_layers, options))
             draw_layers(done_layers, options, run)
-        experiment.save_results(run, options, [*done_filters, *done_layers])
+        grid.save_results(run, options, [*done_filters, *done_layers])
         run.close(
-            experiment.closing(
-                run, len(done_filters) + len(done_layers), len(filters) + len(layers), "python -m vision.depth"
+            grid.closing(
+                run, len(done_filters) + len(done_layers), len(filters) + len(layers), program_command("vision.depth")
             )
         )
 

@@ -25,25 +25,26 @@ from typing import Any
 
 import torch
 
-from core import lineage
-from core.compute import Compute
-from core.config import UserError, entry, to_dict
-from core.configure import configure, stem
-from core.data.boxes import BoxSet
-from core.distributed import World
-from core.media import grid
-from core.probe import probe
-from core.report import write_json
-from core.run import Run
-from core.vitals import diverged
-from core.weights import init_backbone
-from vision import detector as detectors
-from vision.detect_config import PRESETS, Config, settled
-from vision.detect_learner import Data, Training, make_card, with_figures
-from vision.detect_pictures import sheet, worst_first
-from vision.detector import MODEL, Card
-from vision.proposals import Proposals, coverage, find_all, usual_folder
-from vision.svm_stage import all_vectors, fit
+from zerokara.core.compute import Compute
+from zerokara.core.config import UserError, entry, to_dict
+from zerokara.core.data.boxes import BoxSet
+from zerokara.core.distributed import World
+from zerokara.core.divergence import diverged
+from zerokara.core.media import grid
+from zerokara.core.models.weights import init_backbone
+from zerokara.core.probe import probe
+from zerokara.core.programs import program_command
+from zerokara.core.report import write_json
+from zerokara.core.run import Run
+from zerokara.core.run_config import configure, stem
+from zerokara.core.zoo import provenance
+from zerokara.vision.detection import detector as detectors
+from zerokara.vision.detection.config import PRESETS, Config, settled
+from zerokara.vision.detection.detector import MODEL, Card
+from zerokara.vision.detection.learner import Data, Training, make_card, with_figures
+from zerokara.vision.detection.pictures import sheet, worst_first
+from zerokara.vision.detection.proposals import Proposals, coverage, find_all, usual_folder
+from zerokara.vision.detection.svm import all_vectors, fit
 
 KIND = "detect"
 CHANGEABLE = {"resume", "quiet", "proposal_cache"}
@@ -116,7 +117,7 @@ def train(config: Config, run: Run, data: Data, training: Training, validation: 
     if not going_on and (path := config.eye_path()) is not None:
         run.say(str(init_backbone(training.detector.net.backbone, path)))
         world.broadcast(training.detector)
-        lineage.remember(run, config.init_backbone)
+        provenance.remember(run, config.init_backbone)
 
     def save() -> None:
         if not training.is_finite():
@@ -154,7 +155,7 @@ def stopped(config: Config, run: Run, training: Training | None) -> str:
     known = "not validated yet" if last_map is None else f"validation mAP {last_map:.1%}"
     return (
         f"{config.data} at update {updates:,} of {config.updates:,}: {known}; go on with: "
-        f"python -m vision.detect --name {config.name} --resume"
+        f"{program_command('vision.detect')} --name {config.name} --resume"
     )
 
 
@@ -272,7 +273,7 @@ def closing(config: Config, figures: dict[str, float]) -> str:
             f"{figures['proposal_seconds']:.2f} s for the proposals of a picture and "
             f"{figures['network_seconds']:.3f} s for the rest"
         )
-    return f"{sentence}; try it with: python -m vision.detect_predict runs/{config.name} <picture>"
+    return f"{sentence}; try it with: {program_command('vision.detect_predict')} runs/{config.name} <picture>"
 
 
 def choose_compute(config: Config, data: Data, world: World) -> Compute:

@@ -23,20 +23,20 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from core.compute import Compute
-from core.config import Positional, Range, UserError, entry, from_dict, parse
-from core.data.boxes import BoxSet
-from core.media import write_png
-from core.report import write_json
-from core.run import Run
-from core.selective_search import SearchSettings
-from vision import detector as detectors
-from vision.detect_config import Config
-from vision.detect_learner import Data
-from vision.detect_pictures import draw_found, side_by_side, stacked
-from vision.detector import Detector, Found
-from vision.proposals import timed_search
-from vision.trained import out_folder
+from zerokara.core.compute import Compute
+from zerokara.core.config import Positional, Range, UserError, entry, from_dict, parse
+from zerokara.core.data.boxes import BoxSet
+from zerokara.core.media import write_png
+from zerokara.core.programs import program_command
+from zerokara.core.report import out_folder, write_json
+from zerokara.core.run import Run
+from zerokara.vision.detection import detector as detectors
+from zerokara.vision.detection.config import Config
+from zerokara.vision.detection.detector import Detector, Found
+from zerokara.vision.detection.learner import Data
+from zerokara.vision.detection.pictures import draw_found, side_by_side, stacked
+from zerokara.vision.detection.proposals import timed_search
+from zerokara.vision.detection.selective_search import SearchSettings
 
 KIND = "detect"  # what vision/detect.py calls its runs
 
@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(options.runs) < 2:
         raise UserError(
             "Two runs or more are compared: type their folders, as in "
-            "python -m vision.detect_compare runs/<one> runs/<other>."
+            f"{program_command('vision.detect_compare')} runs/<one> runs/<other>."
         )
     contestants = [read(Path(run)) for run in options.runs]
     alike(contestants)

@@ -25,17 +25,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from core.compute import Compute
-from core.config import Positional, Range, UserError, brief, entry, parse
-from core.data.boxes import on_canvas, scaled_to
-from core.data.pictures import decode, in_colours
-from core.media import write_png
-from core.selective_search import propose
-from vision import detector as detectors
-from vision.detect_pictures import draw_found
-from vision.detector import Detector, Found
-from vision.predict import picture_files
-from vision.trained import out_folder
+from zerokara.core.compute import Compute
+from zerokara.core.config import Positional, Range, UserError, brief, entry, parse
+from zerokara.core.data.boxes import on_canvas, scaled_to
+from zerokara.core.data.pictures import decode, in_colours, picture_files
+from zerokara.core.media import write_png
+from zerokara.core.programs import program_command
+from zerokara.core.report import out_folder
+from zerokara.vision.detection import detector as detectors
+from zerokara.vision.detection.detector import Detector, Found
+from zerokara.vision.detection.pictures import draw_found
+from zerokara.vision.detection.selective_search import propose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,13 +125,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not options.words:
         raise UserError(
             "No detector was named: type a run's folder and then pictures, as in "
-            "python -m vision.detect_predict runs/<name> photo.png."
+            f"{program_command('vision.detect_predict')} runs/<name> photo.png."
         )
     model, *words = options.words
     if not words:
         raise UserError(
             "No picture was named: type the detector and then pictures, as in "
-            "python -m vision.detect_predict runs/<name> photo.png."
+            f"{program_command('vision.detect_predict')} runs/<name> photo.png."
         )
     detector = detectors.load(Path(model).expanduser())
     files = picture_files(words)

@@ -25,15 +25,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from core.compute import Compute, Precision
-from core.config import Range, UserError, entry, parse, to_dict
-from core.configure import stem
-from core.distributed import World
-from core.machine import describe_machine, describe_versions
-from core.report import new_figure, write_figure, write_json
-from core.run import Run
-from vision.config import PRESETS, Config
-from vision.learner import Data, Training
+from zerokara.core.compute import Compute, Precision
+from zerokara.core.config import Range, UserError, entry, parse, to_dict
+from zerokara.core.distributed import World
+from zerokara.core.machine import describe_machine, describe_versions
+from zerokara.core.programs import program_command
+from zerokara.core.report import new_figure, write_figure, write_json
+from zerokara.core.run import Run
+from zerokara.core.run_config import stem
+from zerokara.vision.classification.config import PRESETS, Config
+from zerokara.vision.classification.learner import Data, Training
 
 KIND = "devices"
 PRECISIONS = tuple(name for name in get_args(Precision) if name != "auto")
@@ -160,7 +161,7 @@ def in_a_process(options: Options, setting: Setting) -> float:
     words = [f"--{name.replace('_', '-')}={value}" for name, value in own.items()]
     numbers = ["--batch-size", str(options.batch_size), "--updates", str(options.updates), "--only", str(setting)]
     done = subprocess.run(
-        [sys.executable, "-m", "vision.devices", *words, *numbers],
+        [sys.executable, "-m", "zerokara.vision.devices", *words, *numbers],
         env={**os.environ, "OMP_NUM_THREADS": str(setting.threads), "MKL_NUM_THREADS": str(setting.threads)},
         capture_output=True,
         text=True,
@@ -232,7 +233,7 @@ def draw(results: Mapping[Setting, Mapping[str, float]], options: Options, run: 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Take turns, then table, JSON and figure; with --only, time one setting and print JSON."""
-    World.refuse("python -m vision.devices")
+    World.refuse(program_command("vision.devices"))
     options = parse(Options, {}, argv, __doc__ or "")
     if options.only:
         print(json.dumps({"images_per_s": images_per_second(options, Setting.read(options.only))}))

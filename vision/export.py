@@ -27,13 +27,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core import data, model_file, onnx_file, zoo
-from core.checkpoint import write_atomically
-from core.classifier import Classifier
-from core.config import Positional, Range, UserError, entry, parse
-from core.data import ImageSet
-from core.model_file import Card
-from core.run import Run
+from zerokara.core import data
+from zerokara.core.checkpoint import write_atomically
+from zerokara.core.config import Positional, Range, UserError, entry, parse
+from zerokara.core.data import ImageSet
+from zerokara.core.models import model_file, onnx_file
+from zerokara.core.models.classifier import Classifier
+from zerokara.core.models.model_file import Card
+from zerokara.core.programs import program_command
+from zerokara.core.run import Run
+from zerokara.core.zoo import registry as zoo
 
 MOST_DIFFERENCE = 1e-4  # of a probability, in float32
 MOST_DIFFERENCE_HALF = 0.02  # with weights rounded to float16
@@ -142,8 +145,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(Options, {}, argv, __doc__ or "")
     if not options.model:
         raise UserError(
-            "No classifier was named: type a run's folder, as in python -m vision.export runs/<name>, a file, or a "
-            "name of the zoo."
+            f"No classifier was named: type a run's folder, as in {program_command('vision.export')} runs/<name>, "
+            "a file, or a name of the zoo."
         )
     if options.onnx:
         onnx_file.check_packages()

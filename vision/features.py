@@ -27,13 +27,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from core.compute import Compute
-from core.config import Positional, Range, UserError, entry, parse
-from core.data import ImageSet
-from core.report import write_figure, write_json
-from vision.depths import Depth, depths_of, spread
-from vision.explain import Excited, cut_out, grad_cam_of, most_exciting, occlusion
-from vision.trained import Trained, load_trained, one_run, out_folder
+from zerokara.core.compute import Compute
+from zerokara.core.config import Positional, Range, UserError, entry, parse
+from zerokara.core.data import ImageSet
+from zerokara.core.programs import program_command
+from zerokara.core.report import out_folder, write_figure, write_json
+from zerokara.vision.studies.explain import Excited, cut_out, grad_cam_of, most_exciting, occlusion
+from zerokara.vision.studies.finished_run import Trained, load_trained, one_run
+from zerokara.vision.studies.receptive_fields import Depth, depths_of, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -272,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Filters, patches, where it looks; a table of the depths, and where the files are."""
     options = parse(Options, {}, argv, __doc__ or "")
     trained = load_trained(
-        one_run(options.runs, "python -m vision.features"), device=options.device, threads=options.threads
+        one_run(options.runs, program_command("vision.features")), device=options.device, threads=options.threads
     )
     images = trained.images(options.split)
     depths = depths_of(trained.classifier, images.shape)

@@ -16,15 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from core import model_file, zoo
-from core.checkpoint import write_atomically
-from core.compute import Compute
-from core.config import Positional, Range, UserError, entry, from_dict, parse
-from core.configure import stem
-from core.run import Run
-from vision.config import Config
-from vision.learner import Data
-from vision.scoring import score
+from zerokara.core.checkpoint import write_atomically
+from zerokara.core.compute import Compute
+from zerokara.core.config import Positional, Range, UserError, entry, from_dict, parse
+from zerokara.core.models import model_file
+from zerokara.core.programs import program_command
+from zerokara.core.run import Run
+from zerokara.core.run_config import stem
+from zerokara.core.zoo import registry as zoo
+from zerokara.vision.classification.config import Config
+from zerokara.vision.classification.learner import Data
+from zerokara.vision.classification.scoring import score
 
 MOST_LOST = 0.001  # of the validation images, through rounding; one of them, where they are few
 
@@ -97,7 +99,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The program."""
     options = parse(Options, {}, argv, __doc__ or "")
     if len(options.words) != 2:
-        raise UserError("Type a run's folder and a name for the zoo, as in python -m vision.keep runs/<name> digits.")
+        raise UserError(
+            f"Type a run's folder and a name for the zoo, as in {program_command('vision.keep')} runs/<name> digits."
+        )
     run, name = options.words
     compute = Compute.choose(device="cpu", precision="float32", compile="off", threads=options.threads, train_step=None)
     folder = Path(options.folder) if options.folder else zoo.FOLDER

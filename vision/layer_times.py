@@ -30,13 +30,22 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from core.classifier import Classifier, make_classifier
-from core.compute import Compute
-from core.config import Range, UserError, brief, entry, parse
-from core.machine import describe_machine, describe_versions
-from core.report import write_figure, write_json
-from vision.timing import CONNECTED, CONVOLUTION, OTHER, Call, Shares, calls_of, median_seconds, middle, shares
-from vision.trained import out_folder
+from zerokara.core.compute import Compute
+from zerokara.core.config import Range, UserError, brief, entry, parse
+from zerokara.core.machine import describe_machine, describe_versions
+from zerokara.core.models.classifier import Classifier, make_classifier
+from zerokara.core.report import out_folder, write_figure, write_json
+from zerokara.vision.studies.timing import (
+    CONNECTED,
+    CONVOLUTION,
+    OTHER,
+    Call,
+    Shares,
+    calls_of,
+    median_seconds,
+    middle,
+    shares,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,11 +20,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from core.config import Positional, Range, entry, parse
-from core.report import write_figure, write_json
-from vision.pictures import draw_confusion, draw_misread, misread
-from vision.scoring import Scores
-from vision.trained import load_trained, one_run, out_folder
+from zerokara.core.config import Positional, Range, entry, parse
+from zerokara.core.programs import program_command
+from zerokara.core.report import out_folder, write_figure, write_json
+from zerokara.vision.classification.pictures import draw_confusion, draw_misread, misread
+from zerokara.vision.classification.scoring import Scores
+from zerokara.vision.studies.finished_run import load_trained, one_run
 
 MOST_CLASSES = 100  # of a confusion matrix that can be read
 
@@ -115,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Score, print, draw, and say where the files are."""
     options = parse(Options, {}, argv, __doc__ or "")
     trained = load_trained(
-        one_run(options.runs, "python -m vision.misread"), device=options.device, threads=options.threads
+        one_run(options.runs, program_command("vision.misread")), device=options.device, threads=options.threads
     )
     folder = out_folder(options.out, trained.folder)
     images = trained.images(options.split)

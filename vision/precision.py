@@ -4,9 +4,9 @@
     python -m vision.precision runs/classify-mnist-deep_cnn-fast-1 --split test
 
 float32, bfloat16 and float16 by PyTorch, with weights and activations in that type; float32 once more, and int8, by
-ONNX Runtime, whose int8 covers convolutions as well as fully connected layers (vision/int8.py). Each is scored on the
-same images, one view each, and timed on the same batch of float32 numbers, conversions included; they take turns and
-medians count. PyTorch's networks run in the faster of the two memory layouts.
+ONNX Runtime, whose int8 covers convolutions as well as fully connected layers (vision/studies/int8.py). Each is scored
+on the same images, one view each, and timed on the same batch of float32 numbers, conversions included; they take
+turns and medians count. PyTorch's networks run in the faster of the two memory layouts.
 
 The table goes to the terminal, picture and numbers to runs/<name>/precision-<split>.{png,json}, the network in 8 bits
 to model-int8.onnx.
@@ -31,17 +31,18 @@ from rich.table import Table
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from core import onnx_file
-from core.checkpoint import write_atomically
-from core.compute import Compute
-from core.config import Positional, Range, entry, parse
-from core.data import ImageSet
-from core.machine import describe_machine, describe_versions
-from core.report import write_figure, write_json
-from vision import int8
-from vision.scoring import Scores
-from vision.timing import median_seconds, middle
-from vision.trained import Trained, load_trained, one_run, out_folder
+from zerokara.core.checkpoint import write_atomically
+from zerokara.core.compute import Compute
+from zerokara.core.config import Positional, Range, entry, parse
+from zerokara.core.data import ImageSet
+from zerokara.core.machine import describe_machine, describe_versions
+from zerokara.core.models import onnx_file
+from zerokara.core.programs import program_command
+from zerokara.core.report import out_folder, write_figure, write_json
+from zerokara.vision.classification.scoring import Scores
+from zerokara.vision.studies import int8
+from zerokara.vision.studies.finished_run import Trained, load_trained, one_run
+from zerokara.vision.studies.timing import median_seconds, middle
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -256,7 +257,7 @@ def draw(results: Sequence[Result], title: str) -> Figure:
 def main(argv: Sequence[str] | None = None) -> None:
     """Compare, print, draw, and say where the files are."""
     options = parse(Options, {}, argv, __doc__ or "")
-    folder = one_run(options.runs, "python -m vision.precision")
+    folder = one_run(options.runs, program_command("vision.precision"))
     if options.int8:
         onnx_file.check_packages("int8", "--no-int8")
     trained = load_trained(folder, device=options.device, threads=options.threads)

@@ -7,8 +7,8 @@
 
 The classifier is a run's folder, a file that zerokara wrote, or a name of the zoo (python -m core.zoo). Pictures may
 have any size and colours. To a network that learnt digits or other light things on dark ground, dark ink on paper is
-shown inverted, and digits are cut out and centred (vision/inputs.py); --out shows what it saw. Further classifiers
-of the same classes, after --also, make an ensemble: the mean of their probabilities counts.
+shown inverted, and digits are cut out and centred (vision/classification/inputs.py); --out shows what it saw. Further
+classifiers of the same classes, after --also, make an ensemble: the mean of their probabilities counts.
 
 Shapes: N pictures, C channels, H, W pixels, K classes.
 """
@@ -29,17 +29,19 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from core import model_file, zoo
-from core.checkpoint import write_atomically
-from core.classifier import Classifier
-from core.compute import Compute
-from core.config import Positional, Range, UserError, brief, entry, parse
-from core.data.pictures import SUFFIXES, decode
-from core.media import png_bytes
-from core.model_file import Card
-from core.report import pixels_of
-from vision.inputs import Prepared, prepare
-from vision.scoring import probabilities
+from zerokara.core.checkpoint import write_atomically
+from zerokara.core.compute import Compute
+from zerokara.core.config import Positional, Range, UserError, brief, entry, parse
+from zerokara.core.data.pictures import decode, picture_files
+from zerokara.core.media import png_bytes
+from zerokara.core.models import model_file
+from zerokara.core.models.classifier import Classifier
+from zerokara.core.models.model_file import Card
+from zerokara.core.programs import program_command
+from zerokara.core.report import pixels_of
+from zerokara.core.zoo import registry as zoo
+from zerokara.vision.classification.inputs import Prepared, prepare
+from zerokara.vision.classification.scoring import probabilities
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,27 +69,6 @@ class Options:
     """auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int, Range(0)] = 0
     """CPU threads; 0: as many as there are cores."""
-
-
-def picture_files(words: Sequence[str]) -> list[Path]:
-    """The pictures that are named, and those in folders that are named.
-
-    Raises:
-        UserError: none at all.
-    """
-    found: list[Path] = []
-    for word in words:
-        path = Path(word).expanduser()
-        inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-        if not inside:
-            raise UserError(f"The folder {path} holds no pictures: name files, or another folder.")
-        found += inside
-    if not found:
-        raise UserError(
-            "No picture was named: type the classifier and then pictures, as in "
-            "python -m vision.predict runs/<name> photo.png."
-        )
-    return found
 
 
 def read(files: Sequence[Path], card: Card, *, as_is: bool) -> tuple[dict[Path, Prepared], list[str]]:
@@ -200,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not options.words:
         raise UserError(
             "No classifier was named: type a run's folder, a file or a name of the zoo, and then pictures, as in "
-            "python -m vision.predict runs/<name> photo.png."
+            f"{program_command('vision.predict')} runs/<name> photo.png."
         )
     model, *words = options.words
     members = load_all([model, *options.also])

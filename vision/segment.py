@@ -22,20 +22,22 @@ from pathlib import Path
 
 import torch
 
-from core import lineage, zoo
-from core.compute import Compute
-from core.config import UserError, entry, to_dict
-from core.configure import configure, stem
-from core.distributed import World
-from core.report import write_json
-from core.run import Run
-from core.weights import Loaded, init_backbone
-from vision import segment_file
-from vision.epochs import check_batch, go_through, probe_updates, restore, save, stopped
-from vision.segment_config import PRESETS, Config
-from vision.segment_learner import Data, Training, load_split, make_card
-from vision.segment_networks import Segmenter
-from vision.segment_pictures import log_classes, log_overlays, log_start, shown
+from zerokara.core.compute import Compute
+from zerokara.core.config import UserError, entry, to_dict
+from zerokara.core.distributed import World
+from zerokara.core.models.weights import Loaded, init_backbone
+from zerokara.core.programs import program_command
+from zerokara.core.report import write_json
+from zerokara.core.run import Run
+from zerokara.core.run_config import configure, stem
+from zerokara.core.zoo import provenance
+from zerokara.core.zoo import registry as zoo
+from zerokara.vision.segmentation import model_file
+from zerokara.vision.segmentation.config import PRESETS, Config
+from zerokara.vision.segmentation.learner import Data, Training, load_split, make_card
+from zerokara.vision.segmentation.networks import Segmenter
+from zerokara.vision.segmentation.pictures import log_classes, log_overlays, log_start, shown
+from zerokara.vision.training.epochs import check_batch, go_through, probe_updates, restore, save, stopped
 
 KIND = "segment"
 CHANGEABLE = {"resume", "quiet"}
@@ -55,7 +57,7 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
         f"{len(training.card.classes)} classes; {config.network} on {config.backbone}, {parameters:,} parameters"
     )
     if not going_on:
-        lineage.remember(run, config.init_backbone)
+        provenance.remember(run, config.init_backbone)
         # A corner of its own for the random numbers, so that pictures of the start do not change the run.
         before = training.generator.get_state()
         log_start(training.network, training.card, training.batch(torch.arange(min(8, len(images.train)))), run)
@@ -87,7 +89,7 @@ def _other_eye(config: Config, loaded: Loaded, fit: int, of: int) -> str:
     return (
         f"Only {fit} of {of} tensors of {loaded.source} fit a {config.backbone} of --width {config.width:g} with the "
         f"{config.stem} stem: give the --backbone, --width and --stem that it was trained with (its config.json, or "
-        f"python -m core.zoo, says so)."
+        f"{program_command('core.zoo')}, says so)."
     )
 
 
@@ -105,7 +107,7 @@ def validate(training: Training, run: Run) -> None:
     for name, parameter in training.network.named_parameters():
         run.histogram(f"weights/{name}", training.updates, parameter)
     kept = (training.best or {}).get("weights", training.evaluated.state_dict())
-    segment_file.save(run.path("model.safetensors"), kept, training.card)
+    model_file.save(run.path("model.safetensors"), kept, training.card)
 
 
 def finish(training: Training, run: Run) -> str:
@@ -130,7 +132,7 @@ def finish(training: Training, run: Run) -> str:
     run.log(training.updates, {f"final/{name}": value for name, value in figures.items()})
     run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in figures.items()})
     card = dataclasses.replace(training.card, figures=figures)
-    segment_file.save(run.path("model.safetensors"), training.evaluated.state_dict(), card)
+    model_file.save(run.path("model.safetensors"), training.evaluated.state_dict(), card)
     protocol = {
         "train_images": len(training.data.train),
         "validation_images": len(training.data.validation),
@@ -151,7 +153,7 @@ def finish(training: Training, run: Run) -> str:
     ]
     return (
         f"{config.data}: {'; '.join(told)} after {training.epoch} epochs; try it with: "
-        f"python -m vision.segment_predict runs/{config.name} <picture or folder>"
+        f"{program_command('vision.segment_predict')} runs/{config.name} <picture or folder>"
     )
 
 

@@ -22,16 +22,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from core.compute import Compute
-from core.config import Positional, Range, UserError, brief, entry, parse
-from core.data.pictures import decode, in_colours
-from core.media import write_mp4, write_png
-from vision.predict import picture_files
-from vision.segment_file import SegmenterCard, load
-from vision.segment_networks import Segmenter
-from vision.segment_pictures import STRENGTH, legend, overlay, palette, to_size
-from vision.segment_scoring import pixel_logits
-from vision.trained import MODEL, out_folder
+from zerokara.core.compute import Compute
+from zerokara.core.config import Positional, Range, UserError, brief, entry, parse
+from zerokara.core.data.pictures import decode, in_colours, picture_files
+from zerokara.core.media import write_mp4, write_png
+from zerokara.core.programs import program_command
+from zerokara.core.report import MODEL, out_folder
+from zerokara.vision.segmentation.model_file import SegmenterCard, load
+from zerokara.vision.segmentation.networks import Segmenter
+from zerokara.vision.segmentation.pictures import STRENGTH, legend, overlay, palette, to_size
+from zerokara.vision.segmentation.scoring import pixel_logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         what = "No picture was named" if options.words else "No segmenter was named"
         raise UserError(
             f"{what}: type a run's folder and then pictures or folders of frames, as in "
-            f"python -m vision.segment_predict runs/<name> street.jpg."
+            f"{program_command('vision.segment_predict')} runs/<name> street.jpg."
         )
     model, *words = options.words
     files = picture_files(words)

@@ -19,12 +19,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from core.backbones import BACKBONES, find
-from core.backbones.cost import multiply_adds, receptive_field
-from core.backbones.summary import short
-from core.classifier import make_classifier
-from core.compute import Compute
-from core.config import Positional, Range, UserError, entry, parse
+from zerokara.core.backbones.cost import multiply_adds, receptive_field
+from zerokara.core.backbones.registry import BACKBONES, find
+from zerokara.core.backbones.summary import short
+from zerokara.core.compute import Compute
+from zerokara.core.config import Positional, Range, UserError, entry, parse
+from zerokara.core.models.classifier import make_classifier
 
 _SECONDS = 1.0  # at least, of measured steps
 _PRECISIONS = ("float32", "bfloat16")

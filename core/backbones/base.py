@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from core.backbones.heads import PooledHead
-from core.config import UserError
+from zerokara.core.backbones.heads import PooledHead
+from zerokara.core.config import UserError
 
 Stem = Literal["paper", "medium", "small"]
 """How much the first layers shrink an image: as published for 224 pixels, half as much, or a quarter as much."""

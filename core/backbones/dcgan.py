@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from core.backbones.base import Backbone, scaled
-from core.backbones.heads import FlatHead
-from core.config import UserError
-from core.small_maps import Halve
+from zerokara.core.backbones.base import Backbone, scaled
+from zerokara.core.backbones.heads import FlatHead
+from zerokara.core.backbones.small_maps import Halve
+from zerokara.core.config import UserError
 
 Norm = Literal["batch", "spectral", "none"]
 _LEAST, _MOST = 28, 256

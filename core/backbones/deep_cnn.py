@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.backbones.base import Backbone, he_init, scaled
-from core.backbones.heads import FlatHead
+from zerokara.core.backbones.base import Backbone, he_init, scaled
+from zerokara.core.backbones.heads import FlatHead
 
 
 class WidelyPadded(nn.Conv2d):

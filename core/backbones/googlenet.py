@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.backbones.base import Backbone, Stem, he_init, scaled
-from core.backbones.heads import PooledHead
+from zerokara.core.backbones.base import Backbone, Stem, he_init, scaled
+from zerokara.core.backbones.heads import PooledHead
 
 # 1x1; 1x1 and 3x3; 1x1 and 5x5; 1x1 behind the pool: columns of table 1.
 _MODULES: dict[str, tuple[int, int, int, int, int, int]] = {

@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.backbones.base import Backbone
-from core.backbones.heads import FlatHead
-from core.layers import spectral_norm as normalise
+from zerokara.core.backbones.base import Backbone
+from zerokara.core.backbones.heads import FlatHead
+from zerokara.core.layers import spectral_norm as normalise
 
 
 class _Residual(nn.Module):

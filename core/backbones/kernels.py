@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.backbones.base import Backbone, he_init, scaled
+from zerokara.core.backbones.base import Backbone, he_init, scaled
 
 CHANNELS = 32
 STAGES = 3

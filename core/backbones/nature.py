@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.backbones.base import Backbone
-from core.backbones.heads import FlatHead
-from core.layers import relu
+from zerokara.core.backbones.base import Backbone
+from zerokara.core.backbones.heads import FlatHead
+from zerokara.core.layers import relu
 
 FEWEST_CHANNELS = 16  # from here on a product is faster than the library's convolution
 

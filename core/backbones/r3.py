@@ -15,9 +15,9 @@ import itertools
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.backbones.base import Backbone
-from core.backbones.dcgan import halvings
-from core.backbones.heads import FlatHead
+from zerokara.core.backbones.base import Backbone
+from zerokara.core.backbones.dcgan import halvings
+from zerokara.core.backbones.heads import FlatHead
 
 EXPANSION = 2
 GROUP = 16  # channels of the expanded map that a 3x3 filter sees

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.backbones.base import Backbone, Stem, he_init, scaled
+from zerokara.core.backbones.base import Backbone, Stem, he_init, scaled
 
 
 class _Block(nn.Module, ABC):

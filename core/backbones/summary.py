@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from core.backbones.cost import layer_costs
+from zerokara.core.backbones.cost import layer_costs
 
 MOST_ROWS = 24  # layers that get a row each; a deeper network is told by its blocks, where it has some
 _WIDTH = 110

@@ -10,8 +10,8 @@ from typing import ClassVar
 
 from torch import nn
 
-from core.backbones.base import PooledBackbone, he_init, scaled
-from core.backbones.heads import FlatHead
+from zerokara.core.backbones.base import PooledBackbone, he_init, scaled
+from zerokara.core.backbones.heads import FlatHead
 
 # 3x3 convolutions of each section, which a 2x2 pool ends.
 _SECTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}

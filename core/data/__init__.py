@@ -5,8 +5,8 @@ rest, held_out = hold_out(train, 5_000, seed=0)
 streets = load_masks("camvid", "train")  # with a class for every pixel
 """
 
-from core.data.masks import UNLABELLED, MaskSet, load_masks
-from core.data.sources import DATASETS, load
-from core.data.types import ImageSet, Progress, Split, hold_out
+from zerokara.core.data.masks import UNLABELLED, MaskSet, load_masks
+from zerokara.core.data.sources import DATASETS, load
+from zerokara.core.data.types import ImageSet, Progress, Split, hold_out
 
 __all__ = ["DATASETS", "UNLABELLED", "ImageSet", "MaskSet", "Progress", "Split", "hold_out", "load", "load_masks"]

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from core.config import UserError, brief
-from core.data.pictures import SUFFIXES
+from zerokara.core.config import UserError, brief
+from zerokara.core.data.pictures import SUFFIXES
 
 Read = Callable[[str], bytes]
 Box = tuple[float, float, float, float]

@@ -22,13 +22,13 @@ import psutil
 import torch
 from torch import Tensor
 
-from core.boxes import clip
-from core.config import UserError, suggest
-from core.data.box_files import Listing, read_boxes
-from core.data.folders import opened
-from core.data.pictures import decode, in_colours
-from core.data.sources import home, inside, locate
-from core.data.types import Progress
+from zerokara.core.boxes import clip
+from zerokara.core.config import UserError, suggest
+from zerokara.core.data.box_files import Listing, read_boxes
+from zerokara.core.data.folders import opened
+from zerokara.core.data.pictures import decode, in_colours
+from zerokara.core.data.sources import home, inside, locate
+from zerokara.core.data.types import Progress
 
 TEST_SHARE, VALIDATION_SHARE = 1 / 5, 1 / 10
 

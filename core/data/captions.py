@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from core.config import UserError, brief, suggest
-from core.data.folders import opened
-from core.data.pictures import SUFFIXES, decode_all
-from core.data.sources import home, inside, locate
-from core.data.types import Progress
+from zerokara.core.config import UserError, brief, suggest
+from zerokara.core.data.folders import opened
+from zerokara.core.data.pictures import SUFFIXES, decode_all
+from zerokara.core.data.sources import home, inside, locate
+from zerokara.core.data.types import Progress
 
 Pairs = list[tuple[str, str]]  # file name of a photograph, and a sentence about it
 

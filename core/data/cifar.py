@@ -17,8 +17,8 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from core.config import UserError, brief
-from core.data.types import ImageSet, Split, image_set
+from zerokara.core.config import UserError, brief
+from zerokara.core.data.types import ImageSet, Split, image_set
 
 IMAGE_BYTES = 3 * 32 * 32  # red, green, blue planes, row by row
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
-from core.config import DISK_FULL, UserError, brief
-from core.data.types import Progress
+from zerokara.core.config import DISK_FULL, UserError, brief
+from zerokara.core.data.types import Progress
 
 ATTEMPTS = 3  # at each mirror; what has come so far is kept between them
 SILENCE_SECONDS = 30.0

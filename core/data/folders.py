@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from core.config import UserError, brief
-from core.data import lsun
-from core.data.pictures import MOST_BYTES, SUFFIXES, decode_all
-from core.data.types import ImageSet, Progress, Split, image_set
+from zerokara.core.config import UserError, brief
+from zerokara.core.data import lsun
+from zerokara.core.data.pictures import MOST_BYTES, SUFFIXES, decode_all
+from zerokara.core.data.types import ImageSet, Progress, Split, image_set
 
 TRAIN, TESTS = "train", ("test", "val")  # the first that is there holds the test images
 EVERY = 10  # without a test folder, every tenth image of each class is for testing: the first, the eleventh, ...

@@ -7,7 +7,7 @@ import functools
 import cv2
 import numpy as np
 
-from core.data.types import ImageSet, Split, image_set
+from zerokara.core.data.types import ImageSet, Split, image_set
 
 SIDE = 28  # pixels, as MNIST's
 FINE = 2  # drawn so many times larger and averaged down, for soft edges

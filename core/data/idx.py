@@ -15,8 +15,8 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
-from core.config import UserError, brief
-from core.data.types import ImageSet, Split, image_set
+from zerokara.core.config import UserError, brief
+from zerokara.core.data.types import ImageSet, Split, image_set
 
 # the magic number's third byte
 DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}

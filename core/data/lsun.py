@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from core.config import UserError, brief
-from core.data.types import Split
+from zerokara.core.config import UserError, brief
+from zerokara.core.data.types import Split
 
 SUFFIX: dict[Split, str] = {"train": "_train_lmdb", "test": "_val_lmdb"}
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from core.config import UserError
-from core.data.pictures import SUFFIXES
+from zerokara.core.config import UserError
+from zerokara.core.data.pictures import SUFFIXES
 
 MaskSplit = Literal["train", "val", "test"]
 SPLITS: dict[str, MaskSplit] = {

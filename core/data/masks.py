@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.config import UserError, suggest
-from core.data.folders import opened
-from core.data.mask_files import MaskSplit, Pair, list_pairs
-from core.data.pictures import decode, decode_mask, fit, fit_mask, in_colours, room
-from core.data.sources import home, inside, locate
-from core.data.types import Progress
+from zerokara.core.config import UserError, suggest
+from zerokara.core.data.folders import opened
+from zerokara.core.data.mask_files import MaskSplit, Pair, list_pairs
+from zerokara.core.data.pictures import decode, decode_mask, fit, fit_mask, in_colours, room
+from zerokara.core.data.sources import home, inside, locate
+from zerokara.core.data.types import Progress
 
 UNLABELLED = 255  # in every mask here, whatever the files have: nobody said what the pixel is
 

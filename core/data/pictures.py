@@ -5,18 +5,28 @@ Shapes: N images, H, W pixels, C colours (1 grey, 3 RGB).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from zerokara.core.config import UserError, brief
+from zerokara.core.programs import program_command
+
+if TYPE_CHECKING:
+    pass
+
 import io
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import cv2
-import numpy as np
 import psutil
 from PIL import Image, ImageOps
 
-from core.config import UserError, brief
-from core.data.types import ImageSet, Progress, image_set
+from zerokara.core.data.types import ImageSet, Progress, image_set
 
 SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
@@ -213,3 +223,24 @@ def _size(image_CHW: np.ndarray) -> str:
 def _brief(error: Exception) -> str:
     """Pillow names the bytes' object in some messages, with an address that helps nobody."""
     return "no format that Pillow knows" if "cannot identify image file" in str(error) else brief(error)
+
+
+def picture_files(words: Sequence[str]) -> list[Path]:
+    """The pictures that are named, and those in folders that are named.
+
+    Raises:
+        UserError: none at all.
+    """
+    found: list[Path] = []
+    for word in words:
+        path = Path(word).expanduser()
+        inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        if not inside:
+            raise UserError(f"The folder {path} holds no pictures: name files, or another folder.")
+        found += inside
+    if not found:
+        raise UserError(
+            "No picture was named: type the classifier and then pictures, as in "
+            f"{program_command('vision.predict')} runs/<name> photo.png."
+        )
+    return found

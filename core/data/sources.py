@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.config import UserError, suggest
-from core.data import cifar, glyphs
-from core.data.download import Remote, fetch
-from core.data.folders import load_folders
-from core.data.idx import has_idx, load_idx
-from core.data.pictures import reshaped
-from core.data.types import ImageSet, Progress, Split
+from zerokara.core.config import UserError, suggest
+from zerokara.core.data import cifar, glyphs
+from zerokara.core.data.download import Remote, fetch
+from zerokara.core.data.folders import load_folders
+from zerokara.core.data.idx import has_idx, load_idx
+from zerokara.core.data.pictures import reshaped
+from zerokara.core.data.types import ImageSet, Progress, Split
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.config import UserError
+from zerokara.core.config import UserError
 
 Split = Literal["train", "test"]
 Progress = Callable[[str, int, int], None]

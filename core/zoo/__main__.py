@@ -14,9 +14,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from core import model_file
-from core.config import entry, parse
-from core.zoo import zoo
+from zerokara.core.config import entry, parse
+from zerokara.core.models import model_file
+from zerokara.core.programs import program_command
+from zerokara.core.zoo.registry import zoo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parse(Options, {}, argv, __doc__ or "")
     files = zoo()
     if not files:
-        print("The zoo is empty: put a network into it with python -m vision.keep runs/<name> <name in the zoo>")
+        print(f"The zoo is empty: add a network with {program_command('vision.keep')} runs/<name> <name in the zoo>")
         return
     Console(width=None if sys.stdout.isatty() else 160).print(table(files))
 

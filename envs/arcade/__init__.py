@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 
-from core.config import UserError
-from envs.arcade.base import ArcadeEnv
-from envs.arcade.breaker import Breaker
-from envs.arcade.catch import Catch
-from envs.arcade.shooter import Shooter
-from envs.arcade.snake import Snake
+from zerokara.core.config import UserError
+from zerokara.envs.arcade.base import ArcadeEnv
+from zerokara.envs.arcade.breaker import Breaker
+from zerokara.envs.arcade.catch import Catch
+from zerokara.envs.arcade.shooter import Shooter
+from zerokara.envs.arcade.snake import Snake
 
 GAMES: dict[str, type[ArcadeEnv]] = {
     "zerokara/Breaker-v0": Breaker,
@@ -41,5 +41,5 @@ def register() -> None:
     for game_id in GAMES:
         if game_id not in gymnasium.registry:
             gymnasium.register(
-                game_id, entry_point="envs.arcade.gymnasium:ArcadeGymnasiumEnv", kwargs={"game_id": game_id}
+                game_id, entry_point="zerokara.envs.arcade.gymnasium:ArcadeGymnasiumEnv", kwargs={"game_id": game_id}
             )

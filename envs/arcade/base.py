@@ -19,8 +19,8 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from core.config import UserError
-from envs.base import FrameStack, Step, VectorEnv
+from zerokara.core.config import UserError
+from zerokara.envs.base import FrameStack, Step, VectorEnv
 
 SIZE = 84  # height and width of a frame, pixels
 RENDER_SCALE = 4  # a person's picture is that many times larger

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from envs.arcade.base import SIZE, ArcadeEnv, bounce, box, fold
+from zerokara.envs.arcade.base import SIZE, ArcadeEnv, bounce, box, fold
 
 LIVES = 3
 BALL = 4  # pixels across

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from envs.arcade.base import SIZE, ArcadeEnv, bounce, box, fold, sprite
+from zerokara.envs.arcade.base import SIZE, ArcadeEnv, bounce, box, fold, sprite
 
 BALLS = 5
 FALL = 4  # pixels a step

@@ -8,8 +8,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from core.config import UserError
-from envs import arcade
+from zerokara.core.config import UserError
+from zerokara.envs import arcade
 
 
 class ArcadeGymnasiumEnv(gymnasium.Env[np.ndarray, np.int64]):

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from envs.arcade.base import SIZE, ArcadeEnv, box, sprite
+from zerokara.envs.arcade.base import SIZE, ArcadeEnv, box, sprite
 
 LIVES = 3
 ROCK = 14  # pixels across

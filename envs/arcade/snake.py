@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from envs.arcade.base import SIZE, ArcadeEnv
+from zerokara.envs.arcade.base import SIZE, ArcadeEnv
 
 CELLS = 6  # along each side of the board
 CELL = SIZE // CELLS  # pixels

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agents import dqn
+from zerokara.agents import dqn
 
 TINY_CATCH = (
     *("--env", "zerokara/Catch-v0", "--name", "catch", "--num-envs", "4", "--steps", "400", "--warmup-steps", "100"),

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from agents.replay import Batch, Replay
+from zerokara.agents.qlearning.replay import Batch, Replay
 
 GAMMA = 0.9
 CPU = torch.device("cpu")

@@ -16,14 +16,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agents import benchmark, scales
-from agents.benchmark_report import Findings, Record, Section, comparable, sections
-from agents.config import Config
-from agents.plot import Curve
-from agents.published import Published
-from agents.scales import Scale, scale
-from core import checkpoint
-from core.config import UserError, parse
+from zerokara.agents import benchmark
+from zerokara.agents.benchmarking import normalization
+from zerokara.agents.benchmarking.dopamine_curves import Published
+from zerokara.agents.benchmarking.normalization import Scale, scale
+from zerokara.agents.benchmarking.report import Findings, Record, Section, comparable, sections
+from zerokara.agents.configs.dqn import Config
+from zerokara.agents.viewing.curves import Curve
+from zerokara.core import checkpoint
+from zerokara.core.config import UserError, parse
 
 REPO = Path(__file__).parents[2]
 CATCH = "zerokara/Catch-v0"
@@ -288,7 +289,7 @@ def test_scales_of_the_arcade() -> None:
     assert catch.normalise(catch.low) == 0
     assert scale("CartPole-v1") is None
     assert scale("ALE/Pong-v5") == Scale(-20.7, 14.6, "random play 0, a human 1")
-    assert scales._play(CATCH, expert=False) == catch.low
+    assert normalization._play(CATCH, expert=False) == catch.low
 
 
 def test_the_last_step_of_metrics_that_are_being_written(tmp_path: Path) -> None:

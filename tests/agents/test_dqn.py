@@ -16,13 +16,14 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agents import dqn, session
-from agents.config import PRESETS, Config
-from agents.evaluation import Scores, evaluate
-from core import checkpoint
-from core.config import UserError, parse
-from envs.arcade.base import ArcadeEnv
 from tests.programs import check_damage_is_named, metrics, refusal, start, wait_until
+from zerokara.agents import dqn
+from zerokara.agents.configs.dqn import PRESETS, Config, read_config
+from zerokara.agents.training import session
+from zerokara.agents.training.evaluation import Scores, evaluate
+from zerokara.core import checkpoint
+from zerokara.core.config import UserError, parse
+from zerokara.envs.arcade.base import ArcadeEnv
 
 TINY = (
     *("--env", "zerokara/Catch-v0", "--num-envs", "8", "--steps", "1600", "--warmup-steps", "200"),
@@ -266,8 +267,8 @@ def test_a_mistake_leaves_with_code_2(tmp_path: Path) -> None:
 def test_a_run_cannot_change_in_the_middle(uninterrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(uninterrupted.parents[1])
     with pytest.raises(UserError, match=r"began with --gamma 0\.99"):
-        dqn.read_config(["--name", "run", "--resume", "--gamma", "0.9"])
-    assert dqn.read_config(["--name", "run", "--resume", "--steps", "1700"]).steps == 1700
+        read_config(["--name", "run", "--resume", "--gamma", "0.9"])
+    assert read_config(["--name", "run", "--resume", "--steps", "1700"]).steps == 1700
     with pytest.raises(UserError, match="--resume"):
         dqn.main([*TINY, "--name", "run"])
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from agents import evaluate
-from agents.atari_scores import SCORES, human_normalised, reference
-from agents.evaluation import Scores
-from core.config import UserError
+from zerokara.agents import evaluate
+from zerokara.agents.benchmarking.atari_scores import SCORES, human_normalised, reference
+from zerokara.agents.training.evaluation import Scores
+from zerokara.core.config import UserError
 
 REPO = Path(__file__).parents[2]
 ONE_THREAD = ("--device", "cpu", "--threads", "1")

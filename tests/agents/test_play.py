@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 import pytest
 
-from agents import play
-from agents.drawing import BAR, CHOSEN, GROOVE, RANDOM, Board, enlarge, newest_frame, overlay
-from core.config import UserError
+from zerokara.agents import play
+from zerokara.agents.viewing.drawing import BAR, CHOSEN, GROOVE, RANDOM, Board, enlarge, newest_frame, overlay
+from zerokara.core.config import UserError
 
 REPO = Path(__file__).parents[2]
 ONE_THREAD = ("--device", "cpu", "--threads", "1")

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agents import plot
-from agents.plot import Curve, group, mean_and_spread, read_curve
-from core.config import UserError
+from zerokara.agents import plot
+from zerokara.agents.plot import group
+from zerokara.agents.viewing.curves import Curve, mean_and_spread, read_curve
+from zerokara.core.config import UserError
 
 
 def make_run(folder: Path, rows: list[dict[str, Any]], **config: Any) -> Path:

@@ -14,16 +14,17 @@ import pytest
 import torch
 from torch import nn
 
-from agents import evaluate, pqn
-from agents.agent import load_agent
-from agents.pqn import Training, Updater
-from agents.pqn_config import Config, make_network
-from core import checkpoint
-from core.compute import Compute
-from core.config import UserError
-from core.distributed import World
-from envs.base import Step
 from tests.programs import metrics
+from zerokara.agents import evaluate, pqn
+from zerokara.agents.configs.pqn import Config
+from zerokara.agents.pqn import Training, Updater
+from zerokara.agents.qlearning.network import make_pqn_network
+from zerokara.agents.viewing.loading import load_agent
+from zerokara.core import checkpoint
+from zerokara.core.compute import Compute
+from zerokara.core.config import UserError
+from zerokara.core.distributed import World
+from zerokara.envs.base import Step
 
 TINY = (
     *(
@@ -49,7 +50,7 @@ def config(**changes: Any) -> Config:
 
 
 def test_layers_are_normalised_before_every_relu() -> None:
-    net = make_network(config(), (4, 84, 84), 3)
+    net = make_pqn_network(config(), (4, 84, 84), 3)
     norms = [module for module in net.modules() if isinstance(module, nn.LayerNorm)]
     assert len(norms) == 4, "three convolutions and the hidden layer"
     maps = net.backbone.stages(torch.rand(2, 4, 84, 84))
@@ -61,7 +62,7 @@ def test_layers_are_normalised_before_every_relu() -> None:
     torch.testing.assert_close(net.backbone.stages(x)[0], expected, rtol=1e-4, atol=1e-5)
     assert len(maps) == 3
     assert not any(
-        isinstance(m, nn.LayerNorm) for m in make_network(config(layer_norm=False), (4, 84, 84), 3).modules()
+        isinstance(m, nn.LayerNorm) for m in make_pqn_network(config(layer_norm=False), (4, 84, 84), 3).modules()
     )
 
 
@@ -69,8 +70,8 @@ def test_one_update_written_out() -> None:
     """Half the squared error, gradient clipped by its norm, one step of RAdam."""
     torch.manual_seed(0)
     c = config(max_grad_norm=0.5, learning_rate=0.1)
-    net = make_network(c, (4, 84, 84), 3)
-    twin = make_network(c, (4, 84, 84), 3)
+    net = make_pqn_network(c, (4, 84, 84), 3)
+    twin = make_pqn_network(c, (4, 84, 84), 3)
     twin.load_state_dict(net.state_dict())
     start = [p.detach().clone() for p in net.parameters()]
     updater = Updater(c, net, Compute(), World())
@@ -98,7 +99,7 @@ def test_weights_in_16_bits_go_on_from_a_checkpoint(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Compute, "function", lambda compute, function: function)
     compute, c = Compute(precision="bfloat16", compile=True), config()
     torch.manual_seed(0)
-    one, two = (Updater(c, make_network(c, (4, 84, 84), 3), compute, World()) for _ in range(2))
+    one, two = (Updater(c, make_pqn_network(c, (4, 84, 84), 3), compute, World()) for _ in range(2))
     obs = torch.randint(256, (6, 4, 84, 84), dtype=torch.uint8)
     batch = obs, torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([3.0, -2.0, 0.5, 0, 0, 1])
     for _ in range(3):

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from agents import dqn
-from agents.config import PRESETS, Config
-from agents.learner import make_network
 from benchmarks import shared_eye
-from core import checkpoint
-from core.config import UserError, parse
+from zerokara.agents import dqn
+from zerokara.agents.configs.dqn import PRESETS, Config
+from zerokara.agents.qlearning.network import make_network
+from zerokara.core import checkpoint
+from zerokara.core.config import UserError, parse
 
 CPU = ("--device", "cpu", "--precision", "float32", "--threads", "1", "--quiet")
 LESS: dict[str, tuple[str, ...]] = {

@@ -16,11 +16,12 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from agents import sweep, sweep_config
-from agents.search import AGENTS
-from agents.sweep_config import read_command_line
-from agents.trial import Child, read_evaluations, worth
-from core.config import UserError, to_dict
+from zerokara.agents import sweep
+from zerokara.agents.sweeping import config as sweep_config
+from zerokara.agents.sweeping.config import read_command_line
+from zerokara.agents.sweeping.search_space import AGENTS
+from zerokara.agents.sweeping.trial import Child, read_evaluations, worth
+from zerokara.core.config import UserError, to_dict
 
 REPO = Path(__file__).parents[2]
 RATES = "learning_rate=0.0005,0.001,0.002"  # the first is the one that stands

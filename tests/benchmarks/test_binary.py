@@ -13,11 +13,11 @@ import pytest
 
 from benchmarks import binary as benchmark
 from benchmarks import seeds
-from core import data
-from core.compute import Compute
-from core.config import UserError
-from core.data import glyphs
-from vision import binary
+from zerokara.core import data
+from zerokara.core.compute import Compute
+from zerokara.core.config import UserError
+from zerokara.core.data import glyphs
+from zerokara.vision import binary
 
 TINY = (
     *("--data", "glyphs", "--train-images", "200", "--validation-images", "100", "--batch-size", "50", "--epochs", "1"),

@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from agents.config import PRESETS, Config
-from agents.heads import Categorical, ImplicitQuantiles
-from agents.learner import make_network
-from agents.losses import greedy, munchausen_bonus, quantile_loss, soft
 from benchmarks.eager import Btr, Buffer, Drawn, NoisyLinear, Peer, Rainbow, SumTree, btr_loss, rainbow_loss
+from zerokara.agents.configs.dqn import PRESETS, Config
+from zerokara.agents.qlearning.heads import Categorical, ImplicitQuantiles
+from zerokara.agents.qlearning.losses import greedy, munchausen_bonus, quantile_loss, soft
+from zerokara.agents.qlearning.network import make_network
 
 OBS = (4, 84, 84)
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from benchmarks import own_pictures
-from core import data
-from core.data import glyphs
+from zerokara.core import data
+from zerokara.core.data import glyphs
 
 
 def test_pictures_are_read(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

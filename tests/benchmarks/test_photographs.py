@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from benchmarks import photographs, seeds
-from core import data
-from core.compute import Compute
-from core.config import UserError
-from core.data import glyphs
-from vision import classify
+from zerokara.core import data
+from zerokara.core.compute import Compute
+from zerokara.core.config import UserError
+from zerokara.core.data import glyphs
+from zerokara.vision import classify
 
 TINY = (
     *("--data", "glyphs", "--train-images", "200", "--validation-images", "100", "--batch-size", "50", "--width"),

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from core.augment import Augment, affine_maps, boxes, crop, warp
+from zerokara.core.augment import Augment, affine_maps, boxes, crop, warp
 
 KINDS: dict[str, float | int | bool] = {
     "rotation_degrees": 30.0,

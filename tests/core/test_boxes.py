@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.boxes import area, clip, decode, encode, iou, mirror, nms, pick, roi_pool, warp
+from zerokara.core.boxes import area, clip, decode, encode, iou, mirror, nms, pick, roi_pool, warp
 
 
 def some_boxes(number: int, width: float = 60, height: float = 40) -> Tensor:

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from core.checkpoint import load, rng_state, save, set_rng_state, write_atomically
-from core.config import UserError
+from zerokara.core.checkpoint import load, rng_state, save, set_rng_state, write_atomically
+from zerokara.core.config import UserError
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,9 +16,9 @@ import pytest
 import torch
 from torch import nn
 
-from core import compute as module
-from core.compute import Compute
-from core.config import UserError
+from zerokara.core import compute as module
+from zerokara.core.compute import Compute
+from zerokara.core.config import UserError
 
 Seconds = dict[tuple[str, bool, bool], float]  # by precision, channels_last, compile
 

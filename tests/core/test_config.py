@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import pytest
 
-from core.config import Range, UserError, entry, field_help, from_dict, parse, to_dict, validate
+from zerokara.core.config import Range, UserError, entry, field_help, from_dict, parse, to_dict, validate
 
 
 @dataclass(frozen=True, kw_only=True)

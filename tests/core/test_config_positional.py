@@ -7,7 +7,7 @@ from typing import Annotated
 
 import pytest
 
-from core.config import Positional, Range, UserError, parse
+from zerokara.core.config import Positional, Range, UserError, parse
 
 
 @dataclass(frozen=True, kw_only=True)

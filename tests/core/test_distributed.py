@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.config import UserError
-from core.distributed import World
+from zerokara.core.config import UserError
+from zerokara.core.distributed import World
 
 ROOT = Path(__file__).parents[2]
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")

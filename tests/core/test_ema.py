@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core.ema import Ema
+from zerokara.core.ema import Ema
 
 
 class Number(nn.Module):

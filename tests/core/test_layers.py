@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from core.layers import (
+from zerokara.core.layers import (
     BinaryConv2d,
     BinaryLinear,
     NoisyLinear,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from core.media import gif_bytes, grid, png_bytes, write_mp4, write_png
+from zerokara.core.media import gif_bytes, grid, png_bytes, write_mp4, write_png
 
 
 def clip(frames: int, height: int, width: int) -> np.ndarray:

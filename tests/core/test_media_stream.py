@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from core.media import write_mp4
+from zerokara.core.media import write_mp4
 
 
 def grey(values: list[int], height: int = 33, width: int = 48) -> Iterator[np.ndarray]:

@@ -11,8 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from core.classifier import make_classifier
-from core.optim import CentredRMSprop, CompiledAdam, OptimizerName, clip_and_step, make_optimizer, orthogonalise
+from zerokara.core.models.classifier import make_classifier
+from zerokara.core.optim import (
+    CentredRMSprop,
+    CompiledAdam,
+    OptimizerName,
+    clip_and_step,
+    make_optimizer,
+    orthogonalise,
+)
 
 
 def test_two_steps_by_hand() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from core.compute import Compute, Precision, Switch
-from core.distributed import World
-from core.probe import probe
+from zerokara.core.compute import Compute, Precision, Switch
+from zerokara.core.distributed import World
+from zerokara.core.probe import probe
 
 
 @dataclass(frozen=True)

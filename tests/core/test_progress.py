@@ -10,8 +10,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from core import progress
-from core.progress import Progress, clock, loading, readable
+from zerokara.core import progress
+from zerokara.core.progress import Progress, clock, loading, readable
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core.report import new_figure, pixels_of, write_figure, write_json
+from zerokara.core.report import new_figure, pixels_of, write_figure, write_json
 
 
 def test_numbers_come_back(tmp_path: Path) -> None:

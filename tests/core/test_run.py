@@ -19,8 +19,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from core.config import UserError
-from core.run import Run
+from zerokara.core.config import UserError
+from zerokara.core.run import Run
 
 ROOT = Path(__file__).parents[2]
 

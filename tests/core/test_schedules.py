@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from core.schedules import cosine, linear, warmup_cosine
+from zerokara.core.schedules import cosine, linear, warmup_cosine
 
 
 def test_linear_by_hand() -> None:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from core.stopwatch import Stopwatch
+from zerokara.core.stopwatch import Stopwatch
 
 
 def test_hours_are_added_up_and_interruptions_are_not_among_them(monkeypatch: pytest.MonkeyPatch) -> None:

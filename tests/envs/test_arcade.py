@@ -13,11 +13,11 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
-from core.config import UserError
-from envs import arcade
-from envs.arcade import GAMES
-from envs.arcade.base import ArcadeEnv
-from envs.base import Step, VectorEnv
+from zerokara.core.config import UserError
+from zerokara.envs import arcade
+from zerokara.envs.arcade import GAMES
+from zerokara.envs.arcade.base import ArcadeEnv
+from zerokara.envs.base import Step, VectorEnv
 
 IDS = sorted(GAMES)
 # Mean returns of 100 games: what the scripted expert reaches at least, and what random play stays below.
@@ -398,7 +398,7 @@ def test_gymnasium_vectors_are_made_of_it() -> None:
 
 
 def test_gymnasium_unknown_render_mode_is_refused() -> None:
-    from envs.arcade.gymnasium import ArcadeGymnasiumEnv
+    from zerokara.envs.arcade.gymnasium import ArcadeGymnasiumEnv
 
     with pytest.raises(UserError, match="rgb_array"):
         ArcadeGymnasiumEnv("zerokara/Catch-v0", render_mode="human")

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from envs import arcade
-from envs.arcade import breaker, catch, shooter, snake
-from envs.arcade.base import SIZE, ArcadeEnv, Streams, bounce, fold, sprite
+from zerokara.envs import arcade
+from zerokara.envs.arcade import breaker, catch, shooter, snake
+from zerokara.envs.arcade.base import SIZE, ArcadeEnv, Streams, bounce, fold, sprite
 
 EVERY = np.arange(1)  # the only environment of a game of one
 

@@ -15,9 +15,9 @@ from ale_py import roms
 from ale_py.vector_env import AtariVectorEnv as AleVectorEnv
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, RecordEpisodeStatistics
 
-import envs
-from core.config import UserError
-from envs.atari import AtariVectorEnv, is_atari, rom_path
+from zerokara import envs
+from zerokara.core.config import UserError
+from zerokara.envs.atari import AtariVectorEnv, is_atari, rom_path
 
 EXACT: dict[str, Any] = {"sticky": 0.0, "noop_max": 0, "fire_reset": False}
 

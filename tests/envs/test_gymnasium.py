@@ -15,8 +15,8 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvCreator
 from gymnasium.wrappers import FrameStackObservation, ResizeObservation
 
-import envs
-from core.config import UserError
+from zerokara import envs
+from zerokara.core.config import UserError
 
 IMAGES: dict[str, spaces.Box] = {
     "flat": spaces.Box(0, 255, (30, 40), np.uint8),

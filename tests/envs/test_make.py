@@ -12,11 +12,11 @@ import gymnasium
 import numpy as np
 import pytest
 
-import envs
-from core.config import UserError
-from envs.arcade.base import ArcadeEnv
-from envs.atari import AtariVectorEnv
-from envs.gymnasium import GymnasiumVectorEnv
+from zerokara import envs
+from zerokara.core.config import UserError
+from zerokara.envs.arcade.base import ArcadeEnv
+from zerokara.envs.atari import AtariVectorEnv
+from zerokara.envs.gymnasium import GymnasiumVectorEnv
 
 
 def test_protocols_and_what_overrides_them() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gymnasium
 import stable_baselines3
 
-import envs
+from zerokara import envs
 
 
 def test_stable_baselines3_trains_on_catch() -> None:

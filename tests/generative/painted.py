@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from core.data import glyphs
-from generative import dcgan
+from zerokara.core.data import glyphs
+from zerokara.generative import dcgan
 
 FEW = {"train": 700, "test": 400}  # thousands of digits take seconds to draw, each time
 TINY = (

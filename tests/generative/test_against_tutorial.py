@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from benchmarks import dcgan_against_tutorial as benchmark
 from benchmarks.dcgan_against_tutorial import Tutorial, tutorial_discriminator, tutorial_generator
-from core.config import UserError
-from core.data import glyphs
-from generative import dcgan
 from tests.generative.painted import FEW
 from tests.generative.test_metrics import save_classifier
+from zerokara.core.config import UserError
+from zerokara.core.data import glyphs
+from zerokara.generative import dcgan
 
 SMALL = ("--generator-width", "0.1", "--discriminator-width", "0.1", "--device", "cpu", "--threads", "1")
 QUICK = (*SMALL, "--precision", "float32", "--film-every-updates", "0", "--eval-images", "100", "--quiet")
@@ -110,7 +110,7 @@ def test_quality(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 def test_quality_wants_somebody_who_knows_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(glyphs, "NUMBER", FEW)
-    monkeypatch.setattr("generative.scorer.zoo", dict)
+    monkeypatch.setattr("zerokara.generative.scoring.feature_extractor.zoo", dict)
     with pytest.raises(UserError, match="--classifier"):
         benchmark.main(["quality", "--data", "glyphs", "--updates", "1", "--seeds", "1", *QUICK])
 

@@ -14,15 +14,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from core.config import UserError
-from core.data import glyphs
-from core.onnx_file import PACKAGES
-from generative import arithmetic, export, interpolate, neighbours, sample
-from generative.arithmetic import combine
-from generative.interpolate import slerp, walk
-from generative.neighbours import nearest_in_pixels
-from generative.painter import Painter
 from tests.generative.painted import FEW, HERE, make_run
+from zerokara.core.config import UserError
+from zerokara.core.data import glyphs
+from zerokara.core.models.onnx_file import PACKAGES
+from zerokara.generative import arithmetic, export, interpolate, neighbours, sample
+from zerokara.generative.arithmetic import combine
+from zerokara.generative.gan.sampler import Painter
+from zerokara.generative.interpolate import slerp, walk
+from zerokara.generative.neighbours import nearest_in_pixels
 
 
 @pytest.fixture(scope="module")

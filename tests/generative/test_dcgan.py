@@ -15,16 +15,16 @@ import pytest
 import torch
 from PIL import Image
 
-from core import checkpoint
-from core.compute import Compute
-from core.config import UserError
-from core.data import glyphs
-from generative import dcgan
-from generative.learner import Learner
-from generative.painter import Painter
-from generative.pictures import picture
-from generative.scorer import Scorer
 from tests.programs import metrics, refusal, start, wait_until
+from zerokara.core import checkpoint
+from zerokara.core.compute import Compute
+from zerokara.core.config import UserError
+from zerokara.core.data import glyphs
+from zerokara.generative import dcgan
+from zerokara.generative.gan.learner import Learner
+from zerokara.generative.gan.pictures import picture
+from zerokara.generative.gan.sampler import Painter
+from zerokara.generative.scoring.feature_extractor import Scorer
 
 FEW = {"train": 240, "test": 40}
 TINY = (
@@ -263,7 +263,7 @@ def test_a_damaged_last_moment_is_one_to_go_back_from(run: Path, capsys: pytest.
 def test_where_nobody_knows_the_data_the_score_is_a_random_networks_and_called_so(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("generative.scorer.zoo", dict)
+    monkeypatch.setattr("zerokara.generative.scoring.feature_extractor.zoo", dict)
     dcgan.main([*TINY, "--name", "strange", "--updates", "10"])
     out = capsys.readouterr().out
     assert "features: a random network" in out

@@ -16,12 +16,14 @@ import pytest
 import torch
 from PIL import Image
 
-from core.compute import Compute
-from core.config import UserError
-from core.media import png_bytes, write_png
-from core.weights import read_tensors
-from generative import fast_style, style_pictures, stylise, stylist
-from generative.stylist import StyleCard, Stylist
+from zerokara.core.compute import Compute
+from zerokara.core.config import UserError
+from zerokara.core.media import png_bytes, write_png
+from zerokara.core.models.weights import read_tensors
+from zerokara.generative import fast_style, stylise
+from zerokara.generative.style import network as stylist
+from zerokara.generative.style import pictures
+from zerokara.generative.style.network import StyleCard, Stylist
 
 REPO = Path(__file__).parents[2]
 TINY = (
@@ -159,7 +161,7 @@ def test_mistakes_of_a_painter_of_pictures(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(UserError, match=r"broken.png cannot be decoded"):
         stylise.main(["model.safetensors", "broken.png", "style.png", "--threads", "1"])
     assert Path("painted/style.png").is_file()  # what could be read is painted first
-    monkeypatch.setattr(style_pictures, "free_bytes", lambda device: 10**5)
+    monkeypatch.setattr(pictures, "free_bytes", lambda device: 10**5)
     with pytest.raises(UserError, match=r"48x48 pixels need about .*give --size"):
         stylise.main(["model.safetensors", "style.png", "--threads", "1"])
 

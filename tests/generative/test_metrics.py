@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core import model_file
-from core.config import UserError
-from core.data import glyphs
-from core.model_file import Card
-from generative import metrics
-from generative.scorer import Scorer
-from generative.scores import frechet_distance, kernel_distance, overlap
 from tests.generative.painted import FEW, HERE, make_run
+from zerokara.core.config import UserError
+from zerokara.core.data import glyphs
+from zerokara.core.models import model_file
+from zerokara.core.models.model_file import Card
+from zerokara.generative import metrics
+from zerokara.generative.scoring.distances import frechet_distance, kernel_distance, overlap
+from zerokara.generative.scoring.feature_extractor import Scorer
 
 CARD = Card(
     backbone="deep_cnn",
@@ -163,7 +163,7 @@ def test_the_program_prints_scores_and_protocol(at_root: Path, capsys: pytest.Ca
 def test_without_a_classifier_it_says_that_quality_is_not_measured(
     at_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("generative.scorer.zoo", dict)
+    monkeypatch.setattr("zerokara.generative.scoring.feature_extractor.zoo", dict)
     metrics.main(["runs/plain", "--images", "100", "--split", "held-out", "--json", *HERE])
     found = json.loads(capsys.readouterr().out)
     assert "random_fd" in found["scores"]["painted"]

@@ -12,14 +12,15 @@ import torch
 from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 
-from core import model_file
-from core.config import UserError
-from core.data import ImageSet, glyphs
-from core.progress import Progress
-from generative import representation, svm
-from generative.representation import Eye, Material, Options, draw, make_eye, pool, svm_error
 from tests.generative.painted import FEW, HERE, make_run
 from tests.generative.test_metrics import CARD
+from zerokara.core.config import UserError
+from zerokara.core.data import ImageSet, glyphs
+from zerokara.core.models import model_file
+from zerokara.core.progress import Progress
+from zerokara.generative import representation
+from zerokara.generative.representation import Eye, Material, Options, draw, make_eye, pool, svm_error
+from zerokara.generative.scoring import svm
 
 
 @pytest.fixture(scope="module")

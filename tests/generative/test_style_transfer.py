@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core.compute import Compute
-from core.config import UserError
-from core.media import write_png
-from generative import style_pictures, style_transfer
+from zerokara.core.compute import Compute
+from zerokara.core.config import UserError
+from zerokara.core.media import write_png
+from zerokara.generative import style_transfer
+from zerokara.generative.style import pictures
 
 REPO = Path(__file__).parents[2]
 TINY = (
@@ -83,7 +84,7 @@ def test_it_paints_and_says_where_and_what_it_took(capsys: pytest.CaptureFixture
 def test_colours_are_kept(capsys: pytest.CaptureFixture[str]) -> None:
     style_transfer.main([*TINY, "--name", "run", "--keep-colour", "--start", "content", "--quiet"])
     result = pixels("runs/run/result.png").astype(float)
-    content = style_pictures.resized(pixels("content.png"), (70, 80)).astype(float)
+    content = pictures.resized(pixels("content.png"), (70, 80)).astype(float)
     for one, other in ((0, 1), (1, 2)):  # differences of colours have no luminance; cut-off pixels apart
         inside = ((result > 0) & (result < 255)).all(2)
         assert inside.mean() > 0.5
@@ -147,7 +148,7 @@ def test_mistakes_are_refused_before_there_is_a_folder(words: list[str], message
 
 
 def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(style_pictures, "free_bytes", lambda device: 10**6)
+    monkeypatch.setattr(pictures, "free_bytes", lambda device: 10**6)
     with pytest.raises(UserError, match=r"80x70 pixels need about .* GiB.*--size"):
         style_transfer.main(list(TINY))
     assert not Path("runs").exists()

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from core import data
-from core.data import glyphs
-from vision import classify, experiment
+from zerokara.core import data
+from zerokara.core.data import glyphs
+from zerokara.vision import classify
+from zerokara.vision.studies import grid
 
 FEW = {"train": 1200, "test": 400}  # thousands of digits take seconds to draw, each time
 TINY_GLYPHS = (
@@ -47,6 +48,6 @@ def few_glyphs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
     whole = data.load
     monkeypatch.setattr(data, "load", lambda *args, **options: whole(*args, **options).take(slice(0, 120)))
     monkeypatch.chdir(tmp_path)
-    experiment._load.cache_clear()
+    grid._load.cache_clear()
     yield
-    experiment._load.cache_clear()
+    grid._load.cache_clear()

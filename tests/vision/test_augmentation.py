@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from core.config import UserError
-from vision import augmentation, experiment
-from vision.augmentation import Options, errors_by_size, make_cells
-from vision.experiment import NOTHING, Cell, Result
+from zerokara.core.config import UserError
+from zerokara.vision import augmentation
+from zerokara.vision.augmentation import Options, errors_by_size, make_cells
+from zerokara.vision.studies import grid
+from zerokara.vision.studies.grid import NOTHING, Cell, Result
 
 pytestmark = pytest.mark.usefixtures("few_glyphs")
 
@@ -34,10 +35,10 @@ def test_with_and_without_differ_in_augmentation_only_and_see_the_same_images() 
     without, with_ = make_cells(Options(sizes=(30,), seeds=(4,), validation_images=20), available=100)
     differing = {name for name, value in vars(without.config).items() if getattr(with_.config, name) != value}
     assert differing == {"rotation_degrees", "shift", "scale", "shear_degrees"}
-    chosen = [experiment.load_data(cell.config).train.images for cell in (without, with_)]
+    chosen = [grid.load_data(cell.config).train.images for cell in (without, with_)]
     assert torch.equal(*chosen)
     other = make_cells(Options(sizes=(30,), seeds=(5,), validation_images=20), available=100)[0]
-    assert not torch.equal(experiment.load_data(other.config).train.images, chosen[0])
+    assert not torch.equal(grid.load_data(other.config).train.images, chosen[0])
 
 
 def test_errors_are_sorted_by_size_and_the_change_is_of_the_means() -> None:

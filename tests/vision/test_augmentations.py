@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from core import data
-from core.config import UserError
-from vision import augmentations
+from zerokara.core import data
+from zerokara.core.config import UserError
+from zerokara.vision import augmentations
 
 
 def test_each_kind_has_its_row() -> None:

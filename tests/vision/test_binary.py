@@ -10,18 +10,18 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from core import data
-from core.compute import Compute
-from core.config import UserError
-from core.distributed import World
 from tests.programs import metrics
-from vision import binary
-from vision.binary import Training, squared_hinge
-from vision.binary_config import PRESETS, Config
-from vision.binary_network import BinaryCnn, BinaryMlp, BinaryNetwork, Card, read_packed, write_packed
-from vision.binary_pictures import inputs_of_signs, network_table
-from vision.learner import Data
-from vision.scoring import Scores
+from zerokara.core import data
+from zerokara.core.compute import Compute
+from zerokara.core.config import UserError
+from zerokara.core.distributed import World
+from zerokara.vision import binary
+from zerokara.vision.binarization.config import PRESETS, Config
+from zerokara.vision.binarization.network import BinaryCnn, BinaryMlp, BinaryNetwork, Card, read_packed, write_packed
+from zerokara.vision.binarization.pictures import inputs_of_signs, network_table
+from zerokara.vision.binary import Training, squared_hinge
+from zerokara.vision.classification.learner import Data
+from zerokara.vision.classification.scoring import Scores
 
 CLASSES = ("a", "b", "c")
 MLP = Card(network="mlp", units=5, layers=1, width=1.0, classes=CLASSES, channels=1, image_size=(2, 3))

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from core import model_file
-from core.classifier import make_classifier
-from core.compute import Compute
-from core.config import UserError
-from core.media import png_bytes
-from core.weights import read_tensors
 from tests.programs import metrics, start, wait_until
-from vision import caption, caption_predict, caption_splits, captioner
+from zerokara.core.compute import Compute
+from zerokara.core.config import UserError
+from zerokara.core.media import png_bytes
+from zerokara.core.models import model_file
+from zerokara.core.models.classifier import make_classifier
+from zerokara.core.models.weights import read_tensors
+from zerokara.vision import caption, caption_predict, caption_splits
+from zerokara.vision.captioning import network
 
 TINY = (
     *("--data", "few.zip", "--image-size", "32", "--backbone", "resnet20", "--width", "0.5", "--stem", "paper"),
@@ -108,7 +109,7 @@ def test_an_eye_that_was_given_stays_as_it_is(capsys: pytest.CaptureFixture[str]
     model_file.save(Path("eye.safetensors"), classifier.state_dict(), card)
     caption.main([*TINY, "--name", "run", "--epochs", "1", "--init-backbone", "eye.safetensors"])
     assert "it stays as is" in capsys.readouterr().out
-    read = captioner.load("runs/run")
+    read = network.load("runs/run")
     assert read.card.mean == (0.5, 0.4, 0.3)  # fed as it was
     assert read.card.options == {"width": 0.25}
     for name, tensor in classifier.backbone.state_dict().items():

@@ -15,16 +15,18 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto.graph_pb2 import GraphDef
 
-from core import checkpoint, data, model_file, zoo
-from core.classifier import make_classifier
-from core.compute import Compute
-from core.config import UserError, entry, parse
-from core.data import ImageSet, glyphs
 from tests.programs import begun, check_damage_is_named, disturbed, metrics, refusal, start, updates_of
-from vision import classify
-from vision.config import PRESETS, Config
-from vision.learner import Training
-from vision.scoring import Scores
+from zerokara.core import checkpoint, data
+from zerokara.core.compute import Compute
+from zerokara.core.config import UserError, entry, parse
+from zerokara.core.data import ImageSet, glyphs
+from zerokara.core.models import model_file
+from zerokara.core.models.classifier import make_classifier
+from zerokara.core.zoo import registry as zoo
+from zerokara.vision import classify
+from zerokara.vision.classification.config import PRESETS, Config
+from zerokara.vision.classification.learner import Training
+from zerokara.vision.classification.scoring import Scores
 
 FEW = {"train": 800, "test": 200}  # thousands of digits take seconds to draw, each time
 TINY = (

@@ -9,11 +9,19 @@ import pytest
 import torch
 from PIL import Image
 
-from core.backbones import build
-from core.backbones.kernels import KERNELS
-from core.config import UserError
-from vision import depth, experiment
-from vision.depth import Options, filter_cells, layer_cells, receptive_field, seen_by_gradient, weights_per_pair
+from zerokara.core.backbones.kernels import KERNELS
+from zerokara.core.backbones.registry import build
+from zerokara.core.config import UserError
+from zerokara.vision import depth
+from zerokara.vision.depth import (
+    Options,
+    filter_cells,
+    layer_cells,
+    receptive_field,
+    seen_by_gradient,
+    weights_per_pair,
+)
+from zerokara.vision.studies import grid
 
 pytestmark = pytest.mark.usefixtures("few_glyphs")
 
@@ -64,7 +72,7 @@ def test_width_for_finds_the_nearest_whole_number_of_channels() -> None:
 
 def test_all_stacks_have_about_the_same_parameters() -> None:
     options = Options(validation_images=20, seeds=(1,))
-    images = experiment.load_data(experiment.base_config(options, "adamw"))
+    images = grid.load_data(grid.base_config(options, "adamw"))
     counts = {
         cell.name: depth.parameters_of(cell.config.backbone, images, cell.config.width)
         for cell in filter_cells(options, images)

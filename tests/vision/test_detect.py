@@ -13,14 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-from core import checkpoint
-from core.compute import Compute
-from core.config import UserError, entry, parse
 from tests.programs import begun, disturbed, metrics, start, updates_of
 from tests.vision import drawn_boxes as shapes
-from vision import detect, detect_compare, detect_predict
-from vision import detector as detectors
-from vision.detect_config import PRESETS, Config
+from zerokara.core import checkpoint
+from zerokara.core.compute import Compute
+from zerokara.core.config import UserError, entry, parse
+from zerokara.vision import detect, detect_compare, detect_predict
+from zerokara.vision.detection import detector as detectors
+from zerokara.vision.detection.config import PRESETS, Config
 
 MACHINE = ("--device", "cpu", "--precision", "float32", "--threads", "1")
 SMALL = (

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from core.config import UserError
-from core.run import Run
-from vision import devices
-from vision.devices import BASE, Options, Setting, settings, speed_ups, take_turns
+from zerokara.core.config import UserError
+from zerokara.core.run import Run
+from zerokara.vision import devices
+from zerokara.vision.devices import BASE, Options, Setting, settings, speed_ups, take_turns
 
 ROOT = Path(__file__).resolve().parents[2]
 

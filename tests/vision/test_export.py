@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core import model_file
-from core.config import UserError
-from core.model_file import Card
-from core.onnx_file import PACKAGES
-from vision import export
+from zerokara.core.config import UserError
+from zerokara.core.models import model_file
+from zerokara.core.models.model_file import Card
+from zerokara.core.models.onnx_file import PACKAGES
+from zerokara.vision import export
 
 CARD = Card(
     backbone="deep_cnn",

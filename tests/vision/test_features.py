@@ -11,15 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from core import checkpoint
-from core.compute import Compute
-from core.config import UserError
-from core.distributed import World
-from vision import features
-from vision.depths import Depth, Span
-from vision.explain import Excited
-from vision.learner import Training
-from vision.trained import load_trained
+from zerokara.core import checkpoint
+from zerokara.core.compute import Compute
+from zerokara.core.config import UserError
+from zerokara.core.distributed import World
+from zerokara.vision import features
+from zerokara.vision.classification.learner import Training
+from zerokara.vision.studies.explain import Excited
+from zerokara.vision.studies.finished_run import load_trained
+from zerokara.vision.studies.receptive_fields import Depth, Span
 
 ONE_THREAD = ("--device", "cpu", "--threads", "1")
 

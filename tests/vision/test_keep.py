@@ -10,11 +10,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from core import model_file, zoo
-from core.config import UserError, to_dict
-from core.model_file import Card
-from vision import keep
-from vision.config import Config
+from zerokara.core.config import UserError, to_dict
+from zerokara.core.models import model_file
+from zerokara.core.models.model_file import Card
+from zerokara.core.zoo import registry as zoo
+from zerokara.vision import keep
+from zerokara.vision.classification.config import Config
 
 CARD = Card(
     backbone="deep_cnn",

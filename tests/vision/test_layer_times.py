@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from core.classifier import make_classifier
-from core.compute import Compute
-from core.config import UserError
-from vision import layer_times
+from zerokara.core.compute import Compute
+from zerokara.core.config import UserError
+from zerokara.core.models.classifier import make_classifier
+from zerokara.vision import layer_times
 
 TINY = (
     *("--backbone", "deep_cnn", "--image-size", "16", "--channels", "1", "--classes", "10", "--batch-size", "2"),

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from core.config import UserError
-from vision import misread
-from vision.scoring import Scores
-from vision.trained import load_trained, one_run
+from zerokara.core.config import UserError
+from zerokara.vision import misread
+from zerokara.vision.classification.scoring import Scores
+from zerokara.vision.studies.finished_run import load_trained, one_run
 
 ONE_THREAD = ("--device", "cpu", "--threads", "1")
 # Labels a a b b c; guesses a b b b a.

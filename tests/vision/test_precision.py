@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from core import onnx_file
-from core.config import UserError
-from vision import int8, precision
-from vision.trained import load_trained
+from zerokara.core.config import UserError
+from zerokara.core.models import onnx_file
+from zerokara.vision import precision
+from zerokara.vision.studies import int8
+from zerokara.vision.studies.finished_run import load_trained
 
 QUICK = ("--rounds", "2", "--batch-size", "20", "--calibration", "200", "--device", "cpu", "--threads", "1")
 

@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from core import data, model_file
-from core.config import UserError
-from core.model_file import Card
-from vision import predict
+from zerokara.core import data
+from zerokara.core.config import UserError
+from zerokara.core.models import model_file
+from zerokara.core.models.model_file import Card
+from zerokara.vision import predict
 
 
 @pytest.fixture(scope="module")

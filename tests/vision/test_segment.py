@@ -16,17 +16,19 @@ import pytest
 import torch
 from PIL import Image
 
-from core import checkpoint, zoo
-from core.compute import Compute
-from core.config import UserError, entry, parse
-from core.data.masks import MaskSet, load_masks
-from core.data.pictures import decode
-from core.weights import init_backbone
 from tests.programs import begun, disturbed, metrics, start, updates_of
 from tests.vision.shapes import CLASSES, SIZE, plant_shapes
-from vision import segment, segment_file, segment_learner, segment_predict
-from vision.segment_config import PRESETS, Config
-from vision.segment_networks import make_segmenter
+from zerokara.core import checkpoint
+from zerokara.core.compute import Compute
+from zerokara.core.config import UserError, entry, parse
+from zerokara.core.data.masks import MaskSet, load_masks
+from zerokara.core.data.pictures import decode
+from zerokara.core.models.weights import init_backbone
+from zerokara.core.zoo import registry as zoo
+from zerokara.vision import segment, segment_predict
+from zerokara.vision.segmentation import learner, model_file
+from zerokara.vision.segmentation.config import PRESETS, Config
+from zerokara.vision.segmentation.networks import make_segmenter
 
 MACHINE = ("--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1")
 TINY = (
@@ -92,7 +94,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]
         read.append(split)
         return load_masks(data, split, **options)
 
-    monkeypatch.setattr(segment_learner, "load_masks", load)
+    monkeypatch.setattr(learner, "load_masks", load)
     threads = torch.get_num_threads()
     yield read
     torch.set_num_threads(threads)
@@ -122,7 +124,7 @@ def test_a_run_leaves_what_it_promises(uninterrupted: Path) -> None:
     media = {path.name for path in (uninterrupted / "media").iterdir()}
     assert media >= {"augmented-0.png", "overlays-12.png", "overlays-24.png", "classes-24.png", "test_overlays-24.png"}
     assert list((uninterrupted / "tensorboard").glob("events.*"))
-    network, card = segment_file.load(uninterrupted / "model.safetensors")
+    network, card = model_file.load(uninterrupted / "model.safetensors")
     assert card.classes == CLASSES
     assert card.figures == figures
     assert sum(parameter.numel() for parameter in network.parameters()) > 10_000
@@ -306,14 +308,14 @@ def test_overlays_and_a_film(uninterrupted: Path, here: list[str], capsys: pytes
     overlaid = np.asarray(Image.open("seen/2.png"))
     assert overlaid.shape[0] > 64, "no legend"
     # A picture of the network's own size is seen as in validation.
-    network, card = segment_file.load(uninterrupted / "model.safetensors")
+    network, card = model_file.load(uninterrupted / "model.safetensors")
     image = decode(Path("shapes/val/00.png").read_bytes(), "it")
     guess = segment_predict.segment_picture(network, card, Compute(), image)
     assert np.array_equal(guess, np.asarray(Image.open("seen/00-mask.png")))
 
 
 def test_sizes_at_which_pictures_are_seen(uninterrupted: Path) -> None:
-    _, card = segment_file.load(uninterrupted / "model.safetensors")
+    _, card = model_file.load(uninterrupted / "model.safetensors")
     assert segment_predict.seen_size(SIZE, card) == SIZE
     assert segment_predict.seen_size((320, 480), card) == SIZE
     assert segment_predict.seen_size((480, 320), card) == (48, 32)

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from core.config import UserError
-from core.data.box_files import yaml_names
-from core.data.boxes import BoxSet, load_boxes, on_canvas, scaled_to, split
+from zerokara.core.config import UserError
+from zerokara.core.data.box_files import yaml_names
+from zerokara.core.data.boxes import BoxSet, load_boxes, on_canvas, scaled_to, split
 
 
 def picture(path: Path, width: int = 40, height: int = 20) -> None:

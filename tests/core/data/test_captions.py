@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.config import UserError
-from core.data.captions import load_captions, parse_coco, parse_csv, parse_tokens
-from core.media import png_bytes
+from zerokara.core.config import UserError
+from zerokara.core.data.captions import load_captions, parse_coco, parse_csv, parse_tokens
+from zerokara.core.media import png_bytes
 
 
 def picture(shade: int, width: int = 40) -> bytes:

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from core.config import UserError
-from core.data import load
-from core.data.cifar import FORMS, load_cifar, unpickle
+from zerokara.core.config import UserError
+from zerokara.core.data import load
+from zerokara.core.data.cifar import FORMS, load_cifar, unpickle
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 

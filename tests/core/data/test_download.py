@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.config import UserError
-from core.data import download, load, sources
-from core.data.download import Remote, fetch
+from zerokara.core.config import UserError
+from zerokara.core.data import download, load, sources
+from zerokara.core.data.download import Remote, fetch
 
 CONTENT = np.random.default_rng(0).bytes(700_001)
 MD5 = hashlib.md5(CONTENT).hexdigest()

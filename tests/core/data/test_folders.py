@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from core.config import UserError
-from core.data import ImageSet, load
+from zerokara.core.config import UserError
+from zerokara.core.data import ImageSet, load
 
 
 def picture(value: int, side: int = 4) -> bytes:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from core.data import load
-from core.data.glyphs import draw
+from zerokara.core.data import load
+from zerokara.core.data.glyphs import draw
 
 
 def test_the_set() -> None:

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.config import UserError
-from core.data import load
-from core.data.idx import load_idx, read_idx
+from zerokara.core.config import UserError
+from zerokara.core.data import load
+from zerokara.core.data.idx import load_idx, read_idx
 
 # Two images of 2x3 pixels and their labels, byte by byte as MNIST's page lays them out.
 IMAGES = bytes.fromhex("00000803 00000002 00000002 00000003 000102030405 f0f1f2f3f4ff")

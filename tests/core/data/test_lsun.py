@@ -9,8 +9,8 @@ import lmdb
 import pytest
 from PIL import Image
 
-from core.config import UserError
-from core.data import load
+from zerokara.core.config import UserError
+from zerokara.core.data import load
 
 
 def plant(folder: Path, values: list[bytes | tuple[int, int, int]], side: int = 8) -> Path:

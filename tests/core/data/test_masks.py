@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from core.config import UserError
-from core.data import UNLABELLED, MaskSet, load_masks
-from core.data.mask_files import CAMVID, VOC
-from core.data.pictures import decode_mask, fit, fit_mask
+from zerokara.core.config import UserError
+from zerokara.core.data import UNLABELLED, MaskSet, load_masks
+from zerokara.core.data.mask_files import CAMVID, VOC
+from zerokara.core.data.pictures import decode_mask, fit, fit_mask
 
 PHOTO = np.zeros((4, 6, 3), np.uint8)
 MASK = np.array([[0, 0, 1, 1, 2, 2]] * 4, np.uint8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from core.data.moments import channel_moments
+from zerokara.core.data.moments import channel_moments
 
 
 def test_by_hand() -> None:

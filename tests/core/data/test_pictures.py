@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from core.config import UserError
-from core.data.pictures import decode, decode_all, fit, in_colours, reshaped
-from core.data.types import image_set
+from zerokara.core.config import UserError
+from zerokara.core.data.pictures import decode, decode_all, fit, in_colours, reshaped
+from zerokara.core.data.types import image_set
 
 COLOURS = np.random.default_rng(0).integers(256, size=(5, 7, 3), dtype=np.uint8)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from core.config import UserError
-from core.data import DATASETS, load, sources
+from zerokara.core.config import UserError
+from zerokara.core.data import DATASETS, load, sources
 
 
 @pytest.fixture

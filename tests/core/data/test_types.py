@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from core.config import UserError
-from core.data import ImageSet, hold_out
+from zerokara.core.config import UserError
+from zerokara.core.data import ImageSet, hold_out
 
 
 def numbered(counts: list[int], order_seed: int = 0) -> ImageSet:

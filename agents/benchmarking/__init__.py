@@ -1,0 +1,1 @@
+"""Runs of many games, presets and seeds, and the tables made of them."""

@@ -1,0 +1,1 @@
+"""Settings of the agents: fields, presets and evaluation protocols."""

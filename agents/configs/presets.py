@@ -1,0 +1,239 @@
+"""Presets to the letter of their papers, as overrides of the fields of agents/configs/dqn.py, and where they depart.
+
+Papers count frames, of which an agent step has four; here everything counts agent steps. What a paper leaves open is as
+its authors' published code has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# Mnih et al. 2015, extended data table 1 and Methods. The published code adds up the gradients of a batch of 32 where
+# this one averages them, so its 0.01 under the root of RMSProp is 0.01 / 32^2 here.
+_NATURE: Mapping[str, Any] = {
+    "steps": 50_000_000,
+    "num_envs": 1,
+    "protocol": "nature",
+    "backbone": "nature",
+    "hidden_units": 512,
+    "dueling": False,
+    "double": False,
+    "n_step": 1,
+    "life_loss_ends": True,
+    "batch_size": 32,
+    "train_every_steps": 4,
+    "warmup_steps": 50_000,
+    "target_every_steps": 10_000,
+    "replay_capacity": 1_000_000,
+    "optimizer": "rmsprop",
+    "learning_rate": 2.5e-4,
+    "optimizer_epsilon": 0.01 / 32**2,
+    "max_grad_norm": None,
+    "epsilon_end": 0.1,
+    "epsilon_steps": 1_000_000,
+    "eval_every_steps": 250_000,
+    "eval_epsilon": 0.05,
+    "eval_max_steps": 4_500,
+}
+# Dopamine's dqn.gin of today (Castro et al. 2018), after Machado et al. 2018 for the environment.
+_DOPAMINE: Mapping[str, Any] = {
+    **_NATURE,
+    "protocol": "machado",
+    "life_loss_ends": False,
+    "warmup_steps": 20_000,
+    "target_every_steps": 8_000,
+    "optimizer": "adam",
+    "learning_rate": 6.25e-5,
+    "optimizer_epsilon": 1.5e-4,
+    "epsilon_end": 0.01,
+    "epsilon_steps": 250_000,
+    "eval_epsilon": 0.001,
+    "eval_max_steps": 27_000,
+}
+# Van Hasselt et al. 2016, "Deep Reinforcement Learning with Double Q-learning", the tuned version of the appendix.
+_DOUBLE: Mapping[str, Any] = {
+    **_NATURE,
+    "double": True,
+    "target_every_steps": 30_000,
+    "epsilon_end": 0.01,
+    "eval_epsilon": 0.001,
+    "eval_max_steps": 27_000,
+}
+# Bellemare et al. 2017, "A Distributional Perspective on Reinforcement Learning", section 5.
+_C51: Mapping[str, Any] = {
+    **_NATURE,
+    "head": "c51",
+    "atoms": 51,
+    "atom_limit": 10.0,
+    "optimizer": "adam",
+    "learning_rate": 2.5e-4,
+    "optimizer_epsilon": 0.01 / 32,
+    "epsilon_end": 0.01,
+    "eval_epsilon": 0.001,
+    "eval_max_steps": 27_000,
+}
+# Hessel et al. 2018, "Rainbow: Combining Improvements in Deep Reinforcement Learning", table 1.
+_RAINBOW: Mapping[str, Any] = {
+    **_C51,
+    "double": True,
+    "dueling": True,
+    "noisy": True,
+    "noisy_sigma": 0.5,
+    "n_step": 3,
+    "warmup_steps": 20_000,
+    "target_every_steps": 8_000,
+    "learning_rate": 6.25e-5,
+    "optimizer_epsilon": 1.5e-4,
+    "max_grad_norm": 10.0,
+    "priority_exponent": 0.5,
+    "priority_weight_start": 0.4,
+    "priority_weight_end": 1.0,
+    "priority_weight_steps": 50_000_000,
+    "epsilon_start": 0.0,
+    "epsilon_end": 0.0,
+    "epsilon_steps": 1,
+}
+
+FAMILY: Mapping[str, Mapping[str, Any]] = {
+    "nature": _NATURE,
+    "dopamine": _DOPAMINE,
+    "double": _DOUBLE,
+    # Wang et al. 2016, "Dueling Network Architectures for Deep Reinforcement Learning", section 4.2.
+    "dueling": {
+        **_DOUBLE,
+        "dueling": True,
+        "stream_gradient": 0.5**0.5,
+        "learning_rate": 6.25e-5,
+        "max_grad_norm": 10.0,
+    },
+    # Schaul et al. 2016, "Prioritized Experience Replay", proportional variant: appendix B.2.3 and table 3.
+    "prioritized": {
+        **_DOUBLE,
+        "learning_rate": 2.5e-4 / 4,
+        "optimizer_epsilon": 0.01 / 32**2 / 4**2,
+        "priority_exponent": 0.6,
+        "priority_weight_start": 0.4,
+        "priority_weight_end": 1.0,
+        "priority_weight_steps": 50_000_000,
+    },
+    "c51": _C51,
+    # Dabney et al. 2018, "Distributional Reinforcement Learning with Quantile Regression", section 5.2: QR-DQN-1.
+    "qr": {**_C51, "head": "qr", "quantiles": 200, "learning_rate": 5e-5},
+    # Dabney et al. 2018, "Implicit Quantile Networks for Distributional Reinforcement Learning", section 4.
+    "iqn": {
+        **_C51,
+        "head": "iqn",
+        "quantiles": 64,
+        "target_quantiles": 64,
+        "policy_quantiles": 32,
+        "cosines": 64,
+        "learning_rate": 5e-5,
+    },
+    "rainbow": _RAINBOW,
+    # Vieillard et al. 2020, "Munchausen Reinforcement Learning", M-DQN: appendix B.
+    "munchausen": {
+        **_DOPAMINE,
+        "munchausen": True,
+        "munchausen_scale": 0.9,
+        "munchausen_temperature": 0.03,
+        "munchausen_floor": -1.0,
+        "learning_rate": 5e-5,
+        "optimizer_epsilon": 0.01 / 32,
+    },
+    # Clark et al. 2025, "Beyond the Rainbow: High Performance Deep Reinforcement Learning on a Desktop PC", appendix.
+    "btr": {
+        **_DOPAMINE,
+        "num_envs": 64,
+        "backbone": "impala",
+        "width": 2.0,
+        "spectral_norm": True,
+        "pool_size": 6,
+        "dueling": True,
+        "noisy": True,
+        "noisy_sigma": 0.5,
+        "head": "iqn",
+        "quantiles": 8,
+        "target_quantiles": 8,
+        "policy_quantiles": 8,
+        "cosines": 64,
+        "munchausen": True,
+        "munchausen_scale": 0.9,
+        "munchausen_temperature": 0.03,
+        "munchausen_floor": -1.0,
+        "n_step": 3,
+        "gamma": 0.997,
+        "batch_size": 256,
+        "train_every_steps": 64,
+        "warmup_steps": 200_000,
+        "target_every_steps": 500 * 64,
+        "replay_capacity": 1_048_576,
+        "priority_exponent": 0.2,
+        "priority_weight_start": 0.4,
+        "priority_weight_end": 1.0,
+        "priority_weight_steps": 50_000_000,
+        "learning_rate": 1e-4,
+        "optimizer_epsilon": 0.005 / 256,
+        "max_grad_norm": 10.0,
+        "epsilon_steps": 2_000_000,
+        "epsilon_until_steps": 25_000_000,
+        "eval_epsilon": 0.01,
+    },
+    # Van Hasselt et al. 2019, "When to use parametric models in reinforcement learning?", appendix: the 100k protocol.
+    "data-efficient": {
+        **_RAINBOW,
+        "steps": 100_000,
+        "backbone": "der",
+        "hidden_units": 256,
+        "noisy_sigma": 0.1,
+        "n_step": 20,
+        "train_every_steps": 1,
+        "warmup_steps": 1_600,
+        "target_every_steps": 2_000,
+        "replay_capacity": 100_000,
+        "learning_rate": 1e-4,
+        "priority_weight_steps": 100_000,
+        "eval_every_steps": 10_000,
+    },
+}
+
+_SCORES = "scores are means of 30 whole games, one in each environment, so that short games do not count more often"
+_STARTS = "evaluation begins with no-ops, for the human starts of the paper were never published"
+_BIAS = "every action has a bias of its own in the last layer, as in all other presets, where the paper shares one"
+_GRADIENTS = "gradients are averaged over the batch, and what RMSProp adds under the root is scaled to match"
+_FRACTIONS = "actions are chosen by evenly spaced fractions in place of drawn ones: the same expectation without chance"
+_DUEL = "noise is the same for the online network's choice and its prediction, which saves a forward pass"
+
+DEPARTURES: Mapping[str, tuple[str, ...]] = {
+    "nature": (_SCORES, _GRADIENTS),
+    "dopamine": (_SCORES,),
+    "double": (_SCORES, _STARTS, _BIAS, _GRADIENTS),
+    "dueling": (_SCORES, _STARTS, _BIAS, _GRADIENTS),
+    "prioritized": (
+        _SCORES,
+        _STARTS,
+        _BIAS,
+        _GRADIENTS,
+        "batches are stratified over the tree's top nodes, not to the last slot, so that any size draws alike",
+    ),
+    "c51": (_SCORES,),
+    "qr": (_SCORES,),
+    "iqn": (_SCORES, _FRACTIONS),
+    "rainbow": (
+        _SCORES,
+        _DUEL,
+        "gradients are clipped to norm 10, as in the authors' later code, which the table does not mention",
+    ),
+    "munchausen": (_SCORES,),
+    "btr": (
+        _SCORES,
+        _FRACTIONS,
+        "log-probabilities are the target network's, as in Munchausen's paper; the published code has the online one's",
+        "epsilon falls linearly over 2,000,000 steps, for a schedule must be a function of the step",
+    ),
+    "data-efficient": (
+        _SCORES,
+        _DUEL,
+        "the eye is padded: without, it never sees the last 9 rows and columns, where Pong's own paddle moves",
+    ),
+}

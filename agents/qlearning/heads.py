@@ -1,0 +1,165 @@
+"""What a Q-network says of an action: its expected return, a distribution over atoms, or quantiles of the return.
+
+A head gives meaning to the X numbers that the network's streams have for every action: values for who plays, target and
+loss for who learns. One interface for all, by name in `HEADS`.
+
+Shapes: B batch, A actions, M actions that may follow, F features, X numbers of an action, T quantiles.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zerokara.agents.qlearning.losses import (
+    Next,
+    categorical_loss,
+    categorical_target,
+    quantile_loss,
+    td_loss,
+    td_target,
+)
+
+Draws = tuple[Tensor | None, Tensor | None]
+
+
+class Expected(nn.Module):
+    """The expected return, one number (Mnih et al. 2015); the interface of all heads."""
+
+    outputs = 1  # X, or 1 where the streams are asked once for each quantile
+
+    def at(self, features_BF: Tensor, tau_BT: Tensor | None) -> Tensor:
+        """What the streams are given: the features, or (B * T, F) of them, one row for each quantile asked for."""
+        return features_BF
+
+    def draw(self, batch_size: int, generator: torch.Generator) -> Draws:
+        """The random fractions of an update, (B, T) for the online and (B, S) for the target network; None: none."""
+        return None, None
+
+    def values(self, z_BXA: Tensor) -> Tensor:
+        """Expected returns (B, A)."""
+        return z_BXA.mean(dim=1) if z_BXA.shape[1] > 1 else z_BXA.squeeze(1)
+
+    def target(self, reward_B: Tensor, discount_B: Tensor, following: Next) -> Tensor:
+        """What the numbers (B, X) of the action that was taken are drawn to."""
+        return td_target(reward_B, discount_B, following)
+
+    def loss(
+        self, z_BXA: Tensor, action_B: Tensor, target_BX: Tensor, weight_B: Tensor, tau_BT: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Weighted loss (scalar), and how wrong each transition was (B,), for its priority."""
+        return td_loss(z_BXA.squeeze(1), action_B, target_BX.squeeze(1), weight_B)
+
+
+class Categorical(Expected):
+    """C51: logits of evenly spaced atoms (Bellemare et al. 2017, "A Distributional Perspective on RL").
+
+    Args:
+        atoms: X; limit: they lie from -limit to limit, and returns beyond are taken for these.
+    """
+
+    atom_X: Tensor
+
+    def __init__(self, atoms: int, limit: float) -> None:
+        super().__init__()
+        self.outputs = atoms
+        self.register_buffer("atom_X", torch.linspace(-limit, limit, atoms), persistent=False)
+
+    def values(self, z_BXA: Tensor) -> Tensor:
+        """Expected returns (B, A)."""
+        return (z_BXA.softmax(dim=1) * self.atom_X[:, None]).sum(dim=1)
+
+    def target(self, reward_B: Tensor, discount_B: Tensor, following: Next) -> Tensor:
+        """Probabilities (B, X)."""
+        return categorical_target(reward_B, discount_B, following, self.atom_X)
+
+    def loss(
+        self, z_BXA: Tensor, action_B: Tensor, target_BX: Tensor, weight_B: Tensor, tau_BT: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Divergence from the target (scalar), and its terms (B,)."""
+        return categorical_loss(_taken(z_BXA, action_B), target_BX, weight_B)
+
+
+class Quantiles(Expected):
+    """QR-DQN: the return's quantiles at fixed fractions (Dabney et al. 2018, "Distributional RL with Quantile Regr.").
+
+    Args:
+        quantiles: X, at (i + 1/2) / X.
+    """
+
+    tau_1X: Tensor
+
+    def __init__(self, quantiles: int) -> None:
+        super().__init__()
+        self.outputs = quantiles
+        self.register_buffer("tau_1X", _midpoints(quantiles), persistent=False)
+
+    def loss(
+        self, z_BXA: Tensor, action_B: Tensor, target_BX: Tensor, weight_B: Tensor, tau_BT: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Quantile Huber loss (scalar), and mean |error| (B,)."""
+        tau = self.tau_1X if tau_BT is None else tau_BT
+        return quantile_loss(_taken(z_BXA, action_B), tau, target_BX, weight_B)
+
+
+class ImplicitQuantiles(Quantiles):
+    """IQN: the quantile at any fraction, which the network is given (Dabney et al. 2018, "Implicit Quantile Networks").
+
+    The features are multiplied by an embedding of the fraction, relu(linear(cos(pi i tau))), i from 0 on (equation 4).
+    To choose an action, the fractions are evenly spaced in place of drawn: the same expectation without chance.
+
+    Args:
+        features: F.
+        quantiles: T, drawn for the prediction (the paper's N).
+        target_quantiles: drawn for the target (N').
+        policy_quantiles: evenly spaced, for values (K).
+        cosines: numbers of the embedding.
+    """
+
+    frequency_C: Tensor
+
+    def __init__(
+        self, features: int, quantiles: int, target_quantiles: int, policy_quantiles: int, cosines: int
+    ) -> None:
+        super().__init__(policy_quantiles)
+        self.outputs = 1
+        self.quantiles, self.target_quantiles = quantiles, target_quantiles
+        self.embedding = nn.Linear(cosines, features)
+        self.register_buffer("frequency_C", math.pi * torch.arange(cosines), persistent=False)
+
+    def at(self, features_BF: Tensor, tau_BT: Tensor | None) -> Tensor:
+        """Features (B * T, F) for the fractions, or for the evenly spaced ones."""
+        tau = self.tau_1X if tau_BT is None else tau_BT
+        embedded = F.relu(self.embedding(torch.cos(tau[:, :, None] * self.frequency_C)))
+        return (features_BF[:, None] * embedded).flatten(0, 1)
+
+    def draw(self, batch_size: int, generator: torch.Generator) -> Draws:
+        """Uniform fractions."""
+        shapes = (batch_size, self.quantiles), (batch_size, self.target_quantiles)
+        online, target = (torch.rand(shape, generator=generator, device=generator.device) for shape in shapes)
+        return online, target
+
+
+HEADS: dict[str, Callable[[Any, int], Expected]] = {
+    "q": lambda config, features: Expected(),
+    "c51": lambda config, features: Categorical(config.atoms, config.atom_limit),
+    "qr": lambda config, features: Quantiles(config.quantiles),
+    "iqn": lambda config, features: ImplicitQuantiles(
+        features, config.quantiles, config.target_quantiles, config.policy_quantiles, config.cosines
+    ),
+}
+
+
+def _taken(z_BXA: Tensor, action_B: Tensor) -> Tensor:
+    """The numbers (B, X) of the actions that were taken."""
+    return z_BXA.gather(2, action_B[:, None, None].expand(-1, z_BXA.shape[1], 1)).squeeze(2)
+
+
+def _midpoints(number: int) -> Tensor:
+    """(1, number): fractions in the middle of so many equal parts."""
+    return ((torch.arange(number) + 0.5) / number)[None]

@@ -1,0 +1,226 @@
+"""The learner: online and target network, and one update as one piece of work.
+
+Shapes: B batch, A actions, X numbers of an action, N environments, C, H, W an observation.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zerokara.agents.configs.dqn import Config
+from zerokara.agents.qlearning.losses import greedy, munchausen_bonus, soft
+from zerokara.agents.qlearning.network import make_network
+from zerokara.agents.qlearning.replay import Batch
+from zerokara.core.compute import Compute
+from zerokara.core.distributed import World
+from zerokara.core.divergence import is_finite, read_means
+from zerokara.core.layers import resample_noise
+from zerokara.core.optim import CentredRMSprop, clip_and_step, make_adam, refresh_copies
+
+METRICS = ("train/loss", "train/q", "train/grad_norm")
+
+
+class Learner:
+    """Updates the online network from batches.
+
+    Args:
+        sample: draws a batch on the device of `compute`, without waiting for it.
+        generators: what it draws from.
+        rank: is told how wrong each transition of the last batch was, (B,), for its priority; None: nobody asks.
+        ranking: the tensors that `rank` changes.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        obs_shape: tuple[int, int, int],
+        num_actions: int,
+        compute: Compute,
+        world: World,
+        sample: Callable[[], Batch],
+        generators: tuple[torch.Generator, ...] = (),
+        rank: Callable[[Tensor], None] | None = None,
+        ranking: Sequence[Tensor] = (),
+    ) -> None:
+        self.config, self.compute, self.world, self._sample = config, compute, world, sample
+        self._make = functools.partial(make_network, config, obs_shape, num_actions)
+        self.network = compute.module(self._make())
+        world.broadcast(self.network)
+        self.target = compute.frozen(copy.deepcopy(self.network))
+        # What passes run through, while `network` keeps the weights: mostly the same.
+        self.working = compute.working(self.network) if config.optimizer == "adam" and world.size == 1 else self.network
+        self.optimizer = _make_optimizer(config, self.network, self.working, compute)
+        self._loss = compute.function(self._forward)
+        # Of noise and of fractions of quantiles.
+        seed = (config.seed * 1_000_003 + world.rank * 10_007) ^ 0x5EED
+        self.generator = torch.Generator(compute.torch_device).manual_seed(seed)
+        draws = self.network.has_modes or config.head == "iqn"
+        self._generators = (*generators, self.generator) if draws else generators
+        self._rank, self._ranking = rank, ranking
+        self._replay_update: Callable[[], None] | None = None
+        # Sums over updates since `read_metrics`: loss, mean Q, gradient norm, updates. They stay on the device.
+        self._sums = torch.zeros(4, device=compute.torch_device)
+
+    def update(self) -> None:
+        """One gradient step. On CUDA the first ones run as they are, then the captured graph takes over."""
+        if self._replay_update is None:
+            self._update()
+            # Adam makes its state in the first step, which capture must not see.
+            self._replay_update = self._capture()
+        else:
+            self._replay_update()
+
+    def _capture(self) -> Callable[[], None]:
+        """The update as a CUDA graph; what the runs before the capture changed is put back."""
+        if self.compute.torch_device.type != "cuda" or self.world.size > 1:
+            return self._update
+        modules, others = (self.network, self.target), [self._sums, *self._ranking]
+        before = copy.deepcopy(([m.state_dict() for m in modules], self.optimizer.state_dict(), others))
+        drawn = [generator.get_state() for generator in self._generators]
+        graph = self.compute.graph(self._update, self._generators)
+        for generator, state in zip(self._generators, drawn, strict=True):
+            generator.set_state(state)
+        for module, weights in zip(modules, before[0], strict=True):
+            module.load_state_dict(weights)
+        _copy_into(self.optimizer.state_dict()["state"], before[1]["state"])
+        torch._foreach_copy_(others, before[2])
+        return graph
+
+    def _update(self) -> None:
+        if self.network.has_modes:
+            for network in (self.working.train(), self.target):
+                resample_noise(network, self.generator)
+        batch = self._sample()
+        draws = self.network.head.draw(len(batch.action), self.generator)
+        loss, mean_q, error_B = self._loss(*batch, *draws)
+        self.working.zero_grad(set_to_none=True)
+        loss.backward()
+        self.world.mean_gradients(self.working.parameters())
+        norm = clip_and_step(self.optimizer, self.config.max_grad_norm)
+        if self._rank is not None:
+            self._rank(error_B)
+        self._sums += torch.stack([loss.detach(), mean_q, norm, torch.ones_like(mean_q)])
+
+    def _forward(
+        self,
+        obs: Tensor,
+        action_B: Tensor,
+        reward_B: Tensor,
+        discount_B: Tensor,
+        next_obs: Tensor,
+        weight_B: Tensor,
+        tau_BT: Tensor | None = None,
+        next_tau_BS: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss and mean Q (scalars), and how wrong each transition was (B,): the part of an update that is compiled."""
+        config, online, head = self.config, self.working, self.working.head
+        with self.compute.autocast():
+            images = self.compute.images(obs)
+            with torch.no_grad():
+                next_images = self.compute.images(next_obs)
+                features_BF = self.target.features(next_images)
+                z_BXA = self.target.outputs(features_BF, next_tau_BS)
+                q_BA = head.values(z_BXA) if next_tau_BS is None else self.target.values(features_BF)
+                if config.munchausen:
+                    temperature = config.munchausen_temperature
+                    reward_B = reward_B + munchausen_bonus(
+                        self.target(images),
+                        action_B,
+                        scale=config.munchausen_scale,
+                        temperature=temperature,
+                        floor=config.munchausen_floor,
+                    )
+                    following = soft(z_BXA, q_BA, temperature)
+                else:
+                    following = greedy(z_BXA, online(next_images) if config.double else q_BA)
+                target_BX = head.target(reward_B, discount_B, following)
+            z_BXA = online.outputs(online.features(images), tau_BT)
+        loss, error_B = head.loss(z_BXA, action_B, target_BX, weight_B, tau_BT)
+        return loss, head.values(z_BXA).detach().mean(), error_B
+
+    def renew_target(self) -> None:
+        """Copy the online network into the target network."""
+        with torch.no_grad():
+            torch._foreach_copy_(_tensors(self.target), _tensors(self.network))
+
+    def reset(self, seed: int) -> None:
+        """Make the heads anew and move the eye towards fresh weights; the optimiser forgets, the target follows.
+
+        D'Oro et al. 2023, "Sample-Efficient Reinforcement Learning by Breaking the Replay Ratio Barrier", after
+        Nikishin et al. 2022; the share of the eye is Schwarzer et al. 2023, "Bigger, Better, Faster", section 3.
+
+        Args:
+            seed: of the fresh weights, the same in every process.
+        """
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            fresh = dict(self.compute.module(self._make()).named_parameters())
+        with torch.no_grad():
+            for name, weight in self.network.named_parameters():
+                weight.lerp_(fresh[name], self.config.reset_eye_share if name.startswith("backbone.") else 1.0)
+            for tensors in self.optimizer.state_dict()["state"].values():
+                torch._foreach_zero_(list(tensors.values()))
+        self.refresh()
+        self.renew_target()
+
+    def refresh(self) -> None:
+        """Tell what works with copies that somebody else than the optimiser has changed the weights."""
+        refresh_copies(self.optimizer)
+
+    def read_metrics(self) -> dict[str, Tensor]:
+        """Means since the last call, as tensors on the device; empty where nothing was learnt."""
+        return read_means(self._sums, METRICS)
+
+    def is_finite(self) -> bool:
+        """Whether every weight is a number. Waits for the device."""
+        return is_finite(self.network)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, optimiser, and the sums that the next line of metrics is made of."""
+        return {
+            "network": self.network.state_dict(),
+            "target": self.target.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "sums": self._sums,
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.network.load_state_dict(state["network"])
+        self.refresh()
+        self.target.load_state_dict(state["target"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._sums.copy_(state["sums"])
+        self.generator.set_state(state["generator"])
+
+
+def _make_optimizer(config: Config, network: nn.Module, working: nn.Module, compute: Compute) -> torch.optim.Optimizer:
+    if config.optimizer == "rmsprop":
+        return CentredRMSprop(network.parameters(), lr=config.learning_rate, eps=config.optimizer_epsilon)
+    return make_adam(
+        network,
+        working,
+        compute,
+        lr=config.learning_rate,
+        eps=config.optimizer_epsilon,
+        max_grad_norm=config.max_grad_norm,
+    )
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    """Parameters and buffers."""
+    return [*module.parameters(), *module.buffers()]
+
+
+def _copy_into(state: dict[Any, dict[str, Tensor]], values: dict[Any, dict[str, Tensor]]) -> None:
+    """Put values into the tensors of an optimiser's state, which a CUDA graph holds by address."""
+    for key, tensors in state.items():
+        for name, tensor in tensors.items():
+            tensor.copy_(values[key][name])

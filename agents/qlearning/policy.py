@@ -1,0 +1,54 @@
+"""Policy: a Q-network as players use it, pixels in, values and actions out.
+
+Shapes: N environments, A actions, C, H, W an observation.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zerokara.agents.qlearning.exploration import Exploration
+from zerokara.agents.qlearning.network import QNetwork
+from zerokara.core.compute import Compute
+from zerokara.core.layers import resample_noise
+
+
+class Policy:
+    """A network as players use it: pixels in, values out.
+
+    Args:
+        network: on the device of `compute`.
+        seed: of the noise of noisy layers when they explore.
+    """
+
+    def __init__(self, network: QNetwork, compute: Compute, seed: int = 0) -> None:
+        self.network, self.compute = network, compute
+        self.noise = torch.Generator(compute.torch_device).manual_seed(seed)
+        self._values = compute.function(self._forward)
+
+    def _forward(self, obs_NCHW: Tensor) -> Tensor:
+        with torch.no_grad(), self.compute.autocast():
+            q_NA: Tensor = self.network(self.compute.images(obs_NCHW))
+        return q_NA
+
+    def values(self, obs_NCHW: np.ndarray, *, noisy: bool = False) -> Tensor:
+        """Q-values (N, A) float32, on the device, of observations (N, C, H, W) uint8.
+
+        Args:
+            noisy: with fresh noise in noisy layers, where there are any.
+        """
+        if self.network.has_modes:
+            self.network.train(noisy)
+            if noisy:
+                resample_noise(self.network, self.noise)
+        return self._values(torch.from_numpy(obs_NCHW).to(self.compute.torch_device, non_blocking=True))
+
+    def act(self, obs_NCHW: np.ndarray, epsilon: float, exploration: Exploration, *, noisy: bool = False) -> np.ndarray:
+        """Epsilon-greedy actions (N,) int64."""
+        explore_N, random_N = exploration.draw(epsilon)
+        if epsilon >= 1:
+            return random_N.numpy()
+        greedy_N = self.compute.host(self.values(obs_NCHW, noisy=noisy).argmax(dim=1))
+        return torch.where(explore_N, random_N, greedy_N).numpy()

@@ -1,0 +1,70 @@
+"""What changes as a run goes on, as pure functions of its counters: a resumed run goes on without a state."""
+
+from __future__ import annotations
+
+from zerokara.agents.configs.common import Settings
+from zerokara.agents.configs.dqn import Config
+from zerokara.core import schedules
+
+
+def epsilon(config: Config, step: int) -> float:
+    """Probability of a random action at this agent step."""
+    if config.epsilon_until_steps is not None and step >= config.epsilon_until_steps:
+        return 0.0
+    return float(schedules.linear(step, config.epsilon_start, config.epsilon_end, 0, config.epsilon_steps))
+
+
+def learning_rate(config: Settings, step: int) -> float:
+    """Step size of the optimiser at this agent step."""
+    end = config.learning_rate if config.learning_rate_end is None else config.learning_rate_end
+    return schedules.linear(step, config.learning_rate, end, 0, config.learning_rate_steps)
+
+
+def weight_exponent(config: Config, step: int) -> float:
+    """Exponent beta of prioritised replay's weights at this agent step (Schaul et al. 2016, section 3.4)."""
+    start, end = config.priority_weight_start, config.priority_weight_end
+    return schedules.linear(step, start, end, 0, config.priority_weight_steps)
+
+
+def is_target_due(config: Config, updates: int) -> bool:
+    """Whether the target network is to be renewed after so many updates: agent steps count, as `target_every_steps`."""
+    before, now = ((u * config.train_every_steps // config.updates_at_once) for u in (updates - 1, updates))
+    return now // config.target_every_steps > before // config.target_every_steps
+
+
+def is_reset_due(config: Config, updates: int) -> bool:
+    """Whether networks are to be reset after so many updates."""
+    return config.reset_every_updates > 0 and since_reset(config, updates) == 0
+
+
+def since_reset(config: Config, updates: int) -> int:
+    """Updates since the last reset, or since the start."""
+    if not config.reset_every_updates:
+        return updates
+    last = updates if config.reset_until_updates is None else min(updates, config.reset_until_updates)
+    return updates - last // config.reset_every_updates * config.reset_every_updates
+
+
+def horizon(config: Config, updates: int) -> tuple[int, float]:
+    """Steps of the return, and discount, for the update that follows so many.
+
+    Both go exponentially from start to end after the start and after every reset, the discount by its distance from 1
+    (Schwarzer et al. 2023, "Bigger, Better, Faster", section 3).
+    """
+    at, over = since_reset(config, updates), config.anneal_updates
+    n_start, n_step = config.n_step_start or config.n_step, config.n_step
+    n = round(schedules.exponential(at, n_start, n_step, 0, over))
+    gamma_start, gamma = config.gamma_start, config.gamma
+    if gamma_start is None or gamma == gamma_start or gamma == 1:
+        return n, gamma
+    return n, 1 - schedules.exponential(at, 1 - gamma_start, 1 - gamma, 0, over)
+
+
+def is_annealed(config: Config) -> bool:
+    """Whether `horizon` ever changes."""
+    return config.n_step_start is not None or config.gamma_start is not None
+
+
+def longest_return(config: Config) -> int:
+    """The most steps that a return is ever summed over."""
+    return max(config.n_step, config.n_step_start or 1)

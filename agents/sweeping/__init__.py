@@ -1,0 +1,1 @@
+"""Hyperparameter search: search space, trials and their report."""

@@ -1,0 +1,1 @@
+"""The bookkeeping of a training run: session, evaluation and pictures."""

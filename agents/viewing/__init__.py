@@ -1,0 +1,1 @@
+"""Finished runs: loading, learning curves, saliency and drawing."""

@@ -1,0 +1,88 @@
+"""The eye: convolutional trunks by name, under one contract that classifier, discriminator and Q-network share.
+
+eye = BACKBONES["nature"](in_channels=4, image_size=84)
+eye(x)                        # (B, out_channels, *out_size), the last feature map
+eye.stages(x)                 # every feature map, from fine to coarse
+nn.Linear(eye.features, 10)   # no head writes down 3136
+
+`python -m core.backbones` lists them all with what they cost.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from typing import Any
+
+from zerokara.core.backbones import resnet, vgg
+from zerokara.core.backbones.alexnet import AlexNet, AlexNet2012
+from zerokara.core.backbones.base import Backbone
+from zerokara.core.backbones.dcgan import Dcgan
+from zerokara.core.backbones.deep_cnn import DeepCnn
+from zerokara.core.backbones.googlenet import GoogLeNet
+from zerokara.core.backbones.impala import Impala
+from zerokara.core.backbones.kernels import KERNELS
+from zerokara.core.backbones.nature import Der, Nature, Nips
+from zerokara.core.backbones.r3 import R3
+from zerokara.core.config import UserError, flag, suggest
+
+BACKBONES: dict[str, type[Backbone]] = {
+    "nature": Nature,
+    "nips": Nips,
+    "der": Der,
+    "impala": Impala,
+    "deep_cnn": DeepCnn,
+    "alexnet": AlexNet,
+    "alexnet_2012": AlexNet2012,
+    **vgg.variants(),
+    "googlenet": GoogLeNet,
+    **resnet.variants(),
+    **KERNELS,
+    "dcgan": Dcgan,
+    "r3": R3,
+}
+
+
+@functools.cache
+def find(name: str) -> type[Backbone]:
+    """`BACKBONES[name]`, and beyond it resnet<6n+2> and plain<6n+2> of any depth.
+
+    Raises:
+        UserError: unknown name, or a number of layers that no such network has.
+    """
+    if name in BACKBONES:
+        return BACKBONES[name]
+    if match := re.fullmatch(r"(resnet|plain)([1-9]\d*)", name):
+        word, depth = match[1], int(match[2])
+        if depth % 6 == 2 and depth > 2:
+            return resnet.cifar(name, depth, skips=word == "resnet")
+        below = max(8, (depth - 2) // 6 * 6 + 2)
+        raise UserError(
+            f"There is no backbone {name}: networks of this kind have 6n + 2 layers; "
+            f"choose {word}{below} or {word}{below + 6}."
+        )
+    raise UserError(f"There is no backbone {name!r}{suggest(name, BACKBONES)}; choose one of {', '.join(BACKBONES)}.")
+
+
+def options_of(name: str) -> list[str]:
+    """The options that a backbone takes.
+
+    Raises:
+        UserError: as `find`.
+    """
+    parameters = inspect.signature(find(name)).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+
+
+def build(name: str, in_channels: int, image_size: int | tuple[int, int], **options: Any) -> Backbone:
+    """`find(name)(in_channels, image_size, **options)`, its options checked.
+
+    Raises:
+        UserError: unknown name, an option that it does not have, or images too small for the strides.
+    """
+    known = options_of(name)
+    if unknown := [option for option in options if option not in known]:
+        has = f"it has {', '.join(map(flag, known))}" if known else "it has none"
+        raise UserError(f"The backbone {name} has no option {flag(unknown[0])}: {has}.")
+    return find(name)(in_channels, image_size, **options)

@@ -1,0 +1,1 @@
+"""Classifiers, their weights and model files, and ONNX export."""

@@ -1,0 +1,1 @@
+"""Generative adversarial networks: networks, losses, learner, data and sampling."""

@@ -1,0 +1,211 @@
+"""What a benchmark would run: command lines, mistakes before anything starts, what is there already, what fits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from zerokara.agents.benchmarking import plan as benchmark_plan
+from zerokara.agents.benchmarking.plan import Planned, departures, job, needs, plan, share, state
+from zerokara.agents.configs import dqn
+from zerokara.agents.configs.common import ProtocolName
+from zerokara.agents.configs.dqn import Config
+from zerokara.core.config import UserError
+
+CATCH, SNAKE = "zerokara/Catch-v0", "zerokara/Snake-v0"
+
+
+def planned(
+    env_ids: tuple[str, ...] = (CATCH,),
+    presets: tuple[str, ...] = ("fast",),
+    seeds: tuple[int, ...] = (1,),
+    protocol: ProtocolName = "nature",
+    **changes: Any,
+) -> list[Planned]:
+    options: dict[str, Any] = {"name": "bench", "steps": 400, "evaluations": 4, "settings": (), "threads": 1}
+    return plan(env_ids, presets, seeds, protocol=protocol, **{**options, "devices": ["cpu"], **changes})
+
+
+def test_every_combination_once_and_seeds_last() -> None:
+    runs = planned((CATCH, SNAKE, CATCH), ("fast", "pqn-paper"), (3, 1, 3))
+    assert [(run.env, run.preset, run.seed) for run in runs] == [
+        (env, preset, seed) for seed in (3, 1) for env in (CATCH, SNAKE) for preset in ("fast", "pqn-paper")
+    ]
+    assert runs[1].name == "bench-zerokara-Catch-v0-pqn-paper-3"
+    assert (runs[1].kind, runs[1].config.preset, runs[1].folder) == ("pqn", "paper", Path("runs") / runs[1].name)
+    assert len({run.name for run in runs}) == 8
+
+
+def test_the_command_line_makes_the_config_that_is_planned() -> None:
+    (run,) = planned(settings=("width=0.5", "dueling=false", "n-step=2", "stop_at_return=None"))
+    config = dqn.read_config(run.words)
+    assert config == run.config
+    assert (config.width, config.dueling, config.n_step, config.stop_at_return) == (0.5, False, 2, None)
+    assert (config.steps, config.eval_every_steps, config.video, config.device, config.threads) == (
+        400,
+        100,
+        False,
+        "cpu",
+        1,
+    )
+    assert (config.eval_epsilon, config.protocol) == (0.05, "nature")
+    assert planned(settings=("video=True", "eval_every_steps=50"))[0].config.eval_every_steps == 50
+
+
+def test_protocols_set_length_and_evaluations() -> None:
+    (machado,) = planned(protocol="machado")
+    assert machado.config.eval_every_steps == 0
+    (short,) = planned(protocol="100k", steps=None, presets=("data-efficient",))
+    assert (short.config.steps, short.config.eval_every_steps, short.config.eval_episodes) == (100_000, 25_000, 100)
+
+
+def test_devices_are_taken_in_turn() -> None:
+    runs = planned(seeds=(1, 2, 3), devices=["cuda:0", "cuda:1"])
+    assert [run.config.device for run in runs] == ["cuda:0", "cuda:1", "cuda:0"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"presets": ("fastt",)}, r"no preset 'fastt' \(did you mean fast\?\): give --presets some of"),
+        ({"presets": ("paper",)}, "no preset 'paper'.*pqn-paper"),
+        ({"env_ids": (CATCH, "zerokara/Cach-v0")}, "zerokara/Catch-v0"),
+        ({"env_ids": ("CartPol-v1",)}, "CartPole-v1"),
+        ({"settings": ("width",)}, "--settings cannot be 'width': it must be field=value"),
+        ({"settings": ("wdth=1",)}, r"no flag --wdth \(did you mean --width\?\)"),
+        ({"settings": ("gamma=2",)}, "--gamma cannot be 2.0"),
+        ({"settings": ("seed=2",)}, "the benchmark sets seed itself"),
+        ({"settings": ("munchausen=true", "double=true")}, "cannot go together"),
+        (
+            {"presets": ("fast", "nature"), "steps": None},
+            r"\(fast 1,000,000, nature 50,000,000 steps\): give one by --st",
+        ),
+    ],
+)
+def test_mistakes_are_found_before_anything_starts(
+    changes: dict[str, Any], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=says):
+        planned(**changes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def of_the_catch_run(catch_run: Path) -> Planned:
+    """The run of the fixture, as if a benchmark had planned it."""
+    content = json.loads((catch_run / "config.json").read_text())
+    config = Config(**content["config"])
+    return Planned(config.env, "fast", config.seed, "dqn", config, ("--name", "catch"))
+
+
+def test_what_is_there_is_new_begun_or_finished(catch_run: Path) -> None:
+    run = of_the_catch_run(catch_run)
+    assert state(run) == "finished"
+    (catch_run / "checkpoint-0.pt").write_bytes(b"damaged")
+    assert state(run) == "begun"  # the run itself will say what is wrong
+    (catch_run / "checkpoint-0.pt").unlink()
+    assert state(run) == "begun"
+    (catch_run / "config.json").unlink()
+    assert state(run) == "new"
+    shutil.rmtree(catch_run)
+    assert state(run) == "new"
+
+
+def test_a_run_that_is_not_at_its_end_goes_on(catch_run: Path) -> None:
+    run = of_the_catch_run(catch_run)
+    content = json.loads((catch_run / "config.json").read_text())
+    content["config"]["steps"] = 500
+    (catch_run / "config.json").write_text(json.dumps(content))
+    longer = Planned(run.env, run.preset, run.seed, "dqn", Config(**content["config"]), run.words)
+    assert state(longer) == "begun"
+    log = Path("x.log")
+    assert job(longer, True, log).command[1:] == ("-m", "zerokara.agents.dqn", "--name", "catch", "--resume")
+    assert job(longer, False, log).command[3:] == longer.words
+
+
+def test_another_run_of_that_name_is_refused(catch_run: Path) -> None:
+    run = of_the_catch_run(catch_run)
+    content = json.loads((catch_run / "config.json").read_text())
+    for field, value in (("threads", 7), ("device", "auto"), ("quiet", False)):
+        content["config"][field] = value
+    (catch_run / "config.json").write_text(json.dumps(content))
+    assert state(run) == "finished"
+    content["config"]["gamma"] = 0.5
+    (catch_run / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"was made with --gamma 0\.5, and this benchmark asks for 0\.99: give another"):
+        state(run)
+    content["kind"] = "pqn"
+    (catch_run / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="holds a run of pqn"):
+        state(run)
+
+
+def test_a_run_needs_what_its_replay_announces() -> None:
+    nature = dqn.read_config(["--preset", "nature"])
+    slots = 1_000_000 + 10_000 + 4
+    assert needs(nature) == {"main": slots * (84 * 84 + 9) + benchmark_plan.PROCESS_BYTES}
+    colour = dqn.read_config(["--no-grey", "--replay-capacity", "1000", "--num-envs", "10"])
+    colour = replace(colour, device="cuda:1")
+    assert needs(colour) == {
+        "main": benchmark_plan.PROCESS_BYTES,
+        "cuda:1": (1000 + 10_000 + 40) * (3 * 84 * 84 + 9) + benchmark_plan.DEVICE_BYTES,
+    }
+    (pqn,) = planned(presets=("pqn-paper",))
+    assert needs(pqn.config)["main"] - benchmark_plan.PROCESS_BYTES == 128 * 32 * 4 * (84 * 84 + 9)
+
+
+def test_what_is_announced_is_what_the_replay_takes(tmp_path: Path) -> None:
+    from zerokara.agents.qlearning.replay import Replay
+
+    config = dqn.read_config(["--replay-capacity", "1000", "--num-envs", "10", "--checkpoint-every-steps", "200"])
+    replay = Replay(
+        config.replay_capacity,
+        config.num_envs,
+        (4, 84, 84),
+        1,
+        n_step=1,
+        gamma=0.9,
+        seed=0,
+        device=torch.device("cpu"),
+        slack=config.checkpoint_every_steps + 4 * config.num_envs,
+    )
+    assert needs(config)["main"] - benchmark_plan.PROCESS_BYTES == replay.bytes
+
+
+@pytest.mark.parametrize(
+    ("cores", "runs", "jobs", "threads", "expected"),
+    [
+        (2, 6, 0, 0, (2, 1)),
+        (16, 6, 0, 0, (6, 2)),  # fewer runs than cores
+        (2, 1, 0, 0, (1, 2)),
+        (8, 6, 2, 0, (2, 4)),
+        (8, 6, 0, 4, (2, 4)),
+        (2, 6, 0, 4, (1, 4)),
+        (2, 6, 5, 0, (5, 1)),  # whoever asks for more than there are cores gets it
+    ],
+)
+def test_cores_are_shared(cores: int, runs: int, jobs: int, threads: int, expected: tuple[int, int]) -> None:
+    assert share(cores, runs, jobs, threads) == expected
+
+
+def test_departures_from_a_protocol_are_named() -> None:
+    def of(*settings: str, protocol: ProtocolName = "nature", steps: int | None = 400) -> list[str]:
+        (run,) = planned(("ALE/Pong-v5",), settings=settings, protocol=protocol, steps=steps)
+        return departures(run.config, protocol)
+
+    assert of("eval-epsilon=0.1", "width=0.5", "sticky=0") == ["eval_epsilon is 0.1, and 0.05 in protocol nature"]
+    assert of(protocol="100k") == ["steps is 400, and 100000 in protocol 100k"]
+    assert of("eval_every_steps=7", protocol="100k", steps=None) == []
+    assert of("sticky=0.5", protocol="machado") == ["sticky is 0.5, and 0.25 in protocol machado"]
+
+
+def test_of_a_switch_that_may_be_left_open_the_value_is_typed() -> None:
+    (run,) = planned(settings=("full_action_set=true", "fire-reset=None"), env_ids=("ALE/Pong-v5",))
+    assert (run.config.full_action_set, run.config.fire_reset) == (True, None)
+    assert dqn.read_config(run.words) == run.config

@@ -1,0 +1,48 @@
+"""The page of the family: a section for every preset, and a table that says what the presets set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from zerokara.agents.configs import pqn
+from zerokara.agents.configs.dqn import PRESETS, Config
+
+PAGE = (Path(__file__).parents[3] / "docs" / "family.md").read_text("utf-8")
+SECTIONS = {text.split("\n")[0]: text for text in PAGE.split("\n## ")[1:]}
+ROWS = [line for line in SECTIONS["The presets side by side"].splitlines() if line.startswith("| `")]
+TABLE = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in ROWS]
+
+
+def test_every_preset_has_its_section_with_its_cost() -> None:
+    assert set(SECTIONS) >= {*PRESETS, "pqn"}
+    without_cost = [name for name in (*PRESETS, "pqn") if "**Cost:**" not in SECTIONS[name]]
+    assert without_cost == []
+
+
+def test_every_preset_has_its_row() -> None:
+    assert [row[0] for row in TABLE] == list(PRESETS)
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row[0])
+def test_a_row_says_what_the_preset_sets(row: list[str]) -> None:
+    name, builds_on, steps, target, replay, optimiser, learnt = row
+    config = Config(**{"preset": name, **PRESETS[name]})
+    kind, rate = optimiser.split(", ")
+    assert builds_on in {"(none)", *PRESETS}
+    assert int(steps.replace(",", "")) == config.steps
+    assert int(target.replace(",", "")) == config.target_every_steps
+    assert int(replay.replace(",", "")) == config.replay_capacity
+    assert {"Adam": "adam", "centred RMSProp": "rmsprop"}[kind] == config.optimizer
+    assert float(rate) == config.learning_rate
+    assert learnt == f"{config.batch_size * config.updates_at_once // config.train_every_steps} times"
+
+
+def test_the_row_of_pqn() -> None:
+    config = pqn.Config()
+    row = next(line for line in PAGE.splitlines() if line.startswith("| PQN's"))
+    assert (
+        f"| {config.steps:,} | no target | none | RAdam, {config.learning_rate:g}".replace("0.00025", "2.5e-4") in row
+    )
+    assert row.endswith(f"| {config.epochs} times |")

@@ -1,0 +1,88 @@
+"""One definition of a score for training, evaluation and benchmark."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from zerokara import envs
+from zerokara.agents import evaluate
+from zerokara.agents.configs import dqn, pqn
+from zerokara.agents.configs.common import ProtocolName
+from zerokara.agents.configs.protocols import OVERRIDES, PROTOCOLS
+from zerokara.core.config import UserError
+
+
+def test_every_protocol_has_its_games_and_its_score() -> None:
+    assert set(PROTOCOLS) == set(envs.PROTOCOLS) == set(get_args(ProtocolName))
+
+
+def test_the_protocols_are_what_the_papers_say() -> None:
+    nature = dqn.read_config(["--protocol", "nature"])
+    assert (nature.eval_epsilon, nature.eval_max_steps, nature.eval_episodes) == (0.05, 4_500, 30)
+    assert envs.PROTOCOLS["nature"]["noop_max"] == 30
+    machado = dqn.read_config(["--protocol", "machado"])
+    assert machado.eval_every_steps == 0
+    assert (envs.PROTOCOLS["machado"]["sticky"], envs.PROTOCOLS["machado"]["noop_max"]) == (0.25, 0)
+    assert PROTOCOLS["machado"].metric == "train/return"
+    short = dqn.read_config(["--protocol", "100k", "--preset", "rainbow"])
+    assert (short.steps, short.eval_episodes, short.eval_epsilon, short.eval_max_steps) == (100_000, 100, 0.001, 27_000)
+    assert envs.PROTOCOLS["100k"] == envs.PROTOCOLS["nature"]
+
+
+@pytest.mark.parametrize("preset", ["fast", "nature", "double", "btr", "data-efficient"])
+@pytest.mark.parametrize("protocol", list(OVERRIDES))
+def test_a_typed_protocol_scores_all_presets_alike(preset: str, protocol: str) -> None:
+    config = dqn.read_config(["--preset", preset, "--protocol", protocol])
+    assert config.protocol == protocol
+    assert {field: getattr(config, field) for field in OVERRIDES[protocol]} == dict(OVERRIDES[protocol])
+
+
+def test_a_preset_alone_is_scored_as_its_paper_did_and_a_flag_has_the_last_word() -> None:
+    assert dqn.read_config(["--preset", "double"]).eval_epsilon == 0.001
+    assert dqn.read_config([]).eval_epsilon == 0.001
+    words = ["--eval-epsilon", "0.2", "--preset", "double", "--protocol=nature"]
+    assert dqn.read_config(words).eval_epsilon == 0.2
+    assert pqn.read_config(["--protocol", "nature"]).eval_epsilon == 0.05
+    assert pqn.read_config([]).eval_epsilon == 0
+
+
+def test_a_protocol_that_is_none_is_refused_in_a_sentence() -> None:
+    with pytest.raises(UserError, match=r"--protocol cannot be 'natural': it must be one of nature, machado, 100k"):
+        dqn.read_config(["--protocol", "natural"])
+
+
+def test_a_run_goes_on_by_the_protocol_that_it_began_with(catch_run: Path) -> None:
+    content = json.loads((catch_run / "config.json").read_text())
+    content["config"] |= {"protocol": "nature", "eval_epsilon": 0.3}  # typed once, over the protocol
+    (catch_run / "config.json").write_text(json.dumps(content))
+    assert dqn.read_config(["--name", "catch", "--resume", "--protocol", "nature"]).eval_epsilon == 0.3
+    with pytest.raises(UserError, match="began with --protocol nature"):
+        dqn.read_config(["--name", "catch", "--resume", "--protocol", "machado"])
+
+
+def test_games_under_another_protocol_keep_what_the_network_was_made_for() -> None:
+    words = ["--protocol", "machado", "--sticky", "0.5", "--max-episode-frames", "400"]
+    words += ["--full-action-set", "True", "--stack", "2"]
+    settings = dqn.read_config(words).under("nature").env_settings()
+    assert settings == {"protocol": "nature", "stack": 2, "size": 84, "grey": True, "full_action_set": True}
+    catch = dqn.read_config(["--env", "zerokara/Catch-v0"])
+    assert catch.under("machado") == catch
+
+
+def test_evaluation_by_a_protocol(catch_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate.main([str(catch_run), "--protocol", "nature", "--device", "cpu", "--threads", "1"])
+    shown = capsys.readouterr().out
+    result = json.loads((catch_run / "evaluation-400.json").read_text())
+    assert (result["games"], result["protocol"]["epsilon"], result["protocol"]["max_steps"]) == (30, 0.05, 4_500)
+    assert result["protocol"]["name"] == "nature"
+    assert 0 < result["training"]["games"] <= 100
+    assert f"in training: mean raw return {result['training']['mean']:.2f}" in shown
+    assert "protocol nature: Mnih et al. 2015" in shown
+    flags = ["--episodes", "2", "--epsilon", "0.5", "--max-steps", "5"]
+    evaluate.main([str(catch_run), "--protocol", "nature", *flags, "--device", "cpu", "--threads", "1"])
+    result = json.loads((catch_run / "evaluation-400.json").read_text())
+    assert (result["games"], result["protocol"]["epsilon"], result["protocol"]["max_steps"]) == (2, 0.5, 5)

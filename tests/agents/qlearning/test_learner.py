@@ -1,0 +1,421 @@
+"""The learner: what one update touches, against the same update written out, and that it goes on bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from zerokara.agents.configs.dqn import Config
+from zerokara.agents.qlearning.exploration import Exploration
+from zerokara.agents.qlearning.learner import Learner
+from zerokara.agents.qlearning.network import make_network
+from zerokara.agents.qlearning.policy import Policy
+from zerokara.agents.qlearning.replay import Batch
+from zerokara.core.compute import Compute
+from zerokara.core.distributed import World
+from zerokara.core.optim import set_learning_rate
+
+OBS = (2, 20, 20)
+ACTIONS = 3
+BATCH = 6
+
+
+def config(**changes: Any) -> Config:
+    options: dict[str, Any] = {
+        "double": True,
+        "backbone": "nips",
+        "width": 0.25,
+        "hidden_units": 8,
+        "batch_size": BATCH,
+        "learning_rate": 1e-2,
+        "optimizer_epsilon": 1e-4,
+    }
+    return Config(**(options | changes))
+
+
+def batches(seed: int = 0) -> Callable[[], Batch]:
+    """A source of made-up batches, the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def pixels() -> Tensor:
+        return torch.randint(256, (BATCH, *OBS), generator=generator, dtype=torch.uint8)
+
+    def sample() -> Batch:
+        obs, next_obs = pixels(), pixels()
+        action_B = torch.randint(ACTIONS, (BATCH,), generator=generator)
+        reward_B = torch.randn(BATCH, generator=generator)
+        discount_B = 0.9 * (torch.rand(BATCH, generator=generator) > 0.3).float()
+        return Batch(obs, action_B, reward_B, discount_B, next_obs, torch.tensor([1.0, 1, 1, 1, 1, 0]))
+
+    return sample
+
+
+def make(sample: Callable[[], Batch], *, seed: int = 0, compute: Compute | None = None, **changes: Any) -> Learner:
+    torch.manual_seed(seed)
+    return Learner(config(**changes), OBS, ACTIONS, compute or Compute(), World(), sample)
+
+
+def weights(module: nn.Module) -> list[Tensor]:
+    return [tensor.detach().clone() for tensor in module.state_dict().values()]
+
+
+def same(left: list[Tensor], right: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+def test_an_update_moves_the_online_network_only(optimizer: str, double: bool) -> None:
+    learner = make(batches(), optimizer=optimizer, double=double)
+    online, target = weights(learner.network), weights(learner.target)
+    assert same(online, target), "they start as one"
+    for _ in range(3):
+        learner.update()
+    assert same(weights(learner.target), target)
+    moved = weights(learner.network)
+    assert all(not torch.equal(a, b) for a, b in zip(online, moved, strict=True)), "every weight learns"
+    assert all(p.grad is None for p in learner.target.parameters())
+    learner.renew_target()
+    assert same(weights(learner.target), moved)
+    assert same(weights(learner.network), moved)
+    learner.update()
+    assert same(weights(learner.target), moved), "a copy, not the same tensors"
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_one_update_written_out(double: bool) -> None:
+    batch = batches(3)()
+    learner = make(lambda: batch, double=double, max_grad_norm=0.05, learning_rate=0.1)
+    for _ in range(2):  # so that online and target networks differ
+        learner.update()
+    online, target = copy.deepcopy(learner.network), copy.deepcopy(learner.target)
+    optimizer = torch.optim.Adam(online.parameters(), lr=0.1, eps=1e-4)
+    optimizer.load_state_dict(copy.deepcopy(learner.optimizer.state_dict()))
+    learner.read_metrics()
+    learner.update()
+
+    obs, next_obs = batch.obs.float() / 255, batch.next_obs.float() / 255
+    with torch.no_grad():
+        values, chooser = target(next_obs), (online if double else target)(next_obs)
+    loss = torch.zeros(())
+    q_BA = online(obs)
+    for i in range(BATCH):
+        best = max(range(ACTIONS), key=lambda a: float(chooser[i, a]))
+        goal = batch.reward[i] + batch.discount[i] * values[i, best]
+        error = (q_BA[i, batch.action[i]] - goal).abs()
+        loss = loss + batch.weight[i] * (0.5 * error**2 if error < 1 else error - 0.5) / BATCH
+    optimizer.zero_grad()
+    loss.backward()
+    gradients = [p.grad for p in online.parameters() if p.grad is not None]
+    norm = torch.sqrt(sum((g.square().sum() for g in gradients), torch.zeros(())))
+    assert norm > 0.05, "the clipping must have something to clip"
+    torch._foreach_mul_(gradients, 0.05 / norm.item())
+    optimizer.step()
+
+    metrics = learner.read_metrics()
+    torch.testing.assert_close(metrics["train/loss"], loss.detach())
+    torch.testing.assert_close(metrics["train/q"], q_BA.detach().mean())
+    torch.testing.assert_close(metrics["train/grad_norm"], norm, rtol=1e-3, atol=0)
+    for got, expected in zip(learner.network.parameters(), online.parameters(), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=2e-4)
+
+
+def test_double_lets_the_online_network_choose() -> None:
+    """Output biases alone decide: the online network prefers action 1, the target network action 2."""
+    learner = make(batches(), dueling=False)
+    for net, bias in ((learner.network, [0.0, 5.0, 1.0]), (learner.target, [2.0, 3.0, 9.0])):
+        out = net.advantage[-1]
+        assert isinstance(out, nn.Linear)
+        with torch.no_grad():
+            out.weight.zero_()
+            out.bias.copy_(torch.tensor(bias))
+    obs = torch.zeros(1, *OBS, dtype=torch.uint8)
+    one = torch.ones(1)
+    step = (obs, torch.tensor([0]), one, 0.5 * one, obs, one)
+    # Q(s, 0) = 0; double: 1 + .5 * 3 = 2.5, Huber 2; single: 1 + .5 * 9 = 5.5, Huber 5.
+    loss, mean_q, _ = learner._forward(*step)
+    assert loss.item() == pytest.approx(2.0)
+    assert mean_q.item() == pytest.approx(2.0)
+    learner.config = config(dueling=False, double=False)
+    assert learner._forward(*step)[0].item() == pytest.approx(5.0)
+
+
+def test_no_gradient_flows_through_the_bootstrap() -> None:
+    """The gradient is that of a loss against a fixed number, although the online network chose the action."""
+    batch = batches(1)()
+    learner = make(lambda: batch)
+    loss, _, _ = learner._forward(*batch)
+    loss.backward()
+    got = [p.grad.clone() for p in learner.network.parameters() if p.grad is not None]
+    learner.network.zero_grad()
+    with torch.no_grad():
+        next_q_BA = learner.network(batch.next_obs / 255)
+        goal_B = batch.reward + batch.discount * next_q_BA.max(dim=1).values  # the networks are still the same
+    q_B = learner.network(batch.obs / 255)[torch.arange(BATCH), batch.action]
+    (batch.weight * nn.functional.smooth_l1_loss(q_B, goal_B, reduction="none")).mean().backward()
+    expected = [p.grad for p in learner.network.parameters() if p.grad is not None]
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_metrics_are_means_since_the_last_reading() -> None:
+    learner = make(batches(5))
+    losses, values = [], []
+    forward = learner._forward
+
+    def spy(*batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        loss, mean_q, error_B = forward(*batch)
+        losses.append(loss.item())
+        values.append(mean_q.item())
+        return loss, mean_q, error_B
+
+    learner._loss = spy  # type: ignore[assignment]
+    for _ in range(3):
+        learner.update()
+    learner.read_metrics()
+    for _ in range(4):
+        learner.update()
+    metrics = learner.read_metrics()
+    assert metrics["train/loss"].item() == pytest.approx(np.mean(losses[3:]), rel=1e-5)
+    assert metrics["train/q"].item() == pytest.approx(np.mean(values[3:]), rel=1e-5)
+    assert metrics["train/grad_norm"].item() > 0
+    kept = {name: value.item() for name, value in metrics.items()}
+    learner.update()
+    assert {name: value.item() for name, value in metrics.items()} == kept, "what was read does not change any more"
+    assert all(value.isfinite() for value in make(batches()).read_metrics().values()), "also before the first update"
+
+
+def test_a_row_of_weight_0_teaches_nothing() -> None:
+    """The last row of every batch has weight 0: whatever stands in it, the update is the same."""
+    batch = batches(2)()
+    reward_B, obs = batch.reward.clone(), batch.obs.clone()
+    reward_B[-1] = 1e6
+    obs[-1] = 255 - obs[-1]
+    learners = [make(lambda: batch), make(lambda: batch._replace(reward=reward_B, obs=obs))]
+    for learner in learners:
+        learner.update()
+    for a, b in zip(learners[0].network.parameters(), learners[1].network.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+def test_the_same_seed_learns_the_same_bit_for_bit(optimizer: str) -> None:
+    learners = [make(batches(1), seed=seed, optimizer=optimizer) for seed in (4, 4, 5)]
+    for learner in learners:
+        for i in range(8):
+            learner.update()
+            if i == 3:
+                learner.renew_target()
+    assert same(weights(learners[0].network), weights(learners[1].network))
+    assert not same(weights(learners[0].network), weights(learners[2].network))
+    metrics = [learner.read_metrics() for learner in learners[:2]]
+    assert {k: v.item() for k, v in metrics[0].items()} == {k: v.item() for k, v in metrics[1].items()}
+
+
+def test_adams_step_is_as_large_as_its_rate() -> None:
+    moved = []
+    for rate in (1e-3, 1e-4):
+        learner = make(batches(1), learning_rate=1e-2, optimizer_epsilon=1e-12)
+        before = weights(learner.network)
+        set_learning_rate(learner.optimizer, rate)
+        learner.update()
+        moved.append(max(float((a - b).abs().max()) for a, b in zip(weights(learner.network), before, strict=True)))
+    assert moved == pytest.approx([1e-3, 1e-4], rel=1e-2)  # Adam's first step is its rate, whatever the gradient
+
+
+@pytest.mark.parametrize("compute", [Compute(), Compute(precision="bfloat16", channels_last=True)])
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+def test_a_state_goes_on_bit_for_bit(optimizer: str, compute: Compute, tmp_path: Path) -> None:
+    sample = batches(1)
+    first = make(sample, optimizer=optimizer, compute=compute)
+    for _ in range(4):
+        first.update()
+    first.renew_target()
+    first.update()
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+    drawn = [sample() for _ in range(5)]
+
+    def go_on(learner: Learner) -> tuple[list[Tensor], dict[str, float]]:
+        stream = iter(drawn)
+        learner._sample = lambda: next(stream)
+        for i in range(5):
+            learner.update()
+            if i == 2:
+                learner.renew_target()
+        metrics = {name: value.item() for name, value in learner.read_metrics().items()}
+        return weights(learner.network) + weights(learner.target), metrics
+
+    expected, expected_metrics = go_on(first)
+    second = make(sample, seed=77, optimizer=optimizer, compute=compute)
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    got, metrics = go_on(second)
+    assert same(got, expected)
+    assert metrics == expected_metrics, "the sums are part of the state"
+
+
+def test_weights_that_are_no_numbers_are_noticed() -> None:
+    learner = make(batches())
+    learner.update()
+    assert learner.is_finite()
+    for poison in (float("nan"), float("inf")):
+        poisoned = make(batches())
+        with torch.no_grad():
+            list(poisoned.network.parameters())[2].view(-1)[3] = poison
+        assert not poisoned.is_finite()
+    exploded = make(lambda: batches()()._replace(reward=torch.full((BATCH,), float("nan"))))
+    exploded.update()
+    assert not exploded.is_finite()
+
+
+def test_max_grad_norm_none_clips_nothing() -> None:
+    huge, tiny = (make(batches(), max_grad_norm=limit, optimizer="rmsprop") for limit in (None, 1e-6))
+    free = make(batches(), max_grad_norm=1e9, optimizer="rmsprop")
+    for learner in (huge, tiny, free):
+        learner.update()
+    assert same(weights(huge.network), weights(free.network))
+    assert not same(weights(huge.network), weights(tiny.network))
+
+
+def test_bfloat16_learns_about_the_same() -> None:
+    losses = []
+    for compute in (Compute(), Compute(precision="bfloat16", channels_last=True)):
+        batch = batches(4)()
+        loss, mean_q, _ = make(lambda batch=batch: batch, compute=compute)._forward(*batch)  # type: ignore[misc]
+        losses.append([loss.item(), mean_q.item()])
+    assert losses[1] == pytest.approx(losses[0], rel=0.03, abs=0.01)
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+def test_weights_in_16_bits_go_on_from_a_checkpoint_and_follow_a_reset(
+    monkeypatch: pytest.MonkeyPatch, noisy: bool
+) -> None:
+    """As in compiled runs on a CPU, but not compiled, which changes nothing here."""
+    monkeypatch.setattr(Compute, "function", lambda compute, function: function)
+    compute = Compute(precision="bfloat16", compile=True)
+    learner, other = (make(batches(6), compute=compute, noisy=noisy) for _ in range(2))
+    assert {p.dtype for p in learner.working.parameters()} == {torch.bfloat16}
+    for _ in range(3):
+        learner.update()
+    other.load_state_dict(copy.deepcopy(learner.state_dict()))
+    for each in (learner, other):
+        each._sample = batches(7)
+        for _ in range(2):
+            each.update()
+    assert same(weights(learner.network), weights(other.network))
+    assert same(weights(learner.working), weights(other.working))
+    assert {p.dtype for p in learner.network.parameters()} == {torch.float32}
+    learner.reset(1)
+    for kept, used in zip(learner.network.parameters(), learner.working.parameters(), strict=True):
+        assert torch.equal(kept.to(used.dtype), used)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+def test_a_compiled_update_is_the_eager_one() -> None:
+    learners = [make(batches(6), compute=Compute(compile=compile)) for compile in (False, True)]
+    for learner in learners:
+        for _ in range(3):
+            learner.update()
+    for a, b in zip(learners[0].network.parameters(), learners[1].network.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+def test_a_captured_update_is_the_eager_one(optimizer: str) -> None:
+    compute = Compute(device="cuda")
+    batch = Batch(*(tensor.to("cuda") for tensor in batches(6)()))
+    graph = make(lambda: batch, compute=compute, optimizer=optimizer)
+    eager = make(lambda: batch, compute=compute, optimizer=optimizer)
+    for _ in range(5):
+        graph.update()
+        eager._update()
+    for a, b in zip(graph.network.parameters(), eager.network.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    got, expected = graph.read_metrics(), eager.read_metrics()
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-3, atol=1e-4)
+
+
+# The policy
+
+
+def policy(compute: Compute | None = None, **changes: Any) -> Policy:
+    compute = compute or Compute()
+    return Policy(compute.module(make_network(config(**changes), OBS, ACTIONS)), compute)
+
+
+def observations(number: int) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (number, *OBS), np.uint8)
+
+
+def test_values_are_the_networks() -> None:
+    player = policy()
+    obs = observations(4)
+    q_NA = player.values(obs)
+    torch.testing.assert_close(q_NA, player.network(torch.from_numpy(obs).float() / 255))
+    assert q_NA.dtype == torch.float32
+    assert not q_NA.requires_grad
+
+
+def test_epsilon_0_is_greedy_and_1_is_uniform() -> None:
+    player = policy()
+    obs = observations(3000)
+    exploration = Exploration(3000, ACTIONS, 0)
+    greedy_N = player.act(obs, 0.0, exploration)
+    np.testing.assert_array_equal(greedy_N, player.values(obs).argmax(dim=1).numpy())
+    random_N = player.act(obs, 1.0, exploration)
+    counts = np.bincount(random_N, minlength=ACTIONS)
+    # 1000 of each, standard deviation 26.
+    assert (np.abs(counts - 1000) < 100).all()
+    for action_N in (greedy_N, random_N):
+        assert action_N.dtype == np.int64
+        assert action_N.shape == (3000,)
+        assert action_N.min() >= 0
+        assert action_N.max() < ACTIONS
+
+
+def test_epsilon_is_the_share_of_random_actions() -> None:
+    player = policy()
+    out = player.network.advantage[-1]
+    assert isinstance(out, nn.Linear)
+    with torch.no_grad():
+        out.bias.copy_(torch.tensor([0.0, 1e3, 0.0]))
+    action_N = player.act(observations(3000), 0.3, Exploration(3000, ACTIONS, 0))
+    # Two thirds of the random ones are not the greedy action: .2 of 3000, standard deviation 22.
+    assert abs((action_N != 1).sum() - 600) < 90
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.4, 1.0])
+def test_every_call_draws_as_many_random_numbers(epsilon: float) -> None:
+    exploration, other = Exploration(5, ACTIONS, 3), Exploration(5, ACTIONS, 3)
+    player = policy()
+    for _ in range(3):
+        player.act(observations(5), epsilon, exploration)
+        player.act(observations(5), 0.7, other)
+    assert torch.equal(exploration.generator.get_state(), other.generator.get_state())
+
+
+def test_acting_draws_nothing_from_the_worlds_generator() -> None:
+    player = policy()
+    before = torch.get_rng_state()
+    player.act(observations(5), 0.5, Exploration(5, ACTIONS, 3))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_policy_follows_the_learner() -> None:
+    learner = make(batches(), learning_rate=0.1)
+    player = Policy(learner.network, learner.compute)
+    before = player.values(observations(4)).clone()
+    learner.update()
+    assert not torch.equal(player.values(observations(4)), before)

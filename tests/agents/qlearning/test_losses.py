@@ -1,0 +1,256 @@
+"""Targets and losses against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, tensor
+
+from zerokara.agents.qlearning.losses import (
+    Next,
+    categorical_loss,
+    categorical_target,
+    greedy,
+    lambda_returns,
+    munchausen_bonus,
+    project,
+    quantile_loss,
+    soft,
+    td_loss,
+    td_target,
+)
+
+NEXT_TARGET_BA = tensor([[1.0, 5.0, 3.0], [2.0, -1.0, 0.0], [4.0, 4.5, -2.0]])
+NEXT_ONLINE_BA = tensor([[9.0, 0.0, 1.0], [0.0, 1.0, 7.0], [0.0, 2.0, 1.0]])
+REWARD_B = tensor([1.0, -1.0, 0.5])
+DISCOUNT_B = tensor([0.9, 0.81, 0.0])  # one step, two steps, a terminal
+
+
+def q_target(discount_B: Tensor, q_BA: Tensor, chooser_BA: Tensor) -> Tensor:
+    """The target of a network that gives expected returns alone."""
+    return td_target(REWARD_B, discount_B, greedy(q_BA[:, None], chooser_BA)).squeeze(1)
+
+
+def test_single_target_takes_the_target_networks_best() -> None:
+    # 1 + .9 * 5; -1 + .81 * 2; .5 + 0
+    target_B = q_target(DISCOUNT_B, NEXT_TARGET_BA, NEXT_TARGET_BA)
+    torch.testing.assert_close(target_B, tensor([5.5, 0.62, 0.5]))
+
+
+def test_double_target_values_the_online_networks_choice() -> None:
+    # The online network chooses actions 0, 2, 1; the target network values them 1, 0, 4.5.
+    target_B = q_target(DISCOUNT_B, NEXT_TARGET_BA, NEXT_ONLINE_BA)
+    torch.testing.assert_close(target_B, tensor([1.9, -1.0, 0.5]))
+
+
+@pytest.mark.parametrize("chooser_BA", [torch.zeros(3, 3), NEXT_ONLINE_BA])
+def test_a_terminal_needs_no_value(chooser_BA: Tensor) -> None:
+    huge_BA = torch.full((3, 3), 1e30)
+    assert torch.equal(q_target(torch.zeros(3), huge_BA, chooser_BA), REWARD_B)
+
+
+def test_loss_is_huber_in_both_branches_weighted_and_averaged() -> None:
+    q_BA = tensor([[1.0, 2.0], [0.5, 3.0], [-1.0, 0.0], [7.0, 7.0]])
+    action_B = tensor([1, 0, 1, 0])
+    target_B = tensor([2.4, 4.0, -1.0, -93.0])
+    weight_B = tensor([1.0, 2.0, 0.5, 0.0])
+    # Errors .4, 3.5, -1, -100: .5 * .16 = .08; 3.5 - .5 = 3; where both branches meet .5; the last does not count.
+    loss, error_B = td_loss(q_BA, action_B, target_B, weight_B)
+    assert loss.shape == ()
+    assert loss.item() == pytest.approx((0.08 + 2 * 3 + 0.5 * 0.5) / 4)
+    torch.testing.assert_close(error_B, tensor([0.4, 3.5, 1.0, 100.0]))
+    assert not error_B.requires_grad
+
+
+def test_gradient_is_the_error_clipped() -> None:
+    q_BA = tensor([[1.0, 2.0], [0.5, 3.0], [-1.0, 0.0], [7.0, 7.0]], requires_grad=True)
+    target_B = tensor([2.4, 4.0, -9.0, -93.0])
+    weight_B = tensor([1.0, 2.0, 0.5, 0.0])
+    loss, _ = td_loss(q_BA, tensor([1, 0, 1, 0]), target_B, weight_B)
+    loss.backward()
+    # q - target is -.4, -3.5, 9, 100, clipped to [-1, 1], times weight / 4; the other actions are not touched.
+    expected = tensor([[0.0, -0.4], [-2.0, 0.0], [0.0, 0.5], [0.0, 0.0]]) / 4
+    assert q_BA.grad is not None
+    torch.testing.assert_close(q_BA.grad, expected)
+
+
+# Categorical
+
+
+SUPPORT_X = tensor([-1.0, 0.0, 1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("atom", "expected"),
+    [
+        (-1.0, [1, 0, 0, 0]),  # on the ends and between them
+        (2.0, [0, 0, 0, 1]),
+        (1.0, [0, 0, 1, 0]),
+        (0.25, [0, 0.75, 0.25, 0]),
+        (-0.9, [0.9, 0.1, 0, 0]),
+        (-7.0, [1, 0, 0, 0]),  # outside: clipped
+        (2.5, [0, 0, 0, 1]),
+    ],
+)
+def test_an_atom_is_shared_by_its_neighbours(atom: float, expected: list[float]) -> None:
+    torch.testing.assert_close(project(tensor([[atom]]), tensor([[1.0]]), SUPPORT_X), tensor([expected]).float())
+
+
+def test_projection_equals_the_papers_sum() -> None:
+    """Bellemare et al. 2017, equation 7, term by term; and it keeps the mean of what lies inside."""
+    generator = torch.Generator().manual_seed(0)
+    support_X = torch.linspace(-10, 10, 51)
+    atom_BK = 30 * torch.rand(5, 40, generator=generator) - 15
+    probability_BK = torch.rand(5, 40, generator=generator).softmax(dim=1)
+    got_BX = project(atom_BK, probability_BK, support_X)
+    for b in range(5):
+        for i, z in enumerate(support_X.tolist()):
+            expected = sum(
+                p * min(max(1 - abs(min(max(a, -10.0), 10.0) - z) / 0.4, 0.0), 1.0)
+                for a, p in zip(atom_BK[b].tolist(), probability_BK[b].tolist(), strict=True)
+            )
+            assert got_BX[b, i].item() == pytest.approx(expected, abs=2e-6)
+    torch.testing.assert_close(got_BX.sum(dim=1), torch.ones(5))
+    mean_B = (atom_BK.clamp(-10, 10) * probability_BK).sum(dim=1)
+    torch.testing.assert_close((got_BX * support_X).sum(dim=1), mean_B, rtol=1e-4, atol=1e-4)
+
+
+def test_categorical_target_by_hand() -> None:
+    # Action 0 is certain of atom 2; action 1 of 0 and 1, each by half. Values 2 and .5, so action 0 follows.
+    far = -1e9
+    logit_BXA = tensor([[[far, far], [far, 0.0], [far, 0.0], [0.0, far]]]).expand(2, -1, -1)
+    q_BA = tensor([[2.0, 0.5], [2.0, 0.5]])
+    reward_B, discount_B = tensor([-0.5, 0.3]), tensor([0.9, 0.0])
+    # -.5 + .9 * 2 = 1.3: .7 of atom 1, .3 of atom 2. At the terminal all is .3: .7 of atom 0, .3 of atom 1.
+    target_BX = categorical_target(reward_B, discount_B, greedy(logit_BXA, q_BA), SUPPORT_X)
+    torch.testing.assert_close(target_BX, tensor([[0, 0, 0.7, 0.3], [0, 0.7, 0.3, 0]]))
+    # The other way round the online network prefers action 1: .5 * -.5 and .5 * .4.
+    target_BX = categorical_target(reward_B, discount_B, greedy(logit_BXA, -q_BA), SUPPORT_X)
+    torch.testing.assert_close(target_BX[0], tensor([0.25, 0.25 + 0.3, 0.2, 0]))
+
+
+def test_categorical_mixture_by_hand() -> None:
+    far = -1e9
+    logit_BXM = tensor([[[far, 0.0], [far, far], [far, far], [0.0, far]]])
+    following = Next(logit_BXM, tensor([[0.75, 0.25]]), tensor([[-0.5, 0.0]]))
+    # .75 of .8 * (2 + .5) = 2, .25 of .8 * -1: .8 of atom -1, .2 of atom 0.
+    target_BX = categorical_target(tensor([0.0]), tensor([0.8]), following, SUPPORT_X)
+    torch.testing.assert_close(target_BX, tensor([[0.2, 0.05, 0, 0.75]]))
+
+
+def test_categorical_loss_is_a_divergence_with_the_cross_entropys_gradient() -> None:
+    logit_BX = tensor([[0.0, math.log(3.0)], [1.0, 1.0], [5.0, 0.0]], requires_grad=True)
+    target_BX = tensor([[0.5, 0.5], [0.5, 0.5], [0.0, 1.0]])
+    weight_B = tensor([2.0, 1.0, 0.0])
+    loss, divergence_B = categorical_loss(logit_BX, target_BX, weight_B)
+    first = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    third = math.log(math.exp(5) + 1)
+    assert divergence_B.tolist() == pytest.approx([first, 0.0, third], abs=1e-6)
+    assert loss.item() == pytest.approx(2 * first / 3, abs=1e-6)
+    loss.backward()
+    # softmax - target, times weight / 3.
+    assert logit_BX.grad is not None
+    torch.testing.assert_close(logit_BX.grad, 2 * tensor([[-0.25, 0.25], [0, 0], [0, 0]]) / 3)
+
+
+# Quantiles
+
+
+def test_quantile_loss_by_hand() -> None:
+    z_BT = tensor([[0.0, 2.0]], requires_grad=True)
+    tau_BT = tensor([[0.25, 0.75]])
+    target_BS = tensor([[1.0, 4.0, 2.5]])
+    # Errors of 0: 1, 4, 2.5: Huber .5, 3.5, 2, times .25. Of 2: -1, 2, .5: Huber .5, 1.5, .125, times .25, .75, .75.
+    first, second = 0.25 * (0.5 + 3.5 + 2) / 3, (0.25 * 0.5 + 0.75 * 1.5 + 0.75 * 0.125) / 3
+    loss, error_B = quantile_loss(z_BT, tau_BT, target_BS, tensor([2.0]))
+    assert loss.item() == pytest.approx(2 * (first + second))
+    assert error_B.item() == pytest.approx((1 + 4 + 2.5 + 1 + 2 + 0.5) / 6)
+    loss.backward()
+    # The gradient is -|tau - 1{error < 0}| times the error clipped to [-1, 1].
+    assert z_BT.grad is not None
+    expected = tensor([[-0.25 * 3 / 3, (0.25 * 1 - 0.75 * 1 - 0.75 * 0.5) / 3]])
+    torch.testing.assert_close(z_BT.grad, 2 * expected)
+
+
+def test_quantile_loss_equals_a_loop_over_pairs() -> None:
+    generator = torch.Generator().manual_seed(1)
+    z_BT, target_BS = 3 * torch.randn(4, 5, generator=generator), 3 * torch.randn(4, 7, generator=generator)
+    tau_BT, weight_B = torch.rand(4, 5, generator=generator), torch.rand(4, generator=generator)
+    expected = 0.0
+    for b in range(4):
+        for i in range(5):
+            for j in range(7):
+                u = (target_BS[b, j] - z_BT[b, i]).item()
+                huber = 0.5 * u * u if abs(u) <= 1 else abs(u) - 0.5
+                expected += weight_B[b].item() / 4 * abs(tau_BT[b, i].item() - (u < 0)) * huber / 7
+    assert quantile_loss(z_BT, tau_BT, target_BS, weight_B)[0].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_quantiles_find_the_quantiles() -> None:
+    """Drawn to samples of a distribution, each settles where its fraction of them lies below."""
+    sample_S = torch.linspace(0, 100, 1001)
+    tau_BT = tensor([[0.1, 0.5, 0.9]])
+    z_BT = torch.full((1, 3), 50.0, requires_grad=True)
+    optimizer = torch.optim.SGD([z_BT], lr=20.0)
+    for _ in range(400):
+        optimizer.zero_grad()
+        quantile_loss(z_BT, tau_BT, sample_S[None], torch.ones(1))[0].backward()
+        optimizer.step()
+    torch.testing.assert_close(z_BT.detach(), tensor([[10.0, 50.0, 90.0]]), rtol=0, atol=0.5)
+
+
+# Munchausen
+
+
+def test_munchausen_by_hand() -> None:
+    """Temperature .5: values 1 and 1 + .5 log 3 have probabilities 1/4 and 3/4."""
+    q_BA = tensor([[1.0, 1 + 0.5 * math.log(3)]])
+    low, high = 0.5 * math.log(0.25), 0.5 * math.log(0.75)
+    for action, log_pi in ((0, low), (1, high)):
+        bonus_B = munchausen_bonus(q_BA, tensor([action]), scale=0.9, temperature=0.5, floor=-10)
+        assert bonus_B.item() == pytest.approx(0.9 * log_pi, rel=1e-5)
+    clipped_B = munchausen_bonus(q_BA, tensor([0]), scale=0.9, temperature=0.5, floor=-0.4)
+    assert clipped_B.item() == pytest.approx(-0.36)
+    following = soft(q_BA[:, None], q_BA, 0.5)
+    torch.testing.assert_close(following.probability_BM, tensor([[0.25, 0.75]]))
+    # The sum over actions of pi (q - tau log pi) is tau logsumexp(q / tau).
+    target_BX = td_target(tensor([0.2]), tensor([0.9]), following)
+    assert target_BX.item() == pytest.approx(0.2 + 0.9 * 0.5 * math.log(math.exp(2) + 3 * math.exp(2)), rel=1e-5)
+
+
+def test_munchausen_survives_values_that_are_far_apart() -> None:
+    q_BA = tensor([[1000.0, -1000.0]])
+    bonus_B = munchausen_bonus(q_BA, tensor([1]), scale=0.9, temperature=0.03, floor=-1)
+    assert bonus_B.item() == pytest.approx(-0.9)
+    assert td_target(tensor([0.0]), tensor([1.0]), soft(q_BA[:, None], q_BA, 0.03)).item() == pytest.approx(1000)
+
+
+def test_soft_quantiles_are_mixed_one_by_one() -> None:
+    z_BXA = tensor([[[0.0, 4.0], [2.0, 8.0]]])  # two quantiles of two actions
+    following = Next(z_BXA, tensor([[0.25, 0.75]]), tensor([[-1.0, -2.0]]))
+    target_BX = td_target(tensor([1.0]), tensor([0.5]), following)
+    # First: 1 + .5 (.25 * (0 + 1) + .75 * (4 + 2)); second: 1 + .5 (.25 * (2 + 1) + .75 * (8 + 2)).
+    torch.testing.assert_close(target_BX, tensor([[3.375, 5.125]]))
+
+
+# PQN
+
+
+def returns(trace: float, terminal: list[float], cut: list[float]) -> list[float]:
+    column = [tensor(x)[:, None] for x in ([1.0, 2.0, 3.0], terminal, [10.0, 20.0, 30.0], cut)]
+    return lambda_returns(*column, gamma=0.5, trace=trace).squeeze(1).tolist()
+
+
+def test_lambda_returns_by_hand() -> None:
+    nothing = [0.0, 0.0, 0.0]
+    # The last bootstraps: 3 + .5 * 30 = 18. Before: 2 + .5 (.6 * 20 + .4 * 18) = 11.6, 1 + .5 (.6 * 10 + .4 * 11.6).
+    assert returns(0.4, nothing, nothing) == pytest.approx([6.32, 11.6, 18.0])
+    assert returns(0.0, nothing, nothing) == pytest.approx([6.0, 12.0, 18.0]), "one-step targets"
+    assert returns(1.0, nothing, nothing) == pytest.approx([6.5, 11.0, 18.0]), "the whole return"
+    # A terminal in the middle: nothing of what follows, and no bootstrap.
+    assert returns(0.4, [0.0, 1.0, 0.0], nothing) == pytest.approx([1 + 0.5 * (6 + 0.8), 2.0, 18.0])
+    # A truncation in the middle: bootstrapped, and nothing of what follows.
+    assert returns(0.4, nothing, [0.0, 1.0, 0.0]) == pytest.approx([1 + 0.5 * (6 + 0.4 * 12), 12.0, 18.0])
+    assert returns(0.4, [0.0, 0.0, 1.0], nothing)[2] == 3.0

@@ -1,0 +1,261 @@
+"""Prioritised replay: sums, draws, weights, and who has a priority at all, against plain loops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import Tensor
+
+from tests.agents.fakes import CPU, GAMMA, SCRIPT, Play, Stream, check_rows, streams
+from zerokara.agents.qlearning.prioritized_replay import FAN_OUT, PrioritisedReplay, SumTree
+
+
+def make(play: Play, window: int, *, n_step: int = 1, exponent: float = 1.0, **options: Any) -> PrioritisedReplay:
+    return PrioritisedReplay(
+        window * play.num_envs,
+        play.num_envs,
+        play.obs_shape,
+        play.channels,
+        n_step=n_step,
+        gamma=GAMMA,
+        seed=options.pop("seed", 0),
+        device=CPU,
+        exponent=exponent,
+        **options,
+    )
+
+
+def drawable(play: Play, replay: PrioritisedReplay) -> set[int]:
+    """Rows of the slots from which a transition starts, by the slow reference."""
+    return {
+        env * replay.slots + slot % replay.slots
+        for env in range(play.num_envs)
+        for slot in play.may_be_drawn(env, replay.window)
+        if play.makes(env, slot, replay.n_step) is not None
+    }
+
+
+def check_sums(tree: SumTree) -> None:
+    for below, level in zip(tree.levels[:-1], tree.levels[1:], strict=True):
+        sums = below.view(-1, FAN_OUT).sum(dim=1)
+        torch.testing.assert_close(level[: len(sums)], sums)
+        assert level[len(sums) :].eq(0).all()
+
+
+# The tree
+
+
+@pytest.mark.parametrize(("size", "levels"), [(1, 1), (64, 1), (65, 2), (4096, 2), (4097, 3), (1_048_576, 4)])
+def test_a_tree_has_as_many_levels_as_it_needs(size: int, levels: int) -> None:
+    tree = SumTree(size, CPU)
+    assert len(tree.levels) == levels
+    assert len(tree.levels[-1]) == FAN_OUT
+    tree.set(torch.tensor([size - 1]), torch.tensor([2.0]))
+    assert all(level.sum() == 2 for level in tree.levels)
+    assert tree.draw(torch.rand(levels, 50)).eq(size - 1).all(), "the only one that can be drawn"
+
+
+def test_sums_stay_right_however_often_numbers_change() -> None:
+    tree, generator = SumTree(9000, CPU), torch.Generator().manual_seed(0)
+    numbers = torch.zeros(9000)
+    for _ in range(60):
+        row = torch.randint(9000, (100,), generator=generator)
+        value = torch.rand(100, generator=generator) * (torch.rand(100, generator=generator) > 0.3)
+        tree.set(row, value)
+        for r in set(row.tolist()):  # where a row comes twice, the greater value stays
+            numbers[r] = value[row == r].max()
+        check_sums(tree)
+    assert torch.equal(tree.levels[0][:9000], numbers)
+    assert torch.equal(tree.get(torch.tensor([5, 17])), numbers[[5, 17]])
+
+
+def test_draws_are_proportional() -> None:
+    """Over two levels, from 1 to 100 times as often, and what is 0 never."""
+    tree, generator = SumTree(200, CPU), torch.Generator().manual_seed(3)
+    numbers = torch.zeros(200)
+    numbers[[3, 40, 63, 64, 120, 199]] = torch.tensor([1.0, 10, 100, 50, 5, 34])
+    tree.set(torch.arange(200), numbers)
+    draws = 200_000
+    row_B = tree.draw(torch.rand(2, draws, generator=generator))
+    counts = torch.bincount(row_B, minlength=200).double()
+    assert counts[numbers == 0].sum() == 0
+    expected = draws * numbers[numbers > 0].double() / 200
+    chi_square = ((counts[numbers > 0] - expected) ** 2 / expected).sum()
+    assert chi_square < 20.5  # 5 degrees of freedom: 99.9%
+
+
+def test_rounding_never_draws_what_has_no_priority() -> None:
+    """Numbers that float32 cannot add without loss, and the largest number below 1."""
+    tree = SumTree(640, CPU)
+    numbers = torch.zeros(640)
+    numbers[10:620:7] = 1e-3
+    numbers[10], numbers[80] = 1e6, 3e-9
+    tree.set(torch.arange(640), numbers)
+    nearly_1 = torch.nextafter(torch.ones(1), torch.zeros(1))
+    for last in (0.0, 1.0, nearly_1.item()):
+        uniform = torch.tensor([[0.0, 0.5, 1.0, nearly_1.item()], [last] * 4])
+        assert (tree.get(tree.draw(uniform)) > 0).all()
+
+
+# Who has a priority
+
+
+@pytest.mark.parametrize("slack", [0, 24])
+@pytest.mark.parametrize("n_step", [1, 3])
+def test_only_transitions_have_a_priority_over_several_laps(n_step: int, slack: int) -> None:
+    play = Play(3)
+    replay = make(play, 20, n_step=n_step, slack=slack)
+    for step in range(140):
+        play.feed(replay, [script[step % len(script)] for script in SCRIPT])
+        assert set(torch.nonzero(replay.tree.levels[0]).flatten().tolist()) == drawable(play, replay), step
+        check_sums(replay.tree)
+
+
+@settings(max_examples=150, deadline=None)
+@given(streams())
+def test_any_stream_gives_priorities_to_transitions_only(stream: Stream) -> None:
+    play, n_step, window, slack, steps = stream
+    replay = make(play, window, n_step=n_step, slack=slack * play.num_envs)
+    for events in steps:
+        play.feed(replay, events)
+    assert set(torch.nonzero(replay.tree.levels[0]).flatten().tolist()) == drawable(play, replay)
+
+
+def spied(replay: PrioritisedReplay, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Fills with the (environment, slot) of every row that is drawn."""
+    seen: list[tuple[int, int]] = []
+    gather = replay.gather
+
+    def spy(env_B: Tensor, slot_B: Tensor) -> Any:
+        seen.extend(zip(env_B.tolist(), slot_B.tolist(), strict=True))
+        return gather(env_B, slot_B)
+
+    monkeypatch.setattr(replay, "gather", spy)
+    return seen
+
+
+def test_a_draw_is_the_transition_that_its_row_holds_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    play = Play(3)
+    replay = make(play, 20, n_step=3, slack=17, exponent=0.7)
+    seen = spied(replay, monkeypatch)
+    for step in range(110):
+        play.feed(replay, [script[step % len(script)] for script in SCRIPT])
+        if step < 3:
+            continue
+        seen.clear()
+        batch = replay.sample(32)
+        assert (batch.weight > 0).all()
+        check_rows(batch._replace(weight=(batch.weight > 0).float()), play, seen, 3)
+        replay.rank(torch.rand(32))
+
+
+def test_priorities_weights_and_new_transitions_by_hand() -> None:
+    play = Play(1, stack=1)
+    replay = make(play, 10, exponent=0.5)
+    for _ in range(4):
+        play.feed(replay, ["going"])
+    leaves = replay.tree.levels[0]
+    assert leaves[:5].tolist() == [1, 1, 1, 0, 0], "new ones have priority 1, the newest waits for its successor"
+    replay._drawn_B = torch.tensor([0, 1])
+    replay.rank(torch.tensor([9.0, 0.25]))
+    assert leaves[:5].tolist() == pytest.approx([3, 0.5, 1, 0, 0], rel=1e-4)  # errors ** .5
+    play.feed(replay, ["going"])
+    assert leaves[:5].tolist() == pytest.approx([3, 0.5, 1, 3, 0], rel=1e-4), "a new one has the highest so far"
+    replay._drawn_B = torch.tensor([0])
+    replay.rank(torch.tensor([0.0]))
+    assert 0 < leaves[0] <= 1.1e-3, "nothing is lost for good"
+    play.feed(replay, ["terminal"])
+    assert leaves[4:6].tolist() == pytest.approx([3, 3], rel=1e-4), "still; and a terminal needs no successor"
+    replay._drawn_B = torch.tensor([5])
+    replay.rank(torch.tensor([1.0]))
+    play.feed(replay, ["going"])
+    assert leaves[5:7].tolist() == pytest.approx([1, 0], rel=1e-4), "its priority was known already"
+
+    replay.weight_exponent.fill_(0.4)
+    batch = replay.sample(64)
+    priority_B = leaves[replay._drawn_B]
+    expected_B = (priority_B / priority_B.min()) ** -0.4
+    torch.testing.assert_close(batch.weight, expected_B)
+    assert batch.weight.max() == 1, "over the batch's greatest"
+
+
+def test_what_left_the_window_has_no_priority_again() -> None:
+    """A rank that comes late, when the ring has moved on, must not bring an old slot back."""
+    play = Play(1)
+    replay = make(play, 12)
+    for _ in range(12):
+        play.feed(replay, ["going"])
+    replay.sample(64)
+    for _ in range(6):
+        play.feed(replay, ["going"])
+    replay.rank(torch.full((64,), 5.0))
+    assert set(torch.nonzero(replay.tree.levels[0]).flatten().tolist()) == drawable(play, replay)
+
+
+def test_samples_follow_priorities(monkeypatch: pytest.MonkeyPatch) -> None:
+    play = Play(2)
+    replay = make(play, 30)
+    for _ in range(30):
+        play.feed(replay, ["going", "going"])
+    rows = torch.arange(60)
+    priority = torch.where(replay.tree.get(rows) > 0, 1.0 + rows % 7, 0.0)
+    replay.tree.set(rows, priority)
+    seen = spied(replay, monkeypatch)
+    for _ in range(300):
+        replay.sample(100)
+    counts = np.zeros(60)
+    for env, slot in seen:
+        counts[env * 30 + slot] += 1
+    expected = 30_000 * priority.numpy() / priority.sum().item()
+    assert counts[expected == 0].sum() == 0
+    chi_square = ((counts - expected)[expected > 0] ** 2 / expected[expected > 0]).sum()
+    # 57 degrees of freedom, 99.9%; stratified draws vary less than free ones.
+    assert chi_square < 99
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_it_goes_on_bit_for_bit(tmp_path: Path, kept: bool) -> None:
+    options: dict[str, Any] = {"n_step": 3, "slack": 120, "exponent": 0.6, "folder": tmp_path if kept else None}
+    play = Play(3)
+    replay = make(play, 20, **options)
+
+    def live(replay: PrioritisedReplay, play: Play, steps: int) -> list[Tensor]:
+        drawn = []
+        for step in range(steps):
+            play.feed(replay, [script[step % len(script)] for script in SCRIPT])
+            if step > 2:
+                batch = replay.sample(16)
+                drawn += [batch.obs, batch.reward, batch.weight]
+                replay.rank(batch.reward.abs())
+        return drawn
+
+    live(replay, play, 60)
+    state = replay.state_dict()
+    if kept:
+        other = make(play, 20, seed=9, **options)
+        other.load_state_dict(state)
+        assert all(torch.equal(a, b) for a, b in zip(replay.tree.levels, other.tree.levels, strict=True))
+        assert torch.equal(replay.highest, other.highest)
+        first, second = [r.sample(64) for r in (replay, other)]
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+        live(other, play, 40)
+        assert set(torch.nonzero(other.tree.levels[0]).flatten().tolist()) == drawable(play, other)
+        return
+    expected = replay.sample(64)
+    heights = replay.highest.clone()
+    for _ in range(3):
+        replay.rank(torch.full((64,), 50.0))
+    assert not torch.equal(replay.highest, heights)
+    replay.load_state_dict(state)
+    assert torch.equal(replay.highest, heights), "the state is a snapshot"
+    assert all(torch.equal(a, b) for a, b in zip(expected, replay.sample(64), strict=True))
+    empty = make(play, 20, seed=9, **options)
+    empty.load_state_dict(state)  # in a new process its rings are lost
+    assert len(empty) == 0
+    assert empty.tree.levels[0].sum() == 0
+    assert (empty.sample(8).weight == 0).all(), "nothing to learn from"

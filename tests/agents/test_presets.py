@@ -1,0 +1,80 @@
+"""Runs of the family: Rainbow goes on bit for bit, its player is read back, and every head learns to catch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.programs import metrics
+from zerokara.agents import dqn
+from zerokara.agents.viewing.loading import load_agent
+from zerokara.core import checkpoint
+
+RAINBOW = (
+    *("--preset", "rainbow", "--env", "zerokara/Catch-v0", "--num-envs", "4", "--steps", "480", "--warmup-steps", "80"),
+    *("--batch-size", "8", "--train-every-steps", "16", "--replay-capacity", "600", "--target-every-steps", "64"),
+    *("--width", "0.25", "--hidden-units", "16", "--log-every-steps", "80"),
+    *("--checkpoint-every-steps", "100", "--eval-every-steps", "240", "--eval-episodes", "2", "--eval-max-steps", "10"),
+    *("--n-step-start", "6", "--gamma-start", "0.9", "--anneal-updates", "8", "--reset-every-updates", "10"),
+    *("--no-video", "--quiet", "--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1"),
+)
+
+
+def test_rainbow_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all that has a state: priorities, noise, and, annealed and reset, the counters."""
+    monkeypatch.chdir(tmp_path)
+    dqn.main([*RAINBOW, "--name", "whole"])
+    dqn.main([*RAINBOW, "--name", "halves", "--steps", "260"])
+    dqn.main(["--name", "halves", "--resume", "--steps", "480", "--quiet"])
+    assert metrics(tmp_path / "runs" / "whole") == metrics(tmp_path / "runs" / "halves")
+    whole, halves = (checkpoint.load(tmp_path / "runs" / n / "checkpoint-0.pt", "dqn") for n in ("whole", "halves"))
+    assert whole["updates"] > 20, "two resets lie behind it"
+    for part in ("network", "target"):
+        for name, weight in whole["learner"][part].items():
+            assert torch.equal(weight, halves["learner"][part][name])
+    for ours, theirs in zip(whole["replay"]["priorities"], halves["replay"]["priorities"], strict=True):
+        assert torch.equal(ours, theirs)
+    assert whole["replay"]["priorities"][0].unique().numel() > 3, "priorities have moved"
+
+    agent = load_agent(Path("runs/whole"), threads=1)
+    assert agent.num_actions == 3
+    env = agent.make_env(2)
+    obs = env.reset(1)
+    values = agent.policy.values(obs)
+    np.testing.assert_array_equal(values.numpy(), agent.policy.values(obs).numpy())
+    assert values.shape == (2, 3)
+
+
+CATCH = (
+    *("--env", "zerokara/Catch-v0", "--steps", "80000", "--num-envs", "32", "--train-every-steps", "16"),
+    *("--batch-size", "128", "--warmup-steps", "2000", "--epsilon-steps", "10000", "--learning-rate", "5e-4"),
+    *("--replay-capacity", "50000", "--eval-every-steps", "20000", "--no-video"),
+    # A ball falls for 18 steps: ten-step returns, which `fast` has for Pong, reach 4.1 and no further.
+    *("--n-step", "5", "--stop-at-return", "4.75"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--head", "c51"),
+        ("--head", "qr", "--quantiles", "32"),
+        ("--head", "iqn", "--quantiles", "8", "--target-quantiles", "8", "--policy-quantiles", "8"),
+        ("--munchausen",),
+        ("--priority-exponent", "0.6"),
+        (
+            *("--head", "c51", "--noisy", "--double", "--priority-exponent", "0.5", "--epsilon-start", "0.3"),
+            *("--noisy-sigma", "0.1", "--learning-rate-end", "2e-5", "--learning-rate-steps", "60000"),
+        ),
+    ],
+    ids=("c51", "qr", "iqn", "munchausen", "prioritised", "rainbow"),
+)
+def test_it_learns_to_catch(words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    dqn.main([*CATCH, *words, "--name", "catch"])
+    # Five balls, one point each; 30 games reached the aim, and 30 fresh ones confirm it.
+    assert max(line.get("eval/return_confirmed", 0.0) for line in metrics(tmp_path / "runs" / "catch")) >= 0.95 * 5

@@ -1,0 +1,149 @@
+"""Evaluation counts whole games, the same number in every environment, whatever their length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from zerokara.agents.qlearning.network import QNetwork
+from zerokara.agents.qlearning.policy import Policy
+from zerokara.agents.training.evaluation import Scores, Stopped, evaluate
+from zerokara.core.compute import Compute
+from zerokara.envs.base import Step, VectorEnv
+
+
+class Scripted(VectorEnv):
+    """Environment i plays games of `lengths[i]` steps; game number g gives 100 i + g at its end and 1 before it.
+
+    A length of 0 never ends; a negative one is truncated, not terminal.
+    """
+
+    id = "Scripted"
+    num_actions = 3
+    action_names = ("a", "b", "c")
+    frame_channels = 1
+    obs_shape = (1, 20, 20)
+    settings: Mapping[str, Any] = {}
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.num_envs = len(lengths)
+        self.lengths = lengths
+        self.seeds: list[int] = []
+        self.actions: list[list[int]] = []
+
+    def _obs(self) -> np.ndarray:
+        return np.zeros((self.num_envs, *self.obs_shape), np.uint8)
+
+    def reset(self, seed: int) -> np.ndarray:
+        self.seeds.append(seed)
+        self.age = [0] * self.num_envs
+        self.game = [0] * self.num_envs
+        return self._obs()
+
+    def _send(self, action_N: np.ndarray) -> None:
+        self.actions.append(action_N.tolist())
+
+    def recv(self) -> Step:
+        reward = np.ones(self.num_envs, np.float32)
+        terminal, truncated = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
+        for i, length in enumerate(self.lengths):
+            self.age[i] += 1
+            if self.age[i] == abs(length):
+                (terminal if length > 0 else truncated)[i] = True
+                reward[i] = 100 * i + self.game[i]
+                self.age[i] = 0
+                self.game[i] += 1
+        # A life lost is no end of a game.
+        return Step(self._obs(), reward, terminal, truncated, ~terminal & ~truncated, self._obs())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> np.ndarray:
+        return self._obs()
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    net = QNetwork((1, 20, 20), 3, backbone="nips", width=0.1, hidden_units=4, dueling=False, layer_norm=False)
+    return Policy(net, Compute())
+
+
+def play(policy: Policy, env: Scripted, games_per_env: int, max_steps: int = 1000, seed: int = 7) -> Scores:
+    return evaluate(policy, env, games_per_env=games_per_env, epsilon=0.5, max_steps=max_steps, seed=seed)
+
+
+def test_every_environment_counts_the_same_number_of_games(policy: Policy) -> None:
+    env = Scripted([2, 5, -11])
+    scores = play(policy, env, 3)
+    # While the third plays three games, the first plays sixteen: the first three count.
+    assert list(scores.lengths) == [2, 2, 2, 5, 5, 5, 11, 11, 11]
+    assert list(scores.returns) == [1, 2, 3, 104, 105, 106, 210, 211, 212]
+    assert len(env.actions) == 33
+    assert scores.mean == pytest.approx((6 + 315 + 633) / 9)
+
+
+def test_rewards_are_raw_and_lives_end_no_game(policy: Policy) -> None:
+    # 100 at once in the second environment, which no clipping let through.
+    assert list(play(policy, Scripted([3, 1]), 1).returns) == [2, 100]
+
+
+def test_a_game_that_is_too_long_is_cut_and_counts_as_it_stands(policy: Policy) -> None:
+    env = Scripted([5, 9])
+    scores = play(policy, env, 3, max_steps=6)
+    # The second is cut after 6 steps and plays on, unseen, until 9; its next game is cut after step 15. By then the
+    # first has played its three, and the third game of the second starts afresh.
+    assert list(scores.lengths) == [5, 5, 5, 6, 6, 6]
+    assert list(scores.returns) == [4, 5, 6, 6, 6, 6]
+    assert len(env.actions) == 21
+    assert env.seeds == [7, 8]
+    assert scores.cut == 3
+
+
+def test_a_game_that_ends_at_the_limit_is_whole(policy: Policy) -> None:
+    scores = play(policy, Scripted([6]), 2, max_steps=6)
+    assert list(scores.lengths) == [6, 6]
+    assert list(scores.returns) == [5, 6]
+    assert scores.cut == 0
+
+
+def test_games_that_never_end_do_not_hold_up_the_others(policy: Policy) -> None:
+    env = Scripted([0, 3])
+    scores = play(policy, env, 3, max_steps=10)
+    assert list(scores.lengths) == [10, 10, 10, 3, 3, 3]
+    assert list(scores.returns) == [10, 10, 10, 102, 103, 104]
+    assert env.seeds == [7, 8, 9], "each fresh start has a seed of its own"
+
+
+def test_the_same_seed_plays_the_same(policy: Policy) -> None:
+    envs = [Scripted([3, 5]) for _ in range(3)]
+    for env, seed in zip(envs, (4, 4, 5), strict=True):
+        play(policy, env, 4, seed=seed)
+    assert envs[0].actions == envs[1].actions
+    assert envs[0].actions != envs[2].actions
+    assert {action for row in envs[0].actions for action in row} == {0, 1, 2}
+
+
+def test_evaluation_leaves_the_worlds_random_numbers_alone(policy: Policy) -> None:
+    before = torch.get_rng_state()
+    play(policy, Scripted([3]), 2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_statistics_of_scores() -> None:
+    scores = Scores((1.0, 2.0, 6.0), (10, 20, 30))
+    assert scores.mean == 3
+    # Deviations -2, -1, 3: variance 14 / 2 = 7, over 3 games.
+    assert scores.standard_error == pytest.approx((7 / 3) ** 0.5)
+    assert Scores((5.0,), (1,)).standard_error == 0
+
+
+def test_it_stops_when_it_is_asked_to(policy: Policy) -> None:
+    env = Scripted([6])
+    with pytest.raises(Stopped):
+        evaluate(policy, env, games_per_env=1, epsilon=0.5, max_steps=100, seed=7, stop=lambda: len(env.actions) == 3)
+    assert len(env.actions) == 3

@@ -1,0 +1,176 @@
+"""Every backbone keeps the contract, and each is the network of its paper."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from zerokara.core.backbones.deep_cnn import WidelyPadded
+from zerokara.core.backbones.registry import BACKBONES, build
+from zerokara.core.config import UserError
+
+PLAYERS = ["nature", "nips", "der", "impala"]
+SMALL = [*PLAYERS, "deep_cnn", "resnet20", "plain20", "dcgan", "r3"]
+NARROW: dict[str, dict[str, Any]] = {
+    **{name: {"width": 0.0625} for name in ("vgg11", "vgg16_bn", "googlenet", "resnet18", "resnet50")},
+    "alexnet": {"width": 0.0625, "stem": "medium"},  # its own stem leaves nothing of 48 pixels
+}
+EYES = [*SMALL, *NARROW]
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("image_size", [84, (64, 48), (40, 96)])
+@pytest.mark.parametrize("name", EYES)
+def test_the_contract(name: str, image_size: int | tuple[int, int]) -> None:
+    eye = build(name, 3, image_size, **NARROW.get(name, {}))
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    assert eye.image_size == (height, width)
+    assert eye.in_channels == 3
+    x = torch.rand(2, 3, height, width)
+    maps = eye.stages(x)
+    assert len(maps) > 1
+    sizes = [m.shape[2] * m.shape[3] for m in maps]
+    assert all(fine > coarse for fine, coarse in pairwise(sizes)), "from fine to coarse"
+    assert torch.equal(eye(x), maps[-1])
+    assert tuple(maps[-1].shape) == (2, eye.out_channels, *eye.out_size)
+    assert eye.features == maps[-1][0].numel()
+    # It is measured without touching the weights, which stay real and learn.
+    assert all(p.device.type == "cpu" and p.requires_grad for p in eye.parameters())
+    maps[-1].sum().backward()
+    assert all(p.grad is not None for p in eye.parameters())
+
+
+@pytest.mark.parametrize("name", [name for name in EYES if name not in ("dcgan", "r3")])  # leaky ReLU, none
+def test_a_head_on_top_sees_nothing_below_zero(name: str) -> None:
+    last = build(name, 1, 64, **NARROW.get(name, {}))(torch.randn(4, 1, 64, 64))
+    assert last.min() == 0
+    assert last.max() > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "size", "features", "number"),
+    [
+        ("nature", 64, (7, 7), 3_136, 8_224 + 32_832 + 36_928),
+        ("nips", 32, (9, 9), 2_592, 4_112 + 8_224),
+        # 3x3 convolutions: 4 to 16 and four of 16; 16 to 32 and four of 32; five of 32.
+        ("impala", 32, (11, 11), 3_872, (592 + 4 * 2_320) + (4_640 + 4 * 9_248) + 5 * 9_248),
+    ],
+)
+def test_each_is_the_network_of_its_paper(
+    name: str, channels: int, size: tuple[int, int], features: int, number: int
+) -> None:
+    eye = build(name, 4, 84)
+    assert (eye.out_channels, eye.out_size, eye.features) == (channels, size, features)
+    assert parameters(eye) == number
+
+
+def test_sizes_on_the_way() -> None:
+    x = torch.rand(1, 4, 84, 84)
+    shapes = {name: [tuple(m.shape[1:]) for m in BACKBONES[name](4, 84).stages(x)] for name in PLAYERS}
+    assert shapes["nature"] == [(32, 20, 20), (64, 9, 9), (64, 7, 7)]
+    assert shapes["nips"] == [(16, 20, 20), (32, 9, 9)]
+    assert shapes["impala"] == [(16, 42, 42), (32, 21, 21), (32, 11, 11)]
+
+
+def test_impala_counts_fifteen_convolutions() -> None:
+    assert sum(isinstance(module, nn.Conv2d) for module in build("impala", 4, 84).modules()) == 15
+
+
+def test_a_residual_block_adds_to_what_comes_in() -> None:
+    eye = build("impala", 1, 20)
+    for name, parameter in eye.named_parameters():
+        if "blocks" in name:
+            nn.init.zeros_(parameter)
+    x = torch.rand(2, 1, 20, 20)
+    convs = [module for name, module in eye.named_modules() if name.endswith("conv")]
+    expected = x
+    for conv in convs:
+        expected = nn.functional.max_pool2d(conv(expected), 3, stride=2, padding=1)
+    torch.testing.assert_close(eye(x), expected.relu())
+
+
+@pytest.mark.parametrize(("width", "channels"), [(2.0, [32, 64, 64]), (0.25, [4, 8, 8]), (0.01, [1, 1, 1])])
+def test_width_multiplies_the_channels(width: float, channels: list[int]) -> None:
+    eye = build("impala", 4, 84, width=width)
+    assert [m.shape[1] for m in eye.stages(torch.rand(1, 4, 84, 84))] == channels
+    assert build("nature", 4, 84, width=2).out_channels == 128
+    assert build("nips", 4, 84, width=0.5).out_channels == 16
+
+
+@pytest.mark.parametrize("image_size", [84, 64, (50, 71)])
+def test_patches_that_do_not_overlap_are_the_librarys_convolution(image_size: int | tuple[int, int]) -> None:
+    eye = build("der", 4, image_size).to(torch.bfloat16)
+    conv = eye.get_submodule("convs.1")
+    assert isinstance(conv, nn.Conv2d)
+    first = torch.rand(3, *eye.stages(torch.rand(1, 4, *eye.image_size).to(torch.bfloat16))[0].shape[1:])
+    exact = nn.Conv2d(32, 64, 5, 5, 2).double()
+    exact.load_state_dict(conv.state_dict())
+    x_16, x_64 = first.to(torch.bfloat16).requires_grad_(), first.to(torch.bfloat16).double().requires_grad_()
+    y_16, y_64 = conv(x_16), exact(x_64)
+    assert y_16.shape == y_64.shape
+    towards = torch.randn_like(y_16)
+    got = (y_16, *torch.autograd.grad(y_16, [x_16, *conv.parameters()], towards))
+    expected = (y_64, *torch.autograd.grad(y_64, [x_64, *exact.parameters()], towards.double()))
+    for a, b in zip(got, expected, strict=True):
+        assert (a.double() - b).abs().max() < 0.01 * b.abs().max()
+
+
+@pytest.mark.parametrize("name", ["nature", "nips"])
+def test_images_that_the_strides_leave_nothing_of_are_refused(name: str) -> None:
+    least = {"nature": 36, "nips": 20}[name]
+    assert build(name, 4, least).out_size == (1, 1)
+    with pytest.raises(UserError, match=rf"^Images of {least - 1}x84 pixels are too small for the backbone {name}"):
+        build(name, 4, (least - 1, 84))
+
+
+def test_an_unknown_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"no backbone 'impalla' \(did you mean impala\?\)"):
+        build("impalla", 4, 84)
+
+
+@pytest.mark.parametrize("name", PLAYERS)
+def test_every_pixel_of_an_atari_frame_is_seen(name: str) -> None:
+    """Strides that do not fit leave out the right and bottom edge: where Pong's own paddle moves."""
+    x = torch.rand(16, 4, 84, 84, requires_grad=True)
+    build(name, 4, 84)(x).sum().backward()
+    assert x.grad is not None
+    assert (x.grad != 0).any(dim=0).all()
+
+
+def test_the_network_of_data_efficient_rainbow() -> None:
+    eye = build("der", 4, 84)
+    assert [tuple(m.shape[1:]) for m in eye.stages(torch.rand(1, 4, 84, 84))] == [(32, 17, 17), (64, 4, 4)]
+    assert sum(p.numel() for p in eye.parameters()) == 32 * (4 * 25 + 1) + 64 * (32 * 25 + 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("alexnet", [(64, 7, 7), (192, 3, 3), (256, 1, 1)]),
+        ("vgg11", [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4), (512, 2, 2)]),
+    ],
+)
+def test_stages_are_the_maps_behind_the_pools(name: str, shapes: list[tuple[int, int, int]]) -> None:
+    with torch.device("meta"):
+        eye = build(name, 3, 64)
+    assert eye.stage_shapes == shapes
+
+
+def test_padding_in_the_input_changes_nothing() -> None:
+    """Output, and the gradients of input, weights and bias, in training and in evaluation."""
+    torch.manual_seed(0)
+    ours = WidelyPadded(3, 4, 3, padding=2)
+    theirs = nn.Conv2d(3, 4, 3, padding=2)
+    theirs.load_state_dict(ours.state_dict())
+    x, towards = torch.randn(2, 3, 5, 6, requires_grad=True), torch.randn(2, 4, 7, 8)
+    found = [torch.autograd.grad(layer(x), [x, *layer.parameters()], towards) for layer in (ours, theirs)]
+    for mine, its in zip(*found, strict=True):
+        torch.testing.assert_close(mine, its)
+    torch.testing.assert_close(ours.eval()(x), theirs(x))

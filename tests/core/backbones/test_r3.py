@@ -1,0 +1,79 @@
+"""The residual trunk of R3GAN: its blocks, its sizes, its beginning."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from zerokara.core.backbones.cost import layer_costs
+from zerokara.core.backbones.r3 import GROUP, R3, Block, channels_of, resampled
+from zerokara.core.backbones.registry import build
+from zerokara.core.config import UserError
+
+
+def test_channels_double_in_whole_groups() -> None:
+    assert channels_of(5, 1.0) == [32, 64, 128, 256, 256]
+    assert channels_of(4, 24.0) == [768, 1536, 3072, 6144]
+    for width in (0.05, 0.3, 0.7, 1.1):
+        assert all(2 * channels % GROUP == 0 and channels > 0 for channels in channels_of(4, width))
+
+
+@pytest.mark.parametrize(
+    ("size", "sizes"),
+    [
+        (28, [(28, 28), (14, 14), (7, 7), (3, 3)]),
+        (32, [(32, 32), (16, 16), (8, 8), (4, 4)]),
+        ((64, 45), [(64, 45), (32, 22), (16, 11), (8, 5)]),
+    ],
+)
+def test_a_stage_at_every_half(size: int | tuple[int, int], sizes: list[tuple[int, int]]) -> None:
+    eye = build("r3", 3, size)
+    assert [shape[1:] for shape in eye.stage_shapes] == sizes
+    assert [shape[0] for shape in eye.stage_shapes] == channels_of(len(sizes), 1.0)
+
+
+def test_a_block_is_the_identity_at_first_and_its_filters_see_a_group() -> None:
+    block = Block(32, blocks=4)
+    x = torch.randn(2, 32, 6, 6)
+    assert torch.equal(block(x), x)
+    assert block.filter.weight.shape == (64, GROUP, 3, 3)
+    nn.init.normal_(block.reduce.weight)
+    changed = block(x) - x
+    assert changed.abs().min() > 0
+    x[0] += 1
+    assert torch.equal((block(x) - x)[1], changed[1]), "an image depends on itself alone"
+
+
+def test_layers_begin_smaller_the_more_blocks_there_are() -> None:
+    gain = (2 / 1.04) ** 0.5
+    for blocks in (1, 16):
+        block = Block(128, blocks)
+        for conv, inputs in ((block.expand, 128), (block.filter, 9 * GROUP)):
+            assert float(conv.weight.detach().std()) == pytest.approx(gain * blocks**-0.25 / inputs**0.5, rel=0.02)
+            assert conv.bias is not None
+            assert not conv.bias.any()
+        assert block.reduce.bias is None
+
+
+def test_half_the_size_is_the_mean_of_four_pixels() -> None:
+    x = torch.arange(16.0).view(1, 1, 4, 4)
+    assert torch.equal(resampled(x, (2, 2)), nn.functional.avg_pool2d(x, 2))
+    assert float(resampled(x, (8, 8)).mean()) == pytest.approx(7.5)
+
+
+def test_nothing_is_normalised() -> None:
+    kinds = {type(module).__name__ for module in build("r3", 1, 64).modules()}
+    assert kinds == {"R3", "ModuleList", "Block", "Conv2d", "Identity"}
+
+
+def test_what_a_pixel_of_the_last_map_sees() -> None:
+    """3x3, twice the pixels, 3x3 of twice the stride: 1, 3, 4, 8, 10, 18, 22, 38."""
+    layers = layer_costs(R3(1, 28), (1, 1, 28, 28))
+    filters = [layer for layer in layers if layer.name.endswith("filter")]
+    assert [(layer.receptive_field, layer.stride) for layer in filters] == [(3, 1), (8, 2), (18, 4), (38, 8)]
+
+
+def test_sizes_beyond_are_refused_by_its_own_name() -> None:
+    with pytest.raises(UserError, match="do not fit the backbone r3"):
+        build("r3", 1, 27)

@@ -1,0 +1,44 @@
+"""Vital signs of what learns, by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from zerokara.core.divergence import diverged, is_finite, read_means
+
+
+def test_means_are_of_the_updates_since_they_were_read() -> None:
+    sums = torch.tensor([6.0, -3.0, 4.0])  # two figures, four updates
+    means = read_means(sums, ("train/loss", "train/q"))
+    assert list(means) == ["train/loss", "train/q"]
+    assert [float(mean) for mean in means.values()] == [1.5, -0.75]
+    assert sums.tolist() == [0, 0, 0], "the tensor itself, which a captured graph adds to"
+    sums += torch.tensor([1.0, 1.0, 1.0])
+    assert means["train/loss"].item() == 1.5, "means are no views of the sums"
+    sums.zero_()
+    assert [value.item() for value in read_means(sums, ("a", "b")).values()] == [0, 0], "also before the first update"
+
+
+def test_every_figure_has_a_name() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        read_means(torch.zeros(4), ("train/loss", "train/q"))
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
+def test_one_weight_that_is_no_number_is_seen(wrong: float) -> None:
+    one, other = nn.Linear(2, 3), nn.Linear(3, 1)
+    assert is_finite(one, other)
+    bias: Tensor = other.bias.data
+    bias[0] = wrong
+    assert is_finite(one)
+    assert not is_finite(one, other)
+
+
+def test_what_a_person_is_told_then() -> None:
+    sentence = str(diverged("update 1,234", Path("runs/mine")))
+    assert sentence.startswith("The loss is no number any more at update 1,234: ")
+    assert "the last good checkpoint stays in runs/mine; start again with a lower --learning-rate." in sentence

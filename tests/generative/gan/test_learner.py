@@ -1,0 +1,335 @@
+"""An update of both networks, and where naive code goes wrong."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from zerokara.core.backbones.r3 import Block
+from zerokara.core.compute import Compute
+from zerokara.core.config import UserError, parse
+from zerokara.core.distributed import World
+from zerokara.generative.gan.config import PRESETS, Config
+from zerokara.generative.gan.learner import Learner, draw_latents, fitting_latents
+
+SHAPE = (1, 28, 28)
+NO_NOISE = ("--instance-noise", "0", "--final-instance-noise", "0")
+CPU = Compute(device="cpu", threads=1)
+
+
+def learner(*words: str, seed: int = 1, compute: Compute = CPU) -> Learner:
+    small = ("--generator-width", "0.125", "--discriminator-width", "0.125", "--latent", "8", "--batch-size", "8")
+    config = parse(Config, PRESETS, ["--seed", str(seed), *small, *words], "")
+    return Learner(config, SHAPE, 3, compute, World())
+
+
+def batch(number: int = 8) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(7)
+    pixels = torch.randint(0, 256, (number, *SHAPE), dtype=torch.uint8, generator=random)
+    return pixels, torch.arange(number) % 3
+
+
+def weights(module: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+def test_the_generators_step_leaves_no_gradients_on_the_discriminator(monkeypatch: pytest.MonkeyPatch) -> None:
+    it = learner()
+    seen: list[list[Tensor]] = []
+    step = it.discriminator_optimizer.step
+
+    def remember(*args: Any) -> Any:
+        seen.append([p.grad.clone() for p in it.discriminator.parameters() if p.grad is not None])
+        return step(*args)
+
+    monkeypatch.setattr(it.discriminator_optimizer, "step", remember)
+    it.update(*batch())
+    after = [p.grad for p in it.discriminator.parameters()]
+    assert len(after) == len(seen[0])
+    for before, now in zip(seen[0], after, strict=True):
+        assert now is not None
+        assert torch.equal(before, now)
+
+
+def test_the_discriminators_step_leaves_no_gradients_on_the_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    it = learner()
+    seen = []
+    monkeypatch.setattr(
+        it.discriminator_optimizer, "step", lambda: seen.append([p.grad for p in it.generator.parameters()])
+    )
+    it.update(*batch())
+    assert seen[0]
+    assert all(grad is None for grad in seen[0])
+
+
+def test_both_move_and_each_by_its_own_loss() -> None:
+    it = learner()
+    before = weights(it.generator), weights(it.discriminator)
+    it.update(*batch())
+    assert not torch.equal(weights(it.generator), before[0])
+    assert not torch.equal(weights(it.discriminator), before[1])
+    it = learner("--generator-learning-rate", "1e-12")
+    before = weights(it.generator), weights(it.discriminator)
+    it.update(*batch())
+    torch.testing.assert_close(weights(it.generator), before[0], atol=1e-10, rtol=0)
+    assert (weights(it.discriminator) - before[1]).abs().max() > 1e-5
+
+
+def test_an_update_by_hand() -> None:
+    """The recipe of the tutorial, with a second pass of the generator, leads to the same weights."""
+    words = (*NO_NOISE, "--generator-learning-rate", "2e-4", "--discriminator-learning-rate", "2e-4")
+    it, its = learner(*words), learner(*words)
+    pixels, labels = batch()
+    it.update(pixels, labels)
+    generator, discriminator = its.generator, its.discriminator
+    real = pixels.float() / 127.5 - 1
+    z = torch.randn(8, 8, generator=torch.Generator().manual_seed(1_000_003))
+    bce = nn.BCEWithLogitsLoss()
+    adam = [torch.optim.Adam(m.parameters(), lr=2e-4, betas=(0.5, 0.99)) for m in (discriminator, generator)]
+    fake = generator(z)
+    loss = bce(discriminator(real), torch.ones(8)) + bce(discriminator(fake.detach()), torch.zeros(8))
+    loss.backward()
+    adam[0].step()
+    bce(discriminator(fake), torch.ones(8)).backward()
+    adam[1].step()
+    torch.testing.assert_close(weights(it.discriminator), weights(discriminator))
+    torch.testing.assert_close(weights(it.generator), weights(generator))
+    assert float(it.read_metrics()["train/d_loss"]) == pytest.approx(float(loss.detach()), rel=1e-5)
+
+
+def test_real_and_painted_images_have_batchnorm_statistics_of_their_own() -> None:
+    it = learner()
+    sizes = []
+    norm = next(m for m in it.discriminator.modules() if isinstance(m, nn.BatchNorm2d))
+    norm.register_forward_hook(lambda _, inputs, out: sizes.append((len(inputs[0]), out.detach().mean((0, 2, 3)))))
+    it.update(*batch())
+    assert [size for size, _ in sizes] == [8, 8, 8]  # real, painted, and painted for the generator
+    for _, mean in sizes:  # a batch of both would leave each with a mean of its own; biases have made one small step
+        torch.testing.assert_close(mean, torch.zeros_like(mean), atol=1e-3, rtol=0)
+
+
+def test_a_batch_in_parts_is_the_same_batch() -> None:
+    """Where nothing looks at the whole batch or is drawn for it: with BatchNorm parts have statistics of their own."""
+    plain = ("--generator-norm", "none", "--discriminator-norm", "none", *NO_NOISE)
+    whole, parts = learner(*plain), learner(*plain, "--accumulate", "4")
+    for it in (whole, parts):
+        it.update(*batch())
+    torch.testing.assert_close(weights(parts.generator), weights(whole.generator), atol=2e-6, rtol=1e-4)
+    torch.testing.assert_close(weights(parts.discriminator), weights(whole.discriminator), atol=2e-6, rtol=1e-4)
+    torch.testing.assert_close(parts.read_metrics(), whole.read_metrics(), atol=1e-5, rtol=1e-4)
+
+
+def test_the_painter_is_the_average_with_statistics_that_fit() -> None:
+    it = learner("--ema-half-life-updates", "5")
+    for _ in range(120):
+        it.update(*batch())
+    painter = it.snapshot()
+    assert it.ema is not None
+    assert torch.equal(weights(painter), weights(it.ema.module))
+    assert not torch.equal(weights(painter), weights(it.generator))
+    assert not painter.training
+    # In training mode, on the latents of the fit, it must paint as it does with the statistics that were kept.
+    z = torch.cat(fitting_latents(it.config, 0, CPU))
+    with torch.no_grad():
+        kept = painter(z)
+        own = painter.train()(z)
+        last = it.generator.eval()(z)
+    assert float((kept - own).abs().max()) < 0.02
+    assert float((kept - last).abs().max()) > 0.02
+
+
+def test_a_snapshot_changes_nothing_and_draws_nothing() -> None:
+    one, other = learner(), learner()
+    for _ in range(3):
+        one.update(*batch())
+        one.snapshot()
+        other.update(*batch())
+    state, expected = one.state_dict(), other.state_dict()
+    for name, value in expected["generator"].items():
+        assert torch.equal(state["generator"][name], value)
+    assert torch.equal(state["random"], expected["random"])
+    assert one.generator.training
+
+
+@pytest.mark.parametrize("loss", ["bce", "least-squares", "hinge", "wasserstein", "relativistic"])
+def test_every_loss_runs_in_16_bits_and_stays_finite(loss: str) -> None:
+    bf16 = Compute(device="cpu", threads=1, precision="bfloat16", channels_last=True)
+    it = learner("--loss", loss, "--diffaugment", "colour", "translation", "cutout", "--flip", compute=bf16)
+    for _ in range(3):
+        it.update(*batch())
+    metrics = it.read_metrics()
+    assert all(value.isfinite() for value in metrics.values())
+    assert it.is_finite()
+    assert metrics["train/g_grad_norm"] > 0
+    assert metrics["train/d_grad_norm"] > 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--preset", "r3"),
+        ("--loss", "wasserstein", "--gradient-penalty", "10", "--discriminator-norm", "none"),
+        ("--loss", "hinge", "--spectral", "--discriminator-norm", "none", "--conditional"),
+        ("--conditional", "--accumulate", "2", "--upsample", "resize"),
+    ],
+)
+def test_what_came_after_the_paper_learns_too(words: tuple[str, ...]) -> None:
+    it = learner(*words)
+    before = weights(it.discriminator), weights(it.generator)
+    for _ in range(3):
+        it.update(*batch())
+    assert it.is_finite()
+    assert not torch.equal(weights(it.discriminator), before[0])
+    assert not torch.equal(weights(it.generator), before[1])
+    penalty = float(it.read_metrics()["train/penalty"])
+    assert (penalty > 0) == bool(it.config.r1 or it.config.gradient_penalty)
+
+
+def test_r1_and_r2_are_their_own_images_slopes() -> None:
+    words = ("--discriminator-norm", "none", "--generator-norm", "none")
+    losses = {}
+    for name, more in {
+        "none": (),
+        "r1": ("--r1", "2"),
+        "r2": ("--r2", "2"),
+        "both": ("--r1", "2", "--r2", "2"),
+    }.items():
+        it = learner(*words, *more)
+        it.update(*batch())
+        metrics = it.read_metrics()
+        losses[name] = float(metrics["train/d_loss"])
+        assert losses[name] - losses["none"] == pytest.approx(float(metrics["train/penalty"]), abs=1e-5)
+    assert losses["both"] - losses["none"] == pytest.approx(losses["r1"] + losses["r2"] - 2 * losses["none"], abs=1e-5)
+    assert losses["r1"] != pytest.approx(losses["r2"])
+
+
+def test_penalties_now_and_then_count_so_many_times_more() -> None:
+    plain = ("--discriminator-norm", "none", "--r1", "2")
+    always, seldom = learner(*plain), learner(*plain, "--penalty-every-updates", "3")
+    first = []
+    for it in (always, seldom):
+        it.update(*batch())
+        first.append(float(it.read_metrics()["train/penalty"]))
+    assert first[1] == pytest.approx(3 * first[0], rel=1e-5)
+    found = []
+    for _ in range(5):
+        seldom.update(*batch())
+        found.append(float(seldom.read_metrics()["train/penalty"]) > 0)
+    assert found == [False, False, True, False, False]
+
+
+def test_smoothing_belongs_to_bce() -> None:
+    plain, smooth = learner(), learner("--smoothing", "0.2")
+    losses = []
+    for it in (plain, smooth):
+        it.update(*batch())
+        losses.append({name: float(value) for name, value in it.read_metrics().items()})
+    assert losses[0]["train/d_score_real"] == losses[1]["train/d_score_real"]
+    gain = losses[1]["train/d_loss"] - losses[0]["train/d_loss"]
+    assert gain == pytest.approx(0.2 * losses[0]["train/d_score_real"], abs=1e-6)
+    with pytest.raises(UserError, match="--smoothing"):
+        learner("--smoothing", "0.1", "--loss", "hinge")
+
+
+def test_noise_on_images_changes_linearly_and_lets_gradients_through() -> None:
+    it = learner("--instance-noise", "0.4", "--final-instance-noise", "0", "--updates", "4")
+    grey = torch.zeros(8, *SHAPE, requires_grad=True)
+    deviations = []
+    for _ in range(5):
+        it.update(*batch())
+        deviations.append(float(it.seen(grey).detach().std()))
+    assert deviations == pytest.approx([0.4, 0.3, 0.2, 0.1, 0.0], abs=0.02)
+    (grad,) = torch.autograd.grad(it.seen(grey).sum(), grey)
+    assert torch.equal(grad, torch.ones_like(grey))
+    assert learner(*NO_NOISE).seen(grey) is grey
+    rising = learner("--instance-noise", "0", "--final-instance-noise", "0.2", "--updates", "1")
+    rising.update(*batch())
+    rising.update(*batch())
+    assert float(rising.seen(grey).detach().std()) == pytest.approx(0.2, abs=0.02)
+
+
+def test_every_block_of_r3_learns_and_begins_as_nothing() -> None:
+    it = learner("--preset", "r3")
+    modules = [*it.generator.modules(), *it.discriminator.modules()]
+    branches = [module for module in modules if isinstance(module, Block)]
+    assert len(branches) == 8
+    assert not any(block.reduce.weight.any() for block in branches)
+    before = [block.filter.weight.clone() for block in branches]
+    for _ in range(3):
+        it.update(*batch())
+    assert all(block.reduce.weight.any() for block in branches)
+    assert not any(torch.equal(block.filter.weight, old) for block, old in zip(branches, before, strict=True))
+    assert it.is_finite()
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    first, again, other = learner(), learner(), learner(seed=2)
+    for it in (first, again, other):
+        for _ in range(2):
+            it.update(*batch())
+    assert torch.equal(weights(first.generator), weights(again.generator))
+    assert not torch.equal(weights(first.generator), weights(other.generator))
+
+
+def test_the_cosine_ends_at_a_hundredth() -> None:
+    it = learner("--schedule", "cosine", "--updates", "4", "--discriminator-learning-rate", "5e-3")
+    rates = []
+    for _ in range(5):
+        it.update(*batch())
+        rates.append([o.param_groups[0]["lr"] for o in (it.generator_optimizer, it.discriminator_optimizer)])
+    assert rates[0] == pytest.approx([1e-3, 5e-3])
+    assert rates[4] == pytest.approx([1e-5, 5e-5])
+
+
+def test_latents_are_what_their_name_says() -> None:
+    random = torch.Generator().manual_seed(0)
+    config = parse(Config, PRESETS, ["--latent-distribution", "uniform"], "")
+    z = draw_latents(config, (1000, 64), random, torch.device("cpu"))
+    assert (float(z.min()), float(z.max())) == pytest.approx((-1, 1), abs=1e-3)
+    z = draw_latents(parse(Config, PRESETS, [], ""), (1000, 64), random, torch.device("cpu"))
+    assert float(z.std()) == pytest.approx(1, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--preset", "r3"),
+        ("--conditional",),
+        ("--spectral", "--loss", "hinge"),
+        ("--loss", "wasserstein", "--gradient-penalty", "10", "--discriminator-norm", "none"),
+        ("--accumulate", "2", "--diffaugment", "colour", "translation", "cutout"),
+        ("--r1", "1", "--discriminator-norm", "none", "--penalty-every-updates", "2"),
+        ("--instance-noise", "0.3", "--smoothing", "0.1", "--flip", "--upsample", "resize"),
+    ],
+    ids=" ".join,
+)
+def test_whatever_is_switched_on_goes_on_to_the_bit(words: tuple[str, ...]) -> None:
+    one, two = learner(*words), learner(*words, seed=2)
+    one.update(*batch())
+    state = copy.deepcopy(one.state_dict())
+    for _ in range(3):
+        one.update(*batch())
+    two.load_state_dict(state)
+    for _ in range(3):
+        two.update(*batch())
+    assert two.updates == one.updates == 4
+    for name in ("generator", "discriminator"):
+        ours, theirs = getattr(one, name).state_dict(), getattr(two, name).state_dict()
+        assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items()), name
+    assert torch.equal(weights(one.snapshot()), weights(two.snapshot()))
+
+
+def test_averages_and_statistics_that_are_no_numbers_are_seen() -> None:
+    it = learner()
+    assert it.is_finite()
+    next(buffer for buffer in it.generator.buffers() if buffer.is_floating_point()).fill_(torch.nan)
+    assert not it.is_finite()
+    it = learner()
+    assert it.ema is not None
+    with torch.no_grad():
+        next(it.ema.module.parameters()).fill_(torch.inf)
+    assert not it.is_finite()

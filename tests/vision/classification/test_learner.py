@@ -1,0 +1,307 @@
+"""One update and what surrounds it, by hand: data, step sizes, order, targets, averages."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zerokara.core import data
+from zerokara.core.compute import Compute
+from zerokara.core.config import UserError
+from zerokara.core.data import ImageSet
+from zerokara.core.distributed import World
+from zerokara.vision.classification.config import NO_AUGMENTATION, Config
+from zerokara.vision.classification.learner import Data, Training
+
+PLAIN: dict[str, Any] = {**NO_AUGMENTATION, "dropout": 0.0, "width": 0.25, "validation_images": 20}
+
+
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch: pytest.MonkeyPatch) -> ImageSet:
+    """120 images of noise in colour, every one of them another, of ten classes."""
+    generator = torch.Generator().manual_seed(5)
+    pixels = torch.randint(256, (120, 3, 28, 28), dtype=torch.uint8, generator=generator)
+    pixels[:, 1] //= 2  # so that colours have means of their own
+    images = ImageSet(pixels, torch.arange(120) % 10, tuple("0123456789"), "noise")
+    monkeypatch.setattr(data, "load", lambda *args, **options: images)
+    return images
+
+
+def training(**settings: Any) -> Training:
+    config = Config(**{"batch_size": 10, **PLAIN, **settings})
+    return Training(config, Data.load(config), Compute(), World())
+
+
+def rows(images: ImageSet) -> set[bytes]:
+    return {image.numpy().tobytes() for image in images.images}
+
+
+def weights(module: torch.nn.Module) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in module.parameters()]
+
+
+# ---- data
+
+
+def test_validation_images_are_the_same_for_every_seed_and_are_not_learnt(few_images: ImageSet) -> None:
+    found = [Data.load(Config(seed=seed, train_images=50, **PLAIN)) for seed in (1, 2, 3)]
+    for one in found:
+        assert torch.equal(one.validation.images, found[0].validation.images)
+        assert (len(one.train), len(one.validation)) == (50, 20)
+        assert not rows(one.train) & rows(one.validation)
+        assert rows(one.train) | rows(one.validation) <= rows(few_images)
+    assert rows(found[0].train) != rows(found[1].train), "which images are learnt depends on the seed"
+    whole = Data.load(Config(**PLAIN))
+    assert rows(whole.train) | rows(whole.validation) == rows(few_images)
+    assert (len(whole.train), len(whole.validation)) == (100, 20)
+    assert torch.equal(whole.validation.images, found[0].validation.images)
+
+
+def test_validation_is_a_twelfth_where_nothing_is_said() -> None:
+    assert len(Data.load(Config()).validation) == 10
+
+
+def test_all_the_images_there_are_can_be_asked_for_and_no_more() -> None:
+    assert len(Data.load(Config(train_images=100, **PLAIN)).train) == 100
+    with pytest.raises(UserError, match="--train-images 101 is more than the 100 that there are"):
+        Data.load(Config(train_images=101, **PLAIN))
+    with pytest.raises(UserError, match="cannot be held out"):
+        Data.load(Config(validation_images=120))
+
+
+def test_mean_and_deviation_are_those_of_the_training_images() -> None:
+    found = Data.load(Config(train_images=50, **PLAIN))
+    pixels = found.train.images.double() / 255
+    torch.testing.assert_close(found.mean_C, pixels.mean((0, 2, 3)).float())
+    torch.testing.assert_close(found.std_C, pixels.transpose(0, 1).flatten(1).std(1, correction=0).float())
+    assert found.mean_C.tolist() == pytest.approx([0.5, 0.25, 0.5], abs=0.01)
+
+
+def test_one_colour_only_does_not_divide_by_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    grey = ImageSet(torch.full((20, 1, 28, 28), 51, dtype=torch.uint8), torch.arange(20) % 2, ("a", "b"), "grey")
+    monkeypatch.setattr(data, "load", lambda *args, **options: grey)
+    found = Data.load(Config(validation_images=2))
+    assert found.mean_C.tolist() == pytest.approx([0.2])
+    assert found.std_C.tolist() == pytest.approx([1e-3])
+
+
+# ---- the step size
+
+
+def test_the_learning_rate_rises_and_falls_by_hand() -> None:
+    """Ten updates an epoch, one epoch of warm-up, four in all: then half a cosine over thirty updates."""
+    learner = training(learning_rate=0.6, warmup_epochs=1.0, epochs=4)
+    assert (learner.updates_per_epoch, learner.total_updates) == (10, 40)
+    found = []
+    for learner.updates in range(40):
+        found.append(learner.learning_rate)
+    assert found[:10] == pytest.approx([0.06, 0.12, 0.18, 0.24, 0.3, 0.36, 0.42, 0.48, 0.54, 0.6])
+    assert found[10:] == pytest.approx([0.6 * (1 + math.cos(math.pi * n / 30)) / 2 for n in range(1, 31)])
+    assert found[24] == pytest.approx(0.3)  # half way down
+
+
+def test_a_constant_learning_rate_warms_up_too() -> None:
+    learner = training(learning_rate=0.6, schedule="constant", warmup_epochs=0.5, epochs=4)
+    found = []
+    for learner.updates in range(8):
+        found.append(learner.learning_rate)
+    assert found == pytest.approx([0.12, 0.24, 0.36, 0.48, 0.6, 0.6, 0.6, 0.6])
+    assert training(learning_rate=0.6, schedule="constant", warmup_epochs=0.0).learning_rate == 0.6
+
+
+def test_the_optimiser_is_given_the_learning_rate() -> None:
+    learner = training(optimizer="muon", learning_rate=0.6, warmup_epochs=1.0)
+    learner.update(torch.arange(10))
+    rates = {group["lr"] for group in learner.optimizer.param_groups}
+    assert sorted(rates) == pytest.approx([0.006, 0.06])
+
+
+# ---- the order
+
+
+def test_the_order_is_a_function_of_seed_and_epoch() -> None:
+    one, same, other = training(seed=1), training(seed=1), training(seed=2)
+    first = one.epoch_order()
+    torch.rand(7)  # whatever else was drawn meanwhile
+    assert torch.equal(first, same.epoch_order())
+    assert torch.equal(first, one.epoch_order())
+    assert sorted(first.tolist()) == list(range(100))
+    assert not torch.equal(first, other.epoch_order())
+    same.updates = 9
+    assert torch.equal(first, same.epoch_order()), "in mid-epoch it is still this epoch's"
+    same.updates = 10
+    assert not torch.equal(first, same.epoch_order())
+    assert sorted(same.epoch_order().tolist()) == list(range(100))
+
+
+def test_a_last_batch_that_is_not_whole_waits() -> None:
+    assert training(batch_size=30).updates_per_epoch == 3
+    assert training(batch_size=500).updates_per_epoch == 1, "fewer images than a batch are one"
+
+
+# ---- an update
+
+
+def test_an_update_by_hand() -> None:
+    """Plain gradient descent: w - learning rate * gradient of the mean cross-entropy."""
+    settings: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"}
+    learner = training(**settings, learning_rate=0.1, warmup_epochs=0.0, label_smoothing=0.0)
+    index = torch.tensor([3, 1, 4, 15, 92, 65, 35, 89, 79, 32])
+    mine = copy.deepcopy(learner.network)
+    pixels = learner.data.train.images[index].double() / 255
+    mean, std = (t.double().view(1, 3, 1, 1) for t in (learner.data.mean_C, learner.data.std_C))
+    logits = mine(((pixels - mean) / std).float())
+    loss = F.cross_entropy(logits, learner.data.train.labels[index])
+    gradients = torch.autograd.grad(loss, list(mine.parameters()))
+    learner.update(index)
+    for after, before, gradient in zip(weights(learner.network), weights(mine), gradients, strict=True):
+        torch.testing.assert_close(after, before - 0.1 * gradient, rtol=1e-4, atol=1e-6)
+    metrics = learner.read_metrics()
+    assert float(metrics["train/loss"]) == pytest.approx(float(loss.detach()), rel=1e-5)
+    right = (logits.argmax(1) == learner.data.train.labels[index]).float().mean()
+    assert float(metrics["train/accuracy"]) == pytest.approx(float(right))
+    norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
+    assert float(metrics["train/grad_norm"]) == pytest.approx(float(norm), rel=1e-4)
+    assert float(learner.read_metrics()["train/loss"]) == 0.0, "sums begin anew"
+
+
+@pytest.mark.parametrize(("accumulate", "images"), [(2, 10), (5, 10), (4, 7)])
+def test_a_batch_in_parts_gives_the_same_step(accumulate: int, images: int) -> None:
+    """Also where the last part is smaller than the others: 2, 2, 2, 1."""
+    settings: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 0.1, "warmup_epochs": 0.0}
+    whole, parts = training(**settings), training(**settings, accumulate=accumulate)
+    before = weights(whole.network)
+    for learner in (whole, parts):
+        learner.update(torch.arange(images))
+    for a, b, old in zip(weights(whole.network), weights(parts.network), before, strict=True):
+        torch.testing.assert_close(a - old, b - old, rtol=1e-3, atol=1e-6)
+    assert max(float((a - old).abs().max()) for a, old in zip(weights(whole.network), before, strict=True)) > 1e-3
+    one, other = whole.read_metrics(), parts.read_metrics()
+    for name, value in one.items():
+        assert float(other[name]) == pytest.approx(float(value), rel=1e-4)
+
+
+def test_gradients_are_clipped() -> None:
+    settings: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "warmup_epochs": 0.0}
+    learner = training(**settings, learning_rate=1.0, schedule="constant", max_grad_norm=0.01)
+    before = weights(learner.network)
+    learner.update(torch.arange(10))
+    moved = torch.cat([(a - b).flatten() for a, b in zip(weights(learner.network), before, strict=True)])
+    assert float(moved.norm()) == pytest.approx(0.01, rel=1e-3)
+    assert float(learner.read_metrics()["train/grad_norm"]) > 0.05, "the norm that is shown is that before clipping"
+
+
+# ---- targets
+
+
+def test_label_smoothing_by_hand() -> None:
+    learner = training(label_smoothing=0.2)
+    _, target = learner.batch(torch.tensor([0, 1]))
+    labels = learner.data.train.labels[:2]
+    assert target.shape == (2, 10)
+    for row, label in zip(target.tolist(), labels.tolist(), strict=True):
+        assert row == pytest.approx([0.8 + 0.02 if k == label else 0.02 for k in range(10)])
+
+
+def test_mixing_mixes_images_and_targets_alike() -> None:
+    """Every image of mixup is share * its own + (1 - share) * a partner's, and so is its target."""
+    mixed, plain = training(mixup=1.0, label_smoothing=0.1), training(label_smoothing=0.1)
+    index = torch.arange(6)
+    x, target = mixed.batch(index)
+    x_plain, _ = plain.batch(index)
+    labels = plain.data.train.labels[:6]
+    assert labels.unique().numel() == 6, "a partner is known by its class"
+    torch.testing.assert_close(target.sum(1), torch.ones(6))
+    other = 0
+    for i in range(6):
+        unsmoothed = (target[i] - 0.01) / 0.9  # the shares of the classes
+        share = float(unsmoothed[labels[i]])
+        if share < 0.999:
+            partner = int((unsmoothed.scatter(0, labels[i], -1.0)[labels]).argmax())
+            torch.testing.assert_close(x[i], share * x_plain[i] + (1 - share) * x_plain[partner], rtol=1e-3, atol=1e-4)
+            other += 1
+        else:
+            torch.testing.assert_close(x[i], x_plain[i], rtol=1e-3, atol=0.02)
+    assert other >= 3
+
+
+def test_a_batch_of_the_same_seed_is_augmented_alike() -> None:
+    moving: dict[str, Any] = {"rotation_degrees": 20.0, "shift": 0.2}
+    index = torch.arange(4)
+    one, same, other = training(**moving), training(**moving), training(**moving, seed=2)
+    x = one.batch(index)[0]
+    assert torch.equal(x, same.batch(index)[0])
+    assert not torch.equal(x, one.batch(index)[0]), "the next time it is another rotation"
+    assert not torch.equal(x, other.batch(index)[0])
+    assert not torch.equal(x, training().batch(index)[0])
+
+
+# ---- what counts
+
+
+def test_the_average_is_what_is_evaluated() -> None:
+    learner, plain = training(ema_half_life_updates=50.0, learning_rate=0.05, warmup_epochs=0.0), training()
+    for _ in range(6):
+        learner.update(learner.epoch_order()[:10])
+    assert learner.ema is not None
+    assert learner.evaluated is learner.ema.module
+    assert plain.evaluated is plain.network
+    found = learner.score(learner.data.validation)
+    learner.network.load_state_dict(learner.ema.module.state_dict())
+    learner.ema = None
+    assert torch.equal(learner.score(learner.data.validation).probability_NK, found.probability_NK)
+
+
+def test_patience() -> None:
+    learner = training(patience_epochs=2)
+    assert not learner.is_enough, "nothing was validated yet"
+    learner.best = {"epoch": 1, "figure": 0.5, "since": 1}
+    found = []
+    for learner.updates in (10, 20, 25, 30, 40):
+        found.append(learner.is_enough)
+    assert found == [False, False, False, True, True]
+    learner = training()
+    learner.best, learner.updates = {"epoch": 1, "figure": 0.5, "since": 1}, 140
+    assert not learner.is_enough, "no patience is no end"
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
+def test_a_copy_goes_on_to_the_bit(optimizer: str) -> None:
+    settings: dict[str, Any] = {"optimizer": optimizer, "ema_half_life_updates": 5.0, "mixup": 0.5, "dropout": 0.5}
+    settings |= {"rotation_degrees": 10.0}
+    one, two = training(**settings), training(**settings)
+    for _ in range(3):
+        one.update(one.epoch_order()[:10])
+    state = copy.deepcopy(one.state_dict())
+    one.update(torch.arange(10))
+    torch.rand(3)
+    two.load_state_dict(state)
+    two.update(torch.arange(10))
+    assert two.updates == one.updates == 4
+    for a, b in zip(weights(one.network), weights(two.network), strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(weights(one.evaluated), weights(two.evaluated), strict=True):
+        assert torch.equal(a, b)
+    assert {k: float(v) for k, v in one.read_metrics().items()} == {k: float(v) for k, v in two.read_metrics().items()}
+
+
+def test_numbers_that_are_none_are_seen() -> None:
+    learner = training()
+    assert learner.is_finite()
+    with torch.no_grad():
+        next(learner.network.parameters()).view(-1)[3] = math.inf
+    assert not learner.is_finite()
+
+
+def test_the_card_says_what_was_asked_for() -> None:
+    card = training(head="pooled", dropout=0.25).card
+    assert (card.backbone, card.head, card.dropout, card.options) == ("deep_cnn", "pooled", 0.25, {"width": 0.25})
+    assert (card.channels, card.image_size, card.classes) == (3, (28, 28), tuple("0123456789"))
+    assert card.mean == pytest.approx(tuple(training().data.mean_C.tolist()))
+    assert card.data == "noise"

@@ -1,0 +1,156 @@
+"""The network of a detector, the file that keeps it, and what it makes of proposals."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from zerokara.core.backbones.registry import build
+from zerokara.core.compute import Compute
+from zerokara.core.config import UserError
+from zerokara.vision.detection import detector as detectors
+from zerokara.vision.detection.detector import Card, Detector, Method, Svm
+from zerokara.vision.detection.network import MEASURED_SIDE, RegionNet, choose_stage, leave_out_unseen, pool_by_regions
+from zerokara.vision.detection.selective_search import SearchSettings
+
+COMPUTE = Compute(threads=1)
+CARD = Card(
+    method="fast-rcnn",
+    backbone="resnet20",
+    classes=("disc", "square"),
+    image_side=96,
+    mean=(0.5, 0.4, 0.3),
+    std=(0.2, 0.2, 0.2),
+    stride=4,
+    bins=3,
+    units=16,
+    dropout=0.5,
+    crop_side=32,
+    crop_context=2,
+    proposals=50,
+    search=SearchSettings(colours=("rgb",)),
+    options={"width": 0.5},
+)
+
+
+# ---- the eye
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "stride", "found", "channels"),
+    [
+        ("resnet18", {}, 8, 8, 128),
+        ("resnet18", {"stem": "medium", "width": 0.5}, 8, 8, 128),
+        ("resnet50", {}, 16, 16, 1024),
+        ("vgg11", {}, 16, 16, 512),  # its last pool gives way to RoI pooling, so conv5 is there at 16
+        ("vgg11", {}, 8, 8, 256),
+        ("alexnet", {}, 16, 16, 256),
+        ("googlenet", {}, 16, 16, 832),
+        ("deep_cnn", {}, 8, 4, 64),
+        ("resnet20", {}, 8, 4, 64),
+        ("nature", {}, 8, 8, 64),
+        ("impala", {}, 8, 8, 32),
+    ],
+)
+def test_any_backbone_at_a_sensible_stride(
+    name: str, options: dict[str, object], stride: int, found: int, channels: int
+) -> None:
+    eye = build(name, 3, MEASURED_SIDE, **options)
+    pool_by_regions(eye)
+    stage, has, wide = choose_stage(eye, stride)
+    assert (has, wide) == (found, channels)
+    x = torch.rand(1, 3, 64, 96)
+    eye.eval()
+    before = eye.stages(x)[stage]
+    leave_out_unseen(eye, stage)
+    assert torch.equal(eye.stages(x)[stage], before)
+    eye.stages(x)[stage].sum().backward()
+    assert all(weight.grad is not None for weight in eye.parameters()), "a layer that nobody sees still costs"
+
+
+def test_a_stride_that_is_too_fine() -> None:
+    with pytest.raises(UserError, match=r"allow --stride 4"):
+        RegionNet("nature", 2, stride=1)
+
+
+def test_frozen_statistics() -> None:
+    net = RegionNet("resnet20", 2, stride=4, width=0.5)
+    norm = next(layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d))
+    assert norm.running_mean is not None
+    before = norm.running_mean.clone()
+    net.freeze_norm()
+    net.train().maps(torch.rand(1, 3, 32, 32))
+    assert torch.equal(before, norm.running_mean)
+    net.freeze_norm(False)
+    net.train().maps(torch.rand(1, 3, 32, 32))
+    assert not torch.equal(before, norm.running_mean)
+
+
+def test_regions_of_several_pictures_are_those_of_each() -> None:
+    net = RegionNet("resnet20", 2, stride=4, width=0.5, bins=3, units=16).eval()
+    x = torch.rand(2, 3, 48, 64)
+    boxes = torch.tensor([[0.0, 0, 30, 30], [10, 5, 60, 40], [3, 3, 20, 40]])
+    logits, codes = net(x, boxes, torch.tensor([0, 1, 1]))
+    assert logits.shape == (3, 3)
+    assert codes.shape == (3, 2, 4)
+    alone, _ = net(x[1:], boxes[1:], torch.zeros(2, dtype=torch.int64))
+    torch.testing.assert_close(logits[1:], alone, atol=1e-5, rtol=1e-4)
+
+
+# ---- the detector
+
+
+@pytest.mark.parametrize("method", ["fast-rcnn", "rcnn"])
+def test_a_file_gives_the_same_detections(method: Method, tmp_path: Path) -> None:
+    card = dataclasses.replace(CARD, method=method, figures={"test_map_50": 0.5})
+    detector = Detector(card)
+    nn.init.normal_(detector.net.classify.weight, std=0.05)
+    if detector.svm is not None:
+        detector.svm.weight.normal_()
+        detector.svm.ridge.normal_(std=0.01)
+    detectors.save(tmp_path / "model.safetensors", detector)
+    again = detectors.load(tmp_path)
+    assert again.card == card
+    assert not again.training
+    canvas = torch.randint(256, (3, 60, 80), dtype=torch.uint8)
+    proposals = torch.tensor([[0.0, 0, 30, 30], [10, 5, 60, 40], [3, 3, 20, 40], [40, 10, 79, 59]])
+    one, other = (each.detect(canvas, proposals, COMPUTE, least_score=0) for each in (detector.eval(), again))
+    assert torch.equal(one.boxes, other.boxes)
+    assert torch.equal(one.scores, other.scores)
+    assert len(one.scores) > 1
+    assert ((one.boxes >= 0) & (one.boxes <= torch.tensor([80.0, 60, 80, 60]))).all()
+    assert one.scores.tolist() == sorted(one.scores.tolist(), reverse=True)
+    assert len(one.above(float(one.scores[1])).scores) == 2
+    assert len(detector.detect(canvas, proposals[:0], COMPUTE).scores) == 0
+
+
+def test_svm_by_hand() -> None:
+    svm = Svm(2, 2)
+    svm.scale.fill_(2.0)
+    svm.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, -1.0]]))
+    svm.bias.copy_(torch.tensor([0.0, 1.0]))
+    svm.ridge[1] = torch.tensor([[1.0, 0, 5], [0, 1, 6], [0, 0, 7], [0, 0, 8]])
+    scores, codes = svm(torch.tensor([[0.5, 2.0]]))
+    torch.testing.assert_close(scores, torch.tensor([[1.0, -3.0]]).sigmoid())
+    assert codes.tolist() == [[[0, 0, 0, 0], [5.5, 8, 7, 8]]]
+
+
+def test_files_that_hold_no_detector(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no model\.safetensors"):
+        detectors.load(tmp_path)
+    with pytest.raises(UserError, match="There is no"):
+        detectors.load(tmp_path / "nothing.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"nothing of the kind")
+    with pytest.raises(UserError, match="damaged"):
+        detectors.load(tmp_path / "broken.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors", {"format": "zerokara-classifier-1"})
+    with pytest.raises(UserError, match="holds no detector"):
+        detectors.load(tmp_path / "other.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "card.safetensors", {"format": detectors.FORMAT, "card": "{}"})
+    with pytest.raises(UserError, match="makes no sense"):
+        detectors.load(tmp_path / "card.safetensors")

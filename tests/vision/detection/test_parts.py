@@ -1,0 +1,292 @@
+"""Parts of detection by hand: the loss, what an update draws, SVMs, average precision, proposals that are kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.vision import drawn_boxes as shapes
+from zerokara.core.boxes import decode, iou
+from zerokara.core.config import UserError, parse
+from zerokara.core.data.boxes import BoxSet, load_boxes
+from zerokara.core.models.model_file import Card as ClassifierCard
+from zerokara.core.models.model_file import save as save_classifier
+from zerokara.vision.detection import proposals as kept
+from zerokara.vision.detection.batches import Candidates, CropBatches, PictureBatches, all_candidates
+from zerokara.vision.detection.config import PRESETS, Config, settled
+from zerokara.vision.detection.detector import Found, Svm
+from zerokara.vision.detection.learner import loss, make_card
+from zerokara.vision.detection.pictures import draw_found, sheet, worst_first
+from zerokara.vision.detection.proposals import Proposals, coverage, find_all
+from zerokara.vision.detection.scoring import precision
+from zerokara.vision.detection.selective_search import SearchSettings
+from zerokara.vision.detection.svm import Vectors, fit
+
+SEARCH = SearchSettings(colours=("rgb",), scales=(50.0,), similarities=("ctsf",))
+CONFIG = Config(
+    data="x", backbone="resnet20", regions_per_update=32, images_per_update=2, crop_side=32, image_side=96, flip="both"
+)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> BoxSet:
+    return load_boxes(str(shapes.write(tmp_path_factory.mktemp("data") / "shapes", 12)), image_side=96)
+
+
+@pytest.fixture(scope="module")
+def proposed(drawn: BoxSet, tmp_path_factory: pytest.TempPathFactory) -> list[Proposals]:
+    return find_all(drawn, SEARCH, 200, tmp_path_factory.mktemp("kept"))
+
+
+# ---- loss
+
+
+def test_the_loss_by_hand() -> None:
+    logits = torch.tensor([[0.0, 0.0, 0.0], [0.0, math.log(2), 0.0]])
+    codes = torch.zeros(2, 2, 4)
+    codes[1, 0] = torch.tensor([0.5, 3.0, 0, 0])
+    target = torch.tensor([[9.0, 9, 9, 9], [0, 0, 0, 0]])
+    total, boxes = loss(logits, codes, torch.tensor([0, 1]), target, 2.0)
+    expected_boxes = (0.5 * 0.5**2 + 2.5) / 2  # the background's codes count for nothing
+    assert float(boxes) == pytest.approx(expected_boxes)
+    assert float(total) == pytest.approx((math.log(3) + math.log(2)) / 2 + 2 * expected_boxes)
+    total, boxes = loss(logits, codes, torch.tensor([0, 0]), target, 2.0)
+    assert float(boxes) == 0
+
+
+# ---- what an update draws
+
+
+def test_candidates_by_hand() -> None:
+    truth, label = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10]]), torch.tensor([1, 0])
+    regions = torch.tensor([[0.0, 0, 10, 8], [20, 0, 30, 4], [50, 50, 60, 60]])
+    each = Candidates.of(truth, label, regions)
+    torch.testing.assert_close(each.overlap, torch.tensor([1, 1, 0.8, 0.4, 0]))
+    assert each.label[:4].tolist() == [1, 0, 1, 0]
+    assert each.target[2].tolist() == truth[0].tolist()
+    assert each.foreground(CONFIG).tolist() == [0, 1, 2]
+    assert each.background(CONFIG).tolist() == [3, 4]
+    assert each.background(dataclasses.replace(CONFIG, background_iou=0.1)).tolist() == [3]
+    assert each.background(dataclasses.replace(CONFIG, background_iou=0.45)).tolist() == [3, 4]
+    nothing = Candidates.of(truth[:0], label[:0], regions)
+    assert nothing.background(CONFIG).tolist() == [0, 1, 2]
+    assert len(nothing.foreground(CONFIG)) == 0
+
+
+def test_batches_of_pictures_are_right_also_in_the_mirror(drawn: BoxSet, proposed: list[Proposals]) -> None:
+    batches = PictureBatches(CONFIG, drawn, all_candidates(drawn, proposed), torch.Generator().manual_seed(0))
+    seen = set()
+    for _ in range(6):
+        batch = batches.draw(drawn.images, torch.tensor([4, 7]))
+        assert batch.pixels.shape == (2, 3, *drawn.images.shape[2:])
+        assert (torch.bincount(batch.image) <= 16).all()  # a plain picture has fewer proposals
+        shown = batch.label > 0
+        assert 0 < int(shown.sum()) <= 8
+        target = decode(batch.boxes, batch.codes[:, None])[:, 0][shown]
+        assert (iou(batch.boxes[shown], target).diagonal() >= 0.5 - 1e-4).all()
+        for box, which, label in zip(
+            target.round().int().tolist(), batch.image[shown], batch.label[shown], strict=True
+        ):
+            x, y = (box[0] + box[2]) // 2, (box[1] + box[3]) // 2
+            colour = (batch.pixels[which, :, y, x] * 255).round().int().tolist()
+            assert colour == list(shapes.COLOURS[drawn.classes[int(label) - 1]]), "the box is not where the shape is"
+        seen.add(tuple(batch.pixels[0, :, 0, 0].tolist()))
+    assert len(seen) > 1, "nothing was mirrored"
+
+
+def test_batches_of_crops(drawn: BoxSet, proposed: list[Proposals]) -> None:
+    card = make_card(CONFIG, drawn, None)
+    batches = CropBatches(CONFIG, card, all_candidates(drawn, proposed), torch.Generator().manual_seed(0))
+    batch = batches.draw(drawn.images, torch.tensor([0, 1]))
+    assert batch.pixels.shape == (32, 3, 32, 32)
+    assert (batch.label > 0).sum() == 8
+    for crop, label in zip(batch.pixels[:8], batch.label[:8], strict=True):
+        middle = crop[:, 12:20, 12:20].mean((1, 2)) * 255
+        other = "square" if drawn.classes[int(label) - 1] == "disc" else "disc"
+        own, far = (
+            (middle - torch.tensor(shapes.COLOURS[name]).float()).abs().sum()
+            for name in (drawn.classes[int(label) - 1], other)
+        )
+        assert own < far
+    assert torch.equal(batch.boxes[0], torch.tensor([0.0, 0, 32, 32]))
+    assert batch.image.tolist() == list(range(32))
+
+
+# ---- SVMs
+
+
+def test_svms_find_what_is_separable_and_boxes_are_regressed() -> None:
+    rng = np.random.default_rng(0)
+    label = rng.integers(-1, 2, 600)  # -1: a proposal of nothing
+    vector = rng.normal(0, 0.3, (600, 4)).astype(np.float32)
+    vector[label >= 0, label[label >= 0]] += 3
+    overlap = np.zeros((600, 2), np.float32)
+    overlap[label >= 0, label[label >= 0]] = 1
+    code = (vector[:, :4] * [1, 2, 3, 4] + 5).astype(np.float32)
+    vectors = Vectors(vector, np.repeat(np.arange(6), 100), label, overlap, label.clip(0), overlap.max(1), code)
+    svm = Svm(2, 4)
+    config = dataclasses.replace(CONFIG, svm_c=1.0, ridge=1e-4)
+    negatives = fit(config, svm, vectors, ("a", "b"))
+    scores, codes = svm(torch.from_numpy(vector))
+    assert ((scores.numpy() > 0.5) == overlap.astype(bool)).mean() > 0.99
+    shown = np.flatnonzero(label == 1)
+    np.testing.assert_allclose(codes[shown, 1].numpy(), code[shown], atol=0.05)
+    assert negatives.keys() == {"a", "b"}
+    assert all(120 <= number <= (label != place).sum() for place, number in enumerate(negatives.values()))
+    again = Svm(2, 4)
+    fit(config, again, vectors, ("a", "b"))
+    assert all(torch.equal(one, other) for one, other in zip(svm.buffers(), again.buffers(), strict=True))
+
+
+# ---- average precision
+
+
+def found_in(boxes: BoxSet, shift: float = 0.0) -> list[Found]:
+    """What is marked, moved to the right."""
+    move = torch.tensor([shift, 0, shift, 0])
+    return [Found(b + move, torch.ones(len(b)), label) for b, label in zip(boxes.boxes, boxes.labels, strict=True)]
+
+
+def test_average_precision_by_hand(drawn: BoxSet) -> None:
+    perfect = precision(drawn, found_in(drawn))
+    assert (perfect.map_50, perfect.map_50_95) == (1.0, 1.0)
+    assert perfect.by_class == {"disc": 1.0, "square": 1.0}
+    nearly = precision(drawn, found_in(drawn, 4.0))
+    assert nearly.map_50 == 1.0
+    assert 0.1 < nearly.map_50_95 < 0.6
+    nothing = precision(drawn, [Found(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long())] * len(drawn))
+    assert (nothing.map_50, nothing.by_class) == (0.0, {"disc": 0.0, "square": 0.0})
+    discs = [Found(f.boxes[f.labels == 0], f.scores[f.labels == 0], f.labels[f.labels == 0]) for f in found_in(drawn)]
+    assert precision(drawn, discs).by_class == {"disc": 1.0, "square": 0.0}
+
+
+def test_a_false_alarm_above_costs_half() -> None:
+    """One box, and before it a wrong one: precision 1/2 at every recall."""
+    one = BoxSet(
+        images=torch.zeros(1, 3, 50, 50, dtype=torch.uint8),
+        sizes=torch.tensor([[50, 50]]),
+        scales=torch.tensor([0.5], dtype=torch.float64),
+        boxes=(torch.tensor([[0.0, 0, 10, 10]]),),
+        labels=(torch.tensor([1]),),
+        names=("a",),
+        classes=("absent", "there"),
+        source="",
+    )
+    found = Found(torch.tensor([[30.0, 30, 40, 40], [0, 0, 10, 10]]), torch.tensor([0.9, 0.8]), torch.tensor([1, 1]))
+    scored = precision(one, [found])
+    assert scored.map_50 == pytest.approx(0.5)
+    assert scored.by_class.keys() == {"there"}
+
+
+# ---- proposals that are kept
+
+
+def test_proposals_are_found_once(
+    drawn: BoxSet, proposed: list[Proposals], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    few = drawn.take(range(4))
+    first = find_all(few, SEARCH, 200, tmp_path, progress=lambda done, total: told.append(done))
+    assert told == [1, 2, 3, 4]
+    assert all(torch.equal(one.boxes, other.boxes) for one, other in zip(first, proposed, strict=False))
+    files = sorted(tmp_path.rglob("*.npz"))
+    assert len(files) == 4
+    calls: list[int] = []
+    whole = kept.timed_search
+
+    def counted(picture: np.ndarray, settings: SearchSettings) -> tuple[np.ndarray, float]:
+        calls.append(1)
+        return whole(picture, settings)
+
+    monkeypatch.setattr(kept, "timed_search", counted)
+    files[0].write_bytes(files[0].read_bytes()[:50])
+    files[1].write_bytes(b"")
+    again = find_all(few, SEARCH, 5, tmp_path)
+    assert len(calls) == 2, "sound files were not read, or damaged ones were"
+    assert all(torch.equal(one.boxes, other.boxes[:5]) for one, other in zip(again, first, strict=True))
+    assert [each.seconds for each in find_all(few, SEARCH, 5, tmp_path)] == [each.seconds for each in again]
+    find_all(few, dataclasses.replace(SEARCH, sigma=1.0), 5, tmp_path)
+    assert len(calls) == 6, "other settings are other proposals"
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--proposal-cache"):
+        find_all(few, SEARCH, 5, tmp_path / "file")
+
+
+def test_other_processes_find_the_same(drawn: BoxSet, proposed: list[Proposals], tmp_path: Path) -> None:
+    found = find_all(drawn, SEARCH, 200, tmp_path, processes=2)
+    assert all(torch.equal(one.boxes, other.boxes) for one, other in zip(found, proposed, strict=True))
+
+
+def test_coverage_by_hand(drawn: BoxSet, proposed: list[Proposals]) -> None:
+    assert coverage(drawn, proposed).recall_50 > 0.95
+    exact = [Proposals(boxes, 0.0) for boxes in drawn.boxes]
+    covered = coverage(drawn, exact)
+    assert (covered.recall_50, covered.recall_70, covered.overlap) == (1.0, 1.0, 1.0)
+    assert covered.number == pytest.approx(np.mean([len(boxes) for boxes in drawn.boxes]))
+    assert "100.0%" in str(covered)
+
+
+# ---- the eye that a config means
+
+
+def test_the_eye_is_settled(tmp_path: Path) -> None:
+    slim, card = settled(Config(data="x"))
+    assert (slim.backbone, slim.width, slim.stem, card) == ("resnet18", 0.45, "medium", None)
+    assert slim.options() == {"width": 0.45, "stem": "medium"}
+    named, _ = settled(Config(data="x", backbone="vgg16"))
+    assert (named.width, named.stem, named.options()) == (1.0, None, {})
+    known = ClassifierCard(
+        backbone="resnet20",
+        head="pooled",
+        classes=("a", "b"),
+        channels=3,
+        image_size=(32, 32),
+        mean=(0.1, 0.2, 0.3),
+        std=(0.4, 0.5, 0.6),
+        options={"width": 0.5},
+    )
+    save_classifier(tmp_path / "model.safetensors", known.build().state_dict(), known)
+    from_run, card = settled(Config(data="x", init_backbone=str(tmp_path)))
+    assert (from_run.backbone, from_run.width, card) == ("resnet20", 0.5, known)
+    (tmp_path / "model.safetensors").rename(tmp_path / "published.pth")
+    with pytest.raises(UserError, match="--backbone"):
+        settled(Config(data="x", init_backbone=str(tmp_path / "published.pth")))
+    with pytest.raises(UserError, match="There is no nowhere"):
+        settled(Config(data="x", init_backbone="nowhere"))
+    for name in PRESETS:
+        assert parse(Config, PRESETS, ["--preset", name], "").preset == name
+
+
+def test_pictures_are_normalised_as_the_eye_learnt(drawn: BoxSet) -> None:
+    own = make_card(CONFIG, drawn, None)
+    pixels = drawn.images.double().div(255)
+    np.testing.assert_allclose(own.mean, pixels.mean((0, 2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(own.std, pixels.std((0, 2, 3), correction=0), rtol=1e-6)
+
+
+# ---- pictures
+
+
+def test_boxes_are_drawn_where_they_are(drawn: BoxSet) -> None:
+    found = found_in(drawn)
+    picture = drawn.picture(0)
+    painted = draw_found(picture, found[0], drawn.classes, truth_n4=drawn.boxes[0])
+    assert painted.shape == picture.shape
+    assert not np.array_equal(painted, picture)
+    assert np.array_equal(draw_found(picture, found[0].above(2.0), drawn.classes), picture)
+    large = draw_found(np.repeat(np.repeat(picture, 9, 0), 9, 1), found[0], drawn.classes, scale=9.0)
+    assert large.shape == (picture.shape[0] * 9, picture.shape[1] * 9, 3)
+    assert sheet(drawn, found, confidence=0.5, most=3).shape == (72 * 2 + 4, 96 * 2 + 4, 3)
+
+
+def test_the_worst_comes_first(drawn: BoxSet) -> None:
+    found = found_in(drawn)
+    found[5] = found[5].above(2.0)
+    assert worst_first(drawn, found, 0.5)[0] == 5
+    found[2] = Found(found[2].boxes + 50, found[2].scores, found[2].labels)
+    assert set(worst_first(drawn, found, 0.5)[:2]) == {2, 5}

@@ -1,0 +1,248 @@
+"""The loop of a run by epochs, without what is learnt: when it validates, saves, looks, and ends."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.programs import metrics
+from zerokara.core import checkpoint
+from zerokara.core.compute import Compute
+from zerokara.core.config import UserError
+from zerokara.core.distributed import World
+from zerokara.core.ema import Ema
+from zerokara.core.run import Run
+from zerokara.vision.training.epochs import Epochs, check_batch, go_through, restore, save, stopped
+
+
+@dataclass(frozen=True)
+class Config:
+    data: str = "numbers"
+    name: str = "n"
+    epochs: int = 3
+    batch_size: int = 4
+    seed: int = 1
+    log_every_updates: int = 2
+    checkpoint_every_updates: int = 100
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class Data:
+    train: Sequence[int] = range(14)
+
+
+class Counting(Epochs[nn.Linear]):
+    """Three updates an epoch; the weight is the number of updates."""
+
+    enough_at = math.inf
+    every = 1
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config, Data(), Compute(), World(), lambda: nn.Linear(1, 1), ("train/loss",))
+        nn.init.zeros_(self.network.weight)
+        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=1.0)
+        self.optimizer.param_groups[0]["lr_factor"] = 0.5
+        self.seen: list[list[int]] = []
+
+    learning_rate = 0.25
+
+    @property
+    def is_validated(self) -> bool:
+        return self.epoch % self.every == 0
+
+    @property
+    def is_enough(self) -> bool:
+        return self.epoch >= self.enough_at
+
+    def in_words(self, figure: float) -> str:
+        return f"figure {figure:g}"
+
+    def update(self, index_B: Tensor) -> None:
+        self.seen.append(index_B.tolist())
+        self.updates += 1
+        with torch.no_grad():
+            self.network.weight.fill_(self.updates)
+        self._sums += torch.tensor([float(self.updates), 1.0])
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def run_of(config: Config, *, resume: bool = False) -> Run:
+    return Run(config, kind="numbers", name=config.name, resume=resume, quiet=True)
+
+
+def saved() -> int:
+    return int(checkpoint.load(Path("runs/n/checkpoint-0.pt"), "numbers")["updates"])
+
+
+def test_every_epoch_is_gone_through_in_its_own_order() -> None:
+    config = Config()
+    training = Counting(config)
+    validated: list[tuple[int, int]] = []
+    with run_of(config) as run:
+        assert not restore(training, run)
+        save(training, run)
+        # What validation is about is not saved before it is over.
+        assert not go_through(training, run, lambda: validated.append((training.updates, saved())))
+    assert validated == [(3, 0), (6, 3), (9, 6)]
+    assert saved() == 9
+    epochs = [list(itertools.chain(*training.seen[place : place + 3])) for place in (0, 3, 6)]
+    assert all(len(set(epoch)) == 12 for epoch in epochs), "twice in one epoch"
+    assert len({tuple(epoch) for epoch in epochs}) == 3, "in the same order"
+    lines = metrics(Path("runs/n"))
+    assert [line["step"] for line in lines] == [2, 4, 6, 8]
+    assert [line["train/loss"] for line in lines] == [1.5, 3.5, 5.5, 7.5]
+    assert [line["train/epoch"] for line in lines] == pytest.approx([2 / 3, 4 / 3, 2, 8 / 3])
+    assert lines[0]["train/learning_rate"] == 0.25
+
+
+def test_a_run_that_was_stopped_goes_on_in_mid_epoch() -> None:
+    config = Config(checkpoint_every_updates=2)
+    whole, first, second = Counting(config), Counting(config), Counting(config)
+    for _ in range(9):
+        whole.update(whole.next_batch())
+    with run_of(config) as run:
+        update = first.update
+
+        def signalled(index_B: Tensor) -> None:
+            update(index_B)
+            run.stop_requested = "SIGTERM" if first.updates == 5 else None
+
+        first.update = signalled  # type: ignore[method-assign]
+        assert go_through(first, run, lambda: first.note(0.5, better=True, weights=False))
+        assert stopped(first, "count") == (
+            "numbers at epoch 1 of 3: validation figure 0.5; go on with: python -m vision.count --name n --resume"
+        )
+    assert saved() == 5
+    with run_of(config, resume=True) as run:
+        assert restore(second, run)
+        assert (second.updates, second.last, second.best) == (5, 0.5, {"epoch": 1, "figure": 0.5, "since": 1})
+        assert float(second.network.weight.detach()) == 5
+        assert not go_through(second, run, lambda: None)
+    assert first.seen + second.seen == whole.seen
+    assert [line["step"] for line in metrics(Path("runs/n"))] == [2, 4, 6, 8]
+
+
+def test_before_the_first_validation_nothing_is_known() -> None:
+    assert stopped(Counting(Config()), "count").startswith("numbers at epoch 0 of 3: not validated yet; go on with: ")
+
+
+def test_an_early_end_holds_when_it_is_resumed() -> None:
+    config = Config()
+    training = Counting(config)
+    training.enough_at = 2
+    with run_of(config) as run:
+        assert not go_through(training, run, lambda: None)
+    assert training.updates == saved() == 6
+    again = Counting(config)
+    again.enough_at = 2
+    with run_of(config, resume=True) as run:
+        assert restore(again, run)
+        assert not go_through(again, run, lambda: None)
+    assert again.seen == []
+
+
+def test_not_every_epoch_is_validated_and_checkpoints_come_between() -> None:
+    config = Config(epochs=4, checkpoint_every_updates=5)
+    training = Counting(config)
+    training.every = 2
+    validated, kept = [], []
+    with run_of(config) as run:
+        whole = run.save
+
+        def noted(path: Path, state: Any) -> None:
+            kept.append(state["updates"])
+            whole(path, state)
+
+        run.save = noted  # type: ignore[method-assign]
+        go_through(training, run, lambda: validated.append(training.updates))
+    assert validated == [6, 12]
+    assert kept == [5, 6, 10, 12]
+
+
+def test_weights_that_are_no_numbers_are_seen_before_good_ones_are_replaced() -> None:
+    config = Config()
+    training = Counting(config)
+    update, validated = training.update, []
+
+    def breaking(index_B: Tensor) -> None:
+        update(index_B)
+        if training.updates == 5:
+            training.network.bias.data.fill_(math.nan)
+        elif training.updates > 5:
+            training.network.bias.data.add_(1)
+
+    training.update = breaking  # type: ignore[method-assign]
+    with run_of(config) as run, pytest.raises(UserError, match=r"no number any more at update 6: .*runs/n"):
+        go_through(training, run, lambda: validated.append(training.updates))
+    assert (validated, saved()) == ([3], 3)
+
+
+def test_the_best_weights_are_those_that_count_at_the_time() -> None:
+    training = Counting(Config())
+    training.take_best()  # there are none yet
+    training.update(training.next_batch())
+    training.note(0.5, better=True, weights=True)
+    training.update(training.next_batch())
+    training.note(0.75, better=False, weights=True)
+    assert (training.last, training.best is not None and training.best["figure"]) == (0.75, 0.5)
+    training.take_best()
+    assert float(training.network.weight.detach()) == 1
+    training.ema = Ema(training.network, half_life_steps=5)
+    training.update(training.next_batch())
+    training.note(0.25, better=True, weights=True)
+    assert training.best is not None
+    assert training.evaluated is training.ema.module
+    assert float(training.best["weights"]["weight"]) == 1, "the average's"
+
+
+def test_weights_to_begin_with_are_the_averages_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config()
+    training = Counting(config)
+    training.ema = Ema(training.network, half_life_steps=5)
+
+    def fill(network: nn.Linear) -> list[str]:
+        nn.init.constant_(network.weight, 7.0)
+        return ["filled"]
+
+    with run_of(config) as run:
+        said: list[str] = []
+        monkeypatch.setattr(run, "say", said.append)
+        assert not restore(training, run, fill)
+        save(training, run)
+    assert (said, float(training.evaluated.weight.detach())) == (["filled"], 7)
+    other = Counting(config)
+    with run_of(config, resume=True) as run:
+        assert restore(other, run, lambda network: pytest.fail("a run that goes on begins with nothing"))
+
+
+def test_groups_have_rates_of_their_own() -> None:
+    training = Counting(Config())
+    training.set_rates()
+    assert training.optimizer.param_groups[0]["lr"] == 0.125
+
+
+def test_a_batch_must_be_shared_evenly() -> None:
+    check_batch(Config(batch_size=12), World(size=2), parts=3)
+    with pytest.raises(UserError, match=r"--batch-size 12 cannot be shared by 2 processes and --accumulate 4 parts"):
+        check_batch(Config(batch_size=12), World(size=2), parts=4)
+    with pytest.raises(UserError, match=r"--batch-size 5 cannot be shared by 2 processes evenly"):
+        check_batch(Config(batch_size=5), World(size=2))
+
+
+def test_processes_share_an_update() -> None:
+    training = Counting(Config())
+    training.world = World(rank=1, size=2)
+    assert training.share(torch.tensor([5, 6, 7, 8])).tolist() == [6, 8]

@@ -1,0 +1,211 @@
+"""Binarised networks and their files, in which a weight takes one bit.
+
+Courbariaux and Hubara et al. 2016, "Binarized Neural Networks: Training Neural Networks with Weights and Activations
+Constrained to +1 or -1"; the journal form is Hubara et al. 2018, "Quantized Neural Networks". All weights are +1 or -1,
+those of the first and the last layer too; what goes into a layer is +1 or -1 but for the pixels. BatchNorm follows
+every layer and stays float32.
+
+Shapes: B batch, C channels, H, W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from zerokara.core.checkpoint import write_atomically
+from zerokara.core.compute import Compute
+from zerokara.core.config import UserError
+from zerokara.core.layers import BinaryConv2d, BinaryLinear, pack, unpack
+from zerokara.core.models.model_file import contents
+
+FORMAT = "zerokara-binary-1"
+Binary = BinaryLinear | BinaryConv2d
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a file of packed weights is: enough to build its network, which knows how to take pixels."""
+
+    network: Literal["mlp", "cnn"]
+    units: int  # of a hidden linear layer
+    layers: int  # hidden ones of the multilayer network
+    width: float  # on the channels of the convolutional one
+    classes: tuple[str, ...]
+    channels: int
+    image_size: tuple[int, int]  # (H, W)
+    data: str = ""  # what it learnt from, in words
+    command: str = ""  # what made it
+    figures: Mapping[str, float] = field(default_factory=dict)  # what was measured of it
+
+    def build(self) -> BinaryNetwork:
+        """The network without its weights.
+
+        Raises:
+            UserError: images that are too small for the convolutional one.
+        """
+        shape = (self.channels, *self.image_size)
+        if self.network == "mlp":
+            return BinaryMlp(shape, self.units, self.layers, len(self.classes))
+        return BinaryCnn(shape, self.width, self.units, len(self.classes))
+
+
+class BinaryNetwork(nn.Module):
+    """From pixels to logits; a subclass gives what lies between.
+
+    The first layer takes real numbers, so images are brought to mean 0 and deviation 1 in here, by statistics of the
+    training set that are part of the file.
+    """
+
+    mean_C: Tensor
+    std_C: Tensor
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.image_size = shape[1:]
+        self.register_buffer("mean_C", torch.zeros(shape[0]))
+        self.register_buffer("std_C", torch.ones(shape[0]))
+
+    @abstractmethod
+    def logits(self, x_BCHW: Tensor) -> Tensor:
+        """Logits (B, K) of normalised images."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Logits (B, K) of pixels from 0 to 1."""
+        shape = (1, -1, 1, 1)
+        return self.logits((x_BCHW - self.mean_C.view(shape)) / self.std_C.view(shape))
+
+    def binary_layers(self) -> dict[str, Binary]:
+        """The layers of binary weights by name, from pixels to logits."""
+        return {name: layer for name, layer in self.named_modules() if isinstance(layer, Binary)}
+
+
+class BinaryMlp(BinaryNetwork):
+    """Hidden layers of equal size, each with BatchNorm; the next layer binarises what it is given (section 2.1)."""
+
+    def __init__(self, shape: tuple[int, int, int], units: int, layers: int, classes: int) -> None:
+        super().__init__(shape)
+        sizes = [shape[0] * shape[1] * shape[2], *[units] * layers, classes]
+        self.linears = nn.ModuleList(
+            BinaryLinear(inputs, outputs, binary_input=number > 0)
+            for number, (inputs, outputs) in enumerate(itertools.pairwise(sizes))
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm1d(size) for size in sizes[1:])
+
+    def logits(self, x_BCHW: Tensor) -> Tensor:
+        """Logits (B, K) of normalised images."""
+        x = x_BCHW.flatten(1)
+        for linear, norm in zip(self.linears, self.norms, strict=True):
+            x = norm(linear(x).float())
+        return x
+
+
+class BinaryCnn(BinaryNetwork):
+    """The paper's network for CIFAR-10 (section 2.2): six 3x3 convolutions in pairs of 128, 256 and 512 channels, a
+    pool at the end of each pair, before BatchNorm, then two linear layers.
+
+    Args:
+        shape: (C, H, W) of the images.
+        width: factor on the channels.
+        units: of the linear layers; 1,024 in the paper.
+        classes: K.
+    """
+
+    channels = (128, 128, 256, 256, 512, 512)
+
+    def __init__(self, shape: tuple[int, int, int], width: float, units: int, classes: int) -> None:
+        super().__init__(shape)
+        if min(shape[1:]) < 8:
+            raise UserError(
+                f"Images of {shape[1]}x{shape[2]} pixels are too small for the three pools of --network cnn: "
+                f"at least 8x8 are needed; use larger ones or --network mlp."
+            )
+        sizes = [shape[0], *(max(1, round(channels * width)) for channels in self.channels)]
+        self.convs = nn.ModuleList(
+            BinaryConv2d(inputs, outputs, 3, padding=1, binary_input=number > 0)
+            for number, (inputs, outputs) in enumerate(itertools.pairwise(sizes))
+        )
+        self.conv_norms = nn.ModuleList(nn.BatchNorm2d(size) for size in sizes[1:])
+        flat = sizes[-1] * (shape[1] // 8) * (shape[2] // 8)
+        units_of = [flat, units, units, classes]
+        self.linears = nn.ModuleList(BinaryLinear(inputs, outputs) for inputs, outputs in itertools.pairwise(units_of))
+        self.norms = nn.ModuleList(nn.BatchNorm1d(size) for size in units_of[1:])
+
+    def logits(self, x_BCHW: Tensor) -> Tensor:
+        """Logits (B, K) of normalised images."""
+        x = x_BCHW
+        for number, (conv, norm) in enumerate(zip(self.convs, self.conv_norms, strict=True)):
+            x = conv(x)
+            if number % 2:
+                x = F.max_pool2d(x, 2)
+            x = norm(x.float())
+        x = x.flatten(1)
+        for linear, norm in zip(self.linears, self.norms, strict=True):
+            x = norm(linear(x).float())
+        return x
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of a network's binary weights, and of everything in its file."""
+
+    float_bytes: int
+    """Of the weights as float32."""
+    packed_bytes: int
+    """Of the weights with one bit each."""
+    file_bytes: int
+    """Of the file: weights, BatchNorm in float32, and the card."""
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller packing makes the weights: 32, but for a last byte that is not full."""
+        return self.float_bytes / self.packed_bytes
+
+
+def write_packed(path: Path, network: BinaryNetwork, card: Card) -> Sizes:
+    """Write a network with one bit for each binary weight, whole or not at all; how large it came out.
+
+    Raises:
+        OSError: the disk is full or refuses.
+    """
+    packed = {name: Compute.host(tensor).contiguous() for name, tensor in pack(network).items()}
+    content = to_bytes(packed, {"format": FORMAT, "card": json.dumps(dataclasses.asdict(card))})
+    write_atomically(path, lambda file: file.write(content))
+    layers = network.binary_layers()
+    return Sizes(
+        float_bytes=sum(4 * layer.weight.numel() for layer in layers.values()),
+        packed_bytes=sum(packed[f"{name}.weight"].nbytes for name in layers),
+        file_bytes=len(content),
+    )
+
+
+def read_packed(path: Path) -> tuple[BinaryNetwork, Card]:
+    """The network of a file, in evaluation mode on the CPU, and its card.
+
+    Raises:
+        UserError: no such file, a damaged one, or none of packed weights.
+    """
+    if not path.is_file():
+        raise UserError(f"There is no {path}: give a file that vision.binary wrote (packed.safetensors).")
+    metadata, packed = contents(path)
+    if metadata.get("format") != FORMAT:
+        raise UserError(f"{path} holds no packed weights of zerokara ({FORMAT}): give a file that vision.binary wrote.")
+    try:
+        fields = json.loads(metadata["card"])
+        card = Card(**{**fields, "classes": tuple(fields["classes"]), "image_size": tuple(fields["image_size"])})
+        network = card.build()
+        unpack(network, packed)
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"The weights in {path} do not fit the network on its card ({error}); make it again.") from None
+    return network.eval(), card

@@ -1,0 +1,1 @@
+"""Image captioning: encoder, LSTM decoder, beam search and BLEU."""

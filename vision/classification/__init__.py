@@ -1,0 +1,1 @@
+"""Image classification: settings, learner, scoring and pictures."""

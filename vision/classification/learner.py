@@ -1,0 +1,155 @@
+"""What learns: the data of a run, the network with its optimiser, one update, and scores.
+
+Shapes: N images, B batch, b a part of it, C channels, H, W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zerokara.core import data
+from zerokara.core.compute import Compute
+from zerokara.core.data import ImageSet
+from zerokara.core.data.moments import channel_moments
+from zerokara.core.data.types import check_enough
+from zerokara.core.distributed import World
+from zerokara.core.models import model_file
+from zerokara.core.models.classifier import Classifier
+from zerokara.core.programs import command
+from zerokara.core.progress import loading
+from zerokara.vision.classification.config import Config
+from zerokara.vision.classification.scoring import Scores, score
+from zerokara.vision.training.epochs import probe_updates
+from zerokara.vision.training.supervised import Labelled
+
+SPLIT_SEED = 0  # the same validation images whatever the run's seed, so that ensembles have not learnt them either
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run learns from and is chosen on; the test set is not among it."""
+
+    train: ImageSet
+    validation: ImageSet
+    mean_C: Tensor  # of the training images scaled to [0, 1]
+    std_C: Tensor
+
+    @classmethod
+    def load(cls, config: Config) -> Data:
+        """Read the training set and hold out validation images.
+
+        Raises:
+            UserError: data that are not there or broken, or too few to hold any out.
+        """
+        everything = load_split(config, "train")
+        number = config.validation_images or len(everything) // 12
+        train, validation = data.hold_out(everything, number, SPLIT_SEED)
+        if config.train_images:
+            check_enough(config.train_images, len(train))
+            if config.train_images < len(train):
+                _, train = data.hold_out(train, config.train_images, config.seed)
+        return cls(train, validation, *channel_moments(train.images))
+
+
+def load_split(config: Config, split: Literal["train", "test"]) -> ImageSet:
+    """The training set (with the validation images) or the test set."""
+    with loading(config.quiet) as progress:
+        return data.load(
+            config.data,
+            split,
+            data_dir=Path(config.data_dir) if config.data_dir else None,
+            image_size=config.image_size,
+            grey=config.grey,
+            progress=progress,
+        )
+
+
+class Training(Labelled[Classifier]):
+    """Everything that a checkpoint holds, and one update over it."""
+
+    config: Config
+    data: Data
+
+    def __init__(self, config: Config, images: Data, compute: Compute, world: World) -> None:
+        self.card = make_card(config, images)
+        super().__init__(config, images, compute, world, self.card.build)
+        self.augment = config.augment()
+        self.images = images.train.images.to(compute.torch_device)
+        self.labels = images.train.labels.to(compute.torch_device)
+        classes, smoothing = len(self.card.classes), config.label_smoothing
+        smoothed_KK = torch.eye(classes) * (1 - smoothing) + smoothing / classes
+        self._targets_KK = smoothed_KK.to(compute.torch_device)  # a row for each label
+        self._loss = compute.function(self._forward)
+
+    def output_weights(self) -> list[Tensor]:
+        """The matrices of the classifier's logits."""
+        return self.network.output_weights()
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether the validation error has not become less for as long as patience lasts."""
+        patience, best = self.config.patience_epochs, self.best
+        return patience > 0 and best is not None and self.epoch - int(best["since"]) >= patience
+
+    def in_words(self, figure: float) -> str:
+        """The error of a validation."""
+        return f"error {figure:.2%}"
+
+    def losses(self, index_b: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and share of right answers (scalars) of training images."""
+        x, target_bK = self.batch(index_b)
+        return self._loss(x, target_bK, self.labels[index_b])
+
+    def batch(self, index_b: Tensor) -> tuple[Tensor, Tensor]:
+        """Training images (b, C, H, W), augmented and normalised, and their smoothed and mixed labels (b, K)."""
+        pixels = self.images[index_b].float() * (1 / 255)
+        x = self.augment(pixels, self.generator, index_B=index_b, epoch=self.epoch)
+        x, target_bK = self.augment.mix(x, self._targets_KK[self.labels[index_b]], self.generator)
+        return self.compute.layout(self.card.normalise(x)), target_bK
+
+    def _forward(self, x_bCHW: Tensor, target_bK: Tensor, label_b: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and share of right answers (scalars): the part of an update that is compiled."""
+        with self.compute.autocast():
+            logits_bK, weighted_auxiliaries = self.network.logits_and_auxiliaries(x_bCHW)
+        loss = F.cross_entropy(logits_bK.float(), target_bK)
+        for weight, auxiliary_bK in weighted_auxiliaries:
+            loss = loss + weight * F.cross_entropy(auxiliary_bK.float(), target_bK)
+        return loss, (logits_bK.detach().argmax(1) == label_b).float().mean()
+
+    def score(self, images: ImageSet, *, views: int = 1) -> Scores:
+        """How well the network that counts does on images that it does not learn from, by so many views of each."""
+        batch_size = self.config.eval_batch_size
+        return score(self.evaluated, self.card, self.compute, images, views=views, batch_size=batch_size)
+
+
+def make_card(config: Config, images: Data) -> model_file.Card:
+    """What describes the network that a config asks for, on these images."""
+    channels, height, width = images.train.shape
+    usual = {"width": 1.0, "stem": "paper", "output_dropout": 0.0}  # what need not be said
+    asked = {name: getattr(config, name) for name in usual}
+    return model_file.Card(
+        backbone=config.backbone,
+        head=config.head,
+        classes=images.train.classes,
+        channels=channels,
+        image_size=(height, width),
+        mean=tuple(images.mean_C.tolist()),
+        std=tuple(images.std_C.tolist()),
+        options={name: value for name, value in asked.items() if value != usual[name]},
+        dropout=config.dropout,
+        data=images.train.source,
+        command=command(),
+    )
+
+
+def choose_compute(config: Config, images: Data, world: World) -> Compute:
+    """Measure updates on the first images."""
+    few = dataclasses.replace(images, train=images.train.take(slice(0, config.batch_size // world.size)))
+    return probe_updates(config, world, lambda compute: Training(config, few, compute, World()), compile=config.compile)

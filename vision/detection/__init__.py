@@ -1,0 +1,1 @@
+"""Object detection: proposals, R-CNN and Fast R-CNN, and their scoring."""

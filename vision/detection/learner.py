@@ -1,0 +1,257 @@
+"""What learns to detect: pictures with proposals, the detector with its optimiser, one update, and scores.
+
+Shapes: N pictures, B of an update, C channels, H, W pixels, R regions, K classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zerokara.core import checkpoint, schedules
+from zerokara.core.compute import Compute
+from zerokara.core.data.boxes import BoxSet, load_boxes, split
+from zerokara.core.data.moments import channel_moments
+from zerokara.core.distributed import World
+from zerokara.core.divergence import is_finite, read_means
+from zerokara.core.models.model_file import Card as ClassifierCard
+from zerokara.core.optim import make_optimizer
+from zerokara.core.programs import command
+from zerokara.core.progress import loading
+from zerokara.core.stopwatch import Stopwatch
+from zerokara.vision.detection.batches import Batch, CropBatches, PictureBatches, all_candidates
+from zerokara.vision.detection.config import Config
+from zerokara.vision.detection.detector import Card, Detector, Found
+from zerokara.vision.detection.proposals import Proposals
+from zerokara.vision.detection.scoring import Precision, precision
+
+CONTEXT = 16 / 227  # of a crop's side, on each side (R-CNN, appendix A)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Pictures to learn from, to choose on and to be tested on; nobody looks at the last before the end."""
+
+    train: BoxSet
+    validation: BoxSet
+    test: BoxSet
+
+    @classmethod
+    def load(cls, config: Config) -> Data:
+        """Read everything and split it.
+
+        Raises:
+            UserError: data that are not there or broken, or too few.
+        """
+        folder = Path(config.data_dir) if config.data_dir else None
+        with loading(config.quiet) as progress:
+            boxes = load_boxes(config.data, image_side=config.image_side, data_dir=folder, progress=progress)
+        return cls(*split(boxes, config.split_seed))
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a detector made of a set of pictures."""
+
+    found: list[Found]
+    precision: Precision
+    network_seconds: float
+    """Median of a picture, without its proposals."""
+
+
+def loss(
+    logits_RK: Tensor, codes_RK4: Tensor, label_R: Tensor, target_R4: Tensor, box_weight: float
+) -> tuple[Tensor, Tensor]:
+    """Log loss and smooth L1 loss of Fast R-CNN (section 2.3, equations 1 to 3), both means over all regions.
+
+    Args:
+        logits_RK: (R, K + 1), the background first.
+        codes_RK4: (R, K, 4) of every class; that of the right one counts, and of the background none.
+        label_R: 0 is the background.
+        target_R4: right codes.
+        box_weight: lambda.
+
+    Returns:
+        Their sum, weighted, and the part of the boxes before it is weighted.
+    """
+    classes = F.cross_entropy(logits_RK, label_R)
+    shown_R = torch.nonzero(label_R).flatten()
+    own_R4 = codes_RK4[shown_R, label_R[shown_R] - 1]
+    boxes = F.smooth_l1_loss(own_R4, target_R4[shown_R], reduction="sum") / len(label_R)
+    return classes + box_weight * boxes, boxes
+
+
+class Training:
+    """Everything that a checkpoint holds, and one update over it."""
+
+    def __init__(
+        self, config: Config, card: Card, train: BoxSet, proposals: Sequence[Proposals], compute: Compute, world: World
+    ) -> None:
+        self.config, self.card, self.train, self.compute, self.world = config, card, train, compute, world
+        torch.manual_seed(config.seed)
+        self.detector = compute.module(Detector(card))
+        self.detector.net.freeze_norm(config.freeze_batch_norm)
+        self.detector.train()
+        world.broadcast(self.detector)
+        self.optimizer = make_optimizer(
+            config.optimizer,
+            self.detector.net,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+        )
+        seed = config.seed * 1_000_003 + world.rank
+        self.generator = torch.Generator().manual_seed(seed)  # draws regions
+        self.light_generator = torch.Generator(compute.torch_device).manual_seed(seed)
+        self.light = config.light()
+        candidates = all_candidates(train, proposals)
+        self.batches: PictureBatches | CropBatches
+        if config.method == "rcnn":
+            self.batches = CropBatches(config, card, candidates, self.generator)
+        else:
+            self.batches = PictureBatches(config, train, candidates, self.generator)
+        self.images = train.images.to(compute.torch_device)
+        self.updates = 0
+        self.last_map: float | None = None  # of the last validation
+        self.clock = Stopwatch()
+        # Sums since `read_metrics`: loss, that of boxes, right answers, gradient norm, updates; on the device.
+        self._sums = torch.zeros(5, device=compute.torch_device)
+
+    @property
+    def learning_rate(self) -> float:
+        """The step size of the next update."""
+        config = self.config
+        return config.learning_rate * schedules.warmup_cosine(self.updates + 1, config.warmup_updates, config.updates)
+
+    def places(self) -> Tensor:
+        """The pictures (B,) of the next update: a function of seed and update, so nothing to save."""
+        number, size = len(self.train), min(self.config.images_per_update, len(self.train))
+        epoch, place = divmod(self.updates, max(1, number // size))
+        shuffle = torch.Generator().manual_seed(self.config.seed * 7_919 + epoch)
+        return torch.randperm(number, generator=shuffle)[place * size : (place + 1) * size]
+
+    def update(self) -> None:
+        """One gradient step."""
+        config = self.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * group.get("lr_factor", 1.0)
+        batch = self.batches.draw(self.images, self.places()[self.world.rank :: self.world.size])
+        pixels = self.light(batch.pixels, self.light_generator).clamp(0, 1)
+        x_BCHW = self.compute.layout(self.card.normalise(pixels))
+        with self.compute.autocast():
+            logits, codes = self.detector.net(x_BCHW, batch.boxes, batch.image)
+        weight = config.box_loss if config.method == "fast-rcnn" else 0.0
+        total, of_boxes = loss(logits, codes, batch.label, batch.codes, weight)
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        self.world.mean_gradients(self.detector.net.parameters())
+        norm = nn.utils.clip_grad_norm_(self.detector.net.parameters(), config.max_grad_norm)
+        self.optimizer.step()
+        right = (logits.detach().argmax(1) == batch.label).float().mean()
+        self._sums += torch.stack([total.detach(), of_boxes.detach(), right, norm.detach(), torch.ones_like(right)])
+        self.updates += 1
+
+    def example(self) -> Batch:
+        """A batch as the network sees it, drawn without a trace in the state of the run."""
+        before = self.generator.get_state()
+        batch = self.batches.draw(self.images, self.places())
+        self.generator.set_state(before)
+        return batch
+
+    def score(self, boxes: BoxSet, proposals: Sequence[Proposals]) -> Scored:
+        """How well it does on pictures that it does not learn from."""
+        found, seconds = look(self.detector, boxes, proposals, self.compute)
+        return Scored(found, precision(boxes, found), statistics.median(seconds))
+
+    def read_metrics(self) -> dict[str, Tensor]:
+        """Means since the last call, as tensors on the device."""
+        names = ("loss", "box_loss", "accuracy", "grad_norm")
+        return read_means(self._sums, [f"train/{name}" for name in names])
+
+    def is_finite(self) -> bool:
+        """Whether every weight is a number. Waits for the device."""
+        return is_finite(self.detector)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+        return {
+            "detector": self.detector.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "light_generator": self.light_generator.get_state(),
+            "rng": checkpoint.rng_state(),
+            "sums": self._sums,
+            "updates": self.updates,
+            "last_map": self.last_map,
+            "hours": self.clock(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.detector.load_state_dict(state["detector"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        self.light_generator.set_state(state["light_generator"])
+        checkpoint.set_rng_state(state["rng"])
+        self._sums.copy_(state["sums"])
+        self.updates, self.last_map, self.clock.hours = state["updates"], state["last_map"], state["hours"]
+
+
+def look(
+    detector: Detector, boxes: BoxSet, proposals: Sequence[Proposals], compute: Compute
+) -> tuple[list[Found], list[float]]:
+    """Detections in every picture, and the seconds that each took from pixels and proposals on."""
+    found, seconds = [], []
+    for place, each in enumerate(proposals):
+        began = time.perf_counter()
+        canvas = boxes.images[place].to(compute.torch_device)
+        found.append(detector.detect(canvas, each.boxes.to(compute.torch_device), compute))  # waits for the device
+        seconds.append(time.perf_counter() - began)
+    return found, seconds
+
+
+def make_card(config: Config, train: BoxSet, eye: ClassifierCard | None) -> Card:
+    """What describes the detector that a config asks for.
+
+    Pictures are normalised as those were that the eye comes from; where that is not known, by their own mean and
+    deviation.
+    """
+    if eye is not None and eye.channels == 3:
+        mean, std = eye.mean, eye.std
+    else:
+        mean, std = (tuple(of_C.tolist()) for of_C in channel_moments(train.images))
+    return Card(
+        method=config.method,
+        backbone=config.backbone,
+        options=config.options(),
+        classes=train.classes,
+        image_side=config.image_side,
+        mean=mean,
+        std=std,
+        stride=config.stride,
+        bins=config.bins,
+        units=config.units,
+        dropout=config.dropout,
+        crop_side=config.crop_side,
+        crop_context=round(CONTEXT * config.crop_side),
+        proposals=config.proposals,
+        search=config.search(),
+        nms_iou=config.nms_iou,
+        detections=config.detections,
+        data=train.source,
+        command=command(),
+    )
+
+
+def with_figures(card: Card, figures: dict[str, float]) -> Card:
+    """The card with what was measured."""
+    return dataclasses.replace(card, figures=figures)

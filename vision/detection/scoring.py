@@ -1,0 +1,80 @@
+"""How well a detector does: mean average precision by faster-coco-eval, at an overlap of .5 and over .5 to .95.
+
+Shapes: N pictures, D detections, n true boxes, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from faster_coco_eval import COCO, COCOeval_faster
+from torch import Tensor
+
+from zerokara.core.data.boxes import BoxSet
+from zerokara.vision.detection.detector import Found
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Average precisions from 0 to 1, as COCO counts them: interpolated at 101 recalls."""
+
+    map_50: float
+    """Mean over classes at an overlap of .5."""
+    map_50_95: float
+    """Mean over classes and overlaps of .5, .55, ... .95."""
+    by_class: dict[str, float]
+    """At .5, of each class that occurs."""
+
+
+def precision(boxes: BoxSet, found: Sequence[Found]) -> Precision:
+    """What an evaluator of COCO says of detections.
+
+    A class that the pictures do not show counts for nothing. Boxes are measured in pixels of the pictures as they were.
+    """
+    truth: list[dict[str, Any]] = []
+    guesses: list[dict[str, Any]] = []
+    for place, (detected, scale) in enumerate(zip(found, boxes.scales.tolist(), strict=True)):
+        for box, label in zip(_as_coco(boxes.boxes[place], scale), boxes.labels[place].tolist(), strict=True):
+            truth.append(
+                {
+                    "id": len(truth) + 1,
+                    "image_id": place + 1,
+                    "category_id": label + 1,
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                    "iscrowd": 0,
+                }
+            )
+        rows = zip(_as_coco(detected.boxes, scale), detected.scores.tolist(), detected.labels.tolist(), strict=True)
+        guesses += [
+            {"image_id": place + 1, "category_id": label + 1, "bbox": box, "score": score} for box, score, label in rows
+        ]
+    known = COCO(
+        {
+            "images": [{"id": place + 1} for place in range(len(boxes))],
+            "annotations": truth,
+            "categories": [{"id": label + 1, "name": name} for label, name in enumerate(boxes.classes)],
+        }
+    )
+    if not guesses:
+        present = [name for name, number in boxes.counts.items() if number]
+        return Precision(0.0, 0.0, dict.fromkeys(present, 0.0))
+    evaluation = COCOeval_faster(known, known.loadRes(guesses), iouType="bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    table = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]  # overlaps, recalls, classes; all areas; 100 boxes
+    by_class = {}
+    for label, name in enumerate(boxes.classes):
+        if (table[0, :, label] > -1).any():
+            by_class[name] = float(table[0, :, label].mean())
+    shown = table[:, :, [boxes.classes.index(name) for name in by_class]]
+    return Precision(float(shown[0].mean()), float(shown.mean()), by_class)
+
+
+def _as_coco(boxes_N4: Tensor, scale: float) -> list[list[float]]:
+    """Corner and size, in pixels of the picture as it was."""
+    boxes = boxes_N4.double() / scale
+    return [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in boxes.tolist()]

@@ -1,0 +1,1 @@
+"""Semantic segmentation: networks, losses, scoring and pictures."""

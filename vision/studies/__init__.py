@@ -1,0 +1,1 @@
+"""Experiments on finished classifiers: what they look at, and grids of runs."""

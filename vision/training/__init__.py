@@ -1,0 +1,1 @@
+"""The epoch loop and the supervised update that the vision programs share."""

@@ -1,0 +1,88 @@
+"""Learning from labels, of images or of their pixels: the update that vision.classify and vision.segment share.
+
+Shapes: B batch, b a part of it.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from zerokara.core import schedules
+from zerokara.core.compute import Compute
+from zerokara.core.distributed import World
+from zerokara.core.ema import Ema
+from zerokara.core.optim import make_optimizer
+from zerokara.vision.training.epochs import Epochs, HasTrain, NetworkT
+
+if TYPE_CHECKING:
+    from zerokara.vision.classification.config import Config as ClassifyConfig
+    from zerokara.vision.segmentation.config import Config as SegmentConfig
+
+
+class Labelled(Epochs[NetworkT]):
+    """Any optimiser, a warm-up and a schedule, a batch in parts, clipped gradients, averaged weights."""
+
+    config: ClassifyConfig | SegmentConfig
+
+    def __init__(
+        self,
+        config: ClassifyConfig | SegmentConfig,
+        data: HasTrain,
+        compute: Compute,
+        world: World,
+        build: Callable[[], NetworkT],
+    ) -> None:
+        super().__init__(config, data, compute, world, build, ("train/loss", "train/accuracy", "train/grad_norm"))
+        self.optimizer = make_optimizer(
+            config.optimizer,
+            self.network,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            outputs=self.output_weights(),
+        )
+        half_life = config.ema_half_life_updates
+        self.ema = Ema(self.network, half_life_steps=half_life) if half_life else None
+
+    def output_weights(self) -> Sequence[Tensor]:
+        """The matrices that give the outputs, which Muon leaves to AdamW; nothing: the last one."""
+        return ()
+
+    @abstractmethod
+    def losses(self, index_b: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and share of right answers (scalars) of training images."""
+
+    @property
+    def learning_rate(self) -> float:
+        """The step size of the next update."""
+        config = self.config
+        warmup = round(config.warmup_epochs * self.updates_per_epoch)
+        if config.schedule == "constant":
+            return config.learning_rate * schedules.linear(self.updates + 1, 0, 1, 0, warmup)
+        return config.learning_rate * schedules.warmup_cosine(self.updates + 1, warmup, self.total_updates)
+
+    def update(self, index_B: Tensor) -> None:
+        """One gradient step on the images `index_B`, of which this process takes its share."""
+        parts = self.share(index_B).chunk(self.config.accumulate)
+        self.set_rates()
+        self.optimizer.zero_grad(set_to_none=True)
+        sums = torch.zeros(2, device=self.compute.torch_device)
+        for index_b in parts:
+            loss, right = self.losses(index_b)
+            share = len(index_b) / sum(map(len, parts))  # the last part may be smaller
+            (loss * share).backward()
+            sums += torch.stack([loss.detach(), right]) * share
+        self.world.mean_gradients(self.network.parameters())
+        norm = nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
+        if self.config.max_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.network.parameters(), self.config.max_grad_norm, norm)
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.network)
+        self._sums += torch.cat([sums, norm.detach()[None], torch.ones_like(norm)[None]])
+        self.updates += 1
