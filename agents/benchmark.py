@@ -62,7 +62,7 @@ class Options:
     evaluations: Annotated[int, Range(1)] = 10
     """Evaluations of a run, evenly spaced, the last one at its end, where the protocol scores by evaluation."""
     settings: tuple[str, ...] = ()
-    """Fields of the runs' configs as field=value, over preset and protocol: width=0.5 video=true."""
+    """Fields of the runs' configs as field=value, over preset and protocol: width=0.5 capture_video=true."""
     name: str = "benchmark"
     """Folder under runs/ for what is found, and the beginning of the runs' names."""
     dopamine: tuple[str, ...] = ()
@@ -92,8 +92,8 @@ class Watch:
         self.runs = {run.name: run for run in runs}
         self.failed: dict[str, str] = {}  # name -> why
         self._progress, self._keep_replays = progress, options.keep_replays
-        self._total = sum(run.config.steps for run in runs)
-        self._steps = {run.name: run.config.steps if states[run.name] == "finished" else 0 for run in runs}
+        self._total = sum(run.config.total_steps for run in runs)
+        self._steps = {run.name: run.config.total_steps if states[run.name] == "finished" else 0 for run in runs}
         self._finished = sum(step > 0 for step in self._steps.values())
 
     def look(self, jobs: Sequence[Job]) -> None:
@@ -109,7 +109,7 @@ class Watch:
         run = self.runs[job.name]
         if code == 0 and state(run) == "finished":
             self._finished += 1
-            self._steps[run.name] = run.config.steps
+            self._steps[run.name] = run.config.total_steps
             if not self._keep_replays:
                 drop_replays(run)
             self._progress.say(f"{run.name}: {said}")
@@ -222,8 +222,8 @@ def protocol_of(runs: Sequence[Planned], options: Options) -> dict[str, Any]:
         "games": config.eval_episodes if by_evaluation else 100,
         "epsilon": config.eval_epsilon if by_evaluation else None,
         "max_steps": config.eval_max_steps if by_evaluation else None,
-        "evaluations": config.steps // config.eval_every_steps if by_evaluation else None,
-        "steps": config.steps,
+        "evaluations": config.total_steps // config.eval_every_steps if by_evaluation else None,
+        "steps": config.total_steps,
         "seeds": list(options.seeds),
         "settings": list(options.settings),
     }

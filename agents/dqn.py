@@ -46,7 +46,7 @@ from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, entry, flag, to_dict
 from zerokara.core.distributed import World
-from zerokara.core.models.weights import init_backbone
+from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.optim import set_learning_rate
 from zerokara.core.probe import probe
 from zerokara.core.run import Run
@@ -64,7 +64,7 @@ class Training(Session):
         seed = config.seed * 1_000_003 + world.rank * 10_007
         super().__init__(config, config.num_envs // world.size, seed)
         self.compute, self.world = compute, world
-        exponent = config.priority_exponent
+        exponent = config.per_alpha
         make_replay: Callable[..., Replay] = partial(PrioritisedReplay, exponent=exponent) if exponent else Replay
         self.replay = make_replay(
             -(-config.replay_capacity // world.size),
@@ -75,7 +75,7 @@ class Training(Session):
             gamma=config.gamma,
             seed=self.seed,
             device=compute.torch_device,
-            folder=run.folder / f"replay-{world.rank}" if config.keep_replay else None,
+            folder=run.folder / f"replay-{world.rank}" if config.save_replay else None,
             slack=config.checkpoint_every_steps // world.size + 4 * self.num_envs,
             function=compute.function,
             say=run.say,
@@ -92,7 +92,7 @@ class Training(Session):
             *((self.replay.rank, self.replay.changing) if isinstance(self.replay, PrioritisedReplay) else ()),
         )
         self.policy = Policy(self.learner.working, compute, self.seed)
-        self.exploration = Exploration(self.num_envs, self.env.num_actions, self.seed, config.epsilon_zeta)
+        self.exploration = Exploration(self.num_envs, self.env.num_actions, self.seed, config.ez_greedy_zeta)
 
     @property
     def epsilon(self) -> float:
@@ -108,8 +108,8 @@ class Training(Session):
         self._learn()
         learnt = time.perf_counter()
         step = self.env.recv()
-        reward_N = np.sign(step.reward) if self.config.reward_clip else step.reward
-        life_lost_N = step.life_lost if self.config.life_loss_ends else None
+        reward_N = np.sign(step.reward) if self.config.clip_rewards else step.reward
+        life_lost_N = step.life_lost if self.config.terminal_on_life_loss else None
         self.replay.add(self.obs, action_N, reward_N, step.terminal, step.truncated, step.last_obs, life_lost_N)
         self.obs = step.obs
         self.step += self.config.num_envs
@@ -122,14 +122,14 @@ class Training(Session):
             self.seconds[part] += seconds
 
     def _learn(self) -> None:
-        """The updates that are due: `updates_at_once` for every `train_every_steps` since the warm-up."""
+        """The updates that are due: `gradient_steps` for every `train_every_steps` since the warm-up."""
         config = self.config
-        due = max(0, self.step - config.warmup_steps) // config.train_every_steps * config.updates_at_once
-        if len(self.replay) < min(config.warmup_steps, config.replay_capacity) // self.world.size:
+        due = max(0, self.step - config.learning_starts) // config.train_every_steps * config.gradient_steps
+        if len(self.replay) < min(config.learning_starts, config.replay_capacity) // self.world.size:
             self.updates = due  # a replay that was not kept fills up again first
         if isinstance(self.replay, PrioritisedReplay):
             self.replay.weight_exponent.fill_(schedules.weight_exponent(config, self.step))
-        if config.learning_rate_end is not None and self.updates < due:
+        if config.final_learning_rate is not None and self.updates < due:
             set_learning_rate(self.learner.optimizer, schedules.learning_rate(config, self.step))
         while self.updates < due:
             if schedules.is_annealed(config):
@@ -171,14 +171,14 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
     training = Training(config, run, compute, world)
     latest = run.path(f"checkpoint-{world.rank}.pt")
     going_on = begin(training, run, latest)
-    if config.init_backbone and not going_on:
-        run.say(str(init_backbone(training.learner.network.backbone, zoo.eye(config.init_backbone))))
-        provenance.remember(run, config.init_backbone)
+    if config.pretrained_backbone and not going_on:
+        run.say(str(load_pretrained_backbone(training.learner.network.backbone, zoo.eye(config.pretrained_backbone))))
+        provenance.remember(run, config.pretrained_backbone)
         training.learner.refresh()
         training.learner.renew_target()
     for departure in DEPARTURES.get(config.preset, ()):
         run.say(f"preset {config.preset} departs from its paper: {departure}")
-    run.say(f"{config.env}: {in_words(training.env.settings)}, life_loss_ends {config.life_loss_ends}")
+    run.say(f"{config.env}: {in_words(training.env.settings)}, terminal_on_life_loss {config.terminal_on_life_loss}")
     run.say(f"replay: {len(training.replay):,} of {config.replay_capacity:,} transitions")
 
     def due(every_steps: int) -> bool:
@@ -191,7 +191,7 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
     reached = world.is_main and training.owes_evaluation and evaluate_and_show(training, run)
     stopping = world.any(reached or bool(run.stop_requested), compute.torch_device)
     window = Window(training)
-    while training.step < config.steps and not stopping:
+    while training.step < config.total_steps and not stopping:
         training.turn()
         if due(config.log_every_steps):
             more = {
@@ -216,7 +216,7 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
 
 def choose_compute(config: Config, world: World) -> Compute:
     """Measure updates on made-up data of the right shape."""
-    channels = config.stack * (1 if config.grey else 3)
+    channels = config.frame_stack * (1 if config.grayscale else 3)
     shape = (channels, config.image_size, config.image_size)
     batch = config.batch_size // world.size
 
@@ -242,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run,
         run.signals(),
     ):
-        compute = run.compute(lambda: choose_compute(config, world), config.steps)
+        compute = run.compute(lambda: choose_compute(config, world), config.total_steps)
         run.close(train(config, run, compute, world))
     world.close()
 

@@ -138,7 +138,7 @@ class Training(Session):
         world.broadcast(network)
         self.learner = Updater(config, network, compute, world)
         self.policy = Policy(self.learner.working, compute)
-        self.exploration = Exploration(self.num_envs, self.env.num_actions, seed, config.epsilon_zeta)
+        self.exploration = Exploration(self.num_envs, self.env.num_actions, seed, config.ez_greedy_zeta)
         self.shuffle = torch.Generator(compute.torch_device).manual_seed(seed)
         shape, device = (config.rollout_steps, self.num_envs), compute.torch_device
         # What the steps of a rollout gave: made once, written over by the next one.
@@ -152,7 +152,7 @@ class Training(Session):
     def epsilon(self) -> float:
         """Probability of a random action in this rollout."""
         config = self.config
-        return schedules.linear(self.step, config.epsilon_start, config.epsilon_end, 0, config.epsilon_steps)
+        return schedules.linear(self.step, config.epsilon_start, config.epsilon_end, 0, config.epsilon_decay_steps)
 
     def turn(self) -> None:
         """Play a rollout with one network, and learn from it."""
@@ -178,8 +178,8 @@ class Training(Session):
         self.obs_TN[t].copy_(torch.from_numpy(self.obs))
         self.action_TN[t].copy_(action_N)
         step = self.env.recv()
-        reward_N = np.sign(step.reward) if self.config.reward_clip else step.reward
-        terminal_N = step.terminal | step.life_lost if self.config.life_loss_ends else step.terminal
+        reward_N = np.sign(step.reward) if self.config.clip_rewards else step.reward
+        terminal_N = step.terminal | step.life_lost if self.config.terminal_on_life_loss else step.terminal
         self.reward_TN[t].copy_(torch.from_numpy(reward_N))
         self.terminal_TN[t].copy_(torch.from_numpy(terminal_N))
         self.truncated_TN[t].copy_(torch.from_numpy(step.truncated))
@@ -204,14 +204,14 @@ class Training(Session):
             self.next_value_TN,
             self.truncated_TN,
             gamma=config.gamma,
-            trace=config.trace,
+            trace=config.td_lambda,
         )
-        if config.learning_rate_end is not None:
+        if config.final_learning_rate is not None:
             set_learning_rate(self.learner.optimizer, annealing.learning_rate(config, self.step))
         obs, action, target = self.obs_TN.flatten(0, 1), self.action_TN.flatten(), target_TN.flatten()
-        for _ in range(config.epochs):
+        for _ in range(config.update_epochs):
             order = torch.randperm(len(target), generator=self.shuffle, device=target.device)
-            for index_B in order.chunk(config.minibatches):
+            for index_B in order.chunk(config.num_minibatches):
                 self.learner.update(obs[index_B], action[index_B], target[index_B])
                 self.updates += 1
 
@@ -258,7 +258,7 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
     reached = world.is_main and training.owes_evaluation and evaluate_and_show(training, run)
     stopping = world.any(reached or bool(run.stop_requested), compute.torch_device)
     window = Window(training)
-    while training.step < config.steps and not stopping:
+    while training.step < config.total_steps and not stopping:
         training.turn()
         if due(config.log_every_steps):
             rate = annealing.learning_rate(config, training.step)
@@ -280,9 +280,9 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
 
 def choose_compute(config: Config, world: World) -> Compute:
     """Measure updates on made-up data of the right shape."""
-    channels = config.stack * (1 if config.grey else 3)
+    channels = config.frame_stack * (1 if config.grayscale else 3)
     shape = (channels, config.image_size, config.image_size)
-    batch = config.rollout_steps * config.num_envs // config.minibatches // world.size
+    batch = config.rollout_steps * config.num_envs // config.num_minibatches // world.size
 
     def train_step(candidate: Compute) -> Any:
         device = candidate.torch_device
@@ -305,7 +305,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run,
         run.signals(),
     ):
-        compute = run.compute(lambda: choose_compute(config, world), config.steps)
+        compute = run.compute(lambda: choose_compute(config, world), config.total_steps)
         run.close(train(config, run, compute, world))
     world.close()
 

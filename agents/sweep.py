@@ -75,7 +75,7 @@ class Sweep:
     ) -> None:
         self.config, self.run, self.study = config, run, study
         self.agent, self.given, self.base, self.space = agent, given, base, space
-        self.evaluations = base.steps // base.eval_every_steps  # of a whole run
+        self.evaluations = base.total_steps // base.eval_every_steps  # of a whole run
         self.threads = max(1, int(describe_machine()["cores_usable"] or 1) // config.jobs)  # of each run
         self.failures = 0  # one after the other
         self.active: list[Attempt] = []
@@ -136,7 +136,7 @@ class Sweep:
     def _words(self, trial: optuna.Trial) -> list[str]:
         """The agent's command line for a trial, without name and seed."""
         return [
-            "--no-video",
+            "--no-capture-video",
             "--threads",
             str(self.threads),
             *self.given,
@@ -241,7 +241,7 @@ class Sweep:
         self.run.warn(f"{what}; another one takes its place.")
 
     def _show(self) -> None:
-        whole = self.config.seeds * self.base.steps
+        whole = self.config.seeds * self.base.total_steps
         done = self.count(*COUNTED)
         going = sum(max(attempt.reported, default=0) for attempt in self.active if not attempt.pruned)
         fields = {"trials": f"{done} of {self.config.trials}", "running": len(self.active), "best": best(self.study)}
@@ -257,7 +257,7 @@ def best(study: optuna.Study) -> float:
 def make_pruner(config: Config, base: Any) -> optuna.pruners.BasePruner:
     """What stops trials: in agent steps, those of a trial's seeds one behind the other."""
     every = base.eval_every_steps
-    whole = base.steps // every * every
+    whole = base.total_steps // every * every
     if config.pruner == "median":
         warmup = round(config.unpruned_share * whole)
         return optuna.pruners.MedianPruner(n_startup_trials=config.unpruned_trials, n_warmup_steps=warmup)

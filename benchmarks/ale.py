@@ -15,13 +15,13 @@ def alone(game: str, num_envs: int, settings: Mapping[str, Any]) -> AtariVectorE
 
     Args:
         game: its id in Gymnasium.
-        settings: sticky, noop_max, fire_reset, frame_skip, as they stand in an environment of ours.
+        settings: repeat_action_probability, noop_max, fire_reset, frame_skip, as they stand in an environment of ours.
     """
     return AtariVectorEnv(
         gymnasium.registry[game].kwargs["game"],
         num_envs,
         noop_max=settings["noop_max"],
-        repeat_action_probability=settings["sticky"],
+        repeat_action_probability=settings["repeat_action_probability"],
         use_fire_reset=settings["fire_reset"],
         reward_clipping=False,
         frameskip=settings["frame_skip"],

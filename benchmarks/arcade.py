@@ -26,9 +26,9 @@ from zerokara.envs.arcade import GAMES, make
 from zerokara.envs.arcade.base import ArcadeEnv
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "stack1": {"stack": 1},
-    "stack4": {"stack": 4},
-    "stack1_rgb": {"stack": 1, "grey": False},
+    "stack1": {"frame_stack": 1},
+    "stack4": {"frame_stack": 4},
+    "stack1_rgb": {"frame_stack": 1, "grayscale": False},
 }
 
 

@@ -30,10 +30,10 @@ def ours(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
         n_step=1,
         batch_size=arguments.batch_size,
         train_every_steps=arguments.train_every,
-        warmup_steps=1_000,
+        learning_starts=1_000,
         replay_capacity=50_000,
         learning_rate=1e-4,
-        epsilon_steps=1,  # both act with their network at every step
+        epsilon_decay_steps=1,  # both act with their network at every step
         threads=arguments.threads,
     )
     return family.trained(config)

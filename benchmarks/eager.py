@@ -89,7 +89,7 @@ class Buffer:
             total = sum(self.config.gamma**k * each[2] for k, each in enumerate(waiting))
             self.obs[self.place], self.action[self.place] = waiting[0][0], waiting[0][1]
             self.reward[self.place], self.next_obs[self.place], self.done[self.place] = total, next_obs, done
-            self.tree[self.place] = self.highest**self.config.priority_exponent
+            self.tree[self.place] = self.highest**self.config.per_alpha
             self.place += 1
             if self.place == self.capacity:
                 self.place, self.full = 0, True
@@ -118,7 +118,7 @@ class Buffer:
         """New priorities."""
         for place, error in zip(place_B, error_B, strict=True):
             priority = float(error) + 1e-6
-            self.tree[place] = priority**self.config.priority_exponent
+            self.tree[place] = priority**self.config.per_alpha
             self.highest = max(self.highest, priority)
 
 
@@ -159,7 +159,7 @@ class Network(nn.Module):
         self.eye, self.actions, self.outputs = eye, actions, outputs
 
         def stream(out: int) -> nn.Sequential:
-            sigma = config.noisy_sigma
+            sigma = config.noisy_sigma_init
             hidden = NoisyLinear(features, config.hidden_units, sigma)
             return nn.Sequential(hidden, nn.ReLU(), NoisyLinear(config.hidden_units, out, sigma))
 
@@ -193,8 +193,8 @@ class Rainbow(Network):
             nn.ReLU(),
             nn.Flatten(),
         )
-        super().__init__(config, eye, 3136, actions, config.atoms)
-        self.register_buffer("atoms", torch.linspace(-config.atom_limit, config.atom_limit, config.atoms))
+        super().__init__(config, eye, 3136, actions, config.num_atoms)
+        self.register_buffer("atoms", torch.linspace(*config.value_range, config.num_atoms))
 
     def forward(self, obs: Tensor) -> Tensor:
         """Probabilities (B, A, X)."""
@@ -245,15 +245,15 @@ class Btr(Network):
     def __init__(self, config: Config, channels: int, actions: int) -> None:
         layers: list[nn.Module] = []
         for number in (16, 32, 32):
-            width = round(number * config.width)
+            width = round(number * config.width_multiplier)
             layers += [nn.Conv2d(channels, width, 3, padding=1), nn.MaxPool2d(3, stride=2, padding=1)]
             layers += [Residual(width), Residual(width)]
             channels = width
         layers += [nn.ReLU(), nn.AdaptiveMaxPool2d(config.pool_size), nn.Flatten()]
         features = channels * config.pool_size**2
         super().__init__(config, nn.Sequential(*layers), features, actions, 1)
-        self.quantiles, self.cosines = config.quantiles, config.cosines
-        self.embedding = nn.Linear(config.cosines, features)
+        self.quantiles, self.cosines = config.num_tau_samples, config.cosine_embedding_dim
+        self.embedding = nn.Linear(config.cosine_embedding_dim, features)
 
     def forward(self, obs: Tensor, quantiles: int) -> tuple[Tensor, Tensor]:
         """Quantiles (B, T, A), and the fractions (B, T)."""
@@ -271,18 +271,18 @@ class Btr(Network):
 
 def btr_loss(config: Config, online: Btr, target: Btr, batch: Drawn) -> Tensor:
     """Munchausen's quantile Huber loss (B,)."""
-    number, temperature = len(batch.action_B), config.munchausen_temperature
+    number, temperature = len(batch.action_B), config.munchausen_tau
     with torch.no_grad():
-        next_z_BSA, _ = target(batch.next_obs, config.target_quantiles)
+        next_z_BSA, _ = target(batch.next_obs, config.num_target_tau_samples)
         next_q_BA = next_z_BSA.mean(1)
         next_log_pi_BA = temperature * F.log_softmax(next_q_BA / temperature, dim=1)
         next_pi_BA = F.softmax(next_q_BA / temperature, dim=1)
         log_pi_BA = temperature * F.log_softmax(target.values(batch.obs) / temperature, dim=1)
-        bonus_B = log_pi_BA[torch.arange(number), batch.action_B].clamp(config.munchausen_floor, 0)
+        bonus_B = log_pi_BA[torch.arange(number), batch.action_B].clamp(config.munchausen_clip, 0)
         soft_BS = (next_pi_BA[:, None] * (next_z_BSA - next_log_pi_BA[:, None])).sum(2)
-        reward_B = batch.reward_B + config.munchausen_scale * bonus_B
+        reward_B = batch.reward_B + config.munchausen_alpha * bonus_B
         target_BS = reward_B[:, None] + config.gamma**config.n_step * (1 - batch.done_B[:, None]) * soft_BS
-    z_BTA, tau_BT = online(batch.obs, config.quantiles)
+    z_BTA, tau_BT = online(batch.obs, config.num_tau_samples)
     z_BT: Tensor = z_BTA[torch.arange(number), :, batch.action_B]
     error_BTS = target_BS[:, None] - z_BT[:, :, None]
     huber_BTS: Tensor = torch.where(error_BTS.abs() <= 1, 0.5 * error_BTS**2, error_BTS.abs() - 0.5)
@@ -317,9 +317,9 @@ class Peer:
         end = self.step + steps
         while self.step < end:
             self._play()
-            if self.step >= self.config.warmup_steps and self.step % self.config.train_every_steps == 0:
+            if self.step >= self.config.learning_starts and self.step % self.config.train_every_steps == 0:
                 self._learn()
-            if self.step % self.config.target_every_steps < self.config.num_envs:
+            if self.step % self.config.target_update_steps < self.config.num_envs:
                 self.target.load_state_dict(self.online.state_dict())
 
     def _play(self) -> None:
@@ -332,7 +332,7 @@ class Peer:
         self.env.send(action_N)
         step = self.env.recv()
         done_N = step.terminal | step.truncated
-        if config.life_loss_ends:
+        if config.terminal_on_life_loss:
             done_N = done_N | step.life_lost
         for n, action in enumerate(action_N):
             reward, done = float(np.sign(step.reward[n])), bool(done_N[n])

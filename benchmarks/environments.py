@@ -30,7 +30,13 @@ from benchmarks import ale
 from zerokara import envs
 from zerokara.agents.qlearning.replay import Replay
 
-SETTINGS: dict[str, Any] = {"protocol": "nature", "frame_skip": 4, "sticky": 0.0, "noop_max": 30, "fire_reset": False}
+SETTINGS: dict[str, Any] = {
+    "protocol": "nature",
+    "frame_skip": 4,
+    "repeat_action_probability": 0.0,
+    "noop_max": 30,
+    "fire_reset": False,
+}
 
 
 def peer_seconds(env: AtariVectorEnv, action_TN: np.ndarray) -> float:

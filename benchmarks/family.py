@@ -43,7 +43,7 @@ Session = dqn.Training | pqn.Training
 
 def settings(preset: str, arguments: argparse.Namespace, **changes: Any) -> Config:
     """A preset with a small replay and a short warm-up."""
-    small = {"replay_capacity": 20_000, "warmup_steps": 1_024, "env": arguments.env, "threads": arguments.threads}
+    small = {"replay_capacity": 20_000, "learning_starts": 1_024, "env": arguments.env, "threads": arguments.threads}
     return Config(**{**PRESETS[preset], "preset": preset, **small, **changes})
 
 
@@ -83,7 +83,7 @@ def eager(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
 
 def uniform(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
     """Prioritised DQN with a replay that draws all alike."""
-    return trained(settings("prioritized", arguments, priority_exponent=0.0))
+    return trained(settings("prioritized", arguments, per_alpha=0.0))
 
 
 def pqn_settings(arguments: argparse.Namespace) -> pqn_config.Config:

@@ -28,15 +28,26 @@ from zerokara.envs.arcade import GAMES, make
 # What departs from the preset `fast` for the small games: a tenth of Pong's length, rewards that come soon, so that
 # shorter returns do, and emulation that costs nothing, so that fewer samples are learnt from for each step.
 ARCADE = (
-    *("--steps", "200000", "--num-envs", "32", "--train-every-steps", "16", "--warmup-steps", "2000", "--n-step", "5"),
-    *("--epsilon-steps", "20000", "--learning-rate", "5e-4", "--eval-every-steps", "20000", "--no-video"),
+    *(
+        "--total-steps",
+        "200000",
+        "--num-envs",
+        "32",
+        "--train-every-steps",
+        "16",
+        "--learning-starts",
+        "2000",
+        "--n-step",
+        "5",
+    ),
+    *("--epsilon-decay-steps", "20000", "--learning-rate", "5e-4", "--eval-every-steps", "20000", "--no-capture-video"),
 )
 # Snake asks more: the paper's finer strides, for its cells are 14 pixels wide; a discount at which a detour costs
 # something, or it runs in circles; and steps that become small, or it forgets again what it knew.
 MORE = {
     "zerokara/Snake-v0": (
         *("--backbone", "nature", "--n-step", "3", "--double", "--gamma", "0.95"),
-        *("--learning-rate-end", "5e-5", "--learning-rate-steps", "100000"),
+        *("--final-learning-rate", "5e-5", "--learning-rate-decay-steps", "100000"),
     )
 }
 

@@ -27,11 +27,27 @@ from zerokara.core.machine import describe_machine
 
 # Full-width it takes a hundred times the arithmetic of the agent's usual eye.
 WIDTH = "0.25"
-PAINTER = ("--stack", "4", "--discriminator-norm", "none", "--generator-width", "0.5", "--film-every-updates", "0")
+PAINTER = (
+    "--frame-stack",
+    "4",
+    "--discriminator-norm",
+    "none",
+    "--generator-width",
+    "0.5",
+    "--film-every-updates",
+    "0",
+)
 PENALTY = ("--r1", "1", "--penalty-every-updates", "4")
 AGENT = (
-    *("--backbone", "dcgan", "--num-envs", "32", "--train-every-steps", "16", "--warmup-steps", "2000"),
-    *("--learning-rate", "5e-4", "--no-video", "--no-keep-replay", "--compile", "off"),  # so few updates never pay it
+    *("--backbone", "dcgan", "--num-envs", "32", "--train-every-steps", "16", "--learning-starts", "2000"),
+    *(
+        "--learning-rate",
+        "5e-4",
+        "--no-capture-video",
+        "--no-save-replay",
+        "--compile",
+        "off",
+    ),  # so few updates never pay it
 )
 SIDES = ("shared", "fresh")
 
@@ -79,12 +95,21 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         painter = ["--data", f"frames:{arguments.env}", "--frames", str(arguments.frames)]
         painter += ["--updates", str(arguments.updates), "--discriminator-width", WIDTH, *PAINTER, *PENALTY, *seeded]
         eye = run("generative.dcgan", f"eye-{game}-{seed}", painter)
-        agent = ["--env", arguments.env, "--steps", str(arguments.steps), "--width", WIDTH, *AGENT, *seeded]
+        agent = [
+            "--env",
+            arguments.env,
+            "--total-steps",
+            str(arguments.steps),
+            "--width-multiplier",
+            WIDTH,
+            *AGENT,
+            *seeded,
+        ]
         agent += ["--eval-every-steps", str(arguments.eval_every_steps), "--eval-episodes", str(arguments.games)]
-        agent += ["--epsilon-steps", str(max(1, arguments.steps // 4))]
+        agent += ["--epsilon-decay-steps", str(max(1, arguments.steps // 4))]
         found: dict[str, Any] = {"seed": seed}
         for side in SIDES:
-            start = ["--init-backbone", str(eye)] if side == "shared" else []
+            start = ["--pretrained-backbone", str(eye)] if side == "shared" else []
             folder = run("agents.dqn", f"eye-{game}-{side}-{seed}", [*agent, *start])
             found[side] = in_figures(evaluations(folder), arguments.aim)
         print(json.dumps(found), file=sys.stderr)
@@ -112,7 +137,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--frames", type=int, default=20_000, help="stacks of random play that the eye learns from")
     parser.add_argument("--updates", type=int, default=2_000, help="updates of the eye, 64 stacks each")
-    parser.add_argument("--steps", type=int, default=40_000, help="steps of each agent")
+    parser.add_argument("--total-steps", type=int, default=40_000, help="steps of each agent")
     parser.add_argument("--eval-every-steps", type=int, default=4_000, help="steps between evaluations")
     parser.add_argument("--games", type=int, default=30, help="games of an evaluation")
     parser.add_argument("--aim", type=float, default=None, help="return whose first evaluation is noted")

@@ -27,11 +27,11 @@ arcade.register()
 # there, but 30 minutes (108,000 frames) in nearly everything that was compared with it since.
 _NATURE: Mapping[str, Any] = MappingProxyType(
     {
-        "sticky": 0.0,
+        "repeat_action_probability": 0.0,
         "noop_max": 30,
         "fire_reset": False,
         "frame_skip": 4,
-        "full_action_set": False,
+        "full_action_space": False,
         "max_episode_frames": 108_000,
     }
 )
@@ -44,11 +44,11 @@ PROTOCOLS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         # Dopamine and Gymnasium's v5 ids have it; the paper itself has all 18 actions and 5 frames.
         "machado": MappingProxyType(
             {
-                "sticky": 0.25,
+                "repeat_action_probability": 0.25,
                 "noop_max": 0,
                 "fire_reset": False,
                 "frame_skip": 4,
-                "full_action_set": False,
+                "full_action_space": False,
                 "max_episode_frames": 108_000,
             }
         ),
@@ -58,19 +58,19 @@ PROTOCOLS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 
 # Settings of any environment, then those that only Atari has: name -> (type, lowest, highest).
 _RANGES: Mapping[str, tuple[type, float, float]] = {
-    "stack": (int, 1, 32),
+    "frame_stack": (int, 1, 32),
     "size": (int, 16, 1024),
-    "grey": (bool, False, True),
+    "grayscale": (bool, False, True),
     "frame_skip": (int, 1, 1_000),
     "max_episode_frames": (int, 0, 10**9),
-    "sticky": (float, 0, 1),
+    "repeat_action_probability": (float, 0, 1),
     "noop_max": (int, 0, 10_000),
     "fire_reset": (bool, False, True),
-    "full_action_set": (bool, False, True),
+    "full_action_space": (bool, False, True),
     "reseed_every_steps": (int, 0, 10**9),
 }
-_ATARI_ONLY = ("sticky", "noop_max", "fire_reset", "full_action_set", "reseed_every_steps")
-_LOOK: Mapping[str, Any] = {"stack": 4, "size": 84, "grey": True}
+_ATARI_ONLY = ("repeat_action_probability", "noop_max", "fire_reset", "full_action_space", "reseed_every_steps")
+_LOOK: Mapping[str, Any] = {"frame_stack": 4, "size": 84, "grayscale": True}
 
 
 def make(
@@ -91,9 +91,10 @@ def make(
         protocol: of Atari games, a key of PROTOCOLS.
         render: whether `render()` is wanted; Atari is slower with it.
         num_threads: threads of Atari's emulators; 0: one for each core.
-        settings: override the protocol (`sticky`, `noop_max` frames, `fire_reset`, `frame_skip`, `full_action_set`,
-            `max_episode_frames`, 0 for no limit but in Atari; `reseed_every_steps`, see envs/atari.py) and the look of
-            observations (`stack` frames, `size` pixels, `grey`). None stands for the default.
+        settings: override the protocol (`repeat_action_probability`, `noop_max` frames, `fire_reset`, `frame_skip`,
+            `full_action_space`, `max_episode_frames`, 0 for no limit but in Atari; `reseed_every_steps`, see
+            envs/atari.py) and the look of observations (`frame_stack` frames, `size` pixels, `grayscale`). None stands
+            for the default.
 
     What is in force stands in `env.settings`. Frames of the time limit are rounded down to whole steps.
 
@@ -174,7 +175,7 @@ def _make_arcade(id: str, num_envs: int, given: Mapping[str, Any]) -> VectorEnv:
     for name, value in fixed.items():
         if given.get(name, value) != value:
             raise UserError(f"{name} of {id} is {value} and cannot be {given[name]}: leave it out.")
-    return arcade.make(id, num_envs, stack=given.get("stack", 4), grey=given.get("grey", True))
+    return arcade.make(id, num_envs, frame_stack=given.get("frame_stack", 4), grayscale=given.get("grayscale", True))
 
 
 def _spec(id: str) -> EnvSpec:

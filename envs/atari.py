@@ -75,8 +75,9 @@ class AtariVectorEnv(VectorEnv):
     Args:
         spec: the game's entry in Gymnasium's registry.
         num_envs: N.
-        settings: sticky, noop_max, fire_reset, frame_skip, full_action_set, max_episode_frames (a multiple of
-            frame_skip), stack, size, grey, reseed_every_steps (0: `RESEED_STEPS_PER_THREAD` for each thread).
+        settings: repeat_action_probability, noop_max, fire_reset, frame_skip, full_action_space, max_episode_frames (a
+            multiple of frame_skip), frame_stack, size, grayscale, reseed_every_steps (0: `RESEED_STEPS_PER_THREAD` for
+            each thread).
         num_threads: threads that emulate; 0: one for each core.
 
     Raises:
@@ -100,13 +101,13 @@ class AtariVectorEnv(VectorEnv):
             num_envs,
             num_threads=num_threads,
             max_num_frames_per_episode=NO_LIMIT_FRAMES,
-            repeat_action_probability=settings["sticky"],
-            full_action_space=settings["full_action_set"],
+            repeat_action_probability=settings["repeat_action_probability"],
+            full_action_space=settings["full_action_space"],
             autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP,
             img_height=settings["size"],
             img_width=settings["size"],
-            grayscale=settings["grey"],
-            stack_num=settings["stack"],
+            grayscale=settings["grayscale"],
+            stack_num=settings["frame_stack"],
             frameskip=settings["frame_skip"],
             noop_max=noop_bound,
             use_fire_reset=settings["fire_reset"],
@@ -117,8 +118,8 @@ class AtariVectorEnv(VectorEnv):
         )
         self.action_names = tuple(action.name for action in self._env.ale.get_action_set())
         self.num_actions = len(self.action_names)
-        self.frame_channels = 1 if settings["grey"] else 3
-        self.obs_shape = (settings["stack"] * self.frame_channels, settings["size"], settings["size"])
+        self.frame_channels = 1 if settings["grayscale"] else 3
+        self.obs_shape = (settings["frame_stack"] * self.frame_channels, settings["size"], settings["size"])
         protocol = {key: value for key, value in settings.items() if key != "reseed_every_steps"}
         threads = min(num_threads or _cores(), num_envs)
         reseed_every_steps = settings["reseed_every_steps"] or RESEED_STEPS_PER_THREAD * threads
@@ -254,8 +255,8 @@ def rendered_atari(spec: EnvSpec, num_envs: int, settings: Mapping[str, Any]) ->
             spec.id,
             render_mode="rgb_array",
             frameskip=1,
-            repeat_action_probability=settings["sticky"],
-            full_action_space=settings["full_action_set"],
+            repeat_action_probability=settings["repeat_action_probability"],
+            full_action_space=settings["full_action_space"],
             max_num_frames_per_episode=None,  # counted by GymnasiumVectorEnv, without the no-ops, as in C++
         )
         return AtariPreprocessing(
@@ -263,7 +264,7 @@ def rendered_atari(spec: EnvSpec, num_envs: int, settings: Mapping[str, Any]) ->
             noop_max=settings["noop_max"],
             frame_skip=settings["frame_skip"],
             screen_size=settings["size"],
-            grayscale_obs=settings["grey"],
+            grayscale_obs=settings["grayscale"],
         )
 
     shown = {key: value for key, value in settings.items() if key != "reseed_every_steps"}

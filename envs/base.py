@@ -93,9 +93,9 @@ class VectorEnv(ABC):
 class FrameStack:
     """The last K frames of N environments, (N, K * F, H, W), zeros before an episode's start."""
 
-    def __init__(self, num_envs: int, stack: int, frame_shape: tuple[int, int, int]) -> None:
+    def __init__(self, num_envs: int, frame_stack: int, frame_shape: tuple[int, int, int]) -> None:
         self.frame_channels, height, width = frame_shape
-        self.obs = np.zeros((num_envs, stack * self.frame_channels, height, width), np.uint8)
+        self.obs = np.zeros((num_envs, frame_stack * self.frame_channels, height, width), np.uint8)
 
     def push(self, frame_N: np.ndarray, first_N: np.ndarray) -> np.ndarray:
         """Append the newest frames (N, F, H, W); where first_N (N,) an episode starts. Returns a fresh array."""

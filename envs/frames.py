@@ -1,7 +1,7 @@
 """Frames of any environment as an image set: what a painter or a classifier sees of a game.
 
 images = record("ALE/Pong-v5", 10_000, seed=1)             # (N, 1, 84, 84) uint8
-stacks = record("zerokara/Catch-v0", 10_000, seed=1, stack=4)  # as an agent sees it
+stacks = record("zerokara/Catch-v0", 10_000, seed=1, frame_stack=4)  # as an agent sees it
 
 Shapes: N images, C = stack * colours, H, W pixels.
 """
@@ -22,9 +22,9 @@ def record(
     number: int,
     *,
     seed: int,
-    stack: int = 1,
+    frame_stack: int = 1,
     size: int = 84,
-    grey: bool = True,
+    grayscale: bool = True,
     num_envs: int = 16,
     progress: Progress | None = None,
 ) -> np.ndarray:
@@ -45,7 +45,7 @@ def record(
     """
     if number < 1:
         raise UserError(f"The number of frames must be at least 1, got {number}.")
-    env = envs.make(id, num_envs, stack=stack, size=size, grey=grey)
+    env = envs.make(id, num_envs, frame_stack=frame_stack, size=size, grayscale=grayscale)
     try:
         rng = np.random.default_rng(seed)
         obs = env.reset(seed)

@@ -141,11 +141,11 @@ class GymnasiumVectorEnv(VectorEnv):
         meanings = getattr(envs[0].unwrapped, "get_action_meanings", None)
         names = meanings() if meanings else range(self._first_action, self._first_action + self.num_actions)
         self.action_names = tuple(str(name) for name in names)
-        self._size, self._grey = settings["size"], settings["grey"]
+        self._size, self._grey = settings["size"], settings["grayscale"]
         self.frame_channels = 1 if self._grey else 3
         frame_shape = (self.frame_channels, self._size, self._size)
-        self._stack = FrameStack(self.num_envs, settings["stack"], frame_shape)
-        self.obs_shape = (settings["stack"] * self.frame_channels, self._size, self._size)
+        self._stack = FrameStack(self.num_envs, settings["frame_stack"], frame_shape)
+        self.obs_shape = (settings["frame_stack"] * self.frame_channels, self._size, self._size)
         self._log = ActionLog(id, self.num_envs, self.settings, reseed_every_steps=0)
         self._lives_N = np.zeros(self.num_envs, np.int64)
         self._age_N = np.zeros(self.num_envs, np.int64)  # steps since the episode's start
@@ -209,7 +209,7 @@ class GymnasiumVectorEnv(VectorEnv):
         obs = np.zeros_like(self._stack.obs)
         self._started = False  # until it has worked
         for i, seed in enumerate(self._log.seeds(np.ones(self.num_envs, bool))):
-            images = deque([self._begin(i, int(seed))], maxlen=self.settings["stack"])
+            images = deque([self._begin(i, int(seed))], maxlen=self.settings["frame_stack"])
             images.extend(self._advance(i, int(action))[0] for action in self._log.actions(i))
             newest = np.concatenate([self._frame(image) for image in images])
             obs[i, -len(newest) :] = newest

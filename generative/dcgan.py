@@ -30,7 +30,7 @@ from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, entry, flag, to_dict
 from zerokara.core.distributed import World
 from zerokara.core.media import write_png
-from zerokara.core.models.weights import init_backbone
+from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.probe import probe
 from zerokara.core.programs import program_command
 from zerokara.core.run import Run
@@ -128,7 +128,7 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
     training = Training(config, data, compute, world)
     latest = run.path(f"checkpoint-{world.rank}.pt")
     if not world.any(latest.exists(), compute.torch_device):
-        provenance.remember(run, config.init_backbone)
+        provenance.remember(run, config.pretrained_backbone)
     judge = Judge(config, data, run.extra)
     begin(training, run, latest)
     for remark in data.remarks:
@@ -222,8 +222,10 @@ def begin(training: Training, run: Run, latest: Path) -> None:
         for frame in (run.folder / "film").glob("*.png"):
             if int(frame.stem) > training.update:
                 frame.unlink()  # it will be painted again, or otherwise
-    elif config.init_backbone:
-        run.say(str(init_backbone(training.learner.discriminator.backbone, zoo.eye(config.init_backbone))))
+    elif config.pretrained_backbone:
+        run.say(
+            str(load_pretrained_backbone(training.learner.discriminator.backbone, zoo.eye(config.pretrained_backbone)))
+        )
 
 
 class Window:

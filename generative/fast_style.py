@@ -154,7 +154,7 @@ class Data:
         style = resized(style, sizes(style.shape[0], style.shape[1], longest, 1)[0])
         folder = home(Path(config.data_dir) if config.data_dir else None)
         place = config.data if config.data in DATASETS else str(locate(config.data, folder) or config.data)
-        asked = DataConfig(data=place, data_dir=config.data_dir, image_size=(config.image_size,), grey=False)
+        asked = DataConfig(data=place, data_dir=config.data_dir, image_size=(config.image_size,), grayscale=False)
         photographs, remarks = load_split(asked, "train")
         if len(photographs) < config.held_out_images + config.batch_size:
             raise UserError(

@@ -6,8 +6,8 @@
 Gatys et al. 2016, "Image Style Transfer Using Convolutional Neural Networks": the pixels themselves are optimised, by
 L-BFGS, until an eye finds in them the content of the one picture (relu4_2) and the style of the other (the Gram
 matrices of relu1_1 to relu5_1). First small, then at twice the size, so that strokes are laid out before they are
-drawn. Unasked a slim VGG of ours is the eye; torchvision's weights, a run (--init-backbone) or another network of the
-zoo (--eye) can be. The result is runs/<name>/result.png, with a film of its making. docs/style.md has pictures.
+drawn. Unasked a slim VGG of ours is the eye; torchvision's weights, a run (--pretrained-backbone) or another network of
+the zoo (--eye) can be. The result is runs/<name>/result.png, with a film of its making. docs/style.md has pictures.
 
 Shapes: C channels, H, W pixels.
 """

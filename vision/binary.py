@@ -70,7 +70,7 @@ class Training(Epochs[BinaryNetwork]):
             network=config.network,
             units=config.units,
             layers=config.layers,
-            width=config.width,
+            width=config.width_multiplier,
             classes=images.train.classes,
             channels=channels,
             image_size=(height, width),

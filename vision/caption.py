@@ -3,7 +3,7 @@
     python -m vision.caption --data flickr8k-1000
 
 Vinyals et al. 2015, "Show and Tell": any network of core.backbones sees, an LSTM tells what, word by word, and a beam
-search finds the sentence. The eye's weights come from a run or the zoo (--init-backbone) or from torchvision
+search finds the sentence. The eye's weights come from a run or the zoo (--pretrained-backbone) or from torchvision
 (--weights) and then stay as they are; without either it learns along. docs/caption.md has the figures.
 
 Photographs are split by --split into those that are learnt from, those on which the best epoch is chosen, and those on
@@ -63,7 +63,7 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
         f"{len(data.test):,} to be scored on; {len(training.card.words):,} words"
     )
     if not going_on:
-        provenance.remember(run, config.init_backbone)
+        provenance.remember(run, config.pretrained_backbone)
         learns = "learns along" if training.learns_eye else "stays as is"
         run.say(f"eye: {training.card.backbone}, {training.report}; it {learns}")
         save(training, run)

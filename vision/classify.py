@@ -27,7 +27,7 @@ from zerokara.core.config import entry, to_dict
 from zerokara.core.distributed import World
 from zerokara.core.models import model_file
 from zerokara.core.models.classifier import Classifier
-from zerokara.core.models.weights import init_backbone
+from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.programs import program_command
 from zerokara.core.report import write_json
 from zerokara.core.run import Run
@@ -56,7 +56,7 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
         f"{training.card.data}: {len(images.train):,} images to learn from, {len(images.validation):,} to choose on"
     )
     if not going_on:
-        provenance.remember(run, config.init_backbone)
+        provenance.remember(run, config.pretrained_backbone)
         run.say(summary(training.network, (1, *images.train.shape)))
         log_start(training.network, training.card, training.batch(torch.arange(min(32, len(images.train)))), run)
         save(training, run)
@@ -74,8 +74,8 @@ def load_weights(config: Config, classifier: Classifier) -> list[str]:
     reports = []
     if config.weights:
         reports.append(str(classifier.load_published(Path(config.weights))))
-    if config.init_backbone:
-        reports.append(str(init_backbone(classifier.backbone, zoo.eye(config.init_backbone))))
+    if config.pretrained_backbone:
+        reports.append(str(load_pretrained_backbone(classifier.backbone, zoo.eye(config.pretrained_backbone))))
     return reports
 
 

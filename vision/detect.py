@@ -31,7 +31,7 @@ from zerokara.core.data.boxes import BoxSet
 from zerokara.core.distributed import World
 from zerokara.core.divergence import diverged
 from zerokara.core.media import grid
-from zerokara.core.models.weights import init_backbone
+from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.probe import probe
 from zerokara.core.programs import program_command
 from zerokara.core.report import write_json
@@ -115,9 +115,9 @@ def train(config: Config, run: Run, data: Data, training: Training, validation: 
     latest = run.path(f"checkpoint-{world.rank}.pt")
     going_on = run.restore(latest, training.load_state_dict)
     if not going_on and (path := config.eye_path()) is not None:
-        run.say(str(init_backbone(training.detector.net.backbone, path)))
+        run.say(str(load_pretrained_backbone(training.detector.net.backbone, path)))
         world.broadcast(training.detector)
-        provenance.remember(run, config.init_backbone)
+        provenance.remember(run, config.pretrained_backbone)
 
     def save() -> None:
         if not training.is_finite():

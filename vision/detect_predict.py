@@ -71,7 +71,7 @@ class Looked:
 def look(detector: Detector, picture_HWC: np.ndarray, compute: Compute, confidence: float) -> Looked:
     """Everything in a picture (H, W, C) uint8 of any size and colours."""
     card = detector.card
-    picture_HWC = in_colours(picture_HWC, grey=False)
+    picture_HWC = in_colours(picture_HWC, grayscale=False)
     small_HWC, scale = scaled_to(picture_HWC, card.image_side)
     began = time.perf_counter()
     proposals_P4 = torch.from_numpy(propose(small_HWC, card.search, card.proposals)).float()

@@ -95,7 +95,7 @@ def images_for(options: Options, card: Card) -> ImageSet:
         "train",
         data_dir=Path(options.data_dir) if options.data_dir else None,
         image_size=height if height == width else None,
-        grey=card.channels == 1,
+        grayscale=card.channels == 1,
     )
     if everything.shape != (card.channels, height, width):
         raise UserError(

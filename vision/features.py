@@ -204,11 +204,11 @@ def draw_looks(images: ImageSet, looks: Sequence[Look], classes: Sequence[str]) 
     axes_RC = figure.subplots(3, len(looks), squeeze=False)
     for column, look in enumerate(looks):
         picture = images.images[look.place].permute(1, 2, 0).float().numpy() / 255
-        grey = picture.mean(2, keepdims=True)
+        grayscale = picture.mean(2, keepdims=True)
         show(axes_RC[0, column], np.broadcast_to(picture, (*picture.shape[:2], 3)))
         heat = look.cam_HW / look.cam_HW.max().clamp(min=1e-12)
         colours = colormaps["inferno"](heat.numpy())[..., :3]
-        show(axes_RC[1, column], 0.35 * grey + 0.65 * colours)
+        show(axes_RC[1, column], 0.35 * grayscale + 0.65 * colours)
         height, width = images.shape[1:]
         shown = axes_RC[2, column].imshow(
             look.left_hw.numpy(), cmap="viridis", vmin=0, vmax=1, extent=(0, width, height, 0)

@@ -88,7 +88,7 @@ def keep(
     if len(content) > zoo.MOST_BYTES:
         raise UserError(
             f"{run} takes {len(content) / 1e6:.1f} MB as float16, and the zoo's limit is {zoo.MOST_BYTES / 1e6:g} MB: "
-            f"train one with a smaller --width."
+            f"train one with a smaller --width-multiplier."
         )
     write_atomically(place, lambda file: file.write(content))
     zoo.zoo.cache_clear()

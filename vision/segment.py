@@ -1,7 +1,7 @@
 """Segment: a class for every pixel of a street, by FCN or SegNet on the eye of one's choice.
 
-    python -m vision.segment --data camvid --init-backbone photographs
-    python -m vision.segment --data camvid --init-backbone photographs-vgg --preset segnet-slim
+    python -m vision.segment --data camvid --pretrained-backbone photographs
+    python -m vision.segment --data camvid --pretrained-backbone photographs-vgg --preset segnet-slim
 
 Shelhamer, Long and Darrell 2015, "Fully Convolutional Networks for Semantic Segmentation"; Badrinarayanan, Kendall and
 Cipolla 2017, "SegNet: A Deep Convolutional Encoder-Decoder Architecture". The default is FCN on a slim ResNet, made for
@@ -25,7 +25,7 @@ import torch
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, entry, to_dict
 from zerokara.core.distributed import World
-from zerokara.core.models.weights import Loaded, init_backbone
+from zerokara.core.models.weights import Loaded, load_pretrained_backbone
 from zerokara.core.programs import program_command
 from zerokara.core.report import write_json
 from zerokara.core.run import Run
@@ -57,7 +57,7 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
         f"{len(training.card.classes)} classes; {config.network} on {config.backbone}, {parameters:,} parameters"
     )
     if not going_on:
-        provenance.remember(run, config.init_backbone)
+        provenance.remember(run, config.pretrained_backbone)
         # A corner of its own for the random numbers, so that pictures of the start do not change the run.
         before = training.generator.get_state()
         log_start(training.network, training.card, training.batch(torch.arange(min(8, len(images.train)))), run)
@@ -77,8 +77,8 @@ def start_from(config: Config, network: Segmenter) -> list[str]:
     reports = []
     if config.weights:
         reports += network.load_published(Path(config.weights))
-    if config.init_backbone:
-        loaded = init_backbone(network.backbone, zoo.eye(config.init_backbone))
+    if config.pretrained_backbone:
+        loaded = load_pretrained_backbone(network.backbone, zoo.eye(config.pretrained_backbone))
         if (fit := len(loaded.loaded)) < (of := fit + len(loaded.missing) + len(loaded.wrong_shape)) / 2:
             raise UserError(_other_eye(config, loaded, fit, of))
         reports.append(str(loaded))
@@ -87,8 +87,9 @@ def start_from(config: Config, network: Segmenter) -> list[str]:
 
 def _other_eye(config: Config, loaded: Loaded, fit: int, of: int) -> str:
     return (
-        f"Only {fit} of {of} tensors of {loaded.source} fit a {config.backbone} of --width {config.width:g} with the "
-        f"{config.stem} stem: give the --backbone, --width and --stem that it was trained with (its config.json, or "
+        f"Only {fit} of {of} tensors of {loaded.source} fit a {config.backbone} of --width-multiplier "
+        f"{config.width_multiplier:g} with the {config.stem} stem: give the --backbone, --width-multiplier and --stem "
+        f"that it was trained with (its config.json, or "
         f"{program_command('core.zoo')}, says so)."
     )
 
@@ -179,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = Data.load(config)
     with torch.device("meta"):  # and a network that cannot be, before it has a folder
         make_card(config, images).build()
-    if not config.resume and (config.weights or config.init_backbone):  # and so are weights that do not fit
+    if not config.resume and (config.weights or config.pretrained_backbone):  # and so are weights that do not fit
         with torch.random.fork_rng():
             start_from(config, make_card(config, images).build())
     with (

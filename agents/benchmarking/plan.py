@@ -89,8 +89,8 @@ def plan(
                 f"There is no preset {preset!r}{suggest(preset, PRESETS)}: give --presets some of {', '.join(PRESETS)}."
             )
     given = _settings(settings)
-    alike: dict[str, Any] = {"protocol": protocol, "threads": threads, "video": False}
-    alike |= {} if steps is None else {"steps": steps}
+    alike: dict[str, Any] = {"protocol": protocol, "threads": threads, "capture_video": False}
+    alike |= {} if steps is None else {"total_steps": steps}
     of_preset = {preset: _of_preset(preset, alike, given, evaluations) for preset in presets}
     runs: list[Planned] = []
     for seed in dict.fromkeys(seeds):
@@ -101,7 +101,7 @@ def plan(
                 kind, config_class, _, _ = PRESETS[preset]
                 line = words(config_class, {**fields, **own})
                 runs.append(Planned(env, preset, seed, kind, replace(config, **own), tuple(line)))
-    lengths = {run.preset: run.config.steps for run in runs}
+    lengths = {run.preset: run.config.total_steps for run in runs}
     if len(set(lengths.values())) > 1:
         each = ", ".join(f"{preset} {length:,}" for preset, length in lengths.items())
         raise UserError(f"Runs of different lengths cannot be compared ({each} steps): give one by --steps.")
@@ -118,7 +118,7 @@ def _of_preset(
     fields: dict[str, Any] = {"preset": own, **alike, **given}
     config = read_config(words(config_class, fields))
     if config.eval_every_steps and "eval_every_steps" not in given:
-        fields["eval_every_steps"] = max(1, config.steps // evaluations)
+        fields["eval_every_steps"] = max(1, config.total_steps // evaluations)
         config = replace(config, eval_every_steps=fields["eval_every_steps"])
     return config, fields
 
@@ -131,7 +131,7 @@ def _settings(settings: Sequence[str]) -> dict[str, str]:
         field = field.lstrip("-").replace("-", "_")
         if not equals or not field:
             raise UserError(f"--settings cannot be {setting!r}: it must be field=value, such as width=0.25.")
-        if field in {"env", "preset", "seed", "name", "protocol", "resume", "steps", "threads", "device"}:
+        if field in {"env", "preset", "seed", "name", "protocol", "resume", "total_steps", "threads", "device"}:
             raise UserError(f"--settings cannot be {setting!r}: the benchmark sets {field} itself; see --help.")
         given[field] = value
     return given
@@ -182,7 +182,7 @@ def state(run: Planned) -> State:
         step = checkpoint.load(run.folder / CHECKPOINT, run.kind)["step"]
     except (UserError, KeyError):  # there is none yet, or it is damaged, which the run itself will say
         return "begun"
-    return "finished" if step >= run.config.steps else "begun"
+    return "finished" if step >= run.config.total_steps else "begun"
 
 
 def job(run: Planned, begun: bool, log: Path) -> Job:
@@ -193,12 +193,12 @@ def job(run: Planned, begun: bool, log: Path) -> Job:
 
 def needs(config: Settings) -> dict[str, int]:
     """Bytes that a run takes, of "main" memory and of its GPU: what its replay announces, and the process."""
-    frame = (1 if config.grey else 3, config.image_size, config.image_size)
+    frame = (1 if config.grayscale else 3, config.image_size, config.image_size)
     if isinstance(config, dqn.Config):
         kept = bytes_needed(config.replay_capacity, config.checkpoint_every_steps + 4 * config.num_envs, frame)
     else:
         assert isinstance(config, pqn.Config)
-        kept = bytes_needed(config.rollout_steps * config.num_envs * config.stack, 0, frame)
+        kept = bytes_needed(config.rollout_steps * config.num_envs * config.frame_stack, 0, frame)
     if config.device.startswith("cuda"):
         return {"main": PROCESS_BYTES, config.device: kept + DEVICE_BYTES}
     return {"main": kept + PROCESS_BYTES}

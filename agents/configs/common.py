@@ -30,7 +30,7 @@ class Settings:
     """Folder under runs/; empty: made of environment, preset and seed."""
     seed: Annotated[int, Range(0, 10**6)] = 1
     """Seed of everything that is random."""
-    steps: Count = 1_000_000
+    total_steps: Count = 1_000_000
     """Length of the run, in agent steps over all environments."""
     resume: bool = False
     """Go on with the run of this name from its last checkpoint."""
@@ -43,7 +43,7 @@ class Settings:
     protocol: ProtocolName = "nature"
     """Atari settings that the next fields leave open: nature and 100k (no-op starts) or machado (sticky actions);
     where it is typed, also how the run is scored (agents/configs/protocols.py)."""
-    sticky: Annotated[float | None, Range(0, 1)] = None
+    repeat_action_probability: Annotated[float | None, Range(0, 1)] = None
     """Probability that the emulator repeats the previous action; None: the protocol's."""
     noop_max: OptionalCount = None
     """At most so many actions of doing nothing begin an episode; None: the protocol's."""
@@ -51,28 +51,28 @@ class Settings:
     """Press fire at the start of games that wait for it; None: the protocol's."""
     frame_skip: Annotated[int | None, Range(1)] = None
     """Frames for which an action is held; None: the protocol's."""
-    full_action_set: bool | None = None
+    full_action_space: bool | None = None
     """All 18 actions of the console in place of the game's own; None: the protocol's."""
     max_episode_frames: Annotated[int | None, Range(1)] = None
     """Frames after which an episode is truncated; None: the protocol's."""
-    stack: Annotated[int, Range(1, 16)] = 4
+    frame_stack: Annotated[int, Range(1, 16)] = 4
     """Frames that make an observation."""
     image_size: Annotated[int, Range(16, 512)] = 84
     """Height and width of a frame, in pixels."""
-    grey: bool = True
-    """Grey frames; with --no-grey, RGB."""
+    grayscale: bool = True
+    """Grey frames; with --no-grayscale, RGB."""
 
     # --- exploration -----------------------------------------------------------------------------------------------
-    epsilon_zeta: Annotated[float | None, Range(1, low_open=True)] = None
+    ez_greedy_zeta: Annotated[float | None, Range(1, low_open=True)] = None
     """Hold a random action for n steps, n^-zeta likely: 2 in the paper of temporally extended epsilon-greedy; None: for
     one step."""
 
     # --- the step size ---------------------------------------------------------------------------------------------
     learning_rate: Positive = 5e-4
     """Step size of the optimiser, at first."""
-    learning_rate_end: Annotated[float | None, Range(0, low_open=True)] = None
+    final_learning_rate: Annotated[float | None, Range(0, low_open=True)] = None
     """Step size after a linear decline; None: --learning-rate throughout."""
-    learning_rate_steps: Count = 500_000
+    learning_rate_decay_steps: Count = 500_000
     """Agent steps over which it declines."""
 
     # --- evaluation ------------------------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ class Settings:
     eval_max_steps: Count = 4_500
     """Agent steps after which a game under evaluation is cut and counts as it stands: five minutes of Atari, as in the
     2015 paper."""
-    video: bool = True
+    capture_video: bool = True
     """Film a game at each evaluation."""
     stop_at_return: float | None = None
     """End the run when an evaluation reaches this mean raw return and fresh games confirm it; None: never."""
@@ -113,18 +113,26 @@ class Settings:
         """
         if not self.env.startswith("ALE/"):
             return self
-        own: dict[str, Any] = dict.fromkeys(("sticky", "noop_max", "fire_reset", "frame_skip", "max_episode_frames"))
+        own: dict[str, Any] = dict.fromkeys(
+            ("repeat_action_probability", "noop_max", "fire_reset", "frame_skip", "max_episode_frames")
+        )
         return replace(self, protocol=protocol, **own)
 
     def env_settings(self) -> dict[str, Any]:
         """What `envs.make` takes beside id and number: the protocol and everything that departs from it."""
         settings = {
-            "sticky": self.sticky,
+            "repeat_action_probability": self.repeat_action_probability,
             "noop_max": self.noop_max,
             "fire_reset": self.fire_reset,
             "frame_skip": self.frame_skip,
-            "full_action_set": self.full_action_set,
+            "full_action_space": self.full_action_space,
             "max_episode_frames": self.max_episode_frames,
         }
         given = {key: value for key, value in settings.items() if value is not None}
-        return {"protocol": self.protocol, "stack": self.stack, "size": self.image_size, "grey": self.grey, **given}
+        return {
+            "protocol": self.protocol,
+            "frame_stack": self.frame_stack,
+            "size": self.image_size,
+            "grayscale": self.grayscale,
+            **given,
+        }

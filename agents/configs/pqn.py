@@ -22,7 +22,7 @@ class Config(Settings):
 
     preset: str = "paper"
     """Named set of defaults for all that follows."""
-    steps: Count = 10_000_000
+    total_steps: Count = 10_000_000
     """Length of the run, in agent steps over all environments."""
     num_envs: Count = 128
     """Environments stepped together."""
@@ -30,7 +30,7 @@ class Config(Settings):
     # --- the network -----------------------------------------------------------------------------------------------
     backbone: Literal["nature", "nips", "der"] = "nature"
     """The eye, by its name in core.backbones."""
-    width: Annotated[float, Range(0.1, 16)] = 1.0
+    width_multiplier: Annotated[float, Range(0.1, 16)] = 1.0
     """Factor on the backbone's channels."""
     hidden_units: Count = 512
     """Units of the head's hidden layer."""
@@ -40,17 +40,17 @@ class Config(Settings):
     # --- learning --------------------------------------------------------------------------------------------------
     rollout_steps: Count = 32
     """Steps that every environment plays before the network learns from them."""
-    epochs: Count = 2
+    update_epochs: Count = 2
     """Passes over them."""
-    minibatches: Count = 32
+    num_minibatches: Count = 32
     """Updates in each pass."""
     gamma: Fraction = 0.99
     """Discount of one agent step."""
-    trace: Fraction = 0.65
+    td_lambda: Fraction = 0.65
     """Lambda of the returns: 0 bootstraps after one step, 1 after the last of the rollout."""
-    reward_clip: bool = True
+    clip_rewards: bool = True
     """Learn from the sign of a reward; scores are always reported raw."""
-    life_loss_ends: bool = True
+    terminal_on_life_loss: bool = True
     """A lost life ends the learner's episode, never the game."""
     learning_rate: Positive = 2.5e-4
     """Step size of RAdam, at first."""
@@ -62,7 +62,7 @@ class Config(Settings):
     """Probability of a random action at the start."""
     epsilon_end: Fraction = 0.001
     """Probability of a random action after the decline."""
-    epsilon_steps: Count = 1_000_000
+    epsilon_decay_steps: Count = 1_000_000
     """Agent steps over which it declines, linearly."""
 
     # --- evaluation and keeping ------------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # Gallici et al. 2024, as published for Atari: 40,000,000 frames.
     "paper": {},
     # The same for the paper's 200,000,000 frames; epsilon declines over a tenth, as it does there.
-    "paper-200m": {"steps": 50_000_000, "epsilon_steps": 5_000_000},
+    "paper-200m": {"total_steps": 50_000_000, "epsilon_decay_steps": 5_000_000},
 }
 
 DEPARTURES = (
@@ -93,7 +93,7 @@ KIND = "pqn"
 
 
 # What may differ when a run goes on; everything else would make it another run.
-CHANGEABLE = {"resume", "quiet", "steps", "stop_at_return", "eval_episodes", "video"}
+CHANGEABLE = {"resume", "quiet", "total_steps", "stop_at_return", "eval_episodes", "capture_video"}
 
 
 def read_config(argv: Sequence[str] | None = None, description: str = "") -> Config:
@@ -112,10 +112,10 @@ def read_config(argv: Sequence[str] | None = None, description: str = "") -> Con
         changeable=CHANGEABLE,
         layers={"protocol": OVERRIDES},
     )
-    if config.rollout_steps * config.num_envs % config.minibatches:
+    if config.rollout_steps * config.num_envs % config.num_minibatches:
         raise UserError(
             f"--rollout-steps {config.rollout_steps} in --num-envs {config.num_envs} environments cannot be divided "
-            f"into --minibatches {config.minibatches} evenly: change one of them."
+            f"into --num-minibatches {config.num_minibatches} evenly: change one of them."
         )
     return config
 

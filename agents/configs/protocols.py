@@ -48,7 +48,7 @@ PROTOCOLS: Mapping[ProtocolName, Protocol] = {
         "eval/return",
         "mean raw return of 100 whole games at epsilon .001 after the last step, cut after 30 minutes (108,000 frames)",
         {
-            "steps": 100_000,
+            "total_steps": 100_000,
             "eval_every_steps": 100_000,
             "eval_episodes": 100,
             "eval_epsilon": 0.001,

@@ -60,15 +60,16 @@ class Categorical(Expected):
     """C51: logits of evenly spaced atoms (Bellemare et al. 2017, "A Distributional Perspective on RL").
 
     Args:
-        atoms: X; limit: they lie from -limit to limit, and returns beyond are taken for these.
+        num_atoms: X.
+        v_min, v_max: returns of the first and of the last atom; returns outside are clipped to these.
     """
 
     atom_X: Tensor
 
-    def __init__(self, atoms: int, limit: float) -> None:
+    def __init__(self, num_atoms: int, v_min: float, v_max: float) -> None:
         super().__init__()
-        self.outputs = atoms
-        self.register_buffer("atom_X", torch.linspace(-limit, limit, atoms), persistent=False)
+        self.outputs = num_atoms
+        self.register_buffer("atom_X", torch.linspace(v_min, v_max, num_atoms), persistent=False)
 
     def values(self, z_BXA: Tensor) -> Tensor:
         """Expected returns (B, A)."""
@@ -89,15 +90,15 @@ class Quantiles(Expected):
     """QR-DQN: the return's quantiles at fixed fractions (Dabney et al. 2018, "Distributional RL with Quantile Regr.").
 
     Args:
-        quantiles: X, at (i + 1/2) / X.
+        num_quantiles: X, at (i + 1/2) / X.
     """
 
     tau_1X: Tensor
 
-    def __init__(self, quantiles: int) -> None:
+    def __init__(self, num_quantiles: int) -> None:
         super().__init__()
-        self.outputs = quantiles
-        self.register_buffer("tau_1X", _midpoints(quantiles), persistent=False)
+        self.outputs = num_quantiles
+        self.register_buffer("tau_1X", _midpoints(num_quantiles), persistent=False)
 
     def loss(
         self, z_BXA: Tensor, action_B: Tensor, target_BX: Tensor, weight_B: Tensor, tau_BT: Tensor | None
@@ -115,22 +116,27 @@ class ImplicitQuantiles(Quantiles):
 
     Args:
         features: F.
-        quantiles: T, drawn for the prediction (the paper's N).
-        target_quantiles: drawn for the target (N').
-        policy_quantiles: evenly spaced, for values (K).
-        cosines: numbers of the embedding.
+        num_tau_samples: T, drawn for the prediction (the paper's N).
+        num_target_tau_samples: drawn for the target (N').
+        num_policy_tau_samples: evenly spaced, for values (K).
+        cosine_embedding_dim: C, cosines that embed a fraction.
     """
 
     frequency_C: Tensor
 
     def __init__(
-        self, features: int, quantiles: int, target_quantiles: int, policy_quantiles: int, cosines: int
+        self,
+        features: int,
+        num_tau_samples: int,
+        num_target_tau_samples: int,
+        num_policy_tau_samples: int,
+        cosine_embedding_dim: int,
     ) -> None:
-        super().__init__(policy_quantiles)
+        super().__init__(num_policy_tau_samples)
         self.outputs = 1
-        self.quantiles, self.target_quantiles = quantiles, target_quantiles
-        self.embedding = nn.Linear(cosines, features)
-        self.register_buffer("frequency_C", math.pi * torch.arange(cosines), persistent=False)
+        self.num_tau_samples, self.num_target_tau_samples = num_tau_samples, num_target_tau_samples
+        self.embedding = nn.Linear(cosine_embedding_dim, features)
+        self.register_buffer("frequency_C", math.pi * torch.arange(cosine_embedding_dim), persistent=False)
 
     def at(self, features_BF: Tensor, tau_BT: Tensor | None) -> Tensor:
         """Features (B * T, F) for the fractions, or for the evenly spaced ones."""
@@ -140,17 +146,21 @@ class ImplicitQuantiles(Quantiles):
 
     def draw(self, batch_size: int, generator: torch.Generator) -> Draws:
         """Uniform fractions."""
-        shapes = (batch_size, self.quantiles), (batch_size, self.target_quantiles)
+        shapes = (batch_size, self.num_tau_samples), (batch_size, self.num_target_tau_samples)
         online, target = (torch.rand(shape, generator=generator, device=generator.device) for shape in shapes)
         return online, target
 
 
 HEADS: dict[str, Callable[[Any, int], Expected]] = {
     "q": lambda config, features: Expected(),
-    "c51": lambda config, features: Categorical(config.atoms, config.atom_limit),
-    "qr": lambda config, features: Quantiles(config.quantiles),
+    "c51": lambda config, features: Categorical(config.num_atoms, *config.value_range),
+    "qr": lambda config, features: Quantiles(config.num_quantiles),
     "iqn": lambda config, features: ImplicitQuantiles(
-        features, config.quantiles, config.target_quantiles, config.policy_quantiles, config.cosines
+        features,
+        config.num_tau_samples,
+        config.num_target_tau_samples,
+        config.num_policy_tau_samples,
+        config.cosine_embedding_dim,
     ),
 }
 

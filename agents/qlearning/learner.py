@@ -128,13 +128,13 @@ class Learner:
                 z_BXA = self.target.outputs(features_BF, next_tau_BS)
                 q_BA = head.values(z_BXA) if next_tau_BS is None else self.target.values(features_BF)
                 if config.munchausen:
-                    temperature = config.munchausen_temperature
+                    temperature = config.munchausen_tau
                     reward_B = reward_B + munchausen_bonus(
                         self.target(images),
                         action_B,
-                        scale=config.munchausen_scale,
+                        scale=config.munchausen_alpha,
                         temperature=temperature,
-                        floor=config.munchausen_floor,
+                        floor=config.munchausen_clip,
                     )
                     following = soft(z_BXA, q_BA, temperature)
                 else:
@@ -163,7 +163,7 @@ class Learner:
             fresh = dict(self.compute.module(self._make()).named_parameters())
         with torch.no_grad():
             for name, weight in self.network.named_parameters():
-                weight.lerp_(fresh[name], self.config.reset_eye_share if name.startswith("backbone.") else 1.0)
+                weight.lerp_(fresh[name], self.config.reset_perturb_factor if name.startswith("backbone.") else 1.0)
             for tensors in self.optimizer.state_dict()["state"].values():
                 torch._foreach_zero_(list(tensors.values()))
         self.refresh()

@@ -29,9 +29,9 @@ class QNetwork(nn.Module):
         hidden_units: units of the hidden layer (of each stream, if dueling).
         dueling: split into value and advantage (Wang et al. 2016, "Dueling Network Architectures", equation 9).
         layer_norm: normalise the hidden layer before its ReLU (Ba et al. 2016; in Q-learning Gallici et al. 2024).
-        stream_gradient: factor on the gradient that flows from the streams into the backbone (Wang et al. 2016, section
-            4.2, which has 1 / sqrt(2) for two streams).
-        noisy_sigma: linear layers have noise of this size at first (Fortunato et al. 2018); None: they have none.
+        backbone_gradient_scale: factor on the gradient that flows from the streams into the backbone (Wang et al. 2016,
+            section 4.2, which has 1 / sqrt(2) for two streams).
+        noisy_sigma_init: linear layers have noise of this size at first (Fortunato et al. 2018); None: they have none.
         backbone_options: what else the backbone takes.
         head: made from the number of features; None: expected returns alone.
     """
@@ -46,22 +46,22 @@ class QNetwork(nn.Module):
         hidden_units: int,
         dueling: bool,
         layer_norm: bool,
-        stream_gradient: float = 1.0,
-        noisy_sigma: float | None = None,
+        backbone_gradient_scale: float = 1.0,
+        noisy_sigma_init: float | None = None,
         head: Callable[[int], Expected] | None = None,
         backbone_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.num_actions = num_actions
-        self.stream_gradient = stream_gradient
+        self.backbone_gradient_scale = backbone_gradient_scale
         # Whether training and playing differ: noise is off, and power iterations rest, where nobody learns.
-        self.has_modes = noisy_sigma is not None or bool((backbone_options or {}).get("spectral_norm"))
+        self.has_modes = noisy_sigma_init is not None or bool((backbone_options or {}).get("spectral_norm"))
         self.backbone = build(backbone, obs_shape[0], obs_shape[1:], width=width, **(backbone_options or {}))
         features = self.backbone.features
         self.head = Expected() if head is None else head(features)
         outputs = self.head.outputs
-        self.advantage = _stream(features, hidden_units, outputs * num_actions, layer_norm, noisy_sigma)
-        self.value = _stream(features, hidden_units, outputs, layer_norm, noisy_sigma) if dueling else None
+        self.advantage = _stream(features, hidden_units, outputs * num_actions, layer_norm, noisy_sigma_init)
+        self.value = _stream(features, hidden_units, outputs, layer_norm, noisy_sigma_init) if dueling else None
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Q-values (B, A) in float32, of images scaled to [0, 1]."""
@@ -70,9 +70,9 @@ class QNetwork(nn.Module):
     def features(self, x_BCHW: Tensor) -> Tensor:
         """What the eye sees, (B, F)."""
         features_BF: Tensor = self.backbone(x_BCHW).flatten(1)
-        if self.stream_gradient == 1:
+        if self.backbone_gradient_scale == 1:
             return features_BF
-        return torch.lerp(features_BF.detach(), features_BF, self.stream_gradient)
+        return torch.lerp(features_BF.detach(), features_BF, self.backbone_gradient_scale)
 
     def values(self, features_BF: Tensor) -> Tensor:
         """Q-values (B, A) in float32."""
@@ -92,15 +92,18 @@ class QNetwork(nn.Module):
 
 
 def _stream(
-    features: int, hidden_units: int, outputs: int, layer_norm: bool, noisy_sigma: float | None
+    features: int, hidden_units: int, outputs: int, layer_norm: bool, noisy_sigma_init: float | None
 ) -> nn.Sequential:
     """Hidden layer and output. He initialisation; the outputs start near zero, so that no action starts favoured.
 
     Noisy layers start as their paper has them.
     """
     norm = nn.LayerNorm(hidden_units) if layer_norm else nn.Identity()
-    if noisy_sigma is not None:
-        layers = NoisyLinear(features, hidden_units, noisy_sigma), NoisyLinear(hidden_units, outputs, noisy_sigma)
+    if noisy_sigma_init is not None:
+        layers = (
+            NoisyLinear(features, hidden_units, noisy_sigma_init),
+            NoisyLinear(hidden_units, outputs, noisy_sigma_init),
+        )
         return nn.Sequential(layers[0], norm, ReLU(), layers[1])
     hidden, out = nn.Linear(features, hidden_units), nn.Linear(hidden_units, outputs)
     nn.init.kaiming_normal_(hidden.weight, nonlinearity="relu")
@@ -120,12 +123,12 @@ def make_network(config: dqn.Config, obs_shape: tuple[int, int, int], num_action
         obs_shape,
         num_actions,
         backbone=config.backbone,
-        width=config.width,
+        width=config.width_multiplier,
         hidden_units=config.hidden_units,
         dueling=config.dueling,
         layer_norm=config.layer_norm,
-        stream_gradient=config.stream_gradient,
-        noisy_sigma=config.noisy_sigma if config.noisy else None,
+        backbone_gradient_scale=config.backbone_gradient_scale,
+        noisy_sigma_init=config.noisy_sigma_init if config.noisy else None,
         head=functools.partial(HEADS[config.head], config),
         backbone_options=options.get(config.backbone),
     )
@@ -137,7 +140,7 @@ def make_pqn_network(config: pqn.Config, obs_shape: tuple[int, int, int], num_ac
         obs_shape,
         num_actions,
         backbone=config.backbone,
-        width=config.width,
+        width=config.width_multiplier,
         hidden_units=config.hidden_units,
         dueling=False,
         layer_norm=config.layer_norm,

@@ -100,7 +100,7 @@ class PrioritisedReplay(Replay):
         # From the slot that had no successor yet to the newest, and those that have left the window.
         fresh_ES = (before - 1)[:, None] + np.arange(3)
         low = self.oldest
-        gone_ES = self._gone[:, None] + np.arange(self.stack + 2)
+        gone_ES = self._gone[:, None] + np.arange(self.frame_stack + 2)
         self._gone = low
         fresh = (fresh_ES >= low[:, None]) & (fresh_ES >= 0) & (fresh_ES < self.head[:, None])
         gone = gone_ES < low[:, None]

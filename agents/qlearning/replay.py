@@ -87,17 +87,18 @@ class Replay:
         function: Callable[[Find], Find] = lambda find: find,
         say: Callable[[str], object] = lambda text: None,
     ) -> None:
-        self.stack = obs_shape[0] // frame_channels
+        self.frame_stack = obs_shape[0] // frame_channels
         self.frame_shape = (frame_channels, *obs_shape[1:])
         self.num_envs, self.n_step, self.device = num_envs, n_step, device
         self._horizon: Tensor | None = None  # steps of the return, where that is annealed
         self._discount: Tensor | float = gamma  # of one step
         self.window = -(-capacity // num_envs)  # slots of one ring that may be sampled
         self.slots = self.window + -(-slack // num_envs)
-        if self.window < self.stack + n_step + 1:
+        if self.window < self.frame_stack + n_step + 1:
             raise UserError(
-                f"A replay of {capacity} transitions gives each of {num_envs} environments {self.window} slots, fewer "
-                f"than the {self.stack + n_step + 1} that one {n_step}-step sample spans; raise --replay-capacity."
+                f"A replay of {capacity} transitions gives each of {num_envs} environments {self.window} slots, "
+                f"fewer than the {self.frame_stack + n_step + 1} that one {n_step}-step sample spans; "
+                f"raise --replay-capacity."
             )
         self.bytes = bytes_needed(num_envs * self.window, num_envs * (self.slots - self.window), self.frame_shape)
         self.folder, self._on_host = folder, device.type == "cpu"
@@ -156,7 +157,7 @@ class Replay:
     @property
     def oldest(self) -> np.ndarray:
         """(E,) the oldest slots that may be sampled; those before only lend frames to their stacks."""
-        return np.where(self.head > self.window, self.head - self.window + self.stack - 1, 0)
+        return np.where(self.head > self.window, self.head - self.window + self.frame_stack - 1, 0)
 
     def anneal(self, n_step: int, gamma: float) -> None:
         """From now on sum returns over `n_step` steps, at most those that it was made for, with this discount."""
@@ -198,7 +199,7 @@ class Replay:
         """The transitions that start at the given slots (counted since the beginning) of the given rings."""
         frame_2BK, action_B, reward_B, discount_B, weight_B = self._rows(env_B, slot_B)
         obs_2B = self._ring["frame"].index_select(0, frame_2BK.flatten())
-        obs_2B = obs_2B.view(2, len(slot_B), self.stack * self.frame_shape[0], *self.frame_shape[1:])
+        obs_2B = obs_2B.view(2, len(slot_B), self.frame_stack * self.frame_shape[0], *self.frame_shape[1:])
         return Batch(obs_2B[0], action_B, reward_B, discount_B, obs_2B[1], weight_B)
 
     def _find(self, env_B: Tensor, slot_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -237,7 +238,7 @@ class Replay:
         zeros = self.num_envs * self.slots
         rows = []
         inside_B = torch.ones_like(slot_B, dtype=torch.bool)
-        for _ in range(self.stack):
+        for _ in range(self.frame_stack):
             row_B = env_B * self.slots + slot_B % self.slots
             rows.append(torch.where(inside_B, row_B, zeros))
             inside_B = inside_B & ((self._ring["flag"][row_B] & FIRST) == 0)
@@ -323,7 +324,7 @@ def _in_files(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.
             paths[name].unlink(missing_ok=True)
         raise UserError(
             f"The replay's files of {sum(sizes.values()) / 1e9:.2f} GB could not be made in {folder} "
-            f"({error.strerror}); free some space, lower --replay-capacity, or pass --no-keep-replay."
+            f"({error.strerror}); free some space, lower --replay-capacity, or pass --no-save-replay."
         ) from error
     return {name: np.memmap(path, _NUMPY[name], "r+", shape=shapes[name]) for name, path in paths.items()}
 
@@ -357,5 +358,5 @@ def _refuse_if_too_large(size: int, device: torch.device, folder: Path | None) -
         if size > free:
             raise UserError(
                 f"The replay needs {size / 1e9:.2f} GB of disk in {folder} and {free / 1e9:.2f} GB are free; lower "
-                f"--replay-capacity, free some space, or pass --no-keep-replay to hold it in memory only."
+                f"--replay-capacity, free some space, or pass --no-save-replay to hold it in memory only."
             )

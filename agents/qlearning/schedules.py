@@ -9,27 +9,27 @@ from zerokara.core import schedules
 
 def epsilon(config: Config, step: int) -> float:
     """Probability of a random action at this agent step."""
-    if config.epsilon_until_steps is not None and step >= config.epsilon_until_steps:
+    if config.epsilon_off_after_steps is not None and step >= config.epsilon_off_after_steps:
         return 0.0
-    return float(schedules.linear(step, config.epsilon_start, config.epsilon_end, 0, config.epsilon_steps))
+    return float(schedules.linear(step, config.epsilon_start, config.epsilon_end, 0, config.epsilon_decay_steps))
 
 
 def learning_rate(config: Settings, step: int) -> float:
     """Step size of the optimiser at this agent step."""
-    end = config.learning_rate if config.learning_rate_end is None else config.learning_rate_end
-    return schedules.linear(step, config.learning_rate, end, 0, config.learning_rate_steps)
+    end = config.learning_rate if config.final_learning_rate is None else config.final_learning_rate
+    return schedules.linear(step, config.learning_rate, end, 0, config.learning_rate_decay_steps)
 
 
 def weight_exponent(config: Config, step: int) -> float:
     """Exponent beta of prioritised replay's weights at this agent step (Schaul et al. 2016, section 3.4)."""
-    start, end = config.priority_weight_start, config.priority_weight_end
-    return schedules.linear(step, start, end, 0, config.priority_weight_steps)
+    start, end = config.per_beta_start, config.per_beta_end
+    return schedules.linear(step, start, end, 0, config.per_beta_steps)
 
 
 def is_target_due(config: Config, updates: int) -> bool:
-    """Whether the target network is to be renewed after so many updates: agent steps count, as `target_every_steps`."""
-    before, now = ((u * config.train_every_steps // config.updates_at_once) for u in (updates - 1, updates))
-    return now // config.target_every_steps > before // config.target_every_steps
+    """True if the target network is copied after this many updates; `target_update_steps` counts agent steps."""
+    before, now = ((u * config.train_every_steps // config.gradient_steps) for u in (updates - 1, updates))
+    return now // config.target_update_steps > before // config.target_update_steps
 
 
 def is_reset_due(config: Config, updates: int) -> bool:
@@ -51,7 +51,7 @@ def horizon(config: Config, updates: int) -> tuple[int, float]:
     Both go exponentially from start to end after the start and after every reset, the discount by its distance from 1
     (Schwarzer et al. 2023, "Bigger, Better, Faster", section 3).
     """
-    at, over = since_reset(config, updates), config.anneal_updates
+    at, over = since_reset(config, updates), config.n_step_gamma_anneal_updates
     n_start, n_step = config.n_step_start or config.n_step, config.n_step
     n = round(schedules.exponential(at, n_start, n_step, 0, over))
     gamma_start, gamma = config.gamma_start, config.gamma

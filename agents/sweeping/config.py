@@ -74,10 +74,10 @@ def read_command_line(argv: Sequence[str] | None, description: str) -> tuple[Con
         raise UserError(
             "--stop-at-return cannot be given in a sweep, for it compares runs of one length: leave it out."
         )
-    if not 0 < base.eval_every_steps <= base.steps:
+    if not 0 < base.eval_every_steps <= base.total_steps:
         raise UserError(
-            f"Runs of {base.steps:,} steps with --eval-every-steps {base.eval_every_steps:,} are never evaluated, and "
-            f"nothing could be compared: give it something from 1 to {base.steps}, a tenth of the steps say."
+            f"Runs of {base.total_steps:,} steps with --eval-every-steps {base.eval_every_steps:,} have no evaluation, "
+            f"and nothing could be compared: give it something from 1 to {base.total_steps}, for example a tenth of it."
         )
     space = read_space(config.search, agent, given)
     config = replace(config, name=config.name or f"sweep-{config.agent}-{base.env.split('/')[-1]}")
@@ -112,5 +112,6 @@ def objective_in_words(config: Config, base: Any) -> str:
     over = "" if config.seeds == 1 else f", mean over {config.seeds} seeds from {base.seed} on"
     return (
         f"value of a trial: mean raw return, {which[config.objective]}{over}; an evaluation is {base.eval_episodes} "
-        f"games of {base.env} at epsilon {base.eval_epsilon}, every {base.eval_every_steps:,} of {base.steps:,} steps"
+        f"games of {base.env} at epsilon {base.eval_epsilon}, every {base.eval_every_steps:,} of {base.total_steps:,} "
+        "steps"
     )

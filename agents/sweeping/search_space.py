@@ -25,13 +25,13 @@ from zerokara.core.programs import program_command
 
 SYNTAX = "name=low..high, name=log:low..high or name=value,value"
 # What trials are compared by. Presets differ in it; a search over presets holds it as it stands without one of them.
-HELD = ("steps", "protocol", "eval_every_steps", "eval_episodes", "eval_epsilon", "eval_max_steps")
+HELD = ("total_steps", "protocol", "eval_every_steps", "eval_episodes", "eval_epsilon", "eval_max_steps")
 # And what belongs to the game that is played, or is set by the sweep itself: nothing of it can be searched.
 NEVER = frozenset(
     {
         *HELD,
-        *("env", "sticky", "noop_max", "fire_reset", "max_episode_frames", "stop_at_return"),
-        *("name", "seed", "resume", "quiet", "video"),
+        *("env", "repeat_action_probability", "noop_max", "fire_reset", "max_episode_frames", "stop_at_return"),
+        *("name", "seed", "resume", "quiet", "capture_video"),
     }
 )
 

@@ -206,7 +206,7 @@ def evaluate_and_show(session: Session, run: Run) -> bool:
         reached = fresh.mean >= (config.stop_at_return or 0)
     run.log(session.step, {**figures, "speed/hours": session.clock()})
     log_pictures(session.policy.network, session.obs, session.env.frame_channels, run, session.step)
-    if config.video:
+    if config.capture_video:
         log_film(session.policy, config, run, session.step)
     return reached
 
@@ -244,7 +244,7 @@ def show_progress(session: Session, run: Run, scalars: dict[str, Any] | None = N
         "loss": scalars.get("train/loss", float("nan")),
         "steps/s": scalars.get("speed/steps_per_s", float("nan")),
     }
-    run.progress(session.step, session.config.steps, fields)
+    run.progress(session.step, session.config.total_steps, fields)
 
 
 def in_words(values: Mapping[str, Any] | Scores) -> str:
@@ -265,7 +265,7 @@ def closing_line(session: Session, reached: bool, entry: str) -> str:
     score = f"evaluation {session.last_score:.2f}" if session.last_score is not None else "not evaluated yet"
     if session.mean_return is not None:
         score += f", last {len(session.returns)} games {session.mean_return:.2f}"
-    if reached or session.step >= config.steps:
+    if reached or session.step >= config.total_steps:
         going_on = f"watch it with: {program_command('agents.play')} runs/{config.name}"
     else:
         going_on = f"go on with: {program_command(entry)} --name {config.name} --resume"

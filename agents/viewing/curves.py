@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 # What may differ between runs of one group: nothing that bears on how they learn.
-SAME_GROUP = frozenset({"name", "seed", "resume", "quiet", "video"})
+SAME_GROUP = frozenset({"name", "seed", "resume", "quiet", "capture_video"})
 
 
 HOURS = "speed/hours"  # the metric with the run's age, interruptions left out

@@ -108,7 +108,7 @@ def game_seed(seed: int) -> int:
 
 def _obs_shape(config: Settings) -> tuple[int, int, int]:
     """(C, H, W)."""
-    return (config.stack * (1 if config.grey else 3), config.image_size, config.image_size)
+    return (config.frame_stack * (1 if config.grayscale else 3), config.image_size, config.image_size)
 
 
 def _brief(error: Exception) -> str:

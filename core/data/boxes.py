@@ -110,7 +110,7 @@ def load_boxes(data: str, *, image_side: int, data_dir: Path | None = None, prog
         listing = read_boxes(members, read, path)
         canvases, scales, boxes = [], [], []
         for index, marked in enumerate(listing.pictures):
-            image_HWC = in_colours(decode(read(marked.picture), f"{marked.picture} in {path}"), grey=False)
+            image_HWC = in_colours(decode(read(marked.picture), f"{marked.picture} in {path}"), grayscale=False)
             height, width = image_HWC.shape[:2]
             picture, scale = scaled_to(image_HWC, image_side)
             raw_n4 = np.array([box for _, box in marked.boxes]).reshape(-1, 4)

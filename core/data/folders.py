@@ -32,7 +32,7 @@ class Listing:
 
 
 def load_folders(
-    path: Path, split: Split, image_size: int | None, grey: bool | None, progress: Progress | None
+    path: Path, split: Split, image_size: int | None, grayscale: bool | None, progress: Progress | None
 ) -> ImageSet:
     """One split of a folder or zip of class folders, or of LSUN databases.
 
@@ -44,12 +44,12 @@ def load_folders(
             several sizes without `image_size`.
     """
     if path.is_dir() and (databases := lsun.databases(path)):
-        return _load_lsun(path, databases, split, image_size, grey, progress)
+        return _load_lsun(path, databases, split, image_size, grayscale, progress)
     with opened(path) as (members, read):
         listings, folder = _splits(members, path)
         listing = listings[split]
         names = [name for pictures in listing.classes.values() for name in pictures]
-        images_NCHW = decode_all(names, read, str(path), image_size, grey, progress)
+        images_NCHW = decode_all(names, read, str(path), image_size, grayscale, progress)
     classes = tuple(listings["train"].classes)
     counts = [len(listing.classes.get(name, ())) for name in classes]
     kinds = {_suffix(name) for name in names}
@@ -199,7 +199,7 @@ def _load_lsun(
     databases: dict[str, dict[Split, Path]],
     split: Split,
     image_size: int | None,
-    grey: bool | None,
+    grayscale: bool | None,
     progress: Progress | None,
 ) -> ImageSet:
     """One split of LSUN databases, each a class."""
@@ -209,7 +209,7 @@ def _load_lsun(
             chosen = keys if "test" in splits else _share(keys, split)
             if not chosen:
                 raise UserError(f"The database of {category} in {path} has no {split} images: remove it, or give more.")
-            parts.append(decode_all(chosen, read, f"{category} in {path}", image_size, grey, progress))
+            parts.append(decode_all(chosen, read, f"{category} in {path}", image_size, grayscale, progress))
         if parts[-1].shape[2:] != parts[0].shape[2:]:
             raise UserError(
                 f"The images of {category} in {path} are of another size than those before: "

@@ -81,7 +81,7 @@ def load_masks(
     masks: str = "",
     data_dir: Path | None = None,
     image_size: tuple[int, int] | None = None,
-    grey: bool = False,
+    grayscale: bool = False,
     classes: Sequence[str] = (),
     unlabelled: int | None = None,
     progress: Progress | None = None,
@@ -125,7 +125,15 @@ def load_masks(
         ignored = usual if unlabelled is None else unlabelled
         pairs = listing.splits[split]
         images_NCHW, masks_NHW = _read_all(
-            pairs, read, read_mask, (str(place), masks or str(place)), image_size, grey, len(known), ignored, progress
+            pairs,
+            read,
+            read_mask,
+            (str(place), masks or str(place)),
+            image_size,
+            grayscale,
+            len(known),
+            ignored,
+            progress,
         )
     labelled = masks_NHW[masks_NHW != UNLABELLED]
     if not known:
@@ -149,7 +157,7 @@ def _read_all(
     read_mask: Callable[[str], bytes],
     where: tuple[str, str],
     image_size: tuple[int, int] | None,
-    grey: bool,
+    grayscale: bool,
     classes: int,
     unlabelled: int,
     progress: Progress | None,
@@ -168,7 +176,7 @@ def _read_all(
         mask_HW = _numbered(mask_HW, name, classes, unlabelled)
         if image_size is not None:
             image_HWC, mask_HW = fit(image_HWC, image_size), fit_mask(mask_HW, image_size)
-        image_CHW = in_colours(image_HWC, grey).transpose(2, 0, 1)
+        image_CHW = in_colours(image_HWC, grayscale).transpose(2, 0, 1)
         if images_NCHW is None or masks_NHW is None:
             images_NCHW = room(len(pairs), image_CHW.shape, where[0])
             masks_NHW = np.empty((len(pairs), *mask_HW.shape), np.uint8)

@@ -39,7 +39,7 @@ def decode_all(
     read: Callable[[str], bytes],
     where: str,
     image_size: int | None,
-    grey: bool | None,
+    grayscale: bool | None,
     progress: Progress | None,
 ) -> np.ndarray:
     """Decode every picture into one array (N, C, H, W) uint8.
@@ -59,7 +59,7 @@ def decode_all(
         image_HWC = decode(read(name), f"{name} in {where}")
         if image_size is not None:
             image_HWC = fit(image_HWC, image_size)
-        image_CHW = in_colours(image_HWC, grey).transpose(2, 0, 1)
+        image_CHW = in_colours(image_HWC, grayscale).transpose(2, 0, 1)
         if images_NCHW is None:
             images_NCHW = room(len(names), image_CHW.shape, where)
         if image_CHW.shape[1:] != images_NCHW.shape[2:]:
@@ -151,24 +151,24 @@ def fit_mask(mask_HW: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return mask_HW[top : top + size[0], left : left + size[1]]
 
 
-def in_colours(image_HWC: np.ndarray, grey: bool | None) -> np.ndarray:
+def in_colours(image_HWC: np.ndarray, grayscale: bool | None) -> np.ndarray:
     """The picture with 1 channel (True; ITU-R BT.601's luma), 3 (False), or as it is (None)."""
-    if grey is None or image_HWC.shape[2] == (1 if grey else 3):
+    if grayscale is None or image_HWC.shape[2] == (1 if grayscale else 3):
         return image_HWC
-    if grey:
+    if grayscale:
         return cv2.cvtColor(np.ascontiguousarray(image_HWC), cv2.COLOR_RGB2GRAY)[..., None]
     return np.repeat(image_HWC, 3, axis=2)
 
 
-def reshaped(images: ImageSet, image_size: int | tuple[int, int] | None, grey: bool | None) -> ImageSet:
+def reshaped(images: ImageSet, image_size: int | tuple[int, int] | None, grayscale: bool | None) -> ImageSet:
     """A set that is in memory already, brought to a size and to colours as `decode_all` does it."""
     channels, height, width = images.shape
     right_size = image_size is None or (height, width) == image_size or height == width == image_size
-    if right_size and grey in (None, channels == 1):
+    if right_size and grayscale in (None, channels == 1):
         return images
     images_NHWC = images.images.permute(0, 2, 3, 1).numpy()
     fitted = (image if image_size is None else fit(image, image_size) for image in images_NHWC)
-    images_NCHW = np.stack([in_colours(image, grey) for image in fitted]).transpose(0, 3, 1, 2)
+    images_NCHW = np.stack([in_colours(image, grayscale) for image in fitted]).transpose(0, 3, 1, 2)
     return image_set(images_NCHW, images.labels.numpy(), images.classes, images.source)
 
 

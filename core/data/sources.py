@@ -25,7 +25,7 @@ class Request:
     split: Split
     data_dir: Path
     image_size: int | None
-    grey: bool | None
+    grayscale: bool | None
     download: bool
     progress: Progress | None
 
@@ -36,7 +36,7 @@ def load(
     *,
     data_dir: Path | None = None,
     image_size: int | None = None,
-    grey: bool | None = None,
+    grayscale: bool | None = None,
     download: bool = True,
     progress: Progress | None = None,
 ) -> ImageSet:
@@ -57,10 +57,10 @@ def load(
     """
     folder = home(data_dir)
     if data in DATASETS:
-        request = Request(data, split, folder, image_size, grey, download, progress)
-        return reshaped(DATASETS[data](request), image_size, grey)
+        request = Request(data, split, folder, image_size, grayscale, download, progress)
+        return reshaped(DATASETS[data](request), image_size, grayscale)
     if found := locate(data, folder):
-        return load_folders(found, split, image_size, grey, progress)
+        return load_folders(found, split, image_size, grayscale, progress)
     raise UserError(
         f"There are no data {data!r}{suggest(data, [*DATASETS, *inside(folder)])}: give one of {', '.join(DATASETS)}, "
         f"a path to a folder or zip of class folders, or the name of one in {folder}."

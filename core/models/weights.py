@@ -1,6 +1,6 @@
 """Weights from files into modules: what fits by name and shape is loaded, and every key is accounted for.
 
-print(init_backbone(eye, Path("runs/classify-mnist")))   # or a file: ours, or one that torchvision published
+print(load_pretrained_backbone(eye, Path("runs/classify-mnist")))   # or a file: ours, or one that torchvision published
 
 A folder may be the run of any entry. In its files the trunk may lie anywhere ("backbone.", "learner.network.backbone.",
 "discriminator.trunk."): it is found where most of its weights fit.
@@ -63,7 +63,7 @@ class Loaded:
         return "; ".join(parts)
 
 
-def init_backbone(backbone: Backbone, path: Path) -> Loaded:
+def load_pretrained_backbone(backbone: Backbone, path: Path) -> Loaded:
     """Start a trunk from a run's folder or a file of weights.
 
     Args:

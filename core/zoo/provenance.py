@@ -1,7 +1,7 @@
 """Where an eye comes from, so that a classifier never judges what began from itself.
 
-    lineage.remember(run, config.init_backbone)                  # when a run takes an eye
-    eye = lineage.begun_with(run.extra, config.init_backbone)    # when somebody judges the run
+    lineage.remember(run, config.pretrained_backbone)                  # when a run takes an eye
+    eye = lineage.begun_with(run.extra, config.pretrained_backbone)    # when somebody judges the run
 
 An eye is known by marks: one of the run that trained it, which stays while its weights move, and one of every matrix in
 its files, which stays when they are copied or rounded. The marks of all that it began from in its turn come along.
@@ -27,7 +27,7 @@ from zerokara.core.run import Run
 from zerokara.core.zoo.registry import eye
 
 DIGITS = 12  # hexadecimal ones of a mark
-FLAG = "--init-backbone"
+FLAG = "--pretrained-backbone"
 
 
 @dataclass(frozen=True)
@@ -84,37 +84,37 @@ def trace(path: Path) -> Lineage:
         except UserError:
             if file == path:
                 raise  # others in the folder may be half written, or no weights at all
-    began = begun_with(content["extra"], str(content["config"].get("init_backbone") or ""))
+    began = begun_with(content["extra"], str(content["config"].get("pretrained_backbone") or ""))
     if began is None:
         return Lineage(str(path), frozenset(own))
     return Lineage(str(path), frozenset(own), began.all, began.unknown)
 
 
-def remember(run: Run, init_backbone: str) -> None:
+def remember(run: Run, pretrained_backbone: str) -> None:
     """Put the lineage of the eye that a run begins with into its config.json. Every process must call it.
 
     Raises:
         UserError: as `trace`.
     """
-    if init_backbone:
-        run.remember(eye=trace(eye(init_backbone)).to_dict() if run.world.is_main else {})
+    if pretrained_backbone:
+        run.remember(eye=trace(eye(pretrained_backbone)).to_dict() if run.world.is_main else {})
 
 
-def begun_with(extra: Mapping[str, Any], init_backbone: str) -> Lineage | None:
+def begun_with(extra: Mapping[str, Any], pretrained_backbone: str) -> Lineage | None:
     """The lineage of the eye that a run began from; None where it began afresh.
 
     Args:
         extra: of its config.json: what it remembers. A run from before runs remembered is looked up where it points to.
-        init_backbone: what its --init-backbone says.
+        init_backbone: what its --pretrained-backbone says.
     """
     if "eye" in extra:
         return Lineage.from_dict(extra["eye"])
-    if not init_backbone:
+    if not pretrained_backbone:
         return None
     try:
-        return trace(eye(init_backbone))
+        return trace(eye(pretrained_backbone))
     except (UserError, RecursionError):
-        return Lineage(init_backbone, unknown=(init_backbone,))
+        return Lineage(pretrained_backbone, unknown=(pretrained_backbone,))
 
 
 def _run_in(folder: Path) -> dict[str, Any] | None:

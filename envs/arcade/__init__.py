@@ -19,7 +19,7 @@ GAMES: dict[str, type[ArcadeEnv]] = {
 }
 
 
-def make(id: str, num_envs: int, *, stack: int = 4, grey: bool = True) -> ArcadeEnv:
+def make(id: str, num_envs: int, *, frame_stack: int = 4, grayscale: bool = True) -> ArcadeEnv:
     """N copies of the game with this id, which is a key of GAMES.
 
     Raises:
@@ -28,7 +28,7 @@ def make(id: str, num_envs: int, *, stack: int = 4, grey: bool = True) -> Arcade
     if id not in GAMES:
         near = difflib.get_close_matches(id, GAMES, n=1, cutoff=0.0)
         raise UserError(f"there is no arcade game {id!r}: the games are {', '.join(GAMES)}; try --env {near[0]}.")
-    return GAMES[id](num_envs, stack=stack, grey=grey)
+    return GAMES[id](num_envs, frame_stack=frame_stack, grayscale=grayscale)
 
 
 def register() -> None:

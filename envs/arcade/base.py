@@ -112,19 +112,19 @@ class ArcadeEnv(VectorEnv):
         cls.palette = np.zeros((256, 3), np.uint8)
         cls.palette[luminances] = list(cls.colours.values())
 
-    def __init__(self, num_envs: int, *, stack: int = 4, grey: bool = True) -> None:
-        for what, value in (("environments", num_envs), ("stacked frames", stack)):
+    def __init__(self, num_envs: int, *, frame_stack: int = 4, grayscale: bool = True) -> None:
+        for what, value in (("environments", num_envs), ("stacked frames", frame_stack)):
             if value < 1:
                 raise UserError(f"the number of {what} of {self.name} must be at least 1, got {value}.")
         self.id = f"zerokara/{self.name}-v0"
         self.num_envs = num_envs
         self.num_actions = len(self.action_names)
-        self.frame_channels = 1 if grey else 3
-        self.obs_shape = (stack * self.frame_channels, SIZE, SIZE)
+        self.frame_channels = 1 if grayscale else 3
+        self.obs_shape = (frame_stack * self.frame_channels, SIZE, SIZE)
         self.settings = {
-            "stack": stack,
+            "frame_stack": frame_stack,
             "size": SIZE,
-            "grey": grey,
+            "grayscale": grayscale,
             "max_episode_steps": self.time_limit_steps,
             **self.rules,
         }
@@ -135,9 +135,11 @@ class ArcadeEnv(VectorEnv):
         self.number = {what: number for number, what in enumerate(self.colours, start=1)}
         luminances = [[luminance(colour)] for colour in self.colours.values()]
         rgb = [list(colour) for colour in self.colours.values()]
-        self._inks = np.array([[0] * self.frame_channels, *(luminances if grey else rgb)], np.uint8)  # number -> (F,)
+        self._inks = np.array(
+            [[0] * self.frame_channels, *(luminances if grayscale else rgb)], np.uint8
+        )  # number -> (F,)
         self._all = np.arange(num_envs)
-        self._stack = FrameStack(num_envs, stack, (self.frame_channels, SIZE, SIZE))
+        self._stack = FrameStack(num_envs, frame_stack, (self.frame_channels, SIZE, SIZE))
         self._action: np.ndarray | None = None
         self._started = False
 

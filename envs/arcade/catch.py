@@ -44,8 +44,8 @@ class Catch(ArcadeEnv):
     rules: ClassVar = {"balls": BALLS}
     state_names = ("ball_row", "ball_column", "drift", "paddle", "dropped")
 
-    def __init__(self, num_envs: int, *, stack: int = 4, grey: bool = True) -> None:
-        super().__init__(num_envs, stack=stack, grey=grey)
+    def __init__(self, num_envs: int, *, frame_stack: int = 4, grayscale: bool = True) -> None:
+        super().__init__(num_envs, frame_stack=frame_stack, grayscale=grayscale)
         self.ball_row = np.zeros(num_envs, np.int64)
         self.ball_column = np.zeros(num_envs, np.int64)  # left edge
         self.drift = np.zeros(num_envs, np.int64)  # pixels a step to the right

@@ -24,11 +24,11 @@ class ArcadeGymnasiumEnv(gymnasium.Env[np.ndarray, np.int64]):
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012  (Gymnasium's form)
 
-    def __init__(self, game_id: str, *, grey: bool = True, render_mode: str | None = None) -> None:
+    def __init__(self, game_id: str, *, grayscale: bool = True, render_mode: str | None = None) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise UserError(f"{game_id} cannot render as {render_mode!r}: use render_mode='rgb_array' or none.")
         self.render_mode = render_mode
-        self._game = arcade.make(game_id, 1, stack=1, grey=grey)
+        self._game = arcade.make(game_id, 1, frame_stack=1, grayscale=grayscale)
         channels, height, width = self._game.obs_shape
         self.observation_space = spaces.Box(0, 255, (height, width, channels), np.uint8)
         self.action_space = spaces.Discrete(self._game.num_actions)

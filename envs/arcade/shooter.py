@@ -76,8 +76,8 @@ class Shooter(ArcadeEnv):
     rules: ClassVar = {"lives": LIVES}
     state_names = ("rock_row", "rock_column", "rock_there", "ship", "shot_row", "shot_column", "shot_there", "lives")
 
-    def __init__(self, num_envs: int, *, stack: int = 4, grey: bool = True) -> None:
-        super().__init__(num_envs, stack=stack, grey=grey)
+    def __init__(self, num_envs: int, *, frame_stack: int = 4, grayscale: bool = True) -> None:
+        super().__init__(num_envs, frame_stack=frame_stack, grayscale=grayscale)
         self.rock_row = np.zeros((num_envs, SLOTS), np.int64)
         self.rock_column = np.zeros((num_envs, SLOTS), np.int64)  # left edge
         self.rock_there = np.zeros((num_envs, SLOTS), bool)

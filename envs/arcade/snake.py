@@ -29,8 +29,8 @@ class Snake(ArcadeEnv):
     rules: ClassVar = {"full_length_cells": FULL_LENGTH}
     state_names = ("body", "head", "heading", "length", "food")
 
-    def __init__(self, num_envs: int, *, stack: int = 4, grey: bool = True) -> None:
-        super().__init__(num_envs, stack=stack, grey=grey)
+    def __init__(self, num_envs: int, *, frame_stack: int = 4, grayscale: bool = True) -> None:
+        super().__init__(num_envs, frame_stack=frame_stack, grayscale=grayscale)
         # For how many steps more the snake lies on a cell: its length at the head, 1 at the tail, 0 on free cells.
         self.body = np.zeros((num_envs, CELLS, CELLS), np.int64)
         self.head = np.zeros((num_envs, 2), np.int64)  # row, column

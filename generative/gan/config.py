@@ -35,11 +35,11 @@ class Config:
     """Where named data lie or are downloaded to; empty: $ZEROKARA_DATA, else ~/.cache/zerokara."""
     image_size: Annotated[tuple[int, ...], Range(28, 256)] = ()
     """Side, or height and width, to which images are brought, in pixels; empty: as they are."""
-    grey: bool | None = None
+    grayscale: bool | None = None
     """Grey images; without either flag they stay as they are, but for an environment's frames, which are grey."""
     frames: Count = 20_000
     """Frames to record where the data are an environment's."""
-    stack: Annotated[int, Range(1, 16)] = 1
+    frame_stack: Annotated[int, Range(1, 16)] = 1
     """Frames that make an image where the data are an environment's; an agent sees 4."""
     held_out_images: OptionalCount = 0
     """Images held out of the training set, on which the best moment is chosen; 0: a twelfth, at most 5,000."""
@@ -79,7 +79,7 @@ class Config:
     """Normalisation in the trunk dcgan; none where gradients are penalised."""
     spectral: bool = False
     """Spectral normalisation of the discriminator."""
-    init_backbone: str = ""
+    pretrained_backbone: str = ""
     """Start the discriminator's trunk from a run's folder or a file of weights."""
 
     # --- learning --------------------------------------------------------------------------------------------------

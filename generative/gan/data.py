@@ -120,12 +120,14 @@ def load_split(config: Config, split: Split, progress: Progress | None = None) -
         return _frames(config, split, number, progress), []
     if config.data in DATASETS:
         images = data.load(config.data, split, data_dir=folder, progress=progress)
-        return reshaped(images, size, config.grey), []
+        return reshaped(images, size, config.grayscale), []
     path = Path(config.data).expanduser()
     if not path.exists():
-        images = data.load(config.data, split, data_dir=folder, image_size=None, grey=config.grey, progress=progress)
-        return reshaped(images, size, config.grey), []
-    return _audited(path, split, size, config.grey, progress)
+        images = data.load(
+            config.data, split, data_dir=folder, image_size=None, grayscale=config.grayscale, progress=progress
+        )
+        return reshaped(images, size, config.grayscale), []
+    return _audited(path, split, size, config.grayscale, progress)
 
 
 def _frames(
@@ -133,23 +135,25 @@ def _frames(
 ) -> ImageSet:
     """Frames of random play; each part is of games of its own."""
     id, size = config.data.removeprefix(FRAMES), size_of(config)
-    grey = True if config.grey is None else config.grey
+    grayscale = True if config.grayscale is None else config.grayscale
     own = id.startswith("zerokara/")  # our games are drawn at 84x84, whatever is asked for
     side = 84 if own or size is None else max(size)
-    if config.stack > 1 and size not in (None, (side, side)):
-        raise UserError("--stack above 1 takes square images as the environment gives them: leave --image-size out.")
+    if config.frame_stack > 1 and size not in (None, (side, side)):
+        raise UserError(
+            "--frame-stack above 1 takes square images as the environment gives them: leave --image-size out."
+        )
     images_NCHW = record(
         id,
         number,
         seed=config.seed * 3 + ("train", "held out", "test").index(part),
-        stack=config.stack,
+        frame_stack=config.frame_stack,
         size=side,
-        grey=grey,
+        grayscale=grayscale,
         progress=progress,
     )
-    source = f"frames of {id} ({part}), {config.stack} in an image, played at random"
+    source = f"frames of {id} ({part}), {config.frame_stack} in an image, played at random"
     images = image_set(images_NCHW, np.zeros(number, np.int64), (id,), source)
-    return images if config.stack > 1 else reshaped(images, size, None)
+    return images if config.frame_stack > 1 else reshaped(images, size, None)
 
 
 @dataclass
@@ -157,15 +161,15 @@ class _Audit:
     """What is found on the way through a folder."""
 
     kinds: Counter[str] = field(default_factory=Counter)
-    grey: int = 0
+    grayscale: int = 0
     broken: list[str] = field(default_factory=list)
 
     def remarks(self, where: str, used: int, coloured: bool) -> list[str]:
         """Sentences for a person."""
         found = [f"{where}: {used:,} images"]
         kinds = [f"{number:,} {kind}" for kind, number in sorted(self.kinds.items())]
-        if coloured and self.grey:
-            kinds.append(f"{self.grey:,} grey among coloured ones, put into all three colours")
+        if coloured and self.grayscale:
+            kinds.append(f"{self.grayscale:,} grey among coloured ones, put into all three colours")
         if kinds:
             found.append(f"converted: {', '.join(kinds)}")
         if self.broken:
@@ -176,7 +180,7 @@ class _Audit:
 
 
 def _audited(
-    path: Path, split: Split, size: tuple[int, int] | None, grey: bool | None, progress: Progress | None
+    path: Path, split: Split, size: tuple[int, int] | None, grayscale: bool | None, progress: Progress | None
 ) -> tuple[ImageSet, list[str]]:
     """Every picture below a folder, in a zip or in LSUN databases, that can be read."""
     audit = _Audit()
@@ -198,7 +202,7 @@ def _audited(
                     f"{name} in {path} has {width}x{height} pixels, and sides of {LEAST} to {LARGEST} can be painted: "
                     f"bring all pictures to a size with --image-size 64, or another one."
                 )
-            picture_HWC = in_colours(picture_HWC, grey)
+            picture_HWC = in_colours(picture_HWC, grayscale)
             sizes[picture_HWC.shape[0], picture_HWC.shape[1]] += 1
             pictures.append(picture_HWC)
             labels.append(label)
@@ -233,7 +237,7 @@ def _decode(content: bytes, name: str, audit: _Audit) -> np.ndarray:
     height, width, channels = picture_HWC.shape
     if min(height, width) < SMALLEST:
         raise UserError(f"{name} has {width}x{height} pixels, too few to show anything.")
-    audit.grey += channels == 1
+    audit.grayscale += channels == 1
     with Image.open(io.BytesIO(content)) as opened:
         if kind := KINDS.get(opened.mode):
             audit.kinds[kind] += 1

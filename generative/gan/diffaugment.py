@@ -29,8 +29,8 @@ def recolour(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
     random_3B = torch.rand(3, len(x_BCHW), generator=generator, device=x_BCHW.device).to(x_BCHW.dtype)
     brightness, saturation, contrast = random_3B.view(3, -1, 1, 1, 1)
     x_BCHW = x_BCHW + (brightness - 0.5)
-    grey = x_BCHW.mean(1, keepdim=True)
-    x_BCHW = grey + (x_BCHW - grey) * (2 * saturation)
+    grayscale = x_BCHW.mean(1, keepdim=True)
+    x_BCHW = grayscale + (x_BCHW - grayscale) * (2 * saturation)
     mean = x_BCHW.mean((1, 2, 3), keepdim=True)
     relit_BCHW: Tensor = mean + (x_BCHW - mean) * (contrast + 0.5)
     return relit_BCHW

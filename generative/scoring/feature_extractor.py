@@ -105,13 +105,13 @@ class Scorer:
             return cls.random(shape)
         path = find(name)
         scorer = cls.load(path)
-        began = provenance.begun_with(extra, config.init_backbone)
+        began = provenance.begun_with(extra, config.pretrained_backbone)
         if began is not None:
             judge = provenance.trace(path)
             if judge.own & began.all:
                 raise UserError(
                     f"--classifier {path} is the very eye that the discriminator starts from, or that eye's ancestor, "
-                    f"so its score would flatter: give another one, or leave --init-backbone out."
+                    f"so its score would flatter: give another one, or leave --pretrained-backbone out."
                 )
             scorer.doubt = doubt(judge, began)
         return scorer

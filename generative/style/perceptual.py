@@ -3,7 +3,7 @@
 Of a VGG every rectified convolution has a name, as in the papers: relu4_2 is the second one behind the third pool. Of
 every other backbone the stages can be had: stage1 is the finest.
 
-Where its weights come from: torchvision's file (--weights), a network of ours (--init-backbone, --eye), or nowhere
+Its weights come from torchvision's file (--weights), a network of ours (--pretrained-backbone, --eye), or nowhere
 (--eye random). That a network which has learnt nothing tells styles apart was found by He et al. 2016, "A Powerful
 Generative Model Using Random Weights for the Deep Image Representation", and Du 2020, "How Much Deep Learning does
 Neural Style Transfer Really Need?".
@@ -29,7 +29,7 @@ from zerokara.core.compute import Compute
 from zerokara.core.config import Range, UserError, flag, suggest
 from zerokara.core.models import model_file
 from zerokara.core.models.model_file import Card
-from zerokara.core.models.weights import init_backbone
+from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.zoo import registry as zoo
 from zerokara.generative.style.losses import luminance
 
@@ -47,12 +47,12 @@ class EyeOptions:
     """Network of core.backbones that judges, where its weights do not say it themselves."""
     weights: str = ""
     """Its weights as torchvision publishes them: a file such as vgg16-397923af.pth."""
-    init_backbone: str = ""
+    pretrained_backbone: str = ""
     """Its weights from a run of ours: a folder runs/<name>, or a file of one."""
     eye: str = ""
     """A network of the zoo by its name, or random: --backbone with random weights. Empty, and no weights given either:
     photographs-vgg, a slim VGG-13 of ours."""
-    width: Annotated[float, Range(0.01, 4)] = 1.0
+    width_multiplier: Annotated[float, Range(0.01, 4)] = 1.0
     """Factor on the channels of --backbone, where its weights do not say it themselves."""
     content_layers: tuple[str, ...] = ()
     """Layers that say what is in the picture: relu4_2 and the like of a VGG, stage3 and the like of others; empty:
@@ -194,7 +194,7 @@ def make_eye(options: EyeOptions, seed: int = 0) -> Eye:
     Raises:
         UserError: two sources of weights, a file that is missing, damaged or does not fit, unknown layers.
     """
-    given = [name for name in ("weights", "init_backbone", "eye") if getattr(options, name)]
+    given = [name for name in ("weights", "pretrained_backbone", "eye") if getattr(options, name)]
     if len(given) > 1:
         raise UserError(f"{' and '.join(map(flag, given))} both say whose eye it is: leave all but one out.")
     if options.weights:
@@ -205,18 +205,22 @@ def make_eye(options: EyeOptions, seed: int = 0) -> Eye:
         backbone = _fresh(options, seed)
         words = f"{backbone.name} with random weights, which has learnt nothing: a trained eye paints better"
         return _eye(options, backbone, IMAGENET_MEAN, IMAGENET_STD, words)
-    if options.init_backbone:
-        path = Path(options.init_backbone).expanduser()
+    if options.pretrained_backbone:
+        path = Path(options.pretrained_backbone).expanduser()
         if (path.is_dir() and not (path / "model.safetensors").is_file()) or path.suffix in (".pt", ".pth"):
             backbone = _whole(_fresh(options, seed), path)
             return _eye(options, backbone, (0.0,) * 3, (1.0,) * 3, f"{backbone.name} of {path}")
-        return _of_card(options, *_trunk(zoo.find(options.init_backbone)), options.init_backbone)
+        return _of_card(options, *_trunk(zoo.find(options.pretrained_backbone)), options.pretrained_backbone)
     name = options.eye or OWN_EYE
     return _of_card(options, *_trunk(zoo.find(name)), f"{name} of the zoo")
 
 
 def _fresh(options: EyeOptions, seed: int) -> Backbone:
-    width = {"width": options.width} if options.width != 1.0 or "width" in options_of(options.backbone) else {}
+    width = (
+        {"width": options.width_multiplier}
+        if options.width_multiplier != 1.0 or "width" in options_of(options.backbone)
+        else {}
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build(options.backbone, 3, 224, **width)
@@ -224,11 +228,11 @@ def _fresh(options: EyeOptions, seed: int) -> Backbone:
 
 def _whole(backbone: Backbone, path: Path) -> Backbone:
     """The backbone with weights from a file that must hold them all: half an eye would see nonsense, silently."""
-    report = init_backbone(backbone, path)
+    report = load_pretrained_backbone(backbone, path)
     if report.wrong_shape or any(not name.endswith("num_batches_tracked") for name in report.missing):
         raise UserError(
             f"{path} does not hold all weights of {backbone.name} ({report}): name the backbone that it is of with "
-            f"--backbone, and its --width."
+            f"--backbone, and its --width-multiplier."
         )
     return backbone
 

@@ -11,10 +11,32 @@ import pytest
 from zerokara.agents import dqn
 
 TINY_CATCH = (
-    *("--env", "zerokara/Catch-v0", "--name", "catch", "--num-envs", "4", "--steps", "400", "--warmup-steps", "100"),
-    *("--batch-size", "8", "--train-every-steps", "16", "--replay-capacity", "1000", "--width", "0.25"),
+    *(
+        "--env",
+        "zerokara/Catch-v0",
+        "--name",
+        "catch",
+        "--num-envs",
+        "4",
+        "--total-steps",
+        "400",
+        "--learning-starts",
+        "100",
+    ),
+    *("--batch-size", "8", "--train-every-steps", "16", "--replay-capacity", "1000", "--width-multiplier", "0.25"),
     *("--hidden-units", "16", "--log-every-steps", "40", "--eval-every-steps", "200", "--eval-episodes", "2"),
-    *("--no-video", "--quiet", "--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1"),
+    *(
+        "--no-capture-video",
+        "--quiet",
+        "--device",
+        "cpu",
+        "--precision",
+        "float32",
+        "--compile",
+        "off",
+        "--threads",
+        "1",
+    ),
 )
 
 

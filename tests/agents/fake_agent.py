@@ -38,10 +38,12 @@ def main(words: list[str]) -> None:
         sys.exit(0)
 
     signal.signal(signal.SIGTERM, save)
-    if "13" in (value(words, "--batch-size"), value(words, "--width")):
-        print("error: The loss is no number any more" if value(words, "--width") == "13" else "error: a crash")
+    if "13" in (value(words, "--batch-size"), value(words, "--width-multiplier")):
+        print(
+            "error: The loss is no number any more" if value(words, "--width-multiplier") == "13" else "error: a crash"
+        )
         sys.exit(2)
-    steps, every = int(value(words, "--steps")), int(value(words, "--eval-every-steps"))
+    steps, every = int(value(words, "--total-steps")), int(value(words, "--eval-every-steps"))
     metrics = folder / "metrics.jsonl"
     done = len(metrics.read_text().splitlines()) if metrics.exists() else 0
     rate = value(words, "--learning-rate", "0.00025")

@@ -54,9 +54,9 @@ class Play:
     """Environments that follow a script, and the memory of everything they showed."""
 
     num_envs: int
-    stack: int = 4
+    frame_stack: int = 4
     channels: int = 1
-    life_loss_ends: bool = True
+    terminal_on_life_loss: bool = True
     slots: list[list[Slot]] = field(default_factory=list)
     frames: int = 0  # made so far, all different
     steps: int = 0
@@ -67,7 +67,7 @@ class Play:
 
     @property
     def obs_shape(self) -> tuple[int, int, int]:
-        return (self.stack * self.channels, 2, 2)
+        return (self.frame_stack * self.channels, 2, 2)
 
     def frame(self) -> np.ndarray:
         """A frame (F, 2, 2) that holds its own number, which is never 0, in its first four bytes."""
@@ -80,7 +80,7 @@ class Play:
     def see(self, env: int) -> np.ndarray:
         """The stack (C, H, W): the last frames of this episode, zeros before its start."""
         blank = np.zeros((self.channels, 2, 2), np.uint8)
-        return np.concatenate(([blank] * self.stack + self.episodes[env])[-self.stack :])
+        return np.concatenate(([blank] * self.frame_stack + self.episodes[env])[-self.frame_stack :])
 
     def feed(self, replay: Replay, events: list[Event]) -> None:
         """One vector step, put into the replay and into memory."""
@@ -92,7 +92,7 @@ class Play:
         life_lost = np.array(["life" in event for event in events])
         last_obs = np.empty_like(obs)
         for env in range(self.num_envs):
-            ends = bool(terminal[env] or (life_lost[env] and self.life_loss_ends))
+            ends = bool(terminal[env] or (life_lost[env] and self.terminal_on_life_loss))
             self.slots[env].append(Slot(obs[env], int(action[env]), float(reward[env]), ends))
             self.episodes[env].append(self.frame())
             last_obs[env] = self.see(env)
@@ -101,7 +101,9 @@ class Play:
             if terminal[env] or truncated[env]:
                 self.episodes[env] = [self.frame()]
         self.steps += 1
-        replay.add(obs, action, reward, terminal, truncated, last_obs, life_lost if self.life_loss_ends else None)
+        replay.add(
+            obs, action, reward, terminal, truncated, last_obs, life_lost if self.terminal_on_life_loss else None
+        )
 
     def makes(self, env: int, slot: int, n_step: int) -> tuple[np.ndarray, int, float, float, np.ndarray | None] | None:
         """The transition that starts at a slot: obs, action, reward, discount, next_obs; None where none starts."""
@@ -123,7 +125,7 @@ class Play:
     def may_be_drawn(self, env: int, window: int) -> range:
         """Slots that can be sampled: the newest `window`, without those that only lend frames to stacks."""
         written = len(self.slots[env])
-        return range(written - window + self.stack - 1 if written > window else 0, written)
+        return range(written - window + self.frame_stack - 1 if written > window else 0, written)
 
 
 def make(play: Play, capacity: int, *, n_step: int = 1, seed: int = 0, **options: Any) -> Replay:
@@ -181,12 +183,12 @@ def streams(draw: st.DrawFn) -> Stream:
     """A fresh Play, n_step, slots of a window, slack, and a script."""
     play = Play(
         draw(st.integers(1, 3)),
-        stack=draw(st.integers(1, 4)),
+        frame_stack=draw(st.integers(1, 4)),
         channels=draw(st.sampled_from([1, 3])),
-        life_loss_ends=draw(st.booleans()),
+        terminal_on_life_loss=draw(st.booleans()),
     )
     n_step = draw(st.integers(1, 5))
-    window = draw(st.integers(play.stack + n_step + 1, 16))
+    window = draw(st.integers(play.frame_stack + n_step + 1, 16))
     slack = draw(st.sampled_from([0, 0, 5]))
     # Mostly going, so that episodes have some length; shrinking ends at "going".
     event = st.one_of(st.just(EVENTS[0]), st.just(EVENTS[0]), st.sampled_from(EVENTS))

@@ -29,9 +29,22 @@ from zerokara.core.config import UserError, parse
 REPO = Path(__file__).parents[2]
 CATCH = "zerokara/Catch-v0"
 TINY = (
-    *("--envs", CATCH, "--steps", "320", "--evaluations", "2", "--device", "cpu", "--threads", "1", "--name", "tiny"),
+    *(
+        "--envs",
+        CATCH,
+        "--total-steps",
+        "320",
+        "--evaluations",
+        "2",
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+        "--name",
+        "tiny",
+    ),
     *("--settings", "num_envs=4", "width=0.25", "hidden_units=16", "log_every_steps=40", "eval_episodes=2"),
-    *("checkpoint_every_steps=80", "warmup_steps=100", "batch_size=8", "train_every_steps=16"),
+    *("checkpoint_every_steps=80", "learning_starts=100", "batch_size=8", "train_every_steps=16"),
     *("replay_capacity=1000", "precision=float32", "compile=off"),
 )
 
@@ -143,7 +156,7 @@ def step_of(run: Path) -> int:
 
 
 def test_ctrl_c_lets_runs_save_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    words = [*TINY[:2], "--steps", "4000", *TINY[4:], "--seeds", "1"]
+    words = [*TINY[:2], "--total-steps", "4000", *TINY[4:], "--seeds", "1"]
     run = tmp_path / "runs" / "tiny-zerokara-Catch-v0-fast-1"
     process = program(tmp_path, *words)
     deadline = time.monotonic() + 200
@@ -259,8 +272,8 @@ def test_published_scores_stand_beside_ours() -> None:
             "not shown, for protocol nature has no sticky actions",
         ),
         (
-            ["--protocol", "machado", "--settings", "sticky=0"],
-            "not shown, for sticky is 0.0, and 0.25 in protocol machado",
+            ["--protocol", "machado", "--settings", "repeat_action_probability=0"],
+            "not shown, for repeat_action_probability is 0.0, and 0.25 in protocol machado",
         ),
     ],
 )

@@ -26,11 +26,20 @@ from zerokara.core.config import UserError, parse
 from zerokara.envs.arcade.base import ArcadeEnv
 
 TINY = (
-    *("--env", "zerokara/Catch-v0", "--num-envs", "8", "--steps", "1600", "--warmup-steps", "200"),
-    *("--batch-size", "16", "--train-every-steps", "16", "--replay-capacity", "1000", "--target-every-steps", "160"),
-    *("--width", "0.25", "--hidden-units", "32", "--log-every-steps", "160", "--checkpoint-every-steps", "240"),
-    *("--eval-every-steps", "800", "--eval-episodes", "4", "--eval-max-steps", "60", "--no-video"),
-    *("--learning-rate", "1e-3", "--learning-rate-end", "1e-4", "--learning-rate-steps", "1200"),
+    *("--env", "zerokara/Catch-v0", "--num-envs", "8", "--total-steps", "1600", "--learning-starts", "200"),
+    *("--batch-size", "16", "--train-every-steps", "16", "--replay-capacity", "1000", "--target-update-steps", "160"),
+    *(
+        "--width-multiplier",
+        "0.25",
+        "--hidden-units",
+        "32",
+        "--log-every-steps",
+        "160",
+        "--checkpoint-every-steps",
+        "240",
+    ),
+    *("--eval-every-steps", "800", "--eval-episodes", "4", "--eval-max-steps", "60", "--no-capture-video"),
+    *("--learning-rate", "1e-3", "--final-learning-rate", "1e-4", "--learning-rate-decay-steps", "1200"),
     *("--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1"),
 )
 
@@ -56,7 +65,7 @@ def test_a_run_leaves_what_its_readme_promises(uninterrupted: Path) -> None:
     config = json.loads((uninterrupted / "config.json").read_text())
     assert config["config"]["env"] == "zerokara/Catch-v0"
     assert config["extra"]["compute"]["precision"] == "float32"
-    assert config["extra"]["environment"]["stack"] == 4
+    assert config["extra"]["environment"]["frame_stack"] == 4
     lines = metrics(uninterrupted)
     scalars = {key for line in lines for key in line}
     assert {"train/loss", "train/q", "train/grad_norm", "train/epsilon", "train/return", "train/length"} <= scalars
@@ -115,7 +124,7 @@ def reaches(run: Path, aim: int) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
-    process = program(tmp_path, *TINY, "--name", "stopped", "--steps", "1000000")
+    process = program(tmp_path, *TINY, "--name", "stopped", "--total-steps", "1000000")
     run = tmp_path / "runs" / "stopped"
     wait_until(process, partial(reaches, run, 240))
     process.send_signal(number)
@@ -124,7 +133,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, number: signal.Signa
     assert f"{number.name}: saving" in out
     assert "go on with: python -m agents.dqn --name stopped --resume" in out.strip().splitlines()[-1]
     at = step_of(run)
-    resumed = program(tmp_path, "--name", "stopped", "--resume", "--steps", str(at + 80))
+    resumed = program(tmp_path, "--name", "stopped", "--resume", "--total-steps", str(at + 80))
     _, err = resumed.communicate(timeout=60)
     assert resumed.returncode == 0, err
     assert step_of(run) == at + 80
@@ -190,14 +199,14 @@ def test_an_environment_that_raises_ends_the_run_and_spares_the_checkpoint(tmp_p
     state = checkpoint.load(run / "checkpoint-0.pt", "dqn")
     assert (state["step"], state["updates"], state["running_length"]) == (240, (240 - 8 - 200) // 16, [30] * 8)
     module.write_text(f"BREAKS_AT = None\n{FAULTY}")
-    repaired = program(tmp_path, "--name", "faulty", "--resume", "--steps", "800")
+    repaired = program(tmp_path, "--name", "faulty", "--resume", "--total-steps", "800")
     _, err = repaired.communicate(timeout=100)
     assert repaired.returncode == 0, err
     state = checkpoint.load(run / "checkpoint-0.pt", "dqn")
     assert (state["step"], state["returns"], state["running_length"]) == (800, [90.0] * 8, [10] * 8)
 
 
-FILMED = (*TINY, "--steps", "240", "--eval-every-steps", "240", "--eval-max-steps", "200", "--video")
+FILMED = (*TINY, "--total-steps", "240", "--eval-every-steps", "240", "--eval-max-steps", "200", "--capture-video")
 
 
 def test_an_evaluation_is_filmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +224,7 @@ def test_an_evaluation_is_filmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     board.Reload()
     (shown,) = board.Images("game")
     assert (shown.step, shown.encoded_image_string[:6]) == (240, b"GIF89a")
-    assert b"target_every_steps" in board.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert b"target_update_steps" in board.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     assert board.Scalars("hparam/eval_return")[0].value == pytest.approx(evaluated["eval/return"])
 
 
@@ -268,7 +277,7 @@ def test_a_run_cannot_change_in_the_middle(uninterrupted: Path, monkeypatch: pyt
     monkeypatch.chdir(uninterrupted.parents[1])
     with pytest.raises(UserError, match=r"began with --gamma 0\.99"):
         read_config(["--name", "run", "--resume", "--gamma", "0.9"])
-    assert read_config(["--name", "run", "--resume", "--steps", "1700"]).steps == 1700
+    assert read_config(["--name", "run", "--resume", "--total-steps", "1700"]).total_steps == 1700
     with pytest.raises(UserError, match="--resume"):
         dqn.main([*TINY, "--name", "run"])
 
@@ -296,19 +305,23 @@ def test_presets_are_what_the_papers_say() -> None:
     for name in PRESETS:
         assert parse(Config, PRESETS, ["--preset", name], "").preset == name
     nature = parse(Config, PRESETS, ["--preset", "nature"], "")
-    assert (nature.batch_size, nature.replay_capacity, nature.target_every_steps) == (32, 1_000_000, 10_000)
+    assert (nature.batch_size, nature.replay_capacity, nature.target_update_steps) == (32, 1_000_000, 10_000)
     assert (nature.learning_rate, nature.gamma, nature.train_every_steps) == (2.5e-4, 0.99, 4)
-    assert (nature.epsilon_end, nature.epsilon_steps, nature.warmup_steps) == (0.1, 1_000_000, 50_000)
-    assert (nature.n_step, nature.double, nature.dueling, nature.life_loss_ends) == (1, False, False, True)
+    assert (nature.epsilon_end, nature.epsilon_decay_steps, nature.learning_starts) == (0.1, 1_000_000, 50_000)
+    assert (nature.n_step, nature.double, nature.dueling, nature.terminal_on_life_loss) == (1, False, False, True)
     dopamine = parse(Config, PRESETS, ["--preset", "dopamine"], "")
     assert (dopamine.protocol, dopamine.learning_rate, dopamine.optimizer_epsilon) == ("machado", 6.25e-5, 1.5e-4)
-    assert (dopamine.warmup_steps, dopamine.target_every_steps, dopamine.epsilon_steps) == (20_000, 8_000, 250_000)
+    assert (dopamine.learning_starts, dopamine.target_update_steps, dopamine.epsilon_decay_steps) == (
+        20_000,
+        8_000,
+        250_000,
+    )
 
 
 def test_two_processes_train_one_agent_and_resume(tmp_path: Path) -> None:
     """Under torchrun: environments, replay and batches are shared out, gradients averaged, one process writes."""
-    launch = ["--standalone", "--nproc-per-node", "2", "-m", "agents.dqn", *TINY, "--name", "two", "--no-video"]
-    process = program(tmp_path, *launch, "--steps", "800", module="torch.distributed.run")
+    launch = ["--standalone", "--nproc-per-node", "2", "-m", "agents.dqn", *TINY, "--name", "two", "--no-capture-video"]
+    process = program(tmp_path, *launch, "--total-steps", "800", module="torch.distributed.run")
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     assert out.count("zerokara/Catch-v0 at step 800") == 1
@@ -322,7 +335,7 @@ def test_two_processes_train_one_agent_and_resume(tmp_path: Path) -> None:
     assert not torch.equal(*generators)
     steps = [line["step"] for line in metrics(run) if "train/epsilon" in line]
     assert steps == list(range(160, 801, 160))
-    process = program(tmp_path, *launch, "--steps", "960", "--resume", module="torch.distributed.run")
+    process = program(tmp_path, *launch, "--total-steps", "960", "--resume", module="torch.distributed.run")
     _, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     assert [line["step"] for line in metrics(run) if "train/epsilon" in line] == list(range(160, 961, 160))
@@ -332,8 +345,25 @@ def test_two_processes_train_one_agent_and_resume(tmp_path: Path) -> None:
 def test_it_learns_to_catch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The default preset, as `benchmarks/learn.py` sets it for small games, learns the simplest to nearly its best."""
     monkeypatch.chdir(tmp_path)
-    words = ["--env", "zerokara/Catch-v0", "--steps", "100000", "--epsilon-steps", "10000", "--warmup-steps", "2000"]
-    words += ["--replay-capacity", "50000", "--eval-every-steps", "20000", "--stop-at-return", "4.75", "--no-video"]
+    words = [
+        "--env",
+        "zerokara/Catch-v0",
+        "--total-steps",
+        "100000",
+        "--epsilon-decay-steps",
+        "10000",
+        "--learning-starts",
+        "2000",
+    ]
+    words += [
+        "--replay-capacity",
+        "50000",
+        "--eval-every-steps",
+        "20000",
+        "--stop-at-return",
+        "4.75",
+        "--no-capture-video",
+    ]
     words += ["--num-envs", "32", "--train-every-steps", "16", "--n-step", "5"]  # a ball falls for 18 steps
     dqn.main([*words, "--name", "catch"])
     # Five balls, one point each; 30 games reached the aim, and 30 fresh ones confirm it.

@@ -69,8 +69,8 @@ def played(folder: Path, monkeypatch: pytest.MonkeyPatch, turns: int, **changes:
     """So many turns of the training loop's own, in the scripted game, with one-step returns and no update."""
     monkeypatch.setattr(envs, "make", lambda *_, **__: Scripted())
     config = Config(
-        num_envs=2, stack=1, image_size=SIDE, n_step=1, gamma=GAMMA, hidden_units=8, width=0.25, keep_replay=False,
-        replay_capacity=1_000, warmup_steps=1_000, **changes,
+        num_envs=2, frame_stack=1, image_size=SIDE, n_step=1, gamma=GAMMA, hidden_units=8, width_multiplier=0.25,
+        save_replay=False, replay_capacity=1_000, learning_starts=1_000, **changes,
     )  # fmt: skip
     with Run(config, kind="dqn", name="scripted", resume=False, quiet=True, root=folder) as run:
         training = dqn.Training(config, run, Compute(), World())
@@ -93,7 +93,7 @@ def remembered(training: dqn.Training, env: int, steps: int) -> tuple[list[float
 def test_rewards_are_clipped_for_the_learner_only(
     clip: bool, learnt: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = played(tmp_path, monkeypatch, 2 * len(GAME), reward_clip=clip)
+    training = played(tmp_path, monkeypatch, 2 * len(GAME), clip_rewards=clip)
     assert remembered(training, 0, len(GAME))[0] == learnt
     assert remembered(training, 1, len(GAME))[0] == learnt[2:] + learnt[:2]
     # The second environment began at the third step of a game, so its first return lacks the 7 of the first one.
@@ -101,11 +101,11 @@ def test_rewards_are_clipped_for_the_learner_only(
     assert list(training.lengths) == [len(GAME) - 2, len(GAME), len(GAME), len(GAME)]
 
 
-@pytest.mark.parametrize("ends", [True, False], ids=["life_loss_ends", "goes_on"])
+@pytest.mark.parametrize("ends", [True, False], ids=["terminal_on_life_loss", "goes_on"])
 def test_a_lost_life_ends_the_return_but_not_the_game(
     ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = played(tmp_path, monkeypatch, 2 * len(GAME), life_loss_ends=ends)
+    training = played(tmp_path, monkeypatch, 2 * len(GAME), terminal_on_life_loss=ends)
     at_life_lost = 0.0 if ends else GAMMA
     discounts = [GAMMA, GAMMA, at_life_lost, GAMMA, GAMMA, 0.0]
     assert remembered(training, 0, len(GAME))[1] == pytest.approx(discounts)

@@ -78,7 +78,7 @@ def test_a_table_for_people_and_json_for_programs(catch_run: Path, capsys: pytes
     assert len(result["returns"]) == len(result["lengths"]) == 6
     assert result["mean"] == pytest.approx(sum(result["returns"]) / 6)
     assert result["protocol"]["epsilon"] == 0.5
-    assert result["protocol"]["settings"]["stack"] == 4
+    assert result["protocol"]["settings"]["frame_stack"] == 4
     assert result["human_normalised"] is None
     for words in (
         "catch: zerokara/Catch-v0 at step 400",

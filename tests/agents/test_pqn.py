@@ -34,17 +34,39 @@ TINY = (
         "4",
         "--rollout-steps",
         "10",
-        "--minibatches",
+        "--num-minibatches",
         "2",
     ),
-    *("--steps", "400", "--width", "0.25", "--hidden-units", "16", "--epsilon-steps", "200", "--log-every-steps", "80"),
+    *(
+        "--total-steps",
+        "400",
+        "--width-multiplier",
+        "0.25",
+        "--hidden-units",
+        "16",
+        "--epsilon-decay-steps",
+        "200",
+        "--log-every-steps",
+        "80",
+    ),
     *("--checkpoint-every-steps", "120", "--eval-every-steps", "200", "--eval-episodes", "2", "--eval-max-steps", "20"),
-    *("--no-video", "--quiet", "--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1"),
+    *(
+        "--no-capture-video",
+        "--quiet",
+        "--device",
+        "cpu",
+        "--precision",
+        "float32",
+        "--compile",
+        "off",
+        "--threads",
+        "1",
+    ),
 )
 
 
 def config(**changes: Any) -> Config:
-    options: dict[str, Any] = {"env": "zerokara/Catch-v0", "num_envs": 3, "rollout_steps": 5, "minibatches": 5}
+    options: dict[str, Any] = {"env": "zerokara/Catch-v0", "num_envs": 3, "rollout_steps": 5, "num_minibatches": 5}
     options |= {"width": 0.25, "hidden_units": 16, "seed": 3}
     return Config(**(options | changes))
 
@@ -158,7 +180,7 @@ def test_a_rollout_knows_what_follows_each_step() -> None:
 
 
 def test_every_step_is_learnt_from_once_in_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    training = Training(config(epochs=2), Compute(), World())
+    training = Training(config(update_epochs=2), Compute(), World())
     training.obs = training.env.reset(1)
     training.action_TN = torch.arange(15).view(5, 3)
     seen: list[int] = []
@@ -172,7 +194,7 @@ def test_every_step_is_learnt_from_once_in_each_epoch(monkeypatch: pytest.Monkey
 def test_the_step_size_falls_if_it_is_told_to() -> None:
     for end, expected in ((None, [1e-3, 1e-3, 1e-3]), (1e-4, [1e-3, 5.5e-4, 1e-4])):
         training = Training(
-            config(learning_rate=1e-3, learning_rate_end=end, learning_rate_steps=100), Compute(), World()
+            config(learning_rate=1e-3, final_learning_rate=end, learning_rate_decay_steps=100), Compute(), World()
         )
         training.obs = training.env.reset(1)
         rates = []
@@ -193,8 +215,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_stopped_run_goes_on_bit_for_bit(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    pqn.main([*TINY, "--name", "pqn", "--steps", "160"])
-    pqn.main(["--name", "pqn", "--resume", "--steps", "400", "--quiet"])
+    pqn.main([*TINY, "--name", "pqn", "--total-steps", "160"])
+    pqn.main(["--name", "pqn", "--resume", "--total-steps", "400", "--quiet"])
     assert metrics(tmp_path / "runs" / "pqn") == metrics(finished / "runs" / "pqn")
     ours, theirs = (checkpoint.load(root / "runs" / "pqn" / "checkpoint-0.pt", "pqn") for root in (tmp_path, finished))
     assert ours["step"] == theirs["step"] == 400
@@ -211,7 +233,8 @@ def test_evaluate_reads_its_runs(finished: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("words", "says"), [(["--minibatches", "7"], "--minibatches 7"), (["--replay-capacity", "5"], "--replay-capacity")]
+    ("words", "says"),
+    [(["--num-minibatches", "7"], "--num-minibatches 7"), (["--replay-capacity", "5"], "--replay-capacity")],
 )
 def test_a_mistake_is_one_sentence(
     words: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -238,11 +261,20 @@ def test_only_the_program_shortens_the_wait_of_openmps_threads(monkeypatch: pyte
 @pytest.mark.slow
 def test_it_learns_to_catch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["--env", "zerokara/Catch-v0", "--num-envs", "32", "--rollout-steps", "16", "--minibatches", "4"]
-    words += ["--steps", "240000", "--epsilon-steps", "100000", "--backbone", "der", "--hidden-units", "256"]
+    words = ["--env", "zerokara/Catch-v0", "--num-envs", "32", "--rollout-steps", "16", "--num-minibatches", "4"]
+    words += [
+        "--total-steps",
+        "240000",
+        "--epsilon-decay-steps",
+        "100000",
+        "--backbone",
+        "der",
+        "--hidden-units",
+        "256",
+    ]
     # At a constant step size it swings between 0 and 4.6.
-    words += ["--learning-rate-end", "1e-5", "--learning-rate-steps", "200000"]
-    words += ["--eval-every-steps", "40000", "--stop-at-return", "4.75", "--no-video"]
+    words += ["--final-learning-rate", "1e-5", "--learning-rate-decay-steps", "200000"]
+    words += ["--eval-every-steps", "40000", "--stop-at-return", "4.75", "--no-capture-video"]
     pqn.main([*words, "--name", "catch"])
     # Five balls, one point each; 30 games reached the aim, and 30 fresh ones confirm it.
     assert max(line.get("eval/return_confirmed", 0.0) for line in metrics(tmp_path / "runs" / "catch")) >= 0.95 * 5

@@ -14,12 +14,43 @@ from zerokara.agents.viewing.loading import load_agent
 from zerokara.core import checkpoint
 
 RAINBOW = (
-    *("--preset", "rainbow", "--env", "zerokara/Catch-v0", "--num-envs", "4", "--steps", "480", "--warmup-steps", "80"),
-    *("--batch-size", "8", "--train-every-steps", "16", "--replay-capacity", "600", "--target-every-steps", "64"),
-    *("--width", "0.25", "--hidden-units", "16", "--log-every-steps", "80"),
+    *(
+        "--preset",
+        "rainbow",
+        "--env",
+        "zerokara/Catch-v0",
+        "--num-envs",
+        "4",
+        "--total-steps",
+        "480",
+        "--learning-starts",
+        "80",
+    ),
+    *("--batch-size", "8", "--train-every-steps", "16", "--replay-capacity", "600", "--target-update-steps", "64"),
+    *("--width-multiplier", "0.25", "--hidden-units", "16", "--log-every-steps", "80"),
     *("--checkpoint-every-steps", "100", "--eval-every-steps", "240", "--eval-episodes", "2", "--eval-max-steps", "10"),
-    *("--n-step-start", "6", "--gamma-start", "0.9", "--anneal-updates", "8", "--reset-every-updates", "10"),
-    *("--no-video", "--quiet", "--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1"),
+    *(
+        "--n-step-start",
+        "6",
+        "--gamma-start",
+        "0.9",
+        "--n-step-gamma-anneal-updates",
+        "8",
+        "--reset-every-updates",
+        "10",
+    ),
+    *(
+        "--no-capture-video",
+        "--quiet",
+        "--device",
+        "cpu",
+        "--precision",
+        "float32",
+        "--compile",
+        "off",
+        "--threads",
+        "1",
+    ),
 )
 
 
@@ -27,8 +58,8 @@ def test_rainbow_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """With all that has a state: priorities, noise, and, annealed and reset, the counters."""
     monkeypatch.chdir(tmp_path)
     dqn.main([*RAINBOW, "--name", "whole"])
-    dqn.main([*RAINBOW, "--name", "halves", "--steps", "260"])
-    dqn.main(["--name", "halves", "--resume", "--steps", "480", "--quiet"])
+    dqn.main([*RAINBOW, "--name", "halves", "--total-steps", "260"])
+    dqn.main(["--name", "halves", "--resume", "--total-steps", "480", "--quiet"])
     assert metrics(tmp_path / "runs" / "whole") == metrics(tmp_path / "runs" / "halves")
     whole, halves = (checkpoint.load(tmp_path / "runs" / n / "checkpoint-0.pt", "dqn") for n in ("whole", "halves"))
     assert whole["updates"] > 20, "two resets lie behind it"
@@ -49,9 +80,9 @@ def test_rainbow_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 CATCH = (
-    *("--env", "zerokara/Catch-v0", "--steps", "80000", "--num-envs", "32", "--train-every-steps", "16"),
-    *("--batch-size", "128", "--warmup-steps", "2000", "--epsilon-steps", "10000", "--learning-rate", "5e-4"),
-    *("--replay-capacity", "50000", "--eval-every-steps", "20000", "--no-video"),
+    *("--env", "zerokara/Catch-v0", "--total-steps", "80000", "--num-envs", "32", "--train-every-steps", "16"),
+    *("--batch-size", "128", "--learning-starts", "2000", "--epsilon-decay-steps", "10000", "--learning-rate", "5e-4"),
+    *("--replay-capacity", "50000", "--eval-every-steps", "20000", "--no-capture-video"),
     # A ball falls for 18 steps: ten-step returns, which `fast` has for Pong, reach 4.1 and no further.
     *("--n-step", "5", "--stop-at-return", "4.75"),
 )
@@ -62,13 +93,13 @@ CATCH = (
     "words",
     [
         ("--head", "c51"),
-        ("--head", "qr", "--quantiles", "32"),
-        ("--head", "iqn", "--quantiles", "8", "--target-quantiles", "8", "--policy-quantiles", "8"),
+        ("--head", "qr", "--num-quantiles", "32"),
+        ("--head", "iqn", "--num-tau-samples", "8", "--num-target-tau-samples", "8", "--num-policy-tau-samples", "8"),
         ("--munchausen",),
-        ("--priority-exponent", "0.6"),
+        ("--per-alpha", "0.6"),
         (
-            *("--head", "c51", "--noisy", "--double", "--priority-exponent", "0.5", "--epsilon-start", "0.3"),
-            *("--noisy-sigma", "0.1", "--learning-rate-end", "2e-5", "--learning-rate-steps", "60000"),
+            *("--head", "c51", "--noisy", "--double", "--per-alpha", "0.5", "--epsilon-start", "0.3"),
+            *("--noisy-sigma-init", "0.1", "--final-learning-rate", "2e-5", "--learning-rate-decay-steps", "60000"),
         ),
     ],
     ids=("c51", "qr", "iqn", "munchausen", "prioritised", "rainbow"),

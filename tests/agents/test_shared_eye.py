@@ -33,7 +33,18 @@ LESS: dict[str, tuple[str, ...]] = {
         "8",
     ),
     "agents.dqn": (
-        *("--num-envs", "4", "--batch-size", "8", "--hidden-units", "16", "--warmup-steps", "40", "--compile", "off"),
+        *(
+            "--num-envs",
+            "4",
+            "--batch-size",
+            "8",
+            "--hidden-units",
+            "16",
+            "--learning-starts",
+            "40",
+            "--compile",
+            "off",
+        ),
         *("--replay-capacity", "500", "--eval-max-steps", "30", "--checkpoint-every-steps", "40"),
     ),
 }
@@ -52,7 +63,7 @@ def test_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(shared_eye, "run", in_this_process)
     monkeypatch.setattr(shared_eye, "WIDTH", "0.1")
-    words = ["--seeds", "3", "--frames", "160", "--updates", "2", "--steps", "80", "--eval-every-steps", "40"]
+    words = ["--seeds", "3", "--frames", "160", "--updates", "2", "--total-steps", "80", "--eval-every-steps", "40"]
     shared_eye.main([*words, "--games", "2", "--aim", "-5"])
     found = json.loads(capsys.readouterr().out)
     (one,) = found["seeds"]
@@ -61,8 +72,19 @@ def test_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
         assert one[side]["steps_to_aim"] == 40  # nothing is worse than five balls missed
     gain = one["shared"]["mean_over_training"] - one["fresh"]["mean_over_training"]
     assert found["gain_of_mean_over_training"]["each"] == [round(gain, 3)]
-    again = ["--env", "zerokara/Catch-v0", "--backbone", "dcgan", "--width", "0.1", "--steps", "32", "--seed", "3"]
-    start = ["--init-backbone", "runs/eye-Catch-v0-3"]
+    again = [
+        "--env",
+        "zerokara/Catch-v0",
+        "--backbone",
+        "dcgan",
+        "--width-multiplier",
+        "0.1",
+        "--total-steps",
+        "32",
+        "--seed",
+        "3",
+    ]
+    start = ["--pretrained-backbone", "runs/eye-Catch-v0-3"]
     dqn.main(["--name", "unlearnt", *again, *LESS["agents.dqn"], "--eval-every-steps", "0", *CPU, *start])
     eye = checkpoint.load(Path("runs/eye-Catch-v0-3/checkpoint-0.pt"), "dcgan")["learner"]["discriminator"]
     learner = checkpoint.load(Path("runs/unlearnt/checkpoint-0.pt"), "dqn")["learner"]
@@ -76,13 +98,22 @@ def test_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_another_width_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"backbone.convs.0.weight": torch.zeros(5, 4, 4, 4)}, "eye.pt")
-    words = ["--env", "zerokara/Catch-v0", "--backbone", "dcgan", "--width", "0.1", "--init-backbone", "eye.pt"]
+    words = [
+        "--env",
+        "zerokara/Catch-v0",
+        "--backbone",
+        "dcgan",
+        "--width-multiplier",
+        "0.1",
+        "--pretrained-backbone",
+        "eye.pt",
+    ]
     with pytest.raises(UserError, match=r"Nothing in eye\.pt fits"):
         dqn.main([*words, *LESS["agents.dqn"], *CPU])
 
 
 def test_the_agents_dcgan_is_not_normalised_and_sees_from_the_start() -> None:
-    config = parse(Config, PRESETS, ["--backbone", "dcgan", "--width", "0.25"], "")
+    config = parse(Config, PRESETS, ["--backbone", "dcgan", "--width-multiplier", "0.25"], "")
     network = make_network(config, (4, 84, 84), 3)
     assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
     features_BF = network.features(torch.rand(8, 4, 84, 84))

@@ -26,12 +26,23 @@ from zerokara.core.config import UserError, to_dict
 REPO = Path(__file__).parents[2]
 RATES = "learning_rate=0.0005,0.001,0.002"  # the first is the one that stands
 REAL = (
-    *("--env", "zerokara/Catch-v0", "--num-envs", "8", "--steps", "800", "--warmup-steps", "200", "--batch-size", "16"),
-    *("--train-every-steps", "16", "--replay-capacity", "1000", "--width", "0.25", "--hidden-units", "32"),
+    *(
+        "--env",
+        "zerokara/Catch-v0",
+        "--num-envs",
+        "8",
+        "--total-steps",
+        "800",
+        "--learning-starts",
+        "200",
+        "--batch-size",
+        "16",
+    ),
+    *("--train-every-steps", "16", "--replay-capacity", "1000", "--width-multiplier", "0.25", "--hidden-units", "32"),
     *("--eval-every-steps", "400", "--eval-episodes", "4", "--eval-max-steps", "60", "--log-every-steps", "400"),
     *("--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1"),
 )
-SHORT = ("--", "--steps", "1000", "--eval-every-steps", "100")
+SHORT = ("--", "--total-steps", "1000", "--eval-every-steps", "100")
 
 
 @pytest.fixture(autouse=True)
@@ -192,7 +203,7 @@ def test_a_run_that_diverges_is_a_result_and_one_that_crashes_is_none(capsys: py
 
 
 def test_a_run_that_an_older_process_still_writes_is_waited_for(tmp_path: Path) -> None:
-    words = ["--steps", "10", "--eval-every-steps", "10", "--learning-rate", "1", "--seed", "1"]
+    words = ["--total-steps", "10", "--eval-every-steps", "10", "--learning-rate", "1", "--seed", "1"]
     child = Child(tmp_path, "tests.agents.fake_agent", "run", words)
     child.folder.mkdir(parents=True)
     with (child.folder / "lock").open("a") as lock:
@@ -216,7 +227,7 @@ def test_a_run_that_an_older_process_still_writes_is_waited_for(tmp_path: Path) 
         (("n_step=1..2", "--trials", "0"), "--trials cannot be 0: it must be a whole number, at least 1"),
         (("n_step=1..2", "--", "--name", "x"), "--name cannot stand after the dashes"),
         (("n_step=1..2", "--", "--stop-at-return", "18"), "--stop-at-return cannot be given in a sweep"),
-        (("n_step=1..2", "--", "--steps", "100"), "are never evaluated, and nothing could be compared"),
+        (("n_step=1..2", "--", "--total-steps", "100"), "are never evaluated, and nothing could be compared"),
         (("n_step=1..2", "--", "--gama", "1"), r"There is no flag --gama \(did you mean --gamma\?\)"),
     ],
 )
@@ -227,9 +238,19 @@ def test_mistakes_are_one_sentence(words: tuple[str, ...], sentence: str) -> Non
 
 
 def test_settings_of_pqn_are_searched_on_its_own_command_line() -> None:
-    words = ["trace=0..1", "minibatches=16,32", "--agent", "pqn", "--", "--env", "zerokara/Catch-v0", "--seed", "7"]
+    words = [
+        "td_lambda=0..1",
+        "num_minibatches=16,32",
+        "--agent",
+        "pqn",
+        "--",
+        "--env",
+        "zerokara/Catch-v0",
+        "--seed",
+        "7",
+    ]
     config, given, base, space = read_command_line(words, "")
-    assert (config.name, given, base.seed, base.trace) == ("sweep-pqn-Catch-v0", words[5:], 7, 0.65)
+    assert (config.name, given, base.seed, base.td_lambda) == ("sweep-pqn-Catch-v0", words[5:], 7, 0.65)
     assert [dimension.find(getattr(base, dimension.name)) for dimension in space] == [0.65, "32"]
     with pytest.raises(UserError, match=r"agents\.pqn has no field n_step"):
         read_command_line(["n_step=1..2", "--agent", "pqn"], "")

@@ -45,7 +45,7 @@ def test_rainbow_learns_from_our_target() -> None:
         discount_B = config.gamma**config.n_step * (1 - batch.done_B)
         logits_BXA = target(batch.next_obs).log().transpose(1, 2)
         following = greedy(logits_BXA, online.values(batch.next_obs))
-        goal_BX = Categorical(config.atoms, config.atom_limit).target(batch.reward_B, discount_B, following)
+        goal_BX = Categorical(config.num_atoms, *config.value_range).target(batch.reward_B, discount_B, following)
         predicted_BX = online(batch.obs)[torch.arange(3), batch.action_B]
     torch.testing.assert_close(loss_B.detach(), -(goal_BX * predicted_BX.log()).sum(1), rtol=1e-4, atol=1e-4)
 
@@ -54,23 +54,23 @@ def test_btr_learns_from_our_target(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     config = settings("btr")
     online, target = (Btr(config, 4, 6).eval() for _ in range(2))
-    fractions = torch.rand(3, config.quantiles)  # the same whenever it asks, so that ours can ask for them too
+    fractions = torch.rand(3, config.num_tau_samples)  # the same whenever it asks, so that ours can ask for them too
     monkeypatch.setattr(torch, "rand", lambda *shape: fractions)
     batch = made_up(6)
     loss_B = btr_loss(config, online, target, batch)
     with torch.no_grad():
-        next_z_BSA, _ = target(batch.next_obs, config.target_quantiles)
+        next_z_BSA, _ = target(batch.next_obs, config.num_target_tau_samples)
         options = {
-            "scale": config.munchausen_scale,
-            "temperature": config.munchausen_temperature,
-            "floor": config.munchausen_floor,
+            "scale": config.munchausen_alpha,
+            "temperature": config.munchausen_tau,
+            "floor": config.munchausen_clip,
         }
         reward_B = batch.reward_B + munchausen_bonus(target.values(batch.obs), batch.action_B, **options)
         discount_B = config.gamma**config.n_step * (1 - batch.done_B)
         head = ImplicitQuantiles(1, 8, 8, 8, 64)
-        following = soft(next_z_BSA, next_z_BSA.mean(1), config.munchausen_temperature)
+        following = soft(next_z_BSA, next_z_BSA.mean(1), config.munchausen_tau)
         goal_BS = head.target(reward_B, discount_B, following)
-        z_BT = online(batch.obs, config.quantiles)[0][torch.arange(3), :, batch.action_B]
+        z_BT = online(batch.obs, config.num_tau_samples)[0][torch.arange(3), :, batch.action_B]
         expected = [
             quantile_loss(z_BT[i : i + 1], fractions[i : i + 1], goal_BS[i : i + 1], torch.ones(1))[0] for i in range(3)
         ]
@@ -118,7 +118,7 @@ def test_returns_are_summed_over_n_steps_and_end_with_the_game() -> None:
 
 @pytest.mark.parametrize("preset", ["rainbow", "btr"])
 def test_the_loop_plays_and_learns(preset: str) -> None:
-    peer = Peer(settings(preset, num_envs=2, train_every_steps=4, warmup_steps=24, target_every_steps=16))
+    peer = Peer(settings(preset, num_envs=2, train_every_steps=4, learning_starts=24, target_update_steps=16))
     before = {name: weight.clone() for name, weight in peer.online.state_dict().items()}
     peer.go(32)
     assert peer.step == 32

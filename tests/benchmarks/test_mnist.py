@@ -21,7 +21,19 @@ from zerokara.vision import classify
 
 TINY = (
     *("--data", "glyphs", "--train-images", "200", "--validation-images", "100", "--batch-size", "50", "--epochs", "1"),
-    *("--width", "0.25", "--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1", "--quiet"),
+    *(
+        "--width-multiplier",
+        "0.25",
+        "--device",
+        "cpu",
+        "--precision",
+        "float32",
+        "--compile",
+        "off",
+        "--threads",
+        "1",
+        "--quiet",
+    ),
 )
 
 

@@ -19,7 +19,17 @@ from zerokara.core.data import glyphs
 from zerokara.vision import classify
 
 TINY = (
-    *("--data", "glyphs", "--train-images", "200", "--validation-images", "100", "--batch-size", "50", "--width"),
+    *(
+        "--data",
+        "glyphs",
+        "--train-images",
+        "200",
+        "--validation-images",
+        "100",
+        "--batch-size",
+        "50",
+        "--width-multiplier",
+    ),
     *("0.25", "--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1", "--quiet"),
 )
 

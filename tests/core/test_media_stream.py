@@ -12,15 +12,15 @@ import pytest
 from zerokara.core.media import write_mp4
 
 
-def grey(values: list[int], height: int = 33, width: int = 48) -> Iterator[np.ndarray]:
+def grayscale(values: list[int], height: int = 33, width: int = 48) -> Iterator[np.ndarray]:
     for value in values:
         yield np.full((height, width, 3), value, np.uint8)
 
 
 def test_a_film_of_frames_that_come_one_at_a_time_is_that_of_the_array(tmp_path: Path) -> None:
     values = [0, 60, 120, 180, 240]
-    write_mp4(tmp_path / "stream.mp4", grey(values), fps=15)
-    write_mp4(tmp_path / "array.mp4", np.stack(list(grey(values))), fps=15)
+    write_mp4(tmp_path / "stream.mp4", grayscale(values), fps=15)
+    write_mp4(tmp_path / "array.mp4", np.stack(list(grayscale(values))), fps=15)
     assert (tmp_path / "stream.mp4").read_bytes() == (tmp_path / "array.mp4").read_bytes()
     with av.open(str(tmp_path / "stream.mp4")) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
@@ -30,7 +30,7 @@ def test_a_film_of_frames_that_come_one_at_a_time_is_that_of_the_array(tmp_path:
 
 def test_frames_of_two_sizes_or_none_leave_no_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="of one size"):
-        write_mp4(tmp_path / "a.mp4", [*grey([1]), *grey([1], width=50)], fps=15)
+        write_mp4(tmp_path / "a.mp4", [*grayscale([1]), *grayscale([1], width=50)], fps=15)
     with pytest.raises(ValueError, match="got none"):
-        write_mp4(tmp_path / "a.mp4", grey([]), fps=15)
+        write_mp4(tmp_path / "a.mp4", grayscale([]), fps=15)
     assert list(tmp_path.iterdir()) == []

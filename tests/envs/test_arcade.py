@@ -49,15 +49,17 @@ def step_arrays(steps: list[Step]) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("game_id", IDS)
-@pytest.mark.parametrize(("stack", "grey", "channels"), [(1, True, 1), (4, True, 4), (1, False, 3), (4, False, 12)])
-def test_shapes_and_types(game_id: str, stack: int, grey: bool, channels: int) -> None:
-    env = arcade.make(game_id, 3, stack=stack, grey=grey)
+@pytest.mark.parametrize(
+    ("frame_stack", "grayscale", "channels"), [(1, True, 1), (4, True, 4), (1, False, 3), (4, False, 12)]
+)
+def test_shapes_and_types(game_id: str, frame_stack: int, grayscale: bool, channels: int) -> None:
+    env = arcade.make(game_id, 3, frame_stack=frame_stack, grayscale=grayscale)
     obs = env.reset(0)
     assert (env.id, env.num_envs, env.num_actions) == (game_id, 3, len(env.action_names))
     assert 2 <= env.num_actions <= 5
     assert env.obs_shape == (channels, 84, 84)
-    assert env.frame_channels == channels // stack
-    assert (env.settings["stack"], env.settings["grey"]) == (stack, grey)
+    assert env.frame_channels == channels // frame_stack
+    assert (env.settings["frame_stack"], env.settings["grayscale"]) == (frame_stack, grayscale)
     step = env.step(np.zeros(3, np.int64))
     for picture in (obs, step.obs, step.last_obs):
         assert picture.shape == (3, channels, 84, 84)
@@ -105,9 +107,9 @@ def test_a_game_does_not_depend_on_its_neighbours(game_id: str) -> None:
 
 
 @pytest.mark.parametrize("game_id", IDS)
-@pytest.mark.parametrize("grey", [True, False])
-def test_saved_state_goes_on_bit_for_bit(game_id: str, grey: bool) -> None:
-    env = arcade.make(game_id, 6, grey=grey)
+@pytest.mark.parametrize("grayscale", [True, False])
+def test_saved_state_goes_on_bit_for_bit(game_id: str, grayscale: bool) -> None:
+    env = arcade.make(game_id, 6, grayscale=grayscale)
     env.reset(5)
     actions = random_actions(env, 300)
     for action_N in actions[:36]:
@@ -118,7 +120,7 @@ def test_saved_state_goes_on_bit_for_bit(game_id: str, grey: bool) -> None:
     expected = step_arrays([env.step(action_N) for action_N in actions[37:]])
 
     file.seek(0)
-    other = arcade.make(game_id, 6, grey=grey)
+    other = arcade.make(game_id, 6, grayscale=grayscale)
     assert np.array_equal(other.load_state_dict(torch.load(file, weights_only=True)), obs)
     got = step_arrays([other.step(action_N) for action_N in actions[37:]])
     assert all(np.array_equal(a, b) for a, b in zip(expected, got, strict=True))
@@ -143,7 +145,7 @@ def test_a_foreign_state_is_refused() -> None:
     env, snake, shallow = (
         arcade.make("zerokara/Catch-v0", 1),
         arcade.make("zerokara/Snake-v0", 1),
-        arcade.make("zerokara/Catch-v0", 1, stack=1),
+        arcade.make("zerokara/Catch-v0", 1, frame_stack=1),
     )
     for game in (env, snake, shallow):
         game.reset(0)
@@ -213,7 +215,7 @@ def test_an_ending_at_the_time_limit_is_terminal_where_the_game_ends_it(
 @pytest.mark.parametrize("game_id", IDS)
 def test_stack_holds_the_last_frames(game_id: str) -> None:
     """Zeros before the start, and each stack is the frames of the same game with stack 1."""
-    stacked, single = arcade.make(game_id, 3), arcade.make(game_id, 3, stack=1)
+    stacked, single = arcade.make(game_id, 3), arcade.make(game_id, 3, frame_stack=1)
     obs, frame = stacked.reset(2), single.reset(2)
     assert not obs[:, :3].any()
     frames = [np.zeros_like(frame)] * 3 + [frame]
@@ -228,16 +230,16 @@ def test_stack_holds_the_last_frames(game_id: str) -> None:
 
 @pytest.mark.parametrize("game_id", IDS)
 def test_grey_is_the_luminance_of_rgb(game_id: str) -> None:
-    grey, rgb = arcade.make(game_id, 2, stack=1), arcade.make(game_id, 2, stack=1, grey=False)
-    grey.reset(4)
+    grayscale, rgb = arcade.make(game_id, 2, frame_stack=1), arcade.make(game_id, 2, frame_stack=1, grayscale=False)
+    grayscale.reset(4)
     rgb_NFHW = rgb.reset(4)
-    for action_N in random_actions(grey, 40):
-        grey_NHW, rgb_NFHW = grey.step(action_N).obs[:, 0], rgb.step(action_N).obs
+    for action_N in random_actions(grayscale, 40):
+        grey_NHW, rgb_NFHW = grayscale.step(action_N).obs[:, 0], rgb.step(action_N).obs
         for one_HW, one_FHW in zip(grey_NHW, rgb_NFHW, strict=True):
             converted = cv2.cvtColor(np.ascontiguousarray(one_FHW.transpose(1, 2, 0)), cv2.COLOR_RGB2GRAY)
             assert np.abs(converted.astype(int) - one_HW).max() <= 1  # their rounding differs
-        assert np.array_equal(grey.render(), rgb.render())
-    picture = grey.render()
+        assert np.array_equal(grayscale.render(), rgb.render())
+    picture = grayscale.render()
     assert picture.shape == (336, 336, 3)
     assert picture.dtype == np.uint8
     assert np.array_equal(picture[::4, ::4], rgb_NFHW[0].transpose(1, 2, 0))
@@ -297,7 +299,7 @@ def test_steps_are_the_callers_to_keep(game_id: str) -> None:
 
 def play(game_id: str, games: int, expert: bool) -> np.ndarray:
     """Returns (games,) of the first game of each environment."""
-    env = arcade.make(game_id, games, stack=1)
+    env = arcade.make(game_id, games, frame_stack=1)
     env.reset(2024)
     return_N, over_N = np.zeros(games), np.zeros(games, bool)
     rng = np.random.default_rng(0)
@@ -321,7 +323,7 @@ def test_unknown_games_and_counts_are_refused() -> None:
     with pytest.raises(UserError, match="at least 1, got 0"):
         arcade.make("zerokara/Snake-v0", 0)
     with pytest.raises(UserError, match="stacked frames"):
-        arcade.make("zerokara/Snake-v0", 1, stack=0)
+        arcade.make("zerokara/Snake-v0", 1, frame_stack=0)
 
 
 def test_colours_of_equal_luminance_are_refused() -> None:
@@ -342,14 +344,14 @@ def registered() -> None:
 
 
 @pytest.mark.parametrize("game_id", IDS)
-@pytest.mark.parametrize("grey", [True, False])
-def test_gymnasium_check_env(game_id: str, grey: bool) -> None:
-    env = gymnasium.make(game_id, grey=grey, render_mode="rgb_array")
+@pytest.mark.parametrize("grayscale", [True, False])
+def test_gymnasium_check_env(game_id: str, grayscale: bool) -> None:
+    env = gymnasium.make(game_id, grayscale=grayscale, render_mode="rgb_array")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         check_env(env.unwrapped)
     assert [str(warning.message) for warning in caught] == []
-    assert env.observation_space.shape == (84, 84, 1 if grey else 3)
+    assert env.observation_space.shape == (84, 84, 1 if grayscale else 3)
     env.close()
 
 
@@ -358,7 +360,7 @@ def test_gymnasium_game_is_the_vector_game(game_id: str) -> None:
     """Same pixels and rewards up to and with the end, where the picture is the last one, not the next game's first."""
     env = gymnasium.make(game_id, render_mode="rgb_array")
     obs, info = env.reset(seed=9)
-    game = arcade.make(game_id, 1, stack=1)
+    game = arcade.make(game_id, 1, frame_stack=1)
     seed = int(gymnasium.utils.seeding.np_random(9)[0].integers(2**63))
     assert np.array_equal(obs.transpose(2, 0, 1), game.reset(seed)[0])
     assert info == {"life_lost": False}

@@ -117,7 +117,7 @@ def test_catch_paddle_stops_at_the_walls() -> None:
 
 
 def test_catch_picture() -> None:
-    env = alone("zerokara/Catch-v0", stack=1)
+    env = alone("zerokara/Catch-v0", frame_stack=1)
     env.ball_row[:], env.ball_column[:], env.drift[:] = 0, 10, 1
     frame_HW = env.step(np.array([catch.STAY])).obs[0, 0]
     rows, columns = np.nonzero(frame_HW[:70])
@@ -204,7 +204,7 @@ def test_breaker_ends_with_the_last_life_or_the_last_brick() -> None:
 def test_breaker_every_serve_can_be_reached() -> None:
     """The expert loses no ball that it is served, from any column in any direction."""
     serves = [(column, drift) for column in range(20, 61) for drift in breaker.SERVE_DRIFTS]
-    env: Any = arcade.make("zerokara/Breaker-v0", len(serves), stack=1)
+    env: Any = arcade.make("zerokara/Breaker-v0", len(serves), frame_stack=1)
     env.reset(0)
     env.ball_column[:], env.drift[:] = np.array(serves).T
     for _ in range(60):
@@ -212,7 +212,7 @@ def test_breaker_every_serve_can_be_reached() -> None:
 
 
 def test_breaker_picture_of_the_wall() -> None:
-    env = alone("zerokara/Breaker-v0", stack=1, grey=False)
+    env = alone("zerokara/Breaker-v0", frame_stack=1, grayscale=False)
     env.bricks[0, 1, 2] = False
     put_ball(env, 50, 50, 4, 0)
     frame_FHW = env.step(np.array([breaker.STAY])).obs[0]
@@ -298,7 +298,7 @@ def test_snake_dies_of_itself_but_may_follow_its_tail() -> None:
 
 
 def test_snake_food_falls_on_every_free_cell_and_no_other() -> None:
-    env: Any = arcade.make("zerokara/Snake-v0", 3000, stack=1)
+    env: Any = arcade.make("zerokara/Snake-v0", 3000, frame_stack=1)
     env.reset(0)
     env.body[:] = 0
     env.body[:, 2:] = 1
@@ -314,7 +314,7 @@ def test_snake_food_falls_on_every_free_cell_and_no_other() -> None:
 @given(st.integers(0, 10**6), st.lists(st.integers(0, 3), min_size=1, max_size=120))
 def test_snake_stays_whole(seed: int, actions: list[int]) -> None:
     """Whatever is done, the body is one chain of neighbours from head to tail, and the food lies beside it."""
-    env: Any = arcade.make("zerokara/Snake-v0", 1, stack=1)
+    env: Any = arcade.make("zerokara/Snake-v0", 1, frame_stack=1)
     env.reset(seed)
     for action in actions:
         env.step(np.array([action]))
@@ -359,7 +359,7 @@ def test_shooter_shot_must_touch(column: int, hit: bool) -> None:
 
 @given(st.integers(0, 22))
 def test_shooter_no_rock_slips_past_a_shot(height: int) -> None:
-    env = alone("zerokara/Shooter-v0", stack=1)
+    env = alone("zerokara/Shooter-v0", frame_stack=1)
     put_rock(env, 2 * height, 35)
     assert sum(act(env, action)[0] for action in (shooter.FIRE, *[shooter.STAY] * 8)) == 1.0
 

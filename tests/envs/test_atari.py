@@ -19,20 +19,22 @@ from zerokara import envs
 from zerokara.core.config import UserError
 from zerokara.envs.atari import AtariVectorEnv, is_atari, rom_path
 
-EXACT: dict[str, Any] = {"sticky": 0.0, "noop_max": 0, "fire_reset": False}
+EXACT: dict[str, Any] = {"repeat_action_probability": 0.0, "noop_max": 0, "fire_reset": False}
 
 
-def reference(id: str, *, grey: bool = True) -> gymnasium.Env[Any, Any]:
+def reference(id: str, *, grayscale: bool = True) -> gymnasium.Env[Any, Any]:
     """One game as Gymnasium's own wrappers give it; reset without a seed goes on as a console that stays on."""
     env = gymnasium.make(id, frameskip=1, repeat_action_probability=0.0, max_num_frames_per_episode=None)
-    wrapped = AtariPreprocessing(env, noop_max=0, frame_skip=4, grayscale_obs=grey)
+    wrapped = AtariPreprocessing(env, noop_max=0, frame_skip=4, grayscale_obs=grayscale)
     return FrameStackObservation(RecordEpisodeStatistics(wrapped), 4, padding_type="zero")
 
 
 def channels(obs: Any) -> np.ndarray:
     """A stack of Gymnasium's, (4, 84, 84) or (4, 84, 84, 3), as ours, (C, 84, 84)."""
-    stack = np.asarray(obs)
-    return stack if stack.ndim == 3 else stack.transpose(0, 3, 1, 2).reshape(-1, *stack.shape[1:3])
+    frame_stack = np.asarray(obs)
+    return (
+        frame_stack if frame_stack.ndim == 3 else frame_stack.transpose(0, 3, 1, 2).reshape(-1, *frame_stack.shape[1:3])
+    )
 
 
 def same(ours: envs.Step, theirs: envs.Step) -> bool:
@@ -40,13 +42,13 @@ def same(ours: envs.Step, theirs: envs.Step) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("id", "grey", "steps"),
+    ("id", "grayscale", "steps"),
     [("ALE/Breakout-v5", True, 450), ("ALE/Pong-v5", True, 150), ("ALE/Seaquest-v5", False, 80)],
 )
-def test_pixels_endings_and_scores_are_those_of_gymnasium(id: str, grey: bool, steps: int) -> None:
+def test_pixels_endings_and_scores_are_those_of_gymnasium(id: str, grayscale: bool, steps: int) -> None:
     num_envs = 2
-    env = envs.make(id, num_envs, grey=grey, **EXACT)
-    theirs = [reference(id, grey=grey) for _ in range(num_envs)]
+    env = envs.make(id, num_envs, grayscale=grayscale, **EXACT)
+    theirs = [reference(id, grayscale=grayscale) for _ in range(num_envs)]
     obs = env.reset(3)
     for i, their in enumerate(theirs):
         assert np.array_equal(obs[i], channels(their.reset(seed=i)[0]))
@@ -121,9 +123,11 @@ def test_a_reseeded_episode_is_that_of_a_fresh_console() -> None:
 
 
 @pytest.mark.parametrize(
-    ("grey", "reseed_every_steps"), [(True, 150), (False, 10_000)], ids=["reseeded", "several episodes since the seed"]
+    ("grayscale", "reseed_every_steps"),
+    [(True, 150), (False, 10_000)],
+    ids=["reseeded", "several episodes since the seed"],
 )
-def test_a_saved_state_goes_on_bit_for_bit(grey: bool, reseed_every_steps: int) -> None:
+def test_a_saved_state_goes_on_bit_for_bit(grayscale: bool, reseed_every_steps: int) -> None:
     def made() -> envs.VectorEnv:
         return envs.make(
             "ALE/Breakout-v5",
@@ -132,7 +136,7 @@ def test_a_saved_state_goes_on_bit_for_bit(grey: bool, reseed_every_steps: int) 
             noop_max=30,
             max_episode_frames=800,
             reseed_every_steps=reseed_every_steps,
-            grey=grey,
+            grayscale=grayscale,
         )
 
     action_TN = np.random.default_rng(0).integers(0, 4, (420, 3))
@@ -193,7 +197,7 @@ def test_foreign_and_wrong_states_are_refused() -> None:
     with pytest.raises(UserError, match="num_envs 1"):
         envs.make("ALE/Pong-v5", 2, **EXACT).load_state_dict(state)
     with pytest.raises(UserError, match="settings"):
-        envs.make("ALE/Pong-v5", 1, **{**EXACT, "sticky": 0.25}).load_state_dict(state)
+        envs.make("ALE/Pong-v5", 1, **{**EXACT, "repeat_action_probability": 0.25}).load_state_dict(state)
     with pytest.raises(UserError, match="id 'ALE/Pong-v5'"):
         envs.make("ALE/Breakout-v5", 1, **EXACT).load_state_dict(state)
     with pytest.raises(UserError, match="does not show again"):
@@ -239,9 +243,11 @@ def test_arrays_are_the_callers_to_keep() -> None:
     assert all(step.obs.flags.c_contiguous and step.obs.flags.writeable for step in kept)
 
 
-@pytest.mark.parametrize(("id", "grey", "fire_reset"), [("ALE/Pong-v5", True, False), ("ALE/Breakout-v5", False, True)])
-def test_a_game_for_people_shows_the_agent_the_same(id: str, grey: bool, fire_reset: bool) -> None:
-    settings = {**EXACT, "grey": grey, "fire_reset": fire_reset, "max_episode_frames": 300}
+@pytest.mark.parametrize(
+    ("id", "grayscale", "fire_reset"), [("ALE/Pong-v5", True, False), ("ALE/Breakout-v5", False, True)]
+)
+def test_a_game_for_people_shows_the_agent_the_same(id: str, grayscale: bool, fire_reset: bool) -> None:
+    settings = {**EXACT, "grayscale": grayscale, "fire_reset": fire_reset, "max_episode_frames": 300}
     fast, shown = envs.make(id, 1, **settings), envs.make(id, 1, render=True, **settings)
     assert fast.obs_shape == shown.obs_shape
     assert fast.action_names == shown.action_names
@@ -286,7 +292,7 @@ def test_every_game_that_ale_ships_has_its_rom() -> None:
 
 
 def test_all_18_actions() -> None:
-    env = envs.make("ALE/Pong-v5", 1, full_action_set=True)
+    env = envs.make("ALE/Pong-v5", 1, full_action_space=True)
     assert env.num_actions == 18
     assert env.action_names == tuple(name for name in ale_py.Action.__members__ if name in env.action_names)
     assert envs.make("ALE/Pong-v5", 1).action_names == ("NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE")
@@ -295,7 +301,7 @@ def test_all_18_actions() -> None:
 
 
 def test_other_sizes_and_stacks() -> None:
-    env = envs.make("ALE/Pong-v5", 1, size=64, stack=2, grey=False, frame_skip=2, **EXACT)
+    env = envs.make("ALE/Pong-v5", 1, size=64, frame_stack=2, grayscale=False, frame_skip=2, **EXACT)
     assert (env.obs_shape, env.frame_channels) == ((6, 64, 64), 3)
     assert env.reset(0).shape == (1, 6, 64, 64)
     assert env.step(np.array([2])).last_obs.shape == (1, 6, 64, 64)

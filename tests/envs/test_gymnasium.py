@@ -20,7 +20,7 @@ from zerokara.core.config import UserError
 
 IMAGES: dict[str, spaces.Box] = {
     "flat": spaces.Box(0, 255, (30, 40), np.uint8),
-    "grey": spaces.Box(0, 255, (30, 40, 1), np.uint8),
+    "grayscale": spaces.Box(0, 255, (30, 40, 1), np.uint8),
     "rgb": spaces.Box(0, 255, (30, 40, 3), np.uint8),
     "unit": spaces.Box(0, 1, (30, 40, 3), np.float32),
 }
@@ -51,7 +51,7 @@ class Toy(gymnasium.Env[Any, Any]):
             return np.zeros(4, np.float32)
         if self.kind == "unit":
             return (self.picture / 255).astype(np.float32)
-        return {"flat": self.picture[:, :, 0], "grey": self.picture[:, :, :1]}.get(self.kind, self.picture)
+        return {"flat": self.picture[:, :, 0], "grayscale": self.picture[:, :, :1]}.get(self.kind, self.picture)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
@@ -107,11 +107,11 @@ def toy(num_envs: int = 1, *, limit: int | None = None, render: bool = False, **
     return envs.make("Toy-v0", num_envs, render=render, **settings)
 
 
-@pytest.mark.parametrize("kind", ["flat", "grey", "rgb", "unit", "vector"])
-@pytest.mark.parametrize("grey", [True, False])
-def test_every_kind_of_picture_becomes_the_same_frames(kind: str, grey: bool) -> None:
-    env = toy(2, kind=kind, settings={"grey": grey, "size": 20, "stack": 3})
-    assert (env.obs_shape, env.frame_channels) == ((3, 20, 20) if grey else (9, 20, 20), 1 if grey else 3)
+@pytest.mark.parametrize("kind", ["flat", "grayscale", "rgb", "unit", "vector"])
+@pytest.mark.parametrize("grayscale", [True, False])
+def test_every_kind_of_picture_becomes_the_same_frames(kind: str, grayscale: bool) -> None:
+    env = toy(2, kind=kind, settings={"grayscale": grayscale, "size": 20, "frame_stack": 3})
+    assert (env.obs_shape, env.frame_channels) == ((3, 20, 20) if grayscale else (9, 20, 20), 1 if grayscale else 3)
     assert env.settings["pixels"] == ("render()" if kind == "vector" else "observation")
     obs = env.reset(4)
     assert obs.shape == (2, *env.obs_shape)
@@ -120,15 +120,15 @@ def test_every_kind_of_picture_becomes_the_same_frames(kind: str, grey: bool) ->
     for i in range(2):
         seed = np.random.SeedSequence([4, i, 0]).generate_state(1)[0] >> 1
         picture = np.random.default_rng(seed).integers(0, 256, (30, 40, 3), np.uint8)
-        if kind in ("flat", "grey"):
+        if kind in ("flat", "grayscale"):
             picture = np.repeat(picture[:, :, :1], 3, axis=2)
         colour = cv2.resize(picture, (20, 20), interpolation=cv2.INTER_AREA).transpose(2, 0, 1)
         single = cv2.resize(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), (20, 20), interpolation=cv2.INTER_AREA)
-        assert np.array_equal(obs[i, -env.frame_channels :], single[None] if grey else colour)
+        assert np.array_equal(obs[i, -env.frame_channels :], single[None] if grayscale else colour)
 
 
 def test_stacks_and_endings_are_those_of_gymnasium() -> None:
-    env = toy(2, script={7: "end"}, limit=11, settings={"grey": False, "size": 24})
+    env = toy(2, script={7: "end"}, limit=11, settings={"grayscale": False, "size": 24})
     seeds = [[int(np.random.SeedSequence([0, i, k]).generate_state(1)[0] >> 1) for k in range(9)] for i in range(2)]
     theirs = [
         FrameStackObservation(ResizeObservation(Toy("rgb", {7: "end"}), (24, 24)), 4, padding_type="zero")

@@ -21,16 +21,24 @@ from zerokara.envs.gymnasium import GymnasiumVectorEnv
 
 def test_protocols_and_what_overrides_them() -> None:
     nature = envs.make("ALE/Pong-v5", 1).settings
-    assert {key: nature[key] for key in ("sticky", "noop_max", "frame_skip", "max_episode_frames", "fire_reset")} == {
-        "sticky": 0.0,
+    assert {
+        key: nature[key]
+        for key in ("repeat_action_probability", "noop_max", "frame_skip", "max_episode_frames", "fire_reset")
+    } == {
+        "repeat_action_probability": 0.0,
         "noop_max": 30,
         "frame_skip": 4,
         "max_episode_frames": 108_000,
         "fire_reset": False,
     }
-    assert (nature["protocol"], nature["stack"], nature["size"], nature["grey"]) == ("nature", 4, 84, True)
-    machado = envs.make("ALE/Pong-v5", 1, protocol="machado", noop_max=None, stack=2, frame_skip=5).settings
-    assert (machado["sticky"], machado["noop_max"], machado["stack"], machado["frame_skip"]) == (0.25, 0, 2, 5)
+    assert (nature["protocol"], nature["frame_stack"], nature["size"], nature["grayscale"]) == ("nature", 4, 84, True)
+    machado = envs.make("ALE/Pong-v5", 1, protocol="machado", noop_max=None, frame_stack=2, frame_skip=5).settings
+    assert (
+        machado["repeat_action_probability"],
+        machado["noop_max"],
+        machado["frame_stack"],
+        machado["frame_skip"],
+    ) == (0.25, 0, 2, 5)
     assert (machado["protocol"], machado["max_episode_frames"]) == ("machado", 108_000)
     assert json.loads(json.dumps(machado)) == machado
 
@@ -39,7 +47,7 @@ def test_each_id_goes_its_way() -> None:
     assert isinstance(envs.make("ALE/Pong-v5", 1), AtariVectorEnv)
     assert isinstance(envs.make("ALE/Pong-v5", 1, render=True), GymnasiumVectorEnv)
     assert isinstance(envs.make("PongNoFrameskip-v4", 1), GymnasiumVectorEnv)
-    catch = envs.make("zerokara/Catch-v0", 3, stack=2, grey=False, size=84, protocol="machado")
+    catch = envs.make("zerokara/Catch-v0", 3, frame_stack=2, grayscale=False, size=84, protocol="machado")
     assert isinstance(catch, ArcadeEnv)
     assert catch.reset(0).shape == (3, 6, 84, 84)
     assert isinstance(envs.make("gymnasium.envs:PongNoFrameskip-v4", 1), GymnasiumVectorEnv)
@@ -49,20 +57,28 @@ def test_each_id_goes_its_way() -> None:
     ("id", "settings", "sentence"),
     [
         ("ALE/Pong-v5", {"protocol": "natural"}, "expected one of nature, 100k, machado"),
-        ("ALE/Pong-v5", {"stiky": 0.1}, "'stiky'; did you mean sticky"),
+        (
+            "ALE/Pong-v5",
+            {"repeat_action_probabilty": 0.1},
+            "'repeat_action_probabilty'; did you mean repeat_action_probability",
+        ),
         ("ALE/Pong-v5", {"colour": "blue"}, "no environment setting 'colour'"),
-        ("ALE/Pong-v5", {"sticky": 1.5}, "sticky must be from 0 to 1, got 1.5"),
-        ("ALE/Pong-v5", {"sticky": float("nan")}, "sticky must be from 0 to 1"),
+        ("ALE/Pong-v5", {"repeat_action_probability": 1.5}, "repeat_action_probability must be from 0 to 1, got 1.5"),
+        ("ALE/Pong-v5", {"repeat_action_probability": float("nan")}, "repeat_action_probability must be from 0 to 1"),
         ("ALE/Pong-v5", {"noop_max": -1}, "noop_max must be from 0"),
         ("ALE/Pong-v5", {"noop_max": 2.0}, "noop_max must be a whole number, got 2.0"),
         ("ALE/Pong-v5", {"frame_skip": 0}, "frame_skip must be from 1"),
         ("ALE/Pong-v5", {"frame_skip": True}, "frame_skip must be a whole number, got True"),
-        ("ALE/Pong-v5", {"grey": 1}, "grey must be True or False, got 1"),
+        ("ALE/Pong-v5", {"grayscale": 1}, "grey must be True or False, got 1"),
         ("ALE/Pong-v5", {"max_episode_frames": 3}, "at least frame_skip, which is 4, got 3"),
         ("ALE/Pong-v5", {"max_episode_frames": 0}, "at least frame_skip"),
-        ("ALE/Pong-v5", {"stack": 0}, "stack must be from 1"),
+        ("ALE/Pong-v5", {"frame_stack": 0}, "stack must be from 1"),
         ("ALE/Pong-v5", {"num_threads": -1}, "num_threads must be from 0"),
-        ("zerokara/Catch-v0", {"sticky": 0.25}, "sticky is a setting of Atari games"),
+        (
+            "zerokara/Catch-v0",
+            {"repeat_action_probability": 0.25},
+            "repeat_action_probability is a setting of Atari games",
+        ),
         ("zerokara/Catch-v0", {"size": 64}, "size of zerokara/Catch-v0 is 84"),
         ("PongNoFrameskip-v4", {"noop_max": 3}, "noop_max is a setting of Atari games"),
         ("PongNoFrameskip-v4", {"frame_skip": 4, "max_episode_frames": 2}, "at least frame_skip"),

@@ -303,7 +303,7 @@ def test_classes_are_painted_in_turn(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_a_trunk_is_taken_along(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    dcgan.main([*TINY, "--name", "next", "--updates", "1", "--init-backbone", str(run)])
+    dcgan.main([*TINY, "--name", "next", "--updates", "1", "--pretrained-backbone", str(run)])
     assert "runs/run" in capsys.readouterr().out
     dcgan.main([*TINY, "--name", "fresh", "--updates", "1", "--quiet"])
     name = next(key for key in state(run)["learner"]["discriminator"] if key.startswith("backbone."))

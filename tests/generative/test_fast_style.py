@@ -27,7 +27,18 @@ from zerokara.generative.style.network import StyleCard, Stylist
 
 REPO = Path(__file__).parents[2]
 TINY = (
-    *("--style", "style.png", "--data", "photos.zip", "--eye", "random", "--width", "0.1", "--image-size", "32"),
+    *(
+        "--style",
+        "style.png",
+        "--data",
+        "photos.zip",
+        "--eye",
+        "random",
+        "--width-multiplier",
+        "0.1",
+        "--image-size",
+        "32",
+    ),
     *("--stylist-width", "0.125", "--batch-size", "4", "--updates", "12", "--held-out-images", "2"),
     *("--log-every-updates", "2", "--show-every-updates", "6", "--checkpoint-every-updates", "2"),
     *("--device", "cpu", "--threads", "1", "--precision", "float32"),
@@ -107,11 +118,11 @@ def test_it_learns_and_paints(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"painted/one.png: 70x50 in the style of style.png, \d+\.\d\d s", printed)
     with Image.open("painted/one.png") as opened:
         assert opened.size == (70, 50)
-    stylise.main(["runs/run", "one.png", "--size", "56", "--keep-colour", "--out", "grey", "--threads", "1"])
+    stylise.main(["runs/run", "one.png", "--size", "56", "--keep-colour", "--out", "grayscale", "--threads", "1"])
     with Image.open("grey/one.png") as opened:
-        grey = np.asarray(opened).astype(int)
-    assert grey.shape == (40, 56, 3)
-    assert (np.ptp(grey, axis=2) <= 1).all()  # what had no colour has none
+        grayscale = np.asarray(opened).astype(int)
+    assert grayscale.shape == (40, 56, 3)
+    assert (np.ptp(grayscale, axis=2) <= 1).all()  # what had no colour has none
 
 
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:

@@ -124,11 +124,13 @@ def test_fid_is_that_of_its_features_whatever_the_batch_size(tmp_path: Path) -> 
 
     torch.jit.save(torch.jit.script(Means()), tmp_path / "network.pt")
     network = metrics.Inception(tmp_path / "network.pt")
-    grey, other = torch.randint(256, (2, 60, 1, 8, 8), dtype=torch.uint8)
-    expected = frechet_distance(network(grey), network(other // 2))
+    grayscale, other = torch.randint(256, (2, 60, 1, 8, 8), dtype=torch.uint8)
+    expected = frechet_distance(network(grayscale), network(other // 2))
     assert expected > 100
     for batch_size in (60, 7):
-        assert metrics.inception_distance(network, grey, other // 2, batch_size) == pytest.approx(expected, rel=1e-9)
+        assert metrics.inception_distance(network, grayscale, other // 2, batch_size) == pytest.approx(
+            expected, rel=1e-9
+        )
 
 
 def test_what_is_no_torchscript_is_refused(tmp_path: Path) -> None:
@@ -179,7 +181,7 @@ def test_without_a_classifier_it_says_that_quality_is_not_measured(
 def begun(tmp_path: Path) -> Path:
     """A run whose discriminator began from the classifier `eye` beside `runs`."""
     save_classifier(tmp_path / "eye", seed=2)
-    words = ("--backbone", "deep_cnn", "--discriminator-width", "0.25", "--init-backbone", "eye")
+    words = ("--backbone", "deep_cnn", "--discriminator-width", "0.25", "--pretrained-backbone", "eye")
     return make_run(tmp_path, "begun", *words)
 
 
@@ -211,10 +213,10 @@ def test_a_run_that_forgot_its_eye_is_scored_with_a_warning(
 
 def test_training_refuses_and_doubts_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     eye = save_classifier(tmp_path / "eye", seed=2)
-    words = ("--backbone", "deep_cnn", "--discriminator-width", "0.25", "--init-backbone", str(eye))
+    words = ("--backbone", "deep_cnn", "--discriminator-width", "0.25", "--pretrained-backbone", str(eye))
     with pytest.raises(UserError, match="the very eye that the discriminator starts from"):
         make_run(tmp_path, "refused", *words, "--classifier", str(eye / "model.safetensors"))
-    relative = model_file.Card(**{**vars(CARD), "command": "python -m vision.classify --init-backbone runs/gone"})
+    relative = model_file.Card(**{**vars(CARD), "command": "python -m vision.classify --pretrained-backbone runs/gone"})
     weights = CARD.build().state_dict()
     model_file.save(eye / "model.safetensors", weights, relative)
     judge = save_classifier(tmp_path / "judge", seed=3)

@@ -23,7 +23,7 @@ from zerokara.generative.style import pictures
 
 REPO = Path(__file__).parents[2]
 TINY = (
-    *("content.png", "style.png", "--eye", "random", "--width", "0.1", "--size", "80", "--iterations", "24"),
+    *("content.png", "style.png", "--eye", "random", "--width-multiplier", "0.1", "--size", "80", "--iterations", "24"),
     *("--film-every-iterations", "4", "--show-every-iterations", "12", "--checkpoint-every-iterations", "3"),
     *("--log-every-iterations", "4", "--device", "cpu", "--threads", "1", "--precision", "float32"),
 )

@@ -199,7 +199,7 @@ def test_the_test_set_is_read_once_and_only_when_asked_for(monkeypatch: pytest.M
 
 
 def test_convolutions_learn_from_the_command_line() -> None:
-    binary.main([*SHORT, "--preset", "cnn", "--width", "0.05", "--epochs", "1", "--name", "c"])
+    binary.main([*SHORT, "--preset", "cnn", "--width-multiplier", "0.05", "--epochs", "1", "--name", "c"])
     assert read_packed(Path("runs/c/packed.safetensors"))[1].network == "cnn"
     assert PRESETS["cnn"]["flip"]
 

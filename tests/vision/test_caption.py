@@ -22,7 +22,18 @@ from zerokara.vision import caption, caption_predict, caption_splits
 from zerokara.vision.captioning import network
 
 TINY = (
-    *("--data", "few.zip", "--image-size", "32", "--backbone", "resnet20", "--width", "0.5", "--stem", "paper"),
+    *(
+        "--data",
+        "few.zip",
+        "--image-size",
+        "32",
+        "--backbone",
+        "resnet20",
+        "--width-multiplier",
+        "0.5",
+        "--stem",
+        "paper",
+    ),
     *("--validation-images", "8", "--test-images", "8", "--batch-size", "8", "--epochs", "3", "--at-least", "1"),
     *("--embedding", "24", "--hidden", "32", "--beams", "3", "--longest", "6", "--log-every-updates", "1"),
     *("--device", "cpu", "--threads", "1", "--precision", "float32"),
@@ -107,7 +118,7 @@ def test_an_eye_that_was_given_stays_as_it_is(capsys: pytest.CaptureFixture[str]
         options={"width": 0.25},
     )
     model_file.save(Path("eye.safetensors"), classifier.state_dict(), card)
-    caption.main([*TINY, "--name", "run", "--epochs", "1", "--init-backbone", "eye.safetensors"])
+    caption.main([*TINY, "--name", "run", "--epochs", "1", "--pretrained-backbone", "eye.safetensors"])
     assert "it stays as is" in capsys.readouterr().out
     read = network.load("runs/run")
     assert read.card.mean == (0.5, 0.4, 0.3)  # fed as it was
@@ -146,7 +157,7 @@ def test_splits_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
         (["--data", "nowhere"], "There are no data 'nowhere'"),
         (["--data", "few.zip", "--test-images", "50"], "too few are left for a batch of 32"),
         ([*TINY, "--backbone", "resnett"], "There is no backbone 'resnett'"),
-        ([*TINY, "--weights", "a.pth", "--init-backbone", "b"], "both say what the eye begins with"),
+        ([*TINY, "--weights", "a.pth", "--pretrained-backbone", "b"], "both say what the eye begins with"),
         ([*TINY, "--weights", "a.pth"], "There is no file a.pth"),
     ],
 )

@@ -30,7 +30,18 @@ from zerokara.vision.classification.scoring import Scores
 
 FEW = {"train": 800, "test": 200}  # thousands of digits take seconds to draw, each time
 TINY = (
-    *("--train-images", "400", "--validation-images", "200", "--epochs", "3", "--batch-size", "50", "--width", "0.5"),
+    *(
+        "--train-images",
+        "400",
+        "--validation-images",
+        "200",
+        "--epochs",
+        "3",
+        "--batch-size",
+        "50",
+        "--width-multiplier",
+        "0.5",
+    ),
     *("--checkpoint-every-updates", "2", "--log-every-updates", "3", "--warmup-epochs", "1"),
     *("--ema-half-life-updates", "5", "--mixup", "0.2", "--tta-views", "1"),
     *("--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1"),
@@ -355,8 +366,8 @@ def test_a_tie_is_no_progress_but_the_later_weights_are_kept(monkeypatch: pytest
 
 @pytest.mark.usefixtures("swift")
 def test_a_run_starts_from_a_network_of_the_zoo(capsys: pytest.CaptureFixture[str]) -> None:
-    words = [*TINY, "--name", "eye", "--no-test", "--epochs", "1", "--width", "1", "--learning-rate", "1e-9"]
-    classify.main([*words, "--weight-decay", "0", "--init-backbone", "digits"])
+    words = [*TINY, "--name", "eye", "--no-test", "--epochs", "1", "--width-multiplier", "1", "--learning-rate", "1e-9"]
+    classify.main([*words, "--weight-decay", "0", "--pretrained-backbone", "digits"])
     assert "12 of 12 tensors from" in capsys.readouterr().out
     theirs, _ = zoo.load("digits")
     mine, _ = model_file.load(Path("runs/eye/model.safetensors"))
@@ -369,7 +380,7 @@ def test_a_run_starts_from_the_weights_of_another(
 ) -> None:
     shutil.copytree(uninterrupted, "runs/run")
     words = [*TINY, "--name", "next", "--no-test", "--epochs", "1", "--learning-rate", "1e-9", "--weight-decay", "0"]
-    classify.main([*words, "--init-backbone", "runs/run"])
+    classify.main([*words, "--pretrained-backbone", "runs/run"])
     assert "12" in capsys.readouterr().out  # twelve tensors of six convolutions
     assert swift == ["train"]
     theirs, _ = model_file.load(Path("runs/run/model.safetensors"))
@@ -397,7 +408,7 @@ def test_a_run_starts_from_the_weights_of_another(
         (["--resume", "--name", "nowhere"], "nowhere"),
         (["--device", "toaster"], "toaster"),
         (["--weights", "nowhere.pth"], "nowhere.pth"),
-        (["--init-backbone", "runs/nowhere"], "nowhere"),
+        (["--pretrained-backbone", "runs/nowhere"], "nowhere"),
     ],
 )
 @pytest.mark.usefixtures("here")

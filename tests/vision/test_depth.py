@@ -74,7 +74,7 @@ def test_all_stacks_have_about_the_same_parameters() -> None:
     options = Options(validation_images=20, seeds=(1,))
     images = grid.load_data(grid.base_config(options, "adamw"))
     counts = {
-        cell.name: depth.parameters_of(cell.config.backbone, images, cell.config.width)
+        cell.name: depth.parameters_of(cell.config.backbone, images, cell.config.width_multiplier)
         for cell in filter_cells(options, images)
     }
     assert counts["one5x5-seed1"] == 9 * 32 + 32 + 3 * (25 * 32 * 32 + 32) + 32 * 10 + 10

@@ -25,7 +25,18 @@ from zerokara.vision.detection.config import PRESETS, Config
 MACHINE = ("--device", "cpu", "--precision", "float32", "--threads", "1")
 SMALL = (
     *("--data", "shapes", "--data-dir", ".", "--proposal-cache", "kept", "--image-side", "96", "--proposals", "100"),
-    *("--search-colours", "rgb", "--search-scales", "50", "--backbone", "resnet20", "--width", "0.5", "--stride", "4"),
+    *(
+        "--search-colours",
+        "rgb",
+        "--search-scales",
+        "50",
+        "--backbone",
+        "resnet20",
+        "--width-multiplier",
+        "0.5",
+        "--stride",
+        "4",
+    ),
     *("--bins", "4", "--units", "64", "--dropout", "0", "--crop-side", "32", "--regions-per-update", "32"),
     *("--learning-rate", "3e-3", "--warmup-updates", "10", "--svm-c", "0.1", *MACHINE),
 )
@@ -110,7 +121,7 @@ def test_a_run_leaves_what_its_readme_promises(finished: dict[str, Path]) -> Non
     assert [line["step"] for line in lines if "train/loss" in line] == list(range(20, 121, 20))
     assert [line["step"] for line in lines if "val/map_50" in line] == [60, 120]
     config = json.loads((run / "config.json").read_text())["config"]
-    assert (config["backbone"], config["width"]) == ("resnet20", 0.5)
+    assert (config["backbone"], config["width_multiplier"]) == ("resnet20", 0.5)
     media = {path.name for path in (run / "media").iterdir()}
     assert media >= {"learnt_from-0.png", "validation-60.png", "test_worst-120.png", "test_best-120.png"}
     assert list((run / "tensorboard").glob("events.*"))
@@ -188,7 +199,7 @@ def test_numbers_that_are_none_end_the_run(swift: Path) -> None:
 
 @pytest.mark.usefixtures("swift")
 def test_an_eye_that_has_learnt_begins(finished: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    words = [*SMALL, "--init-backbone", str(finished["fast-rcnn"]), "--freeze-batch-norm", "--name", "begun"]
+    words = [*SMALL, "--pretrained-backbone", str(finished["fast-rcnn"]), "--freeze-batch-norm", "--name", "begun"]
     detect.main([*words, "--updates", "1", "--no-test"])
     assert "tensors from" in capsys.readouterr().out
     name = "net.backbone.bn1.running_mean"
@@ -268,7 +279,7 @@ def test_both_side_by_side(
         (["--backbone", "resnet21"], "resnet20"),
         (["--backbone", "nature", "--stride", "2"], "--stride"),
         (["--stem", "small"], "--stem"),
-        (["--init-backbone", "nowhere"], "nowhere"),
+        (["--pretrained-backbone", "nowhere"], "nowhere"),
         (["--regions-per-update", "0"], "at least 1"),
         (["--search-colours", "cmyk"], "rgb"),
         (["--resume", "--name", "nowhere"], "nowhere"),

@@ -39,7 +39,7 @@ def test_the_weights_before_learning_are_the_runs_own(tiny_run: Path) -> None:
 
 def test_a_run_that_began_with_another_begins_with_it_again(tiny_run: Path) -> None:
     trained = load_trained(tiny_run, threads=1)
-    other = dataclasses.replace(trained, config=dataclasses.replace(trained.config, init_backbone=str(tiny_run)))
+    other = dataclasses.replace(trained, config=dataclasses.replace(trained.config, pretrained_backbone=str(tiny_run)))
     weight = features.first_filters(other.at_start())
     assert torch.equal(weight, features.first_filters(trained.classifier))
 

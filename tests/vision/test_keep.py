@@ -26,7 +26,7 @@ CARD = Card(
     mean=(0.13,),
     std=(0.3,),
     options={"width": 0.25},
-    command="python -m vision.classify --width 0.25",
+    command="python -m vision.classify --width-multiplier 0.25",
     data="glyphs, files in /home/somebody",
     figures={"validation_error": 0.9, "test_error": 0.91},
 )
@@ -34,7 +34,7 @@ CARD = Card(
 
 def save_run(folder: Path, card: Card = CARD) -> Path:
     folder.mkdir()
-    config = to_dict(Config(validation_images=100, width=0.25))
+    config = to_dict(Config(validation_images=100, width_multiplier=0.25))
     (folder / "config.json").write_text(json.dumps({"kind": "classify", "config": config, "extra": {}}))
     model_file.save(folder / "model.safetensors", card.build().state_dict(), card)
     return folder
@@ -48,7 +48,7 @@ def test_a_run_goes_into_the_zoo(
     monkeypatch.setattr(zoo, "FOLDER", folder)
     zoo.zoo.cache_clear()
     keep.main([str(run), "small-digits", "--threads", "1"])
-    assert "made by: python -m vision.classify --width 0.25" in capsys.readouterr().out
+    assert "made by: python -m vision.classify --width-multiplier 0.25" in capsys.readouterr().out
     classifier, card = zoo.load("small-digits")
     original, _ = model_file.load(run / "model.safetensors")
     for mine, its in zip(classifier.parameters(), original.parameters(), strict=True):

@@ -23,7 +23,7 @@ from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, entry, parse
 from zerokara.core.data.masks import MaskSet, load_masks
 from zerokara.core.data.pictures import decode
-from zerokara.core.models.weights import init_backbone
+from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision import segment, segment_predict
 from zerokara.vision.segmentation import learner, model_file
@@ -32,7 +32,18 @@ from zerokara.vision.segmentation.networks import make_segmenter
 
 MACHINE = ("--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1")
 TINY = (
-    *("--data", "shapes", "--data-dir", ".", "--network", "fcn2s", "--backbone", "resnet18", "--width", "0.125"),
+    *(
+        "--data",
+        "shapes",
+        "--data-dir",
+        ".",
+        "--network",
+        "fcn2s",
+        "--backbone",
+        "resnet18",
+        "--width-multiplier",
+        "0.125",
+    ),
     *("--decoder-channels", "8", "--batch-size", "6", "--epochs", "6", "--warmup-epochs", "1", "--balance", "1"),
     *("--learning-rate", "0.01", "--ema-half-life-updates", "3", "--scale-high", "1.3", "--scale-low", "0.8"),
     *("--validate-every-epochs", "3", "--checkpoint-every-updates", "3", "--log-every-updates", "4"),
@@ -189,7 +200,7 @@ def test_numbers_that_are_none_end_the_run(here: list[str]) -> None:
 
 def test_an_eye_of_another_run_starts_it(uninterrupted: Path, here: list[str]) -> None:
     shutil.copytree(uninterrupted, "runs/eye")
-    config = Config(**{**PRESETS["fast"], "width": 0.125, "init_backbone": "runs/eye"})
+    config = Config(**{**PRESETS["fast"], "width_multiplier": 0.125, "pretrained_backbone": "runs/eye"})
     network = make_segmenter(
         "fcn4s", backbone="resnet18", channels=3, image_size=SIZE, classes=3, width=0.125, stem="medium"
     )
@@ -198,7 +209,7 @@ def test_an_eye_of_another_run_starts_it(uninterrupted: Path, here: list[str]) -
     fresh = make_segmenter(
         "fcn4s", backbone="resnet18", channels=3, image_size=SIZE, classes=3, width=0.125, stem="medium"
     )
-    init_backbone(fresh.backbone, Path("runs/eye"))
+    load_pretrained_backbone(fresh.backbone, Path("runs/eye"))
     for name, tensor in fresh.backbone.state_dict().items():
         assert torch.equal(network.backbone.state_dict()[name], tensor)
 
@@ -209,10 +220,10 @@ def test_a_name_of_the_zoo_will_do(uninterrupted: Path, monkeypatch: pytest.Monk
     network = make_segmenter(
         "fcn4s", backbone="resnet18", channels=3, image_size=SIZE, classes=3, width=0.125, stem="medium"
     )
-    config = parse(Config, PRESETS, [*TINY, "--init-backbone", "photos"], "")
+    config = parse(Config, PRESETS, [*TINY, "--pretrained-backbone", "photos"], "")
     assert str(there) in segment.start_from(config, network)[0]
     with pytest.raises(UserError, match=r"^There is no nowhere: give a run's folder, a file"):
-        segment.start_from(dataclasses.replace(config, init_backbone="nowhere"), network)
+        segment.start_from(dataclasses.replace(config, pretrained_backbone="nowhere"), network)
 
 
 # ---- mistakes
@@ -233,9 +244,12 @@ def test_a_name_of_the_zoo_will_do(uninterrupted: Path, monkeypatch: pytest.Monk
         (["--preset", "quick"], r"no preset 'quick'.*segnet-slim"),
         (["--classes", "ground", "disc"], r"class 2.*there are 2 classes.*--classes"),
         (["--weights", "vgg16.pth"], r"no file vgg16\.pth"),
-        (["--init-backbone", "runs/nothing"], r"runs/nothing"),
-        (["--init-backbone", "runs/run", "--width", "0.25"], r"fit a resnet18 of --width 0\.25|fits this network"),
-        (["--weights", "x.pth", "--grey"], r"three colours"),
+        (["--pretrained-backbone", "runs/nothing"], r"runs/nothing"),
+        (
+            ["--pretrained-backbone", "runs/run", "--width-multiplier", "0.25"],
+            r"fit a resnet18 of --width-multiplier 0\.25|fits this network",
+        ),
+        (["--weights", "x.pth", "--grayscale"], r"three colours"),
     ],
 )
 def test_mistakes_are_one_sentence_and_leave_no_folder(
@@ -274,7 +288,7 @@ def test_presets_can_be_built(preset: str) -> None:
             image_size=(180, 240),
             classes=11,
             decoder_channels=config.decoder_channels,
-            width=config.width,
+            width=config.width_multiplier,
             **options,
         )
     assert network.classes == 11

@@ -48,7 +48,7 @@ class Config:
     """Units of each hidden linear layer."""
     layers: Count = 3
     """Hidden layers of the mlp."""
-    width: Annotated[float, Range(0, 16, low_open=True)] = 1.0
+    width_multiplier: Annotated[float, Range(0, 16, low_open=True)] = 1.0
     """Factor on the 128 to 512 channels of the cnn."""
     loss: Literal["cross_entropy", "squared_hinge"] = "cross_entropy"
     """What is minimised; the paper has the squared hinge."""
@@ -93,7 +93,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # The network of section 2.2 at half its channels, on photographs.
     "cnn": {
         "network": "cnn",
-        "width": 0.5,
+        "width_multiplier": 0.5,
         "batch_size": 100,
         "rotation_degrees": 0.0,
         "shift": 0.0,

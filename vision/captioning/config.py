@@ -22,7 +22,7 @@ from zerokara.core.data.captions import CaptionSet, load_captions
 from zerokara.core.data.moments import channel_moments
 from zerokara.core.models import model_file
 from zerokara.core.models.model_file import Card
-from zerokara.core.models.weights import Loaded, init_backbone, load_into, read_tensors
+from zerokara.core.models.weights import Loaded, load_into, load_pretrained_backbone, read_tensors
 from zerokara.core.progress import loading
 from zerokara.core.zoo import registry as zoo
 
@@ -62,12 +62,12 @@ class Config:
 
     # --- the eye ---------------------------------------------------------------------------------------------------
     backbone: str = "resnet18"
-    """Network of core.backbones that sees, where --init-backbone does not say it itself."""
-    width: Annotated[float, Range(0.01, 16)] = 1.0
+    """Network of core.backbones that sees, where --pretrained-backbone does not say it itself."""
+    width_multiplier: Annotated[float, Range(0.01, 16)] = 1.0
     """Factor on its channels, where it has that option."""
     stem: Stem = "paper"
     """How much its first layers shrink a photograph, where it has that option."""
-    init_backbone: str = ""
+    pretrained_backbone: str = ""
     """Its weights from a run of ours (a folder or file), or from the zoo by name."""
     weights: str = ""
     """Its weights as torchvision publishes them: a file such as resnet18-f37072fd.pth."""
@@ -180,26 +180,30 @@ class Start:
         Raises:
             UserError: two sources of weights; a network of grey images; files as `core.models.weights`.
         """
-        if config.weights and config.init_backbone:
-            raise UserError("--weights and --init-backbone both say what the eye begins with: leave one out.")
+        if config.weights and config.pretrained_backbone:
+            raise UserError("--weights and --pretrained-backbone both say what the eye begins with: leave one out.")
         known = options_of(config.backbone)
-        asked = {"width": config.width, "stem": config.stem}
+        asked = {"width": config.width_multiplier, "stem": config.stem}
         usual = {"width": 1.0, "stem": "paper"}
         options = {name: value for name, value in asked.items() if name in known or value != usual[name]}
         if config.weights:
             source = Path(config.weights).expanduser()
-            return cls(config.backbone, options, IMAGENET_MEAN, IMAGENET_STD, lambda eye: init_backbone(eye, source))
-        if config.init_backbone:
-            card = _card(config.init_backbone)
+            return cls(
+                config.backbone, options, IMAGENET_MEAN, IMAGENET_STD, lambda eye: load_pretrained_backbone(eye, source)
+            )
+        if config.pretrained_backbone:
+            card = _card(config.pretrained_backbone)
             if card is not None:
-                path = zoo.find(config.init_backbone)
+                path = zoo.find(config.pretrained_backbone)
                 if card.channels != 3:
-                    raise UserError(f"{config.init_backbone} sees grey images: give a network that learnt colours.")
+                    raise UserError(
+                        f"{config.pretrained_backbone} sees grey images: give a network that learnt colours."
+                    )
                 return cls(card.backbone, card.options, card.mean, card.std, lambda eye: _fill(eye, path))
         mean, std = (tuple(of_C.tolist()) for of_C in channel_moments(train.images))
-        if config.init_backbone:
-            source = Path(config.init_backbone).expanduser()
-            return cls(config.backbone, options, mean, std, lambda eye: init_backbone(eye, source))
+        if config.pretrained_backbone:
+            source = Path(config.pretrained_backbone).expanduser()
+            return cls(config.backbone, options, mean, std, lambda eye: load_pretrained_backbone(eye, source))
         return cls(config.backbone, options, mean, std, None)
 
 

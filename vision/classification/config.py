@@ -34,7 +34,7 @@ class Config:
     """Where named data lie or are downloaded to; empty: $ZEROKARA_DATA, else ~/.cache/zerokara."""
     image_size: Annotated[int | None, Range(8, 1024)] = None
     """Height and width to which images are brought, in pixels; None: as they are."""
-    grey: bool | None = None
+    grayscale: bool | None = None
     """Grey images; None: as they are."""
     validation_images: OptionalCount = 0
     """Images held out of the training set to choose on; 0: a twelfth of it (5,000 of MNIST's 60,000)."""
@@ -59,7 +59,7 @@ class Config:
     # --- the network -----------------------------------------------------------------------------------------------
     backbone: str = "deep_cnn"
     """The eye, by its name in core.backbones; python -m core.backbones lists them."""
-    width: Annotated[float, Range(0.1, 16)] = 1.0
+    width_multiplier: Annotated[float, Range(0.1, 16)] = 1.0
     """Factor on the backbone's channels, where it has that option."""
     head: Literal["paper", "pooled"] = "paper"
     """The classifier's head: its paper's own, or the mean over the last feature map and one layer."""
@@ -70,7 +70,7 @@ class Config:
     """Probability with which the head drops a unit; None: the paper's."""
     output_dropout: Fraction = 0.0
     """Probability with which an output is dropped in training, as the book's code does."""
-    init_backbone: str = ""
+    pretrained_backbone: str = ""
     """Start the eye from a run's folder or a file of weights."""
     weights: str = ""
     """Start from weights published by torchvision (.pth or .safetensors)."""
@@ -201,7 +201,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "best": {
         **_DIGITS,
         **NO_AUGMENTATION,
-        "width": 2.0,
+        "width_multiplier": 2.0,
         "epochs": 20,
         "rotation_degrees": 20.0,
         "shift": 0.2,

@@ -66,7 +66,7 @@ def load_split(config: Config, split: Literal["train", "test"]) -> ImageSet:
             split,
             data_dir=Path(config.data_dir) if config.data_dir else None,
             image_size=config.image_size,
-            grey=config.grey,
+            grayscale=config.grayscale,
             progress=progress,
         )
 
@@ -133,7 +133,7 @@ def make_card(config: Config, images: Data) -> model_file.Card:
     """What describes the network that a config asks for, on these images."""
     channels, height, width = images.train.shape
     usual = {"width": 1.0, "stem": "paper", "output_dropout": 0.0}  # what need not be said
-    asked = {name: getattr(config, name) for name in usual}
+    asked = {"width": config.width_multiplier, "stem": config.stem, "output_dropout": config.output_dropout}
     return model_file.Card(
         backbone=config.backbone,
         head=config.head,

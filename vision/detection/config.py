@@ -67,15 +67,15 @@ class Config:
     method: Method = "fast-rcnn"
     """fast-rcnn looks at a picture once; rcnn at each proposal, with SVMs on top."""
     backbone: str = ""
-    """The eye, by its name in core.backbones; empty: that of --init-backbone where it says so, else a slim resnet18."""
-    width: Annotated[float | None, Range(0.1, 16)] = None
-    """Factor on the backbone's channels, where it has that option; None: 1, or that of --init-backbone."""
+    """Name of the backbone (`python -m core.backbones`); empty: that of --pretrained-backbone, else a slim resnet18."""
+    width_multiplier: Annotated[float | None, Range(0.1, 16)] = None
+    """Factor on the backbone's channels, where it has that option; None: 1, or that of --pretrained-backbone."""
     stem: Stem | None = None
-    """The backbone's first layers, where it has that option; None: paper, or that of --init-backbone."""
-    init_backbone: str = ""
+    """The backbone's first layers, where it has that option; None: paper, or that of --pretrained-backbone."""
+    pretrained_backbone: str = ""
     """Start the eye from a run's folder, a name of the zoo, or a file of weights, ours or torchvision's."""
     freeze_batch_norm: bool = False
-    """Leave the statistics of BatchNorm as they were in --init-backbone."""
+    """Leave the statistics of BatchNorm as they were in --pretrained-backbone."""
     stride: Annotated[int, Range(1, 64)] = 8
     """Pixels for a cell of the feature map at most; the deepest map that keeps to it is used."""
     bins: Annotated[int, Range(1, 32)] = 6
@@ -161,18 +161,18 @@ class Config:
 
     def options(self) -> dict[str, Any]:
         """Options of the backbone that need to be said."""
-        asked: dict[str, Any] = {"width": self.width, "stem": self.stem}
+        asked: dict[str, Any] = {"width": self.width_multiplier, "stem": self.stem}
         usual = {"width": 1.0, "stem": "paper"}
         return {name: value for name, value in asked.items() if value is not None and value != usual[name]}
 
     def eye_path(self) -> Path | None:
         """Where the weights lie that the eye starts from."""
-        if not self.init_backbone:
+        if not self.pretrained_backbone:
             return None
-        return zoo.eye(self.init_backbone)
+        return zoo.eye(self.pretrained_backbone)
 
 
-SLIM: Mapping[str, Any] = {"backbone": "resnet18", "width": 0.45, "stem": "medium"}
+SLIM: Mapping[str, Any] = {"backbone": "resnet18", "width_multiplier": 0.45, "stem": "medium"}
 """The eye where none is named: resnet18 with half of its channels, and a stem for small pictures."""
 
 
@@ -186,7 +186,8 @@ def settled(config: Config) -> tuple[Config, Card | None]:
     card = card_of(path) if path is not None else None
     if not config.backbone and card is None and path is not None:
         raise UserError(
-            f"{path} does not say of which network it is: name that too, with --backbone, --width and --stem."
+            f"{path} does not say of which network it is: name that too, "
+            f"with --backbone, --width-multiplier and --stem."
         )
     if not config.backbone and card is not None:
         known = {name: card.options[name] for name in ("width", "stem") if name in card.options}
@@ -196,8 +197,8 @@ def settled(config: Config) -> tuple[Config, Card | None]:
     # What was typed stands; only what was left open is filled in.
     open_fields = {name: value for name, value in eye.items() if getattr(config, name) in ("", None)}
     config = replace(config, **open_fields)
-    if "width" in options_of(config.backbone) and config.width is None:
-        config = replace(config, width=1.0)
+    if "width" in options_of(config.backbone) and config.width_multiplier is None:
+        config = replace(config, width_multiplier=1.0)
     if "stem" in options_of(config.backbone) and config.stem is None:
         config = replace(config, stem="paper")
     return config, card

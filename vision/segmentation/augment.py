@@ -74,8 +74,8 @@ class JointAugment:
         batch, channels = x_BCHW.shape[:2]
         random = torch.rand(batch, 1 + channels, 1, 1, generator=generator, device=x_BCHW.device)
         factor = 1 + (2 * random - 1) * self.colour
-        grey = x_BCHW.mean(1, keepdim=True)
-        return ((grey + (x_BCHW - grey) * factor[:, :1]) * factor[:, 1:]).clamp_(0, 1)
+        grayscale = x_BCHW.mean(1, keepdim=True)
+        return ((grayscale + (x_BCHW - grayscale) * factor[:, :1]) * factor[:, 1:]).clamp_(0, 1)
 
 
 def window(x_BCHW: Tensor, mask_BHW: Tensor, map_B23: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

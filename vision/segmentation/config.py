@@ -43,7 +43,7 @@ class Config:
     """Number in the masks of pixels that nobody labelled; None: 11 for CamVid's classes, else 255."""
     image_size: Pixels = ()
     """Height and width in pixels to which images and masks are brought; none: as they are."""
-    grey: bool = False
+    grayscale: bool = False
     """Grey images."""
     train_images: OptionalCount = 0
     """Train on so many images, spread over all of them; 0: on all."""
@@ -65,7 +65,7 @@ class Config:
     """FCN, by the stride of the finest map that its scores come from, or SegNet."""
     backbone: str = "resnet18"
     """The eye, by its name in core.backbones; SegNet takes VGG. python -m core.backbones lists them."""
-    width: Annotated[float, Range(0.1, 16)] = 0.45
+    width_multiplier: Annotated[float, Range(0.1, 16)] = 0.45
     """Factor on the backbone's channels, where it has that option."""
     stem: Stem = "medium"
     """The backbone's first layers, where it has that option: paper is made for 224 pixels, medium for 64 to 128, small
@@ -77,7 +77,7 @@ class Config:
     decoder_channels: OptionalCount = 64
     """Channels in which FCN's maps are summed, with a 3x3 convolution behind each sum; 0: scores are summed, as in the
     paper."""
-    init_backbone: str = ""
+    pretrained_backbone: str = ""
     """Start the eye from a run's folder, a file of weights, or a name of the zoo."""
     weights: str = ""
     """Start from weights published by torchvision (.pth or .safetensors), and feed images as they expect it."""
@@ -187,7 +187,7 @@ SEGNET: Mapping[str, Any] = {"network": "segnet", "backbone": "vgg16_bn"}
 # it from torchvision's VGG16 by --weights; its pictures have some 500 pixels.
 FCN: Mapping[str, Any] = {
     "backbone": "vgg16",
-    "width": 1.0,
+    "width_multiplier": 1.0,
     "decoder_channels": 0,
     "batch_size": 20,
     "optimizer": "sgd",
@@ -205,7 +205,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # FCN on a slim ResNet for two CPU cores and pictures of 240x180, its maps summed in 64 channels.
     "fast": {},
     # SegNet on the VGG of photographs-vgg in the zoo, with smaller steps; docs/LOG.md has what larger ones gave.
-    "segnet-slim": {"network": "segnet", "backbone": "vgg13_bn", "width": 0.45, "learning_rate": 5e-4},
+    "segnet-slim": {"network": "segnet", "backbone": "vgg13_bn", "width_multiplier": 0.45, "learning_rate": 5e-4},
     "fcn32s": {"network": "fcn32s", **FCN},
     "fcn16s": {"network": "fcn16s", **FCN},
     "fcn8s": {"network": "fcn8s", **FCN},
@@ -213,7 +213,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # from torchvision's VGG16 with BatchNorm by --weights; CamVid at --image-size 360 480.
     "segnet": {
         **SEGNET,
-        "width": 1.0,
+        "width_multiplier": 1.0,
         "batch_size": 12,
         "optimizer": "sgd",
         "learning_rate": 0.1,

@@ -73,7 +73,7 @@ def load_split(config: Config, split: MaskSplit, classes: Sequence[str] = ()) ->
             masks=config.masks,
             data_dir=Path(config.data_dir) if config.data_dir else None,
             image_size=sides(config.image_size, "--image-size"),
-            grey=config.grey,
+            grayscale=config.grayscale,
             classes=classes or config.classes,
             unlabelled=config.unlabelled,
             progress=progress,
@@ -143,10 +143,11 @@ def make_card(config: Config, images: Data) -> SegmenterCard:
     channels, height, width = images.train.shape
     of_the_data = {"mean": tuple(images.mean_C.tolist()), "std": tuple(images.std_C.tolist())}
     if config.weights and channels != len(IMAGENET["mean"]):
-        raise UserError("--weights are for images of three colours: leave --grey out, or start without them.")
+        raise UserError("--weights are for images of three colours: leave --grayscale out, or start without them.")
     # Presets and defaults say how wide and with which stem; a backbone without that option is what it is.
     has = options_of(config.backbone)
-    asked: dict[str, Any] = {name: getattr(config, name) for name in ("width", "stem") if name in has}
+    values = {"width": config.width_multiplier, "stem": config.stem}
+    asked: dict[str, Any] = {name: value for name, value in values.items() if name in has}
     return SegmenterCard(
         network=config.network,
         backbone=config.backbone,

@@ -28,7 +28,7 @@ from zerokara.core.backbones.base import Backbone, he_init, scaled
 from zerokara.core.backbones.registry import build
 from zerokara.core.backbones.vgg import VGG
 from zerokara.core.config import UserError
-from zerokara.core.models.weights import init_backbone, read_tensors
+from zerokara.core.models.weights import load_pretrained_backbone, read_tensors
 
 NetworkName = Literal["fcn32s", "fcn16s", "fcn8s", "fcn4s", "fcn2s", "segnet"]
 HEADS: Mapping[str, tuple[int, int]] = {"vgg": (7, 4096), "alexnet": (6, 4096)}  # side of fc6's kernel, units
@@ -53,7 +53,7 @@ class Segmenter(nn.Module):
         Raises:
             UserError: no such file, a damaged one, or one of which nothing fits.
         """
-        return [str(init_backbone(self.backbone, path))]
+        return [str(load_pretrained_backbone(self.backbone, path))]
 
 
 class Fcn(Segmenter):

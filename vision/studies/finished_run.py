@@ -20,7 +20,7 @@ from zerokara.core.data import ImageSet
 from zerokara.core.models import model_file
 from zerokara.core.models.classifier import Classifier
 from zerokara.core.models.model_file import Card
-from zerokara.core.models.weights import init_backbone
+from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.report import MODEL
 from zerokara.core.run import Run
 from zerokara.core.zoo import registry as zoo
@@ -93,8 +93,8 @@ class Trained:
             classifier = self.card.build()
         if self.config.weights:
             classifier.load_published(Path(self.config.weights))
-        if self.config.init_backbone:
-            init_backbone(classifier.backbone, zoo.eye(self.config.init_backbone))
+        if self.config.pretrained_backbone:
+            load_pretrained_backbone(classifier.backbone, zoo.eye(self.config.pretrained_backbone))
         return self.compute.module(classifier.eval())
 
 

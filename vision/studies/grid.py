@@ -211,7 +211,7 @@ def _load(config: Config) -> Data:
 
 def load_data(config: Config) -> Data:
     """The images of a cell, read again only where they are others than the last cell's."""
-    names = ("data", "data_dir", "image_size", "grey", "validation_images", "train_images")
+    names = ("data", "data_dir", "image_size", "grayscale", "validation_images", "train_images")
     seed = {"seed": config.seed} if config.train_images else {}  # which images, where they are not all
     return _load(Config(**{**{name: getattr(config, name) for name in names}, **seed}))
 

@@ -46,8 +46,8 @@ def test_the_command_line_makes_the_config_that_is_planned() -> None:
     (run,) = planned(settings=("width=0.5", "dueling=false", "n-step=2", "stop_at_return=None"))
     config = dqn.read_config(run.words)
     assert config == run.config
-    assert (config.width, config.dueling, config.n_step, config.stop_at_return) == (0.5, False, 2, None)
-    assert (config.steps, config.eval_every_steps, config.video, config.device, config.threads) == (
+    assert (config.width_multiplier, config.dueling, config.n_step, config.stop_at_return) == (0.5, False, 2, None)
+    assert (config.total_steps, config.eval_every_steps, config.capture_video, config.device, config.threads) == (
         400,
         100,
         False,
@@ -55,14 +55,18 @@ def test_the_command_line_makes_the_config_that_is_planned() -> None:
         1,
     )
     assert (config.eval_epsilon, config.protocol) == (0.05, "nature")
-    assert planned(settings=("video=True", "eval_every_steps=50"))[0].config.eval_every_steps == 50
+    assert planned(settings=("capture_video=True", "eval_every_steps=50"))[0].config.eval_every_steps == 50
 
 
 def test_protocols_set_length_and_evaluations() -> None:
     (machado,) = planned(protocol="machado")
     assert machado.config.eval_every_steps == 0
     (short,) = planned(protocol="100k", steps=None, presets=("data-efficient",))
-    assert (short.config.steps, short.config.eval_every_steps, short.config.eval_episodes) == (100_000, 25_000, 100)
+    assert (short.config.total_steps, short.config.eval_every_steps, short.config.eval_episodes) == (
+        100_000,
+        25_000,
+        100,
+    )
 
 
 def test_devices_are_taken_in_turn() -> None:
@@ -78,7 +82,7 @@ def test_devices_are_taken_in_turn() -> None:
         ({"env_ids": (CATCH, "zerokara/Cach-v0")}, "zerokara/Catch-v0"),
         ({"env_ids": ("CartPol-v1",)}, "CartPole-v1"),
         ({"settings": ("width",)}, "--settings cannot be 'width': it must be field=value"),
-        ({"settings": ("wdth=1",)}, r"no flag --wdth \(did you mean --width\?\)"),
+        ({"settings": ("wdth=1",)}, r"no flag --wdth \(did you mean --width-multiplier\?\)"),
         ({"settings": ("gamma=2",)}, "--gamma cannot be 2.0"),
         ({"settings": ("seed=2",)}, "the benchmark sets seed itself"),
         ({"settings": ("munchausen=true", "double=true")}, "cannot go together"),
@@ -120,7 +124,7 @@ def test_what_is_there_is_new_begun_or_finished(catch_run: Path) -> None:
 def test_a_run_that_is_not_at_its_end_goes_on(catch_run: Path) -> None:
     run = of_the_catch_run(catch_run)
     content = json.loads((catch_run / "config.json").read_text())
-    content["config"]["steps"] = 500
+    content["config"]["total_steps"] = 500
     (catch_run / "config.json").write_text(json.dumps(content))
     longer = Planned(run.env, run.preset, run.seed, "dqn", Config(**content["config"]), run.words)
     assert state(longer) == "begun"
@@ -150,7 +154,7 @@ def test_a_run_needs_what_its_replay_announces() -> None:
     nature = dqn.read_config(["--preset", "nature"])
     slots = 1_000_000 + 10_000 + 4
     assert needs(nature) == {"main": slots * (84 * 84 + 9) + benchmark_plan.PROCESS_BYTES}
-    colour = dqn.read_config(["--no-grey", "--replay-capacity", "1000", "--num-envs", "10"])
+    colour = dqn.read_config(["--no-grayscale", "--replay-capacity", "1000", "--num-envs", "10"])
     colour = replace(colour, device="cuda:1")
     assert needs(colour) == {
         "main": benchmark_plan.PROCESS_BYTES,
@@ -199,13 +203,17 @@ def test_departures_from_a_protocol_are_named() -> None:
         (run,) = planned(("ALE/Pong-v5",), settings=settings, protocol=protocol, steps=steps)
         return departures(run.config, protocol)
 
-    assert of("eval-epsilon=0.1", "width=0.5", "sticky=0") == ["eval_epsilon is 0.1, and 0.05 in protocol nature"]
+    assert of("eval-epsilon=0.1", "width=0.5", "repeat_action_probability=0") == [
+        "eval_epsilon is 0.1, and 0.05 in protocol nature"
+    ]
     assert of(protocol="100k") == ["steps is 400, and 100000 in protocol 100k"]
     assert of("eval_every_steps=7", protocol="100k", steps=None) == []
-    assert of("sticky=0.5", protocol="machado") == ["sticky is 0.5, and 0.25 in protocol machado"]
+    assert of("repeat_action_probability=0.5", protocol="machado") == [
+        "repeat_action_probability is 0.5, and 0.25 in protocol machado"
+    ]
 
 
 def test_of_a_switch_that_may_be_left_open_the_value_is_typed() -> None:
-    (run,) = planned(settings=("full_action_set=true", "fire-reset=None"), env_ids=("ALE/Pong-v5",))
-    assert (run.config.full_action_set, run.config.fire_reset) == (True, None)
+    (run,) = planned(settings=("full_action_space=true", "fire-reset=None"), env_ids=("ALE/Pong-v5",))
+    assert (run.config.full_action_space, run.config.fire_reset) == (True, None)
     assert dqn.read_config(run.words) == run.config

@@ -31,18 +31,19 @@ def test_a_row_says_what_the_preset_sets(row: list[str]) -> None:
     config = Config(**{"preset": name, **PRESETS[name]})
     kind, rate = optimiser.split(", ")
     assert builds_on in {"(none)", *PRESETS}
-    assert int(steps.replace(",", "")) == config.steps
-    assert int(target.replace(",", "")) == config.target_every_steps
+    assert int(steps.replace(",", "")) == config.total_steps
+    assert int(target.replace(",", "")) == config.target_update_steps
     assert int(replay.replace(",", "")) == config.replay_capacity
     assert {"Adam": "adam", "centred RMSProp": "rmsprop"}[kind] == config.optimizer
     assert float(rate) == config.learning_rate
-    assert learnt == f"{config.batch_size * config.updates_at_once // config.train_every_steps} times"
+    assert learnt == f"{config.batch_size * config.gradient_steps // config.train_every_steps} times"
 
 
 def test_the_row_of_pqn() -> None:
     config = pqn.Config()
     row = next(line for line in PAGE.splitlines() if line.startswith("| PQN's"))
     assert (
-        f"| {config.steps:,} | no target | none | RAdam, {config.learning_rate:g}".replace("0.00025", "2.5e-4") in row
+        f"| {config.total_steps:,} | no target | none | RAdam, {config.learning_rate:g}".replace("0.00025", "2.5e-4")
+        in row
     )
-    assert row.endswith(f"| {config.epochs} times |")
+    assert row.endswith(f"| {config.update_epochs} times |")

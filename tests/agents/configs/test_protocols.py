@@ -26,10 +26,15 @@ def test_the_protocols_are_what_the_papers_say() -> None:
     assert envs.PROTOCOLS["nature"]["noop_max"] == 30
     machado = dqn.read_config(["--protocol", "machado"])
     assert machado.eval_every_steps == 0
-    assert (envs.PROTOCOLS["machado"]["sticky"], envs.PROTOCOLS["machado"]["noop_max"]) == (0.25, 0)
+    assert (envs.PROTOCOLS["machado"]["repeat_action_probability"], envs.PROTOCOLS["machado"]["noop_max"]) == (0.25, 0)
     assert PROTOCOLS["machado"].metric == "train/return"
     short = dqn.read_config(["--protocol", "100k", "--preset", "rainbow"])
-    assert (short.steps, short.eval_episodes, short.eval_epsilon, short.eval_max_steps) == (100_000, 100, 0.001, 27_000)
+    assert (short.total_steps, short.eval_episodes, short.eval_epsilon, short.eval_max_steps) == (
+        100_000,
+        100,
+        0.001,
+        27_000,
+    )
     assert envs.PROTOCOLS["100k"] == envs.PROTOCOLS["nature"]
 
 
@@ -65,10 +70,16 @@ def test_a_run_goes_on_by_the_protocol_that_it_began_with(catch_run: Path) -> No
 
 
 def test_games_under_another_protocol_keep_what_the_network_was_made_for() -> None:
-    words = ["--protocol", "machado", "--sticky", "0.5", "--max-episode-frames", "400"]
-    words += ["--full-action-set", "True", "--stack", "2"]
+    words = ["--protocol", "machado", "--repeat-action-probability", "0.5", "--max-episode-frames", "400"]
+    words += ["--full-action-space", "True", "--frame-stack", "2"]
     settings = dqn.read_config(words).under("nature").env_settings()
-    assert settings == {"protocol": "nature", "stack": 2, "size": 84, "grey": True, "full_action_set": True}
+    assert settings == {
+        "protocol": "nature",
+        "frame_stack": 2,
+        "size": 84,
+        "grayscale": True,
+        "full_action_space": True,
+    }
     catch = dqn.read_config(["--env", "zerokara/Catch-v0"])
     assert catch.under("machado") == catch
 

@@ -30,15 +30,16 @@ OBS = (1, 20, 20)
 ACTIONS = 3
 SMALL: dict[str, Any] = {
     "backbone": "nips",
-    "width": 0.25,
+    "width_multiplier": 0.25,
     "hidden_units": 16,
     "batch_size": 16,
-    "quantiles": 5,
-    "target_quantiles": 4,
-    "policy_quantiles": 6,
-    "cosines": 8,
-    "atoms": 11,
-    "atom_limit": 2.0,
+    "num_quantiles": 5,
+    "num_tau_samples": 5,
+    "num_target_tau_samples": 4,
+    "num_policy_tau_samples": 6,
+    "cosine_embedding_dim": 8,
+    "num_atoms": 11,
+    "v_max": 2.0,
     "learning_rate": 3e-3,
     "image_size": 20,
 }
@@ -111,7 +112,7 @@ def test_fractions_of_fixed_quantiles_are_the_middles() -> None:
 
 def test_the_embedding_of_fractions_by_hand() -> None:
     """Equation 4 of Dabney et al. 2018: relu(sum over i of cos(pi i tau) w_ij + b_j), i from 0, times the features."""
-    head = ImplicitQuantiles(2, 3, 3, 4, cosines=3)
+    head = ImplicitQuantiles(2, 3, 3, 4, cosine_embedding_dim=3)
     tau_BT, features_BF = torch.tensor([[0.25, 1.0]]), torch.tensor([[2.0, -3.0]])
     rows = head.at(features_BF, tau_BT)
     for row, tau in zip(rows, (0.25, 1.0), strict=True):
@@ -220,7 +221,7 @@ def test_acting_takes_noise_only_from_the_policys_own_generator() -> None:
 
 def test_munchausen_asks_the_target_network_for_the_log_probability() -> None:
     """Output biases alone decide. Temperature 1: the target network's policy is (1/2, 1/4, 1/4)."""
-    learned = learner(munchausen=True, munchausen_temperature=1.0, munchausen_floor=-10.0, dueling=False)
+    learned = learner(munchausen=True, munchausen_tau=1.0, munchausen_clip=-10.0, dueling=False)
     for net, bias in ((learned.network, [5.0, 0.0, 0.0]), (learned.target, [np.log(2), 0.0, 0.0])):
         out = net.advantage[-1]
         assert isinstance(out, nn.Linear)
@@ -255,7 +256,7 @@ def test_the_streams_gradient_is_scaled_on_its_way_into_the_eye() -> None:
     gradients = []
     for factor in (1.0, 0.5):
         torch.manual_seed(0)
-        net = make_network(config(stream_gradient=factor, dueling=True), OBS, ACTIONS)
+        net = make_network(config(backbone_gradient_scale=factor, dueling=True), OBS, ACTIONS)
         torch.manual_seed(1)
         q_BA = net(torch.rand(4, *OBS))
         q_BA.square().sum().backward()
@@ -269,7 +270,7 @@ def test_the_streams_gradient_is_scaled_on_its_way_into_the_eye() -> None:
 
 
 def test_a_reset_makes_heads_anew_and_shakes_the_eye() -> None:
-    learned = learner(head="iqn", reset_eye_share=0.25)
+    learned = learner(head="iqn", reset_perturb_factor=0.25)
     for _ in range(5):
         learned.update()
     old = {name: p.detach().clone() for name, p in learned.network.named_parameters()}
@@ -299,7 +300,7 @@ def test_a_reset_makes_heads_anew_and_shakes_the_eye() -> None:
     [
         (["--munchausen", "--double"], "--munchausen and --double"),
         (["--preset", "btr", "--double"], "--munchausen and --double"),
-        (["--preset", "nature", "--learning-rate-end", "1e-5"], "--learning-rate-end and --optimizer rmsprop"),
+        (["--preset", "nature", "--final-learning-rate", "1e-5"], "--final-learning-rate and --optimizer rmsprop"),
         (["--spectral-norm"], "--spectral-norm belongs to the residual network"),
         (["--preset", "rainbow", "--pool-size", "6"], "--backbone nature"),
     ],
@@ -325,40 +326,52 @@ def test_presets_are_what_the_papers_say() -> None:
     for preset in presets.values():
         refuse_contradictions(preset)
     rainbow, btr, der = presets["rainbow"], presets["btr"], presets["data-efficient"]
-    assert (rainbow.atoms, rainbow.atom_limit, rainbow.n_step, rainbow.noisy_sigma) == (51, 10, 3, 0.5)
+    assert (rainbow.num_atoms, rainbow.v_max, rainbow.n_step, rainbow.noisy_sigma_init) == (51, 10, 3, 0.5)
     assert (rainbow.double, rainbow.dueling, rainbow.noisy, rainbow.head) == (True, True, True, "c51")
-    assert (rainbow.learning_rate, rainbow.optimizer_epsilon, rainbow.warmup_steps) == (6.25e-5, 1.5e-4, 20_000)
-    assert (rainbow.priority_exponent, rainbow.epsilon_start, rainbow.target_every_steps) == (0.5, 0, 8_000)
-    assert (btr.head, btr.quantiles, btr.cosines, btr.munchausen, btr.double) == ("iqn", 8, 64, True, False)
-    assert (btr.backbone, btr.width, btr.pool_size, btr.spectral_norm, btr.hidden_units) == ("impala", 2, 6, True, 512)
+    assert (rainbow.learning_rate, rainbow.optimizer_epsilon, rainbow.learning_starts) == (6.25e-5, 1.5e-4, 20_000)
+    assert (rainbow.per_alpha, rainbow.epsilon_start, rainbow.target_update_steps) == (0.5, 0, 8_000)
+    assert (btr.head, btr.num_tau_samples, btr.cosine_embedding_dim, btr.munchausen, btr.double) == (
+        "iqn",
+        8,
+        64,
+        True,
+        False,
+    )
+    assert (btr.backbone, btr.width_multiplier, btr.pool_size, btr.spectral_norm, btr.hidden_units) == (
+        "impala",
+        2,
+        6,
+        True,
+        512,
+    )
     assert (btr.gamma, btr.n_step, btr.batch_size, btr.num_envs, btr.train_every_steps) == (0.997, 3, 256, 64, 64)
-    assert (btr.priority_exponent, btr.learning_rate, btr.optimizer_epsilon) == (0.2, 1e-4, 0.005 / 256)
+    assert (btr.per_alpha, btr.learning_rate, btr.optimizer_epsilon) == (0.2, 1e-4, 0.005 / 256)
     assert sum(schedules.is_target_due(btr, u) for u in range(1, 5001)) == 10, "every 500 updates"
-    assert (der.steps, der.n_step, der.train_every_steps, der.warmup_steps, der.noisy_sigma) == (
+    assert (der.total_steps, der.n_step, der.train_every_steps, der.learning_starts, der.noisy_sigma_init) == (
         100_000,
         20,
         1,
         1600,
         0.1,
     )
-    assert (presets["qr"].head, presets["qr"].quantiles, presets["qr"].learning_rate) == ("qr", 200, 5e-5)
+    assert (presets["qr"].head, presets["qr"].num_quantiles, presets["qr"].learning_rate) == ("qr", 200, 5e-5)
     iqn, c51, per = presets["iqn"], presets["c51"], presets["prioritized"]
-    assert (iqn.quantiles, iqn.target_quantiles, iqn.policy_quantiles) == (64, 64, 32)
+    assert (iqn.num_tau_samples, iqn.num_target_tau_samples, iqn.num_policy_tau_samples) == (64, 64, 32)
     assert (c51.learning_rate, c51.optimizer_epsilon, c51.epsilon_end, c51.optimizer) == (
         2.5e-4,
         0.01 / 32,
         0.01,
         "adam",
     )
-    assert (per.priority_exponent, per.priority_weight_start, per.learning_rate, per.double) == (
+    assert (per.per_alpha, per.per_beta_start, per.learning_rate, per.double) == (
         0.6,
         0.4,
         6.25e-5,
         True,
     )
-    assert (presets["double"].target_every_steps, presets["dueling"].max_grad_norm) == (30_000, 10)
+    assert (presets["double"].target_update_steps, presets["dueling"].max_grad_norm) == (30_000, 10)
     munchausen = presets["munchausen"]
-    assert (munchausen.munchausen_scale, munchausen.munchausen_temperature, munchausen.munchausen_floor) == (
+    assert (munchausen.munchausen_alpha, munchausen.munchausen_tau, munchausen.munchausen_clip) == (
         0.9,
         0.03,
         -1,
@@ -368,7 +381,7 @@ def test_presets_are_what_the_papers_say() -> None:
 
 def test_the_default_is_as_it_was() -> None:
     plain = Config()
-    assert (plain.head, plain.noisy, plain.munchausen, plain.priority_exponent) == ("q", False, False, 0)
+    assert (plain.head, plain.noisy, plain.munchausen, plain.per_alpha) == ("q", False, False, 0)
     net = make_network(plain, (4, 84, 84), 6)
     assert not net.has_modes
     assert list(net.buffers()) == []
@@ -385,17 +398,17 @@ def test_the_family_starts_from_the_command_line(tmp_path: Path, monkeypatch: py
             "zerokara/Catch-v0",
             "--num-envs",
             "4",
-            "--steps",
+            "--total-steps",
             "160",
-            "--warmup-steps",
+            "--learning-starts",
             "80",
             "--batch-size",
             "4",
         ),
-        *("--train-every-steps", "16", "--replay-capacity", "400", "--width", "0.25", "--hidden-units", "8"),
+        *("--train-every-steps", "16", "--replay-capacity", "400", "--width-multiplier", "0.25", "--hidden-units", "8"),
         *("--log-every-steps", "80", "--eval-every-steps", "160", "--eval-episodes", "1"),
-        *("--eval-max-steps", "5", "--no-video", "--quiet", "--device", "cpu", "--precision", "float32"),
-        *("--compile", "off", "--threads", "1", "--no-keep-replay"),
+        *("--eval-max-steps", "5", "--no-capture-video", "--quiet", "--device", "cpu", "--precision", "float32"),
+        *("--compile", "off", "--threads", "1", "--no-save-replay"),
     )
     for name in FAMILY:
         dqn.main([*small, "--preset", name, "--name", name])

@@ -32,7 +32,7 @@ def config(**changes: Any) -> Config:
     options: dict[str, Any] = {
         "double": True,
         "backbone": "nips",
-        "width": 0.25,
+        "width_multiplier": 0.25,
         "hidden_units": 8,
         "batch_size": BATCH,
         "learning_rate": 1e-2,

@@ -155,7 +155,7 @@ def test_a_draw_is_the_transition_that_its_row_holds_now(monkeypatch: pytest.Mon
 
 
 def test_priorities_weights_and_new_transitions_by_hand() -> None:
-    play = Play(1, stack=1)
+    play = Play(1, frame_stack=1)
     replay = make(play, 10, exponent=0.5)
     for _ in range(4):
         play.feed(replay, ["going"])

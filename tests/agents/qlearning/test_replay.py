@@ -30,13 +30,13 @@ def drawn(replay: Replay, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> t
         return replay.sample(batch_size), seen
 
 
-@pytest.mark.parametrize("life_loss_ends", [True, False])
+@pytest.mark.parametrize("terminal_on_life_loss", [True, False])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("n_step", [1, 3, 5])
 def test_every_transition_is_what_the_environment_showed_over_several_laps(
-    n_step: int, channels: int, life_loss_ends: bool
+    n_step: int, channels: int, terminal_on_life_loss: bool
 ) -> None:
-    play = Play(3, channels=channels, life_loss_ends=life_loss_ends)
+    play = Play(3, channels=channels, terminal_on_life_loss=terminal_on_life_loss)
     replay = make(play, 3 * 23, n_step=n_step)
     checked = 0
     for step in range(130):  # more than five laps of rings of 23
@@ -138,7 +138,7 @@ def test_three_steps_by_hand_at_a_lost_life() -> None:
 
 
 def test_without_life_lost_a_life_is_no_boundary() -> None:
-    play = Play(1, life_loss_ends=False)
+    play = Play(1, terminal_on_life_loss=False)
     replay = make(play, 20)
     script: tuple[Event, ...] = ("going", "life", "going")
     for event in script:
@@ -193,7 +193,7 @@ def test_the_same_seed_samples_the_same_and_another_does_not() -> None:
 
 
 def test_types_and_shapes_of_a_batch() -> None:
-    play = Play(2, stack=3, channels=3)
+    play = Play(2, frame_stack=3, channels=3)
     replay = make(play, 60, n_step=2)
     for _ in range(9):
         play.feed(replay, ["going", "going"])

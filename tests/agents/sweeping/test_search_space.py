@@ -17,7 +17,7 @@ DQN, PQN = AGENTS["dqn"], AGENTS["pqn"]
         ("learning_rate=log:1e-5..1e-3", Dimension("learning_rate", 1e-5, 1e-3, log=True)),
         ("--learning-rate=0.1..0.5", Dimension("learning_rate", 0.1, 0.5)),
         ("n_step=1..5", Dimension("n_step", 1, 5)),
-        ("munchausen_floor=-2..-.5", Dimension("munchausen_floor", -2.0, -0.5)),
+        ("munchausen_clip=-2..-.5", Dimension("munchausen_clip", -2.0, -0.5)),
         ("gamma=0..1", Dimension("gamma", 0.0, 1.0)),
         ("head=q, c51", Dimension("head", choices=("q", "c51"), meant=("q", "c51"))),
         ("dueling=true,False", Dimension("dueling", choices=("true", "False"), meant=(True, False), switch=True)),
@@ -69,7 +69,10 @@ def test_what_cannot_be_searched_is_refused(search: str, sentence: str) -> None:
 
 
 def test_a_space_has_each_field_once_and_at_least_one() -> None:
-    assert [d.name for d in read_space(["trace=0..1", "minibatches=16,32"], PQN, [])] == ["trace", "minibatches"]
+    assert [d.name for d in read_space(["td_lambda=0..1", "num_minibatches=16,32"], PQN, [])] == [
+        "td_lambda",
+        "num_minibatches",
+    ]
     with pytest.raises(UserError, match="n_step is searched twice"):
         read_space(["n_step=1..2", "n-step=3..4"], DQN, [])
     with pytest.raises(UserError, match="Nothing was given to search"):
@@ -95,12 +98,12 @@ def test_six_digits_never_leave_the_range() -> None:
 
 def test_presets_change_nothing_that_trials_are_compared_by() -> None:
     """`nature` evaluates at epsilon .05 and `fast` at .001: what stands without them is held."""
-    given = ["--steps", "1000"]
+    given = ["--total-steps", "1000"]
     space = read_space(["preset=fast,nature"], DQN, given)
     base = DQN.parse(given)
     configs = [DQN.parse([*given, *words_of(space, {"preset": name}, base)]) for name in ("fast", "nature")]
     assert [config.hidden_units for config in configs] == [256, 512]
-    assert {(config.steps, config.eval_epsilon, config.eval_every_steps) for config in configs} == {
+    assert {(config.total_steps, config.eval_epsilon, config.eval_every_steps) for config in configs} == {
         (1000, 0.001, 200_000)
     }
 

@@ -120,7 +120,7 @@ class TestLayouts:
 
     def test_size_and_colours_are_as_asked_for(self, tmp_path: Path, zipped: bool) -> None:
         path = plant(tmp_path / "set", {**SPLIT, "train/b/9.png": picture(1, 5)}, zipped)
-        assert load(str(path), "train", image_size=8, grey=False).shape == (3, 8, 8)
+        assert load(str(path), "train", image_size=8, grayscale=False).shape == (3, 8, 8)
 
 
 def test_a_damaged_zip_is_named(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_grey_and_coloured_categories_stand_together(tmp_path: Path) -> None:
 
 def test_named_in_data_dir_and_brought_to_size(tmp_path: Path) -> None:
     plant(tmp_path / "cat", [(1, 0, 0)] * 3, side=16)
-    assert load("cat", "train", data_dir=tmp_path, image_size=8, grey=True).shape == (1, 8, 8)
+    assert load("cat", "train", data_dir=tmp_path, image_size=8, grayscale=True).shape == (1, 8, 8)
 
 
 def test_what_is_broken_is_named(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_sizes_are_brought_together_and_numbers_stay_classes(tmp_path: Path) -> 
         load_masks(str(path), "train")
     train = load_masks(str(path), "train", image_size=(4, 6))
     assert train.masks[1].tolist() == MASK.tolist()
-    small = load_masks(str(path), "train", image_size=(2, 2), grey=True)
+    small = load_masks(str(path), "train", image_size=(2, 2), grayscale=True)
     assert small.shape == (1, 2, 2)
     assert small.masks[0].tolist() == [[0, 1]] * 2  # of 0, 1, 2 what is left of the middle
 

@@ -35,8 +35,8 @@ def decoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> list[Any
 def test_colours_and_grey_stay_what_they_are() -> None:
     for kind in ("PNG", "BMP", "PPM", "TIFF"):
         np.testing.assert_array_equal(decode(encoded(Image.fromarray(COLOURS), kind), "it"), COLOURS)
-    grey = COLOURS[..., 0]
-    np.testing.assert_array_equal(decode(encoded(Image.fromarray(grey)), "it"), grey[..., None])
+    grayscale = COLOURS[..., 0]
+    np.testing.assert_array_equal(decode(encoded(Image.fromarray(grayscale)), "it"), grayscale[..., None])
 
 
 def test_other_modes_become_grey_or_colours() -> None:
@@ -130,15 +130,15 @@ FILES = {
 }
 
 
-def read_all(names: list[str], image_size: int | None = None, grey: bool | None = None) -> np.ndarray:
-    return decode_all(names, FILES.__getitem__, "zoo", image_size, grey, None)
+def read_all(names: list[str], image_size: int | None = None, grayscale: bool | None = None) -> np.ndarray:
+    return decode_all(names, FILES.__getitem__, "zoo", image_size, grayscale, None)
 
 
 def test_a_set_is_grey_only_if_all_its_pictures_are() -> None:
     assert read_all(["a", "b"])[:, :, 0, 0].tolist() == [[5], [6]]
     assert read_all(["a", "b", "colour", "a"])[:, :, 0, 0].tolist() == [[5] * 3, [6] * 3, [1, 2, 3], [5] * 3]
-    assert read_all(["colour", "a"], grey=True)[:, :, 0, 0].tolist() == [[2], [5]]
-    assert read_all(["a"], grey=False).shape == (1, 3, 4, 4)
+    assert read_all(["colour", "a"], grayscale=True)[:, :, 0, 0].tolist() == [[2], [5]]
+    assert read_all(["a"], grayscale=False).shape == (1, 3, 4, 4)
 
 
 def test_several_sizes_need_the_flag() -> None:
@@ -174,5 +174,5 @@ def test_a_set_in_memory_is_brought_to_the_same() -> None:
     expected = in_colours(fit(COLOURS, 3), True)
     assert torch.equal(small.images[0], torch.from_numpy(expected.transpose(2, 0, 1).copy()))
     assert (small.labels.tolist(), small.classes, small.source) == ([0], ("a",), "one")
-    grey = cv2.cvtColor(COLOURS, cv2.COLOR_RGB2GRAY)
-    assert torch.equal(reshaped(images, None, True).images[0, 0], torch.from_numpy(grey))
+    grayscale = cv2.cvtColor(COLOURS, cv2.COLOR_RGB2GRAY)
+    assert torch.equal(reshaped(images, None, True).images[0, 0], torch.from_numpy(grayscale))

@@ -63,7 +63,7 @@ def test_a_data_folder_that_does_not_exist_is_no_crash(tmp_path: Path) -> None:
 
 
 def test_known_sets_come_in_the_size_and_colours_asked_for() -> None:
-    images = load("glyphs", "test", image_size=16, grey=False)
+    images = load("glyphs", "test", image_size=16, grayscale=False)
     assert images.shape == (3, 16, 16)
     assert bool((images.images[:, 0] == images.images[:, 2]).all())
 

@@ -17,7 +17,7 @@ from zerokara.core.backbones.cost import layer_costs, multiply_adds, receptive_f
 from zerokara.core.backbones.registry import BACKBONES, build
 from zerokara.core.config import UserError
 from zerokara.core.models.classifier import Classifier, make_classifier
-from zerokara.core.models.weights import init_backbone
+from zerokara.core.models.weights import load_pretrained_backbone
 
 
 def on_meta(name: str, channels: int, size: int, classes: int, **options: Any) -> Classifier:
@@ -150,7 +150,7 @@ def test_mistakes_are_answered_in_words() -> None:
     with pytest.raises(UserError, match="choose resnet20 or resnet26"):
         build("resnet22", 3, 32)
     assert type(build("resnet8", 3, 32)).name == "resnet8"
-    with pytest.raises(UserError, match="has no option --stem: it has --width"):
+    with pytest.raises(UserError, match="has no option --stem: it has --width-multiplier"):
         build("vgg16", 3, 32, stem="small")
     with pytest.raises(UserError, match="16x16 pixels are too small for the backbone vgg16"):
         on_meta("vgg16", 3, 16, 10)
@@ -223,24 +223,24 @@ def test_a_trunk_is_found_wherever_a_run_keeps_it(tmp_path: Path) -> None:
     lagging = {name: tensor + 1 for name, tensor in ours.items()}
     state = {"learner": {"target": lagging, "network": {**ours, "advantage.0.weight": torch.zeros(3)}}, "step": 3}
     checkpoint.save(tmp_path / "checkpoint-0.pt", state, "dqn")
-    report = init_backbone(here, tmp_path)
+    report = load_pretrained_backbone(here, tmp_path)
     assert len(report.loaded) == 6
     assert report.unexpected == ()
     assert all(torch.equal(a, b) for a, b in zip(here.state_dict().values(), there.state_dict().values(), strict=True))
     with pytest.raises(UserError, match=r"Nothing in .* fits this network"):
-        init_backbone(build("resnet20", 3, 32), tmp_path)
+        load_pretrained_backbone(build("resnet20", 3, 32), tmp_path)
 
 
 def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
     eye = build("nips", 1, 84)
     with pytest.raises(UserError, match="holds neither"):
-        init_backbone(eye, tmp_path)
+        load_pretrained_backbone(eye, tmp_path)
     with pytest.raises(UserError, match="There is no file"):
-        init_backbone(eye, tmp_path / "nothing.pth")
+        load_pretrained_backbone(eye, tmp_path / "nothing.pth")
     for name in ("broken.pth", "broken.safetensors"):
         (tmp_path / name).write_bytes(b"nonsense")
         with pytest.raises(UserError, match="broken"):
-            init_backbone(eye, tmp_path / name)
+            load_pretrained_backbone(eye, tmp_path / name)
 
 
 def test_costs_are_those_that_are_known() -> None:

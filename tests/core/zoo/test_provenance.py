@@ -35,7 +35,7 @@ CARD = Card(
 class Config:
     preset: str = ""
     name: str = ""
-    init_backbone: str = ""
+    pretrained_backbone: str = ""
 
 
 def weights(seed: int) -> dict[str, Tensor]:
@@ -50,9 +50,9 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def train(name: str, seed: int, start: str = "", later: int | None = None) -> Path:
     """A run with weights of this seed, and others of `later` in its checkpoint, that may have begun from an eye."""
-    config = Config(name=name, init_backbone=start)
+    config = Config(name=name, pretrained_backbone=start)
     with Run(config, kind="classify", name=name, resume=False, quiet=True) as run:
-        provenance.remember(run, config.init_backbone)
+        provenance.remember(run, config.pretrained_backbone)
         model_file.save(run.path("model.safetensors"), weights(seed), CARD)
         if later is not None:
             run.save(run.path("checkpoint-0.pt"), {"network": weights(later), "rng": checkpoint.rng_state()})
@@ -133,7 +133,7 @@ def test_files_out_of_their_folders_say_what_they_know() -> None:
     judge = train("judge", seed=0, later=1)
     shutil.copy(judge / "checkpoint-0.pt", "taken.pt")
     assert trace(Path("taken.pt")).unknown == ("the run that taken.pt is a checkpoint of",)
-    told = Card(**{**vars(CARD), "command": "python -m vision.classify --init-backbone=runs/gone --seed 1"})
+    told = Card(**{**vars(CARD), "command": "python -m vision.classify --pretrained-backbone=runs/gone --seed 1"})
     model_file.save(Path("told.safetensors"), weights(0), told)
     assert trace(Path("told.safetensors")).unknown == ("runs/gone",)
 

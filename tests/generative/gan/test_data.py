@@ -116,7 +116,7 @@ def test_16_bits_become_8(folder: Path) -> None:
 def test_grey_on_demand(folder: Path) -> None:
     picture(500, mode="RGB").save(folder / "001-red.png")
     assert Data.load(config("--data", str(folder))).train.shape == (3, 32, 40)
-    assert Data.load(config("--data", str(folder), "--grey", "True")).train.shape == (1, 32, 40)
+    assert Data.load(config("--data", str(folder), "--grayscale", "True")).train.shape == (1, 32, 40)
 
 
 def test_mixed_sizes_say_what_to_type(folder: Path) -> None:
@@ -180,10 +180,10 @@ def test_frames_of_an_environment() -> None:
     one = Data.load(config(*words))
     assert one.train.shape == (1, 84, 84)
     assert Data.load(config(*words, "--image-size", "48")).train.shape == (1, 48, 48)
-    four = Data.load(config(*words, "--stack", "4"))
+    four = Data.load(config(*words, "--frame-stack", "4"))
     assert four.train.shape == (4, 84, 84)
     with pytest.raises(UserError, match="leave --image-size out"):
-        Data.load(config(*words, "--stack", "4", "--image-size", "48"))
+        Data.load(config(*words, "--frame-stack", "4", "--image-size", "48"))
 
 
 def test_frames_are_held_out_by_games(monkeypatch: pytest.MonkeyPatch) -> None:

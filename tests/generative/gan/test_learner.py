@@ -237,19 +237,19 @@ def test_smoothing_belongs_to_bce() -> None:
 
 def test_noise_on_images_changes_linearly_and_lets_gradients_through() -> None:
     it = learner("--instance-noise", "0.4", "--final-instance-noise", "0", "--updates", "4")
-    grey = torch.zeros(8, *SHAPE, requires_grad=True)
+    grayscale = torch.zeros(8, *SHAPE, requires_grad=True)
     deviations = []
     for _ in range(5):
         it.update(*batch())
-        deviations.append(float(it.seen(grey).detach().std()))
+        deviations.append(float(it.seen(grayscale).detach().std()))
     assert deviations == pytest.approx([0.4, 0.3, 0.2, 0.1, 0.0], abs=0.02)
-    (grad,) = torch.autograd.grad(it.seen(grey).sum(), grey)
-    assert torch.equal(grad, torch.ones_like(grey))
-    assert learner(*NO_NOISE).seen(grey) is grey
+    (grad,) = torch.autograd.grad(it.seen(grayscale).sum(), grayscale)
+    assert torch.equal(grad, torch.ones_like(grayscale))
+    assert learner(*NO_NOISE).seen(grayscale) is grayscale
     rising = learner("--instance-noise", "0", "--final-instance-noise", "0.2", "--updates", "1")
     rising.update(*batch())
     rising.update(*batch())
-    assert float(rising.seen(grey).detach().std()) == pytest.approx(0.2, abs=0.02)
+    assert float(rising.seen(grayscale).detach().std()) == pytest.approx(0.2, abs=0.02)
 
 
 def test_every_block_of_r3_learns_and_begins_as_nothing() -> None:

@@ -106,10 +106,10 @@ def test_lbfgs_goes_on_from_its_state_and_forgets() -> None:
 
 
 def test_layers_are_called_as_in_the_papers() -> None:
-    assert layers_of(build("vgg16", 3, 64, width=0.05)) == [
+    assert layers_of(build("vgg16", 3, 64, width_multiplier=0.05)) == [
         f"relu{section}_{place}" for section, most in enumerate((2, 2, 3, 3, 3), 1) for place in range(1, most + 1)
     ]
-    eye = build("vgg19_bn", 3, 64, width=0.05)
+    eye = build("vgg19_bn", 3, 64, width_multiplier=0.05)
     assert chosen_layers(EyeOptions(), eye) == (("relu4_2",), tuple(f"relu{i}_1" for i in range(1, 6)))
     assert chosen_layers(EyeOptions(), build("resnet20", 3, 32)) == (
         ("stage2",),
@@ -120,7 +120,7 @@ def test_layers_are_called_as_in_the_papers() -> None:
 
 
 def test_the_eye_sees_what_the_layers_give() -> None:
-    backbone = build("vgg11", 3, 32, width=0.1).eval()
+    backbone = build("vgg11", 3, 32, width_multiplier=0.1).eval()
     chosen = Layers(content=("relu3_2",), style=("relu1_1", "relu3_2"))
     eye = Eye(backbone, chosen, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "").on(Compute())
     pixels = torch.rand(1, 3, 32, 32)
@@ -136,8 +136,10 @@ def test_the_eye_sees_what_the_layers_give() -> None:
 
 def test_sixteen_bits_see_nearly_the_same() -> None:
     pixels = torch.rand(1, 3, 48, 40)
-    exact = make_eye(EyeOptions(eye="random", width=0.1)).on(Compute())
-    rough = make_eye(EyeOptions(eye="random", width=0.1)).on(Compute(precision="bfloat16", channels_last=True))
+    exact = make_eye(EyeOptions(eye="random", width_multiplier=0.1)).on(Compute())
+    rough = make_eye(EyeOptions(eye="random", width_multiplier=0.1)).on(
+        Compute(precision="bfloat16", channels_last=True)
+    )
     slopes = []
     for eye in (exact, rough):
         eye.balance([pixels])
@@ -151,10 +153,12 @@ def test_sixteen_bits_see_nearly_the_same() -> None:
 
 
 def test_a_grey_eye_looks_at_luminance_and_a_coloured_one_at_grey_pixels() -> None:
-    grey = Eye(build("deep_cnn", 1, 28), Layers((), ("stage1",)), (0.1,), (0.3,), "").on(Compute())
+    grayscale = Eye(build("deep_cnn", 1, 28), Layers((), ("stage1",)), (0.1,), (0.3,), "").on(Compute())
     pixels = torch.rand(1, 3, 40, 50)
-    torch.testing.assert_close(grey(pixels)["stage1"], grey(luminance(pixels))["stage1"])
-    coloured = Eye(build("vgg11", 3, 32, width=0.1), Layers((), ("relu1_1",)), (0.5,) * 3, (0.2,) * 3, "").on(Compute())
+    torch.testing.assert_close(grayscale(pixels)["stage1"], grayscale(luminance(pixels))["stage1"])
+    coloured = Eye(
+        build("vgg11", 3, 32, width_multiplier=0.1), Layers((), ("relu1_1",)), (0.5,) * 3, (0.2,) * 3, ""
+    ).on(Compute())
     one = luminance(pixels)
     torch.testing.assert_close(coloured(one)["relu1_1"], coloured(one.repeat(1, 3, 1, 1))["relu1_1"])
 
@@ -164,7 +168,7 @@ def test_a_grey_eye_looks_at_luminance_and_a_coloured_one_at_grey_pixels() -> No
 )
 def test_any_backbone_can_judge(name: str) -> None:
     width = 1.0 if name in ("nature", "resnet20", "googlenet") else 0.25
-    eye = make_eye(EyeOptions(backbone=name, eye="random", width=width)).on(Compute())
+    eye = make_eye(EyeOptions(backbone=name, eye="random", width_multiplier=width)).on(Compute())
     content, style = torch.rand(1, 3, 96, 72), torch.rand(1, 3, 80, 80)
     eye.balance([content, style])
     critic = Critic(eye, Weights(content=1, style=1, variation=0), style)
@@ -188,19 +192,19 @@ def test_whose_eye_it_is(tmp_path: Path) -> None:
         make_eye(EyeOptions(weights="x.pth", eye="random"))
     with pytest.raises(UserError, match="There is no file"):
         make_eye(EyeOptions(weights=str(tmp_path / "x.pth")))
-    one, same, other = (make_eye(EyeOptions(eye="random", width=0.05), seed) for seed in (1, 1, 2))
+    one, same, other = (make_eye(EyeOptions(eye="random", width_multiplier=0.05), seed) for seed in (1, 1, 2))
     weight = "backbone.layers.0.weight"
     assert torch.equal(one.state_dict()[weight], same.state_dict()[weight])
     assert not torch.equal(one.state_dict()[weight], other.state_dict()[weight])
     # torchvision's names, with a head that is not needed; and a file that holds half an eye.
     trunk = {name.replace("layers", "features"): tensor for name, tensor in one.backbone.state_dict().items()}
     torch.save({**trunk, "classifier.0.weight": torch.zeros(3, 3)}, tmp_path / "vgg16.pth")
-    read = make_eye(EyeOptions(weights=str(tmp_path / "vgg16.pth"), width=0.05), seed=5)
+    read = make_eye(EyeOptions(weights=str(tmp_path / "vgg16.pth"), width_multiplier=0.05), seed=5)
     assert torch.equal(read.state_dict()[weight], one.state_dict()[weight])
     half = {name: tensor for name, tensor in trunk.items() if "28" not in name}
     save_file(half, tmp_path / "half.safetensors")
     with pytest.raises(UserError, match=r"does not hold all weights of vgg16.*features|layers"):
-        make_eye(EyeOptions(weights=str(tmp_path / "half.safetensors"), width=0.05))
+        make_eye(EyeOptions(weights=str(tmp_path / "half.safetensors"), width_multiplier=0.05))
 
 
 def test_sizes_double_and_are_not_too_small() -> None:
@@ -212,7 +216,9 @@ def test_sizes_double_and_are_not_too_small() -> None:
 
 
 def test_memory_is_counted_to_the_byte_and_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    eye = Eye(build("vgg11", 3, 32, width=1 / 64), Layers((), ("relu1_1",)), (0.5,) * 3, (0.2,) * 3, "").on(Compute())
+    eye = Eye(build("vgg11", 3, 32, width_multiplier=1 / 64), Layers((), ("relu1_1",)), (0.5,) * 3, (0.2,) * 3, "").on(
+        Compute()
+    )
     pixels = 32 * 48 * 4  # bytes of a channel
     # Kept: the normalised picture that the convolution saw (3 channels), what the ReLU gave (1), what the scale saw is
     # the same map; the scaled map is what comes out, and the largest kept is the picture.

@@ -31,8 +31,8 @@ def photograph(
     big = cv2.resize(digit_HW, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC) / 255.0
     big = np.pad(big, ((90, 10), (20, 120)))
     light = 1 - shade * np.linspace(0, 1, big.shape[1])
-    grey = (235 * (1 - big) + ink * big) * light + rng.normal(0, noise, big.shape)
-    return np.repeat(grey.clip(0, 255).astype(np.uint8)[..., None], 3, 2)
+    grayscale = (235 * (1 - big) + ink * big) * light + rng.normal(0, noise, big.shape)
+    return np.repeat(grayscale.clip(0, 255).astype(np.uint8)[..., None], 3, 2)
 
 
 def likeness(one: np.ndarray, other: np.ndarray) -> float:

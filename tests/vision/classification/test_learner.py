@@ -19,7 +19,7 @@ from zerokara.core.distributed import World
 from zerokara.vision.classification.config import NO_AUGMENTATION, Config
 from zerokara.vision.classification.learner import Data, Training
 
-PLAIN: dict[str, Any] = {**NO_AUGMENTATION, "dropout": 0.0, "width": 0.25, "validation_images": 20}
+PLAIN: dict[str, Any] = {**NO_AUGMENTATION, "dropout": 0.0, "width_multiplier": 0.25, "validation_images": 20}
 
 
 @pytest.fixture(autouse=True)
@@ -84,8 +84,10 @@ def test_mean_and_deviation_are_those_of_the_training_images() -> None:
 
 
 def test_one_colour_only_does_not_divide_by_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    grey = ImageSet(torch.full((20, 1, 28, 28), 51, dtype=torch.uint8), torch.arange(20) % 2, ("a", "b"), "grey")
-    monkeypatch.setattr(data, "load", lambda *args, **options: grey)
+    grayscale = ImageSet(
+        torch.full((20, 1, 28, 28), 51, dtype=torch.uint8), torch.arange(20) % 2, ("a", "b"), "grayscale"
+    )
+    monkeypatch.setattr(data, "load", lambda *args, **options: grayscale)
     found = Data.load(Config(validation_images=2))
     assert found.mean_C.tolist() == pytest.approx([0.2])
     assert found.std_C.tolist() == pytest.approx([1e-3])
@@ -301,7 +303,12 @@ def test_numbers_that_are_none_are_seen() -> None:
 
 def test_the_card_says_what_was_asked_for() -> None:
     card = training(head="pooled", dropout=0.25).card
-    assert (card.backbone, card.head, card.dropout, card.options) == ("deep_cnn", "pooled", 0.25, {"width": 0.25})
+    assert (card.backbone, card.head, card.dropout, card.options) == (
+        "deep_cnn",
+        "pooled",
+        0.25,
+        {"width_multiplier": 0.25},
+    )
     assert (card.channels, card.image_size, card.classes) == (3, (28, 28), tuple("0123456789"))
     assert card.mean == pytest.approx(tuple(training().data.mean_C.tolist()))
     assert card.data == "noise"

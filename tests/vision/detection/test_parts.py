@@ -236,10 +236,10 @@ def test_coverage_by_hand(drawn: BoxSet, proposed: list[Proposals]) -> None:
 
 def test_the_eye_is_settled(tmp_path: Path) -> None:
     slim, card = settled(Config(data="x"))
-    assert (slim.backbone, slim.width, slim.stem, card) == ("resnet18", 0.45, "medium", None)
+    assert (slim.backbone, slim.width_multiplier, slim.stem, card) == ("resnet18", 0.45, "medium", None)
     assert slim.options() == {"width": 0.45, "stem": "medium"}
     named, _ = settled(Config(data="x", backbone="vgg16"))
-    assert (named.width, named.stem, named.options()) == (1.0, None, {})
+    assert (named.width_multiplier, named.stem, named.options()) == (1.0, None, {})
     known = ClassifierCard(
         backbone="resnet20",
         head="pooled",
@@ -251,13 +251,13 @@ def test_the_eye_is_settled(tmp_path: Path) -> None:
         options={"width": 0.5},
     )
     save_classifier(tmp_path / "model.safetensors", known.build().state_dict(), known)
-    from_run, card = settled(Config(data="x", init_backbone=str(tmp_path)))
-    assert (from_run.backbone, from_run.width, card) == ("resnet20", 0.5, known)
+    from_run, card = settled(Config(data="x", pretrained_backbone=str(tmp_path)))
+    assert (from_run.backbone, from_run.width_multiplier, card) == ("resnet20", 0.5, known)
     (tmp_path / "model.safetensors").rename(tmp_path / "published.pth")
     with pytest.raises(UserError, match="--backbone"):
-        settled(Config(data="x", init_backbone=str(tmp_path / "published.pth")))
+        settled(Config(data="x", pretrained_backbone=str(tmp_path / "published.pth")))
     with pytest.raises(UserError, match="There is no nowhere"):
-        settled(Config(data="x", init_backbone="nowhere"))
+        settled(Config(data="x", pretrained_backbone="nowhere"))
     for name in PRESETS:
         assert parse(Config, PRESETS, ["--preset", name], "").preset == name
 

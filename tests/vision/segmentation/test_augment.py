@@ -97,8 +97,8 @@ def test_colours_change_within_their_bounds_and_masks_do_not() -> None:
     x = x * 0.5 + torch.tensor([0.3, 0.2, 0.1]).view(1, 3, 1, 1)
     x_, mask_ = JointAugment(colour=0.2)(x, mask, seeded())
     assert torch.equal(mask_, mask.long())
-    grey = x.mean(1, keepdim=True)
-    most = (grey + (x - grey).abs() * 1.2) * 1.2
+    grayscale = x.mean(1, keepdim=True)
+    most = (grayscale + (x - grayscale).abs() * 1.2) * 1.2
     assert (x_ <= most.clamp(max=1) + 1e-6).all()
     assert (x_.mean((1, 2, 3)) - x.mean((1, 2, 3))).abs().max() > 0.02
     assert not torch.equal(JointAugment(brightness=0.1, contrast=0.1)(x, mask, seeded())[0], x)

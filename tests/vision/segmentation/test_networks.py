@@ -12,7 +12,7 @@ from torch import nn
 
 from zerokara.core.backbones.registry import build
 from zerokara.core.config import UserError
-from zerokara.core.models.weights import init_backbone
+from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.vision.segmentation.networks import Fcn, fitted, make_segmenter, strides_of, unpool, upsampling
 
 
@@ -161,7 +161,7 @@ def test_an_eye_of_another_run_is_found(tmp_path: Path) -> None:
     made = make_segmenter("segnet", backbone="vgg11_bn", channels=3, image_size=(64, 64), classes=4, width=0.1)
     other = make_segmenter("fcn8s", backbone="vgg11_bn", channels=3, image_size=(64, 64), classes=9, width=0.1)
     save_file(dict(other.state_dict()), tmp_path / "model.safetensors")
-    loaded = init_backbone(made.backbone, tmp_path / "model.safetensors")
+    loaded = load_pretrained_backbone(made.backbone, tmp_path / "model.safetensors")
     assert loaded.missing == ()
     assert torch.equal(made.backbone.state_dict()["layers.0.weight"], other.backbone.state_dict()["layers.0.weight"])
 
