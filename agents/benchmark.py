@@ -38,7 +38,7 @@ from zerokara.agents.benchmarking.report import Findings, Record, Section, read_
 from zerokara.agents.configs.common import ProtocolName, Settings
 from zerokara.agents.configs.protocols import PROTOCOLS
 from zerokara.core.checkpoint import write_atomically
-from zerokara.core.config import Range, UserError, entry, flag, parse
+from zerokara.core.config import Range, UserError, flag, parse, run_main
 from zerokara.core.machine import describe_machine, describe_versions, git_commit
 from zerokara.core.programs import program
 from zerokara.core.progress import Progress
@@ -112,9 +112,9 @@ class Watch:
             self._steps[run.name] = run.config.total_steps
             if not self._keep_replays:
                 drop_replays(run)
-            self._progress.say(f"{run.name}: {said}")
+            self._progress.print(f"{run.name}: {said}")
         elif stopped:
-            self._progress.say(f"{run.name}: stopped; {said or 'before it began'}")
+            self._progress.print(f"{run.name}: stopped; {said or 'before it began'}")
         else:
             why = f"killed by {signal.Signals(-code).name}" if code < 0 else "" if code else "stopped by somebody"
             self.failed[run.name] = why or said.removeprefix("error: ") or f"exit code {code}"
@@ -149,7 +149,7 @@ def run_all(runs: Sequence[Planned], options: Options, folder: Path, at_once: in
     ]
     if not jobs:
         return {}, None
-    progress.say(f"{len(jobs)} of {len(runs)} runs to go, {at_once} at once, {runs[0].config.threads} threads each")
+    progress.print(f"{len(jobs)} of {len(runs)} runs to go, {at_once} at once, {runs[0].config.threads} threads each")
 
     def ended(job: Job, code: int, said: str) -> None:
         watch.ended(job, code, said, stopped=fleet.stopped is not None)
@@ -336,4 +336,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

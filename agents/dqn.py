@@ -27,7 +27,7 @@ from zerokara.agents.qlearning import schedules
 from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.learner import Learner
 from zerokara.agents.qlearning.policy import Policy
-from zerokara.agents.qlearning.prioritized_replay import PrioritisedReplay
+from zerokara.agents.qlearning.prioritized_replay import PrioritizedReplay
 from zerokara.agents.qlearning.replay import Batch, Replay
 from zerokara.agents.training.pictures import log_pictures
 from zerokara.agents.training.session import (
@@ -44,7 +44,7 @@ from zerokara.agents.training.session import (
 )
 from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, entry, flag, to_dict
+from zerokara.core.config import UserError, flag, run_main, to_dict
 from zerokara.core.distributed import World
 from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.optim import set_learning_rate
@@ -65,7 +65,7 @@ class Training(Session):
         super().__init__(config, config.num_envs // world.size, seed)
         self.compute, self.world = compute, world
         exponent = config.per_alpha
-        make_replay: Callable[..., Replay] = partial(PrioritisedReplay, exponent=exponent) if exponent else Replay
+        make_replay: Callable[..., Replay] = partial(PrioritizedReplay, exponent=exponent) if exponent else Replay
         self.replay = make_replay(
             -(-config.replay_capacity // world.size),
             self.num_envs,
@@ -78,7 +78,7 @@ class Training(Session):
             folder=run.folder / f"replay-{world.rank}" if config.save_replay else None,
             slack=config.checkpoint_every_steps // world.size + 4 * self.num_envs,
             function=compute.function,
-            say=run.say,
+            print_line=run.print,
         )
         torch.manual_seed(config.seed)
         self.learner = Learner(
@@ -89,7 +89,7 @@ class Training(Session):
             world,
             lambda: self.replay.sample(config.batch_size // world.size),
             (self.replay.generator,),
-            *((self.replay.rank, self.replay.changing) if isinstance(self.replay, PrioritisedReplay) else ()),
+            *((self.replay.rank, self.replay.changing) if isinstance(self.replay, PrioritizedReplay) else ()),
         )
         self.policy = Policy(self.learner.working, compute, self.seed)
         self.exploration = Exploration(self.num_envs, self.env.num_actions, self.seed, config.ez_greedy_zeta)
@@ -127,7 +127,7 @@ class Training(Session):
         due = max(0, self.step - config.learning_starts) // config.train_every_steps * config.gradient_steps
         if len(self.replay) < min(config.learning_starts, config.replay_capacity) // self.world.size:
             self.updates = due  # a replay that was not kept fills up again first
-        if isinstance(self.replay, PrioritisedReplay):
+        if isinstance(self.replay, PrioritizedReplay):
             self.replay.weight_exponent.fill_(schedules.weight_exponent(config, self.step))
         if config.final_learning_rate is not None and self.updates < due:
             set_learning_rate(self.learner.optimizer, schedules.learning_rate(config, self.step))
@@ -172,14 +172,20 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
     latest = run.path(f"checkpoint-{world.rank}.pt")
     going_on = begin(training, run, latest)
     if config.pretrained_backbone and not going_on:
-        run.say(str(load_pretrained_backbone(training.learner.network.backbone, zoo.eye(config.pretrained_backbone))))
-        provenance.remember(run, config.pretrained_backbone)
+        run.print(
+            str(
+                load_pretrained_backbone(
+                    training.learner.network.backbone, zoo.weights_source(config.pretrained_backbone)
+                )
+            )
+        )
+        provenance.record(run, config.pretrained_backbone)
         training.learner.refresh()
         training.learner.renew_target()
     for departure in DEPARTURES.get(config.preset, ()):
-        run.say(f"preset {config.preset} departs from its paper: {departure}")
-    run.say(f"{config.env}: {in_words(training.env.settings)}, terminal_on_life_loss {config.terminal_on_life_loss}")
-    run.say(f"replay: {len(training.replay):,} of {config.replay_capacity:,} transitions")
+        run.print(f"preset {config.preset} departs from its paper: {departure}")
+    run.print(f"{config.env}: {in_words(training.env.settings)}, terminal_on_life_loss {config.terminal_on_life_loss}")
+    run.print(f"replay: {len(training.replay):,} of {config.replay_capacity:,} transitions")
 
     def due(every_steps: int) -> bool:
         return every_steps > 0 and training.step // every_steps != (training.step - config.num_envs) // every_steps
@@ -207,7 +213,7 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
             save(training, run, latest)
         stopping = world.any(reached or bool(run.stop_requested), compute.torch_device)
     if run.stop_requested:
-        run.say(f"{run.stop_requested}: saving")
+        run.print(f"{run.stop_requested}: saving")
     save(training, run, latest)
     known = {"eval_return": training.last_score, "train_return": training.mean_return}
     run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in known.items() if value is not None})
@@ -248,4 +254,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

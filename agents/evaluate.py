@@ -30,7 +30,7 @@ from zerokara.agents.configs.common import ProtocolName
 from zerokara.agents.configs.protocols import OVERRIDES, PROTOCOLS
 from zerokara.agents.training.evaluation import Scores, evaluate
 from zerokara.agents.viewing.loading import Agent, game_seed, load_agent
-from zerokara.core.config import Positional, Range, UserError, entry, parse
+from zerokara.core.config import Positional, Range, UserError, parse, run_main
 from zerokara.core.machine import describe_versions
 from zerokara.core.programs import program_command
 from zerokara.core.report import run_folders, write_json
@@ -228,4 +228,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

@@ -24,10 +24,10 @@ import numpy as np
 
 from zerokara import envs
 from zerokara.agents.training.pictures import Moment, frames_per_second, play_game
-from zerokara.agents.viewing.drawing import Board, newest_frame
+from zerokara.agents.viewing.drawing import TensorBoardWriter, newest_frame
 from zerokara.agents.viewing.loading import Agent, game_seed, load_agent
 from zerokara.agents.viewing.saliency import saliency
-from zerokara.core.config import Positional, Range, UserError, entry, parse
+from zerokara.core.config import Positional, Range, UserError, parse, run_main
 from zerokara.core.media import write_mp4, write_png
 from zerokara.core.programs import program_command
 from zerokara.core.progress import Progress
@@ -69,7 +69,7 @@ class Game:
         """Frames (height, width, 3) uint8 RGB, one for each step, each with the score before its action."""
         agent, env, options = self._agent, self._env, self._options
         epsilon = agent.config.eval_epsilon if options.epsilon is None else options.epsilon
-        board = Board(env.id, f"{agent.name} at step {agent.step:,}", env.action_names, epsilon)
+        board = TensorBoardWriter(env.id, f"{agent.name} at step {agent.step:,}", env.action_names, epsilon)
         seed = game_seed(options.seed)
         for moment in play_game(agent.policy, env, epsilon=epsilon, max_steps=options.max_steps, seed=seed):
             if self._frames is not None:
@@ -78,7 +78,7 @@ class Game:
             self.score += moment.reward
             self.steps += 1
 
-    def _draw(self, board: Board, moment: Moment) -> np.ndarray:
+    def _draw(self, board: TensorBoardWriter, moment: Moment) -> np.ndarray:
         seen = heat_HW = None
         if self._options.attention:
             seen = newest_frame(moment.obs, self._env.frame_channels)
@@ -170,4 +170,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

@@ -53,7 +53,7 @@ from zerokara.agents.training.session import (
 )
 from zerokara.core import checkpoint, schedules
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, entry, flag, to_dict
+from zerokara.core.config import UserError, flag, run_main, to_dict
 from zerokara.core.distributed import World
 from zerokara.core.divergence import is_finite, read_means
 from zerokara.core.optim import clip_and_step, make_adam, refresh_copies, set_learning_rate
@@ -69,7 +69,7 @@ class Updater:
     def __init__(self, config: Config, network: QNetwork, compute: Compute, world: World) -> None:
         self.config, self.network, self.compute, self.world = config, network, compute, world
         # What passes run through, while `network` keeps the weights: mostly the same.
-        self.working = compute.working(network) if world.size == 1 else network
+        self.working = compute.working_copy(network) if world.size == 1 else network
         self.optimizer = make_adam(
             network,
             self.working,
@@ -172,7 +172,7 @@ class Training(Session):
         if t:
             self._follow(t - 1, q_NA.amax(dim=1))
         explore_N, random_N = self.exploration.draw(epsilon)
-        action_N = torch.where(explore_N, random_N, self.compute.host(q_NA.argmax(dim=1)))
+        action_N = torch.where(explore_N, random_N, self.compute.to_host(q_NA.argmax(dim=1)))
         acted = time.perf_counter()
         self.env.send(action_N.numpy())
         self.obs_TN[t].copy_(torch.from_numpy(self.obs))
@@ -244,8 +244,8 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
     latest = run.path(f"checkpoint-{world.rank}.pt")
     going_on = begin(training, run, latest)
     for departure in DEPARTURES:
-        run.say(f"preset {config.preset} departs from its paper: {departure}")
-    run.say(f"{config.env}: {in_words(training.env.settings)}")
+        run.print(f"preset {config.preset} departs from its paper: {departure}")
+    run.print(f"{config.env}: {in_words(training.env.settings)}")
     turn_steps = config.rollout_steps * config.num_envs
 
     def due(every_steps: int) -> bool:
@@ -271,7 +271,7 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
             save(training, run, latest)
         stopping = world.any(reached or bool(run.stop_requested), compute.torch_device)
     if run.stop_requested:
-        run.say(f"{run.stop_requested}: saving")
+        run.print(f"{run.stop_requested}: saving")
     save(training, run, latest)
     known = {"eval_return": training.last_score, "train_return": training.mean_return}
     run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in known.items() if value is not None})
@@ -311,4 +311,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

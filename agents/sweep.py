@@ -32,7 +32,7 @@ from zerokara.agents.sweeping.config import KIND, Config, check_it_goes_on, obje
 from zerokara.agents.sweeping.report import table, write_report
 from zerokara.agents.sweeping.search_space import AGENTS, Agent, Dimension, in_words, words_of
 from zerokara.agents.sweeping.trial import DIVERGED, Child, worth
-from zerokara.core.config import UserError, brief, entry
+from zerokara.core.config import UserError, error_summary, run_main
 from zerokara.core.machine import describe_machine
 from zerokara.core.programs import program, program_command
 from zerokara.core.run import Run
@@ -99,7 +99,7 @@ class Sweep:
                 self.active = [attempt for attempt in self.active if self._goes_on(attempt)]
                 self._show()
                 time.sleep(POLL_SECONDS)
-            self.run.say(f"{self.run.stop_requested}: saving")
+            self.run.print(f"{self.run.stop_requested}: saving")
         finally:
             children = [attempt.child for attempt in self.active if attempt.child is not None]
             for child in children:
@@ -116,7 +116,7 @@ class Sweep:
         if self.interrupted:
             trial = self.interrupted.popleft()
             self._draw(trial)
-            self.run.say(f"trial {trial.number} goes on: {in_words(self.space, trial.params)}")
+            self.run.print(f"trial {trial.number} goes on: {in_words(self.space, trial.params)}")
             return trial
         while self.count(*COUNTED, TrialState.RUNNING) < self.config.trials:
             number = self.count(*COUNTED, TrialState.RUNNING, TrialState.FAIL)
@@ -125,7 +125,7 @@ class Sweep:
             trial = self.study.ask()
             self._draw(trial)
             if not self._is_settled(trial):
-                self.run.say(f"trial {trial.number} begins: {in_words(self.space, trial.params)}")
+                self.run.print(f"trial {trial.number} begins: {in_words(self.space, trial.params)}")
                 return trial
         return None
 
@@ -149,13 +149,13 @@ class Sweep:
             self.agent.read_config(self._words(trial))
         except UserError as error:
             self._prune(trial, "refused")
-            self.run.say(f"trial {trial.number} cannot be, with {in_words(self.space, trial.params)}: {error}")
+            self.run.print(f"trial {trial.number} cannot be, with {in_words(self.space, trial.params)}: {error}")
             return True
         tried = self.study.get_trials(deepcopy=False, states=COUNTED)
         twin = next((other for other in tried if other.params == trial.params), None)
         if twin is None:
             return False
-        self.run.say(f"trial {trial.number} has the settings of trial {twin.number}, and its value")
+        self.run.print(f"trial {trial.number} has the settings of trial {twin.number}, and its value")
         trial.set_user_attr("why", f"as {twin.number}")
         if twin.last_step is not None:
             trial.report(twin.intermediate_values[twin.last_step], twin.last_step)
@@ -170,7 +170,7 @@ class Sweep:
         if len(attempt.worths) == self.config.seeds:
             value = fmean(attempt.worths)
             self.study.tell(attempt.trial, value)
-            self.run.say(f"trial {attempt.trial.number} is complete: {value:.4g}")
+            self.run.print(f"trial {attempt.trial.number} is complete: {value:.4g}")
             return False
         if attempt.child is None:
             seed = self.base.seed + len(attempt.worths)
@@ -209,7 +209,7 @@ class Sweep:
             attempt.trial.report(fmean([*attempt.worths, worth(so_far, self.config.objective)]), step)
             through = seed + 1 == self.config.seeds and number >= self.evaluations
             if not through and attempt.trial.should_prune():
-                self.run.say(f"trial {attempt.trial.number} is pruned after {step:,} steps")
+                self.run.print(f"trial {attempt.trial.number} is pruned after {step:,} steps")
                 self._prune(attempt.trial, "pruned")
                 attempt.pruned = True
                 if attempt.child is not None:
@@ -228,7 +228,7 @@ class Sweep:
         """
         number, words = attempt.trial.number, child.last_words().rstrip(".")
         if DIVERGED in words:
-            self.run.say(f"trial {number} has diverged")
+            self.run.print(f"trial {number} has diverged")
             self._prune(attempt.trial, "diverged")
             return
         self.study.tell(attempt.trial, state=TrialState.FAIL)
@@ -285,7 +285,7 @@ def conclude(sweep: Sweep, words: Sequence[str]) -> str:
     """Write what was found, show it, and say what to do next."""
     config, run, study = sweep.config, sweep.run, sweep.study
     rows = write_report(study, sweep.space, run.folder)
-    run.say(table(rows, sweep.space))
+    run.print(table(rows, sweep.space))
     if run.stop_requested and sweep.count(*COUNTED) < config.trials:
         done = f"{sweep.count(*COUNTED)} of {config.trials} trials are through"
         return f"{done}; go on with: {program()} {shlex.join(words)}"
@@ -294,7 +294,7 @@ def conclude(sweep: Sweep, words: Sequence[str]) -> str:
         return f"No trial is complete: all {sweep.count(*COUNTED)} were refused, pruned or diverged; search less far."
     found = study.best_trial
     settings = [*sweep.given, *words_of(sweep.space, found.params, sweep.base)]
-    run.say(f"best settings, trial {found.number}:\n{program_command(sweep.agent.module)} {shlex.join(settings)}")
+    run.print(f"best settings, trial {found.number}:\n{program_command(sweep.agent.module)} {shlex.join(settings)}")
     seeds = range(sweep.base.seed, sweep.base.seed + config.seeds)
     fresh = range(seeds.stop, seeds.stop + max(3, config.seeds))
     again = f"{program_command(sweep.agent.module)} {shlex.join(settings)} --seed $seed --name {config.name}-best-$seed"
@@ -315,7 +315,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     extra = {"given": given}
     with Run(config, kind=KIND, name=config.name, resume=going_on, quiet=config.quiet, extra=extra) as run:
-        run.say(objective_in_words(config, base))
+        run.print(objective_in_words(config, base))
         try:
             study = open_study(config, base, space, folder)
             with run.signals():
@@ -324,10 +324,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 run.close(conclude(sweep, sys.argv[1:] if argv is None else argv))
         except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             raise UserError(
-                f"{folder / 'study.db'} cannot be read or written ({brief(error)}): free some space if the disk is "
+                f"{folder / 'study.db'} cannot be read or written ({error_summary(error)}): free some space if the disk is "
                 f"full; if the file is damaged, start afresh under another --name."
             ) from None
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks import seeds
-from zerokara.core.config import entry, from_dict
+from zerokara.core.config import from_dict, run_main
 from zerokara.core.machine import describe_machine
 from zerokara.core.report import write_json
 from zerokara.core.run import Run
@@ -108,4 +108,4 @@ def read_protocol(folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zerokara.core.config import entry
+from zerokara.core.config import run_main
 from zerokara.core.distributed import World
 from zerokara.core.machine import describe_machine
 from zerokara.core.run import Run
@@ -384,4 +384,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from zerokara.core import checkpoint
-from zerokara.core.config import UserError, entry, parse
+from zerokara.core.config import UserError, parse, run_main
 from zerokara.core.data import ImageSet
 from zerokara.core.distributed import World
 from zerokara.core.machine import describe_machine
@@ -224,7 +224,7 @@ def quality(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:
     config = parse(Config, PRESETS, [*common, *words], __doc__ or "")
     data = Data.load(config)
     scorer = Scorer.choose(config, data.train.shape)
-    if scorer.card is None:
+    if scorer.metadata is None:
         raise UserError(f"Nobody knows {arguments.data} well enough to score: add --classifier runs/<classifier>.")
     test = load_split(config, "test")[0].images[: arguments.images]
     real_NF = scorer.look(test).features_NF
@@ -319,4 +319,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

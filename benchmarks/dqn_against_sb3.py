@@ -15,7 +15,7 @@ import json
 
 from benchmarks import family, turns
 from zerokara.agents.configs.dqn import Config
-from zerokara.core.config import entry
+from zerokara.core.config import run_main
 
 
 def ours(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
@@ -89,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

@@ -33,7 +33,7 @@ from zerokara.agents import dqn, pqn
 from zerokara.agents.configs import pqn as pqn_config
 from zerokara.agents.configs.dqn import PRESETS, Config
 from zerokara.core.compute import Compute
-from zerokara.core.config import entry
+from zerokara.core.config import run_main
 from zerokara.core.distributed import World
 from zerokara.core.machine import describe_machine
 from zerokara.core.run import Run
@@ -154,4 +154,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from zerokara.core.config import UserError, entry
+from zerokara.core.config import UserError, run_main
 from zerokara.envs.arcade import GAMES, make
 
 # What departs from the preset `fast` for the small games: a tenth of Pong's length, rewards that come soon, so that
@@ -122,4 +122,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import seeds
-from zerokara.core.config import UserError, entry
+from zerokara.core.config import UserError, run_main
 from zerokara.core.report import write_json
 from zerokara.vision.classification.scoring import Scores
 from zerokara.vision.studies.finished_run import Trained, load_trained
@@ -127,4 +127,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

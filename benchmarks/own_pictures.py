@@ -19,7 +19,7 @@ import torch
 
 from zerokara.core import data
 from zerokara.core.compute import Compute
-from zerokara.core.config import entry
+from zerokara.core.config import run_main
 from zerokara.core.models import model_file
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision.classification.inputs import prepare
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("classifier", help="a run's folder, a file, or a name of the zoo")
     parser.add_argument("--number", type=int, default=300, help="of images")
     options = parser.parse_args()
-    classifier, card = model_file.load(zoo.find(options.classifier))
+    classifier, metadata = model_file.load(zoo.find_file(options.classifier))
     _, validation = data.hold_out(data.load("mnist", "train"), 5000, SPLIT_SEED)
     validation = validation.take(slice(0, options.number))
     compute = Compute()
@@ -95,14 +95,14 @@ def main() -> None:
         for way in ("as predict does", "as is"):
             rng = np.random.default_rng(0)
             seen = [
-                prepare(draw(image_HW, rng), card, as_is=way == "as is").pixels_CHW
+                prepare(draw(image_HW, rng), metadata, as_is=way == "as is").pixels_CHW
                 for image_HW in validation.images[:, 0].numpy()
             ]
-            found_NK = probabilities(classifier, card, compute, torch.from_numpy(np.stack(seen)))
+            found_NK = probabilities(classifier, metadata, compute, torch.from_numpy(np.stack(seen)))
             errors[name][way] = round(float((found_NK.argmax(1) != validation.labels).double().mean()), 4)
     name = Path(options.classifier).name
     print(json.dumps({"classifier": name, "images": len(validation), "errors": errors}, indent=2))
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

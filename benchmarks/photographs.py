@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import seeds
-from zerokara.core.config import UserError, entry
+from zerokara.core.config import UserError, run_main
 from zerokara.core.report import write_json
 from zerokara.vision.studies.finished_run import load_trained
 
@@ -112,4 +112,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

@@ -18,7 +18,7 @@ import psutil
 import torch
 
 from zerokara.agents.qlearning.replay import Replay
-from zerokara.core.config import entry
+from zerokara.core.config import run_main
 
 
 def main() -> None:
@@ -72,4 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from zerokara.core.config import UserError, entry
+from zerokara.core.config import UserError, run_main
 from zerokara.core.machine import describe_machine
 
 # Full-width it takes a hundred times the arithmetic of the agent's usual eye.
@@ -146,4 +146,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from zerokara.core.config import DISK_FULL, UserError, brief
+from zerokara.core.config import DISK_FULL, UserError, error_summary
 
 FORMAT, VERSION = "zerokara", 1
 HEADER = ("format", "version", "kind")
@@ -47,7 +47,7 @@ def save(path: Path, state: dict[str, Any], kind: str) -> None:
         write_atomically(path, lambda file: torch.save(content, file))
     except OSError as error:
         raise UserError(
-            f"{path} could not be written ({brief(error)}), and the checkpoint before it is untouched: "
+            f"{path} could not be written ({error_summary(error)}), and the checkpoint before it is untouched: "
             f"{'free some space' if error.errno in DISK_FULL else 'see to that'} and go on with --resume."
         ) from error
 
@@ -65,7 +65,7 @@ def load(path: Path, kind: str) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # reads everything and compares the CRC-32s
     except OSError as error:
-        raise UserError(f"{path} could not be read ({brief(error)}): {afresh}.") from None
+        raise UserError(f"{path} could not be read ({error_summary(error)}): {afresh}.") from None
     except Exception:  # noqa: BLE001  (zipfile raises a dozen types on bytes that make no sense)
         damaged = "its directory"
     if damaged is not None:
@@ -73,7 +73,7 @@ def load(path: Path, kind: str) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001  (a sound zip of something else; torch too raises many types)
-        raise UserError(f"{path} is no checkpoint of zerokara ({brief(error)}): {afresh}.") from None
+        raise UserError(f"{path} is no checkpoint of zerokara ({error_summary(error)}): {afresh}.") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path} is no checkpoint of zerokara (it lacks the header): {afresh}.")
     if state.get("version") != VERSION:

@@ -83,7 +83,7 @@ class Compute:
             _convert(layer, self.dtype)
         return module.requires_grad_(False)
 
-    def working(self, module: ModuleT) -> ModuleT:
+    def working_copy(self, module: ModuleT) -> ModuleT:
         """What passes run through while `module` keeps the weights: a copy in 16 bits where that pays, or itself.
 
         It pays where code is compiled on a CPU: an optimiser that writes both (core.optim.CompiledAdam) saves every
@@ -116,7 +116,7 @@ class Compute:
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
 
     @staticmethod
-    def host(x: Tensor) -> Tensor:
+    def to_host(x: Tensor) -> Tensor:
         """A copy in the memory of the CPU, float32 where it is 16 bits. Waits for the device."""
         x = x.detach().to("cpu")
         return x.float() if x.dtype is torch.bfloat16 else x

@@ -142,7 +142,7 @@ def validate(config: Any) -> None:
     Raises:
         UserError: naming the flag, the value and what is allowed.
     """
-    hints = get_type_hints(type(config), include_extras=True)
+    hints = _hints(type(config))
     for field in _fields(type(config)):
         value = getattr(config, field.name)
         hint, range_ = _split(hints[field.name])
@@ -162,7 +162,9 @@ def from_dict(config_class: type[ConfigT], values: Mapping[str, Any], source: st
     Raises:
         UserError: unknown or missing keys (another version wrote it), or values that do not fit.
     """
-    hints = get_type_hints(config_class)
+    hints = _hints(config_class)
+    renamed = renamed_fields(config_class)
+    values = {renamed.get(key, key): value for key, value in values.items()}
     unknown = sorted(set(values) - set(hints))
     missing = sorted(set(hints) - set(values))
     if unknown or missing:
@@ -179,7 +181,7 @@ def from_dict(config_class: type[ConfigT], values: Mapping[str, Any], source: st
     return config
 
 
-def entry(main: Callable[[], None]) -> None:
+def run_main(main: Callable[[], None]) -> None:
     """Run a program's `main`: a `UserError` or a full disk is one line on stderr and exit code 2, Ctrl-C is 130."""
     try:
         main()
@@ -197,7 +199,7 @@ def entry(main: Callable[[], None]) -> None:
         _leave(f"error: The disk is full{where}: free some space and type the same command again.", 2)
 
 
-def brief(error: Exception) -> str:
+def error_summary(error: Exception) -> str:
     """An exception in a few words for a sentence: "the disk is full", or its first line."""
     if isinstance(error, OSError) and error.strerror:
         return "the disk is full" if error.errno in DISK_FULL else error.strerror
@@ -211,6 +213,17 @@ def _leave(message: str, code: int) -> None:
 
 def _fields(config_class: Any) -> tuple[dataclasses.Field[Any], ...]:
     return dataclasses.fields(config_class)
+
+
+def renamed_fields(config_class: type[Any]) -> dict[str, str]:
+    """Old name -> new name of fields: the attributes RENAMED of a config class and of the classes it derives from."""
+    return {old: new for owner in reversed(config_class.__mro__) for old, new in vars(owner).get("RENAMED", {}).items()}
+
+
+def _hints(config_class: type[Any]) -> dict[str, Any]:
+    """Type annotations of the fields, with their `Range` and `Positional` marks."""
+    hints = get_type_hints(config_class, include_extras=True)
+    return {field.name: hints[field.name] for field in _fields(config_class)}
 
 
 def _plain(value: Any) -> Any:
@@ -264,7 +277,7 @@ def _parse_with_tyro(
     # tyro knows nothing of Range, so it is shown a class of the same fields whose help ends with the range.
     helps = field_help(config_class)
     fields: list[tuple[str, Any, Any]] = []
-    for name, annotation in get_type_hints(config_class, include_extras=True).items():
+    for name, annotation in _hints(config_class).items():
         bare, range_ = _split(annotation)
         allowed = "" if range_ is None else f" {str(range_).capitalize()}."
         choices: Any = Literal[tuple(presets)] if name == "preset" and presets else bare
@@ -310,7 +323,7 @@ def _sentence(complaint: str, config_class: type[Any], words: Sequence[str]) -> 
     """Tyro's box as one sentence of ours: which flag, what it was given, what it takes."""
     lines = (line.strip("│ ") for line in complaint.splitlines() if line[:1] not in "╭╰")
     text = " ".join(itertools.takewhile(lambda line: not line.startswith("─"), lines))
-    hints = get_type_hints(config_class, include_extras=True)
+    hints = _hints(config_class)
     named = re.search(r"--[a-z0-9][a-z0-9-]*", text)
     name = named[0].removeprefix("--").replace("-", "_") if named else ""
     if named is None or name not in hints:

@@ -65,7 +65,7 @@ class World:
         return cls(rank, size, local_rank)
 
     @staticmethod
-    def refuse(command: str) -> None:
+    def require_single_process(command: str) -> None:
         """For programs that are one process.
 
         Args:
@@ -103,7 +103,7 @@ class World:
                 dist.broadcast(dense, src=0)
                 tensor.copy_(dense)
 
-    def share(self, value: ValueT) -> ValueT:
+    def broadcast_value(self, value: ValueT) -> ValueT:
         """The main process's value, plain or made of plain ones, in every process."""
         if self.size == 1:
             return value

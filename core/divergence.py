@@ -29,7 +29,7 @@ def is_finite(*modules: nn.Module) -> bool:
     return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
 
-def diverged(when: str, folder: Path) -> UserError:
+def divergence_error(when: str, folder: Path) -> UserError:
     """What to raise where they are not, "update 1,234" of the run in a folder."""
     return UserError(
         f"The loss is no number any more at {when}: the weights have left the range of floats; the last good "

@@ -62,7 +62,7 @@ def make_optimizer(
     return (torch.optim.Adam if name == "adam" else torch.optim.AdamW)(groups, lr=learning_rate, fused=True)
 
 
-def orthogonalise(matrix_NRC: Tensor, steps: int = 5) -> Tensor:
+def orthogonalize(matrix_NRC: Tensor, steps: int = 5) -> Tensor:
     """Matrices (N, R, C) with all singular values brought near 1 (0.7 to 1.2) and singular vectors as they were.
 
     Newton-Schulz iteration with Jordan's coefficients (https://kellerjordan.github.io/posts/muon), in bfloat16 on a
@@ -121,7 +121,7 @@ class Muon(torch.optim.Optimizer):
             by_shape.setdefault((p.shape[0], p[0].numel()), []).append(place)
         for (rows, columns), places in by_shape.items():
             stacked = torch.stack([ahead[place].reshape(rows, columns) for place in places])
-            moves = orthogonalise(stacked) * -(group["lr"] * max(1.0, rows / columns) ** 0.5)
+            moves = orthogonalize(stacked) * -(group["lr"] * max(1.0, rows / columns) ** 0.5)
             chosen = [params[place] for place in places]
             torch._foreach_add_(chosen, [move.view(p.shape) for move, p in zip(moves, chosen, strict=True)])
 
@@ -149,7 +149,7 @@ class Muon(torch.optim.Optimizer):
         )
 
 
-class CentredRMSprop(torch.optim.Optimizer):
+class CenteredRMSprop(torch.optim.Optimizer):
     """RMSprop divided by the gradient's standard deviation, epsilon inside the root.
 
     Graves 2013, "Generating Sequences with Recurrent Neural Networks", equations 38 to 41, without momentum, as the

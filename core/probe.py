@@ -11,7 +11,7 @@ from zerokara.core.compute import Compute, Precision, Switch
 from zerokara.core.distributed import World
 
 
-class Wishes(Protocol):
+class HardwareSettings(Protocol):
     """What every config says of the hardware."""
 
     @property
@@ -28,7 +28,7 @@ class Wishes(Protocol):
 
 
 def probe(
-    config: Wishes, world: World, train_step: Callable[[Compute], Callable[[], object]], *, compile: Switch
+    config: HardwareSettings, world: World, train_step: Callable[[Compute], Callable[[], object]], *, compile: Switch
 ) -> Compute:
     """`Compute.choose` by training steps, in a corner of the random numbers of their own.
 

@@ -52,7 +52,7 @@ class Progress:
             self._live.start()
         self._live.update(_picture(position, values, step / total if total else 1.0, self._console.width), refresh=True)
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """A line above the bar; nothing when silent."""
         if not self.silent:
             self._print(text)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zerokara.core.checkpoint import write_atomically
-from zerokara.core.config import UserError, brief
+from zerokara.core.config import UserError, error_summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,7 +70,7 @@ def write_figure(path: Path, figure: Figure, dpi: int = 150) -> Path:
     return path
 
 
-def pixels_of(figure: Figure) -> np.ndarray:
+def figure_pixels(figure: Figure) -> np.ndarray:
     """A plot as RGB pixels (H, W, 3) uint8."""
     from PIL import Image
 
@@ -96,10 +96,10 @@ def run_folders(runs: tuple[str, ...], program: str) -> list[Path]:
     return list(dict.fromkeys(Path(run) for run in runs))
 
 
-MODEL = "model.safetensors"
+MODEL_FILE = "model.safetensors"
 
 
-def out_folder(out: str, usual: Path) -> Path:
+def output_folder(out: str, usual: Path) -> Path:
     """The folder into which a program writes: what --out names, made if need be, else the usual one.
 
     Raises:
@@ -109,5 +109,7 @@ def out_folder(out: str, usual: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out cannot be {out!r} ({brief(error)}): name a folder that can be written.") from None
+        raise UserError(
+            f"--out cannot be {out!r} ({error_summary(error)}): name a folder that can be written."
+        ) from None
     return folder

@@ -31,13 +31,13 @@ from torch import Tensor, nn
 
 from zerokara.core import checkpoint, media
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, brief, suggest, to_dict
+from zerokara.core.config import UserError, error_summary, suggest, to_dict
 from zerokara.core.distributed import World
 from zerokara.core.machine import describe_machine, describe_versions, git_commit
 from zerokara.core.programs import command
 from zerokara.core.progress import Progress
 from zerokara.core.report import write_json
-from zerokara.core.tensorboard_writer import Board
+from zerokara.core.tensorboard_writer import TensorBoardWriter
 
 Scalar = float | int | np.floating[Any] | np.integer[Any] | torch.Tensor
 
@@ -82,12 +82,12 @@ class Run:
         self._last_step = -1  # newest step in the metrics
         self._metrics: IO[bytes] | None = None
         self._metrics_bytes = 0  # length of metrics.jsonl up to the last whole line
-        self._board = Board(self.folder / "tensorboard", self.warn)
+        self._board = TensorBoardWriter(self.folder / "tensorboard", self.warn)
         self._closed = False
         self.extra = dict(extra or {})  # as config.json has it: a resumed run finds what it began with
         if world.is_main:
             self._take_folder(config, kind, resume)
-        self.extra = world.share(self.extra)
+        self.extra = world.broadcast_value(self.extra)
 
     def _take_folder(self, config: Any, kind: str, resume: bool) -> None:
         go_on = "go on with it by --resume" if hasattr(config, "resume") else "remove it"
@@ -125,12 +125,12 @@ class Run:
         }
         write_json(self.folder / "config.json", content)
 
-    def remember(self, **extra: Any) -> None:
+    def save_extra(self, **extra: Any) -> None:
         """Put what was found out after the start (the choice of hardware, say) into config.json's `extra`.
 
         Every process must call it; the main one's values are everybody's.
         """
-        self.extra |= self.world.share(extra)
+        self.extra |= self.world.broadcast_value(extra)
         if self.world.is_main:
             write_json(self.folder / "config.json", {**self.read_config(self.folder), "extra": self.extra})
 
@@ -144,10 +144,10 @@ class Run:
             return self._compute
         if "compute" not in self.extra:
             self.progress(0, total, {"measuring": "what is fastest here"})
-            self.remember(compute=choose().to_dict() if self.world.is_main else {})
+            self.save_extra(compute=choose().to_dict() if self.world.is_main else {})
         self._compute = Compute(**self.extra["compute"])
         self._compute.apply()
-        self.say(f"compute: {self._compute.reason}")
+        self.print(f"compute: {self._compute.reason}")
         return self._compute
 
     @staticmethod
@@ -166,7 +166,7 @@ class Run:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{path} is damaged or cannot be read ({brief(error)}): give another run, or start afresh."
+                f"{path} is damaged or cannot be read ({error_summary(error)}): give another run, or start afresh."
             ) from None
         parts = {"kind": str, "config": dict, "extra": dict}
         if not isinstance(content, dict) or any(not isinstance(content.get(key), t) for key, t in parts.items()):
@@ -285,9 +285,9 @@ class Run:
         """Show how far the run is; as often as one likes, it draws ten times a second at most."""
         self._progress.show(step, total, fields)
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print a line above the progress bar."""
-        self._progress.say(text)
+        self._progress.print(text)
 
     def warn(self, text: str) -> None:
         """Print a warning, also of a quiet run; the same one only once."""
@@ -316,7 +316,7 @@ class Run:
     def histogram(self, tag: str, step: int, values: Tensor) -> None:
         """Put the distribution of a tensor's numbers among TensorBoard's histograms."""
         if self.world.is_main:
-            self._board.histogram(tag, step, Compute.host(values).float().numpy())
+            self._board.histogram(tag, step, Compute.to_host(values).float().numpy())
 
     def graph(self, module: nn.Module, example: Tensor) -> None:
         """Put a network's graph, traced on an example of its input, on TensorBoard's page; the mode is kept."""
@@ -346,7 +346,9 @@ class Run:
         except Exception as error:  # noqa: BLE001  (no failure here is worth a run)
             if what not in self._warned:
                 self._warned.add(what)
-                self.warn(f"{what} could not be written ({brief(error)}): training goes on, and so do the attempts.")
+                self.warn(
+                    f"{what} could not be written ({error_summary(error)}): training goes on, and so do the attempts."
+                )
 
     # ---- the end
 

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor, nn
 
-from zerokara.core.config import brief
+from zerokara.core.config import error_summary
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import FileWriter, SummaryWriter
 
 
-class Board:
+class TensorBoardWriter:
     """A writer of event files that is made when first needed: importing TensorBoard takes a third of a second."""
 
     def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
@@ -119,7 +119,9 @@ class Board:
             write(self._writer)
         except Exception as error:  # noqa: BLE001  (whatever it is, it is not worth a run)
             self._closed = True  # its thread is dead and would raise the same again
-            self._warn(f"TensorBoard's events could not be written ({brief(error)}): training goes on without them.")
+            self._warn(
+                f"TensorBoard's events could not be written ({error_summary(error)}): training goes on without them."
+            )
 
 
 def _events(writer: SummaryWriter) -> FileWriter:

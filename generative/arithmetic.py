@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zerokara.core.config import UserError, entry, parse
+from zerokara.core.config import UserError, parse, run_main
 from zerokara.core.media import write_png
 from zerokara.core.programs import program_command
 from zerokara.generative.gan import finished
@@ -86,4 +86,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, entry, flag, to_dict
+from zerokara.core.config import UserError, flag, run_main, to_dict
 from zerokara.core.distributed import World
 from zerokara.core.media import write_png
 from zerokara.core.models.weights import load_pretrained_backbone
@@ -128,14 +128,14 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
     training = Training(config, data, compute, world)
     latest = run.path(f"checkpoint-{world.rank}.pt")
     if not world.any(latest.exists(), compute.torch_device):
-        provenance.remember(run, config.pretrained_backbone)
+        provenance.record(run, config.pretrained_backbone)
     judge = Judge(config, data, run.extra)
     begin(training, run, latest)
     for remark in data.remarks:
-        run.say(remark)
-    run.say(f"{data.train.source}: {len(data.train):,} to learn from, {len(data.held_out):,} held out to choose on")
+        run.print(remark)
+    run.print(f"{data.train.source}: {len(data.train):,} to learn from, {len(data.held_out):,} held out to choose on")
     for line in judge.protocol():
-        run.say(line)
+        run.print(line)
     if judge.scorer.doubt:
         run.warn(judge.scorer.doubt)
     show = fixed_latents(config)
@@ -170,7 +170,7 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
             save()
         stopping = world.any(bool(run.stop_requested), compute.torch_device)
     if stopping:
-        run.say(f"{run.stop_requested}: saving")
+        run.print(f"{run.stop_requested}: saving")
         save()
     if not world.is_main:
         return ""
@@ -209,10 +209,10 @@ def begin(training: Training, run: Run, latest: Path) -> None:
             going_on = run.restore(best, training.roll_back)
         except UserError as error:
             raise UserError(f"{error} The last moment is kept apart from it: leave --rollback out.") from None
-        run.say(f"rolled back to update {training.update:,}")
+        run.print(f"rolled back to update {training.update:,}")
     else:
         going_on = run.restore(latest, training.load_state_dict)
-    told = training.world.share({"update": training.update})["update"]
+    told = training.world.broadcast_value({"update": training.update})["update"]
     if training.world.any(training.update != told, training.compute.torch_device):
         raise UserError(
             f"The checkpoints of the processes in {run.folder} are of different updates, since the run was killed "
@@ -223,8 +223,12 @@ def begin(training: Training, run: Run, latest: Path) -> None:
             if int(frame.stem) > training.update:
                 frame.unlink()  # it will be painted again, or otherwise
     elif config.pretrained_backbone:
-        run.say(
-            str(load_pretrained_backbone(training.learner.discriminator.backbone, zoo.eye(config.pretrained_backbone)))
+        run.print(
+            str(
+                load_pretrained_backbone(
+                    training.learner.discriminator.backbone, zoo.weights_source(config.pretrained_backbone)
+                )
+            )
         )
 
 
@@ -297,7 +301,7 @@ def evaluate(training: Training, judge: Judge, run: Run, save: Callable[[], None
     curves = draw_curves(run.folder / "metrics.jsonl")
     if curves is not None:
         run.image("curves", training.update, curves)
-    run.say(f"update {training.update:,}: {in_words(scores)}")
+    run.print(f"update {training.update:,}: {in_words(scores)}")
 
 
 def fixed_latents(config: Config) -> Tensor:
@@ -391,4 +395,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from zerokara.core.checkpoint import write_atomically
-from zerokara.core.config import UserError, brief, entry, parse
+from zerokara.core.config import UserError, error_summary, parse, run_main
 from zerokara.core.models import onnx_file
 from zerokara.core.programs import program_command
 from zerokara.generative.gan import finished
@@ -125,8 +125,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 size = place.stat().st_size / 1e3
                 print(f"{place}: {size:,.0f} kB, largest difference of a pixel {worst:.1e} in {CHECKED} images")
         except OSError as error:
-            raise UserError(f"{out} cannot be written ({brief(error)}): name another folder with --out.") from None
+            raise UserError(
+                f"{out} cannot be written ({error_summary(error)}): name another folder with --out."
+            ) from None
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

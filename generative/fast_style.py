@@ -25,7 +25,7 @@ from torch import Tensor
 
 from zerokara.core import schedules
 from zerokara.core.compute import Compute, Precision
-from zerokara.core.config import Range, UserError, entry, flag, to_dict
+from zerokara.core.config import Range, UserError, flag, run_main, to_dict
 from zerokara.core.data import DATASETS, ImageSet, hold_out
 from zerokara.core.data.sources import home, locate
 from zerokara.core.distributed import World
@@ -40,7 +40,7 @@ from zerokara.generative.gan.config import Config as DataConfig
 from zerokara.generative.gan.data import load_split
 from zerokara.generative.style import network
 from zerokara.generative.style.critic import Critic, Losses, Weights
-from zerokara.generative.style.network import MODEL, StyleCard, Stylist
+from zerokara.generative.style.network import MODEL_FILE, StyleMetadata, Stylist
 from zerokara.generative.style.perceptual import Eye, EyeOptions, make_eye
 from zerokara.generative.style.pictures import (
     check_memory,
@@ -233,7 +233,7 @@ class Training:
                 sums[name] = sums.get(name, 0.0) + float(value) * len(images) / len(self.data.held_out)
             painted = network.paint(self.network, self.compute, pixels)
             both = torch.stack([pixels, painted], 1).flatten(0, 1)
-            shown.append(self.compute.host((both * 255).round().to(torch.uint8)))
+            shown.append(self.compute.to_host((both * 255).round().to(torch.uint8)))
         self.held_out_loss = sums["held_out/loss"]
         return sums, grid(torch.cat(shown)[:16], columns=4)
 
@@ -274,13 +274,13 @@ def train(config: Config, run: Run, data: Data, eye: Eye, compute: Compute, worl
             )
         run.save(latest, training.state_dict())
         if world.is_main:
-            card = StyleCard(
+            metadata = StyleMetadata(
                 style=Path(config.style).name,
                 width=config.stylist_width,
                 update=training.updates,
                 command=command(),
             )
-            network.save(run.path(MODEL), training.network, card)
+            network.save(run.path(MODEL_FILE), training.network, metadata)
 
     def due(every: int) -> bool:
         return training.updates % every == 0
@@ -370,7 +370,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"afresh with another --name."
             )
         for remark in (*data.remarks, f"eye: {eye.words}", memory):
-            run.say(remark)
+            run.print(remark)
         with run.signals():
             compute = run.compute(lambda: choose_compute(config, data, world), config.updates)
             run.close(train(config, run, data, eye, compute, world))
@@ -378,4 +378,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

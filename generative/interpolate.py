@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zerokara.core.config import Range, UserError, brief, entry, parse
+from zerokara.core.config import Range, UserError, error_summary, parse, run_main
 from zerokara.core.media import write_mp4
 from zerokara.core.programs import program_command
 from zerokara.core.progress import Progress
@@ -101,11 +101,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         write_mp4(where, watched(), options.fps)
     except OSError as error:
-        raise UserError(f"{where} cannot be written ({brief(error)}): name another file with --out.") from None
+        raise UserError(f"{where} cannot be written ({error_summary(error)}): name another file with --out.") from None
     finally:
         progress.close()
     print(f"{where}: {total:,} frames, {total / options.fps:.0f} s, {options.number} walks, update {painter.update:,}")
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from zerokara.core.config import Range, UserError, brief, entry, parse
+from zerokara.core.config import Range, UserError, error_summary, parse, run_main
 from zerokara.core.data import ImageSet
 from zerokara.core.models import model_file
 from zerokara.core.programs import program_command
@@ -106,7 +106,7 @@ def gather(options: Options, painter: Painter, progress: Progress) -> Material:
                 f"put the data there that it learnt from."
             )
     z_MZ, label_M = painter.latents(number, options.seed), painter.labels(number)
-    progress.say(f"painting {number:,} images")
+    progress.print(f"painting {number:,} images")
     return Material(real, floor, train, options.split, painter.paint(z_MZ, label_M), label_M)
 
 
@@ -116,12 +116,12 @@ def measure(material: Material, scorer: Scorer, class_names: tuple[str, ...]) ->
         scorer.look(images) for images in (material.real.images, material.painted, material.floor.images)
     )
     scores = {"painted": scorer.compare(real, painted), "floor": scorer.compare(real, floor)}
-    if scorer.card is not None:
+    if scorer.metadata is not None:
         control = Scorer.random(material.train.shape)
         real_NF = control.look(material.real.images).features_NF
         for who, images in (("painted", material.painted), ("floor", material.floor.images)):
             scores[who][control.name] = frechet_distance(real_NF, control.look(images).features_NF)
-        if material.label_M is not None and scorer.card.classes == class_names:
+        if material.label_M is not None and scorer.metadata.classes == class_names:
             scores["painted"]["accuracy"] = accuracy(painted, material.label_M)
     # Far below the distance of real images stands what was copied; those of the training set would find themselves.
     train_NF = scorer.look(material.train.images).features_NF
@@ -150,7 +150,7 @@ class Inception(nn.Module):
                 self.network = torch.jit.load(path, map_location="cpu").eval()
         except (RuntimeError, ValueError) as error:
             raise UserError(
-                f"{path} is no TorchScript ({brief(error)}): give what torch.jit.save wrote, not a file of weights."
+                f"{path} is no TorchScript ({error_summary(error)}): give what torch.jit.save wrote, not a file of weights."
             ) from None
         # NVIDIA's conversion of the original network gives class scores unless it is asked for features.
         arguments = {argument.name for argument in self.network.forward.schema.arguments}
@@ -186,7 +186,7 @@ def inception_distance(
         return float(metric.compute())
     except (RuntimeError, TypeError) as error:
         raise UserError(
-            f"The network of --inception does not take images {tuple(real_NCHW.shape[1:])} of uint8 ({brief(error)}): "
+            f"The network of --inception does not take images {tuple(real_NCHW.shape[1:])} of uint8 ({error_summary(error)}): "
             f"give one that brings images to its own size and scale."
         ) from None
 
@@ -208,13 +208,13 @@ def report(options: Options, painter: Painter, progress: Progress) -> dict[str, 
         progress.warn(scorer.doubt)
     network = Inception(Path(options.inception)) if options.inception else None
     material = gather(options, painter, progress)
-    progress.say("comparing")
+    progress.print("comparing")
     scores = measure(material, scorer, painter.class_names)
-    card = scorer.card
+    metadata = scorer.metadata
     protocol: dict[str, Any] = {
         "features": scorer.protocol,
-        "classifier": None if card is None else scorer.fingerprint,
-        "classifier_figures": {} if card is None else dict(card.figures),
+        "classifier": None if metadata is None else scorer.fingerprint,
+        "classifier_figures": {} if metadata is None else dict(metadata.figures),
         "real": f"{len(material.real):,} of {material.real.source}, {options.split} split",
         "real_images": len(material.real),
         "painted_images": len(material.painted),
@@ -279,4 +279,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

@@ -17,7 +17,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from zerokara.core.config import Range, entry, parse
+from zerokara.core.config import Range, parse, run_main
 from zerokara.core.media import write_png
 from zerokara.core.programs import program_command
 from zerokara.core.run import Run
@@ -68,4 +68,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

@@ -34,16 +34,16 @@ from torch import Tensor, nn
 from zerokara.core import checkpoint, schedules
 from zerokara.core.backbones.base import Backbone
 from zerokara.core.compute import Compute
-from zerokara.core.config import Positional, Range, UserError, entry, from_dict, parse
+from zerokara.core.config import Positional, Range, UserError, from_dict, parse, run_main
 from zerokara.core.data import ImageSet
 from zerokara.core.ema import Ema
 from zerokara.core.media import write_png
 from zerokara.core.models import model_file
 from zerokara.core.programs import program_command
 from zerokara.core.progress import Progress
-from zerokara.core.report import pixels_of, plain_ticks, write_json
+from zerokara.core.report import figure_pixels, plain_ticks, write_json
 from zerokara.core.run import Run
-from zerokara.core.zoo.registry import find
+from zerokara.core.zoo.registry import find_file
 from zerokara.generative.gan.config import Config
 from zerokara.generative.gan.data import load_split
 from zerokara.generative.gan.learner import make_discriminator
@@ -217,8 +217,10 @@ def classifier_eye(material: Material, name: str) -> Eye:
     Raises:
         UserError: there is none such.
     """
-    classifier, card = model_file.load(find(name))
-    return Eye(material.compute.module(classifier.requires_grad_(False)).backbone, lambda images: fitted(images, card))
+    classifier, metadata = model_file.load(find_file(name))
+    return Eye(
+        material.compute.module(classifier.requires_grad_(False)).backbone, lambda images: fitted(images, metadata)
+    )
 
 
 def learn(material: Material, labelled: ImageSet, updates: int, seed: int) -> tuple[Eye, nn.Module]:
@@ -377,7 +379,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = Path(options.run)
     path = write_json(folder / "representation.json", content)
     (folder / "media").mkdir(exist_ok=True)
-    write_png(folder / "media" / "representation.png", pixels_of(draw_errors(gathered(found))))
+    write_png(folder / "media" / "representation.png", figure_pixels(draw_errors(gathered(found))))
     if options.json:
         print(path.read_text(), end="")
         return
@@ -388,4 +390,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

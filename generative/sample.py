@@ -19,7 +19,7 @@ from typing import Annotated
 
 from torch import Tensor
 
-from zerokara.core.config import Range, UserError, brief, entry, parse
+from zerokara.core.config import Range, UserError, error_summary, parse, run_main
 from zerokara.core.media import write_png
 from zerokara.core.programs import program_command
 from zerokara.core.progress import Progress
@@ -66,7 +66,7 @@ def write_folder(painter: Painter, z_NZ: Tensor, label_N: Tensor | None, folder:
                 write_png(folder / f"{index:06}.png", image_CHW.numpy())
             progress.show(min(start + CHUNK, len(z_NZ)), len(z_NZ), {})
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({brief(error)}): name another folder.") from None
+        raise UserError(f"{folder} cannot be written ({error_summary(error)}): name another folder.") from None
     finally:
         progress.close()
 
@@ -91,4 +91,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

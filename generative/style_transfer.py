@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, brief, entry, to_dict
+from zerokara.core.config import UserError, error_summary, run_main, to_dict
 from zerokara.core.distributed import World
 from zerokara.core.media import write_png
 from zerokara.core.probe import probe
@@ -211,7 +211,7 @@ def finish(painting: Painting, run: Run) -> str:
             write_png(place, result)
         except OSError as error:
             raise UserError(
-                f"{place} cannot be written ({brief(error)}); the painting is in the checkpoint: see to that, and "
+                f"{place} cannot be written ({error_summary(error)}); the painting is in the checkpoint: see to that, and "
                 f"type the same command with --name {config.name} --resume."
             ) from None
     run.image("result", painting.iteration, result)
@@ -284,12 +284,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"{' or '.join(config.pictures)} is another picture than when {run.folder} began: put the old one "
                 f"back, or start afresh with another --name."
             )
-        run.say(f"eye: {eye.words}")
-        run.say(memory)
+        run.print(f"eye: {eye.words}")
+        run.print(memory)
         compute = run.compute(lambda: choose_compute(config, pictures), config.iterations)
         with run.signals():
             run.close(paint(config, run, pictures, eye, compute))
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

@@ -19,7 +19,7 @@ from typing import Annotated
 import numpy as np
 
 from zerokara.core.compute import Compute, Precision
-from zerokara.core.config import Positional, Range, UserError, brief, entry, parse
+from zerokara.core.config import Positional, Range, UserError, error_summary, parse, run_main
 from zerokara.core.data.pictures import SUFFIXES
 from zerokara.core.media import write_png
 from zerokara.core.programs import program_command
@@ -104,13 +104,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             "No run was named: type its folder and then pictures, as in "
             f"{program_command('generative.stylise')} runs/<name> photo.jpg."
         )
-    network, card = stylist.load(options.words[0])
+    network, metadata = stylist.load(options.words[0])
     files = picture_files(options.words[1:])
     folder = Path(options.out).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out cannot be {options.out!r} ({brief(error)}): name a folder.") from None
+        raise UserError(f"--out cannot be {options.out!r} ({error_summary(error)}): name a folder.") from None
     compute = _compute(options, network, files)
     network = compute.frozen(compute.module(network))
     complaints = []
@@ -127,8 +127,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             write_png(where, result)
         except OSError as error:
-            raise UserError(f"{where} cannot be written ({brief(error)}): give another --out.") from None
-        print(f"{where}: {result.shape[1]}x{result.shape[0]} in the style of {card.style}, {seconds:.2f} s")
+            raise UserError(f"{where} cannot be written ({error_summary(error)}): give another --out.") from None
+        print(f"{where}: {result.shape[1]}x{result.shape[0]} in the style of {metadata.style}, {seconds:.2f} s")
     if complaints:
         raise UserError("\n       ".join(complaints))
 
@@ -151,4 +151,4 @@ def _compute(options: Options, network: Stylist, files: Sequence[Path]) -> Compu
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

@@ -19,8 +19,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from zerokara.core.backbones.registry import find
-from zerokara.core.config import Range, UserError, entry
+from zerokara.core.backbones.registry import find_backbone
+from zerokara.core.config import Range, UserError, run_main
 from zerokara.core.distributed import World
 from zerokara.core.programs import program_command
 from zerokara.core.report import new_figure, plain_ticks, write_figure
@@ -127,7 +127,7 @@ def draw(errors: dict[str, dict[int, list[float]]], options: Options, run: Run) 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The grid as far as it comes; then table, figure and results.json of what is there."""
-    World.refuse(program_command("vision.augmentation"))
+    World.require_single_process(program_command("vision.augmentation"))
     options = configure(
         Options,
         {},
@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         default_name=lambda options: grid.default_name(KIND, options),
         changeable=grid.CHANGEABLE | {"sizes"},
     )
-    find(options.backbone)
+    find_backbone(options.backbone)
     available = len(grid.load_data(base_config(options, "adamw")).train)
     cells = make_cells(options, available)
     with Run(options, kind=KIND, name=options.name, resume=options.resume, quiet=options.quiet) as run:
@@ -151,4 +151,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

@@ -23,10 +23,10 @@ from torch import Tensor
 from zerokara.core import data
 from zerokara.core.augment import Augment
 from zerokara.core.checkpoint import write_atomically
-from zerokara.core.config import Range, UserError, entry, parse, suggest
+from zerokara.core.config import Range, UserError, parse, run_main, suggest
 from zerokara.core.data import ImageSet
 from zerokara.core.media import png_bytes
-from zerokara.core.report import pixels_of
+from zerokara.core.report import figure_pixels
 from zerokara.vision.classification.config import PRESETS, Config
 
 if TYPE_CHECKING:
@@ -137,10 +137,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         image_size=options.image_size,
     )
     some = one_of_each(images, torch.Generator().manual_seed(options.seed))
-    content = png_bytes(pixels_of(draw(list(rows(some, options.preset, options.seed)))))
+    content = png_bytes(figure_pixels(draw(list(rows(some, options.preset, options.seed)))))
     write_atomically(Path(options.out), lambda file: file.write(content))
     print(f"{options.out}: {len(SHOWN)} kinds of augmentation on {some.source}")
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

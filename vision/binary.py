@@ -26,16 +26,16 @@ from torch import Tensor
 from zerokara.core import schedules
 from zerokara.core.augment import Augment
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, entry, to_dict
+from zerokara.core.config import UserError, run_main, to_dict
 from zerokara.core.data import ImageSet
 from zerokara.core.distributed import World
 from zerokara.core.layers import clip_latent_
 from zerokara.core.programs import command
-from zerokara.core.report import pixels_of, write_figure, write_json
+from zerokara.core.report import figure_pixels, write_figure, write_json
 from zerokara.core.run import Run
 from zerokara.core.run_config import configure, stem
 from zerokara.vision.binarization.config import PRESETS, Config
-from zerokara.vision.binarization.network import BinaryNetwork, Card, read_packed, write_packed
+from zerokara.vision.binarization.network import BinaryMetadata, BinaryNetwork, read_packed, write_packed
 from zerokara.vision.binarization.pictures import draw_filters, draw_straight_through, network_table
 from zerokara.vision.classification.learner import Data, load_split
 from zerokara.vision.classification.pictures import draw_misread
@@ -66,7 +66,7 @@ class Training(Epochs[BinaryNetwork]):
 
     def __init__(self, config: Config, images: Data, compute: Compute, world: World) -> None:
         channels, height, width = images.train.shape
-        self.card = Card(
+        self.metadata = BinaryMetadata(
             network=config.network,
             units=config.units,
             layers=config.layers,
@@ -79,7 +79,7 @@ class Training(Epochs[BinaryNetwork]):
         )
 
         def build() -> BinaryNetwork:
-            network = self.card.build()
+            network = self.metadata.build()
             network.mean_C.copy_(images.mean_C)
             network.std_C.copy_(images.std_C)
             return network
@@ -132,7 +132,7 @@ class Training(Epochs[BinaryNetwork]):
         with torch.no_grad(), self.compute.autocast():
             found = [network(pixels.to(self.compute.torch_device).float() * (1 / 255)) for pixels in batches]
         network.train(training)
-        return self.compute.host(torch.cat(found))
+        return self.compute.to_host(torch.cat(found))
 
     def score(self, images: ImageSet) -> Scores:
         """How well the network does on images that it does not learn from."""
@@ -147,10 +147,10 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
     """
     training = Training(config, images, compute, world)
     restore(training, run)
-    run.say(
-        f"{training.card.data}: {len(images.train):,} images to learn from, {len(images.validation):,} to choose on"
+    run.print(
+        f"{training.metadata.data}: {len(images.train):,} images to learn from, {len(images.validation):,} to choose on"
     )
-    run.say(network_table(training.network))
+    run.print(network_table(training.network))
     if go_through(training, run, lambda: validate(training, run)):
         return stopped(training, KIND)
     return finish(training, run) if world.is_main else ""
@@ -181,12 +181,12 @@ def finish(training: Training, run: Run) -> str:
     elif test is not None:
         scores = training.score(test)
         figures["test_error"] = scores.error
-        misread = draw_misread(test, scores, training.card.classes)
+        misread = draw_misread(test, scores, training.metadata.classes)
         if misread is not None:
-            run.image("misread", training.updates, pixels_of(misread))
+            run.image("misread", training.updates, figure_pixels(misread))
 
     path = run.path("packed.safetensors")
-    sizes = write_packed(path, training.network, dataclasses.replace(training.card, figures=figures))
+    sizes = write_packed(path, training.network, dataclasses.replace(training.metadata, figures=figures))
     again, _ = read_packed(path)
     same = torch.equal(training.logits(training.compute.module(again), validation), logits_NK)
     if not same:
@@ -244,4 +244,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

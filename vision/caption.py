@@ -21,13 +21,13 @@ from dataclasses import replace
 from typing import Any
 
 from zerokara.core import checkpoint
-from zerokara.core.backbones.registry import build
+from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.compute import Compute
-from zerokara.core.config import entry, to_dict
+from zerokara.core.config import run_main, to_dict
 from zerokara.core.data.captions import CaptionSet
 from zerokara.core.distributed import World
 from zerokara.core.programs import program_command
-from zerokara.core.report import pixels_of, write_json
+from zerokara.core.report import figure_pixels, write_json
 from zerokara.core.run import Run
 from zerokara.core.run_config import configure, stem
 from zerokara.core.zoo import provenance
@@ -58,14 +58,14 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
     """
     training = Training(config, data, compute, world)
     going_on = restore(training, run)
-    run.say(
+    run.print(
         f"{data.train.source}: {len(data.train):,} to learn from, {len(data.validation):,} to choose on, "
-        f"{len(data.test):,} to be scored on; {len(training.card.words):,} words"
+        f"{len(data.test):,} to be scored on; {len(training.metadata.words):,} words"
     )
     if not going_on:
-        provenance.remember(run, config.pretrained_backbone)
+        provenance.record(run, config.pretrained_backbone)
         learns = "learns along" if training.learns_eye else "stays as is"
-        run.say(f"eye: {training.card.backbone}, {training.report}; it {learns}")
+        run.print(f"eye: {training.metadata.backbone}, {training.report}; it {learns}")
         save(training, run)
     if go_through(training, run, lambda: validate(training, run)):
         return stopped(training, KIND)
@@ -85,9 +85,9 @@ def validate(training: Training, run: Run) -> None:
     training.note(figure, better=better, weights=True)
     if better:
         figures = {f"validation_{name}": value for name, value in scores.items()}
-        network.save(run.path(network.MODEL), training.network, replace(training.card, figures=figures))
+        network.save(run.path(network.MODEL_FILE), training.network, replace(training.metadata, figures=figures))
     shown = [Entry(picture_of(photographs, place), said[place]) for place in range(min(SHOWN, len(said)))]
-    run.image("captions", training.updates, pixels_of(draw(shown)))
+    run.image("captions", training.updates, figure_pixels(draw(shown)))
 
 
 def picture_of(photographs: CaptionSet, place: int) -> Any:
@@ -113,7 +113,7 @@ def finish(training: Training, run: Run) -> str:
     flat = {f"test_{name}_{key}": value for name, scores in figures.items() for key, value in scores.items()}
     run.log(training.updates, {f"final/{name}": value for name, value in flat.items()})
     run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in flat.items()})
-    network.save(run.path(network.MODEL), training.network, replace(training.card, figures=flat))
+    network.save(run.path(network.MODEL_FILE), training.network, replace(training.metadata, figures=flat))
     entries = [
         Entry(
             picture_of(data.test, place),
@@ -135,7 +135,7 @@ def finish(training: Training, run: Run) -> str:
         "epoch": training.best["epoch"],
         "beams": config.beams,
         "length_power": config.length_power,
-        "words": len(training.card.words),
+        "words": len(training.metadata.words),
         "bleu": "sacrebleu, corpus, all references, small letters without punctuation, unsmoothed",
         "hours": training.clock(),
     }
@@ -151,7 +151,7 @@ def finish(training: Training, run: Run) -> str:
     ]
     html = page(f"{run.folder.name}: photographs in words", about, entries)
     checkpoint.write_atomically(run.path("captions.html"), lambda file: file.write(html.encode()))
-    run.image("test_captions", training.updates, pixels_of(draw(entries[: SHOWN // 2] + entries[-SHOWN // 2 :])))
+    run.image("test_captions", training.updates, figure_pixels(draw(entries[: SHOWN // 2] + entries[-SHOWN // 2 :])))
     scores = ", ".join(f"{name} {figures[name]['bleu4']:.2f}" for name in figures)
     return (
         f"{config.data}: BLEU-4 on {len(said)} photographs: {scores}; see {run.path('captions.html')}; try it with: "
@@ -176,7 +176,7 @@ def check_eye(config: Config, data: Data) -> None:
         UserError: a backbone that does not exist or fit, weights that are not there or do not fit.
     """
     start = Start.of(config, data.train)
-    eye = build(start.backbone, len(start.mean), config.image_size, **start.options)
+    eye = make_backbone(start.backbone, len(start.mean), config.image_size, **start.options)
     if start.fill is not None:
         start.fill(eye)
 
@@ -205,4 +205,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

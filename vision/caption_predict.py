@@ -24,13 +24,13 @@ from rich.table import Table
 
 from zerokara.core.checkpoint import write_atomically
 from zerokara.core.compute import Compute
-from zerokara.core.config import Positional, Range, UserError, brief, entry, parse
-from zerokara.core.data.pictures import decode, fit, in_colours, picture_files
+from zerokara.core.config import Positional, Range, UserError, error_summary, parse, run_main
+from zerokara.core.data.pictures import decode, fit, picture_files, with_channels
 from zerokara.core.media import png_bytes
 from zerokara.core.programs import program_command
-from zerokara.core.report import pixels_of
+from zerokara.core.report import figure_pixels
 from zerokara.vision.captioning import network as captioner
-from zerokara.vision.captioning.network import look, say
+from zerokara.vision.captioning.network import generate_captions, look
 from zerokara.vision.captioning.pictures import Entry, draw, page
 
 
@@ -57,9 +57,9 @@ def read(files: Sequence[Path], size: int) -> tuple[dict[Path, np.ndarray], list
     pictures, complaints = {}, []
     for file in files:
         try:
-            pictures[file] = np.ascontiguousarray(fit(in_colours(decode(file.read_bytes(), str(file)), False), size))
+            pictures[file] = np.ascontiguousarray(fit(with_channels(decode(file.read_bytes(), str(file)), False), size))
         except OSError as error:
-            complaints.append(f"{file} cannot be read ({brief(error)}): name a picture that is there.")
+            complaints.append(f"{file} cannot be read ({error_summary(error)}): name a picture that is there.")
         except UserError as error:
             complaints.append(str(error))
     return pictures, complaints
@@ -73,13 +73,13 @@ def write(path: Path, said: dict[Path, str], pictures: dict[Path, np.ndarray], a
     """
     entries = [Entry(pictures[file], sentence, others=(("", file.name),)) for file, sentence in said.items()]
     if path.suffix == ".png":
-        content = png_bytes(pixels_of(draw(entries)))
+        content = png_bytes(figure_pixels(draw(entries)))
     else:
         content = page("Pictures in words", [about], entries).encode()
     try:
         write_atomically(path, lambda file: file.write(content))
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({brief(error)}): name another file with --out.") from None
+        raise UserError(f"{path} cannot be written ({error_summary(error)}): name another file with --out.") from None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -98,15 +98,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--out names a file that ends in .html or .png, got {options.out!r}.")
     network = captioner.load(options.words[0])
     if options.beams:
-        network.card = replace(network.card, beams=options.beams)
-    pictures, complaints = read(picture_files(options.words[1:]), network.card.image_size)
+        network.metadata = replace(network.metadata, beams=options.beams)
+    pictures, complaints = read(picture_files(options.words[1:]), network.metadata.image_size)
     compute = Compute.choose(
         device=options.device, precision="float32", compile="off", threads=options.threads, train_step=None
     )
     if pictures:
         images_NCHW = torch.from_numpy(np.stack(list(pictures.values()))).permute(0, 3, 1, 2)
         network = compute.module(network)
-        said = dict(zip(pictures, say(network, look(network, compute, images_NCHW)), strict=True))
+        said = dict(zip(pictures, generate_captions(network, look(network, compute, images_NCHW)), strict=True))
         if options.json:
             print(json.dumps([{"picture": str(file), "caption": text} for file, text in said.items()], indent=2))
         else:
@@ -117,10 +117,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 table.add_row(file.name, text)
             Console(width=None if sys.stdout.isatty() else 160).print(table)
         if options.out:
-            write(Path(options.out), said, pictures, f"By {options.words[0]}, which learnt {network.card.data}.")
+            write(Path(options.out), said, pictures, f"By {options.words[0]}, which learnt {network.metadata.data}.")
     if complaints:
         raise UserError("\n       ".join(complaints))
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

@@ -21,7 +21,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from zerokara.core.config import Positional, UserError, brief, entry, parse
+from zerokara.core.config import Positional, UserError, error_summary, parse, run_main
 from zerokara.core.programs import program_command
 from zerokara.core.run import Run
 from zerokara.vision.captioning.scoring import Paired, paired
@@ -63,7 +63,7 @@ def results(folders: Sequence[Path]) -> dict[int, dict[str, dict[str, float]]]:
             scores = {name: {key: float(v) for key, v in row.items()} for name, row in content["figures"].items()}
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise UserError(
-                f"{folder} has no result that can be read ({brief(error)}): let it end with "
+                f"{folder} has no result that can be read ({error_summary(error)}): let it end with "
                 f"{program_command('vision.caption')} --name {folder.name} --resume."
             ) from None
         if config["split"] in found:
@@ -121,4 +121,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

@@ -23,7 +23,7 @@ import torch
 
 from zerokara.core.backbones.summary import summary
 from zerokara.core.compute import Compute
-from zerokara.core.config import entry, to_dict
+from zerokara.core.config import run_main, to_dict
 from zerokara.core.distributed import World
 from zerokara.core.models import model_file
 from zerokara.core.models.classifier import Classifier
@@ -36,7 +36,7 @@ from zerokara.core.zoo import provenance
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision.classification.clock import epochs_within, with_epochs
 from zerokara.vision.classification.config import PRESETS, Config
-from zerokara.vision.classification.learner import Data, Training, choose_compute, load_split, make_card
+from zerokara.vision.classification.learner import Data, Training, choose_compute, load_split, make_metadata
 from zerokara.vision.classification.pictures import log_confusion, log_misread, log_start
 from zerokara.vision.training.epochs import check_batch, go_through, restore, save, stopped
 
@@ -52,13 +52,13 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
     """
     training = Training(config, images, compute, world)
     going_on = restore(training, run, lambda network: load_weights(config, network))
-    run.say(
-        f"{training.card.data}: {len(images.train):,} images to learn from, {len(images.validation):,} to choose on"
+    run.print(
+        f"{training.metadata.data}: {len(images.train):,} images to learn from, {len(images.validation):,} to choose on"
     )
     if not going_on:
-        provenance.remember(run, config.pretrained_backbone)
-        run.say(summary(training.network, (1, *images.train.shape)))
-        log_start(training.network, training.card, training.batch(torch.arange(min(32, len(images.train)))), run)
+        provenance.record(run, config.pretrained_backbone)
+        run.print(summary(training.network, (1, *images.train.shape)))
+        log_start(training.network, training.metadata, training.batch(torch.arange(min(32, len(images.train)))), run)
         save(training, run)
     if go_through(training, run, lambda: validate(training, run)):
         return stopped(training, KIND)
@@ -75,7 +75,9 @@ def load_weights(config: Config, classifier: Classifier) -> list[str]:
     if config.weights:
         reports.append(str(classifier.load_published(Path(config.weights))))
     if config.pretrained_backbone:
-        reports.append(str(load_pretrained_backbone(classifier.backbone, zoo.eye(config.pretrained_backbone))))
+        reports.append(
+            str(load_pretrained_backbone(classifier.backbone, zoo.weights_source(config.pretrained_backbone)))
+        )
     return reports
 
 
@@ -85,10 +87,10 @@ def validate(training: Training, run: Run) -> None:
     run.log(training.updates, {"val/error": scores.error, "val/loss": scores.loss, "speed/hours": training.clock()})
     better = training.best is None or scores.error <= training.best["figure"]
     training.note(scores.error, better=better, weights=training.config.select == "best")
-    log_misread(training.data.validation, scores, training.card.classes, run, training.updates)
+    log_misread(training.data.validation, scores, training.metadata.classes, run, training.updates)
     for name, parameter in training.network.named_parameters():
         run.histogram(f"weights/{name}", training.updates, parameter)
-    model_file.save(run.path("model.safetensors"), training.evaluated.state_dict(), training.card)
+    model_file.save(run.path("model.safetensors"), training.evaluated.state_dict(), training.metadata)
 
 
 def finish(training: Training, run: Run) -> str:
@@ -105,14 +107,14 @@ def finish(training: Training, run: Run) -> str:
         test = load_split(config, "test")
         scores = training.score(test, views=config.tta_views)
         figures |= {"test_error": scores.error, "test_loss": scores.loss}
-        log_confusion(scores, training.card.classes, run, training.updates)
-        log_misread(test, scores, training.card.classes, run, training.updates, tag="test_misread")
+        log_confusion(scores, training.metadata.classes, run, training.updates)
+        log_misread(test, scores, training.metadata.classes, run, training.updates, tag="test_misread")
     if "test_error" in figures:
         sentence += f", test error {figures['test_error']:.2%}"
     run.log(training.updates, {f"final/{name}": value for name, value in figures.items()})
     run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in figures.items()})
-    card = dataclasses.replace(training.card, figures=figures)
-    model_file.save(run.path("model.safetensors"), training.evaluated.state_dict(), card)
+    metadata = dataclasses.replace(training.metadata, figures=figures)
+    model_file.save(run.path("model.safetensors"), training.evaluated.state_dict(), metadata)
     protocol = {
         "train_images": len(training.data.train),
         "validation_images": len(training.data.validation),
@@ -141,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_batch(config, world, config.accumulate)
     images = Data.load(config)
     with torch.device("meta"):  # a network that cannot be is refused before it has a folder
-        classifier = make_card(config, images).build()
+        classifier = make_metadata(config, images).build()
     if not config.resume:  # and so are weights that do not fit it
         load_weights(config, classifier)
     with (
@@ -151,12 +153,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         compute = run.compute(lambda: choose_compute(config, images, world), 1)
         if config.minutes:
             if "epochs" not in run.extra:
-                run.remember(epochs=epochs_within(config, images, compute, world) if world.is_main else 0)
+                run.save_extra(epochs=epochs_within(config, images, compute, world) if world.is_main else 0)
             config = with_epochs(config, run.extra["epochs"])
-            run.say(f"{config.epochs} epochs fit into {config.minutes:g} minutes")
+            run.print(f"{config.epochs} epochs fit into {config.minutes:g} minutes")
         run.close(train(config, run, images, compute, world))
     world.close()
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import nn
 
 from zerokara.core.backbones.kernels import CHANNELS, KERNELS
-from zerokara.core.config import Range, UserError, entry
+from zerokara.core.config import Range, UserError, run_main
 from zerokara.core.distributed import World
 from zerokara.core.models.classifier import make_classifier
 from zerokara.core.programs import program_command
@@ -264,7 +264,7 @@ def draw_layers(results: Sequence[Result], options: Options, run: Run) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Both grids, as far as they come; then tables, figures and results.json of what is there."""
-    World.refuse(program_command("vision.depth"))
+    World.require_single_process(program_command("vision.depth"))
     options = configure(
         Options,
         {},
@@ -298,4 +298,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

@@ -26,10 +26,10 @@ from typing import Any
 import torch
 
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, entry, to_dict
+from zerokara.core.config import UserError, run_main, to_dict
 from zerokara.core.data.boxes import BoxSet
 from zerokara.core.distributed import World
-from zerokara.core.divergence import diverged
+from zerokara.core.divergence import divergence_error
 from zerokara.core.media import grid
 from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.probe import probe
@@ -40,8 +40,8 @@ from zerokara.core.run_config import configure, stem
 from zerokara.core.zoo import provenance
 from zerokara.vision.detection import detector as detectors
 from zerokara.vision.detection.config import PRESETS, Config, settled
-from zerokara.vision.detection.detector import MODEL, Card
-from zerokara.vision.detection.learner import Data, Training, make_card, with_figures
+from zerokara.vision.detection.detector import MODEL_FILE, DetectorMetadata
+from zerokara.vision.detection.learner import Data, Training, make_metadata, with_figures
 from zerokara.vision.detection.pictures import sheet, worst_first
 from zerokara.vision.detection.proposals import Proposals, coverage, find_all, usual_folder
 from zerokara.vision.detection.svm import all_vectors, fit
@@ -55,7 +55,7 @@ class Stopped(Exception):
     """The run was asked to stop, and what it has done is saved."""
 
 
-def work(config: Config, run: Run, data: Data, card: Card, world: World) -> str:
+def work(config: Config, run: Run, data: Data, metadata: DetectorMetadata, world: World) -> str:
     """Proposals, learning, R-CNN's last stage, scores. Returns the closing sentence."""
     result = run.path("result.json")
     if config.resume and result.exists():  # a finished run does not look at the test set again
@@ -65,7 +65,7 @@ def work(config: Config, run: Run, data: Data, card: Card, world: World) -> str:
     try:
         proposals = find(config, run, data.train, "to learn from", world)
         validation = find(config, run, data.validation, "to choose on", world)
-        training = Training(config, card, data.train, proposals, compute, world)
+        training = Training(config, metadata, data.train, proposals, compute, world)
         train(config, run, data, training, validation)
         if not world.is_main:
             return ""
@@ -100,7 +100,7 @@ def find(config: Config, run: Run, boxes: BoxSet, which: str, world: World) -> l
         found = search()
     finally:
         world.barrier()
-    run.say(f"{len(boxes):,} pictures {which}: {coverage(boxes, found)}")
+    run.print(f"{len(boxes):,} pictures {which}: {coverage(boxes, found)}")
     return found
 
 
@@ -115,18 +115,18 @@ def train(config: Config, run: Run, data: Data, training: Training, validation: 
     latest = run.path(f"checkpoint-{world.rank}.pt")
     going_on = run.restore(latest, training.load_state_dict)
     if not going_on and (path := config.eye_path()) is not None:
-        run.say(str(load_pretrained_backbone(training.detector.net.backbone, path)))
+        run.print(str(load_pretrained_backbone(training.detector.net.backbone, path)))
         world.broadcast(training.detector)
-        provenance.remember(run, config.pretrained_backbone)
+        provenance.record(run, config.pretrained_backbone)
 
     def save() -> None:
         if not training.is_finite():
-            raise diverged(f"update {training.updates:,}", run.folder)
+            raise divergence_error(f"update {training.updates:,}", run.folder)
         run.save(latest, training.state_dict())
 
     if not going_on:
         pixels = training.example().pixels[:16]
-        run.image("learnt_from", 0, grid((Compute.host(pixels) * 255).round().to(torch.uint8)))
+        run.image("learnt_from", 0, grid((Compute.to_host(pixels) * 255).round().to(torch.uint8)))
         save()
     window = (training.updates, time.perf_counter())
     while training.updates < config.updates:
@@ -150,7 +150,7 @@ def train(config: Config, run: Run, data: Data, training: Training, validation: 
 
 def stopped(config: Config, run: Run, training: Training | None) -> str:
     """The closing sentence of a run that was asked to stop."""
-    run.say(f"{run.stop_requested}: saved")
+    run.print(f"{run.stop_requested}: saved")
     updates, last_map = (training.updates, training.last_map) if training is not None else (0, None)
     known = "not validated yet" if last_map is None else f"validation mAP {last_map:.1%}"
     return (
@@ -189,7 +189,7 @@ def validate(training: Training, run: Run, boxes: BoxSet, proposals: Sequence[Pr
     run.image("validation", training.updates, sheet(boxes, scored.found, confidence=SHOWN_CONFIDENCE))
     for name, parameter in training.detector.named_parameters():
         run.histogram(f"weights/{name}", training.updates, parameter)
-    detectors.save(run.path(MODEL), training.detector)
+    detectors.save(run.path(MODEL_FILE), training.detector)
     return figures
 
 
@@ -210,8 +210,8 @@ def last_stage(config: Config, run: Run, training: Training, data: Data, proposa
 
     training.detector.eval()
     vectors = all_vectors(config, training.detector, data.train, proposals, training.compute, progress)
-    negatives = fit(config, svm, vectors, training.card.classes)
-    run.say("SVMs with " + ", ".join(f"{number:,} negatives for {name}" for name, number in negatives.items()))
+    negatives = fit(config, svm, vectors, training.metadata.classes)
+    run.print("SVMs with " + ", ".join(f"{number:,} negatives for {name}" for name, number in negatives.items()))
 
 
 def finish(config: Config, run: Run, training: Training, data: Data, validation: Sequence[Proposals]) -> str:
@@ -222,8 +222,8 @@ def finish(config: Config, run: Run, training: Training, data: Data, validation:
         figures |= test(config, run, training, data.test)
     run.log(training.updates, {_metric(name): value for name, value in figures.items()})
     run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in figures.items()})
-    training.detector.card = with_figures(training.card, figures)
-    detectors.save(run.path(MODEL), training.detector)
+    training.detector.metadata = with_figures(training.metadata, figures)
+    detectors.save(run.path(MODEL_FILE), training.detector)
     protocol = {
         "method": config.method,
         "train_pictures": len(data.train),
@@ -279,11 +279,11 @@ def closing(config: Config, figures: dict[str, float]) -> str:
 def choose_compute(config: Config, data: Data, world: World) -> Compute:
     """Measure updates on the first pictures, with any boxes, in a corner of the random numbers of their own."""
     few = data.train.take(range(min(8, len(data.train))))
-    card = make_card(config, few, None)
+    metadata = make_metadata(config, few, None)
     stand_ins = [Proposals(_stand_ins(few, config.regions_per_update), 0.0) for _ in range(len(few))]
 
     def train_step(candidate: Compute) -> Callable[[], object]:
-        return Training(config, card, few, stand_ins, candidate, World()).update
+        return Training(config, metadata, few, stand_ins, candidate, World()).update
 
     return probe(config, world, train_step, compile="off")
 
@@ -312,16 +312,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.images_per_update % world.size:
         raise UserError(f"--images-per-update {config.images_per_update} cannot be shared by {world.size} processes.")
     data = Data.load(config)
-    card = make_card(config, data.train, eye)
+    metadata = make_metadata(config, data.train, eye)
     with torch.device("meta"):  # a network that cannot be is refused before it has a folder
-        card.build()
+        metadata.build()
     with Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run:
         for each in data.train.dropped:
-            run.say(f"dropped, for it has no inside: {each}")
+            run.print(f"dropped, for it has no inside: {each}")
         with run.signals():
-            run.close(work(config, run, data, card, world))
+            run.close(work(config, run, data, metadata, world))
     world.close()
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

@@ -24,11 +24,11 @@ from rich.console import Console
 from rich.table import Table
 
 from zerokara.core.compute import Compute
-from zerokara.core.config import Positional, Range, UserError, entry, from_dict, parse
+from zerokara.core.config import Positional, Range, UserError, from_dict, parse, run_main
 from zerokara.core.data.boxes import BoxSet
 from zerokara.core.media import write_png
 from zerokara.core.programs import program_command
-from zerokara.core.report import out_folder, write_json
+from zerokara.core.report import output_folder, write_json
 from zerokara.core.run import Run
 from zerokara.vision.detection import detector as detectors
 from zerokara.vision.detection.config import Config
@@ -120,12 +120,12 @@ def measure(contestants: Sequence[Contestant], boxes: BoxSet, compute: Compute) 
         by_search: dict[SearchSettings, torch.Tensor] = {}
         canvas_CHW = boxes.images[place].to(compute.torch_device)
         for row, contestant in enumerate(contestants):
-            card = contestant.detector.card
-            if card.search not in by_search:
-                raw, seconds = timed_search(boxes.picture(place), card.search)
-                by_search[card.search] = torch.from_numpy(raw).float()
+            metadata = contestant.detector.metadata
+            if metadata.search not in by_search:
+                raw, seconds = timed_search(boxes.picture(place), metadata.search)
+                by_search[metadata.search] = torch.from_numpy(raw).float()
                 proposal_seconds.append(seconds)
-            proposals_P4 = by_search[card.search][: card.proposals].to(compute.torch_device)
+            proposals_P4 = by_search[metadata.search][: metadata.proposals].to(compute.torch_device)
             if place == 0:  # what is allocated and chosen at the first pass is nobody's time
                 contestant.detector.detect(canvas_CHW, proposals_P4, compute)
             began = time.perf_counter()
@@ -184,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     measured = measure(contestants, boxes, compute)
     rows = as_rows(contestants, measured)
     Console(width=None if sys.stdout.isatty() else 160).print(as_table(rows))
-    folder = out_folder(options.out, Path("runs") / "detect-compare")
+    folder = output_folder(options.out, Path("runs") / "detect-compare")
     write_json(folder / "compare.json", {"threads": compute.threads, "pictures": len(boxes), "rows": rows})
     nothing = Found(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
     lines = []
@@ -198,4 +198,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

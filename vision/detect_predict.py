@@ -26,12 +26,12 @@ from rich.console import Console
 from rich.table import Table
 
 from zerokara.core.compute import Compute
-from zerokara.core.config import Positional, Range, UserError, brief, entry, parse
+from zerokara.core.config import Positional, Range, UserError, error_summary, parse, run_main
 from zerokara.core.data.boxes import on_canvas, scaled_to
-from zerokara.core.data.pictures import decode, in_colours, picture_files
+from zerokara.core.data.pictures import decode, picture_files, with_channels
 from zerokara.core.media import write_png
 from zerokara.core.programs import program_command
-from zerokara.core.report import out_folder
+from zerokara.core.report import output_folder
 from zerokara.vision.detection import detector as detectors
 from zerokara.vision.detection.detector import Detector, Found
 from zerokara.vision.detection.pictures import draw_found
@@ -70,11 +70,11 @@ class Looked:
 
 def look(detector: Detector, picture_HWC: np.ndarray, compute: Compute, confidence: float) -> Looked:
     """Everything in a picture (H, W, C) uint8 of any size and colours."""
-    card = detector.card
-    picture_HWC = in_colours(picture_HWC, grayscale=False)
-    small_HWC, scale = scaled_to(picture_HWC, card.image_side)
+    metadata = detector.metadata
+    picture_HWC = with_channels(picture_HWC, grayscale=False)
+    small_HWC, scale = scaled_to(picture_HWC, metadata.image_side)
     began = time.perf_counter()
-    proposals_P4 = torch.from_numpy(propose(small_HWC, card.search, card.proposals)).float()
+    proposals_P4 = torch.from_numpy(propose(small_HWC, metadata.search, metadata.proposals)).float()
     proposed = time.perf_counter()
     device = compute.torch_device
     canvas_CHW = torch.from_numpy(on_canvas(small_HWC, *small_HWC.shape[:2])).to(device)
@@ -140,28 +140,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     detector = compute.module(detector)
     home = Path(model).expanduser()
-    folder = out_folder(options.out, (home if home.is_dir() else home.parent) / "predictions")
+    folder = output_folder(options.out, (home if home.is_dir() else home.parent) / "predictions")
     looked: dict[Path, Looked] = {}
     complaints = []
     for file in files:
         try:
             picture_HWC = decode(file.read_bytes(), str(file))
         except OSError as error:
-            complaints.append(f"{file} cannot be read ({brief(error)}): name a picture that is there.")
+            complaints.append(f"{file} cannot be read ({error_summary(error)}): name a picture that is there.")
             continue
         except UserError as error:
             complaints.append(str(error))
             continue
         each = looked[file] = look(detector, picture_HWC, compute, options.confidence)
-        write_png(folder / f"{file.stem}-found.png", draw_found(each.picture, each.found, detector.card.classes))
+        write_png(folder / f"{file.stem}-found.png", draw_found(each.picture, each.found, detector.metadata.classes))
     if options.json:
-        print(json.dumps(as_json(looked, detector.card.classes), indent=2))
+        print(json.dumps(as_json(looked, detector.metadata.classes), indent=2))
     elif looked:
-        Console(width=None if sys.stdout.isatty() else 160).print(as_table(looked, detector.card.classes))
+        Console(width=None if sys.stdout.isatty() else 160).print(as_table(looked, detector.metadata.classes))
         print(f"pictures with boxes: {folder}")
     if complaints:
         raise UserError("\n       ".join(complaints))
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

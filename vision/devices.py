@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from zerokara.core.compute import Compute, Precision
-from zerokara.core.config import Range, UserError, entry, parse, to_dict
+from zerokara.core.config import Range, UserError, parse, run_main, to_dict
 from zerokara.core.distributed import World
 from zerokara.core.machine import describe_machine, describe_versions
 from zerokara.core.programs import program_command
@@ -233,7 +233,7 @@ def draw(results: Mapping[Setting, Mapping[str, float]], options: Options, run: 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Take turns, then table, JSON and figure; with --only, time one setting and print JSON."""
-    World.refuse(program_command("vision.devices"))
+    World.require_single_process(program_command("vision.devices"))
     options = parse(Options, {}, argv, __doc__ or "")
     if options.only:
         print(json.dumps({"images_per_s": images_per_second(options, Setting.read(options.only))}))
@@ -252,4 +252,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

@@ -29,11 +29,11 @@ from torch import Tensor, nn
 
 from zerokara.core import data
 from zerokara.core.checkpoint import write_atomically
-from zerokara.core.config import Positional, Range, UserError, entry, parse
+from zerokara.core.config import Positional, Range, UserError, parse, run_main
 from zerokara.core.data import ImageSet
 from zerokara.core.models import model_file, onnx_file
 from zerokara.core.models.classifier import Classifier
-from zerokara.core.models.model_file import Card
+from zerokara.core.models.model_file import ClassifierMetadata
 from zerokara.core.programs import program_command
 from zerokara.core.run import Run
 from zerokara.core.zoo import registry as zoo
@@ -68,11 +68,11 @@ class Deployed(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, classifier: Classifier, card: Card) -> None:
+    def __init__(self, classifier: Classifier, metadata: ClassifierMetadata) -> None:
         super().__init__()
         self.classifier = classifier
-        self.register_buffer("mean", torch.tensor(card.mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(card.std).view(1, -1, 1, 1))
+        self.register_buffer("mean", torch.tensor(metadata.mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(metadata.std).view(1, -1, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Probabilities (N, K)."""
@@ -80,7 +80,7 @@ class Deployed(nn.Module):
         return logits.softmax(1)
 
 
-def images_for(options: Options, card: Card) -> ImageSet:
+def images_for(options: Options, metadata: ClassifierMetadata) -> ImageSet:
     """Images to check on, spread over a training set, in the network's shape.
 
     Raises:
@@ -89,27 +89,27 @@ def images_for(options: Options, card: Card) -> ImageSet:
     name, folder = options.data, Path(options.model)
     if not name and (folder / "config.json").is_file():
         name = str(Run.read_config(folder)["config"].get("data", ""))
-    height, width = card.image_size
+    height, width = metadata.image_size
     everything = data.load(
         name or "glyphs",
         "train",
         data_dir=Path(options.data_dir) if options.data_dir else None,
         image_size=height if height == width else None,
-        grayscale=card.channels == 1,
+        grayscale=metadata.channels == 1,
     )
-    if everything.shape != (card.channels, height, width):
+    if everything.shape != (metadata.channels, height, width):
         raise UserError(
-            f"The images of {name} are {everything.shape}, and the network takes {(card.channels, height, width)}: "
+            f"The images of {name} are {everything.shape}, and the network takes {(metadata.channels, height, width)}: "
             f"name others with --data."
         )
     number = min(options.images, len(everything))
     return everything.take(torch.linspace(0, len(everything) - 1, number).long())
 
 
-def to_onnx(deployed: Deployed, card: Card, example: Tensor, path: Path) -> None:
+def to_onnx(deployed: Deployed, metadata: ClassifierMetadata, example: Tensor, path: Path) -> None:
     """Write ONNX with a batch of any size."""
-    metadata = {"classes": json.dumps(card.classes), "card": json.dumps(dataclasses.asdict(card))}
-    onnx_file.write(deployed, {"pixels": example[:2]}, "probabilities", path, metadata)
+    texts = {"classes": json.dumps(metadata.classes), "card": json.dumps(dataclasses.asdict(metadata))}
+    onnx_file.write(deployed, {"pixels": example[:2]}, "probabilities", path, texts)
 
 
 def run_safetensors(path: Path) -> Callable[[Tensor], np.ndarray]:
@@ -150,29 +150,29 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     if options.onnx:
         onnx_file.check_packages()
-    source = zoo.find(options.model)
-    classifier, card = model_file.load(source)
+    source = zoo.find_file(options.model)
+    classifier, metadata = model_file.load(source)
     folder = Path(options.model)
     name = folder.resolve().name if folder.is_dir() else source.stem
     out = Path(options.out) if options.out else (folder / "export" if folder.is_dir() else Path())
-    images = images_for(options, card)
+    images = images_for(options, metadata)
     pixels_NCHW = images.images.float() / 255
-    deployed = Deployed(classifier, card).eval()
+    deployed = Deployed(classifier, metadata).eval()
 
     def original(x: Tensor) -> np.ndarray:
         return deployed(x).numpy()  # type: ignore[no-any-return]
 
     print(
-        f"{source}: {card.backbone}, {len(card.classes)} classes; checked on {len(images):,} images of {images.source}"
+        f"{source}: {metadata.backbone}, {len(metadata.classes)} classes; checked on {len(images):,} images of {images.source}"
     )
     with tempfile.TemporaryDirectory() as scratch:
         written = Path(scratch) / f"{name}.safetensors"
-        model_file.save(written, classifier.state_dict(), card, half=options.half)
+        model_file.save(written, classifier.state_dict(), metadata, half=options.half)
         most = MOST_DIFFERENCE_HALF if options.half else MOST_DIFFERENCE
         checked = [(written, compare(run_safetensors(written), original, pixels_NCHW, most))]
         if options.onnx:
             written = Path(scratch) / f"{name}.onnx"
-            to_onnx(deployed, card, pixels_NCHW, written)
+            to_onnx(deployed, metadata, pixels_NCHW, written)
             checked.append((written, compare(onnx_file.load(written), original, pixels_NCHW, MOST_DIFFERENCE)))
         out.mkdir(parents=True, exist_ok=True)
         for written, words in checked:
@@ -185,4 +185,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

@@ -28,10 +28,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from zerokara.core.compute import Compute
-from zerokara.core.config import Positional, Range, UserError, entry, parse
+from zerokara.core.config import Positional, Range, UserError, parse, run_main
 from zerokara.core.data import ImageSet
 from zerokara.core.programs import program_command
-from zerokara.core.report import out_folder, write_figure, write_json
+from zerokara.core.report import output_folder, write_figure, write_json
 from zerokara.vision.studies.explain import Excited, cut_out, grad_cam_of, most_exciting, occlusion
 from zerokara.vision.studies.finished_run import Trained, load_trained, one_run
 from zerokara.vision.studies.receptive_fields import Depth, depths_of, spread
@@ -82,7 +82,7 @@ class Options:
 def first_filters(network: nn.Module) -> Tensor:
     """Weights (N, C, H, W) of the first convolution, on the CPU."""
     first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
-    return Compute.host(first.weight)
+    return Compute.to_host(first.weight)
 
 
 def draw_filters(before: Tensor, after: Tensor) -> Figure:
@@ -174,17 +174,17 @@ def look_at(trained: Trained, images: ImageSet, places: Sequence[int], options: 
     network, compute = trained.classifier, trained.compute
     side = max(images.shape[1:])
     square, step = options.square or max(1, side // 4), options.step or max(1, round(side / 28))
-    x = trained.card.normalise(images.images[list(places)].to(compute.torch_device).float() * (1 / 255))
+    x = trained.metadata.normalize(images.images[list(places)].to(compute.torch_device).float() * (1 / 255))
     with torch.no_grad():
         probability = network(x).softmax(1)
     confidence, guess = probability.max(1)
-    cams = compute.host(grad_cam_of(network, x, guess, cam_place))
+    cams = compute.to_host(grad_cam_of(network, x, guess, cam_place))
     looks = []
     for index, place in enumerate(places):
         named = int(guess[index])
         left = occlusion(lambda batch, named=named: network(batch).softmax(1)[:, named], x[index], square, step)  # type: ignore[misc]
         looks.append(
-            Look(place, int(images.labels[place]), named, float(confidence[index]), cams[index], compute.host(left))
+            Look(place, int(images.labels[place]), named, float(confidence[index]), cams[index], compute.to_host(left))
         )
     return looks
 
@@ -281,7 +281,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--cam-depth {options.cam_depth} does not exist: {trained.name} has {len(depths)} depths.")
     if beyond := [place for place in options.show if place >= len(images)]:
         raise UserError(f"--show {beyond[0]} does not exist: there are {len(images):,} {options.split} images, from 0.")
-    folder = out_folder(options.out, trained.folder)
+    folder = output_folder(options.out, trained.folder)
 
     before, after = first_filters(trained.at_start()), first_filters(trained.classifier)
     written = [write_figure(folder / "features-filters.png", draw_filters(before, after))]
@@ -289,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     searched = images.take(slice(0, options.images or None))
     chosen = spread(depths, options.depths)
     excited = most_exciting(
-        trained.classifier, trained.card, trained.compute, searched, depths, chosen, options.patches
+        trained.classifier, trained.metadata, trained.compute, searched, depths, chosen, options.patches
     )
     channels = [choose_channels(found, options.channels) for found in excited]
     figure = draw_patches(searched, excited, channels, options.patches)
@@ -298,7 +298,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     places = list(options.show) or first_of_each_class(images)
     cam_place = (options.cam_depth or len(depths)) - 1
     looks = look_at(trained, images, places, options, cam_place)
-    written.append(write_figure(folder / "features-where.png", draw_looks(images, looks, trained.card.classes)))
+    written.append(write_figure(folder / "features-where.png", draw_looks(images, looks, trained.metadata.classes)))
     content = {
         "run": trained.name,
         "split": options.split,
@@ -308,8 +308,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "looks": [
             {
                 "image": look.place,
-                "label": trained.card.classes[look.label],
-                "guess": trained.card.classes[look.guess],
+                "label": trained.metadata.classes[look.label],
+                "guess": trained.metadata.classes[look.guess],
                 "confidence": look.confidence,
                 "least_left": float(look.left_hw.min()),
             }
@@ -323,4 +323,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

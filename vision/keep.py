@@ -18,7 +18,7 @@ from typing import Annotated
 
 from zerokara.core.checkpoint import write_atomically
 from zerokara.core.compute import Compute
-from zerokara.core.config import Positional, Range, UserError, entry, from_dict, parse
+from zerokara.core.config import Positional, Range, UserError, from_dict, parse, run_main
 from zerokara.core.models import model_file
 from zerokara.core.programs import program_command
 from zerokara.core.run import Run
@@ -47,7 +47,7 @@ class Options:
 
 def keep(
     run: Path, name: str, folder: Path, compute: Compute, *, replace: bool = False
-) -> tuple[Path, model_file.Card]:
+) -> tuple[Path, model_file.ClassifierMetadata]:
     """Write a finished run's network into the zoo. Returns the file and its card.
 
     Raises:
@@ -62,28 +62,28 @@ def keep(
     if place.exists() and not replace:
         raise UserError(f"The zoo has {name} already: choose another name, or pass --replace.")
     config = from_dict(Config, Run.read_config(run, "classify")["config"], str(run / "config.json"))
-    classifier, card = model_file.load(zoo.find(str(run)))
-    if not card.figures:
+    classifier, metadata = model_file.load(zoo.find_file(str(run)))
+    if not metadata.figures:
         raise UserError(f"{run} has not ended, so nothing was measured of it: go on with it by --resume.")
     validation = Data.load(config).validation
-    before = score(compute.module(classifier), card, compute, validation, views=config.tta_views)
+    before = score(compute.module(classifier), metadata, compute, validation, views=config.tta_views)
     with tempfile.TemporaryDirectory() as scratch:
         rounded_file = Path(scratch) / place.name
-        model_file.save(rounded_file, classifier.state_dict(), card, half=True)
+        model_file.save(rounded_file, classifier.state_dict(), metadata, half=True)
         rounded, _ = model_file.load(rounded_file)
-        after = score(compute.module(rounded), card, compute, validation, views=config.tta_views)
+        after = score(compute.module(rounded), metadata, compute, validation, views=config.tta_views)
         lost = round((after.error - before.error) * len(validation))  # images
         if lost > max(1, MOST_LOST * len(validation)):
             raise UserError(
                 f"Rounded to float16, {run} has a validation error of {after.error:.2%} instead of {before.error:.2%}: "
                 f"train it again with a lower --learning-rate or more --weight-decay."
             )
-        card = dataclasses.replace(
-            card,
+        metadata = dataclasses.replace(
+            metadata,
             data=stem(config.data),  # where the data lay is nobody else's business
-            figures={**card.figures, "validation_error_float16": after.error},
+            figures={**metadata.figures, "validation_error_float16": after.error},
         )
-        model_file.save(rounded_file, classifier.state_dict(), card, half=True)
+        model_file.save(rounded_file, classifier.state_dict(), metadata, half=True)
         content = rounded_file.read_bytes()
     if len(content) > zoo.MOST_BYTES:
         raise UserError(
@@ -91,8 +91,8 @@ def keep(
             f"train one with a smaller --width-multiplier."
         )
     write_atomically(place, lambda file: file.write(content))
-    zoo.zoo.cache_clear()
-    return place, card
+    zoo.files.cache_clear()
+    return place, metadata
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -105,10 +105,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     run, name = options.words
     compute = Compute.choose(device="cpu", precision="float32", compile="off", threads=options.threads, train_step=None)
     folder = Path(options.folder) if options.folder else zoo.FOLDER
-    place, card = keep(Path(run), name, folder, compute, replace=options.replace)
-    figures = ", ".join(f"{key.replace('_', ' ')} {value:.2%}" for key, value in card.figures.items() if "error" in key)
-    print(f"{place}: {place.stat().st_size / 1e3:,.0f} kB; {figures}; made by: {card.command}")
+    place, metadata = keep(Path(run), name, folder, compute, replace=options.replace)
+    figures = ", ".join(
+        f"{key.replace('_', ' ')} {value:.2%}" for key, value in metadata.figures.items() if "error" in key
+    )
+    print(f"{place}: {place.stat().st_size / 1e3:,.0f} kB; {figures}; made by: {metadata.command}")
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

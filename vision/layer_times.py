@@ -31,10 +31,10 @@ from rich.table import Table
 from torch import Tensor
 
 from zerokara.core.compute import Compute
-from zerokara.core.config import Range, UserError, brief, entry, parse
+from zerokara.core.config import Range, UserError, error_summary, parse, run_main
 from zerokara.core.machine import describe_machine, describe_versions
 from zerokara.core.models.classifier import Classifier, make_classifier
-from zerokara.core.report import out_folder, write_figure, write_json
+from zerokara.core.report import output_folder, write_figure, write_json
 from zerokara.vision.studies.timing import (
     CONNECTED,
     CONVOLUTION,
@@ -174,7 +174,7 @@ def compile_each(calls: Sequence[Call]) -> tuple[dict[int, Callable[[], object]]
             with torch.no_grad():
                 run()
         except RuntimeError as error:  # which the compiler's own are
-            return {}, [f"{call.name} compiled failed: {brief(error)}"]
+            return {}, [f"{call.name} compiled failed: {error_summary(error)}"]
     return work, []
 
 
@@ -194,7 +194,7 @@ def time_whole(
             if not compute.compile:
                 raise
             # Whatever the compiler stumbles over, the rest can be timed without it.
-            remarks.append(f"{name} failed: {brief(error)}")
+            remarks.append(f"{name} failed: {error_summary(error)}")
             continue
         work[name] = lambda run=run, images=images: run(images)  # type: ignore[misc]
     found = median_seconds(work, rounds, warm_up=3)
@@ -349,7 +349,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     classifier = make_classifier(options.backbone, options.channels, options.image_size, options.classes)
     x = torch.randn(options.batch_size, options.channels, options.image_size, options.image_size)
     x = x.to(base.torch_device)
-    folder = out_folder(options.out, Path("runs") / "layer-times")
+    folder = output_folder(options.out, Path("runs") / "layer-times")
     with Console(stderr=True).status(f"timing {options.backbone} on {base.device}"):
         compiled = any(compute.compile for compute in computes.values())
         layers, failed_layers = time_layers(classifier, x, base, options.rounds, compiled)
@@ -394,4 +394,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

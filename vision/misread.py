@@ -20,9 +20,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from zerokara.core.config import Positional, Range, entry, parse
+from zerokara.core.config import Positional, Range, parse, run_main
 from zerokara.core.programs import program_command
-from zerokara.core.report import out_folder, write_figure, write_json
+from zerokara.core.report import output_folder, write_figure, write_json
 from zerokara.vision.classification.pictures import draw_confusion, draw_misread, misread
 from zerokara.vision.classification.scoring import Scores
 from zerokara.vision.studies.finished_run import load_trained, one_run
@@ -118,10 +118,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     trained = load_trained(
         one_run(options.runs, program_command("vision.misread")), device=options.device, threads=options.threads
     )
-    folder = out_folder(options.out, trained.folder)
+    folder = output_folder(options.out, trained.folder)
     images = trained.images(options.split)
     scores = trained.score(images)
-    classes = trained.card.classes
+    classes = trained.metadata.classes
     rows, by_class = mistakes(scores, classes), report(scores, classes)
     content = {
         "run": trained.name,
@@ -153,4 +153,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

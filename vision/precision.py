@@ -33,12 +33,12 @@ from torch import Tensor
 
 from zerokara.core.checkpoint import write_atomically
 from zerokara.core.compute import Compute
-from zerokara.core.config import Positional, Range, entry, parse
+from zerokara.core.config import Positional, Range, parse, run_main
 from zerokara.core.data import ImageSet
 from zerokara.core.machine import describe_machine, describe_versions
 from zerokara.core.models import onnx_file
 from zerokara.core.programs import program_command
-from zerokara.core.report import out_folder, write_figure, write_json
+from zerokara.core.report import output_folder, write_figure, write_json
 from zerokara.vision.classification.scoring import Scores
 from zerokara.vision.studies import int8
 from zerokara.vision.studies.finished_run import Trained, load_trained, one_run
@@ -122,7 +122,7 @@ def torch_candidates(trained: Trained) -> list[Candidate]:
             ) -> Tensor:
                 return network(x.to(dtype).contiguous(memory_format=order)).float()
 
-            tensors = {key: Compute.host(t).to(t.dtype).contiguous() for key, t in network.state_dict().items()}
+            tensors = {key: Compute.to_host(t).to(t.dtype).contiguous() for key, t in network.state_dict().items()}
             found.append(Candidate(precision, "PyTorch", name, run, len(to_bytes(tensors))))
     return found
 
@@ -140,7 +140,7 @@ def onnx_candidates(trained: Trained, calibration: ImageSet, path: Path) -> tupl
             session = int8.open_session(file, trained.compute.threads)
 
             def run(x: Tensor, session: int8.Session = session) -> Tensor:
-                return torch.from_numpy(session(Compute.host(x).numpy()))
+                return torch.from_numpy(session(Compute.to_host(x).numpy()))
 
             found.append(Candidate(precision, "ONNX Runtime", "contiguous", run, file.stat().st_size))
         content = quantised.read_bytes()
@@ -157,7 +157,7 @@ def onnx_candidates(trained: Trained, calibration: ImageSet, path: Path) -> tupl
 
 def normalised(trained: Trained, images: ImageSet, compute: Compute) -> Tensor:
     """Images (N, C, H, W) float32 as the network takes them, on the device."""
-    return trained.card.normalise(images.images.to(compute.torch_device).float() * (1 / 255))
+    return trained.metadata.normalize(images.images.to(compute.torch_device).float() * (1 / 255))
 
 
 def score(candidate: Candidate, trained: Trained, images: ImageSet) -> Scores:
@@ -166,7 +166,7 @@ def score(candidate: Candidate, trained: Trained, images: ImageSet) -> Scores:
     with torch.no_grad():
         for start in range(0, len(images), trained.config.eval_batch_size):
             part = images.take(slice(start, start + trained.config.eval_batch_size))
-            found.append(Compute.host(candidate.run(normalised(trained, part, trained.compute)).softmax(1)))
+            found.append(Compute.to_host(candidate.run(normalised(trained, part, trained.compute)).softmax(1)))
     return Scores(torch.cat(found), images.labels)
 
 
@@ -262,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         onnx_file.check_packages("int8", "--no-int8")
     trained = load_trained(folder, device=options.device, threads=options.threads)
     images = trained.images(options.split)
-    out = out_folder(options.out, trained.folder)
+    out = output_folder(options.out, trained.folder)
     candidates, remarks, written = torch_candidates(trained), [], []
     console = Console()
     with Console(stderr=True).status(f"{trained.name}: comparing precisions"):
@@ -298,4 +298,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

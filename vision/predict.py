@@ -31,14 +31,14 @@ from torch import Tensor
 
 from zerokara.core.checkpoint import write_atomically
 from zerokara.core.compute import Compute
-from zerokara.core.config import Positional, Range, UserError, brief, entry, parse
+from zerokara.core.config import Positional, Range, UserError, error_summary, parse, run_main
 from zerokara.core.data.pictures import decode, picture_files
 from zerokara.core.media import png_bytes
 from zerokara.core.models import model_file
 from zerokara.core.models.classifier import Classifier
-from zerokara.core.models.model_file import Card
+from zerokara.core.models.model_file import ClassifierMetadata
 from zerokara.core.programs import program_command
-from zerokara.core.report import pixels_of
+from zerokara.core.report import figure_pixels
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision.classification.inputs import Prepared, prepare
 from zerokara.vision.classification.scoring import probabilities
@@ -71,29 +71,29 @@ class Options:
     """CPU threads; 0: as many as there are cores."""
 
 
-def read(files: Sequence[Path], card: Card, *, as_is: bool) -> tuple[dict[Path, Prepared], list[str]]:
+def read(files: Sequence[Path], metadata: ClassifierMetadata, *, as_is: bool) -> tuple[dict[Path, Prepared], list[str]]:
     """The pictures that could be read, prepared for the network, and a sentence about each that could not."""
     prepared, complaints = {}, []
     for file in files:
         try:
-            prepared[file] = prepare(decode(file.read_bytes(), str(file)), card, as_is=as_is)
+            prepared[file] = prepare(decode(file.read_bytes(), str(file)), metadata, as_is=as_is)
         except OSError as error:
-            complaints.append(f"{file} cannot be read ({brief(error)}): name a picture that is there.")
+            complaints.append(f"{file} cannot be read ({error_summary(error)}): name a picture that is there.")
         except UserError as error:
             complaints.append(str(error))
     return prepared, complaints
 
 
-def load_all(names: Sequence[str]) -> list[tuple[Classifier, Card]]:
+def load_all(names: Sequence[str]) -> list[tuple[Classifier, ClassifierMetadata]]:
     """The classifiers by these names, the first one's classes being those of all.
 
     Raises:
         UserError: no such classifier, one that is named twice, or other classes, or the same in another order.
     """
-    loaded: dict[Path, tuple[Classifier, Card]] = {}
+    loaded: dict[Path, tuple[Classifier, ClassifierMetadata]] = {}
     classes: tuple[str, ...] = ()
     for name in names:
-        path = zoo.find(name).resolve()
+        path = zoo.find_file(name).resolve()
         if path in loaded:
             raise UserError(f"{name} is named twice, and would count twice in the mean: name each classifier once.")
         loaded[path] = model_file.load(path)
@@ -113,13 +113,16 @@ def in_short(classes: Sequence[str]) -> str:
 
 
 def guess(
-    members: Sequence[tuple[Classifier, Card]], pictures: Sequence[Sequence[Prepared]], compute: Compute, views: int
+    members: Sequence[tuple[Classifier, ClassifierMetadata]],
+    pictures: Sequence[Sequence[Prepared]],
+    compute: Compute,
+    views: int,
 ) -> Tensor:
     """The mean of the members' probabilities (N, K), each given the N pictures as they were prepared for it."""
     found = []
-    for (classifier, card), seen in zip(members, pictures, strict=True):
+    for (classifier, metadata), seen in zip(members, pictures, strict=True):
         pixels_NCHW = torch.from_numpy(np.stack([picture.pixels_CHW for picture in seen]))
-        found.append(probabilities(compute.module(classifier), card, compute, pixels_NCHW, views=views))
+        found.append(probabilities(compute.module(classifier), metadata, compute, pixels_NCHW, views=views))
     return torch.stack(found).mean(0)
 
 
@@ -192,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     guesses: dict[Path, list[tuple[str, float]]] = {}
     if prepared:
-        seen = [prepared, *(read(list(prepared), card, as_is=options.as_is)[0] for _, card in members[1:])]
+        seen = [prepared, *(read(list(prepared), metadata, as_is=options.as_is)[0] for _, metadata in members[1:])]
         found_NK = guess(members, [list(each.values()) for each in seen], compute, options.views)
         guesses = {file: best(row, classes, options.top) for file, row in zip(prepared, found_NK, strict=True)}
     if guesses and len(members) > 1:
@@ -204,11 +207,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif guesses:
         Console(width=None if sys.stdout.isatty() else 160).print(as_table(guesses, prepared))
     if options.out and guesses:
-        content = png_bytes(pixels_of(draw(guesses, prepared)))
+        content = png_bytes(figure_pixels(draw(guesses, prepared)))
         write_atomically(Path(options.out), lambda file: file.write(content))
     if complaints:
         raise UserError("\n       ".join(complaints))
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

@@ -23,9 +23,9 @@ from pathlib import Path
 import torch
 
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, entry, to_dict
+from zerokara.core.config import UserError, run_main, to_dict
 from zerokara.core.distributed import World
-from zerokara.core.models.weights import Loaded, load_pretrained_backbone
+from zerokara.core.models.weights import LoadReport, load_pretrained_backbone
 from zerokara.core.programs import program_command
 from zerokara.core.report import write_json
 from zerokara.core.run import Run
@@ -34,7 +34,7 @@ from zerokara.core.zoo import provenance
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision.segmentation import model_file
 from zerokara.vision.segmentation.config import PRESETS, Config
-from zerokara.vision.segmentation.learner import Data, Training, load_split, make_card
+from zerokara.vision.segmentation.learner import Data, Training, load_split, make_metadata
 from zerokara.vision.segmentation.networks import Segmenter
 from zerokara.vision.segmentation.pictures import log_classes, log_overlays, log_start, shown
 from zerokara.vision.training.epochs import check_batch, go_through, probe_updates, restore, save, stopped
@@ -52,15 +52,15 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
     training = Training(config, images, compute, world)
     going_on = restore(training, run, lambda network: start_from(config, network))
     parameters = sum(parameter.numel() for parameter in training.network.parameters())
-    run.say(
-        f"{training.card.data}: {len(images.train):,} images to learn from, {len(images.validation):,} to choose on; "
-        f"{len(training.card.classes)} classes; {config.network} on {config.backbone}, {parameters:,} parameters"
+    run.print(
+        f"{training.metadata.data}: {len(images.train):,} images to learn from, {len(images.validation):,} to choose on; "
+        f"{len(training.metadata.classes)} classes; {config.network} on {config.backbone}, {parameters:,} parameters"
     )
     if not going_on:
-        provenance.remember(run, config.pretrained_backbone)
+        provenance.record(run, config.pretrained_backbone)
         # A corner of its own for the random numbers, so that pictures of the start do not change the run.
         before = training.generator.get_state()
-        log_start(training.network, training.card, training.batch(torch.arange(min(8, len(images.train)))), run)
+        log_start(training.network, training.metadata, training.batch(torch.arange(min(8, len(images.train)))), run)
         training.generator.set_state(before)
         save(training, run)
     if go_through(training, run, lambda: validate(training, run)):
@@ -78,14 +78,14 @@ def start_from(config: Config, network: Segmenter) -> list[str]:
     if config.weights:
         reports += network.load_published(Path(config.weights))
     if config.pretrained_backbone:
-        loaded = load_pretrained_backbone(network.backbone, zoo.eye(config.pretrained_backbone))
+        loaded = load_pretrained_backbone(network.backbone, zoo.weights_source(config.pretrained_backbone))
         if (fit := len(loaded.loaded)) < (of := fit + len(loaded.missing) + len(loaded.wrong_shape)) / 2:
             raise UserError(_other_eye(config, loaded, fit, of))
         reports.append(str(loaded))
     return reports
 
 
-def _other_eye(config: Config, loaded: Loaded, fit: int, of: int) -> str:
+def _other_eye(config: Config, loaded: LoadReport, fit: int, of: int) -> str:
     return (
         f"Only {fit} of {of} tensors of {loaded.source} fit a {config.backbone} of --width-multiplier "
         f"{config.width_multiplier:g} with the {config.stem} stem: give the --backbone, --width-multiplier and --stem "
@@ -96,7 +96,7 @@ def _other_eye(config: Config, loaded: Loaded, fit: int, of: int) -> str:
 
 def validate(training: Training, run: Run) -> None:
     """Score the validation images, keep the best weights, show some overlays."""
-    classes = training.card.classes
+    classes = training.metadata.classes
     places = shown(training.data.validation)
     scores = training.score(training.data.validation, keep=places)
     scalars = {f"val/{name}": value for name, value in scores.figures().items()}
@@ -108,12 +108,12 @@ def validate(training: Training, run: Run) -> None:
     for name, parameter in training.network.named_parameters():
         run.histogram(f"weights/{name}", training.updates, parameter)
     kept = (training.best or {}).get("weights", training.evaluated.state_dict())
-    model_file.save(run.path("model.safetensors"), kept, training.card)
+    model_file.save(run.path("model.safetensors"), kept, training.metadata)
 
 
 def finish(training: Training, run: Run) -> str:
     """Choose the weights, read the test set once, write model.safetensors and result.json. The closing sentence."""
-    config, classes = training.config, training.card.classes
+    config, classes = training.config, training.metadata.classes
     training.take_best()
     validation = training.score(training.data.validation)
     figures = {f"validation_{name}": value for name, value in validation.figures().items()}
@@ -132,12 +132,12 @@ def finish(training: Training, run: Run) -> str:
         log_overlays(test, scores, places, run, training.updates, "test_overlays")
     run.log(training.updates, {f"final/{name}": value for name, value in figures.items()})
     run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in figures.items()})
-    card = dataclasses.replace(training.card, figures=figures)
-    model_file.save(run.path("model.safetensors"), training.evaluated.state_dict(), card)
+    metadata = dataclasses.replace(training.metadata, figures=figures)
+    model_file.save(run.path("model.safetensors"), training.evaluated.state_dict(), metadata)
     protocol = {
         "train_images": len(training.data.train),
         "validation_images": len(training.data.validation),
-        "image_size": list(training.card.image_size),
+        "image_size": list(training.metadata.image_size),
         "seed": config.seed,
         "epochs": training.epoch,
         "weights": "averaged" if training.ema is not None else config.select,
@@ -179,10 +179,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     config.augment()  # what cannot be is refused before anything is read
     images = Data.load(config)
     with torch.device("meta"):  # and a network that cannot be, before it has a folder
-        make_card(config, images).build()
+        make_metadata(config, images).build()
     if not config.resume and (config.weights or config.pretrained_backbone):  # and so are weights that do not fit
         with torch.random.fork_rng():
-            start_from(config, make_card(config, images).build())
+            start_from(config, make_metadata(config, images).build())
     with (
         Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run,
         run.signals(),
@@ -193,4 +193,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

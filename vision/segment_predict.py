@@ -23,12 +23,12 @@ import torch
 import torch.nn.functional as F
 
 from zerokara.core.compute import Compute
-from zerokara.core.config import Positional, Range, UserError, brief, entry, parse
-from zerokara.core.data.pictures import decode, in_colours, picture_files
+from zerokara.core.config import Positional, Range, UserError, error_summary, parse, run_main
+from zerokara.core.data.pictures import decode, picture_files, with_channels
 from zerokara.core.media import write_mp4, write_png
 from zerokara.core.programs import program_command
-from zerokara.core.report import MODEL, out_folder
-from zerokara.vision.segmentation.model_file import SegmenterCard, load
+from zerokara.core.report import MODEL_FILE, output_folder
+from zerokara.vision.segmentation.model_file import SegmenterMetadata, load
 from zerokara.vision.segmentation.networks import Segmenter
 from zerokara.vision.segmentation.pictures import STRENGTH, legend, overlay, palette, to_size
 from zerokara.vision.segmentation.scoring import pixel_logits
@@ -64,16 +64,16 @@ class Options:
     """CPU threads; 0: as many as there are cores."""
 
 
-def seen_size(size: tuple[int, int], card: SegmenterCard, scale: float = 1.0) -> tuple[int, int]:
+def seen_size(size: tuple[int, int], metadata: SegmenterMetadata, scale: float = 1.0) -> tuple[int, int]:
     """(H, W) at which the network sees a picture: its proportions, and as many pixels as those it learnt from."""
-    pixels = card.image_size[0] * card.image_size[1]
+    pixels = metadata.image_size[0] * metadata.image_size[1]
     factor = scale * (pixels / (size[0] * size[1])) ** 0.5
     return max(8, round(size[0] * factor)), max(8, round(size[1] * factor))
 
 
 def segment_picture(
     network: Segmenter,
-    card: SegmenterCard,
+    metadata: SegmenterMetadata,
     compute: Compute,
     image_HWC: np.ndarray,
     *,
@@ -82,12 +82,12 @@ def segment_picture(
 ) -> np.ndarray:
     """Classes (H, W) uint8 of a picture of any size, grey or RGB; the network must be in evaluation mode."""
     height, width = image_HWC.shape[:2]
-    seen = to_size(in_colours(image_HWC, card.channels == 1), seen_size((height, width), card, scale))
+    seen = to_size(with_channels(image_HWC, metadata.channels == 1), seen_size((height, width), metadata, scale))
     pixels_1CHW = torch.from_numpy(np.ascontiguousarray(seen.transpose(2, 0, 1)))[None]
-    logits = pixel_logits(network, card, compute, pixels_1CHW, views)
+    logits = pixel_logits(network, metadata, compute, pixels_1CHW, views)
     # Scores, not classes, are made larger: borders are smooth where pixels were not.
     logits = F.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
-    return compute.host(logits[0].argmax(0).to(torch.uint8)).numpy()
+    return compute.to_host(logits[0].argmax(0).to(torch.uint8)).numpy()
 
 
 def shares(mask_HW: np.ndarray, classes: tuple[str, ...]) -> dict[str, float]:
@@ -104,14 +104,16 @@ def model_path(word: str) -> Path:
         UserError: a run that has kept no network yet.
     """
     path = Path(word).expanduser()
-    if path.is_dir() and not (path / MODEL).is_file():
-        raise UserError(f"{path} has no {MODEL}: give the folder of a run of vision.segment that has been validated.")
-    return path / MODEL if path.is_dir() else path
+    if path.is_dir() and not (path / MODEL_FILE).is_file():
+        raise UserError(
+            f"{path} has no {MODEL_FILE}: give the folder of a run of vision.segment that has been validated."
+        )
+    return path / MODEL_FILE if path.is_dir() else path
 
 
 def overlays(
     network: Segmenter,
-    card: SegmenterCard,
+    metadata: SegmenterMetadata,
     files: Sequence[Path],
     found: dict[Path, dict[str, float]],
     complaints: list[str],
@@ -133,24 +135,24 @@ def overlays(
         device=options.device, precision="float32", compile="off", threads=options.threads, train_step=None
     )
     compute.module(network)
-    colours = palette(card.classes)
+    colours = palette(metadata.classes)
     taken: set[str] = set()
     size: tuple[int, int] | None = None
     for file in files:
         try:
             image_HWC = decode(file.read_bytes(), str(file))
         except OSError as error:
-            complaints.append(f"{file} cannot be read ({brief(error)}): name a picture that is there.")
+            complaints.append(f"{file} cannot be read ({error_summary(error)}): name a picture that is there.")
             continue
         except UserError as error:
             complaints.append(str(error))
             continue
-        mask_HW = segment_picture(network, card, compute, image_HWC, views=options.views, scale=options.scale)
-        found[file] = shares(mask_HW, card.classes)
+        mask_HW = segment_picture(network, metadata, compute, image_HWC, views=options.views, scale=options.scale)
+        found[file] = shares(mask_HW, metadata.classes)
         picture = overlay(image_HWC, mask_HW, colours, options.strength)
         name = next(name for name in _names(file) if name not in taken)
         taken.add(name)
-        strip = [legend(card.classes, picture.shape[1], colours)] if options.legend else []
+        strip = [legend(metadata.classes, picture.shape[1], colours)] if options.legend else []
         write_png(folder / f"{name}.png", np.concatenate([picture, *strip]))
         if options.masks:
             write_png(folder / f"{name}-mask.png", mask_HW)
@@ -179,11 +181,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     model, *words = options.words
     files = picture_files(words)
-    network, card = load(model_path(model))
-    folder = out_folder(options.out, model_path(model).parent / "predicted")
+    network, metadata = load(model_path(model))
+    folder = output_folder(options.out, model_path(model).parent / "predicted")
     found: dict[Path, dict[str, float]] = {}
     complaints: list[str] = []
-    frames = overlays(network, card, files, found, complaints, options, folder)
+    frames = overlays(network, metadata, files, found, complaints, options, folder)
     films = options.film and any(Path(word).expanduser().is_dir() for word in words)
     first = next(frames, None)
     if films and first is not None:
@@ -208,4 +210,4 @@ def _chained(first: np.ndarray, others: Iterator[np.ndarray]) -> Iterator[np.nda
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from zerokara.agents.configs.common import ProtocolName
-from zerokara.core.config import UserError, brief
+from zerokara.core.config import UserError, error_summary
 
 FRAMES = 1_000_000  # of an iteration
 PROTOCOL: ProtocolName = "machado"
@@ -56,7 +56,9 @@ def read(path: Path) -> list[Published]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"--dopamine {path} cannot be read ({brief(error)}): give Dopamine's <game>.json.") from None
+        raise UserError(
+            f"--dopamine {path} cannot be read ({error_summary(error)}): give Dopamine's <game>.json."
+        ) from None
     values: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     try:
         for row in rows:

@@ -25,7 +25,7 @@ class Scale:
     high: float
     words: str
 
-    def normalise(self, score: float) -> float:
+    def normalize(self, score: float) -> float:
         """Where a raw return lies between the two."""
         return (score - self.low) / (self.high - self.low)
 

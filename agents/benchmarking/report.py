@@ -46,7 +46,7 @@ class Record:
     def score(self, which: str, on: Scale | None = None) -> float:
         """One of SCORES, raw or on a scale."""
         raw = self.final if which == "final" else self.area
-        return raw if on is None else on.normalise(raw)
+        return raw if on is None else on.normalize(raw)
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class Findings:
             },
             "runs": [
                 {name: getattr(run, name) for name in ("env", "preset", "seed", "final", "area", "frames", "hours")}
-                | {"normalised": None if (on := scale(run.env)) is None else on.normalise(run.final)}
+                | {"normalised": None if (on := scale(run.env)) is None else on.normalize(run.final)}
                 | {key: run.content.get(key) for key in ("git_commit", "versions", "command", "created")}
                 | {key: run.content["extra"].get(key) for key in ("environment", "compute")}
                 for runs in self.found.values()
@@ -217,7 +217,7 @@ def sections(findings: Findings) -> list[Section]:
             rows.append([f"{env} {preset}", str(numbers["runs"]), *scores, f"{numbers['hours']:.2f}"])
         for curve, value in findings.beside(env):
             if value is not None and (on := scale(env)) is not None:
-                scores = [f"{value:.3g}", "-", f"{on.normalise(value):.3g}", "-"]
+                scores = [f"{value:.3g}", "-", f"{on.normalize(value):.3g}", "-"]
                 rows.append([f"{env} {curve.agent} (Dopamine)", str(curve.runs), *scores, "-"])
     columns = ["environment, preset", "runs", "final", "area under curve", "final, norm.", "area, norm.", "hours"]
     scales = "; ".join(dict.fromkeys(on.words for env in findings.environments if (on := scale(env)) is not None))

@@ -21,7 +21,7 @@ from zerokara.core.compute import Compute
 from zerokara.core.distributed import World
 from zerokara.core.divergence import is_finite, read_means
 from zerokara.core.layers import resample_noise
-from zerokara.core.optim import CentredRMSprop, clip_and_step, make_adam, refresh_copies
+from zerokara.core.optim import CenteredRMSprop, clip_and_step, make_adam, refresh_copies
 
 METRICS = ("train/loss", "train/q", "train/grad_norm")
 
@@ -54,7 +54,9 @@ class Learner:
         world.broadcast(self.network)
         self.target = compute.frozen(copy.deepcopy(self.network))
         # What passes run through, while `network` keeps the weights: mostly the same.
-        self.working = compute.working(self.network) if config.optimizer == "adam" and world.size == 1 else self.network
+        self.working = (
+            compute.working_copy(self.network) if config.optimizer == "adam" and world.size == 1 else self.network
+        )
         self.optimizer = _make_optimizer(config, self.network, self.working, compute)
         self._loss = compute.function(self._forward)
         # Of noise and of fractions of quantiles.
@@ -203,7 +205,7 @@ class Learner:
 
 def _make_optimizer(config: Config, network: nn.Module, working: nn.Module, compute: Compute) -> torch.optim.Optimizer:
     if config.optimizer == "rmsprop":
-        return CentredRMSprop(network.parameters(), lr=config.learning_rate, eps=config.optimizer_epsilon)
+        return CenteredRMSprop(network.parameters(), lr=config.learning_rate, eps=config.optimizer_epsilon)
     return make_adam(
         network,
         working,

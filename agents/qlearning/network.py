@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from zerokara.agents.configs import dqn, pqn
 from zerokara.agents.qlearning.heads import HEADS, Expected
-from zerokara.core.backbones.registry import build
+from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.layers import NoisyLinear, ReLU
 
 
@@ -56,7 +56,7 @@ class QNetwork(nn.Module):
         self.backbone_gradient_scale = backbone_gradient_scale
         # Whether training and playing differ: noise is off, and power iterations rest, where nobody learns.
         self.has_modes = noisy_sigma_init is not None or bool((backbone_options or {}).get("spectral_norm"))
-        self.backbone = build(backbone, obs_shape[0], obs_shape[1:], width=width, **(backbone_options or {}))
+        self.backbone = make_backbone(backbone, obs_shape[0], obs_shape[1:], width=width, **(backbone_options or {}))
         features = self.backbone.features
         self.head = Expected() if head is None else head(features)
         outputs = self.head.outputs

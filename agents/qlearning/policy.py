@@ -50,5 +50,5 @@ class Policy:
         explore_N, random_N = exploration.draw(epsilon)
         if epsilon >= 1:
             return random_N.numpy()
-        greedy_N = self.compute.host(self.values(obs_NCHW, noisy=noisy).argmax(dim=1))
+        greedy_N = self.compute.to_host(self.values(obs_NCHW, noisy=noisy).argmax(dim=1))
         return torch.where(explore_N, random_N, greedy_N).numpy()

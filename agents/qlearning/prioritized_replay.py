@@ -71,7 +71,7 @@ class SumTree:
         return node_B
 
 
-class PrioritisedReplay(Replay):
+class PrioritizedReplay(Replay):
     """Replay that draws transitions by their priority, (error + `SMALLEST`) ** exponent.
 
     Args:

@@ -85,7 +85,7 @@ class Replay:
         folder: Path | None = None,
         slack: int = 0,
         function: Callable[[Find], Find] = lambda find: find,
-        say: Callable[[str], object] = lambda text: None,
+        print_line: Callable[[str], object] = lambda text: None,
     ) -> None:
         self.frame_stack = obs_shape[0] // frame_channels
         self.frame_shape = (frame_channels, *obs_shape[1:])
@@ -103,7 +103,7 @@ class Replay:
         self.bytes = bytes_needed(num_envs * self.window, num_envs * (self.slots - self.window), self.frame_shape)
         self.folder, self._on_host = folder, device.type == "cpu"
         _refuse_if_too_large(self.bytes, device, folder)
-        say(f"replay of {num_envs * self.window:,} transitions takes {self.place()}")
+        print_line(f"replay of {num_envs * self.window:,} transitions takes {self.place()}")
 
         total = num_envs * self.slots
         # One more frame, never written: the zeros that stand before an episode's start.

@@ -17,7 +17,7 @@ from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.network import QNetwork
 from zerokara.agents.qlearning.policy import Policy
 from zerokara.core.compute import Compute
-from zerokara.core.config import brief
+from zerokara.core.config import error_summary
 from zerokara.core.media import grid
 from zerokara.core.run import Run
 
@@ -40,7 +40,7 @@ def play_game(policy: Policy, env: envs.VectorEnv, *, epsilon: float, max_steps:
     obs = env.reset(seed)
     for _ in range(max_steps):
         picture = env.render()
-        q_A = policy.compute.host(policy.values(obs)[0]).numpy()
+        q_A = policy.compute.to_host(policy.values(obs)[0]).numpy()
         explore_N, random_N = exploration.draw(epsilon)
         action = int(random_N) if explore_N else int(q_A.argmax())
         step = env.step(np.array([action]))
@@ -66,7 +66,7 @@ def log_film(policy: Policy, config: Settings, run: Run, step: int) -> None:
         run.video("game", step, frames, fps=frames_per_second(env))
         env.close()
     except Exception as error:  # noqa: BLE001
-        run.warn(f"no film of step {step:,}: {brief(error)}")
+        run.warn(f"no film of step {step:,}: {error_summary(error)}")
 
 
 def log_pictures(network: QNetwork, obs_NCHW: np.ndarray, frame_channels: int, run: Run, step: int) -> None:
@@ -74,7 +74,7 @@ def log_pictures(network: QNetwork, obs_NCHW: np.ndarray, frame_channels: int, r
     stack = obs_NCHW[0].reshape(-1, frame_channels, *obs_NCHW.shape[2:])
     run.image("input_stack", step, grid(stack, columns=len(stack), scale=2))
     first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
-    filters = Compute.host(first.weight)  # (out, C, k, k)
+    filters = Compute.to_host(first.weight)  # (out, C, k, k)
     frames = filters.shape[1] // frame_channels
     tiles = filters.reshape(-1, frame_channels, *filters.shape[2:])
     run.image("first_layer", step, grid(tiles, columns=4 * frames, scale=4))

@@ -20,7 +20,7 @@ from zerokara.agents.configs.common import Settings
 from zerokara.agents.qlearning.policy import Policy
 from zerokara.agents.training.evaluation import Scores, Stopped, evaluate
 from zerokara.agents.training.pictures import log_film, log_pictures
-from zerokara.core.divergence import diverged
+from zerokara.core.divergence import divergence_error
 from zerokara.core.programs import program_command
 from zerokara.core.run import Run
 from zerokara.core.stopwatch import Stopwatch
@@ -148,7 +148,7 @@ def begin(session: Session, run: Run, latest: Path) -> bool:
     going_on = run.restore(latest, session.load_state_dict)
     if not going_on:
         session.obs = session.env.reset(session.seed % 2**31)
-        run.remember(environment=dict(session.env.settings))
+        run.save_extra(environment=dict(session.env.settings))
     return going_on
 
 
@@ -159,7 +159,7 @@ def save(session: Session, run: Run, latest: Path) -> None:
         UserError: the weights are no numbers any more, or the disk is full; the checkpoint before stays.
     """
     if not session.learner.is_finite():
-        raise diverged(f"step {session.step:,}", run.folder)
+        raise divergence_error(f"step {session.step:,}", run.folder)
     run.save(latest, session.state_dict())
 
 
@@ -187,7 +187,7 @@ def evaluate_and_show(session: Session, run: Run) -> bool:
 
     def play(fresh: int, what: str) -> Scores:
         scores = session.play(lambda: run.stop_requested, fresh)
-        run.say(f"step {session.step:,}: {in_words(scores)} over {len(scores.returns)} {what}")
+        run.print(f"step {session.step:,}: {in_words(scores)} over {len(scores.returns)} {what}")
         return scores
 
     session.owes_evaluation = True

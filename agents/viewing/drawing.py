@@ -31,7 +31,7 @@ TRACE_STEPS = 240
 RANGE_STEPS = 240  # bars are scaled to the spread of so many steps back
 
 
-class Board:
+class TensorBoardWriter:
     """Draws one game, frame by frame; it remembers the last values, so that the scale does not jump.
 
     Args:

@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from zerokara.core.backbones.cost import multiply_adds, receptive_field
-from zerokara.core.backbones.registry import BACKBONES, find
+from zerokara.core.backbones.registry import BACKBONES, find_backbone
 from zerokara.core.backbones.summary import short
 from zerokara.core.compute import Compute
-from zerokara.core.config import Positional, Range, UserError, entry, parse
+from zerokara.core.config import Positional, Range, UserError, parse, run_main
 from zerokara.core.models.classifier import make_classifier
 
 _SECONDS = 1.0  # at least, of measured steps
@@ -72,9 +72,9 @@ def make_table(config: Config, names: Sequence[str]) -> Table:
         table.add_column("training,\nimages/s", justify="right")
         table.add_column("inference,\nimages/s", justify="right")
     for name in names:
-        channels, size = find(name).usual_input
+        channels, size = find_backbone(name).usual_input
         channels, size = config.channels or channels, config.image_size or size
-        classes = config.classes or find(name).usual_classes
+        classes = config.classes or find_backbone(name).usual_classes
         try:
             cells = _row(config, name, channels, size, classes)
         except UserError:
@@ -160,4 +160,4 @@ def _median_seconds(step: Callable[[], None]) -> float:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from zerokara.core.backbones.base import Backbone
 from zerokara.core.backbones.heads import FlatHead
-from zerokara.core.layers import spectral_norm as normalise
+from zerokara.core.layers import spectral_norm as normalize
 
 
 class _Residual(nn.Module):
@@ -75,7 +75,7 @@ class Impala(Backbone):
             in_channels = out_channels
         if spectral_norm:
             for section in self.sections:
-                normalise(section.get_submodule("blocks"))
+                normalize(section.get_submodule("blocks"))
         self._measure()
 
     def paper_head(self, classes: int, dropout: float | None) -> nn.Module:

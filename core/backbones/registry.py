@@ -45,7 +45,7 @@ BACKBONES: dict[str, type[Backbone]] = {
 
 
 @functools.cache
-def find(name: str) -> type[Backbone]:
+def find_backbone(name: str) -> type[Backbone]:
     """`BACKBONES[name]`, and beyond it resnet<6n+2> and plain<6n+2> of any depth.
 
     Raises:
@@ -65,24 +65,24 @@ def find(name: str) -> type[Backbone]:
     raise UserError(f"There is no backbone {name!r}{suggest(name, BACKBONES)}; choose one of {', '.join(BACKBONES)}.")
 
 
-def options_of(name: str) -> list[str]:
+def option_names(name: str) -> list[str]:
     """The options that a backbone takes.
 
     Raises:
         UserError: as `find`.
     """
-    parameters = inspect.signature(find(name)).parameters.values()
+    parameters = inspect.signature(find_backbone(name)).parameters.values()
     return [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
 
 
-def build(name: str, in_channels: int, image_size: int | tuple[int, int], **options: Any) -> Backbone:
+def make_backbone(name: str, in_channels: int, image_size: int | tuple[int, int], **options: Any) -> Backbone:
     """`find(name)(in_channels, image_size, **options)`, its options checked.
 
     Raises:
         UserError: unknown name, an option that it does not have, or images too small for the strides.
     """
-    known = options_of(name)
+    known = option_names(name)
     if unknown := [option for option in options if option not in known]:
         has = f"it has {', '.join(map(flag, known))}" if known else "it has none"
         raise UserError(f"The backbone {name} has no option {flag(unknown[0])}: {has}.")
-    return find(name)(in_channels, image_size, **options)
+    return find_backbone(name)(in_channels, image_size, **options)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from zerokara.core.config import UserError, brief
+from zerokara.core.config import UserError, error_summary
 from zerokara.core.data.pictures import SUFFIXES
 
 Read = Callable[[str], bytes]
@@ -122,7 +122,7 @@ def _read_voc(files: Sequence[str], pictures: Sequence[str], read: Read, where: 
         try:
             root = ET.fromstring(read(name))  # expat refuses the expansion of entities that would fill memory
         except ET.ParseError as error:
-            raise _broken(name, where, brief(error)) from None
+            raise _broken(name, where, error_summary(error)) from None
         if root.tag != "annotation":
             continue
         # The file's own name first: many sets were renamed and keep the old name inside.
@@ -163,7 +163,7 @@ def _read_coco(files: Sequence[str], pictures: Sequence[str], read: Read, where:
         try:
             content = json.loads(read(name))
         except ValueError as error:
-            raise _broken(name, where, brief(error)) from None
+            raise _broken(name, where, error_summary(error)) from None
         if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= set(content):
             continue
         try:
@@ -184,7 +184,7 @@ def _read_coco(files: Sequence[str], pictures: Sequence[str], read: Read, where:
                 else:
                     listing.keep(marked, label, (x, y, x + width, y + height))
         except (KeyError, TypeError, ValueError) as error:
-            raise _broken(name, where, f"{type(error).__name__} {brief(error)}") from None
+            raise _broken(name, where, f"{type(error).__name__} {error_summary(error)}") from None
         listing.pictures += by_id.values()
     listing.classes = tuple(dict.fromkeys(categories[key] for key in sorted(categories)))
     return listing

@@ -26,7 +26,7 @@ from zerokara.core.boxes import clip
 from zerokara.core.config import UserError, suggest
 from zerokara.core.data.box_files import Listing, read_boxes
 from zerokara.core.data.folders import opened
-from zerokara.core.data.pictures import decode, in_colours
+from zerokara.core.data.pictures import decode, with_channels
 from zerokara.core.data.sources import home, inside, locate
 from zerokara.core.data.types import Progress
 
@@ -110,7 +110,7 @@ def load_boxes(data: str, *, image_side: int, data_dir: Path | None = None, prog
         listing = read_boxes(members, read, path)
         canvases, scales, boxes = [], [], []
         for index, marked in enumerate(listing.pictures):
-            image_HWC = in_colours(decode(read(marked.picture), f"{marked.picture} in {path}"), grayscale=False)
+            image_HWC = with_channels(decode(read(marked.picture), f"{marked.picture} in {path}"), grayscale=False)
             height, width = image_HWC.shape[:2]
             picture, scale = scaled_to(image_HWC, image_side)
             raw_n4 = np.array([box for _, box in marked.boxes]).reshape(-1, 4)

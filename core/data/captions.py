@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from zerokara.core.config import UserError, brief, suggest
+from zerokara.core.config import UserError, error_summary, suggest
 from zerokara.core.data.folders import opened
 from zerokara.core.data.pictures import SUFFIXES, decode_all
 from zerokara.core.data.sources import home, inside, locate
@@ -166,4 +166,6 @@ def _read(reader: Reader, read: Callable[[str], bytes], name: str, path: Path) -
     try:
         return reader(read(name).decode("utf-8-sig"))
     except ValueError as error:  # also bytes that are no UTF-8, and broken JSON
-        raise UserError(f"{name} in {path} makes no sense as captions ({brief(error)}): mend that file.") from None
+        raise UserError(
+            f"{name} in {path} makes no sense as captions ({error_summary(error)}): mend that file."
+        ) from None

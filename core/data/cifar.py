@@ -17,7 +17,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from zerokara.core.config import UserError, brief
+from zerokara.core.config import UserError, error_summary
 from zerokara.core.data.types import ImageSet, Split, image_set
 
 IMAGE_BYTES = 3 * 32 * 32  # red, green, blue planes, row by row
@@ -126,7 +126,7 @@ def unpickle(data: bytes, name: str) -> dict[bytes, Any]:
             f"put a copy in its place that you trust."
         ) from None
     except Exception as error:  # noqa: BLE001  (bytes that make no sense end in any error, from EOFError to KeyError)
-        raise UserError(f"{name} is damaged ({brief(error)}): put a sound copy in its place.") from None
+        raise UserError(f"{name} is damaged ({error_summary(error)}): put a sound copy in its place.") from None
     if not isinstance(value, dict):
         raise UserError(f"{name} holds a {type(value).__name__}, not a dict: put a sound copy in its place.")
     return {
@@ -228,7 +228,7 @@ def _from_folder(folder: Path, names: tuple[str, ...]) -> dict[str, bytes]:
         return {name: (folder / name).read_bytes() for name in names}
     except OSError as error:
         raise UserError(
-            f"{error.filename} could not be read ({brief(error)}): put the files of the set as published into {folder}."
+            f"{error.filename} could not be read ({error_summary(error)}): put the files of the set as published into {folder}."
         ) from None
 
 
@@ -243,7 +243,7 @@ def _from_archive(path: Path, names: tuple[str, ...]) -> dict[str, bytes]:
                     found[name] = file.read()
     except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(
-            f"{path} is damaged or truncated ({brief(error)}): put a sound copy in its place, "
+            f"{path} is damaged or truncated ({error_summary(error)}): put a sound copy in its place, "
             f"or remove it to have it downloaded again."
         ) from None
     if missing := [name for name in names if name not in found]:

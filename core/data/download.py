@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
-from zerokara.core.config import DISK_FULL, UserError, brief
+from zerokara.core.config import DISK_FULL, UserError, error_summary
 from zerokara.core.data.types import Progress
 
 ATTEMPTS = 3  # at each mirror; what has come so far is kept between them
@@ -52,7 +52,7 @@ def fetch(remotes: Sequence[Remote], folder: Path, title: str, progress: Progres
             part = (folder / f".{remote.name}.part").open("ab")
         except OSError as error:
             raise UserError(
-                f"{title} cannot be downloaded into {folder} ({brief(error)}): name a folder that can be written "
+                f"{title} cannot be downloaded into {folder} ({error_summary(error)}): name a folder that can be written "
                 f"with --data-dir."
             ) from None
         with part:
@@ -90,7 +90,7 @@ def _fetch(remote: Remote, target: Path, part: BinaryIO, progress: Progress | No
                 if isinstance(error, OSError) and error.errno in DISK_FULL:
                     raise
                 reason = getattr(error, "reason", error)  # of a URLError
-                problems.append(f"{host}: {brief(reason) if isinstance(reason, Exception) else reason}")
+                problems.append(f"{host}: {error_summary(reason) if isinstance(reason, Exception) else reason}")
                 if part.seek(0, os.SEEK_END) == 0:
                     break  # nobody there; the next mirror rather than the same again
                 continue

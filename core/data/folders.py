@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zerokara.core.config import UserError, brief
+from zerokara.core.config import UserError, error_summary
 from zerokara.core.data import lsun
 from zerokara.core.data.pictures import MOST_BYTES, SUFFIXES, decode_all
 from zerokara.core.data.types import ImageSet, Progress, Split, image_set
@@ -69,7 +69,7 @@ def opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, ValueError) as error:
         raise UserError(
-            f"{path} is no sound zip archive ({brief(error)}): give a folder or zip of class folders."
+            f"{path} is no sound zip archive ({error_summary(error)}): give a folder or zip of class folders."
         ) from None
     with archive:
         yield sorted(archive.namelist()), lambda name: _unzip(archive, path, name)
@@ -79,7 +79,9 @@ def _walk(folder: Path) -> Iterator[str]:
     """All paths below the folder; a class folder may be a link to another."""
 
     def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename} could not be read ({brief(error)}): see to its permissions, or remove it.")
+        raise UserError(
+            f"{error.filename} could not be read ({error_summary(error)}): see to its permissions, or remove it."
+        )
 
     for root, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
         inside = Path(root).relative_to(folder)
@@ -93,7 +95,9 @@ def _read(folder: Path, name: str) -> bytes:
             raise UserError(_too_large(f"{name} in {folder}", size))
         return (folder / name).read_bytes()
     except OSError as error:
-        raise UserError(f"{folder / name} could not be read ({brief(error)}): see to that, or remove it.") from None
+        raise UserError(
+            f"{folder / name} could not be read ({error_summary(error)}): see to that, or remove it."
+        ) from None
 
 
 def _unzip(archive: zipfile.ZipFile, path: Path, name: str) -> bytes:
@@ -104,7 +108,7 @@ def _unzip(archive: zipfile.ZipFile, path: Path, name: str) -> bytes:
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
         # RuntimeError: it is encrypted; NotImplementedError: compressed in a way that Python does not know
         raise UserError(
-            f"{name} in {path} cannot be unpacked ({brief(error)}): put a sound copy of the archive in its place."
+            f"{name} in {path} cannot be unpacked ({error_summary(error)}): put a sound copy of the archive in its place."
         ) from None
 
 

@@ -15,7 +15,7 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
-from zerokara.core.config import UserError, brief
+from zerokara.core.config import UserError, error_summary
 from zerokara.core.data.types import ImageSet, Split, image_set
 
 # the magic number's third byte
@@ -37,9 +37,9 @@ def read_idx(path: Path) -> np.ndarray:
             file.seek(0)
             return _read(cast(BinaryIO, gzip.open(file)) if zipped else file, path)
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise UserError(f"{path} is damaged or truncated ({brief(error)}): {mend}.") from None
+        raise UserError(f"{path} is damaged or truncated ({error_summary(error)}): {mend}.") from None
     except OSError as error:
-        raise UserError(f"{path} could not be read ({brief(error)}): {mend}.") from None
+        raise UserError(f"{path} could not be read ({error_summary(error)}): {mend}.") from None
 
 
 def _read(file: BinaryIO, path: Path) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from zerokara.core.config import UserError, brief
+from zerokara.core.config import UserError, error_summary
 from zerokara.core.data.types import Split
 
 SUFFIX: dict[Split, str] = {"train": "_train_lmdb", "test": "_val_lmdb"}
@@ -50,5 +50,5 @@ def opened(folder: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
             yield keys, lambda key: bytes(view.get(key.encode("latin1")) or b"")
     except lmdb.Error as error:
         raise UserError(
-            f"{folder} is no sound LMDB database ({brief(error)}): put a sound copy in its place."
+            f"{folder} is no sound LMDB database ({error_summary(error)}): put a sound copy in its place."
         ) from None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from zerokara.core.config import UserError, brief
+from zerokara.core.config import UserError, error_summary
 from zerokara.core.programs import program_command
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def decode_all(
         image_HWC = decode(read(name), f"{name} in {where}")
         if image_size is not None:
             image_HWC = fit(image_HWC, image_size)
-        image_CHW = in_colours(image_HWC, grayscale).transpose(2, 0, 1)
+        image_CHW = with_channels(image_HWC, grayscale).transpose(2, 0, 1)
         if images_NCHW is None:
             images_NCHW = room(len(names), image_CHW.shape, where)
         if image_CHW.shape[1:] != images_NCHW.shape[2:]:
@@ -151,7 +151,7 @@ def fit_mask(mask_HW: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return mask_HW[top : top + size[0], left : left + size[1]]
 
 
-def in_colours(image_HWC: np.ndarray, grayscale: bool | None) -> np.ndarray:
+def with_channels(image_HWC: np.ndarray, grayscale: bool | None) -> np.ndarray:
     """The picture with 1 channel (True; ITU-R BT.601's luma), 3 (False), or as it is (None)."""
     if grayscale is None or image_HWC.shape[2] == (1 if grayscale else 3):
         return image_HWC
@@ -168,7 +168,7 @@ def reshaped(images: ImageSet, image_size: int | tuple[int, int] | None, graysca
         return images
     images_NHWC = images.images.permute(0, 2, 3, 1).numpy()
     fitted = (image if image_size is None else fit(image, image_size) for image in images_NHWC)
-    images_NCHW = np.stack([in_colours(image, grayscale) for image in fitted]).transpose(0, 3, 1, 2)
+    images_NCHW = np.stack([with_channels(image, grayscale) for image in fitted]).transpose(0, 3, 1, 2)
     return image_set(images_NCHW, images.labels.numpy(), images.classes, images.source)
 
 
@@ -222,7 +222,7 @@ def _size(image_CHW: np.ndarray) -> str:
 
 def _brief(error: Exception) -> str:
     """Pillow names the bytes' object in some messages, with an address that helps nobody."""
-    return "no format that Pillow knows" if "cannot identify image file" in str(error) else brief(error)
+    return "no format that Pillow knows" if "cannot identify image file" in str(error) else error_summary(error)
 
 
 def picture_files(words: Sequence[str]) -> list[Path]:

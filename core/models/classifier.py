@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from zerokara.core.backbones.base import Backbone
 from zerokara.core.backbones.googlenet import GoogLeNetHead
 from zerokara.core.backbones.heads import PooledHead
-from zerokara.core.backbones.registry import build
+from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.config import UserError
-from zerokara.core.models.weights import Loaded, load_into, read_tensors
+from zerokara.core.models.weights import LoadReport, load_into, read_tensors
 
 Head = Literal["paper", "pooled"]
 
@@ -65,7 +65,7 @@ class Classifier(nn.Module):
         part, _, rest = name.partition(".")
         return self.backbone.published_name(rest) if part == "backbone" else rest
 
-    def load_published(self, path: Path) -> Loaded:
+    def load_published(self, path: Path) -> LoadReport:
         """Put in weights that torchvision published (.pth, .safetensors), or our own; what happened to each key.
 
         A last layer for another number of classes stays as it is, as does everything of another shape.
@@ -104,7 +104,7 @@ def make_classifier(
     """
     if classes < 2:
         raise UserError(f"A classifier needs at least 2 classes, and there is {classes}: give images of more classes.")
-    eye = build(backbone, channels, image_size, **options)
+    eye = make_backbone(backbone, channels, image_size, **options)
     if head == "paper":
         top = eye.paper_head(classes, dropout)
     else:

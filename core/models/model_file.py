@@ -23,16 +23,16 @@ from torch import Tensor, nn
 
 from zerokara.core.checkpoint import write_atomically
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, brief
+from zerokara.core.config import UserError, error_summary
 from zerokara.core.models.classifier import Classifier, make_classifier
 
 FORMAT = "zerokara-classifier-1"
-CardT = TypeVar("CardT")
+MetadataT = TypeVar("MetadataT")
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Card:
+class ClassifierMetadata:
     """What a file of weights is: enough to build its network, and to feed it."""
 
     backbone: str
@@ -60,7 +60,7 @@ class Card:
             **self.options,
         )
 
-    def normalise(self, images_BCHW: Tensor) -> Tensor:
+    def normalize(self, images_BCHW: Tensor) -> Tensor:
         """Images scaled to [0, 1] as the network expects them: mean 0 and deviation 1 over its training set."""
         shape = (1, -1, 1, 1)
         mean = torch.tensor(self.mean, dtype=images_BCHW.dtype, device=images_BCHW.device).view(shape)
@@ -68,7 +68,7 @@ class Card:
         return (images_BCHW - mean) / std
 
 
-def save(path: Path, weights: Mapping[str, Tensor], card: Card, *, half: bool = False) -> None:
+def save(path: Path, weights: Mapping[str, Tensor], metadata: ClassifierMetadata, *, half: bool = False) -> None:
     """Write weights and card as one whole file.
 
     Args:
@@ -78,34 +78,34 @@ def save(path: Path, weights: Mapping[str, Tensor], card: Card, *, half: bool = 
     Raises:
         UserError: the disk is full or refuses; the old file is as it was.
     """
-    write(path, weights, dataclasses.asdict(card), FORMAT, half=half)
+    write(path, weights, dataclasses.asdict(metadata), FORMAT, half=half)
 
 
-def load(path: Path) -> tuple[Classifier, Card]:
+def load(path: Path) -> tuple[Classifier, ClassifierMetadata]:
     """The network of a file, in evaluation mode, float32 on the CPU, and its card.
 
     Raises:
         UserError: no such file, a damaged one, one that we did not write, or from another version.
     """
     fields, weights = read(path, FORMAT, "classifier")
-    card = as_card(Card, fields, path)
-    return fill(card.build(), weights, path), card
+    metadata = parse_metadata(ClassifierMetadata, fields, path)
+    return fill(metadata.build(), weights, path), metadata
 
 
 def write(
-    path: Path, weights: Mapping[str, Tensor], card: Mapping[str, Any], file_format: str, *, half: bool = False
+    path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, Any], file_format: str, *, half: bool = False
 ) -> None:
     """`save` for a card of any kind, as plain values, whose files have a format of their own."""
     tensors = {
-        name: Compute.host(tensor.half() if half and tensor.is_floating_point() else tensor).contiguous()
+        name: Compute.to_host(tensor.half() if half and tensor.is_floating_point() else tensor).contiguous()
         for name, tensor in weights.items()
     }
-    content = to_bytes(tensors, {"format": file_format, "card": json.dumps(card)})
+    content = to_bytes(tensors, {"format": file_format, "card": json.dumps(metadata)})
     try:
         write_atomically(path, lambda file: file.write(content))
     except OSError as error:
         raise UserError(
-            f"{path} could not be written ({brief(error)}), and what was there before is untouched: see to that, and "
+            f"{path} could not be written ({error_summary(error)}), and what was there before is untouched: see to that, and "
             f"go on with a run by --resume."
         ) from error
 
@@ -121,13 +121,13 @@ def read(path: Path, file_format: str, what: str) -> tuple[dict[str, Any], dict[
     """
     if not path.is_file():
         raise UserError(f"There is no {path}: give a run's folder, or a file that zerokara wrote (*.safetensors).")
-    metadata, weights = contents(path)
-    if metadata.get("format") != file_format:
+    header, weights = contents(path)
+    if header.get("format") != file_format:
         raise UserError(
-            f"{path} is not a {what} of this version of zerokara: its format is {metadata.get('format')!r}, "
+            f"{path} is not a {what} of this version of zerokara: its format is {header.get('format')!r}, "
             f"{file_format!r} was expected; published weights are read with --weights."
         )
-    return _fields(metadata, path), weights
+    return _fields(header, path), weights
 
 
 def contents(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -145,14 +145,14 @@ def contents(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         ) from None
 
 
-def _fields(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+def _fields(header: Mapping[str, str], path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(metadata["card"]))
+        return dict(json.loads(header["card"]))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(_nonsense(path, error)) from None
 
 
-def as_card(kind: type[CardT], fields: Mapping[str, Any], path: Path) -> CardT:
+def parse_metadata(kind: type[MetadataT], fields: Mapping[str, Any], path: Path) -> MetadataT:
     """The card of these fields; what JSON made a list of is a tuple again.
 
     Raises:
@@ -181,10 +181,10 @@ def fill(network: NetworkT, weights: Mapping[str, Tensor], path: Path) -> Networ
 
 
 def _nonsense(path: Path, error: Exception) -> str:
-    return f"The card of {path} makes no sense ({brief(error)}): it is damaged, so copy or make it again."
+    return f"The card of {path} makes no sense ({error_summary(error)}): it is damaged, so copy or make it again."
 
 
-def card_of(path: Path) -> Card | None:
+def read_metadata(path: Path) -> ClassifierMetadata | None:
     """The card of a classifier's file, or of the run that keeps one; None where there are weights of another kind.
 
     Raises:
@@ -195,10 +195,10 @@ def card_of(path: Path) -> Card | None:
         return None
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
+            header = file.metadata() or {}
     except (SafetensorError, OSError):
         return None  # whoever reads the weights will say so
-    return as_card(Card, _fields(metadata, path), path) if metadata.get("format") == FORMAT else None
+    return parse_metadata(ClassifierMetadata, _fields(header, path), path) if header.get("format") == FORMAT else None
 
 
 def fingerprint(path: Path) -> str:

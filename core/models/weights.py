@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from zerokara.core import checkpoint
 from zerokara.core.backbones.base import Backbone
-from zerokara.core.config import UserError, brief
+from zerokara.core.config import UserError, error_summary
 
 _COUNTER = "num_batches_tracked"  # files from before 2018 lack it, and nothing here depends on it
 # Where several copies fit equally, the averaged weights, and last the target network, which lags behind.
@@ -28,7 +28,7 @@ _PREFERRED, _LAST = ("ema", "average"), ("target",)
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadReport:
     """What became of every weight; as a text, a sentence.
 
     Attributes:
@@ -63,7 +63,7 @@ class Loaded:
         return "; ".join(parts)
 
 
-def load_pretrained_backbone(backbone: Backbone, path: Path) -> Loaded:
+def load_pretrained_backbone(backbone: Backbone, path: Path) -> LoadReport:
     """Start a trunk from a run's folder or a file of weights.
 
     Args:
@@ -103,11 +103,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} cannot be read as safetensors ({brief(error)}): {again}.") from None
+            raise UserError(f"{path} cannot be read as safetensors ({error_summary(error)}): {again}.") from None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001  (torch raises many types on bytes that make no sense)
-        raise UserError(f"{path} is damaged or holds more than weights ({brief(error)}): {again}.") from None
+        raise UserError(f"{path} is damaged or holds more than weights ({error_summary(error)}): {again}.") from None
     if isinstance(content, dict) and content.get("format") == checkpoint.FORMAT:
         content = checkpoint.load(path, str(content.get("kind")))  # checks every byte
     tensors = dict(_flat(content))
@@ -120,7 +120,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> Loaded:
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> LoadReport:
     """Copy tensors into a module where name and shape fit.
 
     Raises:
@@ -129,7 +129,7 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) ->
     state = module.state_dict()
     shared = [name for name in state if name in tensors]
     fits = [name for name in shared if state[name].shape == tensors[name].shape]
-    report = Loaded(
+    report = LoadReport(
         source=str(source),
         loaded=tuple(fits),
         missing=tuple(name for name in state if name not in tensors),

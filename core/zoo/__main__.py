@@ -14,10 +14,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from zerokara.core.config import entry, parse
+from zerokara.core.config import parse, run_main
 from zerokara.core.models import model_file
 from zerokara.core.programs import program_command
-from zerokara.core.zoo.registry import zoo
+from zerokara.core.zoo import registry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,18 +31,22 @@ def table(files: Mapping[str, Path]) -> Table:
     for heading in ("name", "backbone", "images", "classes", "parameters", "kB", "figures", "made by"):
         found.add_column(heading, overflow="fold", justify="right" if heading in ("parameters", "kB") else "left")
     for name, path in files.items():
-        classifier, card = model_file.load(path)
-        height, width = card.image_size
-        shown = card.classes if len(card.classes) <= 10 else (*card.classes[:3], f"... {len(card.classes)} in all")
+        classifier, metadata = model_file.load(path)
+        height, width = metadata.image_size
+        shown = (
+            metadata.classes
+            if len(metadata.classes) <= 10
+            else (*metadata.classes[:3], f"... {len(metadata.classes)} in all")
+        )
         found.add_row(
             name,
-            card.backbone,
-            f"{card.channels}x{height}x{width}",
+            metadata.backbone,
+            f"{metadata.channels}x{height}x{width}",
             ", ".join(shown),
             f"{sum(p.numel() for p in classifier.parameters()):,}",
             f"{path.stat().st_size / 1e3:,.0f}",
-            ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in card.figures.items()),
-            card.command,
+            ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in metadata.figures.items()),
+            metadata.command,
         )
     return found
 
@@ -50,7 +54,7 @@ def table(files: Mapping[str, Path]) -> Table:
 def main(argv: Sequence[str] | None = None) -> None:
     """The program."""
     parse(Options, {}, argv, __doc__ or "")
-    files = zoo()
+    files = registry.files()
     if not files:
         print(f"The zoo is empty: add a network with {program_command('vision.keep')} runs/<name> <name in the zoo>")
         return
@@ -58,4 +62,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    entry(main)
+    run_main(main)

@@ -1,6 +1,6 @@
 """Where an eye comes from, so that a classifier never judges what began from itself.
 
-    lineage.remember(run, config.pretrained_backbone)                  # when a run takes an eye
+    provenance.record(run, config.pretrained_backbone)                  # when a run takes an eye
     eye = lineage.begun_with(run.extra, config.pretrained_backbone)    # when somebody judges the run
 
 An eye is known by marks: one of the run that trained it, which stays while its weights move, and one of every matrix in
@@ -24,14 +24,14 @@ from zerokara.core.config import UserError
 from zerokara.core.models import model_file
 from zerokara.core.models.weights import read_tensors
 from zerokara.core.run import Run
-from zerokara.core.zoo.registry import eye
+from zerokara.core.zoo.registry import weights_source
 
 DIGITS = 12  # hexadecimal ones of a mark
 FLAG = "--pretrained-backbone"
 
 
 @dataclass(frozen=True)
-class Lineage:
+class Provenance:
     """What weights are, and what they come from.
 
     Attributes:
@@ -61,13 +61,13 @@ class Lineage:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Lineage:
+    def from_dict(cls, values: Mapping[str, Any]) -> Provenance:
         """What `to_dict` gave."""
         own, ancestors = (frozenset(values[name].split()) for name in ("own", "ancestors"))
         return cls(values["source"], own, ancestors, tuple(values["unknown"]))
 
 
-def trace(path: Path) -> Lineage:
+def trace(path: Path) -> Provenance:
     """The lineage of the weights in a run's folder (all that it keeps, of any moment) or in a file.
 
     Raises:
@@ -86,21 +86,21 @@ def trace(path: Path) -> Lineage:
                 raise  # others in the folder may be half written, or no weights at all
     began = begun_with(content["extra"], str(content["config"].get("pretrained_backbone") or ""))
     if began is None:
-        return Lineage(str(path), frozenset(own))
-    return Lineage(str(path), frozenset(own), began.all, began.unknown)
+        return Provenance(str(path), frozenset(own))
+    return Provenance(str(path), frozenset(own), began.all, began.unknown)
 
 
-def remember(run: Run, pretrained_backbone: str) -> None:
+def record(run: Run, pretrained_backbone: str) -> None:
     """Put the lineage of the eye that a run begins with into its config.json. Every process must call it.
 
     Raises:
         UserError: as `trace`.
     """
     if pretrained_backbone:
-        run.remember(eye=trace(eye(pretrained_backbone)).to_dict() if run.world.is_main else {})
+        run.save_extra(eye=trace(weights_source(pretrained_backbone)).to_dict() if run.world.is_main else {})
 
 
-def begun_with(extra: Mapping[str, Any], pretrained_backbone: str) -> Lineage | None:
+def begun_with(extra: Mapping[str, Any], pretrained_backbone: str) -> Provenance | None:
     """The lineage of the eye that a run began from; None where it began afresh.
 
     Args:
@@ -108,13 +108,13 @@ def begun_with(extra: Mapping[str, Any], pretrained_backbone: str) -> Lineage | 
         init_backbone: what its --pretrained-backbone says.
     """
     if "eye" in extra:
-        return Lineage.from_dict(extra["eye"])
+        return Provenance.from_dict(extra["eye"])
     if not pretrained_backbone:
         return None
     try:
-        return trace(eye(pretrained_backbone))
+        return trace(weights_source(pretrained_backbone))
     except (UserError, RecursionError):
-        return Lineage(pretrained_backbone, unknown=(pretrained_backbone,))
+        return Provenance(pretrained_backbone, unknown=(pretrained_backbone,))
 
 
 def _run_in(folder: Path) -> dict[str, Any] | None:
@@ -139,23 +139,23 @@ def _files(folder: Path, path: Path) -> Iterator[Path]:
             yield file
 
 
-def _of_file(path: Path) -> Lineage:
+def _of_file(path: Path) -> Provenance:
     """Of weights that lie in no run's folder: a copy, the zoo's, or somebody else's."""
     if path.is_dir():
         for name in ("model.safetensors", "checkpoint-0.pt"):
             if (path / name).is_file():
                 return _of_file(path / name)
     tensors = read_tensors(path)
-    card = None
+    metadata = None
     with contextlib.suppress(UserError):  # a card that makes no sense says nothing
-        card = model_file.card_of(path)
+        metadata = model_file.read_metadata(path)
     unknown: tuple[str, ...] = ()
-    words = card.command.replace(f"{FLAG}=", f"{FLAG} ").split() if card is not None else []
+    words = metadata.command.replace(f"{FLAG}=", f"{FLAG} ").split() if metadata is not None else []
     if FLAG in words:
         unknown = tuple(words[words.index(FLAG) + 1 :][:1])
     elif any(name.startswith("rng.") for name in tensors):  # a checkpoint of ours, taken out of its folder
         unknown = (f"the run that {path} is a checkpoint of",)
-    return Lineage(str(path), frozenset(_marks(tensors)), unknown=unknown)
+    return Provenance(str(path), frozenset(_marks(tensors)), unknown=unknown)
 
 
 def _marks(tensors: Mapping[str, Tensor]) -> Iterable[str]:
@@ -167,7 +167,7 @@ def _marks(tensors: Mapping[str, Tensor]) -> Iterable[str]:
     for name, tensor in tensors.items():
         if tensor.ndim < 2 or not tensor.is_floating_point() or "optimizer" in name or not tensor.numel():
             continue
-        half = Compute.host(tensor).half().contiguous()
+        half = Compute.to_host(tensor).half().contiguous()
         if half.min() < half.max():
             yield _digest(str(tuple(half.shape)).encode() + half.numpy().tobytes())
 

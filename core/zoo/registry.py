@@ -15,30 +15,30 @@ from pathlib import Path
 from zerokara.core.config import UserError, suggest
 from zerokara.core.models import model_file
 from zerokara.core.models.classifier import Classifier
-from zerokara.core.models.model_file import Card
+from zerokara.core.models.model_file import ClassifierMetadata
 
 FOLDER = Path(__file__).resolve().parent
 MOST_BYTES = 5_000_000
 
 
 @functools.cache
-def zoo() -> Mapping[str, Path]:
+def files() -> Mapping[str, Path]:
     """The files by name."""
     return {path.stem: path for path in sorted(FOLDER.glob("*.safetensors"))}
 
 
-def load(name: str) -> tuple[Classifier, Card]:
+def load(name: str) -> tuple[Classifier, ClassifierMetadata]:
     """A network of the zoo in evaluation mode, float32 on the CPU, and its card.
 
     Raises:
         UserError: no such name.
     """
-    if name not in zoo():
-        raise UserError(f"The zoo has no {name!r}{suggest(name, zoo())}: {_known()}.")
-    return model_file.load(zoo()[name])
+    if name not in files():
+        raise UserError(f"The zoo has no {name!r}{suggest(name, files())}: {_known()}.")
+    return model_file.load(files()[name])
 
 
-def find(word: str) -> Path:
+def find_file(word: str) -> Path:
     """The file of a trained classifier: of a run's folder, the file itself, or one of the zoo by its name.
 
     Raises:
@@ -53,23 +53,23 @@ def find(word: str) -> Path:
         return path / "model.safetensors"
     if path.is_file():
         return path
-    if word in zoo():
-        return zoo()[word]
+    if word in files():
+        return files()[word]
     raise UserError(
-        f"There is no {word}{suggest(word, zoo())}: give a run's folder, a file *.safetensors, or a name of the zoo "
+        f"There is no {word}{suggest(word, files())}: give a run's folder, a file *.safetensors, or a name of the zoo "
         f"({_known()})."
     )
 
 
-def eye(word: str) -> Path:
+def weights_source(word: str) -> Path:
     """Where weights to begin with lie: in a run's folder of any kind, in a file, or in the zoo under this name.
 
     Raises:
         UserError: none of these.
     """
     path = Path(word).expanduser()
-    return path if path.exists() else find(word)
+    return path if path.exists() else find_file(word)
 
 
 def _known() -> str:
-    return ", ".join(zoo()) or "it is empty"
+    return ", ".join(files()) or "it is empty"

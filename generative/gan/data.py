@@ -23,7 +23,7 @@ from PIL import Image
 from zerokara.core import data
 from zerokara.core.config import UserError
 from zerokara.core.data import DATASETS, ImageSet, Progress, Split, hold_out, lsun
-from zerokara.core.data.pictures import MOST_BYTES, SUFFIXES, decode, fit, in_colours, reshaped
+from zerokara.core.data.pictures import MOST_BYTES, SUFFIXES, decode, fit, reshaped, with_channels
 from zerokara.core.data.types import image_set
 from zerokara.envs.frames import record
 from zerokara.generative.gan.config import Config
@@ -202,7 +202,7 @@ def _audited(
                     f"{name} in {path} has {width}x{height} pixels, and sides of {LEAST} to {LARGEST} can be painted: "
                     f"bring all pictures to a size with --image-size 64, or another one."
                 )
-            picture_HWC = in_colours(picture_HWC, grayscale)
+            picture_HWC = with_channels(picture_HWC, grayscale)
             sizes[picture_HWC.shape[0], picture_HWC.shape[1]] += 1
             pictures.append(picture_HWC)
             labels.append(label)
@@ -218,7 +218,7 @@ def _audited(
             f"bring all to one with --image-size {min(LARGEST, max(LEAST, min(height, width)))}, or another number."
         )
     coloured = any(picture.shape[2] == 3 for picture in pictures)
-    images_NHWC = np.stack([in_colours(picture, False) if coloured else picture for picture in pictures])
+    images_NHWC = np.stack([with_channels(picture, False) if coloured else picture for picture in pictures])
     classes = tuple(sorted(set(labels)))
     source = f"{path.stem} ({split}), pictures in {path}"
     images = image_set(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from zerokara.core.config import Positional, Range, UserError, brief
+from zerokara.core.config import Positional, Range, UserError, error_summary
 from zerokara.generative.gan.sampler import Painter, weights_file
 
 
@@ -54,5 +54,5 @@ def place(options: Options, out: str, name: str) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out cannot be {out!r} ({brief(error)}): name a file that can be written.") from None
+        raise UserError(f"--out cannot be {out!r} ({error_summary(error)}): name a file that can be written.") from None
     return path

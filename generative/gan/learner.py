@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from zerokara.core import schedules
-from zerokara.core.backbones.registry import options_of
+from zerokara.core.backbones.registry import option_names
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, flag
 from zerokara.core.distributed import World
@@ -289,7 +289,7 @@ def make_discriminator(config: Config, shape: tuple[int, int, int], classes: int
     Raises:
         UserError: a backbone that does not exist, or has no such option.
     """
-    known = options_of(config.backbone)
+    known = option_names(config.backbone)
     options: dict[str, Any] = {}
     if config.discriminator_width != 1.0 or "width" in known:
         options["width"] = config.discriminator_width

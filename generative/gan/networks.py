@@ -19,7 +19,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from zerokara.core.backbones.dcgan import halvings, layout
 from zerokara.core.backbones.r3 import Block, channels_of, init, resampled
-from zerokara.core.backbones.registry import build
+from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.backbones.small_maps import Double
 from zerokara.core.config import UserError
 
@@ -202,7 +202,7 @@ class Discriminator(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        self.backbone = build(backbone, image_channels, image_size, **options)
+        self.backbone = make_backbone(backbone, image_channels, image_size, **options)
         self.head = nn.Linear(self.backbone.features, 1, bias=False)
         self.class_weights = nn.Embedding(classes, self.backbone.features) if classes else None
         for layer in (self.head, self.class_weights):

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from zerokara.core.media import grid
-from zerokara.core.report import pixels_of, plain_ticks
+from zerokara.core.report import figure_pixels, plain_ticks
 
 FILM_FPS = 10.0
 CURVES = {
@@ -74,4 +74,4 @@ def draw_curves(metrics: Path) -> np.ndarray | None:
             if title == "Fréchet distance":
                 axes.set_yscale("log")
                 plain_ticks(axes.yaxis)
-    return pixels_of(figure)
+    return figure_pixels(figure)

@@ -85,7 +85,7 @@ class Painter:
         with self.compute.autocast():
             for z, label in zip(z_NZ.to(device).split(batch_size), labels, strict=False):
                 x = self.generator(z, label).float()
-                painted.append(self.compute.host(((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)))
+                painted.append(self.compute.to_host(((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)))
         return torch.cat(painted).contiguous()
 
     def save(self, path: Path) -> None:
@@ -94,15 +94,15 @@ class Painter:
         Raises:
             OSError: it could not be written; what was there stays.
         """
-        weights = {name: Compute.host(tensor).contiguous() for name, tensor in self.generator.state_dict().items()}
-        card = {
+        weights = {name: Compute.to_host(tensor).contiguous() for name, tensor in self.generator.state_dict().items()}
+        metadata = {
             "config": to_dict(self.config),
             "shape": self.shape,
             "class_names": self.class_names,
             "update": self.update,
             "scores": self.scores,
         }
-        content = to_bytes(weights, {"format": FORMAT, "card": json.dumps(card)})
+        content = to_bytes(weights, {"format": FORMAT, "card": json.dumps(metadata)})
         write_atomically(path, lambda file: file.write(content))
 
     @classmethod
@@ -131,26 +131,26 @@ class Painter:
         Raises:
             UserError: no such file, or a damaged one; no such device.
         """
-        weights, card = _read(path)
+        weights, metadata = _read(path)
         try:
-            config = from_dict(Config, card["config"], str(path))
-            shape, names = tuple(card["shape"]), tuple(card["class_names"])
+            config = from_dict(Config, metadata["config"], str(path))
+            shape, names = tuple(metadata["shape"]), tuple(metadata["class_names"])
             generator = make_generator(config, shape, len(names))
             generator.load_state_dict(weights)
         except (KeyError, TypeError, RuntimeError) as error:
             raise UserError(f"The weights in {path} do not fit what its card says ({error}): make it again.") from None
         compute = Compute.choose(device=device, precision="float32", compile="off", threads=threads, train_step=None)
         generator = compute.module(generator.eval().requires_grad_(False))
-        return cls(generator, config, shape, names, compute, card["update"], card["scores"])
+        return cls(generator, config, shape, names, compute, metadata["update"], metadata["scores"])
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            header = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read as safetensors ({error}): make it again.") from None
-    if metadata.get("format") != FORMAT:
+    if header.get("format") != FORMAT:
         raise UserError(f"{path} is no generator of this version of zerokara: give the folder of a run of dcgan.")
-    return weights, json.loads(metadata["card"])
+    return weights, json.loads(header["card"])

@@ -52,7 +52,7 @@ class Judge:
         images = painter.paint(z_NZ, label_N)
         seen = self.scorer.look(images)
         scores = self.scorer.compare(self.real, seen) | {"spread": spread(images[:500]) / max(self.real_spread, 1e-9)}
-        knows = self.scorer.card is not None and self.scorer.card.classes == painter.class_names
+        knows = self.scorer.metadata is not None and self.scorer.metadata.classes == painter.class_names
         if label_N is not None and knows:
             scores["accuracy"] = accuracy(seen, label_N)
         return scores

@@ -20,13 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zerokara.core.backbones.registry import build
+from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.config import UserError
 from zerokara.core.models import model_file
-from zerokara.core.models.model_file import Card
+from zerokara.core.models.model_file import ClassifierMetadata
 from zerokara.core.zoo import provenance
-from zerokara.core.zoo.provenance import Lineage
-from zerokara.core.zoo.registry import find, zoo
+from zerokara.core.zoo.provenance import Provenance
+from zerokara.core.zoo.registry import files, find_file
 from zerokara.generative.gan.config import Config
 from zerokara.generative.scoring.distances import frechet_distance, kernel_distance, overlap
 
@@ -54,11 +54,13 @@ class Scorer:
         doubt: whether it is a stranger to the discriminator, where that cannot be known; else empty.
     """
 
-    def __init__(self, network: nn.Module, last: nn.Module, card: Card | None, fingerprint: str) -> None:
+    def __init__(
+        self, network: nn.Module, last: nn.Module, metadata: ClassifierMetadata | None, fingerprint: str
+    ) -> None:
         """Features are what the layer `last` takes."""
-        self.card, self.fingerprint = card, fingerprint
+        self.metadata, self.fingerprint = metadata, fingerprint
         self._network, self._last = network.eval().requires_grad_(False), last
-        self.name = "random_fd" if card is None else "fcd"
+        self.name = "random_fd" if metadata is None else "fcd"
         self.doubt = ""
 
     @classmethod
@@ -69,18 +71,18 @@ class Scorer:
             UserError: no such classifier, or a damaged one.
         """
         file = path / "model.safetensors" if path.is_dir() else path
-        classifier, card = model_file.load(file)
+        classifier, metadata = model_file.load(file)
         linears = [module for module in classifier.modules() if isinstance(module, nn.Linear)]
         if not linears:
             raise UserError(f"The classifier in {path} has no linear layer, before which features could be taken.")
-        return cls(classifier, linears[-1], card, model_file.fingerprint(file))
+        return cls(classifier, linears[-1], metadata, model_file.fingerprint(file))
 
     @classmethod
     def random(cls, shape: tuple[int, int, int]) -> Scorer:
         """A network with random weights for images (C, H, W): the control, and who scores where nobody knows."""
         with torch.random.fork_rng():
             torch.manual_seed(RANDOM_SEED)
-            trunk = build("dcgan", shape[0], shape[1:], norm="none")
+            trunk = make_backbone("dcgan", shape[0], shape[1:], norm="none")
             for module in trunk.modules():
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight, a=0.2)
@@ -101,9 +103,9 @@ class Scorer:
             UserError: the classifier is the eye from which the discriminator starts, or that eye began from it.
         """
         name = config.classifier or ALIASES.get(config.data, config.data)
-        if not config.classifier and name not in zoo():
+        if not config.classifier and name not in files():
             return cls.random(shape)
-        path = find(name)
+        path = find_file(name)
         scorer = cls.load(path)
         began = provenance.begun_with(extra, config.pretrained_backbone)
         if began is not None:
@@ -119,18 +121,20 @@ class Scorer:
     @functools.cached_property
     def protocol(self) -> str:
         """What sees, and in which layer."""
-        if self.card is None:
+        if self.metadata is None:
             return "features: a random network, its last map averaged, which tells difference but not quality"
-        figures = ", ".join(f"{name} {value:.4g}" for name, value in self.card.figures.items()) or "accuracy not known"
-        size = "x".join(map(str, self.card.image_size))
+        figures = (
+            ", ".join(f"{name} {value:.4g}" for name, value in self.metadata.figures.items()) or "accuracy not known"
+        )
+        size = "x".join(map(str, self.metadata.image_size))
         return (
-            f"features: classifier {self.card.backbone} {self.fingerprint} on {self.card.data} ({figures}), what its "
+            f"features: classifier {self.metadata.backbone} {self.fingerprint} on {self.metadata.data} ({figures}), what its "
             f"last layer takes ({self._last.in_features} numbers), images at {size}"
         )
 
     def fit(self, images_NCHW: Tensor) -> Tensor:
         """Pixels uint8 as the network expects them: float32, in its colours and size, normalised."""
-        return images_NCHW.float() / 255 * 2 - 1 if self.card is None else fitted(images_NCHW, self.card)
+        return images_NCHW.float() / 255 * 2 - 1 if self.metadata is None else fitted(images_NCHW, self.metadata)
 
     @torch.no_grad()
     def look(self, images_NCHW: Tensor, batch_size: int = CHUNK) -> Seen:
@@ -141,7 +145,7 @@ class Scorer:
             found = [self._network(self.fit(chunk)) for chunk in images_NCHW.split(batch_size)]
         finally:
             handle.remove()
-        probability_NK = None if self.card is None else torch.cat(found).double().softmax(1)
+        probability_NK = None if self.metadata is None else torch.cat(found).double().softmax(1)
         return Seen(torch.cat(features), probability_NK)
 
     def compare(self, real: Seen, fake: Seen) -> dict[str, float]:
@@ -158,7 +162,7 @@ class Scorer:
         return scores | class_scores(fake)
 
 
-def doubt(judge: Lineage, began: Lineage) -> str:
+def doubt(judge: Provenance, began: Provenance) -> str:
     """What to say where a classifier may be no stranger to the eye that a discriminator began from; else nothing."""
     if began.unknown:
         return (
@@ -173,15 +177,15 @@ def doubt(judge: Lineage, began: Lineage) -> str:
     return ""
 
 
-def fitted(images_NCHW: Tensor, card: Card) -> Tensor:
+def fitted(images_NCHW: Tensor, metadata: ClassifierMetadata) -> Tensor:
     """Pixels uint8 as a classifier expects them: float32, in its colours and size, normalised."""
     x = images_NCHW.float() / 255
-    if x.shape[1] != card.channels:
+    if x.shape[1] != metadata.channels:
         luma = x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
-        x = (x * luma).sum(1, keepdim=True) if x.shape[1] == 3 else x[:, -1:].expand(-1, card.channels, -1, -1)
-    if tuple(x.shape[2:]) != tuple(card.image_size):
-        x = F.interpolate(x, card.image_size, mode="bilinear", antialias=True, align_corners=False)
-    return card.normalise(x.clamp(0, 1))
+        x = (x * luma).sum(1, keepdim=True) if x.shape[1] == 3 else x[:, -1:].expand(-1, metadata.channels, -1, -1)
+    if tuple(x.shape[2:]) != tuple(metadata.image_size):
+        x = F.interpolate(x, metadata.image_size, mode="bilinear", antialias=True, align_corners=False)
+    return metadata.normalize(x.clamp(0, 1))
 
 
 def class_scores(fake: Seen, confidence: float = 0.9) -> dict[str, float]:

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from zerokara.core.backbones.base import scaled
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, brief
+from zerokara.core.config import UserError, error_summary
 from zerokara.core.models import model_file
 from zerokara.core.models.weights import read_tensors
 
 FORMAT = "zerokara-stylist-1"
-MODEL = "model.safetensors"
+MODEL_FILE = "model.safetensors"
 MIDDLE_GREY = 127.5  # of 255: what a network that has learnt nothing paints
 STRIDES = 4  # two halvings: sides are filled up to a multiple of it
 
@@ -94,7 +94,7 @@ class Stylist(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StyleCard:
+class StyleMetadata:
     """What a file of weights is."""
 
     style: str = ""
@@ -104,16 +104,16 @@ class StyleCard:
     command: str = ""
 
 
-def save(path: Path, stylist: Stylist, card: StyleCard) -> None:
+def save(path: Path, stylist: Stylist, metadata: StyleMetadata) -> None:
     """Write weights and card as one whole file.
 
     Raises:
         UserError: the disk is full or refuses; the old file is as it was.
     """
-    model_file.write(path, stylist.state_dict(), dataclasses.asdict(card), FORMAT)
+    model_file.write(path, stylist.state_dict(), dataclasses.asdict(metadata), FORMAT)
 
 
-def load(word: str) -> tuple[Stylist, StyleCard]:
+def load(word: str) -> tuple[Stylist, StyleMetadata]:
     """The network of a run's folder, of its file, or of a file that PyTorch's example made; on the CPU.
 
     Raises:
@@ -121,13 +121,15 @@ def load(word: str) -> tuple[Stylist, StyleCard]:
     """
     path = Path(word).expanduser()
     if path.is_dir():
-        if not (path / MODEL).is_file():
-            raise UserError(f"{path} has no {MODEL}: give the folder of a run of generative.fast_style that has saved.")
-        path /= MODEL
+        if not (path / MODEL_FILE).is_file():
+            raise UserError(
+                f"{path} has no {MODEL_FILE}: give the folder of a run of generative.fast_style that has saved."
+            )
+        path /= MODEL_FILE
     if path.suffix == ".safetensors":
         fields, weights = model_file.read(path, FORMAT, "network of generative.fast_style")
-        card = model_file.as_card(StyleCard, fields, path)
-        return model_file.fill(Stylist(card.width), weights, path), card
+        metadata = model_file.parse_metadata(StyleMetadata, fields, path)
+        return model_file.fill(Stylist(metadata.width), weights, path), metadata
     # Old files of the example carry running means, which instance normalisation has no use for.
     tensors = {name: tensor for name, tensor in read_tensors(path).items() if ".running_" not in name}
     stylist = Stylist()
@@ -135,9 +137,9 @@ def load(word: str) -> tuple[Stylist, StyleCard]:
         stylist.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     except RuntimeError as error:
         raise UserError(
-            f"{path} holds no network of generative.fast_style ({brief(error)}): give the folder of such a run."
+            f"{path} holds no network of generative.fast_style ({error_summary(error)}): give the folder of such a run."
         ) from None
-    return stylist.eval(), StyleCard(style=path.stem)
+    return stylist.eval(), StyleMetadata(style=path.stem)
 
 
 @torch.no_grad()

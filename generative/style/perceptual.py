@@ -23,12 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zerokara.core.backbones.base import Backbone
-from zerokara.core.backbones.registry import build, options_of
+from zerokara.core.backbones.registry import make_backbone, option_names
 from zerokara.core.backbones.vgg import VGG
 from zerokara.core.compute import Compute
 from zerokara.core.config import Range, UserError, flag, suggest
 from zerokara.core.models import model_file
-from zerokara.core.models.model_file import Card
+from zerokara.core.models.model_file import ClassifierMetadata
 from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.zoo import registry as zoo
 from zerokara.generative.style.losses import luminance
@@ -210,20 +210,20 @@ def make_eye(options: EyeOptions, seed: int = 0) -> Eye:
         if (path.is_dir() and not (path / "model.safetensors").is_file()) or path.suffix in (".pt", ".pth"):
             backbone = _whole(_fresh(options, seed), path)
             return _eye(options, backbone, (0.0,) * 3, (1.0,) * 3, f"{backbone.name} of {path}")
-        return _of_card(options, *_trunk(zoo.find(options.pretrained_backbone)), options.pretrained_backbone)
+        return _from_metadata(options, *_trunk(zoo.find_file(options.pretrained_backbone)), options.pretrained_backbone)
     name = options.eye or OWN_EYE
-    return _of_card(options, *_trunk(zoo.find(name)), f"{name} of the zoo")
+    return _from_metadata(options, *_trunk(zoo.find_file(name)), f"{name} of the zoo")
 
 
 def _fresh(options: EyeOptions, seed: int) -> Backbone:
     width = (
         {"width": options.width_multiplier}
-        if options.width_multiplier != 1.0 or "width" in options_of(options.backbone)
+        if options.width_multiplier != 1.0 or "width" in option_names(options.backbone)
         else {}
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build(options.backbone, 3, 224, **width)
+        return make_backbone(options.backbone, 3, 224, **width)
 
 
 def _whole(backbone: Backbone, path: Path) -> Backbone:
@@ -237,15 +237,15 @@ def _whole(backbone: Backbone, path: Path) -> Backbone:
     return backbone
 
 
-def _trunk(path: Path) -> tuple[Backbone, Card]:
-    classifier, card = model_file.load(path)
-    return classifier.backbone, card
+def _trunk(path: Path) -> tuple[Backbone, ClassifierMetadata]:
+    classifier, metadata = model_file.load(path)
+    return classifier.backbone, metadata
 
 
-def _of_card(options: EyeOptions, backbone: Backbone, card: Card, source: str) -> Eye:
-    words = f"{backbone.name} of {source}, which learnt {card.data}"
+def _from_metadata(options: EyeOptions, backbone: Backbone, metadata: ClassifierMetadata, source: str) -> Eye:
+    words = f"{backbone.name} of {source}, which learnt {metadata.data}"
     # It learnt on small pictures: what is deeper sees so much of one that it hardly knows where things are.
-    return _eye(options, backbone, card.mean, card.std, words, "relu3_1")
+    return _eye(options, backbone, metadata.mean, metadata.std, words, "relu3_1")
 
 
 def _eye(

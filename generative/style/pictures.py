@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, brief
-from zerokara.core.data.pictures import MOST_BYTES, decode, in_colours
+from zerokara.core.config import UserError, error_summary
+from zerokara.core.data.pictures import MOST_BYTES, decode, with_channels
 from zerokara.generative.style.perceptual import SMALLEST_SIDE
 
 SHARE = 0.85  # of the free memory that may be taken: the estimate is no promise
@@ -35,8 +35,8 @@ def read_picture(path: Path) -> np.ndarray:
             raise UserError(f"{path} has {path.stat().st_size / 2**20:,.0f} MiB, too many for a picture.")
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({brief(error)}): name a picture that is there.") from None
-    picture_HWC = in_colours(decode(content, str(path)), False)
+        raise UserError(f"{path} cannot be read ({error_summary(error)}): name a picture that is there.") from None
+    picture_HWC = with_channels(decode(content, str(path)), False)
     if min(picture_HWC.shape[:2]) < SMALLEST_SIDE:
         height, width = picture_HWC.shape[:2]
         raise UserError(f"{path} has {width}x{height} pixels: give a picture of at least {SMALLEST_SIDE} each way.")
@@ -91,7 +91,7 @@ def to_pixels(picture_HWC: np.ndarray) -> Tensor:
 def to_picture(pixels_1CHW: Tensor) -> np.ndarray:
     """(1, 3, H, W) from 0 to 1 as (H, W, 3) uint8; what lies beyond is cut off."""
     rounded = (pixels_1CHW.detach()[0] * 255).round().clamp(0, 255).to(torch.uint8)
-    return Compute.host(rounded).permute(1, 2, 0).contiguous().numpy()
+    return Compute.to_host(rounded).permute(1, 2, 0).contiguous().numpy()
 
 
 def kept_bytes(network: nn.Module, shape: tuple[int, int, int, int]) -> int:
@@ -116,7 +116,7 @@ def kept_bytes(network: nn.Module, shape: tuple[int, int, int, int]) -> int:
             torch.func.functional_call(network, shapes_only, (pixels,))
     except RuntimeError as error:
         raise UserError(
-            f"Pictures of {shape[3]}x{shape[2]} pixels are too small for this network ({brief(error)}): "
+            f"Pictures of {shape[3]}x{shape[2]} pixels are too small for this network ({error_summary(error)}): "
             f"make them larger."
         ) from error
     weights = {tensor.untyped_storage()._cdata for tensor in shapes_only.values()}

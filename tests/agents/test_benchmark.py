@@ -299,7 +299,7 @@ def test_scales_of_the_arcade() -> None:
     assert catch is not None
     assert catch.high == 5.0  # five balls, all caught by the expert
     assert -5 <= catch.low < 0
-    assert catch.normalise(catch.low) == 0
+    assert catch.normalize(catch.low) == 0
     assert scale("CartPole-v1") is None
     assert scale("ALE/Pong-v5") == Scale(-20.7, 14.6, "random play 0, a human 1")
     assert normalization._play(CATCH, expert=False) == catch.low

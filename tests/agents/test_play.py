@@ -13,7 +13,16 @@ import numpy as np
 import pytest
 
 from zerokara.agents import play
-from zerokara.agents.viewing.drawing import BAR, CHOSEN, GROOVE, RANDOM, Board, enlarge, newest_frame, overlay
+from zerokara.agents.viewing.drawing import (
+    BAR,
+    CHOSEN,
+    GROOVE,
+    RANDOM,
+    TensorBoardWriter,
+    enlarge,
+    newest_frame,
+    overlay,
+)
 from zerokara.core.config import UserError
 
 REPO = Path(__file__).parents[2]
@@ -31,7 +40,7 @@ def pixels(frame: np.ndarray, colour: tuple[int, int, int]) -> int:
 
 
 def drawn(q: list[float], action: int, **more: np.ndarray) -> np.ndarray:
-    board = Board("a game", "a run", ("noop", "left", "right"), epsilon=0.1)
+    board = TensorBoardWriter("a game", "a run", ("noop", "left", "right"), epsilon=0.1)
     return board.draw(np.zeros((84, 84, 3), np.uint8), np.array(q, np.float32), action, 3.0, 7, **more)
 
 
@@ -53,7 +62,7 @@ def test_an_action_by_chance_is_marked() -> None:
 
 
 def test_the_bar_of_a_small_choice_is_short_beside_a_great_one_before_it() -> None:
-    board = Board("a game", "a run", ("noop", "left"), epsilon=0.0)
+    board = TensorBoardWriter("a game", "a run", ("noop", "left"), epsilon=0.0)
     picture = np.zeros((84, 84, 3), np.uint8)
     great = board.draw(picture, np.array([0.0, 1.0], np.float32), 1, 0.0, 0)
     small = board.draw(picture, np.array([0.0, 0.1], np.float32), 1, 0.0, 1)

@@ -187,12 +187,12 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     code = """
 import resource, sys, torch
 from pathlib import Path
-from core.checkpoint import save
-from core.config import entry
+from zerokara.core.checkpoint import save
+from zerokara.core.config import run_main
 path = Path(sys.argv[1])
 save(path, {"step": 1, "w": torch.zeros(1000)}, "dqn")
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-entry(lambda: save(path, {"step": 2, "w": torch.zeros(1_000_000)}, "dqn"))
+run_main(lambda: save(path, {"step": 2, "w": torch.zeros(1_000_000)}, "dqn"))
 """
     path = tmp_path / "a.pt"
     done = subprocess.run(
@@ -228,7 +228,7 @@ def test_sigkill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None
     code = """
 import os, random, signal, sys, time, torch
 from pathlib import Path
-from core.checkpoint import load, save
+from zerokara.core.checkpoint import load, save
 path, moments = Path(sys.argv[1]), random.Random(1)
 for _ in range(10):
     out, into = os.pipe()

@@ -243,16 +243,16 @@ def test_module_takes_the_layout() -> None:
 
 def test_a_working_copy_shares_whatever_is_not_in_16_bits() -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 2))
-    working = Compute(precision="bfloat16", compile=True).working(net)
+    working_copy = Compute(precision="bfloat16", compile=True).working_copy(net)
     for i in (0, 3):
-        assert working[i].weight.dtype is working[i].bias.dtype is torch.bfloat16
+        assert working_copy[i].weight.dtype is working_copy[i].bias.dtype is torch.bfloat16
         assert net[i].weight.dtype is torch.float32
-        assert working[i].weight.requires_grad
-        torch.testing.assert_close(working[i].weight.float(), net[i].weight, rtol=1e-2, atol=0)
-    assert working[1].weight is net[1].weight
-    assert working[1].running_mean is net[1].running_mean
+        assert working_copy[i].weight.requires_grad
+        torch.testing.assert_close(working_copy[i].weight.float(), net[i].weight, rtol=1e-2, atol=0)
+    assert working_copy[1].weight is net[1].weight
+    assert working_copy[1].running_mean is net[1].running_mean
     for compute in (Compute(precision="bfloat16"), Compute(compile=True)):
-        assert compute.working(net) is net
+        assert compute.working_copy(net) is net
 
 
 def test_autocast_holds_activations_in_the_chosen_type_and_parameters_in_float32() -> None:
@@ -304,7 +304,7 @@ def test_on_cuda_a_graph_replays_the_work() -> None:
 
 def test_numbers_too_small_for_full_speed_are_zero_in_every_thread() -> None:
     # In a process of its own, since threads take the setting over when they start.
-    code = "import torch; from core.compute import Compute; Compute(device='cpu', threads=4).apply(); "
+    code = "import torch; from zerokara.core.compute import Compute; Compute(device='cpu', threads=4).apply(); "
     # As bits, because a comparison with 0.0 flushes as well.
     code += "print(int(torch.full((1 << 20,), 1e-38).mul_(0.5).view(torch.int32).ne(0).sum()))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "0\n"

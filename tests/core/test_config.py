@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import pytest
 
-from zerokara.core.config import Range, UserError, entry, field_help, from_dict, parse, to_dict, validate
+from zerokara.core.config import Range, UserError, field_help, from_dict, parse, run_main, to_dict, validate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +226,7 @@ def test_entry_has_words_and_exit_codes(
     error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as leaving:
-        entry(raising(error))
+        run_main(raising(error))
     assert leaving.value.code == code
     out, err = capsys.readouterr()
     assert out == ""
@@ -236,12 +236,12 @@ def test_entry_has_words_and_exit_codes(
 
 def test_entry_lets_real_bugs_through() -> None:
     with pytest.raises(PermissionError):
-        entry(raising(PermissionError(errno.EACCES, "no")))
-    entry(lambda: None)
+        run_main(raising(PermissionError(errno.EACCES, "no")))
+    run_main(lambda: None)
 
 
 def test_a_closed_pipe_is_no_stack_trace() -> None:
-    code = "from core.config import entry\nentry(lambda: [print('x' * 1000) for _ in range(1000)])"
+    code = "from zerokara.core.config import run_main\nrun_main(lambda: [print('x' * 1000) for _ in range(1000)])"
     root = Path(__file__).parents[2]
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE

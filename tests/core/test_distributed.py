@@ -21,7 +21,7 @@ MEMBER = """
 import torch
 from pathlib import Path
 from torch import nn
-from core.distributed import World
+from zerokara.core.distributed import World
 
 world = World.from_env("cpu")
 rank = world.rank
@@ -60,14 +60,14 @@ assert world.any(rank == 1) is True
 assert world.any(False) is False
 
 from dataclasses import dataclass
-from core.run import Run
+from zerokara.core.run import Run
 @dataclass(frozen=True)
 class Config:
     preset: str = "fast"
 with Run(Config(), kind="dqn", name="both", resume=False, quiet=False, root=Path("runs"), world=world) as run:
     run.log(1, {"train/loss": torch.tensor(1.0 + rank)})
     run.progress(1, 2, {"rank": rank})
-    run.say(f"say {rank}")
+    run.print(f"say {rank}")
     run.warn(f"warn {rank}")
     run.text("a", "b")
     state = run.state_dict()
@@ -144,7 +144,7 @@ def test_half_a_world_is_refused(variables: dict[str, str], monkeypatch: pytest.
 def test_a_program_of_one_process_refuses_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     for alone in ("", "1"):
         monkeypatch.setenv("WORLD_SIZE", alone)
-        World.refuse("python -m vision.depth")
+        World.require_single_process("python -m vision.depth")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"torchrun started several: start it with python -m vision\.depth\."):
-        World.refuse("python -m vision.depth")
+        World.require_single_process("python -m vision.depth")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zerokara.core.divergence import diverged, is_finite, read_means
+from zerokara.core.divergence import divergence_error, is_finite, read_means
 
 
 def test_means_are_of_the_updates_since_they_were_read() -> None:
@@ -39,6 +39,6 @@ def test_one_weight_that_is_no_number_is_seen(wrong: float) -> None:
 
 
 def test_what_a_person_is_told_then() -> None:
-    sentence = str(diverged("update 1,234", Path("runs/mine")))
+    sentence = str(divergence_error("update 1,234", Path("runs/mine")))
     assert sentence.startswith("The loss is no number any more at update 1,234: ")
     assert "the last good checkpoint stays in runs/mine; start again with a lower --learning-rate." in sentence

@@ -13,18 +13,18 @@ from torch import nn
 
 from zerokara.core.models.classifier import make_classifier
 from zerokara.core.optim import (
-    CentredRMSprop,
+    CenteredRMSprop,
     CompiledAdam,
     OptimizerName,
     clip_and_step,
     make_optimizer,
-    orthogonalise,
+    orthogonalize,
 )
 
 
 def test_two_steps_by_hand() -> None:
     w = nn.Parameter(torch.tensor([1.0]))
-    optimizer = CentredRMSprop([w], lr=0.1, decay=0.9, eps=0.01)
+    optimizer = CenteredRMSprop([w], lr=0.1, decay=0.9, eps=0.01)
     w.grad = torch.tensor([2.0])
     optimizer.step()
     # mean .1 * 2 = .2, square .1 * 4 = .4, variance .4 - .04 = .36
@@ -38,7 +38,7 @@ def test_two_steps_by_hand() -> None:
 
 def test_epsilon_stands_inside_the_root() -> None:
     w = nn.Parameter(torch.tensor([0.0]))
-    optimizer = CentredRMSprop([w], lr=1.0, decay=0.95, eps=0.01)
+    optimizer = CenteredRMSprop([w], lr=1.0, decay=0.95, eps=0.01)
     w.grad = torch.tensor([1e-4])
     optimizer.step()
     # A small gradient is divided by sqrt(.01) = .1; outside the root, it would be by about .01.
@@ -52,7 +52,7 @@ def test_many_steps_equal_a_loop_in_float64() -> None:
     expected = [p.detach().double().numpy().copy() for p in params]
     mean = [np.zeros(shape) for shape in shapes]
     square = [np.zeros(shape) for shape in shapes]
-    optimizer = CentredRMSprop(params, lr=2.5e-3)
+    optimizer = CenteredRMSprop(params, lr=2.5e-3)
     for _ in range(60):
         for i, p in enumerate(params):
             g = rng.normal(size=shapes[i]).astype(np.float32)
@@ -67,7 +67,7 @@ def test_many_steps_equal_a_loop_in_float64() -> None:
 
 def test_a_constant_gradient_never_takes_the_root_of_less_than_nothing() -> None:
     w = nn.Parameter(torch.zeros(1000))
-    optimizer = CentredRMSprop([w], lr=1e-4, decay=0.5, eps=1e-12)
+    optimizer = CenteredRMSprop([w], lr=1e-4, decay=0.5, eps=1e-12)
     gradient = torch.rand(1000) * 1000
     for _ in range(200):
         w.grad = gradient.clone()
@@ -77,7 +77,7 @@ def test_a_constant_gradient_never_takes_the_root_of_less_than_nothing() -> None
 
 def test_what_has_no_gradient_stays() -> None:
     a, b = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
-    optimizer = CentredRMSprop([a, b], lr=0.1)
+    optimizer = CenteredRMSprop([a, b], lr=0.1)
     optimizer.step()
     assert torch.equal(a, torch.ones(2))
     a.grad = torch.ones(2)
@@ -90,7 +90,7 @@ def test_what_has_no_gradient_stays() -> None:
 def test_state_round_trip_goes_on_bit_for_bit() -> None:
     torch.manual_seed(0)
     one = nn.Linear(4, 3)
-    optimizer = CentredRMSprop(one.parameters(), lr=0.01)
+    optimizer = CenteredRMSprop(one.parameters(), lr=0.01)
     gradients = torch.randn(20, 15)
 
     def step(module: nn.Module, by: torch.optim.Optimizer, i: int) -> None:
@@ -101,7 +101,7 @@ def test_state_round_trip_goes_on_bit_for_bit() -> None:
     for i in range(10):
         step(one, optimizer, i)
     two = copy.deepcopy(one)
-    again = CentredRMSprop(two.parameters(), lr=0.5, decay=0.1, eps=1.0)  # the state brings its own
+    again = CenteredRMSprop(two.parameters(), lr=0.5, decay=0.1, eps=1.0)  # the state brings its own
     again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     for i in range(10, 20):
         step(one, optimizer, i)
@@ -208,18 +208,18 @@ def test_orthogonalised_matrices_have_singular_values_near_one(shape: tuple[int,
     torch.manual_seed(1)
     matrices = torch.randn(4, *shape)
     left, _, right = torch.linalg.svd(matrices, full_matrices=False)
-    found = orthogonalise(matrices)
+    found = orthogonalize(matrices)
     values = left.mT @ found @ right.mT  # diagonal: the singular vectors are as they were
     diagonal = values.diagonal(dim1=-2, dim2=-1)
     assert diagonal.min() > 0.6
     assert diagonal.max() < 1.25
     torch.testing.assert_close(values, torch.diag_embed(diagonal), atol=1e-3, rtol=0)
-    assert orthogonalise(torch.zeros(1, 2, 2)).isfinite().all()
+    assert orthogonalize(torch.zeros(1, 2, 2)).isfinite().all()
 
 
 def test_newton_schulz_by_hand() -> None:
     # diag(3, 4) / 5 = diag(.6, .8); each value goes s -> 3.4445 s - 4.775 s^3 + 2.0315 s^5
-    once = orthogonalise(torch.tensor([[[3.0, 0.0], [0.0, 4.0]]]), steps=1)
+    once = orthogonalize(torch.tensor([[[3.0, 0.0], [0.0, 4.0]]]), steps=1)
     expected = [3.4445 * s - 4.775 * s**3 + 2.0315 * s**5 for s in (0.6, 0.8)]
     assert once[0].diagonal().tolist() == pytest.approx(expected, rel=1e-5)
 
@@ -257,7 +257,7 @@ def test_muon_takes_filters_as_matrices_in_any_layout() -> None:
         layer.weight.grad = filters.to(memory_format=layout)
         optimizer.step()
         moved.append(layer.weight.detach().contiguous())
-    torch.testing.assert_close(moved[0].view(4, 12), -orthogonalise(filters.view(1, 4, 12))[0])
+    torch.testing.assert_close(moved[0].view(4, 12), -orthogonalize(filters.view(1, 4, 12))[0])
     assert torch.equal(moved[0], moved[1])
 
 

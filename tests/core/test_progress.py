@@ -76,7 +76,7 @@ def test_a_terminal_of_any_width(now: list[float], width: int) -> None:
     for step in range(5):
         now[0] += 1
         shown.show(step, 4, {"return": -20.3, "a long label": "x" * 100})
-    shown.say("a remark [bold]in brackets[/]")
+    shown.print("a remark [bold]in brackets[/]")
     shown.warn("beware")
     shown.close("the end")
     text = screen.getvalue()
@@ -102,7 +102,7 @@ def test_a_terminal_is_drawn_ten_times_a_second(now: list[float]) -> None:
 def test_silent_still_warns_and_closes(capsys: pytest.CaptureFixture[str]) -> None:
     shown = Progress(silent=True)
     shown.show(1, 2, {})
-    shown.say("a remark")
+    shown.print("a remark")
     shown.warn("beware")
     shown.close("the end")
     out, err = capsys.readouterr()
@@ -116,7 +116,7 @@ def test_a_reader_that_left_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr("sys.stdout", Gone())
     shown = Progress(silent=False)
-    shown.say("a remark")
+    shown.print("a remark")
     shown.show(1, 2, {})
     shown.close("the end")
 

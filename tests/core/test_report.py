@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zerokara.core.report import new_figure, pixels_of, write_figure, write_json
+from zerokara.core.report import figure_pixels, new_figure, write_figure, write_json
 
 
 def test_numbers_come_back(tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_a_plot_is_written_and_seen(tmp_path: Path) -> None:
         written = np.asarray(picture.convert("RGB"))
     assert tuple(written[75, 150]) == (255, 0, 0)
     assert tuple(written[25, 150]) == (255, 255, 255)
-    pixels = pixels_of(figure)
+    pixels = figure_pixels(figure)
     assert pixels.shape == (200, 600, 3)
     assert pixels.dtype == np.uint8
     assert tuple(pixels[150, 300]) == (255, 0, 0)

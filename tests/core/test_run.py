@@ -122,8 +122,8 @@ OTHER = """
 import sys
 import time
 from pathlib import Path
-from core.config import entry
-from core.run import Run
+from zerokara.core.config import run_main
+from zerokara.core.run import Run
 from dataclasses import dataclass
 @dataclass(frozen=True)
 class Config:
@@ -138,7 +138,7 @@ def main():
             time.sleep(60)
         print(child, flush=True)
     sys.stdin.read()
-entry(main)
+run_main(main)
 """
 
 
@@ -327,7 +327,7 @@ import resource, sys
 import numpy as np
 from pathlib import Path
 from dataclasses import dataclass
-from core.run import Run
+from zerokara.core.run import Run
 @dataclass(frozen=True)
 class Config:
     preset: str = "fast"
@@ -388,7 +388,7 @@ def test_signals_ask_to_stop(number: signal.Signals, tmp_path: Path) -> None:
 def test_the_closing_line_comes_once_and_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Run(Config(), kind="dqn", name="a", resume=False, quiet=False, root=tmp_path) as run:
         run.progress(5, 10, {"return": 1.5})
-        run.say("a remark")
+        run.print("a remark")
         for _ in range(3):
             run.warn("beware")
         run.log(5, {"x": 1.0})
@@ -402,6 +402,6 @@ def test_the_closing_line_comes_once_and_last(tmp_path: Path, capsys: pytest.Cap
 def test_quiet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with new(tmp_path) as run:
         run.progress(5, 10, {"return": 1.5})
-        run.say("a remark")
+        run.print("a remark")
         run.close("the end")
     assert capsys.readouterr() == ("the end\n", "")

@@ -110,7 +110,7 @@ def test_quality(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 def test_quality_wants_somebody_who_knows_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(glyphs, "NUMBER", FEW)
-    monkeypatch.setattr("zerokara.generative.scoring.feature_extractor.zoo", dict)
+    monkeypatch.setattr("zerokara.generative.scoring.feature_extractor.files", dict)
     with pytest.raises(UserError, match="--classifier"):
         benchmark.main(["quality", "--data", "glyphs", "--updates", "1", "--seeds", "1", *QUICK])
 

@@ -36,13 +36,13 @@ TINY = (
 # Few glyphs, and one arithmetic in all processes: which layout is faster is a matter of the moment's load.
 START = f"""
 import sys
-from core.compute import Compute
-from core.data import glyphs
-from generative import dcgan
+from zerokara.core.compute import Compute
+from zerokara.core.data import glyphs
+from zerokara.generative import dcgan
 glyphs.NUMBER = {FEW}
 dcgan.choose_compute = lambda *_: Compute(device="cpu", threads=1)
-from core.config import entry
-entry(dcgan.main)
+from zerokara.core.config import run_main
+run_main(dcgan.main)
 """
 
 
@@ -263,7 +263,7 @@ def test_a_damaged_last_moment_is_one_to_go_back_from(run: Path, capsys: pytest.
 def test_where_nobody_knows_the_data_the_score_is_a_random_networks_and_called_so(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zerokara.generative.scoring.feature_extractor.zoo", dict)
+    monkeypatch.setattr("zerokara.generative.scoring.feature_extractor.files", dict)
     dcgan.main([*TINY, "--name", "strange", "--updates", "10"])
     out = capsys.readouterr().out
     assert "features: a random network" in out

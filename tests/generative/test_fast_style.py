@@ -23,7 +23,7 @@ from zerokara.core.models.weights import read_tensors
 from zerokara.generative import fast_style, stylise
 from zerokara.generative.style import network as stylist
 from zerokara.generative.style import pictures
-from zerokara.generative.style.network import StyleCard, Stylist
+from zerokara.generative.style.network import StyleMetadata, Stylist
 
 REPO = Path(__file__).parents[2]
 TINY = (
@@ -44,11 +44,11 @@ TINY = (
     *("--device", "cpu", "--threads", "1", "--precision", "float32"),
 )
 START = """
-from core.compute import Compute
-from core.config import entry
-from generative import fast_style
+from zerokara.core.compute import Compute
+from zerokara.core.config import run_main
+from zerokara.generative import fast_style
 fast_style.choose_compute = lambda *_: Compute(device="cpu", threads=1)
-entry(fast_style.main)
+run_main(fast_style.main)
 """
 
 
@@ -146,14 +146,14 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
 def test_files_come_back_and_others_are_refused(tmp_path: Path) -> None:
     network = Stylist(0.125)
-    stylist.save(tmp_path / "model.safetensors", network, StyleCard(style="wave.jpg", width=0.125, update=7))
-    read, card = stylist.load(str(tmp_path))
-    assert card == StyleCard(style="wave.jpg", width=0.125, update=7)
+    stylist.save(tmp_path / "model.safetensors", network, StyleMetadata(style="wave.jpg", width=0.125, update=7))
+    read, metadata = stylist.load(str(tmp_path))
+    assert metadata == StyleMetadata(style="wave.jpg", width=0.125, update=7)
     assert all(torch.equal(x, y) for x, y in zip(network.parameters(), read.parameters(), strict=True))
     published = {**Stylist().state_dict(), "in1.running_mean": torch.zeros(32)}
     torch.save(published, "mosaic.pth")
-    read, card = stylist.load("mosaic.pth")
-    assert card.style == "mosaic"
+    read, metadata = stylist.load("mosaic.pth")
+    assert metadata.style == "mosaic"
     assert torch.equal(read.conv1.conv2d.weight, published["conv1.conv2d.weight"])
     torch.save({"weight": torch.zeros(3)}, "other.pth")
     with pytest.raises(UserError, match=r"other.pth holds no network of generative.fast_style"):
@@ -163,7 +163,7 @@ def test_files_come_back_and_others_are_refused(tmp_path: Path) -> None:
 
 
 def test_mistakes_of_a_painter_of_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    stylist.save(Path("model.safetensors"), Stylist(0.125), StyleCard(width=0.125))
+    stylist.save(Path("model.safetensors"), Stylist(0.125), StyleMetadata(width=0.125))
     with pytest.raises(UserError, match="No run was named"):
         stylise.main([])
     with pytest.raises(UserError, match="No picture was named"):

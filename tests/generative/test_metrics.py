@@ -13,12 +13,12 @@ from tests.generative.painted import FEW, HERE, make_run
 from zerokara.core.config import UserError
 from zerokara.core.data import glyphs
 from zerokara.core.models import model_file
-from zerokara.core.models.model_file import Card
+from zerokara.core.models.model_file import ClassifierMetadata
 from zerokara.generative import metrics
 from zerokara.generative.scoring.distances import frechet_distance, kernel_distance, overlap
 from zerokara.generative.scoring.feature_extractor import Scorer
 
-CARD = Card(
+CARD = ClassifierMetadata(
     backbone="deep_cnn",
     head="paper",
     classes=tuple("0123456789"),
@@ -165,7 +165,7 @@ def test_the_program_prints_scores_and_protocol(at_root: Path, capsys: pytest.Ca
 def test_without_a_classifier_it_says_that_quality_is_not_measured(
     at_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zerokara.generative.scoring.feature_extractor.zoo", dict)
+    monkeypatch.setattr("zerokara.generative.scoring.feature_extractor.files", dict)
     metrics.main(["runs/plain", "--images", "100", "--split", "held-out", "--json", *HERE])
     found = json.loads(capsys.readouterr().out)
     assert "random_fd" in found["scores"]["painted"]
@@ -216,7 +216,9 @@ def test_training_refuses_and_doubts_too(tmp_path: Path, capsys: pytest.CaptureF
     words = ("--backbone", "deep_cnn", "--discriminator-width", "0.25", "--pretrained-backbone", str(eye))
     with pytest.raises(UserError, match="the very eye that the discriminator starts from"):
         make_run(tmp_path, "refused", *words, "--classifier", str(eye / "model.safetensors"))
-    relative = model_file.Card(**{**vars(CARD), "command": "python -m vision.classify --pretrained-backbone runs/gone"})
+    relative = model_file.ClassifierMetadata(
+        **{**vars(CARD), "command": "python -m vision.classify --pretrained-backbone runs/gone"}
+    )
     weights = CARD.build().state_dict()
     model_file.save(eye / "model.safetensors", weights, relative)
     judge = save_classifier(tmp_path / "judge", seed=3)

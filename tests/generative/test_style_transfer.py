@@ -29,11 +29,11 @@ TINY = (
 )
 # One arithmetic in all processes: which layout is faster is a matter of the moment's load.
 START = """
-from core.compute import Compute
-from core.config import entry
-from generative import style_transfer
+from zerokara.core.compute import Compute
+from zerokara.core.config import run_main
+from zerokara.generative import style_transfer
 style_transfer.choose_compute = lambda *_: Compute(device="cpu", threads=1)
-entry(style_transfer.main)
+run_main(style_transfer.main)
 """
 
 

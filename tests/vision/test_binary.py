@@ -17,15 +17,22 @@ from zerokara.core.config import UserError
 from zerokara.core.distributed import World
 from zerokara.vision import binary
 from zerokara.vision.binarization.config import PRESETS, Config
-from zerokara.vision.binarization.network import BinaryCnn, BinaryMlp, BinaryNetwork, Card, read_packed, write_packed
+from zerokara.vision.binarization.network import (
+    BinaryCnn,
+    BinaryMetadata,
+    BinaryMlp,
+    BinaryNetwork,
+    read_packed,
+    write_packed,
+)
 from zerokara.vision.binarization.pictures import inputs_of_signs, network_table
 from zerokara.vision.binary import Training, squared_hinge
 from zerokara.vision.classification.learner import Data
 from zerokara.vision.classification.scoring import Scores
 
 CLASSES = ("a", "b", "c")
-MLP = Card(network="mlp", units=5, layers=1, width=1.0, classes=CLASSES, channels=1, image_size=(2, 3))
-CNN = Card(network="cnn", units=16, layers=1, width=0.05, classes=CLASSES, channels=3, image_size=(8, 16))
+MLP = BinaryMetadata(network="mlp", units=5, layers=1, width=1.0, classes=CLASSES, channels=1, image_size=(2, 3))
+CNN = BinaryMetadata(network="cnn", units=16, layers=1, width=0.05, classes=CLASSES, channels=3, image_size=(8, 16))
 SMALL = ["--units", "16", "--batch-size", "10", "--validation-images", "20", "--device", "cpu", "--threads", "1"]
 SHORT = [*SMALL, "--epochs", "2", "--precision", "float32", "--quiet"]
 
@@ -33,12 +40,12 @@ SHORT = [*SMALL, "--epochs", "2", "--precision", "float32", "--quiet"]
 pytestmark = pytest.mark.usefixtures("few_glyphs")
 
 
-def trained(card: Card) -> BinaryNetwork:
+def trained(metadata: BinaryMetadata) -> BinaryNetwork:
     """A network whose BatchNorm and normalisation are no longer what they began with."""
-    network = card.build()
+    network = metadata.build()
     network.mean_C.fill_(0.2)
     network.std_C.fill_(0.5)
-    network(torch.rand(8, card.channels, *card.image_size))
+    network(torch.rand(8, metadata.channels, *metadata.image_size))
     return network.eval()
 
 
@@ -76,23 +83,23 @@ def test_packed_size_by_hand(tmp_path: Path) -> None:
 
 def test_the_figures_network_packs_32_times_smaller(tmp_path: Path) -> None:
     """784 x 1024 + 2 x 1024 x 1024 + 1024 x 10 weights: 11,640,832 bytes become 363,776."""
-    card = Card(
+    metadata = BinaryMetadata(
         network="mlp", units=1024, layers=3, width=1.0, classes=tuple("0123456789"), channels=1, image_size=(28, 28)
     )
-    sizes = write_packed(tmp_path / "packed.safetensors", card.build(), card)
+    sizes = write_packed(tmp_path / "packed.safetensors", metadata.build(), metadata)
     assert (sizes.float_bytes, sizes.packed_bytes, sizes.ratio) == (11_640_832, 363_776, 32)
 
 
-@pytest.mark.parametrize("card", [MLP, CNN], ids=["mlp", "cnn"])
-def test_what_is_read_back_predicts_the_same_bit_for_bit(card: Card, tmp_path: Path) -> None:
-    network = trained(card)
-    write_packed(tmp_path / "packed.safetensors", network, card)
+@pytest.mark.parametrize("metadata", [MLP, CNN], ids=["mlp", "cnn"])
+def test_what_is_read_back_predicts_the_same_bit_for_bit(metadata: BinaryMetadata, tmp_path: Path) -> None:
+    network = trained(metadata)
+    write_packed(tmp_path / "packed.safetensors", network, metadata)
     again, read = read_packed(tmp_path / "packed.safetensors")
-    assert read == card
+    assert read == metadata
     assert not again.training
-    x = torch.rand(16, card.channels, *card.image_size)
+    x = torch.rand(16, metadata.channels, *metadata.image_size)
     assert torch.equal(again(x), network(x))
-    assert not torch.equal(trained(card)(x), network(x))  # another network does not
+    assert not torch.equal(trained(metadata)(x), network(x))  # another network does not
 
 
 def test_the_papers_convolutions() -> None:

@@ -39,11 +39,11 @@ TINY = (
     *("--device", "cpu", "--threads", "1", "--precision", "float32"),
 )
 START = """
-from core.compute import Compute
-from core.config import entry
-from vision import caption
+from zerokara.core.compute import Compute
+from zerokara.core.config import run_main
+from zerokara.vision import caption
 caption.choose_compute = lambda *_: Compute(device="cpu", threads=1)
-entry(caption.main)
+run_main(caption.main)
 """
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 230), "white": (240, 240, 240)}
 
@@ -107,7 +107,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
 def test_an_eye_that_was_given_stays_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     classifier = make_classifier("resnet20", 3, 32, 4, head="pooled", width=0.25)
-    card = model_file.Card(
+    metadata = model_file.ClassifierMetadata(
         backbone="resnet20",
         head="pooled",
         classes=("a", "b", "c", "d"),
@@ -117,12 +117,12 @@ def test_an_eye_that_was_given_stays_as_it_is(capsys: pytest.CaptureFixture[str]
         std=(0.2, 0.2, 0.2),
         options={"width": 0.25},
     )
-    model_file.save(Path("eye.safetensors"), classifier.state_dict(), card)
+    model_file.save(Path("eye.safetensors"), classifier.state_dict(), metadata)
     caption.main([*TINY, "--name", "run", "--epochs", "1", "--pretrained-backbone", "eye.safetensors"])
     assert "it stays as is" in capsys.readouterr().out
     read = network.load("runs/run")
-    assert read.card.mean == (0.5, 0.4, 0.3)  # fed as it was
-    assert read.card.options == {"width": 0.25}
+    assert read.metadata.mean == (0.5, 0.4, 0.3)  # fed as it was
+    assert read.metadata.options == {"width": 0.25}
     for name, tensor in classifier.backbone.state_dict().items():
         assert torch.equal(read.backbone.state_dict()[name], tensor)
 

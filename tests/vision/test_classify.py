@@ -18,7 +18,7 @@ from tensorboard.compat.proto.graph_pb2 import GraphDef
 from tests.programs import begun, check_damage_is_named, disturbed, metrics, refusal, start, updates_of
 from zerokara.core import checkpoint, data
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, entry, parse
+from zerokara.core.config import UserError, parse, run_main
 from zerokara.core.data import ImageSet, glyphs
 from zerokara.core.models import model_file
 from zerokara.core.models.classifier import make_classifier
@@ -49,10 +49,10 @@ TINY = (
 # Fewer digits; where asked for, a pause, so that a kill finds the program at work, a small disk, and no pictures.
 PROGRAM = f"""
 import os, resource, time
-from core.config import entry
-from core.data import glyphs
-from vision import classify
-from vision.learner import Training
+from zerokara.core.config import run_main
+from zerokara.core.data import glyphs
+from zerokara.vision import classify
+from zerokara.vision.classification.learner import Training
 glyphs.NUMBER = {FEW}
 update = Training.update
 def slow(self, index):
@@ -64,7 +64,7 @@ if "NO_PICTURES" in os.environ:
 if "LARGEST_FILE" in os.environ:
     limit = int(os.environ["LARGEST_FILE"])
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-entry(classify.main)
+run_main(classify.main)
 """
 
 
@@ -198,13 +198,13 @@ def test_tensorboard_has_curves_pictures_graph_histograms_and_hparams(uninterrup
 
 
 def test_the_file_of_weights_is_the_average(uninterrupted: Path) -> None:
-    classifier, card = model_file.load(uninterrupted / "model.safetensors")
+    classifier, metadata = model_file.load(uninterrupted / "model.safetensors")
     state = checkpoint.load(uninterrupted / "checkpoint-0.pt", "classify")
     for name, tensor in classifier.state_dict().items():
         assert torch.equal(tensor, state["ema"]["module"][name])
     last = state["network"]["backbone.layers.0.weight"]
     assert not torch.equal(last, classifier.state_dict()["backbone.layers.0.weight"])
-    assert card.figures == json.loads((uninterrupted / "result.json").read_text())["figures"]
+    assert metadata.figures == json.loads((uninterrupted / "result.json").read_text())["figures"]
 
 
 # ---- it repeats itself and survives
@@ -305,10 +305,10 @@ def test_without_a_test_nobody_reads_it(swift: list[str], capsys: pytest.Capture
     figures = json.loads(Path("runs/no/result.json").read_text())["figures"]
     assert list(figures) == ["validation_error"]
     assert "test error" not in capsys.readouterr().out
-    classifier, card = model_file.load(Path("runs/no/model.safetensors"))
+    classifier, metadata = model_file.load(Path("runs/no/model.safetensors"))
     state = checkpoint.load(Path("runs/no/checkpoint-0.pt"), "classify")
     assert all(torch.equal(tensor, state["network"][name]) for name, tensor in classifier.state_dict().items())
-    assert card.figures == figures
+    assert metadata.figures == figures
 
 
 # ---- the end
@@ -424,7 +424,7 @@ def test_a_mistake_is_one_sentence_and_makes_no_folder(words: list[str], says: s
 @pytest.mark.parametrize("words", [["--backbone", "deep_cn"], ["--data", "./nowhere"]])
 def test_a_mistake_leaves_with_code_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        entry(lambda: classify.main(words))
+        run_main(lambda: classify.main(words))
     assert end.value.code == 2
     out, err = capsys.readouterr()
     assert out == ""

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from zerokara.core.backbones.kernels import KERNELS
-from zerokara.core.backbones.registry import build
+from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.config import UserError
 from zerokara.vision import depth
 from zerokara.vision.depth import (
@@ -40,17 +40,17 @@ def test_weights_and_fields_by_hand(kernels: tuple[int, ...], weights: int, fiel
 def test_a_stack_has_the_weights_of_its_filters(name: str) -> None:
     """32 channels: a stem of 9 x 32 + 32, then three stages of filters on 32 x 32 pairs, and a bias for each map."""
     kernels = KERNELS[name].kernels
-    eye = build(name, 1, 28)
+    eye = make_backbone(name, 1, 28)
     filters = 3 * (weights_per_pair(kernels) * 32 * 32 + len(kernels) * 32)
     assert sum(parameter.numel() for parameter in eye.parameters()) == 9 * 32 + 32 + filters
     assert eye(torch.rand(2, 1, 28, 28)).shape == (2, 32, 3, 3)
-    assert build(name, 1, 28, width=0.5).out_channels == 16
+    assert make_backbone(name, 1, 28, width=0.5).out_channels == 16
 
 
 def test_a_stage_sees_as_far_as_its_filters(monkeypatch: pytest.MonkeyPatch) -> None:
     """The trunk itself, by gradients: the stem's 3, the filters' field, and the pool's one more."""
     for name, kernels in (("one5x5", (5,)), ("two3x3", (3, 3))):
-        eye = build(name, 1, 28)
+        eye = make_backbone(name, 1, 28)
         for parameter in eye.parameters():
             torch.nn.init.constant_(parameter, 0.01)
         x = torch.rand(1, 1, 28, 28, requires_grad=True)

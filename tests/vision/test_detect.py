@@ -17,7 +17,7 @@ from tests.programs import begun, disturbed, metrics, start, updates_of
 from tests.vision import drawn_boxes as shapes
 from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, entry, parse
+from zerokara.core.config import UserError, parse, run_main
 from zerokara.vision import detect, detect_compare, detect_predict
 from zerokara.vision.detection import detector as detectors
 from zerokara.vision.detection.config import PRESETS, Config
@@ -43,15 +43,15 @@ SMALL = (
 # Where asked for, a pause, so that a kill finds the program at work.
 PROGRAM = """
 import os, time
-from core.config import entry
-from vision import detect
-from vision.detect_learner import Training
+from zerokara.core.config import run_main
+from zerokara.vision import detect
+from zerokara.vision.detection.learner import Training
 update = Training.update
 def slow(self):
     update(self)
     time.sleep(float(os.environ.get("PAUSE", "0")))
 Training.update = slow
-entry(detect.main)
+run_main(detect.main)
 """
 
 
@@ -126,8 +126,8 @@ def test_a_run_leaves_what_its_readme_promises(finished: dict[str, Path]) -> Non
     assert media >= {"learnt_from-0.png", "validation-60.png", "test_worst-120.png", "test_best-120.png"}
     assert list((run / "tensorboard").glob("events.*"))
     detector = detectors.load(run)
-    assert detector.card.figures == figures(run)
-    assert detector.card.classes == ("disc", "square")
+    assert detector.metadata.figures == figures(run)
+    assert detector.metadata.classes == ("disc", "square")
     weights = checkpoint.load(run / "checkpoint-0.pt", "detect")["detector"]
     assert all(torch.equal(tensor, weights[name]) for name, tensor in detector.state_dict().items())
     protocol = json.loads((run / "result.json").read_text())["protocol"]
@@ -305,7 +305,7 @@ def test_what_a_person_forgets(finished: dict[str, Path], capsys: pytest.Capture
     with pytest.raises(UserError, match="cannot go on with 7"):
         detect.main(["--name", "fast-rcnn", "--resume", "--updates", "7"])
     with pytest.raises(SystemExit) as end:
-        entry(lambda: detect.main(["--data", "shape", "--data-dir", "."]))
+        run_main(lambda: detect.main(["--data", "shape", "--data-dir", "."]))
     assert end.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from zerokara.core.config import UserError
 from zerokara.core.models import model_file
-from zerokara.core.models.model_file import Card
+from zerokara.core.models.model_file import ClassifierMetadata
 from zerokara.core.models.onnx_file import PACKAGES
 from zerokara.vision import export
 
-CARD = Card(
+CARD = ClassifierMetadata(
     backbone="deep_cnn",
     head="paper",
     classes=tuple("0123456789"),
@@ -30,13 +30,13 @@ CARD = Card(
 )
 
 
-def save_run(folder: Path, card: Card = CARD) -> Path:
+def save_run(folder: Path, metadata: ClassifierMetadata = CARD) -> Path:
     torch.manual_seed(0)
-    classifier = card.build()
+    classifier = metadata.build()
     for p in classifier.parameters():  # a fresh network says nearly the same of every image
         p.data.mul_(1.7)
     folder.mkdir()
-    model_file.save(folder / "model.safetensors", classifier.state_dict(), card)
+    model_file.save(folder / "model.safetensors", classifier.state_dict(), metadata)
     return folder
 
 
@@ -59,11 +59,11 @@ def test_onnx_computes_the_same_for_any_batch(tmp_path: Path, capsys: pytest.Cap
     onnx.checker.check_model(onnx.load(path))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == list(CARD.classes)
-    classifier, card = model_file.load(folder / "export" / "small.safetensors")
+    classifier, metadata = model_file.load(folder / "export" / "small.safetensors")
     for batch in (1, 3, 50):
         pixels = torch.rand(batch, 1, 28, 28)
         with torch.no_grad():
-            expected = classifier(card.normalise(pixels)).softmax(1).numpy()
+            expected = classifier(metadata.normalize(pixels)).softmax(1).numpy()
         np.testing.assert_allclose(session.run(None, {"pixels": pixels.numpy()})[0], expected, atol=1e-5)
 
 
@@ -80,11 +80,11 @@ def test_what_computes_something_else_is_refused(tmp_path: Path, monkeypatch: py
     folder = save_run(tmp_path / "small")
     read = model_file.load
 
-    def damaged(path: Path) -> tuple[nn.Module, Card]:
-        classifier, card = read(path)
+    def damaged(path: Path) -> tuple[nn.Module, ClassifierMetadata]:
+        classifier, metadata = read(path)
         if path.parent != folder:  # what was written, not what is exported
             next(classifier.parameters()).data.fill_(float("nan"))
-        return classifier, card
+        return classifier, metadata
 
     monkeypatch.setattr(model_file, "load", damaged)
     with pytest.raises(UserError, match="differs by"):

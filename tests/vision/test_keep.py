@@ -12,12 +12,12 @@ import torch
 
 from zerokara.core.config import UserError, to_dict
 from zerokara.core.models import model_file
-from zerokara.core.models.model_file import Card
+from zerokara.core.models.model_file import ClassifierMetadata
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision import keep
 from zerokara.vision.classification.config import Config
 
-CARD = Card(
+CARD = ClassifierMetadata(
     backbone="deep_cnn",
     head="paper",
     classes=tuple("0123456789"),
@@ -32,11 +32,11 @@ CARD = Card(
 )
 
 
-def save_run(folder: Path, card: Card = CARD) -> Path:
+def save_run(folder: Path, metadata: ClassifierMetadata = CARD) -> Path:
     folder.mkdir()
     config = to_dict(Config(validation_images=100, width_multiplier=0.25))
     (folder / "config.json").write_text(json.dumps({"kind": "classify", "config": config, "extra": {}}))
-    model_file.save(folder / "model.safetensors", card.build().state_dict(), card)
+    model_file.save(folder / "model.safetensors", metadata.build().state_dict(), metadata)
     return folder
 
 
@@ -46,19 +46,19 @@ def test_a_run_goes_into_the_zoo(
     run, folder = save_run(tmp_path / "run"), tmp_path / "zoo"
     folder.mkdir()
     monkeypatch.setattr(zoo, "FOLDER", folder)
-    zoo.zoo.cache_clear()
+    zoo.files.cache_clear()
     keep.main([str(run), "small-digits", "--threads", "1"])
     assert "made by: python -m vision.classify --width-multiplier 0.25" in capsys.readouterr().out
-    classifier, card = zoo.load("small-digits")
+    classifier, metadata = zoo.load("small-digits")
     original, _ = model_file.load(run / "model.safetensors")
     for mine, its in zip(classifier.parameters(), original.parameters(), strict=True):
         assert torch.equal(mine, its.half().float())
-    assert card.data == "glyphs"
-    assert set(card.figures) == {"validation_error", "test_error", "validation_error_float16"}
-    assert 0.5 < card.figures["validation_error_float16"] <= 1, "an untrained network guesses"
+    assert metadata.data == "glyphs"
+    assert set(metadata.figures) == {"validation_error", "test_error", "validation_error_float16"}
+    assert 0.5 < metadata.figures["validation_error_float16"] <= 1, "an untrained network guesses"
     with pytest.raises(UserError, match="has small-digits already"):
         keep.main([str(run), "small-digits"])
-    zoo.zoo.cache_clear()
+    zoo.files.cache_clear()
 
 
 def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,7 +124,7 @@ def test_sixteen_bits_are_sixteen_bits(tiny_run: Path) -> None:
     assert {out.dtype for out in logits.values()} == {torch.float32}
     off = {name: float((out - logits["float32"]).abs().max()) for name, out in logits.items()}
     assert 10 * off["float32"] < off["float16"] < off["bfloat16"]  # 24, 11 and 8 bits of mantissa
-    assert dataclasses.asdict(trained.card) == dataclasses.asdict(load_trained(tiny_run, threads=1).card)
+    assert dataclasses.asdict(trained.metadata) == dataclasses.asdict(load_trained(tiny_run, threads=1).metadata)
 
 
 def test_mistakes_get_a_sentence(tiny_run: Path) -> None:

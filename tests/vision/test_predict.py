@@ -17,7 +17,7 @@ from PIL import Image
 from zerokara.core import data
 from zerokara.core.config import UserError
 from zerokara.core.models import model_file
-from zerokara.core.models.model_file import Card
+from zerokara.core.models.model_file import ClassifierMetadata
 from zerokara.vision import predict
 
 
@@ -26,7 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small network that has learnt drawn digits for some seconds."""
     torch.manual_seed(0)
     images = data.load("glyphs", "train")
-    card = Card(
+    metadata = ClassifierMetadata(
         backbone="deep_cnn",
         head="paper",
         classes=images.classes,
@@ -37,16 +37,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         options={"width": 0.5},
         dropout=0.0,
     )
-    classifier = card.build().train()
+    classifier = metadata.build().train()
     optimizer = torch.optim.Adam(classifier.parameters(), lr=3e-3)
     for index_B in torch.randperm(len(images)).split(100):
         optimizer.zero_grad()
-        logits_BK = classifier(card.normalise(images.images[index_B].float() / 255))
+        logits_BK = classifier(metadata.normalize(images.images[index_B].float() / 255))
         F.cross_entropy(logits_BK, images.labels[index_B]).backward()
         optimizer.step()
     folder = tmp_path_factory.mktemp("runs") / "digits"
     folder.mkdir()
-    model_file.save(folder / "model.safetensors", classifier.state_dict(), card)
+    model_file.save(folder / "model.safetensors", classifier.state_dict(), metadata)
     return folder
 
 
@@ -98,7 +98,7 @@ def test_views_are_averaged(run: Path, sheets: Path, capsys: pytest.CaptureFixtu
 def other(folder: Path, classes: tuple[str, ...], side: int = 32) -> Path:
     """A network that has learnt nothing, of another input size."""
     torch.manual_seed(1)
-    card = Card(
+    metadata = ClassifierMetadata(
         backbone="deep_cnn",
         head="paper",
         classes=classes,
@@ -109,7 +109,7 @@ def other(folder: Path, classes: tuple[str, ...], side: int = 32) -> Path:
         options={"width": 0.25},
         dropout=0.0,
     )
-    model_file.save(folder, card.build().state_dict(), card)
+    model_file.save(folder, metadata.build().state_dict(), metadata)
     return folder
 
 

@@ -20,7 +20,7 @@ from tests.programs import begun, disturbed, metrics, start, updates_of
 from tests.vision.shapes import CLASSES, SIZE, plant_shapes
 from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, entry, parse
+from zerokara.core.config import UserError, parse, run_main
 from zerokara.core.data.masks import MaskSet, load_masks
 from zerokara.core.data.pictures import decode
 from zerokara.core.models.weights import load_pretrained_backbone
@@ -52,9 +52,9 @@ TINY = (
 # Where asked for, a pause, so that a kill finds the program at work.
 PROGRAM = """
 import os, time
-from core.config import entry
-from vision import segment
-from vision.segment_learner import Training
+from zerokara.core.config import run_main
+from zerokara.vision import segment
+from zerokara.vision.segmentation.learner import Training
 update = Training.update
 def slow(self, index):
     update(self, index)
@@ -62,7 +62,7 @@ def slow(self, index):
 Training.update = slow
 if "NO_PICTURES" in os.environ:
     segment.log_overlays = segment.log_classes = lambda *args, **options: None
-entry(segment.main)
+run_main(segment.main)
 """
 
 
@@ -135,9 +135,9 @@ def test_a_run_leaves_what_it_promises(uninterrupted: Path) -> None:
     media = {path.name for path in (uninterrupted / "media").iterdir()}
     assert media >= {"augmented-0.png", "overlays-12.png", "overlays-24.png", "classes-24.png", "test_overlays-24.png"}
     assert list((uninterrupted / "tensorboard").glob("events.*"))
-    network, card = model_file.load(uninterrupted / "model.safetensors")
-    assert card.classes == CLASSES
-    assert card.figures == figures
+    network, metadata = model_file.load(uninterrupted / "model.safetensors")
+    assert metadata.classes == CLASSES
+    assert metadata.figures == figures
     assert sum(parameter.numel() for parameter in network.parameters()) > 10_000
 
 
@@ -265,7 +265,7 @@ def test_mistakes_are_one_sentence_and_leave_no_folder(
 def test_a_mistake_is_exit_code_2(here: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     Path("shapes/valannot/03.png").unlink()
     with pytest.raises(SystemExit) as leaving:
-        entry(lambda: segment.main([*TINY, "--name", "mistake"]))
+        run_main(lambda: segment.main([*TINY, "--name", "mistake"]))
     assert leaving.value.code == 2
     assert capsys.readouterr().err.startswith("error: val/03.png in shapes has no mask: put 03.png")
 
@@ -322,18 +322,18 @@ def test_overlays_and_a_film(uninterrupted: Path, here: list[str], capsys: pytes
     overlaid = np.asarray(Image.open("seen/2.png"))
     assert overlaid.shape[0] > 64, "no legend"
     # A picture of the network's own size is seen as in validation.
-    network, card = model_file.load(uninterrupted / "model.safetensors")
+    network, metadata = model_file.load(uninterrupted / "model.safetensors")
     image = decode(Path("shapes/val/00.png").read_bytes(), "it")
-    guess = segment_predict.segment_picture(network, card, Compute(), image)
+    guess = segment_predict.segment_picture(network, metadata, Compute(), image)
     assert np.array_equal(guess, np.asarray(Image.open("seen/00-mask.png")))
 
 
 def test_sizes_at_which_pictures_are_seen(uninterrupted: Path) -> None:
-    _, card = model_file.load(uninterrupted / "model.safetensors")
-    assert segment_predict.seen_size(SIZE, card) == SIZE
-    assert segment_predict.seen_size((320, 480), card) == SIZE
-    assert segment_predict.seen_size((480, 320), card) == (48, 32)
-    assert segment_predict.seen_size((320, 480), card, 2.0) == (64, 96)
+    _, metadata = model_file.load(uninterrupted / "model.safetensors")
+    assert segment_predict.seen_size(SIZE, metadata) == SIZE
+    assert segment_predict.seen_size((320, 480), metadata) == SIZE
+    assert segment_predict.seen_size((480, 320), metadata) == (48, 32)
+    assert segment_predict.seen_size((320, 480), metadata, 2.0) == (64, 96)
 
 
 @pytest.mark.parametrize(

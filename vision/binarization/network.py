@@ -35,7 +35,7 @@ Binary = BinaryLinear | BinaryConv2d
 
 
 @dataclass(frozen=True, kw_only=True)
-class Card:
+class BinaryMetadata:
     """What a file of packed weights is: enough to build its network, which knows how to take pixels."""
 
     network: Literal["mlp", "cnn"]
@@ -173,14 +173,14 @@ class Sizes:
         return self.float_bytes / self.packed_bytes
 
 
-def write_packed(path: Path, network: BinaryNetwork, card: Card) -> Sizes:
+def write_packed(path: Path, network: BinaryNetwork, metadata: BinaryMetadata) -> Sizes:
     """Write a network with one bit for each binary weight, whole or not at all; how large it came out.
 
     Raises:
         OSError: the disk is full or refuses.
     """
-    packed = {name: Compute.host(tensor).contiguous() for name, tensor in pack(network).items()}
-    content = to_bytes(packed, {"format": FORMAT, "card": json.dumps(dataclasses.asdict(card))})
+    packed = {name: Compute.to_host(tensor).contiguous() for name, tensor in pack(network).items()}
+    content = to_bytes(packed, {"format": FORMAT, "card": json.dumps(dataclasses.asdict(metadata))})
     write_atomically(path, lambda file: file.write(content))
     layers = network.binary_layers()
     return Sizes(
@@ -190,7 +190,7 @@ def write_packed(path: Path, network: BinaryNetwork, card: Card) -> Sizes:
     )
 
 
-def read_packed(path: Path) -> tuple[BinaryNetwork, Card]:
+def read_packed(path: Path) -> tuple[BinaryNetwork, BinaryMetadata]:
     """The network of a file, in evaluation mode on the CPU, and its card.
 
     Raises:
@@ -198,14 +198,16 @@ def read_packed(path: Path) -> tuple[BinaryNetwork, Card]:
     """
     if not path.is_file():
         raise UserError(f"There is no {path}: give a file that vision.binary wrote (packed.safetensors).")
-    metadata, packed = contents(path)
-    if metadata.get("format") != FORMAT:
+    header, packed = contents(path)
+    if header.get("format") != FORMAT:
         raise UserError(f"{path} holds no packed weights of zerokara ({FORMAT}): give a file that vision.binary wrote.")
     try:
-        fields = json.loads(metadata["card"])
-        card = Card(**{**fields, "classes": tuple(fields["classes"]), "image_size": tuple(fields["image_size"])})
-        network = card.build()
+        fields = json.loads(header["card"])
+        metadata = BinaryMetadata(
+            **{**fields, "classes": tuple(fields["classes"]), "image_size": tuple(fields["image_size"])}
+        )
+        network = metadata.build()
         unpack(network, packed)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"The weights in {path} do not fit the network on its card ({error}); make it again.") from None
-    return network.eval(), card
+    return network.eval(), metadata

@@ -58,7 +58,7 @@ def beam_search(
     log_KV = first_1V
     ended: list[Sentence] = []
     for length in range(longest + 1):
-        log_KV = Compute.host(log_KV).double()
+        log_KV = Compute.to_host(log_KV).double()
         last = (total_K + log_KV[:, end]) / (length + 1) ** length_power
         ended += [Sentence(words, float(score)) for words, score in zip(beginnings, last, strict=True)]
         ended = sorted(ended, key=lambda sentence: -sentence.score)[:beams]

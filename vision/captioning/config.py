@@ -15,14 +15,14 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from zerokara.core.backbones.base import Backbone, Stem
-from zerokara.core.backbones.registry import options_of
+from zerokara.core.backbones.registry import option_names
 from zerokara.core.compute import Precision
 from zerokara.core.config import Range, UserError
 from zerokara.core.data.captions import CaptionSet, load_captions
 from zerokara.core.data.moments import channel_moments
 from zerokara.core.models import model_file
-from zerokara.core.models.model_file import Card
-from zerokara.core.models.weights import Loaded, load_into, load_pretrained_backbone, read_tensors
+from zerokara.core.models.model_file import ClassifierMetadata
+from zerokara.core.models.weights import LoadReport, load_into, load_pretrained_backbone, read_tensors
 from zerokara.core.progress import loading
 from zerokara.core.zoo import registry as zoo
 
@@ -171,7 +171,7 @@ class Start:
     options: Mapping[str, Any]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    fill: Callable[[Backbone], Loaded] | None  # None: random weights
+    fill: Callable[[Backbone], LoadReport] | None  # None: random weights
 
     @classmethod
     def of(cls, config: Config, train: CaptionSet) -> Start:
@@ -182,7 +182,7 @@ class Start:
         """
         if config.weights and config.pretrained_backbone:
             raise UserError("--weights and --pretrained-backbone both say what the eye begins with: leave one out.")
-        known = options_of(config.backbone)
+        known = option_names(config.backbone)
         asked = {"width": config.width_multiplier, "stem": config.stem}
         usual = {"width": 1.0, "stem": "paper"}
         options = {name: value for name, value in asked.items() if name in known or value != usual[name]}
@@ -192,14 +192,16 @@ class Start:
                 config.backbone, options, IMAGENET_MEAN, IMAGENET_STD, lambda eye: load_pretrained_backbone(eye, source)
             )
         if config.pretrained_backbone:
-            card = _card(config.pretrained_backbone)
-            if card is not None:
-                path = zoo.find(config.pretrained_backbone)
-                if card.channels != 3:
+            metadata = _card(config.pretrained_backbone)
+            if metadata is not None:
+                path = zoo.find_file(config.pretrained_backbone)
+                if metadata.channels != 3:
                     raise UserError(
                         f"{config.pretrained_backbone} sees grey images: give a network that learnt colours."
                     )
-                return cls(card.backbone, card.options, card.mean, card.std, lambda eye: _fill(eye, path))
+                return cls(
+                    metadata.backbone, metadata.options, metadata.mean, metadata.std, lambda eye: _fill(eye, path)
+                )
         mean, std = (tuple(of_C.tolist()) for of_C in channel_moments(train.images))
         if config.pretrained_backbone:
             source = Path(config.pretrained_backbone).expanduser()
@@ -207,16 +209,16 @@ class Start:
         return cls(config.backbone, options, mean, std, None)
 
 
-def _card(word: str) -> Card | None:
+def _card(word: str) -> ClassifierMetadata | None:
     """The card of a classifier of ours; None where the word names weights of another kind."""
     path = Path(word).expanduser()
     if (path.is_dir() and not (path / "model.safetensors").is_file()) or path.suffix in (".pt", ".pth"):
         return None
-    fields, _ = model_file.read(zoo.find(word), model_file.FORMAT, "classifier")
-    return model_file.as_card(Card, fields, path)
+    fields, _ = model_file.read(zoo.find_file(word), model_file.FORMAT, "classifier")
+    return model_file.parse_metadata(ClassifierMetadata, fields, path)
 
 
-def _fill(eye: Backbone, path: Path) -> Loaded:
+def _fill(eye: Backbone, path: Path) -> LoadReport:
     """Our own file: by its names, since here the backbone is sure to fit."""
     prefix = "backbone."
     tensors = {name.removeprefix(prefix): x for name, x in read_tensors(path).items() if name.startswith(prefix)}

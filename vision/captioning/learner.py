@@ -18,7 +18,7 @@ from zerokara.core.data.captions import CaptionSet
 from zerokara.core.distributed import World
 from zerokara.core.programs import command
 from zerokara.vision.captioning.config import Config, Data, Start
-from zerokara.vision.captioning.network import CaptionCard, Captioner, caption_loss, look, say
+from zerokara.vision.captioning.network import Captioner, CaptionerMetadata, caption_loss, generate_captions, look
 from zerokara.vision.captioning.vocabulary import PAD, Vocabulary
 from zerokara.vision.training.epochs import Epochs
 
@@ -60,11 +60,11 @@ class Training(Epochs[Captioner]):
             UserError: a backbone that does not exist or fit; weights that do not fit.
         """
         start = Start.of(config, data.train)
-        self.card = make_card(config, data, start)
+        self.metadata = make_metadata(config, data, start)
         self.report = "random weights"  # of the eye
 
         def build() -> Captioner:
-            captioner = Captioner(self.card)
+            captioner = Captioner(self.metadata)
             if start.fill is not None:
                 self.report = str(start.fill(captioner.backbone))
             return captioner
@@ -124,7 +124,7 @@ class Training(Epochs[Captioner]):
             return self._seen[index_b]
         pixels = AUGMENT(self.images[index_b].float() * (1 / 255), self.generator, index_B=index_b, epoch=self.epoch)
         with self.compute.autocast():
-            return self.network.features(self.compute.layout(self.card.normalise(pixels.clamp(0, 1))))
+            return self.network.features(self.compute.layout(self.metadata.normalize(pixels.clamp(0, 1))))
 
     def loss(self, features_bF: Tensor, sentences: Sentences, index_b: Tensor) -> Tensor:
         """Of all that was said of photographs (scalar)."""
@@ -145,14 +145,14 @@ class Training(Epochs[Captioner]):
     def describe(self, photographs: CaptionSet) -> tuple[list[str], Tensor]:
         """The best sentence about each photograph, and its features (N, F)."""
         features_NF = look(self.network, self.compute, photographs.images)
-        return say(self.network, features_NF), features_NF
+        return generate_captions(self.network, features_NF), features_NF
 
 
-def make_card(config: Config, data: Data, start: Start) -> CaptionCard:
+def make_metadata(config: Config, data: Data, start: Start) -> CaptionerMetadata:
     """What describes the network that a config asks for, its vocabulary made of the training photographs alone."""
     sentences = (sentence for said in data.train.captions for sentence in said)
     copied = ("image_size", "embedding", "hidden", "dropout", "beams", "longest", "length_power")
-    return CaptionCard(
+    return CaptionerMetadata(
         backbone=start.backbone,
         options=dict(start.options),
         words=Vocabulary.of(sentences, config.at_least).words,

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zerokara.core.backbones.registry import build
+from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.core.models import model_file
@@ -27,12 +27,12 @@ from zerokara.vision.captioning.beam_search import Sentence, beam_search
 from zerokara.vision.captioning.vocabulary import END, PAD, START, UNKNOWN, Vocabulary
 
 FORMAT = "zerokara-captioner-1"
-MODEL = "model.safetensors"
+MODEL_FILE = "model.safetensors"
 State = tuple[Tensor, Tensor]  # of the LSTM: (1, K, H) each
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionCard:
+class CaptionerMetadata:
     """What a file of weights is: enough to build its network, and to feed it."""
 
     backbone: str
@@ -55,7 +55,7 @@ class CaptionCard:
         """The network without its weights."""
         return Captioner(self)
 
-    def normalise(self, images_BCHW: Tensor) -> Tensor:
+    def normalize(self, images_BCHW: Tensor) -> Tensor:
         """Images scaled to [0, 1] as the eye expects them."""
         shape = (1, -1, 1, 1)
         mean, std = (torch.tensor(x, device=images_BCHW.device).view(shape) for x in (self.mean, self.std))
@@ -65,17 +65,17 @@ class CaptionCard:
 class Captioner(nn.Module):
     """An eye and a tongue."""
 
-    def __init__(self, card: CaptionCard) -> None:
+    def __init__(self, metadata: CaptionerMetadata) -> None:
         super().__init__()
-        self.card, self.vocabulary = card, Vocabulary(card.words)
-        self.backbone = build(card.backbone, len(card.mean), card.image_size, **card.options)
+        self.metadata, self.vocabulary = metadata, Vocabulary(metadata.words)
+        self.backbone = make_backbone(metadata.backbone, len(metadata.mean), metadata.image_size, **metadata.options)
         # Whatever scale the eye's channels have, the LSTM is shown numbers about 1.
         self.norm = nn.BatchNorm1d(self.backbone.out_channels, affine=False)
-        self.see = nn.Linear(self.backbone.out_channels, card.embedding)
-        self.read = nn.Embedding(len(card.words), card.embedding, padding_idx=PAD)
-        self.lstm = nn.LSTM(card.embedding, card.hidden, batch_first=True)
-        self.dropout = nn.Dropout(card.dropout)
-        self.say = nn.Linear(card.hidden, len(card.words))
+        self.see = nn.Linear(self.backbone.out_channels, metadata.embedding)
+        self.read = nn.Embedding(len(metadata.words), metadata.embedding, padding_idx=PAD)
+        self.lstm = nn.LSTM(metadata.embedding, metadata.hidden, batch_first=True)
+        self.dropout = nn.Dropout(metadata.dropout)
+        self.generate_captions = nn.Linear(metadata.hidden, len(metadata.words))
 
     def features(self, x_BCHW: Tensor) -> Tensor:
         """What the eye sees of normalised images: the mean over its last map (B, F), float32."""
@@ -87,7 +87,9 @@ class Captioner(nn.Module):
         image_P1E = self.see(self.norm(features_PF))[:, None]
         shown = self.dropout(torch.cat([image_P1E, self.read(words_PT)], 1))
         out, _ = self.lstm(shown)
-        logits_PTV: Tensor = self.say(self.dropout(out[:, 1:]))  # what it says to the image alone is not asked for
+        logits_PTV: Tensor = self.generate_captions(
+            self.dropout(out[:, 1:])
+        )  # what it says to the image alone is not asked for
         return logits_PTV
 
     @torch.no_grad()
@@ -100,7 +102,7 @@ class Captioner(nn.Module):
             parent_K, word_K = parent_K.to(device), word_K.to(device)
             state = (state[0][:, parent_K].contiguous(), state[1][:, parent_K].contiguous())
             out, state = self.lstm(self.read(word_K)[:, None], state)
-            return F.log_softmax(self.say(out[:, 0]), 1), state
+            return F.log_softmax(self.generate_captions(out[:, 0]), 1), state
 
         first_1V, state = advance(state, torch.zeros(1, dtype=torch.int64), torch.tensor([START]))
         return beam_search(
@@ -129,30 +131,32 @@ def look(captioner: Captioner, compute: Compute, images_NCHW: Tensor, batch_size
     for images in images_NCHW.split(batch_size):
         pixels = images.to(compute.torch_device).float() * (1 / 255)
         with compute.autocast():
-            seen.append(captioner.features(compute.layout(captioner.card.normalise(pixels))))
+            seen.append(captioner.features(compute.layout(captioner.metadata.normalize(pixels))))
     captioner.train(mode)
     return torch.cat(seen)
 
 
-def say(captioner: Captioner, features_NF: Tensor) -> list[str]:
+def generate_captions(captioner: Captioner, features_NF: Tensor) -> list[str]:
     """The best sentence about every image, by its features, as its card says that one is searched."""
-    card, mode = captioner.card, captioner.training
+    metadata, mode = captioner.metadata, captioner.training
     captioner.eval()
     found = [
-        captioner.caption(features_1F, beams=card.beams, longest=card.longest, length_power=card.length_power)
+        captioner.caption(
+            features_1F, beams=metadata.beams, longest=metadata.longest, length_power=metadata.length_power
+        )
         for features_1F in features_NF.split(1)
     ]
     captioner.train(mode)
     return [captioner.vocabulary.decode(sentences[0].words) for sentences in found]
 
 
-def save(path: Path, captioner: Captioner, card: CaptionCard) -> None:
+def save(path: Path, captioner: Captioner, metadata: CaptionerMetadata) -> None:
     """Write weights and card as one whole file.
 
     Raises:
         UserError: the disk is full or refuses; the old file is as it was.
     """
-    model_file.write(path, captioner.state_dict(), dataclasses.asdict(card), FORMAT)
+    model_file.write(path, captioner.state_dict(), dataclasses.asdict(metadata), FORMAT)
 
 
 def load(word: str) -> Captioner:
@@ -163,9 +167,11 @@ def load(word: str) -> Captioner:
     """
     path = Path(word).expanduser()
     if path.is_dir():
-        if not (path / MODEL).is_file():
-            raise UserError(f"{path} has no {MODEL}: give the folder of a run of vision.caption that ended an epoch.")
-        path /= MODEL
+        if not (path / MODEL_FILE).is_file():
+            raise UserError(
+                f"{path} has no {MODEL_FILE}: give the folder of a run of vision.caption that ended an epoch."
+            )
+        path /= MODEL_FILE
     fields, weights = model_file.read(path, FORMAT, "captioner")
-    card = model_file.as_card(CaptionCard, fields, path)
-    return model_file.fill(card.build(), weights, path)
+    metadata = model_file.parse_metadata(CaptionerMetadata, fields, path)
+    return model_file.fill(metadata.build(), weights, path)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from zerokara.core.data.pictures import fit, in_colours
-from zerokara.core.models.model_file import Card
+from zerokara.core.data.pictures import fit, with_channels
+from zerokara.core.models.model_file import ClassifierMetadata
 
 DIGITS = tuple("0123456789")
 DARK = 0.4  # grey sets with a mean below this are light things on a dark ground: MNIST .13, Fashion-MNIST .29
@@ -35,7 +35,7 @@ class Prepared:
     done: str
 
 
-def prepare(image_HWC: np.ndarray, card: Card, *, as_is: bool = False) -> Prepared:
+def prepare(image_HWC: np.ndarray, metadata: ClassifierMetadata, *, as_is: bool = False) -> Prepared:
     """A picture for the network of this card.
 
     Where the network learnt light things on dark ground, a picture whose border is bright is inverted; where it learnt
@@ -48,21 +48,21 @@ def prepare(image_HWC: np.ndarray, card: Card, *, as_is: bool = False) -> Prepar
         as_is: size and colours only.
     """
     done = []
-    own_size = image_HWC.shape[:2] == card.image_size
-    image_HWC = in_colours(image_HWC, card.channels == 1)
-    if card.channels == 1 and card.mean[0] < DARK and not as_is:
+    own_size = image_HWC.shape[:2] == metadata.image_size
+    image_HWC = with_channels(image_HWC, metadata.channels == 1)
+    if metadata.channels == 1 and metadata.mean[0] < DARK and not as_is:
         if bright_border(image_HWC[..., 0]):
             image_HWC = 255 - image_HWC
             done.append("inverted")
-        if card.classes == DIGITS and not own_size:
-            digit_HW = centred_digit(image_HWC[..., 0], card.image_size)
+        if metadata.classes == DIGITS and not own_size:
+            digit_HW = centred_digit(image_HWC[..., 0], metadata.image_size)
             if digit_HW is not None:
                 return Prepared(digit_HW[None], ", ".join([*done, "digit cut out and centred"]))
             done.append("no ink found")
     if not own_size:
         height, width = image_HWC.shape[:2]
-        image_HWC = fit(image_HWC, card.image_size)
-        square = height * card.image_size[1] == width * card.image_size[0]
+        image_HWC = fit(image_HWC, metadata.image_size)
+        square = height * metadata.image_size[1] == width * metadata.image_size[0]
         done.append("resized" if square else "resized, middle cut out")
     return Prepared(np.ascontiguousarray(image_HWC.transpose(2, 0, 1)), ", ".join(done) or "as it is")
 

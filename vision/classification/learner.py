@@ -78,12 +78,12 @@ class Training(Labelled[Classifier]):
     data: Data
 
     def __init__(self, config: Config, images: Data, compute: Compute, world: World) -> None:
-        self.card = make_card(config, images)
-        super().__init__(config, images, compute, world, self.card.build)
+        self.metadata = make_metadata(config, images)
+        super().__init__(config, images, compute, world, self.metadata.build)
         self.augment = config.augment()
         self.images = images.train.images.to(compute.torch_device)
         self.labels = images.train.labels.to(compute.torch_device)
-        classes, smoothing = len(self.card.classes), config.label_smoothing
+        classes, smoothing = len(self.metadata.classes), config.label_smoothing
         smoothed_KK = torch.eye(classes) * (1 - smoothing) + smoothing / classes
         self._targets_KK = smoothed_KK.to(compute.torch_device)  # a row for each label
         self._loss = compute.function(self._forward)
@@ -112,7 +112,7 @@ class Training(Labelled[Classifier]):
         pixels = self.images[index_b].float() * (1 / 255)
         x = self.augment(pixels, self.generator, index_B=index_b, epoch=self.epoch)
         x, target_bK = self.augment.mix(x, self._targets_KK[self.labels[index_b]], self.generator)
-        return self.compute.layout(self.card.normalise(x)), target_bK
+        return self.compute.layout(self.metadata.normalize(x)), target_bK
 
     def _forward(self, x_bCHW: Tensor, target_bK: Tensor, label_b: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and share of right answers (scalars): the part of an update that is compiled."""
@@ -126,15 +126,15 @@ class Training(Labelled[Classifier]):
     def score(self, images: ImageSet, *, views: int = 1) -> Scores:
         """How well the network that counts does on images that it does not learn from, by so many views of each."""
         batch_size = self.config.eval_batch_size
-        return score(self.evaluated, self.card, self.compute, images, views=views, batch_size=batch_size)
+        return score(self.evaluated, self.metadata, self.compute, images, views=views, batch_size=batch_size)
 
 
-def make_card(config: Config, images: Data) -> model_file.Card:
+def make_metadata(config: Config, images: Data) -> model_file.ClassifierMetadata:
     """What describes the network that a config asks for, on these images."""
     channels, height, width = images.train.shape
     usual = {"width": 1.0, "stem": "paper", "output_dropout": 0.0}  # what need not be said
     asked = {"width": config.width_multiplier, "stem": config.stem, "output_dropout": config.output_dropout}
-    return model_file.Card(
+    return model_file.ClassifierMetadata(
         backbone=config.backbone,
         head=config.head,
         classes=images.train.classes,

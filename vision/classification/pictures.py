@@ -15,8 +15,8 @@ from zerokara.core.compute import Compute
 from zerokara.core.data import ImageSet
 from zerokara.core.media import grid
 from zerokara.core.models.classifier import Classifier
-from zerokara.core.models.model_file import Card
-from zerokara.core.report import pixels_of
+from zerokara.core.models.model_file import ClassifierMetadata
+from zerokara.core.report import figure_pixels
 from zerokara.core.run import Run
 from zerokara.vision.classification.scoring import Scores
 
@@ -24,18 +24,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def log_start(classifier: Classifier, card: Card, batch: tuple[Tensor, Tensor], run: Run) -> None:
+def log_start(classifier: Classifier, metadata: ClassifierMetadata, batch: tuple[Tensor, Tensor], run: Run) -> None:
     """The first images as augmented, and the network's graph."""
-    x_BCHW = Compute.host(batch[0]).float()
+    x_BCHW = Compute.to_host(batch[0]).float()
     shape = (1, -1, 1, 1)
-    pixels = x_BCHW * torch.tensor(card.std).view(shape) + torch.tensor(card.mean).view(shape)
-    run.image("augmented", 0, grid((pixels.clamp(0, 1) * 255).round().to(torch.uint8), columns=8, scale=scale(card)))
+    pixels = x_BCHW * torch.tensor(metadata.std).view(shape) + torch.tensor(metadata.mean).view(shape)
+    run.image(
+        "augmented", 0, grid((pixels.clamp(0, 1) * 255).round().to(torch.uint8), columns=8, scale=scale(metadata))
+    )
     run.graph(classifier, batch[0][:1].float())
 
 
-def scale(card: Card) -> int:
+def scale(metadata: ClassifierMetadata) -> int:
     """By how much small images are enlarged to be seen."""
-    return max(1, 84 // max(card.image_size))
+    return max(1, 84 // max(metadata.image_size))
 
 
 def misread(scores: Scores, most: int = 30) -> list[int]:
@@ -95,10 +97,10 @@ def log_misread(
     """Keep a picture of what is misread."""
     figure = draw_misread(images, scores, classes)
     if figure is not None:
-        run.image(tag, step, pixels_of(figure))
+        run.image(tag, step, figure_pixels(figure))
 
 
 def log_confusion(scores: Scores, classes: tuple[str, ...], run: Run, step: int) -> None:
     """Keep a picture of the confusion matrix."""
     if len(classes) <= 100:
-        run.image("confusion", step, pixels_of(draw_confusion(scores, classes)))
+        run.image("confusion", step, figure_pixels(draw_confusion(scores, classes)))

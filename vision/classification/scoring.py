@@ -14,7 +14,7 @@ from torch import Tensor
 from zerokara.core.compute import Compute
 from zerokara.core.data import ImageSet
 from zerokara.core.models.classifier import Classifier
-from zerokara.core.models.model_file import Card
+from zerokara.core.models.model_file import ClassifierMetadata
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def views_of(x_BCHW: Tensor, number: int) -> list[Tensor]:
 
 def probabilities(
     classifier: Classifier,
-    card: Card,
+    metadata: ClassifierMetadata,
     compute: Compute,
     images_NCHW: Tensor,
     *,
@@ -74,16 +74,16 @@ def probabilities(
     found = []
     with torch.no_grad(), compute.autocast():
         for pixels in images_NCHW.split(batch_size):
-            x = card.normalise(pixels.to(compute.torch_device).float() * (1 / 255))
+            x = metadata.normalize(pixels.to(compute.torch_device).float() * (1 / 255))
             logits = [classifier(compute.layout(view)).float() for view in views_of(x, views)]
             found.append(torch.stack([view.softmax(1) for view in logits]).mean(0))
     classifier.train(training)
-    return compute.host(torch.cat(found))
+    return compute.to_host(torch.cat(found))
 
 
 def score(
     classifier: Classifier,
-    card: Card,
+    metadata: ClassifierMetadata,
     compute: Compute,
     images: ImageSet,
     *,
@@ -91,5 +91,5 @@ def score(
     batch_size: int = 500,
 ) -> Scores:
     """`probabilities` of a set of images, beside their labels."""
-    found = probabilities(classifier, card, compute, images.images, views=views, batch_size=batch_size)
+    found = probabilities(classifier, metadata, compute, images.images, views=views, batch_size=batch_size)
     return Scores(found, images.labels)

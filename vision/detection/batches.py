@@ -18,7 +18,7 @@ from torch import Tensor
 from zerokara.core.boxes import encode, iou, mirror
 from zerokara.core.data.boxes import BoxSet
 from zerokara.vision.detection.config import Config
-from zerokara.vision.detection.detector import Card
+from zerokara.vision.detection.detector import DetectorMetadata
 from zerokara.vision.detection.proposals import Proposals
 
 
@@ -121,9 +121,9 @@ class CropBatches:
     """R-CNN's batches: a region is a warped crop, a picture of its own."""
 
     def __init__(
-        self, config: Config, card: Card, candidates: Sequence[Candidates], generator: torch.Generator
+        self, config: Config, metadata: DetectorMetadata, candidates: Sequence[Candidates], generator: torch.Generator
     ) -> None:
-        self.config, self.card, self.candidates, self.generator = config, card, candidates, generator
+        self.config, self.metadata, self.candidates, self.generator = config, metadata, candidates, generator
         pools: tuple[list[Tensor], list[Tensor]] = ([], [])
         for place, each in enumerate(candidates):
             for pool, found in zip(pools, (each.foreground(config), each.background(config)), strict=True):
@@ -145,10 +145,10 @@ class CropBatches:
         boxes_R4 = torch.stack([one.boxes[place] for one, place in zip(each, at, strict=True)])
         label_R = torch.stack([one.label[place] + 1 for one, place in zip(each, at, strict=True)])
         label_R[shown:] = 0
-        crops = self.card.crops(images_NCHW, boxes_R4.to(device), row_R2[:, 0].to(device))
+        crops = self.metadata.crops(images_NCHW, boxes_R4.to(device), row_R2[:, 0].to(device))
         for axis, allowed in ((3, config.flip != "none"), (2, config.flip == "both")):
             coin_R = torch.rand(len(crops), generator=self.generator) < 0.5
             if allowed:
                 crops = torch.where(coin_R.to(device).view(-1, 1, 1, 1), crops.flip(axis), crops)
-        whole, whose = self.card.whole_crops(len(crops), device)
+        whole, whose = self.metadata.whole_crops(len(crops), device)
         return Batch(crops, whole, whose, label_R.to(device), torch.zeros(len(crops), 4, device=device))

@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 
 from zerokara.core.augment import Augment
 from zerokara.core.backbones.base import Stem
-from zerokara.core.backbones.registry import options_of
+from zerokara.core.backbones.registry import option_names
 from zerokara.core.compute import Precision
 from zerokara.core.config import Range, UserError
-from zerokara.core.models.model_file import Card, card_of
+from zerokara.core.models.model_file import ClassifierMetadata, read_metadata
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision.detection.detector import Method
 from zerokara.vision.detection.selective_search import SearchSettings
@@ -169,39 +169,39 @@ class Config:
         """Where the weights lie that the eye starts from."""
         if not self.pretrained_backbone:
             return None
-        return zoo.eye(self.pretrained_backbone)
+        return zoo.weights_source(self.pretrained_backbone)
 
 
 SLIM: Mapping[str, Any] = {"backbone": "resnet18", "width_multiplier": 0.45, "stem": "medium"}
 """The eye where none is named: resnet18 with half of its channels, and a stem for small pictures."""
 
 
-def settled(config: Config) -> tuple[Config, Card | None]:
+def settled(config: Config) -> tuple[Config, ClassifierMetadata | None]:
     """The config with its eye named, and what is known of the classifier that the eye comes from.
 
     Raises:
         UserError: weights that are not there or damaged.
     """
     path = config.eye_path()
-    card = card_of(path) if path is not None else None
-    if not config.backbone and card is None and path is not None:
+    metadata = read_metadata(path) if path is not None else None
+    if not config.backbone and metadata is None and path is not None:
         raise UserError(
             f"{path} does not say of which network it is: name that too, "
             f"with --backbone, --width-multiplier and --stem."
         )
-    if not config.backbone and card is not None:
-        known = {name: card.options[name] for name in ("width", "stem") if name in card.options}
-        eye: Mapping[str, Any] = {"backbone": card.backbone, **known}
+    if not config.backbone and metadata is not None:
+        known = {name: metadata.options[name] for name in ("width", "stem") if name in metadata.options}
+        eye: Mapping[str, Any] = {"backbone": metadata.backbone, **known}
     else:
         eye = SLIM if not config.backbone else {}
     # What was typed stands; only what was left open is filled in.
     open_fields = {name: value for name, value in eye.items() if getattr(config, name) in ("", None)}
     config = replace(config, **open_fields)
-    if "width" in options_of(config.backbone) and config.width_multiplier is None:
+    if "width" in option_names(config.backbone) and config.width_multiplier is None:
         config = replace(config, width_multiplier=1.0)
-    if "stem" in options_of(config.backbone) and config.stem is None:
+    if "stem" in option_names(config.backbone) and config.stem is None:
         config = replace(config, stem="paper")
-    return config, card
+    return config, metadata
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

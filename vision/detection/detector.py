@@ -20,20 +20,20 @@ from torch import Tensor, nn
 
 from zerokara.core.boxes import clip, decode, pick, warp
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, brief
+from zerokara.core.config import UserError, error_summary
 from zerokara.core.models import model_file
 from zerokara.core.programs import program_command
 from zerokara.vision.detection.network import RegionNet
 from zerokara.vision.detection.selective_search import SearchSettings
 
 FORMAT = "zerokara-detector-1"
-MODEL = "model.safetensors"
+MODEL_FILE = "model.safetensors"
 Method = Literal["fast-rcnn", "rcnn"]
 _CROPS = 256  # that go through the network together
 
 
 @dataclass(frozen=True, kw_only=True)
-class Card:
+class DetectorMetadata:
     """What a detector is: enough to build it, to feed it, and to know what it was measured at."""
 
     method: Method
@@ -69,7 +69,7 @@ class Card:
             **self.options,
         )
 
-    def normalise(self, x_BCHW: Tensor) -> Tensor:
+    def normalize(self, x_BCHW: Tensor) -> Tensor:
         """Images scaled to [0, 1] as the network expects them."""
         shape = (1, -1, 1, 1)
         return (x_BCHW - x_BCHW.new_tensor(self.mean).view(shape)) / x_BCHW.new_tensor(self.std).view(shape)
@@ -133,10 +133,10 @@ class Svm(nn.Module):
 class Detector(nn.Module):
     """The network with what its method puts on top of it."""
 
-    def __init__(self, card: Card) -> None:
+    def __init__(self, metadata: DetectorMetadata) -> None:
         super().__init__()
-        self.card, self.net = card, card.build()
-        self.svm = Svm(len(card.classes), card.units) if card.method == "rcnn" else None
+        self.metadata, self.net = metadata, metadata.build()
+        self.svm = Svm(len(metadata.classes), metadata.units) if metadata.method == "rcnn" else None
 
     @torch.no_grad()
     def detect(self, canvas_CHW: Tensor, proposals_P4: Tensor, compute: Compute, *, least_score: float = 0.01) -> Found:
@@ -158,16 +158,16 @@ class Detector(nn.Module):
         self.train(training)
         height, width = canvas_CHW.shape[1:]
         boxes_PK4 = clip(decode(proposals_P4, codes_PK4), height, width)
-        most, nms_iou = self.card.detections, self.card.nms_iou
+        most, nms_iou = self.metadata.detections, self.metadata.nms_iou
         found = pick(boxes_PK4, score_PK, least_score=least_score, nms_iou=nms_iou, most=most)
-        return Found(*(compute.host(part) for part in found))
+        return Found(*(compute.to_host(part) for part in found))
 
     def score(self, canvas_CHW: Tensor, proposals_P4: Tensor, compute: Compute) -> tuple[Tensor, Tensor]:
         """Scores (P, K) and codes (P, K, 4) of proposals."""
         if self.svm is not None:
             scores, codes = self.svm(self.vectors_of_crops(canvas_CHW, proposals_P4, compute))
             return scores, codes
-        x_1CHW = compute.layout(self.card.normalise(canvas_CHW[None].float() * (1 / 255)))
+        x_1CHW = compute.layout(self.metadata.normalize(canvas_CHW[None].float() * (1 / 255)))
         image_P = torch.zeros(len(proposals_P4), dtype=torch.int64, device=canvas_CHW.device)
         logits, codes = self.net(x_1CHW, proposals_P4, image_P)
         return logits.softmax(1)[:, 1:], codes
@@ -177,10 +177,10 @@ class Detector(nn.Module):
         vectors = []
         for boxes in boxes_R4.split(_CROPS):
             image_R = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
-            crops = self.card.normalise(self.card.crops(canvas_CHW[None], boxes, image_R))
+            crops = self.metadata.normalize(self.metadata.crops(canvas_CHW[None], boxes, image_R))
             maps = self.net.maps(compute.layout(crops))
-            whole, whose = self.card.whole_crops(len(boxes), boxes.device)
-            vectors.append(self.net.vectors(maps, whole, whose, (self.card.crop_side,) * 2).float())
+            whole, whose = self.metadata.whole_crops(len(boxes), boxes.device)
+            vectors.append(self.net.vectors(maps, whole, whose, (self.metadata.crop_side,) * 2).float())
         return torch.cat(vectors)
 
 
@@ -190,7 +190,7 @@ def save(path: Path, detector: Detector) -> None:
     Raises:
         UserError: the disk is full or refuses; the old file is as it was.
     """
-    model_file.write(path, detector.state_dict(), dataclasses.asdict(detector.card), FORMAT)
+    model_file.write(path, detector.state_dict(), dataclasses.asdict(detector.metadata), FORMAT)
 
 
 def load(path: Path) -> Detector:
@@ -199,26 +199,26 @@ def load(path: Path) -> Detector:
     Raises:
         UserError: no such file, a damaged one, or one that holds no detector of this version.
     """
-    if path.is_dir() and not (path / MODEL).is_file():
-        raise UserError(f"{path} has no {MODEL}: give the folder of a run of vision.detect that has validated.")
-    path = path / MODEL if path.is_dir() else path
+    if path.is_dir() and not (path / MODEL_FILE).is_file():
+        raise UserError(f"{path} has no {MODEL_FILE}: give the folder of a run of vision.detect that has validated.")
+    path = path / MODEL_FILE if path.is_dir() else path
     if not path.is_file():
-        raise UserError(f"There is no {path}: give the folder of a run of vision.detect, or its {MODEL}.")
-    metadata, weights = model_file.contents(path)
-    if metadata.get("format") != FORMAT:
+        raise UserError(f"There is no {path}: give the folder of a run of vision.detect, or its {MODEL_FILE}.")
+    header, weights = model_file.contents(path)
+    if header.get("format") != FORMAT:
         raise UserError(
-            f"{path} holds no detector of this version of zerokara (its format is {metadata.get('format')!r}, "
+            f"{path} holds no detector of this version of zerokara (its format is {header.get('format')!r}, "
             f"{FORMAT!r} was expected): give what {program_command('vision.detect')} wrote."
         )
     try:
-        fields = json.loads(metadata["card"])
+        fields = json.loads(header["card"])
         for name in ("classes", "mean", "std"):
             fields[name] = tuple(fields[name])
         search: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields["search"].items()}
-        detector = Detector(Card(**{**fields, "search": SearchSettings(**search)}))
+        detector = Detector(DetectorMetadata(**{**fields, "search": SearchSettings(**search)}))
         detector.load_state_dict(weights)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"The card of {path} makes no sense or its weights do not fit it ({brief(error)}): make it again."
+            f"The card of {path} makes no sense or its weights do not fit it ({error_summary(error)}): make it again."
         ) from None
     return detector.eval()

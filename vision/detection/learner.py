@@ -23,14 +23,14 @@ from zerokara.core.data.boxes import BoxSet, load_boxes, split
 from zerokara.core.data.moments import channel_moments
 from zerokara.core.distributed import World
 from zerokara.core.divergence import is_finite, read_means
-from zerokara.core.models.model_file import Card as ClassifierCard
+from zerokara.core.models.model_file import ClassifierMetadata
 from zerokara.core.optim import make_optimizer
 from zerokara.core.programs import command
 from zerokara.core.progress import loading
 from zerokara.core.stopwatch import Stopwatch
 from zerokara.vision.detection.batches import Batch, CropBatches, PictureBatches, all_candidates
 from zerokara.vision.detection.config import Config
-from zerokara.vision.detection.detector import Card, Detector, Found
+from zerokara.vision.detection.detector import Detector, DetectorMetadata, Found
 from zerokara.vision.detection.proposals import Proposals
 from zerokara.vision.detection.scoring import Precision, precision
 
@@ -94,11 +94,17 @@ class Training:
     """Everything that a checkpoint holds, and one update over it."""
 
     def __init__(
-        self, config: Config, card: Card, train: BoxSet, proposals: Sequence[Proposals], compute: Compute, world: World
+        self,
+        config: Config,
+        metadata: DetectorMetadata,
+        train: BoxSet,
+        proposals: Sequence[Proposals],
+        compute: Compute,
+        world: World,
     ) -> None:
-        self.config, self.card, self.train, self.compute, self.world = config, card, train, compute, world
+        self.config, self.metadata, self.train, self.compute, self.world = config, metadata, train, compute, world
         torch.manual_seed(config.seed)
-        self.detector = compute.module(Detector(card))
+        self.detector = compute.module(Detector(metadata))
         self.detector.net.freeze_norm(config.freeze_batch_norm)
         self.detector.train()
         world.broadcast(self.detector)
@@ -116,7 +122,7 @@ class Training:
         candidates = all_candidates(train, proposals)
         self.batches: PictureBatches | CropBatches
         if config.method == "rcnn":
-            self.batches = CropBatches(config, card, candidates, self.generator)
+            self.batches = CropBatches(config, metadata, candidates, self.generator)
         else:
             self.batches = PictureBatches(config, train, candidates, self.generator)
         self.images = train.images.to(compute.torch_device)
@@ -146,7 +152,7 @@ class Training:
             group["lr"] = self.learning_rate * group.get("lr_factor", 1.0)
         batch = self.batches.draw(self.images, self.places()[self.world.rank :: self.world.size])
         pixels = self.light(batch.pixels, self.light_generator).clamp(0, 1)
-        x_BCHW = self.compute.layout(self.card.normalise(pixels))
+        x_BCHW = self.compute.layout(self.metadata.normalize(pixels))
         with self.compute.autocast():
             logits, codes = self.detector.net(x_BCHW, batch.boxes, batch.image)
         weight = config.box_loss if config.method == "fast-rcnn" else 0.0
@@ -219,7 +225,7 @@ def look(
     return found, seconds
 
 
-def make_card(config: Config, train: BoxSet, eye: ClassifierCard | None) -> Card:
+def make_metadata(config: Config, train: BoxSet, eye: ClassifierMetadata | None) -> DetectorMetadata:
     """What describes the detector that a config asks for.
 
     Pictures are normalised as those were that the eye comes from; where that is not known, by their own mean and
@@ -229,7 +235,7 @@ def make_card(config: Config, train: BoxSet, eye: ClassifierCard | None) -> Card
         mean, std = eye.mean, eye.std
     else:
         mean, std = (tuple(of_C.tolist()) for of_C in channel_moments(train.images))
-    return Card(
+    return DetectorMetadata(
         method=config.method,
         backbone=config.backbone,
         options=config.options(),
@@ -252,6 +258,6 @@ def make_card(config: Config, train: BoxSet, eye: ClassifierCard | None) -> Card
     )
 
 
-def with_figures(card: Card, figures: dict[str, float]) -> Card:
+def with_figures(metadata: DetectorMetadata, figures: dict[str, float]) -> DetectorMetadata:
     """The card with what was measured."""
-    return dataclasses.replace(card, figures=figures)
+    return dataclasses.replace(metadata, figures=figures)

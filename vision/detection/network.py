@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zerokara.core.backbones.base import Backbone
-from zerokara.core.backbones.registry import build
+from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.boxes import roi_pool
 from zerokara.core.config import UserError
 
@@ -52,7 +52,7 @@ class RegionNet(nn.Module):
         super().__init__()
         self.classes, self.bins, self.dropout = classes, bins, dropout
         self._frozen = False
-        self.backbone = build(backbone, 3, MEASURED_SIDE, **options)
+        self.backbone = make_backbone(backbone, 3, MEASURED_SIDE, **options)
         pool_by_regions(self.backbone)
         self.stage, self.stride, channels = choose_stage(self.backbone, stride)
         leave_out_unseen(self.backbone, self.stage)

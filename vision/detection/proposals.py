@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from zerokara.core.checkpoint import write_atomically
-from zerokara.core.config import UserError, brief
+from zerokara.core.config import UserError, error_summary
 from zerokara.core.data.boxes import BoxSet
 from zerokara.vision.detection.selective_search import SearchSettings, best_overlaps, propose
 
@@ -104,7 +104,7 @@ def find_all(
                     progress(done, len(found))
     except OSError as error:
         raise UserError(
-            f"Proposals cannot be kept in {folder} ({brief(error)}): name a folder that can be written with "
+            f"Proposals cannot be kept in {folder} ({error_summary(error)}): name a folder that can be written with "
             f"--proposal-cache."
         ) from None
     return [Proposals(each.boxes[:most], each.seconds) for each in found if each is not None]

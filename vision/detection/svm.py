@@ -71,7 +71,7 @@ def all_vectors(
             overlap_RK.scatter_reduce_(1, label_n.expand(len(regions_R4), -1), overlap_Rn, "amax")
             best_R, match_R = overlap_Rn.max(1)
             code_R4, best_label_R = encode(regions_R4, truth_n4[match_R]), label_n[match_R]
-        parts: list[Tensor] = [Compute.host(vectors), torch.full_like(true_R, place), true_R, overlap_RK]
+        parts: list[Tensor] = [Compute.to_host(vectors), torch.full_like(true_R, place), true_R, overlap_RK]
         rows.append(tuple(part.numpy() for part in (*parts, best_label_R, best_R, code_R4)))
         progress(place + 1, len(boxes))
     return Vectors(*(np.concatenate(column) for column in zip(*rows, strict=True)))

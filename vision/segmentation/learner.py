@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zerokara.core.backbones.registry import options_of
+from zerokara.core.backbones.registry import option_names
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.core.data import MaskSet, load_masks
@@ -25,7 +25,7 @@ from zerokara.core.programs import command
 from zerokara.core.progress import loading
 from zerokara.vision.segmentation.config import Config, sides
 from zerokara.vision.segmentation.losses import median_frequency, pixel_loss
-from zerokara.vision.segmentation.model_file import SegmenterCard
+from zerokara.vision.segmentation.model_file import SegmenterMetadata
 from zerokara.vision.segmentation.networks import Segmenter
 from zerokara.vision.segmentation.scoring import PixelScores, score
 from zerokara.vision.training.supervised import Labelled
@@ -87,12 +87,12 @@ class Training(Labelled[Segmenter]):
     data: Data
 
     def __init__(self, config: Config, images: Data, compute: Compute, world: World) -> None:
-        self.card = make_card(config, images)
-        super().__init__(config, images, compute, world, self.card.build)
+        self.metadata = make_metadata(config, images)
+        super().__init__(config, images, compute, world, self.metadata.build)
         self.augment = config.augment()
         self.images = images.train.images.to(compute.torch_device)
         self.masks = images.train.masks.to(compute.torch_device)
-        weight_K = median_frequency(images.train.masks, len(self.card.classes), config.balance)
+        weight_K = median_frequency(images.train.masks, len(self.metadata.classes), config.balance)
         self.weight_K = weight_K.to(compute.torch_device)
         self._loss = compute.function(self._forward)
 
@@ -113,14 +113,14 @@ class Training(Labelled[Segmenter]):
         """Training images (b, C, h, w), augmented and normalised, and their masks (b, h, w) int64."""
         pixels = self.images[index_b].float() * (1 / 255)
         x, mask_bhw = self.augment(pixels, self.masks[index_b], self.generator)
-        return self.compute.layout(self.card.normalise(x)), mask_bhw
+        return self.compute.layout(self.metadata.normalize(x)), mask_bhw
 
     def _forward(self, x_bChw: Tensor, mask_bhw: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and share of labelled pixels that are right (scalars): the part of an update that is compiled."""
         with self.compute.autocast():
             logits_bKhw = self.network(x_bChw)
         logits_bKhw = logits_bKhw.float()
-        labelled_bhw = mask_bhw < len(self.card.classes)
+        labelled_bhw = mask_bhw < len(self.metadata.classes)
         right = ((logits_bKhw.detach().argmax(1) == mask_bhw) & labelled_bhw).sum() / labelled_bhw.sum().clamp(min=1)
         return pixel_loss(logits_bKhw, mask_bhw, self.weight_K), right
 
@@ -129,7 +129,7 @@ class Training(Labelled[Segmenter]):
         config = self.config
         return score(
             self.evaluated,
-            self.card,
+            self.metadata,
             self.compute,
             images,
             views=config.tta_views,
@@ -138,17 +138,17 @@ class Training(Labelled[Segmenter]):
         )
 
 
-def make_card(config: Config, images: Data) -> SegmenterCard:
+def make_metadata(config: Config, images: Data) -> SegmenterMetadata:
     """What describes the network that a config asks for, on these images."""
     channels, height, width = images.train.shape
     of_the_data = {"mean": tuple(images.mean_C.tolist()), "std": tuple(images.std_C.tolist())}
     if config.weights and channels != len(IMAGENET["mean"]):
         raise UserError("--weights are for images of three colours: leave --grayscale out, or start without them.")
     # Presets and defaults say how wide and with which stem; a backbone without that option is what it is.
-    has = options_of(config.backbone)
+    has = option_names(config.backbone)
     values = {"width": config.width_multiplier, "stem": config.stem}
     asked: dict[str, Any] = {name: value for name, value in values.items() if name in has}
-    return SegmenterCard(
+    return SegmenterMetadata(
         network=config.network,
         backbone=config.backbone,
         classes=images.train.classes,

@@ -21,7 +21,7 @@ FORMAT = "zerokara-segmenter-1"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmenterCard:
+class SegmenterMetadata:
     """What a file of weights is: enough to build its network, and to feed it."""
 
     network: str
@@ -53,7 +53,7 @@ class SegmenterCard:
             **self.options,
         )
 
-    def normalise(self, images_BCHW: Tensor) -> Tensor:
+    def normalize(self, images_BCHW: Tensor) -> Tensor:
         """Images scaled to [0, 1] as the network expects them: mean 0 and deviation 1 over its training set."""
         mean, std = (
             torch.tensor(values, dtype=images_BCHW.dtype, device=images_BCHW.device).view(1, -1, 1, 1)
@@ -62,21 +62,21 @@ class SegmenterCard:
         return (images_BCHW - mean) / std
 
 
-def save(path: Path, weights: Mapping[str, Tensor], card: SegmenterCard) -> None:
+def save(path: Path, weights: Mapping[str, Tensor], metadata: SegmenterMetadata) -> None:
     """Write weights and card as one whole file.
 
     Raises:
         UserError: the disk is full or refuses; the old file is as it was.
     """
-    model_file.write(path, weights, dataclasses.asdict(card), FORMAT)
+    model_file.write(path, weights, dataclasses.asdict(metadata), FORMAT)
 
 
-def load(path: Path) -> tuple[Segmenter, SegmenterCard]:
+def load(path: Path) -> tuple[Segmenter, SegmenterMetadata]:
     """The network of a file, in evaluation mode, float32 on the CPU, and its card.
 
     Raises:
         UserError: no such file, a damaged one, one that is no segmenter, or from another version.
     """
     fields, weights = model_file.read(path, FORMAT, "segmenter")
-    card = model_file.as_card(SegmenterCard, fields, path)
-    return model_file.fill(card.build(), weights, path), card
+    metadata = model_file.parse_metadata(SegmenterMetadata, fields, path)
+    return model_file.fill(metadata.build(), weights, path), metadata

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zerokara.core.backbones.base import Backbone, he_init, scaled
-from zerokara.core.backbones.registry import build
+from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.backbones.vgg import VGG
 from zerokara.core.config import UserError
 from zerokara.core.models.weights import load_pretrained_backbone, read_tensors
@@ -248,7 +248,7 @@ def strides_of(name: str, channels: int, **options: Any) -> list[int]:
         UserError: as `core.backbones.build`.
     """
     with torch.device("meta"):
-        eye = build(name, channels, PROBE_SIDE, **options)
+        eye = make_backbone(name, channels, PROBE_SIDE, **options)
     strides, before, stride = [], PROBE_SIDE, 1
     for _, height, _ in eye.stage_shapes:
         stride *= max(1, round(before / height))
@@ -286,10 +286,10 @@ def make_segmenter(
     if network not in get_args(NetworkName):
         raise UserError(f"There is no network {network!r}: choose one of {', '.join(get_args(NetworkName))}.")
     if network == "segnet":
-        return SegNet(build(backbone, channels, image_size, **options), classes)
+        return SegNet(make_backbone(backbone, channels, image_size, **options), classes)
     strides = strides_of(backbone, channels, **options)
     size = (image_size[0] + -image_size[0] % strides[-1], image_size[1] + -image_size[1] % strides[-1])
-    eye = build(backbone, channels, size, **options)
+    eye = make_backbone(backbone, channels, size, **options)
     kernel, usual_units = next((head for name, head in HEADS.items() if eye.name.startswith(name)), (3, 0))
     units = scaled(usual_units, options.get("width", 1.0)) if hidden_units is None and usual_units else hidden_units
     return Fcn(

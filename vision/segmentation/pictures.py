@@ -17,9 +17,9 @@ from zerokara.core.compute import Compute
 from zerokara.core.data.mask_files import CAMVID
 from zerokara.core.data.masks import UNLABELLED, MaskSet
 from zerokara.core.media import grid
-from zerokara.core.report import pixels_of
+from zerokara.core.report import figure_pixels
 from zerokara.core.run import Run
-from zerokara.vision.segmentation.model_file import SegmenterCard
+from zerokara.vision.segmentation.model_file import SegmenterMetadata
 from zerokara.vision.segmentation.networks import Segmenter
 from zerokara.vision.segmentation.scoring import PixelScores
 
@@ -108,14 +108,14 @@ def log_overlays(images: MaskSet, scores: PixelScores, places: list[int], run: R
     run.image(tag, step, draw_overlays(images, scores.guess_NHW, places))
 
 
-def log_start(network: Segmenter, card: SegmenterCard, batch: tuple[Tensor, Tensor], run: Run) -> None:
+def log_start(network: Segmenter, metadata: SegmenterMetadata, batch: tuple[Tensor, Tensor], run: Run) -> None:
     """The first images and masks as augmented, and the network's graph."""
-    x_BChw = Compute.host(batch[0]).float()
+    x_BChw = Compute.to_host(batch[0]).float()
     shape = (1, -1, 1, 1)
-    pixels = x_BChw * torch.tensor(card.std).view(shape) + torch.tensor(card.mean).view(shape)
+    pixels = x_BChw * torch.tensor(metadata.std).view(shape) + torch.tensor(metadata.mean).view(shape)
     pixels = (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
-    masks = Compute.host(batch[1]).to(torch.uint8)
-    colours = palette(card.classes)
+    masks = Compute.to_host(batch[1]).to(torch.uint8)
+    colours = palette(metadata.classes)
     tiles = []
     for image, mask in zip(pixels.permute(0, 2, 3, 1).numpy(), masks.numpy(), strict=True):
         tiles += [overlay(image, mask, colours, strength).transpose(2, 0, 1) for strength in (0.0, STRENGTH)]
@@ -154,7 +154,7 @@ def draw_classes(scores: PixelScores, classes: tuple[str, ...]) -> Figure:
 def log_classes(scores: PixelScores, classes: tuple[str, ...], run: Run, step: int) -> None:
     """Keep a picture of `draw_classes`."""
     if len(classes) <= 60:
-        run.image("classes", step, pixels_of(draw_classes(scores, classes)))
+        run.image("classes", step, figure_pixels(draw_classes(scores, classes)))
 
 
 def to_size(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:

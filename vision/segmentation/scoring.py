@@ -16,7 +16,7 @@ from torch import Tensor
 
 from zerokara.core.compute import Compute
 from zerokara.core.data.masks import UNLABELLED, MaskSet
-from zerokara.vision.segmentation.model_file import SegmenterCard
+from zerokara.vision.segmentation.model_file import SegmenterMetadata
 from zerokara.vision.segmentation.networks import Segmenter
 
 
@@ -63,14 +63,14 @@ class PixelScores:
 
 
 def pixel_logits(
-    network: Segmenter, card: SegmenterCard, compute: Compute, pixels_BCHW: Tensor, views: int = 1
+    network: Segmenter, metadata: SegmenterMetadata, compute: Compute, pixels_BCHW: Tensor, views: int = 1
 ) -> Tensor:
     """Logits (B, K, H, W) float32 of uint8 images of any size, on the device; with 2 views the mean with the mirror's.
 
     The network must be in evaluation mode.
     """
     with torch.no_grad(), compute.autocast():
-        x = compute.layout(card.normalise(pixels_BCHW.to(compute.torch_device).float() * (1 / 255)))
+        x = compute.layout(metadata.normalize(pixels_BCHW.to(compute.torch_device).float() * (1 / 255)))
         logits_BKHW: Tensor = network(x).float()
         if views == 2:
             logits_BKHW = (logits_BKHW + network(x.flip(3)).float().flip(3)) / 2
@@ -79,7 +79,7 @@ def pixel_logits(
 
 def score(
     network: Segmenter,
-    card: SegmenterCard,
+    metadata: SegmenterMetadata,
     compute: Compute,
     images: MaskSet,
     *,
@@ -97,7 +97,7 @@ def score(
     from torchmetrics import MetricCollection
     from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassJaccardIndex
 
-    classes = len(card.classes)
+    classes = len(metadata.classes)
     told: dict[str, Any] = {"num_classes": classes, "ignore_index": UNLABELLED, "validate_args": False}
     metrics = MetricCollection(
         {
@@ -111,18 +111,18 @@ def score(
     network.eval()
     guesses, first, loss, pixels = [], 0, 0.0, 0
     for x, mask in zip(images.images.split(batch_size), images.masks.split(batch_size), strict=True):
-        logits = pixel_logits(network, card, compute, x, views)
+        logits = pixel_logits(network, metadata, compute, x, views)
         target = mask.to(compute.torch_device).long()
         guess = logits.argmax(1)
         metrics.update(guess, target)
         loss += float(F.cross_entropy(logits, target, ignore_index=UNLABELLED, reduction="sum"))
         pixels += int((target != UNLABELLED).sum())
         guesses += [
-            compute.host(guess[place - first].to(torch.uint8)) for place in keep if first <= place < first + len(x)
+            compute.to_host(guess[place - first].to(torch.uint8)) for place in keep if first <= place < first + len(x)
         ]
         first += len(x)
     network.train(training)
-    found = {name: compute.host(value) for name, value in metrics.compute().items()}
+    found = {name: compute.to_host(value) for name, value in metrics.compute().items()}
     confusion_KK = found["confusion"].long()
     labelled_K, guessed_K = confusion_KK.sum(1), confusion_KK.sum(0)
     return PixelScores(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from zerokara.core.compute import Compute
 from zerokara.core.data import ImageSet
-from zerokara.core.models.model_file import Card
+from zerokara.core.models.model_file import ClassifierMetadata
 from zerokara.vision.studies.receptive_fields import Depth, Span, activations
 
 
@@ -84,7 +84,7 @@ class Excited:
 
 def most_exciting(
     network: nn.Module,
-    card: Card,
+    metadata: ClassifierMetadata,
     compute: Compute,
     images: ImageSet,
     depths: Sequence[Depth],
@@ -101,7 +101,7 @@ def most_exciting(
     with torch.no_grad():
         for start in range(0, len(images), batch_size):
             pixels = images.images[start : start + batch_size].to(compute.torch_device)
-            _, maps = activations(network, card.normalise(pixels.float() * (1 / 255)))
+            _, maps = activations(network, metadata.normalize(pixels.float() * (1 / 255)))
             number = torch.arange(start, start + len(pixels), device=compute.torch_device)
             for index, place in enumerate(places):
                 value_BC, position_BC = maps[place].flatten(2).max(2)
@@ -117,9 +117,9 @@ def most_exciting(
     excited = []
     for place, (value_CM, image_CM, position_CM) in zip(places, best, strict=True):
         width = depths[place].shape[2]
-        place_CM = compute.host(position_CM)
+        place_CM = compute.to_host(position_CM)
         row_CM, column_CM = place_CM // width, place_CM % width
-        excited.append(Excited(depths[place], compute.host(value_CM), compute.host(image_CM), row_CM, column_CM))
+        excited.append(Excited(depths[place], compute.to_host(value_CM), compute.to_host(image_CM), row_CM, column_CM))
     return excited
 
 

@@ -19,9 +19,9 @@ from zerokara.core.config import UserError, from_dict
 from zerokara.core.data import ImageSet
 from zerokara.core.models import model_file
 from zerokara.core.models.classifier import Classifier
-from zerokara.core.models.model_file import Card
+from zerokara.core.models.model_file import ClassifierMetadata
 from zerokara.core.models.weights import load_pretrained_backbone
-from zerokara.core.report import MODEL
+from zerokara.core.report import MODEL_FILE
 from zerokara.core.run import Run
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision.classification.config import Config
@@ -39,7 +39,7 @@ class Trained:
     folder: Path
     config: Config
     classifier: Classifier
-    card: Card
+    metadata: ClassifierMetadata
     compute: Compute
 
     @property
@@ -62,10 +62,13 @@ class Trained:
             images = load_split(self.config, "test")
         else:
             images = self.data.train if split == "train" else self.data.validation
-        if images.classes != self.card.classes or images.shape != (self.card.channels, *self.card.image_size):
+        if images.classes != self.metadata.classes or images.shape != (
+            self.metadata.channels,
+            *self.metadata.image_size,
+        ):
             raise UserError(
                 f"{self.config.data} has {len(images.classes)} classes of images of {images.shape} here, but "
-                f"{self.folder} learnt {len(self.card.classes)} of {(self.card.channels, *self.card.image_size)}: "
+                f"{self.folder} learnt {len(self.metadata.classes)} of {(self.metadata.channels, *self.metadata.image_size)}: "
                 f"put the data there that it learnt from."
             )
         return images
@@ -75,7 +78,7 @@ class Trained:
         config = self.config
         return score(
             self.classifier,
-            self.card,
+            self.metadata,
             self.compute,
             images,
             views=config.tta_views,
@@ -90,11 +93,11 @@ class Trained:
         """
         with torch.random.fork_rng():
             torch.manual_seed(self.config.seed)
-            classifier = self.card.build()
+            classifier = self.metadata.build()
         if self.config.weights:
             classifier.load_published(Path(self.config.weights))
         if self.config.pretrained_backbone:
-            load_pretrained_backbone(classifier.backbone, zoo.eye(self.config.pretrained_backbone))
+            load_pretrained_backbone(classifier.backbone, zoo.weights_source(self.config.pretrained_backbone))
         return self.compute.module(classifier.eval())
 
 
@@ -111,11 +114,11 @@ def load_trained(folder: Path, *, device: str = "cpu", threads: int = 0) -> Trai
     """
     content = Run.read_config(folder, KIND)
     config = from_dict(Config, content["config"], str(folder / "config.json"))
-    if not (folder / MODEL).is_file():
-        raise UserError(f"{folder} has no {MODEL} yet: wait until its first epoch is over, or give another run.")
-    classifier, card = model_file.load(folder / MODEL)
+    if not (folder / MODEL_FILE).is_file():
+        raise UserError(f"{folder} has no {MODEL_FILE} yet: wait until its first epoch is over, or give another run.")
+    classifier, metadata = model_file.load(folder / MODEL_FILE)
     compute = Compute.choose(device=device, precision="float32", compile="off", threads=threads, train_step=None)
-    return Trained(folder, config, compute.module(classifier), card, compute)
+    return Trained(folder, config, compute.module(classifier), metadata, compute)
 
 
 def one_run(runs: Sequence[str], program: str) -> Path:
@@ -130,7 +133,7 @@ def one_run(runs: Sequence[str], program: str) -> Path:
     named = [run for run in runs if run]
     if len(named) == 1:
         return Path(named[0])
-    known = sorted(path.parent for path in Path("runs").glob("*/" + MODEL))
+    known = sorted(path.parent for path in Path("runs").glob("*/" + MODEL_FILE))
     example = named[0] if named else known[0] if known else "runs/<name>"
     wrong = f"{len(named)} runs were named, and one is looked at" if named else "No run was named"
     raise UserError(f"{wrong}: give its folder, as in {program} {example}.")

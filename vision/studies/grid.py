@@ -24,7 +24,7 @@ from zerokara.core import checkpoint
 from zerokara.core.compute import Precision
 from zerokara.core.config import Range, UserError, to_dict
 from zerokara.core.distributed import World
-from zerokara.core.divergence import diverged
+from zerokara.core.divergence import divergence_error
 from zerokara.core.machine import describe_machine
 from zerokara.core.report import write_json
 from zerokara.core.run import Run
@@ -231,7 +231,7 @@ def _train(run: Run, cell: Cell, folder: Path, points: int, number: int, cells: 
 
     def check() -> None:
         if not training.is_finite():
-            raise diverged(f"update {training.updates:,} of the cell {cell.name}", folder)
+            raise divergence_error(f"update {training.updates:,} of the cell {cell.name}", folder)
 
     def save() -> None:
         check()  # before weights that are no numbers replace good ones
@@ -273,7 +273,7 @@ def _train(run: Run, cell: Cell, folder: Path, points: int, number: int, cells: 
 def _test_error(training: Training) -> float:
     """The error on the test set, which is read here and nowhere else."""
     test = load_split(training.config, "test")
-    return score(training.evaluated, training.card, training.compute, test, views=training.config.tta_views).error
+    return score(training.evaluated, training.metadata, training.compute, test, views=training.config.tta_views).error
 
 
 @dataclass(frozen=True)

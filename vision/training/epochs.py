@@ -25,9 +25,9 @@ from zerokara.core import checkpoint
 from zerokara.core.compute import Compute, Switch
 from zerokara.core.config import UserError, flag
 from zerokara.core.distributed import World
-from zerokara.core.divergence import diverged, is_finite, read_means
+from zerokara.core.divergence import divergence_error, is_finite, read_means
 from zerokara.core.ema import Ema
-from zerokara.core.probe import Wishes, probe
+from zerokara.core.probe import HardwareSettings, probe
 from zerokara.core.programs import program_command
 from zerokara.core.run import Run
 from zerokara.core.stopwatch import Stopwatch
@@ -255,7 +255,7 @@ def check_batch(config: Lengths, world: World, parts: int = 1) -> None:
 
 
 def probe_updates(
-    config: Wishes, world: World, make: Callable[[Compute], Epochs[Any]], *, compile: Switch = "off"
+    config: HardwareSettings, world: World, make: Callable[[Compute], Epochs[Any]], *, compile: Switch = "off"
 ) -> Compute:
     """`core.probe.probe` by updates on the first training images, this process's share of a batch.
 
@@ -285,7 +285,7 @@ def restore(
     if run.restore(_latest(run), training.load_state_dict):
         return True
     for report in fill(training.network):
-        run.say(report)
+        run.print(report)
     if training.ema is not None:
         training.ema.restart(training.network)
     return False
@@ -324,7 +324,7 @@ def go_through(training: Epochs[Any], run: Run, validate: Callable[[], None]) ->
             run.save(_latest(run), training.state_dict())
         stopping = world.any(bool(run.stop_requested), device)
     if stopping:
-        run.say(f"{run.stop_requested}: saving")
+        run.print(f"{run.stop_requested}: saving")
         save(training, run)
     return stopping
 
@@ -355,7 +355,7 @@ def _latest(run: Run) -> Path:
 
 def _check(training: Epochs[Any], run: Run) -> None:
     if not training.is_finite():
-        raise diverged(f"update {training.updates:,}", run.folder)
+        raise divergence_error(f"update {training.updates:,}", run.folder)
 
 
 class Window:

@@ -131,7 +131,7 @@ def test_the_embedding_of_fractions_by_hand() -> None:
 @pytest.mark.parametrize("munchausen", [False, True])
 @pytest.mark.parametrize("head", HEADS)
 def test_every_head_learns_a_bandit(head: str, munchausen: bool) -> None:
-    learned = learner(head=head, munchausen=munchausen, learning_rate=1e-2, width=0.5, hidden_units=32)
+    learned = learner(head=head, munchausen=munchausen, learning_rate=1e-2, width_multiplier=0.5, hidden_units=32)
     for i in range(250):
         learned.update()
         if i % 25 == 0:

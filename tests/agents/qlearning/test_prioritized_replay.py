@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from tests.agents.fakes import CPU, GAMMA, SCRIPT, Play, Stream, check_rows, streams
-from zerokara.agents.qlearning.prioritized_replay import FAN_OUT, PrioritisedReplay, SumTree
+from zerokara.agents.qlearning.prioritized_replay import FAN_OUT, PrioritizedReplay, SumTree
 
 
-def make(play: Play, window: int, *, n_step: int = 1, exponent: float = 1.0, **options: Any) -> PrioritisedReplay:
-    return PrioritisedReplay(
+def make(play: Play, window: int, *, n_step: int = 1, exponent: float = 1.0, **options: Any) -> PrioritizedReplay:
+    return PrioritizedReplay(
         window * play.num_envs,
         play.num_envs,
         play.obs_shape,
@@ -30,7 +30,7 @@ def make(play: Play, window: int, *, n_step: int = 1, exponent: float = 1.0, **o
     )
 
 
-def drawable(play: Play, replay: PrioritisedReplay) -> set[int]:
+def drawable(play: Play, replay: PrioritizedReplay) -> set[int]:
     """Rows of the slots from which a transition starts, by the slow reference."""
     return {
         env * replay.slots + slot % replay.slots
@@ -126,7 +126,7 @@ def test_any_stream_gives_priorities_to_transitions_only(stream: Stream) -> None
     assert set(torch.nonzero(replay.tree.levels[0]).flatten().tolist()) == drawable(play, replay)
 
 
-def spied(replay: PrioritisedReplay, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+def spied(replay: PrioritizedReplay, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Fills with the (environment, slot) of every row that is drawn."""
     seen: list[tuple[int, int]] = []
     gather = replay.gather
@@ -224,7 +224,7 @@ def test_it_goes_on_bit_for_bit(tmp_path: Path, kept: bool) -> None:
     play = Play(3)
     replay = make(play, 20, **options)
 
-    def live(replay: PrioritisedReplay, play: Play, steps: int) -> list[Tensor]:
+    def live(replay: PrioritizedReplay, play: Play, steps: int) -> list[Tensor]:
         drawn = []
         for step in range(steps):
             play.feed(replay, [script[step % len(script)] for script in SCRIPT])

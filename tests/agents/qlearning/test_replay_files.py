@@ -90,7 +90,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np, torch
-from agents.replay import Replay
+from zerokara.agents.qlearning.replay import Replay
 
 folder = Path(sys.argv[1])
 replay = Replay(40, 2, (4, 2, 2), 1, n_step=2, gamma=0.9, seed=3, device=torch.device("cpu"), folder=folder, slack=20)
@@ -215,7 +215,7 @@ def test_bytes_are_those_of_the_arrays(tmp_path: Path) -> None:
 
 def test_what_it_takes_is_said_before_it_is_taken(tmp_path: Path) -> None:
     said: list[tuple[str, list[Path]]] = []
-    make(Play(3), 100, folder=tmp_path, say=lambda text: said.append((text, list(tmp_path.iterdir()))))
+    make(Play(3), 100, folder=tmp_path, print_line=lambda text: said.append((text, list(tmp_path.iterdir()))))
     [(text, files)] = said
     assert text.startswith("replay of 102 transitions takes 0.00 GB in files under ")
     assert files == []

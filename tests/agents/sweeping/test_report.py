@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 from zerokara.agents.sweeping.report import importances, rows, table
 from zerokara.agents.sweeping.search_space import AGENTS, read_space
 
-SPACE = read_space(["gamma=0..1", "width=1..2"], AGENTS["dqn"], [])
+SPACE = read_space(["gamma=0..1", "width_multiplier=1..2"], AGENTS["dqn"], [])
 
 
 def study(*values: float | None) -> optuna.Study:
@@ -36,7 +36,7 @@ def test_complete_trials_come_first_best_on_top() -> None:
         (1, 5, "pruned"),
     ]
     text = table(found, SPACE)
-    assert text.splitlines()[0].split() == ["trial", "value", "steps", "state", "gamma", "width"]
+    assert text.splitlines()[0].split() == ["trial", "value", "steps", "state", "gamma", "width_multiplier"]
     assert [line.split()[0] for line in text.splitlines()[2:]] == ["2", "0", "3", "1"]
 
 
@@ -48,7 +48,7 @@ def test_what_decides_is_important_and_what_does_not_is_not() -> None:
             dimension.suggest(trial)
         made.tell(trial, trial.params["gamma"])
     shares = importances(made)
-    assert list(shares) == ["gamma", "width"]
+    assert list(shares) == ["gamma", "width_multiplier"]
     assert shares["gamma"] > 0.8
     np.testing.assert_allclose(sum(shares.values()), 1)
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from zerokara.core.backbones.deep_cnn import WidelyPadded
-from zerokara.core.backbones.registry import BACKBONES, build
+from zerokara.core.backbones.registry import BACKBONES, make_backbone
 from zerokara.core.config import UserError
 
 PLAYERS = ["nature", "nips", "der", "impala"]
@@ -29,7 +29,7 @@ def parameters(module: nn.Module) -> int:
 @pytest.mark.parametrize("image_size", [84, (64, 48), (40, 96)])
 @pytest.mark.parametrize("name", EYES)
 def test_the_contract(name: str, image_size: int | tuple[int, int]) -> None:
-    eye = build(name, 3, image_size, **NARROW.get(name, {}))
+    eye = make_backbone(name, 3, image_size, **NARROW.get(name, {}))
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     assert eye.image_size == (height, width)
     assert eye.in_channels == 3
@@ -49,7 +49,7 @@ def test_the_contract(name: str, image_size: int | tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("name", [name for name in EYES if name not in ("dcgan", "r3")])  # leaky ReLU, none
 def test_a_head_on_top_sees_nothing_below_zero(name: str) -> None:
-    last = build(name, 1, 64, **NARROW.get(name, {}))(torch.randn(4, 1, 64, 64))
+    last = make_backbone(name, 1, 64, **NARROW.get(name, {}))(torch.randn(4, 1, 64, 64))
     assert last.min() == 0
     assert last.max() > 0
 
@@ -66,7 +66,7 @@ def test_a_head_on_top_sees_nothing_below_zero(name: str) -> None:
 def test_each_is_the_network_of_its_paper(
     name: str, channels: int, size: tuple[int, int], features: int, number: int
 ) -> None:
-    eye = build(name, 4, 84)
+    eye = make_backbone(name, 4, 84)
     assert (eye.out_channels, eye.out_size, eye.features) == (channels, size, features)
     assert parameters(eye) == number
 
@@ -80,11 +80,11 @@ def test_sizes_on_the_way() -> None:
 
 
 def test_impala_counts_fifteen_convolutions() -> None:
-    assert sum(isinstance(module, nn.Conv2d) for module in build("impala", 4, 84).modules()) == 15
+    assert sum(isinstance(module, nn.Conv2d) for module in make_backbone("impala", 4, 84).modules()) == 15
 
 
 def test_a_residual_block_adds_to_what_comes_in() -> None:
-    eye = build("impala", 1, 20)
+    eye = make_backbone("impala", 1, 20)
     for name, parameter in eye.named_parameters():
         if "blocks" in name:
             nn.init.zeros_(parameter)
@@ -98,15 +98,15 @@ def test_a_residual_block_adds_to_what_comes_in() -> None:
 
 @pytest.mark.parametrize(("width", "channels"), [(2.0, [32, 64, 64]), (0.25, [4, 8, 8]), (0.01, [1, 1, 1])])
 def test_width_multiplies_the_channels(width: float, channels: list[int]) -> None:
-    eye = build("impala", 4, 84, width=width)
+    eye = make_backbone("impala", 4, 84, width=width)
     assert [m.shape[1] for m in eye.stages(torch.rand(1, 4, 84, 84))] == channels
-    assert build("nature", 4, 84, width=2).out_channels == 128
-    assert build("nips", 4, 84, width=0.5).out_channels == 16
+    assert make_backbone("nature", 4, 84, width=2).out_channels == 128
+    assert make_backbone("nips", 4, 84, width=0.5).out_channels == 16
 
 
 @pytest.mark.parametrize("image_size", [84, 64, (50, 71)])
 def test_patches_that_do_not_overlap_are_the_librarys_convolution(image_size: int | tuple[int, int]) -> None:
-    eye = build("der", 4, image_size).to(torch.bfloat16)
+    eye = make_backbone("der", 4, image_size).to(torch.bfloat16)
     conv = eye.get_submodule("convs.1")
     assert isinstance(conv, nn.Conv2d)
     first = torch.rand(3, *eye.stages(torch.rand(1, 4, *eye.image_size).to(torch.bfloat16))[0].shape[1:])
@@ -125,27 +125,27 @@ def test_patches_that_do_not_overlap_are_the_librarys_convolution(image_size: in
 @pytest.mark.parametrize("name", ["nature", "nips"])
 def test_images_that_the_strides_leave_nothing_of_are_refused(name: str) -> None:
     least = {"nature": 36, "nips": 20}[name]
-    assert build(name, 4, least).out_size == (1, 1)
+    assert make_backbone(name, 4, least).out_size == (1, 1)
     with pytest.raises(UserError, match=rf"^Images of {least - 1}x84 pixels are too small for the backbone {name}"):
-        build(name, 4, (least - 1, 84))
+        make_backbone(name, 4, (least - 1, 84))
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(UserError, match=r"no backbone 'impalla' \(did you mean impala\?\)"):
-        build("impalla", 4, 84)
+        make_backbone("impalla", 4, 84)
 
 
 @pytest.mark.parametrize("name", PLAYERS)
 def test_every_pixel_of_an_atari_frame_is_seen(name: str) -> None:
     """Strides that do not fit leave out the right and bottom edge: where Pong's own paddle moves."""
     x = torch.rand(16, 4, 84, 84, requires_grad=True)
-    build(name, 4, 84)(x).sum().backward()
+    make_backbone(name, 4, 84)(x).sum().backward()
     assert x.grad is not None
     assert (x.grad != 0).any(dim=0).all()
 
 
 def test_the_network_of_data_efficient_rainbow() -> None:
-    eye = build("der", 4, 84)
+    eye = make_backbone("der", 4, 84)
     assert [tuple(m.shape[1:]) for m in eye.stages(torch.rand(1, 4, 84, 84))] == [(32, 17, 17), (64, 4, 4)]
     assert sum(p.numel() for p in eye.parameters()) == 32 * (4 * 25 + 1) + 64 * (32 * 25 + 1)
 
@@ -159,7 +159,7 @@ def test_the_network_of_data_efficient_rainbow() -> None:
 )
 def test_stages_are_the_maps_behind_the_pools(name: str, shapes: list[tuple[int, int, int]]) -> None:
     with torch.device("meta"):
-        eye = build(name, 3, 64)
+        eye = make_backbone(name, 3, 64)
     assert eye.stage_shapes == shapes
 
 

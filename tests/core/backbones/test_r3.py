@@ -8,7 +8,7 @@ from torch import nn
 
 from zerokara.core.backbones.cost import layer_costs
 from zerokara.core.backbones.r3 import GROUP, R3, Block, channels_of, resampled
-from zerokara.core.backbones.registry import build
+from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.config import UserError
 
 
@@ -28,7 +28,7 @@ def test_channels_double_in_whole_groups() -> None:
     ],
 )
 def test_a_stage_at_every_half(size: int | tuple[int, int], sizes: list[tuple[int, int]]) -> None:
-    eye = build("r3", 3, size)
+    eye = make_backbone("r3", 3, size)
     assert [shape[1:] for shape in eye.stage_shapes] == sizes
     assert [shape[0] for shape in eye.stage_shapes] == channels_of(len(sizes), 1.0)
 
@@ -63,7 +63,7 @@ def test_half_the_size_is_the_mean_of_four_pixels() -> None:
 
 
 def test_nothing_is_normalised() -> None:
-    kinds = {type(module).__name__ for module in build("r3", 1, 64).modules()}
+    kinds = {type(module).__name__ for module in make_backbone("r3", 1, 64).modules()}
     assert kinds == {"R3", "ModuleList", "Block", "Conv2d", "Identity"}
 
 
@@ -76,4 +76,4 @@ def test_what_a_pixel_of_the_last_map_sees() -> None:
 
 def test_sizes_beyond_are_refused_by_its_own_name() -> None:
     with pytest.raises(UserError, match="do not fit the backbone r3"):
-        build("r3", 1, 27)
+        make_backbone("r3", 1, 27)

@@ -14,7 +14,7 @@ from zerokara.core import checkpoint
 from zerokara.core.backbones import __main__ as listing
 from zerokara.core.backbones.__main__ import main
 from zerokara.core.backbones.cost import layer_costs, multiply_adds, receptive_field
-from zerokara.core.backbones.registry import BACKBONES, build
+from zerokara.core.backbones.registry import BACKBONES, make_backbone
 from zerokara.core.config import UserError
 from zerokara.core.models.classifier import Classifier, make_classifier
 from zerokara.core.models.weights import load_pretrained_backbone
@@ -73,13 +73,13 @@ def test_counts_at_ten_classes(name: str, channels: int, size: int, number: int)
 
 
 def test_dcgan_is_the_tutorials() -> None:
-    eye = build("dcgan", 3, 64)
+    eye = make_backbone("dcgan", 3, 64)
     assert sum(p.numel() for p in eye.parameters()) + 512 * 4 * 4 == 2_765_568
     assert eye.stage_shapes == [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4)]
-    assert build("dcgan", 1, (28, 60)).out_size == (3, 7)
-    assert build("dcgan", 1, 256).out_size == (4, 4)
+    assert make_backbone("dcgan", 1, (28, 60)).out_size == (3, 7)
+    assert make_backbone("dcgan", 1, 256).out_size == (4, 4)
     with pytest.raises(UserError, match="sides of 28 to 256"):
-        build("dcgan", 1, 27)
+        make_backbone("dcgan", 1, 27)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_every_pixel_has_a_gradient(name: str, channels: int, size: int) -> None
     if name in ("alexnet", "googlenet", "resnet18"):
         options |= {"stem": "small"}  # type: ignore[dict-item]
     x = torch.rand(8, channels, size, size, requires_grad=True)
-    eye = build(name, channels, size, **options)
+    eye = make_backbone(name, channels, size, **options)
     (eye(x) * torch.randn(8, eye.out_channels, *eye.out_size)).sum().backward()
     assert x.grad is not None
     assert (x.grad != 0).any(dim=0).any(dim=0).all()
@@ -148,10 +148,10 @@ def test_stems_keep_more_of_a_small_image() -> None:
 
 def test_mistakes_are_answered_in_words() -> None:
     with pytest.raises(UserError, match="choose resnet20 or resnet26"):
-        build("resnet22", 3, 32)
-    assert type(build("resnet8", 3, 32)).name == "resnet8"
+        make_backbone("resnet22", 3, 32)
+    assert type(make_backbone("resnet8", 3, 32)).name == "resnet8"
     with pytest.raises(UserError, match="has no option --stem: it has --width-multiplier"):
-        build("vgg16", 3, 32, stem="small")
+        make_backbone("vgg16", 3, 32, stem="small")
     with pytest.raises(UserError, match="16x16 pixels are too small for the backbone vgg16"):
         on_meta("vgg16", 3, 16, 10)
     with pytest.raises(UserError, match="at least 2 classes"):
@@ -175,7 +175,7 @@ def test_the_books_dropout_of_outputs() -> None:
 
 
 def test_a_plain_network_lacks_only_the_skips() -> None:
-    plain, residual = build("plain20", 3, 32), build("resnet20", 3, 32)
+    plain, residual = make_backbone("plain20", 3, 32), make_backbone("resnet20", 3, 32)
     residual.load_state_dict(plain.state_dict())
     for eye in (plain, residual):
         for module in eye.modules():
@@ -218,7 +218,7 @@ def test_the_file_of_every_family_fills_every_weight(tmp_path: Path, name: str) 
 
 
 def test_a_trunk_is_found_wherever_a_run_keeps_it(tmp_path: Path) -> None:
-    there, here = build("nature", 4, 84, width=0.25), build("nature", 4, 84, width=0.25)
+    there, here = make_backbone("nature", 4, 84, width=0.25), make_backbone("nature", 4, 84, width=0.25)
     ours = {f"backbone.{name}": tensor for name, tensor in there.state_dict().items()}
     lagging = {name: tensor + 1 for name, tensor in ours.items()}
     state = {"learner": {"target": lagging, "network": {**ours, "advantage.0.weight": torch.zeros(3)}}, "step": 3}
@@ -228,11 +228,11 @@ def test_a_trunk_is_found_wherever_a_run_keeps_it(tmp_path: Path) -> None:
     assert report.unexpected == ()
     assert all(torch.equal(a, b) for a, b in zip(here.state_dict().values(), there.state_dict().values(), strict=True))
     with pytest.raises(UserError, match=r"Nothing in .* fits this network"):
-        load_pretrained_backbone(build("resnet20", 3, 32), tmp_path)
+        load_pretrained_backbone(make_backbone("resnet20", 3, 32), tmp_path)
 
 
 def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
-    eye = build("nips", 1, 84)
+    eye = make_backbone("nips", 1, 84)
     with pytest.raises(UserError, match="holds neither"):
         load_pretrained_backbone(eye, tmp_path)
     with pytest.raises(UserError, match="There is no file"):
@@ -268,7 +268,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_he_initialisation() -> None:
-    weight: Tensor = build("deep_cnn", 1, 28, width=4.0).state_dict()["layers.12.weight"]
+    weight: Tensor = make_backbone("deep_cnn", 1, 28, width=4.0).state_dict()["layers.12.weight"]
     assert float(weight.std()) == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.02)
 
 

@@ -20,9 +20,9 @@ from zerokara.core.checkpoint import write_atomically
 from zerokara.core.config import UserError
 from zerokara.core.models import model_file
 from zerokara.core.models.classifier import Classifier
-from zerokara.core.models.model_file import FORMAT, Card
+from zerokara.core.models.model_file import FORMAT, ClassifierMetadata
 
-CARD = Card(
+CARD = ClassifierMetadata(
     backbone="resnet8",
     head="pooled",
     classes=("cat", "dog", "naïve 犬"),
@@ -53,8 +53,8 @@ def file(classifier: Classifier, tmp_path: Path) -> Path:
 
 
 def test_a_network_comes_back_to_the_bit(file: Path, classifier: Classifier) -> None:
-    back, card = model_file.load(file)
-    assert card == CARD
+    back, metadata = model_file.load(file)
+    assert metadata == CARD
     assert not back.training
     state = back.state_dict()
     assert state.keys() == classifier.state_dict().keys()
@@ -78,8 +78,8 @@ def test_half_the_size(file: Path, classifier: Classifier, tmp_path: Path) -> No
     model_file.save(path, classifier.state_dict(), CARD, half=True)
     numbers = sum(t.numel() for t in classifier.state_dict().values() if t.is_floating_point())
     assert file.stat().st_size - path.stat().st_size == pytest.approx(2 * numbers, abs=64)  # the header is padded
-    back, card = model_file.load(path)
-    assert card == CARD
+    back, metadata = model_file.load(path)
+    assert metadata == CARD
     for name, tensor in classifier.state_dict().items():
         found = back.state_dict()[name]
         assert found.dtype == tensor.dtype
@@ -92,16 +92,16 @@ def test_what_others_see(file: Path) -> None:
         metadata = opened.metadata()
         assert "backbone.conv1.weight" in opened.keys()  # noqa: SIM118  (it is no dict)
     assert metadata["format"] == FORMAT
-    card = json.loads(metadata["card"])
-    assert card["classes"] == ["cat", "dog", "naïve 犬"]
-    assert card["command"] == "python -m vision.classify --data 'my pets'"
+    metadata = json.loads(metadata["card"])
+    assert metadata["classes"] == ["cat", "dog", "naïve 犬"]
+    assert metadata["command"] == "python -m vision.classify --data 'my pets'"
 
 
 def test_normalisation_by_hand() -> None:
     x = torch.tensor([0.5, 0.25, 0.25]).view(1, 3, 1, 1).expand(2, 3, 4, 4)
     expected = torch.tensor([0.5, -1.0, 1.0]).view(1, 3, 1, 1).expand(2, 3, 4, 4)
-    assert torch.equal(CARD.normalise(x), expected)
-    assert CARD.normalise(x.bfloat16()).dtype is torch.bfloat16
+    assert torch.equal(CARD.normalize(x), expected)
+    assert CARD.normalize(x.bfloat16()).dtype is torch.bfloat16
 
 
 def test_a_card_builds_what_it_says() -> None:
@@ -136,12 +136,12 @@ def test_foreign_files_are_refused(file: Path, classifier: Classifier, tmp_path:
             model_file.load(file)
 
 
-@pytest.mark.parametrize("card", [None, "{", "[]", '{"backbone": "resnet8"}', "surplus"])
-def test_a_card_that_makes_no_sense_is_named(card: str | None, file: Path, classifier: Classifier) -> None:
-    if card == "surplus":
-        card = json.dumps({**dataclasses.asdict(CARD), "surplus": 1})
-    metadata = {"format": FORMAT} if card is None else {"format": FORMAT, "card": card}
-    save_file({name: tensor.contiguous() for name, tensor in classifier.state_dict().items()}, file, metadata)
+@pytest.mark.parametrize("metadata", [None, "{", "[]", '{"backbone": "resnet8"}', "surplus"])
+def test_a_card_that_makes_no_sense_is_named(metadata: str | None, file: Path, classifier: Classifier) -> None:
+    if metadata == "surplus":
+        metadata = json.dumps({**dataclasses.asdict(CARD), "surplus": 1})
+    header = {"format": FORMAT} if metadata is None else {"format": FORMAT, "card": metadata}
+    save_file({name: tensor.contiguous() for name, tensor in classifier.state_dict().items()}, file, header)
     with pytest.raises(UserError, match=r"The card of .*model\.safetensors"):
         model_file.load(file)
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from zerokara.core import checkpoint
 from zerokara.core.config import UserError
 from zerokara.core.models import model_file
-from zerokara.core.models.model_file import Card
+from zerokara.core.models.model_file import ClassifierMetadata
 from zerokara.core.run import Run
 from zerokara.core.zoo import provenance
-from zerokara.core.zoo.provenance import Lineage, begun_with, trace
+from zerokara.core.zoo.provenance import Provenance, begun_with, trace
 
-CARD = Card(
+CARD = ClassifierMetadata(
     backbone="deep_cnn",
     head="paper",
     classes=("no", "yes"),
@@ -52,7 +52,7 @@ def train(name: str, seed: int, start: str = "", later: int | None = None) -> Pa
     """A run with weights of this seed, and others of `later` in its checkpoint, that may have begun from an eye."""
     config = Config(name=name, pretrained_backbone=start)
     with Run(config, kind="classify", name=name, resume=False, quiet=True) as run:
-        provenance.remember(run, config.pretrained_backbone)
+        provenance.record(run, config.pretrained_backbone)
         model_file.save(run.path("model.safetensors"), weights(seed), CARD)
         if later is not None:
             run.save(run.path("checkpoint-0.pt"), {"network": weights(later), "rng": checkpoint.rng_state()})
@@ -133,7 +133,9 @@ def test_files_out_of_their_folders_say_what_they_know() -> None:
     judge = train("judge", seed=0, later=1)
     shutil.copy(judge / "checkpoint-0.pt", "taken.pt")
     assert trace(Path("taken.pt")).unknown == ("the run that taken.pt is a checkpoint of",)
-    told = Card(**{**vars(CARD), "command": "python -m vision.classify --pretrained-backbone=runs/gone --seed 1"})
+    told = ClassifierMetadata(
+        **{**vars(CARD), "command": "python -m vision.classify --pretrained-backbone=runs/gone --seed 1"}
+    )
     model_file.save(Path("told.safetensors"), weights(0), told)
     assert trace(Path("told.safetensors")).unknown == ("runs/gone",)
 
@@ -150,6 +152,6 @@ def test_damage_is_told_where_it_is_the_eye_and_passed_over_beside_it() -> None:
 
 
 def test_plain_values_come_back() -> None:
-    whole = Lineage("a", frozenset({"1", "2"}), frozenset({"3"}), ("gone",))
-    assert Lineage.from_dict(json.loads(json.dumps(whole.to_dict()))) == whole
-    assert Lineage.from_dict(Lineage("a").to_dict()) == Lineage("a")
+    whole = Provenance("a", frozenset({"1", "2"}), frozenset({"3"}), ("gone",))
+    assert Provenance.from_dict(json.loads(json.dumps(whole.to_dict()))) == whole
+    assert Provenance.from_dict(Provenance("a").to_dict()) == Provenance("a")

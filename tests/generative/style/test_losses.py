@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from zerokara.core.backbones.registry import build
+from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.generative.style import pictures
@@ -106,12 +106,12 @@ def test_lbfgs_goes_on_from_its_state_and_forgets() -> None:
 
 
 def test_layers_are_called_as_in_the_papers() -> None:
-    assert layers_of(build("vgg16", 3, 64, width_multiplier=0.05)) == [
+    assert layers_of(make_backbone("vgg16", 3, 64, width_multiplier=0.05)) == [
         f"relu{section}_{place}" for section, most in enumerate((2, 2, 3, 3, 3), 1) for place in range(1, most + 1)
     ]
-    eye = build("vgg19_bn", 3, 64, width_multiplier=0.05)
+    eye = make_backbone("vgg19_bn", 3, 64, width_multiplier=0.05)
     assert chosen_layers(EyeOptions(), eye) == (("relu4_2",), tuple(f"relu{i}_1" for i in range(1, 6)))
-    assert chosen_layers(EyeOptions(), build("resnet20", 3, 32)) == (
+    assert chosen_layers(EyeOptions(), make_backbone("resnet20", 3, 32)) == (
         ("stage2",),
         ("stage1", "stage2", "stage3"),
     )
@@ -120,7 +120,7 @@ def test_layers_are_called_as_in_the_papers() -> None:
 
 
 def test_the_eye_sees_what_the_layers_give() -> None:
-    backbone = build("vgg11", 3, 32, width_multiplier=0.1).eval()
+    backbone = make_backbone("vgg11", 3, 32, width_multiplier=0.1).eval()
     chosen = Layers(content=("relu3_2",), style=("relu1_1", "relu3_2"))
     eye = Eye(backbone, chosen, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "").on(Compute())
     pixels = torch.rand(1, 3, 32, 32)
@@ -153,11 +153,11 @@ def test_sixteen_bits_see_nearly_the_same() -> None:
 
 
 def test_a_grey_eye_looks_at_luminance_and_a_coloured_one_at_grey_pixels() -> None:
-    grayscale = Eye(build("deep_cnn", 1, 28), Layers((), ("stage1",)), (0.1,), (0.3,), "").on(Compute())
+    grayscale = Eye(make_backbone("deep_cnn", 1, 28), Layers((), ("stage1",)), (0.1,), (0.3,), "").on(Compute())
     pixels = torch.rand(1, 3, 40, 50)
     torch.testing.assert_close(grayscale(pixels)["stage1"], grayscale(luminance(pixels))["stage1"])
     coloured = Eye(
-        build("vgg11", 3, 32, width_multiplier=0.1), Layers((), ("relu1_1",)), (0.5,) * 3, (0.2,) * 3, ""
+        make_backbone("vgg11", 3, 32, width_multiplier=0.1), Layers((), ("relu1_1",)), (0.5,) * 3, (0.2,) * 3, ""
     ).on(Compute())
     one = luminance(pixels)
     torch.testing.assert_close(coloured(one)["relu1_1"], coloured(one.repeat(1, 3, 1, 1))["relu1_1"])
@@ -216,9 +216,9 @@ def test_sizes_double_and_are_not_too_small() -> None:
 
 
 def test_memory_is_counted_to_the_byte_and_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    eye = Eye(build("vgg11", 3, 32, width_multiplier=1 / 64), Layers((), ("relu1_1",)), (0.5,) * 3, (0.2,) * 3, "").on(
-        Compute()
-    )
+    eye = Eye(
+        make_backbone("vgg11", 3, 32, width_multiplier=1 / 64), Layers((), ("relu1_1",)), (0.5,) * 3, (0.2,) * 3, ""
+    ).on(Compute())
     pixels = 32 * 48 * 4  # bytes of a channel
     # Kept: the normalised picture that the convolution saw (3 channels), what the ReLU gave (1), what the scale saw is
     # the same map; the scaled map is what comes out, and the largest kept is the picture.

@@ -14,7 +14,7 @@ from zerokara.core.data.captions import CaptionSet
 from zerokara.vision.captioning.beam_search import Sentence, beam_search
 from zerokara.vision.captioning.config import Config, Data
 from zerokara.vision.captioning.learner import Sentences
-from zerokara.vision.captioning.network import CaptionCard, caption_loss
+from zerokara.vision.captioning.network import CaptionerMetadata, caption_loss
 from zerokara.vision.captioning.pictures import Entry, page
 from zerokara.vision.captioning.scoring import bleu, most_frequent, nearest, paired, sentence_bleu
 from zerokara.vision.captioning.vocabulary import END, MARKS, PAD, START, UNKNOWN, Vocabulary, words_of
@@ -128,8 +128,8 @@ def test_sentences_of_a_batch() -> None:
     ]
 
 
-def small_card() -> CaptionCard:
-    return CaptionCard(
+def small_card() -> CaptionerMetadata:
+    return CaptionerMetadata(
         backbone="resnet20",
         words=(*MARKS, "a", "b", "c", "d"),
         image_size=32,

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from zerokara.core.data.glyphs import draw
-from zerokara.core.models.model_file import Card
+from zerokara.core.models.model_file import ClassifierMetadata
 from zerokara.vision.classification.inputs import bright_border, centred_digit, prepare
 
-CARD = Card(
+CARD = ClassifierMetadata(
     backbone="deep_cnn",
     head="paper",
     classes=tuple("0123456789"),
@@ -108,15 +108,15 @@ def test_other_networks_see_the_middle_in_their_colours() -> None:
     photo = np.zeros((40, 60, 3), np.uint8)
     photo[..., 0] = 250
     photo[:, :10] = 7  # falls outside the middle
-    card = dataclasses.replace(
+    metadata = dataclasses.replace(
         CARD, channels=3, image_size=(20, 20), classes=("cat", "dog"), mean=(0.5,) * 3, std=(0.2,) * 3
     )
-    seen = prepare(photo, card)
+    seen = prepare(photo, metadata)
     assert seen.pixels_CHW.shape == (3, 20, 20)
     assert seen.done == "resized, middle cut out"
     assert seen.pixels_CHW[0].min() == 250
     assert seen.pixels_CHW[1].max() == 0
-    oblong = prepare(photo, dataclasses.replace(card, image_size=(20, 30)))
+    oblong = prepare(photo, dataclasses.replace(metadata, image_size=(20, 30)))
     assert oblong.pixels_CHW.shape == (3, 20, 30)
     assert oblong.done == "resized"
     clothes = dataclasses.replace(CARD, classes=("shirt", "boot"), mean=(0.29,))

@@ -302,13 +302,13 @@ def test_numbers_that_are_none_are_seen() -> None:
 
 
 def test_the_card_says_what_was_asked_for() -> None:
-    card = training(head="pooled", dropout=0.25).card
-    assert (card.backbone, card.head, card.dropout, card.options) == (
+    metadata = training(head="pooled", dropout=0.25).metadata
+    assert (metadata.backbone, metadata.head, metadata.dropout, metadata.options) == (
         "deep_cnn",
         "pooled",
         0.25,
         {"width_multiplier": 0.25},
     )
-    assert (card.channels, card.image_size, card.classes) == (3, (28, 28), tuple("0123456789"))
-    assert card.mean == pytest.approx(tuple(training().data.mean_C.tolist()))
-    assert card.data == "noise"
+    assert (metadata.channels, metadata.image_size, metadata.classes) == (3, (28, 28), tuple("0123456789"))
+    assert metadata.mean == pytest.approx(tuple(training().data.mean_C.tolist()))
+    assert metadata.data == "noise"

@@ -14,10 +14,10 @@ from zerokara.core.backbones.base import Backbone
 from zerokara.core.compute import Compute
 from zerokara.core.data import ImageSet
 from zerokara.core.models.classifier import Classifier
-from zerokara.core.models.model_file import Card
+from zerokara.core.models.model_file import ClassifierMetadata
 from zerokara.vision.classification.scoring import Scores, probabilities, score, views_of
 
-CARD = Card(
+CARD = ClassifierMetadata(
     backbone="resnet8",
     head="paper",
     classes=("dark", "light", "odd"),

@@ -10,16 +10,16 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from zerokara.core.backbones.registry import build
+from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.vision.detection import detector as detectors
-from zerokara.vision.detection.detector import Card, Detector, Method, Svm
+from zerokara.vision.detection.detector import Detector, DetectorMetadata, Method, Svm
 from zerokara.vision.detection.network import MEASURED_SIDE, RegionNet, choose_stage, leave_out_unseen, pool_by_regions
 from zerokara.vision.detection.selective_search import SearchSettings
 
 COMPUTE = Compute(threads=1)
-CARD = Card(
+CARD = DetectorMetadata(
     method="fast-rcnn",
     backbone="resnet20",
     classes=("disc", "square"),
@@ -60,7 +60,7 @@ CARD = Card(
 def test_any_backbone_at_a_sensible_stride(
     name: str, options: dict[str, object], stride: int, found: int, channels: int
 ) -> None:
-    eye = build(name, 3, MEASURED_SIDE, **options)
+    eye = make_backbone(name, 3, MEASURED_SIDE, **options)
     pool_by_regions(eye)
     stage, has, wide = choose_stage(eye, stride)
     assert (has, wide) == (found, channels)
@@ -107,15 +107,15 @@ def test_regions_of_several_pictures_are_those_of_each() -> None:
 
 @pytest.mark.parametrize("method", ["fast-rcnn", "rcnn"])
 def test_a_file_gives_the_same_detections(method: Method, tmp_path: Path) -> None:
-    card = dataclasses.replace(CARD, method=method, figures={"test_map_50": 0.5})
-    detector = Detector(card)
+    metadata = dataclasses.replace(CARD, method=method, figures={"test_map_50": 0.5})
+    detector = Detector(metadata)
     nn.init.normal_(detector.net.classify.weight, std=0.05)
     if detector.svm is not None:
         detector.svm.weight.normal_()
         detector.svm.ridge.normal_(std=0.01)
     detectors.save(tmp_path / "model.safetensors", detector)
     again = detectors.load(tmp_path)
-    assert again.card == card
+    assert again.metadata == metadata
     assert not again.training
     canvas = torch.randint(256, (3, 60, 80), dtype=torch.uint8)
     proposals = torch.tensor([[0.0, 0, 30, 30], [10, 5, 60, 40], [3, 3, 20, 40], [40, 10, 79, 59]])

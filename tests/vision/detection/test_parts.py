@@ -14,13 +14,13 @@ from tests.vision import drawn_boxes as shapes
 from zerokara.core.boxes import decode, iou
 from zerokara.core.config import UserError, parse
 from zerokara.core.data.boxes import BoxSet, load_boxes
-from zerokara.core.models.model_file import Card as ClassifierCard
+from zerokara.core.models.model_file import ClassifierMetadata as ClassifierCard
 from zerokara.core.models.model_file import save as save_classifier
 from zerokara.vision.detection import proposals as kept
 from zerokara.vision.detection.batches import Candidates, CropBatches, PictureBatches, all_candidates
 from zerokara.vision.detection.config import PRESETS, Config, settled
 from zerokara.vision.detection.detector import Found, Svm
-from zerokara.vision.detection.learner import loss, make_card
+from zerokara.vision.detection.learner import loss, make_metadata
 from zerokara.vision.detection.pictures import draw_found, sheet, worst_first
 from zerokara.vision.detection.proposals import Proposals, coverage, find_all
 from zerokara.vision.detection.scoring import precision
@@ -100,8 +100,8 @@ def test_batches_of_pictures_are_right_also_in_the_mirror(drawn: BoxSet, propose
 
 
 def test_batches_of_crops(drawn: BoxSet, proposed: list[Proposals]) -> None:
-    card = make_card(CONFIG, drawn, None)
-    batches = CropBatches(CONFIG, card, all_candidates(drawn, proposed), torch.Generator().manual_seed(0))
+    metadata = make_metadata(CONFIG, drawn, None)
+    batches = CropBatches(CONFIG, metadata, all_candidates(drawn, proposed), torch.Generator().manual_seed(0))
     batch = batches.draw(drawn.images, torch.tensor([0, 1]))
     assert batch.pixels.shape == (32, 3, 32, 32)
     assert (batch.label > 0).sum() == 8
@@ -235,8 +235,8 @@ def test_coverage_by_hand(drawn: BoxSet, proposed: list[Proposals]) -> None:
 
 
 def test_the_eye_is_settled(tmp_path: Path) -> None:
-    slim, card = settled(Config(data="x"))
-    assert (slim.backbone, slim.width_multiplier, slim.stem, card) == ("resnet18", 0.45, "medium", None)
+    slim, metadata = settled(Config(data="x"))
+    assert (slim.backbone, slim.width_multiplier, slim.stem, metadata) == ("resnet18", 0.45, "medium", None)
     assert slim.options() == {"width": 0.45, "stem": "medium"}
     named, _ = settled(Config(data="x", backbone="vgg16"))
     assert (named.width_multiplier, named.stem, named.options()) == (1.0, None, {})
@@ -251,8 +251,8 @@ def test_the_eye_is_settled(tmp_path: Path) -> None:
         options={"width": 0.5},
     )
     save_classifier(tmp_path / "model.safetensors", known.build().state_dict(), known)
-    from_run, card = settled(Config(data="x", pretrained_backbone=str(tmp_path)))
-    assert (from_run.backbone, from_run.width_multiplier, card) == ("resnet20", 0.5, known)
+    from_run, metadata = settled(Config(data="x", pretrained_backbone=str(tmp_path)))
+    assert (from_run.backbone, from_run.width_multiplier, metadata) == ("resnet20", 0.5, known)
     (tmp_path / "model.safetensors").rename(tmp_path / "published.pth")
     with pytest.raises(UserError, match="--backbone"):
         settled(Config(data="x", pretrained_backbone=str(tmp_path / "published.pth")))
@@ -263,7 +263,7 @@ def test_the_eye_is_settled(tmp_path: Path) -> None:
 
 
 def test_pictures_are_normalised_as_the_eye_learnt(drawn: BoxSet) -> None:
-    own = make_card(CONFIG, drawn, None)
+    own = make_metadata(CONFIG, drawn, None)
     pixels = drawn.images.double().div(255)
     np.testing.assert_allclose(own.mean, pixels.mean((0, 2, 3)), rtol=1e-6)
     np.testing.assert_allclose(own.std, pixels.std((0, 2, 3), correction=0), rtol=1e-6)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from zerokara.core.backbones.registry import build
+from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.config import UserError
 from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.vision.segmentation.networks import Fcn, fitted, make_segmenter, strides_of, unpool, upsampling
@@ -139,7 +139,7 @@ def test_torchvisions_classifier_slides_over_the_map(tmp_path: Path) -> None:
     """fc6 as a 7x7 convolution gives in the middle of a 7x7 map what the linear layer gives."""
     made = make_segmenter("fcn32s", backbone="vgg11", channels=3, image_size=(224, 224), classes=4, width=0.125)
     assert isinstance(made, Fcn)
-    eye = build("vgg11", 3, 224, width=0.125)
+    eye = make_backbone("vgg11", 3, 224, width=0.125)
     head = eye.paper_head(10, None).eval()
     state = {eye.published_name(name): tensor for name, tensor in eye.state_dict().items()} | dict(head.state_dict())
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "vgg.safetensors")

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zerokara.core.backbones.registry import build
+from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.compute import Compute
 from zerokara.core.data import UNLABELLED, MaskSet
 from zerokara.vision.segmentation.losses import median_frequency, pixel_loss
-from zerokara.vision.segmentation.model_file import SegmenterCard
+from zerokara.vision.segmentation.model_file import SegmenterMetadata
 from zerokara.vision.segmentation.networks import Segmenter
 from zerokara.vision.segmentation.pictures import draw_overlays, legend, overlay, palette, shown
 from zerokara.vision.segmentation.scoring import score
@@ -24,7 +24,7 @@ class Told(Segmenter):
     """A network that guesses what the image's first channel says, with logits of 5."""
 
     def __init__(self, classes: int) -> None:
-        super().__init__(build("deep_cnn", 3, 16), classes)
+        super().__init__(make_backbone("deep_cnn", 3, 16), classes)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Logits (B, K, H, W)."""
@@ -32,9 +32,9 @@ class Told(Segmenter):
         return nn.functional.one_hot(guess, self.classes).permute(0, 3, 1, 2).float() * 5
 
 
-def card(classes: int) -> SegmenterCard:
+def metadata(classes: int) -> SegmenterMetadata:
     names = tuple("abcdefg"[:classes])
-    return SegmenterCard(
+    return SegmenterMetadata(
         network="fcn2s", backbone="deep_cnn", classes=names, channels=3, image_size=(2, 2), mean=(0,) * 3, std=(1,) * 3
     )
 
@@ -42,7 +42,7 @@ def card(classes: int) -> SegmenterCard:
 def as_set(guesses: list[list[list[int]]], masks: list[list[list[int]]], classes: int) -> MaskSet:
     images = torch.tensor(guesses, dtype=torch.uint8)[:, None].repeat(1, 3, 1, 1)
     labels = torch.tensor(masks, dtype=torch.uint8)
-    return MaskSet(images, labels, card(classes).classes, tuple(map(str, range(len(masks)))), "made up")
+    return MaskSet(images, labels, metadata(classes).classes, tuple(map(str, range(len(masks)))), "made up")
 
 
 def test_unlabelled_pixels_are_not_in_the_loss() -> None:
@@ -71,7 +71,7 @@ def test_median_frequency_by_hand() -> None:
 def test_figures_by_hand() -> None:
     """Two of three a are found, one of one b; c is guessed once and never there; d is neither."""
     images = as_set([[[0, 0], [2, 1]], [[1, 1], [1, 1]]], [[[0, 0], [0, 1]], [[NONE, NONE], [NONE, NONE]]], 4)
-    scores = score(Told(4), card(4), Compute(), images, batch_size=1, keep=[1])
+    scores = score(Told(4), metadata(4), Compute(), images, batch_size=1, keep=[1])
     assert scores.accuracy == pytest.approx(3 / 4)
     assert scores.recall_K[:2].tolist() == pytest.approx([2 / 3, 1])
     assert scores.class_accuracy == pytest.approx((2 / 3 + 1) / 2)
@@ -91,14 +91,14 @@ def test_batches_do_not_change_the_figures() -> None:
     guesses = torch.where(torch.rand(masks.shape) < 0.7, masks, torch.randint(3, masks.shape, dtype=torch.uint8))
     masks[:, 0] = NONE
     images = as_set(guesses.tolist(), masks.tolist(), 3)
-    one, three = (score(Told(3), card(3), Compute(), images, batch_size=size) for size in (7, 3))
+    one, three = (score(Told(3), metadata(3), Compute(), images, batch_size=size) for size in (7, 3))
     assert torch.equal(one.confusion_KK, three.confusion_KK)
     assert one.figures() == pytest.approx(three.figures())
     assert int(one.confusion_KK.sum()) == 7 * 5 * 8
     confusion = one.confusion_KK.double()
     iou = confusion.diag() / (confusion.sum(0) + confusion.sum(1) - confusion.diag())
     assert one.iou_K.tolist() == pytest.approx(iou.tolist(), rel=1e-6)
-    mirrored = score(Told(3), card(3), Compute(), images, views=2)
+    mirrored = score(Told(3), metadata(3), Compute(), images, views=2)
     assert torch.equal(mirrored.confusion_KK, one.confusion_KK), "a mirrored guess was not turned back"
 
 

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from zerokara.core.compute import Compute
 from zerokara.core.data import ImageSet
-from zerokara.core.models.model_file import Card
+from zerokara.core.models.model_file import ClassifierMetadata
 from zerokara.vision.studies.explain import cut_out, grad_cam, grad_cam_of, most_exciting, occlusion
 from zerokara.vision.studies.receptive_fields import Depth, Span, depths_of
 
-CARD = Card(backbone="", head="", classes=("a", "b"), channels=1, image_size=(4, 4), mean=(0.0,), std=(1.0,))
+CARD = ClassifierMetadata(
+    backbone="", head="", classes=("a", "b"), channels=1, image_size=(4, 4), mean=(0.0,), std=(1.0,)
+)
 
 
 def test_grad_cam_by_hand() -> None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zerokara.core.backbones.cost import layer_costs
-from zerokara.core.backbones.registry import build
+from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.config import UserError
 from zerokara.vision.studies.receptive_fields import Span, activations, depths_of, spread
 
@@ -28,7 +28,7 @@ def test_windows_by_hand() -> None:
 
 
 def test_the_books_network_by_hand() -> None:
-    depths = depths_of(build("deep_cnn", 1, 28), (1, 28, 28))
+    depths = depths_of(make_backbone("deep_cnn", 1, 28), (1, 28, 28))
     assert [depth.shape for depth in depths] == [
         *((16, 28, 28), (16, 14, 14), (32, 14, 14), (32, 8, 8), (64, 8, 8), (64, 4, 4))
     ]
@@ -72,7 +72,7 @@ def sees(network: nn.Module, shape: tuple[int, int, int], place: int, row: int, 
 @pytest.mark.parametrize("name", ["crooked", "deep_cnn", "resnet8"])
 def test_what_has_a_gradient_is_what_is_seen(name: str) -> None:
     shape = (1, 80, 96)
-    network = Crooked() if name == "crooked" else build(name, 1, shape[1:])
+    network = Crooked() if name == "crooked" else make_backbone(name, 1, shape[1:])
     with torch.no_grad():
         for parameter in network.parameters():  # so that nothing is cut off by ReLU, nor cancels
             parameter.abs_().add_(0.01)
@@ -88,7 +88,7 @@ def test_what_has_a_gradient_is_what_is_seen(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["alexnet", "alexnet_2012", "vgg11_bn", "googlenet", "resnet20", "resnet50"])
 def test_another_count_of_the_fields_agrees(name: str) -> None:
-    network = build(name, 3, 96).eval()
+    network = make_backbone(name, 3, 96).eval()
     counted = [c for c in layer_costs(network, (1, 3, 96, 96)) if c.kind == "ReLU"]
     depths = depths_of(network, (3, 96, 96))
     if counted:  # where ReLU is no module of its own, the other count cannot see it
@@ -101,14 +101,14 @@ def test_another_count_of_the_fields_agrees(name: str) -> None:
 
 
 def test_depths_and_activations_are_the_same_maps() -> None:
-    network = build("resnet8", 3, 32).eval()
+    network = make_backbone("resnet8", 3, 32).eval()
     _, maps = activations(network, torch.rand(2, 3, 32, 32))
     assert [tuple(m.shape[1:]) for m in maps] == [depth.shape for depth in depths_of(network, (3, 32, 32))]
     assert all(bool((m >= 0).all()) and m.requires_grad for m in maps)
 
 
 def test_looking_leaves_the_network_alone() -> None:
-    network = build("deep_cnn", 1, 28)
+    network = make_backbone("deep_cnn", 1, 28)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     depths_of(network, (1, 28, 28))
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
@@ -127,7 +127,7 @@ def test_what_cannot_be_followed_is_refused() -> None:
 
 
 def test_spread_depths_begin_and_end_with_the_network() -> None:
-    depths = depths_of(build("resnet20", 3, 32), (3, 32, 32))
+    depths = depths_of(make_backbone("resnet20", 3, 32), (3, 32, 32))
     assert len(depths) == 19
     assert spread(depths, 4) == [0, 6, 12, 18]
     assert spread(depths, 1) == [18]
