@@ -38,7 +38,8 @@ from zerokara.agents.benchmarking.report import Findings, Record, Section, read_
 from zerokara.agents.configs.common import ProtocolName, Settings
 from zerokara.agents.configs.protocols import PROTOCOLS
 from zerokara.core.checkpoint import write_atomically
-from zerokara.core.config import Range, UserError, flag, parse, run_main
+from zerokara.core.command_line import parse
+from zerokara.core.config import Range, UserError, flag, run_main
 from zerokara.core.machine import describe_machine, describe_versions, git_commit
 from zerokara.core.programs import program
 from zerokara.core.progress import Progress

@@ -30,7 +30,8 @@ from zerokara.agents.configs.common import ProtocolName
 from zerokara.agents.configs.protocols import OVERRIDES, PROTOCOLS
 from zerokara.agents.training.evaluation import Scores, evaluate
 from zerokara.agents.viewing.loading import Agent, game_seed, load_agent
-from zerokara.core.config import Positional, Range, UserError, parse, run_main
+from zerokara.core.command_line import parse
+from zerokara.core.config import Positional, Range, UserError, run_main
 from zerokara.core.machine import describe_versions
 from zerokara.core.programs import program_command
 from zerokara.core.report import run_folders, write_json

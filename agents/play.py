@@ -27,7 +27,8 @@ from zerokara.agents.training.pictures import Moment, frames_per_second, play_ga
 from zerokara.agents.viewing.drawing import TensorBoardWriter, newest_frame
 from zerokara.agents.viewing.loading import Agent, game_seed, load_agent
 from zerokara.agents.viewing.saliency import saliency
-from zerokara.core.config import Positional, Range, UserError, parse, run_main
+from zerokara.core.command_line import parse
+from zerokara.core.config import Positional, Range, UserError, run_main
 from zerokara.core.media import write_mp4, write_png
 from zerokara.core.programs import program_command
 from zerokara.core.progress import Progress

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from zerokara.agents.viewing.curves import SAME_GROUP, X_LABELS, Y_LABELS, Curve, Group, _labels, draw, read_curve
-from zerokara.core.config import Positional, Range, UserError, parse, run_main
+from zerokara.core.command_line import parse
+from zerokara.core.config import Positional, Range, UserError, run_main
 from zerokara.core.programs import program_command
 from zerokara.core.report import new_figure, run_folders, write_figure
 

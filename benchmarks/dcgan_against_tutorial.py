@@ -34,7 +34,8 @@ import torch
 from torch import Tensor, nn
 
 from zerokara.core import checkpoint
-from zerokara.core.config import UserError, parse, run_main
+from zerokara.core.command_line import parse
+from zerokara.core.config import UserError, run_main
 from zerokara.core.data import ImageSet
 from zerokara.core.distributed import World
 from zerokara.core.machine import describe_machine

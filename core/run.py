@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from zerokara.core import checkpoint, media
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, error_summary, suggest, to_dict
+from zerokara.core.config import UserError, error_summary, suggest, to_saved
 from zerokara.core.distributed import World
 from zerokara.core.machine import describe_machine, describe_versions, git_commit
 from zerokara.core.programs import command
@@ -115,7 +115,7 @@ class Run:
             return
         content = {
             "kind": kind,
-            "config": to_dict(config),
+            "config": to_saved(config),
             "extra": self.extra,
             "versions": describe_versions(),
             "git_commit": git_commit(),

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zerokara.core.config import UserError, parse, run_main
+from zerokara.core.command_line import parse
+from zerokara.core.config import UserError, run_main
 from zerokara.core.media import write_png
 from zerokara.core.programs import program_command
 from zerokara.generative.gan import finished

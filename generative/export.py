@@ -26,7 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from zerokara.core.checkpoint import write_atomically
-from zerokara.core.config import UserError, error_summary, parse, run_main
+from zerokara.core.command_line import parse
+from zerokara.core.config import UserError, error_summary, run_main
 from zerokara.core.models import onnx_file
 from zerokara.core.programs import program_command
 from zerokara.generative.gan import finished

@@ -30,7 +30,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from zerokara.core.config import Range, UserError, error_summary, parse, run_main
+from zerokara.core.command_line import parse
+from zerokara.core.config import Range, UserError, error_summary, run_main
 from zerokara.core.data import ImageSet
 from zerokara.core.models import model_file
 from zerokara.core.programs import program_command

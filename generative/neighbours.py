@@ -17,7 +17,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from zerokara.core.config import Range, parse, run_main
+from zerokara.core.command_line import parse
+from zerokara.core.config import Range, run_main
 from zerokara.core.media import write_png
 from zerokara.core.programs import program_command
 from zerokara.core.run import Run

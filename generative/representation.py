@@ -33,8 +33,9 @@ from torch import Tensor, nn
 
 from zerokara.core import checkpoint, schedules
 from zerokara.core.backbones.base import Backbone
+from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
-from zerokara.core.config import Positional, Range, UserError, from_dict, parse, run_main
+from zerokara.core.config import Positional, Range, UserError, from_dict, run_main
 from zerokara.core.data import ImageSet
 from zerokara.core.ema import Ema
 from zerokara.core.media import write_png

@@ -19,7 +19,8 @@ from typing import Annotated
 
 from torch import Tensor
 
-from zerokara.core.config import Range, UserError, error_summary, parse, run_main
+from zerokara.core.command_line import parse
+from zerokara.core.config import Range, UserError, error_summary, run_main
 from zerokara.core.media import write_png
 from zerokara.core.programs import program_command
 from zerokara.core.progress import Progress

@@ -18,8 +18,9 @@ from typing import Annotated
 
 import numpy as np
 
+from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute, Precision
-from zerokara.core.config import Positional, Range, UserError, error_summary, parse, run_main
+from zerokara.core.config import Positional, Range, UserError, error_summary, run_main
 from zerokara.core.data.pictures import SUFFIXES
 from zerokara.core.media import write_png
 from zerokara.core.programs import program_command

@@ -23,7 +23,8 @@ from torch import Tensor
 from zerokara.core import data
 from zerokara.core.augment import Augment
 from zerokara.core.checkpoint import write_atomically
-from zerokara.core.config import Range, UserError, parse, run_main, suggest
+from zerokara.core.command_line import parse
+from zerokara.core.config import Range, UserError, run_main, suggest
 from zerokara.core.data import ImageSet
 from zerokara.core.media import png_bytes
 from zerokara.core.report import figure_pixels

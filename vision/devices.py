@@ -25,8 +25,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute, Precision
-from zerokara.core.config import Range, UserError, parse, run_main, to_dict
+from zerokara.core.config import Range, UserError, run_main, to_dict
 from zerokara.core.distributed import World
 from zerokara.core.machine import describe_machine, describe_versions
 from zerokara.core.programs import program_command

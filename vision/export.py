@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from zerokara.core import data
 from zerokara.core.checkpoint import write_atomically
-from zerokara.core.config import Positional, Range, UserError, parse, run_main
+from zerokara.core.command_line import parse
+from zerokara.core.config import Positional, Range, UserError, run_main
 from zerokara.core.data import ImageSet
 from zerokara.core.models import model_file, onnx_file
 from zerokara.core.models.classifier import Classifier

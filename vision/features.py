@@ -27,8 +27,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
-from zerokara.core.config import Positional, Range, UserError, parse, run_main
+from zerokara.core.config import Positional, Range, UserError, run_main
 from zerokara.core.data import ImageSet
 from zerokara.core.programs import program_command
 from zerokara.core.report import output_folder, write_figure, write_json

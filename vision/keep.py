@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Annotated
 
 from zerokara.core.checkpoint import write_atomically
+from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
-from zerokara.core.config import Positional, Range, UserError, from_dict, parse, run_main
+from zerokara.core.config import Positional, Range, UserError, from_dict, run_main
 from zerokara.core.models import model_file
 from zerokara.core.programs import program_command
 from zerokara.core.run import Run

@@ -30,8 +30,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
-from zerokara.core.config import Range, UserError, error_summary, parse, run_main
+from zerokara.core.config import Range, UserError, error_summary, run_main
 from zerokara.core.machine import describe_machine, describe_versions
 from zerokara.core.models.classifier import Classifier, make_classifier
 from zerokara.core.report import output_folder, write_figure, write_json

@@ -20,7 +20,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from zerokara.core.config import Positional, Range, parse, run_main
+from zerokara.core.command_line import parse
+from zerokara.core.config import Positional, Range, run_main
 from zerokara.core.programs import program_command
 from zerokara.core.report import output_folder, write_figure, write_json
 from zerokara.vision.classification.pictures import draw_confusion, draw_misread, misread

@@ -32,8 +32,9 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from zerokara.core.checkpoint import write_atomically
+from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
-from zerokara.core.config import Positional, Range, parse, run_main
+from zerokara.core.config import Positional, Range, run_main
 from zerokara.core.data import ImageSet
 from zerokara.core.machine import describe_machine, describe_versions
 from zerokara.core.models import onnx_file

@@ -30,8 +30,9 @@ from rich.table import Table
 from torch import Tensor
 
 from zerokara.core.checkpoint import write_atomically
+from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
-from zerokara.core.config import Positional, Range, UserError, error_summary, parse, run_main
+from zerokara.core.config import Positional, Range, UserError, error_summary, run_main
 from zerokara.core.data.pictures import decode, picture_files
 from zerokara.core.media import png_bytes
 from zerokara.core.models import model_file

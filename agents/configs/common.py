@@ -6,8 +6,9 @@ Steps are agent steps: one action in one environment, four frames of an Atari ga
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
+from zerokara.agents.configs import names
 from zerokara.core.compute import Precision, Switch
 from zerokara.core.config import Range
 
@@ -21,6 +22,10 @@ Positive = Annotated[float, Range(0, low_open=True)]
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What an agent's run is, whatever it learns with."""
+
+    RENAMED: ClassVar = names.RENAMED
+    FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES
+    REQUIRES: ClassVar = names.REQUIRES
 
     preset: str
     """Named set of defaults for all that follows."""

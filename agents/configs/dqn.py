@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from zerokara.agents.configs import names
 from zerokara.agents.configs.common import Count, Fraction, OptionalCount, Positive, Settings
 from zerokara.agents.configs.presets import FAMILY
 from zerokara.agents.configs.protocols import OVERRIDES
@@ -20,6 +21,13 @@ from zerokara.core.run_config import configure
 @dataclass(frozen=True, kw_only=True)
 class Config(Settings):
     """Deep Q-learning from pixels."""
+
+    RENAMED: ClassVar = names.RENAMED_DQN
+    FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES_DQN
+    REQUIRES: ClassVar = names.REQUIRES_DQN
+    GROUPS: ClassVar = names.GROUPS_DQN
+    COMMON: ClassVar = names.COMMON_DQN
+    PRESET_SUMMARIES: ClassVar = names.PRESET_SUMMARIES_DQN
 
     preset: str = "fast"
     """Named set of defaults for all that follows."""

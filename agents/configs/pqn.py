@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from zerokara.agents.configs import names
 from zerokara.agents.configs.common import Count, Fraction, Positive, Settings
 from zerokara.agents.configs.protocols import OVERRIDES
 from zerokara.core.config import Range, UserError
@@ -19,6 +20,12 @@ from zerokara.core.run_config import configure
 @dataclass(frozen=True, kw_only=True)
 class Config(Settings):
     """Parallel Q-learning from pixels."""
+
+    RENAMED: ClassVar = names.RENAMED_PQN
+    FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES_PQN
+    GROUPS: ClassVar = names.GROUPS_PQN
+    COMMON: ClassVar = names.COMMON_PQN
+    PRESET_SUMMARIES: ClassVar = names.PRESET_SUMMARIES_PQN
 
     preset: str = "paper"
     """Named set of defaults for all that follows."""

@@ -20,7 +20,8 @@ from optuna import Trial
 
 from zerokara.agents.configs import dqn, pqn
 from zerokara.agents.configs.common import Settings
-from zerokara.core.config import UserError, flag, parse, suggest
+from zerokara.core.command_line import parse
+from zerokara.core.config import UserError, flag, suggest
 from zerokara.core.programs import program_command
 
 SYNTAX = "name=low..high, name=log:low..high or name=value,value"

@@ -22,8 +22,9 @@ from rich.table import Table
 from zerokara.core.backbones.cost import multiply_adds, receptive_field
 from zerokara.core.backbones.registry import BACKBONES, find_backbone
 from zerokara.core.backbones.summary import short
+from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
-from zerokara.core.config import Positional, Range, UserError, parse, run_main
+from zerokara.core.config import Positional, Range, UserError, run_main
 from zerokara.core.models.classifier import make_classifier
 
 _SECONDS = 1.0  # at least, of measured steps

@@ -14,7 +14,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from zerokara.core.config import parse, run_main
+from zerokara.core.command_line import parse
+from zerokara.core.config import run_main
 from zerokara.core.models import model_file
 from zerokara.core.programs import program_command
 from zerokara.core.zoo import registry

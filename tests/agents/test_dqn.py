@@ -22,7 +22,8 @@ from zerokara.agents.configs.dqn import PRESETS, Config, read_config
 from zerokara.agents.training import session
 from zerokara.agents.training.evaluation import Scores, evaluate
 from zerokara.core import checkpoint
-from zerokara.core.config import UserError, parse
+from zerokara.core.command_line import parse
+from zerokara.core.config import UserError
 from zerokara.envs.arcade.base import ArcadeEnv
 
 TINY = (

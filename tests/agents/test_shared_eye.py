@@ -18,7 +18,8 @@ from zerokara.agents import dqn
 from zerokara.agents.configs.dqn import PRESETS, Config
 from zerokara.agents.qlearning.network import make_network
 from zerokara.core import checkpoint
-from zerokara.core.config import UserError, parse
+from zerokara.core.command_line import parse
+from zerokara.core.config import UserError
 
 CPU = ("--device", "cpu", "--precision", "float32", "--threads", "1", "--quiet")
 LESS: dict[str, tuple[str, ...]] = {

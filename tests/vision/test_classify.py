@@ -17,8 +17,9 @@ from tensorboard.compat.proto.graph_pb2 import GraphDef
 
 from tests.programs import begun, check_damage_is_named, disturbed, metrics, refusal, start, updates_of
 from zerokara.core import checkpoint, data
+from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, parse, run_main
+from zerokara.core.config import UserError, run_main
 from zerokara.core.data import ImageSet, glyphs
 from zerokara.core.models import model_file
 from zerokara.core.models.classifier import make_classifier

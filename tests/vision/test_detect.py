@@ -16,8 +16,9 @@ from PIL import Image
 from tests.programs import begun, disturbed, metrics, start, updates_of
 from tests.vision import drawn_boxes as shapes
 from zerokara.core import checkpoint
+from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, parse, run_main
+from zerokara.core.config import UserError, run_main
 from zerokara.vision import detect, detect_compare, detect_predict
 from zerokara.vision.detection import detector as detectors
 from zerokara.vision.detection.config import PRESETS, Config

@@ -19,8 +19,9 @@ from PIL import Image
 from tests.programs import begun, disturbed, metrics, start, updates_of
 from tests.vision.shapes import CLASSES, SIZE, plant_shapes
 from zerokara.core import checkpoint
+from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, parse, run_main
+from zerokara.core.config import UserError, run_main
 from zerokara.core.data.masks import MaskSet, load_masks
 from zerokara.core.data.pictures import decode
 from zerokara.core.models.weights import load_pretrained_backbone

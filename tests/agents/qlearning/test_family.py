@@ -22,8 +22,9 @@ from zerokara.agents.qlearning.learner import Learner
 from zerokara.agents.qlearning.network import make_network
 from zerokara.agents.qlearning.policy import Policy
 from zerokara.agents.qlearning.replay import Batch
+from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, parse
+from zerokara.core.config import UserError
 from zerokara.core.distributed import World
 
 OBS = (1, 20, 20)

@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from zerokara.core.config import UserError, parse
+from zerokara.core.command_line import parse
+from zerokara.core.config import UserError
 from zerokara.core.data import glyphs
 from zerokara.envs.frames import record
 from zerokara.generative.gan import data as gan_data

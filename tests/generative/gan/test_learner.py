@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from zerokara.core.backbones.r3 import Block
+from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, parse
+from zerokara.core.config import UserError
 from zerokara.core.distributed import World
 from zerokara.generative.gan.config import PRESETS, Config
 from zerokara.generative.gan.learner import Learner, draw_latents, fitting_latents

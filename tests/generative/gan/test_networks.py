@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from zerokara.core.backbones.r3 import Block
-from zerokara.core.config import UserError, parse
+from zerokara.core.command_line import parse
+from zerokara.core.config import UserError
 from zerokara.generative.gan.config import PRESETS, Config
 from zerokara.generative.gan.diffaugment import augment
 from zerokara.generative.gan.learner import check_penalties, make_discriminator, make_generator

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from zerokara.core.config import UserError, parse
+from zerokara.core.command_line import parse
+from zerokara.core.config import UserError
 from zerokara.generative.gan.config import PRESETS, Config
 from zerokara.generative.scoring.distances import frechet_distance, kernel_distance, nearest, overlap, radii, spread
 from zerokara.generative.scoring.feature_extractor import Scorer, Seen, accuracy, class_scores

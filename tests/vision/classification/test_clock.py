@@ -13,8 +13,8 @@ import torch
 
 from tests.programs import metrics
 from zerokara.core import checkpoint
+from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
-from zerokara.core.config import parse
 from zerokara.core.data import glyphs
 from zerokara.core.distributed import World
 from zerokara.vision import classify

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from zerokara.core.config import UserError, parse
+from zerokara.core.command_line import parse
+from zerokara.core.config import UserError
 from zerokara.vision.binarization import config as binary_config
 from zerokara.vision.classification import config
 
