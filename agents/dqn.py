@@ -22,23 +22,23 @@ import numpy as np
 import torch
 
 from zerokara.agents.configs.dqn import KIND, Config, read_config
-from zerokara.agents.configs.presets import DEPARTURES
+from zerokara.agents.configs.presets import DEVIATIONS
 from zerokara.agents.qlearning import schedules
 from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.learner import Learner
 from zerokara.agents.qlearning.policy import Policy
 from zerokara.agents.qlearning.prioritized_replay import PrioritizedReplay
 from zerokara.agents.qlearning.replay import Batch, Replay
-from zerokara.agents.training.pictures import log_pictures
+from zerokara.agents.training.pictures import log_images
 from zerokara.agents.training.session import (
+    LogInterval,
     Session,
-    Window,
-    begin,
-    closing_line,
-    evaluate_and_show,
+    closing_message,
+    evaluate_and_log,
     in_words,
+    is_early_evaluation_due,
     log_metrics,
-    looks_good,
+    restore_or_reset,
     save,
     show_progress,
 )
@@ -64,19 +64,20 @@ class Training(Session):
         seed = config.seed * 1_000_003 + world.rank * 10_007
         super().__init__(config, config.num_envs // world.size, seed)
         self.compute, self.world = compute, world
-        exponent = config.per_alpha
-        make_replay: Callable[..., Replay] = partial(PrioritizedReplay, exponent=exponent) if exponent else Replay
+        make_replay: Callable[..., Replay] = (
+            partial(PrioritizedReplay, alpha=config.per_alpha) if config.per_alpha else Replay
+        )
         self.replay = make_replay(
             -(-config.replay_capacity // world.size),
             self.num_envs,
             self.env.obs_shape,
             self.env.frame_channels,
-            n_step=schedules.longest_return(config),
+            n_step=schedules.max_n_step(config),
             gamma=config.gamma,
             seed=self.seed,
             device=compute.torch_device,
             folder=run.folder / f"replay-{world.rank}" if config.save_replay else None,
-            slack=config.checkpoint_every_steps // world.size + 4 * self.num_envs,
+            checkpoint_margin=config.checkpoint_every_steps // world.size + 4 * self.num_envs,
             function=compute.function,
             print_line=run.print,
         )
@@ -89,7 +90,11 @@ class Training(Session):
             world,
             lambda: self.replay.sample(config.batch_size // world.size),
             (self.replay.generator,),
-            *((self.replay.rank, self.replay.changing) if isinstance(self.replay, PrioritizedReplay) else ()),
+            *(
+                (self.replay.update_priorities, self.replay.priority_tensors)
+                if isinstance(self.replay, PrioritizedReplay)
+                else ()
+            ),
         )
         self.policy = Policy(self.learner.working, compute, self.seed)
         self.exploration = Exploration(self.num_envs, self.env.num_actions, self.seed, config.ez_greedy_zeta)
@@ -99,7 +104,7 @@ class Training(Session):
         """Probability of a random action at this step."""
         return schedules.epsilon(self.config, self.step)
 
-    def turn(self) -> None:
+    def iterate(self) -> None:
         """One vector step: act, emulate while learning, remember."""
         started = time.perf_counter()
         action_N = self.policy.act(self.obs, self.epsilon, self.exploration, noisy=True)
@@ -128,16 +133,16 @@ class Training(Session):
         if len(self.replay) < min(config.learning_starts, config.replay_capacity) // self.world.size:
             self.updates = due  # a replay that was not kept fills up again first
         if isinstance(self.replay, PrioritizedReplay):
-            self.replay.weight_exponent.fill_(schedules.weight_exponent(config, self.step))
+            self.replay.beta.fill_(schedules.per_beta(config, self.step))
         if config.final_learning_rate is not None and self.updates < due:
             set_learning_rate(self.learner.optimizer, schedules.learning_rate(config, self.step))
         while self.updates < due:
             if schedules.is_annealed(config):
-                self.replay.anneal(*schedules.horizon(config, self.updates))
+                self.replay.set_n_step_and_gamma(*schedules.n_step_and_gamma(config, self.updates))
             self.learner.update()
             self.updates += 1
-            if schedules.is_target_due(config, self.updates):
-                self.learner.renew_target()
+            if schedules.is_target_update_due(config, self.updates):
+                self.learner.update_target_network()
             if schedules.is_reset_due(config, self.updates):
                 self.learner.reset(config.seed * 1_000_003 + self.updates)
 
@@ -170,8 +175,8 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
     """
     training = Training(config, run, compute, world)
     latest = run.path(f"checkpoint-{world.rank}.pt")
-    going_on = begin(training, run, latest)
-    if config.pretrained_backbone and not going_on:
+    resumed = restore_or_reset(training, run, latest)
+    if config.pretrained_backbone and not resumed:
         run.print(
             str(
                 load_pretrained_backbone(
@@ -181,9 +186,9 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
         )
         provenance.record(run, config.pretrained_backbone)
         training.learner.refresh()
-        training.learner.renew_target()
-    for departure in DEPARTURES.get(config.preset, ()):
-        run.print(f"preset {config.preset} departs from its paper: {departure}")
+        training.learner.update_target_network()
+    for deviation in DEVIATIONS.get(config.preset, ()):
+        run.print(f"preset {config.preset} departs from its paper: {deviation}")
     run.print(f"{config.env}: {in_words(training.env.settings)}, terminal_on_life_loss {config.terminal_on_life_loss}")
     run.print(f"replay: {len(training.replay):,} of {config.replay_capacity:,} transitions")
 
@@ -191,25 +196,25 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
         return every_steps > 0 and training.step // every_steps != (training.step - config.num_envs) // every_steps
 
     show_progress(training, run)
-    if not going_on:
-        log_pictures(training.policy.network, training.obs, training.env.frame_channels, run, training.step)
+    if not resumed:
+        log_images(training.policy.network, training.obs, training.env.frame_channels, run, training.step)
         save(training, run, latest)
-    reached = world.is_main and training.owes_evaluation and evaluate_and_show(training, run)
+    reached = world.is_main and training.evaluation_pending and evaluate_and_log(training, run)
     stopping = world.any(reached or bool(run.stop_requested), compute.torch_device)
-    window = Window(training)
+    interval = LogInterval(training)
     while training.step < config.total_steps and not stopping:
-        training.turn()
+        training.iterate()
         if due(config.log_every_steps):
             more = {
                 "replay/fill": len(training.replay) / config.replay_capacity,
                 "train/learning_rate": schedules.learning_rate(config, training.step),
             }
-            log_metrics(training, run, window, **more)
-            window = Window(training)
-        if due(config.eval_every_steps) or looks_good(training):
-            reached = world.is_main and evaluate_and_show(training, run)
-            window = Window(training)
-        if due(config.checkpoint_every_steps) or training.replay.crowded:
+            log_metrics(training, run, interval, **more)
+            interval = LogInterval(training)
+        if due(config.eval_every_steps) or is_early_evaluation_due(training):
+            reached = world.is_main and evaluate_and_log(training, run)
+            interval = LogInterval(training)
+        if due(config.checkpoint_every_steps) or training.replay.needs_checkpoint:
             save(training, run, latest)
         stopping = world.any(reached or bool(run.stop_requested), compute.torch_device)
     if run.stop_requested:
@@ -217,7 +222,7 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
     save(training, run, latest)
     known = {"eval_return": training.last_score, "train_return": training.mean_return}
     run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in known.items() if value is not None})
-    return closing_line(training, reached, "agents.dqn")
+    return closing_message(training, reached, "agents.dqn")
 
 
 def choose_compute(config: Config, world: World) -> Compute:

@@ -31,23 +31,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zerokara.agents.configs.pqn import DEPARTURES, Config
+from zerokara.agents.configs.pqn import DEVIATIONS, Config
 from zerokara.agents.qlearning import schedules as annealing
 from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.learner import METRICS
 from zerokara.agents.qlearning.losses import lambda_returns
 from zerokara.agents.qlearning.network import QNetwork, make_pqn_network
 from zerokara.agents.qlearning.policy import Policy
-from zerokara.agents.training.pictures import log_pictures
+from zerokara.agents.training.pictures import log_images
 from zerokara.agents.training.session import (
+    LogInterval,
     Session,
-    Window,
-    begin,
-    closing_line,
-    evaluate_and_show,
+    closing_message,
+    evaluate_and_log,
     in_words,
+    is_early_evaluation_due,
     log_metrics,
-    looks_good,
+    restore_or_reset,
     save,
     show_progress,
 )
@@ -63,7 +63,7 @@ from zerokara.core.run import Run
 RADAM_EPSILON = 1e-8
 
 
-class Updater:
+class PQNLearner:
     """Updates the network from minibatches with targets."""
 
     def __init__(self, config: Config, network: QNetwork, compute: Compute, world: World) -> None:
@@ -127,7 +127,7 @@ class Training(Session):
     """Everything that a checkpoint holds, and the turns of the loop over it."""
 
     config: Config
-    learner: Updater
+    learner: PQNLearner
 
     def __init__(self, config: Config, compute: Compute, world: World) -> None:
         seed = config.seed * 1_000_003 + world.rank * 10_007
@@ -136,7 +136,7 @@ class Training(Session):
         torch.manual_seed(config.seed)
         network = compute.module(make_pqn_network(config, self.env.obs_shape, self.env.num_actions))
         world.broadcast(network)
-        self.learner = Updater(config, network, compute, world)
+        self.learner = PQNLearner(config, network, compute, world)
         self.policy = Policy(self.learner.working, compute)
         self.exploration = Exploration(self.num_envs, self.env.num_actions, seed, config.ez_greedy_zeta)
         self.shuffle = torch.Generator(compute.torch_device).manual_seed(seed)
@@ -154,13 +154,13 @@ class Training(Session):
         config = self.config
         return schedules.linear(self.step, config.epsilon_start, config.epsilon_end, 0, config.epsilon_decay_steps)
 
-    def turn(self) -> None:
+    def iterate(self) -> None:
         """Play a rollout with one network, and learn from it."""
         epsilon = self.epsilon
         for t in range(self.config.rollout_steps):
             self._step(t, epsilon)
         value_N = self.policy.values(self.obs).amax(dim=1)
-        self._follow(self.config.rollout_steps - 1, value_N)
+        self._set_next_value(self.config.rollout_steps - 1, value_N)
         started = time.perf_counter()
         self._learn()
         self.seconds["learn"] += time.perf_counter() - started
@@ -170,8 +170,8 @@ class Training(Session):
         started = time.perf_counter()
         q_NA = self.policy.values(self.obs)
         if t:
-            self._follow(t - 1, q_NA.amax(dim=1))
-        explore_N, random_N = self.exploration.draw(epsilon)
+            self._set_next_value(t - 1, q_NA.amax(dim=1))
+        explore_N, random_N = self.exploration.sample(epsilon)
         action_N = torch.where(explore_N, random_N, self.compute.to_host(q_NA.argmax(dim=1)))
         acted = time.perf_counter()
         self.env.send(action_N.numpy())
@@ -191,7 +191,7 @@ class Training(Session):
         self.seconds["act"] += acted - started
         self.seconds["emulate"] += time.perf_counter() - acted
 
-    def _follow(self, t: int, value_N: Tensor) -> None:
+    def _set_next_value(self, t: int, value_N: Tensor) -> None:
         """Note what the observations behind step t are worth, but where the episode was cut there."""
         self.next_value_TN[t] = torch.where(self.truncated_TN[t] > 0, self.next_value_TN[t], value_N)
 
@@ -204,7 +204,7 @@ class Training(Session):
             self.next_value_TN,
             self.truncated_TN,
             gamma=config.gamma,
-            trace=config.td_lambda,
+            td_lambda=config.td_lambda,
         )
         if config.final_learning_rate is not None:
             set_learning_rate(self.learner.optimizer, annealing.learning_rate(config, self.step))
@@ -242,9 +242,9 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
     """
     training = Training(config, compute, world)
     latest = run.path(f"checkpoint-{world.rank}.pt")
-    going_on = begin(training, run, latest)
-    for departure in DEPARTURES:
-        run.print(f"preset {config.preset} departs from its paper: {departure}")
+    resumed = restore_or_reset(training, run, latest)
+    for deviation in DEVIATIONS:
+        run.print(f"preset {config.preset} departs from its paper: {deviation}")
     run.print(f"{config.env}: {in_words(training.env.settings)}")
     turn_steps = config.rollout_steps * config.num_envs
 
@@ -252,21 +252,21 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
         return every_steps > 0 and training.step // every_steps != (training.step - turn_steps) // every_steps
 
     show_progress(training, run)
-    if not going_on:
-        log_pictures(training.policy.network, training.obs, training.env.frame_channels, run, training.step)
+    if not resumed:
+        log_images(training.policy.network, training.obs, training.env.frame_channels, run, training.step)
         save(training, run, latest)
-    reached = world.is_main and training.owes_evaluation and evaluate_and_show(training, run)
+    reached = world.is_main and training.evaluation_pending and evaluate_and_log(training, run)
     stopping = world.any(reached or bool(run.stop_requested), compute.torch_device)
-    window = Window(training)
+    interval = LogInterval(training)
     while training.step < config.total_steps and not stopping:
-        training.turn()
+        training.iterate()
         if due(config.log_every_steps):
             rate = annealing.learning_rate(config, training.step)
-            log_metrics(training, run, window, **{"train/learning_rate": rate})
-            window = Window(training)
-        if due(config.eval_every_steps) or looks_good(training):
-            reached = world.is_main and evaluate_and_show(training, run)
-            window = Window(training)
+            log_metrics(training, run, interval, **{"train/learning_rate": rate})
+            interval = LogInterval(training)
+        if due(config.eval_every_steps) or is_early_evaluation_due(training):
+            reached = world.is_main and evaluate_and_log(training, run)
+            interval = LogInterval(training)
         if due(config.checkpoint_every_steps):
             save(training, run, latest)
         stopping = world.any(reached or bool(run.stop_requested), compute.torch_device)
@@ -275,7 +275,7 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
     save(training, run, latest)
     known = {"eval_return": training.last_score, "train_return": training.mean_return}
     run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in known.items() if value is not None})
-    return closing_line(training, reached, "agents.pqn")
+    return closing_message(training, reached, "agents.pqn")
 
 
 def choose_compute(config: Config, world: World) -> Compute:
@@ -287,7 +287,7 @@ def choose_compute(config: Config, world: World) -> Compute:
     def train_step(candidate: Compute) -> Any:
         device = candidate.torch_device
         network = candidate.module(make_pqn_network(config, shape, 6))
-        learner = Updater(config, network, candidate, World())
+        learner = PQNLearner(config, network, candidate, World())
         pixels = torch.randint(256, (batch, *shape), dtype=torch.uint8).to(device)
         zeros = torch.zeros(batch, device=device)
         return lambda: learner.update(pixels, zeros.long(), zeros)

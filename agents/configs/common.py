@@ -106,7 +106,7 @@ class Settings:
     threads: Annotated[int, Range(0)] = 0
     """CPU threads; 0: as many as there are cores."""
 
-    def under(self, protocol: ProtocolName) -> Self:
+    def with_protocol(self, protocol: ProtocolName) -> Self:
         """The same with the games as a protocol has them: of Atari, for other games have no protocol but their own.
 
         The set of actions stays what the network was made for.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from zerokara.agents.configs.common import Count, Fraction, OptionalCount, Positive, Settings
-from zerokara.agents.configs.presets import FAMILY
+from zerokara.agents.configs.presets import PAPER_PRESETS
 from zerokara.agents.configs.protocols import OVERRIDES
 from zerokara.core.config import Range, UserError, flag
 from zerokara.core.run_config import configure
@@ -149,7 +149,7 @@ class Config(Settings):
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # Tuned here to learn Pong soonest by the clock; docs/LOG.md has what was tried.
     "fast": {"final_learning_rate": 1e-4},
-    **FAMILY,
+    **PAPER_PRESETS,
 }
 
 

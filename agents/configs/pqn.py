@@ -83,7 +83,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper-200m": {"total_steps": 50_000_000, "epsilon_decay_steps": 5_000_000},
 }
 
-DEPARTURES = (
+DEVIATIONS = (
     "scores are means of 30 whole games, one in each environment, so that short games do not count more often",
     "a truncated episode bootstraps from its last observation, where the published code takes it for a terminal",
 )

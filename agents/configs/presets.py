@@ -95,7 +95,7 @@ _RAINBOW: Mapping[str, Any] = {
     "epsilon_decay_steps": 1,
 }
 
-FAMILY: Mapping[str, Mapping[str, Any]] = {
+PAPER_PRESETS: Mapping[str, Mapping[str, Any]] = {
     "nature": _NATURE,
     "dopamine": _DOPAMINE,
     "double": _DOUBLE,
@@ -204,7 +204,7 @@ _GRADIENTS = "gradients are averaged over the batch, and what RMSProp adds under
 _FRACTIONS = "actions are chosen by evenly spaced fractions in place of drawn ones: the same expectation without chance"
 _DUEL = "noise is the same for the online network's choice and its prediction, which saves a forward pass"
 
-DEPARTURES: Mapping[str, tuple[str, ...]] = {
+DEVIATIONS: Mapping[str, tuple[str, ...]] = {
     "nature": (_SCORES, _GRADIENTS),
     "dopamine": (_SCORES,),
     "double": (_SCORES, _STARTS, _BIAS, _GRADIENTS),

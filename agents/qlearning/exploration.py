@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LONGEST = 10_000  # steps, as in the paper
+MAX_DURATION = 10_000  # steps, as in the paper
 
 
 class Exploration:
@@ -30,13 +30,13 @@ class Exploration:
         self.num_actions = num_actions
         self.generator = torch.Generator().manual_seed(seed)
         self.action_N = torch.zeros(num_envs, dtype=torch.int64)
-        self.left_N = torch.zeros(num_envs, dtype=torch.int64)  # steps for which it is still held
+        self.remaining_N = torch.zeros(num_envs, dtype=torch.int64)  # steps for which it is still held
         self._cumulative: Tensor | None = None
         if zeta is not None:
-            weights = torch.arange(1, LONGEST + 1, dtype=torch.float64) ** -zeta
+            weights = torch.arange(1, MAX_DURATION + 1, dtype=torch.float64) ** -zeta
             self._cumulative = weights.cumsum(0) / weights.sum()
 
-    def draw(self, epsilon: float) -> tuple[Tensor, Tensor]:
+    def sample(self, epsilon: float) -> tuple[Tensor, Tensor]:
         """Where to act at random in this step (N,) bool, and what (N,) int64.
 
         Args:
@@ -48,19 +48,19 @@ class Exploration:
         if self._cumulative is None:
             return begins_N, random_N
         chance_N = torch.rand(number, generator=self.generator, dtype=torch.float64)
-        length_N = 1 + torch.searchsorted(self._cumulative, chance_N).clamp(max=LONGEST - 1)
-        begins_N &= self.left_N == 0
+        length_N = 1 + torch.searchsorted(self._cumulative, chance_N).clamp(max=MAX_DURATION - 1)
+        begins_N &= self.remaining_N == 0
         self.action_N = torch.where(begins_N, random_N, self.action_N)
-        self.left_N = torch.where(begins_N, length_N, self.left_N)
-        held_N = self.left_N > 0
-        self.left_N = (self.left_N - 1).clamp(min=0)
+        self.remaining_N = torch.where(begins_N, length_N, self.remaining_N)
+        held_N = self.remaining_N > 0
+        self.remaining_N = (self.remaining_N - 1).clamp(min=0)
         return held_N, self.action_N
 
     def state_dict(self) -> dict[str, Any]:
         """The generator, and what is held."""
-        return {"generator": self.generator.get_state(), "action": self.action_N, "left": self.left_N}
+        return {"generator": self.generator.get_state(), "action": self.action_N, "left": self.remaining_N}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
         self.generator.set_state(state["generator"])
-        self.action_N, self.left_N = state["action"], state["left"]
+        self.action_N, self.remaining_N = state["action"], state["left"]

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zerokara.agents.qlearning.losses import (
-    Next,
+    NextValues,
     categorical_loss,
     categorical_target,
     quantile_loss,
@@ -25,19 +25,19 @@ from zerokara.agents.qlearning.losses import (
     td_target,
 )
 
-Draws = tuple[Tensor | None, Tensor | None]
+TauSamples = tuple[Tensor | None, Tensor | None]
 
 
-class Expected(nn.Module):
+class ExpectedReturn(nn.Module):
     """The expected return, one number (Mnih et al. 2015); the interface of all heads."""
 
     outputs = 1  # X, or 1 where the streams are asked once for each quantile
 
-    def at(self, features_BF: Tensor, tau_BT: Tensor | None) -> Tensor:
+    def embed(self, features_BF: Tensor, tau_BT: Tensor | None) -> Tensor:
         """What the streams are given: the features, or (B * T, F) of them, one row for each quantile asked for."""
         return features_BF
 
-    def draw(self, batch_size: int, generator: torch.Generator) -> Draws:
+    def sample_taus(self, batch_size: int, generator: torch.Generator) -> TauSamples:
         """The random fractions of an update, (B, T) for the online and (B, S) for the target network; None: none."""
         return None, None
 
@@ -45,9 +45,9 @@ class Expected(nn.Module):
         """Expected returns (B, A)."""
         return z_BXA.mean(dim=1) if z_BXA.shape[1] > 1 else z_BXA.squeeze(1)
 
-    def target(self, reward_B: Tensor, discount_B: Tensor, following: Next) -> Tensor:
+    def target(self, reward_B: Tensor, discount_B: Tensor, next_values: NextValues) -> Tensor:
         """What the numbers (B, X) of the action that was taken are drawn to."""
-        return td_target(reward_B, discount_B, following)
+        return td_target(reward_B, discount_B, next_values)
 
     def loss(
         self, z_BXA: Tensor, action_B: Tensor, target_BX: Tensor, weight_B: Tensor, tau_BT: Tensor | None
@@ -56,7 +56,7 @@ class Expected(nn.Module):
         return td_loss(z_BXA.squeeze(1), action_B, target_BX.squeeze(1), weight_B)
 
 
-class Categorical(Expected):
+class Categorical(ExpectedReturn):
     """C51: logits of evenly spaced atoms (Bellemare et al. 2017, "A Distributional Perspective on RL").
 
     Args:
@@ -75,9 +75,9 @@ class Categorical(Expected):
         """Expected returns (B, A)."""
         return (z_BXA.softmax(dim=1) * self.atom_X[:, None]).sum(dim=1)
 
-    def target(self, reward_B: Tensor, discount_B: Tensor, following: Next) -> Tensor:
+    def target(self, reward_B: Tensor, discount_B: Tensor, next_values: NextValues) -> Tensor:
         """Probabilities (B, X)."""
-        return categorical_target(reward_B, discount_B, following, self.atom_X)
+        return categorical_target(reward_B, discount_B, next_values, self.atom_X)
 
     def loss(
         self, z_BXA: Tensor, action_B: Tensor, target_BX: Tensor, weight_B: Tensor, tau_BT: Tensor | None
@@ -86,7 +86,7 @@ class Categorical(Expected):
         return categorical_loss(_taken(z_BXA, action_B), target_BX, weight_B)
 
 
-class Quantiles(Expected):
+class Quantiles(ExpectedReturn):
     """QR-DQN: the return's quantiles at fixed fractions (Dabney et al. 2018, "Distributional RL with Quantile Regr.").
 
     Args:
@@ -138,21 +138,21 @@ class ImplicitQuantiles(Quantiles):
         self.embedding = nn.Linear(cosine_embedding_dim, features)
         self.register_buffer("frequency_C", math.pi * torch.arange(cosine_embedding_dim), persistent=False)
 
-    def at(self, features_BF: Tensor, tau_BT: Tensor | None) -> Tensor:
+    def embed(self, features_BF: Tensor, tau_BT: Tensor | None) -> Tensor:
         """Features (B * T, F) for the fractions, or for the evenly spaced ones."""
         tau = self.tau_1X if tau_BT is None else tau_BT
         embedded = F.relu(self.embedding(torch.cos(tau[:, :, None] * self.frequency_C)))
         return (features_BF[:, None] * embedded).flatten(0, 1)
 
-    def draw(self, batch_size: int, generator: torch.Generator) -> Draws:
+    def sample_taus(self, batch_size: int, generator: torch.Generator) -> TauSamples:
         """Uniform fractions."""
         shapes = (batch_size, self.num_tau_samples), (batch_size, self.num_target_tau_samples)
         online, target = (torch.rand(shape, generator=generator, device=generator.device) for shape in shapes)
         return online, target
 
 
-HEADS: dict[str, Callable[[Any, int], Expected]] = {
-    "q": lambda config, features: Expected(),
+HEADS: dict[str, Callable[[Any, int], ExpectedReturn]] = {
+    "q": lambda config, features: ExpectedReturn(),
     "c51": lambda config, features: Categorical(config.num_atoms, *config.value_range),
     "qr": lambda config, features: Quantiles(config.num_quantiles),
     "iqn": lambda config, features: ImplicitQuantiles(

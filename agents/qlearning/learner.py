@@ -33,7 +33,7 @@ class Learner:
         sample: draws a batch on the device of `compute`, without waiting for it.
         generators: what it draws from.
         rank: is told how wrong each transition of the last batch was, (B,), for its priority; None: nobody asks.
-        ranking: the tensors that `rank` changes.
+        priority_tensors: the tensors that `rank` changes.
     """
 
     def __init__(
@@ -45,8 +45,8 @@ class Learner:
         world: World,
         sample: Callable[[], Batch],
         generators: tuple[torch.Generator, ...] = (),
-        rank: Callable[[Tensor], None] | None = None,
-        ranking: Sequence[Tensor] = (),
+        update_priorities: Callable[[Tensor], None] | None = None,
+        priority_tensors: Sequence[Tensor] = (),
     ) -> None:
         self.config, self.compute, self.world, self._sample = config, compute, world, sample
         self._make = functools.partial(make_network, config, obs_shape, num_actions)
@@ -62,9 +62,9 @@ class Learner:
         # Of noise and of fractions of quantiles.
         seed = (config.seed * 1_000_003 + world.rank * 10_007) ^ 0x5EED
         self.generator = torch.Generator(compute.torch_device).manual_seed(seed)
-        draws = self.network.has_modes or config.head == "iqn"
+        draws = self.network.has_train_mode or config.head == "iqn"
         self._generators = (*generators, self.generator) if draws else generators
-        self._rank, self._ranking = rank, ranking
+        self._update_priorities, self._priority_tensors = update_priorities, priority_tensors
         self._replay_update: Callable[[], None] | None = None
         # Sums over updates since `read_metrics`: loss, mean Q, gradient norm, updates. They stay on the device.
         self._sums = torch.zeros(4, device=compute.torch_device)
@@ -82,7 +82,7 @@ class Learner:
         """The update as a CUDA graph; what the runs before the capture changed is put back."""
         if self.compute.torch_device.type != "cuda" or self.world.size > 1:
             return self._update
-        modules, others = (self.network, self.target), [self._sums, *self._ranking]
+        modules, others = (self.network, self.target), [self._sums, *self._priority_tensors]
         before = copy.deepcopy(([m.state_dict() for m in modules], self.optimizer.state_dict(), others))
         drawn = [generator.get_state() for generator in self._generators]
         graph = self.compute.graph(self._update, self._generators)
@@ -95,18 +95,18 @@ class Learner:
         return graph
 
     def _update(self) -> None:
-        if self.network.has_modes:
+        if self.network.has_train_mode:
             for network in (self.working.train(), self.target):
                 resample_noise(network, self.generator)
         batch = self._sample()
-        draws = self.network.head.draw(len(batch.action), self.generator)
-        loss, mean_q, error_B = self._loss(*batch, *draws)
+        draws = self.network.head.sample_taus(len(batch.action), self.generator)
+        loss, mean_q, td_error_B = self._loss(*batch, *draws)
         self.working.zero_grad(set_to_none=True)
         loss.backward()
         self.world.mean_gradients(self.working.parameters())
         norm = clip_and_step(self.optimizer, self.config.max_grad_norm)
-        if self._rank is not None:
-            self._rank(error_B)
+        if self._update_priorities is not None:
+            self._update_priorities(td_error_B)
         self._sums += torch.stack([loss.detach(), mean_q, norm, torch.ones_like(mean_q)])
 
     def _forward(
@@ -130,23 +130,23 @@ class Learner:
                 z_BXA = self.target.outputs(features_BF, next_tau_BS)
                 q_BA = head.values(z_BXA) if next_tau_BS is None else self.target.values(features_BF)
                 if config.munchausen:
-                    temperature = config.munchausen_tau
+                    tau = config.munchausen_tau
                     reward_B = reward_B + munchausen_bonus(
                         self.target(images),
                         action_B,
-                        scale=config.munchausen_alpha,
-                        temperature=temperature,
-                        floor=config.munchausen_clip,
+                        alpha=config.munchausen_alpha,
+                        tau=tau,
+                        clip_min=config.munchausen_clip,
                     )
-                    following = soft(z_BXA, q_BA, temperature)
+                    next_values = soft(z_BXA, q_BA, tau)
                 else:
-                    following = greedy(z_BXA, online(next_images) if config.double else q_BA)
-                target_BX = head.target(reward_B, discount_B, following)
+                    next_values = greedy(z_BXA, online(next_images) if config.double else q_BA)
+                target_BX = head.target(reward_B, discount_B, next_values)
             z_BXA = online.outputs(online.features(images), tau_BT)
-        loss, error_B = head.loss(z_BXA, action_B, target_BX, weight_B, tau_BT)
-        return loss, head.values(z_BXA).detach().mean(), error_B
+        loss, td_error_B = head.loss(z_BXA, action_B, target_BX, weight_B, tau_BT)
+        return loss, head.values(z_BXA).detach().mean(), td_error_B
 
-    def renew_target(self) -> None:
+    def update_target_network(self) -> None:
         """Copy the online network into the target network."""
         with torch.no_grad():
             torch._foreach_copy_(_tensors(self.target), _tensors(self.network))
@@ -169,7 +169,7 @@ class Learner:
             for tensors in self.optimizer.state_dict()["state"].values():
                 torch._foreach_zero_(list(tensors.values()))
         self.refresh()
-        self.renew_target()
+        self.update_target_network()
 
     def refresh(self) -> None:
         """Tell what works with copies that somebody else than the optimiser has changed the weights."""

@@ -16,56 +16,56 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-class Next(NamedTuple):
+class NextValues(NamedTuple):
     """What the target network says of the actions that may follow."""
 
     z_BXM: Tensor  # returns, or logits
     probability_BM: Tensor
-    cost_BM: Tensor  # taken off the return: tau log pi of a soft policy, 0 of a greedy one
+    tau_log_pi_BM: Tensor  # taken off the return: tau log pi of a soft policy, 0 of a greedy one
 
 
 # ---- what follows
 
 
-def greedy(z_BXA: Tensor, chooser_BA: Tensor) -> Next:
+def greedy(z_BXA: Tensor, selection_q_BA: Tensor) -> NextValues:
     """The action that `chooser_BA` values most, and that alone.
 
     The chooser is the target network itself (Mnih et al. 2015, algorithm 1) or the online network (van Hasselt et al.
     2016, "Deep Reinforcement Learning with Double Q-learning", equation 4).
     """
-    best_B1 = chooser_BA.argmax(dim=1, keepdim=True)
+    best_B1 = selection_q_BA.argmax(dim=1, keepdim=True)
     z_BX1 = z_BXA.gather(2, best_B1[:, None].expand(-1, z_BXA.shape[1], 1))
-    return Next(z_BX1, torch.ones_like(chooser_BA[:, :1]), torch.zeros_like(chooser_BA[:, :1]))
+    return NextValues(z_BX1, torch.ones_like(selection_q_BA[:, :1]), torch.zeros_like(selection_q_BA[:, :1]))
 
 
-def soft(z_BXA: Tensor, q_BA: Tensor, temperature: float) -> Next:
+def soft(z_BXA: Tensor, q_BA: Tensor, tau: float) -> NextValues:
     """Every action with its probability under softmax(q / temperature), at the cost of its temperature * log pi.
 
     Vieillard et al. 2020, "Munchausen Reinforcement Learning", equation 1.
     """
-    cost_BA = scaled_log_policy(q_BA, temperature)
-    return Next(z_BXA, (cost_BA / temperature).exp(), cost_BA)
+    tau_log_pi_BA = scaled_log_policy(q_BA, tau)
+    return NextValues(z_BXA, (tau_log_pi_BA / tau).exp(), tau_log_pi_BA)
 
 
-def scaled_log_policy(q_BA: Tensor, temperature: float) -> Tensor:
+def scaled_log_policy(q_BA: Tensor, tau: float) -> Tensor:
     """Log softmax(q / temperature) times the temperature, (B, A) (Vieillard et al. 2020, appendix B.1)."""
-    return temperature * F.log_softmax(q_BA / temperature, dim=1)
+    return tau * F.log_softmax(q_BA / tau, dim=1)
 
 
-def munchausen_bonus(q_BA: Tensor, action_B: Tensor, *, scale: float, temperature: float, floor: float) -> Tensor:
+def munchausen_bonus(q_BA: Tensor, action_B: Tensor, *, alpha: float, tau: float, clip_min: float) -> Tensor:
     """What is added to the reward (B,): scale * [temperature * log pi(a|s)], clipped to between `floor` and 0.
 
     Vieillard et al. 2020, equation 1. pi is the policy of the target network, whose values `q_BA` are, not of the
     network that learns.
     """
-    log_pi_B = scaled_log_policy(q_BA, temperature).gather(1, action_B[:, None]).squeeze(1)
-    return scale * log_pi_B.clamp(floor, 0.0)
+    log_pi_B = scaled_log_policy(q_BA, tau).gather(1, action_B[:, None]).squeeze(1)
+    return alpha * log_pi_B.clamp(clip_min, 0.0)
 
 
 # ---- targets
 
 
-def td_target(reward_B: Tensor, discount_B: Tensor, following: Next) -> Tensor:
+def td_target(reward_B: Tensor, discount_B: Tensor, next_values: NextValues) -> Tensor:
     """Returns (B, X) that those of Q(s, a) are drawn to: r + discount * sum over a' of pi(a') (z(s', a') - cost(a')).
 
     Args:
@@ -73,12 +73,12 @@ def td_target(reward_B: Tensor, discount_B: Tensor, following: Next) -> Tensor:
         discount_B: what the bootstrap is multiplied by; 0 after a terminal.
         following: expected returns, or quantiles of them.
     """
-    z_BXM, probability_BM, cost_BM = following
-    value_BX = (probability_BM[:, None] * (z_BXM - cost_BM[:, None])).sum(dim=2)
+    z_BXM, probability_BM, tau_log_pi_BM = next_values
+    value_BX = (probability_BM[:, None] * (z_BXM - tau_log_pi_BM[:, None])).sum(dim=2)
     return reward_B[:, None] + discount_B[:, None] * value_BX
 
 
-def categorical_target(reward_B: Tensor, discount_B: Tensor, following: Next, atom_X: Tensor) -> Tensor:
+def categorical_target(reward_B: Tensor, discount_B: Tensor, next_values: NextValues, atom_X: Tensor) -> Tensor:
     """Probabilities (B, X) of the atoms that those of Q(s, a) are drawn to (Bellemare et al. 2017, algorithm 1).
 
     The return that follows is a mixture: with probability pi(a') it is that of a', whose atoms are shifted by the cost.
@@ -88,8 +88,8 @@ def categorical_target(reward_B: Tensor, discount_B: Tensor, following: Next, at
         following: logits.
         atom_X: the support, evenly spaced.
     """
-    logit_BXM, probability_BM, cost_BM = following
-    atom_BXM = reward_B[:, None, None] + discount_B[:, None, None] * (atom_X[:, None] - cost_BM[:, None])
+    logit_BXM, probability_BM, tau_log_pi_BM = next_values
+    atom_BXM = reward_B[:, None, None] + discount_B[:, None, None] * (atom_X[:, None] - tau_log_pi_BM[:, None])
     probability_BXM = probability_BM[:, None] * logit_BXM.softmax(dim=1)
     return project(atom_BXM.flatten(1), probability_BXM.flatten(1), atom_X)
 
@@ -100,14 +100,14 @@ def project(atom_BK: Tensor, probability_BK: Tensor, support_X: Tensor) -> Tenso
     Each atom is clipped to the support and shared by its two neighbours there, the nearer one getting more.
     """
     low, high, last = support_X[0], support_X[-1], len(support_X) - 1
-    place_BK = ((atom_BK - low) / (high - low) * last).clamp(0, last)
-    below_BK = place_BK.floor()
-    share_BK = place_BK - below_BK  # of the neighbour above
+    position_BK = ((atom_BK - low) / (high - low) * last).clamp(0, last)
+    below_BK = position_BK.floor()
+    upper_fraction_BK = position_BK - below_BK  # of the neighbour above
     index_BK = below_BK.long()
     above_BK = (index_BK + 1).clamp(max=last)  # where the share is 0 already
     projected_BX = probability_BK.new_zeros(len(atom_BK), len(support_X))
-    projected_BX = projected_BX.scatter_add(1, index_BK, probability_BK * (1 - share_BK))
-    return projected_BX.scatter_add(1, above_BK, probability_BK * share_BK)
+    projected_BX = projected_BX.scatter_add(1, index_BK, probability_BK * (1 - upper_fraction_BK))
+    return projected_BX.scatter_add(1, above_BK, probability_BK * upper_fraction_BK)
 
 
 # ---- losses: weighted, averaged over the batch; and for each transition how wrong it was, for its priority
@@ -158,11 +158,11 @@ def quantile_loss(z_BT: Tensor, tau_BT: Tensor, target_BS: Tensor, weight_B: Ten
 def lambda_returns(
     reward_TN: Tensor,
     terminal_TN: Tensor,
-    bootstrap_TN: Tensor,
-    cut_TN: Tensor,
+    next_value_TN: Tensor,
+    truncated_TN: Tensor,
     *,
     gamma: float,
-    trace: float,
+    td_lambda: float,
 ) -> Tensor:
     """Lambda returns (T, N) of T successive steps in N environments (Gallici et al. 2024, algorithm 1).
 
@@ -179,10 +179,10 @@ def lambda_returns(
     """
     last = len(reward_TN) - 1
     going_TN = gamma * (1 - terminal_TN)
-    trace_TN = trace * (1 - cut_TN)
+    trace_TN = td_lambda * (1 - truncated_TN)
     trace_TN[last] = 0
     # What a step gives by itself, and its share of the return that follows.
-    own_TN = reward_TN + going_TN * (1 - trace_TN) * bootstrap_TN
+    own_TN = reward_TN + going_TN * (1 - trace_TN) * next_value_TN
     share_TN = going_TN * trace_TN
     returns = [own_TN[last]]
     for t in range(last - 1, -1, -1):

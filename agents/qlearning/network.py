@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zerokara.agents.configs import dqn, pqn
-from zerokara.agents.qlearning.heads import HEADS, Expected
+from zerokara.agents.qlearning.heads import HEADS, ExpectedReturn
 from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.layers import NoisyLinear, ReLU
 
@@ -48,17 +48,17 @@ class QNetwork(nn.Module):
         layer_norm: bool,
         backbone_gradient_scale: float = 1.0,
         noisy_sigma_init: float | None = None,
-        head: Callable[[int], Expected] | None = None,
+        head: Callable[[int], ExpectedReturn] | None = None,
         backbone_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.num_actions = num_actions
         self.backbone_gradient_scale = backbone_gradient_scale
         # Whether training and playing differ: noise is off, and power iterations rest, where nobody learns.
-        self.has_modes = noisy_sigma_init is not None or bool((backbone_options or {}).get("spectral_norm"))
+        self.has_train_mode = noisy_sigma_init is not None or bool((backbone_options or {}).get("spectral_norm"))
         self.backbone = make_backbone(backbone, obs_shape[0], obs_shape[1:], width=width, **(backbone_options or {}))
         features = self.backbone.features
-        self.head = Expected() if head is None else head(features)
+        self.head = ExpectedReturn() if head is None else head(features)
         outputs = self.head.outputs
         self.advantage = _stream(features, hidden_units, outputs * num_actions, layer_norm, noisy_sigma_init)
         self.value = _stream(features, hidden_units, outputs, layer_norm, noisy_sigma_init) if dueling else None
@@ -84,7 +84,7 @@ class QNetwork(nn.Module):
         Args:
             tau_BT: fractions at which an implicit quantile head is asked; None: evenly spaced ones.
         """
-        x = self.head.at(features_BF, tau_BT)
+        x = self.head.embed(features_BF, tau_BT)
         z_BXA: Tensor = self.advantage(x).view(len(features_BF), -1, self.num_actions)
         if self.value is not None:
             z_BXA = z_BXA - z_BXA.mean(dim=2, keepdim=True) + self.value(x).view(len(features_BF), -1, 1)

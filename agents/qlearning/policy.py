@@ -39,7 +39,7 @@ class Policy:
         Args:
             noisy: with fresh noise in noisy layers, where there are any.
         """
-        if self.network.has_modes:
+        if self.network.has_train_mode:
             self.network.train(noisy)
             if noisy:
                 resample_noise(self.network, self.noise)
@@ -47,7 +47,7 @@ class Policy:
 
     def act(self, obs_NCHW: np.ndarray, epsilon: float, exploration: Exploration, *, noisy: bool = False) -> np.ndarray:
         """Epsilon-greedy actions (N,) int64."""
-        explore_N, random_N = exploration.draw(epsilon)
+        explore_N, random_N = exploration.sample(epsilon)
         if epsilon >= 1:
             return random_N.numpy()
         greedy_N = self.compute.to_host(self.values(obs_NCHW, noisy=noisy).argmax(dim=1))

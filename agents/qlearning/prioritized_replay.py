@@ -21,7 +21,7 @@ from torch import Tensor
 from zerokara.agents.qlearning.replay import LAST, TERMINAL, Batch, Replay
 
 FAN_OUT = 64  # three levels for 262,144 transitions, four for 16,777,216
-SMALLEST = 1e-6  # added to errors, so that everything can be drawn again (section 3.3)
+PRIORITY_EPSILON = 1e-6  # added to errors, so that everything can be drawn again (section 3.3)
 
 
 class SumTree:
@@ -51,7 +51,7 @@ class SumTree:
             row_R = row_R // FAN_OUT
             level[row_R] = below.view(-1, FAN_OUT)[row_R].sum(dim=1)
 
-    def draw(self, uniform_DB: Tensor) -> Tensor:
+    def sample(self, uniform_DB: Tensor) -> Tensor:
         """Rows (B,), each with a probability proportional to its number.
 
         Args:
@@ -79,19 +79,19 @@ class PrioritizedReplay(Replay):
         args, options: as for `Replay`.
     """
 
-    def __init__(self, *args: Any, exponent: float, **options: Any) -> None:
+    def __init__(self, *args: Any, alpha: float, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.exponent = exponent
+        self.alpha = alpha
         self.tree = SumTree(self.num_envs * self.slots, self.device)
-        self.highest = torch.ones((), device=self.device)  # priority so far: what new transitions get
-        self.weight_exponent = torch.ones((), device=self.device)  # beta, set by whoever knows the step
+        self.max_priority = torch.ones((), device=self.device)  # priority so far: what new transitions get
+        self.beta = torch.ones((), device=self.device)  # beta, set by whoever knows the step
         self._drawn_B = torch.zeros(1, dtype=torch.int64, device=self.device)
-        self._gone = np.zeros(self.num_envs, np.int64)  # (E,) slots below have lost their priority
+        self._cleared = np.zeros(self.num_envs, np.int64)  # (E,) slots below have lost their priority
 
     @property
-    def changing(self) -> list[Tensor]:
+    def priority_tensors(self) -> list[Tensor]:
         """The tensors that `rank` changes."""
-        return [*self.tree.levels, self.highest]
+        return [*self.tree.levels, self.max_priority]
 
     def add(self, *args: Any, **options: Any) -> None:
         """As `Replay.add`; what can be drawn from now on has the highest priority so far."""
@@ -100,8 +100,8 @@ class PrioritizedReplay(Replay):
         # From the slot that had no successor yet to the newest, and those that have left the window.
         fresh_ES = (before - 1)[:, None] + np.arange(3)
         low = self.oldest
-        gone_ES = self._gone[:, None] + np.arange(self.frame_stack + 2)
-        self._gone = low
+        gone_ES = self._cleared[:, None] + np.arange(self.frame_stack + 2)
+        self._cleared = low
         fresh = (fresh_ES >= low[:, None]) & (fresh_ES >= 0) & (fresh_ES < self.head[:, None])
         gone = gone_ES < low[:, None]
         start_E = (np.arange(self.num_envs) * self.slots)[:, None]
@@ -114,7 +114,7 @@ class PrioritizedReplay(Replay):
         row = np.concatenate([gone_row[gone], fresh_row[fresh & ~known]])
         is_new = np.concatenate([np.zeros(gone.sum(), bool), drawable[fresh & ~known]])
         is_new_R = torch.from_numpy(is_new).to(self.device)
-        self.tree.set(torch.from_numpy(row).to(self.device), torch.where(is_new_R, self.highest, 0.0))
+        self.tree.set(torch.from_numpy(row).to(self.device), torch.where(is_new_R, self.max_priority, 0.0))
 
     def sample(self, batch_size: int) -> Batch:
         """Draw transitions by their priority, with weights that make up for it, the greatest of them 1.
@@ -125,30 +125,30 @@ class PrioritizedReplay(Replay):
         uniform_DB = torch.rand((depth, batch_size), generator=self.generator, device=self.device)
         # One of each B-th of the whole, which is what the paper does (appendix B.2.1).
         uniform_DB[0] = (uniform_DB[0] + torch.arange(batch_size, device=self.device)) / batch_size
-        row_B = self.tree.draw(uniform_DB).clamp(max=self.num_envs * self.slots - 1)
+        row_B = self.tree.sample(uniform_DB).clamp(max=self.num_envs * self.slots - 1)
         self._drawn_B = row_B
         env_B = row_B // self.slots
         # The newest lap of the ring in which this row was written.
-        newest_B = self._newest[env_B]
+        newest_B = self._newest_slot[env_B]
         slot_B = newest_B - (newest_B - row_B) % self.slots
         batch = self.gather(env_B, slot_B.clamp(min=0))
         priority_B = self.tree.get(row_B).clamp(min=torch.finfo(torch.float32).tiny)
-        weight_B = (priority_B / priority_B.min()) ** -self.weight_exponent
+        weight_B = (priority_B / priority_B.min()) ** -self.beta
         return batch._replace(weight=batch.weight * weight_B)
 
-    def rank(self, error_B: Tensor) -> None:
+    def update_priorities(self, td_error_B: Tensor) -> None:
         """Give the transitions drawn last the priorities of these errors (B,), none of them below 0."""
-        priority_B = (error_B + SMALLEST) ** self.exponent
+        priority_B = (td_error_B + PRIORITY_EPSILON) ** self.alpha
         may_be_drawn = self.tree.get(self._drawn_B) > 0
         priority_B = torch.where(may_be_drawn, priority_B, 0.0)
-        self.highest.copy_(torch.maximum(self.highest, priority_B.max()))
+        self.max_priority.copy_(torch.maximum(self.max_priority, priority_B.max()))
         self.tree.set(self._drawn_B, priority_B)
 
     def state_dict(self) -> dict[str, Any]:
         """That of `Replay`, and the priorities."""
         levels = [level.clone() for level in self.tree.levels]
-        gone = torch.from_numpy(self._gone.copy())
-        return {**super().state_dict(), "priorities": levels, "highest": self.highest.clone(), "gone": gone}
+        gone = torch.from_numpy(self._cleared.copy())
+        return {**super().state_dict(), "priorities": levels, "highest": self.max_priority.clone(), "gone": gone}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """As `Replay`; where its rings stay empty, so do the priorities.
@@ -157,8 +157,8 @@ class PrioritizedReplay(Replay):
             UserError: as `Replay.load_state_dict`.
         """
         super().load_state_dict(state)
-        self.highest.copy_(state["highest"])
+        self.max_priority.copy_(state["highest"])
         if self.head.any():
             for level, kept in zip(self.tree.levels, state["priorities"], strict=True):
                 level.copy_(kept)
-            self._gone = state["gone"].numpy().copy()
+            self._cleared = state["gone"].numpy().copy()

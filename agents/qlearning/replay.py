@@ -44,12 +44,12 @@ class Batch(NamedTuple):
     weight: Tensor  # (B,) float32, 0 for the rare draw that holds no transition
 
 
-Find = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
+Lookup = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
 
 
-def bytes_needed(capacity: int, slack: int, frame_shape: tuple[int, int, int]) -> int:
+def bytes_needed(capacity: int, checkpoint_margin: int, frame_shape: tuple[int, int, int]) -> int:
     """Bytes of rings for `capacity` + `slack` slots of frames (F, H, W): pixels, action, reward, flag."""
-    return (capacity + slack) * (int(np.prod(frame_shape)) + 4 + 4 + 1)
+    return (capacity + checkpoint_margin) * (int(np.prod(frame_shape)) + 4 + 4 + 1)
 
 
 class Replay:
@@ -83,8 +83,8 @@ class Replay:
         seed: int,
         device: torch.device,
         folder: Path | None = None,
-        slack: int = 0,
-        function: Callable[[Find], Find] = lambda find: find,
+        checkpoint_margin: int = 0,
+        function: Callable[[Lookup], Lookup] = lambda find: find,
         print_line: Callable[[str], object] = lambda text: None,
     ) -> None:
         self.frame_stack = obs_shape[0] // frame_channels
@@ -93,7 +93,7 @@ class Replay:
         self._horizon: Tensor | None = None  # steps of the return, where that is annealed
         self._discount: Tensor | float = gamma  # of one step
         self.window = -(-capacity // num_envs)  # slots of one ring that may be sampled
-        self.slots = self.window + -(-slack // num_envs)
+        self.slots = self.window + -(-checkpoint_margin // num_envs)
         if self.window < self.frame_stack + n_step + 1:
             raise UserError(
                 f"A replay of {capacity} transitions gives each of {num_envs} environments {self.window} slots, "
@@ -101,28 +101,28 @@ class Replay:
                 f"raise --replay-capacity."
             )
         self.bytes = bytes_needed(num_envs * self.window, num_envs * (self.slots - self.window), self.frame_shape)
-        self.folder, self._on_host = folder, device.type == "cpu"
-        _refuse_if_too_large(self.bytes, device, folder)
-        print_line(f"replay of {num_envs * self.window:,} transitions takes {self.place()}")
+        self.folder, self._on_cpu = folder, device.type == "cpu"
+        _check_size_fits(self.bytes, device, folder)
+        print_line(f"replay of {num_envs * self.window:,} transitions takes {self.describe_size()}")
 
         total = num_envs * self.slots
         # One more frame, never written: the zeros that stand before an episode's start.
         shapes = {"frame": (total + 1, *self.frame_shape), "action": (total,), "reward": (total,), "flag": (total,)}
-        self._host = _in_memory(shapes) if folder is None else _in_files(folder, shapes)
+        self._host = _allocate_arrays(shapes) if folder is None else _open_files(folder, shapes)
         self._ring = {
             name: torch.from_numpy(array)
-            if self._on_host
+            if self._on_cpu
             else torch.zeros(array.shape, dtype=_TORCH[name], device=device)
             for name, array in self._host.items()
         }
         self.head = np.zeros(num_envs, np.int64)  # (E,) slots ever written
-        self._kept = self.head.copy()  # (E,) the head when `state_dict` was last taken
-        self._starts = np.ones(num_envs, bool)  # (E,) the next slot begins an episode
+        self._checkpoint_head = self.head.copy()  # (E,) the head when `state_dict` was last taken
+        self._starts_episode = np.ones(num_envs, bool)  # (E,) the next slot begins an episode
         self.generator = torch.Generator(device).manual_seed(seed)
-        self._low = torch.zeros(num_envs, dtype=torch.int64, device=device)
-        self._span = torch.ones(num_envs, dtype=torch.int64, device=device)
-        self._newest = torch.full((num_envs,), -1, dtype=torch.int64, device=device)
-        self._rows = function(self._find)
+        self._oldest_slot = torch.zeros(num_envs, dtype=torch.int64, device=device)
+        self._num_sampleable = torch.ones(num_envs, dtype=torch.int64, device=device)
+        self._newest_slot = torch.full((num_envs,), -1, dtype=torch.int64, device=device)
+        self._lookup = function(self._lookup_eager)
 
     def __len__(self) -> int:
         """Slots that may be sampled now, over all environments."""
@@ -144,22 +144,22 @@ class Replay:
         """
         envs = np.arange(self.num_envs)
         no_bootstrap = terminal if life_lost is None else terminal | life_lost
-        flag = (FIRST * self._starts + TERMINAL * no_bootstrap).astype(np.uint8)
+        flag = (FIRST * self._starts_episode + TERMINAL * no_bootstrap).astype(np.uint8)
         self._write(envs, obs, action, reward, flag)
         # Where a life was lost at the very truncation, the return has ended already, and nobody bootstraps.
         cut = np.flatnonzero(truncated & ~no_bootstrap)
         if cut.size:
             nothing = np.zeros(cut.size, np.float32)
             self._write(cut, last_obs[cut], nothing, nothing, np.full(cut.size, LAST, np.uint8))
-        self._starts = terminal | truncated
-        self._publish_heads()
+        self._starts_episode = terminal | truncated
+        self._update_sampling_range()
 
     @property
     def oldest(self) -> np.ndarray:
         """(E,) the oldest slots that may be sampled; those before only lend frames to their stacks."""
         return np.where(self.head > self.window, self.head - self.window + self.frame_stack - 1, 0)
 
-    def anneal(self, n_step: int, gamma: float) -> None:
+    def set_n_step_and_gamma(self, n_step: int, gamma: float) -> None:
         """From now on sum returns over `n_step` steps, at most those that it was made for, with this discount."""
         if self._horizon is None or not isinstance(self._discount, Tensor):
             self._horizon = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -167,11 +167,15 @@ class Replay:
         self._horizon.fill_(n_step)
         self._discount.fill_(gamma)
 
-    def _publish_heads(self) -> None:
+    def _update_sampling_range(self) -> None:
         """Tell the device what may be sampled: from `low` on, `span` slots; `newest` waits for its successor."""
         low = self.oldest
         # The newest slot is drawn too when it ends an episode; elsewhere its weight is 0.
-        values = {self._low: low, self._span: np.maximum(self.head - low, 1), self._newest: self.head - 1}
+        values = {
+            self._oldest_slot: low,
+            self._num_sampleable: np.maximum(self.head - low, 1),
+            self._newest_slot: self.head - 1,
+        }
         for tensor, value in values.items():
             tensor.copy_(torch.from_numpy(value), non_blocking=True)
 
@@ -182,7 +186,7 @@ class Replay:
         values = {"frame": obs[:, -self.frame_shape[0] :], "action": action, "reward": reward, "flag": flag}
         for name, value in values.items():
             self._host[name][row] = value
-            if not self._on_host:
+            if not self._on_cpu:
                 ring = self._ring[name]
                 ring[torch.from_numpy(row).to(self.device)] = torch.from_numpy(self._host[name][row]).to(self.device)
         self.head[envs] += 1
@@ -192,20 +196,20 @@ class Replay:
         env_B = torch.randint(self.num_envs, (batch_size,), generator=self.generator, device=self.device)
         # Whole numbers, since not every device has float64; of 62 bits, so that the remainder is uniform.
         draw_B = torch.randint(1 << 62, (batch_size,), generator=self.generator, device=self.device)
-        slot_B = self._low[env_B] + draw_B % self._span[env_B]
+        slot_B = self._oldest_slot[env_B] + draw_B % self._num_sampleable[env_B]
         return self.gather(env_B, slot_B)
 
     def gather(self, env_B: Tensor, slot_B: Tensor) -> Batch:
         """The transitions that start at the given slots (counted since the beginning) of the given rings."""
-        frame_2BK, action_B, reward_B, discount_B, weight_B = self._rows(env_B, slot_B)
+        frame_2BK, action_B, reward_B, discount_B, weight_B = self._lookup(env_B, slot_B)
         obs_2B = self._ring["frame"].index_select(0, frame_2BK.flatten())
         obs_2B = obs_2B.view(2, len(slot_B), self.frame_stack * self.frame_shape[0], *self.frame_shape[1:])
         return Batch(obs_2B[0], action_B, reward_B, discount_B, obs_2B[1], weight_B)
 
-    def _find(self, env_B: Tensor, slot_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _lookup_eager(self, env_B: Tensor, slot_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """What makes a batch, but for the pixels: rows (2, B, K) of the frames of both stacks stand for them."""
         row_B = env_B * self.slots + slot_B % self.slots
-        newest_B = self._newest[env_B]
+        newest_B = self._newest_slot[env_B]
         flag_B = self._ring["flag"][row_B]
 
         reward_B = torch.zeros_like(row_B, dtype=torch.float32)
@@ -245,23 +249,23 @@ class Replay:
             slot_B = slot_B - 1
         return torch.stack(rows[::-1], dim=1)
 
-    def place(self) -> str:
+    def describe_size(self) -> str:
         """What it takes, and where, in words."""
         where = f"in files under {self.folder}, cached in memory" if self.folder else "in memory, not kept on disk"
-        return f"{self.bytes / 1e9:.2f} GB " + (where if self._on_host else f"on {self.device} and {where}")
+        return f"{self.bytes / 1e9:.2f} GB " + (where if self._on_cpu else f"on {self.device} and {where}")
 
     @property
-    def crowded(self) -> bool:
+    def needs_checkpoint(self) -> bool:
         """Whether the next step could overwrite what the last checkpoint needs: another one is due first."""
         # One step writes two slots at most: a transition and, where it was truncated, its last observation.
-        return self.folder is not None and int((self.head - self._kept).max()) + 2 > self.slots - self.window
+        return self.folder is not None and int((self.head - self._checkpoint_head).max()) + 2 > self.slots - self.window
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of it: heads and generator; the frames already lie in the files."""
-        self._kept = self.head.copy()
+        self._checkpoint_head = self.head.copy()
         return {
             "head": torch.from_numpy(self.head.copy()),
-            "starts": torch.from_numpy(self._starts.copy()),
+            "starts": torch.from_numpy(self._starts_episode.copy()),
             "generator": self.generator.get_state(),
             "slots": self.slots,
         }
@@ -281,24 +285,24 @@ class Replay:
         if self.folder is None and not self.head.any():
             return
         self.head = state["head"].numpy().copy()
-        self._kept = self.head.copy()
-        self._starts = state["starts"].numpy().copy()
-        if not self._on_host:
+        self._checkpoint_head = self.head.copy()
+        self._starts_episode = state["starts"].numpy().copy()
+        if not self._on_cpu:
             for name, array in self._host.items():
                 self._ring[name].copy_(torch.from_numpy(array))
-        self._publish_heads()
+        self._update_sampling_range()
 
 
 _TORCH = {"frame": torch.uint8, "action": torch.int32, "reward": torch.float32, "flag": torch.uint8}
 _NUMPY = {"frame": np.uint8, "action": np.int32, "reward": np.float32, "flag": np.uint8}
 
 
-def _in_memory(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+def _allocate_arrays(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """Zeros of these shapes."""
     return {name: np.zeros(shape, _NUMPY[name]) for name, shape in shapes.items()}
 
 
-def _in_files(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+def _open_files(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """The same as files whose blocks are all taken now, so that no later write can fail; those that exist go on.
 
     Raises:
@@ -338,7 +342,7 @@ def _allocate(file: BinaryIO, size: int) -> None:
     file.writelines(piece[: size - begin] for begin in range(file.seek(0, os.SEEK_END), size, len(piece)))
 
 
-def _refuse_if_too_large(size: int, device: torch.device, folder: Path | None) -> None:
+def _check_size_fits(size: int, device: torch.device, folder: Path | None) -> None:
     """Refuse a replay that fits neither memory nor disk, before anything is taken."""
     room = {}
     if device.type == "cuda":

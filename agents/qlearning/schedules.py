@@ -20,13 +20,13 @@ def learning_rate(config: Settings, step: int) -> float:
     return schedules.linear(step, config.learning_rate, end, 0, config.learning_rate_decay_steps)
 
 
-def weight_exponent(config: Config, step: int) -> float:
+def per_beta(config: Config, step: int) -> float:
     """Exponent beta of prioritised replay's weights at this agent step (Schaul et al. 2016, section 3.4)."""
     start, end = config.per_beta_start, config.per_beta_end
     return schedules.linear(step, start, end, 0, config.per_beta_steps)
 
 
-def is_target_due(config: Config, updates: int) -> bool:
+def is_target_update_due(config: Config, updates: int) -> bool:
     """True if the target network is copied after this many updates; `target_update_steps` counts agent steps."""
     before, now = ((u * config.train_every_steps // config.gradient_steps) for u in (updates - 1, updates))
     return now // config.target_update_steps > before // config.target_update_steps
@@ -34,10 +34,10 @@ def is_target_due(config: Config, updates: int) -> bool:
 
 def is_reset_due(config: Config, updates: int) -> bool:
     """Whether networks are to be reset after so many updates."""
-    return config.reset_every_updates > 0 and since_reset(config, updates) == 0
+    return config.reset_every_updates > 0 and updates_since_reset(config, updates) == 0
 
 
-def since_reset(config: Config, updates: int) -> int:
+def updates_since_reset(config: Config, updates: int) -> int:
     """Updates since the last reset, or since the start."""
     if not config.reset_every_updates:
         return updates
@@ -45,13 +45,13 @@ def since_reset(config: Config, updates: int) -> int:
     return updates - last // config.reset_every_updates * config.reset_every_updates
 
 
-def horizon(config: Config, updates: int) -> tuple[int, float]:
+def n_step_and_gamma(config: Config, updates: int) -> tuple[int, float]:
     """Steps of the return, and discount, for the update that follows so many.
 
     Both go exponentially from start to end after the start and after every reset, the discount by its distance from 1
     (Schwarzer et al. 2023, "Bigger, Better, Faster", section 3).
     """
-    at, over = since_reset(config, updates), config.n_step_gamma_anneal_updates
+    at, over = updates_since_reset(config, updates), config.n_step_gamma_anneal_updates
     n_start, n_step = config.n_step_start or config.n_step, config.n_step
     n = round(schedules.exponential(at, n_start, n_step, 0, over))
     gamma_start, gamma = config.gamma_start, config.gamma
@@ -65,6 +65,6 @@ def is_annealed(config: Config) -> bool:
     return config.n_step_start is not None or config.gamma_start is not None
 
 
-def longest_return(config: Config) -> int:
+def max_n_step(config: Config) -> int:
     """The most steps that a return is ever summed over."""
     return max(config.n_step, config.n_step_start or 1)

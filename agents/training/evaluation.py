@@ -45,7 +45,7 @@ def evaluate(
     policy: Policy,
     env: VectorEnv,
     *,
-    games_per_env: int,
+    episodes_per_env: int,
     epsilon: float,
     max_steps: int,
     seed: int,
@@ -66,10 +66,10 @@ def evaluate(
     obs = env.reset(seed)
     return_N = np.zeros(env.num_envs)
     length_N = np.zeros(env.num_envs, np.int64)
-    games: list[list[tuple[float, int]]] = [[] for _ in range(env.num_envs)]
+    episodes: list[list[tuple[float, int]]] = [[] for _ in range(env.num_envs)]
     skipping_N = np.zeros(env.num_envs, bool)  # a game that was cut plays on, unseen, until it ends
     cut = 0
-    while waiting := [i for i, done in enumerate(games) if len(done) < games_per_env]:
+    while waiting := [i for i, done in enumerate(episodes) if len(done) < episodes_per_env]:
         if stop():
             raise Stopped
         if skipping_N[waiting].all():
@@ -83,12 +83,12 @@ def evaluate(
         length_N += 1
         ended_N = step.terminal | step.truncated
         for i in np.flatnonzero((ended_N | (length_N >= max_steps)) & ~skipping_N):
-            if len(games[i]) < games_per_env:
-                games[i].append((float(return_N[i]), int(length_N[i])))
+            if len(episodes[i]) < episodes_per_env:
+                episodes[i].append((float(return_N[i]), int(length_N[i])))
                 cut += not ended_N[i]
             skipping_N[i] = not ended_N[i]
         skipping_N &= ~ended_N
         return_N[ended_N] = 0
         length_N[ended_N] = 0
-    played = [game for done in games for game in done]
+    played = [game for done in episodes for game in done]
     return Scores(tuple(game[0] for game in played), tuple(game[1] for game in played), int(cut))

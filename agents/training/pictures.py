@@ -21,10 +21,10 @@ from zerokara.core.config import error_summary
 from zerokara.core.media import grid
 from zerokara.core.run import Run
 
-MAX_FILM_STEPS = 3_000  # a film of more is not watched: 200 s of an Atari game
+MAX_VIDEO_STEPS = 3_000  # a film of more is not watched: 200 s of an Atari game
 
 
-class Moment(NamedTuple):
+class EpisodeStep(NamedTuple):
     """One step of a game that somebody watches."""
 
     picture: np.ndarray  # (height, width, 3) uint8, before the action
@@ -34,17 +34,19 @@ class Moment(NamedTuple):
     reward: float  # raw
 
 
-def play_game(policy: Policy, env: envs.VectorEnv, *, epsilon: float, max_steps: int, seed: int) -> Iterator[Moment]:
+def play_episode(
+    policy: Policy, env: envs.VectorEnv, *, epsilon: float, max_steps: int, seed: int
+) -> Iterator[EpisodeStep]:
     """One game in an environment made with render=True, step by step, until it ends or was long enough."""
     exploration = Exploration(1, env.num_actions, seed)
     obs = env.reset(seed)
     for _ in range(max_steps):
         picture = env.render()
         q_A = policy.compute.to_host(policy.values(obs)[0]).numpy()
-        explore_N, random_N = exploration.draw(epsilon)
+        explore_N, random_N = exploration.sample(epsilon)
         action = int(random_N) if explore_N else int(q_A.argmax())
         step = env.step(np.array([action]))
-        yield Moment(picture, obs[0], q_A, action, float(step.reward[0]))
+        yield EpisodeStep(picture, obs[0], q_A, action, float(step.reward[0]))
         if step.terminal[0] or step.truncated[0]:
             return
         obs = step.obs
@@ -55,21 +57,21 @@ def frames_per_second(env: envs.VectorEnv) -> float:
     return 60 / (env.settings.get("frame_skip") or 4)
 
 
-def log_film(policy: Policy, config: Settings, run: Run, step: int) -> None:
+def log_video(policy: Policy, config: Settings, run: Run, step: int) -> None:
     """A game as the agent plays it now, as mp4 and in TensorBoard. No film is worth a run: what fails only warns."""
     try:
         env = envs.make(config.env, 1, render=True, **config.env_settings())
-        game = play_game(
-            policy, env, epsilon=config.eval_epsilon, max_steps=MAX_FILM_STEPS, seed=config.seed + step % 1_000_003
+        game = play_episode(
+            policy, env, epsilon=config.eval_epsilon, max_steps=MAX_VIDEO_STEPS, seed=config.seed + step % 1_000_003
         )
-        frames = np.stack([moment.picture for moment in game])
+        frames = np.stack([step_record.picture for step_record in game])
         run.video("game", step, frames, fps=frames_per_second(env))
         env.close()
     except Exception as error:  # noqa: BLE001
         run.warn(f"no film of step {step:,}: {error_summary(error)}")
 
 
-def log_pictures(network: QNetwork, obs_NCHW: np.ndarray, frame_channels: int, run: Run, step: int) -> None:
+def log_images(network: QNetwork, obs_NCHW: np.ndarray, frame_channels: int, run: Run, step: int) -> None:
     """The first environment's input stack, oldest frame left, and the filters of the first layer, one row each."""
     stack = obs_NCHW[0].reshape(-1, frame_channels, *obs_NCHW.shape[2:])
     run.image("input_stack", step, grid(stack, columns=len(stack), scale=2))

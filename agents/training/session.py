@@ -19,14 +19,14 @@ from zerokara import envs
 from zerokara.agents.configs.common import Settings
 from zerokara.agents.qlearning.policy import Policy
 from zerokara.agents.training.evaluation import Scores, Stopped, evaluate
-from zerokara.agents.training.pictures import log_film, log_pictures
+from zerokara.agents.training.pictures import log_images, log_video
 from zerokara.core.divergence import divergence_error
 from zerokara.core.programs import program_command
 from zerokara.core.run import Run
 from zerokara.core.stopwatch import Stopwatch
 
 
-class Learns(Protocol):
+class LearnerProtocol(Protocol):
     """What every agent's learner says of itself."""
 
     def read_metrics(self) -> dict[str, Tensor]:
@@ -45,7 +45,7 @@ class Session(ABC):
     """
 
     config: Settings
-    learner: Learns
+    learner: LearnerProtocol
     policy: Policy
 
     def __init__(self, config: Settings, num_envs: int, seed: int) -> None:
@@ -54,15 +54,15 @@ class Session(ABC):
         self.obs = np.empty(0)
         self.step = 0  # agent steps of all processes together
         self.updates = 0
-        self.games = 0
+        self.episodes = 0
         self.running_return_N = np.zeros(num_envs)
         self.running_length_N = np.zeros(num_envs, np.int64)
         self.returns: deque[float] = deque(maxlen=100)  # raw, of the last whole games
         self.lengths: deque[int] = deque(maxlen=100)
         self.last_score: float | None = None  # mean raw return of the last evaluation
         self.best_score: float | None = None
-        self.evaluated_at = 0
-        self.owes_evaluation = False  # a signal cut one short: it is played when the run goes on
+        self.last_evaluation_step = 0
+        self.evaluation_pending = False  # a signal cut one short: it is played when the run goes on
         self.clock = Stopwatch()  # of all processes that wrote this run, evaluations included
         self.seconds = dict.fromkeys(("act", "emulate", "learn"), 0.0)
         self._eval_env: envs.VectorEnv | None = None  # making it takes seconds, so it is kept
@@ -84,7 +84,7 @@ class Session(ABC):
         for i in np.flatnonzero(step.terminal | step.truncated):
             self.returns.append(float(self.running_return_N[i]))
             self.lengths.append(int(self.running_length_N[i]))
-            self.games += 1
+            self.episodes += 1
             self.running_return_N[i] = self.running_length_N[i] = 0
 
     def play(self, stop: Callable[[], object], fresh: int = 0) -> Scores:
@@ -100,7 +100,7 @@ class Session(ABC):
         return evaluate(
             self.policy,
             self._eval_env,
-            games_per_env=1,
+            episodes_per_env=1,
             epsilon=config.eval_epsilon,
             max_steps=config.eval_max_steps,
             seed=seed,
@@ -114,42 +114,42 @@ class Session(ABC):
             "num_actions": self.env.num_actions,
             "step": self.step,
             "updates": self.updates,
-            "games": self.games,
+            "games": self.episodes,
             "running_return": self.running_return_N.tolist(),
             "running_length": self.running_length_N.tolist(),
             "returns": list(self.returns),
             "lengths": list(self.lengths),
             "last_score": self.last_score,
             "best_score": self.best_score,
-            "evaluated_at": self.evaluated_at,
-            "owes_evaluation": self.owes_evaluation,
+            "evaluated_at": self.last_evaluation_step,
+            "owes_evaluation": self.evaluation_pending,
             "hours": self.clock(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
         self.obs = self.env.load_state_dict(state["env"])
-        self.step, self.updates, self.games = state["step"], state["updates"], state["games"]
+        self.step, self.updates, self.episodes = state["step"], state["updates"], state["games"]
         self.running_return_N = np.array(state["running_return"])
         self.running_length_N = np.array(state["running_length"], np.int64)
         self.returns.extend(state["returns"])
         self.lengths.extend(state["lengths"])
         self.last_score, self.best_score = state["last_score"], state["best_score"]
-        self.evaluated_at, self.owes_evaluation = state["evaluated_at"], state["owes_evaluation"]
+        self.last_evaluation_step, self.evaluation_pending = state["evaluated_at"], state["owes_evaluation"]
         self.clock.hours = state["hours"]
 
 
-def begin(session: Session, run: Run, latest: Path) -> bool:
+def restore_or_reset(session: Session, run: Run, latest: Path) -> bool:
     """Put a run where its checkpoint `latest` says, or at its beginning. Whether it goes on from a checkpoint.
 
     Raises:
         UserError: a checkpoint that cannot be read.
     """
-    going_on = run.restore(latest, session.load_state_dict)
-    if not going_on:
+    resumed = run.restore(latest, session.load_state_dict)
+    if not resumed:
         session.obs = session.env.reset(session.seed % 2**31)
         run.save_extra(environment=dict(session.env.settings))
-    return going_on
+    return resumed
 
 
 def save(session: Session, run: Run, latest: Path) -> None:
@@ -163,22 +163,22 @@ def save(session: Session, run: Run, latest: Path) -> None:
     run.save(latest, session.state_dict())
 
 
-class Window:
+class LogInterval:
     """What the clock and the counters said when the stretch began that a line of metrics is about."""
 
     def __init__(self, session: Session) -> None:
         self.step, self.began, self.seconds = session.step, time.perf_counter(), dict(session.seconds)
 
 
-def looks_good(session: Session) -> bool:
+def is_early_evaluation_due(session: Session) -> bool:
     """Whether training games promise `stop_at_return`, so that an evaluation before its time is worth its price."""
     config, recent = session.config, list(session.returns)[-20:]
-    if config.stop_at_return is None or len(recent) < 20 or session.step - session.evaluated_at < 20_000:
+    if config.stop_at_return is None or len(recent) < 20 or session.step - session.last_evaluation_step < 20_000:
         return False
     return float(np.mean(recent)) >= config.stop_at_return - 0.5
 
 
-def evaluate_and_show(session: Session, run: Run) -> bool:
+def evaluate_and_log(session: Session, run: Run) -> bool:
     """Evaluate, film, and say so. Whether the aim is reached: by this evaluation, and by fresh games to confirm it.
 
     A signal cuts it short; then nothing of it is kept, and the session owes it.
@@ -190,38 +190,38 @@ def evaluate_and_show(session: Session, run: Run) -> bool:
         run.print(f"step {session.step:,}: {in_words(scores)} over {len(scores.returns)} {what}")
         return scores
 
-    session.owes_evaluation = True
+    session.evaluation_pending = True
     try:
         scores = play(0, f"games at epsilon {config.eval_epsilon}")
         reached = config.stop_at_return is not None and scores.mean >= config.stop_at_return
         fresh = play(1, "fresh games to confirm it") if reached else None
     except Stopped:
         return False
-    session.owes_evaluation = False
-    session.last_score, session.evaluated_at = scores.mean, session.step
+    session.evaluation_pending = False
+    session.last_score, session.last_evaluation_step = scores.mean, session.step
     session.best_score = max(scores.mean, session.best_score if session.best_score is not None else -np.inf)
     figures = {"eval/return": scores.mean, "eval/length": float(np.mean(scores.lengths)), "eval/cut": scores.cut}
     if fresh is not None:
         figures |= {"eval/return_confirmed": fresh.mean, "eval/cut_confirmed": fresh.cut}
         reached = fresh.mean >= (config.stop_at_return or 0)
     run.log(session.step, {**figures, "speed/hours": session.clock()})
-    log_pictures(session.policy.network, session.obs, session.env.frame_channels, run, session.step)
+    log_images(session.policy.network, session.obs, session.env.frame_channels, run, session.step)
     if config.capture_video:
-        log_film(session.policy, config, run, session.step)
+        log_video(session.policy, config, run, session.step)
     return reached
 
 
-def log_metrics(session: Session, run: Run, window: Window, **more: Any) -> None:
+def log_metrics(session: Session, run: Run, interval: LogInterval, **more: Any) -> None:
     """One line of metrics. Values that are still on the device stay there until the next flush."""
-    elapsed = time.perf_counter() - window.began
+    elapsed = time.perf_counter() - interval.began
     scalars: dict[str, Any] = {
         "train/epsilon": session.epsilon,
-        "train/games": session.games,
+        "train/games": session.episodes,
         "train/updates": session.updates,
         **more,
         "speed/hours": session.clock(),
-        "speed/steps_per_s": (session.step - window.step) / elapsed,
-        **{f"speed/{part}_share": (s - window.seconds[part]) / elapsed for part, s in session.seconds.items()},
+        "speed/steps_per_s": (session.step - interval.step) / elapsed,
+        **{f"speed/{part}_share": (s - interval.seconds[part]) / elapsed for part, s in session.seconds.items()},
     }
     if session.mean_return is not None:
         scalars["train/return"] = session.mean_return
@@ -238,7 +238,7 @@ def show_progress(session: Session, run: Run, scalars: dict[str, Any] | None = N
     scalars = scalars or {}
     fields: dict[str, Any] = {
         "frames": session.step * (session.env.settings.get("frame_skip") or 1),
-        "games": session.games,
+        "games": session.episodes,
         "return": scalars.get("train/return", float("nan")),
         "epsilon": session.epsilon,
         "loss": scalars.get("train/loss", float("nan")),
@@ -255,7 +255,7 @@ def in_words(values: Mapping[str, Any] | Scores) -> str:
     return ", ".join(f"{key} {value}" for key, value in values.items())
 
 
-def closing_line(session: Session, reached: bool, entry: str) -> str:
+def closing_message(session: Session, reached: bool, entry: str) -> str:
     """What was reached, and the command that goes on from there.
 
     Args:
@@ -266,7 +266,7 @@ def closing_line(session: Session, reached: bool, entry: str) -> str:
     if session.mean_return is not None:
         score += f", last {len(session.returns)} games {session.mean_return:.2f}"
     if reached or session.step >= config.total_steps:
-        going_on = f"watch it with: {program_command('agents.play')} runs/{config.name}"
+        resumed = f"watch it with: {program_command('agents.play')} runs/{config.name}"
     else:
-        going_on = f"go on with: {program_command(entry)} --name {config.name} --resume"
-    return f"{config.env} at step {session.step:,}: {score}; {going_on}"
+        resumed = f"go on with: {program_command(entry)} --name {config.name} --resume"
+    return f"{config.env} at step {session.step:,}: {score}; {resumed}"

@@ -16,26 +16,26 @@ from zerokara.agents.qlearning.replay import Batch, Replay
 
 GAMMA = 0.9
 CPU = torch.device("cpu")
-Event = Literal["going", "terminal", "truncated", "life", "life+terminal", "life+truncated"]
-EVENTS: tuple[Event, ...] = ("going", "terminal", "truncated", "life", "life+terminal", "life+truncated")
+Event = Literal["continue", "terminal", "truncated", "life", "life+terminal", "life+truncated"]
+EVENTS: tuple[Event, ...] = ("continue", "terminal", "truncated", "life", "life+terminal", "life+truncated")
 
 
 SCRIPT: tuple[tuple[Event, ...], ...] = (
     # Episodes of all lengths, also of one step, and every ending, at different times in each environment.
-    ("going",) * 7
+    ("continue",) * 7
     + ("terminal",)
-    + ("going",) * 2
+    + ("continue",) * 2
     + ("truncated", "terminal", "truncated")
-    + ("going",) * 12
+    + ("continue",) * 12
     + ("life",),
     ("truncated",)
-    + ("going",) * 3
+    + ("continue",) * 3
     + ("life",)
-    + ("going",) * 2
+    + ("continue",) * 2
     + ("life+terminal",)
-    + ("going",) * 5
+    + ("continue",) * 5
     + ("life+truncated",),
-    ("going",) * 30 + ("truncated",),
+    ("continue",) * 30 + ("truncated",),
 )
 
 
@@ -50,7 +50,7 @@ class Slot:
 
 
 @dataclass
-class Play:
+class ScriptedEnvs:
     """Environments that follow a script, and the memory of everything they showed."""
 
     num_envs: int
@@ -77,14 +77,14 @@ class Play:
             np.uint8
         )
 
-    def see(self, env: int) -> np.ndarray:
+    def observe(self, env: int) -> np.ndarray:
         """The stack (C, H, W): the last frames of this episode, zeros before its start."""
         blank = np.zeros((self.channels, 2, 2), np.uint8)
         return np.concatenate(([blank] * self.frame_stack + self.episodes[env])[-self.frame_stack :])
 
-    def feed(self, replay: Replay, events: list[Event]) -> None:
+    def step(self, replay: Replay, events: list[Event]) -> None:
         """One vector step, put into the replay and into memory."""
-        obs = np.stack([self.see(env) for env in range(self.num_envs)])
+        obs = np.stack([self.observe(env) for env in range(self.num_envs)])
         action = np.array([(7 * self.steps + env) % 5 for env in range(self.num_envs)], np.int64)
         reward = np.array([(3 * self.steps + env) % 11 - 4 for env in range(self.num_envs)], np.float32)
         terminal = np.array(["terminal" in event for event in events])
@@ -95,7 +95,7 @@ class Play:
             ends = bool(terminal[env] or (life_lost[env] and self.terminal_on_life_loss))
             self.slots[env].append(Slot(obs[env], int(action[env]), float(reward[env]), ends))
             self.episodes[env].append(self.frame())
-            last_obs[env] = self.see(env)
+            last_obs[env] = self.observe(env)
             if truncated[env] and not ends:
                 self.slots[env].append(Slot(last_obs[env], None))
             if terminal[env] or truncated[env]:
@@ -105,7 +105,9 @@ class Play:
             obs, action, reward, terminal, truncated, last_obs, life_lost if self.terminal_on_life_loss else None
         )
 
-    def makes(self, env: int, slot: int, n_step: int) -> tuple[np.ndarray, int, float, float, np.ndarray | None] | None:
+    def expected_transition(
+        self, env: int, slot: int, n_step: int
+    ) -> tuple[np.ndarray, int, float, float, np.ndarray | None] | None:
         """The transition that starts at a slot: obs, action, reward, discount, next_obs; None where none starts."""
         slots = self.slots[env]
         first = slots[slot]
@@ -122,18 +124,18 @@ class Play:
                 return first.obs, first.action, total, 0.0, None
         return first.obs, first.action, total, GAMMA**k, slots[slot + k].obs
 
-    def may_be_drawn(self, env: int, window: int) -> range:
+    def sampleable_slots(self, env: int, window: int) -> range:
         """Slots that can be sampled: the newest `window`, without those that only lend frames to stacks."""
         written = len(self.slots[env])
         return range(written - window + self.frame_stack - 1 if written > window else 0, written)
 
 
-def make(play: Play, capacity: int, *, n_step: int = 1, seed: int = 0, **options: Any) -> Replay:
+def make(envs: ScriptedEnvs, capacity: int, *, n_step: int = 1, seed: int = 0, **options: Any) -> Replay:
     return Replay(
         capacity,
-        play.num_envs,
-        play.obs_shape,
-        play.channels,
+        envs.num_envs,
+        envs.obs_shape,
+        envs.channels,
         n_step=n_step,
         gamma=GAMMA,
         seed=seed,
@@ -142,9 +144,9 @@ def make(play: Play, capacity: int, *, n_step: int = 1, seed: int = 0, **options
     )
 
 
-def check_rows(batch: Batch, play: Play, pairs: list[tuple[int, int]], n_step: int) -> int:
+def check_rows(batch: Batch, envs: ScriptedEnvs, pairs: list[tuple[int, int]], n_step: int) -> int:
     """The rows of a batch are what the reference says of these (environment, slot). Returns how many transitions."""
-    expected = [play.makes(env, slot, n_step) for env, slot in pairs]
+    expected = [envs.expected_transition(env, slot, n_step) for env, slot in pairs]
     assert batch.weight.tolist() == [float(row is not None) for row in expected]
     rows = [i for i, row in enumerate(expected) if row is not None]
     made = [row for row in expected if row is not None]
@@ -162,35 +164,35 @@ def check_rows(batch: Batch, play: Play, pairs: list[tuple[int, int]], n_step: i
     return len(rows)
 
 
-def check_all(replay: Replay, play: Play, n_step: int, window: int) -> int:
+def check_all(replay: Replay, envs: ScriptedEnvs, n_step: int, window: int) -> int:
     """Every slot that may be drawn is what the reference says. Returns how many transitions there were."""
-    pairs = [(env, slot) for env in range(play.num_envs) for slot in play.may_be_drawn(env, window)]
+    pairs = [(env, slot) for env in range(envs.num_envs) for slot in envs.sampleable_slots(env, window)]
     batch = replay.gather(torch.tensor([env for env, _ in pairs]), torch.tensor([slot for _, slot in pairs]))
-    return check_rows(batch, play, pairs, n_step)
+    return check_rows(batch, envs, pairs, n_step)
 
 
-def fill(play: Play, replay: Replay, steps: int) -> None:
+def fill(envs: ScriptedEnvs, replay: Replay, steps: int) -> None:
     for _ in range(steps):
-        step = play.steps
-        play.feed(replay, [script[step % len(script)] for script in SCRIPT[: play.num_envs]])
+        step = envs.steps
+        envs.step(replay, [script[step % len(script)] for script in SCRIPT[: envs.num_envs]])
 
 
-Stream = tuple[Play, int, int, int, list[list[Event]]]
+Stream = tuple[ScriptedEnvs, int, int, int, list[list[Event]]]
 
 
 @st.composite
 def streams(draw: st.DrawFn) -> Stream:
     """A fresh Play, n_step, slots of a window, slack, and a script."""
-    play = Play(
+    envs = ScriptedEnvs(
         draw(st.integers(1, 3)),
         frame_stack=draw(st.integers(1, 4)),
         channels=draw(st.sampled_from([1, 3])),
         terminal_on_life_loss=draw(st.booleans()),
     )
     n_step = draw(st.integers(1, 5))
-    window = draw(st.integers(play.frame_stack + n_step + 1, 16))
-    slack = draw(st.sampled_from([0, 0, 5]))
-    # Mostly going, so that episodes have some length; shrinking ends at "going".
+    window = draw(st.integers(envs.frame_stack + n_step + 1, 16))
+    checkpoint_margin = draw(st.sampled_from([0, 0, 5]))
+    # Mostly going, so that episodes have some length; shrinking ends at "continue".
     event = st.one_of(st.just(EVENTS[0]), st.just(EVENTS[0]), st.sampled_from(EVENTS))
-    steps = draw(st.lists(st.lists(event, min_size=play.num_envs, max_size=play.num_envs), min_size=1, max_size=50))
-    return play, n_step, window, slack, steps
+    steps = draw(st.lists(st.lists(event, min_size=envs.num_envs, max_size=envs.num_envs), min_size=1, max_size=50))
+    return envs, n_step, window, checkpoint_margin, steps

@@ -76,7 +76,7 @@ def played(folder: Path, monkeypatch: pytest.MonkeyPatch, turns: int, **changes:
         training = dqn.Training(config, run, Compute(), World())
     training.obs = training.env.reset(0)
     for _ in range(turns):
-        training.turn()
+        training.iterate()
     return training
 
 
@@ -110,5 +110,5 @@ def test_a_lost_life_ends_the_return_but_not_the_game(
     discounts = [GAMMA, GAMMA, at_life_lost, GAMMA, GAMMA, 0.0]
     assert remembered(training, 0, len(GAME))[1] == pytest.approx(discounts)
     assert remembered(training, 1, len(GAME))[1] == pytest.approx(discounts[2:] + discounts[:2])
-    assert (training.games, list(training.returns)) == (4, [RETURN - 7, RETURN, RETURN, RETURN])
+    assert (training.episodes, list(training.returns)) == (4, [RETURN - 7, RETURN, RETURN, RETURN])
     assert training.running_length_N.tolist() == [0, 2]

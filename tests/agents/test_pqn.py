@@ -17,7 +17,7 @@ from torch import nn
 from tests.programs import metrics
 from zerokara.agents import evaluate, pqn
 from zerokara.agents.configs.pqn import Config
-from zerokara.agents.pqn import Training, Updater
+from zerokara.agents.pqn import PQNLearner, Training
 from zerokara.agents.qlearning.network import make_pqn_network
 from zerokara.agents.viewing.loading import load_agent
 from zerokara.core import checkpoint
@@ -67,7 +67,7 @@ TINY = (
 
 def config(**changes: Any) -> Config:
     options: dict[str, Any] = {"env": "zerokara/Catch-v0", "num_envs": 3, "rollout_steps": 5, "num_minibatches": 5}
-    options |= {"width": 0.25, "hidden_units": 16, "seed": 3}
+    options |= {"width_multiplier": 0.25, "hidden_units": 16, "seed": 3}
     return Config(**(options | changes))
 
 
@@ -96,7 +96,7 @@ def test_one_update_written_out() -> None:
     twin = make_pqn_network(c, (4, 84, 84), 3)
     twin.load_state_dict(net.state_dict())
     start = [p.detach().clone() for p in net.parameters()]
-    updater = Updater(c, net, Compute(), World())
+    updater = PQNLearner(c, net, Compute(), World())
     optimizer = torch.optim.RAdam(twin.parameters(), lr=0.1)
     obs = torch.randint(256, (6, 4, 84, 84), dtype=torch.uint8)
     action_B, target_B = torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([3.0, -2.0, 0.5, 0, 0, 1])
@@ -121,7 +121,7 @@ def test_weights_in_16_bits_go_on_from_a_checkpoint(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Compute, "function", lambda compute, function: function)
     compute, c = Compute(precision="bfloat16", compile=True), config()
     torch.manual_seed(0)
-    one, two = (Updater(c, make_pqn_network(c, (4, 84, 84), 3), compute, World()) for _ in range(2))
+    one, two = (PQNLearner(c, make_pqn_network(c, (4, 84, 84), 3), compute, World()) for _ in range(2))
     obs = torch.randint(256, (6, 4, 84, 84), dtype=torch.uint8)
     batch = obs, torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([3.0, -2.0, 0.5, 0, 0, 1])
     for _ in range(3):
@@ -164,7 +164,7 @@ def test_a_rollout_knows_what_follows_each_step() -> None:
     training.obs = Scripted().picture(0)
     learnt: list[torch.Tensor] = []
     training._learn = lambda: learnt.append(training.next_value_TN.clone())  # type: ignore[method-assign]
-    training.turn()
+    training.iterate()
     values = [training.policy.values(Scripted().picture(10 * t)).amax(dim=1) for t in range(6)]
     after_cut = training.policy.values(Scripted().picture(200)).amax(dim=1)
     for t in range(5):

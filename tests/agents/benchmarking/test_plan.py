@@ -177,7 +177,7 @@ def test_what_is_announced_is_what_the_replay_takes(tmp_path: Path) -> None:
         gamma=0.9,
         seed=0,
         device=torch.device("cpu"),
-        slack=config.checkpoint_every_steps + 4 * config.num_envs,
+        checkpoint_margin=config.checkpoint_every_steps + 4 * config.num_envs,
     )
     assert needs(config)["main"] - benchmark_plan.PROCESS_BYTES == replay.bytes
 

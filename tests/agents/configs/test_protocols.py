@@ -72,7 +72,7 @@ def test_a_run_goes_on_by_the_protocol_that_it_began_with(catch_run: Path) -> No
 def test_games_under_another_protocol_keep_what_the_network_was_made_for() -> None:
     words = ["--protocol", "machado", "--repeat-action-probability", "0.5", "--max-episode-frames", "400"]
     words += ["--full-action-space", "True", "--frame-stack", "2"]
-    settings = dqn.read_config(words).under("nature").env_settings()
+    settings = dqn.read_config(words).with_protocol("nature").env_settings()
     assert settings == {
         "protocol": "nature",
         "frame_stack": 2,
@@ -81,7 +81,7 @@ def test_games_under_another_protocol_keep_what_the_network_was_made_for() -> No
         "full_action_space": True,
     }
     catch = dqn.read_config(["--env", "zerokara/Catch-v0"])
-    assert catch.under("machado") == catch
+    assert catch.with_protocol("machado") == catch
 
 
 def test_evaluation_by_a_protocol(catch_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zerokara.agents.configs.dqn import PRESETS, Config, refuse_contradictions
-from zerokara.agents.configs.presets import DEPARTURES, FAMILY
+from zerokara.agents.configs.presets import DEVIATIONS, PAPER_PRESETS
 from zerokara.agents.qlearning import schedules
 from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.heads import Categorical, ImplicitQuantiles, Quantiles
@@ -102,7 +102,7 @@ def test_shapes_and_values_of_every_head(head: str, dueling: bool) -> None:
         expected = z_BXA.mean(dim=1)
     torch.testing.assert_close(q_BA, expected)
     if dueling:  # number by number, the advantages' mean is taken off
-        advantage = net.advantage(net.head.at(features, None)).view(7, -1, ACTIONS)
+        advantage = net.advantage(net.head.embed(features, None)).view(7, -1, ACTIONS)
         torch.testing.assert_close(z_BXA - z_BXA.mean(dim=2, keepdim=True), advantage - advantage.mean(2, keepdim=True))
 
 
@@ -114,12 +114,12 @@ def test_the_embedding_of_fractions_by_hand() -> None:
     """Equation 4 of Dabney et al. 2018: relu(sum over i of cos(pi i tau) w_ij + b_j), i from 0, times the features."""
     head = ImplicitQuantiles(2, 3, 3, 4, cosine_embedding_dim=3)
     tau_BT, features_BF = torch.tensor([[0.25, 1.0]]), torch.tensor([[2.0, -3.0]])
-    rows = head.at(features_BF, tau_BT)
+    rows = head.embed(features_BF, tau_BT)
     for row, tau in zip(rows, (0.25, 1.0), strict=True):
         cosines = torch.tensor([1.0, np.cos(np.pi * tau), np.cos(2 * np.pi * tau)], dtype=torch.float32)
         expected = torch.relu(head.embedding.weight @ cosines + head.embedding.bias) * features_BF[0]
         torch.testing.assert_close(row, expected)
-    online, target = head.draw(5, torch.Generator().manual_seed(0))
+    online, target = head.sample_taus(5, torch.Generator().manual_seed(0))
     assert online is not None
     assert target is not None
     assert online.shape == (5, 3)
@@ -135,7 +135,7 @@ def test_every_head_learns_a_bandit(head: str, munchausen: bool) -> None:
     for i in range(250):
         learned.update()
         if i % 25 == 0:
-            learned.renew_target()
+            learned.update_target_network()
     assert learned.is_finite()
     player = Policy(learned.network, learned.compute)
     pictures = np.stack([np.zeros(OBS, np.uint8), np.full(OBS, 200, np.uint8)])
@@ -229,10 +229,10 @@ def test_munchausen_asks_the_target_network_for_the_log_probability() -> None:
             out.weight.zero_()
             out.bias.copy_(torch.tensor(bias))
     obs, one = torch.zeros(1, *OBS, dtype=torch.uint8), torch.ones(1)
-    loss, _, error_B = learned._forward(obs, torch.tensor([1]), one, 0.5 * one, obs, one)
+    loss, _, td_error_B = learned._forward(obs, torch.tensor([1]), one, 0.5 * one, obs, one)
     # 1 + .9 log(1/4) + .5 log(2 + 1 + 1), and Q(s, 1) = 0.
     expected = 1 + 0.9 * np.log(0.25) + 0.5 * np.log(4)
-    assert error_B.item() == pytest.approx(abs(expected), rel=1e-5)
+    assert td_error_B.item() == pytest.approx(abs(expected), rel=1e-5)
     assert loss.item() == pytest.approx(0.5 * expected**2, rel=1e-4)
 
 
@@ -313,16 +313,16 @@ def test_contradictions_are_refused_in_one_sentence(words: list[str], says: str)
 
 
 def test_every_preset_of_a_paper_says_where_it_departs() -> None:
-    assert set(DEPARTURES) == set(FAMILY)
-    assert set(FAMILY) == {
+    assert set(DEVIATIONS) == set(PAPER_PRESETS)
+    assert set(PAPER_PRESETS) == {
         *["nature", "dopamine", "double", "dueling", "prioritized", "c51", "qr", "iqn", "rainbow", "munchausen", "btr"],
         "data-efficient",
     }
-    assert all(not text.endswith(".") and "\n" not in text for texts in DEPARTURES.values() for text in texts)
+    assert all(not text.endswith(".") and "\n" not in text for texts in DEVIATIONS.values() for text in texts)
 
 
 def test_presets_are_what_the_papers_say() -> None:
-    presets = {name: parse(Config, PRESETS, ["--preset", name], "") for name in FAMILY}
+    presets = {name: parse(Config, PRESETS, ["--preset", name], "") for name in PAPER_PRESETS}
     for preset in presets.values():
         refuse_contradictions(preset)
     rainbow, btr, der = presets["rainbow"], presets["btr"], presets["data-efficient"]
@@ -346,7 +346,7 @@ def test_presets_are_what_the_papers_say() -> None:
     )
     assert (btr.gamma, btr.n_step, btr.batch_size, btr.num_envs, btr.train_every_steps) == (0.997, 3, 256, 64, 64)
     assert (btr.per_alpha, btr.learning_rate, btr.optimizer_epsilon) == (0.2, 1e-4, 0.005 / 256)
-    assert sum(schedules.is_target_due(btr, u) for u in range(1, 5001)) == 10, "every 500 updates"
+    assert sum(schedules.is_target_update_due(btr, u) for u in range(1, 5001)) == 10, "every 500 updates"
     assert (der.total_steps, der.n_step, der.train_every_steps, der.learning_starts, der.noisy_sigma_init) == (
         100_000,
         20,
@@ -383,7 +383,7 @@ def test_the_default_is_as_it_was() -> None:
     plain = Config()
     assert (plain.head, plain.noisy, plain.munchausen, plain.per_alpha) == ("q", False, False, 0)
     net = make_network(plain, (4, 84, 84), 6)
-    assert not net.has_modes
+    assert not net.has_train_mode
     assert list(net.buffers()) == []
 
 
@@ -410,7 +410,7 @@ def test_the_family_starts_from_the_command_line(tmp_path: Path, monkeypatch: py
         *("--eval-max-steps", "5", "--no-capture-video", "--quiet", "--device", "cpu", "--precision", "float32"),
         *("--compile", "off", "--threads", "1", "--no-save-replay"),
     )
-    for name in FAMILY:
+    for name in PAPER_PRESETS:
         dqn.main([*small, "--preset", name, "--name", name])
         lines = (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()
         assert any("train/loss" in line for line in lines), name

@@ -83,7 +83,7 @@ def test_an_update_moves_the_online_network_only(optimizer: str, double: bool) -
     moved = weights(learner.network)
     assert all(not torch.equal(a, b) for a, b in zip(online, moved, strict=True)), "every weight learns"
     assert all(p.grad is None for p in learner.target.parameters())
-    learner.renew_target()
+    learner.update_target_network()
     assert same(weights(learner.target), moved)
     assert same(weights(learner.network), moved)
     learner.update()
@@ -172,10 +172,10 @@ def test_metrics_are_means_since_the_last_reading() -> None:
     forward = learner._forward
 
     def spy(*batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        loss, mean_q, error_B = forward(*batch)
+        loss, mean_q, td_error_B = forward(*batch)
         losses.append(loss.item())
         values.append(mean_q.item())
-        return loss, mean_q, error_B
+        return loss, mean_q, td_error_B
 
     learner._loss = spy  # type: ignore[assignment]
     for _ in range(3):
@@ -213,7 +213,7 @@ def test_the_same_seed_learns_the_same_bit_for_bit(optimizer: str) -> None:
         for i in range(8):
             learner.update()
             if i == 3:
-                learner.renew_target()
+                learner.update_target_network()
     assert same(weights(learners[0].network), weights(learners[1].network))
     assert not same(weights(learners[0].network), weights(learners[2].network))
     metrics = [learner.read_metrics() for learner in learners[:2]]
@@ -238,7 +238,7 @@ def test_a_state_goes_on_bit_for_bit(optimizer: str, compute: Compute, tmp_path:
     first = make(sample, optimizer=optimizer, compute=compute)
     for _ in range(4):
         first.update()
-    first.renew_target()
+    first.update_target_network()
     first.update()
     torch.save(first.state_dict(), tmp_path / "state.pt")
     drawn = [sample() for _ in range(5)]
@@ -249,7 +249,7 @@ def test_a_state_goes_on_bit_for_bit(optimizer: str, compute: Compute, tmp_path:
         for i in range(5):
             learner.update()
             if i == 2:
-                learner.renew_target()
+                learner.update_target_network()
         metrics = {name: value.item() for name, value in learner.read_metrics().items()}
         return weights(learner.network) + weights(learner.target), metrics
 

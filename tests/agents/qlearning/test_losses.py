@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, tensor
 
 from zerokara.agents.qlearning.losses import (
-    Next,
+    NextValues,
     categorical_loss,
     categorical_target,
     greedy,
@@ -28,9 +28,9 @@ REWARD_B = tensor([1.0, -1.0, 0.5])
 DISCOUNT_B = tensor([0.9, 0.81, 0.0])  # one step, two steps, a terminal
 
 
-def q_target(discount_B: Tensor, q_BA: Tensor, chooser_BA: Tensor) -> Tensor:
+def q_target(discount_B: Tensor, q_BA: Tensor, selection_q_BA: Tensor) -> Tensor:
     """The target of a network that gives expected returns alone."""
-    return td_target(REWARD_B, discount_B, greedy(q_BA[:, None], chooser_BA)).squeeze(1)
+    return td_target(REWARD_B, discount_B, greedy(q_BA[:, None], selection_q_BA)).squeeze(1)
 
 
 def test_single_target_takes_the_target_networks_best() -> None:
@@ -45,10 +45,10 @@ def test_double_target_values_the_online_networks_choice() -> None:
     torch.testing.assert_close(target_B, tensor([1.9, -1.0, 0.5]))
 
 
-@pytest.mark.parametrize("chooser_BA", [torch.zeros(3, 3), NEXT_ONLINE_BA])
-def test_a_terminal_needs_no_value(chooser_BA: Tensor) -> None:
+@pytest.mark.parametrize("selection_q_BA", [torch.zeros(3, 3), NEXT_ONLINE_BA])
+def test_a_terminal_needs_no_value(selection_q_BA: Tensor) -> None:
     huge_BA = torch.full((3, 3), 1e30)
-    assert torch.equal(q_target(torch.zeros(3), huge_BA, chooser_BA), REWARD_B)
+    assert torch.equal(q_target(torch.zeros(3), huge_BA, selection_q_BA), REWARD_B)
 
 
 def test_loss_is_huber_in_both_branches_weighted_and_averaged() -> None:
@@ -57,11 +57,11 @@ def test_loss_is_huber_in_both_branches_weighted_and_averaged() -> None:
     target_B = tensor([2.4, 4.0, -1.0, -93.0])
     weight_B = tensor([1.0, 2.0, 0.5, 0.0])
     # Errors .4, 3.5, -1, -100: .5 * .16 = .08; 3.5 - .5 = 3; where both branches meet .5; the last does not count.
-    loss, error_B = td_loss(q_BA, action_B, target_B, weight_B)
+    loss, td_error_B = td_loss(q_BA, action_B, target_B, weight_B)
     assert loss.shape == ()
     assert loss.item() == pytest.approx((0.08 + 2 * 3 + 0.5 * 0.5) / 4)
-    torch.testing.assert_close(error_B, tensor([0.4, 3.5, 1.0, 100.0]))
-    assert not error_B.requires_grad
+    torch.testing.assert_close(td_error_B, tensor([0.4, 3.5, 1.0, 100.0]))
+    assert not td_error_B.requires_grad
 
 
 def test_gradient_is_the_error_clipped() -> None:
@@ -134,9 +134,9 @@ def test_categorical_target_by_hand() -> None:
 def test_categorical_mixture_by_hand() -> None:
     far = -1e9
     logit_BXM = tensor([[[far, 0.0], [far, far], [far, far], [0.0, far]]])
-    following = Next(logit_BXM, tensor([[0.75, 0.25]]), tensor([[-0.5, 0.0]]))
+    next_values = NextValues(logit_BXM, tensor([[0.75, 0.25]]), tensor([[-0.5, 0.0]]))
     # .75 of .8 * (2 + .5) = 2, .25 of .8 * -1: .8 of atom -1, .2 of atom 0.
-    target_BX = categorical_target(tensor([0.0]), tensor([0.8]), following, SUPPORT_X)
+    target_BX = categorical_target(tensor([0.0]), tensor([0.8]), next_values, SUPPORT_X)
     torch.testing.assert_close(target_BX, tensor([[0.2, 0.05, 0, 0.75]]))
 
 
@@ -164,9 +164,9 @@ def test_quantile_loss_by_hand() -> None:
     target_BS = tensor([[1.0, 4.0, 2.5]])
     # Errors of 0: 1, 4, 2.5: Huber .5, 3.5, 2, times .25. Of 2: -1, 2, .5: Huber .5, 1.5, .125, times .25, .75, .75.
     first, second = 0.25 * (0.5 + 3.5 + 2) / 3, (0.25 * 0.5 + 0.75 * 1.5 + 0.75 * 0.125) / 3
-    loss, error_B = quantile_loss(z_BT, tau_BT, target_BS, tensor([2.0]))
+    loss, td_error_B = quantile_loss(z_BT, tau_BT, target_BS, tensor([2.0]))
     assert loss.item() == pytest.approx(2 * (first + second))
-    assert error_B.item() == pytest.approx((1 + 4 + 2.5 + 1 + 2 + 0.5) / 6)
+    assert td_error_B.item() == pytest.approx((1 + 4 + 2.5 + 1 + 2 + 0.5) / 6)
     loss.backward()
     # The gradient is -|tau - 1{error < 0}| times the error clipped to [-1, 1].
     assert z_BT.grad is not None
@@ -209,28 +209,28 @@ def test_munchausen_by_hand() -> None:
     q_BA = tensor([[1.0, 1 + 0.5 * math.log(3)]])
     low, high = 0.5 * math.log(0.25), 0.5 * math.log(0.75)
     for action, log_pi in ((0, low), (1, high)):
-        bonus_B = munchausen_bonus(q_BA, tensor([action]), scale=0.9, temperature=0.5, floor=-10)
+        bonus_B = munchausen_bonus(q_BA, tensor([action]), alpha=0.9, tau=0.5, clip_min=-10)
         assert bonus_B.item() == pytest.approx(0.9 * log_pi, rel=1e-5)
-    clipped_B = munchausen_bonus(q_BA, tensor([0]), scale=0.9, temperature=0.5, floor=-0.4)
+    clipped_B = munchausen_bonus(q_BA, tensor([0]), alpha=0.9, tau=0.5, clip_min=-0.4)
     assert clipped_B.item() == pytest.approx(-0.36)
-    following = soft(q_BA[:, None], q_BA, 0.5)
-    torch.testing.assert_close(following.probability_BM, tensor([[0.25, 0.75]]))
+    next_values = soft(q_BA[:, None], q_BA, 0.5)
+    torch.testing.assert_close(next_values.probability_BM, tensor([[0.25, 0.75]]))
     # The sum over actions of pi (q - tau log pi) is tau logsumexp(q / tau).
-    target_BX = td_target(tensor([0.2]), tensor([0.9]), following)
+    target_BX = td_target(tensor([0.2]), tensor([0.9]), next_values)
     assert target_BX.item() == pytest.approx(0.2 + 0.9 * 0.5 * math.log(math.exp(2) + 3 * math.exp(2)), rel=1e-5)
 
 
 def test_munchausen_survives_values_that_are_far_apart() -> None:
     q_BA = tensor([[1000.0, -1000.0]])
-    bonus_B = munchausen_bonus(q_BA, tensor([1]), scale=0.9, temperature=0.03, floor=-1)
+    bonus_B = munchausen_bonus(q_BA, tensor([1]), alpha=0.9, tau=0.03, clip_min=-1)
     assert bonus_B.item() == pytest.approx(-0.9)
     assert td_target(tensor([0.0]), tensor([1.0]), soft(q_BA[:, None], q_BA, 0.03)).item() == pytest.approx(1000)
 
 
 def test_soft_quantiles_are_mixed_one_by_one() -> None:
     z_BXA = tensor([[[0.0, 4.0], [2.0, 8.0]]])  # two quantiles of two actions
-    following = Next(z_BXA, tensor([[0.25, 0.75]]), tensor([[-1.0, -2.0]]))
-    target_BX = td_target(tensor([1.0]), tensor([0.5]), following)
+    next_values = NextValues(z_BXA, tensor([[0.25, 0.75]]), tensor([[-1.0, -2.0]]))
+    target_BX = td_target(tensor([1.0]), tensor([0.5]), next_values)
     # First: 1 + .5 (.25 * (0 + 1) + .75 * (4 + 2)); second: 1 + .5 (.25 * (2 + 1) + .75 * (8 + 2)).
     torch.testing.assert_close(target_BX, tensor([[3.375, 5.125]]))
 
@@ -238,9 +238,9 @@ def test_soft_quantiles_are_mixed_one_by_one() -> None:
 # PQN
 
 
-def returns(trace: float, terminal: list[float], cut: list[float]) -> list[float]:
+def returns(td_lambda: float, terminal: list[float], cut: list[float]) -> list[float]:
     column = [tensor(x)[:, None] for x in ([1.0, 2.0, 3.0], terminal, [10.0, 20.0, 30.0], cut)]
-    return lambda_returns(*column, gamma=0.5, trace=trace).squeeze(1).tolist()
+    return lambda_returns(*column, gamma=0.5, td_lambda=td_lambda).squeeze(1).tolist()
 
 
 def test_lambda_returns_by_hand() -> None:

@@ -11,32 +11,32 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from tests.agents.fakes import CPU, GAMMA, SCRIPT, Play, Stream, check_rows, streams
+from tests.agents.fakes import CPU, GAMMA, SCRIPT, ScriptedEnvs, Stream, check_rows, streams
 from zerokara.agents.qlearning.prioritized_replay import FAN_OUT, PrioritizedReplay, SumTree
 
 
-def make(play: Play, window: int, *, n_step: int = 1, exponent: float = 1.0, **options: Any) -> PrioritizedReplay:
+def make(envs: ScriptedEnvs, window: int, *, n_step: int = 1, alpha: float = 1.0, **options: Any) -> PrioritizedReplay:
     return PrioritizedReplay(
-        window * play.num_envs,
-        play.num_envs,
-        play.obs_shape,
-        play.channels,
+        window * envs.num_envs,
+        envs.num_envs,
+        envs.obs_shape,
+        envs.channels,
         n_step=n_step,
         gamma=GAMMA,
         seed=options.pop("seed", 0),
         device=CPU,
-        exponent=exponent,
+        alpha=alpha,
         **options,
     )
 
 
-def drawable(play: Play, replay: PrioritizedReplay) -> set[int]:
+def drawable(envs: ScriptedEnvs, replay: PrioritizedReplay) -> set[int]:
     """Rows of the slots from which a transition starts, by the slow reference."""
     return {
         env * replay.slots + slot % replay.slots
-        for env in range(play.num_envs)
-        for slot in play.may_be_drawn(env, replay.window)
-        if play.makes(env, slot, replay.n_step) is not None
+        for env in range(envs.num_envs)
+        for slot in envs.sampleable_slots(env, replay.window)
+        if envs.expected_transition(env, slot, replay.n_step) is not None
     }
 
 
@@ -57,7 +57,7 @@ def test_a_tree_has_as_many_levels_as_it_needs(size: int, levels: int) -> None:
     assert len(tree.levels[-1]) == FAN_OUT
     tree.set(torch.tensor([size - 1]), torch.tensor([2.0]))
     assert all(level.sum() == 2 for level in tree.levels)
-    assert tree.draw(torch.rand(levels, 50)).eq(size - 1).all(), "the only one that can be drawn"
+    assert tree.sample(torch.rand(levels, 50)).eq(size - 1).all(), "the only one that can be drawn"
 
 
 def test_sums_stay_right_however_often_numbers_change() -> None:
@@ -81,7 +81,7 @@ def test_draws_are_proportional() -> None:
     numbers[[3, 40, 63, 64, 120, 199]] = torch.tensor([1.0, 10, 100, 50, 5, 34])
     tree.set(torch.arange(200), numbers)
     draws = 200_000
-    row_B = tree.draw(torch.rand(2, draws, generator=generator))
+    row_B = tree.sample(torch.rand(2, draws, generator=generator))
     counts = torch.bincount(row_B, minlength=200).double()
     assert counts[numbers == 0].sum() == 0
     expected = draws * numbers[numbers > 0].double() / 200
@@ -99,31 +99,31 @@ def test_rounding_never_draws_what_has_no_priority() -> None:
     nearly_1 = torch.nextafter(torch.ones(1), torch.zeros(1))
     for last in (0.0, 1.0, nearly_1.item()):
         uniform = torch.tensor([[0.0, 0.5, 1.0, nearly_1.item()], [last] * 4])
-        assert (tree.get(tree.draw(uniform)) > 0).all()
+        assert (tree.get(tree.sample(uniform)) > 0).all()
 
 
 # Who has a priority
 
 
-@pytest.mark.parametrize("slack", [0, 24])
+@pytest.mark.parametrize("checkpoint_margin", [0, 24])
 @pytest.mark.parametrize("n_step", [1, 3])
-def test_only_transitions_have_a_priority_over_several_laps(n_step: int, slack: int) -> None:
-    play = Play(3)
-    replay = make(play, 20, n_step=n_step, slack=slack)
+def test_only_transitions_have_a_priority_over_several_laps(n_step: int, checkpoint_margin: int) -> None:
+    envs = ScriptedEnvs(3)
+    replay = make(envs, 20, n_step=n_step, checkpoint_margin=checkpoint_margin)
     for step in range(140):
-        play.feed(replay, [script[step % len(script)] for script in SCRIPT])
-        assert set(torch.nonzero(replay.tree.levels[0]).flatten().tolist()) == drawable(play, replay), step
+        envs.step(replay, [script[step % len(script)] for script in SCRIPT])
+        assert set(torch.nonzero(replay.tree.levels[0]).flatten().tolist()) == drawable(envs, replay), step
         check_sums(replay.tree)
 
 
 @settings(max_examples=150, deadline=None)
 @given(streams())
 def test_any_stream_gives_priorities_to_transitions_only(stream: Stream) -> None:
-    play, n_step, window, slack, steps = stream
-    replay = make(play, window, n_step=n_step, slack=slack * play.num_envs)
+    envs, n_step, window, checkpoint_margin, steps = stream
+    replay = make(envs, window, n_step=n_step, checkpoint_margin=checkpoint_margin * envs.num_envs)
     for events in steps:
-        play.feed(replay, events)
-    assert set(torch.nonzero(replay.tree.levels[0]).flatten().tolist()) == drawable(play, replay)
+        envs.step(replay, events)
+    assert set(torch.nonzero(replay.tree.levels[0]).flatten().tolist()) == drawable(envs, replay)
 
 
 def spied(replay: PrioritizedReplay, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
@@ -140,43 +140,43 @@ def spied(replay: PrioritizedReplay, monkeypatch: pytest.MonkeyPatch) -> list[tu
 
 
 def test_a_draw_is_the_transition_that_its_row_holds_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    play = Play(3)
-    replay = make(play, 20, n_step=3, slack=17, exponent=0.7)
+    envs = ScriptedEnvs(3)
+    replay = make(envs, 20, n_step=3, checkpoint_margin=17, alpha=0.7)
     seen = spied(replay, monkeypatch)
     for step in range(110):
-        play.feed(replay, [script[step % len(script)] for script in SCRIPT])
+        envs.step(replay, [script[step % len(script)] for script in SCRIPT])
         if step < 3:
             continue
         seen.clear()
         batch = replay.sample(32)
         assert (batch.weight > 0).all()
-        check_rows(batch._replace(weight=(batch.weight > 0).float()), play, seen, 3)
-        replay.rank(torch.rand(32))
+        check_rows(batch._replace(weight=(batch.weight > 0).float()), envs, seen, 3)
+        replay.update_priorities(torch.rand(32))
 
 
 def test_priorities_weights_and_new_transitions_by_hand() -> None:
-    play = Play(1, frame_stack=1)
-    replay = make(play, 10, exponent=0.5)
+    envs = ScriptedEnvs(1, frame_stack=1)
+    replay = make(envs, 10, alpha=0.5)
     for _ in range(4):
-        play.feed(replay, ["going"])
+        envs.step(replay, ["continue"])
     leaves = replay.tree.levels[0]
     assert leaves[:5].tolist() == [1, 1, 1, 0, 0], "new ones have priority 1, the newest waits for its successor"
     replay._drawn_B = torch.tensor([0, 1])
-    replay.rank(torch.tensor([9.0, 0.25]))
+    replay.update_priorities(torch.tensor([9.0, 0.25]))
     assert leaves[:5].tolist() == pytest.approx([3, 0.5, 1, 0, 0], rel=1e-4)  # errors ** .5
-    play.feed(replay, ["going"])
+    envs.step(replay, ["continue"])
     assert leaves[:5].tolist() == pytest.approx([3, 0.5, 1, 3, 0], rel=1e-4), "a new one has the highest so far"
     replay._drawn_B = torch.tensor([0])
-    replay.rank(torch.tensor([0.0]))
+    replay.update_priorities(torch.tensor([0.0]))
     assert 0 < leaves[0] <= 1.1e-3, "nothing is lost for good"
-    play.feed(replay, ["terminal"])
+    envs.step(replay, ["terminal"])
     assert leaves[4:6].tolist() == pytest.approx([3, 3], rel=1e-4), "still; and a terminal needs no successor"
     replay._drawn_B = torch.tensor([5])
-    replay.rank(torch.tensor([1.0]))
-    play.feed(replay, ["going"])
+    replay.update_priorities(torch.tensor([1.0]))
+    envs.step(replay, ["continue"])
     assert leaves[5:7].tolist() == pytest.approx([1, 0], rel=1e-4), "its priority was known already"
 
-    replay.weight_exponent.fill_(0.4)
+    replay.beta.fill_(0.4)
     batch = replay.sample(64)
     priority_B = leaves[replay._drawn_B]
     expected_B = (priority_B / priority_B.min()) ** -0.4
@@ -186,22 +186,22 @@ def test_priorities_weights_and_new_transitions_by_hand() -> None:
 
 def test_what_left_the_window_has_no_priority_again() -> None:
     """A rank that comes late, when the ring has moved on, must not bring an old slot back."""
-    play = Play(1)
-    replay = make(play, 12)
+    envs = ScriptedEnvs(1)
+    replay = make(envs, 12)
     for _ in range(12):
-        play.feed(replay, ["going"])
+        envs.step(replay, ["continue"])
     replay.sample(64)
     for _ in range(6):
-        play.feed(replay, ["going"])
-    replay.rank(torch.full((64,), 5.0))
-    assert set(torch.nonzero(replay.tree.levels[0]).flatten().tolist()) == drawable(play, replay)
+        envs.step(replay, ["continue"])
+    replay.update_priorities(torch.full((64,), 5.0))
+    assert set(torch.nonzero(replay.tree.levels[0]).flatten().tolist()) == drawable(envs, replay)
 
 
 def test_samples_follow_priorities(monkeypatch: pytest.MonkeyPatch) -> None:
-    play = Play(2)
-    replay = make(play, 30)
+    envs = ScriptedEnvs(2)
+    replay = make(envs, 30)
     for _ in range(30):
-        play.feed(replay, ["going", "going"])
+        envs.step(replay, ["continue", "continue"])
     rows = torch.arange(60)
     priority = torch.where(replay.tree.get(rows) > 0, 1.0 + rows % 7, 0.0)
     replay.tree.set(rows, priority)
@@ -220,41 +220,46 @@ def test_samples_follow_priorities(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_it_goes_on_bit_for_bit(tmp_path: Path, kept: bool) -> None:
-    options: dict[str, Any] = {"n_step": 3, "slack": 120, "exponent": 0.6, "folder": tmp_path if kept else None}
-    play = Play(3)
-    replay = make(play, 20, **options)
+    options: dict[str, Any] = {
+        "n_step": 3,
+        "checkpoint_margin": 120,
+        "alpha": 0.6,
+        "folder": tmp_path if kept else None,
+    }
+    envs = ScriptedEnvs(3)
+    replay = make(envs, 20, **options)
 
-    def live(replay: PrioritizedReplay, play: Play, steps: int) -> list[Tensor]:
+    def live(replay: PrioritizedReplay, envs: ScriptedEnvs, steps: int) -> list[Tensor]:
         drawn = []
         for step in range(steps):
-            play.feed(replay, [script[step % len(script)] for script in SCRIPT])
+            envs.step(replay, [script[step % len(script)] for script in SCRIPT])
             if step > 2:
                 batch = replay.sample(16)
                 drawn += [batch.obs, batch.reward, batch.weight]
-                replay.rank(batch.reward.abs())
+                replay.update_priorities(batch.reward.abs())
         return drawn
 
-    live(replay, play, 60)
+    live(replay, envs, 60)
     state = replay.state_dict()
     if kept:
-        other = make(play, 20, seed=9, **options)
+        other = make(envs, 20, seed=9, **options)
         other.load_state_dict(state)
         assert all(torch.equal(a, b) for a, b in zip(replay.tree.levels, other.tree.levels, strict=True))
-        assert torch.equal(replay.highest, other.highest)
+        assert torch.equal(replay.max_priority, other.max_priority)
         first, second = [r.sample(64) for r in (replay, other)]
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-        live(other, play, 40)
-        assert set(torch.nonzero(other.tree.levels[0]).flatten().tolist()) == drawable(play, other)
+        live(other, envs, 40)
+        assert set(torch.nonzero(other.tree.levels[0]).flatten().tolist()) == drawable(envs, other)
         return
     expected = replay.sample(64)
-    heights = replay.highest.clone()
+    heights = replay.max_priority.clone()
     for _ in range(3):
-        replay.rank(torch.full((64,), 50.0))
-    assert not torch.equal(replay.highest, heights)
+        replay.update_priorities(torch.full((64,), 50.0))
+    assert not torch.equal(replay.max_priority, heights)
     replay.load_state_dict(state)
-    assert torch.equal(replay.highest, heights), "the state is a snapshot"
+    assert torch.equal(replay.max_priority, heights), "the state is a snapshot"
     assert all(torch.equal(a, b) for a, b in zip(expected, replay.sample(64), strict=True))
-    empty = make(play, 20, seed=9, **options)
+    empty = make(envs, 20, seed=9, **options)
     empty.load_state_dict(state)  # in a new process its rings are lost
     assert len(empty) == 0
     assert empty.tree.levels[0].sum() == 0

@@ -73,8 +73,8 @@ def policy() -> Policy:
     return Policy(net, Compute())
 
 
-def play(policy: Policy, env: Scripted, games_per_env: int, max_steps: int = 1000, seed: int = 7) -> Scores:
-    return evaluate(policy, env, games_per_env=games_per_env, epsilon=0.5, max_steps=max_steps, seed=seed)
+def play(policy: Policy, env: Scripted, episodes_per_env: int, max_steps: int = 1000, seed: int = 7) -> Scores:
+    return evaluate(policy, env, episodes_per_env=episodes_per_env, epsilon=0.5, max_steps=max_steps, seed=seed)
 
 
 def test_every_environment_counts_the_same_number_of_games(policy: Policy) -> None:
@@ -145,5 +145,7 @@ def test_statistics_of_scores() -> None:
 def test_it_stops_when_it_is_asked_to(policy: Policy) -> None:
     env = Scripted([6])
     with pytest.raises(Stopped):
-        evaluate(policy, env, games_per_env=1, epsilon=0.5, max_steps=100, seed=7, stop=lambda: len(env.actions) == 3)
+        evaluate(
+            policy, env, episodes_per_env=1, epsilon=0.5, max_steps=100, seed=7, stop=lambda: len(env.actions) == 3
+        )
     assert len(env.actions) == 3
