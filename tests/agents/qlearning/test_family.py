@@ -301,7 +301,7 @@ def test_a_reset_makes_heads_anew_and_shakes_the_eye() -> None:
         (["--munchausen", "--double"], "--munchausen and --double"),
         (["--preset", "btr", "--double"], "--munchausen and --double"),
         (["--preset", "nature", "--final-learning-rate", "1e-5"], "--final-learning-rate and --optimizer rmsprop"),
-        (["--spectral-norm"], "--spectral-norm belongs to the residual network"),
+        (["--spectral-norm"], "--spectral-norm requires the residual blocks of --backbone impala"),
         (["--preset", "rainbow", "--pool-size", "6"], "--backbone nature"),
     ],
 )
