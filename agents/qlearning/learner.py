@@ -28,13 +28,18 @@ METRICS = ("train/loss", "train/q", "train/grad_norm")
 
 
 class Learner:
-    """Updates the online network from batches.
+    """Online and target network with the update of DQN.
 
     Args:
-        sample: draws a batch on the device of `compute`, without waiting for it.
-        generators: what it draws from.
-        rank: is told how wrong each transition of the last batch was, (B,), for its priority; None: nobody asks.
-        priority_tensors: the tensors that `rank` changes.
+        config: hyperparameters.
+        obs_shape: (C, H, W).
+        num_actions: A.
+        compute: device, precision and compilation.
+        world: processes over which gradients are averaged.
+        sample: function that samples a batch on the device, without synchronizing with it.
+        generators: random generators that `sample` uses.
+        update_priorities: function that receives the errors (B,) of the last batch; None: no prioritized replay.
+        priority_tensors: tensors that `update_priorities` modifies.
     """
 
     def __init__(
