@@ -1,12 +1,21 @@
-"""DQN: learn to play from pixels.
+"""DQN: train an agent from pixels with a deep Q-network.
 
     python -m agents.dqn --env ALE/Pong-v5
 
-Mnih et al. 2015, "Human-level control through deep reinforcement learning", with double Q-learning (van Hasselt et al.
-2016), dueling networks (Wang et al. 2016) and n-step returns, each a field of the config (agents/configs/dqn.py). The
-preset `fast`, the default, takes Pong from -21 to 18 on a laptop; docs/dqn.md has the figures.
+Mnih et al. 2015, "Human-level control through deep reinforcement learning". A convolutional network estimates the
+Q-value of every action. An epsilon-greedy policy acts in parallel environments, and transitions are stored in a replay
+buffer. Each update samples a batch and minimizes the Huber loss between Q(s, a) and the TD target, which bootstraps
+from a target network that is a periodic copy of the online network:
 
-One turn of the loop: act, let the emulators work, learn meanwhile, receive, remember.
+    target = r_1 + gamma r_2 + ... + gamma^(n-1) r_n + gamma^n max over a' of Q_target(s', a')
+
+Extensions are options of the config (agents/configs/dqn.py): double Q-learning (van Hasselt et al. 2016), dueling
+networks (Wang et al. 2016), prioritized replay (Schaul et al. 2016), n-step returns, C51, QR-DQN, IQN, noisy networks
+and Munchausen DQN; presets combine them as in their papers. The default preset `fast` raises the return on Pong from
+-21 to 18 on a laptop; docs/dqn.md has the results.
+
+One iteration of the loop: select actions, send them to the environments, update the network while the environments run,
+receive the results, store the transitions.
 
 Shapes: N environments, C, H, W an observation.
 """
@@ -35,7 +44,7 @@ from zerokara.agents.training.session import (
     Session,
     closing_message,
     evaluate_and_log,
-    in_words,
+    format_settings,
     is_early_evaluation_due,
     log_metrics,
     restore_or_reset,
@@ -55,7 +64,7 @@ from zerokara.core.zoo import registry as zoo
 
 
 class Training(Session):
-    """Everything that a checkpoint holds, and the turns of the loop over it."""
+    """State of a DQN run (everything in a checkpoint), and one iteration of the training loop."""
 
     config: Config
     learner: Learner
@@ -105,7 +114,7 @@ class Training(Session):
         return schedules.epsilon(self.config, self.step)
 
     def iterate(self) -> None:
-        """One vector step: act, emulate while learning, remember."""
+        """Do one step in all environments, with the updates that are due while the environments run."""
         started = time.perf_counter()
         action_N = self.policy.act(self.obs, self.epsilon, self.exploration, noisy=True)
         acted = time.perf_counter()
@@ -118,7 +127,7 @@ class Training(Session):
         self.replay.add(self.obs, action_N, reward_N, step.terminal, step.truncated, step.last_obs, life_lost_N)
         self.obs = step.obs
         self.step += self.config.num_envs
-        self.count(step)
+        self.record_episodes(step)
         for part, seconds in (
             ("act", acted - started),
             ("learn", learnt - acted),
@@ -127,11 +136,11 @@ class Training(Session):
             self.seconds[part] += seconds
 
     def _learn(self) -> None:
-        """The updates that are due: `gradient_steps` for every `train_every_steps` since the warm-up."""
+        """Do the updates that are due: `gradient_steps` per `train_every_steps` since `learning_starts`."""
         config = self.config
         due = max(0, self.step - config.learning_starts) // config.train_every_steps * config.gradient_steps
         if len(self.replay) < min(config.learning_starts, config.replay_capacity) // self.world.size:
-            self.updates = due  # a replay that was not kept fills up again first
+            self.updates = due  # refill a replay buffer that was not saved before updating again
         if isinstance(self.replay, PrioritizedReplay):
             self.replay.beta.fill_(schedules.per_beta(config, self.step))
         if config.final_learning_rate is not None and self.updates < due:
@@ -147,7 +156,7 @@ class Training(Session):
                 self.learner.reset(config.seed * 1_000_003 + self.updates)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values."""
+        """State for a checkpoint, as tensors and plain values."""
         return {
             **super().state_dict(),
             "learner": self.learner.state_dict(),
@@ -158,7 +167,7 @@ class Training(Session):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore the state that `state_dict` returned."""
         super().load_state_dict(state)
         self.learner.load_state_dict(state["learner"])
         self.replay.load_state_dict(state["replay"])
@@ -168,10 +177,11 @@ class Training(Session):
 
 
 def train(config: Config, run: Run, compute: Compute, world: World) -> str:
-    """The run from wherever it stands to its end. Returns the closing sentence.
+    """Train from the current step to the end of the run. Return the closing message.
 
     Raises:
-        UserError: a checkpoint that cannot be read, a replay that does not fit, weights that are no numbers any more.
+        UserError: the checkpoint cannot be read, the replay buffer does not fit into memory or on disk, or training
+            diverged (the weights contain NaN or Inf).
     """
     training = Training(config, run, compute, world)
     latest = run.path(f"checkpoint-{world.rank}.pt")
@@ -188,9 +198,10 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
         training.learner.refresh()
         training.learner.update_target_network()
     for deviation in DEVIATIONS.get(config.preset, ()):
-        run.print(f"preset {config.preset} departs from its paper: {deviation}")
-    run.print(f"{config.env}: {in_words(training.env.settings)}, terminal_on_life_loss {config.terminal_on_life_loss}")
-    run.print(f"replay: {len(training.replay):,} of {config.replay_capacity:,} transitions")
+        run.print(f"preset {config.preset} differs from its paper: {deviation}")
+    settings = {**training.env.settings, "terminal_on_life_loss": config.terminal_on_life_loss}
+    run.print(f"{config.env}: {format_settings(settings)}")
+    run.print(f"replay buffer: {len(training.replay):,} of {config.replay_capacity:,} transitions")
 
     def due(every_steps: int) -> bool:
         return every_steps > 0 and training.step // every_steps != (training.step - config.num_envs) // every_steps
@@ -199,8 +210,8 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
     if not resumed:
         log_images(training.policy.network, training.obs, training.env.frame_channels, run, training.step)
         save(training, run, latest)
-    reached = world.is_main and training.evaluation_pending and evaluate_and_log(training, run)
-    stopping = world.any(reached or bool(run.stop_requested), compute.torch_device)
+    goal_reached = world.is_main and training.evaluation_pending and evaluate_and_log(training, run)
+    stopping = world.any(goal_reached or bool(run.stop_requested), compute.torch_device)
     interval = LogInterval(training)
     while training.step < config.total_steps and not stopping:
         training.iterate()
@@ -212,21 +223,21 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
             log_metrics(training, run, interval, **more)
             interval = LogInterval(training)
         if due(config.eval_every_steps) or is_early_evaluation_due(training):
-            reached = world.is_main and evaluate_and_log(training, run)
+            goal_reached = world.is_main and evaluate_and_log(training, run)
             interval = LogInterval(training)
         if due(config.checkpoint_every_steps) or training.replay.needs_checkpoint:
             save(training, run, latest)
-        stopping = world.any(reached or bool(run.stop_requested), compute.torch_device)
+        stopping = world.any(goal_reached or bool(run.stop_requested), compute.torch_device)
     if run.stop_requested:
         run.print(f"{run.stop_requested}: saving")
     save(training, run, latest)
     known = {"eval_return": training.last_score, "train_return": training.mean_return}
     run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in known.items() if value is not None})
-    return closing_message(training, reached, "agents.dqn")
+    return closing_message(training, goal_reached, "agents.dqn")
 
 
 def choose_compute(config: Config, world: World) -> Compute:
-    """Measure updates on made-up data of the right shape."""
+    """Choose precision and compilation by timing updates on random data of the right shape."""
     channels = config.frame_stack * (1 if config.grayscale else 3)
     shape = (channels, config.image_size, config.image_size)
     batch = config.batch_size // world.size
@@ -234,20 +245,21 @@ def choose_compute(config: Config, world: World) -> Compute:
     def train_step(candidate: Compute) -> Any:
         pixels = torch.randint(256, (2, batch, *shape), dtype=torch.uint8).to(candidate.torch_device)
         ones = torch.ones(batch, device=candidate.torch_device)
-        made_up = Batch(pixels[0], ones.long(), ones, ones, pixels[1], ones)
-        return Learner(config, shape, 6, candidate, World(), lambda: made_up).update
+        random_batch = Batch(pixels[0], ones.long(), ones, ones, pixels[1], ones)
+        return Learner(config, shape, 6, candidate, World(), lambda: random_batch).update
 
     return probe(config, world, train_step, compile=config.compile)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The program: config, run, compute, loop, closing line."""
+    """Run the program: read the config, open the run folder, choose the hardware settings, train."""
     config = read_config(argv, __doc__ or "")
     world = World.from_env(config.device)
     for field in ("num_envs", "batch_size"):
         if getattr(config, field) % world.size:
             raise UserError(
-                f"{flag(field)} {getattr(config, field)} cannot be shared by {world.size} processes evenly."
+                f"{flag(field)} {getattr(config, field)} cannot be divided evenly among {world.size} processes: choose "
+                f"a multiple of {world.size}."
             )
     with (
         Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run,

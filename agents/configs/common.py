@@ -89,7 +89,7 @@ class Settings:
     capture_video: bool = True
     """Record a video of one episode at each evaluation."""
     stop_at_return: float | None = None
-    """Stop training when an evaluation reaches this mean raw return and a second evaluation confirms it; None: never."""
+    """Stop training when an evaluation reaches this mean raw return and a second one confirms it; None: never."""
 
     # --- logging and checkpoints -----------------------------------------------------------------------------------
     log_every_steps: Count = 2_000
@@ -111,8 +111,8 @@ class Settings:
     def with_protocol(self, protocol: ProtocolName) -> Self:
         """Return a copy with the environment settings of a protocol.
 
-        Environments other than Atari have no protocols, so their config is returned unchanged. The action space is kept,
-        since the network has one output for each action.
+        Environments other than Atari have no protocols, so their config is returned unchanged. The action space is
+        kept, since the network has one output for each action.
         """
         if not self.env.startswith("ALE/"):
             return self

@@ -1,7 +1,7 @@
 """Config fields and presets of DQN.
 
-The same object is the command line, runs/<name>/config.json and TensorBoard's hparams. Steps are agent steps: one action
-in one environment, which is four frames of an Atari game. Updates are gradient steps.
+The same object is the command line, runs/<name>/config.json and TensorBoard's hparams. Steps are agent steps: one
+action in one environment, which is four frames of an Atari game. Updates are gradient steps.
 """
 
 from __future__ import annotations

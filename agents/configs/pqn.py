@@ -1,7 +1,7 @@
 """Config fields and presets of PQN.
 
-The same object is the command line, runs/<name>/config.json and TensorBoard's hparams. Steps are agent steps: one action
-in one environment, which is four frames of an Atari game. Updates are gradient steps.
+The same object is the command line, runs/<name>/config.json and TensorBoard's hparams. Steps are agent steps: one
+action in one environment, which is four frames of an Atari game. Updates are gradient steps.
 """
 
 from __future__ import annotations
@@ -84,8 +84,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 DEVIATIONS = (
-    "a score is the mean over 30 complete episodes, one in each environment, so that short episodes are not "
-    "overrepresented",
+    "scores average 30 complete episodes, one in each environment, so that short episodes are not overrepresented",
     "a truncated episode bootstraps from its last observation; the published code treats it as terminal",
 )
 

@@ -1,7 +1,7 @@
-"""Presets with the published hyperparameters, as overrides of the fields of agents/configs/dqn.py, and their deviations.
+"""Presets with published hyperparameters, as overrides of the fields in agents/configs/dqn.py, and their deviations.
 
-Papers count frames; here all counts are agent steps of four frames. Values that a paper does not give are taken from the
-published code of its authors.
+Papers count frames; here all counts are agent steps of four frames. Values that a paper does not give are taken from
+the published code of its authors.
 """
 
 from __future__ import annotations
@@ -197,10 +197,7 @@ PAPER_PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
-_SCORES = (
-    "a score is the mean over 30 complete episodes, one in each environment, so that short episodes are not "
-    "overrepresented"
-)
+_SCORES = "scores average 30 complete episodes, one in each environment, so that short episodes are not overrepresented"
 _STARTS = "evaluation starts with no-ops, because the human starts of the paper were never published"
 _BIAS = "every action has its own bias in the last layer, as in all other presets; the paper shares one bias"
 _GRADIENTS = "gradients are averaged over the batch instead of summed, and the epsilon of RMSProp is scaled to match"
@@ -231,14 +228,12 @@ DEVIATIONS: Mapping[str, tuple[str, ...]] = {
     "btr": (
         _SCORES,
         _FRACTIONS,
-        "log-probabilities are those of the target network, as in the Munchausen paper; the published code uses the "
-        "online network",
+        "log-probabilities are the target network's, as in the M-DQN paper; the published code has the online network's",
         "epsilon decays linearly over 2,000,000 steps, because schedules here are functions of the step",
     ),
     "data-efficient": (
         _SCORES,
         _DUEL,
-        "the convolutions are padded: without padding they ignore the last 9 rows and columns, where the agent's paddle "
-        "is in Pong",
+        "convolutions are padded: otherwise they ignore the last 9 rows and columns, where Pong has the agent's paddle",
     ),
 }

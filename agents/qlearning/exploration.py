@@ -18,8 +18,8 @@ class Exploration:
 
     With `zeta`, this is temporally extended (ez-)greedy exploration (Dabney et al. 2021, "Temporally-Extended
     epsilon-Greedy Exploration", algorithm 1): a random action is repeated for n steps with probability proportional to
-    n^-zeta. Single random actions tend to cancel each other out; repeated actions reach states that are many steps away,
-    as needed in games in which the first reward is a hundred steps away.
+    n^-zeta. Single random actions tend to cancel each other out; repeated actions reach states that are many steps
+    away, as needed in games in which the first reward is a hundred steps away.
 
     Args:
         num_envs: N.

@@ -1,7 +1,7 @@
 """Heads: scalar Q-values, categorical distributions (C51), and quantiles (QR-DQN, IQN).
 
-The streams of a Q-network have X outputs per action. A head computes from them the Q-values, the TD target and the loss.
-All heads have the interface of `ExpectedReturn`; `HEADS` lists them by name.
+The streams of a Q-network have X outputs per action. A head computes from them the Q-values, the TD target and the
+loss. All heads have the interface of `ExpectedReturn`; `HEADS` lists them by name.
 
 Shapes: B batch, A actions, M next actions (1 or A), F features, X outputs per action, T and S quantile fractions of the
 online and of the target network, C cosines.

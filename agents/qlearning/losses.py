@@ -1,8 +1,8 @@
 """Targets and losses of Q-learning, as pure functions.
 
-A network has X outputs per action: the expected return (X = 1), logits of a categorical distribution (C51), or quantiles
-of the return (QR-DQN, IQN). The target policy in the next state is given as `NextValues`: one greedy action, or all
-actions with their probabilities (Munchausen).
+A network has X outputs per action: the expected return (X = 1), logits of a categorical distribution (C51), or
+quantiles of the return (QR-DQN, IQN). The target policy in the next state is given as `NextValues`: one greedy action,
+or all actions with their probabilities (Munchausen).
 
 Shapes: B batch, A actions, M next actions (1 for a greedy, A for a soft policy), X outputs per action, K shifted atoms,
 T quantiles, S target quantiles. In `lambda_returns`: T steps, N environments.
@@ -33,8 +33,8 @@ def greedy(z_BXA: Tensor, selection_q_BA: Tensor) -> NextValues:
 
     Args:
         z_BXA: outputs of the target network.
-        selection_q_BA: Q-values that select the action: of the target network (Mnih et al. 2015, algorithm 1), or of the
-            online network for double Q-learning (van Hasselt et al. 2016, "Deep Reinforcement Learning with Double
+        selection_q_BA: Q-values that select the action: of the target network (Mnih et al. 2015, algorithm 1), or of
+            the online network for double Q-learning (van Hasselt et al. 2016, "Deep Reinforcement Learning with Double
             Q-learning", equation 4).
     """
     best_B1 = selection_q_BA.argmax(dim=1, keepdim=True)
@@ -114,8 +114,8 @@ def categorical_target(reward_B: Tensor, discount_B: Tensor, next_values: NextVa
 def project(atom_BK: Tensor, probability_BK: Tensor, support_X: Tensor) -> Tensor:
     """Project atoms onto a fixed support; returns probabilities (B, X) (Bellemare et al. 2017, equation 7).
 
-    Each atom is clipped to the range of the support. Its probability is divided between the two neighboring atoms of the
-    support, in proportion to proximity.
+    Each atom is clipped to the range of the support. Its probability is divided between the two neighboring atoms of
+    the support, in proportion to proximity.
     """
     low, high, last = support_X[0], support_X[-1], len(support_X) - 1
     position_BK = ((atom_BK - low) / (high - low) * last).clamp(0, last)
@@ -201,7 +201,7 @@ def lambda_returns(
     discount_TN = gamma * (1 - terminal_TN)
     lambda_TN = td_lambda * (1 - truncated_TN)
     lambda_TN[last] = 0
-    # R_t = one_step_t + weight_t * R_t+1
+    # The recursion R_t = one_step_t + weight_t R_t+1, from the last step to the first.
     one_step_TN = reward_TN + discount_TN * (1 - lambda_TN) * next_value_TN
     weight_TN = discount_TN * lambda_TN
     returns = [one_step_TN[last]]

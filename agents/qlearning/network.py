@@ -33,8 +33,8 @@ class QNetwork(nn.Module):
         layer_norm: LayerNorm on the hidden layer before its ReLU (Ba et al. 2016; in Q-learning Gallici et al. 2024).
         backbone_gradient_scale: factor on the gradient from the streams into the backbone (Wang et al. 2016, section
             4.2: 1 / sqrt(2) for two streams).
-        noisy_sigma_init: initial noise scale of noisy linear layers (Fortunato et al. 2018); None: linear layers without
-            noise.
+        noisy_sigma_init: initial noise scale of noisy linear layers (Fortunato et al. 2018); None: linear layers
+            without noise.
         head: function that creates the head from the number of features; None: a scalar Q-value per action.
         backbone_options: further keyword arguments of the backbone.
     """

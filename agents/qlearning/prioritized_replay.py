@@ -4,8 +4,8 @@ The sum tree has few levels and is on the device of the replay buffer. Each leve
 `FAN_OUT` neighboring nodes of the level below. Sampling or updating a batch takes a few tensor operations per level,
 independent of the batch size.
 
-A slot has priority 0 if no transition can be sampled there: the last observation of a truncated episode, the newest slot
-until its next observation is stored, and old slots that are used only as frames of stacks or will be overwritten.
+A slot has priority 0 if no transition can be sampled there: the last observation of a truncated episode, the newest
+slot until its next observation is stored, and old slots that are used only as frames of stacks or will be overwritten.
 
 Shapes: E environments, B batch, D levels of the tree, R changed rows, S = FAN_OUT children of a node.
 """
@@ -66,8 +66,8 @@ class SumTree:
             sum_BS = nodes[node_B.clamp(max=len(nodes) - 1)].cumsum(dim=1)
             total_B = sum_BS[:, -1]
             # Below the total also after rounding, so that a child with value 0 is never selected.
-            aim_B = torch.minimum(uniform_B * total_B, torch.nextafter(total_B, torch.zeros_like(total_B)))
-            child_B = (sum_BS <= aim_B[:, None]).sum(dim=1).clamp(max=FAN_OUT - 1)
+            threshold_B = torch.minimum(uniform_B * total_B, torch.nextafter(total_B, torch.zeros_like(total_B)))
+            child_B = (sum_BS <= threshold_B[:, None]).sum(dim=1).clamp(max=FAN_OUT - 1)
             node_B = node_B * FAN_OUT + child_B
         return node_B
 
@@ -100,21 +100,21 @@ class PrioritizedReplay(Replay):
         before = self.head.copy()
         super().add(*args, **options)
         # From the slot that had no next observation yet to the newest slot, and the slots that have left the window.
-        fresh_ES = (before - 1)[:, None] + np.arange(3)
+        new_ES = (before - 1)[:, None] + np.arange(3)
         low = self.oldest
-        gone_ES = self._cleared[:, None] + np.arange(self.frame_stack + 2)
+        expired_ES = self._cleared[:, None] + np.arange(self.frame_stack + 2)
         self._cleared = low
-        fresh = (fresh_ES >= low[:, None]) & (fresh_ES >= 0) & (fresh_ES < self.head[:, None])
-        gone = gone_ES < low[:, None]
+        new = (new_ES >= low[:, None]) & (new_ES >= 0) & (new_ES < self.head[:, None])
+        expired = expired_ES < low[:, None]
         start_E = (np.arange(self.num_envs) * self.slots)[:, None]
-        fresh_row, gone_row = (start_E + slots % self.slots for slots in (fresh_ES, gone_ES))
-        flag = self._host["flag"][fresh_row]
+        new_row, expired_row = (start_E + slots % self.slots for slots in (new_ES, expired_ES))
+        flag = self._host["flag"][new_row]
         ended = (flag & TERMINAL) > 0
         # Transitions that could be sampled before keep their priority.
-        has_priority = ended & (fresh_ES == (before - 1)[:, None])
-        drawable = ((flag & LAST) == 0) & (ended | (fresh_ES < self.head[:, None] - 1))
-        row = np.concatenate([gone_row[gone], fresh_row[fresh & ~has_priority]])
-        is_new = np.concatenate([np.zeros(gone.sum(), bool), drawable[fresh & ~has_priority]])
+        has_priority = ended & (new_ES == (before - 1)[:, None])
+        sampleable = ((flag & LAST) == 0) & (ended | (new_ES < self.head[:, None] - 1))
+        row = np.concatenate([expired_row[expired], new_row[new & ~has_priority]])
+        is_new = np.concatenate([np.zeros(expired.sum(), bool), sampleable[new & ~has_priority]])
         is_new_R = torch.from_numpy(is_new).to(self.device)
         self.tree.set(torch.from_numpy(row).to(self.device), torch.where(is_new_R, self.max_priority, 0.0))
 
@@ -150,8 +150,8 @@ class PrioritizedReplay(Replay):
     def state_dict(self) -> dict[str, Any]:
         """State of `Replay`, and the priorities."""
         levels = [level.clone() for level in self.tree.levels]
-        gone = torch.from_numpy(self._cleared.copy())
-        return {**super().state_dict(), "priorities": levels, "highest": self.max_priority.clone(), "gone": gone}
+        expired = torch.from_numpy(self._cleared.copy())
+        return {**super().state_dict(), "priorities": levels, "highest": self.max_priority.clone(), "gone": expired}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned. If the buffer stays empty, all priorities stay 0.

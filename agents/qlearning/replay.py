@@ -59,7 +59,8 @@ class Replay:
     """Replay buffer with uniform sampling over one ring buffer per environment.
 
     Args:
-        capacity: number of slots that are sampled, summed over all environments; rounded up to a multiple of `num_envs`.
+        capacity: number of slots that are sampled, summed over all environments; rounded up to a multiple of
+            `num_envs`.
         num_envs: E.
         obs_shape: (K * F, H, W) of one observation.
         frame_channels: F.
@@ -102,8 +103,8 @@ class Replay:
         self.slots = self.window + -(-checkpoint_margin // num_envs)
         if self.window < self.frame_stack + n_step + 1:
             raise UserError(
-                f"A replay buffer of {capacity} transitions has {self.window} slots for each of {num_envs} environments, "
-                f"fewer than the {self.frame_stack + n_step + 1} slots that a {n_step}-step return requires: "
+                f"A replay buffer of {capacity} transitions has {self.window} slots for each of {num_envs} "
+                f"environments, fewer than the {self.frame_stack + n_step + 1} slots that a {n_step}-step return requires: "
                 f"raise --replay-capacity."
             )
         self.bytes = bytes_needed(num_envs * self.window, num_envs * (self.slots - self.window), self.frame_shape)
@@ -160,7 +161,8 @@ class Replay:
         no_bootstrap = terminal if life_lost is None else terminal | life_lost
         flag = (FIRST * self._starts_episode + TERMINAL * no_bootstrap).astype(np.uint8)
         self._write(envs, obs, action, reward, flag)
-        # If a life is lost at a truncation, the return ends without bootstrapping, so the last observation is not needed.
+        # If a life is lost at a truncation, the return ends without bootstrapping, so the last observation is not
+        # needed.
         cut = np.flatnonzero(truncated & ~no_bootstrap)
         if cut.size:
             nothing = np.zeros(cut.size, np.float32)
@@ -174,7 +176,7 @@ class Replay:
         return np.where(self.head > self.window, self.head - self.window + self.frame_stack - 1, 0)
 
     def set_n_step_and_gamma(self, n_step: int, gamma: float) -> None:
-        """Set n (at most the `n_step` of the constructor) and the discount factor of the returns sampled from now on."""
+        """Set n (at most the `n_step` of the constructor) and the discount factor of returns sampled from now on."""
         if self._horizon is None or not isinstance(self._discount, Tensor):
             self._horizon = torch.zeros((), dtype=torch.int64, device=self.device)
             self._discount = torch.zeros((), device=self.device)
@@ -223,7 +225,8 @@ class Replay:
     def _lookup_eager(self, env_B: Tensor, slot_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Look up everything of a batch but the pixels.
 
-        Returns frame rows (2, B, K) of observations and next observations, actions, rewards, discounts and weights (B,).
+        Returns frame rows (2, B, K) of observations and next observations, actions, rewards, discounts and weights
+        (B,).
         """
         row_B = env_B * self.slots + slot_B % self.slots
         newest_B = self._newest_slot[env_B]
@@ -273,7 +276,7 @@ class Replay:
 
     @property
     def needs_checkpoint(self) -> bool:
-        """True if the next step could overwrite data that the last checkpoint needs, so a checkpoint must come first."""
+        """True if a checkpoint must be written before the next step, which could overwrite data that the last needs."""
         # One step writes at most two slots: a transition and, after a truncation, the last observation.
         return self.folder is not None and int((self.head - self._checkpoint_head).max()) + 2 > self.slots - self.window
 
@@ -297,8 +300,8 @@ class Replay:
         """
         if state["slots"] != self.slots or len(state["head"]) != self.num_envs:
             raise UserError(
-                f"The replay buffer in {self.folder} has {len(state['head'])} ring buffers of {state['slots']} slots, but "
-                f"{self.num_envs} ring buffers of {self.slots} were expected: resume with the settings with which the "
+                f"The replay buffer in {self.folder} has {len(state['head'])} ring buffers of {state['slots']} slots, "
+                f"but {self.num_envs} ring buffers of {self.slots} were expected: resume with the settings with which the "
                 f"run was started."
             )
         self.generator.set_state(state["generator"])

@@ -1,4 +1,4 @@
-"""Schedules as pure functions of the step or of the number of updates, so that a resumed run needs no schedule state."""
+"""Schedules as pure functions of the step or the number of updates, so that checkpoints need no schedule state."""
 
 from __future__ import annotations
 
