@@ -228,7 +228,7 @@ DEVIATIONS: Mapping[str, tuple[str, ...]] = {
     "btr": (
         _SCORES,
         _FRACTIONS,
-        "log-probabilities are the target network's, as in the M-DQN paper; the published code has the online network's",
+        "log-probabilities are the target network's, as in the M-DQN paper; the published code uses the online network",
         "epsilon decays linearly over 2,000,000 steps, because schedules here are functions of the step",
     ),
     "data-efficient": (

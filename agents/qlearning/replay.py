@@ -104,8 +104,8 @@ class Replay:
         if self.window < self.frame_stack + n_step + 1:
             raise UserError(
                 f"A replay buffer of {capacity} transitions has {self.window} slots for each of {num_envs} "
-                f"environments, fewer than the {self.frame_stack + n_step + 1} slots that a {n_step}-step return requires: "
-                f"raise --replay-capacity."
+                f"environments, fewer than the {self.frame_stack + n_step + 1} slots that a {n_step}-step return "
+                f"requires: raise --replay-capacity."
             )
         self.bytes = bytes_needed(num_envs * self.window, num_envs * (self.slots - self.window), self.frame_shape)
         self.folder, self._on_cpu = folder, device.type == "cpu"
@@ -301,8 +301,8 @@ class Replay:
         if state["slots"] != self.slots or len(state["head"]) != self.num_envs:
             raise UserError(
                 f"The replay buffer in {self.folder} has {len(state['head'])} ring buffers of {state['slots']} slots, "
-                f"but {self.num_envs} ring buffers of {self.slots} were expected: resume with the settings with which the "
-                f"run was started."
+                f"but {self.num_envs} ring buffers of {self.slots} were expected: resume with the settings with which "
+                f"the run was started."
             )
         self.generator.set_state(state["generator"])
         if self.folder is None and not self.head.any():

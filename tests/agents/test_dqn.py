@@ -61,7 +61,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "runs" / "run"
 
 
-def test_a_run_leaves_what_its_readme_promises(uninterrupted: Path) -> None:
+def test_a_run_writes_all_its_files(uninterrupted: Path) -> None:
     config = json.loads((uninterrupted / "config.json").read_text())
     assert config["config"]["env"] == "zerokara/Catch-v0"
     assert config["extra"]["compute"]["precision"] == "float32"
@@ -80,7 +80,7 @@ def test_a_run_leaves_what_its_readme_promises(uninterrupted: Path) -> None:
     assert state["updates"] == (1600 - 8 - 200) // 16  # what was due when the last step was taken
 
 
-def test_the_same_seed_gives_the_same_numbers(uninterrupted: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_metrics(uninterrupted: Path, tmp_path: Path) -> None:
     process = program(tmp_path, *TINY, "--name", "again", "--quiet")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
@@ -92,7 +92,7 @@ def test_the_same_seed_gives_the_same_numbers(uninterrupted: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("kills", [1, 3])
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(uninterrupted: Path, tmp_path: Path, kills: int) -> None:
+def test_a_killed_run_resumes_bitwise_identically(uninterrupted: Path, tmp_path: Path, kills: int) -> None:
     run = tmp_path / "runs" / "killed"
     words = [*TINY, "--name", "killed"]
     for kill in range(kills):
@@ -123,7 +123,7 @@ def reaches(run: Path, aim: int) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
+def test_ctrl_c_saves_and_prints_the_resume_command(tmp_path: Path, number: signal.Signals) -> None:
     process = program(tmp_path, *TINY, "--name", "stopped", "--total-steps", "1000000")
     run = tmp_path / "runs" / "stopped"
     wait_until(process, partial(reaches, run, 240))
@@ -139,7 +139,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, number: signal.Signa
     assert step_of(run) == at + 80
 
 
-def test_an_evaluation_that_a_signal_cut_short_is_played_when_the_run_goes_on(
+def test_an_interrupted_evaluation_is_repeated_after_resuming(
     uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -186,7 +186,7 @@ gymnasium.register("Faulty-v0", Faulty)
 """
 
 
-def test_an_environment_that_raises_ends_the_run_and_spares_the_checkpoint(tmp_path: Path) -> None:
+def test_an_exception_in_the_environment_ends_the_run_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     module = tmp_path / "faulty.py"
     module.write_text(f"BREAKS_AT = 45\n{FAULTY}")
     # Eight environments: checkpoints at steps 0 and 240, the fault in the turn that would lead to 360.
@@ -209,7 +209,7 @@ def test_an_environment_that_raises_ends_the_run_and_spares_the_checkpoint(tmp_p
 FILMED = (*TINY, "--total-steps", "240", "--eval-every-steps", "240", "--eval-max-steps", "200", "--capture-video")
 
 
-def test_an_evaluation_is_filmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_video_is_recorded_at_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     dqn.main([*FILMED, "--name", "filmed"])
     run = tmp_path / "runs" / "filmed"
@@ -228,7 +228,7 @@ def test_an_evaluation_is_filmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert board.Scalars("hparam/eval_return")[0].value == pytest.approx(evaluated["eval/return"])
 
 
-def test_a_film_that_fails_is_one_warning(
+def test_a_failed_video_prints_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(env: ArcadeEnv) -> np.ndarray:
@@ -259,7 +259,7 @@ def test_a_film_that_fails_is_one_warning(
         (["--replay-capacity", "16", "--env", "zerokara/Catch-v0", "--compile", "off"], "--replay-capacity"),
     ],
 )
-def test_a_mistake_is_one_sentence(
+def test_a_mistake_is_reported_in_one_line(
     words: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -269,11 +269,11 @@ def test_a_mistake_is_one_sentence(
     assert "\n" not in str(mistake.value)
 
 
-def test_a_mistake_leaves_with_code_2(tmp_path: Path) -> None:
+def test_a_mistake_exits_with_code_2(tmp_path: Path) -> None:
     assert "--epsilon-end" in refusal(tmp_path, "-m", "agents.dqn", "--epsilon-endd", "0.1")
 
 
-def test_a_run_cannot_change_in_the_middle(uninterrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_cannot_change_when_resuming(uninterrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(uninterrupted.parents[1])
     with pytest.raises(UserError, match=r"began with --gamma 0\.99"):
         read_config(["--name", "run", "--resume", "--gamma", "0.9"])
@@ -291,7 +291,7 @@ def test_a_damaged_checkpoint_is_named(uninterrupted: Path, tmp_path: Path, monk
     check_damage_is_named(run / "checkpoint-0.pt", whole, lambda: dqn.main(["--name", "run", "--resume", "--quiet"]))
 
 
-def test_numbers_that_are_none_end_the_run_and_spare_the_checkpoint(
+def test_divergence_ends_the_run_and_keeps_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -301,7 +301,7 @@ def test_numbers_that_are_none_end_the_run_and_spare_the_checkpoint(
     assert all(weight.isfinite().all() for weight in state["learner"]["network"].values())
 
 
-def test_presets_are_what_the_papers_say() -> None:
+def test_presets_match_the_papers() -> None:
     for name in PRESETS:
         assert parse(Config, PRESETS, ["--preset", name], "").preset == name
     nature = parse(Config, PRESETS, ["--preset", "nature"], "")
@@ -342,7 +342,7 @@ def test_two_processes_train_one_agent_and_resume(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_it_learns_to_catch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_learns_catch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The default preset, as `benchmarks/learn.py` sets it for small games, learns the simplest to nearly its best."""
     monkeypatch.chdir(tmp_path)
     words = [
@@ -370,7 +370,7 @@ def test_it_learns_to_catch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert max(line.get("eval/return_confirmed", 0.0) for line in metrics(tmp_path / "runs" / "catch")) >= 0.95 * 5
 
 
-def test_returns_of_whole_games_are_raw(uninterrupted: Path) -> None:
+def test_training_returns_are_raw(uninterrupted: Path) -> None:
     state = checkpoint.load(uninterrupted / "checkpoint-0.pt", "dqn")
     assert state["games"] >= len(state["returns"]) > 0
     assert all(-5 <= value <= 5 and float(value).is_integer() for value in state["returns"])

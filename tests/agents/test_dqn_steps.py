@@ -90,7 +90,7 @@ def remembered(training: dqn.Training, env: int, steps: int) -> tuple[list[float
 @pytest.mark.parametrize(
     ("clip", "learnt"), [(True, [1, 0, -1, 1, -1, 0]), (False, [7, 0, -3, 7, -3, 0])], ids=["clipped", "raw"]
 )
-def test_rewards_are_clipped_for_the_learner_only(
+def test_rewards_are_clipped_only_in_the_replay_buffer(
     clip: bool, learnt: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = played(tmp_path, monkeypatch, 2 * len(GAME), clip_rewards=clip)
@@ -102,7 +102,7 @@ def test_rewards_are_clipped_for_the_learner_only(
 
 
 @pytest.mark.parametrize("ends", [True, False], ids=["terminal_on_life_loss", "goes_on"])
-def test_a_lost_life_ends_the_return_but_not_the_game(
+def test_a_lost_life_ends_the_return_but_not_the_episode(
     ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = played(tmp_path, monkeypatch, 2 * len(GAME), terminal_on_life_loss=ends)

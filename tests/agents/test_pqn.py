@@ -71,7 +71,7 @@ def config(**changes: Any) -> Config:
     return Config(**(options | changes))
 
 
-def test_layers_are_normalised_before_every_relu() -> None:
+def test_layer_norm_before_every_relu() -> None:
     net = make_pqn_network(config(), (4, 84, 84), 3)
     norms = [module for module in net.modules() if isinstance(module, nn.LayerNorm)]
     assert len(norms) == 4, "three convolutions and the hidden layer"
@@ -88,7 +88,7 @@ def test_layers_are_normalised_before_every_relu() -> None:
     )
 
 
-def test_one_update_written_out() -> None:
+def test_one_update_equals_an_explicit_computation() -> None:
     """Half the squared error, gradient clipped by its norm, one step of RAdam."""
     torch.manual_seed(0)
     c = config(max_grad_norm=0.5, learning_rate=0.1)
@@ -116,7 +116,7 @@ def test_one_update_written_out() -> None:
     assert any((p - old).abs().max() > 1e-4 for p, old in zip(net.parameters(), start, strict=True))
 
 
-def test_weights_in_16_bits_go_on_from_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_16_bit_working_copy_resumes_from_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in compiled runs on a CPU, but not compiled, which changes nothing here."""
     monkeypatch.setattr(Compute, "function", lambda compute, function: function)
     compute, c = Compute(precision="bfloat16", compile=True), config()
@@ -158,7 +158,7 @@ class Scripted:
         return Step(self.picture(10 * self.t), reward, terminal, truncated, life, self.picture(200))
 
 
-def test_a_rollout_knows_what_follows_each_step() -> None:
+def test_a_rollout_stores_the_next_value_of_each_step() -> None:
     training = Training(config(), Compute(), World())
     training.env = Scripted()  # type: ignore[assignment]
     training.obs = Scripted().picture(0)
@@ -179,7 +179,7 @@ def test_a_rollout_knows_what_follows_each_step() -> None:
     assert training.step == 15
 
 
-def test_every_step_is_learnt_from_once_in_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_step_is_used_once_per_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     training = Training(config(update_epochs=2), Compute(), World())
     training.obs = training.env.reset(1)
     training.action_TN = torch.arange(15).view(5, 3)
@@ -191,7 +191,7 @@ def test_every_step_is_learnt_from_once_in_each_epoch(monkeypatch: pytest.Monkey
     assert training.updates == 10
 
 
-def test_the_step_size_falls_if_it_is_told_to() -> None:
+def test_learning_rate_decay() -> None:
     for end, expected in ((None, [1e-3, 1e-3, 1e-3]), (1e-4, [1e-3, 5.5e-4, 1e-4])):
         training = Training(
             config(learning_rate=1e-3, final_learning_rate=end, learning_rate_decay_steps=100), Compute(), World()
@@ -213,7 +213,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_resumes_bitwise_identically(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     pqn.main([*TINY, "--name", "pqn", "--total-steps", "160"])
     pqn.main(["--name", "pqn", "--resume", "--total-steps", "400", "--quiet"])
@@ -224,7 +224,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(finished: Path, tmp_path: Path, monke
         assert torch.equal(weight, theirs["learner"]["network"][name])
 
 
-def test_evaluate_reads_its_runs(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_reads_pqn_runs(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(finished)
     agent = load_agent(Path("runs/pqn"), threads=1)
     assert (agent.step, agent.num_actions, agent.config.eval_epsilon) == (400, 3, 0)
@@ -236,7 +236,7 @@ def test_evaluate_reads_its_runs(finished: Path, monkeypatch: pytest.MonkeyPatch
     ("words", "says"),
     [(["--num-minibatches", "7"], "--num-minibatches 7"), (["--replay-capacity", "5"], "--replay-capacity")],
 )
-def test_a_mistake_is_one_sentence(
+def test_a_mistake_is_reported_in_one_line(
     words: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -246,7 +246,7 @@ def test_a_mistake_is_one_sentence(
     assert "\n" not in str(mistake.value)
 
 
-def test_only_the_program_shortens_the_wait_of_openmps_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_program_sets_the_openmp_spin_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """It costs DQN a tenth of its speed, so importing PQN must not do it."""
     monkeypatch.setenv("GOMP_SPINCOUNT", "")  # so that it is put back as it was
     monkeypatch.delenv("GOMP_SPINCOUNT")
@@ -259,7 +259,7 @@ def test_only_the_program_shortens_the_wait_of_openmps_threads(monkeypatch: pyte
 
 
 @pytest.mark.slow
-def test_it_learns_to_catch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_learns_catch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["--env", "zerokara/Catch-v0", "--num-envs", "32", "--rollout-steps", "16", "--num-minibatches", "4"]
     words += [

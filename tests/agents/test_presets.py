@@ -54,7 +54,7 @@ RAINBOW = (
 )
 
 
-def test_rainbow_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rainbow_resumes_bitwise_identically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With all that has a state: priorities, noise, and, annealed and reset, the counters."""
     monkeypatch.chdir(tmp_path)
     dqn.main([*RAINBOW, "--name", "whole"])
@@ -104,7 +104,7 @@ CATCH = (
     ],
     ids=("c51", "qr", "iqn", "munchausen", "prioritised", "rainbow"),
 )
-def test_it_learns_to_catch(words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_learns_catch(words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     dqn.main([*CATCH, *words, "--name", "catch"])
     # Five balls, one point each; 30 games reached the aim, and 30 fresh ones confirm it.

@@ -59,7 +59,7 @@ def in_this_process(module: str, name: str, words: Sequence[str]) -> Path:
     return folder
 
 
-def test_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_benchmark_of_the_shared_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(shared_eye, "run", in_this_process)
     monkeypatch.setattr(shared_eye, "WIDTH", "0.1")
@@ -95,7 +95,7 @@ def test_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
         assert torch.equal(learner["target"][name], eye[name])
 
 
-def test_another_width_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backbone_of_another_width_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"backbone.convs.0.weight": torch.zeros(5, 4, 4, 4)}, "eye.pt")
     words = [
@@ -112,7 +112,7 @@ def test_another_width_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         dqn.main([*words, *LESS["agents.dqn"], *CPU])
 
 
-def test_the_agents_dcgan_is_not_normalised_and_sees_from_the_start() -> None:
+def test_dcgan_backbone_has_no_batch_norm_and_features_of_normal_scale() -> None:
     config = parse(Config, PRESETS, ["--backbone", "dcgan", "--width-multiplier", "0.25"], "")
     network = make_network(config, (4, 84, 84), 3)
     assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())

@@ -19,7 +19,7 @@ def test_random_actions_last_one_step_without_zeta() -> None:
     assert (action_TN[1:] == action_TN[:-1]).double().mean() == pytest.approx(0.25, abs=0.015)
 
 
-def test_lengths_follow_the_zeta_distribution() -> None:
+def test_durations_follow_the_zeta_distribution() -> None:
     """At epsilon 1 one action follows the other: the steps at which new ones begin tell how long they last."""
     exploration = Exploration(2000, 1_000_000, seed=2, zeta=2.0)  # so many actions that each begins but once
     action_TN = torch.stack([exploration.sample(1.0)[1] for _ in range(60)]).numpy()
@@ -31,7 +31,7 @@ def test_lengths_follow_the_zeta_distribution() -> None:
     assert (lengths >= 30).mean() == pytest.approx(0.02, abs=0.013), "a heavy tail: 1 / 30 / 1.645"
 
 
-def test_what_is_held_is_held_to_its_end_whatever_epsilon_becomes() -> None:
+def test_repeated_actions_continue_to_their_end_when_epsilon_changes() -> None:
     exploration = Exploration(500, 6, seed=3, zeta=1.5)
     explore_N, action_N = exploration.sample(1.0)
     assert explore_N.all()
@@ -45,7 +45,7 @@ def test_what_is_held_is_held_to_its_end_whatever_epsilon_becomes() -> None:
 
 
 @pytest.mark.parametrize("zeta", [None, 2.0])
-def test_it_goes_on_from_its_state(zeta: float | None) -> None:
+def test_exploration_resumes_from_its_state(zeta: float | None) -> None:
     exploration, other = Exploration(50, 3, 4, zeta), Exploration(50, 3, 5, zeta)
     for _ in range(7):
         exploration.sample(0.5)

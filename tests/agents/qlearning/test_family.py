@@ -106,11 +106,11 @@ def test_shapes_and_values_of_every_head(head: str, dueling: bool) -> None:
         torch.testing.assert_close(z_BXA - z_BXA.mean(dim=2, keepdim=True), advantage - advantage.mean(2, keepdim=True))
 
 
-def test_fractions_of_fixed_quantiles_are_the_middles() -> None:
+def test_fixed_quantile_fractions_are_midpoints() -> None:
     torch.testing.assert_close(Quantiles(4).tau_1X, torch.tensor([[0.125, 0.375, 0.625, 0.875]]))
 
 
-def test_the_embedding_of_fractions_by_hand() -> None:
+def test_cosine_embedding_by_hand() -> None:
     """Equation 4 of Dabney et al. 2018: relu(sum over i of cos(pi i tau) w_ij + b_j), i from 0, times the features."""
     head = ImplicitQuantiles(2, 3, 3, 4, cosine_embedding_dim=3)
     tau_BT, features_BF = torch.tensor([[0.25, 1.0]]), torch.tensor([[2.0, -3.0]])
@@ -152,7 +152,7 @@ def test_every_head_learns_a_bandit(head: str, munchausen: bool) -> None:
     [c for c in itertools.product(("c51", "iqn"), *[(True, False)] * 5) if not (c[3] and c[4]) and c[1] != c[5]]
     + [("q", True, True, True, False, True), ("qr", False, True, False, True, True)],
 )
-def test_parts_combine(head: str, dueling: bool, noisy: bool, double: bool, munchausen: bool, residual: bool) -> None:
+def test_extensions_can_be_combined(head: str, dueling: bool, noisy: bool, double: bool, munchausen: bool, residual: bool) -> None:
     """Two updates with each, and the same again from the state in between, bit for bit."""
     options = {"head": head, "dueling": dueling, "noisy": noisy, "double": double, "munchausen": munchausen}
     options |= RESIDUAL if residual else {}
@@ -172,7 +172,7 @@ def test_parts_combine(head: str, dueling: bool, noisy: bool, double: bool, munc
 # Noise
 
 
-def test_noise_is_drawn_for_every_act_and_update_and_is_off_in_evaluation() -> None:
+def test_noise_is_resampled_for_every_action_and_update_and_disabled_in_evaluation() -> None:
     learned = learner(noisy=True)
     player = Policy(learned.network, learned.compute, seed=3)
     obs = np.random.default_rng(0).integers(0, 256, (4, *OBS), np.uint8)
@@ -201,7 +201,7 @@ def test_noise_is_drawn_for_every_act_and_update_and_is_off_in_evaluation() -> N
     assert sigma.std() > 0, "its size is learnt, so noise was on in the update"
 
 
-def test_acting_takes_noise_only_from_the_policys_own_generator() -> None:
+def test_acting_samples_noise_only_from_the_generator_of_the_policy() -> None:
     learned = learner(noisy=True)
     player = Policy(learned.network, learned.compute, seed=3)
     obs, exploration = np.zeros((4, *OBS), np.uint8), Exploration(4, learned.network.num_actions, 1)
@@ -219,7 +219,7 @@ def test_acting_takes_noise_only_from_the_policys_own_generator() -> None:
 # Munchausen, spectral norm, the gradient into the eye
 
 
-def test_munchausen_asks_the_target_network_for_the_log_probability() -> None:
+def test_munchausen_log_probability_is_that_of_the_target_network() -> None:
     """Output biases alone decide. Temperature 1: the target network's policy is (1/2, 1/4, 1/4)."""
     learned = learner(munchausen=True, munchausen_tau=1.0, munchausen_clip=-10.0, dueling=False)
     for net, bias in ((learned.network, [5.0, 0.0, 0.0]), (learned.target, [np.log(2), 0.0, 0.0])):
@@ -236,7 +236,7 @@ def test_munchausen_asks_the_target_network_for_the_log_probability() -> None:
     assert loss.item() == pytest.approx(0.5 * expected**2, rel=1e-4)
 
 
-def test_residual_weights_have_a_largest_singular_value_of_1() -> None:
+def test_spectral_norm_of_residual_weights_is_1() -> None:
     learned = learner(**RESIDUAL)
     for _ in range(30):
         learned.update()
@@ -252,7 +252,7 @@ def test_residual_weights_have_a_largest_singular_value_of_1() -> None:
     assert learned.network.backbone.out_size == (2, 2)
 
 
-def test_the_streams_gradient_is_scaled_on_its_way_into_the_eye() -> None:
+def test_backbone_gradient_is_scaled() -> None:
     gradients = []
     for factor in (1.0, 0.5):
         torch.manual_seed(0)
@@ -269,7 +269,7 @@ def test_the_streams_gradient_is_scaled_on_its_way_into_the_eye() -> None:
 # Resets and what is annealed
 
 
-def test_a_reset_makes_heads_anew_and_shakes_the_eye() -> None:
+def test_a_reset_reinitializes_the_head_and_perturbs_the_backbone() -> None:
     learned = learner(head="iqn", reset_perturb_factor=0.25)
     for _ in range(5):
         learned.update()
@@ -305,14 +305,14 @@ def test_a_reset_makes_heads_anew_and_shakes_the_eye() -> None:
         (["--preset", "rainbow", "--pool-size", "6"], "--backbone nature"),
     ],
 )
-def test_contradictions_are_refused_in_one_sentence(words: list[str], says: str) -> None:
+def test_contradictory_settings_are_refused(words: list[str], says: str) -> None:
     with pytest.raises(UserError) as mistake:
         refuse_contradictions(parse(Config, PRESETS, words, ""))
     assert says in str(mistake.value)
     assert "\n" not in str(mistake.value)
 
 
-def test_every_preset_of_a_paper_says_where_it_departs() -> None:
+def test_every_paper_preset_lists_its_deviations() -> None:
     assert set(DEVIATIONS) == set(PAPER_PRESETS)
     assert set(PAPER_PRESETS) == {
         *["nature", "dopamine", "double", "dueling", "prioritized", "c51", "qr", "iqn", "rainbow", "munchausen", "btr"],
@@ -321,7 +321,7 @@ def test_every_preset_of_a_paper_says_where_it_departs() -> None:
     assert all(not text.endswith(".") and "\n" not in text for texts in DEVIATIONS.values() for text in texts)
 
 
-def test_presets_are_what_the_papers_say() -> None:
+def test_presets_match_the_papers() -> None:
     presets = {name: parse(Config, PRESETS, ["--preset", name], "") for name in PAPER_PRESETS}
     for preset in presets.values():
         refuse_contradictions(preset)
@@ -379,7 +379,7 @@ def test_presets_are_what_the_papers_say() -> None:
     assert (munchausen.protocol, munchausen.n_step, munchausen.double) == ("machado", 1, False)
 
 
-def test_the_default_is_as_it_was() -> None:
+def test_defaults_are_plain_q_learning() -> None:
     plain = Config()
     assert (plain.head, plain.noisy, plain.munchausen, plain.per_alpha) == ("q", False, False, 0)
     net = make_network(plain, (4, 84, 84), 6)
@@ -387,7 +387,7 @@ def test_the_default_is_as_it_was() -> None:
     assert list(net.buffers()) == []
 
 
-def test_the_family_starts_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_preset_runs_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every preset at reduced size: it parses, learns for some updates, and is evaluated."""
     from zerokara.agents import dqn
 

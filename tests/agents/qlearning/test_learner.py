@@ -73,7 +73,7 @@ def same(left: list[Tensor], right: list[Tensor]) -> bool:
 
 @pytest.mark.parametrize("double", [True, False])
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
-def test_an_update_moves_the_online_network_only(optimizer: str, double: bool) -> None:
+def test_an_update_changes_only_the_online_network(optimizer: str, double: bool) -> None:
     learner = make(batches(), optimizer=optimizer, double=double)
     online, target = weights(learner.network), weights(learner.target)
     assert same(online, target), "they start as one"
@@ -91,7 +91,7 @@ def test_an_update_moves_the_online_network_only(optimizer: str, double: bool) -
 
 
 @pytest.mark.parametrize("double", [True, False])
-def test_one_update_written_out(double: bool) -> None:
+def test_one_update_equals_an_explicit_computation(double: bool) -> None:
     batch = batches(3)()
     learner = make(lambda: batch, double=double, max_grad_norm=0.05, learning_rate=0.1)
     for _ in range(2):  # so that online and target networks differ
@@ -128,7 +128,7 @@ def test_one_update_written_out(double: bool) -> None:
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=2e-4)
 
 
-def test_double_lets_the_online_network_choose() -> None:
+def test_double_q_learning_selects_with_the_online_network() -> None:
     """Output biases alone decide: the online network prefers action 1, the target network action 2."""
     learner = make(batches(), dueling=False)
     for net, bias in ((learner.network, [0.0, 5.0, 1.0]), (learner.target, [2.0, 3.0, 9.0])):
@@ -148,7 +148,7 @@ def test_double_lets_the_online_network_choose() -> None:
     assert learner._forward(*step)[0].item() == pytest.approx(5.0)
 
 
-def test_no_gradient_flows_through_the_bootstrap() -> None:
+def test_no_gradient_flows_through_the_bootstrap_value() -> None:
     """The gradient is that of a loss against a fixed number, although the online network chose the action."""
     batch = batches(1)()
     learner = make(lambda: batch)
@@ -166,7 +166,7 @@ def test_no_gradient_flows_through_the_bootstrap() -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_metrics_are_means_since_the_last_reading() -> None:
+def test_metrics_are_means_since_the_last_read() -> None:
     learner = make(batches(5))
     losses, values = [], []
     forward = learner._forward
@@ -193,7 +193,7 @@ def test_metrics_are_means_since_the_last_reading() -> None:
     assert all(value.isfinite() for value in make(batches()).read_metrics().values()), "also before the first update"
 
 
-def test_a_row_of_weight_0_teaches_nothing() -> None:
+def test_a_transition_of_weight_0_has_no_effect() -> None:
     """The last row of every batch has weight 0: whatever stands in it, the update is the same."""
     batch = batches(2)()
     reward_B, obs = batch.reward.clone(), batch.obs.clone()
@@ -207,7 +207,7 @@ def test_a_row_of_weight_0_teaches_nothing() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
-def test_the_same_seed_learns_the_same_bit_for_bit(optimizer: str) -> None:
+def test_the_same_seed_gives_bitwise_identical_weights(optimizer: str) -> None:
     learners = [make(batches(1), seed=seed, optimizer=optimizer) for seed in (4, 4, 5)]
     for learner in learners:
         for i in range(8):
@@ -220,7 +220,7 @@ def test_the_same_seed_learns_the_same_bit_for_bit(optimizer: str) -> None:
     assert {k: v.item() for k, v in metrics[0].items()} == {k: v.item() for k, v in metrics[1].items()}
 
 
-def test_adams_step_is_as_large_as_its_rate() -> None:
+def test_first_adam_step_equals_the_learning_rate() -> None:
     moved = []
     for rate in (1e-3, 1e-4):
         learner = make(batches(1), learning_rate=1e-2, optimizer_epsilon=1e-12)
@@ -233,7 +233,7 @@ def test_adams_step_is_as_large_as_its_rate() -> None:
 
 @pytest.mark.parametrize("compute", [Compute(), Compute(precision="bfloat16", channels_last=True)])
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
-def test_a_state_goes_on_bit_for_bit(optimizer: str, compute: Compute, tmp_path: Path) -> None:
+def test_a_restored_learner_continues_bitwise_identically(optimizer: str, compute: Compute, tmp_path: Path) -> None:
     sample = batches(1)
     first = make(sample, optimizer=optimizer, compute=compute)
     for _ in range(4):
@@ -261,7 +261,7 @@ def test_a_state_goes_on_bit_for_bit(optimizer: str, compute: Compute, tmp_path:
     assert metrics == expected_metrics, "the sums are part of the state"
 
 
-def test_weights_that_are_no_numbers_are_noticed() -> None:
+def test_non_finite_weights_are_detected() -> None:
     learner = make(batches())
     learner.update()
     assert learner.is_finite()
@@ -275,7 +275,7 @@ def test_weights_that_are_no_numbers_are_noticed() -> None:
     assert not exploded.is_finite()
 
 
-def test_max_grad_norm_none_clips_nothing() -> None:
+def test_max_grad_norm_none_disables_clipping() -> None:
     huge, tiny = (make(batches(), max_grad_norm=limit, optimizer="rmsprop") for limit in (None, 1e-6))
     free = make(batches(), max_grad_norm=1e9, optimizer="rmsprop")
     for learner in (huge, tiny, free):
@@ -284,7 +284,7 @@ def test_max_grad_norm_none_clips_nothing() -> None:
     assert not same(weights(huge.network), weights(tiny.network))
 
 
-def test_bfloat16_learns_about_the_same() -> None:
+def test_bfloat16_loss_is_close_to_float32() -> None:
     losses = []
     for compute in (Compute(), Compute(precision="bfloat16", channels_last=True)):
         batch = batches(4)()
@@ -295,7 +295,7 @@ def test_bfloat16_learns_about_the_same() -> None:
 
 
 @pytest.mark.parametrize("noisy", [False, True])
-def test_weights_in_16_bits_go_on_from_a_checkpoint_and_follow_a_reset(
+def test_16_bit_working_copy_resumes_from_a_checkpoint_and_follows_a_reset(
     monkeypatch: pytest.MonkeyPatch, noisy: bool
 ) -> None:
     """As in compiled runs on a CPU, but not compiled, which changes nothing here."""
@@ -321,7 +321,7 @@ def test_weights_in_16_bits_go_on_from_a_checkpoint_and_follow_a_reset(
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
-def test_a_compiled_update_is_the_eager_one() -> None:
+def test_a_compiled_update_equals_the_eager_update() -> None:
     learners = [make(batches(6), compute=Compute(compile=compile)) for compile in (False, True)]
     for learner in learners:
         for _ in range(3):
@@ -332,7 +332,7 @@ def test_a_compiled_update_is_the_eager_one() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
-def test_a_captured_update_is_the_eager_one(optimizer: str) -> None:
+def test_a_captured_update_equals_the_eager_update(optimizer: str) -> None:
     compute = Compute(device="cuda")
     batch = Batch(*(tensor.to("cuda") for tensor in batches(6)()))
     graph = make(lambda: batch, compute=compute, optimizer=optimizer)
@@ -359,7 +359,7 @@ def observations(number: int) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (number, *OBS), np.uint8)
 
 
-def test_values_are_the_networks() -> None:
+def test_policy_values_are_those_of_the_network() -> None:
     player = policy()
     obs = observations(4)
     q_NA = player.values(obs)
@@ -368,7 +368,7 @@ def test_values_are_the_networks() -> None:
     assert not q_NA.requires_grad
 
 
-def test_epsilon_0_is_greedy_and_1_is_uniform() -> None:
+def test_epsilon_0_is_greedy_and_epsilon_1_is_uniform() -> None:
     player = policy()
     obs = observations(3000)
     exploration = Exploration(3000, ACTIONS, 0)
@@ -385,7 +385,7 @@ def test_epsilon_0_is_greedy_and_1_is_uniform() -> None:
         assert action_N.max() < ACTIONS
 
 
-def test_epsilon_is_the_share_of_random_actions() -> None:
+def test_epsilon_is_the_fraction_of_random_actions() -> None:
     player = policy()
     out = player.network.advantage[-1]
     assert isinstance(out, nn.Linear)
@@ -397,7 +397,7 @@ def test_epsilon_is_the_share_of_random_actions() -> None:
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.4, 1.0])
-def test_every_call_draws_as_many_random_numbers(epsilon: float) -> None:
+def test_every_call_uses_the_same_number_of_random_numbers(epsilon: float) -> None:
     exploration, other = Exploration(5, ACTIONS, 3), Exploration(5, ACTIONS, 3)
     player = policy()
     for _ in range(3):
@@ -406,14 +406,14 @@ def test_every_call_draws_as_many_random_numbers(epsilon: float) -> None:
     assert torch.equal(exploration.generator.get_state(), other.generator.get_state())
 
 
-def test_acting_draws_nothing_from_the_worlds_generator() -> None:
+def test_acting_does_not_change_the_global_random_state() -> None:
     player = policy()
     before = torch.get_rng_state()
     player.act(observations(5), 0.5, Exploration(5, ACTIONS, 3))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_policy_follows_the_learner() -> None:
+def test_the_policy_uses_the_updated_weights() -> None:
     learner = make(batches(), learning_rate=0.1)
     player = Policy(learner.network, learner.compute)
     before = player.values(observations(4)).clone()

@@ -33,25 +33,25 @@ def q_target(discount_B: Tensor, q_BA: Tensor, selection_q_BA: Tensor) -> Tensor
     return td_target(REWARD_B, discount_B, greedy(q_BA[:, None], selection_q_BA)).squeeze(1)
 
 
-def test_single_target_takes_the_target_networks_best() -> None:
+def test_target_uses_the_maximum_of_the_target_network() -> None:
     # 1 + .9 * 5; -1 + .81 * 2; .5 + 0
     target_B = q_target(DISCOUNT_B, NEXT_TARGET_BA, NEXT_TARGET_BA)
     torch.testing.assert_close(target_B, tensor([5.5, 0.62, 0.5]))
 
 
-def test_double_target_values_the_online_networks_choice() -> None:
+def test_double_target_evaluates_the_action_selected_by_the_online_network() -> None:
     # The online network chooses actions 0, 2, 1; the target network values them 1, 0, 4.5.
     target_B = q_target(DISCOUNT_B, NEXT_TARGET_BA, NEXT_ONLINE_BA)
     torch.testing.assert_close(target_B, tensor([1.9, -1.0, 0.5]))
 
 
 @pytest.mark.parametrize("selection_q_BA", [torch.zeros(3, 3), NEXT_ONLINE_BA])
-def test_a_terminal_needs_no_value(selection_q_BA: Tensor) -> None:
+def test_a_terminal_target_ignores_the_next_values(selection_q_BA: Tensor) -> None:
     huge_BA = torch.full((3, 3), 1e30)
     assert torch.equal(q_target(torch.zeros(3), huge_BA, selection_q_BA), REWARD_B)
 
 
-def test_loss_is_huber_in_both_branches_weighted_and_averaged() -> None:
+def test_td_loss_is_the_weighted_mean_huber_loss() -> None:
     q_BA = tensor([[1.0, 2.0], [0.5, 3.0], [-1.0, 0.0], [7.0, 7.0]])
     action_B = tensor([1, 0, 1, 0])
     target_B = tensor([2.4, 4.0, -1.0, -93.0])
@@ -64,7 +64,7 @@ def test_loss_is_huber_in_both_branches_weighted_and_averaged() -> None:
     assert not td_error_B.requires_grad
 
 
-def test_gradient_is_the_error_clipped() -> None:
+def test_gradient_is_the_clipped_td_error() -> None:
     q_BA = tensor([[1.0, 2.0], [0.5, 3.0], [-1.0, 0.0], [7.0, 7.0]], requires_grad=True)
     target_B = tensor([2.4, 4.0, -9.0, -93.0])
     weight_B = tensor([1.0, 2.0, 0.5, 0.0])
@@ -94,11 +94,11 @@ SUPPORT_X = tensor([-1.0, 0.0, 1.0, 2.0])
         (2.5, [0, 0, 0, 1]),
     ],
 )
-def test_an_atom_is_shared_by_its_neighbours(atom: float, expected: list[float]) -> None:
+def test_an_atom_is_divided_between_neighboring_atoms(atom: float, expected: list[float]) -> None:
     torch.testing.assert_close(project(tensor([[atom]]), tensor([[1.0]]), SUPPORT_X), tensor([expected]).float())
 
 
-def test_projection_equals_the_papers_sum() -> None:
+def test_projection_equals_equation_7() -> None:
     """Bellemare et al. 2017, equation 7, term by term; and it keeps the mean of what lies inside."""
     generator = torch.Generator().manual_seed(0)
     support_X = torch.linspace(-10, 10, 51)
@@ -140,7 +140,7 @@ def test_categorical_mixture_by_hand() -> None:
     torch.testing.assert_close(target_BX, tensor([[0.2, 0.05, 0, 0.75]]))
 
 
-def test_categorical_loss_is_a_divergence_with_the_cross_entropys_gradient() -> None:
+def test_categorical_loss_is_a_kl_divergence_with_the_gradient_of_cross_entropy() -> None:
     logit_BX = tensor([[0.0, math.log(3.0)], [1.0, 1.0], [5.0, 0.0]], requires_grad=True)
     target_BX = tensor([[0.5, 0.5], [0.5, 0.5], [0.0, 1.0]])
     weight_B = tensor([2.0, 1.0, 0.0])
@@ -188,7 +188,7 @@ def test_quantile_loss_equals_a_loop_over_pairs() -> None:
     assert quantile_loss(z_BT, tau_BT, target_BS, weight_B)[0].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_quantiles_find_the_quantiles() -> None:
+def test_quantile_regression_converges_to_the_quantiles() -> None:
     """Drawn to samples of a distribution, each settles where its fraction of them lies below."""
     sample_S = torch.linspace(0, 100, 1001)
     tau_BT = tensor([[0.1, 0.5, 0.9]])
@@ -220,14 +220,14 @@ def test_munchausen_by_hand() -> None:
     assert target_BX.item() == pytest.approx(0.2 + 0.9 * 0.5 * math.log(math.exp(2) + 3 * math.exp(2)), rel=1e-5)
 
 
-def test_munchausen_survives_values_that_are_far_apart() -> None:
+def test_munchausen_is_stable_for_large_differences_of_values() -> None:
     q_BA = tensor([[1000.0, -1000.0]])
     bonus_B = munchausen_bonus(q_BA, tensor([1]), alpha=0.9, tau=0.03, clip_min=-1)
     assert bonus_B.item() == pytest.approx(-0.9)
     assert td_target(tensor([0.0]), tensor([1.0]), soft(q_BA[:, None], q_BA, 0.03)).item() == pytest.approx(1000)
 
 
-def test_soft_quantiles_are_mixed_one_by_one() -> None:
+def test_soft_policy_averages_each_quantile() -> None:
     z_BXA = tensor([[[0.0, 4.0], [2.0, 8.0]]])  # two quantiles of two actions
     next_values = NextValues(z_BXA, tensor([[0.25, 0.75]]), tensor([[-1.0, -2.0]]))
     target_BX = td_target(tensor([1.0]), tensor([0.5]), next_values)

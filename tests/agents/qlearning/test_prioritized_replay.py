@@ -51,7 +51,7 @@ def check_sums(tree: SumTree) -> None:
 
 
 @pytest.mark.parametrize(("size", "levels"), [(1, 1), (64, 1), (65, 2), (4096, 2), (4097, 3), (1_048_576, 4)])
-def test_a_tree_has_as_many_levels_as_it_needs(size: int, levels: int) -> None:
+def test_number_of_levels_of_the_tree(size: int, levels: int) -> None:
     tree = SumTree(size, CPU)
     assert len(tree.levels) == levels
     assert len(tree.levels[-1]) == FAN_OUT
@@ -60,7 +60,7 @@ def test_a_tree_has_as_many_levels_as_it_needs(size: int, levels: int) -> None:
     assert tree.sample(torch.rand(levels, 50)).eq(size - 1).all(), "the only one that can be drawn"
 
 
-def test_sums_stay_right_however_often_numbers_change() -> None:
+def test_sums_are_correct_after_many_changes() -> None:
     tree, generator = SumTree(9000, CPU), torch.Generator().manual_seed(0)
     numbers = torch.zeros(9000)
     for _ in range(60):
@@ -74,7 +74,7 @@ def test_sums_stay_right_however_often_numbers_change() -> None:
     assert torch.equal(tree.get(torch.tensor([5, 17])), numbers[[5, 17]])
 
 
-def test_draws_are_proportional() -> None:
+def test_samples_are_proportional_to_values() -> None:
     """Over two levels, from 1 to 100 times as often, and what is 0 never."""
     tree, generator = SumTree(200, CPU), torch.Generator().manual_seed(3)
     numbers = torch.zeros(200)
@@ -89,7 +89,7 @@ def test_draws_are_proportional() -> None:
     assert chi_square < 20.5  # 5 degrees of freedom: 99.9%
 
 
-def test_rounding_never_draws_what_has_no_priority() -> None:
+def test_a_value_of_0_is_never_sampled_after_rounding() -> None:
     """Numbers that float32 cannot add without loss, and the largest number below 1."""
     tree = SumTree(640, CPU)
     numbers = torch.zeros(640)
@@ -118,7 +118,7 @@ def test_only_transitions_have_a_priority_over_several_laps(n_step: int, checkpo
 
 @settings(max_examples=150, deadline=None)
 @given(streams())
-def test_any_stream_gives_priorities_to_transitions_only(stream: Stream) -> None:
+def test_only_transitions_have_a_priority_in_any_stream(stream: Stream) -> None:
     envs, n_step, window, checkpoint_margin, steps = stream
     replay = make(envs, window, n_step=n_step, checkpoint_margin=checkpoint_margin * envs.num_envs)
     for events in steps:
@@ -139,7 +139,7 @@ def spied(replay: PrioritizedReplay, monkeypatch: pytest.MonkeyPatch) -> list[tu
     return seen
 
 
-def test_a_draw_is_the_transition_that_its_row_holds_now(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sampled_row_is_the_transition_currently_stored_there(monkeypatch: pytest.MonkeyPatch) -> None:
     envs = ScriptedEnvs(3)
     replay = make(envs, 20, n_step=3, checkpoint_margin=17, alpha=0.7)
     seen = spied(replay, monkeypatch)
@@ -184,7 +184,7 @@ def test_priorities_weights_and_new_transitions_by_hand() -> None:
     assert batch.weight.max() == 1, "over the batch's greatest"
 
 
-def test_what_left_the_window_has_no_priority_again() -> None:
+def test_a_late_update_gives_no_priority_to_expired_slots() -> None:
     """A rank that comes late, when the ring has moved on, must not bring an old slot back."""
     envs = ScriptedEnvs(1)
     replay = make(envs, 12)
@@ -197,7 +197,7 @@ def test_what_left_the_window_has_no_priority_again() -> None:
     assert set(torch.nonzero(replay.tree.levels[0]).flatten().tolist()) == drawable(envs, replay)
 
 
-def test_samples_follow_priorities(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampling_frequencies_follow_priorities(monkeypatch: pytest.MonkeyPatch) -> None:
     envs = ScriptedEnvs(2)
     replay = make(envs, 30)
     for _ in range(30):
@@ -219,7 +219,7 @@ def test_samples_follow_priorities(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_it_goes_on_bit_for_bit(tmp_path: Path, kept: bool) -> None:
+def test_a_restored_buffer_continues_bitwise_identically(tmp_path: Path, kept: bool) -> None:
     options: dict[str, Any] = {
         "n_step": 3,
         "checkpoint_margin": 120,

@@ -45,7 +45,7 @@ def drawn(replay: Replay, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> t
 @pytest.mark.parametrize("terminal_on_life_loss", [True, False])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("n_step", [1, 3, 5])
-def test_every_transition_is_what_the_environment_showed_over_several_laps(
+def test_every_transition_equals_the_reference_over_several_laps(
     n_step: int, channels: int, terminal_on_life_loss: bool
 ) -> None:
     envs = ScriptedEnvs(3, channels=channels, terminal_on_life_loss=terminal_on_life_loss)
@@ -59,7 +59,7 @@ def test_every_transition_is_what_the_environment_showed_over_several_laps(
 
 
 @pytest.mark.parametrize("checkpoint_margin", [0, 17])
-def test_slack_keeps_more_than_is_sampled(checkpoint_margin: int) -> None:
+def test_the_checkpoint_margin_is_not_sampled(checkpoint_margin: int) -> None:
     envs = ScriptedEnvs(2)
     replay = make(envs, 2 * 20, n_step=3, checkpoint_margin=checkpoint_margin)
     for step in range(90):
@@ -96,7 +96,7 @@ class ByHand:
         return obs, batch.reward.item(), batch.discount.item(), next_obs, batch.weight.item()
 
 
-def test_three_steps_by_hand_until_the_write_head() -> None:
+def test_three_steps_by_hand_up_to_the_write_position() -> None:
     three = ByHand(n_step=3)
     for obs, reward in (([0, 0, 1], 1), ([0, 1, 2], 2), ([1, 2, 3], 4), ([2, 3, 4], 8), ([3, 4, 5], 16)):
         three.add(obs, reward)
@@ -149,7 +149,7 @@ def test_three_steps_by_hand_at_a_lost_life() -> None:
     assert three.at(2) == ([1, 2, 3], 4, pytest.approx(0.9), [2, 3, 4], 1)
 
 
-def test_without_life_lost_a_life_is_no_boundary() -> None:
+def test_a_lost_life_is_no_boundary_without_life_lost() -> None:
     envs = ScriptedEnvs(1, terminal_on_life_loss=False)
     replay = make(envs, 20)
     script: tuple[Event, ...] = ("continue", "life", "continue")
@@ -160,7 +160,7 @@ def test_without_life_lost_a_life_is_no_boundary() -> None:
 
 
 @pytest.mark.parametrize("n_step", [1, 3])
-def test_samples_are_transitions_that_are_still_there(n_step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_are_stored_transitions(n_step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     envs = ScriptedEnvs(2)
     replay = make(envs, 2 * 15, n_step=n_step)
     weights: list[float] = []
@@ -191,7 +191,7 @@ def test_sampling_is_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 24.7 < chi_square < 86.7
 
 
-def test_the_same_seed_samples_the_same_and_another_does_not() -> None:
+def test_the_seed_determines_the_samples() -> None:
     batches = []
     for seed in (1, 1, 2):
         envs = ScriptedEnvs(2)
@@ -221,7 +221,7 @@ def test_types_and_shapes_of_a_batch() -> None:
     assert [tuple(tensor.shape) for tensor in batch] == [(5, 9, 2, 2), (5,), (5,), (5,), (5, 9, 2, 2), (5,)]
 
 
-def test_length_counts_what_may_be_sampled() -> None:
+def test_length_is_the_number_of_sampleable_slots() -> None:
     envs = ScriptedEnvs(2)
     replay = make(envs, 30, checkpoint_margin=100)
     assert len(replay) == 0
@@ -232,7 +232,7 @@ def test_length_counts_what_may_be_sampled() -> None:
     assert len(replay) == 30
 
 
-def test_what_was_given_is_copied() -> None:
+def test_added_arrays_are_copied() -> None:
     envs = ScriptedEnvs(1)
     replay = make(envs, 20)
     obs = np.full((1, 4, 2, 2), 7, np.uint8)
@@ -255,7 +255,7 @@ def test_any_stream_equals_the_reference(stream: Stream) -> None:
 
 @settings(max_examples=60)
 @given(streams())
-def test_any_sample_shows_stored_observations_only(stream: Stream) -> None:
+def test_samples_contain_only_stored_observations(stream: Stream) -> None:
     envs, n_step, window, checkpoint_margin, steps = stream
     replay = make(envs, window * envs.num_envs, n_step=n_step, checkpoint_margin=checkpoint_margin * envs.num_envs)
     for events in steps:
@@ -271,7 +271,7 @@ def test_any_sample_shows_stored_observations_only(stream: Stream) -> None:
 
 @settings(max_examples=60)
 @given(streams(), st.integers(0, 49))
-def test_any_checkpoint_samples_the_same_after_more_was_written(stream: Stream, cut: int) -> None:
+def test_samples_of_a_checkpoint_do_not_change_after_further_writes(stream: Stream, cut: int) -> None:
     envs, n_step, window, _, steps = stream
     cut = min(cut, len(steps))
     # A step writes two slots where it is truncated.
@@ -293,7 +293,7 @@ def test_any_checkpoint_samples_the_same_after_more_was_written(stream: Stream, 
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_on_a_gpu_it_holds_the_same() -> None:
+def test_a_buffer_on_a_gpu_equals_one_on_the_cpu() -> None:
     envs = ScriptedEnvs(3)
     options: dict[str, Any] = {"n_step": 3, "gamma": GAMMA, "seed": 0}
     replay = Replay(3 * 23, 3, envs.obs_shape, 1, device=torch.device("cuda"), **options)

@@ -32,7 +32,7 @@ ADDED: tuple[tuple[tuple[int, ...], type[np.generic]], ...] = (
 )
 
 
-def test_another_instance_goes_on_from_the_files(tmp_path: Path) -> None:
+def test_another_instance_resumes_from_the_files(tmp_path: Path) -> None:
     envs = ScriptedEnvs(3)
     replay = make(envs, 3 * 23, n_step=3, folder=tmp_path, checkpoint_margin=60)
     fill(envs, replay, 70)
@@ -52,7 +52,7 @@ def test_another_instance_goes_on_from_the_files(tmp_path: Path) -> None:
         check_all(other, envs, 3, window=23)
 
 
-def test_what_is_written_after_a_checkpoint_spares_what_it_needs(tmp_path: Path) -> None:
+def test_writes_after_a_checkpoint_do_not_overwrite_its_data(tmp_path: Path) -> None:
     envs = ScriptedEnvs(3)
     checkpoint_margin = 3 * 2 * 30
     replay = make(envs, 3 * 23, n_step=3, folder=tmp_path, checkpoint_margin=checkpoint_margin)
@@ -117,7 +117,7 @@ def test_a_killed_process_loses_nothing_before_its_checkpoint(tmp_path: Path) ->
         assert torch.equal(left, right)
 
 
-def test_a_state_of_other_rings_is_refused() -> None:
+def test_a_state_of_other_ring_sizes_is_refused() -> None:
     envs = ScriptedEnvs(2)
     state = make(envs, 60).state_dict()
     with pytest.raises(UserError, match="rings of 30 slots, but 2 rings of 40 were expected"):
@@ -126,7 +126,7 @@ def test_a_state_of_other_rings_is_refused() -> None:
         make(ScriptedEnvs(3), 90).load_state_dict(state)
 
 
-def test_files_of_another_size_are_refused_and_left_alone(tmp_path: Path) -> None:
+def test_files_of_another_size_are_refused_and_not_changed(tmp_path: Path) -> None:
     envs = ScriptedEnvs(2)
     replay = make(envs, 60, folder=tmp_path)
     fill(envs, replay, 5)
@@ -137,7 +137,7 @@ def test_files_of_another_size_are_refused_and_left_alone(tmp_path: Path) -> Non
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_files_take_their_blocks_at_once(tmp_path: Path) -> None:
+def test_files_are_fully_allocated_at_once(tmp_path: Path) -> None:
     replay = Replay(
         2000, 2, (4, 20, 20), 1, n_step=1, gamma=0.9, seed=0, device=CPU, folder=tmp_path, checkpoint_margin=100
     )
@@ -145,7 +145,7 @@ def test_files_take_their_blocks_at_once(tmp_path: Path) -> None:
     assert on_disk >= replay.bytes
 
 
-def test_a_full_disk_leaves_no_half_made_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_partial_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = tmp_path / "full"
     allocate, made = os.posix_fallocate, []
 
@@ -183,7 +183,7 @@ def test_a_full_disk_keeps_the_files_of_a_run_that_resumes(tmp_path: Path, monke
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_an_empty_ring_holds_nothing_whatever_its_files_say(tmp_path: Path) -> None:
+def test_an_empty_buffer_ignores_the_content_of_existing_files(tmp_path: Path) -> None:
     envs = ScriptedEnvs(2)
     replay = make(envs, 60, folder=tmp_path)
     for _ in range(5):
@@ -198,14 +198,14 @@ def test_an_empty_ring_holds_nothing_whatever_its_files_say(tmp_path: Path) -> N
 # What it takes
 
 
-def test_a_million_transitions_fit_the_promise() -> None:
+def test_size_of_a_million_transitions() -> None:
     # Pixels, 4 bytes each of action and reward, one of flags.
     assert bytes_needed(1_000_000, 0, (1, 84, 84)) == 1_000_000 * (84 * 84 + 9)
     assert bytes_needed(1_000_000, 10_000, (1, 84, 84)) <= 7.2e9
     assert bytes_needed(10, 5, (3, 6, 7)) == 15 * (126 + 9)
 
 
-def test_bytes_are_those_of_the_arrays(tmp_path: Path) -> None:
+def test_reported_bytes_are_those_of_the_files(tmp_path: Path) -> None:
     envs = ScriptedEnvs(3)
     replay = make(envs, 100, folder=tmp_path, checkpoint_margin=50)
     one_frame = 4  # the zeros before an episode's start
@@ -215,7 +215,7 @@ def test_bytes_are_those_of_the_arrays(tmp_path: Path) -> None:
     assert make(envs, 100).describe_size() == "0.00 GB in memory, not kept on disk"
 
 
-def test_what_it_takes_is_said_before_it_is_taken(tmp_path: Path) -> None:
+def test_the_size_is_printed_before_allocation(tmp_path: Path) -> None:
     said: list[tuple[str, list[Path]]] = []
     make(ScriptedEnvs(3), 100, folder=tmp_path, print_line=lambda text: said.append((text, list(tmp_path.iterdir()))))
     [(text, files)] = said
@@ -223,7 +223,7 @@ def test_what_it_takes_is_said_before_it_is_taken(tmp_path: Path) -> None:
     assert files == []
 
 
-def test_too_little_memory_is_said_before_it_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_insufficient_memory_is_refused_before_allocation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2_000_000_000))
     options: dict[str, Any] = {"n_step": 1, "gamma": 0.9, "seed": 0, "device": CPU}
     for folder in (None, tmp_path / "replay"):
@@ -232,7 +232,7 @@ def test_too_little_memory_is_said_before_it_is_taken(tmp_path: Path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_too_small_a_disk_is_said_before_it_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_insufficient_disk_space_is_refused_before_allocation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     envs = ScriptedEnvs(2)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
     with pytest.raises(UserError, match=r"GB of disk in .* are free; lower --replay-capacity, free some space"):
@@ -246,13 +246,13 @@ def test_too_small_a_disk_is_said_before_it_is_taken(tmp_path: Path, monkeypatch
     make(envs, 60, folder=tmp_path).load_state_dict(replay.state_dict())
 
 
-def test_rings_too_small_for_one_sample_are_refused() -> None:
+def test_buffers_too_small_for_one_sample_are_refused() -> None:
     with pytest.raises(UserError, match="gives each of 8 environments 7 slots, fewer than the 8"):
         make(ScriptedEnvs(8), 56, n_step=3)
     make(ScriptedEnvs(8), 64, n_step=3)
 
 
-def test_crowded_says_when_the_next_step_could_overwrite_a_checkpoint(tmp_path: Path) -> None:
+def test_needs_checkpoint_before_the_margin_is_used_up(tmp_path: Path) -> None:
     replay = Replay(40, 2, (4, 2, 2), 1, n_step=1, gamma=0.9, seed=0, device=CPU, folder=tmp_path, checkpoint_margin=20)
     obs, no = np.zeros((2, 4, 2, 2), np.uint8), np.zeros(2, bool)
     steps = 0
@@ -265,7 +265,7 @@ def test_crowded_says_when_the_next_step_could_overwrite_a_checkpoint(tmp_path: 
     assert not replay.needs_checkpoint
 
 
-def test_a_replay_that_was_not_kept_begins_empty(tmp_path: Path) -> None:
+def test_a_buffer_without_files_resumes_empty(tmp_path: Path) -> None:
     obs, no = np.zeros((2, 4, 2, 2), np.uint8), np.zeros(2, bool)
     replays = [Replay(40, 2, (4, 2, 2), 1, n_step=1, gamma=0.9, seed=0, device=CPU) for _ in range(2)]
     replays[0].add(obs, np.zeros(2, np.int64), np.zeros(2, np.float32), no, no, obs)

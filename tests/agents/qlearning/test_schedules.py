@@ -10,7 +10,7 @@ from zerokara.agents.configs.dqn import Config
 from zerokara.agents.qlearning import schedules
 
 
-def test_resets_come_when_they_are_due_and_annealing_starts_again() -> None:
+def test_resets_are_periodic_and_restart_the_annealing() -> None:
     annealed = Config(
         reset_every_updates=100, reset_until_updates=250, n_step=3, n_step_start=10, gamma=0.997, gamma_start=0.97
     )
@@ -44,7 +44,7 @@ def test_resets_come_when_they_are_due_and_annealing_starts_again() -> None:
     assert not any(schedules.is_reset_due(plain, u) for u in range(1, 50))
 
 
-def test_schedules_of_the_step() -> None:
+def test_step_schedules() -> None:
     c = Config(epsilon_decay_steps=100, epsilon_end=0.1, epsilon_off_after_steps=300, per_beta_steps=200)
     assert [schedules.epsilon(c, s) for s in (0, 50, 100, 299, 300)] == pytest.approx([1, 0.55, 0.1, 0.1, 0])
     assert [schedules.per_beta(c, s) for s in (0, 100, 200, 999)] == pytest.approx([0.4, 0.7, 1, 1])
@@ -53,7 +53,7 @@ def test_schedules_of_the_step() -> None:
     assert [schedules.learning_rate(c, s) for s in (0, 50, 100, 999)] == pytest.approx([1e-3, 6e-4, 2e-4, 2e-4])
 
 
-def test_the_target_is_renewed_by_agent_steps_whatever_the_replay_ratio() -> None:
+def test_target_updates_are_counted_in_agent_steps_for_any_replay_ratio() -> None:
     for every, at_once, target in ((4, 1, 100), (1, 8, 50), (64, 1, 32_000), (8, 1, 4), (3, 2, 10)):
         c = Config(train_every_steps=every, gradient_steps=at_once, target_update_steps=target)
         renewals = sum(schedules.is_target_update_due(c, u) for u in range(1, 2001))

@@ -77,7 +77,7 @@ def play(policy: Policy, env: Scripted, episodes_per_env: int, max_steps: int = 
     return evaluate(policy, env, episodes_per_env=episodes_per_env, epsilon=0.5, max_steps=max_steps, seed=seed)
 
 
-def test_every_environment_counts_the_same_number_of_games(policy: Policy) -> None:
+def test_every_environment_contributes_the_same_number_of_episodes(policy: Policy) -> None:
     env = Scripted([2, 5, -11])
     scores = play(policy, env, 3)
     # While the third plays three games, the first plays sixteen: the first three count.
@@ -87,12 +87,12 @@ def test_every_environment_counts_the_same_number_of_games(policy: Policy) -> No
     assert scores.mean == pytest.approx((6 + 315 + 633) / 9)
 
 
-def test_rewards_are_raw_and_lives_end_no_game(policy: Policy) -> None:
+def test_returns_are_raw_and_lost_lives_do_not_end_episodes(policy: Policy) -> None:
     # 100 at once in the second environment, which no clipping let through.
     assert list(play(policy, Scripted([3, 1]), 1).returns) == [2, 100]
 
 
-def test_a_game_that_is_too_long_is_cut_and_counts_as_it_stands(policy: Policy) -> None:
+def test_an_episode_is_cut_after_max_steps_and_its_return_counts(policy: Policy) -> None:
     env = Scripted([5, 9])
     scores = play(policy, env, 3, max_steps=6)
     # The second is cut after 6 steps and plays on, unseen, until 9; its next game is cut after step 15. By then the
@@ -104,14 +104,14 @@ def test_a_game_that_is_too_long_is_cut_and_counts_as_it_stands(policy: Policy) 
     assert scores.cut == 3
 
 
-def test_a_game_that_ends_at_the_limit_is_whole(policy: Policy) -> None:
+def test_an_episode_that_ends_at_max_steps_is_not_cut(policy: Policy) -> None:
     scores = play(policy, Scripted([6]), 2, max_steps=6)
     assert list(scores.lengths) == [6, 6]
     assert list(scores.returns) == [5, 6]
     assert scores.cut == 0
 
 
-def test_games_that_never_end_do_not_hold_up_the_others(policy: Policy) -> None:
+def test_episodes_that_never_end_do_not_block_the_evaluation(policy: Policy) -> None:
     env = Scripted([0, 3])
     scores = play(policy, env, 3, max_steps=10)
     assert list(scores.lengths) == [10, 10, 10, 3, 3, 3]
@@ -119,7 +119,7 @@ def test_games_that_never_end_do_not_hold_up_the_others(policy: Policy) -> None:
     assert env.seeds == [7, 8, 9], "each fresh start has a seed of its own"
 
 
-def test_the_same_seed_plays_the_same(policy: Policy) -> None:
+def test_the_same_seed_gives_the_same_actions(policy: Policy) -> None:
     envs = [Scripted([3, 5]) for _ in range(3)]
     for env, seed in zip(envs, (4, 4, 5), strict=True):
         play(policy, env, 4, seed=seed)
@@ -128,13 +128,13 @@ def test_the_same_seed_plays_the_same(policy: Policy) -> None:
     assert {action for row in envs[0].actions for action in row} == {0, 1, 2}
 
 
-def test_evaluation_leaves_the_worlds_random_numbers_alone(policy: Policy) -> None:
+def test_evaluation_does_not_change_the_global_random_state(policy: Policy) -> None:
     before = torch.get_rng_state()
     play(policy, Scripted([3]), 2)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_statistics_of_scores() -> None:
+def test_mean_and_standard_error_of_scores() -> None:
     scores = Scores((1.0, 2.0, 6.0), (10, 20, 30))
     assert scores.mean == 3
     # Deviations -2, -1, 3: variance 14 / 2 = 7, over 3 games.
@@ -142,7 +142,7 @@ def test_statistics_of_scores() -> None:
     assert Scores((5.0,), (1,)).standard_error == 0
 
 
-def test_it_stops_when_it_is_asked_to(policy: Policy) -> None:
+def test_evaluation_can_be_interrupted(policy: Policy) -> None:
     env = Scripted([6])
     with pytest.raises(Stopped):
         evaluate(
