@@ -1,6 +1,6 @@
-"""`Play`: a scripted environment for the replay and, at once, the slow reference that the replay must equal.
+"""Scripted environments for tests of the replay buffer, which are also a slow reference implementation of it.
 
-It keeps every observation whole, in plain Python lists, and walks them step by step. Every frame is unique.
+`ScriptedEnvs` stores all observations in Python lists and computes transitions step by step. Every frame is unique.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ EVENTS: tuple[Event, ...] = ("continue", "terminal", "truncated", "life", "life+
 
 
 SCRIPT: tuple[tuple[Event, ...], ...] = (
-    # Episodes of all lengths, also of one step, and every ending, at different times in each environment.
+    # Episodes of different lengths, some of one step, with every kind of ending, at different times in each
+    # environment.
     ("continue",) * 7
     + ("terminal",)
     + ("continue",) * 2
@@ -41,24 +42,24 @@ SCRIPT: tuple[tuple[Event, ...], ...] = (
 
 @dataclass
 class Slot:
-    """What one slot of a ring stands for; `action` is None where no transition starts."""
+    """Content of one slot of a ring buffer; `action` is None if no transition starts there."""
 
     obs: np.ndarray  # (C, H, W)
     action: int | None
     reward: float = 0.0
-    ends: bool = False  # no bootstrap behind this step
+    ends: bool = False  # no bootstrapping after this step
 
 
 @dataclass
 class ScriptedEnvs:
-    """Environments that follow a script, and the memory of everything they showed."""
+    """Environments that follow a script, with a record of all observations."""
 
     num_envs: int
     frame_stack: int = 4
     channels: int = 1
     terminal_on_life_loss: bool = True
     slots: list[list[Slot]] = field(default_factory=list)
-    frames: int = 0  # made so far, all different
+    frames: int = 0  # created so far, all different
     steps: int = 0
 
     def __post_init__(self) -> None:
@@ -70,7 +71,7 @@ class ScriptedEnvs:
         return (self.frame_stack * self.channels, 2, 2)
 
     def frame(self) -> np.ndarray:
-        """A frame (F, 2, 2) that holds its own number, which is never 0, in its first four bytes."""
+        """Create a frame (F, 2, 2) whose first four bytes encode its number, which is never 0."""
         self.frames += 1
         digits = [self.frames >> shift & 255 for shift in (24, 16, 8, 0)]
         return np.stack([np.array(digits, np.uint8).reshape(2, 2) + 100 * c for c in range(self.channels)]).astype(
@@ -78,12 +79,12 @@ class ScriptedEnvs:
         )
 
     def observe(self, env: int) -> np.ndarray:
-        """The stack (C, H, W): the last frames of this episode, zeros before its start."""
+        """Frame stack (C, H, W): the last frames of the episode, zeros before its start."""
         blank = np.zeros((self.channels, 2, 2), np.uint8)
         return np.concatenate(([blank] * self.frame_stack + self.episodes[env])[-self.frame_stack :])
 
     def step(self, replay: Replay, events: list[Event]) -> None:
-        """One vector step, put into the replay and into memory."""
+        """Do one step in all environments, and store it in the replay buffer and in the record."""
         obs = np.stack([self.observe(env) for env in range(self.num_envs)])
         action = np.array([(7 * self.steps + env) % 5 for env in range(self.num_envs)], np.int64)
         reward = np.array([(3 * self.steps + env) % 11 - 4 for env in range(self.num_envs)], np.float32)
@@ -108,7 +109,7 @@ class ScriptedEnvs:
     def expected_transition(
         self, env: int, slot: int, n_step: int
     ) -> tuple[np.ndarray, int, float, float, np.ndarray | None] | None:
-        """The transition that starts at a slot: obs, action, reward, discount, next_obs; None where none starts."""
+        """Transition that starts at a slot: obs, action, reward, discount, next_obs; None if none starts there."""
         slots = self.slots[env]
         first = slots[slot]
         if first.action is None or (slot == len(slots) - 1 and not first.ends):
@@ -125,7 +126,7 @@ class ScriptedEnvs:
         return first.obs, first.action, total, GAMMA**k, slots[slot + k].obs
 
     def sampleable_slots(self, env: int, window: int) -> range:
-        """Slots that can be sampled: the newest `window`, without those that only lend frames to stacks."""
+        """Slots that can be sampled: the newest `window`, without those used only as frames of stacks."""
         written = len(self.slots[env])
         return range(written - window + self.frame_stack - 1 if written > window else 0, written)
 
@@ -145,7 +146,7 @@ def make(envs: ScriptedEnvs, capacity: int, *, n_step: int = 1, seed: int = 0, *
 
 
 def check_rows(batch: Batch, envs: ScriptedEnvs, pairs: list[tuple[int, int]], n_step: int) -> int:
-    """The rows of a batch are what the reference says of these (environment, slot). Returns how many transitions."""
+    """Assert that a batch equals the reference at (environment, slot) pairs. Return the number of transitions."""
     expected = [envs.expected_transition(env, slot, n_step) for env, slot in pairs]
     assert batch.weight.tolist() == [float(row is not None) for row in expected]
     rows = [i for i, row in enumerate(expected) if row is not None]
@@ -165,7 +166,7 @@ def check_rows(batch: Batch, envs: ScriptedEnvs, pairs: list[tuple[int, int]], n
 
 
 def check_all(replay: Replay, envs: ScriptedEnvs, n_step: int, window: int) -> int:
-    """Every slot that may be drawn is what the reference says. Returns how many transitions there were."""
+    """Assert that all slots that can be sampled equal the reference. Return the number of transitions."""
     pairs = [(env, slot) for env in range(envs.num_envs) for slot in envs.sampleable_slots(env, window)]
     batch = replay.gather(torch.tensor([env for env, _ in pairs]), torch.tensor([slot for _, slot in pairs]))
     return check_rows(batch, envs, pairs, n_step)
@@ -182,7 +183,7 @@ Stream = tuple[ScriptedEnvs, int, int, int, list[list[Event]]]
 
 @st.composite
 def streams(draw: st.DrawFn) -> Stream:
-    """A fresh Play, n_step, slots of a window, slack, and a script."""
+    """Strategy for new ScriptedEnvs, n_step, slots of the window, checkpoint margin, and a script."""
     envs = ScriptedEnvs(
         draw(st.integers(1, 3)),
         frame_stack=draw(st.integers(1, 4)),
@@ -192,7 +193,7 @@ def streams(draw: st.DrawFn) -> Stream:
     n_step = draw(st.integers(1, 5))
     window = draw(st.integers(envs.frame_stack + n_step + 1, 16))
     checkpoint_margin = draw(st.sampled_from([0, 0, 5]))
-    # Mostly going, so that episodes have some length; shrinking ends at "continue".
+    # Mostly "continue", so that episodes have some length; shrinking ends at "continue".
     event = st.one_of(st.just(EVENTS[0]), st.just(EVENTS[0]), st.sampled_from(EVENTS))
     steps = draw(st.lists(st.lists(event, min_size=envs.num_envs, max_size=envs.num_envs), min_size=1, max_size=50))
     return envs, n_step, window, checkpoint_margin, steps

@@ -1,4 +1,4 @@
-"""PQN: what a rollout leaves, what an update does, that a run goes on bit for bit, and that others read it."""
+"""Tests of PQN: rollouts, updates, bitwise identical resuming, and evaluation of its runs."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_layer_norm_before_every_relu() -> None:
     x = torch.rand(2, 4, 84, 84)
     raw = conv(x)
     mean, variance = raw.mean(dim=1, keepdim=True), raw.var(dim=1, keepdim=True, unbiased=False)
-    expected = torch.relu((raw - mean) / (variance + norm.eps).sqrt())  # over the channels of a pixel
+    expected = torch.relu((raw - mean) / (variance + norm.eps).sqrt())  # over the channels of each pixel
     torch.testing.assert_close(net.backbone.stages(x)[0], expected, rtol=1e-4, atol=1e-5)
     assert len(maps) == 3
     assert not any(
@@ -89,7 +89,7 @@ def test_layer_norm_before_every_relu() -> None:
 
 
 def test_one_update_equals_an_explicit_computation() -> None:
-    """Half the squared error, gradient clipped by its norm, one step of RAdam."""
+    """Half the squared error, gradient clipping by norm, one step of RAdam."""
     torch.manual_seed(0)
     c = config(max_grad_norm=0.5, learning_rate=0.1)
     net = make_pqn_network(c, (4, 84, 84), 3)
@@ -112,12 +112,12 @@ def test_one_update_equals_an_explicit_computation() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     read = updater.read_metrics()
     assert read["train/loss"] > 0
-    assert read["train/grad_norm"] > 0.5, "as it was before the clipping"
+    assert read["train/grad_norm"] > 0.5, "the norm before clipping"
     assert any((p - old).abs().max() > 1e-4 for p, old in zip(net.parameters(), start, strict=True))
 
 
 def test_16_bit_working_copy_resumes_from_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in compiled runs on a CPU, but not compiled, which changes nothing here."""
+    """Settings of compiled runs on a CPU, without the compilation, which does not matter here."""
     monkeypatch.setattr(Compute, "function", lambda compute, function: function)
     compute, c = Compute(precision="bfloat16", compile=True), config()
     torch.manual_seed(0)
@@ -136,7 +136,7 @@ def test_16_bit_working_copy_resumes_from_a_checkpoint(monkeypatch: pytest.Monke
 
 
 class Scripted:
-    """An environment of three games whose pictures are their step's number: a terminal, a truncation, a lost life."""
+    """Three environments whose pixels are the step number: one terminates, one is truncated, one loses a life."""
 
     num_actions, frame_channels, obs_shape = 3, 1, (4, 84, 84)
 
@@ -170,12 +170,12 @@ def test_a_rollout_stores_the_next_value_of_each_step() -> None:
     for t in range(5):
         expected = values[t + 1].clone()
         if t == 2:
-            expected[1] = after_cut[1]  # the truncated game's last picture, not the next game's first
+            expected[1] = after_cut[1]  # the last observation of the truncated episode, not the first of the next one
         torch.testing.assert_close(learnt[0][t], expected)
         assert training.obs_TN[t].eq(10 * t).all()
-    assert training.terminal_TN.nonzero().tolist() == [[1, 0], [3, 2]], "a lost life ends it too"
+    assert training.terminal_TN.nonzero().tolist() == [[1, 0], [3, 2]], "a lost life is terminal too"
     assert training.truncated_TN.nonzero().tolist() == [[2, 1]]
-    assert training.reward_TN[3].tolist() == [1, -1, 1], "rewards are learnt from by their sign"
+    assert training.reward_TN[3].tolist() == [1, -1, 1], "rewards are clipped to their sign"
     assert training.step == 15
 
 
@@ -187,7 +187,7 @@ def test_every_step_is_used_once_per_epoch(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(training.learner, "update", lambda obs, action_B, target_B: seen.extend(action_B.tolist()))
     training._learn()
     assert sorted(seen[:15]) == sorted(seen[15:]) == list(range(15))
-    assert seen[:15] != seen[15:], "in another order"
+    assert seen[:15] != seen[15:], "in a different order"
     assert training.updates == 10
 
 
@@ -206,15 +206,15 @@ def test_learning_rate_decay() -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder in which runs/pqn was made by the program itself, in one go."""
+    """Working folder with runs/pqn, created by the program in one uninterrupted run."""
     root = tmp_path_factory.mktemp("pqn")
     with contextlib.chdir(root):
         pqn.main([*TINY, "--name", "pqn"])
     return root
 
 
-def test_a_stopped_run_resumes_bitwise_identically(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_stopped_run_resumes_bitwise_identically(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
+    None: monkeypatch.chdir(tmp_path)
     pqn.main([*TINY, "--name", "pqn", "--total-steps", "160"])
     pqn.main(["--name", "pqn", "--resume", "--total-steps", "400", "--quiet"])
     assert metrics(tmp_path / "runs" / "pqn") == metrics(finished / "runs" / "pqn")
@@ -233,22 +233,22 @@ def test_evaluate_reads_pqn_runs(finished: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [(["--num-minibatches", "7"], "--num-minibatches 7"), (["--replay-capacity", "5"], "--replay-capacity")],
 )
 def test_a_mistake_is_reported_in_one_line(
-    words: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError) as mistake:
+    with pytest.raises(UserError) as error:
         pqn.main([*TINY, *words])
-    assert says in str(mistake.value)
-    assert "\n" not in str(mistake.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_only_the_program_sets_the_openmp_spin_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It costs DQN a tenth of its speed, so importing PQN must not do it."""
-    monkeypatch.setenv("GOMP_SPINCOUNT", "")  # so that it is put back as it was
+    """Importing PQN must not set the spin count, which reduces the speed of DQN by a tenth."""
+    monkeypatch.setenv("GOMP_SPINCOUNT", "")  # so that monkeypatch restores it
     monkeypatch.delenv("GOMP_SPINCOUNT")
     monkeypatch.setattr("sys.argv", ["agents.pqn", "--help"])
     runpy.run_path(pqn.__file__, run_name="imported")
@@ -272,9 +272,9 @@ def test_learns_catch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "--hidden-units",
         "256",
     ]
-    # At a constant step size it swings between 0 and 4.6.
+    # With a constant learning rate the return oscillates between 0 and 4.6.
     words += ["--final-learning-rate", "1e-5", "--learning-rate-decay-steps", "200000"]
     words += ["--eval-every-steps", "40000", "--stop-at-return", "4.75", "--no-capture-video"]
     pqn.main([*words, "--name", "catch"])
-    # Five balls, one point each; 30 games reached the aim, and 30 fresh ones confirm it.
+    # Five balls, one point each; the mean of 30 episodes reached the goal, and 30 further episodes confirm it.
     assert max(line.get("eval/return_confirmed", 0.0) for line in metrics(tmp_path / "runs" / "catch")) >= 0.95 * 5

@@ -1,4 +1,4 @@
-"""The page of the family: a section for every preset, and a table that says what the presets set."""
+"""Tests of docs/family.md: a section for every preset, and a table with the values of the presets."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def test_every_preset_has_a_row_in_the_table() -> None:
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row[0])
 def test_a_row_lists_the_values_of_the_preset(row: list[str]) -> None:
-    name, builds_on, steps, target, replay, optimiser, learnt = row
+    name, builds_on, steps, target, replay, optimizer, reuse = row
     config = Config(**{"preset": name, **PRESETS[name]})
-    kind, rate = optimiser.split(", ")
+    kind, rate = optimizer.split(", ")
     assert builds_on in {"(none)", *PRESETS}
     assert int(steps.replace(",", "")) == config.total_steps
     assert int(target.replace(",", "")) == config.target_update_steps
     assert int(replay.replace(",", "")) == config.replay_capacity
-    assert {"Adam": "adam", "centred RMSProp": "rmsprop"}[kind] == config.optimizer
+    assert {"Adam": "adam", "centered RMSProp": "rmsprop"}[kind] == config.optimizer
     assert float(rate) == config.learning_rate
-    assert learnt == f"{config.batch_size * config.gradient_steps // config.train_every_steps} times"
+    assert reuse == f"{config.batch_size * config.gradient_steps // config.train_every_steps} times"
 
 
 def test_row_of_pqn() -> None:

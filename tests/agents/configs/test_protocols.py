@@ -1,4 +1,4 @@
-"""One definition of a score for training, evaluation and benchmark."""
+"""Tests of the evaluation protocols, which training, evaluation and benchmarks share."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_an_unknown_protocol_is_refused() -> None:
 
 def test_a_resumed_run_keeps_its_protocol(catch_run: Path) -> None:
     content = json.loads((catch_run / "config.json").read_text())
-    content["config"] |= {"protocol": "nature", "eval_epsilon": 0.3}  # typed once, over the protocol
+    content["config"] |= {"protocol": "nature", "eval_epsilon": 0.3}  # as if given as a flag, overriding the protocol
     (catch_run / "config.json").write_text(json.dumps(content))
     assert dqn.read_config(["--name", "catch", "--resume", "--protocol", "nature"]).eval_epsilon == 0.3
     with pytest.raises(UserError, match="began with --protocol nature"):

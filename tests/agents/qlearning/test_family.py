@@ -1,4 +1,4 @@
-"""The family on one network and one update: heads, noise, Munchausen, spectral norm, resets, what may not combine."""
+"""Tests of the DQN extensions on one network and one update: heads, noise, Munchausen, spectral norm, resets, presets."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def config(**changes: Any) -> Config:
 
 
 def bandit(seed: int = 0) -> Callable[[], Batch]:
-    """Two pictures, three actions, one step: action 1 is right where the picture is bright, 2 where it is dark."""
+    """Contextual bandit with two images and three actions: action 1 is best for bright images, action 2 for dark ones."""
     generator = torch.Generator().manual_seed(seed)
 
     def sample() -> Batch:
@@ -60,7 +60,7 @@ def bandit(seed: int = 0) -> Callable[[], Batch]:
         obs = (bright_B * 200).to(torch.uint8)[:, None, None, None].expand(-1, *OBS).contiguous()
         action_B = torch.randint(ACTIONS, (16,), generator=generator)
         reward_B = (action_B == torch.where(bright_B > 0, 1, 2)).float()
-        # Half of them go on to a dark picture with a discount of .5.
+        # Half of the transitions lead to a dark image, with a discount of .5.
         discount_B = 0.5 * torch.randint(2, (16,), generator=generator)
         return Batch(obs, action_B, reward_B, discount_B, torch.zeros_like(obs), torch.ones(16))
 
@@ -101,7 +101,7 @@ def test_shapes_and_values_of_every_head(head: str, dueling: bool) -> None:
     else:
         expected = z_BXA.mean(dim=1)
     torch.testing.assert_close(q_BA, expected)
-    if dueling:  # number by number, the advantages' mean is taken off
+    if dueling:  # for each of the X outputs, the mean advantage is subtracted
         advantage = net.advantage(net.head.embed(features, None)).view(7, -1, ACTIONS)
         torch.testing.assert_close(z_BXA - z_BXA.mean(dim=2, keepdim=True), advantage - advantage.mean(2, keepdim=True))
 
@@ -111,7 +111,7 @@ def test_fixed_quantile_fractions_are_midpoints() -> None:
 
 
 def test_cosine_embedding_by_hand() -> None:
-    """Equation 4 of Dabney et al. 2018: relu(sum over i of cos(pi i tau) w_ij + b_j), i from 0, times the features."""
+    """Dabney et al. 2018, equation 4: relu(sum over i of cos(pi i tau) w_ij + b_j), i from 0, times the features."""
     head = ImplicitQuantiles(2, 3, 3, 4, cosine_embedding_dim=3)
     tau_BT, features_BF = torch.tensor([[0.25, 1.0]]), torch.tensor([[2.0, -3.0]])
     rows = head.embed(features_BF, tau_BT)
@@ -142,7 +142,7 @@ def test_every_head_learns_a_bandit(head: str, munchausen: bool) -> None:
     q_NA = player.values(pictures)
     assert q_NA.argmax(dim=1).tolist() == [2, 1]
     if not munchausen:
-        # What follows a dark picture's best action: 1 + .25 v, v = 4/3, the same share for all.
+        # Value of the best action: v = 1 + .25 v on average, so v = 4/3, the same for both images.
         assert q_NA.max(dim=1).values.tolist() == pytest.approx([4 / 3, 4 / 3], abs=0.35)
         assert q_NA.min(dim=1).values.tolist() == pytest.approx([1 / 3, 1 / 3], abs=0.35)
 
@@ -152,9 +152,9 @@ def test_every_head_learns_a_bandit(head: str, munchausen: bool) -> None:
     [c for c in itertools.product(("c51", "iqn"), *[(True, False)] * 5) if not (c[3] and c[4]) and c[1] != c[5]]
     + [("q", True, True, True, False, True), ("qr", False, True, False, True, True)],
 )
-def test_extensions_can_be_combined(head: str, dueling: bool, noisy: bool, double: bool, munchausen: bool, residual: bool) -> None:
-    """Two updates with each, and the same again from the state in between, bit for bit."""
-    options = {"head": head, "dueling": dueling, "noisy": noisy, "double": double, "munchausen": munchausen}
+def test_extensions_can_be_combined(head: str, dueling: bool, noisy: bool, double: bool, munchausen: bool, residual:
+    bool) -> None: """Run two updates, and the second one again from the state in between, with bitwise identical
+    results.""" options = {"head": head, "dueling": dueling, "noisy": noisy, "double": double, "munchausen": munchausen}
     options |= RESIDUAL if residual else {}
     refuse_contradictions(config(**options))
     source = bandit()
@@ -180,9 +180,9 @@ def test_noise_is_resampled_for_every_action_and_update_and_disabled_in_evaluati
     noisy = [player.values(obs, noisy=True).clone() for _ in range(3)]
     assert not torch.equal(noisy[0], noisy[1])
     assert not torch.equal(noisy[1], noisy[2])
-    assert torch.equal(player.values(obs), still), "evaluation is without noise, whatever was played before"
+    assert torch.equal(player.values(obs), still), "no noise in evaluation, also after noisy actions"
     again = Policy(learned.network, learned.compute, seed=3)
-    assert torch.equal(again.values(obs, noisy=True), noisy[0]), "the noise has a seed"
+    assert torch.equal(again.values(obs, noisy=True), noisy[0]), "the noise is seeded"
 
     def noise() -> list[Tensor]:
         buffers = [*learned.network.named_buffers(), *learned.target.named_buffers()]
@@ -190,15 +190,15 @@ def test_noise_is_resampled_for_every_action_and_update_and_disabled_in_evaluati
 
     seen = []
     for _ in range(2):
-        player.values(obs)  # playing leaves the network in evaluation mode; learning must not care
+        player.values(obs)  # acting leaves the network in eval mode; the update must set train mode
         learned.update()
         seen.append(noise())
-    assert all(not torch.equal(a, b) for a, b in zip(*seen, strict=True)), "anew for every update"
+    assert all(not torch.equal(a, b) for a, b in zip(*seen, strict=True)), "resampled for every update"
     half = len(seen[0]) // 2
-    assert all(not torch.equal(a, b) for a, b in zip(seen[0][:half], seen[0][half:], strict=True)), "in each network"
-    sigma = learned.network.advantage[0].weight_sigma
+    assert all(not torch.equal(a, b) for a, b in zip(seen[0][:half], seen[0][half:], strict=True)), "different noise in
+    each network" sigma = learned.network.advantage[0].weight_sigma
     assert isinstance(sigma, Tensor)
-    assert sigma.std() > 0, "its size is learnt, so noise was on in the update"
+    assert sigma.std() > 0, "sigma was trained, so noise was enabled in the update"
 
 
 def test_acting_samples_noise_only_from_the_generator_of_the_policy() -> None:
@@ -208,7 +208,7 @@ def test_acting_samples_noise_only_from_the_generator_of_the_policy() -> None:
     others = (torch.get_rng_state(), learned.generator.get_state())
     before = player.noise.get_state()
     player.act(obs, 0.1, exploration)
-    assert torch.equal(player.noise.get_state(), before), "none in evaluation"
+    assert torch.equal(player.noise.get_state(), before), "no noise is sampled in evaluation"
     player.act(obs, 0.1, exploration, noisy=True)
     assert not torch.equal(player.noise.get_state(), before)
     assert all(
@@ -216,11 +216,11 @@ def test_acting_samples_noise_only_from_the_generator_of_the_policy() -> None:
     )
 
 
-# Munchausen, spectral norm, the gradient into the eye
+# Munchausen, spectral norm, gradient scale of the backbone
 
 
 def test_munchausen_log_probability_is_that_of_the_target_network() -> None:
-    """Output biases alone decide. Temperature 1: the target network's policy is (1/2, 1/4, 1/4)."""
+    """Only output biases. At temperature 1 the policy of the target network is (1/2, 1/4, 1/4)."""
     learned = learner(munchausen=True, munchausen_tau=1.0, munchausen_clip=-10.0, dueling=False)
     for net, bias in ((learned.network, [5.0, 0.0, 0.0]), (learned.target, [np.log(2), 0.0, 0.0])):
         out = net.advantage[-1]
@@ -261,12 +261,12 @@ def test_backbone_gradient_is_scaled() -> None:
         q_BA = net(torch.rand(4, *OBS))
         q_BA.square().sum().backward()
         gradients.append([p.grad for p in net.parameters() if p.grad is not None])
-    eye = len(list(make_network(config(), OBS, ACTIONS).backbone.parameters()))
+    num_backbone = len(list(make_network(config(), OBS, ACTIONS).backbone.parameters()))
     for i, (full, half) in enumerate(zip(*gradients, strict=True)):
-        torch.testing.assert_close(half, full * (0.5 if i < eye else 1.0))
+        torch.testing.assert_close(half, full * (0.5 if i < num_backbone else 1.0))
 
 
-# Resets and what is annealed
+# Resets
 
 
 def test_a_reset_reinitializes_the_head_and_perturbs_the_backbone() -> None:
@@ -276,7 +276,7 @@ def test_a_reset_reinitializes_the_head_and_perturbs_the_backbone() -> None:
     old = {name: p.detach().clone() for name, p in learned.network.named_parameters()}
     before = torch.get_rng_state()
     learned.reset(seed=7)
-    assert torch.equal(torch.get_rng_state(), before), "nobody else's random numbers are touched"
+    assert torch.equal(torch.get_rng_state(), before), "the global random state does not change"
     torch.manual_seed(7)
     fresh = dict(make_network(learned.config, OBS, ACTIONS).named_parameters())
     for name, now in learned.network.named_parameters():
@@ -292,11 +292,11 @@ def test_a_reset_reinitializes_the_head_and_perturbs_the_backbone() -> None:
     assert learned.is_finite()
 
 
-# Presets and contradictions
+# Presets and contradictory settings
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         (["--munchausen", "--double"], "--munchausen and --double"),
         (["--preset", "btr", "--double"], "--munchausen and --double"),
@@ -305,11 +305,11 @@ def test_a_reset_reinitializes_the_head_and_perturbs_the_backbone() -> None:
         (["--preset", "rainbow", "--pool-size", "6"], "--backbone nature"),
     ],
 )
-def test_contradictory_settings_are_refused(words: list[str], says: str) -> None:
-    with pytest.raises(UserError) as mistake:
+def test_contradictory_settings_are_refused(words: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
         refuse_contradictions(parse(Config, PRESETS, words, ""))
-    assert says in str(mistake.value)
-    assert "\n" not in str(mistake.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_every_paper_preset_lists_its_deviations() -> None:
@@ -388,7 +388,7 @@ def test_defaults_are_plain_q_learning() -> None:
 
 
 def test_every_preset_runs_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every preset at reduced size: it parses, learns for some updates, and is evaluated."""
+    """Run every preset at reduced size: command line, some updates, evaluation."""
     from zerokara.agents import dqn
 
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""The learner: what one update touches, against the same update written out, and that it goes on bit for bit."""
+"""Tests of the learner: one update against an explicit computation, and bitwise identical resuming."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def config(**changes: Any) -> Config:
 
 
 def batches(seed: int = 0) -> Callable[[], Batch]:
-    """A source of made-up batches, the same for the same seed."""
+    """Return a function that generates random batches from a seed."""
     generator = torch.Generator().manual_seed(seed)
 
     def pixels() -> Tensor:
@@ -76,12 +76,12 @@ def same(left: list[Tensor], right: list[Tensor]) -> bool:
 def test_an_update_changes_only_the_online_network(optimizer: str, double: bool) -> None:
     learner = make(batches(), optimizer=optimizer, double=double)
     online, target = weights(learner.network), weights(learner.target)
-    assert same(online, target), "they start as one"
+    assert same(online, target), "equal at the start"
     for _ in range(3):
         learner.update()
     assert same(weights(learner.target), target)
     moved = weights(learner.network)
-    assert all(not torch.equal(a, b) for a, b in zip(online, moved, strict=True)), "every weight learns"
+    assert all(not torch.equal(a, b) for a, b in zip(online, moved, strict=True)), "every weight changes"
     assert all(p.grad is None for p in learner.target.parameters())
     learner.update_target_network()
     assert same(weights(learner.target), moved)
@@ -116,7 +116,7 @@ def test_one_update_equals_an_explicit_computation(double: bool) -> None:
     loss.backward()
     gradients = [p.grad for p in online.parameters() if p.grad is not None]
     norm = torch.sqrt(sum((g.square().sum() for g in gradients), torch.zeros(())))
-    assert norm > 0.05, "the clipping must have something to clip"
+    assert norm > 0.05, "the gradient must be large enough to be clipped"
     torch._foreach_mul_(gradients, 0.05 / norm.item())
     optimizer.step()
 
@@ -129,7 +129,7 @@ def test_one_update_equals_an_explicit_computation(double: bool) -> None:
 
 
 def test_double_q_learning_selects_with_the_online_network() -> None:
-    """Output biases alone decide: the online network prefers action 1, the target network action 2."""
+    """Only output biases: the online network prefers action 1, the target network action 2."""
     learner = make(batches(), dueling=False)
     for net, bias in ((learner.network, [0.0, 5.0, 1.0]), (learner.target, [2.0, 3.0, 9.0])):
         out = net.advantage[-1]
@@ -149,7 +149,7 @@ def test_double_q_learning_selects_with_the_online_network() -> None:
 
 
 def test_no_gradient_flows_through_the_bootstrap_value() -> None:
-    """The gradient is that of a loss against a fixed number, although the online network chose the action."""
+    """The gradient is that of a loss with a constant target, although the online network selected the action."""
     batch = batches(1)()
     learner = make(lambda: batch)
     loss, _, _ = learner._forward(*batch)
@@ -189,12 +189,12 @@ def test_metrics_are_means_since_the_last_read() -> None:
     assert metrics["train/grad_norm"].item() > 0
     kept = {name: value.item() for name, value in metrics.items()}
     learner.update()
-    assert {name: value.item() for name, value in metrics.items()} == kept, "what was read does not change any more"
-    assert all(value.isfinite() for value in make(batches()).read_metrics().values()), "also before the first update"
+    assert {name: value.item() for name, value in metrics.items()} == kept, "metrics that were read do not change later"
+    assert all(value.isfinite() for value in make(batches()).read_metrics().values()), "finite before the first update"
 
 
 def test_a_transition_of_weight_0_has_no_effect() -> None:
-    """The last row of every batch has weight 0: whatever stands in it, the update is the same."""
+    """The last row of every batch has weight 0, so its content does not change the update."""
     batch = batches(2)()
     reward_B, obs = batch.reward.clone(), batch.obs.clone()
     reward_B[-1] = 1e6
@@ -228,7 +228,8 @@ def test_first_adam_step_equals_the_learning_rate() -> None:
         set_learning_rate(learner.optimizer, rate)
         learner.update()
         moved.append(max(float((a - b).abs().max()) for a, b in zip(weights(learner.network), before, strict=True)))
-    assert moved == pytest.approx([1e-3, 1e-4], rel=1e-2)  # Adam's first step is its rate, whatever the gradient
+    assert moved == pytest.approx([1e-3, 1e-4], rel=1e-2)  # the first step of Adam equals its learning rate for any
+    gradient
 
 
 @pytest.mark.parametrize("compute", [Compute(), Compute(precision="bfloat16", channels_last=True)])
@@ -243,7 +244,7 @@ def test_a_restored_learner_continues_bitwise_identically(optimizer: str, comput
     torch.save(first.state_dict(), tmp_path / "state.pt")
     drawn = [sample() for _ in range(5)]
 
-    def go_on(learner: Learner) -> tuple[list[Tensor], dict[str, float]]:
+    def continue_training(learner: Learner) -> tuple[list[Tensor], dict[str, float]]:
         stream = iter(drawn)
         learner._sample = lambda: next(stream)
         for i in range(5):
@@ -253,12 +254,12 @@ def test_a_restored_learner_continues_bitwise_identically(optimizer: str, comput
         metrics = {name: value.item() for name, value in learner.read_metrics().items()}
         return weights(learner.network) + weights(learner.target), metrics
 
-    expected, expected_metrics = go_on(first)
+    expected, expected_metrics = continue_training(first)
     second = make(sample, seed=77, optimizer=optimizer, compute=compute)
     second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    got, metrics = go_on(second)
+    got, metrics = continue_training(second)
     assert same(got, expected)
-    assert metrics == expected_metrics, "the sums are part of the state"
+    assert metrics == expected_metrics, "the metric sums are part of the state"
 
 
 def test_non_finite_weights_are_detected() -> None:
@@ -298,7 +299,7 @@ def test_bfloat16_loss_is_close_to_float32() -> None:
 def test_16_bit_working_copy_resumes_from_a_checkpoint_and_follows_a_reset(
     monkeypatch: pytest.MonkeyPatch, noisy: bool
 ) -> None:
-    """As in compiled runs on a CPU, but not compiled, which changes nothing here."""
+    """Settings of compiled runs on a CPU, without the compilation, which does not matter here."""
     monkeypatch.setattr(Compute, "function", lambda compute, function: function)
     compute = Compute(precision="bfloat16", compile=True)
     learner, other = (make(batches(6), compute=compute, noisy=noisy) for _ in range(2))
@@ -392,7 +393,7 @@ def test_epsilon_is_the_fraction_of_random_actions() -> None:
     with torch.no_grad():
         out.bias.copy_(torch.tensor([0.0, 1e3, 0.0]))
     action_N = player.act(observations(3000), 0.3, Exploration(3000, ACTIONS, 0))
-    # Two thirds of the random ones are not the greedy action: .2 of 3000, standard deviation 22.
+    # Two thirds of the random actions differ from the greedy one: .2 of 3000, standard deviation 22.
     assert abs((action_N != 1).sum() - 600) < 90
 
 

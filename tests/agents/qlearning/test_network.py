@@ -1,4 +1,4 @@
-"""The Q-network: its parts counted by hand, its identities checked."""
+"""Tests of the Q-network: parameter counts computed by hand, and identities between its parts."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def parameters(module: nn.Module) -> int:
 
 
 # 32 filters of 8x8x4, 64 of 4x4x32, 64 of 3x3x64, 7x7x64 = 3136 features to 512, each with its bias.
-NATURE_TRUNK = 8_224 + 32_832 + 36_928
+NATURE_BACKBONE = 8_224 + 32_832 + 36_928
 NATURE_HIDDEN = 1_606_144
 
 
 @pytest.mark.parametrize("actions", [4, 6, 18])
 def test_nature_network_has_the_parameter_count_of_the_paper(actions: int) -> None:
-    assert parameters(network(num_actions=actions)) == NATURE_TRUNK + NATURE_HIDDEN + 512 * actions + actions
+    assert parameters(network(num_actions=actions)) == NATURE_BACKBONE + NATURE_HIDDEN + 512 * actions + actions
 
 
 def test_known_parameter_counts() -> None:
     assert parameters(network()) == 1_687_206
-    # Two hidden layers, and one more output for the state's value.
-    assert parameters(network(dueling=True)) == NATURE_TRUNK + 2 * NATURE_HIDDEN + 513 * 6 + 513
+    # Two hidden layers, and one more output for the state value.
+    assert parameters(network(dueling=True)) == NATURE_BACKBONE + 2 * NATURE_HIDDEN + 513 * 6 + 513
     assert parameters(network(layer_norm=True)) == 1_687_206 + 2 * 512
     # 2013: 16 8x8x4, 32 4x4x16, 9x9x32 = 2592 features to 256.
     assert parameters(network(backbone="nips", hidden_units=256)) == 4_112 + 8_224 + 663_808 + 257 * 6
@@ -60,7 +60,7 @@ def test_dueling_adds_the_value_to_centered_advantages() -> None:
     for a in range(6):
         others = sum(advantage_BA[:, i] for i in range(6)) / 6
         torch.testing.assert_close(q_BA[:, a], value_B + advantage_BA[:, a] - others)
-    # What all advantages share is not seen: only the value says how good a state is.
+    # A constant added to all advantages has no effect.
     bias = net.advantage[-1].bias
     assert isinstance(bias, Tensor)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Prioritised replay: sums, draws, weights, and who has a priority at all, against plain loops."""
+"""Tests of prioritized replay: sum tree, sampling, weights and priorities, against simple loops."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make(envs: ScriptedEnvs, window: int, *, n_step: int = 1, alpha: float = 1.0
 
 
 def drawable(envs: ScriptedEnvs, replay: PrioritizedReplay) -> set[int]:
-    """Rows of the slots from which a transition starts, by the slow reference."""
+    """Rows of the slots at which a transition starts, according to the reference."""
     return {
         env * replay.slots + slot % replay.slots
         for env in range(envs.num_envs)
@@ -57,7 +57,7 @@ def test_number_of_levels_of_the_tree(size: int, levels: int) -> None:
     assert len(tree.levels[-1]) == FAN_OUT
     tree.set(torch.tensor([size - 1]), torch.tensor([2.0]))
     assert all(level.sum() == 2 for level in tree.levels)
-    assert tree.sample(torch.rand(levels, 50)).eq(size - 1).all(), "the only one that can be drawn"
+    assert tree.sample(torch.rand(levels, 50)).eq(size - 1).all(), "the only value above 0"
 
 
 def test_sums_are_correct_after_many_changes() -> None:
@@ -67,7 +67,7 @@ def test_sums_are_correct_after_many_changes() -> None:
         row = torch.randint(9000, (100,), generator=generator)
         value = torch.rand(100, generator=generator) * (torch.rand(100, generator=generator) > 0.3)
         tree.set(row, value)
-        for r in set(row.tolist()):  # where a row comes twice, the greater value stays
+        for r in set(row.tolist()):  # for a row that occurs twice, the larger value is stored
             numbers[r] = value[row == r].max()
         check_sums(tree)
     assert torch.equal(tree.levels[0][:9000], numbers)
@@ -75,7 +75,7 @@ def test_sums_are_correct_after_many_changes() -> None:
 
 
 def test_samples_are_proportional_to_values() -> None:
-    """Over two levels, from 1 to 100 times as often, and what is 0 never."""
+    """Two levels, values from 1 to 100, and values of 0, which are never sampled."""
     tree, generator = SumTree(200, CPU), torch.Generator().manual_seed(3)
     numbers = torch.zeros(200)
     numbers[[3, 40, 63, 64, 120, 199]] = torch.tensor([1.0, 10, 100, 50, 5, 34])
@@ -90,7 +90,7 @@ def test_samples_are_proportional_to_values() -> None:
 
 
 def test_a_value_of_0_is_never_sampled_after_rounding() -> None:
-    """Numbers that float32 cannot add without loss, and the largest number below 1."""
+    """Values that float32 cannot add exactly, and the largest random number below 1."""
     tree = SumTree(640, CPU)
     numbers = torch.zeros(640)
     numbers[10:620:7] = 1e-3
@@ -102,7 +102,7 @@ def test_a_value_of_0_is_never_sampled_after_rounding() -> None:
         assert (tree.get(tree.sample(uniform)) > 0).all()
 
 
-# Who has a priority
+# Priorities
 
 
 @pytest.mark.parametrize("checkpoint_margin", [0, 24])
@@ -127,7 +127,7 @@ def test_only_transitions_have_a_priority_in_any_stream(stream: Stream) -> None:
 
 
 def spied(replay: PrioritizedReplay, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Fills with the (environment, slot) of every row that is drawn."""
+    """Return a list that is filled with the (environment, slot) of every sampled row."""
     seen: list[tuple[int, int]] = []
     gather = replay.gather
 
@@ -160,32 +160,32 @@ def test_priorities_weights_and_new_transitions_by_hand() -> None:
     for _ in range(4):
         envs.step(replay, ["continue"])
     leaves = replay.tree.levels[0]
-    assert leaves[:5].tolist() == [1, 1, 1, 0, 0], "new ones have priority 1, the newest waits for its successor"
-    replay._drawn_B = torch.tensor([0, 1])
+    assert leaves[:5].tolist() == [1, 1, 1, 0, 0], "new transitions have priority 1, the newest slot has none before its
+    next observation" replay._drawn_B = torch.tensor([0, 1])
     replay.update_priorities(torch.tensor([9.0, 0.25]))
     assert leaves[:5].tolist() == pytest.approx([3, 0.5, 1, 0, 0], rel=1e-4)  # errors ** .5
     envs.step(replay, ["continue"])
-    assert leaves[:5].tolist() == pytest.approx([3, 0.5, 1, 3, 0], rel=1e-4), "a new one has the highest so far"
-    replay._drawn_B = torch.tensor([0])
+    assert leaves[:5].tolist() == pytest.approx([3, 0.5, 1, 3, 0], rel=1e-4), "a new transition has the largest priority
+    so far" replay._drawn_B = torch.tensor([0])
     replay.update_priorities(torch.tensor([0.0]))
-    assert 0 < leaves[0] <= 1.1e-3, "nothing is lost for good"
+    assert 0 < leaves[0] <= 1.1e-3, "an error of 0 keeps a positive priority"
     envs.step(replay, ["terminal"])
-    assert leaves[4:6].tolist() == pytest.approx([3, 3], rel=1e-4), "still; and a terminal needs no successor"
-    replay._drawn_B = torch.tensor([5])
+    assert leaves[4:6].tolist() == pytest.approx([3, 3], rel=1e-4), "the largest so far; a terminal transition needs no
+    next observation" replay._drawn_B = torch.tensor([5])
     replay.update_priorities(torch.tensor([1.0]))
     envs.step(replay, ["continue"])
-    assert leaves[5:7].tolist() == pytest.approx([1, 0], rel=1e-4), "its priority was known already"
+    assert leaves[5:7].tolist() == pytest.approx([1, 0], rel=1e-4), "its priority is kept"
 
     replay.beta.fill_(0.4)
     batch = replay.sample(64)
     priority_B = leaves[replay._drawn_B]
     expected_B = (priority_B / priority_B.min()) ** -0.4
     torch.testing.assert_close(batch.weight, expected_B)
-    assert batch.weight.max() == 1, "over the batch's greatest"
+    assert batch.weight.max() == 1, "divided by the maximum in the batch"
 
 
 def test_a_late_update_gives_no_priority_to_expired_slots() -> None:
-    """A rank that comes late, when the ring has moved on, must not bring an old slot back."""
+    """Updating priorities after slots were overwritten or expired must not give these slots a priority."""
     envs = ScriptedEnvs(1)
     replay = make(envs, 12)
     for _ in range(12):
@@ -214,7 +214,7 @@ def test_sampling_frequencies_follow_priorities(monkeypatch: pytest.MonkeyPatch)
     expected = 30_000 * priority.numpy() / priority.sum().item()
     assert counts[expected == 0].sum() == 0
     chi_square = ((counts - expected)[expected > 0] ** 2 / expected[expected > 0]).sum()
-    # 57 degrees of freedom, 99.9%; stratified draws vary less than free ones.
+    # 57 degrees of freedom, 99.9%; stratified samples vary less than independent ones.
     assert chi_square < 99
 
 
@@ -260,7 +260,7 @@ def test_a_restored_buffer_continues_bitwise_identically(tmp_path: Path, kept: b
     assert torch.equal(replay.max_priority, heights), "the state is a snapshot"
     assert all(torch.equal(a, b) for a, b in zip(expected, replay.sample(64), strict=True))
     empty = make(envs, 20, seed=9, **options)
-    empty.load_state_dict(state)  # in a new process its rings are lost
+    empty.load_state_dict(state)  # in a new process the data is lost
     assert len(empty) == 0
     assert empty.tree.levels[0].sum() == 0
-    assert (empty.sample(8).weight == 0).all(), "nothing to learn from"
+    assert (empty.sample(8).weight == 0).all(), "no transitions"

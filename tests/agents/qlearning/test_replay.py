@@ -1,4 +1,4 @@
-"""Replay against what the environment itself showed: every transition, at every boundary."""
+"""Tests of the replay buffer against the reference implementation: every transition, at every boundary."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from zerokara.agents.qlearning.replay import Batch, Replay
 
 
 def drawn(replay: Replay, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Batch, list[tuple[int, int]]]:
-    """A sample, and the (environment, slot) of each of its rows."""
+    """Sample a batch, and return it with the (environment, slot) of each row."""
     seen: list[tuple[int, int]] = []
     gather = replay.gather
 
@@ -51,7 +51,7 @@ def test_every_transition_equals_the_reference_over_several_laps(
     envs = ScriptedEnvs(3, channels=channels, terminal_on_life_loss=terminal_on_life_loss)
     replay = make(envs, 3 * 23, n_step=n_step)
     checked = 0
-    for step in range(130):  # more than five laps of rings of 23
+    for step in range(130):  # more than five laps of ring buffers of 23 slots
         envs.step(replay, [script[step % len(script)] for script in SCRIPT])
         checked += check_all(replay, envs, n_step, window=23)
     assert checked > 3 * 130 * 10
@@ -67,7 +67,7 @@ def test_the_checkpoint_margin_is_not_sampled(checkpoint_margin: int) -> None:
         check_all(replay, envs, 3, window=20)
 
 
-# One environment, gamma 0.9, rewards 1, 2, 4, 8, ..., frames whose only pixel value is their number: by hand.
+# Cases computed by hand: one environment, gamma 0.9, rewards 1, 2, 4, 8, ..., frames of one pixel with their number.
 
 
 class ByHand:
@@ -90,7 +90,7 @@ class ByHand:
         )
 
     def at(self, slot: int) -> tuple[Any, ...]:
-        """Obs, reward, discount, next obs, weight."""
+        """Return obs, reward, discount, next obs and weight of the transition at a slot."""
         batch = self.replay.gather(torch.tensor([0]), torch.tensor([slot]))
         obs, next_obs = batch.obs.flatten().tolist(), batch.next_obs.flatten().tolist()
         return obs, batch.reward.item(), batch.discount.item(), next_obs, batch.weight.item()
@@ -102,7 +102,7 @@ def test_three_steps_by_hand_up_to_the_write_position() -> None:
         three.add(obs, reward)
     assert three.at(0) == ([0, 0, 1], pytest.approx(1 + 0.9 * 2 + 0.81 * 4), pytest.approx(0.729), [2, 3, 4], 1)
     assert three.at(1) == ([0, 1, 2], pytest.approx(2 + 0.9 * 4 + 0.81 * 8), pytest.approx(0.729), [3, 4, 5], 1)
-    # Fewer than three steps are there: two, then one, with the discount that fits; the newest has no successor.
+    # Fewer than three steps are stored: returns over two steps and one step. The newest slot has no next observation.
     assert three.at(2) == ([1, 2, 3], pytest.approx(4 + 0.9 * 8), pytest.approx(0.81), [3, 4, 5], 1)
     assert three.at(3) == ([2, 3, 4], 8, pytest.approx(0.9), [3, 4, 5], 1)
     assert three.at(4)[-1] == 0
@@ -113,7 +113,7 @@ def test_three_steps_by_hand_at_a_terminal() -> None:
     three.add([0, 0, 1], 1)
     three.add([0, 1, 2], 2)
     three.add([1, 2, 3], 4, "terminal")
-    # It is a transition as soon as it is stored.
+    # A terminal transition can be sampled as soon as it is stored.
     assert three.at(2)[1:3] == (4, 0)
     assert three.at(2)[-1] == 1
     three.add([0, 0, 50], 8)
@@ -133,7 +133,7 @@ def test_three_steps_by_hand_at_a_truncation() -> None:
     three.add([0, 50, 51], 16)
     assert three.at(0) == ([0, 0, 1], pytest.approx(1 + 0.9 * 2), pytest.approx(0.81), [1, 2, 3], 1)
     assert three.at(1) == ([0, 1, 2], 2, pytest.approx(0.9), [1, 2, 3], 1)
-    assert three.at(2)[-1] == 0, "the true last observation is no transition of its own"
+    assert three.at(2)[-1] == 0, "no transition starts at the true last observation"
     assert three.at(3) == ([0, 0, 50], 8, pytest.approx(0.9), [0, 50, 51], 1)
 
 
@@ -145,7 +145,7 @@ def test_three_steps_by_hand_at_a_lost_life() -> None:
     three.add([2, 3, 4], 8)
     assert three.at(0)[:3] == ([0, 0, 1], pytest.approx(1 + 0.9 * 2), 0)
     assert three.at(1)[:3] == ([0, 1, 2], 2, 0)
-    # The stack goes on across it: no reset.
+    # The frame stack continues after the lost life.
     assert three.at(2) == ([1, 2, 3], 4, pytest.approx(0.9), [2, 3, 4], 1)
 
 
@@ -180,7 +180,7 @@ def test_sampling_is_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
     for step in range(60):
         envs.step(replay, ["continue", "terminal" if step % 9 == 0 else "continue", "continue"])
     cells = [(env, slot) for env in range(3) for slot in envs.sampleable_slots(env, 20)]
-    assert len(cells) == 3 * 17  # the oldest three of 20 only lend frames
+    assert len(cells) == 3 * 17  # the oldest three of 20 are used only as frames of stacks
     draws = 51_000
     _, pairs = drawn(replay, draws, monkeypatch)
     counts = Counter(pairs)
@@ -274,7 +274,7 @@ def test_samples_contain_only_stored_observations(stream: Stream) -> None:
 def test_samples_of_a_checkpoint_do_not_change_after_further_writes(stream: Stream, cut: int) -> None:
     envs, n_step, window, _, steps = stream
     cut = min(cut, len(steps))
-    # A step writes two slots where it is truncated.
+    # A truncated step writes two slots.
     replay = make(envs, window * envs.num_envs, n_step=n_step, checkpoint_margin=2 * (len(steps) - cut) * envs.num_envs)
     for events in steps[:cut]:
         envs.step(replay, events)
@@ -288,7 +288,7 @@ def test_samples_of_a_checkpoint_do_not_change_after_further_writes(stream: Stre
     assert torch.equal(before.weight, after.weight)
     for left, right in zip(before, after, strict=True):
         ended = before.discount == 0
-        keep = valid & ~ended if left is before.next_obs else valid  # behind an ending anything may stand
+        keep = valid & ~ended if left is before.next_obs else valid  # after a terminal next_obs is arbitrary
         assert torch.equal(left[keep], right[keep])
 
 

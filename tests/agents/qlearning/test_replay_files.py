@@ -1,4 +1,4 @@
-"""Replay in files: what a checkpoint needs stays, a killed process loses nothing, what does not fit is refused."""
+"""Tests of replay buffers in files: checkpoints, killed processes, sizes, and insufficient memory or disk space."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.agents.fakes import CPU, ScriptedEnvs, check_all, fill, make
 from zerokara.agents.qlearning.replay import Replay, bytes_needed
 from zerokara.core.config import UserError
 
-# Shapes and types of what `Play` adds, for one environment.
+# Shapes and types of the arguments of `Replay.add`, for one environment.
 ADDED: tuple[tuple[tuple[int, ...], type[np.generic]], ...] = (
     ((4, 2, 2), np.uint8),
     ((), np.int64),
@@ -36,7 +36,7 @@ def test_another_instance_resumes_from_the_files(tmp_path: Path) -> None:
     envs = ScriptedEnvs(3)
     replay = make(envs, 3 * 23, n_step=3, folder=tmp_path, checkpoint_margin=60)
     fill(envs, replay, 70)
-    envs.step(replay, ["terminal", "truncated", "continue"])  # two of the next slots begin an episode
+    envs.step(replay, ["terminal", "truncated", "continue"])  # two of the next slots start an episode
     state = replay.state_dict()
     expected = [replay.sample(64) for _ in range(3)]
 
@@ -46,7 +46,7 @@ def test_another_instance_resumes_from_the_files(tmp_path: Path) -> None:
     for batch in expected:
         for left, right in zip(batch, other.sample(64), strict=True):
             assert torch.equal(left, right)
-    # It also goes on being written where the first one stood: starts of episodes are remembered.
+    # Writing continues at the position of the first instance, and starts of episodes are restored.
     for _ in range(40):
         fill(envs, other, 1)
         check_all(other, envs, 3, window=23)
@@ -59,7 +59,7 @@ def test_writes_after_a_checkpoint_do_not_overwrite_its_data(tmp_path: Path) -> 
     fill(envs, replay, 100)
     state = replay.state_dict()
     expected = replay.sample(200)
-    for _ in range(30):  # the worst: every step truncated, two slots each
+    for _ in range(30):  # worst case: every step is truncated and writes two slots
         envs.step(replay, ["truncated"] * 3)
     other = make(envs, 3 * 23, n_step=3, folder=tmp_path, checkpoint_margin=checkpoint_margin)
     other.load_state_dict(state)
@@ -83,7 +83,7 @@ def test_the_state_is_a_snapshot() -> None:
     replay.load_state_dict(state)
     heads = state["head"].clone()
     fill(envs, replay, 3)
-    assert torch.equal(state["head"], heads), "loading must not tie the ring to the state"
+    assert torch.equal(state["head"], heads), "the buffer must not share memory with the loaded state"
 
 
 KILLED = """
@@ -120,9 +120,9 @@ def test_a_killed_process_loses_nothing_before_its_checkpoint(tmp_path: Path) ->
 def test_a_state_of_other_ring_sizes_is_refused() -> None:
     envs = ScriptedEnvs(2)
     state = make(envs, 60).state_dict()
-    with pytest.raises(UserError, match="rings of 30 slots, but 2 rings of 40 were expected"):
+    with pytest.raises(UserError, match="ring buffers of 30 slots, but 2 ring buffers of 40 were expected"):
         make(envs, 80).load_state_dict(state)
-    with pytest.raises(UserError, match="2 rings of 30 slots, but 3 rings of 30 were expected"):
+    with pytest.raises(UserError, match="2 ring buffers of 30 slots, but 3 ring buffers of 30 were expected"):
         make(ScriptedEnvs(3), 90).load_state_dict(state)
 
 
@@ -132,7 +132,7 @@ def test_files_of_another_size_are_refused_and_not_changed(tmp_path: Path) -> No
     fill(envs, replay, 5)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert set(before) == {"frame.bin", "action.bin", "reward.bin", "flag.bin"}
-    with pytest.raises(UserError, match=r"bytes where this configuration needs .*--name"):
+    with pytest.raises(UserError, match=r"bytes, but this configuration needs .*--name"):
         make(envs, 100, folder=tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -158,11 +158,11 @@ def test_a_full_disk_leaves_no_partial_files(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(os, "posix_fallocate", fill_up)
     envs = ScriptedEnvs(2)
-    with pytest.raises(UserError, match=r"could not be made in .*full \(No space left on device\); free some space"):
-        make(envs, 60, folder=full)
+    with pytest.raises(UserError, match=r"could not be created in .*full \(No space left on device\): free some disk
+        space"): make(envs, 60, folder=full)
     assert len(made) == 3
     assert list(full.iterdir()) == []
-    # With room again, the same command works.
+    # With free disk space, the same command works.
     monkeypatch.undo()
     replay = make(envs, 60, folder=full)
     fill(envs, replay, 20)
@@ -192,14 +192,14 @@ def test_an_empty_buffer_ignores_the_content_of_existing_files(tmp_path: Path) -
     assert len(fresh) == 0
     assert fresh.sample(20).weight.sum() == 0
     fresh.add(*(np.zeros((2, *shape), kind) for shape, kind in ADDED))
-    assert fresh.sample(20).weight.sum() == 0, "nor does one whose only slot waits for its successor"
+    assert fresh.sample(20).weight.sum() == 0, "one slot without a next observation is no transition either"
 
 
-# What it takes
+# Sizes
 
 
 def test_size_of_a_million_transitions() -> None:
-    # Pixels, 4 bytes each of action and reward, one of flags.
+    # Pixels, 4 bytes each for action and reward, one byte for the flag.
     assert bytes_needed(1_000_000, 0, (1, 84, 84)) == 1_000_000 * (84 * 84 + 9)
     assert bytes_needed(1_000_000, 10_000, (1, 84, 84)) <= 7.2e9
     assert bytes_needed(10, 5, (3, 6, 7)) == 15 * (126 + 9)
@@ -208,18 +208,18 @@ def test_size_of_a_million_transitions() -> None:
 def test_reported_bytes_are_those_of_the_files(tmp_path: Path) -> None:
     envs = ScriptedEnvs(3)
     replay = make(envs, 100, folder=tmp_path, checkpoint_margin=50)
-    one_frame = 4  # the zeros before an episode's start
+    one_frame = 4  # the zeros before the start of an episode
     assert replay.bytes == sum(path.stat().st_size for path in tmp_path.iterdir()) - one_frame
     assert replay.bytes == 3 * (34 + 17) * (4 + 9)
     assert replay.describe_size().startswith("0.00 GB in files under ")
-    assert make(envs, 100).describe_size() == "0.00 GB in memory, not kept on disk"
+    assert make(envs, 100).describe_size() == "0.00 GB in memory, not saved on disk"
 
 
 def test_the_size_is_printed_before_allocation(tmp_path: Path) -> None:
-    said: list[tuple[str, list[Path]]] = []
-    make(ScriptedEnvs(3), 100, folder=tmp_path, print_line=lambda text: said.append((text, list(tmp_path.iterdir()))))
-    [(text, files)] = said
-    assert text.startswith("replay of 102 transitions takes 0.00 GB in files under ")
+    printed: list[tuple[str, list[Path]]] = []
+    make(ScriptedEnvs(3), 100, folder=tmp_path, print_line=lambda text: printed.append((text,
+    list(tmp_path.iterdir())))) [(text, files)] = printed
+    assert text.startswith("replay buffer of 102 transitions: 0.00 GB in files under ")
     assert files == []
 
 
@@ -227,7 +227,7 @@ def test_insufficient_memory_is_refused_before_allocation(tmp_path: Path, monkey
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2_000_000_000))
     options: dict[str, Any] = {"n_step": 1, "gamma": 0.9, "seed": 0, "device": CPU}
     for folder in (None, tmp_path / "replay"):
-        with pytest.raises(UserError, match=r"needs 7\.07 GB of main memory and 2\.00 GB are free"):
+        with pytest.raises(UserError, match=r"needs 7\.07 GB of main memory, and 2\.00 GB are free"):
             Replay(1_000_000, 1, (4, 84, 84), 1, folder=folder, **options)
     assert list(tmp_path.iterdir()) == []
 
@@ -235,10 +235,10 @@ def test_insufficient_memory_is_refused_before_allocation(tmp_path: Path, monkey
 def test_insufficient_disk_space_is_refused_before_allocation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     envs = ScriptedEnvs(2)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
-    with pytest.raises(UserError, match=r"GB of disk in .* are free; lower --replay-capacity, free some space"):
-        make(envs, 60, folder=tmp_path)
+    with pytest.raises(UserError, match=r"GB of disk space in .* are free: lower --replay-capacity, free some disk
+        space"): make(envs, 60, folder=tmp_path)
     assert list(tmp_path.iterdir()) == []
-    # In memory the disk is nobody's business; and files that are there already take no more room.
+    # A buffer in memory needs no disk space, and existing files need no additional space.
     fill(envs, make(envs, 60), 3)
     monkeypatch.undo()
     replay = make(envs, 60, folder=tmp_path)
@@ -247,7 +247,7 @@ def test_insufficient_disk_space_is_refused_before_allocation(tmp_path: Path, mo
 
 
 def test_buffers_too_small_for_one_sample_are_refused() -> None:
-    with pytest.raises(UserError, match="gives each of 8 environments 7 slots, fewer than the 8"):
+    with pytest.raises(UserError, match="has 7 slots for each of 8 environments, fewer than the 8"):
         make(ScriptedEnvs(8), 56, n_step=3)
     make(ScriptedEnvs(8), 64, n_step=3)
 
@@ -260,7 +260,7 @@ def test_needs_checkpoint_before_the_margin_is_used_up(tmp_path: Path) -> None:
     while not replay.needs_checkpoint:
         replay.add(obs, np.zeros(2, np.int64), np.zeros(2, np.float32), no, ~no, obs)  # truncated: two slots each
         steps += 1
-    assert steps == 5  # ten slots of slack in each ring
+    assert steps == 5  # ten additional slots in each ring buffer
     replay.state_dict()
     assert not replay.needs_checkpoint
 

@@ -1,4 +1,4 @@
-"""Schedules of the step and of the updates: what is due, and how far what is annealed has come."""
+"""Tests of the schedules that depend on the step or on the number of updates."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_resets_are_periodic_and_restart_the_annealing() -> None:
         n, gamma = schedules.n_step_and_gamma(annealed, start)
         assert n == 10
         assert gamma == pytest.approx(0.97)
-        n, gamma = schedules.n_step_and_gamma(annealed, start + 20)  # half way: the geometric means
+        n, gamma = schedules.n_step_and_gamma(annealed, start + 20)  # halfway: geometric means
         assert n == round((10 * 3) ** 0.5)
         assert gamma == pytest.approx(1 - (0.03 * 0.003) ** 0.5)
         n, gamma = schedules.n_step_and_gamma(annealed, start + 40)

@@ -1,4 +1,4 @@
-"""Evaluation counts whole games, the same number in every environment, whatever their length."""
+"""Tests of the evaluation: the same number of complete episodes in every environment, independent of their length."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from zerokara.envs.base import Step, VectorEnv
 
 
 class Scripted(VectorEnv):
-    """Environment i plays games of `lengths[i]` steps; game number g gives 100 i + g at its end and 1 before it.
+    """Scripted environments with known episode lengths and rewards.
 
-    A length of 0 never ends; a negative one is truncated, not terminal.
+    Environment i has episodes of `lengths[i]` steps. The last step of episode g has reward 100 i + g, all other steps
+    have reward 1. An episode of length 0 never ends. An episode of negative length is truncated, not terminal.
     """
 
     id = "Scripted"
@@ -57,7 +58,7 @@ class Scripted(VectorEnv):
                 reward[i] = 100 * i + self.game[i]
                 self.age[i] = 0
                 self.game[i] += 1
-        # A life lost is no end of a game.
+        # A lost life does not end an episode.
         return Step(self._obs(), reward, terminal, truncated, ~terminal & ~truncated, self._obs())
 
     def state_dict(self) -> dict[str, Any]:
@@ -80,7 +81,7 @@ def play(policy: Policy, env: Scripted, episodes_per_env: int, max_steps: int = 
 def test_every_environment_contributes_the_same_number_of_episodes(policy: Policy) -> None:
     env = Scripted([2, 5, -11])
     scores = play(policy, env, 3)
-    # While the third plays three games, the first plays sixteen: the first three count.
+    # During three episodes of the third environment, the first one plays sixteen, of which the first three count.
     assert list(scores.lengths) == [2, 2, 2, 5, 5, 5, 11, 11, 11]
     assert list(scores.returns) == [1, 2, 3, 104, 105, 106, 210, 211, 212]
     assert len(env.actions) == 33
@@ -88,15 +89,15 @@ def test_every_environment_contributes_the_same_number_of_episodes(policy: Polic
 
 
 def test_returns_are_raw_and_lost_lives_do_not_end_episodes(policy: Policy) -> None:
-    # 100 at once in the second environment, which no clipping let through.
+    # The second environment has a reward of 100 in one step, which clipping would change.
     assert list(play(policy, Scripted([3, 1]), 1).returns) == [2, 100]
 
 
 def test_an_episode_is_cut_after_max_steps_and_its_return_counts(policy: Policy) -> None:
     env = Scripted([5, 9])
     scores = play(policy, env, 3, max_steps=6)
-    # The second is cut after 6 steps and plays on, unseen, until 9; its next game is cut after step 15. By then the
-    # first has played its three, and the third game of the second starts afresh.
+    # The second environment is cut after 6 steps and continues, not counted, to step 9; its next episode is cut after
+    # step 15. By then the first environment has completed three episodes, so all are reset for the third one.
     assert list(scores.lengths) == [5, 5, 5, 6, 6, 6]
     assert list(scores.returns) == [4, 5, 6, 6, 6, 6]
     assert len(env.actions) == 21
@@ -116,7 +117,7 @@ def test_episodes_that_never_end_do_not_block_the_evaluation(policy: Policy) -> 
     scores = play(policy, env, 3, max_steps=10)
     assert list(scores.lengths) == [10, 10, 10, 3, 3, 3]
     assert list(scores.returns) == [10, 10, 10, 102, 103, 104]
-    assert env.seeds == [7, 8, 9], "each fresh start has a seed of its own"
+    assert env.seeds == [7, 8, 9], "each reset must have its own seed"
 
 
 def test_the_same_seed_gives_the_same_actions(policy: Policy) -> None:
