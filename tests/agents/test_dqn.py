@@ -1,4 +1,4 @@
-"""Tests of the program agents.dqn: files, reproducibility, resuming after signals and kills, error messages, learning."""
+"""Tests of the program agents.dqn: files, reproducibility, resuming after signals and kills, errors, learning."""
 
 from __future__ import annotations
 
@@ -214,16 +214,16 @@ def test_a_video_is_recorded_at_an_evaluation(tmp_path: Path, monkeypatch: pytes
     dqn.main([*FILMED, "--name", "filmed"])
     run = tmp_path / "runs" / "filmed"
     (evaluated,) = [line for line in metrics(run) if "eval/length" in line]
-    with av.open(str(run / "media" / "game-240.mp4")) as film:
-        assert film.streams.video[0].codec_context.name == "h264"
-        assert film.streams.video[0].average_rate == 15
-        frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
+    with av.open(str(run / "media" / "game-240.mp4")) as video:
+        assert video.streams.video[0].codec_context.name == "h264"
+        assert video.streams.video[0].average_rate == 15
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
     assert len(frames) == evaluated["eval/length"]
     assert any((frame != frames[0]).any() for frame in frames), "all frames are equal"
     board = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0})
     board.Reload()
-    (shown,) = board.Images("game")
-    assert (shown.step, shown.encoded_image_string[:6]) == (240, b"GIF89a")
+    (logged,) = board.Images("game")
+    assert (logged.step, logged.encoded_image_string[:6]) == (240, b"GIF89a")
     assert b"target_update_steps" in board.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     assert board.Scalars("hparam/eval_return")[0].value == pytest.approx(evaluated["eval/return"])
 
@@ -341,7 +341,7 @@ def test_two_processes_train_one_agent_and_resume(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_learns_catch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The default preset, with the settings of `benchmarks/learn.py` for small games, nearly solves the simplest one."""
+    """The default preset, with the settings of `benchmarks/learn.py` for small games, nearly solves Catch."""
     monkeypatch.chdir(tmp_path)
     words = [
         "--env",

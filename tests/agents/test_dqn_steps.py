@@ -29,8 +29,15 @@ class ScriptedStep(NamedTuple):
 
 
 # Rewards larger than 1 and smaller than -1, a lost life with a reward within the episode, and rewards after it.
-EPISODE = (ScriptedStep(7), ScriptedStep(), ScriptedStep(-3, life_lost=True), ScriptedStep(7), ScriptedStep(-3),
-ScriptedStep(terminal=True)) RETURN = 8.0  # raw, of a complete episode
+EPISODE = (
+    ScriptedStep(7),
+    ScriptedStep(),
+    ScriptedStep(-3, life_lost=True),
+    ScriptedStep(7),
+    ScriptedStep(-3),
+    ScriptedStep(terminal=True),
+)
+RETURN = 8.0  # raw, of a complete episode
 
 
 class Scripted(envs.VectorEnv):
@@ -55,8 +62,8 @@ class Scripted(envs.VectorEnv):
         reward, life_lost, terminal = (np.array(column) for column in zip(*(EPISODE[i] for i in self.at), strict=True))
         last_obs = self.observe()
         self.at = (self.at + 1) % len(EPISODE)
-        nobody = np.zeros(2, bool)
-        return envs.Step(self.observe(), reward.astype(np.float32), terminal, nobody, life_lost, last_obs)
+        none_N = np.zeros(2, bool)
+        return envs.Step(self.observe(), reward.astype(np.float32), terminal, none_N, life_lost, last_obs)
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -88,14 +95,14 @@ def stored_transitions(training: dqn.Training, env: int, steps: int) -> tuple[li
 
 
 @pytest.mark.parametrize(
-    ("clip", "learnt"), [(True, [1, 0, -1, 1, -1, 0]), (False, [7, 0, -3, 7, -3, 0])], ids=["clipped", "raw"]
+    ("clip", "stored"), [(True, [1, 0, -1, 1, -1, 0]), (False, [7, 0, -3, 7, -3, 0])], ids=["clipped", "raw"]
 )
 def test_rewards_are_clipped_only_in_the_replay_buffer(
-    clip: bool, learnt: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clip: bool, stored: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = run_iterations(tmp_path, monkeypatch, 2 * len(EPISODE), clip_rewards=clip)
-    assert stored_transitions(training, 0, len(EPISODE))[0] == learnt
-    assert stored_transitions(training, 1, len(EPISODE))[0] == learnt[2:] + learnt[:2]
+    assert stored_transitions(training, 0, len(EPISODE))[0] == stored
+    assert stored_transitions(training, 1, len(EPISODE))[0] == stored[2:] + stored[:2]
     # The second environment started at the third step of an episode, so its first return lacks the reward of 7.
     assert list(training.returns) == [RETURN - 7, RETURN, RETURN, RETURN]
     assert list(training.lengths) == [len(EPISODE) - 2, len(EPISODE), len(EPISODE), len(EPISODE)]

@@ -162,8 +162,8 @@ def test_a_rollout_stores_the_next_value_of_each_step() -> None:
     training = Training(config(), Compute(), World())
     training.env = Scripted()  # type: ignore[assignment]
     training.obs = Scripted().picture(0)
-    learnt: list[torch.Tensor] = []
-    training._learn = lambda: learnt.append(training.next_value_TN.clone())  # type: ignore[method-assign]
+    next_values: list[torch.Tensor] = []
+    training._learn = lambda: next_values.append(training.next_value_TN.clone())  # type: ignore[method-assign]
     training.iterate()
     values = [training.policy.values(Scripted().picture(10 * t)).amax(dim=1) for t in range(6)]
     after_cut = training.policy.values(Scripted().picture(200)).amax(dim=1)
@@ -171,7 +171,7 @@ def test_a_rollout_stores_the_next_value_of_each_step() -> None:
         expected = values[t + 1].clone()
         if t == 2:
             expected[1] = after_cut[1]  # the last observation of the truncated episode, not the first of the next one
-        torch.testing.assert_close(learnt[0][t], expected)
+        torch.testing.assert_close(next_values[0][t], expected)
         assert training.obs_TN[t].eq(10 * t).all()
     assert training.terminal_TN.nonzero().tolist() == [[1, 0], [3, 2]], "a lost life is terminal too"
     assert training.truncated_TN.nonzero().tolist() == [[2, 1]]
@@ -213,8 +213,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_a_stopped_run_resumes_bitwise_identically(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
-    None: monkeypatch.chdir(tmp_path)
+def test_a_stopped_run_resumes_bitwise_identically(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     pqn.main([*TINY, "--name", "pqn", "--total-steps", "160"])
     pqn.main(["--name", "pqn", "--resume", "--total-steps", "400", "--quiet"])
     assert metrics(tmp_path / "runs" / "pqn") == metrics(finished / "runs" / "pqn")

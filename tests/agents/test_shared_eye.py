@@ -59,8 +59,10 @@ def in_this_process(module: str, name: str, words: Sequence[str]) -> Path:
     return folder
 
 
-def test_benchmark_of_the_shared_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
-    pytest.CaptureFixture[str]) -> None: monkeypatch.chdir(tmp_path)
+def test_benchmark_of_the_shared_backbone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(shared_eye, "run", in_this_process)
     monkeypatch.setattr(shared_eye, "WIDTH", "0.1")
     words = ["--seeds", "3", "--frames", "160", "--updates", "2", "--total-steps", "80", "--eval-every-steps", "40"]

@@ -1,4 +1,4 @@
-"""Tests of the DQN extensions on one network and one update: heads, noise, Munchausen, spectral norm, resets, presets."""
+"""Tests of the DQN extensions with a small network: heads, noise, Munchausen, spectral norm, resets, presets."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def config(**changes: Any) -> Config:
 
 
 def bandit(seed: int = 0) -> Callable[[], Batch]:
-    """Contextual bandit with two images and three actions: action 1 is best for bright images, action 2 for dark ones."""
+    """Bandit with two images and three actions: action 1 is best for bright images, action 2 for dark images."""
     generator = torch.Generator().manual_seed(seed)
 
     def sample() -> Batch:
@@ -152,9 +152,11 @@ def test_every_head_learns_a_bandit(head: str, munchausen: bool) -> None:
     [c for c in itertools.product(("c51", "iqn"), *[(True, False)] * 5) if not (c[3] and c[4]) and c[1] != c[5]]
     + [("q", True, True, True, False, True), ("qr", False, True, False, True, True)],
 )
-def test_extensions_can_be_combined(head: str, dueling: bool, noisy: bool, double: bool, munchausen: bool, residual:
-    bool) -> None: """Run two updates, and the second one again from the state in between, with bitwise identical
-    results.""" options = {"head": head, "dueling": dueling, "noisy": noisy, "double": double, "munchausen": munchausen}
+def test_extensions_can_be_combined(
+    head: str, dueling: bool, noisy: bool, double: bool, munchausen: bool, residual: bool
+) -> None:
+    """Run two updates, and the second one again from the state in between, with bitwise identical results."""
+    options = {"head": head, "dueling": dueling, "noisy": noisy, "double": double, "munchausen": munchausen}
     options |= RESIDUAL if residual else {}
     refuse_contradictions(config(**options))
     source = bandit()
@@ -195,8 +197,10 @@ def test_noise_is_resampled_for_every_action_and_update_and_disabled_in_evaluati
         seen.append(noise())
     assert all(not torch.equal(a, b) for a, b in zip(*seen, strict=True)), "resampled for every update"
     half = len(seen[0]) // 2
-    assert all(not torch.equal(a, b) for a, b in zip(seen[0][:half], seen[0][half:], strict=True)), "different noise in
-    each network" sigma = learned.network.advantage[0].weight_sigma
+    assert all(not torch.equal(a, b) for a, b in zip(seen[0][:half], seen[0][half:], strict=True)), (
+        "different in each network"
+    )
+    sigma = learned.network.advantage[0].weight_sigma
     assert isinstance(sigma, Tensor)
     assert sigma.std() > 0, "sigma was trained, so noise was enabled in the update"
 
@@ -243,9 +247,9 @@ def test_spectral_norm_of_residual_weights_is_1() -> None:
     for _ in range(20):  # each pass in training is one power iteration
         learned.network(torch.zeros(1, *OBS))
     learned.network.eval()
-    normalised = [module for module in learned.network.modules() if "parametrizations" in dict(module.named_children())]
-    assert len(normalised) == 12, "two convolutions in two blocks of three sections"
-    for module in normalised:
+    normalized = [module for module in learned.network.modules() if "parametrizations" in dict(module.named_children())]
+    assert len(normalized) == 12, "two convolutions in two blocks of three sections"
+    for module in normalized:
         weight = module.weight
         assert isinstance(weight, Tensor)
         assert torch.linalg.svdvals(weight.detach().flatten(1))[0].item() == pytest.approx(1, abs=0.1)

@@ -160,18 +160,18 @@ def test_priorities_weights_and_new_transitions_by_hand() -> None:
     for _ in range(4):
         envs.step(replay, ["continue"])
     leaves = replay.tree.levels[0]
-    assert leaves[:5].tolist() == [1, 1, 1, 0, 0], "new transitions have priority 1, the newest slot has none before its
-    next observation" replay._drawn_B = torch.tensor([0, 1])
+    assert leaves[:5].tolist() == [1, 1, 1, 0, 0], "priority 1 for new transitions, 0 for the newest slot"
+    replay._drawn_B = torch.tensor([0, 1])
     replay.update_priorities(torch.tensor([9.0, 0.25]))
     assert leaves[:5].tolist() == pytest.approx([3, 0.5, 1, 0, 0], rel=1e-4)  # errors ** .5
     envs.step(replay, ["continue"])
-    assert leaves[:5].tolist() == pytest.approx([3, 0.5, 1, 3, 0], rel=1e-4), "a new transition has the largest priority
-    so far" replay._drawn_B = torch.tensor([0])
+    assert leaves[:5].tolist() == pytest.approx([3, 0.5, 1, 3, 0], rel=1e-4), "the largest priority so far"
+    replay._drawn_B = torch.tensor([0])
     replay.update_priorities(torch.tensor([0.0]))
     assert 0 < leaves[0] <= 1.1e-3, "an error of 0 keeps a positive priority"
     envs.step(replay, ["terminal"])
-    assert leaves[4:6].tolist() == pytest.approx([3, 3], rel=1e-4), "the largest so far; a terminal transition needs no
-    next observation" replay._drawn_B = torch.tensor([5])
+    assert leaves[4:6].tolist() == pytest.approx([3, 3], rel=1e-4), "a terminal needs no next slot"
+    replay._drawn_B = torch.tensor([5])
     replay.update_priorities(torch.tensor([1.0]))
     envs.step(replay, ["continue"])
     assert leaves[5:7].tolist() == pytest.approx([1, 0], rel=1e-4), "its priority is kept"

@@ -93,7 +93,8 @@ import numpy as np, torch
 from zerokara.agents.qlearning.replay import Replay
 
 folder = Path(sys.argv[1])
-replay = Replay(40, 2, (4, 2, 2), 1, n_step=2, gamma=0.9, seed=3, device=torch.device("cpu"), folder=folder, checkpoint_margin=20)
+replay = Replay(40, 2, (4, 2, 2), 1, n_step=2, gamma=0.9, seed=3, device=torch.device("cpu"), folder=folder,
+                checkpoint_margin=20)
 no = np.zeros(2, bool)
 def add(t):
     obs = np.full((2, 4, 2, 2), t, np.uint8)
@@ -158,8 +159,8 @@ def test_a_full_disk_leaves_no_partial_files(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(os, "posix_fallocate", fill_up)
     envs = ScriptedEnvs(2)
-    with pytest.raises(UserError, match=r"could not be created in .*full \(No space left on device\): free some disk
-        space"): make(envs, 60, folder=full)
+    with pytest.raises(UserError, match=r"could not be created in .*full \(No space left on device\): free some disk"):
+        make(envs, 60, folder=full)
     assert len(made) == 3
     assert list(full.iterdir()) == []
     # With free disk space, the same command works.
@@ -217,8 +218,9 @@ def test_reported_bytes_are_those_of_the_files(tmp_path: Path) -> None:
 
 def test_the_size_is_printed_before_allocation(tmp_path: Path) -> None:
     printed: list[tuple[str, list[Path]]] = []
-    make(ScriptedEnvs(3), 100, folder=tmp_path, print_line=lambda text: printed.append((text,
-    list(tmp_path.iterdir())))) [(text, files)] = printed
+    make(
+        ScriptedEnvs(3), 100, folder=tmp_path, print_line=lambda text: printed.append((text, list(tmp_path.iterdir())))
+    )[(text, files)] = printed
     assert text.startswith("replay buffer of 102 transitions: 0.00 GB in files under ")
     assert files == []
 
@@ -235,8 +237,8 @@ def test_insufficient_memory_is_refused_before_allocation(tmp_path: Path, monkey
 def test_insufficient_disk_space_is_refused_before_allocation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     envs = ScriptedEnvs(2)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
-    with pytest.raises(UserError, match=r"GB of disk space in .* are free: lower --replay-capacity, free some disk
-        space"): make(envs, 60, folder=tmp_path)
+    with pytest.raises(UserError, match=r"GB of disk space in .* are free: lower --replay-capacity, free some disk"):
+        make(envs, 60, folder=tmp_path)
     assert list(tmp_path.iterdir()) == []
     # A buffer in memory needs no disk space, and existing files need no additional space.
     fill(envs, make(envs, 60), 3)

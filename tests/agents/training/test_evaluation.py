@@ -42,7 +42,7 @@ class Scripted(VectorEnv):
     def reset(self, seed: int) -> np.ndarray:
         self.seeds.append(seed)
         self.age = [0] * self.num_envs
-        self.game = [0] * self.num_envs
+        self.episode = [0] * self.num_envs
         return self._obs()
 
     def _send(self, action_N: np.ndarray) -> None:
@@ -55,9 +55,9 @@ class Scripted(VectorEnv):
             self.age[i] += 1
             if self.age[i] == abs(length):
                 (terminal if length > 0 else truncated)[i] = True
-                reward[i] = 100 * i + self.game[i]
+                reward[i] = 100 * i + self.episode[i]
                 self.age[i] = 0
-                self.game[i] += 1
+                self.episode[i] += 1
         # A lost life does not end an episode.
         return Step(self._obs(), reward, terminal, truncated, ~terminal & ~truncated, self._obs())
 
@@ -138,7 +138,7 @@ def test_evaluation_does_not_change_the_global_random_state(policy: Policy) -> N
 def test_mean_and_standard_error_of_scores() -> None:
     scores = Scores((1.0, 2.0, 6.0), (10, 20, 30))
     assert scores.mean == 3
-    # Deviations -2, -1, 3: variance 14 / 2 = 7, over 3 games.
+    # Deviations -2, -1, 3: variance 14 / 2 = 7, over 3 episodes.
     assert scores.standard_error == pytest.approx((7 / 3) ** 0.5)
     assert Scores((5.0,), (1,)).standard_error == 0
 
