@@ -159,7 +159,8 @@ def test_a_full_disk_leaves_no_partial_files(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(os, "posix_fallocate", fill_up)
     envs = ScriptedEnvs(2)
-    with pytest.raises(UserError, match=r"could not be created in .*full \(No space left on device\): free some disk"):
+    message = r"could not be created in .*full \(No space left on device\): free some disk space"
+    with pytest.raises(UserError, match=message):
         make(envs, 60, folder=full)
     assert len(made) == 3
     assert list(full.iterdir()) == []
@@ -218,9 +219,12 @@ def test_reported_bytes_are_those_of_the_files(tmp_path: Path) -> None:
 
 def test_the_size_is_printed_before_allocation(tmp_path: Path) -> None:
     printed: list[tuple[str, list[Path]]] = []
-    make(
-        ScriptedEnvs(3), 100, folder=tmp_path, print_line=lambda text: printed.append((text, list(tmp_path.iterdir())))
-    )[(text, files)] = printed
+
+    def record(text: str) -> None:
+        printed.append((text, list(tmp_path.iterdir())))
+
+    make(ScriptedEnvs(3), 100, folder=tmp_path, print_line=record)
+    [(text, files)] = printed
     assert text.startswith("replay buffer of 102 transitions: 0.00 GB in files under ")
     assert files == []
 
@@ -237,7 +241,8 @@ def test_insufficient_memory_is_refused_before_allocation(tmp_path: Path, monkey
 def test_insufficient_disk_space_is_refused_before_allocation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     envs = ScriptedEnvs(2)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
-    with pytest.raises(UserError, match=r"GB of disk space in .* are free: lower --replay-capacity, free some disk"):
+    message = r"GB of disk space in .* are free: lower --replay-capacity, free some disk space"
+    with pytest.raises(UserError, match=message):
         make(envs, 60, folder=tmp_path)
     assert list(tmp_path.iterdir()) == []
     # A buffer in memory needs no disk space, and existing files need no additional space.
