@@ -115,12 +115,12 @@ class Training(Session):
 
     def iterate(self) -> None:
         """Do one step in all environments, with the updates that are due while the environments run."""
-        started = time.perf_counter()
+        start = time.perf_counter()
         action_N = self.policy.act(self.obs, self.epsilon, self.exploration, noisy=True)
         acted = time.perf_counter()
         self.env.send(action_N)
         self._learn()
-        learnt = time.perf_counter()
+        updated = time.perf_counter()
         step = self.env.recv()
         reward_N = np.sign(step.reward) if self.config.clip_rewards else step.reward
         life_lost_N = step.life_lost if self.config.terminal_on_life_loss else None
@@ -129,9 +129,9 @@ class Training(Session):
         self.step += self.config.num_envs
         self.record_episodes(step)
         for part, seconds in (
-            ("act", acted - started),
-            ("learn", learnt - acted),
-            ("emulate", time.perf_counter() - learnt),
+            ("act", acted - start),
+            ("learn", updated - acted),
+            ("emulate", time.perf_counter() - updated),
         ):
             self.seconds[part] += seconds
 

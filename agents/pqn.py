@@ -166,13 +166,13 @@ class Training(Session):
             self._step(t, epsilon)
         value_N = self.policy.values(self.obs).amax(dim=1)
         self._set_next_value(self.config.rollout_steps - 1, value_N)
-        started = time.perf_counter()
+        start = time.perf_counter()
         self._learn()
-        self.seconds["learn"] += time.perf_counter() - started
+        self.seconds["learn"] += time.perf_counter() - start
 
     def _step(self, t: int, epsilon: float) -> None:
         """Do step t of the rollout in all environments."""
-        started = time.perf_counter()
+        start = time.perf_counter()
         q_NA = self.policy.values(self.obs)
         if t:
             self._set_next_value(t - 1, q_NA.amax(dim=1))
@@ -193,11 +193,11 @@ class Training(Session):
         self.obs = step.obs
         self.step += self.config.num_envs
         self.record_episodes(step)
-        self.seconds["act"] += acted - started
+        self.seconds["act"] += acted - start
         self.seconds["emulate"] += time.perf_counter() - acted
 
     def _set_next_value(self, t: int, value_N: Tensor) -> None:
-        """Store the values of the observations after step t, except for truncated episodes, whose value is stored."""
+        """Store the values of the observations after step t. Values of truncated episodes are already stored."""
         self.next_value_TN[t] = torch.where(self.truncated_TN[t] > 0, self.next_value_TN[t], value_N)
 
     def _learn(self) -> None:

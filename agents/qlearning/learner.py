@@ -68,8 +68,8 @@ class Learner:
         # Generator of the noise in noisy layers and of the quantile fractions of IQN.
         seed = (config.seed * 1_000_003 + world.rank * 10_007) ^ 0x5EED
         self.generator = torch.Generator(compute.torch_device).manual_seed(seed)
-        draws = self.network.has_train_mode or config.head == "iqn"
-        self._generators = (*generators, self.generator) if draws else generators
+        uses_generator = self.network.has_train_mode or config.head == "iqn"
+        self._generators = (*generators, self.generator) if uses_generator else generators
         self._update_priorities, self._priority_tensors = update_priorities, priority_tensors
         self._replay_update: Callable[[], None] | None = None
         # Sums since the last `read_metrics`: loss, mean Q, gradient norm, number of updates. They stay on the device.
@@ -90,9 +90,9 @@ class Learner:
             return self._update
         modules, others = (self.network, self.target), [self._sums, *self._priority_tensors]
         before = copy.deepcopy(([m.state_dict() for m in modules], self.optimizer.state_dict(), others))
-        drawn = [generator.get_state() for generator in self._generators]
+        generator_states = [generator.get_state() for generator in self._generators]
         graph = self.compute.graph(self._update, self._generators)
-        for generator, state in zip(self._generators, drawn, strict=True):
+        for generator, state in zip(self._generators, generator_states, strict=True):
             generator.set_state(state)
         for module, weights in zip(modules, before[0], strict=True):
             module.load_state_dict(weights)
@@ -105,8 +105,8 @@ class Learner:
             for network in (self.working.train(), self.target):
                 resample_noise(network, self.generator)
         batch = self._sample()
-        draws = self.network.head.sample_taus(len(batch.action), self.generator)
-        loss, mean_q, td_error_B = self._loss(*batch, *draws)
+        taus = self.network.head.sample_taus(len(batch.action), self.generator)
+        loss, mean_q, td_error_B = self._loss(*batch, *taus)
         self.working.zero_grad(set_to_none=True)
         loss.backward()
         self.world.mean_gradients(self.working.parameters())

@@ -162,6 +162,6 @@ class PrioritizedReplay(Replay):
         super().load_state_dict(state)
         self.max_priority.copy_(state["highest"])
         if self.head.any():
-            for level, kept in zip(self.tree.levels, state["priorities"], strict=True):
-                level.copy_(kept)
+            for level, values in zip(self.tree.levels, state["priorities"], strict=True):
+                level.copy_(values)
             self._cleared = state["gone"].numpy().copy()

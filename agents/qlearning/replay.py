@@ -364,7 +364,7 @@ def _allocate(file: BinaryIO, size: int) -> None:
         os.posix_fallocate(file.fileno(), 0, size)
         return
     piece = bytes(1 << 20)  # macOS has no posix_fallocate: write zeros
-    file.writelines(piece[: size - begin] for begin in range(file.seek(0, os.SEEK_END), size, len(piece)))
+    file.writelines(piece[: size - start] for start in range(file.seek(0, os.SEEK_END), size, len(piece)))
 
 
 def _check_size_fits(size: int, device: torch.device, folder: Path | None) -> None:

@@ -173,7 +173,7 @@ class LogInterval:
     """Start of the interval that a log entry describes: step, time, and seconds spent in each part of the loop."""
 
     def __init__(self, session: Session) -> None:
-        self.step, self.began, self.seconds = session.step, time.perf_counter(), dict(session.seconds)
+        self.step, self.start_time, self.seconds = session.step, time.perf_counter(), dict(session.seconds)
 
 
 def is_early_evaluation_due(session: Session) -> bool:
@@ -220,7 +220,7 @@ def evaluate_and_log(session: Session, run: Run) -> bool:
 
 def log_metrics(session: Session, run: Run, interval: LogInterval, **more: Any) -> None:
     """Log training metrics. Tensors on the device are not transferred before the next flush."""
-    elapsed = time.perf_counter() - interval.began
+    elapsed = time.perf_counter() - interval.start_time
     scalars: dict[str, Any] = {
         "train/epsilon": session.epsilon,
         "train/games": session.episodes,

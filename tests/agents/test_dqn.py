@@ -97,11 +97,11 @@ def test_a_killed_run_resumes_bitwise_identically(finished: Path, tmp_path: Path
     words = [*TINY, "--name", "killed"]
     for kill in range(kills):
         process = start_program(tmp_path, *words)
-        aim = 240 * (kill + 1)
-        wait_until(process, partial(reaches, run, aim))
+        target_step = 240 * (kill + 1)
+        wait_until(process, partial(reaches, run, target_step))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        assert aim <= step_of(run) < 1600, "the process was killed too late for this test"
+        assert target_step <= step_of(run) < 1600, "the process was killed too late for this test"
         words = [*TINY, "--name", "killed", "--resume"]
     process = start_program(tmp_path, *words)
     _, err = process.communicate(timeout=120)
@@ -118,8 +118,8 @@ def step_of(run: Path) -> int:
     return int(checkpoint.load(path, "dqn")["step"]) if path.exists() else -1
 
 
-def reaches(run: Path, aim: int) -> bool:
-    return step_of(run) >= aim
+def reaches(run: Path, target_step: int) -> bool:
+    return step_of(run) >= target_step
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

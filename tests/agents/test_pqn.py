@@ -129,9 +129,11 @@ def test_16_bit_working_copy_resumes_from_a_checkpoint(monkeypatch: pytest.Monke
     two.load_state_dict(copy.deepcopy(one.state_dict()))
     for updater in (one, two):
         updater.update(*batch)
-    for kept, used, other in zip(*(net.parameters() for net in (one.network, one.working, two.network)), strict=True):
-        assert torch.equal(kept, other)
-        assert torch.equal(kept.to(used.dtype), used)
+    for weight, working_weight, other_weight in zip(
+        *(net.parameters() for net in (one.network, one.working, two.network)), strict=True
+    ):
+        assert torch.equal(weight, other_weight)
+        assert torch.equal(weight.to(working_weight.dtype), working_weight)
     assert torch.bfloat16 in {p.dtype for p in one.working.parameters()}
 
 

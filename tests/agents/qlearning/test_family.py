@@ -160,11 +160,11 @@ def test_extensions_can_be_combined(
     options |= RESIDUAL if residual else {}
     refuse_contradictions(config(**options))
     source = bandit()
-    drawn = [source() for _ in range(2)]
-    first, second = (learner(iter(drawn).__next__, seed=seed, **options) for seed in (1, 2))
+    sampled = [source() for _ in range(2)]
+    first, second = (learner(iter(sampled).__next__, seed=seed, **options) for seed in (1, 2))
     first.update()
     second.load_state_dict(copy.deepcopy(first.state_dict()))
-    second._sample = iter(drawn[1:]).__next__
+    second._sample = iter(sampled[1:]).__next__
     first.update()
     second.update()
     assert equal(states(first), states(second))

@@ -241,10 +241,10 @@ def test_a_restored_learner_continues_bitwise_identically(optimizer: str, comput
     first.update_target_network()
     first.update()
     torch.save(first.state_dict(), tmp_path / "state.pt")
-    drawn = [sample() for _ in range(5)]
+    sampled = [sample() for _ in range(5)]
 
     def continue_training(learner: Learner) -> tuple[list[Tensor], dict[str, float]]:
-        stream = iter(drawn)
+        stream = iter(sampled)
         learner._sample = lambda: next(stream)
         for i in range(5):
             learner.update()

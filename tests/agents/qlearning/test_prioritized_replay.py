@@ -30,7 +30,7 @@ def make(envs: ScriptedEnvs, window: int, *, n_step: int = 1, alpha: float = 1.0
     )
 
 
-def drawable(envs: ScriptedEnvs, replay: PrioritizedReplay) -> set[int]:
+def sampleable_rows(envs: ScriptedEnvs, replay: PrioritizedReplay) -> set[int]:
     """Rows of the slots at which a transition starts, according to the reference."""
     return {
         env * replay.slots + slot % replay.slots
@@ -80,11 +80,11 @@ def test_samples_are_proportional_to_values() -> None:
     numbers = torch.zeros(200)
     numbers[[3, 40, 63, 64, 120, 199]] = torch.tensor([1.0, 10, 100, 50, 5, 34])
     tree.set(torch.arange(200), numbers)
-    draws = 200_000
-    row_B = tree.sample(torch.rand(2, draws, generator=generator))
+    num_samples = 200_000
+    row_B = tree.sample(torch.rand(2, num_samples, generator=generator))
     counts = torch.bincount(row_B, minlength=200).double()
     assert counts[numbers == 0].sum() == 0
-    expected = draws * numbers[numbers > 0].double() / 200
+    expected = num_samples * numbers[numbers > 0].double() / 200
     chi_square = ((counts[numbers > 0] - expected) ** 2 / expected).sum()
     assert chi_square < 20.5  # 5 degrees of freedom: 99.9%
 
@@ -112,7 +112,7 @@ def test_only_transitions_have_a_priority_over_several_laps(n_step: int, checkpo
     replay = make(envs, 20, n_step=n_step, checkpoint_margin=checkpoint_margin)
     for step in range(140):
         envs.step(replay, [script[step % len(script)] for script in SCRIPT])
-        assert set(torch.nonzero(replay.tree.levels[0]).flatten().tolist()) == drawable(envs, replay), step
+        assert set(torch.nonzero(replay.tree.levels[0]).flatten().tolist()) == sampleable_rows(envs, replay), step
         check_sums(replay.tree)
 
 
@@ -123,7 +123,7 @@ def test_only_transitions_have_a_priority_in_any_stream(stream: Stream) -> None:
     replay = make(envs, window, n_step=n_step, checkpoint_margin=checkpoint_margin * envs.num_envs)
     for events in steps:
         envs.step(replay, events)
-    assert set(torch.nonzero(replay.tree.levels[0]).flatten().tolist()) == drawable(envs, replay)
+    assert set(torch.nonzero(replay.tree.levels[0]).flatten().tolist()) == sampleable_rows(envs, replay)
 
 
 def spied(replay: PrioritizedReplay, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
@@ -194,7 +194,7 @@ def test_a_late_update_gives_no_priority_to_expired_slots() -> None:
     for _ in range(6):
         envs.step(replay, ["continue"])
     replay.update_priorities(torch.full((64,), 5.0))
-    assert set(torch.nonzero(replay.tree.levels[0]).flatten().tolist()) == drawable(envs, replay)
+    assert set(torch.nonzero(replay.tree.levels[0]).flatten().tolist()) == sampleable_rows(envs, replay)
 
 
 def test_sampling_frequencies_follow_priorities(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,30 +218,30 @@ def test_sampling_frequencies_follow_priorities(monkeypatch: pytest.MonkeyPatch)
     assert chi_square < 99
 
 
-@pytest.mark.parametrize("kept", [True, False])
-def test_a_restored_buffer_continues_bitwise_identically(tmp_path: Path, kept: bool) -> None:
+@pytest.mark.parametrize("in_files", [True, False])
+def test_a_restored_buffer_continues_bitwise_identically(tmp_path: Path, in_files: bool) -> None:
     options: dict[str, Any] = {
         "n_step": 3,
         "checkpoint_margin": 120,
         "alpha": 0.6,
-        "folder": tmp_path if kept else None,
+        "folder": tmp_path if in_files else None,
     }
     envs = ScriptedEnvs(3)
     replay = make(envs, 20, **options)
 
     def live(replay: PrioritizedReplay, envs: ScriptedEnvs, steps: int) -> list[Tensor]:
-        drawn = []
+        sampled = []
         for step in range(steps):
             envs.step(replay, [script[step % len(script)] for script in SCRIPT])
             if step > 2:
                 batch = replay.sample(16)
-                drawn += [batch.obs, batch.reward, batch.weight]
+                sampled += [batch.obs, batch.reward, batch.weight]
                 replay.update_priorities(batch.reward.abs())
-        return drawn
+        return sampled
 
     live(replay, envs, 60)
     state = replay.state_dict()
-    if kept:
+    if in_files:
         other = make(envs, 20, seed=9, **options)
         other.load_state_dict(state)
         assert all(torch.equal(a, b) for a, b in zip(replay.tree.levels, other.tree.levels, strict=True))
@@ -249,7 +249,7 @@ def test_a_restored_buffer_continues_bitwise_identically(tmp_path: Path, kept: b
         first, second = [r.sample(64) for r in (replay, other)]
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
         live(other, envs, 40)
-        assert set(torch.nonzero(other.tree.levels[0]).flatten().tolist()) == drawable(envs, other)
+        assert set(torch.nonzero(other.tree.levels[0]).flatten().tolist()) == sampleable_rows(envs, other)
         return
     expected = replay.sample(64)
     heights = replay.max_priority.clone()

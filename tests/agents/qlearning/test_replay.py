@@ -28,7 +28,7 @@ from tests.agents.fakes import (
 from zerokara.agents.qlearning.replay import Batch, Replay
 
 
-def drawn(replay: Replay, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Batch, list[tuple[int, int]]]:
+def sampled(replay: Replay, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Batch, list[tuple[int, int]]]:
     """Sample a batch, and return it with the (environment, slot) of each row."""
     seen: list[tuple[int, int]] = []
     gather = replay.gather
@@ -166,7 +166,7 @@ def test_samples_are_stored_transitions(n_step: int, monkeypatch: pytest.MonkeyP
     weights: list[float] = []
     for step in range(70):
         envs.step(replay, [SCRIPT[0][step % len(SCRIPT[0])], SCRIPT[1][step % len(SCRIPT[1])]])
-        batch, pairs = drawn(replay, 64, monkeypatch)
+        batch, pairs = sampled(replay, 64, monkeypatch)
         assert all(slot in envs.sampleable_slots(env, 15) for env, slot in pairs)
         check_rows(batch, envs, pairs, n_step)
         weights += batch.weight.tolist()
@@ -181,11 +181,11 @@ def test_sampling_is_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
         envs.step(replay, ["continue", "terminal" if step % 9 == 0 else "continue", "continue"])
     cells = [(env, slot) for env in range(3) for slot in envs.sampleable_slots(env, 20)]
     assert len(cells) == 3 * 17  # the oldest three of 20 are used only as frames of stacks
-    draws = 51_000
-    _, pairs = drawn(replay, draws, monkeypatch)
+    num_samples = 51_000
+    _, pairs = sampled(replay, num_samples, monkeypatch)
     counts = Counter(pairs)
     assert set(counts) == set(cells)
-    expected = draws / len(cells)
+    expected = num_samples / len(cells)
     chi_square = sum((counts[cell] - expected) ** 2 / expected for cell in cells)
     # 50 degrees of freedom: 0.1% and 99.9% quantiles.
     assert 24.7 < chi_square < 86.7
