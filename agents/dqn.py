@@ -11,8 +11,8 @@ from a target network that is a periodic copy of the online network:
 
 Extensions are options of the config (agents/configs/dqn.py): double Q-learning (van Hasselt et al. 2016), dueling
 networks (Wang et al. 2016), prioritized replay (Schaul et al. 2016), n-step returns, C51, QR-DQN, IQN, noisy networks
-and Munchausen DQN; presets combine them as in their papers. The default preset `fast` raises the return on Pong from
--21 to 18 on a laptop; docs/dqn.md has the results.
+and Munchausen DQN; presets combine them as in their papers. On a laptop, the default preset `fast` raises the return
+on Pong from -21 to 18; docs/dqn.md has the results.
 
 One iteration of the loop: select actions, send them to the environments, update the network while the environments run,
 receive the results, store the transitions.

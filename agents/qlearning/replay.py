@@ -97,7 +97,7 @@ class Replay:
         self.frame_stack = obs_shape[0] // frame_channels
         self.frame_shape = (frame_channels, *obs_shape[1:])
         self.num_envs, self.n_step, self.device = num_envs, n_step, device
-        self._horizon: Tensor | None = None  # n of the return, if it is annealed
+        self._current_n_step: Tensor | None = None  # n of the return, if it is annealed
         self._discount: Tensor | float = gamma  # of one step
         self.window = -(-capacity // num_envs)  # slots per ring buffer that are sampled
         self.slots = self.window + -(-checkpoint_margin // num_envs)
@@ -177,10 +177,10 @@ class Replay:
 
     def set_n_step_and_gamma(self, n_step: int, gamma: float) -> None:
         """Set n (at most the `n_step` of the constructor) and the discount factor of returns sampled from now on."""
-        if self._horizon is None or not isinstance(self._discount, Tensor):
-            self._horizon = torch.zeros((), dtype=torch.int64, device=self.device)
+        if self._current_n_step is None or not isinstance(self._discount, Tensor):
+            self._current_n_step = torch.zeros((), dtype=torch.int64, device=self.device)
             self._discount = torch.zeros((), device=self.device)
-        self._horizon.fill_(n_step)
+        self._current_n_step.fill_(n_step)
         self._discount.fill_(gamma)
 
     def _update_sampling_range(self) -> None:
@@ -234,19 +234,19 @@ class Replay:
 
         reward_B = torch.zeros_like(row_B, dtype=torch.float32)
         discount_B = torch.ones_like(reward_B)
-        continues_B = torch.ones_like(row_B, dtype=torch.bool)  # True while the return has not ended before step i
+        in_return_B = torch.ones_like(row_B, dtype=torch.bool)  # True while the return has not ended before step i
         next_B = slot_B
         for i in range(self.n_step):
             row_i = env_B * self.slots + next_B % self.slots
             flag_i = self._ring["flag"][row_i]
             terminal_i = (flag_i & TERMINAL) > 0
-            continues_B = continues_B & ((flag_i & LAST) == 0) & ((next_B < newest_B) | terminal_i)
-            if self._horizon is not None:
-                continues_B = continues_B & (self._horizon > i)
-            reward_B = reward_B + torch.where(continues_B, discount_B * self._ring["reward"][row_i], 0.0)
-            discount_B = torch.where(continues_B, torch.where(terminal_i, 0.0, discount_B * self._discount), discount_B)
-            next_B = next_B + continues_B.long()
-            continues_B = continues_B & ~terminal_i
+            in_return_B = in_return_B & ((flag_i & LAST) == 0) & ((next_B < newest_B) | terminal_i)
+            if self._current_n_step is not None:
+                in_return_B = in_return_B & (self._current_n_step > i)
+            reward_B = reward_B + torch.where(in_return_B, discount_B * self._ring["reward"][row_i], 0.0)
+            discount_B = torch.where(in_return_B, torch.where(terminal_i, 0.0, discount_B * self._discount), discount_B)
+            next_B = next_B + in_return_B.long()
+            in_return_B = in_return_B & ~terminal_i
         # The next observation after a terminal is not used, but its slot must have been written.
         next_B = torch.minimum(next_B, newest_B)
 
