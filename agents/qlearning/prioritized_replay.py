@@ -7,7 +7,7 @@ independent of the batch size.
 A slot has priority 0 if no transition can be sampled there: the last observation of a truncated episode, the newest
 slot until its next observation is stored, and old slots that are used only as frames of stacks or will be overwritten.
 
-Shapes: E environments, B batch, D levels of the tree, R changed rows, S = FAN_OUT children of a node.
+Shapes: E environments, B batch, D levels of the tree, R changed rows, S slots, or the FAN_OUT children of a node.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class PrioritizedReplay(Replay):
         self.tree = SumTree(self.num_envs * self.slots, self.device)
         self.max_priority = torch.ones((), device=self.device)  # largest priority so far, given to new transitions
         self.beta = torch.ones((), device=self.device)  # set by the training loop
-        self._drawn_B = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self._sampled_row_B = torch.zeros(1, dtype=torch.int64, device=self.device)
         self._cleared = np.zeros(self.num_envs, np.int64)  # (E,) priorities of older slots have been set to 0
 
     @property
@@ -101,11 +101,11 @@ class PrioritizedReplay(Replay):
         super().add(*args, **options)
         # From the slot that had no next observation yet to the newest slot, and the slots that have left the window.
         new_ES = (before - 1)[:, None] + np.arange(3)
-        low = self.oldest
+        oldest_E = self.oldest
         expired_ES = self._cleared[:, None] + np.arange(self.frame_stack + 2)
-        self._cleared = low
-        new = (new_ES >= low[:, None]) & (new_ES >= 0) & (new_ES < self.head[:, None])
-        expired = expired_ES < low[:, None]
+        self._cleared = oldest_E
+        new = (new_ES >= oldest_E[:, None]) & (new_ES >= 0) & (new_ES < self.head[:, None])
+        expired = expired_ES < oldest_E[:, None]
         start_E = (np.arange(self.num_envs) * self.slots)[:, None]
         new_row, expired_row = (start_E + slots % self.slots for slots in (new_ES, expired_ES))
         flag = self._host["flag"][new_row]
@@ -129,7 +129,7 @@ class PrioritizedReplay(Replay):
         # Stratified: one sample from each of B equal parts of the total priority, as in the paper (appendix B.2.1).
         uniform_DB[0] = (uniform_DB[0] + torch.arange(batch_size, device=self.device)) / batch_size
         row_B = self.tree.sample(uniform_DB).clamp(max=self.num_envs * self.slots - 1)
-        self._drawn_B = row_B
+        self._sampled_row_B = row_B
         env_B = row_B // self.slots
         # The latest slot number that was written to this row of the ring buffer.
         newest_B = self._newest_slot[env_B]
@@ -142,16 +142,16 @@ class PrioritizedReplay(Replay):
     def update_priorities(self, td_error_B: Tensor) -> None:
         """Update the priorities of the last batch from its absolute TD errors (B,)."""
         priority_B = (td_error_B + PRIORITY_EPSILON) ** self.alpha
-        sampleable_B = self.tree.get(self._drawn_B) > 0
+        sampleable_B = self.tree.get(self._sampled_row_B) > 0
         priority_B = torch.where(sampleable_B, priority_B, 0.0)
         self.max_priority.copy_(torch.maximum(self.max_priority, priority_B.max()))
-        self.tree.set(self._drawn_B, priority_B)
+        self.tree.set(self._sampled_row_B, priority_B)
 
     def state_dict(self) -> dict[str, Any]:
         """State of `Replay`, and the priorities."""
         levels = [level.clone() for level in self.tree.levels]
-        expired = torch.from_numpy(self._cleared.copy())
-        return {**super().state_dict(), "priorities": levels, "highest": self.max_priority.clone(), "gone": expired}
+        cleared = torch.from_numpy(self._cleared.copy())
+        return {**super().state_dict(), "priorities": levels, "highest": self.max_priority.clone(), "gone": cleared}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned. If the buffer stays empty, all priorities stay 0.

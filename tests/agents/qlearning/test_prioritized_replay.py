@@ -126,7 +126,7 @@ def test_only_transitions_have_a_priority_in_any_stream(stream: Stream) -> None:
     assert set(torch.nonzero(replay.tree.levels[0]).flatten().tolist()) == sampleable_rows(envs, replay)
 
 
-def spied(replay: PrioritizedReplay, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+def record_samples(replay: PrioritizedReplay, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Return a list that is filled with the (environment, slot) of every sampled row."""
     seen: list[tuple[int, int]] = []
     gather = replay.gather
@@ -142,7 +142,7 @@ def spied(replay: PrioritizedReplay, monkeypatch: pytest.MonkeyPatch) -> list[tu
 def test_a_sampled_row_is_the_transition_currently_stored_there(monkeypatch: pytest.MonkeyPatch) -> None:
     envs = ScriptedEnvs(3)
     replay = make(envs, 20, n_step=3, checkpoint_margin=17, alpha=0.7)
-    seen = spied(replay, monkeypatch)
+    seen = record_samples(replay, monkeypatch)
     for step in range(110):
         envs.step(replay, [script[step % len(script)] for script in SCRIPT])
         if step < 3:
@@ -159,26 +159,26 @@ def test_priorities_weights_and_new_transitions_by_hand() -> None:
     replay = make(envs, 10, alpha=0.5)
     for _ in range(4):
         envs.step(replay, ["continue"])
-    leaves = replay.tree.levels[0]
-    assert leaves[:5].tolist() == [1, 1, 1, 0, 0], "priority 1 for new transitions, 0 for the newest slot"
-    replay._drawn_B = torch.tensor([0, 1])
+    priorities = replay.tree.levels[0]
+    assert priorities[:5].tolist() == [1, 1, 1, 0, 0], "priority 1 for new transitions, 0 for the newest slot"
+    replay._sampled_row_B = torch.tensor([0, 1])
     replay.update_priorities(torch.tensor([9.0, 0.25]))
-    assert leaves[:5].tolist() == pytest.approx([3, 0.5, 1, 0, 0], rel=1e-4)  # errors ** .5
+    assert priorities[:5].tolist() == pytest.approx([3, 0.5, 1, 0, 0], rel=1e-4)  # errors ** .5
     envs.step(replay, ["continue"])
-    assert leaves[:5].tolist() == pytest.approx([3, 0.5, 1, 3, 0], rel=1e-4), "the largest priority so far"
-    replay._drawn_B = torch.tensor([0])
+    assert priorities[:5].tolist() == pytest.approx([3, 0.5, 1, 3, 0], rel=1e-4), "the largest priority so far"
+    replay._sampled_row_B = torch.tensor([0])
     replay.update_priorities(torch.tensor([0.0]))
-    assert 0 < leaves[0] <= 1.1e-3, "an error of 0 keeps a positive priority"
+    assert 0 < priorities[0] <= 1.1e-3, "an error of 0 keeps a positive priority"
     envs.step(replay, ["terminal"])
-    assert leaves[4:6].tolist() == pytest.approx([3, 3], rel=1e-4), "a terminal needs no next slot"
-    replay._drawn_B = torch.tensor([5])
+    assert priorities[4:6].tolist() == pytest.approx([3, 3], rel=1e-4), "a terminal needs no next slot"
+    replay._sampled_row_B = torch.tensor([5])
     replay.update_priorities(torch.tensor([1.0]))
     envs.step(replay, ["continue"])
-    assert leaves[5:7].tolist() == pytest.approx([1, 0], rel=1e-4), "its priority is kept"
+    assert priorities[5:7].tolist() == pytest.approx([1, 0], rel=1e-4), "its priority is kept"
 
     replay.beta.fill_(0.4)
     batch = replay.sample(64)
-    priority_B = leaves[replay._drawn_B]
+    priority_B = priorities[replay._sampled_row_B]
     expected_B = (priority_B / priority_B.min()) ** -0.4
     torch.testing.assert_close(batch.weight, expected_B)
     assert batch.weight.max() == 1, "divided by the maximum in the batch"
@@ -205,7 +205,7 @@ def test_sampling_frequencies_follow_priorities(monkeypatch: pytest.MonkeyPatch)
     rows = torch.arange(60)
     priority = torch.where(replay.tree.get(rows) > 0, 1.0 + rows % 7, 0.0)
     replay.tree.set(rows, priority)
-    seen = spied(replay, monkeypatch)
+    seen = record_samples(replay, monkeypatch)
     for _ in range(300):
         replay.sample(100)
     counts = np.zeros(60)
@@ -229,7 +229,7 @@ def test_a_restored_buffer_continues_bitwise_identically(tmp_path: Path, in_file
     envs = ScriptedEnvs(3)
     replay = make(envs, 20, **options)
 
-    def live(replay: PrioritizedReplay, envs: ScriptedEnvs, steps: int) -> list[Tensor]:
+    def run_steps(replay: PrioritizedReplay, envs: ScriptedEnvs, steps: int) -> list[Tensor]:
         sampled = []
         for step in range(steps):
             envs.step(replay, [script[step % len(script)] for script in SCRIPT])
@@ -239,7 +239,7 @@ def test_a_restored_buffer_continues_bitwise_identically(tmp_path: Path, in_file
                 replay.update_priorities(batch.reward.abs())
         return sampled
 
-    live(replay, envs, 60)
+    run_steps(replay, envs, 60)
     state = replay.state_dict()
     if in_files:
         other = make(envs, 20, seed=9, **options)
@@ -248,16 +248,16 @@ def test_a_restored_buffer_continues_bitwise_identically(tmp_path: Path, in_file
         assert torch.equal(replay.max_priority, other.max_priority)
         first, second = [r.sample(64) for r in (replay, other)]
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-        live(other, envs, 40)
+        run_steps(other, envs, 40)
         assert set(torch.nonzero(other.tree.levels[0]).flatten().tolist()) == sampleable_rows(envs, other)
         return
     expected = replay.sample(64)
-    heights = replay.max_priority.clone()
+    max_priority = replay.max_priority.clone()
     for _ in range(3):
         replay.update_priorities(torch.full((64,), 50.0))
-    assert not torch.equal(replay.max_priority, heights)
+    assert not torch.equal(replay.max_priority, max_priority)
     replay.load_state_dict(state)
-    assert torch.equal(replay.max_priority, heights), "the state is a snapshot"
+    assert torch.equal(replay.max_priority, max_priority), "the state is a snapshot"
     assert all(torch.equal(a, b) for a, b in zip(expected, replay.sample(64), strict=True))
     empty = make(envs, 20, seed=9, **options)
     empty.load_state_dict(state)  # in a new process the data is lost

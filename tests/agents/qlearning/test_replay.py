@@ -28,7 +28,9 @@ from tests.agents.fakes import (
 from zerokara.agents.qlearning.replay import Batch, Replay
 
 
-def sampled(replay: Replay, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Batch, list[tuple[int, int]]]:
+def sample_with_slots(
+    replay: Replay, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Batch, list[tuple[int, int]]]:
     """Sample a batch, and return it with the (environment, slot) of each row."""
     seen: list[tuple[int, int]] = []
     gather = replay.gather
@@ -166,7 +168,7 @@ def test_samples_are_stored_transitions(n_step: int, monkeypatch: pytest.MonkeyP
     weights: list[float] = []
     for step in range(70):
         envs.step(replay, [SCRIPT[0][step % len(SCRIPT[0])], SCRIPT[1][step % len(SCRIPT[1])]])
-        batch, pairs = sampled(replay, 64, monkeypatch)
+        batch, pairs = sample_with_slots(replay, 64, monkeypatch)
         assert all(slot in envs.sampleable_slots(env, 15) for env, slot in pairs)
         check_rows(batch, envs, pairs, n_step)
         weights += batch.weight.tolist()
@@ -182,7 +184,7 @@ def test_sampling_is_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
     cells = [(env, slot) for env in range(3) for slot in envs.sampleable_slots(env, 20)]
     assert len(cells) == 3 * 17  # the oldest three of 20 are used only as frames of stacks
     num_samples = 51_000
-    _, pairs = sampled(replay, num_samples, monkeypatch)
+    _, pairs = sample_with_slots(replay, num_samples, monkeypatch)
     counts = Counter(pairs)
     assert set(counts) == set(cells)
     expected = num_samples / len(cells)
