@@ -79,7 +79,7 @@ def evaluate_agent(agent: Agent, options: Options) -> dict[str, Any]:
     scores = evaluate(
         agent.policy,
         env,
-        games_per_env=games_per_env,
+        episodes_per_env=games_per_env,
         epsilon=epsilon,
         max_steps=max_steps,
         seed=game_seed(options.seed),

@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 
 from zerokara import envs
-from zerokara.agents.training.pictures import Moment, frames_per_second, play_game
+from zerokara.agents.training.pictures import EpisodeStep, frames_per_second, play_episode
 from zerokara.agents.viewing.drawing import TensorBoardWriter, newest_frame
 from zerokara.agents.viewing.loading import Agent, game_seed, load_agent
 from zerokara.agents.viewing.saliency import saliency
@@ -72,14 +72,14 @@ class Game:
         epsilon = agent.config.eval_epsilon if options.epsilon is None else options.epsilon
         board = TensorBoardWriter(env.id, f"{agent.name} at step {agent.step:,}", env.action_names, epsilon)
         seed = game_seed(options.seed)
-        for moment in play_game(agent.policy, env, epsilon=epsilon, max_steps=options.max_steps, seed=seed):
+        for moment in play_episode(agent.policy, env, epsilon=epsilon, max_steps=options.max_steps, seed=seed):
             if self._frames is not None:
                 write_png(self._frames / f"frame-{self.steps:06}.png", moment.picture)
             yield self._draw(board, moment)
             self.score += moment.reward
             self.steps += 1
 
-    def _draw(self, board: TensorBoardWriter, moment: Moment) -> np.ndarray:
+    def _draw(self, board: TensorBoardWriter, moment: EpisodeStep) -> np.ndarray:
         seen = heat_HW = None
         if self._options.attention:
             seen = newest_frame(moment.obs, self._env.frame_channels)

@@ -47,8 +47,8 @@ def take_turns(sides: Mapping[str, Side], arguments: argparse.Namespace) -> dict
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(arguments.repeats):
         for name, order in orders.items():
-            order.send(arguments.steps)
-            rates[name].append(arguments.steps / order.recv())
+            order.send(arguments.total_steps)
+            rates[name].append(arguments.total_steps / order.recv())
     for order, process in zip(orders.values(), processes, strict=True):
         order.send(None)
         process.join()

@@ -53,7 +53,7 @@ class Agent:
         Raises:
             UserError: the game cannot be made here, or has other actions or observations than in training.
         """
-        config = self.config if protocol is None else self.config.under(protocol)
+        config = self.config if protocol is None else self.config.with_protocol(protocol)
         env = envs.make(config.env, num_envs, render=render, **config.env_settings())
         expected = _obs_shape(self.config)
         if env.num_actions != self.num_actions or env.obs_shape != expected:

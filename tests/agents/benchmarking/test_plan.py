@@ -85,7 +85,7 @@ def test_devices_are_taken_in_turn() -> None:
         ({"settings": ("wdth=1",)}, r"no flag --wdth \(did you mean --width-multiplier\?\)"),
         ({"settings": ("gamma=2",)}, "--gamma cannot be 2.0"),
         ({"settings": ("seed=2",)}, "the benchmark sets seed itself"),
-        ({"settings": ("munchausen=true", "double=true")}, "cannot go together"),
+        ({"settings": ("munchausen=true", "double=true")}, "cannot be combined"),
         (
             {"presets": ("fast", "nature"), "steps": None},
             r"\(fast 1,000,000, nature 50,000,000 steps\): give one by --st",
@@ -177,7 +177,7 @@ def test_what_is_announced_is_what_the_replay_takes(tmp_path: Path) -> None:
         gamma=0.9,
         seed=0,
         device=torch.device("cpu"),
-        slack=config.checkpoint_every_steps + 4 * config.num_envs,
+        checkpoint_margin=config.checkpoint_every_steps + 4 * config.num_envs,
     )
     assert needs(config)["main"] - benchmark_plan.PROCESS_BYTES == replay.bytes
 
