@@ -40,7 +40,14 @@ from zerokara.vision.binarization.pictures import draw_filters, draw_straight_th
 from zerokara.vision.classification.learner import Data, load_split
 from zerokara.vision.classification.pictures import draw_misread
 from zerokara.vision.classification.scoring import Scores
-from zerokara.vision.training.epochs import Epochs, check_batch, go_through, probe_updates, restore, stopped
+from zerokara.vision.training.epochs import (
+    EpochTraining,
+    check_batch,
+    probe_updates,
+    restore,
+    run_epochs,
+    stopped_message,
+)
 
 KIND = "binary"
 CHANGEABLE = {"resume", "quiet"}
@@ -58,7 +65,7 @@ LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-class Training(Epochs[BinaryNetwork]):
+class Training(EpochTraining[BinaryNetwork]):
     """Everything that a checkpoint holds, and one update over it."""
 
     config: Config
@@ -102,16 +109,16 @@ class Training(Epochs[BinaryNetwork]):
         """The step size of the next update."""
         return schedules.cosine(self.updates, self.config.learning_rate, 0.0, 0, self.total_updates)
 
-    def in_words(self, figure: float) -> str:
+    def format_metric(self, figure: float) -> str:
         """The error of a validation."""
         return f"error {figure:.2%}"
 
     def update(self, index_B: Tensor) -> None:
         """Algorithm 1: gradients by way of the signs, a step of the latent weights, and their clipping."""
-        index_b = self.share(index_B)
+        index_b = self.shard(index_B)
         pixels, label_b = self.images[index_b].float() * (1 / 255), self.labels[index_b]
         x = self.augment(pixels, self.generator, index_B=index_b, epoch=self.epoch)
-        self.set_rates()
+        self.set_learning_rates()
         self.optimizer.zero_grad(set_to_none=True)
         with self.compute.autocast():
             logits_bK = self.network(x)
@@ -151,15 +158,15 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
         f"{training.metadata.data}: {len(images.train):,} images to learn from, {len(images.validation):,} to choose on"
     )
     run.print(network_table(training.network))
-    if go_through(training, run, lambda: validate(training, run)):
-        return stopped(training, KIND)
+    if run_epochs(training, run, lambda: validate(training, run)):
+        return stopped_message(training, KIND)
     return finish(training, run) if world.is_main else ""
 
 
 def validate(training: Training, run: Run) -> None:
     """Score the validation images, and keep what the latent weights look like."""
     scores = training.score(training.data.validation)
-    training.last = scores.error
+    training.last_metric = scores.error
     run.log(training.updates, {"val/error": scores.error, "val/loss": scores.loss})
     for name, layer in training.network.binary_layers().items():
         run.histogram(f"latent/{name}", training.updates, layer.weight)
@@ -203,7 +210,7 @@ def finish(training: Training, run: Run) -> str:
             "validation_images": len(validation),
             "seed": config.seed,
             "epochs": config.epochs,
-            "hours": training.clock(),
+            "hours": training.stopwatch(),
         },
     }
     write_json(result_path, content)

@@ -38,7 +38,7 @@ from zerokara.vision.classification.clock import epochs_within, with_epochs
 from zerokara.vision.classification.config import PRESETS, Config
 from zerokara.vision.classification.learner import Data, Training, choose_compute, load_split, make_metadata
 from zerokara.vision.classification.pictures import log_confusion, log_misread, log_start
-from zerokara.vision.training.epochs import check_batch, go_through, restore, save, stopped
+from zerokara.vision.training.epochs import check_batch, restore, run_epochs, save, stopped_message
 
 KIND = "classify"
 CHANGEABLE = {"resume", "quiet"}
@@ -51,17 +51,17 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
         UserError: a checkpoint that cannot be read, weights that are no numbers any more.
     """
     training = Training(config, images, compute, world)
-    going_on = restore(training, run, lambda network: load_weights(config, network))
+    resumed = restore(training, run, lambda network: load_weights(config, network))
     run.print(
         f"{training.metadata.data}: {len(images.train):,} images to learn from, {len(images.validation):,} to choose on"
     )
-    if not going_on:
+    if not resumed:
         provenance.record(run, config.pretrained_backbone)
         run.print(summary(training.network, (1, *images.train.shape)))
         log_start(training.network, training.metadata, training.batch(torch.arange(min(32, len(images.train)))), run)
         save(training, run)
-    if go_through(training, run, lambda: validate(training, run)):
-        return stopped(training, KIND)
+    if run_epochs(training, run, lambda: validate(training, run)):
+        return stopped_message(training, KIND)
     return finish(training, run) if world.is_main else ""
 
 
@@ -84,19 +84,19 @@ def load_weights(config: Config, classifier: Classifier) -> list[str]:
 def validate(training: Training, run: Run) -> None:
     """Score the validation images, one view of each; keep the best weights, show what is misread."""
     scores = training.score(training.data.validation)
-    run.log(training.updates, {"val/error": scores.error, "val/loss": scores.loss, "speed/hours": training.clock()})
+    run.log(training.updates, {"val/error": scores.error, "val/loss": scores.loss, "speed/hours": training.stopwatch()})
     better = training.best is None or scores.error <= training.best["figure"]
-    training.note(scores.error, better=better, weights=training.config.select == "best")
+    training.record_validation(scores.error, is_best=better, save_weights=training.config.select == "best")
     log_misread(training.data.validation, scores, training.metadata.classes, run, training.updates)
     for name, parameter in training.network.named_parameters():
         run.histogram(f"weights/{name}", training.updates, parameter)
-    model_file.save(run.path("model.safetensors"), training.evaluated.state_dict(), training.metadata)
+    model_file.save(run.path("model.safetensors"), training.evaluation_network.state_dict(), training.metadata)
 
 
 def finish(training: Training, run: Run) -> str:
     """Choose the weights, read the test set once, write model.safetensors and result.json. The closing sentence."""
     config = training.config
-    training.take_best()
+    training.load_best_weights()
     validation = training.score(training.data.validation, views=config.tta_views)
     figures = {"validation_error": validation.error}
     sentence = f"{config.data}: validation error {validation.error:.2%}"
@@ -114,7 +114,7 @@ def finish(training: Training, run: Run) -> str:
     run.log(training.updates, {f"final/{name}": value for name, value in figures.items()})
     run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in figures.items()})
     metadata = dataclasses.replace(training.metadata, figures=figures)
-    model_file.save(run.path("model.safetensors"), training.evaluated.state_dict(), metadata)
+    model_file.save(run.path("model.safetensors"), training.evaluation_network.state_dict(), metadata)
     protocol = {
         "train_images": len(training.data.train),
         "validation_images": len(training.data.validation),
@@ -122,7 +122,7 @@ def finish(training: Training, run: Run) -> str:
         "epochs": training.epoch,
         "weights": "averaged" if training.ema is not None else config.select,
         "views": config.tta_views,
-        "hours": training.clock(),
+        "hours": training.stopwatch(),
     }
     write_json(result_path, {"figures": figures, "protocol": protocol})
     predict = program_command("vision.predict")
@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         Config, PRESETS, argv, __doc__ or "", kind=KIND, default_name=default_name, changeable=CHANGEABLE
     )
     world = World.from_env(config.device)
-    check_batch(config, world, config.accumulate)
+    check_batch(config, world, config.accumulation_steps)
     images = Data.load(config)
     with torch.device("meta"):  # a network that cannot be is refused before it has a folder
         classifier = make_metadata(config, images).build()

@@ -52,7 +52,7 @@ def mistakes(scores: Scores, classes: Sequence[str]) -> list[dict[str, Any]]:
     """Every misread image as plain values, the most confident mistakes first."""
     rows = []
     for place in misread(scores, most=len(scores.label_N)):
-        label, guess = int(scores.label_N[place]), int(scores.guess_N[place])
+        label, guess = int(scores.label_N[place]), int(scores.prediction_N[place])
         rows.append(
             {
                 "image": place,
@@ -72,7 +72,7 @@ def report(scores: Scores, classes: Sequence[str]) -> dict[str, dict[str, float]
     # By number, not by name: two classes may share a name with a mean.
     found = classification_report(
         scores.label_N.numpy(),
-        scores.guess_N.numpy(),
+        scores.prediction_N.numpy(),
         labels=range(len(classes)),
         output_dict=True,
         zero_division=0.0,

@@ -189,14 +189,14 @@ def compare(candidates: Sequence[Candidate], trained: Trained, images: ImageSet,
     for place in best.values():
         candidate, times = candidates[place], seconds[place]
         scores = score(candidate, trained, images)
-        reference = scores.guess_N if reference is None else reference
+        reference = scores.prediction_N if reference is None else reference
         results.append(
             Result(
                 candidate.precision,
                 candidate.by,
                 candidate.layout,
                 scores.error,
-                float((scores.guess_N == reference).double().mean()),
+                float((scores.prediction_N == reference).double().mean()),
                 candidate.size_bytes,
                 len(x) / middle(times),
                 len(x) / max(times),

@@ -41,7 +41,7 @@ from zerokara.core.programs import program_command
 from zerokara.core.report import figure_pixels
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision.classification.inputs import Prepared, prepare
-from zerokara.vision.classification.scoring import probabilities
+from zerokara.vision.classification.scoring import predict_probabilities
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -122,7 +122,7 @@ def guess(
     found = []
     for (classifier, metadata), seen in zip(members, pictures, strict=True):
         pixels_NCHW = torch.from_numpy(np.stack([picture.pixels_CHW for picture in seen]))
-        found.append(probabilities(compute.module(classifier), metadata, compute, pixels_NCHW, views=views))
+        found.append(predict_probabilities(compute.module(classifier), metadata, compute, pixels_NCHW, views=views))
     return torch.stack(found).mean(0)
 
 

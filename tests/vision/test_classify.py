@@ -404,7 +404,7 @@ def test_a_run_starts_from_the_weights_of_another(
         (["--stem", "small"], "--stem"),
         (["--train-images", "100000"], "--train-images"),
         (["--validation-images", "800"], "800"),
-        (["--accumulate", "3"], "--accumulate"),
+        (["--accumulation-steps", "3"], "--accumulation-steps"),
         (["--resume", "--name", "nowhere"], "nowhere"),
         (["--device", "toaster"], "toaster"),
         (["--weights", "nowhere.pth"], "nowhere.pth"),

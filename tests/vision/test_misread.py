@@ -61,9 +61,9 @@ def test_a_table_pictures_and_numbers(tiny_run: Path, capsys: pytest.CaptureFixt
 
     trained = load_trained(tiny_run, threads=1)
     images = trained.images("validation" if split == "validation" else "test")
-    guess_N = trained.score(images).guess_N
-    assert content["confusion"] == confusion_matrix(images.labels, guess_N, labels=range(10)).tolist()
-    precision, recall, f1, _ = precision_recall_fscore_support(images.labels, guess_N, zero_division=0.0)
+    prediction_N = trained.score(images).prediction_N
+    assert content["confusion"] == confusion_matrix(images.labels, prediction_N, labels=range(10)).tolist()
+    precision, recall, f1, _ = precision_recall_fscore_support(images.labels, prediction_N, zero_division=0.0)
     rows = [content["classes"][name] for name in "0123456789"]
     assert [row["precision"] for row in rows] == precision.tolist()
     assert [row["recall"] for row in rows] == recall.tolist()
@@ -71,7 +71,12 @@ def test_a_table_pictures_and_numbers(tiny_run: Path, capsys: pytest.CaptureFixt
     confidence = [row["confidence"] for row in content["mistakes"]]
     assert confidence == sorted(confidence, reverse=True)
     for row in content["mistakes"]:
-        assert row["label"] == str(int(images.labels[row["image"]])) != row["guess"] == str(int(guess_N[row["image"]]))
+        assert (
+            row["label"]
+            == str(int(images.labels[row["image"]]))
+            != row["guess"]
+            == str(int(prediction_N[row["image"]]))
+        )
 
     for name in (f"misread-{split}.png", f"confusion-{split}.png"):
         assert str(tiny_run / name) in shown

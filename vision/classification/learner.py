@@ -27,7 +27,7 @@ from zerokara.core.progress import loading
 from zerokara.vision.classification.config import Config
 from zerokara.vision.classification.scoring import Scores, score
 from zerokara.vision.training.epochs import probe_updates
-from zerokara.vision.training.supervised import Labelled
+from zerokara.vision.training.supervised import SupervisedTraining
 
 SPLIT_SEED = 0  # the same validation images whatever the run's seed, so that ensembles have not learnt them either
 
@@ -71,7 +71,7 @@ def load_split(config: Config, split: Literal["train", "test"]) -> ImageSet:
         )
 
 
-class Training(Labelled[Classifier]):
+class Training(SupervisedTraining[Classifier]):
     """Everything that a checkpoint holds, and one update over it."""
 
     config: Config
@@ -93,12 +93,12 @@ class Training(Labelled[Classifier]):
         return self.network.output_weights()
 
     @property
-    def is_enough(self) -> bool:
+    def should_stop_early(self) -> bool:
         """Whether the validation error has not become less for as long as patience lasts."""
         patience, best = self.config.patience_epochs, self.best
         return patience > 0 and best is not None and self.epoch - int(best["since"]) >= patience
 
-    def in_words(self, figure: float) -> str:
+    def format_metric(self, figure: float) -> str:
         """The error of a validation."""
         return f"error {figure:.2%}"
 
@@ -126,7 +126,7 @@ class Training(Labelled[Classifier]):
     def score(self, images: ImageSet, *, views: int = 1) -> Scores:
         """How well the network that counts does on images that it does not learn from, by so many views of each."""
         batch_size = self.config.eval_batch_size
-        return score(self.evaluated, self.metadata, self.compute, images, views=views, batch_size=batch_size)
+        return score(self.evaluation_network, self.metadata, self.compute, images, views=views, batch_size=batch_size)
 
 
 def make_metadata(config: Config, images: Data) -> model_file.ClassifierMetadata:

@@ -42,7 +42,7 @@ def scale(metadata: ClassifierMetadata) -> int:
 
 def misread(scores: Scores, most: int = 30) -> list[int]:
     """Places of the images that are misread, the most confident mistakes first."""
-    wrong = torch.nonzero(scores.guess_N != scores.label_N).flatten()
+    wrong = torch.nonzero(scores.prediction_N != scores.label_N).flatten()
     confidence = scores.probability_NK[wrong].max(1).values
     return [int(i) for i in wrong[confidence.argsort(descending=True, stable=True)][:most]]
 
@@ -57,12 +57,12 @@ def draw_misread(images: ImageSet, scores: Scores, classes: tuple[str, ...], mos
     columns = min(6, len(places))
     rows = -(-len(places) // columns)
     figure = Figure(figsize=(1.5 * columns, 1.72 * rows), dpi=100, layout="constrained")
-    wrong = int((scores.guess_N != scores.label_N).sum())
+    wrong = int((scores.prediction_N != scores.label_N).sum())
     figure.suptitle(f"{wrong} of {len(images):,} misread: label, guess and its probability", fontsize=9)
     for axes, place in zip(figure.subplots(rows, columns, squeeze=False).flat, places, strict=False):
         picture = images.images[place].permute(1, 2, 0).numpy()
         axes.imshow(picture.squeeze(-1) if picture.shape[2] == 1 else picture, cmap="gray", vmin=0, vmax=255)
-        guess, label = int(scores.guess_N[place]), int(scores.label_N[place])
+        guess, label = int(scores.prediction_N[place]), int(scores.label_N[place])
         axes.set_title(f"{classes[label]} → {classes[guess]} {scores.probability_NK[place, guess]:.0%}", fontsize=8)
     for axes in figure.axes:
         axes.set_axis_off()

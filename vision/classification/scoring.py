@@ -25,14 +25,14 @@ class Scores:
     label_N: Tensor
 
     @property
-    def guess_N(self) -> Tensor:
+    def prediction_N(self) -> Tensor:
         """The most probable class (N,)."""
         return self.probability_NK.argmax(1)
 
     @property
     def error(self) -> float:
         """Share of images whose most probable class is wrong."""
-        return float((self.guess_N != self.label_N).double().mean())
+        return float((self.prediction_N != self.label_N).double().mean())
 
     @property
     def loss(self) -> float:
@@ -43,10 +43,10 @@ class Scores:
     def confusion_KK(self) -> Tensor:
         """Images of each true class (rows) by guess (columns), int64."""
         classes = self.probability_NK.shape[1]
-        return torch.bincount(self.label_N * classes + self.guess_N, minlength=classes**2).view(classes, classes)
+        return torch.bincount(self.label_N * classes + self.prediction_N, minlength=classes**2).view(classes, classes)
 
 
-def views_of(x_BCHW: Tensor, number: int) -> list[Tensor]:
+def augmented_views(x_BCHW: Tensor, number: int) -> list[Tensor]:
     """The views of test-time augmentation: 1 as it is, 2 with its mirror image, 5 with shifts by a pixel, 10 both."""
     shifts = [x_BCHW]
     if number >= 5:
@@ -56,7 +56,7 @@ def views_of(x_BCHW: Tensor, number: int) -> list[Tensor]:
     return shifts + [view.flip(3) for view in shifts] if number in (2, 10) else shifts
 
 
-def probabilities(
+def predict_probabilities(
     classifier: Classifier,
     metadata: ClassifierMetadata,
     compute: Compute,
@@ -75,7 +75,7 @@ def probabilities(
     with torch.no_grad(), compute.autocast():
         for pixels in images_NCHW.split(batch_size):
             x = metadata.normalize(pixels.to(compute.torch_device).float() * (1 / 255))
-            logits = [classifier(compute.layout(view)).float() for view in views_of(x, views)]
+            logits = [classifier(compute.layout(view)).float() for view in augmented_views(x, views)]
             found.append(torch.stack([view.softmax(1) for view in logits]).mean(0))
     classifier.train(training)
     return compute.to_host(torch.cat(found))
@@ -91,5 +91,5 @@ def score(
     batch_size: int = 500,
 ) -> Scores:
     """`probabilities` of a set of images, beside their labels."""
-    found = probabilities(classifier, metadata, compute, images.images, views=views, batch_size=batch_size)
+    found = predict_probabilities(classifier, metadata, compute, images.images, views=views, batch_size=batch_size)
     return Scores(found, images.labels)

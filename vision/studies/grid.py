@@ -262,7 +262,7 @@ def _train(run: Run, cell: Cell, folder: Path, points: int, number: int, cells: 
         error=_test_error(training) if cell.config.test else curve[-1][2],
         train_error=curve[-1][1],
         curve=tuple(curve),
-        hours=training.clock(),
+        hours=training.stopwatch(),
     )
     content = {field.name: getattr(result, field.name) for field in dataclasses.fields(result) if field.name != "cell"}
     write_json(folder / "result.json", {"config": to_dict(cell.config), **content})
@@ -273,7 +273,9 @@ def _train(run: Run, cell: Cell, folder: Path, points: int, number: int, cells: 
 def _test_error(training: Training) -> float:
     """The error on the test set, which is read here and nowhere else."""
     test = load_split(training.config, "test")
-    return score(training.evaluated, training.metadata, training.compute, test, views=training.config.tta_views).error
+    return score(
+        training.evaluation_network, training.metadata, training.compute, test, views=training.config.tta_views
+    ).error
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Learning by epochs: the state of a run, and its loop from wherever it stands to its end or to a signal.
 
     training = Training(config, images, compute, world)  # an Epochs: what learns, and one update over it
-    going_on = restore(training, run)
+    resumed = restore(training, run)
     if go_through(training, run, validate):
         return stopped(training, KIND)
 
@@ -35,7 +35,7 @@ from zerokara.core.stopwatch import Stopwatch
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
-class Lengths(Protocol):
+class EpochConfig(Protocol):
     """What a config says of a run by epochs."""
 
     @property
@@ -67,7 +67,7 @@ class Lengths(Protocol):
         """Updates between checkpoints, beside those after validations."""
 
 
-class HasTrain(Protocol):
+class HasTrainingSet(Protocol):
     """What a run learns from."""
 
     @property
@@ -75,7 +75,7 @@ class HasTrain(Protocol):
         """The training images."""
 
 
-class Epochs(ABC, Generic[NetworkT]):
+class EpochTraining(ABC, Generic[NetworkT]):
     """Everything that a checkpoint holds, and updates that go through the training images in whole batches, in another
     order in every epoch. A subclass sets the optimiser, perhaps an average of the weights, and does the update.
 
@@ -84,16 +84,16 @@ class Epochs(ABC, Generic[NetworkT]):
         figures: what an update adds to the sums, by name, for a line of metrics.
     """
 
-    config: Lengths
-    data: HasTrain
+    config: EpochConfig
+    data: HasTrainingSet
     optimizer: torch.optim.Optimizer
     ema: Ema[NetworkT] | None = None
     """An average of the weights."""
 
     def __init__(
         self,
-        config: Lengths,
-        data: HasTrain,
+        config: EpochConfig,
+        data: HasTrainingSet,
         compute: Compute,
         world: World,
         build: Callable[[], NetworkT],
@@ -105,9 +105,9 @@ class Epochs(ABC, Generic[NetworkT]):
         world.broadcast(self.network)
         self.generator = torch.Generator(compute.torch_device).manual_seed(config.seed * 1_000_003 + world.rank)
         self.updates = 0  # that are over
-        self.last: float | None = None  # figure of the last validation
+        self.last_metric: float | None = None  # figure of the last validation
         self.best: dict[str, Any] | None = None  # epoch, figure, epoch it is known since, perhaps weights
-        self.clock = Stopwatch()
+        self.stopwatch = Stopwatch()
         self._figures = tuple(figures)
         # Of the figures, and of updates, since `read_metrics`. They stay on the device.
         self._sums = torch.zeros(len(figures) + 1, device=compute.torch_device)
@@ -131,12 +131,12 @@ class Epochs(ABC, Generic[NetworkT]):
         return self.updates // self.updates_per_epoch
 
     @property
-    def is_validated(self) -> bool:
+    def is_validation_epoch(self) -> bool:
         """Whether the epoch that has just ended is followed by a validation."""
         return True
 
     @property
-    def is_enough(self) -> bool:
+    def should_stop_early(self) -> bool:
         """Whether the run ends before its time."""
         return False
 
@@ -165,44 +165,44 @@ class Epochs(ABC, Generic[NetworkT]):
         """One gradient step on the images `index_B`, of which this process takes its share."""
 
     @abstractmethod
-    def in_words(self, figure: float) -> str:
+    def format_metric(self, figure: float) -> str:
         """The figure of a validation: "error 1.25%"."""
 
-    def set_rates(self) -> None:
+    def set_learning_rates(self) -> None:
         """Give the optimiser's groups the step size of the next update."""
         rate = self.learning_rate
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_factor", 1.0)
 
-    def share(self, index_B: Tensor) -> Tensor:
+    def shard(self, index_B: Tensor) -> Tensor:
         """The images of an update that are this process's, on the device."""
         return index_B[self.world.rank :: self.world.size].to(self.compute.torch_device)
 
     @property
-    def evaluated(self) -> NetworkT:
+    def evaluation_network(self) -> NetworkT:
         """The network that counts: the averaged one where there is an average."""
         return self.network if self.ema is None else self.ema.module
 
-    def note(self, figure: float, *, better: bool, weights: bool) -> None:
-        """Take down the figure of a validation, and where it is the best so far, its epoch, perhaps with the weights.
+    def record_validation(self, metric: float, *, is_best: bool, save_weights: bool) -> None:
+        """Record the metric of a validation and, if it is the best so far, its epoch and optionally the weights.
 
         Args:
-            better: than `best`, or as good; must be so where there is none yet.
-            weights: keep a copy of those that count.
+            is_best: the metric is at least as good as `best`. Must be True for the first validation.
+            save_weights: keep a copy of the weights of `evaluation_network`.
         """
-        self.last = figure
-        if better:
+        self.last_metric = metric
+        if is_best:
             before = self.best or {"figure": None}
-            since = before["since"] if figure == before["figure"] else self.epoch
-            self.best = {"epoch": self.epoch, "figure": figure, "since": since}
-            if weights:
-                state = self.evaluated.state_dict()
+            since = before["since"] if metric == before["figure"] else self.epoch
+            self.best = {"epoch": self.epoch, "figure": metric, "since": since}
+            if save_weights:
+                state = self.evaluation_network.state_dict()
                 self.best["weights"] = {name: tensor.detach().clone() for name, tensor in state.items()}
 
-    def take_best(self) -> None:
+    def load_best_weights(self) -> None:
         """Put the best weights into the network that counts, where they were kept."""
         if self.best is not None and "weights" in self.best:
-            self.evaluated.load_state_dict(self.best["weights"])
+            self.evaluation_network.load_state_dict(self.best["weights"])
 
     def read_metrics(self) -> dict[str, Tensor]:
         """Means since the last call, as tensors on the device."""
@@ -222,9 +222,9 @@ class Epochs(ABC, Generic[NetworkT]):
             "rng": checkpoint.rng_state(),
             "sums": self._sums,
             "updates": self.updates,
-            "last": self.last,
+            "last": self.last_metric,
             "best": self.best,
-            "hours": self.clock(),
+            "hours": self.stopwatch(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -236,26 +236,26 @@ class Epochs(ABC, Generic[NetworkT]):
         self.generator.set_state(state["generator"])
         checkpoint.set_rng_state(state["rng"])
         self._sums.copy_(state["sums"])
-        self.updates, self.last, self.best = state["updates"], state["last"], state["best"]
-        self.clock.hours = state["hours"]
+        self.updates, self.last_metric, self.best = state["updates"], state["last"], state["best"]
+        self.stopwatch.hours = state["hours"]
 
 
 # ---- a run from its start to its end
 
 
-def check_batch(config: Lengths, world: World, parts: int = 1) -> None:
+def check_batch(config: EpochConfig, world: World, parts: int = 1) -> None:
     """Refuse a batch that processes, and the parts in which each takes its share, cannot share evenly.
 
     Raises:
         UserError: as said.
     """
     if config.batch_size % (world.size * parts):
-        among = f"{world.size} processes" + f" and {flag('accumulate')} {parts} parts" * (parts > 1)
+        among = f"{world.size} processes" + f" and {flag('accumulation_steps')} {parts} parts" * (parts > 1)
         raise UserError(f"{flag('batch_size')} {config.batch_size} cannot be shared by {among} evenly.")
 
 
 def probe_updates(
-    config: HardwareSettings, world: World, make: Callable[[Compute], Epochs[Any]], *, compile: Switch = "off"
+    config: HardwareSettings, world: World, make: Callable[[Compute], EpochTraining[Any]], *, compile: Switch = "off"
 ) -> Compute:
     """`core.probe.probe` by updates on the first training images, this process's share of a batch.
 
@@ -272,7 +272,7 @@ def probe_updates(
 
 
 def restore(
-    training: Epochs[NetworkT], run: Run, fill: Callable[[NetworkT], Sequence[str]] = lambda network: ()
+    training: EpochTraining[NetworkT], run: Run, fill: Callable[[NetworkT], Sequence[str]] = lambda network: ()
 ) -> bool:
     """Go on from the run's checkpoint, or begin. Whether it goes on.
 
@@ -291,7 +291,7 @@ def restore(
     return False
 
 
-def go_through(training: Epochs[Any], run: Run, validate: Callable[[], None]) -> bool:
+def run_epochs(training: EpochTraining[Any], run: Run, validate: Callable[[], None]) -> bool:
     """All updates that are left, with metrics, validations and checkpoints. Whether it was asked to stop.
 
     Args:
@@ -301,25 +301,25 @@ def go_through(training: Epochs[Any], run: Run, validate: Callable[[], None]) ->
         UserError: weights that are no numbers any more; what was kept before stays. A disk that is full.
     """
     config, world, device = training.config, training.world, training.compute.torch_device
-    window = Window(training)
+    window = LogInterval(training)
     _show(training, run, {})
     # Votes, so that all processes leave together; a run that ended early has also ended when it is resumed.
-    enough = world.any(training.is_enough, device)
+    enough = world.any(training.should_stop_early, device)
     stopping = False
     while training.updates < training.total_updates and not enough and not stopping:
         training.update(training.next_batch())
         if training.updates % config.log_every_updates == 0:
             log_metrics(training, run, window)
-            window = Window(training)
-        validates = training.updates % training.updates_per_epoch == 0 and training.is_validated
+            window = LogInterval(training)
+        validates = training.updates % training.updates_per_epoch == 0 and training.is_validation_epoch
         saves = validates or training.updates % config.checkpoint_every_updates == 0
         if saves:
             _check(training, run)  # before weights that are no numbers replace good ones
         if validates:
             if world.is_main:
                 validate()
-            enough = world.any(training.is_enough, device)
-            window = Window(training)
+            enough = world.any(training.should_stop_early, device)
+            window = LogInterval(training)
         if saves:
             run.save(_latest(run), training.state_dict())
         stopping = world.any(bool(run.stop_requested), device)
@@ -329,17 +329,17 @@ def go_through(training: Epochs[Any], run: Run, validate: Callable[[], None]) ->
     return stopping
 
 
-def stopped(training: Epochs[Any], kind: str) -> str:
+def stopped_message(training: EpochTraining[Any], kind: str) -> str:
     """The closing sentence of a run that was asked to stop: vision.<kind> goes on with it."""
-    config, last = training.config, training.last
-    known = "not validated yet" if last is None else f"validation {training.in_words(last)}"
+    config, last = training.config, training.last_metric
+    known = "not validated yet" if last is None else f"validation {training.format_metric(last)}"
     return (
         f"{config.data} at epoch {training.epoch} of {config.epochs}: {known}; go on with: "
         f"{program_command(f'vision.{kind}')} --name {config.name} --resume"
     )
 
 
-def save(training: Epochs[Any], run: Run) -> None:
+def save(training: EpochTraining[Any], run: Run) -> None:
     """Write the checkpoint of this process.
 
     Raises:
@@ -353,19 +353,19 @@ def _latest(run: Run) -> Path:
     return run.path(f"checkpoint-{run.world.rank}.pt")
 
 
-def _check(training: Epochs[Any], run: Run) -> None:
+def _check(training: EpochTraining[Any], run: Run) -> None:
     if not training.is_finite():
         raise divergence_error(f"update {training.updates:,}", run.folder)
 
 
-class Window:
+class LogInterval:
     """What the clock said when the stretch began that a line of metrics is about."""
 
-    def __init__(self, training: Epochs[Any]) -> None:
+    def __init__(self, training: EpochTraining[Any]) -> None:
         self.updates, self.began = training.updates, time.perf_counter()
 
 
-def log_metrics(training: Epochs[Any], run: Run, window: Window) -> None:
+def log_metrics(training: EpochTraining[Any], run: Run, window: LogInterval) -> None:
     """One line of metrics, and the progress bar."""
     images = (training.updates - window.updates) * training.config.batch_size
     scalars: dict[str, Any] = {
@@ -373,21 +373,21 @@ def log_metrics(training: Epochs[Any], run: Run, window: Window) -> None:
         "train/learning_rate": training.learning_rate,
         "train/epoch": training.updates / training.updates_per_epoch,
         "speed/images_per_s": images / (time.perf_counter() - window.began),
-        "speed/hours": training.clock(),
+        "speed/hours": training.stopwatch(),
     }
     run.log(training.updates, scalars)
     run.flush()
     _show(training, run, scalars)
 
 
-def _show(training: Epochs[Any], run: Run, scalars: dict[str, Any]) -> None:
+def _show(training: EpochTraining[Any], run: Run, scalars: dict[str, Any]) -> None:
     """The progress bar, or a plain line where there is no terminal."""
-    figures = {"validation": training.last, "best": None if training.best is None else training.best["figure"]}
+    figures = {"validation": training.last_metric, "best": None if training.best is None else training.best["figure"]}
     fields = {
         "epoch": round(training.updates / training.updates_per_epoch, 1),
         "loss": scalars.get("train/loss", float("nan")),
         **({"accuracy": scalars["train/accuracy"]} if "train/accuracy" in scalars else {}),
-        **{label: training.in_words(figure) for label, figure in figures.items() if figure is not None},
+        **{label: training.format_metric(figure) for label, figure in figures.items() if figure is not None},
         "images/s": scalars.get("speed/images_per_s", float("nan")),
     }
     run.progress(training.updates, training.total_updates, fields)

@@ -17,14 +17,14 @@ from zerokara.core.compute import Compute
 from zerokara.core.distributed import World
 from zerokara.core.ema import Ema
 from zerokara.core.optim import make_optimizer
-from zerokara.vision.training.epochs import Epochs, HasTrain, NetworkT
+from zerokara.vision.training.epochs import EpochTraining, HasTrainingSet, NetworkT
 
 if TYPE_CHECKING:
     from zerokara.vision.classification.config import Config as ClassifyConfig
     from zerokara.vision.segmentation.config import Config as SegmentConfig
 
 
-class Labelled(Epochs[NetworkT]):
+class SupervisedTraining(EpochTraining[NetworkT]):
     """Any optimiser, a warm-up and a schedule, a batch in parts, clipped gradients, averaged weights."""
 
     config: ClassifyConfig | SegmentConfig
@@ -32,7 +32,7 @@ class Labelled(Epochs[NetworkT]):
     def __init__(
         self,
         config: ClassifyConfig | SegmentConfig,
-        data: HasTrain,
+        data: HasTrainingSet,
         compute: Compute,
         world: World,
         build: Callable[[], NetworkT],
@@ -68,8 +68,8 @@ class Labelled(Epochs[NetworkT]):
 
     def update(self, index_B: Tensor) -> None:
         """One gradient step on the images `index_B`, of which this process takes its share."""
-        parts = self.share(index_B).chunk(self.config.accumulate)
-        self.set_rates()
+        parts = self.shard(index_B).chunk(self.config.accumulation_steps)
+        self.set_learning_rates()
         self.optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(2, device=self.compute.torch_device)
         for index_b in parts:

@@ -173,11 +173,11 @@ def test_an_update_by_hand() -> None:
     assert float(learner.read_metrics()["train/loss"]) == 0.0, "sums begin anew"
 
 
-@pytest.mark.parametrize(("accumulate", "images"), [(2, 10), (5, 10), (4, 7)])
-def test_a_batch_in_parts_gives_the_same_step(accumulate: int, images: int) -> None:
+@pytest.mark.parametrize(("accumulation_steps", "images"), [(2, 10), (5, 10), (4, 7)])
+def test_a_batch_in_parts_gives_the_same_step(accumulation_steps: int, images: int) -> None:
     """Also where the last part is smaller than the others: 2, 2, 2, 1."""
     settings: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 0.1, "warmup_epochs": 0.0}
-    whole, parts = training(**settings), training(**settings, accumulate=accumulate)
+    whole, parts = training(**settings), training(**settings, accumulation_steps=accumulation_steps)
     before = weights(whole.network)
     for learner in (whole, parts):
         learner.update(torch.arange(images))
@@ -252,8 +252,8 @@ def test_the_average_is_what_is_evaluated() -> None:
     for _ in range(6):
         learner.update(learner.epoch_order()[:10])
     assert learner.ema is not None
-    assert learner.evaluated is learner.ema.module
-    assert plain.evaluated is plain.network
+    assert learner.evaluation_network is learner.ema.module
+    assert plain.evaluation_network is plain.network
     found = learner.score(learner.data.validation)
     learner.network.load_state_dict(learner.ema.module.state_dict())
     learner.ema = None
@@ -262,15 +262,15 @@ def test_the_average_is_what_is_evaluated() -> None:
 
 def test_patience() -> None:
     learner = training(patience_epochs=2)
-    assert not learner.is_enough, "nothing was validated yet"
+    assert not learner.should_stop_early, "nothing was validated yet"
     learner.best = {"epoch": 1, "figure": 0.5, "since": 1}
     found = []
     for learner.updates in (10, 20, 25, 30, 40):
-        found.append(learner.is_enough)
+        found.append(learner.should_stop_early)
     assert found == [False, False, False, True, True]
     learner = training()
     learner.best, learner.updates = {"epoch": 1, "figure": 0.5, "since": 1}, 140
-    assert not learner.is_enough, "no patience is no end"
+    assert not learner.should_stop_early, "no patience is no end"
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
@@ -288,7 +288,7 @@ def test_a_copy_goes_on_to_the_bit(optimizer: str) -> None:
     assert two.updates == one.updates == 4
     for a, b in zip(weights(one.network), weights(two.network), strict=True):
         assert torch.equal(a, b)
-    for a, b in zip(weights(one.evaluated), weights(two.evaluated), strict=True):
+    for a, b in zip(weights(one.evaluation_network), weights(two.evaluation_network), strict=True):
         assert torch.equal(a, b)
     assert {k: float(v) for k, v in one.read_metrics().items()} == {k: float(v) for k, v in two.read_metrics().items()}
 

@@ -20,7 +20,7 @@ from zerokara.core.config import UserError
 from zerokara.core.distributed import World
 from zerokara.core.ema import Ema
 from zerokara.core.run import Run
-from zerokara.vision.training.epochs import Epochs, check_batch, go_through, restore, save, stopped
+from zerokara.vision.training.epochs import EpochTraining, check_batch, restore, run_epochs, save, stopped_message
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Data:
     train: Sequence[int] = range(14)
 
 
-class Counting(Epochs[nn.Linear]):
+class Counting(EpochTraining[nn.Linear]):
     """Three updates an epoch; the weight is the number of updates."""
 
     enough_at = math.inf
@@ -56,14 +56,14 @@ class Counting(Epochs[nn.Linear]):
     learning_rate = 0.25
 
     @property
-    def is_validated(self) -> bool:
+    def is_validation_epoch(self) -> bool:
         return self.epoch % self.every == 0
 
     @property
-    def is_enough(self) -> bool:
+    def should_stop_early(self) -> bool:
         return self.epoch >= self.enough_at
 
-    def in_words(self, figure: float) -> str:
+    def format_metric(self, figure: float) -> str:
         return f"figure {figure:g}"
 
     def update(self, index_B: Tensor) -> None:
@@ -95,7 +95,7 @@ def test_every_epoch_is_gone_through_in_its_own_order() -> None:
         assert not restore(training, run)
         save(training, run)
         # What validation is about is not saved before it is over.
-        assert not go_through(training, run, lambda: validated.append((training.updates, saved())))
+        assert not run_epochs(training, run, lambda: validated.append((training.updates, saved())))
     assert validated == [(3, 0), (6, 3), (9, 6)]
     assert saved() == 9
     epochs = [list(itertools.chain(*training.seen[place : place + 3])) for place in (0, 3, 6)]
@@ -121,22 +121,24 @@ def test_a_run_that_was_stopped_goes_on_in_mid_epoch() -> None:
             run.stop_requested = "SIGTERM" if first.updates == 5 else None
 
         first.update = signalled  # type: ignore[method-assign]
-        assert go_through(first, run, lambda: first.note(0.5, better=True, weights=False))
-        assert stopped(first, "count") == (
+        assert run_epochs(first, run, lambda: first.record_validation(0.5, is_best=True, save_weights=False))
+        assert stopped_message(first, "count") == (
             "numbers at epoch 1 of 3: validation figure 0.5; go on with: python -m vision.count --name n --resume"
         )
     assert saved() == 5
     with run_of(config, resume=True) as run:
         assert restore(second, run)
-        assert (second.updates, second.last, second.best) == (5, 0.5, {"epoch": 1, "figure": 0.5, "since": 1})
+        assert (second.updates, second.last_metric, second.best) == (5, 0.5, {"epoch": 1, "figure": 0.5, "since": 1})
         assert float(second.network.weight.detach()) == 5
-        assert not go_through(second, run, lambda: None)
+        assert not run_epochs(second, run, lambda: None)
     assert first.seen + second.seen == whole.seen
     assert [line["step"] for line in metrics(Path("runs/n"))] == [2, 4, 6, 8]
 
 
 def test_before_the_first_validation_nothing_is_known() -> None:
-    assert stopped(Counting(Config()), "count").startswith("numbers at epoch 0 of 3: not validated yet; go on with: ")
+    assert stopped_message(Counting(Config()), "count").startswith(
+        "numbers at epoch 0 of 3: not validated yet; go on with: "
+    )
 
 
 def test_an_early_end_holds_when_it_is_resumed() -> None:
@@ -144,13 +146,13 @@ def test_an_early_end_holds_when_it_is_resumed() -> None:
     training = Counting(config)
     training.enough_at = 2
     with run_of(config) as run:
-        assert not go_through(training, run, lambda: None)
+        assert not run_epochs(training, run, lambda: None)
     assert training.updates == saved() == 6
     again = Counting(config)
     again.enough_at = 2
     with run_of(config, resume=True) as run:
         assert restore(again, run)
-        assert not go_through(again, run, lambda: None)
+        assert not run_epochs(again, run, lambda: None)
     assert again.seen == []
 
 
@@ -167,7 +169,7 @@ def test_not_every_epoch_is_validated_and_checkpoints_come_between() -> None:
             whole(path, state)
 
         run.save = noted  # type: ignore[method-assign]
-        go_through(training, run, lambda: validated.append(training.updates))
+        run_epochs(training, run, lambda: validated.append(training.updates))
     assert validated == [6, 12]
     assert kept == [5, 6, 10, 12]
 
@@ -186,25 +188,25 @@ def test_weights_that_are_no_numbers_are_seen_before_good_ones_are_replaced() ->
 
     training.update = breaking  # type: ignore[method-assign]
     with run_of(config) as run, pytest.raises(UserError, match=r"no number any more at update 6: .*runs/n"):
-        go_through(training, run, lambda: validated.append(training.updates))
+        run_epochs(training, run, lambda: validated.append(training.updates))
     assert (validated, saved()) == ([3], 3)
 
 
 def test_the_best_weights_are_those_that_count_at_the_time() -> None:
     training = Counting(Config())
-    training.take_best()  # there are none yet
+    training.load_best_weights()  # there are none yet
     training.update(training.next_batch())
-    training.note(0.5, better=True, weights=True)
+    training.record_validation(0.5, is_best=True, save_weights=True)
     training.update(training.next_batch())
-    training.note(0.75, better=False, weights=True)
-    assert (training.last, training.best is not None and training.best["figure"]) == (0.75, 0.5)
-    training.take_best()
+    training.record_validation(0.75, is_best=False, save_weights=True)
+    assert (training.last_metric, training.best is not None and training.best["figure"]) == (0.75, 0.5)
+    training.load_best_weights()
     assert float(training.network.weight.detach()) == 1
     training.ema = Ema(training.network, half_life_steps=5)
     training.update(training.next_batch())
-    training.note(0.25, better=True, weights=True)
+    training.record_validation(0.25, is_best=True, save_weights=True)
     assert training.best is not None
-    assert training.evaluated is training.ema.module
+    assert training.evaluation_network is training.ema.module
     assert float(training.best["weights"]["weight"]) == 1, "the average's"
 
 
@@ -219,10 +221,10 @@ def test_weights_to_begin_with_are_the_averages_too(monkeypatch: pytest.MonkeyPa
 
     with run_of(config) as run:
         said: list[str] = []
-        monkeypatch.setattr(run, "say", said.append)
+        monkeypatch.setattr(run, "print", said.append)
         assert not restore(training, run, fill)
         save(training, run)
-    assert (said, float(training.evaluated.weight.detach())) == (["filled"], 7)
+    assert (said, float(training.evaluation_network.weight.detach())) == (["filled"], 7)
     other = Counting(config)
     with run_of(config, resume=True) as run:
         assert restore(other, run, lambda network: pytest.fail("a run that goes on begins with nothing"))
@@ -230,13 +232,15 @@ def test_weights_to_begin_with_are_the_averages_too(monkeypatch: pytest.MonkeyPa
 
 def test_groups_have_rates_of_their_own() -> None:
     training = Counting(Config())
-    training.set_rates()
+    training.set_learning_rates()
     assert training.optimizer.param_groups[0]["lr"] == 0.125
 
 
 def test_a_batch_must_be_shared_evenly() -> None:
     check_batch(Config(batch_size=12), World(size=2), parts=3)
-    with pytest.raises(UserError, match=r"--batch-size 12 cannot be shared by 2 processes and --accumulate 4 parts"):
+    with pytest.raises(
+        UserError, match=r"--batch-size 12 cannot be shared by 2 processes and --accumulation-steps 4 parts"
+    ):
         check_batch(Config(batch_size=12), World(size=2), parts=4)
     with pytest.raises(UserError, match=r"--batch-size 5 cannot be shared by 2 processes evenly"):
         check_batch(Config(batch_size=5), World(size=2))
@@ -245,4 +249,4 @@ def test_a_batch_must_be_shared_evenly() -> None:
 def test_processes_share_an_update() -> None:
     training = Counting(Config())
     training.world = World(rank=1, size=2)
-    assert training.share(torch.tensor([5, 6, 7, 8])).tolist() == [6, 8]
+    assert training.shard(torch.tensor([5, 6, 7, 8])).tolist() == [6, 8]
