@@ -34,7 +34,7 @@ from zerokara.core.run import Run
 from zerokara.core.run_config import configure, stem
 from zerokara.core.zoo import provenance
 from zerokara.core.zoo import registry as zoo
-from zerokara.vision.classification.clock import epochs_within, with_epochs
+from zerokara.vision.classification.clock import epochs_in_time_limit, with_epochs
 from zerokara.vision.classification.config import PRESETS, Config
 from zerokara.vision.classification.learner import Data, Training, choose_compute, load_split, make_metadata
 from zerokara.vision.classification.pictures import log_confusion, log_misread, log_start
@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         compute = run.compute(lambda: choose_compute(config, images, world), 1)
         if config.minutes:
             if "epochs" not in run.extra:
-                run.save_extra(epochs=epochs_within(config, images, compute, world) if world.is_main else 0)
+                run.save_extra(epochs=epochs_in_time_limit(config, images, compute, world) if world.is_main else 0)
             config = with_epochs(config, run.extra["epochs"])
             run.print(f"{config.epochs} epochs fit into {config.minutes:g} minutes")
         run.close(train(config, run, images, compute, world))

@@ -23,7 +23,7 @@ from rich.table import Table
 from zerokara.core.config import Positional, Range, parse, run_main
 from zerokara.core.programs import program_command
 from zerokara.core.report import output_folder, write_figure, write_json
-from zerokara.vision.classification.pictures import draw_confusion, draw_misread, misread
+from zerokara.vision.classification.pictures import draw_confusion, draw_misread, misread_indices
 from zerokara.vision.classification.scoring import Scores
 from zerokara.vision.studies.finished_run import load_trained, one_run
 
@@ -51,7 +51,7 @@ class Options:
 def mistakes(scores: Scores, classes: Sequence[str]) -> list[dict[str, Any]]:
     """Every misread image as plain values, the most confident mistakes first."""
     rows = []
-    for place in misread(scores, most=len(scores.label_N)):
+    for place in misread_indices(scores, max_images=len(scores.label_N)):
         label, guess = int(scores.label_N[place]), int(scores.prediction_N[place])
         rows.append(
             {

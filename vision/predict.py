@@ -40,7 +40,7 @@ from zerokara.core.models.model_file import ClassifierMetadata
 from zerokara.core.programs import program_command
 from zerokara.core.report import figure_pixels
 from zerokara.core.zoo import registry as zoo
-from zerokara.vision.classification.inputs import Prepared, prepare
+from zerokara.vision.classification.inputs import PreparedImage, prepare
 from zerokara.vision.classification.scoring import predict_probabilities
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Options:
     """CPU threads; 0: as many as there are cores."""
 
 
-def read(files: Sequence[Path], metadata: ClassifierMetadata, *, as_is: bool) -> tuple[dict[Path, Prepared], list[str]]:
+def read(files: Sequence[Path], metadata: ClassifierMetadata, *, as_is: bool) -> tuple[dict[Path, PreparedImage], list[str]]:
     """The pictures that could be read, prepared for the network, and a sentence about each that could not."""
     prepared, complaints = {}, []
     for file in files:
@@ -114,7 +114,7 @@ def in_short(classes: Sequence[str]) -> str:
 
 def guess(
     members: Sequence[tuple[Classifier, ClassifierMetadata]],
-    pictures: Sequence[Sequence[Prepared]],
+    pictures: Sequence[Sequence[PreparedImage]],
     compute: Compute,
     views: int,
 ) -> Tensor:
@@ -132,7 +132,7 @@ def best(probability_K: Tensor, classes: tuple[str, ...], top: int) -> list[tupl
     return [(classes[place], value) for place, value in zip(places.tolist(), found.tolist(), strict=True)]
 
 
-def as_table(guesses: dict[Path, list[tuple[str, float]]], prepared: dict[Path, Prepared]) -> Table:
+def as_table(guesses: dict[Path, list[tuple[str, float]]], prepared: dict[Path, PreparedImage]) -> Table:
     """A row for each picture."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("picture", overflow="fold", min_width=8)
@@ -140,23 +140,23 @@ def as_table(guesses: dict[Path, list[tuple[str, float]]], prepared: dict[Path, 
         table.add_column("guess" if place == 0 else f"{place + 1}.", style="bold" if place == 0 else None)
     table.add_column("seen", style="dim", overflow="fold")
     for file, found in guesses.items():
-        table.add_row(file.name, *(f"{name} {value:.1%}" for name, value in found), prepared[file].done)
+        table.add_row(file.name, *(f"{name} {value:.1%}" for name, value in found), prepared[file].steps)
     return table
 
 
-def as_json(guesses: dict[Path, list[tuple[str, float]]], prepared: dict[Path, Prepared]) -> list[dict[str, Any]]:
+def as_json(guesses: dict[Path, list[tuple[str, float]]], prepared: dict[Path, PreparedImage]) -> list[dict[str, Any]]:
     """The same for programs."""
     return [
         {
             "picture": str(file),
-            "seen": prepared[file].done,
+            "seen": prepared[file].steps,
             "guesses": [{"class": name, "probability": round(value, 6)} for name, value in found],
         }
         for file, found in guesses.items()
     ]
 
 
-def draw(guesses: dict[Path, list[tuple[str, float]]], prepared: dict[Path, Prepared]) -> Figure:
+def draw(guesses: dict[Path, list[tuple[str, float]]], prepared: dict[Path, PreparedImage]) -> Figure:
     """The pictures as the network saw them, with the first guess."""
     from matplotlib.figure import Figure
 

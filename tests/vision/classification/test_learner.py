@@ -307,7 +307,7 @@ def test_the_card_says_what_was_asked_for() -> None:
         "deep_cnn",
         "pooled",
         0.25,
-        {"width_multiplier": 0.25},
+        {"width": 0.25},
     )
     assert (metadata.channels, metadata.image_size, metadata.classes) == (3, (28, 28), tuple("0123456789"))
     assert metadata.mean == pytest.approx(tuple(training().data.mean_C.tolist()))

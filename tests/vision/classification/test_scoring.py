@@ -17,7 +17,7 @@ from zerokara.core.models.classifier import Classifier
 from zerokara.core.models.model_file import ClassifierMetadata
 from zerokara.vision.classification.scoring import Scores, augmented_views, predict_probabilities, score
 
-CARD = ClassifierMetadata(
+METADATA = ClassifierMetadata(
     backbone="resnet8",
     head="paper",
     classes=("dark", "light", "odd"),
@@ -35,7 +35,7 @@ def images(number: int = 10) -> Tensor:
 
 def network() -> Classifier:
     """Normalisation with statistics of its own, so that evaluation mode matters."""
-    classifier = CARD.build()
+    classifier = METADATA.build()
     for layer in classifier.modules():
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.uniform_(layer.get_buffer("running_mean"), -0.3, 0.3)
@@ -91,10 +91,10 @@ def test_probabilities_by_hand() -> None:
     pixels[0, 0, 0, 0], pixels[0, 0, 0, -1] = 51, 255
     whole = 2 + math.exp(1.6)
     expected = torch.tensor([[1 / whole, math.exp(1.6) / whole, 1 / whole]])
-    torch.testing.assert_close(predict_probabilities(corners(), CARD, Compute(), pixels), expected)
+    torch.testing.assert_close(predict_probabilities(corners(), METADATA, Compute(), pixels), expected)
     # Its mirror image has the first two the other way round: probabilities are averaged, not logits.
     both = (expected + expected[:, [1, 0, 2]]) / 2
-    torch.testing.assert_close(predict_probabilities(corners(), CARD, Compute(), pixels, views=2), both)
+    torch.testing.assert_close(predict_probabilities(corners(), METADATA, Compute(), pixels, views=2), both)
 
 
 def test_views_are_shifts_by_a_pixel_and_mirror_images() -> None:
@@ -121,12 +121,12 @@ def test_views_are_shifts_by_a_pixel_and_mirror_images() -> None:
 @pytest.mark.parametrize("views", [1, 10])
 def test_an_images_probabilities_do_not_depend_on_its_batch_mates(views: int) -> None:
     classifier, pixels = network(), images()
-    together = predict_probabilities(classifier, CARD, Compute(), pixels, views=views)
+    together = predict_probabilities(classifier, METADATA, Compute(), pixels, views=views)
     alone = torch.cat(
-        [predict_probabilities(classifier, CARD, Compute(), pixels[i : i + 1], views=views) for i in range(10)]
+        [predict_probabilities(classifier, METADATA, Compute(), pixels[i : i + 1], views=views) for i in range(10)]
     )
     torch.testing.assert_close(together, alone)
-    in_threes = predict_probabilities(classifier, CARD, Compute(), pixels, views=views, batch_size=3)
+    in_threes = predict_probabilities(classifier, METADATA, Compute(), pixels, views=views, batch_size=3)
     torch.testing.assert_close(together, in_threes)
     torch.testing.assert_close(together.sum(1), torch.ones(10))
     assert together.std(0).min() > 1e-4, "all images look alike to it, which would show nothing"
@@ -137,7 +137,7 @@ def test_scoring_leaves_the_network_as_it_was() -> None:
     before = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
     for mode in (True, False):
         classifier.train(mode)
-        found = predict_probabilities(classifier, CARD, Compute(), images())
+        found = predict_probabilities(classifier, METADATA, Compute(), images())
         assert classifier.training is mode
         assert not found.requires_grad
         assert found.dtype is torch.float32
@@ -146,21 +146,21 @@ def test_scoring_leaves_the_network_as_it_was() -> None:
 
 def test_scores_of_a_set_are_probabilities_beside_labels() -> None:
     labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2, 0])
-    pixels = ImageSet(images(), labels, CARD.classes, "noise")
-    scores = score(corners(), CARD, Compute(), pixels, views=5, batch_size=4)
+    pixels = ImageSet(images(), labels, METADATA.classes, "noise")
+    scores = score(corners(), METADATA, Compute(), pixels, views=5, batch_size=4)
     assert torch.equal(scores.label_N, labels)
     assert torch.equal(
-        scores.probability_NK, predict_probabilities(corners(), CARD, Compute(), images(), views=5, batch_size=4)
+        scores.probability_NK, predict_probabilities(corners(), METADATA, Compute(), images(), views=5, batch_size=4)
     )
-    other = dataclasses.replace(CARD, mean=(0.9,))
+    other = dataclasses.replace(METADATA, mean=(0.9,))
     assert not torch.equal(score(corners(), other, Compute(), pixels).probability_NK, scores.probability_NK)
 
 
 def test_half_the_bits_give_nearly_the_same() -> None:
     classifier = network()
-    exact = predict_probabilities(classifier, CARD, Compute(), images())
+    exact = predict_probabilities(classifier, METADATA, Compute(), images())
     compute = Compute(precision="bfloat16", channels_last=True)
-    rounded = predict_probabilities(compute.module(classifier), CARD, compute, images())
+    rounded = predict_probabilities(compute.module(classifier), METADATA, compute, images())
     assert rounded.dtype is torch.float32
     assert not torch.equal(rounded, exact)
     torch.testing.assert_close(rounded, exact, atol=0.02, rtol=0.0)
