@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class SupervisedTraining(EpochTraining[NetworkT]):
-    """Supervised training with a learning rate schedule, gradient accumulation, gradient clipping and averaged weights."""
+    """Supervised training with a schedule, gradient accumulation, gradient clipping and averaged weights."""
 
     config: ClassifyConfig | SegmentConfig
 
@@ -50,7 +50,7 @@ class SupervisedTraining(EpochTraining[NetworkT]):
         self.ema = Ema(self.network, half_life_steps=half_life) if half_life else None
 
     def output_weights(self) -> Sequence[Tensor]:
-        """Return the weights of the output layers, which Muon leaves to AdamW. Empty: the last matrix of the network."""
+        """Return the weights of the output layers, which Muon leaves to AdamW. Empty: the last matrix."""
         return ()
 
     @abstractmethod

@@ -52,7 +52,7 @@ def _small_data_set_without_images_of_errors(tmp_path: Path, monkeypatch: pytest
 def test_number_of_epochs_is_measured_only_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A run with --minutes equals the run with that number of epochs, also when resumed on a machine of another speed."""
+    """A run with --minutes equals the run with that number of epochs, even if resumed on another machine."""
     monkeypatch.setattr(classify, "epochs_in_time_limit", lambda config, *rest: round(config.minutes))
     update = Training.update
 
