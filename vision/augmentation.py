@@ -27,7 +27,7 @@ from zerokara.core.report import new_figure, plain_ticks, write_figure
 from zerokara.core.run import Run
 from zerokara.core.run_config import configure
 from zerokara.vision.studies import grid
-from zerokara.vision.studies.grid import AUGMENTATION, NOTHING, Cell, Result, base_config, errors_of, percent, spread
+from zerokara.vision.studies.grid import AUGMENTATION, NO_AUGMENTATION, Cell, Result, base_config, error_label, format_percent, mean_interval
 
 KIND = "augmentation"
 MODES = {"without": ("tab:red", "--"), "with": ("tab:blue", "-")}
@@ -74,7 +74,7 @@ def make_cells(options: Options, available: int) -> list[Cell]:
                     batch_size=batch_size,
                     epochs=epochs,
                     warmup_epochs=epochs / 10,
-                    **(AUGMENTATION[options.pictures] if mode == "with" else NOTHING),
+                    **(AUGMENTATION[options.pictures] if mode == "with" else NO_AUGMENTATION),
                 )
                 cells.append(Cell(f"{size or 'all'}-{mode}-seed{seed}", config))
     return cells
@@ -84,21 +84,21 @@ def errors_by_size(results: Sequence[Result], available: int) -> dict[str, dict[
     """For each way, the errors of the runs at each size."""
     errors: dict[str, dict[int, list[float]]] = {mode: {} for mode in MODES}
     for result in sorted(results, key=lambda result: result.cell.config.train_images or available):
-        mode = "without" if all(getattr(result.cell.config, name) == off for name, off in NOTHING.items()) else "with"
+        mode = "without" if all(getattr(result.cell.config, name) == off for name, off in NO_AUGMENTATION.items()) else "with"
         errors[mode].setdefault(result.cell.config.train_images or available, []).append(result.error)
     return errors
 
 
 def table(errors: dict[str, dict[int, list[float]]], options: Options) -> Table:
     """A row for each size: both errors with their spread, and by how much augmentation changes it."""
-    table = Table(box=box.SIMPLE_HEAD, caption=f"{errors_of(options)}: mean ± standard deviation over seeds")
+    table = Table(box=box.SIMPLE_HEAD, caption=f"{error_label(options)}: mean ± standard deviation over seeds")
     for column in ("training images", "runs", *MODES, "change"):
         table.add_column(column, justify="right")
     for size in sorted({size for by_size in errors.values() for size in by_size}):
-        found = {mode: spread(errors[mode][size]) for mode in MODES if size in errors[mode]}
+        found = {mode: mean_interval(errors[mode][size]) for mode in MODES if size in errors[mode]}
         both = len(found) == len(MODES) and found["without"].mean > 0
         change = f"{found['with'].mean / found['without'].mean - 1:+.0%}" if both else "-"
-        cells = [percent(found[mode]) if mode in found else "-" for mode in MODES]
+        cells = [format_percent(found[mode]) if mode in found else "-" for mode in MODES]
         table.add_row(f"{size:,}", "/".join(str(one.runs) for one in found.values()), *cells, change)
     return table
 
@@ -111,11 +111,11 @@ def draw(errors: dict[str, dict[int, list[float]]], options: Options, run: Run) 
     for mode, (colour, style) in MODES.items():
         if by_size := errors[mode]:
             values = [[100 * error for error in runs] for runs in by_size.values()]
-            grid.plot_spread(axes, list(by_size), values, f"{mode} augmentation", colour, style)
+            grid.plot_mean_interval(axes, list(by_size), values, f"{mode} augmentation", colour, style)
     every = [100 * error for by_size in errors.values() for runs in by_size.values() for error in runs if error]
     if every:
         axes.set_ylim(0.7 * min(every), 1.4 * max(every))
-    axes.set(xscale="log", yscale="log", xlabel="training images", ylabel=f"{errors_of(options)}, %")
+    axes.set(xscale="log", yscale="log", xlabel="training images", ylabel=f"{error_label(options)}, %")
     axes.set_title(f"{options.data}, {options.backbone}: {options.updates:,} updates each; bars: 95% of the mean")
     axes.set_xticks(sorted({size for by_size in errors.values() for size in by_size}))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -141,13 +141,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     available = len(grid.load_data(base_config(options, "adamw")).train)
     cells = make_cells(options, available)
     with Run(options, kind=KIND, name=options.name, resume=options.resume, quiet=options.quiet) as run:
-        done = grid.train_cells(run, cells, points=1)
+        done = grid.train_cells(run, cells, curve_points=1)
         if done:
             errors = errors_by_size(done, available)
             Console().print(table(errors, options))
             draw(errors, options, run)
         grid.save_results(run, options, done)
-        run.close(grid.closing(run, len(done), len(cells), program_command("vision.augmentation")))
+        run.close(grid.closing_message(run, len(done), len(cells), program_command("vision.augmentation")))
 
 
 if __name__ == "__main__":

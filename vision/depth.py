@@ -37,7 +37,7 @@ from zerokara.core.run_config import configure
 from zerokara.vision.classification.config import Config
 from zerokara.vision.classification.learner import Data
 from zerokara.vision.studies import grid
-from zerokara.vision.studies.grid import Cell, Result, base_config, errors_of, percent, spread
+from zerokara.vision.studies.grid import Cell, Result, base_config, error_label, format_percent, mean_interval
 
 KIND = "depth"
 COLOURS = {"plain": "tab:red", "resnet": "tab:blue"}
@@ -162,7 +162,7 @@ def by_backbone(results: Sequence[Result]) -> dict[str, list[Result]]:
 def filter_table(results: Sequence[Result], options: Options) -> Table:
     """A row for each stack of filters."""
     table = Table(box=box.SIMPLE_HEAD, caption="weights for a pair of channels; fields in pixels, computed / measured")
-    for column in ("filters", "weights", "sees", "channels", "parameters", "runs", errors_of(options)):
+    for column in ("filters", "weights", "sees", "channels", "parameters", "runs", error_label(options)):
         table.add_column(column, justify="left" if column == "filters" else "right")
     for backbone, runs in by_backbone(results).items():
         kernels = KERNELS[backbone].kernels
@@ -173,7 +173,7 @@ def filter_table(results: Sequence[Result], options: Options) -> Table:
             str(round(runs[0].cell.config.width_multiplier * CHANNELS)),
             f"{runs[0].parameters:,}",
             str(len(runs)),
-            percent(spread(run.error for run in runs)),
+            format_percent(mean_interval(run.error for run in runs)),
         )
     return table
 
@@ -181,14 +181,14 @@ def filter_table(results: Sequence[Result], options: Options) -> Table:
 def layer_table(results: Sequence[Result], options: Options) -> Table:
     """A row for each network."""
     table = Table(box=box.SIMPLE_HEAD, caption="training error as augmented, over the last stretch of learning")
-    for column in ("network", "layers", "parameters", "runs", "training error", errors_of(options)):
+    for column in ("network", "layers", "parameters", "runs", "training error", error_label(options)):
         table.add_column(column, justify="left" if column == "network" else "right")
     for backbone, runs in by_backbone(results).items():
         kind, depth = split_name(backbone)
-        errors = spread(run.error for run in runs)
-        train_errors = spread(run.train_error for run in runs)
+        errors = mean_interval(run.error for run in runs)
+        train_errors = mean_interval(run.train_error for run in runs)
         table.add_row(
-            WORDS[kind], str(depth), f"{runs[0].parameters:,}", str(len(runs)), percent(train_errors), percent(errors)
+            WORDS[kind], str(depth), f"{runs[0].parameters:,}", str(len(runs)), format_percent(train_errors), format_percent(errors)
         )
     return table
 
@@ -211,12 +211,12 @@ def draw_filters(results: Sequence[Result], options: Options, run: Run) -> None:
         note = f"{weights_per_pair(kernels)}\nsees {seen_by_gradient(kernels)}x{seen_by_gradient(kernels)}"
         left.annotate(note, (place, weights_per_pair(kernels)), ha="center", va="bottom", fontsize=9)
         errors = [[100 * one.error for one in groups[name]]]
-        grid.plot_spread(right, [place], errors, "", colour)
+        grid.plot_mean_interval(right, [place], errors, "", colour)
     left.set(title="weights for each pair of channels", ylim=(0, 60))
     several = len({round(runs[0].parameters, -3) for runs in groups.values()})
     counts = sorted(runs[0].parameters for runs in groups.values())
     about = f"{counts[0]:,} to {counts[-1]:,} parameters" if several > 1 else f"about {counts[0]:,} parameters each"
-    right.set(title=f"{errors_of(options)}, {about}", ylabel=f"{errors_of(options)}, %")
+    right.set(title=f"{error_label(options)}, {about}", ylabel=f"{error_label(options)}, %")
     for axes in (left, right):
         axes.set_xticks(range(len(labels)), labels)
         axes.set_xlim(-0.6, len(labels) - 0.4)
@@ -246,14 +246,14 @@ def draw_layers(results: Sequence[Result], options: Options, run: Run) -> None:
     plain_ticks(all_axes[0].yaxis)
     measures: list[tuple[str, Callable[[Result], float]]] = [
         ("training error", lambda one: one.train_error),
-        (errors_of(options), lambda one: one.error),
+        (error_label(options), lambda one: one.error),
     ]
     for axes, (words, measure) in zip(all_axes[1:], measures, strict=True):
         for kind, colour in COLOURS.items():
             rows = sorted((split_name(name)[1], runs) for name, runs in groups.items() if split_name(name)[0] == kind)
             if rows:
                 values = [[100 * measure(one) for one in runs] for _, runs in rows]
-                grid.plot_spread(axes, [depth for depth, _ in rows], values, WORDS[kind], colour)
+                grid.plot_mean_interval(axes, [depth for depth, _ in rows], values, WORDS[kind], colour)
         axes.set(title=f"{words} in the end", xlabel="layers", ylabel=f"{words}, %", ylim=(0, None))
         axes.set_xticks(depths)
     for axes in (all_axes[0], all_axes[2]):
@@ -281,8 +281,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     layers = layer_cells(options) if options.part != "filters" else []
     console = Console()
     with Run(options, kind=KIND, name=options.name, resume=options.resume, quiet=options.quiet) as run:
-        done_filters = grid.train_cells(run, filters, points=1)
-        done_layers = grid.train_cells(run, layers, points=20)
+        done_filters = grid.train_cells(run, filters, curve_points=1)
+        done_layers = grid.train_cells(run, layers, curve_points=20)
         if done_filters:
             console.print(filter_table(done_filters, options))
             draw_filters(done_filters, options, run)
@@ -291,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             draw_layers(done_layers, options, run)
         grid.save_results(run, options, [*done_filters, *done_layers])
         run.close(
-            grid.closing(
+            grid.closing_message(
                 run, len(done_filters) + len(done_layers), len(filters) + len(layers), program_command("vision.depth")
             )
         )

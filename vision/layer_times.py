@@ -40,11 +40,11 @@ from zerokara.vision.studies.timing import (
     CONVOLUTION,
     OTHER,
     Call,
-    Shares,
-    calls_of,
+    TimeFractions,
+    record_calls,
     median_seconds,
-    middle,
-    shares,
+    median,
+    time_fractions,
 )
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def time_layers(
     names: list[tuple[str, str]] = []
     remarks: list[str] = []
     for compute, compile_it in ((base, False), (half, False), *([(half, True)] if compiled else [])):
-        calls = calls_of(prepared(classifier, compute), compute.layout(x))
+        calls = record_calls(prepared(classifier, compute), compute.layout(x))
         names = [(call.name, call.kind) for call in calls]
         work = {place: call.run for place, call in enumerate(calls)}
         if compile_it:
@@ -152,8 +152,8 @@ def time_layers(
                 continue
         # A GPU's layers take microseconds; repeated, they are longer than the clock is rough.
         repeat = 1e-3 if compute.torch_device.type != "cpu" else 0.0
-        found = median_seconds(work, rounds, warm_up=3, least_seconds=repeat)
-        seconds.append([middle(found[place]) for place in range(len(calls))])
+        found = median_seconds(work, rounds, warmup_rounds=3, min_seconds=repeat)
+        seconds.append([median(found[place]) for place in range(len(calls))])
     return [Layer(*name, *times) for name, times in zip(names, zip(*seconds, strict=True), strict=True)], remarks
 
 
@@ -197,9 +197,9 @@ def time_whole(
             remarks.append(f"{name} failed: {error_summary(error)}")
             continue
         work[name] = lambda run=run, images=images: run(images)  # type: ignore[misc]
-    found = median_seconds(work, rounds, warm_up=3)
+    found = median_seconds(work, rounds, warmup_rounds=3)
     return {
-        name: {"median": middle(times), "least": min(times), "most": max(times)} for name, times in found.items()
+        name: {"median": median(times), "least": min(times), "most": max(times)} for name, times in found.items()
     }, remarks
 
 
@@ -233,7 +233,7 @@ def layer_table(layers: Sequence[Layer]) -> Table:
     return table
 
 
-def share_table(by_precision: dict[str, Shares]) -> Table:
+def share_table(by_precision: dict[str, TimeFractions]) -> Table:
     """The splits: what is counted, and of what."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("share of the time")
@@ -356,7 +356,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         remarks += failed_layers
         whole, failures = time_whole(classifier, x, computes, options.rounds)
     by_precision = {
-        name: shares([(layer.kind, time) for layer, time in zip(layers, times, strict=True)])
+        name: time_fractions([(layer.kind, time) for layer, time in zip(layers, times, strict=True)])
         for name, times in times_of(layers).items()
     }
     machine = describe_machine()

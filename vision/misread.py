@@ -25,7 +25,7 @@ from zerokara.core.programs import program_command
 from zerokara.core.report import output_folder, write_figure, write_json
 from zerokara.vision.classification.pictures import draw_confusion, draw_misread, misread_indices
 from zerokara.vision.classification.scoring import Scores
-from zerokara.vision.studies.finished_run import load_trained, one_run
+from zerokara.vision.studies.finished_run import load_trained, single_run_folder
 
 MOST_CLASSES = 100  # of a confusion matrix that can be read
 
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Score, print, draw, and say where the files are."""
     options = parse(Options, {}, argv, __doc__ or "")
     trained = load_trained(
-        one_run(options.runs, program_command("vision.misread")), device=options.device, threads=options.threads
+        single_run_folder(options.runs, program_command("vision.misread")), device=options.device, threads=options.threads
     )
     folder = output_folder(options.out, trained.folder)
     images = trained.images(options.split)

@@ -41,8 +41,8 @@ from zerokara.core.programs import program_command
 from zerokara.core.report import output_folder, write_figure, write_json
 from zerokara.vision.classification.scoring import Scores
 from zerokara.vision.studies import int8
-from zerokara.vision.studies.finished_run import Trained, load_trained, one_run
-from zerokara.vision.studies.timing import median_seconds, middle
+from zerokara.vision.studies.finished_run import Trained, load_trained, single_run_folder
+from zerokara.vision.studies.timing import median_seconds, median
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -134,7 +134,7 @@ def onnx_candidates(trained: Trained, calibration: ImageSet, path: Path) -> tupl
     with tempfile.TemporaryDirectory() as folder:
         float32, quantised = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
         onnx_file.write(network, {int8.IMAGES: x[:2]}, int8.LOGITS, float32, {})
-        int8.quantise(float32, x.split(100), quantised)
+        int8.quantize(float32, x.split(100), quantised)
         found = []
         for precision, file in (("float32", float32), ("int8", quantised)):
             session = int8.open_session(file, trained.compute.threads)
@@ -144,7 +144,7 @@ def onnx_candidates(trained: Trained, calibration: ImageSet, path: Path) -> tupl
 
             found.append(Candidate(precision, "ONNX Runtime", "contiguous", run, file.stat().st_size))
         content = quantised.read_bytes()
-        counts = int8.operations(quantised)
+        counts = int8.count_operations(quantised)
     write_atomically(path, lambda file: file.write(content))
     kinds = {"convolutions": ("QLinearConv", "Conv"), "fully connected layers": ("QGemm", "Gemm")}
     words = [
@@ -176,13 +176,13 @@ def compare(candidates: Sequence[Candidate], trained: Trained, images: ImageSet,
     seconds = median_seconds(
         {place: lambda run=c.run: run(x) for place, c in enumerate(candidates)},  # type: ignore[misc]
         options.rounds,
-        warm_up=3,
-        least_seconds=0.05,
+        warmup_rounds=3,
+        min_seconds=0.05,
     )
     best: dict[tuple[str, str], int] = {}
     for place, candidate in enumerate(candidates):
         key = candidate.precision, candidate.by
-        if key not in best or middle(seconds[place]) < middle(seconds[best[key]]):
+        if key not in best or median(seconds[place]) < median(seconds[best[key]]):
             best[key] = place
     reference: Tensor | None = None
     results = []
@@ -198,7 +198,7 @@ def compare(candidates: Sequence[Candidate], trained: Trained, images: ImageSet,
                 scores.error,
                 float((scores.prediction_N == reference).double().mean()),
                 candidate.size_bytes,
-                len(x) / middle(times),
+                len(x) / median(times),
                 len(x) / max(times),
                 len(x) / min(times),
             )
@@ -257,7 +257,7 @@ def draw(results: Sequence[Result], title: str) -> Figure:
 def main(argv: Sequence[str] | None = None) -> None:
     """Compare, print, draw, and say where the files are."""
     options = parse(Options, {}, argv, __doc__ or "")
-    folder = one_run(options.runs, program_command("vision.precision"))
+    folder = single_run_folder(options.runs, program_command("vision.precision"))
     if options.int8:
         onnx_file.check_packages("int8", "--no-int8")
     trained = load_trained(folder, device=options.device, threads=options.threads)

@@ -13,7 +13,7 @@ from zerokara.core.config import UserError
 from zerokara.vision import augmentation
 from zerokara.vision.augmentation import Options, errors_by_size, make_cells
 from zerokara.vision.studies import grid
-from zerokara.vision.studies.grid import NOTHING, Cell, Result
+from zerokara.vision.studies.grid import NO_AUGMENTATION, Cell, Result
 
 pytestmark = pytest.mark.usefixtures("few_glyphs")
 
@@ -62,7 +62,7 @@ def test_a_half_done_grid_has_a_table_with_gaps() -> None:
         ["-"],
         ["-"],
     ]
-    assert all(getattr(without.config, name) == off for name, off in NOTHING.items())
+    assert all(getattr(without.config, name) == off for name, off in NO_AUGMENTATION.items())
     assert isinstance(without, Cell)
 
 

@@ -14,7 +14,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from zerokara.core.config import UserError
 from zerokara.vision import misread
 from zerokara.vision.classification.scoring import Scores
-from zerokara.vision.studies.finished_run import load_trained, one_run
+from zerokara.vision.studies.finished_run import load_trained, single_run_folder
 
 ONE_THREAD = ("--device", "cpu", "--threads", "1")
 # Labels a a b b c; guesses a b b b a.
@@ -108,7 +108,7 @@ def test_mistakes_get_a_sentence(tiny_run: Path) -> None:
     with pytest.raises(UserError, match=r"has no model\.safetensors yet"):
         misread.main([str(tiny_run)])
     with pytest.raises(UserError, match="as in program runs/<name>"):
-        one_run([""], "program")
+        single_run_folder([""], "program")
 
 
 def test_data_of_other_classes_are_refused(tiny_run: Path) -> None:

@@ -42,7 +42,7 @@ def test_eight_bits_by_hand(tmp_path: Path) -> None:
     exact = int8.open_session(tmp_path / "float32.onnx", threads=1)(x.numpy())
     np.testing.assert_allclose(exact, [[0, 1, 2, 2.55, 0, -0.5, -1, -1.275]], rtol=1e-6)
 
-    int8.quantise(tmp_path / "float32.onnx", [x], tmp_path / "int8.onnx")
+    int8.quantize(tmp_path / "float32.onnx", [x], tmp_path / "int8.onnx")
     session = int8.open_session(tmp_path / "int8.onnx", threads=1)
     # Inputs reach from 0 to 2.55, so they go in steps of 0.01; outputs from -1.275 to 2.55, in steps of 0.015.
     np.testing.assert_allclose(session(x.numpy()), exact, atol=0.0075 + 0.005)
@@ -51,8 +51,8 @@ def test_eight_bits_by_hand(tmp_path: Path) -> None:
     np.testing.assert_allclose(outputs, outputs.round(), atol=1e-3)
     # What is beyond the range of calibration is cut off there.
     np.testing.assert_allclose(session(x.numpy() * 10)[0, :4], [0, 2.55, 2.55, 2.55], atol=0.0075)
-    assert int8.operations(tmp_path / "int8.onnx")["QLinearConv"] == 1
-    assert int8.operations(tmp_path / "float32.onnx")["QLinearConv"] == 0
+    assert int8.count_operations(tmp_path / "int8.onnx")["QLinearConv"] == 1
+    assert int8.count_operations(tmp_path / "float32.onnx")["QLinearConv"] == 0
 
 
 def test_a_table_a_picture_numbers_and_a_network(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

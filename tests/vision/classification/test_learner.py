@@ -226,9 +226,8 @@ def test_mixup_mixes_images_and_targets_alike() -> None:
         weight = float(unsmoothed[labels[i]])
         if weight < 0.999:
             partner = int((unsmoothed.scatter(0, labels[i], -1.0)[labels]).argmax())
-            torch.testing.assert_close(
-                x[i], weight * x_plain[i] + (1 - weight) * x_plain[partner], rtol=1e-3, atol=1e-4
-            )
+            expected = weight * x_plain[i] + (1 - weight) * x_plain[partner]
+            torch.testing.assert_close(x[i], expected, rtol=1e-3, atol=1e-4)
             mixed_images += 1
         else:
             torch.testing.assert_close(x[i], x_plain[i], rtol=1e-3, atol=0.02)
