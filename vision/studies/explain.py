@@ -43,7 +43,7 @@ def compute_grad_cam(network: nn.Module, x_BCHW: Tensor, class_B: Tensor, map_in
     """
     with torch.enable_grad():
         logits_BK, maps = activations(network, x_BCHW.detach().requires_grad_())
-        # In evaluation mode the images of a batch do not influence each other, so one backward pass of the sum gives the
+        # In evaluation mode the images of a batch do not influence each other, so one backward pass of the sum has the
         # gradients of all images.
         (gradient,) = torch.autograd.grad(logits_BK.gather(1, class_B[:, None]).sum(), maps[map_index])
     small_Bhw = grad_cam(maps[map_index].detach(), gradient)
