@@ -57,7 +57,7 @@ class Options:
     """Options of vision.predict."""
 
     words: Annotated[tuple[str, ...], Positional("classifier image")] = ()
-    """The classifier (a run folder, a model file or a name of the zoo), then images or folders of images."""
+    """Classifier (a run folder, a model file or a name of the zoo), then images or folders of images."""
     also: tuple[str, ...] = ()
     """Further classifiers with the same classes. The probabilities of all of them are averaged."""
     top: Annotated[int, Range(1)] = 5

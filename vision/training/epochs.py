@@ -73,7 +73,7 @@ class HasTrainingSet(Protocol):
 
     @property
     def train(self) -> Sized:
-        """The training images."""
+        """Training images."""
 
 
 class EpochTraining(ABC, Generic[NetworkT]):
