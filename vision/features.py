@@ -217,21 +217,21 @@ def draw_explanations(images: ImageSet, explanations: Sequence[Explanation], cla
 
     figure = Figure(figsize=(1.05 * len(explanations) + 1.3, 3.9), layout="constrained")
     axes_RC = figure.subplots(3, len(explanations), squeeze=False)
-    for column, one in enumerate(explanations):
-        picture = images.images[one.image].permute(1, 2, 0).float().numpy() / 255
+    for column, explanation in enumerate(explanations):
+        picture = images.images[explanation.image].permute(1, 2, 0).float().numpy() / 255
         grayscale = picture.mean(2, keepdims=True)
         show(axes_RC[0, column], np.broadcast_to(picture, (*picture.shape[:2], 3)))
-        heat = one.cam_HW / one.cam_HW.max().clamp(min=1e-12)
+        heat = explanation.cam_HW / explanation.cam_HW.max().clamp(min=1e-12)
         colors = colormaps["inferno"](heat.numpy())[..., :3]
         show(axes_RC[1, column], 0.35 * grayscale + 0.65 * colors)
         height, width = images.shape[1:]
         shown = axes_RC[2, column].imshow(
-            one.occlusion_hw.numpy(), cmap="viridis", vmin=0, vmax=1, extent=(0, width, height, 0)
+            explanation.occlusion_hw.numpy(), cmap="viridis", vmin=0, vmax=1, extent=(0, width, height, 0)
         )
-        title = classes[one.prediction]
-        if one.prediction != one.label:
-            title += f" (label {classes[one.label]})"
-        axes_RC[0, column].set_title(f"{title}\n{one.confidence:.1%}", fontsize=8)
+        title = classes[explanation.prediction]
+        if explanation.prediction != explanation.label:
+            title += f" (label {classes[explanation.label]})"
+        axes_RC[0, column].set_title(f"{title}\n{explanation.confidence:.1%}", fontsize=8)
         if column == len(explanations) - 1:
             bar = figure.colorbar(shown, ax=list(axes_RC[2]), fraction=0.02, pad=0.005)
             bar.ax.tick_params(labelsize=7)
@@ -255,10 +255,12 @@ def feature_map_table(maps: Sequence[FeatureMap]) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("depth", "after layer", "channels", "size", "receptive field", "stride"):
         table.add_column(column, justify="left" if column == "after layer" else "right")
-    for number, one in enumerate(maps, start=1):
-        channels, height, width = one.shape
-        field = f"{one.rows.size}x{one.columns.size}"
-        table.add_row(str(number), one.name, str(channels), f"{height}x{width}", field, str(one.rows.jump))
+    for number, feature_map in enumerate(maps, start=1):
+        channels, height, width = feature_map.shape
+        field = f"{feature_map.rows.size}x{feature_map.columns.size}"
+        table.add_row(
+            str(number), feature_map.name, str(channels), f"{height}x{width}", field, str(feature_map.rows.jump)
+        )
     return table
 
 
@@ -289,8 +291,8 @@ def to_json(activations: Sequence[TopActivations], channels: Sequence[Sequence[i
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program: write the figures and features.json, print a table of the feature maps and the paths."""
     options = parse(Options, {}, argv, __doc__ or "")
-    folder = single_run_folder(options.runs, program_command("vision.features"))
-    trained = load_trained(folder, device=options.device, threads=options.threads)
+    run_folder = single_run_folder(options.runs, program_command("vision.features"))
+    trained = load_trained(run_folder, device=options.device, threads=options.threads)
     images = trained.images(options.split)
     maps = feature_maps(trained.classifier, images.shape)
     if options.cam_depth is not None and options.cam_depth > len(maps):
@@ -326,13 +328,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         "patches": to_json(activations, channels),
         "looks": [
             {
-                "image": one.image,
-                "label": trained.metadata.classes[one.label],
-                "guess": trained.metadata.classes[one.prediction],
-                "confidence": one.confidence,
-                "least_left": float(one.occlusion_hw.min()),
+                "image": explanation.image,
+                "label": trained.metadata.classes[explanation.label],
+                "guess": trained.metadata.classes[explanation.prediction],
+                "confidence": explanation.confidence,
+                "least_left": float(explanation.occlusion_hw.min()),
             }
-            for one in explanations
+            for explanation in explanations
         ],
     }
     written.append(write_json(folder / "features.json", content))

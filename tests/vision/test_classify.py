@@ -30,18 +30,8 @@ from zerokara.vision.classification.scoring import Scores
 
 FEW = {"train": 800, "test": 200}  # generating thousands of digits takes seconds
 TINY = (
-    *(
-        "--train-images",
-        "400",
-        "--validation-images",
-        "200",
-        "--epochs",
-        "3",
-        "--batch-size",
-        "50",
-        "--width-multiplier",
-        "0.5",
-    ),
+    *("--train-images", "400", "--validation-images", "200", "--epochs", "3", "--batch-size", "50"),
+    *("--width-multiplier", "0.5"),
     *("--checkpoint-every-updates", "2", "--log-every-updates", "3", "--warmup-epochs", "1"),
     *("--ema-half-life-updates", "5", "--mixup", "0.2", "--tta-views", "1"),
     *("--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1"),
@@ -240,10 +230,10 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(uninterrupted: Path, tmp
     assert (process.returncode, err) == (0, "")
     assert len(out.strip().splitlines()) == 1
     assert metrics(run) == metrics(uninterrupted)
-    ours, theirs = (checkpoint.load(path / "checkpoint-0.pt", "classify") for path in (run, uninterrupted))
-    for mine, its in ((ours["network"], theirs["network"]), (ours["ema"]["module"], theirs["ema"]["module"])):
-        for name, weight in mine.items():
-            assert torch.equal(weight, its[name])
+    resumed, reference = (checkpoint.load(path / "checkpoint-0.pt", "classify") for path in (run, uninterrupted))
+    for part in (lambda state: state["network"], lambda state: state["ema"]["module"]):
+        for name, weight in part(resumed).items():
+            assert torch.equal(weight, part(reference)[name])
 
 
 def test_a_damaged_checkpoint_is_named_in_the_error(uninterrupted: Path, in_empty_folder: list[str]) -> None:
@@ -368,10 +358,10 @@ def test_pretrained_backbone_from_the_zoo(capsys: pytest.CaptureFixture[str]) ->
     words = [*TINY, "--name", "zoo", "--no-test", "--epochs", "1", "--width-multiplier", "1", "--learning-rate", "1e-9"]
     classify.main([*words, "--weight-decay", "0", "--pretrained-backbone", "digits"])
     assert "12 of 12 tensors from" in capsys.readouterr().out
-    theirs, _ = zoo.load("digits")
-    mine, _ = model_file.load(Path("runs/zoo/model.safetensors"))
-    for name, tensor in mine.backbone.state_dict().items():
-        torch.testing.assert_close(tensor, theirs.backbone.state_dict()[name], atol=1e-6, rtol=0)
+    source, _ = zoo.load("digits")
+    trained, _ = model_file.load(Path("runs/zoo/model.safetensors"))
+    for name, tensor in trained.backbone.state_dict().items():
+        torch.testing.assert_close(tensor, source.backbone.state_dict()[name], atol=1e-6, rtol=0)
 
 
 def test_pretrained_backbone_from_another_run(
@@ -382,10 +372,10 @@ def test_pretrained_backbone_from_another_run(
     classify.main([*words, "--pretrained-backbone", "runs/run"])
     assert "12" in capsys.readouterr().out  # twelve tensors of six convolutions
     assert fast_setup == ["train"]
-    theirs, _ = model_file.load(Path("runs/run/model.safetensors"))
-    mine, _ = model_file.load(Path("runs/next/model.safetensors"))
-    for name, tensor in mine.backbone.state_dict().items():
-        torch.testing.assert_close(tensor, theirs.backbone.state_dict()[name], atol=1e-6, rtol=0)
+    source, _ = model_file.load(Path("runs/run/model.safetensors"))
+    trained, _ = model_file.load(Path("runs/next/model.safetensors"))
+    for name, tensor in trained.backbone.state_dict().items():
+        torch.testing.assert_close(tensor, source.backbone.state_dict()[name], atol=1e-6, rtol=0)
 
 
 # ---- errors
@@ -454,5 +444,5 @@ def test_presets_and_default_names() -> None:
     x = torch.rand(2, 1, 28, 28)
     assert torch.equal(book.augment()(x, torch.Generator()), x)
     assert classify.default_name(book) == "classify-glyphs-deep_cnn-book-1"
-    mine = parse(Config, PRESETS, ["--data", "../my pets.zip", "--seed", "3"], "")
-    assert classify.default_name(mine) == "classify-my_pets-deep_cnn-fast-3"
+    config = parse(Config, PRESETS, ["--data", "../my pets.zip", "--seed", "3"], "")
+    assert classify.default_name(config) == "classify-my_pets-deep_cnn-fast-3"

@@ -51,8 +51,8 @@ def test_a_run_is_added_to_the_zoo(
     assert "command: python -m vision.classify --width-multiplier 0.25" in capsys.readouterr().out
     classifier, metadata = zoo.load("small-digits")
     original, _ = model_file.load(run / "model.safetensors")
-    for mine, its in zip(classifier.parameters(), original.parameters(), strict=True):
-        assert torch.equal(mine, its.half().float())
+    for rounded, exact in zip(classifier.parameters(), original.parameters(), strict=True):
+        assert torch.equal(rounded, exact.half().float())
     assert metadata.data == "glyphs"
     assert set(metadata.figures) == {"validation_error", "test_error", "validation_error_float16"}
     assert 0.5 < metadata.figures["validation_error_float16"] <= 1, "an untrained network has a high error"

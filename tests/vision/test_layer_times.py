@@ -40,13 +40,13 @@ def test_tables_figure_and_json(empty_folder: Path, capsys: pytest.CaptureFixtur
         seconds = dict.fromkeys(("convolution", "fully connected"), 0.0)
         for layer in content["layers"]:
             seconds[layer["kind"]] = seconds.get(layer["kind"], 0.0) + layer[precision]
-        total, found = sum(seconds.values()), content["shares"][precision]
-        assert found["convolution"] == pytest.approx(seconds["convolution"] / total)
-        assert found["both"] == pytest.approx((seconds["convolution"] + seconds["fully connected"]) / total)
-        assert found["convolution_without_connected"] == pytest.approx(
+        total, fractions = sum(seconds.values()), content["shares"][precision]
+        assert fractions["convolution"] == pytest.approx(seconds["convolution"] / total)
+        assert fractions["both"] == pytest.approx((seconds["convolution"] + seconds["fully connected"]) / total)
+        assert fractions["convolution_without_connected"] == pytest.approx(
             seconds["convolution"] / (total - seconds["fully connected"])
         )
-        assert f"{found['both']:.1%}" in printed
+        assert f"{fractions['both']:.1%}" in printed
     assert list(content["whole"]) == ["float32", "float32 channels_last", "bfloat16", "bfloat16 channels_last"]
     assert all(0 < times["least"] <= times["median"] <= times["most"] for times in content["whole"].values())
     assert "runs/layer-times/deep_cnn-cpu.png" in printed

@@ -23,17 +23,8 @@ from zerokara.vision.classification.config import PRESETS, Config
 from zerokara.vision.classification.learner import Data, Training
 
 TINY = (
-    *(
-        "--train-images",
-        "400",
-        "--validation-images",
-        "200",
-        "--batch-size",
-        "50",
-        "--width-multiplier",
-        "0.5",
-        "--no-test",
-    ),
+    *("--train-images", "400", "--validation-images", "200", "--batch-size", "50", "--width-multiplier", "0.5"),
+    *("--no-test"),
     *("--warmup-epochs", "1", "--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1"),
 )
 
