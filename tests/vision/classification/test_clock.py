@@ -24,7 +24,7 @@ from zerokara.vision.classification.learner import Data, Training
 
 TINY = (
     *("--train-images", "400", "--validation-images", "200", "--batch-size", "50", "--width-multiplier", "0.5"),
-    *("--no-test"),
+    "--no-test",
     *("--warmup-epochs", "1", "--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1"),
 )
 
