@@ -231,9 +231,10 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(uninterrupted: Path, tmp
     assert len(out.strip().splitlines()) == 1
     assert metrics(run) == metrics(uninterrupted)
     resumed, reference = (checkpoint.load(path / "checkpoint-0.pt", "classify") for path in (run, uninterrupted))
-    for part in (lambda state: state["network"], lambda state: state["ema"]["module"]):
-        for name, weight in part(resumed).items():
-            assert torch.equal(weight, part(reference)[name])
+    pairs = (resumed["network"], reference["network"]), (resumed["ema"]["module"], reference["ema"]["module"])
+    for weights, expected in pairs:
+        for name, weight in weights.items():
+            assert torch.equal(weight, expected[name])
 
 
 def test_a_damaged_checkpoint_is_named_in_the_error(uninterrupted: Path, in_empty_folder: list[str]) -> None:
