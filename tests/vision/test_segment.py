@@ -241,7 +241,7 @@ def test_a_name_of_the_zoo_will_do(uninterrupted: Path, monkeypatch: pytest.Monk
         (["--image-size", "32", "48", "16"], r"--image-size cannot be 32 48 16"),
         (["--crop-size", "16", "24", "8"], r"--crop-size cannot be 16 24 8"),
         (["--train-images", "25"], r"--train-images 25 is more than the 24"),
-        (["--accumulate", "4"], r"--batch-size 6 cannot be shared"),
+        (["--accumulation-steps", "4"], r"--batch-size 6 cannot be divided evenly"),
         (["--preset", "quick"], r"no preset 'quick'.*segnet-slim"),
         (["--classes", "ground", "disc"], r"class 2.*there are 2 classes.*--classes"),
         (["--weights", "vgg16.pth"], r"no file vgg16\.pth"),

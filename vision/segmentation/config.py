@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from zerokara.core.backbones.base import Stem
 from zerokara.core.compute import Precision, Switch
@@ -27,6 +27,9 @@ Pixels = Annotated[tuple[int, ...], Range(8, 4096)]
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Semantic segmentation: a class for every pixel."""
+
+    RENAMED: ClassVar[Mapping[str, str]] = {"accumulate": "accumulation_steps"}
+    """Fields that earlier releases called otherwise: old name to new name."""
 
     preset: str = "fast"
     """Named set of defaults for all that follows."""
@@ -85,7 +88,7 @@ class Config:
     # --- learning --------------------------------------------------------------------------------------------------
     batch_size: Count = 8
     """Images in an update."""
-    accumulate: Count = 1
+    accumulation_steps: Count = 1
     """Parts in which the batch goes through the network, for less memory; gradients are summed."""
     optimizer: Literal["sgd", "adam", "adamw", "muon"] = "adamw"
     """Nesterov's SGD, Adam, AdamW, or Muon for the matrices and AdamW for the rest."""
