@@ -68,16 +68,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--mean names no images: give some of generative.sample by number, as in --mean 3 17 40.")
     if min(numbers) < 0 or max(numbers) >= MOST:
         raise UserError(f"Images are counted from 0 to {MOST - 1:,}, got {min(numbers)} to {max(numbers)}.")
-    painter = finished.painter_of(options, program_command("generative.arithmetic"))
-    where = finished.place(options, options.out, f"arithmetic-{options.which}-{options.seed}.png")
-    z_NZ = painter.latents(max(numbers) + 1, options.seed)
-    normal = painter.config.latent_distribution == "normal"
+    sampler = finished.load_sampler(options, program_command("generative.arithmetic"))
+    where = finished.output_path(options, options.out, f"arithmetic-{options.which}-{options.seed}.png")
+    z_NZ = sampler.latents(max(numbers) + 1, options.seed)
+    normal = sampler.config.latent_distribution == "normal"
     result_Z = combine(z_NZ, terms, normal)
     means = [combine(z_NZ, [(1.0, rows)], normal) for _, rows in terms if rows]
     noise = torch.rand(AROUND, len(result_Z), generator=torch.Generator().manual_seed(options.seed)) * 2 - 1
     shown_NZ = torch.cat([torch.stack([*means, result_Z]), result_Z + NOISE * noise])
-    label = options.label if options.label is not None or not painter.class_names else 0
-    images = painter.paint(shown_NZ, painter.labels(len(shown_NZ), label))
+    label = options.label if options.label is not None or not sampler.class_names else 0
+    images = sampler.paint(shown_NZ, sampler.labels(len(shown_NZ), label))
     write_png(where, picture(images, len(means) + 1))
     print(
         f"{where}: {' '.join(name for name in ('mean', 'minus', 'plus') if getattr(options, name))}, the result, "

@@ -30,11 +30,11 @@ from zerokara.core.config import UserError, error_summary, parse, run_main
 from zerokara.core.models import onnx_file
 from zerokara.core.programs import program_command
 from zerokara.generative.gan import finished
-from zerokara.generative.gan.networks import FromLatents
-from zerokara.generative.gan.sampler import Painter
+from zerokara.generative.gan.networks import LatentGenerator
+from zerokara.generative.gan.sampler import Sampler
 
 CHECKED = 64  # images
-MOST_DIFFERENCE = 1e-4  # of a pixel from 0 to 1; a shade of 255 is 4e-3
+MAX_DIFFERENCE = 1e-4  # of a pixel from 0 to 1; a shade of 255 is 4e-3
 
 Paint = Callable[..., np.ndarray]
 
@@ -52,7 +52,7 @@ class Options(finished.Options):
 class Deployed(nn.Module):
     """From latents (N, Z) and labels (N,) to pixels (N, C, H, W) from 0 to 1."""
 
-    def __init__(self, generator: FromLatents) -> None:
+    def __init__(self, generator: LatentGenerator) -> None:
         super().__init__()
         self.generator = generator
 
@@ -65,9 +65,9 @@ class Deployed(nn.Module):
         return pixels
 
 
-def as_function(painter: Painter) -> Paint:
+def as_function(sampler: Sampler) -> Paint:
     """Its generator as a function from tensors to pixels."""
-    deployed = Deployed(painter.generator).eval()
+    deployed = Deployed(sampler.generator).eval()
 
     @torch.no_grad()
     def paint(*inputs: Tensor) -> np.ndarray:
@@ -86,9 +86,9 @@ def difference(found: Paint, expected: Paint, inputs: Sequence[Tensor]) -> float
     for part in (inputs, [tensor[:1] for tensor in inputs]):
         gap = np.abs(found(*part) - expected(*part)).max()
         worst = float(np.maximum(worst, gap))  # which lets NaN through, and max does not
-    if not worst <= MOST_DIFFERENCE:
+    if not worst <= MAX_DIFFERENCE:
         raise UserError(
-            f"A pixel of the exported generator differs by {worst:.2g} from the original's, and {MOST_DIFFERENCE:g} is "
+            f"A pixel of the exported generator differs by {worst:.2g} from the original's, and {MAX_DIFFERENCE:g} is "
             f"allowed: nothing was written; please report it with the run's config.json."
         )
     return worst
@@ -99,22 +99,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(Options, {}, argv, __doc__ or "")
     if options.onnx:
         onnx_file.check_packages()
-    painter = finished.painter_of(replace(options, device="cpu"), program_command("generative.export"))
-    example = {"latents": painter.latents(CHECKED, options.seed)}
-    label_N = painter.labels(CHECKED)
+    sampler = finished.load_sampler(replace(options, device="cpu"), program_command("generative.export"))
+    example = {"latents": sampler.latents(CHECKED, options.seed)}
+    label_N = sampler.labels(CHECKED)
     if label_N is not None:
         example["labels"] = label_N
-    inputs, original = list(example.values()), as_function(painter)
+    inputs, original = list(example.values()), as_function(sampler)
     folder = Path(options.run)
     out, name = Path(options.out) if options.out else folder / "export", folder.resolve().name
     with tempfile.TemporaryDirectory() as scratch:
         weights = Path(scratch) / f"{name}.safetensors"
-        painter.save(weights)
-        written = [(weights, difference(as_function(Painter.read(weights, threads=options.threads)), original, inputs))]
+        sampler.save(weights)
+        written = [(weights, difference(as_function(Sampler.read(weights, threads=options.threads)), original, inputs))]
         if options.onnx:
             path = Path(scratch) / f"{name}.onnx"
-            metadata = {"classes": json.dumps(painter.class_names), "update": str(painter.update)}
-            onnx_file.write(Deployed(painter.generator).eval(), example, "pixels", path, metadata)
+            metadata = {"classes": json.dumps(sampler.class_names), "update": str(sampler.update)}
+            onnx_file.write(Deployed(sampler.generator).eval(), example, "pixels", path, metadata)
             written.append((path, difference(onnx_file.load(path), original, inputs)))
         try:
             out.mkdir(parents=True, exist_ok=True)

@@ -40,8 +40,8 @@ from zerokara.generative.gan.config import Config as DataConfig
 from zerokara.generative.gan.data import load_split
 from zerokara.generative.style import network
 from zerokara.generative.style.critic import Critic, Losses, Weights
-from zerokara.generative.style.network import MODEL_FILE, StyleMetadata, Stylist
-from zerokara.generative.style.perceptual import Eye, EyeOptions, make_eye
+from zerokara.generative.style.network import MODEL_FILE, StyleMetadata, StyleNetwork
+from zerokara.generative.style.perceptual import BackboneOptions, Eye, make_eye
 from zerokara.generative.style.pictures import (
     check_memory,
     fingerprint,
@@ -60,7 +60,7 @@ Count = Annotated[int, Range(1)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(EyeOptions):
+class Config(BackboneOptions):
     """A network that learns one style."""
 
     preset: str = "fast"
@@ -79,7 +79,7 @@ class Config(EyeOptions):
     """Side to which photographs are brought, in pixels; larger ones can be painted afterwards."""
     style_size: Annotated[int, Range(0, 4096)] = 0
     """Longer side of the style picture in pixels; 0: twice --image-size. Larger makes larger strokes."""
-    stylist_width: Annotated[float, Range(0.05, 4)] = 1.0
+    style_network_width: Annotated[float, Range(0.05, 4)] = 1.0
     """Factor on the channels of the network that learns."""
     updates: Count = 2_000
     """Length of the run."""
@@ -103,7 +103,7 @@ class Config(EyeOptions):
     """Print nothing but warnings and the closing line."""
     log_every_updates: Count = 20
     """Updates between lines of metrics."""
-    show_every_updates: Count = 200
+    image_every_updates: Count = 200
     """Updates between looks at the held-out photographs."""
     checkpoint_every_updates: Count = 100
     """Updates between checkpoints."""
@@ -138,7 +138,7 @@ class Data:
     style: np.ndarray
     train: ImageSet
     held_out: ImageSet
-    remarks: tuple[str, ...]
+    messages: tuple[str, ...]
 
     @classmethod
     def load(cls, config: Config) -> Data:
@@ -155,14 +155,14 @@ class Data:
         folder = home(Path(config.data_dir) if config.data_dir else None)
         place = config.data if config.data in DATASETS else str(locate(config.data, folder) or config.data)
         asked = DataConfig(data=place, data_dir=config.data_dir, image_size=(config.image_size,), grayscale=False)
-        photographs, remarks = load_split(asked, "train")
+        photographs, messages = load_split(asked, "train")
         if len(photographs) < config.held_out_images + config.batch_size:
             raise UserError(
                 f"{photographs.source} has {len(photographs):,} pictures, and {config.held_out_images} to hold out and "
                 f"{config.batch_size} for a batch are needed: give more, or lower {flag('held_out_images')}."
             )
         train, held_out = hold_out(photographs, config.held_out_images, SPLIT_SEED)
-        return cls(style, train, held_out, tuple(remarks))
+        return cls(style, train, held_out, tuple(messages))
 
 
 class Training:
@@ -172,7 +172,7 @@ class Training:
         self.config, self.data, self.compute, self.world = config, data, compute, world
         device = compute.torch_device
         torch.manual_seed(config.seed)
-        self.network = compute.module(Stylist(config.stylist_width))
+        self.network = compute.module(StyleNetwork(config.style_network_width))
         world.broadcast(self.network)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate)
         self.photographs = data.train.images.to(device)
@@ -276,7 +276,7 @@ def train(config: Config, run: Run, data: Data, eye: Eye, compute: Compute, worl
         if world.is_main:
             metadata = StyleMetadata(
                 style=Path(config.style).name,
-                width=config.stylist_width,
+                width=config.style_network_width,
                 update=training.updates,
                 command=command(),
             )
@@ -294,7 +294,7 @@ def train(config: Config, run: Run, data: Data, eye: Eye, compute: Compute, worl
             run.flush()
         fields = {"loss": losses.total.detach(), "style": losses.style.detach(), "held out": training.held_out_loss}
         run.progress(training.updates, config.updates, fields)
-        if (due(config.show_every_updates) or ended) and world.is_main:
+        if (due(config.image_every_updates) or ended) and world.is_main:
             found, picture = training.look()
             run.log(training.updates, found)
             run.image("held_out", training.updates, picture)
@@ -333,7 +333,7 @@ def check_fit(config: Config, eye: Eye, world: World) -> str:
     shape = (config.batch_size // world.size, 3, side, side)
     needed = {
         f"what {eye.backbone.name} sees": kept_bytes(eye, shape),
-        "the network that learns": kept_bytes(Stylist(config.stylist_width), shape),
+        "the network that learns": kept_bytes(StyleNetwork(config.style_network_width), shape),
     }
     instead = f"lower {flag('batch_size')}, or {flag('image_size')} to {{side}}"
     return check_memory(needed, config.device, (side, side), instead)
@@ -369,7 +369,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"{config.style} is another picture than when {run.folder} began: put the old one back, or start "
                 f"afresh with another --name."
             )
-        for remark in (*data.remarks, f"eye: {eye.words}", memory):
+        for remark in (*data.messages, f"eye: {eye.words}", memory):
             run.print(remark)
         with run.signals():
             compute = run.compute(lambda: choose_compute(config, data, world), config.updates)

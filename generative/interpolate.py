@@ -25,7 +25,7 @@ from zerokara.core.programs import program_command
 from zerokara.core.progress import Progress
 from zerokara.generative.gan import finished
 from zerokara.generative.gan.pictures import picture
-from zerokara.generative.gan.sampler import Painter
+from zerokara.generative.gan.sampler import Sampler
 
 NEARLY_PARALLEL = 1e-6  # radians, or as far from opposite; there a straight line is as good, and divides by nothing
 
@@ -76,25 +76,25 @@ def walk(points_PNZ: Tensor, steps: int) -> Iterator[Tensor]:
             yield slerp(points_PNZ[place], after_NZ, step / steps)
 
 
-def frames(painter: Painter, options: Options) -> Iterator[np.ndarray]:
+def frames(sampler: Sampler, options: Options) -> Iterator[np.ndarray]:
     """The film (H, W, 3) uint8, a frame at a time."""
-    z_NZ = painter.latents(options.number * options.points, options.seed)
+    z_NZ = sampler.latents(options.number * options.points, options.seed)
     points_PNZ = z_NZ.view(options.points, options.number, -1)
-    label_N = painter.labels(options.number, options.label)
+    label_N = sampler.labels(options.number, options.label)
     for z_NZ in walk(points_PNZ, options.steps):
-        frame_HWC = picture(painter.paint(z_NZ, label_N))
+        frame_HWC = picture(sampler.paint(z_NZ, label_N))
         yield frame_HWC if frame_HWC.shape[2] == 3 else frame_HWC.repeat(3, 2)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Walk, film it, and say where it is."""
     options = parse(Options, {}, argv, __doc__ or "")
-    painter = finished.painter_of(options, program_command("generative.interpolate"))
-    where = finished.place(options, options.out, f"interpolation-{options.which}-{options.seed}.mp4")
+    sampler = finished.load_sampler(options, program_command("generative.interpolate"))
+    where = finished.output_path(options, options.out, f"interpolation-{options.which}-{options.seed}.mp4")
     total, progress = options.points * options.steps, Progress(silent=False)
 
     def watched() -> Iterator[np.ndarray]:
-        for index, frame in enumerate(frames(painter, options), 1):
+        for index, frame in enumerate(frames(sampler, options), 1):
             progress.show(index, total, {})
             yield frame
 
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"{where} cannot be written ({error_summary(error)}): name another file with --out.") from None
     finally:
         progress.close()
-    print(f"{where}: {total:,} frames, {total / options.fps:.0f} s, {options.number} walks, update {painter.update:,}")
+    print(f"{where}: {total:,} frames, {total / options.fps:.0f} s, {options.number} walks, update {sampler.update:,}")
 
 
 if __name__ == "__main__":

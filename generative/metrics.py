@@ -39,9 +39,9 @@ from zerokara.core.run import Run
 from zerokara.generative.gan import finished
 from zerokara.generative.gan.data import Data, load_split
 from zerokara.generative.gan.pictures import shown
-from zerokara.generative.gan.sampler import Painter
+from zerokara.generative.gan.sampler import Sampler
 from zerokara.generative.scoring.distances import frechet_distance, nearest
-from zerokara.generative.scoring.feature_extractor import Scorer, accuracy
+from zerokara.generative.scoring.feature_extractor import FeatureExtractor, accuracy
 
 FID_BATCH = 50
 COPIES = 1_000  # images whose nearest training image is sought
@@ -77,13 +77,13 @@ class Material:
     label_M: Tensor | None  # of a class-conditional generator
 
 
-def gather(options: Options, painter: Painter, progress: Progress) -> Material:
+def gather(options: Options, sampler: Sampler, progress: Progress) -> Material:
     """Read the real images and paint the others.
 
     Raises:
         UserError: data that are not there any more, or too few, or of other shapes than the generator learnt.
     """
-    data = Data.load(painter.config, lambda what, done, total: progress.show(done, total, {"": what}))
+    data = Data.load(sampler.config, lambda what, done, total: progress.show(done, total, {"": what}))
     train, number = data.train, options.images
     # A set may be sorted by class, and then its first images are not like the rest.
     order_N = torch.randperm(len(train), generator=torch.Generator().manual_seed(ORDER_SEED))
@@ -96,35 +96,37 @@ def gather(options: Options, painter: Painter, progress: Progress) -> Material:
             )
         real = train.take(order_N[number : 2 * number])
     else:
-        real = load_split(painter.config, "test")[0] if options.split == "test" else data.held_out
+        real = load_split(sampler.config, "test")[0] if options.split == "test" else data.held_out
         order_N = torch.randperm(len(real), generator=torch.Generator().manual_seed(ORDER_SEED))
         real = real.take(order_N[:number])
     for images in (real, train):
-        if images.shape != painter.shape:
+        if images.shape != sampler.shape:
             raise UserError(
-                f"{images.source} has images of {images.shape} here, and the generator learnt {painter.shape}: "
+                f"{images.source} has images of {images.shape} here, and the generator learnt {sampler.shape}: "
                 f"put the data there that it learnt from."
             )
-    z_MZ, label_M = painter.latents(number, options.seed), painter.labels(number)
+    z_MZ, label_M = sampler.latents(number, options.seed), sampler.labels(number)
     progress.print(f"painting {number:,} images")
-    return Material(real, floor, train, options.split, painter.paint(z_MZ, label_M), label_M)
+    return Material(real, floor, train, options.split, sampler.paint(z_MZ, label_M), label_M)
 
 
-def measure(material: Material, scorer: Scorer, class_names: tuple[str, ...]) -> dict[str, dict[str, float]]:
+def measure(
+    material: Material, extractor: FeatureExtractor, class_names: tuple[str, ...]
+) -> dict[str, dict[str, float]]:
     """Scores by name: of painted images ("painted"), and of training images in their place ("floor")."""
     real, painted, floor = (
-        scorer.look(images) for images in (material.real.images, material.painted, material.floor.images)
+        extractor.look(images) for images in (material.real.images, material.painted, material.floor.images)
     )
-    scores = {"painted": scorer.compare(real, painted), "floor": scorer.compare(real, floor)}
-    if scorer.metadata is not None:
-        control = Scorer.random(material.train.shape)
+    scores = {"painted": extractor.compare(real, painted), "floor": extractor.compare(real, floor)}
+    if extractor.metadata is not None:
+        control = FeatureExtractor.random(material.train.shape)
         real_NF = control.look(material.real.images).features_NF
         for who, images in (("painted", material.painted), ("floor", material.floor.images)):
             scores[who][control.name] = frechet_distance(real_NF, control.look(images).features_NF)
-        if material.label_M is not None and scorer.metadata.classes == class_names:
+        if material.label_M is not None and extractor.metadata.classes == class_names:
             scores["painted"]["accuracy"] = accuracy(painted, material.label_M)
     # Far below the distance of real images stands what was copied; those of the training set would find themselves.
-    train_NF = scorer.look(material.train.images).features_NF
+    train_NF = extractor.look(material.train.images).features_NF
     for who, seen in (("painted", painted), ("floor", real))[: 1 if material.split == "train" else 2]:
         distance_n = nearest(seen.features_NF[:COPIES], train_NF)[1]
         scores[who]["nearest_training_image"] = float(distance_n.median())
@@ -191,29 +193,29 @@ def inception_distance(
         ) from None
 
 
-def choose_scorer(options: Options, painter: Painter) -> Scorer:
+def choose_extractor(options: Options, sampler: Sampler) -> FeatureExtractor:
     """Who scores: the classifier of --classifier, else the run's own.
 
     Raises:
         UserError: there is none such, or it is the eye that the discriminator began from.
     """
-    config = replace(painter.config, classifier=options.classifier or painter.config.classifier)
-    return Scorer.choose(config, painter.shape, Run.read_config(Path(options.run))["extra"])
+    config = replace(sampler.config, classifier=options.classifier or sampler.config.classifier)
+    return FeatureExtractor.choose(config, sampler.shape, Run.read_config(Path(options.run))["extra"])
 
 
-def report(options: Options, painter: Painter, progress: Progress) -> dict[str, Any]:
+def report(options: Options, sampler: Sampler, progress: Progress) -> dict[str, Any]:
     """Everything that was measured, and how, as plain values."""
-    scorer = choose_scorer(options, painter)
-    if scorer.doubt:
-        progress.warn(scorer.doubt)
+    extractor = choose_extractor(options, sampler)
+    if extractor.doubt:
+        progress.warn(extractor.doubt)
     network = Inception(Path(options.inception)) if options.inception else None
-    material = gather(options, painter, progress)
+    material = gather(options, sampler, progress)
     progress.print("comparing")
-    scores = measure(material, scorer, painter.class_names)
-    metadata = scorer.metadata
+    scores = measure(material, extractor, sampler.class_names)
+    metadata = extractor.metadata
     protocol: dict[str, Any] = {
-        "features": scorer.protocol,
-        "classifier": None if metadata is None else scorer.fingerprint,
+        "features": extractor.protocol,
+        "classifier": None if metadata is None else extractor.fingerprint,
         "classifier_figures": {} if metadata is None else dict(metadata.figures),
         "real": f"{len(material.real):,} of {material.real.source}, {options.split} split",
         "real_images": len(material.real),
@@ -224,11 +226,11 @@ def report(options: Options, painter: Painter, progress: Progress) -> dict[str, 
         "split": options.split,
         "seed": options.seed,
         "which": options.which,
-        "update": painter.update,
+        "update": sampler.update,
         "arithmetic": "float64",
     }
-    if scorer.doubt:
-        protocol["doubt"] = scorer.doubt
+    if extractor.doubt:
+        protocol["doubt"] = extractor.doubt
     if network is not None:
         scores["painted"]["fid"] = inception_distance(network, material.real.images, material.painted)
         scores["floor"]["fid"] = inception_distance(network, material.real.images, material.floor.images)
@@ -264,10 +266,10 @@ def protocol_lines(protocol: Mapping[str, Any]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Paint, compare, print."""
     options = parse(Options, {}, argv, __doc__ or "")
-    painter = finished.painter_of(options, program_command("generative.metrics"))
+    sampler = finished.load_sampler(options, program_command("generative.metrics"))
     progress = Progress(silent=options.json)
     try:
-        found = report(options, painter, progress)
+        found = report(options, sampler, progress)
     finally:
         progress.close()
     if options.json:

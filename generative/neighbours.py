@@ -25,7 +25,7 @@ from zerokara.generative.gan import finished
 from zerokara.generative.gan.data import Data
 from zerokara.generative.gan.pictures import picture
 from zerokara.generative.scoring.distances import nearest
-from zerokara.generative.scoring.feature_extractor import Scorer
+from zerokara.generative.scoring.feature_extractor import FeatureExtractor
 
 CHUNK = 5_000  # training images that are in memory as float64 at once
 
@@ -56,15 +56,15 @@ def nearest_in_pixels(painted_nCHW: Tensor, train_NCHW: Tensor) -> Tensor:
 def main(argv: Sequence[str] | None = None) -> None:
     """Paint, search, draw, and say where it is."""
     options = parse(Options, {}, argv, __doc__ or "")
-    painter = finished.painter_of(options, program_command("generative.neighbours"))
-    where = finished.place(options, options.out, f"neighbours-{options.which}-{options.seed}.png")
-    train = Data.load(painter.config).train.images
-    scorer = Scorer.choose(painter.config, painter.shape, Run.read_config(Path(options.run))["extra"])
-    painted = painter.paint(painter.latents(options.number, options.seed), painter.labels(options.number))
-    place_n, _ = nearest(scorer.look(painted).features_NF, scorer.look(train).features_NF)
+    sampler = finished.load_sampler(options, program_command("generative.neighbours"))
+    where = finished.output_path(options, options.out, f"neighbours-{options.which}-{options.seed}.png")
+    train = Data.load(sampler.config).train.images
+    extractor = FeatureExtractor.choose(sampler.config, sampler.shape, Run.read_config(Path(options.run))["extra"])
+    painted = sampler.paint(sampler.latents(options.number, options.seed), sampler.labels(options.number))
+    place_n, _ = nearest(extractor.look(painted).features_NF, extractor.look(train).features_NF)
     threes = torch.stack([painted, train[place_n], train[nearest_in_pixels(painted, train)]], 1)
     write_png(where, picture(threes.flatten(0, 1), 3 * options.columns))
-    print(f"{where}: {options.number} images, nearest of {len(train):,} training images; {scorer.protocol}")
+    print(f"{where}: {options.number} images, nearest of {len(train):,} training images; {extractor.protocol}")
 
 
 if __name__ == "__main__":

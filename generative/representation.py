@@ -49,7 +49,7 @@ from zerokara.generative.gan.data import load_split
 from zerokara.generative.gan.learner import make_discriminator
 from zerokara.generative.gan.sampler import BEST, KIND
 from zerokara.generative.scoring import svm
-from zerokara.generative.scoring.feature_extractor import fitted
+from zerokara.generative.scoring.feature_extractor import preprocess
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -219,7 +219,7 @@ def classifier_eye(material: Material, name: str) -> Eye:
     """
     classifier, metadata = model_file.load(find_file(name))
     return Eye(
-        material.compute.module(classifier.requires_grad_(False)).backbone, lambda images: fitted(images, metadata)
+        material.compute.module(classifier.requires_grad_(False)).backbone, lambda images: preprocess(images, metadata)
     )
 
 
@@ -307,11 +307,11 @@ def table(errors: dict[str, dict[int, list[float]]]) -> Table:
     for number in next(iter(errors.values())):
         shown.add_column(f"{number:,} labels", justify="right")
     for name, of in errors.items():
-        shown.add_row(name, *(in_words(values) for values in of.values()))
+        shown.add_row(name, *(format_scores(values) for values in of.values()))
     return shown
 
 
-def in_words(values: Sequence[float]) -> str:
+def format_scores(values: Sequence[float]) -> str:
     """Mean and deviation in per cent; of one value no deviation."""
     if len(values) == 1:
         return f"{values[0]:.2%}"

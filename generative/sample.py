@@ -25,9 +25,9 @@ from zerokara.core.programs import program_command
 from zerokara.core.progress import Progress
 from zerokara.generative.gan import finished
 from zerokara.generative.gan.pictures import picture, shown
-from zerokara.generative.gan.sampler import Painter
+from zerokara.generative.gan.sampler import Sampler
 
-MOST_IN_A_PICTURE = 2_500
+MAX_IN_A_GRID = 2_500
 CHUNK = 500  # images that are in memory at once on their way into a folder
 
 
@@ -47,7 +47,7 @@ class Options(finished.Options):
     """Folder for an image each, 000000.png and so on, in the place of one picture; empty: a picture."""
 
 
-def write_folder(painter: Painter, z_NZ: Tensor, label_N: Tensor | None, folder: Path) -> None:
+def write_folder(sampler: Sampler, z_NZ: Tensor, label_N: Tensor | None, folder: Path) -> None:
     """Paint into a folder, an image at a time.
 
     Raises:
@@ -61,7 +61,7 @@ def write_folder(painter: Painter, z_NZ: Tensor, label_N: Tensor | None, folder:
         folder.mkdir(parents=True, exist_ok=True)
         for start in range(0, len(z_NZ), CHUNK):
             rows = slice(start, start + CHUNK)
-            images_NCHW = shown(painter.paint(z_NZ[rows], None if label_N is None else label_N[rows]))
+            images_NCHW = shown(sampler.paint(z_NZ[rows], None if label_N is None else label_N[rows]))
             for index, image_CHW in enumerate(images_NCHW, start):
                 write_png(folder / f"{index:06}.png", image_CHW.numpy())
             progress.show(min(start + CHUNK, len(z_NZ)), len(z_NZ), {})
@@ -74,20 +74,20 @@ def write_folder(painter: Painter, z_NZ: Tensor, label_N: Tensor | None, folder:
 def main(argv: Sequence[str] | None = None) -> None:
     """Paint, and say where it is."""
     options = parse(Options, {}, argv, __doc__ or "")
-    if not options.folder and options.number > MOST_IN_A_PICTURE:
+    if not options.folder and options.number > MAX_IN_A_GRID:
         raise UserError(
-            f"--number {options.number} is too many for one picture, which holds {MOST_IN_A_PICTURE:,}: "
+            f"--number {options.number} is too many for one picture, which holds {MAX_IN_A_GRID:,}: "
             f"add --folder painted for a file each."
         )
-    painter = finished.painter_of(options, program_command("generative.sample"))
-    z_NZ, label_N = painter.latents(options.number, options.seed), painter.labels(options.number, options.label)
+    sampler = finished.load_sampler(options, program_command("generative.sample"))
+    z_NZ, label_N = sampler.latents(options.number, options.seed), sampler.labels(options.number, options.label)
     if options.folder:
         where = Path(options.folder)
-        write_folder(painter, z_NZ, label_N, where)
+        write_folder(sampler, z_NZ, label_N, where)
     else:
-        where = finished.place(options, options.out, f"samples-{options.which}-{options.seed}.png")
-        write_png(where, picture(painter.paint(z_NZ, label_N), options.columns or None))
-    print(f"{where}: {options.number:,} images, update {painter.update:,}")
+        where = finished.output_path(options, options.out, f"samples-{options.which}-{options.seed}.png")
+        write_png(where, picture(sampler.paint(z_NZ, label_N), options.columns or None))
+    print(f"{where}: {options.number:,} images, update {sampler.update:,}")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from zerokara.core.programs import program_command
 from zerokara.core.run import Run
 from zerokara.core.run_config import configure
 from zerokara.core.stopwatch import Stopwatch
-from zerokara.generative.gan.pictures import FILM_FPS, film
+from zerokara.generative.gan.pictures import VIDEO_FPS, film
 from zerokara.generative.style.config import PRESETS, Config, Pictures
 from zerokara.generative.style.critic import Critic, Losses, Weights
 from zerokara.generative.style.lbfgs import Lbfgs
@@ -45,10 +45,10 @@ KIND = "style_transfer"
 CHANGEABLE = {"resume", "quiet", "out", "threads"}
 FIRST_STEP, LONGEST_STEP = 0.01, 0.1  # root mean square over the pixels
 WORSE = 3.0  # times the lowest loss at this size: then a leap went wrong, and the best picture is taken up again
-FILM_SIDE = 720  # pixels: a film need not be larger
+VIDEO_SIDE = 720  # pixels: a film need not be larger
 
 
-class Painting:
+class StyleTransfer:
     """Everything that a checkpoint holds, and the steps over it."""
 
     def __init__(self, config: Config, pictures: Pictures, eye: Eye, compute: Compute) -> None:
@@ -69,10 +69,10 @@ class Painting:
         """Take up the size at `place`: its pixels, and what the eye sees in both pictures at that size."""
         config, pictures, device = self.config, self.pictures, self.compute.torch_device
         self._place, size = place, pictures.sizes[place]
-        self.colours: Tensor = to_pixels(resized(pictures.content, size)).to(device)
+        self.colors: Tensor = to_pixels(resized(pictures.content, size)).to(device)
         style = to_pixels(resized(pictures.style, pictures.style_size(place, config.style_scale))).to(device)
-        content = self.colours
-        if config.keep_colour:
+        content = self.colors
+        if config.keep_color:
             content = luminance(content)
             style = matched(luminance(style), content)
         weights = Weights(content=config.content_weight, style=config.style_weight, variation=config.variation_weight)
@@ -126,7 +126,7 @@ class Painting:
     def picture(self, *, best: bool) -> np.ndarray:
         """The picture (H, W, 3) uint8 of the lowest loss at this size, or as it stands."""
         pixels = self.best if best else self.pixels
-        return to_picture(with_luminance(self.colours, pixels) if self.config.keep_colour else pixels)
+        return to_picture(with_luminance(self.colors, pixels) if self.config.keep_color else pixels)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values."""
@@ -158,7 +158,7 @@ def paint(config: Config, run: Run, pictures: Pictures, eye: Eye, compute: Compu
     Raises:
         UserError: a checkpoint that cannot be read, a loss that is no number.
     """
-    painting = Painting(config, pictures, eye, compute)
+    painting = StyleTransfer(config, pictures, eye, compute)
     latest = run.path("checkpoint-0.pt")
     if run.restore(latest, painting.load_state_dict):
         for picture in (run.folder / "film").glob("*.png"):
@@ -180,10 +180,10 @@ def paint(config: Config, run: Run, pictures: Pictures, eye: Eye, compute: Compu
         height, width = pictures.sizes[painting.place]
         fields = {"loss": losses.total, "style": losses.style, "content": losses.content, "at": f"{width}x{height}"}
         run.progress(painting.iteration, config.iterations, fields)
-        if due(config.film_every_iterations):
-            frame = resized(painting.picture(best=False), film_size(pictures.sizes[-1]))
+        if due(config.video_every_iterations):
+            frame = resized(painting.picture(best=False), video_size(pictures.sizes[-1]))
             write_png(run.path("film", f"{painting.iteration:06}.png"), frame)
-        if due(config.show_every_iterations):
+        if due(config.image_every_iterations):
             run.image("picture", painting.iteration, painting.picture(best=False))
         if due(config.checkpoint_every_iterations):
             run.save(latest, painting.state_dict())
@@ -196,13 +196,13 @@ def paint(config: Config, run: Run, pictures: Pictures, eye: Eye, compute: Compu
     return finish(painting, run)
 
 
-def film_size(size: tuple[int, int]) -> tuple[int, int]:
+def video_size(size: tuple[int, int]) -> tuple[int, int]:
     """(H, W) of the film of a picture (H, W)."""
-    share = min(1.0, FILM_SIDE / max(size))
+    share = min(1.0, VIDEO_SIDE / max(size))
     return max(1, round(size[0] * share)), max(1, round(size[1] * share))
 
 
-def finish(painting: Painting, run: Run) -> str:
+def finish(painting: StyleTransfer, run: Run) -> str:
     """Write the result and the film. The closing sentence."""
     config, result = painting.config, painting.picture(best=True)
     places = [run.path("result.png")] + [Path(config.out).expanduser()] * bool(config.out)
@@ -217,7 +217,7 @@ def finish(painting: Painting, run: Run) -> str:
     run.image("result", painting.iteration, result)
     frames = sorted((run.folder / "film").glob("*.png"))
     if len(frames) > 1:
-        run.video("film", painting.iteration, film(frames), FILM_FPS)
+        run.video("film", painting.iteration, film(frames), VIDEO_FPS)
     run.hparams(to_dict(config), {"hparam/loss": painting.lowest})
     height, width = result.shape[:2]
     return (
@@ -234,7 +234,7 @@ def choose_compute(config: Config, pictures: Pictures) -> Compute:
     """Measure iterations at the smallest size."""
 
     def train_step(candidate: Compute) -> Callable[[], object]:
-        return Painting(config, pictures, make_eye(config, config.seed), candidate).step
+        return StyleTransfer(config, pictures, make_eye(config, config.seed), candidate).step
 
     return probe(config, World(), train_step, compile="off")
 
@@ -246,7 +246,7 @@ def check_fit(config: Config, pictures: Pictures, eye: Eye) -> str:
         UserError: more than there is.
     """
     height, width = pictures.sizes[-1]
-    channels = 1 if config.keep_colour else 3
+    channels = 1 if config.keep_color else 3
     needed = {
         f"what {eye.backbone.name} sees": kept_bytes(eye, (1, channels, height, width)),
         f"{config.history} remembered steps": Lbfgs.bytes_needed(config.history, channels * height * width),

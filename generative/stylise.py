@@ -25,7 +25,7 @@ from zerokara.core.media import write_png
 from zerokara.core.programs import program_command
 from zerokara.generative.style import network as stylist
 from zerokara.generative.style.losses import luminance, with_luminance
-from zerokara.generative.style.network import Stylist
+from zerokara.generative.style.network import StyleNetwork
 from zerokara.generative.style.pictures import check_memory, read_picture, resized, sizes, to_picture, to_pixels
 
 # Bytes for a pixel of the result: the finest maps are of 32 channels, and some four of them live at once.
@@ -40,7 +40,7 @@ class Options:
     """The run (or its model.safetensors), then pictures or folders of them."""
     size: Annotated[int, Range(0)] = 0
     """Longer side of the results in pixels; 0: as each picture has it."""
-    keep_colour: bool = False
+    keep_color: bool = False
     """Only brightness is painted, and each picture's colours are kept."""
     out: str = "painted"
     """Folder for the results; it is made."""
@@ -73,11 +73,11 @@ def picture_files(words: Sequence[str]) -> list[Path]:
     return found
 
 
-def painted(network: Stylist, compute: Compute, picture_HWC: np.ndarray, *, keep_colour: bool) -> np.ndarray:
+def painted(network: StyleNetwork, compute: Compute, picture_HWC: np.ndarray, *, keep_color: bool) -> np.ndarray:
     """A picture (H, W, 3) uint8 in the network's style."""
     pixels = to_pixels(picture_HWC).to(compute.torch_device)
     result = stylist.paint(network, compute, pixels)
-    return to_picture(with_luminance(pixels, luminance(result)) if keep_colour else result)
+    return to_picture(with_luminance(pixels, luminance(result)) if keep_color else result)
 
 
 def fitted(path: Path, options: Options) -> np.ndarray:
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             complaints.append(str(error))
             continue
         start = time.perf_counter()
-        result = painted(network, compute, picture, keep_colour=options.keep_colour)
+        result = painted(network, compute, picture, keep_color=options.keep_color)
         seconds = time.perf_counter() - start
         where = folder / f"{path.stem}.png"
         try:
@@ -133,13 +133,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("\n       ".join(complaints))
 
 
-def _compute(options: Options, network: Stylist, files: Sequence[Path]) -> Compute:
+def _compute(options: Options, network: StyleNetwork, files: Sequence[Path]) -> Compute:
     def train_step(candidate: Compute) -> Callable[[], object]:
-        copy = Stylist(network.width)
+        copy = StyleNetwork(network.width)
         copy.load_state_dict(network.state_dict())
         copy = candidate.frozen(candidate.module(copy.eval()))
         picture = fitted(files[0], options)
-        return lambda: painted(copy, candidate, picture, keep_colour=False)
+        return lambda: painted(copy, candidate, picture, keep_color=False)
 
     return Compute.choose(
         device=options.device,

@@ -17,7 +17,7 @@ import numpy as np
 from zerokara.core.compute import Precision
 from zerokara.core.config import Positional, Range, UserError
 from zerokara.core.programs import program_command
-from zerokara.generative.style.perceptual import EyeOptions
+from zerokara.generative.style.perceptual import BackboneOptions
 from zerokara.generative.style.pictures import read_picture, sizes
 
 NotNegative = Annotated[float, Range(0)]
@@ -26,7 +26,7 @@ OptionalCount = Annotated[int, Range(0)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(EyeOptions):
+class Config(BackboneOptions):
     """Two pictures, and how one is painted after the other."""
 
     preset: str = "fast"
@@ -49,7 +49,7 @@ class Config(EyeOptions):
     """Sizes at which it is painted, each half of the next; the last is --size."""
     start: Literal["content", "noise"] = "content"
     """What the pixels are at first."""
-    keep_colour: bool = False
+    keep_color: bool = False
     """Only brightness is painted, and the content picture's colours are kept."""
     resume: bool = False
     """Go on with the run of this name from its last checkpoint."""
@@ -69,9 +69,9 @@ class Config(EyeOptions):
     # --- what is kept ----------------------------------------------------------------------------------------------
     log_every_iterations: Count = 10
     """Iterations between lines of metrics."""
-    film_every_iterations: OptionalCount = 5
+    video_every_iterations: OptionalCount = 5
     """Iterations between frames of the film; 0: no film."""
-    show_every_iterations: OptionalCount = 100
+    image_every_iterations: OptionalCount = 100
     """Iterations between pictures in TensorBoard and media/; 0: only the result."""
     checkpoint_every_iterations: Count = 50
     """Iterations between checkpoints."""

@@ -58,7 +58,7 @@ class _Residual(nn.Module):
         return out + x
 
 
-class Stylist(nn.Module):
+class StyleNetwork(nn.Module):
     """Pictures (B, 3, H, W) from 0 to 1, of any size, to such pictures in one style; `width` is a factor on channels.
 
     Inside and out pixels go up to 255, as in PyTorch's example; they may leave the range by a little.
@@ -104,7 +104,7 @@ class StyleMetadata:
     command: str = ""
 
 
-def save(path: Path, stylist: Stylist, metadata: StyleMetadata) -> None:
+def save(path: Path, stylist: StyleNetwork, metadata: StyleMetadata) -> None:
     """Write weights and card as one whole file.
 
     Raises:
@@ -113,7 +113,7 @@ def save(path: Path, stylist: Stylist, metadata: StyleMetadata) -> None:
     model_file.write(path, stylist.state_dict(), dataclasses.asdict(metadata), FORMAT)
 
 
-def load(word: str) -> tuple[Stylist, StyleMetadata]:
+def load(word: str) -> tuple[StyleNetwork, StyleMetadata]:
     """The network of a run's folder, of its file, or of a file that PyTorch's example made; on the CPU.
 
     Raises:
@@ -129,10 +129,10 @@ def load(word: str) -> tuple[Stylist, StyleMetadata]:
     if path.suffix == ".safetensors":
         fields, weights = model_file.read(path, FORMAT, "network of generative.fast_style")
         metadata = model_file.parse_metadata(StyleMetadata, fields, path)
-        return model_file.fill(Stylist(metadata.width), weights, path), metadata
+        return model_file.fill(StyleNetwork(metadata.width), weights, path), metadata
     # Old files of the example carry running means, which instance normalisation has no use for.
     tensors = {name: tensor for name, tensor in read_tensors(path).items() if ".running_" not in name}
-    stylist = Stylist()
+    stylist = StyleNetwork()
     try:
         stylist.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     except RuntimeError as error:
@@ -143,7 +143,7 @@ def load(word: str) -> tuple[Stylist, StyleMetadata]:
 
 
 @torch.no_grad()
-def paint(stylist: Stylist, compute: Compute, pixels_BCHW: Tensor) -> Tensor:
+def paint(stylist: StyleNetwork, compute: Compute, pixels_BCHW: Tensor) -> Tensor:
     """Painted pictures (B, 3, H, W) from 0 to 1, float32, with the hardware that was chosen."""
     with compute.autocast():
         painted: Tensor = stylist(compute.layout(pixels_BCHW.to(compute.torch_device)))

@@ -40,7 +40,7 @@ Pooling = Literal["max", "average"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EyeOptions:
+class BackboneOptions:
     """Which network judges, by which of its layers."""
 
     backbone: str = "vgg16"
@@ -165,7 +165,7 @@ def layers_of(backbone: Backbone) -> list[str]:
     return names
 
 
-def chosen_layers(options: EyeOptions, backbone: Backbone, content_of_vgg: str = "relu4_2") -> Layers:
+def chosen_layers(options: BackboneOptions, backbone: Backbone, content_of_vgg: str = "relu4_2") -> Layers:
     """Content layers and style layers, those of Gatys et al. where none are asked for.
 
     Args:
@@ -188,7 +188,7 @@ def chosen_layers(options: EyeOptions, backbone: Backbone, content_of_vgg: str =
     return chosen
 
 
-def make_eye(options: EyeOptions, seed: int = 0) -> Eye:
+def make_eye(options: BackboneOptions, seed: int = 0) -> Eye:
     """The eye that is asked for, its weights as they are in their file, or random by the seed.
 
     Raises:
@@ -215,7 +215,7 @@ def make_eye(options: EyeOptions, seed: int = 0) -> Eye:
     return _from_metadata(options, *_trunk(zoo.find_file(name)), f"{name} of the zoo")
 
 
-def _fresh(options: EyeOptions, seed: int) -> Backbone:
+def _fresh(options: BackboneOptions, seed: int) -> Backbone:
     width = (
         {"width": options.width_multiplier}
         if options.width_multiplier != 1.0 or "width" in option_names(options.backbone)
@@ -242,14 +242,14 @@ def _trunk(path: Path) -> tuple[Backbone, ClassifierMetadata]:
     return classifier.backbone, metadata
 
 
-def _from_metadata(options: EyeOptions, backbone: Backbone, metadata: ClassifierMetadata, source: str) -> Eye:
+def _from_metadata(options: BackboneOptions, backbone: Backbone, metadata: ClassifierMetadata, source: str) -> Eye:
     words = f"{backbone.name} of {source}, which learnt {metadata.data}"
     # It learnt on small pictures: what is deeper sees so much of one that it hardly knows where things are.
     return _eye(options, backbone, metadata.mean, metadata.std, words, "relu3_1")
 
 
 def _eye(
-    options: EyeOptions,
+    options: BackboneOptions,
     backbone: Backbone,
     mean: Sequence[float],
     std: Sequence[float],

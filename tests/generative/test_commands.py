@@ -20,7 +20,7 @@ from zerokara.core.data import glyphs
 from zerokara.core.models.onnx_file import PACKAGES
 from zerokara.generative import arithmetic, export, interpolate, neighbours, sample
 from zerokara.generative.arithmetic import combine
-from zerokara.generative.gan.sampler import Painter
+from zerokara.generative.gan.sampler import Sampler
 from zerokara.generative.interpolate import slerp, walk
 from zerokara.generative.neighbours import nearest_in_pixels
 
@@ -49,16 +49,16 @@ def pixels(path: Path) -> np.ndarray:
 
 def test_an_image_does_not_depend_on_those_painted_with_it(finished: Path) -> None:
     for name in ("plain", "by_class"):
-        painter = Painter.load(finished / name, threads=1)
-        assert any(isinstance(module, nn.BatchNorm2d) for module in painter.generator.modules())
-        z_NZ, label_N = painter.latents(40, seed=5), painter.labels(40)
-        together = painter.paint(z_NZ, label_N).int()
+        sampler = Sampler.load(finished / name, threads=1)
+        assert any(isinstance(module, nn.BatchNorm2d) for module in sampler.generator.modules())
+        z_NZ, label_N = sampler.latents(40, seed=5), sampler.labels(40)
+        together = sampler.paint(z_NZ, label_N).int()
         assert together.float().std() > 1
-        alone = painter.paint(z_NZ[17:18], None if label_N is None else label_N[17:18])
+        alone = sampler.paint(z_NZ[17:18], None if label_N is None else label_N[17:18])
         assert (alone.int() - together[17:18]).abs().max() <= 1  # one shade: convolutions sum in another order
         others = z_NZ.clone()
         others[18:] *= 30
-        assert (painter.paint(others, label_N)[17].int() - together[17]).abs().max() <= 1
+        assert (sampler.paint(others, label_N)[17].int() - together[17]).abs().max() <= 1
 
 
 def test_sample_paints_a_picture_that_a_seed_fixes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,8 +77,8 @@ def test_sample_fills_a_folder_once(run: Path, monkeypatch: pytest.MonkeyPatch) 
     sample.main([str(run), "--number", "7", "--folder", "many", *HERE])
     files = sorted(Path("many").iterdir())
     assert [path.name for path in files] == [f"{index:06}.png" for index in range(7)]
-    painter = Painter.load(run, threads=1)
-    expected = painter.paint(painter.latents(7, seed=0))[:, 0].int().numpy()
+    sampler = Sampler.load(run, threads=1)
+    expected = sampler.paint(sampler.latents(7, seed=0))[:, 0].int().numpy()
     assert np.abs(np.stack([pixels(path) for path in files]).astype(int) - expected).max() <= 1
     with pytest.raises(UserError, match="holds pictures already"):
         sample.main([str(run), "--folder", "many", *HERE])
@@ -179,28 +179,28 @@ def test_exported_files_paint_the_same_for_any_batch(name: str, run: Path, capsy
 
     export.main([f"runs/{name}", *HERE])
     assert capsys.readouterr().out.count("largest difference of a pixel") == 2
-    painter = Painter.load(Path("runs", name), threads=1)
-    again = Painter.read(Path("runs", name, "export", f"{name}.safetensors"), threads=1)
+    sampler = Sampler.load(Path("runs", name), threads=1)
+    again = Sampler.read(Path("runs", name, "export", f"{name}.safetensors"), threads=1)
     session = onnxruntime.InferenceSession(f"runs/{name}/export/{name}.onnx", providers=["CPUExecutionProvider"])
-    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == list(painter.class_names)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == list(sampler.class_names)
     for number in (1, 5):
-        z_NZ, label_N = painter.latents(number, seed=9), painter.labels(number)
-        expected = painter.paint(z_NZ, label_N).numpy() / 255
+        z_NZ, label_N = sampler.latents(number, seed=9), sampler.labels(number)
+        expected = sampler.paint(z_NZ, label_N).numpy() / 255
         feed = {"latents": z_NZ.numpy()} | ({} if label_N is None else {"labels": label_N.numpy()})
         assert np.abs(session.run(["pixels"], feed)[0] - expected).max() < 0.6 / 255
-        assert (again.paint(z_NZ, label_N) == painter.paint(z_NZ, label_N)).all()
+        assert (again.paint(z_NZ, label_N) == sampler.paint(z_NZ, label_N)).all()
 
 
 def test_what_paints_otherwise_is_not_exported(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = Painter.read
+    read = Sampler.read
 
-    def damaged(path: Path, *, device: str = "cpu", threads: int = 0) -> Painter:
-        painter = read(path, device=device, threads=threads)
+    def damaged(path: Path, *, device: str = "cpu", threads: int = 0) -> Sampler:
+        sampler = read(path, device=device, threads=threads)
         if path.parent.name != "plain":  # what was written, not what is exported
-            painter.generator.project.weight.mul_(1.5)
-        return painter
+            sampler.generator.project.weight.mul_(1.5)
+        return sampler
 
-    monkeypatch.setattr(Painter, "read", damaged)
+    monkeypatch.setattr(Sampler, "read", damaged)
     with pytest.raises(UserError, match="differs by"):
         export.main([str(run), "--no-onnx", *HERE])
     assert not (run / "export").exists()

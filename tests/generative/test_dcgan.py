@@ -23,8 +23,8 @@ from zerokara.core.data import glyphs
 from zerokara.generative import dcgan
 from zerokara.generative.gan.learner import Learner
 from zerokara.generative.gan.pictures import picture
-from zerokara.generative.gan.sampler import Painter
-from zerokara.generative.scoring.feature_extractor import Scorer
+from zerokara.generative.gan.sampler import Sampler
+from zerokara.generative.scoring.feature_extractor import FeatureExtractor
 
 FEW = {"train": 240, "test": 40}
 TINY = (
@@ -112,19 +112,19 @@ def test_a_run_leaves_what_its_readme_promises(finished: Path) -> None:
 
 
 def test_samples_are_of_the_same_latents_and_of_the_kept_weights(finished: Path) -> None:
-    painter = Painter.load(finished, "last", threads=1)
-    assert painter.update == 60
-    z_NZ = dcgan.fixed_latents(painter.config)
-    painted = picture(painter.paint(z_NZ))
+    sampler = Sampler.load(finished, "last", threads=1)
+    assert sampler.update == 60
+    z_NZ = dcgan.fixed_latents(sampler.config)
+    painted = picture(sampler.paint(z_NZ))
     with Image.open(finished / "media" / "samples-60.png") as kept:
         assert np.array_equal(np.asarray(kept).squeeze(), painted.squeeze())
-    alone = torch.cat([painter.paint(z_NZ[index : index + 1]) for index in range(len(z_NZ))])
-    together = painter.paint(z_NZ)
+    alone = torch.cat([sampler.paint(z_NZ[index : index + 1]) for index in range(len(z_NZ))])
+    together = sampler.paint(z_NZ)
     assert int((alone.int() - together.int()).abs().max()) <= 1, "an image depends on its batch-mates"
     others = z_NZ.clone()
     others[1:] *= -3
-    assert torch.equal(painter.paint(others)[0], together[0])
-    assert torch.equal(painter.latents(3, seed=5), painter.latents(9, seed=5)[:3])
+    assert torch.equal(sampler.paint(others)[0], together[0])
+    assert torch.equal(sampler.latents(3, seed=5), sampler.latents(9, seed=5)[:3])
 
 
 def test_the_same_seed_gives_the_same_numbers(finished: Path) -> None:
@@ -237,10 +237,10 @@ def test_damaged_weights_are_named(run: Path) -> None:
     path = run / "generator-best.safetensors"
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(UserError, match=r"generator-best\.safetensors"):
-        Painter.load(run, threads=1)
+        Sampler.load(run, threads=1)
     path.unlink()
     with pytest.raises(UserError, match=r"generator-best\.safetensors yet"):
-        Painter.load(run, threads=1)
+        Sampler.load(run, threads=1)
 
 
 def test_a_damaged_best_moment_is_named_and_nothing_is_lost(run: Path) -> None:
@@ -272,13 +272,13 @@ def test_where_nobody_knows_the_data_the_score_is_a_random_networks_and_called_s
 
 
 def test_a_score_that_is_no_number_is_never_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compare = Scorer.compare
+    compare = FeatureExtractor.compare
     distances = iter([9.0, math.nan, 7.0])  # the first is what real images get
 
-    def noted(self: Scorer, real: Any, fake: Any) -> dict[str, float]:
+    def noted(self: FeatureExtractor, real: Any, fake: Any) -> dict[str, float]:
         return {**compare(self, real, fake), "fcd": next(distances)}
 
-    monkeypatch.setattr(Scorer, "compare", noted)
+    monkeypatch.setattr(FeatureExtractor, "compare", noted)
     dcgan.main([*TINY, "--name", "nan", "--quiet", "--updates", "20", "--eval-every-updates", "10"])
     assert state(Path("runs/nan"), "best.pt")["best"] == {"update": 20, "score": 7.0}
 
@@ -292,13 +292,13 @@ def test_a_discriminator_that_has_won_is_told(capsys: pytest.CaptureFixture[str]
 
 def test_classes_are_painted_in_turn(capsys: pytest.CaptureFixture[str]) -> None:
     dcgan.main([*TINY, "--name", "classes", "--conditional", "--updates", "10", "--preset", "r3"])
-    painter = Painter.load(Path("runs/classes"), threads=1)
-    assert painter.class_names == tuple("0123456789")
-    labels = painter.labels(12)
+    sampler = Sampler.load(Path("runs/classes"), threads=1)
+    assert sampler.class_names == tuple("0123456789")
+    labels = sampler.labels(12)
     assert labels is not None
     assert labels.tolist() == [*range(10), 0, 1]
     with pytest.raises(UserError, match="from 0 to 9"):
-        painter.labels(3, 10)
+        sampler.labels(3, 10)
     assert "220 to learn from, 20 held out to choose on" in capsys.readouterr().out
 
 

@@ -23,7 +23,7 @@ from zerokara.core.models.weights import read_tensors
 from zerokara.generative import fast_style, stylise
 from zerokara.generative.style import network as stylist
 from zerokara.generative.style import pictures
-from zerokara.generative.style.network import StyleMetadata, Stylist
+from zerokara.generative.style.network import StyleMetadata, StyleNetwork
 
 REPO = Path(__file__).parents[2]
 TINY = (
@@ -74,7 +74,7 @@ def lines(folder: Path) -> list[dict[str, float]]:
 
 
 def test_the_network_has_the_published_number_of_parameters() -> None:
-    network = Stylist()
+    network = StyleNetwork()
     assert sum(parameter.numel() for parameter in network.parameters()) == 1_679_235
     # As in PyTorch's example, whose files are used.
     assert network.state_dict()["conv1.conv2d.weight"].shape == (32, 3, 9, 9)
@@ -83,12 +83,12 @@ def test_the_network_has_the_published_number_of_parameters() -> None:
 
 
 def test_a_fresh_network_paints_grey() -> None:
-    painted = Stylist(0.25)(torch.rand(1, 3, 32, 48))
+    painted = StyleNetwork(0.25)(torch.rand(1, 3, 32, 48))
     assert (painted - 0.5).abs().max() < 0.05
 
 
 def test_any_size_goes_in_and_comes_out() -> None:
-    network = Stylist(0.125).eval()
+    network = StyleNetwork(0.125).eval()
     for height, width in ((32, 32), (33, 50), (35, 39)):
         assert network(torch.rand(2, 3, height, width)).shape == (2, 3, height, width)
     # Pictures do not see each other: each is normalised by itself.
@@ -97,7 +97,7 @@ def test_any_size_goes_in_and_comes_out() -> None:
 
 
 def test_sixteen_bits_paint_nearly_the_same() -> None:
-    network, pixels = Stylist(0.125).eval(), torch.rand(1, 3, 36, 33)
+    network, pixels = StyleNetwork(0.125).eval(), torch.rand(1, 3, 36, 33)
     exact = stylist.paint(network, Compute(), pixels)
     compute = Compute(precision="bfloat16", channels_last=True)
     rough = stylist.paint(compute.module(network), compute, pixels)
@@ -145,12 +145,12 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_files_come_back_and_others_are_refused(tmp_path: Path) -> None:
-    network = Stylist(0.125)
+    network = StyleNetwork(0.125)
     stylist.save(tmp_path / "model.safetensors", network, StyleMetadata(style="wave.jpg", width=0.125, update=7))
     read, metadata = stylist.load(str(tmp_path))
     assert metadata == StyleMetadata(style="wave.jpg", width=0.125, update=7)
     assert all(torch.equal(x, y) for x, y in zip(network.parameters(), read.parameters(), strict=True))
-    published = {**Stylist().state_dict(), "in1.running_mean": torch.zeros(32)}
+    published = {**StyleNetwork().state_dict(), "in1.running_mean": torch.zeros(32)}
     torch.save(published, "mosaic.pth")
     read, metadata = stylist.load("mosaic.pth")
     assert metadata.style == "mosaic"
@@ -163,7 +163,7 @@ def test_files_come_back_and_others_are_refused(tmp_path: Path) -> None:
 
 
 def test_mistakes_of_a_painter_of_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    stylist.save(Path("model.safetensors"), Stylist(0.125), StyleMetadata(width=0.125))
+    stylist.save(Path("model.safetensors"), StyleNetwork(0.125), StyleMetadata(width=0.125))
     with pytest.raises(UserError, match="No run was named"):
         stylise.main([])
     with pytest.raises(UserError, match="No picture was named"):

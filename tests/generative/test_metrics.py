@@ -16,9 +16,9 @@ from zerokara.core.models import model_file
 from zerokara.core.models.model_file import ClassifierMetadata
 from zerokara.generative import metrics
 from zerokara.generative.scoring.distances import frechet_distance, kernel_distance, overlap
-from zerokara.generative.scoring.feature_extractor import Scorer
+from zerokara.generative.scoring.feature_extractor import FeatureExtractor
 
-CARD = ClassifierMetadata(
+METADATA = ClassifierMetadata(
     backbone="deep_cnn",
     head="paper",
     classes=tuple("0123456789"),
@@ -35,7 +35,7 @@ CARD = ClassifierMetadata(
 def save_classifier(folder: Path, seed: int = 0, half: bool = False) -> Path:
     torch.manual_seed(seed)
     folder.mkdir()
-    model_file.save(folder / "model.safetensors", CARD.build().state_dict(), CARD, half=half)
+    model_file.save(folder / "model.safetensors", METADATA.build().state_dict(), METADATA, half=half)
     return folder
 
 
@@ -107,9 +107,9 @@ def test_overlap_of_the_same_and_of_what_is_far() -> None:
 
 @pytest.mark.parametrize("kind", ["random", "classifier"])
 def test_a_score_does_not_depend_on_the_batch_size(kind: str, root: Path) -> None:
-    scorer = Scorer.random((1, 28, 28)) if kind == "random" else Scorer.load(root / "judge")
+    extractor = FeatureExtractor.random((1, 28, 28)) if kind == "random" else FeatureExtractor.load(root / "judge")
     real, painted = torch.randint(256, (2, 150, 1, 28, 28), dtype=torch.uint8)
-    whole, parts = (scorer.compare(scorer.look(real, n), scorer.look(painted, n)) for n in (150, 7))
+    whole, parts = (extractor.compare(extractor.extract(real, n), extractor.extract(painted, n)) for n in (150, 7))
     assert whole == pytest.approx(parts, rel=1e-4)
     assert all(isinstance(value, float) for value in whole.values())
 
@@ -217,9 +217,9 @@ def test_training_refuses_and_doubts_too(tmp_path: Path, capsys: pytest.CaptureF
     with pytest.raises(UserError, match="the very eye that the discriminator starts from"):
         make_run(tmp_path, "refused", *words, "--classifier", str(eye / "model.safetensors"))
     relative = model_file.ClassifierMetadata(
-        **{**vars(CARD), "command": "python -m vision.classify --pretrained-backbone runs/gone"}
+        **{**vars(METADATA), "command": "python -m vision.classify --pretrained-backbone runs/gone"}
     )
-    weights = CARD.build().state_dict()
+    weights = METADATA.build().state_dict()
     model_file.save(eye / "model.safetensors", weights, relative)
     judge = save_classifier(tmp_path / "judge", seed=3)
     make_run(tmp_path, "doubted", *words, "--classifier", str(judge))

@@ -13,7 +13,7 @@ from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 
 from tests.generative.painted import FEW, HERE, make_run
-from tests.generative.test_metrics import CARD
+from tests.generative.test_metrics import METADATA
 from zerokara.core.config import UserError
 from zerokara.core.data import ImageSet, glyphs
 from zerokara.core.models import model_file
@@ -163,7 +163,7 @@ def test_the_program(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_classifier_stands_in_for_the_supervised_network(run: Path) -> None:
     Path("judge").mkdir()
-    model_file.save(Path("judge/model.safetensors"), CARD.build().state_dict(), CARD)
+    model_file.save(Path("judge/model.safetensors"), METADATA.build().state_dict(), METADATA)
     representation.main([str(run), "--labels", "60", "--seeds", "1", "--supervised", "judge", "--json", *HERE])
     content = json.loads((run / "representation.json").read_text())
     assert list(content["test_errors"]) == ["discriminator", "random network", "supervised"]

@@ -28,8 +28,8 @@ def config(*words: str) -> Config:
 def picture(index: int, size: tuple[int, int] = (32, 40), mode: str = "L") -> Image.Image:
     """Noise (H, W) of its own, of a mode that Pillow converts grey or colours to."""
     rng = np.random.default_rng(index)
-    colours = Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
-    return colours if mode == "RGB" else colours.convert(mode)
+    colors = Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
+    return colors if mode == "RGB" else colors.convert(mode)
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_a_folder_is_split_and_counted(folder: Path) -> None:
     data = Data.load(config("--data", str(folder)))
     assert data.train.shape == (1, 32, 40)
     assert (len(data.train), len(data.held_out)) == (108, 9)  # 117 but for the 13 of the test, and a twelfth of them
-    assert data.remarks == (f"{folder}: 117 images",)
+    assert data.messages == (f"{folder}: 117 images",)
     test, _ = load_split(config("--data", str(folder)), "test")
     everything = torch.cat([data.train.images, data.held_out.images, test.images]).flatten(1)
     assert len(everything.unique(dim=0)) == 130, "no image is in two of them"
@@ -76,7 +76,7 @@ def test_broken_pictures_are_named_and_left_out(folder: Path) -> None:
     (folder / "e-bomb.png").write_bytes(bomb.getvalue())
     (folder / "notes.txt").write_text("not looked at")
     data = Data.load(config("--data", str(folder)))
-    left_out = data.remarks[-1]
+    left_out = data.messages[-1]
     for name in ("001-truncated.png", "b-empty.jpg", "c-text.png", "d-one-pixel.png", "e-bomb.png"):
         assert name in left_out
     assert left_out.startswith("5 left out:")
@@ -98,19 +98,19 @@ def test_odd_kinds_are_converted_and_said(folder: Path, mode: str, suffix: str, 
     for index in range(1, 4):
         picture(index, mode=mode).save(folder / f"{index:03}-odd.{suffix}")
     data = Data.load(config("--data", str(folder)))
-    converted = next(remark for remark in data.remarks if remark.startswith("converted: "))
+    converted = next(remark for remark in data.messages if remark.startswith("converted: "))
     assert says in converted
-    coloured = mode in ("P", "RGBA", "CMYK")
-    assert data.train.shape[0] == (3 if coloured else 1)
-    assert ("grey among coloured ones" in converted) == coloured
+    color = mode in ("P", "RGBA", "CMYK")
+    assert data.train.shape[0] == (3 if color else 1)
+    assert ("grey among coloured ones" in converted) == color
 
 
 def test_16_bits_become_8(folder: Path) -> None:
     Image.fromarray(np.full((32, 40), 32_896, np.uint16)).save(folder / "000-deep.png")
     (folder / "000.png").unlink()
-    test, remarks = load_split(config("--data", str(folder)), "test")
+    test, messages = load_split(config("--data", str(folder)), "test")
     assert (test.images[0] == 128).all(), "half of the range stays half"
-    assert "1 of 16 bits, brought to 8" in remarks[-1]
+    assert "1 of 16 bits, brought to 8" in messages[-1]
 
 
 def test_grey_on_demand(folder: Path) -> None:
@@ -223,7 +223,7 @@ def test_an_lsun_database_is_read(tmp_path: Path) -> None:
     data = Data.load(config("--data", str(tmp_path), "--batch-size", "16"))
     assert data.train.classes == ("tower",)
     assert len(data.train) + len(data.held_out) == 134, "every tenth is for testing, and one is broken"
-    assert any("1 left out" in remark for remark in data.remarks)
+    assert any("1 left out" in remark for remark in data.messages)
     assert len(load_split(config("--data", str(tmp_path)), "test")[0]) == 15
 
 

@@ -14,7 +14,7 @@ from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, parse
 from zerokara.core.distributed import World
 from zerokara.generative.gan.config import PRESETS, Config
-from zerokara.generative.gan.learner import Learner, draw_latents, fitting_latents
+from zerokara.generative.gan.learner import Learner, draw_latents, recalibration_latents
 
 SHAPE = (1, 28, 28)
 NO_NOISE = ("--instance-noise", "0", "--final-instance-noise", "0")
@@ -39,31 +39,33 @@ def weights(module: nn.Module) -> Tensor:
 
 def test_the_generators_step_leaves_no_gradients_on_the_discriminator(monkeypatch: pytest.MonkeyPatch) -> None:
     it = learner()
-    seen: list[list[Tensor]] = []
+    discriminator_gradients: list[list[Tensor]] = []
     step = it.discriminator_optimizer.step
 
     def remember(*args: Any) -> Any:
-        seen.append([p.grad.clone() for p in it.discriminator.parameters() if p.grad is not None])
+        discriminator_gradients.append([p.grad.clone() for p in it.discriminator.parameters() if p.grad is not None])
         return step(*args)
 
     monkeypatch.setattr(it.discriminator_optimizer, "step", remember)
     it.update(*batch())
     after = [p.grad for p in it.discriminator.parameters()]
-    assert len(after) == len(seen[0])
-    for before, now in zip(seen[0], after, strict=True):
+    assert len(after) == len(discriminator_gradients[0])
+    for before, now in zip(discriminator_gradients[0], after, strict=True):
         assert now is not None
         assert torch.equal(before, now)
 
 
 def test_the_discriminators_step_leaves_no_gradients_on_the_generator(monkeypatch: pytest.MonkeyPatch) -> None:
     it = learner()
-    seen = []
+    generator_gradients = []
     monkeypatch.setattr(
-        it.discriminator_optimizer, "step", lambda: seen.append([p.grad for p in it.generator.parameters()])
+        it.discriminator_optimizer,
+        "step",
+        lambda: generator_gradients.append([p.grad for p in it.generator.parameters()]),
     )
     it.update(*batch())
-    assert seen[0]
-    assert all(grad is None for grad in seen[0])
+    assert generator_gradients[0]
+    assert all(grad is None for grad in generator_gradients[0])
 
 
 def test_both_move_and_each_by_its_own_loss() -> None:
@@ -127,16 +129,16 @@ def test_the_painter_is_the_average_with_statistics_that_fit() -> None:
     it = learner("--ema-half-life-updates", "5")
     for _ in range(120):
         it.update(*batch())
-    painter = it.snapshot()
+    sampler = it.snapshot()
     assert it.ema is not None
-    assert torch.equal(weights(painter), weights(it.ema.module))
-    assert not torch.equal(weights(painter), weights(it.generator))
-    assert not painter.training
+    assert torch.equal(weights(sampler), weights(it.ema.module))
+    assert not torch.equal(weights(sampler), weights(it.generator))
+    assert not sampler.training
     # In training mode, on the latents of the fit, it must paint as it does with the statistics that were kept.
-    z = torch.cat(fitting_latents(it.config, 0, CPU))
+    z = torch.cat(recalibration_latents(it.config, 0, CPU))
     with torch.no_grad():
-        kept = painter(z)
-        own = painter.train()(z)
+        kept = sampler(z)
+        own = sampler.train()(z)
         last = it.generator.eval()(z)
     assert float((kept - own).abs().max()) < 0.02
     assert float((kept - last).abs().max()) > 0.02
@@ -241,15 +243,15 @@ def test_noise_on_images_changes_linearly_and_lets_gradients_through() -> None:
     deviations = []
     for _ in range(5):
         it.update(*batch())
-        deviations.append(float(it.seen(grayscale).detach().std()))
+        deviations.append(float(it.discriminator_input(grayscale).detach().std()))
     assert deviations == pytest.approx([0.4, 0.3, 0.2, 0.1, 0.0], abs=0.02)
-    (grad,) = torch.autograd.grad(it.seen(grayscale).sum(), grayscale)
+    (grad,) = torch.autograd.grad(it.discriminator_input(grayscale).sum(), grayscale)
     assert torch.equal(grad, torch.ones_like(grayscale))
-    assert learner(*NO_NOISE).seen(grayscale) is grayscale
+    assert learner(*NO_NOISE).discriminator_input(grayscale) is grayscale
     rising = learner("--instance-noise", "0", "--final-instance-noise", "0.2", "--updates", "1")
     rising.update(*batch())
     rising.update(*batch())
-    assert float(rising.seen(grayscale).detach().std()) == pytest.approx(0.2, abs=0.02)
+    assert float(rising.discriminator_input(grayscale).detach().std()) == pytest.approx(0.2, abs=0.02)
 
 
 def test_every_block_of_r3_learns_and_begins_as_nothing() -> None:

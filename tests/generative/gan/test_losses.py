@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zerokara.generative.gan.losses import LOSSES, between, gradient_penalty, smoothed, squared_slope
+from zerokara.generative.gan.losses import (
+    LOSSES,
+    gradient_penalty,
+    interpolate,
+    label_smoothing_term,
+    squared_gradient_norm,
+)
 
 REAL, FAKE = torch.tensor([2.0, -1.0]), torch.tensor([0.5, -3.0])
 
@@ -40,7 +46,7 @@ def test_losses_by_hand(name: str, discriminator: float, generator: float) -> No
 def test_smoothing_moves_the_aim_for_real_images_alone() -> None:
     theirs = nn.BCEWithLogitsLoss()
     expected = theirs(REAL, torch.full((2,), 0.9)) + theirs(FAKE, torch.zeros(2))
-    torch.testing.assert_close(LOSSES["bce"].discriminator(REAL, FAKE) + smoothed(REAL, 0.1), expected)
+    torch.testing.assert_close(LOSSES["bce"].discriminator(REAL, FAKE) + label_smoothing_term(REAL, 0.1), expected)
 
 
 def test_bce_is_torchs_own_and_stays_finite_where_a_sigmoid_is_1() -> None:
@@ -76,29 +82,29 @@ def test_a_step_down_the_slope_moves_scores_the_right_way(name: str) -> None:
 )
 def test_accuracy_by_hand(name: str, real: float, fake: float) -> None:
     """Halfway between the means is -0.375."""
-    told = LOSSES[name].right(REAL, FAKE)
+    told = LOSSES[name].accuracies(REAL, FAKE)
     assert [float(share) for share in told] == [real, fake]
 
 
 def test_accuracy_counts_from_the_losses_own_boundary() -> None:
     real, fake = torch.tensor([0.9, 1.1]), torch.tensor([0.1, 0.2])
-    assert [float(share) for share in LOSSES["least-squares"].right(real, fake)] == [1, 1]
-    assert [float(share) for share in LOSSES["bce"].right(real, fake)] == [1, 0]
+    assert [float(share) for share in LOSSES["least-squares"].accuracies(real, fake)] == [1, 1]
+    assert [float(share) for share in LOSSES["bce"].accuracies(real, fake)] == [1, 0]
     for name in ("wasserstein", "relativistic"):  # where a constant on all scores changes nothing
-        assert [float(share) for share in LOSSES[name].right(real + 7, fake + 7)] == [1, 1]
+        assert [float(share) for share in LOSSES[name].accuracies(real + 7, fake + 7)] == [1, 1]
 
 
 def test_squared_slope_of_a_linear_score_is_its_weights_squared() -> None:
     weight_CHW = torch.tensor([[[1.0, -2.0], [0.5, 0.0]]])
     x_BCHW = torch.randn(3, 1, 2, 2, requires_grad=True)
-    assert float(squared_slope((x_BCHW * weight_CHW).sum((1, 2, 3)), x_BCHW)) == pytest.approx(5.25)
+    assert float(squared_gradient_norm((x_BCHW * weight_CHW).sum((1, 2, 3)), x_BCHW)) == pytest.approx(5.25)
 
 
 def test_squared_slope_of_a_square_is_of_each_image_and_can_be_derived() -> None:
     """Score a * |x|^2 / 2 has the gradient a x: mean of a^2 |x|^2, and 2 a times the mean of |x|^2 for a."""
     a = torch.tensor(3.0, requires_grad=True)
     x_BCHW = torch.tensor([[[[1.0]]], [[[2.0]]]], requires_grad=True)
-    slope = squared_slope(a * x_BCHW.square().sum((1, 2, 3)) / 2, x_BCHW)
+    slope = squared_gradient_norm(a * x_BCHW.square().sum((1, 2, 3)) / 2, x_BCHW)
     assert float(slope.detach()) == pytest.approx(9 * (1 + 4) / 2)
     (derivative,) = torch.autograd.grad(slope, a)
     assert float(derivative) == pytest.approx(2 * 3 * 2.5)
@@ -113,7 +119,7 @@ def test_gradient_penalty_wants_a_slope_of_1(length: float, penalty: float) -> N
 
 def test_between_lies_on_the_line_and_leads_back_to_nobody() -> None:
     real, fake = torch.full((3, 1, 1, 1), 4.0), torch.zeros(3, 1, 1, 1, requires_grad=True)
-    middle: Tensor = between(real, fake, torch.tensor([0.0, 0.25, 1.0]))
+    middle: Tensor = interpolate(real, fake, torch.tensor([0.0, 0.25, 1.0]))
     assert middle.flatten().tolist() == [0, 1, 4]
     assert middle.is_leaf
     assert middle.requires_grad

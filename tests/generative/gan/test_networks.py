@@ -11,7 +11,7 @@ from zerokara.core.config import UserError, parse
 from zerokara.generative.gan.config import PRESETS, Config
 from zerokara.generative.gan.diffaugment import augment
 from zerokara.generative.gan.learner import check_penalties, make_discriminator, make_generator
-from zerokara.generative.gan.losses import squared_slope
+from zerokara.generative.gan.losses import squared_gradient_norm
 from zerokara.generative.gan.networks import Discriminator, Generator, R3Generator, map_sizes
 
 
@@ -103,7 +103,7 @@ def test_a_generator_in_evaluation_mode_does_not_look_at_its_neighbours() -> Non
 
 
 def test_spectral_normalisation_bounds_every_layer() -> None:
-    discriminator = Discriminator("dcgan", 1, (32, 32), width=0.25, norm="none", spectral=True)
+    discriminator = Discriminator("dcgan", 1, (32, 32), width=0.25, norm="none", spectral_norm=True)
     x = torch.randn(4, 1, 32, 32)
     for _ in range(30):  # steps of the power iteration
         discriminator(x)
@@ -160,7 +160,7 @@ def test_a_slope_of_a_slope_goes_through_the_residual_trunk() -> None:
         (slope,) = torch.autograd.grad(score_B().sum(), x)  # in float64, where `squared_slope` ends in float32
         return float(slope.square().sum((1, 2, 3)).mean())
 
-    (grad,) = torch.autograd.grad(squared_slope(score_B(), x), weight)
+    (grad,) = torch.autograd.grad(squared_gradient_norm(score_B(), x), weight)
     place, step = (0, 0, 1, 1), 1e-7  # so small that no unit passes its kink, where the slope jumps
     with torch.no_grad():
         weight[place] += step
@@ -181,7 +181,7 @@ def test_the_residual_generator_is_told_the_label_and_keeps_to_its_own_options()
 
 def test_layers_that_begin_at_zero_have_no_largest_singular_value() -> None:
     with pytest.raises(UserError, match="--spectral"):
-        Discriminator("r3", 1, (28, 28), width=0.25, spectral=True)
+        Discriminator("r3", 1, (28, 28), width=0.25, spectral_norm=True)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "nature", "impala"])

@@ -10,7 +10,7 @@ from torch import Tensor
 from zerokara.core.config import UserError, parse
 from zerokara.generative.gan.config import PRESETS, Config
 from zerokara.generative.scoring.distances import frechet_distance, kernel_distance, nearest, overlap, radii, spread
-from zerokara.generative.scoring.feature_extractor import Scorer, Seen, accuracy, class_scores
+from zerokara.generative.scoring.feature_extractor import FeatureExtractor, FeatureSet, label_accuracy, class_scores
 
 
 def with_moments(number: int, mean_F: Tensor, root_FF: Tensor) -> Tensor:
@@ -106,35 +106,35 @@ def test_nearest_names_place_and_distance() -> None:
 
 @pytest.mark.parametrize("batch", [1, 7, 64])
 def test_a_score_is_the_same_whatever_the_batch_size(batch: int) -> None:
-    scorer = Scorer.random((1, 28, 28))
+    extractor = FeatureExtractor.random((1, 28, 28))
     real, fake = (torch.randint(0, 256, (64, 1, 28, 28), dtype=torch.uint8) // part for part in (1, 2))
-    whole = scorer.compare(scorer.look(real), scorer.look(fake))
-    parts = scorer.compare(scorer.look(real, batch), scorer.look(fake, batch))
+    whole = extractor.compare(extractor.extract(real), extractor.extract(fake))
+    parts = extractor.compare(extractor.extract(real, batch), extractor.extract(fake, batch))
     assert parts == pytest.approx(whole, rel=1e-4)
-    assert scorer.look(real).features_NF.dtype == torch.float64
+    assert extractor.extract(real).features_NF.dtype == torch.float64
 
 
 def test_the_random_control_is_the_same_always_and_draws_nothing() -> None:
     before = torch.get_rng_state()
     images = torch.randint(0, 256, (5, 3, 32, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    first = Scorer.random((3, 32, 40)).look(images).features_NF
+    first = FeatureExtractor.random((3, 32, 40)).extract(images).features_NF
     torch.testing.assert_close(torch.get_rng_state(), before)
     torch.manual_seed(9)
-    torch.testing.assert_close(Scorer.random((3, 32, 40)).look(images).features_NF, first)
-    scorer = Scorer.random((3, 32, 40))
-    assert scorer.name == "random_fd", "only a classifier's distance is called FCD"
-    assert "random network" in scorer.protocol
+    torch.testing.assert_close(FeatureExtractor.random((3, 32, 40)).extract(images).features_NF, first)
+    extractor = FeatureExtractor.random((3, 32, 40))
+    assert extractor.name == "random_fd", "only a classifier's distance is called FCD"
+    assert "random network" in extractor.protocol
 
 
 def test_class_scores_by_hand() -> None:
     probability = torch.tensor([[0.95, 0.05, 0.0], [0.6, 0.4, 0.0], [0.0, 1.0, 0.0], [0.92, 0.0, 0.08]]).double()
-    seen = Seen(torch.zeros(4, 2), probability)
+    seen = FeatureSet(torch.zeros(4, 2), probability)
     assert class_scores(seen) == {"confident": 0.75, "rarest_class": 0.0, "commonest_class": 0.75}
-    assert accuracy(seen, torch.tensor([0, 1, 1, 2])) == 0.5
-    assert class_scores(Seen(torch.zeros(4, 2), None)) == {}
+    assert label_accuracy(seen, torch.tensor([0, 1, 1, 2])) == 0.5
+    assert class_scores(FeatureSet(torch.zeros(4, 2), None)) == {}
 
 
 def test_a_classifier_that_is_not_there_is_named() -> None:
     config = parse(Config, PRESETS, ["--classifier", "runs/nowhere"], "")
     with pytest.raises(UserError, match="runs/nowhere"):
-        Scorer.choose(config, (1, 28, 28))
+        FeatureExtractor.choose(config, (1, 28, 28))

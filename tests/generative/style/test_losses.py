@@ -25,7 +25,7 @@ from zerokara.generative.style.losses import (
     total_variation,
     with_luminance,
 )
-from zerokara.generative.style.perceptual import Eye, EyeOptions, Layers, chosen_layers, layers_of, make_eye
+from zerokara.generative.style.perceptual import BackboneOptions, Eye, Layers, chosen_layers, layers_of, make_eye
 from zerokara.generative.style.pictures import check_memory, kept_bytes, sizes
 
 
@@ -55,13 +55,13 @@ def test_a_gram_matrix_does_not_know_places_or_sizes() -> None:
 
 
 def test_luminance_by_hand_and_colours_are_kept() -> None:
-    colours = torch.rand(1, 3, 4, 4)
-    expected = 0.299 * colours[:, :1] + 0.587 * colours[:, 1:2] + 0.114 * colours[:, 2:]
-    torch.testing.assert_close(luminance(colours), expected)
+    colors = torch.rand(1, 3, 4, 4)
+    expected = 0.299 * colors[:, :1] + 0.587 * colors[:, 1:2] + 0.114 * colors[:, 2:]
+    torch.testing.assert_close(luminance(colors), expected)
     other = torch.rand(1, 1, 4, 4)
-    painted = with_luminance(colours, other)
+    painted = with_luminance(colors, other)
     torch.testing.assert_close(luminance(painted), other)
-    torch.testing.assert_close(painted[:, :1] - painted[:, 1:2], colours[:, :1] - colours[:, 1:2])
+    torch.testing.assert_close(painted[:, :1] - painted[:, 1:2], colors[:, :1] - colors[:, 1:2])
     style = matched(torch.rand(1, 1, 9, 9) * 7 + 3, other)
     assert style.mean().item() == pytest.approx(other.mean().item(), abs=1e-5)
     assert style.std(correction=0).item() == pytest.approx(other.std(correction=0).item(), rel=1e-4)
@@ -110,13 +110,13 @@ def test_layers_are_called_as_in_the_papers() -> None:
         f"relu{section}_{place}" for section, most in enumerate((2, 2, 3, 3, 3), 1) for place in range(1, most + 1)
     ]
     eye = make_backbone("vgg19_bn", 3, 64, width_multiplier=0.05)
-    assert chosen_layers(EyeOptions(), eye) == (("relu4_2",), tuple(f"relu{i}_1" for i in range(1, 6)))
-    assert chosen_layers(EyeOptions(), make_backbone("resnet20", 3, 32)) == (
+    assert chosen_layers(BackboneOptions(), eye) == (("relu4_2",), tuple(f"relu{i}_1" for i in range(1, 6)))
+    assert chosen_layers(BackboneOptions(), make_backbone("resnet20", 3, 32)) == (
         ("stage2",),
         ("stage1", "stage2", "stage3"),
     )
     with pytest.raises(UserError, match=r"no layer 'relu4_9'.*--style-layers"):
-        chosen_layers(EyeOptions(style_layers=("relu4_9",)), eye)
+        chosen_layers(BackboneOptions(style_layers=("relu4_9",)), eye)
 
 
 def test_the_eye_sees_what_the_layers_give() -> None:
@@ -136,8 +136,8 @@ def test_the_eye_sees_what_the_layers_give() -> None:
 
 def test_sixteen_bits_see_nearly_the_same() -> None:
     pixels = torch.rand(1, 3, 48, 40)
-    exact = make_eye(EyeOptions(eye="random", width_multiplier=0.1)).on(Compute())
-    rough = make_eye(EyeOptions(eye="random", width_multiplier=0.1)).on(
+    exact = make_eye(BackboneOptions(eye="random", width_multiplier=0.1)).on(Compute())
+    rough = make_eye(BackboneOptions(eye="random", width_multiplier=0.1)).on(
         Compute(precision="bfloat16", channels_last=True)
     )
     slopes = []
@@ -156,11 +156,11 @@ def test_a_grey_eye_looks_at_luminance_and_a_coloured_one_at_grey_pixels() -> No
     grayscale = Eye(make_backbone("deep_cnn", 1, 28), Layers((), ("stage1",)), (0.1,), (0.3,), "").on(Compute())
     pixels = torch.rand(1, 3, 40, 50)
     torch.testing.assert_close(grayscale(pixels)["stage1"], grayscale(luminance(pixels))["stage1"])
-    coloured = Eye(
+    color = Eye(
         make_backbone("vgg11", 3, 32, width_multiplier=0.1), Layers((), ("relu1_1",)), (0.5,) * 3, (0.2,) * 3, ""
     ).on(Compute())
     one = luminance(pixels)
-    torch.testing.assert_close(coloured(one)["relu1_1"], coloured(one.repeat(1, 3, 1, 1))["relu1_1"])
+    torch.testing.assert_close(color(one)["relu1_1"], color(one.repeat(1, 3, 1, 1))["relu1_1"])
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_grey_eye_looks_at_luminance_and_a_coloured_one_at_grey_pixels() -> No
 )
 def test_any_backbone_can_judge(name: str) -> None:
     width = 1.0 if name in ("nature", "resnet20", "googlenet") else 0.25
-    eye = make_eye(EyeOptions(backbone=name, eye="random", width_multiplier=width)).on(Compute())
+    eye = make_eye(BackboneOptions(backbone=name, eye="random", width_multiplier=width)).on(Compute())
     content, style = torch.rand(1, 3, 96, 72), torch.rand(1, 3, 80, 80)
     eye.balance([content, style])
     critic = Critic(eye, Weights(content=1, style=1, variation=0), style)
@@ -181,7 +181,7 @@ def test_any_backbone_can_judge(name: str) -> None:
 
 
 def test_unasked_a_vgg_of_ours_judges() -> None:
-    eye = make_eye(EyeOptions())
+    eye = make_eye(BackboneOptions())
     assert eye.words.startswith("vgg13_bn of photographs-vgg of the zoo")
     assert eye.chosen == (("relu3_1",), tuple(f"relu{i}_1" for i in range(1, 6)))
     assert eye.layers == ("relu3_1", "relu1_1", "relu2_1", "relu4_1", "relu5_1")
@@ -189,22 +189,22 @@ def test_unasked_a_vgg_of_ours_judges() -> None:
 
 def test_whose_eye_it_is(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--weights and --eye both say"):
-        make_eye(EyeOptions(weights="x.pth", eye="random"))
+        make_eye(BackboneOptions(weights="x.pth", eye="random"))
     with pytest.raises(UserError, match="There is no file"):
-        make_eye(EyeOptions(weights=str(tmp_path / "x.pth")))
-    one, same, other = (make_eye(EyeOptions(eye="random", width_multiplier=0.05), seed) for seed in (1, 1, 2))
+        make_eye(BackboneOptions(weights=str(tmp_path / "x.pth")))
+    one, same, other = (make_eye(BackboneOptions(eye="random", width_multiplier=0.05), seed) for seed in (1, 1, 2))
     weight = "backbone.layers.0.weight"
     assert torch.equal(one.state_dict()[weight], same.state_dict()[weight])
     assert not torch.equal(one.state_dict()[weight], other.state_dict()[weight])
     # torchvision's names, with a head that is not needed; and a file that holds half an eye.
     trunk = {name.replace("layers", "features"): tensor for name, tensor in one.backbone.state_dict().items()}
     torch.save({**trunk, "classifier.0.weight": torch.zeros(3, 3)}, tmp_path / "vgg16.pth")
-    read = make_eye(EyeOptions(weights=str(tmp_path / "vgg16.pth"), width_multiplier=0.05), seed=5)
+    read = make_eye(BackboneOptions(weights=str(tmp_path / "vgg16.pth"), width_multiplier=0.05), seed=5)
     assert torch.equal(read.state_dict()[weight], one.state_dict()[weight])
     half = {name: tensor for name, tensor in trunk.items() if "28" not in name}
     save_file(half, tmp_path / "half.safetensors")
     with pytest.raises(UserError, match=r"does not hold all weights of vgg16.*features|layers"):
-        make_eye(EyeOptions(weights=str(tmp_path / "half.safetensors"), width_multiplier=0.05))
+        make_eye(BackboneOptions(weights=str(tmp_path / "half.safetensors"), width_multiplier=0.05))
 
 
 def test_sizes_double_and_are_not_too_small() -> None:
@@ -233,5 +233,5 @@ def test_memory_is_counted_to_the_byte_and_refused(monkeypatch: pytest.MonkeyPat
     with pytest.raises(UserError, match=r"800x400 pixels need about 4.0 GiB .*1.0 GiB are free: give --size 368"):
         check_memory({"maps": 2**32}, "cpu", (400, 800), "give --size {side}")
     with pytest.raises(UserError, match="too small"):
-        kept_bytes(make_eye(EyeOptions(backbone="alexnet", eye="random")).on(Compute()), (1, 3, 20, 20))
+        kept_bytes(make_eye(BackboneOptions(backbone="alexnet", eye="random")).on(Compute()), (1, 3, 20, 20))
     assert np.isfinite(needed)
