@@ -259,8 +259,7 @@ def protocol_lines(protocol: Mapping[str, Any]) -> list[str]:
         f"protocol: {protocol['features']}",
         f"{counts}, seed {protocol['seed']}) against {protocol['real']}; {protocol['arithmetic']}",
         f"floor: {protocol['floor_images']:,} training images in place of generated ones",
-        f"nearest training image: {protocol['searched_images']:,} generated images (floor: real ones) against "
-         f"{protocol['training_images']:,} training images, median distance",
+        f"nearest training image: median of {protocol['searched_images']:,} images in {protocol['training_images']:,}",
     ]
     if "inception" in protocol:
         lines.append(f"FID: torchmetrics, features of the TorchScript {protocol['inception']}, the same images")

@@ -4,8 +4,8 @@
     python -m generative.representation runs/dcgan-mnist-fast-1 --labels 100 1000 60000 --seeds 5
     python -m generative.representation runs/dcgan-mnist-fast-1 --supervised runs/classify-mnist
 
-Radford et al. 2016, section 5: the output of every stage of the backbone is max-pooled to 4x4, all are concatenated,
-and a linear SVM is trained on them. It is compared with the same network with random weights, and with a supervised one:
+Radford et al. 2016, section 5: the outputs of all stages of the backbone are max-pooled to 4x4 and concatenated, and
+a linear SVM is trained on them. It is compared with the same network with random weights, and with a supervised one:
 a run of vision.classify, or the same network trained here from scratch on the same labels (also with its own last
 layer).
 
@@ -357,7 +357,7 @@ def report(options: Options, inputs: Inputs, results: Sequence[Result]) -> dict[
             if name != OWN_LAYER
         },
         "protocol": {
-            "features": f"all stages of {inputs.config.backbone} max-pooled to {SIDE}x{SIDE}, concatenated, standardized",
+            "features": f"stages of {inputs.config.backbone} max-pooled to {SIDE}x{SIDE}, concatenated, standardized",
             "classifier": "linear SVM, one against the rest, squared hinge; C by cross-validation on the same labels",
             "candidates": list(CANDIDATES),
             "train": inputs.train.source,
