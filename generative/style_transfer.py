@@ -190,8 +190,8 @@ def optimize(config: Config, run: Run, images: ImagePair, loss_network: LossNetw
         fields = {"loss": losses.total, "style": losses.style, "content": losses.content, "at": f"{width}x{height}"}
         run.progress(transfer.iteration, config.iterations, fields)
         if due(config.video_every_iterations):
-            frame = resized(transfer.image(best=False), video_size(images.sizes[-1]))
-            write_png(run.path("film", f"{transfer.iteration:06}.png"), frame)
+            video_frame = resized(transfer.image(best=False), video_size(images.sizes[-1]))
+            write_png(run.path("film", f"{transfer.iteration:06}.png"), video_frame)
         if due(config.image_every_iterations):
             run.image("picture", transfer.iteration, transfer.image(best=False))
         if due(config.checkpoint_every_iterations):
@@ -292,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ) as run:
         if run.extra["pictures"] != fingerprints:
             raise UserError(
-                f"{' or '.join(config.images)} is not the image that {run.folder} was started with: restore the old "
+                f"{' or '.join(config.pictures)} is not the image that {run.folder} was started with: restore the old "
                 f"one, or start a new run with another --name."
             )
         run.print(f"loss network: {loss_network.description}")

@@ -126,7 +126,7 @@ def load(source: str) -> tuple[StyleNetwork, StyleMetadata]:
     if path.is_dir():
         if not (path / MODEL_FILE).is_file():
             raise UserError(
-                f"{path} has no {MODEL_FILE}: give the folder of a run of generative.fast_style that has saved a checkpoint."
+                f"{path} has no {MODEL_FILE}: give the folder of a run of generative.fast_style with a checkpoint."
             )
         path /= MODEL_FILE
     if path.suffix == ".safetensors":

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from benchmarks import dcgan_against_tutorial as benchmark
 from benchmarks.dcgan_against_tutorial import Tutorial, tutorial_discriminator, tutorial_generator
-from tests.generative.painted import FEW
+from tests.generative.finished_run import FEW
 from tests.generative.test_metrics import save_classifier
 from zerokara.core.config import UserError
 from zerokara.core.data import glyphs
 from zerokara.generative import dcgan
 
 SMALL = ("--generator-width", "0.1", "--discriminator-width", "0.1", "--device", "cpu", "--threads", "1")
-QUICK = (*SMALL, "--precision", "float32", "--film-every-updates", "0", "--eval-images", "100", "--quiet")
+QUICK = (*SMALL, "--precision", "float32", "--video-every-updates", "0", "--eval-images", "100", "--quiet")
 
 
 def numbers(module: nn.Module) -> int:

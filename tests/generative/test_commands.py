@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 from torch import nn
 
-from tests.generative.painted import FEW, HERE, make_run
+from tests.generative.finished_run import FEW, HERE, make_run
 from zerokara.core.config import UserError
 from zerokara.core.data import glyphs
 from zerokara.core.models.onnx_file import PACKAGES
 from zerokara.generative import arithmetic, export, interpolate, neighbours, sample
 from zerokara.generative.arithmetic import combine
 from zerokara.generative.gan.sampler import Sampler
-from zerokara.generative.interpolate import slerp, walk
+from zerokara.generative.interpolate import closed_path, slerp
 from zerokara.generative.neighbours import nearest_in_pixels
 
 
@@ -52,13 +52,13 @@ def test_an_image_does_not_depend_on_those_painted_with_it(finished: Path) -> No
         sampler = Sampler.load(finished / name, threads=1)
         assert any(isinstance(module, nn.BatchNorm2d) for module in sampler.generator.modules())
         z_NZ, label_N = sampler.latents(40, seed=5), sampler.labels(40)
-        together = sampler.paint(z_NZ, label_N).int()
+        together = sampler.generate(z_NZ, label_N).int()
         assert together.float().std() > 1
-        alone = sampler.paint(z_NZ[17:18], None if label_N is None else label_N[17:18])
+        alone = sampler.generate(z_NZ[17:18], None if label_N is None else label_N[17:18])
         assert (alone.int() - together[17:18]).abs().max() <= 1  # one shade: convolutions sum in another order
         others = z_NZ.clone()
         others[18:] *= 30
-        assert (sampler.paint(others, label_N)[17].int() - together[17]).abs().max() <= 1
+        assert (sampler.generate(others, label_N)[17].int() - together[17]).abs().max() <= 1
 
 
 def test_sample_paints_a_picture_that_a_seed_fixes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,7 +78,7 @@ def test_sample_fills_a_folder_once(run: Path, monkeypatch: pytest.MonkeyPatch) 
     files = sorted(Path("many").iterdir())
     assert [path.name for path in files] == [f"{index:06}.png" for index in range(7)]
     sampler = Sampler.load(run, threads=1)
-    expected = sampler.paint(sampler.latents(7, seed=0))[:, 0].int().numpy()
+    expected = sampler.generate(sampler.latents(7, seed=0))[:, 0].int().numpy()
     assert np.abs(np.stack([pixels(path) for path in files]).astype(int) - expected).max() <= 1
     with pytest.raises(UserError, match="holds pictures already"):
         sample.main([str(run), "--folder", "many", *HERE])
@@ -118,7 +118,7 @@ def test_slerp_turns_evenly_and_keeps_length() -> None:
 
 def test_a_walk_passes_its_points_and_closes() -> None:
     points_PNZ = torch.randn(3, 2, 5)
-    frames = list(walk(points_PNZ, 4))
+    frames = list(closed_path(points_PNZ, 4))
     assert len(frames) == 12
     for place in range(3):
         torch.testing.assert_close(frames[4 * place], points_PNZ[place])
@@ -185,10 +185,10 @@ def test_exported_files_paint_the_same_for_any_batch(name: str, run: Path, capsy
     assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == list(sampler.class_names)
     for number in (1, 5):
         z_NZ, label_N = sampler.latents(number, seed=9), sampler.labels(number)
-        expected = sampler.paint(z_NZ, label_N).numpy() / 255
+        expected = sampler.generate(z_NZ, label_N).numpy() / 255
         feed = {"latents": z_NZ.numpy()} | ({} if label_N is None else {"labels": label_N.numpy()})
         assert np.abs(session.run(["pixels"], feed)[0] - expected).max() < 0.6 / 255
-        assert (again.paint(z_NZ, label_N) == sampler.paint(z_NZ, label_N)).all()
+        assert (again.generate(z_NZ, label_N) == sampler.generate(z_NZ, label_N)).all()
 
 
 def test_what_paints_otherwise_is_not_exported(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,15 +22,15 @@ from zerokara.core.config import UserError
 from zerokara.core.data import glyphs
 from zerokara.generative import dcgan
 from zerokara.generative.gan.learner import Learner
-from zerokara.generative.gan.pictures import picture
+from zerokara.generative.gan.pictures import image_grid
 from zerokara.generative.gan.sampler import Sampler
 from zerokara.generative.scoring.feature_extractor import FeatureExtractor
 
 FEW = {"train": 240, "test": 40}
 TINY = (
-    *("--generator-width", "0.125", "--discriminator-width", "0.125", "--latent", "8", "--batch-size", "16"),
+    *("--generator-width", "0.125", "--discriminator-width", "0.125", "--latent-dim", "8", "--batch-size", "16"),
     *("--updates", "60", "--log-every-updates", "10", "--checkpoint-every-updates", "10", "--eval-every-updates", "30"),
-    *("--eval-images", "100", "--film-every-updates", "15", "--show", "9", "--ema-half-life-updates", "5"),
+    *("--eval-images", "100", "--video-every-updates", "15", "--preview-images", "9", "--ema-half-life-updates", "5"),
     *("--device", "cpu", "--precision", "float32", "--threads", "1"),
 )
 # Few glyphs, and one arithmetic in all processes: which layout is faster is a matter of the moment's load.
@@ -115,15 +115,15 @@ def test_samples_are_of_the_same_latents_and_of_the_kept_weights(finished: Path)
     sampler = Sampler.load(finished, "last", threads=1)
     assert sampler.update == 60
     z_NZ = dcgan.fixed_latents(sampler.config)
-    painted = picture(sampler.paint(z_NZ))
+    painted = image_grid(sampler.generate(z_NZ))
     with Image.open(finished / "media" / "samples-60.png") as kept:
         assert np.array_equal(np.asarray(kept).squeeze(), painted.squeeze())
-    alone = torch.cat([sampler.paint(z_NZ[index : index + 1]) for index in range(len(z_NZ))])
-    together = sampler.paint(z_NZ)
+    alone = torch.cat([sampler.generate(z_NZ[index : index + 1]) for index in range(len(z_NZ))])
+    together = sampler.generate(z_NZ)
     assert int((alone.int() - together.int()).abs().max()) <= 1, "an image depends on its batch-mates"
     others = z_NZ.clone()
     others[1:] *= -3
-    assert torch.equal(sampler.paint(others)[0], together[0])
+    assert torch.equal(sampler.generate(others)[0], together[0])
     assert torch.equal(sampler.latents(3, seed=5), sampler.latents(9, seed=5)[:3])
 
 
@@ -324,7 +324,7 @@ def test_a_trunk_is_taken_along(run: Path, capsys: pytest.CaptureFixture[str]) -
         (["--r1", "1"], "--discriminator-norm none"),
         (["--rollback"], "--resume"),
         (["--resume", "--name", "nowhere"], "nowhere"),
-        (["--accumulate", "5"], "--accumulate 5"),
+        (["--accumulation-steps", "5"], "--accumulate 5"),
     ],
 )
 def test_a_mistake_is_one_sentence(words: list[str], says: str) -> None:
@@ -342,10 +342,10 @@ def test_rollback_without_a_best_moment_is_refused(run: Path) -> None:
 
 def test_a_run_cannot_change_in_the_middle(run: Path) -> None:
     with pytest.raises(UserError, match=r"--latent 8"):
-        dcgan.main(["--name", "run", "--resume", "--latent", "9"])
+        dcgan.main(["--name", "run", "--resume", "--latent-dim", "9"])
     with pytest.raises(UserError, match="--resume"):
         dcgan.main([*TINY, "--name", "run"])
 
 
 def test_a_mistake_leaves_with_code_2(tmp_path: Path) -> None:
-    assert "--latent" in refusal(tmp_path, "-m", "generative.dcgan", "--latnt", "3")
+    assert "--latent-dim" in refusal(tmp_path, "-m", "generative.dcgan", "--latnt", "3")

@@ -32,15 +32,15 @@ TINY = (
         "style.png",
         "--data",
         "photos.zip",
-        "--eye",
+        "--loss-network",
         "random",
         "--width-multiplier",
         "0.1",
         "--image-size",
         "32",
     ),
-    *("--stylist-width", "0.125", "--batch-size", "4", "--updates", "12", "--held-out-images", "2"),
-    *("--log-every-updates", "2", "--show-every-updates", "6", "--checkpoint-every-updates", "2"),
+    *("--style-network-width", "0.125", "--batch-size", "4", "--updates", "12", "--held-out-images", "2"),
+    *("--log-every-updates", "2", "--image-every-updates", "6", "--checkpoint-every-updates", "2"),
     *("--device", "cpu", "--threads", "1", "--precision", "float32"),
 )
 START = """
@@ -98,9 +98,9 @@ def test_any_size_goes_in_and_comes_out() -> None:
 
 def test_sixteen_bits_paint_nearly_the_same() -> None:
     network, pixels = StyleNetwork(0.125).eval(), torch.rand(1, 3, 36, 33)
-    exact = stylist.paint(network, Compute(), pixels)
+    exact = stylist.stylize(network, Compute(), pixels)
     compute = Compute(precision="bfloat16", channels_last=True)
-    rough = stylist.paint(compute.module(network), compute, pixels)
+    rough = stylist.stylize(compute.module(network), compute, pixels)
     assert rough.dtype == torch.float32
     assert (rough - exact).abs().mean() < 0.02
 
@@ -118,7 +118,7 @@ def test_it_learns_and_paints(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"painted/one.png: 70x50 in the style of style.png, \d+\.\d\d s", printed)
     with Image.open("painted/one.png") as opened:
         assert opened.size == (70, 50)
-    stylise.main(["runs/run", "one.png", "--size", "56", "--keep-colour", "--out", "grayscale", "--threads", "1"])
+    stylise.main(["runs/run", "one.png", "--size", "56", "--keep-color", "--out", "grayscale", "--threads", "1"])
     with Image.open("grey/one.png") as opened:
         grayscale = np.asarray(opened).astype(int)
     assert grayscale.shape == (40, 56, 3)
@@ -184,7 +184,7 @@ def test_mistakes_of_a_painter_of_pictures(monkeypatch: pytest.MonkeyPatch) -> N
         (["--style", "none.png"], "none.png cannot be read"),
         (["--style", "style.png", "--data", "photos.zip", "--held-out-images", "30"], "--held-out-images"),
         (["--style", "style.png", "--data", "nowhere"], "There are no data 'nowhere'"),
-        (["--style", "style.png", "--data", "photos.zip", "--eye", "nobody"], "There is no nobody"),
+        (["--style", "style.png", "--data", "photos.zip", "--loss-network", "nobody"], "There is no nobody"),
     ],
 )
 def test_mistakes_are_refused_before_there_is_a_folder(words: list[str], message: str) -> None:

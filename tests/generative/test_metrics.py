@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.generative.painted import FEW, HERE, make_run
+from tests.generative.finished_run import FEW, HERE, make_run
 from zerokara.core.config import UserError
 from zerokara.core.data import glyphs
 from zerokara.core.models import model_file

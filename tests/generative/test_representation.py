@@ -12,7 +12,7 @@ import torch
 from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 
-from tests.generative.painted import FEW, HERE, make_run
+from tests.generative.finished_run import FEW, HERE, make_run
 from tests.generative.test_metrics import METADATA
 from zerokara.core.config import UserError
 from zerokara.core.data import ImageSet, glyphs

@@ -23,8 +23,19 @@ from zerokara.generative.style import pictures
 
 REPO = Path(__file__).parents[2]
 TINY = (
-    *("content.png", "style.png", "--eye", "random", "--width-multiplier", "0.1", "--size", "80", "--iterations", "24"),
-    *("--film-every-iterations", "4", "--show-every-iterations", "12", "--checkpoint-every-iterations", "3"),
+    *(
+        "content.png",
+        "style.png",
+        "--loss-network",
+        "random",
+        "--width-multiplier",
+        "0.1",
+        "--size",
+        "80",
+        "--iterations",
+        "24",
+    ),
+    *("--video-every-iterations", "4", "--image-every-iterations", "12", "--checkpoint-every-iterations", "3"),
     *("--log-every-iterations", "4", "--device", "cpu", "--threads", "1", "--precision", "float32"),
 )
 # One arithmetic in all processes: which layout is faster is a matter of the moment's load.
@@ -82,7 +93,7 @@ def test_it_paints_and_says_where_and_what_it_took(capsys: pytest.CaptureFixture
 
 
 def test_colours_are_kept(capsys: pytest.CaptureFixture[str]) -> None:
-    style_transfer.main([*TINY, "--name", "run", "--keep-colour", "--start", "content", "--quiet"])
+    style_transfer.main([*TINY, "--name", "run", "--keep-color", "--start", "content", "--quiet"])
     result = pixels("runs/run/result.png").astype(float)
     content = pictures.resized(pixels("content.png"), (70, 80)).astype(float)
     for one, other in ((0, 1), (1, 2)):  # differences of colours have no luminance; cut-off pixels apart
@@ -134,11 +145,14 @@ def test_noise_is_a_start_too() -> None:
     ("words", "message"),
     [
         (["content.png"], "Two pictures are needed, content and style, and 1 were named"),
-        (["content.png", "nowhere.png", "--eye", "random"], "nowhere.png cannot be read"),
-        (["content.png", "style.png", "--eye", "random", "--out", "x.jpg"], "ends in .png"),
-        (["content.png", "style.png", "--eye", "random", "--size", "16"], "larger --size"),
+        (["content.png", "nowhere.png", "--loss-network", "random"], "nowhere.png cannot be read"),
+        (["content.png", "style.png", "--loss-network", "random", "--out", "x.jpg"], "ends in .png"),
+        (["content.png", "style.png", "--loss-network", "random", "--size", "16"], "larger --size"),
         (["content.png", "style.png", "--weights", "none.pth"], "There is no file none.pth"),
-        (["content.png", "style.png", "--eye", "random", "--backbone", "vgg17"], "There is no backbone 'vgg17'"),
+        (
+            ["content.png", "style.png", "--loss-network", "random", "--backbone", "vgg17"],
+            "There is no backbone 'vgg17'",
+        ),
     ],
 )
 def test_mistakes_are_refused_before_there_is_a_folder(words: list[str], message: str) -> None:

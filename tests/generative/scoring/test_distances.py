@@ -10,7 +10,7 @@ from torch import Tensor
 from zerokara.core.config import UserError, parse
 from zerokara.generative.gan.config import PRESETS, Config
 from zerokara.generative.scoring.distances import frechet_distance, kernel_distance, nearest, overlap, radii, spread
-from zerokara.generative.scoring.feature_extractor import FeatureExtractor, FeatureSet, label_accuracy, class_scores
+from zerokara.generative.scoring.feature_extractor import FeatureExtractor, FeatureSet, class_scores, label_accuracy
 
 
 def with_moments(number: int, mean_F: Tensor, root_FF: Tensor) -> Tensor:

@@ -25,8 +25,15 @@ from zerokara.generative.style.losses import (
     total_variation,
     with_luminance,
 )
-from zerokara.generative.style.perceptual import BackboneOptions, LossNetwork, Layers, chosen_layers, layers_of, make_loss_network
-from zerokara.generative.style.pictures import check_memory, activation_bytes, sizes
+from zerokara.generative.style.perceptual import (
+    BackboneOptions,
+    Layers,
+    LossNetwork,
+    chosen_layers,
+    layers_of,
+    make_loss_network,
+)
+from zerokara.generative.style.pictures import activation_bytes, check_memory, sizes
 
 
 def test_losses_by_hand() -> None:
@@ -106,10 +113,10 @@ def test_lbfgs_goes_on_from_its_state_and_forgets() -> None:
 
 
 def test_layers_are_called_as_in_the_papers() -> None:
-    assert layers_of(make_backbone("vgg16", 3, 64, width_multiplier=0.05)) == [
+    assert layers_of(make_backbone("vgg16", 3, 64, width=0.05)) == [
         f"relu{section}_{place}" for section, most in enumerate((2, 2, 3, 3, 3), 1) for place in range(1, most + 1)
     ]
-    loss_network = make_backbone("vgg19_bn", 3, 64, width_multiplier=0.05)
+    loss_network = make_backbone("vgg19_bn", 3, 64, width=0.05)
     assert chosen_layers(BackboneOptions(), loss_network) == (("relu4_2",), tuple(f"relu{i}_1" for i in range(1, 6)))
     assert chosen_layers(BackboneOptions(), make_backbone("resnet20", 3, 32)) == (
         ("stage2",),
@@ -120,7 +127,7 @@ def test_layers_are_called_as_in_the_papers() -> None:
 
 
 def test_the_eye_sees_what_the_layers_give() -> None:
-    backbone = make_backbone("vgg11", 3, 32, width_multiplier=0.1).eval()
+    backbone = make_backbone("vgg11", 3, 32, width=0.1).eval()
     selected = Layers(content=("relu3_2",), style=("relu1_1", "relu3_2"))
     loss_network = LossNetwork(backbone, selected, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "").on(Compute())
     pixels = torch.rand(1, 3, 32, 32)
@@ -157,7 +164,7 @@ def test_a_grey_eye_looks_at_luminance_and_a_coloured_one_at_grey_pixels() -> No
     pixels = torch.rand(1, 3, 40, 50)
     torch.testing.assert_close(grayscale(pixels)["stage1"], grayscale(luminance(pixels))["stage1"])
     color = LossNetwork(
-        make_backbone("vgg11", 3, 32, width_multiplier=0.1), Layers((), ("relu1_1",)), (0.5,) * 3, (0.2,) * 3, ""
+        make_backbone("vgg11", 3, 32, width=0.1), Layers((), ("relu1_1",)), (0.5,) * 3, (0.2,) * 3, ""
     ).on(Compute())
     one = luminance(pixels)
     torch.testing.assert_close(color(one)["relu1_1"], color(one.repeat(1, 3, 1, 1))["relu1_1"])
@@ -168,7 +175,9 @@ def test_a_grey_eye_looks_at_luminance_and_a_coloured_one_at_grey_pixels() -> No
 )
 def test_any_backbone_can_judge(name: str) -> None:
     width = 1.0 if name in ("nature", "resnet20", "googlenet") else 0.25
-    loss_network = make_loss_network(BackboneOptions(backbone=name, loss_network="random", width_multiplier=width)).on(Compute())
+    loss_network = make_loss_network(BackboneOptions(backbone=name, loss_network="random", width_multiplier=width)).on(
+        Compute()
+    )
     content, style = torch.rand(1, 3, 96, 72), torch.rand(1, 3, 80, 80)
     loss_network.balance([content, style])
     criterion = PerceptualLoss(loss_network, Weights(content=1, style=1, variation=0), style)
@@ -192,7 +201,9 @@ def test_whose_eye_it_is(tmp_path: Path) -> None:
         make_loss_network(BackboneOptions(weights="x.pth", loss_network="random"))
     with pytest.raises(UserError, match="There is no file"):
         make_loss_network(BackboneOptions(weights=str(tmp_path / "x.pth")))
-    one, same, other = (make_loss_network(BackboneOptions(loss_network="random", width_multiplier=0.05), seed) for seed in (1, 1, 2))
+    one, same, other = (
+        make_loss_network(BackboneOptions(loss_network="random", width_multiplier=0.05), seed) for seed in (1, 1, 2)
+    )
     weight = "backbone.layers.0.weight"
     assert torch.equal(one.state_dict()[weight], same.state_dict()[weight])
     assert not torch.equal(one.state_dict()[weight], other.state_dict()[weight])
@@ -217,7 +228,7 @@ def test_sizes_double_and_are_not_too_small() -> None:
 
 def test_memory_is_counted_to_the_byte_and_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     loss_network = LossNetwork(
-        make_backbone("vgg11", 3, 32, width_multiplier=1 / 64), Layers((), ("relu1_1",)), (0.5,) * 3, (0.2,) * 3, ""
+        make_backbone("vgg11", 3, 32, width=1 / 64), Layers((), ("relu1_1",)), (0.5,) * 3, (0.2,) * 3, ""
     ).on(Compute())
     pixels = 32 * 48 * 4  # bytes of a channel
     # Kept: the normalised picture that the convolution saw (3 channels), what the ReLU gave (1), what the scale saw is
@@ -233,5 +244,7 @@ def test_memory_is_counted_to_the_byte_and_refused(monkeypatch: pytest.MonkeyPat
     with pytest.raises(UserError, match=r"800x400 pixels need about 4.0 GiB .*1.0 GiB are free: give --size 368"):
         check_memory({"maps": 2**32}, "cpu", (400, 800), "give --size {side}")
     with pytest.raises(UserError, match="too small"):
-        activation_bytes(make_loss_network(BackboneOptions(backbone="alexnet", loss_network="random")).on(Compute()), (1, 3, 20, 20))
+        activation_bytes(
+            make_loss_network(BackboneOptions(backbone="alexnet", loss_network="random")).on(Compute()), (1, 3, 20, 20)
+        )
     assert np.isfinite(needed)
