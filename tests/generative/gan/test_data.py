@@ -63,7 +63,7 @@ def test_zip_file_gives_the_same_images_as_a_folder(folder: Path, tmp_path: Path
     with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as archive:
         for path in folder.iterdir():
             archive.write(path, f"pictures/{path.name}")
-        archive.writestr("__MACOSX/._000.png", b"rubbish")
+        archive.writestr("__MACOSX/._000.png", b"not an image")
     zipped = Data.load(config("--data", str(tmp_path / "pictures.zip")))
     assert torch.equal(zipped.train.images, Data.load(config("--data", str(folder))).train.images)
 
@@ -185,7 +185,7 @@ def test_frames_of_an_environment() -> None:
     assert Data.load(config(*words, "--image-size", "48")).train.shape == (1, 48, 48)
     four = Data.load(config(*words, "--frame-stack", "4"))
     assert four.train.shape == (4, 84, 84)
-    with pytest.raises(UserError, match="leave --image-size out"):
+    with pytest.raises(UserError, match="remove --image-size"):
         Data.load(config(*words, "--frame-stack", "4", "--image-size", "48"))
 
 
