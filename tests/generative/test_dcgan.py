@@ -328,7 +328,7 @@ def test_pretrained_backbone_is_loaded(run: Path, capsys: pytest.CaptureFixture[
         (["--r1", "1"], "--discriminator-norm none"),
         (["--rollback"], "--resume"),
         (["--resume", "--name", "nowhere"], "nowhere"),
-        (["--accumulation-steps", "5"], "--accumulate 5"),
+        (["--accumulation-steps", "5"], "--accumulation-steps 5"),
     ],
 )
 def test_mistakes_are_reported_in_one_line(words: list[str], message: str) -> None:

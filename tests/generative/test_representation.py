@@ -41,7 +41,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(glyphs, "NUMBER", FEW)
     monkeypatch.setattr(representation, "CANDIDATES", (0.1, 1.0))
-    monkeypatch.setattr(svm, "MOST_ITERATIONS", 40)
+    monkeypatch.setattr(svm, "MAX_ITERATIONS", 40)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished, "runs/plain", ignore=shutil.ignore_patterns("tensorboard"))
     return Path("runs/plain")
