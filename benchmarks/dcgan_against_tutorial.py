@@ -159,7 +159,7 @@ class Tutorial:
 def speed(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:
     """Images/s of both, alternately."""
     alike = [
-        "--latent",
+        "--latent-dim",
         str(LATENT),
         "--batch-size",
         str(BATCH),
