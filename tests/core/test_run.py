@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.plugins.hparams.metadata import parse_experiment_plugin_data, parse_session_start_info_plugin_data
 
 from zerokara.core.config import UserError
 from zerokara.core.run import Run
@@ -44,9 +46,9 @@ def rows(run: Run) -> list[dict[str, Any]]:
 
 
 def events(run: Run) -> EventAccumulator:
-    found = EventAccumulator(str(run.folder / "tensorboard"), size_guidance={"images": 0, "scalars": 0, "tensors": 0})
-    found.Reload()
-    return found
+    accumulator = EventAccumulator(str(run.folder), size_guidance={"images": 0, "scalars": 0, "tensors": 0})
+    accumulator.Reload()
+    return accumulator
 
 
 # ---- the folder
@@ -280,7 +282,7 @@ def test_a_torn_last_line_after_the_checkpoint_goes(tmp_path: Path, capsys: pyte
 # ---- media, texts, hyperparameters
 
 
-def test_a_game_is_a_video_and_moves_in_tensorboard(tmp_path: Path) -> None:
+def test_video_is_an_mp4_and_an_animated_gif_in_tensorboard(tmp_path: Path) -> None:
     frames = np.zeros((6, 40, 40, 3), np.uint8)
     for t in range(6):
         frames[t, :, 4 * t : 4 * t + 8] = 255
@@ -297,15 +299,58 @@ def test_a_game_is_a_video_and_moves_in_tensorboard(tmp_path: Path) -> None:
         "input-stack-1000.png",
     ]
     board = events(run)
-    (film_shown,) = board.Images("eval/game")
-    assert (film_shown.step, film_shown.width, film_shown.height) == (1000, 40, 40)
-    assert film_shown.encoded_image_string.startswith(b"GIF89a")
-    assert board.Images("input/stack")[0].encoded_image_string.startswith(b"\x89PNG")
+    (shown,) = board.Images("visual/eval/game")
+    assert (shown.step, shown.width, shown.height) == (1000, 40, 40)
+    assert shown.encoded_image_string.startswith(b"GIF89a")
+    assert board.Images("visual/input/stack")[0].encoded_image_string.startswith(b"\x89PNG")
     assert board.Scalars("eval/return")[0].value == 20.5
     assert b"**hello**" in board.Tensors("notes/text_summary")[0].tensor_proto.string_val[0]
     hparams = board.SummaryMetadata("_hparams_/session_start_info").plugin_data
     assert hparams.plugin_name == "hparams"
     assert b"learning_rate" in hparams.content
+
+
+def test_images_follow_the_curves_in_tensorboard(tmp_path: Path) -> None:
+    """TensorBoard's Time Series page sorts groups, the part of a tag before the first slash, by name."""
+    curves = ("eval", "hparam", "replay", "speed", "train", "val", "validation")
+    with new(tmp_path) as run:
+        run.image("first_layer", 0, np.zeros((8, 8), np.uint8))
+        run.log(1, {f"{group}/x": 1.0 for group in curves})
+    tags = events(run).Tags()
+    groups = sorted({tag.partition("/")[0] for tag in (*tags["scalars"], *tags["images"])})
+    assert groups == [*curves, "visual"]
+    assert tags["images"] == ["visual/first_layer"]
+
+
+def test_tensorboard_shows_the_name_of_the_run(tmp_path: Path) -> None:
+    with new(tmp_path, "pong-1") as run:
+        run.log(1, {"train/loss": 1.0})
+    with new(tmp_path, "old") as run:
+        pass
+    (tmp_path / "old/tensorboard").mkdir()  # folder of event files in older versions
+    with new(tmp_path, "old", resume=True) as run:
+        run.log(1, {"train/loss": 1.0})
+    boards = EventMultiplexer()
+    boards.AddRunsFromDirectory(str(tmp_path))
+    assert set(boards.Runs()) == {"pong-1", "old/tensorboard"}, "a resumed older run remains one run"
+
+
+def test_hparams_lists_the_important_settings_first(tmp_path: Path) -> None:
+    settings = ("beta", "alpha", "name", "device", "batch_size", "learning_rate", "double", "seed", "quiet", "env")
+    with new(tmp_path) as run:
+        run.hparams({**dict.fromkeys(settings, 1), "preset": "fast"}, {"hparam/return": 20.5})
+    board = events(run)
+    experiment = parse_experiment_plugin_data(board.SummaryMetadata("_hparams_/experiment").plugin_data.content)
+    columns = sorted(experiment.hparam_infos, key=lambda info: info.name)  # as TensorBoard does
+    assert [info.display_name for info in columns] == [
+        *("env", "preset", "seed", "double", "learning_rate", "batch_size"),
+        *("alpha", "beta"),
+        "device",
+    ]
+    start = parse_session_start_info_plugin_data(
+        board.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    )
+    assert set(start.hparams) == {info.name for info in columns}, "values are found by the names of the columns"
 
 
 def test_failing_media_warn_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
