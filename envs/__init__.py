@@ -1,7 +1,7 @@
-"""Everything that can be played, through one door: `make("ALE/Pong-v5", 8)`.
+"""Vectorized environments: `make("ALE/Pong-v5", 8)`.
 
-Whatever is made gives the same: batches of uint8 pixels and explicit endings (envs/base.py). Importing this package
-registers the arcade games with Gymnasium, so that `gymnasium.make("zerokara/Catch-v0")` works in any program.
+Every environment has the same interface: batches of uint8 pixels and explicit endings (envs/base.py). Importing this
+package registers the arcade games with Gymnasium, so that `gymnasium.make("zerokara/Catch-v0")` works in any program.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ __all__ = ["PROTOCOLS", "Step", "VectorEnv", "make"]
 
 arcade.register()
 
-# Mnih et al. 2015, extended data table 1 and Methods: up to 30 no-ops, the game's own actions. Games of 5 minutes
-# there, but 30 minutes (108,000 frames) in nearly everything that was compared with it since.
+# Mnih et al. 2015, extended data table 1 and Methods: up to 30 no-ops, the minimal action set. The paper limits
+# evaluation episodes to 5 minutes; nearly all later comparisons use 30 minutes (108,000 frames).
 _NATURE: Mapping[str, Any] = MappingProxyType(
     {
         "repeat_action_probability": 0.0,
@@ -38,10 +38,10 @@ _NATURE: Mapping[str, Any] = MappingProxyType(
 PROTOCOLS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "nature": _NATURE,
-        # Kaiser et al. 2020, "Model-Based Reinforcement Learning for Atari": as above, and 100,000 steps of training.
+        # Kaiser et al. 2020, "Model-Based Reinforcement Learning for Atari": as above, with 100,000 training steps.
         "100k": _NATURE,
-        # Machado et al. 2018, section 5: sticky actions in place of no-ops. The game's own actions and 4 frames, as
-        # Dopamine and Gymnasium's v5 ids have it; the paper itself has all 18 actions and 5 frames.
+        # Machado et al. 2018, section 5: sticky actions instead of no-ops. The minimal action set and a frame skip of
+        # 4, as in Dopamine and Gymnasium's v5 ids; the paper itself uses all 18 actions and a frame skip of 5.
         "machado": MappingProxyType(
             {
                 "repeat_action_probability": 0.25,
@@ -54,9 +54,9 @@ PROTOCOLS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         ),
     }
 )
-"""Name -> Atari settings. Another environment keeps its own rules: each frame is a step, and its own time limit."""
+"""Protocol name -> Atari settings. Other environments ignore the protocol: no frame skip, and their own time limit."""
 
-# Settings of any environment, then those that only Atari has: name -> (type, lowest, highest).
+# Settings of all environments, then the settings of Atari alone: name -> (type, minimum, maximum).
 _RANGES: Mapping[str, tuple[type, float, float]] = {
     "frame_stack": (int, 1, 32),
     "size": (int, 16, 1024),
@@ -70,7 +70,7 @@ _RANGES: Mapping[str, tuple[type, float, float]] = {
     "reseed_every_steps": (int, 0, 10**9),
 }
 _ATARI_ONLY = ("repeat_action_probability", "noop_max", "fire_reset", "full_action_space", "reseed_every_steps")
-_LOOK: Mapping[str, Any] = {"frame_stack": 4, "size": 84, "grayscale": True}
+_OBSERVATION_DEFAULTS: Mapping[str, Any] = {"frame_stack": 4, "size": 84, "grayscale": True}
 
 
 def make(
@@ -82,109 +82,120 @@ def make(
     num_threads: int = 0,
     **settings: Any,
 ) -> VectorEnv:
-    """N copies of the environment with this id.
+    """Create a vector environment with N copies of the environment `id`.
 
     Args:
-        id: `ALE/Pong-v5` and every other game of ale-py, `zerokara/Catch-v0` and the other arcade games, or any id that
-            Gymnasium knows (`module:id` imports a module that registers it).
+        id: an Atari game of ale-py (`ALE/Pong-v5`), an arcade game (`zerokara/Catch-v0`), or any other id registered
+            with Gymnasium (`module:id` first imports the module that registers it).
         num_envs: N.
-        protocol: of Atari games, a key of PROTOCOLS.
-        render: whether `render()` is wanted; Atari is slower with it.
-        num_threads: threads of Atari's emulators; 0: one for each core.
-        settings: override the protocol (`repeat_action_probability`, `noop_max` frames, `fire_reset`, `frame_skip`,
-            `full_action_space`, `max_episode_frames`, 0 for no limit but in Atari; `reseed_every_steps`, see
-            envs/atari.py) and the look of observations (`frame_stack` frames, `size` pixels, `grayscale`). None stands
-            for the default.
+        protocol: preset of Atari settings, a key of PROTOCOLS.
+        render: enable `render()`; Atari is slower with it.
+        num_threads: threads of the Atari emulators; 0: one per core.
+        settings: override the protocol (`repeat_action_probability`, `noop_max` in frames, `fire_reset`, `frame_skip`,
+            `full_action_space`, `max_episode_frames`, where 0 means no limit and is not allowed for Atari;
+            `reseed_every_steps`, see envs/atari.py) and the format of observations (`frame_stack` in frames, `size` in
+            pixels, `grayscale`). None selects the default.
 
-    What is in force stands in `env.settings`. Frames of the time limit are rounded down to whole steps.
+    The active settings are in `env.settings`. `max_episode_frames` is rounded down to a multiple of `frame_skip`.
 
     Raises:
-        UserError: an unknown id, protocol or setting, a value out of range, or an environment that cannot be used here.
+        UserError: an unknown id, protocol or setting, a value out of range, or an environment that is not supported.
     """
-    given = _checked(settings)
-    _check("num_envs", num_envs, (int, 1, 100_000))
-    _check("num_threads", num_threads, (int, 0, 4_096))
+    overrides = _validate_settings(settings)
+    _validate("num_envs", num_envs, (int, 1, 100_000))
+    _validate("num_threads", num_threads, (int, 0, 4_096))
     if protocol not in PROTOCOLS:
-        raise UserError(f"there is no protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}.")
+        raise UserError(f"unknown protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}.")
     if id in arcade.GAMES:
-        return _make_arcade(id, num_envs, given)
+        return _make_arcade(id, num_envs, overrides)
 
-    spec = _spec(id)
+    spec = _lookup_spec(id)
     from zerokara.envs import atari
-    from zerokara.envs.gymnasium import gymnasium_env
+    from zerokara.envs.gymnasium import make_gymnasium_env
 
     if not atari.is_atari(spec):
-        _refuse_atari_settings(id, given)
-        in_force = _in_whole_steps(id, {**_LOOK, "frame_skip": 1, "max_episode_frames": 0, **given})
-        return gymnasium_env(spec.id, num_envs, in_force, render=render)
-    in_force = {"protocol": protocol, **PROTOCOLS[protocol], **_LOOK, "reseed_every_steps": 0, **given}
-    if in_force["max_episode_frames"] == 0:
-        raise UserError(f"max_episode_frames of {id} must be at least frame_skip, got 0: ALE has a limit always.")
-    in_force = _in_whole_steps(id, in_force)
+        _reject_atari_settings(id, overrides)
+        active = _round_time_limit(id, {**_OBSERVATION_DEFAULTS, "frame_skip": 1, "max_episode_frames": 0, **overrides})
+        return make_gymnasium_env(spec.id, num_envs, active, render=render)
+    active = {
+        "protocol": protocol,
+        **PROTOCOLS[protocol],
+        **_OBSERVATION_DEFAULTS,
+        "reseed_every_steps": 0,
+        **overrides,
+    }
+    if active["max_episode_frames"] == 0:
+        raise UserError(f"max_episode_frames of {id} must be at least frame_skip, got 0: Atari needs a time limit.")
+    active = _round_time_limit(id, active)
     if render:
-        return atari.rendered_atari(spec, num_envs, in_force)
-    return atari.AtariVectorEnv(spec, num_envs, in_force, num_threads=num_threads)
+        return atari.make_rendered_atari(spec, num_envs, active)
+    return atari.AtariVectorEnv(spec, num_envs, active, num_threads=num_threads)
 
 
-def _in_whole_steps(id: str, in_force: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with a time limit of whole steps: a step that a limit cut in the middle would look like no other."""
-    frames, skip = in_force["max_episode_frames"], in_force["frame_skip"]
+def _round_time_limit(id: str, active: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings with `max_episode_frames` rounded down to a multiple of `frame_skip`.
+
+    Otherwise the last step of a truncated episode would have fewer frames than all others.
+    """
+    frames, skip = active["max_episode_frames"], active["frame_skip"]
     if 0 < frames < skip:
         raise UserError(f"max_episode_frames of {id} must be at least frame_skip, which is {skip}, got {frames}.")
-    return {**in_force, "max_episode_frames": frames - frames % skip}
+    return {**active, "max_episode_frames": frames - frames % skip}
 
 
-def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that were given, without those that are None."""
+def _validate_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Check names, types and ranges of the settings. Returns those that are not None."""
     for name in settings:
         if name not in _RANGES:
-            near = difflib.get_close_matches(name, _RANGES, n=1, cutoff=0.5)
+            similar = difflib.get_close_matches(name, _RANGES, n=1, cutoff=0.5)
             raise UserError(
-                f"there is no environment setting {name!r}"
-                + (f"; did you mean {near[0]}?" if near else f": expected one of {', '.join(_RANGES)}.")
+                f"unknown environment setting {name!r}"
+                + (f"; did you mean {similar[0]}?" if similar else f": expected one of {', '.join(_RANGES)}.")
             )
-    given = {name: value for name, value in settings.items() if value is not None}
-    for name, value in given.items():
-        _check(name, value, _RANGES[name])
-    return given
+    overrides = {name: value for name, value in settings.items() if value is not None}
+    for name, value in overrides.items():
+        _validate(name, value, _RANGES[name])
+    return overrides
 
 
-def _check(name: str, value: object, bounds: tuple[type, float, float]) -> None:
+def _validate(name: str, value: object, bounds: tuple[type, float, float]) -> None:
     kind, low, high = bounds
-    # A bool is an int to Python, and an int may stand for a float, but not to a reader.
-    right = type(value) is kind or (kind is float and type(value) is int)
-    if not right:
+    # bool is a subclass of int in Python, so isinstance would accept True as a number. An int is accepted as a float.
+    valid_type = type(value) is kind or (kind is float and type(value) is int)
+    if not valid_type:
         raise UserError(f"{name} must be {_KINDS[kind]}, got {value!r}.")
     assert isinstance(value, (int, float))
-    if not low <= value <= high:  # also where it is not a number
-        raise UserError(f"{name} must be from {low} to {high}, got {value}.")
+    if not low <= value <= high:  # written so that NaN fails, too
+        raise UserError(f"{name} must be between {low} and {high}, got {value}.")
 
 
-_KINDS = {int: "a whole number", float: "a number", bool: "True or False"}
+_KINDS = {int: "an integer", float: "a number", bool: "True or False"}
 
 
-def _refuse_atari_settings(id: str, given: Mapping[str, Any]) -> None:
+def _reject_atari_settings(id: str, overrides: Mapping[str, Any]) -> None:
     for name in _ATARI_ONLY:
-        if name in given:
-            raise UserError(f"{name} is a setting of Atari games, and {id} is none: leave it out.")
+        if name in overrides:
+            raise UserError(f"{name} is a setting of Atari games only, and {id} is not one of them: remove it.")
 
 
-def _make_arcade(id: str, num_envs: int, given: Mapping[str, Any]) -> VectorEnv:
-    _refuse_atari_settings(id, given)
-    fixed = {"size": 84, "frame_skip": 1, "max_episode_frames": 0}  # 0: the game's own limit
+def _make_arcade(id: str, num_envs: int, overrides: Mapping[str, Any]) -> VectorEnv:
+    _reject_atari_settings(id, overrides)
+    fixed = {"size": 84, "frame_skip": 1, "max_episode_frames": 0}  # 0: the game's own time limit
     for name, value in fixed.items():
-        if given.get(name, value) != value:
-            raise UserError(f"{name} of {id} is {value} and cannot be {given[name]}: leave it out.")
-    return arcade.make(id, num_envs, frame_stack=given.get("frame_stack", 4), grayscale=given.get("grayscale", True))
+        if overrides.get(name, value) != value:
+            raise UserError(f"{name} of {id} is always {value} and cannot be {overrides[name]}: remove it.")
+    return arcade.make(
+        id, num_envs, frame_stack=overrides.get("frame_stack", 4), grayscale=overrides.get("grayscale", True)
+    )
 
 
-def _spec(id: str) -> EnvSpec:
-    """The entry of Gymnasium's registry.
+def _lookup_spec(id: str) -> EnvSpec:
+    """Look up the id in Gymnasium's registry.
 
     Raises:
-        UserError: there is none, or the module in `module:id` cannot be imported.
+        UserError: the id is not registered, or the module in `module:id` cannot be imported.
     """
-    import ale_py  # noqa: F401  (registers its games)
+    import ale_py  # noqa: F401  (registers the Atari games)
     import gymnasium
 
     module, colon, name = id.rpartition(":")
@@ -194,13 +205,13 @@ def _spec(id: str) -> EnvSpec:
         except ImportError as error:
             raise UserError(f"{module} in {id!r} cannot be imported ({error}): install it with pip.") from error
     if name not in gymnasium.registry:
-        near = _nearest(name, list(gymnasium.registry))
-        raise UserError(f"there is no environment {name!r}: did you mean {' or '.join(near)}?")
+        similar = _similar_ids(name, list(gymnasium.registry))
+        raise UserError(f"unknown environment {name!r}: did you mean {' or '.join(similar)}?")
     return gymnasium.registry[name]
 
 
-def _nearest(id: str, known: list[str]) -> list[str]:
-    """Up to three known ids like this one. `pong` finds ALE/Pong-v5: namespace, version and case count for less."""
+def _similar_ids(id: str, known: list[str]) -> list[str]:
+    """Return up to three known ids similar to `id`, ignoring namespace, version and case: `pong` gives ALE/Pong-v5."""
 
     def parts(name: str) -> tuple[str, str, int]:
         namespace, _, rest = name.rpartition("/")
@@ -217,5 +228,5 @@ def _nearest(id: str, known: list[str]) -> list[str]:
     bare = parts(id)[1]
     if bare in by_bare:
         return [by_bare[bare]]
-    alike = [by_bare[name] for name in difflib.get_close_matches(bare, by_bare, n=3, cutoff=0.6)]
-    return alike or ["zerokara/Catch-v0", "ALE/Pong-v5"]
+    similar_ids = [by_bare[name] for name in difflib.get_close_matches(bare, by_bare, n=3, cutoff=0.6)]
+    return similar_ids or ["zerokara/Catch-v0", "ALE/Pong-v5"]

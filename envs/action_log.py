@@ -1,12 +1,12 @@
-"""Exact resume for emulators that cannot save their state: a seed, and the actions since.
+"""Exact resume of environments that cannot save their state, by replaying their actions.
 
-An environment is a function of the seed that it was last started with and the actions it was given after that. So both
-are written down, and a checkpoint holds them in place of the emulator's memory; loading starts the environment with the
-same seed and gives it the same actions again. Where the log has grown long enough, the environment is given a fresh
-seed at the end of an episode, and its log starts anew.
+The state of an environment is a function of its last seed and of the actions since. A checkpoint therefore stores the
+seed and the actions instead of the emulator's memory. Loading it resets the environment with the same seed and replays
+the actions. When the log of an environment is long enough, the environment gets a new seed at the end of an episode and
+its log is cleared.
 
-Every seed is a function of (the run's seed, the environment's number, how often that environment was seeded before),
-so an uninterrupted run seeds exactly as one that was resumed.
+Each seed is a function of (seed of the run, index of the environment, number of earlier seeds of that environment), so
+an uninterrupted run and a resumed run use the same seeds.
 """
 
 from __future__ import annotations
@@ -19,92 +19,97 @@ import numpy as np
 
 from zerokara.core.config import UserError
 
-FIRST_ACTIONS = 256  # room of an environment's log at first; it doubles
+INITIAL_CAPACITY = 256  # actions per environment; doubled whenever the log is full
 
 
 class ActionLog:
-    """Seeds and actions of N environments.
+    """Log of the seeds and actions of N environments.
 
     Args:
-        id: of the environment, for messages and to know a foreign state.
+        id: id of the environment, for messages and to reject the state of another environment.
         num_envs: N.
-        settings: what else makes the environment what it is; a state of other settings is refused.
-        reseed_every_steps: an environment whose log is at least that long gets a fresh seed when its episode ends;
-            0: at every ending.
+        settings: settings of the environment; a state saved with other settings is rejected.
+        reseed_every_steps: an environment whose log has at least this many actions gets a new seed when its episode
+            ends; 0: at the end of every episode.
     """
 
     def __init__(self, id: str, num_envs: int, settings: Mapping[str, Any], reseed_every_steps: int) -> None:
         self.id, self.num_envs, self.settings = id, num_envs, dict(settings)
         self.reseed_every_steps = reseed_every_steps
         self.seed = 0
-        self.seeding_N = np.zeros(num_envs, np.int64)  # how often each environment was seeded after the start
-        self.length_N = np.zeros(num_envs, np.int64)  # actions since
-        self._action_NT = np.zeros((num_envs, FIRST_ACTIONS), np.int64)
+        self.num_reseeds_N = np.zeros(num_envs, np.int64)  # seeds of each environment after its first one
+        self.length_N = np.zeros(num_envs, np.int64)  # actions since the last seed
+        self._action_NT = np.zeros((num_envs, INITIAL_CAPACITY), np.int64)
 
     def start(self, seed: int) -> np.ndarray:
-        """Forget everything; returns the seeds (N,) int64 that all environments are to be started with.
+        """Clear the log. Returns the seeds (N,) int64 with which to reset all environments.
 
         Raises:
             UserError: a negative seed.
         """
         if seed < 0:
-            raise UserError(f"a seed must be 0 or more, got {seed}.")
+            raise UserError(f"the seed must be at least 0, got {seed}.")
         self.seed = seed
-        self.seeding_N[:] = 0
+        self.num_reseeds_N[:] = 0
         self.length_N[:] = 0
         return self.seeds(np.ones(self.num_envs, bool))
 
     def seeds(self, which_N: np.ndarray) -> np.ndarray:
-        """The seeds (n,) int64 that the logs of the n environments which_N (N,) bool begin with, below 2**31."""
+        """Return the current seeds (n,) int64, below 2**31, of the n environments selected by which_N (N,) bool."""
         words = [
-            np.random.SeedSequence([self.seed, int(i), int(self.seeding_N[i])]).generate_state(1)[0]
+            np.random.SeedSequence([self.seed, int(i), int(self.num_reseeds_N[i])]).generate_state(1)[0]
             for i in np.flatnonzero(which_N)
         ]
         return np.array(words, np.int64) >> 1
 
     def append(self, action_N: np.ndarray) -> None:
-        """Write down one action (N,) for each environment."""
-        longest = int(self.length_N.max())
-        if longest == self._action_NT.shape[1]:
+        """Append one action (N,) per environment."""
+        max_length = int(self.length_N.max())
+        if max_length == self._action_NT.shape[1]:
             self._action_NT = np.concatenate([self._action_NT, np.zeros_like(self._action_NT)], axis=1)
         self._action_NT[np.arange(self.num_envs), self.length_N] = action_N
         self.length_N += 1
 
-    def due(self, ended_N: np.ndarray) -> np.ndarray:
-        """Which of the environments whose episode has just ended (N,) bool are to be seeded anew, (N,) bool."""
-        due_N: np.ndarray = ended_N & (self.length_N >= self.reseed_every_steps)
-        return due_N
+    def needs_reseed(self, ended_N: np.ndarray) -> np.ndarray:
+        """Select those of the environments whose episode has just ended (N,) bool that need a new seed, (N,) bool."""
+        reseed_N: np.ndarray = ended_N & (self.length_N >= self.reseed_every_steps)
+        return reseed_N
 
-    def reseed(self, due_N: np.ndarray) -> np.ndarray:
-        """Start the logs of the n environments due_N (N,) bool anew; returns their new seeds (n,) int64."""
-        self.seeding_N += due_N
-        self.length_N[due_N] = 0
-        return self.seeds(due_N)
+    def reseed(self, reseed_N: np.ndarray) -> np.ndarray:
+        """Clear the logs of the n environments reseed_N (N,) bool. Returns their new seeds (n,) int64."""
+        self.num_reseeds_N += reseed_N
+        self.length_N[reseed_N] = 0
+        return self.seeds(reseed_N)
 
     def actions(self, i: int) -> np.ndarray:
-        """What environment i was given since it was seeded, (T,) int64, oldest first."""
+        """Return the actions of environment i since its last seed, (T,) int64, oldest first."""
         return self._action_NT[i, : self.length_N[i]]
 
     def replay(self) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-        """The way back for environments that can only be stepped together, so that all arrive at the same moment.
+        """Iterate over the resets and actions that restore environments which can only be stepped together.
 
-        Yields (start_N, action_N), start_N (N,) bool: those to be started with their seeds now, action_N (N,) int64:
-        the step that follows for all. Those whose turn has not come are given action 0: what they play does not matter.
-        The last action is None.
+        Environments with shorter logs start later, so that all logs end at the same step.
+
+        Yields (start_N, action_N). start_N (N,) bool: environments to reset with their seeds now. action_N (N,) int64:
+        actions of the step that follows; environments that have not started yet get action 0, which has no effect on
+        the result. The last action is None.
         """
-        turns = int(self.length_N.max())
-        wait_N = turns - self.length_N
-        for turn in range(turns):
-            column_N = np.maximum(turn - wait_N, 0)
-            action_N = np.where(turn >= wait_N, self._action_NT[np.arange(self.num_envs), column_N], 0)
-            yield wait_N == turn, action_N
-        yield wait_N == turns, None
+        num_steps = int(self.length_N.max())
+        delay_N = num_steps - self.length_N
+        for step in range(num_steps):
+            column_N = np.maximum(step - delay_N, 0)
+            action_N = np.where(step >= delay_N, self._action_NT[np.arange(self.num_envs), column_N], 0)
+            yield delay_N == step, action_N
+        yield delay_N == num_steps, None
 
     def state_dict(self, obs: np.ndarray) -> dict[str, Any]:
-        """Tensors and plain values; `obs` is what the environments show now, to know on loading that they do again."""
-        import torch  # only here: whoever wants nothing but an environment should not wait for it
+        """Return the log as tensors and plain values, with a checksum of the current observations `obs`.
 
-        longest = int(self.length_N.max())
+        `verify` compares the checksum after loading.
+        """
+        import torch  # imported here, because it is slow to import and environments alone do not need it
+
+        max_length = int(self.length_N.max())
         dtype = np.uint8 if self._action_NT.max() < 256 else np.int64
         return {
             "id": self.id,
@@ -112,41 +117,41 @@ class ActionLog:
             "settings": self.settings,
             "reseed_every_steps": self.reseed_every_steps,
             "seed": self.seed,
-            "seeding": torch.from_numpy(self.seeding_N.copy()),
+            "seeding": torch.from_numpy(self.num_reseeds_N.copy()),
             "length": torch.from_numpy(self.length_N.copy()),
-            "actions": torch.from_numpy(self._action_NT[:, :longest].astype(dtype)),
+            "actions": torch.from_numpy(self._action_NT[:, :max_length].astype(dtype)),
             "crc": zlib.crc32(obs.tobytes()),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over seeds and actions; the environments have yet to be led back along them.
+        """Load seeds and actions. The caller then resets the environments and replays the actions.
 
         Raises:
-            UserError: the state of another environment, or of other settings.
+            UserError: the state was saved by another environment, or with other settings.
         """
         for what, here in (("id", self.id), ("num_envs", self.num_envs), ("settings", self.settings)):
             if state[what] != here:
                 raise UserError(
-                    f"the saved environment has {what} {state[what]!r}, this one {here!r}: resume with the settings "
-                    f"that the run began with."
+                    f"the saved environment has {what} {state[what]!r}, this one has {here!r}: resume with the "
+                    f"settings with which the run was started."
                 )
         self.reseed_every_steps = state["reseed_every_steps"]
         self.seed = state["seed"]
-        self.seeding_N = state["seeding"].numpy().astype(np.int64)
+        self.num_reseeds_N = state["seeding"].numpy().astype(np.int64)
         self.length_N = state["length"].numpy().astype(np.int64)
         action_NT = state["actions"].numpy().astype(np.int64)
-        room = max(FIRST_ACTIONS, action_NT.shape[1])
-        self._action_NT = np.zeros((self.num_envs, room), np.int64)
+        capacity = max(INITIAL_CAPACITY, action_NT.shape[1])
+        self._action_NT = np.zeros((self.num_envs, capacity), np.int64)
         self._action_NT[:, : action_NT.shape[1]] = action_NT
 
     def verify(self, state: Mapping[str, Any], obs: np.ndarray) -> None:
-        """Make sure that the way back led to the observation that was saved.
+        """Check that the observations after the replay equal those of the saved state.
 
         Raises:
-            UserError: it did not.
+            UserError: they differ.
         """
         if zlib.crc32(obs.tobytes()) != state["crc"]:
             raise UserError(
-                f"{self.id} does not show again what it showed when its state was saved, so the run cannot go on "
-                f"exactly: install the versions named in its config.json, or start a run under another --name."
+                f"{self.id} does not reproduce the observation of the saved state, so the run cannot resume exactly: "
+                f"install the package versions listed in its config.json, or start a new run with another --name."
             )

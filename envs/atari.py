@@ -1,15 +1,15 @@
-"""Atari on ale-py's own C++ vector environment, which emulates on its own threads while the learner works.
+"""Atari games on ale-py's C++ vector environment, which runs the emulators on its own threads.
 
-What is done here beside passing on: explicit endings with the true last observation, lives compared, and exact resume.
+This module adds explicit endings with the true last observation, detection of lost lives, and exact resume.
 
-The C++ environments reset themselves in the very step that ends a game ("SameStep"), on their threads, so a reset costs
-the caller nothing and is no step of its own. They cannot save their state, and what they do after a reset depends
-on their generators and, in some games, on the console's memory before it; so a log of actions leads back to where a
-checkpoint was taken (envs/action_log.py). A fresh seed costs about 0.1 s, because ALE then loads the game again and
-computes a table of 65,536 colours that nobody uses. That is as much as 400 steps: environments are therefore not
-seeded at every episode but every few thousand steps, when an episode ends.
+The C++ environments reset themselves within the step that ends an episode (autoreset mode "SameStep"), on their own
+threads, so a reset costs the caller no time and is not a separate step. They cannot save their state. What follows a
+reset depends on their random generators and, in some games, on the console's memory before the reset. Therefore the
+actions are logged, and loading a checkpoint replays them (envs/action_log.py). A new seed costs about 0.1 s, as much as
+400 steps, because ALE then reloads the ROM and computes an unused table of 65,536 colors. Environments are therefore
+not seeded at every episode, but every few thousand steps, when an episode ends.
 
-Shapes: N environments, K stacked frames, F channels of one frame (1 grey, 3 RGB), C = K * F, H, W pixels.
+Shapes: N environments, K stacked frames, F channels per frame (1 grayscale, 3 RGB), C = K * F, H, W pixels.
 """
 
 from __future__ import annotations
@@ -30,32 +30,32 @@ from gymnasium.wrappers import AtariPreprocessing
 from zerokara.core.config import UserError
 from zerokara.envs.action_log import ActionLog
 from zerokara.envs.base import Step, VectorEnv
-from zerokara.envs.gymnasium import GymnasiumVectorEnv, opened
+from zerokara.envs.gymnasium import GymnasiumVectorEnv, make_single_env
 
-# Seeding stops all threads for 0.1 s, and replaying the log takes all of them: with T threads, this many steps per
-# thread cost some 8% of the emulators' time, and a resumed run of 32 environments waits for up to a minute or so.
+# Seeding one environment stops all threads for 0.1 s, and replaying the log uses all threads. With this number of
+# steps per thread, seeding takes about 8% of the emulators' time and resuming 32 environments takes up to a minute.
 RESEED_STEPS_PER_THREAD = 4_000
 
-# ALE's own time limit leaves the last frame out of the observation that a truncated episode bootstraps from, so steps
-# are counted here.
+# ALE's own time limit omits the last frame from the observation that a truncated episode bootstraps from. So ALE gets
+# no limit, and the steps are counted in this module.
 NO_LIMIT_FRAMES = 2**30
 
 
 def is_atari(spec: EnvSpec) -> bool:
-    """Whether this id of Gymnasium's stands for a game on ale-py's vector environment."""
+    """Return True if the registered id is a game of ale-py's vector environment."""
     return spec.vector_entry_point == "ale_py.vector_env:AtariVectorEnv"
 
 
 def _cores() -> int:
-    """Cores that this process may use, which is how many threads ale-py starts by itself."""
+    """Return the number of cores available to this process, which is ale-py's default number of threads."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def rom_path(spec: EnvSpec) -> Path:
-    """Where the game's ROM lies.
+    """Return the path of the game's ROM.
 
     Raises:
-        UserError: it is not there, or damaged.
+        UserError: the ROM is missing or unreadable.
     """
     game = spec.kwargs["game"]
     try:
@@ -70,18 +70,18 @@ def rom_path(spec: EnvSpec) -> Path:
 
 
 class AtariVectorEnv(VectorEnv):
-    """N copies of one Atari game.
+    """Vector environment of N copies of one Atari game.
 
     Args:
-        spec: the game's entry in Gymnasium's registry.
+        spec: entry of the game in Gymnasium's registry.
         num_envs: N.
         settings: repeat_action_probability, noop_max, fire_reset, frame_skip, full_action_space, max_episode_frames (a
-            multiple of frame_skip), frame_stack, size, grayscale, reseed_every_steps (0: `RESEED_STEPS_PER_THREAD` for
-            each thread).
-        num_threads: threads that emulate; 0: one for each core.
+            multiple of frame_skip), frame_stack, size, grayscale, reseed_every_steps (0: `RESEED_STEPS_PER_THREAD`
+            times the number of threads).
+        num_threads: emulator threads; 0: one per core.
 
     Raises:
-        UserError: the game's ROM is not there.
+        UserError: the game's ROM is missing.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class AtariVectorEnv(VectorEnv):
     ) -> None:
         rom_path(spec)
         self.id, self.num_envs = spec.id, num_envs
-        # noop_max draws from 0 to one less there. Its FIRE counts as one of the frames of doing nothing.
+        # ALE draws the number of no-ops from [0, noop_max), hence + 1. The FIRE of fire_reset counts as one of them.
         noop_bound = settings["noop_max"] + 1 if settings["noop_max"] else 0
         self._env = AleVectorEnv(
             spec.kwargs["game"],
@@ -111,7 +111,7 @@ class AtariVectorEnv(VectorEnv):
             frameskip=settings["frame_skip"],
             noop_max=noop_bound,
             use_fire_reset=settings["fire_reset"],
-            # Both would end or restart the game where only a life was lost; lives are compared here instead.
+            # Both would end or restart the game at the loss of a life. _receive detects lost lives instead.
             episodic_life=False,
             life_loss_info=False,
             reward_clipping=False,
@@ -128,11 +128,11 @@ class AtariVectorEnv(VectorEnv):
         self._max_steps = settings["max_episode_frames"] // settings["frame_skip"]
         self._lives_N = np.zeros(num_envs, np.int32)
         self._age_N = np.zeros(num_envs, np.int64)  # steps since the episode's start
-        self._started = self._under_way = False
+        self._started = self._step_pending = False
 
     def reset(self, seed: int) -> np.ndarray:
-        """See `VectorEnv.reset`. `seed` is any integer from 0 up."""
-        if self._under_way:
+        """See `VectorEnv.reset`. `seed` is any integer >= 0."""
+        if self._step_pending:
             self.recv()
         obs, info = self._env.reset(seed=self._log.start(seed))
         self._lives_N = info["lives"]
@@ -141,21 +141,22 @@ class AtariVectorEnv(VectorEnv):
         return self._channels(obs)
 
     def _send(self, action_N: np.ndarray) -> None:
-        if not self._started or self._under_way:
-            raise RuntimeError("send() follows reset() or recv(): " + ("recv() first" if self._started else "reset()"))
+        if not self._started or self._step_pending:
+            missing = "recv()" if self._started else "reset()"
+            raise RuntimeError(f"send() must follow reset() or recv(): call {missing} first")
         self._log.append(action_N)
         self._env.send(action_N)
-        self._under_way = True
+        self._step_pending = True
 
     def recv(self) -> Step:
         """See `VectorEnv.recv`."""
-        if not self._under_way:
-            raise RuntimeError("recv() follows send(), and waits for ever without one")
-        self._under_way = False
+        if not self._step_pending:
+            raise RuntimeError("recv() must follow send(): call send(actions) first")
+        self._step_pending = False
         return self._receive(self._log)
 
     def _receive(self, log: ActionLog | None) -> Step:
-        """The step under way. Without a log, which is when it is replayed, no environment is seeded anew."""
+        """Return the result of the pending step. `log` is None during a replay; then no environment is reseeded."""
         obs, reward_N, terminal_N, _, info = self._env.recv()
         self._age_N += 1
         truncated_N = (self._age_N >= self._max_steps) & ~terminal_N
@@ -164,15 +165,15 @@ class AtariVectorEnv(VectorEnv):
         last_obs = obs
         if ended_N.any():
             self._age_N[ended_N] = 0
-            if terminal_N.any():  # these have been reset already, and the other rows of final_obs hold nothing
+            if terminal_N.any():  # ALE has already reset these; the other rows of final_obs are undefined
                 last_obs = info["final_obs"]
                 last_obs[~terminal_N] = obs[~terminal_N]
-            due_N = log.due(ended_N) if log else np.zeros_like(ended_N)
-            restart_N = truncated_N | due_N
+            reseed_N = log.needs_reseed(ended_N) if log else np.zeros_like(ended_N)
+            restart_N = truncated_N | reseed_N
             if restart_N.any():
-                seed_N = np.full(self.num_envs, -1)  # -1: the console stays on and its generators go on
+                seed_N = np.full(self.num_envs, -1)  # -1: reset without a new seed, keeping memory and generators
                 if log:
-                    seed_N[due_N] = log.reseed(due_N)
+                    seed_N[reseed_N] = log.reseed(reseed_N)
                 obs, info = self._env.reset(seed=seed_N[restart_N], options={"reset_mask": restart_N})
         self._lives_N = info["lives"]
         last_CHW = self._channels(last_obs)
@@ -181,20 +182,18 @@ class AtariVectorEnv(VectorEnv):
 
     def state_dict(self) -> dict[str, Any]:
         """See `VectorEnv.state_dict`."""
-        if not self._started or self._under_way:
-            raise RuntimeError("state_dict() follows reset() or recv()")
-        return self._log.state_dict(self._look()[0])
+        if not self._started or self._step_pending:
+            raise RuntimeError("state_dict() must follow reset() or recv()")
+        return self._log.state_dict(self._current_obs()[0])
 
     def load_state_dict(self, state: dict[str, Any]) -> np.ndarray:
-        """See `VectorEnv.load_state_dict`. Takes as long as playing the logs again, which holds up to
-        `reseed_every_steps` and one episode.
-        """
-        if self._under_way:
+        """See `VectorEnv.load_state_dict`. Replays the log: up to `reseed_every_steps` steps plus one episode."""
+        if self._step_pending:
             self.recv()
         self._log.load_state_dict(state)
         self.settings = {**self.settings, "reseed_every_steps": self._log.reseed_every_steps}
-        self._started = False  # until it has worked
-        self._env.reset()  # those that wait for their turn must have been started, too
+        self._started = False  # set again after the replay has succeeded
+        self._env.reset()  # environments whose replay starts later must be resettable and steppable before that
         for start_N, action_N in self._log.replay():
             if start_N.any():
                 self._env.reset(seed=self._log.seeds(start_N), options={"reset_mask": start_N})
@@ -202,32 +201,32 @@ class AtariVectorEnv(VectorEnv):
             if action_N is not None:
                 self._env.send(action_N)
                 self._receive(None)
-        obs, self._lives_N = self._look()
+        obs, self._lives_N = self._current_obs()
         self._log.verify(state, obs)
         self._started = True
         return self._channels(obs)
 
     def close(self) -> None:
-        """Stop the threads."""
-        if self._under_way:
+        """Stop the emulator threads."""
+        if self._step_pending:
             self.recv()
         self._started = False
         self._env.close()
 
-    def _look(self) -> tuple[np.ndarray, np.ndarray]:
-        """What the emulators show now, as they give it, and lives (N,): a reset of none of them."""
+    def _current_obs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the current observations in ALE's layout and lives (N,), by resetting none of the environments."""
         obs, info = self._env.reset(options={"reset_mask": np.zeros(self.num_envs, bool)})
         return obs, info["lives"]
 
     def _channels(self, obs: np.ndarray) -> np.ndarray:
-        """(N, C, H, W) from ALE's (N, K, H, W) or (N, K, H, W, 3). ALE hands over fresh memory every time."""
+        """Convert ALE's (N, K, H, W) or (N, K, H, W, 3) to (N, C, H, W). ALE returns newly allocated arrays."""
         if self.frame_channels == 3:
             obs = np.ascontiguousarray(obs.transpose(0, 1, 4, 2, 3))
         return obs.reshape(self.num_envs, *self.obs_shape)
 
 
 class _FireReset(gymnasium.Wrapper[np.ndarray, int, np.ndarray, int]):
-    """Press FIRE once at the start, as the C++ environment does before its no-ops."""
+    """Take action FIRE once after a reset, as the C++ environment does before its no-ops."""
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -239,25 +238,25 @@ class _FireReset(gymnasium.Wrapper[np.ndarray, int, np.ndarray, int]):
         return obs, info
 
 
-def rendered_atari(spec: EnvSpec, num_envs: int, settings: Mapping[str, Any]) -> GymnasiumVectorEnv:
-    """The same game with the same observations, and a picture for people: slower, on Gymnasium's single environments.
+def make_rendered_atari(spec: EnvSpec, num_envs: int, settings: Mapping[str, Any]) -> GymnasiumVectorEnv:
+    """Create the same game with the same observations and with `render()`, from Gymnasium's single environments.
 
-    The C++ environment keeps no picture of 160x210 colour pixels. Beside speed, two things differ: no-ops are drawn
-    from other random numbers (1 to noop_max instead of 0 to noop_max), and every episode has a seed of its own.
+    The C++ environment does not provide the 160x210 RGB image. Besides being slower, this environment differs in two
+    points: the number of no-ops is drawn from 1 to noop_max instead of 0 to noop_max, and each episode has a new seed.
 
     Raises:
-        UserError: the game's ROM is not there.
+        UserError: the game's ROM is missing.
     """
     rom_path(spec)
 
     def make_env() -> gymnasium.Env[Any, Any]:
-        env = opened(
+        env = make_single_env(
             spec.id,
             render_mode="rgb_array",
             frameskip=1,
             repeat_action_probability=settings["repeat_action_probability"],
             full_action_space=settings["full_action_space"],
-            max_num_frames_per_episode=None,  # counted by GymnasiumVectorEnv, without the no-ops, as in C++
+            max_num_frames_per_episode=None,  # GymnasiumVectorEnv counts the steps, without no-ops, as in C++
         )
         return AtariPreprocessing(
             _FireReset(env) if settings["fire_reset"] else env,
@@ -267,12 +266,12 @@ def rendered_atari(spec: EnvSpec, num_envs: int, settings: Mapping[str, Any]) ->
             grayscale_obs=settings["grayscale"],
         )
 
-    shown = {key: value for key, value in settings.items() if key != "reseed_every_steps"}
+    env_settings = {key: value for key, value in settings.items() if key != "reseed_every_steps"}
     return GymnasiumVectorEnv(
         spec.id,
         [make_env() for _ in range(num_envs)],
-        shown,
-        hold_steps=1,
+        env_settings,
+        action_repeat=1,
         max_steps=settings["max_episode_frames"] // settings["frame_skip"],
         render=True,
     )

@@ -1,6 +1,6 @@
-"""What every environment of the house gives: explicit endings, batches of uint8 pixels, send / learn / receive.
+"""Interface of all vector environments: batches of uint8 pixels, explicit endings, asynchronous steps (send, recv).
 
-Shapes: N environments, K stacked frames, F channels of one frame (1 grey, 3 RGB), C = K * F, H, W pixels.
+Shapes: N environments, K stacked frames, F channels per frame (1 grayscale, 3 RGB), C = K * F, H, W pixels.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from zerokara.core.config import UserError
 
 
 class Step(NamedTuple):
-    """What one vector step gave. A reset is never a step of its own: `obs` already belongs to the next episode."""
+    """Result of one vector step. A reset is not a separate step: after an ending, `obs` belongs to the next episode."""
 
     obs: np.ndarray  # (N, C, H, W) uint8, after any reset
-    reward: np.ndarray  # (N,) float32, raw: clipping is the learner's business
-    terminal: np.ndarray  # (N,) bool, no bootstrap
-    truncated: np.ndarray  # (N,) bool, bootstrap from last_obs; never together with terminal
-    life_lost: np.ndarray  # (N,) bool, no reset: the learner may treat it as an ending
-    last_obs: np.ndarray  # (N, C, H, W) uint8, before the reset; may be obs itself where nothing ended
+    reward: np.ndarray  # (N,) float32, not clipped: the learner clips
+    terminal: np.ndarray  # (N,) bool, the episode ended: no bootstrapping
+    truncated: np.ndarray  # (N,) bool, the time limit was reached: bootstrap from last_obs; excludes terminal
+    life_lost: np.ndarray  # (N,) bool, without a reset; the learner may treat it as terminal
+    last_obs: np.ndarray  # (N, C, H, W) uint8, before any reset; may be the array obs if no episode ended
 
 
 class VectorEnv(ABC):
-    """N copies of one game, stepped together.
+    """N copies of one environment, stepped together.
 
-    Channels of an observation run from the oldest frame to the newest; the newest frame is `obs[:, -frame_channels:]`.
-    Frames from before an episode's start are zeros.
+    The channels of an observation are ordered from the oldest frame to the newest, `obs[:, -frame_channels:]`.
+    Frames before the start of an episode are zeros.
     """
 
     id: str
@@ -38,67 +38,75 @@ class VectorEnv(ABC):
     action_names: tuple[str, ...]
     frame_channels: int  # F
     obs_shape: tuple[int, int, int]  # (C, H, W)
-    settings: Mapping[str, Any]  # the protocol in force, printed and saved with the run
+    settings: Mapping[str, Any]  # the active settings, printed and saved with the run
 
     @abstractmethod
     def reset(self, seed: int) -> np.ndarray:
-        """Start every episode anew. The same seed and actions give the same pixels. Returns obs (N, C, H, W)."""
+        """Start a new episode in every environment. Returns obs (N, C, H, W).
+
+        The same seed and actions give the same observations.
+        """
 
     def send(self, action_N: np.ndarray) -> None:
-        """Start one step with these actions (N,) int64 and return at once where the environment can work alone.
+        """Start one step with actions (N,) int64. Returns immediately if the environment has threads of its own.
 
         Raises:
-            ValueError: an action out of range, a wrong shape or dtype.
+            ValueError: an action out of range, or a wrong shape or dtype.
         """
         if action_N.shape != (self.num_envs,) or action_N.dtype != np.int64:
             raise ValueError(
                 f"actions must be int64 of shape ({self.num_envs},), got {action_N.dtype} of shape {action_N.shape}"
             )
         if action_N.min() < 0 or action_N.max() >= self.num_actions:
-            raise ValueError(f"actions of {self.id} go from 0 to {self.num_actions - 1}, got {action_N.tolist()}")
+            raise ValueError(
+                f"actions of {self.id} must be between 0 and {self.num_actions - 1}, got {action_N.tolist()}"
+            )
         self._send(action_N)
 
     @abstractmethod
     def _send(self, action_N: np.ndarray) -> None:
-        """`send` with actions that are known to be valid."""
+        """Implement `send`; the actions have been validated."""
 
     @abstractmethod
     def recv(self) -> Step:
-        """Wait for the step that `send` started. The arrays are the caller's to keep."""
+        """Wait for the step started by `send`. The environment does not modify the returned arrays later."""
 
     def step(self, action_N: np.ndarray) -> Step:
-        """`send` and `recv` in one."""
+        """Call `send`, then `recv`."""
         self.send(action_N)
         return self.recv()
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Everything that `load_state_dict` needs to go on bit for bit: tensors and plain values only.
+        """Return the state for an exact resume, as tensors and plain values only.
 
-        Called between `recv` and `send`, never while a step is under way.
+        Must be called after `reset` or `recv`, not while a step is pending.
         """
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> np.ndarray:
-        """Go on from `state`. Returns the observation (N, C, H, W) that was current when it was taken."""
+        """Restore a saved state. Returns the observation (N, C, H, W) at the time it was saved."""
 
     def render(self) -> np.ndarray:
-        """The first environment's picture for people, (height, width, 3) uint8 RGB."""
-        raise UserError(f"{self.id} was made without render=True, so it has no picture to give.")
+        """Render the first environment as an image for display, (height, width, 3) uint8 RGB."""
+        raise UserError(f"{self.id} cannot render: create it with render=True.")
 
-    def close(self) -> None:  # noqa: B027  (most environments hold nothing)
-        """Give back processes, windows and memory."""
+    def close(self) -> None:  # noqa: B027  (optional: most environments have nothing to release)
+        """Release processes, windows and memory."""
 
 
 class FrameStack:
-    """The last K frames of N environments, (N, K * F, H, W), zeros before an episode's start."""
+    """Last K frames of N environments, (N, K * F, H, W). Frames before the start of an episode are zeros."""
 
     def __init__(self, num_envs: int, frame_stack: int, frame_shape: tuple[int, int, int]) -> None:
         self.frame_channels, height, width = frame_shape
         self.obs = np.zeros((num_envs, frame_stack * self.frame_channels, height, width), np.uint8)
 
     def push(self, frame_N: np.ndarray, first_N: np.ndarray) -> np.ndarray:
-        """Append the newest frames (N, F, H, W); where first_N (N,) an episode starts. Returns a fresh array."""
+        """Append the newest frames (N, F, H, W) and return a new array.
+
+        Where first_N (N,) bool is True, an episode starts and the earlier frames are set to zero.
+        """
         obs = np.empty_like(self.obs)
         obs[:, : -self.frame_channels] = self.obs[:, self.frame_channels :]
         obs[:, -self.frame_channels :] = frame_N

@@ -1,9 +1,9 @@
-"""Frames of any environment as an image set: what a painter or a classifier sees of a game.
+"""Data sets of observations, recorded from any environment under a random policy.
 
-images = record("ALE/Pong-v5", 10_000, seed=1)             # (N, 1, 84, 84) uint8
-stacks = record("zerokara/Catch-v0", 10_000, seed=1, frame_stack=4)  # as an agent sees it
+images = record("ALE/Pong-v5", 10_000, seed=1)                       # (N, 1, 84, 84) uint8
+stacks = record("zerokara/Catch-v0", 10_000, seed=1, frame_stack=4)  # (N, 4, 84, 84), observations of an agent
 
-Shapes: N images, C = stack * colours, H, W pixels.
+Shapes: N images, C = frame_stack * (1 grayscale, 3 RGB), H, W pixels.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from zerokara import envs
 from zerokara.core.config import UserError
 from zerokara.core.data.types import Progress
 
-STEPS_BETWEEN = 3  # neighbours in time show nearly the same
+STEPS_BETWEEN = 3  # average number of steps between two images, because successive frames are nearly equal
 
 
 def record(
@@ -28,23 +28,23 @@ def record(
     num_envs: int = 16,
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """Observations (number, C, H, W) uint8 of games that are played at random.
+    """Record observations (number, C, H, W) uint8 of a uniformly random policy.
 
     Args:
-        id: as `envs.make` takes it.
+        id: id of the environment, see `envs.make`.
         number: N.
         seed: the same seed gives the same images.
-        stack: frames in an observation, oldest first.
-        size: height and width, in pixels.
-        grey: one colour, else three.
-        num_envs: games played side by side.
-        progress: told how many images there are.
+        frame_stack: frames per observation, oldest first.
+        size: height and width in pixels.
+        grayscale: one channel per frame instead of three (RGB).
+        num_envs: environments stepped in parallel.
+        progress: called with a message, the number of images recorded so far, and `number`.
 
     Raises:
-        UserError: no such environment, or settings that it does not have.
+        UserError: an unknown environment, or settings that it does not support.
     """
     if number < 1:
-        raise UserError(f"The number of frames must be at least 1, got {number}.")
+        raise UserError(f"the number of frames must be at least 1, got {number}.")
     env = envs.make(id, num_envs, frame_stack=frame_stack, size=size, grayscale=grayscale)
     try:
         rng = np.random.default_rng(seed)
@@ -58,7 +58,7 @@ def record(
             images[done : done + taken] = obs[:taken]
             done += taken
             if progress is not None:
-                progress(f"playing {id} at random", done, number)
+                progress(f"recording {id} with random actions", done, number)
     finally:
         env.close()
     return images

@@ -1,4 +1,4 @@
-"""Small pixel games of our own, each one file: what tests and the first minute run on."""
+"""Small arcade games written in NumPy, one file per game, for tests and for short first training runs."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ GAMES: dict[str, type[ArcadeEnv]] = {
 
 
 def make(id: str, num_envs: int, *, frame_stack: int = 4, grayscale: bool = True) -> ArcadeEnv:
-    """N copies of the game with this id, which is a key of GAMES.
+    """Create N copies of the game `id`, a key of GAMES.
 
     Raises:
-        UserError: no such game; num_envs or stack below 1.
+        UserError: unknown game; num_envs or frame_stack below 1.
     """
     if id not in GAMES:
-        near = difflib.get_close_matches(id, GAMES, n=1, cutoff=0.0)
-        raise UserError(f"there is no arcade game {id!r}: the games are {', '.join(GAMES)}; try --env {near[0]}.")
+        similar = difflib.get_close_matches(id, GAMES, n=1, cutoff=0.0)
+        raise UserError(f"unknown arcade game {id!r}: expected one of {', '.join(GAMES)}; try --env {similar[0]}.")
     return GAMES[id](num_envs, frame_stack=frame_stack, grayscale=grayscale)
 
 
 def register() -> None:
-    """Make the games known to Gymnasium, as single environments: `gymnasium.make("zerokara/Catch-v0")`.
+    """Register the games with Gymnasium as single environments: `gymnasium.make("zerokara/Catch-v0")`.
 
-    Gymnasium's own `make_vec` makes vectors of them; the fast ones are `make`'s.
+    Gymnasium's `make_vec` works, too, but `make` of this module is much faster.
     """
-    import gymnasium  # only here: whoever wants nothing but the games should not wait for it
+    import gymnasium  # imported here, because it is slow to import and the games alone do not need it
 
     for game_id in GAMES:
         if game_id not in gymnasium.registry:

@@ -1,13 +1,13 @@
-"""Small pixel games of our own: N of them at once in NumPy, without a Python loop over environments.
+"""Base class of the arcade games: N games stepped at once in NumPy, without a Python loop over environments.
 
-A game keeps its state in arrays whose first axis is the environment, and says what one step does (`_advance`), how an
-episode starts (`_start`) and what it looks like (`_draw`). The picture is a pure function of the state, drawn anew at
-every step: nothing has to be erased, and a restored state needs no saved canvas.
+A game keeps its state in arrays whose first axis is the environment. It implements one step (`_advance`), the start of
+an episode (`_start`) and drawing (`_draw`). The frame is a pure function of the state and is redrawn at every step, so
+a restored state needs no saved canvas.
 
-Each colour of a game is named once, as RGB, and no two have the same luminance. Grey frames are drawn in luminances, so
-they are what anybody's conversion of the RGB ones gives, and a grey frame can be coloured again for people.
+The colors of a game are defined as RGB, and no two have the same luminance. Grayscale frames are drawn with the
+luminances, so they equal the usual conversion of the RGB frames, and they can be converted back to RGB for display.
 
-Shapes: N environments, n those of them that a call is about, K stacked frames, F channels of one frame (1 grey, 3 RGB).
+Shapes: N environments, n selected environments, K stacked frames, F channels per frame (1 grayscale, 3 RGB).
 """
 
 from __future__ import annotations
@@ -23,42 +23,42 @@ from zerokara.core.config import UserError
 from zerokara.envs.base import FrameStack, Step, VectorEnv
 
 SIZE = 84  # height and width of a frame, pixels
-RENDER_SCALE = 4  # a person's picture is that many times larger
+RENDER_SCALE = 4  # rendered images are this many times larger than frames
 
 
-def luminance(colour: tuple[int, int, int]) -> int:
-    """The luminance (ITU-R BT.601) of an RGB colour, 0 to 255: its byte in a grey frame."""
-    red, green, blue = colour
+def luminance(color: tuple[int, int, int]) -> int:
+    """Compute the luminance (ITU-R BT.601) of an RGB color, 0 to 255: its value in a grayscale frame."""
+    red, green, blue = color
     return round(0.299 * red + 0.587 * green + 0.114 * blue)
 
 
 def sprite(*lines: str) -> np.ndarray:
-    """The pixels marked '#' in a drawing of text lines, as flat offsets (P,) from the drawing's upper left corner."""
+    """Convert a drawing in text lines to the flat offsets (P,) of its '#' pixels from the upper left corner."""
     return np.array([y * SIZE + x for y, line in enumerate(lines) for x, mark in enumerate(line) if mark == "#"])
 
 
 def box(height: int, width: int) -> np.ndarray:
-    """A filled rectangle, as `sprite` gives it."""
+    """Return the offsets of a filled rectangle, in the format of `sprite`."""
     return sprite(*["#" * width] * height)
 
 
 def bounce(position: np.ndarray, velocity: np.ndarray, high: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mirror positions that left [0, high] back inside and turn their velocity. One crossing at the most."""
+    """Reflect positions outside of [0, high] back inside and negate their velocity. At most one crossing."""
     out = (position < 0) | (position > high)
     return fold(position, high), np.where(out, -velocity, velocity)
 
 
 def fold(position: np.ndarray, high: int) -> np.ndarray:
-    """Where something ends that would be at `position`, had it not bounced in [0, high], however often."""
+    """Map an unbounded position to [0, high], applying any number of reflections at the bounds."""
     phase = position % (2 * high)
     return np.where(phase > high, 2 * high - phase, phase)
 
 
 class Streams:
-    """One SplitMix64 generator per environment, drawn from many at once.
+    """One SplitMix64 random generator per environment, vectorized over environments.
 
-    Every environment has its own stream, so a game depends on its seed, its place in the batch and its own actions,
-    never on when its neighbours draw, nor on how many they are.
+    Every environment has its own stream, so a game depends only on its seed, its index in the batch and its own
+    actions, not on the number of other environments or on their random draws.
 
     Source: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014, figure 16.
     """
@@ -67,13 +67,13 @@ class Streams:
         self.state_N = np.zeros(num_envs, np.uint64)
 
     def seed(self, seed: int) -> None:
-        """Start every stream anew. `seed` is any integer from 0 up."""
+        """Seed every stream. `seed` is any integer >= 0."""
         self.state_N[:] = np.random.SeedSequence(seed).generate_state(len(self.state_N), np.uint64)
 
     def integers(self, index_n: np.ndarray, low: int, high: int | np.ndarray) -> np.ndarray:
-        """One integer from [low, high) for each environment of index_n (n,); returns (n,) int64.
+        """Draw one integer from [low, high) for each environment of index_n (n,). Returns (n,) int64.
 
-        `high` may be (n,). By multiply and shift: the bias is below (high - low) / 2**32.
+        `high` may have shape (n,). Uses multiply and shift; the bias is below (high - low) / 2**32.
         """
         bits_n = self.state_N[index_n] + np.uint64(0x9E3779B97F4A7C15)
         self.state_N[index_n] = bits_n
@@ -81,36 +81,36 @@ class Streams:
         bits_n = (bits_n ^ (bits_n >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         bits_n ^= bits_n >> np.uint64(31)
         top_n = (bits_n >> np.uint64(32)).astype(np.int64)
-        drawn_n: np.ndarray = low + ((top_n * (high - low)) >> 32)
-        return drawn_n
+        sample_n: np.ndarray = low + ((top_n * (high - low)) >> 32)
+        return sample_n
 
 
 class ArcadeEnv(VectorEnv):
-    """N copies of one arcade game. Subclasses are the games.
+    """Vector environment of N copies of one arcade game. Each game is a subclass.
 
     Args:
         num_envs: N.
-        stack: K, frames of an observation.
-        grey: one channel a frame instead of RGB.
+        frame_stack: K, frames per observation.
+        grayscale: one channel per frame instead of three (RGB).
 
     Raises:
-        UserError: num_envs or stack below 1.
+        UserError: num_envs or frame_stack below 1.
     """
 
     name: ClassVar[str]
-    colours: ClassVar[Mapping[str, tuple[int, int, int]]]  # what is drawn -> RGB; black is the background
-    time_limit_steps: ClassVar[int]  # then an episode is truncated
-    rules: ClassVar[Mapping[str, Any]]  # the game's constants, shown among the settings
-    state_names: ClassVar[tuple[str, ...]]  # the game's state arrays, each with first axis N
+    colors: ClassVar[Mapping[str, tuple[int, int, int]]]  # object -> RGB; the background is black
+    time_limit_steps: ClassVar[int]  # an episode is truncated after this many steps
+    rules: ClassVar[Mapping[str, Any]]  # constants of the game, included in the settings
+    state_names: ClassVar[tuple[str, ...]]  # attribute names of the state arrays, each with first axis N
     palette: ClassVar[np.ndarray]  # (256, 3) uint8: luminance -> RGB
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        luminances = [luminance(colour) for colour in cls.colours.values()]
+        luminances = [luminance(color) for color in cls.colors.values()]
         if len({0, *luminances}) <= len(luminances):
-            raise ValueError(f"the luminances of {cls.name}'s colours are not distinct and above 0: {luminances}")
+            raise ValueError(f"the luminances of the colors of {cls.name} must be distinct and > 0, got {luminances}")
         cls.palette = np.zeros((256, 3), np.uint8)
-        cls.palette[luminances] = list(cls.colours.values())
+        cls.palette[luminances] = list(cls.colors.values())
 
     def __init__(self, num_envs: int, *, frame_stack: int = 4, grayscale: bool = True) -> None:
         for what, value in (("environments", num_envs), ("stacked frames", frame_stack)):
@@ -131,61 +131,61 @@ class ArcadeEnv(VectorEnv):
         self.streams = Streams(num_envs)
         self.age = np.zeros(num_envs, np.int64)  # steps since the episode's start
         self.canvas = np.zeros((num_envs, self.frame_channels, SIZE, SIZE), np.uint8)
-        # Colours by number, as the games draw them: 0 is the background, then in the order of `colours`.
-        self.number = {what: number for number, what in enumerate(self.colours, start=1)}
-        luminances = [[luminance(colour)] for colour in self.colours.values()]
-        rgb = [list(colour) for colour in self.colours.values()]
-        self._inks = np.array(
+        # Index of each color, in the order of `colors`; index 0 is the background.
+        self.color_index = {what: index for index, what in enumerate(self.colors, start=1)}
+        luminances = [[luminance(color)] for color in self.colors.values()]
+        rgb = [list(color) for color in self.colors.values()]
+        self._color_values = np.array(
             [[0] * self.frame_channels, *(luminances if grayscale else rgb)], np.uint8
-        )  # number -> (F,)
+        )  # color index -> (F,)
         self._all = np.arange(num_envs)
         self._stack = FrameStack(num_envs, frame_stack, (self.frame_channels, SIZE, SIZE))
         self._action: np.ndarray | None = None
         self._started = False
 
-    # What a game says of itself.
+    # Implemented by each game.
 
     @abstractmethod
     def _start(self, index_n: np.ndarray) -> None:
-        """Put the environments index_n (n,) at the start of an episode."""
+        """Start an episode in the environments index_n (n,)."""
 
     @abstractmethod
     def _advance(self, action_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """One step of every game. Returns reward (N,) float32, terminal (N,) bool, life_lost (N,) bool.
+        """Step all environments. Returns reward (N,) float32, terminal (N,) bool, life_lost (N,) bool.
 
-        Where a life was lost and it was the last one, the episode is terminal and life_lost is false.
+        If the last life was lost, terminal is True and life_lost is False.
         """
 
     @abstractmethod
     def _draw(self, index_n: np.ndarray) -> None:
-        """Draw the environments index_n (n,) on their canvases, which are black."""
+        """Draw the environments index_n (n,) on their canvases, which have been cleared to black."""
 
     @abstractmethod
     def expert(self) -> np.ndarray:
-        """The actions (N,) int64 of a scripted player who reads the state: the measure for what learns from pixels."""
+        """Return the actions (N,) int64 of a scripted policy with access to the game's state: a reference score."""
 
-    # What every game does alike.
+    # Shared by all games.
 
     def _stamp(
         self, index_n: np.ndarray, row_n: np.ndarray | int, column_n: np.ndarray | int, shape_P: np.ndarray, what: str
     ) -> None:
-        """Draw a shape (see `sprite`) with its upper left corner at (row, column) of each frame; it must lie inside."""
+        """Draw a shape (see `sprite`) with its upper left corner at (row, column). It must lie within the frame."""
         corner_n = index_n * (self.frame_channels * SIZE * SIZE) + row_n * SIZE + column_n
         pixel_nP = corner_n[:, None] + shape_P
         flat = self.canvas.reshape(-1)
-        for channel, value in enumerate(self._inks[self.number[what]]):
+        for channel, value in enumerate(self._color_values[self.color_index[what]]):
             flat[pixel_nP + channel * (SIZE * SIZE)] = value
 
-    def _tile(self, index_n: np.ndarray, top: int, number_nRC: np.ndarray, height: int, width: int) -> None:
-        """Draw R rows and C columns of tiles (height, width) from row `top` down, over the frame's full width.
+    def _tile(self, index_n: np.ndarray, top: int, color_index_nRC: np.ndarray, height: int, width: int) -> None:
+        """Draw R rows and C columns of tiles (height, width) from pixel row `top` down, over the full frame width.
 
-        number_nRC are numbers of colours. Tiles are parted by one dark pixel at their right and one below.
+        The last pixel row and the last pixel column of each tile stay black, as a gap.
         """
-        n, rows, columns = number_nRC.shape
+        n, rows, columns = color_index_nRC.shape
         which = slice(None) if n == self.num_envs else index_n
-        # A row's pixels are made once and copied down.
+        # Compute one pixel line per row of tiles and broadcast it over the height of the tiles.
         line = np.zeros((n, self.frame_channels, rows, columns, width), np.uint8)
-        line[..., :-1] = self._inks[number_nRC].transpose(0, 3, 1, 2)[..., None]
+        line[..., :-1] = self._color_values[color_index_nRC].transpose(0, 3, 1, 2)[..., None]
         area = self.canvas[:, :, top : top + rows * height].reshape(self.num_envs, -1, rows, height, SIZE, copy=False)
         area[which, :, :, :-1] = line.reshape(n, self.frame_channels, rows, 1, SIZE)
 
@@ -197,7 +197,7 @@ class ArcadeEnv(VectorEnv):
         self._draw(index_n)
 
     def reset(self, seed: int) -> np.ndarray:
-        """See `VectorEnv.reset`. `seed` is any integer from 0 up."""
+        """See `VectorEnv.reset`. `seed` is any integer >= 0."""
         self.streams.seed(seed)
         self.age[:] = 0
         self._start(self._all)
@@ -208,15 +208,15 @@ class ArcadeEnv(VectorEnv):
 
     def _send(self, action_N: np.ndarray) -> None:
         if not self._started:
-            raise RuntimeError(f"{self.id} has no episode to step: call reset(seed) or load_state_dict(state) first")
+            raise RuntimeError(f"{self.id} has no current episode: call reset(seed) or load_state_dict(state) first")
         if self._action is not None:
-            raise RuntimeError(f"{self.id} was sent actions twice: call recv() between two send()")
+            raise RuntimeError(f"{self.id}: send() was called twice: call recv() between two calls of send()")
         self._action = action_N.copy()
 
     def recv(self) -> Step:
-        """See `VectorEnv.recv`. The step is done here: NumPy has no thread of its own to do it in."""
+        """See `VectorEnv.recv`. Computes the step, because `send` has no thread to compute it in."""
         if self._action is None:
-            raise RuntimeError(f"{self.id} has no step under way: call send(actions) before recv()")
+            raise RuntimeError(f"{self.id} has no pending step: call send(actions) before recv()")
         action_N, self._action = self._action, None
         reward_N, terminal_N, life_lost_N = self._advance(action_N)
         self.age += 1
@@ -242,7 +242,9 @@ class ArcadeEnv(VectorEnv):
     def state_dict(self) -> dict[str, Any]:
         """See `VectorEnv.state_dict`."""
         if self._action is not None or not self._started:
-            raise RuntimeError(f"{self.id} has no state between two steps: call it after reset() or recv()")
+            raise RuntimeError(
+                f"{self.id}: state_dict() must follow reset() or recv(), not come between send() and recv()"
+            )
         arrays = {name: getattr(self, name) for name in self.state_names}
         return {
             "id": self.id,
@@ -256,13 +258,14 @@ class ArcadeEnv(VectorEnv):
         """See `VectorEnv.load_state_dict`.
 
         Raises:
-            ValueError: the state of another game, another number of environments or another form of frames.
+            ValueError: the state of another game, or with another shape of observations.
         """
         if state["id"] != self.id:
-            raise ValueError(f"the state is one of {state['id']}, expected one of {self.id}")
+            raise ValueError(f"the state was saved by {state['id']}, expected a state of {self.id}")
         if tuple(state["obs"].shape) != self._stack.obs.shape:
             raise ValueError(
-                f"the state's observations are of shape {tuple(state['obs'].shape)}, expected {self._stack.obs.shape}"
+                f"the observations of the state have shape {tuple(state['obs'].shape)}, "
+                f"expected {self._stack.obs.shape}"
             )
         for name in self.state_names:
             getattr(self, name)[...] = state["game"][name].numpy()
@@ -274,11 +277,11 @@ class ArcadeEnv(VectorEnv):
         self._started = True
         return self._stack.obs
 
-    def picture(self, frame_FHW: np.ndarray) -> np.ndarray:
-        """A frame (F, 84, 84) for people: in colour and enlarged, (336, 336, 3) uint8 RGB."""
+    def render_frame(self, frame_FHW: np.ndarray) -> np.ndarray:
+        """Convert a frame (F, 84, 84) to an enlarged RGB image (336, 336, 3) uint8 for display."""
         rgb_HWF = self.palette[frame_FHW[0]] if self.frame_channels == 1 else frame_FHW.transpose(1, 2, 0)
         return rgb_HWF.repeat(RENDER_SCALE, axis=0).repeat(RENDER_SCALE, axis=1)
 
     def render(self) -> np.ndarray:
-        """See `VectorEnv.render`. There is always a picture: it costs nothing to be able to draw one."""
-        return self.picture(self._stack.obs[0, -self.frame_channels :])
+        """See `VectorEnv.render`. Available without render=True."""
+        return self.render_frame(self._stack.obs[0, -self.frame_channels :])

@@ -1,7 +1,8 @@
-"""Breaker: keep the ball in play with the paddle and break the wall, brick by brick.
+"""Breaker: hit the ball with the paddle and break all bricks of the wall.
 
-A brick is worth 1. Where the ball hits the paddle decides how it flies off. Three balls (lives); the game ends when the
-last one is lost or the wall is gone, and is cut off at the time limit.
+Each brick gives reward 1. The point of contact with the paddle determines the direction of the ball. The player has
+three lives (balls). An episode ends when the last life is lost or the last brick is broken; it is truncated at the time
+limit.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from zerokara.envs.arcade.base import SIZE, ArcadeEnv, bounce, box, fold
 
 LIVES = 3
 BALL = 4  # pixels across
-BALL_SPEED = 4  # pixels a step, up or down
+BALL_SPEED = 4  # pixels per step, up or down
 SERVE_ROW = 42
 BRICK_ROWS, BRICK_COLUMNS = 4, 7
 BRICK_HEIGHT, BRICK_WIDTH = 6, 12
@@ -22,28 +23,28 @@ WALL_TOP = 14
 WALL_BOTTOM = WALL_TOP + BRICK_ROWS * BRICK_HEIGHT
 PADDLE_ROW = 78
 PADDLE_WIDTH = 20
-PADDLE_SPEED = 4  # pixels a step
-REBOUND_ROW = PADDLE_ROW - BALL  # the ball's upper edge when it lies on the paddle
-# Pixels a step to the right after hitting the paddle, from its left end to its right end: never straight up, so that
-# no ball goes up and down for ever in one column.
+PADDLE_SPEED = 4  # pixels per step
+REBOUND_ROW = PADDLE_ROW - BALL  # upper edge of the ball when it touches the paddle
+# Horizontal speed (pixels per step to the right) after hitting the paddle, from its left end to its right end. Never 0,
+# so that no ball moves up and down in one column for ever.
 REBOUND_DRIFTS = np.array([-3, -2, -1, 1, 2, 3])
 SERVE_DRIFTS = np.array([-2, -1, 1, 2])
-CONTACTS = PADDLE_WIDTH + BALL - 1  # how many places of the ball touch the paddle
+CONTACTS = PADDLE_WIDTH + BALL - 1  # number of ball columns that touch the paddle
 LEFT, STAY, RIGHT = range(3)
 
 BALL_SHAPE = box(BALL, BALL)
 PADDLE_SHAPE = box(4, PADDLE_WIDTH)
 LIFE_SHAPE = box(4, 6)
-# Where the expert lets the ball meet the paddle, in pixels from its left end, by turns: so the ball goes everywhere.
+# Contact points of the expert, in pixels from the paddle's left end, used in rotation so that the ball reaches all bricks
 EXPERT_CONTACTS = np.array([1, 18, 6, 13])
 
 
 class Breaker(ArcadeEnv):
-    """See the module. Return from 0 to 28."""
+    """Breaker game (rules: see module docstring). Returns range from 0 to 28."""
 
     name = "Breaker"
     action_names = ("LEFT", "STAY", "RIGHT")
-    colours: ClassVar = {
+    colors: ClassVar = {
         "row0": (230, 60, 60),
         "row1": (240, 140, 40),
         "row2": (90, 200, 90),
@@ -60,8 +61,8 @@ class Breaker(ArcadeEnv):
         super().__init__(num_envs, frame_stack=frame_stack, grayscale=grayscale)
         self.ball_row = np.zeros(num_envs, np.int64)
         self.ball_column = np.zeros(num_envs, np.int64)  # left edge
-        self.rise = np.zeros(num_envs, np.int64)  # pixels a step downwards: +-BALL_SPEED
-        self.drift = np.zeros(num_envs, np.int64)  # pixels a step to the right
+        self.rise = np.zeros(num_envs, np.int64)  # pixels per step downwards: +-BALL_SPEED
+        self.drift = np.zeros(num_envs, np.int64)  # pixels per step to the right
         self.paddle = np.zeros(num_envs, np.int64)  # left edge
         self.bricks = np.zeros((num_envs, BRICK_ROWS, BRICK_COLUMNS), bool)
         self.lives = np.zeros(num_envs, np.int64)
@@ -72,7 +73,7 @@ class Breaker(ArcadeEnv):
         self._serve(index_n)
 
     def _serve(self, index_n: np.ndarray) -> None:
-        # From above the middle, and the paddle is put there too: every serve can be reached.
+        # Ball and paddle start near the center, so that every served ball can be reached.
         self.paddle[index_n] = (SIZE - PADDLE_WIDTH) // 2
         self.ball_row[index_n] = SERVE_ROW
         self.ball_column[index_n] = self.streams.integers(index_n, 20, SIZE - BALL - 20 + 1)
@@ -84,7 +85,7 @@ class Breaker(ArcadeEnv):
         row_N, self.rise = bounce(self.ball_row + self.rise, self.rise, SIZE)
         self.ball_column, self.drift = bounce(self.ball_column + self.drift, self.drift, SIZE - BALL)
 
-        # The middle of the ball's leading edge breaks a brick; then the ball stays in its old row and turns.
+        # The middle of the ball's leading edge breaks a brick. The ball then keeps its row and reverses.
         lead_N = np.where(self.rise < 0, row_N, row_N + BALL - 1)
         brick_row_N = (lead_N - WALL_TOP) // BRICK_HEIGHT
         brick_column_N = (self.ball_column + BALL // 2) // BRICK_WIDTH
@@ -111,20 +112,20 @@ class Breaker(ArcadeEnv):
         return broken_N.astype(np.float32), terminal_N, life_lost_N
 
     def _draw(self, index_n: np.ndarray) -> None:
-        # The wall's rows have the first colours.
-        number_nRC = self.bricks[index_n] * np.arange(1, 1 + BRICK_ROWS)[:, None]
-        self._tile(index_n, WALL_TOP, number_nRC, BRICK_HEIGHT, BRICK_WIDTH)
+        # The first colors belong to the rows of the wall.
+        color_index_nRC = self.bricks[index_n] * np.arange(1, 1 + BRICK_ROWS)[:, None]
+        self._tile(index_n, WALL_TOP, color_index_nRC, BRICK_HEIGHT, BRICK_WIDTH)
         for life in range(LIVES):
             self._stamp(index_n[self.lives[index_n] > life], 2, 2 + 9 * life, LIFE_SHAPE, "life")
         self._stamp(index_n, PADDLE_ROW, self.paddle[index_n], PADDLE_SHAPE, "paddle")
         self._stamp(index_n, self.ball_row[index_n], self.ball_column[index_n], BALL_SHAPE, "ball")
 
     def expert(self) -> np.ndarray:
-        """Meet every ball, each time with another part of the paddle; no plan for which brick comes next."""
+        """Hit every ball, at rotating contact points of the paddle, without aiming at particular bricks."""
         steps_N = -((self.ball_row - REBOUND_ROW) // BALL_SPEED)
         landing_N = fold(self.ball_column + steps_N * self.drift, SIZE - BALL)
-        # A rising ball will turn at a brick unknown: stay below it.
+        # The landing point of a rising ball is unknown, because it depends on the brick it hits: stay below the ball.
         goal_N = np.where(self.rise > 0, landing_N, self.ball_column)
-        turn_N = self.bricks.sum(axis=(1, 2)) % len(EXPERT_CONTACTS)
-        away_N = goal_N - (self.paddle + EXPERT_CONTACTS[turn_N] - BALL // 2)
-        return np.where(away_N > PADDLE_SPEED // 2, RIGHT, np.where(away_N < -(PADDLE_SPEED // 2), LEFT, STAY))
+        contact_index_N = self.bricks.sum(axis=(1, 2)) % len(EXPERT_CONTACTS)
+        distance_N = goal_N - (self.paddle + EXPERT_CONTACTS[contact_index_N] - BALL // 2)
+        return np.where(distance_N > PADDLE_SPEED // 2, RIGHT, np.where(distance_N < -(PADDLE_SPEED // 2), LEFT, STAY))

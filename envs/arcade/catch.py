@@ -1,7 +1,7 @@
-"""Catch: a ball falls, drifting sideways and off the walls; be under it when it comes down.
+"""Catch: catch falling balls, which move sideways and bounce off the walls, with the paddle.
 
-Five balls make an episode. A ball caught is worth 1, a ball missed -1. All that is to be learnt is where the ball will
-land, and that the reward for going there comes 18 steps later.
+An episode has five balls. A caught ball gives reward 1, a missed ball -1. The agent has to predict where the ball lands
+and to assign credit over the 18 steps that a ball falls.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numpy as np
 from zerokara.envs.arcade.base import SIZE, ArcadeEnv, bounce, box, fold, sprite
 
 BALLS = 5
-FALL = 4  # pixels a step
+FALL = 4  # pixels per step
 BALL = 8  # pixels across
-LANDING_ROW = 72  # the ball's upper edge when it is caught or missed
+LANDING_ROW = 72  # upper edge of the ball when it is caught or missed
 PADDLE_ROW = 78
 PADDLE_WIDTH = 16
-PADDLE_SPEED = 5  # pixels a step
+PADDLE_SPEED = 5  # pixels per step
 LEFT, STAY, RIGHT = range(3)
 
 BALL_SHAPE = sprite(
@@ -35,11 +35,11 @@ PADDLE_SHAPE = box(4, PADDLE_WIDTH)
 
 
 class Catch(ArcadeEnv):
-    """See the module. Return from -5 to 5; every episode lasts 90 steps."""
+    """Catch game (rules: see module docstring). Returns range from -5 to 5; every episode has 90 steps."""
 
     name = "Catch"
     action_names = ("LEFT", "STAY", "RIGHT")
-    colours: ClassVar = {"ball": (255, 220, 80), "paddle": (80, 160, 255)}
+    colors: ClassVar = {"ball": (255, 220, 80), "paddle": (80, 160, 255)}
     time_limit_steps = 200
     rules: ClassVar = {"balls": BALLS}
     state_names = ("ball_row", "ball_column", "drift", "paddle", "dropped")
@@ -48,9 +48,9 @@ class Catch(ArcadeEnv):
         super().__init__(num_envs, frame_stack=frame_stack, grayscale=grayscale)
         self.ball_row = np.zeros(num_envs, np.int64)
         self.ball_column = np.zeros(num_envs, np.int64)  # left edge
-        self.drift = np.zeros(num_envs, np.int64)  # pixels a step to the right
+        self.drift = np.zeros(num_envs, np.int64)  # pixels per step to the right
         self.paddle = np.zeros(num_envs, np.int64)  # left edge
-        self.dropped = np.zeros(num_envs, np.int64)  # balls so far
+        self.dropped = np.zeros(num_envs, np.int64)  # number of balls that have landed
 
     def _start(self, index_n: np.ndarray) -> None:
         self.paddle[index_n] = (SIZE - PADDLE_WIDTH) // 2
@@ -70,13 +70,13 @@ class Catch(ArcadeEnv):
         caught_N = landed_N & (np.abs(self._miss(self.ball_column)) < (PADDLE_WIDTH + BALL) // 2)
         self.dropped += landed_N
         terminal_N = self.dropped >= BALLS
-        # The last ball stays where it landed, for the episode's last picture.
+        # The last ball stays where it landed, so that the last observation shows it.
         self._drop(np.flatnonzero(landed_N & ~terminal_N))
         reward_N = caught_N.astype(np.float32) * 2 - landed_N.astype(np.float32)
         return reward_N, terminal_N, np.zeros(self.num_envs, bool)
 
     def _miss(self, ball_column: np.ndarray) -> np.ndarray:
-        """How far the centre of a ball with this left edge is to the right of the paddle's, pixels."""
+        """Return the horizontal offset in pixels of a ball with this left edge from the paddle, center to center."""
         return ball_column + BALL // 2 - (self.paddle + PADDLE_WIDTH // 2)
 
     def _draw(self, index_n: np.ndarray) -> None:
@@ -84,7 +84,7 @@ class Catch(ArcadeEnv):
         self._stamp(index_n, self.ball_row[index_n], self.ball_column[index_n], BALL_SHAPE, "ball")
 
     def expert(self) -> np.ndarray:
-        """Go to where the ball will land: misses none."""
+        """Move to where the ball will land. Catches every ball."""
         steps_N = (LANDING_ROW - self.ball_row) // FALL
         miss_N = self._miss(fold(self.ball_column + steps_N * self.drift, SIZE - BALL))
         return np.where(miss_N > PADDLE_SPEED // 2, RIGHT, np.where(miss_N < -(PADDLE_SPEED // 2), LEFT, STAY))

@@ -1,4 +1,4 @@
-"""One arcade game as a Gymnasium environment, for any library that speaks Gymnasium."""
+"""Gymnasium environment of one arcade game, for use with other libraries."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from zerokara.envs import arcade
 
 
 class ArcadeGymnasiumEnv(gymnasium.Env[np.ndarray, np.int64]):
-    """A single game; observations are single frames (84, 84, 1) uint8, or (84, 84, 3) with `grey=False`.
+    """Single arcade game with observations (84, 84, 1) uint8, or (84, 84, 3) with `grayscale=False`.
 
-    Frames are not stacked: wrap it where one frame is not enough (`gymnasium.wrappers.FrameStackObservation`,
-    Stable-Baselines3's `VecFrameStack`). `info["life_lost"]` tells of a life lost that did not end the game.
+    Frames are not stacked. To stack them, use `gymnasium.wrappers.FrameStackObservation` or Stable-Baselines3's
+    `VecFrameStack`. `info["life_lost"]` is True if a life was lost and the episode did not end.
 
     Raises:
         UserError: an unknown render mode.
@@ -26,7 +26,7 @@ class ArcadeGymnasiumEnv(gymnasium.Env[np.ndarray, np.int64]):
 
     def __init__(self, game_id: str, *, grayscale: bool = True, render_mode: str | None = None) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
-            raise UserError(f"{game_id} cannot render as {render_mode!r}: use render_mode='rgb_array' or none.")
+            raise UserError(f"{game_id} has no render mode {render_mode!r}: expected 'rgb_array' or None.")
         self.render_mode = render_mode
         self._game = arcade.make(game_id, 1, frame_stack=1, grayscale=grayscale)
         channels, height, width = self._game.obs_shape
@@ -37,22 +37,22 @@ class ArcadeGymnasiumEnv(gymnasium.Env[np.ndarray, np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start an episode; see `gymnasium.Env.reset`. There are no options."""
+        """Start an episode; see `gymnasium.Env.reset`. `options` is ignored."""
         super().reset(seed=seed)
         self._frame_FHW = self._game.reset(int(self.np_random.integers(2**63)))[0]
         return self._observation(), {"life_lost": False}
 
     def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """One step; see `gymnasium.Env.step`. Call `reset` once an episode has ended."""
+        """Step the game; see `gymnasium.Env.step`. Call `reset` after the end of an episode."""
         step = self._game.step(np.array([action], np.int64))
-        # The game behind is already in its next episode, which nobody is to see.
+        # The vector game may have reset itself already, so the last frame is taken from before the reset.
         self._frame_FHW = step.last_obs[0]
         info = {"life_lost": bool(step.life_lost[0])}
         return self._observation(), float(step.reward[0]), bool(step.terminal[0]), bool(step.truncated[0]), info
 
     def render(self) -> np.ndarray | None:
-        """The picture for people, (336, 336, 3) uint8; None without a render mode."""
-        return self._game.picture(self._frame_FHW) if self.render_mode == "rgb_array" else None
+        """Render the current frame as (336, 336, 3) uint8 RGB. Returns None without a render mode."""
+        return self._game.render_frame(self._frame_FHW) if self.render_mode == "rgb_array" else None
 
     def _observation(self) -> np.ndarray:
         return np.ascontiguousarray(self._frame_FHW.transpose(1, 2, 0))

@@ -1,6 +1,7 @@
-"""Snake: eat, grow, and run neither into the walls nor into yourself.
+"""Snake: eat food without running into the walls or into the snake's own body.
 
-Food is worth 1, death -1. The snake grows by one cell with each meal; grown to its full length, it has won.
+Food gives reward 1, death -1. The snake grows by one cell with each food. The episode ends when it reaches its full
+length.
 """
 
 from __future__ import annotations
@@ -20,18 +21,21 @@ MOVES = np.array([[-1, 0], [0, 1], [1, 0], [0, -1]])  # direction -> rows down, 
 
 
 class Snake(ArcadeEnv):
-    """See the module. Return from -1 to 5. Steering straight back is no turn: the snake goes on ahead."""
+    """Snake game (rules: see module docstring). Returns range from -1 to 5.
+
+    An action opposite to the current direction is ignored.
+    """
 
     name = "Snake"
     action_names = ("UP", "RIGHT", "DOWN", "LEFT")
-    colours: ClassVar = {"head": (255, 255, 255), "body": (40, 120, 60), "food": (250, 170, 60)}
+    colors: ClassVar = {"head": (255, 255, 255), "body": (40, 120, 60), "food": (250, 170, 60)}
     time_limit_steps = 200
     rules: ClassVar = {"full_length_cells": FULL_LENGTH}
     state_names = ("body", "head", "heading", "length", "food")
 
     def __init__(self, num_envs: int, *, frame_stack: int = 4, grayscale: bool = True) -> None:
         super().__init__(num_envs, frame_stack=frame_stack, grayscale=grayscale)
-        # For how many steps more the snake lies on a cell: its length at the head, 1 at the tail, 0 on free cells.
+        # Steps until a cell becomes free: the snake's length at the head, 1 at the tail, 0 on free cells.
         self.body = np.zeros((num_envs, CELLS, CELLS), np.int64)
         self.head = np.zeros((num_envs, 2), np.int64)  # row, column
         self.heading = np.zeros(num_envs, np.int64)  # index into MOVES
@@ -50,14 +54,14 @@ class Snake(ArcadeEnv):
         self._feed(index_n)
 
     def _feed(self, index_n: np.ndarray) -> None:
-        """Lay food on a free cell, each with the same chance."""
+        """Put food on a free cell, chosen uniformly at random."""
         free_nC = self.body[index_n].reshape(len(index_n), CELLS * CELLS) == 0
         choice_n = self.streams.integers(index_n, 0, free_nC.sum(axis=1))
         cell_n = np.argmax(free_nC.cumsum(axis=1) == choice_n[:, None] + 1, axis=1)
         self.food[index_n, 0], self.food[index_n, 1] = np.divmod(cell_n, CELLS)
 
     def _ahead(self, direction_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The cell that a step in direction_N leads to: row, column (clipped to the board), and whether off it."""
+        """Return the next cell in direction_N: row, column (both clipped to the board), and True if it is off board."""
         cell = self.head + MOVES[direction_N]
         off_N = ((cell < 0) | (cell >= CELLS)).any(axis=1)
         row_N, column_N = np.clip(cell, 0, CELLS - 1).T
@@ -68,11 +72,11 @@ class Snake(ArcadeEnv):
         row_N, column_N, off_N = self._ahead(self.heading)
         eaten_N = ~off_N & (row_N == self.food[:, 0]) & (column_N == self.food[:, 1])
         self.length += eaten_N
-        # The tail draws in first: going where it just lay is allowed.
+        # The tail moves first, so the head may enter the cell that the tail leaves.
         self.body -= (self.body > 0) & ~eaten_N[:, None, None]
         dead_N = off_N | (self.body[self._all, row_N, column_N] > 0)
         alive_n = np.flatnonzero(~dead_N)
-        # A dead snake keeps its head where it was, for the last picture.
+        # The head of a dead snake stays in its cell in the last observation.
         self.head[alive_n, 0] = row_N[alive_n]
         self.head[alive_n, 1] = column_N[alive_n]
         self.body[alive_n, row_N[alive_n], column_N[alive_n]] = self.length[alive_n]
@@ -81,27 +85,25 @@ class Snake(ArcadeEnv):
         return eaten_N.astype(np.float32) - dead_N.astype(np.float32), terminal_N, np.zeros(self.num_envs, bool)
 
     def _draw(self, index_n: np.ndarray) -> None:
-        number_nRC = (self.body[index_n] > 0) * self.number["body"]
+        color_index_nRC = (self.body[index_n] > 0) * self.color_index["body"]
         each_n = np.arange(len(index_n))
-        number_nRC[each_n, self.food[index_n, 0], self.food[index_n, 1]] = self.number["food"]
-        number_nRC[each_n, self.head[index_n, 0], self.head[index_n, 1]] = self.number["head"]
-        self._tile(index_n, 0, number_nRC, CELL, CELL)
+        color_index_nRC[each_n, self.food[index_n, 0], self.food[index_n, 1]] = self.color_index["food"]
+        color_index_nRC[each_n, self.head[index_n, 0], self.head[index_n, 1]] = self.color_index["head"]
+        self._tile(index_n, 0, color_index_nRC, CELL, CELL)
 
     def expert(self) -> np.ndarray:
-        """The step that leads nearest to the food, among those that kill neither now nor, as far as one more step
-        can be seen, next.
-        """
+        """Choose the step that leads nearest to the food among those that are safe for this step and the next."""
         cost_N4 = np.zeros((self.num_envs, 4), np.int64)
         body = np.pad(self.body, ((0, 0), (1, 1), (1, 1)), constant_values=FULL_LENGTH)
         for direction in range(4):
             row_N, column_N, off_N = self._ahead(np.full(self.num_envs, direction))
             blocked_N = off_N | (self.body[self._all, row_N, column_N] > 1)
             distance_N = np.abs(row_N - self.food[:, 0]) + np.abs(column_N - self.food[:, 1])
-            # Ways on from there, one step later; the head itself is then in the way like any other cell.
-            ways_N = np.zeros(self.num_envs, np.int64)
+            # Number of free exits one step later. The cell of the current head is occupied by then.
+            exits_N = np.zeros(self.num_envs, np.int64)
             for down, right in MOVES:
-                ways_N += body[self._all, row_N + 1 + down, column_N + 1 + right] <= 2
-            back = (self.heading + 2) % 4 == direction
-            cost_N4[:, direction] = distance_N + 100 * (ways_N == 0) + 1000 * (blocked_N | back)
+                exits_N += body[self._all, row_N + 1 + down, column_N + 1 + right] <= 2
+            back_N = (self.heading + 2) % 4 == direction
+            cost_N4[:, direction] = distance_N + 100 * (exits_N == 0) + 1000 * (blocked_N | back_N)
         action_N: np.ndarray = cost_N4.argmin(axis=1)
         return action_N

@@ -22,13 +22,13 @@ from zerokara.envs.base import Step, VectorEnv
 IDS = sorted(GAMES)
 # Mean returns of 100 games: what the scripted expert reaches at least, and what random play stays below.
 # Measured: experts 19.8, 5.0, 19.9, 5.0 and random play 1.7, -2.3, -0.6, -0.8; the margins are three standard errors.
-EXPERT_AT_LEAST = {
+MIN_EXPERT_RETURN = {
     "zerokara/Breaker-v0": 18.9,
     "zerokara/Catch-v0": 5.0,
     "zerokara/Shooter-v0": 19.7,
     "zerokara/Snake-v0": 4.9,
 }
-RANDOM_AT_MOST = {
+MAX_RANDOM_RETURN = {
     "zerokara/Breaker-v0": 2.2,
     "zerokara/Catch-v0": -1.5,
     "zerokara/Shooter-v0": 0.0,
@@ -313,8 +313,8 @@ def play(game_id: str, games: int, expert: bool) -> np.ndarray:
 
 @pytest.mark.parametrize("game_id", IDS)
 def test_experts_and_random_players(game_id: str) -> None:
-    assert play(game_id, 100, expert=True).mean() >= EXPERT_AT_LEAST[game_id]
-    assert play(game_id, 100, expert=False).mean() <= RANDOM_AT_MOST[game_id]
+    assert play(game_id, 100, expert=True).mean() >= MIN_EXPERT_RETURN[game_id]
+    assert play(game_id, 100, expert=False).mean() <= MAX_RANDOM_RETURN[game_id]
 
 
 def test_unknown_games_and_counts_are_refused() -> None:
@@ -331,7 +331,7 @@ def test_colours_of_equal_luminance_are_refused() -> None:
 
         class Muddled(ArcadeEnv):
             name = "Muddled"
-            colours = {"sea": (0, 0, 200), "sky": (0, 0, 200)}  # noqa: RUF012  (as a game's author would write it)
+            colors = {"sea": (0, 0, 200), "sky": (0, 0, 200)}  # noqa: RUF012  (as a game's author would write it)
 
 
 # Gymnasium.
@@ -372,7 +372,7 @@ def test_gymnasium_game_is_the_vector_game(game_id: str) -> None:
         assert (reward, terminated, truncated) == (step.reward[0], step.terminal[0], step.truncated[0])
         assert info["life_lost"] == step.life_lost[0]
         picture: Any = env.render()
-        assert np.array_equal(picture, game.picture(step.last_obs[0]))
+        assert np.array_equal(picture, game.render_frame(step.last_obs[0]))
         ended = terminated or truncated
         if ended:
             break

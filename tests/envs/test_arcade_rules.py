@@ -15,17 +15,17 @@ from zerokara.envs import arcade
 from zerokara.envs.arcade import breaker, catch, shooter, snake
 from zerokara.envs.arcade.base import SIZE, ArcadeEnv, Streams, bounce, fold, sprite
 
-EVERY = np.arange(1)  # the only environment of a game of one
+ENV_0 = np.arange(1)  # the only environment of a game of one
 
 
-def alone(game_id: str, **settings: Any) -> Any:
+def make_single(game_id: str, **settings: Any) -> Any:
     """One game, started: its state is poked at by the tests of the rules."""
     env = arcade.make(game_id, 1, **settings)
     env.reset(0)
     return env
 
 
-def act(env: ArcadeEnv, action: int) -> tuple[float, bool, bool]:
+def step_single(env: ArcadeEnv, action: int) -> tuple[float, bool, bool]:
     """Reward, terminal, life lost of one step of one game."""
     step = env.step(np.array([action]))
     return float(step.reward[0]), bool(step.terminal[0]), bool(step.life_lost[0])
@@ -39,7 +39,7 @@ def test_streams_are_splitmix64() -> None:
     reference = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
     streams = Streams(2)
     streams.state_N[:] = [1234567, 99]
-    drawn = [int(streams.integers(EVERY, 0, 2**31)[0]) for _ in reference]
+    drawn = [int(streams.integers(ENV_0, 0, 2**31)[0]) for _ in reference]
     assert drawn == [value >> 33 for value in reference]
     assert streams.state_N[1] == 99  # the other stream was left alone
 
@@ -48,8 +48,8 @@ def test_streams_are_splitmix64() -> None:
 def test_draws_stay_in_their_range(seed: int, low: int, width: int) -> None:
     streams = Streams(50)
     streams.seed(seed)
-    drawn_n = streams.integers(np.arange(50), low, low + width)
-    assert ((drawn_n >= low) & (drawn_n < low + width)).all()
+    sample_n = streams.integers(np.arange(50), low, low + width)
+    assert ((sample_n >= low) & (sample_n < low + width)).all()
 
 
 def test_draws_are_even_within_and_across_streams() -> None:
@@ -78,11 +78,11 @@ def test_sprite_is_read_line_by_line() -> None:
 
 
 def test_catch_ball_falls_drifts_and_bounces() -> None:
-    env = alone("zerokara/Catch-v0")
+    env = make_single("zerokara/Catch-v0")
     env.ball_row[:], env.ball_column[:], env.drift[:] = 0, 3, -2
     places = []
     for _ in range(3):
-        assert act(env, catch.STAY) == (0.0, False, False)
+        assert step_single(env, catch.STAY) == (0.0, False, False)
         places.append((env.ball_row[0], env.ball_column[0], env.drift[0]))
     assert places == [(4, 1, -2), (8, 1, 2), (12, 3, 2)]  # 1 - 2 = -1, mirrored to 1
 
@@ -90,17 +90,17 @@ def test_catch_ball_falls_drifts_and_bounces() -> None:
 @pytest.mark.parametrize(("ball_column", "reward"), [(22, -1), (23, 1), (34, 1), (45, 1), (46, -1)], ids=str)
 def test_catch_needs_the_ball_to_touch_the_paddle(ball_column: int, reward: int) -> None:
     """The paddle covers columns 30 to 45, the ball 8 columns: they share one or more from 23 to 45."""
-    env = alone("zerokara/Catch-v0")
+    env = make_single("zerokara/Catch-v0")
     env.paddle[:], env.ball_row[:], env.ball_column[:], env.drift[:] = 30, 68, ball_column, 0
-    assert act(env, catch.STAY) == (reward, False, False)
+    assert step_single(env, catch.STAY) == (reward, False, False)
     assert env.ball_row[0] == 0  # the next ball
 
 
 def test_catch_ends_with_the_fifth_ball_after_90_steps() -> None:
-    env = alone("zerokara/Catch-v0")
+    env = make_single("zerokara/Catch-v0")
     rewards = []
     for step in range(1, 91):
-        reward, terminal, _ = act(env, int(env.expert()[0]))
+        reward, terminal, _ = step_single(env, int(env.expert()[0]))
         rewards.append(reward)
         assert terminal == (step == 90)
     assert [index + 1 for index, reward in enumerate(rewards) if reward] == [18, 36, 54, 72, 90]
@@ -108,16 +108,16 @@ def test_catch_ends_with_the_fifth_ball_after_90_steps() -> None:
 
 
 def test_catch_paddle_stops_at_the_walls() -> None:
-    env = alone("zerokara/Catch-v0")
+    env = make_single("zerokara/Catch-v0")
     assert env.paddle[0] == 34
     for action, at in ((catch.LEFT, 0), (catch.RIGHT, SIZE - catch.PADDLE_WIDTH)):
         for _ in range(17):
-            act(env, action)
+            step_single(env, action)
         assert env.paddle[0] == at
 
 
 def test_catch_picture() -> None:
-    env = alone("zerokara/Catch-v0", frame_stack=1)
+    env = make_single("zerokara/Catch-v0", frame_stack=1)
     env.ball_row[:], env.ball_column[:], env.drift[:] = 0, 10, 1
     frame_HW = env.step(np.array([catch.STAY])).obs[0, 0]
     rows, columns = np.nonzero(frame_HW[:70])
@@ -134,34 +134,34 @@ def put_ball(env: Any, row: int, column: int, rise: int, drift: int) -> None:
 
 
 def test_breaker_brick_breaks_and_turns_the_ball() -> None:
-    env = alone("zerokara/Breaker-v0")
+    env = make_single("zerokara/Breaker-v0")
     put_ball(env, 40, 34, -4, 1)  # its next leading edge is row 36, in the lowest bricks (32 to 37); middle column 37
-    assert act(env, breaker.STAY) == (1.0, False, False)
+    assert step_single(env, breaker.STAY) == (1.0, False, False)
     assert env.bricks.sum() == 27
     assert not env.bricks[0, 3, 37 // 12]
     assert (env.ball_row[0], env.ball_column[0], env.rise[0], env.drift[0]) == (40, 35, 4, 1)
 
 
 def test_breaker_ball_flies_through_the_gap_and_breaks_the_brick_above() -> None:
-    env = alone("zerokara/Breaker-v0")
+    env = make_single("zerokara/Breaker-v0")
     env.bricks[0, 3, 3] = False
     put_ball(env, 40, 40, -4, 0)
-    assert [act(env, breaker.STAY)[0] for _ in range(3)] == [0.0, 0.0, 1.0]  # rows 36, 32, then 28: row 2 of the wall
+    assert [step_single(env, breaker.STAY)[0] for _ in range(3)] == [0.0, 0.0, 1.0]  # rows 36, 32, then 28: row 2 of the wall
     assert not env.bricks[0, 2, 3]
 
 
 def test_breaker_ball_falling_from_above_breaks_with_its_lower_edge() -> None:
-    env = alone("zerokara/Breaker-v0")
+    env = make_single("zerokara/Breaker-v0")
     put_ball(env, 6, 40, 4, 0)  # lower edge 9, then 13, then 17: in the top row (14 to 19)
-    assert [act(env, breaker.STAY)[0] for _ in range(2)] == [0.0, 1.0]
+    assert [step_single(env, breaker.STAY)[0] for _ in range(2)] == [0.0, 1.0]
     assert not env.bricks[0, 0, 42 // 12]
     assert env.rise[0] == -4
 
 
 def test_breaker_ball_bounces_off_ceiling_and_walls() -> None:
-    env = alone("zerokara/Breaker-v0")
+    env = make_single("zerokara/Breaker-v0")
     put_ball(env, 2, 1, -4, -3)
-    act(env, breaker.STAY)
+    step_single(env, breaker.STAY)
     assert (env.ball_row[0], env.ball_column[0], env.rise[0], env.drift[0]) == (2, 2, 4, 3)
 
 
@@ -171,33 +171,33 @@ def test_breaker_ball_bounces_off_ceiling_and_walls() -> None:
 )
 def test_breaker_paddle_steers(offset: int, drift: int) -> None:
     """23 places of contact in 6 zones: (offset + 3) * 6 // 23."""
-    env = alone("zerokara/Breaker-v0")
+    env = make_single("zerokara/Breaker-v0")
     env.paddle[:] = 30
     put_ball(env, 70, 30 + offset, 4, 0)
-    assert act(env, breaker.STAY) == (0.0, False, False)
+    assert step_single(env, breaker.STAY) == (0.0, False, False)
     assert (env.ball_row[0], env.rise[0], env.drift[0]) == (74, -4, drift)
 
 
 @pytest.mark.parametrize("offset", [-4, 20])
 def test_breaker_miss_costs_a_life_and_serves(offset: int) -> None:
-    env = alone("zerokara/Breaker-v0")
+    env = make_single("zerokara/Breaker-v0")
     env.bricks[0, 0, 0] = False
     env.paddle[:] = 20
     put_ball(env, 70, 20 + offset, 4, 0)
-    assert act(env, breaker.STAY) == (0.0, False, True)
+    assert step_single(env, breaker.STAY) == (0.0, False, True)
     assert (env.lives[0], env.ball_row[0], env.paddle[0], env.bricks.sum()) == (2, breaker.SERVE_ROW, 32, 27)
 
 
 def test_breaker_ends_with_the_last_life_or_the_last_brick() -> None:
-    env = alone("zerokara/Breaker-v0")
+    env = make_single("zerokara/Breaker-v0")
     env.lives[:], env.paddle[:] = 1, 0
     put_ball(env, 70, 60, 4, 0)
-    assert act(env, breaker.STAY) == (0.0, True, False)
+    assert step_single(env, breaker.STAY) == (0.0, True, False)
     assert (env.lives[0], env.bricks.sum()) == (3, 28)
     env.bricks[:] = False
     env.bricks[0, 3, 3] = True
     put_ball(env, 40, 40, -4, 0)
-    assert act(env, breaker.STAY) == (1.0, True, False)
+    assert step_single(env, breaker.STAY) == (1.0, True, False)
     assert env.bricks.all()
 
 
@@ -212,13 +212,13 @@ def test_breaker_every_serve_can_be_reached() -> None:
 
 
 def test_breaker_picture_of_the_wall() -> None:
-    env = alone("zerokara/Breaker-v0", frame_stack=1, grayscale=False)
+    env = make_single("zerokara/Breaker-v0", frame_stack=1, grayscale=False)
     env.bricks[0, 1, 2] = False
     put_ball(env, 50, 50, 4, 0)
     frame_FHW = env.step(np.array([breaker.STAY])).obs[0]
-    assert frame_FHW[:, 14, 0].tolist() == list(env.colours["row0"])
-    assert frame_FHW[:, 18, 10].tolist() == list(env.colours["row0"])
-    assert frame_FHW[:, 36, 82].tolist() == list(env.colours["row3"])
+    assert frame_FHW[:, 14, 0].tolist() == list(env.colors["row0"])
+    assert frame_FHW[:, 18, 10].tolist() == list(env.colors["row0"])
+    assert frame_FHW[:, 36, 82].tolist() == list(env.colors["row3"])
     for row, column in ((19, 0), (14, 11), (22, 24), (22, 34), (38, 0)):  # gaps, the missing brick, below the wall
         assert frame_FHW[:, row, column].tolist() == [0, 0, 0]
     assert frame_FHW[:, 54, 50].tolist() == [255, 255, 255]
@@ -236,9 +236,9 @@ def put_snake(env: Any, cells: list[tuple[int, int]], food: tuple[int, int], hea
 
 
 def test_snake_moves_and_its_tail_follows() -> None:
-    env = alone("zerokara/Snake-v0")
+    env = make_single("zerokara/Snake-v0")
     put_snake(env, [(3, 3), (3, 2), (3, 1)], (0, 0), snake.RIGHT)
-    assert act(env, snake.UP) == (0.0, False, False)
+    assert step_single(env, snake.UP) == (0.0, False, False)
     expected = np.zeros((6, 6), int)
     expected[2, 3], expected[3, 3], expected[3, 2] = 3, 2, 1
     assert np.array_equal(env.body[0], expected)
@@ -246,25 +246,25 @@ def test_snake_moves_and_its_tail_follows() -> None:
 
 
 def test_snake_eats_grows_and_is_fed_again() -> None:
-    env = alone("zerokara/Snake-v0")
+    env = make_single("zerokara/Snake-v0")
     put_snake(env, [(3, 3), (3, 2), (3, 1)], (3, 4), snake.RIGHT)
-    assert act(env, snake.RIGHT) == (1.0, False, False)
+    assert step_single(env, snake.RIGHT) == (1.0, False, False)
     assert env.length[0] == 4
     assert env.body[0, 3].tolist() == [0, 1, 2, 3, 4, 0]
     assert env.body[0][tuple(env.food[0])] == 0
 
 
 def test_snake_wins_at_its_full_length() -> None:
-    env = alone("zerokara/Snake-v0")
+    env = make_single("zerokara/Snake-v0")
     almost = [(3, column) for column in range(4, -1, -1)] + [(2, 0), (2, 1)]
     assert len(almost) == snake.FULL_LENGTH - 1
     put_snake(env, almost, (3, 5), snake.RIGHT)
-    assert act(env, snake.RIGHT) == (1.0, True, False)
+    assert step_single(env, snake.RIGHT) == (1.0, True, False)
     assert env.length[0] == (env.body > 0).sum() == snake.START_LENGTH
 
 
 def test_snake_that_goes_round_and_round_is_cut_off() -> None:
-    env = alone("zerokara/Snake-v0")
+    env = make_single("zerokara/Snake-v0")
     put_snake(env, [(3, 3), (3, 2), (3, 1)], (5, 5), snake.RIGHT)
     for step in range(1, 201):
         end = env.step(np.array([[snake.UP, snake.LEFT, snake.DOWN, snake.RIGHT][step % 4]]))
@@ -272,9 +272,9 @@ def test_snake_that_goes_round_and_round_is_cut_off() -> None:
 
 
 def test_snake_does_not_turn_back_on_itself() -> None:
-    env = alone("zerokara/Snake-v0")
+    env = make_single("zerokara/Snake-v0")
     put_snake(env, [(3, 3), (3, 2), (3, 1)], (0, 0), snake.RIGHT)
-    assert act(env, snake.LEFT) == (0.0, False, False)
+    assert step_single(env, snake.LEFT) == (0.0, False, False)
     assert env.head[0].tolist() == [3, 4]
 
 
@@ -282,19 +282,19 @@ def test_snake_does_not_turn_back_on_itself() -> None:
     ("head", "heading"), [((0, 3), snake.UP), ((5, 3), snake.DOWN), ((3, 0), snake.LEFT), ((3, 5), snake.RIGHT)]
 )
 def test_snake_dies_at_each_wall(head: tuple[int, int], heading: int) -> None:
-    env = alone("zerokara/Snake-v0")
+    env = make_single("zerokara/Snake-v0")
     put_snake(env, [head], (4, 4), heading)
-    assert act(env, heading) == (-1.0, True, False)
+    assert step_single(env, heading) == (-1.0, True, False)
     assert env.length[0] == snake.START_LENGTH
 
 
 def test_snake_dies_of_itself_but_may_follow_its_tail() -> None:
-    env = alone("zerokara/Snake-v0")
+    env = make_single("zerokara/Snake-v0")
     ring = [(2, 2), (2, 3), (3, 3), (3, 2)]  # the tail lies right below the head
     put_snake(env, ring, (0, 0), snake.LEFT)
-    assert act(env, snake.DOWN) == (0.0, False, False)
+    assert step_single(env, snake.DOWN) == (0.0, False, False)
     put_snake(env, [*ring, (4, 2)], (0, 0), snake.LEFT)
-    assert act(env, snake.DOWN) == (-1.0, True, False)
+    assert step_single(env, snake.DOWN) == (-1.0, True, False)
 
 
 def test_snake_food_falls_on_every_free_cell_and_no_other() -> None:
@@ -338,12 +338,12 @@ def put_rock(env: Any, row: int, column: int) -> None:
 
 
 def test_shooter_shot_flies_and_breaks_the_rock() -> None:
-    env = alone("zerokara/Shooter-v0")
+    env = make_single("zerokara/Shooter-v0")
     put_rock(env, 36, 35)  # centre 42, the ship's too
-    assert act(env, shooter.FIRE) == (0.0, False, False)
+    assert step_single(env, shooter.FIRE) == (0.0, False, False)
     assert (env.shot_there[0], env.shot_row[0], env.shot_column[0]) == (True, 70, 40)
     # The rock's lower edge is at 52, then 54 and 56, the shot's upper edge at 62, then 54: step 2.
-    assert [act(env, shooter.STAY)[0] for _ in range(2)] == [0.0, 1.0]
+    assert [step_single(env, shooter.STAY)[0] for _ in range(2)] == [0.0, 1.0]
     assert not env.shot_there[0]
     assert not env.rock_there[0].any()
 
@@ -351,68 +351,68 @@ def test_shooter_shot_flies_and_breaks_the_rock() -> None:
 @pytest.mark.parametrize(("column", "hit"), [(26, False), (27, True), (43, True), (44, False)])
 def test_shooter_shot_must_touch(column: int, hit: bool) -> None:
     """The shot covers columns 40 to 43, the rock 14: they share one or more from 27 to 43."""
-    env = alone("zerokara/Shooter-v0")
+    env = make_single("zerokara/Shooter-v0")
     put_rock(env, 40, column)
-    rewards = [act(env, action)[0] for action in (shooter.FIRE, *[shooter.STAY] * 4)]
+    rewards = [step_single(env, action)[0] for action in (shooter.FIRE, *[shooter.STAY] * 4)]
     assert sum(rewards) == hit
 
 
 @given(st.integers(0, 22))
 def test_shooter_no_rock_slips_past_a_shot(height: int) -> None:
-    env = alone("zerokara/Shooter-v0", frame_stack=1)
+    env = make_single("zerokara/Shooter-v0", frame_stack=1)
     put_rock(env, 2 * height, 35)
-    assert sum(act(env, action)[0] for action in (shooter.FIRE, *[shooter.STAY] * 8)) == 1.0
+    assert sum(step_single(env, action)[0] for action in (shooter.FIRE, *[shooter.STAY] * 8)) == 1.0
 
 
 def test_shooter_one_shot_at_a_time_and_a_wild_one_is_gone_after_nine_steps() -> None:
-    env = alone("zerokara/Shooter-v0")
+    env = make_single("zerokara/Shooter-v0")
     env.rock_there[:] = False
-    act(env, shooter.FIRE)
-    act(env, shooter.LEFT)
+    step_single(env, shooter.FIRE)
+    step_single(env, shooter.LEFT)
     rows = []
     for _ in range(7):
-        act(env, shooter.FIRE)  # in vain
+        step_single(env, shooter.FIRE)  # in vain
         assert env.shot_column[0] == 40
         rows.append(env.shot_row[0])
     assert rows == [54, 46, 38, 30, 22, 14, 6]
-    act(env, shooter.FIRE)  # the first one leaves, so that this one starts, from where the ship now is
+    step_single(env, shooter.FIRE)  # the first one leaves, so that this one starts, from where the ship now is
     assert (env.shot_row[0], env.shot_column[0]) == (70, 36)
 
 
 def test_shooter_rock_that_comes_down_costs_a_life() -> None:
-    env = alone("zerokara/Shooter-v0")
+    env = make_single("zerokara/Shooter-v0")
     for lives, ending in ((2, (-1.0, False, True)), (1, (-1.0, False, True)), (3, (-1.0, True, False))):
         put_rock(env, shooter.GROUND_ROW - 4, 0)
-        assert act(env, shooter.STAY) == (0.0, False, False)
-        assert act(env, shooter.STAY) == ending
+        assert step_single(env, shooter.STAY) == (0.0, False, False)
+        assert step_single(env, shooter.STAY) == ending
         assert env.lives[0] == lives  # 3 again after the ending
 
 
 @pytest.mark.parametrize(("rock_row", "hit"), [(38, False), (39, True), (57, True), (58, False)])
 def test_shooter_shot_and_rock_share_a_line_of_pixels(rock_row: int, hit: bool) -> None:
     """The shot comes to lines 54 to 59; the rock comes two lines further, and is 14 high."""
-    env = alone("zerokara/Shooter-v0")
+    env = make_single("zerokara/Shooter-v0")
     put_rock(env, rock_row, 35)
     env.shot_there[:], env.shot_row[:], env.shot_column[:] = True, 62, 40
-    assert act(env, shooter.STAY)[0] == hit
+    assert step_single(env, shooter.STAY)[0] == hit
 
 
 def test_shooter_of_two_rocks_the_lower_one_breaks() -> None:
-    env = alone("zerokara/Shooter-v0")
+    env = make_single("zerokara/Shooter-v0")
     put_rock(env, 44, 35)
     env.rock_there[0, 1], env.rock_row[0, 1], env.rock_column[0, 1] = True, 48, 35
     env.shot_there[:], env.shot_row[:], env.shot_column[:] = True, 62, 40
-    assert act(env, shooter.STAY)[0] == 1.0
+    assert step_single(env, shooter.STAY)[0] == 1.0
     assert env.rock_there[0].tolist() == [True, False, False]
 
 
 def test_shooter_throws_a_rock_every_fifteen_steps() -> None:
-    env = alone("zerokara/Shooter-v0")
+    env = make_single("zerokara/Shooter-v0")
     env.lives[:] = 100
     thrown = []
     for step in range(1, 76):
         before = env.rock_there.copy()
-        act(env, shooter.STAY)
+        step_single(env, shooter.STAY)
         new = env.rock_there & (~before | (env.rock_row == 0))
         if new.any():
             thrown.append((step, int(new[0].argmax())))

@@ -248,20 +248,20 @@ def test_arrays_are_the_callers_to_keep() -> None:
 )
 def test_a_game_for_people_shows_the_agent_the_same(id: str, grayscale: bool, fire_reset: bool) -> None:
     settings = {**EXACT, "grayscale": grayscale, "fire_reset": fire_reset, "max_episode_frames": 300}
-    fast, shown = envs.make(id, 1, **settings), envs.make(id, 1, render=True, **settings)
-    assert fast.obs_shape == shown.obs_shape
-    assert fast.action_names == shown.action_names
-    assert {**fast.settings} == {**shown.settings, "reseed_every_steps": fast.settings["reseed_every_steps"]}
-    assert np.array_equal(fast.reset(0), shown.reset(0))
+    fast, rendered = envs.make(id, 1, **settings), envs.make(id, 1, render=True, **settings)
+    assert fast.obs_shape == rendered.obs_shape
+    assert fast.action_names == rendered.action_names
+    assert {**fast.settings} == {**rendered.settings, "reseed_every_steps": fast.settings["reseed_every_steps"]}
+    assert np.array_equal(fast.reset(0), rendered.reset(0))
     rng = np.random.default_rng(0)
     pictures = []
     for t in range(75):
         action_N = rng.integers(0, fast.num_actions, 1)
-        ours, theirs = fast.step(action_N), shown.step(action_N)
+        ours, theirs = fast.step(action_N), rendered.step(action_N)
         assert np.array_equal(ours.last_obs, theirs.last_obs)
         assert all(np.array_equal(a, b) for a, b in zip(ours[1:5], theirs[1:5], strict=True))
         assert ours.truncated[0] == (t == 74)
-        pictures.append(shown.render())
+        pictures.append(rendered.render())
         assert pictures[-1].shape == (210, 160, 3)
         assert pictures[-1].dtype == np.uint8
     assert len({picture.tobytes() for picture in pictures}) > 30

@@ -122,9 +122,9 @@ def test_every_kind_of_picture_becomes_the_same_frames(kind: str, grayscale: boo
         picture = np.random.default_rng(seed).integers(0, 256, (30, 40, 3), np.uint8)
         if kind in ("flat", "grayscale"):
             picture = np.repeat(picture[:, :, :1], 3, axis=2)
-        colour = cv2.resize(picture, (20, 20), interpolation=cv2.INTER_AREA).transpose(2, 0, 1)
+        color = cv2.resize(picture, (20, 20), interpolation=cv2.INTER_AREA).transpose(2, 0, 1)
         single = cv2.resize(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), (20, 20), interpolation=cv2.INTER_AREA)
-        assert np.array_equal(obs[i, -env.frame_channels :], single[None] if grayscale else colour)
+        assert np.array_equal(obs[i, -env.frame_channels :], single[None] if grayscale else color)
 
 
 def test_stacks_and_endings_are_those_of_gymnasium() -> None:
