@@ -324,8 +324,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 run.close(conclude(sweep, sys.argv[1:] if argv is None else argv))
         except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             raise UserError(
-                f"{folder / 'study.db'} cannot be read or written ({error_summary(error)}): free some space if the disk is "
-                f"full; if the file is damaged, start afresh under another --name."
+                f"{folder / 'study.db'} cannot be read or written ({error_summary(error)}): free some space if the "
+                f"disk is full; if the file is damaged, start a new sweep under another --name."
             ) from None
 
 

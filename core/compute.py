@@ -212,7 +212,7 @@ class Compute:
             # Always channels_last: transposing images is slow only in code that is not compiled.
             compiled = dataclasses.replace(best, compile=True, channels_last=True)
             try:
-                # The best candidate is measured again beside it, so that a change of the machine's load does not decide.
+                # The best candidate is measured again beside it, so that a change of the load does not decide.
                 again = _measure({best: train_step(best), compiled: train_step(compiled)})
             except Exception as error:
                 # The compiler raises many exception types; without --compile on, the run continues uncompiled.

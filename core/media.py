@@ -22,7 +22,7 @@ def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
 
     Args:
         path: of the file to write.
-        frames: array (T, H, W, 3) uint8, or an iterable of frames (H, W, 3), so that a long video need not fit in memory.
+        frames: array (T, H, W, 3) uint8, or an iterable of frames (H, W, 3): a long video need not fit in memory.
         fps: frames per second.
 
     Raises:

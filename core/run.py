@@ -6,9 +6,9 @@
         run.save(run.path("checkpoint.pt"), {"step": step, ...})
         run.close("reached 20.1; resume with ...")
 
-A run folder holds config.json, metrics.jsonl, TensorBoard's event files, media/, lock, and the files of the program that
-trains (checkpoints, model files). A failure to write metrics, TensorBoard events or media is warned about once and does
-not end training.
+A run folder holds config.json, metrics.jsonl, TensorBoard's event files, media/, lock, and the files of the program
+that trains (checkpoints, model files). A failure to write metrics, TensorBoard events or media is warned about once and
+does not end training.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Run:
             raise UserError(taken)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = lock.open("a")
-        # A forked child inherits the lock and would hold it after this process dies; closing its copy does not unlock ours.
+        # A forked child inherits the lock and would hold it when this process dies; closing its copy does not unlock.
         os.register_at_fork(after_in_child=self._lock.close)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -182,7 +182,8 @@ class Run:
         required = {"kind": str, "config": dict, "extra": dict}
         if not isinstance(content, dict) or any(not isinstance(content.get(key), t) for key, t in required.items()):
             raise UserError(
-                f"{path} was not written by zerokara (it needs the keys {', '.join(required)}): name the folder of a run."
+                f"{path} was not written by zerokara (it needs the keys {', '.join(required)}): "
+                "name the folder of a run."
             )
         if kind is not None and content["kind"] != kind:
             raise UserError(

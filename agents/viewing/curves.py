@@ -198,7 +198,7 @@ def draw(axes: Axes, groups: Sequence[Group], metric: str, *, name_runs: bool = 
     tab10 = colormaps["tab10"]
     for number, (label, curves) in enumerate(groups):
         color, style = tab10(number % 10), STYLES[number // 10 % 4]
-        marker = {"marker": "o", "markersize": 4} if metric.startswith("eval/") else {}
+        marker: dict[str, Any] = {"marker": "o", "markersize": 4} if metric.startswith("eval/") else {}
         names = join_names([curve.name for curve in curves]) if name_runs or not label else ""
         if any(curve.target_reached for curve in curves):
             for index, curve in enumerate(curves):
