@@ -50,6 +50,8 @@ def parse(
     description: str,
     saved: ConfigT | None = None,
     layers: Layers = MappingProxyType({}),
+    *,
+    without_effect: bool = False,
 ) -> ConfigT:
     """Make the config that a command line describes: class defaults, then the preset's values, then the flags.
 
@@ -63,6 +65,7 @@ def parse(
         saved: config of a run that is resumed; it replaces class defaults and preset, and flags change it.
         layers: field -> its value -> values of other fields. They apply where the field's flag is given: over the
             preset, under the other flags.
+        without_effect: accept flags that have no effect.
 
     Raises:
         UserError: unknown flag or preset, wrong type, missing value, value out of range, a flag without effect, or a
@@ -91,7 +94,8 @@ def parse(
     values = _read(config_class, presets, words)
     config: ConfigT = replace(default, **values)
     validate(config)
-    _refuse_without_effect(config, default, values)
+    if not without_effect:
+        _refuse_without_effect(config, default, values)
     return config
 
 

@@ -71,8 +71,10 @@ def test_legend_names_the_runs() -> None:
 
 
 def test_groups_that_differ_in_many_settings_are_labeled_with_the_names_of_their_runs() -> None:
-    fields = ("gamma", "n_step", "width_multiplier", "env")
-    runs = [curve([0], [0], **{"name": name, **dict.fromkeys(fields, value)}) for name, value in (("one", 1), ("two", 2))]
+    runs = [
+        curve([0], [0], name=name, gamma=value, n_step=value, width_multiplier=value, env=value)
+        for name, value in (("one", 1), ("two", 2))
+    ]
     assert drawn(runs)[1] == ["one", "two"]
 
 

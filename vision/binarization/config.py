@@ -17,7 +17,11 @@ Count = Annotated[int, Range(1)]
 class Config:
     """Config of a run that trains a binary network."""
 
-    RENAMED: ClassVar[Mapping[str, str]] = {"units": "hidden_units", "layers": "num_hidden_layers"}
+    RENAMED: ClassVar[Mapping[str, str]] = {
+        "units": "hidden_units",
+        "layers": "num_hidden_layers",
+        "width": "width_multiplier",
+    }
     """Renamed fields, old name to new name. Old names are still accepted in saved configs and on the command line."""
 
     preset: str = "mlp"

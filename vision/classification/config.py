@@ -26,7 +26,12 @@ Positive = Annotated[float, Range(0, low_open=True)]
 class Config:
     """Config of an image classification run."""
 
-    RENAMED: ClassVar[Mapping[str, str]] = {"accumulate": "accumulation_steps"}
+    RENAMED: ClassVar[Mapping[str, str]] = {
+        "grey": "grayscale",
+        "width": "width_multiplier",
+        "init_backbone": "pretrained_backbone",
+        "accumulate": "accumulation_steps",
+    }
     """Renamed fields, old name to new name. Old names are still accepted in saved configs and on the command line."""
 
     preset: str = "fast"

@@ -28,8 +28,13 @@ Pixels = Annotated[tuple[int, ...], Range(8, 4096)]
 class Config:
     """Semantic segmentation: a class for every pixel."""
 
-    RENAMED: ClassVar[Mapping[str, str]] = {"accumulate": "accumulation_steps"}
-    """Fields that earlier releases called otherwise: old name to new name."""
+    RENAMED: ClassVar[Mapping[str, str]] = {
+        "grey": "grayscale",
+        "width": "width_multiplier",
+        "init_backbone": "pretrained_backbone",
+        "accumulate": "accumulation_steps",
+    }
+    """Renamed fields, old name to new name. Old names are still accepted in saved configs and on the command line."""
 
     preset: str = "fast"
     """Named set of defaults for all that follows."""

@@ -22,7 +22,7 @@ import numpy as np
 
 from zerokara.core import checkpoint
 from zerokara.core.compute import Precision
-from zerokara.core.config import Range, UserError, to_dict
+from zerokara.core.config import Range, UserError, from_dict, to_dict
 from zerokara.core.distributed import World
 from zerokara.core.divergence import divergence_error
 from zerokara.core.machine import describe_machine
@@ -200,7 +200,7 @@ def _read(folder: Path, cell: Cell) -> Result | None:
 def _check_same_config(saved: Mapping[str, Any], config: Config, folder: Path) -> None:
     """Raise an error if the cell was trained with other settings: its result would appear under a wrong name."""
     machine = {"device", "threads"}
-    now = to_dict(config)
+    now, saved = to_dict(config), to_dict(from_dict(Config, saved, str(folder / "result.json")))
     if differing := [name for name in now if name not in machine and saved.get(name) != now[name]]:
         raise UserError(
             f"{folder} was trained with another {' and '.join(differing)} than this command has: "
