@@ -1,7 +1,7 @@
 """What a discriminator's eye is worth to an agent: DQN that starts from it beside DQN from scratch; prints JSON.
 
     python benchmarks/shared_eye.py
-    python benchmarks/shared_eye.py --env zerokara/Shooter-v0 --seeds 1 2 3 4 5 --steps 100000
+    python benchmarks/shared_eye.py --env zerokara/Shooter-v0 --seeds 1 2 3 4 5 --total-steps 100000
 
 For each seed a discriminator (trunk `dcgan`, without normalisation, with R1) learns to tell stacks of four frames of
 random play from painted ones; then the same agent learns twice with the same seed and the same trunk, once with the

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, learn_first: int, steps: i
     parser.add_argument(
         "--learn-first", type=int, default=learn_first, help="agent steps of each side that are not timed"
     )
-    parser.add_argument("--total-steps", type=int, default=steps, help="agent steps of one stretch")
+    parser.add_argument("--steps", type=int, default=steps, help="agent steps of one stretch")
     parser.add_argument("--repeats", type=int, default=5, help="stretches of each side")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of each side, 0 for all cores")
 
@@ -47,8 +47,8 @@ def take_turns(sides: Mapping[str, Side], arguments: argparse.Namespace) -> dict
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(arguments.repeats):
         for name, order in orders.items():
-            order.send(arguments.total_steps)
-            rates[name].append(arguments.total_steps / order.recv())
+            order.send(arguments.steps)
+            rates[name].append(arguments.steps / order.recv())
     for order, process in zip(orders.values(), processes, strict=True):
         order.send(None)
         process.join()

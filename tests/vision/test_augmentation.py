@@ -83,7 +83,7 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
         assert picture.height > 500
     results = json.loads(Path("runs/a/results.json").read_text())
     assert [cell["cell"] for cell in results["cells"]][:3] == ["20-without-seed1", "20-with-seed1", "20-without-seed2"]
-    with pytest.raises(UserError, match="already holds a run: go on with it by --resume"):
+    with pytest.raises(UserError, match="already holds a run: resume it with --resume"):
         augmentation.main([*words, "--name", "a"])
 
 

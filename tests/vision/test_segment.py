@@ -135,7 +135,7 @@ def test_a_run_leaves_what_it_promises(uninterrupted: Path) -> None:
     assert result["protocol"]["unlabelled"] == "not counted"
     media = {path.name for path in (uninterrupted / "media").iterdir()}
     assert media >= {"augmented-0.png", "overlays-12.png", "overlays-24.png", "classes-24.png", "test_overlays-24.png"}
-    assert list((uninterrupted / "tensorboard").glob("events.*"))
+    assert list(uninterrupted.glob("events.*"))
     network, metadata = model_file.load(uninterrupted / "model.safetensors")
     assert metadata.classes == CLASSES
     assert metadata.figures == figures
@@ -164,7 +164,7 @@ def test_a_run_goes_on_as_if_nothing_had_happened(uninterrupted: Path, tmp_path:
     words = ["--name", "disturbed", "--resume"]
     out, err, code = disturbed(slow(tmp_path, *words), run, "segment", signal.SIGTERM, aim=3)
     assert (code, err) == (0, "")
-    assert out.strip().splitlines()[-1].endswith("go on with: python -m vision.segment --name disturbed --resume")
+    assert out.strip().splitlines()[-1].endswith("resume with: python -m vision.segment --name disturbed --resume")
     assert not (run / "result.json").exists()
     aim = updates_of(run, "segment") + 3
     _, _, code = disturbed(slow(tmp_path, *words), run, "segment", signal.SIGKILL, aim)
@@ -190,7 +190,7 @@ def test_the_test_set_is_read_once(uninterrupted: Path, here: list[str]) -> None
 
 def test_numbers_that_are_none_end_the_run(here: list[str]) -> None:
     words = [*TINY, "--name", "nan", "--learning-rate", "1e30", "--optimizer", "sgd", "--max-grad-norm", "None"]
-    with pytest.raises(UserError, match=r"no number any more.*lower --learning-rate"):
+    with pytest.raises(UserError, match=r"NaN or Inf.*lower --learning-rate"):
         segment.main([*words, "--warmup-epochs", "0", "--quiet"])
     assert not Path("runs/nan/model.safetensors").exists()
     assert "test" not in here
@@ -217,7 +217,7 @@ def test_an_eye_of_another_run_starts_it(uninterrupted: Path, here: list[str]) -
 
 def test_a_name_of_the_zoo_will_do(uninterrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there = uninterrupted / "model.safetensors"
-    monkeypatch.setattr(zoo, "zoo", lambda: {"photos": there})
+    monkeypatch.setattr(zoo, "files", lambda: {"photos": there})
     network = make_segmenter(
         "fcn4s", backbone="resnet18", channels=3, image_size=SIZE, classes=3, width=0.125, stem="medium"
     )
@@ -256,7 +256,7 @@ def test_a_name_of_the_zoo_will_do(uninterrupted: Path, monkeypatch: pytest.Monk
 def test_mistakes_are_one_sentence_and_leave_no_folder(
     uninterrupted: Path, here: list[str], words: list[str], sentence: str
 ) -> None:
-    shutil.copytree(uninterrupted, "runs/run", ignore=shutil.ignore_patterns("tensorboard", "media"))
+    shutil.copytree(uninterrupted, "runs/run", ignore=shutil.ignore_patterns("events.*", "media"))
     with pytest.raises(UserError, match=sentence) as mistake:
         segment.main([*TINY, "--name", "mistake", "--quiet", *words])
     assert "\n" not in str(mistake.value)
@@ -349,7 +349,7 @@ def test_sizes_at_which_pictures_are_seen(uninterrupted: Path) -> None:
 )
 def test_mistakes_of_prediction(uninterrupted: Path, here: list[str], words: list[str], sentence: str) -> None:
     Path("empty").mkdir()
-    shutil.copytree(uninterrupted, "runs/run", ignore=shutil.ignore_patterns("tensorboard", "media"))
+    shutil.copytree(uninterrupted, "runs/run", ignore=shutil.ignore_patterns("events.*", "media"))
     with pytest.raises(UserError, match=sentence):
         segment_predict.main(words)
 

@@ -150,7 +150,7 @@ def test_mistakes_are_answered_in_words() -> None:
     with pytest.raises(UserError, match="choose resnet20 or resnet26"):
         make_backbone("resnet22", 3, 32)
     assert type(make_backbone("resnet8", 3, 32)).name == "resnet8"
-    with pytest.raises(UserError, match="has no option --stem: it has --width-multiplier"):
+    with pytest.raises(UserError, match="has no option --stem: it has --width"):
         make_backbone("vgg16", 3, 32, stem="small")
     with pytest.raises(UserError, match="16x16 pixels are too small for the backbone vgg16"):
         on_meta("vgg16", 3, 16, 10)
