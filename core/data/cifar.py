@@ -228,7 +228,8 @@ def _from_folder(folder: Path, names: tuple[str, ...]) -> dict[str, bytes]:
         return {name: (folder / name).read_bytes() for name in names}
     except OSError as error:
         raise UserError(
-            f"{error.filename} could not be read ({error_summary(error)}): put the files of the set as published into {folder}."
+            f"{error.filename} could not be read ({error_summary(error)}): "
+            f"put the published files of the data set into {folder}."
         ) from None
 
 

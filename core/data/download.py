@@ -52,8 +52,8 @@ def fetch(remotes: Sequence[Remote], folder: Path, title: str, progress: Progres
             part = (folder / f".{remote.name}.part").open("ab")
         except OSError as error:
             raise UserError(
-                f"{title} cannot be downloaded into {folder} ({error_summary(error)}): name a folder that can be written "
-                f"with --data-dir."
+                f"{title} cannot be downloaded into {folder} ({error_summary(error)}): "
+                "name a writable folder with --data-dir."
             ) from None
         with part:
             fcntl.flock(part, fcntl.LOCK_EX)

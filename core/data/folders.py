@@ -108,7 +108,7 @@ def _unzip(archive: zipfile.ZipFile, path: Path, name: str) -> bytes:
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
         # RuntimeError: it is encrypted; NotImplementedError: compressed in a way that Python does not know
         raise UserError(
-            f"{name} in {path} cannot be unpacked ({error_summary(error)}): put a sound copy of the archive in its place."
+            f"{name} in {path} cannot be unpacked ({error_summary(error)}): replace the archive by an undamaged copy."
         ) from None
 
 

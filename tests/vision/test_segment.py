@@ -85,7 +85,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     process = program(folder, *TINY, "--name", "run")
     out, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (0, "")
-    assert "24 images to learn from, 6 to choose on; 3 classes; fcn2s on resnet18" in out
+    assert "24 training images, 6 validation images; 3 classes; fcn2s on resnet18" in out
     last = out.strip().splitlines()[-1]
     assert last.startswith("shapes: validation mean IoU ")
     assert "; test mean IoU " in last
