@@ -130,23 +130,23 @@ def test_black_stays_black_around_a_digit() -> None:
 
 def test_random_maps_stay_within_what_was_asked() -> None:
     x = torch.zeros(4000, 1, 20, 10)
-    maps = Augment(rotation_degrees=15, shift=0.1)._maps(x, seeded())
+    maps = Augment(rotation_degrees=15, shift=0.1)._sample_maps(x, seeded())
     angle = torch.rad2deg(torch.atan2(maps[:, 0, 1], maps[:, 0, 0]))
     assert 14.5 < angle.max() <= 15.001
     assert -15.001 <= angle.min() < -14.5
     shift = -(maps[:, :, :2].mT @ maps[:, :, 2:])[:, :, 0]  # back through the rotation
     assert shift[:, 0].abs().max() <= 1.001
     assert 1.95 < shift[:, 1].abs().max() <= 2.001
-    lean = Augment(shear_degrees=20)._maps(x, seeded())[:, 0, 1].neg().atan()
+    lean = Augment(shear_degrees=20)._sample_maps(x, seeded())[:, 0, 1].neg().atan()
     assert torch.rad2deg(lean).min() < -19.5
     assert 19.5 < torch.rad2deg(lean).max() <= 20.001
-    scale = Augment(scale=0.3)._maps(x, seeded())[:, 0, 0].reciprocal()
+    scale = Augment(scale=0.3)._sample_maps(x, seeded())[:, 0, 0].reciprocal()
     assert 0.7 <= scale.min() < 0.71
     assert 1.29 < scale.max() <= 1.3001
 
 
 def test_elastic_fields_have_their_strength_and_are_smooth() -> None:
-    field = Augment(elastic_pixels=1.5)._field(torch.zeros(2000, 1, 28, 28), seeded())
+    field = Augment(elastic_pixels=1.5)._sample_field(torch.zeros(2000, 1, 28, 28), seeded())
     assert field is not None
     assert field.shape == (2000, 2, 28, 28)
     torch.testing.assert_close(field.std(0), torch.full((2, 28, 28), 1.5), atol=0.12, rtol=0)
