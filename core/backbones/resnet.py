@@ -227,9 +227,8 @@ def variants() -> dict[str, type[Backbone]]:
             (152, _Bottleneck, (3, 8, 36, 3)),
         )
     }
-    for word, use_shortcuts in (("resnet", True), ("plain", False)):
-        costs |= {
-            f"{word}{depth}": cifar(f"{word}{depth}", depth, use_shortcuts=use_shortcuts)
-            for depth in (20, 32, 44, 56, 110)
-        }
-    return costs
+    for prefix, use_shortcuts in (("resnet", True), ("plain", False)):
+        for depth in (20, 32, 44, 56, 110):
+            name = f"{prefix}{depth}"
+            classes[name] = cifar(name, depth, use_shortcuts=use_shortcuts)
+    return classes

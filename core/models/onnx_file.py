@@ -90,7 +90,8 @@ def _quiet_exporter() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "# The axis name", UserWarning)
-            warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)  # the exporter uses a deprecated API of PyTorch
+            # The exporter uses a deprecated API of PyTorch.
+            warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
             yield
     finally:
         logger.setLevel(level)

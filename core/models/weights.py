@@ -107,7 +107,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001  (torch raises many types on invalid bytes)
-        raise UserError(f"{path} is damaged or contains objects other than weights ({error_summary(error)}): {again}.") from None
+        raise UserError(
+            f"{path} is damaged or contains objects other than weights ({error_summary(error)}): {again}."
+        ) from None
     if isinstance(content, dict) and content.get("format") == checkpoint.FORMAT:
         content = checkpoint.load(path, str(content.get("kind")))  # verifies the checksum
     tensors = dict(_flat(content))
