@@ -71,7 +71,7 @@ class DeepCnn(Backbone):
         return maps
 
     def paper_head(self, classes: int, dropout: float | None) -> nn.Module:
-        """Make the head: 50 hidden units, dropout of 0.5. As in the book, the output layer has He initialization too."""
+        """Make the head: 50 hidden units, dropout 0.5. As in the book, the output layer has He initialization too."""
         dropout = 0.5 if dropout is None else dropout
         head = FlatHead(self.out_channels, self.out_size, [scaled(50, self.width)], classes, dropout)
         he_init(head)

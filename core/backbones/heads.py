@@ -36,7 +36,8 @@ class FlatHead(nn.Module):
         hidden_units: of each hidden layer.
         classes: K.
         dropout: dropout probability of every hidden layer.
-        max_size: maximum (H, W); larger maps are average-pooled to it, so that the weights do not depend on the image size.
+        max_size: maximum (H, W); larger maps are average-pooled to it, so that the number of weights does not depend
+            on the image size.
         dropout_first: apply dropout before each hidden layer, as in AlexNet, instead of after it.
     """
 
