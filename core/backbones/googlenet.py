@@ -158,7 +158,10 @@ class GoogLeNetHead(PooledHead):
 
 
 class _Auxiliary(nn.Module):
-    """Auxiliary head (section 5): 4x4 average pooling, 1x1 convolution to 128 channels, 1,024 hidden units, dropout 0.7."""
+    """Auxiliary head (section 5): 4x4 average pooling, 1x1 convolution, 1,024 hidden units, dropout 0.7.
+
+    The convolution has 128 output channels.
+    """
 
     def __init__(self, in_channels: int, size: tuple[int, int], classes: int, width: float) -> None:
         super().__init__()

@@ -220,8 +220,11 @@ def test_published_file_loads_all_weights(tmp_path: Path, name: str) -> None:
 def test_backbone_is_found_under_any_prefix(tmp_path: Path) -> None:
     source, target = make_backbone("nature", 4, 84, width=0.25), make_backbone("nature", 4, 84, width=0.25)
     online = {f"backbone.{name}": tensor for name, tensor in source.state_dict().items()}
-    target = {name: tensor + 1 for name, tensor in online.items()}
-    state = {"learner": {"target": target, "network": {**online, "advantage.0.weight": torch.zeros(3)}}, "step": 3}
+    target_network = {name: tensor + 1 for name, tensor in online.items()}
+    state = {
+        "learner": {"target": target_network, "network": {**online, "advantage.0.weight": torch.zeros(3)}},
+        "step": 3,
+    }
     checkpoint.save(tmp_path / "checkpoint-0.pt", state, "dqn")
     report = load_pretrained_backbone(target, tmp_path)
     assert len(report.loaded) == 6
