@@ -83,6 +83,11 @@ def make_backbone(name: str, in_channels: int, image_size: int | tuple[int, int]
     """
     known = option_names(name)
     if unknown := [option for option in options if option not in known]:
-        has = f"its options are {', '.join(map(flag, known))}" if known else "it has no options"
-        raise UserError(f"The backbone {name} has no option {flag(unknown[0])}: {has}.")
+        has = f"its options are {', '.join(map(_option_flag, known))}" if known else "it has no options"
+        raise UserError(f"The backbone {name} has no option {_option_flag(unknown[0])}: {has}.")
     return find_backbone(name)(in_channels, image_size, **options)
+
+
+def _option_flag(option: str) -> str:
+    """Return the command-line flag of a backbone's option; programs call `width` --width-multiplier."""
+    return flag("width_multiplier" if option == "width" else option)
