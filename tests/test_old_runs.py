@@ -91,6 +91,7 @@ def check_values(values: dict[str, Any], name: str, tolerance: float) -> None:
             compare(packed_logits(folder), expected, key, tolerance)
         else:
             image = cv2.imread(key, cv2.IMREAD_UNCHANGED)
+            assert image is not None, key
             assert list(image.shape) == expected["shape"], key
             compare(float(image.mean()), expected["mean"], key, 2.0)
 

@@ -60,7 +60,7 @@ class Agent:
             env.close()
             raise UserError(
                 f"{self.config.env} has {env.num_actions} actions and observations of {env.obs_shape} here, but "
-                f"but {self.folder} was trained with {self.num_actions} and {expected}: "
+                f"{self.folder} was trained with {self.num_actions} and {expected}: "
                 "install the versions of its config.json."
             )
         return env

@@ -20,8 +20,9 @@ from zerokara.agents import sweep
 from zerokara.agents.sweeping import config as sweep_config
 from zerokara.agents.sweeping.config import read_command_line
 from zerokara.agents.sweeping.search_space import AGENTS
-from zerokara.agents.sweeping.trial import Child, read_evaluations, worth
+from zerokara.agents.sweeping.trial import DIVERGED, Child, read_evaluations, worth
 from zerokara.core.config import UserError, to_dict
+from zerokara.core.divergence import divergence_error
 
 REPO = Path(__file__).parents[2]
 RATES = "learning_rate=0.0005,0.001,0.002"  # the first is the one that stands
@@ -200,6 +201,10 @@ def test_a_run_that_diverges_is_a_result_and_one_that_crashes_is_none(capsys: py
     with pytest.raises(UserError, match=r"3 runs failed one after the other; .* exit code 2 .*: error: a crash; mend"):
         sweep.main(["--name", "crash", "n_step=1..99", *SHORT, "--batch-size", "13"])
     assert [trial.state for trial in trials("crash")] == [TrialState.FAIL] * 3
+
+
+def test_divergence_is_recognized_by_the_message_of_the_agents() -> None:
+    assert DIVERGED in str(divergence_error("step 1", Path("runs/s")))
 
 
 def test_a_run_that_an_older_process_still_writes_is_waited_for(tmp_path: Path) -> None:
