@@ -78,11 +78,7 @@ def test_config_of_another_version(catch_run: Path) -> None:
     config = saved_config(catch_run)
     del config["gamma"]
     rewrite(catch_run, config={**config, "discount": 0.9})
-<<<<<<< HEAD
-    with pytest.raises(UserError, match=r"a setting 'discount' that this version of zerokara does not know"):
-=======
     with pytest.raises(UserError, match=r"has a setting 'discount' that this version of zerokara does not know"):
->>>>>>> w-agentsb
         load_agent(catch_run)
 
 
