@@ -328,7 +328,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     console = Console()
     for table in tables:
         console.print(f"\n{table.heading}", highlight=False, markup=False, style="bold")
-        console.print(table.rich())
+        for part in table.rich(console.width):
+            console.print(part)
         console.print(table.note, soft_wrap=True, highlight=False, markup=False, style="dim")
     print()
     for note in notes:

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -34,7 +33,7 @@ from zerokara.core.command_line import parse
 from zerokara.core.config import Positional, Range, UserError, run_main
 from zerokara.core.machine import describe_versions
 from zerokara.core.programs import program_command
-from zerokara.core.report import run_folders, write_json
+from zerokara.core.report import run_folders, tables_within, write_json
 
 MAX_ENVS = 32  # more at once hardly play faster
 
@@ -182,23 +181,26 @@ def protocol_lines(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def table(results: Sequence[Mapping[str, Any]]) -> Table:
-    """A row for each run."""
-    table = Table(box=box.SIMPLE_HEAD, caption="raw returns; human: 0 is random play, 1 a person")
-    table.add_column("run", overflow="fold")
-    for column in ("games", "mean ± s.e.", "median", "min", "max", "steps", "human"):
-        table.add_column(column, justify="right", no_wrap=True)
+def tables(results: Sequence[Mapping[str, Any]], width: int) -> list[Table]:
+    """Tables with a row for each run, within `width` characters.
+
+    Human-normalized: 0 is random play, 1 a human player.
+    """
+    columns = ("run", "episodes", "mean ± s.e.", "median", "min", "max", "steps", "human-normalized")
+    rows = []
     for result in results:
-        normalised = result["human_normalised"]
-        table.add_row(
-            result["run"],
-            str(result["games"]),
-            f"{result['mean']:,.2f} ± {result['standard_error']:.2f}",
-            *(f"{result[key]:,.6g}" for key in ("median", "min", "max")),
-            f"{result['mean_length']:,.0f}",
-            "-" if normalised is None else f"{normalised:.3f}",
+        normalized = result["human_normalised"]
+        rows.append(
+            (
+                result["run"],
+                str(result["games"]),
+                f"{result['mean']:,.2f} ± {result['standard_error']:.2f}",
+                *(f"{result[key]:,.6g}" for key in ("median", "min", "max")),
+                f"{result['mean_length']:,.0f}",
+                "-" if normalized is None else f"{normalized:.3f}",
+            )
         )
-    return table
+    return tables_within(columns, rows, width)
 
 
 def save(result: Mapping[str, Any], folder: Path) -> Path:
@@ -225,7 +227,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             for line in [*protocol_lines(result), f"  saved: {path}"]:
                 console.print(line, soft_wrap=True, highlight=False, markup=False)
     if not options.json:
-        console.print(table(results))
+        for part in tables(results, console.width):
+            console.print(part)
+        console.print("raw returns; human-normalized: 0 is random play, 1 a human player", style="dim")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+    from rich.table import Table
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> Path:
@@ -34,6 +35,34 @@ def write_json(path: Path, content: Mapping[str, Any]) -> Path:
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
     return path
+
+
+def tables_within(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[Table]:
+    """Lay out a table within `width` characters: if it is wider, as several tables that repeat the first column.
+
+    Args:
+        columns: headings; the first column is aligned left, the others right.
+        rows: cells of each row.
+    """
+    from rich import box
+    from rich.table import Table
+
+    widths = [max(len(heading), *(len(row[i]) for row in rows), 1) + 2 for i, heading in enumerate(columns)]
+    groups: list[list[int]] = [[]]
+    for index in range(1, len(columns)):
+        if groups[-1] and widths[0] + sum(widths[i] for i in groups[-1]) + widths[index] > width:
+            groups.append([])
+        groups[-1].append(index)
+    tables = []
+    for group in groups:
+        table = Table(box=box.SIMPLE_HEAD)
+        table.add_column(columns[0], overflow="fold")
+        for index in group:
+            table.add_column(columns[index], justify="right", overflow="fold")
+        for row in rows:
+            table.add_row(row[0], *(row[index] for index in group))
+        tables.append(table)
+    return tables
 
 
 def new_figure(

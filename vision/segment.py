@@ -53,7 +53,8 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
     resumed = restore(training, run, lambda network: start_from(config, network))
     parameters = sum(parameter.numel() for parameter in training.network.parameters())
     run.print(
-        f"{training.metadata.data}: {len(images.train):,} training images, {len(images.validation):,} validation images; "
+        f"{training.metadata.data}: {len(images.train):,} training images, "
+        f"{len(images.validation):,} validation images; "
         f"{len(training.metadata.classes)} classes; {config.network} on {config.backbone}, {parameters:,} parameters"
     )
     if not resumed:

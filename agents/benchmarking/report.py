@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from rich import box
 from rich.table import Table
 
 from zerokara.agents.benchmarking.dopamine_curves import Published
@@ -18,7 +17,7 @@ from zerokara.agents.benchmarking.statistics import AGGREGATES, Estimate, estima
 from zerokara.agents.configs.common import ProtocolName
 from zerokara.agents.configs.protocols import PROTOCOLS
 from zerokara.agents.viewing.curves import X_LABELS, Curve, Group, draw, read_curve
-from zerokara.core.report import new_figure, write_figure
+from zerokara.core.report import new_figure, tables_within, write_figure
 from zerokara.core.run import Run
 
 if TYPE_CHECKING:
@@ -64,14 +63,9 @@ class Section:
         table = "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
         return f"## {self.heading}\n\n{table}\n\n{self.note}"
 
-    def rich(self) -> Table:
-        """For a terminal, without heading and note, which would be folded to its width."""
-        table = Table(box=box.SIMPLE_HEAD)
-        for number, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if number else "left", overflow="fold")
-        for row in self.rows:
-            table.add_row(*row)
-        return table
+    def rich(self, width: int) -> list[Table]:
+        """Tables for a terminal of `width` characters, without heading and note."""
+        return tables_within(self.columns, self.rows, width)
 
 
 def read_record(run: Planned, protocol: ProtocolName) -> Record:

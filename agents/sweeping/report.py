@@ -16,13 +16,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from zerokara.agents.sweeping.search_space import Dimension, texts
 from zerokara.core.checkpoint import write_atomically
-from zerokara.core.report import new_figure, write_figure
+from zerokara.core.report import new_figure, tables_within, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,19 +59,16 @@ def _row(trial: FrozenTrial, space: Sequence[Dimension]) -> Row:
 
 
 def table(rows: Sequence[Row], space: Sequence[Dimension]) -> str:
-    """The rows as text."""
-    shown = Table(box=box.SIMPLE_HEAD)
-    for column in ("trial", "value", "steps"):
-        shown.add_column(column, justify="right", no_wrap=True)
-    shown.add_column("state", no_wrap=True)
-    for dimension in space:
-        shown.add_column(dimension.name, justify="right", overflow="fold")
-    for row in rows:
-        value = "-" if row.value is None else f"{row.value:.4g}"
-        shown.add_row(str(row.number), value, f"{row.steps:,}", row.state, *row.settings)
-    console = Console(file=io.StringIO(), width=max(Console().width, 120))  # on a pipe it would be 80
+    """Format the rows as text, within the width of the terminal (80 characters on a pipe)."""
+    columns = ("trial", "value", "steps", "state", *(dimension.name for dimension in space))
+    cells = [
+        (str(row.number), "-" if row.value is None else f"{row.value:.4g}", f"{row.steps:,}", row.state, *row.settings)
+        for row in rows
+    ]
+    console = Console(file=io.StringIO(), width=Console().width)
     with console.capture() as text:
-        console.print(shown)
+        for part in tables_within(columns, cells, console.width):
+            console.print(part)
     return "\n".join(line.rstrip() for line in text.get().splitlines()).strip("\n")
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
-from zerokara.core.report import figure_pixels, new_figure, write_figure, write_json
+from zerokara.core.report import figure_pixels, new_figure, tables_within, write_figure, write_json
 
 
 def test_numbers_come_back(tmp_path: Path) -> None:
@@ -40,3 +42,20 @@ def test_a_plot_is_written_and_seen(tmp_path: Path) -> None:
     assert pixels.shape == (200, 600, 3)
     assert pixels.dtype == np.uint8
     assert tuple(pixels[150, 300]) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("width", [30, 80, 200])
+def test_a_wide_table_is_laid_out_within_the_width(width: int) -> None:
+    """Every cell is printed whole, in tables that repeat the first column."""
+    columns = ["run", *(f"column-{index:02}" for index in range(12))]
+    rows = [[f"run-{row}", *(f"cell-{row}-{index}" for index in range(12))] for row in range(3)]
+    console = Console(file=io.StringIO(), width=width)
+    with console.capture() as captured:
+        for table in tables_within(columns, rows, width):
+            console.print(table)
+    lines = captured.get().splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= width
+    printed = captured.get().split()
+    assert all(printed.count(cell) == 1 for row in rows for cell in row[1:])
+    assert all(printed.count(heading) == 1 for heading in columns[1:])
+    assert printed.count("run-0") == {30: 12, 80: 2, 200: 1}[width]
