@@ -47,10 +47,10 @@ def tables_within(columns: Sequence[str], rows: Sequence[Sequence[str]], width: 
     from rich import box
     from rich.table import Table
 
-    widths = [max(len(heading), *(len(row[i]) for row in rows), 1) + 2 for i, heading in enumerate(columns)]
+    widths = [max(len(heading), *(len(row[i]) for row in rows), 1) + 3 for i, heading in enumerate(columns)]
     groups: list[list[int]] = [[]]
     for index in range(1, len(columns)):
-        if groups[-1] and widths[0] + sum(widths[i] for i in groups[-1]) + widths[index] > width:
+        if groups[-1] and 1 + widths[0] + sum(widths[i] for i in groups[-1]) + widths[index] > width:
             groups.append([])
         groups[-1].append(index)
     tables = []

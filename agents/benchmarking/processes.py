@@ -87,6 +87,7 @@ class Fleet:
     def _start(self, job: Job) -> None:
         job.log.parent.mkdir(parents=True, exist_ok=True)
         log = job.log.open("ab")
+        began = log.tell()  # before the process starts: it shares the position in the file
         process = subprocess.Popen(
             job.command,
             stdin=subprocess.DEVNULL,
@@ -95,7 +96,7 @@ class Fleet:
             start_new_session=True,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
-        self._running.append(_Running(job, process, log, log.tell()))
+        self._running.append(_Running(job, process, log, began))
         if self.stopped:  # the signal came while it was being started
             process.terminate()
 
