@@ -1,4 +1,4 @@
-# Everything runs in a virtual environment that the first call makes. `make` alone lists the targets.
+# Every target runs in a virtual environment, which the first call creates. `make` alone lists the targets.
 #   make train ARGS="--env ALE/Breakout-v5 --name breakout"
 #   make test ARGS="tests/agents -x"
 VENV ?= .venv
@@ -13,7 +13,7 @@ PACKAGES := core envs agents generative vision
 .PHONY: help install train tensorboard test test-all lint format docs wheel clean
 .DELETE_ON_ERROR:
 
-help: ## this list
+help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(BIN)/python:
@@ -21,29 +21,29 @@ $(BIN)/python:
 		|| { echo 'error: zerokara needs Python 3.11 or newer; name one with: make PYTHON=python3.12' >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-# The stamps say for which pyproject.toml the environment was installed.
+# The stamp files record for which pyproject.toml the environment was installed.
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	@echo 'Installing zerokara into $(VENV); the first time takes some minutes.'
 	$(BIN)/python -m pip install --quiet -e .
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
-	@echo "Installing zerokara and its developers' tools into $(VENV); the first time takes some minutes."
+	@echo 'Installing zerokara and the tools for developers into $(VENV); the first time takes some minutes.'
 	$(BIN)/python -m pip install --quiet -e '.[dev,bench,export]'
 	@touch $@ $(VENV)/.installed
 
-install: $(VENV)/.installed ## make the virtual environment and install zerokara into it
+install: $(VENV)/.installed ## create the virtual environment and install zerokara
 
-train: $(VENV)/.installed ## train an agent: ALE/Pong-v5, or what ARGS says
+train: $(VENV)/.installed ## train a DQN agent on ALE/Pong-v5; options in ARGS
 	$(BIN)/python -m agents.dqn $(ARGS)
 
-tensorboard: $(VENV)/.installed ## watch the runs in a browser
+tensorboard: $(VENV)/.installed ## show the runs in a browser
 	$(BIN)/tensorboard --logdir $(LOGDIR) $(ARGS)
 
-test: lint ## linter, types and all tests but the slow ones
+test: lint ## linter, types and all tests except the slow ones
 	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
 
-test-all: lint ## the same with the slow tests, which learn for minutes
+test-all: lint ## the same with the slow tests, which train for minutes
 	$(BIN)/python -m pytest $(ARGS)
 
 # mypy finds zerokara.agents in agents/ through this link.
@@ -51,12 +51,12 @@ build/types/zerokara:
 	mkdir -p build/types
 	ln -s ../.. $@
 
-lint: $(VENV)/.installed-dev build/types/zerokara ## linter, format and types, without tests
+lint: $(VENV)/.installed-dev build/types/zerokara ## linter, format and types only
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy $(addprefix -p zerokara.,$(PACKAGES) zerokara) -p tests -p benchmarks
 
-format: $(VENV)/.installed-dev ## mend what the linter and the formatter can mend
+format: $(VENV)/.installed-dev ## fix what the linter and the formatter can fix
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
@@ -67,5 +67,5 @@ wheel: $(VENV)/.installed-dev ## build a wheel into dist/
 	rm -rf build/lib build/bdist*
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
-clean: ## remove what was built; runs/ and the virtual environment stay
+clean: ## remove build files; runs/ and the virtual environment stay
 	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

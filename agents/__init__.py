@@ -1,1 +1,1 @@
-"""Playing: the DQN family, its replay, evaluation and films."""
+"""Reinforcement learning: DQN and its extensions, PQN, replay, evaluation and plots."""

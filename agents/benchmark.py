@@ -1,7 +1,7 @@
 """Benchmark: presets on games over seeds, run, resumed and put into one table.
 
-    python -m agents.benchmark --envs ALE/Pong-v5 ALE/Breakout-v5 --presets fast rainbow --seeds 1 2 3 --steps 1000000
-    python -m agents.benchmark --envs zerokara/Catch-v0 zerokara/Snake-v0 --presets fast pqn-paper --steps 50000
+    python -m agents.benchmark --envs ALE/Pong-v5 ALE/Breakout-v5 --presets fast rainbow --total-steps 1000000
+    python -m agents.benchmark --envs zerokara/Catch-v0 zerokara/Snake-v0 --presets fast pqn-paper --total-steps 50000
     python -m agents.benchmark --presets dopamine --protocol machado --dopamine dopamine_pong.json
 
 Runs are those of agents.dqn and agents.pqn (presets pqn-...), under runs/<name>-<game>-<preset>-<seed>, as many at once
@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from rich.console import Console
 
@@ -38,7 +38,8 @@ from zerokara.agents.benchmarking.report import Findings, Record, Section, read_
 from zerokara.agents.configs.common import ProtocolName, Settings
 from zerokara.agents.configs.protocols import PROTOCOLS
 from zerokara.core.checkpoint import write_atomically
-from zerokara.core.config import Range, UserError, flag, parse, run_main
+from zerokara.core.command_line import parse
+from zerokara.core.config import Range, UserError, flag, run_main
 from zerokara.core.machine import describe_machine, describe_versions, git_commit
 from zerokara.core.programs import program
 from zerokara.core.progress import Progress
@@ -47,7 +48,9 @@ from zerokara.core.report import write_json
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to compare, and on what."""
+    """Runs to compare, and the hardware for them."""
+
+    RENAMED: ClassVar[Mapping[str, str]] = {"steps": "total_steps"}
 
     envs: tuple[str, ...] = ("ALE/Pong-v5",)
     """Environments, by their ids."""
@@ -57,12 +60,12 @@ class Options:
     """A run for each, of every preset on every environment."""
     protocol: ProtocolName = "nature"
     """How all runs are scored (agents/configs/protocols.py)."""
-    steps: Annotated[int | None, Range(1)] = None
+    total_steps: Annotated[int | None, Range(1)] = None
     """Length of each run, in agent steps; None: the protocol's, or the presets' where they agree."""
     evaluations: Annotated[int, Range(1)] = 10
     """Evaluations of a run, evenly spaced, the last one at its end, where the protocol scores by evaluation."""
     settings: tuple[str, ...] = ()
-    """Fields of the runs' configs as field=value, over preset and protocol: width=0.5 capture_video=true."""
+    """Fields of the runs' configs as field=value, over preset and protocol: width_multiplier=0.5 capture_video=true."""
     name: str = "benchmark"
     """Folder under runs/ for what is found, and the beginning of the runs' names."""
     dopamine: tuple[str, ...] = ()
@@ -287,7 +290,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         options.seeds,
         name=options.name,
         protocol=options.protocol,
-        steps=options.steps,
+        steps=options.total_steps,
         evaluations=options.evaluations,
         settings=options.settings,
         threads=threads,

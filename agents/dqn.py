@@ -1,12 +1,21 @@
-"""DQN: learn to play from pixels.
+"""DQN: train an agent from pixels with a deep Q-network.
 
     python -m agents.dqn --env ALE/Pong-v5
 
-Mnih et al. 2015, "Human-level control through deep reinforcement learning", with double Q-learning (van Hasselt et al.
-2016), dueling networks (Wang et al. 2016) and n-step returns, each a field of the config (agents/configs/dqn.py). The
-preset `fast`, the default, takes Pong from -21 to 18 on a laptop; docs/dqn.md has the figures.
+Mnih et al. 2015, "Human-level control through deep reinforcement learning". A convolutional network estimates the
+Q-value of every action. An epsilon-greedy policy acts in parallel environments, and transitions are stored in a replay
+buffer. Each update samples a batch and minimizes the Huber loss between Q(s, a) and the TD target, which bootstraps
+from a target network that is a periodic copy of the online network:
 
-One turn of the loop: act, let the emulators work, learn meanwhile, receive, remember.
+    target = r_1 + gamma r_2 + ... + gamma^(n-1) r_n + gamma^n max over a' of Q_target(s', a')
+
+Extensions are options of the config (agents/configs/dqn.py): double Q-learning (van Hasselt et al. 2016), dueling
+networks (Wang et al. 2016), prioritized replay (Schaul et al. 2016), n-step returns, C51, QR-DQN, IQN, noisy networks
+and Munchausen DQN; presets combine them as in their papers. On a laptop, the default preset `fast` raises the return
+on Pong from -21 to 18; docs/dqn.md has the results.
+
+One iteration of the loop: select actions, send them to the environments, update the network while the environments run,
+receive the results, store the transitions.
 
 Shapes: N environments, C, H, W an observation.
 """
@@ -22,23 +31,23 @@ import numpy as np
 import torch
 
 from zerokara.agents.configs.dqn import KIND, Config, read_config
-from zerokara.agents.configs.presets import DEPARTURES
+from zerokara.agents.configs.presets import DEVIATIONS
 from zerokara.agents.qlearning import schedules
 from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.learner import Learner
 from zerokara.agents.qlearning.policy import Policy
 from zerokara.agents.qlearning.prioritized_replay import PrioritizedReplay
 from zerokara.agents.qlearning.replay import Batch, Replay
-from zerokara.agents.training.pictures import log_pictures
+from zerokara.agents.training.pictures import log_images
 from zerokara.agents.training.session import (
+    LogInterval,
     Session,
-    Window,
-    begin,
-    closing_line,
-    evaluate_and_show,
-    in_words,
+    closing_message,
+    evaluate_and_log,
+    format_settings,
+    is_early_evaluation_due,
     log_metrics,
-    looks_good,
+    restore_or_reset,
     save,
     show_progress,
 )
@@ -55,7 +64,7 @@ from zerokara.core.zoo import registry as zoo
 
 
 class Training(Session):
-    """Everything that a checkpoint holds, and the turns of the loop over it."""
+    """State of a DQN run (everything in a checkpoint), and one iteration of the training loop."""
 
     config: Config
     learner: Learner
@@ -64,19 +73,20 @@ class Training(Session):
         seed = config.seed * 1_000_003 + world.rank * 10_007
         super().__init__(config, config.num_envs // world.size, seed)
         self.compute, self.world = compute, world
-        exponent = config.per_alpha
-        make_replay: Callable[..., Replay] = partial(PrioritizedReplay, exponent=exponent) if exponent else Replay
+        make_replay: Callable[..., Replay] = (
+            partial(PrioritizedReplay, alpha=config.per_alpha) if config.per_alpha else Replay
+        )
         self.replay = make_replay(
             -(-config.replay_capacity // world.size),
             self.num_envs,
             self.env.obs_shape,
             self.env.frame_channels,
-            n_step=schedules.longest_return(config),
+            n_step=schedules.max_n_step(config),
             gamma=config.gamma,
             seed=self.seed,
             device=compute.torch_device,
             folder=run.folder / f"replay-{world.rank}" if config.save_replay else None,
-            slack=config.checkpoint_every_steps // world.size + 4 * self.num_envs,
+            checkpoint_margin=config.checkpoint_every_steps // world.size + 4 * self.num_envs,
             function=compute.function,
             print_line=run.print,
         )
@@ -89,7 +99,11 @@ class Training(Session):
             world,
             lambda: self.replay.sample(config.batch_size // world.size),
             (self.replay.generator,),
-            *((self.replay.rank, self.replay.changing) if isinstance(self.replay, PrioritizedReplay) else ()),
+            *(
+                (self.replay.update_priorities, self.replay.priority_tensors)
+                if isinstance(self.replay, PrioritizedReplay)
+                else ()
+            ),
         )
         self.policy = Policy(self.learner.working, compute, self.seed)
         self.exploration = Exploration(self.num_envs, self.env.num_actions, self.seed, config.ez_greedy_zeta)
@@ -99,50 +113,50 @@ class Training(Session):
         """Probability of a random action at this step."""
         return schedules.epsilon(self.config, self.step)
 
-    def turn(self) -> None:
-        """One vector step: act, emulate while learning, remember."""
-        started = time.perf_counter()
+    def iterate(self) -> None:
+        """Do one step in all environments, with the updates that are due while the environments run."""
+        start = time.perf_counter()
         action_N = self.policy.act(self.obs, self.epsilon, self.exploration, noisy=True)
         acted = time.perf_counter()
         self.env.send(action_N)
         self._learn()
-        learnt = time.perf_counter()
+        updated = time.perf_counter()
         step = self.env.recv()
         reward_N = np.sign(step.reward) if self.config.clip_rewards else step.reward
         life_lost_N = step.life_lost if self.config.terminal_on_life_loss else None
         self.replay.add(self.obs, action_N, reward_N, step.terminal, step.truncated, step.last_obs, life_lost_N)
         self.obs = step.obs
         self.step += self.config.num_envs
-        self.count(step)
+        self.record_episodes(step)
         for part, seconds in (
-            ("act", acted - started),
-            ("learn", learnt - acted),
-            ("emulate", time.perf_counter() - learnt),
+            ("act", acted - start),
+            ("learn", updated - acted),
+            ("emulate", time.perf_counter() - updated),
         ):
             self.seconds[part] += seconds
 
     def _learn(self) -> None:
-        """The updates that are due: `gradient_steps` for every `train_every_steps` since the warm-up."""
+        """Do the updates that are due: `gradient_steps` per `train_every_steps` since `learning_starts`."""
         config = self.config
         due = max(0, self.step - config.learning_starts) // config.train_every_steps * config.gradient_steps
         if len(self.replay) < min(config.learning_starts, config.replay_capacity) // self.world.size:
-            self.updates = due  # a replay that was not kept fills up again first
+            self.updates = due  # refill a replay buffer that was not saved before updating again
         if isinstance(self.replay, PrioritizedReplay):
-            self.replay.weight_exponent.fill_(schedules.weight_exponent(config, self.step))
+            self.replay.beta.fill_(schedules.per_beta(config, self.step))
         if config.final_learning_rate is not None and self.updates < due:
             set_learning_rate(self.learner.optimizer, schedules.learning_rate(config, self.step))
         while self.updates < due:
             if schedules.is_annealed(config):
-                self.replay.anneal(*schedules.horizon(config, self.updates))
+                self.replay.set_n_step_and_gamma(*schedules.n_step_and_gamma(config, self.updates))
             self.learner.update()
             self.updates += 1
-            if schedules.is_target_due(config, self.updates):
-                self.learner.renew_target()
+            if schedules.is_target_update_due(config, self.updates):
+                self.learner.update_target_network()
             if schedules.is_reset_due(config, self.updates):
                 self.learner.reset(config.seed * 1_000_003 + self.updates)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values."""
+        """State for a checkpoint, as tensors and plain values."""
         return {
             **super().state_dict(),
             "learner": self.learner.state_dict(),
@@ -153,7 +167,7 @@ class Training(Session):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore the state that `state_dict` returned."""
         super().load_state_dict(state)
         self.learner.load_state_dict(state["learner"])
         self.replay.load_state_dict(state["replay"])
@@ -163,15 +177,16 @@ class Training(Session):
 
 
 def train(config: Config, run: Run, compute: Compute, world: World) -> str:
-    """The run from wherever it stands to its end. Returns the closing sentence.
+    """Train from the current step to the end of the run. Return the closing message.
 
     Raises:
-        UserError: a checkpoint that cannot be read, a replay that does not fit, weights that are no numbers any more.
+        UserError: the checkpoint cannot be read, the replay buffer does not fit into memory or on disk, or training
+            diverged (the weights contain NaN or Inf).
     """
     training = Training(config, run, compute, world)
     latest = run.path(f"checkpoint-{world.rank}.pt")
-    going_on = begin(training, run, latest)
-    if config.pretrained_backbone and not going_on:
+    resumed = restore_or_reset(training, run, latest)
+    if config.pretrained_backbone and not resumed:
         run.print(
             str(
                 load_pretrained_backbone(
@@ -181,47 +196,48 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
         )
         provenance.record(run, config.pretrained_backbone)
         training.learner.refresh()
-        training.learner.renew_target()
-    for departure in DEPARTURES.get(config.preset, ()):
-        run.print(f"preset {config.preset} departs from its paper: {departure}")
-    run.print(f"{config.env}: {in_words(training.env.settings)}, terminal_on_life_loss {config.terminal_on_life_loss}")
-    run.print(f"replay: {len(training.replay):,} of {config.replay_capacity:,} transitions")
+        training.learner.update_target_network()
+    for deviation in DEVIATIONS.get(config.preset, ()):
+        run.print(f"preset {config.preset} differs from its paper: {deviation}")
+    settings = {**training.env.settings, "terminal_on_life_loss": config.terminal_on_life_loss}
+    run.print(f"{config.env}: {format_settings(settings)}")
+    run.print(f"replay buffer: {len(training.replay):,} of {config.replay_capacity:,} transitions")
 
     def due(every_steps: int) -> bool:
         return every_steps > 0 and training.step // every_steps != (training.step - config.num_envs) // every_steps
 
     show_progress(training, run)
-    if not going_on:
-        log_pictures(training.policy.network, training.obs, training.env.frame_channels, run, training.step)
+    if not resumed:
+        log_images(training.policy.network, training.obs, training.env.frame_channels, run, training.step)
         save(training, run, latest)
-    reached = world.is_main and training.owes_evaluation and evaluate_and_show(training, run)
-    stopping = world.any(reached or bool(run.stop_requested), compute.torch_device)
-    window = Window(training)
+    goal_reached = world.is_main and training.evaluation_pending and evaluate_and_log(training, run)
+    stopping = world.any(goal_reached or bool(run.stop_requested), compute.torch_device)
+    interval = LogInterval(training)
     while training.step < config.total_steps and not stopping:
-        training.turn()
+        training.iterate()
         if due(config.log_every_steps):
             more = {
                 "replay/fill": len(training.replay) / config.replay_capacity,
                 "train/learning_rate": schedules.learning_rate(config, training.step),
             }
-            log_metrics(training, run, window, **more)
-            window = Window(training)
-        if due(config.eval_every_steps) or looks_good(training):
-            reached = world.is_main and evaluate_and_show(training, run)
-            window = Window(training)
-        if due(config.checkpoint_every_steps) or training.replay.crowded:
+            log_metrics(training, run, interval, **more)
+            interval = LogInterval(training)
+        if due(config.eval_every_steps) or is_early_evaluation_due(training):
+            goal_reached = world.is_main and evaluate_and_log(training, run)
+            interval = LogInterval(training)
+        if due(config.checkpoint_every_steps) or training.replay.needs_checkpoint:
             save(training, run, latest)
-        stopping = world.any(reached or bool(run.stop_requested), compute.torch_device)
+        stopping = world.any(goal_reached or bool(run.stop_requested), compute.torch_device)
     if run.stop_requested:
         run.print(f"{run.stop_requested}: saving")
     save(training, run, latest)
     known = {"eval_return": training.last_score, "train_return": training.mean_return}
     run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in known.items() if value is not None})
-    return closing_line(training, reached, "agents.dqn")
+    return closing_message(training, goal_reached, "agents.dqn")
 
 
 def choose_compute(config: Config, world: World) -> Compute:
-    """Measure updates on made-up data of the right shape."""
+    """Choose precision and compilation by timing updates on random data of the right shape."""
     channels = config.frame_stack * (1 if config.grayscale else 3)
     shape = (channels, config.image_size, config.image_size)
     batch = config.batch_size // world.size
@@ -229,20 +245,21 @@ def choose_compute(config: Config, world: World) -> Compute:
     def train_step(candidate: Compute) -> Any:
         pixels = torch.randint(256, (2, batch, *shape), dtype=torch.uint8).to(candidate.torch_device)
         ones = torch.ones(batch, device=candidate.torch_device)
-        made_up = Batch(pixels[0], ones.long(), ones, ones, pixels[1], ones)
-        return Learner(config, shape, 6, candidate, World(), lambda: made_up).update
+        random_batch = Batch(pixels[0], ones.long(), ones, ones, pixels[1], ones)
+        return Learner(config, shape, 6, candidate, World(), lambda: random_batch).update
 
     return probe(config, world, train_step, compile=config.compile)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The program: config, run, compute, loop, closing line."""
+    """Run the program: read the config, open the run folder, choose the hardware settings, train."""
     config = read_config(argv, __doc__ or "")
     world = World.from_env(config.device)
     for field in ("num_envs", "batch_size"):
         if getattr(config, field) % world.size:
             raise UserError(
-                f"{flag(field)} {getattr(config, field)} cannot be shared by {world.size} processes evenly."
+                f"{flag(field)} {getattr(config, field)} cannot be divided evenly among {world.size} processes: choose "
+                f"a multiple of {world.size}."
             )
     with (
         Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run,

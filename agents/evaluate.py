@@ -29,8 +29,9 @@ from zerokara.agents.benchmarking.atari_scores import human_normalised, referenc
 from zerokara.agents.configs.common import ProtocolName
 from zerokara.agents.configs.protocols import OVERRIDES, PROTOCOLS
 from zerokara.agents.training.evaluation import Scores, evaluate
-from zerokara.agents.viewing.loading import Agent, game_seed, load_agent
-from zerokara.core.config import Positional, Range, UserError, parse, run_main
+from zerokara.agents.viewing.loading import Agent, evaluation_seed, load_agent
+from zerokara.core.command_line import parse
+from zerokara.core.config import Positional, Range, UserError, run_main
 from zerokara.core.machine import describe_versions
 from zerokara.core.programs import program_command
 from zerokara.core.report import run_folders, write_json
@@ -78,10 +79,10 @@ def evaluate_agent(agent: Agent, options: Options) -> dict[str, Any]:
     scores = evaluate(
         agent.policy,
         env,
-        games_per_env=games_per_env,
+        episodes_per_env=games_per_env,
         epsilon=epsilon,
         max_steps=max_steps,
-        seed=game_seed(options.seed),
+        seed=evaluation_seed(options.seed),
     )
     settings = {key: list(v) if isinstance(v, tuple) else v for key, v in env.settings.items()}
     env.close()
@@ -99,7 +100,7 @@ def evaluate_agent(agent: Agent, options: Options) -> dict[str, Any]:
             "num_envs": num_envs,
             "games_per_env": games_per_env,
             "seed": options.seed,
-            "env_seed": game_seed(options.seed),
+            "env_seed": evaluation_seed(options.seed),
             "device": agent.policy.compute.device,
             "precision": agent.policy.compute.precision,
         },

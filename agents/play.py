@@ -1,13 +1,14 @@
-"""Play: watch a trained agent, with its Q-values beside the game.
+"""Play: a video of a trained agent, with its Q-values beside the game.
 
     python -m agents.play runs/dqn-Pong-v5-fast-1
     python -m agents.play runs/dqn-Pong-v5-fast-1 --attention --epsilon 0 --seed 3
     python -m agents.play runs/dqn-Pong-v5-fast-1 --window
 
-One game, by the last checkpoint, as a film in runs/<name>/media/play-<step>.mp4 or in a window. A bar stands for each
-action; amber is the one taken, red one that chance took. Below is the value of the best action over time: what the
-agent expects to gain. With --attention a second picture shows what the network sees, bright where it looks
-(agents/viewing/saliency.py).
+Plays one episode with the weights of the last checkpoint, and writes runs/<name>/media/play-<step>.mp4 or opens a
+window. Each action has a bar of its Q-value minus the lowest Q-value; the action taken is amber, or red if it was
+random and not the best one. The curve below is the maximum Q-value, which estimates the discounted return from here
+on. Captions give the scales of bars and curve. --attention adds the network's input with a saliency map: bright pixels
+are those whose blurring changes the Q-values most (agents/viewing/saliency.py).
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ import cv2
 import numpy as np
 
 from zerokara import envs
-from zerokara.agents.training.pictures import Moment, frames_per_second, play_game
-from zerokara.agents.viewing.drawing import TensorBoardWriter, newest_frame
-from zerokara.agents.viewing.loading import Agent, game_seed, load_agent
+from zerokara.agents.training.pictures import EpisodeStep, frames_per_second, play_episode
+from zerokara.agents.viewing.drawing import EpisodeRenderer, newest_frame
+from zerokara.agents.viewing.loading import Agent, evaluation_seed, load_agent
 from zerokara.agents.viewing.saliency import saliency
-from zerokara.core.config import Positional, Range, UserError, parse, run_main
+from zerokara.core.command_line import parse
+from zerokara.core.config import Positional, Range, UserError, run_main
 from zerokara.core.media import write_mp4, write_png
 from zerokara.core.programs import program_command
 from zerokara.core.progress import Progress
@@ -36,77 +38,79 @@ from zerokara.core.report import run_folders
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to show, and how."""
+    """Run to play and output."""
 
     run: Annotated[str, Positional("runs/<name>")] = ""
-    """Folder of the run whose last checkpoint plays."""
+    """Folder of the run; its last checkpoint is used."""
     window: bool = False
-    """Show the game live in a window, at its real speed, instead of filming it; q or Esc closes it."""
+    """Show the game in a window in real time instead of writing a video; q or Esc closes it."""
     attention: bool = False
-    """Show where the network looks. It takes up to 300 looks of the network for each step."""
+    """Show a saliency map of the network's input. It costs up to 300 forward passes per step."""
     frames: str = ""
-    """Folder for the game's own pictures as PNG, one for each step; empty: not kept."""
+    """Folder for the rendered game as PNG files, one per step, without bars and curve; empty: none are written."""
     epsilon: Annotated[float | None, Range(0, 1)] = None
-    """Probability of a random action; None: that of the run's own evaluations."""
+    """Probability of a random action; None: the run's --eval-epsilon."""
     seed: Annotated[int, Range(0, 10**6)] = 0
-    """Which game is played: the same seed plays the same one."""
+    """Seed of environment and exploration: the same seed plays the same episode."""
     max_steps: Annotated[int, Range(1)] = 3_000
-    """Agent steps after which the game is cut; 3,000 are 200 s of an Atari game."""
+    """Maximum agent steps of the episode; 3,000 are 200 s of an Atari game."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int, Range(0)] = 0
-    """CPU threads; 0: as many as there are cores."""
+    """CPU threads; 0: one per core."""
 
 
-class Game:
-    """One game as it is being watched: an iterator over frames that keeps the score."""
+class Episode:
+    """One episode that is played and drawn: an iterator over video frames that counts score and steps."""
 
     def __init__(self, agent: Agent, env: envs.VectorEnv, options: Options, frames: Path | None) -> None:
         self.score, self.steps = 0.0, 0
         self._agent, self._env, self._options, self._frames = agent, env, options, frames
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Frames (height, width, 3) uint8 RGB, one for each step, each with the score before its action."""
+        """Yield frames (height, width, 3) uint8 RGB, one per step, each with the score before its action."""
         agent, env, options = self._agent, self._env, self._options
         epsilon = agent.config.eval_epsilon if options.epsilon is None else options.epsilon
-        board = TensorBoardWriter(env.id, f"{agent.name} at step {agent.step:,}", env.action_names, epsilon)
-        seed = game_seed(options.seed)
-        for moment in play_game(agent.policy, env, epsilon=epsilon, max_steps=options.max_steps, seed=seed):
+        renderer = EpisodeRenderer(env.id, f"{agent.name} at step {agent.step:,}", env.action_names, epsilon)
+        seed = evaluation_seed(options.seed)
+        for moment in play_episode(agent.policy, env, epsilon=epsilon, max_steps=options.max_steps, seed=seed):
             if self._frames is not None:
                 write_png(self._frames / f"frame-{self.steps:06}.png", moment.picture)
-            yield self._draw(board, moment)
+            yield self._draw(renderer, moment)
             self.score += moment.reward
             self.steps += 1
 
-    def _draw(self, board: TensorBoardWriter, moment: Moment) -> np.ndarray:
-        seen = heat_HW = None
+    def _draw(self, renderer: EpisodeRenderer, moment: EpisodeStep) -> np.ndarray:
+        input_frame = saliency_HW = None
         if self._options.attention:
-            seen = newest_frame(moment.obs, self._env.frame_channels)
-            heat_HW = saliency(self._agent.policy.values, moment.obs)
-        return board.draw(moment.picture, moment.q_A, moment.action, self.score, self.steps, seen, heat_HW)
+            input_frame = newest_frame(moment.obs, self._env.frame_channels)
+            saliency_HW = saliency(self._agent.policy.values, moment.obs)
+        return renderer.draw(
+            moment.picture, moment.q_A, moment.action, self.score, self.steps, input_frame, saliency_HW
+        )
 
 
-def film(game: Game, path: Path, fps: float, max_steps: int) -> None:
-    """Write the game as mp4, saying how far it is."""
+def write_video(episode: Episode, path: Path, fps: float, max_steps: int) -> None:
+    """Write the episode as mp4, with a progress bar."""
     progress = Progress(silent=False)
 
-    def watched() -> Iterator[np.ndarray]:
-        for frame in game:
-            progress.show(game.steps, max_steps, {"score": game.score})
+    def frames_with_progress() -> Iterator[np.ndarray]:
+        for frame in episode:
+            progress.show(episode.steps, max_steps, {"score": episode.score})
             yield frame
 
     path.parent.mkdir(exist_ok=True)
     try:
-        write_mp4(path, watched(), fps)
+        write_mp4(path, frames_with_progress(), fps)
     finally:
         progress.close()
 
 
-def show(game: Game, title: str, fps: float) -> None:
-    """Play in a window, at the game's own speed if the network keeps up with it."""
+def show_window(episode: Episode, title: str, fps: float) -> None:
+    """Play in a window, in real time if the network is fast enough."""
     cv2.namedWindow(title, cv2.WINDOW_AUTOSIZE)
     try:
-        for frame in game:
+        for frame in episode:
             cv2.imshow(title, frame[..., ::-1])
             key = cv2.waitKey(max(1, round(1000 / fps)))
             if key in (27, ord("q")) or cv2.getWindowProperty(title, cv2.WND_PROP_VISIBLE) < 1:
@@ -116,57 +120,57 @@ def show(game: Game, title: str, fps: float) -> None:
 
 
 def check_window() -> None:
-    """Make sure that windows can be opened, in a process of its own: Qt ends the one in which it finds no display.
+    """Check that windows can be opened, in a separate process, because Qt aborts the process if there is no display.
 
     Raises:
-        UserError: there is no display, or OpenCV was built without windows.
+        UserError: there is no display, or OpenCV was built without window support.
     """
-    attempt = "import cv2; cv2.namedWindow('zerokara'); cv2.waitKey(1)"
-    done = subprocess.run([sys.executable, "-c", attempt], capture_output=True, timeout=60, check=False)
+    code = "import cv2; cv2.namedWindow('zerokara'); cv2.waitKey(1)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False)
     if done.returncode:
         raise UserError(
             "--window needs a display and an OpenCV with windows (opencv-python, not opencv-python-headless), and no "
-            "window could be opened here: leave the flag out to get a film instead."
+            "window could be opened here: leave the flag out to write a video instead."
         )
 
 
 def frames_folder(name: str) -> Path | None:
-    """The folder for pictures, made; None where none is wanted.
+    """Create and return the folder for PNG files; None if `name` is empty.
 
     Raises:
-        UserError: it is a file, or holds pictures of another game.
+        UserError: it is a file, or it contains the pictures of another episode.
     """
     if not name:
         return None
     folder = Path(name)
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--frames {folder} is a file, and pictures need a folder: give another name.")
+        raise UserError(f"--frames {folder} is a file, but it must be a folder: give another name.")
     if any(folder.glob("frame-*.png")):
-        raise UserError(f"--frames {folder} holds pictures of another game already: give an empty or a new folder.")
+        raise UserError(f"--frames {folder} contains pictures of another episode: give an empty or a new folder.")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """One game, watched."""
+    """Play one episode and write its video, or show it in a window."""
     options = parse(Options, {}, argv, __doc__ or "")
     (folder,) = run_folders((options.run,), program_command("agents.play"))
     if options.window:
         check_window()
     agent = load_agent(folder, device=options.device, threads=options.threads)
     env = agent.make_env(1, render=True)
-    game = Game(agent, env, options, frames_folder(options.frames))
+    episode = Episode(agent, env, options, frames_folder(options.frames))
     fps = frames_per_second(env)
     if options.window:
-        show(game, f"zerokara: {env.id}", fps)
-        kept = "watched"
+        show_window(episode, f"zerokara: {env.id}", fps)
+        output = "shown in a window"
     else:
         path = folder / "media" / f"play-{agent.step}.mp4"
-        film(game, path, fps, options.max_steps)
-        kept = str(path)
+        write_video(episode, path, fps, options.max_steps)
+        output = str(path)
     env.close()
-    cut = f", cut by --max-steps {options.max_steps}" if game.steps == options.max_steps else ""
-    print(f"{env.id}: score {game.score:,.6g} in {game.steps:,} steps{cut}; {kept}", flush=True)
+    cut = f", truncated by --max-steps {options.max_steps}" if episode.steps == options.max_steps else ""
+    print(f"{env.id}: score {episode.score:,.6g} in {episode.steps:,} steps{cut}; {output}", flush=True)
 
 
 if __name__ == "__main__":

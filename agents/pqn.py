@@ -1,12 +1,17 @@
-"""PQN: learn to play from pixels by parallel Q-learning, without replay and without a target network.
+"""PQN: train an agent from pixels with parallel Q-learning, without replay buffer and target network.
 
     python -m agents.pqn --env ALE/Pong-v5
 
-Gallici et al. 2024, "Simplifying Deep Temporal Difference Learning". Many environments play some steps with one
-network; lambda returns are made of what they saw; the network learns from these in a few passes of minibatches;
-everything is thrown away. What keeps it stable is LayerNorm before every ReLU.
+Gallici et al. 2024, "Simplifying Deep Temporal Difference Learning". Many environments are stepped with the same
+network for a rollout of `rollout_steps`. From the rollout, lambda-returns are computed, and the network is trained on
+them for a few epochs of minibatches:
 
-One turn of the loop: play `rollout_steps` in every environment, work out the returns, learn.
+    R_t = r_t + gamma ((1 - lambda) max over a of Q(s_t+1, a) + lambda R_t+1)
+    loss = (R - Q(s, a))^2 / 2
+
+Then the rollout is discarded. LayerNorm before every ReLU stabilizes the training.
+
+One iteration of the loop: collect a rollout, compute the returns, update the network.
 
 Shapes: T steps of a rollout, N environments, B minibatch, A actions, C, H, W an observation.
 """
@@ -20,8 +25,8 @@ from typing import Any
 
 from zerokara.agents.configs.pqn import KIND, read_config
 
-# OpenMP's threads wait busily for their next piece of work, and after each look at the network that takes a core from
-# the emulators: so long, and no longer. Read when PyTorch is imported.
+# OpenMP threads spin while they wait for work. After each forward pass this would take a core from the emulators, so
+# the spin count is limited. OpenMP reads the variable when PyTorch is imported.
 SPIN = ("GOMP_SPINCOUNT", "10000")
 if __name__ == "__main__":
     os.environ.setdefault(*SPIN)
@@ -31,23 +36,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zerokara.agents.configs.pqn import DEPARTURES, Config
-from zerokara.agents.qlearning import schedules as annealing
+from zerokara.agents.configs.pqn import DEVIATIONS, Config
+from zerokara.agents.qlearning import schedules as agent_schedules
 from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.learner import METRICS
 from zerokara.agents.qlearning.losses import lambda_returns
 from zerokara.agents.qlearning.network import QNetwork, make_pqn_network
 from zerokara.agents.qlearning.policy import Policy
-from zerokara.agents.training.pictures import log_pictures
+from zerokara.agents.training.pictures import log_images
 from zerokara.agents.training.session import (
+    LogInterval,
     Session,
-    Window,
-    begin,
-    closing_line,
-    evaluate_and_show,
-    in_words,
+    closing_message,
+    evaluate_and_log,
+    format_settings,
+    is_early_evaluation_due,
     log_metrics,
-    looks_good,
+    restore_or_reset,
     save,
     show_progress,
 )
@@ -63,12 +68,12 @@ from zerokara.core.run import Run
 RADAM_EPSILON = 1e-8
 
 
-class Updater:
-    """Updates the network from minibatches with targets."""
+class PQNLearner:
+    """Q-network with its optimizer and the update on minibatches."""
 
     def __init__(self, config: Config, network: QNetwork, compute: Compute, world: World) -> None:
         self.config, self.network, self.compute, self.world = config, network, compute, world
-        # What passes run through, while `network` keeps the weights: mostly the same.
+        # Copy in lower precision for forward and backward passes, where `compute` uses one; otherwise the same network.
         self.working = compute.working_copy(network) if world.size == 1 else network
         self.optimizer = make_adam(
             network,
@@ -80,11 +85,11 @@ class Updater:
             rectified=True,
         )
         self._loss = compute.function(self._forward)
-        # Sums over updates since `read_metrics`: loss, mean Q, gradient norm, updates. They stay on the device.
+        # Sums since the last `read_metrics`: loss, mean Q, gradient norm, number of updates. They stay on the device.
         self._sums = torch.zeros(4, device=compute.torch_device)
 
     def update(self, obs_BCHW: Tensor, action_B: Tensor, target_B: Tensor) -> None:
-        """One gradient step: half the squared error to the targets (equation 4)."""
+        """Do one gradient step on half the mean squared error to the targets (equation 4)."""
         loss, mean_q = self._loss(obs_BCHW, action_B, target_B)
         self.working.zero_grad(set_to_none=True)
         loss.backward()
@@ -93,22 +98,22 @@ class Updater:
         self._sums += torch.stack([loss.detach(), mean_q, norm, torch.ones_like(mean_q)])
 
     def _forward(self, obs_BCHW: Tensor, action_B: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and mean Q (scalars): the part of an update that is compiled."""
+        """Compute loss and mean Q (scalars). This function is compiled."""
         with self.compute.autocast():
             q_BA = self.working(self.compute.images(obs_BCHW))
         q_B = q_BA.gather(1, action_B[:, None]).squeeze(1)
         return 0.5 * F.mse_loss(q_B, target_B), q_BA.detach().mean()
 
     def read_metrics(self) -> dict[str, Tensor]:
-        """Means since the last call, as tensors on the device."""
+        """Means of the training metrics since the last call, as tensors on the device."""
         return read_means(self._sums, METRICS)
 
     def is_finite(self) -> bool:
-        """Whether every weight is a number. Waits for the device."""
+        """Return True if all weights are finite. Synchronizes with the device."""
         return is_finite(self.network)
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, optimiser, and the sums that the next line of metrics is made of."""
+        """State of network, optimizer and metrics."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -116,7 +121,7 @@ class Updater:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore the state that `state_dict` returned."""
         self.network.load_state_dict(state["network"])
         refresh_copies(self.optimizer)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -124,10 +129,10 @@ class Updater:
 
 
 class Training(Session):
-    """Everything that a checkpoint holds, and the turns of the loop over it."""
+    """State of a PQN run (everything in a checkpoint), and one iteration of the training loop."""
 
     config: Config
-    learner: Updater
+    learner: PQNLearner
 
     def __init__(self, config: Config, compute: Compute, world: World) -> None:
         seed = config.seed * 1_000_003 + world.rank * 10_007
@@ -136,12 +141,12 @@ class Training(Session):
         torch.manual_seed(config.seed)
         network = compute.module(make_pqn_network(config, self.env.obs_shape, self.env.num_actions))
         world.broadcast(network)
-        self.learner = Updater(config, network, compute, world)
+        self.learner = PQNLearner(config, network, compute, world)
         self.policy = Policy(self.learner.working, compute)
         self.exploration = Exploration(self.num_envs, self.env.num_actions, seed, config.ez_greedy_zeta)
         self.shuffle = torch.Generator(compute.torch_device).manual_seed(seed)
         shape, device = (config.rollout_steps, self.num_envs), compute.torch_device
-        # What the steps of a rollout gave: made once, written over by the next one.
+        # Rollout buffers, allocated once and overwritten by each rollout.
         self.obs_TN = torch.zeros((*shape, *self.env.obs_shape), dtype=torch.uint8, device=device)
         self.action_TN = torch.zeros(shape, dtype=torch.int64, device=device)
         self.reward_TN, self.terminal_TN, self.truncated_TN, self.next_value_TN = (
@@ -150,28 +155,28 @@ class Training(Session):
 
     @property
     def epsilon(self) -> float:
-        """Probability of a random action in this rollout."""
+        """Probability of a random action at this step."""
         config = self.config
         return schedules.linear(self.step, config.epsilon_start, config.epsilon_end, 0, config.epsilon_decay_steps)
 
-    def turn(self) -> None:
-        """Play a rollout with one network, and learn from it."""
+    def iterate(self) -> None:
+        """Collect a rollout and update the network on it."""
         epsilon = self.epsilon
         for t in range(self.config.rollout_steps):
             self._step(t, epsilon)
         value_N = self.policy.values(self.obs).amax(dim=1)
-        self._follow(self.config.rollout_steps - 1, value_N)
-        started = time.perf_counter()
+        self._set_next_value(self.config.rollout_steps - 1, value_N)
+        start = time.perf_counter()
         self._learn()
-        self.seconds["learn"] += time.perf_counter() - started
+        self.seconds["learn"] += time.perf_counter() - start
 
     def _step(self, t: int, epsilon: float) -> None:
-        """One vector step of the rollout."""
-        started = time.perf_counter()
+        """Do step t of the rollout in all environments."""
+        start = time.perf_counter()
         q_NA = self.policy.values(self.obs)
         if t:
-            self._follow(t - 1, q_NA.amax(dim=1))
-        explore_N, random_N = self.exploration.draw(epsilon)
+            self._set_next_value(t - 1, q_NA.amax(dim=1))
+        explore_N, random_N = self.exploration.sample(epsilon)
         action_N = torch.where(explore_N, random_N, self.compute.to_host(q_NA.argmax(dim=1)))
         acted = time.perf_counter()
         self.env.send(action_N.numpy())
@@ -183,20 +188,20 @@ class Training(Session):
         self.reward_TN[t].copy_(torch.from_numpy(reward_N))
         self.terminal_TN[t].copy_(torch.from_numpy(terminal_N))
         self.truncated_TN[t].copy_(torch.from_numpy(step.truncated))
-        if step.truncated.any():  # it bootstraps from what the game showed last, not from the next one's start
+        if step.truncated.any():  # bootstrap from the last observation, not from the first of the next episode
             self.next_value_TN[t].copy_(self.policy.values(step.last_obs).amax(dim=1))
         self.obs = step.obs
         self.step += self.config.num_envs
-        self.count(step)
-        self.seconds["act"] += acted - started
+        self.record_episodes(step)
+        self.seconds["act"] += acted - start
         self.seconds["emulate"] += time.perf_counter() - acted
 
-    def _follow(self, t: int, value_N: Tensor) -> None:
-        """Note what the observations behind step t are worth, but where the episode was cut there."""
+    def _set_next_value(self, t: int, value_N: Tensor) -> None:
+        """Store the values of the observations after step t. Values of truncated episodes are already stored."""
         self.next_value_TN[t] = torch.where(self.truncated_TN[t] > 0, self.next_value_TN[t], value_N)
 
     def _learn(self) -> None:
-        """Returns of the rollout, then `epochs` passes over it in shuffled minibatches (algorithm 1)."""
+        """Compute the returns of the rollout, then train for `update_epochs` on shuffled minibatches (algorithm 1)."""
         config = self.config
         target_TN = lambda_returns(
             self.reward_TN,
@@ -204,10 +209,10 @@ class Training(Session):
             self.next_value_TN,
             self.truncated_TN,
             gamma=config.gamma,
-            trace=config.td_lambda,
+            td_lambda=config.td_lambda,
         )
         if config.final_learning_rate is not None:
-            set_learning_rate(self.learner.optimizer, annealing.learning_rate(config, self.step))
+            set_learning_rate(self.learner.optimizer, agent_schedules.learning_rate(config, self.step))
         obs, action, target = self.obs_TN.flatten(0, 1), self.action_TN.flatten(), target_TN.flatten()
         for _ in range(config.update_epochs):
             order = torch.randperm(len(target), generator=self.shuffle, device=target.device)
@@ -216,7 +221,7 @@ class Training(Session):
                 self.updates += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values; between two turns a rollout is nothing that is needed."""
+        """State for a checkpoint, as tensors and plain values. The rollout is not needed between iterations."""
         return {
             **super().state_dict(),
             "learner": self.learner.state_dict(),
@@ -226,7 +231,7 @@ class Training(Session):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore the state that `state_dict` returned."""
         super().load_state_dict(state)
         self.learner.load_state_dict(state["learner"])
         self.exploration.load_state_dict(state["exploration"])
@@ -235,51 +240,51 @@ class Training(Session):
 
 
 def train(config: Config, run: Run, compute: Compute, world: World) -> str:
-    """The run from wherever it stands to its end. Returns the closing sentence.
+    """Train from the current step to the end of the run. Return the closing message.
 
     Raises:
-        UserError: a checkpoint that cannot be read, weights that are no numbers any more.
+        UserError: the checkpoint cannot be read, or training diverged (the weights contain NaN or Inf).
     """
     training = Training(config, compute, world)
     latest = run.path(f"checkpoint-{world.rank}.pt")
-    going_on = begin(training, run, latest)
-    for departure in DEPARTURES:
-        run.print(f"preset {config.preset} departs from its paper: {departure}")
-    run.print(f"{config.env}: {in_words(training.env.settings)}")
-    turn_steps = config.rollout_steps * config.num_envs
+    resumed = restore_or_reset(training, run, latest)
+    for deviation in DEVIATIONS:
+        run.print(f"preset {config.preset} differs from its paper: {deviation}")
+    run.print(f"{config.env}: {format_settings(training.env.settings)}")
+    iteration_steps = config.rollout_steps * config.num_envs
 
     def due(every_steps: int) -> bool:
-        return every_steps > 0 and training.step // every_steps != (training.step - turn_steps) // every_steps
+        return every_steps > 0 and training.step // every_steps != (training.step - iteration_steps) // every_steps
 
     show_progress(training, run)
-    if not going_on:
-        log_pictures(training.policy.network, training.obs, training.env.frame_channels, run, training.step)
+    if not resumed:
+        log_images(training.policy.network, training.obs, training.env.frame_channels, run, training.step)
         save(training, run, latest)
-    reached = world.is_main and training.owes_evaluation and evaluate_and_show(training, run)
-    stopping = world.any(reached or bool(run.stop_requested), compute.torch_device)
-    window = Window(training)
+    goal_reached = world.is_main and training.evaluation_pending and evaluate_and_log(training, run)
+    stopping = world.any(goal_reached or bool(run.stop_requested), compute.torch_device)
+    interval = LogInterval(training)
     while training.step < config.total_steps and not stopping:
-        training.turn()
+        training.iterate()
         if due(config.log_every_steps):
-            rate = annealing.learning_rate(config, training.step)
-            log_metrics(training, run, window, **{"train/learning_rate": rate})
-            window = Window(training)
-        if due(config.eval_every_steps) or looks_good(training):
-            reached = world.is_main and evaluate_and_show(training, run)
-            window = Window(training)
+            rate = agent_schedules.learning_rate(config, training.step)
+            log_metrics(training, run, interval, **{"train/learning_rate": rate})
+            interval = LogInterval(training)
+        if due(config.eval_every_steps) or is_early_evaluation_due(training):
+            goal_reached = world.is_main and evaluate_and_log(training, run)
+            interval = LogInterval(training)
         if due(config.checkpoint_every_steps):
             save(training, run, latest)
-        stopping = world.any(reached or bool(run.stop_requested), compute.torch_device)
+        stopping = world.any(goal_reached or bool(run.stop_requested), compute.torch_device)
     if run.stop_requested:
         run.print(f"{run.stop_requested}: saving")
     save(training, run, latest)
     known = {"eval_return": training.last_score, "train_return": training.mean_return}
     run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in known.items() if value is not None})
-    return closing_line(training, reached, "agents.pqn")
+    return closing_message(training, goal_reached, "agents.pqn")
 
 
 def choose_compute(config: Config, world: World) -> Compute:
-    """Measure updates on made-up data of the right shape."""
+    """Choose precision and compilation by timing updates on random data of the right shape."""
     channels = config.frame_stack * (1 if config.grayscale else 3)
     shape = (channels, config.image_size, config.image_size)
     batch = config.rollout_steps * config.num_envs // config.num_minibatches // world.size
@@ -287,7 +292,7 @@ def choose_compute(config: Config, world: World) -> Compute:
     def train_step(candidate: Compute) -> Any:
         device = candidate.torch_device
         network = candidate.module(make_pqn_network(config, shape, 6))
-        learner = Updater(config, network, candidate, World())
+        learner = PQNLearner(config, network, candidate, World())
         pixels = torch.randint(256, (batch, *shape), dtype=torch.uint8).to(device)
         zeros = torch.zeros(batch, device=device)
         return lambda: learner.update(pixels, zeros.long(), zeros)
@@ -296,11 +301,14 @@ def choose_compute(config: Config, world: World) -> Compute:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The program: config, run, compute, loop, closing line."""
+    """Run the program: read the config, open the run folder, choose the hardware settings, train."""
     config = read_config(argv, __doc__ or "")
     world = World.from_env(config.device)
     if config.num_envs % world.size:
-        raise UserError(f"{flag('num_envs')} {config.num_envs} cannot be shared by {world.size} processes evenly.")
+        raise UserError(
+            f"{flag('num_envs')} {config.num_envs} cannot be divided evenly among {world.size} processes: choose a "
+            f"multiple of {world.size}."
+        )
     with (
         Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run,
         run.signals(),

@@ -1,7 +1,7 @@
 r"""Sweep: search settings of an agent, with Optuna.
 
     python -m agents.sweep learning_rate=log:1e-5..1e-3 n_step=1..5 head=q,c51 --trials 30 --jobs 2 \
-        -- --env zerokara/Catch-v0 --steps 50000 --eval-every-steps 5000
+        -- --env zerokara/Catch-v0 --total-steps 50000 --eval-every-steps 5000
 
 What is searched comes first, then the sweep's own flags, and after two dashes the agent's command line, which all
 trials share. Each trial is a real run of agents.dqn or agents.pqn, one for each seed, one after the other; its learning
@@ -275,7 +275,7 @@ def open_study(config: Config, base: Any, space: Sequence[Dimension], folder: Pa
         pruner=make_pruner(config, base),
         load_if_exists=True,
     )
-    start = {dimension.name: dimension.find(getattr(base, dimension.name)) for dimension in space}
+    start = {dimension.key or dimension.name: dimension.find(getattr(base, dimension.name)) for dimension in space}
     if not study.get_trials(deepcopy=False) and None not in start.values():
         study.enqueue_trial(start)
     return study
@@ -324,8 +324,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 run.close(conclude(sweep, sys.argv[1:] if argv is None else argv))
         except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             raise UserError(
-                f"{folder / 'study.db'} cannot be read or written ({error_summary(error)}): free some space if the disk is "
-                f"full; if the file is damaged, start afresh under another --name."
+                f"{folder / 'study.db'} cannot be read or written ({error_summary(error)}): free some space if the "
+                f"disk is full; if the file is damaged, start a new sweep under another --name."
             ) from None
 
 

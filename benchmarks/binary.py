@@ -28,7 +28,7 @@ from zerokara.vision.binarization.network import read_packed
 from zerokara.vision.binary import KIND
 from zerokara.vision.classification.learner import load_split
 from zerokara.vision.classification.scoring import Scores
-from zerokara.vision.studies.grid import spread
+from zerokara.vision.studies.grid import mean_interval
 
 BINARY = seeds.Program(KIND, Config, PRESETS)
 
@@ -94,8 +94,8 @@ def main() -> None:
             },
         }
         for split in ("validation", "test") if arguments.test else ("validation",):
-            result[split] = dataclasses.asdict(spread(run[f"{split}_error"] for run in runs))
-        result["minutes"] = dataclasses.asdict(spread(run["minutes_of_training_and_validation"] for run in runs))
+            result[split] = dataclasses.asdict(mean_interval(run[f"{split}_error"] for run in runs))
+        result["minutes"] = dataclasses.asdict(mean_interval(run["minutes_of_training_and_validation"] for run in runs))
         result["runs"] = runs
         if arguments.test:
             write_json(path, result)

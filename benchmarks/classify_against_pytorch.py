@@ -39,7 +39,7 @@ from zerokara.core.machine import describe_machine
 from zerokara.core.run import Run
 from zerokara.vision.classification.config import PRESETS, Config
 from zerokara.vision.classification.learner import Data, Training, choose_compute
-from zerokara.vision.training.epochs import Window, log_metrics
+from zerokara.vision.training.epochs import LogInterval, log_metrics
 
 BATCH = 100
 PARAMETERS = 123_552
@@ -69,13 +69,13 @@ def ours(arguments: argparse.Namespace, images: Data, preset: str, folder: Path)
     count(training.network)
 
     def stretch(updates: int) -> None:
-        window = Window(training)
+        window = LogInterval(training)
         last = training.updates + updates
         while training.updates < last:
             training.update(training.next_batch())
             if training.updates % config.log_every_updates == 0:
                 log_metrics(training, run, window)
-                window = Window(training)
+                window = LogInterval(training)
         training.read_metrics()["train/loss"].item()
 
     return stretch, compute.reason

@@ -34,7 +34,8 @@ import torch
 from torch import Tensor, nn
 
 from zerokara.core import checkpoint
-from zerokara.core.config import UserError, parse, run_main
+from zerokara.core.command_line import parse
+from zerokara.core.config import UserError, run_main
 from zerokara.core.data import ImageSet
 from zerokara.core.distributed import World
 from zerokara.core.machine import describe_machine
@@ -42,9 +43,9 @@ from zerokara.generative.dcgan import choose_compute
 from zerokara.generative.gan.config import PRESETS, Config
 from zerokara.generative.gan.data import Data, load_split
 from zerokara.generative.gan.learner import Learner
-from zerokara.generative.gan.sampler import Painter
+from zerokara.generative.gan.sampler import Sampler
 from zerokara.generative.scoring.distances import frechet_distance
-from zerokara.generative.scoring.feature_extractor import Scorer
+from zerokara.generative.scoring.feature_extractor import FeatureExtractor
 
 BATCH = 64
 LATENT = 100
@@ -159,7 +160,7 @@ class Tutorial:
 def speed(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:
     """Images/s of both, alternately."""
     alike = [
-        "--latent",
+        "--latent-dim",
         str(LATENT),
         "--batch-size",
         str(BATCH),
@@ -223,14 +224,14 @@ def quality(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:
     common += ["--batch-size", str(BATCH), *(["--classifier", arguments.classifier] if arguments.classifier else [])]
     config = parse(Config, PRESETS, [*common, *words], __doc__ or "")
     data = Data.load(config)
-    scorer = Scorer.choose(config, data.train.shape)
-    if scorer.metadata is None:
+    extractor = FeatureExtractor.choose(config, data.train.shape)
+    if extractor.metadata is None:
         raise UserError(f"Nobody knows {arguments.data} well enough to score: add --classifier runs/<classifier>.")
     test = load_split(config, "test")[0].images[: arguments.images]
-    real_NF = scorer.look(test).features_NF
+    real_NF = extractor.extract(test).features_NF
 
     def fcd(images: Tensor) -> float:
-        return frechet_distance(real_NF, scorer.look(images).features_NF)
+        return frechet_distance(real_NF, extractor.extract(images).features_NF)
 
     results = []
     for seed in arguments.seeds:
@@ -238,9 +239,9 @@ def quality(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:
         theirs = train_tutorial(f"quality-{Path(arguments.data).stem}-tutorial-{seed}", data, arguments.updates, seed)
         found: dict[str, Any] = {"seed": seed}
         for which in ("last", "best"):
-            painter = Painter.load(ours, which)
-            z_NZ, label_N = painter.latents(arguments.images, PAINT_SEED), painter.labels(arguments.images)
-            found[f"ours_{which}"] = fcd(painter.paint(z_NZ, label_N))
+            sampler = Sampler.load(ours, which)
+            z_NZ, label_N = sampler.latents(arguments.images, PAINT_SEED), sampler.labels(arguments.images)
+            found[f"ours_{which}"] = fcd(sampler.generate(z_NZ, label_N))
         for mode, training in (("training", True), ("evaluation", False)):
             found[f"tutorial_in_{mode}_mode"] = fcd(theirs.paint(arguments.images, training=training))
         least = min(found["tutorial_in_training_mode"], found["tutorial_in_evaluation_mode"])
@@ -250,7 +251,7 @@ def quality(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:
         print(json.dumps(found), file=sys.stderr)
     return {
         "what": f"FCD of {arguments.images:,} painted images to {len(test):,} test images",
-        "features": scorer.protocol,
+        "features": extractor.protocol,
         "floor": fcd(data.train.take(order(len(data.train), 0)[: arguments.images]).images),
         "images_seen": arguments.updates * BATCH,
         "training_images": len(data.train),

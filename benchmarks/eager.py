@@ -342,7 +342,7 @@ class Peer:
 
     def _learn(self) -> None:
         config = self.config
-        batch = self.buffer.sample(schedules.weight_exponent(config, self.step))
+        batch = self.buffer.sample(schedules.per_beta(config, self.step))
         self.online.reset_noise()
         self.target.reset_noise()
         if isinstance(self.online, Btr) and isinstance(self.target, Btr):

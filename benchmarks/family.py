@@ -62,7 +62,7 @@ def going(training: Session, compute: Compute, folder: object = None) -> tuple[t
     def go(steps: int, folder: object = folder) -> None:
         end = training.step + steps
         while training.step < end:
-            training.turn()
+            training.iterate()
 
     return go, compute.reason
 

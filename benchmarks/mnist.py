@@ -29,7 +29,7 @@ from zerokara.core.config import UserError, run_main
 from zerokara.core.report import write_json
 from zerokara.vision.classification.scoring import Scores
 from zerokara.vision.studies.finished_run import Trained, load_trained
-from zerokara.vision.studies.grid import spread
+from zerokara.vision.studies.grid import mean_interval
 
 
 def of_seeds(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def of_seeds(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:
         for run, one in zip(runs, trained, strict=True):
             run["test_error"] = one.score(one.images("test")).error
     for split in ("validation", "test") if arguments.test else ("validation",):
-        result[split] = dataclasses.asdict(spread(run[f"{split}_error"] for run in runs))
+        result[split] = dataclasses.asdict(mean_interval(run[f"{split}_error"] for run in runs))
     result["runs"] = runs
     if arguments.test:
         write_json(path, result)

@@ -24,7 +24,7 @@ from zerokara.core.models import model_file
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision.classification.inputs import prepare
 from zerokara.vision.classification.learner import SPLIT_SEED
-from zerokara.vision.classification.scoring import probabilities
+from zerokara.vision.classification.scoring import predict_probabilities
 
 INK, PAPER = (40, 40, 90), (235, 230, 210)
 Draw = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -98,7 +98,7 @@ def main() -> None:
                 prepare(draw(image_HW, rng), metadata, as_is=way == "as is").pixels_CHW
                 for image_HW in validation.images[:, 0].numpy()
             ]
-            found_NK = probabilities(classifier, metadata, compute, torch.from_numpy(np.stack(seen)))
+            found_NK = predict_probabilities(classifier, metadata, compute, torch.from_numpy(np.stack(seen)))
             errors[name][way] = round(float((found_NK.argmax(1) != validation.labels).double().mean()), 4)
     name = Path(options.classifier).name
     print(json.dumps({"classifier": name, "images": len(validation), "errors": errors}, indent=2))

@@ -46,7 +46,7 @@ def main() -> None:
             seed=0,
             device=torch.device("cpu"),
             folder=None if arguments.in_memory else Path(folder),
-            slack=0 if arguments.in_memory else arguments.slack,
+            checkpoint_margin=0 if arguments.in_memory else arguments.slack,
         )
         began = time.perf_counter()
         peak = 0

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zerokara.core.config import UserError, flag, parse, to_dict
+from zerokara.core.command_line import parse
+from zerokara.core.config import UserError, flag, to_dict
 from zerokara.core.machine import describe_machine
 from zerokara.core.report import write_json
 from zerokara.core.run import Run

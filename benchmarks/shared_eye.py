@@ -1,7 +1,7 @@
 """What a discriminator's eye is worth to an agent: DQN that starts from it beside DQN from scratch; prints JSON.
 
     python benchmarks/shared_eye.py
-    python benchmarks/shared_eye.py --env zerokara/Shooter-v0 --seeds 1 2 3 4 5 --steps 100000
+    python benchmarks/shared_eye.py --env zerokara/Shooter-v0 --seeds 1 2 3 4 5 --total-steps 100000
 
 For each seed a discriminator (trunk `dcgan`, without normalisation, with R1) learns to tell stacks of four frames of
 random play from painted ones; then the same agent learns twice with the same seed and the same trunk, once with the
@@ -70,7 +70,7 @@ def evaluations(folder: Path) -> list[tuple[int, float]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     found = [(line["step"], line["eval/return"]) for line in lines if "eval/return" in line]
     if not found:
-        raise UserError(f"{folder} was never evaluated: give --steps that are more than --eval-every-steps.")
+        raise UserError(f"{folder} was never evaluated: give a value of --total-steps above --eval-every-steps.")
     return found
 
 
@@ -99,14 +99,14 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
             "--env",
             arguments.env,
             "--total-steps",
-            str(arguments.steps),
+            str(arguments.total_steps),
             "--width-multiplier",
             WIDTH,
             *AGENT,
             *seeded,
         ]
         agent += ["--eval-every-steps", str(arguments.eval_every_steps), "--eval-episodes", str(arguments.games)]
-        agent += ["--epsilon-decay-steps", str(max(1, arguments.steps // 4))]
+        agent += ["--epsilon-decay-steps", str(max(1, arguments.total_steps // 4))]
         found: dict[str, Any] = {"seed": seed}
         for side in SIDES:
             start = ["--pretrained-backbone", str(eye)] if side == "shared" else []

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, learn_first: int, steps: i
     parser.add_argument(
         "--learn-first", type=int, default=learn_first, help="agent steps of each side that are not timed"
     )
-    parser.add_argument("--total-steps", type=int, default=steps, help="agent steps of one stretch")
+    parser.add_argument("--steps", type=int, default=steps, help="agent steps of one stretch")
     parser.add_argument("--repeats", type=int, default=5, help="stretches of each side")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of each side, 0 for all cores")
 

@@ -1,9 +1,9 @@
-"""Checkpoints of tensors and plain values: written whole or not at all, and checked byte for byte when read.
+"""Checkpoints of tensors and plain values, written atomically and verified by checksums when read.
 
     save(run.path("checkpoint.pt"), {"model": model.state_dict(), "step": step, "rng": rng_state()}, "dqn")
     state = load(run.path("checkpoint.pt"), "dqn")
 
-A file is a torch zip archive, read with weights_only=True: nothing in it can run code.
+A file is a zip archive of torch.save and is read with weights_only=True, so that it cannot execute code.
 """
 
 from __future__ import annotations
@@ -29,83 +29,83 @@ HEADER = ("format", "version", "kind")
 
 
 def save(path: Path, state: dict[str, Any], kind: str) -> None:
-    """Write `state` to `path`, so that at any moment the file there is the old one or the new one, whole.
+    """Write `state` to `path` atomically: at any moment the file is the complete old one or the complete new one.
 
     Args:
-        path: parent folder must exist; the temporary file lies beside it.
-        state: str or int keys; tensors, numbers, strings, bytes, None, and dicts, lists, tuples of them.
-        kind: what wrote it ("dqn"), asked for again by `load`.
+        path: the parent folder must exist; a temporary file is written beside it.
+        state: tensors, numbers, strings, bytes, None, and dicts (with str or int keys), lists and tuples of them.
+        kind: name of the program that writes ("dqn"); `load` expects the same.
 
     Raises:
-        TypeError: something else is in `state`; says where.
-        UserError: the disk is full or refuses; the old file is as it was.
+        TypeError: `state` holds something else; the message names the key.
+        UserError: the disk is full or cannot be written; the old file is unchanged.
     """
-    if taken := set(HEADER) & set(state):
-        raise TypeError(f"state must not have keys of the file's header: {', '.join(sorted(taken))}")
+    if reserved := set(HEADER) & set(state):
+        raise TypeError(f"state must not have keys of the file's header: {', '.join(sorted(reserved))}")
     content = _checked({"format": FORMAT, "version": VERSION, "kind": kind, **state}, "state")
     try:
         write_atomically(path, lambda file: torch.save(content, file))
     except OSError as error:
         raise UserError(
-            f"{path} could not be written ({error_summary(error)}), and the checkpoint before it is untouched: "
-            f"{'free some space' if error.errno in DISK_FULL else 'see to that'} and go on with --resume."
+            f"{path} could not be written ({error_summary(error)}); the previous checkpoint is unchanged: "
+            f"{'free some space' if error.errno in DISK_FULL else 'make it writable'} and continue with --resume."
         ) from error
 
 
 def load(path: Path, kind: str) -> dict[str, Any]:
-    """The state that `save` wrote, tensors on the CPU; the caller moves them.
+    """Read a state written by `save`; its tensors are on the CPU.
 
     Raises:
-        UserError: the file is missing, truncated, damaged anywhere, not ours, or of another kind or version.
+        UserError: the file is missing, truncated, damaged, not of zerokara, or of another kind or version.
     """
-    afresh = "put a sound copy in its place, or start afresh with another --name"
+    remedy = "replace it with an intact copy, or start a new run with another --name"
     if not path.is_file():
-        raise UserError(f"There is no checkpoint at {path}: check the name, or leave out --resume to start the run.")
+        raise UserError(f"There is no checkpoint at {path}: check the name, or leave out --resume to start a new run.")
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # reads everything and compares the CRC-32s
+            damaged = archive.testzip()  # reads the whole file and compares the CRC-32 checksums
     except OSError as error:
-        raise UserError(f"{path} could not be read ({error_summary(error)}): {afresh}.") from None
-    except Exception:  # noqa: BLE001  (zipfile raises a dozen types on bytes that make no sense)
-        damaged = "its directory"
+        raise UserError(f"{path} could not be read ({error_summary(error)}): {remedy}.") from None
+    except Exception:  # noqa: BLE001  (zipfile raises many exception types on invalid bytes)
+        damaged = "the zip directory"
     if damaged is not None:
-        raise UserError(f"{path} is damaged, truncated or no checkpoint (first seen at {damaged}): {afresh}.")
+        raise UserError(f"{path} is damaged, truncated or no checkpoint (first error in {damaged}): {remedy}.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001  (a sound zip of something else; torch too raises many types)
-        raise UserError(f"{path} is no checkpoint of zerokara ({error_summary(error)}): {afresh}.") from None
+    except Exception as error:  # noqa: BLE001  (a valid zip with other content; torch raises many exception types)
+        raise UserError(f"{path} is no checkpoint of zerokara ({error_summary(error)}): {remedy}.") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise UserError(f"{path} is no checkpoint of zerokara (it lacks the header): {afresh}.")
+        raise UserError(f"{path} is no checkpoint of zerokara (it lacks the header): {remedy}.")
     if state.get("version") != VERSION:
         raise UserError(
             f"{path} has format version {state.get('version')} and this program reads {VERSION}: "
-            f"go on with the version of zerokara that wrote it, or start afresh with another --name."
+            f"resume it with the version of zerokara that wrote it, or start a new run with another --name."
         )
     if state.get("kind") != kind:
-        raise UserError(f"{path} was written by {state.get('kind')!r}, not {kind!r}: give the folder of a {kind} run.")
+        raise UserError(f"{path} was written by {state.get('kind')!r}, not {kind!r}: name the folder of a {kind} run.")
     return {key: value for key, value in state.items() if key not in HEADER}
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, make it durable, and put it in `path`'s place.
+    """Write a temporary file beside `path` with `write`, flush it to disk, and rename it to `path`.
 
     Raises:
-        OSError: it could not be written; the temporary file is gone and `path` is as it was.
+        OSError: the file could not be written; the temporary file is removed and `path` is unchanged.
     """
-    temporary = path.with_name(f".{path.name}.tmp")  # one name: what a killed process left is overwritten
+    temporary = path.with_name(f".{path.name}.tmp")  # always this name: the file of a killed process is overwritten
     try:
         with _File(temporary) as file:
             try:
                 write(file)
             except Exception:
-                if file.error is not None:  # torch turns a failed write into a RuntimeError about its position
+                if file.error is not None:  # torch replaces the error by a RuntimeError about the file position
                     raise file.error from None
                 raise
             os.fsync(file.fileno())
         temporary.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)  # the new name itself
+            os.fsync(folder)  # makes the rename durable
         finally:
             os.close(folder)
     except BaseException:
@@ -115,8 +115,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def rng_state() -> dict[str, Any]:
-    """The state of Python's, NumPy's global, and torch's CPU and CUDA generators."""
-    numpy_state: dict[str, Any] = np.random.get_state(legacy=False)  # noqa: NPY002  (the global one is state too)
+    """Return the states of the random generators of Python, NumPy (the global one) and torch (CPU and CUDA)."""
+    numpy_state: dict[str, Any] = np.random.get_state(legacy=False)  # noqa: NPY002  (the global generator is part of the state)
     key = numpy_state["state"]["key"].tolist()
     return {
         "python": random.getstate(),
@@ -127,7 +127,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Go on from `rng_state()`. CUDA's generators are set where there are as many GPUs as there were."""
+    """Restore the generators from `rng_state()`. CUDA generators are restored if the number of GPUs is the same."""
     random.setstate(state["python"])
     key = np.asarray(state["numpy"]["state"]["key"], np.uint32)
     numpy_state = {**state["numpy"], "state": {"key": key, "pos": state["numpy"]["state"]["pos"]}}
@@ -138,7 +138,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 class _File(io.FileIO):
-    """A new file that writes all it is given and remembers the error if it could not."""
+    """New unbuffered file whose `write` writes all bytes, and which keeps the error of a failed write."""
 
     error: OSError | None = None
 
@@ -146,11 +146,11 @@ class _File(io.FileIO):
         super().__init__(path, "wb")
 
     def write(self, data: Any) -> int:
-        left = memoryview(data).cast("B")
-        total = left.nbytes
+        remaining = memoryview(data).cast("B")
+        total = remaining.nbytes
         try:
-            while left.nbytes:  # an unbuffered write may take less than it is given, first of all on a full disk
-                left = left[super().write(left) :]
+            while remaining.nbytes:  # an unbuffered write may be partial, for example on a nearly full disk
+                remaining = remaining[super().write(remaining) :]
         except OSError as error:
             self.error = error
             raise
@@ -158,11 +158,15 @@ class _File(io.FileIO):
 
 
 def _checked(value: Any, where: str) -> Any:
-    """`value` with tensors as small as they look; refuses what weights_only=True would not read back."""
-    kind = type(value)  # exactly: numpy.float64 is a float, and is pickled as a class
+    """Return `value` with views of tensors copied; refuse what weights_only=True cannot read.
+
+    Raises:
+        TypeError: a value is neither a tensor nor plain; `where` is its path in the state.
+    """
+    kind = type(value)  # not isinstance: numpy.float64 is a subclass of float, but is pickled as a class of NumPy
     if kind in (torch.Tensor, torch.nn.Parameter):
         tensor: torch.Tensor = value.detach()
-        # A view would take its whole storage along: a batch cut from a replay, all of the replay.
+        # torch.save writes the whole storage of a view: for a batch sliced from the replay buffer, the whole buffer.
         return tensor if tensor.untyped_storage().nbytes() <= tensor.nbytes else tensor.clone()
     if kind in (dict, OrderedDict):
         if wrong := [key for key in value if type(key) not in (str, int)]:

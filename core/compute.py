@@ -1,8 +1,8 @@
-"""Compute: the one owner of the hardware. Device, precision, memory layout, compilation, threads and CUDA graphs.
+"""`Compute` holds all hardware settings: device, precision, memory format, compilation, threads and CUDA graphs.
 
-What is fastest depends on the machine: 16 bits are three times as fast where the processor has matrix units for them
-and four times slower where it has none, compilation pays for one network and costs for another. So `choose` measures a
-few real training steps, says what it found, and the choice is saved with the run, so that a resumed run makes it again.
+The fastest settings depend on the machine: bfloat16 is three times as fast on a processor with matrix units for it and
+four times slower on one without; compilation makes one network faster and another slower. `Compute.choose` therefore
+measures a few real training steps and reports the result. The choice is saved with the run and reused on resume.
 """
 
 from __future__ import annotations
@@ -35,59 +35,60 @@ Switch = Literal["auto", "on", "off"]
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """How a run computes."""
+    """Hardware settings of a run."""
 
     device: str = "cpu"
     precision: str = "float32"
     channels_last: bool = False
     compile: bool = False
     threads: int = 1
-    reason: str = ""  # what the probe measured, in words
+    reason: str = ""  # description of the measurements, for the log
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type in which images and activations are held."""
+        """Data type of images and activations."""
         return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
 
     @property
     def torch_device(self) -> torch.device:
-        """The device as PyTorch knows it."""
+        """The device as a torch.device."""
         return torch.device(self.device)
 
     def apply(self) -> None:
-        """Set what is global to the process: threads, numbers too small for full speed, an allocator that keeps memory.
+        """Apply the settings that are global to the process: threads, flushing of denormal numbers, memory allocator.
 
-        Adam's averages of gradients that stay zero shrink for ever; once they are too small for ordinary floats, a
-        processor handles them in microcode, and an update took twice as long (docs/LOG.md). Flushed, they are zero.
-        Threads take this over from the one that starts them, so call it before the first parallel work.
+        Adam's averages of gradients that stay zero decay until they are denormal numbers. Processors compute with these
+        in microcode, which made an update take twice as long (docs/LOG.md); therefore they are flushed to zero. Threads
+        inherit this setting from the thread that starts them: call this method before the first parallel operation.
 
-        glibc gives every freed tensor of some size back to the kernel, and the next one of that size pays for fresh
-        pages, some 8% of an update of the 2013 network (docs/LOG.md).
+        By default glibc returns the memory of every large freed tensor to the kernel, and the next tensor of that size
+        causes page faults: about 8% of an update of the 2013 network (docs/LOG.md).
         """
         torch.set_flush_denormal(True)
         torch.set_num_threads(self.threads)
         if sys.platform == "linux" and self.torch_device.type == "cpu":
-            mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+            mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl does not have it
             if mallopt is not None:
                 mallopt(_M_MMAP_THRESHOLD, 1 << 25)
                 mallopt(_M_TRIM_THRESHOLD, 1 << 25)
 
     def module(self, module: ModuleT) -> ModuleT:
-        """Move a module to the device, its convolutions in the chosen layout."""
+        """Move a module to the device, with its convolutions in the selected memory format."""
         module = module.to(self.torch_device)
         return module.to(memory_format=torch.channels_last) if self.channels_last else module  # type: ignore[call-overload]
 
     def frozen(self, module: ModuleT) -> ModuleT:
-        """A module that only looks: its weights are held in the type they are used in, not converted at every pass."""
+        """Prepare a module for inference: convert its weights to `dtype` once instead of in every forward pass."""
         for layer in filter(_is_plain, module.modules()):
             _convert(layer, self.dtype)
         return module.requires_grad_(False)
 
     def working_copy(self, module: ModuleT) -> ModuleT:
-        """What passes run through while `module` keeps the weights: a copy in 16 bits where that pays, or itself.
+        """Return the module to use in forward and backward passes: a bfloat16 copy if that is faster, else `module`.
 
-        It pays where code is compiled on a CPU: an optimiser that writes both (core.optim.CompiledAdam) saves every
-        pass the conversion of all weights. Whatever is not converted is shared, not copied.
+        It is faster with compilation on a CPU: an optimizer that updates float32 weights and copy together
+        (core.optim.CompiledAdam) makes the conversion of all weights in every pass unnecessary. Parameters and buffers
+        that are not converted are shared with `module`.
         """
         if not (self.compile and self.dtype is torch.bfloat16 and self.torch_device.type == "cpu"):
             return module
@@ -100,46 +101,46 @@ class Compute:
         return working
 
     def images(self, x: Tensor) -> Tensor:
-        """uint8 pixels (B, C, H, W) as numbers from 0 to 1, in the chosen type and layout."""
+        """Convert uint8 pixels (B, C, H, W) to values from 0 to 1 in the selected data type and memory format."""
         if self.compile and self.channels_last and x.shape[1] == 4 and self.torch_device.type == "cpu":
-            # Four channels of a byte are one whole number of a pixel: its bytes are the layout, with no transposition,
-            # which compiled code does three times faster (docs/LOG.md).
+            # Packs the four uint8 channels of a pixel into one int32, whose bytes are already in channels_last order.
+            # Compiled code does this three times faster than a transposition (docs/LOG.md).
             first, *others = (channel.to(torch.int32) for channel in x.unbind(1))
-            for place, channel in enumerate(others, 1):
-                first = first | (channel << (8 * place))
+            for index, channel in enumerate(others, 1):
+                first = first | (channel << (8 * index))
             x = first.view(torch.uint8).view(*first.shape, 4).permute(0, 3, 1, 2)
         return self.layout(x.to(self.dtype) * (1 / 255))
 
     def layout(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) of floats in the chosen type and layout."""
+        """Convert float images (B, C, H, W) to the selected data type and memory format."""
         x = x.to(self.dtype)
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
 
     @staticmethod
     def to_host(x: Tensor) -> Tensor:
-        """A copy in the memory of the CPU, float32 where it is 16 bits. Waits for the device."""
+        """Copy a tensor to the CPU, bfloat16 as float32. Synchronizes with the device."""
         x = x.detach().to("cpu")
         return x.float() if x.dtype is torch.bfloat16 else x
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Arithmetic of layers in the chosen type; parameters stay float32."""
+        """Return the context in which layers compute in the selected precision; parameters stay float32."""
         if self.precision == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self.torch_device.type, torch.bfloat16)
 
     def function(self, function: FunctionT) -> FunctionT:
-        """The function, compiled as one graph where that was found to pay."""
+        """Return the function, compiled if compilation is selected."""
         return torch.compile(function) if self.compile else function  # type: ignore[return-value]
 
     def graph(self, function: Callable[[], None], generators: tuple[torch.Generator, ...] = ()) -> Callable[[], None]:
-        """On CUDA, `function` captured as a graph whose replay launches all its kernels at once; elsewhere itself.
+        """Capture `function` as a CUDA graph and return its replay; on other devices return `function`.
 
-        The function must take its inputs from, and leave its results in, tensors that stay where they are. It is run
-        three times on a side stream before it is captured, as capture demands: pass it in a state where that is right.
+        The function must read its inputs from, and write its results to, tensors whose memory addresses do not change.
+        Before the capture it runs three times on a side stream, as CUDA graphs require, with all its side effects.
 
         Args:
-            function: works without waiting for the device.
-            generators: random generators that it draws from.
+            function: must not synchronize with the device.
+            generators: random generators that the function uses.
         """
         if self.torch_device.type != "cuda":
             return function
@@ -157,7 +158,7 @@ class Compute:
         return graph.replay
 
     def to_dict(self) -> dict[str, Any]:
-        """As config.json holds it."""
+        """Return the settings as a dict for config.json."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -171,19 +172,19 @@ class Compute:
         train_step: Callable[[Compute], Callable[[], object]] | None,
         local_world_size: int = 1,
     ) -> Compute:
-        """Choose by measurement what was left to "auto".
+        """Select the settings given as "auto" by measuring training steps.
 
         Args:
-            device: "auto", "cpu", "cuda", "cuda:1", "mps".
-            precision: "auto" tries bfloat16 beside float32.
-            compile: "auto" compiles where that is measured to be faster; "on" insists on it.
-            threads: CPU threads, 0 for all cores this process may use, shared by the processes of one machine.
-            train_step: gives, for a candidate, a function that does one training step with it. None: nothing is
-                measured and "auto" is float32 and no compilation.
-            local_world_size: processes on this machine.
+            device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+            precision: "auto" measures bfloat16 and float32.
+            compile: "auto" compiles if that is measured to be faster; "on" always compiles.
+            threads: CPU threads; 0 divides all usable cores among the processes of this machine.
+            train_step: returns, for a candidate, a function that runs one training step with it. None: nothing is
+                measured, and "auto" means float32 without compilation.
+            local_world_size: number of processes on this machine.
 
         Raises:
-            UserError: a device that is not there, or compilation asked for without a compiler.
+            UserError: the device is not available, or `compile` is "on" and compilation is not possible.
         """
         device = find_device(device)
         threads = threads or max(1, _cores() // local_world_size)
@@ -196,7 +197,7 @@ class Compute:
             precision = "float32" if precision == "auto" else precision
             return dataclasses.replace(base, precision=precision, compile=compile == "on")
 
-        # The layout is measured with the precision only: whoever names that gets the same numbers every time.
+        # The memory format is measured only if the precision is: a fixed precision gives reproducible results.
         pairs = [(name, layout) for name in ("float32", "bfloat16") for layout in (True, False)]
         candidates = [
             dataclasses.replace(base, precision=name, channels_last=layout)
@@ -204,65 +205,65 @@ class Compute:
         ]
         seconds = _measure({candidate: train_step(candidate) for candidate in candidates})
         best = min(seconds, key=lambda candidate: seconds[candidate])
-        remarks = []
+        notes = []
         if compile == "auto" and compiler:
-            remarks.append(f"not compiled because {compiler}")
+            notes.append(f"not compiled because {compiler}")
         elif compile != "off":
-            # What decides between layouts where nothing is compiled, their transposition, costs little where it is.
+            # Always channels_last: transposing images is slow only in code that is not compiled.
             compiled = dataclasses.replace(best, compile=True, channels_last=True)
             try:
-                # Beside the best, measured once more: what else the machine does must not decide.
+                # The best candidate is measured again beside it, so that a change of the load does not decide.
                 again = _measure({best: train_step(best), compiled: train_step(compiled)})
             except Exception as error:
-                # Whatever the compiler stumbles over, the run can do without it.
+                # The compiler raises many exception types; without --compile on, the run continues uncompiled.
                 if compile == "on":
                     raise UserError(f"--compile on failed ({_first_line(error)}); pass --compile off.") from error
-                remarks.append(f"not compiled because the compiler failed: {_first_line(error)}")
+                notes.append(f"not compiled because the compiler failed: {_first_line(error)}")
             else:
                 seconds |= again
                 best = compiled if compile == "on" or again[compiled] < again[best] else best
-        found = [f"{_name(c)} {1e3 * s:.0f} ms" for c, s in seconds.items()] + remarks
+        results = [f"{_name(c)} {1e3 * s:.0f} ms" for c, s in seconds.items()] + notes
         return dataclasses.replace(
-            best, reason=f"{_name(best)} on {threads} threads; a training step took " + ", ".join(found)
+            best, reason=f"{_name(best)} on {threads} threads; a training step took " + ", ".join(results)
         )
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Whether a layer's weights may be held in the type they are used in."""
+    """Return True if the weights of the layer may be converted to bfloat16."""
     return isinstance(layer, nn.Linear | nn.Conv2d | NoisyLinear) and not parametrize.is_parametrized(layer)
 
 
 def _convert(layer: nn.Module, dtype: torch.dtype) -> None:
-    """Hold a layer's weights in a type; noise stays as it is, and shared."""
+    """Convert the parameters of a layer; buffers, such as the noise of `NoisyLinear`, stay unchanged and shared."""
     for weight in layer.parameters(recurse=False):
         weight.data = weight.data.to(dtype)
 
 
 def find_device(name: str) -> str:
-    """The device that was asked for, "auto" as what that is here.
+    """Return the device with this name; "auto" is CUDA if available, else the CPU.
 
     Raises:
-        UserError: there is no such device.
+        UserError: the device is not available.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         kind = torch.device(name).type
-        there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[kind]
+        available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[kind]
     except (RuntimeError, KeyError):
         raise UserError(f"There is no device {name!r}; choose --device auto, cpu, cuda or mps.") from None
-    if not there:
-        raise UserError(f"--device {name} was asked for, but this machine or this PyTorch has none; use --device cpu.")
+    if not available:
+        raise UserError(f"--device {name} is not available on this machine or in this PyTorch; use --device cpu.")
     return name
 
 
 def _cores() -> int:
-    """Cores that this process may use; where the system does not tell (macOS), all of them."""
+    """Return the number of cores that this process may use; on macOS, which does not report it, all cores."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _compiler_missing(device: torch.device) -> str:
-    """Why nothing can be compiled, or nothing where it can."""
+    """Return the reason why code cannot be compiled, or an empty string if it can."""
     if device.type == "mps":
         return "compilation on mps is not supported here"
     if not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
@@ -271,9 +272,10 @@ def _compiler_missing(device: torch.device) -> str:
 
 
 def _measure(steps: Mapping[Compute, Callable[[], object]], rounds: int = 5) -> dict[Compute, float]:
-    """Seconds of a step of each candidate, taking turns; the least of all rounds, for other programs only ever add.
+    """Measure the seconds of a step of each candidate: the minimum over interleaved rounds, after one warm-up step.
 
-    A candidate that is hopeless after its warm-up (which compiles, and fills caches) is not tried again.
+    The minimum is used because other programs can only make a step slower. The warm-up step compiles and fills caches.
+    A candidate that takes more than twice as long as the best one is not measured again.
     """
     for step in steps.values():
         step()

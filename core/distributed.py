@@ -1,8 +1,8 @@
-"""The torchrun world: which process this is, who writes, and the few collectives that training needs.
+"""Distributed training with torchrun: rank and number of processes, and the collective operations of training.
 
     torchrun --nproc-per-node 2 -m agents.dqn
 
-Without torchrun's variables the world has one member and every call below is free.
+Without torchrun's environment variables there is one process, and the collective operations do nothing.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ ValueT = TypeVar("ValueT")
 
 @dataclass(frozen=True)
 class World:
-    """The processes that train together. Every member must make the same calls in the same order."""
+    """Group of processes that train together. Every process must make the same calls in the same order."""
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0  # among the processes of this machine: the index of the GPU to take
+    local_rank: int = 0  # rank among the processes of this machine: the index of its GPU
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one process that writes."""
+        """True in the main process, the only one that writes files."""
         return self.rank == 0
 
     @classmethod
     def from_env(cls, device: str = "auto") -> World:
-        """Join the world that torchrun's variables describe: NCCL on CUDA, Gloo on the CPU.
+        """Join the process group described by torchrun's environment variables: NCCL on CUDA, Gloo on the CPU.
 
         Args:
-            device: "auto", "cpu", "cuda" or "cuda:1"; auto is CUDA where there is one.
+            device: "auto", "cpu", "cuda" or "cuda:1"; "auto" is CUDA if available.
 
         Raises:
-            UserError: some of the variables are missing or no numbers.
+            UserError: some of the variables are missing or not numbers.
         """
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
         if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
@@ -52,11 +52,13 @@ class World:
             rank, size, local_rank = (int(os.environ[name]) for name in names[:3])
         except (KeyError, ValueError):
             raise UserError(
-                f"The environment describes a distributed run by halves (missing or not a number: "
-                f"{', '.join(missing) or ', '.join(names[:3])}): start it with torchrun, or unset RANK and WORLD_SIZE."
+                f"The environment variables of a distributed run are incomplete (missing or not a number: "
+                f"{', '.join(missing) or ', '.join(names[:3])}): start with torchrun, or unset RANK and WORLD_SIZE."
             ) from None
         if missing and size > 1:
-            raise UserError(f"{', '.join(missing)} must be set beside RANK and WORLD_SIZE: start with torchrun.")
+            raise UserError(
+                f"{', '.join(missing)} must be set in addition to RANK and WORLD_SIZE: start with torchrun."
+            )
         if size > 1:
             on_cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
             if on_cuda:
@@ -66,21 +68,21 @@ class World:
 
     @staticmethod
     def require_single_process(command: str) -> None:
-        """For programs that are one process.
+        """Refuse torchrun in a program that does not support several processes.
 
         Args:
-            command: how to start it, "python -m vision.depth".
+            command: command of the program, for the message ("python -m vision.depth").
 
         Raises:
-            UserError: torchrun's variables describe more than one process.
+            UserError: torchrun started more than one process.
         """
         if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
-            raise UserError(f"This program is one process, and torchrun started several: start it with {command}.")
+            raise UserError(f"This program runs in one process, but torchrun started several: start it with {command}.")
 
     def mean_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace every gradient by its mean over the world, in one all-reduce of all of them laid end to end.
+        """Replace every gradient by its mean over the processes, in one all-reduce of the concatenated gradients.
 
-        Parameters without a gradient are left out; they must be the same ones in every process.
+        Parameters without a gradient are skipped; they must be the same in every process.
         """
         if self.size == 1:
             return
@@ -94,7 +96,7 @@ class World:
             gradient.copy_(part.view(gradient.shape))
 
     def broadcast(self, module: nn.Module) -> None:
-        """Give every process the main one's parameters and buffers."""
+        """Copy parameters and buffers from the main process to all processes."""
         if self.size == 1:
             return
         with torch.no_grad():
@@ -104,15 +106,15 @@ class World:
                 tensor.copy_(dense)
 
     def broadcast_value(self, value: ValueT) -> ValueT:
-        """The main process's value, plain or made of plain ones, in every process."""
+        """Return the main process's value, a plain value or a container of such, in every process."""
         if self.size == 1:
             return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
 
     def mean(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The mean over the world of a floating-point tensor, a new one; every process gets it."""
+        """Return the mean over the processes of a floating-point tensor, as a new tensor, in every process."""
         if self.size == 1:
             return tensor.detach().clone()
         total = tensor.detach().clone(memory_format=torch.contiguous_format)
@@ -120,22 +122,22 @@ class World:
         return total / self.size
 
     def any(self, flag: bool, device: torch.device | str = "cpu") -> bool:
-        """Whether any process says yes, e.g. was asked to stop: all leave together or none does.
+        """Return True in every process if `flag` is True in any; used, for example, to stop all processes together.
 
-        `device` must be one that the backend moves (CUDA under NCCL).
+        `device` must be supported by the backend (CUDA for NCCL).
         """
         if self.size == 1:
             return flag
-        votes = torch.tensor(int(flag), device=device)
-        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
-        return bool(votes.item())
+        result = torch.tensor(int(flag), device=device)
+        dist.all_reduce(result, op=dist.ReduceOp.MAX)
+        return bool(result.item())
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process has reached this call."""
         if self.size > 1:
             dist.barrier()
 
     def close(self) -> None:
-        """Leave the world."""
+        """Leave the process group."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Vital signs of what learns: means of the figures of its updates, whether its weights are numbers, what if not."""
+"""Training diagnostics: mean metrics of updates, a check for NaN and Inf in the weights, the error on divergence."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from zerokara.core.config import UserError
 
 
 def read_means(sums: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-    """Means of figures by name, as tensors on the device: nothing waits for it. The sums begin again at 0.
+    """Return the means of metrics by name and reset the sums to 0. Does not synchronize with the device.
 
     Args:
-        sums: (F + 1,) of F figures over updates, and last the number of updates; where that is 0, so are the means.
-        names: F of them.
+        sums: (M + 1,) sums of M metrics over updates, and last the number of updates. If it is 0, the means are 0.
+        names: names of the M metrics.
     """
     means = sums[:-1] / sums[-1].clamp(min=1)
     sums.zero_()
@@ -24,14 +24,19 @@ def read_means(sums: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
 
 
 def is_finite(*modules: nn.Module) -> bool:
-    """Whether every weight of the modules, and every running mean, is a number. Waits for the device."""
+    """Return True if all parameters and buffers of the modules are finite. Synchronizes with the device."""
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
 
 def divergence_error(when: str, folder: Path) -> UserError:
-    """What to raise where they are not, "update 1,234" of the run in a folder."""
+    """Return the error to raise when training has diverged.
+
+    Args:
+        when: when it was noticed ("update 1,234").
+        folder: folder of the run.
+    """
     return UserError(
-        f"The loss is no number any more at {when}: the weights have left the range of floats; the last good "
-        f"checkpoint stays in {folder}; start again with a lower --learning-rate."
+        f"Training diverged at {when}: the weights contain NaN or Inf; the last good checkpoint is in {folder}; "
+        f"start a new run with a lower --learning-rate."
     )

@@ -1,8 +1,8 @@
-"""An average of the weights over the steps of training, which often does better than the last weights.
+"""Exponential moving average (EMA) of the weights during training, which often performs better than the last weights.
 
 ema = Ema(module, half_life_steps=500)
 ...
-ema.update(module)  # after each step of the optimiser
+ema.update(module)  # after each step of the optimizer
 ema.module(x)
 """
 
@@ -18,17 +18,17 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
-RAMP = 0.05  # of the steps so far: the half-life until the asked one is reached
+RAMP = 0.05  # the half-life is at most this fraction of the steps so far
 
 
 class Ema(Generic[ModuleT]):
-    """An exponential moving average of a module's weights and of its buffers.
+    """Exponential moving average of the parameters and buffers of a module.
 
-    The half-life grows with the steps, to at most a twentieth of them (Karras et al. 2020, the ramp of StyleGAN2's
-    code), so that a young average is not full of the random weights that training began with.
+    The half-life is limited to a twentieth of the steps so far (Karras et al. 2020, the EMA ramp of StyleGAN2's code),
+    so that the initial random weights have little influence on the average early in training.
 
-    BatchNorm's running mean and variance are averaged too. They then nearly fit the averaged weights, which the last
-    ones do not; `recalibrate` makes them fit exactly. What counts (integers) is copied.
+    The running mean and variance of BatchNorm layers are averaged too: they then approximately match the averaged
+    weights, and `recalibrate` computes them exactly. Integer buffers, such as counters, are copied.
     """
 
     def __init__(self, module: ModuleT, half_life_steps: float) -> None:
@@ -41,32 +41,32 @@ class Ema(Generic[ModuleT]):
 
     @torch.no_grad()
     def update(self, module: ModuleT) -> None:
-        """Move the average towards the weights that a step has led to."""
+        """Update the average with the weights after a training step."""
         self.steps += 1
         half_life_steps = min(self.half_life_steps, RAMP * self.steps)
-        floats, counts = _tensors(module)
+        floats, integers = _tensors(module)
         torch._foreach_lerp_(self._tensors[0], floats, 1 - 0.5 ** (1 / half_life_steps))
-        if counts:
-            torch._foreach_copy_(self._tensors[1], counts)
+        if integers:
+            torch._foreach_copy_(self._tensors[1], integers)
 
     @torch.no_grad()
     def restart(self, module: ModuleT) -> None:
-        """Forget everything and begin with these weights."""
+        """Restart the average from the weights of a module."""
         self.steps = 0
-        for mine, its in zip(self._tensors, _tensors(module), strict=True):
-            if mine:
-                torch._foreach_copy_(mine, its)
+        for averaged, current in zip(self._tensors, _tensors(module), strict=True):
+            if averaged:
+                torch._foreach_copy_(averaged, current)
 
     @torch.no_grad()
     def recalibrate(self, batches: Iterable[Tensor]) -> None:
-        """Measure BatchNorm's statistics again with the averaged weights.
+        """Recompute the running statistics of BatchNorm layers with the averaged weights.
 
-        Mean and variance are those of all values in all batches, not the mean over the batches' own; a layer sees what
-        the layers before it make of a batch by the batch's own statistics, as in training. Nothing else, dropout for
-        instance, leaves evaluation mode.
+        Mean and variance are taken over all values of all batches, not averaged over batches. Meanwhile each BatchNorm
+        layer normalizes by the statistics of the current batch, as in training; all other layers, such as dropout, stay
+        in evaluation mode.
 
         Args:
-            batches: inputs of the module; more than one value for each channel, as for BatchNorm itself.
+            batches: inputs of the module; each must have more than one value per channel, as BatchNorm requires.
         """
         layers = [
             layer for layer in self.module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats
@@ -78,39 +78,39 @@ class Ema(Generic[ModuleT]):
                 layer.reset_running_stats()
                 layer.train()
                 stack.callback(layer.eval)
-                stack.callback(layer.register_forward_hook(_Moments().gather).remove)
+                stack.callback(layer.register_forward_hook(_Moments().update).remove)
             for batch in batches:
                 self.module(batch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values."""
+        """Return the state: tensors and plain values."""
         return {"module": self.module.state_dict(), "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore the state from `state_dict`."""
         self.module.load_state_dict(state["module"])
         self.steps = state["steps"]
 
 
 class _Moments:
-    """Mean and variance of everything that reaches one layer, combined batch by batch (Chan et al. 1979)."""
+    """Mean and variance of all inputs of one layer, combined batch by batch (Chan et al. 1979)."""
 
     def __init__(self) -> None:
-        self.number = 0
+        self.count = 0
 
-    def gather(self, layer: _BatchNorm, inputs: tuple[Tensor], output: Tensor) -> None:
-        """Put the moments so far into the layer, in place of its own moving averages."""
+    def update(self, layer: _BatchNorm, inputs: tuple[Tensor], output: Tensor) -> None:
+        """Add a batch, and set the layer's running statistics. To be registered as a forward hook."""
         x_BC = inputs[0].float()
-        over = [axis for axis in range(x_BC.ndim) if axis != 1]
-        number = x_BC.numel() // x_BC.shape[1]
-        variance_C, mean_C = torch.var_mean(x_BC, over, correction=0)
-        if self.number == 0:
+        axes = [axis for axis in range(x_BC.ndim) if axis != 1]
+        count = x_BC.numel() // x_BC.shape[1]
+        variance_C, mean_C = torch.var_mean(x_BC, axes, correction=0)
+        if self.count == 0:
             self.mean_C, self.squares_C = torch.zeros_like(mean_C), torch.zeros_like(mean_C)
-        total = self.number + number
-        gap_C = mean_C - self.mean_C
-        self.mean_C = self.mean_C + gap_C * (number / total)
-        self.squares_C = self.squares_C + variance_C * number + gap_C.square() * (self.number * number / total)
-        self.number = total
+        total = self.count + count
+        delta_C = mean_C - self.mean_C
+        self.mean_C = self.mean_C + delta_C * (count / total)
+        self.squares_C = self.squares_C + variance_C * count + delta_C.square() * (self.count * count / total)
+        self.count = total
         assert layer.running_mean is not None
         assert layer.running_var is not None
         layer.running_mean.copy_(self.mean_C)
@@ -118,6 +118,6 @@ class _Moments:
 
 
 def _tensors(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """What is averaged, and what is copied."""
+    """Return the parameters and buffers of a module: floating-point tensors, and integer tensors."""
     tensors = [*module.parameters(), *module.buffers()]
     return [t for t in tensors if t.is_floating_point()], [t for t in tensors if not t.is_floating_point()]

@@ -1,4 +1,4 @@
-"""Layers that PyTorch does not have: binary ones, and linear ones with learnt noise.
+"""Layers that PyTorch does not have: binary layers and noisy linear layers.
 
 Shapes: B batch, I inputs, O outputs.
 """
@@ -18,7 +18,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class _Sign(torch.autograd.Function):
-    """Forward: +1 from 0 on, else -1. Backward: the gradient of hard-tanh, for sign's own is nothing."""
+    """Sign with a straight-through gradient: +1 for x >= 0, else -1; backward, the gradient of hard-tanh."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
@@ -35,24 +35,24 @@ class _Sign(torch.autograd.Function):
 
 
 def sign(x: Tensor) -> Tensor:
-    """Numbers as +1 (from 0 on) or -1, with a straight-through gradient where |x| <= 1 and none elsewhere.
+    """Binarize to +1 (x >= 0) or -1, with a straight-through gradient where |x| <= 1 and zero gradient elsewhere.
 
-    That is sign after hard-tanh with the sign seen as the identity on the way back (Hubara et al. 2016, equation 4).
+    Hubara et al. 2016, equation 4: sign of hard-tanh, where the backward pass treats sign as the identity.
     """
     signs: Tensor = _Sign.apply(x)  # type: ignore[no-untyped-call]
     return signs
 
 
 class BinaryLinear(nn.Linear):
-    """A linear layer whose weights, and inputs, are +1 or -1 (Hubara et al. 2016, "Binarized Neural Networks").
+    """Linear layer with weights and inputs binarized to +1 or -1 (Hubara et al. 2016, "Binarized Neural Networks").
 
-    `weight` holds the latent weights that gradients move; call `clip_latent_` after every step of the optimiser. There
-    is no bias: BatchNorm follows.
+    `weight` holds the latent weights that the optimizer updates; call `clip_latent_` after every optimizer step. There
+    is no bias, because BatchNorm follows.
 
     Args:
         in_features: I.
         out_features: O.
-        binary_input: whether inputs are binarised; a network's first layer leaves its images as they are.
+        binary_input: binarize the inputs; False in a network's first layer, whose inputs are images.
     """
 
     def __init__(self, in_features: int, out_features: int, *, binary_input: bool = True) -> None:
@@ -61,12 +61,14 @@ class BinaryLinear(nn.Linear):
         nn.init.xavier_uniform_(self.weight)
 
     def forward(self, x_BI: Tensor) -> Tensor:
-        """Whole numbers (B, O) where the input is binary."""
+        """Compute outputs (B, O), which are integers if the input is binarized."""
         return F.linear(sign(x_BI) if self.binary_input else x_BI, sign(self.weight))
 
 
 class BinaryConv2d(nn.Conv2d):
-    """A convolution whose filters, and inputs, are +1 or -1, as `BinaryLinear`. Padding is +1: 0 is no binary digit.
+    """Convolution with filters and inputs binarized to +1 or -1, as `BinaryLinear`.
+
+    Padding has the value +1, because 0 is not a binary value.
 
     Args:
         in_channels: of the input.
@@ -74,7 +76,7 @@ class BinaryConv2d(nn.Conv2d):
         kernel_size: side of the filters, in pixels.
         stride: in pixels.
         padding: in pixels.
-        binary_input: whether inputs are binarised; where they are not, padding is 0.
+        binary_input: binarize the inputs; if False, padding has the value 0.
     """
 
     def __init__(
@@ -92,7 +94,7 @@ class BinaryConv2d(nn.Conv2d):
         nn.init.xavier_uniform_(self.weight)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Feature maps (B, out_channels, ...)."""
+        """Compute feature maps (B, out_channels, ...)."""
         if not self.binary_input:
             return F.conv2d(x_BCHW, sign(self.weight), stride=self.stride, padding=self.padding)
         padded = F.pad(sign(x_BCHW), (self.margin,) * 4, value=1.0)
@@ -100,7 +102,7 @@ class BinaryConv2d(nn.Conv2d):
 
 
 def _latent(module: nn.Module) -> dict[str, Tensor]:
-    """The latent weights of a network's binary layers, by their names in its state dict."""
+    """Return the latent weights of a network's binary layers, by their names in its state dict."""
     return {
         f"{name}.weight" if name else "weight": layer.weight
         for name, layer in module.named_modules()
@@ -110,7 +112,7 @@ def _latent(module: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def clip_latent_(module: nn.Module) -> None:
-    """Clip all latent weights to [-1, 1], where a gradient can still turn them."""
+    """Clip all latent weights to [-1, 1], so that their sign can still change."""
     weights = list(_latent(module).values())
     if weights:
         torch._foreach_clamp_min_(weights, -1.0)
@@ -118,33 +120,33 @@ def clip_latent_(module: nn.Module) -> None:
 
 
 def pack_signs(weight: Tensor) -> Tensor:
-    """The signs of a tensor, eight to a byte as NumPy's packbits has them: uint8 (ceil(n / 8),), a 1 for +1."""
+    """Pack the signs of a tensor, eight per byte in NumPy's packbits order: uint8 (ceil(n / 8),), bit 1 for +1."""
     bits = (weight.detach() >= 0).flatten()
     bits_N8 = F.pad(bits, (0, -len(bits) % 8)).view(-1, 8)
-    return (bits_N8 * _places(weight.device)).sum(1, dtype=torch.uint8)
+    return (bits_N8 * _bit_values(weight.device)).sum(1, dtype=torch.uint8)
 
 
 def unpack_signs(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Weights of +1 and -1 of this shape, float32, from `pack_signs`."""
-    bits = (packed[:, None] & _places(packed.device)).flatten()[: math.prod(shape)] != 0
+    """Restore weights of +1 and -1 of this shape, float32, from the output of `pack_signs`."""
+    bits = (packed[:, None] & _bit_values(packed.device)).flatten()[: math.prod(shape)] != 0
     return (bits.float() * 2 - 1).view(shape)
 
 
-def _places(device: torch.device) -> Tensor:
-    """What each bit of a byte counts, the highest first."""
+def _bit_values(device: torch.device) -> Tensor:
+    """Return the value of each bit of a byte, highest first."""
     return torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=device)
 
 
 def pack(module: nn.Module) -> dict[str, Tensor]:
-    """A network's state dict with one bit for each binary weight: a 32nd of their size."""
+    """Return a network's state dict with one bit for each binary weight, 1/32 of their size in float32."""
     latent = _latent(module)
     return {name: pack_signs(x) if name in latent else x.detach() for name, x in module.state_dict().items()}
 
 
 def unpack(module: nn.Module, packed: Mapping[str, Tensor]) -> None:
-    """Load `pack` into a network of the same form, which then computes exactly what the packed one did.
+    """Load the output of `pack` into a network of the same architecture. Outputs are equal to the packed network's.
 
-    Latent weights become +1 or -1: enough to see, not to go on learning.
+    Latent weights become +1 or -1: sufficient for inference, not for further training.
     """
     latent = _latent(module)
     module.load_state_dict(
@@ -153,16 +155,16 @@ def unpack(module: nn.Module, packed: Mapping[str, Tensor]) -> None:
 
 
 class NoisyLinear(nn.Module):
-    """A linear layer with factorised Gaussian noise of learnt size (Fortunato et al. 2018, section 3.1, equation 11).
+    """Linear layer with factorized Gaussian noise of learned scale (Fortunato et al. 2018, section 3.1, equation 11).
 
-    y = (mu + sigma * (f(e_O) outer f(e_I))) x + mu_b + sigma_b * f(e_O), f(e) = sign(e) sqrt(|e|). Noise is drawn by
-    `resample_noise` only, in place, so that a captured graph sees fresh noise; it is in the state dict, so that a
-    resumed run goes on bit for bit. In evaluation mode there is none.
+    y = (mu + sigma * (f(e_O) outer f(e_I))) x + mu_b + sigma_b * f(e_O), f(e) = sign(e) sqrt(|e|). Only
+    `resample_noise` draws noise. It writes in place, so that a captured CUDA graph uses the new noise. The noise is
+    part of the state dict, so that a resumed run is bit-exact. In evaluation mode there is no noise.
 
     Args:
         in_features: I.
         out_features: O.
-        sigma: deviation of the noise at first, times sqrt(I); 0.5 in the paper.
+        sigma: initial standard deviation of the noise, times sqrt(I); 0.5 in the paper.
     """
 
     noise_I: Tensor
@@ -180,9 +182,10 @@ class NoisyLinear(nn.Module):
         self.register_buffer("noise_O", torch.zeros(out_features))
 
     def forward(self, x_BI: Tensor) -> Tensor:
-        """Outputs (B, O).
+        """Compute outputs (B, O).
 
-        The noise is of rank one, so it goes onto inputs and outputs, and the noisy weights are never written down.
+        The noise matrix has rank one, so inputs and outputs are multiplied by its factors, and the noisy weights are
+        never materialized.
         """
         y_BO = F.linear(x_BI, self.weight, self.bias)
         if not self.training:
@@ -192,7 +195,7 @@ class NoisyLinear(nn.Module):
 
 @torch.no_grad()
 def resample_noise(module: nn.Module, generator: torch.Generator) -> None:
-    """Draw new noise for all noisy layers of a network, at once; until the first time there is none."""
+    """Draw new noise for all noisy layers of a network at once. Before the first call the noise is zero."""
     layers = [layer for layer in module.modules() if isinstance(layer, NoisyLinear)]
     noises = [noise for layer in layers for noise in (layer.noise_I, layer.noise_O)]
     if not noises:
@@ -202,9 +205,10 @@ def resample_noise(module: nn.Module, generator: torch.Generator) -> None:
 
 
 def spectral_norm(module: ModuleT) -> ModuleT:
-    """The network with the weights of its convolutions and linear layers divided by their largest singular value.
+    """Apply spectral normalization to all convolutions and linear layers of a network, and return the network.
 
-    Miyato et al. 2018, by PyTorch's own parametrisation: one power iteration in each forward pass of training.
+    Weights are divided by their largest singular value (Miyato et al. 2018), by PyTorch's parametrization: one power
+    iteration in each forward pass in training mode.
     """
     for layer in list(module.modules()):
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
@@ -213,10 +217,10 @@ def spectral_norm(module: ModuleT) -> ModuleT:
 
 
 def relu(x: Tensor) -> Tensor:
-    """max(x, 0), its derivative 0 at 0.
+    """Compute max(x, 0), with derivative 0 at 0.
 
-    In code compiled for a CPU it is a product with a sign. PyTorch's own keeps a mask of truth values for the backward
-    pass there, and writing those down took a seventh of a whole update (docs/LOG.md).
+    In code compiled for the CPU it is a product with the sign. PyTorch's version stores a boolean mask for the backward
+    pass there, which took a seventh of the time of an update (docs/LOG.md).
     """
     if torch.compiler.is_compiling() and x.device.type == "cpu":
         return x * x.detach().sign().clamp(min=0)
@@ -224,7 +228,7 @@ def relu(x: Tensor) -> Tensor:
 
 
 class ReLU(nn.ReLU):
-    """`relu` as a layer."""
+    """`relu` as a module."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (PyTorch's name)
         return relu(input)

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, commit and machine, as plain values for config.json."""
+"""Versions, git commit and machine of a run, as plain values for config.json."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 
 def describe_versions() -> dict[str, str | None]:
-    """Versions of Python and of what decides results; None where a package is not installed."""
+    """Return the versions of Python and of the packages that influence results; None for a package not installed."""
     packages = {
         "zerokara": "zerokara",
         "torch": "torch",
@@ -24,19 +24,19 @@ def describe_versions() -> dict[str, str | None]:
         "ale_py": "ale-py",
         "opencv": "opencv-python",
     }
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    versions: dict[str, str | None] = {"python": platform.python_version()}
     for key, package in packages.items():
         try:
-            found[key] = version(package)
+            versions[key] = version(package)
         except PackageNotFoundError:
-            found[key] = None
-    return found
+            versions[key] = None
+    return versions
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that this file belongs to, with "-dirty" if it was changed; None outside of one."""
+    """Return the git commit of the checkout with this file, with "-dirty" if it has changes; None if not a checkout."""
     root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():  # an installed package may lie inside someone else's checkout
+    if not (root / ".git").exists():  # an installed package may be inside the checkout of another project
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
@@ -46,7 +46,7 @@ def git_commit() -> str | None:
 
 
 def describe_machine() -> dict[str, Any]:
-    """CPU model, cores (logical, and those this process may use), memory in bytes, names of the GPUs."""
+    """Return system, CPU model, logical cores, cores usable by this process, memory in bytes, and names of the GPUs."""
     return {
         "system": platform.platform(),
         "cpu": _cpu_model(),

@@ -1,6 +1,6 @@
-"""Pictures and videos: mp4 that browsers play, animated GIF for TensorBoard, PNG, grids.
+"""Images and videos: mp4 for browsers, animated GIF for TensorBoard, PNG, and image grids.
 
-Shapes: T frames, N images, H, W pixels, C colours (1 grey, 3 RGB).
+Shapes: T frames, N images, H height and W width in pixels, C channels (1 grayscale, 3 RGB, 4 RGB with alpha).
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ from zerokara.core.checkpoint import write_atomically
 
 
 def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
-    """Write RGB frames as H.264 in yuv420p; odd sides get one more row or column of the edge.
+    """Write RGB frames as H.264 video in yuv420p. An odd height or width is padded by repeating the edge.
 
     Args:
-        frames: (T, H, W, 3) uint8, or (H, W, 3) at a time: a long film need not fit memory.
+        path: of the file to write.
+        frames: array (T, H, W, 3) uint8, or an iterable of frames (H, W, 3): a long video need not fit in memory.
+        fps: frames per second.
 
     Raises:
-        ValueError: not such frames, frames of several sizes, or none.
-        OSError: the file could not be written; no part of it stays.
+        ValueError: wrong shape or dtype, frames of different sizes, or no frames.
+        OSError: the file could not be written; no partial file remains.
     """
     import av
 
-    encoded = io.BytesIO()  # PyAV's own files swallow a full disk
+    encoded = io.BytesIO()  # writing files, PyAV does not report a full disk
     with av.open(encoded, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
         stream.options = {"crf": "20", "preset": "veryfast", "threads": "1"}
@@ -41,7 +43,7 @@ def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
                 height, width, _ = shape
                 stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
             if frame_HWC.shape != shape:
-                raise ValueError(f"the frames of a film must be of one size, got {shape} and {frame_HWC.shape}")
+                raise ValueError(f"the frames of a video must be of one size, got {shape} and {frame_HWC.shape}")
             even_HWC = np.pad(frame_HWC, ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0)), mode="edge")
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(even_HWC), format="rgb24")))
         if not shape:
@@ -51,12 +53,19 @@ def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
 
 
 def gif_bytes(frames_THWC: np.ndarray, fps: float, max_frames: int = 300, max_side: int = 240) -> bytes:
-    """Frames (T, H, W, 3) uint8 as an animated GIF that loops, thinned out and made smaller until it fits a summary.
+    """Encode frames (T, H, W, 3) uint8 as a looping animated GIF small enough for TensorBoard.
 
-    It runs at the given speed however many frames are left; GIFs tick in 10 ms, and browsers slow down below 20.
+    Frames are dropped and images reduced to meet the limits; the playback speed stays. Durations in a GIF are multiples
+    of 10 ms, and browsers play frames shorter than 20 ms slowly.
+
+    Args:
+        frames_THWC: RGB frames.
+        fps: frames per second of the input.
+        max_frames: number of frames to keep at most.
+        max_side: larger side of the GIF in pixels at most.
 
     Raises:
-        ValueError: not such frames, or none.
+        ValueError: wrong shape or dtype, or no frames.
     """
     from PIL import Image
 
@@ -67,7 +76,7 @@ def gif_bytes(frames_THWC: np.ndarray, fps: float, max_frames: int = 300, max_si
     pictures = [Image.fromarray(np.ascontiguousarray(frame)) for frame in frames_THWC[::stride]]
     if shrink > 1:
         pictures = [picture.reduce(shrink) for picture in pictures]
-    # One palette for all: quicker, and the picture does not flicker.
+    # One palette for all frames: faster, and without flicker.
     sample = Image.fromarray(np.ascontiguousarray(np.concatenate(frames_THWC[:: max(1, frames // 8)][:8])))
     palette = sample.quantize(256, dither=Image.Dither.NONE)
     first, *rest = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
@@ -79,7 +88,7 @@ def gif_bytes(frames_THWC: np.ndarray, fps: float, max_frames: int = 300, max_si
 
 
 def png_bytes(picture: np.ndarray) -> bytes:
-    """A picture uint8 as PNG: (H, W), (H, W, C) or (C, H, W), C 1 or 3 (or 4, with transparency).
+    """Encode an image as PNG: uint8, (H, W), (H, W, C) or (C, H, W) with C 1, 3 or 4.
 
     Raises:
         ValueError: another shape or dtype.
@@ -87,14 +96,14 @@ def png_bytes(picture: np.ndarray) -> bytes:
     from PIL import Image
 
     if picture.dtype != np.uint8:
-        raise ValueError(f"a picture must be uint8, got {picture.dtype}")
+        raise ValueError(f"an image must be uint8, got {picture.dtype}")
     if picture.ndim == 3 and picture.shape[-1] not in (1, 3, 4) and picture.shape[0] in (1, 3, 4):
         picture = picture.transpose(1, 2, 0)
     if picture.ndim == 3 and picture.shape[-1] == 1:
         picture = picture[..., 0]
     if not (picture.ndim == 2 or (picture.ndim == 3 and picture.shape[-1] in (3, 4))) or 0 in picture.shape:
         raise ValueError(
-            f"a picture must be (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 colours, got {picture.shape}"
+            f"an image must be (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels, got {picture.shape}"
         )
     out = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(picture)).save(out, "PNG")
@@ -102,24 +111,25 @@ def png_bytes(picture: np.ndarray) -> bytes:
 
 
 def write_png(path: Path, picture: np.ndarray) -> None:
-    """Write a picture as `png_bytes` takes it.
+    """Write an image, given as to `png_bytes`, as a PNG file.
 
     Raises:
         ValueError: another shape or dtype.
-        OSError: the file could not be written; no part of it stays.
+        OSError: the file could not be written; no partial file remains.
     """
     content = png_bytes(picture)
     write_atomically(path, lambda file: file.write(content))
 
 
 def grid(images: np.ndarray | torch.Tensor, columns: int | None = None, gap: int = 1, scale: int = 1) -> np.ndarray:
-    """Images side by side in one picture (H, W, C) uint8, nearly square unless `columns` is given.
+    """Arrange images in a grid (H, W, C) uint8.
 
     Args:
-        images: (N, H, W), (N, C, H, W) with C 1 or 3; uint8 is kept, numbers are stretched so that the smallest of
-            all is black and the largest white (filters, feature maps).
-        gap: black pixels between neighbours, after scaling.
-        scale: each pixel becomes a square of this side.
+        images: (N, H, W) or (N, C, H, W) with C 1 or 3. uint8 values are kept; other values, such as filters or feature
+            maps, are scaled linearly so that the minimum of all is black and the maximum white.
+        columns: number of columns; None: as many as rows, or one more.
+        gap: width in pixels of the black lines between images, after scaling.
+        scale: integer factor by which each image is enlarged.
 
     Raises:
         ValueError: no images, or another shape.
@@ -135,10 +145,10 @@ def grid(images: np.ndarray | torch.Tensor, columns: int | None = None, gap: int
         low, high = float(array.min()), float(array.max())
         array = ((array - low) * (255 / (high - low or 1.0))).round().astype(np.uint8)
     array = array.repeat(scale, 2).repeat(scale, 3)
-    count, colours, height, width = array.shape
+    count, channels, height, width = array.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
-    out = np.zeros((rows * (height + gap) - gap, columns * (width + gap) - gap, colours), np.uint8)
+    out = np.zeros((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), np.uint8)
     for index, image in enumerate(array):
         top, left = index // columns * (height + gap), index % columns * (width + gap)
         out[top : top + height, left : left + width] = image.transpose(1, 2, 0)
@@ -146,6 +156,7 @@ def grid(images: np.ndarray | torch.Tensor, columns: int | None = None, gap: int
 
 
 def _checked(frames_THWC: np.ndarray) -> np.ndarray:
+    """Return the frames if shape and dtype are valid, else raise ValueError."""
     shape = frames_THWC.shape
     if frames_THWC.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
         raise ValueError(f"frames must be (T, H, W, 3) uint8 and at least one, got {frames_THWC.dtype} of {shape}")

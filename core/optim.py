@@ -1,4 +1,4 @@
-"""Optimisers: PyTorch's own, made in one place, and those that it does not have, or has differently."""
+"""Optimizers: constructors for PyTorch's own, and optimizers that PyTorch lacks or defines differently."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.optim.adamw import adamw
 from zerokara.core.compute import Compute
 
 OptimizerName = Literal["sgd", "adam", "adamw", "muon"]
-ADAMW_LR_FACTOR = 0.1  # beside Muon: its step of 0.02 goes with 2e-3 for what AdamW moves
+ADAMW_LR_FACTOR = 0.1  # beside Muon: a learning rate of 0.02 for Muon means 0.002 for AdamW's parameters
 
 
 def make_optimizer(
@@ -24,19 +24,20 @@ def make_optimizer(
     momentum: float,
     outputs: Sequence[Tensor] = (),
 ) -> torch.optim.Optimizer:
-    """An optimiser of all of a module's parameters, its steps as one kernel where PyTorch has that.
+    """Create an optimizer of all trainable parameters of a module, with fused kernels where PyTorch has them.
 
-    Weights of two and more dimensions decay; biases and the gains of normalisation do not.
+    Weight decay applies to parameters of two and more dimensions, not to biases and the gains of normalization layers.
 
     Args:
-        name: "sgd" is Nesterov's (plain at momentum 0), "adam" has L2 in the gradient, in "adamw" and "muon" weights
-            decay by learning_rate * weight_decay in a step. "muon" is for hidden layers: AdamW moves vectors and the
-            matrices that give the outputs, at `lr_factor` of the learning rate.
-        module: what learns.
-        learning_rate: of every group; a schedule that sets group["lr"] multiplies by group.get("lr_factor", 1.0).
-        weight_decay: of matrices and filters.
+        name: "sgd" with Nesterov momentum (plain SGD if momentum is 0); "adam" with L2 regularization in the gradient;
+            "adamw" and "muon" with decoupled weight decay, learning_rate * weight_decay per step. "muon" is for the
+            matrices of hidden layers: AdamW updates vectors and the matrices of the output layers, with the learning
+            rate times `lr_factor`.
+        module: module to train.
+        learning_rate: of every group. A schedule that sets group["lr"] must multiply by group.get("lr_factor", 1.0).
+        weight_decay: of matrices and convolution filters.
         momentum: of SGD and Muon.
-        outputs: the matrices that give the outputs; without, the last one.
+        outputs: matrices of the output layers; empty: the last matrix.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     matrices = [p for p in parameters if p.ndim >= 2]
@@ -63,7 +64,7 @@ def make_optimizer(
 
 
 def orthogonalize(matrix_NRC: Tensor, steps: int = 5) -> Tensor:
-    """Matrices (N, R, C) with all singular values brought near 1 (0.7 to 1.2) and singular vectors as they were.
+    """Move all singular values of matrices (N, R, C) close to 1 (0.7 to 1.2) without changing the singular vectors.
 
     Newton-Schulz iteration with Jordan's coefficients (https://kellerjordan.github.io/posts/muon), in bfloat16 on a
     GPU, in float32 elsewhere.
@@ -80,11 +81,11 @@ def orthogonalize(matrix_NRC: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised, for groups with "muon": True; AdamW for the others.
+    """Muon, orthogonalized momentum, for parameter groups with "muon": True; AdamW for the other groups.
 
-    Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks". Filters (O, C, h, w) are matrices
-    (O, C h w). Matrices of one shape are orthogonalised together. A step is lr * sqrt(max(1, rows / columns)) times a
-    matrix whose singular values are near 1.
+    Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks". Convolution filters (O, C, h, w) are
+    reshaped to matrices (O, C h w). Matrices of the same shape are orthogonalized together. An update is
+    lr * sqrt(max(1, rows / columns)) times a matrix whose singular values are close to 1.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if params:
@@ -114,16 +115,16 @@ class Muon(torch.optim.Optimizer):
         grads = [p.grad for p in params if p.grad is not None]
         momenta = [self.state[p]["momentum"] for p in params]
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
-        ahead = torch._foreach_lerp(grads, momenta, group["momentum"])  # Nesterov's look ahead
+        nesterov = torch._foreach_lerp(grads, momenta, group["momentum"])
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         by_shape: dict[tuple[int, int], list[int]] = {}
-        for place, p in enumerate(params):
-            by_shape.setdefault((p.shape[0], p[0].numel()), []).append(place)
-        for (rows, columns), places in by_shape.items():
-            stacked = torch.stack([ahead[place].reshape(rows, columns) for place in places])
-            moves = orthogonalize(stacked) * -(group["lr"] * max(1.0, rows / columns) ** 0.5)
-            chosen = [params[place] for place in places]
-            torch._foreach_add_(chosen, [move.view(p.shape) for move, p in zip(moves, chosen, strict=True)])
+        for index, p in enumerate(params):
+            by_shape.setdefault((p.shape[0], p[0].numel()), []).append(index)
+        for (rows, columns), indices in by_shape.items():
+            stacked = torch.stack([nesterov[index].reshape(rows, columns) for index in indices])
+            updates = orthogonalize(stacked) * -(group["lr"] * max(1.0, rows / columns) ** 0.5)
+            selected = [params[index] for index in indices]
+            torch._foreach_add_(selected, [update.view(p.shape) for update, p in zip(updates, selected, strict=True)])
 
     def _adamw(self, params: list[Tensor], group: dict[str, Any]) -> None:
         for p in params:
@@ -150,11 +151,11 @@ class Muon(torch.optim.Optimizer):
 
 
 class CenteredRMSprop(torch.optim.Optimizer):
-    """RMSprop divided by the gradient's standard deviation, epsilon inside the root.
+    """Centered RMSprop with epsilon inside the square root.
 
-    Graves 2013, "Generating Sequences with Recurrent Neural Networks", equations 38 to 41, without momentum, as the
-    2015 DQN uses it: w -= lr * g / sqrt(E[g^2] - E[g]^2 + eps). PyTorch's own adds epsilon outside the root, which for
-    an eps of 0.01 and small gradients is another optimiser.
+    Graves 2013, "Generating Sequences with Recurrent Neural Networks", equations 38 to 41, without momentum, as used by
+    the DQN of 2015: w -= lr * g / sqrt(E[g^2] - E[g]^2 + eps). PyTorch's RMSprop adds epsilon outside the square root,
+    which gives very different updates for eps = 0.01 and small gradients.
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float, decay: float = 0.95, eps: float = 0.01) -> None:
@@ -162,7 +163,7 @@ class CenteredRMSprop(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
@@ -179,7 +180,7 @@ class CenteredRMSprop(torch.optim.Optimizer):
             scales = torch._foreach_mul(means, means)
             torch._foreach_neg_(scales)
             torch._foreach_add_(scales, squares)
-            torch._foreach_clamp_min_(scales, 0.0)  # rounding can leave a variance of -1e-10
+            torch._foreach_clamp_min_(scales, 0.0)  # rounding errors can make the variance negative
             torch._foreach_add_(scales, group["eps"])
             torch._foreach_sqrt_(scales)
             torch._foreach_addcdiv_(params, grads, scales, -group["lr"])
@@ -189,24 +190,26 @@ Step = Callable[..., Tensor]
 
 
 class CompiledAdam(torch.optim.Adam):
-    """Adam or RAdam that clips gradients and moves weights in one compiled pass over memory.
+    """Adam or RAdam that clips gradients and updates weights in one compiled pass over memory.
 
-    The numbers are those of torch.optim.Adam or torch.optim.RAdam after torch.nn.utils.clip_grad_norm_, and so is the
-    state of every weight. A network may work with copies of its weights in 16 bits (Micikevicius et al. 2018, "Mixed
-    Precision Training", section 3.1): then the gradients are those of the copies, and the copies follow every step.
+    The updates equal those of torch.nn.utils.clip_grad_norm_ followed by torch.optim.Adam or torch.optim.RAdam, and so
+    does the state. A network may compute with 16-bit copies of its float32 master weights (Micikevicius et al. 2018,
+    "Mixed Precision Training", section 3.1): then the gradients are those of the copies, and every step updates both.
 
     Args:
-        kept: the weights, float32.
-        used: what has the gradients, in the same order: the weights themselves, or their copies.
-        max_grad_norm: norm to which all gradients together are clipped; None: not clipped.
-        function: compiles.
-        rectified: RAdam (Liu et al. 2020, "On the Variance of the Adaptive Learning Rate and Beyond", algorithm 2).
+        master: float32 weights.
+        working: parameters that have the gradients, in the same order: the master weights themselves or their copies.
+        lr: learning rate.
+        eps: added to the denominator.
+        max_grad_norm: maximum norm of all gradients together; None: no clipping.
+        function: compiles a function.
+        rectified: use RAdam (Liu et al. 2020, "On the Variance of the Adaptive Learning Rate and Beyond", algorithm 2).
     """
 
     def __init__(
         self,
-        kept: Sequence[nn.Parameter],
-        used: Sequence[nn.Parameter],
+        master: Sequence[nn.Parameter],
+        working: Sequence[nn.Parameter],
         *,
         lr: float,
         eps: float,
@@ -214,29 +217,29 @@ class CompiledAdam(torch.optim.Adam):
         function: Callable[[Step], Step],
         rectified: bool = False,
     ) -> None:
-        super().__init__(kept, lr=lr, eps=eps)
-        self._pairs = list(zip(kept, used, strict=True))
+        super().__init__(master, lr=lr, eps=eps)
+        self._pairs = list(zip(master, working, strict=True))
         self._rectified = rectified
         self._max_grad_norm = max_grad_norm
         self._move = function(_clipped_adam)
 
     @torch.no_grad()
     def clip_and_step(self) -> Tensor:
-        """One update of every weight that has a gradient. Returns the norm of all gradients before clipping."""
-        pairs = [(kept, used) for kept, used in self._pairs if used.grad is not None]
-        for kept, _ in pairs:
-            if not self.state[kept]:
-                zeros = (torch.zeros_like(kept), torch.zeros_like(kept))
-                self.state[kept].update(step=torch.zeros(()), exp_avg=zeros[0], exp_avg_sq=zeros[1])
-        states = [self.state[kept] for kept, _ in pairs]
+        """Update every weight that has a gradient. Returns the norm of all gradients before clipping."""
+        pairs = [(master, working) for master, working in self._pairs if working.grad is not None]
+        for master, _ in pairs:
+            if not self.state[master]:
+                zeros = (torch.zeros_like(master), torch.zeros_like(master))
+                self.state[master].update(step=torch.zeros(()), exp_avg=zeros[0], exp_avg_sq=zeros[1])
+        states = [self.state[master] for master, _ in pairs]
         group = self.param_groups[0]
         torch._foreach_add_([state["step"] for state in states], 1)
-        # Worked out here, because compiled code would take these powers anew for every weight.
+        # Computed outside the compiled function, which would compute these powers again for every weight.
         factors = [self._factors(float(state["step"])) for state in states]
         return self._move(
-            [kept for kept, _ in pairs],
-            [None if used is kept else used for kept, used in pairs],
-            [used.grad for _, used in pairs],
+            [master for master, _ in pairs],
+            [None if working is master else working for master, working in pairs],
+            [working.grad for _, working in pairs],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             torch.tensor(factors),
@@ -245,29 +248,29 @@ class CompiledAdam(torch.optim.Adam):
         )
 
     def _factors(self, step: float) -> tuple[float, float, float]:
-        """Of the mean; of the deviation that it is divided by; and what is added to that."""
+        """Return factors (a, b, c) of the update a * mean / (b * sqrt(square) + c) of a weight at a step."""
         group = self.param_groups[0]
         first, second = (1 - beta**step for beta in group["betas"])
         rate = float(group["lr"]) / first
         if not self._rectified:
             return rate, second**-0.5, group["eps"]
         decay = group["betas"][1]
-        longest = 2 / (1 - decay) - 1
-        length = longest - 2 * step * (1 - second) / second
-        if length <= 5:  # too few gradients to tell a deviation
+        max_length = 2 / (1 - decay) - 1  # rho_infinity in the paper; `length` is rho_t
+        length = max_length - 2 * step * (1 - second) / second
+        if length <= 5:  # too few gradients to estimate the variance
             return rate, 0.0, 1.0
-        share = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
-        return rate * (share * second) ** 0.5, 1.0, group["eps"]
+        rectification = (length - 4) * (length - 2) * max_length / ((max_length - 4) * (max_length - 2) * length)
+        return rate * (rectification * second) ** 0.5, 1.0, group["eps"]
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Make the copies anew from the weights, which somebody else has changed."""
-        for kept, used in self._pairs:
-            used.copy_(kept)
+        """Update the 16-bit copies after code other than this optimizer has changed the master weights."""
+        for master, working in self._pairs:
+            working.copy_(master)
 
 
 def _clipped_adam(
-    kept: list[Tensor],
+    master: list[Tensor],
     copies: list[Tensor | None],
     grads: list[Tensor],
     means: list[Tensor],
@@ -276,15 +279,25 @@ def _clipped_adam(
     betas: tuple[float, float],
     max_norm: float | None,
 ) -> Tensor:
-    """Kingma and Ba 2015, "Adam", algorithm 1, in place, of clipped gradients, whose norm is returned.
+    """Clip the gradients and apply Adam in place (Kingma and Ba 2015, algorithm 1).
 
     Args:
-        factor_P3: for each of P weights, `CompiledAdam._factors`.
+        master: float32 weights.
+        copies: 16-bit copies of the weights to update too; None where there is no copy.
+        grads: gradients.
+        means: moving averages of the gradients.
+        squares: moving averages of the squared gradients.
+        factor_P3: `CompiledAdam._factors` of each of P weights.
+        betas: decay rates of the two averages.
+        max_norm: maximum norm of all gradients together; None: no clipping.
+
+    Returns:
+        norm of all gradients before clipping.
     """
     norm = torch.stack([grad.float().square().sum() for grad in grads]).sum().sqrt()
     scale = 1.0 if max_norm is None else (max_norm / (norm + 1e-6)).clamp(max=1.0)
     for weight, copy, grad, mean, square, factor_3 in zip(
-        kept, copies, grads, means, squares, factor_P3.unbind(), strict=True
+        master, copies, grads, means, squares, factor_P3.unbind(), strict=True
     ):
         clipped = grad.float() * scale
         mean.lerp_(clipped, 1 - betas[0])
@@ -296,7 +309,7 @@ def _clipped_adam(
 
 
 def clip_and_step(optimizer: torch.optim.Optimizer, max_grad_norm: float | None) -> Tensor:
-    """A step of any optimiser. Returns the norm of all gradients, before they are clipped to `max_grad_norm`."""
+    """Clip gradients to `max_grad_norm` and step any optimizer. Returns the norm of all gradients before clipping."""
     if isinstance(optimizer, CompiledAdam):
         return optimizer.clip_and_step()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -306,8 +319,8 @@ def clip_and_step(optimizer: torch.optim.Optimizer, max_grad_norm: float | None)
 
 
 def make_adam(
-    kept: nn.Module,
-    used: nn.Module,
+    master: nn.Module,
+    working: nn.Module,
     compute: Compute,
     *,
     lr: float,
@@ -315,20 +328,21 @@ def make_adam(
     max_grad_norm: float | None,
     rectified: bool = False,
 ) -> torch.optim.Optimizer:
-    """Adam, or RAdam, for `clip_and_step`: `CompiledAdam` where code is compiled on a CPU, elsewhere PyTorch's.
+    """Create Adam or RAdam for `clip_and_step`: `CompiledAdam` with compilation on a CPU, otherwise PyTorch's.
 
-    On CUDA a captured graph may hold it, and Adam's learning rate is a tensor that can be changed under it.
+    On CUDA the optimizer can be captured in a CUDA graph; Adam's learning rate is then a tensor, so that it can change.
 
     Args:
-        kept: has the weights.
-        used: what passes run through (`Compute.working`).
+        master: module with the float32 weights.
+        working: module used in forward and backward passes (`Compute.working_copy`).
+        compute: device and compilation.
         lr, eps, max_grad_norm, rectified: as for `CompiledAdam`.
     """
     kind = compute.torch_device.type
     if kind == "cpu" and compute.compile:
         return CompiledAdam(
-            list(kept.parameters()),
-            list(used.parameters()),
+            list(master.parameters()),
+            list(working.parameters()),
             lr=lr,
             eps=eps,
             max_grad_norm=max_grad_norm,
@@ -337,9 +351,9 @@ def make_adam(
         )
     cuda = kind == "cuda"
     if rectified:
-        return torch.optim.RAdam(kept.parameters(), lr=lr, eps=eps, capturable=cuda)
+        return torch.optim.RAdam(master.parameters(), lr=lr, eps=eps, capturable=cuda)
     return torch.optim.Adam(
-        kept.parameters(),
+        master.parameters(),
         lr=torch.tensor(lr, device=compute.torch_device) if cuda else lr,
         eps=eps,
         fused=kind in ("cpu", "cuda"),
@@ -348,15 +362,15 @@ def make_adam(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """The step size of the updates to come."""
+    """Set the learning rate of all parameter groups."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(value)  # where it stands, for a captured update reads it there
+            group["lr"].fill_(value)  # in place, because a captured CUDA graph reads this memory
         else:
             group["lr"] = value
 
 
 def refresh_copies(optimizer: torch.optim.Optimizer) -> None:
-    """Tell an optimiser that keeps copies of the weights that somebody else has changed these."""
+    """Update the 16-bit copies, if the optimizer has any, after other code has changed the weights."""
     if isinstance(optimizer, CompiledAdam):
         optimizer.refresh()

@@ -1,4 +1,4 @@
-"""The probe of a run: what is fastest here for what it does, within what its config leaves open."""
+"""Selection of a run's hardware settings: measure training steps for the settings that the config leaves at "auto"."""
 
 from __future__ import annotations
 
@@ -12,29 +12,31 @@ from zerokara.core.distributed import World
 
 
 class HardwareSettings(Protocol):
-    """What every config says of the hardware."""
+    """Hardware settings that every config has."""
 
     @property
     def device(self) -> str:
-        """auto, cpu, cuda, cuda:<n> or mps."""
+        """Device: auto, cpu, cuda, cuda:<n> or mps."""
 
     @property
     def precision(self) -> Precision:
-        """Arithmetic of the network."""
+        """Precision of the network's arithmetic."""
 
     @property
     def threads(self) -> int:
-        """CPU threads, 0 for all there are."""
+        """CPU threads; 0: all usable cores."""
 
 
 def probe(
     config: HardwareSettings, world: World, train_step: Callable[[Compute], Callable[[], object]], *, compile: Switch
 ) -> Compute:
-    """`Compute.choose` by training steps, in a corner of the random numbers of their own.
+    """Call `Compute.choose` with the settings of a config, and restore torch's random generators afterwards.
 
     Args:
-        train_step: gives, for a candidate, a function that does one training step with it.
-        compile: the config's, or "off" for what does not gain by it.
+        config: device, precision and threads.
+        world: processes that train together; they share the CPU cores.
+        train_step: returns, for a candidate, a function that runs one training step with it.
+        compile: the config's setting, or "off" for a program that does not become faster by compilation.
 
     Raises:
         UserError: as `Compute.choose`.

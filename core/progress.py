@@ -1,4 +1,4 @@
-"""How far a run is: a live bar on a terminal, plain lines on a pipe, nothing when silent."""
+"""Progress display: a live bar on a terminal, plain lines on a pipe, nothing if silent."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-DRAW_SECONDS = 0.1  # a terminal is drawn at most this often
-LINE_SECONDS = 10.0  # a pipe gets a line at most this often
-QUICK_SECONDS = 1.0  # what is read sooner needs no bar
-RATE_SECONDS = 60.0  # speed and ETA look back this far, since warm-up and learning differ
+DRAW_SECONDS = 0.1  # minimum interval between updates of a terminal
+LINE_SECONDS = 10.0  # minimum interval between lines on a pipe
+LOADING_SECONDS = 1.0  # loading is displayed only after this time
+RATE_SECONDS = 60.0  # speed and ETA are those of this last period, because speed changes when learning starts
 
 
 class Progress:
-    """The bar and whatever is printed beside it, on stdout; warnings go to stderr where there is no bar."""
+    """Progress bar and other output of a run, on stdout; without a bar, warnings go to stderr."""
 
     def __init__(self, silent: bool, console: Console | None = None) -> None:
         self.silent = silent
@@ -32,14 +32,17 @@ class Progress:
         self._marks: deque[tuple[float, int]] = deque()  # (time in s, step), a second apart
 
     def show(self, step: int, total: int, fields: Mapping[str, Any]) -> None:
-        """Draw step of total and the fields (texts, numbers, or tensors of one element), if it is time to."""
+        """Display step, total and fields (texts, numbers, or tensors of one element) if the interval has passed.
+
+        The last step is always displayed.
+        """
         if self.silent:
             return
         now = time.monotonic()
         if now - self._drawn < (DRAW_SECONDS if self._bar else LINE_SECONDS) and step < total:
             return
         if self._drawn > -math.inf and step >= total and self._marks[-1][1] == step:
-            return  # the last line stands already
+            return  # the last step is already displayed
         self._drawn = now
         rate = self._rate(now, step)
         position = f"step {step:,}/{total:,}  eta {clock((total - step) / rate if rate else math.nan)}"
@@ -50,22 +53,24 @@ class Progress:
         if self._live is None:
             self._live = Live(console=self._console, auto_refresh=False)
             self._live.start()
-        self._live.update(_picture(position, values, step / total if total else 1.0, self._console.width), refresh=True)
+        self._live.update(
+            _two_lines(position, values, step / total if total else 1.0, self._console.width), refresh=True
+        )
 
     def print(self, text: str) -> None:
-        """A line above the bar; nothing when silent."""
+        """Print a line above the bar; nothing if silent."""
         if not self.silent:
             self._print(text)
 
     def warn(self, text: str) -> None:
-        """A warning, also when silent: above the bar, or on stderr."""
+        """Print a warning above the bar, or on stderr if there is no bar; also if silent."""
         if self._live is not None:
             self._print(f"warning: {text}")
         else:
             print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def close(self, text: str = "") -> None:
-        """Leave the bar as it stands, give the cursor back, and print the last line, also when silent."""
+        """Stop updating the bar, restore the cursor, and print the last line, also if silent."""
         live, self._live = self._live, None
         if live is not None:
             live.stop()
@@ -73,7 +78,7 @@ class Progress:
             self._print(text)
 
     def _rate(self, now: float, step: int) -> float:
-        """Steps per second over the last minute, 0 where nothing is known."""
+        """Return the steps per second of the last minute, 0 if not known yet."""
         if not self._marks or now - self._marks[-1][0] >= 1.0 or step < self._marks[-1][1]:
             self._marks.append((now, step))
         while now - self._marks[0][0] > RATE_SECONDS and len(self._marks) > 2:
@@ -87,21 +92,21 @@ class Progress:
                 self._console.print(Text(text), soft_wrap=True)
             else:
                 print(text, file=self._console.file, flush=True)
-        except OSError:  # whoever read the pipe is gone: no reason to stop training
+        except OSError:  # the reader of the pipe has exited, which must not end training
             self.silent = True
 
 
 @contextmanager
 def loading(silent: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """What loaders of data are given to tell what is done, how much of it, and of how much.
+    """Yield a function `show(what, done, total)` with which data loaders report their progress.
 
-    It is shown on stderr, for stdout may be somebody's JSON, and only where it takes longer than a second.
+    The progress is displayed on stderr, because stdout may carry JSON, and only if loading takes longer than a second.
     """
     progress = Progress(silent, Console(stderr=True))
-    began = time.monotonic()
+    start = time.monotonic()
 
     def show(what: str, done: int, total: int) -> None:
-        if time.monotonic() - began > QUICK_SECONDS:
+        if time.monotonic() - start > LOADING_SECONDS:
             progress.show(done, total, {"": what})
 
     try:
@@ -111,7 +116,7 @@ def loading(silent: bool) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def readable(value: Any) -> str:
-    """A value for people: 12,000 and 0.00123 and -20.3; a number that is not there yet is "-"."""
+    """Format a value for display: 12,000 or 0.00123 or -20.3; NaN, a value not known yet, is "-"."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, str):
@@ -125,7 +130,7 @@ def readable(value: Any) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as 12:03 or 1:02:03; "-" for what is not known."""
+    """Format seconds as 12:03 or 1:02:03; "-" if not finite."""
     if not math.isfinite(seconds):
         return "-"
     minutes, second = divmod(round(seconds), 60)
@@ -133,11 +138,11 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-def _picture(position: str, values: str, fraction: float, width: int) -> Text:
-    """Two lines that never wrap, however narrow the terminal: bar and position, then the fields."""
+def _two_lines(position: str, values: str, fraction: float, width: int) -> Text:
+    """Compose the display: bar and position, then the fields. Both lines are cut at the width of the terminal."""
     bar_width = max(0, min(40, width - len(position) - 3))
-    full = round(min(max(fraction, 0.0), 1.0) * bar_width)
+    filled = round(min(max(fraction, 0.0), 1.0) * bar_width)
     lines = Text(no_wrap=True, overflow="ellipsis")
     if bar_width:
-        lines.append("━" * full, "green").append("━" * (bar_width - full), "bright_black").append("  ")
+        lines.append("━" * filled, "green").append("━" * (bar_width - filled), "bright_black").append("  ")
     return lines.append(f"{position}\n{values}")

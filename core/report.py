@@ -1,4 +1,4 @@
-"""Numbers and plots as files, whole or not at all; a plot needs no display.
+"""Result files: JSON and plots, written atomically; plotting needs no display. Also arguments of report programs.
 
 write_json(folder / "result.json", {"error": 0.003})
 figure, (left, right) = new_figure(columns=2)
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> Path:
-    """Write plain values; returns where.
+    """Write plain values as JSON. Returns the path.
 
     Raises:
-        ValueError: a number is none, which JSON cannot say.
-        OSError: the file could not be written; what was there stays.
+        ValueError: a number is NaN or infinite, which JSON cannot represent.
+        OSError: the file could not be written; an existing file is unchanged.
     """
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
@@ -39,7 +39,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> Path:
 def new_figure(
     columns: int = 1, rows: int = 1, *, width: float = 6.5, height: float = 4.5
 ) -> tuple[Figure, list[Axes]]:
-    """A figure and its axes, row by row; width and height of each in inches."""
+    """Create a figure with a grid of axes, listed row by row; width and height of each in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
@@ -52,7 +52,7 @@ def new_figure(
 
 
 def plain_ticks(axis: Axis) -> None:
-    """Numbers as people write them on a logarithmic axis (`axes.xaxis`, `axes.yaxis`), not as powers of ten."""
+    """Label a logarithmic axis (`axes.xaxis` or `axes.yaxis`) with plain numbers instead of powers of ten."""
     from matplotlib.ticker import FuncFormatter
 
     plain = FuncFormatter(lambda value, _: f"{value:,g}")
@@ -61,17 +61,17 @@ def plain_ticks(axis: Axis) -> None:
 
 
 def write_figure(path: Path, figure: Figure, dpi: int = 150) -> Path:
-    """Write a PNG; returns where.
+    """Write a figure as PNG. Returns the path.
 
     Raises:
-        OSError: the file could not be written; what was there stays.
+        OSError: the file could not be written; an existing file is unchanged.
     """
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=dpi))
     return path
 
 
 def figure_pixels(figure: Figure) -> np.ndarray:
-    """A plot as RGB pixels (H, W, 3) uint8."""
+    """Render a figure to RGB pixels (H, W, 3) uint8."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -81,17 +81,18 @@ def figure_pixels(figure: Figure) -> np.ndarray:
 
 
 def run_folders(runs: tuple[str, ...], program: str) -> list[Path]:
-    """The folders that a command line names, each once, in its order.
+    """Return the run folders given on the command line, in order and without duplicates.
 
     Args:
-        program: what to type, for the message.
+        runs: paths as typed.
+        program: command of the program, for the message ("python -m agents.plot").
 
     Raises:
-        UserError: none is named.
+        UserError: no run is given.
     """
     if not any(runs):
-        known = sorted(path.parent for path in Path("runs").glob("*/config.json"))
-        example = known[0] if known else "runs/<name>"
+        existing = sorted(path.parent for path in Path("runs").glob("*/config.json"))
+        example = existing[0] if existing else "runs/<name>"
         raise UserError(f"No run was named: give its folder, as in {program} {example}.")
     return list(dict.fromkeys(Path(run) for run in runs))
 
@@ -99,17 +100,15 @@ def run_folders(runs: tuple[str, ...], program: str) -> list[Path]:
 MODEL_FILE = "model.safetensors"
 
 
-def output_folder(out: str, usual: Path) -> Path:
-    """The folder into which a program writes: what --out names, made if need be, else the usual one.
+def output_folder(out: str, default: Path) -> Path:
+    """Create and return the folder for a program's output: the value of --out if given, else `default`.
 
     Raises:
-        UserError: it cannot be made.
+        UserError: the folder cannot be created.
     """
-    folder = Path(out) if out else usual
+    folder = Path(out) if out else default
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"--out cannot be {out!r} ({error_summary(error)}): name a folder that can be written."
-        ) from None
+        raise UserError(f"--out cannot be {out!r} ({error_summary(error)}): name a writable folder.") from None
     return folder

@@ -1,13 +1,14 @@
-"""`Run` owns runs/<name>/: configuration, metrics, TensorBoard, media, the progress bar, and who may write there.
+"""`Run` owns the folder runs/<name>/: configuration, metrics, TensorBoard events, media, progress bar and lock.
 
     with Run(config, kind="dqn", name="pong", resume=False, quiet=False) as run, run.signals():
         while step < total and not run.stop_requested:
-            run.log(step, {"train/loss": loss})        # a tensor: nothing waits for the device
+            run.log(step, {"train/loss": loss})        # a tensor: no synchronization with the device
         run.save(run.path("checkpoint.pt"), {"step": step, ...})
-        run.close("reached 20.1; go on with ...")
+        run.close("reached 20.1; resume with ...")
 
-What a run folder holds: config.json, metrics.jsonl, tensorboard/, media/, lock, and what the entry puts there. What can
-fail without harm (metrics, TensorBoard, media) warns once and never ends training.
+A run folder holds config.json, metrics.jsonl, TensorBoard's event files, media/, lock, and the files of the program
+that trains (checkpoints, model files). A failure to write metrics, TensorBoard events or media is warned about once and
+does not end training.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 
 from zerokara.core import checkpoint, media
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, error_summary, suggest, to_dict
+from zerokara.core.config import UserError, error_summary, suggest, to_saved
 from zerokara.core.distributed import World
 from zerokara.core.machine import describe_machine, describe_versions, git_commit
 from zerokara.core.programs import command
@@ -43,9 +44,9 @@ Scalar = float | int | np.floating[Any] | np.integer[Any] | torch.Tensor
 
 
 class Run:
-    """One training run and its folder. Only the world's main process writes; in the others the methods do nothing."""
+    """Training run and its folder. Only the main process writes; in the other processes the methods do nothing."""
 
-    stop_requested: str | None = None  # the signal's name, once one came while `signals()` was in force
+    stop_requested: str | None = None  # name of the signal received inside `signals()`
 
     def __init__(
         self,
@@ -59,19 +60,24 @@ class Run:
         extra: Mapping[str, Any] | None = None,
         world: World = World(),  # noqa: B008  (frozen)
     ) -> None:
-        """Take the folder root/name: a fresh one, or with `resume` that of a run of the same kind.
+        """Create and lock the folder root/name, or with `resume` open the folder of an existing run of the same kind.
 
         Args:
-            config: frozen dataclass; saved in config.json, which a resumed run keeps as it is.
-            kind: the entry that runs ("dqn").
-            quiet: no progress and no remarks, only warnings and the closing line.
+            config: frozen dataclass, saved in config.json. A resumed run leaves config.json unchanged.
+            kind: name of the program that trains ("dqn").
+            name: name of the folder in `root`.
+            resume: continue an existing run.
+            quiet: print only warnings and the closing line.
+            root: folder that holds all runs.
             extra: plain values saved in config.json beside the config (hardware choice, environment settings).
+            world: processes that train together.
 
         Raises:
-            UserError: the folder is taken, in use, missing, or not of this kind; the name makes no folder.
+            UserError: the folder already holds a run, is in use, is missing, or holds a run of another kind; or `name`
+                is not a valid folder name.
         """
         if not re.fullmatch(r"\w[\w.+=-]*", name):
-            raise UserError(f"--name cannot be {name!r}: it must be letters, digits and . _ + = - to make a folder.")
+            raise UserError(f"--name cannot be {name!r}: use only letters, digits and . _ + = - for the folder's name.")
         self.folder = root / name
         self.world = world
         self._kind, self._resume = kind, resume
@@ -79,19 +85,20 @@ class Run:
         self._progress = Progress(silent=quiet or not world.is_main)
         self._warned: set[str] = set()
         self._pending: list[tuple[int, dict[str, Scalar]]] = []
-        self._last_step = -1  # newest step in the metrics
+        self._last_step = -1  # largest step in the metrics
         self._metrics: IO[bytes] | None = None
-        self._metrics_bytes = 0  # length of metrics.jsonl up to the last whole line
-        self._board = TensorBoardWriter(self.folder / "tensorboard", self.warn)
+        self._metrics_bytes = 0  # length of metrics.jsonl up to the end of the last complete line
+        self._board = TensorBoardWriter(_events_folder(self.folder), self.warn)
         self._closed = False
-        self.extra = dict(extra or {})  # as config.json has it: a resumed run finds what it began with
+        self.extra = dict(extra or {})  # as in config.json: a resumed run gets the values of its first start
         if world.is_main:
-            self._take_folder(config, kind, resume)
+            self._open_folder(config, kind, resume)
         self.extra = world.broadcast_value(self.extra)
 
-    def _take_folder(self, config: Any, kind: str, resume: bool) -> None:
-        go_on = "go on with it by --resume" if hasattr(config, "resume") else "remove it"
-        taken = f"{self.folder} already holds a run: {go_on}, or choose another --name."
+    def _open_folder(self, config: Any, kind: str, resume: bool) -> None:
+        """Create or open the folder, lock it, and write config.json for a new run."""
+        remedy = "resume it with --resume" if hasattr(config, "resume") else "remove it"
+        taken = f"{self.folder} already holds a run: {remedy}, or choose another --name."
         lock = self.folder / "lock"
         if resume:
             self.extra = self.read_config(self.folder, kind)["extra"]
@@ -99,7 +106,7 @@ class Run:
             raise UserError(taken)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = lock.open("a")
-        # A forked child would keep the lock when this process dies; closing its copy does not unlock ours.
+        # A forked child inherits the lock and would hold it when this process dies; closing its copy does not unlock.
         os.register_at_fork(after_in_child=self._lock.close)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -115,7 +122,7 @@ class Run:
             return
         content = {
             "kind": kind,
-            "config": to_dict(config),
+            "config": to_saved(config),
             "extra": self.extra,
             "versions": describe_versions(),
             "git_commit": git_commit(),
@@ -126,24 +133,27 @@ class Run:
         write_json(self.folder / "config.json", content)
 
     def save_extra(self, **extra: Any) -> None:
-        """Put what was found out after the start (the choice of hardware, say) into config.json's `extra`.
+        """Add values determined after the start, such as the hardware choice, to `extra` in config.json.
 
-        Every process must call it; the main one's values are everybody's.
+        Every process must call this method; all of them get the values of the main process.
         """
         self.extra |= self.world.broadcast_value(extra)
         if self.world.is_main:
             write_json(self.folder / "config.json", {**self.read_config(self.folder), "extra": self.extra})
 
     def compute(self, choose: Callable[[], Compute], total: int) -> Compute:
-        """How this run computes, in force: what `choose` finds when it begins, and the same whenever it goes on.
+        """Return and apply the run's `Compute`: the result of `choose` in a new run, the saved one in a resumed run.
 
-        Every process must call it; a second call gets what the first one got. `total` is the run's length, for the
-        progress bar.
+        Every process must call this method. A second call returns the result of the first.
+
+        Args:
+            choose: measures and returns the fastest `Compute`; called in the main process of a new run only.
+            total: length of the run in steps, for the progress bar.
         """
         if self._compute is not None:
             return self._compute
         if "compute" not in self.extra:
-            self.progress(0, total, {"measuring": "what is fastest here"})
+            self.progress(0, total, {"measuring": "the fastest hardware settings"})
             self.save_extra(compute=choose().to_dict() if self.world.is_main else {})
         self._compute = Compute(**self.extra["compute"])
         self._compute.apply()
@@ -152,35 +162,37 @@ class Run:
 
     @staticmethod
     def read_config(folder: Path, kind: str | None = None) -> dict[str, Any]:
-        """What config.json of a run folder says, with the keys kind, config, extra, versions, machine, ...
+        """Read config.json of a run folder: a dict with the keys kind, config, extra, versions, machine, ...
 
         Raises:
-            UserError: no such run, a damaged or foreign file, or (with `kind`) a run of another kind.
+            UserError: the run does not exist, the file is damaged or not of zerokara, or (with `kind`) the run is of
+                another kind.
         """
         path = folder / "config.json"
         if not path.is_file():
             runs = [p.parent.name for p in folder.parent.glob("*/config.json")]
-            known = f"; there are {', '.join(sorted(runs))}" if 0 < len(runs) <= 12 else ""
-            raise UserError(f"There is no run in {folder}{suggest(folder.name, runs)}{known}: give an existing one.")
+            existing = f"; existing runs: {', '.join(sorted(runs))}" if 0 < len(runs) <= 12 else ""
+            raise UserError(f"There is no run in {folder}{suggest(folder.name, runs)}{existing}; name an existing run.")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{path} is damaged or cannot be read ({error_summary(error)}): give another run, or start afresh."
+                f"{path} is damaged or cannot be read ({error_summary(error)}): name another run, or start a new one."
             ) from None
-        parts = {"kind": str, "config": dict, "extra": dict}
-        if not isinstance(content, dict) or any(not isinstance(content.get(key), t) for key, t in parts.items()):
+        required = {"kind": str, "config": dict, "extra": dict}
+        if not isinstance(content, dict) or any(not isinstance(content.get(key), t) for key, t in required.items()):
             raise UserError(
-                f"{path} was not written by zerokara (it lacks {', '.join(parts)}): give the folder of a run."
+                f"{path} was not written by zerokara (it needs the keys {', '.join(required)}): "
+                "name the folder of a run."
             )
         if kind is not None and content["kind"] != kind:
             raise UserError(
-                f"{folder} holds a run of {content['kind']}, not of {kind}: give the folder of a {kind} run."
+                f"{folder} holds a run of {content['kind']}, not of {kind}: name the folder of a {kind} run."
             )
         return content
 
     def path(self, *parts: str) -> Path:
-        """A path inside the run's folder, with the folders above it made."""
+        """Return a path inside the run folder; its parent folders are created."""
         path = self.folder.joinpath(*parts)
         if self.world.is_main:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -189,29 +201,30 @@ class Run:
     # ---- metrics
 
     def log(self, step: int, scalars: Mapping[str, Scalar]) -> None:
-        """Note scalars (numbers, or tensors of one element) of a step; they are written at the next `flush`.
+        """Record scalars (numbers, or tensors of one element) of a step; the next `flush` writes them.
 
-        Names are "group/name". What the wall clock says goes under "speed/", so that two runs can be compared without.
+        Names are "group/name". Values that depend on the wall clock belong to the group "speed/", so that all other
+        values of two runs can be compared exactly.
         """
         if not self.world.is_main:
             return
-        # Copies, since the caller may write the next step's loss into the same memory.
-        kept = {key: v.detach().clone() if isinstance(v, torch.Tensor) else v for key, v in scalars.items()}
-        self._pending.append((step, kept))
+        # Copied, because the caller may write the loss of the next step into the same memory.
+        copied = {key: v.detach().clone() if isinstance(v, torch.Tensor) else v for key, v in scalars.items()}
+        self._pending.append((step, copied))
 
     def flush(self) -> None:
-        """Write what was logged to metrics.jsonl and TensorBoard. The one place where tensors become numbers."""
+        """Write the recorded scalars to metrics.jsonl and TensorBoard. Synchronizes with the device."""
         if not self._pending:
             return
         pending, self._pending = self._pending, []
         rows = _as_numbers(pending)
         self._last_step = max(self._last_step, *(step for step, _ in rows))
-        with self._forgiving("metrics.jsonl"):
+        with self._warn_on_failure("metrics.jsonl"):
             self._append("".join(_json_line(step, row) for step, row in rows).encode())
         self._board.scalars(rows)
 
     def _append(self, lines: bytes) -> None:
-        """Whole lines or nothing."""
+        """Append complete lines to metrics.jsonl, or nothing if the write fails."""
         if self._metrics is None:
             self._metrics = (self.folder / "metrics.jsonl").open("ab", buffering=0)
             self._metrics_bytes = self._metrics.tell()
@@ -225,34 +238,34 @@ class Run:
             raise
 
     def state_dict(self) -> dict[str, Any]:
-        """Flushes; what a checkpoint must hold for `resume_from`."""
+        """Flush, and return the state that `resume_from` needs."""
         self.flush()
-        with self._forgiving("metrics.jsonl"):
+        with self._warn_on_failure("metrics.jsonl"):
             if self._metrics is not None:
-                os.fsync(self._metrics.fileno())  # a checkpoint must not outlive the lines that it counts
+                os.fsync(self._metrics.fileno())  # the lines must be on disk before a checkpoint that counts them
         return {"metrics_bytes": self._metrics_bytes, "last_step": self._last_step}
 
     def resume_from(self, state: Mapping[str, Any]) -> None:
-        """Forget what was logged after the checkpoint that holds `state`, so that no line comes twice."""
+        """Remove everything logged after the checkpoint that holds `state`, so that no line is written twice."""
         self._last_step = state["last_step"]
         self._board.purge_step = self._last_step + 1
         if not self.world.is_main:
             return
         path = self.folder / "metrics.jsonl"
-        with self._forgiving("metrics.jsonl"):
+        with self._warn_on_failure("metrics.jsonl"):
             size = path.stat().st_size if path.exists() else 0
             keep = min(size, state["metrics_bytes"])
             if size < state["metrics_bytes"]:
-                self.warn(f"{path} is shorter than it was at the checkpoint: some lines are lost, and the run goes on.")
+                self.warn(f"{path} is shorter than it was at the checkpoint: some lines are lost; training continues.")
             if size:
                 with path.open("r+b") as file:
                     keep = file.read(keep).rfind(b"\n") + 1
-                    file.truncate(keep)  # one step for the file system: the old length or the new one
+                    file.truncate(keep)  # atomic for the file system: the old length or the new one
                     os.fsync(file.fileno())
             self._metrics_bytes = keep
 
     def save(self, path: Path, state: Mapping[str, Any]) -> None:
-        """Write a checkpoint of this run: `state`, and what `restore` needs of the run itself.
+        """Write a checkpoint with `state` and the state of the run itself, as `restore` needs it.
 
         Raises:
             UserError: as `core.checkpoint.save`.
@@ -260,13 +273,13 @@ class Run:
         checkpoint.save(path, {**state, "run": self.state_dict()}, self._kind)
 
     def restore(self, path: Path, load: Callable[[dict[str, Any]], object]) -> bool:
-        """Go on from the checkpoint at `path` where the run is resumed and has one. Whether it does.
+        """Restore a resumed run from the checkpoint at `path`. Returns True if there was a checkpoint to restore.
 
-        If not, the run is a fresh one, or was killed before its first checkpoint, and what it logged is forgotten.
+        Otherwise the run is new, or was killed before its first checkpoint; everything it logged is removed.
 
         Args:
-            path: what `save` wrote.
-            load: takes the state over.
+            path: file written by `save`.
+            load: called with the state of the checkpoint.
 
         Raises:
             UserError: as `core.checkpoint.load`.
@@ -279,10 +292,10 @@ class Run:
         self.resume_from(state["run"])
         return True
 
-    # ---- what a person sees
+    # ---- terminal, images and TensorBoard
 
     def progress(self, step: int, total: int, fields: Mapping[str, Any]) -> None:
-        """Show how far the run is; as often as one likes, it draws ten times a second at most."""
+        """Show the progress. May be called at every step: it draws at most ten times a second."""
         self._progress.show(step, total, fields)
 
     def print(self, text: str) -> None:
@@ -290,48 +303,48 @@ class Run:
         self._progress.print(text)
 
     def warn(self, text: str) -> None:
-        """Print a warning, also of a quiet run; the same one only once."""
+        """Print a warning, also in a quiet run. A repeated warning is printed once."""
         if self.world.is_main and text not in self._warned:
             self._warned.add(text)
             self._progress.warn(text)
 
     def image(self, tag: str, step: int, picture: np.ndarray) -> None:
-        """Keep a picture uint8, (H, W), (H, W, C) or (C, H, W), as media/<tag>-<step>.png and in TensorBoard."""
+        """Write an image to media/<tag>-<step>.png and to TensorBoard: uint8, (H, W), (H, W, C) or (C, H, W)."""
         if not self.world.is_main:
             return
-        with self._forgiving("media"):
+        with self._warn_on_failure("media"):
             encoded = media.png_bytes(picture)
-            self._board.picture(tag, step, encoded)
+            self._board.image(tag, step, encoded)
             checkpoint.write_atomically(self._media_path(tag, step, "png"), lambda file: file.write(encoded))
 
     def video(self, tag: str, step: int, frames_THWC: np.ndarray, fps: float) -> None:
-        """Keep RGB frames (T, H, W, 3) uint8 as media/<tag>-<step>.mp4, and as a GIF among TensorBoard's images."""
+        """Write RGB frames (T, H, W, 3) uint8 to media/<tag>-<step>.mp4, and as a GIF to TensorBoard's images."""
         if not self.world.is_main:
             return
-        with self._forgiving("media"):
+        with self._warn_on_failure("media"):
             media.write_mp4(self._media_path(tag, step, "mp4"), frames_THWC, fps)
-        with self._forgiving("media"):
-            self._board.picture(tag, step, media.gif_bytes(frames_THWC, fps))
+        with self._warn_on_failure("media"):
+            self._board.image(tag, step, media.gif_bytes(frames_THWC, fps))
 
     def histogram(self, tag: str, step: int, values: Tensor) -> None:
-        """Put the distribution of a tensor's numbers among TensorBoard's histograms."""
+        """Write a histogram of a tensor's values to TensorBoard."""
         if self.world.is_main:
             self._board.histogram(tag, step, Compute.to_host(values).float().numpy())
 
     def graph(self, module: nn.Module, example: Tensor) -> None:
-        """Put a network's graph, traced on an example of its input, on TensorBoard's page; the mode is kept."""
+        """Write the graph of a network, traced with an example input, to TensorBoard. Keeps train or eval mode."""
         if self.world.is_main:
             training = module.training
             self._board.graph(module.eval(), example)
             module.train(training)
 
     def text(self, tag: str, text: str) -> None:
-        """Put Markdown among TensorBoard's texts."""
+        """Write a Markdown text to TensorBoard."""
         if self.world.is_main:
             self._board.text(tag, text)
 
     def hparams(self, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Put what was set and what came of it into TensorBoard's table of hyperparameters."""
+        """Write the settings and final metrics of the run to TensorBoard's table of hyperparameters (HPARAMS)."""
         if self.world.is_main:
             self._board.hparams(config, metrics, max(self._last_step, 0))
 
@@ -339,35 +352,36 @@ class Run:
         return self.path("media", f"{re.sub(r'[^A-Za-z0-9._-]+', '-', tag)}-{step}.{suffix}")
 
     @contextlib.contextmanager
-    def _forgiving(self, what: str) -> Iterator[None]:
-        """Warn once per kind of thing that could not be written, and go on."""
+    def _warn_on_failure(self, what: str) -> Iterator[None]:
+        """Suppress exceptions of the block; warn once for each kind of output that could not be written."""
         try:
             yield
-        except Exception as error:  # noqa: BLE001  (no failure here is worth a run)
+        except Exception as error:  # noqa: BLE001  (failed logging must not end a training run)
             if what not in self._warned:
                 self._warned.add(what)
                 self.warn(
-                    f"{what} could not be written ({error_summary(error)}): training goes on, and so do the attempts."
+                    f"{what} could not be written ({error_summary(error)}): "
+                    f"training continues, and later writes are attempted."
                 )
 
     # ---- the end
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
-        """While inside, SIGINT and SIGTERM set `stop_requested`; the second SIGINT is a KeyboardInterrupt.
+        """Inside the block, SIGINT and SIGTERM set `stop_requested`; a second SIGINT raises KeyboardInterrupt.
 
-        torchrun repeats a SIGINT to its members, so there the second one counts for nothing.
+        Under torchrun the second SIGINT is ignored, because torchrun sends it again to each of its processes.
         """
         interrupts = 0
 
-        def note(number: int, frame: FrameType | None) -> None:
+        def handle(number: int, frame: FrameType | None) -> None:
             nonlocal interrupts
             interrupts += number == signal.SIGINT
             self.stop_requested = signal.Signals(number).name
             if interrupts > 1 and self.world.size == 1:
                 raise KeyboardInterrupt
 
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
@@ -375,7 +389,7 @@ class Run:
                 signal.signal(number, handler)
 
     def close(self, summary: str = "") -> None:
-        """Flush, print the closing line, and give the folder free. A second call does nothing."""
+        """Flush, print the closing line, and unlock the folder. A second call does nothing."""
         if self._closed:
             return
         self._closed = True
@@ -396,16 +410,25 @@ class Run:
         self.close()
 
 
+def _events_folder(folder: Path) -> Path:
+    """Return the folder of TensorBoard's event files: the run folder, since TensorBoard names a run by this folder.
+
+    A run started by an older version has them in tensorboard/; resumed, it keeps writing there and remains one run.
+    """
+    old = folder / "tensorboard"
+    return old if old.is_dir() else folder
+
+
 def _as_numbers(pending: list[tuple[int, dict[str, Scalar]]]) -> list[tuple[int, dict[str, float]]]:
-    """Tensors as Python numbers, with one transfer per device."""
-    places: dict[torch.device, list[tuple[dict[str, Any], str]]] = {}
+    """Convert tensors to Python numbers, with one transfer per device."""
+    by_device: dict[torch.device, list[tuple[dict[str, Any], str]]] = {}
     rows: list[tuple[int, dict[str, Any]]] = [(step, {**row}) for step, row in pending]
     for _, row in rows:
         for key, value in row.items():
             if isinstance(value, torch.Tensor):
-                places.setdefault(value.device, []).append((row, key))
-    for device, cells in places.items():
-        wide = torch.float32 if device.type == "mps" else torch.float64  # exact for counters too
+                by_device.setdefault(value.device, []).append((row, key))
+    for device, cells in by_device.items():
+        wide = torch.float32 if device.type == "mps" else torch.float64  # float64 is exact for counters too
         values = torch.stack([row[key].reshape(()).to(wide) for row, key in cells]).tolist()
         for (row, key), value in zip(cells, values, strict=True):
             row[key] = value if row[key].dtype.is_floating_point else int(value)
@@ -414,6 +437,6 @@ def _as_numbers(pending: list[tuple[int, dict[str, Scalar]]]) -> list[tuple[int,
 
 
 def _json_line(step: int, row: Mapping[str, float]) -> str:
-    """One line of metrics.jsonl; JSON has no NaN or infinity, so they are null."""
+    """Format one line of metrics.jsonl; NaN and Inf become null, because JSON cannot represent them."""
     finite = {key: value if math.isfinite(value) else None for key, value in row.items()}
     return json.dumps({"step": step, **finite}, allow_nan=False) + "\n"

@@ -8,8 +8,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from zerokara.core.command_line import parse
 from zerokara.core.compute import find_device
-from zerokara.core.config import UserError, flag, from_dict, parse, to_dict
+from zerokara.core.config import UserError, flag, from_dict, to_dict
 from zerokara.core.run import Run
 
 ConfigT = TypeVar("ConfigT", bound=Any)

@@ -1,4 +1,4 @@
-"""Schedules as pure functions of the global step, so that a resumed run simply goes on."""
+"""Schedules as pure functions of the global step: a resumed run needs no saved state for them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 
 def _fraction(step: float, begin_step: float, over_steps: float) -> float:
-    """How much of the way from begin_step to begin_step + over_steps is done, 0 to 1; over_steps 0 is a jump."""
+    """Return the completed fraction, 0 to 1, of the steps from begin_step to begin_step + over_steps."""
     if over_steps < 0:
         raise ValueError(f"over_steps must not be negative, got {over_steps}")
     if over_steps == 0:
@@ -15,17 +15,19 @@ def _fraction(step: float, begin_step: float, over_steps: float) -> float:
 
 
 def linear(step: float, start: float, end: float, begin_step: float, over_steps: float) -> float:
-    """`start` up to begin_step, then straight to `end` within over_steps, then `end`.
+    """Interpolate linearly: `start` up to begin_step, `end` from begin_step + over_steps on.
+
+    If over_steps is 0, the value jumps from `start` to `end` at begin_step.
 
     Raises:
         ValueError: over_steps is negative.
     """
     fraction = _fraction(step, begin_step, over_steps)
-    return start * (1 - fraction) + end * fraction  # exactly start and end at the ends
+    return start * (1 - fraction) + end * fraction  # exact at both ends
 
 
 def cosine(step: float, start: float, end: float, begin_step: float, over_steps: float) -> float:
-    """Like `linear`, along half a cosine wave: flat at both ends (Loshchilov and Hutter 2017, equation 5).
+    """Interpolate as `linear`, but along half a period of a cosine (Loshchilov and Hutter 2017, equation 5).
 
     Raises:
         ValueError: over_steps is negative.
@@ -35,9 +37,9 @@ def cosine(step: float, start: float, end: float, begin_step: float, over_steps:
 
 
 def warmup_cosine(step: float, warmup_steps: float, total_steps: float) -> float:
-    """A factor for the learning rate: straight from 0 to 1 at warmup_steps, then along half a cosine to 0 at the end.
+    """Return a factor for the learning rate: linear warmup from 0 to 1, then cosine decay to 0 at total_steps.
 
-    In a run that ends before the warm-up it only rises.
+    If total_steps is smaller than warmup_steps, the run ends during the warmup.
     """
     if step < warmup_steps:
         return linear(step, 0.0, 1.0, 0.0, warmup_steps)
@@ -45,7 +47,7 @@ def warmup_cosine(step: float, warmup_steps: float, total_steps: float) -> float
 
 
 def exponential(step: float, start: float, end: float, begin_step: float, over_steps: float) -> float:
-    """Like `linear`, but each step multiplies by the same factor; start and end are above 0.
+    """Interpolate as `linear`, but exponentially: each step multiplies by the same factor. start and end must be > 0.
 
     Raises:
         ValueError: over_steps is negative.

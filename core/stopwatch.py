@@ -1,4 +1,4 @@
-"""Stopwatch: the hours that a run has taken, added up over the processes that wrote it."""
+"""Stopwatch: hours of training, summed over the processes that have run it."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import time
 
 
 class Stopwatch:
-    """Runs from the moment it is made. Called, it tells the hours, and an interruption is not among them.
+    """Stopwatch that starts when created and returns the hours when called. Interruptions of a run do not count.
 
-    A run that goes on sets `hours` to what its checkpoint has.
+    A resumed run sets `hours` to the value saved in its checkpoint.
     """
 
     hours: float
-    """What it told last."""
+    """Result of the last call."""
 
     def __init__(self) -> None:
         self.hours = 0.0
-        self._told = time.perf_counter()
+        self._last_call = time.perf_counter()
 
     def __call__(self) -> float:
-        """Hours so far, without interruptions."""
+        """Return the hours so far, without interruptions."""
         now = time.perf_counter()
-        self.hours += (now - self._told) / 3600
-        self._told = now
+        self.hours += (now - self._last_call) / 3600
+        self._last_call = now
         return self.hours

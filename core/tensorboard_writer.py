@@ -1,6 +1,6 @@
-"""TensorBoard's event files: scalars, pictures (animated too), texts and hyperparameters of one run.
+"""TensorBoard event files: scalars, images (also animated), texts, graphs and hyperparameters of one run.
 
-Nothing here is worth a run: the first failure is warned of, and from then on TensorBoard is left out.
+After the first failure the writer warns and drops everything that follows; it never ends a training run.
 """
 
 from __future__ import annotations
@@ -20,20 +20,33 @@ from zerokara.core.config import error_summary
 if TYPE_CHECKING:
     from torch.utils.tensorboard import FileWriter, SummaryWriter
 
+# TensorBoard sorts the groups of its Time Series page by name: this one follows eval, replay, speed, train, validation.
+IMAGE_GROUP = "visual"
+
+# Order of the columns in HPARAMS. A run has only some of these settings; the others follow in alphabetical order.
+FIRST_HPARAMS = (
+    *("env", "data", "content", "style", "preset", "seed"),
+    *("network", "backbone", "head", "loss", "double", "dueling", "n_step", "munchausen", "noisy", "per_alpha"),
+    *("optimizer", "learning_rate", "generator_learning_rate", "discriminator_learning_rate", "batch_size"),
+    *("gamma", "total_steps", "epochs", "updates", "iterations"),
+)
+LAST_HPARAMS = ("device", "precision", "compile", "threads")
+OMITTED_HPARAMS = ("name", "resume", "quiet")  # TensorBoard shows the name of the run beside them
+
 
 class TensorBoardWriter:
-    """A writer of event files that is made when first needed: importing TensorBoard takes a third of a second."""
+    """Writer of event files. TensorBoard is imported at the first write, because the import takes 0.3 s."""
 
     def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
-        self.purge_step: int | None = None  # events of an earlier process from this step on are void
+        self.purge_step: int | None = None  # TensorBoard discards events of earlier processes from this step on
         self._folder = folder
         self._warn = warn
         self._writer: SummaryWriter | None = None
         self._closed = False
-        self._hook = self._hook_before = threading.excepthook
+        self._hook = self._previous_hook = threading.excepthook
 
     def scalars(self, rows: Iterable[tuple[int, Mapping[str, float]]]) -> None:
-        """Write (step, values by tag)."""
+        """Write rows of (step, value by tag)."""
 
         def write(writer: SummaryWriter) -> None:
             for step, row in rows:
@@ -43,8 +56,8 @@ class TensorBoardWriter:
 
         self._write(write)
 
-    def picture(self, tag: str, step: int, encoded: bytes) -> None:
-        """Put an encoded PNG, or a GIF that moves, among the images: browsers play what they are sent."""
+    def image(self, tag: str, step: int, encoded: bytes) -> None:
+        """Write an encoded PNG or animated GIF, which browsers play, in the group `IMAGE_GROUP`."""
 
         def write(writer: SummaryWriter) -> None:
             from PIL import Image
@@ -53,79 +66,104 @@ class TensorBoardWriter:
             with Image.open(io.BytesIO(encoded)) as picture:
                 width, height = picture.size
             image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
-            _events(writer).add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+            value = Summary.Value(tag=f"{IMAGE_GROUP}/{tag}", image=image)
+            _event_writer(writer).add_summary(Summary(value=[value]), step)
 
         self._write(write)
 
     def histogram(self, tag: str, step: int, values: np.ndarray) -> None:
-        """Put the distribution of numbers among the histograms."""
+        """Write a histogram of values."""
         self._write(lambda writer: writer.add_histogram(tag, values, step))
 
     def graph(self, module: nn.Module, example: Tensor) -> None:
-        """Put the network's graph, traced on an example, on its page."""
+        """Write the graph of a network, traced with an example input."""
 
         def write(writer: SummaryWriter) -> None:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the tracer, on shapes that are constants here
+                warnings.simplefilter("ignore")  # the tracer warns about shapes, which are constant here
                 writer.add_graph(module, example)
 
         self._write(write)
 
     def text(self, tag: str, text: str) -> None:
-        """Put Markdown among the texts."""
+        """Write a Markdown text."""
         self._write(lambda writer: writer.add_text(tag, text))
 
     def hparams(self, config: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> None:
-        """Put what was set and what came of it into the table of hyperparameters."""
+        """Write settings and metrics for the table of hyperparameters, the most important settings first.
+
+        TensorBoard sorts the columns by name. Each name therefore gets its rank as a prefix ("05 seed"), and the plain
+        name as the displayed one.
+        """
 
         def write(writer: SummaryWriter) -> None:
+            from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG
+            from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
             from torch.utils.tensorboard.summary import hparams
 
-            plain = {key: v if isinstance(v, (bool, int, float, str)) else str(v) for key, v in config.items()}
+            plain = {
+                f"{_hparam_rank(key):02} {key}": v if isinstance(v, (bool, int, float, str)) else str(v)
+                for key, v in config.items()
+                if key not in OMITTED_HPARAMS
+            }
             for summary in hparams(plain, dict(metrics)):
-                _events(writer).add_summary(summary)
-            for tag, value in metrics.items():
-                writer.add_scalar(tag, value, step)
+                for value in summary.value:
+                    if value.tag == EXPERIMENT_TAG:
+                        data = HParamsPluginData.FromString(value.metadata.plugin_data.content)
+                        for info in data.experiment.hparam_infos:
+                            info.display_name = info.name.partition(" ")[2]
+                        value.metadata.plugin_data.content = data.SerializeToString()
+                _event_writer(writer).add_summary(summary)
+            for tag, metric in metrics.items():
+                writer.add_scalar(tag, metric, step)
 
         self._write(write)
 
     def close(self) -> None:
-        """Write what is left; what is given afterwards is dropped."""
+        """Write the remaining events and close the file. Later calls of any method do nothing."""
         if self._writer is not None:
             self._write(lambda writer: writer.close())
         self._closed = True
         if threading.excepthook is self._hook:
-            threading.excepthook = self._hook_before
+            threading.excepthook = self._previous_hook
 
-    def _silence_its_thread(self) -> None:
-        """When the writer's thread dies, its error comes back from the next call: its stack need not be printed."""
-        before = self._hook_before = threading.excepthook
+    def _silence_writer_thread(self) -> None:
+        """Suppress the stack trace of TensorBoard's thread: the next call of the writer raises the same error."""
+        previous = self._previous_hook = threading.excepthook
 
         def hook(args: threading.ExceptHookArgs) -> None:
             if not type(args.thread).__module__.startswith("tensorboard."):
-                before(args)
+                previous(args)
 
         self._hook = threading.excepthook = hook
 
     def _write(self, write: Callable[[SummaryWriter], object]) -> None:
+        """Call `write` with the writer; on an exception warn and close."""
         if self._closed:
             return
         try:
             if self._writer is None:
                 from torch.utils.tensorboard import SummaryWriter
 
-                self._silence_its_thread()
+                self._silence_writer_thread()
                 self._writer = SummaryWriter(str(self._folder), purge_step=self.purge_step)
             write(self._writer)
-        except Exception as error:  # noqa: BLE001  (whatever it is, it is not worth a run)
-            self._closed = True  # its thread is dead and would raise the same again
+        except Exception as error:  # noqa: BLE001  (no exception here may end a training run)
+            self._closed = True  # the writer's thread has ended and would raise the same error again
             self._warn(
-                f"TensorBoard's events could not be written ({error_summary(error)}): training goes on without them."
+                f"TensorBoard's events could not be written ({error_summary(error)}): training continues without them."
             )
 
 
-def _events(writer: SummaryWriter) -> FileWriter:
-    """The file under the writer, which takes summaries as they are."""
-    events: FileWriter | None = writer.file_writer
-    assert events is not None  # only a closed writer has none
-    return events
+def _hparam_rank(name: str) -> int:
+    """Return the position of a setting among the columns of HPARAMS, from 0 to 99; equal ranks are sorted by name."""
+    if name in LAST_HPARAMS:
+        return 99
+    return FIRST_HPARAMS.index(name) if name in FIRST_HPARAMS else 50
+
+
+def _event_writer(writer: SummaryWriter) -> FileWriter:
+    """Return the file writer inside a SummaryWriter, which accepts Summary protocol buffers."""
+    file_writer: FileWriter | None = writer.file_writer
+    assert file_writer is not None  # None only after close
+    return file_writer

@@ -19,6 +19,13 @@ import numpy as np
 
 from zerokara.core.config import UserError
 
+# Names that settings had in checkpoints of zerokara 0.1.
+RENAMED_SETTINGS = {
+    "sticky": "repeat_action_probability",
+    "full_action_set": "full_action_space",
+    "stack": "frame_stack",
+    "grey": "grayscale",
+}
 INITIAL_CAPACITY = 256  # actions per environment; doubled whenever the log is full
 
 
@@ -129,10 +136,12 @@ class ActionLog:
         Raises:
             UserError: the state was saved by another environment, or with other settings.
         """
+        settings = {RENAMED_SETTINGS.get(name, name): value for name, value in state["settings"].items()}
+        saved = {"id": state["id"], "num_envs": state["num_envs"], "settings": settings}
         for what, here in (("id", self.id), ("num_envs", self.num_envs), ("settings", self.settings)):
-            if state[what] != here:
+            if saved[what] != here:
                 raise UserError(
-                    f"the saved environment has {what} {state[what]!r}, this one has {here!r}: resume with the "
+                    f"the saved environment has {what} {saved[what]!r}, this one has {here!r}: resume with the "
                     f"settings with which the run was started."
                 )
         self.reseed_every_steps = state["reseed_every_steps"]

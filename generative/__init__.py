@@ -1,1 +1,1 @@
-"""Paint: generators taught by the eye, and scores of what they paint."""
+"""Generative models: GANs and style transfer, and metrics of generated images."""

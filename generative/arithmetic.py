@@ -1,13 +1,14 @@
-"""Arithmetic: the mean of some images' latents, minus that of others, plus that of others again, painted.
+"""Latent vector arithmetic: add and subtract the mean latent vectors of images.
 
-    python -m generative.sample runs/<name> --number 100                          # look: which images show what
+    python -m generative.sample runs/<name> --number 100                          # see what the images show
     python -m generative.arithmetic runs/<name> --mean 3 17 40 --minus 5 8 21 --plus 9 44 60
 
-Radford et al. 2016, section 6.3.2 and figure 7: smiling woman - neutral woman + neutral man = smiling man. Numbers
-count the images of `generative.sample` with the same seed from 0, along the rows. The picture shows each mean and the
-result, and after them the result with noise from -.25 to .25 on every number of its latent, as in the paper.
+Radford et al. 2016, section 6.3.2 and figure 7: smiling woman - neutral woman + neutral man = smiling man. Images are
+numbered from 0, row by row, as in the grid of `generative.sample` with the same seed. The output shows an image of each
+mean and of the result, followed by results with uniform noise from -.25 to .25 added to the latent vector, as in the
+paper.
 
-Shapes: N images, Z numbers of a latent.
+Shapes: N images, Z latent dimension.
 """
 
 from __future__ import annotations
@@ -19,40 +20,41 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zerokara.core.config import UserError, parse, run_main
+from zerokara.core.command_line import parse
+from zerokara.core.config import UserError, run_main
 from zerokara.core.media import write_png
 from zerokara.core.programs import program_command
 from zerokara.generative.gan import finished
-from zerokara.generative.gan.pictures import picture
+from zerokara.generative.gan.pictures import image_grid
 
 NOISE = 0.25
-AROUND = 8  # images with noise
-MOST = 100_000
+NOISY_IMAGES = 8
+MAX_IMAGES = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(finished.Options):
-    """Which images."""
+    """Options of generative.arithmetic."""
 
     mean: tuple[int, ...] = ()
-    """Images whose mean is begun with."""
+    """Numbers of the images whose mean is the first term."""
     minus: tuple[int, ...] = ()
-    """Images whose mean is taken away."""
+    """Numbers of the images whose mean is subtracted."""
     plus: tuple[int, ...] = ()
-    """Images whose mean is added."""
+    """Numbers of the images whose mean is added."""
     label: int | None = None
-    """Class to paint, by its number; None: 0 where there are classes."""
+    """Number of the class to generate, of a class-conditional generator. None: class 0."""
     out: str = ""
-    """The picture, a .png; empty: media/arithmetic-<which>-<seed>.png in the run's folder."""
+    """PNG file to write. Empty: media/arithmetic-<which>-<seed>.png in the run's folder."""
 
 
 def combine(z_NZ: Tensor, terms: Sequence[tuple[float, Sequence[int]]], normal: bool) -> Tensor:
-    """The sum (Z,) of signed means of latents.
+    """Sum signed means of latent vectors (Z,).
 
     Args:
-        z_NZ: latents that `terms` count.
-        terms: sign and rows of each mean; one without rows counts for nothing.
-        normal: latents are N(0, 1); then the sum is scaled to that deviation, which means of several have lost.
+        z_NZ: latent vectors that `terms` refer to.
+        terms: sign and row numbers of each mean; terms without rows are ignored.
+        normal: True if latent vectors are N(0, 1). Then the sum is scaled to unit variance, which means do not have.
     """
     used = [(sign, list(rows)) for sign, rows in terms if rows]
     total_Z = torch.stack([sign * z_NZ[rows].mean(0) for sign, rows in used]).sum(0)
@@ -60,28 +62,28 @@ def combine(z_NZ: Tensor, terms: Sequence[tuple[float, Sequence[int]]], normal: 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Combine, paint, and say where it is."""
+    """Combine latent vectors and write the generated images."""
     options = parse(Options, {}, argv, __doc__ or "")
     terms = [(1.0, options.mean), (-1.0, options.minus), (1.0, options.plus)]
     numbers = [number for _, rows in terms for number in rows]
     if not options.mean:
-        raise UserError("--mean names no images: give some of generative.sample by number, as in --mean 3 17 40.")
-    if min(numbers) < 0 or max(numbers) >= MOST:
-        raise UserError(f"Images are counted from 0 to {MOST - 1:,}, got {min(numbers)} to {max(numbers)}.")
-    painter = finished.painter_of(options, program_command("generative.arithmetic"))
-    where = finished.place(options, options.out, f"arithmetic-{options.which}-{options.seed}.png")
-    z_NZ = painter.latents(max(numbers) + 1, options.seed)
-    normal = painter.config.latent_distribution == "normal"
+        raise UserError("--mean names no images: give numbers of images of generative.sample, as in --mean 3 17 40.")
+    if min(numbers) < 0 or max(numbers) >= MAX_IMAGES:
+        raise UserError(f"Images are numbered from 0 to {MAX_IMAGES - 1:,}, got {min(numbers)} to {max(numbers)}.")
+    sampler = finished.load_sampler(options, program_command("generative.arithmetic"))
+    path = finished.output_path(options, options.out, f"arithmetic-{options.which}-{options.seed}.png")
+    z_NZ = sampler.latents(max(numbers) + 1, options.seed)
+    normal = sampler.config.latent_distribution == "normal"
     result_Z = combine(z_NZ, terms, normal)
     means = [combine(z_NZ, [(1.0, rows)], normal) for _, rows in terms if rows]
-    noise = torch.rand(AROUND, len(result_Z), generator=torch.Generator().manual_seed(options.seed)) * 2 - 1
-    shown_NZ = torch.cat([torch.stack([*means, result_Z]), result_Z + NOISE * noise])
-    label = options.label if options.label is not None or not painter.class_names else 0
-    images = painter.paint(shown_NZ, painter.labels(len(shown_NZ), label))
-    write_png(where, picture(images, len(means) + 1))
+    noise = torch.rand(NOISY_IMAGES, len(result_Z), generator=torch.Generator().manual_seed(options.seed)) * 2 - 1
+    all_NZ = torch.cat([torch.stack([*means, result_Z]), result_Z + NOISE * noise])
+    label = options.label if options.label is not None or not sampler.class_names else 0
+    images = sampler.generate(all_NZ, sampler.labels(len(all_NZ), label))
+    write_png(path, image_grid(images, len(means) + 1))
     print(
-        f"{where}: {' '.join(name for name in ('mean', 'minus', 'plus') if getattr(options, name))}, the result, "
-        f"and {AROUND} with noise"
+        f"{path}: {' '.join(name for name in ('mean', 'minus', 'plus') if getattr(options, name))}, the result, "
+        f"and {NOISY_IMAGES} with noise"
     )
 
 

@@ -1,14 +1,14 @@
-"""Paint: a generator learns from the eye that tells its images from real ones.
+"""Train a DCGAN: a generator, and a discriminator that classifies images as real or generated.
 
     python -m generative.dcgan --data mnist
 
-Radford et al. 2016, "Unsupervised Representation Learning with Deep Convolutional Generative Adversarial Networks";
-what came after it is a field of the config (generative/gan/config.py): other losses, penalties, spectral normalisation,
-augmentation, averaged weights, labels. Without arguments it learns digits that are drawn here. docs/dcgan.md has
-figures.
+Radford et al. 2016, "Unsupervised Representation Learning with Deep Convolutional Generative Adversarial Networks".
+Later methods are options (generative/gan/config.py): other losses, gradient penalties, spectral normalization,
+augmentation, averaged weights, class labels. Without arguments it trains on digits that are drawn by the program.
+docs/dcgan.md has results.
 
-One turn of the loop: a step of the discriminator, a step of the generator. The best moment, by the Fréchet distance to
-images held out, is kept beside the last.
+Each iteration does one step of the discriminator and one of the generator. The last checkpoint is saved, and also the
+best one, by the Fréchet distance to held-out images.
 
 Shapes: N images, B batch, C channels, H, W pixels.
 """
@@ -38,28 +38,28 @@ from zerokara.core.run_config import configure
 from zerokara.core.stopwatch import Stopwatch
 from zerokara.core.zoo import provenance
 from zerokara.core.zoo import registry as zoo
-from zerokara.generative.gan.collapse_monitor import Watch
+from zerokara.generative.gan.collapse_monitor import CollapseMonitor
 from zerokara.generative.gan.config import PRESETS, Config
 from zerokara.generative.gan.data import Data
 from zerokara.generative.gan.learner import Learner, draw_latents
-from zerokara.generative.gan.pictures import FILM_FPS, draw_curves, film, picture
-from zerokara.generative.gan.sampler import BEST, KIND, Painter, weights_file
-from zerokara.generative.scoring.evaluator import Judge, in_words
+from zerokara.generative.gan.pictures import VIDEO_FPS, draw_curves, image_grid, video_frames
+from zerokara.generative.gan.sampler import BEST, KIND, Sampler, weights_file
+from zerokara.generative.scoring.evaluator import Evaluator, format_scores
 
-# What may differ when a run goes on; everything else would make it another run.
-CHANGEABLE = {"resume", "rollback", "quiet", "updates", "film_every_updates"}
+# Options that may change when a run is resumed.
+CHANGEABLE = {"resume", "rollback", "quiet", "updates", "video_every_updates"}
 
 
 class Training:
-    """Everything that a checkpoint holds, and the turns of the loop over it."""
+    """State of a training run, which checkpoints hold, and one iteration of its loop."""
 
     def __init__(self, config: Config, data: Data, compute: Compute, world: World) -> None:
         self.config, self.data, self.compute, self.world = config, data, compute, world
         self.learner = Learner(config, data.train.shape, len(data.train.classes), compute, world)
         self.pixels = data.train.images.to(compute.torch_device)
         self.labels = data.train.labels.to(compute.torch_device)
-        self.watch = Watch()
-        self.best: dict[str, Any] | None = None  # update and score
+        self.collapse_monitor = CollapseMonitor()
+        self.best: dict[str, Any] | None = None  # update and score of the best evaluation
         self.scores: dict[str, float] = {}  # of the last evaluation
         self.rollbacks = 0
         self.clock = Stopwatch()
@@ -67,34 +67,34 @@ class Training:
 
     @property
     def update(self) -> int:
-        """Updates that are over."""
+        """Number of updates done."""
         return self.learner.updates
 
-    def turn(self) -> None:
-        """One update on the next batch, of which this process takes its share."""
+    def step(self) -> None:
+        """Do one update on this process's shard of the next batch."""
         size = self.config.batch_size
         per_epoch = len(self.pixels) // size
-        epoch, place = divmod(self.update, per_epoch)
+        epoch, batch = divmod(self.update, per_epoch)
         if self._order[0] != epoch:
-            # A function of seed and epoch, so there is nothing to save; a rollback goes another way.
+            # A function of seed and epoch, so it is not saved. A rollback shuffles in another order.
             shuffle = torch.Generator().manual_seed(self.config.seed * 7_919 + self.rollbacks * 104_729 + epoch)
             self._order = epoch, torch.randperm(len(self.pixels), generator=shuffle)
-        index_B = self._order[1][place * size : (place + 1) * size][self.world.rank :: self.world.size]
+        index_B = self._order[1][batch * size : (batch + 1) * size][self.world.rank :: self.world.size]
         index_B = index_B.to(self.compute.torch_device)
         self.learner.update(self.pixels[index_B], self.labels[index_B])
 
-    def painter(self) -> Painter:
-        """The generator as it stands, ready to paint."""
+    def sampler(self) -> Sampler:
+        """Return a sampler of the current generator."""
         names = self.data.train.classes if self.learner.classes else ()
         shape = self.data.train.shape
-        return Painter(self.learner.snapshot(), self.config, shape, names, self.compute, self.update, self.scores)
+        return Sampler(self.learner.snapshot(), self.config, shape, names, self.compute, self.update, self.scores)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values."""
+        """Return everything that a checkpoint needs, as tensors and plain values."""
         return {
             "learner": self.learner.state_dict(),
             "rng": checkpoint.rng_state(),
-            "watch": self.watch.state_dict(),
+            "watch": self.collapse_monitor.state_dict(),
             "best": self.best,
             "scores": self.scores,
             "rollbacks": self.rollbacks,
@@ -102,15 +102,15 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore `state_dict`."""
         self.learner.load_state_dict(state["learner"])
         checkpoint.set_rng_state(state["rng"])
-        self.watch.load_state_dict(state["watch"])
+        self.collapse_monitor.load_state_dict(state["watch"])
         self.best, self.scores, self.clock.hours = state["best"], state["scores"], state["hours"]
         self.rollbacks = state["rollbacks"]
 
     def roll_back(self, state: dict[str, Any]) -> None:
-        """Go on from the best moment with other random numbers, so that it need not end as it did."""
+        """Restore the best checkpoint and change the random numbers, so that training takes another course."""
         rollbacks = self.rollbacks + 1
         self.load_state_dict(state)
         self.rollbacks = max(rollbacks, self.rollbacks + 1)
@@ -120,52 +120,53 @@ class Training:
 
 
 def train(config: Config, run: Run, data: Data, compute: Compute, world: World) -> str:
-    """The run from wherever it stands to its end. Returns the closing sentence.
+    """Train from the current update to the end of the run. Returns the closing message.
 
     Raises:
-        UserError: a checkpoint that cannot be read, weights that are no numbers any more.
+        UserError: an unreadable checkpoint, or divergence (NaN or Inf).
     """
     training = Training(config, data, compute, world)
     latest = run.path(f"checkpoint-{world.rank}.pt")
     if not world.any(latest.exists(), compute.torch_device):
         provenance.record(run, config.pretrained_backbone)
-    judge = Judge(config, data, run.extra)
-    begin(training, run, latest)
-    for remark in data.remarks:
-        run.print(remark)
-    run.print(f"{data.train.source}: {len(data.train):,} to learn from, {len(data.held_out):,} held out to choose on")
-    for line in judge.protocol():
+    evaluator = Evaluator(config, data, run.extra)
+    start_or_resume(training, run, latest)
+    for message in data.messages:
+        run.print(message)
+    run.print(f"{data.train.source}: {len(data.train):,} training images, {len(data.held_out):,} held-out images")
+    for line in evaluator.protocol():
         run.print(line)
-    if judge.scorer.doubt:
-        run.warn(judge.scorer.doubt)
-    show = fixed_latents(config)
+    if evaluator.extractor.bias_warning:
+        run.warn(evaluator.extractor.bias_warning)
+    preview_NZ = preview_latents(config)
 
     def save() -> None:
-        check_weights(training, run)
+        check_finite_weights(training, run)
         run.save(latest, training.state_dict())
 
     def due(every: int) -> bool:
         return every > 0 and training.update % every == 0
 
     if training.update == 0 and not latest.exists():
-        run.image("real", 0, picture(data.train.images[: config.show]))
+        run.image("real", 0, image_grid(data.train.images[: config.preview_images]))
         save()
     elif config.rollback:
-        save()  # what came after the best moment is gone from the metrics too: --resume must not go back to it
-    window = Window(training)
+        save()  # the metrics after the best checkpoint are already deleted, so --resume must not return to the last one
+    interval = LogInterval(training)
     stopping = False
     while training.update < config.updates and not stopping:
-        training.turn()
+        training.step()
         if due(config.log_every_updates):
-            log_metrics(training, run, window)
-            window = Window(training)
-        if due(config.film_every_updates) and world.is_main:
-            write_png(run.path("film", f"{training.update:08}.png"), picture(sketch(training, show)))
+            log_metrics(training, run, interval)
+            interval = LogInterval(training)
+        if due(config.video_every_updates) and world.is_main:
+            frame = image_grid(generate_preview(training, preview_NZ))
+            write_png(run.path("film", f"{training.update:08}.png"), frame)
         ended = training.update == config.updates
         if due(config.eval_every_updates) or ended:
             if world.is_main:
-                evaluate(training, judge, run, save)
-            window = Window(training)
+                evaluate(training, evaluator, run, save)
+            interval = LogInterval(training)
         if due(config.checkpoint_every_updates) or ended:
             save()
         stopping = world.any(bool(run.stop_requested), compute.torch_device)
@@ -175,87 +176,86 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
     if not world.is_main:
         return ""
     finish(training, run)
-    return closing_line(training, judge, run)
+    return closing_message(training, evaluator, run)
 
 
-def check_weights(training: Training, run: Run) -> None:
-    """Stop before weights that are no numbers are scored, shown or kept.
+def check_finite_weights(training: Training, run: Run) -> None:
+    """Check that all weights are finite before they are evaluated or saved.
 
     Raises:
-        UserError: they are none.
+        UserError: they contain NaN or Inf.
     """
     if not training.learner.is_finite():
-        raise UserError(no_numbers("The weights are no numbers", training, run))
+        raise UserError(divergence_message("the weights contain NaN or Inf", training, run))
 
 
-def no_numbers(what: str, training: Training, run: Run) -> str:
-    """What happened, and the ways on from there."""
+def divergence_message(reason: str, training: Training, run: Run) -> str:
+    """Describe a divergence and how to continue."""
     return (
-        f"{what} any more at update {training.update:,}; the last good checkpoint stays in {run.folder}: go on from "
-        f"its best moment with --resume --rollback, or start again with lower rates."
+        f"Training diverged at update {training.update:,}: {reason}. The last good checkpoint stays in {run.folder}: "
+        f"resume from the best one with --resume --rollback, or start a new run with lower learning rates."
     )
 
 
-def begin(training: Training, run: Run, latest: Path) -> None:
-    """Put the run where it stood: at its last checkpoint, at its best, or at its start."""
+def start_or_resume(training: Training, run: Run, latest: Path) -> None:
+    """Restore the last checkpoint (the best one with --rollback), or start the run.
+
+    Raises:
+        UserError: no checkpoint to roll back to, an unreadable one, or checkpoints of different updates.
+    """
     config = training.config
     best = run.folder / BEST
     if config.rollback and not (latest.exists() and best.exists()):
-        raise UserError(f"{run.folder} has no best moment yet: leave --rollback out.")
+        raise UserError(f"{run.folder} has no best checkpoint yet: remove --rollback.")
     if config.rollback:
-        with contextlib.suppress(UserError):  # a damaged last checkpoint is one to go back from
+        with contextlib.suppress(UserError):  # the last checkpoint may be damaged; the best one is restored
             training.rollbacks = checkpoint.load(latest, KIND)["rollbacks"]
         try:
-            going_on = run.restore(best, training.roll_back)
+            resumed = run.restore(best, training.roll_back)
         except UserError as error:
-            raise UserError(f"{error} The last moment is kept apart from it: leave --rollback out.") from None
+            raise UserError(f"{error} The last checkpoint is a separate file: remove --rollback.") from None
         run.print(f"rolled back to update {training.update:,}")
     else:
-        going_on = run.restore(latest, training.load_state_dict)
-    told = training.world.broadcast_value({"update": training.update})["update"]
-    if training.world.any(training.update != told, training.compute.torch_device):
+        resumed = run.restore(latest, training.load_state_dict)
+    main_update = training.world.broadcast_value({"update": training.update})["update"]
+    if training.world.any(training.update != main_update, training.compute.torch_device):
         raise UserError(
-            f"The checkpoints of the processes in {run.folder} are of different updates, since the run was killed "
-            f"between them: go on from its best moment with --resume --rollback."
+            f"The checkpoints of the processes in {run.folder} are of different updates, because the run was killed "
+            f"while saving: resume from the best checkpoint with --resume --rollback."
         )
-    if going_on:
+    if resumed:
         for frame in (run.folder / "film").glob("*.png"):
             if int(frame.stem) > training.update:
-                frame.unlink()  # it will be painted again, or otherwise
+                frame.unlink()  # the update will be repeated
     elif config.pretrained_backbone:
-        run.print(
-            str(
-                load_pretrained_backbone(
-                    training.learner.discriminator.backbone, zoo.weights_source(config.pretrained_backbone)
-                )
-            )
-        )
+        source = zoo.weights_source(config.pretrained_backbone)
+        run.print(str(load_pretrained_backbone(training.learner.discriminator.backbone, source)))
 
 
-class Window:
-    """What the clock said when the stretch began that a line of metrics is about."""
+class LogInterval:
+    """Update and time at the start of a log interval, to measure its speed."""
 
     def __init__(self, training: Training) -> None:
-        self.update, self.began = training.update, time.perf_counter()
+        self.update, self.start = training.update, time.perf_counter()
 
 
-def log_metrics(training: Training, run: Run, window: Window) -> None:
-    """One line of metrics, the progress bar, and a look whether the discriminator has won.
+def log_metrics(training: Training, run: Run, interval: LogInterval) -> None:
+    """Log the metrics of an interval, show progress, and warn if the discriminator is perfect.
 
     Raises:
-        UserError: a loss is no number.
+        UserError: a loss is NaN or Inf.
     """
-    images = (training.update - window.update) * training.config.batch_size
+    images = (training.update - interval.update) * training.config.batch_size
     scalars: dict[str, Any] = {name: float(value) for name, value in training.learner.read_metrics().items()}
     scalars |= {
-        "speed/images_per_s": images / (time.perf_counter() - window.began),
+        "speed/images_per_s": images / (time.perf_counter() - interval.start),
         "speed/hours": training.clock(),
     }
     run.log(training.update, scalars)
     run.flush()
     if not np.isfinite([scalars["train/d_loss"], scalars["train/g_loss"]]).all():
-        raise UserError(no_numbers("The loss is no number", training, run))
-    warning = training.watch.discriminator(
+        raise UserError(divergence_message("a loss is NaN or Inf", training, run))
+    warning = training.collapse_monitor.discriminator(
         scalars["train/d_accuracy_real"], scalars["train/d_accuracy_fake"], training.update
     )
     if warning:
@@ -264,102 +264,107 @@ def log_metrics(training: Training, run: Run, window: Window) -> None:
     fields = {
         "D loss": scalars["train/d_loss"],
         "G loss": scalars["train/g_loss"],
-        "D right on real": scalars["train/d_accuracy_real"],
-        "on painted": scalars["train/d_accuracy_fake"],
+        "D accuracy real": scalars["train/d_accuracy_real"],
+        "fake": scalars["train/d_accuracy_fake"],
         "FCD" if "fcd" in training.scores else "distance": score,
         "images/s": scalars["speed/images_per_s"],
     }
     run.progress(training.update, training.config.updates, fields)
 
 
-def evaluate(training: Training, judge: Judge, run: Run, save: Callable[[], None]) -> None:
-    """Score what is painted now, keep it where it is the best so far, show it, and warn of a collapse."""
-    check_weights(training, run)
-    config, name = training.config, judge.scorer.name
-    painter = training.painter()
-    training.scores = scores = judge.scores(painter, config.eval_images)
+def evaluate(training: Training, evaluator: Evaluator, run: Run, save: Callable[[], None]) -> None:
+    """Evaluate the generator, save it (also as the best if it is), log images and curves, and warn of mode collapse.
+
+    Raises:
+        UserError: the weights contain NaN or Inf.
+    """
+    check_finite_weights(training, run)
+    config, name = training.config, evaluator.extractor.name
+    sampler = training.sampler()
+    training.scores = scores = evaluator.scores(sampler, config.eval_images)
     run.log(training.update, {f"eval/{key}": value for key, value in scores.items()})
     run.log(training.update, {"speed/hours": training.clock()})
     run.flush()
     best = training.best["score"] if training.best else None
+    monitor, rarest_real = training.collapse_monitor, evaluator.floor.get("rarest_class")
     for warning in (
-        training.watch.samples(scores["spread"], scores[name], best, training.update),
-        training.watch.classes(scores.get("rarest_class"), judge.floor.get("rarest_class"), training.update),
+        monitor.samples(scores["spread"], scores[name], best, training.update),
+        monitor.classes(scores.get("rarest_class"), rarest_real, training.update),
     ):
         if warning:
             run.warn(warning)
-    painter.scores.update(scores)
-    painter.save(run.path(weights_file("last")))
+    sampler.scores.update(scores)
+    sampler.save(run.path(weights_file("last")))
     if np.isfinite(scores[name]) and (best is None or scores[name] < best):
         training.best = {"update": training.update, "score": scores[name]}
-        painter.save(run.path(weights_file("best")))
+        sampler.save(run.path(weights_file("best")))
         run.save(run.path(BEST), training.state_dict())
     save()
-    z_NZ = fixed_latents(config)
-    samples = painter.paint(z_NZ, painter.labels(len(z_NZ)))
-    run.image("samples", training.update, picture(samples))
+    z_NZ = preview_latents(config)
+    samples = sampler.generate(z_NZ, sampler.labels(len(z_NZ)))
+    run.image("samples", training.update, image_grid(samples))
     curves = draw_curves(run.folder / "metrics.jsonl")
     if curves is not None:
         run.image("curves", training.update, curves)
-    run.print(f"update {training.update:,}: {in_words(scores)}")
+    run.print(f"update {training.update:,}: {format_scores(scores)}")
 
 
-def fixed_latents(config: Config) -> Tensor:
-    """The latents that are shown at every evaluation and in the film."""
+def preview_latents(config: Config) -> Tensor:
+    """Return the fixed latent vectors (N, Z) of the preview images."""
     random = torch.Generator().manual_seed(config.seed)
-    return draw_latents(config, (config.show, config.latent), random, torch.device("cpu"))
+    return draw_latents(config, (config.preview_images, config.latent_dim), random, torch.device("cpu"))
 
 
-def sketch(training: Training, z_NZ: Tensor) -> Tensor:
-    """The fixed latents as the averaged generator paints them, without fitting its statistics first: for the film."""
+def generate_preview(training: Training, z_NZ: Tensor) -> Tensor:
+    """Generate the preview images for the video, without recalibrating BatchNorm, which would take longer."""
     learner, config = training.learner, training.config
     names = training.data.train.classes if learner.classes else ()
     generator = learner.generator if learner.ema is None else learner.ema.module
     mode = generator.training
-    painter = Painter(generator.eval(), config, learner.shape, names, training.compute, training.update)
-    images = painter.paint(z_NZ, painter.labels(len(z_NZ)))
+    sampler = Sampler(generator.eval(), config, learner.shape, names, training.compute, training.update)
+    images = sampler.generate(z_NZ, sampler.labels(len(z_NZ)))
     generator.train(mode)
     return images
 
 
 def finish(training: Training, run: Run) -> None:
-    """The film of the fixed latents over training, and the table of hyperparameters."""
+    """Write the training video and the table of hyperparameters."""
     frames = sorted((run.folder / "film").glob("*.png"))
     if len(frames) > 1:
-        run.video("film", training.update, film(frames), FILM_FPS)
+        run.video("film", training.update, video_frames(frames), VIDEO_FPS)
     if training.scores:
         run.hparams(to_dict(training.config), {f"hparam/{name}": value for name, value in training.scores.items()})
 
 
-def closing_line(training: Training, judge: Judge, run: Run) -> str:
-    """What was reached, and the command that goes on from there."""
-    config, name = training.config, judge.scorer.name
+def closing_message(training: Training, evaluator: Evaluator, run: Run) -> str:
+    """Return the result of the run, and the command to resume it or to generate images."""
+    config, name = training.config, evaluator.extractor.name
     label = "FCD" if name == "fcd" else "distance in a random network's features"
-    score = "not scored yet"
+    result = "not evaluated yet"
     if training.best is not None and training.scores:
-        score = (
-            f"{label} {training.scores[name]:.4g} at the end, {training.best['score']:.4g} at its best "
-            f"(update {training.best['update']:,}), against {len(judge.real.features_NF):,} held-out images"
+        result = (
+            f"{label} {training.scores[name]:.4g}, best {training.best['score']:.4g} "
+            f"(update {training.best['update']:,}), against {len(evaluator.real.features_NF):,} held-out images"
         )
     if training.update < config.updates:
-        return f"{config.data} at update {training.update:,}: {score}; go on with: {again(config)}"
-    look = program_command("generative.sample")
-    return f"{config.data} at update {training.update:,}: {score}; look: {look} {run.folder}"
+        return f"{config.data} at update {training.update:,}: {result}; resume with: {resume_command(config)}"
+    command = program_command("generative.sample")
+    return f"{config.data} at update {training.update:,}: {result}; generate images with: {command} {run.folder}"
 
 
-def again(config: Config) -> str:
-    """The command that goes on with the run."""
+def resume_command(config: Config) -> str:
+    """Return the command that resumes the run."""
     return f"{program_command('generative.dcgan')} --name {config.name} --resume"
 
 
 def default_name(config: Config) -> str:
-    """dcgan-mnist-fast-1 for --data mnist, preset fast, seed 1."""
+    """Return the default run name: dcgan-mnist-fast-1 for --data mnist, preset fast, seed 1."""
     source = Path(config.data.replace(":", "-")).stem.replace(" ", "_")
     return f"{KIND}-{source}-{config.preset}-{config.seed}"
 
 
 def choose_compute(config: Config, data: Data, world: World) -> Compute:
-    """Measure updates on the first images."""
+    """Choose precision and memory layout by measuring updates on the first images."""
     batch = config.batch_size // world.size
 
     def train_step(candidate: Compute) -> Callable[[], object]:
@@ -372,17 +377,17 @@ def choose_compute(config: Config, data: Data, world: World) -> Compute:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The program: config, data, run, compute, loop, closing line."""
+    """Run the program: read the config and the data, train, print the closing message."""
     config = configure(
         Config, PRESETS, argv, __doc__ or "", kind=KIND, default_name=default_name, changeable=CHANGEABLE
     )
     if config.rollback and not config.resume:
-        raise UserError("--rollback goes back in a run that there is: add --resume and its --name.")
+        raise UserError("--rollback needs an existing run: add --resume and its --name.")
     world = World.from_env(config.device)
-    if config.batch_size % (world.size * config.accumulate):
+    if config.batch_size % (world.size * config.accumulation_steps):
         raise UserError(
-            f"{flag('batch_size')} {config.batch_size} cannot be shared by {world.size} processes and "
-            f"{flag('accumulate')} {config.accumulate} parts evenly."
+            f"{flag('batch_size')} {config.batch_size} is not divisible by {world.size} (processes) times "
+            f"{flag('accumulation_steps')} {config.accumulation_steps}."
         )
     with (
         Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run,

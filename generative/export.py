@@ -1,15 +1,15 @@
-"""Export: a trained generator for programs that are not ours, checked by running it.
+"""Export a trained generator to safetensors and ONNX, for use in other programs.
 
     python -m generative.export runs/dcgan-mnist-fast-1
     python -m generative.export runs/dcgan-mnist-fast-1 --which last --out deployed --no-onnx
 
-Two files: <name>.safetensors, weights with the card that says what they are, and <name>.onnx, which takes `latents`
-(N, Z) float32 and, of a class-conditional generator, `labels` (N,) int64, for any N, and gives `pixels` (N, C, H, W)
-from 0 to 1. Both are run on the same latents as the original, all together and one alone, before they are put in place.
+Writes <name>.safetensors, weights with metadata, and <name>.onnx. The ONNX model takes `latents` (N, Z) float32 and, if
+class-conditional, `labels` (N,) int64, for any N, and returns `pixels` (N, C, H, W) from 0 to 1. Before the files are
+put in place, their outputs are compared with the original's, for a batch and for a single latent vector.
 
-ONNX needs three packages more: pip install onnx onnxscript onnxruntime.
+ONNX needs three more packages: pip install onnx onnxscript onnxruntime.
 
-Shapes: N images, Z numbers of a latent, K classes, C channels, H, W pixels.
+Shapes: N images, Z latent dimension, K classes, C channels, H, W pixels.
 """
 
 from __future__ import annotations
@@ -26,104 +26,108 @@ import torch
 from torch import Tensor, nn
 
 from zerokara.core.checkpoint import write_atomically
-from zerokara.core.config import UserError, error_summary, parse, run_main
+from zerokara.core.command_line import parse
+from zerokara.core.config import UserError, error_summary, run_main
 from zerokara.core.models import onnx_file
 from zerokara.core.programs import program_command
 from zerokara.generative.gan import finished
-from zerokara.generative.gan.networks import FromLatents
-from zerokara.generative.gan.sampler import Painter
+from zerokara.generative.gan.networks import LatentGenerator
+from zerokara.generative.gan.sampler import Sampler
 
-CHECKED = 64  # images
-MOST_DIFFERENCE = 1e-4  # of a pixel from 0 to 1; a shade of 255 is 4e-3
+CHECKED_IMAGES = 64
+MAX_DIFFERENCE = 1e-4  # of a pixel from 0 to 1; one level of 8 bits is 4e-3
 
-Paint = Callable[..., np.ndarray]
+Generate = Callable[..., np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(finished.Options):
-    """What to export, and where to."""
+    """Options of generative.export."""
 
     out: str = ""
-    """Folder of the files; empty: export/ in the run's folder."""
+    """Folder to write to. Empty: export/ in the run's folder."""
     onnx: bool = True
-    """Write ONNX too."""
+    """Also write an ONNX file."""
 
 
-class Deployed(nn.Module):
-    """From latents (N, Z) and labels (N,) to pixels (N, C, H, W) from 0 to 1."""
+class ExportedGenerator(nn.Module):
+    """Generator from latent vectors (N, Z) and labels (N,) to pixels (N, C, H, W) from 0 to 1."""
 
-    def __init__(self, generator: FromLatents) -> None:
+    def __init__(self, generator: LatentGenerator) -> None:
         super().__init__()
         self.generator = generator
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Pixels (N, C, H, W)."""
-        if labels is not None:  # as one-hot rows by comparison, which every runtime has
-            known_K = torch.arange(self.generator.classes, device=labels.device)
-            latents = torch.cat([latents, (labels[:, None] == known_K).to(latents.dtype)], 1)
+        """Generate pixels (N, C, H, W)."""
+        if labels is not None:  # one-hot by comparison, an operation that every ONNX runtime supports
+            class_K = torch.arange(self.generator.classes, device=labels.device)
+            latents = torch.cat([latents, (labels[:, None] == class_K).to(latents.dtype)], 1)
         pixels: Tensor = (self.generator(latents) + 1) / 2
         return pixels
 
 
-def as_function(painter: Painter) -> Paint:
-    """Its generator as a function from tensors to pixels."""
-    deployed = Deployed(painter.generator).eval()
+def as_function(sampler: Sampler) -> Generate:
+    """Return the sampler's generator as a function from tensors to pixels."""
+    network = ExportedGenerator(sampler.generator).eval()
 
     @torch.no_grad()
-    def paint(*inputs: Tensor) -> np.ndarray:
-        return np.asarray(deployed(*inputs).numpy())
+    def generate(*inputs: Tensor) -> np.ndarray:
+        return np.asarray(network(*inputs).numpy())
 
-    return paint
+    return generate
 
 
-def difference(found: Paint, expected: Paint, inputs: Sequence[Tensor]) -> float:
-    """The largest difference of a pixel, over all inputs together and the first one alone.
+def max_difference(exported: Generate, expected: Generate, inputs: Sequence[Tensor]) -> float:
+    """Return the largest pixel difference, of a batch of all inputs and of a batch of the first one.
 
     Raises:
-        UserError: it is more than rounding.
+        UserError: it is larger than rounding errors explain.
     """
-    worst = 0.0
+    largest = 0.0
     for part in (inputs, [tensor[:1] for tensor in inputs]):
-        gap = np.abs(found(*part) - expected(*part)).max()
-        worst = float(np.maximum(worst, gap))  # which lets NaN through, and max does not
-    if not worst <= MOST_DIFFERENCE:
+        difference = np.abs(exported(*part) - expected(*part)).max()
+        largest = float(np.maximum(largest, difference))  # propagates NaN, unlike max()
+    if not largest <= MAX_DIFFERENCE:
         raise UserError(
-            f"A pixel of the exported generator differs by {worst:.2g} from the original's, and {MOST_DIFFERENCE:g} is "
-            f"allowed: nothing was written; please report it with the run's config.json."
+            f"A pixel of the exported generator differs by {largest:.2g} from the original's, more than "
+            f"{MAX_DIFFERENCE:g}: nothing was written. Please report this, with the run's config.json."
         )
-    return worst
+    return largest
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write, check, put in place."""
+    """Export the generator, check the files, and put them in place."""
     options = parse(Options, {}, argv, __doc__ or "")
     if options.onnx:
         onnx_file.check_packages()
-    painter = finished.painter_of(replace(options, device="cpu"), program_command("generative.export"))
-    example = {"latents": painter.latents(CHECKED, options.seed)}
-    label_N = painter.labels(CHECKED)
+    sampler = finished.load_sampler(replace(options, device="cpu"), program_command("generative.export"))
+    example = {"latents": sampler.latents(CHECKED_IMAGES, options.seed)}
+    label_N = sampler.labels(CHECKED_IMAGES)
     if label_N is not None:
         example["labels"] = label_N
-    inputs, original = list(example.values()), as_function(painter)
+    inputs, original = list(example.values()), as_function(sampler)
     folder = Path(options.run)
     out, name = Path(options.out) if options.out else folder / "export", folder.resolve().name
     with tempfile.TemporaryDirectory() as scratch:
         weights = Path(scratch) / f"{name}.safetensors"
-        painter.save(weights)
-        written = [(weights, difference(as_function(Painter.read(weights, threads=options.threads)), original, inputs))]
+        sampler.save(weights)
+        exported = Sampler.read(weights, threads=options.threads)
+        written = [(weights, max_difference(as_function(exported), original, inputs))]
         if options.onnx:
             path = Path(scratch) / f"{name}.onnx"
-            metadata = {"classes": json.dumps(painter.class_names), "update": str(painter.update)}
-            onnx_file.write(Deployed(painter.generator).eval(), example, "pixels", path, metadata)
-            written.append((path, difference(onnx_file.load(path), original, inputs)))
+            metadata = {"classes": json.dumps(sampler.class_names), "update": str(sampler.update)}
+            onnx_file.write(ExportedGenerator(sampler.generator).eval(), example, "pixels", path, metadata)
+            written.append((path, max_difference(onnx_file.load(path), original, inputs)))
         try:
             out.mkdir(parents=True, exist_ok=True)
-            for path, worst in written:
-                place = out / path.name
+            for path, largest in written:
+                target = out / path.name
                 with path.open("rb") as content:
-                    write_atomically(place, lambda file, content=content: shutil.copyfileobj(content, file))  # type: ignore[misc]
-                size = place.stat().st_size / 1e3
-                print(f"{place}: {size:,.0f} kB, largest difference of a pixel {worst:.1e} in {CHECKED} images")
+                    write_atomically(target, lambda file, content=content: shutil.copyfileobj(content, file))  # type: ignore[misc]
+                size = target.stat().st_size / 1e3
+                print(
+                    f"{target}: {size:,.0f} kB, largest difference of a pixel {largest:.1e} in {CHECKED_IMAGES} images"
+                )
         except OSError as error:
             raise UserError(
                 f"{out} cannot be written ({error_summary(error)}): name another folder with --out."

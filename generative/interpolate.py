@@ -1,12 +1,13 @@
-"""Interpolate: walks from image to image through the generator's latents, as a film.
+"""Make a video of images that change continuously, by interpolating between latent vectors.
 
     python -m generative.interpolate runs/dcgan-mnist-fast-1
 
-Several walks side by side, each past a few latents and back to the first, so that the film can be looped. Between two
-latents the way is spherical (White 2016, "Sampling Generative Networks", section 2.1): the middle of a straight line
-is shorter than anything the generator was trained on. A class-conditional generator keeps a walk's class.
+Several interpolations run side by side. Each passes through a few random latent vectors and returns to the first, so
+that the video can be looped. Interpolation is spherical (White 2016, "Sampling Generative Networks", section 2.1),
+because the midpoint of a straight line is shorter than the vectors that the generator was trained on. With a
+class-conditional generator the class of each interpolation is constant.
 
-Shapes: N walks, P latents of a walk, Z numbers of a latent, T frames.
+Shapes: N interpolations, P latent vectors in each, Z latent dimension, T frames.
 """
 
 from __future__ import annotations
@@ -19,92 +20,99 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zerokara.core.config import Range, UserError, error_summary, parse, run_main
+from zerokara.core.command_line import parse
+from zerokara.core.config import Range, UserError, error_summary, run_main
 from zerokara.core.media import write_mp4
 from zerokara.core.programs import program_command
 from zerokara.core.progress import Progress
 from zerokara.generative.gan import finished
-from zerokara.generative.gan.pictures import picture
-from zerokara.generative.gan.sampler import Painter
+from zerokara.generative.gan.pictures import image_grid
+from zerokara.generative.gan.sampler import Sampler
 
-NEARLY_PARALLEL = 1e-6  # radians, or as far from opposite; there a straight line is as good, and divides by nothing
+MIN_SINE = 1e-6  # of the angle between two vectors; below it interpolation is linear, to avoid a division by zero
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(finished.Options):
-    """Which walks."""
+    """Options of generative.interpolate."""
 
     number: Annotated[int, Range(1, 400)] = 16
-    """Walks side by side."""
+    """Number of interpolations side by side."""
     points: Annotated[int, Range(2, 1_000)] = 6
-    """Latents that a walk passes."""
+    """Latent vectors per interpolation."""
     steps: Annotated[int, Range(1, 1_000)] = 24
-    """Frames from one latent to the next."""
+    """Frames from one latent vector to the next."""
     fps: Annotated[float, Range(1, 120)] = 24.0
-    """Frames in a second."""
+    """Frames per second."""
     label: int | None = None
-    """Class to paint, by its number; None: all classes in turn, one for each walk."""
+    """Number of the class to generate, of a class-conditional generator. None: all classes in turn, one per
+    interpolation."""
     out: str = ""
-    """The film, an .mp4; empty: media/interpolation-<which>-<seed>.mp4 in the run's folder."""
+    """MP4 file to write. Empty: media/interpolation-<which>-<seed>.mp4 in the run's folder."""
 
 
-def slerp(from_NZ: Tensor, to_NZ: Tensor, share: float) -> Tensor:
-    """Spherical interpolation of rows: the direction turns evenly, and the length changes evenly.
+def slerp(from_NZ: Tensor, to_NZ: Tensor, t: float) -> Tensor:
+    """Interpolate spherically between rows. Direction and length change at a constant rate.
 
-        sin((1 - t) w) / sin(w) a/|a| + sin(t w) / sin(w) b/|b|,   w the angle between, at length (1 - t) |a| + t |b|
+        sin((1 - t) w) / sin(w) a/|a| + sin(t w) / sin(w) b/|b|, scaled to the length (1 - t) |a| + t |b|,
 
-    It begins at `from_NZ` for a share of 0 and ends at `to_NZ` for 1. Rows that point the same way, or exactly
-    opposite ways, are joined by a straight line.
+    where w is the angle between a and b. The result is `from_NZ` at t = 0 and `to_NZ` at t = 1. Parallel and opposite
+    rows are interpolated linearly.
     """
     a, b = from_NZ.double(), to_NZ.double()
     a_length, b_length = a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True)
-    a_way, b_way = a / a_length.clamp(min=1e-12), b / b_length.clamp(min=1e-12)
-    # The angle from its half's tangent: exact where an arc cosine is not.
-    angle = 2 * torch.atan2((a_way - b_way).norm(dim=1, keepdim=True), (a_way + b_way).norm(dim=1, keepdim=True))
+    a_direction, b_direction = a / a_length.clamp(min=1e-12), b / b_length.clamp(min=1e-12)
+    # From the tangent of half the angle, which is accurate for small angles, unlike the arc cosine.
+    difference = (a_direction - b_direction).norm(dim=1, keepdim=True)
+    total = (a_direction + b_direction).norm(dim=1, keepdim=True)
+    angle = 2 * torch.atan2(difference, total)
     sine = angle.sin()
-    way = (((1 - share) * angle).sin() * a_way + (share * angle).sin() * b_way) / sine.clamp(min=1e-12)
-    length = (1 - share) * a_length + share * b_length
-    straight = (1 - share) * a + share * b
-    return torch.where(sine < NEARLY_PARALLEL, straight, way * length).to(from_NZ.dtype)
+    direction = (((1 - t) * angle).sin() * a_direction + (t * angle).sin() * b_direction) / sine.clamp(min=1e-12)
+    length = (1 - t) * a_length + t * b_length
+    linear = (1 - t) * a + t * b
+    return torch.where(sine < MIN_SINE, linear, direction * length).to(from_NZ.dtype)
 
 
-def walk(points_PNZ: Tensor, steps: int) -> Iterator[Tensor]:
-    """Latents (N, Z) of P * steps frames past all points and back to the first, which does not come twice."""
-    for place in range(len(points_PNZ)):
-        after_NZ = points_PNZ[(place + 1) % len(points_PNZ)]
+def closed_path(points_PNZ: Tensor, steps: int) -> Iterator[Tensor]:
+    """Yield the latent vectors (N, Z) of P * steps frames, through all points and back to the first (not repeated)."""
+    for index in range(len(points_PNZ)):
+        next_NZ = points_PNZ[(index + 1) % len(points_PNZ)]
         for step in range(steps):
-            yield slerp(points_PNZ[place], after_NZ, step / steps)
+            yield slerp(points_PNZ[index], next_NZ, step / steps)
 
 
-def frames(painter: Painter, options: Options) -> Iterator[np.ndarray]:
-    """The film (H, W, 3) uint8, a frame at a time."""
-    z_NZ = painter.latents(options.number * options.points, options.seed)
+def frames(sampler: Sampler, options: Options) -> Iterator[np.ndarray]:
+    """Yield the frames (H, W, 3) uint8 of the video."""
+    z_NZ = sampler.latents(options.number * options.points, options.seed)
     points_PNZ = z_NZ.view(options.points, options.number, -1)
-    label_N = painter.labels(options.number, options.label)
-    for z_NZ in walk(points_PNZ, options.steps):
-        frame_HWC = picture(painter.paint(z_NZ, label_N))
+    label_N = sampler.labels(options.number, options.label)
+    for z_NZ in closed_path(points_PNZ, options.steps):
+        frame_HWC = image_grid(sampler.generate(z_NZ, label_N))
         yield frame_HWC if frame_HWC.shape[2] == 3 else frame_HWC.repeat(3, 2)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Walk, film it, and say where it is."""
+    """Interpolate and write the video."""
     options = parse(Options, {}, argv, __doc__ or "")
-    painter = finished.painter_of(options, program_command("generative.interpolate"))
-    where = finished.place(options, options.out, f"interpolation-{options.which}-{options.seed}.mp4")
+    sampler = finished.load_sampler(options, program_command("generative.interpolate"))
+    path = finished.output_path(options, options.out, f"interpolation-{options.which}-{options.seed}.mp4")
     total, progress = options.points * options.steps, Progress(silent=False)
 
-    def watched() -> Iterator[np.ndarray]:
-        for index, frame in enumerate(frames(painter, options), 1):
+    def frames_with_progress() -> Iterator[np.ndarray]:
+        for index, frame in enumerate(frames(sampler, options), 1):
             progress.show(index, total, {})
             yield frame
 
     try:
-        write_mp4(where, watched(), options.fps)
+        write_mp4(path, frames_with_progress(), options.fps)
     except OSError as error:
-        raise UserError(f"{where} cannot be written ({error_summary(error)}): name another file with --out.") from None
+        raise UserError(f"{path} cannot be written ({error_summary(error)}): name another file with --out.") from None
     finally:
         progress.close()
-    print(f"{where}: {total:,} frames, {total / options.fps:.0f} s, {options.number} walks, update {painter.update:,}")
+    print(
+        f"{path}: {total:,} frames, {total / options.fps:.0f} s, {options.number} interpolations, "
+        f"update {sampler.update:,}"
+    )
 
 
 if __name__ == "__main__":

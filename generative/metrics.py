@@ -1,18 +1,19 @@
-"""Metrics: how good a trained generator is, with the protocol that each number was measured by.
+"""Evaluate a trained generator: metrics of its images, and how they were computed.
 
     python -m generative.metrics runs/dcgan-mnist-fast-1
     python -m generative.metrics runs/dcgan-mnist-fast-1 --json
     python -m generative.metrics runs/dcgan-mnist-fast-1 --inception inception.pt      # FID, with a file of yours
 
-Painted images are compared with real ones in the features of a classifier of ours: Fréchet classifier distance (FCD),
-kernel distance, density and coverage, precision and recall. Beside each stands its floor, which is what training images
-get in the place of painted ones, and the same distances in the features of a random network, as a control. Whether
-images are copied is told by the distance to the nearest training image, of painted and of real ones.
+Generated images are compared with real ones in the features of a classifier: Fréchet classifier distance (FCD), kernel
+distance (KID), density and coverage, precision and recall. Each metric is printed with its floor, its value for
+training images in place of generated ones, and the Fréchet distance also in the features of a random network, as a
+control. Copies of training images would show in the distance to the nearest training image, of generated and of real
+images.
 
-All distances are computed in float64, from images that do not depend on what is painted with them. They fall as more
-images are compared, so two numbers belong together only where their counts do.
+All distances are computed in float64. They decrease with the number of images, so compare only metrics of the same
+number of images.
 
-Shapes: N real, M painted images, C channels, H, W pixels, F features.
+Shapes: N real images, M generated images, C channels, H, W pixels, F features.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from zerokara.core.config import Range, UserError, error_summary, parse, run_main
+from zerokara.core.command_line import parse
+from zerokara.core.config import Range, UserError, error_summary, run_main
 from zerokara.core.data import ImageSet
 from zerokara.core.models import model_file
 from zerokara.core.programs import program_command
@@ -38,223 +40,227 @@ from zerokara.core.progress import Progress
 from zerokara.core.run import Run
 from zerokara.generative.gan import finished
 from zerokara.generative.gan.data import Data, load_split
-from zerokara.generative.gan.pictures import shown
-from zerokara.generative.gan.sampler import Painter
+from zerokara.generative.gan.pictures import displayable
+from zerokara.generative.gan.sampler import Sampler
 from zerokara.generative.scoring.distances import frechet_distance, nearest
-from zerokara.generative.scoring.feature_extractor import Scorer, accuracy
+from zerokara.generative.scoring.feature_extractor import FeatureExtractor, label_accuracy
 
 FID_BATCH = 50
-COPIES = 1_000  # images whose nearest training image is sought
-ORDER_SEED = 0  # the same real images always
-FIRST = ("fid", "fcd", "random_fd")  # in the table
+SEARCHED_IMAGES = 1_000  # images whose nearest training image is searched
+ORDER_SEED = 0  # selects the same real images in every call
+FIRST_ROWS = ("fid", "fcd", "random_fd")  # of the table
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(finished.Options):
-    """What is compared with what, and by whom."""
+    """Options of generative.metrics."""
 
     images: Annotated[int, Range(100, 100_000)] = 10_000
-    """Painted images, and real ones where there are as many."""
+    """Number of generated images, and of real ones (or all, if there are fewer)."""
     split: Literal["test", "held-out", "train"] = "test"
-    """Real images: the test set, those on which the best moment was chosen, or those it learnt from."""
+    """Real images: the test set, the held-out images that selected the best checkpoint, or the training set."""
     classifier: str = ""
-    """Who scores: a run's folder, a file *.safetensors, or a name of the zoo; empty: as in the run."""
+    """Classifier whose features are compared: a run's folder, a file *.safetensors, or a network of the zoo. Empty:
+    that of the run."""
     inception: str = ""
-    """TorchScript file of Inception, from uint8 RGB images to features, for FID; empty: no FID."""
+    """TorchScript file of an Inception network that maps uint8 RGB images to features, for FID. Empty: no FID."""
     json: bool = False
-    """Print JSON in the place of a table."""
+    """Print JSON instead of a table."""
 
 
 @dataclass(frozen=True)
-class Material:
-    """What is compared: images uint8 on the CPU."""
+class ComparedImages:
+    """Real and generated images to compare, uint8 on the CPU."""
 
     real: ImageSet
-    floor: ImageSet  # training images in the place of painted ones, none of them among the real ones
+    floor: ImageSet  # training images in place of generated ones; disjoint from `real`
     train: ImageSet
-    split: str  # where the real ones are from
-    painted: Tensor  # (M, C, H, W)
+    split: str  # of the real images
+    generated: Tensor  # (M, C, H, W)
     label_M: Tensor | None  # of a class-conditional generator
 
 
-def gather(options: Options, painter: Painter, progress: Progress) -> Material:
-    """Read the real images and paint the others.
+def load_images(options: Options, sampler: Sampler, progress: Progress) -> ComparedImages:
+    """Load the real images and generate the others.
 
     Raises:
-        UserError: data that are not there any more, or too few, or of other shapes than the generator learnt.
+        UserError: data that no longer exist, too few images, or images of another shape than the generator's.
     """
-    data = Data.load(painter.config, lambda what, done, total: progress.show(done, total, {"": what}))
+    data = Data.load(sampler.config, lambda what, done, total: progress.show(done, total, {"": what}))
     train, number = data.train, options.images
-    # A set may be sorted by class, and then its first images are not like the rest.
+    # Shuffled, since a data set may be sorted by class.
     order_N = torch.randperm(len(train), generator=torch.Generator().manual_seed(ORDER_SEED))
     floor = train.take(order_N[:number])
     if options.split == "train":
         if len(train) < 2 * number:
             raise UserError(
-                f"--split train compares training images with others of them, and {2 * number:,} are more than the "
-                f"{len(train):,} there are: type --images {len(train) // 2}, or less."
+                f"--split train needs {2 * number:,} training images, half of them as floor, and there are "
+                f"{len(train):,}: type --images {len(train) // 2}, or less."
             )
         real = train.take(order_N[number : 2 * number])
     else:
-        real = load_split(painter.config, "test")[0] if options.split == "test" else data.held_out
+        real = load_split(sampler.config, "test")[0] if options.split == "test" else data.held_out
         order_N = torch.randperm(len(real), generator=torch.Generator().manual_seed(ORDER_SEED))
         real = real.take(order_N[:number])
     for images in (real, train):
-        if images.shape != painter.shape:
+        if images.shape != sampler.shape:
             raise UserError(
-                f"{images.source} has images of {images.shape} here, and the generator learnt {painter.shape}: "
-                f"put the data there that it learnt from."
+                f"{images.source} has images of {images.shape}, and the generator was trained on {sampler.shape}: "
+                f"provide the data that it was trained on."
             )
-    z_MZ, label_M = painter.latents(number, options.seed), painter.labels(number)
-    progress.print(f"painting {number:,} images")
-    return Material(real, floor, train, options.split, painter.paint(z_MZ, label_M), label_M)
+    z_MZ, label_M = sampler.latents(number, options.seed), sampler.labels(number)
+    progress.print(f"generating {number:,} images")
+    return ComparedImages(real, floor, train, options.split, sampler.generate(z_MZ, label_M), label_M)
 
 
-def measure(material: Material, scorer: Scorer, class_names: tuple[str, ...]) -> dict[str, dict[str, float]]:
-    """Scores by name: of painted images ("painted"), and of training images in their place ("floor")."""
-    real, painted, floor = (
-        scorer.look(images) for images in (material.real.images, material.painted, material.floor.images)
+def measure(
+    compared: ComparedImages, extractor: FeatureExtractor, class_names: tuple[str, ...]
+) -> dict[str, dict[str, float]]:
+    """Compute metrics by name, of generated images ("painted") and of training images in their place ("floor")."""
+    real, generated, floor = (
+        extractor.extract(images) for images in (compared.real.images, compared.generated, compared.floor.images)
     )
-    scores = {"painted": scorer.compare(real, painted), "floor": scorer.compare(real, floor)}
-    if scorer.metadata is not None:
-        control = Scorer.random(material.train.shape)
-        real_NF = control.look(material.real.images).features_NF
-        for who, images in (("painted", material.painted), ("floor", material.floor.images)):
-            scores[who][control.name] = frechet_distance(real_NF, control.look(images).features_NF)
-        if material.label_M is not None and scorer.metadata.classes == class_names:
-            scores["painted"]["accuracy"] = accuracy(painted, material.label_M)
-    # Far below the distance of real images stands what was copied; those of the training set would find themselves.
-    train_NF = scorer.look(material.train.images).features_NF
-    for who, seen in (("painted", painted), ("floor", real))[: 1 if material.split == "train" else 2]:
-        distance_n = nearest(seen.features_NF[:COPIES], train_NF)[1]
-        scores[who]["nearest_training_image"] = float(distance_n.median())
+    scores = {"painted": extractor.compare(real, generated), "floor": extractor.compare(real, floor)}
+    if extractor.metadata is not None:
+        control = FeatureExtractor.random(compared.train.shape)
+        real_NF = control.extract(compared.real.images).features_NF
+        for key, images in (("painted", compared.generated), ("floor", compared.floor.images)):
+            scores[key][control.name] = frechet_distance(real_NF, control.extract(images).features_NF)
+        if compared.label_M is not None and extractor.metadata.classes == class_names:
+            scores["painted"]["accuracy"] = label_accuracy(generated, compared.label_M)
+    # Copies are much nearer to training images than real images are. Training images would find themselves.
+    train_NF = extractor.extract(compared.train.images).features_NF
+    for key, features in (("painted", generated), ("floor", real))[: 1 if compared.split == "train" else 2]:
+        distance_n = nearest(features.features_NF[:SEARCHED_IMAGES], train_NF)[1]
+        scores[key]["nearest_training_image"] = float(distance_n.median())
     return scores
 
 
 class Inception(nn.Module):
-    """A TorchScript network as torchmetrics wants it: features (N, F) float64 of images uint8 of any colours."""
+    """TorchScript network for torchmetrics: from uint8 images, RGB or grayscale, to features (N, F) float64."""
 
     def __init__(self, path: Path) -> None:
-        """Read the file.
+        """Load the file.
 
         Raises:
-            UserError: no such file, or no TorchScript.
+            UserError: no such file, or not TorchScript.
         """
         super().__init__()
         if not path.is_file():
             raise UserError(f"There is no file {path}: give the TorchScript of Inception with --inception.")
         try:
             with warnings.catch_warnings():
-                # torch would have other formats; this one is what the published networks come in.
+                # torch deprecates TorchScript, but published Inception networks use it.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 self.network = torch.jit.load(path, map_location="cpu").eval()
         except (RuntimeError, ValueError) as error:
             raise UserError(
-                f"{path} is no TorchScript ({error_summary(error)}): give what torch.jit.save wrote, not a file of weights."
+                f"{path} is not a TorchScript file ({error_summary(error)}): give a file of torch.jit.save, not a file "
+                f"of weights."
             ) from None
-        # NVIDIA's conversion of the original network gives class scores unless it is asked for features.
+        # NVIDIA's conversion of the original network returns class scores by default.
         arguments = {argument.name for argument in self.network.forward.schema.arguments}
-        self._asked = {"return_features": True} if "return_features" in arguments else {}
+        self._options = {"return_features": True} if "return_features" in arguments else {}
 
     @torch.no_grad()
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        """Features (N, F)."""
-        images_NCHW = shown(images_NCHW)
+        """Extract features (N, F)."""
+        images_NCHW = displayable(images_NCHW)
         if images_NCHW.shape[1] == 1:
             images_NCHW = images_NCHW.expand(-1, 3, -1, -1)
-        features: Tensor = self.network(images_NCHW, **self._asked)
+        features: Tensor = self.network(images_NCHW, **self._options)
         return features.flatten(1).double()
 
 
 def inception_distance(
-    network: nn.Module, real_NCHW: Tensor, painted_MCHW: Tensor, batch_size: int = FID_BATCH
+    network: nn.Module, real_NCHW: Tensor, generated_MCHW: Tensor, batch_size: int = FID_BATCH
 ) -> float:
-    """FID as torchmetrics computes it (Heusel et al. 2017), with this network's features.
+    """Compute FID with torchmetrics (Heusel et al. 2017), with this network's features.
 
     Raises:
-        UserError: the network does not take such images.
+        UserError: the network does not accept such images.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     try:
-        # Told how many features there are: otherwise it would draw an image at random to find out.
+        # Without num_features, torchmetrics would call the network with a random image to find out.
         network.num_features = network(real_NCHW[:2]).shape[1]
         metric = FrechetInceptionDistance(feature=network)
-        for images, real in ((real_NCHW, True), (painted_MCHW, False)):
+        for images, real in ((real_NCHW, True), (generated_MCHW, False)):
             for chunk in images.split(batch_size):
                 metric.update(chunk, real=real)
         return float(metric.compute())
     except (RuntimeError, TypeError) as error:
         raise UserError(
-            f"The network of --inception does not take images {tuple(real_NCHW.shape[1:])} of uint8 ({error_summary(error)}): "
-            f"give one that brings images to its own size and scale."
+            f"The network of --inception does not accept uint8 images {tuple(real_NCHW.shape[1:])} "
+            f"({error_summary(error)}): give one that resizes and scales images itself."
         ) from None
 
 
-def choose_scorer(options: Options, painter: Painter) -> Scorer:
-    """Who scores: the classifier of --classifier, else the run's own.
+def choose_extractor(options: Options, sampler: Sampler) -> FeatureExtractor:
+    """Choose the feature extractor: the classifier of --classifier, else that of the run.
 
     Raises:
-        UserError: there is none such, or it is the eye that the discriminator began from.
+        UserError: no such classifier, or the discriminator's backbone was initialized from it.
     """
-    config = replace(painter.config, classifier=options.classifier or painter.config.classifier)
-    return Scorer.choose(config, painter.shape, Run.read_config(Path(options.run))["extra"])
+    config = replace(sampler.config, classifier=options.classifier or sampler.config.classifier)
+    return FeatureExtractor.choose(config, sampler.shape, Run.read_config(Path(options.run))["extra"])
 
 
-def report(options: Options, painter: Painter, progress: Progress) -> dict[str, Any]:
-    """Everything that was measured, and how, as plain values."""
-    scorer = choose_scorer(options, painter)
-    if scorer.doubt:
-        progress.warn(scorer.doubt)
+def report(options: Options, sampler: Sampler, progress: Progress) -> dict[str, Any]:
+    """Compute all metrics. Returns them and their protocol as plain values."""
+    extractor = choose_extractor(options, sampler)
+    if extractor.bias_warning:
+        progress.warn(extractor.bias_warning)
     network = Inception(Path(options.inception)) if options.inception else None
-    material = gather(options, painter, progress)
-    progress.print("comparing")
-    scores = measure(material, scorer, painter.class_names)
-    metadata = scorer.metadata
+    compared = load_images(options, sampler, progress)
+    progress.print("computing metrics")
+    scores = measure(compared, extractor, sampler.class_names)
+    metadata = extractor.metadata
     protocol: dict[str, Any] = {
-        "features": scorer.protocol,
-        "classifier": None if metadata is None else scorer.fingerprint,
+        "features": extractor.protocol,
+        "classifier": None if metadata is None else extractor.fingerprint,
         "classifier_figures": {} if metadata is None else dict(metadata.figures),
-        "real": f"{len(material.real):,} of {material.real.source}, {options.split} split",
-        "real_images": len(material.real),
-        "painted_images": len(material.painted),
-        "floor_images": len(material.floor),
-        "training_images": len(material.train),
-        "searched_images": min(COPIES, len(material.painted)),
+        "real": f"{len(compared.real):,} of {compared.real.source}, {options.split} split",
+        "real_images": len(compared.real),
+        "painted_images": len(compared.generated),
+        "floor_images": len(compared.floor),
+        "training_images": len(compared.train),
+        "searched_images": min(SEARCHED_IMAGES, len(compared.generated)),
         "split": options.split,
         "seed": options.seed,
         "which": options.which,
-        "update": painter.update,
+        "update": sampler.update,
         "arithmetic": "float64",
     }
-    if scorer.doubt:
-        protocol["doubt"] = scorer.doubt
+    if extractor.bias_warning:
+        protocol["doubt"] = extractor.bias_warning
     if network is not None:
-        scores["painted"]["fid"] = inception_distance(network, material.real.images, material.painted)
-        scores["floor"]["fid"] = inception_distance(network, material.real.images, material.floor.images)
+        scores["painted"]["fid"] = inception_distance(network, compared.real.images, compared.generated)
+        scores["floor"]["fid"] = inception_distance(network, compared.real.images, compared.floor.images)
         protocol["inception"] = model_file.fingerprint(Path(options.inception))
     return {"run": Path(options.run).resolve().name, "scores": scores, "protocol": protocol}
 
 
-def table(scores: Mapping[str, Mapping[str, float]]) -> Table:
-    """A row for each score: of painted images, and of training images in their place."""
-    found = Table(box=box.SIMPLE_HEAD)
-    for column in ("score", "painted", "floor"):
-        found.add_column(column, justify="left" if column == "score" else "right")
-    for name in sorted(scores["painted"], key=lambda name: name not in FIRST):
-        values = (scores[who].get(name) for who in ("painted", "floor"))
-        found.add_row(name.replace("_", " "), *("" if value is None else f"{value:.4g}" for value in values))
-    return found
+def make_table(scores: Mapping[str, Mapping[str, float]]) -> Table:
+    """Make a table with a row for each metric, of generated images and of training images in their place."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("metric", "generated", "floor"):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    for name in sorted(scores["painted"], key=lambda name: name not in FIRST_ROWS):
+        values = (scores[key].get(name) for key in ("painted", "floor"))
+        table.add_row(name.replace("_", " "), *("" if value is None else f"{value:.4g}" for value in values))
+    return table
 
 
 def protocol_lines(protocol: Mapping[str, Any]) -> list[str]:
-    """The protocol for a person."""
-    counts = f"{protocol['painted_images']:,} painted images ({protocol['which']}, update {protocol['update']:,}"
+    """Format the protocol as lines of text."""
+    counts = f"{protocol['painted_images']:,} generated images ({protocol['which']}, update {protocol['update']:,}"
     lines = [
         f"protocol: {protocol['features']}",
         f"{counts}, seed {protocol['seed']}) against {protocol['real']}; {protocol['arithmetic']}",
-        f"floor: {protocol['floor_images']:,} training images in the place of painted ones",
-        f"nearest training image: {protocol['searched_images']:,} in {protocol['training_images']:,}; floor: of real",
+        f"floor: {protocol['floor_images']:,} training images in place of generated ones",
+        f"nearest training image: median of {protocol['searched_images']:,} images in {protocol['training_images']:,}",
     ]
     if "inception" in protocol:
         lines.append(f"FID: torchmetrics, features of the TorchScript {protocol['inception']}, the same images")
@@ -262,19 +268,19 @@ def protocol_lines(protocol: Mapping[str, Any]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Paint, compare, print."""
+    """Generate images, compute metrics, and print them."""
     options = parse(Options, {}, argv, __doc__ or "")
-    painter = finished.painter_of(options, program_command("generative.metrics"))
+    sampler = finished.load_sampler(options, program_command("generative.metrics"))
     progress = Progress(silent=options.json)
     try:
-        found = report(options, painter, progress)
+        result = report(options, sampler, progress)
     finally:
         progress.close()
     if options.json:
-        print(json.dumps(found, indent=2, allow_nan=False))
+        print(json.dumps(result, indent=2, allow_nan=False))
         return
-    Console().print(table(found["scores"]))
-    for line in protocol_lines(found["protocol"]):
+    Console().print(make_table(result["scores"]))
+    for line in protocol_lines(result["protocol"]):
         print(line)
 
 

@@ -1,16 +1,17 @@
-"""Representation: what the discriminator's eye is worth to a classifier, by the paper's own test.
+"""Evaluate the discriminator's features: a linear classifier on top of them, trained with few labels.
 
     python -m generative.representation runs/dcgan-mnist-fast-1
     python -m generative.representation runs/dcgan-mnist-fast-1 --labels 100 1000 60000 --seeds 5
     python -m generative.representation runs/dcgan-mnist-fast-1 --supervised runs/classify-mnist
 
-Radford et al. 2016, section 5: every layer of the trunk is max-pooled to 4x4, all are joined, and a linear SVM learns
-on top from some labels. Beside it stand the same network with random weights, and a supervised one: a run of
-vision.classify, or the same network trained here on the same labels from scratch, with its own last layer too.
+Radford et al. 2016, section 5: the outputs of all stages of the backbone are max-pooled to 4x4 and concatenated, and
+a linear SVM is trained on them. It is compared with the same network with random weights, and with a supervised one:
+a run of vision.classify, or the same network trained here from scratch on the same labels (also with its own last
+layer).
 
-Labels are drawn anew for every seed, as many of each class. C is chosen on some of these very labels held out, then all
-are learnt from; the test set is read for the errors that are printed and for nothing else. Leaves representation.json
-and media/representation.png in the run's folder.
+Every seed draws other labels, equally many per class. C is chosen by cross-validation on these labels; then the SVM is
+trained on all of them. The test set is used only for the reported errors. Writes representation.json and
+media/representation.png to the run's folder.
 
 Shapes: N images, C channels, H, W pixels, F features, K classes.
 """
@@ -33,8 +34,9 @@ from torch import Tensor, nn
 
 from zerokara.core import checkpoint, schedules
 from zerokara.core.backbones.base import Backbone
+from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
-from zerokara.core.config import Positional, Range, UserError, from_dict, parse, run_main
+from zerokara.core.config import Positional, Range, UserError, from_dict, run_main
 from zerokara.core.data import ImageSet
 from zerokara.core.ema import Ema
 from zerokara.core.media import write_png
@@ -49,16 +51,16 @@ from zerokara.generative.gan.data import load_split
 from zerokara.generative.gan.learner import make_discriminator
 from zerokara.generative.gan.sampler import BEST, KIND
 from zerokara.generative.scoring import svm
-from zerokara.generative.scoring.feature_extractor import fitted
+from zerokara.generative.scoring.feature_extractor import preprocess
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SIDE = 4  # to which every layer is pooled
-CANDIDATES = (1e-2, 1e-1, 1.0, 10.0, 100.0)  # of C, where features have a norm of about 1
-CHUNK = 250  # images that go through a trunk together
-STATISTICS = 40  # chunks of training images on which BatchNorm's statistics are measured
-BATCH = 100  # of the supervised network
+SIDE = 4  # of the pooled feature maps
+CANDIDATES = (1e-2, 1e-1, 1.0, 10.0, 100.0)  # values of C, for features with a norm of about 1
+CHUNK = 250  # images per forward pass
+BATCHNORM_CHUNKS = 40  # chunks of training images that measure BatchNorm statistics
+BATCH_SIZE = 100  # of the supervised network that is trained here
 LEARNING_RATE = 1e-3
 DISCRIMINATOR, RANDOM, SUPERVISED, OWN_LAYER = (
     "discriminator",
@@ -70,59 +72,59 @@ DISCRIMINATOR, RANDOM, SUPERVISED, OWN_LAYER = (
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Whose eye, and how many labels."""
+    """Options of generative.representation."""
 
     run: Annotated[str, Positional("runs/<name>")] = ""
     """Folder of the run."""
     which: Literal["best", "last"] = "best"
-    """The discriminator of the run's best moment or of its last."""
+    """Discriminator of the run's best or last checkpoint."""
     labels: Annotated[tuple[int, ...], Range(0)] = (100, 1_000, 0)
-    """How many labelled training images to learn from; 0: all there are."""
+    """Numbers of labeled training images. 0: all images."""
     seeds: Annotated[int, Range(1, 100)] = 5
-    """Times that labels are drawn; all labels can be drawn once only."""
+    """Number of random draws of labels. With all images there is only one."""
     supervised: str = ""
-    """A classifier in the place of one that is trained here: a run's folder, a file, or a name of the zoo."""
+    """Supervised classifier: a run's folder, a file, or a network of the zoo. Empty: train one on the same labels."""
     updates: Annotated[int, Range(1)] = 2_000
-    """Steps of the classifier that is trained here, 100 images each."""
+    """Training steps of that classifier, with batches of 100 images."""
     json: bool = False
-    """Print JSON in the place of a table."""
+    """Print JSON instead of a table."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int, Range(0)] = 0
-    """CPU threads; 0: as many as there are cores."""
+    """Number of CPU threads. 0: all cores."""
 
 
 @dataclass(frozen=True)
-class Eye:
-    """A trunk in evaluation mode, and how pixels uint8 become what it takes."""
+class StageExtractor:
+    """Backbone in evaluation mode, and the function that converts uint8 pixels to its input."""
 
-    trunk: Backbone
-    fit: Callable[[Tensor], Tensor]
+    backbone: Backbone
+    preprocess: Callable[[Tensor], Tensor]
 
     @torch.no_grad()
     def features(self, images_NCHW: Tensor, compute: Compute) -> Tensor:
-        """Every layer, max-pooled to 4x4 at most, joined: (N, F) float32 on the device."""
-        found = []
+        """Max-pool every stage to at most 4x4 and concatenate: (N, F) float32 on the device."""
+        features = []
         for chunk in images_NCHW.split(CHUNK):
-            maps = self.trunk.stages(self.fit(chunk.to(compute.torch_device)))
-            found.append(torch.cat([pool(each).flatten(1) for each in maps], 1))
-        return torch.cat(found)
+            maps = self.backbone.stages(self.preprocess(chunk.to(compute.torch_device)))
+            features.append(torch.cat([pool(stage).flatten(1) for stage in maps], 1))
+        return torch.cat(features)
 
 
 @dataclass(frozen=True)
-class Found:
-    """One error on the test set."""
+class Result:
+    """Error rate on the test set, of one network with one draw of labels."""
 
-    eye: str
+    network: str
     labels: int
     seed: int
     error: float
-    c: float | None  # None where no SVM is on top
+    c: float | None  # of the SVM; None for the supervised network's own last layer
 
 
 @dataclass(frozen=True)
-class Material:
-    """What is learnt from and tested on, and by what kind of network."""
+class Inputs:
+    """Data and discriminator of a run."""
 
     config: Config
     train: ImageSet
@@ -133,21 +135,21 @@ class Material:
 
 
 def pool(map_NCHW: Tensor) -> Tensor:
-    """A map max-pooled to 4x4, or to its own side where that is less."""
+    """Max-pool a feature map to 4x4. Sides below 4 are kept."""
     pooled: Tensor = F.adaptive_max_pool2d(map_NCHW, [min(SIDE, side) for side in map_NCHW.shape[2:]])
     return pooled
 
 
 def as_pixels(images_NCHW: Tensor) -> Tensor:
-    """What a discriminator's trunk takes: pixels from 0 to 1."""
+    """Scale uint8 pixels to 0 to 1, the input of a discriminator's backbone."""
     return images_NCHW.float() / 255
 
 
-def read(options: Options, progress: Progress) -> Material:
-    """The run's discriminator, its images with their labels, and the test set.
+def read(options: Options, progress: Progress) -> Inputs:
+    """Load the run's discriminator, its labeled training images, and the test set.
 
     Raises:
-        UserError: no such run, or one whose data have no classes, or whose discriminator was told them; too few labels.
+        UserError: no such run, data without classes, a class-conditional discriminator, or too few labels.
     """
     if not options.run:
         raise UserError(
@@ -157,8 +159,8 @@ def read(options: Options, progress: Progress) -> Material:
     config = from_dict(Config, Run.read_config(folder, KIND)["config"], f"{folder}/config.json")
     if config.conditional:
         raise UserError(
-            f"{folder} was trained with --conditional, so its discriminator was told every label: "
-            f"give a run that was not."
+            f"{folder} was trained with --conditional, so its discriminator received every label: "
+            f"give an unconditional run."
         )
     path = folder / (BEST if options.which == "best" else "checkpoint-0.pt")
     if not path.is_file():
@@ -170,220 +172,224 @@ def read(options: Options, progress: Progress) -> Material:
 
     train, test = (load_split(config, split, show)[0] for split in ("train", "test"))
     if len(train.classes) < 2:
-        raise UserError(f"{train.source} has no classes that could be told apart: give a run on images that have.")
+        raise UserError(f"{train.source} has no classes: give a run on images with classes.")
     for number in options.labels:
         if not svm.FOLDS * len(train.classes) <= (number or len(train)) <= len(train):
             raise UserError(
-                f"--labels cannot be {number}: at least {svm.FOLDS * len(train.classes)} are needed to hold some of "
-                f"each class out, and there are {len(train):,}; 0 takes all."
+                f"--labels cannot be {number}: at least {svm.FOLDS * len(train.classes)} labels are needed for "
+                f"cross-validation, and there are {len(train):,}; 0 means all."
             )
     compute = Compute.choose(
         device=options.device, precision="float32", compile="off", threads=options.threads, train_step=None
     )
-    return Material(config, train, test, state["discriminator"], state["updates"], compute)
+    return Inputs(config, train, test, state["discriminator"], state["updates"], compute)
 
 
-def draw(train: ImageSet, number: int, seed: int) -> ImageSet:
-    """So many images, classes in turn for as long as they last; which ones depends on the seed."""
+def draw_labeled(train: ImageSet, number: int, seed: int) -> ImageSet:
+    """Draw `number` random images, equally many per class as far as possible."""
     order_N = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
     label_N = train.labels[order_N]
-    rank_N = torch.empty_like(label_N)  # among those of its class
+    rank_N = torch.empty_like(label_N)  # within its class
     for label in range(len(train.classes)):
         rank_N[label_N == label] = torch.arange(int((label_N == label).sum()))
     return train.take(order_N[(rank_N * len(train.classes) + label_N).argsort()[:number]])
 
 
-def make_eye(material: Material, weights: dict[str, Tensor] | None, seed: int) -> Eye:
-    """The run's trunk with the discriminator's weights, or with random ones.
+def make_extractor(inputs: Inputs, weights: dict[str, Tensor] | None, seed: int) -> StageExtractor:
+    """Create an extractor with the discriminator's weights, or with random ones.
 
-    BatchNorm's statistics are those of real images, in both: a discriminator keeps the mean of real and painted ones,
-    and a fresh network none.
+    In both, BatchNorm statistics are measured on real images. The discriminator's own are averages of real and
+    generated images, and a random network has none.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = make_discriminator(material.config, material.train.shape, 0)
+        network = make_discriminator(inputs.config, inputs.train.shape, 0)
     if weights is not None:
         network.load_state_dict(weights)
-    average = Ema(material.compute.module(network.backbone), 1.0)
-    order_N = torch.randperm(len(material.train), generator=torch.Generator().manual_seed(0))
-    shown = material.train.images[order_N[: STATISTICS * CHUNK]]
-    average.recalibrate(as_pixels(chunk.to(material.compute.torch_device)) for chunk in shown.split(CHUNK))
-    return Eye(average.module, as_pixels)
+    average = Ema(inputs.compute.module(network.backbone), 1.0)
+    order_N = torch.randperm(len(inputs.train), generator=torch.Generator().manual_seed(0))
+    images = inputs.train.images[order_N[: BATCHNORM_CHUNKS * CHUNK]]
+    average.recalibrate(as_pixels(chunk.to(inputs.compute.torch_device)) for chunk in images.split(CHUNK))
+    return StageExtractor(average.module, as_pixels)
 
 
-def classifier_eye(material: Material, name: str) -> Eye:
-    """The trunk of a classifier, which takes images as its card says.
+def classifier_extractor(inputs: Inputs, name: str) -> StageExtractor:
+    """Create an extractor with a classifier's backbone and the preprocessing of its metadata.
 
     Raises:
-        UserError: there is none such.
+        UserError: no such classifier.
     """
     classifier, metadata = model_file.load(find_file(name))
-    return Eye(
-        material.compute.module(classifier.requires_grad_(False)).backbone, lambda images: fitted(images, metadata)
+    return StageExtractor(
+        inputs.compute.module(classifier.requires_grad_(False)).backbone, lambda images: preprocess(images, metadata)
     )
 
 
-def learn(material: Material, labelled: ImageSet, updates: int, seed: int) -> tuple[Eye, nn.Module]:
-    """The same network, trained from scratch on these labels alone: its trunk, and its last layer (F of its map)."""
+def train_supervised(inputs: Inputs, labeled: ImageSet, updates: int, seed: int) -> tuple[StageExtractor, nn.Module]:
+    """Train the same network from scratch on these labels. Returns its backbone and its last layer."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        trunk = make_discriminator(material.config, material.train.shape, 0).backbone
-        layer = nn.Linear(trunk.features, len(labelled.classes))
-    network = material.compute.module(nn.Sequential(trunk, nn.Flatten(), layer)).train()
+        backbone = make_discriminator(inputs.config, inputs.train.shape, 0).backbone
+        layer = nn.Linear(backbone.features, len(labeled.classes))
+    network = inputs.compute.module(nn.Sequential(backbone, nn.Flatten(), layer)).train()
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
-    device, random = material.compute.torch_device, torch.Generator().manual_seed(seed)
-    images_NCHW, label_N = labelled.images.to(device), labelled.labels.to(device)
+    device, random = inputs.compute.torch_device, torch.Generator().manual_seed(seed)
+    images_NCHW, label_N = labeled.images.to(device), labeled.labels.to(device)
     for update in range(updates):
         for group in optimizer.param_groups:
             group["lr"] = schedules.cosine(update, LEARNING_RATE, 0.01 * LEARNING_RATE, 0, updates)
-        index_B = torch.randperm(len(labelled), generator=random)[:BATCH].to(device)
+        index_B = torch.randperm(len(labeled), generator=random)[:BATCH_SIZE].to(device)
         loss = F.cross_entropy(network(as_pixels(images_NCHW[index_B])), label_N[index_B])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
     network.eval().requires_grad_(False)
-    return Eye(trunk, as_pixels), nn.Sequential(nn.Flatten(), layer)
+    return StageExtractor(backbone, as_pixels), nn.Sequential(nn.Flatten(), layer)
 
 
-def own_error(eye: Eye, layer: nn.Module, images: ImageSet, compute: Compute) -> float:
-    """Error of a trunk with its own last layer."""
+def linear_layer_error(extractor: StageExtractor, layer: nn.Module, images: ImageSet, compute: Compute) -> float:
+    """Return the error rate of a backbone with its own last layer."""
     device, wrong = compute.torch_device, 0
     with torch.no_grad():
         for chunk, label_N in zip(images.images.split(CHUNK), images.labels.split(CHUNK), strict=True):
-            logits_NK = layer(eye.trunk(eye.fit(chunk.to(device))))
+            logits_NK = layer(extractor.backbone(extractor.preprocess(chunk.to(device))))
             wrong += int((logits_NK.argmax(1) != label_N.to(device)).sum())
     return wrong / len(images)
 
 
-def svm_error(eye: Eye, labelled: ImageSet, test: ImageSet, compute: Compute) -> tuple[float, float]:
-    """Error on the test set of a linear SVM on an eye's features, and the C that was chosen for it."""
-    learnt_NF = eye.features(labelled.images, compute)
-    mean_F, std_F = learnt_NF.mean(0), learnt_NF.std(0)
-    # What hardly moves in these images must not count more for it; the root of F brings norms to about 1.
+def svm_error(extractor: StageExtractor, labeled: ImageSet, test: ImageSet, compute: Compute) -> tuple[float, float]:
+    """Return the test error of a linear SVM on an extractor's features, and the C that was chosen."""
+    train_NF = extractor.features(labeled.images, compute)
+    mean_F, std_F = train_NF.mean(0), train_NF.std(0)
+    # Nearly constant features must not be amplified. Division by sqrt(F) makes norms about 1.
     scale_F = 1 / (std_F.clamp(min=float(0.01 * std_F.mean()) + 1e-12) * std_F.numel() ** 0.5)
-    learnt_NF.sub_(mean_F).mul_(scale_F)
-    classes, label_N = len(labelled.classes), labelled.labels.to(learnt_NF.device)
-    c = svm.choose_c(learnt_NF, label_N, classes, CANDIDATES)
-    weight_GK = svm.fit(learnt_NF, label_N, classes, c)
-    seen_NF = eye.features(test.images, compute).sub_(mean_F).mul_(scale_F)
-    return svm.error(seen_NF, test.labels.to(seen_NF.device), weight_GK), c
+    train_NF.sub_(mean_F).mul_(scale_F)
+    classes, label_N = len(labeled.classes), labeled.labels.to(train_NF.device)
+    c = svm.choose_c(train_NF, label_N, classes, CANDIDATES)
+    weight_GK = svm.fit(train_NF, label_N, classes, c)
+    test_NF = extractor.features(test.images, compute).sub_(mean_F).mul_(scale_F)
+    return svm.error(test_NF, test.labels.to(test_NF.device), weight_GK), c
 
 
-def compare(options: Options, material: Material, progress: Progress) -> Iterator[Found]:
-    """Every eye at every number of labels and with every seed."""
-    discriminator = make_eye(material, material.discriminator, 0)
-    classifier = classifier_eye(material, options.supervised) if options.supervised else None
-    numbers = sorted({number or len(material.train) for number in options.labels})
-    draws = [(n, seed) for n in numbers for seed in range(1 if n == len(material.train) else options.seeds)]
+def compare(options: Options, inputs: Inputs, progress: Progress) -> Iterator[Result]:
+    """Evaluate every network with every number of labels and every seed."""
+    discriminator = make_extractor(inputs, inputs.discriminator, 0)
+    classifier = classifier_extractor(inputs, options.supervised) if options.supervised else None
+    numbers = sorted({number or len(inputs.train) for number in options.labels})
+    draws = [(n, seed) for n in numbers for seed in range(1 if n == len(inputs.train) else options.seeds)]
     for done, (number, seed) in enumerate(draws):
-        labelled = draw(material.train, number, seed)
-        eyes = {DISCRIMINATOR: discriminator, RANDOM: make_eye(material, None, 1_000 + seed)}
+        labeled = draw_labeled(inputs.train, number, seed)
+        extractors = {DISCRIMINATOR: discriminator, RANDOM: make_extractor(inputs, None, 1_000 + seed)}
         progress.show(done, len(draws), {"labels": number, "seed": seed})
         if classifier is None:
-            eyes[SUPERVISED], layer = learn(material, labelled, options.updates, seed)
-            error = own_error(eyes[SUPERVISED], layer, material.test, material.compute)
-            yield Found(OWN_LAYER, number, seed, error, None)
+            extractors[SUPERVISED], layer = train_supervised(inputs, labeled, options.updates, seed)
+            error = linear_layer_error(extractors[SUPERVISED], layer, inputs.test, inputs.compute)
+            yield Result(OWN_LAYER, number, seed, error, None)
         else:
-            eyes[SUPERVISED] = classifier
-        for name, eye in eyes.items():
-            error, c = svm_error(eye, labelled, material.test, material.compute)
-            yield Found(name, number, seed, error, c)
+            extractors[SUPERVISED] = classifier
+        for name, extractor in extractors.items():
+            error, c = svm_error(extractor, labeled, inputs.test, inputs.compute)
+            yield Result(name, number, seed, error, c)
 
 
-def gathered(found: Sequence[Found]) -> dict[str, dict[int, list[float]]]:
-    """Errors by eye and number of labels."""
+def errors_by_network(results: Sequence[Result]) -> dict[str, dict[int, list[float]]]:
+    """Group errors by network and number of labels."""
     errors: dict[str, dict[int, list[float]]] = {}
     for name in (DISCRIMINATOR, RANDOM, SUPERVISED, OWN_LAYER):
-        for one in found:
-            if one.eye == name:
-                errors.setdefault(name, {}).setdefault(one.labels, []).append(one.error)
+        for result in results:
+            if result.network == name:
+                errors.setdefault(name, {}).setdefault(result.labels, []).append(result.error)
     return errors
 
 
-def table(errors: dict[str, dict[int, list[float]]]) -> Table:
-    """A row for each eye, a column for each number of labels: mean error and its deviation over the seeds."""
-    shown = Table(box=box.SIMPLE_HEAD)
-    shown.add_column("test error with")
+def make_table(errors: dict[str, dict[int, list[float]]]) -> Table:
+    """Make a table of errors over the seeds, with a row per network and a column per number of labels."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("test error with")
     for number in next(iter(errors.values())):
-        shown.add_column(f"{number:,} labels", justify="right")
-    for name, of in errors.items():
-        shown.add_row(name, *(in_words(values) for values in of.values()))
-    return shown
+        table.add_column(f"{number:,} labels", justify="right")
+    for name, by_number in errors.items():
+        table.add_row(name, *(format_errors(values) for values in by_number.values()))
+    return table
 
 
-def in_words(values: Sequence[float]) -> str:
-    """Mean and deviation in per cent; of one value no deviation."""
+def format_errors(values: Sequence[float]) -> str:
+    """Format mean and standard deviation in percent. A single value has no deviation."""
     if len(values) == 1:
         return f"{values[0]:.2%}"
     return f"{100 * statistics.mean(values):.2f} ± {100 * statistics.stdev(values):.2f} %"
 
 
 def draw_errors(errors: dict[str, dict[int, list[float]]]) -> Figure:
-    """Mean errors over the number of labels, with a pale dot for every seed; both axes logarithmic."""
+    """Plot mean errors over the number of labels, with a pale dot for every seed. Both axes are logarithmic."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
     axes = figure.subplots()
-    for place, (name, of) in enumerate(errors.items()):
-        # An error of nothing has no place on such an axis.
-        means = [100 * max(statistics.mean(values), 1e-4) for values in of.values()]
-        axes.plot(list(of), means, "o-", color=f"C{place}", label=name)
-        for number, values in of.items():
+    for index, (name, by_number) in enumerate(errors.items()):
+        # An error of 0 cannot be shown on a logarithmic axis.
+        means = [100 * max(statistics.mean(values), 1e-4) for values in by_number.values()]
+        axes.plot(list(by_number), means, "o-", color=f"C{index}", label=name)
+        for number, values in by_number.items():
             axes.scatter(
-                [number] * len(values), [100 * max(v, 1e-4) for v in values], s=12, color=f"C{place}", alpha=0.4
+                [number] * len(values), [100 * max(v, 1e-4) for v in values], s=12, color=f"C{index}", alpha=0.4
             )
-    axes.set(xscale="log", yscale="log", xlabel="labelled images", ylabel="test error, %")
+    axes.set(xscale="log", yscale="log", xlabel="labeled images", ylabel="test error, %")
     plain_ticks(axes.yaxis)
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     return figure
 
 
-def report(options: Options, material: Material, found: Sequence[Found]) -> dict[str, Any]:
-    """What was measured, and how, as plain values."""
+def report(options: Options, inputs: Inputs, results: Sequence[Result]) -> dict[str, Any]:
+    """Return the errors and their protocol as plain values."""
+    errors = errors_by_network(results)
     return {
         "run": Path(options.run).resolve().name,
         "test_errors": {
-            name: {str(number): values for number, values in of.items()} for name, of in gathered(found).items()
+            name: {str(number): values for number, values in by_number.items()} for name, by_number in errors.items()
         },
         "c": {
-            name: {str(n): [one.c for one in found if (one.eye, one.labels) == (name, n)] for n in of}
-            for name, of in gathered(found).items()
+            name: {
+                str(number): [result.c for result in results if (result.network, result.labels) == (name, number)]
+                for number in by_number
+            }
+            for name, by_number in errors.items()
             if name != OWN_LAYER
         },
         "protocol": {
-            "features": f"every layer of {material.config.backbone} max-pooled to {SIDE}x{SIDE}, joined, standardised",
-            "classifier": "linear SVM, one against the rest, squared hinge; C chosen on labels held out of those given",
+            "features": f"stages of {inputs.config.backbone} max-pooled to {SIDE}x{SIDE}, concatenated, standardized",
+            "classifier": "linear SVM, one against the rest, squared hinge; C by cross-validation on the same labels",
             "candidates": list(CANDIDATES),
-            "train": material.train.source,
-            "test": f"{len(material.test):,} images of {material.test.source}",
+            "train": inputs.train.source,
+            "test": f"{len(inputs.test):,} images of {inputs.test.source}",
             "which": options.which,
-            "update": material.update,
+            "update": inputs.update,
             "supervised": options.supervised
-            or f"the same network, {options.updates:,} updates of {BATCH} of the same labels, no augmentation",
+            or f"the same network, {options.updates:,} updates of {BATCH_SIZE} of the same labels, no augmentation",
             "options": dataclasses.asdict(options),
         },
     }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Look, learn, test, print."""
+    """Compare the networks, write the results, and print them."""
     options = parse(Options, {}, argv, __doc__ or "")
     progress = Progress(silent=options.json)
     try:
-        material = read(options, progress)
-        found = list(compare(options, material, progress))
+        inputs = read(options, progress)
+        results = list(compare(options, inputs, progress))
     finally:
         progress.close()
-    content = report(options, material, found)
+    content = report(options, inputs, results)
     folder = Path(options.run)
     path = write_json(folder / "representation.json", content)
     (folder / "media").mkdir(exist_ok=True)
-    write_png(folder / "media" / "representation.png", figure_pixels(draw_errors(gathered(found))))
+    write_png(folder / "media" / "representation.png", figure_pixels(draw_errors(errors_by_network(results))))
     if options.json:
         print(path.read_text(), end="")
         return
-    Console().print(table(gathered(found)))
+    Console().print(make_table(errors_by_network(results)))
     for name in ("features", "classifier", "supervised", "test"):
         print(f"{name}: {content['protocol'][name]}")
     print(f"{folder / 'representation.json'} and {folder / 'media' / 'representation.png'}")

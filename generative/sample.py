@@ -1,11 +1,11 @@
-"""Sample: what a trained generator paints, as one picture or as a folder of images.
+"""Generate images with a trained generator, as one image grid or as a folder of files.
 
     python -m generative.sample runs/dcgan-mnist-fast-1
-    python -m generative.sample runs/dcgan-mnist-fast-1 --number 10000 --folder painted
+    python -m generative.sample runs/dcgan-mnist-fast-1 --number 10000 --folder generated
     python -m generative.sample runs/dcgan-mnist-fast-1 --label 3        # of a run with --conditional
 
-An image depends on its latent and its label alone, not on what is painted with it. In the picture images are counted
-from 0, along the rows; generative/arithmetic.py takes these numbers.
+An image depends only on its latent vector and label, not on other images of its batch. Images are numbered from 0,
+row by row; generative/arithmetic.py takes these numbers.
 
 Shapes: N images, C channels, H, W pixels.
 """
@@ -19,49 +19,50 @@ from typing import Annotated
 
 from torch import Tensor
 
-from zerokara.core.config import Range, UserError, error_summary, parse, run_main
+from zerokara.core.command_line import parse
+from zerokara.core.config import Range, UserError, error_summary, run_main
 from zerokara.core.media import write_png
 from zerokara.core.programs import program_command
 from zerokara.core.progress import Progress
 from zerokara.generative.gan import finished
-from zerokara.generative.gan.pictures import picture, shown
-from zerokara.generative.gan.sampler import Painter
+from zerokara.generative.gan.pictures import displayable, image_grid
+from zerokara.generative.gan.sampler import Sampler
 
-MOST_IN_A_PICTURE = 2_500
-CHUNK = 500  # images that are in memory at once on their way into a folder
+MAX_IN_GRID = 2_500  # images
+CHUNK = 500  # images in memory at once, with --folder
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(finished.Options):
-    """What to paint, and where to."""
+    """Options of generative.sample."""
 
     number: Annotated[int, Range(1, 10**6)] = 64
-    """Images to paint."""
+    """Number of images."""
     label: int | None = None
-    """Class to paint, by its number; None: all classes in turn."""
+    """Number of the class to generate, of a class-conditional generator. None: all classes in turn."""
     columns: Annotated[int, Range(0, 200)] = 0
-    """Images in a row of the picture; 0: as many as there are rows."""
+    """Images per row of the grid. 0: a square grid."""
     out: str = ""
-    """The picture, a .png; empty: media/samples-<which>-<seed>.png in the run's folder."""
+    """PNG file of the image grid. Empty: media/samples-<which>-<seed>.png in the run's folder."""
     folder: str = ""
-    """Folder for an image each, 000000.png and so on, in the place of one picture; empty: a picture."""
+    """Folder for one file per image (000000.png, ...) instead of an image grid. Empty: write a grid."""
 
 
-def write_folder(painter: Painter, z_NZ: Tensor, label_N: Tensor | None, folder: Path) -> None:
-    """Paint into a folder, an image at a time.
+def write_folder(sampler: Sampler, z_NZ: Tensor, label_N: Tensor | None, folder: Path) -> None:
+    """Generate images and write each to a file of a folder.
 
     Raises:
-        UserError: it is a file, holds pictures already, or cannot be written.
+        UserError: the folder is a file, contains PNG files already, or cannot be written.
     """
     if folder.is_file() or any(folder.glob("*.png")):
-        what = "is a file" if folder.is_file() else "holds pictures already"
-        raise UserError(f"--folder {folder} {what}: give an empty or a new folder.")
+        reason = "is a file" if folder.is_file() else "contains PNG files already"
+        raise UserError(f"--folder {folder} {reason}: name an empty or a new folder.")
     progress = Progress(silent=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for start in range(0, len(z_NZ), CHUNK):
             rows = slice(start, start + CHUNK)
-            images_NCHW = shown(painter.paint(z_NZ[rows], None if label_N is None else label_N[rows]))
+            images_NCHW = displayable(sampler.generate(z_NZ[rows], None if label_N is None else label_N[rows]))
             for index, image_CHW in enumerate(images_NCHW, start):
                 write_png(folder / f"{index:06}.png", image_CHW.numpy())
             progress.show(min(start + CHUNK, len(z_NZ)), len(z_NZ), {})
@@ -72,22 +73,22 @@ def write_folder(painter: Painter, z_NZ: Tensor, label_N: Tensor | None, folder:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Paint, and say where it is."""
+    """Generate images and write them."""
     options = parse(Options, {}, argv, __doc__ or "")
-    if not options.folder and options.number > MOST_IN_A_PICTURE:
+    if not options.folder and options.number > MAX_IN_GRID:
         raise UserError(
-            f"--number {options.number} is too many for one picture, which holds {MOST_IN_A_PICTURE:,}: "
-            f"add --folder painted for a file each."
+            f"--number must be at most {MAX_IN_GRID:,} for an image grid, got {options.number}: "
+            f"add --folder generated to write one file per image."
         )
-    painter = finished.painter_of(options, program_command("generative.sample"))
-    z_NZ, label_N = painter.latents(options.number, options.seed), painter.labels(options.number, options.label)
+    sampler = finished.load_sampler(options, program_command("generative.sample"))
+    z_NZ, label_N = sampler.latents(options.number, options.seed), sampler.labels(options.number, options.label)
     if options.folder:
-        where = Path(options.folder)
-        write_folder(painter, z_NZ, label_N, where)
+        path = Path(options.folder)
+        write_folder(sampler, z_NZ, label_N, path)
     else:
-        where = finished.place(options, options.out, f"samples-{options.which}-{options.seed}.png")
-        write_png(where, picture(painter.paint(z_NZ, label_N), options.columns or None))
-    print(f"{where}: {options.number:,} images, update {painter.update:,}")
+        path = finished.output_path(options, options.out, f"samples-{options.which}-{options.seed}.png")
+        write_png(path, image_grid(sampler.generate(z_NZ, label_N), options.columns or None))
+    print(f"{path}: {options.number:,} images, update {sampler.update:,}")
 
 
 if __name__ == "__main__":

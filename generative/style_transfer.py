@@ -1,13 +1,14 @@
-"""Style transfer: what is in one picture, painted as another one is.
+"""Style transfer: combine the content of one image with the style of another.
 
     python -m generative.style_transfer content.jpg style.jpg
     python -m generative.style_transfer content.jpg style.jpg --backbone vgg16 --weights vgg16-397923af.pth
 
-Gatys et al. 2016, "Image Style Transfer Using Convolutional Neural Networks": the pixels themselves are optimised, by
-L-BFGS, until an eye finds in them the content of the one picture (relu4_2) and the style of the other (the Gram
-matrices of relu1_1 to relu5_1). First small, then at twice the size, so that strokes are laid out before they are
-drawn. Unasked a slim VGG of ours is the eye; torchvision's weights, a run (--pretrained-backbone) or another network of
-the zoo (--eye) can be. The result is runs/<name>/result.png, with a film of its making. docs/style.md has pictures.
+Gatys et al. 2016, "Image Style Transfer Using Convolutional Neural Networks": L-BFGS optimizes the pixels until their
+features in a loss network match the content image (relu4_2) and their Gram matrices match the style image (relu1_1 to
+relu5_1). The image is optimized at a small size first, then at twice the size. By default the loss network is a narrow
+VGG that ships with zerokara; others are weights of torchvision (--weights), a run (--pretrained-backbone) or another
+network of the zoo (--loss-network). The result is runs/<name>/result.png, with a video of the optimization.
+docs/style.md has examples.
 
 Shapes: C channels, H, W pixels.
 """
@@ -33,262 +34,272 @@ from zerokara.core.programs import program_command
 from zerokara.core.run import Run
 from zerokara.core.run_config import configure
 from zerokara.core.stopwatch import Stopwatch
-from zerokara.generative.gan.pictures import FILM_FPS, film
-from zerokara.generative.style.config import PRESETS, Config, Pictures
-from zerokara.generative.style.critic import Critic, Losses, Weights
+from zerokara.generative.gan.pictures import VIDEO_FPS, video_frames
+from zerokara.generative.style.config import PRESETS, Config, ImagePair
+from zerokara.generative.style.critic import Losses, PerceptualLoss, Weights
 from zerokara.generative.style.lbfgs import Lbfgs
-from zerokara.generative.style.losses import luminance, matched, with_luminance
-from zerokara.generative.style.perceptual import Eye, make_eye
-from zerokara.generative.style.pictures import check_memory, fingerprint, kept_bytes, resized, to_picture, to_pixels
+from zerokara.generative.style.losses import luminance, match_luminance, with_luminance
+from zerokara.generative.style.perceptual import LossNetwork, make_loss_network
+from zerokara.generative.style.pictures import (
+    activation_bytes,
+    check_memory,
+    fingerprint,
+    resized,
+    to_image,
+    to_pixels,
+)
 
 KIND = "style_transfer"
 CHANGEABLE = {"resume", "quiet", "out", "threads"}
-FIRST_STEP, LONGEST_STEP = 0.01, 0.1  # root mean square over the pixels
-WORSE = 3.0  # times the lowest loss at this size: then a leap went wrong, and the best picture is taken up again
-FILM_SIDE = 720  # pixels: a film need not be larger
+FIRST_STEP, MAX_STEP = 0.01, 0.1  # root mean square of a step over the pixels
+MAX_LOSS_RATIO = 3.0  # to the lowest loss at this size; above it the step is rejected and the best image is restored
+VIDEO_SIDE = 720  # pixels, at most
 
 
-class Painting:
-    """Everything that a checkpoint holds, and the steps over it."""
+class StyleTransfer:
+    """State of the optimization, which checkpoints hold, and its iterations."""
 
-    def __init__(self, config: Config, pictures: Pictures, eye: Eye, compute: Compute) -> None:
-        self.config, self.pictures, self.eye, self.compute = config, pictures, eye.on(compute), compute
+    def __init__(self, config: Config, images: ImagePair, loss_network: LossNetwork, compute: Compute) -> None:
+        self.config, self.images, self.compute = config, images, compute
+        self.loss_network = loss_network.on(compute)
         self.iteration = 0
         self.best: Tensor
-        self.leaps = 0  # steps that went wrong
+        self.rejected_steps = 0
         self.clock = Stopwatch()
-        self.optimizer = Lbfgs(config.history, FIRST_STEP, LONGEST_STEP)
-        self.enter(0)
+        self.optimizer = Lbfgs(config.history, FIRST_STEP, MAX_STEP)
+        self.start_scale(0)
 
     @property
-    def place(self) -> int:
-        """Which of the sizes is being painted."""
-        return min(self.iteration * len(self.pictures.sizes) // self.config.iterations, len(self.pictures.sizes) - 1)
+    def scale_index(self) -> int:
+        """Index of the current size."""
+        return min(self.iteration * len(self.images.sizes) // self.config.iterations, len(self.images.sizes) - 1)
 
-    def enter(self, place: int) -> None:
-        """Take up the size at `place`: its pixels, and what the eye sees in both pictures at that size."""
-        config, pictures, device = self.config, self.pictures, self.compute.torch_device
-        self._place, size = place, pictures.sizes[place]
-        self.colours: Tensor = to_pixels(resized(pictures.content, size)).to(device)
-        style = to_pixels(resized(pictures.style, pictures.style_size(place, config.style_scale))).to(device)
-        content = self.colours
-        if config.keep_colour:
+    def start_scale(self, scale_index: int) -> None:
+        """Start the optimization at a size: set the initial pixels and compute the targets of both images."""
+        config, images, device = self.config, self.images, self.compute.torch_device
+        self._scale_index, size = scale_index, images.sizes[scale_index]
+        self.color_image: Tensor = to_pixels(resized(images.content, size)).to(device)
+        style = to_pixels(resized(images.style, images.style_size(scale_index, config.style_scale))).to(device)
+        content = self.color_image
+        if config.keep_color:
             content = luminance(content)
-            style = matched(luminance(style), content)
+            style = match_luminance(luminance(style), content)
         weights = Weights(content=config.content_weight, style=config.style_weight, variation=config.variation_weight)
-        self.eye.balance([content, style])
-        self.critic = Critic(self.eye, weights, style)
-        self.content = self.critic.content_of(content)
-        if place > 0 and self.iteration > 0:
+        self.loss_network.balance([content, style])
+        self.criterion = PerceptualLoss(self.loss_network, weights, style)
+        self.content = self.criterion.content_features(content)
+        if scale_index > 0 and self.iteration > 0:
             self.pixels = F.interpolate(self.best, size=size, mode="bicubic", align_corners=False)
         elif config.start == "noise":
             random = torch.Generator().manual_seed(config.seed)
             self.pixels = torch.rand(content.shape, generator=random).to(device)
         else:
             self.pixels = content.clone()
-        self.best, self.lowest = self.pixels, float("inf")
-        self.optimizer.forget()
+        self.best, self.best_loss = self.pixels, float("inf")
+        self.optimizer.reset()
 
     def step(self) -> Losses:
-        """One iteration: the loss of the pixels as they are, and a step away from there.
+        """Do one iteration: compute the loss and do an L-BFGS step.
 
         Raises:
-            UserError: the loss is no number from the beginning.
+            UserError: the first loss of a size is NaN or Inf.
         """
-        if self.place != self._place:
-            self.enter(self.place)
-        losses, gradient = self._slope()
+        if self.scale_index != self._scale_index:
+            self.start_scale(self.scale_index)
+        losses, gradient = self._loss_and_gradient()
         loss = float(losses.total)
-        if loss < self.lowest:
-            self.best, self.lowest = self.pixels, loss
-        elif not loss <= WORSE * self.lowest:  # no number is not below either
-            if self.lowest == float("inf"):
+        if loss < self.best_loss:
+            self.best, self.best_loss = self.pixels, loss
+        elif not loss <= MAX_LOSS_RATIO * self.best_loss:  # also true for NaN
+            if self.best_loss == float("inf"):
                 raise UserError(
-                    "The loss is no number at the first look: the eye's weights may be damaged, or --precision float32 "
-                    "may help."
+                    "The first loss is NaN or Inf: the weights of the loss network may be damaged, or the "
+                    "precision too low; try --precision float32."
                 )
-            self.leaps += 1
+            self.rejected_steps += 1
             self.pixels = self.best
-            self.optimizer.forget()
-            losses, gradient = self._slope()
+            self.optimizer.reset()
+            losses, gradient = self._loss_and_gradient()
         moved = self.optimizer.step(self.pixels.flatten(), gradient.flatten())
         self.pixels = moved.view_as(self.pixels)
         self.iteration += 1
         return losses
 
-    def _slope(self) -> tuple[Losses, Tensor]:
-        """The loss of the pixels, and its gradient over the number of pixels, which is of the same order everywhere."""
+    def _loss_and_gradient(self) -> tuple[Losses, Tensor]:
+        """Compute the loss, and its gradient times the number of pixels (comparable across sizes)."""
         pixels = self.pixels.detach().requires_grad_(True)
-        losses = self.critic.judge(pixels, self.content)
+        losses = self.criterion.losses(pixels, self.content)
         (gradient,) = torch.autograd.grad(losses.total * pixels.numel(), pixels)
         return losses.detach(), gradient
 
-    def picture(self, *, best: bool) -> np.ndarray:
-        """The picture (H, W, 3) uint8 of the lowest loss at this size, or as it stands."""
+    def image(self, *, best: bool) -> np.ndarray:
+        """Return the image (H, W, 3) uint8 with the lowest loss at this size, or the current one."""
         pixels = self.best if best else self.pixels
-        return to_picture(with_luminance(self.colours, pixels) if self.config.keep_colour else pixels)
+        return to_image(with_luminance(self.color_image, pixels) if self.config.keep_color else pixels)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values."""
+        """Return everything that a checkpoint needs, as tensors and plain values."""
         return {
-            "place": self._place,
+            "place": self._scale_index,
             "iteration": self.iteration,
             "pixels": self.pixels,
             "best": self.best,
-            "lowest": self.lowest,
-            "leaps": self.leaps,
+            "lowest": self.best_loss,
+            "leaps": self.rejected_steps,
             "optimizer": self.optimizer.state_dict(),
             "hours": self.clock(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
-        self.enter(state["place"])
+        """Restore `state_dict`."""
+        self.start_scale(state["place"])
         device = self.compute.torch_device
         self.pixels, self.best = state["pixels"].to(device), state["best"].to(device)
-        self.iteration, self.lowest, self.leaps = state["iteration"], state["lowest"], state["leaps"]
+        self.iteration, self.best_loss, self.rejected_steps = state["iteration"], state["lowest"], state["leaps"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.optimizer.to(device)
         self.clock.hours = state["hours"]
 
 
-def paint(config: Config, run: Run, pictures: Pictures, eye: Eye, compute: Compute) -> str:
-    """The run from wherever it stands to its end. Returns the closing sentence.
+def optimize(config: Config, run: Run, images: ImagePair, loss_network: LossNetwork, compute: Compute) -> str:
+    """Optimize from the current iteration to the end of the run. Returns the closing message.
 
     Raises:
-        UserError: a checkpoint that cannot be read, a loss that is no number.
+        UserError: an unreadable checkpoint, or a loss of NaN or Inf.
     """
-    painting = Painting(config, pictures, eye, compute)
+    transfer = StyleTransfer(config, images, loss_network, compute)
     latest = run.path("checkpoint-0.pt")
-    if run.restore(latest, painting.load_state_dict):
-        for picture in (run.folder / "film").glob("*.png"):
-            if int(picture.stem) > painting.iteration:
-                picture.unlink()  # it will be painted again
+    if run.restore(latest, transfer.load_state_dict):
+        for frame in (run.folder / "film").glob("*.png"):
+            if int(frame.stem) > transfer.iteration:
+                frame.unlink()  # the iteration will be repeated
     else:
-        run.image("content", 0, resized(pictures.content, pictures.sizes[-1]))
-        run.image("style", 0, resized(pictures.style, pictures.style_size(-1, config.style_scale)))
+        run.image("content", 0, resized(images.content, images.sizes[-1]))
+        run.image("style", 0, resized(images.style, images.style_size(-1, config.style_scale)))
 
     def due(every: int) -> bool:
-        return every > 0 and painting.iteration % every == 0
+        return every > 0 and transfer.iteration % every == 0
 
-    while painting.iteration < config.iterations and not run.stop_requested:
-        losses = painting.step()
+    while transfer.iteration < config.iterations and not run.stop_requested:
+        losses = transfer.step()
         if due(config.log_every_iterations):
-            told = {"train/leaps": painting.leaps, "speed/hours": painting.clock()}
-            run.log(painting.iteration, {**losses.scalars("train"), **told})
+            timing = {"train/leaps": transfer.rejected_steps, "speed/hours": transfer.clock()}
+            run.log(transfer.iteration, {**losses.scalars("train"), **timing})
             run.flush()
-        height, width = pictures.sizes[painting.place]
+        height, width = images.sizes[transfer.scale_index]
         fields = {"loss": losses.total, "style": losses.style, "content": losses.content, "at": f"{width}x{height}"}
-        run.progress(painting.iteration, config.iterations, fields)
-        if due(config.film_every_iterations):
-            frame = resized(painting.picture(best=False), film_size(pictures.sizes[-1]))
-            write_png(run.path("film", f"{painting.iteration:06}.png"), frame)
-        if due(config.show_every_iterations):
-            run.image("picture", painting.iteration, painting.picture(best=False))
+        run.progress(transfer.iteration, config.iterations, fields)
+        if due(config.video_every_iterations):
+            video_frame = resized(transfer.image(best=False), video_size(images.sizes[-1]))
+            write_png(run.path("film", f"{transfer.iteration:06}.png"), video_frame)
+        if due(config.image_every_iterations):
+            run.image("picture", transfer.iteration, transfer.image(best=False))
         if due(config.checkpoint_every_iterations):
-            run.save(latest, painting.state_dict())
-    run.save(latest, painting.state_dict())
-    if painting.iteration < config.iterations:
+            run.save(latest, transfer.state_dict())
+    run.save(latest, transfer.state_dict())
+    if transfer.iteration < config.iterations:
         return (
-            f"{run.stop_requested}: saved at iteration {painting.iteration:,} of {config.iterations:,}; go on with: "
+            f"{run.stop_requested}: saved at iteration {transfer.iteration:,} of {config.iterations:,}; resume with: "
             f"{program_command('generative.style_transfer')} --name {config.name} --resume"
         )
-    return finish(painting, run)
+    return finish(transfer, run)
 
 
-def film_size(size: tuple[int, int]) -> tuple[int, int]:
-    """(H, W) of the film of a picture (H, W)."""
-    share = min(1.0, FILM_SIDE / max(size))
-    return max(1, round(size[0] * share)), max(1, round(size[1] * share))
+def video_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Return (H, W) of the video of an image (H, W)."""
+    scale = min(1.0, VIDEO_SIDE / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def finish(painting: Painting, run: Run) -> str:
-    """Write the result and the film. The closing sentence."""
-    config, result = painting.config, painting.picture(best=True)
-    places = [run.path("result.png")] + [Path(config.out).expanduser()] * bool(config.out)
-    for place in places:
+def finish(transfer: StyleTransfer, run: Run) -> str:
+    """Write the result and the video. Returns the closing message."""
+    config, result = transfer.config, transfer.image(best=True)
+    paths = [run.path("result.png")] + [Path(config.out).expanduser()] * bool(config.out)
+    for path in paths:
         try:
-            write_png(place, result)
+            write_png(path, result)
         except OSError as error:
             raise UserError(
-                f"{place} cannot be written ({error_summary(error)}); the painting is in the checkpoint: see to that, and "
-                f"type the same command with --name {config.name} --resume."
+                f"{path} cannot be written ({error_summary(error)}). The result is in the checkpoint: fix the problem "
+                f"and type the same command with --name {config.name} --resume."
             ) from None
-    run.image("result", painting.iteration, result)
+    run.image("result", transfer.iteration, result)
     frames = sorted((run.folder / "film").glob("*.png"))
     if len(frames) > 1:
-        run.video("film", painting.iteration, film(frames), FILM_FPS)
-    run.hparams(to_dict(config), {"hparam/loss": painting.lowest})
+        run.video("film", transfer.iteration, video_frames(frames), VIDEO_FPS)
+    run.hparams(to_dict(config), {"hparam/loss": transfer.best_loss})
     height, width = result.shape[:2]
     return (
-        f"{places[-1]}: {width}x{height} after {painting.iteration:,} iterations in {clock_words(painting.clock.hours)}"
+        f"{paths[-1]}: {width}x{height} after {transfer.iteration:,} iterations in {format_hours(transfer.clock.hours)}"
     )
 
 
-def clock_words(hours: float) -> str:
-    """Hours as "12 s" or "3.4 min"."""
+def format_hours(hours: float) -> str:
+    """Format hours as "12 s" or "3.4 min"."""
     return f"{hours * 3600:.0f} s" if hours < 1 / 30 else f"{hours * 60:.1f} min"
 
 
-def choose_compute(config: Config, pictures: Pictures) -> Compute:
-    """Measure iterations at the smallest size."""
+def choose_compute(config: Config, images: ImagePair) -> Compute:
+    """Choose device and precision by measuring iterations at the smallest size."""
 
     def train_step(candidate: Compute) -> Callable[[], object]:
-        return Painting(config, pictures, make_eye(config, config.seed), candidate).step
+        return StyleTransfer(config, images, make_loss_network(config, config.seed), candidate).step
 
     return probe(config, World(), train_step, compile="off")
 
 
-def check_fit(config: Config, pictures: Pictures, eye: Eye) -> str:
-    """What memory the largest size takes, in words.
+def check_fit(config: Config, images: ImagePair, loss_network: LossNetwork) -> str:
+    """Check that the largest size fits into memory. Returns a message about it.
 
     Raises:
-        UserError: more than there is.
+        UserError: it does not fit.
     """
-    height, width = pictures.sizes[-1]
-    channels = 1 if config.keep_colour else 3
+    height, width = images.sizes[-1]
+    channels = 1 if config.keep_color else 3
     needed = {
-        f"what {eye.backbone.name} sees": kept_bytes(eye, (1, channels, height, width)),
-        f"{config.history} remembered steps": Lbfgs.bytes_needed(config.history, channels * height * width),
+        f"activations of {loss_network.backbone.name}": activation_bytes(loss_network, (1, channels, height, width)),
+        f"{config.history} L-BFGS steps": Lbfgs.bytes_needed(config.history, channels * height * width),
     }
-    shape = pictures.style_size(-1, config.style_scale)
-    needed["the style picture"] = max(0, kept_bytes(eye, (1, channels, *shape)) // 2 - sum(needed.values()))
+    shape = images.style_size(-1, config.style_scale)
+    needed["the style image"] = max(
+        0, activation_bytes(loss_network, (1, channels, *shape)) // 2 - sum(needed.values())
+    )
     needed = {name: value for name, value in needed.items() if value}
-    return check_memory(needed, config.device, (height, width), "paint it smaller with --size {side}")
+    return check_memory(needed, config.device, (height, width), "use a smaller --size, such as --size {side}")
 
 
 def default_name(config: Config) -> str:
-    """style-tubingen-wave-1 for tubingen.jpg wave.jpg, seed 1."""
+    """Return the default run name: style-tubingen-wave-1 for tubingen.jpg wave.jpg, seed 1."""
     stems = [re.sub(r"[^\w.+=-]+", "_", Path(word).stem) for word in config.pictures]
     return "-".join(["style", *stems, str(config.seed)])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The program: config, pictures, eye, memory, run, compute, iterations, closing line."""
+    """Run the program: read config and images, check memory, optimize, print the closing message."""
     config = configure(
         Config, PRESETS, argv, __doc__ or "", kind=KIND, default_name=default_name, changeable=CHANGEABLE
     )
     if World.from_env(config.device).size > 1:
-        raise UserError("One picture is painted by one process: start it without torchrun.")
+        raise UserError("Style transfer runs in one process: start it without torchrun.")
     if config.out and (Path(config.out).suffix.lower() != ".png" or not Path(config.out).expanduser().parent.is_dir()):
-        raise UserError(f"--out names a file that ends in .png in a folder that is there, got {config.out!r}.")
-    pictures = Pictures.read(config)
-    eye = make_eye(config, config.seed)
-    memory = check_fit(config, pictures, eye)
-    prints = {"content": fingerprint(pictures.content), "style": fingerprint(pictures.style)}
+        raise UserError(f"--out must name a file that ends in .png in an existing folder, got {config.out!r}.")
+    images = ImagePair.read(config)
+    loss_network = make_loss_network(config, config.seed)
+    memory = check_fit(config, images, loss_network)
+    fingerprints = {"content": fingerprint(images.content), "style": fingerprint(images.style)}
     with Run(
-        config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, extra={"pictures": prints}
+        config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, extra={"pictures": fingerprints}
     ) as run:
-        if run.extra["pictures"] != prints:
+        if run.extra["pictures"] != fingerprints:
             raise UserError(
-                f"{' or '.join(config.pictures)} is another picture than when {run.folder} began: put the old one "
-                f"back, or start afresh with another --name."
+                f"{' or '.join(config.pictures)} is not the image that {run.folder} was started with: restore the old "
+                f"one, or start a new run with another --name."
             )
-        run.print(f"eye: {eye.words}")
+        run.print(f"loss network: {loss_network.description}")
         run.print(memory)
-        compute = run.compute(lambda: choose_compute(config, pictures), config.iterations)
+        compute = run.compute(lambda: choose_compute(config, images), config.iterations)
         with run.signals():
-            run.close(paint(config, run, pictures, eye, compute))
+            run.close(optimize(config, run, images, loss_network, compute))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Stylise: one's own pictures in the style that a run of generative.fast_style has learnt.
+"""Apply the style of a run of generative.fast_style to images.
 
-    python -m generative.stylise runs/<name> photo.jpg folder/of/pictures --out painted
+    python -m generative.stylise runs/<name> photo.jpg folder/of/images --out stylized
 
-Pictures may have any size, up to what fits memory, which is said before it is taken. Each becomes <its name>.png in the
-folder --out. A file of weights that PyTorch's example fast_neural_style made does in the place of a run.
+Images may have any size that fits into memory. Each is written to the folder --out as <its name>.png. A weights file
+of PyTorch's example fast_neural_style can be given instead of a run.
 
 Shapes: C channels, H, W pixels.
 """
@@ -11,101 +11,105 @@ Shapes: C channels, H, W pixels.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 
+from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute, Precision
-from zerokara.core.config import Positional, Range, UserError, error_summary, parse, run_main
+from zerokara.core.config import Positional, Range, UserError, error_summary, run_main
 from zerokara.core.data.pictures import SUFFIXES
 from zerokara.core.media import write_png
 from zerokara.core.programs import program_command
-from zerokara.generative.style import network as stylist
+from zerokara.generative.style import network as network_file
 from zerokara.generative.style.losses import luminance, with_luminance
-from zerokara.generative.style.network import Stylist
-from zerokara.generative.style.pictures import check_memory, read_picture, resized, sizes, to_picture, to_pixels
+from zerokara.generative.style.network import StyleNetwork
+from zerokara.generative.style.pictures import check_memory, read_image, resized, sizes, to_image, to_pixels
 
-# Bytes for a pixel of the result: the finest maps are of 32 channels, and some four of them live at once.
+# Memory per output pixel: about four feature maps of 32 channels in float32.
 BYTES_PER_PIXEL = 4 * 32 * 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Whose style, and which pictures get it."""
+    """Options of generative.stylise."""
 
-    words: Annotated[tuple[str, ...], Positional("runs/<name> picture")] = ()
-    """The run (or its model.safetensors), then pictures or folders of them."""
+    # Names of older releases, accepted on the command line.
+    RENAMED: ClassVar[Mapping[str, str]] = {"keep_colour": "keep_color"}
+
+    inputs: Annotated[tuple[str, ...], Positional("runs/<name> image")] = ()
+    """Folder of the run (or its model.safetensors), followed by images or folders of images."""
     size: Annotated[int, Range(0)] = 0
-    """Longer side of the results in pixels; 0: as each picture has it."""
-    keep_colour: bool = False
-    """Only brightness is painted, and each picture's colours are kept."""
+    """Longer side of the results in pixels. 0: that of each image."""
+    keep_color: bool = False
+    """Transfer luminance only, and keep the colors of each image."""
     out: str = "painted"
-    """Folder for the results; it is made."""
+    """Folder of the results. It is created if it does not exist."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:<n> or mps."""
     precision: Precision = "float32"
-    """Arithmetic of the network; auto: what a short measurement on the first picture finds fastest."""
+    """Precision of the network. auto: the fastest in a short measurement on the first image."""
     threads: Annotated[int, Range(0)] = 0
-    """CPU threads; 0: as many as there are cores."""
+    """Number of CPU threads. 0: all cores."""
 
 
-def picture_files(words: Sequence[str]) -> list[Path]:
-    """The pictures that are named, and those in folders that are named.
+def image_files(inputs: Sequence[str]) -> list[Path]:
+    """Return the given images, and the images in given folders.
 
     Raises:
-        UserError: none at all, or two that would be written to one file.
+        UserError: no images, or two that would be written to the same file.
     """
-    found: list[Path] = []
-    for word in words:
+    paths: list[Path] = []
+    for word in inputs:
         path = Path(word).expanduser()
-        found += sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-    if not found:
+        paths += sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+    if not paths:
         raise UserError(
-            "No picture was named: type the run and then pictures, as in "
+            "No image was named: type the run and then images, as in "
             f"{program_command('generative.stylise')} runs/<name> photo.jpg."
         )
-    stems = [path.stem for path in found]
-    if twice := next((path for path in found if stems.count(path.stem) > 1), None):
-        raise UserError(f"Two pictures are called {twice.stem}, and both would become {twice.stem}.png: rename one.")
-    return found
+    stems = [path.stem for path in paths]
+    if twice := next((path for path in paths if stems.count(path.stem) > 1), None):
+        raise UserError(f"Two images are called {twice.stem}, and both would become {twice.stem}.png: rename one.")
+    return paths
 
 
-def painted(network: Stylist, compute: Compute, picture_HWC: np.ndarray, *, keep_colour: bool) -> np.ndarray:
-    """A picture (H, W, 3) uint8 in the network's style."""
-    pixels = to_pixels(picture_HWC).to(compute.torch_device)
-    result = stylist.paint(network, compute, pixels)
-    return to_picture(with_luminance(pixels, luminance(result)) if keep_colour else result)
+def stylize_image(network: StyleNetwork, compute: Compute, image_HWC: np.ndarray, *, keep_color: bool) -> np.ndarray:
+    """Stylize an image (H, W, 3) uint8."""
+    pixels = to_pixels(image_HWC).to(compute.torch_device)
+    result = network_file.stylize(network, compute, pixels)
+    return to_image(with_luminance(pixels, luminance(result)) if keep_color else result)
 
 
-def fitted(path: Path, options: Options) -> np.ndarray:
-    """The picture of a file at the size that is asked for.
+def read_resized(path: Path, options: Options) -> np.ndarray:
+    """Read an image and resize it to --size.
 
     Raises:
-        UserError: it cannot be read, or does not fit memory.
+        UserError: it cannot be read, or does not fit into memory.
     """
-    picture = read_picture(path)
-    size = sizes(picture.shape[0], picture.shape[1], options.size, 1)[0]
+    image = read_image(path)
+    size = sizes(image.shape[0], image.shape[1], options.size, 1)[0]
     check_memory({path.name: BYTES_PER_PIXEL * size[0] * size[1]}, options.device, size, "give --size {side}")
-    return resized(picture, size)
+    return resized(image, size)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The program: the network, pictures, a line for each.
+    """Run the program: load the network, stylize the images, print a line for each.
 
     Raises:
-        UserError: no such run or picture, or broken ones; what could be read is painted first.
+        UserError: no such run or image, or unreadable images (after the readable ones were processed).
     """
     options = parse(Options, {}, argv, __doc__ or "")
-    if not options.words:
+    if not options.inputs:
         raise UserError(
-            "No run was named: type its folder and then pictures, as in "
+            "No run was named: type its folder and then images, as in "
             f"{program_command('generative.stylise')} runs/<name> photo.jpg."
         )
-    network, metadata = stylist.load(options.words[0])
-    files = picture_files(options.words[1:])
+    network, metadata = network_file.load(options.inputs[0])
+    files = image_files(options.inputs[1:])
     folder = Path(options.out).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -113,33 +117,35 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--out cannot be {options.out!r} ({error_summary(error)}): name a folder.") from None
     compute = _compute(options, network, files)
     network = compute.frozen(compute.module(network))
-    complaints = []
+    errors = []
     for path in files:
         try:
-            picture = fitted(path, options)
+            image = read_resized(path, options)
         except UserError as error:
-            complaints.append(str(error))
+            errors.append(str(error))
             continue
         start = time.perf_counter()
-        result = painted(network, compute, picture, keep_colour=options.keep_colour)
+        result = stylize_image(network, compute, image, keep_color=options.keep_color)
         seconds = time.perf_counter() - start
-        where = folder / f"{path.stem}.png"
+        target = folder / f"{path.stem}.png"
         try:
-            write_png(where, result)
+            write_png(target, result)
         except OSError as error:
-            raise UserError(f"{where} cannot be written ({error_summary(error)}): give another --out.") from None
-        print(f"{where}: {result.shape[1]}x{result.shape[0]} in the style of {metadata.style}, {seconds:.2f} s")
-    if complaints:
-        raise UserError("\n       ".join(complaints))
+            raise UserError(f"{target} cannot be written ({error_summary(error)}): give another --out.") from None
+        print(f"{target}: {result.shape[1]}x{result.shape[0]} in the style of {metadata.style}, {seconds:.2f} s")
+    if errors:
+        raise UserError("\n       ".join(errors))
 
 
-def _compute(options: Options, network: Stylist, files: Sequence[Path]) -> Compute:
+def _compute(options: Options, network: StyleNetwork, files: Sequence[Path]) -> Compute:
+    """Choose device and precision."""
+
     def train_step(candidate: Compute) -> Callable[[], object]:
-        copy = Stylist(network.width)
+        copy = StyleNetwork(network.width)
         copy.load_state_dict(network.state_dict())
         copy = candidate.frozen(candidate.module(copy.eval()))
-        picture = fitted(files[0], options)
-        return lambda: painted(copy, candidate, picture, keep_colour=False)
+        image = read_resized(files[0], options)
+        return lambda: stylize_image(copy, candidate, image, keep_color=False)
 
     return Compute.choose(
         device=options.device,

@@ -1,1 +1,1 @@
-"""See: classifiers on the eye, what they predict, and what looks inside them."""
+"""Image classification, segmentation, detection and captioning: training, prediction and analysis."""

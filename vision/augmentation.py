@@ -1,12 +1,12 @@
-"""Augmentation: what it is worth where images are few, and where there are many.
+"""Measure the error with and without augmentation for training sets of several sizes.
 
     python -m vision.augmentation --data mnist --seeds 1 2 3 4 5
 
-Error against the size of the training set, with and without augmentation: a table and a PNG with the spread over
-seeds in runs/<name>/. Every network makes the same number of updates, however few images it has: with the same number
-of epochs, small sets would only show that little was learnt. A seed draws the same images with and without.
+A table and a PNG file in runs/<name>/ have the error over the size of the training set, with its deviation over seeds.
+All networks make the same number of updates: with the same number of epochs, networks on small sets would be trained
+too little. For each seed, the runs with and without augmentation use the same images.
 
-docs/experiments.md has what came of it. A grid that was interrupted goes on with --resume.
+docs/experiments.md has the results. An interrupted grid is resumed with --resume.
 """
 
 from __future__ import annotations
@@ -27,7 +27,16 @@ from zerokara.core.report import new_figure, plain_ticks, write_figure
 from zerokara.core.run import Run
 from zerokara.core.run_config import configure
 from zerokara.vision.studies import grid
-from zerokara.vision.studies.grid import AUGMENTATION, NOTHING, Cell, Result, base_config, errors_of, percent, spread
+from zerokara.vision.studies.grid import (
+    AUGMENTATION,
+    NO_AUGMENTATION,
+    Cell,
+    Result,
+    base_config,
+    error_label,
+    format_percent,
+    mean_interval,
+)
 
 KIND = "augmentation"
 MODES = {"without": ("tab:red", "--"), "with": ("tab:blue", "-")}
@@ -35,30 +44,28 @@ MODES = {"without": ("tab:red", "--"), "with": ("tab:blue", "-")}
 
 @dataclass(frozen=True, kw_only=True)
 class Options(grid.Options):
-    """Which grid to train."""
+    """Options of vision.augmentation."""
 
     sizes: Annotated[tuple[int, ...], Range(0)] = (100, 300, 1_000, 3_000, 10_000, 0)
-    """Training images, chosen by the seed, each class its share; 0: all."""
+    """Sizes of the training set, stratified by class and chosen at random by the seed; 0: all images."""
     seeds: Annotated[tuple[int, ...], Range(0, 10**6)] = (1, 2, 3, 4, 5)
-    """Seeds with which every cell is trained."""
+    """Seeds. Every cell is trained once with each of them."""
     updates: Annotated[int, Range(1)] = 3_000
-    """Updates of every network, rounded up to whole passes over its images."""
+    """Updates of every network, rounded up to whole epochs."""
     backbone: str = "deep_cnn"
-    """The eye, by its name in core.backbones."""
+    """Name of the backbone; python -m core.backbones lists them."""
     pictures: Literal["digits", "photos"] = "digits"
-    """How training images are augmented: digits are turned, moved, scaled and sheared, photos moved and mirrored."""
+    """Kind of augmentation: digits (rotation, translation, scaling, shear) or photos (random crop, horizontal flip)."""
 
 
 def make_cells(options: Options, available: int) -> list[Cell]:
-    """A cell for each size, way and seed; sizes come in the order given, and 0 is all `available` images.
+    """Return a cell for each size, seed and mode (with and without augmentation). Size 0 is all `available` images.
 
     Raises:
-        UserError: a size that is more than there are.
+        UserError: a size is larger than the training set.
     """
     if wrong := [size for size in options.sizes if size > available]:
-        raise UserError(
-            f"--sizes cannot be {wrong[0]}: there are {available:,} images to train on; 0 means all of them."
-        )
+        raise UserError(f"--sizes cannot be {wrong[0]}: there are {available:,} training images; 0 uses all of them.")
     cells = []
     for size in options.sizes:
         batch_size = min(100, size or available)
@@ -74,49 +81,51 @@ def make_cells(options: Options, available: int) -> list[Cell]:
                     batch_size=batch_size,
                     epochs=epochs,
                     warmup_epochs=epochs / 10,
-                    **(AUGMENTATION[options.pictures] if mode == "with" else NOTHING),
+                    **(AUGMENTATION[options.pictures] if mode == "with" else NO_AUGMENTATION),
                 )
                 cells.append(Cell(f"{size or 'all'}-{mode}-seed{seed}", config))
     return cells
 
 
 def errors_by_size(results: Sequence[Result], available: int) -> dict[str, dict[int, list[float]]]:
-    """For each way, the errors of the runs at each size."""
+    """Group the errors of the runs by mode and size."""
     errors: dict[str, dict[int, list[float]]] = {mode: {} for mode in MODES}
     for result in sorted(results, key=lambda result: result.cell.config.train_images or available):
-        mode = "without" if all(getattr(result.cell.config, name) == off for name, off in NOTHING.items()) else "with"
+        config = result.cell.config
+        off = all(getattr(config, name) == value for name, value in NO_AUGMENTATION.items())
+        mode = "without" if off else "with"
         errors[mode].setdefault(result.cell.config.train_images or available, []).append(result.error)
     return errors
 
 
 def table(errors: dict[str, dict[int, list[float]]], options: Options) -> Table:
-    """A row for each size: both errors with their spread, and by how much augmentation changes it."""
-    table = Table(box=box.SIMPLE_HEAD, caption=f"{errors_of(options)}: mean ± standard deviation over seeds")
+    """Return a table with a row for each size: both errors and the relative change by augmentation."""
+    table = Table(box=box.SIMPLE_HEAD, caption=f"{error_label(options)}: mean ± standard deviation over seeds")
     for column in ("training images", "runs", *MODES, "change"):
         table.add_column(column, justify="right")
     for size in sorted({size for by_size in errors.values() for size in by_size}):
-        found = {mode: spread(errors[mode][size]) for mode in MODES if size in errors[mode]}
-        both = len(found) == len(MODES) and found["without"].mean > 0
-        change = f"{found['with'].mean / found['without'].mean - 1:+.0%}" if both else "-"
-        cells = [percent(found[mode]) if mode in found else "-" for mode in MODES]
-        table.add_row(f"{size:,}", "/".join(str(one.runs) for one in found.values()), *cells, change)
+        intervals = {mode: mean_interval(errors[mode][size]) for mode in MODES if size in errors[mode]}
+        both = len(intervals) == len(MODES) and intervals["without"].mean > 0
+        change = f"{intervals['with'].mean / intervals['without'].mean - 1:+.0%}" if both else "-"
+        cells = [format_percent(intervals[mode]) if mode in intervals else "-" for mode in MODES]
+        table.add_row(f"{size:,}", "/".join(str(one.runs) for one in intervals.values()), *cells, change)
     return table
 
 
 def draw(errors: dict[str, dict[int, list[float]]], options: Options, run: Run) -> None:
-    """augmentation.png: both curves, logarithmic both ways."""
+    """Write augmentation.png: both curves with logarithmic axes."""
     from matplotlib.ticker import NullLocator
 
     figure, (axes,) = new_figure()
-    for mode, (colour, style) in MODES.items():
+    for mode, (color, style) in MODES.items():
         if by_size := errors[mode]:
             values = [[100 * error for error in runs] for runs in by_size.values()]
-            grid.plot_spread(axes, list(by_size), values, f"{mode} augmentation", colour, style)
-    every = [100 * error for by_size in errors.values() for runs in by_size.values() for error in runs if error]
-    if every:
-        axes.set_ylim(0.7 * min(every), 1.4 * max(every))
-    axes.set(xscale="log", yscale="log", xlabel="training images", ylabel=f"{errors_of(options)}, %")
-    axes.set_title(f"{options.data}, {options.backbone}: {options.updates:,} updates each; bars: 95% of the mean")
+            grid.plot_mean_interval(axes, list(by_size), values, f"{mode} augmentation", color, style)
+    all_errors = [100 * error for by_size in errors.values() for runs in by_size.values() for error in runs if error]
+    if all_errors:
+        axes.set_ylim(0.7 * min(all_errors), 1.4 * max(all_errors))
+    axes.set(xscale="log", yscale="log", xlabel="training images", ylabel=f"{error_label(options)}, %")
+    axes.set_title(f"{options.data}, {options.backbone}: {options.updates:,} updates each; bars: 95% confidence")
     axes.set_xticks(sorted({size for by_size in errors.values() for size in by_size}))
     axes.xaxis.set_minor_locator(NullLocator())
     plain_ticks(axes.xaxis)
@@ -126,7 +135,7 @@ def draw(errors: dict[str, dict[int, list[float]]], options: Options, run: Run) 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The grid as far as it comes; then table, figure and results.json of what is there."""
+    """Run the program: train the grid, then write table, figure and results.json of the finished cells."""
     World.require_single_process(program_command("vision.augmentation"))
     options = configure(
         Options,
@@ -141,13 +150,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     available = len(grid.load_data(base_config(options, "adamw")).train)
     cells = make_cells(options, available)
     with Run(options, kind=KIND, name=options.name, resume=options.resume, quiet=options.quiet) as run:
-        done = grid.train_cells(run, cells, points=1)
+        done = grid.train_cells(run, cells, curve_points=1)
         if done:
             errors = errors_by_size(done, available)
             Console().print(table(errors, options))
             draw(errors, options, run)
         grid.save_results(run, options, done)
-        run.close(grid.closing(run, len(done), len(cells), program_command("vision.augmentation")))
+        run.close(grid.closing_message(run, len(done), len(cells), program_command("vision.augmentation")))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Augmentations: a picture of what each does to ten images.
+"""Plot the effect of each kind of augmentation on ten images.
 
     python -m vision.augmentations --data mnist
     python -m vision.augmentations --data cifar10 --preset photos --seed 2
 
-The first row is one image of each of ten classes as they are. Each row below is one kind of augmentation alone, with
-its amount; the last is what a preset of vision.classify does. docs/augmentation.md shows the picture.
+The first row has one image of each of ten classes, not augmented. Each further row has a single kind of augmentation
+with its strength. The last row has the augmentation of a preset of vision.classify. See docs/augmentation.md.
 
 Shapes: B images (columns), R rows, C channels, H, W pixels, K classes.
 """
@@ -23,7 +23,8 @@ from torch import Tensor
 from zerokara.core import data
 from zerokara.core.augment import Augment
 from zerokara.core.checkpoint import write_atomically
-from zerokara.core.config import Range, UserError, parse, run_main, suggest
+from zerokara.core.command_line import parse
+from zerokara.core.config import Range, UserError, run_main, suggest
 from zerokara.core.data import ImageSet
 from zerokara.core.media import png_bytes
 from zerokara.core.report import figure_pixels
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 10
-# Amounts that can be seen; presets are milder.
+# Strengths at which the effect is visible. The presets use smaller values.
 SHOWN = {
     "rotation_degrees": 25.0,
     "shift": 0.15,
@@ -52,78 +53,79 @@ SHOWN = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to show, and where."""
+    """Options of vision.augmentations."""
 
     data: str = "glyphs"
-    """Images, as in vision.classify."""
+    """Data set, as in vision.classify."""
     data_dir: str = ""
-    """Where named data lie or are downloaded to; empty: $ZEROKARA_DATA, else ~/.cache/zerokara."""
+    """Folder in which named data sets are found or into which they are downloaded; empty: $ZEROKARA_DATA, else
+    ~/.cache/zerokara."""
     image_size: Annotated[int | None, Range(8, 1024)] = None
-    """Height and width to which images are brought, in pixels; None: as they are."""
+    """Height and width in pixels to which images are resized; None: the size of the data set."""
     preset: str = "fast"
-    """Preset of vision.classify whose augmentation the last row shows."""
+    """Preset of vision.classify whose augmentation is in the last row."""
     seed: Annotated[int, Range(0, 10**6)] = 1
-    """Of the images and of what happens to them."""
+    """Seed of the selected images and of the augmentation."""
     out: str = "augmentations.png"
-    """PNG file."""
+    """PNG file to write."""
 
 
 def one_of_each(images: ImageSet, generator: torch.Generator) -> ImageSet:
-    """An image of each class, ten at most."""
+    """Return a random image of each class, for at most ten classes."""
     order_N = torch.randperm(len(images), generator=generator)
     labels = range(min(COLUMNS, len(images.classes)))
-    places = [order_N[images.labels[order_N] == label][:1] for label in labels]
-    return images.take(torch.cat(places))
+    indices = [order_N[images.labels[order_N] == label][:1] for label in labels]
+    return images.take(torch.cat(indices))
 
 
 def rows(images: ImageSet, preset: str, seed: int) -> Iterator[tuple[str, Tensor, list[str]]]:
-    """For each row its name, its images (B, C, H, W) from 0 to 1, and words below each (where labels change)."""
+    """Yield the rows: name, images (B, C, H, W) from 0 to 1, and a label for each image if augmentation changes it."""
     x_BCHW = images.images.float() / 255
     target_BK = F.one_hot(images.labels, len(images.classes)).float()
-    yield "as it is", x_BCHW, [images.classes[label] for label in images.labels.tolist()]
-    kinds = [(label(name, amount), Augment(**{name: amount})) for name, amount in SHOWN.items()]  # type: ignore[arg-type]
-    chosen = Config(**PRESETS[preset]).augment()
-    kinds.append((f"preset {preset}", chosen))
+    yield "original", x_BCHW, [images.classes[label] for label in images.labels.tolist()]
+    kinds = [(format_strength(name, amount), Augment(**{name: amount})) for name, amount in SHOWN.items()]  # type: ignore[arg-type]
+    kinds.append((f"preset {preset}", Config(**PRESETS[preset]).augment()))
     for name, augment in kinds:
         generator = torch.Generator().manual_seed(seed)
         changed_BCHW, mixed_BK = augment.mix(augment(x_BCHW, generator), target_BK, generator)
-        words = [in_words(label_K, images.classes) for label_K in mixed_BK] if augment.mixup or augment.cutmix else []
-        yield name, changed_BCHW, words
+        mixes = augment.mixup or augment.cutmix
+        labels = [format_label(label_K, images.classes) for label_K in mixed_BK] if mixes else []
+        yield name, changed_BCHW, labels
 
 
-def label(name: str, amount: float | bool) -> str:
-    """A field of Augment with its amount and unit: "rotation 25 degrees"."""
+def format_strength(name: str, amount: float | bool) -> str:
+    """Format a field of Augment with its strength and unit: "rotation 25 degrees"."""
     kind, _, unit = name.partition("_")
     return kind if isinstance(amount, bool) else f"{kind} {amount:g} {unit}".strip()
 
 
-def in_words(label_K: Tensor, classes: tuple[str, ...]) -> str:
-    """A mixed label: "70% 3, 30% 8"."""
-    shares, places = label_K.topk(min(2, len(classes)))
-    named = [f"{share:.0%} {classes[place]}" for share, place in zip(shares.tolist(), places.tolist(), strict=True)]
-    return ", ".join(name for name, share in zip(named, shares, strict=True) if share > 0.005)
+def format_label(label_K: Tensor, classes: tuple[str, ...]) -> str:
+    """Format a mixed label: "70% 3, 30% 8"."""
+    weights, indices = label_K.topk(min(2, len(classes)))
+    parts = zip(weights.tolist(), indices.tolist(), strict=True)
+    return ", ".join(f"{weight:.0%} {classes[index]}" for weight, index in parts if weight > 0.005)
 
 
 def draw(shown: Sequence[tuple[str, Tensor, list[str]]]) -> Figure:
-    """All rows as one figure."""
+    """Plot all rows in one figure."""
     from matplotlib.figure import Figure
 
     columns = len(shown[0][1])
     figure = Figure(figsize=(1.5 + 0.72 * columns, 0.8 * len(shown)), dpi=100, layout="constrained")
     grid = figure.subplots(len(shown), columns, squeeze=False)
-    for line, (name, x_BCHW, words) in zip(grid, shown, strict=True):
+    for line, (name, x_BCHW, labels) in zip(grid, shown, strict=True):
         line[0].text(-0.15, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
-        for place, (axes, image_CHW) in enumerate(zip(line, x_BCHW, strict=True)):
+        for column, (axes, image_CHW) in enumerate(zip(line, x_BCHW, strict=True)):
             picture = image_CHW.permute(1, 2, 0).clamp(0, 1).numpy()
             axes.imshow(picture.squeeze(-1) if picture.shape[2] == 1 else picture, cmap="gray", vmin=0, vmax=1)
             axes.set_axis_off()
-            if words:
-                axes.set_title(words[place], fontsize=6, pad=2)
+            if labels:
+                axes.set_title(labels[column], fontsize=6, pad=2)
     return figure
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The program: options, images, figure."""
+    """Run the program: load the images, draw the figure, write the file."""
     options = parse(Options, {}, argv, __doc__ or "")
     if options.preset not in PRESETS:
         raise UserError(
@@ -136,10 +138,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         data_dir=Path(options.data_dir) if options.data_dir else None,
         image_size=options.image_size,
     )
-    some = one_of_each(images, torch.Generator().manual_seed(options.seed))
-    content = png_bytes(figure_pixels(draw(list(rows(some, options.preset, options.seed)))))
+    subset = one_of_each(images, torch.Generator().manual_seed(options.seed))
+    content = png_bytes(figure_pixels(draw(list(rows(subset, options.preset, options.seed)))))
     write_atomically(Path(options.out), lambda file: file.write(content))
-    print(f"{options.out}: {len(SHOWN)} kinds of augmentation on {some.source}")
+    print(f"{options.out}: {len(SHOWN)} kinds of augmentation on {subset.source}")
 
 
 if __name__ == "__main__":

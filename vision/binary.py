@@ -1,16 +1,16 @@
-"""Binary: a network whose weights and activations are +1 or -1 learns to see.
+"""Train an image classifier with binary weights and activations (+1 or -1).
 
     python -m vision.binary --data mnist
 
-Courbariaux and Hubara et al. 2016, "Binarized Neural Networks", algorithm 1: gradients move latent weights of float32,
-of which the network sees only the signs; sign has no gradient worth the name, so on the way back it is taken for
-hard-tanh (the straight-through estimator, equation 4); after every step latent weights are clipped to [-1, 1], beyond
-which no gradient would reach them. The paper has 0.96% test error on MNIST after 1,000 epochs, with three layers of
-4,096 units; docs/experiments.md has what these settings reach, in minutes.
+Courbariaux and Hubara et al. 2016, "Binarized Neural Networks", algorithm 1: the optimizer updates latent float32
+weights, and the forward pass uses their signs. The gradient of the sign function is zero almost everywhere, so the
+backward pass uses the gradient of hard tanh (straight-through estimator, equation 4). After every step the latent
+weights are clipped to [-1, 1], because no gradient reaches them beyond. The paper reports 0.96% test error on MNIST
+after 1,000 epochs with three layers of 4,096 units; docs/experiments.md has the results of these settings.
 
-In the end the weights are written with one bit each, read back, and must predict the same, bit for bit.
+At the end the weights are written with one bit each, read back, and the predictions must be identical.
 
-Shapes: N images, B batch, b a part of it, C channels, H, W pixels, K classes.
+Shapes: N images, B batch, b the part of it on this process, C channels, H, W pixels, K classes.
 """
 
 from __future__ import annotations
@@ -40,14 +40,24 @@ from zerokara.vision.binarization.pictures import draw_filters, draw_straight_th
 from zerokara.vision.classification.learner import Data, load_split
 from zerokara.vision.classification.pictures import draw_misread
 from zerokara.vision.classification.scoring import Scores
-from zerokara.vision.training.epochs import Epochs, check_batch, go_through, probe_updates, restore, stopped
+from zerokara.vision.training.epochs import (
+    EpochTraining,
+    check_batch,
+    probe_updates,
+    restore,
+    run_epochs,
+    stopped_message,
+)
 
 KIND = "binary"
 CHANGEABLE = {"resume", "quiet"}
 
 
 def squared_hinge(logits_BK: Tensor, label_B: Tensor) -> Tensor:
-    """The mean over images of the sum over classes of max(0, 1 - t y)^2, t being 1 for the label and -1 elsewhere."""
+    """Squared hinge loss: mean over images of the sum over classes of max(0, 1 - t y)^2.
+
+    The target t is 1 for the label and -1 for the other classes.
+    """
     target_BK = F.one_hot(label_B, logits_BK.shape[1]) * 2 - 1
     return F.relu(1 - target_BK * logits_BK).square().sum(1).mean()
 
@@ -58,8 +68,8 @@ LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-class Training(Epochs[BinaryNetwork]):
-    """Everything that a checkpoint holds, and one update over it."""
+class Training(EpochTraining[BinaryNetwork]):
+    """Training state of a binary network and its update."""
 
     config: Config
     data: Data
@@ -68,8 +78,8 @@ class Training(Epochs[BinaryNetwork]):
         channels, height, width = images.train.shape
         self.metadata = BinaryMetadata(
             network=config.network,
-            units=config.units,
-            layers=config.layers,
+            units=config.hidden_units,
+            layers=config.num_hidden_layers,
             width=config.width_multiplier,
             classes=images.train.classes,
             channels=channels,
@@ -99,19 +109,19 @@ class Training(Epochs[BinaryNetwork]):
 
     @property
     def learning_rate(self) -> float:
-        """The step size of the next update."""
+        """Learning rate of the next update."""
         return schedules.cosine(self.updates, self.config.learning_rate, 0.0, 0, self.total_updates)
 
-    def in_words(self, figure: float) -> str:
-        """The error of a validation."""
-        return f"error {figure:.2%}"
+    def format_metric(self, metric: float) -> str:
+        """Format a validation error."""
+        return f"error {metric:.2%}"
 
     def update(self, index_B: Tensor) -> None:
-        """Algorithm 1: gradients by way of the signs, a step of the latent weights, and their clipping."""
-        index_b = self.share(index_B)
+        """Do one step of algorithm 1: gradients of the binary network, update and clipping of the latent weights."""
+        index_b = self.shard(index_B)
         pixels, label_b = self.images[index_b].float() * (1 / 255), self.labels[index_b]
         x = self.augment(pixels, self.generator, index_B=index_b, epoch=self.epoch)
-        self.set_rates()
+        self.set_learning_rates()
         self.optimizer.zero_grad(set_to_none=True)
         with self.compute.autocast():
             logits_bK = self.network(x)
@@ -120,108 +130,112 @@ class Training(Epochs[BinaryNetwork]):
         self.world.mean_gradients(self.network.parameters())
         self.optimizer.step()
         clip_latent_(self.network)
-        right = (logits_bK.detach().argmax(1) == label_b).float().mean()
-        self._sums += torch.stack([loss.detach(), right, torch.ones_like(right)])
+        accuracy = (logits_bK.detach().argmax(1) == label_b).float().mean()
+        self._sums += torch.stack([loss.detach(), accuracy, torch.ones_like(accuracy)])
         self.updates += 1
 
     def logits(self, network: BinaryNetwork, images: ImageSet) -> Tensor:
-        """What a network says to images (N, K), float32 on the CPU; each apart from its batch-mates."""
+        """Compute logits (N, K) of images in evaluation mode. Returns float32 on the CPU."""
         training = network.training
         network.eval()
         batches = images.images.split(self.config.eval_batch_size)
         with torch.no_grad(), self.compute.autocast():
-            found = [network(pixels.to(self.compute.torch_device).float() * (1 / 255)) for pixels in batches]
+            logits = [network(pixels.to(self.compute.torch_device).float() * (1 / 255)) for pixels in batches]
         network.train(training)
-        return self.compute.to_host(torch.cat(found))
+        return self.compute.to_host(torch.cat(logits))
 
     def score(self, images: ImageSet) -> Scores:
-        """How well the network does on images that it does not learn from."""
+        """Evaluate the network on images."""
         return Scores(self.logits(self.network, images).softmax(1), images.labels)
 
 
 def train(config: Config, run: Run, images: Data, compute: Compute, world: World) -> str:
-    """The run from wherever it stands to its end. Returns the closing sentence.
+    """Train from the current update to the end of the run. Return the closing message.
 
     Raises:
-        UserError: a checkpoint that cannot be read, weights that are no numbers any more.
+        UserError: the checkpoint cannot be read, or training diverged.
     """
     training = Training(config, images, compute, world)
     restore(training, run)
     run.print(
-        f"{training.metadata.data}: {len(images.train):,} images to learn from, {len(images.validation):,} to choose on"
+        f"{training.metadata.data}: {len(images.train):,} training images, {len(images.validation):,} validation images"
     )
     run.print(network_table(training.network))
-    if go_through(training, run, lambda: validate(training, run)):
-        return stopped(training, KIND)
+    if run_epochs(training, run, lambda: validate(training, run)):
+        return stopped_message(training, KIND)
     return finish(training, run) if world.is_main else ""
 
 
 def validate(training: Training, run: Run) -> None:
-    """Score the validation images, and keep what the latent weights look like."""
+    """Evaluate the validation images, and log histograms of the latent weights."""
     scores = training.score(training.data.validation)
-    training.last = scores.error
+    training.last_metric = scores.error
     run.log(training.updates, {"val/error": scores.error, "val/loss": scores.loss})
     for name, layer in training.network.binary_layers().items():
         run.histogram(f"latent/{name}", training.updates, layer.weight)
 
 
 def finish(training: Training, run: Run) -> str:
-    """Pack, read back and compare; read the test set once; the pictures and result.json. The closing sentence.
+    """Evaluate the test set once, pack the weights and verify the file, write the figures and result.json.
+
+    Returns:
+        The closing message.
 
     Raises:
-        UserError: the file that was read back does not predict the same.
+        UserError: the network that was read back does not give the same predictions.
     """
     config, validation = training.config, training.data.validation
     logits_NK = training.logits(training.network, validation)
-    figures = {"validation_error": Scores(logits_NK.softmax(1), validation.labels).error}
+    metrics = {"validation_error": Scores(logits_NK.softmax(1), validation.labels).error}
     result_path = run.path("result.json")
     test = load_split(config.for_data(), "test") if config.test else None
     if test is not None and result_path.exists():
-        figures |= json.loads(result_path.read_text())["figures"]  # a finished run does not read the test set again
+        # A finished run that is resumed does not evaluate the test set again.
+        metrics |= json.loads(result_path.read_text())["figures"]
     elif test is not None:
         scores = training.score(test)
-        figures["test_error"] = scores.error
+        metrics["test_error"] = scores.error
         misread = draw_misread(test, scores, training.metadata.classes)
         if misread is not None:
             run.image("misread", training.updates, figure_pixels(misread))
 
     path = run.path("packed.safetensors")
-    sizes = write_packed(path, training.network, dataclasses.replace(training.metadata, figures=figures))
+    sizes = write_packed(path, training.network, dataclasses.replace(training.metadata, figures=metrics))
     again, _ = read_packed(path)
     same = torch.equal(training.logits(training.compute.module(again), validation), logits_NK)
     if not same:
-        raise UserError(f"{path} does not predict what the network does that was written: please report it.")
-    few = validation.take(slice(0, 500)).images.to(training.compute.torch_device).float() * (1 / 255)
-    write_figure(run.path("straight_through.png"), draw_straight_through(training.network, few))
+        raise UserError(f"{path} does not give the same predictions as the trained network: please report it.")
+    subset = validation.take(slice(0, 500)).images.to(training.compute.torch_device).float() * (1 / 255)
+    write_figure(run.path("straight_through.png"), draw_straight_through(training.network, subset))
     write_figure(run.path("filters.png"), draw_filters(training.network))
-    run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in figures.items()})
+    run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in metrics.items()})
     content = {
-        "figures": figures,
+        "figures": metrics,
         "bytes": {**dataclasses.asdict(sizes), "ratio": sizes.ratio},
         "protocol": {
             "train_images": len(training.data.train),
             "validation_images": len(validation),
             "seed": config.seed,
             "epochs": config.epochs,
-            "hours": training.clock(),
+            "hours": training.stopwatch(),
         },
     }
     write_json(result_path, content)
-    errors = ", ".join(f"{name.replace('_', ' ')} {value:.2%}" for name, value in figures.items())
+    errors = ", ".join(f"{name.replace('_', ' ')} {value:.2%}" for name, value in metrics.items())
     return (
         f"{config.data}: {errors} after {config.epochs} epochs; weights of {sizes.float_bytes:,} bytes packed into "
-        f"{sizes.packed_bytes:,} ({sizes.ratio:.1f} times smaller), read back and found to predict the same: {path}"
+        f"{sizes.packed_bytes:,} ({sizes.ratio:.1f} times smaller), read back with identical predictions: {path}"
     )
 
 
 def choose_compute(config: Config, images: Data, world: World) -> Compute:
-    """Measure updates on the first images."""
-    few = dataclasses.replace(images, train=images.train.take(slice(0, config.batch_size // world.size)))
-    return probe_updates(config, world, lambda compute: Training(config, few, compute, World()))
+    """Choose the precision by timing updates on the first images."""
+    subset = dataclasses.replace(images, train=images.train.take(slice(0, config.batch_size // world.size)))
+    return probe_updates(config, world, lambda compute: Training(config, subset, compute, World()))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The program: config, run, data, compute, loop, closing line."""
+    """Run the program: config, data, run folder, hardware, training, closing message."""
     config = configure(
         Config,
         PRESETS,

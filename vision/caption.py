@@ -37,7 +37,7 @@ from zerokara.vision.captioning.learner import Sentences, Training
 from zerokara.vision.captioning.network import look
 from zerokara.vision.captioning.pictures import Entry, draw, page
 from zerokara.vision.captioning.scoring import bleu, most_frequent, nearest, sentence_bleu
-from zerokara.vision.training.epochs import check_batch, go_through, probe_updates, restore, save, stopped
+from zerokara.vision.training.epochs import check_batch, probe_updates, restore, run_epochs, save, stopped_message
 
 KIND = "caption"
 CHANGEABLE = {"resume", "quiet", "threads"}
@@ -57,18 +57,18 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
         UserError: a checkpoint that cannot be read, weights that are no numbers any more.
     """
     training = Training(config, data, compute, world)
-    going_on = restore(training, run)
+    resumed = restore(training, run)
     run.print(
         f"{data.train.source}: {len(data.train):,} to learn from, {len(data.validation):,} to choose on, "
         f"{len(data.test):,} to be scored on; {len(training.metadata.words):,} words"
     )
-    if not going_on:
+    if not resumed:
         provenance.record(run, config.pretrained_backbone)
         learns = "learns along" if training.learns_eye else "stays as is"
         run.print(f"eye: {training.metadata.backbone}, {training.report}; it {learns}")
         save(training, run)
-    if go_through(training, run, lambda: validate(training, run)):
-        return stopped(training, KIND)
+    if run_epochs(training, run, lambda: validate(training, run)):
+        return stopped_message(training, KIND)
     return finish(training, run) if world.is_main else ""
 
 
@@ -82,7 +82,7 @@ def validate(training: Training, run: Run) -> None:
     run.log(training.updates, {**{f"val/{name}": value for name, value in scores.items()}, "val/loss": loss})
     figure = loss if config.select == "loss" else scores["bleu4"]
     better = training.best is None or BETTER[config.select](figure, training.best["figure"])
-    training.note(figure, better=better, weights=True)
+    training.record_validation(figure, is_best=better, save_weights=True)
     if better:
         figures = {f"validation_{name}": value for name, value in scores.items()}
         network.save(run.path(network.MODEL_FILE), training.network, replace(training.metadata, figures=figures))
@@ -99,7 +99,7 @@ def finish(training: Training, run: Run) -> str:
     """Take the best weights, score the test photographs, write the page and result.json. The closing sentence."""
     config, data = training.config, training.data
     assert training.best is not None
-    training.take_best()
+    training.load_best_weights()
     said, features_NF = training.describe(data.test)
     learnt = look(training.network, training.compute, data.train.images)
     alike = nearest(features_NF, learnt)
@@ -137,7 +137,7 @@ def finish(training: Training, run: Run) -> str:
         "length_power": config.length_power,
         "words": len(training.metadata.words),
         "bleu": "sacrebleu, corpus, all references, small letters without punctuation, unsmoothed",
-        "hours": training.clock(),
+        "hours": training.stopwatch(),
     }
     names = list(data.test.names)
     write_json(run.path("result.json"), {"figures": figures, "protocol": protocol, "test": names, "said": said})

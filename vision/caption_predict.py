@@ -23,8 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 from zerokara.core.checkpoint import write_atomically
+from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
-from zerokara.core.config import Positional, Range, UserError, error_summary, parse, run_main
+from zerokara.core.config import Positional, Range, UserError, error_summary, run_main
 from zerokara.core.data.pictures import decode, fit, picture_files, with_channels
 from zerokara.core.media import png_bytes
 from zerokara.core.programs import program_command

@@ -21,7 +21,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from zerokara.core.config import Positional, UserError, error_summary, parse, run_main
+from zerokara.core.command_line import parse
+from zerokara.core.config import Positional, UserError, error_summary, run_main
 from zerokara.core.programs import program_command
 from zerokara.core.run import Run
 from zerokara.vision.captioning.scoring import Paired, paired

@@ -1,13 +1,14 @@
-"""Classify: the core deep CNN learns to see.
+"""Train an image classifier.
 
     python -m vision.classify --data mnist
 
-The network is that of *Deep Learning from Scratch*, chapter 8: 3x3 filters in pairs of 16, 32 and 64 channels, a pool
-after each pair, 50 fully connected units with dropout, He initialisation; any other backbone goes by --backbone.
-Without arguments it learns digits that are drawn here. docs/classify.md has the figures.
+The default network is the deep CNN of *Deep Learning from Scratch*, chapter 8: 3x3 convolutions in pairs of 16, 32 and
+64 channels, max pooling after each pair, 50 fully connected units with dropout, He initialization. --backbone selects
+another one. The default data set is synthetic digits that are generated locally. docs/classify.md has results.
 
-Validation images are held out of the training set, the same ones in every run, and everything is chosen on them. The
-test set is read once, when training is over. All images lie on the device as uint8; a batch is augmented there.
+Validation images are held out of the training set. They are the same in every run, and all choices are made on them.
+The test set is evaluated once, when training ends. All images are stored on the device as uint8; batches are augmented
+there.
 
 Shapes: N images, B batch, C channels, H, W pixels, K classes.
 """
@@ -34,42 +35,42 @@ from zerokara.core.run import Run
 from zerokara.core.run_config import configure, stem
 from zerokara.core.zoo import provenance
 from zerokara.core.zoo import registry as zoo
-from zerokara.vision.classification.clock import epochs_within, with_epochs
+from zerokara.vision.classification.clock import epochs_in_time_limit, with_epochs
 from zerokara.vision.classification.config import PRESETS, Config
 from zerokara.vision.classification.learner import Data, Training, choose_compute, load_split, make_metadata
 from zerokara.vision.classification.pictures import log_confusion, log_misread, log_start
-from zerokara.vision.training.epochs import check_batch, go_through, restore, save, stopped
+from zerokara.vision.training.epochs import check_batch, restore, run_epochs, save, stopped_message
 
 KIND = "classify"
 CHANGEABLE = {"resume", "quiet"}
 
 
 def train(config: Config, run: Run, images: Data, compute: Compute, world: World) -> str:
-    """The run from wherever it stands to its end. Returns the closing sentence.
+    """Train from the current update to the end of the run. Return the closing message.
 
     Raises:
-        UserError: a checkpoint that cannot be read, weights that are no numbers any more.
+        UserError: the checkpoint cannot be read, or training diverged.
     """
     training = Training(config, images, compute, world)
-    going_on = restore(training, run, lambda network: load_weights(config, network))
+    resumed = restore(training, run, lambda network: load_weights(config, network))
     run.print(
-        f"{training.metadata.data}: {len(images.train):,} images to learn from, {len(images.validation):,} to choose on"
+        f"{training.metadata.data}: {len(images.train):,} training images, {len(images.validation):,} validation images"
     )
-    if not going_on:
+    if not resumed:
         provenance.record(run, config.pretrained_backbone)
         run.print(summary(training.network, (1, *images.train.shape)))
         log_start(training.network, training.metadata, training.batch(torch.arange(min(32, len(images.train)))), run)
         save(training, run)
-    if go_through(training, run, lambda: validate(training, run)):
-        return stopped(training, KIND)
+    if run_epochs(training, run, lambda: validate(training, run)):
+        return stopped_message(training, KIND)
     return finish(training, run) if world.is_main else ""
 
 
 def load_weights(config: Config, classifier: Classifier) -> list[str]:
-    """Put in the weights that a fresh run begins with; what was loaded and what not, in words.
+    """Load the pretrained weights that the config names. Return messages about what was and was not loaded.
 
     Raises:
-        UserError: no such file, a damaged one, or nothing in it that fits.
+        UserError: the file is missing or damaged, or none of its tensors fits the network.
     """
     reports = []
     if config.weights:
@@ -82,39 +83,44 @@ def load_weights(config: Config, classifier: Classifier) -> list[str]:
 
 
 def validate(training: Training, run: Run) -> None:
-    """Score the validation images, one view of each; keep the best weights, show what is misread."""
+    """Evaluate the validation images (one view each), record the result, log misclassified images, save the model."""
     scores = training.score(training.data.validation)
-    run.log(training.updates, {"val/error": scores.error, "val/loss": scores.loss, "speed/hours": training.clock()})
-    better = training.best is None or scores.error <= training.best["figure"]
-    training.note(scores.error, better=better, weights=training.config.select == "best")
+    run.log(training.updates, {"val/error": scores.error, "val/loss": scores.loss, "speed/hours": training.stopwatch()})
+    is_best = training.best is None or scores.error <= training.best["figure"]
+    training.record_validation(scores.error, is_best=is_best, save_weights=training.config.select == "best")
     log_misread(training.data.validation, scores, training.metadata.classes, run, training.updates)
     for name, parameter in training.network.named_parameters():
         run.histogram(f"weights/{name}", training.updates, parameter)
-    model_file.save(run.path("model.safetensors"), training.evaluated.state_dict(), training.metadata)
+    model_file.save(run.path("model.safetensors"), training.evaluation_network.state_dict(), training.metadata)
 
 
 def finish(training: Training, run: Run) -> str:
-    """Choose the weights, read the test set once, write model.safetensors and result.json. The closing sentence."""
+    """Load the selected weights, evaluate the test set once, write model.safetensors and result.json.
+
+    Returns:
+        The closing message.
+    """
     config = training.config
-    training.take_best()
+    training.load_best_weights()
     validation = training.score(training.data.validation, views=config.tta_views)
-    figures = {"validation_error": validation.error}
-    sentence = f"{config.data}: validation error {validation.error:.2%}"
+    metrics = {"validation_error": validation.error}
+    message = f"{config.data}: validation error {validation.error:.2%}"
     result_path = run.path("result.json")
     if config.test and result_path.exists():
-        figures |= json.loads(result_path.read_text())["figures"]  # a finished run does not read the test set again
+        # A finished run that is resumed does not evaluate the test set again.
+        metrics |= json.loads(result_path.read_text())["figures"]
     elif config.test:
         test = load_split(config, "test")
         scores = training.score(test, views=config.tta_views)
-        figures |= {"test_error": scores.error, "test_loss": scores.loss}
+        metrics |= {"test_error": scores.error, "test_loss": scores.loss}
         log_confusion(scores, training.metadata.classes, run, training.updates)
         log_misread(test, scores, training.metadata.classes, run, training.updates, tag="test_misread")
-    if "test_error" in figures:
-        sentence += f", test error {figures['test_error']:.2%}"
-    run.log(training.updates, {f"final/{name}": value for name, value in figures.items()})
-    run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in figures.items()})
-    metadata = dataclasses.replace(training.metadata, figures=figures)
-    model_file.save(run.path("model.safetensors"), training.evaluated.state_dict(), metadata)
+    if "test_error" in metrics:
+        message += f", test error {metrics['test_error']:.2%}"
+    run.log(training.updates, {f"final/{name}": value for name, value in metrics.items()})
+    run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in metrics.items()})
+    metadata = dataclasses.replace(training.metadata, figures=metrics)
+    model_file.save(run.path("model.safetensors"), training.evaluation_network.state_dict(), metadata)
     protocol = {
         "train_images": len(training.data.train),
         "validation_images": len(training.data.validation),
@@ -122,29 +128,29 @@ def finish(training: Training, run: Run) -> str:
         "epochs": training.epoch,
         "weights": "averaged" if training.ema is not None else config.select,
         "views": config.tta_views,
-        "hours": training.clock(),
+        "hours": training.stopwatch(),
     }
-    write_json(result_path, {"figures": figures, "protocol": protocol})
+    write_json(result_path, {"figures": metrics, "protocol": protocol})
     predict = program_command("vision.predict")
-    return f"{sentence} after {training.epoch} epochs; try it with: {predict} runs/{config.name} <image>"
+    return f"{message} after {training.epoch} epochs; classify an image: {predict} runs/{config.name} <image>"
 
 
 def default_name(config: Config) -> str:
-    """classify-mnist-deep_cnn-fast-1 for --data mnist, seed 1."""
+    """Return the default name of the run, for example classify-mnist-deep_cnn-fast-1 for --data mnist and seed 1."""
     return f"{KIND}-{stem(config.data)}-{config.backbone}-{config.preset}-{config.seed}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The program: config, run, data, compute, loop, closing line."""
+    """Run the program: config, data, run folder, hardware, training, closing message."""
     config = configure(
         Config, PRESETS, argv, __doc__ or "", kind=KIND, default_name=default_name, changeable=CHANGEABLE
     )
     world = World.from_env(config.device)
-    check_batch(config, world, config.accumulate)
+    check_batch(config, world, config.accumulation_steps)
     images = Data.load(config)
-    with torch.device("meta"):  # a network that cannot be is refused before it has a folder
+    with torch.device("meta"):  # a network that cannot be built is rejected before a run folder is created
         classifier = make_metadata(config, images).build()
-    if not config.resume:  # and so are weights that do not fit it
+    if not config.resume:  # and so are weights that do not fit the network
         load_weights(config, classifier)
     with (
         Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run,
@@ -153,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         compute = run.compute(lambda: choose_compute(config, images, world), 1)
         if config.minutes:
             if "epochs" not in run.extra:
-                run.save_extra(epochs=epochs_within(config, images, compute, world) if world.is_main else 0)
+                run.save_extra(epochs=epochs_in_time_limit(config, images, compute, world) if world.is_main else 0)
             config = with_epochs(config, run.extra["epochs"])
             run.print(f"{config.epochs} epochs fit into {config.minutes:g} minutes")
         run.close(train(config, run, images, compute, world))

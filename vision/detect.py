@@ -72,7 +72,7 @@ def work(config: Config, run: Run, data: Data, metadata: DetectorMetadata, world
         last_stage(config, run, training, data, proposals)
         return finish(config, run, training, data, validation)
     except Stopped:
-        return stopped(config, run, training)
+        return stopped_message(config, run, training)
 
 
 def find(config: Config, run: Run, boxes: BoxSet, which: str, world: World) -> list[Proposals]:
@@ -113,8 +113,8 @@ def train(config: Config, run: Run, data: Data, training: Training, validation: 
     """
     world = training.world
     latest = run.path(f"checkpoint-{world.rank}.pt")
-    going_on = run.restore(latest, training.load_state_dict)
-    if not going_on and (path := config.eye_path()) is not None:
+    resumed = run.restore(latest, training.load_state_dict)
+    if not resumed and (path := config.eye_path()) is not None:
         run.print(str(load_pretrained_backbone(training.detector.net.backbone, path)))
         world.broadcast(training.detector)
         provenance.record(run, config.pretrained_backbone)
@@ -124,7 +124,7 @@ def train(config: Config, run: Run, data: Data, training: Training, validation: 
             raise divergence_error(f"update {training.updates:,}", run.folder)
         run.save(latest, training.state_dict())
 
-    if not going_on:
+    if not resumed:
         pixels = training.example().pixels[:16]
         run.image("learnt_from", 0, grid((Compute.to_host(pixels) * 255).round().to(torch.uint8)))
         save()
@@ -148,7 +148,7 @@ def train(config: Config, run: Run, data: Data, training: Training, validation: 
             raise Stopped
 
 
-def stopped(config: Config, run: Run, training: Training | None) -> str:
+def stopped_message(config: Config, run: Run, training: Training | None) -> str:
     """The closing sentence of a run that was asked to stop."""
     run.print(f"{run.stop_requested}: saved")
     updates, last_map = (training.updates, training.last_map) if training is not None else (0, None)
@@ -166,7 +166,7 @@ def log_metrics(training: Training, run: Run, window: tuple[int, float]) -> None
         **training.read_metrics(),
         "train/learning_rate": training.learning_rate,
         "speed/updates_per_s": updates / (time.perf_counter() - window[1]),
-        "speed/hours": training.clock(),
+        "speed/hours": training.stopwatch(),
     }
     run.log(training.updates, scalars)
     run.flush()
@@ -233,7 +233,7 @@ def finish(config: Config, run: Run, training: Training, data: Data, validation:
         "seed": config.seed,
         "updates": training.updates,
         "compute": training.compute.to_dict(),
-        "hours": training.clock(),
+        "hours": training.stopwatch(),
     }
     write_json(run.path("result.json"), {"figures": figures, "protocol": protocol})
     return closing(config, figures)

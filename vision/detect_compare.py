@@ -23,8 +23,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
-from zerokara.core.config import Positional, Range, UserError, from_dict, parse, run_main
+from zerokara.core.config import Positional, Range, UserError, from_dict, run_main
 from zerokara.core.data.boxes import BoxSet
 from zerokara.core.media import write_png
 from zerokara.core.programs import program_command

@@ -25,8 +25,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
-from zerokara.core.config import Positional, Range, UserError, error_summary, parse, run_main
+from zerokara.core.config import Positional, Range, UserError, error_summary, run_main
 from zerokara.core.data.boxes import on_canvas, scaled_to
 from zerokara.core.data.pictures import decode, picture_files, with_channels
 from zerokara.core.media import write_png

@@ -1,13 +1,14 @@
-"""Export: a trained classifier for programs that are not ours, checked by running it.
+"""Export a trained classifier to safetensors and ONNX, and check the files.
 
     python -m vision.export runs/classify-mnist-deep_cnn-fast-1
     python -m vision.export digits --out deployed --half --no-onnx
 
-Two files: <name>.safetensors, weights with the card that says how to feed them, and <name>.onnx, which takes `pixels`
-(N, C, H, W) float32 from 0 to 1, for any N, and gives `probabilities` (N, K); normalisation is inside, the classes are
-in its metadata. Both are run on real images and compared with the original before they are put in place.
+Two files are written. <name>.safetensors has the weights and, as metadata, the architecture, the classes and the
+normalization. <name>.onnx has the input `pixels` (N, C, H, W) float32 from 0 to 1, for any N, and the output
+`probabilities` (N, K); it includes the normalization, and the classes are in its metadata. Both files are run on images
+and compared with the original network before they are moved to the output folder.
 
-ONNX needs three packages more: pip install onnx onnxscript onnxruntime.
+ONNX needs three further packages: pip install onnx onnxscript onnxruntime.
 
 Shapes: N images, C channels, H, W pixels, K classes.
 """
@@ -29,7 +30,8 @@ from torch import Tensor, nn
 
 from zerokara.core import data
 from zerokara.core.checkpoint import write_atomically
-from zerokara.core.config import Positional, Range, UserError, parse, run_main
+from zerokara.core.command_line import parse
+from zerokara.core.config import Positional, Range, UserError, run_main
 from zerokara.core.data import ImageSet
 from zerokara.core.models import model_file, onnx_file
 from zerokara.core.models.classifier import Classifier
@@ -38,32 +40,32 @@ from zerokara.core.programs import program_command
 from zerokara.core.run import Run
 from zerokara.core.zoo import registry as zoo
 
-MOST_DIFFERENCE = 1e-4  # of a probability, in float32
-MOST_DIFFERENCE_HALF = 0.02  # with weights rounded to float16
+MAX_DIFFERENCE = 1e-4  # of a probability, in float32
+MAX_DIFFERENCE_HALF = 0.02  # with weights rounded to float16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to export, and where to."""
+    """Options of vision.export."""
 
     model: Annotated[str, Positional("classifier")] = ""
-    """A run's folder, a file *.safetensors, or a name of the zoo."""
+    """Run folder, file *.safetensors, or name of the zoo."""
     out: str = ""
-    """Folder of the files; empty: export/ in the run's folder, or here."""
+    """Output folder; empty: export/ in the run folder, or the current folder."""
     onnx: bool = True
-    """Write ONNX too."""
+    """Write an ONNX file as well."""
     half: bool = False
-    """Keep the weights of the safetensors file as float16, half the size."""
+    """Save the weights of the safetensors file as float16, which halves its size."""
     data: str = ""
-    """Images on which the files are checked; empty: those that the run learnt from, else drawn digits."""
+    """Images for the check; empty: the data set of the run, or synthetic digits if it is unknown."""
     data_dir: str = ""
-    """Where named data lie; empty: $ZEROKARA_DATA, else ~/.cache/zerokara."""
+    """Folder in which named data sets are found; empty: $ZEROKARA_DATA, else ~/.cache/zerokara."""
     images: Annotated[int, Range(1)] = 256
-    """How many images the files are checked on."""
+    """Number of images for the check."""
 
 
-class Deployed(nn.Module):
-    """From pixels (N, C, H, W) of 0 to 1 to probabilities (N, K), normalisation included."""
+class DeployedClassifier(nn.Module):
+    """Classifier from pixels (N, C, H, W) in [0, 1] to probabilities (N, K), including the normalization."""
 
     mean: Tensor
     std: Tensor
@@ -75,78 +77,81 @@ class Deployed(nn.Module):
         self.register_buffer("std", torch.tensor(metadata.std).view(1, -1, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Probabilities (N, K)."""
+        """Return probabilities (N, K)."""
         logits: Tensor = self.classifier((pixels - self.mean) / self.std)
         return logits.softmax(1)
 
 
-def images_for(options: Options, metadata: ClassifierMetadata) -> ImageSet:
-    """Images to check on, spread over a training set, in the network's shape.
+def load_check_images(options: Options, metadata: ClassifierMetadata) -> ImageSet:
+    """Load images for the check, evenly spaced over a training set, in the shape of the network's input.
 
     Raises:
-        UserError: no such data, or another shape.
+        UserError: the data are missing or have another shape.
     """
     name, folder = options.data, Path(options.model)
     if not name and (folder / "config.json").is_file():
         name = str(Run.read_config(folder)["config"].get("data", ""))
     height, width = metadata.image_size
-    everything = data.load(
+    all_images = data.load(
         name or "glyphs",
         "train",
         data_dir=Path(options.data_dir) if options.data_dir else None,
         image_size=height if height == width else None,
         grayscale=metadata.channels == 1,
     )
-    if everything.shape != (metadata.channels, height, width):
+    if all_images.shape != (metadata.channels, height, width):
         raise UserError(
-            f"The images of {name} are {everything.shape}, and the network takes {(metadata.channels, height, width)}: "
-            f"name others with --data."
+            f"The images of {name} are {all_images.shape}, but the network takes {(metadata.channels, height, width)}: "
+            f"give other images with --data."
         )
-    number = min(options.images, len(everything))
-    return everything.take(torch.linspace(0, len(everything) - 1, number).long())
+    number = min(options.images, len(all_images))
+    return all_images.take(torch.linspace(0, len(all_images) - 1, number).long())
 
 
-def to_onnx(deployed: Deployed, metadata: ClassifierMetadata, example: Tensor, path: Path) -> None:
-    """Write ONNX with a batch of any size."""
+def to_onnx(deployed: DeployedClassifier, metadata: ClassifierMetadata, example: Tensor, path: Path) -> None:
+    """Write an ONNX file with a variable batch size."""
     texts = {"classes": json.dumps(metadata.classes), "card": json.dumps(dataclasses.asdict(metadata))}
     onnx_file.write(deployed, {"pixels": example[:2]}, "probabilities", path, texts)
 
 
 def run_safetensors(path: Path) -> Callable[[Tensor], np.ndarray]:
-    """The file as a function."""
-    deployed = Deployed(*model_file.load(path)).eval()
+    """Return the network of a safetensors file as a function."""
+    deployed = DeployedClassifier(*model_file.load(path)).eval()
     return lambda pixels: deployed(pixels).numpy()
 
 
 @torch.no_grad()
 def compare(
-    found: Callable[[Tensor], np.ndarray], expected: Callable[[Tensor], np.ndarray], pixels_NCHW: Tensor, most: float
+    exported: Callable[[Tensor], np.ndarray],
+    original: Callable[[Tensor], np.ndarray],
+    pixels_NCHW: Tensor,
+    max_difference: float,
 ) -> str:
-    """Run both on the same images, all together and one alone; what differs, in words.
+    """Compare two networks on the same images, in one batch and a single image. Return a description of the difference.
 
     Raises:
-        UserError: a probability differs by more than `most`.
+        UserError: a probability differs by more than `max_difference`.
     """
-    worst, changed = 0.0, 0
+    largest, changed = 0.0, 0
     for part_NCHW in (pixels_NCHW, pixels_NCHW[:1]):
-        mine, theirs = expected(part_NCHW), found(part_NCHW)
-        worst = float(np.maximum(worst, np.abs(mine - theirs).max()))  # which lets NaN through, and max does not
-        changed = max(changed, int((mine.argmax(1) != theirs.argmax(1)).sum()))
-    if not worst <= most:
+        expected, actual = original(part_NCHW), exported(part_NCHW)
+        largest = float(np.maximum(largest, np.abs(expected - actual).max()))  # np.maximum propagates NaN, max does not
+        changed = max(changed, int((expected.argmax(1) != actual.argmax(1)).sum()))
+    if not largest <= max_difference:
         raise UserError(
-            f"A probability of the exported network differs by {worst:.2g} from the original's, and {most:g} is "
-            f"allowed: nothing was written; please report it with the run's config.json."
+            f"A probability of the exported network differs by {largest:.2g} from the original, more than the allowed "
+            f"{max_difference:g}: nothing was written; please report it with the config.json of the run."
         )
-    return f"largest difference of a probability {worst:.1e}, {changed} of {len(pixels_NCHW):,} guesses differ"
+    return f"largest difference of a probability {largest:.1e}, {changed} of {len(pixels_NCHW):,} predictions differ"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The program: the network, images, files that are checked and then put in place."""
+    """Run the program: load network and images, write the files, check them, move them to the output folder."""
     options = parse(Options, {}, argv, __doc__ or "")
     if not options.model:
         raise UserError(
-            f"No classifier was named: type a run's folder, as in {program_command('vision.export')} runs/<name>, "
-            "a file, or a name of the zoo."
+            f"No classifier was given: type a run folder, as in {program_command('vision.export')} runs/<name>, "
+            "a model file, or a name of the zoo."
         )
     if options.onnx:
         onnx_file.check_packages()
@@ -155,33 +160,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = Path(options.model)
     name = folder.resolve().name if folder.is_dir() else source.stem
     out = Path(options.out) if options.out else (folder / "export" if folder.is_dir() else Path())
-    images = images_for(options, metadata)
+    images = load_check_images(options, metadata)
     pixels_NCHW = images.images.float() / 255
-    deployed = Deployed(classifier, metadata).eval()
+    deployed = DeployedClassifier(classifier, metadata).eval()
 
     def original(x: Tensor) -> np.ndarray:
         return deployed(x).numpy()  # type: ignore[no-any-return]
 
-    print(
-        f"{source}: {metadata.backbone}, {len(metadata.classes)} classes; checked on {len(images):,} images of {images.source}"
-    )
+    checked_on = f"checked on {len(images):,} images of {images.source}"
+    print(f"{source}: {metadata.backbone}, {len(metadata.classes)} classes; {checked_on}")
     with tempfile.TemporaryDirectory() as scratch:
         written = Path(scratch) / f"{name}.safetensors"
         model_file.save(written, classifier.state_dict(), metadata, half=options.half)
-        most = MOST_DIFFERENCE_HALF if options.half else MOST_DIFFERENCE
-        checked = [(written, compare(run_safetensors(written), original, pixels_NCHW, most))]
+        max_difference = MAX_DIFFERENCE_HALF if options.half else MAX_DIFFERENCE
+        checked = [(written, compare(run_safetensors(written), original, pixels_NCHW, max_difference))]
         if options.onnx:
             written = Path(scratch) / f"{name}.onnx"
             to_onnx(deployed, metadata, pixels_NCHW, written)
-            checked.append((written, compare(onnx_file.load(written), original, pixels_NCHW, MOST_DIFFERENCE)))
+            checked.append((written, compare(onnx_file.load(written), original, pixels_NCHW, MAX_DIFFERENCE)))
         out.mkdir(parents=True, exist_ok=True)
-        for written, words in checked:
-            place = out / written.name
-            if place.resolve() == source.resolve():
-                raise UserError(f"{place} is the file that is exported: name another folder with --out.")
+        for written, comparison in checked:
+            path = out / written.name
+            if path.resolve() == source.resolve():
+                raise UserError(f"{path} is the file to be exported: give another folder with --out.")
             with written.open("rb") as content:
-                write_atomically(place, lambda file, content=content: shutil.copyfileobj(content, file))  # type: ignore[misc]
-            print(f"{place}: {place.stat().st_size / 1e3:,.0f} kB, {words}")
+                write_atomically(path, lambda file, content=content: shutil.copyfileobj(content, file))  # type: ignore[misc]
+            print(f"{path}: {path.stat().st_size / 1e3:,.0f} kB, {comparison}")
 
 
 if __name__ == "__main__":

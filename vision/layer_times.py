@@ -1,16 +1,16 @@
-"""Layer times: where a network's forward pass spends its time.
+"""Measure the time of each layer in the forward pass of a network.
 
     python -m vision.layer_times --backbone alexnet
     python -m vision.layer_times --backbone resnet50 --batch-size 4
     python -m vision.layer_times --backbone deep_cnn --image-size 28 --channels 1 --classes 10 --batch-size 100
 
-Jia 2014, "Learning Semantic Image Representations at a Large Scale" (the thesis behind Caffe), shows AlexNet's time by
-layer, and that convolutions and fully connected layers take 95% of it on a GPU and 89% on a CPU: both together. Here
-every layer is timed by itself, on the input that it had in a real pass; layers take turns, medians count; where there
-is a compiler, in bfloat16 also compiled. Then the whole network, as it is and in bfloat16, channels_last, compiled.
-Weights are random: time does not depend on them.
+Jia 2014, "Learning Semantic Image Representations at a Large Scale" (the thesis on Caffe), reports the time of AlexNet
+by layer: convolutions and fully connected layers together take 95% of it on a GPU and 89% on a CPU. Here every layer is
+timed on the input that it had in a forward pass; measurements are interleaved, and the median is reported. In bfloat16
+each layer is also compiled, if there is a compiler. Then the whole network is timed in float32 and bfloat16, with and
+without channels_last, and compiled. The weights are random, because the time does not depend on them.
 
-The table goes to the terminal, picture and numbers to runs/layer-times/<backbone>-<device>.{png,json}.
+The tables are printed. Figure and numbers are written to runs/layer-times/<backbone>-<device>.{png,json}.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
-from zerokara.core.config import Range, UserError, error_summary, parse, run_main
+from zerokara.core.config import Range, UserError, error_summary, run_main
 from zerokara.core.machine import describe_machine, describe_versions
 from zerokara.core.models.classifier import Classifier, make_classifier
 from zerokara.core.report import output_folder, write_figure, write_json
@@ -40,60 +41,60 @@ from zerokara.vision.studies.timing import (
     CONVOLUTION,
     OTHER,
     Call,
-    Shares,
-    calls_of,
+    TimeFractions,
+    median,
     median_seconds,
-    middle,
-    shares,
+    record_calls,
+    time_fractions,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {
+COLORS = {
     CONVOLUTION: "#3b6fb6",
     CONNECTED: "#d9822b",
     "ReLU": "#6aa84f",
     "pooling": "#8e63b5",
-    "normalisation": "#c24b6e",
+    "normalization": "#c24b6e",
     "dropout": "#9a9a9a",
     OTHER: "#9a9a9a",
 }
-MOST_BARS = 28  # with more layers only the longest are drawn
+MAX_BARS = 28  # only the slowest layers are plotted
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to time, and how."""
+    """Options of vision.layer_times."""
 
     backbone: str = "alexnet"
-    """The network, by its name in core.backbones, with its paper's own classifier."""
+    """Name of the backbone in core.backbones, with the classification head of its paper."""
     image_size: Annotated[int, Range(8, 1024)] = 224
     """Height and width of the images, in pixels."""
     channels: Annotated[int, Range(1, 16)] = 3
     """Channels of the images."""
     classes: Annotated[int, Range(2)] = 1000
-    """Classes to tell apart."""
+    """Number of classes."""
     batch_size: Annotated[int, Range(1)] = 16
-    """Images in a pass."""
+    """Batch size."""
     rounds: Annotated[int, Range(1)] = 15
-    """Turns of each layer, whose median counts."""
+    """Number of measurements of each layer; the median is reported."""
     compiled: bool = True
-    """Time the compiled network too, and each layer compiled by itself; compilation takes seconds for every layer."""
+    """Also time the compiled network and each compiled layer. Compilation takes seconds for each layer."""
     out: str = ""
-    """Folder for the files; empty: runs/layer-times."""
+    """Output folder; empty: runs/layer-times."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:<n> or mps."""
+    """Device: auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int, Range(0)] = 0
-    """CPU threads; 0: as many as there are cores."""
+    """CPU threads; 0: one per core."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer's time in seconds: in float32, in bfloat16 with channels_last, and that compiled by itself.
+    """Times of a layer in seconds: in float32, in bfloat16 with channels_last, and the latter compiled.
 
-    `compiled` is None where nothing could be compiled.
+    `compiled` is None if the layers could not be compiled.
     """
 
     name: str
@@ -104,88 +105,92 @@ class Layer:
 
 
 def candidates(base: Compute, compiled: bool) -> dict[str, Compute]:
-    """How the whole network is run, by name.
+    """Return the hardware settings with which the whole network is timed, by name.
+
+    Args:
+        base: device and threads.
+        compiled: include compiled networks.
 
     Raises:
-        UserError: `compiled`, and there is no compiler.
+        UserError: `compiled` is set, but there is no compiler.
     """
-    found = {
+    settings = {
         "float32": base,
         "float32 channels_last": dataclasses.replace(base, channels_last=True),
         "bfloat16": dataclasses.replace(base, precision="bfloat16"),
         "bfloat16 channels_last": dataclasses.replace(base, precision="bfloat16", channels_last=True),
     }
     if compiled:
-        Compute.choose(  # says so where nothing can be compiled
+        Compute.choose(  # raises an error if nothing can be compiled
             device=base.device, precision="float32", compile="on", threads=base.threads, train_step=None
         )
-        found |= {
-            f"{name} compiled": dataclasses.replace(found[name], compile=True)
+        settings |= {
+            f"{name} compiled": dataclasses.replace(settings[name], compile=True)
             for name in ("float32", "bfloat16 channels_last")
         }
-    return found
+    return settings
 
 
-def prepared(classifier: Classifier, compute: Compute) -> Classifier:
-    """A copy in the candidate's type and layout. Weights are converted once, as one would before serving."""
+def convert(classifier: Classifier, compute: Compute) -> Classifier:
+    """Return a copy of the classifier in the dtype and memory layout of `compute`. Weights are converted once."""
     return compute.module(copy.deepcopy(classifier).to(compute.dtype).eval())
 
 
 def time_layers(
     classifier: Classifier, x: Tensor, base: Compute, rounds: int, compiled: bool = False
 ) -> tuple[list[Layer], list[str]]:
-    """Every layer in float32 as it is, in bfloat16 with channels_last, and the latter compiled, each by itself.
+    """Time every layer in float32, in bfloat16 with channels_last, and the latter compiled.
 
-    Where the compiler fails on a layer, no layer's compiled time is given, and a remark says why.
+    If the compiler fails on a layer, no compiled times are returned, and a remark has the reason.
     """
     half = dataclasses.replace(base, precision="bfloat16", channels_last=True)
     seconds: list[list[float]] = []
     names: list[tuple[str, str]] = []
     remarks: list[str] = []
-    for compute, compile_it in ((base, False), (half, False), *([(half, True)] if compiled else [])):
-        calls = calls_of(prepared(classifier, compute), compute.layout(x))
+    for compute, compile_layers in ((base, False), (half, False), *([(half, True)] if compiled else [])):
+        calls = record_calls(convert(classifier, compute), compute.layout(x))
         names = [(call.name, call.kind) for call in calls]
-        work = {place: call.run for place, call in enumerate(calls)}
-        if compile_it:
+        work = {index: call.run for index, call in enumerate(calls)}
+        if compile_layers:
             work, remarks = compile_each(calls)
             if remarks:
                 continue
-        # A GPU's layers take microseconds; repeated, they are longer than the clock is rough.
-        repeat = 1e-3 if compute.torch_device.type != "cpu" else 0.0
-        found = median_seconds(work, rounds, warm_up=3, least_seconds=repeat)
-        seconds.append([middle(found[place]) for place in range(len(calls))])
+        # Layers take microseconds on a GPU. They are repeated until the resolution of the timer does not matter.
+        min_seconds = 1e-3 if compute.torch_device.type != "cpu" else 0.0
+        measured = median_seconds(work, rounds, warmup_rounds=3, min_seconds=min_seconds)
+        seconds.append([median(measured[index]) for index in range(len(calls))])
     return [Layer(*name, *times) for name, times in zip(names, zip(*seconds, strict=True), strict=True)], remarks
 
 
 def compile_each(calls: Sequence[Call]) -> tuple[dict[int, Callable[[], object]], list[str]]:
-    """Each layer compiled by itself, by place; or a remark where the compiler fails on one.
+    """Compile each layer on its own. Return them by index, or a remark if the compiler fails on one.
 
-    All these functions have one code object, of which the compiler would keep few versions and then give up in silence:
-    each gets one of its own.
+    All these functions share one code object. The compiler keeps only a few versions of a code object and then falls
+    back to eager mode without a warning, so each function gets a code object of its own.
     """
     work: dict[int, Callable[[], object]] = {}
-    for place, call in enumerate(calls):
+    for index, call in enumerate(calls):
         run = call.run
         if isinstance(run, FunctionType):
-            code = run.__code__.replace(co_name=f"layer_{place}")
+            code = run.__code__.replace(co_name=f"layer_{index}")
             run = FunctionType(code, run.__globals__, code.co_name, run.__defaults__, run.__closure__)
-        work[place] = run = torch.compile(run, dynamic=False)
+        work[index] = run = torch.compile(run, dynamic=False)
         try:
             with torch.no_grad():
                 run()
-        except RuntimeError as error:  # which the compiler's own are
-            return {}, [f"{call.name} compiled failed: {error_summary(error)}"]
+        except RuntimeError as error:  # base class of the compiler's errors
+            return {}, [f"compilation of {call.name} failed: {error_summary(error)}"]
     return work, []
 
 
 def time_whole(
     classifier: Classifier, x: Tensor, computes: dict[str, Compute], rounds: int
 ) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """Median, least and largest seconds of a pass by candidate; and a remark where one could not be run."""
+    """Return the median, minimum and maximum seconds of a pass for each setting, and remarks on failed ones."""
     work: dict[str, Callable[[], object]] = {}
     remarks = []
     for name, compute in computes.items():
-        network, images = prepared(classifier, compute), compute.layout(x)
+        network, images = convert(classifier, compute), compute.layout(x)
         run = compute.function(network)
         try:
             with torch.no_grad():
@@ -193,68 +198,68 @@ def time_whole(
         except Exception as error:
             if not compute.compile:
                 raise
-            # Whatever the compiler stumbles over, the rest can be timed without it.
+            # If the compiler fails, the other settings can still be timed.
             remarks.append(f"{name} failed: {error_summary(error)}")
             continue
         work[name] = lambda run=run, images=images: run(images)  # type: ignore[misc]
-    found = median_seconds(work, rounds, warm_up=3)
+    measured = median_seconds(work, rounds, warmup_rounds=3)
     return {
-        name: {"median": middle(times), "least": min(times), "most": max(times)} for name, times in found.items()
+        name: {"median": median(times), "least": min(times), "most": max(times)} for name, times in measured.items()
     }, remarks
 
 
-# ---- table and picture
+# ---- tables and figure
 
 
-def times_of(layers: Sequence[Layer]) -> dict[str, list[float]]:
-    """Seconds of every layer by the way in which they were run; compiled only where all could be."""
+def times_by_setting(layers: Sequence[Layer]) -> dict[str, list[float]]:
+    """Return the seconds of every layer for each setting; compiled only if all layers could be compiled."""
     compiled = [layer.compiled for layer in layers if layer.compiled is not None]
-    found = {"float32": [layer.float32 for layer in layers], "bfloat16": [layer.bfloat16 for layer in layers]}
-    return found | {"bfloat16 compiled": compiled} if compiled else found
+    times = {"float32": [layer.float32 for layer in layers], "bfloat16": [layer.bfloat16 for layer in layers]}
+    return times | {"bfloat16 compiled": compiled} if compiled else times
 
 
 def layer_table(layers: Sequence[Layer]) -> Table:
-    """A row for each layer that takes at least a thousandth of the time."""
-    columns = times_of(layers)
+    """Return a table with a row for each layer that takes at least 0.1% of the time."""
+    columns = times_by_setting(layers)
     totals = {name: sum(times) for name, times in columns.items()}
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("layer", "kind"):
         table.add_column(column)
     for name in columns:
         table.add_column(f"{name} ms", justify="right")
-        table.add_column("share", justify="right")
-    for place, layer in enumerate(layers):
-        times = {name: seconds[place] for name, seconds in columns.items()}
+        table.add_column("fraction", justify="right")
+    for index, layer in enumerate(layers):
+        times = {name: seconds[index] for name, seconds in columns.items()}
         if max(times[name] / totals[name] for name in columns) >= 1e-3:
             cells = [(f"{1e3 * times[name]:.3f}", f"{times[name] / totals[name]:.1%}") for name in columns]
             table.add_row(layer.name, layer.kind, *(cell for pair in cells for cell in pair))
     table.add_section()
-    table.add_row("all", "", *(cell for name in columns for cell in (f"{1e3 * totals[name]:.3f}", "")))
+    table.add_row("sum", "", *(cell for name in columns for cell in (f"{1e3 * totals[name]:.3f}", "")))
     return table
 
 
-def share_table(by_precision: dict[str, Shares]) -> Table:
-    """The splits: what is counted, and of what."""
+def fraction_table(by_precision: dict[str, TimeFractions]) -> Table:
+    """Return a table with the fractions of the time by kind of layer."""
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("share of the time")
+    table.add_column("fraction of the time")
     for name in by_precision:
         table.add_column(name, justify="right")
     rows = {
-        "convolutions and fully connected layers, of all": "both",
-        "convolutions, of all": "convolution",
-        "fully connected layers, of all": "connected",
-        "convolutions, of all but the fully connected": "convolution_without_connected",
+        "convolutions and fully connected layers, of all layers": "both",
+        "convolutions, of all layers": "convolution",
+        "fully connected layers, of all layers": "connected",
+        "convolutions, of all layers that are not fully connected": "convolution_without_connected",
     }
     for title, field in rows.items():
-        table.add_row(title, *(f"{getattr(found, field):.1%}" for found in by_precision.values()))
+        table.add_row(title, *(f"{getattr(fractions, field):.1%}" for fractions in by_precision.values()))
     return table
 
 
 def whole_table(whole: dict[str, dict[str, float]], batch_size: int) -> Table:
-    """A row for each way to run the whole network."""
+    """Return a table with a row for each setting of the whole network."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("whole network")
-    for column in ("median ms", "from", "to", "images/s", "times float32"):
+    for column in ("median ms", "min", "max", "images/s", "speed-up"):
         table.add_column(column, justify="right")
     for name, times in whole.items():
         table.add_row(
@@ -267,11 +272,11 @@ def whole_table(whole: dict[str, dict[str, float]], batch_size: int) -> Table:
 
 
 def draw(layers: Sequence[Layer], whole: dict[str, dict[str, float]], title: str) -> Figure:
-    """Bars by layer, in float32 and bfloat16, and bars for the whole network."""
+    """Plot bars for each layer in float32 and bfloat16, and bars for the whole network."""
     from matplotlib.figure import Figure
 
-    longest = sorted(layers, key=lambda layer: -max(layer.float32, layer.bfloat16))[:MOST_BARS]
-    shown = [layer for layer in layers if layer in longest and layer.kind != "dropout"]
+    slowest = sorted(layers, key=lambda layer: -max(layer.float32, layer.bfloat16))[:MAX_BARS]
+    shown = [layer for layer in layers if layer in slowest and layer.kind != "dropout"]
     figure = Figure(figsize=(11, 1.6 + 0.21 * max(len(shown), 14)), layout="constrained")
     figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
@@ -284,18 +289,18 @@ def draw(layers: Sequence[Layer], whole: dict[str, dict[str, float]], title: str
 
 
 def draw_layers(axes: Axes, layers: Sequence[Layer], omitted: int, total: float) -> None:
-    """A bar for each layer and each way to run it, coloured by kind."""
+    """Plot a bar for each layer and setting, colored by kind of layer."""
     from matplotlib.patches import Patch
 
-    place = range(len(layers))
-    colours = [COLOURS[layer.kind] for layer in layers]
-    columns = times_of(layers)
+    positions = range(len(layers))
+    colors = [COLORS[layer.kind] for layer in layers]
+    columns = times_by_setting(layers)
     height = 0.8 / len(columns)
     first = -0.4 + height / 2
     for number, (times, alpha) in enumerate(zip(columns.values(), (1.0, 0.55, 0.25), strict=False)):
         milliseconds = [1e3 * time for time in times]
-        axes.barh([y + first + number * height for y in place], milliseconds, height, color=colours, alpha=alpha)
-    for y, layer in zip(place, layers, strict=True):
+        axes.barh([y + first + number * height for y in positions], milliseconds, height, color=colors, alpha=alpha)
+    for y, layer in zip(positions, layers, strict=True):
         if layer.float32 / total >= 0.01:
             axes.annotate(
                 f"{layer.float32 / total:.0%}",
@@ -305,36 +310,38 @@ def draw_layers(axes: Axes, layers: Sequence[Layer], omitted: int, total: float)
                 va="center",
                 fontsize=7,
             )
-    axes.set_yticks(list(place), [layer.name for layer in layers], fontsize=8)
-    last = ", palest: that compiled layer by layer" if len(columns) > 2 else ""
-    axes.set_xlabel("ms; dark: float32 with its share, pale: bfloat16 channels_last" + last, fontsize=8)
-    axes.set_title("by layer" + (f", without {omitted} short ones" if omitted else ""), fontsize=9, loc="left")
+    axes.set_yticks(list(positions), [layer.name for layer in layers], fontsize=8)
+    compiled_label = ", palest: the same, each layer compiled" if len(columns) > 2 else ""
+    axes.set_xlabel(
+        "ms; dark: float32 with its fraction of the time, pale: bfloat16 channels_last" + compiled_label, fontsize=8
+    )
+    axes.set_title("by layer" + (f", without the {omitted} fastest" if omitted else ""), fontsize=9, loc="left")
     kinds = dict.fromkeys(layer.kind for layer in layers)
-    axes.legend(handles=[Patch(color=COLOURS[kind], label=kind) for kind in kinds], fontsize=8, frameon=False)
+    axes.legend(handles=[Patch(color=COLORS[kind], label=kind) for kind in kinds], fontsize=8, frameon=False)
 
 
 def draw_whole(axes: Axes, whole: dict[str, dict[str, float]]) -> None:
-    """A bar for each way to run the network; the thin line reaches from the quickest to the slowest pass."""
-    place = list(range(len(whole)))
+    """Plot a bar for each setting of the network, with error bars from the fastest to the slowest pass."""
+    positions = list(range(len(whole)))
     medians = [1e3 * times["median"] for times in whole.values()]
     below = [1e3 * (times["median"] - times["least"]) for times in whole.values()]
     above = [1e3 * (times["most"] - times["median"]) for times in whole.values()]
-    axes.barh(place, medians, 0.55, color="#54606e", xerr=[below, above], error_kw={"lw": 0.8, "ecolor": "0.55"})
+    axes.barh(positions, medians, 0.55, color="#54606e", xerr=[below, above], error_kw={"lw": 0.8, "ecolor": "0.55"})
     for y, name in enumerate(whole):
         ratio = whole["float32"]["median"] / whole[name]["median"]
-        told = f"{medians[y]:.3g} ms" + ("" if name == "float32" else f", {ratio:.2f} times as fast")
-        axes.text(0.02, y + 0.42, told, transform=axes.get_yaxis_transform(), fontsize=7, va="center")
-    axes.set_yticks(place, [name.replace(" ", "\n") for name in whole], fontsize=8)
-    axes.set_xlabel("ms, median; line: least to most", fontsize=8)
+        label = f"{medians[y]:.3g} ms" + ("" if name == "float32" else f", {ratio:.2f}x speed-up")
+        axes.text(0.02, y + 0.42, label, transform=axes.get_yaxis_transform(), fontsize=7, va="center")
+    axes.set_yticks(positions, [name.replace(" ", "\n") for name in whole], fontsize=8)
+    axes.set_xlabel("ms, median; error bars: minimum to maximum", fontsize=8)
     axes.set_title("whole network", fontsize=9, loc="left")
     axes.margins(y=0.08)
 
 
-# ---- the program
+# ---- program
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Time the layers, then the whole; tables, picture, and where the files are."""
+    """Run the program: time layers and network, print the tables, write the files and print their paths."""
     options = parse(Options, {}, argv, __doc__ or "")
     base = Compute.choose(
         device=options.device, precision="float32", compile="off", threads=options.threads, train_step=None
@@ -356,8 +363,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         remarks += failed_layers
         whole, failures = time_whole(classifier, x, computes, options.rounds)
     by_precision = {
-        name: shares([(layer.kind, time) for layer, time in zip(layers, times, strict=True)])
-        for name, times in times_of(layers).items()
+        name: time_fractions([(layer.kind, time) for layer, time in zip(layers, times, strict=True)])
+        for name, times in times_by_setting(layers).items()
     }
     machine = describe_machine()
     content: dict[str, Any] = {
@@ -365,28 +372,28 @@ def main(argv: Sequence[str] | None = None) -> None:
         "device": base.device,
         "threads": base.threads,
         "layers": [dataclasses.asdict(layer) for layer in layers],
-        "shares": {name: dataclasses.asdict(found) for name, found in by_precision.items()},
+        "shares": {name: dataclasses.asdict(fractions) for name, fractions in by_precision.items()},
         "whole": whole,
         "remarks": remarks + failures,
         "machine": machine,
         "versions": describe_versions(),
     }
-    on = (
+    hardware = (
         machine["gpus"][base.torch_device.index or 0]
         if base.torch_device.type == "cuda"
         else f"CPU, threads: {base.threads}"
     )
-    title = f"{options.backbone}, {options.batch_size} images of {options.image_size}x{options.image_size}, {on}"
+    title = f"{options.backbone}, {options.batch_size} images of {options.image_size}x{options.image_size}, {hardware}"
     stem = f"{options.backbone}-{base.torch_device.type}"
     written = [
         write_json(folder / f"{stem}.json", content),
         write_figure(folder / f"{stem}.png", draw(layers, whole, title)),
     ]
     console.print(title, highlight=False)
-    for table in (layer_table(layers), share_table(by_precision), whole_table(whole, options.batch_size)):
+    for table in (layer_table(layers), fraction_table(by_precision), whole_table(whole, options.batch_size)):
         console.print(table)
-    told = sum(layer.float32 for layer in layers) / whole["float32"]["median"]
-    console.print(f"float32: the layers, each by itself, take {told:.0%} of the whole pass's time", highlight=False)
+    fraction = sum(layer.float32 for layer in layers) / whole["float32"]["median"]
+    console.print(f"float32: the sum of the layers is {fraction:.0%} of the time of the whole pass", highlight=False)
     for line in remarks + failures:
         console.print(line, highlight=False)
     for path in written:

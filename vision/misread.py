@@ -1,107 +1,112 @@
-"""Misread: which images a trained classifier gets wrong, and what it takes them for.
+"""List and plot the misclassified images of a trained classifier.
 
     python -m vision.misread runs/classify-mnist-deep_cnn-fast-1
     python -m vision.misread runs/classify-mnist-deep_cnn-fast-1 --split test
 
-Prints a table of the mistakes, the most confident ones first, and precision, recall and F1 of each class as
-scikit-learn counts them. Leaves misread-<split>.png, confusion-<split>.png and misread-<split>.json in the run's
-folder. Without --split the validation images are looked at: who looks at the test set to choose has no test set left.
+Prints a table of the errors, the most confident ones first, and precision, recall and F1 score of each class
+(scikit-learn). Writes misread-<split>.png, confusion-<split>.png and misread-<split>.json to the run folder. The
+default split is validation: a test set on which choices are made is no longer a test set.
 
 Shapes: N images, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from zerokara.core.config import Positional, Range, parse, run_main
+from zerokara.core.command_line import parse
+from zerokara.core.config import Positional, Range, run_main
 from zerokara.core.programs import program_command
 from zerokara.core.report import output_folder, write_figure, write_json
-from zerokara.vision.classification.pictures import draw_confusion, draw_misread, misread
+from zerokara.vision.classification.pictures import draw_confusion, draw_misread, misread_indices
 from zerokara.vision.classification.scoring import Scores
-from zerokara.vision.studies.finished_run import load_trained, one_run
+from zerokara.vision.studies.finished_run import load_trained, single_run_folder
 
-MOST_CLASSES = 100  # of a confusion matrix that can be read
+MAX_CLASSES = 100  # a larger confusion matrix is unreadable
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Which mistakes to show, and where."""
+    """Options of vision.misread."""
+
+    RENAMED: ClassVar[Mapping[str, str]] = {"most": "max_images"}
+    """Renamed options, old name to new name."""
 
     runs: Annotated[tuple[str, ...], Positional("runs/<name>")] = ()
-    """Folder of the run."""
+    """Run folder."""
     split: Literal["validation", "test"] = "validation"
-    """Images to look at: those held out of the training set, or the test set."""
-    most: Annotated[int, Range(1, 300)] = 30
-    """Mistakes in the table and the picture, the most confident ones; the JSON file has them all."""
+    """Images to evaluate: the validation images, or the test set."""
+    max_images: Annotated[int, Range(1, 300)] = 30
+    """Maximum number of misclassified images in the table and the figure, the most confident ones. The JSON file has
+    all of them."""
     out: str = ""
-    """Folder for the files; empty: the run's."""
+    """Output folder; empty: the run folder."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:<n> or mps."""
+    """Device: auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int, Range(0)] = 0
-    """CPU threads; 0: as many as there are cores."""
+    """CPU threads; 0: one per core."""
 
 
 def mistakes(scores: Scores, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Every misread image as plain values, the most confident mistakes first."""
+    """Return all misclassified images as JSON values, in decreasing order of confidence."""
     rows = []
-    for place in misread(scores, most=len(scores.label_N)):
-        label, guess = int(scores.label_N[place]), int(scores.guess_N[place])
+    for index in misread_indices(scores, max_images=len(scores.label_N)):
+        label, prediction = int(scores.label_N[index]), int(scores.prediction_N[index])
         rows.append(
             {
-                "image": place,
+                "image": index,
                 "label": classes[label],
-                "guess": classes[guess],
-                "confidence": float(scores.probability_NK[place, guess]),
-                "probability_of_label": float(scores.probability_NK[place, label]),
+                "guess": classes[prediction],
+                "confidence": float(scores.probability_NK[index, prediction]),
+                "probability_of_label": float(scores.probability_NK[index, label]),
             }
         )
     return rows
 
 
 def report(scores: Scores, classes: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Precision, recall, F1 and number of images by class, and their plain and weighted means ("macro avg", ...)."""
+    """Return precision, recall, F1 score and number of images by class, and their means ("macro avg", ...)."""
     from sklearn.metrics import classification_report
 
-    # By number, not by name: two classes may share a name with a mean.
-    found = classification_report(
+    # By number, not by name: a class could have the name of a mean.
+    by_number = classification_report(
         scores.label_N.numpy(),
-        scores.guess_N.numpy(),
+        scores.prediction_N.numpy(),
         labels=range(len(classes)),
         output_dict=True,
         zero_division=0.0,
     )
-    named = {str(number): name for number, name in enumerate(classes)}
+    names = {str(number): name for number, name in enumerate(classes)}
     return {
-        named.get(key, key): {name: float(value) for name, value in row.items()}
-        for key, row in found.items()
+        names.get(key, key): {name: float(value) for name, value in row.items()}
+        for key, row in by_number.items()
         if isinstance(row, dict)
     }
 
 
-def mistakes_table(rows: Sequence[dict[str, Any]], most: int, number: int) -> Table:
-    """A row for each of the first mistakes."""
-    shown = rows[:most]
-    title = f"{len(rows)} of {number:,} misread" + (
+def mistakes_table(rows: Sequence[dict[str, Any]], max_rows: int, images: int) -> Table:
+    """Return a table of the first misclassified images."""
+    shown = rows[:max_rows]
+    title = f"{len(rows)} of {images:,} misclassified" + (
         f", the {len(shown)} most confident" if len(shown) < len(rows) else ""
     )
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
-    for column in ("image", "label", "guess", "confidence", "of the label"):
+    for column in ("image", "label", "prediction", "probability", "of the label"):
         table.add_column(column, justify="right", overflow="fold")
     for row in shown:
-        chances = f"{row['confidence']:.1%}", f"{row['probability_of_label']:.1%}"
-        table.add_row(str(row["image"]), row["label"], row["guess"], *chances)
+        probabilities = f"{row['confidence']:.1%}", f"{row['probability_of_label']:.1%}"
+        table.add_row(str(row["image"]), row["label"], row["guess"], *probabilities)
     return table
 
 
 def report_table(rows: dict[str, dict[str, float]]) -> Table:
-    """A row for each class and each mean."""
+    """Return a table with a row for each class and each mean."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("class", overflow="fold")
     for column in ("precision", "recall", "F1", "images"):
@@ -113,11 +118,10 @@ def report_table(rows: dict[str, dict[str, float]]) -> Table:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Score, print, draw, and say where the files are."""
+    """Run the program: evaluate the images, print the tables, write the files and print their paths."""
     options = parse(Options, {}, argv, __doc__ or "")
-    trained = load_trained(
-        one_run(options.runs, program_command("vision.misread")), device=options.device, threads=options.threads
-    )
+    run_folder = single_run_folder(options.runs, program_command("vision.misread"))
+    trained = load_trained(run_folder, device=options.device, threads=options.threads)
     folder = output_folder(options.out, trained.folder)
     images = trained.images(options.split)
     scores = trained.score(images)
@@ -135,18 +139,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         "mistakes": rows,
     }
     written = [write_json(folder / f"misread-{options.split}.json", content)]
-    figure = draw_misread(images, scores, classes, options.most)
+    figure = draw_misread(images, scores, classes, options.max_images)
     if figure is not None:
         written.append(write_figure(folder / f"misread-{options.split}.png", figure))
-    if len(classes) <= MOST_CLASSES:
+    if len(classes) <= MAX_CLASSES:
         written.append(write_figure(folder / f"confusion-{options.split}.png", draw_confusion(scores, classes)))
 
     console = Console()
     if rows:
-        console.print(mistakes_table(rows, options.most, len(images)))
+        console.print(mistakes_table(rows, options.max_images, len(images)))
     console.print(report_table(by_class))
     console.print(
-        f"{trained.name}: {scores.error:.2%} of {len(images):,} {options.split} images misread", highlight=False
+        f"{trained.name}: {scores.error:.2%} of {len(images):,} {options.split} images misclassified", highlight=False
     )
     for path in written:
         print(path, flush=True)

@@ -1,15 +1,15 @@
-"""Precision: what fewer bits do to a trained classifier's error, size and speed.
+"""Compare error, size and speed of a trained classifier in float32, bfloat16, float16 and int8.
 
     python -m vision.precision runs/classify-mnist-deep_cnn-fast-1
     python -m vision.precision runs/classify-mnist-deep_cnn-fast-1 --split test
 
-float32, bfloat16 and float16 by PyTorch, with weights and activations in that type; float32 once more, and int8, by
-ONNX Runtime, whose int8 covers convolutions as well as fully connected layers (vision/studies/int8.py). Each is scored
-on the same images, one view each, and timed on the same batch of float32 numbers, conversions included; they take
-turns and medians count. PyTorch's networks run in the faster of the two memory layouts.
+PyTorch runs float32, bfloat16 and float16, with weights and activations in that type. ONNX Runtime runs float32 and
+int8, which covers convolutions and fully connected layers (vision/studies/int8.py). All are evaluated on the same
+images (one view each) and timed on the same float32 batch, including type conversions. Measurements are interleaved,
+and the median is reported. PyTorch uses the faster of its two memory layouts.
 
-The table goes to the terminal, picture and numbers to runs/<name>/precision-<split>.{png,json}, the network in 8 bits
-to model-int8.onnx.
+The table is printed. Figure and numbers are written to runs/<name>/precision-<split>.{png,json}, the int8 network to
+model-int8.onnx.
 
 Shapes: N images, B batch, C channels, H, W pixels, K classes.
 """
@@ -32,8 +32,9 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from zerokara.core.checkpoint import write_atomically
+from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
-from zerokara.core.config import Positional, Range, parse, run_main
+from zerokara.core.config import Positional, Range, run_main
 from zerokara.core.data import ImageSet
 from zerokara.core.machine import describe_machine, describe_versions
 from zerokara.core.models import onnx_file
@@ -41,75 +42,75 @@ from zerokara.core.programs import program_command
 from zerokara.core.report import output_folder, write_figure, write_json
 from zerokara.vision.classification.scoring import Scores
 from zerokara.vision.studies import int8
-from zerokara.vision.studies.finished_run import Trained, load_trained, one_run
-from zerokara.vision.studies.timing import median_seconds, middle
+from zerokara.vision.studies.finished_run import Trained, load_trained, single_run_folder
+from zerokara.vision.studies.timing import median, median_seconds
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Network = Callable[[Tensor], Tensor]
-"""From normalised images (B, C, H, W) to logits (B, K), both float32, both on the device."""
+"""Function from normalized images (B, C, H, W) to logits (B, K), both float32 on the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to compare, and how."""
+    """Options of vision.precision."""
 
     runs: Annotated[tuple[str, ...], Positional("runs/<name>")] = ()
-    """Folder of the run."""
+    """Run folder."""
     split: Literal["validation", "test"] = "validation"
-    """Images to score: those held out of the training set, or the test set."""
+    """Images to evaluate: the validation images, or the test set."""
     batch_size: Annotated[int, Range(1)] = 100
     """Images in a timed batch."""
     rounds: Annotated[int, Range(1)] = 20
-    """Turns of each, whose median counts."""
+    """Number of measurements of each candidate; the median is reported."""
     int8: bool = True
-    """Quantise to 8 bits with ONNX Runtime."""
+    """Quantize to 8 bits with ONNX Runtime."""
     calibration: Annotated[int, Range(1)] = 1000
-    """Training images on which the ranges of activations are found, the first ones."""
+    """Number of training images on which the ranges of activations are measured (the first ones)."""
     out: str = ""
-    """Folder for the files; empty: the run's."""
+    """Output folder; empty: the run folder."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:<n> or mps; ONNX Runtime is on the CPU."""
+    """Device of PyTorch: auto, cpu, cuda, cuda:<n> or mps. ONNX Runtime runs on the CPU."""
     threads: Annotated[int, Range(0)] = 0
-    """CPU threads; 0: as many as there are cores."""
+    """CPU threads; 0: one per core."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network in some precision."""
+    """Network in one precision and memory layout."""
 
     precision: str
     by: str
-    """What runs it."""
+    """Library that runs it."""
     layout: str
-    """Of images in memory."""
+    """Memory layout of images."""
     run: Network
     size_bytes: int
-    """Of its weights as a file."""
+    """Size of its weights as a file."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was found of a candidate."""
+    """Measurements of a candidate."""
 
     precision: str
     by: str
     layout: str
     error: float
     agrees: float
-    """Share of images for which it names the same class as float32 does."""
+    """Fraction of images with the same predicted class as in float32."""
     size_bytes: int
     images_per_s: float
-    """Of the median turn."""
+    """Speed of the median measurement."""
     slowest: float
     quickest: float
 
 
 def torch_candidates(trained: Trained) -> list[Candidate]:
-    """PyTorch's, each in both memory layouts."""
-    compute, found = trained.compute, []
+    """Return the candidates of PyTorch, each in both memory layouts."""
+    compute, candidates = trained.compute, []
     for precision, dtype in DTYPES.items():
         for channels_last in (False, True):
             layout = dataclasses.replace(compute, channels_last=channels_last)
@@ -123,82 +124,88 @@ def torch_candidates(trained: Trained) -> list[Candidate]:
                 return network(x.to(dtype).contiguous(memory_format=order)).float()
 
             tensors = {key: Compute.to_host(t).to(t.dtype).contiguous() for key, t in network.state_dict().items()}
-            found.append(Candidate(precision, "PyTorch", name, run, len(to_bytes(tensors))))
-    return found
+            candidates.append(Candidate(precision, "PyTorch", name, run, len(to_bytes(tensors))))
+    return candidates
 
 
 def onnx_candidates(trained: Trained, calibration: ImageSet, path: Path) -> tuple[list[Candidate], str]:
-    """ONNX Runtime's float32 and int8, of which the latter is written to `path`; and what runs in 8 bits, in words."""
+    """Return the candidates of ONNX Runtime, float32 and int8, and a message about the layers that run in int8.
+
+    Args:
+        trained: the classifier.
+        calibration: training images for the ranges of activations.
+        path: file to which the int8 network is written.
+    """
     network = Compute().module(copy.deepcopy(trained.classifier))
-    x = normalised(trained, calibration, Compute())
+    x = normalize(trained, calibration, Compute())
     with tempfile.TemporaryDirectory() as folder:
-        float32, quantised = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
+        float32, quantized = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
         onnx_file.write(network, {int8.IMAGES: x[:2]}, int8.LOGITS, float32, {})
-        int8.quantise(float32, x.split(100), quantised)
-        found = []
-        for precision, file in (("float32", float32), ("int8", quantised)):
+        int8.quantize(float32, x.split(100), quantized)
+        candidates = []
+        for precision, file in (("float32", float32), ("int8", quantized)):
             session = int8.open_session(file, trained.compute.threads)
 
             def run(x: Tensor, session: int8.Session = session) -> Tensor:
                 return torch.from_numpy(session(Compute.to_host(x).numpy()))
 
-            found.append(Candidate(precision, "ONNX Runtime", "contiguous", run, file.stat().st_size))
-        content = quantised.read_bytes()
-        counts = int8.operations(quantised)
+            candidates.append(Candidate(precision, "ONNX Runtime", "contiguous", run, file.stat().st_size))
+        content = quantized.read_bytes()
+        counts = int8.count_operations(quantized)
     write_atomically(path, lambda file: file.write(content))
     kinds = {"convolutions": ("QLinearConv", "Conv"), "fully connected layers": ("QGemm", "Gemm")}
-    words = [
-        f"{counts[eight]} of {counts[eight] + counts[more]} {kind}"
-        for kind, (eight, more) in kinds.items()
-        if counts[eight] + counts[more]
+    parts = [
+        f"{counts[in_int8]} of {counts[in_int8] + counts[in_float]} {kind}"
+        for kind, (in_int8, in_float) in kinds.items()
+        if counts[in_int8] + counts[in_float]
     ]
-    return found, f"in 8 bits: {', '.join(words)}"
+    return candidates, f"in int8: {', '.join(parts)}"
 
 
-def normalised(trained: Trained, images: ImageSet, compute: Compute) -> Tensor:
-    """Images (N, C, H, W) float32 as the network takes them, on the device."""
+def normalize(trained: Trained, images: ImageSet, compute: Compute) -> Tensor:
+    """Return normalized images (N, C, H, W) float32 on the device."""
     return trained.metadata.normalize(images.images.to(compute.torch_device).float() * (1 / 255))
 
 
 def score(candidate: Candidate, trained: Trained, images: ImageSet) -> Scores:
-    """Its probabilities on a set of images."""
-    found = []
+    """Evaluate a candidate on images."""
+    batches = []
     with torch.no_grad():
         for start in range(0, len(images), trained.config.eval_batch_size):
             part = images.take(slice(start, start + trained.config.eval_batch_size))
-            found.append(Compute.to_host(candidate.run(normalised(trained, part, trained.compute)).softmax(1)))
-    return Scores(torch.cat(found), images.labels)
+            batches.append(Compute.to_host(candidate.run(normalize(trained, part, trained.compute)).softmax(1)))
+    return Scores(torch.cat(batches), images.labels)
 
 
 def compare(candidates: Sequence[Candidate], trained: Trained, images: ImageSet, options: Options) -> list[Result]:
-    """Error, size and speed of each; of each precision's layouts only the faster one."""
-    x = normalised(trained, images.take(slice(0, options.batch_size)), trained.compute)
+    """Measure error, size and speed of the candidates. Only the faster memory layout of each precision is returned."""
+    x = normalize(trained, images.take(slice(0, options.batch_size)), trained.compute)
     seconds = median_seconds(
-        {place: lambda run=c.run: run(x) for place, c in enumerate(candidates)},  # type: ignore[misc]
+        {index: lambda run=c.run: run(x) for index, c in enumerate(candidates)},  # type: ignore[misc]
         options.rounds,
-        warm_up=3,
-        least_seconds=0.05,
+        warmup_rounds=3,
+        min_seconds=0.05,
     )
     best: dict[tuple[str, str], int] = {}
-    for place, candidate in enumerate(candidates):
+    for index, candidate in enumerate(candidates):
         key = candidate.precision, candidate.by
-        if key not in best or middle(seconds[place]) < middle(seconds[best[key]]):
-            best[key] = place
+        if key not in best or median(seconds[index]) < median(seconds[best[key]]):
+            best[key] = index
     reference: Tensor | None = None
     results = []
-    for place in best.values():
-        candidate, times = candidates[place], seconds[place]
+    for index in best.values():
+        candidate, times = candidates[index], seconds[index]
         scores = score(candidate, trained, images)
-        reference = scores.guess_N if reference is None else reference
+        reference = scores.prediction_N if reference is None else reference
         results.append(
             Result(
                 candidate.precision,
                 candidate.by,
                 candidate.layout,
                 scores.error,
-                float((scores.guess_N == reference).double().mean()),
+                float((scores.prediction_N == reference).double().mean()),
                 candidate.size_bytes,
-                len(x) / middle(times),
+                len(x) / median(times),
                 len(x) / max(times),
                 len(x) / min(times),
             )
@@ -207,9 +214,9 @@ def compare(candidates: Sequence[Candidate], trained: Trained, images: ImageSet,
 
 
 def table(results: Sequence[Result]) -> Table:
-    """A row for each."""
+    """Return a table with a row for each result."""
     first = results[0]
-    caption = "points, agrees and times: against the first row"
+    caption = "points (of error), agrees (same prediction) and times (speed): relative to the first row"
     table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
     table.add_column("precision", no_wrap=True)
     table.add_column("by", no_wrap=True)
@@ -230,7 +237,7 @@ def table(results: Sequence[Result]) -> Table:
 
 
 def draw(results: Sequence[Result], title: str) -> Figure:
-    """Error, size and speed as bars."""
+    """Plot error, size and speed as bars."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 1.3 + 0.48 * len(results)), layout="constrained")
@@ -241,8 +248,8 @@ def draw(results: Sequence[Result], title: str) -> Figure:
         ("size on disk, kB", [result.size_bytes / 1000 for result in results], "{:,.0f}", "#8e63b5"),
         ("images/s", [result.images_per_s for result in results], "{:,.0f}", "#3b6fb6"),
     )
-    for axes, (label, values, form, colour) in zip(figure.subplots(1, 3, sharey=True), panels, strict=True):
-        bars = axes.barh(range(len(values)), values, 0.6, color=colour)
+    for axes, (label, values, form, color) in zip(figure.subplots(1, 3, sharey=True), panels, strict=True):
+        bars = axes.barh(range(len(values)), values, 0.6, color=color)
         axes.bar_label(bars, [form.format(value) for value in values], padding=3, fontsize=8)
         axes.set_xlabel(label, fontsize=9)
         axes.margins(x=0.22)
@@ -255,9 +262,9 @@ def draw(results: Sequence[Result], title: str) -> Figure:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Compare, print, draw, and say where the files are."""
+    """Run the program: compare the precisions, print the table, write the files and print their paths."""
     options = parse(Options, {}, argv, __doc__ or "")
-    folder = one_run(options.runs, program_command("vision.precision"))
+    folder = single_run_folder(options.runs, program_command("vision.precision"))
     if options.int8:
         onnx_file.check_packages("int8", "--no-int8")
     trained = load_trained(folder, device=options.device, threads=options.threads)
@@ -269,8 +276,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.int8:
             path = out / "model-int8.onnx"
             calibration = trained.images("train").take(slice(0, options.calibration))
-            found, remark = onnx_candidates(trained, calibration, path)
-            candidates += found
+            onnx, remark = onnx_candidates(trained, calibration, path)
+            candidates += onnx
             remarks.append(remark)
             written.append(path)
         results = compare(candidates, trained, images, options)

@@ -1,16 +1,17 @@
-"""Predict: what a trained classifier takes one's own pictures for.
+"""Classify images with a trained classifier.
 
     python -m vision.predict runs/classify-mnist-deep_cnn-fast-1 photo.jpg scan.png
-    python -m vision.predict digits folder/of/pictures --json
-    python -m vision.predict model.safetensors photo.jpg --out seen.png
+    python -m vision.predict digits folder/of/images --json
+    python -m vision.predict model.safetensors photo.jpg --out prepared.png
     python -m vision.predict runs/a photo.jpg --also runs/b runs/c
 
-The classifier is a run's folder, a file that zerokara wrote, or a name of the zoo (python -m core.zoo). Pictures may
-have any size and colours. To a network that learnt digits or other light things on dark ground, dark ink on paper is
-shown inverted, and digits are cut out and centred (vision/classification/inputs.py); --out shows what it saw. Further
-classifiers of the same classes, after --also, make an ensemble: the mean of their probabilities counts.
+The classifier is a run folder, a model file of zerokara, or the name of a network of the zoo (python -m core.zoo).
+Images may have any size and color. If the network was trained on light objects on a dark background (as digits), images
+with dark ink on paper are inverted, and digits are cropped and centered (vision/classification/inputs.py); --out saves
+the images as the network gets them. --also adds classifiers of the same classes to an ensemble: their probabilities are
+averaged.
 
-Shapes: N pictures, C channels, H, W pixels, K classes.
+Shapes: N images, C channels, H, W pixels, K classes.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ from rich.table import Table
 from torch import Tensor
 
 from zerokara.core.checkpoint import write_atomically
+from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
-from zerokara.core.config import Positional, Range, UserError, error_summary, parse, run_main
+from zerokara.core.config import Positional, Range, UserError, error_summary, run_main
 from zerokara.core.data.pictures import decode, picture_files
 from zerokara.core.media import png_bytes
 from zerokara.core.models import model_file
@@ -40,134 +42,150 @@ from zerokara.core.models.model_file import ClassifierMetadata
 from zerokara.core.programs import program_command
 from zerokara.core.report import figure_pixels
 from zerokara.core.zoo import registry as zoo
-from zerokara.vision.classification.inputs import Prepared, prepare
-from zerokara.vision.classification.scoring import probabilities
+from zerokara.vision.classification.inputs import PreparedImage, prepare
+from zerokara.vision.classification.scoring import predict_probabilities
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+# For each image file the most probable classes with their probabilities.
+Predictions = dict[Path, list[tuple[str, float]]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to look at, and how."""
+    """Options of vision.predict."""
 
-    words: Annotated[tuple[str, ...], Positional("classifier picture")] = ()
-    """The classifier (a run's folder, a file, a name of the zoo), then pictures or folders of them."""
+    words: Annotated[tuple[str, ...], Positional("classifier image")] = ()
+    """Classifier (a run folder, a model file or a name of the zoo), then images or folders of images."""
     also: tuple[str, ...] = ()
-    """Further classifiers of the same classes, whose probabilities are averaged with the first one's."""
+    """Further classifiers with the same classes. The probabilities of all of them are averaged."""
     top: Annotated[int, Range(1)] = 5
-    """Guesses for each picture."""
+    """Number of predictions for each image."""
     as_is: bool = False
-    """Bring pictures to the network's size and colours, and do nothing else to them."""
+    """Convert images to the size and channels of the network, without any other preprocessing."""
     views: Literal[1, 2, 5, 10] = 1
-    """Views of each picture whose probabilities are averaged: 2 mirrors, 5 shifts, 10 does both."""
+    """Views of each image over which probabilities are averaged. 2: horizontal flip; 5: shifts by one pixel; 10:
+    both."""
     json: bool = False
     """Print JSON instead of a table."""
     out: str = ""
-    """PNG file with the pictures as the network saw them; empty: none."""
+    """PNG file in which the images are saved as the network gets them; empty: none."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:<n> or mps."""
+    """Device: auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int, Range(0)] = 0
-    """CPU threads; 0: as many as there are cores."""
+    """CPU threads; 0: one per core."""
 
 
-def read(files: Sequence[Path], metadata: ClassifierMetadata, *, as_is: bool) -> tuple[dict[Path, Prepared], list[str]]:
-    """The pictures that could be read, prepared for the network, and a sentence about each that could not."""
-    prepared, complaints = {}, []
+def read_images(
+    files: Sequence[Path], metadata: ClassifierMetadata, *, as_is: bool
+) -> tuple[dict[Path, PreparedImage], list[str]]:
+    """Read images and prepare them for the network. Return them, and an error message for each unreadable file."""
+    prepared, errors = {}, []
     for file in files:
         try:
             prepared[file] = prepare(decode(file.read_bytes(), str(file)), metadata, as_is=as_is)
         except OSError as error:
-            complaints.append(f"{file} cannot be read ({error_summary(error)}): name a picture that is there.")
+            errors.append(f"{file} cannot be read ({error_summary(error)}): give the path of an existing image.")
         except UserError as error:
-            complaints.append(str(error))
-    return prepared, complaints
+            errors.append(str(error))
+    return prepared, errors
 
 
-def load_all(names: Sequence[str]) -> list[tuple[Classifier, ClassifierMetadata]]:
-    """The classifiers by these names, the first one's classes being those of all.
+def load_classifiers(names: Sequence[str]) -> list[tuple[Classifier, ClassifierMetadata]]:
+    """Load the classifiers of an ensemble, which must all have the classes of the first one.
 
     Raises:
-        UserError: no such classifier, one that is named twice, or other classes, or the same in another order.
+        UserError: a classifier does not exist, is named twice, or has other classes or another order of classes.
     """
     loaded: dict[Path, tuple[Classifier, ClassifierMetadata]] = {}
     classes: tuple[str, ...] = ()
     for name in names:
         path = zoo.find_file(name).resolve()
         if path in loaded:
-            raise UserError(f"{name} is named twice, and would count twice in the mean: name each classifier once.")
+            raise UserError(f"{name} is given twice and would count twice in the mean: give each classifier once.")
         loaded[path] = model_file.load(path)
-        found = loaded[path][1].classes
-        classes = classes or found
-        if found != classes:
+        own_classes = loaded[path][1].classes
+        classes = classes or own_classes
+        if own_classes != classes:
             raise UserError(
-                f"{name} tells {in_short(found)} apart and {names[0]} {in_short(classes)}: "
-                f"only classifiers of the same classes in the same order can be averaged."
+                f"{name} has {format_classes(own_classes)}, but {names[0]} has {format_classes(classes)}: "
+                f"only classifiers with the same classes in the same order can be averaged."
             )
     return list(loaded.values())
 
 
-def in_short(classes: Sequence[str]) -> str:
-    """How many classes there are, and what the first are called."""
+def format_classes(classes: Sequence[str]) -> str:
+    """Format the number of classes and the names of the first three."""
     return f"{len(classes)} classes ({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''})"
 
 
-def guess(
+def predict(
     members: Sequence[tuple[Classifier, ClassifierMetadata]],
-    pictures: Sequence[Sequence[Prepared]],
+    images: Sequence[Sequence[PreparedImage]],
     compute: Compute,
     views: int,
 ) -> Tensor:
-    """The mean of the members' probabilities (N, K), each given the N pictures as they were prepared for it."""
-    found = []
-    for (classifier, metadata), seen in zip(members, pictures, strict=True):
-        pixels_NCHW = torch.from_numpy(np.stack([picture.pixels_CHW for picture in seen]))
-        found.append(probabilities(compute.module(classifier), metadata, compute, pixels_NCHW, views=views))
-    return torch.stack(found).mean(0)
+    """Return the probabilities (N, K), averaged over the members of the ensemble.
+
+    Args:
+        members: the classifiers.
+        images: for each member, the N images as they were prepared for it.
+        compute: device.
+        views: views of each image for test-time augmentation.
+    """
+    per_member = []
+    for (classifier, metadata), prepared in zip(members, images, strict=True):
+        pixels_NCHW = torch.from_numpy(np.stack([image.pixels_CHW for image in prepared]))
+        per_member.append(
+            predict_probabilities(compute.module(classifier), metadata, compute, pixels_NCHW, views=views)
+        )
+    return torch.stack(per_member).mean(0)
 
 
-def best(probability_K: Tensor, classes: tuple[str, ...], top: int) -> list[tuple[str, float]]:
-    """The most probable classes, and their probabilities."""
-    found, places = probability_K.topk(min(top, len(classes)))
-    return [(classes[place], value) for place, value in zip(places.tolist(), found.tolist(), strict=True)]
+def top_predictions(probability_K: Tensor, classes: tuple[str, ...], top: int) -> list[tuple[str, float]]:
+    """Return the `top` most probable classes with their probabilities, in decreasing order."""
+    probabilities, indices = probability_K.topk(min(top, len(classes)))
+    return [(classes[index], value) for index, value in zip(indices.tolist(), probabilities.tolist(), strict=True)]
 
 
-def as_table(guesses: dict[Path, list[tuple[str, float]]], prepared: dict[Path, Prepared]) -> Table:
-    """A row for each picture."""
+def as_table(predictions: Predictions, prepared: dict[Path, PreparedImage]) -> Table:
+    """Return a table with a row for each image."""
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("picture", overflow="fold", min_width=8)
-    for place in range(max(map(len, guesses.values()), default=0)):
-        table.add_column("guess" if place == 0 else f"{place + 1}.", style="bold" if place == 0 else None)
-    table.add_column("seen", style="dim", overflow="fold")
-    for file, found in guesses.items():
-        table.add_row(file.name, *(f"{name} {value:.1%}" for name, value in found), prepared[file].done)
+    table.add_column("image", overflow="fold", min_width=8)
+    for rank in range(max(map(len, predictions.values()), default=0)):
+        table.add_column("prediction" if rank == 0 else f"{rank + 1}.", style="bold" if rank == 0 else None)
+    table.add_column("preprocessing", style="dim", overflow="fold")
+    for file, top in predictions.items():
+        table.add_row(file.name, *(f"{name} {value:.1%}" for name, value in top), prepared[file].steps)
     return table
 
 
-def as_json(guesses: dict[Path, list[tuple[str, float]]], prepared: dict[Path, Prepared]) -> list[dict[str, Any]]:
-    """The same for programs."""
+def as_json(predictions: Predictions, prepared: dict[Path, PreparedImage]) -> list[dict[str, Any]]:
+    """Return the predictions as JSON values."""
     return [
         {
             "picture": str(file),
-            "seen": prepared[file].done,
-            "guesses": [{"class": name, "probability": round(value, 6)} for name, value in found],
+            "seen": prepared[file].steps,
+            "guesses": [{"class": name, "probability": round(value, 6)} for name, value in top],
         }
-        for file, found in guesses.items()
+        for file, top in predictions.items()
     ]
 
 
-def draw(guesses: dict[Path, list[tuple[str, float]]], prepared: dict[Path, Prepared]) -> Figure:
-    """The pictures as the network saw them, with the first guess."""
+def draw(predictions: Predictions, prepared: dict[Path, PreparedImage]) -> Figure:
+    """Plot the images as the network got them, with the first prediction."""
     from matplotlib.figure import Figure
 
-    columns = min(6, len(guesses))
-    rows = -(-len(guesses) // columns)
+    columns = min(6, len(predictions))
+    rows = -(-len(predictions) // columns)
     figure = Figure(figsize=(1.7 * columns, 2.1 * rows), dpi=100, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).flat
-    for axes, (file, found) in zip(grid, guesses.items(), strict=False):
+    for axes, (file, top) in zip(grid, predictions.items(), strict=False):
         picture = prepared[file].pixels_CHW.transpose(1, 2, 0)
         axes.imshow(picture[..., 0] if picture.shape[2] == 1 else picture, cmap="gray", vmin=0, vmax=255)
-        name, value = found[0]
+        name, value = top[0]
         axes.set_title(f"{file.name[-22:]}\n{name[:20]} {value:.0%}", fontsize=7)
     for axes in figure.axes:
         axes.set_axis_off()
@@ -175,42 +193,46 @@ def draw(guesses: dict[Path, list[tuple[str, float]]], prepared: dict[Path, Prep
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The program: the classifier, pictures, guesses.
+    """Run the program.
 
     Raises:
-        UserError: no such classifier or picture, or broken ones; what could be read is guessed first.
+        UserError: a classifier or an image is missing or damaged. Predictions for the other images are printed first.
     """
     options = parse(Options, {}, argv, __doc__ or "")
     if not options.words:
         raise UserError(
-            "No classifier was named: type a run's folder, a file or a name of the zoo, and then pictures, as in "
+            "No classifier was given: type a run folder, a model file or a name of the zoo, then images, as in "
             f"{program_command('vision.predict')} runs/<name> photo.png."
         )
     model, *words = options.words
-    members = load_all([model, *options.also])
+    members = load_classifiers([model, *options.also])
     files, classes = picture_files(words), members[0][1].classes
-    prepared, complaints = read(files, members[0][1], as_is=options.as_is)
+    prepared, errors = read_images(files, members[0][1], as_is=options.as_is)
     compute = Compute.choose(
         device=options.device, precision="float32", compile="off", threads=options.threads, train_step=None
     )
-    guesses: dict[Path, list[tuple[str, float]]] = {}
+    predictions: Predictions = {}
     if prepared:
-        seen = [prepared, *(read(list(prepared), metadata, as_is=options.as_is)[0] for _, metadata in members[1:])]
-        found_NK = guess(members, [list(each.values()) for each in seen], compute, options.views)
-        guesses = {file: best(row, classes, options.top) for file, row in zip(prepared, found_NK, strict=True)}
-    if guesses and len(members) > 1:
+        further = [read_images(list(prepared), metadata, as_is=options.as_is)[0] for _, metadata in members[1:]]
+        images = [list(each.values()) for each in (prepared, *further)]
+        probability_NK = predict(members, images, compute, options.views)
+        predictions = {
+            file: top_predictions(row, classes, options.top) for file, row in zip(prepared, probability_NK, strict=True)
+        }
+    if predictions and len(members) > 1:
         print(
-            f"The mean of {len(members)} classifiers' probabilities.", file=sys.stderr if options.json else sys.stdout
+            f"Ensemble: mean probabilities of {len(members)} classifiers.",
+            file=sys.stderr if options.json else sys.stdout,
         )
     if options.json:
-        print(json.dumps(as_json(guesses, prepared), indent=2))
-    elif guesses:
-        Console(width=None if sys.stdout.isatty() else 160).print(as_table(guesses, prepared))
-    if options.out and guesses:
-        content = png_bytes(figure_pixels(draw(guesses, prepared)))
+        print(json.dumps(as_json(predictions, prepared), indent=2))
+    elif predictions:
+        Console(width=None if sys.stdout.isatty() else 160).print(as_table(predictions, prepared))
+    if options.out and predictions:
+        content = png_bytes(figure_pixels(draw(predictions, prepared)))
         write_atomically(Path(options.out), lambda file: file.write(content))
-    if complaints:
-        raise UserError("\n       ".join(complaints))
+    if errors:
+        raise UserError("\n       ".join(errors))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from zerokara.vision.segmentation.config import PRESETS, Config
 from zerokara.vision.segmentation.learner import Data, Training, load_split, make_metadata
 from zerokara.vision.segmentation.networks import Segmenter
 from zerokara.vision.segmentation.pictures import log_classes, log_overlays, log_start, shown
-from zerokara.vision.training.epochs import check_batch, go_through, probe_updates, restore, save, stopped
+from zerokara.vision.training.epochs import check_batch, probe_updates, restore, run_epochs, save, stopped_message
 
 KIND = "segment"
 CHANGEABLE = {"resume", "quiet"}
@@ -50,21 +50,21 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
         UserError: a checkpoint that cannot be read, weights that are no numbers any more.
     """
     training = Training(config, images, compute, world)
-    going_on = restore(training, run, lambda network: start_from(config, network))
+    resumed = restore(training, run, lambda network: start_from(config, network))
     parameters = sum(parameter.numel() for parameter in training.network.parameters())
     run.print(
-        f"{training.metadata.data}: {len(images.train):,} images to learn from, {len(images.validation):,} to choose on; "
+        f"{training.metadata.data}: {len(images.train):,} training images, {len(images.validation):,} validation images; "
         f"{len(training.metadata.classes)} classes; {config.network} on {config.backbone}, {parameters:,} parameters"
     )
-    if not going_on:
+    if not resumed:
         provenance.record(run, config.pretrained_backbone)
         # A corner of its own for the random numbers, so that pictures of the start do not change the run.
         before = training.generator.get_state()
         log_start(training.network, training.metadata, training.batch(torch.arange(min(8, len(images.train)))), run)
         training.generator.set_state(before)
         save(training, run)
-    if go_through(training, run, lambda: validate(training, run)):
-        return stopped(training, KIND)
+    if run_epochs(training, run, lambda: validate(training, run)):
+        return stopped_message(training, KIND)
     return finish(training, run) if world.is_main else ""
 
 
@@ -101,20 +101,20 @@ def validate(training: Training, run: Run) -> None:
     scores = training.score(training.data.validation, keep=places)
     scalars = {f"val/{name}": value for name, value in scores.figures().items()}
     scalars |= {f"val_iou/{name}": value for name, value in scores.by_class(classes).items()}
-    run.log(training.updates, {**scalars, "speed/hours": training.clock()})
+    run.log(training.updates, {**scalars, "speed/hours": training.stopwatch()})
     better = training.best is None or scores.mean_iou >= training.best["figure"]
-    training.note(scores.mean_iou, better=better, weights=training.config.select == "best")
+    training.record_validation(scores.mean_iou, is_best=better, save_weights=training.config.select == "best")
     log_overlays(training.data.validation, scores, places, run, training.updates, "overlays")
     for name, parameter in training.network.named_parameters():
         run.histogram(f"weights/{name}", training.updates, parameter)
-    kept = (training.best or {}).get("weights", training.evaluated.state_dict())
+    kept = (training.best or {}).get("weights", training.evaluation_network.state_dict())
     model_file.save(run.path("model.safetensors"), kept, training.metadata)
 
 
 def finish(training: Training, run: Run) -> str:
     """Choose the weights, read the test set once, write model.safetensors and result.json. The closing sentence."""
     config, classes = training.config, training.metadata.classes
-    training.take_best()
+    training.load_best_weights()
     validation = training.score(training.data.validation)
     figures = {f"validation_{name}": value for name, value in validation.figures().items()}
     by_class = {"validation": validation.by_class(classes)}
@@ -133,7 +133,7 @@ def finish(training: Training, run: Run) -> str:
     run.log(training.updates, {f"final/{name}": value for name, value in figures.items()})
     run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in figures.items()})
     metadata = dataclasses.replace(training.metadata, figures=figures)
-    model_file.save(run.path("model.safetensors"), training.evaluated.state_dict(), metadata)
+    model_file.save(run.path("model.safetensors"), training.evaluation_network.state_dict(), metadata)
     protocol = {
         "train_images": len(training.data.train),
         "validation_images": len(training.data.validation),
@@ -144,7 +144,7 @@ def finish(training: Training, run: Run) -> str:
         "best_epoch": None if training.best is None else training.best["epoch"],
         "views": config.tta_views,
         "unlabelled": "not counted",
-        "hours": training.clock(),
+        "hours": training.stopwatch(),
     }
     write_json(result_path, {"figures": figures, "iou_by_class": by_class, "protocol": protocol})
     told = [
@@ -175,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         Config, PRESETS, argv, __doc__ or "", kind=KIND, default_name=default_name, changeable=CHANGEABLE
     )
     world = World.from_env(config.device)
-    check_batch(config, world, config.accumulate)
+    check_batch(config, world, config.accumulation_steps)
     config.augment()  # what cannot be is refused before anything is read
     images = Data.load(config)
     with torch.device("meta"):  # and a network that cannot be, before it has a folder

@@ -22,8 +22,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
-from zerokara.core.config import Positional, Range, UserError, error_summary, parse, run_main
+from zerokara.core.config import Positional, Range, UserError, error_summary, run_main
 from zerokara.core.data.pictures import decode, picture_files, with_channels
 from zerokara.core.media import write_mp4, write_png
 from zerokara.core.programs import program_command

@@ -21,7 +21,7 @@ from zerokara.agents.qlearning.replay import bytes_needed
 from zerokara.agents.viewing.loading import CHECKPOINT
 from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, flag, suggest, to_dict
+from zerokara.core.config import UserError, flag, from_dict, rename, suggest, to_dict
 from zerokara.core.run import Run
 
 # What may differ between the run that is there and the one that is planned: nothing that bears on how it learns.
@@ -104,7 +104,7 @@ def plan(
     lengths = {run.preset: run.config.total_steps for run in runs}
     if len(set(lengths.values())) > 1:
         each = ", ".join(f"{preset} {length:,}" for preset, length in lengths.items())
-        raise UserError(f"Runs of different lengths cannot be compared ({each} steps): give one by --steps.")
+        raise UserError(f"Runs of different lengths cannot be compared ({each} steps): give one by --total-steps.")
     for run in {run.env: run for run in runs}.values():
         envs.make(run.env, 1, **run.config.env_settings()).close()
     return runs
@@ -131,7 +131,18 @@ def _settings(settings: Sequence[str]) -> dict[str, str]:
         field = field.lstrip("-").replace("-", "_")
         if not equals or not field:
             raise UserError(f"--settings cannot be {setting!r}: it must be field=value, such as width=0.25.")
-        if field in {"env", "preset", "seed", "name", "protocol", "resume", "total_steps", "threads", "device"}:
+        if field in {
+            "env",
+            "preset",
+            "seed",
+            "name",
+            "protocol",
+            "resume",
+            "total_steps",
+            "steps",
+            "threads",
+            "device",
+        }:
             raise UserError(f"--settings cannot be {setting!r}: the benchmark sets {field} itself; see --help.")
         given[field] = value
     return given
@@ -153,8 +164,8 @@ def words(config_class: type[Settings], fields: Mapping[str, Any]) -> list[str]:
     """A command line that sets these fields. Of a switch, unlike a field that may be None, the flag says the value."""
     hints = get_type_hints(config_class)
     line: list[str] = []
-    for field, value in fields.items():
-        text = str(value)
+    for typed, value in fields.items():
+        field, text = rename(config_class, typed, fields), str(value)
         truth = text.capitalize() if text.lower() in {"true", "false"} else None
         if truth and hints.get(field) is bool:
             line.append(flag(field) if truth == "True" else "--no-" + flag(field)[2:])
@@ -171,7 +182,8 @@ def state(run: Planned) -> State:
     """
     if not (run.folder / "config.json").exists():
         return "new"
-    saved = Run.read_config(run.folder, run.kind)["config"]
+    path = run.folder / "config.json"
+    saved = to_dict(from_dict(type(run.config), Run.read_config(run.folder, run.kind)["config"], str(path)))
     for field, value in to_dict(run.config).items():
         if field not in FREE and saved.get(field) != value:
             raise UserError(

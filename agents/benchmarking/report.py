@@ -257,7 +257,7 @@ def save_curves(findings: Findings, protocol: ProtocolName, x: str, path: Path) 
         if x == "frames":
             draw_published(axes, findings.published.get(env, ()), max(c.x[-1] for _, curves in groups for c in curves))
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        draw(axes, groups)
+        draw(axes, groups, "eval/return", name_runs=False)
         axes.set_title(env, loc="left", fontweight="bold")
         axes.set_xlabel(X_LABELS[x])
         axes.set_ylabel(f"mean raw return ({protocol})")

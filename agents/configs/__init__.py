@@ -1,1 +1,1 @@
-"""Settings of the agents: fields, presets and evaluation protocols."""
+"""Configs of the agents: fields, presets and evaluation protocols."""

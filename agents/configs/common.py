@@ -1,13 +1,14 @@
-"""The fields that the configs of all agents have: the game, evaluation, what is kept, the machine.
+"""Config fields that all agents share: environment, evaluation, logging, checkpoints, hardware.
 
-Steps are agent steps: one action in one environment, four frames of an Atari game.
+Steps are agent steps: one action in one environment, which is four frames of an Atari game.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
+from zerokara.agents.configs import names
 from zerokara.core.compute import Precision, Switch
 from zerokara.core.config import Range
 
@@ -20,96 +21,103 @@ Positive = Annotated[float, Range(0, low_open=True)]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What an agent's run is, whatever it learns with."""
+    """Settings of a training run that do not depend on the algorithm."""
+
+    RENAMED: ClassVar = names.RENAMED
+    FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES
+    REQUIRES: ClassVar = names.REQUIRES
 
     preset: str
-    """Named set of defaults for all that follows."""
+    """Named set of defaults for the other options."""
     env: str = "ALE/Pong-v5"
-    """Environment: ALE/<Game>-v5, zerokara/<Game>-v0, or any Gymnasium id with pixels or a picture to render."""
+    """Environment: ALE/<Game>-v5, zerokara/<Game>-v0, or any Gymnasium id with image observations or rgb_array
+    rendering."""
     name: str = ""
-    """Folder under runs/; empty: made of environment, preset and seed."""
+    """Name of the run folder under runs/; empty: composed of environment, preset and seed."""
     seed: Annotated[int, Range(0, 10**6)] = 1
-    """Seed of everything that is random."""
+    """Seed of all random number generators."""
     total_steps: Count = 1_000_000
-    """Length of the run, in agent steps over all environments."""
+    """Total agent steps of the run, summed over all environments."""
     resume: bool = False
-    """Go on with the run of this name from its last checkpoint."""
+    """Resume the run with this name from its last checkpoint."""
     quiet: bool = False
-    """Print nothing but warnings and the closing line."""
+    """Print only warnings and the closing message."""
 
-    # --- the environment -------------------------------------------------------------------------------------------
+    # --- environment -----------------------------------------------------------------------------------------------
     num_envs: Count = 16
-    """Environments stepped together."""
+    """Number of parallel environments."""
     protocol: ProtocolName = "nature"
-    """Atari settings that the next fields leave open: nature and 100k (no-op starts) or machado (sticky actions);
-    where it is typed, also how the run is scored (agents/configs/protocols.py)."""
+    """Default Atari settings: nature and 100k (no-op starts) or machado (sticky actions). If given on the command line,
+    also sets how the run is evaluated (agents/configs/protocols.py)."""
     repeat_action_probability: Annotated[float | None, Range(0, 1)] = None
-    """Probability that the emulator repeats the previous action; None: the protocol's."""
+    """Probability that the emulator repeats the previous action (sticky actions); None: value of the protocol."""
     noop_max: OptionalCount = None
-    """At most so many actions of doing nothing begin an episode; None: the protocol's."""
+    """Maximum number of no-op actions at the start of an episode; None: value of the protocol."""
     fire_reset: bool | None = None
-    """Press fire at the start of games that wait for it; None: the protocol's."""
+    """Press FIRE after a reset in games that require it to start; None: value of the protocol."""
     frame_skip: Annotated[int | None, Range(1)] = None
-    """Frames for which an action is held; None: the protocol's."""
+    """Frames for which each action is repeated; None: value of the protocol."""
     full_action_space: bool | None = None
-    """All 18 actions of the console in place of the game's own; None: the protocol's."""
+    """Use all 18 Atari actions instead of the game's minimal set; None: value of the protocol."""
     max_episode_frames: Annotated[int | None, Range(1)] = None
-    """Frames after which an episode is truncated; None: the protocol's."""
+    """Frames after which an episode is truncated; None: value of the protocol."""
     frame_stack: Annotated[int, Range(1, 16)] = 4
-    """Frames that make an observation."""
+    """Number of stacked frames in an observation."""
     image_size: Annotated[int, Range(16, 512)] = 84
     """Height and width of a frame, in pixels."""
     grayscale: bool = True
-    """Grey frames; with --no-grayscale, RGB."""
+    """Convert frames to grayscale; with --no-grayscale, frames are RGB."""
 
     # --- exploration -----------------------------------------------------------------------------------------------
     ez_greedy_zeta: Annotated[float | None, Range(1, low_open=True)] = None
-    """Hold a random action for n steps, n^-zeta likely: 2 in the paper of temporally extended epsilon-greedy; None: for
-    one step."""
+    """Exponent of ez-greedy exploration: a random action is repeated for n steps with probability proportional to
+    n^-zeta (the paper uses 2); None: plain epsilon-greedy."""
 
-    # --- the step size ---------------------------------------------------------------------------------------------
+    # --- learning rate ---------------------------------------------------------------------------------------------
     learning_rate: Positive = 5e-4
-    """Step size of the optimiser, at first."""
+    """Initial learning rate of the optimizer."""
     final_learning_rate: Annotated[float | None, Range(0, low_open=True)] = None
-    """Step size after a linear decline; None: --learning-rate throughout."""
+    """Learning rate after linear decay; None: constant --learning-rate."""
     learning_rate_decay_steps: Count = 500_000
-    """Agent steps over which it declines."""
+    """Agent steps over which the learning rate decays to --final-learning-rate."""
 
     # --- evaluation ------------------------------------------------------------------------------------------------
     eval_every_steps: Annotated[int, Range(0)] = 200_000
-    """Agent steps between evaluations; 0: none."""
+    """Agent steps between evaluations; 0: no evaluation."""
     eval_episodes: Count = 30
-    """Whole games of an evaluation, one per environment, so that short games do not count more often."""
+    """Complete episodes per evaluation, one in each environment, so that short episodes are not overrepresented."""
     eval_epsilon: Fraction = 0.001
-    """Probability of a random action in evaluation."""
+    """Probability of a random action during evaluation."""
     eval_max_steps: Count = 4_500
-    """Agent steps after which a game under evaluation is cut and counts as it stands: five minutes of Atari, as in the
-    2015 paper."""
+    """Agent steps after which an evaluation episode is cut; its return so far counts. The default is five minutes of
+    Atari, as in the 2015 paper."""
     capture_video: bool = True
-    """Film a game at each evaluation."""
+    """Record a video of one episode at each evaluation."""
     stop_at_return: float | None = None
-    """End the run when an evaluation reaches this mean raw return and fresh games confirm it; None: never."""
+    """Stop training when an evaluation reaches this mean raw return and a second one confirms it; None: never."""
 
-    # --- keeping ---------------------------------------------------------------------------------------------------
+    # --- logging and checkpoints -----------------------------------------------------------------------------------
     log_every_steps: Count = 2_000
-    """Agent steps between lines of metrics."""
+    """Agent steps between two log entries."""
     checkpoint_every_steps: Count = 10_000
-    """Agent steps between checkpoints; as many slots more does the replay take, so that none overwrites the last."""
+    """Agent steps between checkpoints. The replay buffer allocates this many additional slots, so that new transitions
+    do not overwrite those that the last checkpoint needs."""
 
-    # --- the machine -----------------------------------------------------------------------------------------------
+    # --- hardware --------------------------------------------------------------------------------------------------
     device: str = "auto"
-    """auto, cpu, cuda, cuda:<n> or mps."""
+    """Device: auto, cpu, cuda, cuda:<n> or mps."""
     precision: Precision = "auto"
-    """Arithmetic of the network; auto: what a short measurement finds fastest."""
+    """Floating-point precision of the network; auto: the fastest in a short benchmark at the start."""
     compile: Switch = "auto"
-    """Compile the update; auto: where a short measurement finds that it pays."""
+    """Compile the update with torch.compile; auto: if a short benchmark at the start shows that it is faster."""
     threads: Annotated[int, Range(0)] = 0
-    """CPU threads; 0: as many as there are cores."""
+    """Number of CPU threads; 0: number of CPU cores."""
 
-    def under(self, protocol: ProtocolName) -> Self:
-        """The same with the games as a protocol has them: of Atari, for other games have no protocol but their own.
+    def with_protocol(self, protocol: ProtocolName) -> Self:
+        """Return a copy with the environment settings of a protocol.
 
-        The set of actions stays what the network was made for.
+        Environments other than Atari have no protocols, so their config is returned unchanged. The action space is
+        kept, since the network has one output for each action.
         """
         if not self.env.startswith("ALE/"):
             return self
@@ -119,7 +127,7 @@ class Settings:
         return replace(self, protocol=protocol, **own)
 
     def env_settings(self) -> dict[str, Any]:
-        """What `envs.make` takes beside id and number: the protocol and everything that departs from it."""
+        """Keyword arguments of `envs.make`: the protocol, and all settings that override it."""
         settings = {
             "repeat_action_probability": self.repeat_action_probability,
             "noop_max": self.noop_max,

@@ -1,17 +1,18 @@
-"""The fields of a DQN run and its presets.
+"""Config fields and presets of DQN.
 
-One object is the command line, runs/<name>/config.json and TensorBoard's hparams. Steps are agent steps: one action in
-one environment, four frames of an Atari game. Updates are gradient steps.
+The same object is the command line, runs/<name>/config.json and TensorBoard's hparams. Steps are agent steps: one
+action in one environment, which is four frames of an Atari game. Updates are gradient steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from zerokara.agents.configs import names
 from zerokara.agents.configs.common import Count, Fraction, OptionalCount, Positive, Settings
-from zerokara.agents.configs.presets import FAMILY
+from zerokara.agents.configs.presets import PAPER_PRESETS
 from zerokara.agents.configs.protocols import OVERRIDES
 from zerokara.core.config import Range, UserError, flag
 from zerokara.core.run_config import configure
@@ -21,143 +22,152 @@ from zerokara.core.run_config import configure
 class Config(Settings):
     """Deep Q-learning from pixels."""
 
+    RENAMED: ClassVar = names.RENAMED_DQN
+    FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES_DQN
+    REQUIRES: ClassVar = names.REQUIRES_DQN
+    GROUPS: ClassVar = names.GROUPS_DQN
+    COMMON: ClassVar = names.COMMON_DQN
+    PRESET_SUMMARIES: ClassVar = names.PRESET_SUMMARIES_DQN
+
     preset: str = "fast"
-    """Named set of defaults for all that follows."""
+    """Named set of defaults for the other options."""
 
-    # --- the network -----------------------------------------------------------------------------------------------
+    # --- network ---------------------------------------------------------------------------------------------------
     backbone: Literal["nature", "nips", "der", "impala", "dcgan"] = "der"
-    """The eye, by its name in core.backbones; dcgan without normalisation."""
+    """Convolutional backbone, by its name in core.backbones; dcgan is used without normalization layers."""
     pretrained_backbone: str = ""
-    """Start the eye from a run's folder or a file of weights."""
+    """Run folder or weights file from which the backbone is initialized; empty: random initialization."""
     width_multiplier: Annotated[float, Range(0.1, 16)] = 1.0
-    """Factor on the backbone's channels."""
+    """Factor on the number of channels of the backbone."""
     hidden_units: Count = 256
-    """Units of the head's hidden layer, in each stream if dueling."""
+    """Units of the hidden layer in the head; of each stream with --dueling."""
     dueling: bool = True
-    """Separate streams for the state's value and the actions' advantages."""
+    """Use a dueling network: separate streams for state value and advantages."""
     backbone_gradient_scale: Fraction = 1.0
-    """Factor on the gradient that flows from the head into the eye."""
+    """Factor on the gradient from the head into the backbone."""
     layer_norm: bool = False
-    """Normalise the hidden layer."""
+    """Apply LayerNorm to the hidden layer."""
     noisy: bool = False
-    """Linear layers with learnt noise, drawn anew for every act and every update, none in evaluation."""
+    """Use noisy linear layers. Noise is resampled for every action and every update, and disabled in evaluation."""
     noisy_sigma_init: Positive = 0.5
-    """Size of the noise at first, before it is divided by the root of a layer's inputs."""
+    """Initial noise scale sigma_0 of noisy layers; a layer with p inputs starts with sigma_0 / sqrt(p)."""
     spectral_norm: bool = False
-    """Divide the weights of residual convolutions by their largest singular value (backbone impala)."""
+    """Apply spectral normalization to the residual convolutions (backbone impala)."""
     pool_size: Annotated[int, Range(0, 64)] = 0
-    """Height and width to which the eye's last map is max-pooled (backbone impala); 0: as it is."""
+    """Height and width to which the last feature map is max-pooled (backbone impala); 0: no pooling."""
 
-    # --- what is learnt of an action -------------------------------------------------------------------------------
+    # --- head ------------------------------------------------------------------------------------------------------
     head: Literal["q", "c51", "qr", "iqn"] = "q"
-    """Expected return, 51 atoms of its distribution, quantiles of it, or any quantile that is asked for."""
+    """Output per action: q (expected return), c51 (categorical distribution), qr (fixed quantiles) or iqn (implicit
+    quantiles)."""
     num_atoms: Annotated[int, Range(2, 1001)] = 51
-    """c51: atoms of the distribution."""
+    """c51: number of atoms."""
     v_max: float = 10.0
     """c51: return of the last atom."""
     v_min: float | None = None
     """c51: return of the first atom; None: the negative of --v-max."""
     num_quantiles: Annotated[int, Range(1, 1000)] = 64
-    """qr: quantiles of the return."""
+    """qr: number of quantiles."""
     num_tau_samples: Annotated[int, Range(1, 1000)] = 64
-    """iqn: fractions drawn for the prediction."""
+    """iqn: quantile fractions sampled for the online network (N in the paper)."""
     num_target_tau_samples: Annotated[int, Range(1, 1000)] = 64
-    """iqn: fractions drawn for the target."""
+    """iqn: quantile fractions sampled for the target network (N' in the paper)."""
     num_policy_tau_samples: Annotated[int, Range(1, 1000)] = 32
-    """iqn: evenly spaced fractions whose mean is an action's value."""
+    """iqn: evenly spaced quantile fractions over which Q-values are averaged to select actions (K in the paper)."""
     cosine_embedding_dim: Count = 64
-    """iqn: numbers that embed a fraction."""
+    """iqn: dimension of the cosine embedding of a quantile fraction."""
 
-    # --- learning --------------------------------------------------------------------------------------------------
+    # --- algorithm -------------------------------------------------------------------------------------------------
     double: bool = False
-    """The online network chooses the action that the target network values."""
+    """Double Q-learning: the online network selects the next action, the target network evaluates it."""
     n_step: Annotated[int, Range(1, 100)] = 10
-    """Steps of the return before it bootstraps."""
+    """Number of steps of the n-step return before bootstrapping."""
     gamma: Fraction = 0.99
-    """Discount of one agent step."""
+    """Discount factor per agent step."""
     n_step_start: Annotated[int | None, Range(1, 100)] = None
-    """Steps of the return at first, and after a reset; from there to --n-step. None: --n-step at once."""
+    """Value of n at the start and after each reset, annealed to --n-step; None: constant --n-step."""
     gamma_start: Annotated[float | None, Range(0, 1)] = None
-    """Discount at first, and after a reset; from there to --gamma. None: --gamma at once."""
+    """Discount factor at the start and after each reset, annealed to --gamma; None: constant --gamma."""
     n_step_gamma_anneal_updates: Count = 10_000
-    """Updates from these starts to --n-step and --gamma."""
+    """Updates over which n and the discount factor are annealed to --n-step and --gamma."""
     munchausen: bool = False
-    """Add the policy's own log-probability of the action to the reward; the target follows a soft policy."""
+    """Munchausen DQN: add the scaled log-probability of the action to the reward and use a soft target policy."""
     munchausen_alpha: Fraction = 0.9
-    """Factor on the log-probability that is added."""
+    """Munchausen: factor on the log-probability (alpha in the paper)."""
     munchausen_tau: Positive = 0.03
-    """Temperature of the soft policy."""
+    """Munchausen: temperature of the softmax policy (tau in the paper)."""
     munchausen_clip: Annotated[float, Range(high=0)] = -1.0
-    """Least temperature * log-probability that is added."""
+    """Munchausen: lower bound of tau * log-probability (l_0 in the paper)."""
     clip_rewards: bool = True
-    """Learn from the sign of a reward; scores are always reported raw."""
+    """Train on the sign of the reward; logged returns are always raw."""
     terminal_on_life_loss: bool = False
-    """A lost life ends the learner's episode, never the game."""
+    """Treat the loss of a life as terminal in the return; the environment is not reset."""
     batch_size: Count = 64
-    """Transitions in an update."""
+    """Transitions per update."""
     train_every_steps: Count = 4
-    """Agent steps for each update."""
+    """Agent steps between updates."""
     gradient_steps: Count = 1
-    """Updates each time: with --train-every-steps 1, the replay ratio."""
+    """Updates every --train-every-steps; with --train-every-steps 1 this is the replay ratio."""
     learning_starts: Annotated[int, Range(0)] = 5_000
     """Agent steps before the first update."""
     target_update_steps: Count = 2_000
-    """Agent steps, not updates, after which the target network is renewed."""
+    """Agent steps (not updates) between two copies of the online network into the target network."""
     replay_capacity: Count = 200_000
-    """Transitions in the replay, over all environments."""
+    """Capacity of the replay buffer in transitions, summed over all environments."""
     per_alpha: Fraction = 0.0
-    """Draw transitions by this power of their last error; 0: all alike."""
+    """Prioritized replay: exponent of the priorities; 0: uniform sampling."""
     per_beta_start: Fraction = 0.4
-    """Exponent of the weights that make up for it, at first."""
+    """Prioritized replay: initial exponent of the importance-sampling weights."""
     per_beta_end: Fraction = 1.0
-    """The same at the end of its rise."""
+    """Prioritized replay: final exponent of the importance-sampling weights."""
     per_beta_steps: Count = 1_000_000
-    """Agent steps over which it rises, linearly."""
+    """Prioritized replay: agent steps over which beta changes linearly from --per-beta-start to --per-beta-end."""
     reset_every_updates: Annotated[int, Range(0)] = 0
-    """Updates after which heads are made anew and the eye is shaken; 0: never."""
+    """Updates between resets, which reinitialize the head and perturb the backbone (shrink and perturb); 0: never."""
     reset_perturb_factor: Fraction = 0.5
-    """How far a reset moves the eye towards fresh weights."""
+    """Weight of newly initialized parameters when a reset interpolates the backbone: 0 keeps it, 1 replaces it."""
     reset_until_updates: OptionalCount = None
-    """Updates after which nothing is reset any more; None: to the end."""
+    """Updates after which there are no more resets; None: resets until the end."""
     optimizer: Literal["adam", "rmsprop"] = "adam"
-    """Adam, or the centred RMSProp of the 2015 paper."""
+    """Optimizer: adam, or the centered RMSProp of the 2015 paper."""
     optimizer_epsilon: Positive = 1e-5
-    """What the optimiser adds where it divides: to Adam's root, under RMSProp's."""
+    """Epsilon of the optimizer: added to the square root in Adam, under the square root in RMSProp."""
     max_grad_norm: Annotated[float | None, Range(0, low_open=True)] = 10.0
-    """Norm to which gradients are clipped; None: not clipped."""
+    """Maximum norm for gradient clipping; None: no clipping."""
 
     # --- exploration -----------------------------------------------------------------------------------------------
     epsilon_start: Fraction = 1.0
-    """Probability of a random action at the start."""
+    """Initial probability of a random action."""
     epsilon_end: Fraction = 0.01
-    """Probability of a random action after the decline."""
+    """Final probability of a random action."""
     epsilon_decay_steps: Count = 50_000
-    """Agent steps over which it declines, linearly."""
+    """Agent steps over which epsilon decays linearly from --epsilon-start to --epsilon-end."""
     epsilon_off_after_steps: OptionalCount = None
-    """Agent steps after which no action is random any more; None: never."""
+    """Agent steps after which epsilon is 0; None: epsilon stays at --epsilon-end."""
 
-    # --- keeping ---------------------------------------------------------------------------------------------------
+    # --- checkpoints -----------------------------------------------------------------------------------------------
     save_replay: bool = True
-    """Keep the replay in files, so that a killed run resumes with it; otherwise it is lost with the process."""
+    """Store the replay buffer in files of the run folder, so that a killed run resumes with it; otherwise it is in
+    memory only and lost when the process ends."""
 
     @property
     def value_range(self) -> tuple[float, float]:
-        """Returns of the first and the last atom of C51."""
+        """Returns (v_min, v_max) of the first and the last atom of C51."""
         return (-self.v_max if self.v_min is None else self.v_min, self.v_max)
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # Tuned here to learn Pong soonest by the clock; docs/LOG.md has what was tried.
+    # Tuned for the shortest wall-clock time to solve Pong; docs/LOG.md lists what was tried.
     "fast": {"final_learning_rate": 1e-4},
-    **FAMILY,
+    **PAPER_PRESETS,
 }
 
 
 def refuse_contradictions(config: Config) -> None:
-    """Every part goes with every other one, but for those that mean nothing together.
+    """Check for settings that cannot be combined.
 
     Raises:
-        UserError: naming two of them.
+        UserError: two settings contradict each other; the message names both.
     """
     v_min, v_max = config.value_range
     if v_min >= v_max:
@@ -166,34 +176,35 @@ def refuse_contradictions(config: Config) -> None:
         )
     if config.munchausen and config.double:
         raise UserError(
-            "--munchausen and --double cannot go together: double learning chooses the one action that the target "
-            "values, and Munchausen's target follows a soft policy over all of them; leave one of the two out."
+            "--munchausen and --double cannot be combined: double Q-learning selects a single next action, while the "
+            "Munchausen target averages over all actions with a soft policy; leave one of the two out."
         )
     if config.final_learning_rate is not None and config.optimizer == "rmsprop":
         raise UserError(
-            "--final-learning-rate and --optimizer rmsprop cannot go together: the paper's optimiser keeps its step "
-            "size; leave one of the two out."
+            "--final-learning-rate and --optimizer rmsprop cannot be combined: the RMSProp of the 2015 paper has a "
+            "constant learning rate; leave one of the two out."
         )
     for name, given in (("spectral_norm", config.spectral_norm), ("pool_size", config.pool_size > 0)):
         if given and config.backbone != "impala":
             raise UserError(
-                f"{flag(name)} belongs to the residual network, and --backbone {config.backbone} has no such blocks: "
-                f"pass --backbone impala, or leave it out."
+                f"{flag(name)} requires the residual blocks of --backbone impala, and --backbone {config.backbone} has "
+                f"none: pass --backbone impala, or leave {flag(name)} out."
             )
 
 
 KIND = "dqn"
 
 
-# What may differ when a run goes on; everything else would make it another run.
+# Fields that may differ when a run is resumed.
 CHANGEABLE = {"resume", "quiet", "total_steps", "stop_at_return", "eval_episodes", "capture_video"}
 
 
 def read_config(argv: Sequence[str] | None = None, description: str = "") -> Config:
-    """The config of the command line; with --resume, the run's own, which the command line must not contradict.
+    """Read the config from the command line; with --resume, from the run folder.
 
     Raises:
-        UserError: as `core.run_config.configure`; settings that contradict each other.
+        UserError: as in `core.run_config.configure`; two settings contradict each other; with --resume, a flag
+            contradicts the config of the run.
     """
     config = configure(
         Config,
@@ -210,5 +221,5 @@ def read_config(argv: Sequence[str] | None = None, description: str = "") -> Con
 
 
 def default_name(config: Config) -> str:
-    """dqn-Pong-v5-fast-1 for ALE/Pong-v5, preset fast, seed 1."""
+    """Default run name: dqn-Pong-v5-fast-1 for ALE/Pong-v5, preset fast, seed 1."""
     return f"{KIND}-{config.env.split('/')[-1]}-{config.preset}-{config.seed}"

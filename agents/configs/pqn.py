@@ -1,15 +1,16 @@
-"""The fields of a PQN run, its presets, and its network.
+"""Config fields and presets of PQN.
 
-One object is the command line, runs/<name>/config.json and TensorBoard's hparams. Steps are agent steps: one action in
-one environment, four frames of an Atari game. Updates are gradient steps.
+The same object is the command line, runs/<name>/config.json and TensorBoard's hparams. Steps are agent steps: one
+action in one environment, which is four frames of an Atari game. Updates are gradient steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from zerokara.agents.configs import names
 from zerokara.agents.configs.common import Count, Fraction, Positive, Settings
 from zerokara.agents.configs.protocols import OVERRIDES
 from zerokara.core.config import Range, UserError
@@ -20,58 +21,64 @@ from zerokara.core.run_config import configure
 class Config(Settings):
     """Parallel Q-learning from pixels."""
 
+    RENAMED: ClassVar = names.RENAMED_PQN
+    FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES_PQN
+    GROUPS: ClassVar = names.GROUPS_PQN
+    COMMON: ClassVar = names.COMMON_PQN
+    PRESET_SUMMARIES: ClassVar = names.PRESET_SUMMARIES_PQN
+
     preset: str = "paper"
-    """Named set of defaults for all that follows."""
+    """Named set of defaults for the other options."""
     total_steps: Count = 10_000_000
-    """Length of the run, in agent steps over all environments."""
+    """Total agent steps of the run, summed over all environments."""
     num_envs: Count = 128
-    """Environments stepped together."""
+    """Number of parallel environments."""
 
-    # --- the network -----------------------------------------------------------------------------------------------
+    # --- network ---------------------------------------------------------------------------------------------------
     backbone: Literal["nature", "nips", "der"] = "nature"
-    """The eye, by its name in core.backbones."""
+    """Convolutional backbone, by its name in core.backbones."""
     width_multiplier: Annotated[float, Range(0.1, 16)] = 1.0
-    """Factor on the backbone's channels."""
+    """Factor on the number of channels of the backbone."""
     hidden_units: Count = 512
-    """Units of the head's hidden layer."""
+    """Units of the hidden layer in the head."""
     layer_norm: bool = True
-    """Normalise every layer before its ReLU."""
+    """Apply LayerNorm before every ReLU."""
 
-    # --- learning --------------------------------------------------------------------------------------------------
+    # --- algorithm -------------------------------------------------------------------------------------------------
     rollout_steps: Count = 32
-    """Steps that every environment plays before the network learns from them."""
+    """Steps in each environment per rollout."""
     update_epochs: Count = 2
-    """Passes over them."""
+    """Epochs over each rollout."""
     num_minibatches: Count = 32
-    """Updates in each pass."""
+    """Minibatches per epoch, one update each."""
     gamma: Fraction = 0.99
-    """Discount of one agent step."""
+    """Discount factor per agent step."""
     td_lambda: Fraction = 0.65
-    """Lambda of the returns: 0 bootstraps after one step, 1 after the last of the rollout."""
+    """Lambda of the lambda-returns: 0 gives one-step returns, 1 gives returns up to the end of the rollout."""
     clip_rewards: bool = True
-    """Learn from the sign of a reward; scores are always reported raw."""
+    """Train on the sign of the reward; logged returns are always raw."""
     terminal_on_life_loss: bool = True
-    """A lost life ends the learner's episode, never the game."""
+    """Treat the loss of a life as terminal in the return; the environment is not reset."""
     learning_rate: Positive = 2.5e-4
-    """Step size of RAdam, at first."""
+    """Initial learning rate of RAdam."""
     max_grad_norm: Positive = 10.0
-    """Norm to which gradients are clipped."""
+    """Maximum norm for gradient clipping."""
 
     # --- exploration -----------------------------------------------------------------------------------------------
     epsilon_start: Fraction = 1.0
-    """Probability of a random action at the start."""
+    """Initial probability of a random action."""
     epsilon_end: Fraction = 0.001
-    """Probability of a random action after the decline."""
+    """Final probability of a random action."""
     epsilon_decay_steps: Count = 1_000_000
-    """Agent steps over which it declines, linearly."""
+    """Agent steps over which epsilon decays linearly from --epsilon-start to --epsilon-end."""
 
-    # --- evaluation and keeping ------------------------------------------------------------------------------------
+    # --- evaluation, logging and checkpoints -----------------------------------------------------------------------
     eval_epsilon: Fraction = 0.0
-    """Probability of a random action in evaluation."""
+    """Probability of a random action during evaluation."""
     eval_every_steps: Annotated[int, Range(0)] = 500_000
-    """Agent steps between evaluations; 0: none."""
+    """Agent steps between evaluations; 0: no evaluation."""
     log_every_steps: Count = 8_192
-    """Agent steps between lines of metrics."""
+    """Agent steps between two log entries."""
     checkpoint_every_steps: Count = 100_000
     """Agent steps between checkpoints."""
 
@@ -79,28 +86,29 @@ class Config(Settings):
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # Gallici et al. 2024, as published for Atari: 40,000,000 frames.
     "paper": {},
-    # The same for the paper's 200,000,000 frames; epsilon declines over a tenth, as it does there.
+    # The same for the paper's 200,000,000 frames; epsilon decays over the first tenth, as in the paper.
     "paper-200m": {"total_steps": 50_000_000, "epsilon_decay_steps": 5_000_000},
 }
 
-DEPARTURES = (
-    "scores are means of 30 whole games, one in each environment, so that short games do not count more often",
-    "a truncated episode bootstraps from its last observation, where the published code takes it for a terminal",
+DEVIATIONS = (
+    "scores average 30 complete episodes, one in each environment, so that short episodes are not overrepresented",
+    "a truncated episode bootstraps from its last observation; the published code treats it as terminal",
 )
 
 
 KIND = "pqn"
 
 
-# What may differ when a run goes on; everything else would make it another run.
+# Fields that may differ when a run is resumed.
 CHANGEABLE = {"resume", "quiet", "total_steps", "stop_at_return", "eval_episodes", "capture_video"}
 
 
 def read_config(argv: Sequence[str] | None = None, description: str = "") -> Config:
-    """The config of the command line; with --resume, the run's own, which the command line must not contradict.
+    """Read the config from the command line; with --resume, from the run folder.
 
     Raises:
-        UserError: as `core.run_config.configure`; minibatches that a rollout does not divide into.
+        UserError: as in `core.run_config.configure`; the rollout cannot be divided into minibatches of equal size; with
+            --resume, a flag contradicts the config of the run.
     """
     config = configure(
         Config,
@@ -114,12 +122,12 @@ def read_config(argv: Sequence[str] | None = None, description: str = "") -> Con
     )
     if config.rollout_steps * config.num_envs % config.num_minibatches:
         raise UserError(
-            f"--rollout-steps {config.rollout_steps} in --num-envs {config.num_envs} environments cannot be divided "
-            f"into --num-minibatches {config.num_minibatches} evenly: change one of them."
+            f"A rollout of --rollout-steps {config.rollout_steps} in --num-envs {config.num_envs} environments cannot "
+            f"be divided evenly into --num-minibatches {config.num_minibatches}: change one of them."
         )
     return config
 
 
 def default_name(config: Config) -> str:
-    """pqn-Pong-v5-paper-1 for ALE/Pong-v5, preset paper, seed 1."""
+    """Default run name: pqn-Pong-v5-paper-1 for ALE/Pong-v5, preset paper, seed 1."""
     return f"{KIND}-{config.env.split('/')[-1]}-{config.preset}-{config.seed}"

@@ -1,7 +1,7 @@
-"""Presets to the letter of their papers, as overrides of the fields of agents/configs/dqn.py, and where they depart.
+"""Presets with published hyperparameters, as overrides of the fields in agents/configs/dqn.py, and their deviations.
 
-Papers count frames, of which an agent step has four; here everything counts agent steps. What a paper leaves open is as
-its authors' published code has it.
+Papers count frames; here all counts are agent steps of four frames. Values that a paper does not give are taken from
+the published code of its authors.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# Mnih et al. 2015, extended data table 1 and Methods. The published code adds up the gradients of a batch of 32 where
-# this one averages them, so its 0.01 under the root of RMSProp is 0.01 / 32^2 here.
+# Mnih et al. 2015, extended data table 1 and Methods. The published code sums the gradients of a batch of 32, this code
+# averages them, so the epsilon of 0.01 under the square root of RMSProp is 0.01 / 32^2 here.
 _NATURE: Mapping[str, Any] = {
     "total_steps": 50_000_000,
     "num_envs": 1,
@@ -36,7 +36,7 @@ _NATURE: Mapping[str, Any] = {
     "eval_epsilon": 0.05,
     "eval_max_steps": 4_500,
 }
-# Dopamine's dqn.gin of today (Castro et al. 2018), after Machado et al. 2018 for the environment.
+# Current dqn.gin of Dopamine (Castro et al. 2018), with the environment settings of Machado et al. 2018.
 _DOPAMINE: Mapping[str, Any] = {
     **_NATURE,
     "protocol": "machado",
@@ -95,7 +95,7 @@ _RAINBOW: Mapping[str, Any] = {
     "epsilon_decay_steps": 1,
 }
 
-FAMILY: Mapping[str, Mapping[str, Any]] = {
+PAPER_PRESETS: Mapping[str, Mapping[str, Any]] = {
     "nature": _NATURE,
     "dopamine": _DOPAMINE,
     "double": _DOUBLE,
@@ -197,14 +197,14 @@ FAMILY: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
-_SCORES = "scores are means of 30 whole games, one in each environment, so that short games do not count more often"
-_STARTS = "evaluation begins with no-ops, for the human starts of the paper were never published"
-_BIAS = "every action has a bias of its own in the last layer, as in all other presets, where the paper shares one"
-_GRADIENTS = "gradients are averaged over the batch, and what RMSProp adds under the root is scaled to match"
-_FRACTIONS = "actions are chosen by evenly spaced fractions in place of drawn ones: the same expectation without chance"
-_DUEL = "noise is the same for the online network's choice and its prediction, which saves a forward pass"
+_SCORES = "scores average 30 complete episodes, one in each environment, so that short episodes are not overrepresented"
+_STARTS = "evaluation starts with no-ops, because the human starts of the paper were never published"
+_BIAS = "every action has its own bias in the last layer, as in all other presets; the paper shares one bias"
+_GRADIENTS = "gradients are averaged over the batch instead of summed, and the epsilon of RMSProp is scaled to match"
+_FRACTIONS = "actions are selected with evenly spaced instead of sampled quantile fractions: same mean, no variance"
+_DUEL = "the online network uses the same noise to select the next action and to predict, which saves a forward pass"
 
-DEPARTURES: Mapping[str, tuple[str, ...]] = {
+DEVIATIONS: Mapping[str, tuple[str, ...]] = {
     "nature": (_SCORES, _GRADIENTS),
     "dopamine": (_SCORES,),
     "double": (_SCORES, _STARTS, _BIAS, _GRADIENTS),
@@ -214,7 +214,7 @@ DEPARTURES: Mapping[str, tuple[str, ...]] = {
         _STARTS,
         _BIAS,
         _GRADIENTS,
-        "batches are stratified over the tree's top nodes, not to the last slot, so that any size draws alike",
+        "batches are stratified over the top level of the sum tree only, which works alike for all buffer sizes",
     ),
     "c51": (_SCORES,),
     "qr": (_SCORES,),
@@ -222,18 +222,18 @@ DEPARTURES: Mapping[str, tuple[str, ...]] = {
     "rainbow": (
         _SCORES,
         _DUEL,
-        "gradients are clipped to norm 10, as in the authors' later code, which the table does not mention",
+        "gradients are clipped to norm 10, as in later code of the authors; the table of the paper does not mention it",
     ),
     "munchausen": (_SCORES,),
     "btr": (
         _SCORES,
         _FRACTIONS,
-        "log-probabilities are the target network's, as in Munchausen's paper; the published code has the online one's",
-        "epsilon falls linearly over 2,000,000 steps, for a schedule must be a function of the step",
+        "log-probabilities are the target network's, as in the M-DQN paper; the published code uses the online network",
+        "epsilon decays linearly over 2,000,000 steps, because schedules here are functions of the step",
     ),
     "data-efficient": (
         _SCORES,
         _DUEL,
-        "the eye is padded: without, it never sees the last 9 rows and columns, where Pong's own paddle moves",
+        "convolutions are padded: otherwise they ignore the last 9 rows and columns, where Pong has the agent's paddle",
     ),
 }

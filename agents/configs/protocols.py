@@ -1,12 +1,12 @@
-"""How an agent is scored, by name: the one definition that training, evaluation and benchmarks share.
+"""Evaluation protocols by name, shared by training, evaluation and benchmarks.
 
     python -m agents.dqn --protocol machado
     python -m agents.evaluate runs/<name> --protocol nature
     python -m agents.benchmark --protocol 100k
 
-A name stands for the settings of Atari games (`envs.PROTOCOLS`) and for what is here: which number of a run is its
-score, and what a run's config must say for it. Where `--protocol` is typed, these overrides lie over those of the
-preset, so that two presets are scored alike; a preset alone is scored as its paper scored it.
+A protocol consists of Atari settings (`envs.PROTOCOLS`), of the metric that is the score of a run, and of overrides of
+config fields. If `--protocol` is given on the command line, its overrides take precedence over the preset, so that
+different presets are scored in the same way. Without it, a preset is scored as in its paper.
 """
 
 from __future__ import annotations
@@ -20,33 +20,34 @@ from zerokara.agents.configs.common import ProtocolName
 
 @dataclass(frozen=True)
 class Protocol:
-    """Where a score comes from."""
+    """Definition of a score."""
 
-    source: str
-    metric: str  # of metrics.jsonl; its last value is the run's score
-    score: str  # in words
-    overrides: Mapping[str, Any] = field(default_factory=dict)  # of fields in agents/configs/common.py
+    source: str  # paper
+    metric: str  # name in metrics.jsonl; its last value is the score of the run
+    score: str  # description for reports
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # values of fields in agents/configs/common.py
 
 
 PROTOCOLS: Mapping[ProtocolName, Protocol] = {
-    # The paper reports the best of its evaluations, which are what it was chosen by; here the last one counts.
+    # The paper reports the best of its evaluations, which is biased upwards by the selection; here the last one counts.
     "nature": Protocol(
-        "Mnih et al. 2015, Methods: up to 30 no-ops begin a game",
+        "Mnih et al. 2015, Methods: up to 30 no-ops at the start of an episode",
         "eval/return",
-        "mean raw return of 30 whole games at epsilon .05, cut after 5 minutes (18,000 frames)",
+        "mean raw return of 30 episodes at epsilon .05, cut after 5 minutes (18,000 frames)",
         {"eval_episodes": 30, "eval_epsilon": 0.05, "eval_max_steps": 4_500},
     ),
     "machado": Protocol(
         "Machado et al. 2018: sticky actions with probability .25",
         "train/return",
-        "mean raw return of the last 100 games of training, without an evaluation of its own",
+        "mean raw return of the last 100 training episodes, without a separate evaluation",
         {"eval_every_steps": 0},
     ),
-    # Epsilon and the number of games are those of the code that Agarwal et al. 2021 compare.
+    # Epsilon and the number of episodes are those of the code that Agarwal et al. 2021 compare.
     "100k": Protocol(
-        "Kaiser et al. 2020, Agarwal et al. 2021: 100,000 steps (400,000 frames), up to 30 no-ops begin a game",
+        "Kaiser et al. 2020, Agarwal et al. 2021: 100,000 steps (400,000 frames), up to 30 no-ops at the start of an "
+        "episode",
         "eval/return",
-        "mean raw return of 100 whole games at epsilon .001 after the last step, cut after 30 minutes (108,000 frames)",
+        "mean raw return of 100 episodes at epsilon .001 after the last step, cut after 30 minutes (108,000 frames)",
         {
             "total_steps": 100_000,
             "eval_every_steps": 100_000,

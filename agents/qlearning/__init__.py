@@ -1,1 +1,1 @@
-"""Q-learning: networks, heads, losses, schedules, exploration and replay."""
+"""Q-learning: networks, heads, losses, schedules, exploration and replay buffers."""

@@ -1,4 +1,4 @@
-"""Exploration by chance: epsilon-greedy, and the same with random actions that last.
+"""Epsilon-greedy and temporally extended epsilon-greedy exploration.
 
 Shapes: N environments.
 """
@@ -10,19 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LONGEST = 10_000  # steps, as in the paper
+MAX_DURATION = 10_000  # steps of one random action, as in the paper
 
 
 class Exploration:
-    """Which environments act at random, and how. Random numbers are drawn on the CPU, the same number at every call.
+    """Sampler of exploratory actions. Each call draws the same number of random numbers, on the CPU.
 
-    With `zeta`, temporally extended epsilon-greedy (Dabney et al. 2021, "Temporally-Extended epsilon-Greedy
-    Exploration", algorithm 1): a random action, once begun, is held for n steps with probability proportional to
-    n^-zeta. Single random actions cancel each other out; held ones get somewhere, as in games whose first reward is
-    a hundred steps away.
+    With `zeta`, this is temporally extended (ez-)greedy exploration (Dabney et al. 2021, "Temporally-Extended
+    epsilon-Greedy Exploration", algorithm 1): a random action is repeated for n steps with probability proportional to
+    n^-zeta. Single random actions tend to cancel each other out; repeated actions reach states that are many steps
+    away, as needed in games in which the first reward is a hundred steps away.
 
     Args:
-        seed: of what is drawn.
+        num_envs: N.
+        num_actions: number of actions.
+        seed: seed of the random numbers.
         zeta: exponent above 1; None: random actions last one step.
     """
 
@@ -30,17 +32,17 @@ class Exploration:
         self.num_actions = num_actions
         self.generator = torch.Generator().manual_seed(seed)
         self.action_N = torch.zeros(num_envs, dtype=torch.int64)
-        self.left_N = torch.zeros(num_envs, dtype=torch.int64)  # steps for which it is still held
+        self.remaining_N = torch.zeros(num_envs, dtype=torch.int64)  # remaining steps of the random action
         self._cumulative: Tensor | None = None
         if zeta is not None:
-            weights = torch.arange(1, LONGEST + 1, dtype=torch.float64) ** -zeta
+            weights = torch.arange(1, MAX_DURATION + 1, dtype=torch.float64) ** -zeta
             self._cumulative = weights.cumsum(0) / weights.sum()
 
-    def draw(self, epsilon: float) -> tuple[Tensor, Tensor]:
-        """Where to act at random in this step (N,) bool, and what (N,) int64.
+    def sample(self, epsilon: float) -> tuple[Tensor, Tensor]:
+        """Sample a mask (N,) bool of environments that act at random in this step, and random actions (N,) int64.
 
         Args:
-            epsilon: probability with which a random action begins where none is held.
+            epsilon: probability that a random action starts in an environment in which none is being repeated.
         """
         number = len(self.action_N)
         random_N = torch.randint(self.num_actions, (number,), generator=self.generator)
@@ -48,19 +50,19 @@ class Exploration:
         if self._cumulative is None:
             return begins_N, random_N
         chance_N = torch.rand(number, generator=self.generator, dtype=torch.float64)
-        length_N = 1 + torch.searchsorted(self._cumulative, chance_N).clamp(max=LONGEST - 1)
-        begins_N &= self.left_N == 0
+        length_N = 1 + torch.searchsorted(self._cumulative, chance_N).clamp(max=MAX_DURATION - 1)
+        begins_N &= self.remaining_N == 0
         self.action_N = torch.where(begins_N, random_N, self.action_N)
-        self.left_N = torch.where(begins_N, length_N, self.left_N)
-        held_N = self.left_N > 0
-        self.left_N = (self.left_N - 1).clamp(min=0)
+        self.remaining_N = torch.where(begins_N, length_N, self.remaining_N)
+        held_N = self.remaining_N > 0
+        self.remaining_N = (self.remaining_N - 1).clamp(min=0)
         return held_N, self.action_N
 
     def state_dict(self) -> dict[str, Any]:
-        """The generator, and what is held."""
-        return {"generator": self.generator.get_state(), "action": self.action_N, "left": self.left_N}
+        """State of the generator and of the repeated actions."""
+        return {"generator": self.generator.get_state(), "action": self.action_N, "left": self.remaining_N}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore the state that `state_dict` returned."""
         self.generator.set_state(state["generator"])
-        self.action_N, self.left_N = state["action"], state["left"]
+        self.action_N, self.remaining_N = state["action"], state["left"]

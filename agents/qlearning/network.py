@@ -1,6 +1,6 @@
-"""The Q-network: a backbone, the streams on top of it, and a head that says what their numbers mean.
+"""Q-network: a convolutional backbone, one or two fully connected streams (dueling), and a head.
 
-Shapes: B batch, C channels, H, W pixels, F features, A actions, X numbers of an action (agents/qlearning/heads.py).
+Shapes: B batch, C channels, H, W pixels, F features, A actions, X outputs per action (agents/qlearning/heads.py).
 """
 
 from __future__ import annotations
@@ -14,26 +14,29 @@ import torch
 from torch import Tensor, nn
 
 from zerokara.agents.configs import dqn, pqn
-from zerokara.agents.qlearning.heads import HEADS, Expected
+from zerokara.agents.qlearning.heads import HEADS, ExpectedReturn
 from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.layers import NoisyLinear, ReLU
 
 
 class QNetwork(nn.Module):
-    """Values of every action, from pixels.
+    """Network that maps images to the Q-values of all actions.
 
     Args:
         obs_shape: (C, H, W).
         num_actions: A.
-        backbone: a name of `core.backbones`; width: its channels are multiplied by it.
-        hidden_units: units of the hidden layer (of each stream, if dueling).
-        dueling: split into value and advantage (Wang et al. 2016, "Dueling Network Architectures", equation 9).
-        layer_norm: normalise the hidden layer before its ReLU (Ba et al. 2016; in Q-learning Gallici et al. 2024).
-        backbone_gradient_scale: factor on the gradient that flows from the streams into the backbone (Wang et al. 2016,
-            section 4.2, which has 1 / sqrt(2) for two streams).
-        noisy_sigma_init: linear layers have noise of this size at first (Fortunato et al. 2018); None: they have none.
-        backbone_options: what else the backbone takes.
-        head: made from the number of features; None: expected returns alone.
+        backbone: name in `core.backbones`.
+        width: factor on the number of channels of the backbone.
+        hidden_units: units of the hidden layer, in each stream if dueling.
+        dueling: separate streams for value and advantages (Wang et al. 2016, "Dueling Network Architectures", equation
+            9).
+        layer_norm: LayerNorm on the hidden layer before its ReLU (Ba et al. 2016; in Q-learning Gallici et al. 2024).
+        backbone_gradient_scale: factor on the gradient from the streams into the backbone (Wang et al. 2016, section
+            4.2: 1 / sqrt(2) for two streams).
+        noisy_sigma_init: initial noise scale of noisy linear layers (Fortunato et al. 2018); None: linear layers
+            without noise.
+        head: function that creates the head from the number of features; None: a scalar Q-value per action.
+        backbone_options: further keyword arguments of the backbone.
     """
 
     def __init__(
@@ -48,43 +51,44 @@ class QNetwork(nn.Module):
         layer_norm: bool,
         backbone_gradient_scale: float = 1.0,
         noisy_sigma_init: float | None = None,
-        head: Callable[[int], Expected] | None = None,
+        head: Callable[[int], ExpectedReturn] | None = None,
         backbone_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.num_actions = num_actions
         self.backbone_gradient_scale = backbone_gradient_scale
-        # Whether training and playing differ: noise is off, and power iterations rest, where nobody learns.
-        self.has_modes = noisy_sigma_init is not None or bool((backbone_options or {}).get("spectral_norm"))
+        # True if train() and eval() differ: in eval mode noise is disabled and spectral norm does no power iteration.
+        self.has_train_mode = noisy_sigma_init is not None or bool((backbone_options or {}).get("spectral_norm"))
         self.backbone = make_backbone(backbone, obs_shape[0], obs_shape[1:], width=width, **(backbone_options or {}))
         features = self.backbone.features
-        self.head = Expected() if head is None else head(features)
+        self.head = ExpectedReturn() if head is None else head(features)
         outputs = self.head.outputs
         self.advantage = _stream(features, hidden_units, outputs * num_actions, layer_norm, noisy_sigma_init)
         self.value = _stream(features, hidden_units, outputs, layer_norm, noisy_sigma_init) if dueling else None
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Q-values (B, A) in float32, of images scaled to [0, 1]."""
+        """Q-values (B, A) in float32 from images in [0, 1]."""
         return self.values(self.features(x_BCHW))
 
     def features(self, x_BCHW: Tensor) -> Tensor:
-        """What the eye sees, (B, F)."""
+        """Features (B, F) of the backbone."""
         features_BF: Tensor = self.backbone(x_BCHW).flatten(1)
         if self.backbone_gradient_scale == 1:
             return features_BF
         return torch.lerp(features_BF.detach(), features_BF, self.backbone_gradient_scale)
 
     def values(self, features_BF: Tensor) -> Tensor:
-        """Q-values (B, A) in float32."""
+        """Q-values (B, A) in float32 from features."""
         return self.head.values(self.outputs(features_BF))
 
     def outputs(self, features_BF: Tensor, tau_BT: Tensor | None = None) -> Tensor:
-        """The head's numbers (B, X, A) in float32.
+        """Outputs (B, X, A) of the streams in float32, which the head interprets.
 
         Args:
-            tau_BT: fractions at which an implicit quantile head is asked; None: evenly spaced ones.
+            features_BF: features of the backbone.
+            tau_BT: quantile fractions for an implicit quantile head; None: evenly spaced fractions.
         """
-        x = self.head.at(features_BF, tau_BT)
+        x = self.head.embed(features_BF, tau_BT)
         z_BXA: Tensor = self.advantage(x).view(len(features_BF), -1, self.num_actions)
         if self.value is not None:
             z_BXA = z_BXA - z_BXA.mean(dim=2, keepdim=True) + self.value(x).view(len(features_BF), -1, 1)
@@ -94,9 +98,10 @@ class QNetwork(nn.Module):
 def _stream(
     features: int, hidden_units: int, outputs: int, layer_norm: bool, noisy_sigma_init: float | None
 ) -> nn.Sequential:
-    """Hidden layer and output. He initialisation; the outputs start near zero, so that no action starts favoured.
+    """Hidden layer and output layer.
 
-    Noisy layers start as their paper has them.
+    He initialization for the hidden layer. Initial outputs are near zero, so that no action is preferred at the start.
+    Noisy layers are initialized as in their paper.
     """
     norm = nn.LayerNorm(hidden_units) if layer_norm else nn.Identity()
     if noisy_sigma_init is not None:
@@ -114,10 +119,10 @@ def _stream(
 
 
 def make_network(config: dqn.Config, obs_shape: tuple[int, int, int], num_actions: int) -> QNetwork:
-    """The Q-network that a config describes."""
+    """Create the Q-network of a DQN config."""
     options: dict[str, dict[str, Any]] = {
         "impala": {"spectral_norm": config.spectral_norm, "pool_size": config.pool_size},
-        "dcgan": {"norm": "none"},  # values of a state must not depend on the other states of a batch
+        "dcgan": {"norm": "none"},  # BatchNorm would make Q-values depend on the other observations in the batch
     }
     return QNetwork(
         obs_shape,
@@ -135,7 +140,7 @@ def make_network(config: dqn.Config, obs_shape: tuple[int, int, int], num_action
 
 
 def make_pqn_network(config: pqn.Config, obs_shape: tuple[int, int, int], num_actions: int) -> QNetwork:
-    """The Q-network that a config describes, its weights drawn as in the published code (He et al. 2015)."""
+    """Create the Q-network of a PQN config, initialized as in the published code (He et al. 2015)."""
     network = QNetwork(
         obs_shape,
         num_actions,

@@ -1,4 +1,4 @@
-"""Policy: a Q-network as players use it, pixels in, values and actions out.
+"""Policy: Q-values and epsilon-greedy actions from observations.
 
 Shapes: N environments, A actions, C, H, W an observation.
 """
@@ -16,11 +16,12 @@ from zerokara.core.layers import resample_noise
 
 
 class Policy:
-    """A network as players use it: pixels in, values out.
+    """Policy of a Q-network, for acting in environments.
 
     Args:
-        network: on the device of `compute`.
-        seed: of the noise of noisy layers when they explore.
+        network: Q-network on the device of `compute`.
+        compute: device and precision.
+        seed: seed of the noise in noisy layers.
     """
 
     def __init__(self, network: QNetwork, compute: Compute, seed: int = 0) -> None:
@@ -37,17 +38,17 @@ class Policy:
         """Q-values (N, A) float32, on the device, of observations (N, C, H, W) uint8.
 
         Args:
-            noisy: with fresh noise in noisy layers, where there are any.
+            noisy: resample and use the noise of noisy layers, as in training; False disables it, as in evaluation.
         """
-        if self.network.has_modes:
+        if self.network.has_train_mode:
             self.network.train(noisy)
             if noisy:
                 resample_noise(self.network, self.noise)
         return self._values(torch.from_numpy(obs_NCHW).to(self.compute.torch_device, non_blocking=True))
 
     def act(self, obs_NCHW: np.ndarray, epsilon: float, exploration: Exploration, *, noisy: bool = False) -> np.ndarray:
-        """Epsilon-greedy actions (N,) int64."""
-        explore_N, random_N = exploration.draw(epsilon)
+        """Select epsilon-greedy actions (N,) int64."""
+        explore_N, random_N = exploration.sample(epsilon)
         if epsilon >= 1:
             return random_N.numpy()
         greedy_N = self.compute.to_host(self.values(obs_NCHW, noisy=noisy).argmax(dim=1))

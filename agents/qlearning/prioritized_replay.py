@@ -1,13 +1,13 @@
-"""Prioritised replay: transitions are drawn the more often, the more wrong the network was about them last time.
+"""Prioritized replay buffer, proportional variant (Schaul et al. 2016, "Prioritized Experience Replay").
 
-Schaul et al. 2016, "Prioritized Experience Replay", proportional variant. Sums of priorities stand in a flat tree of
-few levels, on the device where the replay is: a level is one tensor, a node the sum of `FAN_OUT` neighbours in the
-level below, and drawing or changing a batch is a handful of tensor operations for each level, whatever the batch.
+The sum tree has few levels and is on the device of the replay buffer. Each level is one tensor; each node is the sum of
+`FAN_OUT` neighboring nodes of the level below. Sampling or updating a batch takes a few tensor operations per level,
+independent of the batch size.
 
-A slot has priority 0 where no transition may be drawn: where a truncated episode's last observation stands, at the
-write head until its successor is there, and where it only lends frames to stacks or awaits being overwritten.
+A slot has priority 0 if no transition can be sampled there: the last observation of a truncated episode, the newest
+slot until its next observation is stored, and old slots that are used only as frames of stacks or will be overwritten.
 
-Shapes: E environments, L slots of a ring, B batch, R rows that change, S = FAN_OUT children of a node.
+Shapes: E environments, B batch, D levels of the tree, R changed rows, S slots, or the FAN_OUT children of a node.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from torch import Tensor
 from zerokara.agents.qlearning.replay import LAST, TERMINAL, Batch, Replay
 
 FAN_OUT = 64  # three levels for 262,144 transitions, four for 16,777,216
-SMALLEST = 1e-6  # added to errors, so that everything can be drawn again (section 3.3)
+PRIORITY_EPSILON = 1e-6  # added to TD errors, so that every transition can be sampled again (section 3.3)
 
 
 class SumTree:
-    """Numbers that can be drawn in proportion to their size.
+    """Sum tree: samples indices with probabilities proportional to their values.
 
     Args:
-        size: of them, all 0 at first.
+        size: number of values, initially 0.
+        device: device of the tree.
     """
 
     def __init__(self, size: int, device: torch.device) -> None:
-        self.levels: list[Tensor] = []  # the numbers themselves first, each level padded to whole nodes
+        self.levels: list[Tensor] = []  # leaves first; each level is padded to a multiple of FAN_OUT
         while True:
             padded = -(-size // FAN_OUT) * FAN_OUT
             self.levels.append(torch.zeros(padded, device=device))
@@ -41,124 +42,126 @@ class SumTree:
                 break
 
     def get(self, row_B: Tensor) -> Tensor:
-        """Numbers (B,)."""
+        """Values (B,) at given rows."""
         return self.levels[0][row_B]
 
     def set(self, row_R: Tensor, value_R: Tensor) -> None:
-        """Change numbers, none of them below 0. Of a row that comes twice the greater value stays."""
+        """Set non-negative values at given rows. For a row that occurs twice, the larger value is stored."""
         self.levels[0].scatter_reduce_(0, row_R, value_R, "amax", include_self=False)
         for below, level in zip(self.levels[:-1], self.levels[1:], strict=True):
             row_R = row_R // FAN_OUT
             level[row_R] = below.view(-1, FAN_OUT)[row_R].sum(dim=1)
 
-    def draw(self, uniform_DB: Tensor) -> Tensor:
-        """Rows (B,), each with a probability proportional to its number.
+    def sample(self, uniform_DB: Tensor) -> Tensor:
+        """Sample rows (B,) with probabilities proportional to their values.
 
         Args:
-            uniform_DB: a number from 0 to 1 for each level and row: every level chooses afresh, so that 24 random bits
-                are enough for any size.
+            uniform_DB: uniform random numbers in [0, 1], one for each level and sample. Each level uses its own number,
+                so that the 24 random bits of float32 are sufficient for any size.
         """
         node_B = torch.zeros(uniform_DB.shape[1], dtype=torch.int64, device=uniform_DB.device)
         for level, uniform_B in zip(reversed(self.levels), uniform_DB, strict=True):
             nodes = level.view(-1, FAN_OUT)
-            # Where all is 0, the last child is taken, which may have no node in the next level.
+            # If all values are 0, the last child is selected, which may have no node in the next level.
             sum_BS = nodes[node_B.clamp(max=len(nodes) - 1)].cumsum(dim=1)
             total_B = sum_BS[:, -1]
-            # Below the total also after rounding, so that the child found has a part of it: no row of 0 is drawn.
-            aim_B = torch.minimum(uniform_B * total_B, torch.nextafter(total_B, torch.zeros_like(total_B)))
-            child_B = (sum_BS <= aim_B[:, None]).sum(dim=1).clamp(max=FAN_OUT - 1)
+            # Below the total also after rounding, so that a child with value 0 is never selected.
+            threshold_B = torch.minimum(uniform_B * total_B, torch.nextafter(total_B, torch.zeros_like(total_B)))
+            child_B = (sum_BS <= threshold_B[:, None]).sum(dim=1).clamp(max=FAN_OUT - 1)
             node_B = node_B * FAN_OUT + child_B
         return node_B
 
 
 class PrioritizedReplay(Replay):
-    """Replay that draws transitions by their priority, (error + `SMALLEST`) ** exponent.
+    """Replay buffer that samples transitions in proportion to (|TD error| + `PRIORITY_EPSILON`) ** alpha.
 
     Args:
-        exponent: alpha; 0 would draw all alike.
-        args, options: as for `Replay`.
+        args: positional arguments of `Replay`.
+        alpha: exponent of the priorities; 0 is uniform sampling.
+        options: keyword arguments of `Replay`.
     """
 
-    def __init__(self, *args: Any, exponent: float, **options: Any) -> None:
+    def __init__(self, *args: Any, alpha: float, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.exponent = exponent
+        self.alpha = alpha
         self.tree = SumTree(self.num_envs * self.slots, self.device)
-        self.highest = torch.ones((), device=self.device)  # priority so far: what new transitions get
-        self.weight_exponent = torch.ones((), device=self.device)  # beta, set by whoever knows the step
-        self._drawn_B = torch.zeros(1, dtype=torch.int64, device=self.device)
-        self._gone = np.zeros(self.num_envs, np.int64)  # (E,) slots below have lost their priority
+        self.max_priority = torch.ones((), device=self.device)  # largest priority so far, given to new transitions
+        self.beta = torch.ones((), device=self.device)  # set by the training loop
+        self._sampled_row_B = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self._cleared = np.zeros(self.num_envs, np.int64)  # (E,) priorities of older slots have been set to 0
 
     @property
-    def changing(self) -> list[Tensor]:
-        """The tensors that `rank` changes."""
-        return [*self.tree.levels, self.highest]
+    def priority_tensors(self) -> list[Tensor]:
+        """Tensors that `update_priorities` modifies."""
+        return [*self.tree.levels, self.max_priority]
 
     def add(self, *args: Any, **options: Any) -> None:
-        """As `Replay.add`; what can be drawn from now on has the highest priority so far."""
+        """Store one step as `Replay.add` does. New transitions get the largest priority so far."""
         before = self.head.copy()
         super().add(*args, **options)
-        # From the slot that had no successor yet to the newest, and those that have left the window.
-        fresh_ES = (before - 1)[:, None] + np.arange(3)
-        low = self.oldest
-        gone_ES = self._gone[:, None] + np.arange(self.frame_stack + 2)
-        self._gone = low
-        fresh = (fresh_ES >= low[:, None]) & (fresh_ES >= 0) & (fresh_ES < self.head[:, None])
-        gone = gone_ES < low[:, None]
+        # From the slot that had no next observation yet to the newest slot, and the slots that have left the window.
+        new_ES = (before - 1)[:, None] + np.arange(3)
+        oldest_E = self.oldest
+        expired_ES = self._cleared[:, None] + np.arange(self.frame_stack + 2)
+        self._cleared = oldest_E
+        new = (new_ES >= oldest_E[:, None]) & (new_ES >= 0) & (new_ES < self.head[:, None])
+        expired = expired_ES < oldest_E[:, None]
         start_E = (np.arange(self.num_envs) * self.slots)[:, None]
-        fresh_row, gone_row = (start_E + slots % self.slots for slots in (fresh_ES, gone_ES))
-        flag = self._host["flag"][fresh_row]
+        new_row, expired_row = (start_E + slots % self.slots for slots in (new_ES, expired_ES))
+        flag = self._host["flag"][new_row]
         ended = (flag & TERMINAL) > 0
-        # What could be drawn before keeps its priority.
-        known = ended & (fresh_ES == (before - 1)[:, None])
-        drawable = ((flag & LAST) == 0) & (ended | (fresh_ES < self.head[:, None] - 1))
-        row = np.concatenate([gone_row[gone], fresh_row[fresh & ~known]])
-        is_new = np.concatenate([np.zeros(gone.sum(), bool), drawable[fresh & ~known]])
+        # Transitions that could be sampled before keep their priority.
+        has_priority = ended & (new_ES == (before - 1)[:, None])
+        sampleable = ((flag & LAST) == 0) & (ended | (new_ES < self.head[:, None] - 1))
+        row = np.concatenate([expired_row[expired], new_row[new & ~has_priority]])
+        is_new = np.concatenate([np.zeros(expired.sum(), bool), sampleable[new & ~has_priority]])
         is_new_R = torch.from_numpy(is_new).to(self.device)
-        self.tree.set(torch.from_numpy(row).to(self.device), torch.where(is_new_R, self.highest, 0.0))
+        self.tree.set(torch.from_numpy(row).to(self.device), torch.where(is_new_R, self.max_priority, 0.0))
 
     def sample(self, batch_size: int) -> Batch:
-        """Draw transitions by their priority, with weights that make up for it, the greatest of them 1.
+        """Sample transitions by priority, with importance-sampling weights.
 
-        The weight is probability ** -beta over the batch's greatest (section 3.4). Never waits for the device.
+        The weights are probability ** -beta, divided by their maximum in the batch (section 3.4). Does not synchronize
+        with the device.
         """
         depth = len(self.tree.levels)
         uniform_DB = torch.rand((depth, batch_size), generator=self.generator, device=self.device)
-        # One of each B-th of the whole, which is what the paper does (appendix B.2.1).
+        # Stratified: one sample from each of B equal parts of the total priority, as in the paper (appendix B.2.1).
         uniform_DB[0] = (uniform_DB[0] + torch.arange(batch_size, device=self.device)) / batch_size
-        row_B = self.tree.draw(uniform_DB).clamp(max=self.num_envs * self.slots - 1)
-        self._drawn_B = row_B
+        row_B = self.tree.sample(uniform_DB).clamp(max=self.num_envs * self.slots - 1)
+        self._sampled_row_B = row_B
         env_B = row_B // self.slots
-        # The newest lap of the ring in which this row was written.
-        newest_B = self._newest[env_B]
+        # The latest slot number that was written to this row of the ring buffer.
+        newest_B = self._newest_slot[env_B]
         slot_B = newest_B - (newest_B - row_B) % self.slots
         batch = self.gather(env_B, slot_B.clamp(min=0))
         priority_B = self.tree.get(row_B).clamp(min=torch.finfo(torch.float32).tiny)
-        weight_B = (priority_B / priority_B.min()) ** -self.weight_exponent
+        weight_B = (priority_B / priority_B.min()) ** -self.beta
         return batch._replace(weight=batch.weight * weight_B)
 
-    def rank(self, error_B: Tensor) -> None:
-        """Give the transitions drawn last the priorities of these errors (B,), none of them below 0."""
-        priority_B = (error_B + SMALLEST) ** self.exponent
-        may_be_drawn = self.tree.get(self._drawn_B) > 0
-        priority_B = torch.where(may_be_drawn, priority_B, 0.0)
-        self.highest.copy_(torch.maximum(self.highest, priority_B.max()))
-        self.tree.set(self._drawn_B, priority_B)
+    def update_priorities(self, td_error_B: Tensor) -> None:
+        """Update the priorities of the last batch from its absolute TD errors (B,)."""
+        priority_B = (td_error_B + PRIORITY_EPSILON) ** self.alpha
+        sampleable_B = self.tree.get(self._sampled_row_B) > 0
+        priority_B = torch.where(sampleable_B, priority_B, 0.0)
+        self.max_priority.copy_(torch.maximum(self.max_priority, priority_B.max()))
+        self.tree.set(self._sampled_row_B, priority_B)
 
     def state_dict(self) -> dict[str, Any]:
-        """That of `Replay`, and the priorities."""
+        """State of `Replay`, and the priorities."""
         levels = [level.clone() for level in self.tree.levels]
-        gone = torch.from_numpy(self._gone.copy())
-        return {**super().state_dict(), "priorities": levels, "highest": self.highest.clone(), "gone": gone}
+        cleared = torch.from_numpy(self._cleared.copy())
+        return {**super().state_dict(), "priorities": levels, "highest": self.max_priority.clone(), "gone": cleared}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """As `Replay`; where its rings stay empty, so do the priorities.
+        """Restore the state that `state_dict` returned. If the buffer stays empty, all priorities stay 0.
 
         Raises:
             UserError: as `Replay.load_state_dict`.
         """
         super().load_state_dict(state)
-        self.highest.copy_(state["highest"])
+        self.max_priority.copy_(state["highest"])
         if self.head.any():
-            for level, kept in zip(self.tree.levels, state["priorities"], strict=True):
-                level.copy_(kept)
-            self._gone = state["gone"].numpy().copy()
+            for level, values in zip(self.tree.levels, state["priorities"], strict=True):
+                level.copy_(values)
+            self._cleared = state["gone"].numpy().copy()

@@ -1,18 +1,21 @@
-"""Replay of single frames: one ring per environment, stacks and n-step returns rebuilt when sampled.
+"""Replay buffer of single frames with one ring buffer per environment.
 
-A frame is stored once, not the K times it appears in stacks and again as a successor: 84x84 grey, a million
-transitions are 7.06 GB where the usual buffer takes 56. Everything that makes this hard happens at boundaries:
+Frame stacks and n-step returns are computed when a batch is sampled. Each frame is stored once, instead of K times in
+the stacks of observations and again in those of next observations: a million transitions of 84x84 grayscale frames take
+7.06 GB instead of 56 GB. The special cases are at boundaries:
 
-* a stack never reaches back across an episode's start (`FIRST`): what lies before is zeros, as the environment gave it;
-* an n-step return stops at a terminal (discount 0) and at a truncation, where it bootstraps from the true last
-  observation, which gets a slot of its own (`LAST`) from which no transition starts;
-* nothing reaches across the write head: the newest slot waits for its successor, the oldest K - 1 only lend frames.
+* A frame stack does not cross the start of an episode (`FIRST`). Frames before the start are zeros, as in the
+  environment.
+* An n-step return ends at a terminal (discount 0) and at a truncation. A truncated return bootstraps from the true last
+  observation, which is stored in an additional slot (`LAST`). No transition starts at such a slot.
+* Nothing crosses the write position. The newest slot is not sampled until its next observation is stored. The oldest
+  K - 1 slots are used only as frames of later stacks.
 
-With a `folder`, the rings are memory-mapped files. A checkpoint then stores only the write heads: the rings hold
-`slack` slots per environment more than are ever sampled, so what is written after a checkpoint cannot overwrite what
-that checkpoint needs, and a killed process loses nothing (the pages belong to the kernel, not to the process).
+With a `folder`, the ring buffers are memory-mapped files, and a checkpoint stores only the write positions. The ring
+buffers have `checkpoint_margin` more slots than are sampled, so that data written after a checkpoint does not overwrite
+data that the checkpoint needs. A killed process loses nothing, because the kernel writes the mapped pages to disk.
 
-Shapes: E environments, L slots of a ring, B batch, K stacked frames, F channels of one frame, H, W pixels.
+Shapes: E environments, B batch, K stacked frames, F channels of one frame, H, W pixels.
 """
 
 from __future__ import annotations
@@ -30,45 +33,49 @@ from torch import Tensor
 
 from zerokara.core.config import UserError
 
-FIRST, TERMINAL, LAST = 1, 2, 4  # bits of a slot's flag
+FIRST, TERMINAL, LAST = 1, 2, 4  # bits of the flag of a slot
 
 
 class Batch(NamedTuple):
-    """Transitions as the learner wants them."""
+    """Batch of transitions."""
 
     obs: Tensor  # (B, K * F, H, W) uint8
     action: Tensor  # (B,) int64
-    reward: Tensor  # (B,) float32, sum of gamma^i * r_i over the steps until the bootstrap
-    discount: Tensor  # (B,) float32, gamma^n, 0 after a terminal: multiplies the bootstrap value
+    reward: Tensor  # (B,) float32, sum of gamma^i * r_i over the steps before the bootstrap state
+    discount: Tensor  # (B,) float32, factor on the bootstrap value: gamma^n, 0 after a terminal
     next_obs: Tensor  # (B, K * F, H, W) uint8
-    weight: Tensor  # (B,) float32, 0 for the rare draw that holds no transition
+    weight: Tensor  # (B,) float32, weight in the loss; 0 for the rare sample without a transition
 
 
-Find = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
+Lookup = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
 
 
-def bytes_needed(capacity: int, slack: int, frame_shape: tuple[int, int, int]) -> int:
-    """Bytes of rings for `capacity` + `slack` slots of frames (F, H, W): pixels, action, reward, flag."""
-    return (capacity + slack) * (int(np.prod(frame_shape)) + 4 + 4 + 1)
+def bytes_needed(capacity: int, checkpoint_margin: int, frame_shape: tuple[int, int, int]) -> int:
+    """Size in bytes of `capacity` + `checkpoint_margin` slots: frame (F, H, W), action, reward and flag."""
+    return (capacity + checkpoint_margin) * (int(np.prod(frame_shape)) + 4 + 4 + 1)
 
 
 class Replay:
-    """Uniform replay over `num_envs` rings.
+    """Replay buffer with uniform sampling over one ring buffer per environment.
 
     Args:
-        capacity: slots that are sampled from, over all environments; a multiple is not required.
+        capacity: number of slots that are sampled, summed over all environments; rounded up to a multiple of
+            `num_envs`.
+        num_envs: E.
         obs_shape: (K * F, H, W) of one observation.
         frame_channels: F.
-        n_step: steps of the return; gamma: discount of one step.
-        device: where the rings live and batches appear.
-        folder: where the rings are kept as files so that they outlive the process; None: in memory only.
-        slack: slots beyond `capacity` (all environments) that may be written between two checkpoints; `crowded` says
-            when they are used up.
-        function: compiles dozens of small operations into one where that pays.
-        say: is told how much is taken, and where, before it is.
+        n_step: maximum number of steps of a return.
+        gamma: discount factor of one step.
+        seed: seed of the sampling.
+        device: device of the ring buffers and of the batches.
+        folder: folder of the memory-mapped files that outlive the process; None: memory only.
+        checkpoint_margin: additional slots, summed over all environments, that can be written between two checkpoints;
+            `needs_checkpoint` is true when they are used up.
+        function: compiles a function that consists of many small operations.
+        print_line: function that prints the size of the buffer before it is allocated.
 
     Raises:
-        UserError: memory, disk or ring size do not suffice.
+        UserError: memory, disk space or the number of slots per environment are insufficient.
     """
 
     def __init__(
@@ -83,49 +90,49 @@ class Replay:
         seed: int,
         device: torch.device,
         folder: Path | None = None,
-        slack: int = 0,
-        function: Callable[[Find], Find] = lambda find: find,
+        checkpoint_margin: int = 0,
+        function: Callable[[Lookup], Lookup] = lambda find: find,
         print_line: Callable[[str], object] = lambda text: None,
     ) -> None:
         self.frame_stack = obs_shape[0] // frame_channels
         self.frame_shape = (frame_channels, *obs_shape[1:])
         self.num_envs, self.n_step, self.device = num_envs, n_step, device
-        self._horizon: Tensor | None = None  # steps of the return, where that is annealed
+        self._current_n_step: Tensor | None = None  # n of the return, if it is annealed
         self._discount: Tensor | float = gamma  # of one step
-        self.window = -(-capacity // num_envs)  # slots of one ring that may be sampled
-        self.slots = self.window + -(-slack // num_envs)
+        self.window = -(-capacity // num_envs)  # slots per ring buffer that are sampled
+        self.slots = self.window + -(-checkpoint_margin // num_envs)
         if self.window < self.frame_stack + n_step + 1:
             raise UserError(
-                f"A replay of {capacity} transitions gives each of {num_envs} environments {self.window} slots, "
-                f"fewer than the {self.frame_stack + n_step + 1} that one {n_step}-step sample spans; "
-                f"raise --replay-capacity."
+                f"A replay buffer of {capacity} transitions has {self.window} slots for each of {num_envs} "
+                f"environments, fewer than the {self.frame_stack + n_step + 1} slots that a {n_step}-step return "
+                f"requires: raise --replay-capacity."
             )
         self.bytes = bytes_needed(num_envs * self.window, num_envs * (self.slots - self.window), self.frame_shape)
-        self.folder, self._on_host = folder, device.type == "cpu"
-        _refuse_if_too_large(self.bytes, device, folder)
-        print_line(f"replay of {num_envs * self.window:,} transitions takes {self.place()}")
+        self.folder, self._on_cpu = folder, device.type == "cpu"
+        _check_size_fits(self.bytes, device, folder)
+        print_line(f"replay buffer of {num_envs * self.window:,} transitions: {self.describe_size()}")
 
         total = num_envs * self.slots
-        # One more frame, never written: the zeros that stand before an episode's start.
+        # One additional frame, never written: the zeros before the start of an episode.
         shapes = {"frame": (total + 1, *self.frame_shape), "action": (total,), "reward": (total,), "flag": (total,)}
-        self._host = _in_memory(shapes) if folder is None else _in_files(folder, shapes)
+        self._host = _allocate_arrays(shapes) if folder is None else _open_files(folder, shapes)
         self._ring = {
             name: torch.from_numpy(array)
-            if self._on_host
+            if self._on_cpu
             else torch.zeros(array.shape, dtype=_TORCH[name], device=device)
             for name, array in self._host.items()
         }
-        self.head = np.zeros(num_envs, np.int64)  # (E,) slots ever written
-        self._kept = self.head.copy()  # (E,) the head when `state_dict` was last taken
-        self._starts = np.ones(num_envs, bool)  # (E,) the next slot begins an episode
+        self.head = np.zeros(num_envs, np.int64)  # (E,) number of slots written so far
+        self._checkpoint_head = self.head.copy()  # (E,) value of `head` at the last `state_dict`
+        self._starts_episode = np.ones(num_envs, bool)  # (E,) True if the next slot starts an episode
         self.generator = torch.Generator(device).manual_seed(seed)
-        self._low = torch.zeros(num_envs, dtype=torch.int64, device=device)
-        self._span = torch.ones(num_envs, dtype=torch.int64, device=device)
-        self._newest = torch.full((num_envs,), -1, dtype=torch.int64, device=device)
-        self._rows = function(self._find)
+        self._oldest_slot = torch.zeros(num_envs, dtype=torch.int64, device=device)
+        self._num_sampleable = torch.ones(num_envs, dtype=torch.int64, device=device)
+        self._newest_slot = torch.full((num_envs,), -1, dtype=torch.int64, device=device)
+        self._lookup = function(self._lookup_eager)
 
     def __len__(self) -> int:
-        """Slots that may be sampled now, over all environments."""
+        """Number of slots that can be sampled, summed over all environments."""
         return int(np.minimum(self.head, self.window).sum())
 
     def add(
@@ -138,40 +145,53 @@ class Replay:
         last_obs: np.ndarray,
         life_lost: np.ndarray | None = None,
     ) -> None:
-        """Store one vector step: what was seen (E, C, H, W), done (E,), and what came of it (E,).
+        """Store one step of all environments.
 
-        `life_lost` (E,), if given, ends returns like a terminal but neither resets the stack nor the episode.
+        Args:
+            obs: observations (E, K * F, H, W) uint8 in which the actions were taken.
+            action: (E,).
+            reward: (E,).
+            terminal: (E,) bool.
+            truncated: (E,) bool.
+            last_obs: last observation of each episode that ended, (E, K * F, H, W) uint8.
+            life_lost: (E,) bool; ends returns like a terminal, but neither the frame stack nor the episode. None: lost
+                lives are ignored.
         """
         envs = np.arange(self.num_envs)
         no_bootstrap = terminal if life_lost is None else terminal | life_lost
-        flag = (FIRST * self._starts + TERMINAL * no_bootstrap).astype(np.uint8)
+        flag = (FIRST * self._starts_episode + TERMINAL * no_bootstrap).astype(np.uint8)
         self._write(envs, obs, action, reward, flag)
-        # Where a life was lost at the very truncation, the return has ended already, and nobody bootstraps.
+        # If a life is lost at a truncation, the return ends without bootstrapping, so the last observation is not
+        # needed.
         cut = np.flatnonzero(truncated & ~no_bootstrap)
         if cut.size:
             nothing = np.zeros(cut.size, np.float32)
             self._write(cut, last_obs[cut], nothing, nothing, np.full(cut.size, LAST, np.uint8))
-        self._starts = terminal | truncated
-        self._publish_heads()
+        self._starts_episode = terminal | truncated
+        self._update_sampling_range()
 
     @property
     def oldest(self) -> np.ndarray:
-        """(E,) the oldest slots that may be sampled; those before only lend frames to their stacks."""
+        """(E,) oldest slot that can be sampled; older slots are used only as frames of its stack."""
         return np.where(self.head > self.window, self.head - self.window + self.frame_stack - 1, 0)
 
-    def anneal(self, n_step: int, gamma: float) -> None:
-        """From now on sum returns over `n_step` steps, at most those that it was made for, with this discount."""
-        if self._horizon is None or not isinstance(self._discount, Tensor):
-            self._horizon = torch.zeros((), dtype=torch.int64, device=self.device)
+    def set_n_step_and_gamma(self, n_step: int, gamma: float) -> None:
+        """Set n (at most the `n_step` of the constructor) and the discount factor of returns sampled from now on."""
+        if self._current_n_step is None or not isinstance(self._discount, Tensor):
+            self._current_n_step = torch.zeros((), dtype=torch.int64, device=self.device)
             self._discount = torch.zeros((), device=self.device)
-        self._horizon.fill_(n_step)
+        self._current_n_step.fill_(n_step)
         self._discount.fill_(gamma)
 
-    def _publish_heads(self) -> None:
-        """Tell the device what may be sampled: from `low` on, `span` slots; `newest` waits for its successor."""
+    def _update_sampling_range(self) -> None:
+        """Copy to the device the oldest slot, the number of slots that can be sampled, and the newest slot."""
         low = self.oldest
-        # The newest slot is drawn too when it ends an episode; elsewhere its weight is 0.
-        values = {self._low: low, self._span: np.maximum(self.head - low, 1), self._newest: self.head - 1}
+        # The range includes the newest slot. If it has no next observation and is not terminal, its weight is 0.
+        values = {
+            self._oldest_slot: low,
+            self._num_sampleable: np.maximum(self.head - low, 1),
+            self._newest_slot: self.head - 1,
+        }
         for tensor, value in values.items():
             tensor.copy_(torch.from_numpy(value), non_blocking=True)
 
@@ -182,59 +202,63 @@ class Replay:
         values = {"frame": obs[:, -self.frame_shape[0] :], "action": action, "reward": reward, "flag": flag}
         for name, value in values.items():
             self._host[name][row] = value
-            if not self._on_host:
+            if not self._on_cpu:
                 ring = self._ring[name]
                 ring[torch.from_numpy(row).to(self.device)] = torch.from_numpy(self._host[name][row]).to(self.device)
         self.head[envs] += 1
 
     def sample(self, batch_size: int) -> Batch:
-        """Draw transitions: an environment, then a slot of its ring, each uniformly. Never waits for the device."""
+        """Sample transitions: uniformly an environment, then uniformly a slot. Does not synchronize with the device."""
         env_B = torch.randint(self.num_envs, (batch_size,), generator=self.generator, device=self.device)
-        # Whole numbers, since not every device has float64; of 62 bits, so that the remainder is uniform.
+        # Integers, since not every device supports float64; of 62 bits, so that the bias of the modulo is negligible.
         draw_B = torch.randint(1 << 62, (batch_size,), generator=self.generator, device=self.device)
-        slot_B = self._low[env_B] + draw_B % self._span[env_B]
+        slot_B = self._oldest_slot[env_B] + draw_B % self._num_sampleable[env_B]
         return self.gather(env_B, slot_B)
 
     def gather(self, env_B: Tensor, slot_B: Tensor) -> Batch:
-        """The transitions that start at the given slots (counted since the beginning) of the given rings."""
-        frame_2BK, action_B, reward_B, discount_B, weight_B = self._rows(env_B, slot_B)
+        """Return the transitions that start at given slots (numbered from the first write) of given environments."""
+        frame_2BK, action_B, reward_B, discount_B, weight_B = self._lookup(env_B, slot_B)
         obs_2B = self._ring["frame"].index_select(0, frame_2BK.flatten())
         obs_2B = obs_2B.view(2, len(slot_B), self.frame_stack * self.frame_shape[0], *self.frame_shape[1:])
         return Batch(obs_2B[0], action_B, reward_B, discount_B, obs_2B[1], weight_B)
 
-    def _find(self, env_B: Tensor, slot_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """What makes a batch, but for the pixels: rows (2, B, K) of the frames of both stacks stand for them."""
+    def _lookup_eager(self, env_B: Tensor, slot_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Look up everything of a batch but the pixels.
+
+        Returns frame rows (2, B, K) of observations and next observations, actions, rewards, discounts and weights
+        (B,).
+        """
         row_B = env_B * self.slots + slot_B % self.slots
-        newest_B = self._newest[env_B]
+        newest_B = self._newest_slot[env_B]
         flag_B = self._ring["flag"][row_B]
 
         reward_B = torch.zeros_like(row_B, dtype=torch.float32)
         discount_B = torch.ones_like(reward_B)
-        going_B = torch.ones_like(row_B, dtype=torch.bool)  # the return has not ended before step i
+        in_return_B = torch.ones_like(row_B, dtype=torch.bool)  # True while the return has not ended before step i
         next_B = slot_B
         for i in range(self.n_step):
             row_i = env_B * self.slots + next_B % self.slots
             flag_i = self._ring["flag"][row_i]
             terminal_i = (flag_i & TERMINAL) > 0
-            going_B = going_B & ((flag_i & LAST) == 0) & ((next_B < newest_B) | terminal_i)
-            if self._horizon is not None:
-                going_B = going_B & (self._horizon > i)
-            reward_B = reward_B + torch.where(going_B, discount_B * self._ring["reward"][row_i], 0.0)
-            discount_B = torch.where(going_B, torch.where(terminal_i, 0.0, discount_B * self._discount), discount_B)
-            next_B = next_B + going_B.long()
-            going_B = going_B & ~terminal_i
-        # Behind a terminal stands nothing that is used, but it must be a slot that was written.
+            in_return_B = in_return_B & ((flag_i & LAST) == 0) & ((next_B < newest_B) | terminal_i)
+            if self._current_n_step is not None:
+                in_return_B = in_return_B & (self._current_n_step > i)
+            reward_B = reward_B + torch.where(in_return_B, discount_B * self._ring["reward"][row_i], 0.0)
+            discount_B = torch.where(in_return_B, torch.where(terminal_i, 0.0, discount_B * self._discount), discount_B)
+            next_B = next_B + in_return_B.long()
+            in_return_B = in_return_B & ~terminal_i
+        # The next observation after a terminal is not used, but its slot must have been written.
         next_B = torch.minimum(next_B, newest_B)
 
         frame_2BK = torch.stack([self._stack_rows(env_B, slot_B), self._stack_rows(env_B, next_B)])
-        # The newest slot holds a transition only where it ended; an empty ring, whose newest is -1, holds none.
+        # The newest slot is a transition only if it is terminal. An empty ring buffer (newest slot -1) has none.
         ended_B = (slot_B == newest_B) & ((flag_B & TERMINAL) > 0)
-        holds_one_B = ((flag_B & LAST) == 0) & ((slot_B < newest_B) | ended_B)
+        is_transition_B = ((flag_B & LAST) == 0) & ((slot_B < newest_B) | ended_B)
         action_B = self._ring["action"][row_B].long()
-        return frame_2BK, action_B, reward_B, discount_B, holds_one_B.float()
+        return frame_2BK, action_B, reward_B, discount_B, is_transition_B.float()
 
     def _stack_rows(self, env_B: Tensor, slot_B: Tensor) -> Tensor:
-        """Rows (B, K) of the frames of the stacks that end at the given slots, oldest first."""
+        """Rows (B, K) of the frames in the stacks that end at given slots, oldest frame first."""
         zeros = self.num_envs * self.slots
         rows = []
         inside_B = torch.ones_like(slot_B, dtype=torch.bool)
@@ -245,64 +269,69 @@ class Replay:
             slot_B = slot_B - 1
         return torch.stack(rows[::-1], dim=1)
 
-    def place(self) -> str:
-        """What it takes, and where, in words."""
-        where = f"in files under {self.folder}, cached in memory" if self.folder else "in memory, not kept on disk"
-        return f"{self.bytes / 1e9:.2f} GB " + (where if self._on_host else f"on {self.device} and {where}")
+    def describe_size(self) -> str:
+        """Describe size and location: "7.16 GB in files under runs/a/replay-0, cached in memory"."""
+        where = f"in files under {self.folder}, cached in memory" if self.folder else "in memory, not saved on disk"
+        return f"{self.bytes / 1e9:.2f} GB " + (where if self._on_cpu else f"on {self.device} and {where}")
 
     @property
-    def crowded(self) -> bool:
-        """Whether the next step could overwrite what the last checkpoint needs: another one is due first."""
-        # One step writes two slots at most: a transition and, where it was truncated, its last observation.
-        return self.folder is not None and int((self.head - self._kept).max()) + 2 > self.slots - self.window
+    def needs_checkpoint(self) -> bool:
+        """True if a checkpoint must be written before the next step, which could overwrite data that the last needs."""
+        # One step writes at most two slots: a transition and, after a truncation, the last observation.
+        return self.folder is not None and int((self.head - self._checkpoint_head).max()) + 2 > self.slots - self.window
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of it: heads and generator; the frames already lie in the files."""
-        self._kept = self.head.copy()
+        """State for a checkpoint: write positions and generator. The frames are in the memory-mapped files."""
+        self._checkpoint_head = self.head.copy()
         return {
             "head": torch.from_numpy(self.head.copy()),
-            "starts": torch.from_numpy(self._starts.copy()),
+            "starts": torch.from_numpy(self._starts_episode.copy()),
             "generator": self.generator.get_state(),
             "slots": self.slots,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`, with the rings as they lie in the folder. Rings of a new process without one stay empty.
+        """Restore the state that `state_dict` returned, with the data in the folder.
+
+        Without a folder, the buffer of a new process stays empty.
 
         Raises:
-            UserError: the rings have another size than when the state was taken.
+            UserError: the ring buffers have another size than in the checkpoint.
         """
         if state["slots"] != self.slots or len(state["head"]) != self.num_envs:
             raise UserError(
-                f"The replay in {self.folder} holds {len(state['head'])} rings of {state['slots']} slots, but "
-                f"{self.num_envs} rings of {self.slots} were expected; resume with the settings the run began with."
+                f"The replay buffer in {self.folder} has {len(state['head'])} ring buffers of {state['slots']} slots, "
+                f"but {self.num_envs} ring buffers of {self.slots} were expected: resume with the settings with which "
+                f"the run was started."
             )
         self.generator.set_state(state["generator"])
         if self.folder is None and not self.head.any():
             return
         self.head = state["head"].numpy().copy()
-        self._kept = self.head.copy()
-        self._starts = state["starts"].numpy().copy()
-        if not self._on_host:
+        self._checkpoint_head = self.head.copy()
+        self._starts_episode = state["starts"].numpy().copy()
+        if not self._on_cpu:
             for name, array in self._host.items():
                 self._ring[name].copy_(torch.from_numpy(array))
-        self._publish_heads()
+        self._update_sampling_range()
 
 
 _TORCH = {"frame": torch.uint8, "action": torch.int32, "reward": torch.float32, "flag": torch.uint8}
 _NUMPY = {"frame": np.uint8, "action": np.int32, "reward": np.float32, "flag": np.uint8}
 
 
-def _in_memory(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Zeros of these shapes."""
+def _allocate_arrays(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Allocate arrays of zeros in memory."""
     return {name: np.zeros(shape, _NUMPY[name]) for name, shape in shapes.items()}
 
 
-def _in_files(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """The same as files whose blocks are all taken now, so that no later write can fail; those that exist go on.
+def _open_files(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Open memory-mapped files, existing ones with their content.
+
+    All blocks of new files are allocated at once, so that no later write can fail.
 
     Raises:
-        UserError: a file has another size, or the disk is full; then no new file is left behind.
+        UserError: an existing file has another size, or the disk is full; new files are then deleted again.
     """
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {name: int(np.prod(shape)) * np.dtype(_NUMPY[name]).itemsize for name, shape in shapes.items()}
@@ -312,8 +341,8 @@ def _in_files(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.
         there = paths[name].stat().st_size
         if there != sizes[name]:
             raise UserError(
-                f"{paths[name]} has {there:,} bytes where this configuration needs {sizes[name]:,}; resume with the "
-                f"settings the run began with, or start under another --name."
+                f"{paths[name]} has {there:,} bytes, but this configuration needs {sizes[name]:,}: resume with the "
+                f"settings with which the run was started, or choose another --name."
             )
     try:
         for name, path in paths.items():
@@ -323,32 +352,38 @@ def _in_files(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.
         for name in new:
             paths[name].unlink(missing_ok=True)
         raise UserError(
-            f"The replay's files of {sum(sizes.values()) / 1e9:.2f} GB could not be made in {folder} "
-            f"({error.strerror}); free some space, lower --replay-capacity, or pass --no-save-replay."
+            f"The files of the replay buffer, {sum(sizes.values()) / 1e9:.2f} GB, could not be created in {folder} "
+            f"({error.strerror}): free some disk space, lower --replay-capacity, or pass --no-save-replay."
         ) from error
     return {name: np.memmap(path, _NUMPY[name], "r+", shape=shapes[name]) for name, path in paths.items()}
 
 
 def _allocate(file: BinaryIO, size: int) -> None:
-    """Make a file `size` bytes long, with all its blocks on the disk."""
+    """Extend a file to `size` bytes with all blocks allocated on disk."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file.fileno(), 0, size)
         return
-    piece = bytes(1 << 20)  # macOS has no such call: write zeros
-    file.writelines(piece[: size - begin] for begin in range(file.seek(0, os.SEEK_END), size, len(piece)))
+    piece = bytes(1 << 20)  # macOS has no posix_fallocate: write zeros
+    file.writelines(piece[: size - start] for start in range(file.seek(0, os.SEEK_END), size, len(piece)))
 
 
-def _refuse_if_too_large(size: int, device: torch.device, folder: Path | None) -> None:
-    """Refuse a replay that fits neither memory nor disk, before anything is taken."""
+def _check_size_fits(size: int, device: torch.device, folder: Path | None) -> None:
+    """Check that memory and disk are large enough, before anything is allocated.
+
+    Raises:
+        UserError: the message names the size needed and the size available.
+    """
     room = {}
     if device.type == "cuda":
         room["cuda"] = torch.cuda.mem_get_info(device)[0]
     if device.type != "cuda" or folder is None:
-        room["main"] = psutil.virtual_memory().available  # the device's rings have a copy there, or in the files
+        room["main"] = (
+            psutil.virtual_memory().available
+        )  # a buffer on another device has a copy in main memory or in files
     for name, free in room.items():
         if size > free:
             raise UserError(
-                f"The replay needs {size / 1e9:.2f} GB of {name} memory and {free / 1e9:.2f} GB are free; "
+                f"The replay buffer needs {size / 1e9:.2f} GB of {name} memory, and {free / 1e9:.2f} GB are free: "
                 f"lower --replay-capacity."
             )
     if folder is not None:
@@ -357,6 +392,7 @@ def _refuse_if_too_large(size: int, device: torch.device, folder: Path | None) -
         free = shutil.disk_usage(folder).free + there
         if size > free:
             raise UserError(
-                f"The replay needs {size / 1e9:.2f} GB of disk in {folder} and {free / 1e9:.2f} GB are free; lower "
-                f"--replay-capacity, free some space, or pass --no-save-replay to hold it in memory only."
+                f"The replay buffer needs {size / 1e9:.2f} GB of disk space in {folder}, and {free / 1e9:.2f} GB are "
+                f"free: lower --replay-capacity, free some disk space, or pass --no-save-replay to store it in memory "
+                f"only."
             )

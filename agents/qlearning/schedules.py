@@ -1,4 +1,4 @@
-"""What changes as a run goes on, as pure functions of its counters: a resumed run goes on without a state."""
+"""Schedules as pure functions of the step or the number of updates, so that checkpoints need no schedule state."""
 
 from __future__ import annotations
 
@@ -8,50 +8,50 @@ from zerokara.core import schedules
 
 
 def epsilon(config: Config, step: int) -> float:
-    """Probability of a random action at this agent step."""
+    """Probability of a random action at an agent step."""
     if config.epsilon_off_after_steps is not None and step >= config.epsilon_off_after_steps:
         return 0.0
     return float(schedules.linear(step, config.epsilon_start, config.epsilon_end, 0, config.epsilon_decay_steps))
 
 
 def learning_rate(config: Settings, step: int) -> float:
-    """Step size of the optimiser at this agent step."""
+    """Learning rate at an agent step."""
     end = config.learning_rate if config.final_learning_rate is None else config.final_learning_rate
     return schedules.linear(step, config.learning_rate, end, 0, config.learning_rate_decay_steps)
 
 
-def weight_exponent(config: Config, step: int) -> float:
-    """Exponent beta of prioritised replay's weights at this agent step (Schaul et al. 2016, section 3.4)."""
+def per_beta(config: Config, step: int) -> float:
+    """Exponent beta of the importance-sampling weights at an agent step (Schaul et al. 2016, section 3.4)."""
     start, end = config.per_beta_start, config.per_beta_end
     return schedules.linear(step, start, end, 0, config.per_beta_steps)
 
 
-def is_target_due(config: Config, updates: int) -> bool:
+def is_target_update_due(config: Config, updates: int) -> bool:
     """True if the target network is copied after this many updates; `target_update_steps` counts agent steps."""
     before, now = ((u * config.train_every_steps // config.gradient_steps) for u in (updates - 1, updates))
     return now // config.target_update_steps > before // config.target_update_steps
 
 
 def is_reset_due(config: Config, updates: int) -> bool:
-    """Whether networks are to be reset after so many updates."""
-    return config.reset_every_updates > 0 and since_reset(config, updates) == 0
+    """Return True if the networks are reset after this many updates."""
+    return config.reset_every_updates > 0 and updates_since_reset(config, updates) == 0
 
 
-def since_reset(config: Config, updates: int) -> int:
-    """Updates since the last reset, or since the start."""
+def updates_since_reset(config: Config, updates: int) -> int:
+    """Number of updates since the last reset, or since the start of training."""
     if not config.reset_every_updates:
         return updates
     last = updates if config.reset_until_updates is None else min(updates, config.reset_until_updates)
     return updates - last // config.reset_every_updates * config.reset_every_updates
 
 
-def horizon(config: Config, updates: int) -> tuple[int, float]:
-    """Steps of the return, and discount, for the update that follows so many.
+def n_step_and_gamma(config: Config, updates: int) -> tuple[int, float]:
+    """Return n of the n-step return and the discount factor for the next update, after this many updates.
 
-    Both go exponentially from start to end after the start and after every reset, the discount by its distance from 1
-    (Schwarzer et al. 2023, "Bigger, Better, Faster", section 3).
+    Both are annealed exponentially from the start of training and from every reset: n itself, and 1 - gamma of the
+    discount factor (Schwarzer et al. 2023, "Bigger, Better, Faster", section 3).
     """
-    at, over = since_reset(config, updates), config.n_step_gamma_anneal_updates
+    at, over = updates_since_reset(config, updates), config.n_step_gamma_anneal_updates
     n_start, n_step = config.n_step_start or config.n_step, config.n_step
     n = round(schedules.exponential(at, n_start, n_step, 0, over))
     gamma_start, gamma = config.gamma_start, config.gamma
@@ -61,10 +61,10 @@ def horizon(config: Config, updates: int) -> tuple[int, float]:
 
 
 def is_annealed(config: Config) -> bool:
-    """Whether `horizon` ever changes."""
+    """Return True if `n_step_and_gamma` changes during the run."""
     return config.n_step_start is not None or config.gamma_start is not None
 
 
-def longest_return(config: Config) -> int:
-    """The most steps that a return is ever summed over."""
+def max_n_step(config: Config) -> int:
+    """Largest n of the n-step returns during the run."""
     return max(config.n_step, config.n_step_start or 1)

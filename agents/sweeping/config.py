@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 from zerokara.agents.configs.common import Count, Fraction
 from zerokara.agents.sweeping.search_space import AGENTS, Dimension, read_space
-from zerokara.core.config import Positional, Range, UserError, flag, parse, to_dict
+from zerokara.core.command_line import parse
+from zerokara.core.config import Positional, Range, UserError, flag, to_dict
 from zerokara.core.run import Run
 
 KIND = "sweep"

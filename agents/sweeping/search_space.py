@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, get_type_hints
 
 from optuna import Trial
 
 from zerokara.agents.configs import dqn, pqn
 from zerokara.agents.configs.common import Settings
-from zerokara.core.config import UserError, flag, parse, suggest
+from zerokara.core.command_line import parse
+from zerokara.core.config import UserError, flag, note, rename, suggest
 from zerokara.core.programs import program_command
 
 SYNTAX = "name=low..high, name=log:low..high or name=value,value"
@@ -45,8 +46,8 @@ class Agent(NamedTuple):
     read_config: Callable[[Sequence[str]], Any]  # also refuses what contradicts itself
 
     def parse(self, words: Sequence[str]) -> Any:
-        """The config of a command line; contradictions are not looked for."""
-        return parse(self.config_class, self.presets, words, "")
+        """Read the config of a command line, without a check for settings that contradict each other."""
+        return parse(self.config_class, self.presets, words, "", without_effect=True)
 
 
 AGENTS: Mapping[str, Agent] = {
@@ -66,15 +67,16 @@ class Dimension:
     choices: tuple[str, ...] = ()
     meant: tuple[Any, ...] = ()  # what the agent reads the choices as
     switch: bool = False  # on or off
+    key: str = ""  # name in the Optuna study: the field's name as typed, which may be one of an older version
 
     def suggest(self, trial: Trial) -> None:
         """Let a trial choose a value, if it has not."""
         if self.choices:
-            trial.suggest_categorical(self.name, self.choices)
+            trial.suggest_categorical(self.key or self.name, self.choices)
         elif isinstance(self.low, int) and isinstance(self.high, int):
-            trial.suggest_int(self.name, self.low, self.high, log=self.log)
+            trial.suggest_int(self.key or self.name, self.low, self.high, log=self.log)
         else:
-            trial.suggest_float(self.name, self.low, self.high, log=self.log)
+            trial.suggest_float(self.key or self.name, self.low, self.high, log=self.log)
 
     def flags(self, value: str | float) -> list[str]:
         """A value of it on the agent's command line; of a number, six digits, which is what the run is started with."""
@@ -121,7 +123,7 @@ def words_of(space: Sequence[Dimension], params: Mapping[str, Any], base: Any) -
         params: a value for every dimension, as Optuna has it.
         base: the agent's config as it stands.
     """
-    words = [word for dimension in space for word in dimension.flags(params[dimension.name])]
+    words = [word for dimension in space for word in dimension.flags(params[dimension.key or dimension.name])]
     if not any(dimension.name == "preset" for dimension in space):
         return words
     return [*words, *(word for name in HELD for word in (flag(name), str(getattr(base, name))))]
@@ -134,7 +136,7 @@ def in_words(space: Sequence[Dimension], params: Mapping[str, Any]) -> str:
 
 def texts(space: Sequence[Dimension], params: Mapping[str, Any]) -> list[str]:
     """A trial's values as they are typed."""
-    values = [params[dimension.name] for dimension in space]
+    values = [params[dimension.key or dimension.name] for dimension in space]
     return [v if isinstance(v, str) else d.flags(v)[1] for d, v in zip(space, values, strict=True)]
 
 
@@ -145,9 +147,12 @@ def read_dimension(search: str, agent: Agent, given: Sequence[str] = ()) -> Dime
         UserError: as `read_space`.
     """
     left, equals, right = search.partition("=")
-    name = left.strip().lstrip("-").replace("-", "_")
-    if not equals or not name or not right:
+    key = left.strip().lstrip("-").replace("-", "_")
+    if not equals or not key or not right:
         raise UserError(f"{search!r} cannot be searched: write {SYNTAX}.")
+    name = rename(agent.config_class, key, {})
+    if name != key:
+        note(f"{key} is called {name} now.")
     known = [field.name for field in fields(agent.config_class)]
     if name not in known:
         near = suggest(name, known)
@@ -161,10 +166,10 @@ def read_dimension(search: str, agent: Agent, given: Sequence[str] = ()) -> Dime
         )
     log, ends = right.startswith("log:"), right.removeprefix("log:")
     if ".." in ends:
-        return _read_range(search, name, ends, log, agent, given)
+        return replace(_read_range(search, name, ends, log, agent, given), key="" if key == name else key)
     if log:
         raise UserError(f"{search!r} cannot be searched: log: goes before a range, as in {name}=log:1e-5..1e-3.")
-    return _read_choices(search, name, right.split(","), agent, given)
+    return replace(_read_choices(search, name, right.split(","), agent, given), key="" if key == name else key)
 
 
 def _read_range(search: str, name: str, ends: str, log: bool, agent: Agent, given: Sequence[str]) -> Dimension:

@@ -19,7 +19,9 @@ from typing import Any
 from zerokara.agents.viewing.curves import read_metrics
 from zerokara.core.programs import import_path
 
-DIVERGED = "The loss is no number any more"  # as the agents end when their weights have left the range of floats
+DIVERGED = (
+    "Training diverged"  # beginning of the message of core.divergence.divergence_error, with which an agent exits
+)
 
 
 class Child:

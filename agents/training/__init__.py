@@ -1,1 +1,1 @@
-"""The bookkeeping of a training run: session, evaluation and pictures."""
+"""Parts of the training loop: session state, evaluation and logged images."""

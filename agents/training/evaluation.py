@@ -1,8 +1,8 @@
-"""Evaluation: whole games, raw scores, a fixed number for each environment.
+"""Evaluation on complete episodes with raw returns, the same number of episodes in every environment.
 
-Counting the first games that end would favour short ones; so every environment plays the same number, and those that
-are done wait. A game that does not end (Breakout's can bounce for ever) is cut after `max_steps` and counts as it
-stands.
+Counting the first episodes that end would overrepresent short ones. Therefore every environment contributes the same
+number of episodes. An episode that does not end (in Breakout the ball can bounce forever) is cut after `max_steps`, and
+its return so far counts.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from zerokara.envs.base import VectorEnv
 
 @dataclass(frozen=True)
 class Scores:
-    """Raw returns and lengths of whole games, in the order of the environments."""
+    """Raw returns and lengths of the evaluated episodes, in the order of the environments."""
 
     returns: tuple[float, ...]
     lengths: tuple[int, ...]  # agent steps
-    cut: int = 0  # games that had not ended after `max_steps` and count as they stood
+    cut: int = 0  # episodes that were cut after `max_steps`
 
     @property
     def mean(self) -> float:
@@ -32,48 +32,51 @@ class Scores:
 
     @property
     def standard_error(self) -> float:
-        """Standard error of the mean; 0 for one game."""
+        """Standard error of the mean; 0 for one episode."""
         number = len(self.returns)
         return float(np.std(self.returns, ddof=1) / number**0.5) if number > 1 else 0.0
 
 
 class Stopped(Exception):
-    """An evaluation was asked to stop before its games were over."""
+    """Raised when an evaluation is interrupted before all episodes are complete."""
 
 
 def evaluate(
     policy: Policy,
     env: VectorEnv,
     *,
-    games_per_env: int,
+    episodes_per_env: int,
     epsilon: float,
     max_steps: int,
     seed: int,
     stop: Callable[[], object] = lambda: False,
 ) -> Scores:
-    """Play `games_per_env` whole games in each environment of `env`, epsilon-greedy.
+    """Run complete episodes with an epsilon-greedy policy.
 
     Args:
+        policy: policy to evaluate.
+        env: environments, all of which are reset.
+        episodes_per_env: number of episodes in each environment.
         epsilon: probability of a random action.
-        max_steps: agent steps after which a game is cut.
-        seed: of games and exploration; the same seed gives the same games.
-        stop: asked before every step.
+        max_steps: agent steps after which an episode is cut.
+        seed: seed of environments and exploration; the same seed gives the same episodes.
+        stop: called before every step; a true result interrupts the evaluation.
 
     Raises:
-        Stopped: `stop` said so.
+        Stopped: `stop` returned a true value.
     """
     exploration = Exploration(env.num_envs, env.num_actions, seed)
     obs = env.reset(seed)
     return_N = np.zeros(env.num_envs)
     length_N = np.zeros(env.num_envs, np.int64)
-    games: list[list[tuple[float, int]]] = [[] for _ in range(env.num_envs)]
-    skipping_N = np.zeros(env.num_envs, bool)  # a game that was cut plays on, unseen, until it ends
+    episodes: list[list[tuple[float, int]]] = [[] for _ in range(env.num_envs)]
+    skipping_N = np.zeros(env.num_envs, bool)  # after a cut, the rest of the episode is not counted
     cut = 0
-    while waiting := [i for i, done in enumerate(games) if len(done) < games_per_env]:
+    while waiting := [i for i, done in enumerate(episodes) if len(done) < episodes_per_env]:
         if stop():
             raise Stopped
         if skipping_N[waiting].all():
-            # Nobody who has games to play is in one: start afresh, for a game that was cut may never end.
+            # All environments with episodes left are past a cut. Reset, because such an episode may never end.
             seed += 1
             obs = env.reset(seed)
             return_N[:] = length_N[:] = skipping_N[:] = 0
@@ -83,12 +86,12 @@ def evaluate(
         length_N += 1
         ended_N = step.terminal | step.truncated
         for i in np.flatnonzero((ended_N | (length_N >= max_steps)) & ~skipping_N):
-            if len(games[i]) < games_per_env:
-                games[i].append((float(return_N[i]), int(length_N[i])))
+            if len(episodes[i]) < episodes_per_env:
+                episodes[i].append((float(return_N[i]), int(length_N[i])))
                 cut += not ended_N[i]
             skipping_N[i] = not ended_N[i]
         skipping_N &= ~ended_N
         return_N[ended_N] = 0
         length_N[ended_N] = 0
-    played = [game for done in games for game in done]
-    return Scores(tuple(game[0] for game in played), tuple(game[1] for game in played), int(cut))
+    finished = [episode for done in episodes for episode in done]
+    return Scores(tuple(episode[0] for episode in finished), tuple(episode[1] for episode in finished), int(cut))

@@ -1,4 +1,4 @@
-"""What a person sees of a learning agent: a game, the input stack, the first layer's filters.
+"""Images and videos logged during training: an episode, the stacked input frames, the filters of the first layer.
 
 Shapes: K stacked frames, F channels of a frame, C = K * F, H, W pixels, A actions.
 """
@@ -21,56 +21,66 @@ from zerokara.core.config import error_summary
 from zerokara.core.media import grid
 from zerokara.core.run import Run
 
-MAX_FILM_STEPS = 3_000  # a film of more is not watched: 200 s of an Atari game
+MAX_VIDEO_STEPS = 3_000  # 200 s of an Atari game
 
 
-class Moment(NamedTuple):
-    """One step of a game that somebody watches."""
+class EpisodeStep(NamedTuple):
+    """One step of a rendered episode."""
 
-    picture: np.ndarray  # (height, width, 3) uint8, before the action
-    obs: np.ndarray  # (C, H, W) uint8, what the network saw
+    picture: np.ndarray  # (height, width, 3) uint8, rendered before the action
+    obs: np.ndarray  # (C, H, W) uint8, input of the network
     q_A: np.ndarray  # (A,) float32
     action: int
     reward: float  # raw
 
 
-def play_game(policy: Policy, env: envs.VectorEnv, *, epsilon: float, max_steps: int, seed: int) -> Iterator[Moment]:
-    """One game in an environment made with render=True, step by step, until it ends or was long enough."""
+def play_episode(
+    policy: Policy, env: envs.VectorEnv, *, epsilon: float, max_steps: int, seed: int
+) -> Iterator[EpisodeStep]:
+    """Play one episode in an environment created with render=True, and yield its steps.
+
+    Args:
+        policy: policy that acts.
+        env: one environment.
+        epsilon: probability of a random action.
+        max_steps: agent steps after which the episode is cut.
+        seed: seed of environment and exploration.
+    """
     exploration = Exploration(1, env.num_actions, seed)
     obs = env.reset(seed)
     for _ in range(max_steps):
         picture = env.render()
         q_A = policy.compute.to_host(policy.values(obs)[0]).numpy()
-        explore_N, random_N = exploration.draw(epsilon)
+        explore_N, random_N = exploration.sample(epsilon)
         action = int(random_N) if explore_N else int(q_A.argmax())
         step = env.step(np.array([action]))
-        yield Moment(picture, obs[0], q_A, action, float(step.reward[0]))
+        yield EpisodeStep(picture, obs[0], q_A, action, float(step.reward[0]))
         if step.terminal[0] or step.truncated[0]:
             return
         obs = step.obs
 
 
 def frames_per_second(env: envs.VectorEnv) -> float:
-    """Agent steps in a second of real time: Atari runs at 60 frames a second, each action is held for some."""
+    """Agent steps per second of real time: Atari runs at 60 frames per second, divided by the frame skip."""
     return 60 / (env.settings.get("frame_skip") or 4)
 
 
-def log_film(policy: Policy, config: Settings, run: Run, step: int) -> None:
-    """A game as the agent plays it now, as mp4 and in TensorBoard. No film is worth a run: what fails only warns."""
+def log_video(policy: Policy, config: Settings, run: Run, step: int) -> None:
+    """Record an episode as mp4 and in TensorBoard. A failure prints a warning and does not stop the run."""
     try:
         env = envs.make(config.env, 1, render=True, **config.env_settings())
-        game = play_game(
-            policy, env, epsilon=config.eval_epsilon, max_steps=MAX_FILM_STEPS, seed=config.seed + step % 1_000_003
+        episode = play_episode(
+            policy, env, epsilon=config.eval_epsilon, max_steps=MAX_VIDEO_STEPS, seed=config.seed + step % 1_000_003
         )
-        frames = np.stack([moment.picture for moment in game])
+        frames = np.stack([step_record.picture for step_record in episode])
         run.video("game", step, frames, fps=frames_per_second(env))
         env.close()
     except Exception as error:  # noqa: BLE001
-        run.warn(f"no film of step {step:,}: {error_summary(error)}")
+        run.warn(f"no video was recorded at step {step:,}: {error_summary(error)}")
 
 
-def log_pictures(network: QNetwork, obs_NCHW: np.ndarray, frame_channels: int, run: Run, step: int) -> None:
-    """The first environment's input stack, oldest frame left, and the filters of the first layer, one row each."""
+def log_images(network: QNetwork, obs_NCHW: np.ndarray, frame_channels: int, run: Run, step: int) -> None:
+    """Log the stacked frames of the first environment, oldest at the left, and the filters of the first layer."""
     stack = obs_NCHW[0].reshape(-1, frame_channels, *obs_NCHW.shape[2:])
     run.image("input_stack", step, grid(stack, columns=len(stack), scale=2))
     first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))

@@ -1,1 +1,1 @@
-"""Finished runs: loading, learning curves, saliency and drawing."""
+"""Tools for finished runs: loading, learning curves, saliency maps and video frames."""

@@ -1,12 +1,15 @@
-"""Learning curves: read from run folders, grouped over seeds, drawn."""
+"""Learning curves: read them from run folders, group them over seeds, draw them."""
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -16,26 +19,27 @@ from zerokara.core.run import Run
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+XAxis = Literal["steps", "frames", "minutes", "hours"]
 
-# What may differ between runs of one group: nothing that bears on how they learn.
+# Config fields that may differ between the runs of one group, because they do not change the learning.
 SAME_GROUP = frozenset({"name", "seed", "resume", "quiet", "capture_video"})
 
+HOURS = "speed/hours"  # metric: hours of training of the run, without interruptions
 
-HOURS = "speed/hours"  # the metric with the run's age, interruptions left out
+UNITS_PER_HOUR: Mapping[str, float] = {"minutes": 60, "hours": 1}
 
-
-X_LABELS = {
+X_LABELS: Mapping[str, str] = {
     "steps": "agent steps",
     "frames": "frames of the game",
+    "minutes": "minutes of wall clock, evaluations included",
     "hours": "hours of wall clock, evaluations included",
 }
 
-
-Y_LABELS = {
-    "train/return": "mean raw return of the last 100 games",
-    "train/length": "mean length of the last 100 games, agent steps",
-    "eval/return": "mean raw return in evaluation",
-    "eval/length": "mean length of games in evaluation, agent steps",
+Y_LABELS: Mapping[str, str] = {
+    "train/return": "mean raw return of the last up to 100 training episodes",
+    "train/length": "mean length of the last up to 100 training episodes, agent steps",
+    "eval/return": "mean raw return of an evaluation",
+    "eval/length": "mean episode length of an evaluation, agent steps",
     "train/loss": "loss",
     "train/q": "mean Q-value",
     "train/epsilon": "epsilon",
@@ -43,57 +47,73 @@ Y_LABELS = {
     "speed/steps_per_s": "agent steps per second",
 }
 
+MAX_NAMES = 8  # names of runs that the legend lists for one group
+LEGEND_COLUMNS = 90  # characters of a line in the legend
+STYLES = ("-", "--", ":", "-.")
+
 
 @dataclass(frozen=True)
 class Curve:
-    """One run: points in the order of x."""
+    """Curve of one run. The points are in ascending order of x."""
 
     name: str
     config: Mapping[str, Any]
     x: np.ndarray
     y: np.ndarray
+    target_reached: bool = False  # the run ended because an evaluation and its confirmation reached --stop-at-return
 
 
-Group = tuple[str, list[Curve]]  # a label, and the runs
+Group = tuple[str, list[Curve]]  # label, runs
 
 
-def read_curve(folder: Path, metric: str, x: str) -> Curve:
-    """The curve of one run.
+def read_curve(folder: Path, metric: str, x: XAxis) -> Curve:
+    """Read the curve of one run.
 
     Raises:
-        UserError: no such run, no metrics yet, damaged ones, no such metric, or no wall clock in them.
+        UserError: there is no run, it has no metrics yet, metrics.jsonl is damaged, it does not contain the metric, or
+            it contains no wall-clock time.
     """
     content = Run.read_config(folder)
     config = content["config"]
     rows = read_metrics(folder / "metrics.jsonl")
-    points = [(row["step"], row[metric]) for row in rows if row.get(metric) is not None]
+    points = [(row["step"], row[metric], row.get(HOURS)) for row in rows if row.get(metric) is not None]
     if not points:
         known = sorted({name for row in rows for name, value in row.items() if value is not None} - {"step"})
         raise UserError(
             f"{folder} has no {metric}{suggest(metric, known)}: give --metric one of {', '.join(known) or 'nothing'}."
         )
-    step, y = (np.array(column, float) for column in zip(*points, strict=True))
-    if x == "frames":
-        along = step * frames_per_step(content)
-    elif x == "hours":
-        known_hours = [(row["step"], row[HOURS]) for row in rows if row.get(HOURS) is not None]
-        if not known_hours:
+    steps, y = np.array([point[0] for point in points], float), np.array([point[1] for point in points], float)
+    if x in UNITS_PER_HOUR:
+        timed = [(row["step"], row[HOURS]) for row in rows if row.get(HOURS) is not None]
+        if not timed:
             raise UserError(f"{folder} has no {HOURS} in its metrics: plot it with --x steps or --x frames.")
-        along = np.interp(step, *np.array(known_hours, float).T)
+        interpolated = np.interp(steps, *np.array(timed, float).T)
+        hours = np.array([i if own is None else own for i, (_, _, own) in zip(interpolated, points, strict=True)])
+        x_values = hours * UNITS_PER_HOUR[x]
     else:
-        along = step
-    return Curve(folder.resolve().name, config, along, y)
+        x_values = steps * frames_per_step(content) if x == "frames" else steps
+    return Curve(folder.resolve().name, config, x_values, y, _target_reached(config, rows))
+
+
+def _target_reached(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Return True if the last evaluation and its confirmation reached the run's --stop-at-return."""
+    target = config.get("stop_at_return")
+    last = next((row for row in reversed(rows) if row.get("eval/return") is not None), None)
+    if target is None or last is None:
+        return False
+    confirmed = last.get("eval/return_confirmed")
+    return last["eval/return"] >= target and (confirmed is None or confirmed >= target)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl. A last line that a killed process left half written counts for nothing.
+    """Read the lines of metrics.jsonl. An incomplete last line, left by a killed process, is ignored.
 
     Raises:
-        UserError: there are none, or the file is damaged.
+        UserError: there are no metrics, or the file is damaged.
     """
     lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
     if not lines:
-        raise UserError(f"{path.parent} has no metrics yet: wait for its first ones, or give another run.")
+        raise UserError(f"{path.parent} has no metrics yet: wait until the first ones are logged, or give another run.")
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -106,32 +126,54 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def frames_per_step(content: Mapping[str, Any]) -> int:
-    """Frames for which a run's environment held an action: as saved with it, or what its kind of game does."""
+    """Return the number of frames per agent step: the value saved with the run, or the default of its environment.
+
+    Args:
+        content: content of config.json.
+    """
     saved = content["extra"].get("environment", {}).get("frame_skip") or content["config"].get("frame_skip")
     return int(saved or (4 if str(content["config"].get("env", "")).startswith("ALE/") else 1))
 
 
-def _labels(groups: Sequence[Sequence[Curve]]) -> list[str]:
-    """What distinguishes each group, in a few words, and how many runs it has."""
+def group_curves(curves: Sequence[Curve]) -> list[Group]:
+    """Group the runs with equal configs, except for name and seed, in the order of their first curves."""
+    groups: dict[str, list[Curve]] = {}
+    for curve in curves:
+        key = json.dumps({name: v for name, v in curve.config.items() if name not in SAME_GROUP}, sort_keys=True)
+        groups.setdefault(key, []).append(curve)
+    members = list(groups.values())
+    return list(zip(_group_labels(members), members, strict=True))
+
+
+def _group_labels(groups: Sequence[Sequence[Curve]]) -> list[str]:
+    """Return a short label for each group: the settings in which the groups differ, or environment and preset."""
     configs = [members[0].config for members in groups]
-    names = dict.fromkeys(name for config in configs for name in config if name not in SAME_GROUP)
-    differing = [name for name in names if len({json.dumps(config.get(name)) for config in configs}) > 1]
-    labels: list[str] = []
-    for members, config in zip(groups, configs, strict=True):
-        if len(groups) == 1:
-            what = f"{config.get('env', members[0].name)}, {config.get('preset', '')}".rstrip(", ")
-        elif len(differing) <= 3:
-            what = ", ".join(f"{flag(name)[2:]} {config.get(name)}" for name in differing)
-        else:  # too much for a legend
-            what = members[0].name
-        labels.append(f"{what} ({len(members)} runs)" if len(members) > 1 else what)
-    return labels
+    if len(groups) == 1:
+        env, preset = str(configs[0].get("env", "")), str(configs[0].get("preset", ""))
+        return [", ".join(filter(None, (env, preset)))]
+    fields = dict.fromkeys(name for config in configs for name in config if name not in SAME_GROUP)
+    differing = [name for name in fields if len({json.dumps(config.get(name)) for config in configs}) > 1]
+    if len(differing) > 3:  # too long for a legend; the names of the runs, which follow, must be enough
+        return [""] * len(groups)
+    return [", ".join(f"{flag(name)[2:]} {config.get(name)}" for name in differing) for config in configs]
 
 
-def mean_and_spread(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Common x, mean, minimum and maximum, where every run has values; linear between a run's points.
+def join_names(names: Sequence[str]) -> str:
+    """Join names of runs, the common beginning only once, as a shell would expand it: "pong-{1,2,3}"."""
+    shown = list(names[:MAX_NAMES])
+    equal = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*shown, strict=False))
+    beginning = re.sub(r"\d+$", "", "".join(letters[0] for letters in equal)) if len(shown) > 1 else ""
+    more = ["..."] * (len(names) > MAX_NAMES)
+    rests = [name.removeprefix(beginning) for name in shown]
+    if len(beginning) < 3 or not all(rests):
+        return ", ".join([*shown, *more])
+    return f"{beginning}{{{','.join([*rests, *more])}}}"
 
-    All four are empty where the runs have no stretch in common.
+
+def mean_and_range(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return common x, mean, minimum and maximum where all runs have values; linear between the points of a run.
+
+    All four arrays are empty if no x is inside the range of every run.
     """
     begin, end = max(curve.x[0] for curve in curves), min(curve.x[-1] for curve in curves)
     x = np.unique(np.concatenate([curve.x for curve in curves]))
@@ -140,19 +182,59 @@ def mean_and_spread(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np
     return x, y_RX.mean(axis=0), y_RX.min(axis=0), y_RX.max(axis=0)
 
 
-def draw(axes: Axes, groups: Sequence[Group]) -> None:
-    """Curves, bands and legend."""
+def draw(axes: Axes, groups: Sequence[Group], metric: str, *, name_runs: bool = True) -> None:
+    """Draw curves, bands and the legend.
+
+    A group gets its mean and a band from minimum to maximum where all of its runs have values. A group with a run that
+    ended at its target return gets one line per run instead: its runs end at different times because they learned at
+    different speeds, so a mean would end where the fastest run ends, far below the target.
+
+    Args:
+        metric: metric of the curves; of evaluations, which are few, each point gets a marker.
+        name_runs: list the names of the runs in the legend.
+    """
     from matplotlib import colormaps
 
+    tab10 = colormaps["tab10"]
     for number, (label, curves) in enumerate(groups):
-        colour = colormaps["tab10"](number % 10)
-        style = ("-", "--", ":", "-.")[number // 10 % 4]
-        if len(curves) == 1:
-            axes.plot(curves[0].x, curves[0].y, style, color=colour, linewidth=2, label=label)
-            continue
-        for curve in curves:
-            axes.plot(curve.x, curve.y, style, color=colour, linewidth=0.8, alpha=0.45)
-        x, mean, low, high = mean_and_spread(curves)
-        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.plot(x, mean, style, color=colour, linewidth=2.2, label=f"{label}: mean, band from min to max")
+        color, style = tab10(number % 10), STYLES[number // 10 % 4]
+        marker: dict[str, Any] = {"marker": "o", "markersize": 4} if metric.startswith("eval/") else {}
+        names = join_names([curve.name for curve in curves]) if name_runs or not label else ""
+        if any(curve.target_reached for curve in curves):
+            for index, curve in enumerate(curves):
+                # The runs of a single group are told apart by color, those of several groups by line style.
+                own = tab10(index % 10) if len(groups) == 1 else color
+                line = STYLES[index % 4] if len(groups) > 1 else "-"
+                last = f"last value {curve.y[-1]:.4g}" + ", target reached" * curve.target_reached
+                text = f"{_join(label, curve.name if name_runs else '')} ({last})"
+                axes.plot(curve.x, curve.y, line, color=own, linewidth=1.8, label=_wrap(text), **marker)
+                axes.plot(curve.x[-1:], curve.y[-1:], "o", color=own, markersize=8, markeredgecolor="white")
+        elif len(curves) == 1:
+            axes.plot(curves[0].x, curves[0].y, style, color=color, linewidth=2, label=_join(label, names), **marker)
+        else:
+            for curve in curves:
+                axes.plot(curve.x, curve.y, style, color=color, linewidth=0.8, alpha=0.45, **marker)
+            x, mean, low, high = mean_and_range(curves)
+            axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+            text = f"{_join(label, names)} (mean of {len(curves)} runs, band from min to max{_extent(curves, x)})"
+            axes.plot(x, mean, style, color=color, linewidth=2.2, label=_wrap(text))
+    if metric == "eval/return":
+        ended = [curve for _, curves in groups for curve in curves if curve.target_reached]
+        for target in dict.fromkeys(curve.config["stop_at_return"] for curve in ended):
+            axes.axhline(target, color="0.4", linestyle=(0, (1, 3)), linewidth=1, label=f"target return {target:g}")
     axes.legend(frameon=False, fontsize=9)
+
+
+def _extent(curves: Sequence[Curve], x: np.ndarray) -> str:
+    """Return a note for the legend if the mean does not reach the end of the longest run."""
+    if not len(x):
+        return "; not drawn, for the runs have no x in common"
+    return "" if x[-1] >= 0.95 * max(curve.x[-1] for curve in curves) else f" while all {len(curves)} have values"
+
+
+def _join(label: str, names: str) -> str:
+    return ": ".join(filter(None, (label, names)))
+
+
+def _wrap(text: str) -> str:
+    return textwrap.fill(text, LEGEND_COLUMNS, break_long_words=False, break_on_hyphens=False)

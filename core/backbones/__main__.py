@@ -1,6 +1,8 @@
-"""List the backbones: what each costs and gives for an input, with its paper's head.
+"""List the backbones with their parameters, multiply-adds, receptive field and output shape.
 
-python -m core.backbones                                         # each at its paper's image size
+Each backbone is combined with the classifier head of its paper.
+
+python -m core.backbones                                         # each with its paper's image size
 python -m core.backbones resnet18 googlenet --image-size 64 --measure
 """
 
@@ -22,34 +24,35 @@ from rich.table import Table
 from zerokara.core.backbones.cost import multiply_adds, receptive_field
 from zerokara.core.backbones.registry import BACKBONES, find_backbone
 from zerokara.core.backbones.summary import short
+from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
-from zerokara.core.config import Positional, Range, UserError, parse, run_main
+from zerokara.core.config import Positional, Range, UserError, run_main
 from zerokara.core.models.classifier import make_classifier
 
-_SECONDS = 1.0  # at least, of measured steps
+_MIN_SECONDS = 1.0  # total duration of the measured steps
 _PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What is listed, and for which input."""
+    """Backbones to list, input shape and measurement."""
 
     names: Annotated[tuple[str, ...], Positional("backbone")] = ()
-    """Backbones; all of them where none is named."""
+    """Names of the backbones to list; default: all."""
     image_size: Annotated[int | None, Range(1, 4096)] = None
-    """Height and width of the images, in pixels; None: each paper's own."""
+    """Height and width of the images, in pixels; None: the image size of each paper."""
     channels: Annotated[int | None, Range(1, 4096)] = None
-    """Channels of the images; None: each paper's own."""
+    """Channels of the images; None: the number of each paper."""
     classes: Annotated[int | None, Range(2)] = None
-    """Classes of the head that counts among the parameters; None: each paper's own."""
+    """Classes of the head, whose parameters are counted too; None: the number of each paper."""
     measure: bool = False
-    """Measure training and inference on this machine as well; takes seconds for each."""
+    """Also measure training and inference speed on this machine; takes a few seconds per backbone."""
     batch_size: Annotated[int, Range(1)] = 32
-    """Images that are measured together."""
+    """Batch size of the speed measurement."""
     device: str = "auto"
-    """Where to measure: auto, cpu, cuda, cuda:<n> or mps."""
+    """Device of the speed measurement: auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int, Range(0)] = 0
-    """CPU threads; 0: as many as there are cores."""
+    """Number of CPU threads; 0: the number of cores."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -60,10 +63,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def make_table(config: Config, names: Sequence[str]) -> Table:
-    """A row for each name. Where all were asked for, one that leaves nothing of the images says so in its row.
+    """Make a table with a row for each name. If no names were given, a backbone that the images do not fit gets a note.
 
     Raises:
-        UserError: an unknown name; an input that does not fit, where the backbone was asked for by name.
+        UserError: a name is unknown, or the images are too small for a backbone that was given by name.
     """
     table = Table(title="Backbones with their papers' heads", title_justify="left", box=box.SIMPLE, pad_edge=False)
     for heading in ("backbone", "input", "classes", "parameters", "multiply-\nadds", "receptive\nfield", "output"):
@@ -72,9 +75,9 @@ def make_table(config: Config, names: Sequence[str]) -> Table:
         table.add_column("training,\nimages/s", justify="right")
         table.add_column("inference,\nimages/s", justify="right")
     for name in names:
-        channels, size = find_backbone(name).usual_input
+        channels, size = find_backbone(name).default_input
         channels, size = config.channels or channels, config.image_size or size
-        classes = config.classes or find_backbone(name).usual_classes
+        classes = config.classes or find_backbone(name).default_classes
         try:
             cells = _row(config, name, channels, size, classes)
         except UserError:
@@ -89,29 +92,31 @@ def _row(config: Config, name: str, channels: int, size: int, classes: int) -> l
     shape = (1, channels, size, size)
     with torch.device("meta"):
         classifier = make_classifier(name, channels, size, classes)
-    eye = classifier.backbone
+    backbone = classifier.backbone
     cells = [
         f"{sum(p.numel() for p in classifier.parameters()):,}",
         short(multiply_adds(classifier, shape)),
-        f"{receptive_field(eye, shape)}",
-        "x".join(map(str, (eye.out_channels, *eye.out_size))),
+        f"{receptive_field(backbone, shape)}",
+        "x".join(map(str, (backbone.out_channels, *backbone.out_size))),
     ]
     if config.measure:
         speeds = {
             precision: images_per_second(config, name, (channels, size, classes), precision)
             for precision in _PRECISIONS
         }
-        for place in range(2):
-            best = max(speeds, key=lambda precision: speeds[precision][place])
-            cells.append(f"{speeds[best][place]:,.0f} {best}")
+        for index in range(2):
+            best = max(speeds, key=lambda precision: speeds[precision][index])
+            cells.append(f"{speeds[best][index]:,.0f} {best}")
     return cells
 
 
 def images_per_second(config: Config, name: str, shape: tuple[int, int, int], precision: str) -> tuple[float, float]:
-    """Images per second in training (forward, backward, SGD) and in inference: medians, after a warm-up.
+    """Measure images per second in training (forward, backward, SGD) and in inference: medians, after a warm-up.
 
     Args:
-        shape: channels and side of the images, and classes.
+        config: batch size, device and threads.
+        name: of the backbone.
+        shape: channels and side of the images, and number of classes.
         precision: "float32" or "bfloat16".
     """
     channels, size, classes = shape
@@ -154,7 +159,7 @@ def _median_seconds(step: Callable[[], None]) -> float:
     timed()
     timed()
     seconds: list[float] = []
-    while sum(seconds) < _SECONDS or len(seconds) < 3:
+    while sum(seconds) < _MIN_SECONDS or len(seconds) < 3:
         seconds.append(timed())
     return statistics.median(seconds)
 

@@ -1,4 +1,4 @@
-"""The contract of a backbone.
+"""Base class of the backbones.
 
 Shapes: B batch, C channels, H, W pixels, K classes.
 """
@@ -15,26 +15,28 @@ from zerokara.core.backbones.heads import PooledHead
 from zerokara.core.config import UserError
 
 Stem = Literal["paper", "medium", "small"]
-"""How much the first layers shrink an image: as published for 224 pixels, half as much, or a quarter as much."""
+"""Downsampling of the first layers: as published for 224 pixels, by half of that factor, or by a quarter of it."""
 
 
 class Backbone(nn.Module, ABC):
-    """A trunk built as `Backbone(in_channels, image_size, **options)`; a subclass builds layers and gives `stages`.
+    """Convolutional network without a head, created as `Backbone(in_channels, image_size, **options)`.
+
+    A subclass creates the layers, implements `stages` and calls `_measure` at the end of its constructor.
 
     Attributes:
-        name: what `BACKBONES` calls it.
-        usual_input, usual_classes: channels and side of its paper's images, and their classes.
-        in_channels: channels of the input, float, scaled to [0, 1] or normalised.
+        name: key in `BACKBONES`.
+        default_input, default_classes: channels and side of the images in the network's paper, and number of classes.
+        in_channels: channels of the input, float, scaled to [0, 1] or normalized.
         image_size: (H, W) of the input.
         out_channels: channels of the last feature map.
         out_size: (H, W) of the last feature map.
-        features: numbers in the last feature map, what a head on top takes when it flattens.
-        stage_shapes: (C, H, W) of every feature map that `stages` gives.
+        features: number of elements of the flattened last feature map.
+        stage_shapes: (C, H, W) of every feature map that `stages` returns.
     """
 
     name: ClassVar[str]
-    usual_input: ClassVar[tuple[int, int]] = (3, 224)
-    usual_classes: ClassVar[int] = 1000
+    default_input: ClassVar[tuple[int, int]] = (3, 224)
+    default_classes: ClassVar[int] = 1000
     in_channels: int
     image_size: tuple[int, int]
     out_channels: int
@@ -42,7 +44,7 @@ class Backbone(nn.Module, ABC):
     stage_shapes: list[tuple[int, int, int]]
 
     def __init_subclass__(cls, **keywords: Any) -> None:
-        """A class that does not say its name is called after itself."""
+        """Set `name` to the lower-case class name if the subclass does not define it."""
         super().__init_subclass__(**keywords)
         if "name" not in vars(cls):
             cls.name = cls.__name__.lower()
@@ -54,50 +56,50 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def stages(self, x: Tensor) -> list[Tensor]:
-        """Feature maps (B, C_i, H_i, W_i) of images x (B, in_channels, H, W), from fine to coarse."""
+        """Compute all feature maps (B, C_i, H_i, W_i) of images x (B, in_channels, H, W), from fine to coarse."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The last feature map (B, out_channels, *out_size)."""
+        """Compute the last feature map (B, out_channels, *out_size)."""
         return self.stages(x)[-1]
 
     def with_taps(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The last feature map, and those from which auxiliary heads read; most networks have none."""
+        """Compute the last feature map and the inputs of auxiliary heads (an empty list for most networks)."""
         return self(x), []
 
     def paper_head(self, classes: int, dropout: float | None) -> nn.Module:
-        """The classifier's head of the network's paper, from the last feature map to logits (B, K).
+        """Make the classifier head of the network's paper, from the last feature map to logits (B, K).
 
         Args:
             classes: K.
-            dropout: probability with which it drops a unit; None: the paper's.
+            dropout: dropout probability; None: the value of the paper.
         """
         return PooledHead(self.out_channels, classes, dropout or 0.0)
 
     def published_name(self, name: str) -> str:
-        """What torchvision calls the weight `name` of this trunk: `features` is a number here."""
+        """Convert the name of a weight to torchvision's name, where `layers` is called `features`."""
         return f"features.{name.removeprefix('layers.')}" if name.startswith("layers.") else name
 
     @property
     def features(self) -> int:
-        """Numbers in the last feature map."""
+        """Number of elements of the last feature map."""
         return self.out_channels * self.out_size[0] * self.out_size[1]
 
     def _measure(self) -> None:
-        """Find the shapes of all stages by a pass without arithmetic. A subclass calls it when it is built.
+        """Determine the shapes of all stages by a forward pass on the meta device.
 
         Raises:
-            UserError: the images are too small for the strides.
+            UserError: the images are too small for the network's strides.
         """
         height, width = self.image_size
-        shapes_only = {f"eye.{name}": tensor.to("meta") for name, tensor in self.state_dict().items()}
-        # Two images: BatchNorm refuses to learn from a single number.
+        shapes_only = {f"backbone.{name}": tensor.to("meta") for name, tensor in self.state_dict().items()}
+        # Two images, because BatchNorm in training mode needs more than one value per channel.
         images = torch.empty(2, self.in_channels, height, width, device="meta")
         try:
             maps: list[Tensor] = torch.func.functional_call(_Stages(self), shapes_only, images)
         except RuntimeError as error:
             raise UserError(
-                f"Images of {height}x{width} pixels are too small for the backbone {self.name}, "
-                f"whose strides leave nothing of them; use larger images or another --backbone."
+                f"Images of {height}x{width} pixels are too small for the backbone {self.name}: "
+                f"its strides reduce them to an empty feature map; use larger images or another --backbone."
             ) from error
         self.stage_shapes = [(m.shape[1], m.shape[2], m.shape[3]) for m in maps]
         self.out_channels, *out_size = self.stage_shapes[-1]
@@ -105,7 +107,7 @@ class Backbone(nn.Module, ABC):
 
 
 class PooledBackbone(Backbone):
-    """A trunk of `layers` in a row that ends in a max-pool; the stages are the maps behind all of its max-pools."""
+    """Sequential backbone that ends in a max-pool. Its stages are the outputs of all max-pools."""
 
     layers: nn.Sequential
 
@@ -119,23 +121,26 @@ class PooledBackbone(Backbone):
 
 
 class _Stages(nn.Module):
-    """A backbone whose call gives all its stages."""
+    """Wrapper of a backbone whose forward pass returns all stages."""
 
-    def __init__(self, eye: Backbone) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         super().__init__()
-        self.eye = eye
+        self.backbone = backbone
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        return self.eye.stages(x)
+        return self.backbone.stages(x)
 
 
 def scaled(channels: int, width: float) -> int:
-    """Channels multiplied by a width, at least one."""
+    """Multiply a number of channels by a width multiplier; the result is at least 1."""
     return max(1, round(channels * width))
 
 
 def he_init(module: nn.Module, mode: Literal["fan_in", "fan_out"] = "fan_in") -> None:
-    """He et al. 2015, "Delving Deep into Rectifiers", equation 10, for all convolutions and linear layers; biases 0."""
+    """Initialize all convolutions and linear layers; biases are set to 0.
+
+    He et al. 2015, "Delving Deep into Rectifiers", equation 10 (fan_in) or 14 (fan_out).
+    """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(layer.weight, mode=mode, nonlinearity="relu")

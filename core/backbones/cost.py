@@ -1,4 +1,4 @@
-"""What a network costs, layer by layer, found by one pass over shapes without arithmetic.
+"""Multiply-adds, parameters and receptive field of each layer, from one forward pass on the meta device.
 
 for layer in layer_costs(classifier, (1, 3, 224, 224)):
     print(layer.name, layer.multiply_adds, layer.receptive_field)
@@ -24,16 +24,16 @@ _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
 
 @dataclass(frozen=True)
 class LayerCost:
-    """A layer in the order in which the layers run; one that runs twice is there twice.
+    """Cost of one call of a layer. A layer that is called twice has two entries.
 
     Attributes:
-        name: of the module, "" for what happens between modules.
-        kind: the module's class: Conv2d, Linear, BatchNorm2d, MaxPool2d, ReLU, ...
+        name: of the module.
+        kind: class of the module: Conv2d, Linear, BatchNorm2d, MaxPool2d, ReLU, ...
         out_shape: (B, C, H, W), or (B, units).
-        parameters: numbers that the layer has.
+        parameters: number of parameters of the layer.
         multiply_adds: of its convolutions and matrix products, for the whole batch.
-        receptive_field: side of the square of pixels on which one output depends.
-        stride: pixels between neighbouring outputs.
+        receptive_field: side of the square of input pixels on which one output element depends.
+        stride: distance between neighboring output elements, in input pixels.
     """
 
     name: str
@@ -46,31 +46,31 @@ class LayerCost:
 
 
 def layer_costs(module: nn.Module, shape: Sequence[int]) -> list[LayerCost]:
-    """What every layer without layers of its own costs, in evaluation.
+    """Compute the cost of every leaf module in evaluation mode, in the order of execution.
 
     Args:
-        module: a backbone, a classifier, any network that takes one tensor of images; it is left alone.
+        module: a network that takes one tensor of images; it is copied and not changed.
         shape: (B, C, H, W) of the images.
     """
     network = copy.deepcopy(module).to("meta").eval()
     names = {layer: name for name, layer in network.named_modules() if not list(layer.children())}
-    found: list[LayerCost] = []
+    costs: list[LayerCost] = []
     with torch.no_grad(), ExitStack() as hooks:
         counter = hooks.enter_context(_Counter(max(shape[2:])))
-        began: list[int] = []
+        starts: list[int] = []
 
         def before(layer: nn.Module, inputs: Any) -> None:
-            began.append(counter.multiply_adds)
+            starts.append(counter.multiply_adds)
 
         def after(layer: nn.Module, inputs: Any, out: Tensor) -> None:
             field, stride = counter.fields(out)
-            found.append(
+            costs.append(
                 LayerCost(
                     names[layer],
                     type(layer).__name__,
                     tuple(out.shape),
                     sum(p.numel() for p in layer.parameters()),
-                    counter.multiply_adds - began.pop(),
+                    counter.multiply_adds - starts.pop(),
                     field,
                     stride,
                 )
@@ -80,16 +80,16 @@ def layer_costs(module: nn.Module, shape: Sequence[int]) -> list[LayerCost]:
             hooks.callback(layer.register_forward_pre_hook(before).remove)
             hooks.callback(layer.register_forward_hook(after).remove)
         network(torch.empty(tuple(shape), device="meta"))
-    return found
+    return costs
 
 
 def multiply_adds(module: nn.Module, shape: Sequence[int]) -> int:
-    """Multiply-adds of convolutions and matrix products in one pass over images of `shape` (B, C, H, W)."""
+    """Count the multiply-adds of convolutions and matrix products in one pass over images of `shape` (B, C, H, W)."""
     return _run(module, shape)[0].multiply_adds
 
 
 def receptive_field(module: nn.Module, shape: Sequence[int]) -> int:
-    """Side, in pixels, of the square on which one number of the output depends, were the image large enough."""
+    """Compute the side, in pixels, of the receptive field of one output element. It may exceed the image."""
     counter, out = _run(module, shape)
     return counter.fields(out)[0]
 
@@ -102,22 +102,22 @@ def _run(module: nn.Module, shape: Sequence[int]) -> tuple[_Counter, Tensor]:
 
 
 class _Counter(TorchDispatchMode):
-    """Counts multiply-adds, and follows through every operation on how many pixels a number depends.
+    """Dispatch mode that counts multiply-adds and tracks the receptive field through every operation.
 
     Args:
-        image_size: the longer side; what a linear layer depends on.
+        image_size: the longer side of the images, which is the receptive field of a linear layer.
     """
 
     def __init__(self, image_size: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it without annotations
+        super().__init__()  # type: ignore[no-untyped-call]  # not annotated in torch
         self.image_size = image_size
         self.multiply_adds = 0
-        # By id, with the tensor itself, so that no id is used again.
-        self._known: dict[int, tuple[Tensor, int, int]] = {}
+        # Keyed by id; the tensor is stored as well, so that its id is not reused.
+        self._fields_by_id: dict[int, tuple[Tensor, int, int]] = {}
 
     def fields(self, tensor: Tensor) -> tuple[int, int]:
-        """Receptive field and stride of a tensor's numbers, in pixels."""
-        return self._known[id(tensor)][1:] if id(tensor) in self._known else (1, 1)
+        """Return the receptive field and the stride of a tensor's elements, in pixels."""
+        return self._fields_by_id[id(tensor)][1:] if id(tensor) in self._fields_by_id else (1, 1)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -137,7 +137,7 @@ class _Counter(TorchDispatchMode):
             kernel, step, dilation = _WINDOWS[name](args, outputs[0])
             field, stride = field + (kernel - 1) * dilation * stride, stride * step
         for leaf in outputs:
-            self._known[id(leaf)] = (leaf, field, stride)
+            self._fields_by_id[id(leaf)] = (leaf, field, stride)
         return out
 
 
@@ -152,7 +152,7 @@ def _multiply_adds(name: str, args: tuple[Any, ...], out: Tensor) -> int:
 
 
 def _convolution(args: tuple[Any, ...], out: Tensor) -> tuple[int, int, int]:
-    if args[6]:  # transposed: outputs lie closer than inputs, and what one depends on does not grow by steps
+    if args[6]:  # transposed: approximated as a pointwise operation, since each output depends on few inputs
         return 1, 1, 1
     return max(args[1].shape[2:]), max(args[3]), max(args[5])
 
@@ -175,7 +175,7 @@ def _mean(args: tuple[Any, ...], out: Tensor) -> tuple[int, int, int]:
     return (max(args[0].shape[2:]), 1, 1) if args[0].ndim == 4 else (1, 1, 1)
 
 
-# operation: kernel, stride and dilation of its window
+# Operation -> function that returns kernel, stride and dilation of its window.
 _WINDOWS: dict[str, Callable[[tuple[Any, ...], Tensor], tuple[int, int, int]]] = {
     **dict.fromkeys(_CONVOLUTIONS, _convolution),
     "max_pool2d_with_indices": _pool,

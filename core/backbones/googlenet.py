@@ -1,8 +1,8 @@
-"""GoogLeNet: Szegedy et al. 2015, "Going Deeper with Convolutions", table 1, with BatchNorm, as torchvision has it.
+"""GoogLeNet: Szegedy et al. 2015, "Going Deeper with Convolutions", table 1, with BatchNorm, as in torchvision.
 
-Its Inception modules see a map through 1x1, 3x3 and 5x5 filters and a pool at once. In torchvision's form the "5x5" is
-3x3: 6,624,904 parameters at 1,000 classes, 13,004,888 with the two auxiliary heads; with true ones (`true_5x5`) it has
-7,005,832 without them.
+An Inception module has parallel branches of 1x1, 3x3 and 5x5 filters and of a max-pool. In torchvision's version the
+"5x5" filters are 3x3: 6,624,904 parameters at 1,000 classes, 13,004,888 with the two auxiliary heads. With real 5x5
+filters (`true_5x5`) it has 7,005,832 parameters without the auxiliary heads.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from zerokara.core.backbones.base import Backbone, Stem, he_init, scaled
 from zerokara.core.backbones.heads import PooledHead
 
-# 1x1; 1x1 and 3x3; 1x1 and 5x5; 1x1 behind the pool: columns of table 1.
+# Columns of table 1: 1x1; 1x1 and 3x3; 1x1 and 5x5; 1x1 after the pool.
 _MODULES: dict[str, tuple[int, int, int, int, int, int]] = {
     "inception3a": (64, 96, 128, 16, 32, 32),
     "inception3b": (128, 128, 192, 32, 96, 64),
@@ -26,7 +26,7 @@ _MODULES: dict[str, tuple[int, int, int, int, int, int]] = {
     "inception5a": (256, 160, 320, 32, 128, 128),
     "inception5b": (384, 192, 384, 48, 128, 128),
 }
-_TAPS = ("inception4a", "inception4d")  # where auxiliary heads read
+_TAPS = ("inception4a", "inception4d")  # inputs of the auxiliary heads
 _AUXILIARY_WEIGHT = 0.3  # section 5
 
 
@@ -43,7 +43,7 @@ class _Conv(nn.Module):
 
 
 class _Inception(nn.Module):
-    """Four branches side by side (figure 2b)."""
+    """Inception module: four parallel branches (figure 2b)."""
 
     def __init__(self, in_channels: int, columns: tuple[int, ...], kernel: int) -> None:
         super().__init__()
@@ -58,14 +58,16 @@ class _Inception(nn.Module):
 
 
 class GoogLeNet(Backbone):
-    """A stem and nine Inception modules.
+    """GoogLeNet: a stem and nine Inception modules.
 
     Args:
+        in_channels: channels of the images.
+        image_size: side or (H, W) of the images, in pixels.
         width: factor on all channels.
-        stem: "paper" halves the image three times before the first module, for some 224 pixels; "medium" twice, for
+        stem: "paper" halves the image three times before the first module, for about 224 pixels; "medium" twice, for
             64 to 128; "small" once, for 32 to 64.
-        true_5x5: the paper's 5x5 filters instead of torchvision's 3x3.
-        auxiliaries: the paper's head has the two auxiliary heads.
+        true_5x5: use the paper's 5x5 filters instead of torchvision's 3x3.
+        auxiliaries: add the two auxiliary heads of the paper to the head.
     """
 
     def __init__(
@@ -96,8 +98,8 @@ class GoogLeNet(Backbone):
         he_init(self)
         self._measure()
 
-    def _walk(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """All stages, and the taps."""
+    def _forward_all(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Compute all stages and the inputs of the auxiliary heads."""
         maps, taps = [], []
         x = self.conv1(x)
         if self.stem_pools:
@@ -119,42 +121,47 @@ class GoogLeNet(Backbone):
         return [*maps, x], taps
 
     def stages(self, x: Tensor) -> list[Tensor]:
-        return self._walk(x)[0]
+        return self._forward_all(x)[0]
 
     def with_taps(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The last feature map, and those of the modules 4a and 4d."""
-        maps, taps = self._walk(x)
+        """Compute the last feature map and the outputs of the modules 4a and 4d."""
+        maps, taps = self._forward_all(x)
         return maps[-1], taps
 
     def paper_head(self, classes: int, dropout: float | None) -> nn.Module:
-        """The mean over the map behind dropout (torchvision's 0.2; the paper has 0.4), and the auxiliary heads."""
+        """Make the head: global average pooling, dropout (torchvision's 0.2; the paper's is 0.4), auxiliary heads."""
         dropout = 0.2 if dropout is None else dropout
         if not self.auxiliaries:
             return PooledHead(self.out_channels, classes, dropout)
-        # Both taps lie between the pools behind 3b and 4e, so their size is that of the last stage but one.
+        # Both taps lie between the pools after 3b and 4e, so they have the size of the second to last stage.
         return GoogLeNetHead(self, classes, dropout)
 
 
 class GoogLeNetHead(PooledHead):
-    """The head of GoogLeNet with the two that help only in training.
+    """Head of GoogLeNet with the two auxiliary heads, which are used only in training.
 
     Args:
-        eye: the trunk; only its shapes are read.
+        backbone: only its shapes are read.
+        classes: K.
+        dropout: dropout probability of the main head.
     """
 
-    def __init__(self, eye: GoogLeNet, classes: int, dropout: float) -> None:
-        super().__init__(eye.out_channels, classes, dropout)
-        size = eye.stage_shapes[-2][1:]
-        self.aux1 = _Auxiliary(eye.tap_channels[0], size, classes, eye.width)
-        self.aux2 = _Auxiliary(eye.tap_channels[1], size, classes, eye.width)
+    def __init__(self, backbone: GoogLeNet, classes: int, dropout: float) -> None:
+        super().__init__(backbone.out_channels, classes, dropout)
+        size = backbone.stage_shapes[-2][1:]
+        self.aux1 = _Auxiliary(backbone.tap_channels[0], size, classes, backbone.width)
+        self.aux2 = _Auxiliary(backbone.tap_channels[1], size, classes, backbone.width)
 
     def auxiliaries(self, taps: list[Tensor]) -> list[tuple[float, Tensor]]:
-        """Weights of the auxiliary losses and logits (B, K), from the maps of 4a and 4d."""
+        """Compute (loss weight, logits (B, K)) of each auxiliary head from the outputs of 4a and 4d."""
         return [(_AUXILIARY_WEIGHT, self.aux1(taps[0])), (_AUXILIARY_WEIGHT, self.aux2(taps[1]))]
 
 
 class _Auxiliary(nn.Module):
-    """4x4 cells, a 1x1 convolution to 128 channels, 1,024 hidden units, dropout of 0.7 (section 5)."""
+    """Auxiliary head (section 5): 4x4 average pooling, 1x1 convolution, 1,024 hidden units, dropout 0.7.
+
+    The convolution has 128 output channels.
+    """
 
     def __init__(self, in_channels: int, size: tuple[int, int], classes: int, width: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Heads that turn a feature map into logits. Their weights are named as torchvision names them.
+"""Classifier heads, from a feature map to logits. Their weights have torchvision's names.
 
 Shapes: B batch, C channels, H, W pixels of a feature map, K classes.
 """
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class PooledHead(nn.Module):
-    """The mean over the map and one linear layer, `fc`: Lin et al. 2014, "Network in Network", and all since."""
+    """Global average pooling (Lin et al. 2014, "Network in Network") and one linear layer, `fc`."""
 
     def __init__(self, channels: int, classes: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -22,21 +22,23 @@ class PooledHead(nn.Module):
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Logits (B, K)."""
+        """Compute logits (B, K)."""
         logits_BK: Tensor = self.fc(F.dropout(x_BCHW.mean((2, 3)), self.dropout, self.training))
         return logits_BK
 
 
 class FlatHead(nn.Module):
-    """The map, flattened, through `classifier`: hidden layers with ReLU, and the output.
+    """Flattened feature map, hidden layers with ReLU, and an output layer (`classifier`).
 
     Args:
-        channels, size: of the map.
+        channels: of the feature map.
+        size: (H, W) of the feature map.
         hidden_units: of each hidden layer.
         classes: K.
-        dropout: of every hidden layer.
-        most: the map is averaged to this (H, W) where it is larger, so that larger images need no other weights.
-        dropout_first: drop before a hidden layer, as AlexNet does, instead of behind it.
+        dropout: dropout probability of every hidden layer.
+        max_size: maximum (H, W); larger maps are average-pooled to it, so that the number of weights does not depend
+            on the image size.
+        dropout_first: apply dropout before each hidden layer, as in AlexNet, instead of after it.
     """
 
     def __init__(
@@ -47,11 +49,11 @@ class FlatHead(nn.Module):
         classes: int,
         dropout: float = 0.0,
         *,
-        most: tuple[int, int] | None = None,
+        max_size: tuple[int, int] | None = None,
         dropout_first: bool = False,
     ) -> None:
         super().__init__()
-        self.pool_to = size if most is None else (min(size[0], most[0]), min(size[1], most[1]))
+        self.pool_to = size if max_size is None else (min(size[0], max_size[0]), min(size[1], max_size[1]))
         self._pools = self.pool_to != size
         units = channels * self.pool_to[0] * self.pool_to[1]
         layers: list[nn.Module] = []
@@ -69,7 +71,7 @@ class FlatHead(nn.Module):
         self.classifier = nn.Sequential(*layers, out)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Logits (B, K)."""
+        """Compute logits (B, K)."""
         if self._pools:
             x_BCHW = F.adaptive_avg_pool2d(x_BCHW, self.pool_to)
         logits_BK: Tensor = self.classifier(x_BCHW.flatten(1))

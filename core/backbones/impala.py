@@ -1,10 +1,11 @@
-"""The residual network of IMPALA.
+"""Residual network of IMPALA.
 
 Espeholt et al. 2018, "IMPALA: Scalable Distributed Deep-RL", figure 3 (right): three sections of 16, 32, 32 channels,
-each a 3x3 convolution, a 3x3 max-pool of stride 2 and two residual blocks; ReLU at the end. `width` multiplies the
-channels, as in Cobbe et al. 2019 and the networks that grew from it, and so do spectral normalisation of the residual
-blocks (Bjorck et al. 2021, "Towards Deeper Deep Reinforcement Learning with Spectral Normalization") and the max-pool
-at the end (Schmidt and Schmied 2021, "Fast and Data-Efficient Training of Rainbow").
+each with a 3x3 convolution, a 3x3 max-pool of stride 2 and two residual blocks; ReLU at the end.
+
+Options of later papers: `width` multiplies the channels (Cobbe et al. 2019); spectral normalization of the residual
+blocks (Bjorck et al. 2021, "Towards Deeper Deep Reinforcement Learning with Spectral Normalization"); a max-pool at the
+end (Schmidt and Schmied 2021, "Fast and Data-Efficient Training of Rainbow").
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from zerokara.core.layers import spectral_norm as normalize
 
 
 class _Residual(nn.Module):
-    """x + conv(relu(conv(relu(x))))."""
+    """Residual block: x + conv(relu(conv(relu(x))))."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -31,7 +32,7 @@ class _Residual(nn.Module):
 
 
 class _Section(nn.Module):
-    """Convolution, pool, two residual blocks: halves the map."""
+    """Convolution, max-pool and two residual blocks. Halves height and width."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
@@ -49,13 +50,15 @@ class Impala(Backbone):
     """Fifteen convolutions; 84x84 becomes 11x11.
 
     Args:
+        in_channels: channels of the images.
+        image_size: side or (H, W) of the images, in pixels.
         width: factor on the channels.
-        spectral_norm: divide the weights of residual blocks by their largest singular value.
-        pool_size: height and width to which the last map is max-pooled; 0: as it is.
+        spectral_norm: divide the weights of the residual blocks by their largest singular value.
+        pool_size: height and width to which the last map is max-pooled; 0: no pooling.
     """
 
-    usual_input = (4, 84)
-    usual_classes = 18
+    default_input = (4, 84)
+    default_classes = 18
 
     def __init__(
         self,
@@ -79,7 +82,7 @@ class Impala(Backbone):
         self._measure()
 
     def paper_head(self, classes: int, dropout: float | None) -> nn.Module:
-        """256 hidden units."""
+        """Make the head: one hidden layer of 256 units."""
         return FlatHead(self.out_channels, self.out_size, [256], classes, dropout or 0.0)
 
     def stages(self, x: Tensor) -> list[Tensor]:

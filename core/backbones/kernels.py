@@ -1,9 +1,9 @@
-"""Equal trunks of other filters: what two 3x3 are worth against one 5x5, and three against one 7x7.
+"""Backbones that differ only in their filters, to compare two 3x3 filters with one 5x5, and three with one 7x7.
 
-Simonyan and Zisserman 2015, "Very Deep Convolutional Networks", section 2.3: stacked 3x3 filters see as far as one
-larger one, with fewer weights for each pair of channels and a ReLU between them. A first 3x3 convolution gives the
-channels, which stay the same, so that nothing but the filters differs; three stages of filters follow, a 2x2 pool after
-each. `width` multiplies the 32 channels.
+Simonyan and Zisserman 2015, "Very Deep Convolutional Networks", section 2.3: stacked 3x3 filters have the receptive
+field of one larger filter, with fewer weights per pair of channels and with ReLUs in between. A first 3x3 convolution
+produces the channels, whose number stays constant; three stages of filters follow, each with a 2x2 max-pool at its end.
+`width` multiplies the 32 channels.
 """
 
 from __future__ import annotations
@@ -47,25 +47,25 @@ class _Stacked(Backbone):
 
 
 class One5x5(_Stacked):
-    """25 weights for a pair of channels."""
+    """One 5x5 filter per stage: 25 weights per pair of channels."""
 
     kernels = (5,)
 
 
 class Two3x3(_Stacked):
-    """18 weights for a pair of channels, which see as far as `one5x5`."""
+    """Two 3x3 filters per stage: 18 weights per pair of channels, with the receptive field of `one5x5`."""
 
     kernels = (3, 3)
 
 
 class One7x7(_Stacked):
-    """49 weights for a pair of channels."""
+    """One 7x7 filter per stage: 49 weights per pair of channels."""
 
     kernels = (7,)
 
 
 class Three3x3(_Stacked):
-    """27 weights for a pair of channels, which see as far as `one7x7`."""
+    """Three 3x3 filters per stage: 27 weights per pair of channels, with the receptive field of `one7x7`."""
 
     kernels = (3, 3, 3)
 

@@ -1,12 +1,13 @@
-"""Plain networks of strided convolutions: the two of DQN, and a small one.
+"""Plain networks of strided convolutions: the two networks of DQN, and that of data-efficient Rainbow.
 
 `nips`: Mnih et al. 2013, "Playing Atari with Deep Reinforcement Learning", section 4.1: 16 8x8 filters of stride 4,
 32 4x4 of stride 2, each with ReLU; its head is a hidden layer of 256.
 `nature`: Mnih et al. 2015, "Human-level control through deep reinforcement learning", Methods: 32 8x8 of stride 4,
 64 4x4 of stride 2, 64 3x3 of stride 1; its head is a hidden layer of 512.
 `der`: van Hasselt et al. 2019, "When to use parametric models in reinforcement learning?", appendix (data-efficient
-Rainbow): 32 5x5 filters of stride 5, 64 5x5 of stride 5; its head has hidden layers of 256. It is padded so that every
-pixel counts: without, it never sees the last 9 columns and rows of 84x84, where Pong's own paddle moves.
+Rainbow): 32 5x5 filters of stride 5, 64 5x5 of stride 5; its head has hidden layers of 256. Padding is added so that
+the output depends on every pixel: without it, the last 9 columns and rows of 84x84 would be ignored, which contain the
+agent's paddle in Pong.
 """
 
 from __future__ import annotations
@@ -21,32 +22,32 @@ from zerokara.core.backbones.base import Backbone
 from zerokara.core.backbones.heads import FlatHead
 from zerokara.core.layers import relu
 
-FEWEST_CHANNELS = 16  # from here on a product is faster than the library's convolution
+MIN_CHANNELS = 16  # from this number on, a matrix product is faster than the library's convolution
 
 
 class _ChannelNorm(nn.LayerNorm):
-    """Normalises the channels of every pixel of maps (B, C, H, W)."""
+    """Layer normalization over the channels of every pixel of maps (B, C, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class _Conv(nn.Conv2d):
-    """A convolution; where its patches do not overlap, on a CPU in 16 bits, one product of two matrices.
+    """Convolution that is computed as a matrix product if its patches do not overlap, on the CPU in 16 bits.
 
-    Same weights, same numbers but for rounding. The library's kernels take three times as long for 32 channels, five
-    pixels apart (docs/LOG.md); few channels make bad rows and stay with them.
+    Weights are the same, and outputs are equal up to rounding. The library's kernels take three times as long for 32
+    channels and stride 5 (docs/LOG.md). With few channels the library's kernel is used, because the product is slow.
     """
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         size = self.stride[0]
         in_16_bits_on_cpu = x_BCHW.dtype is torch.bfloat16 and x_BCHW.device.type == "cpu"
-        if self.kernel_size[0] != size or self.in_channels < FEWEST_CHANNELS or not in_16_bits_on_cpu:
+        if self.kernel_size[0] != size or self.in_channels < MIN_CHANNELS or not in_16_bits_on_cpu:
             return super().forward(x_BCHW)
         batch, channels, height, width = x_BCHW.shape
         margin = cast(int, self.padding[0])
         rows, columns = (height + 2 * margin) // size, (width + 2 * margin) // size
-        # Below and to the right only what fills the last patch, which may be less than nothing.
+        # Pad below and to the right only to complete the last patch; a negative padding crops.
         x = F.pad(x_BCHW, (margin, columns * size - width - margin, margin, rows * size - height - margin))
         x = x.permute(0, 2, 3, 1)
         patches = x.reshape(batch, rows, size, columns, size, channels).transpose(2, 3).flatten(3)
@@ -54,13 +55,17 @@ class _Conv(nn.Conv2d):
 
 
 class _Strided(Backbone):
-    """Convolutions, each followed by ReLU, as (channels, kernel, stride, padding); `width` scales channels.
+    """Convolutions, each followed by ReLU; `layers` lists (channels, kernel, stride, padding).
 
-    With `layer_norm` every pixel's channels are normalised before the ReLU (Gallici et al. 2024, the published code).
+    Args:
+        in_channels: channels of the images.
+        image_size: side or (H, W) of the images, in pixels.
+        width: factor on the channels.
+        layer_norm: normalize the channels of every pixel before the ReLU (Gallici et al. 2024, the published code).
     """
 
-    usual_input = (4, 84)
-    usual_classes = 18
+    default_input = (4, 84)
+    default_classes = 18
     layers: ClassVar[tuple[tuple[int, int, int, int], ...]]
     hidden_units: ClassVar[int] = 256
 
@@ -83,7 +88,7 @@ class _Strided(Backbone):
         self._measure()
 
     def paper_head(self, classes: int, dropout: float | None) -> nn.Module:
-        """A hidden layer."""
+        """Make the head: one hidden layer of `hidden_units`."""
         return FlatHead(self.out_channels, self.out_size, [self.hidden_units], classes, dropout or 0.0)
 
     def stages(self, x: Tensor) -> list[Tensor]:
@@ -95,19 +100,19 @@ class _Strided(Backbone):
 
 
 class Nips(_Strided):
-    """The network of the 2013 paper: a third of the arithmetic of `nature`."""
+    """Network of the 2013 paper, with a third of the multiply-adds of `nature`."""
 
     layers = ((16, 8, 4, 0), (32, 4, 2, 0))
 
 
 class Nature(_Strided):
-    """The network of the 2015 paper."""
+    """Network of the 2015 paper."""
 
     layers = ((32, 8, 4, 0), (64, 4, 2, 0), (64, 3, 1, 0))
     hidden_units = 512
 
 
 class Der(_Strided):
-    """The network of data-efficient Rainbow: a sixth of the arithmetic of `nature`, and a tenth of its weights."""
+    """Network of data-efficient Rainbow, with a sixth of the multiply-adds and a tenth of the weights of `nature`."""
 
     layers = ((32, 5, 5, 1), (64, 5, 5, 2))

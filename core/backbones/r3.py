@@ -1,11 +1,13 @@
-"""The trunk of R3GAN's discriminator, at a size that a desk computer trains.
+"""Backbone of R3GAN's discriminator, at a size that can be trained on a desktop computer.
 
-Huang et al. 2024, "The GAN is dead; long live the GAN! A Modern Baseline GAN", section 4 and appendix: residual blocks
-without normalisation, 1x1 to twice the channels, 3x3 in groups, 1x1 back, with leaky ReLU between; initialised in the
-manner of Fixup (Zhang et al. 2019), the last layer of every block at zero, the others smaller with the number of
-blocks; maps resampled bilinearly, channels changed by 1x1 convolutions without activation. There, four stages of two
-blocks have 768 channels each, in groups of 16; here a stage has one block, and channels go from 32 at the image's own
-size to 256.
+Huang et al. 2024, "The GAN is dead; long live the GAN! A Modern Baseline GAN", section 4 and appendix. Residual blocks
+without normalization: 1x1 convolution to twice the channels, grouped 3x3 convolution, 1x1 convolution back, with leaky
+ReLU in between. Initialization similar to Fixup (Zhang et al. 2019): the last layer of every block is zero, the others
+are scaled down with the number of blocks. Between stages, maps are resampled bilinearly and channels are changed by 1x1
+convolutions without activation.
+
+The paper's network has four stages of two blocks with 768 channels each, in groups of 16. Here a stage has one block,
+and channels increase from 32 at the image's own size to 256.
 """
 
 from __future__ import annotations
@@ -20,34 +22,36 @@ from zerokara.core.backbones.dcgan import halvings
 from zerokara.core.backbones.heads import FlatHead
 
 EXPANSION = 2
-GROUP = 16  # channels of the expanded map that a 3x3 filter sees
+GROUP = 16  # input channels of each group of the 3x3 convolution
 SLOPE = 0.2
 GAIN = (2 / (1 + SLOPE**2)) ** 0.5
-_FINEST, _MOST = 32, 256
+_MIN_CHANNELS, _MAX_CHANNELS = 32, 256
 
 
 def channels_of(stages: int, width: float) -> list[int]:
-    """Channels from the finest map to the coarsest: doubled from 32 up to 256, times `width`, in whole groups.
+    """Compute the channels of each stage, from fine to coarse: doubled from 32 up to 256, times `width`.
 
-    Half a group is the least, which doubled is one.
+    Each number is a multiple of half a group, so that the expanded map (twice the channels) has whole groups.
     """
     whole = GROUP // EXPANSION
-    return [max(1, round(min(_MOST, _FINEST * 2**stage) * width / whole)) * whole for stage in range(stages)]
+    return [
+        max(1, round(min(_MAX_CHANNELS, _MIN_CHANNELS * 2**stage) * width / whole)) * whole for stage in range(stages)
+    ]
 
 
 def init(conv: nn.Conv2d | nn.Linear, gain: float) -> None:
-    """N(0, gain^2 / inputs); biases 0."""
+    """Initialize weights with N(0, gain^2 / fan_in) and biases with 0."""
     nn.init.normal_(conv.weight, std=gain / conv.weight[0].numel() ** 0.5)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
 
 
 class Block(nn.Module):
-    """x + what three convolutions make of it, nothing at first.
+    """Residual block of three convolutions. The identity at initialization.
 
     Args:
-        channels: in and out, a multiple of half a group.
-        blocks: of the whole network: the more there are, the smaller each begins.
+        channels: of input and output; a multiple of half a group.
+        blocks: number of blocks of the whole network; initial weights are scaled by blocks^-0.25.
     """
 
     def __init__(self, channels: int, blocks: int) -> None:
@@ -57,11 +61,11 @@ class Block(nn.Module):
         self.filter = nn.Conv2d(inner, inner, 3, padding=1, groups=inner // GROUP)
         self.reduce = nn.Conv2d(inner, channels, 1, bias=False)
         for conv in (self.expand, self.filter):
-            init(conv, GAIN * blocks**-0.25)  # two of them in a branch: each L^(-1 / (2 m - 2)) with m = 3
+            init(conv, GAIN * blocks**-0.25)  # Fixup: L^(-1 / (2 m - 2)) with m = 3 layers per branch
         init(self.reduce, 0.0)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """A map of the same shape."""
+        """Compute a map of the same shape."""
         y = F.leaky_relu(self.expand(x_BCHW), SLOPE)
         y = F.leaky_relu(self.filter(y), SLOPE)
         out_BCHW: Tensor = x_BCHW + self.reduce(y)
@@ -69,19 +73,21 @@ class Block(nn.Module):
 
 
 def resampled(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """A map brought to another size (H, W), bilinearly: at half the size the mean of four pixels."""
+    """Resize a map to (H, W) by bilinear interpolation. At half the size this is the mean of four pixels."""
     return F.interpolate(x_BCHW, size, mode="bilinear", align_corners=False)
 
 
 class R3(Backbone):
-    """A block at the image's own size and at every half of it, down to 3 to 6 pixels of the shorter side.
+    """Residual blocks, one at the image's own size and one after every halving, down to a shorter side of 3 to 6.
 
     Args:
+        in_channels: channels of the images.
+        image_size: side or (H, W) of the images, in pixels.
         width: factor on the channels.
     """
 
-    usual_input = (3, 32)
-    usual_classes = 10
+    default_input = (3, 32)
+    default_classes = 10
 
     def __init__(self, in_channels: int, image_size: int | tuple[int, int], *, width: float = 1.0) -> None:
         super().__init__(in_channels, image_size)
@@ -99,7 +105,7 @@ class R3(Backbone):
         self._measure()
 
     def paper_head(self, classes: int, dropout: float | None) -> nn.Module:
-        """One layer on the whole map."""
+        """Make the head: one linear layer on the whole map."""
         return FlatHead(self.out_channels, self.out_size, [], classes, dropout or 0.0)
 
     def stages(self, x: Tensor) -> list[Tensor]:

@@ -1,11 +1,11 @@
-"""The eye: convolutional trunks by name, under one contract that classifier, discriminator and Q-network share.
+"""Backbones by name, with one interface that classifiers, discriminators and Q-networks share.
 
-eye = BACKBONES["nature"](in_channels=4, image_size=84)
-eye(x)                        # (B, out_channels, *out_size), the last feature map
-eye.stages(x)                 # every feature map, from fine to coarse
-nn.Linear(eye.features, 10)   # no head writes down 3136
+backbone = BACKBONES["nature"](in_channels=4, image_size=84)
+backbone(x)                        # (B, out_channels, *out_size), the last feature map
+backbone.stages(x)                 # every feature map, from fine to coarse
+nn.Linear(backbone.features, 10)   # number of elements of the last feature map, 3136 here
 
-`python -m core.backbones` lists them all with what they cost.
+`python -m core.backbones` lists all of them with their parameters and multiply-adds.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ BACKBONES: dict[str, type[Backbone]] = {
 
 @functools.cache
 def find_backbone(name: str) -> type[Backbone]:
-    """`BACKBONES[name]`, and beyond it resnet<6n+2> and plain<6n+2> of any depth.
+    """Return `BACKBONES[name]`, or the class of resnet<6n+2> or plain<6n+2> of any depth.
 
     Raises:
-        UserError: unknown name, or a number of layers that no such network has.
+        UserError: the name is unknown, or the number of layers is not 6n + 2.
     """
     if name in BACKBONES:
         return BACKBONES[name]
     if match := re.fullmatch(r"(resnet|plain)([1-9]\d*)", name):
         word, depth = match[1], int(match[2])
         if depth % 6 == 2 and depth > 2:
-            return resnet.cifar(name, depth, skips=word == "resnet")
+            return resnet.cifar(name, depth, use_shortcuts=word == "resnet")
         below = max(8, (depth - 2) // 6 * 6 + 2)
         raise UserError(
             f"There is no backbone {name}: networks of this kind have 6n + 2 layers; "
@@ -66,23 +66,28 @@ def find_backbone(name: str) -> type[Backbone]:
 
 
 def option_names(name: str) -> list[str]:
-    """The options that a backbone takes.
+    """Return the names of a backbone's options.
 
     Raises:
-        UserError: as `find`.
+        UserError: see `find_backbone`.
     """
     parameters = inspect.signature(find_backbone(name)).parameters.values()
     return [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
 
 
 def make_backbone(name: str, in_channels: int, image_size: int | tuple[int, int], **options: Any) -> Backbone:
-    """`find(name)(in_channels, image_size, **options)`, its options checked.
+    """Create `find_backbone(name)(in_channels, image_size, **options)` and check the options.
 
     Raises:
-        UserError: unknown name, an option that it does not have, or images too small for the strides.
+        UserError: the name or an option is unknown, or the images are too small for the network's strides.
     """
     known = option_names(name)
     if unknown := [option for option in options if option not in known]:
-        has = f"it has {', '.join(map(flag, known))}" if known else "it has none"
-        raise UserError(f"The backbone {name} has no option {flag(unknown[0])}: {has}.")
+        has = f"its options are {', '.join(map(_option_flag, known))}" if known else "it has no options"
+        raise UserError(f"The backbone {name} has no option {_option_flag(unknown[0])}: {has}.")
     return find_backbone(name)(in_channels, image_size, **options)
+
+
+def _option_flag(option: str) -> str:
+    """Return the command-line flag of a backbone's option; programs call `width` --width-multiplier."""
+    return flag("width_multiplier" if option == "width" else option)

@@ -1,10 +1,10 @@
 """Residual networks: He et al. 2016, "Deep Residual Learning for Image Recognition".
 
-`resnet18`, 34, 50, 101, 152: table 1, for ImageNet, as torchvision publishes them (its bottlenecks stride in the 3x3
+`resnet18`, 34, 50, 101, 152: table 1, for ImageNet, as in torchvision (the stride of a bottleneck is in its 3x3
 convolution); resnet50 has 25,557,032 parameters at 1,000 classes.
-`resnet20`, 32, 44, 56, 110 and any other 6n+2: section 4.2, for CIFAR-10, with shortcuts that have no weights (option
-A); resnet20 has 269,722 parameters at 10 classes.
-`plain20` and any other 6n+2: the same without shortcuts, which is what they are for.
+`resnet20`, 32, 44, 56, 110 and any other 6n+2: section 4.2, for CIFAR-10, with shortcuts without weights (option A);
+resnet20 has 269,722 parameters at 10 classes.
+`plain20` and any other 6n+2: the same networks without shortcuts, for comparison.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from zerokara.core.backbones.base import Backbone, Stem, he_init, scaled
 
 
 class _Block(nn.Module, ABC):
-    """What basic block and bottleneck have in common: relu(branch(x) + shortcut(x))."""
+    """Base class of basic block and bottleneck: relu(branch(x) + shortcut(x))."""
 
     expansion: ClassVar[int]
     downsample: nn.Module | None
@@ -35,7 +35,7 @@ class _Block(nn.Module, ABC):
 
     @abstractmethod
     def branch(self, x: Tensor) -> Tensor:
-        """What is added to the shortcut."""
+        """Compute the residual branch, which is added to the shortcut."""
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -43,7 +43,7 @@ class _Block(nn.Module, ABC):
 
 
 class _Basic(_Block):
-    """Two 3x3 convolutions."""
+    """Basic block: two 3x3 convolutions."""
 
     expansion = 1
 
@@ -60,7 +60,7 @@ class _Basic(_Block):
 
 
 class _Bottleneck(_Block):
-    """1x1 to a quarter of the channels, 3x3, 1x1 back (figure 5)."""
+    """Bottleneck: 1x1 convolution to a quarter of the channels, 3x3 convolution, 1x1 convolution back (figure 5)."""
 
     expansion = 4
 
@@ -80,24 +80,27 @@ class _Bottleneck(_Block):
         return out
 
 
-class _Option(nn.Module):
-    """A CIFAR block: two 3x3 convolutions, and where `skips`, the shortcut of option A: strided identity, zeros beside.
+class _CifarBlock(nn.Module):
+    """Block of the CIFAR networks: two 3x3 convolutions and a shortcut of option A (strided identity, zero padding).
 
-    Attributes:
-        skips: whether the input is added.
+    Args:
+        in_channels: channels of the input.
+        channels: channels of the output.
+        stride: of the first convolution and of the shortcut.
+        use_shortcuts: add the shortcut.
     """
 
-    def __init__(self, in_channels: int, channels: int, stride: int, *, skips: bool) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, *, use_shortcuts: bool) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.skips, self.stride, self.more = skips, stride, channels - in_channels
+        self.use_shortcuts, self.stride, self.more = use_shortcuts, stride, channels - in_channels
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        if not self.skips:
+        if not self.use_shortcuts:
             return F.relu(out)
         if self.stride != 1 or self.more:
             before = self.more // 2
@@ -106,16 +109,18 @@ class _Option(nn.Module):
 
 
 class ResNet(Backbone):
-    """A stem and four layers of residual blocks of 64, 128, 256 and 512 channels.
+    """ResNet for ImageNet: a stem and four layers of residual blocks of 64, 128, 256 and 512 channels.
 
     Args:
+        in_channels: channels of the images.
+        image_size: side or (H, W) of the images, in pixels.
         width: factor on the channels.
-        stem: "paper" is a 7x7 convolution of stride 2 and a pool, for some 224 pixels; "medium" a 3x3 of stride 2
-            without a pool, for 64 to 128; "small" a 3x3 of stride 1, for 32 to 64.
+        stem: "paper" is a 7x7 convolution of stride 2 and a max-pool, for about 224 pixels; "medium" a 3x3 convolution
+            of stride 2 without a pool, for 64 to 128; "small" a 3x3 convolution of stride 1, for 32 to 64.
     """
 
     block: ClassVar[type[_Block]] = _Basic
-    numbers: ClassVar[tuple[int, ...]] = (2, 2, 2, 2)
+    blocks_per_layer: ClassVar[tuple[int, ...]] = (2, 2, 2, 2)
 
     def __init__(
         self, in_channels: int, image_size: int | tuple[int, int], *, width: float = 1.0, stem: Stem = "paper"
@@ -127,11 +132,11 @@ class ResNet(Backbone):
         self.bn1 = nn.BatchNorm2d(channels)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if stem == "paper" else None
         layers = []
-        for place, number in enumerate(self.numbers):
-            wide = scaled(64 * 2**place, width)
+        for index, number in enumerate(self.blocks_per_layer):
+            wide = scaled(64 * 2**index, width)
             blocks = []
             for i in range(number):
-                blocks.append(self.block(channels, wide, 2 if place and i == 0 else 1))
+                blocks.append(self.block(channels, wide, 2 if index and i == 0 else 1))
                 channels = wide * self.block.expansion
             layers.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = layers
@@ -139,7 +144,7 @@ class ResNet(Backbone):
         self._measure()
 
     def stages(self, x: Tensor) -> list[Tensor]:
-        """The maps behind the four layers, and before them the stem's where a pool follows it."""
+        """Compute the outputs of the four layers, preceded by the stem's output if a pool follows it."""
         maps = []
         x = F.relu(self.bn1(self.conv1(x)))
         if self.maxpool is not None:
@@ -152,15 +157,20 @@ class ResNet(Backbone):
 
 
 class CifarResNet(Backbone):
-    """A 3x3 convolution and three layers of n blocks each, of 16, 32 and 64 channels: 6n + 2 layers with weights.
+    """ResNet for CIFAR-10: a 3x3 convolution and three layers of n blocks with 16, 32 and 64 channels.
 
-    `width` is a factor on the channels.
+    The network has 6n + 2 layers with weights, including the head.
+
+    Args:
+        in_channels: channels of the images.
+        image_size: side or (H, W) of the images, in pixels.
+        width: factor on the channels.
     """
 
-    usual_input = (3, 32)
-    usual_classes = 10
+    default_input = (3, 32)
+    default_classes = 10
     blocks: ClassVar[int] = 3
-    skips: ClassVar[bool] = True
+    use_shortcuts: ClassVar[bool] = True
 
     def __init__(self, in_channels: int, image_size: int | tuple[int, int], *, width: float = 1.0) -> None:
         super().__init__(in_channels, image_size)
@@ -168,11 +178,13 @@ class CifarResNet(Backbone):
         self.conv1 = nn.Conv2d(in_channels, channels, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         layers = []
-        for place in range(3):
-            wide = scaled(16 * 2**place, width)
+        for index in range(3):
+            wide = scaled(16 * 2**index, width)
             blocks = []
             for i in range(self.blocks):
-                blocks.append(_Option(channels, wide, 2 if place and i == 0 else 1, skips=self.skips))
+                blocks.append(
+                    _CifarBlock(channels, wide, 2 if index and i == 0 else 1, use_shortcuts=self.use_shortcuts)
+                )
                 channels = wide
             layers.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3 = layers
@@ -192,21 +204,22 @@ def _named(name: str, base: type[Backbone], **attributes: object) -> type[Backbo
     return type(name, (base,), {"__doc__": base.__doc__, "name": name, **attributes})
 
 
-def cifar(name: str, layers: int, *, skips: bool) -> type[Backbone]:
-    """The class of a CIFAR network.
+def cifar(name: str, layers: int, *, use_shortcuts: bool) -> type[Backbone]:
+    """Create the class of a CIFAR network.
 
     Args:
+        name: of the backbone.
         layers: 6n + 2.
-        skips: whether blocks add their input.
+        use_shortcuts: use shortcuts.
     """
-    return _named(name, CifarResNet, blocks=(layers - 2) // 6, skips=skips)
+    return _named(name, CifarResNet, blocks=(layers - 2) // 6, use_shortcuts=use_shortcuts)
 
 
 def variants() -> dict[str, type[Backbone]]:
-    """Those of the paper, by name."""
-    found = {
-        f"resnet{depth}": _named(f"resnet{depth}", ResNet, block=block, numbers=numbers)
-        for depth, block, numbers in (
+    """Return the classes of the paper's networks, by name."""
+    classes = {
+        f"resnet{depth}": _named(f"resnet{depth}", ResNet, block=block, blocks_per_layer=blocks_per_layer)
+        for depth, block, blocks_per_layer in (
             (18, _Basic, (2, 2, 2, 2)),
             (34, _Basic, (3, 4, 6, 3)),
             (50, _Bottleneck, (3, 4, 6, 3)),
@@ -214,6 +227,8 @@ def variants() -> dict[str, type[Backbone]]:
             (152, _Bottleneck, (3, 8, 36, 3)),
         )
     }
-    for word, skips in (("resnet", True), ("plain", False)):
-        found |= {f"{word}{depth}": cifar(f"{word}{depth}", depth, skips=skips) for depth in (20, 32, 44, 56, 110)}
-    return found
+    for prefix, use_shortcuts in (("resnet", True), ("plain", False)):
+        for depth in (20, 32, 44, 56, 110):
+            name = f"{prefix}{depth}"
+            classes[name] = cifar(name, depth, use_shortcuts=use_shortcuts)
+    return classes

@@ -1,9 +1,9 @@
-"""Convolutions that halve a map and transposed ones that double it, as matrix products where maps are small.
+"""Convolutions and transposed convolutions of stride 2, computed as matrix products on small maps.
 
-4x4 kernels, stride 2, padding 1: what DCGAN is made of. On a CPU with 16-bit matrix units the library's own kernels run
-layers of many channels on maps of 4x4 and 8x8 at a tenth of the speed of a product of the same size (docs/dcgan.md), so
-there a map is cut into patches and multiplied. Everywhere else these are the library's layers: same weights, same
-numbers but for rounding, and derivatives of any order.
+4x4 kernels, stride 2, padding 1, as in DCGAN. On a CPU with 16-bit matrix units, the library's kernels for layers with
+many channels on maps of 4x4 and 8x8 have a tenth of the speed of a matrix product of the same size (docs/dcgan.md). In
+this case the map is cut into patches and multiplied; in all others the library's layers are used. Weights are the same,
+outputs are equal up to rounding, and derivatives of any order are supported.
 
 Shapes: B batch, C channels in, O channels out, H, W pixels of the larger map, h, w of the smaller one, K = 16 taps.
 """
@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LARGEST_SMALL_MAP = 8 * 8  # pixels of the smaller map: the products win up to here
-FEWEST_CHANNELS = 64  # and from here on
+MAX_SMALL_MAP_PIXELS = 8 * 8  # pixels of the smaller map up to which matrix products are faster
+MIN_CHANNELS = 64  # channels from which matrix products are faster
 
 
 def halve(x_BCHW: Tensor, weight_OC44: Tensor) -> Tensor:
-    """`F.conv2d(x, weight, stride=2, padding=1)` as one product: (B, O, h, w), channels last."""
+    """Compute `F.conv2d(x, weight, stride=2, padding=1)` as one product: (B, O, h, w), channels last."""
     batch, _, height, width = x_BCHW.shape
     patches: Tensor = _Patches.apply(x_BCHW.permute(0, 2, 3, 1))  # type: ignore[no-untyped-call]
     rows = patches @ _flat(weight_OC44).t()
@@ -29,7 +29,7 @@ def halve(x_BCHW: Tensor, weight_OC44: Tensor) -> Tensor:
 
 
 def double(x_BChw: Tensor, weight_CO44: Tensor) -> Tensor:
-    """`F.conv_transpose2d(x, weight, stride=2, padding=1)` as one product: (B, O, H, W), channels last."""
+    """Compute `F.conv_transpose2d(x, weight, stride=2, padding=1)` as one product: (B, O, H, W), channels last."""
     batch, channels, height, width = x_BChw.shape
     rows = x_BChw.permute(0, 2, 3, 1).reshape(-1, channels) @ _flat(weight_CO44)
     maps: Tensor = _Overlay.apply(rows, batch, height, width)  # type: ignore[no-untyped-call]
@@ -37,7 +37,7 @@ def double(x_BChw: Tensor, weight_CO44: Tensor) -> Tensor:
 
 
 class Halve(nn.Conv2d):
-    """A 4x4 convolution of stride 2 and padding 1."""
+    """4x4 convolution of stride 2 and padding 1."""
 
     def __init__(self, in_channels: int, out_channels: int, *, bias: bool = False) -> None:
         super().__init__(in_channels, out_channels, 4, 2, 1, bias=bias)
@@ -52,7 +52,7 @@ class Halve(nn.Conv2d):
 
 
 class Double(nn.ConvTranspose2d):
-    """A 4x4 transposed convolution of stride 2 and padding 1."""
+    """4x4 transposed convolution of stride 2 and padding 1."""
 
     def __init__(self, in_channels: int, out_channels: int, *, bias: bool = False) -> None:
         super().__init__(in_channels, out_channels, 4, 2, 1, bias=bias)
@@ -70,7 +70,7 @@ def _pays(x: Tensor, small_pixels: int, channels: int) -> bool:
         x.dtype is torch.bfloat16
         or (torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16)
     )
-    return on_cpu_in_16_bits and small_pixels <= LARGEST_SMALL_MAP and channels >= FEWEST_CHANNELS
+    return on_cpu_in_16_bits and small_pixels <= MAX_SMALL_MAP_PIXELS and channels >= MIN_CHANNELS
 
 
 def _in_16_bits(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,12 +78,12 @@ def _in_16_bits(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _flat(weight: Tensor) -> Tensor:
-    """(first, second, 4, 4) as (first, K * second): a view where the layer is channels last."""
+    """Reshape (first, second, 4, 4) to (first, K * second): a view if the weights are channels last."""
     return weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
 
 
 class _Patches(torch.autograd.Function):
-    """Patches (B * h * w, K * C) of maps (B, H, W, C), each 4x4, two pixels apart, with a margin of one pixel."""
+    """Extract patches (B * h * w, K * C) of maps (B, H, W, C): 4x4 pixels, stride 2, padding 1."""
 
     @staticmethod
     def forward(ctx: Any, x_BHWC: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class _Patches(torch.autograd.Function):
 
 
 class _Overlay(torch.autograd.Function):
-    """The transpose of `_Patches`: patches (B * h * w, K * C) laid over each other and added, to maps (B, H, W, C)."""
+    """Transpose of `_Patches`: add overlapping patches (B * h * w, K * C) into maps (B, H, W, C)."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, batch: int, height: int, width: int) -> Tensor:

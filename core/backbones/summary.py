@@ -1,4 +1,4 @@
-"""What a network is made of, as a table for people.
+"""Table of a network's layers, with output shapes, parameters, multiply-adds and receptive fields.
 
 print(summary(classifier, (1, 1, 28, 28)))
 """
@@ -19,30 +19,31 @@ from torch import Tensor, nn
 
 from zerokara.core.backbones.cost import layer_costs
 
-MOST_ROWS = 24  # layers that get a row each; a deeper network is told by its blocks, where it has some
+MAX_ROWS = 24  # maximum number of layers with a row each; deeper networks get a row per block
 _WIDTH = 110
 
 
 def summary(module: nn.Module, shape: Sequence[int]) -> str:
-    """Layers that have weights or shrink the map, each with what it gives, costs and sees, and the sums.
+    """Format a table of all layers that have weights or pool, with their sums.
 
     Args:
-        module: takes images of `shape` (B, C, H, W), of which one is counted; it is left alone.
+        module: network that takes images of `shape`; it is not changed.
+        shape: (B, C, H, W); multiply-adds are counted for one image.
     """
     shape = (1, *shape[1:])
     layers = [layer for layer in layer_costs(module, shape) if layer.parameters or "Pool" in layer.kind]
     shapes = _out_shapes(module, shape, {name for layer in layers for name in (layer.name, _block(layer.name))})
     blocks = {layer.name: [layer] for layer in layers}
-    if len(layers) > MOST_ROWS:
+    if len(layers) > MAX_ROWS:
         blocks = {}
         for name, inside in groupby(layers, key=lambda layer: _block(layer.name)):
             block = list(inside)
-            # A list of layers, as VGG's, is never called as a whole: they get a row each.
+            # A list of layers, as in VGG, is never called as a whole, so its layers get a row each.
             blocks |= {name: block} if name in shapes else {layer.name: [layer] for layer in block}
     table = Table(box=box.SIMPLE, pad_edge=False, show_footer=True)
     parameters = sum(parameter.numel() for parameter in module.parameters())
     inactive = parameters - sum(layer.parameters for layer in layers)
-    table.add_column("layer", footer="sum" if not inactive else "sum, with what only training uses")
+    table.add_column("layer", footer="sum" if not inactive else "sum, including layers used only in training")
     table.add_column("kind")
     table.add_column("output", justify="right")
     table.add_column("parameters", justify="right", footer=f"{parameters:,}")
@@ -64,7 +65,7 @@ def summary(module: nn.Module, shape: Sequence[int]) -> str:
 
 
 def short(number: int) -> str:
-    """1,814,073,344 as 1.81 G."""
+    """Format a number with an SI prefix: 1,814,073,344 becomes 1.81 G."""
     for factor, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if number >= factor:
             return f"{number / factor:.3g} {letter}"
@@ -72,20 +73,20 @@ def short(number: int) -> str:
 
 
 def _block(name: str) -> str:
-    """backbone.layer1 of backbone.layer1.0.conv1."""
+    """Return the block of a layer: backbone.layer1 for backbone.layer1.0.conv1."""
     return ".".join(name.split(".")[:2])
 
 
 def _out_shapes(module: nn.Module, shape: Sequence[int], names: Collection[str]) -> dict[str, tuple[int, ...]]:
-    """What those of the modules of these names give that are called, by one pass over shapes."""
+    """Return the output shapes of the named modules that are called in a forward pass on the meta device."""
     network = copy.deepcopy(module).to("meta").eval()
     shapes: dict[str, tuple[int, ...]] = {}
     for name in names:
 
-        def note(layer: nn.Module, inputs: Any, out: Tensor, name: str = name) -> None:
+        def record_shape(layer: nn.Module, inputs: Any, out: Tensor, name: str = name) -> None:
             shapes[name] = tuple(out.shape)
 
-        network.get_submodule(name).register_forward_hook(note)
+        network.get_submodule(name).register_forward_hook(record_shape)
     with torch.no_grad():
         network(torch.empty(tuple(shape), device="meta"))
     return shapes

@@ -1,7 +1,7 @@
 """VGG: Simonyan and Zisserman 2015, "Very Deep Convolutional Networks for Large-Scale Image Recognition", table 1.
 
-Columns A, B, D and E (11, 13, 16 and 19 layers with weights), each also with BatchNorm behind every convolution.
-Weights are named as torchvision names them; vgg16 has 138,357,544 at 1,000 classes.
+Columns A, B, D and E (11, 13, 16 and 19 layers with weights), each also with BatchNorm after every convolution.
+Weights have torchvision's names; vgg16 has 138,357,544 parameters at 1,000 classes.
 """
 
 from __future__ import annotations
@@ -13,12 +13,18 @@ from torch import nn
 from zerokara.core.backbones.base import PooledBackbone, he_init, scaled
 from zerokara.core.backbones.heads import FlatHead
 
-# 3x3 convolutions of each section, which a 2x2 pool ends.
+# Number of 3x3 convolutions of each section; a 2x2 max-pool ends a section.
 _SECTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
 
 class VGG(PooledBackbone):
-    """Five sections of 64, 128, 256, 512 and 512 channels; `width` is a factor on them and on the head's units."""
+    """VGG: five sections of 64, 128, 256, 512 and 512 channels.
+
+    Args:
+        in_channels: channels of the images.
+        image_size: side or (H, W) of the images, in pixels.
+        width: factor on the channels and on the hidden units of the head.
+    """
 
     depth: ClassVar[int] = 16
     batch_norm: ClassVar[bool] = False
@@ -41,14 +47,14 @@ class VGG(PooledBackbone):
         self._measure()
 
     def paper_head(self, classes: int, dropout: float | None) -> nn.Module:
-        """7x7 cells, and twice 4,096 hidden units with dropout of 0.5."""
+        """Make the head: average pooling to 7x7, two hidden layers of 4,096 units, dropout of 0.5 after each."""
         dropout = 0.5 if dropout is None else dropout
         units = scaled(4096, self.width)
-        return FlatHead(self.out_channels, self.out_size, [units, units], classes, dropout, most=(7, 7))
+        return FlatHead(self.out_channels, self.out_size, [units, units], classes, dropout, max_size=(7, 7))
 
 
 def variants() -> dict[str, type[VGG]]:
-    """vgg11 to vgg19, and with BatchNorm vgg11_bn to vgg19_bn."""
+    """Return the classes of vgg11 to vgg19, and of vgg11_bn to vgg19_bn with BatchNorm."""
     return {
         name: type(name, (VGG,), {"__doc__": VGG.__doc__, "name": name, "depth": depth, "batch_norm": batch_norm})
         for depth in _SECTIONS

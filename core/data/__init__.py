@@ -1,8 +1,8 @@
-"""Image sets as uint8 tensors: drawn glyphs, MNIST and its kind, CIFAR, folders and zips of class folders, LSUN.
+"""Image data sets as uint8 tensors: generated glyphs, MNIST, Fashion-MNIST, CIFAR, class folders and zips, LSUN.
 
 train = load("mnist", "train")
 rest, held_out = hold_out(train, 5_000, seed=0)
-streets = load_masks("camvid", "train")  # with a class for every pixel
+streets = load_masks("camvid", "train")  # images with segmentation masks
 """
 
 from zerokara.core.data.masks import UNLABELLED, MaskSet, load_masks

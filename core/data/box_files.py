@@ -1,6 +1,6 @@
-"""What people write boxes down in: PASCAL VOC's XML, COCO's JSON, YOLO's text; in a folder or zip.
+"""Readers of box annotations in a folder or zip: PASCAL VOC's XML, COCO's JSON, YOLO's text files.
 
-Every reader gives boxes as in core.boxes: (x1, y1, x2, y2), edges in pixels of the picture.
+All readers return boxes as in core.boxes: (x1, y1, x2, y2), edges in pixels of the image.
 """
 
 from __future__ import annotations
@@ -21,64 +21,64 @@ Box = tuple[float, float, float, float]
 
 
 @dataclass
-class Marked:
-    """A picture and what is marked in it."""
+class AnnotatedImage:
+    """Image with its box annotations."""
 
     picture: str
     """Its path in the folder or archive."""
-    written_in: str
-    """The file that marks it, for messages."""
+    annotation_file: str
+    """Annotation file, for messages."""
     boxes: list[tuple[str, Box]] = field(default_factory=list)
-    """Class and box, in pixels of the picture."""
+    """Class and box, in pixels of the image."""
     relative: bool = False
-    """Boxes are in widths and heights of the picture instead."""
+    """True if boxes are fractions of the image's width and height instead of pixels."""
 
 
 @dataclass
 class Listing:
-    """All that a folder or archive marks."""
+    """All annotated images of a folder or archive."""
 
-    form: str
-    """What it is written in, in words."""
-    pictures: list[Marked]
+    format_name: str
+    """Name of the annotation format."""
+    pictures: list[AnnotatedImage]
     classes: tuple[str, ...]
     dropped: list[str] = field(default_factory=list)
-    """A few words on every box that is none."""
+    """Description of every annotation that was left out."""
 
-    def keep(self, marked: Marked, label: str, box: Box) -> None:
-        """Note a box, or that it has no inside."""
+    def add(self, annotated: AnnotatedImage, label: str, box: Box) -> None:
+        """Add a box to an image, or to `dropped` if it is empty."""
         if box[2] <= box[0] or box[3] <= box[1]:
-            self.dropped.append(f"{label} ({', '.join(f'{value:g}' for value in box)}) in {marked.written_in}")
+            self.dropped.append(f"{label} ({', '.join(f'{value:g}' for value in box)}) in {annotated.annotation_file}")
         else:
-            marked.boxes.append((label, box))
+            annotated.boxes.append((label, box))
 
 
 def read_boxes(members: Sequence[str], read: Read, where: Path) -> Listing:
-    """Everything marked in a folder or archive, by the first of VOC, COCO and YOLO that is found there.
+    """Read all annotations of a folder or archive, in the first format found of VOC, COCO and YOLO.
 
-    Its own division into training and test pictures is not looked at. The pictures are in the order of their paths,
-    and classes in that of their names where the form gives them none.
+    The data's own split into training and test images is ignored. Images are sorted by path; classes are sorted by
+    name if the format does not define their order.
 
     Args:
-        members: paths inside.
-        read: the bytes of one.
-        where: for messages.
+        members: paths in the folder or archive.
+        read: function that returns the bytes of a path.
+        where: the folder or archive, for messages.
 
     Raises:
-        UserError: none of the three, a broken file, a marked picture that is not there.
+        UserError: none of the formats was found, a file is damaged, or an annotated image is missing.
     """
     files = [name for name in members if not name.endswith("/") and not _hidden(name)]
     pictures = [name for name in files if PurePosixPath(name).suffix.lower() in SUFFIXES]
     if not pictures:
-        raise UserError(f"There are no pictures in {where}: give a folder or zip of pictures and their boxes.")
+        raise UserError(f"There are no images in {where}: give a folder or zip of images with box annotations.")
     for reader in (_read_voc, _read_coco, _read_yolo):
         listing = reader(files, pictures, read, where)
         if listing.pictures:
-            listing.pictures.sort(key=lambda marked: marked.picture)
+            listing.pictures.sort(key=lambda annotated: annotated.picture)
             return listing
     raise UserError(
-        f"{where} marks no boxes: expected PASCAL VOC's XML in Annotations/, COCO's JSON with images and annotations, "
-        f"or YOLO's text files beside the pictures or in labels/."
+        f"{where} has no box annotations: expected PASCAL VOC's XML in Annotations/, COCO's JSON with images and "
+        f"annotations, or YOLO's text files next to the images or in labels/."
     )
 
 
@@ -90,12 +90,12 @@ def _ending(files: Sequence[str], suffix: str) -> list[str]:
     return [name for name in files if name.lower().endswith(suffix)]
 
 
-def _broken(name: str, where: Path, why: str) -> UserError:
-    return UserError(f"{name} in {where} makes no sense ({why}): put a sound copy in its place, or remove it.")
+def _invalid(name: str, where: Path, why: str) -> UserError:
+    return UserError(f"{name} in {where} is invalid ({why}): replace it with an undamaged copy, or remove it.")
 
 
-class _Pictures:
-    """Finds the picture that a file of boxes means."""
+class _ImageFinder:
+    """Lookup of the image that an annotation file refers to."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         self._paths = set(paths)
@@ -103,7 +103,7 @@ class _Pictures:
         self._by_stem = {PurePosixPath(path).stem.lower(): path for path in reversed(paths)}
 
     def find(self, name: str, near: str) -> str | None:
-        """The picture at that path, seen from the folder `near`; else of that name anywhere; else of that stem."""
+        """Find an image by its path relative to the file `near` or to the root, else by file name, else by stem."""
         name = name.replace("\\", "/")
         beside = (PurePosixPath(near).parent / name).as_posix()
         if beside in self._paths or name in self._paths:
@@ -116,35 +116,37 @@ class _Pictures:
 
 
 def _read_voc(files: Sequence[str], pictures: Sequence[str], read: Read, where: Path) -> Listing:
-    """A file for each picture; corners are pixels, counted from 1, that belong to the box."""
-    known, listing = _Pictures(pictures), Listing("PASCAL VOC XML", [], ())
+    """Read PASCAL VOC: one XML file per image; corners are pixel indices from 1, and are part of the box."""
+    image_finder, listing = _ImageFinder(pictures), Listing("PASCAL VOC XML", [], ())
     for name in _ending(files, ".xml"):
         try:
-            root = ET.fromstring(read(name))  # expat refuses the expansion of entities that would fill memory
+            root = ET.fromstring(read(name))  # expat limits the expansion of entities
         except ET.ParseError as error:
-            raise _broken(name, where, error_summary(error)) from None
+            raise _invalid(name, where, error_summary(error)) from None
         if root.tag != "annotation":
             continue
-        # The file's own name first: many sets were renamed and keep the old name inside.
-        picture = known.find(PurePosixPath(name).stem, "") or known.find(root.findtext("filename") or "", name)
+        # The name of the XML file takes precedence, because in many sets the names inside are outdated.
+        picture = image_finder.find(PurePosixPath(name).stem, "") or image_finder.find(
+            root.findtext("filename") or "", name
+        )
         if picture is None:
             raise UserError(
-                f"{name} in {where} marks {root.findtext('filename') or 'a picture'}, which is not there: "
-                f"put the picture beside it, or remove the file."
+                f"{name} in {where} annotates {root.findtext('filename') or 'an image'}, which does not exist: "
+                f"add the image, or remove the file."
             )
-        marked = Marked(picture, name)
+        annotated = AnnotatedImage(picture, name)
         for item in root.iter("object"):
             label = (item.findtext("name") or "").strip()
             try:
                 x1, y1, x2, y2 = (float(item.findtext(f"bndbox/{end}") or "") for end in _CORNERS)
             except ValueError:
-                raise _broken(name, where, f"a box of {label or 'no class'} without four numbers") from None
+                raise _invalid(name, where, f"a box of {label or 'no class'} without four numbers") from None
             if not label:
-                raise _broken(name, where, "an object without a name")
-            # A box from a pixel to itself would be one pixel; those that there are were clicks, not boxes.
+                raise _invalid(name, where, "an object without a name")
+            # A box from a pixel to itself would be one pixel large; such boxes are accidental clicks in practice.
             empty = x2 <= x1 or y2 <= y1
-            listing.keep(marked, label, (x1, y1, x2, y2) if empty else (x1 - 1, y1 - 1, x2, y2))
-        listing.pictures.append(marked)
+            listing.add(annotated, label, (x1, y1, x2, y2) if empty else (x1 - 1, y1 - 1, x2, y2))
+        listing.pictures.append(annotated)
     listing.classes = _classes_of(listing)
     return listing
 
@@ -156,35 +158,35 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def _read_coco(files: Sequence[str], pictures: Sequence[str], read: Read, where: Path) -> Listing:
-    """One or several files; a box is corner and size. Crowds (iscrowd) are dropped, and named."""
-    known, listing = _Pictures(pictures), Listing("COCO JSON", [], ())
+    """Read COCO: one or several JSON files; a box is corner and size. Crowds (iscrowd) are left out and listed."""
+    image_finder, listing = _ImageFinder(pictures), Listing("COCO JSON", [], ())
     categories: dict[int, str] = {}
     for name in _ending(files, ".json"):
         try:
             content = json.loads(read(name))
         except ValueError as error:
-            raise _broken(name, where, error_summary(error)) from None
+            raise _invalid(name, where, error_summary(error)) from None
         if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= set(content):
             continue
         try:
             categories |= {int(each["id"]): str(each["name"]) for each in content["categories"]}
-            by_id: dict[Any, Marked] = {}
+            by_id: dict[Any, AnnotatedImage] = {}
             for each in content["images"]:
-                picture = known.find(str(each["file_name"]), name)
+                picture = image_finder.find(str(each["file_name"]), name)
                 if picture is None:
                     raise UserError(
-                        f"{name} in {where} marks {each['file_name']}, which is not there: put the picture beside it."
+                        f"{name} in {where} annotates {each['file_name']}, which does not exist: add the image."
                     )
-                by_id[each["id"]] = Marked(picture, f"{name} ({each['file_name']})")
+                by_id[each["id"]] = AnnotatedImage(picture, f"{name} ({each['file_name']})")
             for each in content["annotations"]:
                 x, y, width, height = map(float, each["bbox"])
-                marked, label = by_id[each["image_id"]], categories[int(each["category_id"])]
+                annotated, label = by_id[each["image_id"]], categories[int(each["category_id"])]
                 if each.get("iscrowd"):
-                    listing.dropped.append(f"a crowd of {label} in {marked.written_in}")
+                    listing.dropped.append(f"a crowd of {label} in {annotated.annotation_file}")
                 else:
-                    listing.keep(marked, label, (x, y, x + width, y + height))
+                    listing.add(annotated, label, (x, y, x + width, y + height))
         except (KeyError, TypeError, ValueError) as error:
-            raise _broken(name, where, f"{type(error).__name__} {error_summary(error)}") from None
+            raise _invalid(name, where, f"{type(error).__name__} {error_summary(error)}") from None
         listing.pictures += by_id.values()
     listing.classes = tuple(dict.fromkeys(categories[key] for key in sorted(categories)))
     return listing
@@ -194,42 +196,43 @@ def _read_coco(files: Sequence[str], pictures: Sequence[str], read: Read, where:
 
 
 def _read_yolo(files: Sequence[str], pictures: Sequence[str], read: Read, where: Path) -> Listing:
-    """A text for each picture, beside it or in labels/ where the picture is in images/; lines of class and box.
+    """Read YOLO: one text file per image, with lines of class, x, y, width, height.
 
-    A box is centre and size in widths and heights of the picture. A picture without a text has nothing in it. Names of
-    classes stand in classes.txt, obj.names or data.yaml; else a class is called by its number.
+    The file is next to the image, or in labels/ if the image is in images/. A box is center and size, as fractions of
+    the image's width and height. An image without a text file has no boxes. Class names are read from classes.txt,
+    obj.names or data.yaml; without these, a class is named by its number.
     """
     texts, listing = set(_ending(files, ".txt")), Listing("YOLO text", [], ())
-    rows: list[tuple[Marked, int, Box]] = []
+    rows: list[tuple[AnnotatedImage, int, Box]] = []
     for picture in pictures:
         stem = picture.rpartition(".")[0]
         swapped = "/".join("labels" if part == "images" else part for part in stem.split("/"))
         name = next((path for path in (f"{swapped}.txt", f"{stem}.txt") if path in texts), None)
-        marked = Marked(picture, name or picture, relative=True)
-        listing.pictures.append(marked)
+        annotated = AnnotatedImage(picture, name or picture, relative=True)
+        listing.pictures.append(annotated)
         for line in read(name).decode("utf-8", "replace").splitlines() if name else ():
             if not line.strip():
                 continue
             try:
                 word, *values = line.split()
                 x, y, width, height = (float(value) for value in values[:4])
-                rows.append((marked, int(word), (x - width / 2, y - height / 2, x + width / 2, y + height / 2)))
+                rows.append((annotated, int(word), (x - width / 2, y - height / 2, x + width / 2, y + height / 2)))
             except ValueError:
-                raise _broken(str(name), where, f"the line {line[:40]!r} is not class, x, y, width, height") from None
+                raise _invalid(str(name), where, f"the line {line[:40]!r} is not class, x, y, width, height") from None
     if not rows:
-        return Listing(listing.form, [], ())
+        return Listing(listing.format_name, [], ())
     numbers = sorted({number for _, number, _ in rows})
     names = _yolo_names(read, files) or [str(number) for number in range(numbers[-1] + 1)]
     if wrong := [number for number in numbers if not 0 <= number < len(names)]:
-        raise UserError(f"{where} marks the class {wrong[0]}, and there are names for {len(names)}: add its name.")
-    for marked, number, box in rows:
-        listing.keep(marked, names[number], box)
+        raise UserError(f"{where} has boxes of class {wrong[0]}, but names of {len(names)} classes: add its name.")
+    for annotated, number, box in rows:
+        listing.add(annotated, names[number], box)
     listing.classes = tuple(names)
     return listing
 
 
 def _yolo_names(read: Read, files: Sequence[str]) -> list[str]:
-    """Names of the classes, from whatever of the usual files is there."""
+    """Read the class names from classes.txt, *.names or *.yaml; an empty list if there is none."""
     for name in files:
         last = PurePosixPath(name).name.lower()
         if last == "classes.txt" or last.endswith(".names"):
@@ -240,7 +243,7 @@ def _yolo_names(read: Read, files: Sequence[str]) -> list[str]:
 
 
 def yaml_names(text: str) -> list[str]:
-    """The list `names` of a data.yaml: in brackets, as a list with dashes, or numbered, which is all that is used."""
+    """Parse the list `names` of a data.yaml: in brackets, with dashes, or numbered. Other YAML is not supported."""
     if match := re.search(r"^names:\s*[\[{](.*?)[\]}]", text, re.MULTILINE | re.DOTALL):
         words = [word for word in match[1].split(",") if word.strip()]
     elif match := re.search(r"^names:[ \t]*\n((?:[ \t]*(?:-|\d+:).*\n?)+)", text, re.MULTILINE):
@@ -251,5 +254,5 @@ def yaml_names(text: str) -> list[str]:
 
 
 def _classes_of(listing: Listing) -> tuple[str, ...]:
-    """The names that occur, sorted."""
-    return tuple(sorted({label for marked in listing.pictures for label, _ in marked.boxes}))
+    """Return the sorted names of all classes with boxes."""
+    return tuple(sorted({label for annotated in listing.pictures for label, _ in annotated.boxes}))

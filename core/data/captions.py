@@ -1,11 +1,11 @@
-"""Photographs with sentences about them: Flickr8k's files and COCO's captions, in a folder or a zip.
+"""Images with captions from a folder or zip, in the formats of Flickr8k and COCO.
 
     captioned = load_captions("flickr8k-1000", image_size=128)
 
-Read are `captions.txt` (CSV: image,caption), `*.token.txt` (image#0, a tab, the caption), and JSON of COCO
-(captions_*.json). The photographs may lie anywhere beside them; one is found by its file name.
+Supported files: `captions.txt` (CSV: image,caption), `*.token.txt` (image#0, a tab, the caption), and COCO's JSON
+(captions_*.json). Images may be in any folder; they are found by their file name.
 
-Shapes: N photographs, H, W pixels.
+Shapes: N images, H, W pixels.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from zerokara.core.data.pictures import SUFFIXES, decode_all
 from zerokara.core.data.sources import home, inside, locate
 from zerokara.core.data.types import Progress
 
-Pairs = list[tuple[str, str]]  # file name of a photograph, and a sentence about it
+Pairs = list[tuple[str, str]]  # (file name of an image, caption)
 
 
 @dataclass(frozen=True)
 class CaptionSet:
-    """Photographs of one size and what people said of them, on the CPU."""
+    """Images of one size with their captions, on the CPU."""
 
     images: Tensor
     """(N, 3, H, W) uint8."""
     names: tuple[str, ...]
-    """Their file names, sorted."""
+    """File names of the images, sorted."""
     captions: tuple[tuple[str, ...], ...]
-    """Sentences about each, at least one, in the order of the file."""
+    """Captions of each image, at least one, in the order of the file."""
     source: str
-    """Where they came from, in words, for logs."""
+    """Description of the images' origin, for logs."""
 
     def __len__(self) -> int:
-        """How many photographs."""
+        """Number of images."""
         return len(self.names)
 
-    def take(self, places: Sequence[int]) -> CaptionSet:
-        """The photographs at these places, in that order."""
+    def take(self, indices: Sequence[int]) -> CaptionSet:
+        """Select images by indices, in that order."""
         return CaptionSet(
-            self.images[torch.tensor(list(places), dtype=torch.int64)],
-            tuple(self.names[place] for place in places),
-            tuple(self.captions[place] for place in places),
+            self.images[torch.tensor(list(indices), dtype=torch.int64)],
+            tuple(self.names[index] for index in indices),
+            tuple(self.captions[index] for index in indices),
             self.source,
         )
 
@@ -59,22 +59,23 @@ class CaptionSet:
 def load_captions(
     data: str, *, image_size: int, data_dir: Path | None = None, progress: Progress | None = None
 ) -> CaptionSet:
-    """Captioned photographs of a folder or zip.
+    """Load the captioned images of a folder or zip.
 
     Args:
         data: a path, or the name of a folder or of `<name>.zip` in `data_dir`.
-        image_size: side in pixels to which photographs are brought: scaled until they cover it, the middle cut out.
-        data_dir: where named data lie; None: $ZEROKARA_DATA, else ~/.cache/zerokara.
+        image_size: side of the images in pixels; images are scaled to cover the square, and the center is cropped.
+        data_dir: folder of named data sets; None: $ZEROKARA_DATA, else ~/.cache/zerokara.
+        progress: callback.
 
     Raises:
-        UserError: no such data, no captions in them, captions of photographs that are not there, broken files.
+        UserError: the data do not exist, have no captions, have captions of missing images, or are damaged.
     """
     folder = home(data_dir)
     path = locate(data, folder)
     if path is None:
         raise UserError(
-            f"There are no data {data!r}{suggest(data, inside(folder))}: give a path to a folder or zip with "
-            f"photographs and captions.txt, or the name of one in {folder}."
+            f"There is no data set {data!r}{suggest(data, inside(folder))}: give the path of a folder or zip with "
+            f"images and captions.txt, or the name of one in {folder}."
         )
     with opened(path) as (everything, read):
         members = [
@@ -84,7 +85,7 @@ def load_captions(
         if not pairs:
             raise UserError(
                 f"{path} has no captions: expected captions.txt with lines of image,caption, a *.token.txt of "
-                f"Flickr8k, or captions_*.json of COCO beside the photographs."
+                f"Flickr8k, or captions_*.json of COCO next to the images."
             )
         places = {name.rpartition("/")[2]: name for name in members if Path(name).suffix.lower() in SUFFIXES}
         captions: dict[str, list[str]] = {}
@@ -92,20 +93,20 @@ def load_captions(
             captions.setdefault(image, []).append(sentence)
         if missing := sorted(set(captions) - set(places)):
             raise UserError(
-                f"{path} has captions of {len(missing):,} photographs that are not in it, the first of them "
-                f"{missing[0]!r}: put them there, or take their lines out."
+                f"{path} has captions of {len(missing):,} images that it does not contain, the first of them "
+                f"{missing[0]!r}: add the images, or remove their captions."
             )
         names = sorted(captions)
         images = decode_all([places[name] for name in names], read, str(path), image_size, False, progress)
     sentences = tuple(tuple(captions[name]) for name in names)
-    return CaptionSet(torch.from_numpy(images), tuple(names), sentences, f"{path.stem}, photographs in {path}")
+    return CaptionSet(torch.from_numpy(images), tuple(names), sentences, f"{path.stem}, images in {path}")
 
 
 Reader = Callable[[str], Pairs]
 
 
 def reader_of(name: str) -> Reader | None:
-    """What reads a file of captions by its name; None for all other files."""
+    """Return the parser of a caption file by its name; None for all other files."""
     file = name.rpartition("/")[2]
     if file == "captions.txt":
         return parse_csv
@@ -117,10 +118,10 @@ def reader_of(name: str) -> Reader | None:
 
 
 def parse_csv(text: str) -> Pairs:
-    """Lines of image,caption under a heading; a caption may be in quotes.
+    """Parse CSV lines of image,caption with an optional header; a caption may be quoted.
 
     Raises:
-        ValueError: a line without a caption.
+        ValueError: a line has no caption.
     """
     rows = [row for row in csv.reader(io.StringIO(text)) if row]
     if rows and [field.strip().lower() for field in rows[0]] == ["image", "caption"]:
@@ -128,14 +129,14 @@ def parse_csv(text: str) -> Pairs:
     for row in rows:
         if len(row) < 2 or not row[1].strip():
             raise ValueError(f"the line {','.join(row)[:60]!r} has no caption")
-    return [(row[0].strip(), ",".join(row[1:]).strip()) for row in rows]  # some files have commas and no quotes
+    return [(row[0].strip(), ",".join(row[1:]).strip()) for row in rows]  # some files have unquoted commas
 
 
 def parse_tokens(text: str) -> Pairs:
-    """Flickr8k.token.txt: lines of image.jpg#0, a tab, and the caption.
+    """Parse Flickr8k.token.txt: lines of image.jpg#0, a tab, and the caption.
 
     Raises:
-        ValueError: a line of another form.
+        ValueError: a line has another format.
     """
     pairs = []
     for line in text.splitlines():
@@ -149,23 +150,23 @@ def parse_tokens(text: str) -> Pairs:
 
 
 def parse_coco(text: str) -> Pairs:
-    """COCO: "images" with id and file_name, "annotations" with image_id and caption.
+    """Parse COCO's JSON: "images" with id and file_name, "annotations" with image_id and caption.
 
     Raises:
-        ValueError: it is not of that form.
+        ValueError: a key is missing.
     """
     content = json.loads(text)
     try:
         files = {image["id"]: str(image["file_name"]).rpartition("/")[2] for image in content["images"]}
         return [(files[one["image_id"]], str(one["caption"]).strip()) for one in content["annotations"]]
     except (KeyError, TypeError) as error:
-        raise ValueError(f"it lacks {error}, which COCO's captions have") from None
+        raise ValueError(f"it lacks {error}, which COCO's captions require") from None
 
 
 def _read(reader: Reader, read: Callable[[str], bytes], name: str, path: Path) -> Pairs:
     try:
         return reader(read(name).decode("utf-8-sig"))
-    except ValueError as error:  # also bytes that are no UTF-8, and broken JSON
+    except ValueError as error:  # includes invalid UTF-8 and invalid JSON
         raise UserError(
-            f"{name} in {path} makes no sense as captions ({error_summary(error)}): mend that file."
+            f"{name} in {path} cannot be parsed as captions ({error_summary(error)}): correct this file."
         ) from None

@@ -1,4 +1,4 @@
-"""Files from a list of mirrors: checked, resumed where they broke off, and in their place only when whole."""
+"""Downloads from a list of mirrors: verified by checksum, resumed after interruptions, and written atomically."""
 
 from __future__ import annotations
 
@@ -18,31 +18,37 @@ from urllib.parse import urlsplit
 from zerokara.core.config import DISK_FULL, UserError, error_summary
 from zerokara.core.data.types import Progress
 
-ATTEMPTS = 3  # at each mirror; what has come so far is kept between them
-SILENCE_SECONDS = 30.0
+ATTEMPTS = 3  # per mirror; partial downloads are kept between attempts
+TIMEOUT_SECONDS = 30.0
 CHUNK_BYTES = 2**18
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A file that can be downloaded."""
+    """File to download."""
 
     name: str
     md5: str
-    """Of the whole file, in hexadecimal, as its publisher gives it."""
+    """Checksum of the whole file in hexadecimal, as published."""
     urls: tuple[str, ...]
     """Mirrors, tried in this order."""
 
 
 def fetch(remotes: Sequence[Remote], folder: Path, title: str, progress: Progress | None) -> None:
-    """Download into `folder` (made if need be) what is not there yet.
+    """Download the files that are missing in `folder`, which is created if necessary.
 
-    What came of a file that broke off stays in `.<name>.part`, and the next call goes on from there. A second process
-    that wants the same file waits for the first.
+    A partial download is kept in `.<name>.part`, and the next call resumes it. A second process that downloads the same
+    file waits for the first.
+
+    Args:
+        remotes: files.
+        folder: where they are saved.
+        title: of the data set, for messages.
+        progress: callback.
 
     Raises:
-        UserError: no mirror gave a file with the right checksum, or the folder cannot be written.
-        OSError: the disk is full; what came so far is kept.
+        UserError: no mirror returned a file with the right checksum, or the folder cannot be written.
+        OSError: the disk is full; partial downloads are kept.
     """
     for remote in remotes:
         if (folder / remote.name).is_file():
@@ -52,8 +58,8 @@ def fetch(remotes: Sequence[Remote], folder: Path, title: str, progress: Progres
             part = (folder / f".{remote.name}.part").open("ab")
         except OSError as error:
             raise UserError(
-                f"{title} cannot be downloaded into {folder} ({error_summary(error)}): name a folder that can be written "
-                f"with --data-dir."
+                f"{title} cannot be downloaded into {folder} ({error_summary(error)}): give a writable folder with "
+                f"--data-dir."
             ) from None
         with part:
             fcntl.flock(part, fcntl.LOCK_EX)
@@ -61,15 +67,15 @@ def fetch(remotes: Sequence[Remote], folder: Path, title: str, progress: Progres
         if problems:
             files = ", ".join(other.name for other in remotes)
             raise UserError(
-                f"{title} could not be downloaded ({'; '.join(dict.fromkeys(problems))}): put {files} into {folder} by "
-                f"hand, or name a folder that has them with --data-dir."
+                f"{title} could not be downloaded ({'; '.join(dict.fromkeys(problems))}): copy {files} into {folder} "
+                f"manually, or give a folder that contains them with --data-dir."
             )
 
 
 def _fetch(remote: Remote, target: Path, part: BinaryIO, progress: Progress | None) -> list[str]:
-    """Fill `part` and put it in the target's place; what went wrong if no mirror had it."""
+    """Download a file into `part` and rename it to the target. Return the errors if all mirrors failed, else []."""
     path = Path(part.name)
-    if target.is_file():  # another process was quicker
+    if target.is_file():  # another process has downloaded it
         path.unlink(missing_ok=True)
         return []
     problems = []
@@ -84,7 +90,7 @@ def _fetch(remote: Remote, target: Path, part: BinaryIO, progress: Progress | No
                 problems.append(f"{host}: {error.code} {error.reason}")
                 if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                     break
-                part.truncate(0)  # more came than there is: something else lay there
+                part.truncate(0)  # the partial file is larger than the remote file
                 continue
             except (OSError, http.client.HTTPException) as error:
                 if isinstance(error, OSError) and error.errno in DISK_FULL:
@@ -92,7 +98,7 @@ def _fetch(remote: Remote, target: Path, part: BinaryIO, progress: Progress | No
                 reason = getattr(error, "reason", error)  # of a URLError
                 problems.append(f"{host}: {error_summary(reason) if isinstance(reason, Exception) else reason}")
                 if part.seek(0, os.SEEK_END) == 0:
-                    break  # nobody there; the next mirror rather than the same again
+                    break  # no data received: try the next mirror
                 continue
             with path.open("rb") as file:
                 found = hashlib.file_digest(file, "md5").hexdigest()
@@ -103,7 +109,7 @@ def _fetch(remote: Remote, target: Path, part: BinaryIO, progress: Progress | No
             problems.append(f"{host}: wrong checksum {found}")
             part.truncate(0)
             if not resumed:
-                break  # else what lay there may have been wrong, and this mirror gets another chance
+                break  # after a resumed download the old part may have been wrong, so try this mirror again
     if part.seek(0, os.SEEK_END) == 0:
         with contextlib.suppress(OSError):
             path.unlink()
@@ -111,18 +117,18 @@ def _fetch(remote: Remote, target: Path, part: BinaryIO, progress: Progress | No
 
 
 def _receive(url: str, part: BinaryIO, what: str, progress: Progress | None) -> None:
-    """Append to `part` what it lacks.
+    """Append the missing bytes to `part`.
 
     Raises:
-        OSError, HTTPException: the connection failed or broke off, or the disk is full.
+        OSError, HTTPException: the connection failed or was interrupted, or the disk is full.
     """
     have = part.seek(0, os.SEEK_END)
     headers = {"User-Agent": "zerokara"}
     if have:
         headers["Range"] = f"bytes={have}-"
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=SILENCE_SECONDS) as response:
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS) as response:
         if have and not (response.headers.get("Content-Range") or "").startswith(f"bytes {have}-"):
-            part.truncate(0)  # this server begins at the beginning
+            part.truncate(0)  # the server does not support ranges and sends the whole file
             have = 0
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else 0
@@ -133,4 +139,4 @@ def _receive(url: str, part: BinaryIO, what: str, progress: Progress | None) -> 
                 progress(what, have, total)
         part.flush()
     if have < total:
-        raise ConnectionError(f"broke off after {have:,} of {total:,} bytes")
+        raise ConnectionError(f"interrupted after {have:,} of {total:,} bytes")

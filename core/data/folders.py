@@ -1,4 +1,4 @@
-"""Folders and zip archives of class folders: `<class>/<image>`, or that under train/ and test/ (or val/)."""
+"""Image sets in class folders, in a folder or zip: `<class>/<image>`, optionally under train/ and test/ (or val/)."""
 
 from __future__ import annotations
 
@@ -17,31 +17,39 @@ from zerokara.core.data import lsun
 from zerokara.core.data.pictures import MOST_BYTES, SUFFIXES, decode_all
 from zerokara.core.data.types import ImageSet, Progress, Split, image_set
 
-TRAIN, TESTS = "train", ("test", "val")  # the first that is there holds the test images
-EVERY = 10  # without a test folder, every tenth image of each class is for testing: the first, the eleventh, ...
+TRAIN, TESTS = "train", ("test", "val")  # the first existing folder contains the test images
+EVERY = 10  # without a test folder, every tenth image of each class (the first, the eleventh, ...) is a test image
 
 
 @dataclass
 class Listing:
-    """The pictures of one folder of class folders."""
+    """Images of one folder of class folders."""
 
     classes: dict[str, list[str]] = field(default_factory=dict)
-    """Class: paths of its pictures, sorted."""
+    """Class -> sorted paths of its images."""
     others: int = 0
-    """Files that are no pictures by their suffix."""
+    """Number of files without an image suffix."""
 
 
 def load_folders(
     path: Path, split: Split, image_size: int | None, grayscale: bool | None, progress: Progress | None
 ) -> ImageSet:
-    """One split of a folder or zip of class folders, or of LSUN databases.
+    """Load one split of a folder or zip of class folders, or of LSUN databases.
 
-    Test images are those of test/, else val/ where there is train/ too; else the first, the eleventh, ... image of
-    each class, sorted by path. Hidden files are left out, files that are no pictures too, and `source` counts these.
+    Test images are those of test/, else of val/, if train/ exists; otherwise every tenth image of each class (the
+    first, the eleventh, ...), sorted by path. Hidden files are ignored. Files that are not images are ignored too, and
+    their number is part of `source`.
+
+    Args:
+        path: of the folder, zip or LSUN database.
+        split: "train" or "test".
+        image_size: see `decode_all`.
+        grayscale: see `decode_all`.
+        progress: callback.
 
     Raises:
-        UserError: nothing of that form, a class without images, a class of test/ that train/ lacks, a broken image,
-            several sizes without `image_size`.
+        UserError: there are no class folders, a class has no images, test/ has a class that train/ lacks, an image is
+            damaged, or images have different sizes and `image_size` is None.
     """
     if path.is_dir() and (databases := lsun.databases(path)):
         return _load_lsun(path, databases, split, image_size, grayscale, progress)
@@ -54,14 +62,14 @@ def load_folders(
     counts = [len(listing.classes.get(name, ())) for name in classes]
     kinds = {_suffix(name) for name in names}
     jpeg = ", JPEG" if kinds <= {".jpg", ".jpeg"} else ""
-    others = f", {listing.others} other files left out" if listing.others else ""
+    others = f", {listing.others} other files ignored" if listing.others else ""
     source = f"{path.stem} ({split}), {folder} in {path}{jpeg}{others}"
     return image_set(images_NCHW, np.repeat(np.arange(len(classes)), counts), classes, source)
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
-    """Paths inside a folder or zip, those of folders with "/" at their end, and what reads a file."""
+    """Open a folder or zip; yields the paths inside (folders end with "/") and a function that reads a file."""
     if path.is_dir():
         yield sorted(_walk(path)), lambda name: _read(path, name)
         return
@@ -69,18 +77,18 @@ def opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, ValueError) as error:
         raise UserError(
-            f"{path} is no sound zip archive ({error_summary(error)}): give a folder or zip of class folders."
+            f"{path} is not a valid zip archive ({error_summary(error)}): give a folder or zip of class folders."
         ) from None
     with archive:
         yield sorted(archive.namelist()), lambda name: _unzip(archive, path, name)
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    """All paths below the folder; a class folder may be a link to another."""
+    """Iterate over all paths below the folder. Symbolic links to folders are followed."""
 
     def refuse(error: OSError) -> None:
         raise UserError(
-            f"{error.filename} could not be read ({error_summary(error)}): see to its permissions, or remove it."
+            f"{error.filename} could not be read ({error_summary(error)}): check its permissions, or remove it."
         )
 
     for root, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
@@ -96,7 +104,7 @@ def _read(folder: Path, name: str) -> bytes:
         return (folder / name).read_bytes()
     except OSError as error:
         raise UserError(
-            f"{folder / name} could not be read ({error_summary(error)}): see to that, or remove it."
+            f"{folder / name} could not be read ({error_summary(error)}): make it readable, or remove it."
         ) from None
 
 
@@ -106,22 +114,22 @@ def _unzip(archive: zipfile.ZipFile, path: Path, name: str) -> bytes:
     try:
         return archive.read(name)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
-        # RuntimeError: it is encrypted; NotImplementedError: compressed in a way that Python does not know
+        # RuntimeError: the file is encrypted; NotImplementedError: unsupported compression method.
         raise UserError(
-            f"{name} in {path} cannot be unpacked ({error_summary(error)}): put a sound copy of the archive in its place."
+            f"{name} in {path} cannot be unpacked ({error_summary(error)}): replace the archive with an undamaged copy."
         ) from None
 
 
 def _too_large(name: str, size: int) -> str:
-    return f"{name} has {size / 2**20:,.0f} MiB, too large for a picture: make it smaller, or remove it."
+    return f"{name} has {size / 2**20:,.0f} MiB, too large for an image: make it smaller, or remove it."
 
 
 def _splits(members: list[str], path: Path) -> tuple[dict[Split, Listing], str]:
-    """The pictures of both splits, and in words where they lie."""
+    """List the images of both splits, and describe the layout."""
     members = [name for name in members if not any(_hidden(part) for part in name.split("/"))]
     pictures = [name for name in members if _is_picture(name)]
     root = ""
-    # An archive often wraps all in a folder of its own name, and a download may have train/ alone.
+    # Archives often contain a single folder of their own name, and a download may consist of train/ only.
     while len(tops := {_parts(name, root)[0] for name in pictures}) == 1:
         if any(len(_parts(name, root)) < 3 for name in pictures):
             break
@@ -130,21 +138,21 @@ def _splits(members: list[str], path: Path) -> tuple[dict[Split, Listing], str]:
     if not tests:
         everything = _list(members, root, path)
         return {split: _every_tenth(everything, split, path) for split in ("train", "test")}, (
-            f"class folders, every {EVERY}th image for testing,"
+            f"class folders, every {EVERY}th image a test image,"
         )
     test, *unread = tests
     train, tested = (_list(members, f"{root}{name}/", path) for name in (TRAIN, test))
     if unknown := [name for name in tested.classes if name not in train.classes]:
         raise UserError(
-            f"{path} has the class {unknown[0]!r} in {test}/ and not in {TRAIN}/: "
+            f"{path} has the class {unknown[0]!r} in {test}/ but not in {TRAIN}/: "
             f"both must have the same class folders; rename or remove it."
         )
-    unused = "".join(f" ({name}/ is left alone)" for name in unread)
+    unused = "".join(f" ({name}/ is ignored)" for name in unread)
     return {"train": train, "test": tested}, f"class folders of {TRAIN}/ and {test}/{unused}"
 
 
 def _list(members: list[str], root: str, path: Path) -> Listing:
-    """The class folders right under `root`; their pictures may lie in folders of their own."""
+    """List the class folders directly under `root`. Images in their subfolders are included."""
     listing = Listing()
     for name in members:
         if not name.startswith(root) or name == root:
@@ -162,26 +170,28 @@ def _list(members: list[str], root: str, path: Path) -> Listing:
     if not any(listing.classes.values()):
         raise UserError(f"There are no class folders with images in {where}: expected {where}/<class>/<image>.png.")
     if empty := [name for name, pictures in listing.classes.items() if not pictures]:
-        raise UserError(f"The class folder {empty[0]!r} in {where} has no images: put some in, or remove it.")
+        raise UserError(f"The class folder {empty[0]!r} in {where} has no images: add images, or remove it.")
     return Listing({name: sorted(listing.classes[name]) for name in sorted(listing.classes)}, listing.others)
 
 
 def _every_tenth(listing: Listing, split: Split, path: Path) -> Listing:
-    """What a split gets where there is no test folder."""
+    """Select the images of a split if there is no test folder: every tenth image is a test image."""
     if alone := [name for name, pictures in listing.classes.items() if len(pictures) < 2]:
         raise UserError(
-            f"The class folder {alone[0]!r} in {path} has a single image: put in at least 2, one to learn from and "
-            f"one to test on, or divide the images into {TRAIN}/ and {TESTS[0]}/ yourself."
+            f"The class folder {alone[0]!r} in {path} has a single image: at least 2 are needed, one for "
+            f"training and one for testing; add images, or sort them into {TRAIN}/ and {TESTS[0]}/."
         )
-    return Listing({name: _share(pictures, split) for name, pictures in listing.classes.items()}, listing.others)
+    return Listing({name: _select_split(pictures, split) for name, pictures in listing.classes.items()}, listing.others)
 
 
-def _share(names: list[str], split: Split) -> list[str]:
+def _select_split(names: list[str], split: Split) -> list[str]:
     return [name for index, name in enumerate(names) if (index % EVERY == 0) == (split == "test")]
 
 
 def _parts(name: str, root: str) -> list[str]:
-    return name[len(root) :].rstrip("/").split("/")  # pathlib takes ten times as long, and there may be millions
+    return (
+        name[len(root) :].rstrip("/").split("/")
+    )  # pathlib takes ten times as long, and there may be millions of paths
 
 
 def _is_picture(name: str) -> bool:
@@ -189,12 +199,12 @@ def _is_picture(name: str) -> bool:
 
 
 def _suffix(name: str) -> str:
-    """The suffix of a file in small letters, such as ".png"; of a folder none that is one."""
+    """Return the suffix of a file in lower case, such as ".png"."""
     return "." + name.rpartition(".")[2].lower()
 
 
 def _hidden(part: str) -> bool:
-    """What systems leave behind: .DS_Store, __MACOSX, Thumbs.db."""
+    """Return True for files that operating systems create: .DS_Store, __MACOSX, Thumbs.db."""
     return part.startswith((".", "__MACOSX")) or part.lower() in {"thumbs.db", "desktop.ini"}
 
 
@@ -206,21 +216,23 @@ def _load_lsun(
     grayscale: bool | None,
     progress: Progress | None,
 ) -> ImageSet:
-    """One split of LSUN databases, each a class."""
+    """Load one split of LSUN databases. Each category is a class."""
     parts, channels = [], 1
     for category, splits in databases.items():
         with lsun.opened(splits.get(split, splits["train"])) as (keys, read):
-            chosen = keys if "test" in splits else _share(keys, split)
+            chosen = keys if "test" in splits else _select_split(keys, split)
             if not chosen:
-                raise UserError(f"The database of {category} in {path} has no {split} images: remove it, or give more.")
+                raise UserError(
+                    f"The database of {category} in {path} has no {split} images: remove it, or add images."
+                )
             parts.append(decode_all(chosen, read, f"{category} in {path}", image_size, grayscale, progress))
         if parts[-1].shape[2:] != parts[0].shape[2:]:
             raise UserError(
-                f"The images of {category} in {path} are of another size than those before: "
-                f"bring all to one size with --image-size {min(parts[0].shape[2:])}, or another number."
+                f"The images of {category} in {path} have another size than those of the categories before: "
+                f"resize all with --image-size {min(parts[0].shape[2:])}, or another number."
             )
         channels = max(channels, parts[-1].shape[1])
-    for index, part in enumerate(parts):  # grey pictures go into all three channels where another class has colours
+    for index, part in enumerate(parts):  # replicate grayscale images if another class has color images
         if part.shape[1] < channels:
             parts[index] = np.repeat(part, channels, axis=1)
     images_NCHW = parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -1,4 +1,4 @@
-"""LSUN (Yu et al. 2015): one LMDB of WebP photographs for each category and split, `church_outdoor_train_lmdb`."""
+"""LSUN (Yu et al. 2015): one LMDB of WebP images per category and split, for example `church_outdoor_train_lmdb`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ SUFFIX: dict[Split, str] = {"train": "_train_lmdb", "test": "_val_lmdb"}
 
 
 def is_lmdb(folder: Path) -> bool:
-    """Whether the folder is an LMDB database."""
+    """Return True if the folder is an LMDB database."""
     return (folder / "data.mdb").is_file()
 
 
 def databases(path: Path) -> dict[str, dict[Split, Path]]:
-    """Category: its databases by split, of one database (with its sibling of the other split) or a folder of them.
+    """Find databases: category -> split -> path. `path` is a database or a folder of databases.
 
-    A database that is named otherwise, or has no sibling, stands alone under "train".
+    The database of the other split is found by its name. A database with another name, or without a second split, is
+    listed under "train" only.
     """
     if not is_lmdb(path):
         inside = sorted(path.iterdir()) if path.is_dir() else []
@@ -35,7 +36,7 @@ def databases(path: Path) -> dict[str, dict[Split, Path]]:
 
 @contextmanager
 def opened(folder: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
-    """The keys of a database in their order, and a function that reads one value.
+    """Open a database; yields its keys in order and a function that reads the value of a key.
 
     Raises:
         UserError: the database is damaged.
@@ -43,12 +44,12 @@ def opened(folder: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
     import lmdb
 
     try:
-        # No lock: nothing writes, and the folder may be read-only. No read-ahead: it may be larger than memory.
+        # No lock, because the folder may be read-only; no read-ahead, because the file may be larger than memory.
         with lmdb.open(str(folder), readonly=True, lock=False, readahead=False) as database, database.begin() as view:
             with view.cursor() as cursor:
                 keys = [key.decode("latin1") for key in cursor.iternext(values=False)]
             yield keys, lambda key: bytes(view.get(key.encode("latin1")) or b"")
     except lmdb.Error as error:
         raise UserError(
-            f"{folder} is no sound LMDB database ({error_summary(error)}): put a sound copy in its place."
+            f"{folder} is not a valid LMDB database ({error_summary(error)}): replace it with an undamaged copy."
         ) from None

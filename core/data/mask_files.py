@@ -1,4 +1,4 @@
-"""How pictures and their masks lie in a folder or zip: as in CamVid, as in PASCAL VOC, or as any pair of folders."""
+"""File layouts of images with masks, in a folder or zip: CamVid, PASCAL VOC, or any pair of folders."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ SPLITS: dict[str, MaskSplit] = {
 }
 IMAGES = frozenset({"images", "image", "imgs", "img", "jpegimages"})
 MASKS = frozenset({"masks", "mask", "labels", "label", "annotations", "annotation", "segmentationclass"})
-ANNOT = "annot"  # as in CamVid's trainannot
-MASK_SUFFIXES = SUFFIXES - {".jpg", ".jpeg", ".webp"}  # which blur numbers
-MARKS = ("_mask", "_label", "_labels", "_seg", "_L")  # what a mask's name may have behind its picture's
+ANNOT = "annot"  # suffix of CamVid's folders of masks, such as trainannot
+MASK_SUFFIXES = SUFFIXES - {".jpg", ".jpeg", ".webp"}  # lossy compression changes class numbers
+MARKS = ("_mask", "_label", "_labels", "_seg", "_L")  # suffixes of a mask's name
 NAMES = "classes.txt"
-EVERY = 10  # where a split is missing, it is every tenth picture
+EVERY = 10  # a missing split consists of every tenth image
 CAMVID = (*("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"),)
 VOC = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -32,7 +32,7 @@ VOC_LIST = "ImageSets/Segmentation/{}.txt"
 
 
 class Pair(NamedTuple):
-    """Paths of a picture and of its mask, each in its folder or archive."""
+    """Paths of an image and of its mask, in their folder or archive."""
 
     image: str
     mask: str
@@ -40,36 +40,41 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """What was found."""
+    """Images and masks of a folder or archive."""
 
-    form: str
-    """How it lies there, in words."""
+    layout: str
+    """Name of the file layout."""
     splits: Mapping[MaskSplit, list[Pair]]
-    """All three, none of them empty."""
+    """All three splits; none is empty."""
     classes: tuple[str, ...]
-    """Names of the classes; empty where nothing tells them."""
+    """Names of the classes; empty if unknown."""
     unlabelled: int
-    """The number of pixels that nobody labelled."""
+    """Class number of unlabeled pixels."""
 
 
 def list_pairs(
     members: Sequence[str], read: Callable[[str], bytes], where: str, masks: tuple[Sequence[str], str] | None = None
 ) -> Listing:
-    """Pictures with their masks, in the order of their paths.
+    """List images with their masks, sorted by path.
 
-    A picture and its mask have the same name (a mask may have _mask, _label, _labels, _seg or _L behind it) in folders
-    `<split>/` and `<split>annot/`, or `images/` and `masks/` (or what these are often called) above or below those of
-    the splits, or without any; or they are those that PASCAL VOC's lists name. A classes.txt has a name in each line.
-    A missing split is every tenth picture of what there is; where train and val alone are there, val is the test.
+    Supported layouts:
+    - folders `<split>/` and `<split>annot/` (CamVid);
+    - folders `images/` and `masks/` (or other common names), above or below the folders of the splits, or without
+      splits;
+    - the lists of PASCAL VOC.
+
+    An image and its mask have the same name; a mask's name may end with _mask, _label, _labels, _seg or _L. A
+    classes.txt has one class name per line. A missing split consists of every tenth image of the existing ones; if only
+    train and val exist, val becomes the test split.
 
     Args:
         members: paths in the folder or archive.
-        read: the bytes of one of them.
-        where: what to call it in messages.
-        masks: paths in another folder or archive, which holds the masks, and what to call that.
+        read: function that returns the bytes of a path.
+        where: name of the folder or archive, for messages.
+        masks: paths in a separate folder or archive of masks, and its name.
 
     Raises:
-        UserError: nothing of these forms, a picture without a mask, too few pictures.
+        UserError: none of the layouts was found, an image has no mask, or there are too few images.
     """
     members = [name for name in members if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))]
     tables = [name for name in members if name.rpartition("/")[2] == NAMES]
@@ -90,8 +95,8 @@ def list_pairs(
     images = {key: name for key, name in images.items() if key[:-1] in folders}
     if not images:
         raise UserError(
-            f"There are no pictures with masks in {where}: expected train/<name>.jpg with trainannot/<name>.png, "
-            f"images/<name>.jpg with masks/<name>.png, PASCAL VOC's folders, or the masks' own folder with --masks."
+            f"There are no images with masks in {where}: expected train/<name>.jpg with trainannot/<name>.png, "
+            f"images/<name>.jpg with masks/<name>.png, PASCAL VOC's folders, or a folder of masks with --masks."
         )
     by_split: dict[str, list[Pair]] = {}
     for key, name in images.items():
@@ -99,17 +104,17 @@ def list_pairs(
         mask = next((keyed[m] for mark in ("", *MARKS) if (m := (*folder, stem + mark)) in keyed), None)
         if mask is None:
             raise UserError(
-                f"{name} in {where} has no mask: put {stem}.png beside the other masks in {masks_where}, or remove it."
+                f"{name} in {where} has no mask: add {stem}.png to the other masks in {masks_where}, or remove it."
             )
         split = next((SPLITS[part.lower()] for part in folder if part.lower() in SPLITS), "")
         by_split.setdefault(split, []).append(Pair(name, mask))
-    form = "CamVid's folders" if of_camvid else "pairs of folders"
-    known = classes or (CAMVID if of_camvid else ())
-    return Listing(form, _divide(by_split, where), known, len(CAMVID) if of_camvid and not classes else 255)
+    layout = "CamVid's folders" if of_camvid else "pairs of folders"
+    class_names = classes or (CAMVID if of_camvid else ())
+    return Listing(layout, _divide(by_split, where), class_names, len(CAMVID) if of_camvid and not classes else 255)
 
 
 def _voc(members: Iterable[str], read: Callable[[str], bytes], where: str, root: str) -> dict[str, list[Pair]]:
-    """What PASCAL VOC's lists name, by the list; a test list without masks, as the challenge gave it, is left alone."""
+    """List the pairs of PASCAL VOC's lists by split. A test list without masks, as in the challenge, is ignored."""
     there = set(members)
     by_split: dict[str, list[Pair]] = {}
     for split in ("train", "val", "test"):
@@ -120,23 +125,23 @@ def _voc(members: Iterable[str], read: Callable[[str], bytes], where: str, root:
             continue
         for kind, path in ((kind, path) for pair in pairs for kind, path in zip(Pair._fields, pair, strict=True)):
             if path not in there:
-                raise UserError(f"{where} lacks the {kind} {path}, which {table} names: put it there, or unname it.")
+                raise UserError(f"{where} lacks the {kind} {path}, which {table} lists: add it, or remove its line.")
         by_split[split] = pairs
     return by_split
 
 
 def _divide(found: Mapping[str, list[Pair]], where: str) -> dict[MaskSplit, list[Pair]]:
-    """Three splits out of those that are there."""
+    """Create the three splits from the existing ones."""
     splits = {split: pairs for split, pairs in found.items() if pairs}
     if "" in splits and len(splits) > 1:
-        splits.pop("")  # pictures beside the folders of the splits
+        splits.pop("")  # images outside of the folders of the splits
     everything = splits.pop("", None) or (splits["train"] if set(splits) == {"train"} else None)
     if everything is not None:
         rest, test = _every_tenth(everything, where)
         train, val = _every_tenth(rest, where)
         return {"train": train, "val": val, "test": test}
     if "train" not in splits:
-        raise UserError(f"{where} has {' and '.join(splits)} and no train: put pictures to learn from into train.")
+        raise UserError(f"{where} has {' and '.join(splits)} but no train: add training images in train.")
     if "test" not in splits:
         splits["test"] = splits.pop("val")
     if "val" not in splits:
@@ -145,21 +150,21 @@ def _divide(found: Mapping[str, list[Pair]], where: str) -> dict[MaskSplit, list
 
 
 def _every_tenth(pairs: list[Pair], where: str) -> tuple[list[Pair], list[Pair]]:
-    """The others, and the first, the eleventh, ..."""
+    """Split pairs into the others and every tenth pair (the first, the eleventh, ...)."""
     if len(pairs) < 2:
-        raise UserError(f"{where} has too few pictures to learn from some and test on others: put in at least 3.")
+        raise UserError(f"{where} has too few images for training and testing: add images, at least 3 are needed.")
     return [pair for i, pair in enumerate(pairs) if i % EVERY], pairs[::EVERY]
 
 
 def _is_mask(name: str, *, alone: bool) -> bool:
-    """Whether a path is a mask's: by its folders, or, where masks lie `alone`, whatever its folders."""
+    """Return True if a path is a mask. With `alone`, masks are in a separate folder, and all image files are masks."""
     folders = name.split("/")[:-1]
-    told = any(part.lower() in MASKS or (part.endswith(ANNOT) and part != ANNOT) for part in folders)
-    return _suffix(name) in MASK_SUFFIXES and (alone or told) and not Path(name).name.startswith(".")
+    in_mask_folder = any(part.lower() in MASKS or (part.endswith(ANNOT) and part != ANNOT) for part in folders)
+    return _suffix(name) in MASK_SUFFIXES and (alone or in_mask_folder) and not Path(name).name.startswith(".")
 
 
 def _key(name: str, *, is_mask: bool) -> tuple[str, ...]:
-    """Folders and stem, the same for a picture and its mask."""
+    """Return folders and stem, which are equal for an image and its mask."""
     *folders, file = name.split("/")
     if is_mask:
         kept = [part.removesuffix(ANNOT) if part != ANNOT else part for part in folders if part.lower() not in MASKS]

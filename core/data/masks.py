@@ -1,9 +1,9 @@
-"""Photographs with a class for every pixel.
+"""Images with segmentation masks.
 
 train = load_masks("camvid", "train")
 test = load_masks("camvid", "test", classes=train.classes)
 
-Shapes: N images, C colours, H, W pixels, K classes.
+Shapes: N images, C channels, H, W pixels, K classes.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from zerokara.core.data.pictures import decode, decode_mask, fit, fit_mask, room
 from zerokara.core.data.sources import home, inside, locate
 from zerokara.core.data.types import Progress
 
-UNLABELLED = 255  # in every mask here, whatever the files have: nobody said what the pixel is
+UNLABELLED = 255  # number of unlabeled pixels in all masks of a MaskSet, independent of the files
 
 
 @dataclass(frozen=True)
 class MaskSet:
-    """Images of one size with their masks, on the CPU: what is small goes to the device once, as it is."""
+    """Images of one size with their masks, on the CPU as uint8. Small sets are copied to the device once."""
 
     images: Tensor
     """(N, C, H, W) uint8."""
@@ -39,15 +39,15 @@ class MaskSet:
     classes: tuple[str, ...]
     """Names of the classes."""
     names: tuple[str, ...]
-    """Of the images, without folder and suffix."""
+    """File names of the images, without folder and suffix."""
     source: str
-    """Where they came from, in words, for logs."""
+    """Description of the images' origin, for logs."""
 
     def __post_init__(self) -> None:
-        """Check that images, masks and classes belong together.
+        """Check shapes, types and class numbers.
 
         Raises:
-            ValueError: other shapes or types, or a number without a class.
+            ValueError: a shape or dtype is wrong, or a mask has a number without a class.
         """
         if self.images.ndim != 4 or self.images.dtype != torch.uint8:
             raise ValueError(f"images must be (N, C, H, W) uint8, got {tuple(self.images.shape)} {self.images.dtype}")
@@ -58,7 +58,7 @@ class MaskSet:
             raise ValueError(f"masks must hold indices of {len(self.classes)} classes, or {UNLABELLED}")
 
     def __len__(self) -> int:
-        """How many images."""
+        """Number of images."""
         return len(self.images)
 
     @property
@@ -68,9 +68,9 @@ class MaskSet:
         return channels, height, width
 
     def take(self, index: Tensor | slice | Sequence[int]) -> MaskSet:
-        """The images of a slice, of indices (n,), or of a mask (N,) of bools, in that order."""
+        """Select images by a slice, indices (n,), or a boolean mask (N,). The order of the indices is kept."""
         chosen = torch.arange(len(self))[index if isinstance(index, slice | Tensor) else list(index)]
-        names = tuple(self.names[place] for place in chosen.tolist())
+        names = tuple(self.names[i] for i in chosen.tolist())
         return dataclasses.replace(self, images=self.images[chosen], masks=self.masks[chosen], names=names)
 
 
@@ -86,68 +86,69 @@ def load_masks(
     unlabelled: int | None = None,
     progress: Progress | None = None,
 ) -> MaskSet:
-    """The images of one split, with their masks.
+    """Load the images of one split with their masks.
 
     Args:
-        data: a folder or zip, by its path or by its name in `data_dir`; `list_pairs` says how it may look.
-        split: what is missing of the three is held out of what is there.
-        masks: a folder or zip of its own that holds the masks; empty: they lie with the images.
-        data_dir: where named data lie; None: $ZEROKARA_DATA, else ~/.cache/zerokara.
-        image_size: (H, W) to which images and masks are brought; None: as they are, and all the same.
-        grey: one channel, else three.
-        classes: names of the classes; empty: what classes.txt or the form of the data says, else as many as the masks
-            of this split have.
-        unlabelled: the number in the files of pixels that nobody labelled; None: 11 for CamVid's classes, else 255.
-        progress: told what is done, how much of it, and of how much.
+        data: folder or zip, by its path or by its name in `data_dir`; see `list_pairs` for the supported layouts.
+        split: "train", "val" or "test"; a missing split is held out of the existing ones.
+        masks: a separate folder or zip of masks; empty: the masks are in `data`.
+        data_dir: folder of named data sets; None: $ZEROKARA_DATA, else ~/.cache/zerokara.
+        image_size: (H, W) to which images and masks are resized; None: no resizing, all must have the same size.
+        grayscale: True: one channel, False: three.
+        classes: names of the classes; empty: from classes.txt or the layout, else numbered as in the masks of this
+            split.
+        unlabelled: number of unlabeled pixels in the files; None: 11 for CamVid's classes, else 255.
+        progress: callback.
 
     Raises:
-        UserError: no such data, a missing, broken or coloured mask, one of another size than its image, a number that
-            is no class, several sizes without `image_size`, fewer than two classes.
+        UserError: the data do not exist; a mask is missing, damaged or has colors; a mask has another size than its
+            image or a number without a class; images have different sizes and `image_size` is None; there are fewer
+            than two classes.
     """
     folder = home(data_dir)
-    if (place := locate(data, folder)) is None:
+    if (path := locate(data, folder)) is None:
         raise UserError(
-            f"There are no data {data!r}{suggest(data, inside(folder))}: give a path to a folder or zip of images and "
-            f"masks, or the name of one in {folder}."
+            f"There is no data set {data!r}{suggest(data, inside(folder))}: give the path of a folder or zip of images "
+            f"and masks, or the name of one in {folder}."
         )
     with ExitStack() as stack:
-        members, read = stack.enter_context(opened(place))
+        members, read = stack.enter_context(opened(path))
         apart, read_mask = None, read
         if masks:
             masks_place = Path(masks).expanduser()
             if not masks_place.exists():
-                raise UserError(f"There is no {masks}: give the folder or zip that holds the masks with --masks.")
+                raise UserError(f"There is no {masks}: give the folder or zip of the masks with --masks.")
             masks_members, read_mask = stack.enter_context(opened(masks_place))
             apart = (masks_members, masks)
-        listing = list_pairs(members, read, str(place), apart)
-        known = tuple(classes) or listing.classes
-        usual = listing.unlabelled if known == listing.classes else UNLABELLED
-        ignored = usual if unlabelled is None else unlabelled
+        listing = list_pairs(members, read, str(path), apart)
+        class_names = tuple(classes) or listing.classes
+        default = listing.unlabelled if class_names == listing.classes else UNLABELLED
+        ignored = default if unlabelled is None else unlabelled
         pairs = listing.splits[split]
         images_NCHW, masks_NHW = _read_all(
             pairs,
             read,
             read_mask,
-            (str(place), masks or str(place)),
+            (str(path), masks or str(path)),
             image_size,
             grayscale,
-            len(known),
+            len(class_names),
             ignored,
             progress,
         )
     labelled = masks_NHW[masks_NHW != UNLABELLED]
-    if not known:
-        known = tuple(f"class {label}" for label in range(int(labelled.max(initial=0)) + 1))
-    if len(known) < 2:
-        raise UserError(f"The masks of {split} in {place} know {len(known)} class: a segmentation needs at least 2.")
+    if not class_names:
+        class_names = tuple(f"class {label}" for label in range(int(labelled.max(initial=0)) + 1))
+    if len(class_names) < 2:
+        raise UserError(f"The masks of {split} in {path} have {len(class_names)} class: segmentation needs at least 2.")
     if not labelled.size:
-        raise UserError(f"No pixel of {split} in {place} is labelled: give other masks, or another --unlabelled.")
+        raise UserError(f"No pixel of {split} in {path} is labeled: give other masks, or another --unlabelled.")
     return MaskSet(
         torch.from_numpy(images_NCHW),
         torch.from_numpy(masks_NHW),
-        known,
+        class_names,
         tuple(Path(pair.image).stem for pair in pairs),
-        f"{place.stem} ({split}), {listing.form} in {place}",
+        f"{path.stem} ({split}), {listing.layout} in {path}",
     )
 
 
@@ -162,7 +163,7 @@ def _read_all(
     unlabelled: int,
     progress: Progress | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, C, H, W) and masks (N, H, W) of one size; `where` names the images' and the masks' place."""
+    """Read images (N, C, H, W) and masks (N, H, W); `where` is the folder of the images and that of the masks."""
     images_NCHW = masks_NHW = None
     for index, pair in enumerate(pairs):
         image_HWC = decode(read(pair.image), f"{pair.image} in {where[0]}")
@@ -170,8 +171,8 @@ def _read_all(
         mask_HW = decode_mask(read_mask(pair.mask), name)
         if mask_HW.shape != image_HWC.shape[:2]:
             raise UserError(
-                f"{name} has {_size(mask_HW)} pixels and its image {pair.image} has {_size(image_HWC)}: "
-                f"a mask must have a number for every pixel of its image; make it again."
+                f"{name} has {_size(mask_HW)} pixels, but its image {pair.image} has {_size(image_HWC)}: "
+                f"give a mask of the same size as its image."
             )
         mask_HW = _numbered(mask_HW, name, classes, unlabelled)
         if image_size is not None:
@@ -183,8 +184,8 @@ def _read_all(
         if image_CHW.shape != images_NCHW.shape[1:]:
             height, width = images_NCHW.shape[2:]
             raise UserError(
-                f"{pair.image} in {where[0]} has {_size(image_HWC)} pixels and {pairs[0].image} has {width}x{height}: "
-                f"bring all to one size with --image-size {height} {width}, or other numbers."
+                f"{pair.image} in {where[0]} has {_size(image_HWC)} pixels, but {pairs[0].image} has {width}x{height}: "
+                f"resize all with --image-size {height} {width}, or other numbers."
             )
         images_NCHW[index], masks_NHW[index] = image_CHW, mask_HW
         if progress is not None and (index % 64 == 63 or index + 1 == len(pairs)):
@@ -195,14 +196,14 @@ def _read_all(
 
 
 def _numbered(mask_HW: np.ndarray, name: str, classes: int, unlabelled: int) -> np.ndarray:
-    """The mask with UNLABELLED in place of the files' number, every other number checked; 0 classes: not known yet."""
+    """Replace the files' number of unlabeled pixels by UNLABELLED and check all others; 0 classes: unknown."""
     labelled_HW = mask_HW != unlabelled
     most = int(mask_HW.max(where=labelled_HW, initial=0))
     if most >= (classes or UNLABELLED):
         found = f"there are {classes} classes, 0 to {classes - 1}" if classes else "the last class can be 254"
         raise UserError(
-            f"{name} has pixels of class {most}, and {found}, beside {unlabelled} for unlabelled pixels: mend it, "
-            f"name all --classes, or give the number of unlabelled pixels with --unlabelled."
+            f"{name} has pixels of class {most}, but {found}, and {unlabelled} for unlabeled pixels: correct it, "
+            f"list all --classes, or give the number of unlabeled pixels with --unlabelled."
         )
     return np.where(labelled_HW, mask_HW, UNLABELLED).astype(np.uint8)
 

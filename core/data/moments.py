@@ -1,4 +1,4 @@
-"""Mean and standard deviation of training images, by which what sees them is fed."""
+"""Mean and standard deviation of training images, for input normalization."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def channel_moments(images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (C,) and deviation (C,), float32, of every channel of uint8 images (N, C, H, W) scaled to [0, 1].
+    """Compute mean (C,) and standard deviation (C,), float32, per channel of uint8 images (N, C, H, W) over 255.
 
-    The levels are counted, so the sums are exact and no image becomes floats. A channel of one level has the deviation
-    1e-3, not 0: it can be divided by.
+    They are computed from histograms, so that the sums are exact and images are not converted to float. The standard
+    deviation is at least 1e-3, so that constant channels do not cause a division by zero.
     """
     counts = torch.stack([torch.bincount(row, minlength=256) for row in images_NCHW.transpose(0, 1).flatten(1)])
     counts_CL = counts.double()

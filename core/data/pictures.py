@@ -1,37 +1,29 @@
-"""Picture files of any kind as arrays of one size.
+"""Decoding of image files into arrays of one size.
 
-Shapes: N images, H, W pixels, C colours (1 grey, 3 RGB).
+Shapes: N images, H, W pixels, C channels (1 grayscale, 3 RGB).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
-
-from zerokara.core.config import UserError, error_summary
-from zerokara.core.programs import program_command
-
-if TYPE_CHECKING:
-    pass
-
 import io
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import cv2
+import numpy as np
 import psutil
 from PIL import Image, ImageOps
 
+from zerokara.core.config import UserError, error_summary
 from zerokara.core.data.types import ImageSet, Progress, image_set
+from zerokara.core.programs import program_command
 
 SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
 )
-MOST_BYTES = 256 * 2**20  # of one file
+MOST_BYTES = 256 * 2**20  # maximum size of an image file
 
 
 def decode_all(
@@ -42,17 +34,19 @@ def decode_all(
     grayscale: bool | None,
     progress: Progress | None,
 ) -> np.ndarray:
-    """Decode every picture into one array (N, C, H, W) uint8.
+    """Decode images into one array (N, C, H, W) uint8.
 
     Args:
-        names: what to `read`, at least one, and what to call it in messages.
-        read: the bytes of one file.
+        names: names of the files, at least one; arguments of `read`, also used in messages.
+        read: function that returns the bytes of a file.
         where: the folder or archive, for messages.
-        image_size: height and width of the result in pixels (see `fit`); None: all are of one size as they are.
-        grey: C is 1 (True) or 3 (False); None: 1 where all the pictures are grey.
+        image_size: height and width of the result in pixels (see `fit`); None: no resizing, all must have one size.
+        grayscale: True: C is 1, False: C is 3; None: C is 1 if all images are grayscale, else 3.
+        progress: callback.
 
     Raises:
-        UserError: a picture that cannot be decoded; several sizes without `image_size`; more than memory holds.
+        UserError: an image cannot be decoded, images have different sizes and `image_size` is None, or the images do
+            not fit in memory.
     """
     images_NCHW: np.ndarray | None = None
     for index, name in enumerate(names):
@@ -64,33 +58,35 @@ def decode_all(
             images_NCHW = room(len(names), image_CHW.shape, where)
         if image_CHW.shape[1:] != images_NCHW.shape[2:]:
             raise UserError(
-                f"{name} in {where} has {_size(image_CHW)} pixels and {names[0]} has {_size(images_NCHW[0])}: "
-                f"bring all to one size with --image-size {min(images_NCHW.shape[2:])}, or another number."
+                f"{name} in {where} has {_size(image_CHW)} pixels, but {names[0]} has {_size(images_NCHW[0])}: "
+                f"resize all with --image-size {min(images_NCHW.shape[2:])}, or another number."
             )
-        if len(image_CHW) > images_NCHW.shape[1]:  # the first colours in a set that was grey until here
-            coloured_NCHW = room(len(names), image_CHW.shape, where)
-            coloured_NCHW[:index] = images_NCHW[:index]
-            images_NCHW = coloured_NCHW
-        images_NCHW[index] = image_CHW  # one grey channel goes into all three
+        if len(image_CHW) > images_NCHW.shape[1]:  # first color image after grayscale images
+            color_NCHW = room(len(names), image_CHW.shape, where)
+            color_NCHW[:index] = images_NCHW[:index]
+            images_NCHW = color_NCHW
+        images_NCHW[index] = image_CHW  # a grayscale channel is broadcast to all three
         if progress is not None and (index % 256 == 255 or index + 1 == len(names)):
             progress(f"reading {where}", index + 1, len(names))
-    assert images_NCHW is not None, "there are no pictures to decode"
+    assert images_NCHW is not None, "there are no images to decode"
     return images_NCHW
 
 
 def decode(data: bytes, name: str) -> np.ndarray:
-    """One picture as (H, W, C) uint8: grey stays grey, all else becomes RGB.
+    """Decode an image to (H, W, C) uint8: grayscale images have one channel, all others are converted to RGB.
 
-    Alpha is laid on white, 16 bits become 8, a photograph is turned as its EXIF says, of a film the first frame counts.
+    Transparent images are composited on white, 16 bits are reduced to 8, the EXIF orientation is applied, and the first
+    frame of an animation is used.
 
     Raises:
-        UserError: empty, truncated or damaged, no picture, more than 89 million pixels, or floating-point pixels.
+        UserError: the file is empty, truncated, damaged or not an image, or it has more than 89 million pixels or
+            32-bit pixels.
     """
     picture = _opened(data, name)
     if picture.mode.startswith("I;16"):
         return (np.asarray(picture).astype(np.uint32) * 255 // 65535).astype(np.uint8)[..., None]
     if picture.mode in {"I", "F"}:
-        raise UserError(f"{name} has pixels of 32 bits: save it with 8 or 16 bits a channel, or remove it.")
+        raise UserError(f"{name} has 32-bit pixels: save it with 8 or 16 bits per channel, or remove it.")
     if picture.mode in {"LA", "La", "RGBA", "RGBa", "PA"} or "transparency" in picture.info:
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture.convert("RGBA")).convert("L" if picture.mode == "LA" else "RGB")
@@ -101,47 +97,49 @@ def decode(data: bytes, name: str) -> np.ndarray:
 
 
 def decode_mask(data: bytes, name: str) -> np.ndarray:
-    """A mask as (H, W) uint8: the numbers that a file of grey or of palette colours holds, whatever they look like.
+    """Decode a mask to (H, W) uint8: the gray levels or the palette indices of the file.
 
     Raises:
-        UserError: as `decode`, a number above 255, or colours that are no palette's.
+        UserError: see `decode`; or the mask has a number above 255, or colors without a palette.
     """
     picture = _opened(data, name)
     if picture.mode in {"I", "I;16", "I;16B", "I;16L"}:
         wide = np.asarray(picture)
         if wide.min() < 0 or wide.max() > 255:
-            raise UserError(f"{name} has pixels of class {wide.max()}: a mask's numbers go from 0 to 255; number anew.")
+            raise UserError(
+                f"{name} has pixels of class {wide.max()}: class numbers must be 0 to 255; renumber the classes."
+            )
         return wide.astype(np.uint8)
     if picture.mode in {"L", "P", "1"}:
         return np.array(picture, np.uint8)
-    colours_HWC = np.asarray(picture.convert("RGB"))
-    if (colours_HWC != colours_HWC[..., :1]).any():
+    colors_HWC = np.asarray(picture.convert("RGB"))
+    if (colors_HWC != colors_HWC[..., :1]).any():
         raise UserError(
-            f"{name} has colours (mode {picture.mode}) where a mask has the number of a class in every pixel: "
-            f"save it as PNG in grey or with a palette."
+            f"{name} has colors (mode {picture.mode}), but a mask must have a class number in every pixel: "
+            f"save it as a grayscale PNG, or as a PNG with a palette."
         )
-    return colours_HWC[..., 0]
+    return colors_HWC[..., 0]
 
 
 def fit(image_HWC: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
-    """The picture as (size, size, C), or of that height and width: scaled until it covers them, its middle cut out.
+    """Resize an image to cover (size, size), or (H, W), and crop its center.
 
-    Smaller is made by averaging areas, larger by cubic interpolation.
+    Downscaling averages areas; upscaling is bicubic.
     """
     height, width, channels = image_HWC.shape
     new_height, new_width = (size, size) if isinstance(size, int) else size
     scale = max(new_height / height, new_width / width)
     if scale != 1:
         shape = (max(new_width, round(width * scale)), max(new_height, round(height * scale)))
-        way = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-        image_HWC = cv2.resize(np.ascontiguousarray(image_HWC), shape, interpolation=way)
+        interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+        image_HWC = cv2.resize(np.ascontiguousarray(image_HWC), shape, interpolation=interpolation)
         image_HWC = image_HWC.reshape(shape[1], shape[0], channels)  # OpenCV drops a single channel
     top, left = (image_HWC.shape[0] - new_height) // 2, (image_HWC.shape[1] - new_width) // 2
     return image_HWC[top : top + new_height, left : left + new_width]
 
 
 def fit_mask(mask_HW: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A mask brought to a height and width as `fit` brings its picture; every pixel keeps the number of one class."""
+    """Resize and crop a mask to (H, W) like its image in `fit`, by nearest-neighbor interpolation."""
     height, width = mask_HW.shape
     scale = max(size[0] / height, size[1] / width)
     if scale != 1:
@@ -152,7 +150,7 @@ def fit_mask(mask_HW: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def with_channels(image_HWC: np.ndarray, grayscale: bool | None) -> np.ndarray:
-    """The picture with 1 channel (True; ITU-R BT.601's luma), 3 (False), or as it is (None)."""
+    """Convert an image to 1 channel (True; ITU-R BT.601 luma) or 3 channels (False); None: no conversion."""
     if grayscale is None or image_HWC.shape[2] == (1 if grayscale else 3):
         return image_HWC
     if grayscale:
@@ -161,7 +159,7 @@ def with_channels(image_HWC: np.ndarray, grayscale: bool | None) -> np.ndarray:
 
 
 def reshaped(images: ImageSet, image_size: int | tuple[int, int] | None, grayscale: bool | None) -> ImageSet:
-    """A set that is in memory already, brought to a size and to colours as `decode_all` does it."""
+    """Resize an image set in memory and convert its channels, with the same operations as `decode_all`."""
     channels, height, width = images.shape
     right_size = image_size is None or (height, width) == image_size or height == width == image_size
     if right_size and grayscale in (None, channels == 1):
@@ -173,28 +171,28 @@ def reshaped(images: ImageSet, image_size: int | tuple[int, int] | None, graysca
 
 
 def _opened(data: bytes, name: str) -> Image.Image:
-    """The file's picture, whole and upright."""
+    """Open and load an image with its EXIF orientation applied."""
     if not data:
-        raise UserError(f"{name} is empty: put a sound copy in its place, or remove it.")
+        raise UserError(f"{name} is empty: replace it with an undamaged copy, or remove it.")
     try:
         with _strict_pillow(), Image.open(io.BytesIO(data)) as opened:
             opened.load()
             return ImageOps.exif_transpose(opened)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UserError(
-            f"{name} says that it has more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels: make it smaller, or remove it."
+            f"{name} has more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels: make it smaller, or remove it."
         ) from None
     except MemoryError:
         raise
-    except Exception as error:  # noqa: BLE001  (Pillow's readers raise a dozen types on bytes that make no sense)
+    except Exception as error:  # noqa: BLE001  (Pillow's readers raise many types on invalid bytes)
         raise UserError(
-            f"{name} cannot be decoded as a picture ({_brief(error)}): put a sound copy in its place, or remove it."
+            f"{name} cannot be decoded as an image ({_brief(error)}): replace it with an undamaged copy, or remove it."
         ) from None
 
 
 @contextmanager
 def _strict_pillow() -> Iterator[None]:
-    """Pillow's warning of a decompression bomb as an error; its other warnings (odd metadata) say nothing to us."""
+    """Turn Pillow's decompression bomb warning into an error and ignore its other warnings (unusual metadata)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -202,16 +200,21 @@ def _strict_pillow() -> Iterator[None]:
 
 
 def room(number: int, shape: tuple[int, ...], where: str) -> np.ndarray:
-    """An array for `number` images (C, H, W), uint8.
+    """Allocate an array (number, C, H, W) uint8.
+
+    Args:
+        number: of images.
+        shape: (C, H, W) of an image.
+        where: the folder or archive, for messages.
 
     Raises:
-        UserError: more than memory holds.
+        UserError: the array does not fit in memory.
     """
     needed, free = number * int(np.prod(shape)), psutil.virtual_memory().available
     if needed > free * 0.8:
         raise UserError(
-            f"The {number:,} images of {where} need {needed / 2**30:,.1f} GiB at {shape[2]}x{shape[1]}, and "
-            f"{free / 2**30:,.1f} GiB of memory are free: make them smaller with --image-size, or take fewer of them."
+            f"The {number:,} images of {where} need {needed / 2**30:,.1f} GiB at {shape[2]}x{shape[1]}, but "
+            f"{free / 2**30:,.1f} GiB of memory are free: give a smaller --image-size, or fewer images."
         )
     return np.empty((number, *shape), np.uint8)
 
@@ -221,26 +224,26 @@ def _size(image_CHW: np.ndarray) -> str:
 
 
 def _brief(error: Exception) -> str:
-    """Pillow names the bytes' object in some messages, with an address that helps nobody."""
-    return "no format that Pillow knows" if "cannot identify image file" in str(error) else error_summary(error)
+    """Summarize a Pillow error, without the memory address that some of its messages contain."""
+    return "no format that Pillow supports" if "cannot identify image file" in str(error) else error_summary(error)
 
 
 def picture_files(words: Sequence[str]) -> list[Path]:
-    """The pictures that are named, and those in folders that are named.
+    """Return the given image files and the image files in the given folders.
 
     Raises:
-        UserError: none at all.
+        UserError: there are no image files.
     """
     found: list[Path] = []
     for word in words:
         path = Path(word).expanduser()
         inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
         if not inside:
-            raise UserError(f"The folder {path} holds no pictures: name files, or another folder.")
+            raise UserError(f"The folder {path} contains no images: give image files, or another folder.")
         found += inside
     if not found:
         raise UserError(
-            "No picture was named: type the classifier and then pictures, as in "
+            "No image was given: type the classifier and then images, as in "
             f"{program_command('vision.predict')} runs/<name> photo.png."
         )
     return found

@@ -1,4 +1,4 @@
-"""Image sets by name or path: what is known, where it lies, where it is downloaded from."""
+"""Image sets by name or path: known names, local folders, and download mirrors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from zerokara.core.data.types import ImageSet, Progress, Split
 
 @dataclass(frozen=True)
 class Request:
-    """What `load` was asked for."""
+    """Arguments of `load`."""
 
     name: str
     split: Split
@@ -40,20 +40,21 @@ def load(
     download: bool = True,
     progress: Progress | None = None,
 ) -> ImageSet:
-    """The training or the test images of a set.
+    """Load the training or test images of a data set.
 
     Args:
-        data: a name of `DATASETS`; the name of a folder or of `<name>.zip` in `data_dir`; a path to a folder or zip of
-            class folders (see `load_folders`), to a database of LSUN or a folder of these. "./mnist" is a path.
+        data: a name in `DATASETS`; the name of a folder or of `<name>.zip` in `data_dir`; the path of a folder or zip
+            of class folders (see `load_folders`), of an LSUN database or of a folder of these. "./mnist" is a path.
         split: "train" or "test".
-        data_dir: where named sets lie; None: $ZEROKARA_DATA, else ~/.cache/zerokara.
-        image_size: height and width to bring the images to, in pixels; None: as they are, and all the same.
-        grey: one channel (True) or three (False); None: as they are.
-        download: whether to get what is missing and can be got.
-        progress: told what is done, how much of it, and of how much.
+        data_dir: folder of named data sets; None: $ZEROKARA_DATA, else ~/.cache/zerokara.
+        image_size: height and width to which images are resized, in pixels; None: no resizing, all must have one size.
+        grayscale: convert to one channel (True) or three (False); None: no conversion.
+        download: download missing files of known sets.
+        progress: callback.
 
     Raises:
-        UserError: no such set, it is broken, several sizes without `image_size`, no network.
+        UserError: the set does not exist or is damaged, images have different sizes and `image_size` is None, or the
+            download failed.
     """
     folder = home(data_dir)
     if data in DATASETS:
@@ -62,39 +63,39 @@ def load(
     if found := locate(data, folder):
         return load_folders(found, split, image_size, grayscale, progress)
     raise UserError(
-        f"There are no data {data!r}{suggest(data, [*DATASETS, *inside(folder)])}: give one of {', '.join(DATASETS)}, "
-        f"a path to a folder or zip of class folders, or the name of one in {folder}."
+        f"There is no data set {data!r}{suggest(data, [*DATASETS, *inside(folder)])}: give one of "
+        f"{', '.join(DATASETS)}, the path of a folder or zip of class folders, or the name of one in {folder}."
     )
 
 
 def home(data_dir: Path | None) -> Path:
-    """Where named data lie: `data_dir`, else $ZEROKARA_DATA, else ~/.cache/zerokara."""
+    """Return the folder of named data sets: `data_dir`, else $ZEROKARA_DATA, else ~/.cache/zerokara."""
     return data_dir or Path(os.environ.get("ZEROKARA_DATA") or Path.home() / ".cache" / "zerokara")
 
 
 def locate(data: str, folder: Path) -> Path | None:
-    """The folder or archive that is meant: a bare name in `folder`, with or without .zip, or a path."""
-    places = [Path(data).expanduser()]
-    if data and places[0].name == data:  # a bare name
-        places = [folder / data, folder / f"{data}.zip", *places]
-    return next((place for place in places if place.exists()), None) if data else None
+    """Find a folder or archive by its name in `folder`, with or without .zip, or by its path; None if it is missing."""
+    paths = [Path(data).expanduser()]
+    if data and paths[0].name == data:  # a bare name
+        paths = [folder / data, folder / f"{data}.zip", *paths]
+    return next((path for path in paths if path.exists()), None) if data else None
 
 
 def inside(folder: Path) -> list[str]:
-    """Names that `locate` would find in a folder."""
+    """List the names that `locate` finds in a folder."""
     return sorted({path.name.removesuffix(".zip") for path in folder.iterdir()}) if folder.is_dir() else []
 
 
 @dataclass(frozen=True)
 class _Idx:
-    """A set in MNIST's form."""
+    """Data set in MNIST's file format."""
 
     title: str
     classes: tuple[str, ...]
     md5s: tuple[str, str, str, str]
     mirrors: tuple[str, ...]
     torchvision: str
-    """The folder in which that library keeps it."""
+    """Name of torchvision's folder of the set."""
 
 
 IDX_FILES = (
@@ -103,7 +104,7 @@ IDX_FILES = (
     "t10k-images-idx3-ubyte.gz",
     "t10k-labels-idx1-ubyte.gz",
 )
-# The checksums are those that torchvision's mnist.py has for these files.
+# The checksums are from torchvision's mnist.py.
 IDX_SETS = {
     "mnist": _Idx(
         "MNIST",
@@ -140,7 +141,7 @@ IDX_SETS = {
         "FashionMNIST",
     ),
 }
-# The binary form: it can be read without unpickling. The checksums are those of the sets' own page.
+# The binary version, which can be read without unpickling. The checksums are from the data sets' web page.
 CIFAR_REMOTES = {
     "cifar10": Remote(
         "cifar-10-binary.tar.gz",
@@ -162,41 +163,45 @@ CIFAR_REMOTES = {
 
 
 def _load_idx(request: Request) -> ImageSet:
-    """MNIST and Fashion-MNIST: from data_dir/<name>, or from where torchvision keeps them, else downloaded."""
-    known = IDX_SETS[request.name]
+    """Load MNIST or Fashion-MNIST from data_dir/<name> or torchvision's folder; download it if it is missing."""
+    info = IDX_SETS[request.name]
     own = request.data_dir / request.name
-    folders = (own, own / "raw", request.data_dir / known.torchvision / "raw")
-    folder = next((place for place in folders if has_idx(place, request.split)), own)
+    folders = (own, own / "raw", request.data_dir / info.torchvision / "raw")
+    folder = next((path for path in folders if has_idx(path, request.split)), own)
     if not has_idx(folder, request.split):
         remotes = [
-            Remote(name, md5, tuple(mirror + name for mirror in known.mirrors))
-            for name, md5 in zip(IDX_FILES, known.md5s, strict=True)
+            Remote(name, md5, tuple(mirror + name for mirror in info.mirrors))
+            for name, md5 in zip(IDX_FILES, info.md5s, strict=True)
         ]
-        _get(request, remotes, own, known.title)
-    return load_idx(folder, request.split, known.classes, known.title)
+        _get(request, remotes, own, info.title)
+    return load_idx(folder, request.split, info.classes, info.title)
 
 
 def _load_cifar(request: Request) -> ImageSet:
-    """CIFAR as published, or class folders of its images, else downloaded."""
+    """Load CIFAR from its published files or from class folders of its images; download it if it is missing."""
     own = request.data_dir / request.name
     if (found := cifar.find_cifar(request.name, [own, request.data_dir])) is None:
-        for place in (own, own.with_suffix(".zip")):
-            if place.is_file() or (place / "train").is_dir():
-                images = load_folders(place, request.split, None, None, request.progress)
-                title = cifar.FORMS[request.name][0].title
+        for path in (own, own.with_suffix(".zip")):
+            if path.is_file() or (path / "train").is_dir():
+                images = load_folders(path, request.split, None, None, request.progress)
+                title = cifar.LAYOUTS[request.name][0].title
                 return dataclasses.replace(images, source=f"a copy of {title} as picture files, {images.source}")
         remote = CIFAR_REMOTES[request.name]
-        _get(request, [remote], own, cifar.FORMS[request.name][0].title)
-        found = cifar.FORMS[request.name][0], own / remote.name
+        _get(request, [remote], own, cifar.LAYOUTS[request.name][0].title)
+        found = cifar.LAYOUTS[request.name][0], own / remote.name
     return cifar.load_cifar(*found, request.split)
 
 
 def _get(request: Request, remotes: list[Remote], folder: Path, title: str) -> None:
-    """Download, if that was not forbidden."""
+    """Download files.
+
+    Raises:
+        UserError: downloads are disabled or failed.
+    """
     if not request.download:
         files = ", ".join(remote.name for remote in remotes)
         raise UserError(
-            f"There is no {title} in {folder}: put {files} there, or name a folder that has it with --data-dir."
+            f"There is no {title} in {folder}: copy {files} into it, or give a folder that has it with --data-dir."
         )
     fetch(remotes, folder, title, request.progress)
 
@@ -208,4 +213,4 @@ DATASETS: dict[str, Callable[[Request], ImageSet]] = {
     "cifar10": _load_cifar,
     "cifar100": _load_cifar,
 }
-"""Sets known by name, and what reads each as it is."""
+"""Known data sets by name, with the function that loads each without conversion."""

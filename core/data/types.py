@@ -1,6 +1,6 @@
-"""What every reader gives: an image set, and the way to hold some of it out.
+"""Image set, the return type of all readers, and its split into training and held-out images.
 
-Shapes: N images, C colours (1 grey, 3 RGB), H, W pixels.
+Shapes: N images, C channels (1 grayscale, 3 RGB), H, W pixels, K classes.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from zerokara.core.config import UserError
 
 Split = Literal["train", "test"]
 Progress = Callable[[str, int, int], None]
-"""What is done, how much of it, and of how much in all (0: unknown): bytes when downloading, else images."""
+"""Callback (description, done, total); total 0 is unknown. Counts bytes for downloads, else images."""
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Labelled images of one size, on the CPU: what is small goes to the device once, as it is."""
+    """Labeled images of one size, on the CPU as uint8. Small sets are copied to the device once, as a whole."""
 
     images: Tensor
     """(N, C, H, W) uint8."""
@@ -32,13 +32,13 @@ class ImageSet:
     classes: tuple[str, ...]
     """Names of the classes."""
     source: str
-    """Where the images came from, in words, for logs."""
+    """Description of the images' origin, for logs."""
 
     def __post_init__(self) -> None:
-        """Check that images, labels and classes belong together.
+        """Check shapes, types and labels.
 
         Raises:
-            ValueError: other shapes or types, or a label without a class.
+            ValueError: a shape or dtype is wrong, or a label has no class.
         """
         if self.images.ndim != 4 or self.images.dtype != torch.uint8:
             raise ValueError(f"images must be (N, C, H, W) uint8, got {tuple(self.images.shape)} {self.images.dtype}")
@@ -48,7 +48,7 @@ class ImageSet:
             raise ValueError(f"labels must be indices of {len(self.classes)} classes")
 
     def __len__(self) -> int:
-        """How many images."""
+        """Number of images."""
         return len(self.images)
 
     @property
@@ -58,49 +58,52 @@ class ImageSet:
         return channels, height, width
 
     def take(self, index: Tensor | slice | Sequence[int]) -> ImageSet:
-        """The images of a slice, of indices (n,), or of a mask (N,) of bools, in that order."""
+        """Select images by a slice, indices (n,), or a boolean mask (N,). The order of the indices is kept."""
         chosen = index if isinstance(index, slice | Tensor) else torch.tensor(list(index), dtype=torch.int64)
         return dataclasses.replace(self, images=self.images[chosen], labels=self.labels[chosen])
 
 
 def hold_out(images: ImageSet, number: int, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Split into the rest and `number` held-out images, both in the order of the set.
+    """Split a set into the rest and `number` held-out images, both in the original order.
 
-    Every class gives its share, to within one image; which ones depends on the seed alone.
+    The split is stratified: each class contributes in proportion to its size, to within one image. The choice depends
+    only on the seed.
 
     Raises:
-        UserError: there are not more than `number` images, or `number` is not at least 1.
+        UserError: `number` is below 1, or not below the number of images.
     """
     if not 0 < number < len(images):
         raise UserError(
-            f"{number:,} images cannot be held out of the {len(images):,} of {images.source}: "
+            f"{number:,} images cannot be held out of the {len(images):,} images of {images.source}: "
             f"hold out at least 1 and at most {max(len(images) - 1, 0):,}."
         )
     labels_N = images.labels.numpy()
     counts_K = np.bincount(labels_N, minlength=len(images.classes))
-    # Whole shares first, then one more for those that lost most by rounding down: the method of largest remainders.
-    quota_K, lost_K = np.divmod(counts_K * number, len(images))
-    quota_K[np.argsort(-lost_K, kind="stable")[: number - quota_K.sum()]] += 1
+    # Largest remainder method: round down, then add one image to the classes with the largest remainders.
+    quota_K, remainder_K = np.divmod(counts_K * number, len(images))
+    quota_K[np.argsort(-remainder_K, kind="stable")[: number - quota_K.sum()]] += 1
     rng = np.random.default_rng(seed)
-    held_N = np.zeros(len(images), bool)
+    held_out_N = np.zeros(len(images), bool)
     for label, quota in enumerate(quota_K):
-        held_N[rng.permutation(np.flatnonzero(labels_N == label))[:quota]] = True
-    held = torch.from_numpy(held_N)
-    return images.take(~held), images.take(held)
+        held_out_N[rng.permutation(np.flatnonzero(labels_N == label))[:quota]] = True
+    held_out = torch.from_numpy(held_out_N)
+    return images.take(~held_out), images.take(held_out)
 
 
-def check_enough(asked: int, there: int) -> None:
-    """Refuse --train-images that are more than there are.
+def check_enough(requested: int, available: int) -> None:
+    """Check that --train-images does not exceed the number of available images.
 
     Raises:
-        UserError: as said.
+        UserError: it exceeds the number.
     """
-    if asked > there:
-        raise UserError(f"--train-images {asked} is more than the {there:,} that there are: give fewer.")
+    if requested > available:
+        raise UserError(
+            f"--train-images {requested} is more than the {available:,} available images: give a smaller number."
+        )
 
 
 def image_set(images_NCHW: np.ndarray, labels_N: np.ndarray, classes: tuple[str, ...], source: str) -> ImageSet:
-    """An image set of arrays; images (N, C, H, W) uint8 are copied only where they must be."""
+    """Create an image set from NumPy arrays. Images (N, C, H, W) uint8 are copied only if necessary."""
     return ImageSet(
         torch.from_numpy(np.require(images_NCHW, requirements=("C", "W"))),
         torch.from_numpy(labels_N.astype(np.int64)),

@@ -1,1 +1,1 @@
-"""Classifiers, their weights and model files, and ONNX export."""
+"""Classifiers, loading of weights, model files and ONNX export."""

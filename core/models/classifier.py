@@ -1,4 +1,4 @@
-"""A classifier: a backbone and a head.
+"""Image classifier: a backbone with a head.
 
 classifier = make_classifier("vgg16", channels=3, image_size=224, classes=1000)
 print(classifier.load_published(Path("vgg16-397923af.pth")))
@@ -25,13 +25,13 @@ Head = Literal["paper", "pooled"]
 
 
 class Classifier(nn.Module):
-    """Logits of images.
+    """Network that computes class logits of images.
 
     Args:
         backbone: from images to the last feature map.
-        head: from there to logits (B, K).
+        head: from the last feature map to logits (B, K).
         classes: K.
-        output_dropout: probability with which a logit is dropped in training, as the book's deep CNN does.
+        output_dropout: dropout probability of the logits in training, as in the book's deep CNN.
     """
 
     def __init__(self, backbone: Backbone, head: nn.Module, classes: int, output_dropout: float = 0.0) -> None:
@@ -40,12 +40,12 @@ class Classifier(nn.Module):
         self.output_dropout = nn.Dropout(output_dropout) if output_dropout else None
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Logits (B, K)."""
+        """Compute logits (B, K)."""
         logits_BK: Tensor = self.head(self.backbone(x_BCHW))
         return logits_BK if self.output_dropout is None else self.output_dropout(logits_BK)
 
     def logits_and_auxiliaries(self, x_BCHW: Tensor) -> tuple[Tensor, list[tuple[float, Tensor]]]:
-        """Logits (B, K), and in training weight and logits (B, K) of every auxiliary head: GoogLeNet has two."""
+        """Compute logits (B, K) and, in training, (loss weight, logits (B, K)) of each auxiliary head (GoogLeNet's)."""
         if not (self.training and isinstance(self.head, GoogLeNetHead)):
             return self(x_BCHW), []
         last, taps = self.backbone.with_taps(x_BCHW)
@@ -55,23 +55,23 @@ class Classifier(nn.Module):
         return logits_BK, self.head.auxiliaries(taps)
 
     def output_weights(self) -> list[Tensor]:
-        """The matrices that give logits, those of auxiliary heads too."""
+        """Return the weight matrices of the output layers, including those of auxiliary heads."""
         if isinstance(self.head, GoogLeNetHead):
             return [layer.weight for layer in (self.head.fc, self.head.aux1.fc2, self.head.aux2.fc2)]
         return [layer.weight for layer in self.head.modules() if isinstance(layer, nn.Linear)][-1:]
 
     def published_name(self, name: str) -> str:
-        """What torchvision calls the weight `name` of this classifier: backbone.layers.0.bias is features.0.bias."""
+        """Convert the name of a weight to torchvision's name: backbone.layers.0.bias becomes features.0.bias."""
         part, _, rest = name.partition(".")
         return self.backbone.published_name(rest) if part == "backbone" else rest
 
     def load_published(self, path: Path) -> LoadReport:
-        """Put in weights that torchvision published (.pth, .safetensors), or our own; what happened to each key.
+        """Load weights published by torchvision (.pth, .safetensors) or saved by zerokara, and report on every key.
 
-        A last layer for another number of classes stays as it is, as does everything of another shape.
+        Weights of another shape are not loaded, for example those of an output layer for another number of classes.
 
         Raises:
-            UserError: no such file, a damaged one, or one of which nothing fits.
+            UserError: the file is missing or damaged, or none of its weights fits.
         """
         state = self.state_dict()
         ours = {self.published_name(name): name for name in state} | {name: name for name in state}
@@ -89,24 +89,26 @@ def make_classifier(
     output_dropout: float = 0.0,
     **options: Any,
 ) -> Classifier:
-    """A classifier with fresh weights.
+    """Create a classifier with randomly initialized weights.
 
     Args:
-        backbone: its name in core.backbones; `options` are its own (width, stem, ...).
-        channels, image_size: C, and H = W or (H, W), of the images.
+        backbone: name in `BACKBONES`.
+        channels: C of the images.
+        image_size: H = W, or (H, W), of the images.
         classes: K.
-        head: "paper" is that of the backbone's paper, "pooled" the mean over the last feature map and one layer.
-        dropout: probability with which the head drops a unit; None: the paper's, and none for "pooled".
-        output_dropout: of the logits; the book has 0.5.
+        head: "paper" is the head of the backbone's paper, "pooled" is global average pooling and one linear layer.
+        dropout: dropout probability of the head; None: the paper's value, or 0 for "pooled".
+        output_dropout: dropout probability of the logits; 0.5 in the book.
+        options: of the backbone (width, stem, ...).
 
     Raises:
-        UserError: unknown backbone or option, images too small for its strides, fewer than two classes.
+        UserError: the backbone or an option is unknown, the images are too small, or there are fewer than 2 classes.
     """
     if classes < 2:
-        raise UserError(f"A classifier needs at least 2 classes, and there is {classes}: give images of more classes.")
-    eye = make_backbone(backbone, channels, image_size, **options)
+        raise UserError(f"A classifier needs at least 2 classes, got {classes}: give images of more classes.")
+    network = make_backbone(backbone, channels, image_size, **options)
     if head == "paper":
-        top = eye.paper_head(classes, dropout)
+        classifier_head = network.paper_head(classes, dropout)
     else:
-        top = PooledHead(eye.out_channels, classes, dropout or 0.0)
-    return Classifier(eye, top, classes, output_dropout)
+        classifier_head = PooledHead(network.out_channels, classes, dropout or 0.0)
+    return Classifier(network, classifier_head, classes, output_dropout)

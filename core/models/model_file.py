@@ -1,7 +1,7 @@
-"""Trained classifiers as files: safetensors with a card that says what is inside and how to feed it.
+"""Model files: weights in safetensors format, with the architecture and the preprocessing as metadata.
 
-classifier, card = load(Path("runs/classify-mnist/model.safetensors"))
-logits_BK = classifier(card.normalise(pixels_BCHW))
+classifier, metadata = load(Path("runs/classify-mnist/model.safetensors"))
+logits_BK = classifier(metadata.normalize(pixels_BCHW))
 
 Shapes: B batch, C channels, H, W pixels, K classes.
 """
@@ -33,23 +33,23 @@ NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierMetadata:
-    """What a file of weights is: enough to build its network, and to feed it."""
+    """Metadata of a classifier's model file: architecture, classes and input normalization."""
 
     backbone: str
     head: str
     classes: tuple[str, ...]
     channels: int
     image_size: tuple[int, int]  # (H, W)
-    mean: tuple[float, ...]  # of each channel, in pixels of 0 to 1
+    mean: tuple[float, ...]  # of each channel; pixels are 0 to 1
     std: tuple[float, ...]
-    options: Mapping[str, Any] = field(default_factory=dict)  # of the backbone: width and the like
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the backbone: width, stem, ...
     dropout: float | None = None
-    data: str = ""  # what it learnt from, in words
-    command: str = ""  # what made it
-    figures: Mapping[str, float] = field(default_factory=dict)  # what was measured of it
+    data: str = ""  # description of the training data
+    command: str = ""  # command line that trained the network
+    figures: Mapping[str, float] = field(default_factory=dict)  # metrics, such as test accuracy
 
     def build(self) -> Classifier:
-        """The network without its weights."""
+        """Create the network with randomly initialized weights."""
         return make_classifier(
             self.backbone,
             self.channels,
@@ -61,7 +61,7 @@ class ClassifierMetadata:
         )
 
     def normalize(self, images_BCHW: Tensor) -> Tensor:
-        """Images scaled to [0, 1] as the network expects them: mean 0 and deviation 1 over its training set."""
+        """Normalize images in [0, 1] to mean 0 and standard deviation 1 over the training set, per channel."""
         shape = (1, -1, 1, 1)
         mean = torch.tensor(self.mean, dtype=images_BCHW.dtype, device=images_BCHW.device).view(shape)
         std = torch.tensor(self.std, dtype=images_BCHW.dtype, device=images_BCHW.device).view(shape)
@@ -69,23 +69,25 @@ class ClassifierMetadata:
 
 
 def save(path: Path, weights: Mapping[str, Tensor], metadata: ClassifierMetadata, *, half: bool = False) -> None:
-    """Write weights and card as one whole file.
+    """Write weights and metadata to a file, atomically.
 
     Args:
-        weights: the state dict of the network that `card.build` gives.
-        half: keep numbers as float16, half the size; `load` gives float32 again.
+        path: of the file.
+        weights: state dict of the network that `metadata.build` creates.
+        metadata: of the network.
+        half: store float16, which halves the size; `load` returns float32.
 
     Raises:
-        UserError: the disk is full or refuses; the old file is as it was.
+        UserError: the file cannot be written (disk full, permissions); an existing file is unchanged.
     """
     write(path, weights, dataclasses.asdict(metadata), FORMAT, half=half)
 
 
 def load(path: Path) -> tuple[Classifier, ClassifierMetadata]:
-    """The network of a file, in evaluation mode, float32 on the CPU, and its card.
+    """Load a classifier, in evaluation mode, float32 on the CPU, and its metadata.
 
     Raises:
-        UserError: no such file, a damaged one, one that we did not write, or from another version.
+        UserError: the file is missing or damaged, was not written by zerokara, or has another version of the format.
     """
     fields, weights = read(path, FORMAT, "classifier")
     metadata = parse_metadata(ClassifierMetadata, fields, path)
@@ -95,7 +97,18 @@ def load(path: Path) -> tuple[Classifier, ClassifierMetadata]:
 def write(
     path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, Any], file_format: str, *, half: bool = False
 ) -> None:
-    """`save` for a card of any kind, as plain values, whose files have a format of their own."""
+    """Write weights and metadata of any kind of network; see `save`.
+
+    Args:
+        path: of the file.
+        weights: state dict.
+        metadata: plain values.
+        file_format: identifier of the kind and version, which `read` checks.
+        half: store float16.
+
+    Raises:
+        UserError: see `save`.
+    """
     tensors = {
         name: Compute.to_host(tensor.half() if half and tensor.is_floating_point() else tensor).contiguous()
         for name, tensor in weights.items()
@@ -105,22 +118,24 @@ def write(
         write_atomically(path, lambda file: file.write(content))
     except OSError as error:
         raise UserError(
-            f"{path} could not be written ({error_summary(error)}), and what was there before is untouched: see to that, and "
-            f"go on with a run by --resume."
+            f"{path} could not be written ({error_summary(error)}); an existing file is unchanged. Solve the problem, "
+            f"then continue the run with --resume."
         ) from error
 
 
 def read(path: Path, file_format: str, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The fields of the card and the weights that `write` left, as they are in the file.
+    """Read the metadata and the weights of a file written by `write`.
 
     Args:
-        what: the kind of network, for messages.
+        path: of the file.
+        file_format: expected identifier of the kind and version.
+        what: kind of network, for messages.
 
     Raises:
-        UserError: as `load`.
+        UserError: see `load`.
     """
     if not path.is_file():
-        raise UserError(f"There is no {path}: give a run's folder, or a file that zerokara wrote (*.safetensors).")
+        raise UserError(f"There is no {path}: give a run folder, or a file written by zerokara (*.safetensors).")
     header, weights = contents(path)
     if header.get("format") != file_format:
         raise UserError(
@@ -131,17 +146,17 @@ def read(path: Path, file_format: str, what: str) -> tuple[dict[str, Any], dict[
 
 
 def contents(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of any safetensors file, on the CPU.
+    """Read the metadata and the tensors of any safetensors file, on the CPU.
 
     Raises:
-        UserError: it is damaged, or none.
+        UserError: the file is damaged or not a safetensors file.
     """
     try:
         with safe_open(path, "pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UserError(
-            f"{path} cannot be read as safetensors ({error}): it is damaged, so copy or make it again."
+            f"{path} cannot be read as safetensors ({error}): the file is damaged; copy it again or create it again."
         ) from None
 
 
@@ -149,26 +164,31 @@ def _fields(header: Mapping[str, str], path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(header["card"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(_nonsense(path, error)) from None
+        raise UserError(_invalid_metadata_message(path, error)) from None
 
 
 def parse_metadata(kind: type[MetadataT], fields: Mapping[str, Any], path: Path) -> MetadataT:
-    """The card of these fields; what JSON made a list of is a tuple again.
+    """Create a metadata object from JSON fields; lists become tuples.
+
+    Args:
+        kind: dataclass of the metadata.
+        fields: values by field name.
+        path: of the file, for messages.
 
     Raises:
-        UserError: they are not those of such a card.
+        UserError: the fields do not fit the dataclass.
     """
     try:
         return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
     except (TypeError, ValueError) as error:
-        raise UserError(_nonsense(path, error)) from None
+        raise UserError(_invalid_metadata_message(path, error)) from None
 
 
 def fill(network: NetworkT, weights: Mapping[str, Tensor], path: Path) -> NetworkT:
-    """The network with these weights as float32, in evaluation mode.
+    """Load weights into a network as float32, and switch it to evaluation mode.
 
     Raises:
-        UserError: they are another network's.
+        UserError: the weights do not fit the network.
     """
     try:
         network.load_state_dict(
@@ -176,19 +196,24 @@ def fill(network: NetworkT, weights: Mapping[str, Tensor], path: Path) -> Networ
         )
     except RuntimeError as error:
         what = " ".join(str(error).split())
-        raise UserError(f"The weights in {path} do not fit the network on its card ({what}): make it again.") from None
+        raise UserError(
+            f"The weights in {path} do not fit the network of its metadata ({what}): create the file again."
+        ) from None
     return network.eval()
 
 
-def _nonsense(path: Path, error: Exception) -> str:
-    return f"The card of {path} makes no sense ({error_summary(error)}): it is damaged, so copy or make it again."
+def _invalid_metadata_message(path: Path, error: Exception) -> str:
+    return (
+        f"The metadata of {path} is invalid ({error_summary(error)}): the file is damaged; copy it again or create it "
+        f"again."
+    )
 
 
 def read_metadata(path: Path) -> ClassifierMetadata | None:
-    """The card of a classifier's file, or of the run that keeps one; None where there are weights of another kind.
+    """Read the metadata of a classifier's model file, or of the model in a run folder; None for any other file.
 
     Raises:
-        UserError: a card that makes no sense.
+        UserError: the metadata is invalid.
     """
     path = path / "model.safetensors" if path.is_dir() else path
     if path.suffix != ".safetensors" or not path.is_file():
@@ -197,10 +222,10 @@ def read_metadata(path: Path) -> ClassifierMetadata | None:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
     except (SafetensorError, OSError):
-        return None  # whoever reads the weights will say so
+        return None  # reading the weights raises the error
     return parse_metadata(ClassifierMetadata, _fields(header, path), path) if header.get("format") == FORMAT else None
 
 
 def fingerprint(path: Path) -> str:
-    """The first 16 hexadecimal digits of the file's SHA-256, which scores quote."""
+    """Return the first 16 hexadecimal digits of the file's SHA-256, which is stored with scores."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

@@ -1,6 +1,6 @@
-"""ONNX files: a network for programs that are not ours, and the file as a function, to check it by running it.
+"""ONNX files: export of networks, and inference with ONNX Runtime to verify the exported file.
 
-ONNX needs three packages more: pip install onnx onnxscript onnxruntime.
+Three additional packages are required: pip install onnx onnxscript onnxruntime.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def check_packages(what: str = "ONNX", switch: str = "--no-onnx") -> None:
-    """See whether what ONNX needs is there.
+    """Check that the packages for ONNX export are installed.
 
     Args:
-        what: needs it.
-        switch: what to type to do without.
+        what: the feature that needs them, for the message.
+        switch: option that disables the feature, for the message.
 
     Raises:
-        UserError: what is missing, and how to install it.
+        UserError: packages are missing; the message contains the command to install them.
     """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
@@ -42,12 +42,14 @@ def check_packages(what: str = "ONNX", switch: str = "--no-onnx") -> None:
 def write(
     network: nn.Module, example: Mapping[str, Tensor], output: str, path: Path, metadata: Mapping[str, str]
 ) -> None:
-    """Write a network as ONNX that takes any number of rows.
+    """Export a network to ONNX, with a dynamic batch size.
 
     Args:
-        example: its inputs by name, in the order of its `forward`, with at least 2 rows each.
-        output: what its output is called.
-        metadata: texts that are kept in the file.
+        network: to export.
+        example: example inputs by name, in the order of the arguments of `forward`, with a batch size of at least 2.
+        output: name of the output.
+        path: of the file.
+        metadata: strings stored in the file.
     """
     batch = torch.export.Dim("batch")
     with _quiet_exporter():
@@ -66,11 +68,11 @@ def write(
 
 
 def load(path: Path) -> Callable[..., np.ndarray]:
-    """The file's first output as a function of its inputs, as another program would run it."""
+    """Load an ONNX file and return a function from its inputs to its first output, computed on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    names = [put.name for put in session.get_inputs()]
+    names = [value.name for value in session.get_inputs()]
 
     def run(*inputs: Tensor) -> np.ndarray:
         feed = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
@@ -81,14 +83,15 @@ def load(path: Path) -> Callable[..., np.ndarray]:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """The exporter says of each operator of torchvision that it is not there, and that inputs share their rows."""
+    """Suppress the exporter's messages about missing torchvision operators and about shared dynamic dimensions."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "# The axis name", UserWarning)
-            warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)  # its own use of what PyTorch gives up
+            # The exporter uses a deprecated API of PyTorch.
+            warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
             yield
     finally:
         logger.setLevel(level)

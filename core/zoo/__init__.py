@@ -1,1 +1,1 @@
-"""Trained networks that ship with zerokara; `zerokara.core.zoo.registry` lists and finds them."""
+"""Trained networks that are part of the package; `zerokara.core.zoo.registry` lists and finds them."""

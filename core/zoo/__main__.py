@@ -1,4 +1,4 @@
-"""The zoo: what each network sees, what it was measured at, and what made it.
+"""List the zoo's trained networks: input, classes, size, metrics, and the command that trained each.
 
 python -m core.zoo
 """
@@ -14,7 +14,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from zerokara.core.config import parse, run_main
+from zerokara.core.command_line import parse
+from zerokara.core.config import run_main
 from zerokara.core.models import model_file
 from zerokara.core.programs import program_command
 from zerokara.core.zoo import registry
@@ -22,13 +23,13 @@ from zerokara.core.zoo import registry
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Nothing to choose."""
+    """Options of the program: none."""
 
 
 def table(files: Mapping[str, Path]) -> Table:
-    """A row for each network."""
+    """Make a table with a row for each network."""
     found = Table(box=box.SIMPLE_HEAD)
-    for heading in ("name", "backbone", "images", "classes", "parameters", "kB", "figures", "made by"):
+    for heading in ("name", "backbone", "images", "classes", "parameters", "kB", "metrics", "trained by"):
         found.add_column(heading, overflow="fold", justify="right" if heading in ("parameters", "kB") else "left")
     for name, path in files.items():
         classifier, metadata = model_file.load(path)
@@ -52,7 +53,7 @@ def table(files: Mapping[str, Path]) -> Table:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The program."""
+    """Print the table of networks."""
     parse(Options, {}, argv, __doc__ or "")
     files = registry.files()
     if not files:

@@ -1,10 +1,11 @@
-"""Where an eye comes from, so that a classifier never judges what began from itself.
+"""Provenance of pretrained backbones, so that a classifier is not used to evaluate a network derived from itself.
 
-    provenance.record(run, config.pretrained_backbone)                  # when a run takes an eye
-    eye = lineage.begun_with(run.extra, config.pretrained_backbone)    # when somebody judges the run
+    provenance.record(run, config.pretrained_backbone)                     # when a run loads a backbone
+    origin = provenance.begun_with(run.extra, config.pretrained_backbone)  # when the run is evaluated
 
-An eye is known by marks: one of the run that trained it, which stays while its weights move, and one of every matrix in
-its files, which stays when they are copied or rounded. The marks of all that it began from in its turn come along.
+Weights are identified by hashes: one of the run that trained them, which does not change during training, and one of
+every matrix in its files, which does not change when the files are copied or rounded to float16. The hashes of
+everything that the weights were in turn initialized from are included.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ from zerokara.core.models.weights import read_tensors
 from zerokara.core.run import Run
 from zerokara.core.zoo.registry import weights_source
 
-DIGITS = 12  # hexadecimal ones of a mark
+DIGITS = 12  # hexadecimal digits of a hash
 FLAG = "--pretrained-backbone"
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What weights are, and what they come from.
+    """Identity and ancestors of weights.
 
     Attributes:
-        source: the folder or file, as it was named.
-        own: marks of the run and of its matrices.
-        ancestors: marks of everything that it began from, near or far.
-        unknown: what it began from that is not there to be looked at.
+        source: folder or file, as the user gave it.
+        own: hashes of the run and of its matrices.
+        ancestors: hashes of all weights that these were initialized from, directly or indirectly.
+        unknown: ancestors that cannot be found or read.
     """
 
     source: str
@@ -48,11 +49,11 @@ class Provenance:
 
     @property
     def all(self) -> frozenset[str]:
-        """Its own marks and its ancestors'."""
+        """Own hashes and those of the ancestors."""
         return self.own | self.ancestors
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for config.json."""
+        """Convert to plain values, for config.json."""
         return {
             "source": self.source,
             "own": " ".join(sorted(self.own)),
@@ -62,28 +63,28 @@ class Provenance:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Provenance:
-        """What `to_dict` gave."""
+        """Create from the values of `to_dict`."""
         own, ancestors = (frozenset(values[name].split()) for name in ("own", "ancestors"))
         return cls(values["source"], own, ancestors, tuple(values["unknown"]))
 
 
 def trace(path: Path) -> Provenance:
-    """The lineage of the weights in a run's folder (all that it keeps, of any moment) or in a file.
+    """Determine the provenance of the weights in a run folder (all of its files of weights) or in a file.
 
     Raises:
-        UserError: nothing there, or a damaged file.
+        UserError: the path does not exist, or the file is damaged.
     """
     folder = path if path.is_dir() else path.parent
-    content = _run_in(folder)
+    content = _read_run(folder)
     if content is None:
-        return _of_file(path)
-    own = {_mark_of_run(content)}
+        return _trace_file(path)
+    own = {_run_hash(content)}
     for file in _files(folder, path):
         try:
-            own.update(_marks(read_tensors(file)))
+            own.update(_matrix_hashes(read_tensors(file)))
         except UserError:
             if file == path:
-                raise  # others in the folder may be half written, or no weights at all
+                raise  # other files in the folder may be incomplete or may not contain weights
     began = begun_with(content["extra"], str(content["config"].get("pretrained_backbone") or ""))
     if began is None:
         return Provenance(str(path), frozenset(own))
@@ -91,21 +92,22 @@ def trace(path: Path) -> Provenance:
 
 
 def record(run: Run, pretrained_backbone: str) -> None:
-    """Put the lineage of the eye that a run begins with into its config.json. Every process must call it.
+    """Save the provenance of a run's pretrained backbone in its config.json. All processes must call this.
 
     Raises:
-        UserError: as `trace`.
+        UserError: see `trace`.
     """
     if pretrained_backbone:
         run.save_extra(eye=trace(weights_source(pretrained_backbone)).to_dict() if run.world.is_main else {})
 
 
 def begun_with(extra: Mapping[str, Any], pretrained_backbone: str) -> Provenance | None:
-    """The lineage of the eye that a run began from; None where it began afresh.
+    """Return the provenance of a run's pretrained backbone; None if the run did not use one.
 
     Args:
-        extra: of its config.json: what it remembers. A run from before runs remembered is looked up where it points to.
-        init_backbone: what its --pretrained-backbone says.
+        extra: the entry `extra` of its config.json. Runs of older versions did not save the provenance; for these it is
+            determined from `pretrained_backbone`.
+        pretrained_backbone: the run's --pretrained-backbone; "" if there is none.
     """
     if "eye" in extra:
         return Provenance.from_dict(extra["eye"])
@@ -117,52 +119,52 @@ def begun_with(extra: Mapping[str, Any], pretrained_backbone: str) -> Provenance
         return Provenance(pretrained_backbone, unknown=(pretrained_backbone,))
 
 
-def _run_in(folder: Path) -> dict[str, Any] | None:
+def _read_run(folder: Path) -> dict[str, Any] | None:
     if not (folder / "config.json").is_file():
         return None
     try:
         return Run.read_config(folder)
     except UserError:
-        return None  # of some other program
+        return None  # written by another program
 
 
-def _mark_of_run(content: Mapping[str, Any]) -> str:
-    """Of what never changes in a run's config.json, wherever the folder is moved."""
-    told = [content.get(key) for key in ("kind", "created", "command", "machine")]
-    return _digest(json.dumps(told, sort_keys=True).encode())
+def _run_hash(content: Mapping[str, Any]) -> str:
+    """Hash the entries of a run's config.json that never change, also if the folder is moved."""
+    constants = [content.get(key) for key in ("kind", "created", "command", "machine")]
+    return _digest(json.dumps(constants, sort_keys=True).encode())
 
 
 def _files(folder: Path, path: Path) -> Iterator[Path]:
-    """The run's files of weights; those of other ranks hold the same networks."""
+    """List the run's files of weights. Checkpoints of other ranks are left out, as they contain the same networks."""
     for file in sorted({*folder.glob("*.safetensors"), *folder.glob("*.pt"), *({path} if path.is_file() else ())}):
         if not file.name.startswith("checkpoint-") or file.name == "checkpoint-0.pt" or file == path:
             yield file
 
 
-def _of_file(path: Path) -> Provenance:
-    """Of weights that lie in no run's folder: a copy, the zoo's, or somebody else's."""
+def _trace_file(path: Path) -> Provenance:
+    """Determine the provenance of weights outside of a run folder: a copy, a network of the zoo, or a foreign file."""
     if path.is_dir():
         for name in ("model.safetensors", "checkpoint-0.pt"):
             if (path / name).is_file():
-                return _of_file(path / name)
+                return _trace_file(path / name)
     tensors = read_tensors(path)
     metadata = None
-    with contextlib.suppress(UserError):  # a card that makes no sense says nothing
+    with contextlib.suppress(UserError):  # ignore invalid metadata
         metadata = model_file.read_metadata(path)
     unknown: tuple[str, ...] = ()
     words = metadata.command.replace(f"{FLAG}=", f"{FLAG} ").split() if metadata is not None else []
     if FLAG in words:
         unknown = tuple(words[words.index(FLAG) + 1 :][:1])
-    elif any(name.startswith("rng.") for name in tensors):  # a checkpoint of ours, taken out of its folder
-        unknown = (f"the run that {path} is a checkpoint of",)
-    return Provenance(str(path), frozenset(_marks(tensors)), unknown=unknown)
+    elif any(name.startswith("rng.") for name in tensors):  # a checkpoint that was copied out of its run folder
+        unknown = (f"the run of the checkpoint {path}",)
+    return Provenance(str(path), frozenset(_matrix_hashes(tensors)), unknown=unknown)
 
 
-def _marks(tensors: Mapping[str, Tensor]) -> Iterable[str]:
-    """One of each matrix or kernel, rounded to float16 as the zoo does it.
+def _matrix_hashes(tensors: Mapping[str, Tensor]) -> Iterable[str]:
+    """Hash each matrix or kernel, rounded to float16 as in the files of the zoo.
 
-    Not of vectors, since biases and gains may be alike because they are fresh, nor of matrices of one number for the
-    same reason, nor of what an optimiser keeps.
+    Vectors and constant matrices are skipped, because two networks may share them at initialization (biases, gains).
+    Optimizer states are skipped too.
     """
     for name, tensor in tensors.items():
         if tensor.ndim < 2 or not tensor.is_floating_point() or "optimizer" in name or not tensor.numel():

@@ -1,9 +1,9 @@
-"""Small trained networks of our own, shipped inside the package: <name>.safetensors, numbers as float16, under 5 MB.
+"""Small trained networks that are part of the package: <name>.safetensors, in float16, under 5 MB.
 
-    classifier, card = load("digits")
+    classifier, metadata = load("digits")
 
-A file carries its card: classes, how to feed it, the command that made it and the figures that were measured of it.
-`python -m core.zoo` lists them; `python -m vision.keep` adds one.
+The metadata of a file has the classes, the input normalization, the command that trained the network, and its metrics.
+`python -m core.zoo` lists the networks; `python -m vision.keep` adds one.
 """
 
 from __future__ import annotations
@@ -23,32 +23,33 @@ MOST_BYTES = 5_000_000
 
 @functools.cache
 def files() -> Mapping[str, Path]:
-    """The files by name."""
+    """Return the paths of the model files by name."""
     return {path.stem: path for path in sorted(FOLDER.glob("*.safetensors"))}
 
 
 def load(name: str) -> tuple[Classifier, ClassifierMetadata]:
-    """A network of the zoo in evaluation mode, float32 on the CPU, and its card.
+    """Load a network of the zoo, in evaluation mode, float32 on the CPU, and its metadata.
 
     Raises:
-        UserError: no such name.
+        UserError: the name is unknown.
     """
     if name not in files():
-        raise UserError(f"The zoo has no {name!r}{suggest(name, files())}: {_known()}.")
+        raise UserError(f"The zoo has no network {name!r}{suggest(name, files())}: choose one of {_known()}.")
     return model_file.load(files()[name])
 
 
 def find_file(word: str) -> Path:
-    """The file of a trained classifier: of a run's folder, the file itself, or one of the zoo by its name.
+    """Find the model file of a trained classifier, given a run folder, a file, or a name in the zoo.
 
     Raises:
-        UserError: none of these, or a run that has kept no network yet.
+        UserError: none of these exists, or the run has not saved a model yet.
     """
     path = Path(word).expanduser()
     if path.is_dir():
         if not (path / "model.safetensors").is_file():
             raise UserError(
-                f"{path} has no model.safetensors: give the folder of a run of vision.classify that has ended an epoch."
+                f"{path} has no model.safetensors: give the folder of a vision.classify run that has finished at least "
+                f"one epoch."
             )
         return path / "model.safetensors"
     if path.is_file():
@@ -56,16 +57,16 @@ def find_file(word: str) -> Path:
     if word in files():
         return files()[word]
     raise UserError(
-        f"There is no {word}{suggest(word, files())}: give a run's folder, a file *.safetensors, or a name of the zoo "
+        f"There is no {word}{suggest(word, files())}: give a run folder, a file *.safetensors, or a name in the zoo "
         f"({_known()})."
     )
 
 
 def weights_source(word: str) -> Path:
-    """Where weights to begin with lie: in a run's folder of any kind, in a file, or in the zoo under this name.
+    """Find the path of pretrained weights, given a run folder of any kind, a file, or a name in the zoo.
 
     Raises:
-        UserError: none of these.
+        UserError: none of these exists.
     """
     path = Path(word).expanduser()
     return path if path.exists() else find_file(word)

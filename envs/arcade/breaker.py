@@ -35,7 +35,7 @@ LEFT, STAY, RIGHT = range(3)
 BALL_SHAPE = box(BALL, BALL)
 PADDLE_SHAPE = box(4, PADDLE_WIDTH)
 LIFE_SHAPE = box(4, 6)
-# Contact points of the expert, in pixels from the paddle's left end. Their rotation lets the ball reach all bricks.
+# Contact points of the expert, in pixels from the left end of the paddle, used in rotation: the ball reaches all bricks
 EXPERT_CONTACTS = np.array([1, 18, 6, 13])
 
 

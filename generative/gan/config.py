@@ -1,14 +1,14 @@
-"""The fields of a painter's run and its presets.
+"""Configuration of a GAN run, and its presets.
 
-One object is the command line, runs/<name>/config.json and TensorBoard's hparams. An update is one step of the
-discriminator and one of the generator.
+One object is the command line, runs/<name>/config.json and TensorBoard's hparams. One update is one optimizer step of
+the discriminator and one of the generator.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from zerokara.core.compute import Precision, Switch
 from zerokara.core.config import Range
@@ -24,135 +24,153 @@ Width = Annotated[float, Range(0.05, 16)]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A generator that learns to paint from a discriminator."""
+    """Configuration of a generator and a discriminator that are trained together."""
+
+    # Names of older releases, accepted on the command line and in saved configs.
+    RENAMED: ClassVar[Mapping[str, str]] = {
+        "grey": "grayscale",
+        "stack": "frame_stack",
+        "show": "preview_images",
+        "latent": "latent_dim",
+        "spectral": "spectral_norm",
+        "init_backbone": "pretrained_backbone",
+        "accumulate": "accumulation_steps",
+        "smoothing": "label_smoothing",
+        "film_every_updates": "video_every_updates",
+    }
+    RENAMED_VALUES: ClassVar[Mapping[str, Mapping[str, str]]] = {"diffaugment": {"colour": "color"}}
 
     preset: str = "fast"
-    """Named set of defaults for all that follows."""
+    """Named set of defaults for all options below."""
     data: str = "glyphs"
-    """Images: glyphs (drawn here), mnist, fashion-mnist, cifar10, cifar100, frames:<environment id>, or the path of a
-    folder, zip or LSUN database."""
+    """Training images: glyphs (digits drawn by zerokara), mnist, fashion-mnist, cifar10, cifar100,
+    frames:<environment id>, or the path of a folder, a zip file or an LSUN database."""
     data_dir: str = ""
-    """Where named data lie or are downloaded to; empty: $ZEROKARA_DATA, else ~/.cache/zerokara."""
+    """Folder of the named data sets, and where they are downloaded to. Empty: $ZEROKARA_DATA, else
+    ~/.cache/zerokara."""
     image_size: Annotated[tuple[int, ...], Range(28, 256)] = ()
-    """Side, or height and width, to which images are brought, in pixels; empty: as they are."""
+    """Resize images to this side, or to this height and width, in pixels. Empty: no resizing."""
     grayscale: bool | None = None
-    """Grey images; without either flag they stay as they are, but for an environment's frames, which are grey."""
+    """Convert images to grayscale. None: keep the channels of the data; frames of an environment are grayscale."""
     frames: Count = 20_000
-    """Frames to record where the data are an environment's."""
+    """Number of frames to record, with --data frames:<environment id>."""
     frame_stack: Annotated[int, Range(1, 16)] = 1
-    """Frames that make an image where the data are an environment's; an agent sees 4."""
+    """Number of frames stacked as the channels of an image, with --data frames:<environment id>. DQN uses 4."""
     held_out_images: OptionalCount = 0
-    """Images held out of the training set, on which the best moment is chosen; 0: a twelfth, at most 5,000."""
+    """Number of training images held out for evaluation, by which the best checkpoint is selected. 0: one twelfth of
+    the images, at most 5,000."""
     conditional: bool = False
-    """Paint by class: generator and discriminator are told the label."""
+    """Class-conditional GAN: generator and discriminator receive the label."""
     name: str = ""
-    """Folder under runs/; empty: made of data, preset and seed."""
+    """Folder under runs/. Empty: made of data, preset and seed."""
     seed: Annotated[int, Range(0, 10**6)] = 1
-    """Seed of everything that is random."""
+    """Seed of all random number generators."""
     updates: Count = 6_000
-    """Length of the run."""
+    """Number of updates to train for."""
     resume: bool = False
-    """Go on with the run of this name from its last checkpoint."""
+    """Resume the run of this name from its last checkpoint."""
     rollback: bool = False
-    """With --resume: go on from the best checkpoint, with other random numbers from there."""
+    """With --resume: resume from the best checkpoint instead of the last, with other random numbers from there on."""
     quiet: bool = False
-    """Print nothing but warnings and the closing line."""
+    """Print only warnings and the closing message."""
 
-    # --- the networks ----------------------------------------------------------------------------------------------
-    latent: Annotated[int, Range(1, 4096)] = 64
-    """Numbers from which an image is painted."""
+    # --- networks --------------------------------------------------------------------------------------------------
+    latent_dim: Annotated[int, Range(1, 4096)] = 64
+    """Dimension of the latent vector."""
     latent_distribution: Literal["normal", "uniform"] = "normal"
-    """Where they are drawn from: N(0, 1), or uniformly from -1 to 1."""
+    """Distribution of each latent number: N(0, 1), or uniform from -1 to 1."""
     generator: Literal["dcgan", "r3"] = "dcgan"
-    """The paper's generator, or the residual one that goes with the trunk r3."""
+    """Architecture of the generator: that of the DCGAN paper, or the residual one of R3GAN (use with --backbone r3)."""
     generator_width: Width = 1.0
-    """Factor on the generator's channels: at 1 its finest map has 64, that of r3 32."""
+    """Multiplier on the generator's channels. At 1 the finest feature map has 64 channels (dcgan) or 32 (r3)."""
     upsample: Upsample = "deconvolution"
-    """How the generator dcgan doubles its maps; resize leaves no checkerboards."""
+    """Upsampling of the dcgan generator: transposed convolutions, or nearest-neighbor resizing and a convolution,
+    which avoids checkerboard artifacts."""
     generator_norm: Norm = "batch"
-    """Normalisation in the generator dcgan; r3 has none."""
+    """Normalization in the dcgan generator. The r3 generator has none."""
     backbone: str = "dcgan"
-    """The discriminator's trunk, by its name in core.backbones."""
+    """Backbone of the discriminator (python -m core.backbones lists them)."""
     discriminator_width: Width = 1.0
-    """Factor on the trunk's channels, where it has that option."""
+    """Multiplier on the backbone's channels, for backbones that have this option."""
     discriminator_norm: Norm = "batch"
-    """Normalisation in the trunk dcgan; none where gradients are penalised."""
-    spectral: bool = False
-    """Spectral normalisation of the discriminator."""
+    """Normalization in the dcgan backbone. Must be none with gradient penalties."""
+    spectral_norm: bool = False
+    """Apply spectral normalization to all layers of the discriminator (Miyato et al. 2018)."""
     pretrained_backbone: str = ""
-    """Start the discriminator's trunk from a run's folder or a file of weights."""
+    """Initialize the discriminator's backbone from a run's folder, a file of weights, or a network of the zoo."""
 
-    # --- learning --------------------------------------------------------------------------------------------------
+    # --- training --------------------------------------------------------------------------------------------------
     batch_size: Count = 64
-    """Real images, and painted ones, in an update."""
-    accumulate: Count = 1
-    """Parts in which a batch goes through the networks, for less memory."""
+    """Number of real images, and of generated images, per update."""
+    accumulation_steps: Count = 1
+    """Split each batch into this number of parts and accumulate their gradients, to use less memory."""
     loss: Literal["bce", "least-squares", "hinge", "wasserstein", "relativistic"] = "bce"
-    """What the two minimise."""
+    """Loss function of discriminator and generator."""
     r1: NotNegative = 0.0
-    """Gamma of the penalty on the discriminator's slope at real images."""
+    """Gamma of the R1 penalty: squared gradient norm of the discriminator at real images. 0: none."""
     r2: NotNegative = 0.0
-    """Gamma of the penalty on the discriminator's slope at painted images."""
+    """Gamma of the R2 penalty: squared gradient norm of the discriminator at generated images. 0: none."""
     gradient_penalty: NotNegative = 0.0
-    """Weight of the penalty on slopes other than 1 between real and painted images."""
+    """Weight of the WGAN-GP penalty: (gradient norm - 1)^2 between real and generated images. 0: none."""
     penalty_every_updates: Count = 1
-    """Updates between penalties, which then count so many times more."""
-    smoothing: Annotated[float, Range(0, 0.5)] = 0.0
-    """One-sided label smoothing: with --loss bce the discriminator's aim for real images is 1 less this."""
+    """Updates between penalties (lazy regularization). Their weight is multiplied by this number."""
+    label_smoothing: Annotated[float, Range(0, 0.5)] = 0.0
+    """One-sided label smoothing with --loss bce: the discriminator's target for real images is 1 minus this value."""
     instance_noise: NotNegative = 0.0
-    """Deviation of the noise on everything that the discriminator sees at the start, in units of half the range of a
-    pixel."""
+    """Standard deviation of the noise added to the discriminator's input at the start of training; pixels range from
+    -1 to 1."""
     final_instance_noise: NotNegative = 0.0
-    """Its deviation at the end; on the way it changes linearly. There is no noise where both are 0."""
+    """Standard deviation of that noise at the end of training; it changes linearly. No noise if both are 0."""
     generator_learning_rate: Positive = 2e-4
-    """Step size of the generator's Adam at the start."""
+    """Initial learning rate of the generator's Adam."""
     discriminator_learning_rate: Positive = 2e-4
-    """Step size of the discriminator's Adam at the start."""
+    """Initial learning rate of the discriminator's Adam."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """How both step sizes go on: as they are, or down to a hundredth."""
+    """Learning rate schedule of both: constant, or cosine decay to a hundredth."""
     beta1: Annotated[float, Range(0, 0.999)] = 0.5
-    """Adam's decay of the mean gradient."""
+    """Adam's decay rate of the first moment."""
     beta2: Annotated[float, Range(0, 0.99999)] = 0.99
-    """Adam's decay of the squared gradient."""
+    """Adam's decay rate of the second moment."""
     ema_half_life_updates: NotNegative = 200.0
-    """Half-life of the averaged generator, which is then the one that paints; 0: none."""
-    diffaugment: tuple[Literal["colour", "translation", "cutout"], ...] = ()
-    """Differentiable augmentation of everything that the discriminator sees."""
+    """Half-life, in updates, of the exponential moving average of the generator's weights, which is then used for
+    sampling. 0: no averaging."""
+    diffaugment: tuple[Literal["color", "translation", "cutout"], ...] = ()
+    """Differentiable augmentation of the discriminator's input (Zhao et al. 2020)."""
     flip: bool = False
-    """Mirror every other real image, left to right."""
+    """Flip real images horizontally with probability 0.5."""
 
-    # --- evaluation and keeping ------------------------------------------------------------------------------------
+    # --- evaluation and logging ------------------------------------------------------------------------------------
     classifier: str = ""
-    """Who scores: the folder of a classifier's run or its model.safetensors; empty: the one that ships for these data,
-    else a random network."""
+    """Classifier whose features the metrics use: a run's folder, its model.safetensors or a network of the zoo. Empty:
+    the zoo's classifier for these data, else a network with random weights."""
     eval_every_updates: OptionalCount = 500
-    """Updates between evaluations; 0: only at the end."""
+    """Updates between evaluations. 0: evaluate only at the end."""
     eval_images: Annotated[int, Range(100, 100_000)] = 5_000
-    """Painted images in an evaluation."""
+    """Number of generated images per evaluation."""
     log_every_updates: Count = 50
-    """Updates between lines of metrics."""
+    """Updates between logged metrics."""
     checkpoint_every_updates: Count = 500
     """Updates between checkpoints."""
-    film_every_updates: OptionalCount = 100
-    """Updates between frames of the film that the latents below make; 0: no film."""
-    show: Annotated[int, Range(1, 400)] = 64
-    """Latents that are painted at every evaluation and make the film."""
+    video_every_updates: OptionalCount = 100
+    """Updates between frames of the training video, which shows the preview images. 0: no video."""
+    preview_images: Annotated[int, Range(1, 400)] = 64
+    """Number of fixed latent vectors whose images are logged at every evaluation and shown in the video."""
 
-    # --- the machine -----------------------------------------------------------------------------------------------
+    # --- hardware --------------------------------------------------------------------------------------------------
     device: str = "auto"
     """auto, cpu, cuda, cuda:<n> or mps."""
     precision: Precision = "auto"
-    """Arithmetic of the networks; auto: what a short measurement finds fastest."""
+    """Precision of the networks' arithmetic. auto: the fastest in a short measurement."""
     compile: Switch = "off"
-    """Compile both losses; auto: where a short measurement finds that it pays, which takes its time."""
+    """Compile both loss functions with torch.compile. auto: compile if a measurement, which takes a while, finds it
+    faster."""
     threads: Annotated[int, Range(0)] = 0
-    """CPU threads; 0: as many as there are cores."""
+    """Number of CPU threads. 0: all cores."""
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # Half the paper's channels, larger steps, for the generator twice as large ones, averaged weights, and noise before
-    # the discriminator's eye, so that digits can be read within minutes on two CPU cores; docs/LOG.md has what else was
-    # tried.
+    # Half the paper's channels, larger learning rates (the generator's twice the discriminator's), averaged weights and
+    # instance noise: digits are readable within minutes on two CPU cores. docs/LOG.md lists what else was tried.
     "fast": {
         "generator_width": 0.5,
         "discriminator_width": 0.5,
@@ -161,10 +179,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "generator_learning_rate": 1e-3,
         "discriminator_learning_rate": 5e-4,
     },
-    # Radford et al. 2016, section 4: 64x64, uniform latents, Adam 2e-4 with beta1 .5, batches of 128.
+    # Radford et al. 2016, section 4: 64x64, uniform latent vectors, Adam 2e-4 with beta1 .5, batches of 128.
     "paper": {
         "image_size": (64,),
-        "latent": 100,
+        "latent_dim": 100,
         "latent_distribution": "uniform",
         "batch_size": 128,
         "beta2": 0.999,
@@ -172,9 +190,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "updates": 20_000,
         "eval_every_updates": 1_000,
     },
-    # After R3GAN (Huang et al. 2024): relativistic pairs, R1 and R2, residual blocks without normalisation, latents of
-    # 64, no momentum; narrower, with half as many blocks, and with penalties, which cost ten times a pass, at every
-    # fourth update, for this size of machine.
+    # Based on R3GAN (Huang et al. 2024): relativistic pairing loss, R1 and R2, residual blocks without normalization,
+    # 64-dimensional latent vectors, no momentum. Smaller than the original to fit two CPU cores: narrower, half the
+    # number of blocks, and penalties (which cost ten times a forward pass) at every fourth update.
     "r3": {
         "generator": "r3",
         "generator_width": 0.5,

@@ -1,7 +1,8 @@
-"""Differentiable augmentation: what keeps a discriminator from learning few images by heart.
+"""Differentiable augmentation, which keeps a discriminator from memorizing a small data set.
 
 Zhao et al. 2020, "Differentiable Augmentation for Data-Efficient GAN Training", section 3.2 and its published code: the
-same kinds of change befall real and painted images, and gradients pass through them. Every image by numbers of its own.
+same random transformations are applied to real and to generated images, and gradients pass through them. Every image
+gets its own random numbers.
 
 Shapes: B batch, C channels, H, W pixels from -1 to 1.
 """
@@ -13,46 +14,46 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-SHIFT = 0.125  # of the side, at most, either way
-HOLE = 0.5  # side of the square that is cut out, as a fraction of the image's
+MAX_SHIFT = 0.125  # in each direction, as a fraction of the side
+HOLE = 0.5  # side of the rectangle that is cut out, as a fraction of the image's side
 
 
 def augment(x_BCHW: Tensor, kinds: Sequence[str], generator: torch.Generator) -> Tensor:
-    """Images changed by every kind in turn, a function of the generator's state alone."""
+    """Apply the augmentations `kinds` in order. The result depends only on the images and the generator's state."""
     for kind in kinds:
         x_BCHW = KINDS[kind](x_BCHW, generator)
     return x_BCHW
 
 
-def recolour(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-    """Brightness by up to .5 more or less, saturation by a factor up to 2, contrast by a factor from .5 to 1.5."""
+def jitter_color(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift brightness by -.5 to .5; scale saturation by 0 to 2 and contrast by .5 to 1.5."""
     random_3B = torch.rand(3, len(x_BCHW), generator=generator, device=x_BCHW.device).to(x_BCHW.dtype)
     brightness, saturation, contrast = random_3B.view(3, -1, 1, 1, 1)
     x_BCHW = x_BCHW + (brightness - 0.5)
     grayscale = x_BCHW.mean(1, keepdim=True)
     x_BCHW = grayscale + (x_BCHW - grayscale) * (2 * saturation)
     mean = x_BCHW.mean((1, 2, 3), keepdim=True)
-    relit_BCHW: Tensor = mean + (x_BCHW - mean) * (contrast + 0.5)
-    return relit_BCHW
+    jittered_BCHW: Tensor = mean + (x_BCHW - mean) * (contrast + 0.5)
+    return jittered_BCHW
 
 
 def translate(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-    """Moved by up to an eighth of the side; zeros, which are grey, come in."""
+    """Shift images by up to an eighth of the side. The uncovered border becomes zero, which is gray."""
     batch, _, height, width = x_BCHW.shape
     device = x_BCHW.device
-    place = []
+    indices = []
     for length in (height, width):
-        most = round(length * SHIFT)
-        shift_B1 = torch.randint(-most, most + 1, (batch, 1), generator=generator, device=device)
-        # One pixel of margin, to which everything from outside is sent.
-        place.append((torch.arange(length, device=device) + shift_B1 + 1).clamp(0, length + 1))
+        max_shift = round(length * MAX_SHIFT)
+        shift_B1 = torch.randint(-max_shift, max_shift + 1, (batch, 1), generator=generator, device=device)
+        # One pixel of padding, to which all indices outside of the image are clamped.
+        indices.append((torch.arange(length, device=device) + shift_B1 + 1).clamp(0, length + 1))
     padded = torch.nn.functional.pad(x_BCHW, (1, 1, 1, 1)).permute(0, 2, 3, 1)
     images = torch.arange(batch, device=device)[:, None, None]
-    return padded[images, place[0][:, :, None], place[1][:, None, :]].permute(0, 3, 1, 2)
+    return padded[images, indices[0][:, :, None], indices[1][:, None, :]].permute(0, 3, 1, 2)
 
 
-def cut_out(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-    """A rectangle of half the sides, anywhere, set to zero; it may reach outside."""
+def cutout(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+    """Set a rectangle of half the image's sides to zero. It may reach beyond the border."""
     batch, _, height, width = x_BCHW.shape
     device = x_BCHW.device
     inside = []
@@ -66,7 +67,7 @@ def cut_out(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
 
 
 KINDS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
-    "colour": recolour,
+    "color": jitter_color,
     "translation": translate,
-    "cutout": cut_out,
+    "cutout": cutout,
 }

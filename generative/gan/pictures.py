@@ -1,4 +1,4 @@
-"""What a person sees of a painter: grids of samples, the film of them over training, curves.
+"""Image grids, training videos and curves that are logged while a GAN trains.
 
 Shapes: N images, T frames, C channels, H, W pixels.
 """
@@ -16,42 +16,45 @@ from torch import Tensor
 from zerokara.core.media import grid
 from zerokara.core.report import figure_pixels, plain_ticks
 
-FILM_FPS = 10.0
+VIDEO_FPS = 10.0
 CURVES = {
     "losses": ("train/d_loss", "train/g_loss"),
-    "discriminator's accuracy": ("train/d_accuracy_real", "train/d_accuracy_fake"),
+    "discriminator accuracy": ("train/d_accuracy_real", "train/d_accuracy_fake"),
     "Fréchet distance": ("eval/fcd", "eval/random_fd"),
     "coverage and density": ("eval/coverage", "eval/density", "eval/spread"),
 }
 
 
-def shown(images_NCHW: Tensor) -> Tensor:
-    """Images as a person can see them: of a stack of frames the newest."""
+def displayable(images_NCHW: Tensor) -> Tensor:
+    """Return images with 1 or 3 channels; of stacked frames, return the newest frame."""
     return images_NCHW if images_NCHW.shape[1] in (1, 3) else images_NCHW[:, -1:]
 
 
-def picture(images_NCHW: Tensor, columns: int | None = None) -> np.ndarray:
-    """Images side by side (H, W, C) uint8, small ones enlarged."""
+def image_grid(images_NCHW: Tensor, columns: int | None = None) -> np.ndarray:
+    """Arrange images in a grid (H, W, C) uint8. Images smaller than 64 pixels are enlarged."""
     side = max(images_NCHW.shape[2:])
-    return grid(shown(images_NCHW), columns, gap=1, scale=max(1, 64 // side))
+    return grid(displayable(images_NCHW), columns, gap=1, scale=max(1, 64 // side))
 
 
-def film(frames: Sequence[Path], seconds: float = 12.0, hold_s: float = 2.0) -> np.ndarray:
-    """PNG files of one size as RGB frames (T, H, W, 3) uint8 of so many seconds, the last one held for a while.
+def video_frames(frames: Sequence[Path], seconds: float = 12.0, hold_s: float = 2.0) -> np.ndarray:
+    """Read PNG files of one size as the frames of a video (T, H, W, 3) uint8.
 
-    Where there are more files than that takes, some at even distances, the first and the last among them.
+    Args:
+        frames: files in order. If there are more than fit, they are subsampled evenly; the first and the last stay.
+        seconds: maximum length of the video, without the time that the last frame is held.
+        hold_s: time that the last frame is held, in seconds.
     """
-    number = min(len(frames), round(seconds * FILM_FPS))
-    places = np.linspace(0, len(frames) - 1, number).round().astype(int)
+    number = min(len(frames), round(seconds * VIDEO_FPS))
+    indices = np.linspace(0, len(frames) - 1, number).round().astype(int)
     pixels = []
-    for place in places:
-        with Image.open(frames[place]) as opened:
+    for index in indices:
+        with Image.open(frames[index]) as opened:
             pixels.append(np.asarray(opened.convert("RGB")))
-    return np.stack(pixels + pixels[-1:] * (round(hold_s * FILM_FPS) - 1))
+    return np.stack(pixels + pixels[-1:] * (round(hold_s * VIDEO_FPS) - 1))
 
 
 def draw_curves(metrics: Path) -> np.ndarray | None:
-    """Losses, accuracies and scores over updates as RGB pixels; None where nothing was logged yet."""
+    """Plot losses, accuracies and evaluation metrics over updates as RGB pixels. None if nothing is logged yet."""
     from matplotlib.figure import Figure
 
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.exists() else []

@@ -1,11 +1,11 @@
-"""A generator that is ready to paint: of a run that is under way, or read back from its folder.
+"""Sampler: a trained generator that generates images, from a run in progress or from a run's folder.
 
-painter = Painter.load(Path("runs/dcgan-mnist-fast-1"))
-images = painter.paint(painter.latents(64, seed=0), painter.labels(64))   # (64, C, H, W) uint8
+    sampler = Sampler.load(Path("runs/dcgan-mnist-fast-1"))
+    images = sampler.generate(sampler.latents(64, seed=0), sampler.labels(64))   # (64, C, H, W) uint8
 
-It paints in evaluation mode always, so that an image depends on its latent and label alone.
+The generator is always in evaluation mode, so that an image depends on its latent vector and label alone.
 
-Shapes: N images, Z numbers of a latent, C channels, H, W pixels.
+Shapes: N images, Z latent dimension, C channels, H, W pixels.
 """
 
 from __future__ import annotations
@@ -26,47 +26,47 @@ from zerokara.core.config import UserError, from_dict, to_dict
 from zerokara.core.run import Run
 from zerokara.generative.gan.config import Config
 from zerokara.generative.gan.learner import draw_latents, make_generator
-from zerokara.generative.gan.networks import FromLatents
+from zerokara.generative.gan.networks import LatentGenerator
 
 FORMAT = "zerokara-generator-1"
-KIND = "dcgan"  # what generative/dcgan.py calls its runs
+KIND = "dcgan"  # kind of the runs of generative/dcgan.py
 WHICH = ("best", "last")
-BEST = "best.pt"  # the checkpoint of a run's best moment
+BEST = "best.pt"  # checkpoint with the best score on held-out images
 
 
 def weights_file(which: str) -> str:
-    """Name of the file of weights in a run's folder: of its best moment or its last."""
+    """Return the name of the weights file in a run's folder, for "best" or "last"."""
     return f"generator-{which}.safetensors"
 
 
 @dataclass(frozen=True)
-class Painter:
-    """A generator in evaluation mode, and what is known of it."""
+class Sampler:
+    """A generator in evaluation mode and its metadata."""
 
-    generator: FromLatents
+    generator: LatentGenerator
     config: Config
     shape: tuple[int, int, int]  # (C, H, W)
-    class_names: tuple[str, ...]  # of a class-conditional generator, else empty
+    class_names: tuple[str, ...]  # empty for an unconditional generator
     compute: Compute
     update: int
     scores: dict[str, float] = field(default_factory=dict)
 
     def latents(self, number: int, seed: int) -> Tensor:
-        """Latents (number, Z); the first ones of a seed do not depend on how many there are."""
-        random = torch.Generator().manual_seed(seed)
-        rows = [draw_latents(self.config, (1, self.config.latent), random, torch.device("cpu")) for _ in range(number)]
+        """Draw latent vectors (number, Z). The first ones of a seed do not depend on `number`."""
+        random, device = torch.Generator().manual_seed(seed), torch.device("cpu")
+        rows = [draw_latents(self.config, (1, self.config.latent_dim), random, device) for _ in range(number)]
         return torch.cat(rows)
 
     def labels(self, number: int, label: int | None = None) -> Tensor | None:
-        """Labels (number,): all classes in turn, or one; None for a generator without classes.
+        """Return labels (number,): all classes in turn, or `label` only. None for an unconditional generator.
 
         Raises:
-            UserError: a class that there is not.
+            UserError: a label that does not exist.
         """
         classes = len(self.class_names)
         if not classes:
             if label is not None:
-                raise UserError("This generator was trained without classes: leave --label out.")
+                raise UserError("This generator was trained without classes: remove --label.")
             return None
         if label is None:
             return torch.arange(number) % classes
@@ -75,24 +75,24 @@ class Painter:
         return torch.full((number,), label)
 
     @torch.no_grad()
-    def paint(self, z_NZ: Tensor, label_N: Tensor | None = None, batch_size: int = 100) -> Tensor:
-        """Images (N, C, H, W) uint8 on the CPU."""
+    def generate(self, z_NZ: Tensor, label_N: Tensor | None = None, batch_size: int = 100) -> Tensor:
+        """Generate images (N, C, H, W) uint8 on the CPU."""
         device = self.compute.torch_device
         labels: list[Tensor | None] = (
             [None] * len(z_NZ) if label_N is None else list(label_N.to(device).split(batch_size))
         )
-        painted = []
+        images = []
         with self.compute.autocast():
             for z, label in zip(z_NZ.to(device).split(batch_size), labels, strict=False):
                 x = self.generator(z, label).float()
-                painted.append(self.compute.to_host(((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)))
-        return torch.cat(painted).contiguous()
+                images.append(self.compute.to_host(((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)))
+        return torch.cat(images).contiguous()
 
     def save(self, path: Path) -> None:
-        """Write weights and what is known of them, as one whole file.
+        """Write weights and metadata to one file, atomically.
 
         Raises:
-            OSError: it could not be written; what was there stays.
+            OSError: it could not be written; an existing file is unchanged.
         """
         weights = {name: Compute.to_host(tensor).contiguous() for name, tensor in self.generator.state_dict().items()}
         metadata = {
@@ -106,17 +106,17 @@ class Painter:
         write_atomically(path, lambda file: file.write(content))
 
     @classmethod
-    def load(cls, folder: Path, which: str = "best", *, device: str = "cpu", threads: int = 0) -> Painter:
-        """The painter of a run's folder, in float32.
+    def load(cls, folder: Path, which: str = "best", *, device: str = "cpu", threads: int = 0) -> Sampler:
+        """Load the generator of a run's folder, in float32.
 
         Args:
             folder: runs/<name>.
             which: "best" or "last".
             device: auto, cpu, cuda, cuda:<n> or mps.
-            threads: CPU threads, 0 for all cores.
+            threads: number of CPU threads, 0 for all cores.
 
         Raises:
-            UserError: no such run, no weights yet, or damaged ones; no such device.
+            UserError: no such run or device, no weights yet, or damaged weights.
         """
         Run.read_config(folder, KIND)
         path = folder / weights_file(which)
@@ -125,11 +125,11 @@ class Painter:
         return cls.read(path, device=device, threads=threads)
 
     @classmethod
-    def read(cls, path: Path, *, device: str = "cpu", threads: int = 0) -> Painter:
-        """The painter of a file that `save` wrote, in float32.
+    def read(cls, path: Path, *, device: str = "cpu", threads: int = 0) -> Sampler:
+        """Load the generator of a file that `save` wrote, in float32.
 
         Raises:
-            UserError: no such file, or a damaged one; no such device.
+            UserError: no such file or device, or a damaged file.
         """
         weights, metadata = _read(path)
         try:
@@ -138,19 +138,20 @@ class Painter:
             generator = make_generator(config, shape, len(names))
             generator.load_state_dict(weights)
         except (KeyError, TypeError, RuntimeError) as error:
-            raise UserError(f"The weights in {path} do not fit what its card says ({error}): make it again.") from None
+            raise UserError(f"The weights in {path} do not match its metadata ({error}): create it again.") from None
         compute = Compute.choose(device=device, precision="float32", compile="off", threads=threads, train_step=None)
         generator = compute.module(generator.eval().requires_grad_(False))
         return cls(generator, config, shape, names, compute, metadata["update"], metadata["scores"])
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read weights and metadata of a safetensors file."""
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read as safetensors ({error}): make it again.") from None
+        raise UserError(f"{path} cannot be read as safetensors ({error}): create it again.") from None
     if header.get("format") != FORMAT:
-        raise UserError(f"{path} is no generator of this version of zerokara: give the folder of a run of dcgan.")
+        raise UserError(f"{path} is not a generator of this version of zerokara: give the folder of a run of dcgan.")
     return weights, json.loads(header["card"])

@@ -1,8 +1,8 @@
-"""How far painted images are from real ones, as pure functions of features, in float64.
+"""Distances between generated and real images, as pure functions of features, in float64.
 
-Whatever the features are taken from, the numbers do not depend on the order of the images.
+No result depends on the order of the images.
 
-Shapes: N real, M painted images, F features, k neighbours.
+Shapes: N real images, M generated images, F features, k neighbors.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BLOCK = 2_000  # rows of a matrix of distances that are in memory at once
+BLOCK = 2_000  # rows of a distance matrix that are in memory at once
 
 
 def frechet_distance(real_NF: Tensor, fake_MF: Tensor) -> float:
-    """Fréchet distance between Gaussians with the sets' means and covariances (Dowson and Landau 1982).
+    """Fréchet distance between Gaussians with the means and covariances of the two sets (Dowson and Landau 1982).
 
-    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)); of a classifier's features it is the Fréchet classifier distance, of
-    Inception's the FID (Heusel et al. 2017, equation 6). The trace of the root is the sum of the roots of S1 S2's
-    eigenvalues, which needs no root of a matrix.
+    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)). With a classifier's features it is the Fréchet classifier distance,
+    with Inception's the FID (Heusel et al. 2017, equation 6). The trace of the matrix square root is the sum of the
+    square roots of the eigenvalues of S1 S2, so no matrix square root is computed.
     """
     real_NF, fake_MF = real_NF.double(), fake_MF.double()
     gap_F = real_NF.mean(0) - fake_MF.mean(0)
@@ -31,33 +31,35 @@ def frechet_distance(real_NF: Tensor, fake_MF: Tensor) -> float:
 
 
 def kernel_distance(real_NF: Tensor, fake_MF: Tensor) -> float:
-    """Unbiased squared maximum mean discrepancy with the kernel (x.y / F + 1)^3: the KID of Binkowski et al. 2018.
+    """Unbiased squared maximum mean discrepancy with the kernel (x.y / F + 1)^3: KID (Binkowski et al. 2018).
 
-    Over all pairs of images, not over subsets, so that nothing is drawn at random. Near 0, or below it, for equals.
+    Computed over all pairs of images, not over random subsets. Near 0, possibly negative, for equal distributions.
     """
     real_NF, fake_MF = real_NF.double(), fake_MF.double()
 
     def total(a: Tensor, b: Tensor) -> Tensor:
         return torch.stack([((rows @ b.T) / b.shape[1] + 1).pow(3).sum() for rows in a.split(BLOCK)]).sum()
 
-    def itself(a: Tensor) -> Tensor:
+    def diagonal(a: Tensor) -> Tensor:
         return (a.square().sum(1) / a.shape[1] + 1).pow(3).sum()
 
     n, m = len(real_NF), len(fake_MF)
-    within_real = (total(real_NF, real_NF) - itself(real_NF)) / (n * (n - 1))
-    within_fake = (total(fake_MF, fake_MF) - itself(fake_MF)) / (m * (m - 1))
+    within_real = (total(real_NF, real_NF) - diagonal(real_NF)) / (n * (n - 1))
+    within_fake = (total(fake_MF, fake_MF) - diagonal(fake_MF)) / (m * (m - 1))
     return float(within_real + within_fake - 2 * total(real_NF, fake_MF) / (n * m))
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """How two sets of images lie in each other.
+    """Precision, recall, density and coverage of generated images.
+
+    A ball around an image reaches to its k-th nearest neighbor in its own set.
 
     Attributes:
-        precision: share of painted images within the real ones' balls; recall: of real ones within the painted ones'
-            (Kynkäänniemi et al. 2019, equations 1 to 3).
-        density: real balls that a painted image lies in, on average, over k; 1 for equals.
-        coverage: share of real images whose ball holds a painted one (Naeem et al. 2020, equations 4 and 5).
+        precision: fraction of generated images within a ball of a real image; recall: fraction of real images within a
+            ball of a generated image (Kynkäänniemi et al. 2019, equations 1 to 3).
+        density: mean number of real images' balls that contain a generated image, divided by k; 1 for equal sets.
+        coverage: fraction of real images whose ball contains a generated image (Naeem et al. 2020, equations 4 and 5).
     """
 
     precision: float
@@ -67,7 +69,7 @@ class Overlap:
 
 
 def overlap(real_NF: Tensor, fake_MF: Tensor, k_precision: int = 3, k_density: int = 5) -> Overlap:
-    """Precision, recall, density and coverage with balls that reach to the k-th nearest neighbour of the same set."""
+    """Compute precision and recall with `k_precision` neighbors, density and coverage with `k_density`."""
     real_NF, fake_MF = real_NF.double(), fake_MF.double()
     real_radius_N, fake_radius_M = radii(real_NF, k_precision), radii(fake_MF, k_precision)
     wide_radius_N = radii(real_NF, k_density)
@@ -90,29 +92,29 @@ def overlap(real_NF: Tensor, fake_MF: Tensor, k_precision: int = 3, k_density: i
 
 
 def radii(points_NF: Tensor, k: int) -> Tensor:
-    """Distance (N,) of every point to its k-th nearest neighbour, itself not counted."""
-    found = []
+    """Return the distance (N,) of every point to its k-th nearest neighbor, itself not counted."""
+    radius_N = []
     for start in range(0, len(points_NF), BLOCK):
         distance_nN = torch.cdist(points_NF[start : start + BLOCK], points_NF)
-        here = torch.arange(len(distance_nN))
-        distance_nN[here, here + start] = 0.0  # rounding may leave it a little above
-        found.append(distance_nN.kthvalue(min(k + 1, len(points_NF)), dim=1).values)
-    return torch.cat(found)
+        row_n = torch.arange(len(distance_nN))
+        distance_nN[row_n, row_n + start] = 0.0  # rounding may have made it slightly positive
+        radius_N.append(distance_nN.kthvalue(min(k + 1, len(points_NF)), dim=1).values)
+    return torch.cat(radius_N)
 
 
 def nearest(points_MF: Tensor, others_NF: Tensor) -> tuple[Tensor, Tensor]:
-    """For every point the place (M,) of its nearest among the others, and the distance (M,)."""
-    places, distances = [], []
+    """Return the index (M,) of every point's nearest neighbor among the others, and the distance (M,)."""
+    indices, distances = [], []
     others_NF = others_NF.double()
     for rows in points_MF.double().split(BLOCK):
-        distance, place = torch.cdist(rows, others_NF).min(1)
-        places.append(place)
+        distance, index = torch.cdist(rows, others_NF).min(1)
+        indices.append(index)
         distances.append(distance)
-    return torch.cat(places), torch.cat(distances)
+    return torch.cat(indices), torch.cat(distances)
 
 
 def spread(images_NCHW: Tensor) -> float:
-    """Mean Euclidean distance between two of the images, per pixel in units of its range; 0 when all are one."""
+    """Mean root-mean-square pixel difference over all pairs of images, from 0 (all identical) to 1."""
     flat_NP = images_NCHW.flatten(1).double()
     distance = torch.nn.functional.pdist(flat_NP).mean() if len(flat_NP) > 1 else torch.zeros(())
     return float(distance / (255 * math.sqrt(flat_NP.shape[1])))

@@ -1,4 +1,4 @@
-"""Evaluator: scores of generated images against held-out real ones."""
+"""Evaluator: metrics of generated images against held-out real ones."""
 
 from __future__ import annotations
 
@@ -10,54 +10,66 @@ import torch
 from zerokara.generative.gan.config import Config
 from zerokara.generative.gan.data import Data
 from zerokara.generative.gan.learner import draw_latents
-from zerokara.generative.gan.sampler import Painter
+from zerokara.generative.gan.sampler import Sampler
 from zerokara.generative.scoring.distances import spread
-from zerokara.generative.scoring.feature_extractor import Scorer, accuracy
+from zerokara.generative.scoring.feature_extractor import FeatureExtractor, label_accuracy
 
-FEW_HELD_OUT = 2_000  # images below which a Fréchet distance is far too high
-
-
-EVAL_SEED = 20_160_107  # latents of all evaluations: two scores differ by the weights alone
+FEW_HELD_OUT = 2_000  # below this number of images the Fréchet distance is biased far upward
+EVAL_SEED = 20_160_107  # of the latent vectors of all evaluations, so that two scores differ by the weights alone
 
 
-class Judge:
-    """What painted images are compared with: the held-out ones, seen once."""
+class Evaluator:
+    """Computes metrics of a generator against held-out images, whose features are extracted once.
+
+    Attributes:
+        extractor: network whose features are compared.
+        real: features of the held-out images.
+        floor: metrics of training images in place of generated ones, the best that a generator can expect.
+    """
 
     def __init__(self, config: Config, data: Data, extra: Mapping[str, Any]) -> None:
-        self.scorer = Scorer.choose(config, data.train.shape, extra)
+        """Extract the features of the held-out images.
+
+        Args:
+            extra: `extra` of the run's config.json, which records the origin of the pretrained backbone.
+        """
+        self.extractor = FeatureExtractor.choose(config, data.train.shape, extra)
         images = data.held_out.images[: config.eval_images]
-        self.real = self.scorer.look(images)
+        self.real = self.extractor.extract(images)
         self.real_spread = spread(images[:500])
-        # What training images get in the place of painted ones, any of them: a set may be sorted by class.
+        # A random subset of the training images, since a data set may be sorted by class.
         order_N = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(EVAL_SEED))
         training_images = data.train.images[order_N[: config.eval_images]]
-        self.floor = self.scorer.compare(self.real, self.scorer.look(training_images))
+        self.floor = self.extractor.compare(self.real, self.extractor.extract(training_images))
 
     def protocol(self) -> Iterator[str]:
-        """What stands beside the scores, in words."""
-        yield self.scorer.protocol
+        """Describe how the metrics are computed, in lines of text."""
+        yield self.extractor.protocol
         real = len(self.real.features_NF)
-        yield f"against {real:,} held-out images; as many real images as are painted get: {in_words(self.floor)}"
+        yield f"against {real:,} held-out images; floor (training images in place of generated ones): " + format_scores(
+            self.floor
+        )
         if real < FEW_HELD_OUT:
             yield (
-                f"a Fréchet distance to {real:,} images comes out too high, so compare it with others to as many "
-                f"only; --held-out-images holds out more"
+                f"the Fréchet distance to only {real:,} images is biased upward: compare it only with distances to "
+                f"the same number of images, or hold out more with --held-out-images"
             )
 
-    def scores(self, painter: Painter, number: int) -> dict[str, float]:
-        """Every score of `number` painted images, always of the same latents."""
+    def scores(self, sampler: Sampler, number: int) -> dict[str, float]:
+        """Compute all metrics of `number` generated images, always of the same latent vectors."""
         random = torch.Generator().manual_seed(EVAL_SEED)
-        z_NZ = draw_latents(painter.config, (number, painter.config.latent), random, torch.device("cpu"))
-        label_N = painter.labels(number)
-        images = painter.paint(z_NZ, label_N)
-        seen = self.scorer.look(images)
-        scores = self.scorer.compare(self.real, seen) | {"spread": spread(images[:500]) / max(self.real_spread, 1e-9)}
-        knows = self.scorer.metadata is not None and self.scorer.metadata.classes == painter.class_names
-        if label_N is not None and knows:
-            scores["accuracy"] = accuracy(seen, label_N)
+        z_NZ = draw_latents(sampler.config, (number, sampler.config.latent_dim), random, torch.device("cpu"))
+        label_N = sampler.labels(number)
+        images = sampler.generate(z_NZ, label_N)
+        generated = self.extractor.extract(images)
+        scores = self.extractor.compare(self.real, generated)
+        scores["spread"] = spread(images[:500]) / max(self.real_spread, 1e-9)
+        metadata = self.extractor.metadata
+        if label_N is not None and metadata is not None and metadata.classes == sampler.class_names:
+            scores["accuracy"] = label_accuracy(generated, label_N)
         return scores
 
 
-def in_words(scores: dict[str, float]) -> str:
-    """Scores for a line of text."""
+def format_scores(scores: Mapping[str, float]) -> str:
+    """Format metrics as one line of text."""
     return ", ".join(f"{name} {value:.4g}" for name, value in scores.items())

@@ -1,8 +1,8 @@
-"""Who scores: a classifier of ours that the painter has never met, and the features that it sees images by.
+"""Feature extractor: a classifier, or a network with random weights, in whose features images are compared.
 
-scorer = Scorer.load("runs/classify-mnist", images.shape)
-reference = scorer.look(held_out.images)
-scores = scorer.compare(reference, scorer.look(painted))
+    extractor = FeatureExtractor.load(Path("runs/classify-mnist"))
+    real = extractor.extract(held_out.images)
+    scores = extractor.compare(real, extractor.extract(generated))
 
 Shapes: N images, C channels, H, W pixels, F features, K classes.
 """
@@ -26,159 +26,162 @@ from zerokara.core.models import model_file
 from zerokara.core.models.model_file import ClassifierMetadata
 from zerokara.core.zoo import provenance
 from zerokara.core.zoo.provenance import Provenance
-from zerokara.core.zoo.registry import files, find_file
+from zerokara.core.zoo.registry import files as zoo_files
+from zerokara.core.zoo.registry import find_file
 from zerokara.generative.gan.config import Config
 from zerokara.generative.scoring.distances import frechet_distance, kernel_distance, overlap
 
-RANDOM_SEED = 1_511_06434  # the same random network always
-CHUNK = 250  # images that are looked at together
-ALIASES = {"mnist": "digits"}  # what the zoo calls the classifier of a set
+RANDOM_SEED = 1_511_06434  # fixed, so that all runs use the same random network
+CHUNK = 250  # images per forward pass
+ALIASES = {"mnist": "digits"}  # data set -> the zoo's classifier of another name
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a network saw: features (N, F) and probabilities (N, K), None for a network that knows no classes."""
+class FeatureSet:
+    """Features (N, F) of images, and their class probabilities (N, K); None for a network without classes."""
 
     features_NF: Tensor
     probability_NK: Tensor | None
 
 
-class Scorer:
-    """A network in evaluation mode that gives the features under which images are compared.
+class FeatureExtractor:
+    """A network in evaluation mode whose features are used to compare images.
 
     Attributes:
-        card: what the classifier is, None for a random network.
-        fingerprint: of its file.
-        protocol: in words, what stands beside every score.
-        name: of the Fréchet distance in its features: "fcd", or "random_fd", which is no measure of quality.
-        doubt: whether it is a stranger to the discriminator, where that cannot be known; else empty.
+        metadata: of the classifier; None for a random network.
+        fingerprint: hash of the classifier's file.
+        protocol: description of the features, printed with every metric.
+        name: of the Fréchet distance in its features: "fcd", or "random_fd", which does not measure quality.
+        bias_warning: warning that its scores may be biased, because classifier and discriminator may be related. Empty
+            if they are not.
     """
 
     def __init__(
         self, network: nn.Module, last: nn.Module, metadata: ClassifierMetadata | None, fingerprint: str
     ) -> None:
-        """Features are what the layer `last` takes."""
+        """Create an extractor of the inputs of the layer `last`."""
         self.metadata, self.fingerprint = metadata, fingerprint
         self._network, self._last = network.eval().requires_grad_(False), last
         self.name = "random_fd" if metadata is None else "fcd"
-        self.doubt = ""
+        self.bias_warning = ""
 
     @classmethod
-    def load(cls, path: Path) -> Scorer:
-        """The classifier of a run's folder or of a file.
+    def load(cls, path: Path) -> FeatureExtractor:
+        """Load the classifier of a run's folder or of a file.
 
         Raises:
-            UserError: no such classifier, or a damaged one.
+            UserError: no such classifier, a damaged one, or one without a linear layer.
         """
         file = path / "model.safetensors" if path.is_dir() else path
         classifier, metadata = model_file.load(file)
         linears = [module for module in classifier.modules() if isinstance(module, nn.Linear)]
         if not linears:
-            raise UserError(f"The classifier in {path} has no linear layer, before which features could be taken.")
+            raise UserError(f"The classifier in {path} has no linear layer, whose inputs are the features.")
         return cls(classifier, linears[-1], metadata, model_file.fingerprint(file))
 
     @classmethod
-    def random(cls, shape: tuple[int, int, int]) -> Scorer:
-        """A network with random weights for images (C, H, W): the control, and who scores where nobody knows."""
+    def random(cls, shape: tuple[int, int, int]) -> FeatureExtractor:
+        """Create a network with random weights for images (C, H, W), as a control or where there is no classifier."""
         with torch.random.fork_rng():
             torch.manual_seed(RANDOM_SEED)
-            trunk = make_backbone("dcgan", shape[0], shape[1:], norm="none")
-            for module in trunk.modules():
+            backbone = make_backbone("dcgan", shape[0], shape[1:], norm="none")
+            for module in backbone.modules():
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight, a=0.2)
-        pooled = nn.Sequential(trunk, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Identity())
+        pooled = nn.Sequential(backbone, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Identity())
         return cls(pooled, pooled[-1], None, "")
 
     @classmethod
     def choose(
         cls, config: Config, shape: tuple[int, int, int], extra: Mapping[str, Any] = MappingProxyType({})
-    ) -> Scorer:
-        """The classifier that a config names, else the one that ships for its data, else a random network.
+    ) -> FeatureExtractor:
+        """Choose the classifier that a config names, else the zoo's classifier for its data, else a random network.
 
         Args:
             shape: (C, H, W) of the images.
-            extra: what the run's config.json remembers: there stands where its eye comes from.
+            extra: `extra` of the run's config.json, which records the origin of the pretrained backbone.
 
         Raises:
-            UserError: the classifier is the eye from which the discriminator starts, or that eye began from it.
+            UserError: the discriminator's backbone was initialized from this classifier, or the other way round.
         """
         name = config.classifier or ALIASES.get(config.data, config.data)
-        if not config.classifier and name not in files():
+        if not config.classifier and name not in zoo_files():
             return cls.random(shape)
         path = find_file(name)
-        scorer = cls.load(path)
-        began = provenance.begun_with(extra, config.pretrained_backbone)
-        if began is not None:
-            judge = provenance.trace(path)
-            if judge.own & began.all:
+        extractor = cls.load(path)
+        origin = provenance.begun_with(extra, config.pretrained_backbone)
+        if origin is not None:
+            classifier = provenance.trace(path)
+            if classifier.own & origin.all:
                 raise UserError(
-                    f"--classifier {path} is the very eye that the discriminator starts from, or that eye's ancestor, "
-                    f"so its score would flatter: give another one, or leave --pretrained-backbone out."
+                    f"--classifier {path} has the weights that the discriminator's backbone was initialized from, or "
+                    f"those it was trained from, so its score would be biased: choose another classifier, or remove "
+                    f"--pretrained-backbone."
                 )
-            scorer.doubt = doubt(judge, began)
-        return scorer
+            extractor.bias_warning = bias_warning(classifier, origin)
+        return extractor
 
     @functools.cached_property
     def protocol(self) -> str:
-        """What sees, and in which layer."""
+        """Description of the network and the layer."""
         if self.metadata is None:
-            return "features: a random network, its last map averaged, which tells difference but not quality"
+            return "features: a random network, its last feature map averaged; this shows differences but not quality"
         figures = (
-            ", ".join(f"{name} {value:.4g}" for name, value in self.metadata.figures.items()) or "accuracy not known"
+            ", ".join(f"{name} {value:.4g}" for name, value in self.metadata.figures.items()) or "accuracy unknown"
         )
         size = "x".join(map(str, self.metadata.image_size))
         return (
-            f"features: classifier {self.metadata.backbone} {self.fingerprint} on {self.metadata.data} ({figures}), what its "
-            f"last layer takes ({self._last.in_features} numbers), images at {size}"
+            f"features: classifier {self.metadata.backbone} {self.fingerprint} on {self.metadata.data} ({figures}), "
+            f"inputs of its last layer ({self._last.in_features} numbers), images at {size}"
         )
 
-    def fit(self, images_NCHW: Tensor) -> Tensor:
-        """Pixels uint8 as the network expects them: float32, in its colours and size, normalised."""
-        return images_NCHW.float() / 255 * 2 - 1 if self.metadata is None else fitted(images_NCHW, self.metadata)
+    def preprocess(self, images_NCHW: Tensor) -> Tensor:
+        """Convert uint8 pixels to the network's input: float32, with its channels and size, normalized."""
+        return images_NCHW.float() / 255 * 2 - 1 if self.metadata is None else preprocess(images_NCHW, self.metadata)
 
     @torch.no_grad()
-    def look(self, images_NCHW: Tensor, batch_size: int = CHUNK) -> Seen:
-        """Features (N, F) float64 and probabilities of images uint8 on the CPU."""
+    def extract(self, images_NCHW: Tensor, batch_size: int = CHUNK) -> FeatureSet:
+        """Extract features (N, F) float64 and probabilities (N, K) of uint8 images on the CPU."""
         features: list[Tensor] = []
         handle = self._last.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].double()))
         try:
-            found = [self._network(self.fit(chunk)) for chunk in images_NCHW.split(batch_size)]
+            outputs = [self._network(self.preprocess(chunk)) for chunk in images_NCHW.split(batch_size)]
         finally:
             handle.remove()
-        probability_NK = None if self.metadata is None else torch.cat(found).double().softmax(1)
-        return Seen(torch.cat(features), probability_NK)
+        probability_NK = None if self.metadata is None else torch.cat(outputs).double().softmax(1)
+        return FeatureSet(torch.cat(features), probability_NK)
 
-    def compare(self, real: Seen, fake: Seen) -> dict[str, float]:
-        """Every score of painted images against real ones."""
-        lying = overlap(real.features_NF, fake.features_NF)
+    def compare(self, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
+        """Compute all metrics of generated images against real ones."""
+        overlaps = overlap(real.features_NF, fake.features_NF)
         scores = {
             self.name: frechet_distance(real.features_NF, fake.features_NF),
             "kernel_distance": kernel_distance(real.features_NF, fake.features_NF),
-            "density": lying.density,
-            "coverage": lying.coverage,
-            "precision": lying.precision,
-            "recall": lying.recall,
+            "density": overlaps.density,
+            "coverage": overlaps.coverage,
+            "precision": overlaps.precision,
+            "recall": overlaps.recall,
         }
         return scores | class_scores(fake)
 
 
-def doubt(judge: Provenance, began: Provenance) -> str:
-    """What to say where a classifier may be no stranger to the eye that a discriminator began from; else nothing."""
-    if began.unknown:
+def bias_warning(classifier: Provenance, origin: Provenance) -> str:
+    """Return a warning if classifier and pretrained backbone may share their origin, else an empty string."""
+    if origin.unknown:
         return (
-            f"The discriminator's eye comes from {' and '.join(began.unknown)}, which cannot be looked at any more: if "
-            f"{judge.source} is that, or comes from it, its score flatters."
+            f"The discriminator's backbone was initialized from {' and '.join(origin.unknown)}, which no "
+            f"longer exists here: if {classifier.source} is that, or was trained from it, its score is biased."
         )
-    if judge.ancestors & began.all:
+    if classifier.ancestors & origin.all:
         return (
-            f"{judge.source} and the discriminator's eye come from the same weights: its score may flatter, and a "
-            f"classifier that began afresh would tell."
+            f"{classifier.source} and the discriminator's backbone were trained from the same weights, so its score "
+            f"may be biased: a classifier that was trained from scratch would tell."
         )
     return ""
 
 
-def fitted(images_NCHW: Tensor, metadata: ClassifierMetadata) -> Tensor:
-    """Pixels uint8 as a classifier expects them: float32, in its colours and size, normalised."""
+def preprocess(images_NCHW: Tensor, metadata: ClassifierMetadata) -> Tensor:
+    """Convert uint8 pixels to a classifier's input: float32, with its channels and size, normalized."""
     x = images_NCHW.float() / 255
     if x.shape[1] != metadata.channels:
         luma = x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
@@ -188,20 +191,20 @@ def fitted(images_NCHW: Tensor, metadata: ClassifierMetadata) -> Tensor:
     return metadata.normalize(x.clamp(0, 1))
 
 
-def class_scores(fake: Seen, confidence: float = 0.9) -> dict[str, float]:
-    """How painted images fall into classes: share that is sure of its class, and the rarest and commonest class."""
+def class_scores(fake: FeatureSet, confidence: float = 0.9) -> dict[str, float]:
+    """Return the fractions of confidently classified images and of images in the rarest and the most common class."""
     if fake.probability_NK is None:
         return {}
     best = fake.probability_NK.max(1)
-    share_K = torch.bincount(best.indices, minlength=fake.probability_NK.shape[1]).double() / len(best.indices)
+    fraction_K = torch.bincount(best.indices, minlength=fake.probability_NK.shape[1]).double() / len(best.indices)
     return {
         "confident": float((best.values >= confidence).double().mean()),
-        "rarest_class": float(share_K.min()),
-        "commonest_class": float(share_K.max()),
+        "rarest_class": float(fraction_K.min()),
+        "commonest_class": float(fraction_K.max()),
     }
 
 
-def accuracy(fake: Seen, label_N: Tensor) -> float:
-    """Share of painted images that the classifier takes for the class that was asked for."""
-    assert fake.probability_NK is not None, "only a classifier knows classes"
+def label_accuracy(fake: FeatureSet, label_N: Tensor) -> float:
+    """Return the fraction of generated images that the classifier assigns to the label they were generated for."""
+    assert fake.probability_NK is not None, "a random network has no classes"
     return float((fake.probability_NK.argmax(1) == label_N).double().mean())

@@ -1,4 +1,4 @@
-"""The fields of a style transfer and its presets, and the two pictures that it is about.
+"""Configuration of a style transfer, its presets, and its two images.
 
 One object is the command line, runs/<name>/config.json and TensorBoard's hparams.
 
@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
 from zerokara.core.compute import Precision
 from zerokara.core.config import Positional, Range, UserError
 from zerokara.core.programs import program_command
-from zerokara.generative.style.perceptual import EyeOptions
-from zerokara.generative.style.pictures import read_picture, sizes
+from zerokara.generative.style.perceptual import BackboneOptions
+from zerokara.generative.style.pictures import read_image, sizes
 
 NotNegative = Annotated[float, Range(0)]
 Count = Annotated[int, Range(1)]
@@ -26,68 +26,75 @@ OptionalCount = Annotated[int, Range(0)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(EyeOptions):
-    """Two pictures, and how one is painted after the other."""
+class Config(BackboneOptions):
+    """Configuration of a style transfer between two images."""
+
+    # Names of older releases, accepted on the command line and in saved configs.
+    RENAMED: ClassVar[Mapping[str, str]] = {
+        "keep_colour": "keep_color",
+        "film_every_iterations": "video_every_iterations",
+        "show_every_iterations": "image_every_iterations",
+    }
 
     preset: str = "fast"
-    """Named set of defaults for all that follows."""
+    """Named set of defaults for all options below."""
     pictures: Annotated[tuple[str, ...], Positional("content.jpg style.jpg")] = ()
-    """The picture whose content is kept, and the one whose style it gets."""
+    """Content image and style image."""
     out: str = ""
-    """PNG file that gets the result too, beside runs/<name>/result.png."""
+    """PNG file to which the result is written in addition to runs/<name>/result.png. Empty: none."""
     name: str = ""
-    """Folder under runs/; empty: made of both pictures and the seed."""
+    """Folder under runs/. Empty: made of the names of both images and the seed."""
     seed: Annotated[int, Range(0, 10**6)] = 1
-    """Seed of noise and of random weights."""
+    """Seed of the initial noise and of random weights."""
     size: Annotated[int, Range(0)] = 512
-    """Longer side of the result in pixels; 0: as the content picture has it."""
+    """Longer side of the result in pixels. 0: that of the content image."""
     style_scale: Annotated[float, Range(0.05, 8)] = 1.0
-    """Longer side of the style picture, as a factor on the result's: larger makes larger strokes."""
+    """Longer side of the style image relative to the result's. Larger values give larger brush strokes."""
     iterations: Count = 300
-    """Steps of L-BFGS, shared by all sizes evenly."""
+    """L-BFGS steps, distributed evenly over the scales."""
     scales: Annotated[int, Range(1, 8)] = 2
-    """Sizes at which it is painted, each half of the next; the last is --size."""
+    """Number of image sizes, from coarse to fine; each is half of the next, and the last is --size."""
     start: Literal["content", "noise"] = "content"
-    """What the pixels are at first."""
-    keep_colour: bool = False
-    """Only brightness is painted, and the content picture's colours are kept."""
+    """Initial image: the content image, or noise."""
+    keep_color: bool = False
+    """Transfer luminance only, and keep the colors of the content image."""
     resume: bool = False
-    """Go on with the run of this name from its last checkpoint."""
+    """Resume the run of this name from its last checkpoint."""
     quiet: bool = False
-    """Print nothing but warnings and the closing line."""
+    """Print only warnings and the closing message."""
 
     # --- the loss --------------------------------------------------------------------------------------------------
     content_weight: NotNegative = 1.0
-    """Weight of the content layers' mean loss."""
+    """Weight of the content loss, the mean over the content layers."""
     style_weight: NotNegative = 50.0
-    """Weight of the style layers' mean loss."""
+    """Weight of the style loss, the mean over the style layers."""
     variation_weight: NotNegative = 5.0
-    """Weight of total variation, which smooths."""
+    """Weight of the total variation loss, which smooths the result."""
     history: Annotated[int, Range(1, 100)] = 10
-    """Steps that L-BFGS remembers; each costs two pictures' memory."""
+    """Steps that L-BFGS stores. Each needs the memory of two images."""
 
-    # --- what is kept ----------------------------------------------------------------------------------------------
+    # --- logging ---------------------------------------------------------------------------------------------------
     log_every_iterations: Count = 10
-    """Iterations between lines of metrics."""
-    film_every_iterations: OptionalCount = 5
-    """Iterations between frames of the film; 0: no film."""
-    show_every_iterations: OptionalCount = 100
-    """Iterations between pictures in TensorBoard and media/; 0: only the result."""
+    """Iterations between logged metrics."""
+    video_every_iterations: OptionalCount = 5
+    """Iterations between frames of the video. 0: no video."""
+    image_every_iterations: OptionalCount = 100
+    """Iterations between images in TensorBoard and media/. 0: only the result."""
     checkpoint_every_iterations: Count = 50
     """Iterations between checkpoints."""
 
-    # --- the machine -----------------------------------------------------------------------------------------------
+    # --- hardware --------------------------------------------------------------------------------------------------
     device: str = "auto"
     """auto, cpu, cuda, cuda:<n> or mps."""
     precision: Precision = "auto"
-    """Arithmetic of the eye; auto: what a short measurement finds fastest."""
+    """Precision of the loss network. auto: the fastest in a short measurement."""
     threads: Annotated[int, Range(0)] = 0
-    """CPU threads; 0: as many as there are cores."""
+    """Number of CPU threads. 0: all cores."""
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fast": {},
-    # Section 2: VGG-19 with average pooling, white noise at first, one size, no total variation.
+    # Gatys et al. 2016, section 2: VGG-19 with average pooling, initial noise, one size, no total variation.
     "paper": {
         "backbone": "vgg19",
         "start": "noise",
@@ -100,29 +107,29 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """What is painted (H, W, 3) uint8, after what, and at which sizes (H, W)."""
+class ImagePair:
+    """Content and style image (H, W, 3) uint8, and the sizes (H, W) of the optimization."""
 
     content: np.ndarray
     style: np.ndarray
     sizes: list[tuple[int, int]]
 
     @classmethod
-    def read(cls, config: Config) -> Pictures:
-        """Both files.
+    def read(cls, config: Config) -> ImagePair:
+        """Read both files.
 
         Raises:
-            UserError: not two, or they cannot be read.
+            UserError: not exactly two files, or they cannot be read.
         """
         if len(config.pictures) != 2:
             raise UserError(
-                f"Two pictures are needed, content and style, and {len(config.pictures)} were named: "
+                f"Two images are needed, content and style, and {len(config.pictures)} were named: "
                 f"type {program_command('generative.style_transfer')} content.jpg style.jpg."
             )
-        content, style = (read_picture(Path(word).expanduser()) for word in config.pictures)
+        content, style = (read_image(Path(word).expanduser()) for word in config.pictures)
         return cls(content, style, sizes(content.shape[0], content.shape[1], config.size, config.scales))
 
-    def style_size(self, place: int, scale: float) -> tuple[int, int]:
-        """(H, W) of the style picture beside the size at `place`: its longer side is `scale` times the content's."""
-        longest = max(1, round(max(self.sizes[place]) * scale))
-        return sizes(self.style.shape[0], self.style.shape[1], longest, 1)[0]
+    def style_size(self, index: int, scale: float) -> tuple[int, int]:
+        """Return (H, W) of the style image at size `index`: its longer side is `scale` times the content image's."""
+        max_side = max(1, round(max(self.sizes[index]) * scale))
+        return sizes(self.style.shape[0], self.style.shape[1], max_side, 1)[0]

@@ -1,6 +1,6 @@
-"""The critic: how far a picture is from one picture's content and from another's style, in the sight of an eye.
+"""Loss of style transfer: distance of an image to the content of one image and to the style of another.
 
-Shapes: B pictures, C channels, H, W pixels.
+Shapes: B images, C channels, H, W pixels.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from zerokara.generative.style.losses import content_loss, gram, style_loss, total_variation
-from zerokara.generative.style.perceptual import Eye
+from zerokara.generative.style.perceptual import LossNetwork
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """What counts how much in the loss."""
+    """Weights of the terms of the loss."""
 
     content: float
     style: float
@@ -26,52 +26,59 @@ class Weights:
 
 @dataclass(frozen=True)
 class Losses:
-    """What a picture was judged at (scalars): the sum, and its parts before they are weighted."""
+    """Total loss, and its terms before weighting (scalars)."""
 
     total: Tensor
     content: Tensor
     style: Tensor
     variation: Tensor
-    styles: Mapping[str, Tensor]  # of each layer, before the mean is taken
+    styles: Mapping[str, Tensor]  # by layer; `style` is their mean
 
     def detach(self) -> Losses:
-        """The same numbers without their graph."""
+        """Detach all tensors from the graph."""
         styles = {layer: value.detach() for layer, value in self.styles.items()}
         total, content, style = self.total.detach(), self.content.detach(), self.style.detach()
         return Losses(total, content, style, self.variation.detach(), styles)
 
     def scalars(self, group: str) -> dict[str, Tensor]:
-        """For the metrics."""
+        """Return the losses as metrics <group>/<name>."""
         parts = {"loss": self.total, "content": self.content, "style": self.style, "variation": self.variation}
         parts |= {f"style_{layer}": value for layer, value in self.styles.items()}
         return {f"{group}/{name}": value.detach() for name, value in parts.items()}
 
 
-class Critic:
-    """An eye that has seen a style.
+class PerceptualLoss:
+    """Weighted sum of content loss, style loss and total variation, for one style image.
 
     Args:
-        eye: the losses of its content layers are averaged, and those of its style layers.
-        style_1CHW: pixels of 0 to 1 of the picture that has the style.
+        loss_network: network whose features are compared. Losses are averaged over its content and style layers.
+        weights: of the terms.
+        style_1CHW: pixels from 0 to 1 of the style image.
     """
 
-    def __init__(self, eye: Eye, weights: Weights, style_1CHW: Tensor) -> None:
-        self.eye, self.weights = eye, weights
+    def __init__(self, loss_network: LossNetwork, weights: Weights, style_1CHW: Tensor) -> None:
+        self.loss_network, self.weights = loss_network, weights
         with torch.no_grad():
-            seen = eye(style_1CHW)
-            self.grams = {layer: gram(seen[layer]) for layer in self.eye.chosen.style}
+            features = loss_network(style_1CHW)
+            self.grams = {layer: gram(features[layer]) for layer in self.loss_network.selected.style}
 
     @torch.no_grad()
-    def content_of(self, pixels_BCHW: Tensor) -> dict[str, Tensor]:
-        """What is in pictures, as the content layers see it."""
-        seen = self.eye(pixels_BCHW)
-        return {layer: seen[layer] for layer in self.eye.chosen.content}
+    def content_features(self, pixels_BCHW: Tensor) -> dict[str, Tensor]:
+        """Compute the content layers' features of images."""
+        features = self.loss_network(pixels_BCHW)
+        return {layer: features[layer] for layer in self.loss_network.selected.content}
 
-    def judge(self, pixels_BCHW: Tensor, content: Mapping[str, Tensor]) -> Losses:
-        """The loss of pictures, pixels of 0 to 1, that should show `content` in the critic's style."""
-        seen = self.eye(pixels_BCHW)
-        contents = [content_loss(seen[layer], content[layer]) for layer in self.eye.chosen.content]
-        styles = {layer: style_loss(gram(seen[layer]), self.grams[layer]) for layer in self.eye.chosen.style}
+    def losses(self, pixels_BCHW: Tensor, content: Mapping[str, Tensor]) -> Losses:
+        """Compute the losses of images (pixels from 0 to 1).
+
+        Args:
+            content: target features, of `content_features`.
+        """
+        features = self.loss_network(pixels_BCHW)
+        contents = [content_loss(features[layer], content[layer]) for layer in self.loss_network.selected.content]
+        styles = {
+            layer: style_loss(gram(features[layer]), self.grams[layer]) for layer in self.loss_network.selected.style
+        }
         content_mean, style_mean = torch.stack(contents).mean(), torch.stack(list(styles.values())).mean()
         variation = total_variation(pixels_BCHW)
         weights = self.weights

@@ -1,10 +1,10 @@
-"""What style transfer minimises, as pure functions; and luminance, by which a picture keeps its colours.
+"""Losses of style transfer as pure functions, and luminance functions that preserve an image's colors.
 
-Gatys et al. 2016, "Image Style Transfer Using Convolutional Neural Networks", section 2, with its N and M of a layer as
-C and H * W. The paper's sums over all activations are means here, so that a weight says the same at every size, and a
-Gram matrix is divided by H * W at once, so that pictures of two sizes can be compared.
+Gatys et al. 2016, "Image Style Transfer Using Convolutional Neural Networks", section 2. A layer's N and M of the paper
+are C and H * W here. The paper's sums over activations are means here, so that weights do not depend on the image size,
+and Gram matrices are divided by H * W, so that images of different sizes can be compared.
 
-Shapes: B pictures, C channels, H, W pixels.
+Shapes: B images, C channels, P = H * W positions, H, W pixels.
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, the Y of YIQ
 
 
 def content_loss(features_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
-    """Equation 1 over the number of activations: half the mean squared difference (scalar)."""
+    """Half the mean squared difference of features (scalar): equation 1 divided by the number of activations."""
     return 0.5 * (features_BCHW - target_BCHW).square().mean()
 
 
 def gram(features_BCHW: Tensor) -> Tensor:
-    """Equation 3 over H * W: the mean over positions of every product of two channels (B, C, C)."""
+    """Gram matrices (B, C, C): equation 3 divided by H * W, the mean over positions of products of channels."""
     features_BCP = features_BCHW.flatten(2)
     return features_BCP @ features_BCP.transpose(1, 2) / features_BCP.shape[2]
 
 
 def style_loss(gram_BCC: Tensor, target_BCC: Tensor) -> Tensor:
-    """Equation 4, E of a layer: the sum of squared differences over 4 C^2, mean over pictures (scalar)."""
+    """Style loss of a layer (scalar), equation 4: sum of squared differences over 4 C^2, averaged over images."""
     return 0.25 * (gram_BCC - target_BCC).square().mean()
 
 
 def total_variation(pixels_BCHW: Tensor) -> Tensor:
-    """Mean squared difference of neighbours below each other, and of those side by side, added (scalar)."""
-    below = pixels_BCHW[:, :, 1:] - pixels_BCHW[:, :, :-1]
-    beside = pixels_BCHW[..., 1:] - pixels_BCHW[..., :-1]
-    return below.square().mean() + beside.square().mean()
+    """Mean squared difference of vertical neighbors plus that of horizontal neighbors (scalar)."""
+    vertical = pixels_BCHW[:, :, 1:] - pixels_BCHW[:, :, :-1]
+    horizontal = pixels_BCHW[..., 1:] - pixels_BCHW[..., :-1]
+    return vertical.square().mean() + horizontal.square().mean()
 
 
 def luminance(pixels_BCHW: Tensor) -> Tensor:
-    """How bright pixels are (B, 1, H, W); of grey ones, themselves."""
+    """Compute luminance (B, 1, H, W). Grayscale pixels are unchanged."""
     if pixels_BCHW.shape[1] == 1:
         return pixels_BCHW
     weight_C = torch.tensor(LUMA, dtype=pixels_BCHW.dtype, device=pixels_BCHW.device)
     return (pixels_BCHW * weight_C.view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
-def matched(style_B1HW: Tensor, content_B1HW: Tensor) -> Tensor:
-    """A style's luminance brought to mean and deviation of the content's.
+def match_luminance(style_B1HW: Tensor, content_B1HW: Tensor) -> Tensor:
+    """Scale and shift the style's luminance to the mean and standard deviation of the content's.
 
     Gatys et al. 2016, "Preserving Color in Neural Artistic Style Transfer", section 4.
     """
@@ -56,6 +56,6 @@ def matched(style_B1HW: Tensor, content_B1HW: Tensor) -> Tensor:
     return (style_B1HW - style_B1HW.mean()) * scale + content_B1HW.mean()
 
 
-def with_luminance(colours_B3HW: Tensor, luminance_B1HW: Tensor) -> Tensor:
-    """A picture's colours under another luminance: the same I and Q of YIQ, another Y."""
-    return colours_B3HW + (luminance_B1HW - luminance(colours_B3HW))
+def with_luminance(pixels_B3HW: Tensor, luminance_B1HW: Tensor) -> Tensor:
+    """Replace the luminance of an image and keep its colors: Y of YIQ changes, I and Q do not."""
+    return pixels_B3HW + (luminance_B1HW - luminance(pixels_B3HW))

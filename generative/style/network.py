@@ -1,11 +1,11 @@
-"""The network that paints in one style at a glance, and the file in which it is kept.
+"""Feed-forward network for one style, and its model file.
 
-Johnson et al. 2016, "Perceptual Losses for Real-Time Style Transfer and Super-Resolution", supplement, with the
-instance normalisation of Ulyanov et al. 2017 and, in the place of transposed convolutions, maps made larger and then
-convolved, which leaves no checkerboards. 1,679,235 parameters, named as in PyTorch's example fast_neural_style, so that
-weights which that made can be used.
+Johnson et al. 2016, "Perceptual Losses for Real-Time Style Transfer and Super-Resolution", supplement, with instance
+normalization (Ulyanov et al. 2017), and with nearest-neighbor upsampling and convolution instead of transposed
+convolution, which avoids checkerboard artifacts. 1,679,235 parameters with the names of PyTorch's example
+fast_neural_style, so that its weights can be loaded.
 
-Shapes: B pictures, C channels, H, W pixels.
+Shapes: B images, C channels, H, W pixels.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from zerokara.core.models.weights import read_tensors
 
 FORMAT = "zerokara-stylist-1"
 MODEL_FILE = "model.safetensors"
-MIDDLE_GREY = 127.5  # of 255: what a network that has learnt nothing paints
-STRIDES = 4  # two halvings: sides are filled up to a multiple of it
+MIDDLE_GREY = 127.5  # of 255; initial output of the network
+STRIDES = 4  # total stride; sides are padded to a multiple of it
 
 
 class _Conv(nn.Module):
-    """A convolution whose border is the picture mirrored; maps may be made larger before."""
+    """Convolution with reflection padding, after optional upsampling."""
 
     def __init__(self, inside: int, outside: int, kernel: int, stride: int = 1, upsample: int = 1) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class _Conv(nn.Module):
 
 
 class _Residual(nn.Module):
-    """Two convolutions beside a shortcut, with no ReLU behind the sum."""
+    """Residual block of two convolutions, without ReLU after the sum."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -58,10 +58,13 @@ class _Residual(nn.Module):
         return out + x
 
 
-class Stylist(nn.Module):
-    """Pictures (B, 3, H, W) from 0 to 1, of any size, to such pictures in one style; `width` is a factor on channels.
+class StyleNetwork(nn.Module):
+    """Network from images (B, 3, H, W) from 0 to 1, of any size, to stylized images of the same shape.
 
-    Inside and out pixels go up to 255, as in PyTorch's example; they may leave the range by a little.
+    Internally pixels range from 0 to 255, as in PyTorch's example. Outputs may slightly exceed the range.
+
+    Args:
+        width: multiplier on the channels.
     """
 
     def __init__(self, width: float = 1.0) -> None:
@@ -75,13 +78,13 @@ class Stylist(nn.Module):
         self.deconv1, self.in4 = _Conv(coarse, middle, 3, upsample=2), nn.InstanceNorm2d(middle, affine=True)
         self.deconv2, self.in5 = _Conv(middle, fine, 3, upsample=2), nn.InstanceNorm2d(fine, affine=True)
         self.deconv3 = _Conv(fine, 3, 9)
-        nn.init.constant_(self.deconv3.conv2d.bias, MIDDLE_GREY)  # type: ignore[arg-type]  # from black it takes long
+        nn.init.constant_(self.deconv3.conv2d.bias, MIDDLE_GREY)  # type: ignore[arg-type]  # training from black output is slow
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
-        """Painted pictures (B, 3, H, W)."""
+        """Stylize images (B, 3, H, W)."""
         height, width = pixels_BCHW.shape[2:]
-        fill = [0, -width % STRIDES, 0, -height % STRIDES]
-        y = F.pad(pixels_BCHW, fill, mode="reflect") * 255 if any(fill) else pixels_BCHW * 255
+        padding = [0, -width % STRIDES, 0, -height % STRIDES]
+        y = F.pad(pixels_BCHW, padding, mode="reflect") * 255 if any(padding) else pixels_BCHW * 255
         y = F.relu(self.in1(self.conv1(y)))
         y = F.relu(self.in2(self.conv2(y)))
         y = F.relu(self.in3(self.conv3(y)))
@@ -89,62 +92,62 @@ class Stylist(nn.Module):
             y = block(y)
         y = F.relu(self.in4(self.deconv1(y)))
         y = F.relu(self.in5(self.deconv2(y)))
-        painted: Tensor = self.deconv3(y)
-        return painted[..., :height, :width] / 255
+        stylized: Tensor = self.deconv3(y)
+        return stylized[..., :height, :width] / 255
 
 
 @dataclass(frozen=True, kw_only=True)
 class StyleMetadata:
-    """What a file of weights is."""
+    """Metadata of a model file."""
 
     style: str = ""
-    """File name of the picture whose style it is."""
+    """File name of the style image."""
     width: float = 1.0
     update: int = 0
     command: str = ""
 
 
-def save(path: Path, stylist: Stylist, metadata: StyleMetadata) -> None:
-    """Write weights and card as one whole file.
+def save(path: Path, style_network: StyleNetwork, metadata: StyleMetadata) -> None:
+    """Write weights and metadata to one file, atomically.
 
     Raises:
-        UserError: the disk is full or refuses; the old file is as it was.
+        UserError: it could not be written; an existing file is unchanged.
     """
-    model_file.write(path, stylist.state_dict(), dataclasses.asdict(metadata), FORMAT)
+    model_file.write(path, style_network.state_dict(), dataclasses.asdict(metadata), FORMAT)
 
 
-def load(word: str) -> tuple[Stylist, StyleMetadata]:
-    """The network of a run's folder, of its file, or of a file that PyTorch's example made; on the CPU.
+def load(source: str) -> tuple[StyleNetwork, StyleMetadata]:
+    """Load the network of a run's folder, of its model file, or of a file of PyTorch's example, on the CPU.
 
     Raises:
-        UserError: none there, a damaged one, or one of something else.
+        UserError: no such file, a damaged one, or one of another kind of network.
     """
-    path = Path(word).expanduser()
+    path = Path(source).expanduser()
     if path.is_dir():
         if not (path / MODEL_FILE).is_file():
             raise UserError(
-                f"{path} has no {MODEL_FILE}: give the folder of a run of generative.fast_style that has saved."
+                f"{path} has no {MODEL_FILE}: give the folder of a run of generative.fast_style with a checkpoint."
             )
         path /= MODEL_FILE
     if path.suffix == ".safetensors":
         fields, weights = model_file.read(path, FORMAT, "network of generative.fast_style")
         metadata = model_file.parse_metadata(StyleMetadata, fields, path)
-        return model_file.fill(Stylist(metadata.width), weights, path), metadata
-    # Old files of the example carry running means, which instance normalisation has no use for.
+        return model_file.fill(StyleNetwork(metadata.width), weights, path), metadata
+    # Old files of the example contain running means, which instance normalization does not use.
     tensors = {name: tensor for name, tensor in read_tensors(path).items() if ".running_" not in name}
-    stylist = Stylist()
+    style_network = StyleNetwork()
     try:
-        stylist.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+        style_network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     except RuntimeError as error:
         raise UserError(
-            f"{path} holds no network of generative.fast_style ({error_summary(error)}): give the folder of such a run."
+            f"{path} is not a network of generative.fast_style ({error_summary(error)}): give the folder of such a run."
         ) from None
-    return stylist.eval(), StyleMetadata(style=path.stem)
+    return style_network.eval(), StyleMetadata(style=path.stem)
 
 
 @torch.no_grad()
-def paint(stylist: Stylist, compute: Compute, pixels_BCHW: Tensor) -> Tensor:
-    """Painted pictures (B, 3, H, W) from 0 to 1, float32, with the hardware that was chosen."""
+def stylize(style_network: StyleNetwork, compute: Compute, pixels_BCHW: Tensor) -> Tensor:
+    """Stylize images (B, 3, H, W) from 0 to 1, float32, on the device of `compute`."""
     with compute.autocast():
-        painted: Tensor = stylist(compute.layout(pixels_BCHW.to(compute.torch_device)))
-    return painted.float().clamp(0, 1)
+        stylized: Tensor = style_network(compute.layout(pixels_BCHW.to(compute.torch_device)))
+    return stylized.float().clamp(0, 1)

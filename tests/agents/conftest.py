@@ -1,4 +1,4 @@
-"""A finished run that all tests of programs about runs may read; whoever writes takes a copy."""
+"""Fixtures with a finished run: one that tests may only read, and a copy that they may change."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ TINY_CATCH = (
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder runs/catch of a run of 400 steps, made by the program itself. Not to be written to."""
+    """Folder runs/catch of a run of 400 steps, created by the program itself. Tests must not write to it."""
     root = tmp_path_factory.mktemp("finished")
     with contextlib.chdir(root):
         dqn.main(TINY_CATCH)
@@ -51,7 +51,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def catch_run(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The same run, as runs/catch in a working folder of the test's own."""
+    """Copy of the run as runs/catch in the working folder of the test."""
     shutil.copytree(finished_run, tmp_path / "runs" / "catch", ignore=shutil.ignore_patterns("replay-*", "tensorboard"))
     monkeypatch.chdir(tmp_path)
     return Path("runs/catch")

@@ -39,9 +39,7 @@ def main(words: list[str]) -> None:
 
     signal.signal(signal.SIGTERM, save)
     if "13" in (value(words, "--batch-size"), value(words, "--width-multiplier")):
-        print(
-            "error: The loss is no number any more" if value(words, "--width-multiplier") == "13" else "error: a crash"
-        )
+        print("error: Training diverged" if value(words, "--width-multiplier") == "13" else "error: a crash")
         sys.exit(2)
     steps, every = int(value(words, "--total-steps")), int(value(words, "--eval-every-steps"))
     metrics = folder / "metrics.jsonl"

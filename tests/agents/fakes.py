@@ -1,6 +1,6 @@
-"""`Play`: a scripted environment for the replay and, at once, the slow reference that the replay must equal.
+"""Scripted environments for tests of the replay buffer, which are also a slow reference implementation of it.
 
-It keeps every observation whole, in plain Python lists, and walks them step by step. Every frame is unique.
+`ScriptedEnvs` stores all observations in Python lists and computes transitions step by step. Every frame is unique.
 """
 
 from __future__ import annotations
@@ -16,49 +16,50 @@ from zerokara.agents.qlearning.replay import Batch, Replay
 
 GAMMA = 0.9
 CPU = torch.device("cpu")
-Event = Literal["going", "terminal", "truncated", "life", "life+terminal", "life+truncated"]
-EVENTS: tuple[Event, ...] = ("going", "terminal", "truncated", "life", "life+terminal", "life+truncated")
+Event = Literal["continue", "terminal", "truncated", "life", "life+terminal", "life+truncated"]
+EVENTS: tuple[Event, ...] = ("continue", "terminal", "truncated", "life", "life+terminal", "life+truncated")
 
 
 SCRIPT: tuple[tuple[Event, ...], ...] = (
-    # Episodes of all lengths, also of one step, and every ending, at different times in each environment.
-    ("going",) * 7
+    # Episodes of different lengths, some of one step, with every kind of ending, at different times in each
+    # environment.
+    ("continue",) * 7
     + ("terminal",)
-    + ("going",) * 2
+    + ("continue",) * 2
     + ("truncated", "terminal", "truncated")
-    + ("going",) * 12
+    + ("continue",) * 12
     + ("life",),
     ("truncated",)
-    + ("going",) * 3
+    + ("continue",) * 3
     + ("life",)
-    + ("going",) * 2
+    + ("continue",) * 2
     + ("life+terminal",)
-    + ("going",) * 5
+    + ("continue",) * 5
     + ("life+truncated",),
-    ("going",) * 30 + ("truncated",),
+    ("continue",) * 30 + ("truncated",),
 )
 
 
 @dataclass
 class Slot:
-    """What one slot of a ring stands for; `action` is None where no transition starts."""
+    """Content of one slot of a ring buffer; `action` is None if no transition starts there."""
 
     obs: np.ndarray  # (C, H, W)
     action: int | None
     reward: float = 0.0
-    ends: bool = False  # no bootstrap behind this step
+    ends: bool = False  # no bootstrapping after this step
 
 
 @dataclass
-class Play:
-    """Environments that follow a script, and the memory of everything they showed."""
+class ScriptedEnvs:
+    """Environments that follow a script, with a record of all observations."""
 
     num_envs: int
     frame_stack: int = 4
     channels: int = 1
     terminal_on_life_loss: bool = True
     slots: list[list[Slot]] = field(default_factory=list)
-    frames: int = 0  # made so far, all different
+    frames: int = 0  # created so far, all different
     steps: int = 0
 
     def __post_init__(self) -> None:
@@ -70,21 +71,21 @@ class Play:
         return (self.frame_stack * self.channels, 2, 2)
 
     def frame(self) -> np.ndarray:
-        """A frame (F, 2, 2) that holds its own number, which is never 0, in its first four bytes."""
+        """Create a frame (F, 2, 2) whose first four bytes encode its number, which is never 0."""
         self.frames += 1
         digits = [self.frames >> shift & 255 for shift in (24, 16, 8, 0)]
         return np.stack([np.array(digits, np.uint8).reshape(2, 2) + 100 * c for c in range(self.channels)]).astype(
             np.uint8
         )
 
-    def see(self, env: int) -> np.ndarray:
-        """The stack (C, H, W): the last frames of this episode, zeros before its start."""
+    def observe(self, env: int) -> np.ndarray:
+        """Frame stack (C, H, W): the last frames of the episode, zeros before its start."""
         blank = np.zeros((self.channels, 2, 2), np.uint8)
         return np.concatenate(([blank] * self.frame_stack + self.episodes[env])[-self.frame_stack :])
 
-    def feed(self, replay: Replay, events: list[Event]) -> None:
-        """One vector step, put into the replay and into memory."""
-        obs = np.stack([self.see(env) for env in range(self.num_envs)])
+    def step(self, replay: Replay, events: list[Event]) -> None:
+        """Do one step in all environments, and store it in the replay buffer and in the record."""
+        obs = np.stack([self.observe(env) for env in range(self.num_envs)])
         action = np.array([(7 * self.steps + env) % 5 for env in range(self.num_envs)], np.int64)
         reward = np.array([(3 * self.steps + env) % 11 - 4 for env in range(self.num_envs)], np.float32)
         terminal = np.array(["terminal" in event for event in events])
@@ -95,7 +96,7 @@ class Play:
             ends = bool(terminal[env] or (life_lost[env] and self.terminal_on_life_loss))
             self.slots[env].append(Slot(obs[env], int(action[env]), float(reward[env]), ends))
             self.episodes[env].append(self.frame())
-            last_obs[env] = self.see(env)
+            last_obs[env] = self.observe(env)
             if truncated[env] and not ends:
                 self.slots[env].append(Slot(last_obs[env], None))
             if terminal[env] or truncated[env]:
@@ -105,8 +106,10 @@ class Play:
             obs, action, reward, terminal, truncated, last_obs, life_lost if self.terminal_on_life_loss else None
         )
 
-    def makes(self, env: int, slot: int, n_step: int) -> tuple[np.ndarray, int, float, float, np.ndarray | None] | None:
-        """The transition that starts at a slot: obs, action, reward, discount, next_obs; None where none starts."""
+    def expected_transition(
+        self, env: int, slot: int, n_step: int
+    ) -> tuple[np.ndarray, int, float, float, np.ndarray | None] | None:
+        """Transition that starts at a slot: obs, action, reward, discount, next_obs; None if none starts there."""
         slots = self.slots[env]
         first = slots[slot]
         if first.action is None or (slot == len(slots) - 1 and not first.ends):
@@ -122,18 +125,18 @@ class Play:
                 return first.obs, first.action, total, 0.0, None
         return first.obs, first.action, total, GAMMA**k, slots[slot + k].obs
 
-    def may_be_drawn(self, env: int, window: int) -> range:
-        """Slots that can be sampled: the newest `window`, without those that only lend frames to stacks."""
+    def sampleable_slots(self, env: int, window: int) -> range:
+        """Slots that can be sampled: the newest `window`, without those used only as frames of stacks."""
         written = len(self.slots[env])
         return range(written - window + self.frame_stack - 1 if written > window else 0, written)
 
 
-def make(play: Play, capacity: int, *, n_step: int = 1, seed: int = 0, **options: Any) -> Replay:
+def make(envs: ScriptedEnvs, capacity: int, *, n_step: int = 1, seed: int = 0, **options: Any) -> Replay:
     return Replay(
         capacity,
-        play.num_envs,
-        play.obs_shape,
-        play.channels,
+        envs.num_envs,
+        envs.obs_shape,
+        envs.channels,
         n_step=n_step,
         gamma=GAMMA,
         seed=seed,
@@ -142,9 +145,9 @@ def make(play: Play, capacity: int, *, n_step: int = 1, seed: int = 0, **options
     )
 
 
-def check_rows(batch: Batch, play: Play, pairs: list[tuple[int, int]], n_step: int) -> int:
-    """The rows of a batch are what the reference says of these (environment, slot). Returns how many transitions."""
-    expected = [play.makes(env, slot, n_step) for env, slot in pairs]
+def check_rows(batch: Batch, envs: ScriptedEnvs, pairs: list[tuple[int, int]], n_step: int) -> int:
+    """Assert that a batch equals the reference at (environment, slot) pairs. Return the number of transitions."""
+    expected = [envs.expected_transition(env, slot, n_step) for env, slot in pairs]
     assert batch.weight.tolist() == [float(row is not None) for row in expected]
     rows = [i for i, row in enumerate(expected) if row is not None]
     made = [row for row in expected if row is not None]
@@ -162,35 +165,35 @@ def check_rows(batch: Batch, play: Play, pairs: list[tuple[int, int]], n_step: i
     return len(rows)
 
 
-def check_all(replay: Replay, play: Play, n_step: int, window: int) -> int:
-    """Every slot that may be drawn is what the reference says. Returns how many transitions there were."""
-    pairs = [(env, slot) for env in range(play.num_envs) for slot in play.may_be_drawn(env, window)]
+def check_all(replay: Replay, envs: ScriptedEnvs, n_step: int, window: int) -> int:
+    """Assert that all slots that can be sampled equal the reference. Return the number of transitions."""
+    pairs = [(env, slot) for env in range(envs.num_envs) for slot in envs.sampleable_slots(env, window)]
     batch = replay.gather(torch.tensor([env for env, _ in pairs]), torch.tensor([slot for _, slot in pairs]))
-    return check_rows(batch, play, pairs, n_step)
+    return check_rows(batch, envs, pairs, n_step)
 
 
-def fill(play: Play, replay: Replay, steps: int) -> None:
+def fill(envs: ScriptedEnvs, replay: Replay, steps: int) -> None:
     for _ in range(steps):
-        step = play.steps
-        play.feed(replay, [script[step % len(script)] for script in SCRIPT[: play.num_envs]])
+        step = envs.steps
+        envs.step(replay, [script[step % len(script)] for script in SCRIPT[: envs.num_envs]])
 
 
-Stream = tuple[Play, int, int, int, list[list[Event]]]
+Stream = tuple[ScriptedEnvs, int, int, int, list[list[Event]]]
 
 
 @st.composite
 def streams(draw: st.DrawFn) -> Stream:
-    """A fresh Play, n_step, slots of a window, slack, and a script."""
-    play = Play(
+    """Strategy for new ScriptedEnvs, n_step, slots of the window, checkpoint margin, and a script."""
+    envs = ScriptedEnvs(
         draw(st.integers(1, 3)),
         frame_stack=draw(st.integers(1, 4)),
         channels=draw(st.sampled_from([1, 3])),
         terminal_on_life_loss=draw(st.booleans()),
     )
     n_step = draw(st.integers(1, 5))
-    window = draw(st.integers(play.frame_stack + n_step + 1, 16))
-    slack = draw(st.sampled_from([0, 0, 5]))
-    # Mostly going, so that episodes have some length; shrinking ends at "going".
+    window = draw(st.integers(envs.frame_stack + n_step + 1, 16))
+    checkpoint_margin = draw(st.sampled_from([0, 0, 5]))
+    # Mostly "continue", so that episodes have some length; shrinking ends at "continue".
     event = st.one_of(st.just(EVENTS[0]), st.just(EVENTS[0]), st.sampled_from(EVENTS))
-    steps = draw(st.lists(st.lists(event, min_size=play.num_envs, max_size=play.num_envs), min_size=1, max_size=50))
-    return play, n_step, window, slack, steps
+    steps = draw(st.lists(st.lists(event, min_size=envs.num_envs, max_size=envs.num_envs), min_size=1, max_size=50))
+    return envs, n_step, window, checkpoint_margin, steps

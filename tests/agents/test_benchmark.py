@@ -24,7 +24,8 @@ from zerokara.agents.benchmarking.report import Findings, Record, Section, compa
 from zerokara.agents.configs.dqn import Config
 from zerokara.agents.viewing.curves import Curve
 from zerokara.core import checkpoint
-from zerokara.core.config import UserError, parse
+from zerokara.core.command_line import parse
+from zerokara.core.config import UserError
 
 REPO = Path(__file__).parents[2]
 CATCH = "zerokara/Catch-v0"

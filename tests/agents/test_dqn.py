@@ -1,4 +1,4 @@
-"""The program as a person runs it: learns, repeats itself, survives a kill, refuses mistakes in one sentence."""
+"""Tests of the program agents.dqn: files, reproducibility, resuming after signals and kills, errors, learning."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from zerokara.agents.configs.dqn import PRESETS, Config, read_config
 from zerokara.agents.training import session
 from zerokara.agents.training.evaluation import Scores, evaluate
 from zerokara.core import checkpoint
-from zerokara.core.config import UserError, parse
+from zerokara.core.command_line import parse
+from zerokara.core.config import UserError
 from zerokara.envs.arcade.base import ArcadeEnv
 
 TINY = (
@@ -44,16 +45,16 @@ TINY = (
 )
 
 
-def program(folder: Path, *words: str, module: str = "agents.dqn") -> subprocess.Popen[str]:
-    """The real program, in a folder of its own."""
+def start_program(folder: Path, *words: str, module: str = "agents.dqn") -> subprocess.Popen[str]:
+    """Start the program as a process in a folder."""
     return start(folder, "-m", module, *words)
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nobody disturbed."""
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run that was not interrupted."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    process = program(folder, *TINY, "--name", "run")
+    process = start_program(folder, *TINY, "--name", "run")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "step 0/1,600" in out
@@ -61,97 +62,97 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "runs" / "run"
 
 
-def test_a_run_leaves_what_its_readme_promises(uninterrupted: Path) -> None:
-    config = json.loads((uninterrupted / "config.json").read_text())
+def test_a_run_writes_all_its_files(finished: Path) -> None:
+    config = json.loads((finished / "config.json").read_text())
     assert config["config"]["env"] == "zerokara/Catch-v0"
     assert config["extra"]["compute"]["precision"] == "float32"
     assert config["extra"]["environment"]["frame_stack"] == 4
-    lines = metrics(uninterrupted)
+    lines = metrics(finished)
     scalars = {key for line in lines for key in line}
     assert {"train/loss", "train/q", "train/grad_norm", "train/epsilon", "train/return", "train/length"} <= scalars
     assert {"replay/fill", "eval/return", "eval/length"} <= scalars
     assert [line["step"] for line in lines if "train/epsilon" in line] == list(range(160, 1601, 160))
-    assert list((uninterrupted / "tensorboard").glob("events.*"))
-    assert {path.name for path in (uninterrupted / "media").iterdir()} >= {"input_stack-0.png", "first_layer-800.png"}
-    state = checkpoint.load(uninterrupted / "checkpoint-0.pt", "dqn")
+    assert list(finished.glob("events.*"))
+    assert {path.name for path in (finished / "media").iterdir()} >= {"input_stack-0.png", "first_layer-800.png"}
+    state = checkpoint.load(finished / "checkpoint-0.pt", "dqn")
     assert state["step"] == 1600
     assert [line["train/learning_rate"] for line in lines if "train/epsilon" in line][-1] == 1e-4
     assert state["learner"]["optimizer"]["param_groups"][0]["lr"] == 1e-4
-    assert state["updates"] == (1600 - 8 - 200) // 16  # what was due when the last step was taken
+    assert state["updates"] == (1600 - 8 - 200) // 16  # updates that were due at the last step
 
 
-def test_the_same_seed_gives_the_same_numbers(uninterrupted: Path, tmp_path: Path) -> None:
-    process = program(tmp_path, *TINY, "--name", "again", "--quiet")
+def test_the_same_seed_gives_the_same_metrics(finished: Path, tmp_path: Path) -> None:
+    process = start_program(tmp_path, *TINY, "--name", "again", "--quiet")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert len(out.strip().splitlines()) == 1
-    assert metrics(tmp_path / "runs" / "again") == metrics(uninterrupted)
-    other = program(tmp_path, *TINY, "--name", "other", "--seed", "2")
+    assert metrics(tmp_path / "runs" / "again") == metrics(finished)
+    other = start_program(tmp_path, *TINY, "--name", "other", "--seed", "2")
     other.communicate(timeout=120)
-    assert metrics(tmp_path / "runs" / "other") != metrics(uninterrupted)
+    assert metrics(tmp_path / "runs" / "other") != metrics(finished)
 
 
 @pytest.mark.parametrize("kills", [1, 3])
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(uninterrupted: Path, tmp_path: Path, kills: int) -> None:
+def test_a_killed_run_resumes_bitwise_identically(finished: Path, tmp_path: Path, kills: int) -> None:
     run = tmp_path / "runs" / "killed"
     words = [*TINY, "--name", "killed"]
     for kill in range(kills):
-        process = program(tmp_path, *words)
-        aim = 240 * (kill + 1)
-        wait_until(process, partial(reaches, run, aim))
+        process = start_program(tmp_path, *words)
+        target_step = 240 * (kill + 1)
+        wait_until(process, partial(reaches, run, target_step))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        assert aim <= step_of(run) < 1600, "it was killed too late to show anything"
+        assert target_step <= step_of(run) < 1600, "the process was killed too late for this test"
         words = [*TINY, "--name", "killed", "--resume"]
-    process = program(tmp_path, *words)
+    process = start_program(tmp_path, *words)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert metrics(run) == metrics(uninterrupted)
-    ours, theirs = (checkpoint.load(path / "checkpoint-0.pt", "dqn") for path in (run, uninterrupted))
+    assert metrics(run) == metrics(finished)
+    ours, theirs = (checkpoint.load(path / "checkpoint-0.pt", "dqn") for path in (run, finished))
     for name, weight in ours["learner"]["network"].items():
         assert torch.equal(weight, theirs["learner"]["network"][name])
 
 
 def step_of(run: Path) -> int:
-    """The step of the last whole checkpoint, -1 where there is none."""
+    """Return the step of the last complete checkpoint, -1 if there is none."""
     path = run / "checkpoint-0.pt"
     return int(checkpoint.load(path, "dqn")["step"]) if path.exists() else -1
 
 
-def reaches(run: Path, aim: int) -> bool:
-    return step_of(run) >= aim
+def reaches(run: Path, target_step: int) -> bool:
+    return step_of(run) >= target_step
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
-    process = program(tmp_path, *TINY, "--name", "stopped", "--total-steps", "1000000")
+def test_ctrl_c_saves_and_prints_the_resume_command(tmp_path: Path, number: signal.Signals) -> None:
+    process = start_program(tmp_path, *TINY, "--name", "stopped", "--total-steps", "1000000")
     run = tmp_path / "runs" / "stopped"
     wait_until(process, partial(reaches, run, 240))
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert f"{number.name}: saving" in out
-    assert "go on with: python -m agents.dqn --name stopped --resume" in out.strip().splitlines()[-1]
+    assert "resume with: python -m agents.dqn --name stopped --resume" in out.strip().splitlines()[-1]
     at = step_of(run)
-    resumed = program(tmp_path, "--name", "stopped", "--resume", "--total-steps", str(at + 80))
+    resumed = start_program(tmp_path, "--name", "stopped", "--resume", "--total-steps", str(at + 80))
     _, err = resumed.communicate(timeout=60)
     assert resumed.returncode == 0, err
     assert step_of(run) == at + 80
 
 
-def test_an_evaluation_that_a_signal_cut_short_is_played_when_the_run_goes_on(
-    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_an_interrupted_evaluation_is_repeated_after_resuming(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    cut: list[int] = []
+    interruptions: list[int] = []
 
-    def interrupted(*args: Any, max_steps: int, **options: Any) -> Scores:
-        if not cut:
-            cut.append(max_steps)
+    def evaluate_interrupted(*args: Any, max_steps: int, **options: Any) -> Scores:
+        if not interruptions:
+            interruptions.append(max_steps)
             os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(*args, max_steps=max_steps, **options)
 
-    monkeypatch.setattr(session, "evaluate", interrupted)
+    monkeypatch.setattr(session, "evaluate", evaluate_interrupted)
     dqn.main([*TINY, "--name", "cut"])
     out = capsys.readouterr().out
     assert "SIGTERM: saving" in out
@@ -161,7 +162,7 @@ def test_an_evaluation_that_a_signal_cut_short_is_played_when_the_run_goes_on(
     assert not any("eval/return" in line for line in metrics(run))
     dqn.main(["--name", "cut", "--resume"])
     assert [line["step"] for line in metrics(run) if "eval/return" in line] == [800, 1600]
-    assert metrics(run) == metrics(uninterrupted)
+    assert metrics(run) == metrics(finished)
 
 
 FAULTY = """
@@ -186,11 +187,11 @@ gymnasium.register("Faulty-v0", Faulty)
 """
 
 
-def test_an_environment_that_raises_ends_the_run_and_spares_the_checkpoint(tmp_path: Path) -> None:
+def test_an_exception_in_the_environment_ends_the_run_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     module = tmp_path / "faulty.py"
     module.write_text(f"BREAKS_AT = 45\n{FAULTY}")
-    # Eight environments: checkpoints at steps 0 and 240, the fault in the turn that would lead to 360.
-    process = program(tmp_path, *TINY, "--env", "faulty:Faulty-v0", "--name", "faulty", "--eval-every-steps", "0")
+    # Eight environments: checkpoints at steps 0 and 240, the exception in the iteration that would end at step 360.
+    process = start_program(tmp_path, *TINY, "--env", "faulty:Faulty-v0", "--name", "faulty", "--eval-every-steps", "0")
     _, err = process.communicate(timeout=100)
     assert process.returncode == 2
     (line,) = err.strip().splitlines()
@@ -199,7 +200,7 @@ def test_an_environment_that_raises_ends_the_run_and_spares_the_checkpoint(tmp_p
     state = checkpoint.load(run / "checkpoint-0.pt", "dqn")
     assert (state["step"], state["updates"], state["running_length"]) == (240, (240 - 8 - 200) // 16, [30] * 8)
     module.write_text(f"BREAKS_AT = None\n{FAULTY}")
-    repaired = program(tmp_path, "--name", "faulty", "--resume", "--total-steps", "800")
+    repaired = start_program(tmp_path, "--name", "faulty", "--resume", "--total-steps", "800")
     _, err = repaired.communicate(timeout=100)
     assert repaired.returncode == 0, err
     state = checkpoint.load(run / "checkpoint-0.pt", "dqn")
@@ -209,26 +210,26 @@ def test_an_environment_that_raises_ends_the_run_and_spares_the_checkpoint(tmp_p
 FILMED = (*TINY, "--total-steps", "240", "--eval-every-steps", "240", "--eval-max-steps", "200", "--capture-video")
 
 
-def test_an_evaluation_is_filmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_video_is_recorded_at_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     dqn.main([*FILMED, "--name", "filmed"])
     run = tmp_path / "runs" / "filmed"
     (evaluated,) = [line for line in metrics(run) if "eval/length" in line]
-    with av.open(str(run / "media" / "game-240.mp4")) as film:
-        assert film.streams.video[0].codec_context.name == "h264"
-        assert film.streams.video[0].average_rate == 15
-        frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
+    with av.open(str(run / "media" / "game-240.mp4")) as video:
+        assert video.streams.video[0].codec_context.name == "h264"
+        assert video.streams.video[0].average_rate == 15
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
     assert len(frames) == evaluated["eval/length"]
-    assert any((frame != frames[0]).any() for frame in frames), "nothing moves"
-    board = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0})
+    assert any((frame != frames[0]).any() for frame in frames), "all frames are equal"
+    board = EventAccumulator(str(run), size_guidance={"images": 0})
     board.Reload()
-    (shown,) = board.Images("game")
-    assert (shown.step, shown.encoded_image_string[:6]) == (240, b"GIF89a")
+    (logged,) = board.Images("visual/game")
+    assert (logged.step, logged.encoded_image_string[:6]) == (240, b"GIF89a")
     assert b"target_update_steps" in board.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     assert board.Scalars("hparam/eval_return")[0].value == pytest.approx(evaluated["eval/return"])
 
 
-def test_a_film_that_fails_is_one_warning(
+def test_a_failed_video_prints_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(env: ArcadeEnv) -> np.ndarray:
@@ -238,7 +239,7 @@ def test_a_film_that_fails_is_one_warning(
     monkeypatch.chdir(tmp_path)
     dqn.main([*FILMED, "--name", "unfilmed"])
     out, err = capsys.readouterr()
-    assert err == "warning: no film of step 240: no screen\n"
+    assert err == "warning: no video was recorded at step 240: no screen\n"
     assert out.strip().splitlines()[-1].startswith("zerokara/Catch-v0 at step 240: evaluation")
     run = tmp_path / "runs" / "unfilmed"
     assert not list((run / "media").glob("*.mp4"))
@@ -246,7 +247,7 @@ def test_a_film_that_fails_is_one_warning(
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         (["--nonsense", "3"], "--nonsense"),
         (["--preset", "fastest"], "fast"),
@@ -259,22 +260,22 @@ def test_a_film_that_fails_is_one_warning(
         (["--replay-capacity", "16", "--env", "zerokara/Catch-v0", "--compile", "off"], "--replay-capacity"),
     ],
 )
-def test_a_mistake_is_one_sentence(
-    words: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_mistake_is_reported_in_one_line(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError) as mistake:
+    with pytest.raises(UserError) as error:
         dqn.main([*words, "--precision", "float32"])
-    assert says in str(mistake.value)
-    assert "\n" not in str(mistake.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
-def test_a_mistake_leaves_with_code_2(tmp_path: Path) -> None:
+def test_a_mistake_exits_with_code_2(tmp_path: Path) -> None:
     assert "--epsilon-end" in refusal(tmp_path, "-m", "agents.dqn", "--epsilon-endd", "0.1")
 
 
-def test_a_run_cannot_change_in_the_middle(uninterrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(uninterrupted.parents[1])
+def test_settings_cannot_change_when_resuming(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(finished.parents[1])
     with pytest.raises(UserError, match=r"began with --gamma 0\.99"):
         read_config(["--name", "run", "--resume", "--gamma", "0.9"])
     assert read_config(["--name", "run", "--resume", "--total-steps", "1700"]).total_steps == 1700
@@ -282,26 +283,24 @@ def test_a_run_cannot_change_in_the_middle(uninterrupted: Path, monkeypatch: pyt
         dqn.main([*TINY, "--name", "run"])
 
 
-def test_a_damaged_checkpoint_is_named(uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_checkpoint_is_named(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "runs" / "run"
     run.mkdir(parents=True)
-    (run / "config.json").write_bytes((uninterrupted / "config.json").read_bytes())
-    whole = (uninterrupted / "checkpoint-0.pt").read_bytes()
+    (run / "config.json").write_bytes((finished / "config.json").read_bytes())
+    whole = (finished / "checkpoint-0.pt").read_bytes()
     check_damage_is_named(run / "checkpoint-0.pt", whole, lambda: dqn.main(["--name", "run", "--resume", "--quiet"]))
 
 
-def test_numbers_that_are_none_end_the_run_and_spare_the_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_divergence_ends_the_run_and_keeps_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="no number"):
+    with pytest.raises(UserError, match=r"diverged at step .* NaN or Inf"):
         dqn.main([*TINY, "--name", "nan", "--learning-rate", "1e30", "--max-grad-norm", "1e30"])
     state = checkpoint.load(tmp_path / "runs" / "nan" / "checkpoint-0.pt", "dqn")
     assert all(weight.isfinite().all() for weight in state["learner"]["network"].values())
 
 
-def test_presets_are_what_the_papers_say() -> None:
+def test_presets_match_the_papers() -> None:
     for name in PRESETS:
         assert parse(Config, PRESETS, ["--preset", name], "").preset == name
     nature = parse(Config, PRESETS, ["--preset", "nature"], "")
@@ -319,9 +318,9 @@ def test_presets_are_what_the_papers_say() -> None:
 
 
 def test_two_processes_train_one_agent_and_resume(tmp_path: Path) -> None:
-    """Under torchrun: environments, replay and batches are shared out, gradients averaged, one process writes."""
+    """Run under torchrun: environments, replay buffer and batches are divided, gradients averaged, one process logs."""
     launch = ["--standalone", "--nproc-per-node", "2", "-m", "agents.dqn", *TINY, "--name", "two", "--no-capture-video"]
-    process = program(tmp_path, *launch, "--total-steps", "800", module="torch.distributed.run")
+    process = start_program(tmp_path, *launch, "--total-steps", "800", module="torch.distributed.run")
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     assert out.count("zerokara/Catch-v0 at step 800") == 1
@@ -330,20 +329,20 @@ def test_two_processes_train_one_agent_and_resume(tmp_path: Path) -> None:
     assert [state["step"] for state in states] == [800, 800]
     assert [len(state["replay"]["head"]) for state in states] == [4, 4]
     for name, weight in states[0]["learner"]["network"].items():
-        assert torch.equal(weight, states[1]["learner"]["network"][name]), "the processes drifted apart"
+        assert torch.equal(weight, states[1]["learner"]["network"][name]), "the weights differ between the processes"
     generators = [state["exploration"]["generator"] for state in states]
     assert not torch.equal(*generators)
     steps = [line["step"] for line in metrics(run) if "train/epsilon" in line]
     assert steps == list(range(160, 801, 160))
-    process = program(tmp_path, *launch, "--total-steps", "960", "--resume", module="torch.distributed.run")
+    process = start_program(tmp_path, *launch, "--total-steps", "960", "--resume", module="torch.distributed.run")
     _, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     assert [line["step"] for line in metrics(run) if "train/epsilon" in line] == list(range(160, 961, 160))
 
 
 @pytest.mark.slow
-def test_it_learns_to_catch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The default preset, as `benchmarks/learn.py` sets it for small games, learns the simplest to nearly its best."""
+def test_learns_catch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default preset, with the settings of `benchmarks/learn.py` for small games, nearly solves Catch."""
     monkeypatch.chdir(tmp_path)
     words = [
         "--env",
@@ -366,13 +365,13 @@ def test_it_learns_to_catch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     ]
     words += ["--num-envs", "32", "--train-every-steps", "16", "--n-step", "5"]  # a ball falls for 18 steps
     dqn.main([*words, "--name", "catch"])
-    # Five balls, one point each; 30 games reached the aim, and 30 fresh ones confirm it.
+    # Five balls, one point each; the mean of 30 episodes reached the goal, and 30 further episodes confirm it.
     assert max(line.get("eval/return_confirmed", 0.0) for line in metrics(tmp_path / "runs" / "catch")) >= 0.95 * 5
 
 
-def test_returns_of_whole_games_are_raw(uninterrupted: Path) -> None:
-    state = checkpoint.load(uninterrupted / "checkpoint-0.pt", "dqn")
+def test_training_returns_are_raw(finished: Path) -> None:
+    state = checkpoint.load(finished / "checkpoint-0.pt", "dqn")
     assert state["games"] >= len(state["returns"]) > 0
     assert all(-5 <= value <= 5 and float(value).is_integer() for value in state["returns"])
-    last = [line["train/return"] for line in metrics(uninterrupted) if "train/return" in line][-1]
+    last = [line["train/return"] for line in metrics(finished) if "train/return" in line][-1]
     assert np.mean(state["returns"]) == pytest.approx(last)

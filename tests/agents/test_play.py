@@ -1,4 +1,4 @@
-"""The program that shows a game: its film, its pictures, what is drawn."""
+"""Tests of the play program: its video, its PNG files, and the drawing of a frame."""
 
 from __future__ import annotations
 
@@ -6,22 +6,30 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
 import numpy as np
 import pytest
+from PIL import ImageDraw
 
 from zerokara.agents import play
 from zerokara.agents.viewing.drawing import (
     BAR,
-    CHOSEN,
-    GROOVE,
+    EMPTY_BAR,
+    GREEDY,
+    PANEL_LEFT,
+    PANEL_WIDTH,
     RANDOM,
-    TensorBoardWriter,
+    EpisodeRenderer,
+    _font,
+    bars_caption,
+    curve_caption,
     enlarge,
     newest_frame,
     overlay,
+    saliency_caption,
 )
 from zerokara.core.config import UserError
 
@@ -34,44 +42,75 @@ def frames_of(path: Path) -> list[np.ndarray]:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
-def pixels(frame: np.ndarray, colour: tuple[int, int, int]) -> int:
-    """How many pixels have exactly this colour."""
-    return int((frame == colour).all(axis=-1).sum())
+def pixels(frame: np.ndarray, color: tuple[int, int, int]) -> int:
+    """Count the pixels of exactly this color."""
+    return int((frame == color).all(axis=-1).sum())
 
 
 def drawn(q: list[float], action: int, **more: np.ndarray) -> np.ndarray:
-    board = TensorBoardWriter("a game", "a run", ("noop", "left", "right"), epsilon=0.1)
-    return board.draw(np.zeros((84, 84, 3), np.uint8), np.array(q, np.float32), action, 3.0, 7, **more)
+    renderer = EpisodeRenderer("a game", "a run", ("noop", "left", "right"), epsilon=0.1)
+    return renderer.draw(np.zeros((84, 84, 3), np.uint8), np.array(q, np.float32), action, 3.0, 7, **more)
 
 
-def test_bars_show_how_much_better_an_action_is() -> None:
-    """Above the worst: 2 for the best, 1 for the next, nothing but a stub for the worst."""
+def test_bars_are_differences_from_the_lowest_q_value() -> None:
+    """The differences are 2 for the best action, 1 for the next, 0 for the worst, whose bar has a minimum length."""
     frame = drawn([1.0, 3.0, 2.0], action=1)
     assert pixels(frame, RANDOM) == 0
-    best, others = pixels(frame, CHOSEN), pixels(frame, BAR)
-    # The dot at the end of the trace has the chosen one's colour, and the worst bar's stub that of the others.
+    best, others = pixels(frame, GREEDY), pixels(frame, BAR)
+    # The dot at the end of the curve has the color GREEDY, and the short bar of the worst action the color BAR.
     assert others / best == pytest.approx(0.5, abs=0.06)
     shifted = drawn([101.0, 103.0, 102.0], action=1)
     assert pixels(shifted, BAR) == others
 
 
-def test_an_action_by_chance_is_marked() -> None:
+def test_a_random_action_is_marked() -> None:
     frame = drawn([1.0, 3.0, 2.0], action=2)
     assert pixels(frame, RANDOM) > 1000
-    assert pixels(frame, CHOSEN) < 100  # the dot of the trace only
+    assert pixels(frame, GREEDY) < 100  # the dot of the curve only
 
 
-def test_the_bar_of_a_small_choice_is_short_beside_a_great_one_before_it() -> None:
-    board = TensorBoardWriter("a game", "a run", ("noop", "left"), epsilon=0.0)
+def test_bars_are_scaled_by_the_widest_range_of_the_last_steps() -> None:
+    renderer = EpisodeRenderer("a game", "a run", ("noop", "left"), epsilon=0.0)
     picture = np.zeros((84, 84, 3), np.uint8)
-    great = board.draw(picture, np.array([0.0, 1.0], np.float32), 1, 0.0, 0)
-    small = board.draw(picture, np.array([0.0, 0.1], np.float32), 1, 0.0, 1)
-    assert great.shape == small.shape
-    assert pixels(small, CHOSEN) < 0.2 * pixels(great, CHOSEN)
-    assert pixels(small, GROOVE) > pixels(great, GROOVE)
+    large = renderer.draw(picture, np.array([0.0, 1.0], np.float32), 1, 0.0, 0)
+    small = renderer.draw(picture, np.array([0.0, 0.1], np.float32), 1, 0.0, 1)
+    assert large.shape == small.shape
+    assert pixels(small, GREEDY) < 0.2 * pixels(large, GREEDY)
+    assert pixels(small, EMPTY_BAR) > pixels(large, EMPTY_BAR)
 
 
-def test_small_pictures_are_enlarged_by_whole_numbers() -> None:
+def test_captions_give_the_scales_of_bars_curve_and_saliency(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bars are scaled by the widest range so far, 0.93; the maximum Q-value was -0.2, then 1.1."""
+    texts: dict[str, tuple[float, int]] = {}  # text -> x, width
+    original = ImageDraw.ImageDraw.text
+
+    def record(self: ImageDraw.ImageDraw, xy: tuple[float, float], text: str, *args: Any, **kwargs: Any) -> None:
+        font = args[1] if len(args) > 1 else kwargs["font"]
+        texts[text] = (xy[0], int(font.getlength(text)))
+        original(self, xy, text, *args, **kwargs)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", record)
+    renderer = EpisodeRenderer("a game", "a run", ("noop", "left"), epsilon=0.0)
+    picture, frame = np.zeros((84, 84, 3), np.uint8), np.zeros((84, 84, 3), np.uint8)
+    renderer.draw(picture, np.array([-1.13, -0.2]), 1, 0.0, 0, frame, np.full((84, 84), 0.5))
+    texts.clear()
+    renderer.draw(picture, np.array([1.1, 1.0]), 0, 0.0, 1, frame, np.full((84, 84), 0.1))
+    assert "bars: Q(s,a) minus the lowest, full bar = 0.93" in texts
+    assert "curve: max Q, from -0.2 to 1.1, last 2 steps" in texts
+    assert "saliency: change of Q where blurred, brightest = 0.49" in texts  # 0.98 * 0.5
+
+
+@pytest.mark.parametrize("caption", [bars_caption(-1.23e-10), curve_caption(-1.23e-10, -1.23e10, 240)])
+def test_captions_fit_the_panel_with_the_longest_numbers(caption: str) -> None:
+    assert _font(14).getlength(caption) <= PANEL_WIDTH - PANEL_LEFT
+
+
+def test_the_caption_of_one_step_is_singular() -> None:
+    assert curve_caption(1.0, 1.0, 1) == "curve: max Q, from 1 to 1, last 1 step"
+    assert saliency_caption(0.0).endswith("brightest = 0")
+
+
+def test_small_pictures_are_enlarged_by_an_integer_factor() -> None:
     checker = (np.indices((84, 84)).sum(axis=0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, axis=2)
     large = enlarge(checker)
     assert large.shape == (672, 672, 3)
@@ -81,38 +120,38 @@ def test_small_pictures_are_enlarged_by_whole_numbers() -> None:
     assert enlarge(checker, 630).shape == (630, 630, 3)
 
 
-def test_heat_glows_where_it_is() -> None:
+def test_the_heatmap_is_drawn_over_the_gray_picture() -> None:
     heat = np.zeros((84, 84))
     heat[20:30, 50:60] = 1
-    glowing = overlay(np.full((84, 84, 3), 100, np.uint8), heat).astype(int)
-    red, green, blue = glowing[100, 220]
+    blended = overlay(np.full((84, 84, 3), 100, np.uint8), heat).astype(int)
+    red, green, blue = blended[100, 220]
     assert min(red, green) > 200 > blue + 30  # yellow
-    assert np.ptp(glowing[300, 50]) == 0  # grey as it was, but dimmed
-    assert glowing[300, 50, 0] == 75
+    assert np.ptp(blended[300, 50]) == 0  # gray as before, but darker
+    assert blended[300, 50, 0] == 75
 
 
-def test_the_newest_frame_is_the_last_one() -> None:
+def test_the_newest_frame_is_the_last_channel_group() -> None:
     obs = np.arange(12, dtype=np.uint8)[:, None, None].repeat(5, axis=1).repeat(6, axis=2)
     np.testing.assert_array_equal(newest_frame(obs, 1), np.full((5, 6, 3), 11))
     np.testing.assert_array_equal(newest_frame(obs, 3)[0, 0], [9, 10, 11])
 
 
-def test_a_film_with_the_picture_of_every_step(catch_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_video_and_a_png_file_of_every_step(catch_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     play.main([str(catch_run), "--max-steps", "12", "--frames", "pictures", *ONE_THREAD])
-    film = frames_of(catch_run / "media" / "play-400.mp4")
-    kept = sorted(Path("pictures").iterdir())
-    assert len(film) == len(kept) == 12
-    assert [path.name for path in kept[:2]] == ["frame-000000.png", "frame-000001.png"]
-    picture = cv2.imread(str(kept[5]))
+    video = frames_of(catch_run / "media" / "play-400.mp4")
+    files = sorted(Path("pictures").iterdir())
+    assert len(video) == len(files) == 12
+    assert [path.name for path in files[:2]] == ["frame-000000.png", "frame-000001.png"]
+    picture = cv2.imread(str(files[5]))
     assert picture is not None
     game = enlarge(picture[..., ::-1])
-    shown = film[5][24 : 24 + 672, 24 : 24 + 672]
-    assert np.abs(shown.astype(int) - game).mean() < 3  # the game, but for what the codec loses
+    shown = video[5][24 : 24 + 672, 24 : 24 + 672]
+    assert np.abs(shown.astype(int) - game).mean() < 3  # equal except for the compression of the video
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.endswith("in 12 steps, cut by --max-steps 12; runs/catch/media/play-400.mp4")
+    assert last.endswith("in 12 steps, truncated by --max-steps 12; runs/catch/media/play-400.mp4")
 
 
-def test_with_attention_the_film_is_wider_and_the_game_is_the_same(catch_run: Path) -> None:
+def test_with_attention_the_video_is_wider_and_the_episode_is_the_same(catch_run: Path) -> None:
     words = [str(catch_run), "--max-steps", "5", "--seed", "3", *ONE_THREAD]
     play.main(words)
     without = frames_of(catch_run / "media" / "play-400.mp4")
@@ -123,7 +162,7 @@ def test_with_attention_the_film_is_wider_and_the_game_is_the_same(catch_run: Pa
     assert np.abs(difference).mean() < 3
 
 
-def test_the_same_seed_plays_the_same_game(catch_run: Path) -> None:
+def test_the_same_seed_plays_the_same_episode(catch_run: Path) -> None:
     def pictures(folder: str, seed: str) -> list[bytes]:
         words = [str(catch_run), "--max-steps", "30", "--epsilon", "1", "--frames", folder, "--seed", seed]
         play.main([*words, *ONE_THREAD])
@@ -144,12 +183,12 @@ def test_a_window_shows_the_frames_until_q(catch_run: Path, monkeypatch: pytest.
     monkeypatch.setattr(cv2, "destroyAllWindows", lambda: None)
     play.main([str(catch_run), "--window", *ONE_THREAD])
     assert len(shown) == 4
-    blue_first = np.array(CHOSEN[::-1])
+    blue_first = np.array(GREEDY[::-1])
     assert any((frame == blue_first).all(axis=-1).any() for frame in shown)
     assert not (catch_run / "media" / "play-400.mp4").exists()
 
 
-def test_no_display_is_one_sentence_and_code_2(catch_run: Path) -> None:
+def test_without_a_display_the_program_prints_one_line_and_exits_with_code_2(catch_run: Path) -> None:
     gone = {"DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM"}
     environment = {name: value for name, value in os.environ.items() if name not in gone}
     done = subprocess.run(
@@ -165,17 +204,17 @@ def test_no_display_is_one_sentence_and_code_2(catch_run: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_folders_for_pictures(tmp_path: Path) -> None:
+def test_folder_for_png_files(tmp_path: Path) -> None:
     assert play.frames_folder("") is None
     assert play.frames_folder(str(tmp_path / "new" / "folder")) == tmp_path / "new" / "folder"
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is a file"):
         play.frames_folder(str(tmp_path / "file"))
     (tmp_path / "frame-000000.png").touch()
-    with pytest.raises(UserError, match="another game"):
+    with pytest.raises(UserError, match="another episode"):
         play.frames_folder(str(tmp_path))
 
 
-def test_a_run_must_be_named() -> None:
+def test_a_missing_run_is_an_error() -> None:
     with pytest.raises(UserError, match="No run was named"):
         play.main([])

@@ -1,4 +1,4 @@
-"""PQN: what a rollout leaves, what an update does, that a run goes on bit for bit, and that others read it."""
+"""Tests of PQN: rollouts, updates, bitwise identical resuming, and evaluation of its runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import nn
 from tests.programs import metrics
 from zerokara.agents import evaluate, pqn
 from zerokara.agents.configs.pqn import Config
-from zerokara.agents.pqn import Training, Updater
+from zerokara.agents.pqn import PQNLearner, Training
 from zerokara.agents.qlearning.network import make_pqn_network
 from zerokara.agents.viewing.loading import load_agent
 from zerokara.core import checkpoint
@@ -67,11 +67,11 @@ TINY = (
 
 def config(**changes: Any) -> Config:
     options: dict[str, Any] = {"env": "zerokara/Catch-v0", "num_envs": 3, "rollout_steps": 5, "num_minibatches": 5}
-    options |= {"width": 0.25, "hidden_units": 16, "seed": 3}
+    options |= {"width_multiplier": 0.25, "hidden_units": 16, "seed": 3}
     return Config(**(options | changes))
 
 
-def test_layers_are_normalised_before_every_relu() -> None:
+def test_layer_norm_before_every_relu() -> None:
     net = make_pqn_network(config(), (4, 84, 84), 3)
     norms = [module for module in net.modules() if isinstance(module, nn.LayerNorm)]
     assert len(norms) == 4, "three convolutions and the hidden layer"
@@ -80,7 +80,7 @@ def test_layers_are_normalised_before_every_relu() -> None:
     x = torch.rand(2, 4, 84, 84)
     raw = conv(x)
     mean, variance = raw.mean(dim=1, keepdim=True), raw.var(dim=1, keepdim=True, unbiased=False)
-    expected = torch.relu((raw - mean) / (variance + norm.eps).sqrt())  # over the channels of a pixel
+    expected = torch.relu((raw - mean) / (variance + norm.eps).sqrt())  # over the channels of each pixel
     torch.testing.assert_close(net.backbone.stages(x)[0], expected, rtol=1e-4, atol=1e-5)
     assert len(maps) == 3
     assert not any(
@@ -88,15 +88,15 @@ def test_layers_are_normalised_before_every_relu() -> None:
     )
 
 
-def test_one_update_written_out() -> None:
-    """Half the squared error, gradient clipped by its norm, one step of RAdam."""
+def test_one_update_equals_an_explicit_computation() -> None:
+    """Half the squared error, gradient clipping by norm, one step of RAdam."""
     torch.manual_seed(0)
     c = config(max_grad_norm=0.5, learning_rate=0.1)
     net = make_pqn_network(c, (4, 84, 84), 3)
     twin = make_pqn_network(c, (4, 84, 84), 3)
     twin.load_state_dict(net.state_dict())
     start = [p.detach().clone() for p in net.parameters()]
-    updater = Updater(c, net, Compute(), World())
+    updater = PQNLearner(c, net, Compute(), World())
     optimizer = torch.optim.RAdam(twin.parameters(), lr=0.1)
     obs = torch.randint(256, (6, 4, 84, 84), dtype=torch.uint8)
     action_B, target_B = torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([3.0, -2.0, 0.5, 0, 0, 1])
@@ -112,16 +112,16 @@ def test_one_update_written_out() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     read = updater.read_metrics()
     assert read["train/loss"] > 0
-    assert read["train/grad_norm"] > 0.5, "as it was before the clipping"
+    assert read["train/grad_norm"] > 0.5, "the norm before clipping"
     assert any((p - old).abs().max() > 1e-4 for p, old in zip(net.parameters(), start, strict=True))
 
 
-def test_weights_in_16_bits_go_on_from_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in compiled runs on a CPU, but not compiled, which changes nothing here."""
+def test_16_bit_working_copy_resumes_from_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings of compiled runs on a CPU, without the compilation, which does not matter here."""
     monkeypatch.setattr(Compute, "function", lambda compute, function: function)
     compute, c = Compute(precision="bfloat16", compile=True), config()
     torch.manual_seed(0)
-    one, two = (Updater(c, make_pqn_network(c, (4, 84, 84), 3), compute, World()) for _ in range(2))
+    one, two = (PQNLearner(c, make_pqn_network(c, (4, 84, 84), 3), compute, World()) for _ in range(2))
     obs = torch.randint(256, (6, 4, 84, 84), dtype=torch.uint8)
     batch = obs, torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([3.0, -2.0, 0.5, 0, 0, 1])
     for _ in range(3):
@@ -129,14 +129,16 @@ def test_weights_in_16_bits_go_on_from_a_checkpoint(monkeypatch: pytest.MonkeyPa
     two.load_state_dict(copy.deepcopy(one.state_dict()))
     for updater in (one, two):
         updater.update(*batch)
-    for kept, used, other in zip(*(net.parameters() for net in (one.network, one.working, two.network)), strict=True):
-        assert torch.equal(kept, other)
-        assert torch.equal(kept.to(used.dtype), used)
+    for weight, working_weight, other_weight in zip(
+        *(net.parameters() for net in (one.network, one.working, two.network)), strict=True
+    ):
+        assert torch.equal(weight, other_weight)
+        assert torch.equal(weight.to(working_weight.dtype), working_weight)
     assert torch.bfloat16 in {p.dtype for p in one.working.parameters()}
 
 
 class Scripted:
-    """An environment of three games whose pictures are their step's number: a terminal, a truncation, a lost life."""
+    """Three environments whose pixels are the step number: one terminates, one is truncated, one loses a life."""
 
     num_actions, frame_channels, obs_shape = 3, 1, (4, 84, 84)
 
@@ -158,28 +160,28 @@ class Scripted:
         return Step(self.picture(10 * self.t), reward, terminal, truncated, life, self.picture(200))
 
 
-def test_a_rollout_knows_what_follows_each_step() -> None:
+def test_a_rollout_stores_the_next_value_of_each_step() -> None:
     training = Training(config(), Compute(), World())
     training.env = Scripted()  # type: ignore[assignment]
     training.obs = Scripted().picture(0)
-    learnt: list[torch.Tensor] = []
-    training._learn = lambda: learnt.append(training.next_value_TN.clone())  # type: ignore[method-assign]
-    training.turn()
+    next_values: list[torch.Tensor] = []
+    training._learn = lambda: next_values.append(training.next_value_TN.clone())  # type: ignore[method-assign]
+    training.iterate()
     values = [training.policy.values(Scripted().picture(10 * t)).amax(dim=1) for t in range(6)]
     after_cut = training.policy.values(Scripted().picture(200)).amax(dim=1)
     for t in range(5):
         expected = values[t + 1].clone()
         if t == 2:
-            expected[1] = after_cut[1]  # the truncated game's last picture, not the next game's first
-        torch.testing.assert_close(learnt[0][t], expected)
+            expected[1] = after_cut[1]  # the last observation of the truncated episode, not the first of the next one
+        torch.testing.assert_close(next_values[0][t], expected)
         assert training.obs_TN[t].eq(10 * t).all()
-    assert training.terminal_TN.nonzero().tolist() == [[1, 0], [3, 2]], "a lost life ends it too"
+    assert training.terminal_TN.nonzero().tolist() == [[1, 0], [3, 2]], "a lost life is terminal too"
     assert training.truncated_TN.nonzero().tolist() == [[2, 1]]
-    assert training.reward_TN[3].tolist() == [1, -1, 1], "rewards are learnt from by their sign"
+    assert training.reward_TN[3].tolist() == [1, -1, 1], "rewards are clipped to their sign"
     assert training.step == 15
 
 
-def test_every_step_is_learnt_from_once_in_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_step_is_used_once_per_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     training = Training(config(update_epochs=2), Compute(), World())
     training.obs = training.env.reset(1)
     training.action_TN = torch.arange(15).view(5, 3)
@@ -187,11 +189,11 @@ def test_every_step_is_learnt_from_once_in_each_epoch(monkeypatch: pytest.Monkey
     monkeypatch.setattr(training.learner, "update", lambda obs, action_B, target_B: seen.extend(action_B.tolist()))
     training._learn()
     assert sorted(seen[:15]) == sorted(seen[15:]) == list(range(15))
-    assert seen[:15] != seen[15:], "in another order"
+    assert seen[:15] != seen[15:], "in a different order"
     assert training.updates == 10
 
 
-def test_the_step_size_falls_if_it_is_told_to() -> None:
+def test_learning_rate_decay() -> None:
     for end, expected in ((None, [1e-3, 1e-3, 1e-3]), (1e-4, [1e-3, 5.5e-4, 1e-4])):
         training = Training(
             config(learning_rate=1e-3, final_learning_rate=end, learning_rate_decay_steps=100), Compute(), World()
@@ -206,14 +208,16 @@ def test_the_step_size_falls_if_it_is_told_to() -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder in which runs/pqn was made by the program itself, in one go."""
+    """Working folder with runs/pqn, created by the program in one uninterrupted run."""
     root = tmp_path_factory.mktemp("pqn")
     with contextlib.chdir(root):
         pqn.main([*TINY, "--name", "pqn"])
     return root
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_resumes_bitwise_identically(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     pqn.main([*TINY, "--name", "pqn", "--total-steps", "160"])
     pqn.main(["--name", "pqn", "--resume", "--total-steps", "400", "--quiet"])
@@ -224,7 +228,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(finished: Path, tmp_path: Path, monke
         assert torch.equal(weight, theirs["learner"]["network"][name])
 
 
-def test_evaluate_reads_its_runs(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_reads_pqn_runs(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(finished)
     agent = load_agent(Path("runs/pqn"), threads=1)
     assert (agent.step, agent.num_actions, agent.config.eval_epsilon) == (400, 3, 0)
@@ -233,22 +237,22 @@ def test_evaluate_reads_its_runs(finished: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [(["--num-minibatches", "7"], "--num-minibatches 7"), (["--replay-capacity", "5"], "--replay-capacity")],
 )
-def test_a_mistake_is_one_sentence(
-    words: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_mistake_is_reported_in_one_line(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError) as mistake:
+    with pytest.raises(UserError) as error:
         pqn.main([*TINY, *words])
-    assert says in str(mistake.value)
-    assert "\n" not in str(mistake.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
-def test_only_the_program_shortens_the_wait_of_openmps_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It costs DQN a tenth of its speed, so importing PQN must not do it."""
-    monkeypatch.setenv("GOMP_SPINCOUNT", "")  # so that it is put back as it was
+def test_only_the_program_sets_the_openmp_spin_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing PQN must not set the spin count, which reduces the speed of DQN by a tenth."""
+    monkeypatch.setenv("GOMP_SPINCOUNT", "")  # so that monkeypatch restores it
     monkeypatch.delenv("GOMP_SPINCOUNT")
     monkeypatch.setattr("sys.argv", ["agents.pqn", "--help"])
     runpy.run_path(pqn.__file__, run_name="imported")
@@ -259,7 +263,7 @@ def test_only_the_program_shortens_the_wait_of_openmps_threads(monkeypatch: pyte
 
 
 @pytest.mark.slow
-def test_it_learns_to_catch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_learns_catch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["--env", "zerokara/Catch-v0", "--num-envs", "32", "--rollout-steps", "16", "--num-minibatches", "4"]
     words += [
@@ -272,9 +276,9 @@ def test_it_learns_to_catch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "--hidden-units",
         "256",
     ]
-    # At a constant step size it swings between 0 and 4.6.
+    # With a constant learning rate the return oscillates between 0 and 4.6.
     words += ["--final-learning-rate", "1e-5", "--learning-rate-decay-steps", "200000"]
     words += ["--eval-every-steps", "40000", "--stop-at-return", "4.75", "--no-capture-video"]
     pqn.main([*words, "--name", "catch"])
-    # Five balls, one point each; 30 games reached the aim, and 30 fresh ones confirm it.
+    # Five balls, one point each; the mean of 30 episodes reached the goal, and 30 further episodes confirm it.
     assert max(line.get("eval/return_confirmed", 0.0) for line in metrics(tmp_path / "runs" / "catch")) >= 0.95 * 5

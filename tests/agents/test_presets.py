@@ -1,4 +1,4 @@
-"""Runs of the family: Rainbow goes on bit for bit, its player is read back, and every head learns to catch."""
+"""Tests of runs with presets and extensions: Rainbow resumes bitwise identically, and every head learns Catch."""
 
 from __future__ import annotations
 
@@ -54,21 +54,21 @@ RAINBOW = (
 )
 
 
-def test_rainbow_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With all that has a state: priorities, noise, and, annealed and reset, the counters."""
+def test_rainbow_resumes_bitwise_identically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resume a run with all parts that have state: priorities, noise, annealing and resets."""
     monkeypatch.chdir(tmp_path)
     dqn.main([*RAINBOW, "--name", "whole"])
     dqn.main([*RAINBOW, "--name", "halves", "--total-steps", "260"])
     dqn.main(["--name", "halves", "--resume", "--total-steps", "480", "--quiet"])
     assert metrics(tmp_path / "runs" / "whole") == metrics(tmp_path / "runs" / "halves")
     whole, halves = (checkpoint.load(tmp_path / "runs" / n / "checkpoint-0.pt", "dqn") for n in ("whole", "halves"))
-    assert whole["updates"] > 20, "two resets lie behind it"
+    assert whole["updates"] > 20, "the run must include two resets"
     for part in ("network", "target"):
         for name, weight in whole["learner"][part].items():
             assert torch.equal(weight, halves["learner"][part][name])
     for ours, theirs in zip(whole["replay"]["priorities"], halves["replay"]["priorities"], strict=True):
         assert torch.equal(ours, theirs)
-    assert whole["replay"]["priorities"][0].unique().numel() > 3, "priorities have moved"
+    assert whole["replay"]["priorities"][0].unique().numel() > 3, "priorities must have changed"
 
     agent = load_agent(Path("runs/whole"), threads=1)
     assert agent.num_actions == 3
@@ -83,7 +83,7 @@ CATCH = (
     *("--env", "zerokara/Catch-v0", "--total-steps", "80000", "--num-envs", "32", "--train-every-steps", "16"),
     *("--batch-size", "128", "--learning-starts", "2000", "--epsilon-decay-steps", "10000", "--learning-rate", "5e-4"),
     *("--replay-capacity", "50000", "--eval-every-steps", "20000", "--no-capture-video"),
-    # A ball falls for 18 steps: ten-step returns, which `fast` has for Pong, reach 4.1 and no further.
+    # A ball falls for 18 steps. With the ten-step returns of `fast` for Pong, the return does not exceed 4.1.
     *("--n-step", "5", "--stop-at-return", "4.75"),
 )
 
@@ -102,10 +102,10 @@ CATCH = (
             *("--noisy-sigma-init", "0.1", "--final-learning-rate", "2e-5", "--learning-rate-decay-steps", "60000"),
         ),
     ],
-    ids=("c51", "qr", "iqn", "munchausen", "prioritised", "rainbow"),
+    ids=("c51", "qr", "iqn", "munchausen", "prioritized", "rainbow"),
 )
-def test_it_learns_to_catch(words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_learns_catch(words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     dqn.main([*CATCH, *words, "--name", "catch"])
-    # Five balls, one point each; 30 games reached the aim, and 30 fresh ones confirm it.
+    # Five balls, one point each; the mean of 30 episodes reached the goal, and 30 further episodes confirm it.
     assert max(line.get("eval/return_confirmed", 0.0) for line in metrics(tmp_path / "runs" / "catch")) >= 0.95 * 5

@@ -1,4 +1,4 @@
-"""An agent that starts from a discriminator's eye, and the benchmark that asks what it is worth."""
+"""Tests of agents with the pretrained backbone of a discriminator, and of the benchmark that measures its effect."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from zerokara.agents import dqn
 from zerokara.agents.configs.dqn import PRESETS, Config
 from zerokara.agents.qlearning.network import make_network
 from zerokara.core import checkpoint
-from zerokara.core.config import UserError, parse
+from zerokara.core.command_line import parse
+from zerokara.core.config import UserError
 
 CPU = ("--device", "cpu", "--precision", "float32", "--threads", "1", "--quiet")
 LESS: dict[str, tuple[str, ...]] = {
@@ -51,7 +52,7 @@ LESS: dict[str, tuple[str, ...]] = {
 
 
 def in_this_process(module: str, name: str, words: Sequence[str]) -> Path:
-    """What `run` does by processes of their own, smaller."""
+    """Replacement of `run` that trains a smaller run in this process."""
     folder = Path("runs") / name
     if not (folder / "config.json").exists():
         with contextlib.redirect_stdout(sys.stderr):
@@ -59,7 +60,9 @@ def in_this_process(module: str, name: str, words: Sequence[str]) -> Path:
     return folder
 
 
-def test_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_benchmark_of_the_shared_backbone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(shared_eye, "run", in_this_process)
     monkeypatch.setattr(shared_eye, "WIDTH", "0.1")
@@ -69,7 +72,7 @@ def test_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     (one,) = found["seeds"]
     for side in ("shared", "fresh"):
         assert [step for step, _ in one[side]["evaluations"]] == [40, 80]
-        assert one[side]["steps_to_aim"] == 40  # nothing is worse than five balls missed
+        assert one[side]["steps_to_aim"] == 40  # -5, five missed balls, is the lowest return
     gain = one["shared"]["mean_over_training"] - one["fresh"]["mean_over_training"]
     assert found["gain_of_mean_over_training"]["each"] == [round(gain, 3)]
     again = [
@@ -85,17 +88,17 @@ def test_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
         "3",
     ]
     start = ["--pretrained-backbone", "runs/eye-Catch-v0-3"]
-    dqn.main(["--name", "unlearnt", *again, *LESS["agents.dqn"], "--eval-every-steps", "0", *CPU, *start])
-    eye = checkpoint.load(Path("runs/eye-Catch-v0-3/checkpoint-0.pt"), "dcgan")["learner"]["discriminator"]
-    learner = checkpoint.load(Path("runs/unlearnt/checkpoint-0.pt"), "dqn")["learner"]
-    trunk = [name for name in eye if name.startswith("backbone.")]
-    assert len(trunk) == 8  # weights and biases of four layers
-    for name in trunk:
-        assert torch.equal(learner["network"][name], eye[name]), "the agent has not learnt yet"
-        assert torch.equal(learner["target"][name], eye[name])
+    dqn.main(["--name", "untrained", *again, *LESS["agents.dqn"], "--eval-every-steps", "0", *CPU, *start])
+    pretrained = checkpoint.load(Path("runs/eye-Catch-v0-3/checkpoint-0.pt"), "dcgan")["learner"]["discriminator"]
+    learner = checkpoint.load(Path("runs/untrained/checkpoint-0.pt"), "dqn")["learner"]
+    names = [name for name in pretrained if name.startswith("backbone.")]
+    assert len(names) == 8  # weights and biases of four layers
+    for name in names:
+        assert torch.equal(learner["network"][name], pretrained[name]), "the agent has not been updated yet"
+        assert torch.equal(learner["target"][name], pretrained[name])
 
 
-def test_another_width_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backbone_of_another_width_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"backbone.convs.0.weight": torch.zeros(5, 4, 4, 4)}, "eye.pt")
     words = [
@@ -112,7 +115,7 @@ def test_another_width_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         dqn.main([*words, *LESS["agents.dqn"], *CPU])
 
 
-def test_the_agents_dcgan_is_not_normalised_and_sees_from_the_start() -> None:
+def test_dcgan_backbone_has_no_batch_norm_and_features_of_normal_scale() -> None:
     config = parse(Config, PRESETS, ["--backbone", "dcgan", "--width-multiplier", "0.25"], "")
     network = make_network(config, (4, 84, 84), 3)
     assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())

@@ -20,8 +20,9 @@ from zerokara.agents import sweep
 from zerokara.agents.sweeping import config as sweep_config
 from zerokara.agents.sweeping.config import read_command_line
 from zerokara.agents.sweeping.search_space import AGENTS
-from zerokara.agents.sweeping.trial import Child, read_evaluations, worth
+from zerokara.agents.sweeping.trial import DIVERGED, Child, read_evaluations, worth
 from zerokara.core.config import UserError, to_dict
+from zerokara.core.divergence import divergence_error
 
 REPO = Path(__file__).parents[2]
 RATES = "learning_rate=0.0005,0.001,0.002"  # the first is the one that stands
@@ -90,7 +91,7 @@ def test_the_best_settings_are_found_and_can_be_typed(capsys: pytest.CaptureFixt
     assert not list(Path("runs/s/runs").glob("*/replay-0"))
     out = capsys.readouterr().out
     assert "value of a trial: mean raw return, its last evaluation; an evaluation is 30 games of ALE/Pong-v5" in out
-    command = "python -m tests.agents.fake_agent --steps 1000 --eval-every-steps 100 --learning-rate 0.002"
+    command = "python -m tests.agents.fake_agent --total-steps 1000 --eval-every-steps 100 --learning-rate 0.002"
     assert f":\n{command}\n" in out
     closing = out.strip().splitlines()[-1]
     assert "is best with 3, on the seeds that it was chosen by (1)" in closing
@@ -144,7 +145,7 @@ def test_a_sweep_that_was_stopped_goes_on(monkeypatch: pytest.MonkeyPatch, capsy
     assert Path("runs/s/runs/0-seed-1/saved").exists()
     out = capsys.readouterr().out
     assert "0 of 3 trials are through; go on with: " in out
-    assert "learning_rate=log:1e-5..1e-3 --trials 3 --pruner none -- --steps 1000" in out
+    assert "learning_rate=log:1e-5..1e-3 --trials 3 --pruner none -- --total-steps 1000" in out
     monkeypatch.delenv("FAKE_STOPS_SWEEP")
     found = run(*words, *SHORT)
     assert Path("runs/s/runs/0-seed-1/resumed").exists()
@@ -166,7 +167,7 @@ def test_more_trials_go_on_where_the_last_ones_ended() -> None:
     [
         (("n_step=1..3", *SHORT), "runs/s began with the search for n_step=1..2 and cannot go on with n_step=1..3"),
         (("n_step=1..2", "--seeds", "2", *SHORT), "runs/s began with --seeds 1 and cannot go on with 2"),
-        (("n_step=1..2", *SHORT, "--gamma", "0.9"), "began with the agent's command line --steps 1000"),
+        (("n_step=1..2", *SHORT, "--gamma", "0.9"), "began with the agent's command line --total-steps 1000"),
     ],
 )
 def test_another_command_does_not_go_on(words: tuple[str, ...], sentence: str) -> None:
@@ -187,7 +188,7 @@ def test_settings_that_contradict_each_other_are_told_and_not_run(capsys: pytest
     assert {trial.state for trial in refused} == {TrialState.PRUNED}
     assert {trial.state for trial in found if trial not in refused} == {TrialState.COMPLETE}
     assert (
-        "cannot be, with munchausen true, double true: --munchausen and --double cannot go" in capsys.readouterr().out
+        "cannot be, with munchausen true, double true: --munchausen and --double cannot be" in capsys.readouterr().out
     )
 
 
@@ -200,6 +201,10 @@ def test_a_run_that_diverges_is_a_result_and_one_that_crashes_is_none(capsys: py
     with pytest.raises(UserError, match=r"3 runs failed one after the other; .* exit code 2 .*: error: a crash; mend"):
         sweep.main(["--name", "crash", "n_step=1..99", *SHORT, "--batch-size", "13"])
     assert [trial.state for trial in trials("crash")] == [TrialState.FAIL] * 3
+
+
+def test_divergence_is_recognized_by_the_message_of_the_agents() -> None:
+    assert DIVERGED in str(divergence_error("step 1", Path("runs/s")))
 
 
 def test_a_run_that_an_older_process_still_writes_is_waited_for(tmp_path: Path) -> None:
@@ -227,7 +232,7 @@ def test_a_run_that_an_older_process_still_writes_is_waited_for(tmp_path: Path) 
         (("n_step=1..2", "--trials", "0"), "--trials cannot be 0: it must be a whole number, at least 1"),
         (("n_step=1..2", "--", "--name", "x"), "--name cannot stand after the dashes"),
         (("n_step=1..2", "--", "--stop-at-return", "18"), "--stop-at-return cannot be given in a sweep"),
-        (("n_step=1..2", "--", "--total-steps", "100"), "are never evaluated, and nothing could be compared"),
+        (("n_step=1..2", "--", "--total-steps", "100"), "have no evaluation, and nothing could be compared"),
         (("n_step=1..2", "--", "--gama", "1"), r"There is no flag --gama \(did you mean --gamma\?\)"),
     ],
 )

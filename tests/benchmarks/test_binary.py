@@ -21,7 +21,7 @@ from zerokara.vision import binary
 
 TINY = (
     *("--data", "glyphs", "--train-images", "200", "--validation-images", "100", "--batch-size", "50", "--epochs", "1"),
-    *("--units", "64", "--layers", "1", "--device", "cpu", "--precision", "float32", "--quiet"),
+    *("--hidden-units", "64", "--num-hidden-layers", "1", "--device", "cpu", "--precision", "float32", "--quiet"),
 )
 
 

@@ -61,9 +61,9 @@ def test_btr_learns_from_our_target(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         next_z_BSA, _ = target(batch.next_obs, config.num_target_tau_samples)
         options = {
-            "scale": config.munchausen_alpha,
-            "temperature": config.munchausen_tau,
-            "floor": config.munchausen_clip,
+            "alpha": config.munchausen_alpha,
+            "tau": config.munchausen_tau,
+            "clip_min": config.munchausen_clip,
         }
         reward_B = batch.reward_B + munchausen_bonus(target.values(batch.obs), batch.action_B, **options)
         discount_B = config.gamma**config.n_step * (1 - batch.done_B)

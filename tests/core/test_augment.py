@@ -1,4 +1,4 @@
-"""Augmentation: every change by known pixels, seeds, and labels in the proportion of the images."""
+"""Tests of data augmentation: transforms of known pixels, reproducibility, and labels of mixed images."""
 
 from __future__ import annotations
 
@@ -41,25 +41,25 @@ def one_map(angle: float = 0, shear: float = 0, scale: float = 1, right: float =
     return affine_maps(*(torch.tensor([float(value)]) for value in (angle, shear, scale, right, down)))
 
 
-def test_nothing_is_nothing() -> None:
+def test_default_does_not_change_images() -> None:
     x, target = pictures(), torch.eye(4)
     assert Augment()(x, seeded()) is x
     assert Augment().mix(x, target, seeded()) == (x, target)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_does_something_and_keeps_the_range(kind: str) -> None:
+def test_every_transform_changes_images_and_keeps_the_range(kind: str) -> None:
     x = pictures(8, 3, 10, 14)
-    kept = x.clone()
+    original = x.clone()
     changed = Augment(**{kind: KINDS[kind]})(x, seeded())  # type: ignore[arg-type]
     assert changed.shape == x.shape
     assert not torch.equal(changed, x)
     assert changed.min() >= 0
     assert changed.max() <= 1
-    assert torch.equal(x, kept), "the images on the device are read, not written"
+    assert torch.equal(x, original), "the input is not modified"
 
 
-def test_the_seed_decides_alone() -> None:
+def test_result_depends_only_on_the_generator() -> None:
     x, target = pictures(16, 3), torch.eye(16)
     torch.manual_seed(1)
     first = EVERYTHING.mix(EVERYTHING(x, seeded(7)), target, seeded(8))
@@ -71,38 +71,38 @@ def test_the_seed_decides_alone() -> None:
     assert not torch.equal(first[0], other[0])
 
 
-def test_images_go_their_own_ways() -> None:
+def test_each_image_has_its_own_random_numbers() -> None:
     x = pictures(1).expand(8, -1, -1, -1)
     changed = dataclasses.replace(EVERYTHING, flip=False)(x, seeded())
     assert len({tuple(image.flatten().tolist()) for image in changed}) == 8
 
 
-def test_a_quarter_turn_is_clockwise() -> None:
+def test_rotation_is_clockwise() -> None:
     x = pictures(1, 2)
-    turned = warp(x, one_map(angle=math.pi / 2))
-    torch.testing.assert_close(turned, torch.rot90(x, -1, (2, 3)))
+    flipped_mask = warp(x, one_map(angle=math.pi / 2))
+    torch.testing.assert_close(flipped_mask, torch.rot90(x, -1, (2, 3)))
 
 
-def test_a_quarter_turn_of_an_oblong_turns_pixels_not_proportions() -> None:
+def test_rotation_of_a_non_square_image_keeps_distances_in_pixels() -> None:
     x = torch.zeros(1, 1, 5, 9)
     x[0, 0, 2, 3:6] = 1  # three in a row around the middle
-    turned = warp(x, one_map(angle=math.pi / 2))
+    flipped_mask = warp(x, one_map(angle=math.pi / 2))
     expected = torch.zeros(1, 1, 5, 9)
     expected[0, 0, 1:4, 4] = 1
-    torch.testing.assert_close(turned, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(flipped_mask, expected, atol=1e-5, rtol=0)
 
 
-def test_a_shift_goes_right_and_down_by_pixels() -> None:
+def test_shift_is_right_and_down_in_pixels() -> None:
     x = pictures(1)
     moved = warp(x, one_map(right=2, down=3))
     torch.testing.assert_close(moved[:, :, 3:, 2:], x[:, :, :-3, :-2])
-    torch.testing.assert_close(moved[:, :, 3:, 0], x[:, :, :-3, 0])  # the edge goes on
+    torch.testing.assert_close(moved[:, :, 3:, 0], x[:, :, :-3, 0])  # the edge is repeated
 
 
 def test_scale_and_shear_by_hand() -> None:
     x = torch.zeros(1, 1, 5, 5)
     x[0, 0, 2, 1:4] = torch.tensor([0.2, 1.0, 0.6])
-    # Twice as large: new columns 0 to 4 come from places 1, 1.5, 2, 2.5, 3.
+    # Twice as large: new columns 0 to 4 come from positions 1, 1.5, 2, 2.5, 3.
     torch.testing.assert_close(
         warp(x, one_map(scale=2))[0, 0, 2], torch.tensor([0.2, 0.6, 1.0, 0.8, 0.6]), atol=1e-5, rtol=0
     )
@@ -112,15 +112,15 @@ def test_scale_and_shear_by_hand() -> None:
     torch.testing.assert_close(warp(upright, one_map(shear=math.pi / 4))[0, 0], torch.eye(5), atol=1e-5, rtol=0)
 
 
-def test_turn_and_shift_do_not_mix() -> None:
-    """First the picture turns about its own middle, then it moves."""
+def test_rotation_is_applied_before_shift() -> None:
+    """The image is rotated about its center, then shifted."""
     x = pictures(1)
     at_once = warp(x, one_map(angle=math.pi / 2, right=3, down=1))
     in_turn = warp(warp(x, one_map(angle=math.pi / 2)), one_map(right=3, down=1))
     torch.testing.assert_close(at_once, in_turn, atol=1e-5, rtol=1e-5)
 
 
-def test_black_stays_black_around_a_digit() -> None:
+def test_background_of_a_digit_stays_black() -> None:
     x = torch.zeros(1, 1, 12, 12)
     x[:, :, 4:8, 4:8] = 1
     moved = warp(x, one_map(right=-6))
@@ -128,25 +128,25 @@ def test_black_stays_black_around_a_digit() -> None:
     assert moved[0, 0, 4:8, :2].min() > 0.99
 
 
-def test_random_maps_stay_within_what_was_asked() -> None:
+def test_random_maps_stay_within_their_limits() -> None:
     x = torch.zeros(4000, 1, 20, 10)
-    maps = Augment(rotation_degrees=15, shift=0.1)._maps(x, seeded())
+    maps = Augment(rotation_degrees=15, shift=0.1)._sample_maps(x, seeded())
     angle = torch.rad2deg(torch.atan2(maps[:, 0, 1], maps[:, 0, 0]))
     assert 14.5 < angle.max() <= 15.001
     assert -15.001 <= angle.min() < -14.5
     shift = -(maps[:, :, :2].mT @ maps[:, :, 2:])[:, :, 0]  # back through the rotation
     assert shift[:, 0].abs().max() <= 1.001
     assert 1.95 < shift[:, 1].abs().max() <= 2.001
-    lean = Augment(shear_degrees=20)._maps(x, seeded())[:, 0, 1].neg().atan()
-    assert torch.rad2deg(lean).min() < -19.5
-    assert 19.5 < torch.rad2deg(lean).max() <= 20.001
-    scale = Augment(scale=0.3)._maps(x, seeded())[:, 0, 0].reciprocal()
+    shear = Augment(shear_degrees=20)._sample_maps(x, seeded())[:, 0, 1].neg().atan()
+    assert torch.rad2deg(shear).min() < -19.5
+    assert 19.5 < torch.rad2deg(shear).max() <= 20.001
+    scale = Augment(scale=0.3)._sample_maps(x, seeded())[:, 0, 0].reciprocal()
     assert 0.7 <= scale.min() < 0.71
     assert 1.29 < scale.max() <= 1.3001
 
 
-def test_elastic_fields_have_their_strength_and_are_smooth() -> None:
-    field = Augment(elastic_pixels=1.5)._field(torch.zeros(2000, 1, 28, 28), seeded())
+def test_elastic_fields_have_the_configured_deviation_and_correlation() -> None:
+    field = Augment(elastic_pixels=1.5)._sample_field(torch.zeros(2000, 1, 28, 28), seeded())
     assert field is not None
     assert field.shape == (2000, 2, 28, 28)
     torch.testing.assert_close(field.std(0), torch.full((2, 28, 28), 1.5), atol=0.12, rtol=0)
@@ -159,14 +159,14 @@ def test_elastic_fields_have_their_strength_and_are_smooth() -> None:
     assert abs(across) < 0.03
 
 
-def test_a_field_moves_pixels() -> None:
+def test_displacement_field_moves_pixels() -> None:
     x = pictures(1)
     field = torch.zeros(1, 2, 12, 12)
     field[:, 0] = 2  # fetched from two pixels further right
     torch.testing.assert_close(warp(x, one_map(), field)[..., :-2], x[..., 2:])
 
 
-def test_crops_are_windows_of_a_margin_that_continues_the_edge() -> None:
+def test_crop_pads_by_repeating_the_edge() -> None:
     x = pictures(2, 3, 6, 8)
     cut = crop(x, 2, torch.tensor([[2, 2], [0, 4]]))
     assert torch.equal(cut[0], x[0])
@@ -174,34 +174,34 @@ def test_crops_are_windows_of_a_margin_that_continues_the_edge() -> None:
     assert torch.equal(cut[1, :, 0], torch.cat([x[1, :, 0, 2:], x[1, :, 0, -1:].expand(3, 2)], 1))
 
 
-def test_crop_reaches_every_place() -> None:
+def test_crop_samples_all_offsets() -> None:
     x = torch.arange(49.0).view(1, 1, 7, 7).expand(2000, -1, -1, -1) / 49
     middles = Augment(crop_pixels=2)(x, seeded())[:, 0, 3, 3]
     assert len(middles.unique()) == 25
 
 
-def test_flips_are_of_half_the_images() -> None:
+def test_half_of_the_images_are_flipped() -> None:
     x = pictures(2000, 1, 2, 2)
     flipped = Augment(flip=True)(x, seeded())
-    turned = (flipped == x.flip(3)).flatten(1).all(1)
-    assert ((flipped == x).flatten(1).all(1) ^ turned).all()
-    assert 900 < turned.sum() < 1100
+    flipped_mask = (flipped == x.flip(3)).flatten(1).all(1)
+    assert ((flipped == x).flatten(1).all(1) ^ flipped_mask).all()
+    assert 900 < flipped_mask.sum() < 1100
 
 
-def test_alternating_flips_show_both_sides_in_two_epochs() -> None:
+def test_alternating_flips_differ_between_successive_epochs() -> None:
     x, index = pictures(2000, 1, 2, 2), torch.arange(2000)
     epochs = [Augment(flip=True)(x, seeded(e), index_B=index, epoch=e) for e in range(3)]
     assert torch.equal(epochs[1], epochs[0].flip(3))
     assert torch.equal(epochs[2], epochs[0])
-    turned = (epochs[0] == x.flip(3)).flatten(1).all(1)
-    assert 900 < turned.sum() < 1100
-    for every in (2, 10):  # not in step with sets whose classes take turns
-        assert abs(turned[::every].float().mean() - 0.5) < 0.1
+    flipped_mask = (epochs[0] == x.flip(3)).flatten(1).all(1)
+    assert 900 < flipped_mask.sum() < 1100
+    for every in (2, 10):  # independent of the order of the data set, for example of alternating classes
+        assert abs(flipped_mask[::every].float().mean() - 0.5) < 0.1
     shuffle = torch.randperm(2000, generator=seeded())
     assert torch.equal(Augment(flip=True)(x[shuffle], seeded(5), index_B=shuffle), epochs[0][shuffle])
 
 
-def test_brightness_moves_the_mean_and_contrast_the_distance_from_it() -> None:
+def test_brightness_shifts_all_pixels_and_contrast_scales_around_the_mean() -> None:
     x = 0.4 + 0.2 * pictures(500)
     lighter = Augment(brightness=0.3)(x, seeded())
     added = (lighter - x).flatten(1)
@@ -215,7 +215,7 @@ def test_brightness_moves_the_mean_and_contrast_the_distance_from_it() -> None:
     assert 1.48 < factor.max() <= 1.5001
 
 
-def test_cutout_lays_a_square_of_the_mean_colour() -> None:
+def test_cutout_fills_a_square_with_the_mean_color() -> None:
     x = 0.25 + 0.5 * pictures(300, 3, 20, 20)
     cut = Augment(cutout=0.3)(x, seeded())
     mean = x.mean((2, 3), keepdim=True).expand_as(x)
@@ -235,35 +235,35 @@ def test_boxes_by_hand() -> None:
     assert torch.equal(masks, expected)
 
 
-def test_mixup_keeps_the_mean_and_labels_follow_the_images() -> None:
-    """Each image is of one colour, so a mixed image's colour must be what its label says."""
-    colour = torch.linspace(0, 1, 64)
-    x, target = colour.view(-1, 1, 1, 1).expand(-1, 3, 6, 6), torch.eye(64)
+def test_labels_are_mixed_in_the_proportion_of_the_images() -> None:
+    """Each image has a constant color, so the mean of a mixed image must equal the color given by its label."""
+    color = torch.linspace(0, 1, 64)
+    x, target = color.view(-1, 1, 1, 1).expand(-1, 3, 6, 6), torch.eye(64)
     for augment in (Augment(mixup=0.4), Augment(cutmix=1.0), Augment(mixup=0.4, cutmix=1.0)):
         mixed, labels = augment.mix(x, target, seeded(3))
         torch.testing.assert_close(labels.sum(1), torch.ones(64))
-        torch.testing.assert_close(mixed.mean((1, 2, 3)), labels @ colour)
+        torch.testing.assert_close(mixed.mean((1, 2, 3)), labels @ color)
         assert not torch.equal(labels, target)
     _, partner = (Augment(mixup=0.4).mix(x, target, seeded(3))[1] - target).max(1)
-    assert len(partner.unique()) > 55, "each image serves as a partner once"
+    assert len(partner.unique()) > 55, "each image is the partner of one other"
 
 
-def test_cutmix_labels_are_shares_of_the_area() -> None:
+def test_cutmix_labels_are_fractions_of_the_area() -> None:
     x = torch.arange(32.0).view(-1, 1, 1, 1).expand(-1, 1, 10, 10) / 32
     mixed, labels = Augment(cutmix=1.0).mix(x, torch.eye(32), seeded())
-    own_share = (mixed == x).flatten(1).float().mean(1)
-    torch.testing.assert_close(labels.diagonal(), own_share)
-    assert own_share.min() < 0.3
+    own_fraction = (mixed == x).flatten(1).float().mean(1)
+    torch.testing.assert_close(labels.diagonal(), own_fraction)
+    assert own_fraction.min() < 0.3
 
 
-def test_shares_follow_the_beta_distribution() -> None:
+def test_mixup_fractions_follow_the_beta_distribution() -> None:
     x, target = torch.zeros(4000, 1, 1, 1), torch.arange(4000.0)[:, None]
     x[:2000] = 1
     alpha = 0.2
     mixed, _ = Augment(mixup=alpha).mix(x, target, seeded())
-    share = mixed[(mixed > 0) & (mixed < 1)]  # of the half whose partner is of the other colour
-    assert 1600 < len(share) <= 2100
-    assert share.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.05)  # of Beta(a, a)
+    fraction = mixed[(mixed > 0) & (mixed < 1)]  # of the half whose partner has the other color
+    assert 1600 < len(fraction) <= 2100
+    assert fraction.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.05)  # of Beta(a, a)
     assert Augment(mixup=0.01).mix(x, target, seeded())[0].isfinite().all()
 
 
@@ -275,7 +275,7 @@ def test_shares_follow_the_beta_distribution() -> None:
     width=st.integers(8, 20),
     seed=st.integers(0, 1000),
 )
-def test_any_shape_goes_through(batch: int, channels: int, height: int, width: int, seed: int) -> None:
+def test_any_shape_is_supported(batch: int, channels: int, height: int, width: int, seed: int) -> None:
     x = torch.rand(batch, channels, height, width, generator=seeded(seed))
     changed, target = EVERYTHING.mix(EVERYTHING(x, seeded(seed)), torch.eye(batch), seeded(seed))
     assert changed.shape == x.shape

@@ -1,4 +1,4 @@
-"""Boxes against numbers worked out by hand, and against loops that do the same slowly."""
+"""Tests of box operations against values computed by hand and against slow reference loops."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def some_boxes(number: int, width: float = 60, height: float = 40) -> Tensor:
     return torch.cat([corner, corner + 1 + torch.rand(number, 2) * torch.tensor([width * 0.3, height * 0.3])], 1)
 
 
-def test_overlap_by_hand() -> None:
+def test_iou_by_hand() -> None:
     one = torch.tensor([[0.0, 0, 10, 10], [5, 5, 5, 9]])
     other = torch.tensor([[0.0, 0, 10, 10], [5, 0, 15, 10], [10, 0, 20, 10], [2, 2, 4, 4], [5, 5, 5, 9]])
     expected = torch.tensor([[1, 50 / 150, 0, 4 / 100, 0], [0, 0, 0, 0, 0]])
@@ -34,8 +34,8 @@ def test_clip_and_mirror() -> None:
     assert torch.equal(mirror(mirror(boxes, 60), 60), boxes)
 
 
-def test_codes_by_hand_and_back() -> None:
-    # Half a width to the right, a quarter of a height up, twice as wide, as high.
+def test_encode_by_hand_and_decode_is_its_inverse() -> None:
+    # Half a width to the right, a quarter of a height up, twice the width, the same height.
     code = encode(torch.tensor([[0.0, 0, 10, 20]]), torch.tensor([[0.0, -5, 20, 15]]))
     torch.testing.assert_close(code, torch.tensor([[0.5 / 0.1, -0.25 / 0.1, math.log(2) / 0.2, 0]]))
     boxes, targets = some_boxes(50), some_boxes(50)
@@ -46,20 +46,20 @@ def test_codes_by_hand_and_back() -> None:
     assert wild.isfinite().all()
 
 
-def test_suppression_by_hand() -> None:
+def test_nms_by_hand() -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [2, 0, 12, 10], [20, 20, 30, 30]])
     scores = torch.tensor([0.8, 0.9, 0.7, 0.1])
     assert nms(boxes, scores, 0.5).tolist() == [1, 3]
     assert nms(boxes, scores, 0.75).tolist() == [1, 3]  # 9 / 11 each
     assert nms(boxes, scores, 0.9).tolist() == [1, 0, 2, 3]
-    # The middle goes, and so does not take the last with it.
+    # The middle box is suppressed, so it does not suppress the last one.
     chain = torch.tensor([[0.0, 0, 10, 10], [4, 0, 14, 10], [8, 0, 18, 10]])
     assert nms(chain, torch.tensor([0.9, 0.8, 0.7]), 0.3).tolist() == [0, 2]
     assert nms(boxes[:0], scores[:0], 0.5).tolist() == []
     assert nms(boxes[[0, 0]], torch.tensor([0.5, 0.5]), 0.5).tolist() == [0]
 
 
-def test_suppression_is_the_greedy_one() -> None:
+def test_nms_equals_the_greedy_algorithm() -> None:
     for limit in (0.1, 0.3, 0.6):
         boxes, scores = some_boxes(120), torch.rand(120)
         overlaps, left, expected = iou(boxes, boxes), scores.argsort(descending=True).tolist(), []
@@ -69,7 +69,7 @@ def test_suppression_is_the_greedy_one() -> None:
         assert nms(boxes, scores, limit).tolist() == expected
 
 
-def test_each_class_is_picked_by_itself() -> None:
+def test_pick_treats_each_class_separately() -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [40, 0, 50, 10]])
     scores = torch.tensor([[0.9, 0.2], [0.8, 0.6], [0.05, 0.7]])
     found, score, label = pick(boxes[:, None].expand(-1, 2, -1), scores, least_score=0.1, nms_iou=0.5, most=2)
@@ -79,7 +79,7 @@ def test_each_class_is_picked_by_itself() -> None:
 
 
 def slow_roi_pool(maps: Tensor, boxes: Tensor, image: Tensor, bins: int, scale: tuple[float, float]) -> Tensor:
-    """The definition, bin by bin."""
+    """Compute RoI max pooling by its definition, bin by bin."""
     _, channels, height, width = maps.shape
     out = torch.empty(len(boxes), channels, bins, bins)
     for row, (box, which) in enumerate(zip(boxes.tolist(), image.tolist(), strict=True)):
@@ -100,12 +100,12 @@ def test_roi_pooling_by_hand() -> None:
     pooled = roi_pool(maps, boxes, torch.zeros(4, dtype=torch.int64), 2, (0.25, 0.25))
     assert pooled[0, 0].tolist() == [[5, 7], [13, 15]]
     assert pooled[1, 0].tolist() == [[5, 6], [5, 6]]  # one row of two cells
-    assert pooled[2, 0].tolist() == [[15, 15], [15, 15]]  # less than a cell is one
+    assert pooled[2, 0].tolist() == [[15, 15], [15, 15]]  # a region smaller than a cell is one cell
     assert pooled[3, 0].tolist() == [[0, 0], [0, 0]]  # outside: the nearest cell
 
 
 @pytest.mark.parametrize(("bins", "height", "width"), [(1, 9, 13), (3, 5, 7), (6, 20, 30), (7, 4, 3)])
-def test_roi_pooling_is_its_definition(bins: int, height: int, width: int) -> None:
+def test_roi_pooling_equals_its_definition(bins: int, height: int, width: int) -> None:
     maps = torch.randn(3, 5, height, width, requires_grad=True)
     boxes, image = some_boxes(40) - 2, torch.randint(3, (40,))
     scale = (width / 60, height / 40)
@@ -117,11 +117,11 @@ def test_roi_pooling_is_its_definition(bins: int, height: int, width: int) -> No
     torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
-def test_no_regions_are_none() -> None:
+def test_roi_pooling_of_no_regions() -> None:
     assert roi_pool(torch.rand(1, 3, 4, 4), torch.zeros(0, 4), torch.zeros(0).long(), 2, (1, 1)).shape == (0, 3, 2, 2)
 
 
-def test_a_crop_of_the_same_size_is_the_picture() -> None:
+def test_crop_of_the_same_size_copies_the_image() -> None:
     picture = torch.from_numpy(np.random.default_rng(0).integers(256, size=(2, 3, 12, 16), dtype=np.uint8))
     boxes = torch.tensor([[3.0, 2, 11, 10], [0, 0, 8, 8]])
     crops = warp(picture, boxes, torch.tensor([1, 0]), 8, 0, torch.zeros(3))
@@ -129,7 +129,7 @@ def test_a_crop_of_the_same_size_is_the_picture() -> None:
     torch.testing.assert_close(crops[1], picture[0, :, :8, :8] / 255)
 
 
-def test_a_crop_shows_what_lies_around_and_a_colour_outside() -> None:
+def test_crop_shows_the_context_and_the_fill_color_outside() -> None:
     picture = torch.from_numpy(np.random.default_rng(0).integers(256, size=(1, 3, 12, 16), dtype=np.uint8))
     inside = warp(picture, torch.tensor([[4.0, 4, 8, 8]]), torch.tensor([0]), 8, 2, torch.zeros(3))
     torch.testing.assert_close(inside[0], picture[0, :, 2:10, 2:10] / 255)

@@ -1,4 +1,4 @@
-"""The command line: presets, defaults, refusals in one sentence, help, and what config.json gives back."""
+"""Settings: types, ranges, what config.json gives back, configs of older versions, and the end of a program."""
 
 from __future__ import annotations
 
@@ -11,123 +11,68 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, ClassVar, Literal, NoReturn
 
 import pytest
 
-from zerokara.core.config import Range, UserError, field_help, from_dict, parse, run_main, to_dict, validate
+from zerokara.core.config import Range, UserError, from_dict, run_main, to_dict, to_saved, validate
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What the tests configure."""
+    """Settings for these tests: the second version of a config class."""
+
+    RENAMED: ClassVar = {
+        "sticky": "repeat_action_probability",
+        "size": lambda settings: "num_rows" if settings["shape"] == "rows" else "num_columns",
+    }
+    RENAMED_VALUES: ClassVar = {"distortions": {"colour": "color"}, "shape": {"lines": "rows"}}
+    REMOVED: ClassVar = {"momentum": "Adam has none"}
+    VALUES_BEFORE: ClassVar = {"clip": False}
 
     preset: str = "fast"
     """Named set of defaults."""
     num_envs: Annotated[int, Range(1)] = 8
-    """Environments
-    stepped together."""
+    """Environments stepped together."""
     learning_rate: Annotated[float, Range(0, 1, low_open=True)] = 1e-4
-    """Adam's learning rate."""
+    """Learning rate of Adam."""
+    repeat_action_probability: float = 0.0
+    """Probability that the previous action is repeated."""
     double: bool = True
-    """Let the online network choose the target's action."""
+    """Double Q-learning."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
+    """Device of the network."""
     name: str | None = None
     """Folder under runs/."""
     hidden: Annotated[tuple[int, ...], Range(1)] = (512,)
     """Widths of the hidden layers."""
-    eval_steps: Annotated[int | None, Range(1)] = None
-    """Steps between evaluations."""
+    distortions: tuple[Literal["color", "cutout"], ...] = ()
+    """Augmentations."""
+    shape: Literal["rows", "columns"] = "rows"
+    """Layout."""
+    num_rows: int = 1
+    """Rows."""
+    num_columns: int = 1
+    """Columns."""
+    clip: bool = True
+    """Clip rewards. Versions before this field did not."""
 
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "fast": {},
-    "nature": {"num_envs": 1, "double": False, "learning_rate": 2.5e-4, "hidden": (256, 128)},
+# What version 1 saved: no version number, old names and values, a field that is gone, and no `clip`.
+VERSION_1: dict[str, Any] = {
+    "preset": "fast",
+    "num_envs": 3,
+    "learning_rate": 0.5,
+    "sticky": 0.25,
+    "double": False,
+    "device": "cpu",
+    "name": None,
+    "hidden": [4, 5],
+    "distortions": ["colour", "cutout"],
+    "shape": "columns",
+    "size": 7,
+    "momentum": 0.9,
 }
-
-
-def parsed(*words: str) -> Config:
-    return parse(Config, PRESETS, words, "Deep Q-learning.")
-
-
-def refused(*words: str) -> str:
-    with pytest.raises(UserError) as error:
-        parsed(*words)
-    message = str(error.value)
-    assert "\n" not in message
-    assert message.endswith((".", "?"))
-    assert not set(message) & set("╭│╰")
-    return message
-
-
-def test_defaults_then_preset_then_flags() -> None:
-    assert parsed() == Config()
-    assert parsed("--preset", "nature") == Config(
-        preset="nature", num_envs=1, double=False, learning_rate=2.5e-4, hidden=(256, 128)
-    )
-    # wherever --preset stands, it comes first
-    assert parsed("--num-envs", "3", "--double", "--preset=nature").num_envs == 3
-    assert parsed("--num-envs", "3", "--double", "--preset=nature").double is True
-
-
-def test_a_layer_lies_over_the_preset_and_under_the_flags() -> None:
-    layers = {"device": {"cpu": {"num_envs": 2, "hidden": (7,)}}}
-
-    def layered(*words: str, saved: Config | None = None) -> Config:
-        return parse(Config, PRESETS, words, "", saved, layers=layers)
-
-    over = layered("--preset", "nature", "--device", "cpu")
-    assert (over.num_envs, over.hidden, over.double) == (2, (7,), False)
-    assert layered("--num-envs", "3", "--device=cpu").num_envs == 3
-    assert layered("--preset", "nature") == parsed("--preset", "nature")  # where it is not typed, it is not there
-    assert layered("--device", "cuda").num_envs == 8
-    assert layered("--device", "cpu", saved=Config(num_envs=5)).num_envs == 5  # a run goes on as it was
-
-
-def test_the_type_of_every_field() -> None:
-    words = "--num_envs 16 --learning-rate=1e-3 --no-double --device cpu --name x --hidden 4 5 6 --eval-steps 100"
-    assert parsed(*words.split()) == Config(
-        num_envs=16, learning_rate=1e-3, double=False, device="cpu", name="x", hidden=(4, 5, 6), eval_steps=100
-    )
-    assert type(parsed("--learning-rate", "1")) is Config
-    assert isinstance(parsed("--learning-rate", "1").learning_rate, float)
-
-
-@pytest.mark.parametrize(
-    ("words", "parts"),
-    [
-        ("--preset natur", ["'natur'", "did you mean nature?", "--preset {fast,nature}"]),
-        ("--preset", ["--preset needs a value"]),
-        ("--num-env 3", ["no flag --num-env", "did you mean --num-envs?"]),
-        ("--no-doubel", ["no flag --no-doubel", "did you mean --double?"]),
-        ("--xyzzy 3", ["no flag --xyzzy;"]),
-        ("--num-envs 0", ["--num-envs", "0", "a whole number, at least 1"]),
-        ("--num-envs 1e6", ["--num-envs", "'1e6'", "a whole number, at least 1"]),
-        ("--num-envs x", ["--num-envs", "'x'", "a whole number"]),
-        ("--learning-rate 0", ["--learning-rate", "a number, above 0 and at most 1"]),
-        ("--learning-rate 1.5", ["--learning-rate", "1.5", "at most 1"]),
-        ("--learning-rate nan", ["--learning-rate", "nan"]),
-        ("--learning-rate", ["--learning-rate needs a value"]),
-        ("--device tpu", ["--device", "'tpu'", "auto, cpu, cuda"]),
-        ("--hidden 4 0", ["--hidden", "(4, 0)", "at least 1"]),
-        ("--hidden 4 x", ["--hidden", "whole number"]),
-        ("--eval-steps 0", ["--eval-steps", "at least 1"]),
-        ("stray", ["'stray'"]),
-        ("--preset nature stray", ["'stray'"]),
-        ("--double true", ["'true'", "--no-flag"]),
-    ],
-)
-def test_refusals(words: str, parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    message = refused(*words.split())
-    for part in parts:
-        assert part in message
-    assert capsys.readouterr() == ("", "")  # entry() prints it, nobody else
-
-
-def test_a_preset_is_checked_too() -> None:
-    with pytest.raises(UserError, match="--num-envs cannot be 0"):
-        parse(Config, {"fast": {"num_envs": 0}}, [], "")
 
 
 @pytest.mark.parametrize(
@@ -156,55 +101,43 @@ def test_a_range_knows_its_ends() -> None:
     assert str(Range(0, 1, low_open=True)) == "above 0 and at most 1"
 
 
-def test_help_explains_every_field(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    with pytest.raises(SystemExit) as leaving:
-        parsed("--help", "--preset", "nature")
-    assert not leaving.value.code
-    text = capsys.readouterr().out
-    helps = field_help(Config)
-    assert list(helps) == [field.name for field in dataclasses.fields(Config)]
-    for name, explanation in helps.items():
-        assert f"--{name.replace('_', '-')}" in text
-        assert explanation in text
-    assert "Environments stepped together. At least 1. (default: 1)" in text  # range, and the preset's default
-    assert "{fast,nature}" in text
-    assert "nature: --num-envs 1 --no-double --learning-rate 0.00025 --hidden 256 128" in text
-    assert "Deep Q-learning." in text
-
-
-def test_help_of_inherited_fields() -> None:
-    @dataclass(frozen=True, kw_only=True)
-    class More(Config):
-        atoms: int = 51
-        """Atoms of the distribution."""
-
-    assert field_help(More) == {**field_help(Config), "atoms": "Atoms of the distribution."}
-    assert parse(More, {"fast": {}}, ["--atoms", "3"], "") == More(atoms=3)
-
-
-def test_a_saved_config_stands_in_for_the_preset() -> None:
-    saved = Config(preset="nature", num_envs=5)
-    assert parse(Config, PRESETS, ["--learning-rate", "0.5"], "", saved=saved) == dataclasses.replace(
-        saved, learning_rate=0.5
-    )
-    assert parse(Config, PRESETS, ["--preset", "nature"], "", saved=saved) == saved
-    with pytest.raises(UserError, match="cannot change its preset"):
-        parse(Config, PRESETS, ["--preset", "fast"], "", saved=saved)
-
-
 def test_json_and_back() -> None:
-    config = parsed("--preset", "nature", "--name", "x")
-    assert from_dict(Config, json.loads(json.dumps(to_dict(config))), "config.json") == config
+    config = Config(num_envs=3, hidden=(4, 5), distortions=("color",), name="x")
+    assert from_dict(Config, json.loads(json.dumps(to_saved(config))), "config.json") == config
+    assert to_saved(config) == {"config_version": 2, **to_dict(config)}
 
 
-def test_a_config_of_another_version() -> None:
-    values = to_dict(Config())
-    del values["double"]
-    with pytest.raises(UserError, match=r"runs/x/config.json .* \(unknown color; missing double\)"):
-        from_dict(Config, {**values, "color": 1}, "runs/x/config.json")
+def test_a_config_of_an_older_version(capsys: pytest.CaptureFixture[str]) -> None:
+    config = from_dict(Config, VERSION_1, "runs/x/config.json")
+    assert config == Config(
+        num_envs=3,
+        learning_rate=0.5,
+        repeat_action_probability=0.25,
+        double=False,
+        device="cpu",
+        hidden=(4, 5),
+        distortions=("color", "cutout"),
+        shape="columns",
+        num_columns=7,
+        clip=False,
+    )
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "runs/x/config.json: the setting 'momentum' no longer exists (Adam has none)" in err
+
+
+def test_an_old_name_can_depend_on_other_settings() -> None:
+    rows = from_dict(Config, {**VERSION_1, "shape": "lines"}, "runs/y/config.json")
+    assert (rows.shape, rows.num_rows, rows.num_columns) == ("rows", 7, 1)
+
+
+def test_what_is_not_an_older_config_is_refused() -> None:
+    with pytest.raises(UserError, match=r"runs/x/config.json has a setting 'doubel' .*did you mean double\?"):
+        from_dict(Config, {**to_saved(Config()), "doubel": 1}, "runs/x/config.json")
+    with pytest.raises(UserError, match=r"written by a newer version .*version 3.*up to 2"):
+        from_dict(Config, {**to_saved(Config()), "config_version": 3, "color": 1}, "runs/x/config.json")
     with pytest.raises(UserError, match=r"runs/x/config.json does not fit: --device cannot be 'tpu'"):
-        from_dict(Config, {**to_dict(Config()), "device": "tpu"}, "runs/x/config.json")
+        from_dict(Config, {**to_saved(Config()), "device": "tpu"}, "runs/x/config.json")
 
 
 def raising(error: BaseException) -> Callable[[], None]:
@@ -254,6 +187,7 @@ def test_a_closed_pipe_is_no_stack_trace() -> None:
 
 
 def test_importing_config_is_cheap() -> None:
-    code = "import sys, core.config; print(sorted({'tyro', 'torch', 'numpy'} & set(sys.modules)))"
+    code = "import sys, zerokara.core.config, zerokara.core.command_line; "
+    code += "print(sorted({'torch', 'numpy'} & set(sys.modules)))"
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, check=True).stdout == b"[]\n"

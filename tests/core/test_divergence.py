@@ -40,5 +40,5 @@ def test_one_weight_that_is_no_number_is_seen(wrong: float) -> None:
 
 def test_what_a_person_is_told_then() -> None:
     sentence = str(divergence_error("update 1,234", Path("runs/mine")))
-    assert sentence.startswith("The loss is no number any more at update 1,234: ")
-    assert "the last good checkpoint stays in runs/mine; start again with a lower --learning-rate." in sentence
+    assert sentence.startswith("Training diverged at update 1,234: the weights contain NaN or Inf")
+    assert "the last good checkpoint is in runs/mine; start a new run with a lower --learning-rate." in sentence

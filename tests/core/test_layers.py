@@ -1,4 +1,4 @@
-"""Binary layers and their gradients by hand, packed weights, learnt noise, spectral norm."""
+"""Tests of the layers: binary layers and their gradients by hand, packed weights, noisy layers, spectral norm."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_binary_linear_by_hand() -> None:
     assert y.tolist() == [[3.0, 1.0]]
     y.backward(torch.tensor([[1.0, 10.0]]))
     assert x.grad is not None
-    assert x.grad.tolist() == [[1 - 10, 0.0, 1 + 10]]  # the second input is beyond hard-tanh's slope
+    assert x.grad.tolist() == [[1 - 10, 0.0, 1 + 10]]  # |x| > 1 for the second input, so hard-tanh's gradient is 0
     assert layer.weight.grad is not None
     assert layer.weight.grad.tolist() == [[1, -1, 1], [10, -10, 10]]
 
@@ -56,7 +56,7 @@ def test_binary_convolution_by_hand() -> None:
     layer.weight.data = torch.full((1, 1, 3, 3), 0.5)
     x = torch.full((1, 1, 3, 3), -0.7, requires_grad=True)
     y = layer(x)
-    # Nine times -1 in the middle; on an edge three are padding (+1), in a corner five.
+    # The center sums nine times -1; at an edge three inputs are padding (+1), in a corner five.
     assert y[0, 0].tolist() == [[1, -3, 1], [-3, -9, -3], [1, -3, 1]]
     y.sum().backward()
     assert x.grad is not None
@@ -65,7 +65,7 @@ def test_binary_convolution_by_hand() -> None:
     assert layer.weight.grad[0, 0].tolist() == [[1, -3, 1], [-3, -9, -3], [1, -3, 1]]
 
 
-def test_a_first_layer_keeps_its_images() -> None:
+def test_first_layer_does_not_binarize_its_input() -> None:
     x = torch.rand(2, 3, 5, 5)
     layer = BinaryConv2d(3, 4, 3, stride=2, padding=1, binary_input=False)
     torch.testing.assert_close(layer(x), F.conv2d(x, sign(layer.weight), stride=2, padding=1))
@@ -79,7 +79,7 @@ def binary_network() -> nn.Sequential:
     )
 
 
-def test_latent_weights_are_clipped_and_nothing_else() -> None:
+def test_only_latent_weights_are_clipped() -> None:
     network = binary_network()
     for p in network.parameters():
         p.data.fill_(3.0)
@@ -89,7 +89,7 @@ def test_latent_weights_are_clipped_and_nothing_else() -> None:
 
 
 @given(st.lists(st.floats(-2, 2, width=32, allow_subnormal=False), min_size=1, max_size=40))
-def test_packed_signs_come_back(values: list[float]) -> None:
+def test_pack_and_unpack_signs(values: list[float]) -> None:
     weight = torch.tensor(values)
     packed = pack_signs(weight)
     assert packed.dtype is torch.uint8
@@ -97,12 +97,12 @@ def test_packed_signs_come_back(values: list[float]) -> None:
     assert torch.equal(unpack_signs(packed, tuple(weight.shape)), sign(weight))
 
 
-def test_a_packed_network_computes_the_same_with_a_bit_per_weight() -> None:
+def test_packed_network_has_equal_outputs_with_one_bit_per_weight() -> None:
     torch.manual_seed(0)
     network = binary_network().eval()
     packed = pack(network)
     assert packed["0.weight"].numel() == 6  # 45 bits
-    assert packed["3.weight"].numel() * 8 == 5 * 36 * 7 + 4  # 32 times smaller, to the byte
+    assert packed["3.weight"].numel() * 8 == 5 * 36 * 7 + 4  # 1/32 of the size, rounded up to a byte
     assert torch.equal(packed["1.weight"], network.state_dict()["1.weight"])
     other = binary_network().eval()
     unpack(other, packed)
@@ -117,7 +117,7 @@ def noisy(sigma: float = 0.5) -> NoisyLinear:
     return NoisyLinear(4, 3, sigma)
 
 
-def test_noise_by_hand() -> None:
+def test_noisy_linear_by_hand() -> None:
     layer = NoisyLinear(2, 1)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[1.0, 2.0]]))
@@ -131,32 +131,34 @@ def test_noise_by_hand() -> None:
     assert layer.eval()(torch.tensor([[10.0, 1.0]])).item() == pytest.approx(15.0)
 
 
-def test_noise_starts_as_the_paper_says() -> None:
+def test_noisy_linear_initialization_of_the_paper() -> None:
     layer = NoisyLinear(64, 32)
     assert layer.weight.abs().max() <= 1 / 8
     assert layer.weight.abs().max() > 0.12
     assert torch.equal(layer.weight_sigma, torch.full((32, 64), 0.5 / 8))
     assert torch.equal(layer.bias_sigma, torch.full((32,), 0.5 / 8))
     x = torch.randn(2, 64)
-    torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))  # no noise until it is drawn
+    torch.testing.assert_close(
+        layer(x), F.linear(x, layer.weight, layer.bias)
+    )  # no noise before the first resample_noise
 
 
-def test_noise_is_factorised_and_its_own() -> None:
+def test_noise_is_factorized_and_resampled_in_place() -> None:
     layer = NoisyLinear(4000, 3000)
     resample_noise(layer, torch.Generator().manual_seed(1))
     # f(e) = sign(e) sqrt|e|: its square is |e|, whose mean is sqrt(2 / pi) for a normal e
     assert layer.noise_I.square().mean().item() == pytest.approx((2 / np.pi) ** 0.5, rel=0.05)
     assert abs(layer.noise_O.mean().item()) < 0.05
-    kept, place = layer.noise_I.clone(), layer.noise_I.data_ptr()
+    noise, address = layer.noise_I.clone(), layer.noise_I.data_ptr()
     generator = torch.Generator().manual_seed(1)
     resample_noise(layer, generator)
-    assert torch.equal(layer.noise_I, kept)
+    assert torch.equal(layer.noise_I, noise)
     resample_noise(layer, generator)
-    assert not torch.equal(layer.noise_I, kept)
-    assert layer.noise_I.data_ptr() == place, "a captured graph reads it there"
+    assert not torch.equal(layer.noise_I, noise)
+    assert layer.noise_I.data_ptr() == address, "a captured CUDA graph reads this address"
 
 
-def test_noise_learns_its_size_and_is_saved() -> None:
+def test_noise_scale_has_gradients_and_noise_is_saved() -> None:
     layer = noisy()
     resample_noise(nn.Sequential(layer), torch.Generator().manual_seed(0))
     layer(torch.randn(5, 4)).square().sum().backward()
@@ -167,7 +169,7 @@ def test_noise_learns_its_size_and_is_saved() -> None:
     assert torch.equal(other(x), layer(x))
 
 
-def test_spectral_norm_brings_the_largest_singular_value_to_one() -> None:
+def test_spectral_norm_makes_the_largest_singular_value_one() -> None:
     torch.manual_seed(0)
     network = spectral_norm(nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3)))
     for _ in range(60):
@@ -182,7 +184,7 @@ def test_spectral_norm_brings_the_largest_singular_value_to_one() -> None:
 
 @pytest.mark.parametrize("compiling", [False, True])
 def test_relu_and_its_derivative(compiling: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)  # the same code, run eagerly
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)  # runs the compiled branch eagerly
     x = torch.tensor([-2.0, -0.0, 0.0, 1e-30, 3.0], requires_grad=True)
     y = relu(x)
     assert y.tolist() == [0.0, 0.0, 0.0, pytest.approx(1e-30), 3.0]

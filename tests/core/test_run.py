@@ -44,9 +44,9 @@ def rows(run: Run) -> list[dict[str, Any]]:
 
 
 def events(run: Run) -> EventAccumulator:
-    found = EventAccumulator(str(run.folder / "tensorboard"), size_guidance={"images": 0, "scalars": 0, "tensors": 0})
-    found.Reload()
-    return found
+    accumulator = EventAccumulator(str(run.folder), size_guidance={"images": 0, "scalars": 0, "tensors": 0})
+    accumulator.Reload()
+    return accumulator
 
 
 # ---- the folder
@@ -56,7 +56,13 @@ def test_config_json_says_what_ran(tmp_path: Path) -> None:
     new(tmp_path, extra={"precision": "bfloat16"}).close()
     content = Run.read_config(tmp_path / "a", "dqn")
     assert content["kind"] == "dqn"
-    assert content["config"] == {"preset": "fast", "learning_rate": 1e-4, "hidden": [4, 5], "resume": False}
+    assert content["config"] == {
+        "config_version": 2,
+        "preset": "fast",
+        "learning_rate": 1e-4,
+        "hidden": [4, 5],
+        "resume": False,
+    }
     assert content["extra"] == {"precision": "bfloat16"}
     assert content["versions"]["torch"] == torch.__version__
     assert content["versions"]["python"] == sys.version.split()[0]
@@ -71,7 +77,7 @@ def test_config_json_says_what_ran(tmp_path: Path) -> None:
 
 def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
     new(tmp_path).close()
-    with pytest.raises(UserError, match=r"a already holds a run: go on with it by --resume, or choose another --name"):
+    with pytest.raises(UserError, match=r"a already holds a run: resume it with --resume, or choose another --name"):
         new(tmp_path)
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "thesis.txt").write_text("years", encoding="utf-8")
@@ -93,7 +99,7 @@ def test_resume_keeps_config_json(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_resumed(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no run in .*nothing: give an existing one"):
+    with pytest.raises(UserError, match=r"no run in .*nothing; name an existing run"):
         new(tmp_path, "nothing", resume=True)
     assert list(tmp_path.iterdir()) == []
     new(tmp_path, "pong-1").close()
@@ -280,7 +286,7 @@ def test_a_torn_last_line_after_the_checkpoint_goes(tmp_path: Path, capsys: pyte
 # ---- media, texts, hyperparameters
 
 
-def test_a_game_is_a_video_and_moves_in_tensorboard(tmp_path: Path) -> None:
+def test_video_is_an_mp4_and_an_animated_gif_in_tensorboard(tmp_path: Path) -> None:
     frames = np.zeros((6, 40, 40, 3), np.uint8)
     for t in range(6):
         frames[t, :, 4 * t : 4 * t + 8] = 255
@@ -297,10 +303,10 @@ def test_a_game_is_a_video_and_moves_in_tensorboard(tmp_path: Path) -> None:
         "input-stack-1000.png",
     ]
     board = events(run)
-    (film_shown,) = board.Images("eval/game")
-    assert (film_shown.step, film_shown.width, film_shown.height) == (1000, 40, 40)
-    assert film_shown.encoded_image_string.startswith(b"GIF89a")
-    assert board.Images("input/stack")[0].encoded_image_string.startswith(b"\x89PNG")
+    (shown,) = board.Images("visual/eval/game")
+    assert (shown.step, shown.width, shown.height) == (1000, 40, 40)
+    assert shown.encoded_image_string.startswith(b"GIF89a")
+    assert board.Images("visual/input/stack")[0].encoded_image_string.startswith(b"\x89PNG")
     assert board.Scalars("eval/return")[0].value == 20.5
     assert b"**hello**" in board.Tensors("notes/text_summary")[0].tensor_proto.string_val[0]
     hparams = board.SummaryMetadata("_hparams_/session_start_info").plugin_data
@@ -357,9 +363,12 @@ with Run(Config(), kind="dqn", name="a", resume=False, quiet=True, root=Path(sys
     )
     assert (done.returncode, done.stdout) == (0, "trained to the end\n"), done.stderr
     assert sorted(done.stderr.splitlines()) == [
-        "warning: TensorBoard's events could not be written (the disk is full): training goes on without them.",
-        "warning: media could not be written (the disk is full): training goes on, and so do the attempts.",
-        "warning: metrics.jsonl could not be written (the disk is full): training goes on, and so do the attempts.",
+        f"warning: {what} could not be written (the disk is full): training continues{end}."
+        for what, end in (
+            ("TensorBoard's events", " without them"),
+            ("media", ", and later writes are attempted"),
+            ("metrics.jsonl", ", and later writes are attempted"),
+        )
     ]
     lines = (tmp_path / "a/metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(len(lines)))  # whole lines only

@@ -146,7 +146,11 @@ def test_breaker_ball_flies_through_the_gap_and_breaks_the_brick_above() -> None
     env = make_single("zerokara/Breaker-v0")
     env.bricks[0, 3, 3] = False
     put_ball(env, 40, 40, -4, 0)
-    assert [step_single(env, breaker.STAY)[0] for _ in range(3)] == [0.0, 0.0, 1.0]  # rows 36, 32, then 28: row 2 of the wall
+    assert [step_single(env, breaker.STAY)[0] for _ in range(3)] == [
+        0.0,
+        0.0,
+        1.0,
+    ]  # rows 36, 32, then 28: row 2 of the wall
     assert not env.bricks[0, 2, 3]
 
 

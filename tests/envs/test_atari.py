@@ -200,7 +200,7 @@ def test_foreign_and_wrong_states_are_refused() -> None:
         envs.make("ALE/Pong-v5", 1, **{**EXACT, "repeat_action_probability": 0.25}).load_state_dict(state)
     with pytest.raises(UserError, match="id 'ALE/Pong-v5'"):
         envs.make("ALE/Breakout-v5", 1, **EXACT).load_state_dict(state)
-    with pytest.raises(UserError, match="does not show again"):
+    with pytest.raises(UserError, match="does not reproduce the observation"):
         env.load_state_dict({**state, "crc": state["crc"] ^ 1})
 
 

@@ -62,24 +62,32 @@ def test_each_id_goes_its_way() -> None:
             {"repeat_action_probabilty": 0.1},
             "'repeat_action_probabilty'; did you mean repeat_action_probability",
         ),
-        ("ALE/Pong-v5", {"colour": "blue"}, "no environment setting 'colour'"),
-        ("ALE/Pong-v5", {"repeat_action_probability": 1.5}, "repeat_action_probability must be from 0 to 1, got 1.5"),
-        ("ALE/Pong-v5", {"repeat_action_probability": float("nan")}, "repeat_action_probability must be from 0 to 1"),
-        ("ALE/Pong-v5", {"noop_max": -1}, "noop_max must be from 0"),
-        ("ALE/Pong-v5", {"noop_max": 2.0}, "noop_max must be a whole number, got 2.0"),
-        ("ALE/Pong-v5", {"frame_skip": 0}, "frame_skip must be from 1"),
-        ("ALE/Pong-v5", {"frame_skip": True}, "frame_skip must be a whole number, got True"),
-        ("ALE/Pong-v5", {"grayscale": 1}, "grey must be True or False, got 1"),
+        ("ALE/Pong-v5", {"colour": "blue"}, "unknown environment setting 'colour'"),
+        (
+            "ALE/Pong-v5",
+            {"repeat_action_probability": 1.5},
+            "repeat_action_probability must be between 0 and 1, got 1.5",
+        ),
+        (
+            "ALE/Pong-v5",
+            {"repeat_action_probability": float("nan")},
+            "repeat_action_probability must be between 0 and 1",
+        ),
+        ("ALE/Pong-v5", {"noop_max": -1}, "noop_max must be between 0 and"),
+        ("ALE/Pong-v5", {"noop_max": 2.0}, "noop_max must be an integer, got 2.0"),
+        ("ALE/Pong-v5", {"frame_skip": 0}, "frame_skip must be between 1 and"),
+        ("ALE/Pong-v5", {"frame_skip": True}, "frame_skip must be an integer, got True"),
+        ("ALE/Pong-v5", {"grayscale": 1}, "grayscale must be True or False, got 1"),
         ("ALE/Pong-v5", {"max_episode_frames": 3}, "at least frame_skip, which is 4, got 3"),
         ("ALE/Pong-v5", {"max_episode_frames": 0}, "at least frame_skip"),
-        ("ALE/Pong-v5", {"frame_stack": 0}, "stack must be from 1"),
-        ("ALE/Pong-v5", {"num_threads": -1}, "num_threads must be from 0"),
+        ("ALE/Pong-v5", {"frame_stack": 0}, "frame_stack must be between 1 and 32"),
+        ("ALE/Pong-v5", {"num_threads": -1}, "num_threads must be between 0 and"),
         (
             "zerokara/Catch-v0",
             {"repeat_action_probability": 0.25},
             "repeat_action_probability is a setting of Atari games",
         ),
-        ("zerokara/Catch-v0", {"size": 64}, "size of zerokara/Catch-v0 is 84"),
+        ("zerokara/Catch-v0", {"size": 64}, "size of zerokara/Catch-v0 is always 84 and cannot be 64"),
         ("PongNoFrameskip-v4", {"noop_max": 3}, "noop_max is a setting of Atari games"),
         ("PongNoFrameskip-v4", {"frame_skip": 4, "max_episode_frames": 2}, "at least frame_skip"),
         ("pong", {}, "did you mean ALE/Pong-v5?"),
@@ -87,7 +95,7 @@ def test_each_id_goes_its_way() -> None:
         ("Catch", {}, "did you mean zerokara/Catch-v0?"),
         ("CartPole", {}, "did you mean CartPole-v1?"),
         ("ALE/Pong-v4", {}, "did you mean ALE/Pong-v5?"),
-        ("%%%", {}, "no environment '%%%'"),
+        ("%%%", {}, "unknown environment '%%%'"),
         ("no_such_module:Game-v0", {}, "no_such_module .* cannot be imported"),
     ],
 )
@@ -98,13 +106,14 @@ def test_mistakes_are_refused_in_one_sentence(id: str, settings: dict[str, Any],
 
 
 def test_at_least_one_environment() -> None:
-    with pytest.raises(UserError, match="num_envs must be from 1"):
+    with pytest.raises(UserError, match="num_envs must be between 1 and"):
         envs.make("ALE/Pong-v5", 0)
 
 
 def test_importing_the_package_registers_the_arcade_games_and_starts_no_emulator() -> None:
     code = """
-import sys, envs, gymnasium
+import sys, gymnasium
+import zerokara.envs
 assert "ale_py" not in sys.modules and "cv2" not in sys.modules
 print(gymnasium.make("zerokara/Catch-v0").reset(seed=0)[0].shape)
 """

@@ -1,4 +1,4 @@
-"""The benchmark's peer is the tutorial's recipe, and both of its modes run."""
+"""Tests of the benchmark against PyTorch's DCGAN tutorial."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 from benchmarks import dcgan_against_tutorial as benchmark
 from benchmarks.dcgan_against_tutorial import Tutorial, tutorial_discriminator, tutorial_generator
-from tests.generative.painted import FEW
+from tests.generative.finished_run import FEW
 from tests.generative.test_metrics import save_classifier
 from zerokara.core.config import UserError
 from zerokara.core.data import glyphs
 from zerokara.generative import dcgan
 
 SMALL = ("--generator-width", "0.1", "--discriminator-width", "0.1", "--device", "cpu", "--threads", "1")
-QUICK = (*SMALL, "--precision", "float32", "--film-every-updates", "0", "--eval-images", "100", "--quiet")
+QUICK = (*SMALL, "--precision", "float32", "--video-every-updates", "0", "--eval-images", "100", "--quiet")
 
 
-def numbers(module: nn.Module) -> int:
+def parameter_count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
@@ -31,32 +31,32 @@ def batch(number: int = 4) -> Tensor:
     return torch.randint(0, 256, (number, 1, 32, 32), dtype=torch.uint8)
 
 
-def test_the_tutorial_has_the_sizes_of_the_tutorial() -> None:
-    assert numbers(tutorial_generator(3, 64)) == 3_576_704
-    assert numbers(tutorial_discriminator(3, 64)) == 2_765_568
+def test_parameter_counts_are_the_tutorials() -> None:
+    assert parameter_count(tutorial_generator(3, 64)) == 3_576_704
+    assert parameter_count(tutorial_discriminator(3, 64)) == 2_765_568
     images = tutorial_generator(1, 32)(torch.randn(2, 100, 1, 1))
     assert images.shape == (2, 1, 32, 32)
     assert tutorial_discriminator(1, 32)(images).shape == (2, 1, 1, 1)
 
 
-def test_its_update_leaves_the_generators_gradients_on_the_discriminator(monkeypatch: pytest.MonkeyPatch) -> None:
-    """That is the recipe: ours must not, its own must."""
+def test_the_tutorials_update_leaves_gradients_on_the_discriminator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tutorial's code does this; zerokara's does not."""
     tutorial = Tutorial(1, 32, seed=1)
-    kept: list[Tensor] = []
+    before: list[Tensor] = []
     step = tutorial.discriminator_optimizer.step
 
-    def remember() -> None:
-        kept.extend(p.grad.clone() for p in tutorial.discriminator.parameters() if p.grad is not None)
+    def record() -> None:
+        before.extend(p.grad.clone() for p in tutorial.discriminator.parameters() if p.grad is not None)
         step()
 
-    monkeypatch.setattr(tutorial.discriminator_optimizer, "step", remember)
+    monkeypatch.setattr(tutorial.discriminator_optimizer, "step", record)
     tutorial.update(batch())
-    left = [p.grad for p in tutorial.discriminator.parameters()]
-    assert all(now is not None and not torch.equal(then, now) for then, now in zip(kept, left, strict=True))
+    after = [p.grad for p in tutorial.discriminator.parameters()]
+    assert all(now is not None and not torch.equal(then, now) for then, now in zip(before, after, strict=True))
     assert all(loss > 0 for loss in tutorial.losses)
 
 
-def test_it_goes_on_where_it_stood_and_looking_leaves_no_trace() -> None:
+def test_resuming_is_exact_and_sampling_changes_nothing() -> None:
     pixels = batch(12)
     through, stopped = Tutorial(1, 32, seed=1), Tutorial(1, 32, seed=1)
     for tutorial in (through, stopped):
@@ -73,7 +73,7 @@ def test_it_goes_on_where_it_stood_and_looking_leaves_no_trace() -> None:
     assert torch.equal(again.paint(5, training=False), through.paint(5, training=False))
 
 
-def test_other_sides_are_refused() -> None:
+def test_unsupported_sizes_are_refused() -> None:
     with pytest.raises(UserError, match="--image-size 32"):
         Tutorial(1, 28, seed=1)
 
@@ -81,18 +81,18 @@ def test_other_sides_are_refused() -> None:
 def test_speed(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--precision", "float32", *SMALL]
     benchmark.main(["speed", "--image-size", "32", "--updates", "1", "--repeats", "2", *words])
-    found = json.loads(capsys.readouterr().out)
-    assert {name: len(values) for name, values in found["images_per_s"].items()} == {"ours": 2, "tutorial": 2}
-    assert found["ratio"] == pytest.approx(found["median"]["ours"] / found["median"]["tutorial"], rel=0.02)
-    assert found["parameters"]["ours"] < found["parameters"]["tutorial"]
+    result = json.loads(capsys.readouterr().out)
+    assert {name: len(values) for name, values in result["images_per_s"].items()} == {"ours": 2, "tutorial": 2}
+    assert result["ratio"] == pytest.approx(result["median"]["ours"] / result["median"]["tutorial"], rel=0.02)
+    assert result["parameters"]["ours"] < result["parameters"]["tutorial"]
 
 
 def test_quality(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(glyphs, "NUMBER", FEW)
     monkeypatch.setattr(benchmark, "run_ours", in_this_process)
-    save_classifier(tmp_path / "judge")
-    words = ["quality", "--data", "glyphs", "--classifier", "judge", "--updates", "3", "--images", "120"]
+    save_classifier(tmp_path / "classifier")
+    words = ["quality", "--data", "glyphs", "--classifier", "classifier", "--updates", "3", "--images", "120"]
     benchmark.main([*words, "--seeds", "1", "2", *QUICK])
     first = json.loads(capsys.readouterr().out)
     assert [one["seed"] for one in first["seeds"]] == [1, 2]
@@ -102,21 +102,21 @@ def test_quality(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert first["seeds"][0]["ours_last"] != first["seeds"][1]["ours_last"]
     assert first["images_seen"] == 3 * 64
     assert 0 < first["floor"] < first["seeds"][0]["ours_last"]
-    monkeypatch.setattr(Tutorial, "update", None)  # whoever learns again fails
+    monkeypatch.setattr(Tutorial, "update", None)  # training again would fail
     benchmark.main([*words, "--seeds", "1", "2", *QUICK])
     assert json.loads(capsys.readouterr().out)["seeds"] == first["seeds"]
 
 
-def test_quality_wants_somebody_who_knows_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quality_needs_a_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(glyphs, "NUMBER", FEW)
-    monkeypatch.setattr("zerokara.generative.scoring.feature_extractor.files", dict)
+    monkeypatch.setattr("zerokara.generative.scoring.feature_extractor.zoo_files", dict)
     with pytest.raises(UserError, match="--classifier"):
         benchmark.main(["quality", "--data", "glyphs", "--updates", "1", "--seeds", "1", *QUICK])
 
 
 def in_this_process(name: str, words: list[str]) -> Path:
-    """What `run_ours` does by a process of its own, in which the glyphs would be thousands again."""
+    """Train like `run_ours`, but in this process, where the number of glyphs is small."""
     folder = Path("runs") / name
     with contextlib.redirect_stdout(sys.stderr):
         dcgan.main(["--name", name, *words, *(["--resume"] if folder.exists() else [])])

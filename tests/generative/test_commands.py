@@ -1,4 +1,4 @@
-"""What is done with a finished run: samples, films, arithmetic, neighbours, files for other programs."""
+"""Tests of the programs that use a finished run: samples, videos, arithmetic, neighbors, export."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ import torch
 from PIL import Image
 from torch import nn
 
-from tests.generative.painted import FEW, HERE, make_run
+from tests.generative.finished_run import FEW, HERE, make_run
 from zerokara.core.config import UserError
 from zerokara.core.data import glyphs
 from zerokara.core.models.onnx_file import PACKAGES
 from zerokara.generative import arithmetic, export, interpolate, neighbours, sample
 from zerokara.generative.arithmetic import combine
-from zerokara.generative.gan.sampler import Painter
-from zerokara.generative.interpolate import slerp, walk
+from zerokara.generative.gan.sampler import Sampler
+from zerokara.generative.interpolate import closed_path, slerp
 from zerokara.generative.neighbours import nearest_in_pixels
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder runs/ with plain, of no classes, and by_class. Not to be written to."""
-    root = tmp_path_factory.mktemp("painted")
+    """A folder runs/ with an unconditional run and a class-conditional one. Tests must not write to it."""
+    root = tmp_path_factory.mktemp("generated")
     make_run(root, "plain")
     make_run(root, "by_class", "--conditional")
     return root / "runs"
@@ -47,21 +47,21 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(opened)
 
 
-def test_an_image_does_not_depend_on_those_painted_with_it(finished: Path) -> None:
+def test_generated_images_are_independent_of_their_batch(finished: Path) -> None:
     for name in ("plain", "by_class"):
-        painter = Painter.load(finished / name, threads=1)
-        assert any(isinstance(module, nn.BatchNorm2d) for module in painter.generator.modules())
-        z_NZ, label_N = painter.latents(40, seed=5), painter.labels(40)
-        together = painter.paint(z_NZ, label_N).int()
+        sampler = Sampler.load(finished / name, threads=1)
+        assert any(isinstance(module, nn.BatchNorm2d) for module in sampler.generator.modules())
+        z_NZ, label_N = sampler.latents(40, seed=5), sampler.labels(40)
+        together = sampler.generate(z_NZ, label_N).int()
         assert together.float().std() > 1
-        alone = painter.paint(z_NZ[17:18], None if label_N is None else label_N[17:18])
-        assert (alone.int() - together[17:18]).abs().max() <= 1  # one shade: convolutions sum in another order
+        alone = sampler.generate(z_NZ[17:18], None if label_N is None else label_N[17:18])
+        assert (alone.int() - together[17:18]).abs().max() <= 1  # one level: convolutions sum in another order
         others = z_NZ.clone()
         others[18:] *= 30
-        assert (painter.paint(others, label_N)[17].int() - together[17]).abs().max() <= 1
+        assert (sampler.generate(others, label_N)[17].int() - together[17]).abs().max() <= 1
 
 
-def test_sample_paints_a_picture_that_a_seed_fixes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sample_writes_an_image_grid_that_depends_on_the_seed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sample.main([str(run), "--number", "6", "--columns", "3", *HERE])
     where = run / "media" / "samples-best-0.png"
     assert f"{where}: 6 images, update 4" in capsys.readouterr().out
@@ -72,19 +72,19 @@ def test_sample_paints_a_picture_that_a_seed_fixes(run: Path, capsys: pytest.Cap
     assert (pixels(Path("other.png")) != pixels(where)).any()
 
 
-def test_sample_fills_a_folder_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sample_writes_a_folder_but_does_not_overwrite(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sample, "CHUNK", 3)
     sample.main([str(run), "--number", "7", "--folder", "many", *HERE])
     files = sorted(Path("many").iterdir())
     assert [path.name for path in files] == [f"{index:06}.png" for index in range(7)]
-    painter = Painter.load(run, threads=1)
-    expected = painter.paint(painter.latents(7, seed=0))[:, 0].int().numpy()
+    sampler = Sampler.load(run, threads=1)
+    expected = sampler.generate(sampler.latents(7, seed=0))[:, 0].int().numpy()
     assert np.abs(np.stack([pixels(path) for path in files]).astype(int) - expected).max() <= 1
-    with pytest.raises(UserError, match="holds pictures already"):
+    with pytest.raises(UserError, match="contains PNG files already"):
         sample.main([str(run), "--folder", "many", *HERE])
 
 
-def test_sample_by_label_and_what_it_refuses(run: Path) -> None:
+def test_sample_by_label_and_error_messages(run: Path) -> None:
     by_class = str(run.with_name("by_class"))
     sample.main([by_class, "--number", "4", "--label", "3", "--out", "threes.png", *HERE])
     sample.main([by_class, "--number", "4", "--label", "8", "--out", "eights.png", *HERE])
@@ -101,7 +101,7 @@ def test_sample_by_label_and_what_it_refuses(run: Path) -> None:
             sample.main([*words, *HERE])
 
 
-def test_slerp_turns_evenly_and_keeps_length() -> None:
+def test_slerp_changes_direction_and_length_at_a_constant_rate() -> None:
     x, y = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([[0.0, 4.0, 0.0]])
     third = slerp(x, y, 1 / 3)
     expected = (2 + 2 / 3) * torch.tensor([[3**0.5 / 2, 0.5, 0.0]])  # 30 of 90 degrees, a third of the way from 2 to 4
@@ -116,25 +116,25 @@ def test_slerp_turns_evenly_and_keeps_length() -> None:
     torch.testing.assert_close(lengths, random.norm(dim=2).mean(0))
 
 
-def test_a_walk_passes_its_points_and_closes() -> None:
+def test_closed_path_passes_all_points_and_returns() -> None:
     points_PNZ = torch.randn(3, 2, 5)
-    frames = list(walk(points_PNZ, 4))
+    frames = list(closed_path(points_PNZ, 4))
     assert len(frames) == 12
-    for place in range(3):
-        torch.testing.assert_close(frames[4 * place], points_PNZ[place])
+    for index in range(3):
+        torch.testing.assert_close(frames[4 * index], points_PNZ[index])
     torch.testing.assert_close(frames[-1], slerp(points_PNZ[2], points_PNZ[0], 0.75))
 
 
-def test_interpolate_films(run: Path) -> None:
+def test_interpolate_writes_a_video(run: Path) -> None:
     interpolate.main([str(run), "--number", "4", "--points", "2", "--steps", "3", *HERE])
-    with av.open(str(run / "media" / "interpolation-best-0.mp4")) as film:
-        frames = [frame.to_ndarray(format="gray") for frame in film.decode(video=0)]
+    with av.open(str(run / "media" / "interpolation-best-0.mp4")) as video:
+        frames = [frame.to_ndarray(format="gray") for frame in video.decode(video=0)]
     assert len(frames) == 6
     assert frames[0].shape == (114, 114)
     assert np.abs(frames[0].astype(int) - frames[3]).max() > 8
 
 
-def test_latents_are_combined_by_hand() -> None:
+def test_combined_latents_by_hand() -> None:
     z_NZ = torch.tensor([[1.0, 0.0], [3.0, 2.0], [5.0, 5.0], [0.0, 1.0]])
     terms = [(1.0, (0, 1)), (-1.0, (2,)), (1.0, (3,))]
     assert combine(z_NZ, terms, normal=False).tolist() == [2 - 5 + 0, 1 - 5 + 1]
@@ -146,27 +146,27 @@ def test_latents_are_combined_by_hand() -> None:
     assert deviation.std().item() == pytest.approx(1, abs=0.05)
 
 
-def test_arithmetic_draws(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_arithmetic_writes_an_image_grid(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("plain", "by_class"):
         arithmetic.main([f"runs/{name}", "--mean", "1", "2", "--minus", "3", "--plus", "4", *HERE])
         assert pixels(Path(f"runs/{name}/media/arithmetic-best-0.png")).shape == (3 * 57 - 1, 4 * 57 - 1)
     assert "mean minus plus" in capsys.readouterr().out
     with pytest.raises(UserError, match="--mean names no images"):
         arithmetic.main([str(run), "--plus", "4", *HERE])
-    with pytest.raises(UserError, match="counted from 0"):
+    with pytest.raises(UserError, match="numbered from 0"):
         arithmetic.main([str(run), "--mean", "-1", *HERE])
 
 
-def test_neighbours_are_found_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neighbors_are_found_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     train = torch.randint(256, (50, 1, 6, 6), dtype=torch.uint8)
-    painted = train[[3, 49, 20]].clone()
-    painted[:, 0, 0, 0] ^= 1
+    generated = train[[3, 49, 20]].clone()
+    generated[:, 0, 0, 0] ^= 1
     for chunk in (7, 100):
         monkeypatch.setattr(neighbours, "CHUNK", chunk)
-        assert nearest_in_pixels(painted, train).tolist() == [3, 49, 20]
+        assert nearest_in_pixels(generated, train).tolist() == [3, 49, 20]
 
 
-def test_neighbours_draws(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_neighbours_writes_an_image_grid(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     neighbours.main([str(run), "--number", "4", "--columns", "2", *HERE])
     assert pixels(run / "media" / "neighbours-best-0.png").shape == (2 * 57 - 1, 6 * 57 - 1)
     assert "580 training images" in capsys.readouterr().out
@@ -174,33 +174,35 @@ def test_neighbours_draws(run: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 @pytest.mark.skipif(any(importlib.util.find_spec(name) is None for name in PACKAGES), reason="no extra 'export'")
 @pytest.mark.parametrize("name", ["plain", "by_class"])
-def test_exported_files_paint_the_same_for_any_batch(name: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_exported_files_generate_the_same_images_for_any_batch(
+    name: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     import onnxruntime
 
     export.main([f"runs/{name}", *HERE])
     assert capsys.readouterr().out.count("largest difference of a pixel") == 2
-    painter = Painter.load(Path("runs", name), threads=1)
-    again = Painter.read(Path("runs", name, "export", f"{name}.safetensors"), threads=1)
+    sampler = Sampler.load(Path("runs", name), threads=1)
+    exported = Sampler.read(Path("runs", name, "export", f"{name}.safetensors"), threads=1)
     session = onnxruntime.InferenceSession(f"runs/{name}/export/{name}.onnx", providers=["CPUExecutionProvider"])
-    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == list(painter.class_names)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == list(sampler.class_names)
     for number in (1, 5):
-        z_NZ, label_N = painter.latents(number, seed=9), painter.labels(number)
-        expected = painter.paint(z_NZ, label_N).numpy() / 255
+        z_NZ, label_N = sampler.latents(number, seed=9), sampler.labels(number)
+        expected = sampler.generate(z_NZ, label_N).numpy() / 255
         feed = {"latents": z_NZ.numpy()} | ({} if label_N is None else {"labels": label_N.numpy()})
         assert np.abs(session.run(["pixels"], feed)[0] - expected).max() < 0.6 / 255
-        assert (again.paint(z_NZ, label_N) == painter.paint(z_NZ, label_N)).all()
+        assert (exported.generate(z_NZ, label_N) == sampler.generate(z_NZ, label_N)).all()
 
 
-def test_what_paints_otherwise_is_not_exported(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = Painter.read
+def test_a_different_exported_generator_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Sampler.read
 
-    def damaged(path: Path, *, device: str = "cpu", threads: int = 0) -> Painter:
-        painter = read(path, device=device, threads=threads)
-        if path.parent.name != "plain":  # what was written, not what is exported
-            painter.generator.project.weight.mul_(1.5)
-        return painter
+    def damaged(path: Path, *, device: str = "cpu", threads: int = 0) -> Sampler:
+        sampler = read(path, device=device, threads=threads)
+        if path.parent.name != "plain":  # the exported file, not the original
+            sampler.generator.project.weight.mul_(1.5)
+        return sampler
 
-    monkeypatch.setattr(Painter, "read", damaged)
+    monkeypatch.setattr(Sampler, "read", damaged)
     with pytest.raises(UserError, match="differs by"):
         export.main([str(run), "--no-onnx", *HERE])
     assert not (run / "export").exists()

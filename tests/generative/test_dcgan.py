@@ -1,4 +1,4 @@
-"""The program as a person runs it: paints, repeats itself, survives a kill, goes back, refuses mistakes."""
+"""Tests of the program: results, reproducibility, resuming, rollback, divergence, error messages."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from zerokara.core.config import UserError
 from zerokara.core.data import glyphs
 from zerokara.generative import dcgan
 from zerokara.generative.gan.learner import Learner
-from zerokara.generative.gan.pictures import picture
-from zerokara.generative.gan.sampler import Painter
-from zerokara.generative.scoring.feature_extractor import Scorer
+from zerokara.generative.gan.pictures import image_grid
+from zerokara.generative.gan.sampler import Sampler
+from zerokara.generative.scoring.feature_extractor import FeatureExtractor
 
 FEW = {"train": 240, "test": 40}
 TINY = (
-    *("--generator-width", "0.125", "--discriminator-width", "0.125", "--latent", "8", "--batch-size", "16"),
+    *("--generator-width", "0.125", "--discriminator-width", "0.125", "--latent-dim", "8", "--batch-size", "16"),
     *("--updates", "60", "--log-every-updates", "10", "--checkpoint-every-updates", "10", "--eval-every-updates", "30"),
-    *("--eval-images", "100", "--film-every-updates", "15", "--show", "9", "--ema-half-life-updates", "5"),
+    *("--eval-images", "100", "--video-every-updates", "15", "--preview-images", "9", "--ema-half-life-updates", "5"),
     *("--device", "cpu", "--precision", "float32", "--threads", "1"),
 )
-# Few glyphs, and one arithmetic in all processes: which layout is faster is a matter of the moment's load.
+# Few glyphs, and the same hardware settings in all processes: measured settings vary with the machine's load.
 START = f"""
 import sys
 from zerokara.core.compute import Compute
@@ -47,7 +47,7 @@ run_main(dcgan.main)
 
 
 def program(folder: Path, *words: str) -> subprocess.Popen[str]:
-    """A real process, in a folder of its own."""
+    """Start the program in its own process and folder."""
     return start(folder, "-c", START, *words)
 
 
@@ -64,7 +64,7 @@ def tiny(patch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nobody disturbed. Not to be written to."""
+    """An uninterrupted run. Tests must not write to it."""
     root = tmp_path_factory.mktemp("finished")
     with contextlib.chdir(root), pytest.MonkeyPatch.context() as patch:
         tiny(patch)
@@ -74,7 +74,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(finished: Path) -> Path:
-    """A copy of it in the test's own folder."""
+    """A copy of that run in the test's folder."""
     shutil.copytree(finished, "runs/run")
     return Path("runs/run")
 
@@ -84,7 +84,7 @@ def state(folder: Path, name: str = "checkpoint-0.pt") -> dict[str, Any]:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two states hold the same numbers, bit for bit."""
+    """Return True if two states are bitwise equal, except for the hours."""
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one if key != "hours")
     if isinstance(one, list | tuple):
@@ -94,7 +94,7 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def test_a_run_leaves_what_its_readme_promises(finished: Path) -> None:
+def test_run_folder_has_all_documented_files(finished: Path) -> None:
     lines = metrics(finished)
     assert [line["step"] for line in lines if "train/d_loss" in line] == list(range(10, 61, 10))
     assert [line["step"] for line in lines if "eval/fcd" in line] == [30, 60]
@@ -104,30 +104,32 @@ def test_a_run_leaves_what_its_readme_promises(finished: Path) -> None:
     media = {path.name for path in (finished / "media").iterdir()}
     assert {"real-0.png", "samples-30.png", "samples-60.png", "curves-60.png", "film-60.mp4"} <= media
     assert [path.stem for path in sorted((finished / "film").iterdir())] == [f"{at:08}" for at in (15, 30, 45, 60)]
-    assert list((finished / "tensorboard").glob("events.*"))
+    assert list(finished.glob("events.*"))
     assert state(finished)["learner"]["updates"] == 60
     scores = {line["step"]: line["eval/fcd"] for line in lines if "eval/fcd" in line}
     best = state(finished, "best.pt")["best"]
     assert best == {"update": min(scores, key=lambda step: scores[step]), "score": min(scores.values())}
 
 
-def test_samples_are_of_the_same_latents_and_of_the_kept_weights(finished: Path) -> None:
-    painter = Painter.load(finished, "last", threads=1)
-    assert painter.update == 60
-    z_NZ = dcgan.fixed_latents(painter.config)
-    painted = picture(painter.paint(z_NZ))
-    with Image.open(finished / "media" / "samples-60.png") as kept:
-        assert np.array_equal(np.asarray(kept).squeeze(), painted.squeeze())
-    alone = torch.cat([painter.paint(z_NZ[index : index + 1]) for index in range(len(z_NZ))])
-    together = painter.paint(z_NZ)
-    assert int((alone.int() - together.int()).abs().max()) <= 1, "an image depends on its batch-mates"
+def test_logged_samples_are_of_the_fixed_latents_and_the_saved_weights(finished: Path) -> None:
+    sampler = Sampler.load(finished, "last", threads=1)
+    assert sampler.update == 60
+    z_NZ = dcgan.preview_latents(sampler.config)
+    expected = image_grid(sampler.generate(z_NZ))
+    with Image.open(finished / "media" / "samples-60.png") as opened:
+        assert np.array_equal(np.asarray(opened).squeeze(), expected.squeeze())
+    alone = torch.cat([sampler.generate(z_NZ[index : index + 1]) for index in range(len(z_NZ))])
+    together = sampler.generate(z_NZ)
+    assert int((alone.int() - together.int()).abs().max()) <= 1, (
+        "an image must not depend on the other images of its batch"
+    )
     others = z_NZ.clone()
     others[1:] *= -3
-    assert torch.equal(painter.paint(others)[0], together[0])
-    assert torch.equal(painter.latents(3, seed=5), painter.latents(9, seed=5)[:3])
+    assert torch.equal(sampler.generate(others)[0], together[0])
+    assert torch.equal(sampler.latents(3, seed=5), sampler.latents(9, seed=5)[:3])
 
 
-def test_the_same_seed_gives_the_same_numbers(finished: Path) -> None:
+def test_same_seed_gives_same_metrics_and_weights(finished: Path) -> None:
     dcgan.main([*TINY, "--name", "again", "--quiet"])
     assert metrics(Path("runs/again")) == metrics(finished)
     assert same(state(Path("runs/again"))["learner"], state(finished)["learner"])
@@ -135,19 +137,19 @@ def test_the_same_seed_gives_the_same_numbers(finished: Path) -> None:
     assert metrics(Path("runs/other"))[0]["train/d_loss"] != metrics(finished)[0]["train/d_loss"]
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(finished: Path, tmp_path: Path) -> None:
+def test_resuming_a_killed_run_is_bitwise_exact(finished: Path, tmp_path: Path) -> None:
     killed = tmp_path / "runs" / "killed"
     process = program(tmp_path, *TINY, "--name", "killed", "--quiet")
     wait_until(process, lambda: update_of(killed) >= 20)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert 20 <= update_of(killed) < 60, "it was killed too late to show anything"
+    assert 20 <= update_of(killed) < 60, "the run was killed too late for this test"
     process = program(tmp_path, "--name", "killed", "--resume")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert "features: classifier deep_cnn" in out, "the protocol stands beside the scores"
-    assert "against 20 held-out images; as many real images as are painted get: fcd " in out
-    assert "a Fréchet distance to 20 images comes out too high" in out
+    assert "features: classifier deep_cnn" in out, "the protocol must be printed"
+    assert "against 20 held-out images; floor (training images in place of generated ones): fcd " in out
+    assert "the Fréchet distance to only 20 images is biased upward" in out
     assert out.strip().splitlines()[-1].startswith("glyphs at update 60: FCD ")
     assert metrics(killed) == metrics(finished)
     ours, theirs = state(killed), state(finished)
@@ -158,29 +160,31 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(finished: Path, tmp_pat
 
 
 def update_of(folder: Path) -> int:
-    """The update of the last whole checkpoint, -1 where there is none."""
+    """Return the update of the last checkpoint, -1 if there is none."""
     return int(state(folder)["learner"]["updates"]) if (folder / "checkpoint-0.pt").exists() else -1
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_prints_the_command_to_resume(tmp_path: Path) -> None:
     process = program(tmp_path, *TINY, "--name", "stopped", "--updates", "1000000", "--eval-every-updates", "0")
     folder = tmp_path / "runs" / "stopped"
     wait_until(process, lambda: update_of(folder) >= 10)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert "go on with: python -m generative.dcgan --name stopped --resume" in out.strip().splitlines()[-1]
+    assert "resume with: python -m generative.dcgan --name stopped --resume" in out.strip().splitlines()[-1]
     at = update_of(folder)
     dcgan.main(["--name", "stopped", "--resume", "--updates", str(at + 5), "--quiet"])
     assert update_of(folder) == at + 5
 
 
-def test_rollback_goes_on_from_the_best_moment_another_way(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rollback_resumes_from_the_best_checkpoint_with_other_random_numbers(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.rmtree(run)
     dcgan.main([*TINY, "--name", "run", "--quiet", "--updates", "30"])
     best = (run / "best.pt").read_bytes()
     dcgan.main(["--name", "run", "--resume", "--quiet", "--updates", "45"])
-    (run / "best.pt").write_bytes(best)  # whatever the later evaluation found
+    (run / "best.pt").write_bytes(best)  # whatever the later evaluation resulted in
     before = [line for line in metrics(run) if line["step"] <= 30]
     later = [line for line in metrics(run) if line["step"] == 40]
     dcgan.main(["--name", "run", "--resume", "--rollback", "--updates", "40"])
@@ -190,18 +194,18 @@ def test_rollback_goes_on_from_the_best_moment_another_way(run: Path, capsys: py
     assert [line for line in after if line["step"] <= 30] == before
     again = [line for line in after if line["step"] == 40]
     assert again[0].keys() == later[0].keys()
-    assert again[0]["train/d_loss"] != later[0]["train/d_loss"], "it went the same way again"
+    assert again[0]["train/d_loss"] != later[0]["train/d_loss"], "training must take another course"
 
 
-def test_a_rollback_that_is_killed_at_once_stays_rolled_back(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dcgan.Training, "turn", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+def test_a_rollback_is_saved_before_the_first_update(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dcgan.Training, "step", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     at = state(run, "best.pt")["learner"]["updates"]
     with pytest.raises(KeyboardInterrupt):
         dcgan.main(["--name", "run", "--resume", "--rollback", "--updates", "90", "--quiet"])
     assert (update_of(run), state(run)["rollbacks"]) == (at, 1)
 
 
-def test_numbers_that_are_none_end_the_run_and_spare_what_was_good(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_non_finite_weights_end_the_run_and_are_not_saved(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good = {name: (run / name).read_bytes() for name in ("checkpoint-0.pt", "best.pt", "generator-last.safetensors")}
     update = Learner.update
 
@@ -211,20 +215,20 @@ def test_numbers_that_are_none_end_the_run_and_spare_what_was_good(run: Path, mo
             next(self.generator.parameters()).fill_(float("nan"))
 
     monkeypatch.setattr(Learner, "update", poisoned)
-    with pytest.raises(UserError, match=r"no numbers? any more at update 61.*--resume --rollback"):
+    with pytest.raises(UserError, match=r"diverged at update 61: the weights contain NaN or Inf.*--resume --rollback"):
         dcgan.main(["--name", "run", "--resume", "--updates", "61", "--quiet"])
     assert {name: (run / name).read_bytes() for name in good} == good
 
 
-def test_a_loss_that_explodes_is_caught() -> None:
-    with pytest.raises(UserError, match=r"no numbers? any more"):
+def test_divergence_of_the_loss_is_detected() -> None:
+    with pytest.raises(UserError, match=r"diverged at update .* NaN or Inf"):
         dcgan.main(
             [*TINY, "--name", "nan", "--quiet", "--discriminator-learning-rate", "1e38", "--loss", "wasserstein"]
         )
     assert update_of(Path("runs/nan")) == 0
 
 
-def test_a_damaged_checkpoint_is_named(run: Path) -> None:
+def test_damaged_checkpoint_is_reported(run: Path) -> None:
     whole = (run / "checkpoint-0.pt").read_bytes()
     for damage in (whole[: len(whole) // 2], b"", whole[:3000] + bytes(40) + whole[3040:]):
         (run / "checkpoint-0.pt").write_bytes(damage)
@@ -233,37 +237,37 @@ def test_a_damaged_checkpoint_is_named(run: Path) -> None:
         assert (run / "checkpoint-0.pt").read_bytes() == damage
 
 
-def test_damaged_weights_are_named(run: Path) -> None:
+def test_damaged_weights_are_reported(run: Path) -> None:
     path = run / "generator-best.safetensors"
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(UserError, match=r"generator-best\.safetensors"):
-        Painter.load(run, threads=1)
+        Sampler.load(run, threads=1)
     path.unlink()
     with pytest.raises(UserError, match=r"generator-best\.safetensors yet"):
-        Painter.load(run, threads=1)
+        Sampler.load(run, threads=1)
 
 
-def test_a_damaged_best_moment_is_named_and_nothing_is_lost(run: Path) -> None:
+def test_damaged_best_checkpoint_is_reported_and_nothing_is_lost(run: Path) -> None:
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file() and path.name != "best.pt"}
     (run / "best.pt").write_bytes((run / "best.pt").read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"best\.pt") as mistake:
+    with pytest.raises(UserError, match=r"best\.pt") as error:
         dcgan.main(["--name", "run", "--resume", "--rollback", "--quiet"])
-    assert "leave --rollback out" in str(mistake.value)
+    assert "remove --rollback" in str(error.value)
     after = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file() and path.name != "best.pt"}
     assert after == before
 
 
-def test_a_damaged_last_moment_is_one_to_go_back_from(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (run / "checkpoint-0.pt").write_bytes(b"half of it")
+def test_rollback_works_with_a_damaged_last_checkpoint(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "checkpoint-0.pt").write_bytes(b"damaged")
     dcgan.main(["--name", "run", "--resume", "--rollback", "--updates", "65"])
     assert "rolled back to update" in capsys.readouterr().out
     assert update_of(run) == 65
 
 
-def test_where_nobody_knows_the_data_the_score_is_a_random_networks_and_called_so(
+def test_without_a_classifier_the_score_is_named_after_the_random_network(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zerokara.generative.scoring.feature_extractor.files", dict)
+    monkeypatch.setattr("zerokara.generative.scoring.feature_extractor.zoo_files", dict)
     dcgan.main([*TINY, "--name", "strange", "--updates", "10"])
     out = capsys.readouterr().out
     assert "features: a random network" in out
@@ -271,38 +275,38 @@ def test_where_nobody_knows_the_data_the_score_is_a_random_networks_and_called_s
     assert "eval/random_fd" in metrics(Path("runs/strange"))[-1]
 
 
-def test_a_score_that_is_no_number_is_never_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compare = Scorer.compare
-    distances = iter([9.0, math.nan, 7.0])  # the first is what real images get
+def test_nan_score_is_never_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compare = FeatureExtractor.compare
+    distances = iter([9.0, math.nan, 7.0])  # the first is the floor
 
-    def noted(self: Scorer, real: Any, fake: Any) -> dict[str, float]:
+    def fake_compare(self: FeatureExtractor, real: Any, fake: Any) -> dict[str, float]:
         return {**compare(self, real, fake), "fcd": next(distances)}
 
-    monkeypatch.setattr(Scorer, "compare", noted)
+    monkeypatch.setattr(FeatureExtractor, "compare", fake_compare)
     dcgan.main([*TINY, "--name", "nan", "--quiet", "--updates", "20", "--eval-every-updates", "10"])
     assert state(Path("runs/nan"), "best.pt")["best"] == {"update": 20, "score": 7.0}
 
 
-def test_a_discriminator_that_has_won_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_warns_of_a_perfect_discriminator(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--generator-learning-rate", "1e-9", "--discriminator-learning-rate", "2e-3", "--updates", "100")
     dcgan.main([*TINY, *words, "--name", "won", "--quiet", "--eval-every-updates", "0", "--batch-size", "32"])
-    said = "".join(capsys.readouterr())
-    assert "the discriminator tells all images apart" in said
+    printed = "".join(capsys.readouterr())
+    assert "the discriminator classifies nearly all images correctly" in printed
 
 
-def test_classes_are_painted_in_turn(capsys: pytest.CaptureFixture[str]) -> None:
+def test_classes_are_generated_in_turn(capsys: pytest.CaptureFixture[str]) -> None:
     dcgan.main([*TINY, "--name", "classes", "--conditional", "--updates", "10", "--preset", "r3"])
-    painter = Painter.load(Path("runs/classes"), threads=1)
-    assert painter.class_names == tuple("0123456789")
-    labels = painter.labels(12)
+    sampler = Sampler.load(Path("runs/classes"), threads=1)
+    assert sampler.class_names == tuple("0123456789")
+    labels = sampler.labels(12)
     assert labels is not None
     assert labels.tolist() == [*range(10), 0, 1]
     with pytest.raises(UserError, match="from 0 to 9"):
-        painter.labels(3, 10)
-    assert "220 to learn from, 20 held out to choose on" in capsys.readouterr().out
+        sampler.labels(3, 10)
+    assert "220 training images, 20 held-out images" in capsys.readouterr().out
 
 
-def test_a_trunk_is_taken_along(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pretrained_backbone_is_loaded(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dcgan.main([*TINY, "--name", "next", "--updates", "1", "--pretrained-backbone", str(run)])
     assert "runs/run" in capsys.readouterr().out
     dcgan.main([*TINY, "--name", "fresh", "--updates", "1", "--quiet"])
@@ -312,7 +316,7 @@ def test_a_trunk_is_taken_along(run: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         (["--nonsense", "3"], "--nonsense"),
         (["--preset", "fastest"], "fast"),
@@ -324,28 +328,28 @@ def test_a_trunk_is_taken_along(run: Path, capsys: pytest.CaptureFixture[str]) -
         (["--r1", "1"], "--discriminator-norm none"),
         (["--rollback"], "--resume"),
         (["--resume", "--name", "nowhere"], "nowhere"),
-        (["--accumulate", "5"], "--accumulate 5"),
+        (["--accumulation-steps", "5"], "--accumulation-steps 5"),
     ],
 )
-def test_a_mistake_is_one_sentence(words: list[str], says: str) -> None:
-    with pytest.raises(UserError) as mistake:
+def test_mistakes_are_reported_in_one_line(words: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
         dcgan.main(["--batch-size", "16", *words])
-    assert says in str(mistake.value)
-    assert "\n" not in str(mistake.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
-def test_rollback_without_a_best_moment_is_refused(run: Path) -> None:
+def test_rollback_without_a_best_checkpoint_is_refused(run: Path) -> None:
     (run / "best.pt").unlink()
-    with pytest.raises(UserError, match="no best moment yet"):
+    with pytest.raises(UserError, match="no best checkpoint yet"):
         dcgan.main(["--name", "run", "--resume", "--rollback", "--quiet"])
 
 
-def test_a_run_cannot_change_in_the_middle(run: Path) -> None:
-    with pytest.raises(UserError, match=r"--latent 8"):
-        dcgan.main(["--name", "run", "--resume", "--latent", "9"])
+def test_changed_options_are_refused_when_resuming(run: Path) -> None:
+    with pytest.raises(UserError, match=r"--latent-dim 8"):
+        dcgan.main(["--name", "run", "--resume", "--latent-dim", "9"])
     with pytest.raises(UserError, match="--resume"):
         dcgan.main([*TINY, "--name", "run"])
 
 
-def test_a_mistake_leaves_with_code_2(tmp_path: Path) -> None:
-    assert "--latent" in refusal(tmp_path, "-m", "generative.dcgan", "--latnt", "3")
+def test_mistakes_exit_with_code_2(tmp_path: Path) -> None:
+    assert "--latent-dim" in refusal(tmp_path, "-m", "generative.dcgan", "--latent-dm", "3")

@@ -1,4 +1,4 @@
-"""The network that learns one style: its size to the unit, its files, learning, killing, and its use on pictures."""
+"""Tests of the style network: parameters, files, training, resuming, and its use on images."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from zerokara.core.config import UserError
 from zerokara.core.media import png_bytes, write_png
 from zerokara.core.models.weights import read_tensors
 from zerokara.generative import fast_style, stylise
-from zerokara.generative.style import network as stylist
+from zerokara.generative.style import network as network_file
 from zerokara.generative.style import pictures
-from zerokara.generative.style.network import StyleMetadata, Stylist
+from zerokara.generative.style.network import StyleMetadata, StyleNetwork
 
 REPO = Path(__file__).parents[2]
 TINY = (
@@ -32,15 +32,15 @@ TINY = (
         "style.png",
         "--data",
         "photos.zip",
-        "--eye",
+        "--loss-network",
         "random",
         "--width-multiplier",
         "0.1",
         "--image-size",
         "32",
     ),
-    *("--stylist-width", "0.125", "--batch-size", "4", "--updates", "12", "--held-out-images", "2"),
-    *("--log-every-updates", "2", "--show-every-updates", "6", "--checkpoint-every-updates", "2"),
+    *("--style-network-width", "0.125", "--batch-size", "4", "--updates", "12", "--held-out-images", "2"),
+    *("--log-every-updates", "2", "--image-every-updates", "6", "--checkpoint-every-updates", "2"),
     *("--device", "cpu", "--threads", "1", "--precision", "float32"),
 )
 START = """
@@ -54,7 +54,7 @@ run_main(fast_style.main)
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A style of stripes, and photographs of two sizes."""
+    """Make a style image of stripes, and photographs of two sizes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(fast_style, "choose_compute", lambda *_: Compute(device="cpu", threads=1))
     style = np.zeros((48, 48, 3), np.uint8)
@@ -69,63 +69,63 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def lines(folder: Path) -> list[dict[str, float]]:
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in found]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in rows]
 
 
-def test_the_network_has_the_published_number_of_parameters() -> None:
-    network = Stylist()
+def test_parameter_count_and_names_are_the_published_ones() -> None:
+    network = StyleNetwork()
     assert sum(parameter.numel() for parameter in network.parameters()) == 1_679_235
-    # As in PyTorch's example, whose files are used.
+    # Names of PyTorch's example, whose files can be loaded.
     assert network.state_dict()["conv1.conv2d.weight"].shape == (32, 3, 9, 9)
     assert network.state_dict()["res3.in2.weight"].shape == (128,)
     assert network.state_dict()["deconv1.conv2d.weight"].shape == (64, 128, 3, 3)
 
 
-def test_a_fresh_network_paints_grey() -> None:
-    painted = Stylist(0.25)(torch.rand(1, 3, 32, 48))
-    assert (painted - 0.5).abs().max() < 0.05
+def test_initial_output_is_gray() -> None:
+    output = StyleNetwork(0.25)(torch.rand(1, 3, 32, 48))
+    assert (output - 0.5).abs().max() < 0.05
 
 
-def test_any_size_goes_in_and_comes_out() -> None:
-    network = Stylist(0.125).eval()
+def test_output_has_the_size_of_the_input() -> None:
+    network = StyleNetwork(0.125).eval()
     for height, width in ((32, 32), (33, 50), (35, 39)):
         assert network(torch.rand(2, 3, height, width)).shape == (2, 3, height, width)
-    # Pictures do not see each other: each is normalised by itself.
+    # Instance normalization: images are independent of each other.
     pair = torch.rand(2, 3, 32, 36)
     torch.testing.assert_close(network(pair)[:1], network(pair[:1]), rtol=1e-4, atol=1e-4)
 
 
-def test_sixteen_bits_paint_nearly_the_same() -> None:
-    network, pixels = Stylist(0.125).eval(), torch.rand(1, 3, 36, 33)
-    exact = stylist.paint(network, Compute(), pixels)
+def test_bfloat16_is_close_to_float32() -> None:
+    network, pixels = StyleNetwork(0.125).eval(), torch.rand(1, 3, 36, 33)
+    exact = network_file.stylize(network, Compute(), pixels)
     compute = Compute(precision="bfloat16", channels_last=True)
-    rough = stylist.paint(compute.module(network), compute, pixels)
+    rough = network_file.stylize(compute.module(network), compute, pixels)
     assert rough.dtype == torch.float32
     assert (rough - exact).abs().mean() < 0.02
 
 
-def test_it_learns_and_paints(capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_and_applying_a_style(capsys: pytest.CaptureFixture[str]) -> None:
     fast_style.main([*TINY, "--name", "run", "--updates", "60", "--learning-rate", "0.005", "--content-weight", "0"])
     printed = capsys.readouterr().out
-    assert "paint with: python -m generative.stylise runs/run photo.jpg" in printed
-    found = [line["held_out/style"] for line in lines(Path("runs/run")) if "held_out/style" in line]
-    assert len(found) == 10
-    assert found[-1] < 0.7 * found[0]
+    assert "apply it with: python -m generative.stylise runs/run photo.jpg" in printed
+    losses = [line["held_out/style"] for line in lines(Path("runs/run")) if "held_out/style" in line]
+    assert len(losses) == 10
+    assert losses[-1] < 0.7 * losses[0]
     write_png(Path("one.png"), np.full((50, 70, 3), 90, np.uint8))
-    stylise.main(["runs/run", "one.png", "style.png", "--out", "painted", "--threads", "1"])
+    stylise.main(["runs/run", "one.png", "style.png", "--out", "stylized", "--threads", "1"])
     printed = capsys.readouterr().out
-    assert re.search(r"painted/one.png: 70x50 in the style of style.png, \d+\.\d\d s", printed)
-    with Image.open("painted/one.png") as opened:
+    assert re.search(r"stylized/one.png: 70x50 in the style of style.png, \d+\.\d\d s", printed)
+    with Image.open("stylized/one.png") as opened:
         assert opened.size == (70, 50)
-    stylise.main(["runs/run", "one.png", "--size", "56", "--keep-colour", "--out", "grayscale", "--threads", "1"])
-    with Image.open("grey/one.png") as opened:
+    stylise.main(["runs/run", "one.png", "--size", "56", "--keep-color", "--out", "grayscale", "--threads", "1"])
+    with Image.open("grayscale/one.png") as opened:
         grayscale = np.asarray(opened).astype(int)
     assert grayscale.shape == (40, 56, 3)
-    assert (np.ptp(grayscale, axis=2) <= 1).all()  # what had no colour has none
+    assert (np.ptp(grayscale, axis=2) <= 1).all()  # a gray image must stay gray
 
 
-def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def test_resuming_a_killed_run_is_bitwise_exact(tmp_path: Path) -> None:
     fast_style.main([*TINY, "--name", "whole", "--quiet"])
     environment = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error"}
     process = subprocess.Popen(
@@ -144,34 +144,34 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert lines(Path("runs/whole")) == lines(Path("runs/killed"))
 
 
-def test_files_come_back_and_others_are_refused(tmp_path: Path) -> None:
-    network = Stylist(0.125)
-    stylist.save(tmp_path / "model.safetensors", network, StyleMetadata(style="wave.jpg", width=0.125, update=7))
-    read, metadata = stylist.load(str(tmp_path))
+def test_model_files_are_loaded_and_others_refused(tmp_path: Path) -> None:
+    network = StyleNetwork(0.125)
+    network_file.save(tmp_path / "model.safetensors", network, StyleMetadata(style="wave.jpg", width=0.125, update=7))
+    read, metadata = network_file.load(str(tmp_path))
     assert metadata == StyleMetadata(style="wave.jpg", width=0.125, update=7)
     assert all(torch.equal(x, y) for x, y in zip(network.parameters(), read.parameters(), strict=True))
-    published = {**Stylist().state_dict(), "in1.running_mean": torch.zeros(32)}
+    published = {**StyleNetwork().state_dict(), "in1.running_mean": torch.zeros(32)}
     torch.save(published, "mosaic.pth")
-    read, metadata = stylist.load("mosaic.pth")
+    read, metadata = network_file.load("mosaic.pth")
     assert metadata.style == "mosaic"
     assert torch.equal(read.conv1.conv2d.weight, published["conv1.conv2d.weight"])
     torch.save({"weight": torch.zeros(3)}, "other.pth")
-    with pytest.raises(UserError, match=r"other.pth holds no network of generative.fast_style"):
-        stylist.load("other.pth")
+    with pytest.raises(UserError, match=r"other.pth is not a network of generative.fast_style"):
+        network_file.load("other.pth")
     with pytest.raises(UserError, match=r"has no model\.safetensors"):
-        stylist.load("runs" if Path("runs").is_dir() else str(REPO / "docs"))
+        network_file.load("runs" if Path("runs").is_dir() else str(REPO / "docs"))
 
 
-def test_mistakes_of_a_painter_of_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    stylist.save(Path("model.safetensors"), Stylist(0.125), StyleMetadata(width=0.125))
+def test_mistakes_of_stylise(monkeypatch: pytest.MonkeyPatch) -> None:
+    network_file.save(Path("model.safetensors"), StyleNetwork(0.125), StyleMetadata(width=0.125))
     with pytest.raises(UserError, match="No run was named"):
         stylise.main([])
-    with pytest.raises(UserError, match="No picture was named"):
+    with pytest.raises(UserError, match="No image was named"):
         stylise.main(["model.safetensors"])
-    Path("broken.png").write_bytes(b"no picture")
+    Path("broken.png").write_bytes(b"not an image")
     with pytest.raises(UserError, match=r"broken.png cannot be decoded"):
         stylise.main(["model.safetensors", "broken.png", "style.png", "--threads", "1"])
-    assert Path("painted/style.png").is_file()  # what could be read is painted first
+    assert Path("painted/style.png").is_file()  # readable images are processed first
     monkeypatch.setattr(pictures, "free_bytes", lambda device: 10**5)
     with pytest.raises(UserError, match=r"48x48 pixels need about .*give --size"):
         stylise.main(["model.safetensors", "style.png", "--threads", "1"])
@@ -184,10 +184,10 @@ def test_mistakes_of_a_painter_of_pictures(monkeypatch: pytest.MonkeyPatch) -> N
         (["--style", "none.png"], "none.png cannot be read"),
         (["--style", "style.png", "--data", "photos.zip", "--held-out-images", "30"], "--held-out-images"),
         (["--style", "style.png", "--data", "nowhere"], "There are no data 'nowhere'"),
-        (["--style", "style.png", "--data", "photos.zip", "--eye", "nobody"], "There is no nobody"),
+        (["--style", "style.png", "--data", "photos.zip", "--loss-network", "nobody"], "There is no nobody"),
     ],
 )
-def test_mistakes_are_refused_before_there_is_a_folder(words: list[str], message: str) -> None:
+def test_mistakes_are_reported_before_a_folder_is_created(words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         fast_style.main(words)
     assert not Path("runs").exists()

@@ -1,4 +1,4 @@
-"""Scores against closed forms, their independence of batches, and the program that prints them."""
+"""Tests of metrics against closed forms, their independence of the batch size, and the program."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.generative.painted import FEW, HERE, make_run
+from tests.generative.finished_run import FEW, HERE, make_run
 from zerokara.core.config import UserError
 from zerokara.core.data import glyphs
 from zerokara.core.models import model_file
 from zerokara.core.models.model_file import ClassifierMetadata
 from zerokara.generative import metrics
 from zerokara.generative.scoring.distances import frechet_distance, kernel_distance, overlap
-from zerokara.generative.scoring.feature_extractor import Scorer
+from zerokara.generative.scoring.feature_extractor import FeatureExtractor
 
-CARD = ClassifierMetadata(
+METADATA = ClassifierMetadata(
     backbone="deep_cnn",
     head="paper",
     classes=tuple("0123456789"),
@@ -35,17 +35,17 @@ CARD = ClassifierMetadata(
 def save_classifier(folder: Path, seed: int = 0, half: bool = False) -> Path:
     torch.manual_seed(seed)
     folder.mkdir()
-    model_file.save(folder / "model.safetensors", CARD.build().state_dict(), CARD, half=half)
+    model_file.save(folder / "model.safetensors", METADATA.build().state_dict(), METADATA, half=half)
     return folder
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the runs plain and by_class, and the classifier judge."""
-    root = tmp_path_factory.mktemp("painted")
+    """A folder with an unconditional run, a class-conditional run, and a classifier."""
+    root = tmp_path_factory.mktemp("generated")
     make_run(root, "plain")
     make_run(root, "by_class", "--conditional")
-    save_classifier(root / "judge")
+    save_classifier(root / "classifier")
     return root
 
 
@@ -57,7 +57,7 @@ def at_root(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def whitened(number: int, features: int) -> Tensor:
-    """Points with mean 0 and covariance exactly 1."""
+    """Draw points with mean 0 and exactly unit covariance."""
     x = torch.randn(number, features, dtype=torch.float64)
     x = x - x.mean(0)
     root: Tensor = torch.linalg.cholesky(x.T.cov())
@@ -72,8 +72,8 @@ def test_frechet_distance_of_gaussians_has_a_closed_form() -> None:
     # Covariances that commute: |m|^2 + sum of (s1 - s2)^2.
     expected = float(shift.square().sum() + (scale - 1).square().sum())
     assert frechet_distance(x, y * scale + shift) == pytest.approx(expected, rel=1e-9)
-    turn = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64)).Q
-    assert frechet_distance(x @ turn, (y * scale + shift) @ turn) == pytest.approx(expected, rel=1e-9)
+    rotation = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64)).Q
+    assert frechet_distance(x @ rotation, (y * scale + shift) @ rotation) == pytest.approx(expected, rel=1e-9)
     assert frechet_distance(x, y) == pytest.approx(0, abs=1e-9)
     assert frechet_distance(x[:, :1], 3 * x[:, :1] + 1) == pytest.approx(1 + 4)
 
@@ -94,11 +94,11 @@ def test_kernel_distance_by_hand() -> None:
     assert kernel_distance(real, fake) == pytest.approx(27 + 1 - 2 * (1 + 0 + 1 - 1) / 4)
 
 
-def test_overlap_of_the_same_and_of_what_is_far() -> None:
+def test_overlap_of_identical_and_of_distant_sets() -> None:
     x = torch.randn(200, 4)
     same = overlap(x, x)
     assert (same.precision, same.recall, same.coverage) == (1, 1, 1)
-    assert same.density == pytest.approx(1.2)  # each is in its own ball and, on average, in those of k = 5 others
+    assert same.density == pytest.approx(1.2)  # each is in its own ball and, on average, in five others
     far = overlap(x, x + 100)
     assert (far.precision, far.recall, far.density, far.coverage) == (0, 0, 0, 0)
     half = overlap(x, torch.cat([x[:100], x[:100] + 100]))
@@ -107,15 +107,15 @@ def test_overlap_of_the_same_and_of_what_is_far() -> None:
 
 @pytest.mark.parametrize("kind", ["random", "classifier"])
 def test_a_score_does_not_depend_on_the_batch_size(kind: str, root: Path) -> None:
-    scorer = Scorer.random((1, 28, 28)) if kind == "random" else Scorer.load(root / "judge")
-    real, painted = torch.randint(256, (2, 150, 1, 28, 28), dtype=torch.uint8)
-    whole, parts = (scorer.compare(scorer.look(real, n), scorer.look(painted, n)) for n in (150, 7))
+    extractor = FeatureExtractor.random((1, 28, 28)) if kind == "random" else FeatureExtractor.load(root / "classifier")
+    real, generated = torch.randint(256, (2, 150, 1, 28, 28), dtype=torch.uint8)
+    whole, parts = (extractor.compare(extractor.extract(real, n), extractor.extract(generated, n)) for n in (150, 7))
     assert whole == pytest.approx(parts, rel=1e-4)
     assert all(isinstance(value, float) for value in whole.values())
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:DeprecationWarning")
-def test_fid_is_that_of_its_features_whatever_the_batch_size(tmp_path: Path) -> None:
+def test_fid_is_the_frechet_distance_for_any_batch_size(tmp_path: Path) -> None:
     class Means(nn.Module):
         def forward(self, x: Tensor, return_features: bool = False) -> Tensor:
             if not return_features:
@@ -133,44 +133,51 @@ def test_fid_is_that_of_its_features_whatever_the_batch_size(tmp_path: Path) -> 
         )
 
 
-def test_what_is_no_torchscript_is_refused(tmp_path: Path) -> None:
+def test_files_other_than_torchscript_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no file"):
         metrics.Inception(tmp_path / "none.pt")
-    (tmp_path / "bytes.pt").write_bytes(b"no archive")
-    with pytest.raises(UserError, match="is no TorchScript"):
+    (tmp_path / "bytes.pt").write_bytes(b"not an archive")
+    with pytest.raises(UserError, match="is not a TorchScript file"):
         metrics.Inception(tmp_path / "bytes.pt")
 
 
 def test_the_program_prints_scores_and_protocol(at_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    metrics.main(["runs/by_class", "--images", "200", "--classifier", "judge", "--json", *HERE])
+    metrics.main(["runs/by_class", "--images", "200", "--classifier", "classifier", "--json", *HERE])
     first = capsys.readouterr().out
-    found = json.loads(first)
-    scores, protocol = found["scores"], found["protocol"]
+    result = json.loads(first)
+    scores, protocol = result["scores"], result["protocol"]
     assert 0 <= scores["painted"]["accuracy"] <= 1
     assert scores["painted"]["fcd"] > 10 * scores["floor"]["fcd"] > 0
     assert scores["painted"]["random_fd"] > 10 * scores["floor"]["random_fd"] > 0
-    assert protocol["classifier"] == model_file.fingerprint(at_root / "judge" / "model.safetensors")
+    assert protocol["classifier"] == model_file.fingerprint(at_root / "classifier" / "model.safetensors")
     assert protocol["classifier_figures"] == {"test_accuracy": 0.5}
     counts = ("painted_images", "real_images", "floor_images", "training_images", "update")
     assert [protocol[name] for name in counts] == [200, 200, 200, 580, 4]
-    metrics.main(["runs/by_class", "--images", "200", "--classifier", "judge", "--json", *HERE])
+    metrics.main(["runs/by_class", "--images", "200", "--classifier", "classifier", "--json", *HERE])
     assert capsys.readouterr().out == first
-    metrics.main(["runs/by_class", "--images", "200", "--classifier", "judge", *HERE])
+    metrics.main(["runs/by_class", "--images", "200", "--classifier", "classifier", *HERE])
     printed = " ".join(capsys.readouterr().out.split())
     assert f"{scores['painted']['fcd']:.4g} {scores['floor']['fcd']:.4g}" in printed
-    for part in (protocol["classifier"], "test_accuracy 0.5", "last layer takes", "test split", "float64", "update 4"):
+    for part in (
+        protocol["classifier"],
+        "test_accuracy 0.5",
+        "inputs of its last layer",
+        "test split",
+        "float64",
+        "update 4",
+    ):
         assert part in printed
 
 
-def test_without_a_classifier_it_says_that_quality_is_not_measured(
+def test_without_a_classifier_the_protocol_says_that_quality_is_not_measured(
     at_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zerokara.generative.scoring.feature_extractor.files", dict)
+    monkeypatch.setattr("zerokara.generative.scoring.feature_extractor.zoo_files", dict)
     metrics.main(["runs/plain", "--images", "100", "--split", "held-out", "--json", *HERE])
-    found = json.loads(capsys.readouterr().out)
-    assert "random_fd" in found["scores"]["painted"]
-    assert "fcd" not in found["scores"]["painted"]
-    assert "not quality" in found["protocol"]["features"]
+    result = json.loads(capsys.readouterr().out)
+    assert "random_fd" in result["scores"]["painted"]
+    assert "fcd" not in result["scores"]["painted"]
+    assert "but not quality" in result["protocol"]["features"]
     with pytest.raises(UserError, match="type --images 290"):
         metrics.main(["runs/plain", "--images", "500", "--split", "train", *HERE])
     with pytest.raises(UserError, match="No run was named"):
@@ -178,49 +185,51 @@ def test_without_a_classifier_it_says_that_quality_is_not_measured(
 
 
 @pytest.fixture
-def begun(tmp_path: Path) -> Path:
-    """A run whose discriminator began from the classifier `eye` beside `runs`."""
-    save_classifier(tmp_path / "eye", seed=2)
-    words = ("--backbone", "deep_cnn", "--discriminator-width", "0.25", "--pretrained-backbone", "eye")
-    return make_run(tmp_path, "begun", *words)
+def pretrained_run(tmp_path: Path) -> Path:
+    """A run whose discriminator was initialized from the classifier `pretrained`."""
+    save_classifier(tmp_path / "pretrained", seed=2)
+    words = ("--backbone", "deep_cnn", "--discriminator-width", "0.25", "--pretrained-backbone", "pretrained")
+    return make_run(tmp_path, "pretrained_run", *words)
 
 
-def test_the_eye_that_the_discriminator_began_with_cannot_score(at_root: Path, begun: Path, tmp_path: Path) -> None:
-    scored = [str(begun), "--images", "100", "--json", *HERE]
-    for name in ("elsewhere", "rounded"):  # the eye itself is at the end of a path that leads nowhere from here
+def test_the_classifier_of_the_pretrained_backbone_is_refused(
+    at_root: Path, pretrained_run: Path, tmp_path: Path
+) -> None:
+    scored = [str(pretrained_run), "--images", "100", "--json", *HERE]
+    for name in ("elsewhere", "rounded"):  # the recorded path of the backbone does not exist from here
         if name == "elsewhere":
-            (tmp_path / "eye").rename(tmp_path / name)
+            (tmp_path / "pretrained").rename(tmp_path / name)
         else:
             save_classifier(tmp_path / name, seed=2, half=True)
-        with pytest.raises(UserError, match="the very eye that the discriminator starts from"):
+        with pytest.raises(UserError, match="has the weights that the discriminator's backbone was initialized from"):
             metrics.main([*scored, "--classifier", str(tmp_path / name)])
     other = save_classifier(tmp_path / "other", seed=1)
     metrics.main([*scored, "--classifier", str(other)])
 
 
-def test_a_run_that_forgot_its_eye_is_scored_with_a_warning(
-    at_root: Path, begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_unknown_origin_of_the_backbone_gives_a_warning(
+    at_root: Path, pretrained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    content = json.loads((begun / "config.json").read_text())
-    del content["extra"]["eye"]  # as runs were before
-    (begun / "config.json").write_text(json.dumps(content))
-    (tmp_path / "eye").rename(tmp_path / "gone")
-    metrics.main([str(begun), "--images", "100", "--classifier", str(tmp_path / "gone"), "--json", *HERE])
+    content = json.loads((pretrained_run / "config.json").read_text())
+    del content["extra"]["eye"]  # as in runs of older releases
+    (pretrained_run / "config.json").write_text(json.dumps(content))
+    (tmp_path / "pretrained").rename(tmp_path / "gone")
+    metrics.main([str(pretrained_run), "--images", "100", "--classifier", str(tmp_path / "gone"), "--json", *HERE])
     out, err = capsys.readouterr()
-    assert "warning: The discriminator's eye comes from eye, which cannot be looked at any more" in err
-    assert "cannot be looked at" in json.loads(out)["protocol"]["doubt"]
+    assert "warning: The discriminator's backbone was initialized from pretrained, which no longer exists" in err
+    assert "no longer exists" in json.loads(out)["protocol"]["doubt"]
 
 
-def test_training_refuses_and_doubts_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    eye = save_classifier(tmp_path / "eye", seed=2)
-    words = ("--backbone", "deep_cnn", "--discriminator-width", "0.25", "--pretrained-backbone", str(eye))
-    with pytest.raises(UserError, match="the very eye that the discriminator starts from"):
-        make_run(tmp_path, "refused", *words, "--classifier", str(eye / "model.safetensors"))
+def test_training_refuses_and_warns_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pretrained = save_classifier(tmp_path / "pretrained", seed=2)
+    words = ("--backbone", "deep_cnn", "--discriminator-width", "0.25", "--pretrained-backbone", str(pretrained))
+    with pytest.raises(UserError, match="has the weights that the discriminator's backbone was initialized from"):
+        make_run(tmp_path, "refused", *words, "--classifier", str(pretrained / "model.safetensors"))
     relative = model_file.ClassifierMetadata(
-        **{**vars(CARD), "command": "python -m vision.classify --pretrained-backbone runs/gone"}
+        **{**vars(METADATA), "command": "python -m vision.classify --pretrained-backbone runs/gone"}
     )
-    weights = CARD.build().state_dict()
-    model_file.save(eye / "model.safetensors", weights, relative)
-    judge = save_classifier(tmp_path / "judge", seed=3)
-    make_run(tmp_path, "doubted", *words, "--classifier", str(judge))
-    assert "warning: The discriminator's eye comes from runs/gone" in capsys.readouterr().err
+    weights = METADATA.build().state_dict()
+    model_file.save(pretrained / "model.safetensors", weights, relative)
+    classifier = save_classifier(tmp_path / "classifier", seed=3)
+    make_run(tmp_path, "warned", *words, "--classifier", str(classifier))
+    assert "warning: The discriminator's backbone was initialized from runs/gone" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The linear SVM against scikit-learn's, what is pooled and drawn, and the program that compares eyes."""
+"""Tests of the linear SVM against scikit-learn's, of pooling and label draws, and of the program."""
 
 from __future__ import annotations
 
@@ -12,90 +12,102 @@ import torch
 from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 
-from tests.generative.painted import FEW, HERE, make_run
-from tests.generative.test_metrics import CARD
+from tests.generative.finished_run import FEW, HERE, make_run
+from tests.generative.test_metrics import METADATA
 from zerokara.core.config import UserError
 from zerokara.core.data import ImageSet, glyphs
 from zerokara.core.models import model_file
 from zerokara.core.progress import Progress
 from zerokara.generative import representation
-from zerokara.generative.representation import Eye, Material, Options, draw, make_eye, pool, svm_error
+from zerokara.generative.representation import (
+    Inputs,
+    Options,
+    StageExtractor,
+    draw_labeled,
+    make_extractor,
+    pool,
+    svm_error,
+)
 from zerokara.generative.scoring import svm
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run. Not to be written to."""
-    return make_run(tmp_path_factory.mktemp("painted"), "plain")
+    """The folder of a run. Tests must not write to it."""
+    return make_run(tmp_path_factory.mktemp("generated"), "plain")
 
 
 @pytest.fixture
 def run(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(glyphs, "NUMBER", FEW)
     monkeypatch.setattr(representation, "CANDIDATES", (0.1, 1.0))
-    monkeypatch.setattr(svm, "MOST_ITERATIONS", 40)
+    monkeypatch.setattr(svm, "MAX_ITERATIONS", 40)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished, "runs/plain", ignore=shutil.ignore_patterns("tensorboard"))
     return Path("runs/plain")
 
 
 @pytest.fixture
-def material(run: Path) -> Material:
+def inputs(run: Path) -> Inputs:
     options = Options(run=str(run), labels=(100,), device="cpu", threads=1)
     return representation.read(options, Progress(silent=True))
 
 
 def clouds(number: int, features: int = 6, apart: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Points of three classes in turn around three corners."""
+    """Draw points of three classes in turn, around three corners."""
     label_N = torch.arange(number) % 3
     return torch.randn(number, features) + apart * torch.eye(3, features)[label_N], label_N
 
 
 @pytest.mark.parametrize("c", [0.01, 1.0, 100.0])
-def test_the_svm_is_that_of_scikit_learn(c: float) -> None:
+def test_svm_equals_scikit_learns(c: float) -> None:
     features_NF, label_N = clouds(200)
     weight_GK = svm.fit(features_NF, label_N, 3, c)
-    peer = LinearSVC(C=c, dual=False, tol=1e-8, max_iter=10_000).fit(features_NF.numpy(), label_N.numpy())
-    torch.testing.assert_close(weight_GK[:-1].T.double(), torch.from_numpy(peer.coef_), atol=2e-3, rtol=2e-3)
-    # With dual=False the peer counts the bias among the weights as we do.
-    torch.testing.assert_close(weight_GK[-1].double(), torch.from_numpy(peer.intercept_), atol=2e-3, rtol=2e-3)
+    reference = LinearSVC(C=c, dual=False, tol=1e-8, max_iter=10_000).fit(features_NF.numpy(), label_N.numpy())
+    torch.testing.assert_close(weight_GK[:-1].T.double(), torch.from_numpy(reference.coef_), atol=2e-3, rtol=2e-3)
+    # With dual=False LinearSVC regularizes the bias, too.
+    torch.testing.assert_close(weight_GK[-1].double(), torch.from_numpy(reference.intercept_), atol=2e-3, rtol=2e-3)
     assert 1 - svm.error(features_NF, label_N, weight_GK) == pytest.approx(
-        peer.score(features_NF.numpy(), label_N.numpy())
+        reference.score(features_NF.numpy(), label_N.numpy())
     )
 
 
-def test_it_begins_where_it_is_told_and_ends_at_the_same() -> None:
+def test_svm_with_initial_weights_has_the_same_minimum() -> None:
     features_NF, label_N = clouds(100)
     start_GK = torch.randn(7, 3)
-    kept = start_GK.clone()
+    copy_GK = start_GK.clone()
     torch.testing.assert_close(
         svm.fit(features_NF, label_N, 3, 1.0, start_GK), svm.fit(features_NF, label_N, 3, 1.0), atol=2e-3, rtol=2e-3
     )
-    assert torch.equal(start_GK, kept)
+    assert torch.equal(start_GK, copy_GK)
 
 
-def test_c_is_small_where_labels_are_noise_and_large_where_the_signal_is_faint() -> None:
-    # As many features as images are learnt from, nearly: whoever fits all of them fits the noise.
+def test_chosen_c_is_small_for_noisy_labels_and_large_for_weak_features() -> None:
+    # Nearly as many features as training images: a large C would fit the noise.
     features_NF, label_N = clouds(120, features=90)
     mixed_N = torch.where(torch.rand(120) < 0.3, torch.randint(3, (120,)), label_N)
     assert svm.choose_c(features_NF, mixed_N, 3, (1e-3, 1e3)) == 1e-3
     faint_NF, label_N = clouds(90, apart=20.0)
     faint_NF[:, 3:] = 0
     assert svm.choose_c(torch.cat([0.001 * faint_NF, torch.randn(90, 1)], 1), label_N, 3, (1e-3, 1e4)) == 1e4
-    assert svm.choose_c(*clouds(60, apart=50.0), 3, (0.5, 1.0)) == 0.5  # both are right always
+    assert svm.choose_c(*clouds(60, apart=50.0), 3, (0.5, 1.0)) == 0.5  # both classify all images correctly
 
 
-def test_labels_are_drawn_class_by_class() -> None:
+def test_drawn_labels_are_balanced() -> None:
     label_N = torch.tensor([0] * 50 + [1] * 3 + [2] * 20)
     images = ImageSet(torch.arange(73, dtype=torch.uint8).view(73, 1, 1, 1), label_N, ("a", "b", "c"), "a test")
-    assert torch.bincount(draw(images, 6, 0).labels).tolist() == [2, 2, 2]
-    assert torch.bincount(draw(images, 15, 0).labels).tolist() == [6, 3, 6]  # there are only three of the second
-    assert sorted(draw(images, 73, 0).images.flatten().tolist()) == list(range(73))
-    assert torch.equal(draw(images, 9, 1).images, draw(images, 9, 1).images)
-    assert not torch.equal(draw(images, 9, 1).images, draw(images, 9, 2).images)
+    assert torch.bincount(draw_labeled(images, 6, 0).labels).tolist() == [2, 2, 2]
+    assert torch.bincount(draw_labeled(images, 15, 0).labels).tolist() == [
+        6,
+        3,
+        6,
+    ]  # the second class has only three images
+    assert sorted(draw_labeled(images, 73, 0).images.flatten().tolist()) == list(range(73))
+    assert torch.equal(draw_labeled(images, 9, 1).images, draw_labeled(images, 9, 1).images)
+    assert not torch.equal(draw_labeled(images, 9, 1).images, draw_labeled(images, 9, 2).images)
 
 
-def test_a_layer_is_max_pooled_to_four_by_four_at_most() -> None:
+def test_feature_maps_are_max_pooled_to_at_most_4x4() -> None:
     rows = torch.arange(64.0).view(1, 1, 8, 8)
     assert pool(rows)[0, 0, 0].tolist() == [9.0, 11.0, 13.0, 15.0]  # the largest of 2x2
     assert pool(rows).shape == (1, 1, 4, 4)
@@ -103,45 +115,47 @@ def test_a_layer_is_max_pooled_to_four_by_four_at_most() -> None:
     assert pool(torch.ones(2, 5, 3, 3)).shape == (2, 5, 3, 3)
 
 
-def test_every_layer_of_the_run_s_own_discriminator_is_seen(material: Material) -> None:
-    eye = make_eye(material, material.discriminator, 0)
-    images = material.test.images[:3]
-    # 64, 128 and 256 channels, an eighth of them; the last map has 3x3 places.
-    assert eye.features(images, material.compute).shape == (3, (8 + 16) * 16 + 32 * 9)
-    weight = dict(eye.trunk.named_parameters())["convs.0.weight"]
-    assert torch.equal(weight, material.discriminator["backbone.convs.0.weight"])
-    conv, norm = eye.trunk.get_submodule("convs.1"), eye.trunk.get_submodule("norms.1")
+def test_features_are_all_stages_of_the_runs_discriminator(inputs: Inputs) -> None:
+    extractor = make_extractor(inputs, inputs.discriminator, 0)
+    images = inputs.test.images[:3]
+    # 64, 128 and 256 channels, divided by 8; the last feature map is 3x3.
+    assert extractor.features(images, inputs.compute).shape == (3, (8 + 16) * 16 + 32 * 9)
+    weight = dict(extractor.backbone.named_parameters())["convs.0.weight"]
+    assert torch.equal(weight, inputs.discriminator["backbone.convs.0.weight"])
+    conv, norm = extractor.backbone.get_submodule("convs.1"), extractor.backbone.get_submodule("norms.1")
     with torch.no_grad():
-        first = nn.functional.leaky_relu(eye.trunk.get_submodule("convs.0")(material.train.images.float() / 255), 0.2)
+        first = nn.functional.leaky_relu(
+            extractor.backbone.get_submodule("convs.0")(inputs.train.images.float() / 255), 0.2
+        )
         mean_C = conv(first).mean((0, 2, 3))
     assert isinstance(norm.running_mean, Tensor)
     torch.testing.assert_close(norm.running_mean, mean_C, atol=1e-4, rtol=1e-3)
-    random = make_eye(material, None, 5)
-    assert not torch.equal(dict(random.trunk.named_parameters())["convs.0.weight"], weight)
+    random = make_extractor(inputs, None, 5)
+    assert not torch.equal(dict(random.backbone.named_parameters())["convs.0.weight"], weight)
 
 
-def test_the_test_set_has_no_part_in_the_choice_of_c(material: Material) -> None:
-    eye = make_eye(material, None, 0)
-    labelled = draw(material.train, 100, 0)
-    shuffled = replace(material.test, labels=(material.test.labels + 1) % 10)
-    right, wrong = (svm_error(eye, labelled, test, material.compute) for test in (material.test, shuffled))
+def test_c_does_not_depend_on_the_test_set(inputs: Inputs) -> None:
+    extractor = make_extractor(inputs, None, 0)
+    labeled = draw_labeled(inputs.train, 100, 0)
+    shuffled = replace(inputs.test, labels=(inputs.test.labels + 1) % 10)
+    right, wrong = (svm_error(extractor, labeled, test, inputs.compute) for test in (inputs.test, shuffled))
     assert right[1] == wrong[1]
     assert right[0] < 0.75 < wrong[0]
 
 
-def test_a_supervised_network_learns_from_these_labels_alone(material: Material) -> None:
-    labelled = draw(material.train, 100, 0)
-    eye, layer = representation.learn(material, labelled, 150, seed=0)
-    assert representation.own_error(eye, layer, labelled, material.compute) < 0.1
-    error = representation.own_error(eye, layer, material.test, material.compute)
+def test_supervised_network_learns_from_the_given_labels(inputs: Inputs) -> None:
+    labeled = draw_labeled(inputs.train, 100, 0)
+    extractor, layer = representation.train_supervised(inputs, labeled, 150, seed=0)
+    assert representation.linear_layer_error(extractor, layer, labeled, inputs.compute) < 0.1
+    error = representation.linear_layer_error(extractor, layer, inputs.test, inputs.compute)
     assert error < 0.82, "chance is 0.9"
-    assert isinstance(eye, Eye)
-    again, _ = representation.learn(material, labelled, 150, seed=0)
-    for one, other in zip(eye.trunk.parameters(), again.trunk.parameters(), strict=True):
+    assert isinstance(extractor, StageExtractor)
+    again, _ = representation.train_supervised(inputs, labeled, 150, seed=0)
+    for one, other in zip(extractor.backbone.parameters(), again.backbone.parameters(), strict=True):
         assert torch.equal(one, other)
 
 
-def test_the_program(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_program(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [str(run), "--labels", "60", "0", "--seeds", "2", "--updates", "5", *HERE]
     representation.main(words)
     shown = capsys.readouterr().out
@@ -152,22 +166,22 @@ def test_the_program(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert {number: len(values) for number, values in of.items()} == {"60": 2, "700": 1}
         assert all(0 <= value <= 1 for values in of.values() for value in values)
     first, second = errors["discriminator"]["60"]
-    assert any(len(set(of["60"])) == 2 for of in errors.values()), "other labels, other errors"
+    assert any(len(set(of["60"])) == 2 for of in errors.values()), "other labels must give other errors"
     assert f"{100 * (first + second) / 2:.2f} ±" in shown
     assert "60 labels" in shown
     assert "700 labels" in shown
     assert (run / "media" / "representation.png").stat().st_size > 5_000
     representation.main([*words, "--json"])
-    assert json.loads(capsys.readouterr().out)["test_errors"] == errors, "the same command, the same numbers"
+    assert json.loads(capsys.readouterr().out)["test_errors"] == errors, "the same command must give the same numbers"
 
 
-def test_a_classifier_stands_in_for_the_supervised_network(run: Path) -> None:
-    Path("judge").mkdir()
-    model_file.save(Path("judge/model.safetensors"), CARD.build().state_dict(), CARD)
-    representation.main([str(run), "--labels", "60", "--seeds", "1", "--supervised", "judge", "--json", *HERE])
+def test_classifier_instead_of_the_supervised_network(run: Path) -> None:
+    Path("classifier").mkdir()
+    model_file.save(Path("classifier/model.safetensors"), METADATA.build().state_dict(), METADATA)
+    representation.main([str(run), "--labels", "60", "--seeds", "1", "--supervised", "classifier", "--json", *HERE])
     content = json.loads((run / "representation.json").read_text())
     assert list(content["test_errors"]) == ["discriminator", "random network", "supervised"]
-    assert content["protocol"]["supervised"] == "judge"
+    assert content["protocol"]["supervised"] == "classifier"
 
 
 @pytest.mark.parametrize(
@@ -179,12 +193,12 @@ def test_a_classifier_stands_in_for_the_supervised_network(run: Path) -> None:
         (["runs/plain", "--labels", "701"], "there are 700"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(run: Path, words: list[str], message: str) -> None:
+def test_invalid_options_are_refused(run: Path, words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         representation.main([*words, *HERE])
 
 
-def test_a_discriminator_that_was_told_the_labels_is_refused(run: Path) -> None:
+def test_conditional_discriminator_is_refused(run: Path) -> None:
     path = run / "config.json"
     content = json.loads(path.read_text())
     content["config"]["conditional"] = True

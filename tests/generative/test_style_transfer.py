@@ -1,4 +1,4 @@
-"""The program as a person runs it: paints, keeps colours, survives a kill, refuses mistakes."""
+"""Tests of the program: results, preserved colors, resuming, error messages."""
 
 from __future__ import annotations
 
@@ -23,11 +23,22 @@ from zerokara.generative.style import pictures
 
 REPO = Path(__file__).parents[2]
 TINY = (
-    *("content.png", "style.png", "--eye", "random", "--width-multiplier", "0.1", "--size", "80", "--iterations", "24"),
-    *("--film-every-iterations", "4", "--show-every-iterations", "12", "--checkpoint-every-iterations", "3"),
+    *(
+        "content.png",
+        "style.png",
+        "--loss-network",
+        "random",
+        "--width-multiplier",
+        "0.1",
+        "--size",
+        "80",
+        "--iterations",
+        "24",
+    ),
+    *("--video-every-iterations", "4", "--image-every-iterations", "12", "--checkpoint-every-iterations", "3"),
     *("--log-every-iterations", "4", "--device", "cpu", "--threads", "1", "--precision", "float32"),
 )
-# One arithmetic in all processes: which layout is faster is a matter of the moment's load.
+# The same hardware settings in all processes: measured settings vary with the machine's load.
 START = """
 from zerokara.core.compute import Compute
 from zerokara.core.config import run_main
@@ -39,7 +50,7 @@ run_main(style_transfer.main)
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A picture with a bright square, and one of stripes."""
+    """Make a content image with a bright square and a style image of stripes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(style_transfer, "choose_compute", lambda *_: Compute(device="cpu", threads=1))
     content = np.full((140, 160, 3), (40, 60, 90), np.uint8)
@@ -56,36 +67,36 @@ def pixels(path: Path | str) -> np.ndarray:
 
 
 def lines(folder: Path) -> list[dict[str, float]]:
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in found]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in rows]
 
 
-def test_it_paints_and_says_where_and_what_it_took(capsys: pytest.CaptureFixture[str]) -> None:
-    style_transfer.main([*TINY, "--name", "run", "--out", "painted.png"])
+def test_result_and_printed_messages(capsys: pytest.CaptureFixture[str]) -> None:
+    style_transfer.main([*TINY, "--name", "run", "--out", "copy.png"])
     printed = capsys.readouterr().out
-    assert re.search(r"painted.png: 80x70 after 24 iterations", printed)
-    assert "random weights, which has learnt nothing" in printed
+    assert re.search(r"copy.png: 80x70 after 24 iterations", printed)
+    assert "random weights; trained weights give better results" in printed
     assert re.search(r"memory: up to .* GiB of .* free", printed)
     run = Path("runs/run")
     result = pixels(run / "result.png")
-    assert (pixels("painted.png") == result).all()
+    assert (pixels("copy.png") == result).all()
     assert result.shape == (70, 80, 3)
     assert {path.name for path in (run / "film").iterdir()} == {f"{i:06}.png" for i in range(4, 25, 4)}
     assert {pixels(path).shape for path in (run / "film").iterdir()} == {(70, 80, 3)}
     assert (run / "media" / "film-24.mp4").stat().st_size > 0
     first, *_, last = lines(run)
     assert last["train/style"] < first["train/style"]
-    # The square is still where it was.
+    # The square must be where it was.
     content = np.asarray(Image.open("content.png").resize((80, 70)).convert("L"), float)
-    painted = np.asarray(Image.fromarray(result).convert("L"), float)
-    assert np.corrcoef(content.ravel(), painted.ravel())[0, 1] > 0.5
+    stylized = np.asarray(Image.fromarray(result).convert("L"), float)
+    assert np.corrcoef(content.ravel(), stylized.ravel())[0, 1] > 0.5
 
 
-def test_colours_are_kept(capsys: pytest.CaptureFixture[str]) -> None:
-    style_transfer.main([*TINY, "--name", "run", "--keep-colour", "--start", "content", "--quiet"])
+def test_colors_are_preserved(capsys: pytest.CaptureFixture[str]) -> None:
+    style_transfer.main([*TINY, "--name", "run", "--keep-color", "--start", "content", "--quiet"])
     result = pixels("runs/run/result.png").astype(float)
     content = pictures.resized(pixels("content.png"), (70, 80)).astype(float)
-    for one, other in ((0, 1), (1, 2)):  # differences of colours have no luminance; cut-off pixels apart
+    for one, other in ((0, 1), (1, 2)):  # differences of channels do not depend on luminance, except in clipped pixels
         inside = ((result > 0) & (result < 255)).all(2)
         assert inside.mean() > 0.5
         assert (
@@ -95,7 +106,7 @@ def test_colours_are_kept(capsys: pytest.CaptureFixture[str]) -> None:
     assert np.abs(result - content).mean() > 2
 
 
-def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def test_resuming_a_killed_run_is_bitwise_exact(tmp_path: Path) -> None:
     style_transfer.main([*TINY, "--name", "whole", "--quiet"])
     environment = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error"}
     process = subprocess.Popen(
@@ -117,14 +128,14 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
         assert (pixels(frame) == pixels(f"runs/killed/film/{frame.name}")).all()
 
 
-def test_another_picture_under_the_same_name_is_refused() -> None:
+def test_resuming_with_another_image_is_refused() -> None:
     style_transfer.main([*TINY, "--name", "run", "--quiet", "--iterations", "2"])
     write_png(Path("style.png"), np.zeros((40, 40, 3), np.uint8))
-    with pytest.raises(UserError, match="is another picture than when"):
+    with pytest.raises(UserError, match="is not the image that"):
         style_transfer.main(["--name", "run", "--resume", "--quiet"])
 
 
-def test_noise_is_a_start_too() -> None:
+def test_start_from_noise() -> None:
     style_transfer.main([*TINY, "--name", "run", "--start", "noise", "--scales", "1", "--quiet"])
     first, *_, last = lines(Path("runs/run"))
     assert last["train/loss"] < first["train/loss"]
@@ -133,21 +144,24 @@ def test_noise_is_a_start_too() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["content.png"], "Two pictures are needed, content and style, and 1 were named"),
-        (["content.png", "nowhere.png", "--eye", "random"], "nowhere.png cannot be read"),
-        (["content.png", "style.png", "--eye", "random", "--out", "x.jpg"], "ends in .png"),
-        (["content.png", "style.png", "--eye", "random", "--size", "16"], "larger --size"),
+        (["content.png"], "Two images are needed, content and style, and 1 were named"),
+        (["content.png", "nowhere.png", "--loss-network", "random"], "nowhere.png cannot be read"),
+        (["content.png", "style.png", "--loss-network", "random", "--out", "x.jpg"], "ends in .png"),
+        (["content.png", "style.png", "--loss-network", "random", "--size", "16"], "larger --size"),
         (["content.png", "style.png", "--weights", "none.pth"], "There is no file none.pth"),
-        (["content.png", "style.png", "--eye", "random", "--backbone", "vgg17"], "There is no backbone 'vgg17'"),
+        (
+            ["content.png", "style.png", "--loss-network", "random", "--backbone", "vgg17"],
+            "There is no backbone 'vgg17'",
+        ),
     ],
 )
-def test_mistakes_are_refused_before_there_is_a_folder(words: list[str], message: str) -> None:
+def test_mistakes_are_reported_before_a_folder_is_created(words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         style_transfer.main(words)
     assert not Path("runs").exists()
 
 
-def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_that_do_not_fit_into_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "free_bytes", lambda device: 10**6)
     with pytest.raises(UserError, match=r"80x70 pixels need about .* GiB.*--size"):
         style_transfer.main(list(TINY))

@@ -1,4 +1,4 @@
-"""A finished run that all tests of programs about classifiers may read; whoever writes takes a copy. Few digits."""
+"""Fixtures: a finished run that several tests read, copies of it that a test may change, and a small data set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zerokara.core.data import glyphs
 from zerokara.vision import classify
 from zerokara.vision.studies import grid
 
-FEW = {"train": 1200, "test": 400}  # thousands of digits take seconds to draw, each time
+FEW = {"train": 1200, "test": 400}  # generating thousands of digits takes seconds
 TINY_GLYPHS = (
     *("--name", "tiny", "--validation-images", "200", "--epochs", "3", "--batch-size", "20", "--dropout", "0"),
     *("--warmup-epochs", "1", "--learning-rate", "5e-3", "--elastic-pixels", "0", "--ema-half-life-updates", "0"),
@@ -25,7 +25,7 @@ TINY_GLYPHS = (
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder runs/tiny of a run on 1,000 drawn digits, made by the program itself. Not to be written to."""
+    """Return the folder of a run of vision.classify on 1,000 synthetic digits. Tests must not write to it."""
     root = tmp_path_factory.mktemp("finished")
     with contextlib.chdir(root), pytest.MonkeyPatch.context() as patch:
         patch.setattr(glyphs, "NUMBER", FEW)
@@ -35,7 +35,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_run(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The same run, as runs/tiny in a working folder of the test's own."""
+    """Return a copy of the finished run as runs/tiny in the working folder of the test."""
     monkeypatch.setattr(glyphs, "NUMBER", FEW)
     shutil.copytree(finished_run, tmp_path / "runs" / "tiny", ignore=shutil.ignore_patterns("tensorboard"))
     monkeypatch.chdir(tmp_path)
@@ -44,9 +44,9 @@ def tiny_run(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def few_glyphs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """The first 120 images of whatever data, for grids too, and a working folder of the test's own."""
-    whole = data.load
-    monkeypatch.setattr(data, "load", lambda *args, **options: whole(*args, **options).take(slice(0, 120)))
+    """Reduce every data set to its first 120 images and change to an empty working folder."""
+    original = data.load
+    monkeypatch.setattr(data, "load", lambda *args, **options: original(*args, **options).take(slice(0, 120)))
     monkeypatch.chdir(tmp_path)
     grid._load.cache_clear()
     yield

@@ -1,4 +1,4 @@
-"""Augmentation against the size of the training set: what is compared, and the command line on a few drawn digits."""
+"""Tests of vision.augmentation: cells, table, and the command line with a few synthetic digits."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from zerokara.core.config import UserError
 from zerokara.vision import augmentation
 from zerokara.vision.augmentation import Options, errors_by_size, make_cells
 from zerokara.vision.studies import grid
-from zerokara.vision.studies.grid import NOTHING, Cell, Result
+from zerokara.vision.studies.grid import NO_AUGMENTATION, Cell, Result
 
 pytestmark = pytest.mark.usefixtures("few_glyphs")
 
 
-def test_every_cell_makes_the_updates_that_were_asked_for() -> None:
-    """1,000 updates: of 30 images in one batch 1,000 passes, of 250 in two batches 500, of all 1,000 in ten 100."""
+def test_every_cell_makes_the_same_number_of_updates() -> None:
+    """1,000 updates are 1,000 epochs of 30 images in one batch, 500 of 250 in two, 100 of 1,000 in ten."""
     cells = make_cells(Options(sizes=(30, 250, 0), seeds=(1,), updates=1_000), available=1_000)
     assert [cell.name for cell in cells[:2]] == ["30-without-seed1", "30-with-seed1"]
     assert cells[-1].name == "all-with-seed1"
@@ -31,7 +31,7 @@ def test_every_cell_makes_the_updates_that_were_asked_for() -> None:
     assert [cell.config.train_images for cell in cells[::2]] == [30, 250, 0]
 
 
-def test_with_and_without_differ_in_augmentation_only_and_see_the_same_images() -> None:
+def test_modes_differ_only_in_augmentation_and_use_the_same_images() -> None:
     without, with_ = make_cells(Options(sizes=(30,), seeds=(4,), validation_images=20), available=100)
     differing = {name for name, value in vars(without.config).items() if getattr(with_.config, name) != value}
     assert differing == {"rotation_degrees", "shift", "scale", "shear_degrees"}
@@ -41,33 +41,33 @@ def test_with_and_without_differ_in_augmentation_only_and_see_the_same_images() 
     assert not torch.equal(grid.load_data(other.config).train.images, chosen[0])
 
 
-def test_errors_are_sorted_by_size_and_the_change_is_of_the_means() -> None:
+def test_errors_by_size_and_relative_change_of_the_means() -> None:
     options = Options(sizes=(0, 30), seeds=(1, 2))
     errors = {"30-without": (0.4, 0.2), "30-with": (0.2, 0.1), "all-without": (0.1, 0.1), "all-with": (0.1, 0.1)}
     results = [
         Result(cell, 1, errors[cell.name.rpartition("-")[0]][cell.config.seed - 1], 0.0, (), 0.0)
         for cell in make_cells(options, available=100)
     ]
-    found = errors_by_size(results, available=100)
-    assert found == {"without": {30: [0.4, 0.2], 100: [0.1, 0.1]}, "with": {30: [0.2, 0.1], 100: [0.1, 0.1]}}
-    changes = list(augmentation.table(found, options).columns[4].cells)
+    errors_of_modes = errors_by_size(results, available=100)
+    assert errors_of_modes == {"without": {30: [0.4, 0.2], 100: [0.1, 0.1]}, "with": {30: [0.2, 0.1], 100: [0.1, 0.1]}}
+    changes = list(augmentation.table(errors_of_modes, options).columns[4].cells)
     assert changes == ["-50%", "+0%"]
 
 
-def test_a_half_done_grid_has_a_table_with_gaps() -> None:
+def test_table_of_an_unfinished_grid() -> None:
     (without, _) = make_cells(Options(sizes=(30,), seeds=(1,)), available=100)
-    found = errors_by_size([Result(without, 1, 0.5, 0.0, (), 0.0)], available=100)
-    assert [list(column.cells) for column in augmentation.table(found, Options()).columns[2:]] == [
+    errors_of_modes = errors_by_size([Result(without, 1, 0.5, 0.0, (), 0.0)], available=100)
+    assert [list(column.cells) for column in augmentation.table(errors_of_modes, Options()).columns[2:]] == [
         ["50.00%"],
         ["-"],
         ["-"],
     ]
-    assert all(getattr(without.config, name) == off for name, off in NOTHING.items())
+    assert all(getattr(without.config, name) == off for name, off in NO_AUGMENTATION.items())
     assert isinstance(without, Cell)
 
 
-def test_mistakes_are_told_before_anything_is_trained() -> None:
-    with pytest.raises(UserError, match="--sizes cannot be 5000: there are 100 images"):
+def test_errors_are_raised_before_training() -> None:
+    with pytest.raises(UserError, match="--sizes cannot be 5000: there are 100 training images"):
         augmentation.main(["--sizes", "5000", "--validation-images", "20"])
     with pytest.raises(UserError, match=r"no backbone 'deepcnn' \(did you mean deep_cnn"):
         augmentation.main(["--backbone", "deepcnn"])
@@ -77,17 +77,17 @@ def test_mistakes_are_told_before_anything_is_trained() -> None:
 def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--sizes", "20", "0", "--seeds", "1", "2", "--updates", "2", "--validation-images", "20"]
     augmentation.main([*words, "--device", "cpu", "--precision", "float32", "--threads", "1", "--name", "a"])
-    said = capsys.readouterr().out
-    assert "8 cells trained" in said
+    printed = capsys.readouterr().out
+    assert "8 cells trained" in printed
     with Image.open("runs/a/augmentation.png") as picture:
         assert picture.height > 500
     results = json.loads(Path("runs/a/results.json").read_text())
     assert [cell["cell"] for cell in results["cells"]][:3] == ["20-without-seed1", "20-with-seed1", "20-without-seed2"]
-    with pytest.raises(UserError, match="already holds a run: go on with it by --resume"):
+    with pytest.raises(UserError, match="already holds a run: resume it with --resume"):
         augmentation.main([*words, "--name", "a"])
 
 
-def test_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchrun_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"start it with python -m vision\.augmentation"):
         augmentation.main([])

@@ -1,4 +1,4 @@
-"""Binarised networks: numbers by hand, packed files, a killed run that ends the same, the command line."""
+"""Tests of vision.binary: hand-computed values, packed files, resuming, the command line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from zerokara.vision.binarization.network import (
     read_packed,
     write_packed,
 )
-from zerokara.vision.binarization.pictures import inputs_of_signs, network_table
+from zerokara.vision.binarization.pictures import network_table, sign_inputs
 from zerokara.vision.binary import Training, squared_hinge
 from zerokara.vision.classification.learner import Data
 from zerokara.vision.classification.scoring import Scores
@@ -33,7 +33,7 @@ from zerokara.vision.classification.scoring import Scores
 CLASSES = ("a", "b", "c")
 MLP = BinaryMetadata(network="mlp", units=5, layers=1, width=1.0, classes=CLASSES, channels=1, image_size=(2, 3))
 CNN = BinaryMetadata(network="cnn", units=16, layers=1, width=0.05, classes=CLASSES, channels=3, image_size=(8, 16))
-SMALL = ["--units", "16", "--batch-size", "10", "--validation-images", "20", "--device", "cpu", "--threads", "1"]
+SMALL = ["--hidden-units", "16", "--batch-size", "10", "--validation-images", "20", "--device", "cpu", "--threads", "1"]
 SHORT = [*SMALL, "--epochs", "2", "--precision", "float32", "--quiet"]
 
 
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("few_glyphs")
 
 
 def trained(metadata: BinaryMetadata) -> BinaryNetwork:
-    """A network whose BatchNorm and normalisation are no longer what they began with."""
+    """Return a network whose BatchNorm statistics and normalization differ from their initial values."""
     network = metadata.build()
     network.mean_C.fill_(0.2)
     network.std_C.fill_(0.5)
@@ -49,14 +49,14 @@ def trained(metadata: BinaryMetadata) -> BinaryNetwork:
     return network.eval()
 
 
-def test_squared_hinge_by_hand() -> None:
+def test_squared_hinge_against_hand_computed_values() -> None:
     """Targets 1, -1, -1: (1 - 0.5)^2 + (1 + 2)^2 + 0; targets -1, 1, -1: 0 + 0 + 1."""
     logits = torch.tensor([[0.5, 2.0, -1.5], [-1.0, 3.0, 0.0]])
     assert float(squared_hinge(logits, torch.tensor([0, 1]))) == pytest.approx((0.25 + 9 + 1) / 2)
 
 
-def test_a_layer_sees_signs_of_weights_and_of_activations() -> None:
-    """Two pixels, normalised to 1 and -2; BatchNorm of fresh statistics in evaluation hands numbers on, but for eps."""
+def test_forward_pass_uses_signs_of_weights_and_activations() -> None:
+    """Two pixels are normalized to 1 and -2. BatchNorm with initial statistics is the identity, except for eps."""
     network = BinaryMlp((1, 1, 2), units=2, layers=1, classes=2).eval()
     network.mean_C.fill_(0.5)
     network.std_C.fill_(0.25)
@@ -66,13 +66,13 @@ def test_a_layer_sees_signs_of_weights_and_of_activations() -> None:
         second.weight.copy_(torch.tensor([[0.7, 0.1], [-0.01, 1.0]]))  # of -1 and -1: -2 and 0
     logits = network(torch.tensor([[[[0.75, 0.0]]]]))
     assert logits[0].tolist() == pytest.approx([-2, 0], abs=1e-4)
-    seen = inputs_of_signs(network, torch.tensor([[[[0.75, 0.0]]]]))
-    assert seen["linears.1"].tolist() == pytest.approx([-1, -3], abs=1e-4)
-    assert list(seen) == ["linears.1"]
+    inputs = sign_inputs(network, torch.tensor([[[[0.75, 0.0]]]]))
+    assert inputs["linears.1"].tolist() == pytest.approx([-1, -3], abs=1e-4)
+    assert list(inputs) == ["linears.1"]
 
 
-def test_packed_size_by_hand(tmp_path: Path) -> None:
-    """6 x 5 weights in 4 bytes and 5 x 3 in 2; as float32 they are 180 bytes."""
+def test_packed_size_against_hand_computed_values(tmp_path: Path) -> None:
+    """6 x 5 weights take 4 bytes, 5 x 3 weights take 2 bytes; as float32 they take 180 bytes."""
     sizes = write_packed(tmp_path / "packed.safetensors", MLP.build(), MLP)
     assert (sizes.float_bytes, sizes.packed_bytes, sizes.ratio) == (180, 6, 30)
     assert sizes.file_bytes == (tmp_path / "packed.safetensors").stat().st_size
@@ -81,8 +81,8 @@ def test_packed_size_by_hand(tmp_path: Path) -> None:
         assert file.get_slice("linears.0.weight").get_dtype() == "U8"
 
 
-def test_the_figures_network_packs_32_times_smaller(tmp_path: Path) -> None:
-    """784 x 1024 + 2 x 1024 x 1024 + 1024 x 10 weights: 11,640,832 bytes become 363,776."""
+def test_packed_weights_of_the_default_network_are_32_times_smaller(tmp_path: Path) -> None:
+    """784 x 1024 + 2 x 1024 x 1024 + 1024 x 10 weights: 11,640,832 bytes are packed into 363,776."""
     metadata = BinaryMetadata(
         network="mlp", units=1024, layers=3, width=1.0, classes=tuple("0123456789"), channels=1, image_size=(28, 28)
     )
@@ -91,7 +91,7 @@ def test_the_figures_network_packs_32_times_smaller(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("metadata", [MLP, CNN], ids=["mlp", "cnn"])
-def test_what_is_read_back_predicts_the_same_bit_for_bit(metadata: BinaryMetadata, tmp_path: Path) -> None:
+def test_a_network_that_is_read_back_predicts_the_same_bit_for_bit(metadata: BinaryMetadata, tmp_path: Path) -> None:
     network = trained(metadata)
     write_packed(tmp_path / "packed.safetensors", network, metadata)
     again, read = read_packed(tmp_path / "packed.safetensors")
@@ -99,40 +99,40 @@ def test_what_is_read_back_predicts_the_same_bit_for_bit(metadata: BinaryMetadat
     assert not again.training
     x = torch.rand(16, metadata.channels, *metadata.image_size)
     assert torch.equal(again(x), network(x))
-    assert not torch.equal(trained(metadata)(x), network(x))  # another network does not
+    assert not torch.equal(trained(metadata)(x), network(x))  # another network predicts something else
 
 
-def test_the_papers_convolutions() -> None:
-    """Six of 3x3 and three linear layers: on CIFAR-10's images 512 maps of 4x4 go into the first of these."""
+def test_convolutional_network_of_the_paper() -> None:
+    """Six 3x3 convolutions and three linear layers. For CIFAR-10 the first of these has 512 x 4 x 4 inputs."""
     network = BinaryCnn((3, 32, 32), width=1.0, units=1024, classes=10)
     shapes = [tuple(layer.weight.shape) for layer in network.binary_layers().values()]
     convs = [(128, 3, 3, 3), (128, 128, 3, 3), (256, 128, 3, 3), (256, 256, 3, 3), (512, 256, 3, 3), (512, 512, 3, 3)]
     assert shapes == [*convs, (1024, 8192), (1024, 1024), (10, 1024)]
     assert [layer.binary_input for layer in network.binary_layers().values()] == [False] + [True] * 8
-    with pytest.raises(UserError, match="Images of 7x9 pixels are too small for the three pools"):
+    with pytest.raises(UserError, match="Images of 7x9 pixels are too small for the three pooling layers"):
         BinaryCnn((1, 7, 9), 1.0, 16, 10)
 
 
-def test_the_table_says_where_the_estimator_stands() -> None:
+def test_table_of_layers_and_straight_through_estimators() -> None:
     lines = network_table(MLP.build()).splitlines()
     assert "linears.0: 6 -> 5; 30 weights in 4 bytes" in lines[1]
-    assert "straight through where |x| <= 1" in lines[2]
-    assert sum("straight through" in line for line in lines) == 1  # not before the first layer, which sees pixels
+    assert "straight-through estimator, gradients pass where |x| <= 1" in lines[2]
+    assert sum("straight-through" in line for line in lines) == 1  # not before the first layer, whose inputs are pixels
 
 
 def test_an_update_moves_latent_weights_and_clips_them() -> None:
-    config = Config(units=8, layers=2, batch_size=20, validation_images=20, learning_rate=0.9)
+    config = Config(hidden_units=8, num_hidden_layers=2, batch_size=20, validation_images=20, learning_rate=0.9)
     training = Training(config, Data.load(config.for_data()), Compute(), World())
     before = [layer.weight.detach().clone() for layer in training.network.binary_layers().values()]
     for _ in range(3):
         training.update(training.epoch_order()[:20])
     after = [layer.weight.detach() for layer in training.network.binary_layers().values()]
     assert all(not torch.equal(a, b) for a, b in zip(after, before, strict=True))
-    assert max(float(weight.abs().max()) for weight in after) == 1  # steps of 0.9 would lead beyond
+    assert max(float(weight.abs().max()) for weight in after) == 1  # three steps of 0.9 exceed 1 without clipping
 
 
-def test_the_learning_rate_goes_down_half_a_cosine() -> None:
-    config = Config(units=8, batch_size=25, validation_images=20, epochs=2, learning_rate=0.4)
+def test_cosine_schedule() -> None:
+    config = Config(hidden_units=8, batch_size=25, validation_images=20, epochs=2, learning_rate=0.4)
     training = Training(config, Data.load(config.for_data()), Compute(), World())
     assert (training.updates_per_epoch, training.total_updates) == (4, 8)
     assert training.learning_rate == 0.4
@@ -140,25 +140,25 @@ def test_the_learning_rate_goes_down_half_a_cosine() -> None:
     assert training.learning_rate == pytest.approx(0.2)
 
 
-def test_a_killed_run_goes_on_in_mid_epoch_and_ends_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_is_resumed_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     often = [*SHORT, "--checkpoint-every-updates", "3", "--log-every-updates", "2"]
     binary.main([*often, "--name", "whole"])
     update = Training.update
 
-    def dying(self: Training, index_B: torch.Tensor) -> None:
-        if self.updates == 17:  # of 20; the last checkpoint is of 15
+    def update_or_exit(self: Training, index_B: torch.Tensor) -> None:
+        if self.updates == 17:  # of 20; the last checkpoint is at 15
             raise SystemExit
         update(self, index_B)
 
     with monkeypatch.context() as context:
-        context.setattr(Training, "update", dying)
+        context.setattr(Training, "update", update_or_exit)
         with pytest.raises(SystemExit):
             binary.main([*often, "--name", "killed"])
     binary.main(["--name", "killed", "--resume", "--quiet"])
     weights = []
     for name in ("whole", "killed"):
         with safe_open(f"runs/{name}/packed.safetensors", "pt") as file:
-            weights.append({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118  (it is no dict)
+            weights.append({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118  (not a dict)
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     assert metrics(Path("runs/killed")) == metrics(Path("runs/whole"))
@@ -166,9 +166,9 @@ def test_a_killed_run_goes_on_in_mid_epoch_and_ends_the_same(monkeypatch: pytest
 
 def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     binary.main([*SMALL, "--epochs", "1", "--precision", "float32", "--name", "b"])
-    said = capsys.readouterr().out
-    assert "straight through" in said
-    assert "read back and found to predict the same" in said
+    printed = capsys.readouterr().out
+    assert "straight-through" in printed
+    assert "read back with identical predictions" in printed
     result = json.loads(Path("runs/b/result.json").read_text())
     assert set(result["figures"]) == {"validation_error", "test_error"}
     assert result["protocol"]["train_images"] == 100
@@ -178,34 +178,34 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert read_packed(Path("runs/b/packed.safetensors"))[1].figures == result["figures"]
 
 
-def test_the_test_set_is_read_once_and_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_test_set_is_read_once_and_only_with_test(monkeypatch: pytest.MonkeyPatch) -> None:
     splits = []
     load = data.load
 
-    def noted(name: str, split: data.Split, **options: object) -> data.ImageSet:
+    def recording_load(name: str, split: data.Split, **options: object) -> data.ImageSet:
         splits.append(split)
         return load(name, split, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(data, "load", noted)
+    monkeypatch.setattr(data, "load", recording_load)
     scored: list[int] = []
     score = Training.score
 
-    def scoring(self: Training, images: data.ImageSet) -> Scores:
+    def recording_score(self: Training, images: data.ImageSet) -> Scores:
         scored.append(len(images))
         return score(self, images)
 
-    monkeypatch.setattr(Training, "score", scoring)
+    monkeypatch.setattr(Training, "score", recording_score)
     binary.main([*SHORT, "--no-test", "--name", "chosen"])
     assert splits == ["train"]
     binary.main([*SHORT, "--name", "tested"])
     assert (splits, scored) == (["train", "train", "test"], [20, 20, 20, 20, 120])
     before = json.loads(Path("runs/tested/result.json").read_text())["figures"]
     binary.main(["--name", "tested", "--resume", "--quiet"])
-    assert len(scored) == 5  # nothing was scored again
+    assert len(scored) == 5  # nothing was evaluated again
     assert json.loads(Path("runs/tested/result.json").read_text())["figures"] == before
 
 
-def test_convolutions_learn_from_the_command_line() -> None:
+def test_convolutional_preset_from_the_command_line() -> None:
     binary.main([*SHORT, "--preset", "cnn", "--width-multiplier", "0.05", "--epochs", "1", "--name", "c"])
     assert read_packed(Path("runs/c/packed.safetensors"))[1].network == "cnn"
     assert PRESETS["cnn"]["flip"]
@@ -215,7 +215,7 @@ def test_convolutions_learn_from_the_command_line() -> None:
     ("content", "message"),
     [(None, "There is no .*: give a file that"), (b"no tensors", "cannot be read as safetensors")],
 )
-def test_a_file_that_is_none_is_refused(content: bytes | None, message: str, tmp_path: Path) -> None:
+def test_a_missing_or_damaged_file_is_rejected(content: bytes | None, message: str, tmp_path: Path) -> None:
     path = tmp_path / "packed.safetensors"
     if content is not None:
         path.write_bytes(content)
@@ -223,14 +223,14 @@ def test_a_file_that_is_none_is_refused(content: bytes | None, message: str, tmp
         read_packed(path)
 
 
-def test_weights_that_do_not_fit_their_card_are_refused(tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_their_metadata_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "packed.safetensors"
     write_packed(path, MLP.build(), CNN)
-    with pytest.raises(UserError, match="do not fit the network on its card"):
+    with pytest.raises(UserError, match="do not fit the network of its metadata"):
         read_packed(path)
 
 
-def test_learning_that_leaves_the_range_of_floats_ends_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_divergence_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(binary.LOSSES, "cross_entropy", lambda logits, _: logits.sum() * float("nan"))
-    with pytest.raises(UserError, match=r"The loss is no number any more at update 10: .* lower --learning-rate"):
+    with pytest.raises(UserError, match=r"diverged at update 10: .*NaN or Inf.* lower --learning-rate"):
         binary.main([*SHORT, "--name", "nan"])

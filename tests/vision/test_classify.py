@@ -1,4 +1,4 @@
-"""The program as a person runs it: learns, repeats itself, survives a kill, reads the test set once."""
+"""Tests of vision.classify from the command line: training, reproducibility, resuming, the test set, errors."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from tensorboard.compat.proto.graph_pb2 import GraphDef
 
 from tests.programs import begun, check_damage_is_named, disturbed, metrics, refusal, start, updates_of
 from zerokara.core import checkpoint, data
+from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, parse, run_main
+from zerokara.core.config import UserError, run_main
 from zerokara.core.data import ImageSet, glyphs
 from zerokara.core.models import model_file
 from zerokara.core.models.classifier import make_classifier
@@ -28,25 +29,16 @@ from zerokara.vision.classification.config import PRESETS, Config
 from zerokara.vision.classification.learner import Training
 from zerokara.vision.classification.scoring import Scores
 
-FEW = {"train": 800, "test": 200}  # thousands of digits take seconds to draw, each time
+FEW = {"train": 800, "test": 200}  # generating thousands of digits takes seconds
 TINY = (
-    *(
-        "--train-images",
-        "400",
-        "--validation-images",
-        "200",
-        "--epochs",
-        "3",
-        "--batch-size",
-        "50",
-        "--width-multiplier",
-        "0.5",
-    ),
+    *("--train-images", "400", "--validation-images", "200", "--epochs", "3", "--batch-size", "50"),
+    *("--width-multiplier", "0.5"),
     *("--checkpoint-every-updates", "2", "--log-every-updates", "3", "--warmup-epochs", "1"),
     *("--ema-half-life-updates", "5", "--mixup", "0.2", "--tta-views", "1"),
     *("--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1"),
 )
-# Fewer digits; where asked for, a pause, so that a kill finds the program at work, a small disk, and no pictures.
+# The program with fewer digits. Environment variables add a pause after each update (so that a signal arrives during
+# training), leave out images of errors, and limit the size of files (as a full disk does).
 PROGRAM = f"""
 import os, resource, time
 from zerokara.core.config import run_main
@@ -69,44 +61,44 @@ run_main(classify.main)
 
 
 def program(folder: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
-    """The real program, in a folder of its own."""
+    """Start the program in a folder of its own."""
     return start(folder, "-c", PROGRAM, *words, **environment)
 
 
 def slow(folder: Path, *words: str) -> subprocess.Popen[str]:
-    """The same, at a pace at which it can be disturbed."""
+    """Start the program with a pause after each update, so that it can be interrupted."""
     return program(folder, *words, PAUSE="0.1", NO_PICTURES="1")
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nobody disturbed."""
+    """Return the folder of a run that was not interrupted."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     process = program(folder, *TINY, "--name", "run")
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert err == ""
-    assert "400 images to learn from, 200 to choose on" in out
+    assert "400 training images, 200 validation images" in out
     parameters = sum(p.numel() for p in make_classifier("deep_cnn", 1, 28, 10, width=0.5).parameters())
     (sums,) = [line.split() for line in out.splitlines() if line.startswith(" sum")]
-    assert sums[:2] == ["sum", f"{parameters:,}"], "the network's layers stand at the start"
-    last = out.strip().splitlines()[-1]
-    assert last.startswith("glyphs: validation error ")
-    assert last.endswith("after 3 epochs; try it with: python -m vision.predict runs/run <image>")
+    assert sums[:2] == ["sum", f"{parameters:,}"], "the summary of the network is printed at the start"
+    closing = out.strip().splitlines()[-1]
+    assert closing.startswith("glyphs: validation error ")
+    assert closing.endswith("after 3 epochs; classify an image: python -m vision.predict runs/run <image>")
     return folder / "runs" / "run"
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """In this process, in a folder of its own, with few digits; which splits were read, in order."""
+def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Run in this process, in an empty folder, with few digits. Return the splits that are read, in order."""
     monkeypatch.setattr(glyphs, "NUMBER", FEW)
     monkeypatch.chdir(tmp_path)
     read: list[str] = []
-    whole = data.load
+    original = data.load
 
     def load(name: str, split: Any, **options: Any) -> ImageSet:
         read.append(split)
-        return whole(name, split, **options)
+        return original(name, split, **options)
 
     monkeypatch.setattr(data, "load", load)
     threads = torch.get_num_threads()
@@ -115,17 +107,17 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]
 
 
 @pytest.fixture
-def swift(here: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The same, without what takes long: measuring the machine, and pictures."""
+def fast_setup(in_empty_folder: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Like `in_empty_folder`, without the slow parts: timing the hardware and drawing misclassified images."""
     monkeypatch.setattr(classify, "choose_compute", lambda config, images, world: Compute(threads=1))
     monkeypatch.setattr(classify, "log_misread", lambda *args, **options: None)
-    return here
+    return in_empty_folder
 
 
-# ---- what a run leaves
+# ---- files of a run
 
 
-def test_a_run_leaves_what_its_readme_promises(uninterrupted: Path) -> None:
+def test_files_and_metrics_of_a_run(uninterrupted: Path) -> None:
     config = json.loads((uninterrupted / "config.json").read_text())
     assert config["config"]["train_images"] == 400
     assert config["extra"]["compute"]["precision"] == "float32"
@@ -148,32 +140,28 @@ def test_a_run_leaves_what_its_readme_promises(uninterrupted: Path) -> None:
     }
     media = {path.name for path in (uninterrupted / "media").iterdir()}
     assert media >= {"augmented-0.png", "misread-8.png", "confusion-24.png"}
-    assert list((uninterrupted / "tensorboard").glob("events.*"))
+    assert list(uninterrupted.glob("events.*"))
     assert updates_of(uninterrupted, "classify") == 24
 
 
-def test_validations_on_the_way_see_one_view_and_the_end_sees_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[tuple[int, int]] = []
+def test_only_the_final_evaluation_uses_all_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluated: list[tuple[int, int]] = []
     score = Training.score
 
-    def noted(self: Training, images: ImageSet, *, views: int = 1) -> Scores:
-        seen.append((len(images), views))
+    def recording_score(self: Training, images: ImageSet, *, views: int = 1) -> Scores:
+        evaluated.append((len(images), views))
         return score(self, images, views=views)
 
-    monkeypatch.setattr(Training, "score", noted)
+    monkeypatch.setattr(Training, "score", recording_score)
     monkeypatch.setattr(glyphs, "NUMBER", FEW)
     monkeypatch.setattr(classify, "log_misread", lambda *args, **options: None)
     monkeypatch.chdir(tmp_path)
     classify.main([*TINY, "--tta-views", "5", "--name", "run", "--quiet"])
-    assert seen == [(200, 1)] * 3 + [(200, 5), (200, 5)]
+    assert evaluated == [(200, 1)] * 3 + [(200, 5), (200, 5)]
 
 
-def test_tensorboard_has_curves_pictures_graph_histograms_and_hparams(uninterrupted: Path) -> None:
-    board = EventAccumulator(
-        str(uninterrupted / "tensorboard"), size_guidance={"images": 0, "scalars": 0, "histograms": 0}
-    )
+def test_tensorboard_has_curves_images_graph_histograms_and_hparams(uninterrupted: Path) -> None:
+    board = EventAccumulator(str(uninterrupted), size_guidance={"images": 0, "scalars": 0, "histograms": 0})
     board.Reload()
     tags = board.Tags()
     assert set(tags["scalars"]) >= {
@@ -183,7 +171,7 @@ def test_tensorboard_has_curves_pictures_graph_histograms_and_hparams(uninterrup
     assert [(event.step, event.value) for event in board.Scalars("val/error")] == [
         (line["step"], pytest.approx(line["val/error"])) for line in metrics(uninterrupted) if "val/error" in line
     ]
-    assert set(tags["images"]) >= {"augmented", "misread", "confusion", "test_misread"}
+    assert set(tags["images"]) >= {"visual/" + tag for tag in ("augmented", "misread", "confusion", "test_misread")}
     assert [event.step for event in board.Images("misread")] == [8, 16, 24]
     assert tags["graph"]
     nodes = {node.name for node in GraphDef.FromString(board.Graph().SerializeToString()).node}
@@ -197,28 +185,28 @@ def test_tensorboard_has_curves_pictures_graph_histograms_and_hparams(uninterrup
     assert b"label_smoothing" in hparams.plugin_data.content
 
 
-def test_the_file_of_weights_is_the_average(uninterrupted: Path) -> None:
+def test_model_file_holds_the_averaged_weights(uninterrupted: Path) -> None:
     classifier, metadata = model_file.load(uninterrupted / "model.safetensors")
     state = checkpoint.load(uninterrupted / "checkpoint-0.pt", "classify")
     for name, tensor in classifier.state_dict().items():
         assert torch.equal(tensor, state["ema"]["module"][name])
-    last = state["network"]["backbone.layers.0.weight"]
-    assert not torch.equal(last, classifier.state_dict()["backbone.layers.0.weight"])
+    not_averaged = state["network"]["backbone.layers.0.weight"]
+    assert not torch.equal(not_averaged, classifier.state_dict()["backbone.layers.0.weight"])
     assert metadata.figures == json.loads((uninterrupted / "result.json").read_text())["figures"]
 
 
-# ---- it repeats itself and survives
+# ---- resuming, divergence
 
 
-def test_a_run_goes_on_as_if_nothing_had_happened(uninterrupted: Path, tmp_path: Path) -> None:
-    """Asked to stop in mid-epoch, killed in the next, out of disk: in the end it is the run that nobody disturbed."""
+def test_an_interrupted_run_equals_an_uninterrupted_one(uninterrupted: Path, tmp_path: Path) -> None:
+    """The run is stopped by SIGTERM in an epoch, killed in the next one, then runs out of disk space."""
     run = begun(uninterrupted, tmp_path, "disturbed")
     words = ["--name", "disturbed", "--resume"]
 
     out, err, code = disturbed(slow(tmp_path, *words), run, "classify", signal.SIGTERM, aim=2)
     assert (code, err) == (0, "")
     assert "SIGTERM: saving" in out
-    assert out.strip().splitlines()[-1].endswith("go on with: python -m vision.classify --name disturbed --resume")
+    assert out.strip().splitlines()[-1].endswith("resume with: python -m vision.classify --name disturbed --resume")
     assert 2 <= updates_of(run, "classify") < 8, "it was not stopped in the middle of an epoch"
     assert not (run / "result.json").exists()
 
@@ -230,10 +218,10 @@ def test_a_run_goes_on_as_if_nothing_had_happened(uninterrupted: Path, tmp_path:
     process = program(tmp_path, *words, LARGEST_FILE=str(len(whole) // 2), NO_PICTURES="1")
     _, err = process.communicate(timeout=300)
     assert process.returncode == 2, err
-    mistake = err.strip().splitlines()[-1]
-    assert mistake.startswith("error: runs/disturbed/")
-    assert "could not be written (the disk is full)" in mistake
-    assert "--resume" in mistake
+    message = err.strip().splitlines()[-1]
+    assert message.startswith("error: runs/disturbed/")
+    assert "could not be written (the disk is full)" in message
+    assert "--resume" in message
     assert (run / "checkpoint-0.pt").read_bytes() == whole
 
     process = program(tmp_path, *words, "--quiet", NO_PICTURES="1")
@@ -241,13 +229,14 @@ def test_a_run_goes_on_as_if_nothing_had_happened(uninterrupted: Path, tmp_path:
     assert (process.returncode, err) == (0, "")
     assert len(out.strip().splitlines()) == 1
     assert metrics(run) == metrics(uninterrupted)
-    ours, theirs = (checkpoint.load(path / "checkpoint-0.pt", "classify") for path in (run, uninterrupted))
-    for mine, its in ((ours["network"], theirs["network"]), (ours["ema"]["module"], theirs["ema"]["module"])):
-        for name, weight in mine.items():
-            assert torch.equal(weight, its[name])
+    resumed, reference = (checkpoint.load(path / "checkpoint-0.pt", "classify") for path in (run, uninterrupted))
+    pairs = (resumed["network"], reference["network"]), (resumed["ema"]["module"], reference["ema"]["module"])
+    for weights, expected in pairs:
+        for name, weight in weights.items():
+            assert torch.equal(weight, expected[name])
 
 
-def test_a_damaged_checkpoint_is_named(uninterrupted: Path, here: list[str]) -> None:
+def test_a_damaged_checkpoint_is_named_in_the_error(uninterrupted: Path, in_empty_folder: list[str]) -> None:
     run = begun(uninterrupted, Path.cwd(), "run")
     whole = (uninterrupted / "checkpoint-0.pt").read_bytes()
     check_damage_is_named(
@@ -255,53 +244,53 @@ def test_a_damaged_checkpoint_is_named(uninterrupted: Path, here: list[str]) -> 
     )
 
 
-def test_numbers_that_are_none_end_the_run_and_spare_what_was_kept(swift: list[str]) -> None:
+def test_divergence_ends_the_run_and_keeps_the_good_checkpoint(fast_setup: list[str]) -> None:
     words = [*TINY, "--name", "nan", "--learning-rate", "1e30", "--optimizer", "sgd", "--warmup-epochs", "0"]
-    with pytest.raises(UserError, match=r"no number any more.*lower --learning-rate"):
-        classify.main([*words, "--checkpoint-every-updates", "100"])  # at the end of the epoch it is seen
+    with pytest.raises(UserError, match=r"diverged.*NaN or Inf.*lower --learning-rate"):
+        classify.main([*words, "--checkpoint-every-updates", "100"])  # it is detected at the end of the epoch
     run = Path("runs/nan")
     state = checkpoint.load(run / "checkpoint-0.pt", "classify")
     assert state["updates"] == 0
     assert all(weight.isfinite().all() for weight in state["network"].values())
-    assert not (run / "model.safetensors").exists(), "weights that are no numbers were kept"
-    assert swift == ["train"]
+    assert not (run / "model.safetensors").exists(), "non-finite weights were saved"
+    assert fast_setup == ["train"]
 
 
 # ---- the test set
 
 
 def test_the_test_set_is_read_once_at_the_end(
-    uninterrupted: Path, swift: list[str], capsys: pytest.CaptureFixture[str]
+    uninterrupted: Path, fast_setup: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Trained to the end, then resumed; the same seed gives the same numbers on the way."""
+    """A finished run that is resumed does not read the test set again, and its metrics stay the same."""
     run = Path("runs/once")
     begun(uninterrupted, Path.cwd(), "once")
-    during: list[str] = []
-    whole = classify.validate
+    during_training: list[str] = []
+    original = classify.validate
 
     def validate(*args: Any) -> None:
-        during.extend(swift)
-        whole(*args)
+        during_training.extend(fast_setup)
+        original(*args)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(classify, "validate", validate)
         classify.main(["--name", "once", "--resume", "--quiet"])
-    assert swift == ["train", "test"]
-    assert set(during) == {"train"}, "the test set was read before training was over"
+    assert fast_setup == ["train", "test"]
+    assert set(during_training) == {"train"}, "the test set was read before training was over"
     first, lines = capsys.readouterr().out, metrics(run)
     figures = json.loads((run / "result.json").read_text())["figures"]
-    swift.clear()
+    fast_setup.clear()
     classify.main(["--name", "once", "--resume", "--quiet"])
-    assert swift == ["train"]
+    assert fast_setup == ["train"]
     assert capsys.readouterr().out == first
     assert metrics(run) == lines == metrics(uninterrupted)
     assert json.loads((run / "result.json").read_text())["figures"] == figures
 
 
-def test_without_a_test_nobody_reads_it(swift: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_test_leaves_the_test_set_unread(fast_setup: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     words = [*TINY, "--name", "no", "--no-test", "--quiet", "--epochs", "1", "--ema-half-life-updates", "0"]
     classify.main(words)
-    assert swift == ["train"]
+    assert fast_setup == ["train"]
     figures = json.loads(Path("runs/no/result.json").read_text())["figures"]
     assert list(figures) == ["validation_error"]
     assert "test error" not in capsys.readouterr().out
@@ -311,20 +300,20 @@ def test_without_a_test_nobody_reads_it(swift: list[str], capsys: pytest.Capture
     assert metadata.figures == figures
 
 
-# ---- the end
+# ---- early stopping, initial weights
 
 
-@pytest.mark.usefixtures("swift")
-def test_patience_ends_a_run_and_it_stays_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The least error is the first epoch's, which `--select best` brings back, and a resumed run learns no further."""
-    errors = iter([0.25, 0.5, 0.75])  # and 0.25 ever after
-    whole = Training.score
+@pytest.mark.usefixtures("fast_setup")
+def test_patience_ends_a_run_and_resuming_does_not_continue_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first epoch has the lowest error. `--select best` loads its weights at the end."""
+    errors = iter([0.25, 0.5, 0.75])  # then always 0.25
+    original = Training.score
 
     def score(self: Any, images: ImageSet, *, views: int = 1) -> Any:
-        scores = whole(self, images, views=views)
-        right = scores.label_N.clone()
-        right[: round(len(right) * next(errors, 0.25))].add_(1).remainder_(10)
-        return type(scores)(torch.nn.functional.one_hot(right, 10).float(), scores.label_N)
+        scores = original(self, images, views=views)
+        prediction = scores.label_N.clone()
+        prediction[: round(len(prediction) * next(errors, 0.25))].add_(1).remainder_(10)
+        return type(scores)(torch.nn.functional.one_hot(prediction, 10).float(), scores.label_N)
 
     monkeypatch.setattr(Training, "score", score)
     words = [*TINY, "--name", "p", "--epochs", "9", "--patience-epochs", "2", "--select", "best", "--quiet"]
@@ -345,55 +334,55 @@ def test_patience_ends_a_run_and_it_stays_ended(monkeypatch: pytest.MonkeyPatch)
     assert updates_of(run, "classify") == 24
 
 
-@pytest.mark.usefixtures("swift")
-def test_a_tie_is_no_progress_but_the_later_weights_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("fast_setup")
+def test_equal_errors_do_not_reset_patience_but_the_later_weights_are_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     errors = iter([0.5, 0.25, 0.25, 0.25, 0.0])
-    whole = Training.score
+    original = Training.score
 
     def score(self: Any, images: ImageSet, *, views: int = 1) -> Any:
-        scores = whole(self, images, views=views)
-        wrong = scores.label_N.clone()
-        wrong[: round(len(wrong) * next(errors))].add_(1).remainder_(10)
-        return type(scores)(torch.nn.functional.one_hot(wrong, 10).float(), scores.label_N)
+        scores = original(self, images, views=views)
+        prediction = scores.label_N.clone()
+        prediction[: round(len(prediction) * next(errors))].add_(1).remainder_(10)
+        return type(scores)(torch.nn.functional.one_hot(prediction, 10).float(), scores.label_N)
 
     monkeypatch.setattr(Training, "score", score)
     words = [*TINY, "--name", "tie", "--epochs", "9", "--patience-epochs", "2", "--select", "best", "--quiet"]
     classify.main([*words, "--no-test"])
     state = checkpoint.load(Path("runs/tie/checkpoint-0.pt"), "classify")
-    assert updates_of(Path("runs/tie"), "classify") == 4 * 8, "two epochs after the one that was better"
+    assert updates_of(Path("runs/tie"), "classify") == 4 * 8, "two epochs after the last improvement"
     assert (state["best"]["epoch"], state["best"]["since"], state["best"]["figure"]) == (4, 2, 0.25)
 
 
-@pytest.mark.usefixtures("swift")
-def test_a_run_starts_from_a_network_of_the_zoo(capsys: pytest.CaptureFixture[str]) -> None:
-    words = [*TINY, "--name", "eye", "--no-test", "--epochs", "1", "--width-multiplier", "1", "--learning-rate", "1e-9"]
+@pytest.mark.usefixtures("fast_setup")
+def test_pretrained_backbone_from_the_zoo(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*TINY, "--name", "zoo", "--no-test", "--epochs", "1", "--width-multiplier", "1", "--learning-rate", "1e-9"]
     classify.main([*words, "--weight-decay", "0", "--pretrained-backbone", "digits"])
     assert "12 of 12 tensors from" in capsys.readouterr().out
-    theirs, _ = zoo.load("digits")
-    mine, _ = model_file.load(Path("runs/eye/model.safetensors"))
-    for name, tensor in mine.backbone.state_dict().items():
-        torch.testing.assert_close(tensor, theirs.backbone.state_dict()[name], atol=1e-6, rtol=0)
+    source, _ = zoo.load("digits")
+    trained, _ = model_file.load(Path("runs/zoo/model.safetensors"))
+    for name, tensor in trained.backbone.state_dict().items():
+        torch.testing.assert_close(tensor, source.backbone.state_dict()[name], atol=1e-6, rtol=0)
 
 
-def test_a_run_starts_from_the_weights_of_another(
-    uninterrupted: Path, swift: list[str], capsys: pytest.CaptureFixture[str]
+def test_pretrained_backbone_from_another_run(
+    uninterrupted: Path, fast_setup: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(uninterrupted, "runs/run")
     words = [*TINY, "--name", "next", "--no-test", "--epochs", "1", "--learning-rate", "1e-9", "--weight-decay", "0"]
     classify.main([*words, "--pretrained-backbone", "runs/run"])
     assert "12" in capsys.readouterr().out  # twelve tensors of six convolutions
-    assert swift == ["train"]
-    theirs, _ = model_file.load(Path("runs/run/model.safetensors"))
-    mine, _ = model_file.load(Path("runs/next/model.safetensors"))
-    for name, tensor in mine.backbone.state_dict().items():
-        torch.testing.assert_close(tensor, theirs.backbone.state_dict()[name], atol=1e-6, rtol=0)
+    assert fast_setup == ["train"]
+    source, _ = model_file.load(Path("runs/run/model.safetensors"))
+    trained, _ = model_file.load(Path("runs/next/model.safetensors"))
+    for name, tensor in trained.backbone.state_dict().items():
+        torch.testing.assert_close(tensor, source.backbone.state_dict()[name], atol=1e-6, rtol=0)
 
 
-# ---- mistakes
+# ---- errors
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "expected"),
     [
         (["--nonsense", "3"], "--nonsense"),
         (["--preset", "fastest"], "fast"),
@@ -404,25 +393,25 @@ def test_a_run_starts_from_the_weights_of_another(
         (["--stem", "small"], "--stem"),
         (["--train-images", "100000"], "--train-images"),
         (["--validation-images", "800"], "800"),
-        (["--accumulate", "3"], "--accumulate"),
+        (["--accumulation-steps", "3"], "--accumulation-steps"),
         (["--resume", "--name", "nowhere"], "nowhere"),
         (["--device", "toaster"], "toaster"),
         (["--weights", "nowhere.pth"], "nowhere.pth"),
         (["--pretrained-backbone", "runs/nowhere"], "nowhere"),
     ],
 )
-@pytest.mark.usefixtures("here")
-def test_a_mistake_is_one_sentence_and_makes_no_folder(words: list[str], says: str) -> None:
-    with pytest.raises(UserError) as mistake:
+@pytest.mark.usefixtures("in_empty_folder")
+def test_a_user_error_is_one_line_and_creates_no_folder(words: list[str], expected: str) -> None:
+    with pytest.raises(UserError) as error:
         classify.main([*words, "--precision", "float32", "--compile", "off"])
-    assert says in str(mistake.value)
-    assert "\n" not in str(mistake.value)
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
     assert list(Path.cwd().iterdir()) == []
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("in_empty_folder")
 @pytest.mark.parametrize("words", [["--backbone", "deep_cn"], ["--data", "./nowhere"]])
-def test_a_mistake_leaves_with_code_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_user_error_exits_with_code_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         run_main(lambda: classify.main(words))
     assert end.value.code == 2
@@ -433,20 +422,20 @@ def test_a_mistake_leaves_with_code_2(words: list[str], capsys: pytest.CaptureFi
     assert len(err.strip().splitlines()) == 1
 
 
-def test_the_module_is_the_program(tmp_path: Path) -> None:
+def test_the_module_runs_as_a_program(tmp_path: Path) -> None:
     assert "--epochs" in refusal(tmp_path, "-m", "vision.classify", "--epoch", "3")
 
 
-def test_a_run_cannot_change_in_the_middle(uninterrupted: Path, here: list[str]) -> None:
+def test_settings_cannot_change_when_resuming(uninterrupted: Path, in_empty_folder: list[str]) -> None:
     begun(uninterrupted, Path.cwd(), "run")
     with pytest.raises(UserError, match=r"began with --epochs 3 and cannot go on with 4"):
         classify.main(["--name", "run", "--resume", "--epochs", "4"])
     with pytest.raises(UserError, match="--resume"):
         classify.main([*TINY, "--name", "run"])
-    assert "test" not in here
+    assert "test" not in in_empty_folder
 
 
-def test_presets_and_names() -> None:
+def test_presets_and_default_names() -> None:
     for name in PRESETS:
         assert parse(Config, PRESETS, ["--preset", name], "").preset == name
     book = parse(Config, PRESETS, ["--preset", "book"], "")
@@ -455,5 +444,5 @@ def test_presets_and_names() -> None:
     x = torch.rand(2, 1, 28, 28)
     assert torch.equal(book.augment()(x, torch.Generator()), x)
     assert classify.default_name(book) == "classify-glyphs-deep_cnn-book-1"
-    mine = parse(Config, PRESETS, ["--data", "../my pets.zip", "--seed", "3"], "")
-    assert classify.default_name(mine) == "classify-my_pets-deep_cnn-fast-3"
+    config = parse(Config, PRESETS, ["--data", "../my pets.zip", "--seed", "3"], "")
+    assert classify.default_name(config) == "classify-my_pets-deep_cnn-fast-3"

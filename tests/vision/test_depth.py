@@ -1,4 +1,4 @@
-"""Depth: weights, receptive fields and widths by hand; the command line on a few drawn digits."""
+"""Tests of vision.depth: weights, receptive fields and widths, and the command line with a few synthetic digits."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from zerokara.vision.depth import (
     Options,
     filter_cells,
     layer_cells,
+    measured_receptive_field,
     receptive_field,
-    seen_by_gradient,
     weights_per_pair,
 )
 from zerokara.vision.studies import grid
@@ -30,34 +30,34 @@ pytestmark = pytest.mark.usefixtures("few_glyphs")
     ("kernels", "weights", "field"),
     [((5,), 25, 5), ((3, 3), 18, 5), ((7,), 49, 7), ((3, 3, 3), 27, 7), ((3,), 9, 3)],
 )
-def test_weights_and_fields_by_hand(kernels: tuple[int, ...], weights: int, field: int) -> None:
+def test_weights_and_receptive_fields(kernels: tuple[int, ...], weights: int, field: int) -> None:
     assert weights_per_pair(kernels) == weights
     assert receptive_field(kernels) == field
-    assert seen_by_gradient(kernels) == field
+    assert measured_receptive_field(kernels) == field
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_a_stack_has_the_weights_of_its_filters(name: str) -> None:
-    """32 channels: a stem of 9 x 32 + 32, then three stages of filters on 32 x 32 pairs, and a bias for each map."""
+def test_number_of_parameters_of_a_stack(name: str) -> None:
+    """With 32 channels: a stem of 9 x 32 + 32, then three stages with filters on 32 x 32 pairs and biases."""
     kernels = KERNELS[name].kernels
-    eye = make_backbone(name, 1, 28)
+    backbone = make_backbone(name, 1, 28)
     filters = 3 * (weights_per_pair(kernels) * 32 * 32 + len(kernels) * 32)
-    assert sum(parameter.numel() for parameter in eye.parameters()) == 9 * 32 + 32 + filters
-    assert eye(torch.rand(2, 1, 28, 28)).shape == (2, 32, 3, 3)
+    assert sum(parameter.numel() for parameter in backbone.parameters()) == 9 * 32 + 32 + filters
+    assert backbone(torch.rand(2, 1, 28, 28)).shape == (2, 32, 3, 3)
     assert make_backbone(name, 1, 28, width=0.5).out_channels == 16
 
 
-def test_a_stage_sees_as_far_as_its_filters(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The trunk itself, by gradients: the stem's 3, the filters' field, and the pool's one more."""
+def test_receptive_field_of_a_stage_of_the_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured by gradients: 3 of the stem, the receptive field of the filters, and 1 more by pooling."""
     for name, kernels in (("one5x5", (5,)), ("two3x3", (3, 3))):
-        eye = make_backbone(name, 1, 28)
-        for parameter in eye.parameters():
+        backbone = make_backbone(name, 1, 28)
+        for parameter in backbone.parameters():
             torch.nn.init.constant_(parameter, 0.01)
         x = torch.rand(1, 1, 28, 28, requires_grad=True)
-        # Not the maximum's gradient, which is one place: the mean's.
+        # Average pooling, because the gradient of a maximum has only one position.
         with monkeypatch.context() as context:
             context.setattr("torch.nn.functional.max_pool2d", torch.nn.functional.avg_pool2d)
-            (gradient,) = torch.autograd.grad(eye.stages(x)[0][0, 0, 7, 7], x)
+            (gradient,) = torch.autograd.grad(backbone.stages(x)[0][0, 0, 7, 7], x)
         assert int(gradient[0, 0].any(1).sum()) == 3 + receptive_field(kernels) - 1 + 1
 
 
@@ -66,7 +66,7 @@ def test_width_for_finds_the_nearest_whole_number_of_channels() -> None:
         return round(width * 32) ** 2
 
     assert depth.width_for(count, 100) == 10 / 32
-    assert depth.width_for(count, 108) == 10 / 32  # 100 is nearer than 121
+    assert depth.width_for(count, 108) == 10 / 32  # 100 is closer than 121
     assert depth.width_for(count, 115) == 11 / 32
 
 
@@ -74,14 +74,14 @@ def test_all_stacks_have_about_the_same_parameters() -> None:
     options = Options(validation_images=20, seeds=(1,))
     images = grid.load_data(grid.base_config(options, "adamw"))
     counts = {
-        cell.name: depth.parameters_of(cell.config.backbone, images, cell.config.width_multiplier)
+        cell.name: depth.count_parameters(cell.config.backbone, images, cell.config.width_multiplier)
         for cell in filter_cells(options, images)
     }
     assert counts["one5x5-seed1"] == 9 * 32 + 32 + 3 * (25 * 32 * 32 + 32) + 32 * 10 + 10
     assert max(counts.values()) / min(counts.values()) < 1.03
 
 
-def test_layers_come_in_pairs_that_differ_in_their_shortcuts_only() -> None:
+def test_plain_and_residual_networks_have_the_same_settings() -> None:
     cells = layer_cells(Options(seeds=(1, 2), depths=(8, 14), epochs=4))
     assert [cell.name for cell in cells[:4]] == ["plain8-seed1", "resnet8-seed1", "plain14-seed1", "resnet14-seed1"]
     fields = [{**vars(cell.config), "backbone": None} for cell in cells]
@@ -90,21 +90,21 @@ def test_layers_come_in_pairs_that_differ_in_their_shortcuts_only() -> None:
     assert depth.split_name("resnet110") == ("resnet", 110)
 
 
-def test_a_depth_that_no_network_has_is_refused() -> None:
+def test_an_invalid_depth_is_rejected() -> None:
     with pytest.raises(UserError, match=r"--depths cannot be 21: .* 6n \+ 2"):
         depth.main(["--depths", "20", "21"])
 
 
 def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """Both grids on forty digits, and once more with a seed added: only that is trained."""
+    """Train both grids on 40 digits. Then add a seed: only its cells are trained."""
     shared = ["--depths", "8", "--train-images", "40", "--validation-images", "20", "--epochs", "1", "--device", "cpu"]
     fast = ["--precision", "float32", "--threads", "1"]
     depth.main([*shared, *fast, "--seeds", "1"])
-    said = capsys.readouterr().out
-    assert "one 5x5" in said
-    assert "5 / 5" in said
-    assert "residual" in said
-    assert "6 cells trained" in said
+    printed = capsys.readouterr().out
+    assert "one 5x5" in printed
+    assert "5 / 5" in printed
+    assert "residual" in printed
+    assert "6 cells trained" in printed
     folder = Path("runs/depth-glyphs")
     for name in ("filters.png", "layers.png"):
         with Image.open(folder / name) as picture:
@@ -119,7 +119,7 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
         depth.main(["--resume", "--epochs", "2"])
 
 
-def test_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchrun_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"start it with python -m vision\.depth"):
         depth.main([])

@@ -1,4 +1,4 @@
-"""Devices: settings, turns and speed-ups by hand; one setting timed in a process of its own, as a person would."""
+"""Tests of vision.devices: settings, interleaved rounds, speed-ups, files, and timing in a subprocess."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from PIL import Image
 from zerokara.core.config import UserError
 from zerokara.core.run import Run
 from zerokara.vision import devices
-from zerokara.vision.devices import BASE, Options, Setting, settings, speed_ups, take_turns
+from zerokara.vision.devices import BASE, Options, Setting, settings, speed_ups, time_all
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_settings_are_every_number_of_cores_in_every_precision_and_the_gpu() -> None:
+def test_settings_combine_cores_gpu_and_precisions() -> None:
     assert [str(one) for one in settings((), 2, gpu=False)] == [
         "cpu:1:float32",
         "cpu:1:bfloat16",
@@ -27,51 +27,54 @@ def test_settings_are_every_number_of_cores_in_every_precision_and_the_gpu() -> 
         "cpu:2:bfloat16",
     ]
     assert [one.threads for one in settings((), 6, gpu=False)[::2]] == [1, 2, 4, 6]
-    assert [one.threads for one in settings((3,), 6, gpu=False)[::2]] == [1, 3]  # one is what the rest is measured by
+    assert [one.threads for one in settings((3,), 6, gpu=False)[::2]] == [
+        1,
+        3,
+    ]  # 1 is always included
     assert [str(one) for one in settings((1,), 1, gpu=True)][2:] == ["cuda:1:float32", "cuda:1:bfloat16"]
     with pytest.raises(UserError, match="--cores cannot be 3: this process may use 2"):
         settings((3,), 2, gpu=False)
 
 
-def test_a_setting_is_read_back_as_it_is_written() -> None:
+def test_a_setting_can_be_formatted_and_parsed() -> None:
     assert Setting.read("cpu:2:bfloat16") == Setting("cpu", 2, "bfloat16")
     assert Setting.read(str(BASE)) == BASE
-    assert (BASE.words, Setting("cpu", 4, "bfloat16").words) == ("1 core, float32", "4 cores, bfloat16")
+    assert (BASE.label, Setting("cpu", 4, "bfloat16").label) == ("1 core, float32", "4 cores, bfloat16")
 
 
 @pytest.mark.parametrize("text", ["cpu", "cpu:0:float32", "cpu:2:float16x", "tpu:1:float32", "cpu:two:float32"])
-def test_a_setting_that_makes_no_sense_is_refused(text: str) -> None:
+def test_an_invalid_setting_is_rejected(text: str) -> None:
     with pytest.raises(UserError, match=f"--only cannot be '{text}': it must be device:threads:precision"):
         devices.main(["--only", text])
 
 
-def test_speed_ups_by_hand() -> None:
-    """Medians 200 and 500: one odd round counts for nothing, but is told."""
+def test_speed_ups_against_hand_computed_values() -> None:
+    """The medians are 200 and 500. Outliers are reported but do not change the speed-up."""
     two = Setting("cpu", 2, "float32")
-    found = speed_ups({BASE: [100.0, 200.0, 210.0], two: [500.0, 90.0, 600.0]})
-    assert found[BASE] == {"images_per_s": 200, "least": 100, "most": 210, "speed_up": 1}
-    assert found[two] == {"images_per_s": 500, "least": 90, "most": 600, "speed_up": 2.5}
+    results = speed_ups({BASE: [100.0, 200.0, 210.0], two: [500.0, 90.0, 600.0]})
+    assert results[BASE] == {"images_per_s": 200, "least": 100, "most": 210, "speed_up": 1}
+    assert results[two] == {"images_per_s": 500, "least": 90, "most": 600, "speed_up": 2.5}
 
 
-def test_settings_take_turns_and_turn_round(tmp_path: Path) -> None:
+def test_rounds_are_interleaved_in_alternating_order(tmp_path: Path) -> None:
     order = []
-    bars = settings((), 2, gpu=False)
+    all_settings = settings((), 2, gpu=False)
 
     def measure(options: Options, setting: Setting) -> float:
-        order.append(bars.index(setting))
+        order.append(all_settings.index(setting))
         return float(len(order))
 
     with Run(Options(), kind="devices", name="d", resume=False, quiet=True, root=tmp_path) as run:
-        found = take_turns(Options(rounds=2), bars, measure, run)
+        rates = time_all(Options(rounds=2), all_settings, measure, run)
     assert order == [0, 1, 2, 3, 3, 2, 1, 0]
-    assert found[bars[0]] == [1, 8]
+    assert rates[all_settings[0]] == [1, 8]
 
 
 def test_figure_table_and_json(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(devices, "in_a_process", lambda options, setting: 100.0 * setting.threads)
+    monkeypatch.setattr(devices, "time_in_subprocess", lambda options, setting: 100.0 * setting.threads)
     machine: dict[str, Any] = {"cores_usable": 2}
     monkeypatch.setattr(devices, "describe_machine", lambda: machine)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -82,11 +85,11 @@ def test_figure_table_and_json(
     assert "2 cores, bfloat16" in capsys.readouterr().out
     with Image.open("runs/d/devices.png") as picture:
         assert picture.width > 1000
-    with pytest.raises(UserError, match="already holds a run: remove it, or choose another --name"):  # it has no resume
+    with pytest.raises(UserError, match="already holds a run: remove it, or choose another --name"):
         devices.main(["--rounds", "1", "--name", "d"])
 
 
-def test_a_process_times_whole_updates_and_says_so_in_json() -> None:
+def test_only_prints_json() -> None:
     words = ["--only", "cpu:1:float32", "--updates", "1", "--batch-size", "10"]
     done = subprocess.run(
         [sys.executable, "-m", "vision.devices", *words], cwd=ROOT, capture_output=True, text=True, check=False
@@ -95,7 +98,7 @@ def test_a_process_times_whole_updates_and_says_so_in_json() -> None:
     assert json.loads(done.stdout)["images_per_s"] > 0
 
 
-def test_what_a_process_complains_of_is_passed_on() -> None:
+def test_the_error_of_a_subprocess_is_reported() -> None:
     options = Options(data="mnst", updates=1)
     with pytest.raises(UserError, match="cpu:1:float32 could not be timed: There are no data 'mnst'"):
-        devices.in_a_process(options, BASE)
+        devices.time_in_subprocess(options, BASE)

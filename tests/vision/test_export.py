@@ -1,4 +1,4 @@
-"""Exported files are run and compared before they are put in place."""
+"""Tests of vision.export: exported files are compared with the original network before they are moved."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from zerokara.core.models.model_file import ClassifierMetadata
 from zerokara.core.models.onnx_file import PACKAGES
 from zerokara.vision import export
 
-CARD = ClassifierMetadata(
+METADATA = ClassifierMetadata(
     backbone="deep_cnn",
     head="paper",
     classes=tuple("0123456789"),
@@ -30,10 +30,10 @@ CARD = ClassifierMetadata(
 )
 
 
-def save_run(folder: Path, metadata: ClassifierMetadata = CARD) -> Path:
+def save_run(folder: Path, metadata: ClassifierMetadata = METADATA) -> Path:
     torch.manual_seed(0)
     classifier = metadata.build()
-    for p in classifier.parameters():  # a fresh network says nearly the same of every image
+    for p in classifier.parameters():  # an untrained network has nearly the same output for all images
         p.data.mul_(1.7)
     folder.mkdir()
     model_file.save(folder / "model.safetensors", classifier.state_dict(), metadata)
@@ -41,24 +41,26 @@ def save_run(folder: Path, metadata: ClassifierMetadata = CARD) -> Path:
 
 
 needs_onnx = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in PACKAGES), reason="the extra 'export' is not there"
+    any(importlib.util.find_spec(name) is None for name in PACKAGES), reason="the extra 'export' is not installed"
 )
 
 
 @needs_onnx
-def test_onnx_computes_the_same_for_any_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_onnx_file_gives_the_same_probabilities_for_any_batch_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     import onnx
     import onnxruntime
 
     folder = save_run(tmp_path / "small")
     export.main([str(folder), "--images", "32"])
     printed = capsys.readouterr().out
-    assert "0 of 32 guesses differ" in printed
+    assert "0 of 32 predictions differ" in printed
     path = folder / "export" / "small.onnx"
     assert f"{path}: " in printed
     onnx.checker.check_model(onnx.load(path))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == list(CARD.classes)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == list(METADATA.classes)
     classifier, metadata = model_file.load(folder / "export" / "small.safetensors")
     for batch in (1, 3, 50):
         pixels = torch.rand(batch, 1, 28, 28)
@@ -67,7 +69,7 @@ def test_onnx_computes_the_same_for_any_batch(tmp_path: Path, capsys: pytest.Cap
         np.testing.assert_allclose(session.run(None, {"pixels": pixels.numpy()})[0], expected, atol=1e-5)
 
 
-def test_half_is_half_as_large(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_float16_file_is_half_as_large(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = save_run(tmp_path / "small")
     export.main([str(folder), "--no-onnx", "--half", "--images", "20", "--out", str(tmp_path / "out")])
     half = tmp_path / "out" / "small.safetensors"
@@ -76,36 +78,36 @@ def test_half_is_half_as_large(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert [path.name for path in half.parent.iterdir()] == ["small.safetensors"]
 
 
-def test_what_computes_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_with_other_outputs_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_run(tmp_path / "small")
     read = model_file.load
 
-    def damaged(path: Path) -> tuple[nn.Module, ClassifierMetadata]:
+    def load_damaged(path: Path) -> tuple[nn.Module, ClassifierMetadata]:
         classifier, metadata = read(path)
-        if path.parent != folder:  # what was written, not what is exported
+        if path.parent != folder:  # the written file, not the original
             next(classifier.parameters()).data.fill_(float("nan"))
         return classifier, metadata
 
-    monkeypatch.setattr(model_file, "load", damaged)
+    monkeypatch.setattr(model_file, "load", load_damaged)
     with pytest.raises(UserError, match="differs by"):
         export.main([str(folder), "--no-onnx"])
     assert not (folder / "export").exists()
 
 
-def test_differences_are_found_alone_and_together() -> None:
-    def right(pixels: Tensor) -> np.ndarray:
+def test_compare_uses_a_batch_and_a_single_image() -> None:
+    def reference(pixels: Tensor) -> np.ndarray:
         return np.tile(np.array([0.3, 0.7]), (len(pixels), 1))
 
     def depends_on_the_batch(pixels: Tensor) -> np.ndarray:
-        return np.asarray(right(pixels) + (len(pixels) == 1) * np.array([0.5, -0.5]))
+        return np.asarray(reference(pixels) + (len(pixels) == 1) * np.array([0.5, -0.5]))
 
     pixels = torch.zeros(4, 1, 2, 2)
-    assert "0.0e+00, 0 of 4" in export.compare(right, right, pixels, 1e-4)
-    assert "5.0e-01, 1 of 4" in export.compare(depends_on_the_batch, right, pixels, 0.6)
+    assert "0.0e+00, 0 of 4" in export.compare(reference, reference, pixels, 1e-4)
+    assert "5.0e-01, 1 of 4" in export.compare(depends_on_the_batch, reference, pixels, 0.6)
     with pytest.raises(UserError, match=r"differs by 0\.5"):
-        export.compare(depends_on_the_batch, right, pixels, 1e-4)
+        export.compare(depends_on_the_batch, reference, pixels, 1e-4)
     with pytest.raises(UserError, match="differs by nan"):
-        export.compare(lambda x: right(x) * np.nan, right, pixels, 1e-4)
+        export.compare(lambda x: reference(x) * np.nan, reference, pixels, 1e-4)
 
 
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,11 +119,11 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_images_must_fit_and_nothing_is_overwritten(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="No classifier was named"):
+    with pytest.raises(UserError, match="No classifier was given"):
         export.main([])
-    oblong = save_run(tmp_path / "oblong", dataclasses.replace(CARD, image_size=(28, 32)))
+    wide = save_run(tmp_path / "wide", dataclasses.replace(METADATA, image_size=(28, 32)))
     with pytest.raises(UserError, match="the network takes"):
-        export.main([str(oblong), "--no-onnx"])
+        export.main([str(wide), "--no-onnx"])
     folder = save_run(tmp_path / "small")
-    with pytest.raises(UserError, match="is the file that is exported"):
+    with pytest.raises(UserError, match="is the file to be exported"):
         export.main([str(folder / "model.safetensors"), "--no-onnx", "--out", str(folder)])

@@ -1,4 +1,4 @@
-"""What goes into the zoo: rounded, scored, small enough, with its card."""
+"""Tests of vision.keep: rounding, evaluation, size limit and metadata."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zerokara.core.zoo import registry as zoo
 from zerokara.vision import keep
 from zerokara.vision.classification.config import Config
 
-CARD = ClassifierMetadata(
+METADATA = ClassifierMetadata(
     backbone="deep_cnn",
     head="paper",
     classes=tuple("0123456789"),
@@ -32,7 +32,7 @@ CARD = ClassifierMetadata(
 )
 
 
-def save_run(folder: Path, metadata: ClassifierMetadata = CARD) -> Path:
+def save_run(folder: Path, metadata: ClassifierMetadata = METADATA) -> Path:
     folder.mkdir()
     config = to_dict(Config(validation_images=100, width_multiplier=0.25))
     (folder / "config.json").write_text(json.dumps({"kind": "classify", "config": config, "extra": {}}))
@@ -40,7 +40,7 @@ def save_run(folder: Path, metadata: ClassifierMetadata = CARD) -> Path:
     return folder
 
 
-def test_a_run_goes_into_the_zoo(
+def test_a_run_is_added_to_the_zoo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, folder = save_run(tmp_path / "run"), tmp_path / "zoo"
@@ -48,44 +48,44 @@ def test_a_run_goes_into_the_zoo(
     monkeypatch.setattr(zoo, "FOLDER", folder)
     zoo.files.cache_clear()
     keep.main([str(run), "small-digits", "--threads", "1"])
-    assert "made by: python -m vision.classify --width-multiplier 0.25" in capsys.readouterr().out
+    assert "command: python -m vision.classify --width-multiplier 0.25" in capsys.readouterr().out
     classifier, metadata = zoo.load("small-digits")
     original, _ = model_file.load(run / "model.safetensors")
-    for mine, its in zip(classifier.parameters(), original.parameters(), strict=True):
-        assert torch.equal(mine, its.half().float())
+    for rounded, exact in zip(classifier.parameters(), original.parameters(), strict=True):
+        assert torch.equal(rounded, exact.half().float())
     assert metadata.data == "glyphs"
     assert set(metadata.figures) == {"validation_error", "test_error", "validation_error_float16"}
-    assert 0.5 < metadata.figures["validation_error_float16"] <= 1, "an untrained network guesses"
-    with pytest.raises(UserError, match="has small-digits already"):
+    assert 0.5 < metadata.figures["validation_error_float16"] <= 1, "an untrained network has a high error"
+    with pytest.raises(UserError, match="already has small-digits"):
         keep.main([str(run), "small-digits"])
     zoo.files.cache_clear()
 
 
-def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = save_run(tmp_path / "run")
-    for words, sentence in (
+    for words, message in (
         ([str(run)], "a name for the zoo"),
         ([str(run), "Digits!"], "cannot be 'Digits!'"),
         ([str(tmp_path / "none"), "digits"], "There is no run"),
         ([str(run), "digits", "--folder", str(tmp_path / "nowhere")], "There is no folder"),
     ):
-        with pytest.raises(UserError, match=sentence):
+        with pytest.raises(UserError, match=message):
             keep.main([*words, "--folder", str(tmp_path)] if "--folder" not in words else words)
-    unfinished = save_run(tmp_path / "unfinished", dataclasses.replace(CARD, figures={}))
-    with pytest.raises(UserError, match="has not ended"):
+    unfinished = save_run(tmp_path / "unfinished", dataclasses.replace(METADATA, figures={}))
+    with pytest.raises(UserError, match="is not finished"):
         keep.main([str(unfinished), "digits", "--folder", str(tmp_path)])
     monkeypatch.setattr(zoo, "MOST_BYTES", 1000)
-    with pytest.raises(UserError, match=r"limit is 0\.001 MB"):
+    with pytest.raises(UserError, match=r"limit of the zoo is 0\.001 MB"):
         keep.main([str(run), "digits", "--folder", str(tmp_path)])
     assert not list(tmp_path.glob("*.safetensors"))
 
 
-def test_a_network_that_loses_by_rounding_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_is_worse_in_float16_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = save_run(tmp_path / "run")
     before_and_after = iter([SimpleNamespace(error=error) for error in (0.01, 0.03, 0.01, 0.02)])
     monkeypatch.setattr(keep, "score", lambda *args, **options: next(before_and_after))
     with pytest.raises(UserError, match="Rounded to float16"):
         keep.main([str(run), "digits", "--folder", str(tmp_path)])
     assert not list(tmp_path.glob("*.safetensors"))
-    keep.main([str(run), "digits", "--folder", str(tmp_path)])  # one image of a hundred is within the noise
+    keep.main([str(run), "digits", "--folder", str(tmp_path)])  # an increase by one image is allowed
     assert list(tmp_path.glob("*.safetensors"))

@@ -1,4 +1,4 @@
-"""The program that shows what is misread: its figures by hand and by scikit-learn, its files, its sentences."""
+"""Tests of vision.misread: results against hand-computed values and scikit-learn, files and errors."""
 
 from __future__ import annotations
 
@@ -14,56 +14,56 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from zerokara.core.config import UserError
 from zerokara.vision import misread
 from zerokara.vision.classification.scoring import Scores
-from zerokara.vision.studies.finished_run import load_trained, one_run
+from zerokara.vision.studies.finished_run import load_trained, single_run_folder
 
 ONE_THREAD = ("--device", "cpu", "--threads", "1")
-# Labels a a b b c; guesses a b b b a.
+# Labels a a b b c; predictions a b b b a.
 SCORES = Scores(
     torch.tensor([[0.9, 0.1, 0.0], [0.4, 0.6, 0.0], [0.1, 0.7, 0.2], [0.0, 1.0, 0.0], [0.8, 0.1, 0.1]]),
     torch.tensor([0, 0, 1, 1, 2]),
 )
 
 
-def test_mistakes_by_hand_the_most_confident_first() -> None:
+def test_mistakes_are_ordered_by_confidence() -> None:
     assert misread.mistakes(SCORES, "abc") == [
         {
-            "image": place,
+            "image": index,
             "label": label,
             "guess": guess,
             "confidence": pytest.approx(confidence),
             "probability_of_label": pytest.approx(chance),
         }
-        for place, label, guess, confidence, chance in [(4, "c", "a", 0.8, 0.1), (1, "a", "b", 0.6, 0.4)]
+        for index, label, guess, confidence, chance in [(4, "c", "a", 0.8, 0.1), (1, "a", "b", 0.6, 0.4)]
     ]
 
 
-def test_the_report_by_hand() -> None:
-    found = misread.report(SCORES, ("a", "b", "c"))
-    # a: 1 of 2 guesses right, 1 of 2 found. b: 2 of 3 guesses, 2 of 2 found. c: never guessed.
-    assert found["a"] == {"precision": 0.5, "recall": 0.5, "f1-score": 0.5, "support": 2.0}
-    assert found["b"] == pytest.approx({"precision": 2 / 3, "recall": 1.0, "f1-score": 0.8, "support": 2.0})
-    assert found["c"] == {"precision": 0.0, "recall": 0.0, "f1-score": 0.0, "support": 1.0}
-    assert found["macro avg"]["f1-score"] == pytest.approx(1.3 / 3)
-    assert found["weighted avg"]["recall"] == pytest.approx(3 / 5)
+def test_report_against_hand_computed_values() -> None:
+    rows = misread.report(SCORES, ("a", "b", "c"))
+    # a: precision 1 of 2, recall 1 of 2. b: precision 2 of 3, recall 2 of 2. c: never predicted.
+    assert rows["a"] == {"precision": 0.5, "recall": 0.5, "f1-score": 0.5, "support": 2.0}
+    assert rows["b"] == pytest.approx({"precision": 2 / 3, "recall": 1.0, "f1-score": 0.8, "support": 2.0})
+    assert rows["c"] == {"precision": 0.0, "recall": 0.0, "f1-score": 0.0, "support": 1.0}
+    assert rows["macro avg"]["f1-score"] == pytest.approx(1.3 / 3)
+    assert rows["weighted avg"]["recall"] == pytest.approx(3 / 5)
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_a_table_pictures_and_numbers(tiny_run: Path, capsys: pytest.CaptureFixture[str], split: str) -> None:
-    misread.main([str(tiny_run), "--split", split, "--most", "2", *ONE_THREAD])
-    shown = capsys.readouterr().out
+def test_table_figures_and_json(tiny_run: Path, capsys: pytest.CaptureFixture[str], split: str) -> None:
+    misread.main([str(tiny_run), "--split", split, "--max-images", "2", *ONE_THREAD])
+    printed = capsys.readouterr().out
     content = json.loads((tiny_run / f"misread-{split}.json").read_text())
     number = {"validation": 200, "test": 400}[split]
     assert content["images"] == number
     assert content["misread"] == len(content["mistakes"]) == round(content["error"] * number)
-    assert content["misread"] > 2  # else the table below is not cut
-    assert f"{content['misread']} of {number:,} misread, the 2 most confident" in shown
-    assert f"{content['error']:.2%} of {number:,} {split} images misread" in shown
+    assert content["misread"] > 2  # otherwise the table below is not truncated
+    assert f"{content['misread']} of {number:,} misclassified, the 2 most confident" in printed
+    assert f"{content['error']:.2%} of {number:,} {split} images misclassified" in printed
 
     trained = load_trained(tiny_run, threads=1)
     images = trained.images("validation" if split == "validation" else "test")
-    guess_N = trained.score(images).guess_N
-    assert content["confusion"] == confusion_matrix(images.labels, guess_N, labels=range(10)).tolist()
-    precision, recall, f1, _ = precision_recall_fscore_support(images.labels, guess_N, zero_division=0.0)
+    prediction_N = trained.score(images).prediction_N
+    assert content["confusion"] == confusion_matrix(images.labels, prediction_N, labels=range(10)).tolist()
+    precision, recall, f1, _ = precision_recall_fscore_support(images.labels, prediction_N, zero_division=0.0)
     rows = [content["classes"][name] for name in "0123456789"]
     assert [row["precision"] for row in rows] == precision.tolist()
     assert [row["recall"] for row in rows] == recall.tolist()
@@ -71,15 +71,20 @@ def test_a_table_pictures_and_numbers(tiny_run: Path, capsys: pytest.CaptureFixt
     confidence = [row["confidence"] for row in content["mistakes"]]
     assert confidence == sorted(confidence, reverse=True)
     for row in content["mistakes"]:
-        assert row["label"] == str(int(images.labels[row["image"]])) != row["guess"] == str(int(guess_N[row["image"]]))
+        assert (
+            row["label"]
+            == str(int(images.labels[row["image"]]))
+            != row["guess"]
+            == str(int(prediction_N[row["image"]]))
+        )
 
     for name in (f"misread-{split}.png", f"confusion-{split}.png"):
-        assert str(tiny_run / name) in shown
+        assert str(tiny_run / name) in printed
         with Image.open(tiny_run / name) as picture:
             assert np.asarray(picture.convert("L")).std() > 5
 
 
-def test_files_go_where_they_are_asked_to(tiny_run: Path) -> None:
+def test_out_sets_the_output_folder(tiny_run: Path) -> None:
     misread.main([str(tiny_run), "--out", "elsewhere", *ONE_THREAD])
     assert sorted(path.name for path in Path("elsewhere").iterdir()) == [
         *("confusion-validation.png", "misread-validation.json", "misread-validation.png")
@@ -87,10 +92,10 @@ def test_files_go_where_they_are_asked_to(tiny_run: Path) -> None:
     assert not (tiny_run / "misread-validation.json").exists()
 
 
-def test_mistakes_get_a_sentence(tiny_run: Path) -> None:
-    with pytest.raises(UserError, match=r"No run was named: .* as in python -m vision\.misread runs/tiny"):
+def test_error_messages(tiny_run: Path) -> None:
+    with pytest.raises(UserError, match=r"No run was given: .* as in python -m vision\.misread runs/tiny"):
         misread.main([])
-    with pytest.raises(UserError, match="2 runs were named, and one is looked at"):
+    with pytest.raises(UserError, match="2 runs were given, but exactly one is needed"):
         misread.main(["runs/tiny", "runs/other"])
     with pytest.raises(UserError, match=r"There is no run in runs/tinny \(did you mean tiny\?\)"):
         misread.main(["runs/tinny"])
@@ -103,12 +108,12 @@ def test_mistakes_get_a_sentence(tiny_run: Path) -> None:
     with pytest.raises(UserError, match=r"has no model\.safetensors yet"):
         misread.main([str(tiny_run)])
     with pytest.raises(UserError, match="as in program runs/<name>"):
-        one_run([""], "program")
+        single_run_folder([""], "program")
 
 
-def test_data_of_other_classes_are_refused(tiny_run: Path) -> None:
+def test_data_of_another_shape_are_rejected(tiny_run: Path) -> None:
     config = json.loads((tiny_run / "config.json").read_text())
     config["config"]["image_size"] = 32
     (tiny_run / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"learnt 10 of \(1, 28, 28\)"):
+    with pytest.raises(UserError, match=r"was trained on 10 classes of shape \(1, 28, 28\)"):
         misread.main([str(tiny_run), *ONE_THREAD])

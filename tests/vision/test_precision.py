@@ -1,4 +1,4 @@
-"""Precisions side by side: 8 bits against hand and against float32, the program's files, its sentences."""
+"""Tests of vision.precision: int8 against hand-computed values and float32, files and errors."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from zerokara.vision.studies.finished_run import load_trained
 QUICK = ("--rounds", "2", "--batch-size", "20", "--calibration", "200", "--device", "cpu", "--threads", "1")
 
 
-class Small(nn.Module):
-    """A convolution and a sum whose ranges are plain."""
+class SmallNetwork(nn.Module):
+    """Convolution whose output ranges are easy to compute."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,28 +36,30 @@ class Small(nn.Module):
         return map_BCHW.flatten(1)
 
 
-def test_eight_bits_by_hand(tmp_path: Path) -> None:
+def test_int8_against_hand_computed_values(tmp_path: Path) -> None:
     x = torch.tensor([0.0, 1.0, 2.0, 2.55]).view(1, 1, 2, 2)
-    onnx_file.write(Small().eval(), {int8.IMAGES: torch.zeros(2, 1, 2, 2)}, int8.LOGITS, tmp_path / "float32.onnx", {})
+    onnx_file.write(
+        SmallNetwork().eval(), {int8.IMAGES: torch.zeros(2, 1, 2, 2)}, int8.LOGITS, tmp_path / "float32.onnx", {}
+    )
     exact = int8.open_session(tmp_path / "float32.onnx", threads=1)(x.numpy())
     np.testing.assert_allclose(exact, [[0, 1, 2, 2.55, 0, -0.5, -1, -1.275]], rtol=1e-6)
 
-    int8.quantise(tmp_path / "float32.onnx", [x], tmp_path / "int8.onnx")
+    int8.quantize(tmp_path / "float32.onnx", [x], tmp_path / "int8.onnx")
     session = int8.open_session(tmp_path / "int8.onnx", threads=1)
-    # Inputs reach from 0 to 2.55, so they go in steps of 0.01; outputs from -1.275 to 2.55, in steps of 0.015.
+    # Inputs have the range 0 to 2.55 and a step of 0.01, outputs the range -1.275 to 2.55 and a step of 0.015.
     np.testing.assert_allclose(session(x.numpy()), exact, atol=0.0075 + 0.005)
     step = 3.825 / 255
     outputs = session(torch.tensor([0.3, 0.77, 1.234, 2.2]).view(1, 1, 2, 2).numpy()) / step
     np.testing.assert_allclose(outputs, outputs.round(), atol=1e-3)
-    # What is beyond the range of calibration is cut off there.
+    # Values outside of the calibrated range are clipped.
     np.testing.assert_allclose(session(x.numpy() * 10)[0, :4], [0, 2.55, 2.55, 2.55], atol=0.0075)
-    assert int8.operations(tmp_path / "int8.onnx")["QLinearConv"] == 1
-    assert int8.operations(tmp_path / "float32.onnx")["QLinearConv"] == 0
+    assert int8.count_operations(tmp_path / "int8.onnx")["QLinearConv"] == 1
+    assert int8.count_operations(tmp_path / "float32.onnx")["QLinearConv"] == 0
 
 
-def test_a_table_a_picture_numbers_and_a_network(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_figure_json_and_int8_network(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     precision.main([str(tiny_run), *QUICK])
-    shown = capsys.readouterr().out
+    printed = capsys.readouterr().out
     content = json.loads((tiny_run / "precision-validation.json").read_text())
     results = {(row["precision"], row["by"]): row for row in content["results"]}
     assert list(results) == [
@@ -74,23 +76,23 @@ def test_a_table_a_picture_numbers_and_a_network(tiny_run: Path, capsys: pytest.
         assert row["agrees"] >= 0.97
         assert abs(row["error"] - first["error"]) <= 1 - row["agrees"] + 1e-9
         assert 0 < row["slowest"] <= row["images_per_s"] <= row["quickest"]
-        assert f"{row['error']:.2%}" in shown
-    # 123,552 numbers of 4, 2, and 1 bytes, and what says how they lie.
+        assert f"{row['error']:.2%}" in printed
+    # 123,552 weights of 4, 2, and 1 bytes, plus headers.
     assert 494_208 < first["size_bytes"] < 497_000
     assert 247_104 < results["float16", "PyTorch"]["size_bytes"] < 250_000
     assert 247_104 < results["bfloat16", "PyTorch"]["size_bytes"] < 250_000
     assert 123_552 < results["int8", "ONNX Runtime"]["size_bytes"] < 170_000
-    assert "in 8 bits: 6 of 6 convolutions, 2 of 2 fully connected layers" in shown
+    assert "in int8: 6 of 6 convolutions, 2 of 2 fully connected layers" in printed
 
     session = int8.open_session(tiny_run / "model-int8.onnx", threads=1)
-    logits = session(precision.normalised(trained, images, trained.compute).numpy())
+    logits = session(precision.normalize(trained, images, trained.compute).numpy())
     error = float((logits.argmax(1) != images.labels.numpy()).mean())
     assert error == pytest.approx(results["int8", "ONNX Runtime"]["error"])
     with Image.open(tiny_run / "precision-validation.png") as picture:
         assert np.asarray(picture.convert("L")).std() > 5
 
 
-def test_without_eight_bits_nothing_more_is_needed(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onnxruntime_is_not_needed_without_int8(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
     words = "int8 needs onnxruntime, which is not installed: pip install .*, or leave int8 out with --no-int8"
@@ -103,32 +105,32 @@ def test_without_eight_bits_nothing_more_is_needed(tiny_run: Path, monkeypatch: 
     ]
 
 
-def test_of_two_layouts_the_faster_one_is_told(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_faster_layout_is_reported(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = load_trained(tiny_run, threads=1)
     images = trained.images("validation").take(slice(0, 40))
     seconds = [[2.0, 3.0, 1.0], [0.5, 1.0, 0.25], [4.0, 4.0, 4.0], [5.0, 5.0, 5.0]]
     monkeypatch.setattr(precision, "median_seconds", lambda work, rounds, **_: dict(enumerate(seconds)))
     candidates = precision.torch_candidates(trained)[:4]
     assert [c.layout for c in candidates] == ["contiguous", "channels_last"] * 2
-    found = precision.compare(candidates, trained, images, precision.Options(batch_size=20))
-    assert [(r.precision, r.layout) for r in found] == [("float32", "channels_last"), ("bfloat16", "contiguous")]
-    assert (found[0].images_per_s, found[0].slowest, found[0].quickest) == (40.0, 20.0, 80.0)
-    assert found[1].images_per_s == 5.0
+    results = precision.compare(candidates, trained, images, precision.Options(batch_size=20))
+    assert [(r.precision, r.layout) for r in results] == [("float32", "channels_last"), ("bfloat16", "contiguous")]
+    assert (results[0].images_per_s, results[0].slowest, results[0].quickest) == (40.0, 20.0, 80.0)
+    assert results[1].images_per_s == 5.0
 
 
-def test_sixteen_bits_are_sixteen_bits(tiny_run: Path) -> None:
+def test_float16_and_bfloat16_have_their_rounding_errors(tiny_run: Path) -> None:
     trained = load_trained(tiny_run, threads=1)
-    x = precision.normalised(trained, trained.images("validation").take(slice(0, 50)), trained.compute)
+    x = precision.normalize(trained, trained.images("validation").take(slice(0, 50)), trained.compute)
     with torch.no_grad():
         logits = {c.precision: c.run(x) for c in precision.torch_candidates(trained)}
     assert {out.dtype for out in logits.values()} == {torch.float32}
-    off = {name: float((out - logits["float32"]).abs().max()) for name, out in logits.items()}
-    assert 10 * off["float32"] < off["float16"] < off["bfloat16"]  # 24, 11 and 8 bits of mantissa
+    errors = {name: float((out - logits["float32"]).abs().max()) for name, out in logits.items()}
+    assert 10 * errors["float32"] < errors["float16"] < errors["bfloat16"]  # 24, 11 and 8 bits of mantissa
     assert dataclasses.asdict(trained.metadata) == dataclasses.asdict(load_trained(tiny_run, threads=1).metadata)
 
 
-def test_mistakes_get_a_sentence(tiny_run: Path) -> None:
-    with pytest.raises(UserError, match="No run was named"):
+def test_error_messages(tiny_run: Path) -> None:
+    with pytest.raises(UserError, match="No run was given"):
         precision.main([])
     with pytest.raises(UserError, match="--rounds cannot be 0"):
         precision.main([str(tiny_run), "--rounds", "0"])

@@ -1,4 +1,4 @@
-"""The predict command on pictures that a person might have, and on those that are broken."""
+"""Tests of vision.predict with photographs of digits and with damaged files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from zerokara.vision import predict
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a small network that has learnt drawn digits for some seconds."""
+    """Return the folder of a small network trained for one epoch on synthetic digits."""
     torch.manual_seed(0)
     images = data.load("glyphs", "train")
     metadata = ClassifierMetadata(
@@ -52,7 +52,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def sheets(tmp_path: Path) -> Path:
-    """Ten photographs of paper, a digit on each in dark blue, and a file that is no picture."""
+    """Return a folder with ten images of paper with a dark blue digit, and a file that is not an image."""
     folder = tmp_path / "sheets"
     folder.mkdir()
     for digit in range(10):
@@ -63,20 +63,20 @@ def sheets(tmp_path: Path) -> Path:
     return folder
 
 
-def test_photographed_digits_are_read(run: Path, sheets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_photographed_digits_are_classified(run: Path, sheets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     predict.main([str(run), str(sheets), "--json", "--top", "3", "--device", "cpu"])
-    found = json.loads(capsys.readouterr().out)
-    assert [Path(each["picture"]).name for each in found] == [f"{digit}.jpg" for digit in range(10)]
-    right = [each["guesses"][0]["class"] == str(digit) for digit, each in enumerate(found)]
-    assert sum(right) >= 9
-    for each in found:
+    results = json.loads(capsys.readouterr().out)
+    assert [Path(each["picture"]).name for each in results] == [f"{digit}.jpg" for digit in range(10)]
+    correct = [each["guesses"][0]["class"] == str(digit) for digit, each in enumerate(results)]
+    assert sum(correct) >= 9
+    for each in results:
         values = [guess["probability"] for guess in each["guesses"]]
         assert len(values) == 3
         assert values == sorted(values, reverse=True)
-        assert each["seen"] == "inverted, digit cut out and centred"
+        assert each["seen"] == "inverted, digit cropped and centered"
 
 
-def test_the_table_and_the_picture(run: Path, sheets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_and_image_of_the_prepared_input(run: Path, sheets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = sheets / "seen.png"
     predict.main([str(run / "model.safetensors"), str(sheets / "7.jpg"), "--out", str(out), "--device", "cpu"])
     printed = capsys.readouterr().out
@@ -87,16 +87,16 @@ def test_the_table_and_the_picture(run: Path, sheets: Path, capsys: pytest.Captu
 
 
 def test_views_are_averaged(run: Path, sheets: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    noise, answers = sheets / "noise.png", []  # no digit, so that the network is not certain
+    noise, predictions = sheets / "noise.png", []  # not a digit, so that the network is not certain
     Image.fromarray(np.random.default_rng(0).integers(256, size=(28, 28), dtype=np.uint8)).save(noise)
     for views in ("1", "5"):
         predict.main([str(run), str(noise), "--json", "--views", views, "--device", "cpu"])
-        answers.append(json.loads(capsys.readouterr().out)[0]["guesses"])
-    assert answers[0] != answers[1]
+        predictions.append(json.loads(capsys.readouterr().out)[0]["guesses"])
+    assert predictions[0] != predictions[1]
 
 
-def other(folder: Path, classes: tuple[str, ...], side: int = 32) -> Path:
-    """A network that has learnt nothing, of another input size."""
+def untrained(folder: Path, classes: tuple[str, ...], side: int = 32) -> Path:
+    """Save an untrained network with another input size."""
     torch.manual_seed(1)
     metadata = ClassifierMetadata(
         backbone="deep_cnn",
@@ -116,37 +116,35 @@ def other(folder: Path, classes: tuple[str, ...], side: int = 32) -> Path:
 def test_probabilities_of_several_classifiers_are_averaged(
     run: Path, sheets: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each sees the picture in its own size; the mean is that of the two alone."""
-    second = other(sheets.parent / "second.safetensors", tuple("0123456789"))
-    found, said = [], ""
+    """Each member gets the image in its own size. The result is the mean of the two single results."""
+    second = untrained(sheets.parent / "second.safetensors", tuple("0123456789"))
+    results, printed_err = [], ""
     for words in ([str(run)], [str(second)], [str(run), "--also", str(second)]):
         predict.main([words[0], str(sheets / "3.jpg"), *words[1:], "--json", "--top", "10", "--device", "cpu"])
         printed = capsys.readouterr()
-        found.append({each["class"]: each["probability"] for each in json.loads(printed.out)[0]["guesses"]})
-        said = printed.err
-    assert said == "The mean of 2 classifiers' probabilities.\n"
-    assert found[0] != found[1]
+        results.append({each["class"]: each["probability"] for each in json.loads(printed.out)[0]["guesses"]})
+        printed_err = printed.err
+    assert printed_err == "Ensemble: mean probabilities of 2 classifiers.\n"
+    assert results[0] != results[1]
     for name in "0123456789":
-        assert found[2][name] == pytest.approx((found[0][name] + found[1][name]) / 2, abs=2e-6)
+        assert results[2][name] == pytest.approx((results[0][name] + results[1][name]) / 2, abs=2e-6)
     predict.main([str(run), str(sheets / "3.jpg"), "--also", str(second), "--device", "cpu"])
-    assert "The mean of 2 classifiers" in capsys.readouterr().out
+    assert "mean probabilities of 2 classifiers" in capsys.readouterr().out
 
 
-def test_classifiers_that_cannot_be_averaged_are_refused(run: Path, sheets: Path) -> None:
+def test_classifiers_that_cannot_be_averaged_are_rejected(run: Path, sheets: Path) -> None:
     picture = str(sheets / "3.jpg")
-    two = other(sheets.parent / "two.safetensors", ("cat", "dog"))
-    with pytest.raises(
-        UserError, match=r"two\.safetensors tells 2 classes \(cat, dog\) apart .* 10 classes \(0, 1, 2, "
-    ):
+    two = untrained(sheets.parent / "two.safetensors", ("cat", "dog"))
+    with pytest.raises(UserError, match=r"two\.safetensors has 2 classes \(cat, dog\), but .* 10 classes \(0, 1, 2, "):
         predict.main([str(run), picture, "--also", str(two), "--device", "cpu"])
-    turned = other(sheets.parent / "turned.safetensors", tuple("9876543210"))
+    reordered = untrained(sheets.parent / "reordered.safetensors", tuple("9876543210"))
     with pytest.raises(UserError, match="the same order"):
-        predict.main([str(run), picture, "--also", str(turned), "--device", "cpu"])
-    with pytest.raises(UserError, match="is named twice"):
+        predict.main([str(run), picture, "--also", str(reordered), "--device", "cpu"])
+    with pytest.raises(UserError, match="is given twice"):
         predict.main([str(run), picture, "--also", str(run / "model.safetensors"), "--device", "cpu"])
 
 
-def test_broken_pictures_are_named_and_the_others_guessed(
+def test_damaged_images_are_reported_and_the_others_classified(
     run: Path, sheets: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken, missing = sheets / "broken.png", sheets / "missing.png"
@@ -157,7 +155,7 @@ def test_broken_pictures_are_named_and_the_others_guessed(
     assert len(json.loads(capsys.readouterr().out)) == 1
 
 
-def test_a_broken_picture_ends_with_code_2(run: Path, tmp_path: Path) -> None:
+def test_a_damaged_image_exits_with_code_2(run: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
     command = [sys.executable, "-m", "vision.predict", str(run), str(tmp_path / "empty.png"), "--device", "cpu"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -167,8 +165,8 @@ def test_a_broken_picture_ends_with_code_2(run: Path, tmp_path: Path) -> None:
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_what_a_person_forgets(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="No classifier was named"):
+def test_missing_arguments(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No classifier was given"):
         predict.main([])
     with pytest.raises(UserError, match="No picture was named"):
         predict.main([str(run)])

@@ -19,8 +19,9 @@ from PIL import Image
 from tests.programs import begun, disturbed, metrics, start, updates_of
 from tests.vision.shapes import CLASSES, SIZE, plant_shapes
 from zerokara.core import checkpoint
+from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, parse, run_main
+from zerokara.core.config import UserError, run_main
 from zerokara.core.data.masks import MaskSet, load_masks
 from zerokara.core.data.pictures import decode
 from zerokara.core.models.weights import load_pretrained_backbone
@@ -84,7 +85,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     process = program(folder, *TINY, "--name", "run")
     out, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (0, "")
-    assert "24 images to learn from, 6 to choose on; 3 classes; fcn2s on resnet18" in out
+    assert "24 training images, 6 validation images; 3 classes; fcn2s on resnet18" in out
     last = out.strip().splitlines()[-1]
     assert last.startswith("shapes: validation mean IoU ")
     assert "; test mean IoU " in last
@@ -134,7 +135,7 @@ def test_a_run_leaves_what_it_promises(uninterrupted: Path) -> None:
     assert result["protocol"]["unlabelled"] == "not counted"
     media = {path.name for path in (uninterrupted / "media").iterdir()}
     assert media >= {"augmented-0.png", "overlays-12.png", "overlays-24.png", "classes-24.png", "test_overlays-24.png"}
-    assert list((uninterrupted / "tensorboard").glob("events.*"))
+    assert list(uninterrupted.glob("events.*"))
     network, metadata = model_file.load(uninterrupted / "model.safetensors")
     assert metadata.classes == CLASSES
     assert metadata.figures == figures
@@ -163,7 +164,7 @@ def test_a_run_goes_on_as_if_nothing_had_happened(uninterrupted: Path, tmp_path:
     words = ["--name", "disturbed", "--resume"]
     out, err, code = disturbed(slow(tmp_path, *words), run, "segment", signal.SIGTERM, aim=3)
     assert (code, err) == (0, "")
-    assert out.strip().splitlines()[-1].endswith("go on with: python -m vision.segment --name disturbed --resume")
+    assert out.strip().splitlines()[-1].endswith("resume with: python -m vision.segment --name disturbed --resume")
     assert not (run / "result.json").exists()
     aim = updates_of(run, "segment") + 3
     _, _, code = disturbed(slow(tmp_path, *words), run, "segment", signal.SIGKILL, aim)
@@ -189,7 +190,7 @@ def test_the_test_set_is_read_once(uninterrupted: Path, here: list[str]) -> None
 
 def test_numbers_that_are_none_end_the_run(here: list[str]) -> None:
     words = [*TINY, "--name", "nan", "--learning-rate", "1e30", "--optimizer", "sgd", "--max-grad-norm", "None"]
-    with pytest.raises(UserError, match=r"no number any more.*lower --learning-rate"):
+    with pytest.raises(UserError, match=r"NaN or Inf.*lower --learning-rate"):
         segment.main([*words, "--warmup-epochs", "0", "--quiet"])
     assert not Path("runs/nan/model.safetensors").exists()
     assert "test" not in here
@@ -216,7 +217,7 @@ def test_an_eye_of_another_run_starts_it(uninterrupted: Path, here: list[str]) -
 
 def test_a_name_of_the_zoo_will_do(uninterrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there = uninterrupted / "model.safetensors"
-    monkeypatch.setattr(zoo, "zoo", lambda: {"photos": there})
+    monkeypatch.setattr(zoo, "files", lambda: {"photos": there})
     network = make_segmenter(
         "fcn4s", backbone="resnet18", channels=3, image_size=SIZE, classes=3, width=0.125, stem="medium"
     )
@@ -240,7 +241,7 @@ def test_a_name_of_the_zoo_will_do(uninterrupted: Path, monkeypatch: pytest.Monk
         (["--image-size", "32", "48", "16"], r"--image-size cannot be 32 48 16"),
         (["--crop-size", "16", "24", "8"], r"--crop-size cannot be 16 24 8"),
         (["--train-images", "25"], r"--train-images 25 is more than the 24"),
-        (["--accumulate", "4"], r"--batch-size 6 cannot be shared"),
+        (["--accumulation-steps", "4"], r"--batch-size 6 cannot be divided evenly"),
         (["--preset", "quick"], r"no preset 'quick'.*segnet-slim"),
         (["--classes", "ground", "disc"], r"class 2.*there are 2 classes.*--classes"),
         (["--weights", "vgg16.pth"], r"no file vgg16\.pth"),
@@ -255,7 +256,7 @@ def test_a_name_of_the_zoo_will_do(uninterrupted: Path, monkeypatch: pytest.Monk
 def test_mistakes_are_one_sentence_and_leave_no_folder(
     uninterrupted: Path, here: list[str], words: list[str], sentence: str
 ) -> None:
-    shutil.copytree(uninterrupted, "runs/run", ignore=shutil.ignore_patterns("tensorboard", "media"))
+    shutil.copytree(uninterrupted, "runs/run", ignore=shutil.ignore_patterns("events.*", "media"))
     with pytest.raises(UserError, match=sentence) as mistake:
         segment.main([*TINY, "--name", "mistake", "--quiet", *words])
     assert "\n" not in str(mistake.value)
@@ -348,7 +349,7 @@ def test_sizes_at_which_pictures_are_seen(uninterrupted: Path) -> None:
 )
 def test_mistakes_of_prediction(uninterrupted: Path, here: list[str], words: list[str], sentence: str) -> None:
     Path("empty").mkdir()
-    shutil.copytree(uninterrupted, "runs/run", ignore=shutil.ignore_patterns("tensorboard", "media"))
+    shutil.copytree(uninterrupted, "runs/run", ignore=shutil.ignore_patterns("events.*", "media"))
     with pytest.raises(UserError, match=sentence):
         segment_predict.main(words)
 

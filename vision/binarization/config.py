@@ -1,10 +1,10 @@
-"""The fields of a binarised network's run and its presets: the command line, config.json and TensorBoard's hparams."""
+"""Config and presets of vision.binary: the command line, config.json and the hparams of TensorBoard."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from zerokara.core.compute import Precision
 from zerokara.core.config import Range
@@ -15,82 +15,92 @@ Count = Annotated[int, Range(1)]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A binarised classifier."""
+    """Config of a run that trains a binary network."""
+
+    RENAMED: ClassVar[Mapping[str, str]] = {
+        "units": "hidden_units",
+        "layers": "num_hidden_layers",
+        "width": "width_multiplier",
+    }
+    """Renamed fields, old name to new name. Old names are still accepted in saved configs and on the command line."""
 
     preset: str = "mlp"
-    """Named set of defaults for all that follows."""
+    """Named set of defaults for the options below."""
     data: str = "glyphs"
-    """Images: glyphs (drawn here), mnist, fashion-mnist, cifar10, cifar100, or a folder or zip of class folders."""
+    """Data set: glyphs (synthetic digits), mnist, fashion-mnist, cifar10, cifar100, or a folder or zip file of class
+    folders."""
     data_dir: str = ""
-    """Where named data lie or are downloaded to; empty: $ZEROKARA_DATA, else ~/.cache/zerokara."""
+    """Folder in which named data sets are found or into which they are downloaded; empty: $ZEROKARA_DATA, else
+    ~/.cache/zerokara."""
     image_size: Annotated[int | None, Range(8, 1024)] = None
-    """Height and width to which images are brought, in pixels; None: as they are."""
+    """Height and width in pixels to which images are resized; None: the size of the data set."""
     validation_images: Annotated[int, Range(0)] = 0
-    """Images held out of the training set to choose on; 0: a twelfth of it (5,000 of MNIST's 60,000)."""
+    """Number of training images held out for validation; 0: one twelfth of the training set (5,000 of MNIST's
+    60,000)."""
     train_images: Annotated[int, Range(0)] = 0
-    """Train on so many of the remaining images, chosen by the seed; 0: on all."""
+    """Number of remaining training images to use, chosen at random by the seed; 0: all."""
     test: bool = True
-    """Read the test set, once, when training is over; --no-test while one is still choosing."""
+    """Evaluate once on the test set when training ends; use --no-test while choosing settings."""
     name: str = ""
-    """Folder under runs/; empty: made of data, network and seed."""
+    """Name of the run folder under runs/; empty: composed of data, network and seed."""
     seed: Annotated[int, Range(0, 10**6)] = 1
-    """Seed of everything that is random."""
+    """Random seed."""
     epochs: Count = 50
-    """Length of the run."""
+    """Length of the run in epochs."""
     resume: bool = False
-    """Go on with the run of this name from its last checkpoint."""
+    """Resume the run of this name from its last checkpoint."""
     quiet: bool = False
-    """Print nothing but warnings and the closing line."""
+    """Print only warnings and the closing message."""
 
     network: Literal["mlp", "cnn"] = "mlp"
-    """Layers of units, or the paper's convolutions for CIFAR-10."""
-    units: Count = 1_024
-    """Units of each hidden linear layer."""
-    layers: Count = 3
-    """Hidden layers of the mlp."""
+    """Network: mlp (fully connected layers), or cnn (the convolutional network of the paper for CIFAR-10)."""
+    hidden_units: Count = 1_024
+    """Units of each hidden fully connected layer."""
+    num_hidden_layers: Count = 3
+    """Number of hidden layers of the mlp."""
     width_multiplier: Annotated[float, Range(0, 16, low_open=True)] = 1.0
     """Factor on the 128 to 512 channels of the cnn."""
     loss: Literal["cross_entropy", "squared_hinge"] = "cross_entropy"
-    """What is minimised; the paper has the squared hinge."""
+    """Loss function; the paper uses the squared hinge loss."""
     batch_size: Count = 250
     """Images in an update."""
     learning_rate: Annotated[float, Range(0, low_open=True)] = 5e-3
-    """Step size of Adam at first; it falls to nothing along half a cosine."""
+    """Initial learning rate of Adam, with cosine decay to 0."""
     rotation_degrees: Annotated[float, Range(0, 180)] = 5.0
-    """Rotation of training images up to so many degrees either way."""
+    """Maximum random rotation in either direction, in degrees."""
     shift: Annotated[float, Range(0, 1)] = 0.04
-    """Shift up to this fraction of the side."""
+    """Maximum random translation, as a fraction of the image side."""
     scale: Annotated[float, Range(0, 0.9)] = 0.05
-    """Scaling by up to this fraction more or less."""
+    """Maximum random scaling up or down, as a fraction."""
     shear_degrees: Annotated[float, Range(0, 80)] = 5.0
-    """Shear up to so many degrees."""
+    """Maximum random shear, in degrees."""
     crop_pixels: Annotated[int, Range(0)] = 0
-    """Padding on each side of which a window of the old size is cut out at random."""
+    """Random crop: pad each side by this many pixels and cut out an image of the original size at random; 0: none."""
     flip: bool = False
-    """Mirror every other image, left to right."""
+    """Horizontal flip of half of the images. An image that is flipped in one epoch is not flipped in the next."""
 
     eval_batch_size: Count = 500
-    """Images that are evaluated together."""
+    """Batch size in evaluation."""
     log_every_updates: Count = 50
     """Updates between lines of metrics."""
     checkpoint_every_updates: Count = 500
-    """Updates between checkpoints; each epoch ends with one as well."""
+    """Updates between checkpoints. Every epoch ends with a checkpoint as well."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:<n> or mps."""
+    """Device: auto, cpu, cuda, cuda:<n> or mps."""
     precision: Precision = "auto"
-    """Arithmetic of sums over +1 and -1; auto: what a short measurement finds fastest."""
+    """Arithmetic of the network; auto: the fastest in a short measurement."""
     threads: Annotated[int, Range(0)] = 0
-    """CPU threads; 0: as many as there are cores."""
+    """CPU threads; 0: one per core."""
 
     def for_data(self) -> classify_config.Config:
-        """As the readers of images take it."""
+        """Return the config of vision.classify with the same data, for the functions that read images."""
         names = ("data", "data_dir", "image_size", "validation_images", "train_images", "seed")
         return classify_config.Config(**{name: getattr(self, name) for name in names})
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "mlp": {},
-    # The network of section 2.2 at half its channels, on photographs.
+    # The convolutional network of section 2.2 with half the channels, for photographs.
     "cnn": {
         "network": "cnn",
         "width_multiplier": 0.5,

@@ -1,9 +1,9 @@
-"""Binarised networks and their files, in which a weight takes one bit.
+"""Networks with binary weights and activations, and files in which a weight takes one bit.
 
 Courbariaux and Hubara et al. 2016, "Binarized Neural Networks: Training Neural Networks with Weights and Activations
-Constrained to +1 or -1"; the journal form is Hubara et al. 2018, "Quantized Neural Networks". All weights are +1 or -1,
-those of the first and the last layer too; what goes into a layer is +1 or -1 but for the pixels. BatchNorm follows
-every layer and stays float32.
+Constrained to +1 or -1"; the journal version is Hubara et al. 2018, "Quantized Neural Networks". All weights are +1 or
+-1, including those of the first and the last layer. The inputs of all layers except the first one, which gets pixels,
+are +1 or -1. BatchNorm follows every layer and stays in float32.
 
 Shapes: B batch, C channels, H, W pixels, K classes.
 """
@@ -36,24 +36,24 @@ Binary = BinaryLinear | BinaryConv2d
 
 @dataclass(frozen=True, kw_only=True)
 class BinaryMetadata:
-    """What a file of packed weights is: enough to build its network, which knows how to take pixels."""
+    """Metadata of a file of packed weights: architecture, classes, input shape and origin."""
 
     network: Literal["mlp", "cnn"]
-    units: int  # of a hidden linear layer
-    layers: int  # hidden ones of the multilayer network
-    width: float  # on the channels of the convolutional one
+    units: int  # of each hidden fully connected layer
+    layers: int  # number of hidden layers of the mlp
+    width: float  # factor on the channels of the cnn
     classes: tuple[str, ...]
     channels: int
     image_size: tuple[int, int]  # (H, W)
-    data: str = ""  # what it learnt from, in words
-    command: str = ""  # what made it
-    figures: Mapping[str, float] = field(default_factory=dict)  # what was measured of it
+    data: str = ""  # description of the training data
+    command: str = ""  # command of the run
+    figures: Mapping[str, float] = field(default_factory=dict)  # results of the run
 
     def build(self) -> BinaryNetwork:
-        """The network without its weights.
+        """Build the network with random weights.
 
         Raises:
-            UserError: images that are too small for the convolutional one.
+            UserError: the images are too small for the cnn.
         """
         shape = (self.channels, *self.image_size)
         if self.network == "mlp":
@@ -62,10 +62,10 @@ class BinaryMetadata:
 
 
 class BinaryNetwork(nn.Module):
-    """From pixels to logits; a subclass gives what lies between.
+    """Base class: network from pixels to logits. A subclass implements `logits`.
 
-    The first layer takes real numbers, so images are brought to mean 0 and deviation 1 in here, by statistics of the
-    training set that are part of the file.
+    The first layer has real-valued inputs. The network normalizes images itself, with the mean and standard deviation
+    of the training set, which are saved with the weights.
     """
 
     mean_C: Tensor
@@ -79,20 +79,20 @@ class BinaryNetwork(nn.Module):
 
     @abstractmethod
     def logits(self, x_BCHW: Tensor) -> Tensor:
-        """Logits (B, K) of normalised images."""
+        """Return the logits (B, K) of normalized images."""
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Logits (B, K) of pixels from 0 to 1."""
+        """Return the logits (B, K) of pixels from 0 to 1."""
         shape = (1, -1, 1, 1)
         return self.logits((x_BCHW - self.mean_C.view(shape)) / self.std_C.view(shape))
 
     def binary_layers(self) -> dict[str, Binary]:
-        """The layers of binary weights by name, from pixels to logits."""
+        """Return the layers with binary weights by name, in order."""
         return {name: layer for name, layer in self.named_modules() if isinstance(layer, Binary)}
 
 
 class BinaryMlp(BinaryNetwork):
-    """Hidden layers of equal size, each with BatchNorm; the next layer binarises what it is given (section 2.1)."""
+    """Multilayer perceptron with BatchNorm after each layer (section 2.1). Each layer binarizes its own input."""
 
     def __init__(self, shape: tuple[int, int, int], units: int, layers: int, classes: int) -> None:
         super().__init__(shape)
@@ -104,7 +104,7 @@ class BinaryMlp(BinaryNetwork):
         self.norms = nn.ModuleList(nn.BatchNorm1d(size) for size in sizes[1:])
 
     def logits(self, x_BCHW: Tensor) -> Tensor:
-        """Logits (B, K) of normalised images."""
+        """Return the logits (B, K) of normalized images."""
         x = x_BCHW.flatten(1)
         for linear, norm in zip(self.linears, self.norms, strict=True):
             x = norm(linear(x).float())
@@ -112,14 +112,16 @@ class BinaryMlp(BinaryNetwork):
 
 
 class BinaryCnn(BinaryNetwork):
-    """The paper's network for CIFAR-10 (section 2.2): six 3x3 convolutions in pairs of 128, 256 and 512 channels, a
-    pool at the end of each pair, before BatchNorm, then two linear layers.
+    """Convolutional network of the paper for CIFAR-10 (section 2.2).
+
+    Six 3x3 convolutions in pairs of 128, 256 and 512 channels, with max pooling before the BatchNorm at the end of each
+    pair, then two hidden fully connected layers.
 
     Args:
         shape: (C, H, W) of the images.
         width: factor on the channels.
-        units: of the linear layers; 1,024 in the paper.
-        classes: K.
+        units: units of the fully connected layers; 1,024 in the paper.
+        classes: number of classes K.
     """
 
     channels = (128, 128, 256, 256, 512, 512)
@@ -128,8 +130,8 @@ class BinaryCnn(BinaryNetwork):
         super().__init__(shape)
         if min(shape[1:]) < 8:
             raise UserError(
-                f"Images of {shape[1]}x{shape[2]} pixels are too small for the three pools of --network cnn: "
-                f"at least 8x8 are needed; use larger ones or --network mlp."
+                f"Images of {shape[1]}x{shape[2]} pixels are too small for the three pooling layers of --network cnn: "
+                f"at least 8x8 are needed; use larger images or --network mlp."
             )
         sizes = [shape[0], *(max(1, round(channels * width)) for channels in self.channels)]
         self.convs = nn.ModuleList(
@@ -138,12 +140,14 @@ class BinaryCnn(BinaryNetwork):
         )
         self.conv_norms = nn.ModuleList(nn.BatchNorm2d(size) for size in sizes[1:])
         flat = sizes[-1] * (shape[1] // 8) * (shape[2] // 8)
-        units_of = [flat, units, units, classes]
-        self.linears = nn.ModuleList(BinaryLinear(inputs, outputs) for inputs, outputs in itertools.pairwise(units_of))
-        self.norms = nn.ModuleList(nn.BatchNorm1d(size) for size in units_of[1:])
+        layer_sizes = [flat, units, units, classes]
+        self.linears = nn.ModuleList(
+            BinaryLinear(inputs, outputs) for inputs, outputs in itertools.pairwise(layer_sizes)
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm1d(size) for size in layer_sizes[1:])
 
     def logits(self, x_BCHW: Tensor) -> Tensor:
-        """Logits (B, K) of normalised images."""
+        """Return the logits (B, K) of normalized images."""
         x = x_BCHW
         for number, (conv, norm) in enumerate(zip(self.convs, self.conv_norms, strict=True)):
             x = conv(x)
@@ -158,26 +162,26 @@ class BinaryCnn(BinaryNetwork):
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of a network's binary weights, and of everything in its file."""
+    """Sizes in bytes of the binary weights of a network and of its file."""
 
     float_bytes: int
-    """Of the weights as float32."""
+    """Size of the weights as float32."""
     packed_bytes: int
-    """Of the weights with one bit each."""
+    """Size of the weights with one bit each."""
     file_bytes: int
-    """Of the file: weights, BatchNorm in float32, and the card."""
+    """Size of the file: weights, BatchNorm in float32, and metadata."""
 
     @property
     def ratio(self) -> float:
-        """How many times smaller packing makes the weights: 32, but for a last byte that is not full."""
+        """Compression ratio of the weights: 32, or less if the last byte of a layer is not full."""
         return self.float_bytes / self.packed_bytes
 
 
 def write_packed(path: Path, network: BinaryNetwork, metadata: BinaryMetadata) -> Sizes:
-    """Write a network with one bit for each binary weight, whole or not at all; how large it came out.
+    """Write a network atomically to a file with one bit per binary weight. Return the sizes.
 
     Raises:
-        OSError: the disk is full or refuses.
+        OSError: the file cannot be written.
     """
     packed = {name: Compute.to_host(tensor).contiguous() for name, tensor in pack(network).items()}
     content = to_bytes(packed, {"format": FORMAT, "card": json.dumps(dataclasses.asdict(metadata))})
@@ -191,16 +195,16 @@ def write_packed(path: Path, network: BinaryNetwork, metadata: BinaryMetadata) -
 
 
 def read_packed(path: Path) -> tuple[BinaryNetwork, BinaryMetadata]:
-    """The network of a file, in evaluation mode on the CPU, and its card.
+    """Read a network from a file. Return it in evaluation mode on the CPU, and its metadata.
 
     Raises:
-        UserError: no such file, a damaged one, or none of packed weights.
+        UserError: the file is missing or damaged, or has no packed weights.
     """
     if not path.is_file():
         raise UserError(f"There is no {path}: give a file that vision.binary wrote (packed.safetensors).")
     header, packed = contents(path)
     if header.get("format") != FORMAT:
-        raise UserError(f"{path} holds no packed weights of zerokara ({FORMAT}): give a file that vision.binary wrote.")
+        raise UserError(f"{path} has no packed weights of zerokara ({FORMAT}): give a file that vision.binary wrote.")
     try:
         fields = json.loads(header["card"])
         metadata = BinaryMetadata(
@@ -209,5 +213,7 @@ def read_packed(path: Path) -> tuple[BinaryNetwork, BinaryMetadata]:
         network = metadata.build()
         unpack(network, packed)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"The weights in {path} do not fit the network on its card ({error}); make it again.") from None
+        raise UserError(
+            f"The weights in {path} do not fit the network of its metadata ({error}): create the file again."
+        ) from None
     return network.eval(), metadata

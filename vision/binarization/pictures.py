@@ -1,4 +1,4 @@
-"""What a binarised network looks like: its layers, where the straight-through estimator stands, its filters.
+"""Tables and figures of a binary network: layers, the straight-through estimator, filters.
 
 Shapes: N images, C channels, H, W pixels.
 """
@@ -18,83 +18,83 @@ from zerokara.vision.binarization.network import BinaryNetwork
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FILTERS = 16
-EDGE = 0.95  # latent weights beyond are where clipping holds them
+NUM_FILTERS = 16
+CLIPPED = 0.95  # latent weights beyond +-0.95 are counted as clipped
 
 
 def network_table(network: BinaryNetwork) -> str:
-    """A line for each layer of binary weights, and where the straight-through estimator stands among them."""
-    lines = ["pixels, of mean 0 and deviation 1"]
+    """Return a text with a line for each layer and each use of the straight-through estimator."""
+    lines = ["pixels, normalized to mean 0 and standard deviation 1"]
     for name, layer in network.binary_layers().items():
         outputs, inputs = layer.weight.shape[:2]
         kernel = "x".join(map(str, layer.weight.shape[2:]))
         if layer.binary_input:
-            lines.append("    sign: gradients pass straight through where |x| <= 1, and nowhere else")
+            lines.append("    sign: straight-through estimator, gradients pass where |x| <= 1")
         weights = layer.weight.numel()
-        what = f"{name}: {inputs} -> {outputs}{f', {kernel}' if kernel else ''}"
-        lines.append(f"{what}; {weights:,} weights in {-(-weights // 8):,} bytes, signs of latent ones; BatchNorm")
+        label = f"{name}: {inputs} -> {outputs}{f', {kernel}' if kernel else ''}"
+        lines.append(f"{label}; {weights:,} weights in {-(-weights // 8):,} bytes (signs of latent weights); BatchNorm")
     return "\n".join([*lines, "logits"])
 
 
-def inputs_of_signs(network: BinaryNetwork, x_NCHW: Tensor) -> dict[str, Tensor]:
-    """What reaches each layer's sign when the network sees these images: flat, float32, by the layer's name."""
-    found: dict[str, Tensor] = {}
+def sign_inputs(network: BinaryNetwork, x_NCHW: Tensor) -> dict[str, Tensor]:
+    """Return the inputs of each layer's sign function for these images: flat, float32, by the name of the layer."""
+    values: dict[str, Tensor] = {}
     hooks = []
     for name, layer in network.binary_layers().items():
         if layer.binary_input:
 
-            def keep(_: torch.nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-                found[name] = inputs[0].detach().float().flatten()
+            def record(_: torch.nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+                values[name] = inputs[0].detach().float().flatten()
 
-            hooks.append(layer.register_forward_pre_hook(keep))
+            hooks.append(layer.register_forward_pre_hook(record))
     training = network.training
     with torch.no_grad():
         network.eval()(x_NCHW)
     network.train(training)
     for hook in hooks:
         hook.remove()
-    return found
+    return values
 
 
 def draw_straight_through(network: BinaryNetwork, x_NCHW: Tensor) -> Figure:
-    """Sign forwards, its stand-in backwards, and which activations and latent weights of this network it lets learn."""
+    """Plot sign and its straight-through gradient, and the distributions of activations and latent weights."""
     figure, (forward, backward, activations, weights) = new_figure(4, width=3.6, height=3.6)
     x = torch.linspace(-2, 2, 801, requires_grad=True)
     y = sign(x)
     y.sum().backward()
     assert x.grad is not None
-    places = x.detach().numpy()
-    forward.plot(places, np.where(places >= 0, np.nan, -1), color="tab:blue", linewidth=2, label="sign, +1 at 0")
-    forward.plot(places, np.where(places >= 0, 1, np.nan), color="tab:blue", linewidth=2)
-    forward.plot(places, places.clip(-1, 1), ":", color="0.4", label="hard tanh")
-    forward.set(title="forwards: ±1", xlabel="x", ylim=(-1.4, 1.6))
-    backward.plot(places, np.zeros_like(places), color="tab:blue", linewidth=2, label="of sign: nothing learns")
-    backward.plot(places, x.grad.numpy(), color="tab:red", linewidth=2, label="of hard tanh: straight through")
-    backward.set(title="backwards: the gradient", xlabel="x", ylim=(-0.4, 1.6))
+    x_values = x.detach().numpy()
+    forward.plot(x_values, np.where(x_values >= 0, np.nan, -1), color="tab:blue", linewidth=2, label="sign, +1 at 0")
+    forward.plot(x_values, np.where(x_values >= 0, 1, np.nan), color="tab:blue", linewidth=2)
+    forward.plot(x_values, x_values.clip(-1, 1), ":", color="0.4", label="hard tanh")
+    forward.set(title="forward: ±1", xlabel="x", ylim=(-1.4, 1.6))
+    backward.plot(x_values, np.zeros_like(x_values), color="tab:blue", linewidth=2, label="gradient of sign: 0")
+    backward.plot(x_values, x.grad.numpy(), color="tab:red", linewidth=2, label="gradient of hard tanh: used")
+    backward.set(title="backward: gradient", xlabel="x", ylim=(-0.4, 1.6))
 
-    found = inputs_of_signs(network, x_NCHW)
+    inputs = sign_inputs(network, x_NCHW)
     bins = np.linspace(-4, 4, 81).tolist()
-    for number, (name, values) in enumerate(found.items()):
+    for number, (name, values) in enumerate(inputs.items()):
         blocked = float((values.abs() > 1).float().mean())
-        kept = values[values.abs() < 4].numpy(force=True)
+        shown = values[values.abs() < 4].numpy(force=True)
         activations.hist(
-            kept, bins, density=True, histtype="step", color=f"C{number}", label=f"into {name}: {blocked:.0%} blocked"
+            shown, bins, density=True, histtype="step", color=f"C{number}", label=f"into {name}: {blocked:.0%} blocked"
         )
     activations.axvspan(-1, 1, color="tab:red", alpha=0.1, linewidth=0)
-    activations.set(title="what is binarised", xlabel="activation; red: gradients pass")
+    activations.set(title="inputs of sign", xlabel="activation; red: gradient passes")
     bound = max(float(layer.weight.detach().abs().max()) for layer in network.binary_layers().values())
     for number, (name, layer) in enumerate(network.binary_layers().items()):
         latent = layer.weight.detach().float().flatten()
-        at_edge = float((latent.abs() > EDGE).float().mean())
+        clipped = float((latent.abs() > CLIPPED).float().mean())
         weights.hist(
             latent.numpy(force=True),
             np.linspace(-bound, bound, 61).tolist(),
             density=True,
             histtype="step",
             color=f"C{number}",
-            label=f"{name}: {at_edge:.1%} beyond ±{EDGE}",
+            label=f"{name}: {clipped:.1%} beyond ±{CLIPPED}",
         )
-    weights.set(title="latent weights, clipped", xlabel="latent weight; its sign is used")
+    weights.set(title="latent weights, clipped to [-1, 1]", xlabel="latent weight; its sign is used")
     for axes in (forward, backward, activations, weights):
         low, high = axes.get_ylim()
         axes.set_yticks([-1, 0, 1] if axes in (forward, backward) else [])
@@ -104,19 +104,19 @@ def draw_straight_through(network: BinaryNetwork, x_NCHW: Tensor) -> Figure:
 
 
 def draw_filters(network: BinaryNetwork) -> Figure:
-    """Filters of the first layer, whose inputs are pixels: latent weights above, their signs below."""
+    """Plot filters of the first layer: latent weights above, their signs below."""
     from matplotlib.figure import Figure
 
     layer = next(iter(network.binary_layers().values()))
     latent = layer.weight.detach().float()
-    number = min(FILTERS, len(latent))
-    if not isinstance(layer, BinaryConv2d):  # a unit that sees the whole image is a filter as large as that
+    number = min(NUM_FILTERS, len(latent))
+    if not isinstance(layer, BinaryConv2d):  # a fully connected unit is a filter of the size of the image
         height, width = network.image_size
         latent = latent.view(len(latent), -1, height, width)
-    # Those that were turned most decidedly show most.
-    best = latent.flatten(1).abs().mean(1).topk(number).indices
-    picked = latent[best].mean(1).numpy(force=True)  # over colours
-    signs = sign(latent[best]).mean(1).numpy(force=True)
+    # The filters with the largest latent weights.
+    largest = latent.flatten(1).abs().mean(1).topk(number).indices
+    picked = latent[largest].mean(1).numpy(force=True)  # mean over channels
+    signs = sign(latent[largest]).mean(1).numpy(force=True)
     columns = min(8, number)
     rows = -(-number // columns)
     figure = Figure(figsize=(1.15 * columns, 2.3 * rows + 0.5), layout="constrained")
@@ -129,7 +129,7 @@ def draw_filters(network: BinaryNetwork) -> Figure:
         grid[2 * row][column].imshow(picked[index], cmap="RdBu_r", vmin=-bound, vmax=bound)
         grid[2 * row + 1][column].imshow(signs[index], cmap="gray", vmin=-1, vmax=1)
     figure.suptitle(
-        f"{number} filters of the first layer: latent weights (red +, blue -) and, below, the signs that are used",
+        f"{number} filters of the first layer: latent weights (red +, blue -) and, below, their signs, which are used",
         fontsize=9,
     )
     return figure

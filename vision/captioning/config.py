@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -34,6 +34,12 @@ Positive = Annotated[float, Range(0, low_open=True)]
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """A network that puts photographs into words."""
+
+    RENAMED: ClassVar[Mapping[str, str]] = {
+        "width": "width_multiplier",
+        "init_backbone": "pretrained_backbone",
+    }
+    """Renamed fields, old name to new name. Old names are still accepted in saved configs and on the command line."""
 
     preset: str = "fast"
     """Named set of defaults for all that follows."""

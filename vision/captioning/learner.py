@@ -20,7 +20,7 @@ from zerokara.core.programs import command
 from zerokara.vision.captioning.config import Config, Data, Start
 from zerokara.vision.captioning.network import Captioner, CaptionerMetadata, caption_loss, generate_captions, look
 from zerokara.vision.captioning.vocabulary import PAD, Vocabulary
-from zerokara.vision.training.epochs import Epochs
+from zerokara.vision.training.epochs import EpochTraining
 
 AUGMENT = Augment(shift=0.06, scale=0.08, flip=True, brightness=0.1, contrast=0.1)  # where the eye learns along
 CHUNK = 64  # photographs whose validation loss is taken at once
@@ -47,7 +47,7 @@ class Sentences:
         return words_PT[:, : int((words_PT != PAD).sum(1).max())], which_P
 
 
-class Training(Epochs[Captioner]):
+class Training(EpochTraining[Captioner]):
     """Everything that a checkpoint holds, and one update over it."""
 
     config: Config
@@ -94,13 +94,13 @@ class Training(Epochs[Captioner]):
         warmed = schedules.warmup_cosine(self.updates + 1, self.updates_per_epoch, self.total_updates)
         return self.config.learning_rate * warmed
 
-    def in_words(self, figure: float) -> str:
+    def format_metric(self, figure: float) -> str:
         """The loss of a validation where that is what selects, else its BLEU-4."""
         return f"loss {figure:.3f}" if self.config.select == "loss" else f"BLEU-4 {figure:.2f}"
 
     def update(self, index_B: Tensor) -> None:
         """One step on all that was said of the photographs `index_B`, of which this process takes its share."""
-        self.set_rates()
+        self.set_learning_rates()
         index_b = index_B[self.world.rank :: self.world.size]
         self.network.train()
         if not self.learns_eye:

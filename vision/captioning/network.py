@@ -75,7 +75,7 @@ class Captioner(nn.Module):
         self.read = nn.Embedding(len(metadata.words), metadata.embedding, padding_idx=PAD)
         self.lstm = nn.LSTM(metadata.embedding, metadata.hidden, batch_first=True)
         self.dropout = nn.Dropout(metadata.dropout)
-        self.generate_captions = nn.Linear(metadata.hidden, len(metadata.words))
+        self.say = nn.Linear(metadata.hidden, len(metadata.words))
 
     def features(self, x_BCHW: Tensor) -> Tensor:
         """What the eye sees of normalised images: the mean over its last map (B, F), float32."""
@@ -87,9 +87,7 @@ class Captioner(nn.Module):
         image_P1E = self.see(self.norm(features_PF))[:, None]
         shown = self.dropout(torch.cat([image_P1E, self.read(words_PT)], 1))
         out, _ = self.lstm(shown)
-        logits_PTV: Tensor = self.generate_captions(
-            self.dropout(out[:, 1:])
-        )  # what it says to the image alone is not asked for
+        logits_PTV: Tensor = self.say(self.dropout(out[:, 1:]))  # what it says to the image alone is not asked for
         return logits_PTV
 
     @torch.no_grad()
@@ -102,7 +100,7 @@ class Captioner(nn.Module):
             parent_K, word_K = parent_K.to(device), word_K.to(device)
             state = (state[0][:, parent_K].contiguous(), state[1][:, parent_K].contiguous())
             out, state = self.lstm(self.read(word_K)[:, None], state)
-            return F.log_softmax(self.generate_captions(out[:, 0]), 1), state
+            return F.log_softmax(self.say(out[:, 0]), 1), state
 
         first_1V, state = advance(state, torch.zeros(1, dtype=torch.int64), torch.tensor([START]))
         return beam_search(

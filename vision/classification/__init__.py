@@ -1,1 +1,1 @@
-"""Image classification: settings, learner, scoring and pictures."""
+"""Image classification: config, training, evaluation, preprocessing and figures."""

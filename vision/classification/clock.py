@@ -1,7 +1,7 @@
-"""The length of a run by the clock: as many epochs as fit, found by measuring once, before the first update.
+"""Time limit of a run: the number of epochs that fit is measured once, before the first update.
 
-Schedules are functions of the update, so the number of epochs must be known when a run begins and stay what it is when
-the run goes on; a schedule that followed the clock could not be resumed to the bit.
+The learning rate schedule is a function of the update, so the number of epochs must be known at the start and must not
+change when the run is resumed. A schedule that depends on wall-clock time could not be resumed exactly.
 """
 
 from __future__ import annotations
@@ -17,37 +17,41 @@ from zerokara.vision.classification.config import Config
 from zerokara.vision.classification.learner import Data, Training
 
 MEASURE_SECONDS = 5.0
-FEWEST_UPDATES = 10
-EPOCH_SECONDS = 1.0  # pictures, histograms, model.safetensors and a checkpoint
-MARGIN = 0.95
-MOST_WARMUP = 0.2  # of a run
+MIN_UPDATES = 10
+EPOCH_SECONDS = 1.0  # images, histograms, model.safetensors and a checkpoint
+TIME_FRACTION = 0.95  # the rest is a safety margin
+MAX_WARMUP_FRACTION = 0.2  # of the run
 
 
-def epochs_within(config: Config, images: Data, compute: Compute, world: World) -> int:
-    """How many epochs with their validations fit into `config.minutes`, at least one; random numbers are left alone."""
-    share = config.batch_size // world.size
+def epochs_in_time_limit(config: Config, images: Data, compute: Compute, world: World) -> int:
+    """Measure how many epochs with their validations fit into `config.minutes`, at least 1.
+
+    The state of the global random number generator is not changed.
+    """
+    shard_size = config.batch_size // world.size
     with torch.random.fork_rng():
         training = Training(config, images, compute, World())
         order = training.epoch_order()
-        for _ in range(3):  # compiles, and fills caches
-            training.update(order[:share])
+        for _ in range(3):  # compile and fill caches
+            training.update(order[:shard_size])
         training.read_metrics()["train/loss"].item()
-        began, updates = time.perf_counter(), 0
-        while updates < FEWEST_UPDATES or time.perf_counter() - began < MEASURE_SECONDS:
-            place = updates % training.updates_per_epoch * share
-            training.update(order[place : place + share])
-            training.read_metrics()["train/loss"].item()  # waits for the device
+        start, updates = time.perf_counter(), 0
+        while updates < MIN_UPDATES or time.perf_counter() - start < MEASURE_SECONDS:
+            first = updates % training.updates_per_epoch * shard_size
+            training.update(order[first : first + shard_size])
+            training.read_metrics()["train/loss"].item()  # synchronizes with the device
             updates += 1
-        update_seconds = (time.perf_counter() - began) / updates
-        few = images.validation.take(slice(0, 2 * config.eval_batch_size))
-        began = time.perf_counter()
-        training.score(few)
-        image_seconds = (time.perf_counter() - began) / len(few)
+        update_seconds = (time.perf_counter() - start) / updates
+        subset = images.validation.take(slice(0, 2 * config.eval_batch_size))
+        start = time.perf_counter()
+        training.score(subset)
+        image_seconds = (time.perf_counter() - start) / len(subset)
     validation_seconds = image_seconds * len(images.validation)
     epoch_seconds = training.updates_per_epoch * update_seconds + validation_seconds + EPOCH_SECONDS
-    return max(1, int(MARGIN * 60 * config.minutes / epoch_seconds))
+    return max(1, int(TIME_FRACTION * 60 * config.minutes / epoch_seconds))
 
 
 def with_epochs(config: Config, epochs: int) -> Config:
-    """The config of that length, its warm-up no more than a fifth of it."""
-    return dataclasses.replace(config, epochs=epochs, warmup_epochs=min(config.warmup_epochs, MOST_WARMUP * epochs))
+    """Return the config with this number of epochs and a warm-up of at most a fifth of them."""
+    warmup_epochs = min(config.warmup_epochs, MAX_WARMUP_FRACTION * epochs)
+    return dataclasses.replace(config, epochs=epochs, warmup_epochs=warmup_epochs)

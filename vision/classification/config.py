@@ -1,14 +1,14 @@
-"""The fields of a classifier's run and its presets.
+"""Config and presets of vision.classify.
 
-One object is the command line, runs/<name>/config.json and TensorBoard's hparams. Updates are gradient steps, an epoch
-is one pass over the training images.
+The same object is the command line, runs/<name>/config.json and the hparams of TensorBoard. An update is one gradient
+step, an epoch is one pass over the training images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from zerokara.core.augment import Augment
 from zerokara.core.backbones.base import Stem
@@ -24,134 +24,150 @@ Positive = Annotated[float, Range(0, low_open=True)]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Classification of images."""
+    """Config of an image classification run."""
+
+    RENAMED: ClassVar[Mapping[str, str]] = {
+        "grey": "grayscale",
+        "width": "width_multiplier",
+        "init_backbone": "pretrained_backbone",
+        "accumulate": "accumulation_steps",
+    }
+    """Renamed fields, old name to new name. Old names are still accepted in saved configs and on the command line."""
 
     preset: str = "fast"
-    """Named set of defaults for all that follows."""
+    """Named set of defaults for the options below."""
     data: str = "glyphs"
-    """Images: glyphs (drawn here), mnist, fashion-mnist, cifar10, cifar100, or a folder or zip of class folders."""
+    """Data set: glyphs (synthetic digits), mnist, fashion-mnist, cifar10, cifar100, or a folder or zip file of class
+    folders."""
     data_dir: str = ""
-    """Where named data lie or are downloaded to; empty: $ZEROKARA_DATA, else ~/.cache/zerokara."""
+    """Folder in which named data sets are found or into which they are downloaded; empty: $ZEROKARA_DATA, else
+    ~/.cache/zerokara."""
     image_size: Annotated[int | None, Range(8, 1024)] = None
-    """Height and width to which images are brought, in pixels; None: as they are."""
+    """Height and width in pixels to which images are resized; None: the size of the data set."""
     grayscale: bool | None = None
-    """Grey images; None: as they are."""
+    """Convert images to grayscale; None: keep the channels of the data set."""
     validation_images: OptionalCount = 0
-    """Images held out of the training set to choose on; 0: a twelfth of it (5,000 of MNIST's 60,000)."""
+    """Number of training images held out for validation; 0: one twelfth of the training set (5,000 of MNIST's
+    60,000)."""
     train_images: OptionalCount = 0
-    """Train on so many of the remaining images, chosen by the seed; 0: on all."""
+    """Number of remaining training images to use, chosen at random by the seed; 0: all."""
     test: bool = True
-    """Read the test set, once, when training is over; --no-test while one is still choosing."""
+    """Evaluate once on the test set when training ends; use --no-test while choosing settings."""
     name: str = ""
-    """Folder under runs/; empty: made of data, backbone, preset and seed."""
+    """Name of the run folder under runs/; empty: composed of data, backbone, preset and seed."""
     seed: Annotated[int, Range(0, 10**6)] = 1
-    """Seed of everything that is random."""
+    """Random seed."""
     epochs: Count = 15
-    """Length of the run."""
+    """Length of the run in epochs."""
     minutes: NotNegative = 0.0
-    """Length of the run by the clock: as many epochs as a short measurement at its start finds to fit, which a run that
-    goes on keeps; 0: --epochs."""
+    """Length of the run in minutes: a short measurement at the start determines how many epochs fit. A resumed run
+    keeps that number. 0: use --epochs."""
     resume: bool = False
-    """Go on with the run of this name from its last checkpoint."""
+    """Resume the run of this name from its last checkpoint."""
     quiet: bool = False
-    """Print nothing but warnings and the closing line."""
+    """Print only warnings and the closing message."""
 
-    # --- the network -----------------------------------------------------------------------------------------------
+    # --- network -----------------------------------------------------------------------------------------------------
     backbone: str = "deep_cnn"
-    """The eye, by its name in core.backbones; python -m core.backbones lists them."""
+    """Name of the backbone; python -m core.backbones lists them."""
     width_multiplier: Annotated[float, Range(0.1, 16)] = 1.0
-    """Factor on the backbone's channels, where it has that option."""
+    """Factor on the number of channels, for backbones that have this option."""
     head: Literal["paper", "pooled"] = "paper"
-    """The classifier's head: its paper's own, or the mean over the last feature map and one layer."""
+    """Classification head: paper (as in the backbone's paper) or pooled (global average pooling and one linear
+    layer)."""
     stem: Stem = "paper"
-    """The backbone's first layers, where it has that option: paper is made for 224 pixels, medium for 64 to 128, small
+    """First layers of the backbone, if it has this option: paper for images of 224 pixels, medium for 64 to 128, small
     for 32 to 64."""
     dropout: Annotated[float | None, Range(0, 1)] = None
-    """Probability with which the head drops a unit; None: the paper's."""
+    """Dropout probability in the head; None: the value of the paper."""
     output_dropout: Fraction = 0.0
-    """Probability with which an output is dropped in training, as the book's code does."""
+    """Dropout probability of the output layer during training, as in the code of the book; 0: none."""
     pretrained_backbone: str = ""
-    """Start the eye from a run's folder or a file of weights."""
+    """Run folder, weights file or zoo name from which to load the weights of the backbone; empty: random
+    initialization."""
     weights: str = ""
-    """Start from weights published by torchvision (.pth or .safetensors)."""
+    """Weights file of torchvision (.pth or .safetensors) from which to load the network; empty: random
+    initialization."""
 
-    # --- learning --------------------------------------------------------------------------------------------------
+    # --- training ----------------------------------------------------------------------------------------------------
     batch_size: Count = 100
     """Images in an update."""
-    accumulate: Count = 1
-    """Parts in which the batch goes through the network, for less memory; gradients are summed."""
+    accumulation_steps: Count = 1
+    """Gradient accumulation: split each batch into this many parts to use less memory."""
     optimizer: Literal["sgd", "adam", "adamw", "muon"] = "adamw"
-    """Nesterov's SGD, Adam, AdamW, or Muon for the matrices and AdamW for the rest."""
+    """Optimizer: sgd (with Nesterov momentum), adam, adamw, or muon (Muon for weight matrices, AdamW for the rest)."""
     learning_rate: Positive = 5e-3
-    """Step size of the optimiser at its peak."""
+    """Peak learning rate."""
     momentum: Fraction = 0.9
     """Momentum of SGD and Muon."""
     weight_decay: NotNegative = 0.02
-    """Decay of weights; biases and normalisation are left alone."""
+    """Weight decay; not applied to biases and normalization layers."""
     schedule: Literal["constant", "cosine"] = "cosine"
-    """How the learning rate goes on after the warm-up."""
+    """Learning rate schedule after the warm-up: constant, or cosine decay to 0."""
     warmup_epochs: NotNegative = 2.0
-    """Epochs over which the learning rate rises to its peak, linearly."""
+    """Epochs of linear learning rate warm-up."""
     label_smoothing: Fraction = 0.1
-    """Probability mass that a label gives to all classes."""
+    """Label smoothing: probability mass that is distributed over all classes."""
     max_grad_norm: Annotated[float | None, Range(0, low_open=True)] = None
-    """Norm to which gradients are clipped; None: not clipped."""
+    """Clip the norm of the gradient to this value; None: no clipping."""
     ema_half_life_updates: NotNegative = 0.0
-    """Half-life of the averaged weights, which are then what is evaluated and kept; 0: none."""
+    """Half-life in updates of the exponential moving average of the weights. If it is set, the averaged weights are
+    evaluated and saved. 0: no averaging."""
     select: Literal["last", "best"] = "last"
-    """The weights that count in the end: the last, or those with the least validation error."""
+    """Weights to evaluate and save at the end: last, or best (lowest validation error)."""
     patience_epochs: OptionalCount = 0
-    """End after so many epochs without a better validation error; 0: never."""
+    """Early stopping: end the run after this many epochs without a lower validation error; 0: never."""
 
-    # --- augmentation ----------------------------------------------------------------------------------------------
+    # --- augmentation ------------------------------------------------------------------------------------------------
     rotation_degrees: Annotated[float, Range(0, 180)] = 10.0
-    """Rotation up to so many degrees either way."""
+    """Maximum random rotation in either direction, in degrees."""
     shift: Fraction = 0.08
-    """Shift up to this fraction of the side."""
+    """Maximum random translation, as a fraction of the image side."""
     scale: Annotated[float, Range(0, 0.9)] = 0.1
-    """Scaling by up to this fraction more or less."""
+    """Maximum random scaling up or down, as a fraction."""
     shear_degrees: Annotated[float, Range(0, 80)] = 10.0
-    """Shear up to so many degrees."""
+    """Maximum random shear, in degrees."""
     elastic_pixels: NotNegative = 0.0
-    """Strength of elastic distortion, in pixels."""
+    """Strength of the elastic deformation, in pixels; 0: none."""
     crop_pixels: OptionalCount = 0
-    """Padding on each side of which a window of the old size is cut out at random."""
+    """Random crop: pad each side by this many pixels and cut out an image of the original size at random; 0: none."""
     flip: bool = False
-    """Mirror every other image, left to right."""
+    """Horizontal flip of half of the images. An image that is flipped in one epoch is not flipped in the next."""
     brightness: Fraction = 0.0
-    """Brightness more or less by up to this."""
+    """Maximum random change of brightness, in units of the full range of a pixel."""
     contrast: Fraction = 0.0
-    """Contrast more or less by up to this fraction."""
+    """Maximum random change of contrast, as a fraction."""
     cutout: Fraction = 0.0
-    """Side of a grey square laid over the image, as a fraction of its side."""
+    """Cutout: side of a gray square placed on the image, as a fraction of the image side; 0: none."""
     mixup: NotNegative = 0.0
     """Alpha of mixup; 0: none."""
     cutmix: NotNegative = 0.0
     """Alpha of CutMix; 0: none."""
 
-    # --- evaluation and keeping ------------------------------------------------------------------------------------
+    # --- evaluation, logging -----------------------------------------------------------------------------------------
     tta_views: Literal[1, 2, 5, 10] = 1
-    """Views of each image whose probabilities are averaged in the end: 2 mirrors, 5 shifts, 10 does both. Validations
-    on the way see one, which saves their time."""
+    """Test-time augmentation: number of views of each image over which probabilities are averaged in the final
+    evaluation. 2: horizontal flip; 5: shifts by one pixel; 10: both. Validations during training use 1 view to save
+    time."""
     eval_batch_size: Count = 500
-    """Images that are evaluated together."""
+    """Batch size in evaluation."""
     log_every_updates: Count = 50
     """Updates between lines of metrics."""
     checkpoint_every_updates: Count = 500
-    """Updates between checkpoints; each epoch ends with one as well."""
+    """Updates between checkpoints. Every epoch ends with a checkpoint as well."""
 
-    # --- the machine -----------------------------------------------------------------------------------------------
+    # --- hardware ----------------------------------------------------------------------------------------------------
     device: str = "auto"
-    """auto, cpu, cuda, cuda:<n> or mps."""
+    """Device: auto, cpu, cuda, cuda:<n> or mps."""
     precision: Precision = "auto"
-    """Arithmetic of the network; auto: what a short measurement finds fastest."""
+    """Arithmetic of the network; auto: the fastest in a short measurement."""
     compile: Switch = "auto"
-    """Compile the update; auto: where a short measurement finds that it pays."""
+    """Compile the update with torch.compile; auto: if a short measurement shows that it is faster."""
     threads: Annotated[int, Range(0)] = 0
-    """CPU threads; 0: as many as there are cores."""
+    """CPU threads; 0: one per core."""
 
     def augment(self) -> Augment:
-        """What is done to training images."""
+        """Return the augmentation of the training images."""
         return Augment(
             rotation_degrees=self.rotation_degrees,
             shift=self.shift,
@@ -170,8 +186,8 @@ class Config:
 
 NO_AUGMENTATION: Mapping[str, Any] = {"rotation_degrees": 0.0, "shift": 0.0, "scale": 0.0, "shear_degrees": 0.0}
 
-# Today's training of digits. So small a network does not learn distorted ones by heart: it needs little dropout, and
-# gains by averages.
+# Settings for digits. A network this small does not overfit distorted digits: it needs little dropout and gains from
+# averaged weights and test-time augmentation.
 _DIGITS: Mapping[str, Any] = {
     "dropout": 0.2,
     "learning_rate": 3e-3,
@@ -181,9 +197,9 @@ _DIGITS: Mapping[str, Any] = {
 }
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # The chapter's network within six minutes on two cores; docs/LOG.md has what it gave.
+    # The network of the chapter, trained within six minutes on two CPU cores. docs/LOG.md has its results.
     "fast": {**_DIGITS, "epochs": 24, "elastic_pixels": 0.7},
-    # The chapter's own settings: Adam, 20 epochs, batches of 100, nothing else.
+    # The settings of the chapter: Adam, 20 epochs, batches of 100, no augmentation and no schedule.
     "book": {
         "output_dropout": 0.5,
         "epochs": 20,
@@ -195,9 +211,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "label_smoothing": 0.0,
         **NO_AUGMENTATION,
     },
-    # The least error on digits that one network gives here: the chapter's network twice as wide, digits turned and
-    # moved far but not bent (An et al. 2020, "An Ensemble of Simple Convolutional Neural Network Models for MNIST Digit
-    # Recognition"). docs/LOG.md has what else was tried.
+    # The lowest error on digits of a single network: twice the width, strong rotation and translation, no elastic
+    # deformation (An et al. 2020, "An Ensemble of Simple Convolutional Neural Network Models for MNIST Digit
+    # Recognition"). docs/LOG.md has the other experiments.
     "best": {
         **_DIGITS,
         **NO_AUGMENTATION,
@@ -206,7 +222,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "rotation_degrees": 20.0,
         "shift": 0.2,
     },
-    # Residual networks on small photographs, after He et al. 2016, section 4.2, on a shorter schedule.
+    # ResNet-20 on small photographs, as in He et al. 2016, section 4.2, with a shorter schedule.
     "photos": {
         "backbone": "resnet20",
         "epochs": 40,

@@ -1,4 +1,4 @@
-"""What learns: the data of a run, the network with its optimiser, one update, and scores.
+"""Training state of an image classifier: data, network, loss and evaluation.
 
 Shapes: N images, B batch, b a part of it, C channels, H, W pixels, K classes.
 """
@@ -27,30 +27,31 @@ from zerokara.core.progress import loading
 from zerokara.vision.classification.config import Config
 from zerokara.vision.classification.scoring import Scores, score
 from zerokara.vision.training.epochs import probe_updates
-from zerokara.vision.training.supervised import Labelled
+from zerokara.vision.training.supervised import SupervisedTraining
 
-SPLIT_SEED = 0  # the same validation images whatever the run's seed, so that ensembles have not learnt them either
+# All runs hold out the same validation images, so that no member of an ensemble has been trained on them.
+SPLIT_SEED = 0
 
 
 @dataclass(frozen=True)
 class Data:
-    """What a run learns from and is chosen on; the test set is not among it."""
+    """Training and validation images of a run, without the test set."""
 
     train: ImageSet
     validation: ImageSet
-    mean_C: Tensor  # of the training images scaled to [0, 1]
-    std_C: Tensor
+    mean_C: Tensor  # of the training images, scaled to [0, 1]
+    std_C: Tensor  # likewise
 
     @classmethod
     def load(cls, config: Config) -> Data:
-        """Read the training set and hold out validation images.
+        """Read the training set and hold out the validation images.
 
         Raises:
-            UserError: data that are not there or broken, or too few to hold any out.
+            UserError: the data are missing or damaged, or there are too few images to hold any out.
         """
-        everything = load_split(config, "train")
-        number = config.validation_images or len(everything) // 12
-        train, validation = data.hold_out(everything, number, SPLIT_SEED)
+        all_images = load_split(config, "train")
+        number = config.validation_images or len(all_images) // 12
+        train, validation = data.hold_out(all_images, number, SPLIT_SEED)
         if config.train_images:
             check_enough(config.train_images, len(train))
             if config.train_images < len(train):
@@ -59,7 +60,7 @@ class Data:
 
 
 def load_split(config: Config, split: Literal["train", "test"]) -> ImageSet:
-    """The training set (with the validation images) or the test set."""
+    """Read the training set (including the validation images) or the test set."""
     with loading(config.quiet) as progress:
         return data.load(
             config.data,
@@ -71,8 +72,8 @@ def load_split(config: Config, split: Literal["train", "test"]) -> ImageSet:
         )
 
 
-class Training(Labelled[Classifier]):
-    """Everything that a checkpoint holds, and one update over it."""
+class Training(SupervisedTraining[Classifier]):
+    """Training state of a classifier and its update."""
 
     config: Config
     data: Data
@@ -85,37 +86,37 @@ class Training(Labelled[Classifier]):
         self.labels = images.train.labels.to(compute.torch_device)
         classes, smoothing = len(self.metadata.classes), config.label_smoothing
         smoothed_KK = torch.eye(classes) * (1 - smoothing) + smoothing / classes
-        self._targets_KK = smoothed_KK.to(compute.torch_device)  # a row for each label
+        self._targets_KK = smoothed_KK.to(compute.torch_device)  # row k: smoothed target of class k
         self._loss = compute.function(self._forward)
 
     def output_weights(self) -> list[Tensor]:
-        """The matrices of the classifier's logits."""
+        """Return the weights of the layers that compute logits."""
         return self.network.output_weights()
 
     @property
-    def is_enough(self) -> bool:
-        """Whether the validation error has not become less for as long as patience lasts."""
+    def should_stop_early(self) -> bool:
+        """True if the validation error has not decreased for `patience_epochs` epochs."""
         patience, best = self.config.patience_epochs, self.best
         return patience > 0 and best is not None and self.epoch - int(best["since"]) >= patience
 
-    def in_words(self, figure: float) -> str:
-        """The error of a validation."""
-        return f"error {figure:.2%}"
+    def format_metric(self, metric: float) -> str:
+        """Format a validation error."""
+        return f"error {metric:.2%}"
 
     def losses(self, index_b: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and share of right answers (scalars) of training images."""
+        """Return the mean loss and the accuracy (scalars) of training images."""
         x, target_bK = self.batch(index_b)
         return self._loss(x, target_bK, self.labels[index_b])
 
     def batch(self, index_b: Tensor) -> tuple[Tensor, Tensor]:
-        """Training images (b, C, H, W), augmented and normalised, and their smoothed and mixed labels (b, K)."""
+        """Return augmented and normalized training images (b, C, H, W) and their smoothed and mixed targets (b, K)."""
         pixels = self.images[index_b].float() * (1 / 255)
         x = self.augment(pixels, self.generator, index_B=index_b, epoch=self.epoch)
         x, target_bK = self.augment.mix(x, self._targets_KK[self.labels[index_b]], self.generator)
         return self.compute.layout(self.metadata.normalize(x)), target_bK
 
     def _forward(self, x_bCHW: Tensor, target_bK: Tensor, label_b: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and share of right answers (scalars): the part of an update that is compiled."""
+        """Compute loss and accuracy (scalars). This part of the update is compiled."""
         with self.compute.autocast():
             logits_bK, weighted_auxiliaries = self.network.logits_and_auxiliaries(x_bCHW)
         loss = F.cross_entropy(logits_bK.float(), target_bK)
@@ -124,16 +125,16 @@ class Training(Labelled[Classifier]):
         return loss, (logits_bK.detach().argmax(1) == label_b).float().mean()
 
     def score(self, images: ImageSet, *, views: int = 1) -> Scores:
-        """How well the network that counts does on images that it does not learn from, by so many views of each."""
+        """Evaluate `evaluation_network` on images, averaging probabilities over `views` views of each."""
         batch_size = self.config.eval_batch_size
-        return score(self.evaluated, self.metadata, self.compute, images, views=views, batch_size=batch_size)
+        return score(self.evaluation_network, self.metadata, self.compute, images, views=views, batch_size=batch_size)
 
 
 def make_metadata(config: Config, images: Data) -> model_file.ClassifierMetadata:
-    """What describes the network that a config asks for, on these images."""
+    """Return the metadata of the network that the config describes, for these images."""
     channels, height, width = images.train.shape
-    usual = {"width": 1.0, "stem": "paper", "output_dropout": 0.0}  # what need not be said
-    asked = {"width": config.width_multiplier, "stem": config.stem, "output_dropout": config.output_dropout}
+    defaults = {"width": 1.0, "stem": "paper", "output_dropout": 0.0}  # default values are not stored
+    options = {"width": config.width_multiplier, "stem": config.stem, "output_dropout": config.output_dropout}
     return model_file.ClassifierMetadata(
         backbone=config.backbone,
         head=config.head,
@@ -142,7 +143,7 @@ def make_metadata(config: Config, images: Data) -> model_file.ClassifierMetadata
         image_size=(height, width),
         mean=tuple(images.mean_C.tolist()),
         std=tuple(images.std_C.tolist()),
-        options={name: value for name, value in asked.items() if value != usual[name]},
+        options={name: value for name, value in options.items() if value != defaults[name]},
         dropout=config.dropout,
         data=images.train.source,
         command=command(),
@@ -150,6 +151,8 @@ def make_metadata(config: Config, images: Data) -> model_file.ClassifierMetadata
 
 
 def choose_compute(config: Config, images: Data, world: World) -> Compute:
-    """Measure updates on the first images."""
-    few = dataclasses.replace(images, train=images.train.take(slice(0, config.batch_size // world.size)))
-    return probe_updates(config, world, lambda compute: Training(config, few, compute, World()), compile=config.compile)
+    """Choose precision and compilation by timing updates on the first images."""
+    subset = dataclasses.replace(images, train=images.train.take(slice(0, config.batch_size // world.size)))
+    return probe_updates(
+        config, world, lambda compute: Training(config, subset, compute, World()), compile=config.compile
+    )

@@ -1,4 +1,4 @@
-"""How well a classifier does: probabilities, error and loss on images that it has not learnt.
+"""Evaluation of classifiers: class probabilities, error and loss on images that were not used for training.
 
 Shapes: N images, B batch, C channels, H, W pixels, K classes.
 """
@@ -25,14 +25,14 @@ class Scores:
     label_N: Tensor
 
     @property
-    def guess_N(self) -> Tensor:
-        """The most probable class (N,)."""
+    def prediction_N(self) -> Tensor:
+        """Predicted class (N,): the most probable one."""
         return self.probability_NK.argmax(1)
 
     @property
     def error(self) -> float:
-        """Share of images whose most probable class is wrong."""
-        return float((self.guess_N != self.label_N).double().mean())
+        """Fraction of images whose predicted class is wrong."""
+        return float((self.prediction_N != self.label_N).double().mean())
 
     @property
     def loss(self) -> float:
@@ -41,13 +41,18 @@ class Scores:
 
     @property
     def confusion_KK(self) -> Tensor:
-        """Images of each true class (rows) by guess (columns), int64."""
+        """Confusion matrix (K, K), int64: number of images by true class (rows) and predicted class (columns)."""
         classes = self.probability_NK.shape[1]
-        return torch.bincount(self.label_N * classes + self.guess_N, minlength=classes**2).view(classes, classes)
+        return torch.bincount(self.label_N * classes + self.prediction_N, minlength=classes**2).view(classes, classes)
 
 
-def views_of(x_BCHW: Tensor, number: int) -> list[Tensor]:
-    """The views of test-time augmentation: 1 as it is, 2 with its mirror image, 5 with shifts by a pixel, 10 both."""
+def augmented_views(x_BCHW: Tensor, number: int) -> list[Tensor]:
+    """Return the views for test-time augmentation.
+
+    Args:
+        x_BCHW: images.
+        number: 1: the image itself; 2: with its horizontal flip; 5: with shifts by one pixel; 10: both.
+    """
     shifts = [x_BCHW]
     if number >= 5:
         padded = F.pad(x_BCHW, (1, 1, 1, 1), mode="replicate")
@@ -56,7 +61,7 @@ def views_of(x_BCHW: Tensor, number: int) -> list[Tensor]:
     return shifts + [view.flip(3) for view in shifts] if number in (2, 10) else shifts
 
 
-def probabilities(
+def predict_probabilities(
     classifier: Classifier,
     metadata: ClassifierMetadata,
     compute: Compute,
@@ -65,20 +70,21 @@ def probabilities(
     views: int = 1,
     batch_size: int = 500,
 ) -> Tensor:
-    """Probabilities (N, K) float32, on the CPU, of uint8 images; the mean over the views of each.
+    """Compute class probabilities (N, K) of uint8 images, averaged over views. Returns float32 on the CPU.
 
-    The classifier is put into evaluation mode and back: an image's probabilities do not depend on its batch-mates.
+    The classifier is in evaluation mode during the call, so that probabilities do not depend on the other images of
+    the batch. Its previous mode is restored afterwards.
     """
     training = classifier.training
     classifier.eval()
-    found = []
+    batches = []
     with torch.no_grad(), compute.autocast():
         for pixels in images_NCHW.split(batch_size):
             x = metadata.normalize(pixels.to(compute.torch_device).float() * (1 / 255))
-            logits = [classifier(compute.layout(view)).float() for view in views_of(x, views)]
-            found.append(torch.stack([view.softmax(1) for view in logits]).mean(0))
+            logits = [classifier(compute.layout(view)).float() for view in augmented_views(x, views)]
+            batches.append(torch.stack([view.softmax(1) for view in logits]).mean(0))
     classifier.train(training)
-    return compute.to_host(torch.cat(found))
+    return compute.to_host(torch.cat(batches))
 
 
 def score(
@@ -90,6 +96,8 @@ def score(
     views: int = 1,
     batch_size: int = 500,
 ) -> Scores:
-    """`probabilities` of a set of images, beside their labels."""
-    found = probabilities(classifier, metadata, compute, images.images, views=views, batch_size=batch_size)
-    return Scores(found, images.labels)
+    """Evaluate a classifier on a set of labeled images."""
+    probability_NK = predict_probabilities(
+        classifier, metadata, compute, images.images, views=views, batch_size=batch_size
+    )
+    return Scores(probability_NK, images.labels)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from zerokara.core.augment import Augment
 from zerokara.core.backbones.base import Stem
@@ -29,6 +29,12 @@ Positive = Annotated[float, Range(0, low_open=True)]
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Detection of objects."""
+
+    RENAMED: ClassVar[Mapping[str, str]] = {
+        "width": "width_multiplier",
+        "init_backbone": "pretrained_backbone",
+    }
+    """Renamed fields, old name to new name. Old names are still accepted in saved configs and on the command line."""
 
     preset: str = "fast"
     """Named set of defaults for all that follows."""

@@ -128,7 +128,7 @@ class Training:
         self.images = train.images.to(compute.torch_device)
         self.updates = 0
         self.last_map: float | None = None  # of the last validation
-        self.clock = Stopwatch()
+        self.stopwatch = Stopwatch()
         # Sums since `read_metrics`: loss, that of boxes, right answers, gradient norm, updates; on the device.
         self._sums = torch.zeros(5, device=compute.torch_device)
 
@@ -198,7 +198,7 @@ class Training:
             "sums": self._sums,
             "updates": self.updates,
             "last_map": self.last_map,
-            "hours": self.clock(),
+            "hours": self.stopwatch(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -209,7 +209,7 @@ class Training:
         self.light_generator.set_state(state["light_generator"])
         checkpoint.set_rng_state(state["rng"])
         self._sums.copy_(state["sums"])
-        self.updates, self.last_map, self.clock.hours = state["updates"], state["last_map"], state["hours"]
+        self.updates, self.last_map, self.stopwatch.hours = state["updates"], state["last_map"], state["hours"]
 
 
 def look(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from zerokara.core.backbones.base import Stem
 from zerokara.core.compute import Precision, Switch
@@ -27,6 +27,14 @@ Pixels = Annotated[tuple[int, ...], Range(8, 4096)]
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Semantic segmentation: a class for every pixel."""
+
+    RENAMED: ClassVar[Mapping[str, str]] = {
+        "grey": "grayscale",
+        "width": "width_multiplier",
+        "init_backbone": "pretrained_backbone",
+        "accumulate": "accumulation_steps",
+    }
+    """Renamed fields, old name to new name. Old names are still accepted in saved configs and on the command line."""
 
     preset: str = "fast"
     """Named set of defaults for all that follows."""
@@ -85,7 +93,7 @@ class Config:
     # --- learning --------------------------------------------------------------------------------------------------
     batch_size: Count = 8
     """Images in an update."""
-    accumulate: Count = 1
+    accumulation_steps: Count = 1
     """Parts in which the batch goes through the network, for less memory; gradients are summed."""
     optimizer: Literal["sgd", "adam", "adamw", "muon"] = "adamw"
     """Nesterov's SGD, Adam, AdamW, or Muon for the matrices and AdamW for the rest."""

@@ -28,7 +28,7 @@ from zerokara.vision.segmentation.losses import median_frequency, pixel_loss
 from zerokara.vision.segmentation.model_file import SegmenterMetadata
 from zerokara.vision.segmentation.networks import Segmenter
 from zerokara.vision.segmentation.scoring import PixelScores, score
-from zerokara.vision.training.supervised import Labelled
+from zerokara.vision.training.supervised import SupervisedTraining
 
 # What torchvision's weights were trained with.
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -80,7 +80,7 @@ def load_split(config: Config, split: MaskSplit, classes: Sequence[str] = ()) ->
         )
 
 
-class Training(Labelled[Segmenter]):
+class Training(SupervisedTraining[Segmenter]):
     """Everything that a checkpoint holds, and one update over it."""
 
     config: Config
@@ -97,11 +97,11 @@ class Training(Labelled[Segmenter]):
         self._loss = compute.function(self._forward)
 
     @property
-    def is_validated(self) -> bool:
+    def is_validation_epoch(self) -> bool:
         """Whether the epoch that has just ended is followed by a validation."""
         return self.epoch % self.config.validate_every_epochs == 0 or self.updates >= self.total_updates
 
-    def in_words(self, figure: float) -> str:
+    def format_metric(self, figure: float) -> str:
         """The mean IoU of a validation."""
         return f"mean IoU {figure:.1%}"
 
@@ -128,7 +128,7 @@ class Training(Labelled[Segmenter]):
         """How well the network that counts does on images that it does not learn from."""
         config = self.config
         return score(
-            self.evaluated,
+            self.evaluation_network,
             self.metadata,
             self.compute,
             images,

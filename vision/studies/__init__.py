@@ -1,1 +1,1 @@
-"""Experiments on finished classifiers: what they look at, and grids of runs."""
+"""Experiments and analyses of trained classifiers: visual explanations, timing, grids of runs."""

@@ -1,4 +1,4 @@
-"""Why a network says what it says: Grad-CAM, occlusion, and the patches that excite a channel most.
+"""Visual explanations of classifiers: Grad-CAM, occlusion, and the image patches with the largest activations.
 
 Shapes: N images, B batch, C channels, H, W pixels of an image, h, w positions of a map, K classes.
 """
@@ -15,145 +15,169 @@ from torch import Tensor, nn
 from zerokara.core.compute import Compute
 from zerokara.core.data import ImageSet
 from zerokara.core.models.model_file import ClassifierMetadata
-from zerokara.vision.studies.receptive_fields import Depth, Span, activations
+from zerokara.vision.studies.receptive_fields import FeatureMap, Span, activations
 
 
 def grad_cam(map_BChw: Tensor, gradient_BChw: Tensor) -> Tensor:
-    """Grad-CAM (B, h, w): Selvaraju et al. 2017, "Grad-CAM", equations 1 and 2.
+    """Compute Grad-CAM maps (B, h, w): Selvaraju et al. 2017, "Grad-CAM", equations 1 and 2.
 
-    A channel's weight is the mean of the score's gradient over its places; the channels are summed by weight, and what
-    speaks against the class is left out.
+    The weight of a channel is the mean of the gradient over its positions. The result is the weighted sum of the
+    channels after a ReLU, so that evidence against the class is left out.
+
+    Args:
+        map_BChw: feature map.
+        gradient_BChw: gradient of the class score with respect to the feature map.
     """
     weight_BC11 = gradient_BChw.mean((2, 3), keepdim=True)
     return F.relu((weight_BC11 * map_BChw).sum(1))
 
 
-def grad_cam_of(network: nn.Module, x_BCHW: Tensor, class_B: Tensor, place: int = -1) -> Tensor:
-    """Grad-CAM (B, H, W) of each image's class, before softmax, in the rectified map `place`, brought to image size."""
+def compute_grad_cam(network: nn.Module, x_BCHW: Tensor, class_B: Tensor, map_index: int = -1) -> Tensor:
+    """Compute Grad-CAM maps (B, H, W) of the logit of class_B in a feature map, upsampled to the size of the image.
+
+    Args:
+        network: classifier in evaluation mode.
+        x_BCHW: normalized images.
+        class_B: class of each image.
+        map_index: index of the feature map, in the order of `feature_maps`.
+    """
     with torch.enable_grad():
         logits_BK, maps = activations(network, x_BCHW.detach().requires_grad_())
-        # Networks in evaluation mode know nothing of an image's neighbours, so one sum gives every image's gradient.
-        (gradient,) = torch.autograd.grad(logits_BK.gather(1, class_B[:, None]).sum(), maps[place])
-    small_Bhw = grad_cam(maps[place].detach(), gradient)
+        # In evaluation mode the images of a batch do not influence each other, so one backward pass of the sum has the
+        # gradients of all images.
+        (gradient,) = torch.autograd.grad(logits_BK.gather(1, class_B[:, None]).sum(), maps[map_index])
+    small_Bhw = grad_cam(maps[map_index].detach(), gradient)
     return F.interpolate(small_Bhw[:, None], x_BCHW.shape[2:], mode="bilinear", align_corners=False)[:, 0]
 
 
 def occlusion(
     probability: Callable[[Tensor], Tensor], x_CHW: Tensor, side: int, step: int, batch_size: int = 256
 ) -> Tensor:
-    """The probability (h, w) that is left when a grey square hides a part of the image.
+    """Compute the probability (h, w) of a class while a gray square hides a part of the image.
 
-    Zeiler and Fergus 2014, "Visualizing and Understanding Convolutional Networks", section 4.2. The square's centre
-    goes over every step-th pixel, beginning with the first; what would stand out of the image is cut off.
+    Zeiler and Fergus 2014, "Visualizing and Understanding Convolutional Networks", section 4.2. The center of the
+    square is at every step-th pixel, beginning with the first one. The square is clipped at the image border.
 
     Args:
-        probability: of the class in question (B,), for normalised images (B, C, H, W): grey is 0.
-        side: of the square, in pixels.
-        step: pixels between neighbouring places.
+        probability: function from normalized images (B, C, H, W) to the probabilities (B,) of the class.
+        x_CHW: normalized image, in which gray is 0.
+        side: side of the square, in pixels.
+        step: pixels between neighboring positions of the square.
+        batch_size: occluded images in a forward pass.
     """
     height, width = x_CHW.shape[1:]
     row_h, column_w = torch.arange(0, height, step), torch.arange(0, width, step)
-    before = (side - 1) // 2  # pixels of the square above and left of its centre
+    before = (side - 1) // 2  # pixels of the square above and left of its center
 
-    def hidden(centre: Tensor, length: int) -> Tensor:
+    def hidden(center: Tensor, length: int) -> Tensor:
         pixel = torch.arange(length)[None]
-        return (pixel >= centre[:, None] - before) & (pixel < centre[:, None] - before + side)
+        return (pixel >= center[:, None] - before) & (pixel < center[:, None] - before + side)
 
     rows_hH, columns_wW = hidden(row_h, height), hidden(column_w, width)
     mask = (rows_hH[:, None, :, None] & columns_wW[None, :, None, :]).flatten(0, 1)  # (h * w, H, W)
     with torch.no_grad():
-        left = [
+        remaining = [
             probability(x_CHW[None].masked_fill(part[:, None].to(x_CHW.device), 0.0)) for part in mask.split(batch_size)
         ]
-    return torch.cat(left).view(len(row_h), len(column_w))
+    return torch.cat(remaining).view(len(row_h), len(column_w))
 
 
 @dataclass(frozen=True)
-class Excited:
-    """The images that excite the channels of one depth most: best first, each image once."""
+class TopActivations:
+    """Images with the largest activations of each channel of a feature map, in decreasing order, each image once."""
 
-    depth: Depth
+    feature_map: FeatureMap
     value_CM: Tensor
-    """The largest activation in each image."""
+    """Largest activation in each image."""
     image_CM: Tensor
-    """Places of the images in their set."""
+    """Indices of the images."""
     row_CM: Tensor
-    """Where in the map it is."""
+    """Row and column of the largest activation in the feature map."""
     column_CM: Tensor
 
 
-def most_exciting(
+def top_activations(
     network: nn.Module,
     metadata: ClassifierMetadata,
     compute: Compute,
     images: ImageSet,
-    depths: Sequence[Depth],
-    places: Sequence[int],
-    most: int,
+    all_maps: Sequence[FeatureMap],
+    map_indices: Sequence[int],
+    max_images: int,
     batch_size: int = 250,
-) -> list[Excited]:
-    """For each channel of the chosen depths, the `most` images with the largest activation.
+) -> list[TopActivations]:
+    """Find the images with the largest activation for each channel of the selected feature maps.
 
     Args:
-        depths: all of the network's (`depths_of`); places: those to look at.
+        network: classifier in evaluation mode.
+        metadata: of the network.
+        compute: device.
+        images: images to search.
+        all_maps: all feature maps of the network (`feature_maps`).
+        map_indices: indices of the selected ones.
+        max_images: images for each channel.
+        batch_size: images in a forward pass.
     """
-    best: list[tuple[Tensor, Tensor, Tensor]] = []  # by chosen depth: value, image, position, each (C, M)
+    best: list[tuple[Tensor, Tensor, Tensor]] = []  # for each selected map: value, image, position, each (C, M)
     with torch.no_grad():
         for start in range(0, len(images), batch_size):
             pixels = images.images[start : start + batch_size].to(compute.torch_device)
             _, maps = activations(network, metadata.normalize(pixels.float() * (1 / 255)))
             number = torch.arange(start, start + len(pixels), device=compute.torch_device)
-            for index, place in enumerate(places):
-                value_BC, position_BC = maps[place].flatten(2).max(2)
-                found = (value_BC.T, number.expand_as(value_BC.T), position_BC.T)
+            for slot, map_index in enumerate(map_indices):
+                value_BC, position_BC = maps[map_index].flatten(2).max(2)
+                candidates = (value_BC.T, number.expand_as(value_BC.T), position_BC.T)
                 if start:
-                    found = tuple(torch.cat(pair, 1) for pair in zip(best[index], found, strict=True))  # type: ignore[assignment]
-                value_CM, order_CM = found[0].topk(min(most, found[0].shape[1]), 1)
-                kept = (value_CM, found[1].gather(1, order_CM), found[2].gather(1, order_CM))
+                    pairs = zip(best[slot], candidates, strict=True)
+                    candidates = tuple(torch.cat(pair, 1) for pair in pairs)  # type: ignore[assignment]
+                value_CM, order_CM = candidates[0].topk(min(max_images, candidates[0].shape[1]), 1)
+                top = (value_CM, candidates[1].gather(1, order_CM), candidates[2].gather(1, order_CM))
                 if start:
-                    best[index] = kept
+                    best[slot] = top
                 else:
-                    best.append(kept)
-    excited = []
-    for place, (value_CM, image_CM, position_CM) in zip(places, best, strict=True):
-        width = depths[place].shape[2]
-        place_CM = compute.to_host(position_CM)
-        row_CM, column_CM = place_CM // width, place_CM % width
-        excited.append(Excited(depths[place], compute.to_host(value_CM), compute.to_host(image_CM), row_CM, column_CM))
-    return excited
+                    best.append(top)
+    results = []
+    for map_index, (value_CM, image_CM, position_CM) in zip(map_indices, best, strict=True):
+        feature_map = all_maps[map_index]
+        row_CM, column_CM = position_CM // feature_map.shape[2], position_CM % feature_map.shape[2]
+        tensors = (compute.to_host(tensor) for tensor in (value_CM, image_CM, row_CM, column_CM))
+        results.append(TopActivations(feature_map, *tensors))
+    return results
 
 
-def cut_out(image_CHW: Tensor, depth: Depth, row: int, column: int) -> tuple[Tensor, Tensor]:
-    """What one position of a map sees of an image: a window (C, a, b), and which of its pixels are seen (a, b).
+def crop_receptive_field(image_CHW: Tensor, feature_map: FeatureMap, row: int, column: int) -> tuple[Tensor, Tensor]:
+    """Crop the receptive field of one position of a feature map from an image.
 
-    The window is the receptive field as it lies, 0 where it stands out of the image; along an axis where the field is
-    no smaller than the image, the window is the image.
+    Along an axis where the receptive field is at least as large as the image, the whole image is returned.
+
+    Returns:
+        The window (C, a, b), 0 outside of the image, and a mask (a, b) of the pixels in the receptive field.
     """
     channels, height, width = image_CHW.shape
-    rows, columns = _axis(depth.rows, row, height), _axis(depth.columns, column, width)
+    rows, columns = _axis(feature_map.rows, row, height), _axis(feature_map.columns, column, width)
     pixels = image_CHW.new_zeros(channels, len(rows.window), len(columns.window))
     pixels[:, rows.inside_window, columns.inside_window] = image_CHW[:, rows.inside_image, columns.inside_image]
-    return pixels, rows.seen[:, None] & columns.seen[None]
+    return pixels, rows.in_field[:, None] & columns.in_field[None]
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """A window along one axis."""
+    """Window along one axis."""
 
     window: range
-    """Its pixels, as the image counts them."""
+    """Pixels of the window, in coordinates of the image."""
     inside_image: slice
-    """Those of the image that it shows."""
+    """Slice of the image that is in the window."""
     inside_window: slice
-    """Where it shows them."""
-    seen: Tensor
-    """Which of the window's pixels the position sees, bool."""
+    """Slice of the window that is in the image."""
+    in_field: Tensor
+    """Mask of the window: pixels in the receptive field, bool."""
 
 
 def _axis(span: Span, position: int, side: int) -> _Axis:
-    first, last = span.at(position)
+    first, last = span.pixels(position)
     window = range(side) if span.size >= side else range(first, last + 1)
     image = slice(min(max(window.start, 0), side), min(max(window.stop, 0), side))
     pixel = torch.tensor(window)
-    seen = (pixel >= max(first, 0)) & (pixel <= min(last, side - 1))
-    return _Axis(window, image, slice(image.start - window.start, image.stop - window.start), seen)
+    in_field = (pixel >= max(first, 0)) & (pixel <= min(last, side - 1))
+    return _Axis(window, image, slice(image.start - window.start, image.stop - window.start), in_field)

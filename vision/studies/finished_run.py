@@ -1,4 +1,4 @@
-"""A finished run read back: its network, what it learnt from, and where programs about it leave their files.
+"""Loading of a trained classifier from its run folder, for programs that analyze it.
 
 trained = load_trained(one_run(options.runs, program_command("vision.misread")))
 scores = trained.score(trained.images("validation"))
@@ -28,13 +28,13 @@ from zerokara.vision.classification.config import Config
 from zerokara.vision.classification.learner import Data, load_split
 from zerokara.vision.classification.scoring import Scores, score
 
-KIND = "classify"  # what vision/classify.py calls its runs
+KIND = "classify"  # kind of the runs of vision.classify
 Split = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained classifier, in evaluation mode and float32, and what is known of its run."""
+    """Trained classifier in evaluation mode and float32, with its run folder, config and data."""
 
     folder: Path
     config: Config
@@ -44,19 +44,19 @@ class Trained:
 
     @property
     def name(self) -> str:
-        """The run's."""
+        """Name of the run."""
         return self.folder.resolve().name
 
     @cached_property
     def data(self) -> Data:
-        """What it learnt from and was chosen on."""
+        """Training and validation images of the run."""
         return Data.load(self.config)
 
     def images(self, split: Split) -> ImageSet:
-        """The images it learnt from, those it was chosen on, or the test set.
+        """Return the training, validation or test images.
 
         Raises:
-            UserError: data that are not there any more, or have other classes or shapes than the network learnt.
+            UserError: the data are missing, or their classes or shapes differ from those that the run was trained on.
         """
         if split == "test":
             images = load_split(self.config, "test")
@@ -66,15 +66,16 @@ class Trained:
             self.metadata.channels,
             *self.metadata.image_size,
         ):
+            trained_shape = (self.metadata.channels, *self.metadata.image_size)
             raise UserError(
-                f"{self.config.data} has {len(images.classes)} classes of images of {images.shape} here, but "
-                f"{self.folder} learnt {len(self.metadata.classes)} of {(self.metadata.channels, *self.metadata.image_size)}: "
-                f"put the data there that it learnt from."
+                f"{self.config.data} has {len(images.classes)} classes of images of shape {images.shape}, but "
+                f"{self.folder} was trained on {len(self.metadata.classes)} classes of shape {trained_shape}: "
+                f"restore the data that it was trained on."
             )
         return images
 
     def score(self, images: ImageSet) -> Scores:
-        """How well it does, over as many views of each image as in the run's own validation."""
+        """Evaluate the classifier with the number of views of the run's final evaluation."""
         config = self.config
         return score(
             self.classifier,
@@ -85,11 +86,11 @@ class Trained:
             batch_size=config.eval_batch_size,
         )
 
-    def at_start(self) -> Classifier:
-        """The network as the run began with it: the same seed gives the same weights again.
+    def initial_network(self) -> Classifier:
+        """Return the network with its initial weights, reproduced from the seed of the run.
 
         Raises:
-            UserError: the file of weights that it began with is not there any more.
+            UserError: the file of the run's pretrained weights is missing.
         """
         with torch.random.fork_rng():
             torch.manual_seed(self.config.seed)
@@ -102,38 +103,40 @@ class Trained:
 
 
 def load_trained(folder: Path, *, device: str = "cpu", threads: int = 0) -> Trained:
-    """The classifier of a run, in float32. Nothing is locked or changed: the run may still be training.
+    """Load the classifier of a run in float32. Nothing is locked or changed, so the run may still be training.
 
     Args:
         folder: runs/<name>.
-        device: auto, cpu, cuda, cuda:<n> or mps.
-        threads: CPU threads, 0 for all cores.
+        device: one of auto, cpu, cuda, cuda:<n> or mps.
+        threads: CPU threads; 0: one per core.
 
     Raises:
-        UserError: no such run, or one of another kind or version; no weights yet, or damaged ones; no such device.
+        UserError: the run does not exist or is of another kind, its model file is missing or damaged, or there is no
+            such device.
     """
     content = Run.read_config(folder, KIND)
     config = from_dict(Config, content["config"], str(folder / "config.json"))
     if not (folder / MODEL_FILE).is_file():
-        raise UserError(f"{folder} has no {MODEL_FILE} yet: wait until its first epoch is over, or give another run.")
+        raise UserError(f"{folder} has no {MODEL_FILE} yet: wait for the end of its first epoch, or give another run.")
     classifier, metadata = model_file.load(folder / MODEL_FILE)
     compute = Compute.choose(device=device, precision="float32", compile="off", threads=threads, train_step=None)
     return Trained(folder, config, compute.module(classifier), metadata, compute)
 
 
-def one_run(runs: Sequence[str], program: str) -> Path:
-    """The folder of the one run that a command line names.
+def single_run_folder(runs: Sequence[str], program: str) -> Path:
+    """Return the folder of the single run that the command line names.
 
     Args:
-        program: what to type, for the message.
+        runs: positional arguments of the command line.
+        program: the command, for the error message.
 
     Raises:
-        UserError: none is named, or several are.
+        UserError: no run or more than one run is given.
     """
-    named = [run for run in runs if run]
-    if len(named) == 1:
-        return Path(named[0])
-    known = sorted(path.parent for path in Path("runs").glob("*/" + MODEL_FILE))
-    example = named[0] if named else known[0] if known else "runs/<name>"
-    wrong = f"{len(named)} runs were named, and one is looked at" if named else "No run was named"
-    raise UserError(f"{wrong}: give its folder, as in {program} {example}.")
+    given = [run for run in runs if run]
+    if len(given) == 1:
+        return Path(given[0])
+    existing = sorted(path.parent for path in Path("runs").glob("*/" + MODEL_FILE))
+    example = given[0] if given else existing[0] if existing else "runs/<name>"
+    problem = f"{len(given)} runs were given, but exactly one is needed" if given else "No run was given"
+    raise UserError(f"{problem}: give a run folder, as in {program} {example}.")

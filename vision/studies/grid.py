@@ -1,8 +1,8 @@
-"""Grids of runs behind one figure: cells that are trained once, tables, means with their spread.
+"""Grids of training runs for one experiment, with means and confidence intervals over seeds.
 
-A cell is a config of vision.classify and a name; it lives in runs/<name>/cells/<cell>/, which holds a checkpoint while
-it learns and result.json when it is done. With --resume finished cells are read, a killed one goes on bit for bit, and
-seeds or other rows that were added to the command are trained.
+A cell is a config of vision.classify and a name. Its folder runs/<name>/cells/<cell>/ has a checkpoint during training
+and result.json when training is finished. With --resume, finished cells are read, an interrupted cell is resumed bit
+for bit, and cells that were added to the command (further seeds, for example) are trained.
 
 Shapes: R runs (seeds) of one setting.
 """
@@ -22,7 +22,7 @@ import numpy as np
 
 from zerokara.core import checkpoint
 from zerokara.core.compute import Precision
-from zerokara.core.config import Range, UserError, to_dict
+from zerokara.core.config import Range, UserError, from_dict, to_dict
 from zerokara.core.distributed import World
 from zerokara.core.divergence import divergence_error
 from zerokara.core.machine import describe_machine
@@ -36,66 +36,70 @@ from zerokara.vision.classification.scoring import score
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-KIND = "cell"  # of checkpoints
-SAVE_SECONDS = 60.0  # a killed cell loses no more
+KIND = "cell"  # kind of the checkpoints
+SAVE_SECONDS = 60.0  # between checkpoints of a cell
 CONFIDENCE = 0.95
 CHANGEABLE = frozenset({"resume", "quiet", "seeds"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What all grids are asked."""
+    """Options that all grid programs share."""
 
     data: str = "glyphs"
-    """Images: glyphs (drawn here), mnist, fashion-mnist, cifar10, cifar100, or a folder or zip of class folders."""
+    """Data set: glyphs (synthetic digits), mnist, fashion-mnist, cifar10, cifar100, or a folder or zip file of class
+    folders."""
     data_dir: str = ""
-    """Where named data lie or are downloaded to; empty: $ZEROKARA_DATA, else ~/.cache/zerokara."""
+    """Folder in which named data sets are found or into which they are downloaded; empty: $ZEROKARA_DATA, else
+    ~/.cache/zerokara."""
     seeds: Annotated[tuple[int, ...], Range(0, 10**6)] = (1, 2, 3)
-    """Seeds with which every cell is trained."""
+    """Seeds. Every cell is trained once with each of them."""
     validation_images: Annotated[int, Range(0)] = 0
-    """Images held out of the training set, on which errors are measured; 0: a twelfth of it (5,000 of MNIST's)."""
+    """Number of training images held out, on which errors are measured; 0: one twelfth of the training set (5,000 of
+    MNIST's)."""
     test: bool = False
-    """Measure errors on the test set, once for each cell when it is done; only where they choose nothing."""
+    """Measure errors on the test set, once for each finished cell; only for final results, not for choosing
+    settings."""
     name: str = ""
-    """Folder under runs/; empty: made of the program and the data."""
+    """Name of the run folder under runs/; empty: composed of the program and the data."""
     resume: bool = False
-    """Go on with the grid of this name: what is done stays, what is missing is trained."""
+    """Resume the grid of this name: finished cells are kept, the others are trained."""
     quiet: bool = False
-    """Print nothing but warnings and the closing lines."""
+    """Print only warnings and the closing messages."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:<n> or mps."""
+    """Device: auto, cpu, cuda, cuda:<n> or mps."""
     precision: Precision = "auto"
-    """Arithmetic of the networks; auto: what a short measurement on the first cell finds fastest."""
+    """Arithmetic of the networks; auto: the fastest in a short measurement with the first cell."""
     threads: Annotated[int, Range(0)] = 0
-    """CPU threads; 0: as many as there are cores."""
+    """CPU threads; 0: one per core."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One network to train."""
+    """Training run of a grid."""
 
     name: str
-    """Its folder under cells/."""
+    """Name of its folder under cells/."""
     config: Config
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a cell."""
+    """Result of a cell."""
 
     cell: Cell
     parameters: int
     error: float
-    """Share of validation images, or with --test of test images, that are misread."""
+    """Fraction of misclassified validation images (with --test: of test images)."""
     train_error: float
-    """Share of training images misread in the last stretch of learning, as augmented and with dropout."""
+    """Fraction of misclassified training images since the previous point of the curve, with augmentation, dropout."""
     curve: tuple[tuple[float, float, float], ...]
-    """(epochs, train error, validation error) along the way."""
+    """Learning curve: (epochs, train error, validation error)."""
     hours: float
 
 
-# Written down in full where it decides the outcome: a preset that is tuned anew must not change the figures.
-NOTHING: Mapping[str, Any] = {
+# The settings that determine the results are listed here in full, so that tuning a preset does not change them.
+NO_AUGMENTATION: Mapping[str, Any] = {
     "rotation_degrees": 0.0,
     "shift": 0.0,
     "scale": 0.0,
@@ -110,8 +114,8 @@ NOTHING: Mapping[str, Any] = {
     "cutmix": 0.0,
 }
 AUGMENTATION: Mapping[str, Mapping[str, Any]] = {
-    "digits": {**NOTHING, "rotation_degrees": 10.0, "shift": 0.08, "scale": 0.1, "shear_degrees": 10.0},
-    "photos": {**NOTHING, "crop_pixels": 4, "flip": True},
+    "digits": {**NO_AUGMENTATION, "rotation_degrees": 10.0, "shift": 0.08, "scale": 0.1, "shear_degrees": 10.0},
+    "photos": {**NO_AUGMENTATION, "crop_pixels": 4, "flip": True},
 }
 _SHARED = {
     "schedule": "cosine",
@@ -121,7 +125,7 @@ _SHARED = {
     "select": "last",
 }
 RECIPES: Mapping[str, Mapping[str, Any]] = {
-    # For networks without normalisation.
+    # For networks without normalization layers.
     "adamw": {
         **_SHARED,
         "optimizer": "adamw",
@@ -131,7 +135,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "epochs": 15,
         "warmup_epochs": 1.0,
     },
-    # After He et al. 2016, section 4.2, with a cosine in the place of steps and on a shorter schedule.
+    # As in He et al. 2016, section 4.2, but with a cosine schedule instead of steps, and shorter.
     "sgd": {
         **_SHARED,
         "optimizer": "sgd",
@@ -146,23 +150,25 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 
 
 def base_config(options: Options, recipe: str, **overrides: Any) -> Config:
-    """The config of vision.classify with a recipe's settings, the options' data and machine, and `overrides`."""
+    """Return a config with the settings of a recipe, data and hardware of the options, and `overrides`."""
     shared = ("data", "data_dir", "validation_images", "test", "device", "precision", "threads")
     fields = {**RECIPES[recipe], **{name: getattr(options, name) for name in shared}, **overrides}
     return Config(**fields)
 
 
-def train_cells(run: Run, cells: Sequence[Cell], points: int) -> list[Result]:
-    """Train what is not done yet, in order; the results of all that are done when it ends or is asked to stop.
+def train_cells(run: Run, cells: Sequence[Cell], curve_points: int) -> list[Result]:
+    """Train the cells that are not finished, in order. Return the results of all finished cells.
+
+    A signal ends the function early.
 
     Args:
-        run: the grid's.
-        cells: with names of their own.
-        points: of each learning curve, at most, the last one among them; each costs a look at the validation images.
+        run: run of the grid.
+        cells: cells with unique names.
+        curve_points: maximum number of points of each learning curve, including the last one. Each of them needs an
+            evaluation of the validation images.
 
     Raises:
-        UserError: data that cannot be had, cells on the disk that another command trained, weights that are no numbers
-            any more.
+        UserError: the data are missing, a cell on disk was trained with other settings, or training diverged.
     """
     results = []
     with run.signals():
@@ -170,7 +176,7 @@ def train_cells(run: Run, cells: Sequence[Cell], points: int) -> list[Result]:
             if run.stop_requested:
                 break
             folder = run.path("cells", cell.name, "result.json").parent
-            result = _read(folder, cell) or _train(run, cell, folder, points, number, len(cells))
+            result = _read(folder, cell) or _train(run, cell, folder, curve_points, number, len(cells))
             if result is None:
                 break
             run.progress(number + 1, len(cells), {"cell": cell.name, "error": result.error})
@@ -179,28 +185,26 @@ def train_cells(run: Run, cells: Sequence[Cell], points: int) -> list[Result]:
 
 
 def _read(folder: Path, cell: Cell) -> Result | None:
-    """The result of a cell that is done."""
+    """Return the result of a finished cell, or None."""
     path = folder / "result.json"
     if not path.is_file():
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        _same(content.pop("config"), cell.config, folder)
+        _check_same_config(content.pop("config"), cell.config, folder)
         return Result(cell, **{**content, "curve": tuple(tuple(point) for point in content["curve"])})
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(
-            f"{path} is damaged: delete {folder} and go on with --resume to train that cell again."
-        ) from None
+        raise UserError(f"{path} is damaged: delete {folder} and use --resume to train that cell again.") from None
 
 
-def _same(saved: Mapping[str, Any], config: Config, folder: Path) -> None:
-    """Refuse a cell that was trained with other settings: it would stand in the table under a wrong name."""
+def _check_same_config(saved: Mapping[str, Any], config: Config, folder: Path) -> None:
+    """Raise an error if the cell was trained with other settings: its result would appear under a wrong name."""
     machine = {"device", "threads"}
-    now = to_dict(config)
+    now, saved = to_dict(config), to_dict(from_dict(Config, saved, str(folder / "result.json")))
     if differing := [name for name in now if name not in machine and saved.get(name) != now[name]]:
         raise UserError(
-            f"{folder} was trained with another {' and '.join(differing)} than this command asks for: "
-            f"start a fresh grid under another --name, or delete that folder."
+            f"{folder} was trained with another {' and '.join(differing)} than this command has: "
+            f"start a new grid with another --name, or delete that folder."
         )
 
 
@@ -210,14 +214,14 @@ def _load(config: Config) -> Data:
 
 
 def load_data(config: Config) -> Data:
-    """The images of a cell, read again only where they are others than the last cell's."""
+    """Return the images of a cell. They are read again only if they differ from those of the previous cell."""
     names = ("data", "data_dir", "image_size", "grayscale", "validation_images", "train_images")
-    seed = {"seed": config.seed} if config.train_images else {}  # which images, where they are not all
+    seed = {"seed": config.seed} if config.train_images else {}  # the subset depends on the seed
     return _load(Config(**{**{name: getattr(config, name) for name in names}, **seed}))
 
 
-def _train(run: Run, cell: Cell, folder: Path, points: int, number: int, cells: int) -> Result | None:
-    """Train a cell from wherever it stands; None where a signal came first."""
+def _train(run: Run, cell: Cell, folder: Path, curve_points: int, number: int, cells: int) -> Result | None:
+    """Train a cell from its last checkpoint. Return None if a signal stopped it."""
     images = load_data(cell.config)
     compute = run.compute(lambda: choose_compute(cell.config, images, World()), cells)
     training = Training(cell.config, images, compute, World())
@@ -225,7 +229,7 @@ def _train(run: Run, cell: Cell, folder: Path, points: int, number: int, cells: 
     curve: list[tuple[float, float, float]] = []
     if latest.exists():
         state = checkpoint.load(latest, KIND)
-        _same(state["config"], cell.config, folder)
+        _check_same_config(state["config"], cell.config, folder)
         training.load_state_dict(state["training"])
         curve = [tuple(point) for point in state["curve"]]
 
@@ -234,15 +238,15 @@ def _train(run: Run, cell: Cell, folder: Path, points: int, number: int, cells: 
             raise divergence_error(f"update {training.updates:,} of the cell {cell.name}", folder)
 
     def save() -> None:
-        check()  # before weights that are no numbers replace good ones
+        check()  # before non-finite weights overwrite a good checkpoint
         state = {"training": training.state_dict(), "curve": curve, "config": to_dict(cell.config)}
         checkpoint.save(latest, state, KIND)
 
-    every = max(training.updates_per_epoch, -(-training.total_updates // points))
+    validation_interval = max(training.updates_per_epoch, -(-training.total_updates // curve_points))
     saved = time.monotonic()
     while training.updates < training.total_updates:
         training.update(training.next_batch())
-        if training.updates % every == 0 or training.updates == training.total_updates:
+        if training.updates % validation_interval == 0 or training.updates == training.total_updates:
             check()
             error = training.score(images.validation, views=training.config.tta_views).error
             train_error = 1 - float(training.read_metrics()["train/accuracy"])
@@ -254,7 +258,7 @@ def _train(run: Run, cell: Cell, folder: Path, points: int, number: int, cells: 
             save()
             saved = time.monotonic()
         if training.updates % 10 == 0:
-            fields = {"cell": cell.name, "of its updates": f"{training.updates / training.total_updates:.0%}"}
+            fields = {"cell": cell.name, "progress": f"{training.updates / training.total_updates:.0%}"}
             run.progress(number, cells, fields)
     result = Result(
         cell,
@@ -262,7 +266,7 @@ def _train(run: Run, cell: Cell, folder: Path, points: int, number: int, cells: 
         error=_test_error(training) if cell.config.test else curve[-1][2],
         train_error=curve[-1][1],
         curve=tuple(curve),
-        hours=training.clock(),
+        hours=training.stopwatch(),
     )
     content = {field.name: getattr(result, field.name) for field in dataclasses.fields(result) if field.name != "cell"}
     write_json(folder / "result.json", {"config": to_dict(cell.config), **content})
@@ -271,81 +275,87 @@ def _train(run: Run, cell: Cell, folder: Path, points: int, number: int, cells: 
 
 
 def _test_error(training: Training) -> float:
-    """The error on the test set, which is read here and nowhere else."""
+    """Return the error on the test set. The test set is not read anywhere else."""
     test = load_split(training.config, "test")
-    return score(training.evaluated, training.metadata, training.compute, test, views=training.config.tta_views).error
+    return score(
+        training.evaluation_network, training.metadata, training.compute, test, views=training.config.tta_views
+    ).error
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Mean, standard deviation and the 95% interval of the mean, by Student's t, of some runs."""
+class MeanInterval:
+    """Mean and standard deviation over runs, and the 95% confidence interval of the mean (Student's t)."""
 
     runs: int
     mean: float
     deviation: float
-    """Of the runs, with n - 1; 0 of a single one."""
+    """Sample standard deviation over the runs (divisor n - 1); 0 for a single run."""
     low: float
     high: float
 
 
-def spread(values: Iterable[float]) -> Spread:
-    """The spread of numbers, at least one; a single one has no interval but itself."""
+def mean_interval(values: Iterable[float]) -> MeanInterval:
+    """Return mean, deviation and confidence interval of at least one value. For a single value low = mean = high."""
     from scipy import stats
 
     values_R = np.array(list(values), float)
     mean = float(values_R.mean())
     if len(values_R) == 1:
-        return Spread(1, mean, 0.0, mean, mean)
+        return MeanInterval(1, mean, 0.0, mean, mean)
     error = float(stats.sem(values_R))
     low, high = stats.t.interval(CONFIDENCE, len(values_R) - 1, mean, error) if error else (mean, mean)
-    return Spread(len(values_R), mean, float(values_R.std(ddof=1)), float(low), float(high))
+    return MeanInterval(len(values_R), mean, float(values_R.std(ddof=1)), float(low), float(high))
 
 
-def percent(found: Spread) -> str:
-    """A mean error and the deviation of its runs: "1.25 ± 0.10 %", without a spread where there is one run."""
-    return f"{found.mean:.2%}" if found.runs == 1 else f"{found.mean * 100:.2f} ± {found.deviation * 100:.2f} %"
+def format_percent(result: MeanInterval) -> str:
+    """Format a mean error and its standard deviation, "1.25 ± 0.10 %", or the error alone for a single run."""
+    return f"{result.mean:.2%}" if result.runs == 1 else f"{result.mean * 100:.2f} ± {result.deviation * 100:.2f} %"
 
 
-def errors_of(options: Options) -> str:
-    """What an error is a share of, for axes and captions."""
+def error_label(options: Options) -> str:
+    """Return the label of the error for axes and captions: on which split it is measured."""
     return f"{'test' if options.test else 'validation'} error"
 
 
 def default_name(kind: str, options: Options) -> str:
-    """depth-mnist for --data mnist."""
+    """Return the default name of a run, for example depth-mnist for --data mnist."""
     return f"{kind}-{stem(options.data)}"
 
 
 def save_results(run: Run, options: Options, results: Sequence[Result]) -> None:
-    """results.json: what was measured of every cell that is done, and on what."""
+    """Write results.json: the results of all finished cells, the split and the machine."""
     cells = [
         {"cell": one.cell.name, "parameters": one.parameters, "error": one.error, "train_error": one.train_error}
         for one in results
     ]
-    write_json(run.path("results.json"), {"error": errors_of(options), "machine": describe_machine(), "cells": cells})
+    write_json(run.path("results.json"), {"error": error_label(options), "machine": describe_machine(), "cells": cells})
 
 
-def closing(run: Run, done: int, cells: int, command: str) -> str:
-    """What to say in the end, and how to go on where it came early."""
+def closing_message(run: Run, done: int, cells: int, command: str) -> str:
+    """Return the closing message, with the command to resume if not all cells are trained."""
     if done == cells:
-        return f"{cells} cells trained: tables and pictures are in {run.folder}"
+        return f"{cells} cells trained: tables and figures are in {run.folder}"
     reason = run.stop_requested or "stopped"
-    return f"{reason}: {done} of {cells} cells trained; go on with: {command} --name {run.folder.name} --resume"
+    return f"{reason}: {done} of {cells} cells trained; resume with: {command} --name {run.folder.name} --resume"
 
 
-def plot_spread(
-    axes: Axes, x: Sequence[float], runs: Sequence[Sequence[float]], label: str, colour: str, style: str = "-"
+def plot_mean_interval(
+    axes: Axes, x: Sequence[float], runs: Sequence[Sequence[float]], label: str, color: str, style: str = "-"
 ) -> None:
-    """A line through the means, bars for their 95% intervals, and a pale dot for every run.
+    """Plot a line through the means, error bars for their 95% intervals, and a pale dot for each run.
 
     Args:
-        x: places.
-        runs: at each place the values of its runs.
+        axes: axes to draw on.
+        x: position of each mean.
+        runs: for each position, the values of its runs.
+        label: label of the line.
+        color: color of line and dots.
+        style: line style.
     """
-    found = [spread(values) for values in runs]
-    means = np.array([one.mean for one in found])
-    lows = np.array([max(0.0, one.low) for one in found])  # no error is less
-    bars = [means - lows, [one.high for one in found] - means]
-    axes.errorbar(x, means, yerr=bars, fmt=f"o{style}", color=colour, capsize=4, linewidth=1.8, label=label)
-    for place, values in zip(x, runs, strict=True):
-        axes.scatter([place] * len(values), values, s=14, color=colour, alpha=0.6, linewidths=0)
+    intervals = [mean_interval(values) for values in runs]
+    means = np.array([interval.mean for interval in intervals])
+    lows = np.array([max(0.0, interval.low) for interval in intervals])  # errors are not negative
+    bars = [means - lows, [interval.high for interval in intervals] - means]
+    axes.errorbar(x, means, yerr=bars, fmt=f"o{style}", color=color, capsize=4, linewidth=1.8, label=label)
+    for position, values in zip(x, runs, strict=True):
+        axes.scatter([position] * len(values), values, s=14, color=color, alpha=0.6, linewidths=0)

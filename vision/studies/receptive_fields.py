@@ -1,7 +1,7 @@
-"""How deep networks see: where each rectified feature map looks, and what it says.
+"""Receptive fields and activations of the feature maps of a network.
 
-A depth is the output of a ReLU that is still a map. Its receptive field is exact: every operation between the image
-and the map is followed with its stride, padding and dilation, over all branches and shortcuts, without arithmetic.
+A feature map here is the output (B, C, H, W) of a ReLU. Its receptive field is exact: stride, padding and dilation of
+every operation between the image and the map are tracked through all branches and shortcuts, on the meta device.
 
 Shapes: B batch, C channels, H, W pixels.
 """
@@ -24,9 +24,9 @@ from zerokara.core.config import UserError
 
 @dataclass(frozen=True)
 class Span:
-    """What positions of a map see along one axis: the i-th sees input pixels first + jump i to last + jump i.
+    """Receptive fields of a feature map along one axis: position i has pixels first + jump * i to last + jump * i.
 
-    Pixels below 0 or beyond the edge are padding.
+    Pixels below 0 or beyond the image are padding.
     """
 
     jump: int
@@ -35,15 +35,15 @@ class Span:
 
     @property
     def size(self) -> int:
-        """Pixels that one position sees."""
+        """Size of the receptive field in pixels."""
         return self.last - self.first + 1
 
-    def at(self, position: int) -> tuple[int, int]:
-        """First and last pixel that a position sees."""
+    def pixels(self, position: int) -> tuple[int, int]:
+        """Return the first and the last pixel of the receptive field of a position."""
         return self.first + self.jump * position, self.last + self.jump * position
 
-    def windowed(self, kernel: int, stride: int, padding: int, dilation: int) -> Self:
-        """Behind a convolution or a pool."""
+    def after_window(self, kernel: int, stride: int, padding: int, dilation: int) -> Self:
+        """Return the span after a convolution or a pooling layer."""
         return replace(
             self,
             jump=self.jump * stride,
@@ -51,28 +51,28 @@ class Span:
             last=self.last + self.jump * (dilation * (kernel - 1) - padding),
         )
 
-    def shifted(self, positions: int, step: int = 1) -> Self:
-        """Of every step-th position, beginning with `positions`, which is negative where some were put in front."""
+    def after_slice(self, positions: int, step: int = 1) -> Self:
+        """Return the span after slicing every step-th position from `positions`, or after padding if it is negative."""
         offset = self.jump * positions
         return replace(self, jump=self.jump * step, first=self.first + offset, last=self.last + offset)
 
-    def joined(self, other: Self) -> Self:
-        """Of a sum: both are seen.
+    def merged(self, other: Self) -> Self:
+        """Return the span of the sum of two maps: the smallest one that contains both.
 
         Raises:
-            ValueError: their strides differ, so no rectangle moves with both.
+            ValueError: the strides differ.
         """
         if self.jump != other.jump:
-            raise ValueError(f"maps of strides {self.jump} and {other.jump} are joined")
+            raise ValueError(f"it adds maps of strides {self.jump} and {other.jump}")
         return replace(self, first=min(self.first, other.first), last=max(self.last, other.last))
 
 
 @dataclass(frozen=True)
-class Depth:
-    """A rectified feature map."""
+class FeatureMap:
+    """Feature map after a ReLU, with its receptive field."""
 
     name: str
-    """The convolution before it, as the backbone names it."""
+    """Name of the convolution before it in the backbone."""
     shape: tuple[int, int, int]
     """(C, H, W)."""
     rows: Span
@@ -80,7 +80,7 @@ class Depth:
 
 
 Field = tuple[Span, Span]  # rows, columns
-# Every number of the result comes from numbers of the operands at its own place.
+# Elementwise operations: each output value depends only on input values at the same position.
 POINTWISE = {
     *("add", "add_", "sub", "mul", "mul_", "div", "relu", "relu_", "hardtanh", "sigmoid", "tanh", "clamp", "sign"),
     *("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "native_dropout"),
@@ -88,15 +88,15 @@ POINTWISE = {
 }
 
 
-class _Follow(TorchDispatchMode):
-    """Notes the receptive field of every map that is made from the image."""
+class _FieldTracker(TorchDispatchMode):
+    """Track the receptive field of every tensor that is computed from the image."""
 
     def __init__(self, image: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch left it without annotations
         pixel = Span(1, 0, 0)
         self.layer = "image"
-        self.depths: list[Depth] = []
-        # The tensors are kept with their fields: an id is only good while its tensor lives.
+        self.feature_maps: list[FeatureMap] = []
+        # The tensors are kept alive with their fields, because an id is reused after its tensor is freed.
         self._known: dict[int, tuple[Tensor, Field | str]] = {id(image): (image, (pixel, pixel))}
 
     def __torch_dispatch__(
@@ -108,18 +108,18 @@ class _Follow(TorchDispatchMode):
         sources = [self._known[id(x)][1] for x in operands if isinstance(x, Tensor) and id(x) in self._known]
         result = out[0] if isinstance(out, tuple) else out
         if sources and isinstance(result, Tensor) and result.ndim == 4:
-            field = _behind(name, args, sources)
+            field = _field_after(name, args, sources)
             self._known[id(result)] = (result, field)
             if name in {"relu", "relu_"}:
                 if isinstance(field, str):
-                    raise UserError(f"The receptive fields of this network are not known: {field}.")
+                    raise UserError(f"The receptive fields of this network cannot be computed: {field}.")
                 channels, height, width = result.shape[1:]
-                self.depths.append(Depth(self.layer, (channels, height, width), *field))
+                self.feature_maps.append(FeatureMap(self.layer, (channels, height, width), *field))
         return out
 
 
-def _behind(name: str, args: Sequence[Any], sources: Sequence[Field | str]) -> Field | str:
-    """The receptive field behind an ATen operation, or why it is not known."""
+def _field_after(name: str, args: Sequence[Any], sources: Sequence[Field | str]) -> Field | str:
+    """Return the receptive field after an ATen operation, or the reason why it cannot be computed."""
     fields = []
     for source in sources:
         if isinstance(source, str):
@@ -129,7 +129,7 @@ def _behind(name: str, args: Sequence[Any], sources: Sequence[Field | str]) -> F
     if name in POINTWISE:
         try:
             for other_rows, other_columns in fields[1:]:
-                rows, columns = rows.joined(other_rows), columns.joined(other_columns)
+                rows, columns = rows.merged(other_rows), columns.merged(other_columns)
         except ValueError as error:
             return str(error)
         return rows, columns
@@ -146,12 +146,12 @@ def _behind(name: str, args: Sequence[Any], sources: Sequence[Field | str]) -> F
         if dim < 2:
             return rows, columns
         if (start or 0) >= 0:
-            moved = (rows, columns)[dim - 2].shifted(start or 0, step)
-            return (moved, columns) if dim == 2 else (rows, moved)
+            sliced = (rows, columns)[dim - 2].after_slice(start or 0, step)
+            return (sliced, columns) if dim == 2 else (rows, sliced)
     elif name == "constant_pad_nd":
         left, _, top, _ = (*args[1][:4], 0, 0, 0, 0)[:4]
-        return rows.shifted(-top), columns.shifted(-left)
-    return f"it contains the operation {name}, which is not followed here"
+        return rows.after_slice(-top), columns.after_slice(-left)
+    return f"it contains the operation {name}, which is not supported"
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -161,11 +161,11 @@ def _pair(value: Any) -> tuple[int, int]:
 
 def _windowed(field: Field, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Field:
     down, across = zip(_pair(kernel), _pair(stride), _pair(padding), _pair(dilation), strict=True)
-    return field[0].windowed(*down), field[1].windowed(*across)
+    return field[0].after_window(*down), field[1].after_window(*across)
 
 
-class _Rectified(TorchFunctionMode):
-    """Keeps what every ReLU says that is still a map (B, C, H, W), in the order of execution."""
+class _ReluRecorder(TorchFunctionMode):
+    """Record the output (B, C, H, W) of every ReLU, in the order of execution."""
 
     calls = (F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
 
@@ -182,39 +182,41 @@ class _Rectified(TorchFunctionMode):
         return out
 
 
-def depths_of(network: nn.Module, image_shape: tuple[int, int, int]) -> list[Depth]:
-    """Every depth of a network that takes images of (C, H, W), in the order of execution.
+def feature_maps(network: nn.Module, image_shape: tuple[int, int, int]) -> list[FeatureMap]:
+    """Return the feature maps of a network in the order of execution.
+
+    Args:
+        network: any network with ReLU layers.
+        image_shape: (C, H, W).
 
     Raises:
-        UserError: an operation whose receptive field is not known here, or no ReLU at all.
+        UserError: the network has no ReLU, or an operation that is not supported.
     """
     state = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     shapes_only = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
     image = torch.empty(1, *image_shape, device="meta")
-    follow = _Follow(image)
+    tracker = _FieldTracker(image)
 
-    def enter(name: str) -> Callable[..., None]:
+    def on_enter(name: str) -> Callable[..., None]:
         def hook(*_: object) -> None:
-            follow.layer = name.removeprefix("backbone.")
+            tracker.layer = name.removeprefix("backbone.")
 
         return hook
 
     with contextlib.ExitStack() as stack:
         for name, module in network.named_modules():
             if isinstance(module, nn.Conv2d):
-                stack.enter_context(_removed(module.register_forward_pre_hook(enter(name))))
+                stack.enter_context(_hook(module.register_forward_pre_hook(on_enter(name))))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(follow)
+        stack.enter_context(tracker)
         torch.func.functional_call(network, shapes_only, image)
-    if not follow.depths:
-        raise UserError(
-            "This network has no ReLU whose feature map could be looked at; give a run of another backbone."
-        )
-    return follow.depths
+    if not tracker.feature_maps:
+        raise UserError("This network has no feature map after a ReLU: give a run with another backbone.")
+    return tracker.feature_maps
 
 
 @contextlib.contextmanager
-def _removed(handle: Any) -> Iterator[None]:
+def _hook(handle: Any) -> Iterator[None]:
     try:
         yield
     finally:
@@ -222,17 +224,17 @@ def _removed(handle: Any) -> Iterator[None]:
 
 
 def activations(network: nn.Module, x_BCHW: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """What the network gives for images, and the feature map of each of `depths_of` (B, C_i, H_i, W_i)."""
-    rectified = _Rectified()
-    with rectified:
+    """Return the output of the network and its feature maps (B, C_i, H_i, W_i), in the order of `feature_maps`."""
+    recorder = _ReluRecorder()
+    with recorder:
         out: Tensor = network(x_BCHW)
-    return out, rectified.maps
+    return out, recorder.maps
 
 
-def spread(depths: Sequence[Depth], most: int) -> list[int]:
-    """The places of at most so many depths, evenly spread; the first and the last are among them where two fit."""
-    if len(depths) <= most:
-        return list(range(len(depths)))
-    if most == 1:
-        return [len(depths) - 1]
-    return [round(index * (len(depths) - 1) / (most - 1)) for index in range(most)]
+def evenly_spaced(length: int, max_indices: int) -> list[int]:
+    """Return at most `max_indices` evenly spaced indices below `length`, including the first and the last one."""
+    if length <= max_indices:
+        return list(range(length))
+    if max_indices == 1:
+        return [length - 1]
+    return [round(index * (length - 1) / (max_indices - 1)) for index in range(max_indices)]

@@ -1,4 +1,4 @@
-"""Time, measured honestly: warmed up, the device waited for, competitors taking turns, medians.
+"""Timing of layers and networks: with warm-up, synchronization, interleaved repetitions and medians.
 
 Shapes: B batch, C channels, H, W pixels.
 """
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 KeyT = TypeVar("KeyT")
 
 CONVOLUTION, CONNECTED = "convolution", "fully connected"
-KINDS: Mapping[str, tuple[str, str]] = {  # by function: kind, and how a layer of it is called
+KINDS: Mapping[str, tuple[str, str]] = {  # by function: kind of layer, prefix of its name
     "conv2d": (CONVOLUTION, "conv"),
     "linear": (CONNECTED, "fc"),
     "relu": ("ReLU", "relu"),
@@ -27,32 +27,34 @@ KINDS: Mapping[str, tuple[str, str]] = {  # by function: kind, and how a layer o
     "avg_pool2d": ("pooling", "pool"),
     "adaptive_avg_pool2d": ("pooling", "pool"),
     "mean": ("pooling", "pool"),
-    "batch_norm": ("normalisation", "norm"),
-    "local_response_norm": ("normalisation", "norm"),
+    "batch_norm": ("normalization", "norm"),
+    "local_response_norm": ("normalization", "norm"),
     "dropout": ("dropout", "drop"),
 }
-SETTLE_SECONDS = 0.005  # libraries' threads spin for a while after their work, and would be in the next one's way
-OTHER = "other"  # sums of shortcuts, joins of branches, changes of shape
+SETTLE_SECONDS = (
+    0.005  # threads of numerical libraries spin for a while after their work and would disturb the next one
+)
+OTHER = "other"  # additions of shortcuts, concatenations, changes of shape
 
 
 @dataclass(frozen=True)
 class Call:
-    """A layer with the input that it was given in a real pass."""
+    """Layer with the input that it got in a forward pass."""
 
     name: str
-    """As the papers number them: conv1, relu1, pool1, conv2, ..., fc6."""
+    """Name as in the papers: conv1, relu1, pool1, conv2, ..., fc6."""
     kind: str
     run: Callable[[], object]
-    """Does its arithmetic once more."""
+    """Run the layer again on the same input."""
 
 
-class _Record(TorchFunctionMode):
-    """Notes every function that gives a tensor."""
+class _CallRecorder(TorchFunctionMode):
+    """Record every call of a function that returns a tensor."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Call] = []
-        self._weighted = 0  # layers with weights so far
+        self._weighted = 0  # number of layers with weights so far
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -60,92 +62,92 @@ class _Record(TorchFunctionMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         if isinstance(out, Tensor):
-            word = func.__name__
-            kind, short = KINDS.get(word, (OTHER, word.strip("_")))
+            function = func.__name__
+            kind, prefix = KINDS.get(function, (OTHER, function.strip("_")))
             self._weighted += kind in {CONVOLUTION, CONNECTED}
-            self.calls.append(Call(f"{short}{self._weighted}", kind, lambda: func(*args, **kwargs)))
+            self.calls.append(Call(f"{prefix}{self._weighted}", kind, lambda: func(*args, **kwargs)))
         return out
 
 
-def calls_of(network: nn.Module, x_BCHW: Tensor) -> list[Call]:
-    """Every layer of a network in the order of execution, ready to be timed by itself on what it was given.
+def record_calls(network: nn.Module, x_BCHW: Tensor) -> list[Call]:
+    """Record all layers of a network in the order of execution, so that each can be timed on its own input.
 
-    The inputs are kept as long as the calls are. A layer that works in place works on its own result when it is run
-    again; that takes as long.
+    The calls keep their inputs in memory. An in-place layer that runs again has its own result as input, which takes
+    the same time.
     """
-    record = _Record()
-    with torch.no_grad(), record:
+    recorder = _CallRecorder()
+    with torch.no_grad(), recorder:
         network(x_BCHW)
-    return record.calls
+    return recorder.calls
 
 
-def wait() -> None:
-    """Wait until the GPU has done what it was given."""
+def synchronize() -> None:
+    """Synchronize with the GPU, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def median_seconds(
-    work: Mapping[KeyT, Callable[[], object]], rounds: int, warm_up: int = 2, least_seconds: float = 0.0
+    work: Mapping[KeyT, Callable[[], object]], rounds: int, warmup_rounds: int = 2, min_seconds: float = 0.0
 ) -> dict[KeyT, list[float]]:
-    """Seconds that each piece of work takes, once for each round; the pieces take turns.
+    """Measure the seconds that each function takes, once per round. The functions are interleaved within a round.
 
     Args:
-        work: by name; called without gradients.
-        rounds: turns of each.
-        warm_up: turns that are not counted; the first compiles and fills caches.
-        least_seconds: a turn repeats short work until about this much time is over, and takes the mean.
+        work: functions by name. They are called without gradients.
+        rounds: number of measurements of each function.
+        warmup_rounds: rounds that are not measured. The first one compiles and fills caches.
+        min_seconds: a short function is repeated for about this time in each round, and the mean is taken.
     """
     repeats: dict[KeyT, int] = {}
     seconds: dict[KeyT, list[float]] = {key: [] for key in work}
     with torch.no_grad():
-        for turn in range(warm_up + rounds):
+        for round_number in range(warmup_rounds + rounds):
             for key, run in work.items():
-                wait()
+                synchronize()
                 time.sleep(SETTLE_SECONDS)
-                began = time.perf_counter()
+                start = time.perf_counter()
                 for _ in range(repeats.get(key, 1)):
                     run()
-                wait()
-                each = (time.perf_counter() - began) / repeats.get(key, 1)
-                if turn < warm_up:
-                    repeats[key] = max(1, round(least_seconds / max(each, 1e-9)))
+                synchronize()
+                each = (time.perf_counter() - start) / repeats.get(key, 1)
+                if round_number < warmup_rounds:
+                    repeats[key] = max(1, round(min_seconds / max(each, 1e-9)))
                 else:
                     seconds[key].append(each)
     return seconds
 
 
 @dataclass(frozen=True)
-class Shares:
-    """Where a forward pass's time goes, from 0 to 1."""
+class TimeFractions:
+    """Fractions of the time of a forward pass."""
 
     convolution: float
-    """Convolutions, of all layers."""
+    """Convolutions, as a fraction of all layers."""
     connected: float
-    """Fully connected layers, of all layers."""
+    """Fully connected layers, as a fraction of all layers."""
     both: float
-    """Convolutions and fully connected layers together: what Jia's "95% on GPU, 89% on CPU" are about."""
+    """Convolutions and fully connected layers together: "95% on GPU, 89% on CPU" in Jia (2014)."""
     convolution_without_connected: float
-    """Convolutions, of all layers but the fully connected ones."""
+    """Convolutions, as a fraction of all layers that are not fully connected."""
 
 
-def shares(seconds: Sequence[tuple[str, float]]) -> Shares:
-    """The shares of layers given as (kind, seconds).
+def time_fractions(seconds: Sequence[tuple[str, float]]) -> TimeFractions:
+    """Compute the fractions from the layers' (kind, seconds).
 
     Raises:
-        ValueError: no time at all.
+        ValueError: the sum of the times is 0.
     """
     total = sum(each for _, each in seconds)
     if total <= 0:
-        raise ValueError("the layers took no time")
+        raise ValueError("the layers took no time: the sum of their seconds is 0")
     convolution = sum(each for kind, each in seconds if kind == CONVOLUTION)
     connected = sum(each for kind, each in seconds if kind == CONNECTED)
     rest = total - connected
-    return Shares(
+    return TimeFractions(
         convolution / total, connected / total, (convolution + connected) / total, convolution / rest if rest else 0.0
     )
 
 
-def middle(values: Sequence[float]) -> float:
-    """The median."""
+def median(values: Sequence[float]) -> float:
+    """Return the median."""
     return statistics.median(values)

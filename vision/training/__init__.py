@@ -1,1 +1,1 @@
-"""The epoch loop and the supervised update that the vision programs share."""
+"""Epoch loop and supervised training step, shared by the vision programs."""

@@ -1,13 +1,14 @@
-"""Learning by epochs: the state of a run, and its loop from wherever it stands to its end or to a signal.
+"""Epoch-based training: the state of a run, and the loop from the current update to the end of the run or to a signal.
 
-    training = Training(config, images, compute, world)  # an Epochs: what learns, and one update over it
-    going_on = restore(training, run)
-    if go_through(training, run, validate):
-        return stopped(training, KIND)
+    training = Training(config, images, compute, world)  # a subclass of EpochTraining
+    resumed = restore(training, run)
+    if run_epochs(training, run, validate):
+        return stopped_message(training, KIND)
 
-vision.classify, segment, caption and binary go through it; what they learn, and what a validation is, they say.
+vision.classify, vision.segment, vision.caption and vision.binary use this loop. Each of them defines its own update and
+its own validation.
 
-Shapes: N training images, B of an update.
+Shapes: N training images, B images in an update.
 """
 
 from __future__ import annotations
@@ -35,28 +36,28 @@ from zerokara.core.stopwatch import Stopwatch
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
-class Lengths(Protocol):
-    """What a config says of a run by epochs."""
+class EpochConfig(Protocol):
+    """Fields that the config of every epoch-based run has."""
 
     @property
     def data(self) -> str:
-        """What is learnt."""
+        """Name or path of the data set."""
 
     @property
     def name(self) -> str:
-        """Of the run's folder."""
+        """Name of the run folder under runs/."""
 
     @property
     def epochs(self) -> int:
-        """Of the run."""
+        """Length of the run in epochs."""
 
     @property
     def batch_size(self) -> int:
-        """Images of an update."""
+        """Images in an update, over all processes."""
 
     @property
     def seed(self) -> int:
-        """Of the run's random numbers."""
+        """Random seed."""
 
     @property
     def log_every_updates(self) -> int:
@@ -64,156 +65,163 @@ class Lengths(Protocol):
 
     @property
     def checkpoint_every_updates(self) -> int:
-        """Updates between checkpoints, beside those after validations."""
+        """Updates between checkpoints. Every validation is followed by one as well."""
 
 
-class HasTrain(Protocol):
-    """What a run learns from."""
+class HasTrainingSet(Protocol):
+    """Data with a training set."""
 
     @property
     def train(self) -> Sized:
-        """The training images."""
+        """Training images."""
 
 
-class Epochs(ABC, Generic[NetworkT]):
-    """Everything that a checkpoint holds, and updates that go through the training images in whole batches, in another
-    order in every epoch. A subclass sets the optimiser, perhaps an average of the weights, and does the update.
+class EpochTraining(ABC, Generic[NetworkT]):
+    """Base class for the state of an epoch-based run: everything that a checkpoint holds.
+
+    Updates use whole batches of the training images. Every epoch has a new random order. A subclass sets `optimizer`,
+    optionally `ema`, and implements `update`.
 
     Args:
-        build: makes the network, by random numbers that are the seed's.
-        figures: what an update adds to the sums, by name, for a line of metrics.
+        build: creates the network. Its random initialization depends on the seed of the config.
+        metric_names: names of the metrics that an update adds to the running sums.
     """
 
-    config: Lengths
-    data: HasTrain
+    config: EpochConfig
+    data: HasTrainingSet
     optimizer: torch.optim.Optimizer
     ema: Ema[NetworkT] | None = None
-    """An average of the weights."""
+    """Exponential moving average of the weights; None: not used."""
 
     def __init__(
         self,
-        config: Lengths,
-        data: HasTrain,
+        config: EpochConfig,
+        data: HasTrainingSet,
         compute: Compute,
         world: World,
         build: Callable[[], NetworkT],
-        figures: Sequence[str],
+        metric_names: Sequence[str],
     ) -> None:
         self.config, self.data, self.compute, self.world = config, data, compute, world
         torch.manual_seed(config.seed)
         self.network = compute.module(build())
         world.broadcast(self.network)
         self.generator = torch.Generator(compute.torch_device).manual_seed(config.seed * 1_000_003 + world.rank)
-        self.updates = 0  # that are over
-        self.last: float | None = None  # figure of the last validation
-        self.best: dict[str, Any] | None = None  # epoch, figure, epoch it is known since, perhaps weights
-        self.clock = Stopwatch()
-        self._figures = tuple(figures)
-        # Of the figures, and of updates, since `read_metrics`. They stay on the device.
-        self._sums = torch.zeros(len(figures) + 1, device=compute.torch_device)
-        self._order: tuple[int, Tensor] | None = None  # an epoch and its order
+        self.updates = 0  # completed updates
+        self.last_metric: float | None = None  # metric of the last validation
+        # Best validation: "epoch", its metric "figure", "since" (the first epoch with that metric), perhaps "weights".
+        self.best: dict[str, Any] | None = None
+        self.stopwatch = Stopwatch()
+        self._metric_names = tuple(metric_names)
+        # Sums of the metrics and the number of updates since the last `read_metrics`. They stay on the device, so that
+        # an update does not synchronize.
+        self._sums = torch.zeros(len(metric_names) + 1, device=compute.torch_device)
+        self._order: tuple[int, Tensor] | None = None  # the current epoch and the order of its images
 
-    # ---- what is learnt when
+    # ---- epochs and batches
 
     @property
     def updates_per_epoch(self) -> int:
-        """Whole batches; what is left over waits for another shuffle."""
+        """Number of whole batches in an epoch. The images of an incomplete last batch are left out of that epoch."""
         return max(1, len(self.data.train) // self.config.batch_size)
 
     @property
     def total_updates(self) -> int:
-        """The length of the run."""
+        """Length of the run in updates."""
         return self.config.epochs * self.updates_per_epoch
 
     @property
     def epoch(self) -> int:
-        """Epochs that are over."""
+        """Number of completed epochs."""
         return self.updates // self.updates_per_epoch
 
     @property
-    def is_validated(self) -> bool:
-        """Whether the epoch that has just ended is followed by a validation."""
+    def is_validation_epoch(self) -> bool:
+        """True if a validation follows the epoch that has just ended."""
         return True
 
     @property
-    def is_enough(self) -> bool:
-        """Whether the run ends before its time."""
+    def should_stop_early(self) -> bool:
+        """True if the run ends before its last epoch (early stopping)."""
         return False
 
     def epoch_order(self) -> Tensor:
-        """The order (N,) of the training images in this epoch: a function of seed and epoch, so nothing to save."""
+        """Order (N,) of the training images in this epoch.
+
+        It depends only on the seed and the epoch, so a checkpoint does not need to hold it.
+        """
         shuffle = torch.Generator().manual_seed(self.config.seed * 7_919 + self.epoch)
         return torch.randperm(len(self.data.train), generator=shuffle)
 
     def next_batch(self) -> Tensor:
-        """The training images (B,) of the next update."""
-        epoch, place = divmod(self.updates, self.updates_per_epoch)
+        """Indices (B,) of the training images of the next update."""
+        epoch, batch = divmod(self.updates, self.updates_per_epoch)
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, self.epoch_order()
         size = self.config.batch_size
-        return self._order[1][place * size : (place + 1) * size]
+        return self._order[1][batch * size : (batch + 1) * size]
 
-    # ---- an update, and what came of it
+    # ---- updates and metrics
 
     @property
     @abstractmethod
     def learning_rate(self) -> float:
-        """The step size of the next update."""
+        """Learning rate of the next update."""
 
     @abstractmethod
     def update(self, index_B: Tensor) -> None:
-        """One gradient step on the images `index_B`, of which this process takes its share."""
+        """Do one gradient step on the images `index_B`. Each process computes the gradient of its shard."""
 
     @abstractmethod
-    def in_words(self, figure: float) -> str:
-        """The figure of a validation: "error 1.25%"."""
+    def format_metric(self, metric: float) -> str:
+        """Format the metric of a validation for messages, for example "error 1.25%"."""
 
-    def set_rates(self) -> None:
-        """Give the optimiser's groups the step size of the next update."""
+    def set_learning_rates(self) -> None:
+        """Set the learning rate of the next update in every parameter group of the optimizer."""
         rate = self.learning_rate
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_factor", 1.0)
 
-    def share(self, index_B: Tensor) -> Tensor:
-        """The images of an update that are this process's, on the device."""
+    def shard(self, index_B: Tensor) -> Tensor:
+        """Return the part of the images `index_B` that this process trains on, as a tensor on the device."""
         return index_B[self.world.rank :: self.world.size].to(self.compute.torch_device)
 
     @property
-    def evaluated(self) -> NetworkT:
-        """The network that counts: the averaged one where there is an average."""
+    def evaluation_network(self) -> NetworkT:
+        """Network that is evaluated and saved: the one with averaged weights if `ema` is set, else `network`."""
         return self.network if self.ema is None else self.ema.module
 
-    def note(self, figure: float, *, better: bool, weights: bool) -> None:
-        """Take down the figure of a validation, and where it is the best so far, its epoch, perhaps with the weights.
+    def record_validation(self, metric: float, *, is_best: bool, save_weights: bool) -> None:
+        """Record the metric of a validation and, if it is the best so far, its epoch and optionally the weights.
 
         Args:
-            better: than `best`, or as good; must be so where there is none yet.
-            weights: keep a copy of those that count.
+            is_best: the metric is at least as good as `best`. Must be True for the first validation.
+            save_weights: keep a copy of the weights of `evaluation_network`.
         """
-        self.last = figure
-        if better:
+        self.last_metric = metric
+        if is_best:
             before = self.best or {"figure": None}
-            since = before["since"] if figure == before["figure"] else self.epoch
-            self.best = {"epoch": self.epoch, "figure": figure, "since": since}
-            if weights:
-                state = self.evaluated.state_dict()
+            since = before["since"] if metric == before["figure"] else self.epoch
+            self.best = {"epoch": self.epoch, "figure": metric, "since": since}
+            if save_weights:
+                state = self.evaluation_network.state_dict()
                 self.best["weights"] = {name: tensor.detach().clone() for name, tensor in state.items()}
 
-    def take_best(self) -> None:
-        """Put the best weights into the network that counts, where they were kept."""
+    def load_best_weights(self) -> None:
+        """Load the best weights into `evaluation_network`, if they were saved."""
         if self.best is not None and "weights" in self.best:
-            self.evaluated.load_state_dict(self.best["weights"])
+            self.evaluation_network.load_state_dict(self.best["weights"])
 
     def read_metrics(self) -> dict[str, Tensor]:
-        """Means since the last call, as tensors on the device."""
-        return read_means(self._sums, self._figures)
+        """Return the means of the metrics since the last call, as tensors on the device."""
+        return read_means(self._sums, self._metric_names)
 
     def is_finite(self) -> bool:
-        """Whether every weight is a number. Waits for the device."""
+        """Return True if all weights are finite. Synchronizes with the device."""
         return is_finite(self.network)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values."""
+        """Return the state as tensors and plain values, for a checkpoint."""
         return {
             "network": self.network.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
@@ -222,13 +230,13 @@ class Epochs(ABC, Generic[NetworkT]):
             "rng": checkpoint.rng_state(),
             "sums": self._sums,
             "updates": self.updates,
-            "last": self.last,
+            "last": self.last_metric,
             "best": self.best,
-            "hours": self.clock(),
+            "hours": self.stopwatch(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore the state that `state_dict` returned."""
         self.network.load_state_dict(state["network"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
@@ -236,31 +244,39 @@ class Epochs(ABC, Generic[NetworkT]):
         self.generator.set_state(state["generator"])
         checkpoint.set_rng_state(state["rng"])
         self._sums.copy_(state["sums"])
-        self.updates, self.last, self.best = state["updates"], state["last"], state["best"]
-        self.clock.hours = state["hours"]
+        self.updates, self.last_metric, self.best = state["updates"], state["last"], state["best"]
+        self.stopwatch.hours = state["hours"]
 
 
-# ---- a run from its start to its end
+# ---- the training loop
 
 
-def check_batch(config: Lengths, world: World, parts: int = 1) -> None:
-    """Refuse a batch that processes, and the parts in which each takes its share, cannot share evenly.
+def check_batch(config: EpochConfig, world: World, parts: int = 1) -> None:
+    """Check that the batch can be divided evenly among the processes and their gradient accumulation steps.
+
+    Args:
+        parts: gradient accumulation steps.
 
     Raises:
-        UserError: as said.
+        UserError: the batch size is not a multiple of processes x parts.
     """
     if config.batch_size % (world.size * parts):
-        among = f"{world.size} processes" + f" and {flag('accumulate')} {parts} parts" * (parts > 1)
-        raise UserError(f"{flag('batch_size')} {config.batch_size} cannot be shared by {among} evenly.")
+        divisor = f"{world.size} processes" + f" x {flag('accumulation_steps')} {parts}" * (parts > 1)
+        raise UserError(
+            f"{flag('batch_size')} {config.batch_size} cannot be divided evenly among {divisor}: "
+            f"give a multiple of {world.size * parts}."
+        )
 
 
 def probe_updates(
-    config: HardwareSettings, world: World, make: Callable[[Compute], Epochs[Any]], *, compile: Switch = "off"
+    config: HardwareSettings, world: World, make: Callable[[Compute], EpochTraining[Any]], *, compile: Switch = "off"
 ) -> Compute:
-    """`core.probe.probe` by updates on the first training images, this process's share of a batch.
+    """Choose the hardware settings by timing updates with each candidate (`core.probe.probe`).
+
+    The updates use the first training images, as many as one process gets of a batch.
 
     Args:
-        make: what learns, with a candidate, as if there were one process.
+        make: creates the training state for a candidate, as if there were one process.
     """
 
     def train_step(candidate: Compute) -> Callable[[], object]:
@@ -272,54 +288,61 @@ def probe_updates(
 
 
 def restore(
-    training: Epochs[NetworkT], run: Run, fill: Callable[[NetworkT], Sequence[str]] = lambda network: ()
+    training: EpochTraining[NetworkT],
+    run: Run,
+    load_weights: Callable[[NetworkT], Sequence[str]] = lambda network: (),
 ) -> bool:
-    """Go on from the run's checkpoint, or begin. Whether it goes on.
+    """Restore the run from its checkpoint if it has one, else load its initial weights. Return True if it was restored.
 
     Args:
-        fill: puts in weights to begin with, and reports what was loaded and what not, in words.
+        load_weights: loads pretrained weights into the network and returns messages about what was and was not loaded.
 
     Raises:
-        UserError: a checkpoint that cannot be read, or weights as `fill` says.
+        UserError: the checkpoint cannot be read, or `load_weights` raises it.
     """
     if run.restore(_latest(run), training.load_state_dict):
         return True
-    for report in fill(training.network):
+    for report in load_weights(training.network):
         run.print(report)
     if training.ema is not None:
         training.ema.restart(training.network)
     return False
 
 
-def go_through(training: Epochs[Any], run: Run, validate: Callable[[], None]) -> bool:
-    """All updates that are left, with metrics, validations and checkpoints. Whether it was asked to stop.
+def run_epochs(training: EpochTraining[Any], run: Run, validate: Callable[[], None]) -> bool:
+    """Train from the current update to the end of the run, with metrics, validations and checkpoints.
 
     Args:
-        validate: scores what was learnt, takes it down by `Epochs.note`, and shows it; only the main process calls it.
+        validate: evaluates the network, calls `EpochTraining.record_validation` and logs the result. Only the main
+            process calls it.
+
+    Returns:
+        True if a signal stopped the run before its end.
 
     Raises:
-        UserError: weights that are no numbers any more; what was kept before stays. A disk that is full.
+        UserError: training diverged (NaN or Inf in the weights; earlier checkpoints stay as they are), or the disk is
+            full.
     """
     config, world, device = training.config, training.world, training.compute.torch_device
-    window = Window(training)
-    _show(training, run, {})
-    # Votes, so that all processes leave together; a run that ended early has also ended when it is resumed.
-    enough = world.any(training.is_enough, device)
+    interval = LogInterval(training)
+    _show_progress(training, run, {})
+    # All processes vote, so that they leave the loop together. A run that stopped early also stops when it is resumed.
+    stop_early = world.any(training.should_stop_early, device)
     stopping = False
-    while training.updates < training.total_updates and not enough and not stopping:
+    while training.updates < training.total_updates and not stop_early and not stopping:
         training.update(training.next_batch())
         if training.updates % config.log_every_updates == 0:
-            log_metrics(training, run, window)
-            window = Window(training)
-        validates = training.updates % training.updates_per_epoch == 0 and training.is_validated
+            log_metrics(training, run, interval)
+            interval = LogInterval(training)
+        validates = training.updates % training.updates_per_epoch == 0 and training.is_validation_epoch
         saves = validates or training.updates % config.checkpoint_every_updates == 0
         if saves:
-            _check(training, run)  # before weights that are no numbers replace good ones
+            _check_finite(training, run)  # before non-finite weights overwrite a good checkpoint
         if validates:
             if world.is_main:
                 validate()
-            enough = world.any(training.is_enough, device)
-            window = Window(training)
+            stop_early = world.any(training.should_stop_early, device)
+            interval = LogInterval(training)
         if saves:
             run.save(_latest(run), training.state_dict())
         stopping = world.any(bool(run.stop_requested), device)
@@ -329,23 +352,27 @@ def go_through(training: Epochs[Any], run: Run, validate: Callable[[], None]) ->
     return stopping
 
 
-def stopped(training: Epochs[Any], kind: str) -> str:
-    """The closing sentence of a run that was asked to stop: vision.<kind> goes on with it."""
-    config, last = training.config, training.last
-    known = "not validated yet" if last is None else f"validation {training.in_words(last)}"
+def stopped_message(training: EpochTraining[Any], kind: str) -> str:
+    """Return the closing message of a run that was stopped, with the command that resumes it.
+
+    Args:
+        kind: the program is vision.<kind>.
+    """
+    config, metric = training.config, training.last_metric
+    result = "not validated yet" if metric is None else f"validation {training.format_metric(metric)}"
     return (
-        f"{config.data} at epoch {training.epoch} of {config.epochs}: {known}; go on with: "
+        f"{config.data}: stopped at epoch {training.epoch} of {config.epochs}, {result}; resume with: "
         f"{program_command(f'vision.{kind}')} --name {config.name} --resume"
     )
 
 
-def save(training: Epochs[Any], run: Run) -> None:
+def save(training: EpochTraining[Any], run: Run) -> None:
     """Write the checkpoint of this process.
 
     Raises:
-        UserError: as `go_through`.
+        UserError: the weights contain NaN or Inf, or the disk is full.
     """
-    _check(training, run)
+    _check_finite(training, run)
     run.save(_latest(run), training.state_dict())
 
 
@@ -353,41 +380,41 @@ def _latest(run: Run) -> Path:
     return run.path(f"checkpoint-{run.world.rank}.pt")
 
 
-def _check(training: Epochs[Any], run: Run) -> None:
+def _check_finite(training: EpochTraining[Any], run: Run) -> None:
     if not training.is_finite():
         raise divergence_error(f"update {training.updates:,}", run.folder)
 
 
-class Window:
-    """What the clock said when the stretch began that a line of metrics is about."""
+class LogInterval:
+    """Start of the interval that the next line of metrics covers: update and wall-clock time in seconds."""
 
-    def __init__(self, training: Epochs[Any]) -> None:
-        self.updates, self.began = training.updates, time.perf_counter()
+    def __init__(self, training: EpochTraining[Any]) -> None:
+        self.updates, self.start_time = training.updates, time.perf_counter()
 
 
-def log_metrics(training: Epochs[Any], run: Run, window: Window) -> None:
-    """One line of metrics, and the progress bar."""
-    images = (training.updates - window.updates) * training.config.batch_size
+def log_metrics(training: EpochTraining[Any], run: Run, interval: LogInterval) -> None:
+    """Log one line of metrics and update the progress bar."""
+    images = (training.updates - interval.updates) * training.config.batch_size
     scalars: dict[str, Any] = {
         **training.read_metrics(),
         "train/learning_rate": training.learning_rate,
         "train/epoch": training.updates / training.updates_per_epoch,
-        "speed/images_per_s": images / (time.perf_counter() - window.began),
-        "speed/hours": training.clock(),
+        "speed/images_per_s": images / (time.perf_counter() - interval.start_time),
+        "speed/hours": training.stopwatch(),
     }
     run.log(training.updates, scalars)
     run.flush()
-    _show(training, run, scalars)
+    _show_progress(training, run, scalars)
 
 
-def _show(training: Epochs[Any], run: Run, scalars: dict[str, Any]) -> None:
-    """The progress bar, or a plain line where there is no terminal."""
-    figures = {"validation": training.last, "best": None if training.best is None else training.best["figure"]}
+def _show_progress(training: EpochTraining[Any], run: Run, scalars: dict[str, Any]) -> None:
+    """Update the progress bar, or print a plain line if there is no terminal."""
+    metrics = {"validation": training.last_metric, "best": None if training.best is None else training.best["figure"]}
     fields = {
         "epoch": round(training.updates / training.updates_per_epoch, 1),
         "loss": scalars.get("train/loss", float("nan")),
         **({"accuracy": scalars["train/accuracy"]} if "train/accuracy" in scalars else {}),
-        **{label: training.in_words(figure) for label, figure in figures.items() if figure is not None},
+        **{label: training.format_metric(metric) for label, metric in metrics.items() if metric is not None},
         "images/s": scalars.get("speed/images_per_s", float("nan")),
     }
     run.progress(training.updates, training.total_updates, fields)

@@ -1,6 +1,6 @@
-"""Learning from labels, of images or of their pixels: the update that vision.classify and vision.segment share.
+"""Supervised training step for image and pixel labels, shared by vision.classify and vision.segment.
 
-Shapes: B batch, b a part of it.
+Shapes: B images of a batch, b images of one gradient accumulation step.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from zerokara.core.compute import Compute
 from zerokara.core.distributed import World
 from zerokara.core.ema import Ema
 from zerokara.core.optim import make_optimizer
-from zerokara.vision.training.epochs import Epochs, HasTrain, NetworkT
+from zerokara.vision.training.epochs import EpochTraining, HasTrainingSet, NetworkT
 
 if TYPE_CHECKING:
     from zerokara.vision.classification.config import Config as ClassifyConfig
     from zerokara.vision.segmentation.config import Config as SegmentConfig
 
 
-class Labelled(Epochs[NetworkT]):
-    """Any optimiser, a warm-up and a schedule, a batch in parts, clipped gradients, averaged weights."""
+class SupervisedTraining(EpochTraining[NetworkT]):
+    """Supervised training with a schedule, gradient accumulation, gradient clipping and averaged weights."""
 
     config: ClassifyConfig | SegmentConfig
 
     def __init__(
         self,
         config: ClassifyConfig | SegmentConfig,
-        data: HasTrain,
+        data: HasTrainingSet,
         compute: Compute,
         world: World,
         build: Callable[[], NetworkT],
@@ -50,16 +50,16 @@ class Labelled(Epochs[NetworkT]):
         self.ema = Ema(self.network, half_life_steps=half_life) if half_life else None
 
     def output_weights(self) -> Sequence[Tensor]:
-        """The matrices that give the outputs, which Muon leaves to AdamW; nothing: the last one."""
+        """Return the weights of the output layers, which Muon leaves to AdamW. Empty: the last matrix."""
         return ()
 
     @abstractmethod
     def losses(self, index_b: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and share of right answers (scalars) of training images."""
+        """Return the mean loss and the accuracy (scalars) of training images."""
 
     @property
     def learning_rate(self) -> float:
-        """The step size of the next update."""
+        """Learning rate of the next update."""
         config = self.config
         warmup = round(config.warmup_epochs * self.updates_per_epoch)
         if config.schedule == "constant":
@@ -67,16 +67,16 @@ class Labelled(Epochs[NetworkT]):
         return config.learning_rate * schedules.warmup_cosine(self.updates + 1, warmup, self.total_updates)
 
     def update(self, index_B: Tensor) -> None:
-        """One gradient step on the images `index_B`, of which this process takes its share."""
-        parts = self.share(index_B).chunk(self.config.accumulate)
-        self.set_rates()
+        """Do one gradient step on the images `index_B`. Each process computes the gradient of its shard."""
+        chunks = self.shard(index_B).chunk(self.config.accumulation_steps)
+        self.set_learning_rates()
         self.optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(2, device=self.compute.torch_device)
-        for index_b in parts:
-            loss, right = self.losses(index_b)
-            share = len(index_b) / sum(map(len, parts))  # the last part may be smaller
-            (loss * share).backward()
-            sums += torch.stack([loss.detach(), right]) * share
+        for index_b in chunks:
+            loss, accuracy = self.losses(index_b)
+            fraction = len(index_b) / sum(map(len, chunks))  # the last chunk may be smaller
+            (loss * fraction).backward()
+            sums += torch.stack([loss.detach(), accuracy]) * fraction
         self.world.mean_gradients(self.network.parameters())
         norm = nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
         if self.config.max_grad_norm is not None:

@@ -16,7 +16,7 @@ from zerokara.agents.benchmarking.plan import Planned, departures, job, needs, p
 from zerokara.agents.configs import dqn
 from zerokara.agents.configs.common import ProtocolName
 from zerokara.agents.configs.dqn import Config
-from zerokara.core.config import UserError
+from zerokara.core.config import UserError, from_dict
 
 CATCH, SNAKE = "zerokara/Catch-v0", "zerokara/Snake-v0"
 
@@ -85,10 +85,10 @@ def test_devices_are_taken_in_turn() -> None:
         ({"settings": ("wdth=1",)}, r"no flag --wdth \(did you mean --width-multiplier\?\)"),
         ({"settings": ("gamma=2",)}, "--gamma cannot be 2.0"),
         ({"settings": ("seed=2",)}, "the benchmark sets seed itself"),
-        ({"settings": ("munchausen=true", "double=true")}, "cannot go together"),
+        ({"settings": ("munchausen=true", "double=true")}, "cannot be combined"),
         (
             {"presets": ("fast", "nature"), "steps": None},
-            r"\(fast 1,000,000, nature 50,000,000 steps\): give one by --st",
+            r"\(fast 1,000,000, nature 50,000,000 steps\): give one by --to",
         ),
     ],
 )
@@ -104,7 +104,7 @@ def test_mistakes_are_found_before_anything_starts(
 def of_the_catch_run(catch_run: Path) -> Planned:
     """The run of the fixture, as if a benchmark had planned it."""
     content = json.loads((catch_run / "config.json").read_text())
-    config = Config(**content["config"])
+    config = from_dict(Config, content["config"], "config.json")
     return Planned(config.env, "fast", config.seed, "dqn", config, ("--name", "catch"))
 
 
@@ -126,7 +126,9 @@ def test_a_run_that_is_not_at_its_end_goes_on(catch_run: Path) -> None:
     content = json.loads((catch_run / "config.json").read_text())
     content["config"]["total_steps"] = 500
     (catch_run / "config.json").write_text(json.dumps(content))
-    longer = Planned(run.env, run.preset, run.seed, "dqn", Config(**content["config"]), run.words)
+    longer = Planned(
+        run.env, run.preset, run.seed, "dqn", from_dict(Config, content["config"], "config.json"), run.words
+    )
     assert state(longer) == "begun"
     log = Path("x.log")
     assert job(longer, True, log).command[1:] == ("-m", "zerokara.agents.dqn", "--name", "catch", "--resume")
@@ -177,7 +179,7 @@ def test_what_is_announced_is_what_the_replay_takes(tmp_path: Path) -> None:
         gamma=0.9,
         seed=0,
         device=torch.device("cpu"),
-        slack=config.checkpoint_every_steps + 4 * config.num_envs,
+        checkpoint_margin=config.checkpoint_every_steps + 4 * config.num_envs,
     )
     assert needs(config)["main"] - benchmark_plan.PROCESS_BYTES == replay.bytes
 
@@ -206,7 +208,7 @@ def test_departures_from_a_protocol_are_named() -> None:
     assert of("eval-epsilon=0.1", "width=0.5", "repeat_action_probability=0") == [
         "eval_epsilon is 0.1, and 0.05 in protocol nature"
     ]
-    assert of(protocol="100k") == ["steps is 400, and 100000 in protocol 100k"]
+    assert of(protocol="100k") == ["total_steps is 400, and 100000 in protocol 100k"]
     assert of("eval_every_steps=7", protocol="100k", steps=None) == []
     assert of("repeat_action_probability=0.5", protocol="machado") == [
         "repeat_action_probability is 0.5, and 0.25 in protocol machado"

@@ -1,4 +1,4 @@
-"""The page of the family: a section for every preset, and a table that says what the presets set."""
+"""Tests of docs/family.md: a section for every preset, and a table with the values of the presets."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ ROWS = [line for line in SECTIONS["The presets side by side"].splitlines() if li
 TABLE = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in ROWS]
 
 
-def test_every_preset_has_its_section_with_its_cost() -> None:
+def test_every_preset_has_a_section_with_its_cost() -> None:
     assert set(SECTIONS) >= {*PRESETS, "pqn"}
     without_cost = [name for name in (*PRESETS, "pqn") if "**Cost:**" not in SECTIONS[name]]
     assert without_cost == []
 
 
-def test_every_preset_has_its_row() -> None:
+def test_every_preset_has_a_row_in_the_table() -> None:
     assert [row[0] for row in TABLE] == list(PRESETS)
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row[0])
-def test_a_row_says_what_the_preset_sets(row: list[str]) -> None:
-    name, builds_on, steps, target, replay, optimiser, learnt = row
+def test_a_row_lists_the_values_of_the_preset(row: list[str]) -> None:
+    name, builds_on, steps, target, replay, optimizer, reuse = row
     config = Config(**{"preset": name, **PRESETS[name]})
-    kind, rate = optimiser.split(", ")
+    kind, rate = optimizer.split(", ")
     assert builds_on in {"(none)", *PRESETS}
     assert int(steps.replace(",", "")) == config.total_steps
     assert int(target.replace(",", "")) == config.target_update_steps
     assert int(replay.replace(",", "")) == config.replay_capacity
-    assert {"Adam": "adam", "centred RMSProp": "rmsprop"}[kind] == config.optimizer
+    assert {"Adam": "adam", "centered RMSProp": "rmsprop"}[kind] == config.optimizer
     assert float(rate) == config.learning_rate
-    assert learnt == f"{config.batch_size * config.gradient_steps // config.train_every_steps} times"
+    assert reuse == f"{config.batch_size * config.gradient_steps // config.train_every_steps} times"
 
 
-def test_the_row_of_pqn() -> None:
+def test_row_of_pqn() -> None:
     config = pqn.Config()
     row = next(line for line in PAGE.splitlines() if line.startswith("| PQN's"))
     assert (

@@ -1,4 +1,4 @@
-"""One definition of a score for training, evaluation and benchmark."""
+"""Tests of the evaluation protocols, which training, evaluation and benchmarks share."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from zerokara.agents.configs.protocols import OVERRIDES, PROTOCOLS
 from zerokara.core.config import UserError
 
 
-def test_every_protocol_has_its_games_and_its_score() -> None:
+def test_every_protocol_has_environment_settings_and_a_score() -> None:
     assert set(PROTOCOLS) == set(envs.PROTOCOLS) == set(get_args(ProtocolName))
 
 
-def test_the_protocols_are_what_the_papers_say() -> None:
+def test_protocols_match_the_papers() -> None:
     nature = dqn.read_config(["--protocol", "nature"])
     assert (nature.eval_epsilon, nature.eval_max_steps, nature.eval_episodes) == (0.05, 4_500, 30)
     assert envs.PROTOCOLS["nature"]["noop_max"] == 30
@@ -40,13 +40,13 @@ def test_the_protocols_are_what_the_papers_say() -> None:
 
 @pytest.mark.parametrize("preset", ["fast", "nature", "double", "btr", "data-efficient"])
 @pytest.mark.parametrize("protocol", list(OVERRIDES))
-def test_a_typed_protocol_scores_all_presets_alike(preset: str, protocol: str) -> None:
+def test_a_protocol_flag_overrides_the_evaluation_settings_of_all_presets(preset: str, protocol: str) -> None:
     config = dqn.read_config(["--preset", preset, "--protocol", protocol])
     assert config.protocol == protocol
     assert {field: getattr(config, field) for field in OVERRIDES[protocol]} == dict(OVERRIDES[protocol])
 
 
-def test_a_preset_alone_is_scored_as_its_paper_did_and_a_flag_has_the_last_word() -> None:
+def test_without_protocol_flag_the_preset_applies_and_other_flags_take_precedence() -> None:
     assert dqn.read_config(["--preset", "double"]).eval_epsilon == 0.001
     assert dqn.read_config([]).eval_epsilon == 0.001
     words = ["--eval-epsilon", "0.2", "--preset", "double", "--protocol=nature"]
@@ -55,24 +55,24 @@ def test_a_preset_alone_is_scored_as_its_paper_did_and_a_flag_has_the_last_word(
     assert pqn.read_config([]).eval_epsilon == 0
 
 
-def test_a_protocol_that_is_none_is_refused_in_a_sentence() -> None:
+def test_an_unknown_protocol_is_refused() -> None:
     with pytest.raises(UserError, match=r"--protocol cannot be 'natural': it must be one of nature, machado, 100k"):
         dqn.read_config(["--protocol", "natural"])
 
 
-def test_a_run_goes_on_by_the_protocol_that_it_began_with(catch_run: Path) -> None:
+def test_a_resumed_run_keeps_its_protocol(catch_run: Path) -> None:
     content = json.loads((catch_run / "config.json").read_text())
-    content["config"] |= {"protocol": "nature", "eval_epsilon": 0.3}  # typed once, over the protocol
+    content["config"] |= {"protocol": "nature", "eval_epsilon": 0.3}  # as if given as a flag, overriding the protocol
     (catch_run / "config.json").write_text(json.dumps(content))
     assert dqn.read_config(["--name", "catch", "--resume", "--protocol", "nature"]).eval_epsilon == 0.3
     with pytest.raises(UserError, match="began with --protocol nature"):
         dqn.read_config(["--name", "catch", "--resume", "--protocol", "machado"])
 
 
-def test_games_under_another_protocol_keep_what_the_network_was_made_for() -> None:
+def test_another_protocol_keeps_the_observation_and_action_spaces() -> None:
     words = ["--protocol", "machado", "--repeat-action-probability", "0.5", "--max-episode-frames", "400"]
     words += ["--full-action-space", "True", "--frame-stack", "2"]
-    settings = dqn.read_config(words).under("nature").env_settings()
+    settings = dqn.read_config(words).with_protocol("nature").env_settings()
     assert settings == {
         "protocol": "nature",
         "frame_stack": 2,
@@ -81,10 +81,10 @@ def test_games_under_another_protocol_keep_what_the_network_was_made_for() -> No
         "full_action_space": True,
     }
     catch = dqn.read_config(["--env", "zerokara/Catch-v0"])
-    assert catch.under("machado") == catch
+    assert catch.with_protocol("machado") == catch
 
 
-def test_evaluation_by_a_protocol(catch_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluation_with_a_protocol(catch_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate.main([str(catch_run), "--protocol", "nature", "--device", "cpu", "--threads", "1"])
     shown = capsys.readouterr().out
     result = json.loads((catch_run / "evaluation-400.json").read_text())

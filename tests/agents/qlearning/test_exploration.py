@@ -1,4 +1,4 @@
-"""Exploration: random actions that last, as often and as long as the paper says."""
+"""Tests of exploration: frequency and duration of random actions."""
 
 from __future__ import annotations
 
@@ -6,50 +6,50 @@ import numpy as np
 import pytest
 import torch
 
-from zerokara.agents.qlearning.exploration import LONGEST, Exploration
+from zerokara.agents.qlearning.exploration import MAX_DURATION, Exploration
 
 
 def test_random_actions_last_one_step_without_zeta() -> None:
     exploration = Exploration(1000, 4, seed=1)
-    explore, action = zip(*(exploration.draw(0.2) for _ in range(50)), strict=True)
+    explore, action = zip(*(exploration.sample(0.2) for _ in range(50)), strict=True)
     explore_TN, action_TN = torch.stack(explore), torch.stack(action)
-    assert explore_TN.double().mean() == pytest.approx(0.2, abs=0.01)  # of 50,000: standard deviation .002
+    assert explore_TN.double().mean() == pytest.approx(0.2, abs=0.01)  # 50,000 samples: standard deviation .002
     after = explore_TN[1:][explore_TN[:-1]]
-    assert after.double().mean() == pytest.approx(0.2, abs=0.025), "whatever was done in the step before"
+    assert after.double().mean() == pytest.approx(0.2, abs=0.025), "independent of the previous step"
     assert (action_TN[1:] == action_TN[:-1]).double().mean() == pytest.approx(0.25, abs=0.015)
 
 
-def test_lengths_follow_the_zeta_distribution() -> None:
-    """At epsilon 1 one action follows the other: the steps at which new ones begin tell how long they last."""
-    exploration = Exploration(2000, 1_000_000, seed=2, zeta=2.0)  # so many actions that each begins but once
-    action_TN = torch.stack([exploration.draw(1.0)[1] for _ in range(60)]).numpy()
+def test_durations_follow_the_zeta_distribution() -> None:
+    """At epsilon 1 one random action follows the other, so the durations are the steps between changes."""
+    exploration = Exploration(2000, 1_000_000, seed=2, zeta=2.0)  # enough actions that none is sampled twice
+    action_TN = torch.stack([exploration.sample(1.0)[1] for _ in range(60)]).numpy()
     lengths = np.array([1 + np.argmax(np.r_[action_TN[1:, n] != action_TN[0, n], True]) for n in range(2000)])
-    total = (1.0 / np.arange(1, LONGEST + 1) ** 2).sum()
+    total = (1.0 / np.arange(1, MAX_DURATION + 1) ** 2).sum()
     for length in (1, 2, 3):
         share = 1 / length**2 / total
         assert (lengths == length).mean() == pytest.approx(share, abs=4 * (share * (1 - share) / 2000) ** 0.5)
     assert (lengths >= 30).mean() == pytest.approx(0.02, abs=0.013), "a heavy tail: 1 / 30 / 1.645"
 
 
-def test_what_is_held_is_held_to_its_end_whatever_epsilon_becomes() -> None:
+def test_repeated_actions_continue_to_their_end_when_epsilon_changes() -> None:
     exploration = Exploration(500, 6, seed=3, zeta=1.5)
-    explore_N, action_N = exploration.draw(1.0)
+    explore_N, action_N = exploration.sample(1.0)
     assert explore_N.all()
     ended_N = torch.zeros(500, dtype=torch.bool)
     for _ in range(10):
-        explore_N, later_N = exploration.draw(0.0)
+        explore_N, later_N = exploration.sample(0.0)
         assert torch.equal(later_N[explore_N], action_N[explore_N])
-        assert not (explore_N & ended_N).any(), "nothing begins again"
+        assert not (explore_N & ended_N).any(), "no new random action may start"
         ended_N |= ~explore_N
     assert 0 < ended_N.sum() < 500
 
 
 @pytest.mark.parametrize("zeta", [None, 2.0])
-def test_it_goes_on_from_its_state(zeta: float | None) -> None:
+def test_exploration_resumes_from_its_state(zeta: float | None) -> None:
     exploration, other = Exploration(50, 3, 4, zeta), Exploration(50, 3, 5, zeta)
     for _ in range(7):
-        exploration.draw(0.5)
+        exploration.sample(0.5)
     other.load_state_dict(exploration.state_dict())
     for _ in range(7):
-        for ours, theirs in zip(exploration.draw(0.4), other.draw(0.4), strict=True):
+        for ours, theirs in zip(exploration.sample(0.4), other.sample(0.4), strict=True):
             assert torch.equal(ours, theirs)

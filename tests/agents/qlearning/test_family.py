@@ -1,4 +1,4 @@
-"""The family on one network and one update: heads, noise, Munchausen, spectral norm, resets, what may not combine."""
+"""Tests of the DQN extensions with a small network: heads, noise, Munchausen, spectral norm, resets, presets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zerokara.agents.configs.dqn import PRESETS, Config, refuse_contradictions
-from zerokara.agents.configs.presets import DEPARTURES, FAMILY
+from zerokara.agents.configs.presets import DEVIATIONS, PAPER_PRESETS
 from zerokara.agents.qlearning import schedules
 from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.heads import Categorical, ImplicitQuantiles, Quantiles
@@ -22,8 +22,9 @@ from zerokara.agents.qlearning.learner import Learner
 from zerokara.agents.qlearning.network import make_network
 from zerokara.agents.qlearning.policy import Policy
 from zerokara.agents.qlearning.replay import Batch
+from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, parse
+from zerokara.core.config import UserError
 from zerokara.core.distributed import World
 
 OBS = (1, 20, 20)
@@ -52,7 +53,7 @@ def config(**changes: Any) -> Config:
 
 
 def bandit(seed: int = 0) -> Callable[[], Batch]:
-    """Two pictures, three actions, one step: action 1 is right where the picture is bright, 2 where it is dark."""
+    """Bandit with two images and three actions: action 1 is best for bright images, action 2 for dark images."""
     generator = torch.Generator().manual_seed(seed)
 
     def sample() -> Batch:
@@ -60,7 +61,7 @@ def bandit(seed: int = 0) -> Callable[[], Batch]:
         obs = (bright_B * 200).to(torch.uint8)[:, None, None, None].expand(-1, *OBS).contiguous()
         action_B = torch.randint(ACTIONS, (16,), generator=generator)
         reward_B = (action_B == torch.where(bright_B > 0, 1, 2)).float()
-        # Half of them go on to a dark picture with a discount of .5.
+        # Half of the transitions lead to a dark image, with a discount of .5.
         discount_B = 0.5 * torch.randint(2, (16,), generator=generator)
         return Batch(obs, action_B, reward_B, discount_B, torch.zeros_like(obs), torch.ones(16))
 
@@ -101,25 +102,25 @@ def test_shapes_and_values_of_every_head(head: str, dueling: bool) -> None:
     else:
         expected = z_BXA.mean(dim=1)
     torch.testing.assert_close(q_BA, expected)
-    if dueling:  # number by number, the advantages' mean is taken off
-        advantage = net.advantage(net.head.at(features, None)).view(7, -1, ACTIONS)
+    if dueling:  # for each of the X outputs, the mean advantage is subtracted
+        advantage = net.advantage(net.head.embed(features, None)).view(7, -1, ACTIONS)
         torch.testing.assert_close(z_BXA - z_BXA.mean(dim=2, keepdim=True), advantage - advantage.mean(2, keepdim=True))
 
 
-def test_fractions_of_fixed_quantiles_are_the_middles() -> None:
+def test_fixed_quantile_fractions_are_midpoints() -> None:
     torch.testing.assert_close(Quantiles(4).tau_1X, torch.tensor([[0.125, 0.375, 0.625, 0.875]]))
 
 
-def test_the_embedding_of_fractions_by_hand() -> None:
-    """Equation 4 of Dabney et al. 2018: relu(sum over i of cos(pi i tau) w_ij + b_j), i from 0, times the features."""
+def test_cosine_embedding_by_hand() -> None:
+    """Dabney et al. 2018, equation 4: relu(sum over i of cos(pi i tau) w_ij + b_j), i from 0, times the features."""
     head = ImplicitQuantiles(2, 3, 3, 4, cosine_embedding_dim=3)
     tau_BT, features_BF = torch.tensor([[0.25, 1.0]]), torch.tensor([[2.0, -3.0]])
-    rows = head.at(features_BF, tau_BT)
+    rows = head.embed(features_BF, tau_BT)
     for row, tau in zip(rows, (0.25, 1.0), strict=True):
         cosines = torch.tensor([1.0, np.cos(np.pi * tau), np.cos(2 * np.pi * tau)], dtype=torch.float32)
         expected = torch.relu(head.embedding.weight @ cosines + head.embedding.bias) * features_BF[0]
         torch.testing.assert_close(row, expected)
-    online, target = head.draw(5, torch.Generator().manual_seed(0))
+    online, target = head.sample_taus(5, torch.Generator().manual_seed(0))
     assert online is not None
     assert target is not None
     assert online.shape == (5, 3)
@@ -135,14 +136,14 @@ def test_every_head_learns_a_bandit(head: str, munchausen: bool) -> None:
     for i in range(250):
         learned.update()
         if i % 25 == 0:
-            learned.renew_target()
+            learned.update_target_network()
     assert learned.is_finite()
     player = Policy(learned.network, learned.compute)
     pictures = np.stack([np.zeros(OBS, np.uint8), np.full(OBS, 200, np.uint8)])
     q_NA = player.values(pictures)
     assert q_NA.argmax(dim=1).tolist() == [2, 1]
     if not munchausen:
-        # What follows a dark picture's best action: 1 + .25 v, v = 4/3, the same share for all.
+        # Value of the best action: v = 1 + .25 v on average, so v = 4/3, the same for both images.
         assert q_NA.max(dim=1).values.tolist() == pytest.approx([4 / 3, 4 / 3], abs=0.35)
         assert q_NA.min(dim=1).values.tolist() == pytest.approx([1 / 3, 1 / 3], abs=0.35)
 
@@ -152,17 +153,19 @@ def test_every_head_learns_a_bandit(head: str, munchausen: bool) -> None:
     [c for c in itertools.product(("c51", "iqn"), *[(True, False)] * 5) if not (c[3] and c[4]) and c[1] != c[5]]
     + [("q", True, True, True, False, True), ("qr", False, True, False, True, True)],
 )
-def test_parts_combine(head: str, dueling: bool, noisy: bool, double: bool, munchausen: bool, residual: bool) -> None:
-    """Two updates with each, and the same again from the state in between, bit for bit."""
+def test_extensions_can_be_combined(
+    head: str, dueling: bool, noisy: bool, double: bool, munchausen: bool, residual: bool
+) -> None:
+    """Run two updates, and the second one again from the state in between, with bitwise identical results."""
     options = {"head": head, "dueling": dueling, "noisy": noisy, "double": double, "munchausen": munchausen}
     options |= RESIDUAL if residual else {}
     refuse_contradictions(config(**options))
     source = bandit()
-    drawn = [source() for _ in range(2)]
-    first, second = (learner(iter(drawn).__next__, seed=seed, **options) for seed in (1, 2))
+    sampled = [source() for _ in range(2)]
+    first, second = (learner(iter(sampled).__next__, seed=seed, **options) for seed in (1, 2))
     first.update()
     second.load_state_dict(copy.deepcopy(first.state_dict()))
-    second._sample = iter(drawn[1:]).__next__
+    second._sample = iter(sampled[1:]).__next__
     first.update()
     second.update()
     assert equal(states(first), states(second))
@@ -172,7 +175,7 @@ def test_parts_combine(head: str, dueling: bool, noisy: bool, double: bool, munc
 # Noise
 
 
-def test_noise_is_drawn_for_every_act_and_update_and_is_off_in_evaluation() -> None:
+def test_noise_is_resampled_for_every_action_and_update_and_disabled_in_evaluation() -> None:
     learned = learner(noisy=True)
     player = Policy(learned.network, learned.compute, seed=3)
     obs = np.random.default_rng(0).integers(0, 256, (4, *OBS), np.uint8)
@@ -180,9 +183,9 @@ def test_noise_is_drawn_for_every_act_and_update_and_is_off_in_evaluation() -> N
     noisy = [player.values(obs, noisy=True).clone() for _ in range(3)]
     assert not torch.equal(noisy[0], noisy[1])
     assert not torch.equal(noisy[1], noisy[2])
-    assert torch.equal(player.values(obs), still), "evaluation is without noise, whatever was played before"
+    assert torch.equal(player.values(obs), still), "no noise in evaluation, also after noisy actions"
     again = Policy(learned.network, learned.compute, seed=3)
-    assert torch.equal(again.values(obs, noisy=True), noisy[0]), "the noise has a seed"
+    assert torch.equal(again.values(obs, noisy=True), noisy[0]), "the noise is seeded"
 
     def noise() -> list[Tensor]:
         buffers = [*learned.network.named_buffers(), *learned.target.named_buffers()]
@@ -190,25 +193,27 @@ def test_noise_is_drawn_for_every_act_and_update_and_is_off_in_evaluation() -> N
 
     seen = []
     for _ in range(2):
-        player.values(obs)  # playing leaves the network in evaluation mode; learning must not care
+        player.values(obs)  # acting leaves the network in eval mode; the update must set train mode
         learned.update()
         seen.append(noise())
-    assert all(not torch.equal(a, b) for a, b in zip(*seen, strict=True)), "anew for every update"
+    assert all(not torch.equal(a, b) for a, b in zip(*seen, strict=True)), "resampled for every update"
     half = len(seen[0]) // 2
-    assert all(not torch.equal(a, b) for a, b in zip(seen[0][:half], seen[0][half:], strict=True)), "in each network"
+    assert all(not torch.equal(a, b) for a, b in zip(seen[0][:half], seen[0][half:], strict=True)), (
+        "different in each network"
+    )
     sigma = learned.network.advantage[0].weight_sigma
     assert isinstance(sigma, Tensor)
-    assert sigma.std() > 0, "its size is learnt, so noise was on in the update"
+    assert sigma.std() > 0, "sigma was trained, so noise was enabled in the update"
 
 
-def test_acting_takes_noise_only_from_the_policys_own_generator() -> None:
+def test_acting_samples_noise_only_from_the_generator_of_the_policy() -> None:
     learned = learner(noisy=True)
     player = Policy(learned.network, learned.compute, seed=3)
     obs, exploration = np.zeros((4, *OBS), np.uint8), Exploration(4, learned.network.num_actions, 1)
     others = (torch.get_rng_state(), learned.generator.get_state())
     before = player.noise.get_state()
     player.act(obs, 0.1, exploration)
-    assert torch.equal(player.noise.get_state(), before), "none in evaluation"
+    assert torch.equal(player.noise.get_state(), before), "no noise is sampled in evaluation"
     player.act(obs, 0.1, exploration, noisy=True)
     assert not torch.equal(player.noise.get_state(), before)
     assert all(
@@ -216,11 +221,11 @@ def test_acting_takes_noise_only_from_the_policys_own_generator() -> None:
     )
 
 
-# Munchausen, spectral norm, the gradient into the eye
+# Munchausen, spectral norm, gradient scale of the backbone
 
 
-def test_munchausen_asks_the_target_network_for_the_log_probability() -> None:
-    """Output biases alone decide. Temperature 1: the target network's policy is (1/2, 1/4, 1/4)."""
+def test_munchausen_log_probability_is_that_of_the_target_network() -> None:
+    """Only output biases. At temperature 1 the policy of the target network is (1/2, 1/4, 1/4)."""
     learned = learner(munchausen=True, munchausen_tau=1.0, munchausen_clip=-10.0, dueling=False)
     for net, bias in ((learned.network, [5.0, 0.0, 0.0]), (learned.target, [np.log(2), 0.0, 0.0])):
         out = net.advantage[-1]
@@ -229,30 +234,30 @@ def test_munchausen_asks_the_target_network_for_the_log_probability() -> None:
             out.weight.zero_()
             out.bias.copy_(torch.tensor(bias))
     obs, one = torch.zeros(1, *OBS, dtype=torch.uint8), torch.ones(1)
-    loss, _, error_B = learned._forward(obs, torch.tensor([1]), one, 0.5 * one, obs, one)
+    loss, _, td_error_B = learned._forward(obs, torch.tensor([1]), one, 0.5 * one, obs, one)
     # 1 + .9 log(1/4) + .5 log(2 + 1 + 1), and Q(s, 1) = 0.
     expected = 1 + 0.9 * np.log(0.25) + 0.5 * np.log(4)
-    assert error_B.item() == pytest.approx(abs(expected), rel=1e-5)
+    assert td_error_B.item() == pytest.approx(abs(expected), rel=1e-5)
     assert loss.item() == pytest.approx(0.5 * expected**2, rel=1e-4)
 
 
-def test_residual_weights_have_a_largest_singular_value_of_1() -> None:
+def test_spectral_norm_of_residual_weights_is_1() -> None:
     learned = learner(**RESIDUAL)
     for _ in range(30):
         learned.update()
     for _ in range(20):  # each pass in training is one power iteration
         learned.network(torch.zeros(1, *OBS))
     learned.network.eval()
-    normalised = [module for module in learned.network.modules() if "parametrizations" in dict(module.named_children())]
-    assert len(normalised) == 12, "two convolutions in two blocks of three sections"
-    for module in normalised:
+    normalized = [module for module in learned.network.modules() if "parametrizations" in dict(module.named_children())]
+    assert len(normalized) == 12, "two convolutions in two blocks of three sections"
+    for module in normalized:
         weight = module.weight
         assert isinstance(weight, Tensor)
         assert torch.linalg.svdvals(weight.detach().flatten(1))[0].item() == pytest.approx(1, abs=0.1)
     assert learned.network.backbone.out_size == (2, 2)
 
 
-def test_the_streams_gradient_is_scaled_on_its_way_into_the_eye() -> None:
+def test_backbone_gradient_is_scaled() -> None:
     gradients = []
     for factor in (1.0, 0.5):
         torch.manual_seed(0)
@@ -261,22 +266,22 @@ def test_the_streams_gradient_is_scaled_on_its_way_into_the_eye() -> None:
         q_BA = net(torch.rand(4, *OBS))
         q_BA.square().sum().backward()
         gradients.append([p.grad for p in net.parameters() if p.grad is not None])
-    eye = len(list(make_network(config(), OBS, ACTIONS).backbone.parameters()))
+    num_backbone = len(list(make_network(config(), OBS, ACTIONS).backbone.parameters()))
     for i, (full, half) in enumerate(zip(*gradients, strict=True)):
-        torch.testing.assert_close(half, full * (0.5 if i < eye else 1.0))
+        torch.testing.assert_close(half, full * (0.5 if i < num_backbone else 1.0))
 
 
-# Resets and what is annealed
+# Resets
 
 
-def test_a_reset_makes_heads_anew_and_shakes_the_eye() -> None:
+def test_a_reset_reinitializes_the_head_and_perturbs_the_backbone() -> None:
     learned = learner(head="iqn", reset_perturb_factor=0.25)
     for _ in range(5):
         learned.update()
     old = {name: p.detach().clone() for name, p in learned.network.named_parameters()}
     before = torch.get_rng_state()
     learned.reset(seed=7)
-    assert torch.equal(torch.get_rng_state(), before), "nobody else's random numbers are touched"
+    assert torch.equal(torch.get_rng_state(), before), "the global random state does not change"
     torch.manual_seed(7)
     fresh = dict(make_network(learned.config, OBS, ACTIONS).named_parameters())
     for name, now in learned.network.named_parameters():
@@ -292,37 +297,37 @@ def test_a_reset_makes_heads_anew_and_shakes_the_eye() -> None:
     assert learned.is_finite()
 
 
-# Presets and contradictions
+# Presets and contradictory settings
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         (["--munchausen", "--double"], "--munchausen and --double"),
         (["--preset", "btr", "--double"], "--munchausen and --double"),
         (["--preset", "nature", "--final-learning-rate", "1e-5"], "--final-learning-rate and --optimizer rmsprop"),
-        (["--spectral-norm"], "--spectral-norm belongs to the residual network"),
+        (["--spectral-norm"], "--spectral-norm requires the residual blocks of --backbone impala"),
         (["--preset", "rainbow", "--pool-size", "6"], "--backbone nature"),
     ],
 )
-def test_contradictions_are_refused_in_one_sentence(words: list[str], says: str) -> None:
-    with pytest.raises(UserError) as mistake:
+def test_contradictory_settings_are_refused(words: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
         refuse_contradictions(parse(Config, PRESETS, words, ""))
-    assert says in str(mistake.value)
-    assert "\n" not in str(mistake.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
-def test_every_preset_of_a_paper_says_where_it_departs() -> None:
-    assert set(DEPARTURES) == set(FAMILY)
-    assert set(FAMILY) == {
+def test_every_paper_preset_lists_its_deviations() -> None:
+    assert set(DEVIATIONS) == set(PAPER_PRESETS)
+    assert set(PAPER_PRESETS) == {
         *["nature", "dopamine", "double", "dueling", "prioritized", "c51", "qr", "iqn", "rainbow", "munchausen", "btr"],
         "data-efficient",
     }
-    assert all(not text.endswith(".") and "\n" not in text for texts in DEPARTURES.values() for text in texts)
+    assert all(not text.endswith(".") and "\n" not in text for texts in DEVIATIONS.values() for text in texts)
 
 
-def test_presets_are_what_the_papers_say() -> None:
-    presets = {name: parse(Config, PRESETS, ["--preset", name], "") for name in FAMILY}
+def test_presets_match_the_papers() -> None:
+    presets = {name: parse(Config, PRESETS, ["--preset", name], "") for name in PAPER_PRESETS}
     for preset in presets.values():
         refuse_contradictions(preset)
     rainbow, btr, der = presets["rainbow"], presets["btr"], presets["data-efficient"]
@@ -346,7 +351,7 @@ def test_presets_are_what_the_papers_say() -> None:
     )
     assert (btr.gamma, btr.n_step, btr.batch_size, btr.num_envs, btr.train_every_steps) == (0.997, 3, 256, 64, 64)
     assert (btr.per_alpha, btr.learning_rate, btr.optimizer_epsilon) == (0.2, 1e-4, 0.005 / 256)
-    assert sum(schedules.is_target_due(btr, u) for u in range(1, 5001)) == 10, "every 500 updates"
+    assert sum(schedules.is_target_update_due(btr, u) for u in range(1, 5001)) == 10, "every 500 updates"
     assert (der.total_steps, der.n_step, der.train_every_steps, der.learning_starts, der.noisy_sigma_init) == (
         100_000,
         20,
@@ -379,16 +384,16 @@ def test_presets_are_what_the_papers_say() -> None:
     assert (munchausen.protocol, munchausen.n_step, munchausen.double) == ("machado", 1, False)
 
 
-def test_the_default_is_as_it_was() -> None:
+def test_defaults_are_plain_q_learning() -> None:
     plain = Config()
     assert (plain.head, plain.noisy, plain.munchausen, plain.per_alpha) == ("q", False, False, 0)
     net = make_network(plain, (4, 84, 84), 6)
-    assert not net.has_modes
+    assert not net.has_train_mode
     assert list(net.buffers()) == []
 
 
-def test_the_family_starts_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every preset at reduced size: it parses, learns for some updates, and is evaluated."""
+def test_every_preset_runs_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run every preset at reduced size: command line, some updates, evaluation."""
     from zerokara.agents import dqn
 
     monkeypatch.chdir(tmp_path)
@@ -410,7 +415,7 @@ def test_the_family_starts_from_the_command_line(tmp_path: Path, monkeypatch: py
         *("--eval-max-steps", "5", "--no-capture-video", "--quiet", "--device", "cpu", "--precision", "float32"),
         *("--compile", "off", "--threads", "1", "--no-save-replay"),
     )
-    for name in FAMILY:
+    for name in PAPER_PRESETS:
         dqn.main([*small, "--preset", name, "--name", name])
         lines = (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()
         assert any("train/loss" in line for line in lines), name

@@ -1,4 +1,4 @@
-"""The learner: what one update touches, against the same update written out, and that it goes on bit for bit."""
+"""Tests of the learner: one update against an explicit computation, and bitwise identical resuming."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def config(**changes: Any) -> Config:
 
 
 def batches(seed: int = 0) -> Callable[[], Batch]:
-    """A source of made-up batches, the same for the same seed."""
+    """Return a function that generates random batches from a seed."""
     generator = torch.Generator().manual_seed(seed)
 
     def pixels() -> Tensor:
@@ -73,17 +73,17 @@ def same(left: list[Tensor], right: list[Tensor]) -> bool:
 
 @pytest.mark.parametrize("double", [True, False])
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
-def test_an_update_moves_the_online_network_only(optimizer: str, double: bool) -> None:
+def test_an_update_changes_only_the_online_network(optimizer: str, double: bool) -> None:
     learner = make(batches(), optimizer=optimizer, double=double)
     online, target = weights(learner.network), weights(learner.target)
-    assert same(online, target), "they start as one"
+    assert same(online, target), "equal at the start"
     for _ in range(3):
         learner.update()
     assert same(weights(learner.target), target)
     moved = weights(learner.network)
-    assert all(not torch.equal(a, b) for a, b in zip(online, moved, strict=True)), "every weight learns"
+    assert all(not torch.equal(a, b) for a, b in zip(online, moved, strict=True)), "every weight changes"
     assert all(p.grad is None for p in learner.target.parameters())
-    learner.renew_target()
+    learner.update_target_network()
     assert same(weights(learner.target), moved)
     assert same(weights(learner.network), moved)
     learner.update()
@@ -91,7 +91,7 @@ def test_an_update_moves_the_online_network_only(optimizer: str, double: bool) -
 
 
 @pytest.mark.parametrize("double", [True, False])
-def test_one_update_written_out(double: bool) -> None:
+def test_one_update_equals_an_explicit_computation(double: bool) -> None:
     batch = batches(3)()
     learner = make(lambda: batch, double=double, max_grad_norm=0.05, learning_rate=0.1)
     for _ in range(2):  # so that online and target networks differ
@@ -116,7 +116,7 @@ def test_one_update_written_out(double: bool) -> None:
     loss.backward()
     gradients = [p.grad for p in online.parameters() if p.grad is not None]
     norm = torch.sqrt(sum((g.square().sum() for g in gradients), torch.zeros(())))
-    assert norm > 0.05, "the clipping must have something to clip"
+    assert norm > 0.05, "the gradient must be large enough to be clipped"
     torch._foreach_mul_(gradients, 0.05 / norm.item())
     optimizer.step()
 
@@ -128,8 +128,8 @@ def test_one_update_written_out(double: bool) -> None:
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=2e-4)
 
 
-def test_double_lets_the_online_network_choose() -> None:
-    """Output biases alone decide: the online network prefers action 1, the target network action 2."""
+def test_double_q_learning_selects_with_the_online_network() -> None:
+    """Only output biases: the online network prefers action 1, the target network action 2."""
     learner = make(batches(), dueling=False)
     for net, bias in ((learner.network, [0.0, 5.0, 1.0]), (learner.target, [2.0, 3.0, 9.0])):
         out = net.advantage[-1]
@@ -148,8 +148,8 @@ def test_double_lets_the_online_network_choose() -> None:
     assert learner._forward(*step)[0].item() == pytest.approx(5.0)
 
 
-def test_no_gradient_flows_through_the_bootstrap() -> None:
-    """The gradient is that of a loss against a fixed number, although the online network chose the action."""
+def test_no_gradient_flows_through_the_bootstrap_value() -> None:
+    """The gradient is that of a loss with a constant target, although the online network selected the action."""
     batch = batches(1)()
     learner = make(lambda: batch)
     loss, _, _ = learner._forward(*batch)
@@ -166,16 +166,16 @@ def test_no_gradient_flows_through_the_bootstrap() -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_metrics_are_means_since_the_last_reading() -> None:
+def test_metrics_are_means_since_the_last_read() -> None:
     learner = make(batches(5))
     losses, values = [], []
     forward = learner._forward
 
     def spy(*batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        loss, mean_q, error_B = forward(*batch)
+        loss, mean_q, td_error_B = forward(*batch)
         losses.append(loss.item())
         values.append(mean_q.item())
-        return loss, mean_q, error_B
+        return loss, mean_q, td_error_B
 
     learner._loss = spy  # type: ignore[assignment]
     for _ in range(3):
@@ -189,12 +189,12 @@ def test_metrics_are_means_since_the_last_reading() -> None:
     assert metrics["train/grad_norm"].item() > 0
     kept = {name: value.item() for name, value in metrics.items()}
     learner.update()
-    assert {name: value.item() for name, value in metrics.items()} == kept, "what was read does not change any more"
-    assert all(value.isfinite() for value in make(batches()).read_metrics().values()), "also before the first update"
+    assert {name: value.item() for name, value in metrics.items()} == kept, "metrics that were read do not change later"
+    assert all(value.isfinite() for value in make(batches()).read_metrics().values()), "finite before the first update"
 
 
-def test_a_row_of_weight_0_teaches_nothing() -> None:
-    """The last row of every batch has weight 0: whatever stands in it, the update is the same."""
+def test_a_transition_of_weight_0_has_no_effect() -> None:
+    """The last row of every batch has weight 0, so its content does not change the update."""
     batch = batches(2)()
     reward_B, obs = batch.reward.clone(), batch.obs.clone()
     reward_B[-1] = 1e6
@@ -207,20 +207,20 @@ def test_a_row_of_weight_0_teaches_nothing() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
-def test_the_same_seed_learns_the_same_bit_for_bit(optimizer: str) -> None:
+def test_the_same_seed_gives_bitwise_identical_weights(optimizer: str) -> None:
     learners = [make(batches(1), seed=seed, optimizer=optimizer) for seed in (4, 4, 5)]
     for learner in learners:
         for i in range(8):
             learner.update()
             if i == 3:
-                learner.renew_target()
+                learner.update_target_network()
     assert same(weights(learners[0].network), weights(learners[1].network))
     assert not same(weights(learners[0].network), weights(learners[2].network))
     metrics = [learner.read_metrics() for learner in learners[:2]]
     assert {k: v.item() for k, v in metrics[0].items()} == {k: v.item() for k, v in metrics[1].items()}
 
 
-def test_adams_step_is_as_large_as_its_rate() -> None:
+def test_first_adam_step_equals_the_learning_rate() -> None:
     moved = []
     for rate in (1e-3, 1e-4):
         learner = make(batches(1), learning_rate=1e-2, optimizer_epsilon=1e-12)
@@ -228,40 +228,40 @@ def test_adams_step_is_as_large_as_its_rate() -> None:
         set_learning_rate(learner.optimizer, rate)
         learner.update()
         moved.append(max(float((a - b).abs().max()) for a, b in zip(weights(learner.network), before, strict=True)))
-    assert moved == pytest.approx([1e-3, 1e-4], rel=1e-2)  # Adam's first step is its rate, whatever the gradient
+    assert moved == pytest.approx([1e-3, 1e-4], rel=1e-2)  # independent of the gradient
 
 
 @pytest.mark.parametrize("compute", [Compute(), Compute(precision="bfloat16", channels_last=True)])
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
-def test_a_state_goes_on_bit_for_bit(optimizer: str, compute: Compute, tmp_path: Path) -> None:
+def test_a_restored_learner_continues_bitwise_identically(optimizer: str, compute: Compute, tmp_path: Path) -> None:
     sample = batches(1)
     first = make(sample, optimizer=optimizer, compute=compute)
     for _ in range(4):
         first.update()
-    first.renew_target()
+    first.update_target_network()
     first.update()
     torch.save(first.state_dict(), tmp_path / "state.pt")
-    drawn = [sample() for _ in range(5)]
+    sampled = [sample() for _ in range(5)]
 
-    def go_on(learner: Learner) -> tuple[list[Tensor], dict[str, float]]:
-        stream = iter(drawn)
+    def continue_training(learner: Learner) -> tuple[list[Tensor], dict[str, float]]:
+        stream = iter(sampled)
         learner._sample = lambda: next(stream)
         for i in range(5):
             learner.update()
             if i == 2:
-                learner.renew_target()
+                learner.update_target_network()
         metrics = {name: value.item() for name, value in learner.read_metrics().items()}
         return weights(learner.network) + weights(learner.target), metrics
 
-    expected, expected_metrics = go_on(first)
+    expected, expected_metrics = continue_training(first)
     second = make(sample, seed=77, optimizer=optimizer, compute=compute)
     second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    got, metrics = go_on(second)
+    got, metrics = continue_training(second)
     assert same(got, expected)
-    assert metrics == expected_metrics, "the sums are part of the state"
+    assert metrics == expected_metrics, "the metric sums are part of the state"
 
 
-def test_weights_that_are_no_numbers_are_noticed() -> None:
+def test_non_finite_weights_are_detected() -> None:
     learner = make(batches())
     learner.update()
     assert learner.is_finite()
@@ -275,7 +275,7 @@ def test_weights_that_are_no_numbers_are_noticed() -> None:
     assert not exploded.is_finite()
 
 
-def test_max_grad_norm_none_clips_nothing() -> None:
+def test_max_grad_norm_none_disables_clipping() -> None:
     huge, tiny = (make(batches(), max_grad_norm=limit, optimizer="rmsprop") for limit in (None, 1e-6))
     free = make(batches(), max_grad_norm=1e9, optimizer="rmsprop")
     for learner in (huge, tiny, free):
@@ -284,7 +284,7 @@ def test_max_grad_norm_none_clips_nothing() -> None:
     assert not same(weights(huge.network), weights(tiny.network))
 
 
-def test_bfloat16_learns_about_the_same() -> None:
+def test_bfloat16_loss_is_close_to_float32() -> None:
     losses = []
     for compute in (Compute(), Compute(precision="bfloat16", channels_last=True)):
         batch = batches(4)()
@@ -295,10 +295,10 @@ def test_bfloat16_learns_about_the_same() -> None:
 
 
 @pytest.mark.parametrize("noisy", [False, True])
-def test_weights_in_16_bits_go_on_from_a_checkpoint_and_follow_a_reset(
+def test_16_bit_working_copy_resumes_from_a_checkpoint_and_follows_a_reset(
     monkeypatch: pytest.MonkeyPatch, noisy: bool
 ) -> None:
-    """As in compiled runs on a CPU, but not compiled, which changes nothing here."""
+    """Settings of compiled runs on a CPU, without the compilation, which does not matter here."""
     monkeypatch.setattr(Compute, "function", lambda compute, function: function)
     compute = Compute(precision="bfloat16", compile=True)
     learner, other = (make(batches(6), compute=compute, noisy=noisy) for _ in range(2))
@@ -321,7 +321,7 @@ def test_weights_in_16_bits_go_on_from_a_checkpoint_and_follow_a_reset(
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
-def test_a_compiled_update_is_the_eager_one() -> None:
+def test_a_compiled_update_equals_the_eager_update() -> None:
     learners = [make(batches(6), compute=Compute(compile=compile)) for compile in (False, True)]
     for learner in learners:
         for _ in range(3):
@@ -332,7 +332,7 @@ def test_a_compiled_update_is_the_eager_one() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
-def test_a_captured_update_is_the_eager_one(optimizer: str) -> None:
+def test_a_captured_update_equals_the_eager_update(optimizer: str) -> None:
     compute = Compute(device="cuda")
     batch = Batch(*(tensor.to("cuda") for tensor in batches(6)()))
     graph = make(lambda: batch, compute=compute, optimizer=optimizer)
@@ -359,7 +359,7 @@ def observations(number: int) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (number, *OBS), np.uint8)
 
 
-def test_values_are_the_networks() -> None:
+def test_policy_values_are_those_of_the_network() -> None:
     player = policy()
     obs = observations(4)
     q_NA = player.values(obs)
@@ -368,7 +368,7 @@ def test_values_are_the_networks() -> None:
     assert not q_NA.requires_grad
 
 
-def test_epsilon_0_is_greedy_and_1_is_uniform() -> None:
+def test_epsilon_0_is_greedy_and_epsilon_1_is_uniform() -> None:
     player = policy()
     obs = observations(3000)
     exploration = Exploration(3000, ACTIONS, 0)
@@ -385,19 +385,19 @@ def test_epsilon_0_is_greedy_and_1_is_uniform() -> None:
         assert action_N.max() < ACTIONS
 
 
-def test_epsilon_is_the_share_of_random_actions() -> None:
+def test_epsilon_is_the_fraction_of_random_actions() -> None:
     player = policy()
     out = player.network.advantage[-1]
     assert isinstance(out, nn.Linear)
     with torch.no_grad():
         out.bias.copy_(torch.tensor([0.0, 1e3, 0.0]))
     action_N = player.act(observations(3000), 0.3, Exploration(3000, ACTIONS, 0))
-    # Two thirds of the random ones are not the greedy action: .2 of 3000, standard deviation 22.
+    # Two thirds of the random actions differ from the greedy one: .2 of 3000, standard deviation 22.
     assert abs((action_N != 1).sum() - 600) < 90
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.4, 1.0])
-def test_every_call_draws_as_many_random_numbers(epsilon: float) -> None:
+def test_every_call_uses_the_same_number_of_random_numbers(epsilon: float) -> None:
     exploration, other = Exploration(5, ACTIONS, 3), Exploration(5, ACTIONS, 3)
     player = policy()
     for _ in range(3):
@@ -406,14 +406,14 @@ def test_every_call_draws_as_many_random_numbers(epsilon: float) -> None:
     assert torch.equal(exploration.generator.get_state(), other.generator.get_state())
 
 
-def test_acting_draws_nothing_from_the_worlds_generator() -> None:
+def test_acting_does_not_change_the_global_random_state() -> None:
     player = policy()
     before = torch.get_rng_state()
     player.act(observations(5), 0.5, Exploration(5, ACTIONS, 3))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_policy_follows_the_learner() -> None:
+def test_the_policy_uses_the_updated_weights() -> None:
     learner = make(batches(), learning_rate=0.1)
     player = Policy(learner.network, learner.compute)
     before = player.values(observations(4)).clone()

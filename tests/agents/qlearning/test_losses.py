@@ -1,4 +1,4 @@
-"""Targets and losses against numbers worked out by hand."""
+"""Tests of targets and losses against values computed by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, tensor
 
 from zerokara.agents.qlearning.losses import (
-    Next,
+    NextValues,
     categorical_loss,
     categorical_target,
     greedy,
@@ -28,49 +28,49 @@ REWARD_B = tensor([1.0, -1.0, 0.5])
 DISCOUNT_B = tensor([0.9, 0.81, 0.0])  # one step, two steps, a terminal
 
 
-def q_target(discount_B: Tensor, q_BA: Tensor, chooser_BA: Tensor) -> Tensor:
-    """The target of a network that gives expected returns alone."""
-    return td_target(REWARD_B, discount_B, greedy(q_BA[:, None], chooser_BA)).squeeze(1)
+def q_target(discount_B: Tensor, q_BA: Tensor, selection_q_BA: Tensor) -> Tensor:
+    """TD target of a scalar head."""
+    return td_target(REWARD_B, discount_B, greedy(q_BA[:, None], selection_q_BA)).squeeze(1)
 
 
-def test_single_target_takes_the_target_networks_best() -> None:
+def test_target_uses_the_maximum_of_the_target_network() -> None:
     # 1 + .9 * 5; -1 + .81 * 2; .5 + 0
     target_B = q_target(DISCOUNT_B, NEXT_TARGET_BA, NEXT_TARGET_BA)
     torch.testing.assert_close(target_B, tensor([5.5, 0.62, 0.5]))
 
 
-def test_double_target_values_the_online_networks_choice() -> None:
-    # The online network chooses actions 0, 2, 1; the target network values them 1, 0, 4.5.
+def test_double_target_evaluates_the_action_selected_by_the_online_network() -> None:
+    # The online network selects actions 0, 2, 1; their values in the target network are 1, 0, 4.5.
     target_B = q_target(DISCOUNT_B, NEXT_TARGET_BA, NEXT_ONLINE_BA)
     torch.testing.assert_close(target_B, tensor([1.9, -1.0, 0.5]))
 
 
-@pytest.mark.parametrize("chooser_BA", [torch.zeros(3, 3), NEXT_ONLINE_BA])
-def test_a_terminal_needs_no_value(chooser_BA: Tensor) -> None:
+@pytest.mark.parametrize("selection_q_BA", [torch.zeros(3, 3), NEXT_ONLINE_BA])
+def test_a_terminal_target_ignores_the_next_values(selection_q_BA: Tensor) -> None:
     huge_BA = torch.full((3, 3), 1e30)
-    assert torch.equal(q_target(torch.zeros(3), huge_BA, chooser_BA), REWARD_B)
+    assert torch.equal(q_target(torch.zeros(3), huge_BA, selection_q_BA), REWARD_B)
 
 
-def test_loss_is_huber_in_both_branches_weighted_and_averaged() -> None:
+def test_td_loss_is_the_weighted_mean_huber_loss() -> None:
     q_BA = tensor([[1.0, 2.0], [0.5, 3.0], [-1.0, 0.0], [7.0, 7.0]])
     action_B = tensor([1, 0, 1, 0])
     target_B = tensor([2.4, 4.0, -1.0, -93.0])
     weight_B = tensor([1.0, 2.0, 0.5, 0.0])
-    # Errors .4, 3.5, -1, -100: .5 * .16 = .08; 3.5 - .5 = 3; where both branches meet .5; the last does not count.
-    loss, error_B = td_loss(q_BA, action_B, target_B, weight_B)
+    # Errors .4, 3.5, -1, -100: .5 * .16 = .08; 3.5 - .5 = 3; at the boundary of the branches .5; the last has weight 0.
+    loss, td_error_B = td_loss(q_BA, action_B, target_B, weight_B)
     assert loss.shape == ()
     assert loss.item() == pytest.approx((0.08 + 2 * 3 + 0.5 * 0.5) / 4)
-    torch.testing.assert_close(error_B, tensor([0.4, 3.5, 1.0, 100.0]))
-    assert not error_B.requires_grad
+    torch.testing.assert_close(td_error_B, tensor([0.4, 3.5, 1.0, 100.0]))
+    assert not td_error_B.requires_grad
 
 
-def test_gradient_is_the_error_clipped() -> None:
+def test_gradient_is_the_clipped_td_error() -> None:
     q_BA = tensor([[1.0, 2.0], [0.5, 3.0], [-1.0, 0.0], [7.0, 7.0]], requires_grad=True)
     target_B = tensor([2.4, 4.0, -9.0, -93.0])
     weight_B = tensor([1.0, 2.0, 0.5, 0.0])
     loss, _ = td_loss(q_BA, tensor([1, 0, 1, 0]), target_B, weight_B)
     loss.backward()
-    # q - target is -.4, -3.5, 9, 100, clipped to [-1, 1], times weight / 4; the other actions are not touched.
+    # q - target is -.4, -3.5, 9, 100, clipped to [-1, 1], times weight / 4; the gradient of other actions is 0.
     expected = tensor([[0.0, -0.4], [-2.0, 0.0], [0.0, 0.5], [0.0, 0.0]]) / 4
     assert q_BA.grad is not None
     torch.testing.assert_close(q_BA.grad, expected)
@@ -85,7 +85,7 @@ SUPPORT_X = tensor([-1.0, 0.0, 1.0, 2.0])
 @pytest.mark.parametrize(
     ("atom", "expected"),
     [
-        (-1.0, [1, 0, 0, 0]),  # on the ends and between them
+        (-1.0, [1, 0, 0, 0]),  # at the ends and between them
         (2.0, [0, 0, 0, 1]),
         (1.0, [0, 0, 1, 0]),
         (0.25, [0, 0.75, 0.25, 0]),
@@ -94,12 +94,12 @@ SUPPORT_X = tensor([-1.0, 0.0, 1.0, 2.0])
         (2.5, [0, 0, 0, 1]),
     ],
 )
-def test_an_atom_is_shared_by_its_neighbours(atom: float, expected: list[float]) -> None:
+def test_an_atom_is_divided_between_neighboring_atoms(atom: float, expected: list[float]) -> None:
     torch.testing.assert_close(project(tensor([[atom]]), tensor([[1.0]]), SUPPORT_X), tensor([expected]).float())
 
 
-def test_projection_equals_the_papers_sum() -> None:
-    """Bellemare et al. 2017, equation 7, term by term; and it keeps the mean of what lies inside."""
+def test_projection_equals_equation_7() -> None:
+    """Compare with Bellemare et al. 2017, equation 7, term by term. The mean of the clipped atoms is preserved."""
     generator = torch.Generator().manual_seed(0)
     support_X = torch.linspace(-10, 10, 51)
     atom_BK = 30 * torch.rand(5, 40, generator=generator) - 15
@@ -118,15 +118,15 @@ def test_projection_equals_the_papers_sum() -> None:
 
 
 def test_categorical_target_by_hand() -> None:
-    # Action 0 is certain of atom 2; action 1 of 0 and 1, each by half. Values 2 and .5, so action 0 follows.
+    # Action 0 has all probability at atom 2, action 1 half each at 0 and 1. Q-values 2 and .5: action 0 is greedy.
     far = -1e9
     logit_BXA = tensor([[[far, far], [far, 0.0], [far, 0.0], [0.0, far]]]).expand(2, -1, -1)
     q_BA = tensor([[2.0, 0.5], [2.0, 0.5]])
     reward_B, discount_B = tensor([-0.5, 0.3]), tensor([0.9, 0.0])
-    # -.5 + .9 * 2 = 1.3: .7 of atom 1, .3 of atom 2. At the terminal all is .3: .7 of atom 0, .3 of atom 1.
+    # -.5 + .9 * 2 = 1.3: .7 at atom 1, .3 at atom 2. At the terminal the return is .3: .7 at atom 0, .3 at atom 1.
     target_BX = categorical_target(reward_B, discount_B, greedy(logit_BXA, q_BA), SUPPORT_X)
     torch.testing.assert_close(target_BX, tensor([[0, 0, 0.7, 0.3], [0, 0.7, 0.3, 0]]))
-    # The other way round the online network prefers action 1: .5 * -.5 and .5 * .4.
+    # With negated selection values action 1 is greedy: atoms -.5 and .4, probability .5 each.
     target_BX = categorical_target(reward_B, discount_B, greedy(logit_BXA, -q_BA), SUPPORT_X)
     torch.testing.assert_close(target_BX[0], tensor([0.25, 0.25 + 0.3, 0.2, 0]))
 
@@ -134,13 +134,13 @@ def test_categorical_target_by_hand() -> None:
 def test_categorical_mixture_by_hand() -> None:
     far = -1e9
     logit_BXM = tensor([[[far, 0.0], [far, far], [far, far], [0.0, far]]])
-    following = Next(logit_BXM, tensor([[0.75, 0.25]]), tensor([[-0.5, 0.0]]))
-    # .75 of .8 * (2 + .5) = 2, .25 of .8 * -1: .8 of atom -1, .2 of atom 0.
-    target_BX = categorical_target(tensor([0.0]), tensor([0.8]), following, SUPPORT_X)
+    next_values = NextValues(logit_BXM, tensor([[0.75, 0.25]]), tensor([[-0.5, 0.0]]))
+    # Probability .75 at .8 * (2 + .5) = 2. Probability .25 at .8 * -1 = -.8: .8 of it at atom -1, .2 at atom 0.
+    target_BX = categorical_target(tensor([0.0]), tensor([0.8]), next_values, SUPPORT_X)
     torch.testing.assert_close(target_BX, tensor([[0.2, 0.05, 0, 0.75]]))
 
 
-def test_categorical_loss_is_a_divergence_with_the_cross_entropys_gradient() -> None:
+def test_categorical_loss_is_a_kl_divergence_with_the_gradient_of_cross_entropy() -> None:
     logit_BX = tensor([[0.0, math.log(3.0)], [1.0, 1.0], [5.0, 0.0]], requires_grad=True)
     target_BX = tensor([[0.5, 0.5], [0.5, 0.5], [0.0, 1.0]])
     weight_B = tensor([2.0, 1.0, 0.0])
@@ -164,9 +164,9 @@ def test_quantile_loss_by_hand() -> None:
     target_BS = tensor([[1.0, 4.0, 2.5]])
     # Errors of 0: 1, 4, 2.5: Huber .5, 3.5, 2, times .25. Of 2: -1, 2, .5: Huber .5, 1.5, .125, times .25, .75, .75.
     first, second = 0.25 * (0.5 + 3.5 + 2) / 3, (0.25 * 0.5 + 0.75 * 1.5 + 0.75 * 0.125) / 3
-    loss, error_B = quantile_loss(z_BT, tau_BT, target_BS, tensor([2.0]))
+    loss, td_error_B = quantile_loss(z_BT, tau_BT, target_BS, tensor([2.0]))
     assert loss.item() == pytest.approx(2 * (first + second))
-    assert error_B.item() == pytest.approx((1 + 4 + 2.5 + 1 + 2 + 0.5) / 6)
+    assert td_error_B.item() == pytest.approx((1 + 4 + 2.5 + 1 + 2 + 0.5) / 6)
     loss.backward()
     # The gradient is -|tau - 1{error < 0}| times the error clipped to [-1, 1].
     assert z_BT.grad is not None
@@ -188,8 +188,8 @@ def test_quantile_loss_equals_a_loop_over_pairs() -> None:
     assert quantile_loss(z_BT, tau_BT, target_BS, weight_B)[0].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_quantiles_find_the_quantiles() -> None:
-    """Drawn to samples of a distribution, each settles where its fraction of them lies below."""
+def test_quantile_regression_converges_to_the_quantiles() -> None:
+    """Trained on samples of a distribution, each output converges to the quantile at its fraction."""
     sample_S = torch.linspace(0, 100, 1001)
     tau_BT = tensor([[0.1, 0.5, 0.9]])
     z_BT = torch.full((1, 3), 50.0, requires_grad=True)
@@ -205,32 +205,32 @@ def test_quantiles_find_the_quantiles() -> None:
 
 
 def test_munchausen_by_hand() -> None:
-    """Temperature .5: values 1 and 1 + .5 log 3 have probabilities 1/4 and 3/4."""
+    """At temperature .5, values 1 and 1 + .5 log 3 have probabilities 1/4 and 3/4."""
     q_BA = tensor([[1.0, 1 + 0.5 * math.log(3)]])
     low, high = 0.5 * math.log(0.25), 0.5 * math.log(0.75)
     for action, log_pi in ((0, low), (1, high)):
-        bonus_B = munchausen_bonus(q_BA, tensor([action]), scale=0.9, temperature=0.5, floor=-10)
+        bonus_B = munchausen_bonus(q_BA, tensor([action]), alpha=0.9, tau=0.5, clip_min=-10)
         assert bonus_B.item() == pytest.approx(0.9 * log_pi, rel=1e-5)
-    clipped_B = munchausen_bonus(q_BA, tensor([0]), scale=0.9, temperature=0.5, floor=-0.4)
+    clipped_B = munchausen_bonus(q_BA, tensor([0]), alpha=0.9, tau=0.5, clip_min=-0.4)
     assert clipped_B.item() == pytest.approx(-0.36)
-    following = soft(q_BA[:, None], q_BA, 0.5)
-    torch.testing.assert_close(following.probability_BM, tensor([[0.25, 0.75]]))
+    next_values = soft(q_BA[:, None], q_BA, 0.5)
+    torch.testing.assert_close(next_values.probability_BM, tensor([[0.25, 0.75]]))
     # The sum over actions of pi (q - tau log pi) is tau logsumexp(q / tau).
-    target_BX = td_target(tensor([0.2]), tensor([0.9]), following)
+    target_BX = td_target(tensor([0.2]), tensor([0.9]), next_values)
     assert target_BX.item() == pytest.approx(0.2 + 0.9 * 0.5 * math.log(math.exp(2) + 3 * math.exp(2)), rel=1e-5)
 
 
-def test_munchausen_survives_values_that_are_far_apart() -> None:
+def test_munchausen_is_stable_for_large_differences_of_values() -> None:
     q_BA = tensor([[1000.0, -1000.0]])
-    bonus_B = munchausen_bonus(q_BA, tensor([1]), scale=0.9, temperature=0.03, floor=-1)
+    bonus_B = munchausen_bonus(q_BA, tensor([1]), alpha=0.9, tau=0.03, clip_min=-1)
     assert bonus_B.item() == pytest.approx(-0.9)
     assert td_target(tensor([0.0]), tensor([1.0]), soft(q_BA[:, None], q_BA, 0.03)).item() == pytest.approx(1000)
 
 
-def test_soft_quantiles_are_mixed_one_by_one() -> None:
+def test_soft_policy_averages_each_quantile() -> None:
     z_BXA = tensor([[[0.0, 4.0], [2.0, 8.0]]])  # two quantiles of two actions
-    following = Next(z_BXA, tensor([[0.25, 0.75]]), tensor([[-1.0, -2.0]]))
-    target_BX = td_target(tensor([1.0]), tensor([0.5]), following)
+    next_values = NextValues(z_BXA, tensor([[0.25, 0.75]]), tensor([[-1.0, -2.0]]))
+    target_BX = td_target(tensor([1.0]), tensor([0.5]), next_values)
     # First: 1 + .5 (.25 * (0 + 1) + .75 * (4 + 2)); second: 1 + .5 (.25 * (2 + 1) + .75 * (8 + 2)).
     torch.testing.assert_close(target_BX, tensor([[3.375, 5.125]]))
 
@@ -238,19 +238,19 @@ def test_soft_quantiles_are_mixed_one_by_one() -> None:
 # PQN
 
 
-def returns(trace: float, terminal: list[float], cut: list[float]) -> list[float]:
+def returns(td_lambda: float, terminal: list[float], cut: list[float]) -> list[float]:
     column = [tensor(x)[:, None] for x in ([1.0, 2.0, 3.0], terminal, [10.0, 20.0, 30.0], cut)]
-    return lambda_returns(*column, gamma=0.5, trace=trace).squeeze(1).tolist()
+    return lambda_returns(*column, gamma=0.5, td_lambda=td_lambda).squeeze(1).tolist()
 
 
 def test_lambda_returns_by_hand() -> None:
     nothing = [0.0, 0.0, 0.0]
-    # The last bootstraps: 3 + .5 * 30 = 18. Before: 2 + .5 (.6 * 20 + .4 * 18) = 11.6, 1 + .5 (.6 * 10 + .4 * 11.6).
+    # Last step: 3 + .5 * 30 = 18. Before it: 2 + .5 (.6 * 20 + .4 * 18) = 11.6, 1 + .5 (.6 * 10 + .4 * 11.6).
     assert returns(0.4, nothing, nothing) == pytest.approx([6.32, 11.6, 18.0])
-    assert returns(0.0, nothing, nothing) == pytest.approx([6.0, 12.0, 18.0]), "one-step targets"
-    assert returns(1.0, nothing, nothing) == pytest.approx([6.5, 11.0, 18.0]), "the whole return"
-    # A terminal in the middle: nothing of what follows, and no bootstrap.
+    assert returns(0.0, nothing, nothing) == pytest.approx([6.0, 12.0, 18.0]), "one-step returns"
+    assert returns(1.0, nothing, nothing) == pytest.approx([6.5, 11.0, 18.0]), "Monte Carlo returns"
+    # A terminal at the second step: no later rewards and no bootstrapping.
     assert returns(0.4, [0.0, 1.0, 0.0], nothing) == pytest.approx([1 + 0.5 * (6 + 0.8), 2.0, 18.0])
-    # A truncation in the middle: bootstrapped, and nothing of what follows.
+    # A truncation at the second step: bootstrapping, and no later rewards.
     assert returns(0.4, nothing, [0.0, 1.0, 0.0]) == pytest.approx([1 + 0.5 * (6 + 0.4 * 12), 12.0, 18.0])
     assert returns(0.4, [0.0, 0.0, 1.0], nothing)[2] == 3.0

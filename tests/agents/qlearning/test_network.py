@@ -1,4 +1,4 @@
-"""The Q-network: its parts counted by hand, its identities checked."""
+"""Tests of the Q-network: parameter counts computed by hand, and identities between its parts."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ def parameters(module: nn.Module) -> int:
 
 
 # 32 filters of 8x8x4, 64 of 4x4x32, 64 of 3x3x64, 7x7x64 = 3136 features to 512, each with its bias.
-NATURE_TRUNK = 8_224 + 32_832 + 36_928
+NATURE_BACKBONE = 8_224 + 32_832 + 36_928
 NATURE_HIDDEN = 1_606_144
 
 
 @pytest.mark.parametrize("actions", [4, 6, 18])
-def test_the_nature_network_has_the_papers_parameters(actions: int) -> None:
-    assert parameters(network(num_actions=actions)) == NATURE_TRUNK + NATURE_HIDDEN + 512 * actions + actions
+def test_nature_network_has_the_parameter_count_of_the_paper(actions: int) -> None:
+    assert parameters(network(num_actions=actions)) == NATURE_BACKBONE + NATURE_HIDDEN + 512 * actions + actions
 
 
 def test_known_parameter_counts() -> None:
     assert parameters(network()) == 1_687_206
-    # Two hidden layers, and one more output for the state's value.
-    assert parameters(network(dueling=True)) == NATURE_TRUNK + 2 * NATURE_HIDDEN + 513 * 6 + 513
+    # Two hidden layers, and one more output for the state value.
+    assert parameters(network(dueling=True)) == NATURE_BACKBONE + 2 * NATURE_HIDDEN + 513 * 6 + 513
     assert parameters(network(layer_norm=True)) == 1_687_206 + 2 * 512
     # 2013: 16 8x8x4, 32 4x4x16, 9x9x32 = 2592 features to 256.
     assert parameters(network(backbone="nips", hidden_units=256)) == 4_112 + 8_224 + 663_808 + 257 * 6
 
 
-def test_dueling_adds_the_value_to_advantages_without_their_mean() -> None:
+def test_dueling_adds_the_value_to_centered_advantages() -> None:
     net = network(backbone="nips", hidden_units=16, dueling=True).eval()
     x = torch.rand(5, *OBS)
     q_BA = net(x)
@@ -60,7 +60,7 @@ def test_dueling_adds_the_value_to_advantages_without_their_mean() -> None:
     for a in range(6):
         others = sum(advantage_BA[:, i] for i in range(6)) / 6
         torch.testing.assert_close(q_BA[:, a], value_B + advantage_BA[:, a] - others)
-    # What all advantages share is not seen: only the value says how good a state is.
+    # A constant added to all advantages has no effect.
     bias = net.advantage[-1].bias
     assert isinstance(bias, Tensor)
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_without_dueling_there_is_one_stream() -> None:
 
 
 @pytest.mark.parametrize("dueling", [True, False])
-def test_layer_norm_normalises_the_hidden_layer_before_its_relu(dueling: bool) -> None:
+def test_layer_norm_normalizes_the_hidden_layer_before_its_relu(dueling: bool) -> None:
     net = network(backbone="nips", hidden_units=64, layer_norm=True, dueling=dueling)
     seen: list[Tensor] = []
     for module in net.modules():
@@ -89,12 +89,12 @@ def test_layer_norm_normalises_the_hidden_layer_before_its_relu(dueling: bool) -
         torch.testing.assert_close(hidden_BU.var(dim=1, unbiased=False), torch.ones(3), rtol=1e-2, atol=0)
 
 
-def test_no_action_starts_favoured() -> None:
+def test_initial_q_values_are_near_0() -> None:
     q_BA = network(num_actions=18, dueling=True)(torch.rand(8, *OBS))
     assert q_BA.abs().max() < 0.5
 
 
-def test_values_are_float32_also_under_autocast() -> None:
+def test_q_values_are_float32_under_autocast() -> None:
     net = network(backbone="nips", hidden_units=16, dueling=True)
     with torch.autocast("cpu", torch.bfloat16):
         q_BA = net(torch.rand(2, *OBS))
@@ -103,7 +103,7 @@ def test_values_are_float32_also_under_autocast() -> None:
 
 
 @pytest.mark.parametrize("backbone", ["nature", "nips", "impala"])
-def test_images_need_not_be_square(backbone: str) -> None:
+def test_images_can_be_rectangular(backbone: str) -> None:
     net = network(obs_shape=(3, 40, 64), backbone=backbone, hidden_units=8)
     assert net(torch.rand(2, 3, 40, 64)).shape == (2, 6)
 
@@ -115,7 +115,7 @@ def test_small_images_and_unknown_backbones_are_refused() -> None:
         network(backbone="natur")
 
 
-def test_the_same_seed_builds_the_same_network() -> None:
+def test_the_same_seed_initializes_the_same_weights() -> None:
     nets = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Prioritised replay: sums, draws, weights, and who has a priority at all, against plain loops."""
+"""Tests of prioritized replay: sum tree, sampling, weights and priorities, against simple loops."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from tests.agents.fakes import CPU, GAMMA, SCRIPT, Play, Stream, check_rows, streams
+from tests.agents.fakes import CPU, GAMMA, SCRIPT, ScriptedEnvs, Stream, check_rows, streams
 from zerokara.agents.qlearning.prioritized_replay import FAN_OUT, PrioritizedReplay, SumTree
 
 
-def make(play: Play, window: int, *, n_step: int = 1, exponent: float = 1.0, **options: Any) -> PrioritizedReplay:
+def make(envs: ScriptedEnvs, window: int, *, n_step: int = 1, alpha: float = 1.0, **options: Any) -> PrioritizedReplay:
     return PrioritizedReplay(
-        window * play.num_envs,
-        play.num_envs,
-        play.obs_shape,
-        play.channels,
+        window * envs.num_envs,
+        envs.num_envs,
+        envs.obs_shape,
+        envs.channels,
         n_step=n_step,
         gamma=GAMMA,
         seed=options.pop("seed", 0),
         device=CPU,
-        exponent=exponent,
+        alpha=alpha,
         **options,
     )
 
 
-def drawable(play: Play, replay: PrioritizedReplay) -> set[int]:
-    """Rows of the slots from which a transition starts, by the slow reference."""
+def sampleable_rows(envs: ScriptedEnvs, replay: PrioritizedReplay) -> set[int]:
+    """Rows of the slots at which a transition starts, according to the reference."""
     return {
         env * replay.slots + slot % replay.slots
-        for env in range(play.num_envs)
-        for slot in play.may_be_drawn(env, replay.window)
-        if play.makes(env, slot, replay.n_step) is not None
+        for env in range(envs.num_envs)
+        for slot in envs.sampleable_slots(env, replay.window)
+        if envs.expected_transition(env, slot, replay.n_step) is not None
     }
 
 
@@ -51,46 +51,46 @@ def check_sums(tree: SumTree) -> None:
 
 
 @pytest.mark.parametrize(("size", "levels"), [(1, 1), (64, 1), (65, 2), (4096, 2), (4097, 3), (1_048_576, 4)])
-def test_a_tree_has_as_many_levels_as_it_needs(size: int, levels: int) -> None:
+def test_number_of_levels_of_the_tree(size: int, levels: int) -> None:
     tree = SumTree(size, CPU)
     assert len(tree.levels) == levels
     assert len(tree.levels[-1]) == FAN_OUT
     tree.set(torch.tensor([size - 1]), torch.tensor([2.0]))
     assert all(level.sum() == 2 for level in tree.levels)
-    assert tree.draw(torch.rand(levels, 50)).eq(size - 1).all(), "the only one that can be drawn"
+    assert tree.sample(torch.rand(levels, 50)).eq(size - 1).all(), "the only value above 0"
 
 
-def test_sums_stay_right_however_often_numbers_change() -> None:
+def test_sums_are_correct_after_many_changes() -> None:
     tree, generator = SumTree(9000, CPU), torch.Generator().manual_seed(0)
     numbers = torch.zeros(9000)
     for _ in range(60):
         row = torch.randint(9000, (100,), generator=generator)
         value = torch.rand(100, generator=generator) * (torch.rand(100, generator=generator) > 0.3)
         tree.set(row, value)
-        for r in set(row.tolist()):  # where a row comes twice, the greater value stays
+        for r in set(row.tolist()):  # for a row that occurs twice, the larger value is stored
             numbers[r] = value[row == r].max()
         check_sums(tree)
     assert torch.equal(tree.levels[0][:9000], numbers)
     assert torch.equal(tree.get(torch.tensor([5, 17])), numbers[[5, 17]])
 
 
-def test_draws_are_proportional() -> None:
-    """Over two levels, from 1 to 100 times as often, and what is 0 never."""
+def test_samples_are_proportional_to_values() -> None:
+    """Two levels, values from 1 to 100, and values of 0, which are never sampled."""
     tree, generator = SumTree(200, CPU), torch.Generator().manual_seed(3)
     numbers = torch.zeros(200)
     numbers[[3, 40, 63, 64, 120, 199]] = torch.tensor([1.0, 10, 100, 50, 5, 34])
     tree.set(torch.arange(200), numbers)
-    draws = 200_000
-    row_B = tree.draw(torch.rand(2, draws, generator=generator))
+    num_samples = 200_000
+    row_B = tree.sample(torch.rand(2, num_samples, generator=generator))
     counts = torch.bincount(row_B, minlength=200).double()
     assert counts[numbers == 0].sum() == 0
-    expected = draws * numbers[numbers > 0].double() / 200
+    expected = num_samples * numbers[numbers > 0].double() / 200
     chi_square = ((counts[numbers > 0] - expected) ** 2 / expected).sum()
     assert chi_square < 20.5  # 5 degrees of freedom: 99.9%
 
 
-def test_rounding_never_draws_what_has_no_priority() -> None:
-    """Numbers that float32 cannot add without loss, and the largest number below 1."""
+def test_a_value_of_0_is_never_sampled_after_rounding() -> None:
+    """Values that float32 cannot add exactly, and the largest random number below 1."""
     tree = SumTree(640, CPU)
     numbers = torch.zeros(640)
     numbers[10:620:7] = 1e-3
@@ -99,35 +99,35 @@ def test_rounding_never_draws_what_has_no_priority() -> None:
     nearly_1 = torch.nextafter(torch.ones(1), torch.zeros(1))
     for last in (0.0, 1.0, nearly_1.item()):
         uniform = torch.tensor([[0.0, 0.5, 1.0, nearly_1.item()], [last] * 4])
-        assert (tree.get(tree.draw(uniform)) > 0).all()
+        assert (tree.get(tree.sample(uniform)) > 0).all()
 
 
-# Who has a priority
+# Priorities
 
 
-@pytest.mark.parametrize("slack", [0, 24])
+@pytest.mark.parametrize("checkpoint_margin", [0, 24])
 @pytest.mark.parametrize("n_step", [1, 3])
-def test_only_transitions_have_a_priority_over_several_laps(n_step: int, slack: int) -> None:
-    play = Play(3)
-    replay = make(play, 20, n_step=n_step, slack=slack)
+def test_only_transitions_have_a_priority_over_several_laps(n_step: int, checkpoint_margin: int) -> None:
+    envs = ScriptedEnvs(3)
+    replay = make(envs, 20, n_step=n_step, checkpoint_margin=checkpoint_margin)
     for step in range(140):
-        play.feed(replay, [script[step % len(script)] for script in SCRIPT])
-        assert set(torch.nonzero(replay.tree.levels[0]).flatten().tolist()) == drawable(play, replay), step
+        envs.step(replay, [script[step % len(script)] for script in SCRIPT])
+        assert set(torch.nonzero(replay.tree.levels[0]).flatten().tolist()) == sampleable_rows(envs, replay), step
         check_sums(replay.tree)
 
 
 @settings(max_examples=150, deadline=None)
 @given(streams())
-def test_any_stream_gives_priorities_to_transitions_only(stream: Stream) -> None:
-    play, n_step, window, slack, steps = stream
-    replay = make(play, window, n_step=n_step, slack=slack * play.num_envs)
+def test_only_transitions_have_a_priority_in_any_stream(stream: Stream) -> None:
+    envs, n_step, window, checkpoint_margin, steps = stream
+    replay = make(envs, window, n_step=n_step, checkpoint_margin=checkpoint_margin * envs.num_envs)
     for events in steps:
-        play.feed(replay, events)
-    assert set(torch.nonzero(replay.tree.levels[0]).flatten().tolist()) == drawable(play, replay)
+        envs.step(replay, events)
+    assert set(torch.nonzero(replay.tree.levels[0]).flatten().tolist()) == sampleable_rows(envs, replay)
 
 
-def spied(replay: PrioritizedReplay, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Fills with the (environment, slot) of every row that is drawn."""
+def record_samples(replay: PrioritizedReplay, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Return a list that is filled with the (environment, slot) of every sampled row."""
     seen: list[tuple[int, int]] = []
     gather = replay.gather
 
@@ -139,73 +139,73 @@ def spied(replay: PrioritizedReplay, monkeypatch: pytest.MonkeyPatch) -> list[tu
     return seen
 
 
-def test_a_draw_is_the_transition_that_its_row_holds_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    play = Play(3)
-    replay = make(play, 20, n_step=3, slack=17, exponent=0.7)
-    seen = spied(replay, monkeypatch)
+def test_a_sampled_row_is_the_transition_currently_stored_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    envs = ScriptedEnvs(3)
+    replay = make(envs, 20, n_step=3, checkpoint_margin=17, alpha=0.7)
+    seen = record_samples(replay, monkeypatch)
     for step in range(110):
-        play.feed(replay, [script[step % len(script)] for script in SCRIPT])
+        envs.step(replay, [script[step % len(script)] for script in SCRIPT])
         if step < 3:
             continue
         seen.clear()
         batch = replay.sample(32)
         assert (batch.weight > 0).all()
-        check_rows(batch._replace(weight=(batch.weight > 0).float()), play, seen, 3)
-        replay.rank(torch.rand(32))
+        check_rows(batch._replace(weight=(batch.weight > 0).float()), envs, seen, 3)
+        replay.update_priorities(torch.rand(32))
 
 
 def test_priorities_weights_and_new_transitions_by_hand() -> None:
-    play = Play(1, frame_stack=1)
-    replay = make(play, 10, exponent=0.5)
+    envs = ScriptedEnvs(1, frame_stack=1)
+    replay = make(envs, 10, alpha=0.5)
     for _ in range(4):
-        play.feed(replay, ["going"])
-    leaves = replay.tree.levels[0]
-    assert leaves[:5].tolist() == [1, 1, 1, 0, 0], "new ones have priority 1, the newest waits for its successor"
-    replay._drawn_B = torch.tensor([0, 1])
-    replay.rank(torch.tensor([9.0, 0.25]))
-    assert leaves[:5].tolist() == pytest.approx([3, 0.5, 1, 0, 0], rel=1e-4)  # errors ** .5
-    play.feed(replay, ["going"])
-    assert leaves[:5].tolist() == pytest.approx([3, 0.5, 1, 3, 0], rel=1e-4), "a new one has the highest so far"
-    replay._drawn_B = torch.tensor([0])
-    replay.rank(torch.tensor([0.0]))
-    assert 0 < leaves[0] <= 1.1e-3, "nothing is lost for good"
-    play.feed(replay, ["terminal"])
-    assert leaves[4:6].tolist() == pytest.approx([3, 3], rel=1e-4), "still; and a terminal needs no successor"
-    replay._drawn_B = torch.tensor([5])
-    replay.rank(torch.tensor([1.0]))
-    play.feed(replay, ["going"])
-    assert leaves[5:7].tolist() == pytest.approx([1, 0], rel=1e-4), "its priority was known already"
+        envs.step(replay, ["continue"])
+    priorities = replay.tree.levels[0]
+    assert priorities[:5].tolist() == [1, 1, 1, 0, 0], "priority 1 for new transitions, 0 for the newest slot"
+    replay._sampled_row_B = torch.tensor([0, 1])
+    replay.update_priorities(torch.tensor([9.0, 0.25]))
+    assert priorities[:5].tolist() == pytest.approx([3, 0.5, 1, 0, 0], rel=1e-4)  # errors ** .5
+    envs.step(replay, ["continue"])
+    assert priorities[:5].tolist() == pytest.approx([3, 0.5, 1, 3, 0], rel=1e-4), "the largest priority so far"
+    replay._sampled_row_B = torch.tensor([0])
+    replay.update_priorities(torch.tensor([0.0]))
+    assert 0 < priorities[0] <= 1.1e-3, "an error of 0 keeps a positive priority"
+    envs.step(replay, ["terminal"])
+    assert priorities[4:6].tolist() == pytest.approx([3, 3], rel=1e-4), "a terminal needs no next slot"
+    replay._sampled_row_B = torch.tensor([5])
+    replay.update_priorities(torch.tensor([1.0]))
+    envs.step(replay, ["continue"])
+    assert priorities[5:7].tolist() == pytest.approx([1, 0], rel=1e-4), "its priority is kept"
 
-    replay.weight_exponent.fill_(0.4)
+    replay.beta.fill_(0.4)
     batch = replay.sample(64)
-    priority_B = leaves[replay._drawn_B]
+    priority_B = priorities[replay._sampled_row_B]
     expected_B = (priority_B / priority_B.min()) ** -0.4
     torch.testing.assert_close(batch.weight, expected_B)
-    assert batch.weight.max() == 1, "over the batch's greatest"
+    assert batch.weight.max() == 1, "divided by the maximum in the batch"
 
 
-def test_what_left_the_window_has_no_priority_again() -> None:
-    """A rank that comes late, when the ring has moved on, must not bring an old slot back."""
-    play = Play(1)
-    replay = make(play, 12)
+def test_a_late_update_gives_no_priority_to_expired_slots() -> None:
+    """Updating priorities after slots were overwritten or expired must not give these slots a priority."""
+    envs = ScriptedEnvs(1)
+    replay = make(envs, 12)
     for _ in range(12):
-        play.feed(replay, ["going"])
+        envs.step(replay, ["continue"])
     replay.sample(64)
     for _ in range(6):
-        play.feed(replay, ["going"])
-    replay.rank(torch.full((64,), 5.0))
-    assert set(torch.nonzero(replay.tree.levels[0]).flatten().tolist()) == drawable(play, replay)
+        envs.step(replay, ["continue"])
+    replay.update_priorities(torch.full((64,), 5.0))
+    assert set(torch.nonzero(replay.tree.levels[0]).flatten().tolist()) == sampleable_rows(envs, replay)
 
 
-def test_samples_follow_priorities(monkeypatch: pytest.MonkeyPatch) -> None:
-    play = Play(2)
-    replay = make(play, 30)
+def test_sampling_frequencies_follow_priorities(monkeypatch: pytest.MonkeyPatch) -> None:
+    envs = ScriptedEnvs(2)
+    replay = make(envs, 30)
     for _ in range(30):
-        play.feed(replay, ["going", "going"])
+        envs.step(replay, ["continue", "continue"])
     rows = torch.arange(60)
     priority = torch.where(replay.tree.get(rows) > 0, 1.0 + rows % 7, 0.0)
     replay.tree.set(rows, priority)
-    seen = spied(replay, monkeypatch)
+    seen = record_samples(replay, monkeypatch)
     for _ in range(300):
         replay.sample(100)
     counts = np.zeros(60)
@@ -214,48 +214,53 @@ def test_samples_follow_priorities(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = 30_000 * priority.numpy() / priority.sum().item()
     assert counts[expected == 0].sum() == 0
     chi_square = ((counts - expected)[expected > 0] ** 2 / expected[expected > 0]).sum()
-    # 57 degrees of freedom, 99.9%; stratified draws vary less than free ones.
+    # 57 degrees of freedom, 99.9%; stratified samples vary less than independent ones.
     assert chi_square < 99
 
 
-@pytest.mark.parametrize("kept", [True, False])
-def test_it_goes_on_bit_for_bit(tmp_path: Path, kept: bool) -> None:
-    options: dict[str, Any] = {"n_step": 3, "slack": 120, "exponent": 0.6, "folder": tmp_path if kept else None}
-    play = Play(3)
-    replay = make(play, 20, **options)
+@pytest.mark.parametrize("in_files", [True, False])
+def test_a_restored_buffer_continues_bitwise_identically(tmp_path: Path, in_files: bool) -> None:
+    options: dict[str, Any] = {
+        "n_step": 3,
+        "checkpoint_margin": 120,
+        "alpha": 0.6,
+        "folder": tmp_path if in_files else None,
+    }
+    envs = ScriptedEnvs(3)
+    replay = make(envs, 20, **options)
 
-    def live(replay: PrioritizedReplay, play: Play, steps: int) -> list[Tensor]:
-        drawn = []
+    def run_steps(replay: PrioritizedReplay, envs: ScriptedEnvs, steps: int) -> list[Tensor]:
+        sampled = []
         for step in range(steps):
-            play.feed(replay, [script[step % len(script)] for script in SCRIPT])
+            envs.step(replay, [script[step % len(script)] for script in SCRIPT])
             if step > 2:
                 batch = replay.sample(16)
-                drawn += [batch.obs, batch.reward, batch.weight]
-                replay.rank(batch.reward.abs())
-        return drawn
+                sampled += [batch.obs, batch.reward, batch.weight]
+                replay.update_priorities(batch.reward.abs())
+        return sampled
 
-    live(replay, play, 60)
+    run_steps(replay, envs, 60)
     state = replay.state_dict()
-    if kept:
-        other = make(play, 20, seed=9, **options)
+    if in_files:
+        other = make(envs, 20, seed=9, **options)
         other.load_state_dict(state)
         assert all(torch.equal(a, b) for a, b in zip(replay.tree.levels, other.tree.levels, strict=True))
-        assert torch.equal(replay.highest, other.highest)
+        assert torch.equal(replay.max_priority, other.max_priority)
         first, second = [r.sample(64) for r in (replay, other)]
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-        live(other, play, 40)
-        assert set(torch.nonzero(other.tree.levels[0]).flatten().tolist()) == drawable(play, other)
+        run_steps(other, envs, 40)
+        assert set(torch.nonzero(other.tree.levels[0]).flatten().tolist()) == sampleable_rows(envs, other)
         return
     expected = replay.sample(64)
-    heights = replay.highest.clone()
+    max_priority = replay.max_priority.clone()
     for _ in range(3):
-        replay.rank(torch.full((64,), 50.0))
-    assert not torch.equal(replay.highest, heights)
+        replay.update_priorities(torch.full((64,), 50.0))
+    assert not torch.equal(replay.max_priority, max_priority)
     replay.load_state_dict(state)
-    assert torch.equal(replay.highest, heights), "the state is a snapshot"
+    assert torch.equal(replay.max_priority, max_priority), "the state is a snapshot"
     assert all(torch.equal(a, b) for a, b in zip(expected, replay.sample(64), strict=True))
-    empty = make(play, 20, seed=9, **options)
-    empty.load_state_dict(state)  # in a new process its rings are lost
+    empty = make(envs, 20, seed=9, **options)
+    empty.load_state_dict(state)  # in a new process the data is lost
     assert len(empty) == 0
     assert empty.tree.levels[0].sum() == 0
-    assert (empty.sample(8).weight == 0).all(), "nothing to learn from"
+    assert (empty.sample(8).weight == 0).all(), "no transitions"

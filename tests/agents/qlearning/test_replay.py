@@ -1,4 +1,4 @@
-"""Replay against what the environment itself showed: every transition, at every boundary."""
+"""Tests of the replay buffer against the reference implementation: every transition, at every boundary."""
 
 from __future__ import annotations
 
@@ -12,12 +12,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.agents.fakes import CPU, GAMMA, SCRIPT, Event, Play, Stream, check_all, check_rows, fill, make, streams
+from tests.agents.fakes import (
+    CPU,
+    GAMMA,
+    SCRIPT,
+    Event,
+    ScriptedEnvs,
+    Stream,
+    check_all,
+    check_rows,
+    fill,
+    make,
+    streams,
+)
 from zerokara.agents.qlearning.replay import Batch, Replay
 
 
-def drawn(replay: Replay, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Batch, list[tuple[int, int]]]:
-    """A sample, and the (environment, slot) of each of its rows."""
+def sample_with_slots(
+    replay: Replay, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Batch, list[tuple[int, int]]]:
+    """Sample a batch, and return it with the (environment, slot) of each row."""
     seen: list[tuple[int, int]] = []
     gather = replay.gather
 
@@ -33,29 +47,29 @@ def drawn(replay: Replay, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> t
 @pytest.mark.parametrize("terminal_on_life_loss", [True, False])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("n_step", [1, 3, 5])
-def test_every_transition_is_what_the_environment_showed_over_several_laps(
+def test_every_transition_equals_the_reference_over_several_laps(
     n_step: int, channels: int, terminal_on_life_loss: bool
 ) -> None:
-    play = Play(3, channels=channels, terminal_on_life_loss=terminal_on_life_loss)
-    replay = make(play, 3 * 23, n_step=n_step)
+    envs = ScriptedEnvs(3, channels=channels, terminal_on_life_loss=terminal_on_life_loss)
+    replay = make(envs, 3 * 23, n_step=n_step)
     checked = 0
-    for step in range(130):  # more than five laps of rings of 23
-        play.feed(replay, [script[step % len(script)] for script in SCRIPT])
-        checked += check_all(replay, play, n_step, window=23)
+    for step in range(130):  # more than five laps of ring buffers of 23 slots
+        envs.step(replay, [script[step % len(script)] for script in SCRIPT])
+        checked += check_all(replay, envs, n_step, window=23)
     assert checked > 3 * 130 * 10
-    assert all(len(slots) > 5 * 23 for slots in play.slots)
+    assert all(len(slots) > 5 * 23 for slots in envs.slots)
 
 
-@pytest.mark.parametrize("slack", [0, 17])
-def test_slack_keeps_more_than_is_sampled(slack: int) -> None:
-    play = Play(2)
-    replay = make(play, 2 * 20, n_step=3, slack=slack)
+@pytest.mark.parametrize("checkpoint_margin", [0, 17])
+def test_the_checkpoint_margin_is_not_sampled(checkpoint_margin: int) -> None:
+    envs = ScriptedEnvs(2)
+    replay = make(envs, 2 * 20, n_step=3, checkpoint_margin=checkpoint_margin)
     for step in range(90):
-        play.feed(replay, ["truncated" if step % 9 == 4 else "going", "terminal" if step % 7 == 6 else "going"])
-        check_all(replay, play, 3, window=20)
+        envs.step(replay, ["truncated" if step % 9 == 4 else "continue", "terminal" if step % 7 == 6 else "continue"])
+        check_all(replay, envs, 3, window=20)
 
 
-# One environment, gamma 0.9, rewards 1, 2, 4, 8, ..., frames whose only pixel value is their number: by hand.
+# Cases computed by hand: one environment, gamma 0.9, rewards 1, 2, 4, 8, ..., frames of one pixel with their number.
 
 
 class ByHand:
@@ -78,19 +92,19 @@ class ByHand:
         )
 
     def at(self, slot: int) -> tuple[Any, ...]:
-        """Obs, reward, discount, next obs, weight."""
+        """Return obs, reward, discount, next obs and weight of the transition at a slot."""
         batch = self.replay.gather(torch.tensor([0]), torch.tensor([slot]))
         obs, next_obs = batch.obs.flatten().tolist(), batch.next_obs.flatten().tolist()
         return obs, batch.reward.item(), batch.discount.item(), next_obs, batch.weight.item()
 
 
-def test_three_steps_by_hand_until_the_write_head() -> None:
+def test_three_steps_by_hand_up_to_the_write_position() -> None:
     three = ByHand(n_step=3)
     for obs, reward in (([0, 0, 1], 1), ([0, 1, 2], 2), ([1, 2, 3], 4), ([2, 3, 4], 8), ([3, 4, 5], 16)):
         three.add(obs, reward)
     assert three.at(0) == ([0, 0, 1], pytest.approx(1 + 0.9 * 2 + 0.81 * 4), pytest.approx(0.729), [2, 3, 4], 1)
     assert three.at(1) == ([0, 1, 2], pytest.approx(2 + 0.9 * 4 + 0.81 * 8), pytest.approx(0.729), [3, 4, 5], 1)
-    # Fewer than three steps are there: two, then one, with the discount that fits; the newest has no successor.
+    # Fewer than three steps are stored: returns over two steps and one step. The newest slot has no next observation.
     assert three.at(2) == ([1, 2, 3], pytest.approx(4 + 0.9 * 8), pytest.approx(0.81), [3, 4, 5], 1)
     assert three.at(3) == ([2, 3, 4], 8, pytest.approx(0.9), [3, 4, 5], 1)
     assert three.at(4)[-1] == 0
@@ -101,7 +115,7 @@ def test_three_steps_by_hand_at_a_terminal() -> None:
     three.add([0, 0, 1], 1)
     three.add([0, 1, 2], 2)
     three.add([1, 2, 3], 4, "terminal")
-    # It is a transition as soon as it is stored.
+    # A terminal transition can be sampled as soon as it is stored.
     assert three.at(2)[1:3] == (4, 0)
     assert three.at(2)[-1] == 1
     three.add([0, 0, 50], 8)
@@ -121,7 +135,7 @@ def test_three_steps_by_hand_at_a_truncation() -> None:
     three.add([0, 50, 51], 16)
     assert three.at(0) == ([0, 0, 1], pytest.approx(1 + 0.9 * 2), pytest.approx(0.81), [1, 2, 3], 1)
     assert three.at(1) == ([0, 1, 2], 2, pytest.approx(0.9), [1, 2, 3], 1)
-    assert three.at(2)[-1] == 0, "the true last observation is no transition of its own"
+    assert three.at(2)[-1] == 0, "no transition starts at the true last observation"
     assert three.at(3) == ([0, 0, 50], 8, pytest.approx(0.9), [0, 50, 51], 1)
 
 
@@ -133,59 +147,59 @@ def test_three_steps_by_hand_at_a_lost_life() -> None:
     three.add([2, 3, 4], 8)
     assert three.at(0)[:3] == ([0, 0, 1], pytest.approx(1 + 0.9 * 2), 0)
     assert three.at(1)[:3] == ([0, 1, 2], 2, 0)
-    # The stack goes on across it: no reset.
+    # The frame stack continues after the lost life.
     assert three.at(2) == ([1, 2, 3], 4, pytest.approx(0.9), [2, 3, 4], 1)
 
 
-def test_without_life_lost_a_life_is_no_boundary() -> None:
-    play = Play(1, terminal_on_life_loss=False)
-    replay = make(play, 20)
-    script: tuple[Event, ...] = ("going", "life", "going")
+def test_a_lost_life_is_no_boundary_without_life_lost() -> None:
+    envs = ScriptedEnvs(1, terminal_on_life_loss=False)
+    replay = make(envs, 20)
+    script: tuple[Event, ...] = ("continue", "life", "continue")
     for event in script:
-        play.feed(replay, [event])
+        envs.step(replay, [event])
     batch = replay.gather(torch.tensor([0]), torch.tensor([1]))
     assert batch.discount.item() == pytest.approx(GAMMA)
 
 
 @pytest.mark.parametrize("n_step", [1, 3])
-def test_samples_are_transitions_that_are_still_there(n_step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    play = Play(2)
-    replay = make(play, 2 * 15, n_step=n_step)
+def test_samples_are_stored_transitions(n_step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    envs = ScriptedEnvs(2)
+    replay = make(envs, 2 * 15, n_step=n_step)
     weights: list[float] = []
     for step in range(70):
-        play.feed(replay, [SCRIPT[0][step % len(SCRIPT[0])], SCRIPT[1][step % len(SCRIPT[1])]])
-        batch, pairs = drawn(replay, 64, monkeypatch)
-        assert all(slot in play.may_be_drawn(env, 15) for env, slot in pairs)
-        check_rows(batch, play, pairs, n_step)
+        envs.step(replay, [SCRIPT[0][step % len(SCRIPT[0])], SCRIPT[1][step % len(SCRIPT[1])]])
+        batch, pairs = sample_with_slots(replay, 64, monkeypatch)
+        assert all(slot in envs.sampleable_slots(env, 15) for env, slot in pairs)
+        check_rows(batch, envs, pairs, n_step)
         weights += batch.weight.tolist()
     assert set(weights) == {0.0, 1.0}
     assert np.mean(weights) > 0.75
 
 
 def test_sampling_is_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
-    play = Play(3)
-    replay = make(play, 3 * 20, seed=5)
+    envs = ScriptedEnvs(3)
+    replay = make(envs, 3 * 20, seed=5)
     for step in range(60):
-        play.feed(replay, ["going", "terminal" if step % 9 == 0 else "going", "going"])
-    cells = [(env, slot) for env in range(3) for slot in play.may_be_drawn(env, 20)]
-    assert len(cells) == 3 * 17  # the oldest three of 20 only lend frames
-    draws = 51_000
-    _, pairs = drawn(replay, draws, monkeypatch)
+        envs.step(replay, ["continue", "terminal" if step % 9 == 0 else "continue", "continue"])
+    cells = [(env, slot) for env in range(3) for slot in envs.sampleable_slots(env, 20)]
+    assert len(cells) == 3 * 17  # the oldest three of 20 are used only as frames of stacks
+    num_samples = 51_000
+    _, pairs = sample_with_slots(replay, num_samples, monkeypatch)
     counts = Counter(pairs)
     assert set(counts) == set(cells)
-    expected = draws / len(cells)
+    expected = num_samples / len(cells)
     chi_square = sum((counts[cell] - expected) ** 2 / expected for cell in cells)
     # 50 degrees of freedom: 0.1% and 99.9% quantiles.
     assert 24.7 < chi_square < 86.7
 
 
-def test_the_same_seed_samples_the_same_and_another_does_not() -> None:
+def test_the_seed_determines_the_samples() -> None:
     batches = []
     for seed in (1, 1, 2):
-        play = Play(2)
-        replay = make(play, 60, seed=seed)
+        envs = ScriptedEnvs(2)
+        replay = make(envs, 60, seed=seed)
         for _ in range(20):
-            play.feed(replay, ["going", "going"])
+            envs.step(replay, ["continue", "continue"])
         batches.append(replay.sample(32))
     for left, right in zip(batches[0], batches[1], strict=True):
         assert torch.equal(left, right)
@@ -193,10 +207,10 @@ def test_the_same_seed_samples_the_same_and_another_does_not() -> None:
 
 
 def test_types_and_shapes_of_a_batch() -> None:
-    play = Play(2, frame_stack=3, channels=3)
-    replay = make(play, 60, n_step=2)
+    envs = ScriptedEnvs(2, frame_stack=3, channels=3)
+    replay = make(envs, 60, n_step=2)
     for _ in range(9):
-        play.feed(replay, ["going", "going"])
+        envs.step(replay, ["continue", "continue"])
     batch = replay.sample(5)
     assert [tensor.dtype for tensor in batch] == [
         torch.uint8,
@@ -209,20 +223,20 @@ def test_types_and_shapes_of_a_batch() -> None:
     assert [tuple(tensor.shape) for tensor in batch] == [(5, 9, 2, 2), (5,), (5,), (5,), (5, 9, 2, 2), (5,)]
 
 
-def test_length_counts_what_may_be_sampled() -> None:
-    play = Play(2)
-    replay = make(play, 30, slack=100)
+def test_length_is_the_number_of_sampleable_slots() -> None:
+    envs = ScriptedEnvs(2)
+    replay = make(envs, 30, checkpoint_margin=100)
     assert len(replay) == 0
-    play.feed(replay, ["going", "truncated"])
+    envs.step(replay, ["continue", "truncated"])
     assert len(replay) == 3
     for _ in range(40):
-        play.feed(replay, ["going", "going"])
+        envs.step(replay, ["continue", "continue"])
     assert len(replay) == 30
 
 
-def test_what_was_given_is_copied() -> None:
-    play = Play(1)
-    replay = make(play, 20)
+def test_added_arrays_are_copied() -> None:
+    envs = ScriptedEnvs(1)
+    replay = make(envs, 20)
     obs = np.full((1, 4, 2, 2), 7, np.uint8)
     zero = np.zeros(1, np.float32)
     for _ in range(2):
@@ -234,22 +248,22 @@ def test_what_was_given_is_copied() -> None:
 @settings(max_examples=300)
 @given(streams())
 def test_any_stream_equals_the_reference(stream: Stream) -> None:
-    play, n_step, window, slack, steps = stream
-    replay = make(play, window * play.num_envs, n_step=n_step, slack=slack * play.num_envs)
+    envs, n_step, window, checkpoint_margin, steps = stream
+    replay = make(envs, window * envs.num_envs, n_step=n_step, checkpoint_margin=checkpoint_margin * envs.num_envs)
     for events in steps:
-        play.feed(replay, events)
-    check_all(replay, play, n_step, window)
+        envs.step(replay, events)
+    check_all(replay, envs, n_step, window)
 
 
 @settings(max_examples=60)
 @given(streams())
-def test_any_sample_shows_stored_observations_only(stream: Stream) -> None:
-    play, n_step, window, slack, steps = stream
-    replay = make(play, window * play.num_envs, n_step=n_step, slack=slack * play.num_envs)
+def test_samples_contain_only_stored_observations(stream: Stream) -> None:
+    envs, n_step, window, checkpoint_margin, steps = stream
+    replay = make(envs, window * envs.num_envs, n_step=n_step, checkpoint_margin=checkpoint_margin * envs.num_envs)
     for events in steps:
-        play.feed(replay, events)
-    acted_on = {slot.obs.tobytes() for slots in play.slots for slot in slots[-window:] if slot.action is not None}
-    shown = {slot.obs.tobytes() for slots in play.slots for slot in slots[-window:]}
+        envs.step(replay, events)
+    acted_on = {slot.obs.tobytes() for slots in envs.slots for slot in slots[-window:] if slot.action is not None}
+    shown = {slot.obs.tobytes() for slots in envs.slots for slot in slots[-window:]}
     batch = replay.sample(64)
     for row in torch.nonzero(batch.weight).flatten().tolist():
         assert batch.obs[row].numpy().tobytes() in acted_on
@@ -259,38 +273,38 @@ def test_any_sample_shows_stored_observations_only(stream: Stream) -> None:
 
 @settings(max_examples=60)
 @given(streams(), st.integers(0, 49))
-def test_any_checkpoint_samples_the_same_after_more_was_written(stream: Stream, cut: int) -> None:
-    play, n_step, window, _, steps = stream
+def test_samples_of_a_checkpoint_do_not_change_after_further_writes(stream: Stream, cut: int) -> None:
+    envs, n_step, window, _, steps = stream
     cut = min(cut, len(steps))
-    # A step writes two slots where it is truncated.
-    replay = make(play, window * play.num_envs, n_step=n_step, slack=2 * (len(steps) - cut) * play.num_envs)
+    # A truncated step writes two slots.
+    replay = make(envs, window * envs.num_envs, n_step=n_step, checkpoint_margin=2 * (len(steps) - cut) * envs.num_envs)
     for events in steps[:cut]:
-        play.feed(replay, events)
+        envs.step(replay, events)
     state = replay.state_dict()
     before = replay.sample(32)
     for events in steps[cut:]:
-        play.feed(replay, events)
+        envs.step(replay, events)
     replay.load_state_dict(state)
     after = replay.sample(32)
     valid = before.weight > 0
     assert torch.equal(before.weight, after.weight)
     for left, right in zip(before, after, strict=True):
         ended = before.discount == 0
-        keep = valid & ~ended if left is before.next_obs else valid  # behind an ending anything may stand
+        keep = valid & ~ended if left is before.next_obs else valid  # after a terminal next_obs is arbitrary
         assert torch.equal(left[keep], right[keep])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_on_a_gpu_it_holds_the_same() -> None:
-    play = Play(3)
+def test_a_buffer_on_a_gpu_equals_one_on_the_cpu() -> None:
+    envs = ScriptedEnvs(3)
     options: dict[str, Any] = {"n_step": 3, "gamma": GAMMA, "seed": 0}
-    replay = Replay(3 * 23, 3, play.obs_shape, 1, device=torch.device("cuda"), **options)
-    twin = Play(3)
+    replay = Replay(3 * 23, 3, envs.obs_shape, 1, device=torch.device("cuda"), **options)
+    twin = ScriptedEnvs(3)
     reference = make(twin, 3 * 23, n_step=3)
     for _ in range(60):
-        fill(play, replay, 1)
+        fill(envs, replay, 1)
         fill(twin, reference, 1)
-    pairs = [(env, slot) for env in range(3) for slot in play.may_be_drawn(env, 23)]
+    pairs = [(env, slot) for env in range(3) for slot in envs.sampleable_slots(env, 23)]
     env_B, slot_B = torch.tensor([env for env, _ in pairs]), torch.tensor([slot for _, slot in pairs])
     expected = reference.gather(env_B, slot_B)
     for left, right in zip(replay.gather(env_B.to("cuda"), slot_B.to("cuda")), expected, strict=True):

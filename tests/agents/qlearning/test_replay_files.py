@@ -1,4 +1,4 @@
-"""Replay in files: what a checkpoint needs stays, a killed process loses nothing, what does not fit is refused."""
+"""Tests of replay buffers in files: checkpoints, killed processes, sizes, and insufficient memory or disk space."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import psutil
 import pytest
 import torch
 
-from tests.agents.fakes import CPU, Play, check_all, fill, make
+from tests.agents.fakes import CPU, ScriptedEnvs, check_all, fill, make
 from zerokara.agents.qlearning.replay import Replay, bytes_needed
 from zerokara.core.config import UserError
 
-# Shapes and types of what `Play` adds, for one environment.
+# Shapes and types of the arguments of `Replay.add`, for one environment.
 ADDED: tuple[tuple[tuple[int, ...], type[np.generic]], ...] = (
     ((4, 2, 2), np.uint8),
     ((), np.int64),
@@ -32,36 +32,36 @@ ADDED: tuple[tuple[tuple[int, ...], type[np.generic]], ...] = (
 )
 
 
-def test_another_instance_goes_on_from_the_files(tmp_path: Path) -> None:
-    play = Play(3)
-    replay = make(play, 3 * 23, n_step=3, folder=tmp_path, slack=60)
-    fill(play, replay, 70)
-    play.feed(replay, ["terminal", "truncated", "going"])  # two of the next slots begin an episode
+def test_another_instance_resumes_from_the_files(tmp_path: Path) -> None:
+    envs = ScriptedEnvs(3)
+    replay = make(envs, 3 * 23, n_step=3, folder=tmp_path, checkpoint_margin=60)
+    fill(envs, replay, 70)
+    envs.step(replay, ["terminal", "truncated", "continue"])  # two of the next slots start an episode
     state = replay.state_dict()
     expected = [replay.sample(64) for _ in range(3)]
 
-    other = make(play, 3 * 23, n_step=3, folder=tmp_path, slack=60, seed=99)
+    other = make(envs, 3 * 23, n_step=3, folder=tmp_path, checkpoint_margin=60, seed=99)
     other.load_state_dict(state)
     assert len(other) == len(replay)
     for batch in expected:
         for left, right in zip(batch, other.sample(64), strict=True):
             assert torch.equal(left, right)
-    # It also goes on being written where the first one stood: starts of episodes are remembered.
+    # Writing continues at the position of the first instance, and starts of episodes are restored.
     for _ in range(40):
-        fill(play, other, 1)
-        check_all(other, play, 3, window=23)
+        fill(envs, other, 1)
+        check_all(other, envs, 3, window=23)
 
 
-def test_what_is_written_after_a_checkpoint_spares_what_it_needs(tmp_path: Path) -> None:
-    play = Play(3)
-    slack = 3 * 2 * 30
-    replay = make(play, 3 * 23, n_step=3, folder=tmp_path, slack=slack)
-    fill(play, replay, 100)
+def test_writes_after_a_checkpoint_do_not_overwrite_its_data(tmp_path: Path) -> None:
+    envs = ScriptedEnvs(3)
+    checkpoint_margin = 3 * 2 * 30
+    replay = make(envs, 3 * 23, n_step=3, folder=tmp_path, checkpoint_margin=checkpoint_margin)
+    fill(envs, replay, 100)
     state = replay.state_dict()
     expected = replay.sample(200)
-    for _ in range(30):  # the worst: every step truncated, two slots each
-        play.feed(replay, ["truncated"] * 3)
-    other = make(play, 3 * 23, n_step=3, folder=tmp_path, slack=slack)
+    for _ in range(30):  # worst case: every step is truncated and writes two slots
+        envs.step(replay, ["truncated"] * 3)
+    other = make(envs, 3 * 23, n_step=3, folder=tmp_path, checkpoint_margin=checkpoint_margin)
     other.load_state_dict(state)
     valid = expected.weight > 0
     got = other.sample(200)
@@ -72,18 +72,18 @@ def test_what_is_written_after_a_checkpoint_spares_what_it_needs(tmp_path: Path)
 
 
 def test_the_state_is_a_snapshot() -> None:
-    play = Play(2)
-    replay = make(play, 60)
-    fill(play, replay, 5)
+    envs = ScriptedEnvs(2)
+    replay = make(envs, 60)
+    fill(envs, replay, 5)
     state = replay.state_dict()
     head = state["head"].clone()
-    fill(play, replay, 20)
+    fill(envs, replay, 20)
     replay.sample(8)
     assert torch.equal(state["head"], head)
     replay.load_state_dict(state)
     heads = state["head"].clone()
-    fill(play, replay, 3)
-    assert torch.equal(state["head"], heads), "loading must not tie the ring to the state"
+    fill(envs, replay, 3)
+    assert torch.equal(state["head"], heads), "the buffer must not share memory with the loaded state"
 
 
 KILLED = """
@@ -93,7 +93,8 @@ import numpy as np, torch
 from zerokara.agents.qlearning.replay import Replay
 
 folder = Path(sys.argv[1])
-replay = Replay(40, 2, (4, 2, 2), 1, n_step=2, gamma=0.9, seed=3, device=torch.device("cpu"), folder=folder, slack=20)
+replay = Replay(40, 2, (4, 2, 2), 1, n_step=2, gamma=0.9, seed=3, device=torch.device("cpu"), folder=folder,
+                checkpoint_margin=20)
 no = np.zeros(2, bool)
 def add(t):
     obs = np.full((2, 4, 2, 2), t, np.uint8)
@@ -111,39 +112,41 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_a_killed_process_loses_nothing_before_its_checkpoint(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False, timeout=120)
     assert done.returncode == -signal.SIGKILL
-    replay = Replay(40, 2, (4, 2, 2), 1, n_step=2, gamma=0.9, seed=0, device=CPU, folder=tmp_path, slack=20)
+    replay = Replay(40, 2, (4, 2, 2), 1, n_step=2, gamma=0.9, seed=0, device=CPU, folder=tmp_path, checkpoint_margin=20)
     replay.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     for left, right in zip(torch.load(tmp_path / "sample.pt", weights_only=True), replay.sample(16), strict=True):
         assert torch.equal(left, right)
 
 
-def test_a_state_of_other_rings_is_refused() -> None:
-    play = Play(2)
-    state = make(play, 60).state_dict()
-    with pytest.raises(UserError, match="rings of 30 slots, but 2 rings of 40 were expected"):
-        make(play, 80).load_state_dict(state)
-    with pytest.raises(UserError, match="2 rings of 30 slots, but 3 rings of 30 were expected"):
-        make(Play(3), 90).load_state_dict(state)
+def test_a_state_of_other_ring_sizes_is_refused() -> None:
+    envs = ScriptedEnvs(2)
+    state = make(envs, 60).state_dict()
+    with pytest.raises(UserError, match="ring buffers of 30 slots, but 2 ring buffers of 40 were expected"):
+        make(envs, 80).load_state_dict(state)
+    with pytest.raises(UserError, match="2 ring buffers of 30 slots, but 3 ring buffers of 30 were expected"):
+        make(ScriptedEnvs(3), 90).load_state_dict(state)
 
 
-def test_files_of_another_size_are_refused_and_left_alone(tmp_path: Path) -> None:
-    play = Play(2)
-    replay = make(play, 60, folder=tmp_path)
-    fill(play, replay, 5)
+def test_files_of_another_size_are_refused_and_not_changed(tmp_path: Path) -> None:
+    envs = ScriptedEnvs(2)
+    replay = make(envs, 60, folder=tmp_path)
+    fill(envs, replay, 5)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert set(before) == {"frame.bin", "action.bin", "reward.bin", "flag.bin"}
-    with pytest.raises(UserError, match=r"bytes where this configuration needs .*--name"):
-        make(play, 100, folder=tmp_path)
+    with pytest.raises(UserError, match=r"bytes, but this configuration needs .*--name"):
+        make(envs, 100, folder=tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_files_take_their_blocks_at_once(tmp_path: Path) -> None:
-    replay = Replay(2000, 2, (4, 20, 20), 1, n_step=1, gamma=0.9, seed=0, device=CPU, folder=tmp_path, slack=100)
+def test_files_are_fully_allocated_at_once(tmp_path: Path) -> None:
+    replay = Replay(
+        2000, 2, (4, 20, 20), 1, n_step=1, gamma=0.9, seed=0, device=CPU, folder=tmp_path, checkpoint_margin=100
+    )
     on_disk = sum(path.stat().st_blocks * 512 for path in tmp_path.iterdir())
     assert on_disk >= replay.bytes
 
 
-def test_a_full_disk_leaves_no_half_made_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_partial_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = tmp_path / "full"
     allocate, made = os.posix_fallocate, []
 
@@ -155,21 +158,22 @@ def test_a_full_disk_leaves_no_half_made_files(tmp_path: Path, monkeypatch: pyte
         allocate(descriptor, offset, size)
 
     monkeypatch.setattr(os, "posix_fallocate", fill_up)
-    play = Play(2)
-    with pytest.raises(UserError, match=r"could not be made in .*full \(No space left on device\); free some space"):
-        make(play, 60, folder=full)
+    envs = ScriptedEnvs(2)
+    message = r"could not be created in .*full \(No space left on device\): free some disk space"
+    with pytest.raises(UserError, match=message):
+        make(envs, 60, folder=full)
     assert len(made) == 3
     assert list(full.iterdir()) == []
-    # With room again, the same command works.
+    # With free disk space, the same command works.
     monkeypatch.undo()
-    replay = make(play, 60, folder=full)
-    fill(play, replay, 20)
-    check_all(replay, play, 1, window=30)
+    replay = make(envs, 60, folder=full)
+    fill(envs, replay, 20)
+    check_all(replay, envs, 1, window=30)
 
 
 def test_a_full_disk_keeps_the_files_of_a_run_that_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    play = Play(2)
-    fill(play, make(play, 60, folder=tmp_path), 10)
+    envs = ScriptedEnvs(2)
+    fill(envs, make(envs, 60, folder=tmp_path), 10)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def fail(descriptor: int, offset: int, size: int) -> None:
@@ -177,96 +181,101 @@ def test_a_full_disk_keeps_the_files_of_a_run_that_resumes(tmp_path: Path, monke
 
     monkeypatch.setattr(os, "posix_fallocate", fail)
     with pytest.raises(UserError, match="No space left"):
-        make(play, 60, folder=tmp_path)
+        make(envs, 60, folder=tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_an_empty_ring_holds_nothing_whatever_its_files_say(tmp_path: Path) -> None:
-    play = Play(2)
-    replay = make(play, 60, folder=tmp_path)
+def test_an_empty_buffer_ignores_the_content_of_existing_files(tmp_path: Path) -> None:
+    envs = ScriptedEnvs(2)
+    replay = make(envs, 60, folder=tmp_path)
     for _ in range(5):
-        play.feed(replay, ["terminal", "truncated"])
-    fresh = make(play, 60, folder=tmp_path)
+        envs.step(replay, ["terminal", "truncated"])
+    fresh = make(envs, 60, folder=tmp_path)
     assert len(fresh) == 0
     assert fresh.sample(20).weight.sum() == 0
     fresh.add(*(np.zeros((2, *shape), kind) for shape, kind in ADDED))
-    assert fresh.sample(20).weight.sum() == 0, "nor does one whose only slot waits for its successor"
+    assert fresh.sample(20).weight.sum() == 0, "one slot without a next observation is no transition either"
 
 
-# What it takes
+# Sizes
 
 
-def test_a_million_transitions_fit_the_promise() -> None:
-    # Pixels, 4 bytes each of action and reward, one of flags.
+def test_size_of_a_million_transitions() -> None:
+    # Pixels, 4 bytes each for action and reward, one byte for the flag.
     assert bytes_needed(1_000_000, 0, (1, 84, 84)) == 1_000_000 * (84 * 84 + 9)
     assert bytes_needed(1_000_000, 10_000, (1, 84, 84)) <= 7.2e9
     assert bytes_needed(10, 5, (3, 6, 7)) == 15 * (126 + 9)
 
 
-def test_bytes_are_those_of_the_arrays(tmp_path: Path) -> None:
-    play = Play(3)
-    replay = make(play, 100, folder=tmp_path, slack=50)
-    one_frame = 4  # the zeros before an episode's start
+def test_reported_bytes_are_those_of_the_files(tmp_path: Path) -> None:
+    envs = ScriptedEnvs(3)
+    replay = make(envs, 100, folder=tmp_path, checkpoint_margin=50)
+    one_frame = 4  # the zeros before the start of an episode
     assert replay.bytes == sum(path.stat().st_size for path in tmp_path.iterdir()) - one_frame
     assert replay.bytes == 3 * (34 + 17) * (4 + 9)
-    assert replay.place().startswith("0.00 GB in files under ")
-    assert make(play, 100).place() == "0.00 GB in memory, not kept on disk"
+    assert replay.describe_size().startswith("0.00 GB in files under ")
+    assert make(envs, 100).describe_size() == "0.00 GB in memory, not saved on disk"
 
 
-def test_what_it_takes_is_said_before_it_is_taken(tmp_path: Path) -> None:
-    said: list[tuple[str, list[Path]]] = []
-    make(Play(3), 100, folder=tmp_path, print_line=lambda text: said.append((text, list(tmp_path.iterdir()))))
-    [(text, files)] = said
-    assert text.startswith("replay of 102 transitions takes 0.00 GB in files under ")
+def test_the_size_is_printed_before_allocation(tmp_path: Path) -> None:
+    printed: list[tuple[str, list[Path]]] = []
+
+    def record(text: str) -> None:
+        printed.append((text, list(tmp_path.iterdir())))
+
+    make(ScriptedEnvs(3), 100, folder=tmp_path, print_line=record)
+    [(text, files)] = printed
+    assert text.startswith("replay buffer of 102 transitions: 0.00 GB in files under ")
     assert files == []
 
 
-def test_too_little_memory_is_said_before_it_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_insufficient_memory_is_refused_before_allocation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2_000_000_000))
     options: dict[str, Any] = {"n_step": 1, "gamma": 0.9, "seed": 0, "device": CPU}
     for folder in (None, tmp_path / "replay"):
-        with pytest.raises(UserError, match=r"needs 7\.07 GB of main memory and 2\.00 GB are free"):
+        with pytest.raises(UserError, match=r"needs 7\.07 GB of main memory, and 2\.00 GB are free"):
             Replay(1_000_000, 1, (4, 84, 84), 1, folder=folder, **options)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_too_small_a_disk_is_said_before_it_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    play = Play(2)
+def test_insufficient_disk_space_is_refused_before_allocation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    envs = ScriptedEnvs(2)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
-    with pytest.raises(UserError, match=r"GB of disk in .* are free; lower --replay-capacity, free some space"):
-        make(play, 60, folder=tmp_path)
+    message = r"GB of disk space in .* are free: lower --replay-capacity, free some disk space"
+    with pytest.raises(UserError, match=message):
+        make(envs, 60, folder=tmp_path)
     assert list(tmp_path.iterdir()) == []
-    # In memory the disk is nobody's business; and files that are there already take no more room.
-    fill(play, make(play, 60), 3)
+    # A buffer in memory needs no disk space, and existing files need no additional space.
+    fill(envs, make(envs, 60), 3)
     monkeypatch.undo()
-    replay = make(play, 60, folder=tmp_path)
+    replay = make(envs, 60, folder=tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
-    make(play, 60, folder=tmp_path).load_state_dict(replay.state_dict())
+    make(envs, 60, folder=tmp_path).load_state_dict(replay.state_dict())
 
 
-def test_rings_too_small_for_one_sample_are_refused() -> None:
-    with pytest.raises(UserError, match="gives each of 8 environments 7 slots, fewer than the 8"):
-        make(Play(8), 56, n_step=3)
-    make(Play(8), 64, n_step=3)
+def test_buffers_too_small_for_one_sample_are_refused() -> None:
+    with pytest.raises(UserError, match="has 7 slots for each of 8 environments, fewer than the 8"):
+        make(ScriptedEnvs(8), 56, n_step=3)
+    make(ScriptedEnvs(8), 64, n_step=3)
 
 
-def test_crowded_says_when_the_next_step_could_overwrite_a_checkpoint(tmp_path: Path) -> None:
-    replay = Replay(40, 2, (4, 2, 2), 1, n_step=1, gamma=0.9, seed=0, device=CPU, folder=tmp_path, slack=20)
+def test_needs_checkpoint_before_the_margin_is_used_up(tmp_path: Path) -> None:
+    replay = Replay(40, 2, (4, 2, 2), 1, n_step=1, gamma=0.9, seed=0, device=CPU, folder=tmp_path, checkpoint_margin=20)
     obs, no = np.zeros((2, 4, 2, 2), np.uint8), np.zeros(2, bool)
     steps = 0
     replay.state_dict()
-    while not replay.crowded:
+    while not replay.needs_checkpoint:
         replay.add(obs, np.zeros(2, np.int64), np.zeros(2, np.float32), no, ~no, obs)  # truncated: two slots each
         steps += 1
-    assert steps == 5  # ten slots of slack in each ring
+    assert steps == 5  # ten additional slots in each ring buffer
     replay.state_dict()
-    assert not replay.crowded
+    assert not replay.needs_checkpoint
 
 
-def test_a_replay_that_was_not_kept_begins_empty(tmp_path: Path) -> None:
+def test_a_buffer_without_files_resumes_empty(tmp_path: Path) -> None:
     obs, no = np.zeros((2, 4, 2, 2), np.uint8), np.zeros(2, bool)
     replays = [Replay(40, 2, (4, 2, 2), 1, n_step=1, gamma=0.9, seed=0, device=CPU) for _ in range(2)]
     replays[0].add(obs, np.zeros(2, np.int64), np.zeros(2, np.float32), no, no, obs)
     replays[1].load_state_dict(replays[0].state_dict())
     assert (len(replays[0]), len(replays[1])) == (2, 0)
-    assert not replays[0].crowded
+    assert not replays[0].needs_checkpoint

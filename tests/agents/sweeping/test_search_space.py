@@ -42,7 +42,7 @@ def test_a_dimension_is_read_as_it_is_meant(search: str, expected: Dimension) ->
         ("lerning_rate=1..2", r"agents.dqn has no field lerning_rate \(did you mean learning_rate\?\)"),
         ("rollout_steps=1..2", "agents.dqn has no field rollout_steps"),
         ("seed=1..9", "seed cannot be searched, for trials must be equal in it to be compared"),
-        ("steps=1000,2000", r"give one value after the dashes, as in -- --steps <value>"),
+        ("total_steps=1000,2000", r"give one value after the dashes, as in -- --total-steps <value>"),
         ("n_step=0..5", "--n-step cannot be 0: it must be a whole number, at least 1"),
         ("n_step=1..1.5", "--n-step cannot be '1.5': it must be a whole number"),
         ("gamma=0.9..1.1", "--gamma cannot be 1.1: it must be a number, at least 0 and at most 1"),

@@ -1,4 +1,4 @@
-"""Evaluation counts whole games, the same number in every environment, whatever their length."""
+"""Tests of the evaluation: the same number of complete episodes in every environment, independent of their length."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from zerokara.envs.base import Step, VectorEnv
 
 
 class Scripted(VectorEnv):
-    """Environment i plays games of `lengths[i]` steps; game number g gives 100 i + g at its end and 1 before it.
+    """Scripted environments with known episode lengths and rewards.
 
-    A length of 0 never ends; a negative one is truncated, not terminal.
+    Environment i has episodes of `lengths[i]` steps. The last step of episode g has reward 100 i + g, all other steps
+    have reward 1. An episode of length 0 never ends. An episode of negative length is truncated, not terminal.
     """
 
     id = "Scripted"
@@ -41,7 +42,7 @@ class Scripted(VectorEnv):
     def reset(self, seed: int) -> np.ndarray:
         self.seeds.append(seed)
         self.age = [0] * self.num_envs
-        self.game = [0] * self.num_envs
+        self.episode = [0] * self.num_envs
         return self._obs()
 
     def _send(self, action_N: np.ndarray) -> None:
@@ -54,10 +55,10 @@ class Scripted(VectorEnv):
             self.age[i] += 1
             if self.age[i] == abs(length):
                 (terminal if length > 0 else truncated)[i] = True
-                reward[i] = 100 * i + self.game[i]
+                reward[i] = 100 * i + self.episode[i]
                 self.age[i] = 0
-                self.game[i] += 1
-        # A life lost is no end of a game.
+                self.episode[i] += 1
+        # A lost life does not end an episode.
         return Step(self._obs(), reward, terminal, truncated, ~terminal & ~truncated, self._obs())
 
     def state_dict(self) -> dict[str, Any]:
@@ -73,30 +74,30 @@ def policy() -> Policy:
     return Policy(net, Compute())
 
 
-def play(policy: Policy, env: Scripted, games_per_env: int, max_steps: int = 1000, seed: int = 7) -> Scores:
-    return evaluate(policy, env, games_per_env=games_per_env, epsilon=0.5, max_steps=max_steps, seed=seed)
+def play(policy: Policy, env: Scripted, episodes_per_env: int, max_steps: int = 1000, seed: int = 7) -> Scores:
+    return evaluate(policy, env, episodes_per_env=episodes_per_env, epsilon=0.5, max_steps=max_steps, seed=seed)
 
 
-def test_every_environment_counts_the_same_number_of_games(policy: Policy) -> None:
+def test_every_environment_contributes_the_same_number_of_episodes(policy: Policy) -> None:
     env = Scripted([2, 5, -11])
     scores = play(policy, env, 3)
-    # While the third plays three games, the first plays sixteen: the first three count.
+    # During three episodes of the third environment, the first one plays sixteen, of which the first three count.
     assert list(scores.lengths) == [2, 2, 2, 5, 5, 5, 11, 11, 11]
     assert list(scores.returns) == [1, 2, 3, 104, 105, 106, 210, 211, 212]
     assert len(env.actions) == 33
     assert scores.mean == pytest.approx((6 + 315 + 633) / 9)
 
 
-def test_rewards_are_raw_and_lives_end_no_game(policy: Policy) -> None:
-    # 100 at once in the second environment, which no clipping let through.
+def test_returns_are_raw_and_lost_lives_do_not_end_episodes(policy: Policy) -> None:
+    # The second environment has a reward of 100 in one step, which clipping would change.
     assert list(play(policy, Scripted([3, 1]), 1).returns) == [2, 100]
 
 
-def test_a_game_that_is_too_long_is_cut_and_counts_as_it_stands(policy: Policy) -> None:
+def test_an_episode_is_cut_after_max_steps_and_its_return_counts(policy: Policy) -> None:
     env = Scripted([5, 9])
     scores = play(policy, env, 3, max_steps=6)
-    # The second is cut after 6 steps and plays on, unseen, until 9; its next game is cut after step 15. By then the
-    # first has played its three, and the third game of the second starts afresh.
+    # The second environment is cut after 6 steps and continues, not counted, to step 9; its next episode is cut after
+    # step 15. By then the first environment has completed three episodes, so all are reset for the third one.
     assert list(scores.lengths) == [5, 5, 5, 6, 6, 6]
     assert list(scores.returns) == [4, 5, 6, 6, 6, 6]
     assert len(env.actions) == 21
@@ -104,22 +105,22 @@ def test_a_game_that_is_too_long_is_cut_and_counts_as_it_stands(policy: Policy) 
     assert scores.cut == 3
 
 
-def test_a_game_that_ends_at_the_limit_is_whole(policy: Policy) -> None:
+def test_an_episode_that_ends_at_max_steps_is_not_cut(policy: Policy) -> None:
     scores = play(policy, Scripted([6]), 2, max_steps=6)
     assert list(scores.lengths) == [6, 6]
     assert list(scores.returns) == [5, 6]
     assert scores.cut == 0
 
 
-def test_games_that_never_end_do_not_hold_up_the_others(policy: Policy) -> None:
+def test_episodes_that_never_end_do_not_block_the_evaluation(policy: Policy) -> None:
     env = Scripted([0, 3])
     scores = play(policy, env, 3, max_steps=10)
     assert list(scores.lengths) == [10, 10, 10, 3, 3, 3]
     assert list(scores.returns) == [10, 10, 10, 102, 103, 104]
-    assert env.seeds == [7, 8, 9], "each fresh start has a seed of its own"
+    assert env.seeds == [7, 8, 9], "each reset must have its own seed"
 
 
-def test_the_same_seed_plays_the_same(policy: Policy) -> None:
+def test_the_same_seed_gives_the_same_actions(policy: Policy) -> None:
     envs = [Scripted([3, 5]) for _ in range(3)]
     for env, seed in zip(envs, (4, 4, 5), strict=True):
         play(policy, env, 4, seed=seed)
@@ -128,22 +129,24 @@ def test_the_same_seed_plays_the_same(policy: Policy) -> None:
     assert {action for row in envs[0].actions for action in row} == {0, 1, 2}
 
 
-def test_evaluation_leaves_the_worlds_random_numbers_alone(policy: Policy) -> None:
+def test_evaluation_does_not_change_the_global_random_state(policy: Policy) -> None:
     before = torch.get_rng_state()
     play(policy, Scripted([3]), 2)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_statistics_of_scores() -> None:
+def test_mean_and_standard_error_of_scores() -> None:
     scores = Scores((1.0, 2.0, 6.0), (10, 20, 30))
     assert scores.mean == 3
-    # Deviations -2, -1, 3: variance 14 / 2 = 7, over 3 games.
+    # Deviations -2, -1, 3: variance 14 / 2 = 7, over 3 episodes.
     assert scores.standard_error == pytest.approx((7 / 3) ** 0.5)
     assert Scores((5.0,), (1,)).standard_error == 0
 
 
-def test_it_stops_when_it_is_asked_to(policy: Policy) -> None:
+def test_evaluation_can_be_interrupted(policy: Policy) -> None:
     env = Scripted([6])
     with pytest.raises(Stopped):
-        evaluate(policy, env, games_per_env=1, epsilon=0.5, max_steps=100, seed=7, stop=lambda: len(env.actions) == 3)
+        evaluate(
+            policy, env, episodes_per_env=1, epsilon=0.5, max_steps=100, seed=7, stop=lambda: len(env.actions) == 3
+        )
     assert len(env.actions) == 3

@@ -1,4 +1,4 @@
-"""Agents read back from run folders, and what is said of folders that hold none."""
+"""Tests of loading agents from run folders, and of the messages for folders without an agent."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 
 from zerokara.agents.configs.dqn import Config
 from zerokara.agents.qlearning.network import make_network
-from zerokara.agents.viewing.loading import CHECKPOINT, game_seed, load_agent
+from zerokara.agents.viewing.loading import CHECKPOINT, evaluation_seed, load_agent
 from zerokara.core import checkpoint
 from zerokara.core.config import UserError
 from zerokara.core.report import run_folders
 
 
 def rewrite(run: Path, **changes: Any) -> None:
-    """Change top-level entries of config.json."""
+    """Replace top-level entries of config.json."""
     path = run / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
@@ -29,7 +29,7 @@ def saved_config(run: Path) -> dict[str, Any]:
     return config
 
 
-def test_the_agent_has_the_weights_of_the_checkpoint(catch_run: Path) -> None:
+def test_a_loaded_agent_has_the_weights_of_the_checkpoint(catch_run: Path) -> None:
     agent = load_agent(catch_run, threads=1)
     assert (agent.name, agent.step, agent.num_actions) == ("catch", 400, 3)
     state = checkpoint.load(catch_run / CHECKPOINT, "dqn")["learner"]["network"]
@@ -43,24 +43,24 @@ def test_the_agent_has_the_weights_of_the_checkpoint(catch_run: Path) -> None:
     np.testing.assert_allclose(agent.policy.values(obs).numpy(), expected.numpy(), rtol=1e-4, atol=1e-6)
 
 
-def test_reading_changes_nothing(catch_run: Path) -> None:
+def test_loading_changes_no_file(catch_run: Path) -> None:
     before = {path.name: (path.stat().st_mtime_ns, path.stat().st_size) for path in catch_run.iterdir()}
     load_agent(catch_run, threads=1)
     assert {path.name: (path.stat().st_mtime_ns, path.stat().st_size) for path in catch_run.iterdir()} == before
 
 
-def test_a_run_that_is_not_there(catch_run: Path) -> None:
+def test_missing_run(catch_run: Path) -> None:
     with pytest.raises(UserError, match=r"no run in runs/catc .*did you mean catch"):
         load_agent(Path("runs/catc"))
 
 
-def test_a_run_before_its_first_checkpoint(catch_run: Path) -> None:
+def test_run_without_a_checkpoint(catch_run: Path) -> None:
     (catch_run / CHECKPOINT).unlink()
     with pytest.raises(UserError, match=r"runs/catch has no checkpoint yet"):
         load_agent(catch_run)
 
 
-def test_a_damaged_checkpoint(catch_run: Path) -> None:
+def test_damaged_checkpoint(catch_run: Path) -> None:
     content = bytearray((catch_run / CHECKPOINT).read_bytes())
     content[len(content) // 2] ^= 1
     (catch_run / CHECKPOINT).write_bytes(content)
@@ -68,17 +68,17 @@ def test_a_damaged_checkpoint(catch_run: Path) -> None:
         load_agent(catch_run)
 
 
-def test_a_run_of_another_kind(catch_run: Path) -> None:
+def test_run_of_another_kind(catch_run: Path) -> None:
     rewrite(catch_run, kind="dcgan")
     with pytest.raises(UserError, match="holds a run of dcgan, not of dqn or pqn"):
         load_agent(catch_run)
 
 
-def test_a_config_of_another_version(catch_run: Path) -> None:
+def test_config_of_another_version(catch_run: Path) -> None:
     config = saved_config(catch_run)
     del config["gamma"]
     rewrite(catch_run, config={**config, "discount": 0.9})
-    with pytest.raises(UserError, match=r"another version of zerokara \(unknown discount; missing gamma\)"):
+    with pytest.raises(UserError, match=r"has a setting 'discount' that this version of zerokara does not know"):
         load_agent(catch_run)
 
 
@@ -88,30 +88,30 @@ def test_weights_that_do_not_fit_the_config(catch_run: Path) -> None:
         load_agent(catch_run)
 
 
-def test_a_checkpoint_without_weights(catch_run: Path) -> None:
+def test_checkpoint_without_weights(catch_run: Path) -> None:
     checkpoint.save(catch_run / CHECKPOINT, {"step": 3}, "dqn")
     with pytest.raises(UserError, match="do not fit the network"):
         load_agent(catch_run)
 
 
-def test_a_game_with_other_actions_than_in_training(catch_run: Path) -> None:
+def test_environment_with_other_actions_than_in_training(catch_run: Path) -> None:
     rewrite(catch_run, config={**saved_config(catch_run), "env": "zerokara/Snake-v0"})
-    with pytest.raises(UserError, match=r"zerokara/Snake-v0 has \d actions .* learnt with 3"):
+    with pytest.raises(UserError, match=r"zerokara/Snake-v0 has \d actions .* was trained with 3"):
         load_agent(catch_run, threads=1).make_env(1)
 
 
-def test_a_device_that_is_not_there(catch_run: Path) -> None:
+def test_missing_device(catch_run: Path) -> None:
     with pytest.raises(UserError, match="no device 'cuba'"):
         load_agent(catch_run, device="cuba")
 
 
-def test_the_folders_of_a_command_line(catch_run: Path) -> None:
+def test_run_folders_of_a_command_line(catch_run: Path) -> None:
     assert run_folders(("runs/b", "runs/a", "runs/b/"), "x") == [Path("runs/b"), Path("runs/a")]
     with pytest.raises(UserError, match=r"as in python -m agents.play runs/catch\."):
         run_folders((), "python -m agents.play")
 
 
-def test_seeds_of_games_differ_and_fit_32_bits() -> None:
-    seeds = [game_seed(seed) for seed in range(1000)]
+def test_evaluation_seeds_differ_and_fit_into_31_bits() -> None:
+    seeds = [evaluation_seed(seed) for seed in range(1000)]
     assert len(set(seeds)) == 1000
     assert all(1_600_000_000 <= seed < 2**31 for seed in seeds)

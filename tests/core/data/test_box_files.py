@@ -1,4 +1,4 @@
-"""Readers of marked pictures: the three forms, in folders and archives, and what is wrong with them."""
+"""Tests of box annotation readers: the three formats, in folders and archives, and invalid data."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def voc(path: Path, filename: str, *objects: tuple[str, tuple[Any, ...]]) -> Non
 
 @pytest.fixture
 def voc_folder(tmp_path: Path) -> Path:
-    """Two pictures, one of them renamed since it was marked; a box that is none."""
+    """Write two images, one of which was renamed after its annotation, and an empty box."""
     folder = tmp_path / "voc"
     picture(folder / "JPEGImages" / "a.jpg")
     picture(folder / "JPEGImages" / "b.jpg", 20, 40)
@@ -47,35 +47,35 @@ def load(path: Path, side: int = 40) -> BoxSet:
     return load_boxes(str(path), image_side=side)
 
 
-def boxes_of(found: BoxSet, place: int) -> list[list[float]]:
-    rows: list[list[float]] = found.boxes[place].tolist()
+def boxes_of(boxes: BoxSet, index: int) -> list[list[float]]:
+    rows: list[list[float]] = boxes.boxes[index].tolist()
     return rows
 
 
 def test_voc(voc_folder: Path) -> None:
-    found = load(voc_folder)
-    assert found.names == ("JPEGImages/a.jpg", "JPEGImages/b.jpg")
-    assert found.classes == ("cat", "dog")
-    assert boxes_of(found, 0) == [[0, 0, 20, 20], [20, 10, 40, 20]]
-    assert boxes_of(found, 1) == [[0, 0, 20, 4]]  # as far as the picture goes
-    assert [labels.tolist() for labels in found.labels] == [[0, 1], [0]]
-    assert found.counts == {"cat": 2, "dog": 1}
-    assert found.dropped == ("cat (5, 5, 5, 5) in Annotations/b.xml",)
-    assert "PASCAL VOC" in found.source
+    boxes = load(voc_folder)
+    assert boxes.names == ("JPEGImages/a.jpg", "JPEGImages/b.jpg")
+    assert boxes.classes == ("cat", "dog")
+    assert boxes_of(boxes, 0) == [[0, 0, 20, 20], [20, 10, 40, 20]]
+    assert boxes_of(boxes, 1) == [[0, 0, 20, 4]]  # clipped to the image
+    assert [labels.tolist() for labels in boxes.labels] == [[0, 1], [0]]
+    assert boxes.counts == {"cat": 2, "dog": 1}
+    assert boxes.dropped == ("cat (5, 5, 5, 5) in Annotations/b.xml",)
+    assert "PASCAL VOC" in boxes.source
 
 
-def test_an_archive_and_another_size(voc_folder: Path, tmp_path: Path) -> None:
+def test_archive_and_rescaling(voc_folder: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "voc.zip", "w") as archive:
         for file in voc_folder.rglob("*.*"):
             archive.write(file, file.relative_to(voc_folder.parent))
-    found = load_boxes("voc", image_side=80, data_dir=tmp_path)
-    assert found.images.shape == (2, 3, 80, 80)
-    found = load(tmp_path / "voc.zip", 80)
-    assert found.images.shape == (2, 3, 80, 80)  # one is wide and one is high
-    assert found.sizes.tolist() == [[40, 80], [80, 40]]
-    assert found.scales.tolist() == [2, 2]
-    assert boxes_of(found, 0) == [[0, 0, 40, 40], [40, 20, 80, 40]]
-    assert found.picture(1).shape == (80, 40, 3)
+    boxes = load_boxes("voc", image_side=80, data_dir=tmp_path)
+    assert boxes.images.shape == (2, 3, 80, 80)
+    boxes = load(tmp_path / "voc.zip", 80)
+    assert boxes.images.shape == (2, 3, 80, 80)  # one is wide and one is tall
+    assert boxes.sizes.tolist() == [[40, 80], [80, 40]]
+    assert boxes.scales.tolist() == [2, 2]
+    assert boxes_of(boxes, 0) == [[0, 0, 40, 40], [40, 20, 80, 40]]
+    assert boxes.picture(1).shape == (80, 40, 3)
 
 
 def coco(**changes: Any) -> dict[str, Any]:
@@ -97,13 +97,13 @@ def test_coco(tmp_path: Path) -> None:
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "instances.json").write_text(json.dumps(coco()))
     (tmp_path / "notes.json").write_text("[1, 2]")
-    found = load(tmp_path)
-    assert found.classes == ("ant", "zebra")  # by the numbers that they have
-    assert boxes_of(found, 0) == [[2, 3, 12, 8]]
-    assert found.labels[0].tolist() == [1]
-    assert len(found.boxes[1]) == 0
-    assert len(found.dropped) == 2
-    assert "a crowd of ant" in found.dropped[1]
+    boxes = load(tmp_path)
+    assert boxes.classes == ("ant", "zebra")  # sorted by id
+    assert boxes_of(boxes, 0) == [[2, 3, 12, 8]]
+    assert boxes.labels[0].tolist() == [1]
+    assert len(boxes.boxes[1]) == 0
+    assert len(boxes.dropped) == 2
+    assert "a crowd of ant" in boxes.dropped[1]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_coco(tmp_path: Path) -> None:
         {"images": [{"id": 1, "file_name": "lost.png"}]},
     ],
 )
-def test_coco_that_makes_no_sense(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_invalid_coco_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     for name in ("a", "b"):
         picture(tmp_path / f"{name}.png")
     (tmp_path / "c.json").write_text(json.dumps(coco(**changes)))
@@ -130,52 +130,52 @@ def test_yolo(tmp_path: Path) -> None:
     labels.mkdir(parents=True)
     (labels / "a.txt").write_text("1 0.5 0.5 0.5 1.0\n\n0 0.1 0.1 0.2 0.2\n")
     (labels / "b.txt").write_text("1 0.5 0.5 0.0 1.0\n0 1.5 0.5 0.1 0.1\n")
-    found = load(tmp_path)
-    assert found.classes == ("0", "1")
-    torch.testing.assert_close(found.boxes[0], torch.tensor([[10.0, 0, 30, 20], [0, 0, 8, 4]]))
-    assert found.labels[0].tolist() == [1, 0]
-    assert [len(boxes) for boxes in found.boxes] == [2, 0, 0]
-    assert len(found.dropped) == 2
-    assert "outside of the picture" in found.dropped[1]
+    boxes = load(tmp_path)
+    assert boxes.classes == ("0", "1")
+    torch.testing.assert_close(boxes.boxes[0], torch.tensor([[10.0, 0, 30, 20], [0, 0, 8, 4]]))
+    assert boxes.labels[0].tolist() == [1, 0]
+    assert [len(boxes) for boxes in boxes.boxes] == [2, 0, 0]
+    assert len(boxes.dropped) == 2
+    assert "outside of the image" in boxes.dropped[1]
     (tmp_path / "data.yaml").write_text("train: images/train\nnames: ['ant', \"bee\"]\n")
     assert load(tmp_path).classes == ("ant", "bee")
     (labels / "b.txt").write_text("2 0.5 0.5 0.1 0.1\n")
-    with pytest.raises(UserError, match="marks the class 2"):
+    with pytest.raises(UserError, match="has boxes of class 2"):
         load(tmp_path)
     (labels / "b.txt").write_text("ant 0.5 0.5\n")
     with pytest.raises(UserError, match=r"b\.txt"):
         load(tmp_path)
 
 
-def test_names_in_yaml() -> None:
+def test_yaml_names() -> None:
     assert yaml_names("nc: 2\nnames:\n  0: red cell\n  1: 'white'\nval: x\n") == ["red cell", "white"]
     assert yaml_names("names:\n- ant\n- bee\n") == ["ant", "bee"]
     assert yaml_names("names: {0: ant, 1: bee}") == ["ant", "bee"]
     assert yaml_names("nc: 2\n") == []
 
 
-def test_mistakes_are_named(tmp_path: Path, voc_folder: Path) -> None:
-    with pytest.raises(UserError, match="There are no data"):
+def test_error_messages(tmp_path: Path, voc_folder: Path) -> None:
+    with pytest.raises(UserError, match="There is no data set"):
         load(tmp_path / "nothing")
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(UserError, match="no pictures"):
+    with pytest.raises(UserError, match="no images"):
         load(empty)
     picture(empty / "a.png")
-    with pytest.raises(UserError, match="marks no boxes"):
+    with pytest.raises(UserError, match="has no box annotations"):
         load(empty)
     broken = voc_folder / "Annotations" / "a.xml"
-    for text, says in (
-        ("<annotation><object>", "makes no sense"),
+    for text, message in (
+        ("<annotation><object>", "is invalid"),
         ("<annotation><object><name>cat</name></object></annotation>", "without four numbers"),
     ):
         broken.write_text(text)
-        with pytest.raises(UserError, match=says) as mistake:
+        with pytest.raises(UserError, match=message) as mistake:
             load(voc_folder)
         assert "a.xml" in str(mistake.value)
     broken.unlink()
     voc(voc_folder / "Annotations" / "c.xml", "c.jpg", ("cat", (1, 1, 9, 9)))
-    with pytest.raises(UserError, match=r"c\.jpg, which is not there"):
+    with pytest.raises(UserError, match=r"c\.jpg, which does not exist"):
         load(voc_folder)
 
 
@@ -190,7 +190,7 @@ def test_canvas() -> None:
     assert np.array_equal(canvas[:, :10].transpose(1, 2, 0), small)
 
 
-def test_a_picture_is_in_one_part_only(voc_folder: Path) -> None:
+def test_splits_are_disjoint_and_depend_on_the_seed(voc_folder: Path) -> None:
     several = load(voc_folder).take([0, 1] * 10)
     several = BoxSet(**{**vars(several), "names": tuple(map(str, range(20)))})
     train, validation, test = split(several, seed=0)
@@ -202,10 +202,10 @@ def test_a_picture_is_in_one_part_only(voc_folder: Path) -> None:
         split(several.take(range(9)), seed=0)
 
 
-def test_blood_cells(data_dir: Path) -> None:
-    found = load_boxes("bccd", image_side=64, data_dir=data_dir)
-    assert len(found) == 364
-    assert found.images.shape == (364, 3, 48, 64)
-    assert found.counts == {"Platelets": 361, "RBC": 4153, "WBC": 372}
-    assert len(found.dropped) == 2
-    assert "BloodImage_00338" in found.dropped[0]
+def test_bccd(data_dir: Path) -> None:
+    boxes = load_boxes("bccd", image_side=64, data_dir=data_dir)
+    assert len(boxes) == 364
+    assert boxes.images.shape == (364, 3, 48, 64)
+    assert boxes.counts == {"Platelets": 361, "RBC": 4153, "WBC": 372}
+    assert len(boxes.dropped) == 2
+    assert "BloodImage_00338" in boxes.dropped[0]

@@ -1,4 +1,4 @@
-"""Captioned photographs: Flickr8k's two forms and COCO's, in folders and zips, and what is wrong with them."""
+"""Tests of captioned images: Flickr8k's two formats and COCO's, in folders and zips, and invalid data."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def picture(shade: int, width: int = 40) -> bytes:
     return png_bytes(np.full((30, width, 3), shade, np.uint8))
 
 
-def test_the_three_forms_say_the_same() -> None:
+def test_three_formats_give_equal_captions() -> None:
     expected = [("a.jpg", "A dog, wet ."), ("a.jpg", "Two."), ("b.jpg", "It's a cat")]
     assert parse_csv('image,caption\na.jpg,"A dog, wet ."\na.jpg,Two.\n\nb.jpg,It\'s a cat\n') == expected
-    assert parse_csv("a.jpg,A dog, wet .\na.jpg,Two.\nb.jpg,It's a cat") == expected  # no heading, no quotes
+    assert parse_csv("a.jpg,A dog, wet .\na.jpg,Two.\nb.jpg,It's a cat") == expected  # no header, no quotes
     assert parse_tokens("a.jpg#0\tA dog, wet .\na.jpg#1\tTwo.\n\nb.jpg#0\tIt's a cat\n") == expected
     coco = {
         "images": [{"id": 7, "file_name": "a.jpg"}, {"id": 9, "file_name": "val2014/b.jpg"}],
@@ -59,23 +59,23 @@ def test_a_zip_and_a_folder(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("notes.txt", "hello", "has no captions: expected captions.txt"),
-        ("captions.txt", "image,caption\na.png,One\nnone.png,Two\n", r"captions of 1 photographs .* 'none.png'"),
+        ("captions.txt", "image,caption\na.png,One\nnone.png,Two\n", r"captions of 1 images .* 'none.png'"),
         ("captions.txt", "image,caption\na.png\n", "the line 'a.png' has no caption"),
         ("x.token.txt", "a.png#0 no tab\n", "is not image#number, a tab, and a caption"),
         ("captions_x.json", '{"images": []}', "lacks 'annotations'"),
-        ("captions_x.json", "{", "makes no sense as captions"),
+        ("captions_x.json", "{", "cannot be parsed as captions"),
     ],
 )
-def test_what_is_wrong_is_said(tmp_path: Path, name: str, content: str, message: str) -> None:
+def test_invalid_data_are_refused(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / "a.png").write_bytes(picture(10))
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
         load_captions(str(tmp_path), image_size=16)
 
 
-def test_no_such_data(tmp_path: Path) -> None:
+def test_unknown_data_set_suggests_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "flickr.zip").write_bytes(b"")
-    with pytest.raises(UserError, match=r"no data 'flicker' \(did you mean flickr\?\)"):
+    with pytest.raises(UserError, match=r"no data set 'flicker' \(did you mean flickr\?\)"):
         load_captions("flicker", image_size=16, data_dir=tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""CIFAR's two forms, written as their page describes them, and pickles that mean harm."""
+"""Tests of CIFAR's binary and Python versions, and of malicious pickles."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import torch
 
 from zerokara.core.config import UserError
 from zerokara.core.data import load
-from zerokara.core.data.cifar import FORMS, load_cifar, unpickle
+from zerokara.core.data.cifar import LAYOUTS, load_cifar, unpickle
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
 def python2(value: Any) -> bytes:
-    """As Python 2 wrote the published files: protocol 2, byte strings for str, NumPy by the name it had then."""
+    """Pickle as in the published files: Python 2, protocol 2, byte strings for str, old module names of NumPy."""
     return b"\x80\x02" + opcodes(value) + b"."
 
 
@@ -45,12 +45,12 @@ def opcodes(value: Any) -> bytes:
 
 
 def python3(value: Any) -> bytes:
-    """As people write it who make a set of their own in CIFAR's form."""
+    """Pickle with Python 3, as for user-made sets in CIFAR's format."""
     return pickle.dumps(value, protocol=2)
 
 
 def rows(seed: int, number: int = 4) -> np.ndarray:
-    """Rows of 3,072 bytes: 1,024 red, 1,024 green, 1,024 blue."""
+    """Generate rows of 3,072 bytes: 1,024 red, 1,024 green, 1,024 blue."""
     return np.random.default_rng(seed).integers(256, size=(number, 3072), dtype=np.uint8)
 
 
@@ -70,23 +70,23 @@ def python10(folder: Path, dump: Callable[[Any], bytes]) -> None:
 
 
 def pack(folder: Path, name: str) -> None:
-    """The folder as the archive that one downloads, and the folder itself gone."""
+    """Pack a folder into an archive as published, and move the folder away."""
     with tarfile.open(folder.parent / name, "w:gz") as archive:
         archive.add(folder, arcname=folder.name)
     folder.rename(folder.parent / "elsewhere")
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("form", ["binary", "python2", "python3"])
-def test_all_forms_of_cifar_10_give_the_same_images(tmp_path: Path, form: str, packed: bool) -> None:
-    if form == "binary":
+@pytest.mark.parametrize("layout", ["binary", "python2", "python3"])
+def test_all_versions_of_cifar_10_give_the_same_images(tmp_path: Path, layout: str, packed: bool) -> None:
+    if layout == "binary":
         folder = tmp_path / "cifar10" / "cifar-10-batches-bin"
         binary10(folder)
     else:
         folder = tmp_path / "cifar-10-batches-py"
-        python10(folder, python2 if form == "python2" else python3)
+        python10(folder, python2 if layout == "python2" else python3)
     if packed:
-        pack(folder, f"cifar-10-{'binary' if form == 'binary' else 'python'}.tar.gz")
+        pack(folder, f"cifar-10-{'binary' if layout == 'binary' else 'python'}.tar.gz")
     train = load("cifar10", "train", data_dir=tmp_path, download=False)
     assert (train.shape, len(train), train.classes) == ((3, 32, 32), 20, tuple(NAMES))
     assert train.labels.tolist() == [0, 1, 2, 3, 1, 2, 3, 4, 2, 3, 4, 5, 3, 4, 5, 6, 4, 5, 6, 7]
@@ -97,10 +97,10 @@ def test_all_forms_of_cifar_10_give_the_same_images(tmp_path: Path, form: str, p
     test = load("cifar10", "test", data_dir=tmp_path, download=False)
     assert test.labels.tolist() == [5, 6, 7, 8]
     assert torch.equal(test.images.flatten(1), torch.from_numpy(rows(5)))
-    assert ("binary form" if form == "binary" else "Python form") in test.source
+    assert ("binary version" if layout == "binary" else "Python version") in test.source
 
 
-def test_cifar_100_takes_the_fine_label(tmp_path: Path) -> None:
+def test_cifar_100_uses_the_fine_label(tmp_path: Path) -> None:
     names = [f"thing {k}" for k in range(100)]
     folder = tmp_path / "cifar-100-binary"
     folder.mkdir()
@@ -113,14 +113,14 @@ def test_cifar_100_takes_the_fine_label(tmp_path: Path) -> None:
     for name in ("train", "test"):
         (other / name).write_bytes(python2(batch))
     (other / "meta").write_bytes(python2({"fine_label_names": names, "coarse_label_names": ["x"] * 20}))
-    for place in (tmp_path, tmp_path / "other"):
-        images = load("cifar100", "train", data_dir=place, download=False)
+    for path in (tmp_path, tmp_path / "other"):
+        images = load("cifar100", "train", data_dir=path, download=False)
         assert (images.labels.tolist(), images.classes[99]) == ([99], "thing 99")
         assert torch.equal(images.images.flatten(), torch.from_numpy(rows(0, 1)).flatten())
 
 
 class Harm:
-    """Something whose pickle runs a command when it is read."""
+    """Object whose pickle executes a function when it is read."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Path.write_text, (Path("harm"), "done"))
@@ -129,16 +129,16 @@ class Harm:
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (pickle.dumps({"data": Harm()}), "asks to run pathlib.*no file of CIFAR does"),
-        (pickle.dumps({"data": np.array([Harm()], dtype=object)}), "asks to run numpy's arrays of 'O8'"),
-        (b"cos\nsystem\n(S'echo'\ntR.", "asks to run os.system"),
-        (b"c_codecs\nencode\n(S'x'\nS'bz2'\ntR.", "asks to run the codec"),
-        (pickle.dumps([1, 2]), "holds a list, not a dict"),
+        (pickle.dumps({"data": Harm()}), "would execute pathlib.*not part of any CIFAR file"),
+        (pickle.dumps({"data": np.array([Harm()], dtype=object)}), "would execute numpy's arrays of 'O8'"),
+        (b"cos\nsystem\n(S'echo'\ntR.", "would execute os.system"),
+        (b"c_codecs\nencode\n(S'x'\nS'bz2'\ntR.", "would execute the codec"),
+        (pickle.dumps([1, 2]), "contains a list, expected a dict"),
         (pickle.dumps({"data": 1})[:-3], "is damaged"),
         (b"", "is damaged"),
     ],
 )
-def test_a_pickle_may_hold_numbers_and_nothing_else(
+def test_unsafe_and_damaged_pickles_are_refused(
     content: bytes, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -147,7 +147,7 @@ def test_a_pickle_may_hold_numbers_and_nothing_else(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_arrays_come_back_as_they_were() -> None:
+def test_unpickled_arrays_equal_the_originals() -> None:
     sent = {
         "big-endian": np.arange(6, dtype=">i4").reshape(2, 3),
         "by columns": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
@@ -161,13 +161,13 @@ def test_arrays_come_back_as_they_were() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
-        ("data_batch_3.bin", rows(0).tobytes()[:-1], "no multiple of 3,073"),
-        ("data_batch_3.bin", b"", "no multiple of 3,073"),
-        ("data_batch_3.bin", bytes([10]) + rows(0, 1).tobytes(), "has the label 10, and .* names 10 classes"),
+        ("data_batch_3.bin", rows(0).tobytes()[:-1], "not a multiple of 3,073"),
+        ("data_batch_3.bin", b"", "not a multiple of 3,073"),
+        ("data_batch_3.bin", bytes([10]) + rows(0, 1).tobytes(), "has the label 10, but .* lists 10 classes"),
         ("data_batch_3.bin", None, "data_batch_3.bin could not be read"),
     ],
 )
-def test_broken_batches_are_named(tmp_path: Path, name: str, content: bytes | None, complaint: str) -> None:
+def test_damaged_batches_are_refused(tmp_path: Path, name: str, content: bytes | None, complaint: str) -> None:
     folder = tmp_path / "cifar-10-batches-bin"
     binary10(folder)
     (folder / name).unlink()
@@ -187,15 +187,15 @@ def test_broken_batches_are_named(tmp_path: Path, name: str, content: bytes | No
         {"data": rows(0)},
     ],
 )
-def test_python_batches_must_fit_together(tmp_path: Path, batch: dict[str, Any]) -> None:
+def test_inconsistent_python_batches_are_refused(tmp_path: Path, batch: dict[str, Any]) -> None:
     folder = tmp_path / "cifar-10-batches-py"
     python10(folder, python2)
     (folder / "test_batch").write_bytes(python2(batch))
-    with pytest.raises(UserError, match=r"test_batch in .* as many labels as rows"):
+    with pytest.raises(UserError, match=r"test_batch in .* equal numbers of labels and of rows"):
         load("cifar10", "test", data_dir=tmp_path, download=False)
 
 
-def test_a_broken_archive_is_named(tmp_path: Path) -> None:
+def test_damaged_archive_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "cifar-10-batches-bin"
     binary10(folder)
     pack(folder, "cifar-10-binary.tar.gz")
@@ -207,11 +207,11 @@ def test_a_broken_archive_is_named(tmp_path: Path) -> None:
     with tarfile.open(archive, "w:gz") as other:
         other.add(tmp_path / "elsewhere" / "batches.meta.txt", "batches.meta.txt")
     with pytest.raises(UserError, match=r"does not contain test_batch\.bin"):
-        load_cifar(FORMS["cifar10"][0], archive, "test")
+        load_cifar(LAYOUTS["cifar10"][0], archive, "test")
 
 
-def test_the_jpeg_copy_says_that_it_is_one(data_dir: Path) -> None:
-    """The channel means of CIFAR-10 that everyone normalises by, to within what JPEG changes."""
+def test_jpeg_copy_is_described_in_the_source(data_dir: Path) -> None:
+    """The channel means equal the commonly used ones, up to the changes by JPEG compression."""
     images = load("cifar10", "test", data_dir=data_dir, download=False)
     assert images.source.startswith("a copy of CIFAR-10 as picture files")
     assert images.source.endswith("JPEG")

@@ -1,4 +1,4 @@
-"""Downloads from servers on 127.0.0.1 that behave as mirrors do: well, slowly, wrongly, or not at all."""
+"""Tests of downloads from local servers that behave like correct, interrupted, wrong and unreachable mirrors."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
 class Mirror:
-    """A server of one file. `breaks` has, for each of the first requests, after how many bytes it hangs up."""
+    """HTTP server of one file. `breaks` lists, for the first requests, the bytes after which the connection closes."""
 
     def __init__(self, content: bytes = CONTENT, *, ranges: bool = True, status: int = 200) -> None:
         self.content, self.ranges, self.status = content, ranges, status
         self.breaks: list[int] = []
-        self.asked: list[str | None] = []  # the Range of every request
+        self.requested: list[str | None] = []  # the Range of every request
         mirror = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -46,7 +46,7 @@ class Mirror:
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         asked = request.headers.get("Range")
-        self.asked.append(asked)
+        self.requested.append(asked)
         start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.ranges else 0
         if self.status != 200:
             request.send_error(self.status)
@@ -75,7 +75,7 @@ def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Mirror]]:
     started: list[Mirror] = []
 
     def start(*args: bytes, **options: int) -> Mirror:
-        started.append(Mirror(*args, **options))  # type: ignore[arg-type]  # passed on as they came
+        started.append(Mirror(*args, **options))  # type: ignore[arg-type]  # forwarded
         return started[-1]
 
     yield start
@@ -89,7 +89,7 @@ def get(folder: Path, *mirrors: Mirror, progress: Callable[[str, int, int], None
     return (folder / "set.gz").read_bytes()
 
 
-def test_a_file_comes_whole_and_only_once(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
+def test_file_is_downloaded_completely_and_only_once(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
     server = mirror()
     told: list[tuple[str, int, int]] = []
     folder = tmp_path / "new" / "folder"
@@ -98,56 +98,58 @@ def test_a_file_comes_whole_and_only_once(tmp_path: Path, mirror: Callable[..., 
     assert len(told) >= 3
     assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
     assert get(folder, server) == CONTENT
-    assert server.asked == [None]
+    assert server.requested == [None]
 
 
-def test_what_broke_off_goes_on_where_it_was(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
+def test_interrupted_download_is_resumed(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
     server = mirror()
     server.breaks = [300_000, 100]
     assert get(tmp_path, server) == CONTENT
-    assert server.asked == [None, "bytes=300000-", "bytes=300100-"]
+    assert server.requested == [None, "bytes=300000-", "bytes=300100-"]
 
 
-def test_the_next_call_goes_on_too(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
+def test_next_call_resumes_the_download(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
     server = mirror()
     server.breaks = [1000] * download.ATTEMPTS
-    with pytest.raises(UserError, match="broke off after 3,000 of 700,001 bytes"):
+    with pytest.raises(UserError, match="interrupted after 3,000 of 700,001 bytes"):
         get(tmp_path, server)
     assert (tmp_path / ".set.gz.part").read_bytes() == CONTENT[:3000]
     assert get(tmp_path, server) == CONTENT
-    assert server.asked[-1] == "bytes=3000-"
+    assert server.requested[-1] == "bytes=3000-"
 
 
-def test_another_mirror_goes_on_for_the_first(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
+def test_second_mirror_resumes_the_download_of_the_first(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
     first, second = mirror(), mirror()
     first.breaks = [1000, 0, 0]
     assert get(tmp_path, first, second) == CONTENT
-    assert second.asked == ["bytes=1000-"]
+    assert second.requested == ["bytes=1000-"]
 
 
-def test_a_server_without_ranges_begins_at_the_beginning(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
+def test_server_without_ranges_sends_the_whole_file(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
     server = mirror(ranges=False)
     (tmp_path / ".set.gz.part").write_bytes(CONTENT[:5000])
     assert get(tmp_path, server) == CONTENT
-    assert server.asked == ["bytes=5000-"]
+    assert server.requested == ["bytes=5000-"]
 
 
-@pytest.mark.parametrize("rubbish", [b"x" * 5000, b"x" * 700_001, b"x" * 800_000])
-def test_rubbish_in_the_part_costs_one_more_try(tmp_path: Path, mirror: Callable[..., Mirror], rubbish: bytes) -> None:
+@pytest.mark.parametrize("invalid", [b"x" * 5000, b"x" * 700_001, b"x" * 800_000])
+def test_invalid_partial_file_is_downloaded_again(
+    tmp_path: Path, mirror: Callable[..., Mirror], invalid: bytes
+) -> None:
     server = mirror()
-    (tmp_path / ".set.gz.part").write_bytes(rubbish)
+    (tmp_path / ".set.gz.part").write_bytes(invalid)
     assert get(tmp_path, server) == CONTENT
-    assert server.asked == [f"bytes={len(rubbish)}-", None]
+    assert server.requested == [f"bytes={len(invalid)}-", None]
 
 
 @pytest.mark.parametrize("bad", [{"status": 404}, {"status": 503}, {"content": b"<html>Log in first</html>"}])
-def test_a_bad_mirror_is_passed_by(tmp_path: Path, mirror: Callable[..., Mirror], bad: dict[str, int]) -> None:
+def test_bad_mirror_is_skipped(tmp_path: Path, mirror: Callable[..., Mirror], bad: dict[str, int]) -> None:
     first, second = mirror(**bad), mirror()
     assert get(tmp_path, first, second) == CONTENT
-    assert (first.asked, second.asked) == ([None], [None])
+    assert (first.requested, second.requested) == ([None], [None])
 
 
-def test_without_any_mirror_the_sentence_says_what_to_do(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
+def test_message_if_all_mirrors_fail(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
     wrong, missing, gone = mirror(b"other"), mirror(status=404), mirror()
     gone.close()
     with pytest.raises(UserError) as refusal:
@@ -156,11 +158,11 @@ def test_without_any_mirror_the_sentence_says_what_to_do(tmp_path: Path, mirror:
     assert "wrong checksum 795f3202b17cb6bc3d4b771d8c6c9eaf" in text
     assert "404 Not Found" in text
     assert "Connection refused" in text
-    assert f"put set.gz into {tmp_path} by hand, or name a folder that has them with --data-dir" in text
+    assert f"copy set.gz into {tmp_path} manually, or give a folder that contains them with --data-dir" in text
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_no_fault_of_the_mirror(
+def test_full_disk_is_raised_without_trying_other_mirrors(
     tmp_path: Path, mirror: Callable[..., Mirror], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -172,17 +174,17 @@ def test_a_full_disk_is_no_fault_of_the_mirror(
         get(tmp_path, first, second)
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
-    (tmp_path / "file").write_text("in the way")
+def test_unwritable_folder_is_refused(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
+    (tmp_path / "file").write_text("a file")
     with pytest.raises(UserError, match=r"cannot be downloaded into .*file/set .*--data-dir"):
         get(tmp_path / "file" / "set", mirror())
 
 
-def test_two_at_once_download_once(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
+def test_concurrent_calls_download_once(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
     server = mirror()
     with ThreadPoolExecutor(2) as pool:
         assert [future.result() for future in [pool.submit(get, tmp_path, server) for _ in range(2)]] == [CONTENT] * 2
-    assert server.asked == [None]
+    assert server.requested == [None]
 
 
 @pytest.mark.parametrize(
@@ -192,16 +194,14 @@ def test_two_at_once_download_once(tmp_path: Path, mirror: Callable[..., Mirror]
         ("cifar100", "cifar-100-binary.tar.gz"),
     ],
 )
-def test_nothing_is_downloaded_where_that_is_not_wanted(tmp_path: Path, name: str, files: str) -> None:
-    with pytest.raises(UserError, match=f"There is no .* in .*{name}: put {files}"):
+def test_nothing_is_downloaded_if_disabled(tmp_path: Path, name: str, files: str) -> None:
+    with pytest.raises(UserError, match=f"There is no .* in .*{name}: copy {files}"):
         load(name, "train", data_dir=tmp_path, download=False)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_mnist_is_downloaded_and_read(
-    tmp_path: Path, mirror: Callable[..., Mirror], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All four files at once, so that the test images are there when they are asked for in the end."""
+def test_mnist_is_downloaded(tmp_path: Path, mirror: Callable[..., Mirror], monkeypatch: pytest.MonkeyPatch) -> None:
+    """All four files are downloaded at once, so that the test images are available later without a connection."""
     images = bytes.fromhex("00000803 00000001 00000001 00000002 0509")
     labels = bytes.fromhex("00000801 00000001 07")
     servers = [mirror(images), mirror(labels)] * 2
@@ -212,7 +212,7 @@ def test_mnist_is_downloaded_and_read(
             Remote(r.name, hashlib.md5(s.content).hexdigest(), (by_name[r.name],))
             for r, s in zip(remotes, servers, strict=True)
         ]
-        fetch(files, *rest)  # type: ignore[arg-type]  # passed on as they came
+        fetch(files, *rest)  # type: ignore[arg-type]  # forwarded
 
     monkeypatch.setattr(sources, "fetch", redirected)
     assert load("mnist", "train", data_dir=tmp_path).images.tolist() == [[[[5, 9]]]]
@@ -220,10 +220,10 @@ def test_mnist_is_downloaded_and_read(
     assert load("mnist", "test", data_dir=tmp_path, download=False).labels.tolist() == [7]
 
 
-def test_cifar_10_is_downloaded_in_pieces_and_read(
+def test_cifar_10_is_downloaded_from_the_second_mirror(
     tmp_path: Path, mirror: Callable[..., Mirror], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first mirror has something else, the second hangs up once."""
+    """The first mirror has a wrong file; the second closes the connection once."""
     batches = [*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"]
     files = {name: bytes([label]) * 3073 for label, name in enumerate(batches)}
     files["batches.meta.txt"] = "\n".join("abcdefghij").encode()
@@ -239,7 +239,7 @@ def test_cifar_10_is_downloaded_in_pieces_and_read(
     monkeypatch.setitem(sources.CIFAR_REMOTES, "cifar10", remote)
     assert load("cifar10", "train", data_dir=tmp_path).labels.tolist() == [0, 1, 2, 3, 4]
     assert load("cifar10", "test", data_dir=tmp_path, download=False).labels.tolist() == [5]
-    assert (wrong.asked, server.asked) == ([None], [None, "bytes=50-"])
+    assert (wrong.requested, server.requested) == ([None], [None, "bytes=50-"])
     assert [path.name for path in (tmp_path / "cifar10").iterdir()] == ["cifar-10-binary.tar.gz"]
 
 
@@ -251,7 +251,7 @@ def test_cifar_10_is_downloaded_in_pieces_and_read(
         ("cifar10", "cifar-10-binary.tar.gz"),
     ],
 )
-def test_where_no_mirror_has_a_set_its_files_are_named(
+def test_files_are_listed_if_no_mirror_has_the_set(
     tmp_path: Path, mirror: Callable[..., Mirror], monkeypatch: pytest.MonkeyPatch, name: str, files: str
 ) -> None:
     wrong, gone = mirror(b"other"), mirror()
@@ -266,5 +266,5 @@ def test_where_no_mirror_has_a_set_its_files_are_named(
     text = str(refusal.value)
     assert "wrong checksum" in text
     assert "Connection refused" in text
-    assert f"put {files} into {tmp_path / name} by hand, or name a folder that has them with --data-dir" in text
+    assert f"copy {files} into {tmp_path / name} manually, or give a folder that contains them with --data-dir" in text
     assert list((tmp_path / name).iterdir()) == []

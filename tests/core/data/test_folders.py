@@ -1,4 +1,4 @@
-"""Folders and zips of class folders, in the layouts that people download."""
+"""Tests of folders and zips of class folders, in common layouts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def picture(value: int, side: int = 4) -> bytes:
 
 
 def plant(root: Path, files: dict[str, bytes | int], zipped: bool = False) -> Path:
-    """A folder, or a zip, of files; a number is a picture of that grey, a name that ends in "/" an empty folder."""
+    """Write files to a folder or zip; a number is an image of that gray level, a name ending in "/" an empty folder."""
     content = {name: picture(value) if isinstance(value, int) else value for name, value in files.items()}
     if zipped:
         root = root.with_suffix(".zip")
@@ -40,8 +40,8 @@ def plant(root: Path, files: dict[str, bytes | int], zipped: bool = False) -> Pa
     return root
 
 
-def greys(images: ImageSet) -> list[tuple[str, int]]:
-    """(class, grey) of every image."""
+def gray_levels(images: ImageSet) -> list[tuple[str, int]]:
+    """Return (class, gray level) of every image."""
     return [
         (images.classes[label], int(image[0, 0, 0]))
         for image, label in zip(images.images, images.labels.tolist(), strict=True)
@@ -49,7 +49,7 @@ def greys(images: ImageSet) -> list[tuple[str, int]]:
 
 
 def both(path: Path) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-    return greys(load(str(path), "train")), greys(load(str(path), "test"))
+    return gray_levels(load(str(path), "train")), gray_levels(load(str(path), "test"))
 
 
 SPLIT: dict[str, bytes | int] = {"train/b/1.png": 1, "train/a/2.png": 2, "train/b/0.png": 3, "val/b/x.PNG": 4}
@@ -63,17 +63,17 @@ class TestLayouts:
         assert both(path) == (TRAIN_IMAGES, [("b", 4)])
         assert "class folders of train/ and val/" in load(str(path), "test").source
 
-    def test_test_goes_before_val(self, tmp_path: Path, zipped: bool) -> None:
+    def test_test_has_precedence_over_val(self, tmp_path: Path, zipped: bool) -> None:
         path = plant(tmp_path / "set", {**SPLIT, "test/a/y.png": 5}, zipped)
         assert both(path) == (TRAIN_IMAGES, [("a", 5)])
-        assert "val/ is left alone" in load(str(path), "train").source
+        assert "val/ is ignored" in load(str(path), "train").source
 
-    def test_a_folder_around_it_all(self, tmp_path: Path, zipped: bool) -> None:
+    def test_enclosing_folder(self, tmp_path: Path, zipped: bool) -> None:
         wrapped = {f"imagenette/{name}": value for name, value in SPLIT.items()}
         path = plant(tmp_path / "set", {**wrapped, "imagenette/LICENSE": b"MIT"}, zipped)
         assert both(path) == (TRAIN_IMAGES, [("b", 4)])
 
-    def test_every_tenth_where_nothing_is_set_apart(self, tmp_path: Path, zipped: bool) -> None:
+    def test_every_tenth_image_without_a_test_folder(self, tmp_path: Path, zipped: bool) -> None:
         files: dict[str, bytes | int] = {f"cat/{k:02}.png": k for k in range(21)}
         path = plant(tmp_path / "set", {**files, "dog/a.png": 100, "dog/sub/b.png": 101}, zipped)
         train, test = both(path)
@@ -81,64 +81,64 @@ class TestLayouts:
         assert train == [("cat", k) for k in range(21) if k % 10] + [("dog", 101)]
         assert "every 10th image" in load(str(path), "test").source
 
-    def test_train_alone_is_divided_too(self, tmp_path: Path, zipped: bool) -> None:
+    def test_train_without_test_is_split(self, tmp_path: Path, zipped: bool) -> None:
         path = plant(tmp_path / "set", {f"train/cat/{k}.png": k for k in range(3)}, zipped)
         assert both(path) == ([("cat", 1), ("cat", 2)], [("cat", 0)])
 
-    def test_litter_is_left_out_and_other_files_counted(self, tmp_path: Path, zipped: bool) -> None:
-        litter: dict[str, bytes | int] = {
+    def test_hidden_files_are_skipped_and_other_files_are_counted(self, tmp_path: Path, zipped: bool) -> None:
+        hidden: dict[str, bytes | int] = {
             ".DS_Store": b"x",
             "__MACOSX/train/a/._2.png": b"x",
             "train/a/Thumbs.db": b"x",
             "train/.git/x.png": 9,
         }
-        path = plant(tmp_path / "set", {**SPLIT, **litter, "train/a/notes.txt": b"x", "train/list.csv": b"x"}, zipped)
+        path = plant(tmp_path / "set", {**SPLIT, **hidden, "train/a/notes.txt": b"x", "train/list.csv": b"x"}, zipped)
         assert both(path) == (TRAIN_IMAGES, [("b", 4)])
-        assert "2 other files left out" in load(str(path), "train").source
-        assert "left out" not in load(str(path), "test").source
+        assert "2 other files ignored" in load(str(path), "train").source
+        assert "ignored" not in load(str(path), "test").source
 
     @pytest.mark.parametrize(
         ("files", "complaint"),
         [
             ({"a/1.png": 1, "a/2.png": 1, "b/": b""}, "The class folder 'b' in .*set.* has no images"),
             ({"a/1.png": 1, "a/2.png": 1, "b/notes.txt": b"x"}, "The class folder 'b' in .* has no images"),
-            ({**SPLIT, "val/c/1.png": 1}, "the class 'c' in val/ and not in train/"),
+            ({**SPLIT, "val/c/1.png": 1}, "the class 'c' in val/ but not in train/"),
             ({"a/1.png": 1, "a/2.png": 1, "b/1.png": 1}, "The class folder 'b' in .* has a single image"),
             ({"1.png": 1, "2.png": 2}, "no class folders with images in .*set"),
             ({"train/1.jpg": 1, "val/1.jpg": 1, "trainannot/1.png": 1}, "no class folders with images in .*train"),
             ({"readme.txt": b"x"}, "no class folders with images"),
             ({**SPLIT, "train/a/9.png": picture(1)[:-20]}, "train/a/9.png in .*set.* cannot be decoded"),
             ({**SPLIT, "train/a/9.png": b""}, "train/a/9.png in .*set.* is empty"),
-            ({**SPLIT, "train/b/9.png": picture(1, 5)}, "train/b/9.png in .* has 5x5 pixels and .*--image-size"),
+            ({**SPLIT, "train/b/9.png": picture(1, 5)}, "train/b/9.png in .* has 5x5 pixels, but .*--image-size"),
         ],
     )
-    def test_what_cannot_be_used_is_named(
+    def test_unusable_data_are_refused(
         self, tmp_path: Path, zipped: bool, files: dict[str, bytes | int], complaint: str
     ) -> None:
         with pytest.raises(UserError, match=complaint):
             load(str(plant(tmp_path / "set", files, zipped)), "train")
 
-    def test_size_and_colours_are_as_asked_for(self, tmp_path: Path, zipped: bool) -> None:
+    def test_size_and_channels(self, tmp_path: Path, zipped: bool) -> None:
         path = plant(tmp_path / "set", {**SPLIT, "train/b/9.png": picture(1, 5)}, zipped)
         assert load(str(path), "train", image_size=8, grayscale=False).shape == (3, 8, 8)
 
 
-def test_a_damaged_zip_is_named(tmp_path: Path) -> None:
+def test_damaged_zip_is_refused(tmp_path: Path) -> None:
     path = plant(tmp_path / "set", SPLIT, zipped=True)
     whole = path.read_bytes()
-    at = 60  # in the first file's data, behind its header of 43 bytes
+    at = 60  # in the first file's data, after its header of 43 bytes
     path.write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
     with pytest.raises(UserError, match=r"train/b/1.png in .*set.zip cannot be unpacked"):
         load(str(path), "train")
     path.write_bytes(whole[:-30])
-    with pytest.raises(UserError, match=r"set.zip is no sound zip archive"):
+    with pytest.raises(UserError, match=r"set.zip is not a valid zip archive"):
         load(str(path), "train")
 
 
-def test_an_encrypted_zip_is_named(tmp_path: Path) -> None:
+def test_encrypted_zip_is_refused(tmp_path: Path) -> None:
     path = plant(tmp_path / "set", SPLIT, zipped=True)
     whole = bytearray(path.read_bytes())
-    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the bit that says so, in both headers
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the encryption bit in both headers
         at = whole.find(signature)
         while at >= 0:
             whole[at + flags] |= 1
@@ -148,28 +148,28 @@ def test_an_encrypted_zip_is_named(tmp_path: Path) -> None:
         load(str(path), "train")
 
 
-def test_a_file_too_large_is_not_even_read(tmp_path: Path) -> None:
+def test_too_large_file_is_refused_without_reading_it(tmp_path: Path) -> None:
     path = plant(tmp_path / "set", SPLIT)
     with (path / "train/a/2.png").open("wb") as file:
-        file.truncate(300 * 2**20)  # a hole: it takes no room
+        file.truncate(300 * 2**20)  # a sparse file
     with pytest.raises(UserError, match=r"train/a/2.png in .* has 300 MiB"):
         load(str(path), "train")
 
 
-def test_a_class_folder_may_be_a_link(tmp_path: Path) -> None:
+def test_class_folder_may_be_a_symbolic_link(tmp_path: Path) -> None:
     elsewhere = plant(tmp_path / "elsewhere", {"1.png": 1, "2.png": 2})
     path = plant(tmp_path / "set", {"a/1.png": 3, "a/2.png": 4})
     (path / "b").symlink_to(elsewhere)
-    assert greys(load(str(path), "train")) == [("a", 4), ("b", 2)]
+    assert gray_levels(load(str(path), "train")) == [("a", 4), ("b", 2)]
 
 
-def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = plant(tmp_path / "set", SPLIT)
     listed = os.scandir
 
     def scandir(folder: str) -> object:
         if str(folder).endswith("train/b"):
-            raise PermissionError(13, "Permission denied", folder)  # as it is for anyone but root
+            raise PermissionError(13, "Permission denied", folder)  # root could read it
         return listed(folder)
 
     monkeypatch.setattr(os, "scandir", scandir)
@@ -178,7 +178,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pyt
 
 
 def test_imagenette(data_dir: Path) -> None:
-    """The counts of its page: 9,469 and 3,925 photographs in ten classes."""
+    """Compare with the published counts: 9,469 training and 3,925 test images in ten classes."""
     images = load("imagenette64", "test", data_dir=data_dir)
     assert (images.shape, len(images), len(images.classes)) == ((3, 64, 64), 3925, 10)
     assert torch.bincount(images.labels).tolist() == [357, 386, 409, 395, 394, 389, 419, 399, 390, 387]

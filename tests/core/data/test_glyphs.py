@@ -1,4 +1,4 @@
-"""The drawn digits: the same for everyone, readable, and none of the test digits among those learnt."""
+"""Tests of the generated digits: deterministic, legible, and disjoint training and test images."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from zerokara.core.data import load
 from zerokara.core.data.glyphs import draw
 
 
-def test_the_set() -> None:
+def test_sizes_and_classes() -> None:
     train, test = load("glyphs", "train"), load("glyphs", "test")
     assert (train.shape, len(train), len(test), train.classes) == ((1, 28, 28), 12_000, 2_000, tuple("0123456789"))
     assert torch.bincount(train.labels).tolist() == [1200] * 10
     assert torch.bincount(test.labels).tolist() == [200] * 10
-    assert train.labels[:100].unique().tolist() == list(range(10)), "they are mixed"
-    learnt = {image.numpy().tobytes() for image in train.images}
-    assert len(learnt) == 12_000
-    assert not learnt & {image.numpy().tobytes() for image in test.images}
+    assert train.labels[:100].unique().tolist() == list(range(10)), "the classes are shuffled"
+    train_images = {image.numpy().tobytes() for image in train.images}
+    assert len(train_images) == 12_000
+    assert not train_images & {image.numpy().tobytes() for image in test.images}
 
 
-def test_every_digit_is_there_and_whole() -> None:
+def test_digits_are_visible_and_complete() -> None:
     images = load("glyphs", "test").images.squeeze(1)
     assert int(images.flatten(1).max(1).values.min()) > 100, "the strokes are bright"
-    inked = (images > 32).float().mean((1, 2))
-    assert float(inked.min()) > 0.02
-    assert float(inked.max()) < 0.5
+    foreground = (images > 32).float().mean((1, 2))
+    assert float(foreground.min()) > 0.02
+    assert float(foreground.max()) < 0.5
     border = torch.cat([images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]], dim=1)
-    assert float((border > 64).any(1).float().mean()) < 0.01, "hardly any touches the edge"
+    assert float((border > 64).any(1).float().mean()) < 0.01, "less than 1 % touch the edge"
 
 
-def test_the_same_seed_draws_the_same() -> None:
+def test_drawing_depends_on_the_seed() -> None:
     (first, labels), (again, labels_again), (other, _) = draw(50, 0), draw(50, 0), draw(50, 1)
     assert (first == again).all()
     assert (labels == labels_again).all()
     assert (first != other).any()
 
 
-def test_nearest_neighbours_tell_them_apart_but_not_all() -> None:
-    """A set that a first try can learn, and that leaves something to learn: 1-NN on raw pixels errs, but seldom."""
+def test_nearest_neighbor_error_is_small_but_not_zero() -> None:
+    """1-NN on raw pixels has an error of 0.5 to 20 %: the set is learnable but not trivial."""
     train, test = load("glyphs", "train"), load("glyphs", "test").take(slice(0, 500))
     distance = torch.cdist(test.images.flatten(1).float(), train.images.flatten(1).float())
     wrong = float((train.labels[distance.argmin(1)] != test.labels).float().mean())

@@ -1,4 +1,4 @@
-"""IDX files: the format's own examples, damage of every kind, and MNIST itself."""
+"""Tests of IDX files: examples of the format, damaged files, and MNIST."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zerokara.core.config import UserError
 from zerokara.core.data import load
 from zerokara.core.data.idx import load_idx, read_idx
 
-# Two images of 2x3 pixels and their labels, byte by byte as MNIST's page lays them out.
+# Two images of 2x3 pixels and their labels, in the format of MNIST's web page.
 IMAGES = bytes.fromhex("00000803 00000002 00000002 00000003 000102030405 f0f1f2f3f4ff")
 LABELS = bytes.fromhex("00000801 00000002 0701")
 DIGITS = tuple("0123456789")
@@ -29,8 +29,8 @@ def write_mnist(folder: Path, images: bytes = IMAGES, labels: bytes = LABELS, pr
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
-def test_the_bytes_of_the_format(tmp_path: Path, pack: type[bytes]) -> None:
-    """Raw or gzipped is told from the content, not from the name."""
+def test_raw_and_gzipped_files(tmp_path: Path, pack: type[bytes]) -> None:
+    """Compression is detected from the content, not from the name."""
     path = tmp_path / "file"
     path.write_bytes(pack(IMAGES))
     assert read_idx(path).tolist() == [[[0, 1, 2], [3, 4, 5]], [[0xF0, 0xF1, 0xF2], [0xF3, 0xF4, 0xFF]]]
@@ -47,7 +47,7 @@ def test_the_bytes_of_the_format(tmp_path: Path, pack: type[bytes]) -> None:
         ("00000802 00000000 00000005", np.zeros((0, 5), "u1")),
     ],
 )
-def test_all_types_come_in_the_order_of_this_machine(tmp_path: Path, content: str, expected: np.ndarray) -> None:
+def test_all_types_are_read_in_native_byte_order(tmp_path: Path, content: str, expected: np.ndarray) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes.fromhex(content))
     found = read_idx(path)
@@ -56,7 +56,7 @@ def test_all_types_come_in_the_order_of_this_machine(tmp_path: Path, content: st
 
 
 @given(cut=st.integers(0, len(IMAGES) - 1))
-def test_a_file_cut_anywhere_is_refused(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+def test_truncated_file_is_refused(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
     path = tmp_path_factory.mktemp("cut") / "images"
     path.write_bytes(IMAGES[:cut])
     with pytest.raises(UserError, match="images"):
@@ -64,7 +64,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path_factory: pytest.TempPathFactory
 
 
 @given(cut=st.integers(2, len(gzip.compress(IMAGES, mtime=0)) - 1))
-def test_a_gzip_cut_anywhere_is_refused(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+def test_truncated_gzip_is_refused(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
     path = tmp_path_factory.mktemp("cut") / "images.gz"
     path.write_bytes(gzip.compress(IMAGES, mtime=0)[:cut])
     with pytest.raises(UserError, match=r"images.gz"):
@@ -74,15 +74,15 @@ def test_a_gzip_cut_anywhere_is_refused(tmp_path_factory: pytest.TempPathFactory
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (b"\x89PNG" + IMAGES, "no IDX file: it begins with 89504e47"),
+        (b"\x89PNG" + IMAGES, "is not an IDX file: it begins with 89504e47"),
         (b"", "begins with nothing"),
         (bytes.fromhex("00000a01 00000001 00"), "begins with 00000a01"),
-        (IMAGES + b"\0", "holds more"),
-        (bytes.fromhex("00000803 ffffffff ffffffff ffffffff 00"), "holds 1:"),  # no attempt to make room for it
+        (IMAGES + b"\0", "contains more"),
+        (bytes.fromhex("00000803 ffffffff ffffffff ffffffff 00"), "contains 1:"),  # does not allocate the memory
         (gzip.compress(IMAGES, mtime=0)[:-8] + b"\0" * 8, "CRC"),
     ],
 )
-def test_damage_is_named(tmp_path: Path, content: bytes, complaint: str) -> None:
+def test_damaged_file_is_refused(tmp_path: Path, content: bytes, complaint: str) -> None:
     path = tmp_path / "train-images"
     path.write_bytes(content)
     with pytest.raises(UserError, match=complaint) as refusal:
@@ -90,42 +90,42 @@ def test_damage_is_named(tmp_path: Path, content: bytes, complaint: str) -> None
     assert str(path) in str(refusal.value)
 
 
-def test_images_and_labels_make_a_set(tmp_path: Path) -> None:
+def test_load_images_and_labels(tmp_path: Path) -> None:
     images = load_idx(write_mnist(tmp_path), "train", DIGITS, "MNIST")
     assert (images.shape, images.labels.tolist()) == ((1, 2, 3), [7, 1])
     assert images.images[1, 0].tolist() == [[0xF0, 0xF1, 0xF2], [0xF3, 0xF4, 0xFF]]
-    images.images[0] = 1  # it may be written to
+    images.images[0] = 1  # it is writable
 
 
 @pytest.mark.parametrize(
     ("images", "labels", "complaint"),
     [
-        (IMAGES, bytes.fromhex("00000801 00000003 070102"), "has 2 images: put there two files that belong together"),
-        (IMAGES, bytes.fromhex("00000801 00000002 070a"), "has the label 10, and MNIST has 10 classes"),
-        (LABELS, LABELS, r"images are \(N, H, W\) bytes"),
+        (IMAGES, bytes.fromhex("00000801 00000003 070102"), "has 2 images: use two files that belong together"),
+        (IMAGES, bytes.fromhex("00000801 00000002 070a"), "has the label 10, but MNIST has 10 classes"),
+        (LABELS, LABELS, r"expected uint8 images of shape \(N, H, W\)"),
         (IMAGES, IMAGES, "belong together"),
     ],
 )
-def test_what_does_not_match_is_refused(tmp_path: Path, images: bytes, labels: bytes, complaint: str) -> None:
+def test_inconsistent_files_are_refused(tmp_path: Path, images: bytes, labels: bytes, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         load_idx(write_mnist(tmp_path, images, labels), "train", DIGITS, "MNIST")
 
 
-@pytest.mark.parametrize("place", ["mnist", "mnist/raw", "MNIST/raw"])
-def test_mnist_is_found_where_people_keep_it(tmp_path: Path, place: str) -> None:
-    write_mnist(tmp_path / place, prefix="t10k")
+@pytest.mark.parametrize("path", ["mnist", "mnist/raw", "MNIST/raw"])
+def test_mnist_is_found_in_common_folders(tmp_path: Path, path: str) -> None:
+    write_mnist(tmp_path / path, prefix="t10k")
     assert load("mnist", "test", data_dir=tmp_path, download=False).labels.tolist() == [7, 1]
 
 
-def test_names_with_a_dot_are_found_too(tmp_path: Path) -> None:
+def test_file_names_with_a_dot_are_found(tmp_path: Path) -> None:
     write_mnist(tmp_path / "mnist")
     for path in (tmp_path / "mnist").iterdir():
         path.rename(path.with_name(path.name.replace("-idx", ".idx")))
     assert len(load("mnist", "train", data_dir=tmp_path, download=False)) == 2
 
 
-def test_mnist_itself(data_dir: Path) -> None:
-    """The mean and standard deviation that everyone normalises by, and the counts of its page."""
+def test_real_mnist(data_dir: Path) -> None:
+    """Compare with the commonly used mean and standard deviation, and with the known class counts."""
     train = load("mnist", "train", data_dir=data_dir, download=False)
     test = load("mnist", "test", data_dir=data_dir, download=False)
     assert (train.shape, len(train), len(test)) == ((1, 28, 28), 60_000, 10_000)

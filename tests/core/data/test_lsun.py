@@ -1,4 +1,4 @@
-"""LMDB as LSUN has it: WebP photographs under hashed keys, one database for each category and split."""
+"""Tests of LSUN: WebP images in LMDB databases, one for each category and split."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zerokara.core.data import load
 
 
 def plant(folder: Path, values: list[bytes | tuple[int, int, int]], side: int = 8) -> Path:
-    """A database; a colour is a picture of it. Keys are as LSUN's: 40 hexadecimal digits, here in the given order."""
+    """Write a database; a color is an image of that color. Keys have 40 hexadecimal digits, as in LSUN."""
     folder.mkdir(parents=True)
     with lmdb.open(str(folder), map_size=2**22) as database, database.begin(write=True) as view:
         for index, value in enumerate(values):
@@ -22,9 +22,9 @@ def plant(folder: Path, values: list[bytes | tuple[int, int, int]], side: int = 
     return folder
 
 
-def webp(colour: tuple[int, int, int], side: int) -> bytes:
+def webp(color: tuple[int, int, int], side: int) -> bytes:
     out = io.BytesIO()
-    Image.new("RGB", (side, side), colour).save(out, "WEBP", lossless=True)
+    Image.new("RGB", (side, side), color).save(out, "WEBP", lossless=True)
     return out.getvalue()
 
 
@@ -33,7 +33,7 @@ def reds(path: Path, split: str) -> list[int]:
     return images.images[:, 0, 0, 0].tolist()
 
 
-def test_a_category_with_its_own_validation_set(tmp_path: Path) -> None:
+def test_category_with_validation_database(tmp_path: Path) -> None:
     train = plant(tmp_path / "church_outdoor_train_lmdb", [(1, 0, 9), (2, 0, 9), (3, 0, 9)])
     plant(tmp_path / "church_outdoor_val_lmdb", [(4, 0, 9)])
     images = load(str(train), "train")
@@ -43,7 +43,7 @@ def test_a_category_with_its_own_validation_set(tmp_path: Path) -> None:
     assert "LSUN church_outdoor (train), LMDB in" in images.source
 
 
-def test_a_folder_of_categories_and_one_without_validation(tmp_path: Path) -> None:
+def test_folder_of_categories_with_and_without_validation(tmp_path: Path) -> None:
     plant(tmp_path / "b_train_lmdb", [(k, 0, 0) for k in range(12)])
     plant(tmp_path / "a_train_lmdb", [(100, 0, 0)])
     plant(tmp_path / "a_val_lmdb", [(101, 0, 0)])
@@ -54,7 +54,7 @@ def test_a_folder_of_categories_and_one_without_validation(tmp_path: Path) -> No
     assert test.labels.tolist() == [0, 1, 1]
 
 
-def test_grey_and_coloured_categories_stand_together(tmp_path: Path) -> None:
+def test_grayscale_and_color_categories_are_combined(tmp_path: Path) -> None:
     out = io.BytesIO()
     Image.new("L", (8, 8), 50).save(out, "PNG")
     plant(tmp_path / "a_train_lmdb", [out.getvalue()] * 2)
@@ -62,21 +62,23 @@ def test_grey_and_coloured_categories_stand_together(tmp_path: Path) -> None:
     assert load(str(tmp_path), "train").images[:, :, 0, 0].tolist() == [[50] * 3, [1, 2, 3]]
 
 
-def test_named_in_data_dir_and_brought_to_size(tmp_path: Path) -> None:
+def test_name_in_data_dir_and_resizing(tmp_path: Path) -> None:
     plant(tmp_path / "cat", [(1, 0, 0)] * 3, side=16)
     assert load("cat", "train", data_dir=tmp_path, image_size=8, grayscale=True).shape == (1, 8, 8)
 
 
-def test_what_is_broken_is_named(tmp_path: Path) -> None:
+def test_damaged_databases_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"0001 in a in .* cannot be decoded"):
-        load(str(plant(tmp_path / "a_train_lmdb", [(1, 0, 0), b"rubbish"])), "train")
+        load(str(plant(tmp_path / "a_train_lmdb", [(1, 0, 0), b"invalid"])), "train")
     with pytest.raises(UserError, match=r"database of one in .* has no train images"):
         load(str(plant(tmp_path / "one_lmdb", [(1, 0, 0)])), "train")
     plant(tmp_path / "sizes" / "a_train_lmdb", [(1, 0, 0)] * 2)
     plant(tmp_path / "sizes" / "b_train_lmdb", [(1, 0, 0)] * 2, side=9)
-    with pytest.raises(UserError, match=r"images of b in .* another size than those before: .*--image-size 8"):
+    with pytest.raises(
+        UserError, match=r"images of b in .* another size than those of the categories before: .*--image-size 8"
+    ):
         load(str(tmp_path / "sizes"), "train")
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "data.mdb").write_bytes(b"rubbish" * 4096)
-    with pytest.raises(UserError, match="broken is no sound LMDB database"):
+    (tmp_path / "broken" / "data.mdb").write_bytes(b"invalid" * 4096)
+    with pytest.raises(UserError, match="broken is not a valid LMDB database"):
         load(str(tmp_path / "broken"), "train")

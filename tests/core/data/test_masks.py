@@ -1,4 +1,4 @@
-"""Photographs with masks, in the layouts that people have, and what is wrong with them."""
+"""Tests of images with masks, in common layouts, and of invalid data."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def encoded(array: np.ndarray, mode: str | None = None, kind: str = "PNG") -> by
 
 
 def plant(root: Path, files: Mapping[str, np.ndarray | bytes], *, zipped: bool = False) -> Path:
-    """A folder, or a zip, of pictures: arrays are encoded as PNG."""
+    """Write images to a folder or zip; arrays are encoded as PNG."""
     content = {name: item if isinstance(item, bytes) else encoded(item) for name, item in files.items()}
     if zipped:
         with zipfile.ZipFile(root.with_suffix(".zip"), "w") as archive:
@@ -47,7 +47,7 @@ def plant(root: Path, files: Mapping[str, np.ndarray | bytes], *, zipped: bool =
 
 
 def camvid(**changes: np.ndarray | bytes | None) -> dict[str, np.ndarray | bytes]:
-    """Two training pictures, one to validate and one to test on; `changes` by the name without folder."""
+    """Create two training images, one for validation and one for testing; `changes` replace masks by their stem."""
     files: dict[str, np.ndarray | bytes] = {}
     for split, names in (("train", ("a", "b")), ("val", ("c",)), ("test", ("d",))):
         for name in names:
@@ -62,11 +62,11 @@ def camvid(**changes: np.ndarray | bytes | None) -> dict[str, np.ndarray | bytes
     return files
 
 
-# ---- the forms
+# ---- layouts
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-def test_camvid_has_its_classes_and_11_is_unlabelled(tmp_path: Path, zipped: bool) -> None:
+def test_camvid_classes_and_unlabeled_number(tmp_path: Path, zipped: bool) -> None:
     mask = np.array([[0, 10, 11, 11, 2, 2]] * 4, np.uint8)
     path = plant(tmp_path / "street", camvid(b=mask), zipped=zipped)
     train = load_masks(str(path), "train")
@@ -77,7 +77,7 @@ def test_camvid_has_its_classes_and_11_is_unlabelled(tmp_path: Path, zipped: boo
     assert [load_masks(str(path), split).names for split in ("val", "test")] == [("c",), ("d",)]
 
 
-def test_a_list_of_classes_makes_11_a_class_again(tmp_path: Path) -> None:
+def test_with_explicit_classes_11_is_a_class(tmp_path: Path) -> None:
     path = plant(tmp_path / "street", camvid(b=np.full((4, 6), 11, np.uint8)))
     names = [f"thing {number}" for number in range(12)]
     assert load_masks(str(path), "train", classes=names).masks[1].unique().tolist() == [11]
@@ -85,7 +85,7 @@ def test_a_list_of_classes_makes_11_a_class_again(tmp_path: Path) -> None:
     assert load_masks(str(path), "train").classes == tuple(names)
 
 
-def test_voc_is_what_its_lists_name(tmp_path: Path) -> None:
+def test_voc_lists(tmp_path: Path) -> None:
     mask = np.array([[0, 1, 15, 20, 255, 255]] * 4, np.uint8)
     files: dict[str, np.ndarray | bytes] = {
         f"VOCdevkit/VOC2012/JPEGImages/{name}.jpg": encoded(PHOTO, kind="JPEG") for name in ("x", "y", "z", "other")
@@ -96,11 +96,11 @@ def test_voc_is_what_its_lists_name(tmp_path: Path) -> None:
     path = plant(tmp_path / "voc", files)
     train = load_masks(str(path), "train")
     assert train.classes == VOC
-    assert train.masks[0, 0].tolist() == [0, 1, 15, 20, UNLABELLED, UNLABELLED], "numbers, not colours"
-    # The test masks are secret, so val is the test, and validation is held out of train.
+    assert train.masks[0, 0].tolist() == [0, 1, 15, 20, UNLABELLED, UNLABELLED], "palette indices, not colors"
+    # The test masks are not published, so val becomes the test split, and val is held out of train.
     assert [load_masks(str(path), split).names for split in ("train", "val", "test")] == [("y",), ("x",), ("z",)]
     plant(path, {f"{lists}/train.txt": b"x\nw\n"})
-    with pytest.raises(UserError, match=r"lacks the image .*JPEGImages/w\.jpg, which .*train\.txt names"):
+    with pytest.raises(UserError, match=r"lacks the image .*JPEGImages/w\.jpg, which .*train\.txt lists"):
         load_masks(str(path), "train")
 
 
@@ -122,7 +122,7 @@ def test_pairs_of_folders(tmp_path: Path, image: str, mask: str) -> None:
     assert sets[0].classes == ("class 0", "class 1", "class 2")
 
 
-def test_masks_may_lie_elsewhere_and_missing_splits_are_every_tenth(tmp_path: Path) -> None:
+def test_separate_mask_folder_and_held_out_splits(tmp_path: Path) -> None:
     names = [f"{number:02}" for number in range(21)]
     images = plant(tmp_path / "photos", {f"{name}.png": PHOTO for name in names})
     masks = plant(tmp_path / "marks", {f"{name}.png": MASK for name in names})
@@ -136,21 +136,21 @@ def test_masks_may_lie_elsewhere_and_missing_splits_are_every_tenth(tmp_path: Pa
         load_masks(str(images), "train", masks="nowhere")
 
 
-def test_sizes_are_brought_together_and_numbers_stay_classes(tmp_path: Path) -> None:
+def test_resizing_keeps_class_numbers(tmp_path: Path) -> None:
     big = np.kron(MASK, np.ones((3, 3), np.uint8))
     files = camvid(b=big)
     files["train/b.png"] = np.zeros((12, 18, 3), np.uint8)
     path = plant(tmp_path / "street", files)
-    with pytest.raises(UserError, match=r"b\.png in .* has 18x12 pixels and .*a\.png has 6x4.*--image-size 4 6"):
+    with pytest.raises(UserError, match=r"b\.png in .* has 18x12 pixels, but .*a\.png has 6x4.*--image-size 4 6"):
         load_masks(str(path), "train")
     train = load_masks(str(path), "train", image_size=(4, 6))
     assert train.masks[1].tolist() == MASK.tolist()
     small = load_masks(str(path), "train", image_size=(2, 2), grayscale=True)
     assert small.shape == (1, 2, 2)
-    assert small.masks[0].tolist() == [[0, 1]] * 2  # of 0, 1, 2 what is left of the middle
+    assert small.masks[0].tolist() == [[0, 1]] * 2  # the center of 0, 1, 2
 
 
-def test_a_mask_is_cut_as_its_picture_is() -> None:
+def test_masks_are_cropped_like_images() -> None:
     for shape, size in (((9, 13), (4, 8)), ((5, 4), (10, 10)), ((7, 7), (7, 3))):
         mask = np.zeros(shape, np.uint8)
         mask[:, shape[1] // 2 :] = 200
@@ -160,34 +160,34 @@ def test_a_mask_is_cut_as_its_picture_is() -> None:
         assert set(np.unique(fit_mask(mask, size))) <= {0, 200}
 
 
-# ---- what is wrong
+# ---- invalid data
 
 
 @pytest.mark.parametrize(
     ("mask", "words"),
     [
-        (None, r"train/b\.png in .* has no mask: put b\.png"),
-        (MASK[:3], r"trainannot/b\.png in .* has 6x3 pixels and its image .*b\.png has 6x4"),
+        (None, r"train/b\.png in .* has no mask: add b\.png"),
+        (MASK[:3], r"trainannot/b\.png in .* has 6x3 pixels, but its image .*b\.png has 6x4"),
         (np.full((4, 6), 12, np.uint8), r"trainannot/b\.png .* class 12.*11 classes, 0 to 10.*--unlabelled"),
-        (np.arange(72, dtype=np.uint8).reshape(4, 6, 3), r"trainannot/b\.png .* has colours"),
+        (np.arange(72, dtype=np.uint8).reshape(4, 6, 3), r"trainannot/b\.png .* has colors"),
         (b"", r"trainannot/b\.png .* is empty"),
         (encoded(MASK)[:40], r"trainannot/b\.png .* cannot be decoded"),
     ],
 )
-def test_a_wrong_mask_is_named(tmp_path: Path, mask: np.ndarray | bytes | None, words: str) -> None:
+def test_invalid_mask_is_refused(tmp_path: Path, mask: np.ndarray | bytes | None, words: str) -> None:
     path = plant(tmp_path / "street", camvid(b=mask))
     with pytest.raises(UserError, match=words):
         load_masks(str(path), "train")
 
 
-def test_data_that_are_none(tmp_path: Path) -> None:
+def test_missing_and_insufficient_data_are_refused(tmp_path: Path) -> None:
     plant(tmp_path / "street", camvid())
-    with pytest.raises(UserError, match=r"no data 'stret'.*did you mean street"):
+    with pytest.raises(UserError, match=r"no data set 'stret'.*did you mean street"):
         load_masks("stret", "train", data_dir=tmp_path)
     only_val = {name: item for name, item in camvid().items() if name.startswith("val")}
-    with pytest.raises(UserError, match="val and no train"):
+    with pytest.raises(UserError, match="val but no train"):
         load_masks(str(plant(tmp_path / "val", only_val)), "train")
-    with pytest.raises(UserError, match="too few pictures"):
+    with pytest.raises(UserError, match="too few images"):
         load_masks(str(plant(tmp_path / "one", {"images/a.png": PHOTO, "masks/a.png": MASK})), "train")
     nothing = {f"{kind}/{name}.png": item for kind, item in (("images", PHOTO), ("masks", MASK * 0)) for name in "abc"}
     with pytest.raises(UserError, match="at least 2"):
@@ -198,12 +198,14 @@ def test_data_that_are_none(tmp_path: Path) -> None:
 
 def test_masks_of_other_modes() -> None:
     assert decode_mask(encoded(MASK.astype(np.uint16)), "m").tolist() == MASK.tolist()
-    assert decode_mask(encoded(np.repeat(MASK[..., None], 3, 2)), "m").tolist() == MASK.tolist(), "grey saved as RGB"
+    assert decode_mask(encoded(np.repeat(MASK[..., None], 3, 2)), "m").tolist() == MASK.tolist(), (
+        "grayscale saved as RGB"
+    )
     with pytest.raises(UserError, match="class 300"):
         decode_mask(encoded(np.full((2, 2), 300, np.uint16)), "m")
 
 
-def test_a_set_checks_itself() -> None:
+def test_mask_set_validates_its_tensors() -> None:
     images, masks = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2, 4, 4, dtype=torch.uint8)
     whole = MaskSet(images, masks, ("a", "b"), ("x", "y"), "here")
     assert whole.take([1]).names == ("y",)
@@ -212,7 +214,7 @@ def test_a_set_checks_itself() -> None:
             MaskSet(images, wrong, ("a", "b"), ("x", "y"), "here")
 
 
-def test_camvid_itself(data_dir: Path) -> None:
+def test_real_camvid(data_dir: Path) -> None:
     val = load_masks("camvid", "val", data_dir=data_dir)
     assert (len(val), val.shape, val.classes) == (101, (3, 180, 240), CAMVID)
     assert UNLABELLED in val.masks

@@ -1,4 +1,4 @@
-"""Picture files of every kind that people have, as Pillow writes them."""
+"""Tests of decoding image files of many formats, written by Pillow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from zerokara.core.config import UserError
 from zerokara.core.data.pictures import decode, decode_all, fit, reshaped, with_channels
 from zerokara.core.data.types import image_set
 
-COLOURS = np.random.default_rng(0).integers(256, size=(5, 7, 3), dtype=np.uint8)
+COLORS = np.random.default_rng(0).integers(256, size=(5, 7, 3), dtype=np.uint8)
 
 
 def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -32,20 +32,20 @@ def decoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> list[Any
     return values
 
 
-def test_colours_and_grey_stay_what_they_are() -> None:
+def test_rgb_and_grayscale_are_unchanged() -> None:
     for kind in ("PNG", "BMP", "PPM", "TIFF"):
-        np.testing.assert_array_equal(decode(encoded(Image.fromarray(COLOURS), kind), "it"), COLOURS)
-    grayscale = COLOURS[..., 0]
+        np.testing.assert_array_equal(decode(encoded(Image.fromarray(COLORS), kind), "it"), COLORS)
+    grayscale = COLORS[..., 0]
     np.testing.assert_array_equal(decode(encoded(Image.fromarray(grayscale)), "it"), grayscale[..., None])
 
 
-def test_other_modes_become_grey_or_colours() -> None:
+def test_other_modes_are_converted_to_grayscale_or_rgb() -> None:
     one = Image.new("RGB", (1, 1), (200, 100, 50))
     assert decoded(one.quantize(4)) == [[[200, 100, 50]]]
     assert decoded(Image.new("1", (2, 1), 1)) == [[[255], [255]]]
     assert decoded(Image.fromarray(np.array([[0, 257, 65535]], np.uint16))) == [[[0], [1], [255]]]
     assert decoded(Image.new("CMYK", (8, 8), (0, 0, 0, 0)), "JPEG")[0][0] == [255, 255, 255]
-    # half transparent on white, and wholly transparent
+    # partly and fully transparent, on white
     assert decoded(Image.new("RGBA", (1, 1), (0, 0, 0, 51))) == [[[204, 204, 204]]]
     assert decoded(Image.new("LA", (1, 1), (0, 0))) == [[[255]]]
     palette = Image.new("P", (1, 1))
@@ -54,21 +54,21 @@ def test_other_modes_become_grey_or_colours() -> None:
     assert decoded(palette) == [[[10, 20, 30]]]
 
 
-def test_a_photograph_is_turned_as_the_camera_says() -> None:
+def test_exif_orientation_is_applied() -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held on its side
-    upright = decode(encoded(Image.fromarray(COLOURS), exif=exif), "it")
-    np.testing.assert_array_equal(upright, np.rot90(COLOURS, -1))
+    exif[0x0112] = 6  # rotated by 90 degrees
+    upright = decode(encoded(Image.fromarray(COLORS), exif=exif), "it")
+    np.testing.assert_array_equal(upright, np.rot90(COLORS, -1))
 
 
-def test_of_a_film_the_first_frame() -> None:
+def test_first_frame_of_an_animation() -> None:
     first, second = Image.new("L", (2, 1), 7), Image.new("L", (2, 1), 9)
     frames = encoded(first, "GIF", save_all=True, append_images=[second])
     assert decode(frames, "it")[0, 0].tolist() in ([7], [7, 7, 7])
 
 
 def bomb() -> bytes:
-    """A PNG of 63 bytes that claims 100,000 x 100,000 pixels."""
+    """Create a PNG of 63 bytes whose header declares 100,000 x 100,000 pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -84,28 +84,28 @@ NOISE = Image.fromarray(np.random.default_rng(1).integers(256, size=(64, 64, 3),
     ("data", "complaint"),
     [
         (b"", "is empty"),
-        (b"not a picture at all", "cannot be decoded as a picture .no format that Pillow knows"),
+        (b"not a picture at all", "cannot be decoded as an image .no format that Pillow supports"),
         (encoded(NOISE, "JPEG")[:-300], "cannot be decoded .*truncated"),
         (encoded(NOISE)[:-300], "cannot be decoded"),
         (encoded(NOISE, "WEBP")[:-300], "cannot be decoded"),
         (encoded(NOISE, "BMP")[:-300], "cannot be decoded"),
         (bomb(), "more than 89,478,485 pixels"),
-        (encoded(Image.new("F", (2, 2)), "TIFF"), "pixels of 32 bits"),
+        (encoded(Image.new("F", (2, 2)), "TIFF"), "32-bit pixels"),
     ],
 )
-def test_what_is_no_picture_is_named(data: bytes, complaint: str) -> None:
+def test_invalid_image_is_refused(data: bytes, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint) as refusal:
         decode(data, "cats/a.png in zoo.zip")
     assert str(refusal.value).startswith("cats/a.png in zoo.zip ")
 
 
-def test_shrinking_averages_areas_and_cuts_out_the_middle() -> None:
+def test_downscaling_averages_areas_and_crops_the_center() -> None:
     wide = np.arange(4 * 12, dtype=np.uint8).reshape(4, 12, 1)
     # 4x12 -> 2x6, each the mean of 2x2 -> columns 2 and 3 of these
     means = np.floor(wide.reshape(2, 2, 6, 2).mean((1, 3)) + 0.5)
     np.testing.assert_array_equal(fit(wide, 2)[..., 0], means[:, 2:4])
     np.testing.assert_array_equal(fit(wide.transpose(1, 0, 2), 2)[..., 0], means.T[2:4])
-    assert fit(COLOURS, 5).tolist() == COLOURS[:, 1:6].tolist()  # of the right height already: nothing is resampled
+    assert fit(COLORS, 5).tolist() == COLORS[:, 1:6].tolist()  # the height fits already: no resampling
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (1, 9), (9, 1), (101, 7), (64, 65)])
@@ -115,11 +115,11 @@ def test_any_shape_becomes_a_square(shape: tuple[int, int], size: int) -> None:
         assert fit(np.full((*shape, channels), 77, np.uint8), size).tolist() == [[[77] * channels] * size] * size
 
 
-def test_grey_is_luma() -> None:
+def test_grayscale_is_luma() -> None:
     primaries = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]], np.uint8)
     assert with_channels(primaries, True)[0, :, 0].tolist() == [76, 150, 29, 255]
     assert with_channels(np.full((1, 1, 1), 9, np.uint8), False).tolist() == [[[9, 9, 9]]]
-    assert with_channels(COLOURS, None) is COLOURS
+    assert with_channels(COLORS, None) is COLORS
 
 
 FILES = {
@@ -134,21 +134,21 @@ def read_all(names: list[str], image_size: int | None = None, grayscale: bool | 
     return decode_all(names, FILES.__getitem__, "zoo", image_size, grayscale, None)
 
 
-def test_a_set_is_grey_only_if_all_its_pictures_are() -> None:
+def test_set_is_grayscale_only_if_all_images_are() -> None:
     assert read_all(["a", "b"])[:, :, 0, 0].tolist() == [[5], [6]]
     assert read_all(["a", "b", "colour", "a"])[:, :, 0, 0].tolist() == [[5] * 3, [6] * 3, [1, 2, 3], [5] * 3]
     assert read_all(["colour", "a"], grayscale=True)[:, :, 0, 0].tolist() == [[2], [5]]
     assert read_all(["a"], grayscale=False).shape == (1, 3, 4, 4)
 
 
-def test_several_sizes_need_the_flag() -> None:
-    with pytest.raises(UserError, match=r"wide in zoo has 6x3 pixels and a has 4x4: .* --image-size 4"):
+def test_different_sizes_require_image_size() -> None:
+    with pytest.raises(UserError, match=r"wide in zoo has 6x3 pixels, but a has 4x4: .* --image-size 4"):
         read_all(["a", "wide"])
     assert read_all(["a", "wide"], image_size=3)[:, 0, 0, 0].tolist() == [5, 7]
     assert read_all(["wide"]).shape == (1, 1, 3, 6)
 
 
-def test_more_than_memory_holds_is_refused_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_set_is_refused_before_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     class Memory:
         available = 100
 
@@ -156,23 +156,23 @@ def test_more_than_memory_holds_is_refused_beforehand(monkeypatch: pytest.Monkey
     assert len(read_all(["a"] * 5)) == 5  # 80 bytes
     with pytest.raises(UserError, match=r"The 6 images of zoo need .* at 4x4"):
         read_all(["a"] * 6)
-    with pytest.raises(UserError, match="The 2 images of zoo need"):  # the colours come late
+    with pytest.raises(UserError, match="The 2 images of zoo need"):  # a color image after grayscale ones
         read_all(["a", "colour"])
 
 
-def test_progress_ends_with_all() -> None:
+def test_progress_ends_with_the_total() -> None:
     seen: list[tuple[str, int, int]] = []
     decode_all(["a"] * 300, FILES.__getitem__, "zoo", None, None, lambda *told: seen.append(told))
     assert seen == [("reading zoo", 256, 300), ("reading zoo", 300, 300)]
 
 
-def test_a_set_in_memory_is_brought_to_the_same() -> None:
-    images = image_set(COLOURS.transpose(2, 0, 1)[None], np.array([0]), ("a",), "one")
+def test_reshaped_equals_decode_all() -> None:
+    images = image_set(COLORS.transpose(2, 0, 1)[None], np.array([0]), ("a",), "one")
     assert reshaped(images, None, None) is images
     assert reshaped(images, None, False) is images
     small = reshaped(images, 3, True)
-    expected = with_channels(fit(COLOURS, 3), True)
+    expected = with_channels(fit(COLORS, 3), True)
     assert torch.equal(small.images[0], torch.from_numpy(expected.transpose(2, 0, 1).copy()))
     assert (small.labels.tolist(), small.classes, small.source) == ([0], ("a",), "one")
-    grayscale = cv2.cvtColor(COLOURS, cv2.COLOR_RGB2GRAY)
+    grayscale = cv2.cvtColor(COLORS, cv2.COLOR_RGB2GRAY)
     assert torch.equal(reshaped(images, None, True).images[0, 0], torch.from_numpy(grayscale))

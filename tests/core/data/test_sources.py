@@ -1,4 +1,4 @@
-"""How a set is found by what a person types."""
+"""Tests of finding data sets by name or path."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zerokara.core.data import DATASETS, load, sources
 
 @pytest.fixture
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data folder with two sets, and a working folder with one of the same name."""
+    """Create a data folder with two sets, and a working folder with a set of the same name."""
     for name, side in (("data/cats", 4), ("data/dogs", 5), ("here/cats", 6)):
         for index in range(2):
             path = tmp_path / name / "class" / f"{index}.png"
@@ -24,15 +24,15 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_names_stand_for_sets_of_the_data_folder_and_paths_for_themselves(places: Path) -> None:
+def test_names_refer_to_the_data_folder_and_paths_to_files(places: Path) -> None:
     assert load("cats", "train").shape == (1, 4, 4)
     assert load("./cats", "train").shape == (1, 6, 6)
     assert load(str(places / "here" / "cats"), "train").shape == (1, 6, 6)
     assert load("dogs", "train", data_dir=places / "data").shape == (1, 5, 5)
-    assert load("cats", "train", data_dir=places).shape == (1, 6, 6), "not in the data folder, so it is a path"
+    assert load("cats", "train", data_dir=places).shape == (1, 6, 6), "a name that is not in the data folder is a path"
 
 
-def test_without_a_word_data_lie_under_home(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_data_folder_is_in_the_home_folder(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ZEROKARA_DATA")
     monkeypatch.setenv("HOME", str(places / "home"))
     (places / "home" / ".cache").mkdir(parents=True)
@@ -50,25 +50,25 @@ def test_without_a_word_data_lie_under_home(places: Path, monkeypatch: pytest.Mo
         ("", "''"),
     ],
 )
-def test_what_is_not_there_is_named_with_what_is(places: Path, data: str, hint: str) -> None:
-    with pytest.raises(UserError, match="There are no data") as refusal:
+def test_unknown_set_lists_the_known_ones(places: Path, data: str, hint: str) -> None:
+    with pytest.raises(UserError, match="There is no data set") as refusal:
         load(data, "train")
     assert hint in str(refusal.value)
     assert str(places / "data") in str(refusal.value)
 
 
-def test_a_data_folder_that_does_not_exist_is_no_crash(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="There are no data 'nothing'"):
+def test_missing_data_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="There is no data set 'nothing'"):
         load("nothing", "train", data_dir=tmp_path / "nowhere")
 
 
-def test_known_sets_come_in_the_size_and_colours_asked_for() -> None:
+def test_known_sets_are_resized_and_converted() -> None:
     images = load("glyphs", "test", image_size=16, grayscale=False)
     assert images.shape == (3, 16, 16)
     assert bool((images.images[:, 0] == images.images[:, 2]).all())
 
 
-def test_all_that_can_be_downloaded_has_a_checksum_and_two_mirrors() -> None:
+def test_downloads_have_checksums_and_two_mirrors() -> None:
     assert set(DATASETS) == {"glyphs", *sources.IDX_SETS, *sources.CIFAR_REMOTES}
     sums = [md5 for known in sources.IDX_SETS.values() for md5 in known.md5s]
     sums += [remote.md5 for remote in sources.CIFAR_REMOTES.values()]
@@ -79,7 +79,7 @@ def test_all_that_can_be_downloaded_has_a_checksum_and_two_mirrors() -> None:
         assert all(url.startswith("http") and url.endswith("/") for url in mirrors)
 
 
-def test_class_folders_of_cifar_lie_under_its_name(places: Path) -> None:
+def test_class_folders_of_cifar(places: Path) -> None:
     (places / "data" / "cats").rename(places / "train")
     (places / "data" / "cifar10").mkdir()
     (places / "train").rename(places / "data" / "cifar10" / "train")

@@ -1,4 +1,4 @@
-"""Image sets and what is held out of them."""
+"""Tests of image sets and of holding out images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from zerokara.core.data import ImageSet, hold_out
 
 
 def numbered(counts: list[int], order_seed: int = 0) -> ImageSet:
-    """Images of 1x1 pixels that carry their own number, `counts[k]` of class k, in random order."""
+    """Create 1x1 images whose pixel is their index, `counts[k]` of class k, in random order."""
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(order_seed))]
     images = torch.arange(len(labels)).to(torch.uint8).reshape(-1, 1, 1, 1)
@@ -28,7 +28,7 @@ def test_take_keeps_images_and_labels_together() -> None:
     assert len(images.take([])) == 0
 
 
-def test_what_does_not_belong_together_is_no_set() -> None:
+def test_inconsistent_tensors_are_refused() -> None:
     images, labels = torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, 1])
     with pytest.raises(ValueError, match=r"\(N, C, H, W\) uint8"):
         ImageSet(images.float(), labels, ("a", "b"), "")
@@ -40,7 +40,7 @@ def test_what_does_not_belong_together_is_no_set() -> None:
         ImageSet(images, labels - 1, ("a", "b"), "")
 
 
-def test_every_class_gives_its_share() -> None:
+def test_hold_out_is_stratified() -> None:
     """A fifth of 24, 27, 24, 25, ... is 4.8, 5.4, 4.8, 5, 4.6, 4.4, 4.8, 5, 0.2, 0: the largest four are rounded up."""
     images = numbered([24, 27, 24, 25, 23, 22, 24, 25, 1, 0])
     rest, held = hold_out(images, 39, seed=3)
@@ -50,7 +50,7 @@ def test_every_class_gives_its_share() -> None:
         assert part.labels.tolist() == images.labels[part.images.flatten().long()].tolist()
 
 
-def test_the_seed_alone_chooses_what_is_held_out() -> None:
+def test_hold_out_depends_only_on_the_seed() -> None:
     images = numbered([50, 50])
     first, again, other = (hold_out(images, 20, seed)[1].images.flatten().tolist() for seed in (0, 0, 1))
     assert first == again != other
@@ -58,6 +58,6 @@ def test_the_seed_alone_chooses_what_is_held_out() -> None:
 
 
 @pytest.mark.parametrize("number", [0, 100, 101, -1])
-def test_there_must_be_something_on_both_sides(number: int) -> None:
+def test_both_parts_must_have_images(number: int) -> None:
     with pytest.raises(UserError, match="at least 1 and at most 99"):
         hold_out(numbered([50, 50]), number, 0)

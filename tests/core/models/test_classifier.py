@@ -1,4 +1,4 @@
-"""Backbones with their papers' heads: sizes to the unit, torchvision's names, every pixel seen, weights from files."""
+"""Tests of classifiers: parameter counts, torchvision's names, gradients of all pixels, weights from files."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ def test_published_parameter_counts(name: str, options: dict[str, Any], number: 
         ("plain56", 3, 32, 853_018),
     ],
 )
-def test_counts_at_ten_classes(name: str, channels: int, size: int, number: int) -> None:
+def test_parameter_counts_at_ten_classes(name: str, channels: int, size: int, number: int) -> None:
     assert sum(p.numel() for p in on_meta(name, channels, size, 10).parameters()) == number
 
 
-def test_dcgan_is_the_tutorials() -> None:
-    eye = make_backbone("dcgan", 3, 64)
-    assert sum(p.numel() for p in eye.parameters()) + 512 * 4 * 4 == 2_765_568
-    assert eye.stage_shapes == [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4)]
+def test_dcgan_is_the_discriminator_of_the_tutorial() -> None:
+    backbone = make_backbone("dcgan", 3, 64)
+    assert sum(p.numel() for p in backbone.parameters()) + 512 * 4 * 4 == 2_765_568
+    assert backbone.stage_shapes == [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4)]
     assert make_backbone("dcgan", 1, (28, 60)).out_size == (3, 7)
     assert make_backbone("dcgan", 1, 256).out_size == (4, 4)
     with pytest.raises(UserError, match="sides of 28 to 256"):
@@ -118,7 +118,7 @@ def test_dcgan_is_the_tutorials() -> None:
         ),
     ],
 )
-def test_names_and_shapes_are_torchvisions(name: str, shapes: dict[str, tuple[int, ...]], number: int) -> None:
+def test_names_and_shapes_are_those_of_torchvision(name: str, shapes: dict[str, tuple[int, ...]], number: int) -> None:
     state = published(on_meta(name, 3, 224, 1000))
     assert shapes.items() <= state.items()
     assert len(state) == number
@@ -133,24 +133,24 @@ def test_every_pixel_has_a_gradient(name: str, channels: int, size: int) -> None
     if name in ("alexnet", "googlenet", "resnet18"):
         options |= {"stem": "small"}  # type: ignore[dict-item]
     x = torch.rand(8, channels, size, size, requires_grad=True)
-    eye = make_backbone(name, channels, size, **options)
-    (eye(x) * torch.randn(8, eye.out_channels, *eye.out_size)).sum().backward()
+    backbone = make_backbone(name, channels, size, **options)
+    (backbone(x) * torch.randn(8, backbone.out_channels, *backbone.out_size)).sum().backward()
     assert x.grad is not None
     assert (x.grad != 0).any(dim=0).any(dim=0).all()
 
 
-def test_stems_keep_more_of_a_small_image() -> None:
+def test_smaller_stems_downsample_less() -> None:
     sizes = {stem: on_meta("resnet18", 3, 64, 10, stem=stem).backbone.out_size for stem in ("paper", "medium", "small")}
     assert sizes == {"paper": (2, 2), "medium": (4, 4), "small": (8, 8)}
     assert on_meta("alexnet", 3, 32, 10, stem="small").backbone.out_size == (3, 3)
     assert on_meta("googlenet", 3, 32, 10, stem="small").backbone.out_size == (4, 4)
 
 
-def test_mistakes_are_answered_in_words() -> None:
+def test_invalid_arguments_are_refused() -> None:
     with pytest.raises(UserError, match="choose resnet20 or resnet26"):
         make_backbone("resnet22", 3, 32)
     assert type(make_backbone("resnet8", 3, 32)).name == "resnet8"
-    with pytest.raises(UserError, match="has no option --stem: it has --width-multiplier"):
+    with pytest.raises(UserError, match="has no option --stem: its options are --width-multiplier"):
         make_backbone("vgg16", 3, 32, stem="small")
     with pytest.raises(UserError, match="16x16 pixels are too small for the backbone vgg16"):
         on_meta("vgg16", 3, 16, 10)
@@ -158,7 +158,7 @@ def test_mistakes_are_answered_in_words() -> None:
         make_classifier("deep_cnn", 1, 28, 1)
 
 
-def test_auxiliary_heads_help_only_in_training() -> None:
+def test_auxiliary_heads_are_used_only_in_training() -> None:
     classifier = make_classifier("googlenet", 3, 32, 5, width=0.125, stem="small")
     x = torch.rand(2, 3, 32, 32)
     logits, auxiliaries = classifier.logits_and_auxiliaries(x)
@@ -167,19 +167,19 @@ def test_auxiliary_heads_help_only_in_training() -> None:
     assert classifier.eval().logits_and_auxiliaries(x)[1] == []
 
 
-def test_the_books_dropout_of_outputs() -> None:
+def test_dropout_of_the_logits() -> None:
     classifier = make_classifier("deep_cnn", 1, 28, 10, output_dropout=0.5)
     x = torch.rand(20, 1, 28, 28)
     assert 0.3 < float((classifier(x) == 0).float().mean()) < 0.7
     assert not (classifier.eval()(x) == 0).any()
 
 
-def test_a_plain_network_lacks_only_the_skips() -> None:
+def test_plain_network_differs_only_by_the_shortcuts() -> None:
     plain, residual = make_backbone("plain20", 3, 32), make_backbone("resnet20", 3, 32)
     residual.load_state_dict(plain.state_dict())
-    for eye in (plain, residual):
-        for module in eye.modules():
-            if isinstance(module, nn.BatchNorm2d) and module is not eye.get_submodule("bn1"):
+    for backbone in (plain, residual):
+        for module in backbone.modules():
+            if isinstance(module, nn.BatchNorm2d) and module is not backbone.get_submodule("bn1"):
                 nn.init.zeros_(module.weight)
     x = torch.rand(2, 3, 32, 32)
     assert not plain(x).any()
@@ -190,72 +190,77 @@ def test_a_plain_network_lacks_only_the_skips() -> None:
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_published_files_load_with_every_key_accounted_for(tmp_path: Path, suffix: str) -> None:
-    there = make_classifier("resnet18", 3, 32, 7, width=0.125)
-    state = {there.published_name(name): tensor.clone() for name, tensor in there.state_dict().items()}
+def test_loading_a_published_file_reports_every_key(tmp_path: Path, suffix: str) -> None:
+    source = make_classifier("resnet18", 3, 32, 7, width=0.125)
+    state = {source.published_name(name): tensor.clone() for name, tensor in source.state_dict().items()}
     state = {name: tensor for name, tensor in state.items() if "num_batches" not in name}
     state["surplus"] = torch.zeros(2)
     path = tmp_path / f"weights{suffix}"
     torch.save(state, path) if suffix == ".pth" else save_file(state, path)
-    here = make_classifier("resnet18", 3, 32, 5, width=0.125)
-    report = here.load_published(path)
+    target = make_classifier("resnet18", 3, 32, 5, width=0.125)
+    report = target.load_published(path)
     assert (len(report.loaded), len(report.missing), report.unexpected) == (100, 20, ("surplus",))
     assert report.wrong_shape == (("head.fc.weight", (5, 64), (7, 64)), ("head.fc.bias", (5,), (7,)))
     assert "head.fc.weight 7x64 instead of 5x64" in str(report)
-    assert torch.equal(here.backbone.state_dict()["conv1.weight"], there.backbone.state_dict()["conv1.weight"])
+    assert torch.equal(target.backbone.state_dict()["conv1.weight"], source.backbone.state_dict()["conv1.weight"])
 
 
 @pytest.mark.parametrize("name", ["alexnet", "vgg11", "vgg11_bn", "googlenet", "resnet50"])
-def test_the_file_of_every_family_fills_every_weight(tmp_path: Path, name: str) -> None:
-    """By torchvision's names, which `test_names_and_shapes_are_torchvisions` pins."""
-    there, here = (make_classifier(name, 3, 64, 7, width=0.0625) for _ in range(2))
-    assert not torch.equal(next(there.parameters()), next(here.parameters()))
+def test_published_file_loads_all_weights(tmp_path: Path, name: str) -> None:
+    """Names are torchvision's, which `test_names_and_shapes_are_those_of_torchvision` checks."""
+    source, target = (make_classifier(name, 3, 64, 7, width=0.0625) for _ in range(2))
+    assert not torch.equal(next(source.parameters()), next(target.parameters()))
     path = tmp_path / "weights.safetensors"
-    save_file({there.published_name(key): tensor.clone() for key, tensor in there.state_dict().items()}, path)
-    report = here.load_published(path)
+    save_file({source.published_name(key): tensor.clone() for key, tensor in source.state_dict().items()}, path)
+    report = target.load_published(path)
     assert (report.missing, report.unexpected, report.wrong_shape) == ((), (), ())
-    assert all(torch.equal(tensor, there.state_dict()[key]) for key, tensor in here.state_dict().items())
+    assert all(torch.equal(tensor, source.state_dict()[key]) for key, tensor in target.state_dict().items())
 
 
-def test_a_trunk_is_found_wherever_a_run_keeps_it(tmp_path: Path) -> None:
-    there, here = make_backbone("nature", 4, 84, width=0.25), make_backbone("nature", 4, 84, width=0.25)
-    ours = {f"backbone.{name}": tensor for name, tensor in there.state_dict().items()}
-    lagging = {name: tensor + 1 for name, tensor in ours.items()}
-    state = {"learner": {"target": lagging, "network": {**ours, "advantage.0.weight": torch.zeros(3)}}, "step": 3}
+def test_backbone_is_found_under_any_prefix(tmp_path: Path) -> None:
+    source, target = make_backbone("nature", 4, 84, width=0.25), make_backbone("nature", 4, 84, width=0.25)
+    online = {f"backbone.{name}": tensor for name, tensor in source.state_dict().items()}
+    target_network = {name: tensor + 1 for name, tensor in online.items()}
+    state = {
+        "learner": {"target": target_network, "network": {**online, "advantage.0.weight": torch.zeros(3)}},
+        "step": 3,
+    }
     checkpoint.save(tmp_path / "checkpoint-0.pt", state, "dqn")
-    report = load_pretrained_backbone(here, tmp_path)
+    report = load_pretrained_backbone(target, tmp_path)
     assert len(report.loaded) == 6
     assert report.unexpected == ()
-    assert all(torch.equal(a, b) for a, b in zip(here.state_dict().values(), there.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(target.state_dict().values(), source.state_dict().values(), strict=True)
+    )
     with pytest.raises(UserError, match=r"Nothing in .* fits this network"):
         load_pretrained_backbone(make_backbone("resnet20", 3, 32), tmp_path)
 
 
-def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
-    eye = make_backbone("nips", 1, 84)
-    with pytest.raises(UserError, match="holds neither"):
-        load_pretrained_backbone(eye, tmp_path)
+def test_missing_and_damaged_files_are_refused(tmp_path: Path) -> None:
+    backbone = make_backbone("nips", 1, 84)
+    with pytest.raises(UserError, match="contains neither"):
+        load_pretrained_backbone(backbone, tmp_path)
     with pytest.raises(UserError, match="There is no file"):
-        load_pretrained_backbone(eye, tmp_path / "nothing.pth")
+        load_pretrained_backbone(backbone, tmp_path / "nothing.pth")
     for name in ("broken.pth", "broken.safetensors"):
         (tmp_path / name).write_bytes(b"nonsense")
-        with pytest.raises(UserError, match="broken"):
-            load_pretrained_backbone(eye, tmp_path / name)
+        with pytest.raises(UserError, match=rf"{name} (cannot be read as safetensors|is damaged)"):
+            load_pretrained_backbone(backbone, tmp_path / name)
 
 
-def test_costs_are_those_that_are_known() -> None:
-    """Published multiply-adds and receptive fields (Araujo et al. 2019, "Computing Receptive Fields")."""
-    known = {"alexnet": (714_188_480, 195), "vgg16": (15_470_264_320, 212), "resnet50": (4_089_184_256, 427)}
-    for name, figures in known.items():
+def test_costs_equal_published_values() -> None:
+    """Compare with published multiply-adds and receptive fields (Araujo et al. 2019, "Computing Receptive Fields")."""
+    published_costs = {"alexnet": (714_188_480, 195), "vgg16": (15_470_264_320, 212), "resnet50": (4_089_184_256, 427)}
+    for name, costs in published_costs.items():
         classifier, shape = on_meta(name, 3, 224, 1000), (1, 3, 224, 224)
-        assert (multiply_adds(classifier, shape), receptive_field(classifier.backbone, shape)) == figures
+        assert (multiply_adds(classifier, shape), receptive_field(classifier.backbone, shape)) == costs
     net = nn.Sequential(nn.Conv2d(1, 2, 3, stride=2), nn.ReLU(), nn.Conv2d(2, 4, 3, bias=False))
     first, relu, second = layer_costs(net, (1, 1, 9, 9))
     assert (first.multiply_adds, first.parameters, first.receptive_field, first.stride) == (16 * 2 * 9, 20, 3, 2)
     assert (relu.multiply_adds, second.multiply_adds, second.receptive_field) == (0, 4 * 4 * 18, 7)
 
 
-def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_of_backbones(capsys: pytest.CaptureFixture[str]) -> None:
     main(["deep_cnn", "resnet26"])
     assert "123,552" in (out := capsys.readouterr().out)
     assert "resnet26" in out
@@ -267,35 +272,33 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
         main(["vgg16", "--image-size", "16"])
 
 
-def test_he_initialisation() -> None:
+def test_he_initialization() -> None:
     weight: Tensor = make_backbone("deep_cnn", 1, 28, width=4.0).state_dict()["layers.12.weight"]
     assert float(weight.std()) == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.02)
 
 
-def test_he_initialisation_goes_for_every_layer_of_the_chapters_network() -> None:
+def test_he_initialization_of_every_layer_of_deep_cnn() -> None:
     torch.manual_seed(0)
     classifier = make_classifier("deep_cnn", 1, 28, 10, width=4.0)
     layers = [layer for layer in classifier.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     assert len(layers) == 8
-    for layer in layers[1:]:  # the first has too few weights to tell
+    for layer in layers[1:]:  # the first layer has too few weights for a precise estimate
         fan_in = layer.weight[0].numel()
         assert float(layer.weight.detach().std()) == pytest.approx((2 / fan_in) ** 0.5, rel=0.06)
         assert layer.bias is not None
         assert not layer.bias.any()
 
 
-def test_the_table_measures_speed_where_it_is_asked_to(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(listing, "_SECONDS", 0.001)
-    words = ["deep_cnn", "googlenet", "--image-size", "32", "--channels", "1", "--batch-size", "2", "--device", "cpu"]
-    main([*words, "--measure"])
+def test_table_with_measured_speed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(listing, "_MIN_SECONDS", 0.001)
+    argv = ["deep_cnn", "googlenet", "--image-size", "32", "--channels", "1", "--batch-size", "2", "--device", "cpu"]
+    main([*argv, "--measure"])
     rows = [
         line.split() for line in capsys.readouterr().out.splitlines() if line.startswith((" deep_cnn", " googlenet"))
     ]
     assert [row[0] for row in rows] == ["deep_cnn", "googlenet"]
     for row in rows:
-        training, one, inference, other = row[-4:]
-        assert {one, other} <= {"float32", "bfloat16"}
+        training, training_precision, inference, inference_precision = row[-4:]
+        assert {training_precision, inference_precision} <= {"float32", "bfloat16"}
         assert float(training.replace(",", "")) > 0
         assert float(inference.replace(",", "")) > 0

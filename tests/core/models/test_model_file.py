@@ -1,4 +1,4 @@
-"""Trained classifiers as files: read back to the bit, half the size as float16, and never what they are not."""
+"""Tests of model files: exact round trip, float16, metadata, and errors for damaged or other files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from zerokara.core.models import model_file
 from zerokara.core.models.classifier import Classifier
 from zerokara.core.models.model_file import FORMAT, ClassifierMetadata
 
-CARD = ClassifierMetadata(
+METADATA = ClassifierMetadata(
     backbone="resnet8",
     head="pooled",
     classes=("cat", "dog", "naïve 犬"),
@@ -32,7 +32,7 @@ CARD = ClassifierMetadata(
     std=(0.5, 0.25, 0.125),
     options={"width": 0.25},
     dropout=0.5,
-    data="pets, drawn by hand",
+    data="pets, hand-drawn",
     command="python -m vision.classify --data 'my pets'",
     figures={"test_error": 0.125},
 )
@@ -40,21 +40,21 @@ CARD = ClassifierMetadata(
 
 @pytest.fixture
 def classifier() -> Classifier:
-    """With statistics and a counter of batches that are not those of a fresh one."""
-    network = CARD.build()
+    """Return a classifier whose BatchNorm statistics and batch counter differ from their initial values."""
+    network = METADATA.build()
     network(torch.rand(4, 3, 32, 24))
     return network
 
 
 @pytest.fixture
 def file(classifier: Classifier, tmp_path: Path) -> Path:
-    model_file.save(tmp_path / "model.safetensors", classifier.state_dict(), CARD)
+    model_file.save(tmp_path / "model.safetensors", classifier.state_dict(), METADATA)
     return tmp_path / "model.safetensors"
 
 
-def test_a_network_comes_back_to_the_bit(file: Path, classifier: Classifier) -> None:
+def test_save_and_load_is_bit_exact(file: Path, classifier: Classifier) -> None:
     back, metadata = model_file.load(file)
-    assert metadata == CARD
+    assert metadata == METADATA
     assert not back.training
     state = back.state_dict()
     assert state.keys() == classifier.state_dict().keys()
@@ -65,63 +65,63 @@ def test_a_network_comes_back_to_the_bit(file: Path, classifier: Classifier) -> 
     assert torch.equal(back(x), classifier.eval()(x))
 
 
-def test_the_layout_in_memory_does_not_matter(file: Path, classifier: Classifier, tmp_path: Path) -> None:
+def test_channels_last_weights_are_saved_correctly(file: Path, classifier: Classifier, tmp_path: Path) -> None:
     last = classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model_file.save(tmp_path / "last.safetensors", last.state_dict(), CARD)
-    found, expected = model_file.load(tmp_path / "last.safetensors")[0], model_file.load(file)[0]
-    for mine, its in zip(found.parameters(), expected.parameters(), strict=True):
-        assert torch.equal(mine, its)
+    model_file.save(tmp_path / "last.safetensors", last.state_dict(), METADATA)
+    actual, expected = model_file.load(tmp_path / "last.safetensors")[0], model_file.load(file)[0]
+    for ours, theirs in zip(actual.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
-def test_half_the_size(file: Path, classifier: Classifier, tmp_path: Path) -> None:
+def test_float16_halves_the_size(file: Path, classifier: Classifier, tmp_path: Path) -> None:
     path = tmp_path / "half.safetensors"
-    model_file.save(path, classifier.state_dict(), CARD, half=True)
+    model_file.save(path, classifier.state_dict(), METADATA, half=True)
     numbers = sum(t.numel() for t in classifier.state_dict().values() if t.is_floating_point())
     assert file.stat().st_size - path.stat().st_size == pytest.approx(2 * numbers, abs=64)  # the header is padded
     back, metadata = model_file.load(path)
-    assert metadata == CARD
+    assert metadata == METADATA
     for name, tensor in classifier.state_dict().items():
-        found = back.state_dict()[name]
-        assert found.dtype == tensor.dtype
-        assert torch.equal(found, tensor.half().float() if tensor.is_floating_point() else tensor)
+        loaded = back.state_dict()[name]
+        assert loaded.dtype == tensor.dtype
+        assert torch.equal(loaded, tensor.half().float() if tensor.is_floating_point() else tensor)
 
 
-def test_what_others_see(file: Path) -> None:
-    """The library's own reader, without ours: names as in the state dict, and the card as JSON."""
+def test_file_is_readable_with_safetensors(file: Path) -> None:
+    """Read the file with the safetensors library: names as in the state dict, and the metadata as JSON."""
     with safe_open(file, "pt") as opened:
         metadata = opened.metadata()
-        assert "backbone.conv1.weight" in opened.keys()  # noqa: SIM118  (it is no dict)
+        assert "backbone.conv1.weight" in opened.keys()  # noqa: SIM118  (not a dict)
     assert metadata["format"] == FORMAT
     metadata = json.loads(metadata["card"])
     assert metadata["classes"] == ["cat", "dog", "naïve 犬"]
     assert metadata["command"] == "python -m vision.classify --data 'my pets'"
 
 
-def test_normalisation_by_hand() -> None:
+def test_normalize_by_hand() -> None:
     x = torch.tensor([0.5, 0.25, 0.25]).view(1, 3, 1, 1).expand(2, 3, 4, 4)
     expected = torch.tensor([0.5, -1.0, 1.0]).view(1, 3, 1, 1).expand(2, 3, 4, 4)
-    assert torch.equal(CARD.normalize(x), expected)
-    assert CARD.normalize(x.bfloat16()).dtype is torch.bfloat16
+    assert torch.equal(METADATA.normalize(x), expected)
+    assert METADATA.normalize(x.bfloat16()).dtype is torch.bfloat16
 
 
-def test_a_card_builds_what_it_says() -> None:
-    classifier = CARD.build()
+def test_metadata_builds_the_network() -> None:
+    classifier = METADATA.build()
     assert classifier(torch.rand(2, 3, 32, 24)).shape == (2, 3)
     assert classifier.backbone.out_channels == 16
     assert isinstance(classifier.head, PooledHead)
     assert classifier.head.dropout == 0.5
-    assert dataclasses.replace(CARD, options={}).build().backbone.out_channels == 64
+    assert dataclasses.replace(METADATA, options={}).build().backbone.out_channels == 64
 
 
 @pytest.mark.parametrize("part", [0.0, 0.001, 0.5, 0.999])
-def test_a_truncated_file_is_named(part: float, file: Path) -> None:
+def test_truncated_file_raises_an_error(part: float, file: Path) -> None:
     whole = file.read_bytes()
     file.write_bytes(whole[: int(part * len(whole))])
     with pytest.raises(UserError, match=r"model\.safetensors cannot be read as safetensors .* damaged"):
         model_file.load(file)
 
 
-def test_foreign_files_are_refused(file: Path, classifier: Classifier, tmp_path: Path) -> None:
+def test_other_files_raise_an_error(file: Path, classifier: Classifier, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"There is no .*nothing\.safetensors"):
         model_file.load(tmp_path / "nothing.safetensors")
     with pytest.raises(UserError, match="There is no"):
@@ -137,25 +137,25 @@ def test_foreign_files_are_refused(file: Path, classifier: Classifier, tmp_path:
 
 
 @pytest.mark.parametrize("metadata", [None, "{", "[]", '{"backbone": "resnet8"}', "surplus"])
-def test_a_card_that_makes_no_sense_is_named(metadata: str | None, file: Path, classifier: Classifier) -> None:
+def test_invalid_metadata_raises_an_error(metadata: str | None, file: Path, classifier: Classifier) -> None:
     if metadata == "surplus":
-        metadata = json.dumps({**dataclasses.asdict(CARD), "surplus": 1})
+        metadata = json.dumps({**dataclasses.asdict(METADATA), "surplus": 1})
     header = {"format": FORMAT} if metadata is None else {"format": FORMAT, "card": metadata}
     save_file({name: tensor.contiguous() for name, tensor in classifier.state_dict().items()}, file, header)
-    with pytest.raises(UserError, match=r"The card of .*model\.safetensors"):
+    with pytest.raises(UserError, match=r"The metadata of .*model\.safetensors is invalid"):
         model_file.load(file)
 
 
-def test_weights_of_another_network_are_refused(file: Path, classifier: Classifier) -> None:
-    model_file.save(file, classifier.state_dict(), dataclasses.replace(CARD, options={"width": 0.5}))
-    with pytest.raises(UserError, match=r"do not fit the network on its card.*make it again") as mistake:
+def test_weights_of_another_network_raise_an_error(file: Path, classifier: Classifier) -> None:
+    model_file.save(file, classifier.state_dict(), dataclasses.replace(METADATA, options={"width": 0.5}))
+    with pytest.raises(UserError, match=r"do not fit the network of its metadata.*create the file again") as error:
         model_file.load(file)
-    assert "\n" not in str(mistake.value)
+    assert "\n" not in str(error.value)
 
 
 @contextlib.contextmanager
 def full_disk() -> Iterator[None]:
-    """A real limit on the size of this process's files, so not for longer than a write: pytest writes a log."""
+    """Limit the size of files that this process can write. Use it for one write only, because pytest writes a log."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
     try:
@@ -164,16 +164,16 @@ def full_disk() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_leaves_the_old_file(file: Path, classifier: Classifier, tmp_path: Path) -> None:
+def test_full_disk_leaves_the_old_file_unchanged(file: Path, classifier: Classifier, tmp_path: Path) -> None:
     before = file.read_bytes()
-    sentence = r"model\.safetensors could not be written \(the disk is full\)"
-    with full_disk(), pytest.raises(UserError, match=sentence):
-        model_file.save(file, classifier.state_dict(), dataclasses.replace(CARD, data="other"))
+    message = r"model\.safetensors could not be written \(the disk is full\)"
+    with full_disk(), pytest.raises(UserError, match=message):
+        model_file.save(file, classifier.state_dict(), dataclasses.replace(METADATA, data="other"))
     assert file.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
-def test_a_fingerprint_is_the_files(tmp_path: Path) -> None:
+def test_fingerprint_is_the_sha256_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "a"
     write_atomically(path, lambda file: file.write(b"zerokara"))
     assert model_file.fingerprint(path) == hashlib.sha256(b"zerokara").hexdigest()[:16]

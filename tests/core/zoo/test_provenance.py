@@ -1,4 +1,4 @@
-"""Where an eye comes from: known after copies, moves and further training, and owned to where it is not."""
+"""Tests of the provenance of weights: detected after copies, moves and further training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from zerokara.core.run import Run
 from zerokara.core.zoo import provenance
 from zerokara.core.zoo.provenance import Provenance, begun_with, trace
 
-CARD = ClassifierMetadata(
+METADATA = ClassifierMetadata(
     backbone="deep_cnn",
     head="paper",
     classes=("no", "yes"),
@@ -40,7 +40,7 @@ class Config:
 
 def weights(seed: int) -> dict[str, Tensor]:
     torch.manual_seed(seed)
-    return CARD.build().state_dict()
+    return METADATA.build().state_dict()
 
 
 @pytest.fixture(autouse=True)
@@ -49,109 +49,113 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def train(name: str, seed: int, start: str = "", later: int | None = None) -> Path:
-    """A run with weights of this seed, and others of `later` in its checkpoint, that may have begun from an eye."""
+    """Create a run with weights of `seed`, an optional checkpoint of seed `later`, and an optional backbone `start`."""
     config = Config(name=name, pretrained_backbone=start)
     with Run(config, kind="classify", name=name, resume=False, quiet=True) as run:
         provenance.record(run, config.pretrained_backbone)
-        model_file.save(run.path("model.safetensors"), weights(seed), CARD)
+        model_file.save(run.path("model.safetensors"), weights(seed), METADATA)
         if later is not None:
             run.save(run.path("checkpoint-0.pt"), {"network": weights(later), "rng": checkpoint.rng_state()})
     return run.folder
 
 
-def related(one: Path, other: Path) -> bool:
+def shares_weights(one: Path, other: Path) -> bool:
     return bool(trace(one).own & trace(other).all)
 
 
-def test_copies_are_known_by_their_matrices_also_rounded() -> None:
-    model_file.save(Path("whole.safetensors"), weights(0), CARD)
-    model_file.save(Path("rounded.safetensors"), weights(0), CARD, half=True)
+def test_copies_are_detected_by_their_matrices_also_if_rounded() -> None:
+    model_file.save(Path("whole.safetensors"), weights(0), METADATA)
+    model_file.save(Path("rounded.safetensors"), weights(0), METADATA, half=True)
     torch.save({f"trunk.{name}": tensor for name, tensor in weights(0).items()}, "renamed.pt")
-    model_file.save(Path("other.safetensors"), weights(1), CARD)
+    model_file.save(Path("other.safetensors"), weights(1), METADATA)
     whole = trace(Path("whole.safetensors"))
     assert whole.own == trace(Path("rounded.safetensors")).own == trace(Path("renamed.pt")).own
     assert len(whole.own) == sum(tensor.ndim > 1 for tensor in weights(0).values())
-    assert not related(Path("whole.safetensors"), Path("other.safetensors"))
+    assert not shares_weights(Path("whole.safetensors"), Path("other.safetensors"))
 
 
-def test_what_is_alike_because_it_is_fresh_is_no_mark() -> None:
-    kept = torch.randn(3, 3)
-    torch.save({"bias": torch.zeros(9), "last": torch.zeros(2, 3), "optimizer.0": kept, "step": kept.long()}, "a.pt")
+def test_initial_constants_and_optimizer_states_are_not_hashed() -> None:
+    matrix = torch.randn(3, 3)
+    torch.save(
+        {"bias": torch.zeros(9), "last": torch.zeros(2, 3), "optimizer.0": matrix, "step": matrix.long()}, "a.pt"
+    )
     assert not trace(Path("a.pt")).own
 
 
-def test_a_run_is_known_wherever_it_lies_and_however_its_weights_move() -> None:
-    judge = train("judge", seed=0)
-    painter = train("painter", seed=1, start=str(judge))
-    model_file.save(judge / "model.safetensors", weights(2), CARD)  # it went on, so no matrix is as it was
-    judge.rename("moved")
-    assert related(Path("moved"), painter)
-    assert not related(train("other", seed=3), painter)
+def test_run_is_detected_after_moving_and_further_training() -> None:
+    classifier_run = train("classifier", seed=0)
+    generator_run = train("generator", seed=1, start=str(classifier_run))
+    model_file.save(
+        classifier_run / "model.safetensors", weights(2), METADATA
+    )  # training continued, so no matrix is unchanged
+    classifier_run.rename("moved")
+    assert shares_weights(Path("moved"), generator_run)
+    assert not shares_weights(train("other", seed=3), generator_run)
 
 
-def test_a_classifier_is_known_through_those_between() -> None:
-    """Classifier, agent, discriminator: the agent's weights have moved, and the classifier is a file by itself."""
-    judge = train("judge", seed=0)
-    shutil.copy(judge / "model.safetensors", "alone.safetensors")
-    agent = train("agent", seed=1, start=str(judge))
-    painter = train("painter", seed=2, start=str(agent / "model.safetensors"))
-    for folder in (judge, agent):
+def test_indirect_ancestors_are_detected() -> None:
+    """Classifier, agent, discriminator: the agent was trained further, and the classifier is a file without a run."""
+    classifier_run = train("classifier", seed=0)
+    shutil.copy(classifier_run / "model.safetensors", "alone.safetensors")
+    agent = train("agent", seed=1, start=str(classifier_run))
+    generator_run = train("generator", seed=2, start=str(agent / "model.safetensors"))
+    for folder in (classifier_run, agent):
         shutil.rmtree(folder)
-    assert related(Path("alone.safetensors"), painter)
-    extra = Run.read_config(painter)["extra"]
-    began = begun_with(extra, str(agent))
-    assert began is not None
-    assert not began.unknown
-    assert trace(Path("alone.safetensors")).own <= began.ancestors
-    assert not trace(Path("alone.safetensors")).own & began.own
+    assert shares_weights(Path("alone.safetensors"), generator_run)
+    extra = Run.read_config(generator_run)["extra"]
+    origin = begun_with(extra, str(agent))
+    assert origin is not None
+    assert not origin.unknown
+    assert trace(Path("alone.safetensors")).own <= origin.ancestors
+    assert not trace(Path("alone.safetensors")).own & origin.own
 
 
-def test_a_checkpoint_is_the_run_that_keeps_it() -> None:
-    """Its weights are later than those that the run shows."""
-    judge = train("judge", seed=0, later=1)
-    shutil.copy(judge / "model.safetensors", "alone.safetensors")
-    painter = train("painter", seed=2, start=str(judge / "checkpoint-0.pt"))
-    shutil.rmtree(judge)
-    assert related(Path("alone.safetensors"), painter)
+def test_checkpoint_belongs_to_its_run() -> None:
+    """The checkpoint has other weights than the run's model.safetensors."""
+    classifier_run = train("classifier", seed=0, later=1)
+    shutil.copy(classifier_run / "model.safetensors", "alone.safetensors")
+    generator_run = train("generator", seed=2, start=str(classifier_run / "checkpoint-0.pt"))
+    shutil.rmtree(classifier_run)
+    assert shares_weights(Path("alone.safetensors"), generator_run)
 
 
-def test_runs_from_before_are_looked_up_and_what_is_gone_is_named() -> None:
-    judge = train("judge", seed=0)
-    painter = train("painter", seed=1, start=str(judge))
-    content = json.loads((painter / "config.json").read_text())
+def test_runs_without_saved_provenance_are_traced_and_missing_ones_are_listed() -> None:
+    classifier_run = train("classifier", seed=0)
+    generator_run = train("generator", seed=1, start=str(classifier_run))
+    content = json.loads((generator_run / "config.json").read_text())
     del content["extra"]["eye"]
-    (painter / "config.json").write_text(json.dumps(content))
-    assert related(judge, painter)
-    shutil.rmtree(judge)
-    assert trace(painter).unknown == (str(judge),)
+    (generator_run / "config.json").write_text(json.dumps(content))
+    assert shares_weights(classifier_run, generator_run)
+    shutil.rmtree(classifier_run)
+    assert trace(generator_run).unknown == (str(classifier_run),)
     assert begun_with({}, "") is None
-    next_one = train("next", seed=2, start=str(painter))
-    assert trace(next_one).unknown == (str(judge),), "it is not forgotten on the way"
+    next_one = train("next", seed=2, start=str(generator_run))
+    assert trace(next_one).unknown == (str(classifier_run),), "unknown ancestors are passed on"
 
 
-def test_files_out_of_their_folders_say_what_they_know() -> None:
-    judge = train("judge", seed=0, later=1)
-    shutil.copy(judge / "checkpoint-0.pt", "taken.pt")
-    assert trace(Path("taken.pt")).unknown == ("the run that taken.pt is a checkpoint of",)
-    told = ClassifierMetadata(
-        **{**vars(CARD), "command": "python -m vision.classify --pretrained-backbone=runs/gone --seed 1"}
+def test_files_outside_of_run_folders() -> None:
+    classifier_run = train("classifier", seed=0, later=1)
+    shutil.copy(classifier_run / "checkpoint-0.pt", "taken.pt")
+    assert trace(Path("taken.pt")).unknown == ("the run of the checkpoint taken.pt",)
+    metadata = ClassifierMetadata(
+        **{**vars(METADATA), "command": "python -m vision.classify --pretrained-backbone=runs/gone --seed 1"}
     )
-    model_file.save(Path("told.safetensors"), weights(0), told)
-    assert trace(Path("told.safetensors")).unknown == ("runs/gone",)
+    model_file.save(Path("metadata.safetensors"), weights(0), metadata)
+    assert trace(Path("metadata.safetensors")).unknown == ("runs/gone",)
 
 
-def test_damage_is_told_where_it_is_the_eye_and_passed_over_beside_it() -> None:
-    judge = train("judge", seed=0, later=1)
-    (judge / "checkpoint-0.pt").write_bytes(b"half of it")
-    assert trace(judge).own
-    assert trace(judge / "model.safetensors").own
+def test_damage_is_an_error_only_in_the_given_file() -> None:
+    classifier_run = train("classifier", seed=0, later=1)
+    (classifier_run / "checkpoint-0.pt").write_bytes(b"half of it")
+    assert trace(classifier_run).own
+    assert trace(classifier_run / "model.safetensors").own
     with pytest.raises(UserError, match=r"checkpoint-0\.pt"):
-        trace(judge / "checkpoint-0.pt")
+        trace(classifier_run / "checkpoint-0.pt")
     with pytest.raises(UserError, match=r"nowhere\.pt"):
         trace(Path("nowhere.pt"))
 
 
-def test_plain_values_come_back() -> None:
+def test_round_trip_of_plain_values() -> None:
     whole = Provenance("a", frozenset({"1", "2"}), frozenset({"3"}), ("gone",))
     assert Provenance.from_dict(json.loads(json.dumps(whole.to_dict()))) == whole
     assert Provenance.from_dict(Provenance("a").to_dict()) == Provenance("a")

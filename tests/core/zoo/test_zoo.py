@@ -1,4 +1,4 @@
-"""The zoo: names, files, and what ships is sound."""
+"""Tests of the zoo: names, files, and the networks that are part of the package."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zerokara.core.models.model_file import ClassifierMetadata
 from zerokara.core.zoo import __main__ as listing
 from zerokara.core.zoo import registry as zoo
 
-CARD = ClassifierMetadata(
+METADATA = ClassifierMetadata(
     backbone="deep_cnn",
     head="paper",
     classes=("cat", "dog", "fox"),
@@ -29,23 +29,23 @@ CARD = ClassifierMetadata(
 
 @pytest.fixture
 def pets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A zoo with one network."""
-    model_file.save(tmp_path / "pets.safetensors", CARD.build().state_dict(), CARD, half=True)
+    """Create a zoo with one network."""
+    model_file.save(tmp_path / "pets.safetensors", METADATA.build().state_dict(), METADATA, half=True)
     monkeypatch.setattr(zoo, "FOLDER", tmp_path)
     zoo.files.cache_clear()
     yield tmp_path
     zoo.files.cache_clear()
 
 
-def test_by_name(pets: Path) -> None:
+def test_load_by_name(pets: Path) -> None:
     classifier, metadata = zoo.load("pets")
-    assert metadata == CARD
+    assert metadata == METADATA
     assert not classifier.training
     with pytest.raises(UserError, match="did you mean pets"):
         zoo.load("pet")
 
 
-def test_a_word_is_a_folder_a_file_or_a_name(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_find_file_accepts_a_run_folder_a_file_or_a_name(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     file = pets / "pets.safetensors"
     assert zoo.find_file("pets") == zoo.find_file(str(file)) == file
     run = tmp_path_factory.mktemp("run")
@@ -57,15 +57,15 @@ def test_a_word_is_a_folder_a_file_or_a_name(pets: Path, tmp_path_factory: pytes
         zoo.find_file("pest")
 
 
-def test_an_eye_is_a_run_of_any_kind_a_file_or_a_name(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    run = tmp_path_factory.mktemp("run")  # that of an agent has no model.safetensors
+def test_weights_source_accepts_any_run_a_file_or_a_name(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    run = tmp_path_factory.mktemp("run")  # an agent's run has no model.safetensors
     assert zoo.weights_source(str(run)) == run
     assert zoo.weights_source("pets") == pets / "pets.safetensors"
     with pytest.raises(UserError, match="There is no pest"):
         zoo.weights_source("pest")
 
 
-def test_the_listing(pets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_listing(pets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     listing.main([])
     printed = capsys.readouterr().out
     for word in ("pets", "deep_cnn", "3x16x16", "cat, dog, fox", "test error 0.125"):
@@ -77,7 +77,7 @@ def test_the_listing(pets: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("name", sorted({"digits", "photographs", *zoo.files()}))
-def test_what_ships_is_small_and_says_what_made_it(name: str) -> None:
+def test_networks_of_the_package_are_small_and_have_metadata(name: str) -> None:
     assert zoo.files()[name].stat().st_size <= zoo.MOST_BYTES
     classifier, metadata = zoo.load(name)
     assert metadata.command

@@ -1,4 +1,4 @@
-"""What a painter learns from: read from anywhere, audited, and refused in one sentence."""
+"""Tests of training images: sources, conversions, unreadable images, and error messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from zerokara.core.config import UserError, parse
+from zerokara.core.command_line import parse
+from zerokara.core.config import UserError
 from zerokara.core.data import glyphs
 from zerokara.envs.frames import record
 from zerokara.generative.gan import data as gan_data
@@ -25,58 +26,61 @@ def config(*words: str) -> Config:
     return parse(Config, PRESETS, ["--batch-size", "16", *words], "")
 
 
-def picture(index: int, size: tuple[int, int] = (32, 40), mode: str = "L") -> Image.Image:
-    """Noise (H, W) of its own, of a mode that Pillow converts grey or colours to."""
+def noise_image(index: int, size: tuple[int, int] = (32, 40), mode: str = "L") -> Image.Image:
+    """Make an image of noise (H, W) in a mode that Pillow can convert to."""
     rng = np.random.default_rng(index)
-    colours = Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
-    return colours if mode == "RGB" else colours.convert(mode)
+    colors = Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
+    return colors if mode == "RGB" else colors.convert(mode)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """130 grey pictures of 32x40 pixels."""
+    """Make a folder of 130 grayscale images of 32x40 pixels."""
     (tmp_path / "pictures").mkdir()
     for index in range(130):
-        picture(index).save(tmp_path / "pictures" / f"{index:03}.png")
+        noise_image(index).save(tmp_path / "pictures" / f"{index:03}.png")
     return tmp_path / "pictures"
 
 
 def test_a_folder_is_split_and_counted(folder: Path) -> None:
     data = Data.load(config("--data", str(folder)))
     assert data.train.shape == (1, 32, 40)
-    assert (len(data.train), len(data.held_out)) == (108, 9)  # 117 but for the 13 of the test, and a twelfth of them
-    assert data.remarks == (f"{folder}: 117 images",)
+    assert (len(data.train), len(data.held_out)) == (
+        108,
+        9,
+    )  # of 130 images, 13 are test images and a twelfth of the rest is held out
+    assert data.messages == (f"{folder}: 117 images",)
     test, _ = load_split(config("--data", str(folder)), "test")
     everything = torch.cat([data.train.images, data.held_out.images, test.images]).flatten(1)
-    assert len(everything.unique(dim=0)) == 130, "no image is in two of them"
+    assert len(everything.unique(dim=0)) == 130, "the splits must be disjoint"
 
 
-def test_the_same_images_are_held_out_whatever_the_seed(folder: Path) -> None:
+def test_held_out_images_do_not_depend_on_the_seed(folder: Path) -> None:
     one, other = (Data.load(config("--data", str(folder), "--seed", seed)) for seed in ("1", "2"))
     assert torch.equal(one.held_out.images, other.held_out.images)
 
 
-def test_a_zip_is_the_folder(folder: Path, tmp_path: Path) -> None:
+def test_zip_file_gives_the_same_images_as_a_folder(folder: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as archive:
         for path in folder.iterdir():
             archive.write(path, f"pictures/{path.name}")
-        archive.writestr("__MACOSX/._000.png", b"rubbish")
+        archive.writestr("__MACOSX/._000.png", b"not an image")
     zipped = Data.load(config("--data", str(tmp_path / "pictures.zip")))
     assert torch.equal(zipped.train.images, Data.load(config("--data", str(folder))).train.images)
 
 
-def test_broken_pictures_are_named_and_left_out(folder: Path) -> None:
+def test_unreadable_images_are_named_and_left_out(folder: Path) -> None:
     whole = (folder / "001.png").read_bytes()
     (folder / "001-truncated.png").write_bytes(whole[: len(whole) // 2])
     (folder / "b-empty.jpg").write_bytes(b"")
-    (folder / "c-text.png").write_text("no picture")
-    picture(0, (1, 1)).save(folder / "d-one-pixel.png")
+    (folder / "c-text.png").write_text("not an image")
+    noise_image(0, (1, 1)).save(folder / "d-one-pixel.png")
     bomb = io.BytesIO()
     Image.new("1", (10_000, 10_000)).save(bomb, "png")
     (folder / "e-bomb.png").write_bytes(bomb.getvalue())
-    (folder / "notes.txt").write_text("not looked at")
+    (folder / "notes.txt").write_text("not an image file")
     data = Data.load(config("--data", str(folder)))
-    left_out = data.remarks[-1]
+    left_out = data.messages[-1]
     for name in ("001-truncated.png", "b-empty.jpg", "c-text.png", "d-one-pixel.png", "e-bomb.png"):
         assert name in left_out
     assert left_out.startswith("5 left out:")
@@ -85,7 +89,7 @@ def test_broken_pictures_are_named_and_left_out(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "suffix", "says"),
+    ("mode", "suffix", "message"),
     [
         ("P", "png", "3 with a palette"),
         ("RGBA", "png", "3 with transparency"),
@@ -94,33 +98,33 @@ def test_broken_pictures_are_named_and_left_out(folder: Path) -> None:
         ("1", "png", "3 of 1 bit"),
     ],
 )
-def test_odd_kinds_are_converted_and_said(folder: Path, mode: str, suffix: str, says: str) -> None:
+def test_other_modes_are_converted_and_counted(folder: Path, mode: str, suffix: str, message: str) -> None:
     for index in range(1, 4):
-        picture(index, mode=mode).save(folder / f"{index:03}-odd.{suffix}")
+        noise_image(index, mode=mode).save(folder / f"{index:03}-odd.{suffix}")
     data = Data.load(config("--data", str(folder)))
-    converted = next(remark for remark in data.remarks if remark.startswith("converted: "))
-    assert says in converted
-    coloured = mode in ("P", "RGBA", "CMYK")
-    assert data.train.shape[0] == (3 if coloured else 1)
-    assert ("grey among coloured ones" in converted) == coloured
+    converted = next(remark for remark in data.messages if remark.startswith("converted: "))
+    assert message in converted
+    color = mode in ("P", "RGBA", "CMYK")
+    assert data.train.shape[0] == (3 if color else 1)
+    assert ("grayscale images among color images" in converted) == color
 
 
 def test_16_bits_become_8(folder: Path) -> None:
     Image.fromarray(np.full((32, 40), 32_896, np.uint16)).save(folder / "000-deep.png")
     (folder / "000.png").unlink()
-    test, remarks = load_split(config("--data", str(folder)), "test")
-    assert (test.images[0] == 128).all(), "half of the range stays half"
-    assert "1 of 16 bits, brought to 8" in remarks[-1]
+    test, messages = load_split(config("--data", str(folder)), "test")
+    assert (test.images[0] == 128).all(), "half of the range must stay half"
+    assert "1 of 16 bits, reduced to 8" in messages[-1]
 
 
-def test_grey_on_demand(folder: Path) -> None:
-    picture(500, mode="RGB").save(folder / "001-red.png")
+def test_grayscale_option(folder: Path) -> None:
+    noise_image(500, mode="RGB").save(folder / "001-red.png")
     assert Data.load(config("--data", str(folder))).train.shape == (3, 32, 40)
     assert Data.load(config("--data", str(folder), "--grayscale", "True")).train.shape == (1, 32, 40)
 
 
-def test_mixed_sizes_say_what_to_type(folder: Path) -> None:
-    picture(500, (50, 60)).save(folder / "001-large.png")
+def test_mixed_sizes_are_refused_with_advice(folder: Path) -> None:
+    noise_image(500, (50, 60)).save(folder / "001-large.png")
     with pytest.raises(UserError, match=r"2 sizes, most of 32x40 pixels: .*--image-size 32"):
         Data.load(config("--data", str(folder)))
     assert Data.load(config("--data", str(folder), "--image-size", "32")).train.shape == (1, 32, 32)
@@ -130,36 +134,36 @@ def test_mixed_sizes_say_what_to_type(folder: Path) -> None:
 def test_too_few_images_are_refused(folder: Path) -> None:
     for path in list(folder.iterdir())[:40]:
         path.unlink()
-    with pytest.raises(UserError, match=r"81 images, too few to learn from: at least 106 are needed"):
+    with pytest.raises(UserError, match=r"81 images, too few for training: at least 106 are needed"):
         Data.load(config("--data", str(folder)))
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
-        (["--image-size", "32", "40", "50"], "--image-size takes a side, or height and width"),
-        (["--held-out-images", "3"], "--held-out-images 3"),
+        (["--image-size", "32", "40", "50"], "--image-size takes one side, or height and width"),
+        (["--held-out-images", "3"], "--held-out-images must be at least 8"),
         (["--conditional"], "has no classes"),
     ],
 )
-def test_wishes_that_do_not_fit(folder: Path, words: list[str], says: str) -> None:
-    with pytest.raises(UserError) as mistake:
+def test_invalid_options_are_refused(folder: Path, words: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
         Data.load(config("--data", str(folder), *words))
-    assert says in str(mistake.value)
+    assert message in str(error.value)
 
 
-def test_sizes_that_cannot_be_painted_are_refused(tmp_path: Path) -> None:
+def test_unsupported_sizes_are_refused(tmp_path: Path) -> None:
     for index in range(5):
-        picture(index, (20, 64)).save(tmp_path / f"{index}.png")
-    with pytest.raises(UserError, match=r"20x64 pixels, and sides of 28 to 256 .* --image-size 64"):
+        noise_image(index, (20, 64)).save(tmp_path / f"{index}.png")
+    with pytest.raises(UserError, match=r"20x64 pixels, and sides of 28 to 256 .*--image-size 64"):
         Data.load(config("--data", str(tmp_path)))
 
 
-def test_folders_without_pictures_and_places_without_folders(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no images that can be read"):
+def test_folders_without_images_invalid_zip_files_and_missing_paths(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no readable images"):
         Data.load(config("--data", str(tmp_path)))
     (tmp_path / "some.zip").write_bytes(b"PK no")
-    with pytest.raises(UserError, match="no sound zip"):
+    with pytest.raises(UserError, match="not a valid zip"):
         Data.load(config("--data", str(tmp_path / "some.zip")))
     with pytest.raises(UserError, match="nowhere"):
         Data.load(config("--data", str(tmp_path / "nowhere")))
@@ -169,7 +173,7 @@ def test_classes_are_folders(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
         for index in range(80):
-            picture(index + 100 * (name == "dog")).save(tmp_path / name / f"{index}.png")
+            noise_image(index + 100 * (name == "dog")).save(tmp_path / name / f"{index}.png")
     data = Data.load(config("--data", str(tmp_path), "--conditional"))
     assert data.train.classes == ("cat", "dog")
     assert data.train.labels.bincount().tolist() == [66, 66]
@@ -182,33 +186,33 @@ def test_frames_of_an_environment() -> None:
     assert Data.load(config(*words, "--image-size", "48")).train.shape == (1, 48, 48)
     four = Data.load(config(*words, "--frame-stack", "4"))
     assert four.train.shape == (4, 84, 84)
-    with pytest.raises(UserError, match="leave --image-size out"):
+    with pytest.raises(UserError, match="remove --image-size"):
         Data.load(config(*words, "--frame-stack", "4", "--image-size", "48"))
 
 
-def test_frames_are_held_out_by_games(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_held_out_frames_are_of_separate_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
     played: list[tuple[int, int]] = []
 
-    def noted(id: str, number: int, *, seed: int, **options: Any) -> np.ndarray:
+    def recorded(id: str, number: int, *, seed: int, **options: Any) -> np.ndarray:
         played.append((seed, number))
         return record(id, number, seed=seed, **options)
 
-    monkeypatch.setattr(gan_data, "record", noted)
+    monkeypatch.setattr(gan_data, "record", recorded)
     words = ("--data", "frames:zerokara/Catch-v0", "--frames", "240", "--batch-size", "16")
     one = Data.load(config(*words))
     assert (len(one.train), len(one.held_out)) == (220, 20)
     load_split(config(*words), "test")
     Data.load(config(*words, "--seed", "2"))
     assert [number for _, number in played] == [240, 20, 100, 240, 20]
-    assert len({seed for seed, _ in played}) == 5, "parts share games"
+    assert len({seed for seed, _ in played}) == 5, "splits must not share episodes"
     assert "held out" in one.held_out.source
 
 
-def test_pictures_that_are_far_too_large_are_refused_at_the_first(folder: Path) -> None:
-    picture(0, (40, 300)).save(folder / "001.png")
-    (folder / "002.png").write_bytes(b"would be named, were it reached")
-    says = r"001\.png in .* has 300x40 pixels, and sides of 28 to 256 .* --image-size 64"
-    with pytest.raises(UserError, match=says):
+def test_large_images_are_refused_at_the_first_one(folder: Path) -> None:
+    noise_image(0, (40, 300)).save(folder / "001.png")
+    (folder / "002.png").write_bytes(b"not an image, and never read")
+    message = r"001\.png in .* has 300x40 pixels, and sides of 28 to 256 .*--image-size 64"
+    with pytest.raises(UserError, match=message):
         Data.load(config("--data", str(folder)))
     assert Data.load(config("--data", str(folder), "--image-size", "32")).train.shape == (1, 32, 32)
 
@@ -218,16 +222,16 @@ def test_an_lsun_database_is_read(tmp_path: Path) -> None:
     with lmdb.open(str(database), map_size=2**24) as env, env.begin(write=True) as transaction:
         for index in range(150):
             buffer = io.BytesIO()
-            picture(index).save(buffer, "webp", lossless=True)
-            transaction.put(f"{index:05}".encode(), b"no picture" if index == 7 else buffer.getvalue())
+            noise_image(index).save(buffer, "webp", lossless=True)
+            transaction.put(f"{index:05}".encode(), b"not an image" if index == 7 else buffer.getvalue())
     data = Data.load(config("--data", str(tmp_path), "--batch-size", "16"))
     assert data.train.classes == ("tower",)
-    assert len(data.train) + len(data.held_out) == 134, "every tenth is for testing, and one is broken"
-    assert any("1 left out" in remark for remark in data.remarks)
+    assert len(data.train) + len(data.held_out) == 134, "every tenth is a test image, and one is unreadable"
+    assert any("1 left out" in remark for remark in data.messages)
     assert len(load_split(config("--data", str(tmp_path)), "test")[0]) == 15
 
 
-def test_drawn_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_glyphs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(glyphs, "NUMBER", {"train": 240, "test": 40})
     data = Data.load(config())
     assert (data.train.shape, len(data.train), len(data.held_out)) == ((1, 28, 28), 220, 20)

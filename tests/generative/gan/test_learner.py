@@ -1,4 +1,4 @@
-"""An update of both networks, and where naive code goes wrong."""
+"""Tests of an update of both networks."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from zerokara.core.backbones.r3 import Block
+from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, parse
+from zerokara.core.config import UserError
 from zerokara.core.distributed import World
 from zerokara.generative.gan.config import PRESETS, Config
-from zerokara.generative.gan.learner import Learner, draw_latents, fitting_latents
+from zerokara.generative.gan.learner import Learner, draw_latents, recalibration_latents
 
 SHAPE = (1, 28, 28)
 NO_NOISE = ("--instance-noise", "0", "--final-instance-noise", "0")
@@ -22,7 +23,7 @@ CPU = Compute(device="cpu", threads=1)
 
 
 def learner(*words: str, seed: int = 1, compute: Compute = CPU) -> Learner:
-    small = ("--generator-width", "0.125", "--discriminator-width", "0.125", "--latent", "8", "--batch-size", "8")
+    small = ("--generator-width", "0.125", "--discriminator-width", "0.125", "--latent-dim", "8", "--batch-size", "8")
     config = parse(Config, PRESETS, ["--seed", str(seed), *small, *words], "")
     return Learner(config, SHAPE, 3, compute, World())
 
@@ -39,34 +40,36 @@ def weights(module: nn.Module) -> Tensor:
 
 def test_the_generators_step_leaves_no_gradients_on_the_discriminator(monkeypatch: pytest.MonkeyPatch) -> None:
     it = learner()
-    seen: list[list[Tensor]] = []
+    discriminator_gradients: list[list[Tensor]] = []
     step = it.discriminator_optimizer.step
 
-    def remember(*args: Any) -> Any:
-        seen.append([p.grad.clone() for p in it.discriminator.parameters() if p.grad is not None])
+    def record(*args: Any) -> Any:
+        discriminator_gradients.append([p.grad.clone() for p in it.discriminator.parameters() if p.grad is not None])
         return step(*args)
 
-    monkeypatch.setattr(it.discriminator_optimizer, "step", remember)
+    monkeypatch.setattr(it.discriminator_optimizer, "step", record)
     it.update(*batch())
     after = [p.grad for p in it.discriminator.parameters()]
-    assert len(after) == len(seen[0])
-    for before, now in zip(seen[0], after, strict=True):
+    assert len(after) == len(discriminator_gradients[0])
+    for before, now in zip(discriminator_gradients[0], after, strict=True):
         assert now is not None
         assert torch.equal(before, now)
 
 
 def test_the_discriminators_step_leaves_no_gradients_on_the_generator(monkeypatch: pytest.MonkeyPatch) -> None:
     it = learner()
-    seen = []
+    generator_gradients = []
     monkeypatch.setattr(
-        it.discriminator_optimizer, "step", lambda: seen.append([p.grad for p in it.generator.parameters()])
+        it.discriminator_optimizer,
+        "step",
+        lambda: generator_gradients.append([p.grad for p in it.generator.parameters()]),
     )
     it.update(*batch())
-    assert seen[0]
-    assert all(grad is None for grad in seen[0])
+    assert generator_gradients[0]
+    assert all(grad is None for grad in generator_gradients[0])
 
 
-def test_both_move_and_each_by_its_own_loss() -> None:
+def test_each_network_is_updated_by_its_own_optimizer() -> None:
     it = learner()
     before = weights(it.generator), weights(it.discriminator)
     it.update(*batch())
@@ -79,13 +82,13 @@ def test_both_move_and_each_by_its_own_loss() -> None:
     assert (weights(it.discriminator) - before[1]).abs().max() > 1e-5
 
 
-def test_an_update_by_hand() -> None:
-    """The recipe of the tutorial, with a second pass of the generator, leads to the same weights."""
+def test_update_equals_the_pytorch_tutorials() -> None:
+    """The training step of PyTorch's DCGAN tutorial leads to the same weights and loss."""
     words = (*NO_NOISE, "--generator-learning-rate", "2e-4", "--discriminator-learning-rate", "2e-4")
-    it, its = learner(*words), learner(*words)
+    it, reference = learner(*words), learner(*words)
     pixels, labels = batch()
     it.update(pixels, labels)
-    generator, discriminator = its.generator, its.discriminator
+    generator, discriminator = reference.generator, reference.discriminator
     real = pixels.float() / 127.5 - 1
     z = torch.randn(8, 8, generator=torch.Generator().manual_seed(1_000_003))
     bce = nn.BCEWithLogitsLoss()
@@ -101,21 +104,21 @@ def test_an_update_by_hand() -> None:
     assert float(it.read_metrics()["train/d_loss"]) == pytest.approx(float(loss.detach()), rel=1e-5)
 
 
-def test_real_and_painted_images_have_batchnorm_statistics_of_their_own() -> None:
+def test_real_and_generated_images_have_separate_batchnorm_statistics() -> None:
     it = learner()
     sizes = []
     norm = next(m for m in it.discriminator.modules() if isinstance(m, nn.BatchNorm2d))
     norm.register_forward_hook(lambda _, inputs, out: sizes.append((len(inputs[0]), out.detach().mean((0, 2, 3)))))
     it.update(*batch())
-    assert [size for size, _ in sizes] == [8, 8, 8]  # real, painted, and painted for the generator
-    for _, mean in sizes:  # a batch of both would leave each with a mean of its own; biases have made one small step
+    assert [size for size, _ in sizes] == [8, 8, 8]  # real, generated, and generated for the generator's step
+    for _, mean in sizes:  # a joint batch would give other means; biases have done one small step
         torch.testing.assert_close(mean, torch.zeros_like(mean), atol=1e-3, rtol=0)
 
 
-def test_a_batch_in_parts_is_the_same_batch() -> None:
-    """Where nothing looks at the whole batch or is drawn for it: with BatchNorm parts have statistics of their own."""
+def test_gradient_accumulation_equals_the_whole_batch() -> None:
+    """This holds without BatchNorm, whose statistics differ between the parts, and without random numbers."""
     plain = ("--generator-norm", "none", "--discriminator-norm", "none", *NO_NOISE)
-    whole, parts = learner(*plain), learner(*plain, "--accumulate", "4")
+    whole, parts = learner(*plain), learner(*plain, "--accumulation-steps", "4")
     for it in (whole, parts):
         it.update(*batch())
     torch.testing.assert_close(weights(parts.generator), weights(whole.generator), atol=2e-6, rtol=1e-4)
@@ -123,26 +126,26 @@ def test_a_batch_in_parts_is_the_same_batch() -> None:
     torch.testing.assert_close(parts.read_metrics(), whole.read_metrics(), atol=1e-5, rtol=1e-4)
 
 
-def test_the_painter_is_the_average_with_statistics_that_fit() -> None:
+def test_snapshot_is_the_averaged_generator_with_recalibrated_statistics() -> None:
     it = learner("--ema-half-life-updates", "5")
     for _ in range(120):
         it.update(*batch())
-    painter = it.snapshot()
+    snapshot = it.snapshot()
     assert it.ema is not None
-    assert torch.equal(weights(painter), weights(it.ema.module))
-    assert not torch.equal(weights(painter), weights(it.generator))
-    assert not painter.training
-    # In training mode, on the latents of the fit, it must paint as it does with the statistics that were kept.
-    z = torch.cat(fitting_latents(it.config, 0, CPU))
+    assert torch.equal(weights(snapshot), weights(it.ema.module))
+    assert not torch.equal(weights(snapshot), weights(it.generator))
+    assert not snapshot.training
+    # On the latent vectors of the recalibration, training mode must give nearly the same images.
+    z = torch.cat(recalibration_latents(it.config, 0, CPU))
     with torch.no_grad():
-        kept = painter(z)
-        own = painter.train()(z)
-        last = it.generator.eval()(z)
-    assert float((kept - own).abs().max()) < 0.02
-    assert float((kept - last).abs().max()) > 0.02
+        recalibrated = snapshot(z)
+        training_mode = snapshot.train()(z)
+        unaveraged = it.generator.eval()(z)
+    assert float((recalibrated - training_mode).abs().max()) < 0.02
+    assert float((recalibrated - unaveraged).abs().max()) > 0.02
 
 
-def test_a_snapshot_changes_nothing_and_draws_nothing() -> None:
+def test_snapshot_changes_neither_weights_nor_random_numbers() -> None:
     one, other = learner(), learner()
     for _ in range(3):
         one.update(*batch())
@@ -156,9 +159,9 @@ def test_a_snapshot_changes_nothing_and_draws_nothing() -> None:
 
 
 @pytest.mark.parametrize("loss", ["bce", "least-squares", "hinge", "wasserstein", "relativistic"])
-def test_every_loss_runs_in_16_bits_and_stays_finite(loss: str) -> None:
+def test_losses_are_finite_in_bfloat16(loss: str) -> None:
     bf16 = Compute(device="cpu", threads=1, precision="bfloat16", channels_last=True)
-    it = learner("--loss", loss, "--diffaugment", "colour", "translation", "cutout", "--flip", compute=bf16)
+    it = learner("--loss", loss, "--diffaugment", "color", "translation", "cutout", "--flip", compute=bf16)
     for _ in range(3):
         it.update(*batch())
     metrics = it.read_metrics()
@@ -173,11 +176,11 @@ def test_every_loss_runs_in_16_bits_and_stays_finite(loss: str) -> None:
     [
         ("--preset", "r3"),
         ("--loss", "wasserstein", "--gradient-penalty", "10", "--discriminator-norm", "none"),
-        ("--loss", "hinge", "--spectral", "--discriminator-norm", "none", "--conditional"),
-        ("--conditional", "--accumulate", "2", "--upsample", "resize"),
+        ("--loss", "hinge", "--spectral-norm", "--discriminator-norm", "none", "--conditional"),
+        ("--conditional", "--accumulation-steps", "2", "--upsample", "resize"),
     ],
 )
-def test_what_came_after_the_paper_learns_too(words: tuple[str, ...]) -> None:
+def test_options_beyond_the_paper_update_both_networks(words: tuple[str, ...]) -> None:
     it = learner(*words)
     before = weights(it.discriminator), weights(it.generator)
     for _ in range(3):
@@ -189,7 +192,7 @@ def test_what_came_after_the_paper_learns_too(words: tuple[str, ...]) -> None:
     assert (penalty > 0) == bool(it.config.r1 or it.config.gradient_penalty)
 
 
-def test_r1_and_r2_are_their_own_images_slopes() -> None:
+def test_r1_and_r2_penalties_are_added_to_the_loss() -> None:
     words = ("--discriminator-norm", "none", "--generator-norm", "none")
     losses = {}
     for name, more in {
@@ -207,23 +210,23 @@ def test_r1_and_r2_are_their_own_images_slopes() -> None:
     assert losses["r1"] != pytest.approx(losses["r2"])
 
 
-def test_penalties_now_and_then_count_so_many_times_more() -> None:
+def test_lazy_regularization_multiplies_the_penalty() -> None:
     plain = ("--discriminator-norm", "none", "--r1", "2")
-    always, seldom = learner(*plain), learner(*plain, "--penalty-every-updates", "3")
+    every_update, lazy = learner(*plain), learner(*plain, "--penalty-every-updates", "3")
     first = []
-    for it in (always, seldom):
+    for it in (every_update, lazy):
         it.update(*batch())
         first.append(float(it.read_metrics()["train/penalty"]))
     assert first[1] == pytest.approx(3 * first[0], rel=1e-5)
-    found = []
+    penalized = []
     for _ in range(5):
-        seldom.update(*batch())
-        found.append(float(seldom.read_metrics()["train/penalty"]) > 0)
-    assert found == [False, False, True, False, False]
+        lazy.update(*batch())
+        penalized.append(float(lazy.read_metrics()["train/penalty"]) > 0)
+    assert penalized == [False, False, True, False, False]
 
 
-def test_smoothing_belongs_to_bce() -> None:
-    plain, smooth = learner(), learner("--smoothing", "0.2")
+def test_label_smoothing_needs_bce() -> None:
+    plain, smooth = learner(), learner("--label-smoothing", "0.2")
     losses = []
     for it in (plain, smooth):
         it.update(*batch())
@@ -231,28 +234,28 @@ def test_smoothing_belongs_to_bce() -> None:
     assert losses[0]["train/d_score_real"] == losses[1]["train/d_score_real"]
     gain = losses[1]["train/d_loss"] - losses[0]["train/d_loss"]
     assert gain == pytest.approx(0.2 * losses[0]["train/d_score_real"], abs=1e-6)
-    with pytest.raises(UserError, match="--smoothing"):
-        learner("--smoothing", "0.1", "--loss", "hinge")
+    with pytest.raises(UserError, match="--label-smoothing"):
+        learner("--label-smoothing", "0.1", "--loss", "hinge")
 
 
-def test_noise_on_images_changes_linearly_and_lets_gradients_through() -> None:
+def test_instance_noise_changes_linearly_and_is_differentiable() -> None:
     it = learner("--instance-noise", "0.4", "--final-instance-noise", "0", "--updates", "4")
-    grayscale = torch.zeros(8, *SHAPE, requires_grad=True)
+    zeros = torch.zeros(8, *SHAPE, requires_grad=True)
     deviations = []
     for _ in range(5):
         it.update(*batch())
-        deviations.append(float(it.seen(grayscale).detach().std()))
+        deviations.append(float(it.discriminator_input(zeros).detach().std()))
     assert deviations == pytest.approx([0.4, 0.3, 0.2, 0.1, 0.0], abs=0.02)
-    (grad,) = torch.autograd.grad(it.seen(grayscale).sum(), grayscale)
-    assert torch.equal(grad, torch.ones_like(grayscale))
-    assert learner(*NO_NOISE).seen(grayscale) is grayscale
+    (grad,) = torch.autograd.grad(it.discriminator_input(zeros).sum(), zeros)
+    assert torch.equal(grad, torch.ones_like(zeros))
+    assert learner(*NO_NOISE).discriminator_input(zeros) is zeros
     rising = learner("--instance-noise", "0", "--final-instance-noise", "0.2", "--updates", "1")
     rising.update(*batch())
     rising.update(*batch())
-    assert float(rising.seen(grayscale).detach().std()) == pytest.approx(0.2, abs=0.02)
+    assert float(rising.discriminator_input(zeros).detach().std()) == pytest.approx(0.2, abs=0.02)
 
 
-def test_every_block_of_r3_learns_and_begins_as_nothing() -> None:
+def test_r3_blocks_are_initialized_to_zero_and_learn() -> None:
     it = learner("--preset", "r3")
     modules = [*it.generator.modules(), *it.discriminator.modules()]
     branches = [module for module in modules if isinstance(module, Block)]
@@ -266,7 +269,7 @@ def test_every_block_of_r3_learns_and_begins_as_nothing() -> None:
     assert it.is_finite()
 
 
-def test_the_same_seed_gives_the_same_weights() -> None:
+def test_same_seed_gives_same_weights() -> None:
     first, again, other = learner(), learner(), learner(seed=2)
     for it in (first, again, other):
         for _ in range(2):
@@ -275,7 +278,7 @@ def test_the_same_seed_gives_the_same_weights() -> None:
     assert not torch.equal(weights(first.generator), weights(other.generator))
 
 
-def test_the_cosine_ends_at_a_hundredth() -> None:
+def test_cosine_schedule_ends_at_a_hundredth() -> None:
     it = learner("--schedule", "cosine", "--updates", "4", "--discriminator-learning-rate", "5e-3")
     rates = []
     for _ in range(5):
@@ -285,7 +288,7 @@ def test_the_cosine_ends_at_a_hundredth() -> None:
     assert rates[4] == pytest.approx([1e-5, 5e-5])
 
 
-def test_latents_are_what_their_name_says() -> None:
+def test_latent_distributions() -> None:
     random = torch.Generator().manual_seed(0)
     config = parse(Config, PRESETS, ["--latent-distribution", "uniform"], "")
     z = draw_latents(config, (1000, 64), random, torch.device("cpu"))
@@ -299,15 +302,15 @@ def test_latents_are_what_their_name_says() -> None:
     [
         ("--preset", "r3"),
         ("--conditional",),
-        ("--spectral", "--loss", "hinge"),
+        ("--spectral-norm", "--loss", "hinge"),
         ("--loss", "wasserstein", "--gradient-penalty", "10", "--discriminator-norm", "none"),
-        ("--accumulate", "2", "--diffaugment", "colour", "translation", "cutout"),
+        ("--accumulation-steps", "2", "--diffaugment", "color", "translation", "cutout"),
         ("--r1", "1", "--discriminator-norm", "none", "--penalty-every-updates", "2"),
-        ("--instance-noise", "0.3", "--smoothing", "0.1", "--flip", "--upsample", "resize"),
+        ("--instance-noise", "0.3", "--label-smoothing", "0.1", "--flip", "--upsample", "resize"),
     ],
     ids=" ".join,
 )
-def test_whatever_is_switched_on_goes_on_to_the_bit(words: tuple[str, ...]) -> None:
+def test_resuming_is_bitwise_exact(words: tuple[str, ...]) -> None:
     one, two = learner(*words), learner(*words, seed=2)
     one.update(*batch())
     state = copy.deepcopy(one.state_dict())
@@ -323,7 +326,7 @@ def test_whatever_is_switched_on_goes_on_to_the_bit(words: tuple[str, ...]) -> N
     assert torch.equal(weights(one.snapshot()), weights(two.snapshot()))
 
 
-def test_averages_and_statistics_that_are_no_numbers_are_seen() -> None:
+def test_non_finite_averages_and_statistics_are_detected() -> None:
     it = learner()
     assert it.is_finite()
     next(buffer for buffer in it.generator.buffers() if buffer.is_floating_point()).fill_(torch.nan)

@@ -1,4 +1,4 @@
-"""What the two minimise, by hand."""
+"""Tests of GAN losses and penalties against values computed by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zerokara.generative.gan.losses import LOSSES, between, gradient_penalty, smoothed, squared_slope
+from zerokara.generative.gan.losses import (
+    LOSSES,
+    gradient_penalty,
+    interpolate,
+    label_smoothing_term,
+    squared_gradient_norm,
+)
 
 REAL, FAKE = torch.tensor([2.0, -1.0]), torch.tensor([0.5, -3.0])
 
@@ -37,37 +43,37 @@ def test_losses_by_hand(name: str, discriminator: float, generator: float) -> No
     assert float(loss.generator(REAL, FAKE)) == pytest.approx(generator)
 
 
-def test_smoothing_moves_the_aim_for_real_images_alone() -> None:
-    theirs = nn.BCEWithLogitsLoss()
-    expected = theirs(REAL, torch.full((2,), 0.9)) + theirs(FAKE, torch.zeros(2))
-    torch.testing.assert_close(LOSSES["bce"].discriminator(REAL, FAKE) + smoothed(REAL, 0.1), expected)
+def test_label_smoothing_changes_only_the_target_of_real_images() -> None:
+    pytorch_bce = nn.BCEWithLogitsLoss()
+    expected = pytorch_bce(REAL, torch.full((2,), 0.9)) + pytorch_bce(FAKE, torch.zeros(2))
+    torch.testing.assert_close(LOSSES["bce"].discriminator(REAL, FAKE) + label_smoothing_term(REAL, 0.1), expected)
 
 
-def test_bce_is_torchs_own_and_stays_finite_where_a_sigmoid_is_1() -> None:
-    theirs = nn.BCEWithLogitsLoss()
+def test_bce_equals_pytorchs_and_is_finite_for_large_logits() -> None:
+    pytorch_bce = nn.BCEWithLogitsLoss()
     ones = torch.ones(2)
-    expected = theirs(REAL, ones) + theirs(FAKE, 0 * ones)
+    expected = pytorch_bce(REAL, ones) + pytorch_bce(FAKE, 0 * ones)
     torch.testing.assert_close(LOSSES["bce"].discriminator(REAL, FAKE), expected)
     assert float(LOSSES["bce"].discriminator(torch.tensor([-500.0]), torch.tensor([500.0]))) == 1000
-    lost = torch.tensor([-200.0], requires_grad=True)
-    LOSSES["bce"].generator(REAL, lost).backward()
-    assert lost.grad is not None
-    assert float(lost.grad) == -1, "a generator that is found out for certain still learns"
+    logit = torch.tensor([-200.0], requires_grad=True)
+    LOSSES["bce"].generator(REAL, logit).backward()
+    assert logit.grad is not None
+    assert float(logit.grad) == -1, "the generator gets a gradient even if the discriminator is certain"
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_step_down_the_slope_moves_scores_the_right_way(name: str) -> None:
+def test_gradient_descent_moves_scores_in_the_right_direction(name: str) -> None:
     real, fake = (torch.zeros(3, requires_grad=True) for _ in range(2))
     LOSSES[name].discriminator(real, fake).backward()
     assert real.grad is not None
-    assert (real.grad < 0).all(), "the discriminator raises real scores"
-    if name != "least-squares":  # at 0, which is its target for painted images
+    assert (real.grad < 0).all(), "the discriminator must raise real scores"
+    if name != "least-squares":  # its target for fake images is 0
         assert fake.grad is not None
-        assert (fake.grad > 0).all(), "and lowers painted ones"
+        assert (fake.grad > 0).all(), "and lower fake ones"
     fake = torch.zeros(3, requires_grad=True)
     LOSSES[name].generator(torch.zeros(3), fake).backward()
     assert fake.grad is not None
-    assert (fake.grad < 0).all(), "the generator raises painted ones"
+    assert (fake.grad < 0).all(), "the generator must raise fake scores"
 
 
 @pytest.mark.parametrize(
@@ -75,45 +81,45 @@ def test_a_step_down_the_slope_moves_scores_the_right_way(name: str) -> None:
     [("bce", 0.5, 0.5), ("hinge", 0.5, 0.5), ("least-squares", 0.5, 0.5), ("wasserstein", 0.5, 0.5)],
 )
 def test_accuracy_by_hand(name: str, real: float, fake: float) -> None:
-    """Halfway between the means is -0.375."""
-    told = LOSSES[name].right(REAL, FAKE)
-    assert [float(share) for share in told] == [real, fake]
+    """Compare accuracies. The midpoint of the mean scores is -0.375."""
+    result = LOSSES[name].accuracies(REAL, FAKE)
+    assert [float(fraction) for fraction in result] == [real, fake]
 
 
-def test_accuracy_counts_from_the_losses_own_boundary() -> None:
+def test_accuracy_uses_the_boundary_of_the_loss() -> None:
     real, fake = torch.tensor([0.9, 1.1]), torch.tensor([0.1, 0.2])
-    assert [float(share) for share in LOSSES["least-squares"].right(real, fake)] == [1, 1]
-    assert [float(share) for share in LOSSES["bce"].right(real, fake)] == [1, 0]
-    for name in ("wasserstein", "relativistic"):  # where a constant on all scores changes nothing
-        assert [float(share) for share in LOSSES[name].right(real + 7, fake + 7)] == [1, 1]
+    assert [float(fraction) for fraction in LOSSES["least-squares"].accuracies(real, fake)] == [1, 1]
+    assert [float(fraction) for fraction in LOSSES["bce"].accuracies(real, fake)] == [1, 0]
+    for name in ("wasserstein", "relativistic"):  # a constant added to all scores changes nothing
+        assert [float(fraction) for fraction in LOSSES[name].accuracies(real + 7, fake + 7)] == [1, 1]
 
 
-def test_squared_slope_of_a_linear_score_is_its_weights_squared() -> None:
+def test_squared_gradient_norm_of_a_linear_score() -> None:
     weight_CHW = torch.tensor([[[1.0, -2.0], [0.5, 0.0]]])
     x_BCHW = torch.randn(3, 1, 2, 2, requires_grad=True)
-    assert float(squared_slope((x_BCHW * weight_CHW).sum((1, 2, 3)), x_BCHW)) == pytest.approx(5.25)
+    assert float(squared_gradient_norm((x_BCHW * weight_CHW).sum((1, 2, 3)), x_BCHW)) == pytest.approx(5.25)
 
 
-def test_squared_slope_of_a_square_is_of_each_image_and_can_be_derived() -> None:
-    """Score a * |x|^2 / 2 has the gradient a x: mean of a^2 |x|^2, and 2 a times the mean of |x|^2 for a."""
+def test_squared_gradient_norm_is_per_image_and_differentiable() -> None:
+    """The score a * |x|^2 / 2 has gradient a x; the mean of a^2 |x|^2 has derivative 2 a times the mean of |x|^2."""
     a = torch.tensor(3.0, requires_grad=True)
     x_BCHW = torch.tensor([[[[1.0]]], [[[2.0]]]], requires_grad=True)
-    slope = squared_slope(a * x_BCHW.square().sum((1, 2, 3)) / 2, x_BCHW)
-    assert float(slope.detach()) == pytest.approx(9 * (1 + 4) / 2)
-    (derivative,) = torch.autograd.grad(slope, a)
+    penalty = squared_gradient_norm(a * x_BCHW.square().sum((1, 2, 3)) / 2, x_BCHW)
+    assert float(penalty.detach()) == pytest.approx(9 * (1 + 4) / 2)
+    (derivative,) = torch.autograd.grad(penalty, a)
     assert float(derivative) == pytest.approx(2 * 3 * 2.5)
 
 
 @pytest.mark.parametrize(("length", "penalty"), [(1.0, 0.0), (3.0, 4.0), (0.5, 0.25)])
-def test_gradient_penalty_wants_a_slope_of_1(length: float, penalty: float) -> None:
+def test_gradient_penalty_is_zero_at_gradient_norm_1(length: float, penalty: float) -> None:
     x_BCHW = torch.randn(4, 1, 2, 2, requires_grad=True)
     weight = torch.full((1, 2, 2), length / 2)
     assert float(gradient_penalty((x_BCHW * weight).sum((1, 2, 3)), x_BCHW)) == pytest.approx(penalty, abs=1e-6)
 
 
-def test_between_lies_on_the_line_and_leads_back_to_nobody() -> None:
+def test_interpolated_images_are_leaves_on_the_line() -> None:
     real, fake = torch.full((3, 1, 1, 1), 4.0), torch.zeros(3, 1, 1, 1, requires_grad=True)
-    middle: Tensor = between(real, fake, torch.tensor([0.0, 0.25, 1.0]))
+    middle: Tensor = interpolate(real, fake, torch.tensor([0.0, 0.25, 1.0]))
     assert middle.flatten().tolist() == [0, 1, 4]
     assert middle.is_leaf
     assert middle.requires_grad

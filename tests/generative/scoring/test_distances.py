@@ -1,4 +1,4 @@
-"""Distances and shares against closed forms, and independence from how the images are handed over."""
+"""Tests of distances and fractions against closed forms, and of their independence of the batch size."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from zerokara.core.config import UserError, parse
+from zerokara.core.command_line import parse
+from zerokara.core.config import UserError
 from zerokara.generative.gan.config import PRESETS, Config
 from zerokara.generative.scoring.distances import frechet_distance, kernel_distance, nearest, overlap, radii, spread
-from zerokara.generative.scoring.feature_extractor import Scorer, Seen, accuracy, class_scores
+from zerokara.generative.scoring.feature_extractor import FeatureExtractor, FeatureSet, class_scores, label_accuracy
 
 
 def with_moments(number: int, mean_F: Tensor, root_FF: Tensor) -> Tensor:
-    """Points (number, F) that have exactly this mean and the covariance root root^T."""
+    """Draw points (number, F) with exactly this mean and the covariance root root^T."""
     x_NF = torch.randn(number, len(mean_F), dtype=torch.float64)
     x_NF -= x_NF.mean(0)
     white = torch.linalg.cholesky(torch.atleast_2d(x_NF.T.cov()))
@@ -22,23 +23,23 @@ def with_moments(number: int, mean_F: Tensor, root_FF: Tensor) -> Tensor:
     return shaped_NF
 
 
-def test_frechet_distance_of_one_dimension_is_gap_and_difference_of_deviations() -> None:
+def test_frechet_distance_in_one_dimension() -> None:
     a = with_moments(50, torch.tensor([1.0]).double(), torch.tensor([[2.0]]).double())
     b = with_moments(70, torch.tensor([4.0]).double(), torch.tensor([[0.5]]).double())
     assert frechet_distance(a, b) == pytest.approx(3**2 + 1.5**2)
 
 
-def test_frechet_distance_of_covariances_that_commute() -> None:
-    """(S1 S2)^(1/2) has the products of the deviations along common axes, whichever way these are turned."""
-    turn, _ = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64))
+def test_frechet_distance_of_commuting_covariances() -> None:
+    """(S1 S2)^(1/2) has the products of the deviations along the common axes, for any rotation of them."""
+    rotation, _ = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64))
     first, second = torch.tensor([1.0, 2, 3, 0.1, 5]).double(), torch.tensor([2.0, 2, 0.5, 4, 1]).double()
     gap = torch.arange(5).double()
-    a = with_moments(400, gap * 0, turn @ first.diag())
-    b = with_moments(300, gap, turn @ second.diag())
+    a = with_moments(400, gap * 0, rotation @ first.diag())
+    b = with_moments(300, gap, rotation @ second.diag())
     assert frechet_distance(a, b) == pytest.approx(float(gap.square().sum() + (first - second).square().sum()))
 
 
-def test_frechet_distance_is_that_of_the_symmetric_root() -> None:
+def test_frechet_distance_equals_the_form_with_a_symmetric_root() -> None:
     a, b = torch.randn(200, 6) @ torch.randn(6, 6), torch.randn(150, 6) @ torch.randn(6, 6) + 1
     sa, sb = (np.cov(x.double().numpy().T) for x in (a, b))
     values, vectors = np.linalg.eigh(sa)
@@ -48,8 +49,8 @@ def test_frechet_distance_is_that_of_the_symmetric_root() -> None:
     assert frechet_distance(a, b) == pytest.approx(float(gap) + np.trace(sa) + np.trace(sb) - 2 * trace)
 
 
-def test_frechet_distance_is_taken_in_float64() -> None:
-    """A deviation of .01 far from the origin drowns in float32; covariances of few points have no full rank."""
+def test_frechet_distance_is_computed_in_float64() -> None:
+    """A deviation of .01 far from the origin is lost in float32; covariances of few points are singular."""
     a = torch.randn(500, 8) * 0.01
     assert frechet_distance(a.double() + 1e4, a.double() + 1e4) == pytest.approx(0, abs=1e-9)
     far = torch.randn(20, 64)
@@ -58,30 +59,30 @@ def test_frechet_distance_is_taken_in_float64() -> None:
 
 
 def test_kernel_distance_by_hand() -> None:
-    """Of one number k(x, y) = (xy + 1)^3; points 0, 1 against 1, 2: within 1, within 27, across 1, 1, 8, 27."""
+    """In one dimension k(x, y) = (xy + 1)^3; points 0, 1 against 1, 2: within 1, within 27, across 1, 1, 8, 27."""
     a, b = torch.tensor([[0.0], [1.0]]), torch.tensor([[1.0], [2.0]])
     assert kernel_distance(a, b) == pytest.approx(1 + 27 - 2 * (1 + 1 + 8 + 27) / 4)
 
 
-def test_kernel_distance_of_equals_is_unbiased() -> None:
-    found = [kernel_distance(torch.randn(100, 4), torch.randn(100, 4)) for _ in range(30)]
-    assert min(found) < 0 < max(found)
-    assert abs(np.mean(found)) < 3 * np.std(found) / 30**0.5
-    assert kernel_distance(torch.randn(100, 4), torch.randn(100, 4) + 1) > max(found)
+def test_kernel_distance_of_equal_distributions_is_unbiased() -> None:
+    distances = [kernel_distance(torch.randn(100, 4), torch.randn(100, 4)) for _ in range(30)]
+    assert min(distances) < 0 < max(distances)
+    assert abs(np.mean(distances)) < 3 * np.std(distances) / 30**0.5
+    assert kernel_distance(torch.randn(100, 4), torch.randn(100, 4) + 1) > max(distances)
 
 
 def test_overlap_by_hand() -> None:
     real = torch.tensor([[0.0], [1.0], [2.0], [10.0]])
     fake = torch.tensor([[0.4], [2.5], [30.0]])
-    lying = overlap(real, fake, k_precision=1, k_density=1)  # real radii 1, 1, 1, 8; painted 2.1, 2.1, 27.5
-    assert lying.precision == pytest.approx(2 / 3)
-    assert lying.recall == 1  # 10 lies in 30's ball
-    assert lying.density == pytest.approx((2 + 2) / 3)  # 0.4 in the balls of 0 and 1, 2.5 in those of 2 and 10
-    assert lying.coverage == 1
+    result = overlap(real, fake, k_precision=1, k_density=1)  # real radii 1, 1, 1, 8; fake 2.1, 2.1, 27.5
+    assert result.precision == pytest.approx(2 / 3)
+    assert result.recall == 1  # 10 lies in 30's ball
+    assert result.density == pytest.approx((2 + 2) / 3)  # 0.4 in the balls of 0 and 1, 2.5 in those of 2 and 10
+    assert result.coverage == 1
     assert radii(real, 1).tolist() == [1, 1, 1, 8]
 
 
-def test_overlap_sees_dropped_modes_and_bad_pictures_apart() -> None:
+def test_overlap_distinguishes_missing_modes_from_bad_images() -> None:
     real = torch.cat([torch.randn(200, 3), torch.randn(200, 3) + 50])
     half = overlap(real, torch.randn(400, 3))
     assert half.precision > 0.85
@@ -99,42 +100,42 @@ def test_spread_by_hand() -> None:
     assert spread(images[[1, 1, 1]]) == 0
 
 
-def test_nearest_names_place_and_distance() -> None:
-    place, distance = nearest(torch.tensor([[0.0, 0.0], [5.0, 5.0]]), torch.tensor([[5.0, 4.0], [3.0, -4.0]]))
-    assert (place.tolist(), distance.tolist()) == ([1, 0], [5.0, 1.0])
+def test_nearest_returns_index_and_distance() -> None:
+    index, distance = nearest(torch.tensor([[0.0, 0.0], [5.0, 5.0]]), torch.tensor([[5.0, 4.0], [3.0, -4.0]]))
+    assert (index.tolist(), distance.tolist()) == ([1, 0], [5.0, 1.0])
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64])
-def test_a_score_is_the_same_whatever_the_batch_size(batch: int) -> None:
-    scorer = Scorer.random((1, 28, 28))
+def test_scores_do_not_depend_on_the_batch_size(batch: int) -> None:
+    extractor = FeatureExtractor.random((1, 28, 28))
     real, fake = (torch.randint(0, 256, (64, 1, 28, 28), dtype=torch.uint8) // part for part in (1, 2))
-    whole = scorer.compare(scorer.look(real), scorer.look(fake))
-    parts = scorer.compare(scorer.look(real, batch), scorer.look(fake, batch))
+    whole = extractor.compare(extractor.extract(real), extractor.extract(fake))
+    parts = extractor.compare(extractor.extract(real, batch), extractor.extract(fake, batch))
     assert parts == pytest.approx(whole, rel=1e-4)
-    assert scorer.look(real).features_NF.dtype == torch.float64
+    assert extractor.extract(real).features_NF.dtype == torch.float64
 
 
-def test_the_random_control_is_the_same_always_and_draws_nothing() -> None:
+def test_random_network_is_fixed_and_uses_no_global_random_numbers() -> None:
     before = torch.get_rng_state()
     images = torch.randint(0, 256, (5, 3, 32, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    first = Scorer.random((3, 32, 40)).look(images).features_NF
+    first = FeatureExtractor.random((3, 32, 40)).extract(images).features_NF
     torch.testing.assert_close(torch.get_rng_state(), before)
     torch.manual_seed(9)
-    torch.testing.assert_close(Scorer.random((3, 32, 40)).look(images).features_NF, first)
-    scorer = Scorer.random((3, 32, 40))
-    assert scorer.name == "random_fd", "only a classifier's distance is called FCD"
-    assert "random network" in scorer.protocol
+    torch.testing.assert_close(FeatureExtractor.random((3, 32, 40)).extract(images).features_NF, first)
+    extractor = FeatureExtractor.random((3, 32, 40))
+    assert extractor.name == "random_fd", "only a classifier's distance is called FCD"
+    assert "random network" in extractor.protocol
 
 
 def test_class_scores_by_hand() -> None:
     probability = torch.tensor([[0.95, 0.05, 0.0], [0.6, 0.4, 0.0], [0.0, 1.0, 0.0], [0.92, 0.0, 0.08]]).double()
-    seen = Seen(torch.zeros(4, 2), probability)
-    assert class_scores(seen) == {"confident": 0.75, "rarest_class": 0.0, "commonest_class": 0.75}
-    assert accuracy(seen, torch.tensor([0, 1, 1, 2])) == 0.5
-    assert class_scores(Seen(torch.zeros(4, 2), None)) == {}
+    features = FeatureSet(torch.zeros(4, 2), probability)
+    assert class_scores(features) == {"confident": 0.75, "rarest_class": 0.0, "commonest_class": 0.75}
+    assert label_accuracy(features, torch.tensor([0, 1, 1, 2])) == 0.5
+    assert class_scores(FeatureSet(torch.zeros(4, 2), None)) == {}
 
 
-def test_a_classifier_that_is_not_there_is_named() -> None:
+def test_missing_classifier_is_reported() -> None:
     config = parse(Config, PRESETS, ["--classifier", "runs/nowhere"], "")
     with pytest.raises(UserError, match="runs/nowhere"):
-        Scorer.choose(config, (1, 28, 28))
+        FeatureExtractor.choose(config, (1, 28, 28))

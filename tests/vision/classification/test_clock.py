@@ -1,4 +1,4 @@
-"""A run whose length the clock gives: measured once, a number of epochs from then on."""
+"""Tests of --minutes: the number of epochs is measured once and kept when the run is resumed."""
 
 from __future__ import annotations
 
@@ -13,33 +13,24 @@ import torch
 
 from tests.programs import metrics
 from zerokara.core import checkpoint
+from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
-from zerokara.core.config import parse
 from zerokara.core.data import glyphs
 from zerokara.core.distributed import World
 from zerokara.vision import classify
-from zerokara.vision.classification.clock import epochs_within
+from zerokara.vision.classification.clock import epochs_in_time_limit
 from zerokara.vision.classification.config import PRESETS, Config
 from zerokara.vision.classification.learner import Data, Training
 
 TINY = (
-    *(
-        "--train-images",
-        "400",
-        "--validation-images",
-        "200",
-        "--batch-size",
-        "50",
-        "--width-multiplier",
-        "0.5",
-        "--no-test",
-    ),
+    *("--train-images", "400", "--validation-images", "200", "--batch-size", "50", "--width-multiplier", "0.5"),
+    "--no-test",
     *("--warmup-epochs", "1", "--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1"),
 )
 
 
 @pytest.fixture(autouse=True)
-def _few_digits_and_no_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _small_data_set_without_images_of_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(glyphs, "NUMBER", {"train": 800, "test": 200})
     monkeypatch.setattr(classify, "choose_compute", lambda config, images, world: Compute(threads=1))
     monkeypatch.setattr(classify, "log_misread", lambda *args, **options: None)
@@ -49,23 +40,23 @@ def _few_digits_and_no_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     torch.set_num_threads(threads)
 
 
-def test_the_clock_says_how_many_epochs_once(
+def test_number_of_epochs_is_measured_only_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A run by the clock is the run of that many epochs, and goes on as such on a machine of another speed."""
-    monkeypatch.setattr(classify, "epochs_within", lambda config, *rest: round(config.minutes))
+    """A run with --minutes equals the run with that number of epochs, even if resumed on another machine."""
+    monkeypatch.setattr(classify, "epochs_in_time_limit", lambda config, *rest: round(config.minutes))
     update = Training.update
 
-    def interrupted(self: Training, index_B: torch.Tensor) -> None:
+    def interrupted_update(self: Training, index_B: torch.Tensor) -> None:
         if self.updates == 8:
             raise KeyboardInterrupt
         update(self, index_B)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "update", interrupted)
+        patch.setattr(Training, "update", interrupted_update)
         with pytest.raises(KeyboardInterrupt):
             classify.main([*TINY, "--quiet", "--name", "clock", "--minutes", "2"])
-    monkeypatch.setattr(classify, "epochs_within", lambda *args: 7)
+    monkeypatch.setattr(classify, "epochs_in_time_limit", lambda *args: 7)
     classify.main(["--name", "clock", "--resume"])
     assert "2 epochs fit into 2 minutes" in capsys.readouterr().out
     assert checkpoint.load(Path("runs/clock/checkpoint-0.pt"), "classify")["updates"] == 16
@@ -73,24 +64,24 @@ def test_the_clock_says_how_many_epochs_once(
     assert metrics(Path("runs/clock")) == metrics(Path("runs/epochs"))
 
 
-def test_epochs_are_what_the_measured_speed_allows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight updates of 2 s, validation of 200 images at 0.01 s, a second for the rest: 19 s an epoch."""
+def test_epochs_follow_from_the_measured_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch takes 19 s: 8 updates of 2 s, validation of 200 images at 0.01 s, and 1 s for the rest."""
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    whole = {name: getattr(Training, name) for name in ("update", "score")}
+    original = {name: getattr(Training, name) for name in ("update", "score")}
 
     def slow(name: str) -> Any:
         def wrapped(self: Training, *args: Any) -> Any:
             now[0] += 2.0
-            return whole[name](self, *args)
+            return original[name](self, *args)
 
         return wrapped
 
-    for name in whole:
+    for name in original:
         monkeypatch.setattr(Training, name, slow(name))
     config = parse(Config, PRESETS, [*TINY, "--minutes", "10.5"], "")
     images = Data.load(config)
     state = torch.get_rng_state()
-    assert epochs_within(config, images, Compute(threads=1), World()) == 31  # of 31.5, with the margin
+    assert epochs_in_time_limit(config, images, Compute(threads=1), World()) == 31  # 31.5 with the margin
     assert torch.equal(torch.get_rng_state(), state)
-    assert epochs_within(dataclasses.replace(config, minutes=0.01), images, Compute(threads=1), World()) == 1
+    assert epochs_in_time_limit(dataclasses.replace(config, minutes=0.01), images, Compute(threads=1), World()) == 1

@@ -12,7 +12,8 @@ import torch
 
 from tests.vision import drawn_boxes as shapes
 from zerokara.core.boxes import decode, iou
-from zerokara.core.config import UserError, parse
+from zerokara.core.command_line import parse
+from zerokara.core.config import UserError
 from zerokara.core.data.boxes import BoxSet, load_boxes
 from zerokara.core.models.model_file import ClassifierMetadata as ClassifierCard
 from zerokara.core.models.model_file import save as save_classifier

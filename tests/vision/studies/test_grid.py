@@ -1,4 +1,4 @@
-"""Grids of runs: spreads by hand, cells that are trained once, killed ones that go on bit for bit."""
+"""Tests of grids of runs: means and intervals, training each cell once, resuming interrupted cells."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zerokara.core.data import ImageSet
 from zerokara.core.run import Run
 from zerokara.vision.classification.learner import Training
 from zerokara.vision.studies import grid as experiment
-from zerokara.vision.studies.grid import Cell, Options, Result, base_config, percent, spread
+from zerokara.vision.studies.grid import Cell, Options, Result, base_config, format_percent, mean_interval
 
 pytestmark = pytest.mark.usefixtures("few_glyphs")
 
@@ -29,149 +29,152 @@ def grid(*, resume: bool = False) -> Run:
     return Run(Options(), kind="grid", name="g", resume=resume, quiet=True)
 
 
-def test_spread_by_hand() -> None:
-    """1, 2, 3, 4, 5: deviation sqrt(2.5), and t = 2.7764 with four degrees of freedom."""
-    found = spread([1, 2, 3, 4, 5])
-    assert (found.runs, found.mean) == (5, 3)
-    assert found.deviation == pytest.approx(2.5**0.5)
-    assert found.high == pytest.approx(3 + 2.776445 * (2.5 / 5) ** 0.5)
-    assert found.low == pytest.approx(3 - 2.776445 * (2.5 / 5) ** 0.5)
+def test_mean_interval_against_hand_computed_values() -> None:
+    """The standard deviation of 1 to 5 is sqrt(2.5), and t = 2.7764 for four degrees of freedom."""
+    interval = mean_interval([1, 2, 3, 4, 5])
+    assert (interval.runs, interval.mean) == (5, 3)
+    assert interval.deviation == pytest.approx(2.5**0.5)
+    assert interval.high == pytest.approx(3 + 2.776445 * (2.5 / 5) ** 0.5)
+    assert interval.low == pytest.approx(3 - 2.776445 * (2.5 / 5) ** 0.5)
 
 
-def test_one_run_and_equal_runs_have_no_interval() -> None:
-    assert spread([0.25]) == experiment.Spread(1, 0.25, 0.0, 0.25, 0.25)
-    assert (spread([0.5, 0.5]).low, spread([0.5, 0.5]).high) == (0.5, 0.5)
-    assert percent(spread([0.0125])) == "1.25%"
-    assert percent(spread([0.01, 0.02])) == "1.50 ± 0.71 %"
+def test_interval_of_one_run_and_of_equal_runs_is_a_point() -> None:
+    assert mean_interval([0.25]) == experiment.MeanInterval(1, 0.25, 0.0, 0.25, 0.25)
+    assert (mean_interval([0.5, 0.5]).low, mean_interval([0.5, 0.5]).high) == (0.5, 0.5)
+    assert format_percent(mean_interval([0.0125])) == "1.25%"
+    assert format_percent(mean_interval([0.01, 0.02])) == "1.50 ± 0.71 %"
 
 
-def test_every_setting_that_augments_is_off_without_augmentation() -> None:
-    """What `Config.augment` passes on, and nothing else, so that a new kind of augmentation is not forgotten."""
-    config = base_config(Options(), "adamw", **experiment.NOTHING)
+def test_no_augmentation_turns_all_augmentation_off() -> None:
+    """The settings are those of `Config.augment`, so that a new kind of augmentation is not forgotten."""
+    config = base_config(Options(), "adamw", **experiment.NO_AUGMENTATION)
     image = torch.rand(2, 1, 8, 8)
     assert torch.equal(config.augment()(image, torch.Generator().manual_seed(0)), image)
-    assert set(experiment.NOTHING) == set(vars(config.augment()))
-    assert all(set(settings) == set(experiment.NOTHING) for settings in experiment.AUGMENTATION.values())
+    assert set(experiment.NO_AUGMENTATION) == set(vars(config.augment()))
+    assert all(set(settings) == set(experiment.NO_AUGMENTATION) for settings in experiment.AUGMENTATION.values())
 
 
-def test_cells_that_are_done_are_not_trained_again_and_new_ones_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_cells_are_not_trained_again_but_new_ones_are(monkeypatch: pytest.MonkeyPatch) -> None:
     with grid() as run:
-        first = experiment.train_cells(run, cells(1), points=2)
+        first = experiment.train_cells(run, cells(1), curve_points=2)
     trained = []
     monkeypatch.setattr(experiment, "_train", lambda run, cell, *_: trained.append(cell.name))
     with grid(resume=True) as run:
-        again = experiment.train_cells(run, cells(1, 2), points=2)
+        again = experiment.train_cells(run, cells(1, 2), curve_points=2)
     assert trained == ["seed2"]
     assert again == first
     assert [len(result.curve) for result in first] == [2]
     assert [point[0] for point in first[0].curve] == [1, 2]
 
 
-def killed_after(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Die in the update after `number` ones, as a killed process does: without a word."""
+def kill_after(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit in the update after `number` updates without saving, as a killed process does."""
     update = Training.update
 
-    def dying(self: Training, index_B: torch.Tensor) -> None:
+    def update_or_exit(self: Training, index_B: torch.Tensor) -> None:
         if self.updates == number:
             raise SystemExit
         update(self, index_B)
 
-    monkeypatch.setattr(Training, "update", dying)
+    monkeypatch.setattr(Training, "update", update_or_exit)
 
 
-def test_a_killed_cell_goes_on_and_ends_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_cell_is_resumed_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     with Run(Options(), kind="grid", name="whole", resume=False, quiet=True) as run:
-        (whole,) = experiment.train_cells(run, cells(1), points=2)
-    monkeypatch.setattr(experiment, "SAVE_SECONDS", -1.0)  # at every update
+        (whole,) = experiment.train_cells(run, cells(1), curve_points=2)
+    monkeypatch.setattr(experiment, "SAVE_SECONDS", -1.0)  # save at every update
     with monkeypatch.context() as context:
-        killed_after(13, context)
+        kill_after(13, context)
         with pytest.raises(SystemExit), grid() as run:
-            experiment.train_cells(run, cells(1), points=2)
+            experiment.train_cells(run, cells(1), curve_points=2)
     started = []
     update = Training.update
 
-    def noted(self: Training, index_B: torch.Tensor) -> None:
+    def recording_update(self: Training, index_B: torch.Tensor) -> None:
         started.append(self.updates)
         update(self, index_B)
 
-    monkeypatch.setattr(Training, "update", noted)
+    monkeypatch.setattr(Training, "update", recording_update)
     with grid(resume=True) as run:
-        (result,) = experiment.train_cells(run, cells(1), points=2)
+        (result,) = experiment.train_cells(run, cells(1), curve_points=2)
     assert started[0] == 13
     assert (result.error, result.train_error, result.curve) == (whole.error, whole.train_error, whole.curve)
     assert [path.name for path in Path("runs/g/cells/seed1").iterdir()] == ["result.json"]
 
 
-def test_weights_that_are_no_numbers_make_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    with grid() as run, pytest.raises(UserError, match=r"no number any more at update .* of the cell seed1"):
-        experiment.train_cells(run, cells(1, learning_rate=1e30), points=1)
+def test_a_diverged_cell_has_no_result_and_no_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    with grid() as run, pytest.raises(UserError, match=r"diverged at update .* of the cell seed1: .*NaN or Inf"):
+        experiment.train_cells(run, cells(1, learning_rate=1e30), curve_points=1)
     assert not list(Path("runs/g/cells").glob("*/*.json"))
     update = Training.update
 
-    def broken(self: Training, index_B: torch.Tensor) -> None:
+    def diverging_update(self: Training, index_B: torch.Tensor) -> None:
         update(self, index_B)
         with torch.no_grad():
             next(self.network.parameters()).fill_(torch.inf)
 
-    monkeypatch.setattr(Training, "update", broken)
-    monkeypatch.setattr(experiment, "SAVE_SECONDS", -1.0)  # at every update
-    with grid(resume=True) as run, pytest.raises(UserError, match="no number any more at update 1 of the cell"):
-        experiment.train_cells(run, cells(1), points=1)
-    assert not list(Path("runs/g/cells").glob("*/*")), "weights that are no numbers were kept"
+    monkeypatch.setattr(Training, "update", diverging_update)
+    monkeypatch.setattr(experiment, "SAVE_SECONDS", -1.0)  # save at every update
+    with grid(resume=True) as run, pytest.raises(UserError, match="diverged at update 1 of the cell"):
+        experiment.train_cells(run, cells(1), curve_points=1)
+    assert not list(Path("runs/g/cells").glob("*/*")), "non-finite weights were saved"
 
 
-def test_a_signal_keeps_the_cell_that_is_learning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_saves_the_current_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     update = Training.update
 
-    def signalled(self: Training, index_B: torch.Tensor) -> None:
+    def update_and_signal(self: Training, index_B: torch.Tensor) -> None:
         update(self, index_B)
         run.stop_requested = "SIGTERM"
 
-    monkeypatch.setattr(Training, "update", signalled)
+    monkeypatch.setattr(Training, "update", update_and_signal)
     with grid() as run:
-        assert experiment.train_cells(run, cells(1, 2), points=2) == []
-        assert "SIGTERM: 0 of 2 cells" in experiment.closing(run, 0, 2, "python -m vision.depth")
-        assert "python -m vision.depth --name g --resume" in experiment.closing(run, 0, 2, "python -m vision.depth")
+        assert experiment.train_cells(run, cells(1, 2), curve_points=2) == []
+        message = experiment.closing_message(run, 0, 2, "python -m vision.depth")
+        assert "SIGTERM: 0 of 2 cells" in message
+        assert "python -m vision.depth --name g --resume" in message
     assert [path.parent.name for path in Path("runs/g/cells").glob("*/checkpoint.pt")] == ["seed1"]
 
 
-def test_a_cell_of_another_command_is_refused() -> None:
+def test_a_cell_with_other_settings_is_rejected() -> None:
     with grid() as run:
-        experiment.train_cells(run, cells(1), points=1)
+        experiment.train_cells(run, cells(1), curve_points=1)
     with grid(resume=True) as run, pytest.raises(UserError, match="another learning_rate than this command"):
-        experiment.train_cells(run, cells(1, learning_rate=1e-4), points=1)
+        experiment.train_cells(run, cells(1, learning_rate=1e-4), curve_points=1)
     with grid(resume=True) as run:
-        elsewhere = [Cell(cell.name, cell.config.__class__(**{**vars(cell.config), "threads": 2})) for cell in cells(1)]
-        assert len(experiment.train_cells(run, elsewhere, points=1)) == 1
+        other_threads = [
+            Cell(cell.name, cell.config.__class__(**{**vars(cell.config), "threads": 2})) for cell in cells(1)
+        ]
+        assert len(experiment.train_cells(run, other_threads, curve_points=1)) == 1
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"config": {}}'])
-def test_a_damaged_result_is_named(text: str) -> None:
+def test_a_damaged_result_is_reported(text: str) -> None:
     path = Path("runs/g/cells/seed1/result.json")
     with grid() as run:
         run.path("cells", "seed1", "result.json").write_text(text)
         with pytest.raises(UserError, match=r"seed1.* (is damaged: delete|was trained with another)"):
-            experiment.train_cells(run, cells(1), points=1)
+            experiment.train_cells(run, cells(1), curve_points=1)
     assert path.read_text() == text
 
 
-def test_the_test_set_is_read_when_asked_for_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_test_set_is_read_once_and_only_with_test(monkeypatch: pytest.MonkeyPatch) -> None:
     splits = []
     load = data.load
 
-    def noted(name: str, split: data.Split, **options: object) -> ImageSet:
+    def recording_load(name: str, split: data.Split, **options: object) -> ImageSet:
         splits.append(split)
         return load(name, split, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(data, "load", noted)
+    monkeypatch.setattr(data, "load", recording_load)
     with grid() as run:
-        experiment.train_cells(run, cells(1, epochs=1), points=1)
+        experiment.train_cells(run, cells(1, epochs=1), curve_points=1)
         assert splits == ["train"]
-        experiment.train_cells(run, [Cell("tested", cells(2, epochs=1, test=True)[0].config)], points=1)
-    assert splits == ["train", "test"]  # the training images are those that were there
+        experiment.train_cells(run, [Cell("tested", cells(2, epochs=1, test=True)[0].config)], curve_points=1)
+    assert splits == ["train", "test"]  # the training images are cached
 
 
-def test_results_are_kept_with_what_they_are() -> None:
+def test_results_file() -> None:
     with grid() as run:
         results = [Result(cell, 7, 0.25, 0.5, ((1.0, 0.5, 0.25),), 0.1) for cell in cells(1)]
         experiment.save_results(run, Options(), results)

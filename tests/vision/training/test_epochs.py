@@ -1,4 +1,4 @@
-"""The loop of a run by epochs, without what is learnt: when it validates, saves, looks, and ends."""
+"""Tests of the epoch loop: validations, checkpoints, resuming, early stopping and divergence."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from zerokara.core.config import UserError
 from zerokara.core.distributed import World
 from zerokara.core.ema import Ema
 from zerokara.core.run import Run
-from zerokara.vision.training.epochs import Epochs, check_batch, go_through, restore, save, stopped
+from zerokara.vision.training.epochs import EpochTraining, check_batch, restore, run_epochs, save, stopped_message
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Data:
     train: Sequence[int] = range(14)
 
 
-class Counting(Epochs[nn.Linear]):
-    """Three updates an epoch; the weight is the number of updates."""
+class Counting(EpochTraining[nn.Linear]):
+    """Training with three updates per epoch. The weight equals the number of updates."""
 
-    enough_at = math.inf
+    stop_at_epoch = math.inf
     every = 1
 
     def __init__(self, config: Config) -> None:
@@ -56,15 +56,15 @@ class Counting(Epochs[nn.Linear]):
     learning_rate = 0.25
 
     @property
-    def is_validated(self) -> bool:
+    def is_validation_epoch(self) -> bool:
         return self.epoch % self.every == 0
 
     @property
-    def is_enough(self) -> bool:
-        return self.epoch >= self.enough_at
+    def should_stop_early(self) -> bool:
+        return self.epoch >= self.stop_at_epoch
 
-    def in_words(self, figure: float) -> str:
-        return f"figure {figure:g}"
+    def format_metric(self, metric: float) -> str:
+        return f"metric {metric:g}"
 
     def update(self, index_B: Tensor) -> None:
         self.seen.append(index_B.tolist())
@@ -83,24 +83,24 @@ def run_of(config: Config, *, resume: bool = False) -> Run:
     return Run(config, kind="numbers", name=config.name, resume=resume, quiet=True)
 
 
-def saved() -> int:
+def updates_in_checkpoint() -> int:
     return int(checkpoint.load(Path("runs/n/checkpoint-0.pt"), "numbers")["updates"])
 
 
-def test_every_epoch_is_gone_through_in_its_own_order() -> None:
+def test_each_epoch_has_every_image_once_in_a_new_order() -> None:
     config = Config()
     training = Counting(config)
     validated: list[tuple[int, int]] = []
     with run_of(config) as run:
         assert not restore(training, run)
         save(training, run)
-        # What validation is about is not saved before it is over.
-        assert not go_through(training, run, lambda: validated.append((training.updates, saved())))
+        # The checkpoint of an epoch is written after its validation.
+        assert not run_epochs(training, run, lambda: validated.append((training.updates, updates_in_checkpoint())))
     assert validated == [(3, 0), (6, 3), (9, 6)]
-    assert saved() == 9
-    epochs = [list(itertools.chain(*training.seen[place : place + 3])) for place in (0, 3, 6)]
-    assert all(len(set(epoch)) == 12 for epoch in epochs), "twice in one epoch"
-    assert len({tuple(epoch) for epoch in epochs}) == 3, "in the same order"
+    assert updates_in_checkpoint() == 9
+    epochs = [list(itertools.chain(*training.seen[first : first + 3])) for first in (0, 3, 6)]
+    assert all(len(set(epoch)) == 12 for epoch in epochs), "an image occurred twice in an epoch"
+    assert len({tuple(epoch) for epoch in epochs}) == 3, "two epochs had the same order"
     lines = metrics(Path("runs/n"))
     assert [line["step"] for line in lines] == [2, 4, 6, 8]
     assert [line["train/loss"] for line in lines] == [1.5, 3.5, 5.5, 7.5]
@@ -108,7 +108,7 @@ def test_every_epoch_is_gone_through_in_its_own_order() -> None:
     assert lines[0]["train/learning_rate"] == 0.25
 
 
-def test_a_run_that_was_stopped_goes_on_in_mid_epoch() -> None:
+def test_a_stopped_run_resumes_in_the_middle_of_an_epoch() -> None:
     config = Config(checkpoint_every_updates=2)
     whole, first, second = Counting(config), Counting(config), Counting(config)
     for _ in range(9):
@@ -121,128 +121,134 @@ def test_a_run_that_was_stopped_goes_on_in_mid_epoch() -> None:
             run.stop_requested = "SIGTERM" if first.updates == 5 else None
 
         first.update = signalled  # type: ignore[method-assign]
-        assert go_through(first, run, lambda: first.note(0.5, better=True, weights=False))
-        assert stopped(first, "count") == (
-            "numbers at epoch 1 of 3: validation figure 0.5; go on with: python -m vision.count --name n --resume"
+        assert run_epochs(first, run, lambda: first.record_validation(0.5, is_best=True, save_weights=False))
+        assert stopped_message(first, "count") == (
+            "numbers: stopped at epoch 1 of 3, validation metric 0.5; "
+            "resume with: python -m vision.count --name n --resume"
         )
-    assert saved() == 5
+    assert updates_in_checkpoint() == 5
     with run_of(config, resume=True) as run:
         assert restore(second, run)
-        assert (second.updates, second.last, second.best) == (5, 0.5, {"epoch": 1, "figure": 0.5, "since": 1})
+        assert (second.updates, second.last_metric, second.best) == (5, 0.5, {"epoch": 1, "figure": 0.5, "since": 1})
         assert float(second.network.weight.detach()) == 5
-        assert not go_through(second, run, lambda: None)
+        assert not run_epochs(second, run, lambda: None)
     assert first.seen + second.seen == whole.seen
     assert [line["step"] for line in metrics(Path("runs/n"))] == [2, 4, 6, 8]
 
 
-def test_before_the_first_validation_nothing_is_known() -> None:
-    assert stopped(Counting(Config()), "count").startswith("numbers at epoch 0 of 3: not validated yet; go on with: ")
+def test_stopped_message_before_the_first_validation() -> None:
+    assert stopped_message(Counting(Config()), "count").startswith(
+        "numbers: stopped at epoch 0 of 3, not validated yet; resume with: "
+    )
 
 
-def test_an_early_end_holds_when_it_is_resumed() -> None:
+def test_a_run_that_stopped_early_does_not_continue_when_resumed() -> None:
     config = Config()
     training = Counting(config)
-    training.enough_at = 2
+    training.stop_at_epoch = 2
     with run_of(config) as run:
-        assert not go_through(training, run, lambda: None)
-    assert training.updates == saved() == 6
+        assert not run_epochs(training, run, lambda: None)
+    assert training.updates == updates_in_checkpoint() == 6
     again = Counting(config)
-    again.enough_at = 2
+    again.stop_at_epoch = 2
     with run_of(config, resume=True) as run:
         assert restore(again, run)
-        assert not go_through(again, run, lambda: None)
+        assert not run_epochs(again, run, lambda: None)
     assert again.seen == []
 
 
-def test_not_every_epoch_is_validated_and_checkpoints_come_between() -> None:
+def test_validation_every_second_epoch_and_checkpoints_in_between() -> None:
     config = Config(epochs=4, checkpoint_every_updates=5)
     training = Counting(config)
     training.every = 2
-    validated, kept = [], []
+    validated, saved = [], []
     with run_of(config) as run:
-        whole = run.save
+        save_checkpoint = run.save
 
-        def noted(path: Path, state: Any) -> None:
-            kept.append(state["updates"])
-            whole(path, state)
+        def recording_save(path: Path, state: Any) -> None:
+            saved.append(state["updates"])
+            save_checkpoint(path, state)
 
-        run.save = noted  # type: ignore[method-assign]
-        go_through(training, run, lambda: validated.append(training.updates))
+        run.save = recording_save  # type: ignore[method-assign]
+        run_epochs(training, run, lambda: validated.append(training.updates))
     assert validated == [6, 12]
-    assert kept == [5, 6, 10, 12]
+    assert saved == [5, 6, 10, 12]
 
 
-def test_weights_that_are_no_numbers_are_seen_before_good_ones_are_replaced() -> None:
+def test_divergence_is_detected_before_a_good_checkpoint_is_overwritten() -> None:
     config = Config()
     training = Counting(config)
     update, validated = training.update, []
 
-    def breaking(index_B: Tensor) -> None:
+    def diverging_update(index_B: Tensor) -> None:
         update(index_B)
         if training.updates == 5:
             training.network.bias.data.fill_(math.nan)
         elif training.updates > 5:
             training.network.bias.data.add_(1)
 
-    training.update = breaking  # type: ignore[method-assign]
-    with run_of(config) as run, pytest.raises(UserError, match=r"no number any more at update 6: .*runs/n"):
-        go_through(training, run, lambda: validated.append(training.updates))
-    assert (validated, saved()) == ([3], 3)
+    training.update = diverging_update  # type: ignore[method-assign]
+    with run_of(config) as run, pytest.raises(UserError, match=r"diverged at update 6: .*NaN or Inf.*runs/n"):
+        run_epochs(training, run, lambda: validated.append(training.updates))
+    assert (validated, updates_in_checkpoint()) == ([3], 3)
 
 
-def test_the_best_weights_are_those_that_count_at_the_time() -> None:
+def test_best_weights_are_those_of_the_evaluation_network() -> None:
     training = Counting(Config())
-    training.take_best()  # there are none yet
+    training.load_best_weights()  # does nothing, no weights were saved yet
     training.update(training.next_batch())
-    training.note(0.5, better=True, weights=True)
+    training.record_validation(0.5, is_best=True, save_weights=True)
     training.update(training.next_batch())
-    training.note(0.75, better=False, weights=True)
-    assert (training.last, training.best is not None and training.best["figure"]) == (0.75, 0.5)
-    training.take_best()
+    training.record_validation(0.75, is_best=False, save_weights=True)
+    assert (training.last_metric, training.best is not None and training.best["figure"]) == (0.75, 0.5)
+    training.load_best_weights()
     assert float(training.network.weight.detach()) == 1
     training.ema = Ema(training.network, half_life_steps=5)
     training.update(training.next_batch())
-    training.note(0.25, better=True, weights=True)
+    training.record_validation(0.25, is_best=True, save_weights=True)
     assert training.best is not None
-    assert training.evaluated is training.ema.module
-    assert float(training.best["weights"]["weight"]) == 1, "the average's"
+    assert training.evaluation_network is training.ema.module
+    assert float(training.best["weights"]["weight"]) == 1, "these must be the averaged weights"
 
 
-def test_weights_to_begin_with_are_the_averages_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_initial_weights_are_copied_to_the_average(monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config()
     training = Counting(config)
     training.ema = Ema(training.network, half_life_steps=5)
 
-    def fill(network: nn.Linear) -> list[str]:
+    def load_weights(network: nn.Linear) -> list[str]:
         nn.init.constant_(network.weight, 7.0)
-        return ["filled"]
+        return ["loaded"]
 
     with run_of(config) as run:
-        said: list[str] = []
-        monkeypatch.setattr(run, "say", said.append)
-        assert not restore(training, run, fill)
+        printed: list[str] = []
+        monkeypatch.setattr(run, "print", printed.append)
+        assert not restore(training, run, load_weights)
         save(training, run)
-    assert (said, float(training.evaluated.weight.detach())) == (["filled"], 7)
+    assert (printed, float(training.evaluation_network.weight.detach())) == (["loaded"], 7)
     other = Counting(config)
     with run_of(config, resume=True) as run:
-        assert restore(other, run, lambda network: pytest.fail("a run that goes on begins with nothing"))
+        assert restore(other, run, lambda network: pytest.fail("a resumed run must not load initial weights"))
 
 
-def test_groups_have_rates_of_their_own() -> None:
+def test_parameter_groups_scale_the_learning_rate_by_lr_factor() -> None:
     training = Counting(Config())
-    training.set_rates()
+    training.set_learning_rates()
     assert training.optimizer.param_groups[0]["lr"] == 0.125
 
 
-def test_a_batch_must_be_shared_evenly() -> None:
+def test_batch_size_must_be_a_multiple_of_processes_and_accumulation_steps() -> None:
     check_batch(Config(batch_size=12), World(size=2), parts=3)
-    with pytest.raises(UserError, match=r"--batch-size 12 cannot be shared by 2 processes and --accumulate 4 parts"):
+    with pytest.raises(
+        UserError,
+        match=r"--batch-size 12 cannot be divided evenly among 2 processes x --accumulation-steps 4: .* multiple of 8",
+    ):
         check_batch(Config(batch_size=12), World(size=2), parts=4)
-    with pytest.raises(UserError, match=r"--batch-size 5 cannot be shared by 2 processes evenly"):
+    with pytest.raises(UserError, match=r"--batch-size 5 cannot be divided evenly among 2 processes: .* multiple of 2"):
         check_batch(Config(batch_size=5), World(size=2))
 
 
-def test_processes_share_an_update() -> None:
+def test_shard_takes_every_second_image_with_two_processes() -> None:
     training = Counting(Config())
     training.world = World(rank=1, size=2)
-    assert training.share(torch.tensor([5, 6, 7, 8])).tolist() == [6, 8]
+    assert training.shard(torch.tensor([5, 6, 7, 8])).tolist() == [6, 8]

@@ -1,4 +1,4 @@
-"""A finished run of a few updates, for tests of what is done with one."""
+"""A finished run of a few updates, for tests of the programs that use one."""
 
 from __future__ import annotations
 
@@ -10,17 +10,28 @@ import pytest
 from zerokara.core.data import glyphs
 from zerokara.generative import dcgan
 
-FEW = {"train": 700, "test": 400}  # thousands of digits take seconds to draw, each time
+FEW = {"train": 700, "test": 400}  # drawing thousands of digits takes seconds
 TINY = (
-    *("--updates", "4", "--batch-size", "16", "--held-out-images", "120", "--eval-images", "100", "--show", "4"),
-    *("--generator-width", "0.125", "--discriminator-width", "0.125", "--film-every-updates", "2", "--quiet"),
+    *(
+        "--updates",
+        "4",
+        "--batch-size",
+        "16",
+        "--held-out-images",
+        "120",
+        "--eval-images",
+        "100",
+        "--preview-images",
+        "4",
+    ),
+    *("--generator-width", "0.125", "--discriminator-width", "0.125", "--video-every-updates", "2", "--quiet"),
     *("--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1"),
 )
 HERE = ("--device", "cpu", "--threads", "1")
 
 
 def make_run(root: Path, name: str, *flags: str) -> Path:
-    """The folder runs/<name> under `root`, made by the program itself."""
+    """Train a tiny run with the program and return its folder runs/<name> under `root`."""
     with contextlib.chdir(root), pytest.MonkeyPatch.context() as patch:
         patch.setattr(glyphs, "NUMBER", FEW)
         dcgan.main([*TINY, "--name", name, *flags])

@@ -1,0 +1,298 @@
+"""The command line of a config dataclass: flags, presets, help, and answers to mistakes.
+
+    config = parse(Config, PRESETS, argv=None, description="Deep Q-learning from pixels.")
+
+Flags are read by argparse. Besides its fields, a config class may have these class attributes, all optional:
+
+    RENAMED, RENAMED_VALUES  old names (core/config.py); an old flag is accepted, with one line that names the new one
+    FOREIGN_NAMES            name of a setting in another library -> the field, or the rest of a sentence about it
+    REQUIRES                 name of a field -> (condition on the config, settings that fulfill it): otherwise the field
+                             has no effect, and its flag is refused
+    GROUPS, COMMON, PRESET_SUMMARIES   order and texts of --help (core/help_text.py)
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import itertools
+import sys
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, replace
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from zerokara.core.config import (
+    Positional,
+    UserError,
+    class_mapping,
+    describe_type,
+    field_types,
+    flag,
+    note,
+    rename,
+    split_annotation,
+    suggest,
+    validate,
+)
+from zerokara.core.help_text import help_text
+from zerokara.core.programs import program
+
+ConfigT = TypeVar("ConfigT", bound=Any)
+Layers = Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+
+def parse(
+    config_class: type[ConfigT],
+    presets: Mapping[str, Mapping[str, Any]],
+    argv: Sequence[str] | None,
+    description: str,
+    saved: ConfigT | None = None,
+    layers: Layers = MappingProxyType({}),
+    *,
+    without_effect: bool = False,
+) -> ConfigT:
+    """Make the config that a command line describes: class defaults, then the preset's values, then the flags.
+
+    Args:
+        config_class: frozen dataclass with keyword-only fields; the string literal after a field is its help text,
+            numbers may carry a `Range`, texts may be `Positional`.
+        presets: values by preset name. The default of the field `preset` names the preset that applies without
+            `--preset`. Without presets the class needs no such field.
+        argv: words after the program's name; None: those of the process.
+        description: what the program does; `--help` and `--help-all` print it and raise SystemExit(0).
+        saved: config of a run that is resumed; it replaces class defaults and preset, and flags change it.
+        layers: field -> its value -> values of other fields. They apply where the field's flag is given: over the
+            preset, under the other flags.
+        without_effect: accept flags that have no effect.
+
+    Raises:
+        UserError: unknown flag or preset, wrong type, missing value, value out of range, a flag without effect, or a
+            preset other than that of `saved`.
+    """
+    words = _normalized(list(sys.argv[1:] if argv is None else argv))
+    base = _base(config_class, presets, saved, words)
+    words = _with_new_names(config_class, base, words)
+    help_word = next((word for word in words if word in ("-h", "--help", "--help-all")), None)
+    preset = _preset_in(words) or str(getattr(saved or config_class, "preset", ""))
+    if presets and preset not in presets:
+        raise UserError(
+            f"There is no preset {preset!r}{suggest(preset, presets)}; choose one with "
+            f"--preset {{{','.join(presets)}}}."
+        )
+    default = _base(config_class, presets, saved, words, layers)
+    validate(default)
+    if help_word is not None:
+        everything = help_word == "--help-all"
+        print(help_text(config_class, default, presets, description, everything=everything))
+        raise SystemExit(0)
+    if saved is not None and preset != str(getattr(saved, "preset", "")):
+        raise UserError(
+            f"A resumed run keeps its preset: leave out --preset {preset}, or start a new run with another --name."
+        )
+    values = _read(config_class, presets, words)
+    config: ConfigT = replace(default, **values)
+    validate(config)
+    if not without_effect:
+        _refuse_without_effect(config, default, values)
+    return config
+
+
+# ---- from words to values
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that raises instead of printing its usage and leaving."""
+
+    def error(self, message: str) -> Any:
+        raise argparse.ArgumentError(None, message)
+
+
+def _read(config_class: type[Any], presets: Iterable[str], words: Sequence[str]) -> dict[str, Any]:
+    """Values of the fields that the words set."""
+    parser = _parser(config_class, presets)
+    try:
+        parsed, unknown = parser.parse_known_intermixed_args(list(words))
+    except argparse.ArgumentError as error:
+        raise UserError(_complaint_about_value(config_class, str(error.argument_name or ""), words)) from None
+    if unknown:
+        raise UserError(_complaint_about_word(config_class, unknown[0]))
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in vars(parsed).items()}
+
+
+def _parser(config_class: type[Any], presets: Iterable[str]) -> argparse.ArgumentParser:
+    parser = _Parser(prog=program(), add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name, annotation in field_types(config_class).items():
+        hint, marks = split_annotation(annotation)
+        positional = next((mark for mark in marks if isinstance(mark, Positional)), None)
+        several = get_origin(hint) is tuple
+        item = get_args(hint)[0] if several else hint
+        keywords: dict[str, Any] = {"type": _converter(item), "default": argparse.SUPPRESS}
+        if positional is not None:
+            parser.add_argument(name, nargs="*" if several else "?", metavar=positional.word, **keywords)
+        elif hint is bool:
+            parser.add_argument(flag(name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, dest=name)
+        else:
+            parser.add_argument(flag(name), dest=name, nargs="*" if several else None, **keywords)
+    return parser
+
+
+def _converter(hint: Any) -> Callable[[str], Any]:
+    """Function that turns one word into a value of type `hint`, or raises ValueError."""
+
+    def convert(word: str) -> Any:
+        origin = get_origin(hint)
+        if origin in (Union, types.UnionType):
+            for option in get_args(hint):
+                try:
+                    return _converter(option)(word)
+                except ValueError:
+                    continue
+            raise ValueError(word)
+        if origin is Literal:
+            return next((value for value in get_args(hint) if str(value) == word), word)  # `validate` refuses others
+        if hint is types.NoneType:
+            if word != "None":
+                raise ValueError(word)
+            return None
+        if hint is bool:
+            if word not in ("True", "False", "true", "false"):
+                raise ValueError(word)
+            return word in ("True", "true")
+        return hint(word)
+
+    return convert
+
+
+def _normalized(words: list[str]) -> list[str]:
+    """Words with `--num_envs` spelled `--num-envs`, and with a negative number joined to its flag: `--x=-1e-3`."""
+    result: list[str] = []
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            result.append(name.replace("_", "-") + equals + value)
+        elif word.startswith("-") and _is_number(word) and result and result[-1].startswith("--"):
+            result[-1] += f"={word}"
+        else:
+            result.append(word)
+    return result
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _base(
+    config_class: type[ConfigT],
+    presets: Mapping[str, Mapping[str, Any]],
+    saved: ConfigT | None,
+    words: Sequence[str],
+    layers: Layers = MappingProxyType({}),
+) -> ConfigT:
+    """The config without flags: that of the resumed run, or class defaults, preset and layers."""
+    if saved is not None:
+        return saved
+    name = _preset_in(words) or str(getattr(config_class, "preset", ""))
+    values: dict[str, Any] = {**presets.get(name, {}), "preset": name} if presets else {}
+    for field, by_value in layers.items():
+        values |= by_value.get(_value_of(flag(field), words).split(" ")[0], {})
+    config: ConfigT = config_class(**values)
+    return config
+
+
+def _preset_in(words: Sequence[str]) -> str:
+    """Value of the last --preset; empty if there is none."""
+    return _value_of("--preset", words).split(" ")[0]
+
+
+def _value_of(flag_: str, words: Sequence[str]) -> str:
+    """What follows a flag the last time that it is given; empty if it is not given or has no value."""
+    given: list[str] = []
+    for index, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name == flag_:
+            rest = itertools.takewhile(lambda following: not following.startswith("--"), words[index + 1 :])
+            given = [value] if equals else list(rest)
+    return " ".join(given)
+
+
+# ---- old names, names of other libraries, flags without effect
+
+
+def _with_new_names(config_class: type[Any], base: Any, words: Sequence[str]) -> list[str]:
+    """The words with today's names of flags and values; each replacement prints one line on stderr."""
+    settings = {field.name: _value_of(flag(field.name), words) or getattr(base, field.name) for field in fields(base)}
+    renamed_values = class_mapping(config_class, "RENAMED_VALUES")
+    result: list[str] = []
+    current = ""  # the field whose values follow
+    for typed in words:
+        word = typed
+        if word.startswith("--"):
+            name, equals, value = word.removeprefix("--").partition("=")
+            negated = name.startswith("no-")
+            old = name.removeprefix("no-").replace("-", "_")
+            current = rename(config_class, old, settings)
+            if current != old:
+                note(f"{flag(old)} is called {flag(current)} now.")
+            new = renamed_values.get(current, {}).get(value, value)
+            word = ("--no-" if negated else "--") + current.replace("_", "-") + equals + new
+        elif word in renamed_values.get(current, {}):
+            new = renamed_values[current][word]
+            note(f"the value {word!r} of {flag(current)} is called {new!r} now.")
+            word = new
+        result.append(word)
+    return result
+
+
+def _refuse_without_effect(config: Any, default: Any, given: Iterable[str]) -> None:
+    """Refuse flags that change a setting which the other settings leave unused.
+
+    Raises:
+        UserError: naming the flag and the setting that it needs.
+    """
+    requires = class_mapping(type(config), "REQUIRES")
+    for name in given:
+        if name not in requires or getattr(config, name) == getattr(default, name):
+            continue
+        condition, needed = requires[name]
+        if not condition(config):
+            raise UserError(f"{flag(name)} has no effect without {needed}: add that, or leave {flag(name)} out.")
+
+
+# ---- complaints
+
+
+def _complaint_about_word(config_class: type[Any], word: str) -> str:
+    """One sentence about a word that is no flag and no value."""
+    if not word.startswith("-"):
+        return f"{word!r} stands alone on the command line; values go as --flag value, switches as --flag or --no-flag."
+    typed = word.split("=")[0]
+    asked = typed.removeprefix("--no-").lstrip("-").replace("-", "_")
+    foreign = class_mapping(config_class, "FOREIGN_NAMES").get(asked.lower())
+    names = list(field_types(config_class))
+    if foreign is not None:
+        return f"{typed} is {flag(foreign)} here." if foreign in names else f"{typed} {foreign}"
+    if len(asked) == 1:
+        return f"There is no flag {typed}; --help lists them all."
+    renamed = {old: rename(config_class, old, {}) for old in class_mapping(config_class, "RENAMED")}
+    known = {name: name for name in names} | renamed
+    # Below this similarity a suggestion is a random word: --track is not --frame-stack.
+    near = difflib.get_close_matches(asked, known, n=1, cutoff=0.75)
+    hint = f" (did you mean {flag(known[near[0]])}?)" if near else ""
+    return f"There is no flag {typed}{hint}; --help lists them all."
+
+
+def _complaint_about_value(config_class: type[Any], argument: str, words: Sequence[str]) -> str:
+    """One sentence about a flag whose value is missing or of another type."""
+    name = argument.split(", ")[0].removeprefix("--no-").removeprefix("--").replace("-", "_")
+    types_ = field_types(config_class)
+    if name not in types_:
+        return "The command line could not be read; see --help."
+    given = _value_of(flag(name), words)
+    wrong = f"cannot be {given!r}: it must be" if given else "needs a value:"
+    return f"{flag(name)} {wrong} {describe_type(types_[name])}."

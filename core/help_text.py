@@ -1,0 +1,146 @@
+"""Help texts of the command line: `--help` with one line per option, `--help-all` with everything.
+
+A config class may say more about its options in class attributes:
+
+    GROUPS             title of a group -> names of its fields, in the order of the help text
+    COMMON             names of the fields that people change most; they come first
+    PRESET_SUMMARIES   name of a preset -> one line
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import textwrap
+import types
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, Union, get_args, get_origin
+
+from zerokara.core.config import Positional, Range, class_mapping, field_help, field_types, flag, split_annotation
+from zerokara.core.programs import program
+
+LABEL_COLUMNS = 34  # the texts of options begin in this column
+PRESET_COLUMNS = 18
+MAX_COLUMNS = 120
+
+
+def help_text(
+    config_class: type[Any],
+    default: Any,
+    presets: Mapping[str, Mapping[str, Any]],
+    description: str,
+    *,
+    everything: bool,
+) -> str:
+    """Text of `--help` or, with `everything`, of `--help-all`.
+
+    Args:
+        default: config whose values are shown as defaults.
+        presets: values by preset name.
+        description: module docstring of the program.
+    """
+    annotations = field_types(config_class)
+    words = [f" [{mark.word} ...]" for name in annotations for mark in _marks(annotations[name], Positional)]
+    text = description.strip()
+    lines = [f"usage: {program()}{''.join(words)} [options]", "", text if everything else _first_paragraphs(text)]
+    for title, names in _groups(config_class).items():
+        lines += ["", f"{title}:"]
+        for name in names:
+            lines += _field(config_class, default, presets, name, everything)
+    if presets:
+        lines += ["", f"presets (the defaults above are those of {default.preset}):"]
+    summaries = class_mapping(config_class, "PRESET_SUMMARIES")
+    for name, values in presets.items():
+        lines += _columns(name, summaries.get(name, ""), PRESET_COLUMNS)
+        if everything and values:
+            lines += _columns(
+                "", "= " + " ".join(_as_flag(key, value) for key, value in values.items()), PRESET_COLUMNS
+            )
+    if not everything:
+        more = f"{program()} --help-all explains every option in full and lists what each preset sets."
+        lines += ["", *textwrap.wrap(more, _columns_left(0))]
+    return "\n".join(lines)
+
+
+def _first_paragraphs(text: str) -> str:
+    """Title and examples of a module docstring: what comes before the details."""
+    title, *rest = text.split("\n\n")
+    return "\n\n".join([title, *itertools.takewhile(lambda paragraph: paragraph.startswith("    "), rest)])
+
+
+def _groups(config_class: type[Any]) -> dict[str, tuple[str, ...]]:
+    """Titles and fields in the order of the help text; fields without a group come last, under "options"."""
+    common = tuple(getattr(config_class, "COMMON", ()))
+    shown = {"most used": common}
+    for title, names in class_mapping(config_class, "GROUPS").items():
+        shown[title] = tuple(name for name in names if name not in common)
+    listed = {name for names in shown.values() for name in names}
+    shown["options"] = tuple(name for name in field_types(config_class) if name not in listed)
+    return {title: names for title, names in shown.items() if names}
+
+
+def _field(config_class: type[Any], default: Any, presets: Iterable[str], name: str, everything: bool) -> list[str]:
+    """Lines about one field."""
+    annotation = field_types(config_class)[name]
+    hint, _ = split_annotation(annotation)
+    text = field_help(config_class).get(name, "")
+    for mark in _marks(annotation, Positional):
+        return _columns(mark.word, text, LABEL_COLUMNS)
+    if everything:
+        text += "".join(f" {str(range_).capitalize()}." for range_ in _marks(annotation, Range))
+    label = f"--[no-]{flag(name)[2:]}" if hint is bool else f"{flag(name)} {_placeholder(name, hint, presets)}"
+    end = f" (default: {_shown(getattr(default, name))})"
+    if not everything:
+        text = textwrap.shorten(
+            _first_sentence(text), max(_columns_left(LABEL_COLUMNS) - len(end), 20), placeholder=" ..."
+        )
+    return _columns(label, text + end, LABEL_COLUMNS)
+
+
+def _marks(annotation: Any, kind: type[Any]) -> list[Any]:
+    return [mark for mark in split_annotation(annotation)[1] if isinstance(mark, kind)]
+
+
+def _placeholder(name: str, hint: Any, presets: Iterable[str]) -> str:
+    """Placeholder for the value of a flag: {auto,on,off}, INT, FLOAT|None."""
+    if name == "preset" and presets:
+        return "NAME"
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return f"{{{','.join(map(str, args))}}}"
+    if origin is tuple:
+        return f"[{_placeholder('', args[0], ())} ...]"
+    if origin in (Union, types.UnionType):
+        return "|".join(_placeholder("", arg, ()) for arg in args)
+    return {int: "INT", float: "FLOAT", bool: "BOOL", str: "TEXT", types.NoneType: "None"}.get(hint, "VALUE")
+
+
+def _shown(value: Any) -> str:
+    """A default value as text; an empty text or tuple is "none"."""
+    if value in ("", ()):
+        return "none"
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _first_sentence(text: str) -> str:
+    return text.split(". ")[0].split("; ")[0].rstrip(".")
+
+
+def _columns_left(indent: int) -> int:
+    """Columns of the terminal to the right of `indent`."""
+    return max(min(shutil.get_terminal_size((100, 24)).columns, MAX_COLUMNS) - indent, 20)
+
+
+def _columns(label: str, text: str, indent: int) -> list[str]:
+    """A label with its text beside it, wrapped, or below it where the label is long."""
+    wrapped = textwrap.wrap(text, _columns_left(indent))
+    head = f"  {label}"
+    if len(head) < indent and wrapped:
+        head, wrapped = head.ljust(indent) + wrapped[0], wrapped[1:]
+    return [head, *(" " * indent + line for line in wrapped)] if head.strip() else [" " * indent + w for w in wrapped]
+
+
+def _as_flag(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return flag(name) if value else "--no-" + flag(name)[2:]
+    return f"{flag(name)} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"

@@ -1,0 +1,54 @@
+"""What TensorBoard shows of a run: curves first, the name of the run, the important settings first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.plugins.hparams.metadata import parse_experiment_plugin_data, parse_session_start_info_plugin_data
+
+from tests.core.test_run import events, new
+
+
+def test_images_follow_the_curves_in_tensorboard(tmp_path: Path) -> None:
+    """TensorBoard's Time Series page sorts groups, the part of a tag before the first slash, by name."""
+    curves = ("eval", "hparam", "replay", "speed", "train", "val", "validation")
+    with new(tmp_path) as run:
+        run.image("first_layer", 0, np.zeros((8, 8), np.uint8))
+        run.log(1, {f"{group}/x": 1.0 for group in curves})
+    tags = events(run).Tags()
+    groups = sorted({tag.partition("/")[0] for tag in (*tags["scalars"], *tags["images"])})
+    assert groups == [*curves, "visual"]
+    assert tags["images"] == ["visual/first_layer"]
+
+
+def test_tensorboard_shows_the_name_of_the_run(tmp_path: Path) -> None:
+    with new(tmp_path, "pong-1") as run:
+        run.log(1, {"train/loss": 1.0})
+    with new(tmp_path, "old") as run:
+        pass
+    (tmp_path / "old/tensorboard").mkdir()  # folder of event files in older versions
+    with new(tmp_path, "old", resume=True) as run:
+        run.log(1, {"train/loss": 1.0})
+    boards = EventMultiplexer()
+    boards.AddRunsFromDirectory(str(tmp_path))
+    assert set(boards.Runs()) == {"pong-1", "old/tensorboard"}, "a resumed older run remains one run"
+
+
+def test_hparams_lists_the_important_settings_first(tmp_path: Path) -> None:
+    settings = ("beta", "alpha", "name", "device", "batch_size", "learning_rate", "double", "seed", "quiet", "env")
+    with new(tmp_path) as run:
+        run.hparams({**dict.fromkeys(settings, 1), "preset": "fast"}, {"hparam/return": 20.5})
+    board = events(run)
+    experiment = parse_experiment_plugin_data(board.SummaryMetadata("_hparams_/experiment").plugin_data.content)
+    columns = sorted(experiment.hparam_infos, key=lambda info: info.name)  # as TensorBoard does
+    assert [info.display_name for info in columns] == [
+        *("env", "preset", "seed", "double", "learning_rate", "batch_size"),
+        *("alpha", "beta"),
+        "device",
+    ]
+    start = parse_session_start_info_plugin_data(
+        board.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    )
+    assert set(start.hparams) == {info.name for info in columns}, "values are found by the names of the columns"
