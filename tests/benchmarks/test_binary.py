@@ -40,10 +40,10 @@ def test_seeds_are_trained_once_and_tested_once(
         binary.main(command[3:])
         return subprocess.CompletedProcess(command, 0)
 
-    def call(*words: str) -> dict[str, Any]:
+    def call(*extra_args: str) -> dict[str, Any]:
         events.clear()
         capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["binary.py", *TINY, *words])
+        monkeypatch.setattr(sys, "argv", ["binary.py", *TINY, *extra_args])
         benchmark.main()
         out = capsys.readouterr().out
         result: dict[str, Any] = json.loads(out[out.index("{\n") :])

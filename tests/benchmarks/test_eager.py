@@ -120,7 +120,7 @@ def test_returns_are_summed_over_n_steps_and_end_with_the_game() -> None:
 def test_the_loop_plays_and_learns(preset: str) -> None:
     peer = Peer(settings(preset, num_envs=2, train_every_steps=4, learning_starts=24, target_update_steps=16))
     before = {name: weight.clone() for name, weight in peer.online.state_dict().items()}
-    peer.go(32)
+    peer.run_steps(32)
     assert peer.step == 32
     assert len(peer.losses) == 3  # at 24, 28 and 32 steps
     assert np.isfinite(peer.losses).all()

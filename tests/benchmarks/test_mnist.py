@@ -48,9 +48,9 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return whole(name, split, **options)
 
     def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-        words = command[3:]
-        events.append(f"seed {words[words.index('--seed') + 1]}")
-        classify.main(words)
+        extra_args = command[3:]
+        events.append(f"seed {extra_args[extra_args.index('--seed') + 1]}")
+        classify.main(extra_args)
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(glyphs, "NUMBER", {"train": 400, "test": 100})
@@ -62,8 +62,8 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return events
 
 
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
-    monkeypatch.setattr(sys, "argv", ["mnist.py", *words])
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *extra_args: str) -> dict[str, Any]:
+    monkeypatch.setattr(sys, "argv", ["mnist.py", *extra_args])
     capsys.readouterr()
     mnist.main()
     out = capsys.readouterr().out
@@ -95,12 +95,12 @@ def test_seeds_are_trained_once_and_tested_once(
         call(monkeypatch, capsys, "seeds", *TINY, "--seeds", "1", "--learning-rate", "1e-3")
 
     read.clear()
-    words = ["ensemble", "runs/mnist-fast-1", "runs/mnist-fast-2", "--members", "2", "--test"]
-    both = call(monkeypatch, capsys, *words)
+    extra_args = ["ensemble", "runs/mnist-fast-1", "runs/mnist-fast-2", "--members", "2", "--test"]
+    both = call(monkeypatch, capsys, *extra_args)
     assert sorted(both["members"]) == ["mnist-fast-1", "mnist-fast-2"]
     assert sorted(both["test_errors_of_members"]) == sorted(run["test_error"] for run in tested["runs"])
     assert read.count("test") == 2
-    assert call(monkeypatch, capsys, *words) == both
+    assert call(monkeypatch, capsys, *extra_args) == both
     assert read.count("test") == 2
 
 

@@ -9,30 +9,30 @@ import time
 
 import pytest
 
-from benchmarks import turns
+from benchmarks import alternating
 
 PARENT = os.getpid()
 
 
-def waiting(seconds: float) -> tuple[turns.Go, str]:
-    def go(steps: int) -> None:
+def waiting(seconds: float) -> tuple[alternating.RunSteps, str]:
+    def run_steps(steps: int) -> None:
         time.sleep(steps * seconds)
 
-    return go, f"process {os.getpid()}"
+    return run_steps, f"process {os.getpid()}"
 
 
-def slow(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
+def slow(arguments: argparse.Namespace) -> tuple[alternating.RunSteps, str]:
     return waiting(4e-3)
 
 
-def fast(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
+def fast(arguments: argparse.Namespace) -> tuple[alternating.RunSteps, str]:
     return waiting(1e-3)
 
 
 def test_the_first_is_measured_against_the_second() -> None:
     parser = argparse.ArgumentParser()
-    turns.add_arguments(parser, learn_first=1, steps=50)
-    figures = turns.take_turns({"fast": fast, "slow": slow}, parser.parse_args(["--repeats", "3"]))
+    alternating.add_arguments(parser, learn_first=1, steps=50)
+    figures = alternating.alternate({"fast": fast, "slow": slow}, parser.parse_args(["--repeats", "3"]))
     assert len({f"process {PARENT}", *figures["compute"].values()}) == 3
     assert [len(values) for values in figures["steps_per_s"].values()] == [3, 3]
     medians = {name: statistics.median(values) for name, values in figures["steps_per_s"].items()}
@@ -42,7 +42,7 @@ def test_the_first_is_measured_against_the_second() -> None:
 
 def test_of_one_side_there_is_no_ratio() -> None:
     parser = argparse.ArgumentParser()
-    turns.add_arguments(parser, learn_first=1, steps=5)
-    figures = turns.take_turns({"fast": fast}, parser.parse_args(["--repeats", "1"]))
+    alternating.add_arguments(parser, learn_first=1, steps=5)
+    figures = alternating.alternate({"fast": fast}, parser.parse_args(["--repeats", "1"]))
     assert list(figures["median"]) == ["fast"]
     assert "ratio" not in figures
