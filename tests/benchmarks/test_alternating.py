@@ -1,4 +1,4 @@
-"""Sides take turns in processes of their own, and the first is measured against the second."""
+"""Tests of the alternating timing of several sides in separate processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def fast(arguments: argparse.Namespace) -> tuple[alternating.RunSteps, str]:
     return waiting(1e-3)
 
 
-def test_the_first_is_measured_against_the_second() -> None:
+def test_ratio_is_first_median_over_second() -> None:
     parser = argparse.ArgumentParser()
     alternating.add_arguments(parser, learn_first=1, steps=50)
     figures = alternating.alternate({"fast": fast, "slow": slow}, parser.parse_args(["--repeats", "3"]))
@@ -40,7 +40,7 @@ def test_the_first_is_measured_against_the_second() -> None:
     assert figures["arguments"]["steps"] == 50
 
 
-def test_of_one_side_there_is_no_ratio() -> None:
+def test_one_side_has_no_ratio() -> None:
     parser = argparse.ArgumentParser()
     alternating.add_arguments(parser, learn_first=1, steps=5)
     figures = alternating.alternate({"fast": fast}, parser.parse_args(["--repeats", "1"]))

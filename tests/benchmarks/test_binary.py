@@ -1,4 +1,4 @@
-"""Seeds of a binarised network are trained once, and the test set is read once."""
+"""Tests of benchmarks/binary.py: each seed is trained once, and the test set is read once."""
 
 from __future__ import annotations
 
@@ -67,5 +67,5 @@ def test_seeds_are_trained_once_and_tested_once(
     assert tested["test"]["mean"] == pytest.approx(sum(each["test_error"] for each in tested["runs"]) / 2)
     assert call("--seeds", "1", "2", "--test") == tested
     assert "test" not in events, "the test set was read again"
-    with pytest.raises(UserError, match="begun with another --learning-rate"):
+    with pytest.raises(UserError, match="started with another --learning-rate"):
         call("--seeds", "1", "--learning-rate", "1e-3")

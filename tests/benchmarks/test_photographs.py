@@ -1,4 +1,4 @@
-"""The networks of a set are trained once each at equal time, and tested once."""
+"""Tests of benchmarks/photographs.py: each network is trained once for the same time and tested once."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_networks_are_trained_once_and_tested_once(
     assert all(0 <= one["test_error"] <= 1 for one in tested["runs"])
     assert call("--test") == tested
     assert "test" not in events, "the test set was read again"
-    with pytest.raises(UserError, match="--networks cannot be resnet: choose of alexnet, vgg"):
+    with pytest.raises(UserError, match="--networks cannot be resnet: choose from alexnet, vgg"):
         call("--networks", "resnet")
-    with pytest.raises(UserError, match="--minutes 0 is no time"):
+    with pytest.raises(UserError, match="--minutes 0 must be greater than 0"):
         call("--minutes", "0")
