@@ -84,7 +84,7 @@ def main() -> None:
             for run, folder in zip(runs, folders, strict=True):
                 run["test_error"] = test_error(folder)
         result = {
-            "what": f"error of a binarised network on {arguments.data}",
+            "what": f"error of a binarized network on {arguments.data}",
             "of": names,
             "protocol": {
                 **{key: value for key, value in read_protocol(folders[0]).items() if key.endswith("_images")},

@@ -99,7 +99,7 @@ def eager_network() -> nn.Sequential:
 
 def eager(images: Data, *, bfloat16: bool) -> Stretch:
     """Create a standard PyTorch training loop."""
-    x_NCHW, label_N = normalised(images), images.train.labels
+    x_NCHW, label_N = normalize(images), images.train.labels
     network = eager_network().train()
     if bfloat16:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the type stubs
@@ -123,7 +123,7 @@ def eager(images: Data, *, bfloat16: bool) -> Stretch:
     return stretch
 
 
-def normalised(images: Data) -> Tensor:
+def normalize(images: Data) -> Tensor:
     """Normalize all training images (N, C, H, W) to float32 with mean 0 and standard deviation 1."""
     x_NCHW = images.train.images.float() / 255
     return (x_NCHW - images.mean_C.view(1, -1, 1, 1)) / images.std_C.view(1, -1, 1, 1)
@@ -319,7 +319,7 @@ def numpy_loss_and_gradients(
 
 def book(images: Data) -> Stretch:
     """Create the training loop of the book."""
-    x_NCHW, label_N = normalised(images).numpy(), images.train.labels.numpy()
+    x_NCHW, label_N = normalize(images).numpy(), images.train.labels.numpy()
     layers = numpy_layers(np.random.default_rng(1))
     params = [param for layer in layers for param in layer.params]
     assert sum(param.size for param in params) == PARAMETERS

@@ -192,14 +192,14 @@ def speed(arguments: argparse.Namespace, extra_args: list[str]) -> dict[str, Any
         "tutorial": lambda update: tutorial.update(batch(pixels, update)),
     }
     rates: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(arguments.repeats + 1):
+    for iteration in range(arguments.repeats + 1):
         for name, update in sides.items():
             began = time.perf_counter()
             for number in range(arguments.updates):
                 update(number)
             if name == "ours":
                 learner.read_metrics()["train/d_loss"].item()  # synchronizes with the device
-            if turn:  # the first iteration is a warm-up
+            if iteration:  # the first iteration is a warm-up
                 rates[name].append(arguments.updates * BATCH / (time.perf_counter() - began))
     medians = {name: statistics.median(values) for name, values in rates.items()}
     return {
@@ -254,7 +254,7 @@ def quality(arguments: argparse.Namespace, extra_args: list[str]) -> dict[str, A
         results.append(found)
         print(json.dumps(found), file=sys.stderr)
     return {
-        "what": f"FCD of {arguments.images:,} painted images to {len(test):,} test images",
+        "what": f"FCD of {arguments.images:,} generated images to {len(test):,} test images",
         "features": extractor.protocol,
         "floor": fcd(data.train.take(order(len(data.train), 0)[: arguments.images]).images),
         "images_seen": arguments.updates * BATCH,

@@ -127,7 +127,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         "what": f"mean raw return on {arguments.env}, {arguments.games} episodes per evaluation",
         "machine": describe_machine(),
         "arguments": vars(arguments),
-        "trunk": f"dcgan of width {WIDTH}, no normalisation",
+        "trunk": f"dcgan of width {WIDTH}, no normalization",
         "frames_of_the_eye": arguments.frames,
         "seeds": results,
         "gain_of_mean_over_training": {

@@ -232,8 +232,8 @@ def test_grayscale_is_the_luminance_of_rgb(game_id: str) -> None:
     grayscale.reset(4)
     rgb_NFHW = rgb.reset(4)
     for action_N in random_actions(grayscale, 40):
-        grey_NHW, rgb_NFHW = grayscale.step(action_N).obs[:, 0], rgb.step(action_N).obs
-        for one_HW, one_FHW in zip(grey_NHW, rgb_NFHW, strict=True):
+        gray_NHW, rgb_NFHW = grayscale.step(action_N).obs[:, 0], rgb.step(action_N).obs
+        for one_HW, one_FHW in zip(gray_NHW, rgb_NFHW, strict=True):
             converted = cv2.cvtColor(np.ascontiguousarray(one_FHW.transpose(1, 2, 0)), cv2.COLOR_RGB2GRAY)
             assert np.abs(converted.astype(int) - one_HW).max() <= 1  # their rounding differs
         assert np.array_equal(grayscale.render(), rgb.render())
@@ -355,9 +355,9 @@ def test_gymnasium_check_env(game_id: str, grayscale: bool) -> None:
 
 @pytest.mark.parametrize("game_id", IDS)
 def test_gymnasium_env_matches_the_vector_env(game_id: str) -> None:
-    """Compare pixels and rewards including the last step, which shows the last frame and not the next episode's first."""
-    env = gymnasium.make(game_id, render_mode="rgb_array")
     """Compare pixels and rewards up to the last step, which shows the last frame, not the first of the next episode."""
+    env = gymnasium.make(game_id, render_mode="rgb_array")
+    obs, info = env.reset(seed=9)
     game = arcade.make(game_id, 1, frame_stack=1)
     seed = int(gymnasium.utils.seeding.np_random(9)[0].integers(2**63))
     assert np.array_equal(obs.transpose(2, 0, 1), game.reset(seed)[0])
