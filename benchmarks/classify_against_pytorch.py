@@ -46,7 +46,7 @@ BATCH = 100
 PARAMETERS = 123_552
 CHANNELS = (16, 16, 32, 32, 64, 64)
 PADDING = (1, 1, 1, 2, 1, 1)
-Stretch = Callable[[int], None]
+RunUpdates = Callable[[int], None]
 """Run this number of updates and wait for the device."""
 
 
@@ -59,7 +59,7 @@ def batches(images: int) -> Iterator[Tensor]:
 # ---- zerokara
 
 
-def ours(arguments: argparse.Namespace, images: Data, preset: str, folder: Path) -> tuple[Stretch, str]:
+def ours(arguments: argparse.Namespace, images: Data, preset: str, folder: Path) -> tuple[RunUpdates, str]:
     """Create the loop of vision.classify without the end of an epoch. Also returns the reason of its settings."""
     fields: dict[str, Any] = {**PRESETS[preset], "batch_size": BATCH, "threads": arguments.threads}
     config = Config(preset=preset, data=arguments.data, precision=arguments.precision, **fields)
@@ -69,7 +69,7 @@ def ours(arguments: argparse.Namespace, images: Data, preset: str, folder: Path)
     run = Run(config, kind="classify", name=preset, resume=False, quiet=True, root=folder)
     count(training.network)
 
-    def stretch(updates: int) -> None:
+    def run_updates(updates: int) -> None:
         window = LogInterval(training)
         last = training.updates + updates
         while training.updates < last:
@@ -79,7 +79,7 @@ def ours(arguments: argparse.Namespace, images: Data, preset: str, folder: Path)
                 window = LogInterval(training)
         training.read_metrics()["train/loss"].item()
 
-    return stretch, compute.reason
+    return run_updates, compute.reason
 
 
 # ---- plain PyTorch
@@ -97,7 +97,7 @@ def eager_network() -> nn.Sequential:
     return nn.Sequential(*layers, *head)
 
 
-def eager(images: Data, *, bfloat16: bool) -> Stretch:
+def eager(images: Data, *, bfloat16: bool) -> RunUpdates:
     """Create a standard PyTorch training loop."""
     x_NCHW, label_N = normalize(images), images.train.labels
     network = eager_network().train()
@@ -107,7 +107,7 @@ def eager(images: Data, *, bfloat16: bool) -> Stretch:
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     source = batches(len(label_N))
 
-    def stretch(updates: int) -> None:
+    def run_updates(updates: int) -> None:
         running_loss = 0.0
         for index_B in itertools.islice(source, updates):
             x_BCHW, label_B = x_NCHW[index_B], label_N[index_B]
@@ -120,7 +120,7 @@ def eager(images: Data, *, bfloat16: bool) -> Stretch:
             optimizer.step()
             running_loss += loss.item()
 
-    return stretch
+    return run_updates
 
 
 def normalize(images: Data) -> Tensor:
@@ -317,7 +317,7 @@ def numpy_loss_and_gradients(
     return loss, [grad for layer in layers for grad in layer.grads]
 
 
-def book(images: Data) -> Stretch:
+def book(images: Data) -> RunUpdates:
     """Create the training loop of the book."""
     x_NCHW, label_N = normalize(images).numpy(), images.train.labels.numpy()
     layers = numpy_layers(np.random.default_rng(1))
@@ -326,11 +326,11 @@ def book(images: Data) -> Stretch:
     adam = Adam(params)
     source = batches(len(label_N))
 
-    def stretch(updates: int) -> None:
+    def run_updates(updates: int) -> None:
         for index_B in itertools.islice(source, updates):
             adam.update(numpy_loss_and_gradients(layers, x_NCHW[index_B], label_N[index_B])[1])
 
-    return stretch
+    return run_updates
 
 
 def main() -> None:
@@ -349,21 +349,21 @@ def main() -> None:
     updates = {"numpy": max(1, arguments.updates // 100)}
     with tempfile.TemporaryDirectory() as folder:
         reasons = {}
-        sides: dict[str, Stretch] = {}
+        sides: dict[str, RunUpdates] = {}
         for side, preset in (("ours", "book"), ("ours_augmented", "fast")):
             sides[side], reasons[side] = ours(arguments, images, preset, Path(folder))
         sides["pytorch_float32"] = eager(images, bfloat16=False)
         sides["pytorch_bfloat16"] = eager(images, bfloat16=True)
         if arguments.numpy:
             sides["numpy"] = book(images)
-        for side, stretch in sides.items():
-            stretch(updates.get(side, 30))
+        for side, run_updates in sides.items():
+            run_updates(updates.get(side, 30))
         rates: dict[str, list[float]] = {side: [] for side in sides}
         for _ in range(arguments.repeats):
-            for side, stretch in sides.items():
+            for side, run_updates in sides.items():
                 number = updates.get(side, arguments.updates)
                 began = time.perf_counter()
-                stretch(number)
+                run_updates(number)
                 rates[side].append(number * BATCH / (time.perf_counter() - began))
     medians = {side: statistics.median(values) for side, values in rates.items()}
     peers = [side for side in sides if not side.startswith("ours")]

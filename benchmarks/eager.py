@@ -34,29 +34,29 @@ class SumTree:
         self.size: int = 2 ** math.ceil(math.log2(capacity))
         self.sums = np.zeros(2 * self.size)
 
-    def __setitem__(self, place: int, value: float) -> None:
+    def __setitem__(self, index: int, value: float) -> None:
         """Set a leaf and update the sums of its ancestors."""
-        place += self.size
-        self.sums[place] = value
-        while place > 1:
-            place //= 2
-            self.sums[place] = self.sums[2 * place] + self.sums[2 * place + 1]
+        index += self.size
+        self.sums[index] = value
+        while index > 1:
+            index //= 2
+            self.sums[index] = self.sums[2 * index] + self.sums[2 * index + 1]
 
     def find(self, target: float) -> int:
         """Return the index of the leaf at which the cumulative sum reaches `target`."""
-        place = 1
-        while place < self.size:
-            place *= 2
-            if self.sums[place] <= target:
-                target -= self.sums[place]
-                place += 1
-        return place - self.size
+        index = 1
+        while index < self.size:
+            index *= 2
+            if self.sums[index] <= target:
+                target -= self.sums[index]
+                index += 1
+        return index - self.size
 
 
 class Drawn(NamedTuple):
     """Batch of transitions."""
 
-    place_B: list[int]
+    index_B: list[int]
     obs: Tensor
     action_B: Tensor
     reward_B: Tensor
@@ -70,11 +70,11 @@ class Buffer:
 
     def __init__(self, config: Config, obs_shape: tuple[int, int, int]) -> None:
         capacity = config.replay_capacity
-        self.config, self.capacity, self.place, self.full = config, capacity, 0, False
+        self.config, self.capacity, self.index, self.full = config, capacity, 0, False
         self.obs = np.zeros((capacity, *obs_shape), np.uint8)
         self.next_obs = np.zeros((capacity, *obs_shape), np.uint8)
         self.action, self.reward, self.done = np.zeros(capacity, np.int64), np.zeros(capacity), np.zeros(capacity)
-        self.tree, self.highest = SumTree(capacity), 1.0
+        self.tree, self.max_priority = SumTree(capacity), 1.0
         self.waiting: list[deque[tuple[np.ndarray, int, float, bool]]] = [
             deque(maxlen=config.n_step) for _ in range(config.num_envs)
         ]
@@ -87,12 +87,12 @@ class Buffer:
             return
         while waiting:
             total = sum(self.config.gamma**k * each[2] for k, each in enumerate(waiting))
-            self.obs[self.place], self.action[self.place] = waiting[0][0], waiting[0][1]
-            self.reward[self.place], self.next_obs[self.place], self.done[self.place] = total, next_obs, done
-            self.tree[self.place] = self.highest**self.config.per_alpha
-            self.place += 1
-            if self.place == self.capacity:
-                self.place, self.full = 0, True
+            self.obs[self.index], self.action[self.index] = waiting[0][0], waiting[0][1]
+            self.reward[self.index], self.next_obs[self.index], self.done[self.index] = total, next_obs, done
+            self.tree[self.index] = self.max_priority**self.config.per_alpha
+            self.index += 1
+            if self.index == self.capacity:
+                self.index, self.full = 0, True
             waiting.popleft()
             if not done:
                 break
@@ -101,25 +101,25 @@ class Buffer:
         """Sample a batch with importance-sampling weights."""
         size = self.config.batch_size
         segment = self.tree.sums[1] / size
-        places = [self.tree.find(random.uniform(segment * k, segment * (k + 1))) for k in range(size)]
-        share = self.tree.sums[np.array(places) + self.tree.size] / self.tree.sums[1]
-        weight = ((self.capacity if self.full else self.place) * share) ** -beta
+        indices = [self.tree.find(random.uniform(segment * k, segment * (k + 1))) for k in range(size)]
+        share = self.tree.sums[np.array(indices) + self.tree.size] / self.tree.sums[1]
+        weight = ((self.capacity if self.full else self.index) * share) ** -beta
         return Drawn(
-            places,
-            torch.from_numpy(self.obs[places]),
-            torch.from_numpy(self.action[places]),
-            torch.from_numpy(self.reward[places]).float(),
-            torch.from_numpy(self.next_obs[places]),
-            torch.from_numpy(self.done[places]).float(),
+            indices,
+            torch.from_numpy(self.obs[indices]),
+            torch.from_numpy(self.action[indices]),
+            torch.from_numpy(self.reward[indices]).float(),
+            torch.from_numpy(self.next_obs[indices]),
+            torch.from_numpy(self.done[indices]).float(),
             torch.from_numpy(weight / weight.max()).float(),
         )
 
-    def rank(self, place_B: list[int], error_B: np.ndarray) -> None:
+    def update_priorities(self, index_B: list[int], error_B: np.ndarray) -> None:
         """Update the priorities."""
-        for place, error in zip(place_B, error_B, strict=True):
+        for index, error in zip(index_B, error_B, strict=True):
             priority = float(error) + 1e-6
-            self.tree[place] = priority**self.config.per_alpha
-            self.highest = max(self.highest, priority)
+            self.tree[index] = priority**self.config.per_alpha
+            self.max_priority = max(self.max_priority, priority)
 
 
 class NoisyLinear(nn.Module):
@@ -356,5 +356,5 @@ class Peer:
         loss.backward()
         nn.utils.clip_grad_norm_(self.online.parameters(), config.max_grad_norm or float("inf"))
         self.optimizer.step()
-        self.buffer.rank(batch.place_B, loss_B.detach().numpy())
+        self.buffer.update_priorities(batch.index_B, loss_B.detach().numpy())
         self.losses.append(loss.item())

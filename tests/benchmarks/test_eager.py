@@ -90,8 +90,8 @@ def test_noise_is_factorized() -> None:
 
 def test_sum_tree_samples_in_proportion() -> None:
     tree = SumTree(5)
-    for place, value in enumerate([1.0, 0.0, 2.0, 0.5, 0.5]):
-        tree[place] = value
+    for index, value in enumerate([1.0, 0.0, 2.0, 0.5, 0.5]):
+        tree[index] = value
     tree[0] = 3.0
     assert tree.sums[1] == 6.0
     found = np.bincount([tree.find(target) for target in np.arange(0.0, 6.0, 0.01)], minlength=8)
@@ -108,12 +108,12 @@ def test_n_step_returns_end_with_the_episode() -> None:
     np.testing.assert_allclose(buffer.reward[:4], [1 + gamma**2, gamma + gamma**2, 1 + gamma, 1])
     assert buffer.done[:4].tolist() == [0, 1, 1, 1]
     assert buffer.next_obs[:4, 0, 0, 0].tolist() == [3, 4, 4, 4]
-    assert buffer.place == 4
+    assert buffer.index == 4
     assert buffer.tree.sums[1] == 4
     batch = buffer.sample(0.4)
-    buffer.rank(batch.place_B, np.full(3, 8.0))
-    assert buffer.highest == pytest.approx(8.0)
-    assert buffer.tree.sums[buffer.tree.size + batch.place_B[0]] == pytest.approx(8.0**0.5)
+    buffer.update_priorities(batch.index_B, np.full(3, 8.0))
+    assert buffer.max_priority == pytest.approx(8.0)
+    assert buffer.tree.sums[buffer.tree.size + batch.index_B[0]] == pytest.approx(8.0**0.5)
 
 
 @pytest.mark.parametrize("preset", ["rainbow", "btr"])
