@@ -1,4 +1,4 @@
-"""ale-py's vector environment alone, with the settings of ours; no program."""
+"""Helpers to run ale-py's vector environment without zerokara, with the same settings. Not a program."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import numpy as np
 from ale_py.vector_env import AtariVectorEnv
 
 
-def alone(game: str, num_envs: int, settings: Mapping[str, Any]) -> AtariVectorEnv:
-    """The emulators, with ale-py's default way of resetting.
+def make_ale_env(game: str, num_envs: int, settings: Mapping[str, Any]) -> AtariVectorEnv:
+    """Create the emulators, with ale-py's default autoreset mode.
 
     Args:
-        game: its id in Gymnasium.
-        settings: repeat_action_probability, noop_max, fire_reset, frame_skip, as they stand in an environment of ours.
+        game: Gymnasium id of the game.
+        num_envs: number of emulators.
+        settings: repeat_action_probability, noop_max, fire_reset, frame_skip, as in `VectorEnv.settings`.
     """
     return AtariVectorEnv(
         gymnasium.registry[game].kwargs["game"],
@@ -29,7 +30,7 @@ def alone(game: str, num_envs: int, settings: Mapping[str, Any]) -> AtariVectorE
 
 
 def play(env: AtariVectorEnv, action_TN: np.ndarray) -> None:
-    """Take the actions (T, N)."""
+    """Execute actions (T, N)."""
     for action_N in action_TN:
         env.send(action_N)
         env.recv()

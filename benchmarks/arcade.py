@@ -1,10 +1,10 @@
-"""Steps per second of the arcade games on one core, random actions, resets and picture included; prints JSON.
+"""Measure steps per second of the arcade games on one core with random actions. Prints JSON.
 
     python benchmarks/arcade.py
 
-One step is one step of one environment. The settings are measured by turns, several times over, so that whatever else
-the machine does meets all of them; the medians are printed. Process time instead of the clock (`--process-time`) leaves
-out what other programs take from the core.
+One step is one step of one environment, including resets and drawing. The settings are measured alternately and
+repeatedly, so that other load on the machine affects all of them; the medians are printed. `--process-time` measures
+CPU time instead of wall-clock time, which excludes the time taken by other programs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def steps_per_second(env: ArcadeEnv, actions: np.ndarray, clock: Callable[[], float]) -> float:
-    """Step through actions (T, N)."""
+    """Execute actions (T, N) and return steps per second, counting each environment."""
     begin = clock()
     for action_N in actions:
         env.step(action_N)
@@ -41,12 +41,12 @@ def steps_per_second(env: ArcadeEnv, actions: np.ndarray, clock: Callable[[], fl
 
 
 def main() -> None:
-    """Measure and print."""
+    """Parse the arguments, measure, and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-envs", type=int, default=256)
-    parser.add_argument("--vector-steps", type=int, default=200, help="steps of all environments in one measurement")
+    parser.add_argument("--vector-steps", type=int, default=200, help="vector steps per measurement")
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--process-time", action="store_true", help="processor time instead of the clock")
+    parser.add_argument("--process-time", action="store_true", help="measure CPU time instead of wall-clock time")
     options = parser.parse_args()
     torch.set_num_threads(1)
     clock = time.process_time if options.process_time else time.perf_counter
@@ -58,7 +58,7 @@ def main() -> None:
                 env = make(game, options.num_envs, **settings)
                 env.reset(seed=repetition)
                 actions = rng.integers(env.num_actions, size=(options.vector_steps + 50, options.num_envs))
-                steps_per_second(env, actions[:50], clock)  # the games get out of step with each other
+                steps_per_second(env, actions[:50], clock)  # desynchronizes the episodes
                 speeds[game][name].append(steps_per_second(env, actions[50:], clock))
     medians = {
         game: {name: round(statistics.median(values)) for name, values in by_setting.items()}

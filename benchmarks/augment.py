@@ -1,10 +1,10 @@
-"""Milliseconds that each kind of augmentation takes for a batch, on one core; prints JSON.
+"""Measure the time in milliseconds of each kind of augmentation for one batch on one core. Prints JSON.
 
     python benchmarks/augment.py
     python benchmarks/augment.py --batch 128 --channels 3 --side 32
 
-The kinds are measured by turns, several times over; the least is printed, for other programs only ever add. Process
-time instead of the clock (`--process-time`) leaves out what they take from the core.
+The kinds are measured alternately and repeatedly. The minimum is printed, because load from other programs can only
+increase the time. `--process-time` measures CPU time instead of wall-clock time.
 """
 
 from __future__ import annotations
@@ -35,29 +35,29 @@ KINDS = {
 
 
 def main() -> None:
-    """Measure and print."""
+    """Parse the arguments, measure, and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--channels", type=int, default=1)
     parser.add_argument("--side", type=int, default=28)
-    parser.add_argument("--calls", type=int, default=200, help="in one measurement")
+    parser.add_argument("--calls", type=int, default=200, help="calls per measurement")
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--process-time", action="store_true", help="processor time instead of the clock")
+    parser.add_argument("--process-time", action="store_true", help="measure CPU time instead of wall-clock time")
     options = parser.parse_args()
     torch.set_num_threads(1)
     clock = time.process_time if options.process_time else time.perf_counter
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(options.batch, options.channels, options.side, options.side, generator=generator)
     target = torch.rand(options.batch, 10, generator=generator)
-    least = dict.fromkeys(KINDS, float("inf"))
+    minimum = dict.fromkeys(KINDS, float("inf"))
     for _ in range(options.repetitions):
         for name, augment in KINDS.items():
             augment.mix(augment(x, generator), target, generator)
             begin = clock()
             for _ in range(options.calls):
                 augment.mix(augment(x, generator), target, generator)
-            least[name] = min(least[name], (clock() - begin) / options.calls)
-    print(json.dumps({"images": list(x.shape), "ms": {k: round(1e3 * s, 3) for k, s in least.items()}}, indent=2))
+            minimum[name] = min(minimum[name], (clock() - begin) / options.calls)
+    print(json.dumps({"images": list(x.shape), "ms": {k: round(1e3 * s, 3) for k, s in minimum.items()}}, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""A network of one bit on MNIST: the mean error of several seeds of vision.binary; prints JSON.
+"""Train binarized networks (vision.binary) on MNIST with several seeds and report the mean error. Prints JSON.
 
-    python -m benchmarks.binary --seeds 1 2 3          # on validation, while one still chooses
-    python -m benchmarks.binary --seeds 1 2 3 --test   # and then, once, on the test set
+    python -m benchmarks.binary --seeds 1 2 3          # validation error, for choosing settings
+    python -m benchmarks.binary --seeds 1 2 3 --test   # test error, once, after all choices
 
-Runs are runs/<prefix>-<seed>; words that are not known here go to vision.binary. Finished seeds are not trained again,
-an interrupted one goes on. With --test the test images are read when all runs are done, by the packed files, and what
-came of it is kept in runs/<prefix>.json and printed from there the next time.
+Runs are saved in runs/<prefix>-<seed>. Unknown arguments are passed to vision.binary. Finished seeds are not trained
+again; an interrupted seed is resumed. With --test, the packed files are evaluated on the test set after all runs have
+finished. The result is saved in runs/<prefix>.json, and later calls print that file.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BINARY = seeds.Program(KIND, Config, PRESETS)
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """What a finished run says of itself."""
+    """Collect the settings and results of a finished run."""
     content = Run.read_config(folder, KIND)
     result = json.loads((folder / "result.json").read_text())
     return {
@@ -51,7 +51,7 @@ def describe(folder: Path) -> dict[str, Any]:
 
 
 def test_error(folder: Path) -> float:
-    """Of the packed file, on the test images, in float32."""
+    """Compute the error of the packed file on the test images, in float32."""
     config = from_dict(Config, Run.read_config(folder, KIND)["config"], str(folder / "config.json"))
     network, _ = read_packed(folder / "packed.safetensors")
     images = load_split(config.for_data(), "test")
@@ -62,29 +62,29 @@ def test_error(folder: Path) -> float:
 
 
 def main() -> None:
-    """Train what is not trained, score, print."""
+    """Train the missing runs, evaluate all of them, and print the result."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--data", default="mnist")
-    parser.add_argument("--prefix", default="mnist-binary", help="what names of runs begin with")
-    parser.add_argument("--test", action="store_true", help="read the test set, once, in the end")
-    arguments, words = parser.parse_known_args()
+    parser.add_argument("--prefix", default="mnist-binary", help="prefix of the run names")
+    parser.add_argument("--test", action="store_true", help="evaluate on the test set after all runs")
+    arguments, extra_args = parser.parse_known_args()
     path = Path("runs") / f"{arguments.prefix}.json"
     folders = [
-        seeds.train(f"{arguments.prefix}-{seed}", ["--data", arguments.data, *words, "--seed", str(seed)], BINARY)
+        seeds.train(f"{arguments.prefix}-{seed}", ["--data", arguments.data, *extra_args, "--seed", str(seed)], BINARY)
         for seed in arguments.seeds
     ]
     names = [folder.name for folder in folders]
-    result = seeds.kept(path, arguments.test, names)
+    result = seeds.load_saved_result(path, arguments.test, names)
     if result is None:
         runs = [describe(folder) for folder in folders]
         if arguments.test:
             for run, folder in zip(runs, folders, strict=True):
                 run["test_error"] = test_error(folder)
         result = {
-            "what": f"error of a binarised network on {arguments.data}",
+            "what": f"error of a binarized network on {arguments.data}",
             "of": names,
             "protocol": {
                 **{key: value for key, value in read_protocol(folders[0]).items() if key.endswith("_images")},
@@ -103,7 +103,7 @@ def main() -> None:
 
 
 def read_protocol(folder: Path) -> dict[str, Any]:
-    """How many images a run learnt from and was chosen on."""
+    """Read the protocol of a run, with the numbers of training and validation images."""
     return dict(json.loads((folder / "result.json").read_text())["protocol"])
 
 

@@ -1,18 +1,19 @@
-"""Training images/s of the chapter's network: ours, PyTorch as everyone writes it, and NumPy; alternately, one process.
+"""Compare training images/s of `deep_cnn` in zerokara, in plain PyTorch and in NumPy, in one process. Prints JSON.
 
     python benchmarks/classify_against_pytorch.py --data mnist --numpy
 
 Sides, all with the same 123,552 parameters, threads and batches of 100:
 
-* ours: the loop of vision.classify with the preset `book` (no augmentation), as the probe of the hardware chooses;
+* ours: the loop of vision.classify with the preset `book` (no augmentation) and the automatically chosen hardware
+  settings;
 * ours_augmented: the same loop with the preset `fast`, which rotates, scales, shears and shifts every image;
-* pytorch_float32: layers in a row, Adam, cross-entropy, float32 images that were normalised before the clock ran;
-* pytorch_bfloat16: the same under autocast, in channels-last;
-* numpy (with --numpy): layers with forward and backward on im2col and Adam, as the book builds them, in float64.
+* pytorch_float32: a sequence of layers, Adam, cross-entropy, float32 images normalized before the timing;
+* pytorch_bfloat16: the same under autocast, in channels_last;
+* numpy (with --numpy): layers with forward and backward passes based on im2col, and Adam, in float64, as in the book.
 
-All learn the same images, in another order in each epoch. Ours pay for what their loop does beside the update (uint8 to
-float, metrics, progress); PyTorch's sides read one number an update, the loss, and load nothing. Stretches take turns
-and medians are compared. Where glibc is told to keep freed memory (core/compute.py), all sides gain. Prints JSON.
+All sides train on the same images, shuffled in each epoch. The times of zerokara include the rest of its loop (uint8 to
+float, metrics, progress). The PyTorch sides read one number per update, the loss, and load no data. The sides are timed
+alternately and the medians are compared. The setting of glibc to keep freed memory (core/compute.py) affects all sides.
 """
 
 from __future__ import annotations
@@ -45,21 +46,21 @@ BATCH = 100
 PARAMETERS = 123_552
 CHANNELS = (16, 16, 32, 32, 64, 64)
 PADDING = (1, 1, 1, 2, 1, 1)
-Stretch = Callable[[int], None]
-"""So many updates, and the wait for their end."""
+RunUpdates = Callable[[int], None]
+"""Run this number of updates and wait for the device."""
 
 
 def batches(images: int) -> Iterator[Tensor]:
-    """Whole batches of shuffled indices, for ever."""
+    """Yield full batches of shuffled indices, without end."""
     while True:
         yield from torch.randperm(images)[: images // BATCH * BATCH].split(BATCH)
 
 
-# ---- ours
+# ---- zerokara
 
 
-def ours(arguments: argparse.Namespace, images: Data, preset: str, folder: Path) -> tuple[Stretch, str]:
-    """The loop of vision.classify without what an epoch's end adds, and why it computes as it does."""
+def ours(arguments: argparse.Namespace, images: Data, preset: str, folder: Path) -> tuple[RunUpdates, str]:
+    """Create the loop of vision.classify without the end of an epoch. Also returns the reason of its settings."""
     fields: dict[str, Any] = {**PRESETS[preset], "batch_size": BATCH, "threads": arguments.threads}
     config = Config(preset=preset, data=arguments.data, precision=arguments.precision, **fields)
     compute = choose_compute(config, images, World())
@@ -68,7 +69,7 @@ def ours(arguments: argparse.Namespace, images: Data, preset: str, folder: Path)
     run = Run(config, kind="classify", name=preset, resume=False, quiet=True, root=folder)
     count(training.network)
 
-    def stretch(updates: int) -> None:
+    def run_updates(updates: int) -> None:
         window = LogInterval(training)
         last = training.updates + updates
         while training.updates < last:
@@ -78,14 +79,14 @@ def ours(arguments: argparse.Namespace, images: Data, preset: str, folder: Path)
                 window = LogInterval(training)
         training.read_metrics()["train/loss"].item()
 
-    return stretch, compute.reason
+    return run_updates, compute.reason
 
 
-# ---- theirs
+# ---- plain PyTorch
 
 
 def eager_network() -> nn.Sequential:
-    """The chapter's network as PyTorch's tutorials write one."""
+    """Create `deep_cnn` in the style of PyTorch's tutorials."""
     layers: list[nn.Module] = []
     before = 1
     for place, (channels, padding) in enumerate(zip(CHANNELS, PADDING, strict=True)):
@@ -96,17 +97,17 @@ def eager_network() -> nn.Sequential:
     return nn.Sequential(*layers, *head)
 
 
-def eager(images: Data, *, bfloat16: bool) -> Stretch:
-    """The loop that everyone writes."""
-    x_NCHW, label_N = normalised(images), images.train.labels
+def eager(images: Data, *, bfloat16: bool) -> RunUpdates:
+    """Create a standard PyTorch training loop."""
+    x_NCHW, label_N = normalize(images), images.train.labels
     network = eager_network().train()
     if bfloat16:
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stub lacks that
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the type stubs
     count(network)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     source = batches(len(label_N))
 
-    def stretch(updates: int) -> None:
+    def run_updates(updates: int) -> None:
         running_loss = 0.0
         for index_B in itertools.islice(source, updates):
             x_BCHW, label_B = x_NCHW[index_B], label_N[index_B]
@@ -119,26 +120,26 @@ def eager(images: Data, *, bfloat16: bool) -> Stretch:
             optimizer.step()
             running_loss += loss.item()
 
-    return stretch
+    return run_updates
 
 
-def normalised(images: Data) -> Tensor:
-    """All training images (N, C, H, W) in float32, mean 0 and deviation 1."""
+def normalize(images: Data) -> Tensor:
+    """Normalize all training images (N, C, H, W) to float32 with mean 0 and standard deviation 1."""
     x_NCHW = images.train.images.float() / 255
     return (x_NCHW - images.mean_C.view(1, -1, 1, 1)) / images.std_C.view(1, -1, 1, 1)
 
 
 def count(network: nn.Module) -> None:
-    """See that it is the chapter's network."""
+    """Check the number of parameters."""
     found = sum(parameter.numel() for parameter in network.parameters())
     assert found == PARAMETERS, f"{found:,} parameters"
 
 
-# ---- NumPy, in the book's way: a layer keeps what its backward needs, and its parameters and gradients in lists
+# ---- NumPy, as in the book: each layer stores the inputs of its backward pass, and lists of parameters and gradients
 
 
 def im2col(x: np.ndarray, side: int, stride: int, padding: int) -> tuple[np.ndarray, int, int]:
-    """Windows (B * rows * columns, C * side * side) of images (B, C, H, W); rows and columns of windows."""
+    """Extract windows (B * rows * columns, C * side * side) from images (B, C, H, W). Also returns rows and columns."""
     x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
     batch, channels, height, width = x.shape
     rows, columns = (height - side) // stride + 1, (width - side) // stride + 1
@@ -149,7 +150,7 @@ def im2col(x: np.ndarray, side: int, stride: int, padding: int) -> tuple[np.ndar
 
 
 def col2im(col: np.ndarray, shape: tuple[int, ...], side: int, stride: int, padding: int) -> np.ndarray:
-    """Gradients of windows, added up where windows overlap, as gradients of images."""
+    """Sum the gradients of overlapping windows into gradients of images."""
     batch, channels, height, width = shape
     rows, columns = (height + 2 * padding - side) // stride + 1, (width + 2 * padding - side) // stride + 1
     col = col.reshape(batch, rows, columns, channels, side, side).transpose(0, 3, 4, 5, 1, 2)
@@ -160,7 +161,7 @@ def col2im(col: np.ndarray, shape: tuple[int, ...], side: int, stride: int, padd
 
 
 class Layer(ABC):
-    """What most layers lack: parameters."""
+    """Base class of layers, without parameters by default."""
 
     params: list[np.ndarray]
     grads: list[np.ndarray]
@@ -170,15 +171,15 @@ class Layer(ABC):
 
     @abstractmethod
     def forward(self, x: np.ndarray) -> np.ndarray:
-        """What the layer makes of its input."""
+        """Compute the output from the input."""
 
     @abstractmethod
     def backward(self, dout: np.ndarray) -> np.ndarray:
-        """The gradient of the input from that of the output."""
+        """Compute the gradient of the input from the gradient of the output."""
 
 
 class Convolution(Layer):
-    """3x3 filters, He initialisation."""
+    """Convolution with 3x3 filters and He initialization."""
 
     def __init__(self, before: int, channels: int, padding: int, rng: np.random.Generator) -> None:
         super().__init__()
@@ -200,7 +201,7 @@ class Convolution(Layer):
 
 
 class Pooling(Layer):
-    """The maximum of every 2x2 square."""
+    """Max pooling over 2x2 windows."""
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         self.shape = x.shape
@@ -217,7 +218,7 @@ class Pooling(Layer):
 
 
 class Relu(Layer):
-    """Nothing below zero."""
+    """Rectified linear unit."""
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         self.mask = x > 0
@@ -230,7 +231,7 @@ class Relu(Layer):
 
 
 class Affine(Layer):
-    """A fully connected layer."""
+    """Fully connected layer."""
 
     def __init__(self, units: int, out: int, rng: np.random.Generator) -> None:
         super().__init__()
@@ -248,7 +249,7 @@ class Affine(Layer):
 
 
 class Dropout(Layer):
-    """Half of all values become zero, unscaled as in the book."""
+    """Dropout with probability 0.5, without rescaling, as in the book."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         super().__init__()
@@ -265,7 +266,7 @@ class Dropout(Layer):
 
 
 def numpy_layers(rng: np.random.Generator) -> list[Layer]:
-    """The chapter's network."""
+    """Create `deep_cnn` in NumPy."""
     layers: list[Layer] = []
     before = 1
     for place, (channels, padding) in enumerate(zip(CHANNELS, PADDING, strict=True)):
@@ -277,7 +278,7 @@ def numpy_layers(rng: np.random.Generator) -> list[Layer]:
 
 
 def softmax_loss(scores_BK: np.ndarray, label_B: np.ndarray) -> tuple[float, np.ndarray]:
-    """Mean cross-entropy, and its gradient (B, K)."""
+    """Compute the mean cross-entropy and its gradient (B, K)."""
     power_BK = np.exp(scores_BK - scores_BK.max(1, keepdims=True))
     gradient_BK = power_BK / power_BK.sum(1, keepdims=True)
     rows = np.arange(len(label_B))
@@ -287,14 +288,14 @@ def softmax_loss(scores_BK: np.ndarray, label_B: np.ndarray) -> tuple[float, np.
 
 
 class Adam:
-    """Kingma and Ba 2015."""
+    """Adam optimizer (Kingma and Ba 2015)."""
 
     def __init__(self, params: list[np.ndarray], lr: float = 1e-3, beta1: float = 0.9, beta2: float = 0.999) -> None:
         self.params, self.lr, self.beta1, self.beta2, self.steps = params, lr, beta1, beta2, 0
         self.m, self.v = [np.zeros_like(p) for p in params], [np.zeros_like(p) for p in params]
 
     def update(self, grads: list[np.ndarray]) -> None:
-        """One step."""
+        """Update the parameters."""
         self.steps += 1
         rate = self.lr * np.sqrt(1 - self.beta2**self.steps) / (1 - self.beta1**self.steps)
         for place, grad in enumerate(grads):
@@ -306,7 +307,7 @@ class Adam:
 def numpy_loss_and_gradients(
     layers: list[Layer], x_BCHW: np.ndarray, label_B: np.ndarray
 ) -> tuple[float, list[np.ndarray]]:
-    """Forward through all layers and back; the loss and the gradient of every parameter."""
+    """Run the forward and backward pass. Returns the loss and the gradients of all parameters."""
     out = x_BCHW
     for layer in layers:
         out = layer.forward(out)
@@ -316,51 +317,53 @@ def numpy_loss_and_gradients(
     return loss, [grad for layer in layers for grad in layer.grads]
 
 
-def book(images: Data) -> Stretch:
-    """The book's trainer."""
-    x_NCHW, label_N = normalised(images).numpy(), images.train.labels.numpy()
+def book(images: Data) -> RunUpdates:
+    """Create the training loop of the book."""
+    x_NCHW, label_N = normalize(images).numpy(), images.train.labels.numpy()
     layers = numpy_layers(np.random.default_rng(1))
     params = [param for layer in layers for param in layer.params]
     assert sum(param.size for param in params) == PARAMETERS
     adam = Adam(params)
     source = batches(len(label_N))
 
-    def stretch(updates: int) -> None:
+    def run_updates(updates: int) -> None:
         for index_B in itertools.islice(source, updates):
             adam.update(numpy_loss_and_gradients(layers, x_NCHW[index_B], label_N[index_B])[1])
 
-    return stretch
+    return run_updates
 
 
 def main() -> None:
-    """Time all sides, alternately."""
+    """Parse the arguments, time all sides alternately, and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="mnist", help="mnist, or glyphs, which needs no files")
-    parser.add_argument("--numpy", action="store_true", help="time the book's way too")
-    parser.add_argument("--updates", type=int, default=300, help="in one stretch of a side; a hundredth of it in NumPy")
-    parser.add_argument("--repeats", type=int, default=5, help="stretches of each side")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads of all sides, 0 for all cores")
-    parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"), help="of ours")
+    parser.add_argument("--data", default="mnist", help="mnist, or glyphs (generated, no files needed)")
+    parser.add_argument("--numpy", action="store_true", help="also time the NumPy implementation")
+    parser.add_argument("--updates", type=int, default=300, help="updates per timed interval; 1/100 of it for NumPy")
+    parser.add_argument("--repeats", type=int, default=5, help="timed intervals per side")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads of all sides; 0: all cores")
+    parser.add_argument(
+        "--precision", default="auto", choices=("auto", "float32", "bfloat16"), help="precision of zerokara"
+    )
     arguments = parser.parse_args()
     images = Data.load(Config(data=arguments.data))
     updates = {"numpy": max(1, arguments.updates // 100)}
     with tempfile.TemporaryDirectory() as folder:
         reasons = {}
-        sides: dict[str, Stretch] = {}
+        sides: dict[str, RunUpdates] = {}
         for side, preset in (("ours", "book"), ("ours_augmented", "fast")):
             sides[side], reasons[side] = ours(arguments, images, preset, Path(folder))
         sides["pytorch_float32"] = eager(images, bfloat16=False)
         sides["pytorch_bfloat16"] = eager(images, bfloat16=True)
         if arguments.numpy:
             sides["numpy"] = book(images)
-        for side, stretch in sides.items():
-            stretch(updates.get(side, 30))
+        for side, run_updates in sides.items():
+            run_updates(updates.get(side, 30))
         rates: dict[str, list[float]] = {side: [] for side in sides}
         for _ in range(arguments.repeats):
-            for side, stretch in sides.items():
+            for side, run_updates in sides.items():
                 number = updates.get(side, arguments.updates)
                 began = time.perf_counter()
-                stretch(number)
+                run_updates(number)
                 rates[side].append(number * BATCH / (time.perf_counter() - began))
     medians = {side: statistics.median(values) for side, values in rates.items()}
     peers = [side for side in sides if not side.startswith("ours")]

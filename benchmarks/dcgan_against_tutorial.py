@@ -1,20 +1,20 @@
-"""Our DCGAN beside the recipe of PyTorch's tutorial (pytorch/examples, dcgan), which is written out here; prints JSON.
+"""Compare zerokara's DCGAN with PyTorch's tutorial (pytorch/examples, dcgan), reimplemented here. Prints JSON.
 
     python benchmarks/dcgan_against_tutorial.py speed
     python benchmarks/dcgan_against_tutorial.py quality --data mnist --classifier runs/<classifier> --updates 8000
 
-The recipe: eager float32, channels first, sigmoid and BCELoss, Adam as it comes with 2e-4 and beta1 .5, real and
-painted images through the discriminator one after the other with a backward pass each, the discriminator's gradients
-left behind by the generator's step, three losses read at every batch.
+The tutorial uses eager float32, channels first, sigmoid and BCELoss, and Adam with learning rate 2e-4 and beta1 .5.
+Real and generated images pass through the discriminator separately, each with its own backward pass. The generator's
+step also computes gradients of the discriminator, which are discarded. Three losses are read at every batch.
 
-`speed`: images/s of one step of each network, at 64x64 in colour with 3,576,704 and 2,765,568 parameters, batches of
-64, on random images. A stretch of ours and one of theirs take turns, and medians are compared. Ours is the preset
-`fast` with latents of 100 and the recipe's channels: its average of weights is in its time.
+`speed`: images/s of one step of each network, for 64x64 RGB with 3,576,704 and 2,765,568 parameters, batches of 64, on
+random images. Both sides are timed alternately, and the medians are compared. zerokara uses the preset `fast` with
+latent vectors of size 100 and the tutorial's channels; its time includes the averaging of weights.
 
-`quality`: both learn for the same number of updates of 64 from the same images at 32x32, with several seeds, and paint
-10,000; the Fréchet classifier distance (FCD) is that to the test set. Theirs paints in training mode as the recipe
-does, and in evaluation mode: the lesser distance counts. Runs lie under runs/ and go on where they were interrupted.
-Words that are not known here go to ours: --preset, --loss, --precision and the like.
+`quality`: both train for the same number of updates with batches of 64 on the same images at 32x32, with several seeds,
+and generate 10,000 images. The result is the Fréchet classifier distance (FCD) to the test set. The tutorial samples in
+training mode; here also in evaluation mode, and the smaller distance counts. Runs are saved in runs/ and resumed if
+interrupted. Unknown arguments are passed to generative.dcgan: --preset, --loss, --precision and others.
 """
 
 from __future__ import annotations
@@ -51,15 +51,19 @@ BATCH = 64
 LATENT = 100
 SAVE_EVERY_UPDATES = 500
 KIND = "tutorial"
-PAINT_SEED = 0
-FOUND = ("ratio_last", "ratio_best", "last_over_best")  # to the lesser distance of the tutorial's; to our best moment
+SAMPLE_SEED = 0
+FOUND = (
+    "ratio_last",
+    "ratio_best",
+    "last_over_best",
+)  # to the tutorial's smaller distance; to our best evaluation
 
 
-# ---- the tutorial's recipe
+# ---- the tutorial
 
 
 def init_weights(module: nn.Module) -> None:
-    """As the recipe has it: N(0, .02), gains N(1, .02)."""
+    """Initialize weights from N(0, .02) and BatchNorm gains from N(1, .02), as the tutorial does."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):
@@ -68,7 +72,7 @@ def init_weights(module: nn.Module) -> None:
 
 
 def tutorial_generator(channels: int, side: int) -> nn.Sequential:
-    """4x4, doubled until it is `side`: 32 or 64 pixels."""
+    """Generator that doubles 4x4 feature maps up to `side`, 32 or 64 pixels."""
     widths = [64 * 2**place for place in range(side.bit_length() - 3)][::-1]
     layers: list[nn.Module] = [nn.ConvTranspose2d(LATENT, widths[0], 4, 1, 0, bias=False)]
     for into, out in itertools.pairwise(widths):
@@ -78,7 +82,7 @@ def tutorial_generator(channels: int, side: int) -> nn.Sequential:
 
 
 def tutorial_discriminator(channels: int, side: int) -> nn.Sequential:
-    """`side` pixels, halved to 4x4, to a probability (B, 1, 1, 1)."""
+    """Discriminator that halves `side` pixels down to 4x4. Returns a probability (B, 1, 1, 1)."""
     layers: list[nn.Module] = [nn.Conv2d(channels, 64, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, True)]
     width = 64
     for _ in range(side.bit_length() - 4):
@@ -88,16 +92,16 @@ def tutorial_discriminator(channels: int, side: int) -> nn.Sequential:
 
 
 class Tutorial:
-    """The recipe's two networks and one turn of its loop, on images (C, side, side)."""
+    """Both networks of the tutorial and one iteration of its loop, for images (C, side, side)."""
 
     def __init__(self, channels: int, side: int, seed: int) -> None:
-        """Fresh weights.
+        """Initialize the weights.
 
         Raises:
             UserError: another side than 32 or 64.
         """
         if side not in (32, 64):
-            raise UserError(f"The tutorial's networks paint sides of 32 or 64 here, got {side}: give --image-size 32.")
+            raise UserError(f"the tutorial's networks support sides of 32 or 64, got {side}: give --image-size 32.")
         torch.manual_seed(seed)
         self.generator = tutorial_generator(channels, side).apply(init_weights)
         self.discriminator = tutorial_discriminator(channels, side).apply(init_weights)
@@ -109,7 +113,7 @@ class Tutorial:
         self.losses = (0.0, 0.0, 0.0)
 
     def update(self, pixels_BCHW: Tensor) -> None:
-        """One step of the discriminator and one of the generator, from real images uint8."""
+        """Update the discriminator and the generator with real images uint8."""
         real = pixels_BCHW.float() / 127.5 - 1
         self.discriminator.zero_grad()
         label_B = torch.ones(len(real))
@@ -130,24 +134,24 @@ class Tutorial:
         self.updates += 1
 
     @torch.no_grad()
-    def paint(self, number: int, *, training: bool) -> Tensor:
-        """Images (number, C, side, side) uint8, always of the same latents, 64 at a time."""
-        z_NZ = torch.randn(number, LATENT, 1, 1, generator=torch.Generator().manual_seed(PAINT_SEED))
+    def sample(self, number: int, *, training: bool) -> Tensor:
+        """Generate images (number, C, side, side) uint8 from fixed latent vectors, in batches of 64."""
+        z_NZ = torch.randn(number, LATENT, 1, 1, generator=torch.Generator().manual_seed(SAMPLE_SEED))
         buffers = {name: buffer.clone() for name, buffer in self.generator.named_buffers()}
         self.generator.train(training)
         images = [((self.generator(z) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8) for z in z_NZ.split(BATCH)]
         self.generator.train()
-        self.generator.load_state_dict(buffers, strict=False)  # looking leaves no trace in BatchNorm's statistics
+        self.generator.load_state_dict(buffers, strict=False)  # sampling must not change BatchNorm's running statistics
         return torch.cat(images)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values."""
+        """Return the state as tensors and plain values."""
         parts = ("generator", "discriminator", "generator_optimizer", "discriminator_optimizer")
         states = {name: getattr(self, name).state_dict() for name in parts}
         return {**states, "random": self.random.get_state(), "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore a state of `state_dict`."""
         for name in ("generator", "discriminator", "generator_optimizer", "discriminator_optimizer"):
             getattr(self, name).load_state_dict(state[name])
         self.random.set_state(state["random"])
@@ -157,8 +161,8 @@ class Tutorial:
 # ---- speed
 
 
-def speed(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:
-    """Images/s of both, alternately."""
+def speed(arguments: argparse.Namespace, extra_args: list[str]) -> dict[str, Any]:
+    """Measure images/s of both sides alternately."""
     alike = [
         "--latent-dim",
         str(LATENT),
@@ -169,7 +173,7 @@ def speed(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:
         "--discriminator-width",
         "1",
     ]
-    config = parse(Config, PRESETS, [*alike, *words], __doc__ or "")
+    config = parse(Config, PRESETS, [*alike, *extra_args], __doc__ or "")
     side = arguments.image_size
     pixels = torch.randint(0, 256, (10 * BATCH, 3, side, side), dtype=torch.uint8)
     images = ImageSet(pixels, torch.zeros(len(pixels), dtype=torch.int64), ("any",), "random pixels")
@@ -188,14 +192,14 @@ def speed(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:
         "tutorial": lambda update: tutorial.update(batch(pixels, update)),
     }
     rates: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(arguments.repeats + 1):
+    for iteration in range(arguments.repeats + 1):
         for name, update in sides.items():
             began = time.perf_counter()
             for number in range(arguments.updates):
                 update(number)
             if name == "ours":
-                learner.read_metrics()["train/d_loss"].item()  # waits for the device
-            if turn:  # the first one warms up
+                learner.read_metrics()["train/d_loss"].item()  # synchronizes with the device
+            if iteration:  # the first iteration is a warm-up
                 rates[name].append(arguments.updates * BATCH / (time.perf_counter() - began))
     medians = {name: statistics.median(values) for name, values in rates.items()}
     return {
@@ -218,15 +222,15 @@ def speed(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:
 # ---- quality
 
 
-def quality(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:
-    """FCD of both after the same number of images, for every seed."""
+def quality(arguments: argparse.Namespace, extra_args: list[str]) -> dict[str, Any]:
+    """Measure the FCD of both sides after the same number of images, for every seed."""
     common = ["--data", arguments.data, "--image-size", str(arguments.image_size), "--updates", str(arguments.updates)]
     common += ["--batch-size", str(BATCH), *(["--classifier", arguments.classifier] if arguments.classifier else [])]
-    config = parse(Config, PRESETS, [*common, *words], __doc__ or "")
+    config = parse(Config, PRESETS, [*common, *extra_args], __doc__ or "")
     data = Data.load(config)
     extractor = FeatureExtractor.choose(config, data.train.shape)
     if extractor.metadata is None:
-        raise UserError(f"Nobody knows {arguments.data} well enough to score: add --classifier runs/<classifier>.")
+        raise UserError(f"no classifier is known for {arguments.data}: add --classifier runs/<classifier>.")
     test = load_split(config, "test")[0].images[: arguments.images]
     real_NF = extractor.extract(test).features_NF
 
@@ -235,47 +239,47 @@ def quality(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:
 
     results = []
     for seed in arguments.seeds:
-        ours = run_ours(f"quality-{Path(arguments.data).stem}-ours-{seed}", [*common, "--seed", str(seed), *words])
+        ours = run_ours(f"quality-{Path(arguments.data).stem}-ours-{seed}", [*common, "--seed", str(seed), *extra_args])
         theirs = train_tutorial(f"quality-{Path(arguments.data).stem}-tutorial-{seed}", data, arguments.updates, seed)
         found: dict[str, Any] = {"seed": seed}
         for which in ("last", "best"):
             sampler = Sampler.load(ours, which)
-            z_NZ, label_N = sampler.latents(arguments.images, PAINT_SEED), sampler.labels(arguments.images)
+            z_NZ, label_N = sampler.latents(arguments.images, SAMPLE_SEED), sampler.labels(arguments.images)
             found[f"ours_{which}"] = fcd(sampler.generate(z_NZ, label_N))
         for mode, training in (("training", True), ("evaluation", False)):
-            found[f"tutorial_in_{mode}_mode"] = fcd(theirs.paint(arguments.images, training=training))
-        least = min(found["tutorial_in_training_mode"], found["tutorial_in_evaluation_mode"])
-        found |= {"ratio_last": found["ours_last"] / least, "ratio_best": found["ours_best"] / least}
+            found[f"tutorial_in_{mode}_mode"] = fcd(theirs.sample(arguments.images, training=training))
+        minimum = min(found["tutorial_in_training_mode"], found["tutorial_in_evaluation_mode"])
+        found |= {"ratio_last": found["ours_last"] / minimum, "ratio_best": found["ours_best"] / minimum}
         found["last_over_best"] = found["ours_last"] / found["ours_best"]
         results.append(found)
         print(json.dumps(found), file=sys.stderr)
     return {
-        "what": f"FCD of {arguments.images:,} painted images to {len(test):,} test images",
+        "what": f"FCD of {arguments.images:,} generated images to {len(test):,} test images",
         "features": extractor.protocol,
         "floor": fcd(data.train.take(order(len(data.train), 0)[: arguments.images]).images),
         "images_seen": arguments.updates * BATCH,
         "training_images": len(data.train),
-        "words": words,
+        "words": extra_args,
         "seeds": results,
         "median": {name: statistics.median(one[name] for one in results) for name in FOUND},
     }
 
 
-def run_ours(name: str, words: list[str]) -> Path:
-    """The folder of a run as a person would start it, or go on with it where it was interrupted."""
+def run_ours(name: str, extra_args: list[str]) -> Path:
+    """Start a run from the command line, or resume it. Returns its folder."""
     folder = Path("runs") / name
-    going_on = ["--resume"] if (folder / "config.json").exists() else []
-    command = [sys.executable, "-m", "zerokara.generative.dcgan", "--name", name, *words, *going_on]
+    resume_args = ["--resume"] if (folder / "config.json").exists() else []
+    command = [sys.executable, "-m", "zerokara.generative.dcgan", "--name", name, *extra_args, *resume_args]
     subprocess.run(command, check=True, stdout=sys.stderr)
     return folder
 
 
 def train_tutorial(name: str, data: Data, updates: int, seed: int) -> Tutorial:
-    """The recipe after so many updates, from wherever an earlier call left it."""
+    """Train the tutorial up to this number of updates, resuming from an earlier checkpoint."""
     path = Path("runs") / name / "checkpoint-0.pt"
     channels, side, width = data.train.shape
     if side != width:
-        raise UserError(f"The tutorial's networks paint squares, got {side}x{width}: give --image-size 32.")
+        raise UserError(f"the tutorial's networks require square images, got {side}x{width}: give --image-size 32.")
     tutorial = Tutorial(channels, side, seed)
     if path.exists():
         tutorial.load_state_dict(checkpoint.load(path, KIND))
@@ -295,28 +299,28 @@ def train_tutorial(name: str, data: Data, updates: int, seed: int) -> Tutorial:
 
 
 def order(number: int, seed: int) -> Tensor:
-    """The numbers below `number` in an order that the seed fixes."""
+    """Return a random permutation of the numbers below `number`, determined by the seed."""
     return torch.randperm(number, generator=torch.Generator().manual_seed(seed))
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure what was asked for."""
+    """Parse the arguments, run the measurement, and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="what", required=True)
-    fast = kinds.add_parser("speed", help="images/s, alternately")
+    fast = kinds.add_parser("speed", help="measure images/s")
     fast.add_argument("--image-size", type=int, default=64, help="side in pixels")
-    fast.add_argument("--updates", type=int, default=20, help="batches of one stretch")
-    fast.add_argument("--repeats", type=int, default=5, help="stretches of each side")
-    good = kinds.add_parser("quality", help="FCD after as many images")
-    good.add_argument("--data", default="mnist", help="as generative.dcgan takes it")
+    fast.add_argument("--updates", type=int, default=20, help="updates per timed interval")
+    fast.add_argument("--repeats", type=int, default=5, help="timed intervals per side")
+    good = kinds.add_parser("quality", help="measure the FCD after the same number of updates")
+    good.add_argument("--data", default="mnist", help="data set, as in generative.dcgan")
     good.add_argument("--image-size", type=int, default=32, help="side in pixels")
-    good.add_argument("--classifier", default="", help="who scores: a run's folder, a file, or a name of the zoo")
-    good.add_argument("--updates", type=int, default=8_000, help=f"batches of {BATCH} to learn from")
-    good.add_argument("--images", type=int, default=10_000, help="painted images")
+    good.add_argument("--classifier", default="", help="classifier for the FCD: run folder, file, or zoo name")
+    good.add_argument("--updates", type=int, default=8_000, help=f"updates with batches of {BATCH}")
+    good.add_argument("--images", type=int, default=10_000, help="generated images")
     good.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    arguments, words = parser.parse_known_args(argv)
+    arguments, extra_args = parser.parse_known_args(argv)
     measure = speed if arguments.what == "speed" else quality
-    print(json.dumps({"machine": describe_machine(), **measure(arguments, words)}, indent=2))
+    print(json.dumps({"machine": describe_machine(), **measure(arguments, extra_args)}, indent=2))
 
 
 if __name__ == "__main__":

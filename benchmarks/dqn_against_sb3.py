@@ -1,11 +1,12 @@
-"""Training steps/s of our DQN and of Stable-Baselines3's on the same work, alternately, in one call.
+"""Compare training steps/s of zerokara's DQN and Stable-Baselines3's DQN with the same settings. Prints JSON.
 
     python -m benchmarks.dqn_against_sb3 --batch-size 32 --train-every 4
     python -m benchmarks.dqn_against_sb3 --batch-size 256 --train-every 32
 
-The same game, 8 environments, the paper's network without dueling or double, 1-step returns, Adam, replay of 50,000.
-Each side has a process of its own (benchmarks/turns.py) and learns for a while before anything is timed; then a stretch
-of ours and one of theirs take turns, and medians are compared. Needs the extra `bench`. Prints JSON.
+Both use the same game, 8 environments, the Nature network without dueling and double Q-learning, 1-step returns, Adam,
+and a replay buffer of 50,000 transitions. Each side runs in its own process (benchmarks/alternating.py) and trains for
+a while before the timing. Then the two sides are timed alternately, and the medians are compared. Requires the extra
+`bench`.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 
-from benchmarks import family, turns
+from benchmarks import alternating, family
 from zerokara.agents.configs.dqn import Config
 from zerokara.core.config import run_main
 
 
-def ours(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
-    """Our training loop."""
+def ours(arguments: argparse.Namespace) -> tuple[alternating.RunSteps, str]:
+    """Create zerokara's training loop."""
     config = Config(
         env=arguments.env,
         num_envs=8,
@@ -33,15 +34,15 @@ def ours(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
         learning_starts=1_000,
         replay_capacity=50_000,
         learning_rate=1e-4,
-        epsilon_decay_steps=1,  # both act with their network at every step
+        epsilon_decay_steps=1,  # no exploration phase: both sides run their network at every step
         threads=arguments.threads,
     )
     return family.trained(config)
 
 
-def theirs(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
-    """Stable-Baselines3's DQN with the same settings."""
-    import ale_py  # noqa: F401  (registers its games)
+def theirs(arguments: argparse.Namespace) -> tuple[alternating.RunSteps, str]:
+    """Create Stable-Baselines3's DQN with the same settings."""
+    import ale_py  # noqa: F401  (registers the Atari games)
     import torch
     from stable_baselines3 import DQN
     from stable_baselines3.common.env_util import make_atari_env
@@ -67,24 +68,24 @@ def theirs(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
     )
     started = False
 
-    def go(steps: int) -> None:
+    def run_steps(steps: int) -> None:
         nonlocal started
         model.learn(steps, reset_num_timesteps=not started)
         started = True
 
-    return go, f"{model.device}, {torch.get_num_threads()} threads"
+    return run_steps, f"{model.device}, {torch.get_num_threads()} threads"
 
 
 def main() -> None:
-    """Time both, alternately."""
+    """Parse the arguments, time both sides alternately, and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="ALE/Pong-v5", help="an Atari game")
-    parser.add_argument("--batch-size", type=int, default=32, help="transitions in an update")
+    parser.add_argument("--batch-size", type=int, default=32, help="transitions per update")
     parser.add_argument(
-        "--train-every", type=int, default=4, help="agent steps for each update, 8 divided by it or a multiple"
+        "--train-every", type=int, default=4, help="agent steps per update; a divisor or a multiple of 8"
     )
-    turns.add_arguments(parser, learn_first=8_000, steps=1_024)
-    figures = turns.take_turns({"ours": ours, "stable_baselines3": theirs}, parser.parse_args())
+    alternating.add_arguments(parser, learn_first=8_000, steps=1_024)
+    figures = alternating.alternate({"ours": ours, "stable_baselines3": theirs}, parser.parse_args())
     print(json.dumps({"what": "training steps/s", **figures}, indent=2))
 
 

@@ -1,9 +1,9 @@
-"""Rainbow and Beyond the Rainbow in the eager style of single-file implementations; no program.
+"""Rainbow and Beyond the Rainbow in the style of eager single-file implementations. Not a program.
 
-Written as such files are (CleanRL's rainbow_atari.py among them): float32, nothing compiled; whole stacks of frames
-kept, of an observation and again of the one that follows; priorities in a tree of sums that loops in Python walk;
-acting, emulating and learning one after another. Settings are those of a config of ours, and so are the environments,
-so that no difference comes from there.
+The code follows files like CleanRL's rainbow_atari.py: float32, not compiled; the replay buffer stores whole frame
+stacks, for the observation and again for the next observation; priorities are in a sum tree that is traversed by Python
+loops; acting, emulation and learning run sequentially. Settings and environments are those of zerokara, so that they
+cause no difference.
 
 Shapes: N environments, B batch, A actions, X atoms, T quantiles, S target quantiles, C, H, W an observation.
 """
@@ -28,35 +28,35 @@ from zerokara.agents.qlearning import schedules
 
 
 class SumTree:
-    """Numbers with the sums of a binary tree over them."""
+    """Sum tree: a binary tree whose inner nodes hold the sums of their children."""
 
     def __init__(self, capacity: int) -> None:
         self.size: int = 2 ** math.ceil(math.log2(capacity))
         self.sums = np.zeros(2 * self.size)
 
-    def __setitem__(self, place: int, value: float) -> None:
-        """Change a number, and every sum that it is part of."""
-        place += self.size
-        self.sums[place] = value
-        while place > 1:
-            place //= 2
-            self.sums[place] = self.sums[2 * place] + self.sums[2 * place + 1]
+    def __setitem__(self, index: int, value: float) -> None:
+        """Set a leaf and update the sums of its ancestors."""
+        index += self.size
+        self.sums[index] = value
+        while index > 1:
+            index //= 2
+            self.sums[index] = self.sums[2 * index] + self.sums[2 * index + 1]
 
     def find(self, target: float) -> int:
-        """The place at which the sum from the left reaches `target`."""
-        place = 1
-        while place < self.size:
-            place *= 2
-            if self.sums[place] <= target:
-                target -= self.sums[place]
-                place += 1
-        return place - self.size
+        """Return the index of the leaf at which the cumulative sum reaches `target`."""
+        index = 1
+        while index < self.size:
+            index *= 2
+            if self.sums[index] <= target:
+                target -= self.sums[index]
+                index += 1
+        return index - self.size
 
 
 class Drawn(NamedTuple):
-    """A batch."""
+    """Batch of transitions."""
 
-    place_B: list[int]
+    index_B: list[int]
     obs: Tensor
     action_B: Tensor
     reward_B: Tensor
@@ -66,64 +66,64 @@ class Drawn(NamedTuple):
 
 
 class Buffer:
-    """Prioritised replay of n-step transitions, drawn from a segment each."""
+    """Prioritized replay buffer of n-step transitions with stratified sampling."""
 
     def __init__(self, config: Config, obs_shape: tuple[int, int, int]) -> None:
         capacity = config.replay_capacity
-        self.config, self.capacity, self.place, self.full = config, capacity, 0, False
+        self.config, self.capacity, self.index, self.full = config, capacity, 0, False
         self.obs = np.zeros((capacity, *obs_shape), np.uint8)
         self.next_obs = np.zeros((capacity, *obs_shape), np.uint8)
         self.action, self.reward, self.done = np.zeros(capacity, np.int64), np.zeros(capacity), np.zeros(capacity)
-        self.tree, self.highest = SumTree(capacity), 1.0
+        self.tree, self.max_priority = SumTree(capacity), 1.0
         self.waiting: list[deque[tuple[np.ndarray, int, float, bool]]] = [
             deque(maxlen=config.n_step) for _ in range(config.num_envs)
         ]
 
     def add(self, env: int, obs: np.ndarray, action: int, reward: float, next_obs: np.ndarray, done: bool) -> None:
-        """One step of one environment."""
+        """Add one step of one environment."""
         waiting = self.waiting[env]
         waiting.append((obs, action, reward, done))
         if len(waiting) < self.config.n_step and not done:
             return
         while waiting:
             total = sum(self.config.gamma**k * each[2] for k, each in enumerate(waiting))
-            self.obs[self.place], self.action[self.place] = waiting[0][0], waiting[0][1]
-            self.reward[self.place], self.next_obs[self.place], self.done[self.place] = total, next_obs, done
-            self.tree[self.place] = self.highest**self.config.per_alpha
-            self.place += 1
-            if self.place == self.capacity:
-                self.place, self.full = 0, True
+            self.obs[self.index], self.action[self.index] = waiting[0][0], waiting[0][1]
+            self.reward[self.index], self.next_obs[self.index], self.done[self.index] = total, next_obs, done
+            self.tree[self.index] = self.max_priority**self.config.per_alpha
+            self.index += 1
+            if self.index == self.capacity:
+                self.index, self.full = 0, True
             waiting.popleft()
             if not done:
                 break
 
     def sample(self, beta: float) -> Drawn:
-        """A batch with its weights."""
+        """Sample a batch with importance-sampling weights."""
         size = self.config.batch_size
         segment = self.tree.sums[1] / size
-        places = [self.tree.find(random.uniform(segment * k, segment * (k + 1))) for k in range(size)]
-        share = self.tree.sums[np.array(places) + self.tree.size] / self.tree.sums[1]
-        weight = ((self.capacity if self.full else self.place) * share) ** -beta
+        indices = [self.tree.find(random.uniform(segment * k, segment * (k + 1))) for k in range(size)]
+        share = self.tree.sums[np.array(indices) + self.tree.size] / self.tree.sums[1]
+        weight = ((self.capacity if self.full else self.index) * share) ** -beta
         return Drawn(
-            places,
-            torch.from_numpy(self.obs[places]),
-            torch.from_numpy(self.action[places]),
-            torch.from_numpy(self.reward[places]).float(),
-            torch.from_numpy(self.next_obs[places]),
-            torch.from_numpy(self.done[places]).float(),
+            indices,
+            torch.from_numpy(self.obs[indices]),
+            torch.from_numpy(self.action[indices]),
+            torch.from_numpy(self.reward[indices]).float(),
+            torch.from_numpy(self.next_obs[indices]),
+            torch.from_numpy(self.done[indices]).float(),
             torch.from_numpy(weight / weight.max()).float(),
         )
 
-    def rank(self, place_B: list[int], error_B: np.ndarray) -> None:
-        """New priorities."""
-        for place, error in zip(place_B, error_B, strict=True):
+    def update_priorities(self, index_B: list[int], error_B: np.ndarray) -> None:
+        """Update the priorities."""
+        for index, error in zip(index_B, error_B, strict=True):
             priority = float(error) + 1e-6
-            self.tree[place] = priority**self.config.per_alpha
-            self.highest = max(self.highest, priority)
+            self.tree[index] = priority**self.config.per_alpha
+            self.max_priority = max(self.max_priority, priority)
 
 
 class NoisyLinear(nn.Module):
-    """A linear layer whose noisy weights are written down at each pass."""
+    """Linear layer with factorized Gaussian noise, whose noisy weights are computed at each pass."""
 
     weight_epsilon: Tensor
     bias_epsilon: Tensor
@@ -139,24 +139,24 @@ class NoisyLinear(nn.Module):
         self.register_buffer("bias_epsilon", torch.zeros(out_features))
 
     def reset_noise(self) -> None:
-        """Draw it anew."""
+        """Resample the noise."""
         e_in, e_out = (torch.randn(number) for number in reversed(self.weight_mu.shape))
         e_in, e_out = (e.sign() * e.abs().sqrt() for e in (e_in, e_out))
         self.weight_epsilon.copy_(torch.outer(e_out, e_in))
         self.bias_epsilon.copy_(e_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Outputs (B, O)."""
+        """Compute outputs (B, O)."""
         weight = self.weight_mu + self.weight_sigma * self.weight_epsilon
         return F.linear(x, weight, self.bias_mu + self.bias_sigma * self.bias_epsilon)
 
 
 class Network(nn.Module):
-    """Noisy dueling streams on an eye."""
+    """Dueling network with noisy layers on a backbone."""
 
-    def __init__(self, config: Config, eye: nn.Module, features: int, actions: int, outputs: int) -> None:
+    def __init__(self, config: Config, discriminator_run: nn.Module, features: int, actions: int, outputs: int) -> None:
         super().__init__()
-        self.eye, self.actions, self.outputs = eye, actions, outputs
+        self.discriminator_run, self.actions, self.outputs = discriminator_run, actions, outputs
 
         def stream(out: int) -> nn.Sequential:
             sigma = config.noisy_sigma_init
@@ -166,25 +166,25 @@ class Network(nn.Module):
         self.value, self.advantage = stream(outputs), stream(actions * outputs)
 
     def reset_noise(self) -> None:
-        """In all its layers."""
+        """Resample the noise of all layers."""
         for layer in self.modules():
             if isinstance(layer, NoisyLinear):
                 layer.reset_noise()
 
     def duel(self, features: Tensor) -> Tensor:
-        """(B, A, X)."""
+        """Compute (B, A, X)."""
         value: Tensor = self.value(features).view(-1, 1, self.outputs)
         advantage: Tensor = self.advantage(features).view(-1, self.actions, self.outputs)
         return value + advantage - advantage.mean(1, keepdim=True)
 
 
 class Rainbow(Network):
-    """The network of 2015 with 51 atoms."""
+    """Nature network (Mnih et al. 2015) with a categorical head of 51 atoms."""
 
     atoms: Tensor
 
     def __init__(self, config: Config, channels: int, actions: int) -> None:
-        eye = nn.Sequential(
+        discriminator_run = nn.Sequential(
             nn.Conv2d(channels, 32, 8, stride=4),
             nn.ReLU(),
             nn.Conv2d(32, 64, 4, stride=2),
@@ -193,20 +193,20 @@ class Rainbow(Network):
             nn.ReLU(),
             nn.Flatten(),
         )
-        super().__init__(config, eye, 3136, actions, config.num_atoms)
+        super().__init__(config, discriminator_run, 3136, actions, config.num_atoms)
         self.register_buffer("atoms", torch.linspace(*config.value_range, config.num_atoms))
 
     def forward(self, obs: Tensor) -> Tensor:
-        """Probabilities (B, A, X)."""
-        return F.softmax(self.duel(self.eye(obs / 255.0)), dim=2)
+        """Compute probabilities (B, A, X)."""
+        return F.softmax(self.duel(self.discriminator_run(obs / 255.0)), dim=2)
 
     def values(self, obs: Tensor) -> Tensor:
-        """Expected returns (B, A)."""
+        """Compute expected returns (B, A)."""
         return (self.forward(obs) * self.atoms).sum(2)
 
 
 def rainbow_loss(config: Config, online: Rainbow, target: Rainbow, batch: Drawn) -> Tensor:
-    """Cross-entropy (B,) from the projected distribution of the double-learning action."""
+    """Compute the cross-entropy (B,) to the projected target distribution of the double Q-learning action."""
     atoms, number = online.atoms, len(batch.action_B)
     with torch.no_grad():
         best_B = online.values(batch.next_obs).argmax(1)
@@ -227,20 +227,20 @@ def rainbow_loss(config: Config, online: Rainbow, target: Rainbow, batch: Drawn)
 
 
 class Residual(nn.Module):
-    """x + conv(relu(conv(relu(x)))) with spectral normalisation."""
+    """Residual block x + conv(relu(conv(relu(x)))) with spectral normalization."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv0, self.conv1 = (spectral_norm(nn.Conv2d(channels, channels, 3, padding=1)) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        """As large as x."""
+        """Compute the output, of the same shape as x."""
         out: Tensor = self.conv1(F.relu(self.conv0(F.relu(x))))
         return x + out
 
 
 class Btr(Network):
-    """IMPALA's network, whose streams are asked for the quantiles at random fractions."""
+    """IMPALA network with an IQN head, evaluated at random quantile fractions."""
 
     def __init__(self, config: Config, channels: int, actions: int) -> None:
         layers: list[nn.Module] = []
@@ -256,8 +256,8 @@ class Btr(Network):
         self.embedding = nn.Linear(config.cosine_embedding_dim, features)
 
     def forward(self, obs: Tensor, quantiles: int) -> tuple[Tensor, Tensor]:
-        """Quantiles (B, T, A), and the fractions (B, T)."""
-        x = self.eye(obs / 255.0)
+        """Compute quantiles (B, T, A) and their fractions (B, T)."""
+        x = self.discriminator_run(obs / 255.0)
         tau_BT = torch.rand(len(x), quantiles)
         cosines = torch.cos(tau_BT[:, :, None] * torch.arange(self.cosines) * math.pi)
         embedded = F.relu(self.embedding(cosines))
@@ -265,12 +265,12 @@ class Btr(Network):
         return z.view(len(x), quantiles, self.actions), tau_BT
 
     def values(self, obs: Tensor) -> Tensor:
-        """Expected returns (B, A)."""
+        """Compute expected returns (B, A)."""
         return self.forward(obs, self.quantiles)[0].mean(1)
 
 
 def btr_loss(config: Config, online: Btr, target: Btr, batch: Drawn) -> Tensor:
-    """Munchausen's quantile Huber loss (B,)."""
+    """Compute the Munchausen quantile Huber loss (B,)."""
     number, temperature = len(batch.action_B), config.munchausen_tau
     with torch.no_grad():
         next_z_BSA, _ = target(batch.next_obs, config.num_target_tau_samples)
@@ -292,7 +292,7 @@ def btr_loss(config: Config, online: Btr, target: Btr, batch: Drawn) -> Tensor:
 
 
 class Peer:
-    """The loop: act, emulate, remember, learn.
+    """Training loop: act, step the environments, store, update.
 
     Args:
         config: of the preset `rainbow` or `btr`.
@@ -312,8 +312,8 @@ class Peer:
         self.step = 0
         self.losses: list[float] = []
 
-    def go(self, steps: int) -> None:
-        """Play and learn for so many steps of all environments together."""
+    def run_steps(self, steps: int) -> None:
+        """Train for this number of steps, summed over the environments."""
         end = self.step + steps
         while self.step < end:
             self._play()
@@ -356,5 +356,5 @@ class Peer:
         loss.backward()
         nn.utils.clip_grad_norm_(self.online.parameters(), config.max_grad_norm or float("inf"))
         self.optimizer.step()
-        self.buffer.rank(batch.place_B, loss_B.detach().numpy())
+        self.buffer.update_priorities(batch.index_B, loss_B.detach().numpy())
         self.losses.append(loss.item())

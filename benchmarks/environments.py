@@ -1,13 +1,14 @@
-"""Steps per second of our Atari environments beside ale-py's vector environment alone, random actions; prints JSON.
+"""Compare steps per second of zerokara's Atari environments and ale-py's vector environment. Prints JSON.
 
     python -m benchmarks.environments --replay
 
-Both play the same game with the same settings (84x84x4 grey, sticky 0, up to 30 no-ops, frame skip 4, raw rewards), by
-turns, several times over, so that whatever else the machine does meets both; medians are printed, and their ratio.
-With `--replay`, ours also writes every step into the replay of `agents/`, while the emulators work on the next one.
+Both run the same game with the same settings (84x84x4 grayscale, no sticky actions, up to 30 no-ops, frame skip 4,
+unclipped rewards) and random actions. They are measured alternately and repeatedly, so that other load on the machine
+affects both. The medians and their ratio are printed. With `--replay`, zerokara also writes every step to the replay
+buffer of `agents/` while the emulators compute the next step.
 
-Ours gives environments a fresh seed every few thousand steps, which a measurement of a minute does not reach. What that
-costs is measured by itself, and `ratio_settled` is the ratio with its share added to every step.
+zerokara reseeds each environment every few thousand steps, which does not happen within a measurement of a minute. The
+time of a reseed is measured separately, and `ratio_settled` is the ratio with this time distributed over the steps.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def peer_seconds(env: AtariVectorEnv, action_TN: np.ndarray) -> float:
-    """Time for actions (T, N)."""
+    """Measure the time in seconds for actions (T, N) in ale-py's environment."""
     begin = time.perf_counter()
     ale.play(env, action_TN)
     return time.perf_counter() - begin
@@ -49,7 +50,10 @@ def peer_seconds(env: AtariVectorEnv, action_TN: np.ndarray) -> float:
 def our_seconds(
     env: envs.VectorEnv, obs: np.ndarray, action_TN: np.ndarray, replay: Replay | None
 ) -> tuple[float, np.ndarray]:
-    """Time for actions (T, N), each step remembered while the next one is emulated; and the last observation."""
+    """Measure the time in seconds for actions (T, N). Each step is stored while the next one is emulated.
+
+    Returns the time and the last observation.
+    """
     begin = time.perf_counter()
     env.send(action_TN[0])
     for action_N, next_action_N in zip(action_TN, [*action_TN[1:], None], strict=True):
@@ -63,7 +67,7 @@ def our_seconds(
 
 
 def seed_seconds(env: AtariVectorEnv, num_envs: int, repetitions: int) -> float:
-    """Median time of giving one environment a fresh seed."""
+    """Measure the median time in seconds to reseed one environment."""
     seconds = []
     for i in range(repetitions):
         mask_N = np.arange(num_envs) == i % num_envs
@@ -74,17 +78,17 @@ def seed_seconds(env: AtariVectorEnv, num_envs: int, repetitions: int) -> float:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Parse the arguments, measure, and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="ALE/Pong-v5")
     parser.add_argument("--num-envs", type=int, default=256)
-    parser.add_argument("--vector-steps", type=int, default=100, help="steps of all environments in one measurement")
+    parser.add_argument("--vector-steps", type=int, default=100, help="vector steps per measurement")
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--replay", action="store_true", help="ours also writes into a replay of 200,000 transitions")
+    parser.add_argument("--replay", action="store_true", help="also write into a replay buffer of 200,000 transitions")
     options = parser.parse_args()
     rng = np.random.default_rng(0)
     ours = envs.make(options.env, options.num_envs, **SETTINGS)
-    theirs = ale.alone(options.env, options.num_envs, SETTINGS)
+    theirs = ale.make_ale_env(options.env, options.num_envs, SETTINGS)
     obs = ours.reset(0)
     theirs.reset(seed=0)
     replay = None
@@ -99,7 +103,7 @@ def main() -> None:
         action_TN = rng.integers(0, ours.num_actions, (options.vector_steps, options.num_envs))
         times = {"ale_py": peer_seconds(theirs, action_TN)}
         times["ours"], obs = our_seconds(ours, obs, action_TN, replay)
-        if repetition:  # the first turn warms up
+        if repetition:  # the first repetition is a warm-up
             for name, seconds in times.items():
                 speeds[name].append(steps / seconds)
     median = {name: statistics.median(values) for name, values in speeds.items()}

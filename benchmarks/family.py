@@ -1,14 +1,14 @@
-"""What the family costs: presets beside the peers' eager style, priorities beside none, PQN beside its emulators; JSON.
+"""Compare the training speed of DQN variants and PQN with eager implementations and with the emulators. Prints JSON.
 
-    python -m benchmarks.family rainbow        # training steps/s at the paper's settings, beside benchmarks/eager.py
-    python -m benchmarks.family btr
-    python -m benchmarks.family prioritised    # training steps/s, drawn by priority beside drawn all alike
-    python -m benchmarks.family pqn            # steps/s while learning, beside ale-py's vector environment alone
-    python -m benchmarks.family presets        # training steps/s of every preset but btr
+    python -m benchmarks.family rainbow        # training steps/s at the paper's settings, against benchmarks/eager.py
+    python -m benchmarks.family btr            # the same for Beyond the Rainbow
+    python -m benchmarks.family prioritised    # training steps/s of prioritized against uniform replay
+    python -m benchmarks.family pqn            # steps/s during training, against ale-py's vector environment
+    python -m benchmarks.family presets        # training steps/s of every preset except btr
 
-By turns, in a process for each side (benchmarks/turns.py), after each has learnt for a while. The replay holds 20,000
-transitions in both, because the peers' million would take 56 GB, and learning begins after 1,024 steps; nothing else
-departs from the preset.
+Each side runs in its own process (benchmarks/alternating.py) and trains for a while; then the sides are timed
+alternately. All settings are those of the preset, except that the replay buffer holds 20,000 transitions (the eager
+implementation would need 56 GB for a million) and learning starts after 1,024 steps.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from benchmarks import ale, turns
+from benchmarks import ale, alternating
 from benchmarks.eager import Peer
 from zerokara import envs
 from zerokara.agents import dqn, pqn
@@ -42,114 +42,114 @@ Session = dqn.Training | pqn.Training
 
 
 def settings(preset: str, arguments: argparse.Namespace, **changes: Any) -> Config:
-    """A preset with a small replay and a short warm-up."""
+    """Create the config of a preset, with a small replay buffer and an early start of learning."""
     small = {"replay_capacity": 20_000, "learning_starts": 1_024, "env": arguments.env, "threads": arguments.threads}
     return Config(**{**PRESETS[preset], "preset": preset, **small, **changes})
 
 
-def trained(config: Config) -> tuple[turns.Go, str]:
-    """Our training loop."""
+def trained(config: Config) -> tuple[alternating.RunSteps, str]:
+    """Create zerokara's training loop. Returns the stepping function and a description of the hardware."""
     folder = tempfile.TemporaryDirectory()
     run = Run(config, kind="dqn", name="ours", resume=False, quiet=True, root=Path(folder.name))
     compute = dqn.choose_compute(config, World())
-    return going(dqn.Training(config, run, compute, World()), compute, folder)
+    return make_stepper(dqn.Training(config, run, compute, World()), compute, folder)
 
 
-def going(training: Session, compute: Compute, folder: object = None) -> tuple[turns.Go, str]:
-    """Turns of the loop; the folder lives as long as what writes there."""
+def make_stepper(training: Session, compute: Compute, folder: object = None) -> tuple[alternating.RunSteps, str]:
+    """Wrap a training loop as a stepping function. It holds a reference to `folder`, which must exist while it runs."""
     training.obs = training.env.reset(1)
 
-    def go(steps: int, folder: object = folder) -> None:
+    def run_steps(steps: int, folder: object = folder) -> None:
         end = training.step + steps
         while training.step < end:
             training.iterate()
 
-    return go, compute.reason
+    return run_steps, compute.reason
 
 
-def of_preset(preset: str, arguments: argparse.Namespace) -> tuple[turns.Go, str]:
-    """Any preset of ours."""
+def make_preset(preset: str, arguments: argparse.Namespace) -> tuple[alternating.RunSteps, str]:
+    """Create zerokara's training loop of a preset."""
     return trained(settings(preset, arguments))
 
 
-def eager(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
-    """The same as the peers write it."""
+def eager(arguments: argparse.Namespace) -> tuple[alternating.RunSteps, str]:
+    """Create the eager implementation with the same settings."""
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     torch.manual_seed(1)
     random.seed(1)
-    return Peer(settings(arguments.what, arguments)).go, f"float32, eager, {torch.get_num_threads()} threads"
+    return Peer(settings(arguments.what, arguments)).run_steps, f"float32, eager, {torch.get_num_threads()} threads"
 
 
-def uniform(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
-    """Prioritised DQN with a replay that draws all alike."""
+def uniform(arguments: argparse.Namespace) -> tuple[alternating.RunSteps, str]:
+    """Create the training loop of the preset `prioritized` with uniform sampling."""
     return trained(settings("prioritized", arguments, per_alpha=0.0))
 
 
 def pqn_settings(arguments: argparse.Namespace) -> pqn_config.Config:
-    """PQN as published."""
+    """Create the config of PQN's preset `paper`."""
     paper = {**pqn_config.PRESETS["paper"], "preset": "paper", "env": arguments.env, "threads": arguments.threads}
     return pqn_config.Config(**paper)
 
 
-def parallel(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
-    """Our PQN."""
+def parallel(arguments: argparse.Namespace) -> tuple[alternating.RunSteps, str]:
+    """Create zerokara's PQN."""
     config = pqn_settings(arguments)
     compute = pqn.choose_compute(config, World())
-    return going(pqn.Training(config, compute, World()), compute)
+    return make_stepper(pqn.Training(config, compute, World()), compute)
 
 
-def emulators(arguments: argparse.Namespace) -> tuple[turns.Go, str]:
-    """ale-py's vector environment as PQN has it, under random actions."""
+def emulators(arguments: argparse.Namespace) -> tuple[alternating.RunSteps, str]:
+    """Create ale-py's vector environment with the settings of PQN and random actions."""
     config = pqn_settings(arguments)
     ours = envs.make(config.env, 1, **config.env_settings())
-    env = ale.alone(config.env, config.num_envs, ours.settings)
+    env = ale.make_ale_env(config.env, config.num_envs, ours.settings)
     actions = ours.num_actions
     ours.close()
     env.reset(seed=0)
     rng = np.random.default_rng(0)
 
-    def go(steps: int) -> None:
+    def run_steps(steps: int) -> None:
         ale.play(env, rng.integers(actions, size=(steps // config.num_envs, config.num_envs)))
 
-    return go, f"{config.num_envs} environments"
+    return run_steps, f"{config.num_envs} environments"
 
 
 class Comparison(NamedTuple):
-    """Sides, and for how many steps they are looked at."""
+    """Sides of a comparison, with the steps before the timing and the steps of one timed interval."""
 
     what: str
-    sides: Mapping[str, turns.Side]
+    sides: Mapping[str, alternating.Side]
     learn_first: int
     steps: int
 
 
 COMPARISONS = {
-    "rainbow": Comparison("training steps/s", {"ours": partial(of_preset, "rainbow"), "eager": eager}, 1_400, 200),
-    "btr": Comparison("training steps/s", {"ours": partial(of_preset, "btr"), "eager": eager}, 1_280, 192),
+    "rainbow": Comparison("training steps/s", {"ours": partial(make_preset, "rainbow"), "eager": eager}, 1_400, 200),
+    "btr": Comparison("training steps/s", {"ours": partial(make_preset, "btr"), "eager": eager}, 1_280, 192),
     "prioritised": Comparison(
-        "training steps/s", {"prioritised": partial(of_preset, "prioritized"), "uniform": uniform}, 3_000, 800
+        "training steps/s", {"prioritised": partial(make_preset, "prioritized"), "uniform": uniform}, 3_000, 800
     ),
     "pqn": Comparison("steps/s", {"pqn": parallel, "ale_py": emulators}, 4_096, 8_192),
     "presets": Comparison(
-        "training steps/s", {name: partial(of_preset, name) for name in PRESETS if name != "btr"}, 1_280, 192
+        "training steps/s", {name: partial(make_preset, name) for name in PRESETS if name != "btr"}, 1_280, 192
     ),
 }
 
 
 def main() -> None:
-    """Time both sides of one comparison."""
+    """Parse the arguments, time the sides of one comparison, and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
     for name, comparison in COMPARISONS.items():
         command = commands.add_parser(name)
         command.add_argument("--env", default="ALE/Pong-v5", help="an Atari game")
-        turns.add_arguments(command, learn_first=comparison.learn_first, steps=comparison.steps)
+        alternating.add_arguments(command, learn_first=comparison.learn_first, steps=comparison.steps)
     arguments = parser.parse_args()
     comparison = COMPARISONS[arguments.what]
     if arguments.what == "pqn":
-        os.environ.setdefault(*pqn.SPIN)  # as the program has it; its emulators alone have no such threads
-    figures = turns.take_turns(comparison.sides, arguments)
+        os.environ.setdefault(*pqn.SPIN)  # as agents.pqn does; the emulators alone do not use OpenMP threads
+    figures = alternating.alternate(comparison.sides, arguments)
     print(json.dumps({"what": comparison.what, "machine": describe_machine(), **figures}, indent=2))
 
 

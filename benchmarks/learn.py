@@ -1,12 +1,11 @@
-"""How soon the agent learns, by the clock: runs of several seeds, one after another; prints JSON.
+"""Measure the wall-clock time until a DQN agent reaches a target return, with several seeds. Prints JSON.
 
-    python benchmarks/learn.py pong                # ALE/Pong-v5 to 18, three seeds
-    python benchmarks/learn.py arcade --seeds 1    # each arcade game to 95% of its scripted expert
+    python benchmarks/learn.py pong                # ALE/Pong-v5 to a return of 18, three seeds
+    python benchmarks/learn.py arcade --seeds 1    # each arcade game to 95% of the scripted expert's return
 
-The clock starts with the command and stops when the program has ended: start-up, the measuring of the hardware,
-compilation, evaluations and films are all counted. A run ends when the mean raw return of 30 whole games at epsilon
-.001 reaches the aim and 30 fresh games confirm it. Runs lie under runs/ and are left there; those that an interrupted
-benchmark finished are not run again.
+The time is that of the whole program, including start-up, hardware probe, compilation, evaluations and videos. A run
+ends when the mean unclipped return of 30 full episodes at epsilon .001 reaches the target and 30 further episodes
+confirm it. Runs are kept in runs/. If the benchmark is interrupted, finished runs are not repeated.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ import numpy as np
 from zerokara.core.config import UserError, run_main
 from zerokara.envs.arcade import GAMES, make
 
-# What departs from the preset `fast` for the small games: a tenth of Pong's length, rewards that come soon, so that
-# shorter returns do, and emulation that costs nothing, so that fewer samples are learnt from for each step.
+# Differences from the preset `fast` for the arcade games: a tenth of Pong's training steps; smaller n, because rewards
+# are less delayed; fewer updates per step, because the emulation costs almost nothing.
 ARCADE = (
     *(
         "--total-steps",
@@ -42,8 +41,8 @@ ARCADE = (
     ),
     *("--epsilon-decay-steps", "20000", "--learning-rate", "5e-4", "--eval-every-steps", "20000", "--no-capture-video"),
 )
-# Snake asks more: the paper's finer strides, for its cells are 14 pixels wide; a discount at which a detour costs
-# something, or it runs in circles; and steps that become small, or it forgets again what it knew.
+# Snake is harder. It needs the smaller strides of the Nature network, because its cells are 14 pixels wide; a lower
+# discount factor, or the agent moves in circles; and a decaying learning rate, or the return drops again.
 MORE = {
     "zerokara/Snake-v0": (
         *("--backbone", "nature", "--n-step", "3", "--double", "--gamma", "0.95"),
@@ -53,7 +52,7 @@ MORE = {
 
 
 def expert_mean(game: str, games: int = 100) -> float:
-    """Mean return of the scripted expert over whole games, one in each environment."""
+    """Compute the mean return of the scripted expert over full episodes, one per environment."""
     env = make(game, games)
     env.reset(seed=0)
     return_N, done_N = np.zeros(games), np.zeros(games, bool)
@@ -64,17 +63,21 @@ def expert_mean(game: str, games: int = 100) -> float:
     return float(return_N.mean())
 
 
-def run(env: str, seed: int, aim: float, words: tuple[str, ...]) -> dict[str, Any]:
-    """One training run as a person would start it, and what its metrics say."""
+def run(env: str, seed: int, aim: float, extra_args: tuple[str, ...]) -> dict[str, Any]:
+    """Run one training from the command line and summarize its metrics.
+
+    Raises:
+        UserError: the folder holds an unfinished run, whose time is unknown.
+    """
     name = f"learn-{env.split('/')[-1]}-{seed}"
     folder = Path("runs") / name
     result = folder / "learn.json"
     if result.exists():
         return dict(json.loads(result.read_text()))
     if folder.exists():
-        raise UserError(f"{folder} holds a run that did not finish under one clock; remove it: rm -r {folder}.")
+        raise UserError(f"{folder} holds an interrupted run, so its time is unknown; remove it: rm -r {folder}.")
     command = [sys.executable, "-m", "zerokara.agents.dqn", "--env", env, "--seed", str(seed), "--name", name]
-    command += ["--stop-at-return", str(aim), *words]
+    command += ["--stop-at-return", str(aim), *extra_args]
     began = time.perf_counter()
     subprocess.run(command, check=True, stdout=sys.stderr)
     minutes = (time.perf_counter() - began) / 60
@@ -97,16 +100,16 @@ def run(env: str, seed: int, aim: float, words: tuple[str, ...]) -> dict[str, An
 
 
 def main() -> None:
-    """Run them all, one after another."""
+    """Parse the arguments, run all trainings one after another, and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("pong", "arcade"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    arguments, words = parser.parse_known_args()
+    arguments, extra_args = parser.parse_known_args()
     results = []
     for game in ("ALE/Pong-v5",) if arguments.what == "pong" else tuple(GAMES):
         expert = None if arguments.what == "pong" else expert_mean(game)
         aim, settings = (18.0, ()) if expert is None else (round(0.95 * expert, 2), ARCADE)
-        runs = [run(game, seed, aim, (*settings, *MORE.get(game, ()), *words)) for seed in arguments.seeds]
+        runs = [run(game, seed, aim, (*settings, *MORE.get(game, ()), *extra_args)) for seed in arguments.seeds]
         minutes = [r["minutes"] if r["reached"] else float("inf") for r in runs]
         median = statistics.median(minutes)
         results.append(

@@ -1,16 +1,16 @@
-"""MNIST: the mean error of several seeds of a preset, and of an ensemble chosen on validation; prints JSON.
+"""Measure the mean error on MNIST of several seeds of a preset, and the error of an ensemble. Prints JSON.
 
-    python -m benchmarks.mnist seeds --preset fast --seeds 1 2 3 4 5          # on validation, while one still chooses
-    python -m benchmarks.mnist seeds --preset fast --seeds 1 2 3 4 5 --test   # and then, once, on the test set
+    python -m benchmarks.mnist seeds --preset fast --seeds 1 2 3 4 5          # validation error, for choosing settings
+    python -m benchmarks.mnist seeds --preset fast --seeds 1 2 3 4 5 --test   # test error, once, after all choices
     python -m benchmarks.mnist ensemble runs/mnist-best-* --members 5 --test
 
-Runs are runs/<prefix>-<preset>-<seed>; words that are not known here go to vision.classify. Finished seeds are not
-trained again, an interrupted one goes on to the same end bit for bit. 55,000 images are learnt, 5,000 chosen on. With
---test the 10,000 test images are read when all runs are done, and what came of it is kept, in
-runs/<prefix>-<preset>.json or for an ensemble in the file that --out names, and printed from there the next time.
+Runs are saved in runs/<prefix>-<preset>-<seed>. Unknown arguments are passed to vision.classify. Finished seeds are not
+trained again; an interrupted seed resumes exactly. 55,000 images are used for training and 5,000 for validation. With
+--test, the 10,000 test images are evaluated after all runs have finished. The result is saved in
+runs/<prefix>-<preset>.json, or for an ensemble in the file --out, and later calls print that file.
 
-The ensemble's members are added one by one, each the run that lowers the validation images' loss most (Caruana et al.
-2004, without repetitions); probabilities are averaged.
+Ensemble members are selected greedily: each step adds the run that lowers the validation loss most (Caruana et al.
+2004, without replacement). The probabilities of the members are averaged.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from zerokara.vision.studies.finished_run import Trained, load_trained
 from zerokara.vision.studies.grid import mean_interval
 
 
-def of_seeds(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:
-    """Train what is not trained, then score."""
+def score_seeds(arguments: argparse.Namespace, extra_args: list[str]) -> dict[str, Any]:
+    """Train the missing runs, then evaluate all of them."""
     path = Path("runs") / f"{arguments.prefix}-{arguments.preset}.json"
-    shared = ["--preset", arguments.preset, "--data", arguments.data, *words]
+    shared = ["--preset", arguments.preset, "--data", arguments.data, *extra_args]
     folders = [
         seeds.train(f"{arguments.prefix}-{arguments.preset}-{seed}", [*shared, "--seed", str(seed)])
         for seed in arguments.seeds
     ]
     names = [folder.name for folder in folders]
-    if (kept := seeds.kept(path, arguments.test, names)) is not None:
-        return kept
+    if (saved := seeds.load_saved_result(path, arguments.test, names)) is not None:
+        return saved
     trained = [load_trained(folder) for folder in folders]
     runs = [seeds.describe(one) for one in trained]
     result: dict[str, Any] = {
@@ -62,7 +62,7 @@ def of_seeds(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:
 
 
 def choose(probability_RNK: Tensor, label_N: Tensor, members: int) -> list[int]:
-    """Places of the runs whose mean does best, greedily by loss, in the order in which they came in."""
+    """Select ensemble members greedily by the loss of their mean. Returns run indices in the order of selection."""
     chosen: list[int] = []
     for _ in range(members):
         left = [place for place in range(len(probability_RNK)) if place not in chosen]
@@ -71,19 +71,23 @@ def choose(probability_RNK: Tensor, label_N: Tensor, members: int) -> list[int]:
     return chosen
 
 
-def of_ensemble(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Choose members on validation, then score their mean."""
+def score_ensemble(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Select members by validation loss, then evaluate their averaged probabilities.
+
+    Raises:
+        UserError: fewer runs than members, or runs with different validation images.
+    """
     path = Path(arguments.out)
     names = [Path(run).resolve().name for run in arguments.runs]
-    if (kept := seeds.kept(path, arguments.test, names)) is not None:
-        return kept
+    if (saved := seeds.load_saved_result(path, arguments.test, names)) is not None:
+        return saved
     if len(arguments.runs) < arguments.members:
-        raise UserError(f"--members {arguments.members} is more than the {len(arguments.runs)} runs that were named.")
+        raise UserError(f"--members {arguments.members} is more than the number of runs given, {len(arguments.runs)}.")
     trained = [load_trained(Path(run)) for run in arguments.runs]
     scores = [seeds.validation_scores(one) for one in trained]
     label_N = scores[0].label_N
     if any(not torch.equal(label_N, one.label_N) for one in scores):
-        raise UserError("These runs were not chosen on the same validation images: name runs of one data set.")
+        raise UserError("these runs have different validation images: give runs of one data set.")
     probability_RNK = torch.stack([one.probability_NK for one in scores])
     chosen = choose(probability_RNK, label_N, arguments.members)
     result: dict[str, Any] = {
@@ -105,24 +109,24 @@ def of_ensemble(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run and print."""
+    """Parse the arguments, run the benchmark, and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
     one = commands.add_parser("seeds", help="the mean error of several seeds", allow_abbrev=False)
     one.add_argument("--preset", default="fast")
     one.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     one.add_argument("--data", default="mnist")
-    one.add_argument("--prefix", default="mnist", help="what names of runs begin with")
+    one.add_argument("--prefix", default="mnist", help="prefix of the run names")
     many = commands.add_parser("ensemble", help="the error of an ensemble of finished runs")
     many.add_argument("runs", nargs="+", help="folders of runs")
     many.add_argument("--members", type=int, default=5)
     many.add_argument("--out", default="runs/mnist-ensemble.json")
     for command in (one, many):
-        command.add_argument("--test", action="store_true", help="read the test set, once, in the end")
-    arguments, words = parser.parse_known_args()
-    if arguments.what == "ensemble" and words:
-        parser.error(f"unknown: {' '.join(words)}")
-    result = of_seeds(arguments, words) if arguments.what == "seeds" else of_ensemble(arguments)
+        command.add_argument("--test", action="store_true", help="evaluate on the test set after all runs")
+    arguments, extra_args = parser.parse_known_args()
+    if arguments.what == "ensemble" and extra_args:
+        parser.error(f"unknown arguments: {' '.join(extra_args)}")
+    result = score_seeds(arguments, extra_args) if arguments.what == "seeds" else score_ensemble(arguments)
     print(json.dumps(result, indent=2))
 
 

@@ -1,9 +1,9 @@
-"""How well vision.predict sees digits as people photograph them; prints JSON.
+"""Measure the error of vision.predict on simulated photographs of handwritten digits. Prints JSON.
 
     python benchmarks/own_pictures.py runs/<a run on MNIST> --number 300
 
-Validation images of MNIST (none was learnt from, and none is a test image) become pictures of ink on paper: enlarged,
-off the middle, shaded, noisy. Each kind is read as vision.predict reads it, and with --as-is.
+Validation images of MNIST (neither training nor test images) are converted to photographs of ink on paper: enlarged,
+off-center, shaded, noisy. Each kind is preprocessed as in vision.predict, and with its option --as-is.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Draw = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 def enlarged(image_HW: np.ndarray, scale: int = 12) -> np.ndarray:
-    """The image made larger."""
+    """Enlarge the image by bicubic interpolation."""
     return cv2.resize(image_HW, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
 
 
@@ -44,7 +44,7 @@ def paper(
     shade: float = 0.4,
     ink: tuple[int, int, int] = INK,
 ) -> np.ndarray:
-    """Ink on paper (H, W, 3), off the middle by up to `margin` of the side, under light that falls off by `shade`."""
+    """Draw ink on paper (H, W, 3), off-center by up to `margin` times the side, with a brightness gradient `shade`."""
     above, left = (int(rng.uniform(0, margin) * side) for side in big_HW.shape)
     ink_HW1 = np.pad(big_HW / 255.0, ((above, above), (left, left)))[..., None]
     picture = np.array(PAPER) * (1 - ink_HW1) + np.array(ink) * ink_HW1
@@ -54,7 +54,7 @@ def paper(
 
 
 def thin(image_HW: np.ndarray) -> np.ndarray:
-    """The middle lines of the strokes, as a fine pen would have drawn them."""
+    """Reduce the strokes to their center lines, to simulate a fine pen."""
     mask = (enlarged(image_HW, 16) > 128).astype(np.uint8)
     depth = cv2.distanceTransform(mask, cv2.DIST_L2, 5)
     ridge = (depth >= cv2.dilate(depth, np.ones((5, 5))) - 0.5) & (depth > 8)
@@ -62,7 +62,7 @@ def thin(image_HW: np.ndarray) -> np.ndarray:
 
 
 def tight(image_HW: np.ndarray) -> np.ndarray:
-    """The digit alone."""
+    """Crop the image to the bounding box of the digit."""
     rows, columns = np.nonzero(image_HW > 60)
     return image_HW[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
 
@@ -80,10 +80,10 @@ KINDS: dict[str, Draw] = {
 
 
 def main() -> None:
-    """Draw, read, print."""
+    """Parse the arguments, draw and classify the images, and print the errors."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("classifier", help="a run's folder, a file, or a name of the zoo")
-    parser.add_argument("--number", type=int, default=300, help="of images")
+    parser.add_argument("classifier", help="run folder, model file, or name of a network in the zoo")
+    parser.add_argument("--number", type=int, default=300, help="number of images")
     options = parser.parse_args()
     classifier, metadata = model_file.load(zoo.find_file(options.classifier))
     _, validation = data.hold_out(data.load("mnist", "train"), 5000, SPLIT_SEED)

@@ -1,19 +1,20 @@
-"""Small photographs: ResNet-20 on CIFAR-10 within the hour, four networks on Imagenette at equal time.
+"""Train on small photographs: ResNet-20 on CIFAR-10 within one hour, four networks on Imagenette in equal time.
 
-Prints a table on stderr, and JSON.
+Prints a table to stderr and JSON to stdout.
 
-    python -m benchmarks.photographs cifar10                # on validation, while one still chooses
-    python -m benchmarks.photographs cifar10 --test         # and then, once, on the test set
-    python -m benchmarks.photographs imagenette --test      # half an hour for each of the four
+    python -m benchmarks.photographs cifar10                # validation error, for choosing settings
+    python -m benchmarks.photographs cifar10 --test         # test error, once, after all choices
+    python -m benchmarks.photographs imagenette --test      # half an hour for each of the four networks
     python -m benchmarks.photographs imagenette --networks resnet --minutes 57 --prefix hour --test
 
-A run learns for --minutes: as many epochs as its measured speed allows, so that an interrupted one goes on to the same
-end. Runs are runs/<prefix>-<set>-<network>-<seed>, finished ones are not trained again, and words that are not known
-here go to vision.classify. Validation images are a twelfth of the training set (of Imagenette's train/; its val/ is the
-test set). With --test the test images are read when all runs are done; runs/<prefix>-<set>.json keeps what came of it.
+A run trains for --minutes. The number of epochs is computed once from the measured speed, so that an interrupted run
+resumes exactly. Runs are saved in runs/<prefix>-<set>-<network>-<seed>. Finished runs are not trained again.
+Unknown arguments are passed to vision.classify. The validation set is 1/12 of the training set (of Imagenette's train/;
+its val/ is the test set). With --test, the test set is evaluated after all runs have finished, and the result is saved
+in runs/<prefix>-<set>.json.
 
-Imagenette's networks have the stems that are made for 64 pixels where they have any, the heads of their papers, and the
-same augmentation; those without normalisation learn by AdamW, the others by Nesterov's SGD.
+The networks for Imagenette use the stems for 64 pixels if they have one, the heads of their papers, and the same
+augmentation. Networks without normalization layers use AdamW, the others SGD with Nesterov momentum.
 """
 
 from __future__ import annotations
@@ -51,11 +52,11 @@ NETWORKS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
 }
 DATA = {"cifar10": "cifar10", "imagenette": "imagenette64"}
-MINUTES = {"cifar10": 57.0, "imagenette": 30.0}  # what a start takes beside them fits into the hour
+MINUTES = {"cifar10": 57.0, "imagenette": 30.0}  # with the start-up time, a run takes less than an hour
 
 
 def table(result: Mapping[str, Any]) -> Table:
-    """The runs side by side, as the errors that were read."""
+    """Create the table of all runs with their errors."""
     shown = Table("run", "parameters", "epochs", "minutes", "validation error", "test error")
     for run in result["runs"]:
         test = f"{run['test_error']:.2%}" if "test_error" in run else "not read"
@@ -66,33 +67,33 @@ def table(result: Mapping[str, Any]) -> Table:
 
 
 def main() -> None:
-    """Train what is not trained, then score and print."""
+    """Train the missing runs, evaluate all of them, and print the result."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("set", choices=NETWORKS)
-    parser.add_argument("--networks", nargs="+", help="some of them; without, all")
-    parser.add_argument("--minutes", type=float, help="of training and validation, for each network")
+    parser.add_argument("--networks", nargs="+", help="networks to train; default: all")
+    parser.add_argument("--minutes", type=float, help="minutes of training and validation per network")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--data", help="a folder or zip of the set; without, cifar10 or imagenette64 of $ZEROKARA_DATA")
-    parser.add_argument("--prefix", default="photographs", help="what names of runs begin with")
-    parser.add_argument("--test", action="store_true", help="read the test set, once, in the end")
-    arguments, words = parser.parse_known_args()
+    parser.add_argument("--data", help="folder or zip; default: cifar10 or imagenette64 in $ZEROKARA_DATA")
+    parser.add_argument("--prefix", default="photographs", help="prefix of the run names")
+    parser.add_argument("--test", action="store_true", help="evaluate on the test set after all runs")
+    arguments, extra_args = parser.parse_known_args()
     known = NETWORKS[arguments.set]
     chosen = arguments.networks or list(known)
     if unknown := [name for name in chosen if name not in known]:
-        raise UserError(f"--networks cannot be {unknown[0]}: choose of {', '.join(known)}.")
+        raise UserError(f"--networks cannot be {unknown[0]}: choose from {', '.join(known)}.")
     minutes = MINUTES[arguments.set] if arguments.minutes is None else arguments.minutes
     if minutes <= 0:
-        raise UserError(f"--minutes {minutes:g} is no time to learn in: give more than 0.")
+        raise UserError(f"--minutes {minutes:g} must be greater than 0.")
     shared = ["--data", arguments.data or DATA[arguments.set], "--minutes", str(minutes), "--seed", str(arguments.seed)]
     folders = [
-        seeds.train(f"{arguments.prefix}-{arguments.set}-{name}-{arguments.seed}", [*known[name], *shared, *words])
+        seeds.train(f"{arguments.prefix}-{arguments.set}-{name}-{arguments.seed}", [*known[name], *shared, *extra_args])
         for name in chosen
     ]
     path = Path("runs") / f"{arguments.prefix}-{arguments.set}.json"
     names = [folder.name for folder in folders]
-    result: dict[str, Any] | None = seeds.kept(path, arguments.test, names)
+    result: dict[str, Any] | None = seeds.load_saved_result(path, arguments.test, names)
     if result is None:
         trained = [load_trained(folder) for folder in folders]
         runs = [seeds.describe(one) for one in trained]

@@ -1,8 +1,8 @@
-"""Resident memory of a replay of a million Atari transitions while it fills; prints JSON.
+"""Measure the resident memory of a replay buffer of a million Atari transitions while it is filled. Prints JSON.
 
     python benchmarks/replay_memory.py
 
-Frames are random, so that no page of zeros is shared. Resident memory counts the cached pages of the files, too.
+Frames are random, so that no zero pages are shared. Resident memory includes the cached pages of memory-mapped files.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from zerokara.core.config import run_main
 
 
 def main() -> None:
-    """Fill and watch."""
+    """Parse the arguments, fill the replay buffer, and print its memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--capacity", type=int, default=1_000_000, help="transitions")
-    parser.add_argument("--num-envs", type=int, default=16, help="rings")
-    parser.add_argument("--slack", type=int, default=10_064, help="transitions more, as for a checkpoint every 10,000")
-    parser.add_argument("--in-memory", action="store_true", help="no files")
+    parser.add_argument("--num-envs", type=int, default=16, help="number of environments (ring buffers)")
+    parser.add_argument("--slack", type=int, default=10_064, help="extra transitions, as for checkpoints every 10,000")
+    parser.add_argument("--in-memory", action="store_true", help="keep the buffer in memory instead of files")
     arguments = parser.parse_args()
     process = psutil.Process()
     rng = np.random.default_rng(0)
@@ -50,7 +50,7 @@ def main() -> None:
         )
         began = time.perf_counter()
         peak = 0
-        # One lap and a half: the second lap touches pages that are there.
+        # Fill the ring buffer one and a half times; the second pass overwrites existing pages.
         for step in range(3 * arguments.capacity // (2 * envs)):
             replay.add(obs[step % 8], np.zeros(envs, np.int64), np.zeros(envs, np.float32), no, no, obs[step % 8])
             if step % 500 == 0:

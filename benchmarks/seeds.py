@@ -1,4 +1,4 @@
-"""Runs that a benchmark is made of: trained once each, gone on with, read back; no program."""
+"""Helpers for benchmarks of several runs: train or resume runs, and read their results. Not a program."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from zerokara.vision.classification.config import PRESETS, Config
 from zerokara.vision.classification.scoring import Scores
 from zerokara.vision.studies.finished_run import Trained
 
-MACHINE = {"name", "resume", "quiet", "device", "threads"}  # what may differ and still be the same run
+MACHINE = {"name", "resume", "quiet", "device", "threads"}  # settings that may differ between start and resume
 
 
 class Program(NamedTuple):
-    """One that trains: vision.<kind>, with its config and presets."""
+    """Training program vision.<kind>, with its config class and presets."""
 
     kind: str
     config: type
@@ -33,21 +33,21 @@ class Program(NamedTuple):
 CLASSIFY = Program("classify", Config, PRESETS)
 
 
-def train(name: str, words: Sequence[str], program: Program = CLASSIFY) -> Path:
-    """Train runs/<name> to its end from wherever it stands, never on test images; returns its folder.
+def train(name: str, extra_args: Sequence[str], program: Program = CLASSIFY) -> Path:
+    """Train runs/<name> or resume it, without evaluation on the test set. Returns its folder.
 
     Raises:
-        UserError: the folder holds a run with other settings, or the run did not come to its end.
+        UserError: the folder holds a run with other settings, or the run did not finish.
     """
     folder = Path("runs") / name
-    command = [*words, "--name", name, "--no-test"]
+    command = [*extra_args, "--name", name, "--no-test"]
     if (folder / "config.json").exists():
         saved = Run.read_config(folder, program.kind)["config"]
         now = to_dict(parse(program.config, program.presets, command, ""))
         if differing := [flag(key) for key in now if key not in MACHINE and saved.get(key) != now[key]]:
             raise UserError(
-                f"{folder} was begun with another {' and '.join(differing)}: give --prefix for runs of another name, "
-                f"or remove it."
+                f"{folder} was started with another {' and '.join(differing)}: choose another --prefix, or remove "
+                f"the folder."
             )
         if (folder / "result.json").exists():
             return folder
@@ -57,20 +57,20 @@ def train(name: str, words: Sequence[str], program: Program = CLASSIFY) -> Path:
         [sys.executable, "-m", f"zerokara.vision.{program.kind}", *command], check=False, stdout=sys.stderr
     )
     if done.returncode or not (folder / "result.json").exists():
-        raise UserError(f"{folder} did not come to its end: go on with the same command.")
-    if "--resume" not in command:  # else another session had a part of it
+        raise UserError(f"{folder} did not finish: repeat the same command to resume it.")
+    if "--resume" not in command:  # the total time of a resumed run is unknown
         write_json(folder / "wall.json", {"wall_minutes": (time.perf_counter() - began) / 60})
     return folder
 
 
 def wall_minutes(folder: Path) -> float | None:
-    """From a run's start to its end; None where it was interrupted."""
+    """Return the wall-clock minutes of a run, or None if it was interrupted."""
     path = folder / "wall.json"
     return round(float(json.loads(path.read_text())["wall_minutes"]), 2) if path.exists() else None
 
 
 def describe(trained: Trained) -> dict[str, Any]:
-    """What a finished run says of itself."""
+    """Collect the settings and results of a finished run."""
     folder = trained.folder
     content = Run.read_config(folder, "classify")
     result = json.loads((folder / "result.json").read_text())
@@ -90,12 +90,12 @@ def describe(trained: Trained) -> dict[str, Any]:
 
 
 def validation_scores(trained: Trained) -> Scores:
-    """On the images that were held out of the training set, the same for every run of one data set."""
+    """Evaluate on the validation images, which are the same for all runs of one data set."""
     return trained.score(trained.images("validation"))
 
 
 def protocol(trained: Trained, test: bool) -> dict[str, Any]:
-    """How figures came about."""
+    """Describe how the results were measured."""
     return {
         "train_images": len(trained.data.train),
         "validation_images": len(trained.data.validation),
@@ -107,17 +107,17 @@ def protocol(trained: Trained, test: bool) -> dict[str, Any]:
     }
 
 
-def kept(path: Path, test: bool, runs: Sequence[str]) -> dict[str, Any] | None:
-    """A result that has read the test set already, which is not to be read again.
+def load_saved_result(path: Path, test: bool, runs: Sequence[str]) -> dict[str, Any] | None:
+    """Load a saved result with test errors, so that the test set is not used again. Returns None without one.
 
     Raises:
-        UserError: it is of other runs.
+        UserError: the saved result is that of other runs.
     """
     if not test or not path.exists():
         return None
     result = dict(json.loads(path.read_text()))
     if result["of"] != list(runs):
         raise UserError(
-            f"{path} has the test errors of {', '.join(result['of'])}: give the same runs, or another name."
+            f"{path} has the test errors of {', '.join(result['of'])}: give the same runs, or choose another name."
         )
     return result

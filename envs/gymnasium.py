@@ -105,20 +105,21 @@ def make_gymnasium_env(id: str, num_envs: int, settings: Mapping[str, Any], *, r
 
 
 class GymnasiumVectorEnv(VectorEnv):
-    """N single environments, one after another.
+    """Vector environment of N single Gymnasium environments, stepped one after another.
 
-    Images are turned grey (or grey ones into RGB) first, then resized with OpenCV's INTER_AREA, as Atari's are.
+    Images are converted to grayscale (or from grayscale to RGB) first and then resized with OpenCV's INTER_AREA, as in
+    Gymnasium's AtariPreprocessing.
 
     Args:
-        id: the name in messages.
-        envs: N of the same kind, with discrete actions.
-        settings: what `settings` shall say; stack, size and grey are obeyed here.
-        hold_steps: every action is given so many times and rewards are summed, until the episode ends.
-        max_steps: steps after which an episode is truncated here; 0: only where the environment says so.
-        render: whether `render()` is wanted.
+        id: name of the environment in messages.
+        envs: N environments of the same type, with discrete actions.
+        settings: value of the attribute `settings`; frame_stack, size and grayscale are applied by this class.
+        action_repeat: number of times each action is repeated; rewards are summed; stops at the end of the episode.
+        max_steps: time limit of an episode in steps; 0: only the environment's own limit.
+        render: enable `render()`.
 
     Raises:
-        UserError: an environment cannot be reset or drawn, or draws something else than RGB.
+        UserError: an environment cannot be reset or rendered, or renders an image that is not RGB.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import shared_eye
+from benchmarks import shared_backbone
 from zerokara.agents import dqn
 from zerokara.agents.configs.dqn import PRESETS, Config
 from zerokara.agents.qlearning.network import make_network
@@ -64,10 +64,10 @@ def test_benchmark_of_the_shared_backbone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(shared_eye, "run", in_this_process)
-    monkeypatch.setattr(shared_eye, "WIDTH", "0.1")
+    monkeypatch.setattr(shared_backbone, "run", in_this_process)
+    monkeypatch.setattr(shared_backbone, "WIDTH", "0.1")
     words = ["--seeds", "3", "--frames", "160", "--updates", "2", "--total-steps", "80", "--eval-every-steps", "40"]
-    shared_eye.main([*words, "--games", "2", "--aim", "-5"])
+    shared_backbone.main([*words, "--games", "2", "--aim", "-5"])
     found = json.loads(capsys.readouterr().out)
     (one,) = found["seeds"]
     for side in ("shared", "fresh"):

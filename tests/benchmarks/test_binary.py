@@ -1,4 +1,4 @@
-"""Seeds of a binarised network are trained once, and the test set is read once."""
+"""Tests of benchmarks/binary.py: each seed is trained once, and the test set is read once."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def test_seeds_are_trained_once_and_tested_once(
         binary.main(command[3:])
         return subprocess.CompletedProcess(command, 0)
 
-    def call(*words: str) -> dict[str, Any]:
+    def call(*extra_args: str) -> dict[str, Any]:
         events.clear()
         capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["binary.py", *TINY, *words])
+        monkeypatch.setattr(sys, "argv", ["binary.py", *TINY, *extra_args])
         benchmark.main()
         out = capsys.readouterr().out
         result: dict[str, Any] = json.loads(out[out.index("{\n") :])
@@ -67,5 +67,5 @@ def test_seeds_are_trained_once_and_tested_once(
     assert tested["test"]["mean"] == pytest.approx(sum(each["test_error"] for each in tested["runs"]) / 2)
     assert call("--seeds", "1", "2", "--test") == tested
     assert "test" not in events, "the test set was read again"
-    with pytest.raises(UserError, match="begun with another --learning-rate"):
+    with pytest.raises(UserError, match="started with another --learning-rate"):
         call("--seeds", "1", "--learning-rate", "1e-3")

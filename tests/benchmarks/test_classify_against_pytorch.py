@@ -1,4 +1,4 @@
-"""The NumPy side learns the same network as PyTorch's: the same loss, and the same gradient of every parameter."""
+"""Tests of the NumPy side against PyTorch: loss, gradients of all parameters, Adam updates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.classify_against_pytorch import (
 )
 
 
-def test_numpy_has_the_gradients_of_pytorch() -> None:
+def test_numpy_gradients_match_pytorch() -> None:
     rng = np.random.default_rng(0)
     layers = [layer for layer in numpy_layers(rng) if not isinstance(layer, Dropout)]
     network = nn.Sequential(*(layer for layer in eager_network() if not isinstance(layer, nn.Dropout))).double()
@@ -40,7 +40,7 @@ def test_numpy_has_the_gradients_of_pytorch() -> None:
         torch.testing.assert_close(gradient if gradient.shape == parameter.shape else gradient.T, parameter.grad)
 
 
-def test_numpy_has_the_adam_of_pytorch() -> None:
+def test_numpy_adam_matches_pytorch() -> None:
     weight = np.array([1.0, -2.0, 3.0])
     parameter = nn.Parameter(torch.from_numpy(weight.copy()))
     adam, its = Adam([weight]), torch.optim.Adam([parameter], lr=1e-3)

@@ -1,4 +1,4 @@
-"""The peers' side does the same work as ours: the same parameters, targets and returns, drawn by priority."""
+"""Tests that the eager implementations match zerokara: parameters, targets, returns, and sampling by priority."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def made_up(actions: int) -> Drawn:
 
 
 @pytest.mark.parametrize(("preset", "kind"), [("rainbow", Rainbow), ("btr", Btr)])
-def test_the_network_is_as_large_as_ours(preset: str, kind: type[Rainbow | Btr]) -> None:
+def test_network_has_the_same_number_of_parameters(preset: str, kind: type[Rainbow | Btr]) -> None:
     config = settings(preset)
     mine = sum(parameter.numel() for parameter in kind(config, 4, 6).parameters())
     assert mine == sum(parameter.numel() for parameter in make_network(config, OBS, 6).parameters())
 
 
-def test_rainbow_learns_from_our_target() -> None:
+def test_rainbow_target_matches() -> None:
     torch.manual_seed(0)
     config = settings("rainbow")
     online, target = Rainbow(config, 4, 6), Rainbow(config, 4, 6)
@@ -50,7 +50,7 @@ def test_rainbow_learns_from_our_target() -> None:
     torch.testing.assert_close(loss_B.detach(), -(goal_BX * predicted_BX.log()).sum(1), rtol=1e-4, atol=1e-4)
 
 
-def test_btr_learns_from_our_target(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_btr_target_matches(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     config = settings("btr")
     online, target = (Btr(config, 4, 6).eval() for _ in range(2))
@@ -77,7 +77,7 @@ def test_btr_learns_from_our_target(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(loss_B.detach(), torch.stack(expected))
 
 
-def test_noise_is_of_one_draw_for_inputs_and_one_for_outputs() -> None:
+def test_noise_is_factorized() -> None:
     torch.manual_seed(0)
     layer = NoisyLinear(5, 3, 0.5)
     layer.reset_noise()
@@ -88,17 +88,17 @@ def test_noise_is_of_one_draw_for_inputs_and_one_for_outputs() -> None:
     torch.testing.assert_close(layer(x), F.linear(x, weight, layer.bias_mu + layer.bias_sigma * layer.bias_epsilon))
 
 
-def test_the_tree_finds_numbers_in_proportion() -> None:
+def test_sum_tree_samples_in_proportion() -> None:
     tree = SumTree(5)
-    for place, value in enumerate([1.0, 0.0, 2.0, 0.5, 0.5]):
-        tree[place] = value
+    for index, value in enumerate([1.0, 0.0, 2.0, 0.5, 0.5]):
+        tree[index] = value
     tree[0] = 3.0
     assert tree.sums[1] == 6.0
     found = np.bincount([tree.find(target) for target in np.arange(0.0, 6.0, 0.01)], minlength=8)
     np.testing.assert_allclose(found[:5], [300, 0, 200, 50, 50], atol=1)
 
 
-def test_returns_are_summed_over_n_steps_and_end_with_the_game() -> None:
+def test_n_step_returns_end_with_the_episode() -> None:
     config = settings("rainbow", num_envs=1)
     buffer = Buffer(config, OBS)
     frames = [np.full(OBS, value, np.uint8) for value in range(6)]
@@ -108,22 +108,22 @@ def test_returns_are_summed_over_n_steps_and_end_with_the_game() -> None:
     np.testing.assert_allclose(buffer.reward[:4], [1 + gamma**2, gamma + gamma**2, 1 + gamma, 1])
     assert buffer.done[:4].tolist() == [0, 1, 1, 1]
     assert buffer.next_obs[:4, 0, 0, 0].tolist() == [3, 4, 4, 4]
-    assert buffer.place == 4
+    assert buffer.index == 4
     assert buffer.tree.sums[1] == 4
     batch = buffer.sample(0.4)
-    buffer.rank(batch.place_B, np.full(3, 8.0))
-    assert buffer.highest == pytest.approx(8.0)
-    assert buffer.tree.sums[buffer.tree.size + batch.place_B[0]] == pytest.approx(8.0**0.5)
+    buffer.update_priorities(batch.index_B, np.full(3, 8.0))
+    assert buffer.max_priority == pytest.approx(8.0)
+    assert buffer.tree.sums[buffer.tree.size + batch.index_B[0]] == pytest.approx(8.0**0.5)
 
 
 @pytest.mark.parametrize("preset", ["rainbow", "btr"])
-def test_the_loop_plays_and_learns(preset: str) -> None:
+def test_loop_steps_and_updates(preset: str) -> None:
     peer = Peer(settings(preset, num_envs=2, train_every_steps=4, learning_starts=24, target_update_steps=16))
     before = {name: weight.clone() for name, weight in peer.online.state_dict().items()}
-    peer.go(32)
+    peer.run_steps(32)
     assert peer.step == 32
     assert len(peer.losses) == 3  # at 24, 28 and 32 steps
     assert np.isfinite(peer.losses).all()
     assert any(not torch.equal(weight, before[name]) for name, weight in peer.online.named_parameters())
-    # The target was renewed behind the last update.
+    # The target network was updated after the last gradient step.
     assert all(map(torch.equal, peer.online.parameters(), peer.target.parameters()))

@@ -1,4 +1,4 @@
-"""Seeds are trained once and resumed, the test set is read once, members of an ensemble are chosen by hand."""
+"""Tests of benchmarks/mnist.py: seeds are trained once and resumed, the test set is read once, ensemble selection."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TINY = (
 
 @pytest.fixture
 def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Training in this process on few digits: which seeds were trained and which splits read, in order."""
+    """Train in this process on few digits. Yields the list of trained seeds and loaded splits, in order."""
     events: list[str] = []
     whole = data.load
 
@@ -48,9 +48,9 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return whole(name, split, **options)
 
     def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-        words = command[3:]
-        events.append(f"seed {words[words.index('--seed') + 1]}")
-        classify.main(words)
+        extra_args = command[3:]
+        events.append(f"seed {extra_args[extra_args.index('--seed') + 1]}")
+        classify.main(extra_args)
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(glyphs, "NUMBER", {"train": 400, "test": 100})
@@ -62,8 +62,8 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return events
 
 
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
-    monkeypatch.setattr(sys, "argv", ["mnist.py", *words])
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *extra_args: str) -> dict[str, Any]:
+    monkeypatch.setattr(sys, "argv", ["mnist.py", *extra_args])
     capsys.readouterr()
     mnist.main()
     out = capsys.readouterr().out
@@ -91,21 +91,21 @@ def test_seeds_are_trained_once_and_tested_once(
     assert "test" not in read
     with pytest.raises(UserError, match="has the test errors of mnist-fast-1, mnist-fast-2"):
         call(monkeypatch, capsys, "seeds", *TINY, "--seeds", "1", "--test")
-    with pytest.raises(UserError, match="begun with another --learning-rate"):
+    with pytest.raises(UserError, match="started with another --learning-rate"):
         call(monkeypatch, capsys, "seeds", *TINY, "--seeds", "1", "--learning-rate", "1e-3")
 
     read.clear()
-    words = ["ensemble", "runs/mnist-fast-1", "runs/mnist-fast-2", "--members", "2", "--test"]
-    both = call(monkeypatch, capsys, *words)
+    extra_args = ["ensemble", "runs/mnist-fast-1", "runs/mnist-fast-2", "--members", "2", "--test"]
+    both = call(monkeypatch, capsys, *extra_args)
     assert sorted(both["members"]) == ["mnist-fast-1", "mnist-fast-2"]
     assert sorted(both["test_errors_of_members"]) == sorted(run["test_error"] for run in tested["runs"])
     assert read.count("test") == 2
-    assert call(monkeypatch, capsys, *words) == both
+    assert call(monkeypatch, capsys, *extra_args) == both
     assert read.count("test") == 2
 
 
-def test_members_are_chosen_by_the_loss_of_their_mean() -> None:
-    """The best alone, then the one that helps it most, which is not the second best alone."""
+def test_ensemble_members_are_selected_by_the_loss_of_their_mean() -> None:
+    """Select the best run, then the run that lowers the loss most, which is not the second best run."""
     right = torch.tensor([[0.9, 0.6], [0.9, 0.5], [0.2, 0.9]])  # of each run, on each of two images
     probability_RNK = torch.stack([right, 1 - right], 2)
     label_N = torch.tensor([0, 0])

@@ -1,4 +1,4 @@
-"""Digits on paper are drawn, and read better as vision.predict reads them than as they are."""
+"""Tests of simulated photographs of digits: the preprocessing of vision.predict gives fewer errors than none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zerokara.core import data
 from zerokara.core.data import glyphs
 
 
-def test_pictures_are_read(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_preprocessing_lowers_the_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(glyphs, "NUMBER", {"train": 40, "test": 20})
     images = data.load("glyphs", "train")
     asked: list[Any] = []

@@ -1,4 +1,4 @@
-"""The networks of a set are trained once each at equal time, and tested once."""
+"""Tests of benchmarks/photographs.py: each network is trained once for the same time and tested once."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ def test_networks_are_trained_once_and_tested_once(
         return whole(name, split, **options)
 
     def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-        words = command[3:]
-        events.append(f"minutes {words[words.index('--minutes') + 1]}")
-        classify.main(words)
+        extra_args = command[3:]
+        events.append(f"minutes {extra_args[extra_args.index('--minutes') + 1]}")
+        classify.main(extra_args)
         return subprocess.CompletedProcess(command, 0)
 
-    def call(*words: str) -> dict[str, Any]:
+    def call(*extra_args: str) -> dict[str, Any]:
         events.clear()
         capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["photographs.py", "imagenette", *TINY, "--minutes", "0.001", *words])
+        monkeypatch.setattr(sys, "argv", ["photographs.py", "imagenette", *TINY, "--minutes", "0.001", *extra_args])
         photographs.main()
         out, err = capsys.readouterr()
-        assert ("not read" in err) == ("--test" not in words), "the table says whether"
+        assert ("not read" in err) == ("--test" not in extra_args), "the table says whether"
         result: dict[str, Any] = json.loads(out[out.index("{\n") :])
         return result
 
@@ -73,15 +73,15 @@ def test_networks_are_trained_once_and_tested_once(
     assert events.count("minutes 0.001") == 2
     assert "test" not in events
     assert first["of"] == ["photographs-imagenette-alexnet-1", "photographs-imagenette-vgg-1"]
-    least = min(first["runs"], key=lambda one: float(one["validation_error"]))
-    assert first["least_validation_error"] == least["run"]
+    minimum = min(first["runs"], key=lambda one: float(one["validation_error"]))
+    assert first["least_validation_error"] == minimum["run"]
     tested = call("--test")
     assert "minutes 0.001" not in events, "a finished network was trained again"
     assert "test" in events
     assert all(0 <= one["test_error"] <= 1 for one in tested["runs"])
     assert call("--test") == tested
     assert "test" not in events, "the test set was read again"
-    with pytest.raises(UserError, match="--networks cannot be resnet: choose of alexnet, vgg"):
+    with pytest.raises(UserError, match="--networks cannot be resnet: choose from alexnet, vgg"):
         call("--networks", "resnet")
-    with pytest.raises(UserError, match="--minutes 0 is no time"):
+    with pytest.raises(UserError, match="--minutes 0 must be greater than 0"):
         call("--minutes", "0")

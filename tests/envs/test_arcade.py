@@ -1,4 +1,4 @@
-"""What holds for every arcade game: endings, determinism, saved state, experts, Gymnasium."""
+"""Tests of all arcade games: endings, determinism, saved state, experts, Gymnasium registration."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from zerokara.envs.arcade.base import ArcadeEnv
 from zerokara.envs.base import Step, VectorEnv
 
 IDS = sorted(GAMES)
-# Mean returns of 100 games: what the scripted expert reaches at least, and what random play stays below.
-# Measured: experts 19.8, 5.0, 19.9, 5.0 and random play 1.7, -2.3, -0.6, -0.8; the margins are three standard errors.
+# Bounds of the mean return of 100 episodes: minimum of the scripted expert, maximum of a random policy.
+# Measured: experts 19.8, 5.0, 19.9, 5.0 and random policy 1.7, -2.3, -0.6, -0.8; the margins are three standard errors.
 MIN_EXPERT_RETURN = {
     "zerokara/Breaker-v0": 18.9,
     "zerokara/Catch-v0": 5.0,
@@ -37,7 +37,7 @@ MAX_RANDOM_RETURN = {
 
 
 def random_actions(env: VectorEnv, steps: int, seed: int = 0) -> np.ndarray:
-    """Actions (steps, N)."""
+    """Sample actions (steps, N)."""
     return np.random.default_rng(seed).integers(env.num_actions, size=(steps, env.num_envs))
 
 
@@ -45,7 +45,7 @@ def step_arrays(steps: list[Step]) -> list[np.ndarray]:
     return [array for step in steps for array in step]
 
 
-# What holds for every game.
+# All games.
 
 
 @pytest.mark.parametrize("game_id", IDS)
@@ -72,7 +72,7 @@ def test_shapes_and_types(game_id: str, frame_stack: int, grayscale: bool, chann
 
 
 @pytest.mark.parametrize("game_id", IDS)
-def test_same_seed_same_pixels_other_seed_other_pixels(game_id: str) -> None:
+def test_seed_determines_the_pixels(game_id: str) -> None:
     one, same, other = (arcade.make(game_id, 8) for _ in range(3))
     assert np.array_equal(one.reset(7), same.reset(7))
     other.reset(8)
@@ -85,7 +85,7 @@ def test_same_seed_same_pixels_other_seed_other_pixels(game_id: str) -> None:
 
 
 @pytest.mark.parametrize("game_id", IDS)
-def test_reset_forgets_what_was_before(game_id: str) -> None:
+def test_reset_does_not_depend_on_earlier_steps(game_id: str) -> None:
     used, fresh = arcade.make(game_id, 4), arcade.make(game_id, 4)
     used.reset(1)
     for action_N in random_actions(used, 60):
@@ -96,8 +96,8 @@ def test_reset_forgets_what_was_before(game_id: str) -> None:
 
 
 @pytest.mark.parametrize("game_id", IDS)
-def test_a_game_does_not_depend_on_its_neighbours(game_id: str) -> None:
-    """The first two of eight play as if they were two, whatever the other six do."""
+def test_games_do_not_depend_on_each_other(game_id: str) -> None:
+    """Check that the first two of eight environments equal a batch of two, for any actions of the other six."""
     many, two = arcade.make(game_id, 8), arcade.make(game_id, 2)
     assert np.array_equal(many.reset(3)[:2], two.reset(3))
     for action_N in random_actions(many, 300):
@@ -108,7 +108,7 @@ def test_a_game_does_not_depend_on_its_neighbours(game_id: str) -> None:
 
 @pytest.mark.parametrize("game_id", IDS)
 @pytest.mark.parametrize("grayscale", [True, False])
-def test_saved_state_goes_on_bit_for_bit(game_id: str, grayscale: bool) -> None:
+def test_saved_state_resumes_exactly(game_id: str, grayscale: bool) -> None:
     env = arcade.make(game_id, 6, grayscale=grayscale)
     env.reset(5)
     actions = random_actions(env, 300)
@@ -127,7 +127,7 @@ def test_saved_state_goes_on_bit_for_bit(game_id: str, grayscale: bool) -> None:
 
 
 @pytest.mark.parametrize("game_id", IDS)
-def test_a_state_is_a_copy(game_id: str) -> None:
+def test_state_is_a_copy(game_id: str) -> None:
     env = arcade.make(game_id, 2)
     env.reset(0)
     state = env.state_dict()
@@ -141,7 +141,7 @@ def test_a_state_is_a_copy(game_id: str) -> None:
     assert all(torch.equal(state["game"][name], before[name]) for name in before)
 
 
-def test_a_foreign_state_is_refused() -> None:
+def test_states_of_other_games_are_rejected() -> None:
     env, snake, shallow = (
         arcade.make("zerokara/Catch-v0", 1),
         arcade.make("zerokara/Snake-v0", 1),
@@ -158,9 +158,9 @@ def test_a_foreign_state_is_refused() -> None:
 @pytest.mark.parametrize("game_id", IDS)
 @pytest.mark.parametrize("expert", [True, False])
 def test_endings(game_id: str, expert: bool) -> None:
-    """Terminal and truncated exclude each other, obs starts anew with zeros before, last_obs shows what really was.
+    """Check that terminal and truncated exclude each other, that obs is reset, and that last_obs is the true last one.
 
-    What really was is known from a second environment that is saved before each step and cannot reset itself.
+    The true last observation comes from a second environment that is restored before each step and does not reset.
     """
     env, shadow = arcade.make(game_id, 5), arcade.make(game_id, 5)
     obs = env.reset(11)
@@ -194,9 +194,7 @@ def test_endings(game_id: str, expert: bool) -> None:
 
 
 @pytest.mark.parametrize("game_id", IDS)
-def test_an_ending_at_the_time_limit_is_terminal_where_the_game_ends_it(
-    game_id: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_terminal_has_precedence_at_the_time_limit(game_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     env = arcade.make(game_id, 2)
     env.reset(0)
     original = env._advance
@@ -214,7 +212,7 @@ def test_an_ending_at_the_time_limit_is_terminal_where_the_game_ends_it(
 
 @pytest.mark.parametrize("game_id", IDS)
 def test_stack_holds_the_last_frames(game_id: str) -> None:
-    """Zeros before the start, and each stack is the frames of the same game with stack 1."""
+    """Check zeros before the start, and each stack against the frames of the same game with frame_stack 1."""
     stacked, single = arcade.make(game_id, 3), arcade.make(game_id, 3, frame_stack=1)
     obs, frame = stacked.reset(2), single.reset(2)
     assert not obs[:, :3].any()
@@ -229,13 +227,13 @@ def test_stack_holds_the_last_frames(game_id: str) -> None:
 
 
 @pytest.mark.parametrize("game_id", IDS)
-def test_grey_is_the_luminance_of_rgb(game_id: str) -> None:
+def test_grayscale_is_the_luminance_of_rgb(game_id: str) -> None:
     grayscale, rgb = arcade.make(game_id, 2, frame_stack=1), arcade.make(game_id, 2, frame_stack=1, grayscale=False)
     grayscale.reset(4)
     rgb_NFHW = rgb.reset(4)
     for action_N in random_actions(grayscale, 40):
-        grey_NHW, rgb_NFHW = grayscale.step(action_N).obs[:, 0], rgb.step(action_N).obs
-        for one_HW, one_FHW in zip(grey_NHW, rgb_NFHW, strict=True):
+        gray_NHW, rgb_NFHW = grayscale.step(action_N).obs[:, 0], rgb.step(action_N).obs
+        for one_HW, one_FHW in zip(gray_NHW, rgb_NFHW, strict=True):
             converted = cv2.cvtColor(np.ascontiguousarray(one_FHW.transpose(1, 2, 0)), cv2.COLOR_RGB2GRAY)
             assert np.abs(converted.astype(int) - one_HW).max() <= 1  # their rounding differs
         assert np.array_equal(grayscale.render(), rgb.render())
@@ -249,17 +247,17 @@ def test_grey_is_the_luminance_of_rgb(game_id: str) -> None:
 @pytest.mark.parametrize(
     "actions", [[0, 5], [-1, 0], [0], [[0, 0]]], ids=["too large", "negative", "too few", "wrong shape"]
 )
-def test_bad_actions_are_refused(game_id: str, actions: list[Any]) -> None:
+def test_invalid_actions_are_rejected(game_id: str, actions: list[Any]) -> None:
     env = arcade.make(game_id, 2)
     env.reset(0)
     with pytest.raises(ValueError, match="actions"):
         env.step(np.array(actions))
     with pytest.raises(ValueError, match="float64"):
         env.step(np.zeros(2))
-    env.step(np.zeros(2, np.int64))  # and the game goes on
+    env.step(np.zeros(2, np.int64))  # a valid action still works
 
 
-def test_send_and_receive_keep_their_order() -> None:
+def test_send_and_recv_must_alternate() -> None:
     env = arcade.make("zerokara/Catch-v0", 2)
     actions = np.zeros(2, np.int64)
     with pytest.raises(RuntimeError, match="reset"):
@@ -276,7 +274,7 @@ def test_send_and_receive_keep_their_order() -> None:
     env.state_dict()
 
 
-def test_an_action_array_may_be_used_again_after_send() -> None:
+def test_action_array_may_be_modified_after_send() -> None:
     env, other = arcade.make("zerokara/Catch-v0", 2), arcade.make("zerokara/Catch-v0", 2)
     env.reset(0)
     other.reset(0)
@@ -287,7 +285,7 @@ def test_an_action_array_may_be_used_again_after_send() -> None:
 
 
 @pytest.mark.parametrize("game_id", IDS)
-def test_steps_are_the_callers_to_keep(game_id: str) -> None:
+def test_returned_arrays_are_not_modified_later(game_id: str) -> None:
     env = arcade.make(game_id, 4)
     env.reset(0)
     kept = [env.step(action_N) for action_N in random_actions(env, 30)]
@@ -298,7 +296,7 @@ def test_steps_are_the_callers_to_keep(game_id: str) -> None:
 
 
 def play(game_id: str, games: int, expert: bool) -> np.ndarray:
-    """Returns (games,) of the first game of each environment."""
+    """Compute the returns (games,) of the first episode of each environment."""
     env = arcade.make(game_id, games, frame_stack=1)
     env.reset(2024)
     return_N, over_N = np.zeros(games), np.zeros(games, bool)
@@ -312,12 +310,12 @@ def play(game_id: str, games: int, expert: bool) -> np.ndarray:
 
 
 @pytest.mark.parametrize("game_id", IDS)
-def test_experts_and_random_players(game_id: str) -> None:
+def test_returns_of_experts_and_random_policies(game_id: str) -> None:
     assert play(game_id, 100, expert=True).mean() >= MIN_EXPERT_RETURN[game_id]
     assert play(game_id, 100, expert=False).mean() <= MAX_RANDOM_RETURN[game_id]
 
 
-def test_unknown_games_and_counts_are_refused() -> None:
+def test_unknown_games_and_counts_are_rejected() -> None:
     with pytest.raises(UserError, match=r"zerokara/Snake-v0\.$"):
         arcade.make("zerokara/Snke-v0", 1)
     with pytest.raises(UserError, match="at least 1, got 0"):
@@ -326,7 +324,7 @@ def test_unknown_games_and_counts_are_refused() -> None:
         arcade.make("zerokara/Snake-v0", 1, frame_stack=0)
 
 
-def test_colours_of_equal_luminance_are_refused() -> None:
+def test_colors_of_equal_luminance_are_rejected() -> None:
     with pytest.raises(ValueError, match="distinct"):
 
         class Muddled(ArcadeEnv):
@@ -340,7 +338,7 @@ def test_colours_of_equal_luminance_are_refused() -> None:
 @pytest.fixture(scope="module", autouse=True)
 def registered() -> None:
     arcade.register()
-    arcade.register()  # a second time is no harm: Gymnasium would warn of an override
+    arcade.register()  # a second call must not trigger Gymnasium's override warning
 
 
 @pytest.mark.parametrize("game_id", IDS)
@@ -356,8 +354,8 @@ def test_gymnasium_check_env(game_id: str, grayscale: bool) -> None:
 
 
 @pytest.mark.parametrize("game_id", IDS)
-def test_gymnasium_game_is_the_vector_game(game_id: str) -> None:
-    """Same pixels and rewards up to and with the end, where the picture is the last one, not the next game's first."""
+def test_gymnasium_env_matches_the_vector_env(game_id: str) -> None:
+    """Compare pixels and rewards up to the last step, which shows the last frame, not the first of the next episode."""
     env = gymnasium.make(game_id, render_mode="rgb_array")
     obs, info = env.reset(seed=9)
     game = arcade.make(game_id, 1, frame_stack=1)
@@ -380,7 +378,7 @@ def test_gymnasium_game_is_the_vector_game(game_id: str) -> None:
     env.close()
 
 
-def test_gymnasium_seeds_and_goes_on() -> None:
+def test_gymnasium_reset_with_and_without_seed() -> None:
     one, two = gymnasium.make("zerokara/Snake-v0"), gymnasium.make("zerokara/Snake-v0")
     firsts = []
     for env in (one, two):
@@ -392,14 +390,14 @@ def test_gymnasium_seeds_and_goes_on() -> None:
     assert not np.array_equal(firsts[0][0], firsts[0][1])
 
 
-def test_gymnasium_vectors_are_made_of_it() -> None:
+def test_gymnasium_make_vec() -> None:
     env = gymnasium.make_vec("zerokara/Shooter-v0", num_envs=3, vectorization_mode="sync")
     obs, _ = env.reset(seed=0)
     assert obs.shape == (3, 84, 84, 1)
     env.close()
 
 
-def test_gymnasium_unknown_render_mode_is_refused() -> None:
+def test_gymnasium_unknown_render_mode_is_rejected() -> None:
     from zerokara.envs.arcade.gymnasium import ArcadeGymnasiumEnv
 
     with pytest.raises(UserError, match="rgb_array"):

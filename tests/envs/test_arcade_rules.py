@@ -1,4 +1,4 @@
-"""Rules of the arcade games against situations computed by hand, and the parts they are built of."""
+"""Tests of the rules of the arcade games against situations computed by hand, and of their shared functions."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from zerokara.envs import arcade
 from zerokara.envs.arcade import breaker, catch, shooter, snake
 from zerokara.envs.arcade.base import SIZE, ArcadeEnv, Streams, bounce, fold, sprite
 
-ENV_0 = np.arange(1)  # the only environment of a game of one
+ENV_0 = np.arange(1)  # index of the only environment
 
 
 def make_single(game_id: str, **settings: Any) -> Any:
-    """One game, started: its state is poked at by the tests of the rules."""
+    """Create and reset one game. The tests modify its state."""
     env = arcade.make(game_id, 1, **settings)
     env.reset(0)
     return env
 
 
 def step_single(env: ArcadeEnv, action: int) -> tuple[float, bool, bool]:
-    """Reward, terminal, life lost of one step of one game."""
+    """Step one game. Returns reward, terminal, life_lost."""
     step = env.step(np.array([action]))
     return float(step.reward[0]), bool(step.terminal[0]), bool(step.life_lost[0])
 
 
-# The parts.
+# Shared functions.
 
 
 def test_streams_are_splitmix64() -> None:
-    """The reference implementation's first outputs from state 1234567, of which `integers` takes the upper half."""
+    """Compare with the reference implementation's outputs from state 1234567. `integers` uses the upper half."""
     reference = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
     streams = Streams(2)
     streams.state_N[:] = [1234567, 99]
     drawn = [int(streams.integers(ENV_0, 0, 2**31)[0]) for _ in reference]
     assert drawn == [value >> 33 for value in reference]
-    assert streams.state_N[1] == 99  # the other stream was left alone
+    assert streams.state_N[1] == 99  # the other stream is unchanged
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(-5, 5), st.integers(1, 60))
@@ -52,8 +52,8 @@ def test_draws_stay_in_their_range(seed: int, low: int, width: int) -> None:
     assert ((sample_n >= low) & (sample_n < low + width)).all()
 
 
-def test_draws_are_even_within_and_across_streams() -> None:
-    """Chi-squared over 7 values with 6 degrees of freedom stays under its 99.9% point, 22.5 (fixed seed)."""
+def test_draws_are_uniform_within_and_across_streams() -> None:
+    """Check chi-squared over 7 values (6 degrees of freedom) against its 99.9% quantile, 22.5 (fixed seed)."""
     streams = Streams(1000)
     streams.seed(0)
     drawn = np.array([streams.integers(np.arange(1000), 0, 7) for _ in range(70)])
@@ -89,7 +89,7 @@ def test_catch_ball_falls_drifts_and_bounces() -> None:
 
 @pytest.mark.parametrize(("ball_column", "reward"), [(22, -1), (23, 1), (34, 1), (45, 1), (46, -1)], ids=str)
 def test_catch_needs_the_ball_to_touch_the_paddle(ball_column: int, reward: int) -> None:
-    """The paddle covers columns 30 to 45, the ball 8 columns: they share one or more from 23 to 45."""
+    """The paddle covers columns 30 to 45, the ball 8 columns: they overlap if the ball starts in columns 23 to 45."""
     env = make_single("zerokara/Catch-v0")
     env.paddle[:], env.ball_row[:], env.ball_column[:], env.drift[:] = 30, 68, ball_column, 0
     assert step_single(env, catch.STAY) == (reward, False, False)
@@ -135,7 +135,7 @@ def put_ball(env: Any, row: int, column: int, rise: int, drift: int) -> None:
 
 def test_breaker_brick_breaks_and_turns_the_ball() -> None:
     env = make_single("zerokara/Breaker-v0")
-    put_ball(env, 40, 34, -4, 1)  # its next leading edge is row 36, in the lowest bricks (32 to 37); middle column 37
+    put_ball(env, 40, 34, -4, 1)  # next leading edge: row 36, in the lowest bricks (32 to 37); middle column 37
     assert step_single(env, breaker.STAY) == (1.0, False, False)
     assert env.bricks.sum() == 27
     assert not env.bricks[0, 3, 37 // 12]
@@ -174,7 +174,7 @@ def test_breaker_ball_bounces_off_ceiling_and_walls() -> None:
     [(-3, -3), (0, -3), (1, -2), (4, -2), (5, -1), (8, -1), (9, 1), (12, 1), (13, 2), (15, 2), (17, 3), (19, 3)],
 )
 def test_breaker_paddle_steers(offset: int, drift: int) -> None:
-    """23 places of contact in 6 zones: (offset + 3) * 6 // 23."""
+    """23 contact positions in 6 zones: (offset + 3) * 6 // 23."""
     env = make_single("zerokara/Breaker-v0")
     env.paddle[:] = 30
     put_ball(env, 70, 30 + offset, 4, 0)
@@ -206,7 +206,7 @@ def test_breaker_ends_with_the_last_life_or_the_last_brick() -> None:
 
 
 def test_breaker_every_serve_can_be_reached() -> None:
-    """The expert loses no ball that it is served, from any column in any direction."""
+    """Check that the expert hits every serve, from any column in any direction."""
     serves = [(column, drift) for column in range(20, 61) for drift in breaker.SERVE_DRIFTS]
     env: Any = arcade.make("zerokara/Breaker-v0", len(serves), frame_stack=1)
     env.reset(0)
@@ -232,7 +232,7 @@ def test_breaker_picture_of_the_wall() -> None:
 
 
 def put_snake(env: Any, cells: list[tuple[int, int]], food: tuple[int, int], heading: int) -> None:
-    """Lay the snake on these cells, head first."""
+    """Put the snake on these cells, head first."""
     env.body[:] = 0
     for age, cell in enumerate(cells):
         env.body[0][cell] = len(cells) - age
@@ -249,7 +249,7 @@ def test_snake_moves_and_its_tail_follows() -> None:
     assert env.head[0].tolist() == [2, 3]
 
 
-def test_snake_eats_grows_and_is_fed_again() -> None:
+def test_snake_eats_and_grows_and_new_food_appears() -> None:
     env = make_single("zerokara/Snake-v0")
     put_snake(env, [(3, 3), (3, 2), (3, 1)], (3, 4), snake.RIGHT)
     assert step_single(env, snake.RIGHT) == (1.0, False, False)
@@ -267,7 +267,7 @@ def test_snake_wins_at_its_full_length() -> None:
     assert env.length[0] == (env.body > 0).sum() == snake.START_LENGTH
 
 
-def test_snake_that_goes_round_and_round_is_cut_off() -> None:
+def test_snake_in_a_circle_is_truncated() -> None:
     env = make_single("zerokara/Snake-v0")
     put_snake(env, [(3, 3), (3, 2), (3, 1)], (5, 5), snake.RIGHT)
     for step in range(1, 201):
@@ -292,9 +292,9 @@ def test_snake_dies_at_each_wall(head: tuple[int, int], heading: int) -> None:
     assert env.length[0] == snake.START_LENGTH
 
 
-def test_snake_dies_of_itself_but_may_follow_its_tail() -> None:
+def test_snake_dies_at_its_body_but_may_follow_its_tail() -> None:
     env = make_single("zerokara/Snake-v0")
-    ring = [(2, 2), (2, 3), (3, 3), (3, 2)]  # the tail lies right below the head
+    ring = [(2, 2), (2, 3), (3, 3), (3, 2)]  # the tail is directly below the head
     put_snake(env, ring, (0, 0), snake.LEFT)
     assert step_single(env, snake.DOWN) == (0.0, False, False)
     put_snake(env, [*ring, (4, 2)], (0, 0), snake.LEFT)
@@ -316,8 +316,8 @@ def test_snake_food_falls_on_every_free_cell_and_no_other() -> None:
 
 @hypothesis_settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6), st.lists(st.integers(0, 3), min_size=1, max_size=120))
-def test_snake_stays_whole(seed: int, actions: list[int]) -> None:
-    """Whatever is done, the body is one chain of neighbours from head to tail, and the food lies beside it."""
+def test_snake_body_is_connected(seed: int, actions: list[int]) -> None:
+    """Check for any actions that the body is a chain of adjacent cells and that the food is on a free cell."""
     env: Any = arcade.make("zerokara/Snake-v0", 1, frame_stack=1)
     env.reset(seed)
     for action in actions:
@@ -336,14 +336,14 @@ def test_snake_stays_whole(seed: int, actions: list[int]) -> None:
 
 
 def put_rock(env: Any, row: int, column: int) -> None:
-    """This rock alone, in the first slot."""
+    """Put one rock in the first slot and remove all others."""
     env.rock_there[:] = False
     env.rock_there[0, 0], env.rock_row[0, 0], env.rock_column[0, 0] = True, row, column
 
 
 def test_shooter_shot_flies_and_breaks_the_rock() -> None:
     env = make_single("zerokara/Shooter-v0")
-    put_rock(env, 36, 35)  # centre 42, the ship's too
+    put_rock(env, 36, 35)  # center 42, like the ship
     assert step_single(env, shooter.FIRE) == (0.0, False, False)
     assert (env.shot_there[0], env.shot_row[0], env.shot_column[0]) == (True, 70, 40)
     # The rock's lower edge is at 52, then 54 and 56, the shot's upper edge at 62, then 54: step 2.
@@ -354,7 +354,7 @@ def test_shooter_shot_flies_and_breaks_the_rock() -> None:
 
 @pytest.mark.parametrize(("column", "hit"), [(26, False), (27, True), (43, True), (44, False)])
 def test_shooter_shot_must_touch(column: int, hit: bool) -> None:
-    """The shot covers columns 40 to 43, the rock 14: they share one or more from 27 to 43."""
+    """The shot covers columns 40 to 43, the rock 14 columns: they overlap if the rock starts in columns 27 to 43."""
     env = make_single("zerokara/Shooter-v0")
     put_rock(env, 40, column)
     rewards = [step_single(env, action)[0] for action in (shooter.FIRE, *[shooter.STAY] * 4)]
@@ -362,28 +362,28 @@ def test_shooter_shot_must_touch(column: int, hit: bool) -> None:
 
 
 @given(st.integers(0, 22))
-def test_shooter_no_rock_slips_past_a_shot(height: int) -> None:
+def test_shooter_no_rock_passes_through_a_shot(height: int) -> None:
     env = make_single("zerokara/Shooter-v0", frame_stack=1)
     put_rock(env, 2 * height, 35)
     assert sum(step_single(env, action)[0] for action in (shooter.FIRE, *[shooter.STAY] * 8)) == 1.0
 
 
-def test_shooter_one_shot_at_a_time_and_a_wild_one_is_gone_after_nine_steps() -> None:
+def test_shooter_one_shot_at_a_time_and_a_miss_leaves_after_nine_steps() -> None:
     env = make_single("zerokara/Shooter-v0")
     env.rock_there[:] = False
     step_single(env, shooter.FIRE)
     step_single(env, shooter.LEFT)
     rows = []
     for _ in range(7):
-        step_single(env, shooter.FIRE)  # in vain
+        step_single(env, shooter.FIRE)  # no effect
         assert env.shot_column[0] == 40
         rows.append(env.shot_row[0])
     assert rows == [54, 46, 38, 30, 22, 14, 6]
-    step_single(env, shooter.FIRE)  # the first one leaves, so that this one starts, from where the ship now is
+    step_single(env, shooter.FIRE)  # the first shot has left, so this one starts at the current position of the ship
     assert (env.shot_row[0], env.shot_column[0]) == (70, 36)
 
 
-def test_shooter_rock_that_comes_down_costs_a_life() -> None:
+def test_shooter_rock_on_the_ground_costs_a_life() -> None:
     env = make_single("zerokara/Shooter-v0")
     for lives, ending in ((2, (-1.0, False, True)), (1, (-1.0, False, True)), (3, (-1.0, True, False))):
         put_rock(env, shooter.GROUND_ROW - 4, 0)
@@ -394,7 +394,7 @@ def test_shooter_rock_that_comes_down_costs_a_life() -> None:
 
 @pytest.mark.parametrize(("rock_row", "hit"), [(38, False), (39, True), (57, True), (58, False)])
 def test_shooter_shot_and_rock_share_a_line_of_pixels(rock_row: int, hit: bool) -> None:
-    """The shot comes to lines 54 to 59; the rock comes two lines further, and is 14 high."""
+    """The shot moves to rows 54 to 59; the rock moves down by two rows and is 14 rows high."""
     env = make_single("zerokara/Shooter-v0")
     put_rock(env, rock_row, 35)
     env.shot_there[:], env.shot_row[:], env.shot_column[:] = True, 62, 40

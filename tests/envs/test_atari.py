@@ -1,4 +1,4 @@
-"""Atari against what is not of our making: Gymnasium's preprocessing, frame stack, statistics; and exact resume."""
+"""Tests of Atari against Gymnasium's preprocessing, frame stacking and episode statistics; and of exact resume."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ EXACT: dict[str, Any] = {"repeat_action_probability": 0.0, "noop_max": 0, "fire_
 
 
 def reference(id: str, *, grayscale: bool = True) -> gymnasium.Env[Any, Any]:
-    """One game as Gymnasium's own wrappers give it; reset without a seed goes on as a console that stays on."""
+    """Create one game with Gymnasium's wrappers. A reset without a seed keeps the console's memory."""
     env = gymnasium.make(id, frameskip=1, repeat_action_probability=0.0, max_num_frames_per_episode=None)
     wrapped = AtariPreprocessing(env, noop_max=0, frame_skip=4, grayscale_obs=grayscale)
     return FrameStackObservation(RecordEpisodeStatistics(wrapped), 4, padding_type="zero")
 
 
 def channels(obs: Any) -> np.ndarray:
-    """A stack of Gymnasium's, (4, 84, 84) or (4, 84, 84, 3), as ours, (C, 84, 84)."""
+    """Convert a frame stack of Gymnasium, (4, 84, 84) or (4, 84, 84, 3), to (C, 84, 84)."""
     frame_stack = np.asarray(obs)
     return (
         frame_stack if frame_stack.ndim == 3 else frame_stack.transpose(0, 3, 1, 2).reshape(-1, *frame_stack.shape[1:3])
@@ -45,7 +45,7 @@ def same(ours: envs.Step, theirs: envs.Step) -> bool:
     ("id", "grayscale", "steps"),
     [("ALE/Breakout-v5", True, 450), ("ALE/Pong-v5", True, 150), ("ALE/Seaquest-v5", False, 80)],
 )
-def test_pixels_endings_and_scores_are_those_of_gymnasium(id: str, grayscale: bool, steps: int) -> None:
+def test_pixels_endings_and_scores_match_gymnasium(id: str, grayscale: bool, steps: int) -> None:
     num_envs = 2
     env = envs.make(id, num_envs, grayscale=grayscale, **EXACT)
     theirs = [reference(id, grayscale=grayscale) for _ in range(num_envs)]
@@ -80,7 +80,7 @@ def test_pixels_endings_and_scores_are_those_of_gymnasium(id: str, grayscale: bo
     env.close()
 
 
-def test_a_time_limit_truncates_and_the_next_action_counts() -> None:
+def test_time_limit_truncates_and_the_next_action_is_executed() -> None:
     env = envs.make("ALE/Breakout-v5", 1, max_episode_frames=43, **EXACT)
     assert env.settings["max_episode_frames"] == 40  # whole steps of 4 frames
     their = reference("ALE/Breakout-v5")
@@ -95,12 +95,12 @@ def test_a_time_limit_truncates_and_the_next_action_counts() -> None:
         assert np.array_equal(step.last_obs[0], their_obs)
         if t % 10 == 0:
             their_obs = channels(their.reset()[0])
-            assert not step.obs[0, :3].any()  # zeros before the episode's start
+            assert not step.obs[0, :3].any()  # zeros before the start of the episode
         assert np.array_equal(step.obs[0], their_obs)
 
 
-def test_a_reseeded_episode_is_that_of_a_fresh_console() -> None:
-    # Seeds are spelt out, for a checkpoint of today is to be resumed tomorrow.
+def test_reseeded_episode_equals_that_of_a_new_emulator() -> None:
+    # Seeds are computed here explicitly, because saved checkpoints depend on their values.
     def seeds(run: int, number: int) -> np.ndarray:
         return np.array(
             [np.random.SeedSequence([run, i, number]).generate_state(1)[0] >> 1 for i in range(2)], np.int64
@@ -127,7 +127,7 @@ def test_a_reseeded_episode_is_that_of_a_fresh_console() -> None:
     [(True, 150), (False, 10_000)],
     ids=["reseeded", "several episodes since the seed"],
 )
-def test_a_saved_state_goes_on_bit_for_bit(grayscale: bool, reseed_every_steps: int) -> None:
+def test_saved_state_resumes_exactly(grayscale: bool, reseed_every_steps: int) -> None:
     def made() -> envs.VectorEnv:
         return envs.make(
             "ALE/Breakout-v5",
@@ -156,7 +156,7 @@ def test_a_saved_state_goes_on_bit_for_bit(grayscale: bool, reseed_every_steps: 
     state = torch.load(saved, weights_only=True)
     assert len(set(state["length"].tolist())) == (3 if reseed_every_steps == 150 else 1)
     other = made()
-    other.reset(5)  # whatever it played before
+    other.reset(5)  # earlier steps must have no effect
     other.step(action_TN[0])
     assert np.array_equal(other.load_state_dict(state), steps[249].obs)
     again = other.state_dict()
@@ -167,7 +167,7 @@ def test_a_saved_state_goes_on_bit_for_bit(grayscale: bool, reseed_every_steps: 
         assert same(other.step(action_N), step)
 
 
-def test_same_seed_same_game_and_another_seed_another() -> None:
+def test_seed_determines_the_episode() -> None:
     action_TN = np.random.default_rng(0).integers(0, 6, (40, 2))
     env = envs.make("ALE/Pong-v5", 2, protocol="machado")
 
@@ -179,8 +179,8 @@ def test_same_seed_same_game_and_another_seed_another() -> None:
     assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-def test_no_ops_go_from_none_to_the_most() -> None:
-    for fire_reset, frames in ((False, {0, 1, 2}), (True, {1, 2})):  # FIRE is one of the frames
+def test_number_of_no_ops_ranges_from_0_to_noop_max() -> None:
+    for fire_reset, frames in ((False, {0, 1, 2}), (True, {1, 2})):  # FIRE counts as one of the no-ops
         env = envs.make("ALE/Breakout-v5", 7, noop_max=2, fire_reset=fire_reset)
         assert isinstance(env, AtariVectorEnv)
         env.reset(0)
@@ -189,7 +189,7 @@ def test_no_ops_go_from_none_to_the_most() -> None:
         env.close()
 
 
-def test_foreign_and_wrong_states_are_refused() -> None:
+def test_states_of_other_environments_are_rejected() -> None:
     env = envs.make("ALE/Pong-v5", 1, **EXACT)
     env.reset(0)
     env.step(np.array([0]))
@@ -204,7 +204,7 @@ def test_foreign_and_wrong_states_are_refused() -> None:
         env.load_state_dict({**state, "crc": state["crc"] ^ 1})
 
 
-def test_what_would_hang_the_emulators_is_refused() -> None:
+def test_calls_in_the_wrong_order_and_invalid_actions_are_rejected() -> None:
     env = envs.make("ALE/Pong-v5", 2, **EXACT)
     with pytest.raises(RuntimeError, match="reset"):
         env.send(np.array([0, 0]))
@@ -225,12 +225,12 @@ def test_what_would_hang_the_emulators_is_refused() -> None:
         env.state_dict()
     assert env.recv().obs.shape == (2, 4, 84, 84)
     env.send(np.array([0, 5]))
-    assert env.reset(0).shape == (2, 4, 84, 84)  # also while a step is under way
+    assert env.reset(0).shape == (2, 4, 84, 84)  # also while a step is pending
     env.send(np.array([0, 5]))
     env.close()
 
 
-def test_arrays_are_the_callers_to_keep() -> None:
+def test_returned_arrays_are_not_modified_later() -> None:
     env = envs.make("ALE/Breakout-v5", 2, max_episode_frames=20, **EXACT)
     kept = [envs.Step(env.reset(0), *(np.zeros(2),) * 4, np.zeros(2))]
     copies = [envs.Step(*(array.copy() for array in kept[0]))]
@@ -246,7 +246,7 @@ def test_arrays_are_the_callers_to_keep() -> None:
 @pytest.mark.parametrize(
     ("id", "grayscale", "fire_reset"), [("ALE/Pong-v5", True, False), ("ALE/Breakout-v5", False, True)]
 )
-def test_a_game_for_people_shows_the_agent_the_same(id: str, grayscale: bool, fire_reset: bool) -> None:
+def test_rendered_environment_has_the_same_observations(id: str, grayscale: bool, fire_reset: bool) -> None:
     settings = {**EXACT, "grayscale": grayscale, "fire_reset": fire_reset, "max_episode_frames": 300}
     fast, rendered = envs.make(id, 1, **settings), envs.make(id, 1, render=True, **settings)
     assert fast.obs_shape == rendered.obs_shape
@@ -269,7 +269,7 @@ def test_a_game_for_people_shows_the_agent_the_same(id: str, grayscale: bool, fi
         fast.render()
 
 
-def test_a_game_for_people_can_be_saved_too() -> None:
+def test_rendered_environment_resumes_exactly() -> None:
     def made() -> envs.VectorEnv:
         return envs.make("ALE/Breakout-v5", 2, render=True, protocol="machado", noop_max=10)
 
@@ -282,7 +282,7 @@ def test_a_game_for_people_can_be_saved_too() -> None:
     assert all(same(env.step(action_N), other.step(action_N)) for action_N in action_TN[40:])
 
 
-def test_every_game_that_ale_ships_has_its_rom() -> None:
+def test_every_ale_game_has_its_rom() -> None:
     ids = [spec for id, spec in gymnasium.registry.items() if id.startswith("ALE/") and id.endswith("-v5")]
     assert len(ids) > 100
     for spec in ids:
@@ -308,7 +308,7 @@ def test_other_sizes_and_stacks() -> None:
 
 
 @pytest.mark.parametrize("render", [False, True])
-def test_a_missing_rom_is_said_in_a_sentence(
+def test_missing_rom_raises_one_sentence(
     render: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("ALE_ROMS_DIR", str(tmp_path))
@@ -317,4 +317,4 @@ def test_a_missing_rom_is_said_in_a_sentence(
     monkeypatch.setattr(roms, "get_rom_path", lambda game: None)
     with pytest.raises(UserError, match=r"no ROM .* pong.bin"):
         envs.make("ALE/Pong-v5", 1, render=render)
-    capsys.readouterr()  # ale-py prints where it looks
+    capsys.readouterr()  # discard what ale-py prints

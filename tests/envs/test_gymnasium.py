@@ -1,4 +1,4 @@
-"""Gymnasium's environments: every kind of picture, explicit endings, exact resume, and what cannot be used."""
+"""Tests of Gymnasium environments: image formats, explicit endings, exact resume, and unsupported environments."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ IMAGES: dict[str, spaces.Box] = {
 
 
 class Toy(gymnasium.Env[Any, Any]):
-    """Random pictures; the action is the reward; `script` tells what happens at which step (from 1) of an episode."""
+    """Environment with random images whose reward is the action. `script`: step of an episode (from 1) -> event."""
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012  (Gymnasium's form)
 
@@ -74,14 +74,14 @@ class Toy(gymnasium.Env[Any, Any]):
 
 
 class Wheel(Toy):
-    """Continuous unless asked."""
+    """Environment with continuous actions, or discrete ones with continuous=False."""
 
     def __init__(self, continuous: bool = True) -> None:
         super().__init__(actions=spaces.Box(-1, 1, (2,), np.float32) if continuous else spaces.Discrete(5))
 
 
 class Blind(Toy):
-    """Neither images nor a way to draw."""
+    """Environment without image observations and without rgb_array rendering."""
 
     metadata: dict[str, Any] = {"render_modes": ["human"]}  # noqa: RUF012  (Gymnasium's form)
 
@@ -92,7 +92,7 @@ class Blind(Toy):
 @pytest.fixture(autouse=True)
 def registered() -> Iterator[None]:
     for kind in (Toy, Wheel, Blind):
-        # A class is called with a registration's keywords as a function is.
+        # Gymnasium calls a class with the registered keywords, like a function.
         gymnasium.register(f"{kind.__name__}-v0", entry_point=cast(EnvCreator, kind))
     yield
     for name in ("Toy", "Wheel", "Blind"):
@@ -100,7 +100,7 @@ def registered() -> Iterator[None]:
 
 
 def toy(num_envs: int = 1, *, limit: int | None = None, render: bool = False, **kwargs: Any) -> envs.VectorEnv:
-    """The toy through the front door; its own keywords by way of the registry, ours in `settings`."""
+    """Create the toy environment with envs.make. Its own keywords go through the registry, `settings` to envs.make."""
     settings = kwargs.pop("settings", {})
     gymnasium.registry["Toy-v0"].kwargs = kwargs
     gymnasium.registry["Toy-v0"].max_episode_steps = limit
@@ -109,7 +109,7 @@ def toy(num_envs: int = 1, *, limit: int | None = None, render: bool = False, **
 
 @pytest.mark.parametrize("kind", ["flat", "grayscale", "rgb", "unit", "vector"])
 @pytest.mark.parametrize("grayscale", [True, False])
-def test_every_kind_of_picture_becomes_the_same_frames(kind: str, grayscale: bool) -> None:
+def test_image_formats_are_converted_to_frames(kind: str, grayscale: bool) -> None:
     env = toy(2, kind=kind, settings={"grayscale": grayscale, "size": 20, "frame_stack": 3})
     assert (env.obs_shape, env.frame_channels) == ((3, 20, 20) if grayscale else (9, 20, 20), 1 if grayscale else 3)
     assert env.settings["pixels"] == ("render()" if kind == "vector" else "observation")
@@ -127,7 +127,7 @@ def test_every_kind_of_picture_becomes_the_same_frames(kind: str, grayscale: boo
         assert np.array_equal(obs[i, -env.frame_channels :], single[None] if grayscale else color)
 
 
-def test_stacks_and_endings_are_those_of_gymnasium() -> None:
+def test_stacks_and_endings_match_gymnasium() -> None:
     env = toy(2, script={7: "end"}, limit=11, settings={"grayscale": False, "size": 24})
     seeds = [[int(np.random.SeedSequence([0, i, k]).generate_state(1)[0] >> 1) for k in range(9)] for i in range(2)]
     theirs = [
@@ -151,7 +151,7 @@ def test_stacks_and_endings_are_those_of_gymnasium() -> None:
     assert all(len(left) == 9 - 1 - 30 // 7 for left in seeds)
 
 
-def test_endings_are_told_apart() -> None:
+def test_endings_are_distinguished() -> None:
     def outcome(limit: int | None = None, settings: dict[str, Any] | None = None, **script: str) -> list[str]:
         env = toy(script={int(key[1:]): what for key, what in script.items()}, limit=limit, settings=settings or {})
         env.reset(0)
@@ -165,7 +165,7 @@ def test_endings_are_told_apart() -> None:
 
     assert outcome(_3="end") == ["", "", "terminal", "", ""]
     assert outcome(_3="cut") == ["", "", "truncated", "", ""]
-    assert outcome(_3="both") == ["", "", "terminal", "", ""]  # an end is an end, whatever the clock says
+    assert outcome(_3="both") == ["", "", "terminal", "", ""]  # terminal has precedence over truncated
     assert outcome(_2="die", _4="die") == ["", "life_lost", "", "life_lost", ""]
     assert outcome(limit=2, _9="end") == ["", "truncated", "", "truncated", ""]
     assert outcome(settings={"max_episode_frames": 2}, _9="end") == ["", "truncated", "", "truncated", ""]
@@ -173,7 +173,7 @@ def test_endings_are_told_apart() -> None:
     assert outcome(settings={"max_episode_frames": 2}, _2="die") == ["", "truncated", "", "truncated", ""]
 
 
-def test_a_frame_skip_holds_the_action_until_the_end() -> None:
+def test_frame_skip_repeats_the_action_until_the_end() -> None:
     env = toy(script={8: "end"}, settings={"frame_skip": 3, "max_episode_frames": 100})
     assert (env.settings["frame_skip"], env.settings["max_episode_frames"]) == (3, 99)
     env.reset(0)
@@ -182,7 +182,7 @@ def test_a_frame_skip_holds_the_action_until_the_end() -> None:
     assert [bool(step.terminal[0]) for step in steps] == [False, False, True]
 
 
-def test_actions_that_do_not_begin_at_0() -> None:
+def test_actions_that_do_not_start_at_0() -> None:
     env = toy(actions=spaces.Discrete(3, start=-1))
     assert (env.num_actions, env.action_names) == (3, ("-1", "0", "1"))
     env.reset(0)
@@ -192,14 +192,14 @@ def test_actions_that_do_not_begin_at_0() -> None:
 
 
 @pytest.mark.parametrize("kind", ["rgb", "vector"])
-def test_a_saved_state_goes_on_bit_for_bit(kind: str) -> None:
+def test_saved_state_resumes_exactly(kind: str) -> None:
     def made() -> envs.VectorEnv:
         return toy(3, kind=kind, script={2: "die", 7: "end"}, limit=6 if kind == "vector" else None)
 
     env, other = made(), made()
     obs = env.reset(2)
     rng = np.random.default_rng(0)
-    for steps in (0, 1, 3, 9):  # shorter and longer than a stack, and into later episodes
+    for steps in (0, 1, 3, 9):  # fewer and more steps than stacked frames, and later episodes
         for _ in range(steps):
             obs = env.step(rng.integers(0, 3, 3)).obs
         file = io.BytesIO()
@@ -215,11 +215,11 @@ def test_a_saved_state_goes_on_bit_for_bit(kind: str) -> None:
             obs = ours.obs
 
 
-def test_a_picture_for_people() -> None:
+def test_render() -> None:
     env = toy(2, kind="flat", render=True)
     env.reset(0)
     assert env.render().shape == (30, 40, 3)
-    assert len(np.unique(env.render()[0, 0])) == 3  # in colour, though the agent sees grey
+    assert len(np.unique(env.render()[0, 0])) == 3  # RGB, although the observation is grayscale
     drawn = toy(2, kind="vector", render=True)
     drawn.reset(0)
     before = drawn.render()
@@ -229,7 +229,7 @@ def test_a_picture_for_people() -> None:
         toy().render()
 
 
-def test_misuse_is_refused() -> None:
+def test_calls_in_the_wrong_order_are_rejected() -> None:
     env = toy()
     with pytest.raises(RuntimeError, match="reset"):
         env.step(np.array([0]))
@@ -244,30 +244,30 @@ def test_misuse_is_refused() -> None:
         env.reset(-1)
 
 
-def test_what_cannot_be_used_is_said_in_a_sentence() -> None:
-    with pytest.raises(UserError, match=r"Toy-v0 has actions Box.*discrete"):
+def test_unsupported_environments_raise_one_sentence() -> None:
+    with pytest.raises(UserError, match=r"Toy-v0 has the action space Box.*discrete"):
         toy(actions=spaces.Box(-1, 1, (2,), np.float32))
-    with pytest.raises(UserError, match=r"no images .* rgb_array"):
+    with pytest.raises(UserError, match=r"not images .* rgb_array"):
         envs.make("Blind-v0", 1)
-    with pytest.raises(UserError, match=r"renders a NoneType where \(H, W, 3\)"):
+    with pytest.raises(UserError, match=r"renders a NoneType, expected an array \(H, W, 3\)"):
         toy(kind="vector", script={1: "blank"})
     missing = gymnasium.error.DependencyNotInstalled("Box2D, `pip install swig` followed by `pip install gymnasium[x]`")
-    for script, what in (({1: "make"}, "made"), ({1: "render"}, "render")):
+    for script, what in (({1: "make"}, "created"), ({1: "render"}, "render")):
         with pytest.raises(UserError, match=rf"{what} because .* pip install swig && pip install gymnasium\[x\]$"):
             toy(kind="vector", script=script, error=missing)
     with pytest.raises(UserError, match=r"package mujoco is not installed"):
         toy(script={1: "make"}, error=ModuleNotFoundError("No module named 'mujoco'", name="mujoco"))
-    with pytest.raises(UserError, match=r"cannot be made: KeyError: 'oops'"):
+    with pytest.raises(UserError, match=r"cannot be created: KeyError: 'oops'"):
         toy(script={1: "make"}, error=KeyError("oops"))
 
 
-def test_discrete_actions_are_asked_for_where_there_are_both() -> None:
+def test_discrete_actions_are_requested_if_supported() -> None:
     env = envs.make("Wheel-v0", 1)
     assert env.num_actions == 5
     assert env.settings["continuous"] is False
 
 
-def test_an_environment_that_raises_in_the_middle_is_named() -> None:
+def test_exception_of_an_environment_names_it() -> None:
     env = toy(2, script={3: "raise", 9: "end"}, error=ZeroDivisionError("its own fault"))
     env.reset(0)
     for _ in range(2):

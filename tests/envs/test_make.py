@@ -1,4 +1,4 @@
-"""The one way in: protocols, settings in force, and every refusal in one sentence."""
+"""Tests of envs.make: protocols, active settings, and error messages of one sentence."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from zerokara.envs.atari import AtariVectorEnv
 from zerokara.envs.gymnasium import GymnasiumVectorEnv
 
 
-def test_protocols_and_what_overrides_them() -> None:
+def test_protocols_and_overrides() -> None:
     nature = envs.make("ALE/Pong-v5", 1).settings
     assert {
         key: nature[key]
@@ -43,7 +43,7 @@ def test_protocols_and_what_overrides_them() -> None:
     assert json.loads(json.dumps(machado)) == machado
 
 
-def test_each_id_goes_its_way() -> None:
+def test_type_of_environment_by_id() -> None:
     assert isinstance(envs.make("ALE/Pong-v5", 1), AtariVectorEnv)
     assert isinstance(envs.make("ALE/Pong-v5", 1, render=True), GymnasiumVectorEnv)
     assert isinstance(envs.make("PongNoFrameskip-v4", 1), GymnasiumVectorEnv)
@@ -99,18 +99,18 @@ def test_each_id_goes_its_way() -> None:
         ("no_such_module:Game-v0", {}, "no_such_module .* cannot be imported"),
     ],
 )
-def test_mistakes_are_refused_in_one_sentence(id: str, settings: dict[str, Any], sentence: str) -> None:
+def test_invalid_arguments_raise_one_sentence(id: str, settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence) as refusal:
         envs.make(id, 1, **settings)
     assert "\n" not in str(refusal.value)
 
 
-def test_at_least_one_environment() -> None:
+def test_num_envs_must_be_positive() -> None:
     with pytest.raises(UserError, match="num_envs must be between 1 and"):
         envs.make("ALE/Pong-v5", 0)
 
 
-def test_importing_the_package_registers_the_arcade_games_and_starts_no_emulator() -> None:
+def test_import_registers_the_arcade_games_and_does_not_import_ale() -> None:
     code = """
 import sys, gymnasium
 import zerokara.envs
@@ -123,7 +123,7 @@ print(gymnasium.make("zerokara/Catch-v0").reset(seed=0)[0].shape)
     assert "zerokara/Catch-v0" in gymnasium.registry
 
 
-def test_all_kinds_keep_one_contract() -> None:
+def test_all_types_have_the_same_interface() -> None:
     for id in ("ALE/Pong-v5", "zerokara/Catch-v0", "PongNoFrameskip-v4"):
         env = envs.make(id, 2)
         assert (env.id, env.num_envs, env.obs_shape, env.frame_channels) == (id, 2, (4, 84, 84), 1)

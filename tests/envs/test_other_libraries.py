@@ -1,4 +1,4 @@
-"""The arcade games in the hands of a library that is not ours."""
+"""Test of the arcade games with Stable-Baselines3."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from zerokara import envs
 
 
 def test_stable_baselines3_trains_on_catch() -> None:
-    """Its DQN fills its replay, learns, and changes its weights."""
-    assert envs.make("zerokara/Catch-v0", 1).num_actions == 3  # importing envs registers the games with Gymnasium
+    """Train its DQN for some updates and check that all counters and weights change."""
+    assert envs.make("zerokara/Catch-v0", 1).num_actions == 3  # importing envs registers the games
     model = stable_baselines3.DQN(
         "CnnPolicy",
         gymnasium.make("zerokara/Catch-v0"),

@@ -1,7 +1,7 @@
-"""Sides of a comparison, each in a process of its own, timed by turns; no program.
+"""Time several implementations alternately, each in its own process. Not a program.
 
-A process of its own is what a user gives each of them, and what one sets for the whole process (threads, how numbers
-too small are treated) does not change the others.
+With separate processes, process-wide settings (threads, flushing of denormal numbers) do not affect the other sides,
+as in normal use.
 """
 
 from __future__ import annotations
@@ -15,30 +15,28 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
-Go = Callable[[int], None]  # takes about so many agent steps
-Side = Callable[[argparse.Namespace], tuple[Go, str]]  # also says in words how it computes
+RunSteps = Callable[[int], None]  # trains for about this number of agent steps
+Side = Callable[[argparse.Namespace], tuple[RunSteps, str]]  # also returns a description of the hardware in use
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, learn_first: int, steps: int) -> None:
-    """The flags that `take_turns` reads."""
-    parser.add_argument(
-        "--learn-first", type=int, default=learn_first, help="agent steps of each side that are not timed"
-    )
-    parser.add_argument("--steps", type=int, default=steps, help="agent steps of one stretch")
-    parser.add_argument("--repeats", type=int, default=5, help="stretches of each side")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads of each side, 0 for all cores")
+    """Add the options that `alternate` reads."""
+    parser.add_argument("--learn-first", type=int, default=learn_first, help="agent steps per side before the timing")
+    parser.add_argument("--steps", type=int, default=steps, help="agent steps per timed interval")
+    parser.add_argument("--repeats", type=int, default=5, help="timed intervals per side")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads per side; 0: all cores")
 
 
-def take_turns(sides: Mapping[str, Side], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Steps per second of each side, and where there are two, the ratio of their medians.
+def alternate(sides: Mapping[str, Side], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure steps per second of each side. With two sides, also compute the ratio of their medians.
 
     Args:
-        sides: functions that a fresh process can import.
-        arguments: what they are given; `add_arguments` has those that are read here.
+        sides: picklable functions that create the stepping function in the new process.
+        arguments: passed to the sides; must include the options of `add_arguments`.
     """
     spawn = multiprocessing.get_context("spawn")
     orders, how, processes = {}, {}, []
-    for name, side in sides.items():  # one learns first, then the other
+    for name, side in sides.items():  # the sides run their untimed steps one after another
         orders[name], far_end = spawn.Pipe()
         processes.append(spawn.Process(target=_serve, args=(side, arguments, far_end), daemon=True))
         processes[-1].start()
@@ -65,12 +63,12 @@ def take_turns(sides: Mapping[str, Side], arguments: argparse.Namespace) -> dict
 
 
 def _serve(side: Side, arguments: argparse.Namespace, orders: Connection) -> None:
-    """A side in its process: told a number of steps, it takes them and answers with the seconds."""
+    """Serve one side in its process: receive a number of steps, execute them, and send the time in seconds."""
     warnings.simplefilter("ignore")
-    go, how = side(arguments)
-    go(arguments.learn_first)
+    run_steps, how = side(arguments)
+    run_steps(arguments.learn_first)
     orders.send(how)
     while (steps := orders.recv()) is not None:
         began = time.perf_counter()
-        go(steps)
+        run_steps(steps)
         orders.send(time.perf_counter() - began)

@@ -1,14 +1,14 @@
-"""What a discriminator's eye is worth to an agent: DQN that starts from it beside DQN from scratch; prints JSON.
+"""Compare DQN with a backbone pretrained as a GAN discriminator to DQN trained from scratch. Prints JSON.
 
-    python benchmarks/shared_eye.py
-    python benchmarks/shared_eye.py --env zerokara/Shooter-v0 --seeds 1 2 3 4 5 --total-steps 100000
+    python benchmarks/shared_backbone.py
+    python benchmarks/shared_backbone.py --env zerokara/Shooter-v0 --seeds 1 2 3 4 5 --total-steps 100000
 
-For each seed a discriminator (trunk `dcgan`, without normalisation, with R1) learns to tell stacks of four frames of
-random play from painted ones; then the same agent learns twice with the same seed and the same trunk, once with the
-discriminator's weights to begin with and once with fresh ones. Compared are the mean raw returns of whole games at
-every evaluation, their mean over training, and the step of the first evaluation that reaches the aim. Runs lie under
-runs/ and go on where they were interrupted. Frames that the discriminator saw are not charged to the agent: they are of
-random play, and their number stands in the result.
+For each seed, a DCGAN is trained on stacks of four frames of a random policy. Its discriminator has the backbone
+`dcgan`, no normalization, and R1 regularization. Then the same agent is trained twice with the same seed and backbone:
+once from the discriminator's weights and once from random weights. The result has the mean unclipped return at every
+evaluation, its mean over training, and the step of the first evaluation that reaches the target (--aim). Runs are saved
+in runs/ and resumed if interrupted. The frames used by the discriminator are not counted as agent steps, because they
+come from a random policy; their number is in the result.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from typing import Any
 from zerokara.core.config import UserError, run_main
 from zerokara.core.machine import describe_machine
 
-# Full-width it takes a hundred times the arithmetic of the agent's usual eye.
+# At full width, the discriminator needs a hundred times the arithmetic of the agent's default backbone.
 WIDTH = "0.25"
-PAINTER = (
+GENERATOR_ARGS = (
     "--frame-stack",
     "4",
     "--discriminator-norm",
@@ -47,35 +47,35 @@ AGENT = (
         "--no-save-replay",
         "--compile",
         "off",
-    ),  # so few updates never pay it
+    ),  # compilation takes longer than it saves for so few updates
 )
 SIDES = ("shared", "fresh")
 
 
-def run(module: str, name: str, words: Sequence[str]) -> Path:
-    """The folder of a run as a person would start it, or go on with it where it was interrupted."""
+def run(module: str, name: str, extra_args: Sequence[str]) -> Path:
+    """Start a run from the command line, or resume it. Returns its folder."""
     folder = Path("runs") / name
-    going_on = ["--resume"] if (folder / "config.json").exists() else []
-    command = [sys.executable, "-m", f"zerokara.{module}", "--name", name, *words, *going_on]
+    resume_args = ["--resume"] if (folder / "config.json").exists() else []
+    command = [sys.executable, "-m", f"zerokara.{module}", "--name", name, *extra_args, *resume_args]
     subprocess.run(command, check=True, stdout=sys.stderr)
     return folder
 
 
 def evaluations(folder: Path) -> list[tuple[int, float]]:
-    """Step and mean raw return of every evaluation of a run.
+    """Read step and mean unclipped return of every evaluation of a run.
 
     Raises:
-        UserError: it has none.
+        UserError: the run has no evaluation.
     """
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     found = [(line["step"], line["eval/return"]) for line in lines if "eval/return" in line]
     if not found:
-        raise UserError(f"{folder} was never evaluated: give a value of --total-steps above --eval-every-steps.")
+        raise UserError(f"{folder} has no evaluation: --total-steps must be larger than --eval-every-steps.")
     return found
 
 
-def in_figures(points: Sequence[tuple[int, float]], aim: float | None) -> dict[str, Any]:
-    """What is compared of a run."""
+def summarize(points: Sequence[tuple[int, float]], aim: float | None) -> dict[str, Any]:
+    """Summarize the evaluations of a run."""
     reached = [step for step, value in points if aim is not None and value >= aim]
     return {
         "evaluations": [[step, round(value, 3)] for step, value in points],
@@ -86,15 +86,23 @@ def in_figures(points: Sequence[tuple[int, float]], aim: float | None) -> dict[s
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train an eye and two agents for every seed."""
+    """Train one discriminator and two agents per seed, and compare the agents."""
     game = arguments.env.split("/")[-1]
     machine = ["--threads", str(arguments.threads)]
     results = []
     for seed in arguments.seeds:
         seeded = ["--seed", str(seed), *machine]
-        painter = ["--data", f"frames:{arguments.env}", "--frames", str(arguments.frames)]
-        painter += ["--updates", str(arguments.updates), "--discriminator-width", WIDTH, *PAINTER, *PENALTY, *seeded]
-        eye = run("generative.dcgan", f"eye-{game}-{seed}", painter)
+        generator_args = ["--data", f"frames:{arguments.env}", "--frames", str(arguments.frames)]
+        generator_args += [
+            "--updates",
+            str(arguments.updates),
+            "--discriminator-width",
+            WIDTH,
+            *GENERATOR_ARGS,
+            *PENALTY,
+            *seeded,
+        ]
+        discriminator_run = run("generative.dcgan", f"eye-{game}-{seed}", generator_args)
         agent = [
             "--env",
             arguments.env,
@@ -109,17 +117,17 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         agent += ["--epsilon-decay-steps", str(max(1, arguments.total_steps // 4))]
         found: dict[str, Any] = {"seed": seed}
         for side in SIDES:
-            start = ["--pretrained-backbone", str(eye)] if side == "shared" else []
+            start = ["--pretrained-backbone", str(discriminator_run)] if side == "shared" else []
             folder = run("agents.dqn", f"eye-{game}-{side}-{seed}", [*agent, *start])
-            found[side] = in_figures(evaluations(folder), arguments.aim)
+            found[side] = summarize(evaluations(folder), arguments.aim)
         print(json.dumps(found), file=sys.stderr)
         results.append(found)
     gains = [one["shared"]["mean_over_training"] - one["fresh"]["mean_over_training"] for one in results]
     return {
-        "what": f"mean raw return on {arguments.env}, {arguments.games} games at each evaluation",
+        "what": f"mean raw return on {arguments.env}, {arguments.games} episodes per evaluation",
         "machine": describe_machine(),
         "arguments": vars(arguments),
-        "trunk": f"dcgan of width {WIDTH}, no normalisation",
+        "trunk": f"dcgan of width {WIDTH}, no normalization",
         "frames_of_the_eye": arguments.frames,
         "seeds": results,
         "gain_of_mean_over_training": {
@@ -131,17 +139,17 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run them all, one after another."""
+    """Parse the arguments, run the comparison, and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="zerokara/Catch-v0", help="a game whose frames are 84x84")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--frames", type=int, default=20_000, help="stacks of random play that the eye learns from")
-    parser.add_argument("--updates", type=int, default=2_000, help="updates of the eye, 64 stacks each")
+    parser.add_argument("--frames", type=int, default=20_000, help="frame stacks to train the discriminator on")
+    parser.add_argument("--updates", type=int, default=2_000, help="discriminator updates with batches of 64")
     parser.add_argument("--total-steps", type=int, default=40_000, help="steps of each agent")
     parser.add_argument("--eval-every-steps", type=int, default=4_000, help="steps between evaluations")
-    parser.add_argument("--games", type=int, default=30, help="games of an evaluation")
-    parser.add_argument("--aim", type=float, default=None, help="return whose first evaluation is noted")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all cores")
+    parser.add_argument("--games", type=int, default=30, help="episodes per evaluation")
+    parser.add_argument("--aim", type=float, default=None, help="target return")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all cores")
     print(json.dumps(compare(parser.parse_args(argv)), indent=2))
 
 
