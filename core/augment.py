@@ -204,7 +204,7 @@ def boxes(center_B2: Tensor, side_B: Tensor, height: int, width: int) -> Tensor:
     """Make boolean masks (B, H, W) of boxes with the image's aspect ratio, clipped to the image.
 
     Args:
-        centre_B2: centers (y, x) from 0 to 1.
+        center_B2: centers (y, x) from 0 to 1.
         side_B: sides as a fraction of the image's side; rounded to whole pixels.
         height: of the masks, in pixels.
         width: of the masks, in pixels.

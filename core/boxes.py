@@ -67,9 +67,9 @@ def decode(boxes_N4: Tensor, codes_NK4: Tensor) -> Tensor:
     """Apply regression outputs (N, K, 4) to boxes (N, 4) and return boxes (N, K, 4): inverse of `encode` per class."""
     codes_NK4 = codes_NK4 * boxes_N4.new_tensor(CODE_STD)
     size_N12 = (boxes_N4[:, 2:] - boxes_N4[:, :2])[:, None]
-    centre = boxes_N4[:, None, :2] + size_N12 / 2 + codes_NK4[..., :2] * size_N12
+    center_N12 = boxes_N4[:, None, :2] + size_N12 / 2 + codes_NK4[..., :2] * size_N12
     half = size_N12 * codes_NK4[..., 2:].clamp(max=_MAX_LOG_SCALE).exp() / 2
-    return torch.cat([centre - half, centre + half], 2)
+    return torch.cat([center_N12 - half, center_N12 + half], 2)
 
 
 def nms(boxes_N4: Tensor, score_N: Tensor, most_iou: float) -> Tensor:
@@ -209,10 +209,10 @@ def warp(images_BCHW: Tensor, boxes_R4: Tensor, image_R: Tensor, side: int, cont
         begin_R1, end_R1 = boxes_R4[:, axis, None], boxes_R4[:, axis + 2, None]
         position_RS = begin_R1 + steps_S * (end_R1 - begin_R1)
         outside.append((position_RS < 0) | (position_RS > pixels))
-        centre_RS = (position_RS - 0.5).clamp(0, pixels - 1)  # the center of pixel i is at i + 0.5
-        low.append(centre_RS.floor().long())
+        center_RS = (position_RS - 0.5).clamp(0, pixels - 1)  # the center of pixel i is at i + 0.5
+        low.append(center_RS.floor().long())
         high.append((low[-1] + 1).clamp(max=pixels - 1))
-        fraction.append((centre_RS - low[-1])[..., None])
+        fraction.append((center_RS - low[-1])[..., None])
     image_R11 = image_R[:, None, None]
 
     def pixels_at(y_RS: Tensor, x_RS: Tensor) -> Tensor:

@@ -198,11 +198,11 @@ def _read_all(
 def _numbered(mask_HW: np.ndarray, name: str, classes: int, unlabelled: int) -> np.ndarray:
     """Replace the files' number of unlabeled pixels by UNLABELLED and check all others; 0 classes: unknown."""
     labelled_HW = mask_HW != unlabelled
-    most = int(mask_HW.max(where=labelled_HW, initial=0))
-    if most >= (classes or UNLABELLED):
+    max_class = int(mask_HW.max(where=labelled_HW, initial=0))
+    if max_class >= (classes or UNLABELLED):
         found = f"there are {classes} classes, 0 to {classes - 1}" if classes else "the last class can be 254"
         raise UserError(
-            f"{name} has pixels of class {most}, but {found}, and {unlabelled} for unlabeled pixels: correct it, "
+            f"{name} has pixels of class {max_class}, but {found}, and {unlabelled} for unlabeled pixels: correct it, "
             f"list all --classes, or give the number of unlabeled pixels with --unlabelled."
         )
     return np.where(labelled_HW, mask_HW, UNLABELLED).astype(np.uint8)

@@ -91,12 +91,12 @@ def get(folder: Path, *mirrors: Mirror, progress: Callable[[str, int, int], None
 
 def test_file_is_downloaded_completely_and_only_once(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
     server = mirror()
-    told: list[tuple[str, int, int]] = []
+    updates: list[tuple[str, int, int]] = []
     folder = tmp_path / "new" / "folder"
-    assert get(folder, server, progress=lambda *news: told.append(news)) == CONTENT
-    assert told[-1] == ("downloading set.gz", len(CONTENT), len(CONTENT))
-    assert len(told) >= 3
-    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+    assert get(folder, server, progress=lambda *update: updates.append(update)) == CONTENT
+    assert updates[-1] == ("downloading set.gz", len(CONTENT), len(CONTENT))
+    assert len(updates) >= 3
+    assert [done for _, done, _ in updates] == sorted(done for _, done, _ in updates)
     assert get(folder, server) == CONTENT
     assert server.requested == [None]
 
