@@ -125,7 +125,7 @@ def test_grayscale_is_luma() -> None:
 FILES = {
     "a": encoded(Image.new("L", (4, 4), 5)),
     "b": encoded(Image.new("L", (4, 4), 6)),
-    "colour": encoded(Image.new("RGB", (4, 4), (1, 2, 3))),
+    "color": encoded(Image.new("RGB", (4, 4), (1, 2, 3))),
     "wide": encoded(Image.new("L", (6, 3), 7)),
 }
 
@@ -136,8 +136,8 @@ def read_all(names: list[str], image_size: int | None = None, grayscale: bool | 
 
 def test_set_is_grayscale_only_if_all_images_are() -> None:
     assert read_all(["a", "b"])[:, :, 0, 0].tolist() == [[5], [6]]
-    assert read_all(["a", "b", "colour", "a"])[:, :, 0, 0].tolist() == [[5] * 3, [6] * 3, [1, 2, 3], [5] * 3]
-    assert read_all(["colour", "a"], grayscale=True)[:, :, 0, 0].tolist() == [[2], [5]]
+    assert read_all(["a", "b", "color", "a"])[:, :, 0, 0].tolist() == [[5] * 3, [6] * 3, [1, 2, 3], [5] * 3]
+    assert read_all(["color", "a"], grayscale=True)[:, :, 0, 0].tolist() == [[2], [5]]
     assert read_all(["a"], grayscale=False).shape == (1, 3, 4, 4)
 
 
@@ -157,7 +157,7 @@ def test_too_large_set_is_refused_before_reading(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UserError, match=r"The 6 images of zoo need .* at 4x4"):
         read_all(["a"] * 6)
     with pytest.raises(UserError, match="The 2 images of zoo need"):  # a color image after grayscale ones
-        read_all(["a", "colour"])
+        read_all(["a", "color"])
 
 
 def test_progress_ends_with_the_total() -> None:
