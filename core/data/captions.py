@@ -87,17 +87,17 @@ def load_captions(
                 f"{path} has no captions: expected captions.txt with lines of image,caption, a *.token.txt of "
                 f"Flickr8k, or captions_*.json of COCO next to the images."
             )
-        places = {name.rpartition("/")[2]: name for name in members if Path(name).suffix.lower() in SUFFIXES}
+        path_of = {name.rpartition("/")[2]: name for name in members if Path(name).suffix.lower() in SUFFIXES}
         captions: dict[str, list[str]] = {}
         for image, sentence in pairs:
             captions.setdefault(image, []).append(sentence)
-        if missing := sorted(set(captions) - set(places)):
+        if missing := sorted(set(captions) - set(path_of)):
             raise UserError(
                 f"{path} has captions of {len(missing):,} images that it does not contain, the first of them "
                 f"{missing[0]!r}: add the images, or remove their captions."
             )
         names = sorted(captions)
-        images = decode_all([places[name] for name in names], read, str(path), image_size, False, progress)
+        images = decode_all([path_of[name] for name in names], read, str(path), image_size, False, progress)
     sentences = tuple(tuple(captions[name]) for name in names)
     return CaptionSet(torch.from_numpy(images), tuple(names), sentences, f"{path.stem}, images in {path}")
 
