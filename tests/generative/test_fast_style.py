@@ -183,7 +183,7 @@ def test_mistakes_of_stylise(monkeypatch: pytest.MonkeyPatch) -> None:
         ([], "No style was named"),
         (["--style", "none.png"], "none.png cannot be read"),
         (["--style", "style.png", "--data", "photos.zip", "--held-out-images", "30"], "--held-out-images"),
-        (["--style", "style.png", "--data", "nowhere"], "There are no data 'nowhere'"),
+        (["--style", "style.png", "--data", "nowhere"], "There is no data set 'nowhere'"),
         (["--style", "style.png", "--data", "photos.zip", "--loss-network", "nobody"], "There is no nobody"),
     ],
 )

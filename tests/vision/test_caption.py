@@ -154,7 +154,7 @@ def test_splits_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--data", "nowhere"], "There are no data 'nowhere'"),
+        (["--data", "nowhere"], "There is no data set 'nowhere'"),
         (["--data", "few.zip", "--test-images", "50"], "too few are left for a batch of 32"),
         ([*TINY, "--backbone", "resnett"], "There is no backbone 'resnett'"),
         ([*TINY, "--weights", "a.pth", "--pretrained-backbone", "b"], "both say what the eye begins with"),

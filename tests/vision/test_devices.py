@@ -100,5 +100,5 @@ def test_only_prints_json() -> None:
 
 def test_the_error_of_a_subprocess_is_reported() -> None:
     options = Options(data="mnst", updates=1)
-    with pytest.raises(UserError, match="cpu:1:float32 could not be timed: There are no data 'mnst'"):
+    with pytest.raises(UserError, match="cpu:1:float32 could not be timed: There is no data set 'mnst'"):
         devices.time_in_subprocess(options, BASE)

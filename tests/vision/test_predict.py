@@ -168,9 +168,9 @@ def test_a_damaged_image_exits_with_code_2(run: Path, tmp_path: Path) -> None:
 def test_missing_arguments(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No classifier was given"):
         predict.main([])
-    with pytest.raises(UserError, match="No picture was named"):
+    with pytest.raises(UserError, match="No image was given"):
         predict.main([str(run)])
-    with pytest.raises(UserError, match="holds no pictures"):
+    with pytest.raises(UserError, match="contains no images"):
         predict.main([str(run), str(tmp_path)])
     with pytest.raises(UserError, match="There is no nothing-here"):
         predict.main(["nothing-here", "a.png"])

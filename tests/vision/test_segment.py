@@ -223,7 +223,7 @@ def test_a_name_of_the_zoo_will_do(uninterrupted: Path, monkeypatch: pytest.Monk
     )
     config = parse(Config, PRESETS, [*TINY, "--pretrained-backbone", "photos"], "")
     assert str(there) in segment.start_from(config, network)[0]
-    with pytest.raises(UserError, match=r"^There is no nowhere: give a run's folder, a file"):
+    with pytest.raises(UserError, match=r"^There is no nowhere: give a run folder, a file"):
         segment.start_from(dataclasses.replace(config, pretrained_backbone="nowhere"), network)
 
 
@@ -233,7 +233,7 @@ def test_a_name_of_the_zoo_will_do(uninterrupted: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--data", "shape"], r"no data 'shape'.*did you mean shapes"),
+        (["--data", "shape"], r"no data set 'shape'.*did you mean shapes"),
         (["--network", "segnet"], r"backbone resnet18 is no VGG"),
         (["--network", "fcn32s"], r"no map of stride 32.*fcn2s, fcn4s, fcn8s, fcn16s"),
         (["--network", "unet"], r"--network cannot be 'unet': it must be one of fcn32s"),
@@ -268,7 +268,7 @@ def test_a_mistake_is_exit_code_2(here: list[str], capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit) as leaving:
         run_main(lambda: segment.main([*TINY, "--name", "mistake"]))
     assert leaving.value.code == 2
-    assert capsys.readouterr().err.startswith("error: val/03.png in shapes has no mask: put 03.png")
+    assert capsys.readouterr().err.startswith("error: val/03.png in shapes has no mask: add 03.png")
 
 
 def test_a_run_cannot_change_in_the_middle(uninterrupted: Path, here: list[str]) -> None:
@@ -344,7 +344,7 @@ def test_sizes_at_which_pictures_are_seen(uninterrupted: Path) -> None:
         (["runs/run"], "No picture was named"),
         (["runs/nothing", "a.png"], "There is no runs/nothing"),
         (["empty", "shapes/val/00.png"], "has no model.safetensors"),
-        (["runs/run", "empty"], "holds no pictures"),
+        (["runs/run", "empty"], "contains no images"),
     ],
 )
 def test_mistakes_of_prediction(uninterrupted: Path, here: list[str], words: list[str], sentence: str) -> None:

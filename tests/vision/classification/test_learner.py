@@ -69,7 +69,7 @@ def test_default_validation_set_is_a_twelfth() -> None:
 
 def test_train_images_must_not_exceed_the_available_images() -> None:
     assert len(Data.load(Config(train_images=100, **PLAIN)).train) == 100
-    with pytest.raises(UserError, match="--train-images 101 is more than the 100 that there are"):
+    with pytest.raises(UserError, match="--train-images 101 is more than the 100 available images"):
         Data.load(Config(train_images=101, **PLAIN))
     with pytest.raises(UserError, match="cannot be held out"):
         Data.load(Config(validation_images=120))
