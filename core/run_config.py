@@ -1,4 +1,4 @@
-"""The config of a run that starts, and of one that goes on: what is typed, checked against what the run began with."""
+"""Settings of a run: from the command line for a new run, checked against config.json for a resumed one."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def configure(
     changeable: Collection[str],
     layers: Mapping[str, Mapping[str, Mapping[str, Any]]] = MappingProxyType({}),
 ) -> ConfigT:
-    """The config of the command line; with --resume, the run's own, which the command line must not contradict.
+    """Read the config of a new run from the command line or, with --resume, that of the run.
 
     Args:
-        config_class: with the fields preset, name, resume and quiet, perhaps device.
-        kind: the entry that runs, as in config.json.
-        default_name: the run's folder where no --name is given.
-        changeable: fields that may differ when a run goes on; everything else would make it another run.
-        layers: as `core.config.parse`; a run that goes on has them in its config.
+        config_class: has the fields preset, name, resume and quiet, optionally device.
+        kind: kind of the run, as in config.json.
+        default_name: name of the run folder if --name is not given.
+        changeable: fields that may change on resume; a change of any other field would make it another run.
+        layers: as in `core.command_line.parse`; the config of a resumed run already contains them.
 
     Raises:
-        UserError: as `core.config.parse`, a device that is not there (before the run has a folder), or a field of a
-            run that cannot change in the middle.
+        UserError: as in `core.command_line.parse`; a device that is not available, before the run folder is created;
+            a flag that would change a setting of the resumed run.
     """
     config = parse(config_class, presets, argv, description, layers=layers)
     config = replace(config, name=config.name or default_name(config))
@@ -54,12 +54,12 @@ def configure(
         began = getattr(saved, field)
         if field not in changeable and value != (list(began) if isinstance(began, tuple) else began):
             raise UserError(
-                f"{folder} began with {flag(field)} {began} and cannot go on with {value}: "
-                f"leave the flag out, or start a fresh run under another --name."
+                f"{folder} was started with {flag(field)} {began} and cannot be resumed with {value}: "
+                f"leave the flag out, or start a new run with another --name."
             )
     return asked
 
 
 def stem(data: str) -> str:
-    """Data, which may be a path, as part of a run's name."""
+    """Return the last part of `data`, a name or a path, for the name of a run."""
     return Path(data).stem.replace(" ", "_")

@@ -195,7 +195,9 @@ def test_an_exception_in_the_environment_ends_the_run_and_keeps_the_checkpoint(t
     _, err = process.communicate(timeout=100)
     assert process.returncode == 2
     (line,) = err.strip().splitlines()
-    assert line.startswith("error: Faulty-v0 raised RuntimeError: the motor broke; that was at step 45 of an episode")
+    assert line.startswith(
+        "error: Faulty-v0 raised RuntimeError: the motor broke; this happened at step 45 of an episode"
+    )
     run = tmp_path / "runs" / "faulty"
     state = checkpoint.load(run / "checkpoint-0.pt", "dqn")
     assert (state["step"], state["updates"], state["running_length"]) == (240, (240 - 8 - 200) // 16, [30] * 8)
@@ -276,7 +278,7 @@ def test_a_mistake_exits_with_code_2(tmp_path: Path) -> None:
 
 def test_settings_cannot_change_when_resuming(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(finished.parents[1])
-    with pytest.raises(UserError, match=r"began with --gamma 0\.99"):
+    with pytest.raises(UserError, match=r"was started with --gamma 0\.99"):
         read_config(["--name", "run", "--resume", "--gamma", "0.9"])
     assert read_config(["--name", "run", "--resume", "--total-steps", "1700"]).total_steps == 1700
     with pytest.raises(UserError, match="--resume"):

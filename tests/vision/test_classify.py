@@ -428,7 +428,7 @@ def test_the_module_runs_as_a_program(tmp_path: Path) -> None:
 
 def test_settings_cannot_change_when_resuming(uninterrupted: Path, in_empty_folder: list[str]) -> None:
     begun(uninterrupted, Path.cwd(), "run")
-    with pytest.raises(UserError, match=r"began with --epochs 3 and cannot go on with 4"):
+    with pytest.raises(UserError, match=r"was started with --epochs 3 and cannot be resumed with 4"):
         classify.main(["--name", "run", "--resume", "--epochs", "4"])
     with pytest.raises(UserError, match="--resume"):
         classify.main([*TINY, "--name", "run"])

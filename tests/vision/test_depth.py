@@ -115,7 +115,7 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(results["cells"]) == 12
     assert len(before) == 6
     assert all(path.stat().st_mtime_ns == written for path, written in before.items())
-    with pytest.raises(UserError, match="began with --epochs 1 and cannot go on with 2"):
+    with pytest.raises(UserError, match="was started with --epochs 1 and cannot be resumed with 2"):
         depth.main(["--resume", "--epochs", "2"])
 
 

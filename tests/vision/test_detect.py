@@ -303,7 +303,7 @@ def test_what_a_person_forgets(finished: dict[str, Path], capsys: pytest.Capture
         detect_predict.main([])
     with pytest.raises(UserError, match="No picture was named"):
         detect_predict.main([str(finished["rcnn"])])
-    with pytest.raises(UserError, match="cannot go on with 7"):
+    with pytest.raises(UserError, match="cannot be resumed with 7"):
         detect.main(["--name", "fast-rcnn", "--resume", "--updates", "7"])
     with pytest.raises(SystemExit) as end:
         run_main(lambda: detect.main(["--data", "shape", "--data-dir", "."]))

@@ -65,7 +65,7 @@ def test_a_resumed_run_keeps_its_protocol(catch_run: Path) -> None:
     content["config"] |= {"protocol": "nature", "eval_epsilon": 0.3}  # as if given as a flag, overriding the protocol
     (catch_run / "config.json").write_text(json.dumps(content))
     assert dqn.read_config(["--name", "catch", "--resume", "--protocol", "nature"]).eval_epsilon == 0.3
-    with pytest.raises(UserError, match="began with --protocol nature"):
+    with pytest.raises(UserError, match="was started with --protocol nature"):
         dqn.read_config(["--name", "catch", "--resume", "--protocol", "machado"])
 
 
