@@ -63,14 +63,14 @@ def test_resuming_is_exact_and_sampling_changes_nothing() -> None:
         tutorial.update(pixels[:4])
     through.update(pixels[4:8])
     for training in (True, False):
-        stopped.generate(3, training=training)
+        stopped.sample(3, training=training)
     again = Tutorial(1, 32, seed=2)
     again.load_state_dict(stopped.state_dict())
     again.update(pixels[4:8])
     for one, other in zip(through.generator.state_dict().values(), again.generator.state_dict().values(), strict=True):
         assert torch.equal(one, other)
     assert again.updates == 2
-    assert torch.equal(again.generate(5, training=False), through.paint(5, training=False))
+    assert torch.equal(again.sample(5, training=False), through.sample(5, training=False))
 
 
 def test_unsupported_sizes_are_refused() -> None:
