@@ -172,7 +172,7 @@ def test_tensorboard_has_curves_images_graph_histograms_and_hparams(uninterrupte
         (line["step"], pytest.approx(line["val/error"])) for line in metrics(uninterrupted) if "val/error" in line
     ]
     assert set(tags["images"]) >= {"visual/" + tag for tag in ("augmented", "misread", "confusion", "test_misread")}
-    assert [event.step for event in board.Images("misread")] == [8, 16, 24]
+    assert [event.step for event in board.Images("visual/misread")] == [8, 16, 24]
     assert tags["graph"]
     nodes = {node.name for node in GraphDef.FromString(board.Graph().SerializeToString()).node}
     assert any("backbone" in name for name in nodes)

@@ -196,7 +196,8 @@ def settled(config: Config) -> tuple[Config, ClassifierMetadata | None]:
             f"with --backbone, --width-multiplier and --stem."
         )
     if not config.backbone and metadata is not None:
-        known = {name: metadata.options[name] for name in ("width", "stem") if name in metadata.options}
+        option_of = {"width_multiplier": "width", "stem": "stem"}  # field -> option of the backbone
+        known = {field: metadata.options[name] for field, name in option_of.items() if name in metadata.options}
         eye: Mapping[str, Any] = {"backbone": metadata.backbone, **known}
     else:
         eye = SLIM if not config.backbone else {}
