@@ -38,7 +38,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(glyphs, "NUMBER", FEW)
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(finished, "runs", ignore=shutil.ignore_patterns("tensorboard"))
+    shutil.copytree(finished, "runs", ignore=shutil.ignore_patterns("events.*"))
     return Path("runs/plain")
 
 

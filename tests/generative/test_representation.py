@@ -43,7 +43,7 @@ def run(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     monkeypatch.setattr(representation, "CANDIDATES", (0.1, 1.0))
     monkeypatch.setattr(svm, "MAX_ITERATIONS", 40)
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(finished, "runs/plain", ignore=shutil.ignore_patterns("tensorboard"))
+    shutil.copytree(finished, "runs/plain", ignore=shutil.ignore_patterns("events.*"))
     return Path("runs/plain")
 
 

@@ -37,7 +37,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_run(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a copy of the finished run as runs/tiny in the working folder of the test."""
     monkeypatch.setattr(glyphs, "NUMBER", FEW)
-    shutil.copytree(finished_run, tmp_path / "runs" / "tiny", ignore=shutil.ignore_patterns("tensorboard"))
+    shutil.copytree(finished_run, tmp_path / "runs" / "tiny", ignore=shutil.ignore_patterns("events.*"))
     monkeypatch.chdir(tmp_path)
     return Path("runs/tiny")
 
