@@ -59,7 +59,7 @@ class Options:
     seeds: Annotated[tuple[int, ...], Range(0, 10**6)] = (1, 2, 3)
     """A run for each, of every preset on every environment."""
     protocol: ProtocolName = "nature"
-    """How all runs are scored (agents/configs/protocols.py)."""
+    """Protocol by which all runs are scored (agents/configs/protocols.py)."""
     total_steps: Annotated[int | None, Range(1)] = None
     """Length of each run, in agent steps; None: the protocol's, or the presets' where they agree."""
     evaluations: Annotated[int, Range(1)] = 10
@@ -87,7 +87,7 @@ class Options:
 
 
 class Watch:
-    """What a person sees of runs under way, and what became of those that ended."""
+    """Progress display of the runs, and one line for each run that ended."""
 
     def __init__(
         self, runs: Sequence[Planned], states: Mapping[str, State], progress: Progress, options: Options
@@ -178,7 +178,7 @@ def read_all(runs: Sequence[Planned], protocol: ProtocolName) -> tuple[list[Reco
 
 
 def remarks_on(runs: Sequence[Planned], records: Sequence[Record], options: Options) -> list[str]:
-    """What a reader must know before comparing these numbers with others."""
+    """Collect remarks for a reader who compares these numbers with others."""
     remarks = benchmark_plan.departures(runs[0].config, options.protocol)
     done = {(record.env, record.preset, record.seed) for record in records}
     if missing := [run.name for run in runs if (run.env, run.preset, run.seed) not in done]:

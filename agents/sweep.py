@@ -275,7 +275,7 @@ def open_study(config: Config, base: Any, space: Sequence[Dimension], folder: Pa
         pruner=make_pruner(config, base),
         load_if_exists=True,
     )
-    start = {dimension.key or dimension.name: dimension.find(getattr(base, dimension.name)) for dimension in space}
+    start = {dimension.key: dimension.find(getattr(base, dimension.name)) for dimension in space}
     if not study.get_trials(deepcopy=False) and None not in start.values():
         study.enqueue_trial(start)
     return study

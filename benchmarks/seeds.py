@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zerokara.core.command_line import parse
-from zerokara.core.config import UserError, flag, to_dict
+from zerokara.core.config import UserError, flag, from_dict, to_dict
 from zerokara.core.machine import describe_machine
 from zerokara.core.report import write_json
 from zerokara.core.run import Run
@@ -42,7 +42,8 @@ def train(name: str, extra_args: Sequence[str], program: Program = CLASSIFY) -> 
     folder = Path("runs") / name
     command = [*extra_args, "--name", name, "--no-test"]
     if (folder / "config.json").exists():
-        saved = Run.read_config(folder, program.kind)["config"]
+        settings = Run.read_config(folder, program.kind)["config"]
+        saved = to_dict(from_dict(program.config, settings, str(folder / "config.json")))
         now = to_dict(parse(program.config, program.presets, command, ""))
         if differing := [flag(key) for key in now if key not in MACHINE and saved.get(key) != now[key]]:
             raise UserError(

@@ -211,7 +211,7 @@ def _preset_in(words: Sequence[str]) -> str:
 
 
 def _value_of(flag_: str, words: Sequence[str]) -> str:
-    """What follows a flag the last time that it is given; empty if it is not given or has no value."""
+    """Return the words after the last occurrence of a flag; empty if it is not given or has no value."""
     given: list[str] = []
     for index, word in enumerate(words):
         name, equals, value = word.partition("=")

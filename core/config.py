@@ -193,7 +193,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def to_saved(config: Any) -> dict[str, Any]:
-    """What config.json holds of a config: its fields and the version of the format."""
+    """Return the content of "config" in config.json: the fields and the version of the format."""
     return {_VERSION_KEY: CONFIG_VERSION, **to_dict(config)}
 
 

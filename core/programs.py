@@ -69,13 +69,13 @@ by_console_command = False  # set by `zerokara.__main__`: commands are then prin
 
 
 def short_names() -> dict[str, str]:
-    """What follows `zerokara` on the command line, by program: "dqn"; "vision.export" where two share a last word."""
+    """Word after `zerokara` on the command line, by program: "dqn", or "vision.export" if two share the last word."""
     words = Counter(module.split(".")[-1] for module in PROGRAMS)
     return {module: module if words[leaf := module.split(".")[-1]] > 1 else leaf for module in PROGRAMS}
 
 
 def program_command(module: str) -> str:
-    """How a person starts the program `module` ("agents.play"), in the way in which the running one was started."""
+    """Return the command that starts the program `module` ("agents.play"), in the form that started this one."""
     started = _main_module()
     if by_console_command or (not started and not _in_checkout()):
         return f"zerokara {short_names()[module]}"
@@ -83,7 +83,7 @@ def program_command(module: str) -> str:
 
 
 def program() -> str:
-    """How the running program was started: "python -m agents.dqn"."""
+    """Return the command that started the running program, without its options: "python -m agents.dqn"."""
     started = _main_module()
     if started.removeprefix("zerokara.") in PROGRAMS:
         return program_command(started.removeprefix("zerokara."))
@@ -112,5 +112,5 @@ def _main_module() -> str:
 
 
 def _in_checkout() -> bool:
-    """Whether this file lies in a checkout, where core/ is at the top, and not in an installed package."""
+    """Return True if this file is in a checkout, where core/ is at the top, and not in an installed package."""
     return (Path(__file__).resolve().parents[1] / "pyproject.toml").is_file()

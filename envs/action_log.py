@@ -19,7 +19,7 @@ import numpy as np
 
 from zerokara.core.config import UserError
 
-# Names that settings had in checkpoints of zerokara 0.1.
+# Old name -> new name of settings of environments; checkpoints of zerokara 0.1 have the old ones.
 RENAMED_SETTINGS = {
     "sticky": "repeat_action_probability",
     "full_action_set": "full_action_space",

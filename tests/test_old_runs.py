@@ -5,6 +5,7 @@ tests/old_runs/README.md explains the runs and expected.json.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import math
@@ -19,8 +20,11 @@ import numpy as np
 import pytest
 import torch
 
+from zerokara.agents.configs import dqn
+from zerokara.agents.viewing.curves import read_curve
 from zerokara.agents.viewing.loading import load_agent
 from zerokara.core import checkpoint
+from zerokara.core.zoo.provenance import trace
 from zerokara.generative.gan.sampler import Sampler
 from zerokara.vision.binarization.network import read_packed
 
@@ -144,6 +148,26 @@ def test_an_old_run_is_used(
     check_state(expected["state"], expected["kind"])
     check_commands(expected.get("commands", {}), capsys, 1e-3)
     check_values(expected.get("values", {}), name, 1e-3)
+
+
+def test_curves_of_old_and_new_runs_can_be_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs are grouped by their settings, so these need today's names."""
+    unpacked("dqn-q", tmp_path, monkeypatch)
+    curve = read_curve(Path("runs/dqn-q"), "eval/return", "steps")
+    assert curve.config.keys() == {field.name for field in dataclasses.fields(dqn.Config)}
+    assert (curve.config["total_steps"], curve.config["clip_rewards"]) == (240, False)
+
+
+def test_the_backbone_of_an_old_run_is_traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where config.json has no record of it: the setting had another name."""
+    unpacked("dqn-q", tmp_path, monkeypatch)
+    unpacked("dqn-qr", tmp_path, monkeypatch)
+    path = Path("runs/dqn-qr/config.json")
+    content = json.loads(path.read_text("utf-8"))
+    assert content["config"]["init_backbone"] == "runs/dqn-q"
+    del content["extra"]["eye"]
+    path.write_text(json.dumps(content), "utf-8")
+    assert trace(Path("runs/dqn-qr")).all >= trace(Path("runs/dqn-q")).own
 
 
 @pytest.mark.parametrize("name", RESUMED)

@@ -13,9 +13,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from zerokara.agents.configs import names
 from zerokara.agents.configs.common import Count, Fraction, OptionalCount, Positive, Settings
 from zerokara.agents.configs.presets import PAPER_PRESETS
-from zerokara.agents.configs.protocols import OVERRIDES
+from zerokara.agents.configs.reading import read_agent_config
 from zerokara.core.config import Range, UserError, flag
-from zerokara.core.run_config import configure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,10 +194,6 @@ def refuse_contradictions(config: Config) -> None:
 KIND = "dqn"
 
 
-# Fields that may differ when a run is resumed.
-CHANGEABLE = {"resume", "quiet", "total_steps", "stop_at_return", "eval_episodes", "capture_video"}
-
-
 def read_config(argv: Sequence[str] | None = None, description: str = "") -> Config:
     """Read the config from the command line; with --resume, from the run folder.
 
@@ -206,20 +201,6 @@ def read_config(argv: Sequence[str] | None = None, description: str = "") -> Con
         UserError: as in `core.run_config.configure`; two settings contradict each other; with --resume, a flag
             contradicts the config of the run.
     """
-    config = configure(
-        Config,
-        PRESETS,
-        argv,
-        description,
-        kind=KIND,
-        default_name=default_name,
-        changeable=CHANGEABLE,
-        layers={"protocol": OVERRIDES},
-    )
+    config = read_agent_config(Config, PRESETS, argv, description, KIND)
     refuse_contradictions(config)
     return config
-
-
-def default_name(config: Config) -> str:
-    """Default run name: dqn-Pong-v5-fast-1 for ALE/Pong-v5, preset fast, seed 1."""
-    return f"{KIND}-{config.env.split('/')[-1]}-{config.preset}-{config.seed}"

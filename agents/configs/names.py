@@ -8,16 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from zerokara.envs.action_log import RENAMED_SETTINGS
+
 Requirement = tuple[Callable[[Any], bool], str]
 
 # ---- names of zerokara 0.1
 
 RENAMED: Mapping[str, Any] = {
+    **RENAMED_SETTINGS,
     "steps": "total_steps",
-    "sticky": "repeat_action_probability",
-    "full_action_set": "full_action_space",
-    "stack": "frame_stack",
-    "grey": "grayscale",
     "epsilon_steps": "epsilon_decay_steps",
     "epsilon_zeta": "ez_greedy_zeta",
     "learning_rate_end": "final_learning_rate",

@@ -12,9 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from zerokara.agents.configs import names
 from zerokara.agents.configs.common import Count, Fraction, Positive, Settings
-from zerokara.agents.configs.protocols import OVERRIDES
+from zerokara.agents.configs.reading import read_agent_config
 from zerokara.core.config import Range, UserError
-from zerokara.core.run_config import configure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +98,6 @@ DEVIATIONS = (
 KIND = "pqn"
 
 
-# Fields that may differ when a run is resumed.
-CHANGEABLE = {"resume", "quiet", "total_steps", "stop_at_return", "eval_episodes", "capture_video"}
-
-
 def read_config(argv: Sequence[str] | None = None, description: str = "") -> Config:
     """Read the config from the command line; with --resume, from the run folder.
 
@@ -110,24 +105,10 @@ def read_config(argv: Sequence[str] | None = None, description: str = "") -> Con
         UserError: as in `core.run_config.configure`; the rollout cannot be divided into minibatches of equal size; with
             --resume, a flag contradicts the config of the run.
     """
-    config = configure(
-        Config,
-        PRESETS,
-        argv,
-        description,
-        kind=KIND,
-        default_name=default_name,
-        changeable=CHANGEABLE,
-        layers={"protocol": OVERRIDES},
-    )
+    config = read_agent_config(Config, PRESETS, argv, description, KIND)
     if config.rollout_steps * config.num_envs % config.num_minibatches:
         raise UserError(
             f"A rollout of --rollout-steps {config.rollout_steps} in --num-envs {config.num_envs} environments cannot "
             f"be divided evenly into --num-minibatches {config.num_minibatches}: change one of them."
         )
     return config
-
-
-def default_name(config: Config) -> str:
-    """Default run name: pqn-Pong-v5-paper-1 for ALE/Pong-v5, preset paper, seed 1."""
-    return f"{KIND}-{config.env.split('/')[-1]}-{config.preset}-{config.seed}"

@@ -67,16 +67,21 @@ class Dimension:
     choices: tuple[str, ...] = ()
     meant: tuple[Any, ...] = ()  # what the agent reads the choices as
     switch: bool = False  # on or off
-    key: str = ""  # name in the Optuna study: the field's name as typed, which may be one of an older version
+    old_name: str = ""  # as typed, where that is a name of an older version
+
+    @property
+    def key(self) -> str:
+        """Name in the Optuna study: the name as typed, so that a study of an older version can be resumed."""
+        return self.old_name or self.name
 
     def suggest(self, trial: Trial) -> None:
         """Let a trial choose a value, if it has not."""
         if self.choices:
-            trial.suggest_categorical(self.key or self.name, self.choices)
+            trial.suggest_categorical(self.key, self.choices)
         elif isinstance(self.low, int) and isinstance(self.high, int):
-            trial.suggest_int(self.key or self.name, self.low, self.high, log=self.log)
+            trial.suggest_int(self.key, self.low, self.high, log=self.log)
         else:
-            trial.suggest_float(self.key or self.name, self.low, self.high, log=self.log)
+            trial.suggest_float(self.key, self.low, self.high, log=self.log)
 
     def flags(self, value: str | float) -> list[str]:
         """A value of it on the agent's command line; of a number, six digits, which is what the run is started with."""
@@ -123,7 +128,7 @@ def words_of(space: Sequence[Dimension], params: Mapping[str, Any], base: Any) -
         params: a value for every dimension, as Optuna has it.
         base: the agent's config as it stands.
     """
-    words = [word for dimension in space for word in dimension.flags(params[dimension.key or dimension.name])]
+    words = [word for dimension in space for word in dimension.flags(params[dimension.key])]
     if not any(dimension.name == "preset" for dimension in space):
         return words
     return [*words, *(word for name in HELD for word in (flag(name), str(getattr(base, name))))]
@@ -136,7 +141,7 @@ def in_words(space: Sequence[Dimension], params: Mapping[str, Any]) -> str:
 
 def texts(space: Sequence[Dimension], params: Mapping[str, Any]) -> list[str]:
     """A trial's values as they are typed."""
-    values = [params[dimension.key or dimension.name] for dimension in space]
+    values = [params[dimension.key] for dimension in space]
     return [v if isinstance(v, str) else d.flags(v)[1] for d, v in zip(space, values, strict=True)]
 
 
@@ -166,10 +171,10 @@ def read_dimension(search: str, agent: Agent, given: Sequence[str] = ()) -> Dime
         )
     log, ends = right.startswith("log:"), right.removeprefix("log:")
     if ".." in ends:
-        return replace(_read_range(search, name, ends, log, agent, given), key="" if key == name else key)
+        return replace(_read_range(search, name, ends, log, agent, given), old_name="" if key == name else key)
     if log:
         raise UserError(f"{search!r} cannot be searched: log: goes before a range, as in {name}=log:1e-5..1e-3.")
-    return replace(_read_choices(search, name, right.split(","), agent, given), key="" if key == name else key)
+    return replace(_read_choices(search, name, right.split(","), agent, given), old_name="" if key == name else key)
 
 
 def _read_range(search: str, name: str, ends: str, log: bool, agent: Agent, given: Sequence[str]) -> Dimension:

@@ -28,7 +28,7 @@ from zerokara.core.run import Run
 from zerokara.core.zoo.registry import weights_source
 
 DIGITS = 12  # hexadecimal digits of a hash
-FLAG = "--pretrained-backbone"
+FLAGS = ("--pretrained-backbone", "--init-backbone")  # the second one was its name in zerokara 0.1
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,10 @@ def trace(path: Path) -> Provenance:
         except UserError:
             if file == path:
                 raise  # other files in the folder may be incomplete or may not contain weights
-    began = begun_with(content["extra"], str(content["config"].get("pretrained_backbone") or ""))
+    settings = content["config"]  # of any kind of run, so an old name is not translated
+    began = begun_with(
+        content["extra"], str(settings.get("pretrained_backbone") or settings.get("init_backbone") or "")
+    )
     if began is None:
         return Provenance(str(path), frozenset(own))
     return Provenance(str(path), frozenset(own), began.all, began.unknown)
@@ -152,9 +155,12 @@ def _trace_file(path: Path) -> Provenance:
     with contextlib.suppress(UserError):  # ignore invalid metadata
         metadata = model_file.read_metadata(path)
     unknown: tuple[str, ...] = ()
-    words = metadata.command.replace(f"{FLAG}=", f"{FLAG} ").split() if metadata is not None else []
-    if FLAG in words:
-        unknown = tuple(words[words.index(FLAG) + 1 :][:1])
+    command = "" if metadata is None else metadata.command
+    for name in FLAGS:
+        command = command.replace(f"{name}=", f"{name} ")
+    words = command.split()
+    if flag := next((name for name in FLAGS if name in words), None):
+        unknown = tuple(words[words.index(flag) + 1 :][:1])
     elif any(name.startswith("rng.") for name in tensors):  # a checkpoint that was copied out of its run folder
         unknown = (f"the run of the checkpoint {path}",)
     return Provenance(str(path), frozenset(_matrix_hashes(tensors)), unknown=unknown)

@@ -137,11 +137,11 @@ def test_files_outside_of_run_folders() -> None:
     classifier_run = train("classifier", seed=0, later=1)
     shutil.copy(classifier_run / "checkpoint-0.pt", "taken.pt")
     assert trace(Path("taken.pt")).unknown == ("the run of the checkpoint taken.pt",)
-    metadata = ClassifierMetadata(
-        **{**vars(METADATA), "command": "python -m vision.classify --pretrained-backbone=runs/gone --seed 1"}
-    )
-    model_file.save(Path("metadata.safetensors"), weights(0), metadata)
-    assert trace(Path("metadata.safetensors")).unknown == ("runs/gone",)
+    for flag in ("--pretrained-backbone=", "--pretrained-backbone ", "--init-backbone="):  # the last one is older
+        command = f"python -m vision.classify {flag}runs/gone --seed 1"
+        metadata = ClassifierMetadata(**{**vars(METADATA), "command": command})
+        model_file.save(Path("metadata.safetensors"), weights(0), metadata)
+        assert trace(Path("metadata.safetensors")).unknown == ("runs/gone",)
 
 
 def test_damage_is_an_error_only_in_the_given_file() -> None:
