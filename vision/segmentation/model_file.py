@@ -1,6 +1,9 @@
-"""Trained segmenters as files: safetensors with a card that says what is inside and how to feed it.
+"""Model files of segmentation networks: weights in safetensors format, with architecture and preprocessing as metadata.
 
-network, card = load(Path("runs/segment-camvid/model.safetensors"))
+network, metadata = load(Path("runs/segment-camvid/model.safetensors"))
+logits_BKHW = network(metadata.normalize(pixels_BCHW))
+
+Shapes: B batch, C channels, H, W pixels, K classes.
 """
 
 from __future__ import annotations
@@ -22,25 +25,25 @@ FORMAT = "zerokara-segmenter-1"
 
 @dataclass(frozen=True, kw_only=True)
 class SegmenterMetadata:
-    """What a file of weights is: enough to build its network, and to feed it."""
+    """Metadata of a segmentation network: architecture, classes and input normalization."""
 
     network: str
     backbone: str
     classes: tuple[str, ...]
     channels: int
-    image_size: tuple[int, int]  # (H, W) of the images it learnt from
-    mean: tuple[float, ...]  # of each channel, in pixels of 0 to 1
+    image_size: tuple[int, int]  # (H, W) of the training images
+    mean: tuple[float, ...]  # of each channel; pixels are 0 to 1
     std: tuple[float, ...]
-    options: Mapping[str, Any] = field(default_factory=dict)  # of the backbone: width and the like
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the backbone: width, stem, ...
     hidden_units: int | None = None
     dropout: float = 0.5
     decoder_channels: int = 0
-    data: str = ""  # what it learnt from, in words
-    command: str = ""  # what made it
-    figures: Mapping[str, float] = field(default_factory=dict)  # what was measured of it
+    data: str = ""  # description of the training data
+    command: str = ""  # command line that trained the network
+    figures: Mapping[str, float] = field(default_factory=dict)  # metrics, such as test mean IoU
 
     def build(self) -> Segmenter:
-        """The network without its weights."""
+        """Create the network with randomly initialized weights."""
         return make_segmenter(
             self.network,
             backbone=self.backbone,
@@ -54,7 +57,7 @@ class SegmenterMetadata:
         )
 
     def normalize(self, images_BCHW: Tensor) -> Tensor:
-        """Images scaled to [0, 1] as the network expects them: mean 0 and deviation 1 over its training set."""
+        """Normalize images in [0, 1] to mean 0 and standard deviation 1 over the training set, per channel."""
         mean, std = (
             torch.tensor(values, dtype=images_BCHW.dtype, device=images_BCHW.device).view(1, -1, 1, 1)
             for values in (self.mean, self.std)
@@ -63,19 +66,20 @@ class SegmenterMetadata:
 
 
 def save(path: Path, weights: Mapping[str, Tensor], metadata: SegmenterMetadata) -> None:
-    """Write weights and card as one whole file.
+    """Write weights and metadata to a file, atomically.
 
     Raises:
-        UserError: the disk is full or refuses; the old file is as it was.
+        UserError: the file cannot be written (disk full, permissions); an existing file is unchanged.
     """
     model_file.write(path, weights, dataclasses.asdict(metadata), FORMAT)
 
 
 def load(path: Path) -> tuple[Segmenter, SegmenterMetadata]:
-    """The network of a file, in evaluation mode, float32 on the CPU, and its card.
+    """Load a segmentation network, in evaluation mode, float32 on the CPU, and its metadata.
 
     Raises:
-        UserError: no such file, a damaged one, one that is no segmenter, or from another version.
+        UserError: the file is missing or damaged, contains another kind of network, or has another version of the
+            format.
     """
     fields, weights = model_file.read(path, FORMAT, "segmenter")
     metadata = model_file.parse_metadata(SegmenterMetadata, fields, path)

@@ -1,4 +1,4 @@
-"""How well a segmenter does on images that it has not learnt: torchmetrics' figures over all labelled pixels.
+"""Evaluation of segmentation networks with the metrics of torchmetrics, over all labeled pixels of a data set.
 
 Shapes: N images, B batch, C channels, H, W pixels, K classes.
 """
@@ -22,33 +22,33 @@ from zerokara.vision.segmentation.networks import Segmenter
 
 @dataclass(frozen=True)
 class PixelScores:
-    """Figures over all labelled pixels of a set together, and the guesses for some of its images, on the CPU."""
+    """Metrics over all labeled pixels of a data set, and the predictions for some of its images, on the CPU."""
 
     confusion_KK: Tensor
-    """Pixels of each true class (rows) by guess (columns), int64."""
+    """Confusion matrix, int64: number of pixels of each true class (rows) and predicted class (columns)."""
     accuracy: float
-    """Share of pixels that are right: global accuracy."""
+    """Global accuracy: fraction of pixels that are classified correctly."""
     recall_K: Tensor
-    """Share of each class's pixels that are right; NaN where there is none."""
+    """Fraction of the pixels of each class that are classified correctly; NaN for a class without labeled pixels."""
     iou_K: Tensor
-    """Intersection over union of each class; NaN where neither label nor guess has it."""
+    """Intersection over union of each class; NaN for a class that is neither in the labels nor in the predictions."""
     loss: float
-    """Mean negative log-likelihood of a pixel, in nats, every class for the same."""
-    guess_NHW: Tensor
-    """Guesses uint8 for the images that were asked for."""
+    """Mean negative log-likelihood of a pixel, in nats, without class weights."""
+    prediction_NHW: Tensor
+    """Predicted classes, uint8, of the images that the argument `prediction_indices` of `score` names."""
 
     @property
     def class_accuracy(self) -> float:
-        """Mean recall of the classes that are labelled."""
+        """Mean recall of the classes that have labeled pixels."""
         return float(self.recall_K.nanmean())
 
     @property
     def mean_iou(self) -> float:
-        """Mean intersection over union of the classes that labels or guesses have."""
+        """Mean intersection over union of the classes in labels or predictions."""
         return float(self.iou_K.nanmean())
 
-    def figures(self) -> dict[str, float]:
-        """The four that go with a name."""
+    def metrics(self) -> dict[str, float]:
+        """Return the scalar metrics by name."""
         return {
             "mean_iou": self.mean_iou,
             "accuracy": self.accuracy,
@@ -56,18 +56,23 @@ class PixelScores:
             "loss": self.loss,
         }
 
-    def by_class(self, classes: tuple[str, ...]) -> dict[str, float]:
-        """Intersection over union by the class's name, where there is any."""
-        found = zip(classes, self.iou_K.tolist(), strict=True)
-        return {name: iou for name, iou in found if not math.isnan(iou)}
+    def iou_by_class(self, classes: tuple[str, ...]) -> dict[str, float]:
+        """Return the intersection over union by class name, without the classes whose value is NaN."""
+        named = zip(classes, self.iou_K.tolist(), strict=True)
+        return {name: iou for name, iou in named if not math.isnan(iou)}
 
 
 def pixel_logits(
     network: Segmenter, metadata: SegmenterMetadata, compute: Compute, pixels_BCHW: Tensor, views: int = 1
 ) -> Tensor:
-    """Logits (B, K, H, W) float32 of uint8 images of any size, on the device; with 2 views the mean with the mirror's.
+    """Compute logits (B, K, H, W), float32 on the device.
 
-    The network must be in evaluation mode.
+    Args:
+        network: in evaluation mode.
+        metadata: of the network.
+        compute: device and precision.
+        pixels_BCHW: uint8 images of any size.
+        views: 1, or 2 to average the logits of the image and its horizontal flip.
     """
     with torch.no_grad(), compute.autocast():
         x = compute.layout(metadata.normalize(pixels_BCHW.to(compute.torch_device).float() * (1 / 255)))
@@ -85,51 +90,59 @@ def score(
     *,
     views: int = 1,
     batch_size: int = 8,
-    keep: Sequence[int] = (),
+    prediction_indices: Sequence[int] = (),
 ) -> PixelScores:
-    """How well a network does. It is put into evaluation mode and back.
+    """Evaluate a network in evaluation mode; its mode is restored afterwards.
 
     Args:
-        views: 1, or 2 for the mean with the mirror image.
-        batch_size: images that are looked at together.
-        keep: places of the images whose guesses are kept, in rising order.
+        network: on the device.
+        metadata: of the network.
+        compute: device and precision.
+        images: data set.
+        views: 1, or 2 to average the logits of the image and its horizontal flip.
+        batch_size: images in a batch.
+        prediction_indices: indices of the images whose predictions are returned, in increasing order.
     """
     from torchmetrics import MetricCollection
     from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassJaccardIndex
 
     classes = len(metadata.classes)
-    told: dict[str, Any] = {"num_classes": classes, "ignore_index": UNLABELLED, "validate_args": False}
+    settings: dict[str, Any] = {"num_classes": classes, "ignore_index": UNLABELLED, "validate_args": False}
     metrics = MetricCollection(
         {
-            "confusion": MulticlassConfusionMatrix(**told),
-            "iou": MulticlassJaccardIndex(average="none", **told),
-            "accuracy": MulticlassAccuracy(average="micro", **told),
-            "recall": MulticlassAccuracy(average="none", **told),
+            "confusion": MulticlassConfusionMatrix(**settings),
+            "iou": MulticlassJaccardIndex(average="none", **settings),
+            "accuracy": MulticlassAccuracy(average="micro", **settings),
+            "recall": MulticlassAccuracy(average="none", **settings),
         }
     ).to(compute.torch_device)
     training = network.training
     network.eval()
-    guesses, first, loss, pixels = [], 0, 0.0, 0
+    predictions, first, loss, pixels = [], 0, 0.0, 0
     for x, mask in zip(images.images.split(batch_size), images.masks.split(batch_size), strict=True):
         logits = pixel_logits(network, metadata, compute, x, views)
         target = mask.to(compute.torch_device).long()
-        guess = logits.argmax(1)
-        metrics.update(guess, target)
+        prediction = logits.argmax(1)
+        metrics.update(prediction, target)
         loss += float(F.cross_entropy(logits, target, ignore_index=UNLABELLED, reduction="sum"))
         pixels += int((target != UNLABELLED).sum())
-        guesses += [
-            compute.to_host(guess[place - first].to(torch.uint8)) for place in keep if first <= place < first + len(x)
+        predictions += [
+            compute.to_host(prediction[index - first].to(torch.uint8))
+            for index in prediction_indices
+            if first <= index < first + len(x)
         ]
         first += len(x)
     network.train(training)
-    found = {name: compute.to_host(value) for name, value in metrics.compute().items()}
-    confusion_KK = found["confusion"].long()
-    labelled_K, guessed_K = confusion_KK.sum(1), confusion_KK.sum(0)
+    values = {name: compute.to_host(value) for name, value in metrics.compute().items()}
+    confusion_KK = values["confusion"].long()
+    labeled_K, predicted_K = confusion_KK.sum(1), confusion_KK.sum(0)
     return PixelScores(
         confusion_KK=confusion_KK,
-        accuracy=float(found["accuracy"]),
-        recall_K=found["recall"].double().where(labelled_K > 0, math.nan),
-        iou_K=found["iou"].double().where(labelled_K + guessed_K > 0, math.nan),
+        accuracy=float(values["accuracy"]),
+        recall_K=values["recall"].double().where(labeled_K > 0, math.nan),
+        iou_K=values["iou"].double().where(labeled_K + predicted_K > 0, math.nan),
         loss=loss / max(1, pixels),
-        guess_NHW=torch.stack(guesses) if guesses else torch.empty(0, *images.shape[1:], dtype=torch.uint8),
+        prediction_NHW=torch.stack(predictions)
+        if predictions
+        else torch.empty(0, *images.shape[1:], dtype=torch.uint8),
     )
