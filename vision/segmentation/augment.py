@@ -62,7 +62,8 @@ class JointAugment:
     def _sample_maps(self, x_BCHW: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
         """Sample affine maps (B, 2, 3) from pixels of the crop to positions in the image.
 
-        The position of the crop is uniform: inside the scaled image, or around it where the crop is larger.
+        The position of the crop is uniform. Along each axis the crop lies inside the scaled image or, if it is larger,
+        the scaled image lies inside the crop.
         """
         random_4B = torch.rand(4, len(x_BCHW), generator=generator, device=x_BCHW.device)
         low, high = (math.log(factor) for factor in self.scale)
