@@ -1,14 +1,15 @@
-"""Segment: a class for every pixel of a street, by FCN or SegNet on the eye of one's choice.
+"""Train a semantic segmentation network: a class for every pixel.
 
     python -m vision.segment --data camvid --pretrained-backbone photographs
     python -m vision.segment --data camvid --pretrained-backbone photographs-vgg --preset segnet-slim
 
-Shelhamer, Long and Darrell 2015, "Fully Convolutional Networks for Semantic Segmentation"; Badrinarayanan, Kendall and
-Cipolla 2017, "SegNet: A Deep Convolutional Encoder-Decoder Architecture". The default is FCN on a slim ResNet, made for
-two CPU cores and pictures of 240x180; docs/segment.md has the presets and what they reach.
+FCN (Shelhamer, Long and Darrell 2015, "Fully Convolutional Networks for Semantic Segmentation") on any backbone, or
+SegNet (Badrinarayanan, Kendall and Cipolla 2017, "SegNet: A Deep Convolutional Encoder-Decoder Architecture") on a VGG.
+The default is FCN on a narrow ResNet-18, for two CPU cores and images of 240x180 pixels. docs/segment.md has the
+presets and their results.
 
-Pixels that nobody labelled are never counted: not in the loss, not in a figure. Validation images are what everything
-is chosen on, by mean IoU. The test set is read once, when training is over.
+Unlabeled pixels are ignored in the loss and in all metrics. All choices are made on the validation images, by mean IoU.
+The test set is evaluated once, when training ends.
 
 Shapes: N images, B batch, C channels, H, W pixels, K classes.
 """
@@ -36,7 +37,7 @@ from zerokara.vision.segmentation import model_file
 from zerokara.vision.segmentation.config import PRESETS, Config
 from zerokara.vision.segmentation.learner import Data, Training, load_split, make_metadata
 from zerokara.vision.segmentation.networks import Segmenter
-from zerokara.vision.segmentation.pictures import log_classes, log_overlays, log_start, shown
+from zerokara.vision.segmentation.pictures import log_classes, log_overlays, log_start, overlay_indices
 from zerokara.vision.training.epochs import check_batch, probe_updates, restore, run_epochs, save, stopped_message
 
 KIND = "segment"
@@ -44,13 +45,13 @@ CHANGEABLE = {"resume", "quiet"}
 
 
 def train(config: Config, run: Run, images: Data, compute: Compute, world: World) -> str:
-    """The run from wherever it stands to its end. Returns the closing sentence.
+    """Train from the current update to the end of the run. Return the closing message.
 
     Raises:
-        UserError: a checkpoint that cannot be read, weights that are no numbers any more.
+        UserError: the checkpoint cannot be read, or training diverged.
     """
     training = Training(config, images, compute, world)
-    resumed = restore(training, run, lambda network: start_from(config, network))
+    resumed = restore(training, run, lambda network: load_weights(config, network))
     parameters = sum(parameter.numel() for parameter in training.network.parameters())
     run.print(
         f"{training.metadata.data}: {len(images.train):,} training images, "
@@ -59,81 +60,89 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
     )
     if not resumed:
         provenance.record(run, config.pretrained_backbone)
-        # A corner of its own for the random numbers, so that pictures of the start do not change the run.
-        before = training.generator.get_state()
+        # Logging images must not change the random numbers of the run.
+        generator_state = training.generator.get_state()
         log_start(training.network, training.metadata, training.batch(torch.arange(min(8, len(images.train)))), run)
-        training.generator.set_state(before)
+        training.generator.set_state(generator_state)
         save(training, run)
     if run_epochs(training, run, lambda: validate(training, run)):
         return stopped_message(training, KIND)
     return finish(training, run) if world.is_main else ""
 
 
-def start_from(config: Config, network: Segmenter) -> list[str]:
-    """Put in the weights that a fresh run begins with; what was loaded and what not, in words.
+def load_weights(config: Config, network: Segmenter) -> list[str]:
+    """Load the pretrained weights that the config names. Return messages about what was and was not loaded.
 
     Raises:
-        UserError: no such weights, or mostly those of another network.
+        UserError: the file is missing or damaged, or most of the backbone's weights are missing in it or have other
+            shapes.
     """
     reports = []
     if config.weights:
         reports += network.load_published(Path(config.weights))
     if config.pretrained_backbone:
-        loaded = load_pretrained_backbone(network.backbone, zoo.weights_source(config.pretrained_backbone))
-        if (fit := len(loaded.loaded)) < (of := fit + len(loaded.missing) + len(loaded.wrong_shape)) / 2:
-            raise UserError(_other_eye(config, loaded, fit, of))
-        reports.append(str(loaded))
+        report = load_pretrained_backbone(network.backbone, zoo.weights_source(config.pretrained_backbone))
+        loaded = len(report.loaded)
+        total = loaded + len(report.missing) + len(report.wrong_shape)
+        if loaded < total / 2:
+            raise UserError(_mismatch_message(config, report, loaded, total))
+        reports.append(str(report))
     return reports
 
 
-def _other_eye(config: Config, loaded: LoadReport, fit: int, of: int) -> str:
+def _mismatch_message(config: Config, report: LoadReport, loaded: int, total: int) -> str:
     return (
-        f"Only {fit} of {of} tensors of {loaded.source} fit a {config.backbone} of --width-multiplier "
-        f"{config.width_multiplier:g} with the {config.stem} stem: give the --backbone, --width-multiplier and --stem "
-        f"that it was trained with (its config.json, or "
-        f"{program_command('core.zoo')}, says so)."
+        f"Only {loaded} of {total} tensors of {report.source} fit a {config.backbone} with --width-multiplier "
+        f"{config.width_multiplier:g} and --stem {config.stem}: give the --backbone, --width-multiplier and --stem "
+        f"that it was trained with; they are in its config.json and in the list of "
+        f"{program_command('core.zoo')}."
     )
 
 
 def validate(training: Training, run: Run) -> None:
-    """Score the validation images, keep the best weights, show some overlays."""
+    """Evaluate the validation images, record the result, log overlays, save the model."""
     classes = training.metadata.classes
-    places = shown(training.data.validation)
-    scores = training.score(training.data.validation, keep=places)
-    scalars = {f"val/{name}": value for name, value in scores.figures().items()}
-    scalars |= {f"val_iou/{name}": value for name, value in scores.by_class(classes).items()}
+    indices = overlay_indices(training.data.validation)
+    scores = training.score(training.data.validation, prediction_indices=indices)
+    scalars = {f"val/{name}": value for name, value in scores.metrics().items()}
+    scalars |= {f"val_iou/{name}": value for name, value in scores.iou_by_class(classes).items()}
     run.log(training.updates, {**scalars, "speed/hours": training.stopwatch()})
-    better = training.best is None or scores.mean_iou >= training.best["figure"]
-    training.record_validation(scores.mean_iou, is_best=better, save_weights=training.config.select == "best")
-    log_overlays(training.data.validation, scores, places, run, training.updates, "overlays")
+    is_best = training.best is None or scores.mean_iou >= training.best["figure"]
+    training.record_validation(scores.mean_iou, is_best=is_best, save_weights=training.config.select == "best")
+    log_overlays(training.data.validation, scores, indices, run, training.updates, "overlays")
     for name, parameter in training.network.named_parameters():
         run.histogram(f"weights/{name}", training.updates, parameter)
-    kept = (training.best or {}).get("weights", training.evaluation_network.state_dict())
-    model_file.save(run.path("model.safetensors"), kept, training.metadata)
+    weights = (training.best or {}).get("weights", training.evaluation_network.state_dict())
+    model_file.save(run.path("model.safetensors"), weights, training.metadata)
 
 
 def finish(training: Training, run: Run) -> str:
-    """Choose the weights, read the test set once, write model.safetensors and result.json. The closing sentence."""
+    """Load the selected weights, evaluate the test set once, write model.safetensors and result.json.
+
+    Returns:
+        The closing message.
+    """
     config, classes = training.config, training.metadata.classes
     training.load_best_weights()
     validation = training.score(training.data.validation)
-    figures = {f"validation_{name}": value for name, value in validation.figures().items()}
-    by_class = {"validation": validation.by_class(classes)}
+    metrics = {f"validation_{name}": value for name, value in validation.metrics().items()}
+    iou_by_class = {"validation": validation.iou_by_class(classes)}
     result_path = run.path("result.json")
     if config.test and result_path.exists():
-        result = json.loads(result_path.read_text())  # a finished run does not read the test set again
-        figures, by_class = result["figures"], result["iou_by_class"]
+        # A finished run that is resumed does not evaluate the test set again.
+        result = json.loads(result_path.read_text())
+        metrics, iou_by_class = result["figures"], result["iou_by_class"]
     elif config.test:
         test = load_split(config, "test", classes)
-        places = shown(test)
-        scores = training.score(test, keep=places)
-        figures |= {f"test_{name}": value for name, value in scores.figures().items()}
-        by_class["test"] = scores.by_class(classes)
+        indices = overlay_indices(test)
+        scores = training.score(test, prediction_indices=indices)
+        metrics |= {f"test_{name}": value for name, value in scores.metrics().items()}
+        iou_by_class["test"] = scores.iou_by_class(classes)
         log_classes(scores, classes, run, training.updates)
-        log_overlays(test, scores, places, run, training.updates, "test_overlays")
-    run.log(training.updates, {f"final/{name}": value for name, value in figures.items()})
-    run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in figures.items()})
-    metadata = dataclasses.replace(training.metadata, figures=figures)
+        log_overlays(test, scores, indices, run, training.updates, "test_overlays")
+    run.log(training.updates, {f"final/{name}": value for name, value in metrics.items()})
+    run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in metrics.items()})
+    metadata = dataclasses.replace(training.metadata, figures=metrics)
     model_file.save(run.path("model.safetensors"), training.evaluation_network.state_dict(), metadata)
     protocol = {
         "train_images": len(training.data.train),
@@ -147,43 +156,43 @@ def finish(training: Training, run: Run) -> str:
         "unlabelled": "not counted",
         "hours": training.stopwatch(),
     }
-    write_json(result_path, {"figures": figures, "iou_by_class": by_class, "protocol": protocol})
-    told = [
-        f"{split} mean IoU {figures[f'{split}_mean_iou']:.1%}, {figures[f'{split}_accuracy']:.1%} of pixels right"
+    write_json(result_path, {"figures": metrics, "iou_by_class": iou_by_class, "protocol": protocol})
+    results = [
+        f"{split} mean IoU {metrics[f'{split}_mean_iou']:.1%}, pixel accuracy {metrics[f'{split}_accuracy']:.1%}"
         for split in ("validation", "test")
-        if f"{split}_mean_iou" in figures
+        if f"{split}_mean_iou" in metrics
     ]
     return (
-        f"{config.data}: {'; '.join(told)} after {training.epoch} epochs; try it with: "
-        f"{program_command('vision.segment_predict')} runs/{config.name} <picture or folder>"
+        f"{config.data}: {'; '.join(results)} after {training.epoch} epochs; segment an image: "
+        f"{program_command('vision.segment_predict')} runs/{config.name} <image or folder>"
     )
 
 
 def choose_compute(config: Config, images: Data, world: World) -> Compute:
-    """Measure updates on the first images."""
+    """Choose the hardware settings by timing updates on the first training images."""
     few = dataclasses.replace(images, train=images.train.take(slice(0, config.batch_size // world.size)))
     return probe_updates(config, world, lambda compute: Training(config, few, compute, World()), compile=config.compile)
 
 
 def default_name(config: Config) -> str:
-    """segment-camvid-fcn2s-fast-1 for --data camvid, seed 1."""
+    """Return the default name of the run, for example segment-camvid-fcn2s-fast-1 for --data camvid and seed 1."""
     return f"{KIND}-{stem(config.data)}-{config.network}-{config.preset}-{config.seed}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The program: config, run, data, compute, loop, closing line."""
+    """Run the program: config, data, run folder, hardware, training, closing message."""
     config = configure(
         Config, PRESETS, argv, __doc__ or "", kind=KIND, default_name=default_name, changeable=CHANGEABLE
     )
     world = World.from_env(config.device)
     check_batch(config, world, config.accumulation_steps)
-    config.augment()  # what cannot be is refused before anything is read
+    config.augment()  # an invalid --crop-size is rejected before the data are read
     images = Data.load(config)
-    with torch.device("meta"):  # and a network that cannot be, before it has a folder
+    with torch.device("meta"):  # a network that cannot be built is rejected before a run folder is created
         make_metadata(config, images).build()
     if not config.resume and (config.weights or config.pretrained_backbone):  # and so are weights that do not fit
         with torch.random.fork_rng():
-            start_from(config, make_metadata(config, images).build())
+            load_weights(config, make_metadata(config, images).build())
     with (
         Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run,
         run.signals(),

@@ -1,17 +1,19 @@
-"""Lay over one's own pictures what a trained segmenter sees in them, and make a film of a folder of frames.
+"""Segment images with a trained network: overlays of the predicted classes, and a video of a folder of frames.
 
     python -m vision.segment_predict runs/segment-camvid-fcn2s-fast-1 street.jpg
     python -m vision.segment_predict runs/segment-camvid-fcn2s-fast-1 folder/of/frames --fps 15
 
-Each picture is written as <name>.png into --out, as large as it is, and of a folder of frames film.mp4 too. The network
-sees pictures at the size of those that it learnt from, in their own proportions: what it learnt to see is as large in
-pixels as it was there. --masks writes the classes' numbers as well, for other programs.
+Each image is written to --out as <name>.png, in its original size, with the class colors over it. For a folder of
+frames, film.mp4 is written as well. Before the network, images are resized to the number of pixels of the training
+images, with their own aspect ratio, so that objects have about the same size in pixels as in training. --masks also
+writes the class indices, for other programs.
 
-Shapes: C channels, H, W pixels, K classes.
+Shapes: C channels, H, W pixels.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,48 +33,54 @@ from zerokara.core.programs import program_command
 from zerokara.core.report import MODEL_FILE, output_folder
 from zerokara.vision.segmentation.model_file import SegmenterMetadata, load
 from zerokara.vision.segmentation.networks import Segmenter
-from zerokara.vision.segmentation.pictures import STRENGTH, legend, overlay, palette, to_size
+from zerokara.vision.segmentation.pictures import STRENGTH, legend, overlay, palette, resize
 from zerokara.vision.segmentation.scoring import pixel_logits
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to look at, and what to write."""
+    """Options of vision.segment_predict."""
 
-    words: Annotated[tuple[str, ...], Positional("segmenter picture")] = ()
-    """The segmenter (a run's folder or a file), then pictures or folders of frames."""
+    words: Annotated[tuple[str, ...], Positional("network image")] = ()
+    """Segmentation network (a run folder or a model file), then images or folders of frames."""
     out: str = ""
-    """Folder for what is written; empty: predicted/ in the run's folder, or beside the file."""
+    """Output folder; empty: predicted/ in the run folder, or beside the model file."""
     strength: Annotated[float, Range(0, 1)] = STRENGTH
-    """Of the classes' colours over the photograph: 0 shows it alone, 1 only the colours."""
+    """Opacity of the class colors over the image; 0: only the image, 1: only the colors."""
     legend: bool = True
-    """Put the classes' names below each picture."""
+    """Draw the names of the classes below each image."""
     masks: bool = False
-    """Write the numbers of the classes as <name>-mask.png too."""
+    """Also write the class index of every pixel, as <name>-mask.png."""
     film: bool = True
-    """Make film.mp4 where a folder of frames is named."""
+    """Write the video film.mp4 if a folder of frames is given."""
     fps: Annotated[float, Range(0.1, 120)] = 10.0
-    """Frames of the film in a second."""
+    """Frames per second of the video."""
     views: Literal[1, 2] = 1
-    """Views of each picture whose logits are averaged: 2 mirrors."""
+    """Test-time augmentation: number of views of each image over which logits are averaged. 2: horizontal flip."""
     scale: Annotated[float, Range(0.1, 10)] = 1.0
-    """Factor on the size at which the network sees pictures."""
+    """Factor on the height and width of the images that the network gets."""
     json: bool = False
-    """Print the share of each class in each picture as JSON."""
+    """Print the fraction of the pixels of each class in each image as JSON."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:<n> or mps."""
+    """Device: auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int, Range(0)] = 0
-    """CPU threads; 0: as many as there are cores."""
+    """CPU threads; 0: one per core."""
 
 
-def seen_size(size: tuple[int, int], metadata: SegmenterMetadata, scale: float = 1.0) -> tuple[int, int]:
-    """(H, W) at which the network sees a picture: its proportions, and as many pixels as those it learnt from."""
+def input_size(size: tuple[int, int], metadata: SegmenterMetadata, scale: float = 1.0) -> tuple[int, int]:
+    """Return the (H, W) to which an image is resized for the network.
+
+    Args:
+        size: (H, W) of the image; the aspect ratio is preserved.
+        metadata: of the network; the result has as many pixels as its training images.
+        scale: factor on height and width.
+    """
     pixels = metadata.image_size[0] * metadata.image_size[1]
     factor = scale * (pixels / (size[0] * size[1])) ** 0.5
     return max(8, round(size[0] * factor)), max(8, round(size[1] * factor))
 
 
-def segment_picture(
+def segment_image(
     network: Segmenter,
     metadata: SegmenterMetadata,
     compute: Compute,
@@ -81,133 +89,137 @@ def segment_picture(
     views: int = 1,
     scale: float = 1.0,
 ) -> np.ndarray:
-    """Classes (H, W) uint8 of a picture of any size, grey or RGB; the network must be in evaluation mode."""
+    """Predict the class indices (H, W) uint8 of an image.
+
+    Args:
+        network: in evaluation mode.
+        metadata: of the network.
+        compute: device and precision.
+        image_HWC: uint8, grayscale or RGB, of any size.
+        views: 1, or 2 to average the logits of the image and its horizontal flip.
+        scale: factor on the size of the image that the network gets.
+    """
     height, width = image_HWC.shape[:2]
-    seen = to_size(with_channels(image_HWC, metadata.channels == 1), seen_size((height, width), metadata, scale))
-    pixels_1CHW = torch.from_numpy(np.ascontiguousarray(seen.transpose(2, 0, 1)))[None]
+    resized = resize(with_channels(image_HWC, metadata.channels == 1), input_size((height, width), metadata, scale))
+    pixels_1CHW = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))[None]
     logits = pixel_logits(network, metadata, compute, pixels_1CHW, views)
-    # Scores, not classes, are made larger: borders are smooth where pixels were not.
+    # Logits are resized before the argmax, so that the borders between classes are smooth.
     logits = F.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
     return compute.to_host(logits[0].argmax(0).to(torch.uint8)).numpy()
 
 
-def shares(mask_HW: np.ndarray, classes: tuple[str, ...]) -> dict[str, float]:
-    """The share of each class that is there, the largest first."""
+def class_fractions(mask_HW: np.ndarray, classes: tuple[str, ...]) -> dict[str, float]:
+    """Return the fraction of pixels of each class in the mask, in decreasing order."""
     counts = np.bincount(mask_HW.ravel(), minlength=len(classes))
     order = np.argsort(-counts, kind="stable")
-    return {classes[place]: round(float(counts[place] / mask_HW.size), 6) for place in order if counts[place]}
+    return {classes[index]: round(float(counts[index] / mask_HW.size), 6) for index in order if counts[index]}
 
 
 def model_path(word: str) -> Path:
-    """The file of a segmenter: a run's, or the file itself.
+    """Return the path of the model file in a run folder, or of the model file itself.
 
     Raises:
-        UserError: a run that has kept no network yet.
+        UserError: the folder contains no model file.
     """
     path = Path(word).expanduser()
     if path.is_dir() and not (path / MODEL_FILE).is_file():
         raise UserError(
-            f"{path} has no {MODEL_FILE}: give the folder of a run of vision.segment that has been validated."
+            f"{path} has no {MODEL_FILE}: give the folder of a run of vision.segment that has completed a validation."
         )
     return path / MODEL_FILE if path.is_dir() else path
 
 
-def overlays(
+def write_overlays(
     network: Segmenter,
     metadata: SegmenterMetadata,
     files: Sequence[Path],
-    found: dict[Path, dict[str, float]],
-    complaints: list[str],
+    fractions: dict[Path, dict[str, float]],
+    errors: list[str],
     options: Options,
     folder: Path,
 ) -> Iterator[np.ndarray]:
-    """Write every picture's overlay, and give it without the legend: all of a film are of the first one's size.
+    """Write the overlay of every image, and yield it without the legend, resized to the size of the first one.
 
     Args:
         network: on the CPU, in evaluation mode.
-        card: of it.
-        files: the pictures.
-        found: gets the shares of the classes in each picture.
-        complaints: gets a sentence on each picture that could not be read.
-        options: what was asked for.
-        folder: where to write.
+        metadata: of the network.
+        files: the images.
+        fractions: output; for each image, the fractions of the classes.
+        errors: output; a message for each image that cannot be read.
+        options: options of the program.
+        folder: output folder.
     """
     compute = Compute.choose(
         device=options.device, precision="float32", compile="off", threads=options.threads, train_step=None
     )
     compute.module(network)
-    colours = palette(metadata.classes)
-    taken: set[str] = set()
+    colors = palette(metadata.classes)
+    used_names: set[str] = set()
     size: tuple[int, int] | None = None
     for file in files:
         try:
             image_HWC = decode(file.read_bytes(), str(file))
         except OSError as error:
-            complaints.append(f"{file} cannot be read ({error_summary(error)}): name a picture that is there.")
+            errors.append(f"{file} cannot be read ({error_summary(error)}): give the path of an existing image.")
             continue
         except UserError as error:
-            complaints.append(str(error))
+            errors.append(str(error))
             continue
-        mask_HW = segment_picture(network, metadata, compute, image_HWC, views=options.views, scale=options.scale)
-        found[file] = shares(mask_HW, metadata.classes)
-        picture = overlay(image_HWC, mask_HW, colours, options.strength)
-        name = next(name for name in _names(file) if name not in taken)
-        taken.add(name)
-        strip = [legend(metadata.classes, picture.shape[1], colours)] if options.legend else []
-        write_png(folder / f"{name}.png", np.concatenate([picture, *strip]))
+        mask_HW = segment_image(network, metadata, compute, image_HWC, views=options.views, scale=options.scale)
+        fractions[file] = class_fractions(mask_HW, metadata.classes)
+        blended = overlay(image_HWC, mask_HW, colors, options.strength)
+        name = next(name for name in _names(file) if name not in used_names)
+        used_names.add(name)
+        strip = [legend(metadata.classes, blended.shape[1], colors)] if options.legend else []
+        write_png(folder / f"{name}.png", np.concatenate([blended, *strip]))
         if options.masks:
             write_png(folder / f"{name}-mask.png", mask_HW)
-        size = size or (picture.shape[0], picture.shape[1])
-        yield to_size(picture, size)
+        size = size or (blended.shape[0], blended.shape[1])
+        yield resize(blended, size)
 
 
 def _names(file: Path) -> Iterator[str]:
-    """What to call the overlay: as the picture, and with a number behind it where that is taken."""
+    """Yield names for the overlay: the name of the image, then the same name with the suffixes -2, -3, ..."""
     yield file.stem
     yield from (f"{file.stem}-{number}" for number in range(2, 1_000_000))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The program: the segmenter, pictures, overlays, a film.
+    """Run the program.
 
     Raises:
-        UserError: no such segmenter or picture, or broken ones; what could be read is written first.
+        UserError: the network or an image is missing or damaged. The overlays of the other images are written first.
     """
     options = parse(Options, {}, argv, __doc__ or "")
     if len(options.words) < 2:
-        what = "No picture was named" if options.words else "No segmenter was named"
+        missing = "No image was given" if options.words else "No network was given"
         raise UserError(
-            f"{what}: type a run's folder and then pictures or folders of frames, as in "
+            f"{missing}: type a run folder or a model file, then images or folders of frames, as in "
             f"{program_command('vision.segment_predict')} runs/<name> street.jpg."
         )
     model, *words = options.words
     files = picture_files(words)
     network, metadata = load(model_path(model))
     folder = output_folder(options.out, model_path(model).parent / "predicted")
-    found: dict[Path, dict[str, float]] = {}
-    complaints: list[str] = []
-    frames = overlays(network, metadata, files, found, complaints, options, folder)
-    films = options.film and any(Path(word).expanduser().is_dir() for word in words)
+    fractions: dict[Path, dict[str, float]] = {}
+    errors: list[str] = []
+    frames = write_overlays(network, metadata, files, fractions, errors, options, folder)
+    with_video = options.film and any(Path(word).expanduser().is_dir() for word in words)
     first = next(frames, None)
-    if films and first is not None:
-        write_mp4(folder / "film.mp4", _chained(first, frames), options.fps)
+    if with_video and first is not None:
+        write_mp4(folder / "film.mp4", itertools.chain([first], frames), options.fps)
     else:
         for _ in frames:
             pass
     if options.json:
-        print(json.dumps([{"picture": str(file), "shares": share} for file, share in found.items()], indent=2))
+        print(json.dumps([{"picture": str(file), "shares": each} for file, each in fractions.items()], indent=2))
     else:
-        for file, share in found.items():
-            print(f"{file.name}: " + ", ".join(f"{name} {value:.0%}" for name, value in list(share.items())[:5]))
-        if found:
-            print(f"pictures with classes: {folder}" + (f", and {folder / 'film.mp4'}" if films else ""))
-    if complaints:
-        raise UserError("\n       ".join(complaints))
-
-
-def _chained(first: np.ndarray, others: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    yield first
-    yield from others
+        for file, each in fractions.items():
+            print(f"{file.name}: " + ", ".join(f"{name} {value:.0%}" for name, value in list(each.items())[:5]))
+        if fractions:
+            print(f"overlays: {folder}" + (f", video: {folder / 'film.mp4'}" if with_video else ""))
+    if errors:
+        raise UserError("\n       ".join(errors))
 
 
 if __name__ == "__main__":

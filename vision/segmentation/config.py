@@ -1,7 +1,7 @@
-"""The fields of a segmenter's run and its presets.
+"""Config and presets of vision.segment.
 
-One object is the command line, runs/<name>/config.json and TensorBoard's hparams. Updates are gradient steps, an epoch
-is one pass over the training images.
+The same object is the command line, runs/<name>/config.json and the hparams of TensorBoard. An update is one gradient
+step, an epoch is one pass over the training images.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from zerokara.core.backbones.base import Stem
 from zerokara.core.compute import Precision, Switch
 from zerokara.core.config import Range, UserError
+from zerokara.vision.segmentation import names
 from zerokara.vision.segmentation.augment import JointAugment
 from zerokara.vision.segmentation.networks import NetworkName
 
@@ -26,154 +27,163 @@ Pixels = Annotated[tuple[int, ...], Range(8, 4096)]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Semantic segmentation: a class for every pixel."""
+    """Config of a semantic segmentation run."""
 
-    RENAMED: ClassVar[Mapping[str, str]] = {
-        "grey": "grayscale",
-        "width": "width_multiplier",
-        "init_backbone": "pretrained_backbone",
-        "accumulate": "accumulation_steps",
-    }
-    """Renamed fields, old name to new name. Old names are still accepted in saved configs and on the command line."""
+    RENAMED: ClassVar = names.RENAMED
+    FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES
+    GROUPS: ClassVar = names.GROUPS
+    COMMON: ClassVar = names.COMMON
+    PRESET_SUMMARIES: ClassVar = names.PRESET_SUMMARIES
 
     preset: str = "fast"
-    """Named set of defaults for all that follows."""
+    """Named set of defaults for the other options."""
     data: str = "camvid"
-    """Images with masks: a folder or zip by path, or by its name in --data-dir; CamVid's form, PASCAL VOC's, or any
+    """Images with masks: path of a folder or zip file, or its name in --data-dir. Layouts: CamVid, PASCAL VOC, or any
     pair of folders."""
     masks: str = ""
-    """Folder or zip of the masks, where they do not lie with the images."""
+    """Folder or zip file of the masks; empty: they are in --data."""
     data_dir: str = ""
-    """Where named data lie; empty: $ZEROKARA_DATA, else ~/.cache/zerokara."""
+    """Folder of named data sets; empty: $ZEROKARA_DATA, else ~/.cache/zerokara."""
     classes: tuple[str, ...] = ()
-    """Names of the classes; empty: what the data say."""
-    unlabelled: Annotated[int | None, Range(0, 255)] = None
-    """Number in the masks of pixels that nobody labelled; None: 11 for CamVid's classes, else 255."""
+    """Names of the classes; empty: from the data set."""
+    unlabeled: Annotated[int | None, Range(0, 255)] = None
+    """Value of unlabeled pixels in the mask files; None: 11 for the classes of CamVid, else 255."""
     image_size: Pixels = ()
-    """Height and width in pixels to which images and masks are brought; none: as they are."""
+    """Height and width in pixels to which images and masks are resized (one number: a square); none: the size of the
+    files."""
     grayscale: bool = False
-    """Grey images."""
+    """Convert images to grayscale."""
     train_images: OptionalCount = 0
-    """Train on so many images, spread over all of them; 0: on all."""
+    """Number of training images to use, evenly spaced over the training set; 0: all."""
     test: bool = True
-    """Read the test set, once, when training is over; --no-test while one is still choosing."""
+    """Evaluate once on the test set when training ends; use --no-test while choosing settings."""
     name: str = ""
-    """Folder under runs/; empty: made of data, network, preset and seed."""
+    """Name of the run folder under runs/; empty: composed of data, network, preset and seed."""
     seed: Annotated[int, Range(0, 10**6)] = 1
-    """Seed of everything that is random."""
+    """Random seed."""
     epochs: Count = 120
-    """Length of the run."""
+    """Length of the run in epochs."""
     resume: bool = False
-    """Go on with the run of this name from its last checkpoint."""
+    """Resume the run of this name from its last checkpoint."""
     quiet: bool = False
-    """Print nothing but warnings and the closing line."""
+    """Print only warnings and the closing message."""
 
-    # --- the network -----------------------------------------------------------------------------------------------
+    # --- network -----------------------------------------------------------------------------------------------------
     network: NetworkName = "fcn2s"
-    """FCN, by the stride of the finest map that its scores come from, or SegNet."""
+    """Segmentation network: FCN, with the stride of the finest feature map that it uses, or SegNet."""
     backbone: str = "resnet18"
-    """The eye, by its name in core.backbones; SegNet takes VGG. python -m core.backbones lists them."""
+    """Name of the backbone (SegNet: a VGG); python -m core.backbones lists them."""
     width_multiplier: Annotated[float, Range(0.1, 16)] = 0.45
-    """Factor on the backbone's channels, where it has that option."""
+    """Factor on the number of channels, for backbones that have this option."""
     stem: Stem = "medium"
-    """The backbone's first layers, where it has that option: paper is made for 224 pixels, medium for 64 to 128, small
-    for 32 to 64; the smaller, the finer the maps."""
+    """First layers of the backbone, if it has this option: paper for images of 224 pixels, medium for 64 to 128, small
+    for 32 to 64. Smaller stems have finer feature maps."""
     hidden_units: Annotated[int | None, Range(0, 65536)] = None
-    """Units of FCN's hidden layers fc6 and fc7; None: the paper's on VGG and AlexNet, none on others; 0: none."""
+    """Units of FCN's hidden layers fc6 and fc7; None: as in the paper on VGG and AlexNet, no hidden layers on other
+    backbones; 0: no hidden layers."""
     dropout: Fraction = 0.5
-    """Probability with which these drop a unit."""
+    """Dropout probability of FCN's hidden layers."""
     decoder_channels: OptionalCount = 64
-    """Channels in which FCN's maps are summed, with a 3x3 convolution behind each sum; 0: scores are summed, as in the
+    """Channels of FCN's decoder, with a 3x3 convolution after each sum of feature maps; 0: scores are summed, as in the
     paper."""
     pretrained_backbone: str = ""
-    """Start the eye from a run's folder, a file of weights, or a name of the zoo."""
+    """Run folder, weights file or zoo name from which to load the weights of the backbone; empty: random
+    initialization."""
     weights: str = ""
-    """Start from weights published by torchvision (.pth or .safetensors), and feed images as they expect it."""
+    """Weights file of torchvision (.pth or .safetensors) from which to load the backbone and FCN's fc6 and fc7. Images
+    are then normalized as for ImageNet. Empty: random initialization."""
 
-    # --- learning --------------------------------------------------------------------------------------------------
+    # --- training ----------------------------------------------------------------------------------------------------
     batch_size: Count = 8
     """Images in an update."""
     accumulation_steps: Count = 1
-    """Parts in which the batch goes through the network, for less memory; gradients are summed."""
+    """Gradient accumulation: split each batch into this many parts to use less memory."""
     optimizer: Literal["sgd", "adam", "adamw", "muon"] = "adamw"
-    """Nesterov's SGD, Adam, AdamW, or Muon for the matrices and AdamW for the rest."""
+    """Optimizer: sgd (with Nesterov momentum), adam, adamw, or muon (Muon for weight matrices, AdamW for the rest)."""
     learning_rate: Positive = 2e-3
-    """Step size of the optimiser at its peak."""
+    """Peak learning rate."""
     momentum: Fraction = 0.9
     """Momentum of SGD and Muon."""
     weight_decay: NotNegative = 0.01
-    """Decay of weights; biases and normalisation are left alone."""
+    """Weight decay; not applied to biases and normalization layers."""
     schedule: Literal["constant", "cosine"] = "cosine"
-    """How the learning rate goes on after the warm-up."""
+    """Learning rate schedule after the warm-up: constant, or cosine decay to 0."""
     warmup_epochs: NotNegative = 3.0
-    """Epochs over which the learning rate rises to its peak, linearly."""
+    """Epochs of linear learning rate warm-up."""
     balance: Fraction = 0.5
-    """How much rare classes are preferred: the power of their median-frequency weight; 0: not at all, 1: SegNet's."""
+    """Class weights in the loss: exponent of the median frequency weights; 0: equal weights, 1: as for SegNet."""
     max_grad_norm: Annotated[float | None, Range(0, low_open=True)] = 5.0
-    """Norm to which gradients are clipped; None: not clipped."""
+    """Clip the norm of the gradient to this value; None: no clipping."""
     ema_half_life_updates: NotNegative = 0.0
-    """Half-life of the averaged weights, which are then what is evaluated and kept; 0: none."""
+    """Half-life in updates of the exponential moving average of the weights. If it is set, the averaged weights are
+    evaluated and saved. 0: no averaging."""
     select: Literal["last", "best"] = "best"
-    """The weights that count in the end: the last, or those with the largest validation mean IoU."""
+    """Weights to evaluate and save at the end: last, or best (highest validation mean IoU)."""
 
-    # --- augmentation, of image and mask together ------------------------------------------------------------------
+    # --- augmentation of images and masks ----------------------------------------------------------------------------
     scale_low: Annotated[float, Range(0.1, 1)] = 0.75
-    """Smallest factor by which training images are scaled."""
+    """Minimum factor of random scaling."""
     scale_high: Annotated[float, Range(1, 10)] = 2.0
-    """Largest factor."""
+    """Maximum factor of random scaling."""
     crop_size: Pixels = ()
-    """Height and width in pixels of the window that is cut out of a scaled image; none: the image's own."""
+    """Height and width in pixels of the random crop from the scaled image (one number: a square); none: the image
+    size."""
     rotation_degrees: NotNegative = 0.0
-    """Rotation up to so many degrees either way."""
+    """Maximum random rotation in either direction, in degrees."""
     flip: bool = True
-    """Mirror half of the images, left to right."""
+    """Horizontal flip of half of the images."""
     brightness: Fraction = 0.1
-    """Brightness more or less by up to this."""
+    """Maximum random change of brightness, in units of the full range of a pixel."""
     contrast: Fraction = 0.2
-    """Contrast more or less by up to this fraction."""
-    colour: Fraction = 0.2
-    """Saturation and every channel more or less by up to this fraction."""
+    """Maximum random change of contrast, as a fraction."""
+    color_jitter: Fraction = 0.2
+    """Maximum random change of the saturation and of each color channel, as a fraction."""
 
-    # --- evaluation and keeping ------------------------------------------------------------------------------------
+    # --- evaluation, logging -----------------------------------------------------------------------------------------
     tta_views: Literal[1, 2] = 1
-    """Views of each image whose logits are averaged in evaluation: 2 mirrors."""
+    """Test-time augmentation: number of views of each image over which logits are averaged in every evaluation. 2:
+    horizontal flip."""
     eval_batch_size: Count = 8
-    """Images that are evaluated together."""
+    """Batch size in evaluation."""
     validate_every_epochs: Count = 2
-    """Epochs between validations; the last epoch always has one."""
+    """Epochs between validations. The last epoch always ends with a validation."""
     log_every_updates: Count = 20
     """Updates between lines of metrics."""
     checkpoint_every_updates: Count = 200
-    """Updates between checkpoints; each validation is followed by one as well."""
+    """Updates between checkpoints. Every validation is followed by a checkpoint as well."""
 
-    # --- the machine -----------------------------------------------------------------------------------------------
+    # --- hardware ----------------------------------------------------------------------------------------------------
     device: str = "auto"
-    """auto, cpu, cuda, cuda:<n> or mps."""
+    """Device: auto, cpu, cuda, cuda:<n> or mps."""
     precision: Precision = "auto"
-    """Arithmetic of the network; auto: what a short measurement finds fastest."""
+    """Arithmetic of the network; auto: the fastest in a short measurement."""
     compile: Switch = "auto"
-    """Compile the update; auto: where a short measurement finds that it pays."""
+    """Compile the update with torch.compile; auto: if a short measurement shows that it is faster."""
     threads: Annotated[int, Range(0)] = 0
-    """CPU threads; 0: as many as there are cores."""
+    """CPU threads; 0: one per core."""
 
     def augment(self) -> JointAugment:
-        """What is done to training images and masks."""
+        """Return the augmentation of the training images and masks.
+
+        Raises:
+            UserError: --crop-size has more than two numbers.
+        """
         return JointAugment(
             scale=(self.scale_low, self.scale_high),
             rotation_degrees=self.rotation_degrees,
-            crop_size=sides(self.crop_size, "--crop-size"),
+            crop_size=height_width(self.crop_size, "--crop-size"),
             flip=self.flip,
             brightness=self.brightness,
             contrast=self.contrast,
-            colour=self.colour,
+            color_jitter=self.color_jitter,
         )
 
 
-def sides(pixels: tuple[int, ...], flag: str) -> tuple[int, int] | None:
-    """(H, W) of what a flag was given: nothing, one number for a square, or two.
+def height_width(pixels: tuple[int, ...], flag: str) -> tuple[int, int] | None:
+    """Return (H, W) for the values of a flag: none, one number for a square, or two numbers.
 
     Raises:
-        UserError: more than two numbers.
+        UserError: there are more than two numbers.
     """
     if len(pixels) > 2:
         raise UserError(
@@ -188,11 +198,12 @@ NO_AUGMENTATION: Mapping[str, Any] = {
     "flip": False,
     "brightness": 0.0,
     "contrast": 0.0,
-    "colour": 0.0,
+    "color_jitter": 0.0,
 }
 SEGNET: Mapping[str, Any] = {"network": "segnet", "backbone": "vgg16_bn"}
-# Shelhamer et al. 2015, section 4.3: batches of 20, a fixed rate, no balancing (section 4.4) and no augmentation. Start
-# it from torchvision's VGG16 by --weights; its pictures have some 500 pixels.
+# Shelhamer et al. 2015, section 4.3: batches of 20, constant learning rate, no class weights (section 4.4), no
+# augmentation. The paper starts from VGG16 trained on ImageNet (--weights, a file of torchvision) and uses images of
+# about 500 pixels.
 FCN: Mapping[str, Any] = {
     "backbone": "vgg16",
     "width_multiplier": 1.0,
@@ -210,15 +221,16 @@ FCN: Mapping[str, Any] = {
 }
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # FCN on a slim ResNet for two CPU cores and pictures of 240x180, its maps summed in 64 channels.
+    # FCN on a narrow ResNet, for two CPU cores and images of 240x180 pixels, with a decoder of 64 channels.
     "fast": {},
-    # SegNet on the VGG of photographs-vgg in the zoo, with smaller steps; docs/LOG.md has what larger ones gave.
+    # SegNet on the VGG of photographs-vgg in the zoo, with a lower learning rate; docs/LOG.md: results of higher ones.
     "segnet-slim": {"network": "segnet", "backbone": "vgg13_bn", "width_multiplier": 0.45, "learning_rate": 5e-4},
     "fcn32s": {"network": "fcn32s", **FCN},
     "fcn16s": {"network": "fcn16s", **FCN},
     "fcn8s": {"network": "fcn8s", **FCN},
-    # Badrinarayanan et al. 2017, section 4: batches of 12, SGD at a fixed 0.1, weights by median frequency. Start it
-    # from torchvision's VGG16 with BatchNorm by --weights; CamVid at --image-size 360 480.
+    # Badrinarayanan et al. 2017, section 4: batches of 12, SGD with a constant learning rate of 0.1, median frequency
+    # weights. The paper starts from VGG16 trained on ImageNet (--weights, torchvision's VGG16 with BatchNorm) and
+    # resizes CamVid to --image-size 360 480.
     "segnet": {
         **SEGNET,
         "width_multiplier": 1.0,

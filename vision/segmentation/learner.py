@@ -1,6 +1,6 @@
-"""What learns to segment: the data of a run, the network with its optimiser, one update, and scores.
+"""Training state of a segmentation network: data, network, loss and evaluation.
 
-Shapes: N images, B batch, b a part of it, C channels, H, W pixels, h, w pixels of a training window, K classes.
+Shapes: N images, B batch, b a part of it, C channels, H, W pixels, h, w pixels of a training crop, K classes.
 """
 
 from __future__ import annotations
@@ -23,32 +23,33 @@ from zerokara.core.data.types import check_enough
 from zerokara.core.distributed import World
 from zerokara.core.programs import command
 from zerokara.core.progress import loading
-from zerokara.vision.segmentation.config import Config, sides
-from zerokara.vision.segmentation.losses import median_frequency, pixel_loss
+from zerokara.vision.segmentation.config import Config, height_width
+from zerokara.vision.segmentation.losses import median_frequency_weights, pixel_loss
 from zerokara.vision.segmentation.model_file import SegmenterMetadata
 from zerokara.vision.segmentation.networks import Segmenter
 from zerokara.vision.segmentation.scoring import PixelScores, score
 from zerokara.vision.training.supervised import SupervisedTraining
 
-# What torchvision's weights were trained with.
+# Normalization of the images that torchvision's weights were trained on.
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 @dataclass(frozen=True)
 class Data:
-    """What a run learns from and is chosen on; the test set is not among it."""
+    """Training and validation images of a run, without the test set."""
 
     train: MaskSet
     validation: MaskSet
-    mean_C: Tensor  # of the training images scaled to [0, 1]
-    std_C: Tensor
+    mean_C: Tensor  # of the training images, scaled to [0, 1]
+    std_C: Tensor  # likewise
 
     @classmethod
     def load(cls, config: Config) -> Data:
         """Read training and validation images.
 
         Raises:
-            UserError: data that are not there or broken, or fewer images than were asked for.
+            UserError: the data are missing or damaged, there are fewer images than --train-images, or training and
+                validation images have different sizes.
         """
         train = load_split(config, "train")
         check_enough(config.train_images, len(train))
@@ -57,31 +58,37 @@ class Data:
         validation = load_split(config, "val", train.classes)
         if validation.shape != train.shape:
             raise UserError(
-                f"Training images of {config.data} have {_size(train)} pixels and validation images "
-                f"{_size(validation)}: bring all to one size with --image-size, as in "
+                f"Training images of {config.data} have {_format_size(train)} pixels and validation images "
+                f"{_format_size(validation)}: resize all of them with --image-size, as in "
                 f"--image-size {train.shape[1]} {train.shape[2]}."
             )
         return cls(train, validation, *channel_moments(train.images))
 
 
 def load_split(config: Config, split: MaskSplit, classes: Sequence[str] = ()) -> MaskSet:
-    """Training, validation or test images; the latter two with the classes of the first."""
+    """Read the training, validation or test images.
+
+    Args:
+        config: names the data set.
+        split: train, val or test.
+        classes: names of the classes of the training images, for val and test; empty: those of the config.
+    """
     with loading(config.quiet) as progress:
         return load_masks(
             config.data,
             split,
             masks=config.masks,
             data_dir=Path(config.data_dir) if config.data_dir else None,
-            image_size=sides(config.image_size, "--image-size"),
+            image_size=height_width(config.image_size, "--image-size"),
             grayscale=config.grayscale,
             classes=classes or config.classes,
-            unlabelled=config.unlabelled,
+            unlabelled=config.unlabeled,
             progress=progress,
         )
 
 
 class Training(SupervisedTraining[Segmenter]):
-    """Everything that a checkpoint holds, and one update over it."""
+    """Training state of a segmentation network and its update."""
 
     config: Config
     data: Data
@@ -92,40 +99,41 @@ class Training(SupervisedTraining[Segmenter]):
         self.augment = config.augment()
         self.images = images.train.images.to(compute.torch_device)
         self.masks = images.train.masks.to(compute.torch_device)
-        weight_K = median_frequency(images.train.masks, len(self.metadata.classes), config.balance)
+        weight_K = median_frequency_weights(images.train.masks, len(self.metadata.classes), config.balance)
         self.weight_K = weight_K.to(compute.torch_device)
         self._loss = compute.function(self._forward)
 
     @property
     def is_validation_epoch(self) -> bool:
-        """Whether the epoch that has just ended is followed by a validation."""
+        """True if a validation follows the epoch that has just ended."""
         return self.epoch % self.config.validate_every_epochs == 0 or self.updates >= self.total_updates
 
-    def format_metric(self, figure: float) -> str:
-        """The mean IoU of a validation."""
-        return f"mean IoU {figure:.1%}"
+    def format_metric(self, metric: float) -> str:
+        """Format a validation mean IoU."""
+        return f"mean IoU {metric:.1%}"
 
     def losses(self, index_b: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and share of right pixels (scalars) of training images."""
+        """Return the mean loss and the accuracy (scalars) over the labeled pixels of training images."""
         return self._loss(*self.batch(index_b))
 
     def batch(self, index_b: Tensor) -> tuple[Tensor, Tensor]:
-        """Training images (b, C, h, w), augmented and normalised, and their masks (b, h, w) int64."""
+        """Return augmented and normalized training images (b, C, h, w) and their masks (b, h, w) int64."""
         pixels = self.images[index_b].float() * (1 / 255)
         x, mask_bhw = self.augment(pixels, self.masks[index_b], self.generator)
         return self.compute.layout(self.metadata.normalize(x)), mask_bhw
 
     def _forward(self, x_bChw: Tensor, mask_bhw: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and share of labelled pixels that are right (scalars): the part of an update that is compiled."""
+        """Compute loss and accuracy (scalars) over labeled pixels. This part of the update is compiled."""
         with self.compute.autocast():
             logits_bKhw = self.network(x_bChw)
         logits_bKhw = logits_bKhw.float()
-        labelled_bhw = mask_bhw < len(self.metadata.classes)
-        right = ((logits_bKhw.detach().argmax(1) == mask_bhw) & labelled_bhw).sum() / labelled_bhw.sum().clamp(min=1)
-        return pixel_loss(logits_bKhw, mask_bhw, self.weight_K), right
+        labeled_bhw = mask_bhw < len(self.metadata.classes)
+        correct_bhw = (logits_bKhw.detach().argmax(1) == mask_bhw) & labeled_bhw
+        accuracy = correct_bhw.sum() / labeled_bhw.sum().clamp(min=1)
+        return pixel_loss(logits_bKhw, mask_bhw, self.weight_K), accuracy
 
-    def score(self, images: MaskSet, keep: Sequence[int] = ()) -> PixelScores:
-        """How well the network that counts does on images that it does not learn from."""
+    def score(self, images: MaskSet, prediction_indices: Sequence[int] = ()) -> PixelScores:
+        """Evaluate `evaluation_network` on images. Return also the predictions for the images `prediction_indices`."""
         config = self.config
         return score(
             self.evaluation_network,
@@ -134,35 +142,41 @@ class Training(SupervisedTraining[Segmenter]):
             images,
             views=config.tta_views,
             batch_size=config.eval_batch_size,
-            keep=keep,
+            prediction_indices=prediction_indices,
         )
 
 
 def make_metadata(config: Config, images: Data) -> SegmenterMetadata:
-    """What describes the network that a config asks for, on these images."""
+    """Return the metadata of the network that the config describes, for these images.
+
+    Raises:
+        UserError: --weights is combined with grayscale images.
+    """
     channels, height, width = images.train.shape
-    of_the_data = {"mean": tuple(images.mean_C.tolist()), "std": tuple(images.std_C.tolist())}
+    data_moments = {"mean": tuple(images.mean_C.tolist()), "std": tuple(images.std_C.tolist())}
     if config.weights and channels != len(IMAGENET["mean"]):
-        raise UserError("--weights are for images of three colours: leave --grayscale out, or start without them.")
-    # Presets and defaults say how wide and with which stem; a backbone without that option is what it is.
-    has = option_names(config.backbone)
+        raise UserError(
+            "--weights requires images with three color channels: leave out --grayscale, or leave out --weights."
+        )
+    # The defaults of the config set a width and a stem, but not every backbone has these options.
+    available = option_names(config.backbone)
     values = {"width": config.width_multiplier, "stem": config.stem}
-    asked: dict[str, Any] = {name: value for name, value in values.items() if name in has}
+    options: dict[str, Any] = {name: value for name, value in values.items() if name in available}
     return SegmenterMetadata(
         network=config.network,
         backbone=config.backbone,
         classes=images.train.classes,
         channels=channels,
         image_size=(height, width),
-        options=asked,
+        options=options,
         hidden_units=config.hidden_units,
         dropout=config.dropout,
         decoder_channels=config.decoder_channels,
         data=images.train.source,
         command=command(),
-        **(IMAGENET if config.weights else of_the_data),
+        **(IMAGENET if config.weights else data_moments),
     )
 
 
-def _size(images: MaskSet) -> str:
+def _format_size(images: MaskSet) -> str:
     return f"{images.shape[2]}x{images.shape[1]}"

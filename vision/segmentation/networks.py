@@ -33,7 +33,7 @@ from zerokara.core.config import UserError
 from zerokara.core.models.weights import load_pretrained_backbone, read_tensors
 
 NetworkName = Literal["fcn32s", "fcn16s", "fcn8s", "fcn4s", "fcn2s", "segnet"]
-HEADS: Mapping[str, tuple[int, int]] = {"vgg": (7, 4096), "alexnet": (6, 4096)}  # kernel size of fc6, units of fc6 and fc7
+HEADS: Mapping[str, tuple[int, int]] = {"vgg": (7, 4096), "alexnet": (6, 4096)}  # kernel size of fc6, units
 # Side of the image with which strides are measured: large, so that pixels lost at the edges (convolutions without
 # padding) do not change the rounded ratios.
 PROBE_SIDE = 512
@@ -92,7 +92,7 @@ class Fcn(Segmenter):
         decoder_channels: int = 0,
     ) -> None:
         super().__init__(backbone, classes)
-        stage_of = {stride: stage for stage, stride in enumerate(strides)}  # for equal strides: the deepest stage
+        stage_of = {stride: stage for stage, stride in enumerate(strides)}  # the deepest one of a stride
         if finest not in stage_of:
             available = ", ".join(f"fcn{stride}s" for stride in stage_of)
             raise UserError(
@@ -112,7 +112,9 @@ class Fcn(Segmenter):
         self.hidden = nn.Sequential(*layers)
         he_init(self.hidden)
         self.laterals = nn.ModuleList(nn.Conv2d(number, channels, 1) for number in in_channels)
-        self.ups = nn.ModuleList(bilinear_upsampling(channels, coarse // fine) for coarse, fine in itertools.pairwise(used))
+        self.ups = nn.ModuleList(
+            bilinear_upsampling(channels, coarse // fine) for coarse, fine in itertools.pairwise(used)
+        )
         self.mixes = nn.ModuleList(_conv_bn_relu(channels) if decoder_channels else nn.Identity() for _ in self.ups)
         self.score = nn.Conv2d(channels, classes, 1) if decoder_channels else nn.Identity()
         self.last_up = bilinear_upsampling(classes, finest) if finest > 1 else nn.Identity()
@@ -148,7 +150,9 @@ class Fcn(Segmenter):
             units, inputs = len(layer.weight), layer.weight[0].numel()
             key = next((key for key, tensor in tensors.items() if tensor.shape == (units, inputs)), None)
             if key is None:
-                reports.append(f"{name} keeps its random initialization: the file has no linear layer of {inputs:,} x {units:,}")
+                reports.append(
+                    f"{name} keeps its random initialization: the file has no linear layer of {inputs:,} x {units:,}"
+                )
                 continue
             with torch.no_grad():
                 layer.weight.copy_(tensors.pop(key).view_as(layer.weight))
@@ -176,7 +180,7 @@ class SegNet(Segmenter):
         if not isinstance(backbone, VGG):
             raise UserError(
                 f"SegNet reverses the max poolings of VGG, and the backbone {backbone.name} is not a VGG: "
-                f"choose --backbone vgg16_bn (as in the paper) or another one from vgg11 to vgg19_bn, or --network fcn8s."
+                f"choose --backbone vgg16_bn (as in the paper) or another from vgg11 to vgg19_bn, or --network fcn8s."
             )
         blocks: list[list[nn.Conv2d]] = [[]]  # convolutions between two poolings
         for layer in backbone.layers:
