@@ -1,4 +1,4 @@
-"""Losses, weights of classes and figures against numbers computed by hand."""
+"""Tests of losses, class weights, metrics and overlays against values computed by hand."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from torch import Tensor, nn
 from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.compute import Compute
 from zerokara.core.data import UNLABELLED, MaskSet
-from zerokara.vision.segmentation.losses import median_frequency, pixel_loss
+from zerokara.vision.segmentation.losses import median_frequency_weights, pixel_loss
 from zerokara.vision.segmentation.model_file import SegmenterMetadata
 from zerokara.vision.segmentation.networks import Segmenter
-from zerokara.vision.segmentation.pictures import draw_overlays, legend, overlay, palette, shown
+from zerokara.vision.segmentation.pictures import draw_overlays, legend, overlay, overlay_indices, palette
 from zerokara.vision.segmentation.scoring import score
 
 NONE = UNLABELLED
 
 
-class Told(Segmenter):
-    """A network that guesses what the image's first channel says, with logits of 5."""
+class FakeSegmenter(Segmenter):
+    """Fake network that predicts the value of the first channel as the class, with a logit of 5 (others: 0)."""
 
     def __init__(self, classes: int) -> None:
         super().__init__(make_backbone("deep_cnn", 3, 16), classes)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Logits (B, K, H, W)."""
-        guess = (x_BCHW[:, 0] * 255).round().long()
-        return nn.functional.one_hot(guess, self.classes).permute(0, 3, 1, 2).float() * 5
+        """Compute logits (B, K, H, W)."""
+        prediction_BHW = (x_BCHW[:, 0] * 255).round().long()
+        return nn.functional.one_hot(prediction_BHW, self.classes).permute(0, 3, 1, 2).float() * 5
 
 
 def metadata(classes: int) -> SegmenterMetadata:
@@ -39,13 +39,13 @@ def metadata(classes: int) -> SegmenterMetadata:
     )
 
 
-def as_set(guesses: list[list[list[int]]], masks: list[list[list[int]]], classes: int) -> MaskSet:
-    images = torch.tensor(guesses, dtype=torch.uint8)[:, None].repeat(1, 3, 1, 1)
+def make_set(predictions: list[list[list[int]]], masks: list[list[list[int]]], classes: int) -> MaskSet:
+    images = torch.tensor(predictions, dtype=torch.uint8)[:, None].repeat(1, 3, 1, 1)
     labels = torch.tensor(masks, dtype=torch.uint8)
     return MaskSet(images, labels, metadata(classes).classes, tuple(map(str, range(len(masks)))), "made up")
 
 
-def test_unlabelled_pixels_are_not_in_the_loss() -> None:
+def test_unlabeled_pixels_are_not_in_the_loss() -> None:
     logits = torch.tensor([[[[2.0, -9.0, 0.0]], [[0.0, 9.0, 0.0]]]], requires_grad=True)
     target = torch.tensor([[[0, NONE, 1]]])
     loss = pixel_loss(logits, target)
@@ -56,65 +56,67 @@ def test_unlabelled_pixels_are_not_in_the_loss() -> None:
     weighted = pixel_loss(logits, target, torch.tensor([3.0, 1.0]))
     assert weighted.item() == pytest.approx((3 * math.log(1 + math.exp(-2)) + math.log(2)) / 4)
     for weight in (None, torch.ones(2)):
-        nothing = pixel_loss(logits, torch.full_like(target, NONE), weight)
-        assert nothing.item() == 0
+        loss_without_labels = pixel_loss(logits, torch.full_like(target, NONE), weight)
+        assert loss_without_labels.item() == 0
 
 
-def test_median_frequency_by_hand() -> None:
-    """Class 0: 6 of 8 pixels; 1: 1 of the 4 that show it; 2: 1 of 4; 3 nowhere. Unlabelled ones are no pixels."""
+def test_median_frequency_weights_against_values_by_hand() -> None:
+    """Two images of 4 labeled pixels. Class 0: 6 of 8 pixels; 1: 1 of the 4 in its image; 2: 1 of 4; 3: none."""
     masks = torch.tensor([[[0, 0, 0], [1, NONE, NONE]], [[0, 0, 0], [2, NONE, NONE]]], dtype=torch.uint8)
-    assert median_frequency(masks, 4).tolist() == pytest.approx([1 / 3, 1, 1, 0])
-    assert median_frequency(masks, 4, power=0.5).tolist() == pytest.approx([3**-0.5, 1, 1, 0])
-    assert median_frequency(masks, 4, power=0).tolist() == [1, 1, 1, 0]
+    assert median_frequency_weights(masks, 4).tolist() == pytest.approx([1 / 3, 1, 1, 0])
+    assert median_frequency_weights(masks, 4, power=0.5).tolist() == pytest.approx([3**-0.5, 1, 1, 0])
+    assert median_frequency_weights(masks, 4, power=0).tolist() == [1, 1, 1, 0]
 
 
-def test_figures_by_hand() -> None:
-    """Two of three a are found, one of one b; c is guessed once and never there; d is neither."""
-    images = as_set([[[0, 0], [2, 1]], [[1, 1], [1, 1]]], [[[0, 0], [0, 1]], [[NONE, NONE], [NONE, NONE]]], 4)
-    scores = score(Told(4), metadata(4), Compute(), images, batch_size=1, keep=[1])
+def test_metrics_against_values_by_hand() -> None:
+    """Correct: two of three pixels of a, the only one of b. c is predicted once but in no label; d is in neither."""
+    images = make_set([[[0, 0], [2, 1]], [[1, 1], [1, 1]]], [[[0, 0], [0, 1]], [[NONE, NONE], [NONE, NONE]]], 4)
+    scores = score(FakeSegmenter(4), metadata(4), Compute(), images, batch_size=1, prediction_indices=[1])
     assert scores.accuracy == pytest.approx(3 / 4)
     assert scores.recall_K[:2].tolist() == pytest.approx([2 / 3, 1])
     assert scores.class_accuracy == pytest.approx((2 / 3 + 1) / 2)
     assert scores.iou_K[:3].tolist() == pytest.approx([2 / 3, 1, 0])
     assert math.isnan(scores.iou_K[3])
     assert scores.mean_iou == pytest.approx((2 / 3 + 1) / 3)
-    assert scores.by_class(("a", "b", "c", "d")).keys() == {"a", "b", "c"}
+    assert scores.iou_by_class(("a", "b", "c", "d")).keys() == {"a", "b", "c"}
     assert scores.confusion_KK.tolist() == [[2, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
-    right, wrong = math.log(1 + 3 * math.exp(-5)), math.log(math.exp(5) + 3)
-    assert scores.loss == pytest.approx((3 * right + wrong) / 4, rel=1e-5)
-    assert scores.guess_NHW.tolist() == [[[1, 1], [1, 1]]]
+    loss_correct, loss_wrong = math.log(1 + 3 * math.exp(-5)), math.log(math.exp(5) + 3)
+    assert scores.loss == pytest.approx((3 * loss_correct + loss_wrong) / 4, rel=1e-5)
+    assert scores.prediction_NHW.tolist() == [[[1, 1], [1, 1]]]
 
 
-def test_batches_do_not_change_the_figures() -> None:
+def test_metrics_do_not_depend_on_the_batch_size() -> None:
     torch.manual_seed(1)
     masks = torch.randint(3, (7, 6, 8), dtype=torch.uint8)
-    guesses = torch.where(torch.rand(masks.shape) < 0.7, masks, torch.randint(3, masks.shape, dtype=torch.uint8))
+    predictions = torch.where(torch.rand(masks.shape) < 0.7, masks, torch.randint(3, masks.shape, dtype=torch.uint8))
     masks[:, 0] = NONE
-    images = as_set(guesses.tolist(), masks.tolist(), 3)
-    one, three = (score(Told(3), metadata(3), Compute(), images, batch_size=size) for size in (7, 3))
+    images = make_set(predictions.tolist(), masks.tolist(), 3)
+    one, three = (score(FakeSegmenter(3), metadata(3), Compute(), images, batch_size=size) for size in (7, 3))
     assert torch.equal(one.confusion_KK, three.confusion_KK)
-    assert one.figures() == pytest.approx(three.figures())
+    assert one.metrics() == pytest.approx(three.metrics())
     assert int(one.confusion_KK.sum()) == 7 * 5 * 8
     confusion = one.confusion_KK.double()
     iou = confusion.diag() / (confusion.sum(0) + confusion.sum(1) - confusion.diag())
     assert one.iou_K.tolist() == pytest.approx(iou.tolist(), rel=1e-6)
-    mirrored = score(Told(3), metadata(3), Compute(), images, views=2)
-    assert torch.equal(mirrored.confusion_KK, one.confusion_KK), "a mirrored guess was not turned back"
+    mirrored = score(FakeSegmenter(3), metadata(3), Compute(), images, views=2)
+    assert torch.equal(mirrored.confusion_KK, one.confusion_KK), (
+        "the prediction for the flipped image was not flipped back"
+    )
 
 
 def test_overlays() -> None:
-    colours = palette(("a", "b"))
-    assert colours[:4].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]  # PASCAL VOC's
+    colors = palette(("a", "b"))
+    assert colors[:4].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]  # palette of PASCAL VOC
     image = torch.full((2, 2, 3), 100, dtype=torch.uint8).numpy()
     mask = torch.tensor([[0, 1], [NONE, 1]], dtype=torch.uint8).numpy()
-    laid = overlay(image, mask, colours, 0.5)
-    assert laid.tolist() == [[[50, 50, 50], [114, 50, 50]], [[100, 100, 100], [114, 50, 50]]]
-    assert overlay(image[..., :1], mask, colours, 0.0).tolist() == image.tolist()
-    strip = legend(("sky", "a rather long name", "road"), 120, colours)
+    blended = overlay(image, mask, colors, 0.5)
+    assert blended.tolist() == [[[50, 50, 50], [114, 50, 50]], [[100, 100, 100], [114, 50, 50]]]
+    assert overlay(image[..., :1], mask, colors, 0.0).tolist() == image.tolist()
+    strip = legend(("sky", "a rather long name", "road"), 120, colors)
     assert strip.shape[1:] == (120, 3)
-    assert strip.shape[0] > legend(("sky",), 120, colours).shape[0]
-    images = as_set([[[0, 1]] * 8] * 9, [[[0, NONE]] * 8] * 9, 2)
-    places = shown(images)
-    assert places == [0, 1, 3, 4, 6, 7]
-    rows = draw_overlays(images, images.masks[places], places)
+    assert strip.shape[0] > legend(("sky",), 120, colors).shape[0]
+    images = make_set([[[0, 1]] * 8] * 9, [[[0, NONE]] * 8] * 9, 2)
+    indices = overlay_indices(images)
+    assert indices == [0, 1, 3, 4, 6, 7]
+    rows = draw_overlays(images, images.masks[indices], indices)
     assert rows.shape[1] == 3 * 2 + 2 * 2
