@@ -50,17 +50,17 @@ class Options:
     legend: bool = True
     """Draw the names of the classes below each image."""
     masks: bool = False
-    """Also write the class index of every pixel, as <name>-mask.png."""
+    """Also write the class indices. They are the pixels of <name>-mask.png."""
     film: bool = True
-    """Write the video film.mp4 if a folder of frames is given."""
+    """Write film.mp4 if a folder of frames is given. The video contains the overlays of all images."""
     fps: Annotated[float, Range(0.1, 120)] = 10.0
     """Frames per second of the video."""
     views: Literal[1, 2] = 1
-    """Test-time augmentation: number of views of each image over which logits are averaged. 2: horizontal flip."""
+    """Test-time augmentation: views per image. Logits are averaged over them; 2: the image and its horizontal flip."""
     scale: Annotated[float, Range(0.1, 10)] = 1.0
-    """Factor on the height and width of the images that the network gets."""
+    """Factor on the size of the network's input. 2 doubles height and width."""
     json: bool = False
-    """Print the fraction of the pixels of each class in each image as JSON."""
+    """Print the class fractions as JSON. The fractions are those of the pixels of each image."""
     device: str = "auto"
     """Device: auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int, Range(0)] = 0

@@ -1,4 +1,4 @@
-"""Tests of vision.segment and vision.segment_predict from the command line: training, resuming, the test set, errors."""
+"""Tests of vision.segment and vision.segment_predict from the command line: training, resuming, test set, errors."""
 
 from __future__ import annotations
 

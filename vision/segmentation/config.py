@@ -38,8 +38,8 @@ class Config:
     preset: str = "fast"
     """Named set of defaults for the other options."""
     data: str = "camvid"
-    """Images with masks: path of a folder or zip file, or its name in --data-dir. Layouts: CamVid, PASCAL VOC, or any
-    pair of folders."""
+    """Data set: a path, or a name in --data-dir. A folder or zip file of images with masks, in the layout of CamVid, of
+    PASCAL VOC, or any pair of folders."""
     masks: str = ""
     """Folder or zip file of the masks; empty: they are in --data."""
     data_dir: str = ""
@@ -49,12 +49,11 @@ class Config:
     unlabeled: Annotated[int | None, Range(0, 255)] = None
     """Value of unlabeled pixels in the mask files; None: 11 for the classes of CamVid, else 255."""
     image_size: Pixels = ()
-    """Height and width in pixels to which images and masks are resized (one number: a square); none: the size of the
-    files."""
+    """Resize to this height and width in pixels. One number is the side of a square; none: the size of the files."""
     grayscale: bool = False
     """Convert images to grayscale."""
     train_images: OptionalCount = 0
-    """Number of training images to use, evenly spaced over the training set; 0: all."""
+    """Number of training images to use; 0: all. They are evenly spaced over the training set."""
     test: bool = True
     """Evaluate once on the test set when training ends; use --no-test while choosing settings."""
     name: str = ""
@@ -64,42 +63,42 @@ class Config:
     epochs: Count = 120
     """Length of the run in epochs."""
     resume: bool = False
-    """Resume the run of this name from its last checkpoint."""
+    """Resume the run --name from its last checkpoint."""
     quiet: bool = False
     """Print only warnings and the closing message."""
 
     # --- network -----------------------------------------------------------------------------------------------------
     network: NetworkName = "fcn2s"
-    """Segmentation network: FCN, with the stride of the finest feature map that it uses, or SegNet."""
+    """Segmentation network: FCN or SegNet. The number in the name of an FCN is the stride of the finest feature map that
+    it uses."""
     backbone: str = "resnet18"
     """Name of the backbone (SegNet: a VGG); python -m core.backbones lists them."""
     width_multiplier: Annotated[float, Range(0.1, 16)] = 0.45
-    """Factor on the number of channels, for backbones that have this option."""
+    """Factor on the number of channels. Only for backbones that have this option."""
     stem: Stem = "medium"
-    """First layers of the backbone, if it has this option: paper for images of 224 pixels, medium for 64 to 128, small
-    for 32 to 64. Smaller stems have finer feature maps."""
+    """First layers of the backbone. paper is for images of 224 pixels, medium for 64 to 128, small for 32 to 64; smaller
+    stems have finer feature maps. Only for backbones that have this option."""
     hidden_units: Annotated[int | None, Range(0, 65536)] = None
     """Units of FCN's hidden layers fc6 and fc7; None: as in the paper on VGG and AlexNet, no hidden layers on other
     backbones; 0: no hidden layers."""
     dropout: Fraction = 0.5
     """Dropout probability of FCN's hidden layers."""
     decoder_channels: OptionalCount = 64
-    """Channels of FCN's decoder, with a 3x3 convolution after each sum of feature maps; 0: scores are summed, as in the
-    paper."""
+    """Channels of FCN's decoder. Each sum of feature maps is followed by a 3x3 convolution. 0: scores are summed, as in
+    the paper."""
     pretrained_backbone: str = ""
-    """Run folder, weights file or zoo name from which to load the weights of the backbone; empty: random
-    initialization."""
+    """Source of the backbone's weights. A run folder, a weights file or a zoo name; empty: random initialization."""
     weights: str = ""
-    """Weights file of torchvision (.pth or .safetensors) from which to load the backbone and FCN's fc6 and fc7. Images
-    are then normalized as for ImageNet. Empty: random initialization."""
+    """Weights file of torchvision. The backbone and FCN's fc6 and fc7 are loaded from this file (.pth or .safetensors),
+    and images are normalized as for ImageNet. Empty: random initialization."""
 
     # --- training ----------------------------------------------------------------------------------------------------
     batch_size: Count = 8
     """Images in an update."""
     accumulation_steps: Count = 1
-    """Gradient accumulation: split each batch into this many parts to use less memory."""
+    """Gradient accumulation: parts of each batch. More parts need less memory."""
     optimizer: Literal["sgd", "adam", "adamw", "muon"] = "adamw"
-    """Optimizer: sgd (with Nesterov momentum), adam, adamw, or muon (Muon for weight matrices, AdamW for the rest)."""
+    """Optimizer. sgd has Nesterov momentum; muon is Muon for weight matrices and AdamW for the rest."""
     learning_rate: Positive = 2e-3
     """Peak learning rate."""
     momentum: Fraction = 0.9
@@ -107,18 +106,18 @@ class Config:
     weight_decay: NotNegative = 0.01
     """Weight decay; not applied to biases and normalization layers."""
     schedule: Literal["constant", "cosine"] = "cosine"
-    """Learning rate schedule after the warm-up: constant, or cosine decay to 0."""
+    """Learning rate schedule after the warm-up. constant, or cosine: decay to 0."""
     warmup_epochs: NotNegative = 3.0
     """Epochs of linear learning rate warm-up."""
     balance: Fraction = 0.5
-    """Class weights in the loss: exponent of the median frequency weights; 0: equal weights, 1: as for SegNet."""
+    """Exponent of the class weights in the loss. They are median frequency weights; 0: equal weights, 1: as in SegNet."""
     max_grad_norm: Annotated[float | None, Range(0, low_open=True)] = 5.0
     """Clip the norm of the gradient to this value; None: no clipping."""
     ema_half_life_updates: NotNegative = 0.0
-    """Half-life in updates of the exponential moving average of the weights. If it is set, the averaged weights are
-    evaluated and saved. 0: no averaging."""
+    """Half-life of averaged weights, in updates. If it is set, an exponential moving average of the weights is evaluated
+    and saved. 0: no averaging."""
     select: Literal["last", "best"] = "best"
-    """Weights to evaluate and save at the end: last, or best (highest validation mean IoU)."""
+    """Weights to evaluate and save at the end. last, or best: highest validation mean IoU."""
 
     # --- augmentation of images and masks ----------------------------------------------------------------------------
     scale_low: Annotated[float, Range(0.1, 1)] = 0.75
@@ -126,22 +125,22 @@ class Config:
     scale_high: Annotated[float, Range(1, 10)] = 2.0
     """Maximum factor of random scaling."""
     crop_size: Pixels = ()
-    """Height and width in pixels of the random crop from the scaled image (one number: a square); none: the image
-    size."""
+    """Height and width of random crops in pixels. One number is the side of a square; none: the image size. Crops are
+    taken from the scaled image."""
     rotation_degrees: NotNegative = 0.0
-    """Maximum random rotation in either direction, in degrees."""
+    """Maximum random rotation, in degrees. Rotations are in either direction."""
     flip: bool = True
     """Horizontal flip of half of the images."""
     brightness: Fraction = 0.1
-    """Maximum random change of brightness, in units of the full range of a pixel."""
+    """Maximum random change of brightness. 1 is the full range of a pixel."""
     contrast: Fraction = 0.2
     """Maximum random change of contrast, as a fraction."""
     color_jitter: Fraction = 0.2
-    """Maximum random change of the saturation and of each color channel, as a fraction."""
+    """Maximum random change of color, as a fraction. It applies to the saturation and to each color channel."""
 
     # --- evaluation, logging -----------------------------------------------------------------------------------------
     tta_views: Literal[1, 2] = 1
-    """Test-time augmentation: number of views of each image over which logits are averaged in every evaluation. 2:
+    """Test-time augmentation: views per image. Logits are averaged over them in every evaluation; 2: the image and its
     horizontal flip."""
     eval_batch_size: Count = 8
     """Batch size in evaluation."""

@@ -35,7 +35,7 @@ def test_help_lists_the_common_options_first_and_fits_the_terminal(
     lines = text.splitlines()
     titles = [line.removesuffix(":") for line in lines if line.endswith(":") and not line.startswith(" ")]
     assert titles[:-1] == ["most used", *names.GROUPS]
-    options = [line.split()[0] for line in lines if line.startswith("  --")]
+    options = [line.split()[0].replace("[no-]", "") for line in lines if line.startswith("  --")]
     assert options[: len(names.COMMON)] == [flag(name) for name in names.COMMON]
     assert len(options) == len(FIELDS)
     assert max(map(len, lines)) <= 80

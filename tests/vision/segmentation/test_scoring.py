@@ -100,7 +100,7 @@ def test_metrics_do_not_depend_on_the_batch_size() -> None:
     assert one.iou_K.tolist() == pytest.approx(iou.tolist(), rel=1e-6)
     mirrored = score(FakeSegmenter(3), metadata(3), Compute(), images, views=2)
     assert torch.equal(mirrored.confusion_KK, one.confusion_KK), (
-        "the prediction for the flipped image was not flipped back"
+        "the prediction of the flipped image was not flipped back"
     )
 
 
