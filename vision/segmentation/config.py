@@ -69,15 +69,15 @@ class Config:
 
     # --- network -----------------------------------------------------------------------------------------------------
     network: NetworkName = "fcn2s"
-    """Segmentation network: FCN or SegNet. The number in the name of an FCN is the stride of the finest feature map that
-    it uses."""
+    """Segmentation network: FCN or SegNet. The number in the name of an FCN is the stride of the finest feature map
+    that it uses."""
     backbone: str = "resnet18"
     """Name of the backbone (SegNet: a VGG); python -m core.backbones lists them."""
     width_multiplier: Annotated[float, Range(0.1, 16)] = 0.45
     """Factor on the number of channels. Only for backbones that have this option."""
     stem: Stem = "medium"
-    """First layers of the backbone. paper is for images of 224 pixels, medium for 64 to 128, small for 32 to 64; smaller
-    stems have finer feature maps. Only for backbones that have this option."""
+    """First layers of the backbone. paper is for images of 224 pixels, medium for 64 to 128, small for 32 to 64. A
+    stem for smaller images has finer feature maps. Only for backbones that have this option."""
     hidden_units: Annotated[int | None, Range(0, 65536)] = None
     """Units of FCN's hidden layers fc6 and fc7; None: as in the paper on VGG and AlexNet, no hidden layers on other
     backbones; 0: no hidden layers."""
@@ -110,12 +110,12 @@ class Config:
     warmup_epochs: NotNegative = 3.0
     """Epochs of linear learning rate warm-up."""
     balance: Fraction = 0.5
-    """Exponent of the class weights in the loss. They are median frequency weights; 0: equal weights, 1: as in SegNet."""
+    """Exponent of the class weights in the loss. They are median frequency weights; 0: equal, 1: as in SegNet."""
     max_grad_norm: Annotated[float | None, Range(0, low_open=True)] = 5.0
     """Clip the norm of the gradient to this value; None: no clipping."""
     ema_half_life_updates: NotNegative = 0.0
-    """Half-life of averaged weights, in updates. If it is set, an exponential moving average of the weights is evaluated
-    and saved. 0: no averaging."""
+    """Half-life of averaged weights, in updates. If it is set, an exponential moving average of the weights is
+    evaluated and saved. 0: no averaging."""
     select: Literal["last", "best"] = "best"
     """Weights to evaluate and save at the end. last, or best: highest validation mean IoU."""
 
