@@ -4,9 +4,9 @@
     python -m vision.segment_predict runs/segment-camvid-fcn2s-fast-1 folder/of/frames --fps 15
 
 Each image is written to --out as <name>.png, in its original size, with the class colors over it. For a folder of
-frames, film.mp4 is written as well. Before the network, images are resized to the number of pixels of the training
-images, with their own aspect ratio, so that objects have about the same size in pixels as in training. --masks also
-writes the class indices, for other programs.
+frames, film.mp4 is written as well. The network gets each image resized to the number of pixels of the training images,
+with its own aspect ratio, so that objects have about the same size in pixels as in training. --masks also writes the
+class indices, for other programs.
 
 Shapes: C channels, H, W pixels.
 """

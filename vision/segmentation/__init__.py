@@ -1,1 +1,1 @@
-"""Semantic segmentation: networks, losses, scoring and pictures."""
+"""Semantic segmentation: config, networks, losses, augmentation, evaluation, logged images and model files."""
