@@ -76,8 +76,6 @@ def beam_search(
             break
         total_K, indices = best[possible], indices[possible]
         parent_K, token_K = indices // total_KV.shape[1], indices % total_KV.shape[1]
-        partial = [
-            (*partial[parent], token) for parent, token in zip(parent_K.tolist(), token_K.tolist(), strict=True)
-        ]
+        partial = [(*partial[parent], token) for parent, token in zip(parent_K.tolist(), token_K.tolist(), strict=True)]
         log_KV, state = advance(state, parent_K, token_K)
     return finished
