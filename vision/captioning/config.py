@@ -87,7 +87,7 @@ class Config:
     """Weights file of torchvision (such as resnet18-f37072fd.pth) from which to load the backbone; empty: random
     initialization."""
     finetune_backbone: bool | None = None
-    """Train the backbone as well; None: only if its weights are initialized randomly."""
+    """Train the backbone as well (true or false); None: only if its weights are initialized randomly."""
 
     # --- decoder ---------------------------------------------------------------------------------------------------
     min_word_count: Count = 3
@@ -135,7 +135,7 @@ class Config:
 
     @property
     def trains_backbone(self) -> bool:
-        """True if the backbone is trained: by --finetune-backbone, by default if it has no pretrained weights."""
+        """True if the backbone is trained: by --finetune-backbone, or by default if it has no pretrained weights."""
         if self.finetune_backbone is None:
             return not (self.weights or self.pretrained_backbone)
         return self.finetune_backbone
