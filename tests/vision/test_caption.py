@@ -22,32 +22,10 @@ from zerokara.vision import caption, caption_predict, caption_splits
 from zerokara.vision.captioning import network
 
 TINY = (
-    *(
-        "--data",
-        "few.zip",
-        "--image-size",
-        "32",
-        "--backbone",
-        "resnet20",
-        "--width-multiplier",
-        "0.5",
-        "--stem",
-        "paper",
-    ),
-    *("--validation-images", "8", "--test-images", "8", "--batch-size", "8", "--epochs", "3", "--min-word-count", "1"),
-    *(
-        "--embedding-dim",
-        "24",
-        "--hidden-units",
-        "32",
-        "--beam-size",
-        "3",
-        "--max-length",
-        "6",
-        "--log-every-updates",
-        "1",
-    ),
-    *("--device", "cpu", "--threads", "1", "--precision", "float32"),
+    *("--data", "few.zip", "--image-size", "32", "--backbone", "resnet20", "--width-multiplier", "0.5"),
+    *("--stem", "paper", "--validation-images", "8", "--test-images", "8", "--batch-size", "8", "--epochs", "3"),
+    *("--min-word-count", "1", "--embedding-dim", "24", "--hidden-units", "32", "--beam-size", "3"),
+    *("--max-length", "6", "--log-every-updates", "1", "--device", "cpu", "--threads", "1", "--precision", "float32"),
 )
 START = """
 from zerokara.core.compute import Compute
@@ -173,8 +151,8 @@ def test_splits_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
         ([*TINY, "--weights", "a.pth", "--pretrained-backbone", "b"], "both give the weights of the backbone"),
         ([*TINY, "--weights", "a.pth"], "There is no file a.pth"),
         (
-            [*TINY, "--no-finetune-backbone", "--backbone-learning-rate", "0.1"],
-            "has no effect without --finetune-backbone",
+            [*TINY, "--finetune-backbone", "false", "--backbone-learning-rate", "0.1"],
+            "--backbone-learning-rate has no effect without --finetune-backbone true",
         ),
     ],
 )

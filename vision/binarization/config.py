@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from zerokara.core.compute import Precision
 from zerokara.core.config import Range
+from zerokara.vision.binarization import names
 from zerokara.vision.classification import config as classify_config
 
 Count = Annotated[int, Range(1)]
@@ -17,15 +18,15 @@ Count = Annotated[int, Range(1)]
 class Config:
     """Config of a run that trains a binary network."""
 
-    RENAMED: ClassVar[Mapping[str, str]] = {
-        "units": "hidden_units",
-        "layers": "num_hidden_layers",
-        "width": "width_multiplier",
-    }
-    """Renamed fields, old name to new name. Old names are still accepted in saved configs and on the command line."""
+    RENAMED: ClassVar = names.RENAMED
+    FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES
+    REQUIRES: ClassVar = names.REQUIRES
+    GROUPS: ClassVar = names.GROUPS
+    COMMON: ClassVar = names.COMMON
+    PRESET_SUMMARIES: ClassVar = names.PRESET_SUMMARIES
 
     preset: str = "mlp"
-    """Named set of defaults for the options below."""
+    """Named set of defaults for the other options."""
     data: str = "glyphs"
     """Data set: glyphs (synthetic digits), mnist, fashion-mnist, cifar10, cifar100, or a folder or zip file of class
     folders."""
@@ -94,8 +95,8 @@ class Config:
 
     def for_data(self) -> classify_config.Config:
         """Return the config of vision.classify with the same data, for the functions that read images."""
-        names = ("data", "data_dir", "image_size", "validation_images", "train_images", "seed")
-        return classify_config.Config(**{name: getattr(self, name) for name in names})
+        shared = ("data", "data_dir", "image_size", "validation_images", "train_images", "seed")
+        return classify_config.Config(**{name: getattr(self, name) for name in shared})
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

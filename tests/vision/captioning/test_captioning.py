@@ -173,9 +173,8 @@ def test_bleu_by_hand() -> None:
 
 
 def test_baselines() -> None:
-    assert (
-        most_frequent([["A dog .", "b"], ["a dog", "B!"], ["c"]]) == "a dog"
-    )  # "a dog" and "b" occur twice; "a dog" is alphabetically first
+    # "a dog" and "b" both occur twice; "a dog" is alphabetically first.
+    assert most_frequent([["A dog .", "b"], ["a dog", "B!"], ["c"]]) == "a dog"
     train = torch.tensor([[0.0, 100.0], [1.0, 0.0], [2.0, 50.0]])
     assert nearest(torch.tensor([[0.0, 99.0], [1.1, 1.0]]), train) == [0, 1]
 

@@ -69,4 +69,4 @@ def test_names_of_other_libraries_lead_to_options_that_exist() -> None:
     flags = {flag(name) for name in FIELDS} | {"--logdir"}
     for name, answer in names.FOREIGN_NAMES.items():
         assert answer in FIELDS or set(re.findall(r"--[a-z-]+", answer)) <= flags, name
-        assert answer in FIELDS or answer.startswith("is ")
+        assert answer in FIELDS or answer.startswith("is "), name
