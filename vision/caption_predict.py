@@ -53,7 +53,7 @@ class Options:
     words: Annotated[tuple[str, ...], Positional("runs/<name> image")] = ()
     """Captioner (a run folder or its model.safetensors), then images or folders of images."""
     beam_size: Annotated[int, Range(0, 100)] = 0
-    """Number of partial captions that beam search keeps after every word; 0: the value of the run."""
+    """Partial captions kept after every word; 0: the value of the run."""
     json: bool = False
     """Print JSON instead of a table."""
     out: str = "captions.html"

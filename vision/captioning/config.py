@@ -47,19 +47,19 @@ class Config:
     preset: str = "fast"
     """Named set of defaults for the other options."""
     data: str = "flickr8k-1000"
-    """Images with captions: path of a folder or zip file, or its name in --data-dir. Formats: captions.txt,
-    *.token.txt (Flickr8k) or captions_*.json (COCO)."""
+    """Images with captions. Path of a folder or zip file, or its name in --data-dir. Formats: captions.txt, *.token.txt
+    (Flickr8k) or captions_*.json (COCO)."""
     data_dir: str = ""
     """Folder of named data sets; empty: $ZEROKARA_DATA, else ~/.cache/zerokara."""
     image_size: Annotated[int, Range(16, 1024)] = 128
-    """Height and width in pixels to which images are resized and center-cropped."""
+    """Height and width of images, in pixels. Larger images are resized and center-cropped."""
     split: Annotated[int, Range(0, 10**6)] = 0
-    """Random seed of the split into training, validation and test images. vision.caption_splits summarizes runs with
-    different splits."""
+    """Random seed of the data split. It determines the training, validation and test images. vision.caption_splits
+    summarizes runs with different splits."""
     validation_images: Count = 100
-    """Number of validation images, on which the best epoch is selected."""
+    """Number of validation images. The best epoch is selected on them."""
     test_images: Count = 100
-    """Number of test images, which are evaluated once at the end."""
+    """Number of test images. They are evaluated once, at the end."""
     name: str = ""
     """Name of the run folder under runs/; empty: composed of data, backbone, preset, split and seed."""
     seed: Annotated[int, Range(0, 10**6)] = 1
@@ -67,7 +67,7 @@ class Config:
     epochs: Count = 30
     """Length of the run in epochs."""
     resume: bool = False
-    """Resume the run of this name from its last checkpoint."""
+    """Resume the run from its last checkpoint."""
     quiet: bool = False
     """Print only warnings and the closing message."""
 
@@ -76,50 +76,47 @@ class Config:
     """Name of the backbone; python -m core.backbones lists them. Ignored if --pretrained-backbone is a classifier of
     zerokara, whose backbone is used."""
     width_multiplier: Annotated[float, Range(0.01, 16)] = 1.0
-    """Factor on the number of channels, for backbones that have this option."""
+    """Factor on the number of channels; only for backbones that have this option."""
     stem: Stem = "paper"
-    """First layers of the backbone, if it has this option: paper for images of 224 pixels, medium for 64 to 128, small
-    for 32 to 64."""
+    """First layers of the backbone; only for backbones that have this option. paper: for images of 224 pixels; medium:
+    64 to 128; small: 32 to 64."""
     pretrained_backbone: str = ""
-    """Run folder, weights file or zoo name from which to load the weights of the backbone; empty: random
-    initialization."""
+    """Weights of the backbone: run, file or zoo name; empty: random initialization."""
     weights: str = ""
-    """Weights file of torchvision (such as resnet18-f37072fd.pth) from which to load the backbone; empty: random
-    initialization."""
+    """Weights of the backbone: file of torchvision. For example resnet18-f37072fd.pth; empty: random initialization."""
     finetune_backbone: bool | None = None
     """Train the backbone as well (true or false); None: only if its weights are initialized randomly."""
 
     # --- decoder ---------------------------------------------------------------------------------------------------
     min_word_count: Count = 3
-    """Minimum number of occurrences of a word in the training captions to be in the vocabulary."""
+    """Minimum word frequency for the vocabulary. Rarer words of the training captions are unknown words."""
     max_length: Annotated[int, Range(1, 100)] = 20
     """Maximum number of words in a caption."""
     embedding_dim: Count = 512
-    """Dimension of the embeddings of words and of the image."""
+    """Dimension of the word and image embeddings."""
     hidden_units: Count = 512
     """Hidden units of the LSTM."""
     dropout: Annotated[float, Range(0, 0.95)] = 0.3
-    """Dropout probability at the input and the output of the LSTM."""
+    """Dropout probability before and after the LSTM."""
     beam_size: Annotated[int, Range(1, 100)] = 5
-    """Number of partial captions that beam search keeps after every word; 1: greedy search."""
+    """Partial captions kept after every word; 1: greedy search."""
     length_penalty: Annotated[float, Range(0, 2)] = 0.7
-    """Beam search divides the log probability of a caption by its length to this power; 0: no normalization, which
-    favors short captions."""
+    """Exponent of the length normalization. The log probability of a caption is divided by its length to this power; 0:
+    no normalization, which favors short captions."""
 
     # --- training --------------------------------------------------------------------------------------------------
     batch_size: Count = 32
     """Images in an update, each with all of its captions."""
     learning_rate: Positive = 1e-3
-    """Peak learning rate of AdamW for the decoder."""
+    """Peak learning rate of the decoder."""
     backbone_learning_rate: Positive = 3e-4
-    """Peak learning rate of AdamW for the backbone, if it is trained."""
+    """Peak learning rate of the backbone. Used if the backbone is trained."""
     weight_decay: Annotated[float, Range(0)] = 0.01
     """Weight decay; not applied to biases and normalization layers."""
     max_grad_norm: Positive = 5.0
     """Maximum norm for gradient clipping."""
     select: Literal["bleu", "loss", "last"] = "bleu"
-    """Weights to evaluate and save: those with the highest validation BLEU-4 (bleu), with the lowest validation loss
-    (loss), or of the last epoch (last)."""
+    """Weights to evaluate and save. bleu: highest validation BLEU-4; loss: lowest validation loss; last: last epoch."""
     log_every_updates: Count = 20
     """Updates between lines of metrics."""
     checkpoint_every_updates: Count = 500
