@@ -11,7 +11,7 @@ Without either, the backbone is trained from random weights. docs/caption.md has
 BLEU-1 to 4 are computed once on the test images, at the end, for the captioner and for two baselines: the most frequent
 training caption, and a caption of the most similar training image. runs/<name>/captions.html shows all test images.
 
-Shapes: N images.
+Shapes: N test images, M training images, F features.
 """
 
 from __future__ import annotations

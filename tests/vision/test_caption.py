@@ -47,8 +47,8 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with zipfile.ZipFile("few.zip", "w") as archive:
         for index in range(56):
             word, color = list(COLORS.items())[index % 4]
-            picture = np.clip(np.array(color) + random.integers(-20, 20, (36, 40, 3)), 0, 255).astype(np.uint8)
-            archive.writestr(f"images/{index:02}.png", png_bytes(picture))
+            image = np.clip(np.array(color) + random.integers(-20, 20, (36, 40, 3)), 0, 255).astype(np.uint8)
+            archive.writestr(f"images/{index:02}.png", png_bytes(image))
             lines += [f"{index:02}.png,A {word} wall stands here .", f"{index:02}.png,This is a {word} picture ."]
         archive.writestr("captions.txt", "\n".join(lines))
 
