@@ -172,7 +172,8 @@ def validate(training: Training, run: Run) -> None:
     training.last_metric = scores.error
     run.log(training.updates, {"val/error": scores.error, "val/loss": scores.loss})
     for name, layer in training.network.binary_layers().items():
-        run.histogram(f"latent/{name}", training.updates, layer.weight)
+        # TensorBoard sorts tags by name: under "weights/" they come after the curves of "train/" and "val/".
+        run.histogram(f"weights/latent/{name}", training.updates, layer.weight)
 
 
 def finish(training: Training, run: Run) -> str:

@@ -1,16 +1,17 @@
-"""Caption: a photograph is put into words.
+"""Train an image captioner.
 
     python -m vision.caption --data flickr8k-1000
 
-Vinyals et al. 2015, "Show and Tell": any network of core.backbones sees, an LSTM tells what, word by word, and a beam
-search finds the sentence. The eye's weights come from a run or the zoo (--pretrained-backbone) or from torchvision
-(--weights) and then stay as they are; without either it learns along. docs/caption.md has the figures.
+Vinyals et al. 2015, "Show and Tell": a convolutional backbone encodes the image, an LSTM generates the caption word by
+word, and beam search finds the most probable caption. The weights of the backbone come from a run or the zoo
+(--pretrained-backbone) or from torchvision (--weights), and are then frozen, unless --finetune-backbone true is given.
+Without either, the backbone is trained from random weights. docs/caption.md has results.
 
-Photographs are split by --split into those that are learnt from, those on which the best epoch is chosen, and those on
-which BLEU-1 to 4 are taken, once, when it is over, beside two baselines: the sentence said most often, and what was
-said of the photograph that looks most alike. runs/<name>/captions.html shows them all.
+--split determines the training images, the validation images, on which the best epoch is selected, and the test images.
+BLEU-1 to 4 are computed once on the test images, at the end, for the captioner and for two baselines: the most frequent
+training caption, and a caption of the most similar training image. runs/<name>/captions.html shows all test images.
 
-Shapes: N photographs.
+Shapes: N test images, M training images, F features.
 """
 
 from __future__ import annotations
@@ -32,40 +33,40 @@ from zerokara.core.run import Run
 from zerokara.core.run_config import configure, stem
 from zerokara.core.zoo import provenance
 from zerokara.vision.captioning import network
-from zerokara.vision.captioning.config import PRESETS, Config, Data, Start
-from zerokara.vision.captioning.learner import Sentences, Training
-from zerokara.vision.captioning.network import look
+from zerokara.vision.captioning.config import PRESETS, BackboneSource, Config, Data
+from zerokara.vision.captioning.learner import EncodedCaptions, Training
+from zerokara.vision.captioning.network import extract_features
 from zerokara.vision.captioning.pictures import Entry, draw, page
 from zerokara.vision.captioning.scoring import bleu, most_frequent, nearest, sentence_bleu
 from zerokara.vision.training.epochs import check_batch, probe_updates, restore, run_epochs, save, stopped_message
 
 KIND = "caption"
 CHANGEABLE = {"resume", "quiet", "threads"}
-SHOWN = 12  # photographs in TensorBoard
-BETTER: Mapping[str, Callable[[float, float], bool]] = {
+MAX_SHOWN = 12  # images in TensorBoard
+IS_BETTER: Mapping[str, Callable[[float, float], bool]] = {
     "bleu": operator.gt,
     "loss": operator.lt,
     "last": lambda new, best: True,
 }
-"""Whether the figure of a validation is better than the best one, by --select."""
+"""Comparison of a validation metric with the best one, by --select."""
 
 
 def train(config: Config, run: Run, data: Data, compute: Compute, world: World) -> str:
-    """The run from wherever it stands to its end. Returns the closing sentence.
+    """Train from the current update to the end of the run. Return the closing message.
 
     Raises:
-        UserError: a checkpoint that cannot be read, weights that are no numbers any more.
+        UserError: the checkpoint cannot be read, or training diverged.
     """
     training = Training(config, data, compute, world)
     resumed = restore(training, run)
     run.print(
-        f"{data.train.source}: {len(data.train):,} to learn from, {len(data.validation):,} to choose on, "
-        f"{len(data.test):,} to be scored on; {len(training.metadata.words):,} words"
+        f"{data.train.source}: {len(data.train):,} training images, {len(data.validation):,} validation images, "
+        f"{len(data.test):,} test images; vocabulary of {len(training.metadata.words):,} words"
     )
     if not resumed:
         provenance.record(run, config.pretrained_backbone)
-        learns = "learns along" if training.learns_eye else "stays as is"
-        run.print(f"eye: {training.metadata.backbone}, {training.report}; it {learns}")
+        trained = "trained" if config.trains_backbone else "frozen"
+        run.print(f"backbone: {training.metadata.backbone}, {training.report}; {trained}")
         save(training, run)
     if run_epochs(training, run, lambda: validate(training, run)):
         return stopped_message(training, KIND)
@@ -73,58 +74,62 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
 
 
 def validate(training: Training, run: Run) -> None:
-    """Describe the validation photographs, keep the best weights, show some."""
-    config, photographs = training.config, training.data.validation
-    said, features_NF = training.describe(photographs)
-    scores = bleu(said, photographs.captions)
-    sentences = Sentences(photographs.captions, training.network.vocabulary, config.longest)
-    loss = training.validation_loss(features_NF, sentences)
+    """Evaluate on the validation images, save the weights if they are the best, and log images with captions."""
+    config, images = training.config, training.data.validation
+    captions, features_NF = training.generate(images)
+    scores = bleu(captions, images.captions)
+    references = EncodedCaptions(images.captions, training.network.vocabulary, config.max_length)
+    loss = training.validation_loss(features_NF, references)
     run.log(training.updates, {**{f"val/{name}": value for name, value in scores.items()}, "val/loss": loss})
-    figure = loss if config.select == "loss" else scores["bleu4"]
-    better = training.best is None or BETTER[config.select](figure, training.best["figure"])
-    training.record_validation(figure, is_best=better, save_weights=True)
-    if better:
-        figures = {f"validation_{name}": value for name, value in scores.items()}
-        network.save(run.path(network.MODEL_FILE), training.network, replace(training.metadata, figures=figures))
-    shown = [Entry(picture_of(photographs, place), said[place]) for place in range(min(SHOWN, len(said)))]
+    metric = loss if config.select == "loss" else scores["bleu4"]
+    is_best = training.best is None or IS_BETTER[config.select](metric, training.best["figure"])
+    training.record_validation(metric, is_best=is_best, save_weights=True)
+    if is_best:
+        results = {f"validation_{name}": value for name, value in scores.items()}
+        network.save(run.path(network.MODEL_FILE), training.network, replace(training.metadata, figures=results))
+    shown = [Entry(image_at(images, index), captions[index]) for index in range(min(MAX_SHOWN, len(captions)))]
     run.image("captions", training.updates, figure_pixels(draw(shown)))
 
 
-def picture_of(photographs: CaptionSet, place: int) -> Any:
-    """One photograph (H, W, 3) uint8."""
-    return photographs.images[place].permute(1, 2, 0).numpy()
+def image_at(images: CaptionSet, index: int) -> Any:
+    """Return one image (H, W, 3) uint8."""
+    return images.images[index].permute(1, 2, 0).numpy()
 
 
 def finish(training: Training, run: Run) -> str:
-    """Take the best weights, score the test photographs, write the page and result.json. The closing sentence."""
+    """Load the best weights, evaluate the test images, and write captions.html and result.json.
+
+    Returns:
+        The closing message.
+    """
     config, data = training.config, training.data
     assert training.best is not None
     training.load_best_weights()
-    said, features_NF = training.describe(data.test)
-    learnt = look(training.network, training.compute, data.train.images)
-    alike = nearest(features_NF, learnt)
-    usual = most_frequent(data.train.captions)
-    theirs = {
-        "nic": said,
-        "most_frequent": [usual] * len(said),
-        "nearest": [data.train.captions[place][0] for place in alike],
+    captions, features_NF = training.generate(data.test)
+    train_features_MF = extract_features(training.network, training.compute, data.train.images)
+    nearest_N = nearest(features_NF, train_features_MF)
+    frequent = most_frequent(data.train.captions)
+    by_method = {
+        "nic": captions,
+        "most_frequent": [frequent] * len(captions),
+        "nearest": [data.train.captions[index][0] for index in nearest_N],
     }
-    figures = {name: bleu(sentences, data.test.captions) for name, sentences in theirs.items()}
-    flat = {f"test_{name}_{key}": value for name, scores in figures.items() for key, value in scores.items()}
-    run.log(training.updates, {f"final/{name}": value for name, value in flat.items()})
-    run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in flat.items()})
-    network.save(run.path(network.MODEL_FILE), training.network, replace(training.metadata, figures=flat))
+    results = {name: bleu(of_method, data.test.captions) for name, of_method in by_method.items()}
+    metrics = {f"test_{name}_{key}": value for name, scores in results.items() for key, value in scores.items()}
+    run.log(training.updates, {f"final/{name}": value for name, value in metrics.items()})
+    run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in metrics.items()})
+    network.save(run.path(network.MODEL_FILE), training.network, replace(training.metadata, figures=metrics))
     entries = [
         Entry(
-            picture_of(data.test, place),
-            said[place],
-            data.test.captions[place],
-            sentence_bleu(said[place], data.test.captions[place]),
-            (("nearest photograph", theirs["nearest"][place]),),
+            image_at(data.test, index),
+            captions[index],
+            data.test.captions[index],
+            sentence_bleu(captions[index], data.test.captions[index]),
+            (("most similar training image", by_method["nearest"][index]),),
         )
-        for place in range(len(said))
+        for index in range(len(captions))
     ]
-    entries.sort(key=lambda one: -(one.score or 0.0))
+    entries.sort(key=lambda entry: -(entry.score or 0.0))
     protocol = {
         "data": config.data,
         "split": config.split,
@@ -133,68 +138,66 @@ def finish(training: Training, run: Run) -> str:
         "validation_images": len(data.validation),
         "test_images": len(data.test),
         "epoch": training.best["epoch"],
-        "beams": config.beams,
-        "length_power": config.length_power,
+        "beams": config.beam_size,
+        "length_power": config.length_penalty,
         "words": len(training.metadata.words),
-        "bleu": "sacrebleu, corpus, all references, small letters without punctuation, unsmoothed",
+        "bleu": "sacrebleu, corpus, all references, lowercase without punctuation, unsmoothed",
         "hours": training.stopwatch(),
     }
     names = list(data.test.names)
-    write_json(run.path("result.json"), {"figures": figures, "protocol": protocol, "test": names, "said": said})
-    about = [
-        "Best first, by the BLEU of each sentence alone; beneath stands what people said.",
-        *(
-            f"{name}: {', '.join(f'{key} {value:.1f}' for key, value in scores.items())}"
-            for name, scores in figures.items()
-        ),
-        f"Said most often of the photographs learnt from: {usual}",
+    write_json(run.path("result.json"), {"figures": results, "protocol": protocol, "test": names, "said": captions})
+    introduction = [
+        "Test images, sorted by the BLEU score of their caption, best first. Reference captions are listed below it.",
+        *(f"{name}: {format_scores(scores)}" for name, scores in results.items()),
+        f"Most frequent training caption: {frequent}",
     ]
-    html = page(f"{run.folder.name}: photographs in words", about, entries)
+    html = page(f"{run.folder.name}: captions of the test images", introduction, entries)
     checkpoint.write_atomically(run.path("captions.html"), lambda file: file.write(html.encode()))
-    run.image("test_captions", training.updates, figure_pixels(draw(entries[: SHOWN // 2] + entries[-SHOWN // 2 :])))
-    scores = ", ".join(f"{name} {figures[name]['bleu4']:.2f}" for name in figures)
+    best_and_worst = entries[: MAX_SHOWN // 2] + entries[-MAX_SHOWN // 2 :]
+    run.image("test_captions", training.updates, figure_pixels(draw(best_and_worst)))
+    bleu4 = ", ".join(f"{name} {scores['bleu4']:.2f}" for name, scores in results.items())
     return (
-        f"{config.data}: BLEU-4 on {len(said)} photographs: {scores}; see {run.path('captions.html')}; try it with: "
+        f"{config.data}: BLEU-4 on {len(captions)} test images: {bleu4}; see {run.path('captions.html')}; try it with: "
         f"{program_command('vision.caption_predict')} {run.folder} photo.jpg"
     )
 
 
-def in_words(scores: dict[str, float]) -> str:
-    """Scores for a line of text."""
+def format_scores(scores: Mapping[str, float]) -> str:
+    """Format scores for a line of text."""
     return ", ".join(f"{name} {value:.1f}" for name, value in scores.items())
 
 
 def choose_compute(config: Config, data: Data, world: World) -> Compute:
-    """Measure updates on the first photographs."""
+    """Choose the precision by timing updates on the first images."""
     return probe_updates(config, world, lambda compute: Training(config, data, compute, World()))
 
 
-def check_eye(config: Config, data: Data) -> None:
-    """Refuse an eye that cannot be, before it has a folder.
+def check_backbone(config: Config, data: Data) -> None:
+    """Build the backbone and load its weights, to find errors before the run folder is created.
 
     Raises:
-        UserError: a backbone that does not exist or fit, weights that are not there or do not fit.
+        UserError: the backbone does not exist or does not fit the image size; the weights are missing or do not fit.
     """
-    start = Start.of(config, data.train)
-    eye = make_backbone(start.backbone, len(start.mean), config.image_size, **start.options)
-    if start.fill is not None:
-        start.fill(eye)
+    source = BackboneSource.from_config(config, data.train)
+    backbone = make_backbone(source.backbone, len(source.mean), config.image_size, **source.options)
+    if source.load_weights is not None:
+        source.load_weights(backbone)
 
 
 def default_name(config: Config) -> str:
-    """caption-flickr8k-1000-resnet18-fast-0-1 for split 0, seed 1."""
+    """Return the default name of the run folder, such as caption-flickr8k-1000-resnet18-fast-0-1 (split 0, seed 1)."""
     return f"{KIND}-{stem(config.data)}-{config.backbone}-{config.preset}-{config.split}-{config.seed}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The program: config, run, data, compute, loop, closing line."""
+    """Run the program: config, data, run folder, hardware, training, closing message."""
     config = configure(
         Config, PRESETS, argv, __doc__ or "", kind=KIND, default_name=default_name, changeable=CHANGEABLE
     )
     world = World.from_env(config.device)
     check_batch(config, world)
     data = Data.load(config)
-    check_eye(config, data)
+    check_backbone(config, data)
     with (
         Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run,
         run.signals(),

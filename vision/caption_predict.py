@@ -1,20 +1,21 @@
-"""Caption one's own pictures.
+"""Generate captions for your own images.
 
-    python -m vision.caption_predict runs/<name> photo.jpg folder/of/pictures --out said.html
+    python -m vision.caption_predict runs/<name> photo.jpg folder/of/images --out captions.html
 
-Prints a sentence about each picture, and writes a page that shows them; with an --out that ends in .png a picture.
+Prints a caption for each image and writes an HTML page with images and captions, or a PNG image if the name after --out
+ends in .png.
 
-Shapes: N pictures.
+Shapes: N images.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -31,52 +32,66 @@ from zerokara.core.media import png_bytes
 from zerokara.core.programs import program_command
 from zerokara.core.report import figure_pixels
 from zerokara.vision.captioning import network as captioner
-from zerokara.vision.captioning.network import generate_captions, look
+from zerokara.vision.captioning.network import extract_features, generate_captions
 from zerokara.vision.captioning.pictures import Entry, draw, page
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to put into words, and how."""
+    """Options of vision.caption_predict."""
 
-    words: Annotated[tuple[str, ...], Positional("runs/<name> picture")] = ()
-    """The captioner (a run's folder or its model.safetensors), then pictures or folders of them."""
-    beams: Annotated[int, Range(0, 100)] = 0
-    """Beginnings of a sentence that are kept while one is sought; 0: as in the run."""
+    RENAMED: ClassVar[Mapping[str, str]] = {"beams": "beam_size"}
+    FOREIGN_NAMES: ClassVar[Mapping[str, str]] = {
+        "num_beams": "beam_size",
+        "beam_width": "beam_size",
+        "output": "out",
+        "img": "is not an option here: name the images after the captioner, as in runs/<name> photo.jpg.",
+        "image": "is not an option here: name the images after the captioner, as in runs/<name> photo.jpg.",
+        "model": "is not an option here: name the captioner first, as in runs/<name> photo.jpg.",
+    }
+
+    words: Annotated[tuple[str, ...], Positional("runs/<name> image")] = ()
+    """Captioner (a run folder or its model.safetensors), then images or folders of images."""
+    beam_size: Annotated[int, Range(0, 100)] = 0
+    """Partial captions kept after every word; 0: the value of the run."""
     json: bool = False
     """Print JSON instead of a table."""
     out: str = "captions.html"
-    """The page (.html) or picture (.png) to write; empty: none."""
+    """Page (.html) or image (.png) to write; empty: none."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:<n> or mps."""
+    """Device: auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int, Range(0)] = 0
-    """CPU threads; 0: as many as there are cores."""
+    """CPU threads; 0: one per core."""
 
 
 def read(files: Sequence[Path], size: int) -> tuple[dict[Path, np.ndarray], list[str]]:
-    """Pictures (size, size, 3) uint8 that could be read, and a sentence about each that could not."""
-    pictures, complaints = {}, []
+    """Read images, resized and center-cropped to (size, size, 3) uint8.
+
+    Returns:
+        The images by file, and an error message for each file that cannot be read.
+    """
+    images, errors = {}, []
     for file in files:
         try:
-            pictures[file] = np.ascontiguousarray(fit(with_channels(decode(file.read_bytes(), str(file)), False), size))
+            images[file] = np.ascontiguousarray(fit(with_channels(decode(file.read_bytes(), str(file)), False), size))
         except OSError as error:
-            complaints.append(f"{file} cannot be read ({error_summary(error)}): name a picture that is there.")
+            errors.append(f"{file} cannot be read ({error_summary(error)}): name an image file that exists.")
         except UserError as error:
-            complaints.append(str(error))
-    return pictures, complaints
+            errors.append(str(error))
+    return images, errors
 
 
-def write(path: Path, said: dict[Path, str], pictures: dict[Path, np.ndarray], about: str) -> None:
-    """The page or the picture.
+def write(path: Path, captions: Mapping[Path, str], images: Mapping[Path, np.ndarray], introduction: str) -> None:
+    """Write the page or the image.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
-    entries = [Entry(pictures[file], sentence, others=(("", file.name),)) for file, sentence in said.items()]
+    entries = [Entry(images[file], caption, notes=(("file", file.name),)) for file, caption in captions.items()]
     if path.suffix == ".png":
         content = png_bytes(figure_pixels(draw(entries)))
     else:
-        content = page("Pictures in words", [about], entries).encode()
+        content = page("Images with generated captions", [introduction], entries).encode()
     try:
         write_atomically(path, lambda file: file.write(content))
     except OSError as error:
@@ -84,43 +99,45 @@ def write(path: Path, said: dict[Path, str], pictures: dict[Path, np.ndarray], a
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The program: the captioner, pictures, sentences.
+    """Run the program: captioner, images, captions.
 
     Raises:
-        UserError: no such captioner or picture, or broken ones; what could be read is described first.
+        UserError: the captioner or an image is missing or damaged. Captions of all readable images are printed first.
     """
     options = parse(Options, {}, argv, __doc__ or "")
     if not options.words:
         raise UserError(
-            "No captioner was named: type a run's folder and then pictures, as in "
+            "No captioner was named: give a run folder and then images, as in "
             f"{program_command('vision.caption_predict')} runs/<name> photo.jpg."
         )
     if options.out and Path(options.out).suffix not in (".html", ".png"):
-        raise UserError(f"--out names a file that ends in .html or .png, got {options.out!r}.")
+        raise UserError(f"--out must be a file name that ends in .html or .png, got {options.out!r}.")
     network = captioner.load(options.words[0])
-    if options.beams:
-        network.metadata = replace(network.metadata, beams=options.beams)
-    pictures, complaints = read(picture_files(options.words[1:]), network.metadata.image_size)
+    if options.beam_size:
+        network.metadata = replace(network.metadata, beams=options.beam_size)
+    images, errors = read(picture_files(options.words[1:]), network.metadata.image_size)
     compute = Compute.choose(
         device=options.device, precision="float32", compile="off", threads=options.threads, train_step=None
     )
-    if pictures:
-        images_NCHW = torch.from_numpy(np.stack(list(pictures.values()))).permute(0, 3, 1, 2)
+    if images:
+        images_NCHW = torch.from_numpy(np.stack(list(images.values()))).permute(0, 3, 1, 2)
         network = compute.module(network)
-        said = dict(zip(pictures, generate_captions(network, look(network, compute, images_NCHW)), strict=True))
+        features_NF = extract_features(network, compute, images_NCHW)
+        captions = dict(zip(images, generate_captions(network, features_NF), strict=True))
         if options.json:
-            print(json.dumps([{"picture": str(file), "caption": text} for file, text in said.items()], indent=2))
+            print(json.dumps([{"picture": str(file), "caption": text} for file, text in captions.items()], indent=2))
         else:
             table = Table(box=box.SIMPLE_HEAD)
-            table.add_column("picture", overflow="fold", min_width=8)
+            table.add_column("image", overflow="fold", min_width=8)
             table.add_column("caption", style="bold")
-            for file, text in said.items():
+            for file, text in captions.items():
                 table.add_row(file.name, text)
             Console(width=None if sys.stdout.isatty() else 160).print(table)
         if options.out:
-            write(Path(options.out), said, pictures, f"By {options.words[0]}, which learnt {network.metadata.data}.")
-    if complaints:
-        raise UserError("\n       ".join(complaints))
+            introduction = f"Captions by {options.words[0]}, which was trained on {network.metadata.data}."
+            write(Path(options.out), captions, images, introduction)
+    if errors:
+        raise UserError("\n       ".join(errors))
 
 
 if __name__ == "__main__":

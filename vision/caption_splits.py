@@ -1,10 +1,11 @@
-"""Captions over splits: whether a captioner is better than its baselines, on average and with an interval.
+"""Compare captioning runs with their baselines over several data splits.
 
     for split in 0 1 2 3 4; do python -m vision.caption --split $split; done
     python -m vision.caption_splits runs/caption-flickr8k-1000-resnet18-fast-*-1
 
-Each run has its own test photographs. On the same photographs the captioner and the baselines are compared, so the
-differences are paired: their mean over splits, its 95% interval by Student's t, and the p-value of no difference.
+Each run has its own test images. The captioner and its baselines are evaluated on the same images, so their differences
+are paired. The tables have the mean difference over splits, its 95% interval by Student's t, and the p-value of the
+hypothesis that there is no difference.
 """
 
 from __future__ import annotations
@@ -22,102 +23,110 @@ from rich.console import Console
 from rich.table import Table
 
 from zerokara.core.command_line import parse
-from zerokara.core.config import Positional, UserError, error_summary, run_main
+from zerokara.core.config import Positional, UserError, error_summary, flag, from_dict, run_main, to_dict
 from zerokara.core.programs import program_command
 from zerokara.core.run import Run
-from zerokara.vision.captioning.scoring import Paired, paired
+from zerokara.vision.captioning.config import Config
+from zerokara.vision.captioning.scoring import PairedDifference, paired_difference
 
 KIND = "caption"
 METRICS = ("bleu1", "bleu2", "bleu3", "bleu4")
-SAME = {"name", "split", "resume", "quiet", "device", "threads", "precision", "data_dir"}  # may differ between splits
+MAY_DIFFER = {"name", "split", "resume", "quiet", "device", "threads", "precision", "data_dir"}
+Results = dict[int, dict[str, dict[str, float]]]  # split -> nic or baseline -> metric -> score
+Differences = dict[str, dict[str, PairedDifference]]  # baseline -> metric -> difference
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Which runs."""
+    """Options of vision.caption_splits."""
 
     runs: Annotated[tuple[str, ...], Positional("runs/<name>")] = ()
-    """Finished runs of vision.caption, each of another split."""
+    """Finished runs of vision.caption, each with a different --split."""
     json: bool = False
     """Print JSON instead of tables."""
 
 
-def results(folders: Sequence[Path]) -> dict[int, dict[str, dict[str, float]]]:
-    """By split, for nic and each baseline, its scores.
+def read_results(folders: Sequence[Path]) -> Results:
+    """Read the scores of runs.
 
     Raises:
-        UserError: a run that is not finished, of another kind, or with other settings than the first; two of one split.
+        UserError: a run is not finished, is of another kind, or has other settings than the first one; two runs have
+            the same split.
     """
-    found: dict[int, dict[str, dict[str, float]]] = {}
+    results: Results = {}
     first: dict[str, Any] = {}
     for folder in folders:
-        config = Run.read_config(folder, KIND)["config"]
-        settings = {name: value for name, value in config.items() if name not in SAME}
+        # Runs of older versions have older names of settings, which from_dict translates.
+        config = to_dict(from_dict(Config, Run.read_config(folder, KIND)["config"], f"{folder}/config.json"))
+        settings = {name: value for name, value in config.items() if name not in MAY_DIFFER}
         first = first or settings
-        if differing := [name for name, value in settings.items() if first.get(name) != value]:
+        if differing := [flag(name) for name, value in settings.items() if first.get(name) != value]:
             raise UserError(
-                f"{folder} has another {' and '.join(differing)} than {folders[0]}: only runs that differ in their "
-                f"--split alone can be compared."
+                f"{folder} has another {' and '.join(differing)} than {folders[0]}: only runs that differ in nothing "
+                f"but their --split can be compared."
             )
         try:
             content = json.loads((folder / "result.json").read_text(encoding="utf-8"))
             scores = {name: {key: float(v) for key, v in row.items()} for name, row in content["figures"].items()}
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise UserError(
-                f"{folder} has no result that can be read ({error_summary(error)}): let it end with "
+                f"{folder} has no readable result ({error_summary(error)}): finish the run with "
                 f"{program_command('vision.caption')} --name {folder.name} --resume."
             ) from None
-        if config["split"] in found:
-            raise UserError(f"Two of the runs are of split {config['split']}: name one of each.")
-        found[config["split"]] = scores
-    return found
+        if config["split"] in results:
+            raise UserError(f"Two of the runs have --split {config['split']}: name one run of each split.")
+        results[config["split"]] = scores
+    return results
 
 
-def compared(found: dict[int, dict[str, dict[str, float]]]) -> dict[str, dict[str, Paired]]:
-    """For each baseline and metric how much better the captioner is."""
-    runs = list(found.values())
+def compute_differences(results: Results) -> Differences:
+    """Compute the difference between the captioner and each baseline, for every metric."""
+    runs = list(results.values())
     baselines = [name for name in runs[0] if name != "nic"]
     return {
-        name: {key: paired([one["nic"][key] for one in runs], [one[name][key] for one in runs]) for key in METRICS}
+        name: {
+            key: paired_difference([scores["nic"][key] for scores in runs], [scores[name][key] for scores in runs])
+            for key in METRICS
+        }
         for name in baselines
     }
 
 
-def tables(found: dict[int, dict[str, dict[str, float]]], differences: dict[str, dict[str, Paired]]) -> list[Table]:
-    """BLEU-4 of every split, and the differences."""
-    scores = Table(box=box.SIMPLE_HEAD, title="BLEU-4")
-    names = list(next(iter(found.values())))
+def make_tables(results: Results, differences: Differences) -> list[Table]:
+    """Return a table with BLEU-4 of every split, and a table of the differences."""
+    bleu4 = Table(box=box.SIMPLE_HEAD, title="BLEU-4")
+    names = list(next(iter(results.values())))
     for column in ("split", *names):
-        scores.add_column(column.replace("_", " "), justify="right")
-    for split, one in sorted(found.items()):
-        scores.add_row(str(split), *(f"{one[name]['bleu4']:.2f}" for name in names))
-    means = [sum(one[name]["bleu4"] for one in found.values()) / len(found) for name in names]
-    scores.add_row("mean", *(f"{mean:.2f}" for mean in means))
-    better = Table(box=box.SIMPLE_HEAD, title=f"nic minus baseline, {len(found)} splits, 95% interval")
+        bleu4.add_column(column.replace("_", " "), justify="right")
+    for split, scores in sorted(results.items()):
+        bleu4.add_row(str(split), *(f"{scores[name]['bleu4']:.2f}" for name in names))
+    means = [sum(scores[name]["bleu4"] for scores in results.values()) / len(results) for name in names]
+    bleu4.add_row("mean", *(f"{mean:.2f}" for mean in means))
+    against = Table(box=box.SIMPLE_HEAD, title=f"nic minus baseline, {len(results)} splits, 95% interval")
     for column in ("baseline", *METRICS, "p of BLEU-4"):
-        better.add_column(column.replace("_", " "), justify="left" if column == "baseline" else "right")
+        against.add_column(column.replace("_", " "), justify="left" if column == "baseline" else "right")
     for name, row in differences.items():
         cells = [f"{one.mean:+.2f} [{one.low:+.2f}, {one.high:+.2f}]" for one in row.values()]
-        better.add_row(name.replace("_", " "), *cells, f"{row['bleu4'].p:.3g}")
-    return [scores, better]
+        against.add_row(name.replace("_", " "), *cells, f"{row['bleu4'].p:.3g}")
+    return [bleu4, against]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The program: runs, tables."""
+    """Run the program: read runs, print tables."""
     options = parse(Options, {}, argv, __doc__ or "")
     if len(options.runs) < 2:
         raise UserError(
-            f"At least two runs are needed, each of another --split, and {len(options.runs)} were named: "
+            f"At least two runs with different --split are needed, and {len(options.runs)} were named: "
             f"type {program_command('vision.caption_splits')} runs/caption-*."
         )
-    found = results([Path(word).expanduser() for word in options.runs])
-    differences = compared(found)
+    results = read_results([Path(folder).expanduser() for folder in options.runs])
+    differences = compute_differences(results)
     if options.json:
         plain = {name: {key: dataclasses.asdict(one) for key, one in row.items()} for name, row in differences.items()}
-        print(json.dumps({"splits": found, "differences": plain}, indent=2))
+        print(json.dumps({"splits": results, "differences": plain}, indent=2))
         return
     console = Console(width=None if sys.stdout.isatty() else 160)
-    for table in tables(found, differences):
+    for table in make_tables(results, differences):
         console.print(table)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.programs import metrics
 from zerokara.core import data
@@ -175,7 +176,11 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("straight_through.png", "filters.png"):
         with Image.open(f"runs/b/{name}") as picture:
             assert picture.width > 500
-    assert read_packed(Path("runs/b/packed.safetensors"))[1].figures == result["figures"]
+    network, metadata = read_packed(Path("runs/b/packed.safetensors"))
+    assert metadata.figures == result["figures"]
+    board = EventAccumulator("runs/b", size_guidance={"histograms": 0})
+    board.Reload()
+    assert set(board.Tags()["histograms"]) == {f"weights/latent/{name}" for name in network.binary_layers()}
 
 
 def test_the_test_set_is_read_once_and_only_with_test(monkeypatch: pytest.MonkeyPatch) -> None:

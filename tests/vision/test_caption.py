@@ -1,4 +1,4 @@
-"""The program as a person runs it: learns to tell, survives a kill, compares splits, refuses mistakes."""
+"""Tests of vision.caption, caption_predict and caption_splits: learning, resuming, comparing splits, error messages."""
 
 from __future__ import annotations
 
@@ -22,21 +22,10 @@ from zerokara.vision import caption, caption_predict, caption_splits
 from zerokara.vision.captioning import network
 
 TINY = (
-    *(
-        "--data",
-        "few.zip",
-        "--image-size",
-        "32",
-        "--backbone",
-        "resnet20",
-        "--width-multiplier",
-        "0.5",
-        "--stem",
-        "paper",
-    ),
-    *("--validation-images", "8", "--test-images", "8", "--batch-size", "8", "--epochs", "3", "--at-least", "1"),
-    *("--embedding", "24", "--hidden", "32", "--beams", "3", "--longest", "6", "--log-every-updates", "1"),
-    *("--device", "cpu", "--threads", "1", "--precision", "float32"),
+    *("--data", "few.zip", "--image-size", "32", "--backbone", "resnet20", "--width-multiplier", "0.5"),
+    *("--stem", "paper", "--validation-images", "8", "--test-images", "8", "--batch-size", "8", "--epochs", "3"),
+    *("--min-word-count", "1", "--embedding-dim", "24", "--hidden-units", "32", "--beam-size", "3"),
+    *("--max-length", "6", "--log-every-updates", "1", "--device", "cpu", "--threads", "1", "--precision", "float32"),
 )
 START = """
 from zerokara.core.compute import Compute
@@ -45,30 +34,32 @@ from zerokara.vision import caption
 caption.choose_compute = lambda *_: Compute(device="cpu", threads=1)
 run_main(caption.main)
 """
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 230), "white": (240, 240, 240)}
+COLORS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 230), "white": (240, 240, 240)}
 
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures of a colour, with two sentences that say which."""
+    """Write images of one color each, with two captions that name the color."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(caption, "choose_compute", lambda *_: Compute(device="cpu", threads=1))
     random = np.random.default_rng(0)
     lines = ["image,caption"]
     with zipfile.ZipFile("few.zip", "w") as archive:
         for index in range(56):
-            word, colour = list(COLOURS.items())[index % 4]
-            picture = np.clip(np.array(colour) + random.integers(-20, 20, (36, 40, 3)), 0, 255).astype(np.uint8)
-            archive.writestr(f"images/{index:02}.png", png_bytes(picture))
+            word, color = list(COLORS.items())[index % 4]
+            image = np.clip(np.array(color) + random.integers(-20, 20, (36, 40, 3)), 0, 255).astype(np.uint8)
+            archive.writestr(f"images/{index:02}.png", png_bytes(image))
             lines += [f"{index:02}.png,A {word} wall stands here .", f"{index:02}.png,This is a {word} picture ."]
         archive.writestr("captions.txt", "\n".join(lines))
 
 
-def test_it_learns_to_tell_colours(capsys: pytest.CaptureFixture[str]) -> None:
-    caption.main([*TINY, "--name", "run", "--epochs", "20", "--learning-rate", "0.01", "--eye-learning-rate", "0.003"])
+def test_a_captioner_learns_to_name_colors(capsys: pytest.CaptureFixture[str]) -> None:
+    caption.main(
+        [*TINY, "--name", "run", "--epochs", "20", "--learning-rate", "0.01", "--backbone-learning-rate", "0.003"]
+    )
     printed = capsys.readouterr().out
-    assert "40 to learn from, 8 to choose on, 8 to be scored on" in printed
-    assert "it learns along" in printed
+    assert "40 training images, 8 validation images, 8 test images; vocabulary of " in printed
+    assert "backbone: resnet20, random weights; trained" in printed
     result = json.loads(Path("runs/run/result.json").read_text())
     figures = result["figures"]
     assert figures["nic"]["bleu4"] > 60 > figures["most_frequent"]["bleu4"]
@@ -77,18 +68,18 @@ def test_it_learns_to_tell_colours(capsys: pytest.CaptureFixture[str]) -> None:
     html = Path("runs/run/captions.html").read_text()
     assert html.count("<article>") == 8
     assert "wall stands here" in html
-    Path("red.png").write_bytes(png_bytes(np.full((50, 90, 3), COLOURS["red"], np.uint8)))
-    caption_predict.main(["runs/run", "red.png", "--threads", "1", "--out", "said.html"])
+    Path("red.png").write_bytes(png_bytes(np.full((50, 90, 3), COLORS["red"], np.uint8)))
+    caption_predict.main(["runs/run", "red.png", "--threads", "1", "--out", "red.html"])
     assert re.search(r"red.png .*\bred\b", capsys.readouterr().out)
-    assert "red" in Path("said.html").read_text()
-    caption_predict.main(["runs/run", "red.png", "--threads", "1", "--out", "said.png", "--json", "--beams", "1"])
-    (said,) = json.loads(capsys.readouterr().out)
-    assert said["picture"] == "red.png"
-    assert "red" in said["caption"]
-    assert Path("said.png").read_bytes()[:4] == b"\x89PNG"
+    assert "red" in Path("red.html").read_text()
+    caption_predict.main(["runs/run", "red.png", "--threads", "1", "--out", "page.png", "--json", "--beam-size", "1"])
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert answer["picture"] == "red.png"
+    assert "red" in answer["caption"]
+    assert Path("page.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def test_a_killed_run_is_resumed_with_the_same_result(tmp_path: Path) -> None:
     caption.main([*TINY, "--name", "whole", "--quiet"])
     process = start(tmp_path, "-c", START, *TINY, "--name", "killed", "--quiet")
     latest, first = Path("runs/killed/checkpoint-0.pt"), Path("runs/killed/model.safetensors")
@@ -105,7 +96,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert results[0]["said"] == results[1]["said"]
 
 
-def test_an_eye_that_was_given_stays_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pretrained_backbone_is_frozen(capsys: pytest.CaptureFixture[str]) -> None:
     classifier = make_classifier("resnet20", 3, 32, 4, head="pooled", width=0.25)
     metadata = model_file.ClassifierMetadata(
         backbone="resnet20",
@@ -117,37 +108,39 @@ def test_an_eye_that_was_given_stays_as_it_is(capsys: pytest.CaptureFixture[str]
         std=(0.2, 0.2, 0.2),
         options={"width": 0.25},
     )
-    model_file.save(Path("eye.safetensors"), classifier.state_dict(), metadata)
-    caption.main([*TINY, "--name", "run", "--epochs", "1", "--pretrained-backbone", "eye.safetensors"])
-    assert "it stays as is" in capsys.readouterr().out
+    model_file.save(Path("backbone.safetensors"), classifier.state_dict(), metadata)
+    caption.main([*TINY, "--name", "run", "--epochs", "1", "--pretrained-backbone", "backbone.safetensors"])
+    assert "; frozen" in capsys.readouterr().out
     read = network.load("runs/run")
-    assert read.metadata.mean == (0.5, 0.4, 0.3)  # fed as it was
+    assert read.metadata.mean == (0.5, 0.4, 0.3)  # normalization of the classifier
     assert read.metadata.options == {"width": 0.25}
     for name, tensor in classifier.backbone.state_dict().items():
         assert torch.equal(read.backbone.state_dict()[name], tensor)
 
 
-def test_splits_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_of_different_splits_are_compared_with_their_baselines(capsys: pytest.CaptureFixture[str]) -> None:
     for split in ("0", "1", "2"):
         caption.main([*TINY, "--name", f"s{split}", "--split", split, "--epochs", "1", "--quiet"])
     capsys.readouterr()
     caption_splits.main(["runs/s0", "runs/s1", "runs/s2"])
     printed = capsys.readouterr().out
     assert "nic minus baseline, 3 splits" in printed
+    older = Path("runs/s1/config.json")
+    older.write_text(older.read_text().replace('"hidden_units"', '"hidden"'))  # the name in older versions
     caption_splits.main(["runs/s0", "runs/s1", "--json"])
     found = json.loads(capsys.readouterr().out)
-    nic, usual = ([found["splits"][s][name]["bleu1"] for s in ("0", "1")] for name in ("nic", "most_frequent"))
-    expected = sum(a - b for a, b in zip(nic, usual, strict=True)) / 2
+    nic, frequent = ([found["splits"][s][name]["bleu1"] for s in ("0", "1")] for name in ("nic", "most_frequent"))
+    expected = sum(a - b for a, b in zip(nic, frequent, strict=True)) / 2
     assert found["differences"]["most_frequent"]["bleu1"]["mean"] == pytest.approx(expected)
-    with pytest.raises(UserError, match="At least two runs"):
+    with pytest.raises(UserError, match="At least two runs with different --split"):
         caption_splits.main(["runs/s0"])
-    with pytest.raises(UserError, match="Two of the runs are of split 0"):
+    with pytest.raises(UserError, match="Two of the runs have --split 0"):
         caption_splits.main(["runs/s0", "runs/s0"])
-    caption.main([*TINY, "--name", "other", "--split", "3", "--epochs", "1", "--hidden", "16", "--quiet"])
-    with pytest.raises(UserError, match="has another hidden than"):
+    caption.main([*TINY, "--name", "other", "--split", "3", "--epochs", "1", "--hidden-units", "16", "--quiet"])
+    with pytest.raises(UserError, match="has another --hidden-units than"):
         caption_splits.main(["runs/s0", "runs/other"])
     Path("runs/s1/result.json").unlink()
-    with pytest.raises(UserError, match="has no result that can be read"):
+    with pytest.raises(UserError, match="has no readable result"):
         caption_splits.main(["runs/s0", "runs/s1"])
 
 
@@ -155,19 +148,23 @@ def test_splits_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "message"),
     [
         (["--data", "nowhere"], "There is no data set 'nowhere'"),
-        (["--data", "few.zip", "--test-images", "50"], "too few are left for a batch of 32"),
+        (["--data", "few.zip", "--test-images", "50"], "too few training images are left for a batch of 32"),
         ([*TINY, "--backbone", "resnett"], "There is no backbone 'resnett'"),
-        ([*TINY, "--weights", "a.pth", "--pretrained-backbone", "b"], "both say what the eye begins with"),
+        ([*TINY, "--weights", "a.pth", "--pretrained-backbone", "b"], "both give the weights of the backbone"),
         ([*TINY, "--weights", "a.pth"], "There is no file a.pth"),
+        (
+            [*TINY, "--finetune-backbone", "false", "--backbone-learning-rate", "0.1"],
+            "--backbone-learning-rate has no effect without --finetune-backbone true",
+        ),
     ],
 )
-def test_mistakes_are_refused(words: list[str], message: str) -> None:
+def test_wrong_options_are_rejected(words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         caption.main(words)
     assert not Path("runs").exists()
 
 
-def test_mistakes_of_who_asks() -> None:
+def test_wrong_options_of_caption_predict_are_rejected() -> None:
     with pytest.raises(UserError, match="No captioner was named"):
         caption_predict.main([])
     with pytest.raises(UserError, match=re.escape("ends in .html or .png")):

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from zerokara.core.compute import Precision
 from zerokara.core.config import Range
+from zerokara.vision.binarization import names
 from zerokara.vision.classification import config as classify_config
 
 Count = Annotated[int, Range(1)]
@@ -17,30 +18,29 @@ Count = Annotated[int, Range(1)]
 class Config:
     """Config of a run that trains a binary network."""
 
-    RENAMED: ClassVar[Mapping[str, str]] = {
-        "units": "hidden_units",
-        "layers": "num_hidden_layers",
-        "width": "width_multiplier",
-    }
-    """Renamed fields, old name to new name. Old names are still accepted in saved configs and on the command line."""
+    RENAMED: ClassVar = names.RENAMED
+    FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES
+    REQUIRES: ClassVar = names.REQUIRES
+    GROUPS: ClassVar = names.GROUPS
+    COMMON: ClassVar = names.COMMON
+    PRESET_SUMMARIES: ClassVar = names.PRESET_SUMMARIES
 
     preset: str = "mlp"
-    """Named set of defaults for the options below."""
+    """Named set of defaults for the other options."""
     data: str = "glyphs"
-    """Data set: glyphs (synthetic digits), mnist, fashion-mnist, cifar10, cifar100, or a folder or zip file of class
+    """Data set. glyphs (synthetic digits), mnist, fashion-mnist, cifar10, cifar100, or a folder or zip file of class
     folders."""
     data_dir: str = ""
-    """Folder in which named data sets are found or into which they are downloaded; empty: $ZEROKARA_DATA, else
+    """Folder of named data sets. Missing ones are downloaded into it. Empty: $ZEROKARA_DATA, else
     ~/.cache/zerokara."""
     image_size: Annotated[int | None, Range(8, 1024)] = None
-    """Height and width in pixels to which images are resized; None: the size of the data set."""
+    """Height and width of images, in pixels; None: the size of the data set."""
     validation_images: Annotated[int, Range(0)] = 0
-    """Number of training images held out for validation; 0: one twelfth of the training set (5,000 of MNIST's
-    60,000)."""
+    """Training images held out for validation; 0: one twelfth of the training set (5,000 of MNIST's 60,000)."""
     train_images: Annotated[int, Range(0)] = 0
-    """Number of remaining training images to use, chosen at random by the seed; 0: all."""
+    """Training images to use; 0: all that are not held out. They are chosen at random by the seed."""
     test: bool = True
-    """Evaluate once on the test set when training ends; use --no-test while choosing settings."""
+    """Evaluate the test set once, at the end; use --no-test while choosing settings."""
     name: str = ""
     """Name of the run folder under runs/; empty: composed of data, network and seed."""
     seed: Annotated[int, Range(0, 10**6)] = 1
@@ -48,14 +48,14 @@ class Config:
     epochs: Count = 50
     """Length of the run in epochs."""
     resume: bool = False
-    """Resume the run of this name from its last checkpoint."""
+    """Resume the run from its last checkpoint."""
     quiet: bool = False
     """Print only warnings and the closing message."""
 
     network: Literal["mlp", "cnn"] = "mlp"
-    """Network: mlp (fully connected layers), or cnn (the convolutional network of the paper for CIFAR-10)."""
+    """Architecture. mlp: fully connected layers; cnn: the convolutional network of the paper for CIFAR-10."""
     hidden_units: Count = 1_024
-    """Units of each hidden fully connected layer."""
+    """Units of each hidden layer; in the cnn, of each hidden fully connected layer."""
     num_hidden_layers: Count = 3
     """Number of hidden layers of the mlp."""
     width_multiplier: Annotated[float, Range(0, 16, low_open=True)] = 1.0
@@ -65,17 +65,17 @@ class Config:
     batch_size: Count = 250
     """Images in an update."""
     learning_rate: Annotated[float, Range(0, low_open=True)] = 5e-3
-    """Initial learning rate of Adam, with cosine decay to 0."""
+    """Initial learning rate of Adam; cosine decay to 0."""
     rotation_degrees: Annotated[float, Range(0, 180)] = 5.0
-    """Maximum random rotation in either direction, in degrees."""
+    """Maximum random rotation, in degrees; in either direction."""
     shift: Annotated[float, Range(0, 1)] = 0.04
-    """Maximum random translation, as a fraction of the image side."""
+    """Maximum random translation; a fraction of the image side."""
     scale: Annotated[float, Range(0, 0.9)] = 0.05
     """Maximum random scaling up or down, as a fraction."""
     shear_degrees: Annotated[float, Range(0, 80)] = 5.0
     """Maximum random shear, in degrees."""
     crop_pixels: Annotated[int, Range(0)] = 0
-    """Random crop: pad each side by this many pixels and cut out an image of the original size at random; 0: none."""
+    """Random crop: padding of each side, in pixels. An image of the original size is cut out at random. 0: no crop."""
     flip: bool = False
     """Horizontal flip of half of the images. An image that is flipped in one epoch is not flipped in the next."""
 
@@ -94,8 +94,8 @@ class Config:
 
     def for_data(self) -> classify_config.Config:
         """Return the config of vision.classify with the same data, for the functions that read images."""
-        names = ("data", "data_dir", "image_size", "validation_images", "train_images", "seed")
-        return classify_config.Config(**{name: getattr(self, name) for name in names})
+        shared = ("data", "data_dir", "image_size", "validation_images", "train_images", "seed")
+        return classify_config.Config(**{name: getattr(self, name) for name in shared})
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

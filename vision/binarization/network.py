@@ -184,6 +184,7 @@ def write_packed(path: Path, network: BinaryNetwork, metadata: BinaryMetadata) -
         OSError: the file cannot be written.
     """
     packed = {name: Compute.to_host(tensor).contiguous() for name, tensor in pack(network).items()}
+    # "card" is the key of the metadata in this format.
     content = to_bytes(packed, {"format": FORMAT, "card": json.dumps(dataclasses.asdict(metadata))})
     write_atomically(path, lambda file: file.write(content))
     layers = network.binary_layers()

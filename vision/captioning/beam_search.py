@@ -1,9 +1,10 @@
-"""Beam search: the most probable sentence of a model that tells the next word, nearly.
+"""Beam search for the most probable token sequence of an autoregressive model.
 
-Vinyals et al. 2015, "Show and Tell", section 3.1: the best K beginnings are kept at every word. Every beginning may
-also end, and what has ended is kept apart, so that a sentence is never dropped for being finished.
+Vinyals et al. 2015, "Show and Tell", section 3.1: after every token the K best partial sequences are kept. Each partial
+sequence is also a candidate for a finished one. Finished sequences are stored separately, so they do not compete with
+partial ones for the K places.
 
-Shapes: K beginnings, V words of the vocabulary.
+Shapes: K partial sequences, V tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ StateT = TypeVar("StateT")
 
 
 @dataclass(frozen=True)
-class Sentence:
-    """Numbers of its words, without the one that ends it, and how good it is."""
+class Hypothesis:
+    """Finished token sequence, without its end token, and its score."""
 
-    words: tuple[int, ...]
+    tokens: tuple[int, ...]
     score: float
 
 
@@ -33,47 +34,48 @@ def beam_search(
     state: StateT,
     advance: Callable[[StateT, Tensor, Tensor], tuple[Tensor, StateT]],
     *,
-    beams: int,
-    longest: int,
+    beam_size: int,
+    max_length: int,
     end: int,
-    length_power: float = 0.0,
+    length_penalty: float = 0.0,
     forbidden: tuple[int, ...] = (),
-) -> list[Sentence]:
-    """At most `beams` sentences, the best first. A score is log p(words and end) / (words + 1) ** length_power.
+) -> list[Hypothesis]:
+    """Return at most `beam_size` finished sequences, the best first.
+
+    The score of a sequence is log p(tokens and end) / (number of tokens + 1) ** length_penalty.
 
     Args:
-        first_1V: log probabilities (1, V) of the first word.
-        state: of the model before that word.
-        advance: from the state, the beginnings (K,) of the last call that live on, and the word (K,) that each got,
-            to log probabilities (K, V) of the next word and the new state.
-        beams: K at most.
-        longest: words of a sentence at most; there it ends.
-        end: the word that ends a sentence.
-        length_power: 0 is the paper's sum; 1 the mean over words, which does not favour short sentences.
-        forbidden: words that are never said.
+        first_1V: log probabilities (1, V) of the first token.
+        state: model state before the first token.
+        advance: maps the state, the indices (K,) of the sequences of the last call that are continued, and their next
+            tokens (K,), to the log probabilities (K, V) of the token after that and the new state.
+        beam_size: maximum of K.
+        max_length: maximum number of tokens in a sequence, without the end token.
+        end: index of the end token.
+        length_penalty: 0 is the sum of log probabilities, as in the paper; 1 is their mean, which does not favor short
+            sequences.
+        forbidden: tokens that are never generated.
     """
     blocked = torch.tensor([*forbidden, end], dtype=torch.int64)
-    beginnings: list[tuple[int, ...]] = [()]
+    partial: list[tuple[int, ...]] = [()]
     total_K = torch.zeros(1, dtype=torch.float64)
     log_KV = first_1V
-    ended: list[Sentence] = []
-    for length in range(longest + 1):
+    finished: list[Hypothesis] = []
+    for length in range(max_length + 1):
         log_KV = Compute.to_host(log_KV).double()
-        last = (total_K + log_KV[:, end]) / (length + 1) ** length_power
-        ended += [Sentence(words, float(score)) for words, score in zip(beginnings, last, strict=True)]
-        ended = sorted(ended, key=lambda sentence: -sentence.score)[:beams]
-        if length == longest:
+        score_K = (total_K + log_KV[:, end]) / (length + 1) ** length_penalty
+        finished += [Hypothesis(tokens, float(score)) for tokens, score in zip(partial, score_K, strict=True)]
+        finished = sorted(finished, key=lambda hypothesis: -hypothesis.score)[:beam_size]
+        if length == max_length:
             break
-        scores_KV = total_K[:, None] + log_KV
-        scores_KV[:, blocked] = -torch.inf
-        best, places = scores_KV.flatten().topk(min(beams, scores_KV.numel()))
-        kept = best > -torch.inf
-        if not kept.any():
+        total_KV = total_K[:, None] + log_KV
+        total_KV[:, blocked] = -torch.inf
+        best, indices = total_KV.flatten().topk(min(beam_size, total_KV.numel()))
+        possible = best > -torch.inf
+        if not possible.any():
             break
-        total_K, places = best[kept], places[kept]
-        parent_K, word_K = places // scores_KV.shape[1], places % scores_KV.shape[1]
-        beginnings = [
-            (*beginnings[parent], word) for parent, word in zip(parent_K.tolist(), word_K.tolist(), strict=True)
-        ]
-        log_KV, state = advance(state, parent_K, word_K)
-    return ended
+        total_K, indices = best[possible], indices[possible]
+        parent_K, token_K = indices // total_KV.shape[1], indices % total_KV.shape[1]
+        partial = [(*partial[parent], token) for parent, token in zip(parent_K.tolist(), token_K.tolist(), strict=True)]
+        log_KV, state = advance(state, parent_K, token_K)
+    return finished

@@ -1,8 +1,9 @@
-"""The fields of a captioner's run and its presets; the photographs that it learns from; the eye that it begins with.
+"""Config and presets of vision.caption, the split of the data, and the source of the backbone's weights.
 
-One object is the command line, runs/<name>/config.json and TensorBoard's hparams.
+The same config object is the command line, runs/<name>/config.json and the hparams of TensorBoard. An update is one
+gradient step, an epoch is one pass over the training images.
 
-Shapes: N photographs, C colours.
+Shapes: N images, C channels.
 """
 
 from __future__ import annotations
@@ -25,114 +26,128 @@ from zerokara.core.models.model_file import ClassifierMetadata
 from zerokara.core.models.weights import LoadReport, load_into, load_pretrained_backbone, read_tensors
 from zerokara.core.progress import loading
 from zerokara.core.zoo import registry as zoo
+from zerokara.vision.captioning import names
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of what torchvision publishes
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # normalization of torchvision's weights
 Count = Annotated[int, Range(1)]
 Positive = Annotated[float, Range(0, low_open=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A network that puts photographs into words."""
+    """Config of an image captioning run."""
 
-    RENAMED: ClassVar[Mapping[str, str]] = {
-        "width": "width_multiplier",
-        "init_backbone": "pretrained_backbone",
-    }
-    """Renamed fields, old name to new name. Old names are still accepted in saved configs and on the command line."""
+    RENAMED: ClassVar = names.RENAMED
+    FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES
+    REQUIRES: ClassVar = names.REQUIRES
+    GROUPS: ClassVar = names.GROUPS
+    COMMON: ClassVar = names.COMMON
+    PRESET_SUMMARIES: ClassVar = names.PRESET_SUMMARIES
 
     preset: str = "fast"
-    """Named set of defaults for all that follows."""
+    """Named set of defaults for the other options."""
     data: str = "flickr8k-1000"
-    """Captioned photographs: a folder or zip with captions.txt, *.token.txt or captions_*.json, or the name of one."""
+    """Images with captions. Path of a folder or zip file, or its name in --data-dir. Formats: captions.txt, *.token.txt
+    (Flickr8k) or captions_*.json (COCO)."""
     data_dir: str = ""
-    """Where named data lie; empty: $ZEROKARA_DATA, else ~/.cache/zerokara."""
+    """Folder of named data sets; empty: $ZEROKARA_DATA, else ~/.cache/zerokara."""
     image_size: Annotated[int, Range(16, 1024)] = 128
-    """Side to which photographs are brought, in pixels; the middle is cut out."""
+    """Height and width of images, in pixels. Larger images are resized and center-cropped."""
     split: Annotated[int, Range(0, 10**6)] = 0
-    """Which photographs are held out: another number, others. vision.caption_splits compares over several."""
+    """Random seed of the data split. It determines the training, validation and test images. vision.caption_splits
+    summarizes runs with different splits."""
     validation_images: Count = 100
-    """Photographs on which the best moment is chosen."""
+    """Number of validation images. The best epoch is selected on them."""
     test_images: Count = 100
-    """Photographs on which it is scored, once, when it is over."""
+    """Number of test images. They are evaluated once, at the end."""
     name: str = ""
-    """Folder under runs/; empty: made of data, backbone, preset, split and seed."""
+    """Name of the run folder under runs/; empty: composed of data, backbone, preset, split and seed."""
     seed: Annotated[int, Range(0, 10**6)] = 1
-    """Seed of everything else that is random."""
+    """Random seed of everything except the split."""
     epochs: Count = 30
-    """Passes over the training photographs, with all that was said of each."""
+    """Length of the run in epochs."""
     resume: bool = False
-    """Go on with the run of this name from its last checkpoint."""
+    """Resume the run from its last checkpoint."""
     quiet: bool = False
-    """Print nothing but warnings and the closing line."""
+    """Print only warnings and the closing message."""
 
-    # --- the eye ---------------------------------------------------------------------------------------------------
+    # --- backbone --------------------------------------------------------------------------------------------------
     backbone: str = "resnet18"
-    """Network of core.backbones that sees, where --pretrained-backbone does not say it itself."""
+    """Name of the backbone; python -m core.backbones lists them. Ignored if --pretrained-backbone is a classifier of
+    zerokara, whose backbone is used."""
     width_multiplier: Annotated[float, Range(0.01, 16)] = 1.0
-    """Factor on its channels, where it has that option."""
+    """Factor on the number of channels; only for backbones that have this option."""
     stem: Stem = "paper"
-    """How much its first layers shrink a photograph, where it has that option."""
+    """First layers of the backbone; only for backbones that have this option. paper: for images of 224 pixels; medium:
+    64 to 128; small: 32 to 64."""
     pretrained_backbone: str = ""
-    """Its weights from a run of ours (a folder or file), or from the zoo by name."""
+    """Weights of the backbone: run, file or zoo name; empty: random initialization."""
     weights: str = ""
-    """Its weights as torchvision publishes them: a file such as resnet18-f37072fd.pth."""
-    learn_eye: bool | None = None
-    """Whether the eye learns along; empty: only where it begins with random weights."""
+    """Weights of the backbone: file of torchvision. For example resnet18-f37072fd.pth; empty: random initialization."""
+    finetune_backbone: bool | None = None
+    """Train the backbone as well (true or false); None: only if its weights are initialized randomly."""
 
-    # --- the words -------------------------------------------------------------------------------------------------
-    at_least: Count = 3
-    """Times that a word must be said of the training photographs to be learnt."""
-    longest: Annotated[int, Range(1, 100)] = 20
-    """Words of a sentence at most."""
-    embedding: Count = 512
-    """Numbers that a word, or the image, is to the LSTM."""
-    hidden: Count = 512
-    """Numbers that the LSTM remembers."""
+    # --- decoder ---------------------------------------------------------------------------------------------------
+    min_word_count: Count = 3
+    """Minimum word frequency for the vocabulary. Rarer words of the training captions are unknown words."""
+    max_length: Annotated[int, Range(1, 100)] = 20
+    """Maximum number of words in a caption."""
+    embedding_dim: Count = 512
+    """Dimension of the word and image embeddings."""
+    hidden_units: Count = 512
+    """Hidden units of the LSTM."""
     dropout: Annotated[float, Range(0, 0.95)] = 0.3
-    """Probability with which a number is dropped before and behind the LSTM."""
-    beams: Annotated[int, Range(1, 100)] = 5
-    """Beginnings of a sentence that are kept while one is sought."""
-    length_power: Annotated[float, Range(0, 2)] = 0.7
-    """How far long sentences are forgiven that each word makes them less probable: 0 not at all, 1 wholly."""
+    """Dropout probability before and after the LSTM."""
+    beam_size: Annotated[int, Range(1, 100)] = 5
+    """Partial captions kept after every word; 1: greedy search."""
+    length_penalty: Annotated[float, Range(0, 2)] = 0.7
+    """Exponent of the length normalization. The log probability of a caption is divided by its length to this power; 0:
+    no normalization, which favors short captions."""
 
-    # --- learning --------------------------------------------------------------------------------------------------
+    # --- training --------------------------------------------------------------------------------------------------
     batch_size: Count = 32
-    """Photographs in an update, each with all its sentences."""
+    """Images in an update, each with all of its captions."""
     learning_rate: Positive = 1e-3
-    """Largest step size of AdamW for the words."""
-    eye_learning_rate: Positive = 3e-4
-    """The same for the eye, where it learns."""
+    """Peak learning rate of the decoder."""
+    backbone_learning_rate: Positive = 3e-4
+    """Peak learning rate of the backbone. Used if the backbone is trained."""
     weight_decay: Annotated[float, Range(0)] = 0.01
-    """Decay of matrices and filters."""
+    """Weight decay; not applied to biases and normalization layers."""
     max_grad_norm: Positive = 5.0
-    """Norm to which gradients are clipped."""
+    """Maximum norm for gradient clipping."""
     select: Literal["bleu", "loss", "last"] = "bleu"
-    """Which epoch's weights are kept, by the validation photographs: most BLEU-4, least loss, or simply the last."""
+    """Weights to evaluate and save. bleu: highest validation BLEU-4; loss: lowest validation loss; last: last epoch."""
     log_every_updates: Count = 20
     """Updates between lines of metrics."""
     checkpoint_every_updates: Count = 500
-    """Updates between checkpoints; each epoch ends with one as well."""
+    """Updates between checkpoints. Every epoch ends with a checkpoint as well."""
 
-    # --- the machine -----------------------------------------------------------------------------------------------
+    # --- hardware --------------------------------------------------------------------------------------------------
     device: str = "auto"
-    """auto, cpu, cuda, cuda:<n> or mps."""
+    """Device: auto, cpu, cuda, cuda:<n> or mps."""
     precision: Precision = "auto"
-    """Arithmetic of the eye; auto: what a short measurement finds fastest."""
+    """Arithmetic of the backbone; auto: the fastest in a short measurement."""
     threads: Annotated[int, Range(0)] = 0
-    """CPU threads; 0: as many as there are cores."""
+    """CPU threads; 0: one per core."""
+
+    @property
+    def trains_backbone(self) -> bool:
+        """True if the backbone is trained: by --finetune-backbone, or by default if it has no pretrained weights."""
+        if self.finetune_backbone is None:
+            return not (self.weights or self.pretrained_backbone)
+        return self.finetune_backbone
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fast": {},
-    # Vinyals et al. 2015, sections 3 and 4: words said five times, the sum of log probabilities, a beam of 20.
-    "paper": {"at_least": 5, "beams": 20, "length_power": 0.0, "image_size": 224},
+    # Vinyals et al. 2015, sections 3 and 4: words that occur five times, sum of log probabilities, a beam of 20.
+    "paper": {"min_word_count": 5, "beam_size": 20, "length_penalty": 0.0, "image_size": 224},
 }
 
 
 @dataclass(frozen=True)
 class Data:
-    """Photographs to learn from, to choose on, and to be scored on; no photograph is in two of them."""
+    """Training, validation and test images with captions. No image is in two of them."""
 
     train: CaptionSet
     validation: CaptionSet
@@ -140,92 +155,104 @@ class Data:
 
     @classmethod
     def load(cls, config: Config) -> Data:
-        """Read and split them.
+        """Load and split the data set of a config.
 
         Raises:
-            UserError: data that are not there or broken, or too few.
+            UserError: the data set is missing, damaged or too small.
         """
         folder = Path(config.data_dir) if config.data_dir else None
         with loading(config.quiet) as progress:
-            everything = load_captions(config.data, image_size=config.image_size, data_dir=folder, progress=progress)
-        return cls.split(everything, config)
+            dataset = load_captions(config.data, image_size=config.image_size, data_dir=folder, progress=progress)
+        return cls.split(dataset, config)
 
     @classmethod
-    def split(cls, everything: CaptionSet, config: Config) -> Data:
-        """By photograph, at random by `config.split` alone.
+    def split(cls, dataset: CaptionSet, config: Config) -> Data:
+        """Split a data set by image, at random. The split depends on `config.split` and not on the other seed.
 
         Raises:
-            UserError: nothing is left to learn from.
+            UserError: fewer training images than one batch would be left.
         """
-        held = config.validation_images + config.test_images
-        if len(everything) - held < config.batch_size:
+        held_out = config.validation_images + config.test_images
+        if len(dataset) - held_out < config.batch_size:
             raise UserError(
-                f"{everything.source} has {len(everything):,} photographs: with {config.validation_images} to choose "
-                f"on and {config.test_images} to be scored on too few are left for a batch of {config.batch_size}; "
-                f"lower --validation-images, --test-images or --batch-size."
+                f"{dataset.source} has {len(dataset):,} images: with {config.validation_images} validation images and "
+                f"{config.test_images} test images, too few training images are left for a batch of "
+                f"{config.batch_size}; lower --validation-images, --test-images or --batch-size."
             )
-        order = np.random.default_rng(config.split).permutation(len(everything)).tolist()
-        test, validation = order[: config.test_images], order[config.test_images : held]
-        return cls(everything.take(sorted(order[held:])), everything.take(sorted(validation)), everything.take(test))
+        order = np.random.default_rng(config.split).permutation(len(dataset)).tolist()
+        test, validation = order[: config.test_images], order[config.test_images : held_out]
+        return cls(dataset.take(sorted(order[held_out:])), dataset.take(sorted(validation)), dataset.take(test))
 
 
 @dataclass(frozen=True)
-class Start:
-    """The eye that a run begins with: what it is, how it is fed, and what puts its weights in."""
+class BackboneSource:
+    """Architecture of the backbone, normalization of its inputs, and the function that loads its weights."""
 
     backbone: str
     options: Mapping[str, Any]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    fill: Callable[[Backbone], LoadReport] | None  # None: random weights
+    load_weights: Callable[[Backbone], LoadReport] | None  # None: random initialization
 
     @classmethod
-    def of(cls, config: Config, train: CaptionSet) -> Start:
-        """What the config asks for.
+    def from_config(cls, config: Config, train: CaptionSet) -> BackboneSource:
+        """Return the backbone that a config describes.
 
         Raises:
-            UserError: two sources of weights; a network of grey images; files as `core.models.weights`.
+            UserError: both --weights and --pretrained-backbone are given; the pretrained backbone has grayscale inputs;
+                a weights file cannot be read (`core.models.weights`).
         """
         if config.weights and config.pretrained_backbone:
-            raise UserError("--weights and --pretrained-backbone both say what the eye begins with: leave one out.")
-        known = option_names(config.backbone)
-        asked = {"width": config.width_multiplier, "stem": config.stem}
-        usual = {"width": 1.0, "stem": "paper"}
-        options = {name: value for name, value in asked.items() if name in known or value != usual[name]}
+            raise UserError(
+                "--weights and --pretrained-backbone both give the weights of the backbone: leave one of them out."
+            )
+        supported = option_names(config.backbone)
+        requested = {"width": config.width_multiplier, "stem": config.stem}
+        defaults = {"width": 1.0, "stem": "paper"}
+        options = {name: value for name, value in requested.items() if name in supported or value != defaults[name]}
         if config.weights:
-            source = Path(config.weights).expanduser()
+            file = Path(config.weights).expanduser()
             return cls(
-                config.backbone, options, IMAGENET_MEAN, IMAGENET_STD, lambda eye: load_pretrained_backbone(eye, source)
+                config.backbone,
+                options,
+                IMAGENET_MEAN,
+                IMAGENET_STD,
+                lambda backbone: load_pretrained_backbone(backbone, file),
             )
         if config.pretrained_backbone:
-            metadata = _card(config.pretrained_backbone)
+            metadata = _classifier_metadata(config.pretrained_backbone)
             if metadata is not None:
                 path = zoo.find_file(config.pretrained_backbone)
                 if metadata.channels != 3:
                     raise UserError(
-                        f"{config.pretrained_backbone} sees grey images: give a network that learnt colours."
+                        f"The inputs of {config.pretrained_backbone} are grayscale images: give a network that was "
+                        f"trained on color images."
                     )
                 return cls(
-                    metadata.backbone, metadata.options, metadata.mean, metadata.std, lambda eye: _fill(eye, path)
+                    metadata.backbone,
+                    metadata.options,
+                    metadata.mean,
+                    metadata.std,
+                    lambda backbone: _load_own_backbone(backbone, path),
                 )
-        mean, std = (tuple(of_C.tolist()) for of_C in channel_moments(train.images))
+        mean, std = (tuple(moment_C.tolist()) for moment_C in channel_moments(train.images))
         if config.pretrained_backbone:
-            source = Path(config.pretrained_backbone).expanduser()
-            return cls(config.backbone, options, mean, std, lambda eye: load_pretrained_backbone(eye, source))
+            file = Path(config.pretrained_backbone).expanduser()
+            return cls(config.backbone, options, mean, std, lambda backbone: load_pretrained_backbone(backbone, file))
         return cls(config.backbone, options, mean, std, None)
 
 
-def _card(word: str) -> ClassifierMetadata | None:
-    """The card of a classifier of ours; None where the word names weights of another kind."""
-    path = Path(word).expanduser()
+def _classifier_metadata(source: str) -> ClassifierMetadata | None:
+    """Metadata of a classifier of zerokara; None if `source` is another kind of weights."""
+    path = Path(source).expanduser()
     if (path.is_dir() and not (path / "model.safetensors").is_file()) or path.suffix in (".pt", ".pth"):
         return None
-    fields, _ = model_file.read(zoo.find_file(word), model_file.FORMAT, "classifier")
+    fields, _ = model_file.read(zoo.find_file(source), model_file.FORMAT, "classifier")
     return model_file.parse_metadata(ClassifierMetadata, fields, path)
 
 
-def _fill(eye: Backbone, path: Path) -> LoadReport:
-    """Our own file: by its names, since here the backbone is sure to fit."""
+def _load_own_backbone(backbone: Backbone, path: Path) -> LoadReport:
+    """Load the backbone of a classifier of zerokara. The architecture is that of the file, so all names match."""
     prefix = "backbone."
     tensors = {name.removeprefix(prefix): x for name, x in read_tensors(path).items() if name.startswith(prefix)}
-    return load_into(eye, tensors, path)
+    return load_into(backbone, tensors, path)

@@ -1,6 +1,7 @@
-"""What learns to put photographs into words: the sentences as numbers, the network with its optimiser, one update.
+"""Training of a captioner: encoded captions, the network with its optimizer, and the update.
 
-Shapes: N photographs, B batch, C colours, F features, P sentences (all those of a batch), T words.
+Shapes: N images, B batch, b the part of it on this process, C channels, F features, P captions (all captions of the
+images in a batch), T tokens.
 """
 
 from __future__ import annotations
@@ -17,148 +18,164 @@ from zerokara.core.compute import Compute
 from zerokara.core.data.captions import CaptionSet
 from zerokara.core.distributed import World
 from zerokara.core.programs import command
-from zerokara.vision.captioning.config import Config, Data, Start
-from zerokara.vision.captioning.network import Captioner, CaptionerMetadata, caption_loss, generate_captions, look
+from zerokara.vision.captioning.config import BackboneSource, Config, Data
+from zerokara.vision.captioning.network import (
+    Captioner,
+    CaptionerMetadata,
+    caption_loss,
+    extract_features,
+    generate_captions,
+)
 from zerokara.vision.captioning.vocabulary import PAD, Vocabulary
 from zerokara.vision.training.epochs import EpochTraining
 
-AUGMENT = Augment(shift=0.06, scale=0.08, flip=True, brightness=0.1, contrast=0.1)  # where the eye learns along
-CHUNK = 64  # photographs whose validation loss is taken at once
+AUGMENT = Augment(shift=0.06, scale=0.08, flip=True, brightness=0.1, contrast=0.1)  # used if the backbone is trained
+LOSS_BATCH = 64  # batch size in images for the validation loss
 
 
-class Sentences:
-    """All sentences about some photographs as numbers."""
+class EncodedCaptions:
+    """All captions of a set of images as token indices."""
 
-    def __init__(self, captions: Sequence[Sequence[str]], vocabulary: Vocabulary, longest: int) -> None:
-        rows = [vocabulary.encode(sentence, longest) for sentences in captions for sentence in sentences]
-        counts = torch.tensor([len(sentences) for sentences in captions])
+    def __init__(self, captions: Sequence[Sequence[str]], vocabulary: Vocabulary, max_length: int) -> None:
+        rows = [vocabulary.encode(caption, max_length) for of_image in captions for caption in of_image]
+        counts = torch.tensor([len(of_image) for of_image in captions])
         self.first_N = counts.cumsum(0) - counts
         self.count_N = counts
-        self.words_PT = torch.full((len(rows), longest + 2), PAD, dtype=torch.int64)
-        for place, row in enumerate(rows):
-            self.words_PT[place, : len(row)] = torch.tensor(row)
+        self.tokens_PT = torch.full((len(rows), max_length + 2), PAD, dtype=torch.int64)
+        for index, row in enumerate(rows):
+            self.tokens_PT[index, : len(row)] = torch.tensor(row)
 
-    def of(self, index_B: Tensor) -> tuple[Tensor, Tensor]:
-        """All sentences (P, T) of photographs, cut to the longest of them, and which of the B each is about (P,)."""
+    def batch(self, index_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Return all captions of a batch of images.
+
+        Returns:
+            Token indices (P, T), where T is the length of the longest of these captions, and for each caption (P,) the
+            position of its image in the batch.
+        """
         counts = self.count_N[index_B]
-        which_P = torch.repeat_interleave(torch.arange(len(index_B)), counts)
-        within_P = torch.arange(len(which_P)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-        words_PT = self.words_PT[self.first_N[index_B][which_P] + within_P]
-        return words_PT[:, : int((words_PT != PAD).sum(1).max())], which_P
+        image_P = torch.repeat_interleave(torch.arange(len(index_B)), counts)
+        within_P = torch.arange(len(image_P)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+        tokens_PT = self.tokens_PT[self.first_N[index_B][image_P] + within_P]
+        return tokens_PT[:, : int((tokens_PT != PAD).sum(1).max())], image_P
 
 
 class Training(EpochTraining[Captioner]):
-    """Everything that a checkpoint holds, and one update over it."""
+    """Training state of a captioner and its update."""
 
     config: Config
     data: Data
 
     def __init__(self, config: Config, data: Data, compute: Compute, world: World) -> None:
-        """The network with the weights that it begins with.
+        """Build the network and load the pretrained weights of its backbone, if there are any.
 
         Raises:
-            UserError: a backbone that does not exist or fit; weights that do not fit.
+            UserError: the backbone does not exist or does not fit the image size; the weights do not fit.
         """
-        start = Start.of(config, data.train)
-        self.metadata = make_metadata(config, data, start)
-        self.report = "random weights"  # of the eye
+        source = BackboneSource.from_config(config, data.train)
+        self.metadata = make_metadata(config, data, source)
+        self.report = "random weights"  # description of the backbone's initial weights
 
         def build() -> Captioner:
             captioner = Captioner(self.metadata)
-            if start.fill is not None:
-                self.report = str(start.fill(captioner.backbone))
+            if source.load_weights is not None:
+                self.report = str(source.load_weights(captioner.backbone))
             return captioner
 
         super().__init__(config, data, compute, world, build, ("train/loss", "train/grad_norm"))
-        self.learns_eye = start.fill is None if config.learn_eye is None else config.learn_eye
-        self.network.backbone.requires_grad_(self.learns_eye)
-        self.optimizer = torch.optim.AdamW(self._groups(), lr=config.learning_rate, fused=True)
-        self.sentences = Sentences(data.train.captions, self.network.vocabulary, config.longest)
+        self.network.backbone.requires_grad_(config.trains_backbone)
+        self.optimizer = torch.optim.AdamW(self._parameter_groups(), lr=config.learning_rate, fused=True)
+        self.captions = EncodedCaptions(data.train.captions, self.network.vocabulary, config.max_length)
         self.images = data.train.images.to(compute.torch_device)
-        self._seen: Tensor | None = None  # an eye that does not learn sees the same every time: once is enough
+        self._frozen_features: Tensor | None = None  # features of all training images, if the backbone is frozen
 
-    def _groups(self) -> list[dict[str, Any]]:
-        config, eye = self.config, set(self.network.backbone.parameters())
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the parameters of decoder and backbone, each with and without weight decay."""
+        config, backbone = self.config, set(self.network.backbone.parameters())
         groups = []
-        for of_eye, factor in ((False, 1.0), (True, config.eye_learning_rate / config.learning_rate)):
-            mine = [p for p in self.network.parameters() if (p in eye) == of_eye and p.requires_grad]
+        for in_backbone, factor in ((False, 1.0), (True, config.backbone_learning_rate / config.learning_rate)):
+            part = [p for p in self.network.parameters() if (p in backbone) == in_backbone and p.requires_grad]
             for decays in (True, False):
-                chosen = [p for p in mine if (p.ndim >= 2) == decays]
+                parameters = [p for p in part if (p.ndim >= 2) == decays]
                 decay = config.weight_decay if decays else 0.0
-                groups.append({"params": chosen, "lr_factor": factor, "weight_decay": decay})
+                groups.append({"params": parameters, "lr_factor": factor, "weight_decay": decay})
         return [group for group in groups if group["params"]]
 
     @property
     def learning_rate(self) -> float:
-        """The step size of the next update, for the words."""
-        warmed = schedules.warmup_cosine(self.updates + 1, self.updates_per_epoch, self.total_updates)
-        return self.config.learning_rate * warmed
+        """Learning rate of the next update, for the decoder."""
+        factor = schedules.warmup_cosine(self.updates + 1, self.updates_per_epoch, self.total_updates)
+        return self.config.learning_rate * factor
 
-    def format_metric(self, figure: float) -> str:
-        """The loss of a validation where that is what selects, else its BLEU-4."""
-        return f"loss {figure:.3f}" if self.config.select == "loss" else f"BLEU-4 {figure:.2f}"
+    def format_metric(self, metric: float) -> str:
+        """Format a validation metric: the loss if it selects the weights, else BLEU-4."""
+        return f"loss {metric:.3f}" if self.config.select == "loss" else f"BLEU-4 {metric:.2f}"
 
     def update(self, index_B: Tensor) -> None:
-        """One step on all that was said of the photographs `index_B`, of which this process takes its share."""
+        """Do one gradient step on all captions of a batch of images; each process uses its shard of the images."""
         self.set_learning_rates()
         index_b = index_B[self.world.rank :: self.world.size]
         self.network.train()
-        if not self.learns_eye:
-            self.network.backbone.eval()  # its BatchNorm must not move either
-        loss = self.loss(self.batch(index_b), self.sentences, index_b)
+        if not self.config.trains_backbone:
+            self.network.backbone.eval()  # the BatchNorm statistics of a frozen backbone must not change either
+        loss = self.loss(self.batch_features(index_b), self.captions, index_b)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        learning = [p for p in self.network.parameters() if p.requires_grad]
-        self.world.mean_gradients(learning)
-        norm = nn.utils.clip_grad_norm_(learning, self.config.max_grad_norm)
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        self.world.mean_gradients(trained)
+        norm = nn.utils.clip_grad_norm_(trained, self.config.max_grad_norm)
         self.optimizer.step()
         self._sums += torch.stack([loss.detach(), norm.detach(), torch.ones_like(loss)])
         self.updates += 1
 
-    def batch(self, index_b: Tensor) -> Tensor:
-        """The features (b, F) of training photographs, augmented where the eye learns."""
+    def batch_features(self, index_b: Tensor) -> Tensor:
+        """Return the features (b, F) of training images. Images are augmented if the backbone is trained."""
         index_b = index_b.to(self.compute.torch_device)
-        if not self.learns_eye:
-            if self._seen is None:
-                self._seen = look(self.network, self.compute, self.images)
-            return self._seen[index_b]
+        if not self.config.trains_backbone:
+            if self._frozen_features is None:
+                self._frozen_features = extract_features(self.network, self.compute, self.images)
+            return self._frozen_features[index_b]
         pixels = AUGMENT(self.images[index_b].float() * (1 / 255), self.generator, index_B=index_b, epoch=self.epoch)
         with self.compute.autocast():
             return self.network.features(self.compute.layout(self.metadata.normalize(pixels.clamp(0, 1))))
 
-    def loss(self, features_bF: Tensor, sentences: Sentences, index_b: Tensor) -> Tensor:
-        """Of all that was said of photographs (scalar)."""
-        words_PT, which_P = (x.to(features_bF.device) for x in sentences.of(index_b))
-        return caption_loss(self.network(features_bF[which_P], words_PT[:, :-1]), words_PT[:, 1:])
+    def loss(self, features_bF: Tensor, captions: EncodedCaptions, index_b: Tensor) -> Tensor:
+        """Compute the mean loss (scalar) over the tokens of all captions of images."""
+        tokens_PT, image_P = (x.to(features_bF.device) for x in captions.batch(index_b))
+        return caption_loss(self.network(features_bF[image_P], tokens_PT[:, :-1]), tokens_PT[:, 1:])
 
     @torch.no_grad()
-    def validation_loss(self, features_NF: Tensor, sentences: Sentences) -> float:
-        """The loss of photographs that are not learnt from, in evaluation mode."""
+    def validation_loss(self, features_NF: Tensor, captions: EncodedCaptions) -> float:
+        """Compute the mean loss over the tokens of all captions, in evaluation mode."""
         self.network.eval()
-        total = words = 0.0
-        for index_b in torch.arange(len(features_NF)).split(CHUNK):
-            number = float((sentences.of(index_b)[0][:, 1:] != PAD).sum())
-            total += float(self.loss(features_NF[index_b.to(features_NF.device)], sentences, index_b)) * number
-            words += number
-        return total / words
+        total = num_tokens = 0.0
+        for index_b in torch.arange(len(features_NF)).split(LOSS_BATCH):
+            number = float((captions.batch(index_b)[0][:, 1:] != PAD).sum())
+            total += float(self.loss(features_NF[index_b.to(features_NF.device)], captions, index_b)) * number
+            num_tokens += number
+        return total / num_tokens
 
-    def describe(self, photographs: CaptionSet) -> tuple[list[str], Tensor]:
-        """The best sentence about each photograph, and its features (N, F)."""
-        features_NF = look(self.network, self.compute, photographs.images)
+    def generate(self, images: CaptionSet) -> tuple[list[str], Tensor]:
+        """Generate the best caption of each image. Return the captions and the features (N, F)."""
+        features_NF = extract_features(self.network, self.compute, images.images)
         return generate_captions(self.network, features_NF), features_NF
 
 
-def make_metadata(config: Config, data: Data, start: Start) -> CaptionerMetadata:
-    """What describes the network that a config asks for, its vocabulary made of the training photographs alone."""
-    sentences = (sentence for said in data.train.captions for sentence in said)
-    copied = ("image_size", "embedding", "hidden", "dropout", "beams", "longest", "length_power")
+def make_metadata(config: Config, data: Data, source: BackboneSource) -> CaptionerMetadata:
+    """Return the metadata of a new network. Its vocabulary is built from the training captions only."""
+    captions = (caption for of_image in data.train.captions for caption in of_image)
     return CaptionerMetadata(
-        backbone=start.backbone,
-        options=dict(start.options),
-        words=Vocabulary.of(sentences, config.at_least).words,
-        mean=start.mean,
-        std=start.std,
+        backbone=source.backbone,
+        options=dict(source.options),
+        words=Vocabulary.from_captions(captions, config.min_word_count).words,
+        image_size=config.image_size,
+        mean=source.mean,
+        std=source.std,
+        embedding=config.embedding_dim,
+        hidden=config.hidden_units,
+        dropout=config.dropout,
+        beams=config.beam_size,
+        longest=config.max_length,
+        length_power=config.length_penalty,
         data=data.train.source,
         command=command(),
-        **{name: getattr(config, name) for name in copied},
     )

@@ -1,10 +1,11 @@
-"""NIC: an eye, and an LSTM that puts into words what it sees; and the file in which both are kept.
+"""Captioner: a convolutional backbone as encoder and an LSTM as decoder; and the file of its weights.
 
-Vinyals et al. 2015, "Show and Tell: A Neural Image Caption Generator", section 3: the image is the first thing that the
-LSTM is shown, once, as if it were a word; then it is given each word and tells the next.
+Vinyals et al. 2015, "Show and Tell: A Neural Image Caption Generator" (NIC), section 3. The embedding of the image is
+the first input of the LSTM, and is used only once. The following inputs are the embeddings of the words; each output
+predicts the next word.
 
-Shapes: B images, F channels of the eye's last map, P sentences, T words of a sentence, E numbers of an embedding,
-V words of the vocabulary, K beginnings of a sentence.
+Shapes: B, N images, H hidden units, F channels of the last feature map, P captions, T tokens of a caption, E dimension
+of the embeddings, V tokens of the vocabulary, K partial captions of beam search.
 """
 
 from __future__ import annotations
@@ -23,53 +24,60 @@ from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.core.models import model_file
-from zerokara.vision.captioning.beam_search import Sentence, beam_search
+from zerokara.vision.captioning.beam_search import Hypothesis, beam_search
 from zerokara.vision.captioning.vocabulary import END, PAD, START, UNKNOWN, Vocabulary
 
 FORMAT = "zerokara-captioner-1"
 MODEL_FILE = "model.safetensors"
-State = tuple[Tensor, Tensor]  # of the LSTM: (1, K, H) each
+State = tuple[Tensor, Tensor]  # hidden state and cell state of the LSTM, (1, K, H) each
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionerMetadata:
-    """What a file of weights is: enough to build its network, and to feed it."""
+    """Metadata of a captioner's weights: everything needed to build the network and to prepare its inputs.
+
+    The field names are keys of the file, so they do not change.
+    """
 
     backbone: str
-    words: tuple[str, ...]
-    image_size: int  # side in pixels
-    mean: tuple[float, ...]  # of each channel, in pixels of 0 to 1
+    words: tuple[str, ...]  # of the vocabulary, special tokens included
+    image_size: int  # height and width in pixels
+    mean: tuple[float, ...]  # of each channel, for pixels in [0, 1]
     std: tuple[float, ...]
-    embedding: int
-    hidden: int
+    embedding: int  # dimension of the embeddings
+    hidden: int  # hidden units of the LSTM
     dropout: float
     options: Mapping[str, Any] = field(default_factory=dict)  # of the backbone
-    beams: int = 1
-    longest: int = 20  # words
-    length_power: float = 0.0
-    data: str = ""
-    command: str = ""
-    figures: Mapping[str, float] = field(default_factory=dict)
+    beams: int = 1  # beam size
+    longest: int = 20  # maximum number of words in a caption
+    length_power: float = 0.0  # length penalty of beam search
+    data: str = ""  # description of the training data
+    command: str = ""  # command of the run
+    figures: Mapping[str, float] = field(default_factory=dict)  # results of the run
 
     def build(self) -> Captioner:
-        """The network without its weights."""
+        """Build the network with random weights."""
         return Captioner(self)
 
     def normalize(self, images_BCHW: Tensor) -> Tensor:
-        """Images scaled to [0, 1] as the eye expects them."""
+        """Normalize pixels in [0, 1] with the mean and standard deviation of each channel."""
         shape = (1, -1, 1, 1)
         mean, std = (torch.tensor(x, device=images_BCHW.device).view(shape) for x in (self.mean, self.std))
         return (images_BCHW - mean) / std
 
 
 class Captioner(nn.Module):
-    """An eye and a tongue."""
+    """Convolutional encoder and LSTM decoder.
+
+    The attribute names of the layers are keys of saved weights: `see` embeds the image, `read` embeds words, and `say`
+    maps the output of the LSTM to logits.
+    """
 
     def __init__(self, metadata: CaptionerMetadata) -> None:
         super().__init__()
         self.metadata, self.vocabulary = metadata, Vocabulary(metadata.words)
         self.backbone = make_backbone(metadata.backbone, len(metadata.mean), metadata.image_size, **metadata.options)
-        # Whatever scale the eye's channels have, the LSTM is shown numbers about 1.
+        # Features of any scale are standardized, because the LSTM needs inputs of order 1.
         self.norm = nn.BatchNorm1d(self.backbone.out_channels, affine=False)
         self.see = nn.Linear(self.backbone.out_channels, metadata.embedding)
         self.read = nn.Embedding(len(metadata.words), metadata.embedding, padding_idx=PAD)
@@ -78,28 +86,30 @@ class Captioner(nn.Module):
         self.say = nn.Linear(metadata.hidden, len(metadata.words))
 
     def features(self, x_BCHW: Tensor) -> Tensor:
-        """What the eye sees of normalised images: the mean over its last map (B, F), float32."""
+        """Return the spatial mean (B, F) of the last feature map of normalized images, float32."""
         last: Tensor = self.backbone(x_BCHW)
         return last.float().mean((2, 3))
 
-    def forward(self, features_PF: Tensor, words_PT: Tensor) -> Tensor:
-        """Logits (P, T, V) of the word after each of `words_PT`, the first of which is START, padded with PAD."""
+    def forward(self, features_PF: Tensor, tokens_PT: Tensor) -> Tensor:
+        """Return the logits (P, T, V) of the token after each of `tokens_PT`, which begin with START."""
         image_P1E = self.see(self.norm(features_PF))[:, None]
-        shown = self.dropout(torch.cat([image_P1E, self.read(words_PT)], 1))
-        out, _ = self.lstm(shown)
-        logits_PTV: Tensor = self.say(self.dropout(out[:, 1:]))  # what it says to the image alone is not asked for
+        inputs = self.dropout(torch.cat([image_P1E, self.read(tokens_PT)], 1))
+        out, _ = self.lstm(inputs)
+        logits_PTV: Tensor = self.say(self.dropout(out[:, 1:]))  # the output after the image alone is not used
         return logits_PTV
 
     @torch.no_grad()
-    def caption(self, features_1F: Tensor, *, beams: int, longest: int, length_power: float) -> list[Sentence]:
-        """Sentences about one image, the best first, in evaluation mode."""
+    def caption(
+        self, features_1F: Tensor, *, beam_size: int, max_length: int, length_penalty: float
+    ) -> list[Hypothesis]:
+        """Generate captions of one image by beam search, the best first. Requires evaluation mode."""
         device = features_1F.device
         _, state = self.lstm(self.see(self.norm(features_1F))[:, None])
 
-        def advance(state: State, parent_K: Tensor, word_K: Tensor) -> tuple[Tensor, State]:
-            parent_K, word_K = parent_K.to(device), word_K.to(device)
+        def advance(state: State, parent_K: Tensor, token_K: Tensor) -> tuple[Tensor, State]:
+            parent_K, token_K = parent_K.to(device), token_K.to(device)
             state = (state[0][:, parent_K].contiguous(), state[1][:, parent_K].contiguous())
-            out, state = self.lstm(self.read(word_K)[:, None], state)
+            out, state = self.lstm(self.read(token_K)[:, None], state)
             return F.log_softmax(self.say(out[:, 0]), 1), state
 
         first_1V, state = advance(state, torch.zeros(1, dtype=torch.int64), torch.tensor([START]))
@@ -107,67 +117,78 @@ class Captioner(nn.Module):
             first_1V,
             state,
             advance,
-            beams=beams,
-            longest=longest,
+            beam_size=beam_size,
+            max_length=max_length,
             end=END,
-            length_power=length_power,
+            length_penalty=length_penalty,
             forbidden=(PAD, START, UNKNOWN),
         )
 
 
-def caption_loss(logits_PTV: Tensor, next_PT: Tensor) -> Tensor:
-    """Mean negative log probability of the words that came, END among them and PAD not (scalar); equation 9."""
-    return F.cross_entropy(logits_PTV.flatten(0, 1), next_PT.flatten(), ignore_index=PAD)
+def caption_loss(logits_PTV: Tensor, target_PT: Tensor) -> Tensor:
+    """Mean negative log probability of the target tokens (scalar); END counts, PAD does not. Equation 9."""
+    return F.cross_entropy(logits_PTV.flatten(0, 1), target_PT.flatten(), ignore_index=PAD)
 
 
 @torch.no_grad()
-def look(captioner: Captioner, compute: Compute, images_NCHW: Tensor, batch_size: int = 64) -> Tensor:
-    """The features (N, F) of uint8 images on any device, in evaluation mode; on the device of `compute`."""
-    mode = captioner.training
+def extract_features(captioner: Captioner, compute: Compute, images_NCHW: Tensor, batch_size: int = 64) -> Tensor:
+    """Compute the features (N, F) of uint8 images in evaluation mode.
+
+    Args:
+        images_NCHW: on any device.
+
+    Returns:
+        The features, on the device of `compute`.
+    """
+    training = captioner.training
     captioner.eval()
-    seen = []
+    features = []
     for images in images_NCHW.split(batch_size):
         pixels = images.to(compute.torch_device).float() * (1 / 255)
         with compute.autocast():
-            seen.append(captioner.features(compute.layout(captioner.metadata.normalize(pixels))))
-    captioner.train(mode)
-    return torch.cat(seen)
+            features.append(captioner.features(compute.layout(captioner.metadata.normalize(pixels))))
+    captioner.train(training)
+    return torch.cat(features)
 
 
 def generate_captions(captioner: Captioner, features_NF: Tensor) -> list[str]:
-    """The best sentence about every image, by its features, as its card says that one is searched."""
-    metadata, mode = captioner.metadata, captioner.training
+    """Generate the best caption of each image from its features, with the beam search settings of the metadata."""
+    metadata, training = captioner.metadata, captioner.training
     captioner.eval()
-    found = [
+    hypotheses = [
         captioner.caption(
-            features_1F, beams=metadata.beams, longest=metadata.longest, length_power=metadata.length_power
+            features_1F,
+            beam_size=metadata.beams,
+            max_length=metadata.longest,
+            length_penalty=metadata.length_power,
         )
         for features_1F in features_NF.split(1)
     ]
-    captioner.train(mode)
-    return [captioner.vocabulary.decode(sentences[0].words) for sentences in found]
+    captioner.train(training)
+    return [captioner.vocabulary.decode(of_image[0].tokens) for of_image in hypotheses]
 
 
 def save(path: Path, captioner: Captioner, metadata: CaptionerMetadata) -> None:
-    """Write weights and card as one whole file.
+    """Write weights and metadata atomically to a file.
 
     Raises:
-        UserError: the disk is full or refuses; the old file is as it was.
+        UserError: the file cannot be written, for example because the disk is full; an existing file stays unchanged.
     """
     model_file.write(path, captioner.state_dict(), dataclasses.asdict(metadata), FORMAT)
 
 
-def load(word: str) -> Captioner:
-    """The captioner of a run's folder or of its file, in evaluation mode, float32 on the CPU.
+def load(source: str) -> Captioner:
+    """Load a captioner from a run folder or a model file, in evaluation mode, float32 on the CPU.
 
     Raises:
-        UserError: none there, a damaged one, or one of something else.
+        UserError: the file is missing or damaged, or is not a captioner.
     """
-    path = Path(word).expanduser()
+    path = Path(source).expanduser()
     if path.is_dir():
         if not (path / MODEL_FILE).is_file():
             raise UserError(
-                f"{path} has no {MODEL_FILE}: give the folder of a run of vision.caption that ended an epoch."
+                f"{path} has no {MODEL_FILE}: give the folder of a run of vision.caption that has completed at least "
+                f"one epoch."
             )
         path /= MODEL_FILE
     fields, weights = model_file.read(path, FORMAT, "captioner")

@@ -1,6 +1,6 @@
-"""Words as numbers: how a sentence is cut into words, and the vocabulary that is kept with a run.
+"""Vocabulary of captions: tokenization, and the mapping between words and token indices.
 
-Shapes: T words of a sentence.
+The words of the vocabulary are saved in the metadata of a captioner's weights.
 """
 
 from __future__ import annotations
@@ -10,53 +10,56 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 PAD, START, END, UNKNOWN = 0, 1, 2, 3
-MARKS = ("<pad>", "<start>", "<end>", "<unknown>")
+SPECIAL_TOKENS = ("<pad>", "<start>", "<end>", "<unknown>")
 
 
-def words_of(sentence: str) -> list[str]:
-    """A sentence in small letters without punctuation: "A dog's T-shirt ." is a, dog's, t-shirt.
+def tokenize(caption: str) -> list[str]:
+    """Split a caption into lowercase words without punctuation: "A dog's T-shirt ." gives a, dog's, t-shirt.
 
-    What is learnt, what is said and what it is compared with all go through here.
+    Training captions, generated captions and references are all tokenized by this function.
     """
-    return re.findall(r"[^\W_]+(?:['\u2019-][^\W_]+)*", sentence.lower())
+    return re.findall(r"[^\W_]+(?:['\u2019-][^\W_]+)*", caption.lower())
 
 
 class Vocabulary:
-    """Words by their numbers and numbers by their words; the first four are MARKS."""
+    """Words and their token indices. The first four tokens are SPECIAL_TOKENS."""
 
     def __init__(self, words: Sequence[str]) -> None:
-        """A vocabulary of these words, MARKS among them.
+        """Create a vocabulary from a list of words that begins with SPECIAL_TOKENS.
 
         Raises:
-            ValueError: it does not begin with MARKS, or a word comes twice.
+            ValueError: the list does not begin with SPECIAL_TOKENS, or contains a word twice.
         """
-        if tuple(words[: len(MARKS)]) != MARKS or len(set(words)) != len(words):
-            raise ValueError("a vocabulary begins with its four marks, and has no word twice")
+        if tuple(words[: len(SPECIAL_TOKENS)]) != SPECIAL_TOKENS or len(set(words)) != len(words):
+            raise ValueError("a vocabulary must begin with the four special tokens and contain no word twice")
         self.words = tuple(words)
-        self._numbers = {word: number for number, word in enumerate(self.words)}
+        self._indices = {word: index for index, word in enumerate(self.words)}
 
     @classmethod
-    def of(cls, sentences: Iterable[str], at_least: int) -> Vocabulary:
-        """The words that come at least so many times, the most frequent first, equals by the alphabet."""
-        counts = Counter(word for sentence in sentences for word in words_of(sentence))
-        kept = sorted((word for word, count in counts.items() if count >= at_least), key=lambda w: (-counts[w], w))
-        return cls((*MARKS, *kept))
+    def from_captions(cls, captions: Iterable[str], min_word_count: int) -> Vocabulary:
+        """Create the vocabulary of all words that occur at least `min_word_count` times.
+
+        Words are sorted by descending frequency, and alphabetically if the frequency is equal.
+        """
+        counts = Counter(word for caption in captions for word in tokenize(caption))
+        frequent = [word for word, count in counts.items() if count >= min_word_count]
+        return cls((*SPECIAL_TOKENS, *sorted(frequent, key=lambda word: (-counts[word], word))))
 
     def __len__(self) -> int:
-        """How many, marks included."""
+        """Number of tokens, including the special ones."""
         return len(self.words)
 
-    def encode(self, sentence: str, longest: int) -> list[int]:
-        """START, the numbers of at most `longest` words, END."""
-        numbers = [self._numbers.get(word, UNKNOWN) for word in words_of(sentence)[:longest]]
-        return [START, *numbers, END]
+    def encode(self, caption: str, max_length: int) -> list[int]:
+        """Return START, the token indices of the first `max_length` words, and END."""
+        indices = [self._indices.get(word, UNKNOWN) for word in tokenize(caption)[:max_length]]
+        return [START, *indices, END]
 
-    def decode(self, numbers: Iterable[int]) -> str:
-        """The words up to END, without marks."""
-        said = []
-        for number in numbers:
-            if number == END:
+    def decode(self, indices: Iterable[int]) -> str:
+        """Return the words before the first END, without special tokens."""
+        words = []
+        for index in indices:
+            if index == END:
                 break
-            if number >= len(MARKS):
-                said.append(self.words[number])
-        return " ".join(said)
+            if index >= len(SPECIAL_TOKENS):
+                words.append(self.words[index])
+        return " ".join(words)
