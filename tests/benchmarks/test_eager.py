@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from benchmarks.eager import Btr, Buffer, Drawn, NoisyLinear, Peer, Rainbow, SumTree, btr_loss, rainbow_loss
 from zerokara.agents.configs.dqn import PRESETS, Config
-from zerokara.agents.qlearning.heads import Categorical, ImplicitQuantiles
+from zerokara.agents.qlearning.heads import CategoricalHead, ImplicitQuantileHead
 from zerokara.agents.qlearning.losses import greedy, munchausen_bonus, quantile_loss, soft
 from zerokara.agents.qlearning.network import make_network
 
@@ -45,7 +45,7 @@ def test_rainbow_target_matches() -> None:
         discount_B = config.gamma**config.n_step * (1 - batch.done_B)
         logits_BXA = target(batch.next_obs).log().transpose(1, 2)
         following = greedy(logits_BXA, online.values(batch.next_obs))
-        goal_BX = Categorical(config.num_atoms, *config.value_range).target(batch.reward_B, discount_B, following)
+        goal_BX = CategoricalHead(config.num_atoms, *config.value_range).target(batch.reward_B, discount_B, following)
         predicted_BX = online(batch.obs)[torch.arange(3), batch.action_B]
     torch.testing.assert_close(loss_B.detach(), -(goal_BX * predicted_BX.log()).sum(1), rtol=1e-4, atol=1e-4)
 
@@ -67,7 +67,7 @@ def test_btr_target_matches(monkeypatch: pytest.MonkeyPatch) -> None:
         }
         reward_B = batch.reward_B + munchausen_bonus(target.values(batch.obs), batch.action_B, **options)
         discount_B = config.gamma**config.n_step * (1 - batch.done_B)
-        head = ImplicitQuantiles(1, 8, 8, 8, 64)
+        head = ImplicitQuantileHead(1, 8, 8, 8, 64)
         following = soft(next_z_BSA, next_z_BSA.mean(1), config.munchausen_tau)
         goal_BS = head.target(reward_B, discount_B, following)
         z_BT = online(batch.obs, config.num_tau_samples)[0][torch.arange(3), :, batch.action_B]

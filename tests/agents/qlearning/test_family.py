@@ -17,7 +17,7 @@ from zerokara.agents.configs.dqn import PRESETS, Config, refuse_contradictions
 from zerokara.agents.configs.presets import DEVIATIONS, PAPER_PRESETS
 from zerokara.agents.qlearning import schedules
 from zerokara.agents.qlearning.exploration import Exploration
-from zerokara.agents.qlearning.heads import Categorical, ImplicitQuantiles, Quantiles
+from zerokara.agents.qlearning.heads import CategoricalHead, ImplicitQuantileHead, QuantileHead
 from zerokara.agents.qlearning.learner import Learner
 from zerokara.agents.qlearning.network import make_network
 from zerokara.agents.qlearning.policy import Policy
@@ -96,7 +96,7 @@ def test_shapes_and_values_of_every_head(head: str, dueling: bool) -> None:
     q_BA = net(x)
     assert q_BA.shape == (7, ACTIONS)
     if head == "c51":
-        assert isinstance(net.head, Categorical)
+        assert isinstance(net.head, CategoricalHead)
         atoms = torch.linspace(-2, 2, 11)
         expected = torch.stack([(z_BXA[:, :, a].softmax(dim=1) * atoms).sum(dim=1) for a in range(ACTIONS)], dim=1)
     else:
@@ -108,12 +108,12 @@ def test_shapes_and_values_of_every_head(head: str, dueling: bool) -> None:
 
 
 def test_fixed_quantile_fractions_are_midpoints() -> None:
-    torch.testing.assert_close(Quantiles(4).tau_1X, torch.tensor([[0.125, 0.375, 0.625, 0.875]]))
+    torch.testing.assert_close(QuantileHead(4).tau_1X, torch.tensor([[0.125, 0.375, 0.625, 0.875]]))
 
 
 def test_cosine_embedding_by_hand() -> None:
     """Dabney et al. 2018, equation 4: relu(sum over i of cos(pi i tau) w_ij + b_j), i from 0, times the features."""
-    head = ImplicitQuantiles(2, 3, 3, 4, cosine_embedding_dim=3)
+    head = ImplicitQuantileHead(2, 3, 3, 4, cosine_embedding_dim=3)
     tau_BT, features_BF = torch.tensor([[0.25, 1.0]]), torch.tensor([[2.0, -3.0]])
     rows = head.embed(features_BF, tau_BT)
     for row, tau in zip(rows, (0.25, 1.0), strict=True):

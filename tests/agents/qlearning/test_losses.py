@@ -76,7 +76,7 @@ def test_gradient_is_the_clipped_td_error() -> None:
     torch.testing.assert_close(q_BA.grad, expected)
 
 
-# Categorical
+# CategoricalHead
 
 
 SUPPORT_X = tensor([-1.0, 0.0, 1.0, 2.0])
@@ -155,7 +155,7 @@ def test_categorical_loss_is_a_kl_divergence_with_the_gradient_of_cross_entropy(
     torch.testing.assert_close(logit_BX.grad, 2 * tensor([[-0.25, 0.25], [0, 0], [0, 0]]) / 3)
 
 
-# Quantiles
+# QuantileHead
 
 
 def test_quantile_loss_by_hand() -> None:
