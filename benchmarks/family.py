@@ -62,7 +62,8 @@ def make_stepper(
     training = make_training(config, run, compute, World())
     training.obs = training.env.reset(1)
 
-    def run_steps(steps: int, folder: object = temporary) -> None:  # the folder must exist while the loop runs
+    def run_steps(steps: int) -> None:
+        assert Path(temporary.name).is_dir()  # it is removed when nothing refers to `temporary` any more
         end = training.step + steps
         while training.step < end:
             training.iterate()

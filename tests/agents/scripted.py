@@ -6,6 +6,7 @@ stored, sampled or acted-on observation which one it is. Rewards encode the same
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ class Origin(NamedTuple):
     step: int
 
 
+@functools.cache
 def frame(origin: Origin) -> np.ndarray:
     """Frame (1, SIZE, SIZE): three bars with the digits of the origin, on a pattern that depends on it.
 
@@ -83,7 +85,8 @@ class ScriptedEnv(envs.VectorEnv):
         ended = [origin.step + 1 == length_of(origin) for origin in before]
         ending = [ENDINGS[origin.episode % 2] if end else "" for origin, end in zip(before, ended, strict=True)]
         self.at = [
-            Origin(origin.env, origin.episode + 1, 0) if end else origin for origin, end in zip(last, ended, strict=True)
+            Origin(origin.env, origin.episode + 1, 0) if end else origin
+            for origin, end in zip(last, ended, strict=True)
         ]
         return envs.Step(
             np.stack([self.observe(origin) for origin in self.at]),
