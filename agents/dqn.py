@@ -14,65 +14,160 @@ networks (Wang et al. 2016), prioritized replay (Schaul et al. 2016), n-step ret
 and Munchausen DQN; presets combine them as in their papers. On a laptop, the default preset `fast` raises the return
 on Pong from -21 to 18; docs/dqn.md has the results.
 
-One iteration of the loop: select actions, send them to the environments, update the network while the environments run,
-receive the results, store the transitions.
+Top to bottom: the TD target and the loss, the parts of a run, one iteration of the loop (act, step, sample, update,
+store), the updates that are due. Precision, compilation and CUDA graphs are in agents/qlearning/learner.py; logging,
+evaluation and checkpoints in agents/training/session.py.
 
-Shapes: N environments, C, H, W an observation.
+Shapes: N environments, B batch, A actions, M next actions (A for the soft policy of Munchausen DQN, 1 for a greedy
+policy), F features, X outputs per action (1 expected return, or atoms, or quantiles), T and S quantile fractions.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from zerokara.agents.configs.dqn import KIND, Config, read_config
 from zerokara.agents.configs.presets import DEVIATIONS
 from zerokara.agents.qlearning import schedules
 from zerokara.agents.qlearning.exploration import Exploration
+from zerokara.agents.qlearning.heads import CategoricalHead, QuantileHead
 from zerokara.agents.qlearning.learner import Learner
+from zerokara.agents.qlearning.losses import kl_divergence, project, quantile_huber_loss
+from zerokara.agents.qlearning.network import QNetwork, make_network
 from zerokara.agents.qlearning.policy import Policy
 from zerokara.agents.qlearning.prioritized_replay import PrioritizedReplay
 from zerokara.agents.qlearning.replay import Batch, Replay
-from zerokara.agents.training.pictures import log_images
-from zerokara.agents.training.session import (
-    LogInterval,
-    Session,
-    closing_message,
-    evaluate_and_log,
-    format_settings,
-    is_early_evaluation_due,
-    log_metrics,
-    restore_or_reset,
-    save,
-    show_progress,
-)
-from zerokara.core import checkpoint
+from zerokara.agents.training.program import run_program
+from zerokara.agents.training.session import Session
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, flag, run_main, to_dict
+from zerokara.core.config import run_main
 from zerokara.core.distributed import World
-from zerokara.core.models.weights import load_pretrained_backbone
-from zerokara.core.optim import set_learning_rate
 from zerokara.core.probe import probe
 from zerokara.core.run import Run
-from zerokara.core.zoo import provenance
-from zerokara.core.zoo import registry as zoo
+
+
+def dqn_loss(
+    config: Config,
+    compute: Compute,
+    online: QNetwork,
+    target: QNetwork,
+    obs: Tensor,
+    action_B: Tensor,
+    reward_B: Tensor,
+    discount_B: Tensor,
+    next_obs: Tensor,
+    weight_B: Tensor,
+    tau_BT: Tensor | None = None,
+    next_tau_BS: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss and mean Q-value (scalars), and absolute TD error (B,), of a batch of n-step transitions.
+
+    Args:
+        config: hyperparameters.
+        compute: converts images.
+        online: network that is trained.
+        target: target network.
+        obs: observations (B, C, H, W) uint8.
+        action_B: actions that were taken.
+        reward_B: r_1 + gamma r_2 + ... + gamma^(n-1) r_n.
+        discount_B: gamma^n; 0 if the episode terminated within the n steps.
+        next_obs: observations (B, C, H, W) uint8 after the n steps.
+        weight_B: importance-sampling weights; 1 with uniform replay.
+        tau_BT: quantile fractions of the online network (QR-DQN, IQN).
+        next_tau_BS: quantile fractions of the target network (IQN).
+    """
+    images, next_images = compute.images(obs), compute.images(next_obs)
+    with torch.no_grad():
+        next_features_BF = target.features(next_images)
+        next_z_BXA = target.outputs(next_features_BF, next_tau_BS)
+        next_q_BA = target.head.values(next_z_BXA) if next_tau_BS is None else target.values(next_features_BF)
+
+        if config.munchausen:
+            # Policy pi = softmax(q / tau) of the target network. The reward gets alpha * tau log pi(a|s), clipped; the
+            # next value is the sum over a' of pi(a'|s') (q(s', a') - tau log pi(a'|s')) (Vieillard et al. 2020, eq. 1).
+            tau = config.munchausen_tau
+            tau_log_pi_BA = tau * F.log_softmax(target(images) / tau, dim=1)
+            tau_log_pi_B = tau_log_pi_BA.gather(1, action_B[:, None]).squeeze(1)
+            reward_B = reward_B + config.munchausen_alpha * tau_log_pi_B.clamp(config.munchausen_clip, 0.0)
+            next_z_BXM, tau_log_pi_BM = next_z_BXA, tau * F.log_softmax(next_q_BA / tau, dim=1)
+            next_pi_BM = (tau_log_pi_BM / tau).exp()
+        else:
+            # The greedy next action, evaluated by the target network. Double Q-learning selects it with the online
+            # network (van Hasselt et al. 2016, eq. 4), otherwise the target network selects it (Mnih et al. 2015).
+            next_action_B = (online(next_images) if config.double else next_q_BA).argmax(dim=1)
+            next_z_BXM = outputs_of_actions(next_z_BXA, next_action_B)[:, :, None]
+            next_pi_BM, tau_log_pi_BM = torch.ones_like(next_q_BA[:, :1]), torch.zeros_like(next_q_BA[:, :1])
+
+        if isinstance(target.head, CategoricalHead):  # C51: shift the atoms and project them onto the support
+            atom_X = target.head.atom_X
+            shifted_BXM = reward_B[:, None, None] + discount_B[:, None, None] * (
+                atom_X[:, None] - tau_log_pi_BM[:, None]
+            )
+            probability_BXM = next_pi_BM[:, None] * next_z_BXM.softmax(dim=1)
+            target_BX = project(shifted_BXM.flatten(1), probability_BXM.flatten(1), atom_X)
+        else:  # expected return or quantiles
+            next_value_BX = (next_pi_BM[:, None] * (next_z_BXM - tau_log_pi_BM[:, None])).sum(dim=2)
+            target_BX = reward_B[:, None] + discount_B[:, None] * next_value_BX
+
+    z_BXA = online.outputs(online.features(images), tau_BT)
+    z_BX = outputs_of_actions(z_BXA, action_B)
+    if isinstance(online.head, CategoricalHead):
+        loss_B = kl_divergence(z_BX, target_BX)
+        td_error_B = loss_B.detach().clamp(min=0)
+    elif isinstance(online.head, QuantileHead):
+        assert tau_BT is not None
+        loss_B = quantile_huber_loss(z_BX, tau_BT, target_BX)
+        td_error_B = (target_BX[:, None] - z_BX[:, :, None]).detach().abs().mean(dim=(1, 2))
+    else:  # the gradient of the Huber loss is the TD error clipped to [-1, 1]
+        loss_B = F.huber_loss(z_BX, target_BX, reduction="none").squeeze(1)
+        td_error_B = (target_BX - z_BX).detach().abs().squeeze(1)
+    return (weight_B * loss_B).mean(), online.head.values(z_BXA).detach().mean(), td_error_B
+
+
+def outputs_of_actions(z_BXA: Tensor, action_B: Tensor) -> Tensor:
+    """Outputs (B, X) of one action per row."""
+    return z_BXA.gather(2, action_B[:, None, None].expand(-1, z_BXA.shape[1], 1)).squeeze(2)
+
+
+def make_learner(
+    config: Config, obs_shape: tuple[int, int, int], num_actions: int, compute: Compute, world: World
+) -> Learner:
+    """Create the online network, the target network and the optimizer."""
+    return Learner(
+        partial(make_network, config, obs_shape, num_actions),
+        partial(dqn_loss, config, compute),
+        compute,
+        world,
+        optimizer=config.optimizer,
+        learning_rate=config.learning_rate,
+        epsilon=config.optimizer_epsilon,
+        max_grad_norm=config.max_grad_norm,
+        has_target=True,
+        seed=(config.seed * 1_000_003 + world.rank * 10_007) ^ 0x5EED,
+    )
+
+
+def gradient_step(learner: Learner, batch: Batch) -> Tensor:
+    """Do one gradient step on the loss of a batch. Returns the TD errors (B,). Does not synchronize with the device."""
+    learner.resample_noise()
+    return learner.step(*batch, *learner.sample_taus(len(batch.action)))
 
 
 class Training(Session):
-    """State of a DQN run (everything in a checkpoint), and one iteration of the training loop."""
+    """State of a DQN run, one iteration of the training loop, and the updates."""
 
     config: Config
     learner: Learner
 
     def __init__(self, config: Config, run: Run, compute: Compute, world: World) -> None:
-        seed = config.seed * 1_000_003 + world.rank * 10_007
-        super().__init__(config, config.num_envs // world.size, seed)
-        self.compute, self.world = compute, world
+        super().__init__(config, run, compute, world, "agents.dqn")
         make_replay: Callable[..., Replay] = (
             partial(PrioritizedReplay, alpha=config.per_alpha) if config.per_alpha else Replay
         )
@@ -91,22 +186,18 @@ class Training(Session):
             print_line=run.print,
         )
         torch.manual_seed(config.seed)
-        self.learner = Learner(
-            config,
-            self.env.obs_shape,
-            self.env.num_actions,
-            compute,
-            world,
-            lambda: self.replay.sample(config.batch_size // world.size),
-            (self.replay.generator,),
-            *(
-                (self.replay.update_priorities, self.replay.priority_tensors)
-                if isinstance(self.replay, PrioritizedReplay)
-                else ()
-            ),
-        )
-        self.policy = Policy(self.learner.working, compute, self.seed)
+        self.learner = make_learner(config, self.env.obs_shape, self.env.num_actions, compute, world)
+        self.policy = Policy(self.learner.online, compute, self.seed)
         self.exploration = Exploration(self.num_envs, self.env.num_actions, self.seed, config.ez_greedy_zeta)
+        self.update = self.learner.graphed(
+            self._update, generators=(self.replay.generator,), tensors=self.replay.priority_tensors
+        )
+        self.register(learner=self.learner, replay=self.replay, exploration=self.exploration, noise=self.policy.noise)
+
+    def _update(self) -> None:
+        """Sample a batch, do a gradient step, update the priorities of the batch. On CUDA this becomes a graph."""
+        batch = self.replay.sample(self.config.batch_size // self.world.size)
+        self.replay.update_priorities(gradient_step(self.learner, batch))
 
     @property
     def epsilon(self) -> float:
@@ -115,65 +206,39 @@ class Training(Session):
 
     def iterate(self) -> None:
         """Do one step in all environments, with the updates that are due while the environments run."""
-        start = time.perf_counter()
-        action_N = self.policy.act(self.obs, self.epsilon, self.exploration, noisy=True)
-        acted = time.perf_counter()
+        config = self.config
+        with self.timed("act"):
+            action_N = self.policy.act(self.obs, self.epsilon, self.exploration, noisy=True)
         self.env.send(action_N)
-        self._learn()
-        updated = time.perf_counter()
-        step = self.env.recv()
-        reward_N = np.sign(step.reward) if self.config.clip_rewards else step.reward
-        life_lost_N = step.life_lost if self.config.terminal_on_life_loss else None
-        self.replay.add(self.obs, action_N, reward_N, step.terminal, step.truncated, step.last_obs, life_lost_N)
-        self.obs = step.obs
-        self.step += self.config.num_envs
-        self.record_episodes(step)
-        for part, seconds in (
-            ("act", acted - start),
-            ("learn", updated - acted),
-            ("emulate", time.perf_counter() - updated),
-        ):
-            self.seconds[part] += seconds
+        with self.timed("learn"):
+            self.learn()
+        with self.timed("emulate"):
+            step = self.env.recv()
+            reward_N = np.sign(step.reward) if config.clip_rewards else step.reward
+            life_lost_N = step.life_lost if config.terminal_on_life_loss else None
+            self.replay.add(self.obs, action_N, reward_N, step.terminal, step.truncated, step.last_obs, life_lost_N)
+            self.record(step)
 
-    def _learn(self) -> None:
+    def learn(self) -> None:
         """Do the updates that are due: `gradient_steps` per `train_every_steps` since `learning_starts`."""
         config = self.config
         due = max(0, self.step - config.learning_starts) // config.train_every_steps * config.gradient_steps
         if len(self.replay) < min(config.learning_starts, config.replay_capacity) // self.world.size:
             self.updates = due  # refill a replay buffer that was not saved before updating again
-        if isinstance(self.replay, PrioritizedReplay):
-            self.replay.beta.fill_(schedules.per_beta(config, self.step))
-        if config.final_learning_rate is not None and self.updates < due:
-            set_learning_rate(self.learner.optimizer, schedules.learning_rate(config, self.step))
+        if self.updates >= due:
+            return
+        self.replay.set_beta(schedules.per_beta(config, self.step))
+        if config.final_learning_rate is not None:
+            self.learner.set_learning_rate(schedules.learning_rate(config, self.step))
         while self.updates < due:
             if schedules.is_annealed(config):
                 self.replay.set_n_step_and_gamma(*schedules.n_step_and_gamma(config, self.updates))
-            self.learner.update()
+            self.update()
             self.updates += 1
-            if schedules.is_target_update_due(config, self.updates):
+            if schedules.is_target_update_due(config, self.updates):  # every `target_update_steps` agent steps
                 self.learner.update_target_network()
             if schedules.is_reset_due(config, self.updates):
-                self.learner.reset(config.seed * 1_000_003 + self.updates)
-
-    def state_dict(self) -> dict[str, Any]:
-        """State for a checkpoint, as tensors and plain values."""
-        return {
-            **super().state_dict(),
-            "learner": self.learner.state_dict(),
-            "replay": self.replay.state_dict(),
-            "exploration": self.exploration.state_dict(),
-            "noise": self.policy.noise.get_state(),
-            "rng": checkpoint.rng_state(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the state that `state_dict` returned."""
-        super().load_state_dict(state)
-        self.learner.load_state_dict(state["learner"])
-        self.replay.load_state_dict(state["replay"])
-        self.exploration.load_state_dict(state["exploration"])
-        self.policy.noise.set_state(state["noise"])
-        checkpoint.set_rng_state(state["rng"])
+                self.learner.reset(config.seed * 1_000_003 + self.updates, config.reset_perturb_factor)
 
 
 def train(config: Config, run: Run, compute: Compute, world: World) -> str:
@@ -184,69 +249,32 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
             diverged (the weights contain NaN or Inf).
     """
     training = Training(config, run, compute, world)
-    latest = run.path(f"checkpoint-{world.rank}.pt")
-    resumed = restore_or_reset(training, run, latest)
-    if config.pretrained_backbone and not resumed:
-        run.print(
-            str(
-                load_pretrained_backbone(
-                    training.learner.network.backbone, zoo.weights_source(config.pretrained_backbone)
-                )
-            )
-        )
-        provenance.record(run, config.pretrained_backbone)
-        training.learner.refresh()
-        training.learner.update_target_network()
-    for deviation in DEVIATIONS.get(config.preset, ()):
-        run.print(f"preset {config.preset} differs from its paper: {deviation}")
-    settings = {**training.env.settings, "terminal_on_life_loss": config.terminal_on_life_loss}
-    run.print(f"{config.env}: {format_settings(settings)}")
-    run.print(f"replay buffer: {len(training.replay):,} of {config.replay_capacity:,} transitions")
+    replay = training.replay
 
-    def due(every_steps: int) -> bool:
-        return every_steps > 0 and training.step // every_steps != (training.step - config.num_envs) // every_steps
+    def metrics() -> dict[str, Any]:
+        learning_rate = schedules.learning_rate(config, training.step)
+        return {"replay/fill": len(replay) / config.replay_capacity, "train/learning_rate": learning_rate}
 
-    show_progress(training, run)
-    if not resumed:
-        log_images(training.policy.network, training.obs, training.env.frame_channels, run, training.step)
-        save(training, run, latest)
-    goal_reached = world.is_main and training.evaluation_pending and evaluate_and_log(training, run)
-    stopping = world.any(goal_reached or bool(run.stop_requested), compute.torch_device)
-    interval = LogInterval(training)
-    while training.step < config.total_steps and not stopping:
+    training.start(config.pretrained_backbone)
+    training.print_settings(DEVIATIONS.get(config.preset, ()), terminal_on_life_loss=config.terminal_on_life_loss)
+    run.print(f"replay buffer: {len(replay):,} of {config.replay_capacity:,} transitions")
+    for _ in training.iterations(metrics, lambda: replay.needs_checkpoint):
         training.iterate()
-        if due(config.log_every_steps):
-            more = {
-                "replay/fill": len(training.replay) / config.replay_capacity,
-                "train/learning_rate": schedules.learning_rate(config, training.step),
-            }
-            log_metrics(training, run, interval, **more)
-            interval = LogInterval(training)
-        if due(config.eval_every_steps) or is_early_evaluation_due(training):
-            goal_reached = world.is_main and evaluate_and_log(training, run)
-            interval = LogInterval(training)
-        if due(config.checkpoint_every_steps) or training.replay.needs_checkpoint:
-            save(training, run, latest)
-        stopping = world.any(goal_reached or bool(run.stop_requested), compute.torch_device)
-    if run.stop_requested:
-        run.print(f"{run.stop_requested}: saving")
-    save(training, run, latest)
-    known = {"eval_return": training.last_score, "train_return": training.mean_return}
-    run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in known.items() if value is not None})
-    return closing_message(training, goal_reached, "agents.dqn")
+    return training.closing_message()
 
 
 def choose_compute(config: Config, world: World) -> Compute:
     """Choose precision and compilation by timing updates on random data of the right shape."""
     channels = config.frame_stack * (1 if config.grayscale else 3)
     shape = (channels, config.image_size, config.image_size)
-    batch = config.batch_size // world.size
+    batch_size = config.batch_size // world.size
 
-    def train_step(candidate: Compute) -> Any:
-        pixels = torch.randint(256, (2, batch, *shape), dtype=torch.uint8).to(candidate.torch_device)
-        ones = torch.ones(batch, device=candidate.torch_device)
-        random_batch = Batch(pixels[0], ones.long(), ones, ones, pixels[1], ones)
-        return Learner(config, shape, 6, candidate, World(), lambda: random_batch).update
+    def train_step(candidate: Compute) -> Callable[[], object]:
+        pixels = torch.randint(256, (2, batch_size, *shape), dtype=torch.uint8).to(candidate.torch_device)
+        ones = torch.ones(batch_size, device=candidate.torch_device)
+        batch = Batch(pixels[0], ones.long(), ones, ones, pixels[1], ones)
+        learner = make_learner(config, shape, 6, candidate, World())
+        return learner.graphed(lambda: gradient_step(learner, batch))
 
     return probe(config, world, train_step, compile=config.compile)
 
@@ -254,20 +282,8 @@ def choose_compute(config: Config, world: World) -> Compute:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program: read the config, open the run folder, choose the hardware settings, train."""
     config = read_config(argv, __doc__ or "")
-    world = World.from_env(config.device)
-    for field in ("num_envs", "batch_size"):
-        if getattr(config, field) % world.size:
-            raise UserError(
-                f"{flag(field)} {getattr(config, field)} cannot be divided evenly among {world.size} processes: choose "
-                f"a multiple of {world.size}."
-            )
-    with (
-        Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run,
-        run.signals(),
-    ):
-        compute = run.compute(lambda: choose_compute(config, world), config.total_steps)
-        run.close(train(config, run, compute, world))
-    world.close()
+    divided = ("num_envs", "batch_size")
+    run_program(config, kind=KIND, divided=divided, choose_compute=choose_compute, train=train)
 
 
 if __name__ == "__main__":

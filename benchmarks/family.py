@@ -18,10 +18,10 @@ import json
 import os
 import random
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -38,7 +38,8 @@ from zerokara.core.distributed import World
 from zerokara.core.machine import describe_machine
 from zerokara.core.run import Run
 
-Session = dqn.Training | pqn.Training
+AnyConfig = TypeVar("AnyConfig", Config, pqn_config.Config)
+Training = dqn.Training | pqn.Training
 
 
 def settings(preset: str, arguments: argparse.Namespace, **changes: Any) -> Config:
@@ -48,18 +49,21 @@ def settings(preset: str, arguments: argparse.Namespace, **changes: Any) -> Conf
 
 
 def trained(config: Config) -> tuple[alternating.RunSteps, str]:
-    """Create zerokara's training loop. Returns the stepping function and a description of the hardware."""
-    folder = tempfile.TemporaryDirectory()
-    run = Run(config, kind="dqn", name="ours", resume=False, quiet=True, root=Path(folder.name))
-    compute = dqn.choose_compute(config, World())
-    return make_stepper(dqn.Training(config, run, compute, World()), compute, folder)
+    """Create zerokara's DQN."""
+    return make_stepper(config, dqn.choose_compute(config, World()), dqn.Training)
 
 
-def make_stepper(training: Session, compute: Compute, folder: object = None) -> tuple[alternating.RunSteps, str]:
-    """Wrap a training loop as a stepping function. It holds a reference to `folder`, which must exist while it runs."""
+def make_stepper(
+    config: AnyConfig, compute: Compute, make_training: Callable[[AnyConfig, Run, Compute, World], Training]
+) -> tuple[alternating.RunSteps, str]:
+    """Create a training loop. Returns the stepping function and a description of the hardware."""
+    temporary = tempfile.TemporaryDirectory()
+    run = Run(config, kind="benchmark", name="ours", resume=False, quiet=True, root=Path(temporary.name))
+    training = make_training(config, run, compute, World())
     training.obs = training.env.reset(1)
 
-    def run_steps(steps: int, folder: object = folder) -> None:
+    def run_steps(steps: int) -> None:
+        assert Path(temporary.name).is_dir()  # it is removed when nothing refers to `temporary` any more
         end = training.step + steps
         while training.step < end:
             training.iterate()
@@ -96,7 +100,7 @@ def parallel(arguments: argparse.Namespace) -> tuple[alternating.RunSteps, str]:
     """Create zerokara's PQN."""
     config = pqn_settings(arguments)
     compute = pqn.choose_compute(config, World())
-    return make_stepper(pqn.Training(config, compute, World()), compute)
+    return make_stepper(config, compute, pqn.Training)
 
 
 def emulators(arguments: argparse.Namespace) -> tuple[alternating.RunSteps, str]:

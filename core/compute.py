@@ -132,7 +132,9 @@ class Compute:
         """Return the function, compiled if compilation is selected."""
         return torch.compile(function) if self.compile else function  # type: ignore[return-value]
 
-    def graph(self, function: Callable[[], None], generators: tuple[torch.Generator, ...] = ()) -> Callable[[], None]:
+    def graph(
+        self, function: Callable[[], object], generators: tuple[torch.Generator, ...] = ()
+    ) -> Callable[[], object]:
         """Capture `function` as a CUDA graph and return its replay; on other devices return `function`.
 
         The function must read its inputs from, and write its results to, tensors whose memory addresses do not change.

@@ -1,10 +1,10 @@
 """Heads: scalar Q-values, categorical distributions (C51), and quantiles (QR-DQN, IQN).
 
-The streams of a Q-network have X outputs per action. A head computes from them the Q-values, the TD target and the
-loss. All heads have the interface of `ExpectedReturn`; `HEADS` lists them by name.
+The streams of a Q-network have X outputs per action. A head computes the Q-values from them. All heads have the
+interface of `ScalarHead`; `HEADS` lists them by name. Their TD targets and losses stand in agents/dqn.py.
 
-Shapes: B batch, A actions, M next actions (1 or A), F features, X outputs per action, T and S quantile fractions of the
-online and of the target network, C cosines.
+Shapes: B batch, A actions, F features, X outputs per action, T and S quantile fractions of the online and of the target
+network, C cosines.
 """
 
 from __future__ import annotations
@@ -17,19 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zerokara.agents.qlearning.losses import (
-    NextValues,
-    categorical_loss,
-    categorical_target,
-    quantile_loss,
-    td_loss,
-    td_target,
-)
-
 TauSamples = tuple[Tensor | None, Tensor | None]
 
 
-class ExpectedReturn(nn.Module):
+class ScalarHead(nn.Module):
     """Scalar head: the expected return of each action (Mnih et al. 2015). Base class of all heads."""
 
     outputs = 1  # X; 1 for IQN, whose streams run once for each quantile fraction
@@ -39,9 +30,9 @@ class ExpectedReturn(nn.Module):
         return features_BF
 
     def sample_taus(self, batch_size: int, generator: torch.Generator) -> TauSamples:
-        """Sample quantile fractions for one update, (B, T) for the online and (B, S) for the target network.
+        """Quantile fractions of one update, (B, T) for the online and (B, S) for the target network.
 
-        Heads without sampled fractions return None for both.
+        Heads without quantiles return None for both. Fixed fractions are (1, T), and None for the target network.
         """
         return None, None
 
@@ -49,18 +40,8 @@ class ExpectedReturn(nn.Module):
         """Q-values (B, A)."""
         return z_BXA.mean(dim=1) if z_BXA.shape[1] > 1 else z_BXA.squeeze(1)
 
-    def target(self, reward_B: Tensor, discount_B: Tensor, next_values: NextValues) -> Tensor:
-        """TD target (B, X) for the outputs of the action that was taken."""
-        return td_target(reward_B, discount_B, next_values)
 
-    def loss(
-        self, z_BXA: Tensor, action_B: Tensor, target_BX: Tensor, weight_B: Tensor, tau_BT: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Weighted loss (scalar), and the error of each transition (B,), from which its priority is computed."""
-        return td_loss(z_BXA.squeeze(1), action_B, target_BX.squeeze(1), weight_B)
-
-
-class Categorical(ExpectedReturn):
+class CategoricalHead(ScalarHead):
     """C51 head: logits of evenly spaced atoms (Bellemare et al. 2017, "A Distributional Perspective on RL").
 
     Args:
@@ -80,18 +61,8 @@ class Categorical(ExpectedReturn):
         """Q-values (B, A): means of the distributions."""
         return (z_BXA.softmax(dim=1) * self.atom_X[:, None]).sum(dim=1)
 
-    def target(self, reward_B: Tensor, discount_B: Tensor, next_values: NextValues) -> Tensor:
-        """Target probabilities (B, X) of the atoms."""
-        return categorical_target(reward_B, discount_B, next_values, self.atom_X)
 
-    def loss(
-        self, z_BXA: Tensor, action_B: Tensor, target_BX: Tensor, weight_B: Tensor, tau_BT: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """KL divergence from the target: weighted mean (scalar), and per transition (B,)."""
-        return categorical_loss(_taken(z_BXA, action_B), target_BX, weight_B)
-
-
-class Quantiles(ExpectedReturn):
+class QuantileHead(ScalarHead):
     """QR-DQN head: quantiles at fixed fractions (Dabney et al. 2018, "Distributional RL with Quantile Regression").
 
     Args:
@@ -105,15 +76,12 @@ class Quantiles(ExpectedReturn):
         self.outputs = num_quantiles
         self.register_buffer("tau_1X", _midpoints(num_quantiles), persistent=False)
 
-    def loss(
-        self, z_BXA: Tensor, action_B: Tensor, target_BX: Tensor, weight_B: Tensor, tau_BT: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Quantile Huber loss: weighted mean (scalar), and mean absolute TD error per transition (B,)."""
-        tau = self.tau_1X if tau_BT is None else tau_BT
-        return quantile_loss(_taken(z_BXA, action_B), tau, target_BX, weight_B)
+    def sample_taus(self, batch_size: int, generator: torch.Generator) -> TauSamples:
+        """Fixed fractions (1, X), and None."""
+        return self.tau_1X, None
 
 
-class ImplicitQuantiles(Quantiles):
+class ImplicitQuantileHead(QuantileHead):
     """IQN head: the quantile fraction is an input (Dabney et al. 2018, "Implicit Quantile Networks").
 
     The features are multiplied by an embedding of the fraction tau, relu(linear(cos(pi i tau))), i = 0, ..., C - 1
@@ -157,11 +125,11 @@ class ImplicitQuantiles(Quantiles):
         return online, target
 
 
-HEADS: dict[str, Callable[[Any, int], ExpectedReturn]] = {
-    "q": lambda config, features: ExpectedReturn(),
-    "c51": lambda config, features: Categorical(config.num_atoms, *config.value_range),
-    "qr": lambda config, features: Quantiles(config.num_quantiles),
-    "iqn": lambda config, features: ImplicitQuantiles(
+HEADS: dict[str, Callable[[Any, int], ScalarHead]] = {
+    "q": lambda config, features: ScalarHead(),
+    "c51": lambda config, features: CategoricalHead(config.num_atoms, *config.value_range),
+    "qr": lambda config, features: QuantileHead(config.num_quantiles),
+    "iqn": lambda config, features: ImplicitQuantileHead(
         features,
         config.num_tau_samples,
         config.num_target_tau_samples,
@@ -169,11 +137,6 @@ HEADS: dict[str, Callable[[Any, int], ExpectedReturn]] = {
         config.cosine_embedding_dim,
     ),
 }
-
-
-def _taken(z_BXA: Tensor, action_B: Tensor) -> Tensor:
-    """Outputs (B, X) of the actions that were taken."""
-    return z_BXA.gather(2, action_B[:, None, None].expand(-1, z_BXA.shape[1], 1)).squeeze(2)
 
 
 def _midpoints(number: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zerokara.agents.configs import dqn, pqn
-from zerokara.agents.qlearning.heads import HEADS, ExpectedReturn
+from zerokara.agents.qlearning.heads import HEADS, ScalarHead
 from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.layers import NoisyLinear, ReLU
 
@@ -51,7 +51,7 @@ class QNetwork(nn.Module):
         layer_norm: bool,
         backbone_gradient_scale: float = 1.0,
         noisy_sigma_init: float | None = None,
-        head: Callable[[int], ExpectedReturn] | None = None,
+        head: Callable[[int], ScalarHead] | None = None,
         backbone_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class QNetwork(nn.Module):
         self.has_train_mode = noisy_sigma_init is not None or bool((backbone_options or {}).get("spectral_norm"))
         self.backbone = make_backbone(backbone, obs_shape[0], obs_shape[1:], width=width, **(backbone_options or {}))
         features = self.backbone.features
-        self.head = ExpectedReturn() if head is None else head(features)
+        self.head = ScalarHead() if head is None else head(features)
         outputs = self.head.outputs
         self.advantage = _stream(features, hidden_units, outputs * num_actions, layer_norm, noisy_sigma_init)
         self.value = _stream(features, hidden_units, outputs, layer_norm, noisy_sigma_init) if dueling else None

@@ -139,6 +139,10 @@ class PrioritizedReplay(Replay):
         weight_B = (priority_B / priority_B.min()) ** -self.beta
         return batch._replace(weight=batch.weight * weight_B)
 
+    def set_beta(self, beta: float) -> None:
+        """Set the exponent of the importance-sampling weights."""
+        self.beta.fill_(beta)
+
     def update_priorities(self, td_error_B: Tensor) -> None:
         """Update the priorities of the last batch from its absolute TD errors (B,)."""
         priority_B = (td_error_B + PRIORITY_EPSILON) ** self.alpha

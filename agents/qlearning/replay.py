@@ -131,6 +131,17 @@ class Replay:
         self._newest_slot = torch.full((num_envs,), -1, dtype=torch.int64, device=device)
         self._lookup = function(self._lookup_eager)
 
+    @property
+    def priority_tensors(self) -> list[Tensor]:
+        """Tensors that `update_priorities` modifies: none, since sampling is uniform."""
+        return []
+
+    def update_priorities(self, td_error_B: Tensor) -> None:
+        """Do nothing, since sampling is uniform; `PrioritizedReplay` updates the priorities of the last batch."""
+
+    def set_beta(self, beta: float) -> None:
+        """Do nothing, since sampling is uniform; `PrioritizedReplay` sets the exponent of its weights."""
+
     def __len__(self) -> int:
         """Number of slots that can be sampled, summed over all environments."""
         return int(np.minimum(self.head, self.window).sum())

@@ -1,72 +1,106 @@
-"""Training state and logging that all agents share: episodes, returns, evaluations, elapsed time.
+"""Bookkeeping that all agents share: environments, returns, logging, evaluation, checkpoints, the end of a run.
+
+A training program is a subclass of `Session`: it creates the parts of its algorithm, `register`s those that belong to a
+checkpoint, and defines one iteration of its loop. `iterations` does the rest between two iterations:
+
+    training.start()                       # from the last checkpoint, or from the beginning
+    for _ in training.iterations():        # logs, evaluates and saves when due; ends after the last step
+        training.iterate()                 # act, step, store, update
+    run.close(training.closing_message())
 
 Shapes: N environments.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from torch import Tensor
+import torch
 
 from zerokara import envs
 from zerokara.agents.configs.common import Settings
+from zerokara.agents.qlearning.learner import Learner
 from zerokara.agents.qlearning.policy import Policy
 from zerokara.agents.training.evaluation import Scores, Stopped, evaluate
 from zerokara.agents.training.pictures import log_images, log_video
+from zerokara.core import checkpoint
+from zerokara.core.compute import Compute
+from zerokara.core.config import to_dict
+from zerokara.core.distributed import World
 from zerokara.core.divergence import divergence_error
+from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.programs import program_command
 from zerokara.core.run import Run
 from zerokara.core.stopwatch import Stopwatch
+from zerokara.core.zoo import provenance
+from zerokara.core.zoo import registry as zoo
 
 
-class LearnerProtocol(Protocol):
-    """Interface of the learners of all agents."""
+class Stateful(Protocol):
+    """Part of an algorithm with a state that belongs to a checkpoint."""
 
-    def read_metrics(self) -> dict[str, Tensor]:
-        """Means of the training metrics since the last call, as tensors on the device."""
+    def state_dict(self) -> dict[str, Any]:
+        """State as tensors and plain values."""
 
-    def is_finite(self) -> bool:
-        """Return True if all weights are finite."""
+    def load_state_dict(self, state: dict[str, Any]) -> object:
+        """Restore the state that `state_dict` returned."""
+
+
+class LogInterval:
+    """Start of the interval that a log entry describes: step, time, and seconds spent in each part of the loop."""
+
+    def __init__(self, session: Session) -> None:
+        self.step, self.start_time, self.seconds = session.step, time.perf_counter(), dict(session.seconds)
 
 
 class Session(ABC):
-    """Algorithm-independent part of the state of a training run.
+    """Algorithm-independent part of a training run in one process.
 
     Args:
-        config: config of the run.
-        num_envs: number of environments of this process.
-        seed: seed of this process.
+        config: config of the run; its environments are divided among the processes.
+        run: run folder.
+        compute: hardware settings.
+        world: processes that train together.
+        program: name of the training program, such as "agents.dqn".
     """
 
     config: Settings
-    learner: LearnerProtocol
+    learner: Learner
     policy: Policy
 
-    def __init__(self, config: Settings, num_envs: int, seed: int) -> None:
-        self.config, self.num_envs, self.seed = config, num_envs, seed
-        self.env = envs.make(config.env, num_envs, **config.env_settings())
+    def __init__(self, config: Settings, run: Run, compute: Compute, world: World, program: str) -> None:
+        self.config, self.run, self.compute, self.world, self.program = config, run, compute, world, program
+        self.num_envs = config.num_envs // world.size
+        self.seed = config.seed * 1_000_003 + world.rank * 10_007  # of this process
+        self.env = envs.make(config.env, self.num_envs, **config.env_settings())
         self.obs = np.empty(0)
         self.step = 0  # agent steps, summed over all processes
         self.updates = 0
         self.episodes = 0
-        self.running_return_N = np.zeros(num_envs)
-        self.running_length_N = np.zeros(num_envs, np.int64)
+        self.running_return_N = np.zeros(self.num_envs)
+        self.running_length_N = np.zeros(self.num_envs, np.int64)
         self.returns: deque[float] = deque(maxlen=100)  # raw, of the last complete episodes
         self.lengths: deque[int] = deque(maxlen=100)
         self.last_score: float | None = None  # mean raw return of the last evaluation
-        self.best_score: float | None = None
         self.last_evaluation_step = 0
         self.evaluation_pending = False  # True after an interrupted evaluation; it is repeated after resuming
+        self.goal_reached = False  # True if `stop_at_return` was reached
         self.clock = Stopwatch()  # total time of the run over all restarts, including evaluations
         self.seconds = dict.fromkeys(("act", "emulate", "learn"), 0.0)
+        self.resumed = False
+        self._parts: dict[str, Stateful | torch.Generator] = {}
         self._eval_env: envs.VectorEnv | None = None  # reused, because creating it takes seconds
+
+    def register(self, **parts: Stateful | torch.Generator) -> None:
+        """Add parts of the algorithm to the checkpoints, under their names."""
+        self._parts |= parts
 
     @property
     @abstractmethod
@@ -78,8 +112,19 @@ class Session(ABC):
         """Mean raw return of the last 100 episodes (or fewer); None before the end of the first episode."""
         return float(np.mean(self.returns)) if self.returns else None
 
-    def record_episodes(self, step: envs.Step) -> None:
-        """Accumulate rewards, and record the raw returns and lengths of episodes that ended in this step."""
+    # ---- one iteration
+
+    @contextlib.contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Add the time inside the block to `part` of an iteration: "act", "learn" or "emulate"."""
+        start = time.perf_counter()
+        yield
+        self.seconds[part] += time.perf_counter() - start
+
+    def record(self, step: envs.Step) -> None:
+        """Make the observations of a step current, and record the raw returns and lengths of episodes that ended."""
+        self.obs = step.obs
+        self.step += self.config.num_envs
         self.running_return_N += step.reward
         self.running_length_N += 1
         for i in np.flatnonzero(step.terminal | step.truncated):
@@ -87,6 +132,94 @@ class Session(ABC):
             self.lengths.append(int(self.running_length_N[i]))
             self.episodes += 1
             self.running_return_N[i] = self.running_length_N[i] = 0
+
+    # ---- between iterations
+
+    def start(self, pretrained_backbone: str = "") -> None:
+        """Restore the last checkpoint, or reset the environments if there is none.
+
+        Args:
+            pretrained_backbone: run folder, weights file or name of a network of the zoo, from which the backbone of a
+                new run is initialized; empty: random initialization.
+
+        Raises:
+            UserError: the checkpoint or the weights cannot be read.
+        """
+        self.resumed = self.run.restore(self._checkpoint, self.load_state_dict)
+        if self.resumed:
+            return
+        self.obs = self.env.reset(self.seed % 2**31)
+        self.run.save_extra(environment=dict(self.env.settings))
+        if pretrained_backbone:
+            weights = zoo.weights_source(pretrained_backbone)
+            self.run.print(str(load_pretrained_backbone(self.learner.network.backbone, weights)))
+            provenance.record(self.run, pretrained_backbone)
+            self.learner.refresh()
+            if self.learner.has_target:
+                self.learner.update_target_network()
+
+    def print_settings(self, deviations: Iterable[str], **more: Any) -> None:
+        """Print differences between preset and paper, and the settings of the environment with those of `more`."""
+        for deviation in deviations:
+            self.run.print(f"preset {self.config.preset} differs from its paper: {deviation}")
+        self.run.print(f"{self.config.env}: {format_settings({**self.env.settings, **more})}")
+
+    def iterations(
+        self,
+        more_metrics: Callable[[], Mapping[str, Any]] = dict,
+        checkpoint_needed: Callable[[], bool] = lambda: False,
+    ) -> Iterator[None]:
+        """Yield before each iteration of the training loop, and log, evaluate and save between iterations.
+
+        Ends after `total_steps`, when `stop_at_return` is reached, or after a signal; then the run is saved.
+
+        Args:
+            more_metrics: returns metrics of the algorithm for a log entry.
+            checkpoint_needed: returns True if a checkpoint must be saved before it is due.
+
+        Raises:
+            UserError: training diverged (the weights contain NaN or Inf), or the disk is full.
+        """
+        config, run = self.config, self.run
+        self.show_progress()
+        if not self.resumed:
+            self.log_images()
+            self.save()
+        self.goal_reached = self.world.is_main and self.evaluation_pending and self.evaluate_and_log()
+        interval = LogInterval(self)
+        while not self._must_stop() and self.step < config.total_steps:
+            before = self.step
+            yield
+
+            def due(every_steps: int, before: int = before) -> bool:
+                return every_steps > 0 and self.step // every_steps != before // every_steps
+
+            if due(config.log_every_steps):
+                self.log_metrics(interval, more_metrics())
+                interval = LogInterval(self)
+            if due(config.eval_every_steps) or self.is_early_evaluation_due():
+                self.goal_reached = self.world.is_main and self.evaluate_and_log()
+                interval = LogInterval(self)
+            if due(config.checkpoint_every_steps) or checkpoint_needed():
+                self.save()
+        if run.stop_requested:
+            run.print(f"{run.stop_requested}: saving")
+        self.save()
+        known = {"eval_return": self.last_score, "train_return": self.mean_return}
+        run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in known.items() if value is not None})
+
+    def _must_stop(self) -> bool:
+        """Return True if a process has reached the goal or received a signal. Every process must call this method."""
+        return self.world.any(self.goal_reached or bool(self.run.stop_requested), self.compute.torch_device)
+
+    # ---- evaluation
+
+    def is_early_evaluation_due(self) -> bool:
+        """Return True if recent training returns are near `stop_at_return`; then an early evaluation is worthwhile."""
+        config, recent = self.config, list(self.returns)[-20:]
+        if config.stop_at_return is None or len(recent) < 20 or self.step - self.last_evaluation_step < 20_000:
+            return False
+        return float(np.mean(recent)) >= config.stop_at_return - 0.5
 
     def evaluate(self, stop: Callable[[], object], repetition: int = 0) -> Scores:
         """Evaluate the policy in separate environments with other seeds than in training.
@@ -112,8 +245,113 @@ class Session(ABC):
             stop=stop,
         )
 
+    def evaluate_and_log(self) -> bool:
+        """Evaluate, log the results, and record a video.
+
+        Return True if `stop_at_return` is reached in this evaluation and in a second one that confirms it. A signal
+        interrupts the evaluation; it is then discarded and repeated after resuming.
+        """
+        config = self.config
+
+        def evaluate_and_print(repetition: int, what: str) -> Scores:
+            scores = self.evaluate(lambda: self.run.stop_requested, repetition)
+            self.run.print(f"step {self.step:,}: {format_scores(scores)} over {len(scores.returns)} {what}")
+            return scores
+
+        self.evaluation_pending = True
+        try:
+            scores = evaluate_and_print(0, f"episodes at epsilon {config.eval_epsilon}")
+            goal_reached = config.stop_at_return is not None and scores.mean >= config.stop_at_return
+            confirmation = evaluate_and_print(1, "further episodes to confirm it") if goal_reached else None
+        except Stopped:
+            return False
+        self.evaluation_pending = False
+        self.last_score, self.last_evaluation_step = scores.mean, self.step
+        metrics = {"eval/return": scores.mean, "eval/length": float(np.mean(scores.lengths)), "eval/cut": scores.cut}
+        if confirmation is not None:
+            metrics |= {"eval/return_confirmed": confirmation.mean, "eval/cut_confirmed": confirmation.cut}
+            goal_reached = confirmation.mean >= (config.stop_at_return or 0)
+        self.run.log(self.step, {**metrics, "speed/hours": self.clock()})
+        self.log_images()
+        if config.capture_video:
+            log_video(self.policy, config, self.run, self.step)
+        return goal_reached
+
+    # ---- logging
+
+    def log_metrics(self, interval: LogInterval, more: Mapping[str, Any]) -> None:
+        """Log training metrics. Tensors on the device are not transferred before the next flush."""
+        elapsed = time.perf_counter() - interval.start_time
+        scalars: dict[str, Any] = {
+            "train/epsilon": self.epsilon,
+            "train/games": self.episodes,
+            "train/updates": self.updates,
+            **more,
+            "speed/hours": self.clock(),
+            "speed/steps_per_s": (self.step - interval.step) / elapsed,
+            **{f"speed/{part}_share": (s - interval.seconds[part]) / elapsed for part, s in self.seconds.items()},
+        }
+        if self.mean_return is not None:
+            scalars["train/return"] = self.mean_return
+            scalars["train/length"] = float(np.mean(self.lengths))
+        if self.updates:
+            scalars |= self.learner.read_metrics()
+        self.run.log(self.step, scalars)
+        self.run.flush()
+        self.show_progress(scalars)
+
+    def log_images(self) -> None:
+        """Log the input of the network and the filters of its first layer."""
+        log_images(self.policy.network, self.obs, self.env.frame_channels, self.run, self.step)
+
+    def show_progress(self, scalars: dict[str, Any] | None = None) -> None:
+        """Update the progress bar, or print a line if the output is not a terminal."""
+        scalars = scalars or {}
+        fields: dict[str, Any] = {
+            "frames": self.step * (self.env.settings.get("frame_skip") or 1),
+            "episodes": self.episodes,
+            "return": scalars.get("train/return", float("nan")),
+            "epsilon": self.epsilon,
+            "loss": scalars.get("train/loss", float("nan")),
+            "steps/s": scalars.get("speed/steps_per_s", float("nan")),
+        }
+        self.run.progress(self.step, self.config.total_steps, fields)
+
+    def closing_message(self) -> str:
+        """Closing message: the last returns, and the command to resume the run or to watch the agent."""
+        config = self.config
+        score = f"evaluation {self.last_score:.2f}" if self.last_score is not None else "not evaluated yet"
+        if self.mean_return is not None:
+            score += f", last {len(self.returns)} training episodes {self.mean_return:.2f}"
+        if self.goal_reached or self.step >= config.total_steps:
+            next_command = f"watch it with: {program_command('agents.play')} runs/{config.name}"
+        else:
+            next_command = f"resume with: {program_command(self.program)} --name {config.name} --resume"
+        return f"{config.env} at step {self.step:,}: {score}; {next_command}"
+
+    # ---- checkpoints
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.run.path(f"checkpoint-{self.world.rank}.pt")
+
+    def save(self) -> None:
+        """Write the checkpoint.
+
+        Raises:
+            UserError: training diverged (the weights contain NaN or Inf), or the disk is full; the previous checkpoint
+                is kept.
+        """
+        if not self.learner.is_finite():
+            raise divergence_error(f"step {self.step:,}", self.run.folder)
+        self.run.save(self._checkpoint, self.state_dict())
+
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint, as tensors and plain values."""
+        parts = {
+            name: part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
+            for name, part in self._parts.items()
+        }
         return {
             "env": self.env.state_dict(),
             "num_actions": self.env.num_actions,
@@ -125,10 +363,11 @@ class Session(ABC):
             "returns": list(self.returns),
             "lengths": list(self.lengths),
             "last_score": self.last_score,
-            "best_score": self.best_score,
             "evaluated_at": self.last_evaluation_step,
             "owes_evaluation": self.evaluation_pending,
             "hours": self.clock(),
+            **parts,
+            "rng": checkpoint.rng_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -139,119 +378,15 @@ class Session(ABC):
         self.running_length_N = np.array(state["running_length"], np.int64)
         self.returns.extend(state["returns"])
         self.lengths.extend(state["lengths"])
-        self.last_score, self.best_score = state["last_score"], state["best_score"]
+        self.last_score = state["last_score"]
         self.last_evaluation_step, self.evaluation_pending = state["evaluated_at"], state["owes_evaluation"]
         self.clock.hours = state["hours"]
-
-
-def restore_or_reset(session: Session, run: Run, latest: Path) -> bool:
-    """Restore the checkpoint `latest`, or reset the environments if there is none. Return True if restored.
-
-    Raises:
-        UserError: the checkpoint cannot be read.
-    """
-    resumed = run.restore(latest, session.load_state_dict)
-    if not resumed:
-        session.obs = session.env.reset(session.seed % 2**31)
-        run.save_extra(environment=dict(session.env.settings))
-    return resumed
-
-
-def save(session: Session, run: Run, latest: Path) -> None:
-    """Write the checkpoint `latest`.
-
-    Raises:
-        UserError: training diverged (the weights contain NaN or Inf), or the disk is full; the previous checkpoint is
-            kept.
-    """
-    if not session.learner.is_finite():
-        raise divergence_error(f"step {session.step:,}", run.folder)
-    run.save(latest, session.state_dict())
-
-
-class LogInterval:
-    """Start of the interval that a log entry describes: step, time, and seconds spent in each part of the loop."""
-
-    def __init__(self, session: Session) -> None:
-        self.step, self.start_time, self.seconds = session.step, time.perf_counter(), dict(session.seconds)
-
-
-def is_early_evaluation_due(session: Session) -> bool:
-    """Return True if recent training returns are near `stop_at_return`, so that an early evaluation is worthwhile."""
-    config, recent = session.config, list(session.returns)[-20:]
-    if config.stop_at_return is None or len(recent) < 20 or session.step - session.last_evaluation_step < 20_000:
-        return False
-    return float(np.mean(recent)) >= config.stop_at_return - 0.5
-
-
-def evaluate_and_log(session: Session, run: Run) -> bool:
-    """Evaluate, log the results, and record a video.
-
-    Return True if `stop_at_return` is reached in this evaluation and in a second one that confirms it. A signal
-    interrupts the evaluation; it is then discarded and repeated after resuming.
-    """
-    config = session.config
-
-    def evaluate_and_print(repetition: int, what: str) -> Scores:
-        scores = session.evaluate(lambda: run.stop_requested, repetition)
-        run.print(f"step {session.step:,}: {format_scores(scores)} over {len(scores.returns)} {what}")
-        return scores
-
-    session.evaluation_pending = True
-    try:
-        scores = evaluate_and_print(0, f"episodes at epsilon {config.eval_epsilon}")
-        goal_reached = config.stop_at_return is not None and scores.mean >= config.stop_at_return
-        confirmation = evaluate_and_print(1, "further episodes to confirm it") if goal_reached else None
-    except Stopped:
-        return False
-    session.evaluation_pending = False
-    session.last_score, session.last_evaluation_step = scores.mean, session.step
-    session.best_score = max(scores.mean, session.best_score if session.best_score is not None else -np.inf)
-    metrics = {"eval/return": scores.mean, "eval/length": float(np.mean(scores.lengths)), "eval/cut": scores.cut}
-    if confirmation is not None:
-        metrics |= {"eval/return_confirmed": confirmation.mean, "eval/cut_confirmed": confirmation.cut}
-        goal_reached = confirmation.mean >= (config.stop_at_return or 0)
-    run.log(session.step, {**metrics, "speed/hours": session.clock()})
-    log_images(session.policy.network, session.obs, session.env.frame_channels, run, session.step)
-    if config.capture_video:
-        log_video(session.policy, config, run, session.step)
-    return goal_reached
-
-
-def log_metrics(session: Session, run: Run, interval: LogInterval, **more: Any) -> None:
-    """Log training metrics. Tensors on the device are not transferred before the next flush."""
-    elapsed = time.perf_counter() - interval.start_time
-    scalars: dict[str, Any] = {
-        "train/epsilon": session.epsilon,
-        "train/games": session.episodes,
-        "train/updates": session.updates,
-        **more,
-        "speed/hours": session.clock(),
-        "speed/steps_per_s": (session.step - interval.step) / elapsed,
-        **{f"speed/{part}_share": (s - interval.seconds[part]) / elapsed for part, s in session.seconds.items()},
-    }
-    if session.mean_return is not None:
-        scalars["train/return"] = session.mean_return
-        scalars["train/length"] = float(np.mean(session.lengths))
-    if session.updates:
-        scalars |= session.learner.read_metrics()
-    run.log(session.step, scalars)
-    run.flush()
-    show_progress(session, run, scalars)
-
-
-def show_progress(session: Session, run: Run, scalars: dict[str, Any] | None = None) -> None:
-    """Update the progress bar, or print a line if the output is not a terminal."""
-    scalars = scalars or {}
-    fields: dict[str, Any] = {
-        "frames": session.step * (session.env.settings.get("frame_skip") or 1),
-        "episodes": session.episodes,
-        "return": scalars.get("train/return", float("nan")),
-        "epsilon": session.epsilon,
-        "loss": scalars.get("train/loss", float("nan")),
-        "steps/s": scalars.get("speed/steps_per_s", float("nan")),
-    }
-    run.progress(session.step, session.config.total_steps, fields)
+        for name, part in self._parts.items():
+            if isinstance(part, torch.Generator):
+                part.set_state(state[name])
+            else:
+                part.load_state_dict(state[name])
+        checkpoint.set_rng_state(state["rng"])
 
 
 def format_scores(scores: Scores) -> str:
@@ -263,22 +398,3 @@ def format_scores(scores: Scores) -> str:
 def format_settings(settings: Mapping[str, Any]) -> str:
     """Format settings as text: "protocol nature, frame_skip 4"."""
     return ", ".join(f"{key} {value}" for key, value in settings.items())
-
-
-def closing_message(session: Session, goal_reached: bool, entry: str) -> str:
-    """Closing message: the last returns, and the command to resume the run or to watch the agent.
-
-    Args:
-        session: state of the run.
-        goal_reached: True if `stop_at_return` was reached.
-        entry: name of the training program, such as "agents.dqn".
-    """
-    config = session.config
-    score = f"evaluation {session.last_score:.2f}" if session.last_score is not None else "not evaluated yet"
-    if session.mean_return is not None:
-        score += f", last {len(session.returns)} training episodes {session.mean_return:.2f}"
-    if goal_reached or session.step >= config.total_steps:
-        next_command = f"watch it with: {program_command('agents.play')} runs/{config.name}"
-    else:
-        next_command = f"resume with: {program_command(entry)} --name {config.name} --resume"
-    return f"{config.env} at step {session.step:,}: {score}; {next_command}"

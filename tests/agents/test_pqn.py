@@ -6,6 +6,7 @@ import contextlib
 import copy
 import os
 import runpy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from torch import nn
 from tests.programs import metrics
 from zerokara.agents import evaluate, pqn
 from zerokara.agents.configs.pqn import Config
-from zerokara.agents.pqn import PQNLearner, Training
+from zerokara.agents.pqn import Training, make_learner
 from zerokara.agents.qlearning.network import make_pqn_network
 from zerokara.agents.viewing.loading import load_agent
 from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.core.distributed import World
+from zerokara.core.run import Run
 from zerokara.envs.base import Step
 
 TINY = (
@@ -71,6 +73,18 @@ def config(**changes: Any) -> Config:
     return Config(**(options | changes))
 
 
+@pytest.fixture
+def make_training(tmp_path: Path) -> Callable[..., Training]:
+    """Return a function that creates the state of a run, given changes of the config."""
+
+    def make(**changes: Any) -> Training:
+        name = f"run{len(list(tmp_path.iterdir()))}"
+        with Run(config(**changes), kind="pqn", name=name, resume=False, quiet=True, root=tmp_path) as run:
+            return Training(config(**changes), run, Compute(), World())
+
+    return make
+
+
 def test_layer_norm_before_every_relu() -> None:
     net = make_pqn_network(config(), (4, 84, 84), 3)
     norms = [module for module in net.modules() if isinstance(module, nn.LayerNorm)]
@@ -92,16 +106,16 @@ def test_one_update_equals_an_explicit_computation() -> None:
     """Half the squared error, gradient clipping by norm, one step of RAdam."""
     torch.manual_seed(0)
     c = config(max_grad_norm=0.5, learning_rate=0.1)
-    net = make_pqn_network(c, (4, 84, 84), 3)
+    updater = make_learner(c, (4, 84, 84), 3, Compute(), World())
+    net = updater.network
     twin = make_pqn_network(c, (4, 84, 84), 3)
     twin.load_state_dict(net.state_dict())
     start = [p.detach().clone() for p in net.parameters()]
-    updater = PQNLearner(c, net, Compute(), World())
     optimizer = torch.optim.RAdam(twin.parameters(), lr=0.1)
     obs = torch.randint(256, (6, 4, 84, 84), dtype=torch.uint8)
     action_B, target_B = torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([3.0, -2.0, 0.5, 0, 0, 1])
     for _ in range(2):
-        updater.update(obs, action_B, target_B)
+        updater.step(obs, action_B, target_B)
         optimizer.zero_grad()
         q_BA = twin(obs / 255)
         loss = (0.5 * (q_BA[torch.arange(6), action_B] - target_B) ** 2).mean()
@@ -121,24 +135,27 @@ def test_16_bit_working_copy_resumes_from_a_checkpoint(monkeypatch: pytest.Monke
     monkeypatch.setattr(Compute, "function", lambda compute, function: function)
     compute, c = Compute(precision="bfloat16", compile=True), config()
     torch.manual_seed(0)
-    one, two = (PQNLearner(c, make_pqn_network(c, (4, 84, 84), 3), compute, World()) for _ in range(2))
+    one, two = (make_learner(c, (4, 84, 84), 3, compute, World()) for _ in range(2))
     obs = torch.randint(256, (6, 4, 84, 84), dtype=torch.uint8)
     batch = obs, torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([3.0, -2.0, 0.5, 0, 0, 1])
     for _ in range(3):
-        one.update(*batch)
+        one.step(*batch)
     two.load_state_dict(copy.deepcopy(one.state_dict()))
     for updater in (one, two):
-        updater.update(*batch)
+        updater.step(*batch)
     for weight, working_weight, other_weight in zip(
-        *(net.parameters() for net in (one.network, one.working, two.network)), strict=True
+        *(net.parameters() for net in (one.network, one.online, two.network)), strict=True
     ):
         assert torch.equal(weight, other_weight)
         assert torch.equal(weight.to(working_weight.dtype), working_weight)
-    assert torch.bfloat16 in {p.dtype for p in one.working.parameters()}
+    assert torch.bfloat16 in {p.dtype for p in one.online.parameters()}
 
 
 class Scripted:
-    """Three environments whose pixels are the step number: one terminates, one is truncated, one loses a life."""
+    """Three environments with a random picture per step: one terminates, one is truncated, one loses a life.
+
+    The pictures are not flat: LayerNorm maps all flat pictures to the same features.
+    """
 
     num_actions, frame_channels, obs_shape = 3, 1, (4, 84, 84)
 
@@ -146,7 +163,7 @@ class Scripted:
         self.t = 0
 
     def picture(self, number: int) -> np.ndarray:
-        return np.full((3, *self.obs_shape), number, np.uint8)
+        return np.random.default_rng(number).integers(0, 256, (3, *self.obs_shape), np.uint8)
 
     def send(self, action_N: np.ndarray) -> None:
         self.t += 1
@@ -160,48 +177,50 @@ class Scripted:
         return Step(self.picture(10 * self.t), reward, terminal, truncated, life, self.picture(200))
 
 
-def test_a_rollout_stores_the_next_value_of_each_step() -> None:
-    training = Training(config(), Compute(), World())
+def test_a_rollout_stores_the_next_value_of_each_step(make_training: Callable[..., Training]) -> None:
+    training = make_training()
     training.env = Scripted()  # type: ignore[assignment]
     training.obs = Scripted().picture(0)
     next_values: list[torch.Tensor] = []
-    training._learn = lambda: next_values.append(training.next_value_TN.clone())  # type: ignore[method-assign]
+    training.learn = lambda: next_values.append(training.next_value_TN.clone())  # type: ignore[method-assign]
     training.iterate()
     values = [training.policy.values(Scripted().picture(10 * t)).amax(dim=1) for t in range(6)]
     after_cut = training.policy.values(Scripted().picture(200)).amax(dim=1)
+    everything = torch.cat([*values, after_cut])
+    assert len(everything.unique()) == len(everything), "the pictures must have different values"
     for t in range(5):
         expected = values[t + 1].clone()
         if t == 2:
             expected[1] = after_cut[1]  # the last observation of the truncated episode, not the first of the next one
         torch.testing.assert_close(next_values[0][t], expected)
-        assert training.obs_TN[t].eq(10 * t).all()
+        np.testing.assert_array_equal(training.obs_TN[t].numpy(), Scripted().picture(10 * t))
     assert training.terminal_TN.nonzero().tolist() == [[1, 0], [3, 2]], "a lost life is terminal too"
     assert training.truncated_TN.nonzero().tolist() == [[2, 1]]
     assert training.reward_TN[3].tolist() == [1, -1, 1], "rewards are clipped to their sign"
     assert training.step == 15
 
 
-def test_every_step_is_used_once_per_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    training = Training(config(update_epochs=2), Compute(), World())
+def test_every_step_is_used_once_per_epoch(
+    make_training: Callable[..., Training], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = make_training(update_epochs=2)
     training.obs = training.env.reset(1)
     training.action_TN = torch.arange(15).view(5, 3)
     seen: list[int] = []
-    monkeypatch.setattr(training.learner, "update", lambda obs, action_B, target_B: seen.extend(action_B.tolist()))
-    training._learn()
+    monkeypatch.setattr(training.learner, "step", lambda obs, action_B, target_B: seen.extend(action_B.tolist()))
+    training.learn()
     assert sorted(seen[:15]) == sorted(seen[15:]) == list(range(15))
     assert seen[:15] != seen[15:], "in a different order"
     assert training.updates == 10
 
 
-def test_learning_rate_decay() -> None:
+def test_learning_rate_decay(make_training: Callable[..., Training]) -> None:
     for end, expected in ((None, [1e-3, 1e-3, 1e-3]), (1e-4, [1e-3, 5.5e-4, 1e-4])):
-        training = Training(
-            config(learning_rate=1e-3, final_learning_rate=end, learning_rate_decay_steps=100), Compute(), World()
-        )
+        training = make_training(learning_rate=1e-3, final_learning_rate=end, learning_rate_decay_steps=100)
         training.obs = training.env.reset(1)
         rates = []
         for training.step in (0, 50, 300):
-            training._learn()
+            training.learn()
             rates += [group["lr"] for group in training.learner.optimizer.param_groups]
         assert rates == pytest.approx(expected)
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from benchmarks.eager import Btr, Buffer, Drawn, NoisyLinear, Peer, Rainbow, SumTree, btr_loss, rainbow_loss
 from zerokara.agents.configs.dqn import PRESETS, Config
-from zerokara.agents.qlearning.heads import Categorical, ImplicitQuantiles
-from zerokara.agents.qlearning.losses import greedy, munchausen_bonus, quantile_loss, soft
+from zerokara.agents.dqn import dqn_loss
+from zerokara.agents.qlearning.heads import CategoricalHead, ImplicitQuantileHead, ScalarHead
 from zerokara.agents.qlearning.network import make_network
+from zerokara.core.compute import Compute
 
 OBS = (4, 84, 84)
 
@@ -35,46 +38,71 @@ def test_network_has_the_same_number_of_parameters(preset: str, kind: type[Rainb
     assert mine == sum(parameter.numel() for parameter in make_network(config, OBS, 6).parameters())
 
 
+class Adapter(nn.Module):
+    """Interface of zerokara's Q-networks around functions of uint8 observations."""
+
+    def __init__(
+        self, head: ScalarHead, outputs: Callable[[Tensor], Tensor], values: Callable[[Tensor], Tensor]
+    ) -> None:
+        super().__init__()
+        self.head, self._outputs, self._values = head, outputs, values
+
+    def features(self, x_BCHW: Tensor) -> Tensor:
+        return (x_BCHW * 255).round().to(torch.uint8)
+
+    def outputs(self, features: Tensor, tau_BT: Tensor | None = None) -> Tensor:
+        return self._outputs(features)
+
+    def values(self, features: Tensor) -> Tensor:
+        return self._values(features)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self._values(self.features(x_BCHW))
+
+
+def our_loss(
+    config: Config, online: Adapter, target: Adapter, batch: Drawn, *taus: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`dqn_loss` of the same batch."""
+    discount_B = config.gamma**config.n_step * (1 - batch.done_B)
+    tensors = batch.obs, batch.action_B, batch.reward_B, discount_B, batch.next_obs, torch.ones(3)
+    return dqn_loss(config, Compute(), online, target, *tensors, *taus)  # type: ignore[arg-type]
+
+
 def test_rainbow_target_matches() -> None:
     torch.manual_seed(0)
     config = settings("rainbow")
     online, target = Rainbow(config, 4, 6), Rainbow(config, 4, 6)
     batch = made_up(6)
     loss_B = rainbow_loss(config, online, target, batch)
-    with torch.no_grad():
-        discount_B = config.gamma**config.n_step * (1 - batch.done_B)
-        logits_BXA = target(batch.next_obs).log().transpose(1, 2)
-        following = greedy(logits_BXA, online.values(batch.next_obs))
-        goal_BX = Categorical(config.num_atoms, *config.value_range).target(batch.reward_B, discount_B, following)
-        predicted_BX = online(batch.obs)[torch.arange(3), batch.action_B]
-    torch.testing.assert_close(loss_B.detach(), -(goal_BX * predicted_BX.log()).sum(1), rtol=1e-4, atol=1e-4)
+    head = CategoricalHead(config.num_atoms, *config.value_range)
+    logit_BXA = online(batch.obs).log().transpose(1, 2).detach().requires_grad_()
+    ours = Adapter(head, lambda obs: logit_BXA, online.values)
+    theirs = Adapter(head, lambda obs: target(obs).log().transpose(1, 2), target.values)
+    loss, *_ = our_loss(config, ours, theirs, batch)
+    loss.backward()
+    assert logit_BXA.grad is not None
+    # The gradient of the mean cross-entropy is (prediction - target) / 3 at the outputs of the action.
+    predicted_BX = logit_BXA.softmax(dim=1)[torch.arange(3), :, batch.action_B].detach()
+    target_BX = predicted_BX - 3 * logit_BXA.grad[torch.arange(3), :, batch.action_B]
+    torch.testing.assert_close(loss_B.detach(), -(target_BX * predicted_BX.log()).sum(1), rtol=1e-4, atol=1e-4)
 
 
 def test_btr_target_matches(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     config = settings("btr")
     online, target = (Btr(config, 4, 6).eval() for _ in range(2))
-    fractions = torch.rand(3, config.num_tau_samples)  # the same whenever it asks, so that ours can ask for them too
+    fractions = torch.rand(3, config.num_tau_samples)  # every call draws the same fractions
     monkeypatch.setattr(torch, "rand", lambda *shape: fractions)
     batch = made_up(6)
     loss_B = btr_loss(config, online, target, batch)
-    with torch.no_grad():
-        next_z_BSA, _ = target(batch.next_obs, config.num_target_tau_samples)
-        options = {
-            "alpha": config.munchausen_alpha,
-            "tau": config.munchausen_tau,
-            "clip_min": config.munchausen_clip,
-        }
-        reward_B = batch.reward_B + munchausen_bonus(target.values(batch.obs), batch.action_B, **options)
-        discount_B = config.gamma**config.n_step * (1 - batch.done_B)
-        head = ImplicitQuantiles(1, 8, 8, 8, 64)
-        following = soft(next_z_BSA, next_z_BSA.mean(1), config.munchausen_tau)
-        goal_BS = head.target(reward_B, discount_B, following)
-        z_BT = online(batch.obs, config.num_tau_samples)[0][torch.arange(3), :, batch.action_B]
-        expected = [
-            quantile_loss(z_BT[i : i + 1], fractions[i : i + 1], goal_BS[i : i + 1], torch.ones(1))[0] for i in range(3)
-        ]
-    torch.testing.assert_close(loss_B.detach(), torch.stack(expected))
+    head = ImplicitQuantileHead(1, 8, 8, 8, 64)
+    ours, theirs = (
+        Adapter(head, lambda obs, net=net: net(obs, config.num_tau_samples)[0], net.values)  # type: ignore[misc]
+        for net in (online, target)
+    )
+    loss, *_ = our_loss(config, ours, theirs, batch, fractions)
+    torch.testing.assert_close(loss_B.mean(), loss)
 
 
 def test_noise_is_factorized() -> None:

@@ -13,19 +13,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.agents.qlearning.sampled import SampledLearner
 from zerokara.agents.configs.dqn import PRESETS, Config, refuse_contradictions
 from zerokara.agents.configs.presets import DEVIATIONS, PAPER_PRESETS
 from zerokara.agents.qlearning import schedules
 from zerokara.agents.qlearning.exploration import Exploration
-from zerokara.agents.qlearning.heads import Categorical, ImplicitQuantiles, Quantiles
-from zerokara.agents.qlearning.learner import Learner
+from zerokara.agents.qlearning.heads import CategoricalHead, ImplicitQuantileHead, QuantileHead
 from zerokara.agents.qlearning.network import make_network
 from zerokara.agents.qlearning.policy import Policy
 from zerokara.agents.qlearning.replay import Batch
 from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
-from zerokara.core.distributed import World
 
 OBS = (1, 20, 20)
 ACTIONS = 3
@@ -68,12 +67,12 @@ def bandit(seed: int = 0) -> Callable[[], Batch]:
     return sample
 
 
-def learner(sample: Callable[[], Batch] | None = None, *, seed: int = 0, **changes: Any) -> Learner:
+def learner(sample: Callable[[], Batch] | None = None, *, seed: int = 0, **changes: Any) -> SampledLearner:
     torch.manual_seed(seed)
-    return Learner(config(**changes), OBS, ACTIONS, Compute(), World(), sample or bandit())
+    return SampledLearner(config(**changes), OBS, ACTIONS, Compute(), sample or bandit())
 
 
-def states(learned: Learner) -> list[Tensor]:
+def states(learned: SampledLearner) -> list[Tensor]:
     return [t.clone() for module in (learned.network, learned.target) for t in module.state_dict().values()]
 
 
@@ -96,7 +95,7 @@ def test_shapes_and_values_of_every_head(head: str, dueling: bool) -> None:
     q_BA = net(x)
     assert q_BA.shape == (7, ACTIONS)
     if head == "c51":
-        assert isinstance(net.head, Categorical)
+        assert isinstance(net.head, CategoricalHead)
         atoms = torch.linspace(-2, 2, 11)
         expected = torch.stack([(z_BXA[:, :, a].softmax(dim=1) * atoms).sum(dim=1) for a in range(ACTIONS)], dim=1)
     else:
@@ -108,12 +107,12 @@ def test_shapes_and_values_of_every_head(head: str, dueling: bool) -> None:
 
 
 def test_fixed_quantile_fractions_are_midpoints() -> None:
-    torch.testing.assert_close(Quantiles(4).tau_1X, torch.tensor([[0.125, 0.375, 0.625, 0.875]]))
+    torch.testing.assert_close(QuantileHead(4).tau_1X, torch.tensor([[0.125, 0.375, 0.625, 0.875]]))
 
 
 def test_cosine_embedding_by_hand() -> None:
     """Dabney et al. 2018, equation 4: relu(sum over i of cos(pi i tau) w_ij + b_j), i from 0, times the features."""
-    head = ImplicitQuantiles(2, 3, 3, 4, cosine_embedding_dim=3)
+    head = ImplicitQuantileHead(2, 3, 3, 4, cosine_embedding_dim=3)
     tau_BT, features_BF = torch.tensor([[0.25, 1.0]]), torch.tensor([[2.0, -3.0]])
     rows = head.embed(features_BF, tau_BT)
     for row, tau in zip(rows, (0.25, 1.0), strict=True):
@@ -165,7 +164,7 @@ def test_extensions_can_be_combined(
     first, second = (learner(iter(sampled).__next__, seed=seed, **options) for seed in (1, 2))
     first.update()
     second.load_state_dict(copy.deepcopy(first.state_dict()))
-    second._sample = iter(sampled[1:]).__next__
+    second.sample = iter(sampled[1:]).__next__
     first.update()
     second.update()
     assert equal(states(first), states(second))
@@ -234,7 +233,7 @@ def test_munchausen_log_probability_is_that_of_the_target_network() -> None:
             out.weight.zero_()
             out.bias.copy_(torch.tensor(bias))
     obs, one = torch.zeros(1, *OBS, dtype=torch.uint8), torch.ones(1)
-    loss, _, td_error_B = learned._forward(obs, torch.tensor([1]), one, 0.5 * one, obs, one)
+    loss, _, td_error_B = learned.loss(obs, torch.tensor([1]), one, 0.5 * one, obs, one)
     # 1 + .9 log(1/4) + .5 log(2 + 1 + 1), and Q(s, 1) = 0.
     expected = 1 + 0.9 * np.log(0.25) + 0.5 * np.log(4)
     assert td_error_B.item() == pytest.approx(abs(expected), rel=1e-5)
@@ -280,7 +279,7 @@ def test_a_reset_reinitializes_the_head_and_perturbs_the_backbone() -> None:
         learned.update()
     old = {name: p.detach().clone() for name, p in learned.network.named_parameters()}
     before = torch.get_rng_state()
-    learned.reset(seed=7)
+    learned.reset(7, learned.config.reset_perturb_factor)
     assert torch.equal(torch.get_rng_state(), before), "the global random state does not change"
     torch.manual_seed(7)
     fresh = dict(make_network(learned.config, OBS, ACTIONS).named_parameters())

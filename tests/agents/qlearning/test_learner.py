@@ -13,15 +13,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.agents.qlearning.sampled import SampledLearner
 from zerokara.agents.configs.dqn import Config
+from zerokara.agents.dqn import dqn_loss
 from zerokara.agents.qlearning.exploration import Exploration
-from zerokara.agents.qlearning.learner import Learner
 from zerokara.agents.qlearning.network import make_network
 from zerokara.agents.qlearning.policy import Policy
 from zerokara.agents.qlearning.replay import Batch
 from zerokara.core.compute import Compute
-from zerokara.core.distributed import World
-from zerokara.core.optim import set_learning_rate
 
 OBS = (2, 20, 20)
 ACTIONS = 3
@@ -58,9 +57,11 @@ def batches(seed: int = 0) -> Callable[[], Batch]:
     return sample
 
 
-def make(sample: Callable[[], Batch], *, seed: int = 0, compute: Compute | None = None, **changes: Any) -> Learner:
+def make(
+    sample: Callable[[], Batch], *, seed: int = 0, compute: Compute | None = None, **changes: Any
+) -> SampledLearner:
     torch.manual_seed(seed)
-    return Learner(config(**changes), OBS, ACTIONS, compute or Compute(), World(), sample)
+    return SampledLearner(config(**changes), OBS, ACTIONS, compute or Compute(), sample)
 
 
 def weights(module: nn.Module) -> list[Tensor]:
@@ -141,18 +142,18 @@ def test_double_q_learning_selects_with_the_online_network() -> None:
     one = torch.ones(1)
     step = (obs, torch.tensor([0]), one, 0.5 * one, obs, one)
     # Q(s, 0) = 0; double: 1 + .5 * 3 = 2.5, Huber 2; single: 1 + .5 * 9 = 5.5, Huber 5.
-    loss, mean_q, _ = learner._forward(*step)
+    loss, mean_q, _ = learner.loss(*step)
     assert loss.item() == pytest.approx(2.0)
     assert mean_q.item() == pytest.approx(2.0)
-    learner.config = config(dueling=False, double=False)
-    assert learner._forward(*step)[0].item() == pytest.approx(5.0)
+    single = config(dueling=False, double=False)
+    assert dqn_loss(single, Compute(), learner.network, learner.target, *step)[0].item() == pytest.approx(5.0)
 
 
 def test_no_gradient_flows_through_the_bootstrap_value() -> None:
     """The gradient is that of a loss with a constant target, although the online network selected the action."""
     batch = batches(1)()
     learner = make(lambda: batch)
-    loss, _, _ = learner._forward(*batch)
+    loss, _, _ = learner.loss(*batch)
     loss.backward()
     got = [p.grad.clone() for p in learner.network.parameters() if p.grad is not None]
     learner.network.zero_grad()
@@ -169,7 +170,7 @@ def test_no_gradient_flows_through_the_bootstrap_value() -> None:
 def test_metrics_are_means_since_the_last_read() -> None:
     learner = make(batches(5))
     losses, values = [], []
-    forward = learner._forward
+    forward = learner.loss
 
     def spy(*batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         loss, mean_q, td_error_B = forward(*batch)
@@ -177,7 +178,7 @@ def test_metrics_are_means_since_the_last_read() -> None:
         values.append(mean_q.item())
         return loss, mean_q, td_error_B
 
-    learner._loss = spy  # type: ignore[assignment]
+    learner.learner._forward = spy  # type: ignore[assignment]
     for _ in range(3):
         learner.update()
     learner.read_metrics()
@@ -225,7 +226,7 @@ def test_first_adam_step_equals_the_learning_rate() -> None:
     for rate in (1e-3, 1e-4):
         learner = make(batches(1), learning_rate=1e-2, optimizer_epsilon=1e-12)
         before = weights(learner.network)
-        set_learning_rate(learner.optimizer, rate)
+        learner.set_learning_rate(rate)
         learner.update()
         moved.append(max(float((a - b).abs().max()) for a, b in zip(weights(learner.network), before, strict=True)))
     assert moved == pytest.approx([1e-3, 1e-4], rel=1e-2)  # independent of the gradient
@@ -243,9 +244,9 @@ def test_a_restored_learner_continues_bitwise_identically(optimizer: str, comput
     torch.save(first.state_dict(), tmp_path / "state.pt")
     sampled = [sample() for _ in range(5)]
 
-    def continue_training(learner: Learner) -> tuple[list[Tensor], dict[str, float]]:
+    def continue_training(learner: SampledLearner) -> tuple[list[Tensor], dict[str, float]]:
         stream = iter(sampled)
-        learner._sample = lambda: next(stream)
+        learner.sample = lambda: next(stream)
         for i in range(5):
             learner.update()
             if i == 2:
@@ -288,7 +289,7 @@ def test_bfloat16_loss_is_close_to_float32() -> None:
     losses = []
     for compute in (Compute(), Compute(precision="bfloat16", channels_last=True)):
         batch = batches(4)()
-        loss, mean_q, _ = make(lambda batch=batch: batch, compute=compute)._forward(*batch)  # type: ignore[misc]
+        loss, mean_q, _ = make(lambda batch=batch: batch, compute=compute).loss(*batch)  # type: ignore[misc]
         losses.append([loss.item(), mean_q.item()])
     assert losses[1] == pytest.approx(losses[0], rel=0.03, abs=0.01)
     assert losses[0] != losses[1]
@@ -302,19 +303,19 @@ def test_16_bit_working_copy_resumes_from_a_checkpoint_and_follows_a_reset(
     monkeypatch.setattr(Compute, "function", lambda compute, function: function)
     compute = Compute(precision="bfloat16", compile=True)
     learner, other = (make(batches(6), compute=compute, noisy=noisy) for _ in range(2))
-    assert {p.dtype for p in learner.working.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in learner.online.parameters()} == {torch.bfloat16}
     for _ in range(3):
         learner.update()
     other.load_state_dict(copy.deepcopy(learner.state_dict()))
     for each in (learner, other):
-        each._sample = batches(7)
+        each.sample = batches(7)
         for _ in range(2):
             each.update()
     assert same(weights(learner.network), weights(other.network))
-    assert same(weights(learner.working), weights(other.working))
+    assert same(weights(learner.online), weights(other.online))
     assert {p.dtype for p in learner.network.parameters()} == {torch.float32}
-    learner.reset(1)
-    for kept, used in zip(learner.network.parameters(), learner.working.parameters(), strict=True):
+    learner.reset(1, learner.config.reset_perturb_factor)
+    for kept, used in zip(learner.network.parameters(), learner.online.parameters(), strict=True):
         assert torch.equal(kept.to(used.dtype), used)
 
 
@@ -339,7 +340,7 @@ def test_a_captured_update_equals_the_eager_update(optimizer: str) -> None:
     eager = make(lambda: batch, compute=compute, optimizer=optimizer)
     for _ in range(5):
         graph.update()
-        eager._update()
+        eager.eager_update()
     for a, b in zip(graph.network.parameters(), eager.network.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
     got, expected = graph.read_metrics(), eager.read_metrics()

@@ -1,0 +1,98 @@
+"""Test of what connects the parts of PQN: the lambda-returns of the rollouts, and the minibatches.
+
+The real training loop runs in scripted environments whose observations encode environment, episode and step
+(tests/agents/scripted.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import Tensor
+
+from tests.agents.scripted import SIZE, Origin, ScriptedEnv, ends_with, length_of, origin_of, reward_of
+from zerokara import envs
+from zerokara.agents import pqn
+from zerokara.agents.configs.pqn import Config
+from zerokara.agents.qlearning.learner import Learner
+from zerokara.core.compute import Compute
+from zerokara.core.distributed import World
+from zerokara.core.run import Run
+
+NUM_ENVS = 4
+GAMMA = 0.9
+
+
+def test_pqn_trains_on_the_lambda_returns_of_its_rollouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recompute every target from the script, with the values of the network at the time of the rollout."""
+    config = Config(
+        num_envs=NUM_ENVS, frame_stack=2, image_size=SIZE, gamma=GAMMA, td_lambda=0.6, clip_rewards=False,
+        rollout_steps=10, num_minibatches=4, update_epochs=2, total_steps=120, hidden_units=16, width_multiplier=0.25,
+        terminal_on_life_loss=True, eval_every_steps=0, capture_video=False, device="cpu", threads=1, backbone="der",
+    )  # fmt: skip
+    env = ScriptedEnv(NUM_ENVS)
+    monkeypatch.setattr(envs, "make", lambda *args, **options: env)
+    rollouts: list[tuple[int, dict[Origin, tuple[float, int]]]] = []
+    used: list[tuple[Origin, int, float]] = []
+    original_learn = pqn.Training.learn
+
+    def value(training: pqn.Training, origin: Origin) -> float:
+        return float(training.policy.values(env.observe(origin)[None]).amax())
+
+    def learn(training: pqn.Training) -> None:
+        expected: dict[Origin, tuple[float, int]] = {}
+        for i, last in enumerate(env.at):
+            later: float | None = None  # return of the following step in the rollout
+            origin = last
+            for t in reversed(range(config.rollout_steps)):
+                following = origin
+                origin = previous(origin)
+                now = reward_of(origin)
+                if ends_with(origin) == "terminal" or origin.step == 1:
+                    result = now
+                elif ends_with(origin) == "truncated":
+                    result = now + GAMMA * value(training, origin._replace(step=origin.step + 1))
+                else:
+                    bootstrap = value(training, following)
+                    mixed = bootstrap if later is None else 0.4 * bootstrap + 0.6 * later
+                    result = now + GAMMA * mixed
+                later = result
+                at = len(env.actions) - config.rollout_steps + t
+                expected[origin] = (result, int(env.actions[at][i]))
+        rollouts.append((len(used), expected))
+        original_learn(training)
+
+    def step(learner: Any, obs: Tensor, action_B: Tensor, target_B: Tensor) -> Tensor:
+        for row in zip(obs.numpy(), action_B.tolist(), target_B.tolist(), strict=True):
+            origin = origin_of(row[0])
+            np.testing.assert_array_equal(row[0], env.observe(origin))
+            used.append((origin, row[1], row[2]))
+        return original_step(learner, obs, action_B, target_B)
+
+    original_step = Learner.step
+    monkeypatch.setattr(pqn.Training, "learn", learn)
+    monkeypatch.setattr(Learner, "step", step)
+    with Run(config, kind="pqn", name="run", resume=False, quiet=True, root=tmp_path) as run:
+        pqn.train(config, run, Compute(), World())
+    assert len(rollouts) == 3
+    assert {ends_with(origin) for _, expected in rollouts for origin in expected} == {"terminal", "truncated", ""}
+    for begin, expected in rollouts:
+        for epoch in range(2):
+            rows = used[begin + epoch * 40 : begin + (epoch + 1) * 40]
+            assert {origin for origin, _, _ in rows} == set(expected), "every step is used once per epoch"
+            for origin, action, target in rows:
+                assert action == expected[origin][1]
+                assert target == pytest.approx(expected[origin][0], rel=1e-4, abs=1e-5)
+    first_epochs = [[row[0] for row in used[begin : begin + 40]] for begin, _ in rollouts]
+    assert first_epochs[0] != sorted(first_epochs[0]), "in random order"
+
+
+def previous(origin: Origin) -> Origin:
+    """Observation from which the step to `origin` started."""
+    if origin.step:
+        return origin._replace(step=origin.step - 1)
+    before = origin._replace(episode=origin.episode - 1)
+    return before._replace(step=length_of(before) - 1)
