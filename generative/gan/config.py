@@ -140,7 +140,7 @@ class Config:
     beta2: Annotated[float, Range(0, 0.99999)] = 0.99
     """Adam's decay rate of the second moment."""
     ema_half_life_updates: NotNegative = 200.0
-    """Half-life of the generator's averaged weights, in updates (0: no averaging). They are used for sampling."""
+    """Half-life of the averaged generator, in updates (0: no averaging). The averaged weights are used for sampling."""
     diffaugment: tuple[Literal["color", "translation", "cutout"], ...] = ()
     """Differentiable augmentation of the discriminator's input. As in Zhao et al. 2020."""
     flip: bool = False
@@ -148,8 +148,8 @@ class Config:
 
     # --- evaluation and logging ------------------------------------------------------------------------------------
     classifier: str = ""
-    """Classifier for the features of the metrics (none: the zoo's for these data). A run's folder, its
-    model.safetensors or a network of the zoo. If the zoo has none for these data: a network with random weights."""
+    """Classifier that computes the features of the metrics (none: the zoo's). A run's folder, its model.safetensors or
+    a network of the zoo. If the zoo has none for these data: a network with random weights."""
     eval_every_updates: OptionalCount = 500
     """Updates between evaluations (0: evaluate only at the end)."""
     eval_images: Annotated[int, Range(100, 100_000)] = 5_000
