@@ -63,10 +63,11 @@ class BackboneOptions:
     width_multiplier: Annotated[float, Range(0.01, 4)] = 1.0
     """Multiplier on the channels of --backbone. Only for weights that do not contain it."""
     content_layers: tuple[str, ...] = ()
-    """Layers of the content loss, such as relu4_2 or stage3 (none: by the network). Defaults: relu4_2 for VGG weights
-    of torchvision; relu3_1 for a VGG of a run or of the zoo; the second-last stage of other backbones."""
+    """Layers of the content loss, such as relu4_2 (none: by the network). Defaults: relu4_2 for VGG weights of
+    torchvision; relu3_1 for a VGG of a run or of the zoo; the second-last stage of other backbones, which have stage1,
+    stage2 and so on."""
     style_layers: tuple[str, ...] = ()
-    """Layers of the style loss (none: relu1_1 to relu5_1 of a VGG, or all stages)."""
+    """Layers of the style loss (none: relu1_1 to relu5_1, or all stages)."""
     pooling: Pooling = "average"
     """Pooling of a VGG. average gives smoother results (Gatys et al. 2016, section 2)."""
 
