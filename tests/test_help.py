@@ -12,10 +12,10 @@ import pytest
 from zerokara.core.command_line import parse
 from zerokara.core.config import UserError, class_mapping, field_types, flag
 from zerokara.core.help_text import LABEL_COLUMNS
-from zerokara.generative import fast_style, representation
+from zerokara.generative import fast_style, representation, sample
 from zerokara.generative.gan import config as dcgan
 from zerokara.generative.style import config as style_transfer
-from zerokara.vision import augmentation, depth, features
+from zerokara.vision import augmentation, depth, features, precision
 from zerokara.vision.classification import config as classify
 
 Presets = Mapping[str, Mapping[str, Any]]
@@ -30,11 +30,16 @@ PROGRAMS: Mapping[str, tuple[type[Any], Presets]] = {
     "augmentation": (augmentation.Options, {}),
     "features": (features.Options, {}),
 }
+SMALL_PROGRAMS: Mapping[str, tuple[type[Any], Presets]] = {
+    "sample": (sample.Options, {}),
+    "precision": (precision.Options, {}),
+}
+"""Programs with few options, which have conditions but no groups."""
 
 
 def read(program: str, *words: str) -> Any:
     """Parse a command line of a program."""
-    config_class, presets = PROGRAMS[program]
+    config_class, presets = {**PROGRAMS, **SMALL_PROGRAMS}[program]
     return parse(config_class, presets, words, "Title.")
 
 
@@ -205,6 +210,9 @@ CONDITIONS: Sequence[tuple[str, str, str, str]] = [
     ("representation", "--seeds 3 --labels 0", "--labels with a number other than 0", "--labels 100 0"),
     ("representation", "--updates 5 --supervised digits", 'an empty --supervised ""', "--supervised="),
     ("depth", "--depths 8 14 --part filters", "--part layers or both", "--part both"),
+    ("sample", "--columns 3 --folder many", 'an image grid (--folder "")', "--folder="),
+    ("sample", "--out a.png --folder many", 'an image grid (--folder "")', "--folder="),
+    ("precision", "--calibration 500 --no-int8", "--int8", "--int8"),
 ]
 
 
@@ -216,10 +224,11 @@ def test_options_without_effect_are_refused(program: str, options: str, missing:
     read(program, *options.split(" "), *more.split(" "))
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", [*PROGRAMS, *SMALL_PROGRAMS])
 def test_every_condition_is_tested(program: str) -> None:
+    config_class, _ = {**PROGRAMS, **SMALL_PROGRAMS}[program]
     tested = {options.split(" ")[0] for tested_program, options, *_ in CONDITIONS if tested_program == program}
-    assert tested == {flag(name) for name in class_mapping(PROGRAMS[program][0], "REQUIRES")}
+    assert tested == {flag(name) for name in class_mapping(config_class, "REQUIRES")}
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

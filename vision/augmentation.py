@@ -60,7 +60,8 @@ class Options(grid.Options):
     backbone: str = "deep_cnn"
     """Name of the backbone; python -m core.backbones lists them."""
     pictures: Literal["digits", "photos"] = "digits"
-    """Kind of augmentation. digits: rotation, translation, scaling, shear; photos: random crop, horizontal flip."""
+    """Augmentation: rotations and shifts (digits), or crops and flips (photos). digits: rotation, translation, scaling,
+    shear; photos: random crop, horizontal flip."""
 
 
 def make_cells(options: Options, available: int) -> list[Cell]:

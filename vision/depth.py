@@ -55,11 +55,13 @@ class Options(grid.Options):
     COMMON: ClassVar = names.COMMON_DEPTH
 
     part: Literal["filters", "layers", "both"] = "both"
-    """Experiment. filters: sizes of filters; layers: plain against residual networks; both."""
+    """Experiment on sizes of filters, on depth (layers), or both. layers: plain against residual networks of several
+    depths."""
     depths: Annotated[tuple[int, ...], Range(8, 1202)] = (20, 56, 110)
     """Layers of the plain and residual networks, of the form 6n + 2."""
     pictures: Literal["digits", "photos"] = "digits"
-    """Kind of augmentation. digits: rotation, translation, scaling, shear; photos: random crop, horizontal flip."""
+    """Augmentation: rotations and shifts (digits), or crops and flips (photos). digits: rotation, translation, scaling,
+    shear; photos: random crop, horizontal flip."""
     epochs: Annotated[int, Range(0)] = 0
     """Length of each run in epochs (0: 15 for filters, 40 for layers)."""
     train_images: Annotated[int, Range(0)] = 0

@@ -49,8 +49,8 @@ class Config:
     preset: str = "fast"
     """Named set of defaults for all other options."""
     data: str = "glyphs"
-    """Training images: the name of a data set, or a path. Names: glyphs (digits drawn by zerokara), mnist,
-    fashion-mnist, cifar10, cifar100, frames:<environment id>. Paths: a folder, a zip file or an LSUN database."""
+    """glyphs, mnist, fashion-mnist, cifar10, cifar100, frames:<id>, a path. Training images: digits drawn by zerokara
+    (glyphs), a data set, frames of an environment, or the path of a folder, a zip file or an LSUN database."""
     data_dir: str = ""
     """Folder of named data sets (none: $ZEROKARA_DATA or ~/.cache/zerokara). They are downloaded to it."""
     image_size: Annotated[tuple[int, ...], Range(28, 256)] = ()
@@ -83,7 +83,7 @@ class Config:
     latent_dim: Annotated[int, Range(1, 4096)] = 64
     """Dimension of the latent vector."""
     latent_distribution: Literal["normal", "uniform"] = "normal"
-    """Distribution of each latent number: N(0, 1), or uniform from -1 to 1."""
+    """Distribution of each latent number: N(0, 1), or from -1 to 1."""
     generator: Literal["dcgan", "r3"] = "dcgan"
     """Architecture of the generator: DCGAN or R3GAN. r3 has residual blocks; use it with --backbone r3."""
     generator_width: Width = 1.0

@@ -43,8 +43,8 @@ class Config:
     preset: str = "fast"
     """Named set of defaults for all other options."""
     data: str = "glyphs"
-    """Data set: a name, or a folder or zip file of class folders. Names: glyphs (synthetic digits), mnist,
-    fashion-mnist, cifar10, cifar100."""
+    """glyphs, mnist, fashion-mnist, cifar10, cifar100, or a folder or zip. Data set: synthetic digits (glyphs), a named
+    data set, or the path of a folder or zip file of class folders."""
     data_dir: str = ""
     """Folder of named data sets (none: $ZEROKARA_DATA or ~/.cache/zerokara). They are downloaded to it."""
     image_size: Annotated[int | None, Range(8, 1024)] = None
@@ -78,7 +78,7 @@ class Config:
     width_multiplier: Annotated[float, Range(0.1, 16)] = 1.0
     """Factor on the number of channels, for backbones that have this option."""
     head: Literal["paper", "pooled"] = "paper"
-    """Head: that of the backbone's paper, or global average pooling. pooled: global average pooling and one linear
+    """Head: that of the backbone's paper, or one linear layer (pooled). pooled: global average pooling and one linear
     layer."""
     stem: Stem = "paper"
     """First layers of the backbone, by image size. paper for images of 224 pixels, medium for 64 to 128, small for 32
@@ -99,19 +99,20 @@ class Config:
     accumulation_steps: Count = 1
     """Number of parts of a batch whose gradients are accumulated. More parts need less memory."""
     optimizer: Literal["sgd", "adam", "adamw", "muon"] = "adamw"
-    """Optimizer. sgd has Nesterov momentum; muon is Muon for weight matrices and AdamW for the rest."""
+    """Optimizer (sgd: with Nesterov momentum, muon: with AdamW for vectors). Muon updates the weight matrices, and
+    AdamW the biases, normalization layers and output layers."""
     learning_rate: Positive = 5e-3
     """Peak learning rate."""
     momentum: Fraction = 0.9
     """Momentum of SGD and Muon."""
     weight_decay: NotNegative = 0.02
-    """Weight decay; not applied to biases and normalization layers."""
+    """Weight decay of weight matrices and filters. It is not applied to biases and normalization layers."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """Learning rate schedule after the warm-up. cosine: cosine decay to 0."""
     warmup_epochs: NotNegative = 2.0
     """Epochs of linear learning rate warm-up."""
     label_smoothing: Fraction = 0.1
-    """Label smoothing: probability mass spread over all classes."""
+    """Label smoothing: probability mass spread over all classes (0: none)."""
     max_grad_norm: Annotated[float | None, Range(0, low_open=True)] = None
     """Clip the norm of the gradient to this value (None: no clipping)."""
     ema_half_life_updates: NotNegative = 0.0

@@ -50,8 +50,8 @@ class Options:
     FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES_GRID
 
     data: str = "glyphs"
-    """Data set: a name, or a folder or zip file of class folders. Names: glyphs (synthetic digits), mnist,
-    fashion-mnist, cifar10, cifar100."""
+    """glyphs, mnist, fashion-mnist, cifar10, cifar100, or a folder or zip. Data set: synthetic digits (glyphs), a named
+    data set, or the path of a folder or zip file of class folders."""
     data_dir: str = ""
     """Folder of named data sets (none: $ZEROKARA_DATA or ~/.cache/zerokara). They are downloaded to it."""
     seeds: Annotated[tuple[int, ...], Range(0, 10**6)] = (1, 2, 3)
