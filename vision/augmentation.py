@@ -60,7 +60,7 @@ class Options(grid.Options):
     backbone: str = "deep_cnn"
     """Name of the backbone; python -m core.backbones lists them."""
     pictures: Literal["digits", "photos"] = "digits"
-    """Augmentation: rotations and shifts (digits), or crops and flips (photos). digits: rotation, translation, scaling,
+    """Augmentation: rotation and shift (digits), or crop and flip (photos). digits: rotation, translation, scaling,
     shear; photos: random crop, horizontal flip."""
 
 

@@ -60,7 +60,7 @@ class Options(grid.Options):
     depths: Annotated[tuple[int, ...], Range(8, 1202)] = (20, 56, 110)
     """Layers of the plain and residual networks, of the form 6n + 2."""
     pictures: Literal["digits", "photos"] = "digits"
-    """Augmentation: rotations and shifts (digits), or crops and flips (photos). digits: rotation, translation, scaling,
+    """Augmentation: rotation and shift (digits), or crop and flip (photos). digits: rotation, translation, scaling,
     shear; photos: random crop, horizontal flip."""
     epochs: Annotated[int, Range(0)] = 0
     """Length of each run in epochs (0: 15 for filters, 40 for layers)."""
