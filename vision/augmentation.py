@@ -58,7 +58,7 @@ class Options(grid.Options):
     updates: Annotated[int, Range(1)] = 3_000
     """Updates of every network, rounded up to whole epochs."""
     backbone: str = "deep_cnn"
-    """Name of the backbone; python -m core.backbones lists them."""
+    """Name of the backbone (python -m core.backbones lists them)."""
     pictures: Literal["digits", "photos"] = "digits"
     """Augmentation: rotation and shift (digits), or crop and flip (photos). digits: rotation, translation, scaling,
     shear; photos: random crop, horizontal flip."""

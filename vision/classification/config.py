@@ -74,7 +74,7 @@ class Config:
 
     # --- network -----------------------------------------------------------------------------------------------------
     backbone: str = "deep_cnn"
-    """Name of the backbone; python -m core.backbones lists them."""
+    """Name of the backbone (python -m core.backbones lists them)."""
     width_multiplier: Annotated[float, Range(0.1, 16)] = 1.0
     """Factor on the number of channels, for backbones that have this option."""
     head: Literal["paper", "pooled"] = "paper"
@@ -88,7 +88,7 @@ class Config:
     output_dropout: Fraction = 0.0
     """Dropout probability of the output layer during training (0: none). The code of the book uses it."""
     pretrained_backbone: str = ""
-    """Run, weights file or zoo network that initializes the backbone. The head is initialized at random."""
+    """Run, weights file or zoo network that initializes the backbone. Its head is not loaded."""
     weights: str = ""
     """Weights of the whole network: a file of torchvision. Its name ends in .pth or .safetensors. Without it, weights
     are initialized at random."""
