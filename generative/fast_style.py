@@ -37,7 +37,7 @@ from zerokara.core.run_config import configure
 from zerokara.core.stopwatch import Stopwatch
 from zerokara.generative.gan.config import Config as DataConfig
 from zerokara.generative.gan.data import load_split
-from zerokara.generative.style import network
+from zerokara.generative.style import names, network
 from zerokara.generative.style.critic import Losses, PerceptualLoss, Weights
 from zerokara.generative.style.network import MODEL_FILE, StyleMetadata, StyleNetwork
 from zerokara.generative.style.perceptual import BackboneOptions, LossNetwork, make_loss_network
@@ -67,23 +67,29 @@ class Config(BackboneOptions):
         "stylist_width": "style_network_width",
         "show_every_updates": "image_every_updates",
     }
+    FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES_FAST
+    REQUIRES: ClassVar = names.REQUIRES_FAST
+    GROUPS: ClassVar = names.GROUPS_FAST
+    COMMON: ClassVar = names.COMMON_FAST
+    PRESET_SUMMARIES: ClassVar = names.PRESET_SUMMARIES_FAST
 
     preset: str = "fast"
-    """Named set of defaults for all options below."""
+    """Named set of defaults for all other options."""
     style: str = ""
     """Style image."""
     data: str = "flickr8k-1000"
-    """Training photographs: a folder or zip file of images of any size, or the name of one in --data-dir."""
+    """Training photographs: a folder or zip file, by path or name. Names are those in --data-dir. The images may have
+    any size."""
     data_dir: str = ""
-    """Folder of named data sets. Empty: $ZEROKARA_DATA, else ~/.cache/zerokara."""
+    """Folder of named data sets (none: $ZEROKARA_DATA or ~/.cache/zerokara)."""
     name: str = ""
-    """Folder under runs/. Empty: made of the style's file name and the seed."""
+    """Folder under runs/ (none: made of the style's file name and the seed)."""
     seed: Annotated[int, Range(0, 10**6)] = 1
     """Seed of all random number generators."""
     image_size: Annotated[int, Range(32, 256)] = 256
     """Resize training photographs to this side, in pixels. The trained network accepts larger images."""
     style_size: Annotated[int, Range(0, 4096)] = 0
-    """Longer side of the style image in pixels. 0: twice --image-size. Larger values give larger brush strokes."""
+    """Longer side of the style image in pixels (0: twice --image-size). Larger values give larger brush strokes."""
     style_network_width: Annotated[float, Range(0.05, 4)] = 1.0
     """Multiplier on the channels of the style network."""
     updates: Count = 2_000
@@ -101,7 +107,7 @@ class Config(BackboneOptions):
     variation_weight: NotNegative = 5.0
     """Weight of the total variation loss, which smooths the result."""
     held_out_images: Count = 8
-    """Number of photographs held out of training, for evaluation and logged images."""
+    """Number of photographs held out for evaluation and logged images."""
     resume: bool = False
     """Resume the run of this name from its last checkpoint."""
     quiet: bool = False
@@ -109,15 +115,15 @@ class Config(BackboneOptions):
     log_every_updates: Count = 20
     """Updates between logged metrics."""
     image_every_updates: Count = 200
-    """Updates between evaluations on the held-out photographs, which log images."""
+    """Updates between evaluations on held-out photographs. They log images."""
     checkpoint_every_updates: Count = 100
     """Updates between checkpoints."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:<n> or mps."""
+    """Device: auto, cpu, cuda, cuda:<n> or mps."""
     precision: Precision = "auto"
     """Precision of both networks. auto: the fastest in a short measurement."""
     threads: Annotated[int, Range(0)] = 0
-    """Number of CPU threads. 0: all cores."""
+    """Number of CPU threads (0: one per core)."""
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

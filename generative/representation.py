@@ -20,10 +20,10 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -46,10 +46,12 @@ from zerokara.core.progress import Progress
 from zerokara.core.report import figure_pixels, plain_ticks, write_json
 from zerokara.core.run import Run
 from zerokara.core.zoo.registry import find_file
+from zerokara.generative import names
 from zerokara.generative.gan.config import Config
 from zerokara.generative.gan.data import load_split
 from zerokara.generative.gan.learner import make_discriminator
 from zerokara.generative.gan.sampler import BEST, KIND
+from zerokara.generative.names import Requirement
 from zerokara.generative.scoring import svm
 from zerokara.generative.scoring.feature_extractor import preprocess
 
@@ -74,24 +76,50 @@ DISCRIMINATOR, RANDOM, SUPERVISED, OWN_LAYER = (
 class Options:
     """Options of generative.representation."""
 
+    FOREIGN_NAMES: ClassVar[Mapping[str, str]] = {
+        "dataset": "is not an option here: the data are those of the run.",
+        "data": "is not an option here: the data are those of the run.",
+        "num_labels": "labels",
+        "n_labels": "labels",
+        "train_images": "labels",
+        "seed": "is --seeds here, the number of random draws of labels.",
+        "checkpoint": "which",
+        "epoch": "which",
+        "epochs": "is --updates here, in updates and not in epochs.",
+        "steps": "updates",
+        "cuda": names.DEVICE,
+        "gpu": names.DEVICE,
+        "num_threads": "threads",
+    }
+    REQUIRES: ClassVar[Mapping[str, Requirement]] = {
+        "seeds": (lambda options: any(options.labels), "--labels with a number other than 0, which means all"),
+        "updates": (lambda options: not options.supervised, 'an empty --supervised ""'),
+    }
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "data": ("run", "which", "labels", "seeds"),
+        "supervised network": ("supervised", "updates"),
+        "output": ("json",),
+        "hardware": ("device", "threads"),
+    }
+
     run: Annotated[str, Positional("runs/<name>")] = ""
     """Folder of the run."""
     which: Literal["best", "last"] = "best"
     """Discriminator of the run's best or last checkpoint."""
     labels: Annotated[tuple[int, ...], Range(0)] = (100, 1_000, 0)
-    """Numbers of labeled training images. 0: all images."""
+    """Numbers of labeled training images (0: all)."""
     seeds: Annotated[int, Range(1, 100)] = 5
     """Number of random draws of labels. With all images there is only one."""
     supervised: str = ""
-    """Supervised classifier: a run's folder, a file, or a network of the zoo. Empty: train one on the same labels."""
+    """Supervised classifier (none: train one on the same labels). A run's folder, a file, or a network of the zoo."""
     updates: Annotated[int, Range(1)] = 2_000
     """Training steps of that classifier, with batches of 100 images."""
     json: bool = False
     """Print JSON instead of a table."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:<n> or mps."""
+    """Device: auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int, Range(0)] = 0
-    """Number of CPU threads. 0: all cores."""
+    """Number of CPU threads (0: one per core)."""
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ Shapes: N images, C channels, H, W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 
@@ -27,14 +27,18 @@ from zerokara.core.progress import Progress
 from zerokara.generative.gan import finished
 from zerokara.generative.gan.pictures import displayable, image_grid
 from zerokara.generative.gan.sampler import Sampler
+from zerokara.generative.names import Requirement
 
 MAX_IN_GRID = 2_500  # images
 CHUNK = 500  # images in memory at once, with --folder
+_GRID: Requirement = (lambda options: not options.folder, 'an image grid (--folder "")')
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(finished.Options):
     """Options of generative.sample."""
+
+    REQUIRES: ClassVar[Mapping[str, Requirement]] = {"columns": _GRID, "out": _GRID}
 
     number: Annotated[int, Range(1, 10**6)] = 64
     """Number of images."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from rich import box
 from rich.console import Console
@@ -26,7 +26,7 @@ from zerokara.core.programs import program_command
 from zerokara.core.report import new_figure, plain_ticks, write_figure
 from zerokara.core.run import Run
 from zerokara.core.run_config import configure
-from zerokara.vision.studies import grid
+from zerokara.vision.studies import grid, names
 from zerokara.vision.studies.grid import (
     AUGMENTATION,
     NO_AUGMENTATION,
@@ -46,16 +46,22 @@ MODES = {"without": ("tab:red", "--"), "with": ("tab:blue", "-")}
 class Options(grid.Options):
     """Options of vision.augmentation."""
 
+    FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES_AUGMENTATION
+    GROUPS: ClassVar = names.GROUPS_AUGMENTATION
+    COMMON: ClassVar = names.COMMON_AUGMENTATION
+
     sizes: Annotated[tuple[int, ...], Range(0)] = (100, 300, 1_000, 3_000, 10_000, 0)
-    """Sizes of the training set, stratified by class and chosen at random by the seed; 0: all images."""
+    """Sizes of the training set (0: all images). The images are stratified by class and chosen at random by the
+    seed."""
     seeds: Annotated[tuple[int, ...], Range(0, 10**6)] = (1, 2, 3, 4, 5)
-    """Seeds. Every cell is trained once with each of them."""
+    """Random seeds, each of which trains every cell once."""
     updates: Annotated[int, Range(1)] = 3_000
     """Updates of every network, rounded up to whole epochs."""
     backbone: str = "deep_cnn"
-    """Name of the backbone; python -m core.backbones lists them."""
+    """Name of the backbone (python -m core.backbones lists them)."""
     pictures: Literal["digits", "photos"] = "digits"
-    """Kind of augmentation: digits (rotation, translation, scaling, shear) or photos (random crop, horizontal flip)."""
+    """Augmentation: rotation and shift (digits), or crop and flip (photos). digits: rotation, translation, scaling,
+    shear; photos: random crop, horizontal flip."""
 
 
 def make_cells(options: Options, available: int) -> list[Cell]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from rich import box
@@ -36,7 +36,7 @@ from zerokara.core.run import Run
 from zerokara.core.run_config import configure
 from zerokara.vision.classification.config import Config
 from zerokara.vision.classification.learner import Data
-from zerokara.vision.studies import grid
+from zerokara.vision.studies import grid, names
 from zerokara.vision.studies.grid import Cell, Result, base_config, error_label, format_percent, mean_interval
 
 KIND = "depth"
@@ -49,16 +49,23 @@ NAMES = {"one5x5": "one 5x5", "two3x3": "two 3x3", "one7x7": "one 7x7", "three3x
 class Options(grid.Options):
     """Options of vision.depth."""
 
+    FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES_DEPTH
+    REQUIRES: ClassVar = names.REQUIRES_DEPTH
+    GROUPS: ClassVar = names.GROUPS_DEPTH
+    COMMON: ClassVar = names.COMMON_DEPTH
+
     part: Literal["filters", "layers", "both"] = "both"
-    """Experiment: filters (sizes of filters), layers (plain against residual networks), or both."""
+    """Experiment on sizes of filters, on depth (layers), or both. layers: plain against residual networks of several
+    depths."""
     depths: Annotated[tuple[int, ...], Range(8, 1202)] = (20, 56, 110)
-    """Numbers of layers of the plain and residual networks, of the form 6n + 2."""
+    """Layers of the plain and residual networks, of the form 6n + 2."""
     pictures: Literal["digits", "photos"] = "digits"
-    """Kind of augmentation: digits (rotation, translation, scaling, shear) or photos (random crop, horizontal flip)."""
+    """Augmentation: rotation and shift (digits), or crop and flip (photos). digits: rotation, translation, scaling,
+    shear; photos: random crop, horizontal flip."""
     epochs: Annotated[int, Range(0)] = 0
-    """Length of each run in epochs; 0: 15 for filters, 40 for layers."""
+    """Length of each run in epochs (0: 15 for filters, 40 for layers)."""
     train_images: Annotated[int, Range(0)] = 0
-    """Number of training images to use, chosen at random by the seed; 0: all."""
+    """Number of training images to use, chosen by the seed (0: all)."""
 
 
 def weights_per_pair(kernels: Sequence[int]) -> int:

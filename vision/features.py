@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from zerokara.core.config import Positional, Range, UserError, run_main
 from zerokara.core.data import ImageSet
 from zerokara.core.programs import program_command
 from zerokara.core.report import output_folder, write_figure, write_json
+from zerokara.vision.studies import names
 from zerokara.vision.studies.explain import (
     TopActivations,
     compute_grad_cam,
@@ -57,32 +58,37 @@ MAX_FILTERS = 64
 class Options:
     """Options of vision.features."""
 
+    FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES_FEATURES
+    GROUPS: ClassVar = names.GROUPS_FEATURES
+    COMMON: ClassVar = names.COMMON_FEATURES
+
     runs: Annotated[tuple[str, ...], Positional("runs/<name>")] = ()
     """Run folder."""
     split: Literal["validation", "test"] = "validation"
     """Images to use: the validation images, or the test set."""
     images: Annotated[int, Range(0)] = 5000
-    """Number of images in which to search for top activations (the first ones); 0: all."""
+    """Number of images to search for top activations (0: all). The first ones are used."""
     depths: Annotated[int, Range(1, 12)] = 6
     """Number of feature maps to show, evenly spaced from the first to the last."""
     channels: Annotated[int, Range(1, 20)] = 4
-    """Number of channels to show for each feature map, evenly spaced over those that are active for any image."""
+    """Number of channels to show for each feature map. Evenly spaced over those that are active for any image."""
     patches: Annotated[int, Range(1, 30)] = 8
     """Number of patches to show for each channel."""
     show: Annotated[tuple[int, ...], Range(0)] = ()
-    """Indices of the images for Grad-CAM and occlusion; empty: the first one of each class, up to 10."""
+    """Images for Grad-CAM and occlusion (none: the first of each class). Indices in the data set. At most 10 if none
+    are given."""
     cam_depth: Annotated[int | None, Range(1)] = None
-    """Number of the feature map for Grad-CAM, counted from 1; None: the last."""
+    """Number of the feature map for Grad-CAM, from 1 (None: the last)."""
     square: Annotated[int | None, Range(1)] = None
-    """Side of the gray square, in pixels; None: a quarter of the image side."""
+    """Side of the gray square, in pixels (None: a quarter of the image)."""
     step: Annotated[int | None, Range(1)] = None
-    """Pixels between positions of the square; None: chosen for about 28 by 28 positions."""
+    """Pixels between positions of the square (None: 28 by 28 positions). That number is approximate."""
     out: str = ""
-    """Output folder; empty: the run folder."""
+    """Output folder (none: the run folder)."""
     device: str = "auto"
     """Device: auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int, Range(0)] = 0
-    """CPU threads; 0: one per core."""
+    """Number of CPU threads (0: one per core)."""
 
 
 # ---- filters

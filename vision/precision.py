@@ -19,10 +19,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
 from rich import box
@@ -41,6 +41,7 @@ from zerokara.core.models import onnx_file
 from zerokara.core.programs import program_command
 from zerokara.core.report import output_folder, write_figure, write_json
 from zerokara.vision.classification.scoring import Scores
+from zerokara.vision.names import Requirement
 from zerokara.vision.studies import int8
 from zerokara.vision.studies.finished_run import Trained, load_trained, single_run_folder
 from zerokara.vision.studies.timing import median, median_seconds
@@ -56,6 +57,8 @@ Network = Callable[[Tensor], Tensor]
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Options of vision.precision."""
+
+    REQUIRES: ClassVar[Mapping[str, Requirement]] = {"calibration": (lambda options: options.int8, "--int8")}
 
     runs: Annotated[tuple[str, ...], Positional("runs/<name>")] = ()
     """Run folder."""

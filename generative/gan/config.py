@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from zerokara.core.compute import Precision, Switch
 from zerokara.core.config import Range
+from zerokara.generative.gan import names
 from zerokara.generative.gan.networks import Norm, Upsample
 
 Count = Annotated[int, Range(1)]
@@ -39,30 +40,34 @@ class Config:
         "film_every_updates": "video_every_updates",
     }
     RENAMED_VALUES: ClassVar[Mapping[str, Mapping[str, str]]] = {"diffaugment": {"colour": "color"}}
+    FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES
+    REQUIRES: ClassVar = names.REQUIRES
+    GROUPS: ClassVar = names.GROUPS
+    COMMON: ClassVar = names.COMMON
+    PRESET_SUMMARIES: ClassVar = names.PRESET_SUMMARIES
 
     preset: str = "fast"
-    """Named set of defaults for all options below."""
+    """Named set of defaults for all other options."""
     data: str = "glyphs"
-    """Training images: glyphs (digits drawn by zerokara), mnist, fashion-mnist, cifar10, cifar100,
-    frames:<environment id>, or the path of a folder, a zip file or an LSUN database."""
+    """glyphs, mnist, fashion-mnist, cifar10, cifar100, frames:<id>, a path. Training images: digits drawn by zerokara
+    (glyphs), a data set, frames of an environment, or the path of a folder, a zip file or an LSUN database."""
     data_dir: str = ""
-    """Folder of the named data sets, and where they are downloaded to. Empty: $ZEROKARA_DATA, else
-    ~/.cache/zerokara."""
+    """Folder of named data sets (none: $ZEROKARA_DATA or ~/.cache/zerokara). They are downloaded to it."""
     image_size: Annotated[tuple[int, ...], Range(28, 256)] = ()
-    """Resize images to this side, or to this height and width, in pixels. Empty: no resizing."""
+    """Side of the images, or height and width, in pixels (none: no resizing)."""
     grayscale: bool | None = None
-    """Convert images to grayscale. None: keep the channels of the data; frames of an environment are grayscale."""
+    """Convert images to grayscale (None: keep the data's channels). Frames of an environment are grayscale."""
     frames: Count = 20_000
-    """Number of frames to record, with --data frames:<environment id>."""
+    """With --data frames:<environment id>: number of frames to record."""
     frame_stack: Annotated[int, Range(1, 16)] = 1
-    """Number of frames stacked as the channels of an image, with --data frames:<environment id>. DQN uses 4."""
+    """With --data frames:<environment id>: frames per image. They are stacked as channels; DQN uses 4."""
     held_out_images: OptionalCount = 0
-    """Number of training images held out for evaluation, by which the best checkpoint is selected. 0: one twelfth of
-    the images, at most 5,000."""
+    """Number of images held out for evaluation (0: one twelfth, at most 5,000). The best checkpoint is selected by
+    them."""
     conditional: bool = False
     """Class-conditional GAN: generator and discriminator receive the label."""
     name: str = ""
-    """Folder under runs/. Empty: made of data, preset and seed."""
+    """Folder under runs/ (none: made of data, preset and seed)."""
     seed: Annotated[int, Range(0, 10**6)] = 1
     """Seed of all random number generators."""
     updates: Count = 6_000
@@ -70,7 +75,7 @@ class Config:
     resume: bool = False
     """Resume the run of this name from its last checkpoint."""
     rollback: bool = False
-    """With --resume: resume from the best checkpoint instead of the last, with other random numbers from there on."""
+    """With --resume: resume from the best checkpoint instead of the last. The random numbers differ from there on."""
     quiet: bool = False
     """Print only warnings and the closing message."""
 
@@ -78,73 +83,75 @@ class Config:
     latent_dim: Annotated[int, Range(1, 4096)] = 64
     """Dimension of the latent vector."""
     latent_distribution: Literal["normal", "uniform"] = "normal"
-    """Distribution of each latent number: N(0, 1), or uniform from -1 to 1."""
+    """Distribution of each latent number: N(0, 1), or from -1 to 1."""
     generator: Literal["dcgan", "r3"] = "dcgan"
-    """Architecture of the generator: that of the DCGAN paper, or the residual one of R3GAN (use with --backbone r3)."""
+    """Architecture of the generator: DCGAN or R3GAN. r3 has residual blocks; use it with --backbone r3."""
     generator_width: Width = 1.0
     """Multiplier on the generator's channels. At 1 the finest feature map has 64 channels (dcgan) or 32 (r3)."""
     upsample: Upsample = "deconvolution"
-    """Upsampling of the dcgan generator: transposed convolutions, or nearest-neighbor resizing and a convolution,
-    which avoids checkerboard artifacts."""
+    """Upsampling of the dcgan generator. deconvolution: transposed convolutions; resize: nearest-neighbor resizing and
+    a convolution, which avoids checkerboard artifacts."""
     generator_norm: Norm = "batch"
     """Normalization in the dcgan generator. The r3 generator has none."""
     backbone: str = "dcgan"
     """Backbone of the discriminator (python -m core.backbones lists them)."""
     discriminator_width: Width = 1.0
-    """Multiplier on the backbone's channels, for backbones that have this option."""
+    """Multiplier on the backbone's channels, if it has this option."""
     discriminator_norm: Norm = "batch"
     """Normalization in the dcgan backbone. Must be none with gradient penalties."""
     spectral_norm: bool = False
-    """Apply spectral normalization to all layers of the discriminator (Miyato et al. 2018)."""
+    """Apply spectral normalization to the discriminator. All its layers are normalized (Miyato et al. 2018)."""
     pretrained_backbone: str = ""
-    """Initialize the discriminator's backbone from a run's folder, a file of weights, or a network of the zoo."""
+    """Run, weights file or zoo network that initializes the backbone. The rest of the discriminator is initialized at
+    random."""
 
     # --- training --------------------------------------------------------------------------------------------------
     batch_size: Count = 64
     """Number of real images, and of generated images, per update."""
     accumulation_steps: Count = 1
-    """Split each batch into this number of parts and accumulate their gradients, to use less memory."""
+    """Number of parts of a batch whose gradients are accumulated. More parts need less memory."""
     loss: Literal["bce", "least-squares", "hinge", "wasserstein", "relativistic"] = "bce"
     """Loss function of discriminator and generator."""
     r1: NotNegative = 0.0
-    """Gamma of the R1 penalty: squared gradient norm of the discriminator at real images. 0: none."""
+    """Gamma of the R1 penalty, on gradients at real images (0: none). It is the squared norm of the discriminator's
+    gradient."""
     r2: NotNegative = 0.0
-    """Gamma of the R2 penalty: squared gradient norm of the discriminator at generated images. 0: none."""
+    """Gamma of the R2 penalty, on gradients at generated images (0: none). It is the squared norm of the
+    discriminator's gradient."""
     gradient_penalty: NotNegative = 0.0
-    """Weight of the WGAN-GP penalty: (gradient norm - 1)^2 between real and generated images. 0: none."""
+    """Weight of the WGAN-GP penalty (0: none). It is (gradient norm - 1)^2 between real and generated images."""
     penalty_every_updates: Count = 1
     """Updates between penalties (lazy regularization). Their weight is multiplied by this number."""
     label_smoothing: Annotated[float, Range(0, 0.5)] = 0.0
-    """One-sided label smoothing with --loss bce: the discriminator's target for real images is 1 minus this value."""
+    """One-sided label smoothing with --loss bce (0: none). The discriminator's target for real images is 1 minus this
+    value."""
     instance_noise: NotNegative = 0.0
-    """Standard deviation of the noise added to the discriminator's input at the start of training; pixels range from
-    -1 to 1."""
+    """Standard deviation of the discriminator's input noise at the start. Pixels range from -1 to 1."""
     final_instance_noise: NotNegative = 0.0
-    """Standard deviation of that noise at the end of training; it changes linearly. No noise if both are 0."""
+    """Standard deviation of that noise at the end. It changes linearly during training. No noise if both are 0."""
     generator_learning_rate: Positive = 2e-4
     """Initial learning rate of the generator's Adam."""
     discriminator_learning_rate: Positive = 2e-4
     """Initial learning rate of the discriminator's Adam."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """Learning rate schedule of both: constant, or cosine decay to a hundredth."""
+    """Learning rate schedule of both optimizers. cosine: cosine decay to a hundredth."""
     beta1: Annotated[float, Range(0, 0.999)] = 0.5
     """Adam's decay rate of the first moment."""
     beta2: Annotated[float, Range(0, 0.99999)] = 0.99
     """Adam's decay rate of the second moment."""
     ema_half_life_updates: NotNegative = 200.0
-    """Half-life, in updates, of the exponential moving average of the generator's weights, which is then used for
-    sampling. 0: no averaging."""
+    """Half-life of the averaged generator, in updates (0: no averaging). The averaged weights are used for sampling."""
     diffaugment: tuple[Literal["color", "translation", "cutout"], ...] = ()
-    """Differentiable augmentation of the discriminator's input (Zhao et al. 2020)."""
+    """Differentiable augmentation of the discriminator's input. As in Zhao et al. 2020."""
     flip: bool = False
     """Flip real images horizontally with probability 0.5."""
 
     # --- evaluation and logging ------------------------------------------------------------------------------------
     classifier: str = ""
-    """Classifier whose features the metrics use: a run's folder, its model.safetensors or a network of the zoo. Empty:
-    the zoo's classifier for these data, else a network with random weights."""
+    """Classifier that computes the features of the metrics (none: the zoo's). A run's folder, its model.safetensors or
+    a network of the zoo. If the zoo has none for these data: a network with random weights."""
     eval_every_updates: OptionalCount = 500
-    """Updates between evaluations. 0: evaluate only at the end."""
+    """Updates between evaluations (0: evaluate only at the end)."""
     eval_images: Annotated[int, Range(100, 100_000)] = 5_000
     """Number of generated images per evaluation."""
     log_every_updates: Count = 50
@@ -152,20 +159,21 @@ class Config:
     checkpoint_every_updates: Count = 500
     """Updates between checkpoints."""
     video_every_updates: OptionalCount = 100
-    """Updates between frames of the training video, which shows the preview images. 0: no video."""
+    """Updates between frames of the training video (0: no video). It shows the preview images."""
     preview_images: Annotated[int, Range(1, 400)] = 64
-    """Number of fixed latent vectors whose images are logged at every evaluation and shown in the video."""
+    """Number of preview images, generated from fixed latent vectors. They are logged at every evaluation and shown in
+    the video."""
 
     # --- hardware --------------------------------------------------------------------------------------------------
     device: str = "auto"
-    """auto, cpu, cuda, cuda:<n> or mps."""
+    """Device: auto, cpu, cuda, cuda:<n> or mps."""
     precision: Precision = "auto"
     """Precision of the networks' arithmetic. auto: the fastest in a short measurement."""
     compile: Switch = "off"
     """Compile both loss functions with torch.compile. auto: compile if a measurement, which takes a while, finds it
     faster."""
     threads: Annotated[int, Range(0)] = 0
-    """Number of CPU threads. 0: all cores."""
+    """Number of CPU threads (0: one per core)."""
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

@@ -17,6 +17,7 @@ import numpy as np
 from zerokara.core.compute import Precision
 from zerokara.core.config import Positional, Range, UserError
 from zerokara.core.programs import program_command
+from zerokara.generative.style import names
 from zerokara.generative.style.perceptual import BackboneOptions
 from zerokara.generative.style.pictures import read_image, sizes
 
@@ -35,19 +36,24 @@ class Config(BackboneOptions):
         "film_every_iterations": "video_every_iterations",
         "show_every_iterations": "image_every_iterations",
     }
+    FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES_TRANSFER
+    REQUIRES: ClassVar = names.REQUIRES_TRANSFER
+    GROUPS: ClassVar = names.GROUPS_TRANSFER
+    COMMON: ClassVar = names.COMMON_TRANSFER
+    PRESET_SUMMARIES: ClassVar = names.PRESET_SUMMARIES_TRANSFER
 
     preset: str = "fast"
-    """Named set of defaults for all options below."""
+    """Named set of defaults for all other options."""
     pictures: Annotated[tuple[str, ...], Positional("content.jpg style.jpg")] = ()
     """Content image and style image."""
     out: str = ""
-    """PNG file to which the result is written in addition to runs/<name>/result.png. Empty: none."""
+    """PNG file to which the result is also written. It is always written to runs/<name>/result.png."""
     name: str = ""
-    """Folder under runs/. Empty: made of the names of both images and the seed."""
+    """Folder under runs/ (none: made of both images' names and the seed)."""
     seed: Annotated[int, Range(0, 10**6)] = 1
     """Seed of the initial noise and of random weights."""
     size: Annotated[int, Range(0)] = 512
-    """Longer side of the result in pixels. 0: that of the content image."""
+    """Longer side of the result in pixels (0: that of the content image)."""
     style_scale: Annotated[float, Range(0.05, 8)] = 1.0
     """Longer side of the style image relative to the result's. Larger values give larger brush strokes."""
     iterations: Count = 300
@@ -77,19 +83,19 @@ class Config(BackboneOptions):
     log_every_iterations: Count = 10
     """Iterations between logged metrics."""
     video_every_iterations: OptionalCount = 5
-    """Iterations between frames of the video. 0: no video."""
+    """Iterations between frames of the video (0: no video)."""
     image_every_iterations: OptionalCount = 100
-    """Iterations between images in TensorBoard and media/. 0: only the result."""
+    """Iterations between images in TensorBoard (0: only the result). They are also written to media/."""
     checkpoint_every_iterations: Count = 50
     """Iterations between checkpoints."""
 
     # --- hardware --------------------------------------------------------------------------------------------------
     device: str = "auto"
-    """auto, cpu, cuda, cuda:<n> or mps."""
+    """Device: auto, cpu, cuda, cuda:<n> or mps."""
     precision: Precision = "auto"
     """Precision of the loss network. auto: the fastest in a short measurement."""
     threads: Annotated[int, Range(0)] = 0
-    """Number of CPU threads. 0: all cores."""
+    """Number of CPU threads (0: one per core)."""
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

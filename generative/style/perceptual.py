@@ -31,6 +31,7 @@ from zerokara.core.models import model_file
 from zerokara.core.models.model_file import ClassifierMetadata
 from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.zoo import registry as zoo
+from zerokara.generative.style import names
 from zerokara.generative.style.losses import luminance
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of torchvision's weights
@@ -51,21 +52,22 @@ class BackboneOptions:
     }
 
     backbone: str = "vgg16"
-    """Architecture of the loss network, for weights without metadata (python -m core.backbones lists them)."""
+    """Architecture of the loss network, for weights without metadata. python -m core.backbones lists the names."""
     weights: str = ""
     """Weights file of torchvision for --backbone, such as vgg16-397923af.pth."""
     pretrained_backbone: str = ""
     """Weights of a run: a folder runs/<name>, or a file in it."""
     loss_network: str = ""
-    """Name of a zoo network, or random: --backbone with random weights. Empty, and no other weights given:
-    photographs-vgg, a narrow VGG-13."""
+    """Zoo network, or random for random weights (none: photographs-vgg). With random, --backbone names the network.
+    photographs-vgg is a narrow VGG-13. --weights and --pretrained-backbone replace it."""
     width_multiplier: Annotated[float, Range(0.01, 4)] = 1.0
-    """Multiplier on the channels of --backbone, for weights that do not contain it."""
+    """Multiplier on the channels of --backbone. Only for weights that do not contain it."""
     content_layers: tuple[str, ...] = ()
-    """Layers of the content loss: relu4_2 and the like (VGG), or stage3 and the like. Empty: relu4_2; relu3_1 for a VGG
-    of a run or of the zoo; the second-last stage of other backbones."""
+    """Layers of the content loss, such as relu4_2 (none: by the network). Defaults: relu4_2 for VGG weights of
+    torchvision; relu3_1 for a VGG of a run or of the zoo; the second-last stage of other backbones, which have stage1,
+    stage2 and so on."""
     style_layers: tuple[str, ...] = ()
-    """Layers of the style loss. Empty: relu1_1 to relu5_1 (VGG), or all stages."""
+    """Layers of the style loss (none: relu1_1 to relu5_1, or all stages)."""
     pooling: Pooling = "average"
     """Pooling of a VGG. average gives smoother results (Gatys et al. 2016, section 2)."""
 
@@ -214,7 +216,7 @@ def make_loss_network(options: BackboneOptions, seed: int = 0) -> LossNetwork:
         return _loss_network(options, backbone, IMAGENET_MEAN, IMAGENET_STD, description)
     if options.pretrained_backbone:
         path = Path(options.pretrained_backbone).expanduser()
-        if (path.is_dir() and not (path / "model.safetensors").is_file()) or path.suffix in (".pt", ".pth"):
+        if names.lacks_metadata(path):
             backbone = _load_all_weights(_random_backbone(options, seed), path)
             return _loss_network(options, backbone, (0.0,) * 3, (1.0,) * 3, f"{backbone.name} of {path}")
         return _from_metadata(

@@ -19,7 +19,8 @@ from zerokara.vision import precision
 from zerokara.vision.studies import int8
 from zerokara.vision.studies.finished_run import load_trained
 
-QUICK = ("--rounds", "2", "--batch-size", "20", "--calibration", "200", "--device", "cpu", "--threads", "1")
+QUICK = ("--rounds", "2", "--batch-size", "20", "--device", "cpu", "--threads", "1")
+INT8 = ("--calibration", "200")
 
 
 class SmallNetwork(nn.Module):
@@ -58,7 +59,7 @@ def test_int8_against_hand_computed_values(tmp_path: Path) -> None:
 
 
 def test_table_figure_json_and_int8_network(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    precision.main([str(tiny_run), *QUICK])
+    precision.main([str(tiny_run), *QUICK, *INT8])
     printed = capsys.readouterr().out
     content = json.loads((tiny_run / "precision-validation.json").read_text())
     results = {(row["precision"], row["by"]): row for row in content["results"]}
@@ -97,7 +98,7 @@ def test_onnxruntime_is_not_needed_without_int8(tiny_run: Path, monkeypatch: pyt
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
     words = "int8 needs onnxruntime, which is not installed: pip install .*, or leave int8 out with --no-int8"
     with pytest.raises(UserError, match=words):
-        precision.main([str(tiny_run), *QUICK])
+        precision.main([str(tiny_run), *QUICK, *INT8])
     precision.main([str(tiny_run), "--no-int8", "--out", "out", *QUICK])
     assert sorted(path.name for path in Path("out").iterdir()) == [
         "precision-validation.json",

@@ -14,6 +14,7 @@ from zerokara.core.augment import Augment
 from zerokara.core.backbones.base import Stem
 from zerokara.core.compute import Precision, Switch
 from zerokara.core.config import Range
+from zerokara.vision.classification import names
 
 Count = Annotated[int, Range(1)]
 OptionalCount = Annotated[int, Range(0)]
@@ -33,35 +34,39 @@ class Config:
         "accumulate": "accumulation_steps",
     }
     """Renamed fields, old name to new name. Old names are still accepted in saved configs and on the command line."""
+    FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES
+    REQUIRES: ClassVar = names.REQUIRES
+    GROUPS: ClassVar = names.GROUPS
+    COMMON: ClassVar = names.COMMON
+    PRESET_SUMMARIES: ClassVar = names.PRESET_SUMMARIES
 
     preset: str = "fast"
-    """Named set of defaults for the options below."""
+    """Named set of defaults for all other options."""
     data: str = "glyphs"
-    """Data set: glyphs (synthetic digits), mnist, fashion-mnist, cifar10, cifar100, or a folder or zip file of class
-    folders."""
+    """glyphs, mnist, fashion-mnist, cifar10, cifar100, or a folder or zip. Data set: synthetic digits (glyphs), a named
+    data set, or the path of a folder or zip file of class folders."""
     data_dir: str = ""
-    """Folder in which named data sets are found or into which they are downloaded; empty: $ZEROKARA_DATA, else
-    ~/.cache/zerokara."""
+    """Folder of named data sets (none: $ZEROKARA_DATA or ~/.cache/zerokara). They are downloaded to it."""
     image_size: Annotated[int | None, Range(8, 1024)] = None
-    """Height and width in pixels to which images are resized; None: the size of the data set."""
+    """Side to which images are resized, in pixels (None: no resizing)."""
     grayscale: bool | None = None
-    """Convert images to grayscale; None: keep the channels of the data set."""
+    """Convert images to grayscale (None: keep the data's channels)."""
     validation_images: OptionalCount = 0
-    """Number of training images held out for validation; 0: one twelfth of the training set (5,000 of MNIST's
-    60,000)."""
+    """Number of training images held out for validation (0: one twelfth). One twelfth of MNIST's training set is 5,000
+    of 60,000."""
     train_images: OptionalCount = 0
-    """Number of remaining training images to use, chosen at random by the seed; 0: all."""
+    """Number of training images to use, chosen by the seed (0: all). Validation images are held out first."""
     test: bool = True
     """Evaluate once on the test set when training ends; use --no-test while choosing settings."""
     name: str = ""
-    """Name of the run folder under runs/; empty: composed of data, backbone, preset and seed."""
+    """Folder under runs/ (none: made of data, backbone, preset and seed)."""
     seed: Annotated[int, Range(0, 10**6)] = 1
-    """Random seed."""
+    """Seed of all random number generators."""
     epochs: Count = 15
     """Length of the run in epochs."""
     minutes: NotNegative = 0.0
-    """Length of the run in minutes: a short measurement at the start determines how many epochs fit. A resumed run
-    keeps that number. 0: use --epochs."""
+    """Length of the run in minutes, instead of --epochs (0: use --epochs). A short measurement at the start determines
+    how many epochs fit. A resumed run keeps that number."""
     resume: bool = False
     """Resume the run of this name from its last checkpoint."""
     quiet: bool = False
@@ -69,54 +74,53 @@ class Config:
 
     # --- network -----------------------------------------------------------------------------------------------------
     backbone: str = "deep_cnn"
-    """Name of the backbone; python -m core.backbones lists them."""
+    """Name of the backbone (python -m core.backbones lists them)."""
     width_multiplier: Annotated[float, Range(0.1, 16)] = 1.0
     """Factor on the number of channels, for backbones that have this option."""
     head: Literal["paper", "pooled"] = "paper"
-    """Classification head: paper (as in the backbone's paper) or pooled (global average pooling and one linear
-    layer)."""
+    """Head: that of the backbone's paper, or one linear layer (pooled). pooled: global average pooling and one linear
+    layer."""
     stem: Stem = "paper"
-    """First layers of the backbone, if it has this option: paper for images of 224 pixels, medium for 64 to 128, small
-    for 32 to 64."""
+    """First layers of the backbone, by image size. paper for images of 224 pixels, medium for 64 to 128, small for 32
+    to 64; only for backbones that have this option."""
     dropout: Annotated[float | None, Range(0, 1)] = None
-    """Dropout probability in the head; None: the value of the paper."""
+    """Dropout probability in the head (None: the value of the paper)."""
     output_dropout: Fraction = 0.0
-    """Dropout probability of the output layer during training, as in the code of the book; 0: none."""
+    """Dropout probability of the output layer during training (0: none). The code of the book uses it."""
     pretrained_backbone: str = ""
-    """Run folder, weights file or zoo name from which to load the weights of the backbone; empty: random
-    initialization."""
+    """Run, weights file or zoo network that initializes the backbone. Its head is not loaded."""
     weights: str = ""
-    """Weights file of torchvision (.pth or .safetensors) from which to load the network; empty: random
-    initialization."""
+    """Weights of the whole network: a file of torchvision. Its name ends in .pth or .safetensors. Without it, weights
+    are initialized at random."""
 
     # --- training ----------------------------------------------------------------------------------------------------
     batch_size: Count = 100
     """Images in an update."""
     accumulation_steps: Count = 1
-    """Gradient accumulation: split each batch into this many parts to use less memory."""
+    """Number of parts of a batch whose gradients are accumulated. More parts need less memory."""
     optimizer: Literal["sgd", "adam", "adamw", "muon"] = "adamw"
-    """Optimizer: sgd (with Nesterov momentum), adam, adamw, or muon (Muon for weight matrices, AdamW for the rest)."""
+    """Optimizer (sgd: with Nesterov momentum, muon: with AdamW for vectors). Muon updates the weight matrices, and
+    AdamW the biases, normalization layers and output layers."""
     learning_rate: Positive = 5e-3
     """Peak learning rate."""
     momentum: Fraction = 0.9
     """Momentum of SGD and Muon."""
     weight_decay: NotNegative = 0.02
-    """Weight decay; not applied to biases and normalization layers."""
+    """Weight decay of weight matrices and filters. It is not applied to biases and normalization layers."""
     schedule: Literal["constant", "cosine"] = "cosine"
-    """Learning rate schedule after the warm-up: constant, or cosine decay to 0."""
+    """Learning rate schedule after the warm-up. cosine: cosine decay to 0."""
     warmup_epochs: NotNegative = 2.0
     """Epochs of linear learning rate warm-up."""
     label_smoothing: Fraction = 0.1
-    """Label smoothing: probability mass that is distributed over all classes."""
+    """Label smoothing: probability mass spread over all classes (0: none)."""
     max_grad_norm: Annotated[float | None, Range(0, low_open=True)] = None
-    """Clip the norm of the gradient to this value; None: no clipping."""
+    """Clip the norm of the gradient to this value (None: no clipping)."""
     ema_half_life_updates: NotNegative = 0.0
-    """Half-life in updates of the exponential moving average of the weights. If it is set, the averaged weights are
-    evaluated and saved. 0: no averaging."""
+    """Half-life of the averaged weights, in updates (0: no averaging). The averaged weights are evaluated and saved."""
     select: Literal["last", "best"] = "last"
-    """Weights to evaluate and save at the end: last, or best (lowest validation error)."""
+    """Weights to evaluate and save at the end. best: those with the lowest validation error."""
     patience_epochs: OptionalCount = 0
-    """Early stopping: end the run after this many epochs without a lower validation error; 0: never."""
+    """Early stopping: epochs without a lower validation error (0: never)."""
 
     # --- augmentation ------------------------------------------------------------------------------------------------
     rotation_degrees: Annotated[float, Range(0, 180)] = 10.0
@@ -128,27 +132,27 @@ class Config:
     shear_degrees: Annotated[float, Range(0, 80)] = 10.0
     """Maximum random shear, in degrees."""
     elastic_pixels: NotNegative = 0.0
-    """Strength of the elastic deformation, in pixels; 0: none."""
+    """Strength of the elastic deformation, in pixels (0: none)."""
     crop_pixels: OptionalCount = 0
-    """Random crop: pad each side by this many pixels and cut out an image of the original size at random; 0: none."""
+    """Random crop: padding of each side, in pixels (0: none). An image of the original size is cut out of the padded
+    one."""
     flip: bool = False
     """Horizontal flip of half of the images. An image that is flipped in one epoch is not flipped in the next."""
     brightness: Fraction = 0.0
-    """Maximum random change of brightness, in units of the full range of a pixel."""
+    """Maximum random change of brightness (1: the full range of a pixel)."""
     contrast: Fraction = 0.0
     """Maximum random change of contrast, as a fraction."""
     cutout: Fraction = 0.0
-    """Cutout: side of a gray square placed on the image, as a fraction of the image side; 0: none."""
+    """Cutout: side of a gray square, as a fraction of the side (0: none)."""
     mixup: NotNegative = 0.0
-    """Alpha of mixup; 0: none."""
+    """Alpha of mixup (0: none)."""
     cutmix: NotNegative = 0.0
-    """Alpha of CutMix; 0: none."""
+    """Alpha of CutMix (0: none)."""
 
     # --- evaluation, logging -----------------------------------------------------------------------------------------
     tta_views: Literal[1, 2, 5, 10] = 1
-    """Test-time augmentation: number of views of each image over which probabilities are averaged in the final
-    evaluation. 2: horizontal flip; 5: shifts by one pixel; 10: both. Validations during training use 1 view to save
-    time."""
+    """Test-time augmentation: views per image in the final evaluation. Probabilities are averaged. 2: horizontal flip;
+    5: shifts by one pixel; 10: both. Validations during training use 1 view to save time."""
     eval_batch_size: Count = 500
     """Batch size in evaluation."""
     log_every_updates: Count = 50
@@ -164,7 +168,7 @@ class Config:
     compile: Switch = "auto"
     """Compile the update with torch.compile; auto: if a short measurement shows that it is faster."""
     threads: Annotated[int, Range(0)] = 0
-    """CPU threads; 0: one per core."""
+    """Number of CPU threads (0: one per core)."""
 
     def augment(self) -> Augment:
         """Return the augmentation of the training images."""

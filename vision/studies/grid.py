@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from zerokara.core.run_config import stem
 from zerokara.vision.classification.config import Config
 from zerokara.vision.classification.learner import Data, Training, choose_compute, load_split
 from zerokara.vision.classification.scoring import score
+from zerokara.vision.studies import names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,32 +47,33 @@ CHANGEABLE = frozenset({"resume", "quiet", "seeds"})
 class Options:
     """Options that all grid programs share."""
 
+    FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES_GRID
+
     data: str = "glyphs"
-    """Data set: glyphs (synthetic digits), mnist, fashion-mnist, cifar10, cifar100, or a folder or zip file of class
-    folders."""
+    """glyphs, mnist, fashion-mnist, cifar10, cifar100, or a folder or zip. Data set: synthetic digits (glyphs), a named
+    data set, or the path of a folder or zip file of class folders."""
     data_dir: str = ""
-    """Folder in which named data sets are found or into which they are downloaded; empty: $ZEROKARA_DATA, else
-    ~/.cache/zerokara."""
+    """Folder of named data sets (none: $ZEROKARA_DATA or ~/.cache/zerokara). They are downloaded to it."""
     seeds: Annotated[tuple[int, ...], Range(0, 10**6)] = (1, 2, 3)
-    """Seeds. Every cell is trained once with each of them."""
+    """Random seeds, each of which trains every cell once."""
     validation_images: Annotated[int, Range(0)] = 0
-    """Number of training images held out, on which errors are measured; 0: one twelfth of the training set (5,000 of
-    MNIST's)."""
+    """Number of training images held out to measure errors (0: one twelfth). One twelfth of MNIST's training set is
+    5,000 of 60,000."""
     test: bool = False
-    """Measure errors on the test set, once for each finished cell; only for final results, not for choosing
+    """Measure errors on the test set. Once for each finished cell; only for final results, not for choosing
     settings."""
     name: str = ""
-    """Name of the run folder under runs/; empty: composed of the program and the data."""
+    """Folder under runs/ (none: made of program and data)."""
     resume: bool = False
-    """Resume the grid of this name: finished cells are kept, the others are trained."""
+    """Resume the grid of this name. Finished cells are kept, the others are trained."""
     quiet: bool = False
     """Print only warnings and the closing messages."""
     device: str = "auto"
     """Device: auto, cpu, cuda, cuda:<n> or mps."""
     precision: Precision = "auto"
-    """Arithmetic of the networks; auto: the fastest in a short measurement with the first cell."""
+    """Arithmetic of the networks. auto: the fastest in a short measurement with the first cell."""
     threads: Annotated[int, Range(0)] = 0
-    """CPU threads; 0: one per core."""
+    """Number of CPU threads (0: one per core)."""
 
 
 @dataclass(frozen=True)

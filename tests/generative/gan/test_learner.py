@@ -235,7 +235,7 @@ def test_label_smoothing_needs_bce() -> None:
     gain = losses[1]["train/d_loss"] - losses[0]["train/d_loss"]
     assert gain == pytest.approx(0.2 * losses[0]["train/d_score_real"], abs=1e-6)
     with pytest.raises(UserError, match="--label-smoothing"):
-        learner("--label-smoothing", "0.1", "--loss", "hinge")
+        Learner(Config(label_smoothing=0.1, loss="hinge"), SHAPE, 3, CPU, World())
 
 
 def test_instance_noise_changes_linearly_and_is_differentiable() -> None:

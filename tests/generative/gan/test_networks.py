@@ -175,9 +175,10 @@ def test_r3_generator_uses_the_label_and_refuses_options_of_dcgan() -> None:
     generator = R3Generator(8, 1, (28, 28), width=0.25, classes=3)
     images = generator(torch.randn(1, 8).expand(3, 8), torch.arange(3))
     assert not torch.equal(images[0], images[1])
-    for words in (["--upsample", "resize"], ["--generator-norm", "none"]):
-        with pytest.raises(UserError, match=f"{words[0]} is an option of --generator dcgan"):
-            make_generator(parse(Config, PRESETS, ["--preset", "r3", *words], ""), (1, 28, 28), 0)
+    resize, no_norm = Config(generator="r3", upsample="resize"), Config(generator="r3", generator_norm="none")
+    for config, option in ((resize, "--upsample"), (no_norm, "--generator-norm")):
+        with pytest.raises(UserError, match=f"{option} is an option of --generator dcgan"):
+            make_generator(config, (1, 28, 28), 0)
 
 
 def test_spectral_norm_refuses_layers_initialized_to_zero() -> None:

@@ -1,0 +1,63 @@
+"""Names of settings in other libraries that all training programs of this package answer with ours.
+
+core/command_line.py explains the form: name there -> field here, or the rest of a sentence about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Requirement = tuple[Callable[[Any], bool], str]
+"""Condition on a config under which a field has an effect, and the settings that fulfill it."""
+
+TENSORBOARD = "is not an option here: every run is logged for TensorBoard (tensorboard --logdir runs)."
+PRECISION = "is not an option here: choose --precision float32 or --precision bfloat16."
+DEVICE = "is not an option here: choose --device cpu, --device cuda or --device mps."
+PROCESSES = "is not an option here: start the program with torchrun, which runs one process per GPU."
+ONE_PROCESS = "is not an option here: the program runs in one process, on one --device."
+RESUME = "is not an option here: resume a run with --name and --resume."
+FOLDER = "is not an option here: a run is written to runs/<name>, and --name chooses the name."
+IN_MEMORY = "is not an option here: all images are read into memory when the run starts."
+
+FOREIGN_NAMES: Mapping[str, str] = {
+    "manualseed": "seed",
+    "manual_seed": "seed",
+    "random_seed": "seed",
+    "exp_name": "name",
+    "experiment": "name",
+    "run_name": "name",
+    "outf": FOLDER,
+    "outdir": FOLDER,
+    "out_dir": FOLDER,
+    "output_dir": FOLDER,
+    "save_dir": FOLDER,
+    "checkpoint_dir": FOLDER,
+    "checkpoint": RESUME,
+    "ckpt": RESUME,
+    "cfg": "is not an option here: choose a named set of options with --preset.",
+    "config": "is not an option here: choose a named set of options with --preset.",
+    "cuda": DEVICE,
+    "gpu": DEVICE,
+    "mps": DEVICE,
+    "accel": DEVICE,
+    "ngpu": PROCESSES,
+    "gpus": PROCESSES,
+    "num_gpus": PROCESSES,
+    "world_size": PROCESSES,
+    "local_rank": PROCESSES,
+    "amp": PRECISION,
+    "fp16": PRECISION,
+    "bf16": PRECISION,
+    "mixed_precision": PRECISION,
+    "num_threads": "threads",
+    "workers": IN_MEMORY,
+    "num_workers": IN_MEMORY,
+    "j": IN_MEMORY,
+    "track": TENSORBOARD,
+    "wandb": TENSORBOARD,
+    "tensorboard": TENSORBOARD,
+    "log_dir": TENSORBOARD,
+    "logdir": TENSORBOARD,
+    "verbose": "is not an option here: --quiet prints warnings and the closing message only.",
+}

@@ -1,0 +1,66 @@
+"""Names of settings in other libraries that the training programs of this package answer with ours.
+
+core/command_line.py explains the form: name there -> field here, or the rest of a sentence about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Requirement = tuple[Callable[[Any], bool], str]
+"""Condition on a config under which a field has an effect, and the settings that fulfill it."""
+
+TENSORBOARD = "is not an option here: every run is logged for TensorBoard (tensorboard --logdir runs)."
+PRECISION = "is not an option here: choose --precision float32 or --precision bfloat16."
+DEVICE = "is not an option here: choose --device cpu, --device cuda or --device mps."
+PROCESSES = "is not an option here: start the program with torchrun, which runs one process per GPU."
+ONE_PROCESS = "is not an option here: the program runs in one process, on one --device."
+RESUME = "is not an option here: resume a run with --name and --resume."
+FOLDER = "is not an option here: a run is written to runs/<name>, and --name chooses the name."
+IN_MEMORY = "is not an option here: all images are read into memory when the run starts."
+
+FOREIGN_NAMES: Mapping[str, str] = {
+    "dataset": "data",
+    "dataset_name": "data",
+    "dataroot": "data",
+    "data_path": "data",
+    "data_root": "data",
+    "exp_name": "name",
+    "experiment": "name",
+    "run_name": "name",
+    "outf": FOLDER,
+    "output": FOLDER,
+    "output_dir": FOLDER,
+    "save_dir": FOLDER,
+    "checkpoint_dir": FOLDER,
+    "save_model": "is not an option here: every run saves its weights in its folder.",
+    "start_epoch": RESUME,
+    "checkpoint": RESUME,
+    "ckpt": RESUME,
+    "cuda": DEVICE,
+    "gpu": DEVICE,
+    "mps": DEVICE,
+    "accel": DEVICE,
+    "gpus": PROCESSES,
+    "ngpu": PROCESSES,
+    "world_size": PROCESSES,
+    "dist_url": PROCESSES,
+    "local_rank": PROCESSES,
+    "multiprocessing_distributed": PROCESSES,
+    "amp": PRECISION,
+    "fp16": PRECISION,
+    "bf16": PRECISION,
+    "mixed_precision": PRECISION,
+    "num_threads": "threads",
+    "workers": IN_MEMORY,
+    "num_workers": IN_MEMORY,
+    "j": IN_MEMORY,
+    "track": TENSORBOARD,
+    "wandb": TENSORBOARD,
+    "log_wandb": TENSORBOARD,
+    "tensorboard": TENSORBOARD,
+    "log_dir": TENSORBOARD,
+    "logdir": TENSORBOARD,
+    "verbose": "is not an option here: --quiet prints warnings and the closing message only.",
+}
