@@ -94,7 +94,8 @@ def parse(
     values = _read(config_class, presets, words)
     config: ConfigT = replace(default, **values)
     validate(config)
-    if not without_effect:
+    resumes = saved is None and getattr(config, "resume", False)  # the other settings are those of the run
+    if not without_effect and not resumes:
         _refuse_without_effect(config, default, values)
     return config
 

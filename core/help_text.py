@@ -10,6 +10,7 @@ A config class may say more about its options in class attributes:
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 import textwrap
 import types
@@ -57,7 +58,8 @@ def help_text(
                 "", "= " + " ".join(_as_flag(key, value) for key, value in values.items()), PRESET_COLUMNS
             )
     if not everything:
-        more = f"{program()} --help-all explains every option in full and lists what each preset sets."
+        presets_too = " and lists what each preset sets" if presets else ""
+        more = f"{program()} --help-all explains every option in full{presets_too}."
         lines += ["", *textwrap.wrap(more, _columns_left(0))]
     return "\n".join(lines)
 
@@ -123,7 +125,7 @@ def _shown(value: Any) -> str:
 
 
 def _first_sentence(text: str) -> str:
-    return text.split(". ")[0].split("; ")[0].rstrip(".")
+    return re.split(r"(?<!et al)\. |; ", text)[0].rstrip(".")
 
 
 def _columns_left(indent: int) -> int:

@@ -207,6 +207,20 @@ def test_a_flag_without_effect_is_refused_unless_it_changes_nothing() -> None:
     assert "has no effect" in refused("--eval-steps", "9", "--device", "cuda")
 
 
+def test_effects_are_not_judged_before_the_settings_of_a_resumed_run_are_known() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Resumable(Config):
+        resume: bool = False
+        """Resume the run."""
+
+    words = ["--eval-steps", "9", "--device", "cuda"]
+    with pytest.raises(UserError, match="has no effect"):
+        parse(Resumable, {"fast": {}}, words, "")
+    assert parse(Resumable, {"fast": {}}, [*words, "--resume"], "").eval_steps == 9
+    with pytest.raises(UserError, match="has no effect"):
+        parse(Resumable, {"fast": {}}, [*words, "--resume"], "", saved=Resumable(resume=True))
+
+
 def test_help_of_inherited_fields() -> None:
     @dataclass(frozen=True, kw_only=True)
     class More(Config):
