@@ -23,7 +23,7 @@ REPO = Path(__file__).parents[1]
 def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     """Start Python in a folder with arguments such as "-m", "agents.dqn", "--resume"; warnings are errors."""
     return subprocess.Popen(
-        [sys.executable, *words],
+        [sys.executable, *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error", **environment},
         text=True,
@@ -56,23 +56,23 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     return [row for row in rows if len(row) > 1]
 
 
-def checkpoint_updates(run: Path, kind: str) -> int:
+def num_updates(run: Path, kind: str) -> int:
     """Return the number of updates in the checkpoint of a run of this kind, or -1 without a checkpoint."""
     path = run / "checkpoint-0.pt"
     return int(checkpoint.load(path, kind)["updates"]) if path.exists() else -1
 
 
-def signal_at_update(
+def signal_at(
     process: subprocess.Popen[str], run: Path, kind: str, signal_number: signal.Signals, update: int
 ) -> tuple[str, str, int]:
     """Send a signal once the run's checkpoint is at `update`; return stdout, stderr and the exit status."""
-    wait_until(process, lambda: checkpoint_updates(run, kind) >= update, seconds=200)
+    wait_until(process, lambda: num_updates(run, kind) >= update, seconds=200)
     process.send_signal(signal_number)
     out, err = process.communicate(timeout=300)
     return out, err, process.returncode
 
 
-def run_without_checkpoint(uninterrupted: Path, folder: Path, name: str) -> Path:
+def unstarted_run(uninterrupted: Path, folder: Path, name: str) -> Path:
     """Create a run folder as after a kill before the first checkpoint, with the compute settings of another run.
 
     The settings are copied because the fastest memory layout is measured, and two runs may choose differently.
@@ -85,7 +85,7 @@ def run_without_checkpoint(uninterrupted: Path, folder: Path, name: str) -> Path
     return run
 
 
-def check_damaged_checkpoint_is_reported(checkpoint: Path, whole: bytes, resume: Callable[[], None]) -> None:
+def check_damaged_checkpoint(checkpoint: Path, whole: bytes, resume: Callable[[], None]) -> None:
     """Check that a truncated, empty or corrupted checkpoint is reported by its file name and is not changed."""
     for damage in (whole[: len(whole) // 2], b"", whole[:3000] + bytes(40) + whole[3040:]):
         checkpoint.write_bytes(damage)

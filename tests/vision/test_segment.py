@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.programs import checkpoint_updates, metrics, run_without_checkpoint, signal_at_update, start
+from tests.programs import metrics, num_updates, signal_at, start, unstarted_run
 from tests.vision.shapes import CLASSES, SIZE, write_shapes
 from zerokara.core import checkpoint
 from zerokara.core.command_line import parse
@@ -156,16 +156,16 @@ def test_training_for_seconds_separates_the_shapes(
 def test_an_interrupted_run_equals_an_uninterrupted_one(uninterrupted: Path, tmp_path: Path) -> None:
     """A run that is stopped within an epoch, resumed, killed and resumed again ends with the same bits."""
     write_shapes(tmp_path)
-    run = run_without_checkpoint(uninterrupted, tmp_path, "disturbed")
+    run = unstarted_run(uninterrupted, tmp_path, "disturbed")
     words = ["--name", "disturbed", "--resume"]
-    out, err, code = signal_at_update(slow(tmp_path, *words), run, "segment", signal.SIGTERM, update=3)
+    out, err, code = signal_at(slow(tmp_path, *words), run, "segment", signal.SIGTERM, update=3)
     assert (code, err) == (0, "")
     assert out.strip().splitlines()[-1].endswith("resume with: python -m vision.segment --name disturbed --resume")
     assert not (run / "result.json").exists()
-    aim = checkpoint_updates(run, "segment") + 3
-    _, _, code = signal_at_update(slow(tmp_path, *words), run, "segment", signal.SIGKILL, aim)
+    aim = num_updates(run, "segment") + 3
+    _, _, code = signal_at(slow(tmp_path, *words), run, "segment", signal.SIGKILL, aim)
     assert code == -signal.SIGKILL
-    assert checkpoint_updates(run, "segment") < 24, "the run ended before it was killed"
+    assert num_updates(run, "segment") < 24, "the run ended before it was killed"
     process = program(tmp_path, *words, "--quiet", NO_PICTURES="1")
     out, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (0, "")
