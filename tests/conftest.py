@@ -1,4 +1,4 @@
-"""What all tests share: fixed seeds, no screen, hypothesis without a clock, and the way to the real data."""
+"""Settings of all tests: fixed seeds, no display, hypothesis without deadlines, and the folder of real data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import random
 from pathlib import Path
 
-# Before matplotlib or SDL is imported by anyone: tests open no windows.
+# Tests open no windows. Must be set before matplotlib or SDL is imported.
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["SDL_VIDEODRIVER"] = "dummy"
 
@@ -15,27 +15,26 @@ import numpy as np
 import pytest
 import torch
 
-# As in every run, and before the first thread starts, which takes it over.
+# As in every run. Threads inherit the setting when they start, so it is set before the first one.
 torch.set_flush_denormal(True)
 
-# No deadline, because a busy machine is no fault, and the same examples for everyone, because a red test must be
-# red again when it is looked into.
-hypothesis.settings.register_profile("house", deadline=None, derandomize=True, database=None)
-hypothesis.settings.load_profile("house")
+# No deadline: a slow machine must not fail a test. The same examples in every run: a failure must be reproducible.
+hypothesis.settings.register_profile("zerokara", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("zerokara")
 
 
 @pytest.fixture(autouse=True)
 def _seeds() -> None:
-    """Start every test from the same random numbers, so that the order of the tests does not matter."""
+    """Seed all random number generators before every test, so that the order of the tests does not matter."""
     random.seed(0)
-    np.random.seed(0)  # noqa: NPY002  (the legacy generator is what other libraries draw from)
+    np.random.seed(0)  # noqa: NPY002  (other libraries use the legacy generator)
     torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """The folder of real data, named by ZEROKARA_DATA; tests that ask for it are skipped where there is none."""
+    """Return the folder of real data, ZEROKARA_DATA; skip the test if the variable is not set."""
     folder = os.environ.get("ZEROKARA_DATA")
     if not folder:
-        pytest.skip("ZEROKARA_DATA names no folder of real data")
+        pytest.skip("ZEROKARA_DATA is not set to a folder of real data")
     return Path(folder)

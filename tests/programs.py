@@ -1,4 +1,4 @@
-"""What tests of whole programs share: a process of its own, what it wrote, and what a damaged checkpoint must do."""
+"""Functions that tests of whole programs share: start a process, read its metrics, and test damaged checkpoints."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from zerokara.core.config import UserError
 REPO = Path(__file__).parents[1]
 
 
-def start(folder: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
-    """Python with these words ("-m", "agents.dqn", "--resume") as a process in a folder; a warning is an error."""
+def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """Start Python in a folder with arguments such as "-m", "agents.dqn", "--resume"; warnings are errors."""
     return subprocess.Popen(
-        [sys.executable, *words],
+        [sys.executable, *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error", **environment},
         text=True,
@@ -32,9 +32,9 @@ def start(folder: Path, *words: str, **environment: str) -> subprocess.Popen[str
     )
 
 
-def refusal(folder: Path, *words: str) -> str:
-    """What Python with these words says when it is refused: one sentence, and exit status 2."""
-    process = start(folder, *words)
+def error_message(folder: Path, *arguments: str) -> str:
+    """Return the error of a program that must reject its arguments: one line on stderr, and exit status 2."""
+    process = start(folder, *arguments)
     out, err = process.communicate(timeout=100)
     assert (process.returncode, out) == (2, "")
     assert err.startswith("error: ")
@@ -42,40 +42,40 @@ def refusal(folder: Path, *words: str) -> str:
     return err
 
 
-def wait_until(process: subprocess.Popen[str], reached: Callable[[], bool], seconds: float = 100) -> None:
-    """Wait until it is so, or the process has ended, or has taken too long; the caller looks which."""
+def wait_until(process: subprocess.Popen[str], condition: Callable[[], bool], seconds: float = 100) -> None:
+    """Wait until the condition holds, the process has ended, or the time is up; the caller checks which of them."""
     deadline = time.monotonic() + seconds
-    while process.poll() is None and time.monotonic() < deadline and not reached():
+    while process.poll() is None and time.monotonic() < deadline and not condition():
         time.sleep(0.005)
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """Lines of metrics without what the wall clock says, and without lines that hold nothing else."""
+    """Read the lines of metrics.jsonl without `speed/` values, which depend on the wall clock; drop empty lines."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    told = [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in lines]
-    return [line for line in told if len(line) > 1]
+    rows = [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in lines]
+    return [row for row in rows if len(row) > 1]
 
 
-def updates_of(run: Path, kind: str) -> int:
-    """The update of the last whole checkpoint of a run of this kind, -1 where there is none."""
+def num_updates(run: Path, kind: str) -> int:
+    """Return the number of updates in the checkpoint of a run of this kind, or -1 without a checkpoint."""
     path = run / "checkpoint-0.pt"
     return int(checkpoint.load(path, kind)["updates"]) if path.exists() else -1
 
 
-def disturbed(
-    process: subprocess.Popen[str], run: Path, kind: str, number: signal.Signals, aim: int
+def signal_at(
+    process: subprocess.Popen[str], run: Path, kind: str, signal_number: signal.Signals, update: int
 ) -> tuple[str, str, int]:
-    """A process with a signal once the checkpoint of its run is at `aim` updates: what it printed, its exit status."""
-    wait_until(process, lambda: updates_of(run, kind) >= aim, seconds=200)
-    process.send_signal(number)
+    """Send a signal once the run's checkpoint is at `update`; return stdout, stderr and the exit status."""
+    wait_until(process, lambda: num_updates(run, kind) >= update, seconds=200)
+    process.send_signal(signal_number)
     out, err = process.communicate(timeout=300)
     return out, err, process.returncode
 
 
-def begun(uninterrupted: Path, folder: Path, name: str) -> Path:
-    """A run that was killed before its first checkpoint: it goes on with the machine's settings that the other found.
+def unstarted_run(uninterrupted: Path, folder: Path, name: str) -> Path:
+    """Create a run folder as after a kill before the first checkpoint, with the compute settings of another run.
 
-    Which memory layout is fastest is measured, and two runs may find differently.
+    The settings are copied because the fastest memory layout is measured, and two runs may choose differently.
     """
     run = folder / "runs" / name
     run.mkdir(parents=True)
@@ -85,8 +85,8 @@ def begun(uninterrupted: Path, folder: Path, name: str) -> Path:
     return run
 
 
-def check_damage_is_named(checkpoint: Path, whole: bytes, resume: Callable[[], None]) -> None:
-    """A checkpoint that is cut, empty, or wrong in its middle is refused by its name, and stays as it is."""
+def check_damaged_checkpoint(checkpoint: Path, whole: bytes, resume: Callable[[], None]) -> None:
+    """Check that a truncated, empty or corrupted checkpoint is reported by its file name and is not changed."""
     for damage in (whole[: len(whole) // 2], b"", whole[:3000] + bytes(40) + whole[3040:]):
         checkpoint.write_bytes(damage)
         with pytest.raises(UserError, match=checkpoint.name):

@@ -1,4 +1,4 @@
-"""The architecture: which package may import which, one name per module, one owner of the hardware, docstrings."""
+"""Architecture: allowed imports between packages, one name per module, device moves only in Compute, docstrings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zerokara.core.programs import PROGRAMS
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# package: the packages of zerokara that it may import
+# Package: the other packages of zerokara that it may import.
 ALLOWED: dict[str, frozenset[str]] = {
     "core": frozenset(),
     "envs": frozenset({"core"}),
@@ -25,9 +25,9 @@ ALLOWED: dict[str, frozenset[str]] = {
     "generative": frozenset({"core", "envs"}),
     "agents": frozenset({"core", "envs"}),
 }
-OUTSIDE = frozenset({"tests", "benchmarks"})  # import everything, imported by nothing
-LONGEST_FILE_LINES = 450
-LONGEST_FOLDER_FILES = 30  # in the top folder of a package: its programs and sub-packages
+OUTSIDE = frozenset({"tests", "benchmarks"})  # import all packages, and no package imports them
+MAX_FILE_LINES = 450
+MAX_FOLDER_ENTRIES = 30  # in the top folder of a package: its programs and sub-packages
 
 MODULES = sorted(path for package in ALLOWED for path in (ROOT / package).rglob("*.py"))
 PUBLIC = sorted((ROOT / "zerokara").rglob("*.py"))
@@ -39,12 +39,12 @@ def relative(path: Path) -> str:
 
 
 def module_name(path: Path) -> str:
-    """zerokara.agents.dqn for agents/dqn.py."""
+    """Return the module's full name: zerokara.agents.dqn for agents/dqn.py."""
     return "zerokara." + ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 def is_program(path: Path) -> bool:
-    """Whether `python -m` runs something: the module ends in `if __name__ == "__main__"`."""
+    """Return True if the module is a program: it ends in `if __name__ == "__main__"`."""
     return any(
         isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
         for node in ast.parse(path.read_text("utf-8")).body[-1:]
@@ -55,7 +55,7 @@ PROGRAM_MODULES = frozenset(module_name(path) for path in MODULES if is_program(
 
 
 def imported_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Line and dotted name of every absolute import, also inside functions, also through import_module.
+    """Yield the line and the dotted name of every absolute import, also inside functions and by import_module.
 
     `from zerokara.agents import dqn` gives zerokara.agents.dqn.
     """
@@ -74,25 +74,25 @@ def imported_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 
 def forbidden_imports(source: str, package: str) -> list[str]:
-    """Imports of `source`, a module of `package`, that point outward, sideways or to a program, or lack `zerokara.`."""
+    """Find imports in a module of `package` of packages not allowed to it, of programs, and without `zerokara.`."""
     allowed = ALLOWED[package] | {package}
     found = []
     for line, name in imported_names(ast.parse(source)):
         top, _, rest = name.partition(".")
-        outward = top == "zerokara" and rest.split(".")[0] not in allowed
-        a_program = any(name == program or name.startswith(f"{program}.") for program in PROGRAM_MODULES)
-        if outward or a_program or top in OUTSIDE | frozenset(ALLOWED):
+        not_allowed = top == "zerokara" and rest.split(".")[0] not in allowed
+        of_program = any(name == program or name.startswith(f"{program}.") for program in PROGRAM_MODULES)
+        if not_allowed or of_program or top in OUTSIDE | frozenset(ALLOWED):
             found.append(f"line {line}: {name}")
     return found
 
 
 def bare_imports(source: str) -> list[str]:
-    """Imports of our packages without `zerokara.`: they would load a second copy of the module."""
+    """Find imports of our packages without `zerokara.`, which would load a second copy of the module."""
     return [f"line {line}: {name}" for line, name in imported_names(ast.parse(source)) if name.split(".")[0] in ALLOWED]
 
 
 def device_moves(source: str) -> list[str]:
-    """Calls of `.cuda()`, `.cpu()`, `.to("cuda")` and `.to("cpu")` on anything but a Compute."""
+    """Find calls of `.cuda()`, `.cpu()`, `.to("cuda")` and `.to("cpu")` on objects other than a Compute."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
@@ -102,14 +102,14 @@ def device_moves(source: str) -> list[str]:
             continue
         arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
         names = [str(argument.value) for argument in arguments if isinstance(argument, ast.Constant)]
-        to_a_named_device = node.func.attr == "to" and any(name.split(":")[0] in {"cuda", "cpu"} for name in names)
-        if node.func.attr in {"cuda", "cpu"} or to_a_named_device:
+        to_named_device = node.func.attr == "to" and any(name.split(":")[0] in {"cuda", "cpu"} for name in names)
+        if node.func.attr in {"cuda", "cpu"} or to_named_device:
             found.append(f"line {node.lineno}: {ast.unparse(node)}")
     return found
 
 
 def undocumented(source: str) -> list[str]:
-    """The module itself, and its public classes and functions, where they have no docstring."""
+    """Find a missing docstring of the module and of its public classes and functions."""
     tree = ast.parse(source)
     missing = [] if ast.get_docstring(tree) else ["the module"]
     return missing + [
@@ -121,18 +121,18 @@ def undocumented(source: str) -> list[str]:
     ]
 
 
-def test_the_packages_are_there() -> None:
+def test_all_packages_exist() -> None:
     assert {path.relative_to(ROOT).parts[0] for path in MODULES} == set(ALLOWED)
     assert all((folder / "__init__.py").is_file() for folder in {path.parent for path in MODULES})
 
 
 @pytest.mark.parametrize("package", ["agents", "generative", "vision"])
-def test_a_file_at_the_top_of_a_package_is_a_program(package: str) -> None:
-    """Everything that a program is made of lies in a sub-package, where there is no program."""
+def test_files_at_the_top_of_a_package_are_programs(package: str) -> None:
+    """All other modules are in sub-packages, which contain no programs."""
     files = [path for path in (ROOT / package).rglob("*.py") if path.name != "__init__.py"]
     assert [relative(path) for path in files if is_program(path) != (path.parent == ROOT / package)] == []
     entries = [path for path in (ROOT / package).iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
-    assert len(entries) <= LONGEST_FOLDER_FILES
+    assert len(entries) <= MAX_FOLDER_ENTRIES
 
 
 def test_every_program_is_listed_by_the_console_command() -> None:
@@ -140,17 +140,17 @@ def test_every_program_is_listed_by_the_console_command() -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_imports_point_inward_and_never_to_a_program(path: Path) -> None:
+def test_imports_are_allowed_by_the_architecture(path: Path) -> None:
     assert forbidden_imports(path.read_text("utf-8"), path.relative_to(ROOT).parts[0]) == []
 
 
 @pytest.mark.parametrize("path", OTHERS + PUBLIC, ids=relative)
-def test_modules_are_imported_by_their_one_name(path: Path) -> None:
+def test_modules_are_imported_as_zerokara(path: Path) -> None:
     assert bare_imports(path.read_text("utf-8")) == []
 
 
-def test_nothing_but_empty_packages_exists_under_two_names(tmp_path: Path) -> None:
-    """`python -m core.zoo` loads the packages core and core.zoo beside zerokara.core: they must hold nothing."""
+def test_only_empty_packages_are_loaded_under_two_names(tmp_path: Path) -> None:
+    """`python -m core.zoo` loads the packages core and core.zoo besides zerokara.core: they must be empty."""
     code = (
         "import runpy, sys, contextlib, io\n"
         "for name in {programs!r}:\n"
@@ -173,24 +173,24 @@ def test_nothing_but_empty_packages_exists_under_two_names(tmp_path: Path) -> No
     )
     loaded, filled = map(ast.literal_eval, done.stdout.splitlines())
     assert loaded == ["agents", "core", "core.backbones", "core.zoo", "generative", "vision"]
-    # runpy binds the sub-packages that it imported to their parent, and that is all.
+    # runpy sets the imported sub-package as an attribute of its parent; the packages contain nothing else.
     assert filled == ["core"]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_only_compute_moves_things_between_devices(path: Path) -> None:
+def test_only_compute_moves_tensors_between_devices(path: Path) -> None:
     if relative(path) != "core/compute.py":
         assert device_moves(path.read_text("utf-8")) == []
 
 
 @pytest.mark.parametrize("path", MODULES + PUBLIC, ids=relative)
-def test_public_names_are_documented(path: Path) -> None:
+def test_public_names_have_docstrings(path: Path) -> None:
     assert undocumented(path.read_text("utf-8")) == []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_public_methods_are_documented(path: Path) -> None:
-    """Here or in the class that they override, of ours or of a library."""
+def test_public_methods_have_docstrings(path: Path) -> None:
+    """The docstring may be in the base class, of this package or of a library."""
     module = importlib.import_module(module_name(path))
     classes = [cls for _, cls in inspect.getmembers(module, inspect.isclass) if cls.__module__ == module.__name__]
     missing = [
@@ -206,13 +206,13 @@ def test_public_methods_are_documented(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", MODULES + OTHERS + PUBLIC, ids=relative)
-def test_a_file_is_short_enough_to_read(path: Path) -> None:
-    assert len(path.read_text("utf-8").splitlines()) <= LONGEST_FILE_LINES
+def test_file_length(path: Path) -> None:
+    assert len(path.read_text("utf-8").splitlines()) <= MAX_FILE_LINES
 
 
 @pytest.mark.parametrize("names", [*([name] for name in sorted(PROGRAM_MODULES)), sorted(map(module_name, MODULES))])
-def test_importing_does_nothing(names: list[str], tmp_path: Path) -> None:
-    """Each program alone, then all modules together: no file in the working folder, no output."""
+def test_imports_have_no_side_effects(names: list[str], tmp_path: Path) -> None:
+    """Import each program alone, then all modules together: no files in the working folder, no output."""
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(f"import {name}" for name in names)],
         cwd=tmp_path,
@@ -226,18 +226,18 @@ def test_importing_does_nothing(names: list[str], tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_checks_see_what_they_look_for() -> None:
+def test_the_checks_find_violations() -> None:
     assert forbidden_imports("import zerokara.envs.atari", "core") == ["line 1: zerokara.envs.atari"]
     nested = "def f():\n    from zerokara.agents.qlearning import replay"
     assert forbidden_imports(nested, "generative") == ["line 2: zerokara.agents.qlearning.replay"]
-    lazy = "importlib.import_module('zerokara.vision.studies.grid')"
-    assert forbidden_imports(lazy, "agents") == ["line 1: zerokara.vision.studies.grid"]
+    dynamic = "importlib.import_module('zerokara.vision.studies.grid')"
+    assert forbidden_imports(dynamic, "agents") == ["line 1: zerokara.vision.studies.grid"]
     assert forbidden_imports("from tests.core import helpers", "envs") == ["line 1: tests.core.helpers"]
     assert forbidden_imports("from zerokara.agents import dqn", "agents") == ["line 1: zerokara.agents.dqn"]
     assert forbidden_imports("from zerokara.agents.dqn import train", "agents") == ["line 1: zerokara.agents.dqn.train"]
     assert forbidden_imports("from agents.qlearning import replay", "agents") == ["line 1: agents.qlearning.replay"]
-    fine = "import zerokara.core.run, numpy\nfrom . import losses\nfrom zerokara.agents.configs import dqn"
-    assert forbidden_imports(fine, "agents") == []
+    allowed = "import zerokara.core.run, numpy\nfrom . import losses\nfrom zerokara.agents.configs import dqn"
+    assert forbidden_imports(allowed, "agents") == []
     assert bare_imports("import envs\nfrom zerokara import envs\nfrom core.run import Run") == [
         "line 1: envs",
         "line 3: core.run.Run",

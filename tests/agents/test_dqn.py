@@ -16,7 +16,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.programs import check_damage_is_named, metrics, refusal, start, wait_until
+from tests.programs import check_damaged_checkpoint, error_message, metrics, start, wait_until
 from zerokara.agents import dqn
 from zerokara.agents.configs.dqn import PRESETS, Config, read_config
 from zerokara.agents.training import session
@@ -273,7 +273,7 @@ def test_a_mistake_is_reported_in_one_line(
 
 
 def test_a_mistake_exits_with_code_2(tmp_path: Path) -> None:
-    assert "--epsilon-end" in refusal(tmp_path, "-m", "agents.dqn", "--epsilon-endd", "0.1")
+    assert "--epsilon-end" in error_message(tmp_path, "-m", "agents.dqn", "--epsilon-endd", "0.1")
 
 
 def test_settings_cannot_change_when_resuming(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,7 +291,7 @@ def test_a_damaged_checkpoint_is_named(finished: Path, tmp_path: Path, monkeypat
     run.mkdir(parents=True)
     (run / "config.json").write_bytes((finished / "config.json").read_bytes())
     whole = (finished / "checkpoint-0.pt").read_bytes()
-    check_damage_is_named(run / "checkpoint-0.pt", whole, lambda: dqn.main(["--name", "run", "--resume", "--quiet"]))
+    check_damaged_checkpoint(run / "checkpoint-0.pt", whole, lambda: dqn.main(["--name", "run", "--resume", "--quiet"]))
 
 
 def test_divergence_ends_the_run_and_keeps_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.programs import metrics, refusal, start, wait_until
+from tests.programs import error_message, metrics, start, wait_until
 from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
@@ -352,4 +352,4 @@ def test_changed_options_are_refused_when_resuming(run: Path) -> None:
 
 
 def test_mistakes_exit_with_code_2(tmp_path: Path) -> None:
-    assert "--latent-dim" in refusal(tmp_path, "-m", "generative.dcgan", "--latent-dm", "3")
+    assert "--latent-dim" in error_message(tmp_path, "-m", "generative.dcgan", "--latent-dm", "3")

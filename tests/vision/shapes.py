@@ -1,4 +1,4 @@
-"""Photographs of discs and squares on a ground, drawn with their masks, in CamVid's folders."""
+"""Synthetic images of discs and squares with their masks, in the folder layout of CamVid."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIZE = (32, 48)
 
 
 def draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A picture (H, W, 3) and its mask (H, W), whose outermost pixels nobody labelled."""
+    """Draw an image (H, W, 3) and its mask (H, W); the first and the last row of the mask are unlabeled."""
     height, width = SIZE
     y, x = np.mgrid[:height, :width]
     image = rng.normal(110, 12, (height, width, 3))
@@ -30,13 +30,13 @@ def draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     return image.clip(0, 255).astype(np.uint8), mask
 
 
-def plant_shapes(root: Path) -> Path:
-    """The folder root/shapes with train, val and test."""
+def write_shapes(root: Path) -> Path:
+    """Write the data set to root/shapes with the splits train, val and test; return the folder."""
     rng = np.random.default_rng(7)
     for split, number in NUMBER.items():
-        for place in range(number):
+        for index in range(number):
             for folder, array in zip((split, f"{split}annot"), draw(rng), strict=True):
-                path = root / "shapes" / folder / f"{place:02}.png"
+                path = root / "shapes" / folder / f"{index:02}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(array).save(path)
     (root / "shapes" / "classes.txt").write_text("\n".join(CLASSES))

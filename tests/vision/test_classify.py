@@ -15,7 +15,15 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto.graph_pb2 import GraphDef
 
-from tests.programs import begun, check_damage_is_named, disturbed, metrics, refusal, start, updates_of
+from tests.programs import (
+    check_damaged_checkpoint,
+    error_message,
+    metrics,
+    num_updates,
+    signal_at,
+    start,
+    unstarted_run,
+)
 from zerokara.core import checkpoint, data
 from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
@@ -141,7 +149,7 @@ def test_files_and_metrics_of_a_run(uninterrupted: Path) -> None:
     media = {path.name for path in (uninterrupted / "media").iterdir()}
     assert media >= {"augmented-0.png", "misread-8.png", "confusion-24.png"}
     assert list(uninterrupted.glob("events.*"))
-    assert updates_of(uninterrupted, "classify") == 24
+    assert num_updates(uninterrupted, "classify") == 24
 
 
 def test_only_the_final_evaluation_uses_all_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,19 +208,19 @@ def test_model_file_holds_the_averaged_weights(uninterrupted: Path) -> None:
 
 def test_an_interrupted_run_equals_an_uninterrupted_one(uninterrupted: Path, tmp_path: Path) -> None:
     """The run is stopped by SIGTERM in an epoch, killed in the next one, then runs out of disk space."""
-    run = begun(uninterrupted, tmp_path, "disturbed")
+    run = unstarted_run(uninterrupted, tmp_path, "disturbed")
     words = ["--name", "disturbed", "--resume"]
 
-    out, err, code = disturbed(slow(tmp_path, *words), run, "classify", signal.SIGTERM, aim=2)
+    out, err, code = signal_at(slow(tmp_path, *words), run, "classify", signal.SIGTERM, update=2)
     assert (code, err) == (0, "")
     assert "SIGTERM: saving" in out
     assert out.strip().splitlines()[-1].endswith("resume with: python -m vision.classify --name disturbed --resume")
-    assert 2 <= updates_of(run, "classify") < 8, "it was not stopped in the middle of an epoch"
+    assert 2 <= num_updates(run, "classify") < 8, "it was not stopped in the middle of an epoch"
     assert not (run / "result.json").exists()
 
-    _, _, code = disturbed(slow(tmp_path, *words), run, "classify", signal.SIGKILL, aim=10)
+    _, _, code = signal_at(slow(tmp_path, *words), run, "classify", signal.SIGKILL, update=10)
     assert code == -signal.SIGKILL
-    assert 10 <= updates_of(run, "classify") < 16, "it was not killed in the middle of an epoch"
+    assert 10 <= num_updates(run, "classify") < 16, "it was not killed in the middle of an epoch"
 
     whole = (run / "checkpoint-0.pt").read_bytes()
     process = program(tmp_path, *words, LARGEST_FILE=str(len(whole) // 2), NO_PICTURES="1")
@@ -237,9 +245,9 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(uninterrupted: Path, tmp
 
 
 def test_a_damaged_checkpoint_is_named_in_the_error(uninterrupted: Path, in_empty_folder: list[str]) -> None:
-    run = begun(uninterrupted, Path.cwd(), "run")
+    run = unstarted_run(uninterrupted, Path.cwd(), "run")
     whole = (uninterrupted / "checkpoint-0.pt").read_bytes()
-    check_damage_is_named(
+    check_damaged_checkpoint(
         run / "checkpoint-0.pt", whole, lambda: classify.main(["--name", "run", "--resume", "--quiet"])
     )
 
@@ -264,7 +272,7 @@ def test_the_test_set_is_read_once_at_the_end(
 ) -> None:
     """A finished run that is resumed does not read the test set again, and its metrics stay the same."""
     run = Path("runs/once")
-    begun(uninterrupted, Path.cwd(), "once")
+    unstarted_run(uninterrupted, Path.cwd(), "once")
     during_training: list[str] = []
     original = classify.validate
 
@@ -321,7 +329,7 @@ def test_patience_ends_a_run_and_resuming_does_not_continue_it(monkeypatch: pyte
     run = Path("runs/p")
     lines = metrics(run)
     assert [line["val/error"] for line in lines if "val/error" in line] == [0.25, 0.5, 0.75]
-    assert updates_of(run, "classify") == 24
+    assert num_updates(run, "classify") == 24
     state = checkpoint.load(run / "checkpoint-0.pt", "classify")
     assert (state["best"]["epoch"], state["best"]["figure"]) == (1, 0.25)
     classifier, _ = model_file.load(run / "model.safetensors")
@@ -331,7 +339,7 @@ def test_patience_ends_a_run_and_resuming_does_not_continue_it(monkeypatch: pyte
     )
     classify.main(["--name", "p", "--resume", "--quiet"])
     assert metrics(run) == lines
-    assert updates_of(run, "classify") == 24
+    assert num_updates(run, "classify") == 24
 
 
 @pytest.mark.usefixtures("fast_setup")
@@ -349,7 +357,7 @@ def test_equal_errors_do_not_reset_patience_but_the_later_weights_are_saved(monk
     words = [*TINY, "--name", "tie", "--epochs", "9", "--patience-epochs", "2", "--select", "best", "--quiet"]
     classify.main([*words, "--no-test"])
     state = checkpoint.load(Path("runs/tie/checkpoint-0.pt"), "classify")
-    assert updates_of(Path("runs/tie"), "classify") == 4 * 8, "two epochs after the last improvement"
+    assert num_updates(Path("runs/tie"), "classify") == 4 * 8, "two epochs after the last improvement"
     assert (state["best"]["epoch"], state["best"]["since"], state["best"]["figure"]) == (4, 2, 0.25)
 
 
@@ -423,11 +431,11 @@ def test_a_user_error_exits_with_code_2(words: list[str], capsys: pytest.Capture
 
 
 def test_the_module_runs_as_a_program(tmp_path: Path) -> None:
-    assert "--epochs" in refusal(tmp_path, "-m", "vision.classify", "--epoch", "3")
+    assert "--epochs" in error_message(tmp_path, "-m", "vision.classify", "--epoch", "3")
 
 
 def test_settings_cannot_change_when_resuming(uninterrupted: Path, in_empty_folder: list[str]) -> None:
-    begun(uninterrupted, Path.cwd(), "run")
+    unstarted_run(uninterrupted, Path.cwd(), "run")
     with pytest.raises(UserError, match=r"was started with --epochs 3 and cannot be resumed with 4"):
         classify.main(["--name", "run", "--resume", "--epochs", "4"])
     with pytest.raises(UserError, match="--resume"):

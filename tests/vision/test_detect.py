@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.programs import begun, disturbed, metrics, start, updates_of
+from tests.programs import metrics, num_updates, signal_at, start, unstarted_run
 from tests.vision import drawn_boxes as shapes
 from zerokara.core import checkpoint
 from zerokara.core.command_line import parse
@@ -154,13 +154,13 @@ def test_a_run_goes_on_as_if_nothing_had_happened(
 ) -> None:
     """Killed, and asked to stop: in the end it is the run that nobody disturbed."""
     whole = finished[method]
-    run = begun(whole, workshop, f"{method}-disturbed")
+    run = unstarted_run(whole, workshop, f"{method}-disturbed")
     words = ["--name", run.name, "--resume"]
     for number in signals:
-        before = max(updates_of(run, "detect"), 0)
+        before = max(num_updates(run, "detect"), 0)
         process = program(workshop, *words, PAUSE="0.2")
-        out, err, code = disturbed(process, run, "detect", number, aim=before + 1)
-        assert before < updates_of(run, "detect") < (120 if method == "fast-rcnn" else 60), "not disturbed in time"
+        out, err, code = signal_at(process, run, "detect", number, update=before + 1)
+        assert before < num_updates(run, "detect") < (120 if method == "fast-rcnn" else 60), "not disturbed in time"
         if number is signal.SIGTERM:
             assert (code, err) == (0, "")
             assert f"go on with: python -m vision.detect --name {run.name} --resume" in out
@@ -195,7 +195,7 @@ def test_numbers_that_are_none_end_the_run(swift: Path) -> None:
     words = [*SMALL, "--name", "nan", "--learning-rate", "1e30", "--optimizer", "sgd", "--warmup-updates", "0"]
     with pytest.raises(UserError, match=r"NaN or Inf.*lower --learning-rate"):
         detect.main([*words, "--updates", "40", "--checkpoint-every-updates", "20", "--quiet"])
-    assert updates_of(swift / "runs" / "nan", "detect") == 0
+    assert num_updates(swift / "runs" / "nan", "detect") == 0
 
 
 @pytest.mark.usefixtures("swift")

@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.programs import begun, disturbed, metrics, start, updates_of
-from tests.vision.shapes import CLASSES, SIZE, plant_shapes
+from tests.programs import metrics, num_updates, signal_at, start, unstarted_run
+from tests.vision.shapes import CLASSES, SIZE, write_shapes
 from zerokara.core import checkpoint
 from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
@@ -71,7 +71,7 @@ def slow(folder: Path, *words: str) -> subprocess.Popen[str]:
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run that was not interrupted. Its working folder contains the data set shapes."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    plant_shapes(folder)
+    write_shapes(folder)
     process = program(folder, *TINY, "--name", "run")
     out, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (0, "")
@@ -90,7 +90,7 @@ def in_shapes_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     Returns:
         The splits that are read, in order.
     """
-    plant_shapes(tmp_path)
+    write_shapes(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(segment, "choose_compute", lambda config, images, world: Compute(threads=1))
     monkeypatch.setattr(segment, "log_start", lambda *args, **options: None)
@@ -155,17 +155,17 @@ def test_training_for_seconds_separates_the_shapes(
 
 def test_an_interrupted_run_equals_an_uninterrupted_one(uninterrupted: Path, tmp_path: Path) -> None:
     """A run that is stopped within an epoch, resumed, killed and resumed again ends with the same bits."""
-    plant_shapes(tmp_path)
-    run = begun(uninterrupted, tmp_path, "disturbed")
+    write_shapes(tmp_path)
+    run = unstarted_run(uninterrupted, tmp_path, "disturbed")
     words = ["--name", "disturbed", "--resume"]
-    out, err, code = disturbed(slow(tmp_path, *words), run, "segment", signal.SIGTERM, aim=3)
+    out, err, code = signal_at(slow(tmp_path, *words), run, "segment", signal.SIGTERM, update=3)
     assert (code, err) == (0, "")
     assert out.strip().splitlines()[-1].endswith("resume with: python -m vision.segment --name disturbed --resume")
     assert not (run / "result.json").exists()
-    aim = updates_of(run, "segment") + 3
-    _, _, code = disturbed(slow(tmp_path, *words), run, "segment", signal.SIGKILL, aim)
+    aim = num_updates(run, "segment") + 3
+    _, _, code = signal_at(slow(tmp_path, *words), run, "segment", signal.SIGKILL, aim)
     assert code == -signal.SIGKILL
-    assert updates_of(run, "segment") < 24, "the run ended before it was killed"
+    assert num_updates(run, "segment") < 24, "the run ended before it was killed"
     process = program(tmp_path, *words, "--quiet", NO_PICTURES="1")
     out, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (0, "")
