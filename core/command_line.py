@@ -40,6 +40,9 @@ from zerokara.core.help_text import help_text
 from zerokara.core.programs import program
 
 ConfigT = TypeVar("ConfigT", bound=Any)
+Requirement = tuple[Callable[[Any], bool], str]
+"""Condition on a config under which a field has an effect, and the settings that fulfill it."""
+
 Layers = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 

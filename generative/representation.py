@@ -33,8 +33,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from zerokara.core import checkpoint, schedules
+from zerokara.core import foreign_names as names
 from zerokara.core.backbones.base import Backbone
-from zerokara.core.command_line import parse
+from zerokara.core.command_line import Requirement, parse
 from zerokara.core.compute import Compute
 from zerokara.core.config import Positional, Range, UserError, from_dict, run_main
 from zerokara.core.data import ImageSet
@@ -46,12 +47,10 @@ from zerokara.core.progress import Progress
 from zerokara.core.report import figure_pixels, plain_ticks, write_json
 from zerokara.core.run import Run
 from zerokara.core.zoo.registry import find_file
-from zerokara.generative import names
 from zerokara.generative.gan.config import Config
 from zerokara.generative.gan.data import load_split
 from zerokara.generative.gan.learner import make_discriminator
 from zerokara.generative.gan.sampler import BEST, KIND
-from zerokara.generative.names import Requirement
 from zerokara.generative.scoring import svm
 from zerokara.generative.scoring.feature_extractor import preprocess
 

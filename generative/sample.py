@@ -19,7 +19,7 @@ from typing import Annotated, ClassVar
 
 from torch import Tensor
 
-from zerokara.core.command_line import parse
+from zerokara.core.command_line import Requirement, parse
 from zerokara.core.config import Range, UserError, error_summary, run_main
 from zerokara.core.media import write_png
 from zerokara.core.programs import program_command
@@ -27,7 +27,6 @@ from zerokara.core.progress import Progress
 from zerokara.generative.gan import finished
 from zerokara.generative.gan.pictures import displayable, image_grid
 from zerokara.generative.gan.sampler import Sampler
-from zerokara.generative.names import Requirement
 
 MAX_IN_GRID = 2_500  # images
 CHUNK = 500  # images in memory at once, with --folder

@@ -32,7 +32,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from zerokara.core.checkpoint import write_atomically
-from zerokara.core.command_line import parse
+from zerokara.core.command_line import Requirement, parse
 from zerokara.core.compute import Compute
 from zerokara.core.config import Positional, Range, run_main
 from zerokara.core.data import ImageSet
@@ -41,7 +41,6 @@ from zerokara.core.models import onnx_file
 from zerokara.core.programs import program_command
 from zerokara.core.report import output_folder, write_figure, write_json
 from zerokara.vision.classification.scoring import Scores
-from zerokara.vision.names import Requirement
 from zerokara.vision.studies import int8
 from zerokara.vision.studies.finished_run import Trained, load_trained, single_run_folder
 from zerokara.vision.studies.timing import median, median_seconds

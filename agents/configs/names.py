@@ -5,12 +5,13 @@ The config classes refer to these tables; core/config.py, core/command_line.py a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from zerokara.core.command_line import Requirement
+from zerokara.core.foreign_names import FOREIGN_NAMES as COMMON_NAMES
+from zerokara.core.foreign_names import IN_MEMORY, TENSORBOARD
 from zerokara.envs.action_log import RENAMED_SETTINGS
-
-Requirement = tuple[Callable[[Any], bool], str]
 
 # ---- names of zerokara 0.1
 
@@ -64,6 +65,7 @@ RENAMED_PQN: Mapping[str, Any] = {"trace": "td_lambda", "epochs": "update_epochs
 # ---- names in Stable-Baselines3, CleanRL and Dopamine
 
 FOREIGN_NAMES: Mapping[str, str] = {
+    **{name: answer for name, answer in COMMON_NAMES.items() if answer != IN_MEMORY},
     "total_timesteps": "total_steps",
     "num_timesteps": "total_steps",
     "n_timesteps": "total_steps",
@@ -93,14 +95,9 @@ FOREIGN_NAMES: Mapping[str, str] = {
     "n_eval_episodes": "eval_episodes",
     "log_interval": "log_every_steps",
     "save_freq": "checkpoint_every_steps",
-    "save_model": "is not an option here: every run saves its weights in its folder.",
-    "cuda": "is --device cuda here.",
-    "gpu": "is --device cuda here.",
     "torch_deterministic": "is not an option here: the same seed gives the same numbers on a CPU anyway.",
-    "track": "is not an option here: every run is logged for TensorBoard (tensorboard --logdir runs).",
-    "wandb_project_name": "is not an option here: every run is logged for TensorBoard (tensorboard --logdir runs).",
-    "tensorboard_log": "is not an option here: every run is logged for TensorBoard (tensorboard --logdir runs).",
-    "verbose": "is not an option here: --quiet prints warnings and the closing line only.",
+    "wandb_project_name": TENSORBOARD,
+    "tensorboard_log": TENSORBOARD,
     "policy": "is not an option here: choose the network with --backbone and, for DQN, --head.",
 }
 

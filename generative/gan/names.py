@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from zerokara.core import foreign_names as names
 from zerokara.core.backbones.registry import option_names
-from zerokara.generative import names
-from zerokara.generative.names import Requirement
+from zerokara.core.command_line import Requirement
 
 # ---- names in the DCGAN tutorial and example of PyTorch, StudioGAN, StyleGAN and PyTorch-GAN
 

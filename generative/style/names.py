@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from zerokara.core import foreign_names as names
 from zerokara.core.backbones.registry import find_backbone
 from zerokara.core.backbones.vgg import VGG
-from zerokara.generative import names
-from zerokara.generative.names import Requirement
+from zerokara.core.command_line import Requirement
 
 # ---- names in neural-style, in PyTorch's style transfer tutorial and in its fast_neural_style example
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from zerokara.vision import names
-from zerokara.vision.names import Requirement
+from zerokara.core import foreign_names as names
+from zerokara.core.command_line import Requirement
 
 # ---- names in PyTorch's MNIST and ImageNet examples, torchvision's references and timm
 
@@ -21,6 +21,7 @@ _AUTO = "is not an option here: the augmentations are the options from --rotatio
 
 FOREIGN_NAMES: Mapping[str, str] = {
     **names.FOREIGN_NAMES,
+    **names.DATA_NAMES,
     "manual_seed": "seed",
     "random_seed": "seed",
     "a": "backbone",

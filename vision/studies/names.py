@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from zerokara.vision import names
-from zerokara.vision.names import Requirement
+from zerokara.core import foreign_names as names
+from zerokara.core.command_line import Requirement
 
 _RECIPE = "is not an option here: all runs have the settings of a recipe in vision/studies/grid.py."
 _FINISHED_RUN = "is the first word on the command line here: the folder of a run of vision.classify."
 
 FOREIGN_NAMES_GRID: Mapping[str, str] = {
     **names.FOREIGN_NAMES,
+    **names.DATA_NAMES,
     **dict.fromkeys(("gpus", "ngpu", "world_size", "dist_url", "local_rank"), names.ONE_PROCESS),
     "multiprocessing_distributed": names.ONE_PROCESS,
     "seed": "seeds",

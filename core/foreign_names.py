@@ -1,15 +1,12 @@
-"""Names of settings in other libraries that all training programs of this package answer with ours.
+"""Names of settings in other libraries that training programs answer with ours.
 
-core/command_line.py explains the form: name there -> field here, or the rest of a sentence about it.
+core/command_line.py explains the form: name there -> field here, or the rest of a sentence about it. Every training
+program adds the names of its own field.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
-Requirement = tuple[Callable[[Any], bool], str]
-"""Condition on a config under which a field has an effect, and the settings that fulfill it."""
+from collections.abc import Mapping
 
 TENSORBOARD = "is not an option here: every run is logged for TensorBoard (tensorboard --logdir runs)."
 PRECISION = "is not an option here: choose --precision float32 or --precision bfloat16."
@@ -33,6 +30,9 @@ FOREIGN_NAMES: Mapping[str, str] = {
     "output_dir": FOLDER,
     "save_dir": FOLDER,
     "checkpoint_dir": FOLDER,
+    "output": FOLDER,
+    "save_model": "is not an option here: every run saves its weights in its folder.",
+    "start_epoch": RESUME,
     "checkpoint": RESUME,
     "ckpt": RESUME,
     "cfg": "is not an option here: choose a named set of options with --preset.",
@@ -45,7 +45,9 @@ FOREIGN_NAMES: Mapping[str, str] = {
     "gpus": PROCESSES,
     "num_gpus": PROCESSES,
     "world_size": PROCESSES,
+    "dist_url": PROCESSES,
     "local_rank": PROCESSES,
+    "multiprocessing_distributed": PROCESSES,
     "amp": PRECISION,
     "fp16": PRECISION,
     "bf16": PRECISION,
@@ -56,8 +58,17 @@ FOREIGN_NAMES: Mapping[str, str] = {
     "j": IN_MEMORY,
     "track": TENSORBOARD,
     "wandb": TENSORBOARD,
+    "log_wandb": TENSORBOARD,
     "tensorboard": TENSORBOARD,
     "log_dir": TENSORBOARD,
     "logdir": TENSORBOARD,
     "verbose": "is not an option here: --quiet prints warnings and the closing message only.",
+}
+
+DATA_NAMES: Mapping[str, str] = {
+    "dataset": "data",
+    "dataset_name": "data",
+    "dataroot": "data",
+    "data_path": "data",
+    "data_root": "data",
 }
