@@ -1,8 +1,8 @@
 """Process pool for training runs, limited by number and by memory.
 
 The runs are started in sessions of their own, so that Ctrl-C, SIGTERM and SIGHUP reach only this process: a run that
-received the same Ctrl-C twice would exit without saving. The first signal asks all runs to stop; they save, and the pool
-waits for them. A second signal kills them.
+received the same Ctrl-C twice would exit without saving. The first signal asks all runs to stop; they save, and the
+pool waits for them. A second signal kills them.
 """
 
 from __future__ import annotations
