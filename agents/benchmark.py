@@ -4,9 +4,9 @@
     python -m agents.benchmark --envs zerokara/Catch-v0 zerokara/Snake-v0 --presets fast pqn-paper --total-steps 50000
     python -m agents.benchmark --presets dopamine --protocol machado --dopamine dopamine_pong.json
 
-The runs are those of agents.dqn and agents.pqn (presets pqn-...), in runs/<name>-<environment>-<preset>-<seed>. As many
-run at the same time as cores and memory allow. Repeat the same command to resume: finished runs are only read, and
-interrupted runs resume. The protocol determines the score (agents/configs/protocols.py) and is the same for all presets.
+Each run is one of agents.dqn or agents.pqn (presets pqn-...), in runs/<name>-<environment>-<preset>-<seed>. As many run
+at the same time as cores and memory allow. Repeat the same command to resume: finished runs are only read, and
+interrupted runs resume. The protocol defines the score (agents/configs/protocols.py) and is the same for all presets.
 
 Output in runs/<name>/: table.md, results.json (all numbers and the protocol), curves-frames.png, curves-hours.png, and
 the output of the runs in logs/. Statistics: agents/benchmarking/statistics.py, after Agarwal et al. 2021.
@@ -197,8 +197,7 @@ def run_all(
         return {}, None
     threads = runs[0].config.threads
     progress.print(
-        f"{len(jobs)} of {len(runs)} runs left to train, at most {max_processes} at the same time, CPU threads of each: "
-        f"{threads}"
+        f"{len(jobs)} of {len(runs)} runs to train, {max_processes} at the same time, CPU threads of each: {threads}"
     )
 
     def on_exit(job: Job, code: int, last_line: str) -> None:
