@@ -210,7 +210,8 @@ def _read_choices(
     if len(words) == 1:
         fixed = " ".join(_arguments(name, words[0], is_bool))
         raise UserError(
-            f"{search!r} has only one value: add values ({SYNTAX}), or set it for all trials after --, as in -- {fixed}."
+            f"{search!r} has only one value: add values ({SYNTAX}), or set it for all trials after --, "
+            f"as in -- {fixed}."
         )
     if any(parsed.index(value) != index for index, value in enumerate(parsed)):
         raise UserError(f"{search!r} contains a value twice: give each value once.")
