@@ -79,9 +79,7 @@ def test_curves_and_their_values_by_hand() -> None:
     curve = read_evaluations(rows, 100)
     assert curve == {1: 2.0, 2: 4.0, 4: 6.0}
     assert curve_value(curve, "last") == 6
-    assert curve_value(curve, "area") == pytest.approx(
-        (2 + 4 + 2 * 6) / 4
-    )  # a missing evaluation counts as the next one
+    assert curve_value(curve, "area") == pytest.approx((2 + 4 + 2 * 6) / 4)  # the missing third one as the fourth
     assert curve_value({1: 2.0}, "area") == 2
 
 
@@ -170,7 +168,7 @@ def test_finished_sweep_continues_with_more_trials() -> None:
     [
         (
             ("n_step=1..3", *SHORT),
-            "runs/s was started with the search space n_step=1..2 and cannot resume with n_step=1..3",
+            "was started with the search space n_step=1..2 and cannot resume with n_step=1..3",
         ),
         (("n_step=1..2", "--seeds", "2", *SHORT), "runs/s was started with --seeds 1 and cannot resume with 2"),
         (("n_step=1..2", *SHORT, "--gamma", "0.9"), "was started with the agent's command line --total-steps 1000"),
@@ -185,6 +183,19 @@ def test_another_command_does_not_resume(words: tuple[str, ...], message: str) -
     sweep_config.check_same_command(config, agent_arguments, folder)
     with pytest.raises(UserError, match=message):
         sweep.main(["--name", "s", *words])
+
+
+def test_sweep_of_an_older_version_resumes_with_its_command(tmp_path: Path) -> None:
+    """Translate the old names in the saved config and on the command line."""
+    old = ["--name", "s", "n_step=1..2", "--unpruned-trials", "3", "--unpruned-share", "0.5", "--search-seed", "7"]
+    config, agent_arguments, _, _ = read_command_line([*old, *SHORT], "")
+    assert (config.pruner_startup_trials, config.pruner_warmup_fraction, config.sampler_seed) == (3, 0.5, 7)
+    names = {new: old_name for old_name, new in sweep_config.Config.RENAMED.items()}
+    saved = {names.get(name, name): value for name, value in to_dict(config).items()}
+    assert {"unpruned_trials", "unpruned_share", "search_seed"} <= saved.keys()
+    content = {"kind": "sweep", "config": saved, "extra": {"given": agent_arguments}}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    sweep_config.check_same_command(config, agent_arguments, tmp_path)
 
 
 def test_incompatible_settings_are_printed_and_not_run(capsys: pytest.CaptureFixture[str]) -> None:
@@ -287,13 +298,11 @@ def test_sweep_of_real_runs(tmp_path: Path) -> None:
         values.append([row["eval/return"] for row in map(json.loads, metrics) if "eval/return" in row][-1])
         assert not list((folder / "runs" / f"{number}-seed-1").glob("replay-*"))
     assert [trial.value for trial in trials("catch")] == values
-    assert (
-        "confirm the settings on new seeds: for seed in 2 3 4; do python -m agents.dqn --env zerokara/Catch-v0"
-        in done.stdout
-    )
+    command = "for seed in 2 3 4; do python -m agents.dqn --env zerokara/Catch-v0"
+    assert f"confirm the settings on new seeds: {command}" in done.stdout
     again = program(*words)
     assert again.returncode == 0, again.stderr
-    assert "starts" not in again.stdout
+    assert " starts: " not in again.stdout
     assert again.stdout.strip().splitlines()[-1] == done.stdout.strip().splitlines()[-1]
     mistaken = program("learning_rate=fast", "--", *REAL)
     assert mistaken.returncode == 2
