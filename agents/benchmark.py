@@ -89,26 +89,27 @@ class Options:
     envs: tuple[str, ...] = ("ALE/Pong-v5",)
     """Environment ids."""
     presets: tuple[str, ...] = ("fast",)
-    """Presets of agents.dqn; presets of agents.pqn with the prefix pqn-."""
+    """Names of presets. Those of agents.pqn have the prefix pqn-."""
     seeds: Annotated[tuple[int, ...], Range(0, 10**6)] = (1, 2, 3)
-    """Seeds; each preset is trained on each environment once per seed."""
+    """Seeds. Each preset is trained in each environment once per seed."""
     protocol: ProtocolName = "nature"
-    """Protocol by which all runs are scored (agents/configs/protocols.py)."""
+    """Protocol that defines the score. See agents/configs/protocols.py."""
     total_steps: Annotated[int | None, Range(1)] = None
     """Agent steps of each run; None: value of the protocol, or of the presets if it is the same for all."""
     evaluations: Annotated[int, Range(1)] = 10
-    """Evenly spaced evaluations of a run, the last at its end. No effect if the protocol scores training episodes."""
+    """Number of evaluations of each run. They are evenly spaced, the last at the end. No effect if the protocol scores
+    training episodes."""
     settings: tuple[str, ...] = ()
-    """Config fields of the runs as field=value, for example width_multiplier=0.5 capture_video=true. They take
-    precedence over preset and protocol."""
+    """Config fields of the runs as field=value. They take precedence over preset and protocol.
+    Example: width_multiplier=0.5 capture_video=true."""
     name: str = "benchmark"
-    """Name of the output folder under runs/, and prefix of the names of the runs."""
+    """Name of the output folder under runs/; also the prefix of the names of the runs."""
     dopamine: tuple[str, ...] = ()
-    """Files of Dopamine's published learning curves, named by game: dopamine_pong.json."""
+    """Files of learning curves published by Dopamine. They are named by game: dopamine_pong.json."""
     keep_replays: bool = False
-    """Keep the replay buffers of finished runs, which are needed to train them longer."""
+    """Keep the replay buffers of finished runs. They are needed to train these runs longer."""
     report: bool = False
-    """Start no runs; only tabulate the finished ones."""
+    """Only tabulate the finished runs."""
     quiet: bool = False
     """Print only warnings, failed runs and the tables."""
 
@@ -118,7 +119,7 @@ class Options:
     threads: Annotated[int, Range(0)] = 0
     """CPU threads of each run; 0: number of cores, divided by the runs at the same time."""
     device: str = "auto"
-    """Device: auto (all GPUs in turn, or cpu without a GPU), cpu, cuda, cuda:<n> or mps."""
+    """Device: auto, cpu, cuda, cuda:<n> or mps. auto uses all CUDA GPUs in turn, or else mps or cpu."""
 
 
 class Monitor:

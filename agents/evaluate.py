@@ -72,7 +72,7 @@ class Options:
     seed: Annotated[int, Range(0, 10**6)] = 0
     """Seed of environments and exploration; the same seed gives the same episodes."""
     json: bool = False
-    """Print JSON instead of a table, one line for each run."""
+    """Print JSON instead of a table. One line for each run."""
     device: str = "auto"
     """Device: auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int, Range(0)] = 0

@@ -57,24 +57,24 @@ class Config:
     name: str = ""
     """Name of the folder under runs/; empty: composed of agent and environment."""
     trials: Count = 20
-    """Number of trials, including pruned ones and those with incompatible settings."""
+    """Number of trials. Pruned trials and trials with incompatible settings count."""
     jobs: Annotated[int, Range(1, 256)] = 1
     """Trials at the same time. They share the cores evenly, unless --threads is set for the agent."""
     seeds: Annotated[int, Range(1, 100)] = 1
-    """Runs of each trial, with consecutive seeds from the agent's --seed; the value of a trial is their mean."""
+    """Runs of each trial. They have consecutive seeds from the agent's --seed; the value of a trial is their mean."""
     objective: Literal["last", "area"] = "last"
-    """Value of a run: last (its last evaluation) or area (area under its evaluations, divided by their number)."""
+    """Value of a run. last: its last evaluation; area: the area under its evaluations, divided by their number."""
     pruner: Literal["median", "hyperband", "none"] = "median"
-    """Pruner of Optuna: median (stops a trial whose best value so far is below the median of the complete trials at the
-    same step), hyperband or none."""
+    """Pruner of Optuna. median stops a trial whose best value so far is below the median of the complete trials at the
+    same step; hyperband: see docs/sweep.md; none prunes no trials."""
     pruner_startup_trials: Annotated[int, Range(0)] = 5
-    """median: number of complete trials before any trial is pruned."""
+    """median: complete trials before the first pruning."""
     pruner_warmup_fraction: Fraction = 0.25
-    """median: fraction of the first run of a trial during which it is not pruned."""
+    """median: fraction of a run without pruning. It applies to the first run of each trial."""
     sampler_seed: Annotated[int, Range(0, 10**6)] = 1
-    """Seed of the sampler, which draws the settings of the trials; not the seed of the runs."""
+    """Seed of the sampler, not of the runs. The sampler draws the settings of the trials."""
     keep_replays: bool = False
-    """Keep the replay buffers of finished runs, by far the largest part of their folders."""
+    """Keep the replay buffers of finished runs. They are by far the largest part of the folders."""
     quiet: bool = False
     """Print only warnings and the closing message."""
 
