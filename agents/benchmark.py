@@ -119,7 +119,7 @@ class Options:
     threads: Annotated[int, Range(0)] = 0
     """CPU threads of each run; 0: number of cores, divided by the runs at the same time."""
     device: str = "auto"
-    """Device: auto, cpu, cuda, cuda:<n> or mps. auto uses all CUDA GPUs in turn, or else mps or cpu."""
+    """Device: auto, cpu, cuda, cuda:<n> or mps. auto uses all CUDA GPUs in turn, or the CPU if there is none."""
 
 
 class Monitor:
