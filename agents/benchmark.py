@@ -1,15 +1,15 @@
-"""Benchmark: presets on games over seeds, run, resumed and put into one table.
+"""Train presets on several environments and seeds, evaluate all runs in the same way, and tabulate the scores.
 
     python -m agents.benchmark --envs ALE/Pong-v5 ALE/Breakout-v5 --presets fast rainbow --total-steps 1000000
     python -m agents.benchmark --envs zerokara/Catch-v0 zerokara/Snake-v0 --presets fast pqn-paper --total-steps 50000
     python -m agents.benchmark --presets dopamine --protocol machado --dopamine dopamine_pong.json
 
-Runs are those of agents.dqn and agents.pqn (presets pqn-...), under runs/<name>-<game>-<preset>-<seed>, as many at once
-as there are cores and memory for. The same command again goes on: finished runs are read, interrupted ones resumed.
-What is scored, and how, is the protocol's to say (agents/configs/protocols.py); all presets are scored alike.
+Each run is one of agents.dqn or agents.pqn (presets pqn-...), in runs/<name>-<environment>-<preset>-<seed>. As many run
+at the same time as cores and memory allow. Repeat the same command to resume: finished runs are only read, and
+interrupted runs resume. The protocol defines the score (agents/configs/protocols.py) and is the same for all presets.
 
-runs/<name>/ then holds table.md, results.json (every number with its protocol), curves-frames.png, curves-hours.png,
-and in logs/ what the runs said. Statistics: agents/benchmarking/statistics.py, after Agarwal et al. 2021.
+Output in runs/<name>/: table.md, results.json (all numbers and the protocol), curves-frames.png, curves-hours.png, and
+the output of the runs in logs/. Statistics: agents/benchmarking/statistics.py, after Agarwal et al. 2021.
 """
 
 from __future__ import annotations
@@ -29,12 +29,21 @@ from typing import Annotated, Any, ClassVar
 
 from rich.console import Console
 
-from zerokara.agents.benchmarking import plan as benchmark_plan
-from zerokara.agents.benchmarking.dopamine_curves import PROTOCOL as DOPAMINE_PROTOCOL
-from zerokara.agents.benchmarking.dopamine_curves import Published, beside
-from zerokara.agents.benchmarking.plan import Planned, State, plan, state
-from zerokara.agents.benchmarking.processes import Fleet, Job
-from zerokara.agents.benchmarking.report import Findings, Record, Section, read_record, save_curves, sections
+from zerokara.agents.benchmarking import dopamine_curves
+from zerokara.agents.benchmarking.dopamine_curves import PublishedCurve
+from zerokara.agents.benchmarking.plan import (
+    PlannedRun,
+    State,
+    available_devices,
+    divide_cores,
+    free_memory,
+    make_job,
+    plan_runs,
+    protocol_deviations,
+    run_state,
+)
+from zerokara.agents.benchmarking.processes import Job, ProcessPool
+from zerokara.agents.benchmarking.report import Record, Results, Section, read_record, save_curves, sections
 from zerokara.agents.configs.common import ProtocolName, Settings
 from zerokara.agents.configs.protocols import PROTOCOLS
 from zerokara.core.checkpoint import write_atomically
@@ -48,84 +57,113 @@ from zerokara.core.report import write_json
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Runs to compare, and the hardware for them."""
+    """Options of the benchmark: runs, scores and hardware."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {"steps": "total_steps"}
+    FOREIGN_NAMES: ClassVar[Mapping[str, str]] = {
+        "env_id": "envs",
+        "env_ids": "envs",
+        "env": "envs",
+        "games": "envs",
+        "preset": "presets",
+        "seed": "seeds",
+        "num_seeds": "is --seeds here, followed by all seeds: --seeds 1 2 3.",
+        "start_seed": "is --seeds here, followed by all seeds: --seeds 1 2 3.",
+        "total_timesteps": "total_steps",
+        "eval_freq": "is --evaluations here, the number of evaluations of a run.",
+        "eval_every_steps": "is --evaluations here, the number of evaluations of a run.",
+        "workers": "jobs",
+        "n_jobs": "jobs",
+        "exp_name": "name",
+        "resume": "is not an option here: repeat the same command to resume.",
+        "cuda": "is --device cuda here.",
+    }
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "runs": ("envs", "presets", "seeds", "total_steps", "settings", "name"),
+        "evaluation": ("protocol", "evaluations", "dopamine"),
+        "hardware": ("jobs", "threads", "device"),
+        "output": ("report", "keep_replays", "quiet"),
+    }
+    COMMON: ClassVar[tuple[str, ...]] = ("envs", "presets", "seeds", "total_steps", "protocol", "name", "jobs")
 
     envs: tuple[str, ...] = ("ALE/Pong-v5",)
-    """Environments, by their ids."""
+    """Environment ids."""
     presets: tuple[str, ...] = ("fast",)
-    """Presets of agents.dqn by their names, of agents.pqn with pqn- in front."""
+    """Names of presets. Those of agents.pqn have the prefix pqn-."""
     seeds: Annotated[tuple[int, ...], Range(0, 10**6)] = (1, 2, 3)
-    """A run for each, of every preset on every environment."""
+    """Seeds. Each preset is trained in each environment once per seed."""
     protocol: ProtocolName = "nature"
-    """Protocol by which all runs are scored (agents/configs/protocols.py)."""
+    """Protocol that defines the score. See agents/configs/protocols.py."""
     total_steps: Annotated[int | None, Range(1)] = None
-    """Length of each run, in agent steps; None: the protocol's, or the presets' where they agree."""
+    """Agent steps of each run; None: value of the protocol, or of the presets if it is the same for all."""
     evaluations: Annotated[int, Range(1)] = 10
-    """Evaluations of a run, evenly spaced, the last one at its end, where the protocol scores by evaluation."""
+    """Number of evaluations of each run. They are evenly spaced, the last at the end. No effect if the protocol scores
+    training episodes."""
     settings: tuple[str, ...] = ()
-    """Fields of the runs' configs as field=value, over preset and protocol: width_multiplier=0.5 capture_video=true."""
+    """Config fields of the runs as field=value. They take precedence over preset and protocol.
+    Example: width_multiplier=0.5 capture_video=true."""
     name: str = "benchmark"
-    """Folder under runs/ for what is found, and the beginning of the runs' names."""
+    """Name of the output folder under runs/; also the prefix of the names of the runs."""
     dopamine: tuple[str, ...] = ()
-    """Files of Dopamine's published curves, named after their games: dopamine_pong.json."""
+    """Files of learning curves published by Dopamine. They are named by game: dopamine_pong.json."""
     keep_replays: bool = False
-    """Keep the replays of finished runs, so that these can be made longer."""
+    """Keep the replay buffers of finished runs. They are needed to train these runs longer."""
     report: bool = False
-    """Start nothing: put what is finished into the table."""
+    """Only tabulate the finished runs."""
     quiet: bool = False
-    """Print nothing but warnings, failed runs and the table."""
+    """Print only warnings, failed runs and the tables."""
 
-    # --- the machine -----------------------------------------------------------------------------------------------
+    # --- hardware --------------------------------------------------------------------------------------------------
     jobs: Annotated[int, Range(0)] = 0
-    """Runs at once at the most; 0: one for each core, or for as many cores as a run has threads."""
+    """Maximum number of runs at the same time; 0: number of cores, divided by the threads of a run."""
     threads: Annotated[int, Range(0)] = 0
-    """CPU threads of a run; 0: the cores, shared among the runs at once."""
+    """CPU threads of each run; 0: number of cores, divided by the runs at the same time."""
     device: str = "auto"
-    """auto (every GPU in turn, where there are some), cpu, cuda, cuda:<n> or mps."""
+    """Device: auto, cpu, cuda, cuda:<n> or mps. auto uses all CUDA GPUs in turn, or the CPU if there is none."""
 
 
-class Watch:
-    """Progress display of the runs, and one line for each run that ended."""
+class Monitor:
+    """Progress bar over all runs, and one line for each run that ends."""
 
     def __init__(
-        self, runs: Sequence[Planned], states: Mapping[str, State], progress: Progress, options: Options
+        self, runs: Sequence[PlannedRun], states: Mapping[str, State], progress: Progress, options: Options
     ) -> None:
         self.runs = {run.name: run for run in runs}
-        self.failed: dict[str, str] = {}  # name -> why
+        self.failed: dict[str, str] = {}  # name of the run -> reason
         self._progress, self._keep_replays = progress, options.keep_replays
         self._total = sum(run.config.total_steps for run in runs)
         self._steps = {run.name: run.config.total_steps if states[run.name] == "finished" else 0 for run in runs}
         self._finished = sum(step > 0 for step in self._steps.values())
 
-    def look(self, jobs: Sequence[Job]) -> None:
-        """The bar: steps of all runs together."""
+    def update(self, jobs: Sequence[Job]) -> None:
+        """Display the steps of all runs together."""
         for job in jobs:
             self._steps[job.name] = last_step(self.runs[job.name].folder)
         names = ", ".join(job.name for job in jobs) if len(jobs) < 3 else str(len(jobs))
         fields = {"finished": f"{self._finished} of {len(self.runs)}", "running": names}
         self._progress.show(min(sum(self._steps.values()), self._total), self._total, fields)
 
-    def ended(self, job: Job, code: int, said: str, stopped: bool) -> None:
-        """Say how a run ended; of a finished one, what only its going on would need is given back to the disk."""
+    def on_exit(self, job: Job, code: int, last_line: str, stopped: bool) -> None:
+        """Print the result of a run that has ended, and delete the replay buffer of a finished one."""
         run = self.runs[job.name]
-        if code == 0 and state(run) == "finished":
+        if code == 0 and run_state(run) == "finished":
             self._finished += 1
             self._steps[run.name] = run.config.total_steps
             if not self._keep_replays:
-                drop_replays(run)
-            self._progress.print(f"{run.name}: {said}")
+                delete_replays(run)
+            self._progress.print(f"{run.name}: {last_line}")
         elif stopped:
-            self._progress.print(f"{run.name}: stopped; {said or 'before it began'}")
+            self._progress.print(f"{run.name}: stopped; {last_line or 'no output yet'}")
         else:
-            why = f"killed by {signal.Signals(-code).name}" if code < 0 else "" if code else "stopped by somebody"
-            self.failed[run.name] = why or said.removeprefix("error: ") or f"exit code {code}"
-            self._progress.warn(f"{run.name} failed, the others go on: {self.failed[run.name]} All it said: {job.log}")
+            reason = f"killed by {signal.Signals(-code).name}" if code < 0 else "" if code else "stopped from outside"
+            self.failed[run.name] = reason or last_line.removeprefix("error: ") or f"exit code {code}"
+            self._progress.warn(
+                f"{run.name} failed, the other runs continue: {self.failed[run.name]} Complete output: {job.log}"
+            )
 
 
 def last_step(folder: Path) -> int:
-    """The step of the last whole line of metrics; 0 where there is none."""
+    """Return the step of the last complete line of metrics.jsonl; 0 if there is none."""
     try:
         with (folder / "metrics.jsonl").open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
@@ -134,87 +172,104 @@ def last_step(folder: Path) -> int:
         return 0
 
 
-def drop_replays(run: Planned) -> None:
-    """Remove the replay's files of a finished run: gigabytes that nobody reads any more."""
+def delete_replays(run: PlannedRun) -> None:
+    """Delete the saved replay buffer of a finished run: gigabytes that are needed only to train it longer."""
     for folder in run.folder.glob("replay-*"):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def run_all(runs: Sequence[Planned], options: Options, folder: Path, at_once: int) -> tuple[dict[str, str], str | None]:
-    """Run what is not finished. Returns what failed, and why; and the signal that ended it before its time."""
+def run_all(
+    runs: Sequence[PlannedRun], options: Options, folder: Path, max_processes: int
+) -> tuple[dict[str, str], str | None]:
+    """Run all runs that are not finished.
+
+    Returns:
+        Failed runs (name -> reason), and the name of the signal that stopped the benchmark, or None.
+    """
     progress = Progress(silent=options.quiet)
-    states = {run.name: state(run) for run in runs}
-    watch = Watch(runs, states, progress, options)
+    states = {run.name: run_state(run) for run in runs}
+    monitor = Monitor(runs, states, progress, options)
     jobs = [
-        benchmark_plan.job(run, states[run.name] == "begun", folder / "logs" / f"{run.name}.log")
+        make_job(run, states[run.name] == "started", folder / "logs" / f"{run.name}.log")
         for run in runs
         if states[run.name] != "finished"
     ]
     if not jobs:
         return {}, None
-    progress.print(f"{len(jobs)} of {len(runs)} runs to go, {at_once} at once, {runs[0].config.threads} threads each")
+    threads = runs[0].config.threads
+    progress.print(
+        f"{len(jobs)} of {len(runs)} runs to train, {max_processes} at the same time, CPU threads of each: {threads}"
+    )
 
-    def ended(job: Job, code: int, said: str) -> None:
-        watch.ended(job, code, said, stopped=fleet.stopped is not None)
+    def on_exit(job: Job, code: int, last_line: str) -> None:
+        monitor.on_exit(job, code, last_line, stopped=pool.stopped is not None)
 
-    fleet = Fleet(at_once, benchmark_plan.room(sorted({run.config.device for run in runs})), ended, watch.look)
+    memory = free_memory(sorted({run.config.device for run in runs}))
+    pool = ProcessPool(max_processes, memory, on_exit, monitor.update)
     try:
-        fleet.run(jobs)
+        pool.run(jobs)
     finally:
         progress.close()
-    return watch.failed, fleet.stopped
+    return monitor.failed, pool.stopped
 
 
-def read_all(runs: Sequence[Planned], protocol: ProtocolName) -> tuple[list[Record], list[str]]:
-    """The finished runs in numbers, and a sentence for each of those that have no score."""
-    records, remarks = [], []
+def read_records(runs: Sequence[PlannedRun], protocol: ProtocolName) -> tuple[list[Record], list[str]]:
+    """Read the results of the finished runs.
+
+    Returns:
+        Results, and a message for each finished run without a score.
+    """
+    records, messages = [], []
     for run in runs:
         try:
-            if state(run) == "finished":
+            if run_state(run) == "finished":
                 records.append(read_record(run, protocol))
         except UserError as error:
-            remarks.append(f"{run.name} is not in the table: {error}")
-    return records, remarks
+            messages.append(f"{run.name} is not in the table: {error}")
+    return records, messages
 
 
-def remarks_on(runs: Sequence[Planned], records: Sequence[Record], options: Options) -> list[str]:
-    """Collect remarks for a reader who compares these numbers with others."""
-    remarks = benchmark_plan.departures(runs[0].config, options.protocol)
+def comparison_notes(runs: Sequence[PlannedRun], records: Sequence[Record], options: Options) -> list[str]:
+    """List what limits the comparison of these scores with each other or with published ones."""
+    notes = protocol_deviations(runs[0].config, options.protocol)
     done = {(record.env, record.preset, record.seed) for record in records}
     if missing := [run.name for run in runs if (run.env, run.preset, run.seed) not in done]:
-        remarks.append(f"{len(missing)} of {len(runs)} runs are missing: {', '.join(missing)}")
-    for what in ("git_commit", "versions"):
-        if len({json.dumps(record.content.get(what), sort_keys=True) for record in records}) > 1:
-            remarks.append(f"the runs differ in their {what.replace('_', ' ')}, which results.json has for each")
+        notes.append(f"{len(missing)} of {len(runs)} runs are missing: {', '.join(missing)}")
+    for key in ("git_commit", "versions"):
+        if len({json.dumps(record.content.get(key), sort_keys=True) for record in records}) > 1:
+            notes.append(f"the runs differ in {key.replace('_', ' ')}; results.json lists the values of each run")
     computes = [record.content["extra"].get("compute", {}) for record in records]
     if len({(compute.get("precision"), compute.get("compile")) for compute in computes}) > 1:
-        remarks.append("the runs differ in precision or compilation: name them by --settings precision=... compile=...")
+        notes.append("the runs differ in precision or compilation: set both with --settings precision=... compile=...")
     if len(options.seeds) == 1:
-        remarks.append("one seed gives no interval")
-    return remarks
+        notes.append("no confidence intervals, because there is only one seed")
+    return notes
 
 
-def dopamine(options: Options, config: Settings) -> tuple[Mapping[str, Sequence[Published]], list[str]]:
-    """Dopamine's curves where the protocol agrees with theirs; else a sentence that says why they are not shown.
+def read_dopamine(options: Options, config: Settings) -> tuple[Mapping[str, Sequence[PublishedCurve]], list[str]]:
+    """Read Dopamine's curves if their protocol is the one of this benchmark.
+
+    Returns:
+        Environment -> curves, and notes for the table; without curves, the note gives the reason.
 
     Raises:
-        UserError: a file that cannot be used.
+        UserError: a file cannot be read, or belongs to none of the environments.
     """
-    curves = beside([Path(name) for name in options.dopamine], options.envs)
+    curves = dopamine_curves.read_files([Path(name) for name in options.dopamine], options.envs)
     if not curves:
         return {}, []
-    why = "; ".join(benchmark_plan.departures(config, options.protocol))
-    if options.protocol != DOPAMINE_PROTOCOL:
-        why = f"protocol {options.protocol} has no sticky actions and scores by evaluation"
-    if why:
-        remark = f"Dopamine's curves are of training games with sticky actions and are not shown, for {why}"
-        return {}, [f"{remark}: --protocol {DOPAMINE_PROTOCOL} agrees with them."]
-    frames = min(curve.frames[0] for of_game in curves.values() for curve in of_game)
-    return curves, [f"Dopamine's curves begin after {frames:,.0f} frames, and are shown as far as ours go"]
+    reason = "; ".join(protocol_deviations(config, options.protocol))
+    if options.protocol != dopamine_curves.PROTOCOL:
+        reason = f"protocol {options.protocol} has no sticky actions and scores evaluation episodes"
+    if reason:
+        note = f"Dopamine's curves, of training episodes with sticky actions, are not shown because {reason}"
+        return {}, [f"{note}: use --protocol {dopamine_curves.PROTOCOL} to show them."]
+    frames = min(curve.frames[0] for of_env in curves.values() for curve in of_env)
+    return curves, [f"Dopamine's curves begin after {frames:,.0f} frames, and are shown up to the end of our curves"]
 
 
-def protocol_of(runs: Sequence[Planned], options: Options) -> dict[str, Any]:
-    """The protocol in force, in plain values."""
+def describe_protocol(runs: Sequence[PlannedRun], options: Options) -> dict[str, Any]:
+    """Return the protocol with the values that are in use, as plain values."""
     rules, config = PROTOCOLS[options.protocol], runs[0].config
     by_evaluation = rules.metric.startswith("eval/")
     return {
@@ -233,23 +288,23 @@ def protocol_of(runs: Sequence[Planned], options: Options) -> dict[str, Any]:
 
 
 def save(
-    folder: Path, findings: Findings, tables: Sequence[Section], notes: Sequence[str], about: Mapping[str, Any]
+    folder: Path, results: Results, tables: Sequence[Section], notes: Sequence[str], metadata: Mapping[str, Any]
 ) -> None:
-    """Write table.md, results.json and the curves, each whole or not at all."""
+    """Write table.md, results.json and the plots, each atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     markdown = "\n\n".join(["# Benchmark", *(table.markdown() for table in tables), *notes]) + "\n"
     write_atomically(folder / "table.md", lambda file: file.write(markdown.encode()))
-    write_json(folder / "results.json", {**about, "remarks": list(notes), **findings.to_dict()})
+    write_json(folder / "results.json", {**metadata, "remarks": list(notes), **results.to_dict()})
     for x in ("frames", "hours"):
-        save_curves(findings, about["protocol"]["name"], x, folder / f"curves-{x}.png")
+        save_curves(results, metadata["protocol"]["name"], x, folder / f"curves-{x}.png")
 
 
-def in_words(protocol: Mapping[str, Any], machine: Mapping[str, Any], commit: str | None) -> list[str]:
-    """The lines under the table."""
+def format_conditions(protocol: Mapping[str, Any], machine: Mapping[str, Any], commit: str | None) -> list[str]:
+    """Format protocol, machine and commit as lines below the tables."""
     epsilon = "" if protocol["epsilon"] is None else f", epsilon {protocol['epsilon']}"
     return [
-        f"Protocol {protocol['name']} ({protocol['source']}). Score: {protocol['score']}. In force: "
-        f"{protocol['games']} games{epsilon}, {protocol['steps']:,} steps, seeds "
+        f"Protocol {protocol['name']} ({protocol['source']}). Score: {protocol['score']}. Values of this benchmark: "
+        f"{protocol['games']} episodes{epsilon}, {protocol['steps']:,} steps, seeds "
         f"{', '.join(map(str, protocol['seeds']))}"
         + (f", {' '.join(protocol['settings'])}." if protocol["settings"] else "."),
         f"Machine: {machine['cpu']}, {machine['cores_usable']} cores"
@@ -258,33 +313,33 @@ def in_words(protocol: Mapping[str, Any], machine: Mapping[str, Any], commit: st
     ]
 
 
-def check(options: Options) -> Path:
-    """The benchmark's folder.
+def output_folder(options: Options) -> Path:
+    """Check the options that need no plan. Returns the output folder of the benchmark.
 
     Raises:
-        UserError: something to compare is missing, the name makes no folder, or the folder is a run's.
+        UserError: a list is empty, the name is not a valid folder name, or the folder is a run folder.
     """
     for field in ("envs", "presets", "seeds"):
         if not getattr(options, field):
             raise UserError(f"{flag(field)} needs at least one value.")
     if not re.fullmatch(r"\w[\w.+=-]*", options.name):
         raise UserError(
-            f"--name cannot be {options.name!r}: it must be letters, digits and . _ + = - to make a folder."
+            f"--name cannot be {options.name!r}: use only letters, digits and . _ + = - for the folder's name."
         )
     folder = Path("runs") / options.name
     if (folder / "config.json").exists():
-        raise UserError(f"{folder} is the folder of a run: give the benchmark another --name.")
+        raise UserError(f"{folder} is the folder of a run: choose another --name for the benchmark.")
     return folder
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Plan, check, run, read, and put it into a table."""
+    """Plan the runs, run them, read their results, and write the tables."""
     options = parse(Options, {}, argv, __doc__ or "")
-    folder = check(options)
+    folder = output_folder(options)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    number = len(set(options.envs)) * len(set(options.presets)) * len(set(options.seeds))
-    at_once, threads = benchmark_plan.share(cores, number, options.jobs, options.threads)
-    runs = plan(
+    num_runs = len(set(options.envs)) * len(set(options.presets)) * len(set(options.seeds))
+    max_processes, threads = divide_cores(cores, num_runs, options.jobs, options.threads)
+    runs = plan_runs(
         options.envs,
         options.presets,
         options.seeds,
@@ -294,29 +349,31 @@ def main(argv: Sequence[str] | None = None) -> None:
         evaluations=options.evaluations,
         settings=options.settings,
         threads=threads,
-        devices=benchmark_plan.devices(options.device),
+        devices=available_devices(options.device),
     )
-    curves, about_curves = dopamine(options, runs[0].config)
+    published, dopamine_notes = read_dopamine(options, runs[0].config)
     failed: dict[str, str] = {}
     if not options.report:
-        failed, stopped = run_all(runs, options, folder, at_once)
+        failed, stopped = run_all(runs, options, folder, max_processes)
         if stopped:
-            finished = sum(state(run) == "finished" for run in runs)
-            print(f"{stopped}: {finished} of {len(runs)} runs are finished; the same command goes on", flush=True)
+            finished = sum(run_state(run) == "finished" for run in runs)
+            print(
+                f"{stopped}: {finished} of {len(runs)} runs are finished; repeat the same command to resume", flush=True
+            )
             sys.exit(128 + signal.Signals[stopped])
-    records, unscored = read_all(runs, options.protocol)
+    records, unscored = read_records(runs, options.protocol)
     if failed and not records:
-        sys.exit(1)  # each said why
+        sys.exit(1)  # the reason of each failure is already printed
     if not records:
-        raise UserError(f"No run is finished, so there is no table: read {folder}/logs, or leave --report out.")
+        raise UserError(f"No run is finished, so there is no table: read {folder}/logs, or omit --report.")
 
-    protocol, machine, commit = protocol_of(runs, options), describe_machine(), git_commit()
-    findings = Findings.of(records, curves)
-    tables = sections(findings)
-    failures = [f"{name} failed: {why}" for name, why in failed.items()]
-    notes = [*in_words(protocol, machine, commit), *remarks_on(runs, records, options), *failures, *unscored]
-    notes += about_curves
-    about = {
+    protocol, machine, commit = describe_protocol(runs, options), describe_machine(), git_commit()
+    results = Results.of(records, published)
+    tables = sections(results)
+    failures = [f"{name} failed: {reason}" for name, reason in failed.items()]
+    notes = [*format_conditions(protocol, machine, commit), *comparison_notes(runs, records, options), *failures]
+    notes += [*unscored, *dopamine_notes]
+    metadata = {
         "protocol": protocol,
         "versions": describe_versions(),
         "git_commit": commit,
@@ -324,7 +381,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "command": f"{program()} {shlex.join(sys.argv[1:] if argv is None else argv)}",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    save(folder, findings, tables, notes, about)
+    save(folder, results, tables, notes, metadata)
     console = Console()
     for table in tables:
         console.print(f"\n{table.heading}", highlight=False, markup=False, style="bold")

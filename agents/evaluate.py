@@ -1,14 +1,14 @@
-"""Evaluate: what a trained agent scores over whole games.
+"""Evaluate trained agents over complete episodes.
 
     python -m agents.evaluate runs/dqn-Pong-v5-fast-1 --episodes 30
     python -m agents.evaluate runs/dqn-Pong-v5-fast-1 --protocol nature
 
-Raw scores of whole games, as many in each environment, since the first N games to end would be the short ones. The
-protocol is printed with the score, for without it the score means little: settings of the environment, epsilon, seeds,
-and where games are cut. The scale of human-normalised scores is that of Mnih et al. 2015: random play is 0, a
-professional tester 1 (agents/benchmarking/atari_scores.py). The games begin from seeds that training has not seen.
+Returns are raw (not clipped). Every environment contributes the same number of episodes: the first N episodes to end
+would overrepresent short ones. The protocol is printed with the score: environment settings, epsilon, seeds, and the
+number of steps after which an episode is cut. Human-normalized scores are those of Mnih et al. 2015: 0 is random play,
+1 a professional human tester (agents/benchmarking/atari_scores.py). Evaluation uses other seeds than training.
 
-The table goes to the terminal, everything to runs/<name>/evaluation-<step>.json.
+The table is printed; all results are written to runs/<name>/evaluation-<step>.json.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from zerokara.agents.benchmarking.atari_scores import human_normalised, reference
+from zerokara.agents.benchmarking.atari_scores import human_normalized, reference_scores
 from zerokara.agents.configs.common import ProtocolName
 from zerokara.agents.configs.protocols import OVERRIDES, PROTOCOLS
 from zerokara.agents.training.evaluation import Scores, evaluate
@@ -35,50 +35,65 @@ from zerokara.core.machine import describe_versions
 from zerokara.core.programs import program_command
 from zerokara.core.report import run_folders, tables_within, write_json
 
-MAX_ENVS = 32  # more at once hardly play faster
+DEFAULT_EPISODES = 30
+MAX_ENVS = 32  # more parallel environments hardly increase the speed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to play, and how."""
+    """Options of the evaluation."""
+
+    FOREIGN_NAMES: ClassVar[Mapping[str, str]] = {
+        "n_eval_episodes": "episodes",
+        "eval_episodes": "episodes",
+        "num_episodes": "episodes",
+        "n_envs": "num_envs",
+        "eval_epsilon": "epsilon",
+        "epsilon_eval": "epsilon",
+        "deterministic": "is --epsilon 0 here.",
+        "n_timesteps": "is not an option here: give the number of episodes with --episodes.",
+        "render": "is not an option here: the program agents.play shows an agent in a window.",
+        "cuda": "is --device cuda here.",
+        "num_threads": "threads",
+    }
 
     runs: Annotated[tuple[str, ...], Positional("runs/<name>")] = ()
-    """Folders of the runs whose last checkpoints play."""
+    """Run folders; the last checkpoint of each run is evaluated."""
     protocol: ProtocolName | None = None
-    """Play by a protocol (agents/configs/protocols.py), whatever the agent was trained by; None: by that of the run."""
+    """Evaluation protocol (agents/configs/protocols.py); None: the settings of the run."""
     episodes: Annotated[int | None, Range(1, 100_000)] = None
-    """Whole games of each agent; None: the protocol's, or 30."""
+    """Complete episodes of each agent; None: value of the protocol, or 30."""
     num_envs: Annotated[int, Range(0, 1024)] = 0
-    """Environments that share the games evenly; 0: as many as do, up to 32."""
+    """Parallel environments. The number of episodes must be a multiple of it; 0: the largest divisor up to 32."""
     epsilon: Annotated[float | None, Range(0, 1)] = None
-    """Probability of a random action; None: the protocol's, or that of the run's own evaluations."""
+    """Probability of a random action; None: value of the protocol or of the run."""
     max_steps: Annotated[int | None, Range(1)] = None
-    """Agent steps after which a game is cut and counts as it stands; None: as epsilon."""
+    """Agent steps after which an episode is cut; its return so far counts. None: value of the protocol or the run."""
     seed: Annotated[int, Range(0, 10**6)] = 0
-    """Which games are played: the same seed plays the same ones."""
+    """Seed of environments and exploration; the same seed gives the same episodes."""
     json: bool = False
-    """Print JSON, one line for each run, in place of the table."""
+    """Print JSON instead of a table. One line for each run."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:<n> or mps."""
+    """Device: auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int, Range(0)] = 0
-    """CPU threads; 0: as many as there are cores."""
+    """CPU threads; 0: one for each core."""
 
 
 def evaluate_agent(agent: Agent, options: Options) -> dict[str, Any]:
-    """Play, and say everything that somebody needs who wants to play the same games again: plain values for JSON.
+    """Evaluate an agent. Returns scores, and all settings that reproduce them, as plain values for JSON.
 
     Raises:
-        UserError: games that the environments cannot share evenly, or an environment that cannot be made.
+        UserError: the episodes cannot be distributed evenly over the environments, or an environment cannot be made.
     """
-    games_per_env, num_envs = share(games_asked(options), options.num_envs)
-    rules = overrides(options)
-    epsilon = rules.get("eval_epsilon", agent.config.eval_epsilon) if options.epsilon is None else options.epsilon
-    max_steps = options.max_steps or rules.get("eval_max_steps", agent.config.eval_max_steps)
+    episodes_per_env, num_envs = distribute_episodes(num_episodes(options), options.num_envs)
+    overrides = protocol_overrides(options)
+    epsilon = overrides.get("eval_epsilon", agent.config.eval_epsilon) if options.epsilon is None else options.epsilon
+    max_steps = options.max_steps or overrides.get("eval_max_steps", agent.config.eval_max_steps)
     env = agent.make_env(num_envs, protocol=options.protocol)
     scores = evaluate(
         agent.policy,
         env,
-        episodes_per_env=games_per_env,
+        episodes_per_env=episodes_per_env,
         epsilon=epsilon,
         max_steps=max_steps,
         seed=evaluation_seed(options.seed),
@@ -89,7 +104,7 @@ def evaluate_agent(agent: Agent, options: Options) -> dict[str, Any]:
         "run": agent.name,
         "env": agent.config.env,
         "step": agent.step,
-        **summary(agent.config.env, scores),
+        **summarize(agent.config.env, scores),
         "training": {"games": len(agent.returns), "mean": float(np.mean(agent.returns))} if agent.returns else None,
         "protocol": {
             "name": options.protocol,
@@ -97,7 +112,7 @@ def evaluate_agent(agent: Agent, options: Options) -> dict[str, Any]:
             "epsilon": epsilon,
             "max_steps": max_steps,
             "num_envs": num_envs,
-            "games_per_env": games_per_env,
+            "games_per_env": episodes_per_env,
             "seed": options.seed,
             "env_seed": evaluation_seed(options.seed),
             "device": agent.policy.compute.device,
@@ -110,36 +125,39 @@ def evaluate_agent(agent: Agent, options: Options) -> dict[str, Any]:
     }
 
 
-def overrides(options: Options) -> Mapping[str, Any]:
-    """What the protocol says in place of the run's config: nothing where none is asked for."""
+def protocol_overrides(options: Options) -> Mapping[str, Any]:
+    """Return the config values that --protocol sets; empty without --protocol."""
     return OVERRIDES[options.protocol] if options.protocol else {}
 
 
-def games_asked(options: Options) -> int:
-    """How many games are asked for."""
-    return options.episodes or int(overrides(options).get("eval_episodes", 30))
+def num_episodes(options: Options) -> int:
+    """Return the number of episodes of each agent."""
+    return options.episodes or int(protocol_overrides(options).get("eval_episodes", DEFAULT_EPISODES))
 
 
-def share(episodes: int, num_envs: int) -> tuple[int, int]:
-    """Games of each environment, and environments: as many as asked for, or (0) the most that share evenly.
+def distribute_episodes(episodes: int, num_envs: int) -> tuple[int, int]:
+    """Distribute episodes evenly over environments. Returns the episodes of each environment and their number.
+
+    Args:
+        num_envs: number of environments; 0: the largest divisor of `episodes` up to MAX_ENVS.
 
     Raises:
-        UserError: they cannot be shared evenly.
+        UserError: `episodes` is not a multiple of `num_envs`.
     """
     if not num_envs:
         num_envs = max(n for n in range(1, MAX_ENVS + 1) if episodes % n == 0)
     if episodes % num_envs:
-        more = -(-episodes // num_envs) * num_envs
+        next_multiple = -(-episodes // num_envs) * num_envs
         raise UserError(
-            f"--episodes {episodes} cannot be shared by --num-envs {num_envs} evenly, and short games would count "
-            f"more often: ask for {more} games, or leave --num-envs out."
+            f"--episodes {episodes} is not a multiple of --num-envs {num_envs}, and short episodes would be "
+            f"overrepresented: use --episodes {next_multiple}, or omit --num-envs."
         )
     return episodes // num_envs, num_envs
 
 
-def summary(env_id: str, scores: Scores) -> dict[str, Any]:
-    """Raw returns and lengths (agent steps) in numbers; human-normalised where a human was ever measured."""
-    returns, scale = np.array(scores.returns), reference(env_id)
+def summarize(env_id: str, scores: Scores) -> dict[str, Any]:
+    """Return statistics of raw returns and lengths (agent steps); human-normalized if reference scores are known."""
+    returns, references = np.array(scores.returns), reference_scores(env_id)
     return {
         "games": len(returns),
         "mean": scores.mean,
@@ -149,43 +167,41 @@ def summary(env_id: str, scores: Scores) -> dict[str, Any]:
         "max": float(returns.max()),
         "mean_length": float(np.mean(scores.lengths)),
         "cut": scores.cut,
-        "human_normalised": human_normalised(env_id, scores.mean),
-        "random_score": scale[0] if scale else None,
-        "human_score": scale[1] if scale else None,
+        "human_normalised": human_normalized(env_id, scores.mean),
+        "random_score": references[0] if references else None,
+        "human_score": references[1] if references else None,
     }
 
 
-def protocol_lines(result: Mapping[str, Any]) -> list[str]:
-    """Under which circumstances the score was made, in words."""
+def format_protocol(result: Mapping[str, Any]) -> list[str]:
+    """Format the conditions of an evaluation as lines of text."""
     protocol = result["protocol"]
     settings = ", ".join(f"{key} {value}" for key, value in protocol["settings"].items())
     lines = [
         f"{result['run']}: {result['env']} at step {result['step']:,}",
         f"  environment: {settings}",
-        f"  games: {result['games']}, {protocol['games_per_env']} in each of {protocol['num_envs']} environments",
-        f"  seed: {protocol['seed']}, which environments know as {protocol['env_seed']}",
-        f"  play: epsilon {protocol['epsilon']}, games cut after {protocol['max_steps']:,} steps",
+        f"  episodes: {result['games']}, {protocol['games_per_env']} in each of {protocol['num_envs']} environments",
+        f"  seed: {protocol['seed']} (seed of the environments: {protocol['env_seed']})",
+        f"  policy: epsilon {protocol['epsilon']}, episodes cut after {protocol['max_steps']:,} steps",
         f"  network: {protocol['precision']} on {protocol['device']}",
     ]
     if result["human_normalised"] is None:
-        lines.append(f"  no human-normalised score: nobody measured people at {result['env']}")
+        lines.append(f"  no human-normalized score: no human reference score is known for {result['env']}")
     else:
-        lines.append(f"  human-normalised: random play {result['random_score']} is 0, human {result['human_score']} 1")
+        scale = f"0 is random play ({result['random_score']}), 1 human ({result['human_score']})"
+        lines.append(f"  human-normalized: {scale}")
     if result["cut"]:
-        lines.append(f"  {result['cut']} of {result['games']} games were cut, and count as they stood")
+        lines.append(f"  {result['cut']} of {result['games']} episodes were cut; their returns so far count")
     if (training := result["training"]) is not None:
-        lines.append(f"  in training: mean raw return {training['mean']:.2f} over the last {training['games']} games")
+        lines.append(f"  training: mean raw return {training['mean']:.2f} over the last {training['games']} episodes")
     if protocol["name"] is not None:
         rules = PROTOCOLS[protocol["name"]]
-        lines.append(f"  protocol {protocol['name']}: {rules.source}; its score: {rules.score}")
+        lines.append(f"  protocol {protocol['name']}: {rules.source}; score: {rules.score}")
     return lines
 
 
 def tables(results: Sequence[Mapping[str, Any]], width: int) -> list[Table]:
-    """Tables with a row for each run, within `width` characters.
-
-    Human-normalized: 0 is random play, 1 a human player.
-    """
+    """Format tables with a row for each run, within `width` characters."""
     columns = ("run", "episodes", "mean ± s.e.", "median", "min", "max", "steps", "human-normalized")
     rows = []
     for result in results:
@@ -204,32 +220,32 @@ def tables(results: Sequence[Mapping[str, Any]], width: int) -> list[Table]:
 
 
 def save(result: Mapping[str, Any], folder: Path) -> Path:
-    """Write folder/evaluation-<step>.json, whole or not at all. Returns where."""
+    """Write folder/evaluation-<step>.json atomically. Returns its path."""
     return write_json(folder / f"evaluation-{result['step']}.json", result)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Every agent plays; what it did is saved before the next one begins."""
+    """Evaluate every agent; each result is saved before the next evaluation starts."""
     options = parse(Options, {}, argv, __doc__ or "")
     folders = run_folders(options.runs, program_command("agents.evaluate"))
-    share(games_asked(options), options.num_envs)  # a mistake here should not wait for the first agent
+    distribute_episodes(num_episodes(options), options.num_envs)  # report an error before any agent is loaded
     agents = [load_agent(folder, device=options.device, threads=options.threads) for folder in folders]
-    console, remarks = Console(), Console(stderr=True)
+    console, status_console = Console(), Console(stderr=True)
     results = []
     for agent in agents:
-        with remarks.status(f"{agent.name}: {games_asked(options)} whole games of {agent.config.env}"):
+        with status_console.status(f"{agent.name}: {num_episodes(options)} episodes of {agent.config.env}"):
             result = evaluate_agent(agent, options)
         path = save(result, agent.folder)
         results.append(result)
         if options.json:
             print(json.dumps(result, allow_nan=False), flush=True)
         else:
-            for line in [*protocol_lines(result), f"  saved: {path}"]:
+            for line in [*format_protocol(result), f"  saved: {path}"]:
                 console.print(line, soft_wrap=True, highlight=False, markup=False)
     if not options.json:
         for part in tables(results, console.width):
             console.print(part)
-        console.print("raw returns; human-normalized: 0 is random play, 1 a human player", style="dim")
+        console.print("raw returns; steps: mean length; human-normalized: 0 is random play, 1 human", style="dim")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Runs of many games, presets and seeds, and the tables made of them."""
+"""Benchmarks: runs over environments, presets and seeds, their statistics and tables."""

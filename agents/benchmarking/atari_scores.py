@@ -1,8 +1,8 @@
-"""What random and human players score in 57 Atari games, and scores as a share of the way between the two.
+"""Scores of random and human players in 57 Atari games, and human-normalized scores (Mnih et al. 2015).
 
-Each is the mean raw return of at least 3 games that began with 1 to 30 no-ops and were cut after 108,000 frames (30
-minutes), played by a professional tester of games and by uniformly random actions. Source: google-deepmind/dqn_zoo,
-dqn_zoo/atari_data.py (Quan and Ostrovski 2020).
+Each reference score is the mean raw return of at least 3 episodes that began with 1 to 30 no-ops and were cut after
+108,000 frames (30 minutes): of uniformly random actions, and of a professional human games tester. Source:
+google-deepmind/dqn_zoo, dqn_zoo/atari_data.py (Quan and Ostrovski 2020).
 """
 
 from __future__ import annotations
@@ -68,15 +68,15 @@ SCORES: dict[str, tuple[float, float]] = {  # game -> (random, human)
 }
 
 
-def reference(env_id: str) -> tuple[float, float] | None:
-    """The scores (random, human) of ALE/<Game>-v5, or None where nobody measured them."""
+def reference_scores(env_id: str) -> tuple[float, float] | None:
+    """Return the scores (random, human) of ALE/<Game>-v5; None if they are not known."""
     namespace, _, game = env_id.rpartition("/")
     return SCORES.get(game.removesuffix("-v5")) if namespace == "ALE" else None
 
 
-def human_normalised(env_id: str, score: float) -> float | None:
-    """A mean raw return on the scale where random play is 0 and a human is 1; None for other environments."""
-    if (scores := reference(env_id)) is None:
+def human_normalized(env_id: str, score: float) -> float | None:
+    """Normalize a mean raw return: 0 is random play, 1 the human score; None if reference scores are not known."""
+    if (scores := reference_scores(env_id)) is None:
         return None
     random, human = scores
     return (score - random) / (human - random)

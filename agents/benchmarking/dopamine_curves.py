@@ -1,9 +1,10 @@
-"""Dopamine's published learning curves, where a person gives the files: they are not part of the package.
+"""Published learning curves of Dopamine, read from files that the user provides (they are not part of zerokara).
 
 Castro et al. 2018, "Dopamine: A Research Framework for Deep Reinforcement Learning"; baselines/atari/data/<game>.json
-of google/dopamine: rows {"Iteration", "Value", "Agent"}, five runs an agent. An iteration is a million frames of
-training with sticky actions, its value the mean raw return of the training games that ended in it (the numbers of games
-that the values' fractions betray are those of 250,000 steps). So they stand beside scores by Machado's protocol alone.
+of google/dopamine. A file holds rows {"Iteration", "Value", "Agent"} of five runs for each agent. An iteration is one
+million frames of training with sticky actions. Its value is the mean raw return of the training episodes that ended in
+it: the denominators of the values match the number of episodes in 250,000 training steps. The curves are therefore
+comparable only with scores of the protocol machado.
 """
 
 from __future__ import annotations
@@ -19,39 +20,39 @@ import numpy as np
 from zerokara.agents.configs.common import ProtocolName
 from zerokara.core.config import UserError, error_summary
 
-FRAMES = 1_000_000  # of an iteration
+FRAMES_PER_ITERATION = 1_000_000
 PROTOCOL: ProtocolName = "machado"
 
 
 @dataclass(frozen=True)
-class Published:
-    """The curves of one agent in one game."""
+class PublishedCurve:
+    """Learning curve of one agent in one game; I iterations."""
 
     agent: str
-    frames: np.ndarray  # (I,) at the iterations' ends
-    mean: np.ndarray  # (I,) over runs
-    low: np.ndarray  # (I,) the lowest of the runs
-    high: np.ndarray  # (I,)
+    frames: np.ndarray  # (I,) frames at the end of each iteration
+    mean: np.ndarray  # (I,) mean over runs
+    low: np.ndarray  # (I,) minimum over runs
+    high: np.ndarray  # (I,) maximum over runs
     runs: int
 
     def at(self, frames: float) -> float | None:
-        """The mean after so many frames; None before the first iteration's end and after the last one's."""
+        """Interpolate the mean linearly; None before the end of the first or after the end of the last iteration."""
         if not self.frames[0] <= frames <= self.frames[-1]:
             return None
         return float(np.interp(frames, self.frames, self.mean))
 
 
-def game_of(name: str) -> str:
-    """A game's name as files and environments both spell it: ALE/SpaceInvaders-v5 and dopamine_space_invaders."""
+def game_name(name: str) -> str:
+    """Return the game in a common spelling: ALE/SpaceInvaders-v5 and dopamine_space_invaders.json -> spaceinvaders."""
     bare = name.rpartition("/")[2].removesuffix(".json").removeprefix("dopamine_").rpartition("-v")
     return (bare[0] or bare[2]).replace("_", "").lower()
 
 
-def read(path: Path) -> list[Published]:
-    """The agents of a file, in its order.
+def read_file(path: Path) -> list[PublishedCurve]:
+    """Read the curves of a file, in the order of the file.
 
     Raises:
-        UserError: there is no such file, or it is none of Dopamine's.
+        UserError: the file cannot be read, or has another format.
     """
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
@@ -67,31 +68,31 @@ def read(path: Path) -> list[Published]:
         values.clear()
     if not values:
         raise UserError(f"--dopamine {path} has no rows of Iteration, Value and Agent: give Dopamine's <game>.json.")
-    return [_published(agent, by_iteration) for agent, by_iteration in values.items()]
+    return [_curve(agent, by_iteration) for agent, by_iteration in values.items()]
 
 
-def _published(agent: str, by_iteration: dict[int, list[float]]) -> Published:
+def _curve(agent: str, by_iteration: dict[int, list[float]]) -> PublishedCurve:
     iterations = sorted(by_iteration)
     mean, low, high = (
         np.array([function(by_iteration[i]) for i in iterations], float) for function in (np.mean, np.min, np.max)
     )
-    frames = (np.array(iterations, float) + 1) * FRAMES
-    return Published(agent, frames, mean, low, high, max(map(len, by_iteration.values())))
+    frames = (np.array(iterations, float) + 1) * FRAMES_PER_ITERATION
+    return PublishedCurve(agent, frames, mean, low, high, max(map(len, by_iteration.values())))
 
 
-def beside(paths: Sequence[Path], env_ids: Sequence[str]) -> dict[str, list[Published]]:
-    """The curves of each environment that has some.
+def read_files(paths: Sequence[Path], env_ids: Sequence[str]) -> dict[str, list[PublishedCurve]]:
+    """Read published curves. Returns environment -> curves; environments without a file are absent.
 
     Raises:
-        UserError: a file that cannot be read, or of a game that is not among ours.
+        UserError: a file cannot be read, or belongs to a game that is not in `env_ids`.
     """
-    games = {game_of(env): env for env in env_ids if env.startswith("ALE/")}
-    found: dict[str, list[Published]] = {}
+    games = {game_name(env): env for env in env_ids if env.startswith("ALE/")}
+    curves: dict[str, list[PublishedCurve]] = {}
     for path in paths:
-        if game_of(path.name) not in games:
+        if game_name(path.name) not in games:
             raise UserError(
-                f"--dopamine {path} is named after none of the games ({', '.join(games) or 'there is no Atari game'}): "
-                f"give the file of one, named like dopamine_pong.json."
+                f"--dopamine {path} does not match a game of --envs ({', '.join(games) or 'no Atari game'}): "
+                f"give the file of one of these games, with a name like dopamine_pong.json."
             )
-        found[games[game_of(path.name)]] = read(path)
-    return found
+        curves[games[game_name(path.name)]] = read_file(path)
+    return curves

@@ -1,7 +1,8 @@
-"""What a raw return is worth: scales on which scores of different games can be averaged.
+"""Score normalization, so that scores of different games can be averaged.
 
-Atari: random play is 0, a professional tester 1 (agents/benchmarking/atari_scores.py). The arcade games: random play
-is 0, their scripted expert 1, both measured here over 100 whole games. Other environments have none.
+Atari: random play is 0, a professional human tester 1 (agents/benchmarking/atari_scores.py). Arcade games of zerokara:
+random play is 0, the scripted expert 1; both are measured here over 100 complete episodes. Other environments have no
+reference scores.
 """
 
 from __future__ import annotations
@@ -11,42 +12,43 @@ from functools import cache
 
 import numpy as np
 
-from zerokara.agents.benchmarking.atari_scores import reference
+from zerokara.agents.benchmarking.atari_scores import reference_scores
 from zerokara.envs import arcade
 
-GAMES = 100
+EPISODES = 100
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The raw returns that count as 0 and as 1."""
+    """Raw returns that are normalized to 0 and to 1."""
 
     low: float
     high: float
-    words: str
+    words: str  # description; the name is a key in results.json
 
     def normalize(self, score: float) -> float:
-        """Where a raw return lies between the two."""
+        """Normalize a raw return."""
         return (score - self.low) / (self.high - self.low)
 
 
 @cache
-def scale(env_id: str) -> Scale | None:
-    """The scale of an environment; None where nobody and nothing was measured."""
-    if (scores := reference(env_id)) is not None:
-        return Scale(*scores, "random play 0, a human 1")
+def score_scale(env_id: str) -> Scale | None:
+    """Return the scale of an environment; None if it has no reference scores."""
+    if (scores := reference_scores(env_id)) is not None:
+        return Scale(*scores, "random play 0, human 1")
     if env_id in arcade.GAMES:
-        return Scale(_play(env_id, expert=False), _play(env_id, expert=True), "random play 0, the scripted expert 1")
+        low, high = _mean_return(env_id, expert=False), _mean_return(env_id, expert=True)
+        return Scale(low, high, "random play 0, scripted expert 1")
     return None
 
 
-def _play(env_id: str, *, expert: bool) -> float:
-    """Mean raw return of whole games, one in each environment."""
-    env, generator = arcade.make(env_id, GAMES), np.random.default_rng(0)
+def _mean_return(env_id: str, *, expert: bool) -> float:
+    """Measure the mean raw return of EPISODES complete episodes, one in each environment."""
+    env, generator = arcade.make(env_id, EPISODES), np.random.default_rng(0)
     env.reset(seed=0)
-    return_N, done_N = np.zeros(GAMES), np.zeros(GAMES, bool)
+    return_N, done_N = np.zeros(EPISODES), np.zeros(EPISODES, bool)
     while not done_N.all():
-        step = env.step(env.expert() if expert else generator.integers(env.num_actions, size=GAMES))
+        step = env.step(env.expert() if expert else generator.integers(env.num_actions, size=EPISODES))
         return_N += np.where(done_N, 0, step.reward)
         done_N |= step.terminal | step.truncated
     env.close()

@@ -1,10 +1,11 @@
-"""Scores of few runs over many games, in numbers that say how far they can be trusted.
+"""Statistics of the scores of few runs on many games, with confidence intervals.
 
-Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice": aggregates of normalised
-scores (section 4.3) with intervals by stratified bootstrap (section 4.1), the games being the strata: runs are drawn
-again, with replacement, within each game. SciPy draws them.
+Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice": aggregates of normalized
+scores (section 4.3) and confidence intervals by stratified bootstrap (section 4.1). The strata are the games: runs are
+resampled with replacement within each game. The bootstrap is scipy.stats.bootstrap.
 
-Shapes: R runs of one game; in front of it what the bootstrap draws. A sample is the scores of one game's runs.
+Shapes: a sample holds the scores of the R runs of one game. In the bootstrap it has a batch dimension in front:
+(resamples, R).
 """
 
 from __future__ import annotations
@@ -18,31 +19,31 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
-TRIMMED = 0.25  # of each end, for the interquartile mean
-ENOUGH = 1.0  # score beyond which the optimality gap sees no gain: that of a human
+TRIM_FRACTION = 0.25  # fraction cut from each end for the interquartile mean
+OPTIMALITY_THRESHOLD = 1.0  # gamma of the optimality gap: the human score
 
-Statistic = Callable[..., np.ndarray]  # of samples (..., R), each of its own R, with their axis
+Statistic = Callable[..., np.ndarray]  # f(*samples, axis): samples of shape (..., R), with an R of their own
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its interval, percentiles of the bootstrap; None where some game has one run only."""
+    """Value with its 95% confidence interval (bootstrap percentiles); None if a game has only one run."""
 
     value: float
     low: float | None = None
     high: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
-        """In a table: "0.512 [0.401, 0.620]"."""
-        interval = "" if self.low is None or self.high is None else f" [{_short(self.low)}, {_short(self.high)}]"
-        return f"{_short(self.value)}{interval}"
+        """Text for tables: "0.512 [0.401, 0.620]"."""
+        interval = "" if self.low is None or self.high is None else f" [{_format(self.low)}, {_format(self.high)}]"
+        return f"{_format(self.value)}{interval}"
 
 
-def _short(value: float) -> str:
+def _format(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
@@ -57,13 +58,14 @@ def mean(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
 
 
 def interquartile_mean(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Mean of the middle half of all runs of all games."""
-    return np.asarray(stats.trim_mean(np.concatenate(samples, axis=axis), TRIMMED, axis=axis))
+    """Mean of the middle 50% of all runs of all games."""
+    return np.asarray(stats.trim_mean(np.concatenate(samples, axis=axis), TRIM_FRACTION, axis=axis))
 
 
 def optimality_gap(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
-    """How far all runs of all games stay below a human's score on average; what exceeds it counts for nothing."""
-    return np.asarray((ENOUGH - np.minimum(np.concatenate(samples, axis=axis), ENOUGH)).mean(axis=axis))
+    """Mean amount by which the runs of all games are below the human score; scores above it count as equal."""
+    scores = np.concatenate(samples, axis=axis)
+    return np.asarray((OPTIMALITY_THRESHOLD - np.minimum(scores, OPTIMALITY_THRESHOLD)).mean(axis=axis))
 
 
 AGGREGATES: Mapping[str, Statistic] = {
@@ -74,28 +76,33 @@ AGGREGATES: Mapping[str, Statistic] = {
 }
 
 
-def improvement(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Probability that a run of X beats one of Y in a game drawn at random: Mann and Whitney's U, a tie counting half.
+def probability_of_improvement(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Probability that a run of X scores higher than a run of Y in a random game; ties count half.
+
+    Per game this is the Mann-Whitney U statistic, divided by the number of pairs of runs.
 
     Args:
-        samples: X's of all games, then Y's of the same games.
+        samples: samples of X for all games, then samples of Y for the same games.
     """
     half = len(samples) // 2
     wins = []
-    for of_x, of_y in zip(samples[:half], samples[half:], strict=True):
-        x, y = np.moveaxis(of_x, axis, -1)[..., :, None], np.moveaxis(of_y, axis, -1)[..., None, :]
+    for x_runs, y_runs in zip(samples[:half], samples[half:], strict=True):
+        x, y = np.moveaxis(x_runs, axis, -1)[..., :, None], np.moveaxis(y_runs, axis, -1)[..., None, :]
         wins.append(((x > y) + 0.5 * (x == y)).mean(axis=(-2, -1)))
     return np.asarray(np.mean(wins, axis=0))
 
 
 def estimate(statistic: Statistic, samples: Sequence[Sequence[float]], seed: int = 0) -> Estimate:
-    """A statistic of the samples, one for each game, with its interval. The same seed draws the same.
+    """Compute a statistic and its confidence interval. The same seed gives the same interval.
+
+    Args:
+        samples: scores of the runs of each game.
 
     Raises:
-        ValueError: no sample, or an empty one.
+        ValueError: there is no sample, or a sample is empty.
     """
     if not samples or not all(len(sample) for sample in samples):
-        raise ValueError("every game must have a score")
+        raise ValueError("every game must have at least one score")
     arrays = [np.array(sample, float) for sample in samples]
     value = float(statistic(*arrays, axis=-1))
     if min(map(len, arrays)) < 2:
@@ -104,7 +111,7 @@ def estimate(statistic: Statistic, samples: Sequence[Sequence[float]], seed: int
         arrays,
         statistic,
         n_resamples=RESAMPLES,
-        batch=1_000,  # 57 games of 5 runs take some MB
+        batch=1_000,  # limits memory: a batch of 57 games with 5 runs takes a few MB
         vectorized=True,
         axis=-1,
         confidence_level=CONFIDENCE,
@@ -114,11 +121,11 @@ def estimate(statistic: Statistic, samples: Sequence[Sequence[float]], seed: int
     return Estimate(value, float(interval.low), float(interval.high))
 
 
-def height(x: np.ndarray, y: np.ndarray) -> float:
-    """Area under a curve by the length of its base: its mean height from the first point to the last."""
+def mean_height(x: np.ndarray, y: np.ndarray) -> float:
+    """Area under a curve divided by the length of its base (trapezoidal rule), from the first point to the last."""
     return float(np.trapezoid(y, x) / (x[-1] - x[0])) if len(x) > 1 and x[-1] > x[0] else float(y[-1])
 
 
 def _means(samples: Sequence[np.ndarray], axis: int) -> np.ndarray:
-    """Means over runs, games first."""
+    """Stack the means over runs; the first axis is the game."""
     return np.stack([sample.mean(axis=axis) for sample in samples])

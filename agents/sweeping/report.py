@@ -1,8 +1,9 @@
-"""What a sweep found: a table, a CSV, how it went as PNG, and which settings mattered.
+"""Report of a sweep: table of the trials, CSV file, plot of the history, plot of hyperparameter importances.
 
-The importance of a setting is that of PED-ANOVA (Watanabe et al. 2023): how far its values in the best quarter of the
-complete trials are distributed otherwise than in all of them, as a share of the sum. It says what one has to get right
-to be among the best; with few trials it says little.
+Importances are those of PED-ANOVA (Watanabe et al. 2023): how much the distribution of a setting in the best quarter of
+the complete trials differs from its distribution in all complete trials, as a fraction of the sum over settings. A
+setting with a high importance must be right for a trial to be among the best. With few trials the importances are
+unreliable.
 """
 
 from __future__ import annotations
@@ -18,47 +19,47 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
-from zerokara.agents.sweeping.search_space import Dimension, texts
+from zerokara.agents.sweeping.search_space import Dimension, format_values
 from zerokara.core.checkpoint import write_atomically
 from zerokara.core.report import new_figure, tables_within, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BEST_SHARE = 0.25
-FEWEST = 8  # complete trials for importances: two in the best quarter
+BEST_FRACTION = 0.25  # of the complete trials, for importances
+MIN_TRIALS = 8  # complete trials needed for importances, so that the best quarter has two
 
 
 class Row(NamedTuple):
-    """A trial in words and numbers."""
+    """Result of a trial."""
 
     number: int
-    value: float | None  # of one that was pruned: what it was worth then
-    worths: tuple[float, ...]  # of each seed
+    value: float | None  # of a pruned trial: its last intermediate value
+    seed_values: tuple[float, ...]  # value of the run of each seed
     state: str
-    steps: int  # agent steps of all its seeds, as far as they were evaluated
+    steps: int  # agent steps of the runs of all seeds up to the last evaluation
     settings: tuple[str, ...]
     complete: bool
 
 
-def rows(study: optuna.Study, space: Sequence[Dimension]) -> list[Row]:
-    """A row for each trial: the complete ones, best first, then the others in the order of their numbers."""
-    begun = [trial for trial in study.get_trials(deepcopy=False) if len(trial.params) == len(space)]
-    found = [_row(trial, space) for trial in begun]
-    return sorted(found, key=lambda row: (not row.complete, -(row.value or 0) if row.complete else 0, row.number))
+def make_rows(study: optuna.Study, space: Sequence[Dimension]) -> list[Row]:
+    """Make a row for each trial: first the complete trials, best first; then the others by number."""
+    started = [trial for trial in study.get_trials(deepcopy=False) if len(trial.params) == len(space)]
+    rows = [_row(trial, space) for trial in started]
+    return sorted(rows, key=lambda row: (not row.complete, -(row.value or 0) if row.complete else 0, row.number))
 
 
 def _row(trial: FrozenTrial, space: Sequence[Dimension]) -> Row:
     last = trial.last_step or 0
     complete = trial.state == TrialState.COMPLETE
     value = trial.value if complete else trial.intermediate_values.get(last)
-    words = {TrialState.RUNNING: "interrupted", TrialState.FAIL: "failed", TrialState.COMPLETE: "complete"}
-    state = str(trial.user_attrs.get("why") or words.get(trial.state, "pruned"))
-    worths = tuple(trial.user_attrs.get("worths", ()))
-    return Row(trial.number, value, worths, state, last, tuple(texts(space, trial.params)), complete)
+    names = {TrialState.RUNNING: "interrupted", TrialState.FAIL: "failed", TrialState.COMPLETE: "complete"}
+    state = str(trial.user_attrs.get("why") or names.get(trial.state, "pruned"))
+    seed_values = tuple(trial.user_attrs.get("worths", ()))
+    return Row(trial.number, value, seed_values, state, last, tuple(format_values(space, trial.params)), complete)
 
 
-def table(rows: Sequence[Row], space: Sequence[Dimension]) -> str:
+def format_table(rows: Sequence[Row], space: Sequence[Dimension]) -> str:
     """Format the rows as text, within the width of the terminal (80 characters on a pipe)."""
     columns = ("trial", "value", "steps", "state", *(dimension.name for dimension in space))
     cells = [
@@ -73,34 +74,37 @@ def table(rows: Sequence[Row], space: Sequence[Dimension]) -> str:
 
 
 def write_report(study: optuna.Study, space: Sequence[Dimension], folder: Path) -> list[Row]:
-    """Write trials.csv, history.png and, where there are trials enough, importance.png. Returns the rows."""
-    found = rows(study, space)
+    """Write trials.csv, history.png and, with enough complete trials, importance.png. Returns the rows."""
+    rows = make_rows(study, space)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["trial", "value", "seeds", "state", "steps", *(dimension.name for dimension in space)])
-    for row in found:
+    for row in rows:
         value = "" if row.value is None else row.value
-        writer.writerow([row.number, value, " ".join(map(str, row.worths)), row.state, row.steps, *row.settings])
+        writer.writerow([row.number, value, " ".join(map(str, row.seed_values)), row.state, row.steps, *row.settings])
     write_atomically(folder / "trials.csv", lambda file: file.write(text.getvalue().encode()))
-    _save(folder / "history.png", lambda axes: draw_history(axes, found))
-    if shares := importances(study):
-        _save(folder / "importance.png", lambda axes: draw_importances(axes, shares))
-    return found
+    _save(folder / "history.png", lambda axes: draw_history(axes, rows))
+    if importances := compute_importances(study):
+        _save(folder / "importance.png", lambda axes: draw_importances(axes, importances))
+    return rows
 
 
-def importances(study: optuna.Study) -> dict[str, float]:
-    """The share of each setting, greatest first; empty where complete trials are too few, or too few stand out."""
+def compute_importances(study: optuna.Study) -> dict[str, float]:
+    """Return the importance of each setting, largest first.
+
+    Empty with fewer than MIN_TRIALS complete trials, or if the best quarter is not better than the worst trial.
+    """
     values = sorted(trial.value or 0 for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
-    best = math.ceil(BEST_SHARE * len(values))
-    if len(values) < FEWEST or values[-best] == values[0]:
+    num_best = math.ceil(BEST_FRACTION * len(values))
+    if len(values) < MIN_TRIALS or values[-num_best] == values[0]:
         return {}
-    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=BEST_SHARE)
-    shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    return dict(sorted(shares.items(), key=lambda item: -item[1]))
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=BEST_FRACTION)
+    importances = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return dict(sorted(importances.items(), key=lambda item: -item[1]))
 
 
 def draw_history(axes: Axes, rows: Sequence[Row]) -> None:
-    """Values in the order of the trials, and the best one so far."""
+    """Plot the values by trial number, and the best value so far."""
     from matplotlib.ticker import MaxNLocator
 
     by_number = sorted((row for row in rows if row.value is not None), key=lambda row: row.number)
@@ -111,22 +115,22 @@ def draw_history(axes: Axes, rows: Sequence[Row]) -> None:
     best = [max(row.value or 0 for row in complete[: index + 1]) for index in range(len(complete))]
     axes.step([row.number for row in complete], best, where="post", color="tab:blue", linewidth=1, label="best so far")
     axes.set_xlabel("trial")
-    axes.set_ylabel("value; where stopped, the last one")
+    axes.set_ylabel("value (stopped trials: last intermediate value)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, fontsize=9)
 
 
-def draw_importances(axes: Axes, shares: Mapping[str, float]) -> None:
-    """A bar for each setting, the greatest on top."""
-    names = list(shares)[::-1]
-    bars = axes.barh(names, [shares[name] for name in names], color="tab:blue")
+def draw_importances(axes: Axes, importances: Mapping[str, float]) -> None:
+    """Plot a bar for each setting, the largest importance at the top."""
+    names = list(importances)[::-1]
+    bars = axes.barh(names, [importances[name] for name in names], color="tab:blue")
     axes.bar_label(bars, fmt="%.2f", padding=3)
-    axes.set_xlim(0, 1.1 * max(shares.values()))
-    axes.set_xlabel("importance: share in telling the best quarter from all complete trials")
+    axes.set_xlim(0, 1.1 * max(importances.values()))
+    axes.set_xlabel("hyperparameter importance (PED-ANOVA, best quarter of the complete trials)")
 
 
 def _save(path: Path, draw: Callable[[Axes], None]) -> None:
-    """Draw without a display, and write the PNG, whole or not at all."""
+    """Draw a figure and write it as PNG atomically; needs no display."""
     figure, (axes,) = new_figure(width=9, height=5.5)
     draw(axes)
     write_figure(path, figure)

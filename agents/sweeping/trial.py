@@ -1,6 +1,6 @@
-"""One run of a sweep: a process of its own, its learning curve while it runs, and what it is worth.
+"""Training runs of a sweep: process, learning curve and value.
 
-A curve is a dict: the number k of an evaluation, which is due after k times eval_every_steps, and its mean raw return.
+A learning curve is a dict: number k of an evaluation, which is due after k * eval_every_steps, -> mean raw return.
 """
 
 from __future__ import annotations
@@ -19,37 +19,36 @@ from typing import Any
 from zerokara.agents.viewing.curves import read_metrics
 from zerokara.core.programs import import_path
 
-DIVERGED = (
-    "Training diverged"  # beginning of the message of core.divergence.divergence_error, with which an agent exits
-)
+# Beginning of the message of core.divergence.divergence_error, with which a diverged run exits.
+DIVERGED = "Training diverged"
 
 
-class Child:
-    """A run of an agent in <sweep>/runs/<name>/; what it prints goes to <sweep>/logs/<name>.log.
+class TrialProcess:
+    """Training run in <sweep>/runs/<name>/, in a process of its own; its output is in <sweep>/logs/<name>.log.
 
     Args:
-        sweep: the sweep's folder, in which the process runs.
-        module: the agent's entry.
-        words: its command line, without --name.
+        sweep: folder of the sweep, the working directory of the process.
+        module: program that trains ("agents.dqn").
+        arguments: command line of the program, without --name.
     """
 
-    def __init__(self, sweep: Path, module: str, name: str, words: Sequence[str]) -> None:
-        self.sweep, self.module, self.name, self.words = sweep, module, name, words
+    def __init__(self, sweep: Path, module: str, name: str, arguments: Sequence[str]) -> None:
+        self.sweep, self.module, self.name, self.arguments = sweep, module, name, arguments
         self.folder = sweep / "runs" / name
         self.log = sweep / "logs" / f"{name}.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._stopped = False
 
     def poll(self) -> int | None:
-        """Begin it or go on with it; its exit code once it has ended, None until then."""
-        if self._process is None and not self._stopped and not self.is_in_use():
+        """Start or resume the run at the first call. Returns the exit code; None while the run is not finished."""
+        if self._process is None and not self._stopped and not self.is_locked():
             self._process = self._start()
         if self._process is None:
             return 0 if self._stopped else None
         return self._process.poll()
 
-    def is_in_use(self) -> bool:
-        """Whether a process writes the folder: one that outlived a sweep which was killed."""
+    def is_locked(self) -> bool:
+        """Return True if a process holds the lock of the run folder: a run that survived a killed sweep."""
         lock = self.folder / "lock"
         if not lock.exists():
             return False
@@ -61,43 +60,47 @@ class Child:
         return False
 
     def _start(self) -> subprocess.Popen[bytes]:
-        going_on = (self.folder / "config.json").exists()
-        words = ["--resume"] if going_on else self.words  # a run that goes on takes its settings from its folder
+        resume = (self.folder / "config.json").exists()
+        arguments = ["--resume"] if resume else self.arguments  # a resumed run reads its settings from its folder
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", f"zerokara.{self.module}", *words, "--name", self.name, "--quiet"],
+                [sys.executable, "-m", f"zerokara.{self.module}", *arguments, "--name", self.name, "--quiet"],
                 cwd=self.sweep,
                 env={**os.environ, **import_path()},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is the sweep's, which then stops every run once
+                start_new_session=True,  # Ctrl-C reaches only the sweep, which then stops every run once
             )
 
     def stop(self) -> None:
-        """Ask it to save and end; one that has not begun never will."""
+        """Ask the run to save and exit. A run that has not started is not started any more."""
         self._stopped = True
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
 
     def wait(self) -> None:
-        """Until it has ended, if it ever began."""
+        """Wait until the process has ended, if it was started."""
         if self._process is not None:
             self._process.wait()
 
-    def last_words(self) -> str:
-        """The last line that it printed."""
+    def last_log_line(self) -> str:
+        """Return the last line of the log that is not empty, or "no output"."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n") if self.log.exists() else []
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
 
-    def forget_replay(self) -> None:
-        """Free the disk of the agent's memory, which is needed only to go on."""
+    def delete_replay(self) -> None:
+        """Delete the saved replay buffer, which is needed only to resume the run."""
         for folder in self.folder.glob("replay-*"):
             shutil.rmtree(folder, ignore_errors=True)
 
     def curve(self, every_steps: int) -> dict[int, float]:
-        """Its evaluations so far."""
+        """Read the evaluations so far.
+
+        Args:
+            every_steps: agent steps between evaluations.
+        """
         path = self.folder / "metrics.jsonl"
         if not path.is_file() or b"\n" not in path.read_bytes():
             return {}
@@ -105,22 +108,22 @@ class Child:
 
 
 def read_evaluations(rows: Sequence[Mapping[str, Any]], every_steps: int) -> dict[int, float]:
-    """The evaluations among lines of metrics, by their number: the one at step 1,008 of every 500 is the second.
+    """Return the evaluations in lines of metrics.jsonl by number: with every_steps 500, step 1,008 is number 2.
 
-    Environments step together, so that an evaluation comes at the first step at which it is due or a little later.
+    Because parallel environments step together, an evaluation is logged at the step when it is due or a little later.
     """
-    found = ((row["step"] // every_steps, row.get("eval/return")) for row in rows)
-    return {number: float(value) for number, value in found if value is not None}
+    evaluations = ((row["step"] // every_steps, row.get("eval/return")) for row in rows)
+    return {number: float(value) for number, value in evaluations if value is not None}
 
 
-def worth(curve: Mapping[int, float], objective: str) -> float:
-    """What a curve is worth up to where it goes: its last value ("last"), or the area under it ("area").
+def curve_value(curve: Mapping[int, float], objective: str) -> float:
+    """Return the value of a learning curve, complete or not: its last evaluation ("last") or its area ("area").
 
-    The area is divided by its length, so that it is a return: the mean of the evaluations, each counting for the
-    stretch that led to it.
+    The area is divided by the length of the curve, so that it is a return: the mean of the evaluations, each weighted
+    by the interval that precedes it.
     """
     numbers = sorted(curve)
     if objective == "last":
         return curve[numbers[-1]]
-    before = [0, *numbers[:-1]]
-    return math.fsum((b - a) * curve[b] for a, b in zip(before, numbers, strict=True)) / numbers[-1]
+    previous = [0, *numbers[:-1]]
+    return math.fsum((b - a) * curve[b] for a, b in zip(previous, numbers, strict=True)) / numbers[-1]

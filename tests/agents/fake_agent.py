@@ -1,8 +1,9 @@
-"""An agent for the tests of sweeps: it starts at once, and its learning curve is known beforehand.
+"""Fake agent for the tests of sweeps: it starts in no time, and its learning curve is known.
 
-The evaluation at step s is worth s * learning_rate + seed. Like a real one it keeps its settings in its folder, goes on
-with --resume, saves on SIGTERM, and holds its folder's lock. A batch of 13 is a crash, a width of 13 diverges; at a
-learning rate of .0013 it plays until somebody stops it; with FAKE_STOPS_SWEEP it asks its sweep to stop half-way.
+The return of the evaluation at step s is s * learning_rate + seed. Like a real agent it saves its settings in its
+folder, resumes with --resume, saves on SIGTERM, and holds the lock of its folder. With batch size 13 it crashes, with
+width multiplier 13 it diverges. At learning rate .0013 it sleeps until it is stopped. If the environment variable
+FAKE_STOPS_SWEEP is set, it sends SIGTERM to its sweep in the middle of the run.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from types import FrameType
 
 
 def value(words: list[str], name: str, default: str = "") -> str:
-    """What follows a flag the last time that it is given."""
+    """Return the value of the last occurrence of a flag."""
     return words[len(words) - words[::-1].index(name)] if name in words else default
 
 
 def main(words: list[str]) -> None:
+    """Write the learning curve that the arguments define."""
     folder = Path("runs") / value(words, "--name")
     folder.mkdir(parents=True, exist_ok=True)
     lock = (folder / "lock").open("a")

@@ -1,4 +1,4 @@
-"""The benchmark as a person runs it: plans, runs, goes on, reports; its numbers and tables by hand."""
+"""Test agents.benchmark on the command line: run, resume, report; results and tables by hand."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from PIL import Image
 
 from zerokara.agents import benchmark
 from zerokara.agents.benchmarking import normalization
-from zerokara.agents.benchmarking.dopamine_curves import Published
-from zerokara.agents.benchmarking.normalization import Scale, scale
-from zerokara.agents.benchmarking.report import Findings, Record, Section, comparable, sections
+from zerokara.agents.benchmarking.dopamine_curves import PublishedCurve
+from zerokara.agents.benchmarking.normalization import Scale, score_scale
+from zerokara.agents.benchmarking.report import Record, Results, Section, comparable_environments, sections
 from zerokara.agents.configs.dqn import Config
 from zerokara.agents.viewing.curves import Curve
 from zerokara.core import checkpoint
@@ -44,14 +44,14 @@ TINY = (
         "--name",
         "tiny",
     ),
-    *("--settings", "num_envs=4", "width=0.25", "hidden_units=16", "log_every_steps=40", "eval_episodes=2"),
+    *("--settings", "num_envs=4", "width_multiplier=0.25", "hidden_units=16", "log_every_steps=40", "eval_episodes=2"),
     *("checkpoint_every_steps=80", "learning_starts=100", "batch_size=8", "train_every_steps=16"),
     *("replay_capacity=1000", "precision=float32", "compile=off"),
 )
 
 
 def program(folder: Path, *words: str) -> subprocess.Popen[str]:
-    """The real program, in a folder of its own."""
+    """Start the program in a folder of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "agents.benchmark", *words],
         cwd=folder,
@@ -64,7 +64,7 @@ def program(folder: Path, *words: str) -> subprocess.Popen[str]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A working folder where a preset ran with two seeds, and what was said."""
+    """Return a working folder in which a preset was trained with two seeds, and the output."""
     folder = tmp_path_factory.mktemp("benchmark")
     process = program(folder, *TINY, "--seeds", "1", "2")
     out, err = process.communicate(timeout=300)
@@ -72,7 +72,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, out
 
 
-def test_it_leaves_a_table_its_numbers_and_curves(finished: tuple[Path, str]) -> None:
+def test_output_files(finished: tuple[Path, str]) -> None:
     folder, out = finished
     results = json.loads((folder / "runs" / "tiny" / "results.json").read_text())
     assert [(run["preset"], run["seed"]) for run in results["runs"]] == [("fast", 1), ("fast", 2)]
@@ -81,7 +81,7 @@ def test_it_leaves_a_table_its_numbers_and_curves(finished: tuple[Path, str]) ->
     assert (protocol["seeds"], protocol["evaluations"]) == ([1, 2], 2)
     assert results["versions"]["torch"]
     assert "git_commit" in results
-    assert "eval_episodes is 2, and 30 in protocol nature" in results["remarks"]
+    assert "eval_episodes is 2, but 30 in protocol nature" in results["remarks"]
 
     lines = (folder / "runs" / "tiny-zerokara-Catch-v0-fast-2" / "metrics.jsonl").read_text().splitlines()
     points = [(row["step"], row["eval/return"]) for row in map(json.loads, lines) if "eval/return" in row]
@@ -95,9 +95,9 @@ def test_it_leaves_a_table_its_numbers_and_curves(finished: tuple[Path, str]) ->
     fast = results["environments"][CATCH]["fast"]
     finals = [run["final"] for run in results["runs"]]
     assert fast["final"]["value"] == pytest.approx(np.mean(finals))
-    assert (fast["final"]["low"], fast["final"]["high"]) == (min(finals), max(finals))  # two runs: their percentiles
-    across = results["across_environments"]["presets"]["fast"]["final"]
-    assert across["mean"]["value"] == pytest.approx(fast["final_normalised"]["value"])
+    assert (fast["final"]["low"], fast["final"]["high"]) == (min(finals), max(finals))  # percentiles of two runs
+    aggregates = results["across_environments"]["presets"]["fast"]["final"]
+    assert aggregates["mean"]["value"] == pytest.approx(fast["final_normalised"]["value"])
 
     markdown = (folder / "runs" / "tiny" / "table.md").read_text()
     for heading in ("Scores", "Across environments"):
@@ -107,18 +107,19 @@ def test_it_leaves_a_table_its_numbers_and_curves(finished: tuple[Path, str]) ->
     assert "Mnih et al. 2015" in markdown
     for name in ("frames", "hours"):
         with Image.open(folder / "runs" / "tiny" / f"curves-{name}.png") as figure:
-            colours = {tuple(colour) for colour in np.asarray(figure.convert("RGB")).reshape(-1, 3).tolist()}
-        assert (31, 119, 180) in colours  # matplotlib's first
-    assert not list((folder / "runs").glob("*/replay-*")), "replays of finished runs are given back"
+            colors = {tuple(color) for color in np.asarray(figure.convert("RGB")).reshape(-1, 3).tolist()}
+        assert (31, 119, 180) in colors  # first color of matplotlib
+    assert not list((folder / "runs").glob("*/replay-*")), "replay buffers of finished runs are deleted"
 
 
 def copied(finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copy the working folder and change to it. Returns its folder of runs."""
     shutil.copytree(finished[0], tmp_path / "work")
     monkeypatch.chdir(tmp_path / "work")
     return tmp_path / "work" / "runs"
 
 
-def test_the_same_command_again_starts_nothing(
+def test_same_command_starts_no_runs_if_all_are_finished(
     finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = copied(finished, tmp_path, monkeypatch)
@@ -131,20 +132,20 @@ def test_the_same_command_again_starts_nothing(
         assert after[part] == before[part]
 
 
-def test_a_run_that_fails_is_named_and_the_others_count(
+def test_failed_run_is_named_and_the_others_are_tabulated(
     finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     runs = copied(finished, tmp_path, monkeypatch)
     monkeypatch.setenv("PYTHONPATH", str(REPO))
     damaged = runs / "tiny-zerokara-Catch-v0-fast-2"
     (damaged / "checkpoint-0.pt").write_bytes(b"no checkpoint")
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exit_:
         benchmark.main([*TINY, "--seeds", "1", "2"])
-    assert left.value.code == 1
-    said = capfd.readouterr()
-    assert said.err.count("\n") == 1
-    assert f"warning: {damaged.name} failed, the others go on" in said.err
-    assert "checkpoint-0.pt is damaged" in said.err
+    assert exit_.value.code == 1
+    captured = capfd.readouterr()
+    assert captured.err.count("\n") == 1
+    assert f"warning: {damaged.name} failed, the other runs continue" in captured.err
+    assert "checkpoint-0.pt is damaged" in captured.err
     results = json.loads((runs / "tiny" / "results.json").read_text())
     assert [run["seed"] for run in results["runs"]] == [1]
     assert any(f"1 of 2 runs are missing: {damaged.name}" in remark for remark in results["remarks"])
@@ -152,11 +153,12 @@ def test_a_run_that_fails_is_named_and_the_others_count(
 
 
 def step_of(run: Path) -> int:
+    """Return the step of the last checkpoint; -1 if there is none."""
     path = run / "checkpoint-0.pt"
     return int(checkpoint.load(path, "dqn")["step"]) if path.exists() else -1
 
 
-def test_ctrl_c_lets_runs_save_and_the_same_command_goes_on(tmp_path: Path) -> None:
+def test_ctrl_c_lets_runs_save_and_the_same_command_resumes(tmp_path: Path) -> None:
     words = [*TINY[:2], "--total-steps", "4000", *TINY[4:], "--seeds", "1"]
     run = tmp_path / "runs" / "tiny-zerokara-Catch-v0-fast-1"
     process = program(tmp_path, *words)
@@ -167,9 +169,9 @@ def test_ctrl_c_lets_runs_save_and_the_same_command_goes_on(tmp_path: Path) -> N
     out, err = process.communicate(timeout=100)
     at = step_of(run)
     assert (process.returncode, err) == (130, "")
-    assert out.strip().splitlines()[-1] == "SIGINT: 0 of 1 runs are finished; the same command goes on"
-    assert 80 <= at < 4000, "it was stopped too late to show anything"
-    assert (run / "replay-0").exists(), "what it goes on with"
+    assert out.strip().splitlines()[-1] == "SIGINT: 0 of 1 runs are finished; repeat the same command to resume"
+    assert 80 <= at < 4000, "stopped too late"
+    assert (run / "replay-0").exists(), "the replay buffer is needed to resume"
     process = program(tmp_path, *words)
     out, err = process.communicate(timeout=200)
     assert (process.returncode, err) == (0, "")
@@ -178,7 +180,7 @@ def test_ctrl_c_lets_runs_save_and_the_same_command_goes_on(tmp_path: Path) -> N
     assert "SIGTERM: saving" in log
 
 
-def test_a_mistake_is_one_sentence_and_code_2(tmp_path: Path) -> None:
+def test_error_prints_one_line_and_exits_with_code_2(tmp_path: Path) -> None:
     process = program(tmp_path, *TINY, "--presets", "fst")
     out, err = process.communicate(timeout=100)
     assert (process.returncode, out) == (2, "")
@@ -188,7 +190,7 @@ def test_a_mistake_is_one_sentence_and_code_2(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         (["--envs"], "--envs"),
         (["--seeds", "-1"], "--seeds"),
@@ -196,16 +198,16 @@ def test_a_mistake_is_one_sentence_and_code_2(tmp_path: Path) -> None:
         (["--name", "a/b"], "--name cannot be"),
         (["--device", "toaster"], "no device 'toaster'"),
         (["--report"], "No run is finished"),
-        (["--dopamine", "dopamine_pong.json"], "there is no Atari game"),
+        (["--dopamine", "dopamine_pong.json"], "no Atari game"),
     ],
 )
-def test_other_mistakes(words: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_messages(words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         benchmark.main([*TINY, *words])
 
 
-def test_a_runs_folder_is_not_taken(catch_run: Path) -> None:
+def test_folder_of_a_run_is_refused(catch_run: Path) -> None:
     with pytest.raises(UserError, match="is the folder of a run"):
         benchmark.main([*TINY, "--name", "catch"])
 
@@ -215,98 +217,98 @@ def record(env: str, preset: str, seed: int, final: float, *, frames: float = 2e
     return Record(env, preset, seed, final, final / 2, frames, 0.5, {"frames": curve, "hours": curve}, {"extra": {}})
 
 
-PONG = [record("ALE/Pong-v5", "a", seed, score) for seed, score in ((1, 14.6), (2, -20.7))]  # normalised 1 and 0
-TENPIN = [record("ALE/Bowling-v5", "a", seed, 23.1 + 137.6 * share) for seed, share in ((1, 0.5), (2, 2.0))]
+PONG = [record("ALE/Pong-v5", "a", seed, score) for seed, score in ((1, 14.6), (2, -20.7))]  # normalized: 1 and 0
+BOWLING = [record("ALE/Bowling-v5", "a", seed, 23.1 + 137.6 * fraction) for seed, fraction in ((1, 0.5), (2, 2.0))]
 
 
-def test_numbers_across_games_by_hand() -> None:
-    across = Findings.of([*PONG, *TENPIN], {}).across["a"]["final"]
-    assert across["mean"].value == pytest.approx((0.5 + 1.25) / 2)
-    assert across["median"].value == pytest.approx((0.5 + 1.25) / 2)
-    assert across["interquartile mean"].value == pytest.approx((0.5 + 1) / 2)
-    assert across["optimality gap"].value == pytest.approx((0 + 1 + 0.5 + 0) / 4)
-    # Each game's mean is one of three with probabilities 1/4, 1/2, 1/4: both lowest with 1/16.
-    assert [across["mean"].low, across["mean"].high] == pytest.approx([0.25, 1.5])
+def test_aggregates_by_hand() -> None:
+    aggregates = Results.of([*PONG, *BOWLING], {}).aggregates["a"]["final"]
+    assert aggregates["mean"].value == pytest.approx((0.5 + 1.25) / 2)
+    assert aggregates["median"].value == pytest.approx((0.5 + 1.25) / 2)
+    assert aggregates["interquartile mean"].value == pytest.approx((0.5 + 1) / 2)
+    assert aggregates["optimality gap"].value == pytest.approx((0 + 1 + 0.5 + 0) / 4)
+    # The resampled mean of each game has three values with probabilities 1/4, 1/2, 1/4; both are lowest with 1/16.
+    assert [aggregates["mean"].low, aggregates["mean"].high] == pytest.approx([0.25, 1.5])
 
 
-def test_only_games_with_a_scale_and_all_presets_are_averaged() -> None:
+def test_only_environments_with_a_scale_and_all_presets_are_aggregated() -> None:
     other = [record("ALE/Pong-v5", "b", 1, 0.0), record("CartPole-v1", "a", 1, 9.0), record("CartPole-v1", "b", 1, 8.0)]
-    findings = Findings.of([*PONG, *TENPIN, *other], {})
-    assert comparable(findings.found) == ["ALE/Pong-v5"]
-    assert findings.environments["CartPole-v1"]["a"]["final"].value == 9.0
-    assert "final_normalised" not in findings.environments["CartPole-v1"]["a"]
-    assert findings.better["a"]["b"].value == pytest.approx(0.5)  # of two runs of a one is better than b's
-    only = Findings.of([record("CartPole-v1", "a", 1, 9.0)], {})
-    assert not only.across
-    assert not only.better
+    results = Results.of([*PONG, *BOWLING, *other], {})
+    assert comparable_environments(results.groups) == ["ALE/Pong-v5"]
+    assert results.environments["CartPole-v1"]["a"]["final"].value == 9.0
+    assert "final_normalised" not in results.environments["CartPole-v1"]["a"]
+    assert results.improvements["a"]["b"].value == pytest.approx(0.5)  # one of two runs of a beats b
+    only = Results.of([record("CartPole-v1", "a", 1, 9.0)], {})
+    assert not only.aggregates
+    assert not only.improvements
     assert [section.heading for section in sections(only)] == ["Scores"]
 
 
-def test_presets_are_set_against_each_other() -> None:
-    tables = sections(Findings.of([*PONG, record("ALE/Pong-v5", "b", 1, 0.0), record("ALE/Pong-v5", "b", 2, 0.0)], {}))
+def test_tables_compare_presets() -> None:
+    tables = sections(Results.of([*PONG, record("ALE/Pong-v5", "b", 1, 0.0), record("ALE/Pong-v5", "b", 2, 0.0)], {}))
     assert [table.heading for table in tables] == ["Scores", "Across environments", "Probability of improvement"]
     assert [row[:2] for row in tables[1].rows] == [
         ["a, final", "0.5 [0, 1]"],
-        ["a, area under curve", "0.543 [0.293, 0.793]"],  # curves from 0 on: heights 7.3 and -10.35
+        ["a, area under curve", "0.543 [0.293, 0.793]"],  # curves start at 0: mean heights 7.3 and -10.35
         ["b, final", "0.586 [0.586, 0.586]"],
         ["b, area under curve", "0.586 [0.586, 0.586]"],
     ]
-    # Of a's two runs one is better than b's; drawn again, both are or neither in a quarter of the cases each.
+    # One of the two runs of a is better than those of b; in a quarter of the resamples both are, in a quarter neither.
     assert tables[2].rows == [["a", "-", "0.5 [0, 1]"], ["b", "0.5 [0, 1]", "-"]]
 
 
-def test_published_scores_stand_beside_ours() -> None:
+def test_published_scores_are_in_the_table() -> None:
     frames = np.array([1e6, 2e6, 3e6])
-    curve = Published("IQN", frames, np.array([-20.7, 14.6, 14.6]), frames * 0, frames * 0, runs=5)
-    rows = sections(Findings.of(PONG, {"ALE/Pong-v5": [curve]}))[0].rows
+    curve = PublishedCurve("IQN", frames, np.array([-20.7, 14.6, 14.6]), frames * 0, frames * 0, runs=5)
+    rows = sections(Results.of(PONG, {"ALE/Pong-v5": [curve]}))[0].rows
     assert rows[1] == ["ALE/Pong-v5 IQN (Dopamine)", "5", "14.6", "-", "1", "-", "-"]
     short = [record("ALE/Pong-v5", "a", 1, 0.0, frames=5e5)]
-    assert len(sections(Findings.of(short, {"ALE/Pong-v5": [curve]}))[0].rows) == 1
+    assert len(sections(Results.of(short, {"ALE/Pong-v5": [curve]}))[0].rows) == 1
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         (["--protocol", "machado"], "begin after 1,000,000 frames"),
         (
             ["--protocol", "nature", "--settings", "eval_epsilon=0.05", "eval_max_steps=4500"],
-            "not shown, for protocol nature has no sticky actions",
+            "not shown because protocol nature has no sticky actions",
         ),
         (
             ["--protocol", "machado", "--settings", "repeat_action_probability=0"],
-            "not shown, for repeat_action_probability is 0.0, and 0.25 in protocol machado",
+            "not shown because repeat_action_probability is 0.0, but 0.25 in protocol machado",
         ),
     ],
 )
-def test_dopamines_curves_stand_only_beside_their_own_protocol(words: list[str], says: str, tmp_path: Path) -> None:
+def test_dopamine_curves_are_shown_only_with_their_protocol(words: list[str], message: str, tmp_path: Path) -> None:
     path = tmp_path / "dopamine_pong.json"
     path.write_text(json.dumps([{"Iteration": 0, "Value": 1.0, "Agent": "DQN"}]))
     options = parse(benchmark.Options, {}, [*words, "--dopamine", str(path)], "")
     given: dict[str, Any] = {
         name: float(value) for name, _, value in (setting.partition("=") for setting in options.settings)
     }
-    curves, (remark,) = benchmark.dopamine(options, Config(protocol=options.protocol, **given))
-    assert says in remark
-    assert bool(curves) == ("begin" in remark)
+    curves, (note,) = benchmark.read_dopamine(options, Config(protocol=options.protocol, **given))
+    assert message in note
+    assert bool(curves) == ("begin" in note)
 
 
-def test_a_table_as_markdown() -> None:
+def test_table_as_markdown() -> None:
     text = Section("Scores", ["what", "how much"], [["a|b", "1 [0, 2]"]], "A note.").markdown()
     assert text == "## Scores\n\n| what | how much |\n| --- | ---: |\n| a\\|b | 1 [0, 2] |\n\nA note."
 
 
-def test_scales_of_the_arcade() -> None:
-    catch = scale(CATCH)
+def test_scales_of_environments() -> None:
+    catch = score_scale(CATCH)
     assert catch is not None
-    assert catch.high == 5.0  # five balls, all caught by the expert
+    assert catch.high == 5.0  # the expert catches all five balls
     assert -5 <= catch.low < 0
     assert catch.normalize(catch.low) == 0
-    assert scale("CartPole-v1") is None
-    assert scale("ALE/Pong-v5") == Scale(-20.7, 14.6, "random play 0, a human 1")
-    assert normalization._play(CATCH, expert=False) == catch.low
+    assert score_scale("CartPole-v1") is None
+    assert score_scale("ALE/Pong-v5") == Scale(-20.7, 14.6, "random play 0, human 1")
+    assert normalization._mean_return(CATCH, expert=False) == catch.low
 
 
-def test_the_last_step_of_metrics_that_are_being_written(tmp_path: Path) -> None:
+def test_last_step_of_incomplete_metrics(tmp_path: Path) -> None:
     assert benchmark.last_step(tmp_path) == 0
     (tmp_path / "metrics.jsonl").write_text("")
     assert benchmark.last_step(tmp_path) == 0

@@ -1,4 +1,4 @@
-"""The evaluation program: its figures by hand, its files, its sentences."""
+"""Test agents.evaluate: statistics by hand, output files, messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from zerokara.agents import evaluate
-from zerokara.agents.benchmarking.atari_scores import SCORES, human_normalised, reference
+from zerokara.agents.benchmarking.atari_scores import SCORES, human_normalized, reference_scores
 from zerokara.agents.training.evaluation import Scores
 from zerokara.core.config import UserError
 
@@ -19,27 +19,27 @@ REPO = Path(__file__).parents[2]
 ONE_THREAD = ("--device", "cpu", "--threads", "1")
 
 
-def test_human_normalised_scores_by_hand() -> None:
-    assert human_normalised("ALE/Pong-v5", -20.7) == pytest.approx(0)
-    assert human_normalised("ALE/Pong-v5", 14.6) == pytest.approx(1)
-    assert human_normalised("ALE/Pong-v5", 18.0) == pytest.approx(38.7 / 35.3)
-    assert human_normalised("ALE/Breakout-v5", 366.9) == pytest.approx(365.2 / 28.8)  # 12.68
-    assert human_normalised("ALE/Skiing-v5", -17098.1) == pytest.approx(0)
-    assert human_normalised("ALE/Pacman-v5", 100.0) is None  # ships with ale-py, but nobody was measured
-    assert human_normalised("zerokara/Breakout-v5", 100.0) is None
-    assert reference("Pong-v5") is None
+def test_human_normalized_scores_by_hand() -> None:
+    assert human_normalized("ALE/Pong-v5", -20.7) == pytest.approx(0)
+    assert human_normalized("ALE/Pong-v5", 14.6) == pytest.approx(1)
+    assert human_normalized("ALE/Pong-v5", 18.0) == pytest.approx(38.7 / 35.3)
+    assert human_normalized("ALE/Breakout-v5", 366.9) == pytest.approx(365.2 / 28.8)  # 12.68
+    assert human_normalized("ALE/Skiing-v5", -17098.1) == pytest.approx(0)
+    assert human_normalized("ALE/Pacman-v5", 100.0) is None  # part of ale-py, but without reference scores
+    assert human_normalized("zerokara/Breakout-v5", 100.0) is None
+    assert reference_scores("Pong-v5") is None
 
 
-def test_the_57_games_are_named_as_ale_names_them(data_dir: Path) -> None:
+def test_names_and_scores_of_the_57_games(data_dir: Path) -> None:
     rows = (data_dir / "atari" / "human_random.csv").read_text().split()[1:]
-    spelt = {
+    expected = {
         game.replace("_", ""): (float(random), float(human)) for game, random, human in (r.split(",") for r in rows)
     }
-    assert {game.lower(): scores for game, scores in SCORES.items()} == spelt
+    assert {game.lower(): scores for game, scores in SCORES.items()} == expected
     assert len(SCORES) == 57
 
 
-def test_every_game_with_scores_can_be_made() -> None:
+def test_every_game_with_reference_scores_can_be_made() -> None:
     import ale_py
     import gymnasium
 
@@ -47,30 +47,30 @@ def test_every_game_with_scores_can_be_made() -> None:
     assert [game for game in SCORES if f"ALE/{game}-v5" not in gymnasium.registry] == []
 
 
-def test_games_are_shared_evenly() -> None:
-    assert evaluate.share(30, 0) == (1, 30)
-    assert evaluate.share(100, 0) == (4, 25)
-    assert evaluate.share(37, 0) == (37, 1)
-    assert evaluate.share(12, 4) == (3, 4)
-    with pytest.raises(UserError, match="ask for 32 games"):
-        evaluate.share(30, 8)
+def test_episodes_are_distributed_evenly() -> None:
+    assert evaluate.distribute_episodes(30, 0) == (1, 30)
+    assert evaluate.distribute_episodes(100, 0) == (4, 25)
+    assert evaluate.distribute_episodes(37, 0) == (37, 1)
+    assert evaluate.distribute_episodes(12, 4) == (3, 4)
+    with pytest.raises(UserError, match="use --episodes 32"):
+        evaluate.distribute_episodes(30, 8)
 
 
-def test_the_summary_by_hand() -> None:
-    found = evaluate.summary("ALE/Pong-v5", Scores((21.0, 15.0, 18.0, -18.0), (100, 200, 300, 400), cut=1))
-    assert found["games"] == 4
-    assert found["mean"] == 9.0
+def test_summary_by_hand() -> None:
+    result = evaluate.summarize("ALE/Pong-v5", Scores((21.0, 15.0, 18.0, -18.0), (100, 200, 300, 400), cut=1))
+    assert result["games"] == 4
+    assert result["mean"] == 9.0
     # Deviations 12, 6, 9, -27: squares 144, 36, 81, 729 sum to 990; / 3, root, / 2.
-    assert found["standard_error"] == pytest.approx((990 / 3) ** 0.5 / 2)
-    assert (found["median"], found["min"], found["max"]) == (16.5, -18.0, 21.0)
-    assert (found["mean_length"], found["cut"]) == (250.0, 1)
-    assert found["human_normalised"] == pytest.approx(29.7 / 35.3)
-    assert (found["random_score"], found["human_score"]) == (-20.7, 14.6)
+    assert result["standard_error"] == pytest.approx((990 / 3) ** 0.5 / 2)
+    assert (result["median"], result["min"], result["max"]) == (16.5, -18.0, 21.0)
+    assert (result["mean_length"], result["cut"]) == (250.0, 1)
+    assert result["human_normalised"] == pytest.approx(29.7 / 35.3)
+    assert (result["random_score"], result["human_score"]) == (-20.7, 14.6)
 
 
-def test_a_table_for_people_and_json_for_programs(catch_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_printed_text_and_saved_json(catch_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate.main([str(catch_run), "--episodes", "6", "--num-envs", "3", "--epsilon", "0.5", *ONE_THREAD])
-    shown = capsys.readouterr().out
+    output = capsys.readouterr().out
     result = json.loads((catch_run / "evaluation-400.json").read_text())
 
     assert result["env"] == "zerokara/Catch-v0"
@@ -82,17 +82,17 @@ def test_a_table_for_people_and_json_for_programs(catch_run: Path, capsys: pytes
     assert result["human_normalised"] is None
     for words in (
         "catch: zerokara/Catch-v0 at step 400",
-        "games: 6, 2 in each of 3 environments",
-        "epsilon 0.5, games cut after 4,500 steps",
+        "episodes: 6, 2 in each of 3 environments",
+        "epsilon 0.5, episodes cut after 4,500 steps",
         "stack 4, size 84",
-        "no human-normalised score",
+        "no human-normalized score",
         "saved: runs/catch/evaluation-400.json",
         f"{result['mean']:,.2f} ± {result['standard_error']:.2f}",
     ):
-        assert words in shown
+        assert words in output
 
 
-def test_json_on_stdout_is_what_is_saved_and_the_same_seed_plays_the_same(
+def test_printed_json_equals_the_file_and_the_seed_is_reproducible(
     catch_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def play(seed: str) -> list[float]:
@@ -107,13 +107,13 @@ def test_json_on_stdout_is_what_is_saved_and_the_same_seed_plays_the_same(
     assert play("2") != first
 
 
-def test_games_that_are_cut_are_counted_and_said(catch_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cut_episodes_are_counted_and_printed(catch_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate.main([str(catch_run), "--episodes", "2", "--max-steps", "5", *ONE_THREAD])
-    assert "2 of 2 games were cut" in capsys.readouterr().out
+    assert "2 of 2 episodes were cut" in capsys.readouterr().out
     assert json.loads((catch_run / "evaluation-400.json").read_text())["lengths"] == [5, 5]
 
 
-def test_mistakes_leave_with_one_line_and_code_2(catch_run: Path) -> None:
+def test_errors_print_one_line_and_exit_with_code_2(catch_run: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error"}
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
@@ -129,6 +129,6 @@ def test_mistakes_leave_with_one_line_and_code_2(catch_run: Path) -> None:
     assert json.loads(done.stdout)["games"] == 2
 
 
-def test_a_wrong_number_of_games_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--episodes 30 cannot be shared by --num-envs 7"):
+def test_uneven_number_of_episodes_is_refused_before_loading(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--episodes 30 is not a multiple of --num-envs 7"):
         evaluate.main([str(tmp_path / "none"), "--num-envs", "7"])

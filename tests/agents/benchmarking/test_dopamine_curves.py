@@ -1,4 +1,4 @@
-"""Dopamine's curves: read, matched with games, refused in a sentence."""
+"""Test reading Dopamine's published curves, matching them with games, and error messages."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zerokara.agents.benchmarking.dopamine_curves import beside, game_of, read
+from zerokara.agents.benchmarking.dopamine_curves import game_name, read_file, read_files
 from zerokara.core.config import UserError
 
 
 def write(path: Path, values: dict[str, list[list[float]]]) -> Path:
-    """Agent -> iterations -> runs, as Dopamine writes them."""
+    """Write values (agent -> iterations -> runs) in the format of Dopamine."""
     rows = [
         {"Iteration": i, "Value": value, "Agent": agent}
         for agent, iterations in values.items()
@@ -24,8 +24,8 @@ def write(path: Path, values: dict[str, list[list[float]]]) -> Path:
     return path
 
 
-def test_means_and_bands_by_hand(tmp_path: Path) -> None:
-    dqn, c51 = read(write(tmp_path / "dopamine_pong.json", {"DQN": [[-20, -18], [-10, 0]], "C51": [[1], [2]]}))
+def test_means_and_ranges_by_hand(tmp_path: Path) -> None:
+    dqn, c51 = read_file(write(tmp_path / "dopamine_pong.json", {"DQN": [[-20, -18], [-10, 0]], "C51": [[1], [2]]}))
     assert (dqn.agent, dqn.runs, c51.agent, c51.runs) == ("DQN", 2, "C51", 1)
     assert dqn.frames.tolist() == [1_000_000, 2_000_000]
     assert (dqn.mean.tolist(), dqn.low.tolist(), dqn.high.tolist()) == ([-19, -5], [-20, -10], [-18, 0])
@@ -44,31 +44,31 @@ def test_means_and_bands_by_hand(tmp_path: Path) -> None:
         ("dopamine_up-n-down.json", "up-n-down"),
     ],
 )
-def test_games_are_known_by_their_names(name: str, game: str) -> None:
-    assert game_of(name) == game
+def test_name_of_the_game_in_ids_and_file_names(name: str, game: str) -> None:
+    assert game_name(name) == game
 
 
-def test_files_go_to_their_games(tmp_path: Path) -> None:
+def test_files_are_matched_with_environments(tmp_path: Path) -> None:
     path = write(tmp_path / "dopamine_pong.json", {"DQN": [[1.0]]})
-    assert list(beside([path], ["zerokara/Catch-v0", "ALE/Pong-v5"])) == ["ALE/Pong-v5"]
-    with pytest.raises(UserError, match=r"named after none of the games \(breakout\)"):
-        beside([path], ["ALE/Breakout-v5"])
-    with pytest.raises(UserError, match="there is no Atari game"):
-        beside([path], ["zerokara/Catch-v0"])
+    assert list(read_files([path], ["zerokara/Catch-v0", "ALE/Pong-v5"])) == ["ALE/Pong-v5"]
+    with pytest.raises(UserError, match=r"does not match a game of --envs \(breakout\)"):
+        read_files([path], ["ALE/Breakout-v5"])
+    with pytest.raises(UserError, match=r"does not match a game of --envs \(no Atari game\)"):
+        read_files([path], ["zerokara/Catch-v0"])
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "[1]", '{"a": 1}', '[{"Iteration": 0, "Value": "x", "Agent": "a"}]'])
-def test_a_file_of_something_else_is_refused(text: str, tmp_path: Path) -> None:
+def test_file_of_another_format_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "pong.json"
     path.write_text(text)
     with pytest.raises(UserError, match=r"--dopamine .*pong\.json (cannot be read|has no rows)"):
-        read(path)
+        read_file(path)
     with pytest.raises(UserError, match="cannot be read"):
-        read(tmp_path / "none.json")
+        read_file(tmp_path / "none.json")
 
 
-def test_the_published_files_are_read(data_dir: Path) -> None:
-    curves = {curve.agent: curve for curve in read(data_dir / "atari" / "dopamine_pong.json")}
+def test_published_files_can_be_read(data_dir: Path) -> None:
+    curves = {curve.agent: curve for curve in read_file(data_dir / "atari" / "dopamine_pong.json")}
     assert {"DQN", "C51", "Rainbow", "IQN"} <= set(curves)
     assert curves["Rainbow"].runs == 5
     assert len(curves["Rainbow"].frames) == 199
@@ -76,14 +76,15 @@ def test_the_published_files_are_read(data_dir: Path) -> None:
     assert curves["Rainbow"].mean[-1] == pytest.approx(20.18, abs=0.01)  # 20.59, 20.07, 20.14, 20.30, 19.80
 
 
-def test_values_are_means_over_training_games(data_dir: Path) -> None:
-    """agents/benchmarking/dopamine_curves.py: denominators up to some 290, when a lost game of Pong takes 860 steps.
+def test_values_are_means_over_training_episodes(data_dir: Path) -> None:
+    """Check by the denominators of the values that an iteration covers 250,000 training steps.
 
-    An iteration trains for 250,000 steps and evaluates for 125,000.
+    An iteration trains for 250,000 steps and evaluates for 125,000. A lost episode of Pong takes about 860 steps, so
+    the training steps hold about 290 episodes, which is the largest denominator.
     """
     from fractions import Fraction
 
     rows = json.loads((data_dir / "atari" / "dopamine_pong.json").read_text())
     first = [row["Value"] for row in rows if row["Iteration"] <= 2]
-    games = [Fraction(value).limit_denominator(400).denominator for value in first]
-    assert 250_000 / 870 < max(games) < 250_000 / 800
+    episodes = [Fraction(value).limit_denominator(400).denominator for value in first]
+    assert 250_000 / 870 < max(episodes) < 250_000 / 800

@@ -1,4 +1,4 @@
-"""What a benchmark would run: command lines, mistakes before anything starts, what is there already, what fits."""
+"""Test the plan of a benchmark: command lines, error messages, states of runs, memory, threads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ import pytest
 import torch
 
 from zerokara.agents.benchmarking import plan as benchmark_plan
-from zerokara.agents.benchmarking.plan import Planned, departures, job, needs, plan, share, state
+from zerokara.agents.benchmarking.plan import (
+    PlannedRun,
+    divide_cores,
+    make_job,
+    memory_needed,
+    plan_runs,
+    protocol_deviations,
+    run_state,
+)
 from zerokara.agents.configs import dqn
 from zerokara.agents.configs.common import ProtocolName
 from zerokara.agents.configs.dqn import Config
@@ -27,12 +35,12 @@ def planned(
     seeds: tuple[int, ...] = (1,),
     protocol: ProtocolName = "nature",
     **changes: Any,
-) -> list[Planned]:
+) -> list[PlannedRun]:
     options: dict[str, Any] = {"name": "bench", "steps": 400, "evaluations": 4, "settings": (), "threads": 1}
-    return plan(env_ids, presets, seeds, protocol=protocol, **{**options, "devices": ["cpu"], **changes})
+    return plan_runs(env_ids, presets, seeds, protocol=protocol, **{**options, "devices": ["cpu"], **changes})
 
 
-def test_every_combination_once_and_seeds_last() -> None:
+def test_every_combination_is_planned_once_and_the_seed_varies_slowest() -> None:
     runs = planned((CATCH, SNAKE, CATCH), ("fast", "pqn-paper"), (3, 1, 3))
     assert [(run.env, run.preset, run.seed) for run in runs] == [
         (env, preset, seed) for seed in (3, 1) for env in (CATCH, SNAKE) for preset in ("fast", "pqn-paper")
@@ -42,9 +50,9 @@ def test_every_combination_once_and_seeds_last() -> None:
     assert len({run.name for run in runs}) == 8
 
 
-def test_the_command_line_makes_the_config_that_is_planned() -> None:
+def test_arguments_give_the_planned_config() -> None:
     (run,) = planned(settings=("width=0.5", "dueling=false", "n-step=2", "stop_at_return=None"))
-    config = dqn.read_config(run.words)
+    config = dqn.read_config(run.arguments)
     assert config == run.config
     assert (config.width_multiplier, config.dueling, config.n_step, config.stop_at_return) == (0.5, False, 2, None)
     assert (config.total_steps, config.eval_every_steps, config.capture_video, config.device, config.threads) == (
@@ -58,7 +66,7 @@ def test_the_command_line_makes_the_config_that_is_planned() -> None:
     assert planned(settings=("capture_video=True", "eval_every_steps=50"))[0].config.eval_every_steps == 50
 
 
-def test_protocols_set_length_and_evaluations() -> None:
+def test_protocols_set_total_steps_and_evaluations() -> None:
     (machado,) = planned(protocol="machado")
     assert machado.config.eval_every_steps == 0
     (short,) = planned(protocol="100k", steps=None, presets=("data-efficient",))
@@ -69,13 +77,13 @@ def test_protocols_set_length_and_evaluations() -> None:
     )
 
 
-def test_devices_are_taken_in_turn() -> None:
+def test_devices_are_assigned_in_turn() -> None:
     runs = planned(seeds=(1, 2, 3), devices=["cuda:0", "cuda:1"])
     assert [run.config.device for run in runs] == ["cuda:0", "cuda:1", "cuda:0"]
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"presets": ("fastt",)}, r"no preset 'fastt' \(did you mean fast\?\): give --presets some of"),
         ({"presets": ("paper",)}, "no preset 'paper'.*pqn-paper"),
@@ -84,89 +92,89 @@ def test_devices_are_taken_in_turn() -> None:
         ({"settings": ("width",)}, "--settings cannot be 'width': it must be field=value"),
         ({"settings": ("wdth=1",)}, r"no flag --wdth \(did you mean --width-multiplier\?\)"),
         ({"settings": ("gamma=2",)}, "--gamma cannot be 2.0"),
-        ({"settings": ("seed=2",)}, "the benchmark sets seed itself"),
+        ({"settings": ("seed=2",)}, "the benchmark itself sets seed"),
         ({"settings": ("munchausen=true", "double=true")}, "cannot be combined"),
         (
             {"presets": ("fast", "nature"), "steps": None},
-            r"\(fast 1,000,000, nature 50,000,000 steps\): give one by --to",
+            r"\(fast 1,000,000, nature 50,000,000 steps\): set one with --to",
         ),
     ],
 )
-def test_mistakes_are_found_before_anything_starts(
-    changes: dict[str, Any], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_errors_are_raised_before_anything_is_created(
+    changes: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         planned(**changes)
     assert list(tmp_path.iterdir()) == []
 
 
-def of_the_catch_run(catch_run: Path) -> Planned:
-    """The run of the fixture, as if a benchmark had planned it."""
+def planned_catch_run(catch_run: Path) -> PlannedRun:
+    """Return the run of the fixture as a planned run."""
     content = json.loads((catch_run / "config.json").read_text())
     config = from_dict(Config, content["config"], "config.json")
-    return Planned(config.env, "fast", config.seed, "dqn", config, ("--name", "catch"))
+    return PlannedRun(config.env, "fast", config.seed, "dqn", config, ("--name", "catch"))
 
 
-def test_what_is_there_is_new_begun_or_finished(catch_run: Path) -> None:
-    run = of_the_catch_run(catch_run)
-    assert state(run) == "finished"
+def test_state_of_a_run(catch_run: Path) -> None:
+    run = planned_catch_run(catch_run)
+    assert run_state(run) == "finished"
     (catch_run / "checkpoint-0.pt").write_bytes(b"damaged")
-    assert state(run) == "begun"  # the run itself will say what is wrong
+    assert run_state(run) == "started"  # the run itself reports the damage
     (catch_run / "checkpoint-0.pt").unlink()
-    assert state(run) == "begun"
+    assert run_state(run) == "started"
     (catch_run / "config.json").unlink()
-    assert state(run) == "new"
+    assert run_state(run) == "new"
     shutil.rmtree(catch_run)
-    assert state(run) == "new"
+    assert run_state(run) == "new"
 
 
-def test_a_run_that_is_not_at_its_end_goes_on(catch_run: Path) -> None:
-    run = of_the_catch_run(catch_run)
+def test_run_that_is_not_finished_is_resumed(catch_run: Path) -> None:
+    run = planned_catch_run(catch_run)
     content = json.loads((catch_run / "config.json").read_text())
     content["config"]["total_steps"] = 500
     (catch_run / "config.json").write_text(json.dumps(content))
-    longer = Planned(
-        run.env, run.preset, run.seed, "dqn", from_dict(Config, content["config"], "config.json"), run.words
+    longer = PlannedRun(
+        run.env, run.preset, run.seed, "dqn", from_dict(Config, content["config"], "config.json"), run.arguments
     )
-    assert state(longer) == "begun"
+    assert run_state(longer) == "started"
     log = Path("x.log")
-    assert job(longer, True, log).command[1:] == ("-m", "zerokara.agents.dqn", "--name", "catch", "--resume")
-    assert job(longer, False, log).command[3:] == longer.words
+    assert make_job(longer, True, log).command[1:] == ("-m", "zerokara.agents.dqn", "--name", "catch", "--resume")
+    assert make_job(longer, False, log).command[3:] == longer.arguments
 
 
-def test_another_run_of_that_name_is_refused(catch_run: Path) -> None:
-    run = of_the_catch_run(catch_run)
+def test_another_run_of_the_same_name_is_refused(catch_run: Path) -> None:
+    run = planned_catch_run(catch_run)
     content = json.loads((catch_run / "config.json").read_text())
     for field, value in (("threads", 7), ("device", "auto"), ("quiet", False)):
         content["config"][field] = value
     (catch_run / "config.json").write_text(json.dumps(content))
-    assert state(run) == "finished"
+    assert run_state(run) == "finished"
     content["config"]["gamma"] = 0.5
     (catch_run / "config.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"was made with --gamma 0\.5, and this benchmark asks for 0\.99: give another"):
-        state(run)
+    with pytest.raises(UserError, match=r"started with --gamma 0\.5, but this benchmark needs 0\.99: choose another"):
+        run_state(run)
     content["kind"] = "pqn"
     (catch_run / "config.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="holds a run of pqn"):
-        state(run)
+        run_state(run)
 
 
-def test_a_run_needs_what_its_replay_announces() -> None:
+def test_memory_is_that_of_replay_and_process() -> None:
     nature = dqn.read_config(["--preset", "nature"])
     slots = 1_000_000 + 10_000 + 4
-    assert needs(nature) == {"main": slots * (84 * 84 + 9) + benchmark_plan.PROCESS_BYTES}
-    colour = dqn.read_config(["--no-grayscale", "--replay-capacity", "1000", "--num-envs", "10"])
-    colour = replace(colour, device="cuda:1")
-    assert needs(colour) == {
+    assert memory_needed(nature) == {"main": slots * (84 * 84 + 9) + benchmark_plan.PROCESS_BYTES}
+    color = dqn.read_config(["--no-grayscale", "--replay-capacity", "1000", "--num-envs", "10"])
+    color = replace(color, device="cuda:1")
+    assert memory_needed(color) == {
         "main": benchmark_plan.PROCESS_BYTES,
         "cuda:1": (1000 + 10_000 + 40) * (3 * 84 * 84 + 9) + benchmark_plan.DEVICE_BYTES,
     }
     (pqn,) = planned(presets=("pqn-paper",))
-    assert needs(pqn.config)["main"] - benchmark_plan.PROCESS_BYTES == 128 * 32 * 4 * (84 * 84 + 9)
+    assert memory_needed(pqn.config)["main"] - benchmark_plan.PROCESS_BYTES == 128 * 32 * 4 * (84 * 84 + 9)
 
 
-def test_what_is_announced_is_what_the_replay_takes(tmp_path: Path) -> None:
+def test_memory_is_what_the_replay_allocates(tmp_path: Path) -> None:
     from zerokara.agents.qlearning.replay import Replay
 
     config = dqn.read_config(["--replay-capacity", "1000", "--num-envs", "10", "--checkpoint-every-steps", "200"])
@@ -181,7 +189,7 @@ def test_what_is_announced_is_what_the_replay_takes(tmp_path: Path) -> None:
         device=torch.device("cpu"),
         checkpoint_margin=config.checkpoint_every_steps + 4 * config.num_envs,
     )
-    assert needs(config)["main"] - benchmark_plan.PROCESS_BYTES == replay.bytes
+    assert memory_needed(config)["main"] - benchmark_plan.PROCESS_BYTES == replay.bytes
 
 
 @pytest.mark.parametrize(
@@ -193,29 +201,29 @@ def test_what_is_announced_is_what_the_replay_takes(tmp_path: Path) -> None:
         (8, 6, 2, 0, (2, 4)),
         (8, 6, 0, 4, (2, 4)),
         (2, 6, 0, 4, (1, 4)),
-        (2, 6, 5, 0, (5, 1)),  # whoever asks for more than there are cores gets it
+        (2, 6, 5, 0, (5, 1)),  # --jobs may exceed the number of cores
     ],
 )
-def test_cores_are_shared(cores: int, runs: int, jobs: int, threads: int, expected: tuple[int, int]) -> None:
-    assert share(cores, runs, jobs, threads) == expected
+def test_cores_are_divided(cores: int, runs: int, jobs: int, threads: int, expected: tuple[int, int]) -> None:
+    assert divide_cores(cores, runs, jobs, threads) == expected
 
 
-def test_departures_from_a_protocol_are_named() -> None:
-    def of(*settings: str, protocol: ProtocolName = "nature", steps: int | None = 400) -> list[str]:
+def test_deviations_from_a_protocol_are_listed() -> None:
+    def deviations(*settings: str, protocol: ProtocolName = "nature", steps: int | None = 400) -> list[str]:
         (run,) = planned(("ALE/Pong-v5",), settings=settings, protocol=protocol, steps=steps)
-        return departures(run.config, protocol)
+        return protocol_deviations(run.config, protocol)
 
-    assert of("eval-epsilon=0.1", "width=0.5", "repeat_action_probability=0") == [
-        "eval_epsilon is 0.1, and 0.05 in protocol nature"
+    assert deviations("eval-epsilon=0.1", "width=0.5", "repeat_action_probability=0") == [
+        "eval_epsilon is 0.1, but 0.05 in protocol nature"
     ]
-    assert of(protocol="100k") == ["total_steps is 400, and 100000 in protocol 100k"]
-    assert of("eval_every_steps=7", protocol="100k", steps=None) == []
-    assert of("repeat_action_probability=0.5", protocol="machado") == [
-        "repeat_action_probability is 0.5, and 0.25 in protocol machado"
+    assert deviations(protocol="100k") == ["total_steps is 400, but 100000 in protocol 100k"]
+    assert deviations("eval_every_steps=7", protocol="100k", steps=None) == []
+    assert deviations("repeat_action_probability=0.5", protocol="machado") == [
+        "repeat_action_probability is 0.5, but 0.25 in protocol machado"
     ]
 
 
-def test_of_a_switch_that_may_be_left_open_the_value_is_typed() -> None:
+def test_value_of_an_optional_bool_is_written_out() -> None:
     (run,) = planned(settings=("full_action_space=true", "fire-reset=None"), env_ids=("ALE/Pong-v5",))
     assert (run.config.full_action_space, run.config.fire_reset) == (True, None)
-    assert dqn.read_config(run.words) == run.config
+    assert dqn.read_config(run.arguments) == run.config

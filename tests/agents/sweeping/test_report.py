@@ -1,4 +1,4 @@
-"""What a sweep found: the order of its table, and importances where the answer is known."""
+"""Test the report of a sweep: order of the table, and importances with a known result."""
 
 from __future__ import annotations
 
@@ -6,54 +6,54 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from zerokara.agents.sweeping.report import importances, rows, table
+from zerokara.agents.sweeping.report import compute_importances, format_table, make_rows
 from zerokara.agents.sweeping.search_space import AGENTS, read_space
 
 SPACE = read_space(["gamma=0..1", "width_multiplier=1..2"], AGENTS["dqn"], [])
 
 
-def study(*values: float | None) -> optuna.Study:
-    """A study whose complete trials have these values; None was pruned at step 100 with value 5."""
-    made = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
+def make_study(*values: float | None) -> optuna.Study:
+    """Make a study with complete trials of these values; None: a trial pruned at step 100 with value 5."""
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
     for value in values:
-        trial = made.ask()
+        trial = study.ask()
         for dimension in SPACE:
             dimension.suggest(trial)
         if value is None:
             trial.report(5.0, 100)
-            made.tell(trial, state=TrialState.PRUNED)
+            study.tell(trial, state=TrialState.PRUNED)
         else:
-            made.tell(trial, value)
-    return made
+            study.tell(trial, value)
+    return study
 
 
-def test_complete_trials_come_first_best_on_top() -> None:
-    found = rows(study(1, None, 3, -2), SPACE)
-    assert [(row.number, row.value, row.state) for row in found] == [
+def test_complete_trials_come_first_and_best_first() -> None:
+    rows = make_rows(make_study(1, None, 3, -2), SPACE)
+    assert [(row.number, row.value, row.state) for row in rows] == [
         (2, 3, "complete"),
         (0, 1, "complete"),
         (3, -2, "complete"),
         (1, 5, "pruned"),
     ]
-    text = table(found, SPACE)
+    text = format_table(rows, SPACE)
     assert text.splitlines()[0].split() == ["trial", "value", "steps", "state", "gamma", "width_multiplier"]
     assert [line.split()[0] for line in text.splitlines()[2:]] == ["2", "0", "3", "1"]
 
 
-def test_what_decides_is_important_and_what_does_not_is_not() -> None:
-    made = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
+def test_importance_of_a_setting_with_and_without_effect() -> None:
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(40):
-        trial = made.ask()
+        trial = study.ask()
         for dimension in SPACE:
             dimension.suggest(trial)
-        made.tell(trial, trial.params["gamma"])
-    shares = importances(made)
-    assert list(shares) == ["gamma", "width_multiplier"]
-    assert shares["gamma"] > 0.8
-    np.testing.assert_allclose(sum(shares.values()), 1)
+        study.tell(trial, trial.params["gamma"])
+    importances = compute_importances(study)
+    assert list(importances) == ["gamma", "width_multiplier"]
+    assert importances["gamma"] > 0.8
+    np.testing.assert_allclose(sum(importances.values()), 1)
 
 
-def test_there_are_no_importances_of_too_few_or_of_equals() -> None:
-    assert importances(study(*range(7))) == {}
-    assert importances(study(*[1.0] * 12)) == {}
-    assert importances(study(*range(8)))
+def test_no_importances_with_few_trials_or_equal_values() -> None:
+    assert compute_importances(make_study(*range(7))) == {}
+    assert compute_importances(make_study(*[1.0] * 12)) == {}
+    assert compute_importances(make_study(*range(8)))
