@@ -39,11 +39,11 @@ from zerokara.core.run import Run
 from zerokara.core.run_config import configure, stem
 from zerokara.core.zoo import provenance
 from zerokara.vision.detection import detector as detectors
-from zerokara.vision.detection.config import PRESETS, Config, settled
+from zerokara.vision.detection.config import PRESETS, Config, resolve_backbone
 from zerokara.vision.detection.detector import MODEL_FILE, DetectorMetadata
-from zerokara.vision.detection.learner import Data, Training, make_metadata, with_figures
+from zerokara.vision.detection.learner import Data, Training, make_metadata, with_metrics
 from zerokara.vision.detection.pictures import sheet, worst_first
-from zerokara.vision.detection.proposals import Proposals, coverage, find_all, usual_folder
+from zerokara.vision.detection.proposals import Proposals, coverage, find_all, default_folder
 from zerokara.vision.detection.svm import all_vectors, fit
 
 KIND = "detect"
@@ -82,7 +82,7 @@ def find(config: Config, run: Run, boxes: BoxSet, which: str, world: World) -> l
         Stopped: in the middle.
         UserError: they cannot be kept.
     """
-    folder = Path(config.proposal_cache).expanduser() if config.proposal_cache else usual_folder()
+    folder = Path(config.proposal_cache).expanduser() if config.proposal_cache else default_folder()
 
     def progress(done: int, total: int) -> None:
         run.progress(done, total, {"proposals": f"of pictures {which}"})
@@ -114,7 +114,7 @@ def train(config: Config, run: Run, data: Data, training: Training, validation: 
     world = training.world
     latest = run.path(f"checkpoint-{world.rank}.pt")
     resumed = run.restore(latest, training.load_state_dict)
-    if not resumed and (path := config.eye_path()) is not None:
+    if not resumed and (path := config.backbone_weights_path()) is not None:
         run.print(str(load_pretrained_backbone(training.detector.net.backbone, path)))
         world.broadcast(training.detector)
         provenance.record(run, config.pretrained_backbone)
@@ -128,19 +128,19 @@ def train(config: Config, run: Run, data: Data, training: Training, validation: 
         pixels = training.example().pixels[:16]
         run.image("learnt_from", 0, grid((Compute.to_host(pixels) * 255).round().to(torch.uint8)))
         save()
-    window = (training.updates, time.perf_counter())
+    interval_start = (training.updates, time.perf_counter())
     while training.updates < config.updates:
         training.update()
         if training.updates % config.log_every_updates == 0:
-            log_metrics(training, run, window)
-            window = (training.updates, time.perf_counter())
+            log_metrics(training, run, interval_start)
+            interval_start = (training.updates, time.perf_counter())
         ended = training.updates == config.updates  # what follows validates
         due = training.updates % config.validate_every_updates == 0
         if config.method == "fast-rcnn" and due and not ended:
             if world.is_main:
                 validate(training, run, data.validation, validation)
             save()
-            window = (training.updates, time.perf_counter())
+            interval_start = (training.updates, time.perf_counter())
         elif ended or training.updates % config.checkpoint_every_updates == 0:
             save()
         if world.any(bool(run.stop_requested), training.compute.torch_device):
@@ -159,13 +159,13 @@ def stopped_message(config: Config, run: Run, training: Training | None) -> str:
     )
 
 
-def log_metrics(training: Training, run: Run, window: tuple[int, float]) -> None:
+def log_metrics(training: Training, run: Run, interval_start: tuple[int, float]) -> None:
     """One line of metrics, and the progress bar."""
-    updates = training.updates - window[0]
+    updates = training.updates - interval_start[0]
     scalars: dict[str, Any] = {
         **training.read_metrics(),
         "train/learning_rate": training.learning_rate,
-        "speed/updates_per_s": updates / (time.perf_counter() - window[1]),
+        "speed/updates_per_s": updates / (time.perf_counter() - interval_start[1]),
         "speed/hours": training.stopwatch(),
     }
     run.log(training.updates, scalars)
@@ -222,7 +222,7 @@ def finish(config: Config, run: Run, training: Training, data: Data, validation:
         figures |= test(config, run, training, data.test)
     run.log(training.updates, {_metric(name): value for name, value in figures.items()})
     run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in figures.items()})
-    training.detector.metadata = with_figures(training.metadata, figures)
+    training.detector.metadata = with_metrics(training.metadata, figures)
     detectors.save(run.path(MODEL_FILE), training.detector)
     protocol = {
         "method": config.method,
@@ -244,9 +244,9 @@ def test(config: Config, run: Run, training: Training, boxes: BoxSet) -> dict[st
     proposals = find(config, run, boxes, "to be tested on", World())
     scored = training.score(boxes, proposals)
     order = worst_first(boxes, scored.found, SHOWN_CONFIDENCE)
-    for tag, places in (("test_worst", order[:4]), ("test_best", order[::-1][:4])):
-        found = [scored.found[place] for place in places]
-        run.image(tag, training.updates, sheet(boxes.take(places), found, confidence=SHOWN_CONFIDENCE))
+    for tag, indices in (("test_worst", order[:4]), ("test_best", order[::-1][:4])):
+        found = [scored.found[index] for index in indices]
+        run.image(tag, training.updates, sheet(boxes.take(indices), found, confidence=SHOWN_CONFIDENCE))
     covered = coverage(boxes, proposals)
     return {
         "test_map_50": scored.precision.map_50,
@@ -280,15 +280,15 @@ def choose_compute(config: Config, data: Data, world: World) -> Compute:
     """Measure updates on the first pictures, with any boxes, in a corner of the random numbers of their own."""
     few = data.train.take(range(min(8, len(data.train))))
     metadata = make_metadata(config, few, None)
-    stand_ins = [Proposals(_stand_ins(few, config.regions_per_update), 0.0) for _ in range(len(few))]
+    random_proposals = [Proposals(_random_boxes(few, config.regions_per_update), 0.0) for _ in range(len(few))]
 
     def train_step(candidate: Compute) -> Callable[[], object]:
-        return Training(config, metadata, few, stand_ins, candidate, World()).update
+        return Training(config, metadata, few, random_proposals, candidate, World()).update
 
     return probe(config, world, train_step, compile="off")
 
 
-def _stand_ins(boxes: BoxSet, number: int) -> torch.Tensor:
+def _random_boxes(boxes: BoxSet, number: int) -> torch.Tensor:
     """Random boxes (number, 4) of usual sizes, for measurements."""
     height, width = boxes.images.shape[2:]
     corner_N2 = torch.rand(number, 2) * torch.tensor([width * 0.75, height * 0.75])
@@ -307,12 +307,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if not config.data:
         raise UserError("No data were named: type --data bccd, or a folder or zip of pictures with boxes.")
-    config, eye = settled(config)
+    config, pretrained = resolve_backbone(config)
     world = World.from_env(config.device)
     if config.images_per_update % world.size:
         raise UserError(f"--images-per-update {config.images_per_update} cannot be shared by {world.size} processes.")
     data = Data.load(config)
-    metadata = make_metadata(config, data.train, eye)
+    metadata = make_metadata(config, data.train, pretrained)
     with torch.device("meta"):  # a network that cannot be is refused before it has a folder
         metadata.build()
     with Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run:

@@ -33,9 +33,9 @@ from zerokara.core.report import output_folder, write_json
 from zerokara.core.run import Run
 from zerokara.vision.detection import detector as detectors
 from zerokara.vision.detection.config import Config
-from zerokara.vision.detection.detector import Detector, Found
+from zerokara.vision.detection.detector import Detector, Detections
 from zerokara.vision.detection.learner import Data
-from zerokara.vision.detection.pictures import draw_found, side_by_side, stacked
+from zerokara.vision.detection.pictures import draw_detections, side_by_side, stacked
 from zerokara.vision.detection.proposals import timed_search
 from zerokara.vision.detection.selective_search import SearchSettings
 
@@ -63,7 +63,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Contestant:
+class FinishedRun:
     """A finished run."""
 
     folder: Path
@@ -72,7 +72,7 @@ class Contestant:
     figures: Mapping[str, float]
 
 
-def read(folder: Path) -> Contestant:
+def read(folder: Path) -> FinishedRun:
     """A run that has ended.
 
     Raises:
@@ -83,17 +83,17 @@ def read(folder: Path) -> Contestant:
         raise UserError(f"{folder} has no result.json, so it has not ended: go on with it by --resume.")
     figures = json.loads((folder / "result.json").read_text())["figures"]
     config = from_dict(Config, content["config"], str(folder / "config.json"))
-    return Contestant(folder, config, detectors.load(folder), figures)
+    return FinishedRun(folder, config, detectors.load(folder), figures)
 
 
-def alike(contestants: Sequence[Contestant]) -> None:
+def check_comparable(runs: Sequence[FinishedRun]) -> None:
     """Refuse runs that cannot be compared.
 
     Raises:
         UserError: they were not tested on the same pictures.
     """
-    first = contestants[0]
-    for other in contestants[1:]:
+    first = runs[0]
+    for other in runs[1:]:
         for field in ("data", "image_side", "split_seed"):
             one, two = getattr(first.config, field), getattr(other.config, field)
             if one != two:
@@ -104,52 +104,52 @@ def alike(contestants: Sequence[Contestant]) -> None:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """Seconds for a picture, medians, and what was found."""
 
     proposals: float
     network: tuple[float, ...]  # of each contestant
-    found: tuple[list[Found], ...]
+    found: tuple[list[Detections], ...]
 
 
-def measure(contestants: Sequence[Contestant], boxes: BoxSet, compute: Compute) -> Measured:
+def measure(runs: Sequence[FinishedRun], boxes: BoxSet, compute: Compute) -> Measurement:
     """Proposals once for each picture, and what each detector makes of them, in turns."""
-    networks: list[list[float]] = [[] for _ in contestants]
-    found: list[list[Found]] = [[] for _ in contestants]
+    networks: list[list[float]] = [[] for _ in runs]
+    found: list[list[Detections]] = [[] for _ in runs]
     proposal_seconds = []
-    for place in range(len(boxes)):
+    for index in range(len(boxes)):
         by_search: dict[SearchSettings, torch.Tensor] = {}
-        canvas_CHW = boxes.images[place].to(compute.torch_device)
-        for row, contestant in enumerate(contestants):
-            metadata = contestant.detector.metadata
+        canvas_CHW = boxes.images[index].to(compute.torch_device)
+        for row, run in enumerate(runs):
+            metadata = run.detector.metadata
             if metadata.search not in by_search:
-                raw, seconds = timed_search(boxes.picture(place), metadata.search)
+                raw, seconds = timed_search(boxes.picture(index), metadata.search)
                 by_search[metadata.search] = torch.from_numpy(raw).float()
                 proposal_seconds.append(seconds)
             proposals_P4 = by_search[metadata.search][: metadata.proposals].to(compute.torch_device)
-            if place == 0:  # what is allocated and chosen at the first pass is nobody's time
-                contestant.detector.detect(canvas_CHW, proposals_P4, compute)
-            began = time.perf_counter()
-            found[row].append(contestant.detector.detect(canvas_CHW, proposals_P4, compute))
-            networks[row].append(time.perf_counter() - began)
+            if index == 0:  # what is allocated and chosen at the first pass is nobody's time
+                run.detector.detect(canvas_CHW, proposals_P4, compute)
+            start = time.perf_counter()
+            found[row].append(run.detector.detect(canvas_CHW, proposals_P4, compute))
+            networks[row].append(time.perf_counter() - start)
     medians = tuple(statistics.median(each) for each in networks)
-    return Measured(statistics.median(proposal_seconds), medians, tuple(found))
+    return Measurement(statistics.median(proposal_seconds), medians, tuple(found))
 
 
-def as_rows(contestants: Sequence[Contestant], measured: Measured) -> list[dict[str, Any]]:
+def as_rows(runs: Sequence[FinishedRun], measured: Measurement) -> list[dict[str, Any]]:
     """What is known of each, as plain values; `times_faster` is against the slowest network."""
     slowest = max(measured.network)
     return [
         {
-            "run": str(contestant.folder),
-            "method": contestant.config.method,
-            "test_map_50": contestant.figures.get("test_map_50"),
-            "test_map_50_95": contestant.figures.get("test_map_50_95"),
+            "run": str(run.folder),
+            "method": run.config.method,
+            "test_map_50": run.figures.get("test_map_50"),
+            "test_map_50_95": run.figures.get("test_map_50_95"),
             "proposal_seconds": measured.proposals,
             "network_seconds": seconds,
             "times_faster": slowest / seconds,
         }
-        for contestant, seconds in zip(contestants, measured.network, strict=True)
+        for run, seconds in zip(runs, measured.network, strict=True)
     ]
 
 
@@ -159,9 +159,9 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     for heading in ("run", "method", "mAP .5", "mAP .5:.95", "proposals", "the rest", "times faster"):
         table.add_column(heading, overflow="fold", justify="left" if heading in ("run", "method") else "right")
     for row in rows:
-        shares = ["-" if row[name] is None else f"{row[name]:.1%}" for name in ("test_map_50", "test_map_50_95")]
+        scores = ["-" if row[name] is None else f"{row[name]:.1%}" for name in ("test_map_50", "test_map_50_95")]
         times = (f"{row['proposal_seconds']:.2f} s", f"{row['network_seconds']:.3f} s", f"{row['times_faster']:.1f}")
-        table.add_row(Path(row["run"]).name, row["method"], *shares, *times)
+        table.add_row(Path(row["run"]).name, row["method"], *scores, *times)
     return table
 
 
@@ -173,26 +173,26 @@ def main(argv: Sequence[str] | None = None) -> None:
             "Two runs or more are compared: type their folders, as in "
             f"{program_command('vision.detect_compare')} runs/<one> runs/<other>."
         )
-    contestants = [read(Path(run)) for run in options.runs]
-    alike(contestants)
+    runs = [read(Path(run)) for run in options.runs]
+    check_comparable(runs)
     compute = Compute.choose(
         device=options.device, precision="float32", compile="off", threads=options.threads, train_step=None
     )
-    boxes = Data.load(contestants[0].config).test
+    boxes = Data.load(runs[0].config).test
     boxes = boxes.take(range(min(options.pictures, len(boxes))))
-    for contestant in contestants:
-        compute.module(contestant.detector)
-    measured = measure(contestants, boxes, compute)
-    rows = as_rows(contestants, measured)
+    for run in runs:
+        compute.module(run.detector)
+    measured = measure(runs, boxes, compute)
+    rows = as_rows(runs, measured)
     Console(width=None if sys.stdout.isatty() else 160).print(as_table(rows))
     folder = output_folder(options.out, Path("runs") / "detect-compare")
     write_json(folder / "compare.json", {"threads": compute.threads, "pictures": len(boxes), "rows": rows})
-    nothing = Found(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
     lines = []
-    for place in range(min(options.shown, len(boxes))):
-        truth = boxes.boxes[place]
-        columns = [nothing, *(found[place].above(options.confidence) for found in measured.found)]
-        pictures = [draw_found(boxes.picture(place), each, boxes.classes, truth_n4=truth) for each in columns]
+    for index in range(min(options.shown, len(boxes))):
+        truth = boxes.boxes[index]
+        columns = [nothing, *(found[index].above(options.confidence) for found in measured.found)]
+        pictures = [draw_detections(boxes.picture(index), each, boxes.classes, truth_n4=truth) for each in columns]
         lines.append(side_by_side(pictures))
     write_png(folder / "compare.png", stacked(lines))
     print(f"table and picture: {folder}")

@@ -34,8 +34,8 @@ from zerokara.core.media import write_png
 from zerokara.core.programs import program_command
 from zerokara.core.report import output_folder
 from zerokara.vision.detection import detector as detectors
-from zerokara.vision.detection.detector import Detector, Found
-from zerokara.vision.detection.pictures import draw_found
+from zerokara.vision.detection.detector import Detector, Detections
+from zerokara.vision.detection.pictures import draw_detections
 from zerokara.vision.detection.selective_search import propose
 
 
@@ -58,34 +58,34 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Looked:
+class Result:
     """What was found in a picture, and how long that took."""
 
     picture: np.ndarray
     """(H, W, 3) uint8 as it was."""
-    found: Found
+    found: Detections
     """Boxes in pixels of the picture."""
     proposal_seconds: float
     network_seconds: float
 
 
-def look(detector: Detector, picture_HWC: np.ndarray, compute: Compute, confidence: float) -> Looked:
+def detect_in_picture(detector: Detector, picture_HWC: np.ndarray, compute: Compute, confidence: float) -> Result:
     """Everything in a picture (H, W, C) uint8 of any size and colours."""
     metadata = detector.metadata
     picture_HWC = with_channels(picture_HWC, grayscale=False)
     small_HWC, scale = scaled_to(picture_HWC, metadata.image_side)
-    began = time.perf_counter()
+    start = time.perf_counter()
     proposals_P4 = torch.from_numpy(propose(small_HWC, metadata.search, metadata.proposals)).float()
     proposed = time.perf_counter()
     device = compute.torch_device
     canvas_CHW = torch.from_numpy(on_canvas(small_HWC, *small_HWC.shape[:2])).to(device)
     found = detector.detect(canvas_CHW, proposals_P4.to(device), compute).above(confidence)
     seen = time.perf_counter()
-    found = Found(found.boxes / scale, found.scores, found.labels)
-    return Looked(picture_HWC, found, proposed - began, seen - proposed)
+    found = Detections(found.boxes / scale, found.scores, found.labels)
+    return Result(picture_HWC, found, proposed - start, seen - proposed)
 
 
-def as_table(looked: dict[Path, Looked], classes: tuple[str, ...]) -> Table:
+def as_table(results: dict[Path, Result], classes: tuple[str, ...]) -> Table:
     """A row for each picture: how many of each class, and the seconds."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("picture", overflow="fold")
@@ -93,14 +93,14 @@ def as_table(looked: dict[Path, Looked], classes: tuple[str, ...]) -> Table:
         table.add_column(name, justify="right")
     table.add_column("proposals", justify="right", style="dim")
     table.add_column("network", justify="right", style="dim")
-    for file, each in looked.items():
+    for file, each in results.items():
         counts = torch.bincount(each.found.labels, minlength=len(classes)).tolist()
         times = (f"{each.proposal_seconds:.2f} s", f"{each.network_seconds:.2f} s")
         table.add_row(file.name, *map(str, counts), *times)
     return table
 
 
-def as_json(looked: dict[Path, Looked], classes: tuple[str, ...]) -> list[dict[str, Any]]:
+def as_json(results: dict[Path, Result], classes: tuple[str, ...]) -> list[dict[str, Any]]:
     """The same for programs, with every box (x1, y1, x2, y2) in pixels of the picture."""
     return [
         {
@@ -112,7 +112,7 @@ def as_json(looked: dict[Path, Looked], classes: tuple[str, ...]) -> list[dict[s
                 )
             ],
         }
-        for file, each in looked.items()
+        for file, each in results.items()
     ]
 
 
@@ -142,26 +142,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     detector = compute.module(detector)
     home = Path(model).expanduser()
     folder = output_folder(options.out, (home if home.is_dir() else home.parent) / "predictions")
-    looked: dict[Path, Looked] = {}
-    complaints = []
+    results: dict[Path, Result] = {}
+    errors = []
     for file in files:
         try:
             picture_HWC = decode(file.read_bytes(), str(file))
         except OSError as error:
-            complaints.append(f"{file} cannot be read ({error_summary(error)}): name a picture that is there.")
+            errors.append(f"{file} cannot be read ({error_summary(error)}): name a picture that is there.")
             continue
         except UserError as error:
-            complaints.append(str(error))
+            errors.append(str(error))
             continue
-        each = looked[file] = look(detector, picture_HWC, compute, options.confidence)
-        write_png(folder / f"{file.stem}-found.png", draw_found(each.picture, each.found, detector.metadata.classes))
+        each = results[file] = detect_in_picture(detector, picture_HWC, compute, options.confidence)
+        write_png(folder / f"{file.stem}-found.png", draw_detections(each.picture, each.found, detector.metadata.classes))
     if options.json:
-        print(json.dumps(as_json(looked, detector.metadata.classes), indent=2))
-    elif looked:
-        Console(width=None if sys.stdout.isatty() else 160).print(as_table(looked, detector.metadata.classes))
+        print(json.dumps(as_json(results, detector.metadata.classes), indent=2))
+    elif results:
+        Console(width=None if sys.stdout.isatty() else 160).print(as_table(results, detector.metadata.classes))
         print(f"pictures with boxes: {folder}")
-    if complaints:
-        raise UserError("\n       ".join(complaints))
+    if errors:
+        raise UserError("\n       ".join(errors))
 
 
 if __name__ == "__main__":

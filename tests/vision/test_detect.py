@@ -57,7 +57,7 @@ run_main(detect.main)
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with drawn shapes, where proposals are kept too."""
     folder = tmp_path_factory.mktemp("workshop")
     shapes.write(folder / "shapes", 40)
@@ -65,26 +65,26 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def swift(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def quick(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """There, in this process, without measuring the machine."""
-    monkeypatch.chdir(workshop)
+    monkeypatch.chdir(workspace)
     monkeypatch.setattr(detect, "choose_compute", lambda config, data, world: Compute(threads=1))
-    return workshop
+    return workspace
 
 
 @pytest.fixture(scope="module")
-def finished(workshop: Path) -> dict[str, Path]:
+def finished(workspace: Path) -> dict[str, Path]:
     """A run of each method, made by the program itself."""
     runs = {}
     for method, updates in (("fast-rcnn", "120"), ("rcnn", "60")):
         words = [*SMALL, "--method", method, "--name", method, "--updates", updates]
         words += ["--validate-every-updates", "60", "--log-every-updates", "20", "--checkpoint-every-updates", "10"]
-        out, err, code = told(workshop, *words)
+        out, err, code = run_program(workspace, *words)
         assert (code, err) == (0, ""), err
         assert "dropped, for it has no inside: disc (5, 5, 5, 5) in Annotations/003.xml" in out
         assert "cover" in out
         assert out.strip().splitlines()[-1].endswith(f"python -m vision.detect_predict runs/{method} <picture>")
-        runs[method] = workshop / "runs" / method
+        runs[method] = workspace / "runs" / method
     return runs
 
 
@@ -92,7 +92,7 @@ def program(folder: Path, *words: str, **environment: str) -> subprocess.Popen[s
     return start(folder, "-c", PROGRAM, *words, **environment)
 
 
-def told(folder: Path, *words: str) -> tuple[str, str, int]:
+def run_program(folder: Path, *words: str) -> tuple[str, str, int]:
     process = program(folder, *words)
     out, err = process.communicate(timeout=300)
     return out, err, process.returncode
@@ -150,15 +150,15 @@ def test_only_rcnn_has_svms(finished: dict[str, Path]) -> None:
     ("method", "signals"), [("fast-rcnn", [signal.SIGKILL, signal.SIGTERM]), ("rcnn", [signal.SIGKILL])]
 )
 def test_a_run_goes_on_as_if_nothing_had_happened(
-    finished: dict[str, Path], workshop: Path, method: str, signals: list[signal.Signals]
+    finished: dict[str, Path], workspace: Path, method: str, signals: list[signal.Signals]
 ) -> None:
     """Killed, and asked to stop: in the end it is the run that nobody disturbed."""
     whole = finished[method]
-    run = begun(whole, workshop, f"{method}-disturbed")
+    run = begun(whole, workspace, f"{method}-disturbed")
     words = ["--name", run.name, "--resume"]
     for number in signals:
         before = max(updates_of(run, "detect"), 0)
-        process = program(workshop, *words, PAUSE="0.2")
+        process = program(workspace, *words, PAUSE="0.2")
         out, err, code = disturbed(process, run, "detect", number, aim=before + 1)
         assert before < updates_of(run, "detect") < (120 if method == "fast-rcnn" else 60), "not disturbed in time"
         if number is signal.SIGTERM:
@@ -167,7 +167,7 @@ def test_a_run_goes_on_as_if_nothing_had_happened(
         else:
             assert code == -signal.SIGKILL
     assert not (run / "result.json").exists()
-    out, err, code = told(workshop, *words, "--quiet")
+    out, err, code = run_program(workspace, *words, "--quiet")
     assert (code, err) == (0, "")
     assert len(out.strip().splitlines()) == 1
     assert metrics(run) == metrics(whole)
@@ -176,26 +176,26 @@ def test_a_run_goes_on_as_if_nothing_had_happened(
 
 
 def test_a_finished_run_is_not_tested_again(
-    finished: dict[str, Path], swift: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    finished: dict[str, Path], quick: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(detect, "test", lambda *words: pytest.fail("the test set was looked at twice"))
     before = (finished["fast-rcnn"] / "result.json").read_bytes()
     detect.main(["--name", "fast-rcnn", "--resume"])
     assert "test mAP" in capsys.readouterr().out
-    assert (swift / "runs" / "fast-rcnn" / "result.json").read_bytes() == before
+    assert (quick / "runs" / "fast-rcnn" / "result.json").read_bytes() == before
 
 
-def test_without_a_test_nobody_reads_it(swift: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_test_nobody_reads_it(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(detect, "test", lambda *words: pytest.fail("the test set was looked at"))
     detect.main([*SMALL, "--no-test", "--name", "untested", "--updates", "2", "--quiet"])
-    assert not any(name.startswith("test") for name in figures(swift / "runs" / "untested"))
+    assert not any(name.startswith("test") for name in figures(quick / "runs" / "untested"))
 
 
-def test_numbers_that_are_none_end_the_run(swift: Path) -> None:
+def test_numbers_that_are_none_end_the_run(quick: Path) -> None:
     words = [*SMALL, "--name", "nan", "--learning-rate", "1e30", "--optimizer", "sgd", "--warmup-updates", "0"]
     with pytest.raises(UserError, match=r"NaN or Inf.*lower --learning-rate"):
         detect.main([*words, "--updates", "40", "--checkpoint-every-updates", "20", "--quiet"])
-    assert updates_of(swift / "runs" / "nan", "detect") == 0
+    assert updates_of(quick / "runs" / "nan", "detect") == 0
 
 
 @pytest.mark.usefixtures("swift")
@@ -243,7 +243,7 @@ def test_own_pictures(
 
 
 def test_both_side_by_side(
-    finished: dict[str, Path], swift: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    finished: dict[str, Path], quick: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # On pictures this small and a busy machine either one may be the faster: times are set, all else is measured.
     measure = detect_compare.measure
@@ -254,13 +254,13 @@ def test_both_side_by_side(
     detect_compare.main([*words, "--out", "compared"])
     printed = capsys.readouterr().out
     assert "times faster" in printed
-    rows = json.loads((swift / "compared" / "compare.json").read_text())["rows"]
+    rows = json.loads((quick / "compared" / "compare.json").read_text())["rows"]
     assert [row["method"] for row in rows] == ["rcnn", "fast-rcnn"]
     assert [row["network_seconds"] for row in rows] == [0.75, 0.25]
     assert rows[0]["times_faster"] == 1.0
     assert rows[1]["times_faster"] == 3.0
     assert rows[0]["proposal_seconds"] == rows[1]["proposal_seconds"] > 0
-    with Image.open(swift / "compared" / "compare.png") as picture:
+    with Image.open(quick / "compared" / "compare.png") as picture:
         assert picture.size == (96 * 3 + 8, 72 * 3 + 8)
     with pytest.raises(UserError, match="Two runs"):
         detect_compare.main(words[:1])
@@ -286,15 +286,15 @@ def test_both_side_by_side(
         (["--resume", "--name", "nowhere"], "nowhere"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_makes_no_folder(workshop: Path, words: list[str], says: str) -> None:
-    before = set(workshop.rglob("*"))
+def test_a_mistake_is_one_sentence_and_makes_no_folder(workspace: Path, words: list[str], says: str) -> None:
+    before = set(workspace.rglob("*"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(workshop)
+        patch.chdir(workspace)
         with pytest.raises(UserError) as mistake:
             detect.main([*SMALL, *words])
     assert says in str(mistake.value)
     assert "\n" not in str(mistake.value)
-    assert set(workshop.rglob("*")) == before
+    assert set(workspace.rglob("*")) == before
 
 
 @pytest.mark.usefixtures("swift")

@@ -70,12 +70,12 @@ def all_candidates(boxes: BoxSet, proposals: Sequence[Proposals]) -> list[Candid
     ]
 
 
-def draw(places_N: Tensor, number: int, generator: torch.Generator) -> Tensor:
+def draw(indices_N: Tensor, number: int, generator: torch.Generator) -> Tensor:
     """`number` of these at random, or all where there are fewer."""
-    return places_N[torch.randperm(len(places_N), generator=generator)[:number]]
+    return indices_N[torch.randperm(len(indices_N), generator=generator)[:number]]
 
 
-class PictureBatches:
+class ImageBatches:
     """Fast R-CNN's batches, drawn with a generator on the CPU."""
 
     def __init__(
@@ -84,18 +84,18 @@ class PictureBatches:
         self.config, self.candidates, self.generator = config, candidates, generator
         self.height, self.width = boxes.images.shape[2:]
 
-    def draw(self, images_NCHW: Tensor, place_B: Tensor) -> Batch:
+    def draw(self, images_NCHW: Tensor, index_B: Tensor) -> Batch:
         """Regions of the pictures at these places; at most a quarter of them show objects."""
         config, device = self.config, images_NCHW.device
         number = max(1, config.regions_per_update // config.images_per_update)
         pictures, boxes, images, labels, targets = [], [], [], [], []
-        for row, place in enumerate(place_B.tolist()):
-            each = self.candidates[place]
+        for row, index in enumerate(index_B.tolist()):
+            each = self.candidates[index]
             shown = draw(each.foreground(config), round(number * config.foreground), self.generator)
             others = draw(each.background(config), number - len(shown), self.generator)
             chosen = torch.cat([shown, others])
             regions, target = each.boxes[chosen], each.target[chosen]
-            picture = images_NCHW[place]
+            picture = images_NCHW[index]
             for axis, size in self.flips():
                 picture = picture.flip(2 - axis)
                 regions, target = mirror(regions, size, axis), mirror(target, size, axis)
@@ -125,15 +125,15 @@ class CropBatches:
     ) -> None:
         self.config, self.metadata, self.candidates, self.generator = config, metadata, candidates, generator
         pools: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for place, each in enumerate(candidates):
+        for index, each in enumerate(candidates):
             for pool, found in zip(pools, (each.foreground(config), each.background(config)), strict=True):
-                pool.append(torch.stack([torch.full_like(found, place), found], 1))
+                pool.append(torch.stack([torch.full_like(found, index), found], 1))
         self.shown, self.others = (torch.cat(pool) for pool in pools)  # rows of picture and candidate
 
-    def draw(self, images_NCHW: Tensor, place_B: Tensor) -> Batch:
+    def draw(self, images_NCHW: Tensor, index_B: Tensor) -> Batch:
         """Crops of all training pictures; a quarter of them show objects. `place_B` says only how many share it."""
         config, device = self.config, images_NCHW.device
-        number = max(1, config.regions_per_update * len(place_B) // config.images_per_update)
+        number = max(1, config.regions_per_update * len(index_B) // config.images_per_update)
         rows = []
         for pool, count in ((self.shown, round(number * config.foreground)), (self.others, number)):
             if len(pool):
@@ -142,8 +142,8 @@ class CropBatches:
         row_R2 = torch.cat(rows)[:number]
         each = [self.candidates[picture] for picture in row_R2[:, 0].tolist()]
         at = row_R2[:, 1].tolist()
-        boxes_R4 = torch.stack([one.boxes[place] for one, place in zip(each, at, strict=True)])
-        label_R = torch.stack([one.label[place] + 1 for one, place in zip(each, at, strict=True)])
+        boxes_R4 = torch.stack([one.boxes[index] for one, index in zip(each, at, strict=True)])
+        label_R = torch.stack([one.label[index] + 1 for one, index in zip(each, at, strict=True)])
         label_R[shown:] = 0
         crops = self.metadata.crops(images_NCHW, boxes_R4.to(device), row_R2[:, 0].to(device))
         for axis, allowed in ((3, config.flip != "none"), (2, config.flip == "both")):

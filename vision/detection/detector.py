@@ -29,7 +29,7 @@ from zerokara.vision.detection.selective_search import SearchSettings
 FORMAT = "zerokara-detector-1"
 MODEL_FILE = "model.safetensors"
 Method = Literal["fast-rcnn", "rcnn"]
-_CROPS = 256  # that go through the network together
+_CROP_BATCH = 256  # that go through the network together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class DetectorMetadata:
 
 
 @dataclass(frozen=True)
-class Found:
+class Detections:
     """Detections of a picture, best first, on the CPU."""
 
     boxes: Tensor
@@ -97,10 +97,10 @@ class Found:
     labels: Tensor
     """(D,) int64."""
 
-    def above(self, confidence: float) -> Found:
+    def above(self, confidence: float) -> Detections:
         """Those of at least this confidence."""
         high = self.scores >= confidence
-        return Found(self.boxes[high], self.scores[high], self.labels[high])
+        return Detections(self.boxes[high], self.scores[high], self.labels[high])
 
 
 class Svm(nn.Module):
@@ -139,7 +139,7 @@ class Detector(nn.Module):
         self.svm = Svm(len(metadata.classes), metadata.units) if metadata.method == "rcnn" else None
 
     @torch.no_grad()
-    def detect(self, canvas_CHW: Tensor, proposals_P4: Tensor, compute: Compute, *, least_score: float = 0.01) -> Found:
+    def detect(self, canvas_CHW: Tensor, proposals_P4: Tensor, compute: Compute, *, least_score: float = 0.01) -> Detections:
         """What is in a picture: in evaluation mode, the mode is kept.
 
         Args:
@@ -150,7 +150,7 @@ class Detector(nn.Module):
         """
         if not len(proposals_P4):
             nothing = torch.zeros(0)
-            return Found(torch.zeros(0, 4), nothing, nothing.long())
+            return Detections(torch.zeros(0, 4), nothing, nothing.long())
         training = self.training
         self.eval()
         with compute.autocast():
@@ -160,7 +160,7 @@ class Detector(nn.Module):
         boxes_PK4 = clip(decode(proposals_P4, codes_PK4), height, width)
         most, nms_iou = self.metadata.detections, self.metadata.nms_iou
         found = pick(boxes_PK4, score_PK, least_score=least_score, nms_iou=nms_iou, most=most)
-        return Found(*(compute.to_host(part) for part in found))
+        return Detections(*(compute.to_host(part) for part in found))
 
     def score(self, canvas_CHW: Tensor, proposals_P4: Tensor, compute: Compute) -> tuple[Tensor, Tensor]:
         """Scores (P, K) and codes (P, K, 4) of proposals."""
@@ -175,7 +175,7 @@ class Detector(nn.Module):
     def vectors_of_crops(self, canvas_CHW: Tensor, boxes_R4: Tensor, compute: Compute) -> Tensor:
         """The hidden layer's vectors (R, D) float32 of warped crops: what R-CNN's SVMs see."""
         vectors = []
-        for boxes in boxes_R4.split(_CROPS):
+        for boxes in boxes_R4.split(_CROP_BATCH):
             image_R = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
             crops = self.metadata.normalize(self.metadata.crops(canvas_CHW[None], boxes, image_R))
             maps = self.net.maps(compute.layout(crops))

@@ -28,13 +28,13 @@ from zerokara.core.optim import make_optimizer
 from zerokara.core.programs import command
 from zerokara.core.progress import loading
 from zerokara.core.stopwatch import Stopwatch
-from zerokara.vision.detection.batches import Batch, CropBatches, PictureBatches, all_candidates
+from zerokara.vision.detection.batches import Batch, CropBatches, ImageBatches, all_candidates
 from zerokara.vision.detection.config import Config
-from zerokara.vision.detection.detector import Detector, DetectorMetadata, Found
+from zerokara.vision.detection.detector import Detector, DetectorMetadata, Detections
 from zerokara.vision.detection.proposals import Proposals
-from zerokara.vision.detection.scoring import Precision, precision
+from zerokara.vision.detection.scoring import AveragePrecision, precision
 
-CONTEXT = 16 / 227  # of a crop's side, on each side (R-CNN, appendix A)
+CONTEXT_FRACTION = 16 / 227  # of a crop's side, on each side (R-CNN, appendix A)
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Data:
 class Scored:
     """What a detector made of a set of pictures."""
 
-    found: list[Found]
-    precision: Precision
+    found: list[Detections]
+    precision: AveragePrecision
     network_seconds: float
     """Median of a picture, without its proposals."""
 
@@ -117,14 +117,14 @@ class Training:
         )
         seed = config.seed * 1_000_003 + world.rank
         self.generator = torch.Generator().manual_seed(seed)  # draws regions
-        self.light_generator = torch.Generator(compute.torch_device).manual_seed(seed)
-        self.light = config.light()
+        self.augment_generator = torch.Generator(compute.torch_device).manual_seed(seed)
+        self.augment = config.augment()
         candidates = all_candidates(train, proposals)
-        self.batches: PictureBatches | CropBatches
+        self.batches: ImageBatches | CropBatches
         if config.method == "rcnn":
             self.batches = CropBatches(config, metadata, candidates, self.generator)
         else:
-            self.batches = PictureBatches(config, train, candidates, self.generator)
+            self.batches = ImageBatches(config, train, candidates, self.generator)
         self.images = train.images.to(compute.torch_device)
         self.updates = 0
         self.last_map: float | None = None  # of the last validation
@@ -138,44 +138,44 @@ class Training:
         config = self.config
         return config.learning_rate * schedules.warmup_cosine(self.updates + 1, config.warmup_updates, config.updates)
 
-    def places(self) -> Tensor:
+    def indices(self) -> Tensor:
         """The pictures (B,) of the next update: a function of seed and update, so nothing to save."""
         number, size = len(self.train), min(self.config.images_per_update, len(self.train))
-        epoch, place = divmod(self.updates, max(1, number // size))
+        epoch, index = divmod(self.updates, max(1, number // size))
         shuffle = torch.Generator().manual_seed(self.config.seed * 7_919 + epoch)
-        return torch.randperm(number, generator=shuffle)[place * size : (place + 1) * size]
+        return torch.randperm(number, generator=shuffle)[index * size : (index + 1) * size]
 
     def update(self) -> None:
         """One gradient step."""
         config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * group.get("lr_factor", 1.0)
-        batch = self.batches.draw(self.images, self.places()[self.world.rank :: self.world.size])
-        pixels = self.light(batch.pixels, self.light_generator).clamp(0, 1)
+        batch = self.batches.draw(self.images, self.indices()[self.world.rank :: self.world.size])
+        pixels = self.augment(batch.pixels, self.augment_generator).clamp(0, 1)
         x_BCHW = self.compute.layout(self.metadata.normalize(pixels))
         with self.compute.autocast():
             logits, codes = self.detector.net(x_BCHW, batch.boxes, batch.image)
         weight = config.box_loss if config.method == "fast-rcnn" else 0.0
-        total, of_boxes = loss(logits, codes, batch.label, batch.codes, weight)
+        total, box_loss = loss(logits, codes, batch.label, batch.codes, weight)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         self.world.mean_gradients(self.detector.net.parameters())
         norm = nn.utils.clip_grad_norm_(self.detector.net.parameters(), config.max_grad_norm)
         self.optimizer.step()
-        right = (logits.detach().argmax(1) == batch.label).float().mean()
-        self._sums += torch.stack([total.detach(), of_boxes.detach(), right, norm.detach(), torch.ones_like(right)])
+        accuracy = (logits.detach().argmax(1) == batch.label).float().mean()
+        self._sums += torch.stack([total.detach(), box_loss.detach(), accuracy, norm.detach(), torch.ones_like(accuracy)])
         self.updates += 1
 
     def example(self) -> Batch:
         """A batch as the network sees it, drawn without a trace in the state of the run."""
         before = self.generator.get_state()
-        batch = self.batches.draw(self.images, self.places())
+        batch = self.batches.draw(self.images, self.indices())
         self.generator.set_state(before)
         return batch
 
     def score(self, boxes: BoxSet, proposals: Sequence[Proposals]) -> Scored:
         """How well it does on pictures that it does not learn from."""
-        found, seconds = look(self.detector, boxes, proposals, self.compute)
+        found, seconds = detect_all(self.detector, boxes, proposals, self.compute)
         return Scored(found, precision(boxes, found), statistics.median(seconds))
 
     def read_metrics(self) -> dict[str, Tensor]:
@@ -193,7 +193,7 @@ class Training:
             "detector": self.detector.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
-            "light_generator": self.light_generator.get_state(),
+            "light_generator": self.augment_generator.get_state(),
             "rng": checkpoint.rng_state(),
             "sums": self._sums,
             "updates": self.updates,
@@ -206,33 +206,33 @@ class Training:
         self.detector.load_state_dict(state["detector"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
-        self.light_generator.set_state(state["light_generator"])
+        self.augment_generator.set_state(state["light_generator"])
         checkpoint.set_rng_state(state["rng"])
         self._sums.copy_(state["sums"])
         self.updates, self.last_map, self.stopwatch.hours = state["updates"], state["last_map"], state["hours"]
 
 
-def look(
+def detect_all(
     detector: Detector, boxes: BoxSet, proposals: Sequence[Proposals], compute: Compute
-) -> tuple[list[Found], list[float]]:
+) -> tuple[list[Detections], list[float]]:
     """Detections in every picture, and the seconds that each took from pixels and proposals on."""
     found, seconds = [], []
-    for place, each in enumerate(proposals):
-        began = time.perf_counter()
-        canvas = boxes.images[place].to(compute.torch_device)
+    for index, each in enumerate(proposals):
+        start = time.perf_counter()
+        canvas = boxes.images[index].to(compute.torch_device)
         found.append(detector.detect(canvas, each.boxes.to(compute.torch_device), compute))  # waits for the device
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
     return found, seconds
 
 
-def make_metadata(config: Config, train: BoxSet, eye: ClassifierMetadata | None) -> DetectorMetadata:
+def make_metadata(config: Config, train: BoxSet, pretrained: ClassifierMetadata | None) -> DetectorMetadata:
     """What describes the detector that a config asks for.
 
     Pictures are normalised as those were that the eye comes from; where that is not known, by their own mean and
     deviation.
     """
-    if eye is not None and eye.channels == 3:
-        mean, std = eye.mean, eye.std
+    if pretrained is not None and pretrained.channels == 3:
+        mean, std = pretrained.mean, pretrained.std
     else:
         mean, std = (tuple(of_C.tolist()) for of_C in channel_moments(train.images))
     return DetectorMetadata(
@@ -248,7 +248,7 @@ def make_metadata(config: Config, train: BoxSet, eye: ClassifierMetadata | None)
         units=config.units,
         dropout=config.dropout,
         crop_side=config.crop_side,
-        crop_context=round(CONTEXT * config.crop_side),
+        crop_context=round(CONTEXT_FRACTION * config.crop_side),
         proposals=config.proposals,
         search=config.search(),
         nms_iou=config.nms_iou,
@@ -258,6 +258,6 @@ def make_metadata(config: Config, train: BoxSet, eye: ClassifierMetadata | None)
     )
 
 
-def with_figures(metadata: DetectorMetadata, figures: dict[str, float]) -> DetectorMetadata:
+def with_metrics(metadata: DetectorMetadata, figures: dict[str, float]) -> DetectorMetadata:
     """The card with what was measured."""
     return dataclasses.replace(metadata, figures=figures)

@@ -53,9 +53,9 @@ class RegionNet(nn.Module):
         self.classes, self.bins, self.dropout = classes, bins, dropout
         self._frozen = False
         self.backbone = make_backbone(backbone, 3, MEASURED_SIDE, **options)
-        pool_by_regions(self.backbone)
+        remove_last_pool(self.backbone)
         self.stage, self.stride, channels = choose_stage(self.backbone, stride)
-        leave_out_unseen(self.backbone, self.stage)
+        remove_unused_layers(self.backbone, self.stage)
         self.fc6 = nn.Linear(channels * bins * bins, units)
         self.fc7 = nn.Linear(units, units)
         self.classify = nn.Linear(units, classes + 1)
@@ -103,47 +103,47 @@ class RegionNet(nn.Module):
         return self.outputs(self.vectors(self.maps(x_BCHW), boxes_R4, image_R, (height, width)))
 
 
-def pool_by_regions(eye: Backbone) -> None:
+def remove_last_pool(backbone: Backbone) -> None:
     """Take away an eye's last pool, whose place RoI pooling takes (Fast R-CNN, section 2.1): VGG, AlexNet, deep_cnn."""
-    layers = getattr(eye, "layers", None)
+    layers = getattr(backbone, "layers", None)
     if not isinstance(layers, nn.Sequential):
         return
     kinds = [type(layer) for layer in layers]
-    last = max((place for place, kind in enumerate(kinds) if kind is nn.MaxPool2d), default=None)
+    last = max((index for index, kind in enumerate(kinds) if kind is nn.MaxPool2d), default=None)
     if last is not None and nn.Conv2d not in kinds[last:]:
         layers[last] = nn.MaxPool2d(1)  # stays where `stages` looks for the ends of sections, and does nothing
 
 
-def choose_stage(eye: Backbone, most_stride: int) -> tuple[int, int, int]:
+def choose_stage(backbone: Backbone, max_stride: int) -> tuple[int, int, int]:
     """The deepest feature map whose cells are at most so many pixels apart: its place, stride and channels."""
-    maps = _stages_on_meta(eye)[0]
-    strides = [round(eye.image_size[0] / each.shape[2]) for each in maps]
-    fitting = [place for place, stride in enumerate(strides) if stride <= most_stride]
+    maps = _stages_on_meta(backbone)[0]
+    strides = [round(backbone.image_size[0] / each.shape[2]) for each in maps]
+    fitting = [index for index, stride in enumerate(strides) if stride <= max_stride]
     if not fitting:
         raise UserError(
-            f"The finest map of the backbone {eye.name} has a cell for {min(strides)} pixels, and --stride "
-            f"{most_stride} was asked for: allow --stride {min(strides)}, or take another --backbone or --stem."
+            f"The finest map of the backbone {backbone.name} has a cell for {min(strides)} pixels, and --stride "
+            f"{max_stride} was asked for: allow --stride {min(strides)}, or take another --backbone or --stem."
         )
     return fitting[-1], strides[fitting[-1]], maps[fitting[-1]].shape[1]
 
 
-def leave_out_unseen(eye: Backbone, stage: int) -> None:
+def remove_unused_layers(backbone: Backbone, stage: int) -> None:
     """Put nothing in the place of layers on which a feature map does not depend, so that they cost nothing."""
-    maps, weights = _stages_on_meta(eye)
+    maps, weights = _stages_on_meta(backbone)
     gradients = torch.autograd.grad(maps[stage].sum(), list(weights.values()), allow_unused=True)
     found: list[Tensor | None] = list(gradients)  # torch's types do not know of unused ones
     seen = [name for name, gradient in zip(weights, found, strict=True) if gradient is not None]
     gone: list[str] = []
-    for name, module in list(eye.named_modules()):
+    for name, module in list(backbone.named_modules()):
         inside = any(name.startswith(f"{each}.") for each in gone)
         has_weights = next(module.parameters(), None) is not None
         if name and has_weights and not inside and not any(each.startswith(f"{name}.") for each in seen):
-            eye.set_submodule(name, nn.Identity())
+            backbone.set_submodule(name, nn.Identity())
             gone.append(name)
 
 
-def _stages_on_meta(eye: Backbone) -> tuple[list[Tensor], dict[str, Tensor]]:
+def _stages_on_meta(backbone: Backbone) -> tuple[list[Tensor], dict[str, Tensor]]:
     """The shapes of all maps, with the graph that leads to them, and the weights by name, without arithmetic."""
-    shadow = copy.deepcopy(eye).to("meta").eval()
-    maps = shadow.stages(torch.empty(1, eye.in_channels, *eye.image_size, device="meta"))
+    shadow = copy.deepcopy(backbone).to("meta").eval()
+    maps = shadow.stages(torch.empty(1, backbone.in_channels, *backbone.image_size, device="meta"))
     return maps, dict(shadow.named_parameters())

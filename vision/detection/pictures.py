@@ -13,16 +13,16 @@ from torch import Tensor
 
 from zerokara.core.boxes import iou
 from zerokara.core.data.boxes import BoxSet
-from zerokara.vision.detection.detector import Found
+from zerokara.vision.detection.detector import Detections
 
 # Colours that people with any eyes tell apart (Okabe and Ito), by class in turn.
-COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (213, 94, 0), (204, 121, 167), (240, 228, 66), (0, 114, 178))
+COLORS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (213, 94, 0), (204, 121, 167), (240, 228, 66), (0, 114, 178))
 TRUTH, DARK = (255, 255, 255), (0, 0, 0)
 
 
-def draw_found(
+def draw_detections(
     picture_HWC: np.ndarray,
-    found: Found,
+    found: Detections,
     classes: Sequence[str],
     *,
     scale: float = 1.0,
@@ -45,14 +45,14 @@ def draw_found(
         pen.rectangle(box, outline=TRUTH, width=1)
     rows = zip((found.boxes * scale).tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
     for (x1, y1, x2, y2), score, label in reversed(list(rows)):
-        colour = COLOURS[label % len(COLOURS)]
-        pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour, width=2 * unit)
+        color = COLORS[label % len(COLORS)]
+        pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=color, width=2 * unit)
         text = f"{classes[label]} {score:.0%}"
         left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
         x = min(max(x1, 0), max(0, image.width - (right - left) - 2 * unit))
         y = y1 - (bottom - top) - 3 * unit
         y = y if y >= 0 else y1
-        pen.rectangle((x, y, x + right - left + 2 * unit, y + bottom - top + 3 * unit), fill=colour)
+        pen.rectangle((x, y, x + right - left + 2 * unit, y + bottom - top + 3 * unit), fill=color)
         pen.text((x + unit, y + unit - top), text, fill=DARK, font=font)
     return np.asarray(image)
 
@@ -74,26 +74,26 @@ def stacked(rows: Sequence[np.ndarray], gap: int = 4) -> np.ndarray:
     return side_by_side([row.transpose(1, 0, 2) for row in rows], gap).transpose(1, 0, 2)
 
 
-def sheet(boxes: BoxSet, found: Sequence[Found], *, confidence: float, most: int = 4) -> np.ndarray:
+def sheet(boxes: BoxSet, found: Sequence[Detections], *, confidence: float, most: int = 4) -> np.ndarray:
     """The first pictures of a set with what was found in them and what is marked, two in a row."""
     drawn = [
-        draw_found(boxes.picture(place), found[place].above(confidence), boxes.classes, truth_n4=boxes.boxes[place])
-        for place in range(min(most, len(boxes)))
+        draw_detections(boxes.picture(index), found[index].above(confidence), boxes.classes, truth_n4=boxes.boxes[index])
+        for index in range(min(most, len(boxes)))
     ]
-    return stacked([side_by_side(drawn[place : place + 2]) for place in range(0, len(drawn), 2)])
+    return stacked([side_by_side(drawn[index : index + 2]) for index in range(0, len(drawn), 2)])
 
 
-def worst_first(boxes: BoxSet, found: Sequence[Found], confidence: float) -> list[int]:
+def worst_first(boxes: BoxSet, found: Sequence[Detections], confidence: float) -> list[int]:
     """Places of the pictures by their mistakes at a confidence: boxes that were missed, and found where there is none.
 
     A box is found where one of its class overlaps it by at least .5.
     """
     mistakes = []
-    for place, each in enumerate(found):
+    for index, each in enumerate(found):
         high = each.above(confidence)
-        same = high.labels[:, None] == boxes.labels[place][None]
-        hit = (iou(high.boxes, boxes.boxes[place]) >= 0.5) & same
-        missed = int((~hit.any(0)).sum()) if hit.numel() else len(boxes.boxes[place])
+        same = high.labels[:, None] == boxes.labels[index][None]
+        hit = (iou(high.boxes, boxes.boxes[index]) >= 0.5) & same
+        missed = int((~hit.any(0)).sum()) if hit.numel() else len(boxes.boxes[index])
         false = int((~hit.any(1)).sum()) if hit.numel() else len(high.boxes)
         mistakes.append(missed + false)
-    return sorted(range(len(found)), key=lambda place: -mistakes[place])
+    return sorted(range(len(found)), key=lambda index: -mistakes[index])

@@ -30,7 +30,7 @@ from zerokara.core.data.boxes import BoxSet
 from zerokara.vision.detection.selective_search import SearchSettings, best_overlaps, propose
 
 VERSION = 1  # of selective search: a change of what it finds makes the files of before useless
-_ALONE = 8  # so few pictures are not worth other processes
+_MIN_FOR_PROCESSES = 8  # so few pictures are not worth other processes
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Coverage:
         )
 
 
-def usual_folder() -> Path:
+def default_folder() -> Path:
     """Where proposals are kept if nobody says otherwise."""
     return Path.home() / ".cache" / "zerokara" / "proposals"
 
@@ -88,17 +88,17 @@ def find_all(
         UserError: the folder cannot be written.
     """
     folder = folder / f"{VERSION}-{settings.key()}"
-    pictures = [boxes.picture(place) for place in range(len(boxes))]
+    pictures = [boxes.picture(index) for index in range(len(boxes))]
     files = [folder / f"{picture_key(picture)}.npz" for picture in pictures]
     found = [read(file) for file in files]
-    missing = [place for place, each in enumerate(found) if each is None]
+    missing = [index for index, each in enumerate(found) if each is None]
     done = len(found) - len(missing)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.closing(_search(pictures, missing, settings, processes)) as results:
-            for place, (raw, seconds) in results:
-                write(files[place], raw, seconds)
-                found[place] = Proposals(torch.from_numpy(raw).float(), seconds)
+            for index, (raw, seconds) in results:
+                write(files[index], raw, seconds)
+                found[index] = Proposals(torch.from_numpy(raw).float(), seconds)
                 done += 1
                 if progress is not None:
                     progress(done, len(found))
@@ -114,16 +114,16 @@ def _search(
     pictures: Sequence[np.ndarray], missing: Sequence[int], settings: SearchSettings, processes: int
 ) -> Generator[tuple[int, tuple[np.ndarray, float]]]:
     """Places with what was found there, in order, as it comes."""
-    if processes < 2 or len(missing) < _ALONE:
-        for place in missing:
-            yield place, timed_search(pictures[place], settings)
+    if processes < 2 or len(missing) < _MIN_FOR_PROCESSES:
+        for index in missing:
+            yield index, timed_search(pictures[index], settings)
         return
     # Processes that are forked while torch has threads may hang, so they begin afresh.
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_one_thread)
     try:
-        jobs = [(place, pool.submit(timed_search, pictures[place], settings)) for place in missing]
-        for place, job in jobs:
-            yield place, job.result()
+        jobs = [(index, pool.submit(timed_search, pictures[index], settings)) for index in missing]
+        for index, job in jobs:
+            yield index, job.result()
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -138,8 +138,8 @@ def _one_thread() -> None:
 
 def timed_search(picture_HWC: np.ndarray, settings: SearchSettings) -> tuple[np.ndarray, float]:
     """Proposals (P, 4), and the seconds that they took."""
-    began = time.perf_counter()
-    return propose(picture_HWC, settings), time.perf_counter() - began
+    start = time.perf_counter()
+    return propose(picture_HWC, settings), time.perf_counter() - start
 
 
 def picture_key(picture_HWC: np.ndarray) -> str:

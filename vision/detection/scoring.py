@@ -14,11 +14,11 @@ from faster_coco_eval import COCO, COCOeval_faster
 from torch import Tensor
 
 from zerokara.core.data.boxes import BoxSet
-from zerokara.vision.detection.detector import Found
+from zerokara.vision.detection.detector import Detections
 
 
 @dataclass(frozen=True)
-class Precision:
+class AveragePrecision:
     """Average precisions from 0 to 1, as COCO counts them: interpolated at 101 recalls."""
 
     map_50: float
@@ -29,19 +29,19 @@ class Precision:
     """At .5, of each class that occurs."""
 
 
-def precision(boxes: BoxSet, found: Sequence[Found]) -> Precision:
+def precision(boxes: BoxSet, found: Sequence[Detections]) -> AveragePrecision:
     """What an evaluator of COCO says of detections.
 
     A class that the pictures do not show counts for nothing. Boxes are measured in pixels of the pictures as they were.
     """
     truth: list[dict[str, Any]] = []
-    guesses: list[dict[str, Any]] = []
-    for place, (detected, scale) in enumerate(zip(found, boxes.scales.tolist(), strict=True)):
-        for box, label in zip(_as_coco(boxes.boxes[place], scale), boxes.labels[place].tolist(), strict=True):
+    predictions: list[dict[str, Any]] = []
+    for index, (detected, scale) in enumerate(zip(found, boxes.scales.tolist(), strict=True)):
+        for box, label in zip(_as_coco(boxes.boxes[index], scale), boxes.labels[index].tolist(), strict=True):
             truth.append(
                 {
                     "id": len(truth) + 1,
-                    "image_id": place + 1,
+                    "image_id": index + 1,
                     "category_id": label + 1,
                     "bbox": box,
                     "area": box[2] * box[3],
@@ -49,20 +49,20 @@ def precision(boxes: BoxSet, found: Sequence[Found]) -> Precision:
                 }
             )
         rows = zip(_as_coco(detected.boxes, scale), detected.scores.tolist(), detected.labels.tolist(), strict=True)
-        guesses += [
-            {"image_id": place + 1, "category_id": label + 1, "bbox": box, "score": score} for box, score, label in rows
+        predictions += [
+            {"image_id": index + 1, "category_id": label + 1, "bbox": box, "score": score} for box, score, label in rows
         ]
-    known = COCO(
+    reference = COCO(
         {
-            "images": [{"id": place + 1} for place in range(len(boxes))],
+            "images": [{"id": index + 1} for index in range(len(boxes))],
             "annotations": truth,
             "categories": [{"id": label + 1, "name": name} for label, name in enumerate(boxes.classes)],
         }
     )
-    if not guesses:
+    if not predictions:
         present = [name for name, number in boxes.counts.items() if number]
-        return Precision(0.0, 0.0, dict.fromkeys(present, 0.0))
-    evaluation = COCOeval_faster(known, known.loadRes(guesses), iouType="bbox")
+        return AveragePrecision(0.0, 0.0, dict.fromkeys(present, 0.0))
+    evaluation = COCOeval_faster(reference, reference.loadRes(predictions), iouType="bbox")
     evaluation.evaluate()
     evaluation.accumulate()
     table = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]  # overlaps, recalls, classes; all areas; 100 boxes
@@ -71,7 +71,7 @@ def precision(boxes: BoxSet, found: Sequence[Found]) -> Precision:
         if (table[0, :, label] > -1).any():
             by_class[name] = float(table[0, :, label].mean())
     shown = table[:, :, [boxes.classes.index(name) for name in by_class]]
-    return Precision(float(shown[0].mean()), float(shown.mean()), by_class)
+    return AveragePrecision(float(shown[0].mean()), float(shown.mean()), by_class)
 
 
 def _as_coco(boxes_N4: Tensor, scale: float) -> list[list[float]]:

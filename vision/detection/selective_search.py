@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 from skimage.segmentation import felzenszwalb
 
-COLOUR_BINS, TEXTURE_BINS, DIRECTIONS = 25, 10, 8  # section 3.2
+COLOR_BINS, TEXTURE_BINS, DIRECTIONS = 25, 10, 8  # section 3.2
 _SPACES: Mapping[str, int | None] = {"rgb": None, "hsv": cv2.COLOR_RGB2HSV_FULL, "lab": cv2.COLOR_RGB2LAB}
 # Which of colour, texture, size and fill are added up (table 6 of the paper, its "fast" version).
 _SIMILARITIES: Mapping[str, tuple[float, float, float, float]] = {"ctsf": (1, 1, 1, 1), "tsf": (0, 1, 1, 1)}
@@ -57,15 +57,15 @@ def propose(image_HWC: np.ndarray, settings: SearchSettings, most: int | None = 
     rng = np.random.default_rng(image_HWC.size)
     found: list[np.ndarray] = []
     ranks: list[np.ndarray] = []
-    for colour in settings.colours:
-        code = _SPACES[colour]
+    for color in settings.colours:
+        code = _SPACES[color]
         space_HWC = image_HWC if code is None else cv2.cvtColor(image_HWC, code)
         texture = _texture_codes(space_HWC)
         for scale in settings.scales:
             labels_HW = segments(space_HWC, scale, settings.sigma)
             regions = _Regions(labels_HW, space_HWC, texture)
             for name in settings.similarities:
-                boxes_P4 = regions.grouped(_SIMILARITIES[name])
+                boxes_P4 = regions.group(_SIMILARITIES[name])
                 found.append(boxes_P4)
                 ranks.append(np.arange(len(boxes_P4), 0, -1) * rng.random(len(boxes_P4)))
     boxes_P4 = np.concatenate(found)[np.argsort(np.concatenate(ranks), kind="stable")]
@@ -76,10 +76,10 @@ def propose(image_HWC: np.ndarray, settings: SearchSettings, most: int | None = 
     return unique_P4
 
 
-def recall(boxes_P4: np.ndarray, truth_N4: np.ndarray, least_iou: float) -> float:
+def recall(boxes_P4: np.ndarray, truth_N4: np.ndarray, min_iou: float) -> float:
     """Share of the true boxes that some proposal overlaps by at least `least_iou`; NaN where there is no true box."""
     best_N = best_overlaps(boxes_P4, truth_N4)
-    return float((best_N >= least_iou).mean()) if len(best_N) else float("nan")
+    return float((best_N >= min_iou).mean()) if len(best_N) else float("nan")
 
 
 def best_overlaps(boxes_P4: np.ndarray, truth_N4: np.ndarray) -> np.ndarray:
@@ -115,22 +115,22 @@ class _Regions:
         flat = labels_HW.ravel()
         self.sizes = np.bincount(flat, minlength=number).astype(np.float64)
         self.boxes = _boxes_of(labels_HW, number)
-        colours = (space_HWC.reshape(-1, 3).astype(np.int64) * COLOUR_BINS) >> 8
-        self.colour = _histograms(flat, colours, COLOUR_BINS, number)
+        colours = (space_HWC.reshape(-1, 3).astype(np.int64) * COLOR_BINS) >> 8
+        self.color = _histograms(flat, colours, COLOR_BINS, number)
         self.texture = _histograms(flat, texture, TEXTURE_BINS, number)
-        self.neighbours = _neighbours(labels_HW, number)
+        self.neighbors = _neighbors(labels_HW, number)
 
-    def grouped(self, weights: tuple[float, float, float, float]) -> np.ndarray:
+    def group(self, weights: tuple[float, float, float, float]) -> np.ndarray:
         """Join the most similar neighbours until one region is left: boxes (2n - 1, 4) of all regions (algorithm 1)."""
         number = self.number
         of_colour, of_texture, of_size, of_fill = weights
         # Histograms side by side, weighted, so that one sum of minima is the similarity of colour and texture.
-        parts = [w * part for w, part in ((of_colour, self.colour), (of_texture, self.texture)) if w]
+        parts = [w * part for w, part in ((of_colour, self.color), (of_texture, self.texture)) if w]
         start_nF = np.concatenate(parts, axis=1, dtype=np.float32)
         histogram = np.empty((2 * number - 1, start_nF.shape[1]), np.float32)
         size, boxes = np.empty(2 * number - 1), np.empty((2 * number - 1, 4), np.int32)
         histogram[:number], size[:number], boxes[:number] = start_nF, self.sizes, self.boxes
-        neighbours = [set(around) for around in self.neighbours]
+        neighbors = [set(around) for around in self.neighbors]
 
         def similarities(region: int, others: np.ndarray) -> np.ndarray:
             """Section 3.2, equations 1 to 6."""
@@ -143,7 +143,7 @@ class _Regions:
             return found
 
         queue: list[tuple[float, int, int]] = []
-        for region, around in enumerate(neighbours):
+        for region, around in enumerate(neighbors):
             others = [other for other in around if other > region]
             if others:
                 values = similarities(region, np.array(others)).tolist()
@@ -161,16 +161,16 @@ class _Regions:
             boxes[new, 2:] = np.maximum(boxes[one, 2:], boxes[other, 2:])
             alive[one] = alive[other] = False
             alive.append(True)
-            around = (neighbours[one] | neighbours[other]) - {one, other}
-            neighbours.append(around)
-            for place in around:
-                neighbours[place] -= {one, other}
-                neighbours[place].add(new)
+            around = (neighbors[one] | neighbors[other]) - {one, other}
+            neighbors.append(around)
+            for index in around:
+                neighbors[index] -= {one, other}
+                neighbors[index].add(new)
             if around:
                 others = sorted(around)
                 values = similarities(new, np.array(others)).tolist()
-                for value, place in zip(values, others, strict=True):
-                    heapq.heappush(queue, (-value, place, new))
+                for value, index in zip(values, others, strict=True):
+                    heapq.heappush(queue, (-value, index, new))
         return boxes[: len(alive)]
 
 
@@ -180,10 +180,10 @@ def _boxes_of(labels_HW: np.ndarray, number: int) -> np.ndarray:
     boxes = np.empty((number, 4), np.int32)
     flat = labels_HW.ravel()
     # The last of several values written to one place stays, so extremes are written last.
-    for column, place in ((0, np.tile(np.arange(width), height)), (1, np.repeat(np.arange(height), width))):
-        order = np.argsort(place, kind="stable")
-        boxes[flat[order[::-1]], column] = place[order[::-1]]
-        boxes[flat[order], column + 2] = place[order] + 1
+    for column, index in ((0, np.tile(np.arange(width), height)), (1, np.repeat(np.arange(height), width))):
+        order = np.argsort(index, kind="stable")
+        boxes[flat[order[::-1]], column] = index[order[::-1]]
+        boxes[flat[order], column + 2] = index[order] + 1
     return boxes
 
 
@@ -218,7 +218,7 @@ def _texture_codes(space_HWC: np.ndarray) -> np.ndarray:
     return texture
 
 
-def _neighbours(labels_HW: np.ndarray, number: int) -> list[set[int]]:
+def _neighbors(labels_HW: np.ndarray, number: int) -> list[set[int]]:
     """Which segments touch each, side by side or one above the other."""
     pairs = []
     for one, other in ((labels_HW[:, :-1], labels_HW[:, 1:]), (labels_HW[:-1], labels_HW[1:])):

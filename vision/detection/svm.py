@@ -56,11 +56,11 @@ def all_vectors(
     """What the network makes of every training region; `progress` is told how many pictures are done."""
     rows: list[tuple[np.ndarray, ...]] = []
     classes = len(boxes.classes)
-    for place in range(len(boxes)):
-        truth_n4, label_n = boxes.boxes[place], boxes.labels[place]
-        regions_R4 = torch.cat([truth_n4, proposals[place].boxes[: config.svm_proposals]])
+    for index in range(len(boxes)):
+        truth_n4, label_n = boxes.boxes[index], boxes.labels[index]
+        regions_R4 = torch.cat([truth_n4, proposals[index].boxes[: config.svm_proposals]])
         with torch.no_grad(), compute.autocast():
-            canvas = boxes.images[place].to(compute.torch_device)
+            canvas = boxes.images[index].to(compute.torch_device)
             vectors = detector.vectors_of_crops(canvas, regions_R4.to(compute.torch_device), compute)
         overlap_RK = torch.zeros(len(regions_R4), classes)
         true_R = torch.full((len(regions_R4),), -1)
@@ -71,9 +71,9 @@ def all_vectors(
             overlap_RK.scatter_reduce_(1, label_n.expand(len(regions_R4), -1), overlap_Rn, "amax")
             best_R, match_R = overlap_Rn.max(1)
             code_R4, best_label_R = encode(regions_R4, truth_n4[match_R]), label_n[match_R]
-        parts: list[Tensor] = [Compute.to_host(vectors), torch.full_like(true_R, place), true_R, overlap_RK]
+        parts: list[Tensor] = [Compute.to_host(vectors), torch.full_like(true_R, index), true_R, overlap_RK]
         rows.append(tuple(part.numpy() for part in (*parts, best_label_R, best_R, code_R4)))
-        progress(place + 1, len(boxes))
+        progress(index + 1, len(boxes))
     return Vectors(*(np.concatenate(column) for column in zip(*rows, strict=True)))
 
 
@@ -112,18 +112,18 @@ def _svm(
     weight, bias = np.zeros(scaled_RD.shape[1], np.float32), 0.0
     for _ in range(config.svm_rounds):
         rows = np.concatenate([positive, negative])
-        right = np.concatenate([np.ones(len(positive)), -np.ones(len(negative))])
-        machine = LinearSVC(
+        target = np.concatenate([np.ones(len(positive)), -np.ones(len(negative))])
+        classifier = LinearSVC(
             C=config.svm_c,
             dual=False,  # the primal problem's solver does not depend on an order at random
             intercept_scaling=CONSTANT,
             class_weight={1: POSITIVE_WEIGHT},
             max_iter=10_000,
-        ).fit(scaled_RD[rows], right)
-        weight, bias = np.asarray(machine.coef_[0], np.float32), float(machine.intercept_[0])
+        ).fit(scaled_RD[rows], target)
+        weight, bias = np.asarray(classifier.coef_[0], np.float32), float(classifier.intercept_[0])
         hard = far[scaled_RD[far] @ weight + bias > HARD]
-        more = np.union1d(negative, hard)
-        if len(more) == len(negative):
+        extended = np.union1d(negative, hard)
+        if len(extended) == len(negative):
             break
-        negative = more
+        negative = extended
     return weight, bias, len(negative)

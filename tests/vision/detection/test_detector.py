@@ -15,11 +15,11 @@ from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.vision.detection import detector as detectors
 from zerokara.vision.detection.detector import Detector, DetectorMetadata, Method, Svm
-from zerokara.vision.detection.network import MEASURED_SIDE, RegionNet, choose_stage, leave_out_unseen, pool_by_regions
+from zerokara.vision.detection.network import MEASURED_SIDE, RegionNet, choose_stage, remove_unused_layers, remove_last_pool
 from zerokara.vision.detection.selective_search import SearchSettings
 
 COMPUTE = Compute(threads=1)
-CARD = DetectorMetadata(
+METADATA = DetectorMetadata(
     method="fast-rcnn",
     backbone="resnet20",
     classes=("disc", "square"),
@@ -60,17 +60,17 @@ CARD = DetectorMetadata(
 def test_any_backbone_at_a_sensible_stride(
     name: str, options: dict[str, object], stride: int, found: int, channels: int
 ) -> None:
-    eye = make_backbone(name, 3, MEASURED_SIDE, **options)
-    pool_by_regions(eye)
-    stage, has, wide = choose_stage(eye, stride)
+    backbone = make_backbone(name, 3, MEASURED_SIDE, **options)
+    remove_last_pool(backbone)
+    stage, has, wide = choose_stage(backbone, stride)
     assert (has, wide) == (found, channels)
     x = torch.rand(1, 3, 64, 96)
-    eye.eval()
-    before = eye.stages(x)[stage]
-    leave_out_unseen(eye, stage)
-    assert torch.equal(eye.stages(x)[stage], before)
-    eye.stages(x)[stage].sum().backward()
-    assert all(weight.grad is not None for weight in eye.parameters()), "a layer that nobody sees still costs"
+    backbone.eval()
+    before = backbone.stages(x)[stage]
+    remove_unused_layers(backbone, stage)
+    assert torch.equal(backbone.stages(x)[stage], before)
+    backbone.stages(x)[stage].sum().backward()
+    assert all(weight.grad is not None for weight in backbone.parameters()), "a layer that nobody sees still costs"
 
 
 def test_a_stride_that_is_too_fine() -> None:
@@ -107,7 +107,7 @@ def test_regions_of_several_pictures_are_those_of_each() -> None:
 
 @pytest.mark.parametrize("method", ["fast-rcnn", "rcnn"])
 def test_a_file_gives_the_same_detections(method: Method, tmp_path: Path) -> None:
-    metadata = dataclasses.replace(CARD, method=method, figures={"test_map_50": 0.5})
+    metadata = dataclasses.replace(METADATA, method=method, figures={"test_map_50": 0.5})
     detector = Detector(metadata)
     nn.init.normal_(detector.net.classify.weight, std=0.05)
     if detector.svm is not None:

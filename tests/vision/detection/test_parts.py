@@ -15,14 +15,14 @@ from zerokara.core.boxes import decode, iou
 from zerokara.core.command_line import parse
 from zerokara.core.config import UserError
 from zerokara.core.data.boxes import BoxSet, load_boxes
-from zerokara.core.models.model_file import ClassifierMetadata as ClassifierCard
+from zerokara.core.models.model_file import ClassifierMetadata as ClassifierMetadata
 from zerokara.core.models.model_file import save as save_classifier
-from zerokara.vision.detection import proposals as kept
-from zerokara.vision.detection.batches import Candidates, CropBatches, PictureBatches, all_candidates
-from zerokara.vision.detection.config import PRESETS, Config, settled
-from zerokara.vision.detection.detector import Found, Svm
+from zerokara.vision.detection import proposals as proposal_files
+from zerokara.vision.detection.batches import Candidates, CropBatches, ImageBatches, all_candidates
+from zerokara.vision.detection.config import PRESETS, Config, resolve_backbone
+from zerokara.vision.detection.detector import Detections, Svm
 from zerokara.vision.detection.learner import loss, make_metadata
-from zerokara.vision.detection.pictures import draw_found, sheet, worst_first
+from zerokara.vision.detection.pictures import draw_detections, sheet, worst_first
 from zerokara.vision.detection.proposals import Proposals, coverage, find_all
 from zerokara.vision.detection.scoring import precision
 from zerokara.vision.detection.selective_search import SearchSettings
@@ -80,7 +80,7 @@ def test_candidates_by_hand() -> None:
 
 
 def test_batches_of_pictures_are_right_also_in_the_mirror(drawn: BoxSet, proposed: list[Proposals]) -> None:
-    batches = PictureBatches(CONFIG, drawn, all_candidates(drawn, proposed), torch.Generator().manual_seed(0))
+    batches = ImageBatches(CONFIG, drawn, all_candidates(drawn, proposed), torch.Generator().manual_seed(0))
     seen = set()
     for _ in range(6):
         batch = batches.draw(drawn.images, torch.tensor([4, 7]))
@@ -94,8 +94,8 @@ def test_batches_of_pictures_are_right_also_in_the_mirror(drawn: BoxSet, propose
             target.round().int().tolist(), batch.image[shown], batch.label[shown], strict=True
         ):
             x, y = (box[0] + box[2]) // 2, (box[1] + box[3]) // 2
-            colour = (batch.pixels[which, :, y, x] * 255).round().int().tolist()
-            assert colour == list(shapes.COLOURS[drawn.classes[int(label) - 1]]), "the box is not where the shape is"
+            color = (batch.pixels[which, :, y, x] * 255).round().int().tolist()
+            assert color == list(shapes.COLOURS[drawn.classes[int(label) - 1]]), "the box is not where the shape is"
         seen.add(tuple(batch.pixels[0, :, 0, 0].tolist()))
     assert len(seen) > 1, "nothing was mirrored"
 
@@ -138,7 +138,7 @@ def test_svms_find_what_is_separable_and_boxes_are_regressed() -> None:
     shown = np.flatnonzero(label == 1)
     np.testing.assert_allclose(codes[shown, 1].numpy(), code[shown], atol=0.05)
     assert negatives.keys() == {"a", "b"}
-    assert all(120 <= number <= (label != place).sum() for place, number in enumerate(negatives.values()))
+    assert all(120 <= number <= (label != index).sum() for index, number in enumerate(negatives.values()))
     again = Svm(2, 4)
     fit(config, again, vectors, ("a", "b"))
     assert all(torch.equal(one, other) for one, other in zip(svm.buffers(), again.buffers(), strict=True))
@@ -147,10 +147,10 @@ def test_svms_find_what_is_separable_and_boxes_are_regressed() -> None:
 # ---- average precision
 
 
-def found_in(boxes: BoxSet, shift: float = 0.0) -> list[Found]:
+def found_in(boxes: BoxSet, shift: float = 0.0) -> list[Detections]:
     """What is marked, moved to the right."""
     move = torch.tensor([shift, 0, shift, 0])
-    return [Found(b + move, torch.ones(len(b)), label) for b, label in zip(boxes.boxes, boxes.labels, strict=True)]
+    return [Detections(b + move, torch.ones(len(b)), label) for b, label in zip(boxes.boxes, boxes.labels, strict=True)]
 
 
 def test_average_precision_by_hand(drawn: BoxSet) -> None:
@@ -160,9 +160,9 @@ def test_average_precision_by_hand(drawn: BoxSet) -> None:
     nearly = precision(drawn, found_in(drawn, 4.0))
     assert nearly.map_50 == 1.0
     assert 0.1 < nearly.map_50_95 < 0.6
-    nothing = precision(drawn, [Found(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long())] * len(drawn))
+    nothing = precision(drawn, [Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long())] * len(drawn))
     assert (nothing.map_50, nothing.by_class) == (0.0, {"disc": 0.0, "square": 0.0})
-    discs = [Found(f.boxes[f.labels == 0], f.scores[f.labels == 0], f.labels[f.labels == 0]) for f in found_in(drawn)]
+    discs = [Detections(f.boxes[f.labels == 0], f.scores[f.labels == 0], f.labels[f.labels == 0]) for f in found_in(drawn)]
     assert precision(drawn, discs).by_class == {"disc": 1.0, "square": 0.0}
 
 
@@ -178,7 +178,7 @@ def test_a_false_alarm_above_costs_half() -> None:
         classes=("absent", "there"),
         source="",
     )
-    found = Found(torch.tensor([[30.0, 30, 40, 40], [0, 0, 10, 10]]), torch.tensor([0.9, 0.8]), torch.tensor([1, 1]))
+    found = Detections(torch.tensor([[30.0, 30, 40, 40], [0, 0, 10, 10]]), torch.tensor([0.9, 0.8]), torch.tensor([1, 1]))
     scored = precision(one, [found])
     assert scored.map_50 == pytest.approx(0.5)
     assert scored.by_class.keys() == {"there"}
@@ -190,21 +190,21 @@ def test_a_false_alarm_above_costs_half() -> None:
 def test_proposals_are_found_once(
     drawn: BoxSet, proposed: list[Proposals], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[int] = []
+    counts: list[int] = []
     few = drawn.take(range(4))
-    first = find_all(few, SEARCH, 200, tmp_path, progress=lambda done, total: told.append(done))
-    assert told == [1, 2, 3, 4]
+    first = find_all(few, SEARCH, 200, tmp_path, progress=lambda done, total: counts.append(done))
+    assert counts == [1, 2, 3, 4]
     assert all(torch.equal(one.boxes, other.boxes) for one, other in zip(first, proposed, strict=False))
     files = sorted(tmp_path.rglob("*.npz"))
     assert len(files) == 4
     calls: list[int] = []
-    whole = kept.timed_search
+    whole = proposal_files.timed_search
 
     def counted(picture: np.ndarray, settings: SearchSettings) -> tuple[np.ndarray, float]:
         calls.append(1)
         return whole(picture, settings)
 
-    monkeypatch.setattr(kept, "timed_search", counted)
+    monkeypatch.setattr(proposal_files, "timed_search", counted)
     files[0].write_bytes(files[0].read_bytes()[:50])
     files[1].write_bytes(b"")
     again = find_all(few, SEARCH, 5, tmp_path)
@@ -236,12 +236,12 @@ def test_coverage_by_hand(drawn: BoxSet, proposed: list[Proposals]) -> None:
 
 
 def test_the_eye_is_settled(tmp_path: Path) -> None:
-    slim, metadata = settled(Config(data="x"))
+    slim, metadata = resolve_backbone(Config(data="x"))
     assert (slim.backbone, slim.width_multiplier, slim.stem, metadata) == ("resnet18", 0.45, "medium", None)
     assert slim.options() == {"width": 0.45, "stem": "medium"}
-    named, _ = settled(Config(data="x", backbone="vgg16"))
+    named, _ = resolve_backbone(Config(data="x", backbone="vgg16"))
     assert (named.width_multiplier, named.stem, named.options()) == (1.0, None, {})
-    known = ClassifierCard(
+    known = ClassifierMetadata(
         backbone="resnet20",
         head="pooled",
         classes=("a", "b"),
@@ -252,13 +252,13 @@ def test_the_eye_is_settled(tmp_path: Path) -> None:
         options={"width": 0.5},
     )
     save_classifier(tmp_path / "model.safetensors", known.build().state_dict(), known)
-    from_run, metadata = settled(Config(data="x", pretrained_backbone=str(tmp_path)))
+    from_run, metadata = resolve_backbone(Config(data="x", pretrained_backbone=str(tmp_path)))
     assert (from_run.backbone, from_run.width_multiplier, metadata) == ("resnet20", 0.5, known)
     (tmp_path / "model.safetensors").rename(tmp_path / "published.pth")
     with pytest.raises(UserError, match="--backbone"):
-        settled(Config(data="x", pretrained_backbone=str(tmp_path / "published.pth")))
+        resolve_backbone(Config(data="x", pretrained_backbone=str(tmp_path / "published.pth")))
     with pytest.raises(UserError, match="There is no nowhere"):
-        settled(Config(data="x", pretrained_backbone="nowhere"))
+        resolve_backbone(Config(data="x", pretrained_backbone="nowhere"))
     for name in PRESETS:
         assert parse(Config, PRESETS, ["--preset", name], "").preset == name
 
@@ -276,11 +276,11 @@ def test_pictures_are_normalised_as_the_eye_learnt(drawn: BoxSet) -> None:
 def test_boxes_are_drawn_where_they_are(drawn: BoxSet) -> None:
     found = found_in(drawn)
     picture = drawn.picture(0)
-    painted = draw_found(picture, found[0], drawn.classes, truth_n4=drawn.boxes[0])
-    assert painted.shape == picture.shape
-    assert not np.array_equal(painted, picture)
-    assert np.array_equal(draw_found(picture, found[0].above(2.0), drawn.classes), picture)
-    large = draw_found(np.repeat(np.repeat(picture, 9, 0), 9, 1), found[0], drawn.classes, scale=9.0)
+    drawn_picture = draw_detections(picture, found[0], drawn.classes, truth_n4=drawn.boxes[0])
+    assert drawn_picture.shape == picture.shape
+    assert not np.array_equal(drawn_picture, picture)
+    assert np.array_equal(draw_detections(picture, found[0].above(2.0), drawn.classes), picture)
+    large = draw_detections(np.repeat(np.repeat(picture, 9, 0), 9, 1), found[0], drawn.classes, scale=9.0)
     assert large.shape == (picture.shape[0] * 9, picture.shape[1] * 9, 3)
     assert sheet(drawn, found, confidence=0.5, most=3).shape == (72 * 2 + 4, 96 * 2 + 4, 3)
 
@@ -289,5 +289,5 @@ def test_the_worst_comes_first(drawn: BoxSet) -> None:
     found = found_in(drawn)
     found[5] = found[5].above(2.0)
     assert worst_first(drawn, found, 0.5)[0] == 5
-    found[2] = Found(found[2].boxes + 50, found[2].scores, found[2].labels)
+    found[2] = Detections(found[2].boxes + 50, found[2].scores, found[2].labels)
     assert set(worst_first(drawn, found, 0.5)[:2]) == {2, 5}

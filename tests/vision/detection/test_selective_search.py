@@ -28,8 +28,8 @@ def scene() -> tuple[np.ndarray, np.ndarray]:
     ground = np.linspace(180, 220, 160)[None, :, None] + rng.normal(0, 2, (120, 160, 3))
     picture = ground.clip(0, 255).astype(np.uint8)
     boxes = [(12, 10, 47, 40), (100, 15, 140, 60), (20, 70, 60, 110)]
-    for (x1, y1, x2, y2), colour in zip(boxes, ((200, 30, 30), (20, 60, 190), (30, 150, 60)), strict=True):
-        picture[y1:y2, x1:x2] = colour
+    for (x1, y1, x2, y2), color in zip(boxes, ((200, 30, 30), (20, 60, 190), (30, 150, 60)), strict=True):
+        picture[y1:y2, x1:x2] = color
     cv2.circle(picture, (110, 90), 20, (120, 40, 120), -1)
     picture[90:112, 88:132][(picture[90:112, 88:132] == (120, 40, 120)).all(2)] = (160, 60, 150)
     return picture, np.array([*boxes, (90, 70, 131, 111)])
@@ -68,9 +68,9 @@ def test_grouping_by_hand() -> None:
     regions = _Regions(labels, space, texture)
     assert regions.boxes.tolist() == [[0, 0, 4, 6], [4, 0, 8, 6], [8, 0, 12, 6]]
     assert regions.sizes.tolist() == [24, 24, 24]
-    assert regions.neighbours == [{1}, {0, 2}, {1}]
-    np.testing.assert_allclose(regions.colour.sum(1), 1)
-    assert regions.grouped((1, 1, 1, 1)).tolist() == [*regions.boxes.tolist(), [0, 0, 8, 6], [0, 0, 12, 6]]
+    assert regions.neighbors == [{1}, {0, 2}, {1}]
+    np.testing.assert_allclose(regions.color.sum(1), 1)
+    assert regions.group((1, 1, 1, 1)).tolist() == [*regions.boxes.tolist(), [0, 0, 8, 6], [0, 0, 12, 6]]
 
 
 def test_segments_are_numbered_without_gaps() -> None:
