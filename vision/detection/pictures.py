@@ -1,6 +1,6 @@
-"""Pictures with boxes: what is marked, and what a detector found.
+"""Draw true boxes and detections on images.
 
-Shapes: H, W pixels, D boxes, N pictures.
+Shapes: H, W pixels, D boxes, N images, n true boxes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from zerokara.core.boxes import iou
 from zerokara.core.data.boxes import BoxSet
 from zerokara.vision.detection.detector import Detections
 
-# Colours that people with any eyes tell apart (Okabe and Ito), by class in turn.
+# Palette of Okabe and Ito, distinguishable with color vision deficiency; one color per class, repeated.
 COLORS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (213, 94, 0), (204, 121, 167), (240, 228, 66), (0, 114, 178))
 TRUTH, DARK = (255, 255, 255), (0, 0, 0)
 
@@ -28,37 +28,37 @@ def draw_detections(
     scale: float = 1.0,
     truth_n4: Tensor | None = None,
 ) -> np.ndarray:
-    """A picture (H, W, 3) uint8 with boxes, classes and confidences; true boxes thin and white.
+    """Draw detections with class and confidence on an image; return (H, W, 3) uint8. True boxes are thin and white.
 
     Args:
-        picture_HWC: as it was; boxes are multiplied by `scale` to fit it.
-        found: what to draw, the best on top.
-        classes: their names.
-        scale: pixels of the picture for one of the canvas.
-        truth_n4: what is marked, in pixels of the canvas.
+        picture_HWC: image; boxes are multiplied by `scale` to fit it.
+        found: detections; those with the highest scores are drawn last, on top.
+        classes: names of the classes.
+        scale: pixels of the image per pixel of the canvas.
+        truth_n4: true boxes, in pixels of the canvas.
     """
     image = Image.fromarray(np.ascontiguousarray(picture_HWC))
-    pen = ImageDraw.Draw(image)
+    canvas = ImageDraw.Draw(image)
     unit = max(1, round(max(image.size) / 400))
     font = ImageFont.load_default(size=10 * unit)
     for box in [] if truth_n4 is None else (truth_n4 * scale).tolist():
-        pen.rectangle(box, outline=TRUTH, width=1)
+        canvas.rectangle(box, outline=TRUTH, width=1)
     rows = zip((found.boxes * scale).tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
     for (x1, y1, x2, y2), score, label in reversed(list(rows)):
         color = COLORS[label % len(COLORS)]
-        pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=color, width=2 * unit)
+        canvas.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=color, width=2 * unit)
         text = f"{classes[label]} {score:.0%}"
-        left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+        left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
         x = min(max(x1, 0), max(0, image.width - (right - left) - 2 * unit))
         y = y1 - (bottom - top) - 3 * unit
         y = y if y >= 0 else y1
-        pen.rectangle((x, y, x + right - left + 2 * unit, y + bottom - top + 3 * unit), fill=color)
-        pen.text((x + unit, y + unit - top), text, fill=DARK, font=font)
+        canvas.rectangle((x, y, x + right - left + 2 * unit, y + bottom - top + 3 * unit), fill=color)
+        canvas.text((x + unit, y + unit - top), text, fill=DARK, font=font)
     return np.asarray(image)
 
 
 def side_by_side(pictures: Sequence[np.ndarray], gap: int = 4) -> np.ndarray:
-    """Pictures of any sizes in one row (H, W, 3) on white."""
+    """Place images of any sizes in one row (H, W, 3) on a white background."""
     height = max(picture.shape[0] for picture in pictures)
     width = sum(picture.shape[1] for picture in pictures) + gap * (len(pictures) - 1)
     out = np.full((height, width, 3), 255, np.uint8)
@@ -70,30 +70,30 @@ def side_by_side(pictures: Sequence[np.ndarray], gap: int = 4) -> np.ndarray:
 
 
 def stacked(rows: Sequence[np.ndarray], gap: int = 4) -> np.ndarray:
-    """Rows below each other."""
+    """Place rows of images below each other."""
     return side_by_side([row.transpose(1, 0, 2) for row in rows], gap).transpose(1, 0, 2)
 
 
-def sheet(boxes: BoxSet, found: Sequence[Detections], *, confidence: float, most: int = 4) -> np.ndarray:
-    """The first pictures of a set with what was found in them and what is marked, two in a row."""
+def sheet(boxes: BoxSet, found: Sequence[Detections], *, confidence: float, max_images: int = 4) -> np.ndarray:
+    """Draw detections and true boxes on the first images of a set, two per row."""
     drawn = [
         draw_detections(boxes.picture(index), found[index].above(confidence), boxes.classes, truth_n4=boxes.boxes[index])
-        for index in range(min(most, len(boxes)))
+        for index in range(min(max_images, len(boxes)))
     ]
     return stacked([side_by_side(drawn[index : index + 2]) for index in range(0, len(drawn), 2)])
 
 
 def worst_first(boxes: BoxSet, found: Sequence[Detections], confidence: float) -> list[int]:
-    """Places of the pictures by their mistakes at a confidence: boxes that were missed, and found where there is none.
+    """Return the indices of the images, sorted by descending number of errors: missed true boxes plus false positives.
 
-    A box is found where one of its class overlaps it by at least .5.
+    A true box is detected if a detection of its class, with at least `confidence`, has an IoU of at least 0.5 with it.
     """
-    mistakes = []
+    errors = []
     for index, each in enumerate(found):
         high = each.above(confidence)
         same = high.labels[:, None] == boxes.labels[index][None]
         hit = (iou(high.boxes, boxes.boxes[index]) >= 0.5) & same
         missed = int((~hit.any(0)).sum()) if hit.numel() else len(boxes.boxes[index])
         false = int((~hit.any(1)).sum()) if hit.numel() else len(high.boxes)
-        mistakes.append(missed + false)
-    return sorted(range(len(found)), key=lambda index: -mistakes[index])
+        errors.apcanvasd(missed + false)
+    return sorted(range(len(found)), key=lambda index: -errors[index])
