@@ -1,10 +1,10 @@
-"""Compare detectors: mAP and time for an image side by side, to show why Fast R-CNN replaced R-CNN.
+"""Compare detectors: mAP and time per image, for example of R-CNN and Fast R-CNN.
 
     python -m vision.detect_compare runs/detect-bccd-rcnn-fast-1 runs/detect-bccd-fast-rcnn-fast-1
 
-The figures are those of each run's own test; times are measured here and now, on the same pictures of the test set with
-the same proposals, in turns. Proposals and the rest are measured apart, because both stand on the same ones. Written to
---out: compare.json, and compare.png with what is marked and what each found.
+mAP is read from the result.json of each run. Times are measured now, alternating between the detectors, on the same test
+images with the same proposals; proposals and network are measured separately. The program writes to --out: compare.json,
+and compare.png with true boxes and the detections of each run.
 """
 
 from __future__ import annotations
@@ -33,38 +33,38 @@ from zerokara.core.report import output_folder, write_json
 from zerokara.core.run import Run
 from zerokara.vision.detection import detector as detectors
 from zerokara.vision.detection.config import Config
-from zerokara.vision.detection.detector import Detector, Detections
+from zerokara.vision.detection.detector import Detections, Detector
 from zerokara.vision.detection.learner import Data
 from zerokara.vision.detection.pictures import draw_detections, side_by_side, stacked
 from zerokara.vision.detection.proposals import timed_search
 from zerokara.vision.detection.selective_search import SearchSettings
 
-KIND = "detect"  # what vision/detect.py calls its runs
+KIND = "detect"  # kind of the runs of vision/detect.py
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Which runs, and how much."""
+    """Options of the program."""
 
     runs: Annotated[tuple[str, ...], Positional("run")] = ()
-    """Folders of runs of vision.detect that have ended."""
+    """Folders of finished runs of vision.detect."""
     pictures: Annotated[int, Range(1)] = 10
-    """Test pictures on which times are measured."""
+    """Number of test images on which times are measured."""
     shown: Annotated[int, Range(1)] = 3
-    """Of these, pictures that are drawn."""
+    """Number of these images that are drawn."""
     confidence: Annotated[float, Range(0, 1)] = 0.5
-    """Confidence from which detections are drawn."""
+    """Minimum confidence of the detections that are drawn."""
     out: str = ""
-    """Folder for table and picture; empty: runs/detect-compare."""
+    """Folder for compare.json and compare.png; empty: runs/detect-compare."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int, Range(0)] = 0
-    """CPU threads; 0: as many as there are cores."""
+    """CPU threads; 0: one per core."""
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run."""
+    """Finished run with its detector and metrics."""
 
     folder: Path
     config: Config
@@ -73,24 +73,24 @@ class FinishedRun:
 
 
 def read(folder: Path) -> FinishedRun:
-    """A run that has ended.
+    """Read a finished run.
 
     Raises:
-        UserError: no such run, one of another kind, or one that has not ended.
+        UserError: the run does not exist, is of another kind, or is not finished.
     """
     content = Run.read_config(folder, KIND)
     if not (folder / "result.json").is_file():
-        raise UserError(f"{folder} has no result.json, so it has not ended: go on with it by --resume.")
+        raise UserError(f"{folder} has no result.json, so the run is not finished: resume it with --resume.")
     figures = json.loads((folder / "result.json").read_text())["figures"]
     config = from_dict(Config, content["config"], str(folder / "config.json"))
     return FinishedRun(folder, config, detectors.load(folder), figures)
 
 
 def check_comparable(runs: Sequence[FinishedRun]) -> None:
-    """Refuse runs that cannot be compared.
+    """Check that all runs have the same test images.
 
     Raises:
-        UserError: they were not tested on the same pictures.
+        UserError: they differ in data set, image size or split.
     """
     first = runs[0]
     for other in runs[1:]:
@@ -98,22 +98,22 @@ def check_comparable(runs: Sequence[FinishedRun]) -> None:
             one, two = getattr(first.config, field), getattr(other.config, field)
             if one != two:
                 raise UserError(
-                    f"{first.folder} has {field} {one} and {other.folder} {two}, so they were not tested on the same "
-                    f"pictures: compare runs of the same."
+                    f"{first.folder} has {field} {one} and {other.folder} {two}, so their test images differ: "
+                    f"compare runs with the same {field}."
                 )
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Seconds for a picture, medians, and what was found."""
+    """Median seconds per image, and detections."""
 
     proposals: float
-    network: tuple[float, ...]  # of each contestant
+    network: tuple[float, ...]  # of each run
     found: tuple[list[Detections], ...]
 
 
 def measure(runs: Sequence[FinishedRun], boxes: BoxSet, compute: Compute) -> Measurement:
-    """Proposals once for each picture, and what each detector makes of them, in turns."""
+    """Measure proposals once per image and search settings, and then each detector on them, alternating."""
     networks: list[list[float]] = [[] for _ in runs]
     found: list[list[Detections]] = [[] for _ in runs]
     proposal_seconds = []
@@ -127,7 +127,7 @@ def measure(runs: Sequence[FinishedRun], boxes: BoxSet, compute: Compute) -> Mea
                 by_search[metadata.search] = torch.from_numpy(raw).float()
                 proposal_seconds.append(seconds)
             proposals_P4 = by_search[metadata.search][: metadata.proposals].to(compute.torch_device)
-            if index == 0:  # what is allocated and chosen at the first pass is nobody's time
+            if index == 0:  # warm up: the first pass allocates memory and selects algorithms
                 run.detector.detect(canvas_CHW, proposals_P4, compute)
             start = time.perf_counter()
             found[row].append(run.detector.detect(canvas_CHW, proposals_P4, compute))
@@ -137,7 +137,7 @@ def measure(runs: Sequence[FinishedRun], boxes: BoxSet, compute: Compute) -> Mea
 
 
 def as_rows(runs: Sequence[FinishedRun], measured: Measurement) -> list[dict[str, Any]]:
-    """What is known of each, as plain values; `times_faster` is against the slowest network."""
+    """Return one row per run, as plain values; `times_faster` is relative to the slowest network."""
     slowest = max(measured.network)
     return [
         {
@@ -154,9 +154,9 @@ def as_rows(runs: Sequence[FinishedRun], measured: Measurement) -> list[dict[str
 
 
 def as_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The same for people."""
+    """Return the rows as a table for the terminal."""
     table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("run", "method", "mAP .5", "mAP .5:.95", "proposals", "the rest", "times faster"):
+    for heading in ("run", "method", "mAP 0.5", "mAP 0.5:0.95", "proposals", "network", "times faster"):
         table.add_column(heading, overflow="fold", justify="left" if heading in ("run", "method") else "right")
     for row in rows:
         scores = ["-" if row[name] is None else f"{row[name]:.1%}" for name in ("test_map_50", "test_map_50_95")]
@@ -166,14 +166,14 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The program: runs, test pictures, times, table and picture."""
+    """Run the program: read runs and test images, measure, write table and image."""
     options = parse(Options, {}, argv, __doc__ or "")
     if len(options.runs) < 2:
         raise UserError(
-            "Two runs or more are compared: type their folders, as in "
+            "Two runs or more are needed: type their folders, as in "
             f"{program_command('vision.detect_compare')} runs/<one> runs/<other>."
         )
-    runs = [read(Path(run)) for run in options.runs]
+    runs = [read(Path(folder)) for folder in options.runs]
     check_comparable(runs)
     compute = Compute.choose(
         device=options.device, precision="float32", compile="off", threads=options.threads, train_step=None
@@ -187,15 +187,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     Console(width=None if sys.stdout.isatty() else 160).print(as_table(rows))
     folder = output_folder(options.out, Path("runs") / "detect-compare")
     write_json(folder / "compare.json", {"threads": compute.threads, "pictures": len(boxes), "rows": rows})
-    nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
-    lines = []
+    empty = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    rows_of_images = []
     for index in range(min(options.shown, len(boxes))):
         truth = boxes.boxes[index]
-        columns = [nothing, *(found[index].above(options.confidence) for found in measured.found)]
+        columns = [empty, *(found[index].above(options.confidence) for found in measured.found)]
         pictures = [draw_detections(boxes.picture(index), each, boxes.classes, truth_n4=truth) for each in columns]
-        lines.append(side_by_side(pictures))
-    write_png(folder / "compare.png", stacked(lines))
-    print(f"table and picture: {folder}")
+        rows_of_images.append(side_by_side(pictures))
+    write_png(folder / "compare.png", stacked(rows_of_images))
+    print(f"table and image: {folder}")
 
 
 if __name__ == "__main__":

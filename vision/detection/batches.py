@@ -94,9 +94,7 @@ class ImageBatches:
         pixels, boxes, images, labels, targets = [], [], [], [], []
         for row, index in enumerate(index_B.tolist()):
             candidates = self.candidates[index]
-            positive = sample(
-                candidates.foreground(config), round(number * config.foreground_fraction), self.generator
-            )
+            positive = sample(candidates.foreground(config), round(number * config.foreground_fraction), self.generator)
             negative = sample(candidates.background(config), number - len(positive), self.generator)
             chosen = torch.cat([positive, negative])
             regions, target = candidates.boxes[chosen], candidates.target[chosen]

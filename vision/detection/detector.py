@@ -144,7 +144,9 @@ class Detector(nn.Module):
         self.svm = Svm(len(metadata.classes), metadata.units) if metadata.method == "rcnn" else None
 
     @torch.no_grad()
-    def detect(self, canvas_CHW: Tensor, proposals_P4: Tensor, compute: Compute, *, min_score: float = 0.01) -> Detections:
+    def detect(
+        self, canvas_CHW: Tensor, proposals_P4: Tensor, compute: Compute, *, min_score: float = 0.01
+    ) -> Detections:
         """Detect objects in an image, in evaluation mode; afterwards the previous mode is restored.
 
         Args:

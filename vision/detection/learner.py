@@ -30,7 +30,7 @@ from zerokara.core.progress import loading
 from zerokara.core.stopwatch import Stopwatch
 from zerokara.vision.detection.batches import Batch, CropBatches, ImageBatches, all_candidates
 from zerokara.vision.detection.config import Config
-from zerokara.vision.detection.detector import Detector, DetectorMetadata, Detections
+from zerokara.vision.detection.detector import Detections, Detector, DetectorMetadata
 from zerokara.vision.detection.proposals import Proposals
 from zerokara.vision.detection.scoring import AveragePrecision, precision
 
@@ -163,7 +163,9 @@ class Training:
         norm = nn.utils.clip_grad_norm_(self.detector.net.parameters(), config.max_grad_norm)
         self.optimizer.step()
         accuracy = (logits.detach().argmax(1) == batch.label).float().mean()
-        self._sums += torch.stack([total.detach(), box_loss.detach(), accuracy, norm.detach(), torch.ones_like(accuracy)])
+        self._sums += torch.stack(
+            [total.detach(), box_loss.detach(), accuracy, norm.detach(), torch.ones_like(accuracy)]
+        )
         self.updates += 1
 
     def example(self) -> Batch:
@@ -220,7 +222,9 @@ def detect_all(
     for index, each in enumerate(proposals):
         start = time.perf_counter()
         canvas = boxes.images[index].to(compute.torch_device)
-        found.append(detector.detect(canvas, each.boxes.to(compute.torch_device), compute))  # synchronizes with the device
+        found.append(
+            detector.detect(canvas, each.boxes.to(compute.torch_device), compute)
+        )  # synchronizes with the device
         seconds.append(time.perf_counter() - start)
     return found, seconds
 

@@ -1,5 +1,7 @@
 """Draw true boxes and detections on images.
 
+A canvas is an image scaled to the input size of the detector.
+
 Shapes: H, W pixels, D boxes, N images, n true boxes.
 """
 
@@ -38,22 +40,22 @@ def draw_detections(
         truth_n4: true boxes, in pixels of the canvas.
     """
     image = Image.fromarray(np.ascontiguousarray(picture_HWC))
-    canvas = ImageDraw.Draw(image)
+    drawing = ImageDraw.Draw(image)
     unit = max(1, round(max(image.size) / 400))
     font = ImageFont.load_default(size=10 * unit)
     for box in [] if truth_n4 is None else (truth_n4 * scale).tolist():
-        canvas.rectangle(box, outline=TRUTH, width=1)
+        drawing.rectangle(box, outline=TRUTH, width=1)
     rows = zip((found.boxes * scale).tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
     for (x1, y1, x2, y2), score, label in reversed(list(rows)):
         color = COLORS[label % len(COLORS)]
-        canvas.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=color, width=2 * unit)
+        drawing.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=color, width=2 * unit)
         text = f"{classes[label]} {score:.0%}"
-        left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
+        left, top, right, bottom = drawing.textbbox((0, 0), text, font=font)
         x = min(max(x1, 0), max(0, image.width - (right - left) - 2 * unit))
         y = y1 - (bottom - top) - 3 * unit
         y = y if y >= 0 else y1
-        canvas.rectangle((x, y, x + right - left + 2 * unit, y + bottom - top + 3 * unit), fill=color)
-        canvas.text((x + unit, y + unit - top), text, fill=DARK, font=font)
+        drawing.rectangle((x, y, x + right - left + 2 * unit, y + bottom - top + 3 * unit), fill=color)
+        drawing.text((x + unit, y + unit - top), text, fill=DARK, font=font)
     return np.asarray(image)
 
 
@@ -77,7 +79,9 @@ def stacked(rows: Sequence[np.ndarray], gap: int = 4) -> np.ndarray:
 def sheet(boxes: BoxSet, found: Sequence[Detections], *, confidence: float, max_images: int = 4) -> np.ndarray:
     """Draw detections and true boxes on the first images of a set, two per row."""
     drawn = [
-        draw_detections(boxes.picture(index), found[index].above(confidence), boxes.classes, truth_n4=boxes.boxes[index])
+        draw_detections(
+            boxes.picture(index), found[index].above(confidence), boxes.classes, truth_n4=boxes.boxes[index]
+        )
         for index in range(min(max_images, len(boxes)))
     ]
     return stacked([side_by_side(drawn[index : index + 2]) for index in range(0, len(drawn), 2)])
@@ -95,5 +99,5 @@ def worst_first(boxes: BoxSet, found: Sequence[Detections], confidence: float) -
         hit = (iou(high.boxes, boxes.boxes[index]) >= 0.5) & same
         missed = int((~hit.any(0)).sum()) if hit.numel() else len(boxes.boxes[index])
         false = int((~hit.any(1)).sum()) if hit.numel() else len(high.boxes)
-        errors.apcanvasd(missed + false)
+        errors.append(missed + false)
     return sorted(range(len(found)), key=lambda index: -errors[index])

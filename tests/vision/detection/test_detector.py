@@ -15,7 +15,13 @@ from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.vision.detection import detector as detectors
 from zerokara.vision.detection.detector import Detector, DetectorMetadata, Method, Svm
-from zerokara.vision.detection.network import MEASURED_SIDE, RegionNet, choose_stage, remove_unused_layers, remove_last_pool
+from zerokara.vision.detection.network import (
+    MEASURED_SIDE,
+    RegionNet,
+    choose_stage,
+    remove_last_pool,
+    remove_unused_layers,
+)
 from zerokara.vision.detection.selective_search import SearchSettings
 
 COMPUTE = Compute(threads=1)

@@ -83,7 +83,7 @@ def test_batches_of_pictures_are_right_also_in_the_mirror(drawn: BoxSet, propose
     batches = ImageBatches(CONFIG, drawn, all_candidates(drawn, proposed), torch.Generator().manual_seed(0))
     seen = set()
     for _ in range(6):
-        batch = batches.draw(drawn.images, torch.tensor([4, 7]))
+        batch = batches.sample(drawn.images, torch.tensor([4, 7]))
         assert batch.pixels.shape == (2, 3, *drawn.images.shape[2:])
         assert (torch.bincount(batch.image) <= 16).all()  # a plain picture has fewer proposals
         shown = batch.label > 0
@@ -103,7 +103,7 @@ def test_batches_of_pictures_are_right_also_in_the_mirror(drawn: BoxSet, propose
 def test_batches_of_crops(drawn: BoxSet, proposed: list[Proposals]) -> None:
     metadata = make_metadata(CONFIG, drawn, None)
     batches = CropBatches(CONFIG, metadata, all_candidates(drawn, proposed), torch.Generator().manual_seed(0))
-    batch = batches.draw(drawn.images, torch.tensor([0, 1]))
+    batch = batches.sample(drawn.images, torch.tensor([0, 1]))
     assert batch.pixels.shape == (32, 3, 32, 32)
     assert (batch.label > 0).sum() == 8
     for crop, label in zip(batch.pixels[:8], batch.label[:8], strict=True):
@@ -162,7 +162,9 @@ def test_average_precision_by_hand(drawn: BoxSet) -> None:
     assert 0.1 < nearly.map_50_95 < 0.6
     nothing = precision(drawn, [Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long())] * len(drawn))
     assert (nothing.map_50, nothing.by_class) == (0.0, {"disc": 0.0, "square": 0.0})
-    discs = [Detections(f.boxes[f.labels == 0], f.scores[f.labels == 0], f.labels[f.labels == 0]) for f in found_in(drawn)]
+    discs = [
+        Detections(f.boxes[f.labels == 0], f.scores[f.labels == 0], f.labels[f.labels == 0]) for f in found_in(drawn)
+    ]
     assert precision(drawn, discs).by_class == {"disc": 1.0, "square": 0.0}
 
 
@@ -178,7 +180,9 @@ def test_a_false_alarm_above_costs_half() -> None:
         classes=("absent", "there"),
         source="",
     )
-    found = Detections(torch.tensor([[30.0, 30, 40, 40], [0, 0, 10, 10]]), torch.tensor([0.9, 0.8]), torch.tensor([1, 1]))
+    found = Detections(
+        torch.tensor([[30.0, 30, 40, 40], [0, 0, 10, 10]]), torch.tensor([0.9, 0.8]), torch.tensor([1, 1])
+    )
     scored = precision(one, [found])
     assert scored.map_50 == pytest.approx(0.5)
     assert scored.by_class.keys() == {"there"}
