@@ -53,7 +53,7 @@ def all_vectors(
     compute: Compute,
     progress: Callable[[int, int], None],
 ) -> Vectors:
-    """Compute the vectors of all training regions; `progress` is called with the number of finished and of all images."""
+    """Compute the vectors of all training regions; `progress` is called with (finished images, all images)."""
     rows: list[tuple[np.ndarray, ...]] = []
     classes = len(boxes.classes)
     for index in range(len(boxes)):
@@ -78,7 +78,7 @@ def all_vectors(
 
 
 def fit(config: Config, svm: Svm, vectors: Vectors, classes: Sequence[str]) -> dict[str, int]:
-    """Train SVM and box regression of every class, and write them into `svm`. Return the number of negatives per class."""
+    """Fit SVM and box regression of every class, and write them into `svm`. Return the negatives per class."""
     scale = MEAN_LENGTH / max(float(np.linalg.norm(vectors.vector, axis=1).mean()), 1e-6)
     svm.scale.fill_(scale)
     scaled_RD = vectors.vector * np.float32(scale)
