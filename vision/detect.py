@@ -313,8 +313,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     world = World.from_env(config.device)
     if config.images_per_update % world.size:
         raise UserError(
-            f"--images-per-update {config.images_per_update} is not divisible by the number of processes ({world.size}): "
-            "give a multiple of it."
+            f"--images-per-update {config.images_per_update} is not divisible by the number of processes "
+            f"({world.size}): give a multiple of it."
         )
     data = Data.load(config)
     metadata = make_metadata(config, data.train, pretrained)

@@ -2,9 +2,9 @@
 
     python -m vision.detect_compare runs/detect-bccd-rcnn-fast-1 runs/detect-bccd-fast-rcnn-fast-1
 
-mAP is read from the result.json of each run. Times are measured now, alternating between the detectors, on the same test
-images with the same proposals; proposals and network are measured separately. The program writes to --out: compare.json,
-and compare.png with true boxes and the detections of each run.
+mAP is read from the result.json of each run. Times are measured now, alternating between the detectors, on the same
+test images with the same proposals; proposals and network are measured separately. The program writes two files to
+--out: compare.json, and compare.png with true boxes and the detections of each run.
 """
 
 from __future__ import annotations

@@ -200,7 +200,7 @@ def test_divergence_ends_the_run(quick: Path) -> None:
     assert updates_of(quick / "runs" / "nan", "detect") == 0
 
 
-@pytest.mark.usefixtures("swift")
+@pytest.mark.usefixtures("quick")
 def test_pretrained_backbone_is_loaded(finished: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     words = [*SMALL, "--pretrained-backbone", str(finished["fast-rcnn"]), "--freeze-batch-norm", "--name", "begun"]
     detect.main([*words, "--updates", "1", "--no-test"])
@@ -220,13 +220,13 @@ def test_detect_predict(
     picture, marked = shapes.draw(np.random.default_rng(99))
     large = np.repeat(np.repeat(picture, 3, 0), 3, 1)
     Image.fromarray(large).save(tmp_path / "large.png")
-    Image.fromarray(large[..., 0]).save(tmp_path / "grey.png")
+    Image.fromarray(large[..., 0]).save(tmp_path / "gray.png")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     words = [str(finished[method]), str(tmp_path), "--device", "cpu", "--threads", "1", "--out", str(tmp_path / "out")]
     with pytest.raises(UserError, match=r"broken\.png"):
         detect_predict.main([*words, "--json"])
     found = {Path(each["picture"]).name: each["found"] for each in json.loads(capsys.readouterr().out)}
-    assert found.keys() == {"large.png", "grey.png"}
+    assert found.keys() == {"large.png", "gray.png"}
     hits = 0
     for name, box in marked:
         middle = [(box[0] + box[2]) * 1.5, (box[1] + box[3]) * 1.5]
@@ -292,14 +292,14 @@ def test_an_error_is_one_sentence_and_creates_no_folder(workspace: Path, words: 
     before = set(workspace.rglob("*"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workspace)
-        with pytest.raises(UserError) as mistake:
+        with pytest.raises(UserError) as error:
             detect.main([*SMALL, *words])
-    assert message in str(mistake.value)
-    assert "\n" not in str(mistake.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
     assert set(workspace.rglob("*")) == before
 
 
-@pytest.mark.usefixtures("swift")
+@pytest.mark.usefixtures("quick")
 def test_missing_arguments_and_changed_settings_are_refused(
     finished: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

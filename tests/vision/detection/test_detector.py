@@ -158,5 +158,5 @@ def test_files_without_a_detector_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a detector"):
         detectors.load(tmp_path / "other.safetensors")
     save_file({"a": torch.zeros(1)}, tmp_path / "card.safetensors", {"format": detectors.FORMAT, "card": "{}"})
-    with pytest.raises(UserError, match="metadata of .* is invalid"):
+    with pytest.raises(UserError, match=r"metadata of .* is invalid"):
         detectors.load(tmp_path / "card.safetensors")

@@ -80,9 +80,7 @@ def test_candidates_by_hand() -> None:
     assert len(no_truth.foreground(CONFIG)) == 0
 
 
-def test_image_batches_have_matching_boxes_and_labels_also_when_flipped(
-    drawn: BoxSet, proposed: list[Proposals]
-) -> None:
+def test_boxes_and_labels_match_the_pixels_also_when_flipped(drawn: BoxSet, proposed: list[Proposals]) -> None:
     batches = ImageBatches(CONFIG, drawn, all_candidates(drawn, proposed), torch.Generator().manual_seed(0))
     seen = set()
     for _ in range(6):
