@@ -219,12 +219,12 @@ def last_stage(config: Config, run: Run, training: Training, data: Data, proposa
 def finish(config: Config, run: Run, training: Training, data: Data, validation: Sequence[Proposals]) -> str:
     """Evaluate on the test set, write model.safetensors and result.json. Return the closing message."""
     scores = validate(training, run, data.validation, validation)
-    figures = {f"validation_{name}": value for name, value in scores.items()}
+    results = {f"validation_{name}": value for name, value in scores.items()}
     if config.test:
-        figures |= test(config, run, training, data.test)
-    run.log(training.updates, {_metric(name): value for name, value in figures.items()})
-    run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in figures.items()})
-    training.detector.metadata = with_metrics(training.metadata, figures)
+        results |= test(config, run, training, data.test)
+    run.log(training.updates, {_metric(name): value for name, value in results.items()})
+    run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in results.items()})
+    training.detector.metadata = with_metrics(training.metadata, results)
     detectors.save(run.path(MODEL_FILE), training.detector)
     protocol = {
         "method": config.method,
@@ -237,8 +237,8 @@ def finish(config: Config, run: Run, training: Training, data: Data, validation:
         "compute": training.compute.to_dict(),
         "hours": training.stopwatch(),
     }
-    write_json(run.path("result.json"), {"figures": figures, "protocol": protocol})
-    return closing(config, figures)
+    write_json(run.path("result.json"), {"figures": results, "protocol": protocol})
+    return closing(config, results)
 
 
 def test(config: Config, run: Run, training: Training, boxes: BoxSet) -> dict[str, float]:
@@ -266,14 +266,14 @@ def _metric(name: str) -> str:
     return f"speed/{name}" if name.endswith("_seconds") else f"final/{name}"
 
 
-def closing(config: Config, figures: dict[str, float]) -> str:
+def closing(config: Config, results: dict[str, float]) -> str:
     """Return the closing message of a finished run."""
-    message = f"{config.data}, {config.method}: validation mAP {figures['validation_map_50']:.1%}"
-    if "test_map_50" in figures:
+    message = f"{config.data}, {config.method}: validation mAP {results['validation_map_50']:.1%}"
+    if "test_map_50" in results:
         message += (
-            f", test mAP {figures['test_map_50']:.1%} at IoU 0.5 and {figures['test_map_50_95']:.1%} at 0.5 to 0.95; "
-            f"per image {figures['proposal_seconds']:.2f} s for proposals and "
-            f"{figures['network_seconds']:.3f} s for the network"
+            f", test mAP {results['test_map_50']:.1%} at IoU 0.5 and {results['test_map_50_95']:.1%} at 0.5 to 0.95; "
+            f"per image {results['proposal_seconds']:.2f} s for proposals and "
+            f"{results['network_seconds']:.3f} s for the network"
         )
     return f"{message}; try it with: {program_command('vision.detect_predict')} runs/{config.name} <image>"
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from rich import box
@@ -46,11 +46,13 @@ KIND = "detect"  # kind of the runs of vision/detect.py
 class Options:
     """Options of the program."""
 
+    RENAMED: ClassVar[Mapping[str, str]] = {"pictures": "num_images", "shown": "num_drawn"}
+
     runs: Annotated[tuple[str, ...], Positional("run")] = ()
     """Folders of finished runs of vision.detect."""
-    pictures: Annotated[int, Range(1)] = 10
+    num_images: Annotated[int, Range(1)] = 10
     """Number of test images on which times are measured."""
-    shown: Annotated[int, Range(1)] = 3
+    num_drawn: Annotated[int, Range(1)] = 3
     """Number of these images that are drawn."""
     confidence: Annotated[float, Range(0, 1)] = 0.5
     """Minimum confidence of the detections that are drawn."""
@@ -69,7 +71,7 @@ class FinishedRun:
     folder: Path
     config: Config
     detector: Detector
-    figures: Mapping[str, float]
+    results: Mapping[str, float]
 
 
 def read(folder: Path) -> FinishedRun:
@@ -81,9 +83,9 @@ def read(folder: Path) -> FinishedRun:
     content = Run.read_config(folder, KIND)
     if not (folder / "result.json").is_file():
         raise UserError(f"{folder} has no result.json, so the run is not finished: resume it with --resume.")
-    figures = json.loads((folder / "result.json").read_text())["figures"]
+    results = json.loads((folder / "result.json").read_text())["figures"]
     config = from_dict(Config, content["config"], str(folder / "config.json"))
-    return FinishedRun(folder, config, detectors.load(folder), figures)
+    return FinishedRun(folder, config, detectors.load(folder), results)
 
 
 def check_comparable(runs: Sequence[FinishedRun]) -> None:
@@ -143,8 +145,8 @@ def as_rows(runs: Sequence[FinishedRun], measured: Measurement) -> list[dict[str
         {
             "run": str(run.folder),
             "method": run.config.method,
-            "test_map_50": run.figures.get("test_map_50"),
-            "test_map_50_95": run.figures.get("test_map_50_95"),
+            "test_map_50": run.results.get("test_map_50"),
+            "test_map_50_95": run.results.get("test_map_50_95"),
             "proposal_seconds": measured.proposals,
             "network_seconds": seconds,
             "times_faster": slowest / seconds,
@@ -179,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         device=options.device, precision="float32", compile="off", threads=options.threads, train_step=None
     )
     boxes = Data.load(runs[0].config).test
-    boxes = boxes.take(range(min(options.pictures, len(boxes))))
+    boxes = boxes.take(range(min(options.num_images, len(boxes))))
     for run in runs:
         compute.module(run.detector)
     measured = measure(runs, boxes, compute)
@@ -189,11 +191,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_json(folder / "compare.json", {"threads": compute.threads, "pictures": len(boxes), "rows": rows})
     empty = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
     rows_of_images = []
-    for index in range(min(options.shown, len(boxes))):
+    for index in range(min(options.num_drawn, len(boxes))):
         truth = boxes.boxes[index]
         columns = [empty, *(found[index].above(options.confidence) for found in measured.found)]
-        pictures = [draw_detections(boxes.picture(index), each, boxes.classes, truth_n4=truth) for each in columns]
-        rows_of_images.append(side_by_side(pictures))
+        images = [draw_detections(boxes.picture(index), each, boxes.classes, truth_n4=truth) for each in columns]
+        rows_of_images.append(side_by_side(images))
     write_png(folder / "compare.png", stacked(rows_of_images))
     print(f"table and image: {folder}")
 

@@ -69,11 +69,11 @@ class Result:
     network_seconds: float
 
 
-def detect_in_picture(detector: Detector, picture_HWC: np.ndarray, compute: Compute, confidence: float) -> Result:
+def detect_in_picture(detector: Detector, image_HWC: np.ndarray, compute: Compute, confidence: float) -> Result:
     """Detect objects in an image (H, W, C) uint8 of any size, grayscale or color."""
     metadata = detector.metadata
-    picture_HWC = with_channels(picture_HWC, grayscale=False)
-    small_HWC, scale = scaled_to(picture_HWC, metadata.image_side)
+    image_HWC = with_channels(image_HWC, grayscale=False)
+    small_HWC, scale = scaled_to(image_HWC, metadata.image_side)
     start = time.perf_counter()
     proposals_P4 = torch.from_numpy(propose(small_HWC, metadata.search, metadata.proposals)).float()
     proposed = time.perf_counter()
@@ -82,7 +82,7 @@ def detect_in_picture(detector: Detector, picture_HWC: np.ndarray, compute: Comp
     found = detector.detect(canvas_CHW, proposals_P4.to(device), compute).above(confidence)
     end = time.perf_counter()
     found = Detections(found.boxes / scale, found.scores, found.labels)
-    return Result(picture_HWC, found, proposed - start, end - proposed)
+    return Result(image_HWC, found, proposed - start, end - proposed)
 
 
 def as_table(results: dict[Path, Result], classes: tuple[str, ...]) -> Table:
@@ -146,14 +146,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     errors = []
     for file in files:
         try:
-            picture_HWC = decode(file.read_bytes(), str(file))
+            image_HWC = decode(file.read_bytes(), str(file))
         except OSError as error:
             errors.append(f"{file} cannot be read ({error_summary(error)}): give an existing image.")
             continue
         except UserError as error:
             errors.append(str(error))
             continue
-        each = results[file] = detect_in_picture(detector, picture_HWC, compute, options.confidence)
+        each = results[file] = detect_in_picture(detector, image_HWC, compute, options.confidence)
         write_png(
             folder / f"{file.stem}-found.png", draw_detections(each.picture, each.found, detector.metadata.classes)
         )

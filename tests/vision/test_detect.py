@@ -98,7 +98,7 @@ def run_program(folder: Path, *words: str) -> tuple[str, str, int]:
     return out, err, process.returncode
 
 
-def figures(run: Path) -> dict[str, float]:
+def read_results(run: Path) -> dict[str, float]:
     found: dict[str, float] = json.loads((run / "result.json").read_text())["figures"]
     return found
 
@@ -108,7 +108,7 @@ def figures(run: Path) -> dict[str, float]:
 
 @pytest.mark.parametrize("method", ["fast-rcnn", "rcnn"])
 def test_shapes_are_detected(finished: dict[str, Path], method: str) -> None:
-    found = figures(finished[method])
+    found = read_results(finished[method])
     assert found["test_recall_50"] > 0.9
     assert found["test_map_50"] > 0.7, found
     assert found["network_seconds"] > 0
@@ -127,7 +127,7 @@ def test_a_run_folder_has_the_documented_files(finished: dict[str, Path]) -> Non
     assert media >= {"learnt_from-0.png", "validation-60.png", "test_worst-120.png", "test_best-120.png"}
     assert list(run.glob("events.*"))
     detector = detectors.load(run)
-    assert detector.metadata.figures == figures(run)
+    assert detector.metadata.figures == read_results(run)
     assert detector.metadata.classes == ("disc", "square")
     weights = checkpoint.load(run / "checkpoint-0.pt", "detect")["detector"]
     assert all(torch.equal(tensor, weights[name]) for name, tensor in detector.state_dict().items())
@@ -190,7 +190,7 @@ def test_a_finished_run_is_not_tested_again(
 def test_no_test_leaves_the_test_set_out(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(detect, "test", lambda *words: pytest.fail("the test set was used"))
     detect.main([*SMALL, "--no-test", "--name", "untested", "--updates", "2", "--quiet"])
-    assert not any(name.startswith("test") for name in figures(quick / "runs" / "untested"))
+    assert not any(name.startswith("test") for name in read_results(quick / "runs" / "untested"))
 
 
 def test_divergence_ends_the_run(quick: Path) -> None:
@@ -252,7 +252,16 @@ def test_detect_compare(
     monkeypatch.setattr(
         detect_compare, "measure", lambda *arguments: dataclasses.replace(measure(*arguments), network=(0.75, 0.25))
     )
-    words = [str(finished["rcnn"]), str(finished["fast-rcnn"]), "--pictures", "3", "--device", "cpu", "--threads", "1"]
+    words = [
+        str(finished["rcnn"]),
+        str(finished["fast-rcnn"]),
+        "--num-images",
+        "3",
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+    ]
     detect_compare.main([*words, "--out", "compared"])
     printed = capsys.readouterr().out
     assert "times faster" in printed

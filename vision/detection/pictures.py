@@ -23,7 +23,7 @@ TRUTH, DARK = (255, 255, 255), (0, 0, 0)
 
 
 def draw_detections(
-    picture_HWC: np.ndarray,
+    image_HWC: np.ndarray,
     found: Detections,
     classes: Sequence[str],
     *,
@@ -39,7 +39,7 @@ def draw_detections(
         scale: pixels of the image per pixel of the canvas.
         truth_n4: true boxes, in pixels of the canvas.
     """
-    image = Image.fromarray(np.ascontiguousarray(picture_HWC))
+    image = Image.fromarray(np.ascontiguousarray(image_HWC))
     drawing = ImageDraw.Draw(image)
     unit = max(1, round(max(image.size) / 400))
     font = ImageFont.load_default(size=10 * unit)
@@ -59,15 +59,15 @@ def draw_detections(
     return np.asarray(image)
 
 
-def side_by_side(pictures: Sequence[np.ndarray], gap: int = 4) -> np.ndarray:
+def side_by_side(images: Sequence[np.ndarray], gap: int = 4) -> np.ndarray:
     """Place images of any sizes in one row (H, W, 3) on a white background."""
-    height = max(picture.shape[0] for picture in pictures)
-    width = sum(picture.shape[1] for picture in pictures) + gap * (len(pictures) - 1)
+    height = max(image.shape[0] for image in images)
+    width = sum(image.shape[1] for image in images) + gap * (len(images) - 1)
     out = np.full((height, width, 3), 255, np.uint8)
     left = 0
-    for picture in pictures:
-        out[: picture.shape[0], left : left + picture.shape[1]] = picture
-        left += picture.shape[1] + gap
+    for image in images:
+        out[: image.shape[0], left : left + image.shape[1]] = image
+        left += image.shape[1] + gap
     return out
 
 

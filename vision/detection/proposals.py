@@ -89,14 +89,14 @@ def find_all(
         UserError: the cache folder cannot be written.
     """
     folder = folder / f"{VERSION}-{settings.key()}"
-    pictures = [boxes.picture(index) for index in range(len(boxes))]
-    files = [folder / f"{picture_key(picture)}.npz" for picture in pictures]
+    images = [boxes.picture(index) for index in range(len(boxes))]
+    files = [folder / f"{image_key(image)}.npz" for image in images]
     found = [read(file) for file in files]
     missing = [index for index, each in enumerate(found) if each is None]
     done = len(found) - len(missing)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.closing(_search(pictures, missing, settings, processes)) as results:
+        with contextlib.closing(_search(images, missing, settings, processes)) as results:
             for index, (raw, seconds) in results:
                 write(files[index], raw, seconds)
                 found[index] = Proposals(torch.from_numpy(raw).float(), seconds)
@@ -112,17 +112,17 @@ def find_all(
 
 
 def _search(
-    pictures: Sequence[np.ndarray], missing: Sequence[int], settings: SearchSettings, processes: int
+    images: Sequence[np.ndarray], missing: Sequence[int], settings: SearchSettings, processes: int
 ) -> Generator[tuple[int, tuple[np.ndarray, float]]]:
     """Yield the index of each missing image with its proposals and seconds, in order."""
     if processes < 2 or len(missing) < _MIN_FOR_PROCESSES:
         for index in missing:
-            yield index, timed_search(pictures[index], settings)
+            yield index, timed_search(images[index], settings)
         return
     # Spawn: processes that are forked while torch has threads may deadlock.
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_one_thread)
     try:
-        jobs = [(index, pool.submit(timed_search, pictures[index], settings)) for index in missing]
+        jobs = [(index, pool.submit(timed_search, images[index], settings)) for index in missing]
         for index, job in jobs:
             yield index, job.result()
     finally:
@@ -137,15 +137,15 @@ def _one_thread() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def timed_search(picture_HWC: np.ndarray, settings: SearchSettings) -> tuple[np.ndarray, float]:
+def timed_search(image_HWC: np.ndarray, settings: SearchSettings) -> tuple[np.ndarray, float]:
     """Return proposals (P, 4) and the seconds that the search took."""
     start = time.perf_counter()
-    return propose(picture_HWC, settings), time.perf_counter() - start
+    return propose(image_HWC, settings), time.perf_counter() - start
 
 
-def picture_key(picture_HWC: np.ndarray) -> str:
+def image_key(image_HWC: np.ndarray) -> str:
     """Return a hash of the pixels and shape of an image."""
-    return hashlib.sha256(repr(picture_HWC.shape).encode() + picture_HWC.tobytes()).hexdigest()[:32]
+    return hashlib.sha256(repr(image_HWC.shape).encode() + image_HWC.tobytes()).hexdigest()[:32]
 
 
 def read(file: Path) -> Proposals | None:

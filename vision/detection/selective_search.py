@@ -137,13 +137,14 @@ class _Regions:
 
         def similarities(region: int, others: np.ndarray) -> np.ndarray:
             """Compute similarities (section 3.2, equations 1 to 6)."""
-            alike = np.minimum(histogram[others], histogram[region]).sum(1)
-            both = size[others] + size[region]
+            similarity = np.minimum(histogram[others], histogram[region]).sum(1)
+            union_size = size[others] + size[region]
             corner = np.minimum(boxes[others, :2], boxes[region, :2])
             opposite = np.maximum(boxes[others, 2:], boxes[region, 2:])
-            gap = (opposite - corner).prod(1) - both
-            found: np.ndarray = alike + size_weight * (1 - both / self.pixels) + fill_weight * (1 - gap / self.pixels)
-            return found
+            gap = (opposite - corner).prod(1) - union_size
+            similarity = similarity + size_weight * (1 - union_size / self.pixels)
+            total: np.ndarray = similarity + fill_weight * (1 - gap / self.pixels)
+            return total
 
         queue: list[tuple[float, int, int]] = []
         for region, around in enumerate(neighbors):
