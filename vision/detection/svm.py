@@ -78,7 +78,7 @@ def all_vectors(
 
 
 def fit(config: Config, svm: Svm, vectors: Vectors, classes: Sequence[str]) -> dict[str, int]:
-    """Fit SVM and box regression of every class, and write them into `svm`. Return the negatives per class."""
+    """Fit the SVM and box regression of every class into `svm`. Return the number of negatives per class."""
     scale = MEAN_LENGTH / max(float(np.linalg.norm(vectors.vector, axis=1).mean()), 1e-6)
     svm.scale.fill_(scale)
     scaled_RD = vectors.vector * np.float32(scale)
