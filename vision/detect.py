@@ -1,17 +1,17 @@
-"""Detect: where the things are, and what they are. R-CNN as in the chapter, and Fast R-CNN, which replaced it.
+"""Train an object detector: Fast R-CNN or R-CNN, on proposals of selective search.
 
     python -m vision.detect --data bccd
     python -m vision.detect --data bccd --method rcnn
 
-Girshick et al. 2014, "Rich feature hierarchies for accurate object detection and semantic segmentation": selective
-search proposes regions, each is warped to a square, a CNN makes a vector of it, linear SVMs say what it is, a
-regression moves its box, and of detections that overlap the best one stays. Girshick 2015, "Fast R-CNN": the CNN looks
-once at the whole picture, and a region is cut out of its feature map. Both stand on the same proposals, eye and hidden
-layers; python -m vision.detect_compare puts them side by side. docs/detect.md has the figures.
+R-CNN (Girshick et al. 2014, "Rich feature hierarchies for accurate object detection and semantic segmentation") warps
+each proposal of selective search to a square, computes a feature vector with a CNN, classifies it with linear SVMs,
+refines its box by regression, and applies non-maximum suppression. Fast R-CNN (Girshick 2015) runs the CNN once on the
+whole image and pools the features of each proposal from the feature map. Both use the same proposals, backbone and
+hidden layers; python -m vision.detect_compare compares them. docs/detect.md has the results.
 
-A fifth of the pictures is the test set, which is looked at once, when training is over; a tenth validates.
+A fifth of the images is the test set, which is used once, after training; a tenth is the validation set.
 
-Shapes: N pictures, P proposals, K classes.
+Shapes: N images, P proposals, K classes.
 """
 
 from __future__ import annotations
@@ -39,32 +39,32 @@ from zerokara.core.run import Run
 from zerokara.core.run_config import configure, stem
 from zerokara.core.zoo import provenance
 from zerokara.vision.detection import detector as detectors
-from zerokara.vision.detection.config import PRESETS, Config, settled
+from zerokara.vision.detection.config import PRESETS, Config, resolve_backbone
 from zerokara.vision.detection.detector import MODEL_FILE, DetectorMetadata
-from zerokara.vision.detection.learner import Data, Training, make_metadata, with_figures
+from zerokara.vision.detection.learner import Data, Training, make_metadata, with_metrics
 from zerokara.vision.detection.pictures import sheet, worst_first
-from zerokara.vision.detection.proposals import Proposals, coverage, find_all, usual_folder
+from zerokara.vision.detection.proposals import Proposals, coverage, default_folder, find_all
 from zerokara.vision.detection.svm import all_vectors, fit
 
 KIND = "detect"
 CHANGEABLE = {"resume", "quiet", "proposal_cache"}
-SHOWN_CONFIDENCE = 0.5  # from which detections are drawn
+SHOWN_CONFIDENCE = 0.5  # minimum confidence of detections that are drawn
 
 
 class Stopped(Exception):
-    """The run was asked to stop, and what it has done is saved."""
+    """The run received a signal to stop; its state is saved."""
 
 
 def work(config: Config, run: Run, data: Data, metadata: DetectorMetadata, world: World) -> str:
-    """Proposals, learning, R-CNN's last stage, scores. Returns the closing sentence."""
+    """Compute proposals, train, fit R-CNN's SVMs and evaluate. Return the closing message."""
     result = run.path("result.json")
-    if config.resume and result.exists():  # a finished run does not look at the test set again
+    if config.resume and result.exists():  # a finished run is not tested again
         return closing(config, json.loads(result.read_text())["figures"])
     compute = run.compute(lambda: choose_compute(config, data, world), config.updates)
     training = None
     try:
-        proposals = find(config, run, data.train, "to learn from", world)
-        validation = find(config, run, data.validation, "to choose on", world)
+        proposals = find(config, run, data.train, "training images", world)
+        validation = find(config, run, data.validation, "validation images", world)
         training = Training(config, metadata, data.train, proposals, compute, world)
         train(config, run, data, training, validation)
         if not world.is_main:
@@ -76,16 +76,16 @@ def work(config: Config, run: Run, data: Data, metadata: DetectorMetadata, world
 
 
 def find(config: Config, run: Run, boxes: BoxSet, which: str, world: World) -> list[Proposals]:
-    """The proposals of pictures, from where they are kept or found now, and how much they cover.
+    """Read proposals from the cache or compute them, and log their coverage. `which` names the images in messages.
 
     Raises:
-        Stopped: in the middle.
-        UserError: they cannot be kept.
+        Stopped: a signal to stop arrived.
+        UserError: the cache folder cannot be written.
     """
-    folder = Path(config.proposal_cache).expanduser() if config.proposal_cache else usual_folder()
+    folder = Path(config.proposal_cache).expanduser() if config.proposal_cache else default_folder()
 
     def progress(done: int, total: int) -> None:
-        run.progress(done, total, {"proposals": f"of pictures {which}"})
+        run.progress(done, total, {"proposals": f"of {which}"})
         if run.stop_requested:
             raise Stopped
 
@@ -100,21 +100,21 @@ def find(config: Config, run: Run, boxes: BoxSet, which: str, world: World) -> l
         found = search()
     finally:
         world.barrier()
-    run.print(f"{len(boxes):,} pictures {which}: {coverage(boxes, found)}")
+    run.print(f"{len(boxes):,} {which}: {coverage(boxes, found)}")
     return found
 
 
 def train(config: Config, run: Run, data: Data, training: Training, validation: list[Proposals]) -> None:
-    """The network from wherever it stands to the end of its learning.
+    """Train the network from the current update to the last one.
 
     Raises:
-        Stopped: in the middle.
-        UserError: a checkpoint that cannot be read, weights that are no numbers any more.
+        Stopped: a signal to stop arrived.
+        UserError: the checkpoint cannot be read, or training diverged (NaN or Inf in the weights).
     """
     world = training.world
     latest = run.path(f"checkpoint-{world.rank}.pt")
     resumed = run.restore(latest, training.load_state_dict)
-    if not resumed and (path := config.eye_path()) is not None:
+    if not resumed and (path := config.backbone_weights_path()) is not None:
         run.print(str(load_pretrained_backbone(training.detector.net.backbone, path)))
         world.broadcast(training.detector)
         provenance.record(run, config.pretrained_backbone)
@@ -128,19 +128,19 @@ def train(config: Config, run: Run, data: Data, training: Training, validation: 
         pixels = training.example().pixels[:16]
         run.image("learnt_from", 0, grid((Compute.to_host(pixels) * 255).round().to(torch.uint8)))
         save()
-    window = (training.updates, time.perf_counter())
+    interval_start = (training.updates, time.perf_counter())
     while training.updates < config.updates:
         training.update()
         if training.updates % config.log_every_updates == 0:
-            log_metrics(training, run, window)
-            window = (training.updates, time.perf_counter())
-        ended = training.updates == config.updates  # what follows validates
+            log_metrics(training, run, interval_start)
+            interval_start = (training.updates, time.perf_counter())
+        ended = training.updates == config.updates  # the last stage evaluates
         due = training.updates % config.validate_every_updates == 0
         if config.method == "fast-rcnn" and due and not ended:
             if world.is_main:
                 validate(training, run, data.validation, validation)
             save()
-            window = (training.updates, time.perf_counter())
+            interval_start = (training.updates, time.perf_counter())
         elif ended or training.updates % config.checkpoint_every_updates == 0:
             save()
         if world.any(bool(run.stop_requested), training.compute.torch_device):
@@ -149,30 +149,30 @@ def train(config: Config, run: Run, data: Data, training: Training, validation: 
 
 
 def stopped_message(config: Config, run: Run, training: Training | None) -> str:
-    """The closing sentence of a run that was asked to stop."""
+    """Return the closing message of a run that was stopped by a signal."""
     run.print(f"{run.stop_requested}: saved")
     updates, last_map = (training.updates, training.last_map) if training is not None else (0, None)
-    known = "not validated yet" if last_map is None else f"validation mAP {last_map:.1%}"
+    score = "not validated yet" if last_map is None else f"validation mAP {last_map:.1%}"
     return (
-        f"{config.data} at update {updates:,} of {config.updates:,}: {known}; go on with: "
+        f"{config.data} at update {updates:,} of {config.updates:,}: {score}; resume with: "
         f"{program_command('vision.detect')} --name {config.name} --resume"
     )
 
 
-def log_metrics(training: Training, run: Run, window: tuple[int, float]) -> None:
-    """One line of metrics, and the progress bar."""
-    updates = training.updates - window[0]
+def log_metrics(training: Training, run: Run, interval_start: tuple[int, float]) -> None:
+    """Log one line of metrics and update the progress bar."""
+    updates = training.updates - interval_start[0]
     scalars: dict[str, Any] = {
         **training.read_metrics(),
         "train/learning_rate": training.learning_rate,
-        "speed/updates_per_s": updates / (time.perf_counter() - window[1]),
+        "speed/updates_per_s": updates / (time.perf_counter() - interval_start[1]),
         "speed/hours": training.stopwatch(),
     }
     run.log(training.updates, scalars)
     run.flush()
     fields = {
         "loss": scalars["train/loss"],
-        "right": scalars["train/accuracy"],
+        "accuracy": scalars["train/accuracy"],
         "val mAP": float("nan") if training.last_map is None else training.last_map,
         "updates/s": scalars["speed/updates_per_s"],
     }
@@ -180,49 +180,51 @@ def log_metrics(training: Training, run: Run, window: tuple[int, float]) -> None
 
 
 def validate(training: Training, run: Run, boxes: BoxSet, proposals: Sequence[Proposals]) -> dict[str, float]:
-    """Score the validation pictures, show some, keep the weights. The figures."""
+    """Evaluate on the validation images, log images and weights, and save the model. Return the metrics."""
     scored = training.score(boxes, proposals)
     training.last_map = scored.precision.map_50
-    figures = {"map_50": scored.precision.map_50, "map_50_95": scored.precision.map_50_95}
+    metrics = {"map_50": scored.precision.map_50, "map_50_95": scored.precision.map_50_95}
     by_class = {f"ap_50_{name}": value for name, value in scored.precision.by_class.items()}
-    run.log(training.updates, {f"val/{name}": value for name, value in (figures | by_class).items()})
+    run.log(training.updates, {f"val/{name}": value for name, value in (metrics | by_class).items()})
     run.image("validation", training.updates, sheet(boxes, scored.found, confidence=SHOWN_CONFIDENCE))
     for name, parameter in training.detector.named_parameters():
         run.histogram(f"weights/{name}", training.updates, parameter)
     detectors.save(run.path(MODEL_FILE), training.detector)
-    return figures
+    return metrics
 
 
 def last_stage(config: Config, run: Run, training: Training, data: Data, proposals: Sequence[Proposals]) -> None:
-    """R-CNN's SVMs and regressions, over what the finetuned network makes of the training regions.
+    """Fit R-CNN's SVMs and box regressions on the vectors of the training regions. Fast R-CNN has no such stage.
 
     Raises:
-        Stopped: in the middle; it begins again when the run goes on.
+        Stopped: a signal to stop arrived; on resume this stage starts again.
     """
     svm = training.detector.svm
     if svm is None:
         return
 
     def progress(done: int, total: int) -> None:
-        run.progress(done, total, {"regions": "of training pictures as vectors, for the SVMs"})
+        run.progress(done, total, {"features": "of training images, for the SVMs"})
         if run.stop_requested:
             raise Stopped
 
     training.detector.eval()
     vectors = all_vectors(config, training.detector, data.train, proposals, training.compute, progress)
     negatives = fit(config, svm, vectors, training.metadata.classes)
-    run.print("SVMs with " + ", ".join(f"{number:,} negatives for {name}" for name, number in negatives.items()))
+    run.print(
+        "SVMs trained with " + ", ".join(f"{number:,} negatives for {name}" for name, number in negatives.items())
+    )
 
 
 def finish(config: Config, run: Run, training: Training, data: Data, validation: Sequence[Proposals]) -> str:
-    """Look at the test set once, write model.safetensors and result.json. The closing sentence."""
+    """Evaluate on the test set, write model.safetensors and result.json. Return the closing message."""
     scores = validate(training, run, data.validation, validation)
-    figures = {f"validation_{name}": value for name, value in scores.items()}
+    results = {f"validation_{name}": value for name, value in scores.items()}
     if config.test:
-        figures |= test(config, run, training, data.test)
-    run.log(training.updates, {_metric(name): value for name, value in figures.items()})
-    run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in figures.items()})
-    training.detector.metadata = with_figures(training.metadata, figures)
+        results |= test(config, run, training, data.test)
+    run.log(training.updates, {_metric(name): value for name, value in results.items()})
+    run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in results.items()})
+    training.detector.metadata = with_metrics(training.metadata, results)
     detectors.save(run.path(MODEL_FILE), training.detector)
     protocol = {
         "method": config.method,
@@ -235,18 +237,18 @@ def finish(config: Config, run: Run, training: Training, data: Data, validation:
         "compute": training.compute.to_dict(),
         "hours": training.stopwatch(),
     }
-    write_json(run.path("result.json"), {"figures": figures, "protocol": protocol})
-    return closing(config, figures)
+    write_json(run.path("result.json"), {"figures": results, "protocol": protocol})
+    return closing(config, results)
 
 
 def test(config: Config, run: Run, training: Training, boxes: BoxSet) -> dict[str, float]:
-    """What the test set says, and pictures of it. The figures."""
-    proposals = find(config, run, boxes, "to be tested on", World())
+    """Evaluate on the test set and log images of its best and worst results. Return the metrics."""
+    proposals = find(config, run, boxes, "test images", World())
     scored = training.score(boxes, proposals)
     order = worst_first(boxes, scored.found, SHOWN_CONFIDENCE)
-    for tag, places in (("test_worst", order[:4]), ("test_best", order[::-1][:4])):
-        found = [scored.found[place] for place in places]
-        run.image(tag, training.updates, sheet(boxes.take(places), found, confidence=SHOWN_CONFIDENCE))
+    for tag, indices in (("test_worst", order[:4]), ("test_best", order[::-1][:4])):
+        found = [scored.found[index] for index in indices]
+        run.image(tag, training.updates, sheet(boxes.take(indices), found, confidence=SHOWN_CONFIDENCE))
     covered = coverage(boxes, proposals)
     return {
         "test_map_50": scored.precision.map_50,
@@ -260,64 +262,67 @@ def test(config: Config, run: Run, training: Training, boxes: BoxSet) -> dict[st
 
 
 def _metric(name: str) -> str:
-    """What the clock said goes apart, so that two runs can be compared without."""
+    """Return the name under which a result is logged. Times are separate, so that runs can be compared without them."""
     return f"speed/{name}" if name.endswith("_seconds") else f"final/{name}"
 
 
-def closing(config: Config, figures: dict[str, float]) -> str:
-    """What came of the run, in a sentence."""
-    sentence = f"{config.data}, {config.method}: validation mAP {figures['validation_map_50']:.1%}"
-    if "test_map_50" in figures:
-        sentence += (
-            f", test mAP {figures['test_map_50']:.1%} at .5 and {figures['test_map_50_95']:.1%} over .5 to .95; "
-            f"{figures['proposal_seconds']:.2f} s for the proposals of a picture and "
-            f"{figures['network_seconds']:.3f} s for the rest"
+def closing(config: Config, results: dict[str, float]) -> str:
+    """Return the closing message of a finished run."""
+    message = f"{config.data}, {config.method}: validation mAP {results['validation_map_50']:.1%}"
+    if "test_map_50" in results:
+        message += (
+            f", test mAP {results['test_map_50']:.1%} at IoU 0.5 and {results['test_map_50_95']:.1%} at 0.5 to 0.95; "
+            f"per image {results['proposal_seconds']:.2f} s for proposals and "
+            f"{results['network_seconds']:.3f} s for the network"
         )
-    return f"{sentence}; try it with: {program_command('vision.detect_predict')} runs/{config.name} <picture>"
+    return f"{message}; try it with: {program_command('vision.detect_predict')} runs/{config.name} <image>"
 
 
 def choose_compute(config: Config, data: Data, world: World) -> Compute:
-    """Measure updates on the first pictures, with any boxes, in a corner of the random numbers of their own."""
+    """Choose the hardware settings by measuring updates on the first images, with random proposals."""
     few = data.train.take(range(min(8, len(data.train))))
     metadata = make_metadata(config, few, None)
-    stand_ins = [Proposals(_stand_ins(few, config.regions_per_update), 0.0) for _ in range(len(few))]
+    random_proposals = [Proposals(_random_boxes(few, config.regions_per_update), 0.0) for _ in range(len(few))]
 
     def train_step(candidate: Compute) -> Callable[[], object]:
-        return Training(config, metadata, few, stand_ins, candidate, World()).update
+        return Training(config, metadata, few, random_proposals, candidate, World()).update
 
     return probe(config, world, train_step, compile="off")
 
 
-def _stand_ins(boxes: BoxSet, number: int) -> torch.Tensor:
-    """Random boxes (number, 4) of usual sizes, for measurements."""
+def _random_boxes(boxes: BoxSet, number: int) -> torch.Tensor:
+    """Return random boxes (number, 4) with a quarter of the height and width of the images, for measurements."""
     height, width = boxes.images.shape[2:]
     corner_N2 = torch.rand(number, 2) * torch.tensor([width * 0.75, height * 0.75])
     return torch.cat([corner_N2, corner_N2 + torch.tensor([width * 0.25, height * 0.25])], 1)
 
 
 def default_name(config: Config) -> str:
-    """detect-bccd-fast-rcnn-fast-1 for --data bccd, seed 1."""
+    """Return the default run name, such as detect-bccd-fast-rcnn-fast-1 for --data bccd and seed 1."""
     return f"{KIND}-{stem(config.data)}-{config.method}-{config.preset}-{config.seed}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The program: config, data, run, proposals, compute, loop, last stage, closing line."""
+    """Run the program: read config and data, open the run, train, evaluate, print the closing message."""
     config = configure(
         Config, PRESETS, argv, __doc__ or "", kind=KIND, default_name=default_name, changeable=CHANGEABLE
     )
     if not config.data:
-        raise UserError("No data were named: type --data bccd, or a folder or zip of pictures with boxes.")
-    config, eye = settled(config)
+        raise UserError("No data set was given: type --data bccd, or a folder or zip of images with boxes.")
+    config, pretrained = resolve_backbone(config)
     world = World.from_env(config.device)
     if config.images_per_update % world.size:
-        raise UserError(f"--images-per-update {config.images_per_update} cannot be shared by {world.size} processes.")
+        raise UserError(
+            f"--images-per-update {config.images_per_update} is not divisible by the number of processes "
+            f"({world.size}): give a multiple of it."
+        )
     data = Data.load(config)
-    metadata = make_metadata(config, data.train, eye)
-    with torch.device("meta"):  # a network that cannot be is refused before it has a folder
+    metadata = make_metadata(config, data.train, pretrained)
+    with torch.device("meta"):  # invalid networks are refused before the run folder is created
         metadata.build()
     with Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run:
         for each in data.train.dropped:
-            run.print(f"dropped, for it has no inside: {each}")
+            run.print(f"left out, because the box has no area inside the image: {each}")
         with run.signals():
             run.close(work(config, run, data, metadata, world))
     world.close()

@@ -1,10 +1,10 @@
-"""Detect in one's own pictures: boxes, classes and confidences, printed and drawn.
+"""Detect objects in your own images with a trained detector: boxes, classes and confidence scores.
 
     python -m vision.detect_predict runs/detect-bccd-fast-rcnn-fast-1 photo.jpg scan.png
-    python -m vision.detect_predict runs/detect-bccd-fast-rcnn-fast-1 folder/of/pictures --confidence 0.3 --json
+    python -m vision.detect_predict runs/detect-bccd-fast-rcnn-fast-1 folder/of/images --confidence 0.3 --json
 
-Pictures may have any size and colours; they are scaled to the size that the detector learnt. Each is written once more
-as <name>-found.png, with what was found in it.
+Images may have any size, and may be grayscale or color; they are scaled to the input size of the detector. For each
+image the program writes <name>-found.png, the image with the detections drawn on it.
 
 Shapes: H, W pixels, D detections.
 """
@@ -34,74 +34,74 @@ from zerokara.core.media import write_png
 from zerokara.core.programs import program_command
 from zerokara.core.report import output_folder
 from zerokara.vision.detection import detector as detectors
-from zerokara.vision.detection.detector import Detector, Found
-from zerokara.vision.detection.pictures import draw_found
+from zerokara.vision.detection.detector import Detections, Detector
+from zerokara.vision.detection.pictures import draw_detections
 from zerokara.vision.detection.selective_search import propose
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to look at, and how."""
+    """Options of the program."""
 
-    words: Annotated[tuple[str, ...], Positional("detector picture")] = ()
-    """The detector (a run's folder or its model.safetensors), then pictures or folders of them."""
+    words: Annotated[tuple[str, ...], Positional("detector image")] = ()
+    """Detector (a run folder or its model.safetensors), then images or folders of images."""
     confidence: Annotated[float, Range(0, 1)] = 0.5
-    """Confidence from which a detection counts; R-CNN's is the logistic function of an SVM's margin."""
+    """Minimum confidence of a detection. For R-CNN it is the sigmoid of the SVM's margin, for Fast R-CNN a softmax."""
     json: bool = False
     """Print JSON instead of a table."""
     out: str = ""
-    """Folder for the pictures with boxes; empty: predictions/ in the detector's."""
+    """Folder for the images with boxes; empty: predictions/ in the folder of the detector."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int, Range(0)] = 0
-    """CPU threads; 0: as many as there are cores."""
+    """CPU threads; 0: one per core."""
 
 
 @dataclass(frozen=True)
-class Looked:
-    """What was found in a picture, and how long that took."""
+class Result:
+    """Detections in one image, and the time that they took."""
 
     picture: np.ndarray
-    """(H, W, 3) uint8 as it was."""
-    found: Found
-    """Boxes in pixels of the picture."""
+    """(H, W, 3) uint8, original size."""
+    found: Detections
+    """Detections, with boxes in pixels of the original image."""
     proposal_seconds: float
     network_seconds: float
 
 
-def look(detector: Detector, picture_HWC: np.ndarray, compute: Compute, confidence: float) -> Looked:
-    """Everything in a picture (H, W, C) uint8 of any size and colours."""
+def detect_in_picture(detector: Detector, image_HWC: np.ndarray, compute: Compute, confidence: float) -> Result:
+    """Detect objects in an image (H, W, C) uint8 of any size, grayscale or color."""
     metadata = detector.metadata
-    picture_HWC = with_channels(picture_HWC, grayscale=False)
-    small_HWC, scale = scaled_to(picture_HWC, metadata.image_side)
-    began = time.perf_counter()
+    image_HWC = with_channels(image_HWC, grayscale=False)
+    small_HWC, scale = scaled_to(image_HWC, metadata.image_side)
+    start = time.perf_counter()
     proposals_P4 = torch.from_numpy(propose(small_HWC, metadata.search, metadata.proposals)).float()
     proposed = time.perf_counter()
     device = compute.torch_device
     canvas_CHW = torch.from_numpy(on_canvas(small_HWC, *small_HWC.shape[:2])).to(device)
     found = detector.detect(canvas_CHW, proposals_P4.to(device), compute).above(confidence)
-    seen = time.perf_counter()
-    found = Found(found.boxes / scale, found.scores, found.labels)
-    return Looked(picture_HWC, found, proposed - began, seen - proposed)
+    end = time.perf_counter()
+    found = Detections(found.boxes / scale, found.scores, found.labels)
+    return Result(image_HWC, found, proposed - start, end - proposed)
 
 
-def as_table(looked: dict[Path, Looked], classes: tuple[str, ...]) -> Table:
-    """A row for each picture: how many of each class, and the seconds."""
+def as_table(results: dict[Path, Result], classes: tuple[str, ...]) -> Table:
+    """Return a table with one row per image: number of detections per class, and seconds."""
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("picture", overflow="fold")
+    table.add_column("image", overflow="fold")
     for name in classes:
         table.add_column(name, justify="right")
     table.add_column("proposals", justify="right", style="dim")
     table.add_column("network", justify="right", style="dim")
-    for file, each in looked.items():
+    for file, each in results.items():
         counts = torch.bincount(each.found.labels, minlength=len(classes)).tolist()
         times = (f"{each.proposal_seconds:.2f} s", f"{each.network_seconds:.2f} s")
         table.add_row(file.name, *map(str, counts), *times)
     return table
 
 
-def as_json(looked: dict[Path, Looked], classes: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The same for programs, with every box (x1, y1, x2, y2) in pixels of the picture."""
+def as_json(results: dict[Path, Result], classes: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Return the results as plain values, with boxes (x1, y1, x2, y2) in pixels of the original image."""
     return [
         {
             "picture": str(file),
@@ -112,26 +112,26 @@ def as_json(looked: dict[Path, Looked], classes: tuple[str, ...]) -> list[dict[s
                 )
             ],
         }
-        for file, each in looked.items()
+        for file, each in results.items()
     ]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The program: the detector, pictures, boxes.
+    """Run the program: load the detector, detect objects in every image, write results.
 
     Raises:
-        UserError: no such detector or picture, or broken ones; what could be read is looked at first.
+        UserError: the detector or an image is missing or damaged; the other images are processed first.
     """
     options = parse(Options, {}, argv, __doc__ or "")
     if not options.words:
         raise UserError(
-            "No detector was named: type a run's folder and then pictures, as in "
+            "No detector was given: type a run folder and then images, as in "
             f"{program_command('vision.detect_predict')} runs/<name> photo.png."
         )
     model, *words = options.words
     if not words:
         raise UserError(
-            "No picture was named: type the detector and then pictures, as in "
+            "No image was given: type the detector and then images, as in "
             f"{program_command('vision.detect_predict')} runs/<name> photo.png."
         )
     detector = detectors.load(Path(model).expanduser())
@@ -142,26 +142,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     detector = compute.module(detector)
     home = Path(model).expanduser()
     folder = output_folder(options.out, (home if home.is_dir() else home.parent) / "predictions")
-    looked: dict[Path, Looked] = {}
-    complaints = []
+    results: dict[Path, Result] = {}
+    errors = []
     for file in files:
         try:
-            picture_HWC = decode(file.read_bytes(), str(file))
+            image_HWC = decode(file.read_bytes(), str(file))
         except OSError as error:
-            complaints.append(f"{file} cannot be read ({error_summary(error)}): name a picture that is there.")
+            errors.append(f"{file} cannot be read ({error_summary(error)}): give an existing image.")
             continue
         except UserError as error:
-            complaints.append(str(error))
+            errors.append(str(error))
             continue
-        each = looked[file] = look(detector, picture_HWC, compute, options.confidence)
-        write_png(folder / f"{file.stem}-found.png", draw_found(each.picture, each.found, detector.metadata.classes))
+        each = results[file] = detect_in_picture(detector, image_HWC, compute, options.confidence)
+        write_png(
+            folder / f"{file.stem}-found.png", draw_detections(each.picture, each.found, detector.metadata.classes)
+        )
     if options.json:
-        print(json.dumps(as_json(looked, detector.metadata.classes), indent=2))
-    elif looked:
-        Console(width=None if sys.stdout.isatty() else 160).print(as_table(looked, detector.metadata.classes))
-        print(f"pictures with boxes: {folder}")
-    if complaints:
-        raise UserError("\n       ".join(complaints))
+        print(json.dumps(as_json(results, detector.metadata.classes), indent=2))
+    elif results:
+        Console(width=None if sys.stdout.isatty() else 160).print(as_table(results, detector.metadata.classes))
+        print(f"images with boxes: {folder}")
+    if errors:
+        raise UserError("\n       ".join(errors))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The programs as a person runs them: both methods learn drawn shapes, survive a kill, are compared, find and draw."""
+"""Detection programs end to end: train both methods on drawn shapes, resume after kills, compare, predict."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from zerokara.vision.detection.config import PRESETS, Config
 
 MACHINE = ("--device", "cpu", "--precision", "float32", "--threads", "1")
 SMALL = (
-    *("--data", "shapes", "--data-dir", ".", "--proposal-cache", "kept", "--image-side", "96", "--proposals", "100"),
+    *("--data", "shapes", "--data-dir", ".", "--proposal-cache", "cache", "--image-side", "96", "--proposals", "100"),
     *(
-        "--search-colours",
+        "--search-color-spaces",
         "rgb",
         "--search-scales",
         "50",
@@ -38,10 +38,10 @@ SMALL = (
         "--stride",
         "4",
     ),
-    *("--bins", "4", "--units", "64", "--dropout", "0", "--crop-side", "32", "--regions-per-update", "32"),
+    *("--bins", "4", "--hidden-units", "64", "--dropout", "0", "--crop-side", "32", "--regions-per-update", "32"),
     *("--learning-rate", "3e-3", "--warmup-updates", "10", "--svm-c", "0.1", *MACHINE),
 )
-# Where asked for, a pause, so that a kill finds the program at work.
+# The environment variable PAUSE slows updates down, so that a kill arrives during training.
 PROGRAM = """
 import os, time
 from zerokara.core.config import run_main
@@ -57,34 +57,34 @@ run_main(detect.main)
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with drawn shapes, where proposals are kept too."""
-    folder = tmp_path_factory.mktemp("workshop")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a data set of drawn shapes and the cache of proposals."""
+    folder = tmp_path_factory.mktemp("workspace")
     shapes.write(folder / "shapes", 40)
     return folder
 
 
 @pytest.fixture
-def swift(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """There, in this process, without measuring the machine."""
-    monkeypatch.chdir(workshop)
+def quick(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make the workspace the working directory and skip the measurement of hardware settings."""
+    monkeypatch.chdir(workspace)
     monkeypatch.setattr(detect, "choose_compute", lambda config, data, world: Compute(threads=1))
-    return workshop
+    return workspace
 
 
 @pytest.fixture(scope="module")
-def finished(workshop: Path) -> dict[str, Path]:
-    """A run of each method, made by the program itself."""
+def finished(workspace: Path) -> dict[str, Path]:
+    """Train a run of each method with the program; return the run folders."""
     runs = {}
     for method, updates in (("fast-rcnn", "120"), ("rcnn", "60")):
         words = [*SMALL, "--method", method, "--name", method, "--updates", updates]
         words += ["--validate-every-updates", "60", "--log-every-updates", "20", "--checkpoint-every-updates", "10"]
-        out, err, code = told(workshop, *words)
+        out, err, code = run_program(workspace, *words)
         assert (code, err) == (0, ""), err
-        assert "dropped, for it has no inside: disc (5, 5, 5, 5) in Annotations/003.xml" in out
+        assert "left out, because the box has no area inside the image: disc (5, 5, 5, 5) in Annotations/003.xml" in out
         assert "cover" in out
-        assert out.strip().splitlines()[-1].endswith(f"python -m vision.detect_predict runs/{method} <picture>")
-        runs[method] = workshop / "runs" / method
+        assert out.strip().splitlines()[-1].endswith(f"python -m vision.detect_predict runs/{method} <image>")
+        runs[method] = workspace / "runs" / method
     return runs
 
 
@@ -92,23 +92,23 @@ def program(folder: Path, *words: str, **environment: str) -> subprocess.Popen[s
     return start(folder, "-c", PROGRAM, *words, **environment)
 
 
-def told(folder: Path, *words: str) -> tuple[str, str, int]:
+def run_program(folder: Path, *words: str) -> tuple[str, str, int]:
     process = program(folder, *words)
     out, err = process.communicate(timeout=300)
     return out, err, process.returncode
 
 
-def figures(run: Path) -> dict[str, float]:
+def read_results(run: Path) -> dict[str, float]:
     found: dict[str, float] = json.loads((run / "result.json").read_text())["figures"]
     return found
 
 
-# ---- learning
+# ---- training
 
 
 @pytest.mark.parametrize("method", ["fast-rcnn", "rcnn"])
-def test_shapes_are_found(finished: dict[str, Path], method: str) -> None:
-    found = figures(finished[method])
+def test_shapes_are_detected(finished: dict[str, Path], method: str) -> None:
+    found = read_results(finished[method])
     assert found["test_recall_50"] > 0.9
     assert found["test_map_50"] > 0.7, found
     assert found["network_seconds"] > 0
@@ -116,7 +116,7 @@ def test_shapes_are_found(finished: dict[str, Path], method: str) -> None:
     assert {"test_ap_50_disc", "test_ap_50_square", "test_map_50_95", "validation_map_50"} <= found.keys()
 
 
-def test_a_run_leaves_what_its_readme_promises(finished: dict[str, Path]) -> None:
+def test_a_run_folder_has_the_documented_files(finished: dict[str, Path]) -> None:
     run = finished["fast-rcnn"]
     lines = metrics(run)
     assert [line["step"] for line in lines if "train/loss" in line] == list(range(20, 121, 20))
@@ -127,7 +127,7 @@ def test_a_run_leaves_what_its_readme_promises(finished: dict[str, Path]) -> Non
     assert media >= {"learnt_from-0.png", "validation-60.png", "test_worst-120.png", "test_best-120.png"}
     assert list(run.glob("events.*"))
     detector = detectors.load(run)
-    assert detector.metadata.figures == figures(run)
+    assert detector.metadata.figures == read_results(run)
     assert detector.metadata.classes == ("disc", "square")
     weights = checkpoint.load(run / "checkpoint-0.pt", "detect")["detector"]
     assert all(torch.equal(tensor, weights[name]) for name, tensor in detector.state_dict().items())
@@ -143,31 +143,33 @@ def test_only_rcnn_has_svms(finished: dict[str, Path]) -> None:
     assert float(svm.ridge.abs().sum()) > 0
 
 
-# ---- it repeats itself and survives
+# ---- reproducibility and resume
 
 
 @pytest.mark.parametrize(
     ("method", "signals"), [("fast-rcnn", [signal.SIGKILL, signal.SIGTERM]), ("rcnn", [signal.SIGKILL])]
 )
-def test_a_run_goes_on_as_if_nothing_had_happened(
-    finished: dict[str, Path], workshop: Path, method: str, signals: list[signal.Signals]
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    finished: dict[str, Path], workspace: Path, method: str, signals: list[signal.Signals]
 ) -> None:
-    """Killed, and asked to stop: in the end it is the run that nobody disturbed."""
+    """A run that was killed and stopped ends with the same metrics and weights as an uninterrupted run."""
     whole = finished[method]
-    run = unstarted_run(whole, workshop, f"{method}-disturbed")
+    run = unstarted_run(whole, workspace, f"{method}-disturbed")
     words = ["--name", run.name, "--resume"]
     for number in signals:
         before = max(num_updates(run, "detect"), 0)
-        process = program(workshop, *words, PAUSE="0.2")
+        process = program(workspace, *words, PAUSE="0.2")
         out, err, code = signal_at(process, run, "detect", number, update=before + 1)
-        assert before < num_updates(run, "detect") < (120 if method == "fast-rcnn" else 60), "not disturbed in time"
+        assert before < num_updates(run, "detect") < (120 if method == "fast-rcnn" else 60), (
+            "the signal arrived too late"
+        )
         if number is signal.SIGTERM:
             assert (code, err) == (0, "")
-            assert f"go on with: python -m vision.detect --name {run.name} --resume" in out
+            assert f"resume with: python -m vision.detect --name {run.name} --resume" in out
         else:
             assert code == -signal.SIGKILL
     assert not (run / "result.json").exists()
-    out, err, code = told(workshop, *words, "--quiet")
+    out, err, code = run_program(workspace, *words, "--quiet")
     assert (code, err) == (0, "")
     assert len(out.strip().splitlines()) == 1
     assert metrics(run) == metrics(whole)
@@ -176,30 +178,30 @@ def test_a_run_goes_on_as_if_nothing_had_happened(
 
 
 def test_a_finished_run_is_not_tested_again(
-    finished: dict[str, Path], swift: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    finished: dict[str, Path], quick: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(detect, "test", lambda *words: pytest.fail("the test set was looked at twice"))
+    monkeypatch.setattr(detect, "test", lambda *words: pytest.fail("the test set was used twice"))
     before = (finished["fast-rcnn"] / "result.json").read_bytes()
     detect.main(["--name", "fast-rcnn", "--resume"])
     assert "test mAP" in capsys.readouterr().out
-    assert (swift / "runs" / "fast-rcnn" / "result.json").read_bytes() == before
+    assert (quick / "runs" / "fast-rcnn" / "result.json").read_bytes() == before
 
 
-def test_without_a_test_nobody_reads_it(swift: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(detect, "test", lambda *words: pytest.fail("the test set was looked at"))
+def test_no_test_leaves_the_test_set_out(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detect, "test", lambda *words: pytest.fail("the test set was used"))
     detect.main([*SMALL, "--no-test", "--name", "untested", "--updates", "2", "--quiet"])
-    assert not any(name.startswith("test") for name in figures(swift / "runs" / "untested"))
+    assert not any(name.startswith("test") for name in read_results(quick / "runs" / "untested"))
 
 
-def test_numbers_that_are_none_end_the_run(swift: Path) -> None:
+def test_divergence_ends_the_run(quick: Path) -> None:
     words = [*SMALL, "--name", "nan", "--learning-rate", "1e30", "--optimizer", "sgd", "--warmup-updates", "0"]
     with pytest.raises(UserError, match=r"NaN or Inf.*lower --learning-rate"):
         detect.main([*words, "--updates", "40", "--checkpoint-every-updates", "20", "--quiet"])
-    assert num_updates(swift / "runs" / "nan", "detect") == 0
+    assert num_updates(quick / "runs" / "nan", "detect") == 0
 
 
-@pytest.mark.usefixtures("swift")
-def test_an_eye_that_has_learnt_begins(finished: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("quick")
+def test_pretrained_backbone_is_loaded(finished: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     words = [*SMALL, "--pretrained-backbone", str(finished["fast-rcnn"]), "--freeze-batch-norm", "--name", "begun"]
     detect.main([*words, "--updates", "1", "--no-test"])
     assert "tensors from" in capsys.readouterr().out
@@ -208,23 +210,23 @@ def test_an_eye_that_has_learnt_begins(finished: dict[str, Path], capsys: pytest
     assert torch.equal(begun, detectors.load(finished["fast-rcnn"]).state_dict()[name])
 
 
-# ---- one's own pictures, and both side by side
+# ---- detect_predict and detect_compare
 
 
 @pytest.mark.parametrize("method", ["fast-rcnn", "rcnn"])
-def test_own_pictures(
+def test_detect_predict(
     finished: dict[str, Path], method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture, marked = shapes.draw(np.random.default_rng(99))
     large = np.repeat(np.repeat(picture, 3, 0), 3, 1)
     Image.fromarray(large).save(tmp_path / "large.png")
-    Image.fromarray(large[..., 0]).save(tmp_path / "grey.png")
+    Image.fromarray(large[..., 0]).save(tmp_path / "gray.png")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     words = [str(finished[method]), str(tmp_path), "--device", "cpu", "--threads", "1", "--out", str(tmp_path / "out")]
     with pytest.raises(UserError, match=r"broken\.png"):
         detect_predict.main([*words, "--json"])
     found = {Path(each["picture"]).name: each["found"] for each in json.loads(capsys.readouterr().out)}
-    assert found.keys() == {"large.png", "grey.png"}
+    assert found.keys() == {"large.png", "gray.png"}
     hits = 0
     for name, box in marked:
         middle = [(box[0] + box[2]) * 1.5, (box[1] + box[3]) * 1.5]
@@ -239,28 +241,37 @@ def test_own_pictures(
         assert drawn.size == (288, 216)
         assert not np.array_equal(np.asarray(drawn), large)
     detect_predict.main([words[0], str(tmp_path / "large.png"), *words[2:]])
-    assert "pictures with boxes" in capsys.readouterr().out
+    assert "images with boxes" in capsys.readouterr().out
 
 
-def test_both_side_by_side(
-    finished: dict[str, Path], swift: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_detect_compare(
+    finished: dict[str, Path], quick: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # On pictures this small and a busy machine either one may be the faster: times are set, all else is measured.
+    # With such small images either method may be faster, so times are set; everything else is measured.
     measure = detect_compare.measure
     monkeypatch.setattr(
         detect_compare, "measure", lambda *arguments: dataclasses.replace(measure(*arguments), network=(0.75, 0.25))
     )
-    words = [str(finished["rcnn"]), str(finished["fast-rcnn"]), "--pictures", "3", "--device", "cpu", "--threads", "1"]
+    words = [
+        str(finished["rcnn"]),
+        str(finished["fast-rcnn"]),
+        "--num-images",
+        "3",
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+    ]
     detect_compare.main([*words, "--out", "compared"])
     printed = capsys.readouterr().out
     assert "times faster" in printed
-    rows = json.loads((swift / "compared" / "compare.json").read_text())["rows"]
+    rows = json.loads((quick / "compared" / "compare.json").read_text())["rows"]
     assert [row["method"] for row in rows] == ["rcnn", "fast-rcnn"]
     assert [row["network_seconds"] for row in rows] == [0.75, 0.25]
     assert rows[0]["times_faster"] == 1.0
     assert rows[1]["times_faster"] == 3.0
     assert rows[0]["proposal_seconds"] == rows[1]["proposal_seconds"] > 0
-    with Image.open(swift / "compared" / "compare.png") as picture:
+    with Image.open(quick / "compared" / "compare.png") as picture:
         assert picture.size == (96 * 3 + 8, 72 * 3 + 8)
     with pytest.raises(UserError, match="Two runs"):
         detect_compare.main(words[:1])
@@ -268,11 +279,11 @@ def test_both_side_by_side(
         detect_compare.main([words[0], "runs/nothing"])
 
 
-# ---- mistakes
+# ---- errors
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         (["--data", ""], "--data bccd"),
         (["--data", "shape"], "shapes"),
@@ -282,26 +293,28 @@ def test_both_side_by_side(
         (["--stem", "small"], "--stem"),
         (["--pretrained-backbone", "nowhere"], "nowhere"),
         (["--regions-per-update", "0"], "at least 1"),
-        (["--search-colours", "cmyk"], "rgb"),
+        (["--search-color-spaces", "cmyk"], "rgb"),
         (["--resume", "--name", "nowhere"], "nowhere"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_makes_no_folder(workshop: Path, words: list[str], says: str) -> None:
-    before = set(workshop.rglob("*"))
+def test_an_error_is_one_sentence_and_creates_no_folder(workspace: Path, words: list[str], message: str) -> None:
+    before = set(workspace.rglob("*"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(workshop)
-        with pytest.raises(UserError) as mistake:
+        patch.chdir(workspace)
+        with pytest.raises(UserError) as error:
             detect.main([*SMALL, *words])
-    assert says in str(mistake.value)
-    assert "\n" not in str(mistake.value)
-    assert set(workshop.rglob("*")) == before
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert set(workspace.rglob("*")) == before
 
 
-@pytest.mark.usefixtures("swift")
-def test_what_a_person_forgets(finished: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UserError, match="No detector was named"):
+@pytest.mark.usefixtures("quick")
+def test_missing_arguments_and_changed_settings_are_refused(
+    finished: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match="No detector was given"):
         detect_predict.main([])
-    with pytest.raises(UserError, match="No picture was named"):
+    with pytest.raises(UserError, match="No image was given"):
         detect_predict.main([str(finished["rcnn"])])
     with pytest.raises(UserError, match="cannot be resumed with 7"):
         detect.main(["--name", "fast-rcnn", "--resume", "--updates", "7"])
@@ -311,7 +324,7 @@ def test_what_a_person_forgets(finished: dict[str, Path], capsys: pytest.Capture
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_names() -> None:
+def test_default_name() -> None:
     assert detect.default_name(parse(Config, PRESETS, ["--data", "../my cells.zip"], "")) == (
         "detect-my_cells-fast-rcnn-fast-1"
     )

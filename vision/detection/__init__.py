@@ -1,1 +1,1 @@
-"""Object detection: proposals, R-CNN and Fast R-CNN, and their scoring."""
+"""Object detection: selective search, R-CNN, Fast R-CNN, and average precision."""

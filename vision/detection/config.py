@@ -1,6 +1,6 @@
-"""The fields of a detector's run and its presets.
+"""Config fields and presets of object detection.
 
-One object is the command line, runs/<name>/config.json and TensorBoard's hparams. An update is one gradient step.
+The same object is the command line, runs/<name>/config.json and TensorBoard's hparams. An update is one gradient step.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from zerokara.core.compute import Precision
 from zerokara.core.config import Range, UserError
 from zerokara.core.models.model_file import ClassifierMetadata, read_metadata
 from zerokara.core.zoo import registry as zoo
+from zerokara.vision.detection import names
 from zerokara.vision.detection.detector import Method
 from zerokara.vision.detection.selective_search import SearchSettings
 
@@ -28,182 +29,185 @@ Positive = Annotated[float, Range(0, low_open=True)]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Detection of objects."""
+    """Settings of a detection run."""
 
-    RENAMED: ClassVar[Mapping[str, str]] = {
-        "width": "width_multiplier",
-        "init_backbone": "pretrained_backbone",
-    }
-    """Renamed fields, old name to new name. Old names are still accepted in saved configs and on the command line."""
+    RENAMED: ClassVar[Mapping[str, str]] = names.RENAMED
+    FOREIGN_NAMES: ClassVar[Mapping[str, str]] = names.FOREIGN_NAMES
+    GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = names.GROUPS
+    COMMON: ClassVar[tuple[str, ...]] = names.COMMON
+    PRESET_SUMMARIES: ClassVar[Mapping[str, str]] = names.PRESET_SUMMARIES
 
     preset: str = "fast"
-    """Named set of defaults for all that follows."""
+    """Named set of defaults for the other options."""
     data: str = ""
-    """Pictures with boxes: a folder or zip of PASCAL VOC's XML, COCO's JSON or YOLO's text, such as bccd."""
+    """Data set: folder, zip or name of images with boxes in PASCAL VOC XML, COCO JSON or YOLO text, such as bccd."""
     data_dir: str = ""
-    """Where named data lie; empty: $ZEROKARA_DATA, else ~/.cache/zerokara."""
+    """Folder with the named data sets; empty: $ZEROKARA_DATA, else ~/.cache/zerokara."""
     image_side: Annotated[int, Range(64, 4096)] = 400
-    """Longer side to which pictures are scaled, in pixels."""
+    """Longer side to which images are scaled, in pixels."""
     split_seed: Annotated[int, Range(0, 10**6)] = 0
-    """Decides which fifth is the test set and which tenth validates; the same for all runs that are compared."""
+    """Seed of the split into training, validation (a tenth) and test images (a fifth). Runs that are compared need the
+    same value."""
     test: bool = True
-    """Read the test set, once, when training is over; --no-test while one is still choosing."""
+    """Evaluate on the test set once, after training. Use --no-test while you tune settings."""
     name: str = ""
-    """Folder under runs/; empty: made of data, method, preset and seed."""
+    """Folder under runs/; empty: made of data set, method, preset and seed."""
     seed: Annotated[int, Range(0, 10**6)] = 1
-    """Seed of everything else that is random."""
+    """Seed of all random numbers except those of the split."""
     updates: Count = 3000
-    """Length of the run."""
+    """Number of gradient steps."""
     resume: bool = False
-    """Go on with the run of this name from its last checkpoint."""
+    """Resume the run of this name from its last checkpoint."""
     quiet: bool = False
-    """Print nothing but warnings and the closing line."""
+    """Print warnings and the closing line only."""
 
     # --- proposals -------------------------------------------------------------------------------------------------
     proposals: Annotated[int, Range(1, 10_000)] = 2000
-    """Proposals of a picture that are looked at."""
-    search_colours: tuple[Literal["rgb", "hsv", "lab"], ...] = ("hsv", "lab")
-    """Colour spaces in which selective search segments a picture."""
+    """Maximum number of proposals per image."""
+    search_color_spaces: tuple[Literal["rgb", "hsv", "lab"], ...] = ("hsv", "lab")
+    """Color spaces in which selective search segments an image."""
     search_scales: Annotated[tuple[float, ...], Range(10, 10_000)] = (50.0, 100.0)
-    """Scales of its segmentations: larger, larger segments."""
+    """Scales (k) of the graph-based segmentations; a larger scale gives larger segments."""
     proposal_cache: str = ""
-    """Folder in which proposals are kept; empty: ~/.cache/zerokara/proposals."""
+    """Folder in which proposals are cached; empty: ~/.cache/zerokara/proposals."""
 
-    # --- the network -----------------------------------------------------------------------------------------------
+    # --- network ---------------------------------------------------------------------------------------------------
     method: Method = "fast-rcnn"
-    """fast-rcnn looks at a picture once; rcnn at each proposal, with SVMs on top."""
+    """fast-rcnn runs the backbone once per image; rcnn once per proposal, followed by linear SVMs."""
     backbone: str = ""
-    """Name of the backbone (`python -m core.backbones`); empty: that of --pretrained-backbone, else a slim resnet18."""
+    """Backbone, by its name in core.backbones; empty: that of --pretrained-backbone, else a narrow resnet18."""
     width_multiplier: Annotated[float | None, Range(0.1, 16)] = None
-    """Factor on the backbone's channels, where it has that option; None: 1, or that of --pretrained-backbone."""
+    """Factor on the number of channels of the backbone; None: that of --pretrained-backbone, else 1."""
     stem: Stem | None = None
-    """The backbone's first layers, where it has that option; None: paper, or that of --pretrained-backbone."""
+    """First layers of the backbone, if it has this option; None: those of --pretrained-backbone, else paper."""
     pretrained_backbone: str = ""
-    """Start the eye from a run's folder, a name of the zoo, or a file of weights, ours or torchvision's."""
+    """Run folder, name in the zoo or weights file (ours or torchvision's) from which the backbone is initialized;
+    empty: random initialization."""
     freeze_batch_norm: bool = False
-    """Leave the statistics of BatchNorm as they were in --pretrained-backbone."""
+    """Keep the BatchNorm statistics of --pretrained-backbone during training."""
     stride: Annotated[int, Range(1, 64)] = 8
-    """Pixels for a cell of the feature map at most; the deepest map that keeps to it is used."""
+    """Maximum stride of the feature map, in pixels. The deepest feature map with at most this stride is used."""
     bins: Annotated[int, Range(1, 32)] = 6
-    """Cells, along a side, to which RoI pooling brings a region."""
-    units: Count = 256
-    """Units of each of the two hidden layers over a region."""
+    """Height and width of the output of RoI pooling, in cells."""
+    hidden_units: Count = 256
+    """Units of each of the two hidden layers after RoI pooling."""
     dropout: Fraction = 0.5
-    """Probability with which a hidden unit is dropped."""
+    """Dropout probability of the hidden layers."""
     crop_side: Annotated[int, Range(16, 512)] = 64
-    """Side of R-CNN's warped crops, in pixels; a fourteenth of it on each side shows what lies around."""
+    """rcnn: side of the warped crops, in pixels. One fourteenth of it on each side is context around the proposal."""
 
-    # --- learning --------------------------------------------------------------------------------------------------
+    # --- training --------------------------------------------------------------------------------------------------
     images_per_update: Count = 2
-    """Pictures in an update of Fast R-CNN."""
+    """fast-rcnn: images per update."""
     regions_per_update: Count = 128
-    """Regions in an update, of all its pictures together."""
-    foreground: Annotated[float, Range(0, 1, low_open=True)] = 0.25
-    """Share of them that shows an object, at most."""
+    """Regions per update, over all of its images."""
+    foreground_fraction: Annotated[float, Range(0, 1, low_open=True)] = 0.25
+    """Maximum fraction of foreground regions in an update."""
     foreground_iou: Annotated[float, Range(0, 1, low_open=True)] = 0.5
-    """Overlap with a true box from which a proposal shows that object."""
+    """Minimum IoU with a true box at which a proposal is foreground."""
     background_iou: Fraction = 0.0
-    """Overlap below which a proposal is not even background; the paper has 0.1."""
+    """Minimum IoU with a true box at which a proposal is background; those below are not sampled. Fast R-CNN's paper
+    has 0.1."""
     box_loss: NotNegative = 1.0
-    """Weight of the smooth L1 loss of boxes beside the log loss of classes, in Fast R-CNN."""
+    """fast-rcnn: weight of the smooth L1 loss of the boxes; the cross-entropy of the classes has weight 1."""
     optimizer: Literal["sgd", "adam", "adamw", "muon"] = "adamw"
-    """Nesterov's SGD, Adam, AdamW, or Muon for the matrices and AdamW for the rest."""
+    """SGD with Nesterov momentum, Adam, AdamW, or Muon for weight matrices and AdamW for the other parameters."""
     learning_rate: Positive = 1e-3
-    """Step size of the optimiser at its peak."""
+    """Peak learning rate, reached after the warmup."""
     momentum: Fraction = 0.9
     """Momentum of SGD and Muon."""
     weight_decay: NotNegative = 0.02
-    """Decay of weights; biases and normalisation are left alone."""
+    """Weight decay; not applied to biases and normalization layers."""
     warmup_updates: Annotated[int, Range(0)] = 100
-    """Updates over which the learning rate rises to its peak; then it falls along half a cosine."""
+    """Updates of linear learning rate warmup, followed by cosine decay to 0; 0: no warmup."""
     max_grad_norm: Positive = 10.0
-    """Norm to which gradients are clipped."""
+    """Maximum norm of the gradient; larger gradients are clipped."""
     flip: Literal["none", "horizontal", "both"] = "horizontal"
-    """Mirror every other picture left to right, or that and upside down, which suits what has no top."""
+    """Random flips of training images, with probability 0.5 for each axis; both also flips upside down."""
     brightness: Fraction = 0.1
-    """Brightness more or less by up to this."""
+    """Maximum random change of brightness, on the scale from 0 to 1."""
     contrast: Fraction = 0.2
-    """Contrast more or less by up to this fraction."""
+    """Maximum random change of contrast, as a fraction."""
 
-    # --- R-CNN's last stage ----------------------------------------------------------------------------------------
+    # --- SVMs and box regression of R-CNN --------------------------------------------------------------------------
     svm_c: Positive = 1e-3
-    """C of the SVMs: larger, less regularised."""
+    """rcnn: parameter C of the SVMs; a larger value regularizes less."""
     svm_background_iou: Fraction = 0.3
-    """Overlap with every object of a class below which a proposal is a negative of its SVM."""
+    """rcnn: a proposal whose IoU with every object of a class is below this is a negative of the SVM of that class."""
     svm_rounds: Count = 3
-    """Rounds in which hard negatives are added."""
+    """rcnn: rounds of hard negative mining."""
     svm_proposals: Count = 500
-    """Proposals of a training picture among which the SVMs find negatives."""
+    """rcnn: proposals per training image that are mined for hard negatives."""
     ridge: NotNegative = 1000.0
-    """Regularisation of the regression of boxes."""
+    """rcnn: L2 regularization of the box regression."""
 
-    # --- evaluation and keeping ------------------------------------------------------------------------------------
+    # --- evaluation and checkpoints --------------------------------------------------------------------------------
     nms_iou: Fraction = 0.3
-    """Overlap up to which two detections of one class may both stay."""
+    """IoU threshold of non-maximum suppression, applied per class."""
     detections: Count = 100
-    """Detections of a picture that are kept."""
+    """Maximum number of detections per image."""
     validate_every_updates: Count = 500
-    """Updates between validations of Fast R-CNN; R-CNN, which looks for seconds at a picture, has one at the end."""
+    """fast-rcnn: updates between evaluations on the validation images. rcnn, which takes seconds per image, is
+    evaluated once, after training."""
     log_every_updates: Count = 20
-    """Updates between lines of metrics."""
+    """Updates between log lines."""
     checkpoint_every_updates: Count = 100
     """Updates between checkpoints."""
 
-    # --- the machine -----------------------------------------------------------------------------------------------
+    # --- hardware --------------------------------------------------------------------------------------------------
     device: str = "auto"
     """auto, cpu, cuda, cuda:<n> or mps."""
     precision: Precision = "auto"
-    """Arithmetic of the network; auto: what a short measurement finds fastest."""
+    """Arithmetic of the network; auto: the fastest in a short measurement."""
     threads: Annotated[int, Range(0)] = 0
-    """CPU threads; 0: as many as there are cores."""
+    """CPU threads; 0: one per core."""
 
-    def light(self) -> Augment:
-        """What is done to the light of training pictures."""
+    def augment(self) -> Augment:
+        """Return the color augmentation of training images."""
         return Augment(brightness=self.brightness, contrast=self.contrast)
 
     def search(self) -> SearchSettings:
-        """How proposals are found."""
-        return SearchSettings(colours=self.search_colours, scales=tuple(map(float, self.search_scales)))
+        """Return the settings of selective search."""
+        return SearchSettings(colours=self.search_color_spaces, scales=tuple(map(float, self.search_scales)))
 
     def options(self) -> dict[str, Any]:
-        """Options of the backbone that need to be said."""
-        asked: dict[str, Any] = {"width": self.width_multiplier, "stem": self.stem}
-        usual = {"width": 1.0, "stem": "paper"}
-        return {name: value for name, value in asked.items() if value is not None and value != usual[name]}
+        """Return the options of the backbone that differ from its defaults."""
+        given: dict[str, Any] = {"width": self.width_multiplier, "stem": self.stem}
+        default = {"width": 1.0, "stem": "paper"}
+        return {name: value for name, value in given.items() if value is not None and value != default[name]}
 
-    def eye_path(self) -> Path | None:
-        """Where the weights lie that the eye starts from."""
+    def backbone_weights_path(self) -> Path | None:
+        """Return the path of the weights of --pretrained-backbone; None without that option."""
         if not self.pretrained_backbone:
             return None
         return zoo.weights_source(self.pretrained_backbone)
 
 
-SLIM: Mapping[str, Any] = {"backbone": "resnet18", "width_multiplier": 0.45, "stem": "medium"}
-"""The eye where none is named: resnet18 with half of its channels, and a stem for small pictures."""
+DEFAULT_BACKBONE: Mapping[str, Any] = {"backbone": "resnet18", "width_multiplier": 0.45, "stem": "medium"}
+"""Backbone if none is named: resnet18 with 0.45 times its channels and a stem for small images."""
 
 
-def settled(config: Config) -> tuple[Config, ClassifierMetadata | None]:
-    """The config with its eye named, and what is known of the classifier that the eye comes from.
+def resolve_backbone(config: Config) -> tuple[Config, ClassifierMetadata | None]:
+    """Fill in backbone, width and stem; return the config and the metadata of the pretrained classifier, if any.
 
     Raises:
-        UserError: weights that are not there or damaged.
+        UserError: the weights are missing or damaged, or do not name their network and --backbone is not given.
     """
-    path = config.eye_path()
+    path = config.backbone_weights_path()
     metadata = read_metadata(path) if path is not None else None
     if not config.backbone and metadata is None and path is not None:
         raise UserError(
-            f"{path} does not say of which network it is: name that too, "
-            f"with --backbone, --width-multiplier and --stem."
+            f"{path} does not contain the name of its network: add --backbone, --width-multiplier and --stem."
         )
     if not config.backbone and metadata is not None:
         option_of = {"width_multiplier": "width", "stem": "stem"}  # field -> option of the backbone
-        known = {field: metadata.options[name] for field, name in option_of.items() if name in metadata.options}
-        eye: Mapping[str, Any] = {"backbone": metadata.backbone, **known}
+        saved = {field: metadata.options[name] for field, name in option_of.items() if name in metadata.options}
+        defaults: Mapping[str, Any] = {"backbone": metadata.backbone, **saved}
     else:
-        eye = SLIM if not config.backbone else {}
-    # What was typed stands; only what was left open is filled in.
-    open_fields = {name: value for name, value in eye.items() if getattr(config, name) in ("", None)}
-    config = replace(config, **open_fields)
+        defaults = DEFAULT_BACKBONE if not config.backbone else {}
+    # Options given by the user take precedence.
+    unset = {name: value for name, value in defaults.items() if getattr(config, name) in ("", None)}
+    config = replace(config, **unset)
     if "width" in option_names(config.backbone) and config.width_multiplier is None:
         config = replace(config, width_multiplier=1.0)
     if "stem" in option_names(config.backbone) and config.stem is None:
@@ -212,11 +216,9 @@ def settled(config: Config) -> tuple[Config, ClassifierMetadata | None]:
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # What finds most in half an hour on two cores.
     "fast": {},
-    # Cells, leaves, things seen from above: what has no top.
     "cells": {"flip": "both"},
-    # The settings of "Fast R-CNN", section 2.3, where they are not the defaults.
+    # Section 2.3 of the paper.
     "paper": {
         "background_iou": 0.1,
         "optimizer": "sgd",

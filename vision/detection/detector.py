@@ -1,7 +1,9 @@
-"""A detector: proposals and a picture in, boxes with classes and confidence out; and the file that keeps it.
+"""Detector: image and proposals in, boxes with classes and confidence scores out; and its model file.
 
-detector = load(Path("runs/detect-bccd-fast-rcnn-fast-1"))
-found = detector.detect(canvas_CHW, proposals_P4, compute)
+    detector = load(Path("runs/detect-bccd-fast-rcnn-fast-1"))
+    found = detector.detect(canvas_CHW, proposals_P4, compute)
+
+A canvas is an image scaled to `image_side`.
 
 Shapes: C channels, H, W pixels, P proposals, D hidden units or detections, K classes.
 """
@@ -29,85 +31,88 @@ from zerokara.vision.detection.selective_search import SearchSettings
 FORMAT = "zerokara-detector-1"
 MODEL_FILE = "model.safetensors"
 Method = Literal["fast-rcnn", "rcnn"]
-_CROPS = 256  # that go through the network together
+_CROP_BATCH = 256  # crops per forward pass
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorMetadata:
-    """What a detector is: enough to build it, to feed it, and to know what it was measured at."""
+    """Metadata of a detector, saved in its model file: network, preprocessing, selective search and test results.
+
+    The names of the fields are keys in the file and stay as they are.
+    """
 
     method: Method
     backbone: str
     classes: tuple[str, ...]
-    image_side: int  # longer side of a picture, in pixels
-    mean: tuple[float, ...]  # of each colour, in pixels of 0 to 1
+    image_side: int  # longer side of an image, in pixels
+    mean: tuple[float, ...]  # per color channel, for pixels from 0 to 1
     std: tuple[float, ...]
     stride: int
     bins: int
-    units: int
+    units: int  # of each hidden layer
     dropout: float
-    crop_side: int  # of R-CNN's warped crops, and how much of it shows what lies around
-    crop_context: int
-    proposals: int
+    crop_side: int  # side of R-CNN's warped crops, in pixels
+    crop_context: int  # pixels of it on each side that show context
+    proposals: int  # maximum per image
     search: SearchSettings = SearchSettings()  # noqa: RUF009  (frozen)
     options: Mapping[str, Any] = field(default_factory=dict)  # of the backbone
     nms_iou: float = 0.3
-    detections: int = 100
-    data: str = ""  # what it learnt from, in words
-    command: str = ""  # what made it
-    figures: Mapping[str, float] = field(default_factory=dict)  # what was measured of it
+    detections: int = 100  # maximum per image
+    data: str = ""  # description of the training data
+    command: str = ""  # command line that trained it
+    figures: Mapping[str, float] = field(default_factory=dict)  # metrics on validation and test images
 
     def build(self) -> RegionNet:
-        """The network without its weights."""
+        """Build the network with random weights."""
         return RegionNet(
             self.backbone,
             len(self.classes),
             stride=self.stride,
             bins=self.bins,
-            units=self.units,
+            hidden_units=self.units,
             dropout=self.dropout,
             **self.options,
         )
 
     def normalize(self, x_BCHW: Tensor) -> Tensor:
-        """Images scaled to [0, 1] as the network expects them."""
+        """Normalize images with values from 0 to 1 by the mean and standard deviation of each channel."""
         shape = (1, -1, 1, 1)
         return (x_BCHW - x_BCHW.new_tensor(self.mean).view(shape)) / x_BCHW.new_tensor(self.std).view(shape)
 
     def crops(self, images_BCHW: Tensor, boxes_R4: Tensor, image_R: Tensor) -> Tensor:
-        """R-CNN's warped crops (R, C, S, S) from 0 to 1, with what lies around."""
+        """Return R-CNN's warped crops (R, C, S, S) with values from 0 to 1, including the context."""
         fill_C = boxes_R4.new_tensor(self.mean)
         return warp(images_BCHW, boxes_R4, image_R, self.crop_side, self.crop_context, fill_C)
 
     def whole_crops(self, number: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The one region of each crop: boxes (number, 4) and whose they are."""
+        """Return the region that covers each crop: boxes (number, 4) and image indices (number,)."""
         side = float(self.crop_side)
         boxes_R4 = torch.tensor([0.0, 0.0, side, side], device=device).repeat(number, 1)
         return boxes_R4, torch.arange(number, device=device)
 
 
 @dataclass(frozen=True)
-class Found:
-    """Detections of a picture, best first, on the CPU."""
+class Detections:
+    """Detections in one image, sorted by descending score, on the CPU."""
 
     boxes: Tensor
     """(D, 4) float32, pixels of the canvas."""
     scores: Tensor
-    """(D,) from 0 to 1."""
+    """(D,) confidence from 0 to 1."""
     labels: Tensor
-    """(D,) int64."""
+    """(D,) int64 class indices."""
 
-    def above(self, confidence: float) -> Found:
-        """Those of at least this confidence."""
+    def above(self, confidence: float) -> Detections:
+        """Return the detections with at least this confidence."""
         high = self.scores >= confidence
-        return Found(self.boxes[high], self.scores[high], self.labels[high])
+        return Detections(self.boxes[high], self.scores[high], self.labels[high])
 
 
 class Svm(nn.Module):
-    """R-CNN's last stage: a linear SVM and a ridge regression for each class, over the hidden layer's vectors.
+    """Last stage of R-CNN: a linear SVM and a ridge regression per class, on the vectors of the last hidden layer.
 
-    Buffers: `scale` brings vectors to a mean length of 20; `weight` (K, D) and `bias` (K,) give margins; `ridge`
-    (K, 4, D + 1) gives codes of boxes, its last column is the constant.
+    Buffers: `scale` scales vectors to a mean norm of 20; `weight` (K, D) and `bias` (K,) give margins; `ridge`
+    (K, 4, D + 1) gives box codes, its last column is the intercept.
     """
 
     scale: Tensor
@@ -123,7 +128,7 @@ class Svm(nn.Module):
         self.register_buffer("ridge", torch.zeros(classes, 4, units + 1))
 
     def forward(self, vectors_RD: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores (R, K) from 0 to 1, the logistic function of the margins, and codes (R, K, 4)."""
+        """Return scores (R, K), which are the sigmoid of the SVM margins, and box codes (R, K, 4)."""
         vectors_RD = vectors_RD.float()
         margin_RK = (vectors_RD * self.scale) @ self.weight.T + self.bias
         codes_RK4 = torch.einsum("rd,kcd->rkc", vectors_RD, self.ridge[..., :-1]) + self.ridge[..., -1]
@@ -131,7 +136,7 @@ class Svm(nn.Module):
 
 
 class Detector(nn.Module):
-    """The network with what its method puts on top of it."""
+    """Network and, for R-CNN, its SVMs and box regressions."""
 
     def __init__(self, metadata: DetectorMetadata) -> None:
         super().__init__()
@@ -139,18 +144,20 @@ class Detector(nn.Module):
         self.svm = Svm(len(metadata.classes), metadata.units) if metadata.method == "rcnn" else None
 
     @torch.no_grad()
-    def detect(self, canvas_CHW: Tensor, proposals_P4: Tensor, compute: Compute, *, least_score: float = 0.01) -> Found:
-        """What is in a picture: in evaluation mode, the mode is kept.
+    def detect(
+        self, canvas_CHW: Tensor, proposals_P4: Tensor, compute: Compute, *, min_score: float = 0.01
+    ) -> Detections:
+        """Detect objects in an image, in evaluation mode; afterwards the previous mode is restored.
 
         Args:
             canvas_CHW: uint8, on the device.
             proposals_P4: float32, pixels of the canvas, on the device.
-            compute: how.
-            least_score: what is worth looking at.
+            compute: hardware settings.
+            min_score: detections with a lower score are dropped before non-maximum suppression.
         """
         if not len(proposals_P4):
-            nothing = torch.zeros(0)
-            return Found(torch.zeros(0, 4), nothing, nothing.long())
+            empty = torch.zeros(0)
+            return Detections(torch.zeros(0, 4), empty, empty.long())
         training = self.training
         self.eval()
         with compute.autocast():
@@ -158,12 +165,12 @@ class Detector(nn.Module):
         self.train(training)
         height, width = canvas_CHW.shape[1:]
         boxes_PK4 = clip(decode(proposals_P4, codes_PK4), height, width)
-        most, nms_iou = self.metadata.detections, self.metadata.nms_iou
-        found = pick(boxes_PK4, score_PK, least_score=least_score, nms_iou=nms_iou, most=most)
-        return Found(*(compute.to_host(part) for part in found))
+        max_detections, nms_iou = self.metadata.detections, self.metadata.nms_iou
+        found = pick(boxes_PK4, score_PK, least_score=min_score, nms_iou=nms_iou, most=max_detections)
+        return Detections(*(compute.to_host(part) for part in found))
 
     def score(self, canvas_CHW: Tensor, proposals_P4: Tensor, compute: Compute) -> tuple[Tensor, Tensor]:
-        """Scores (P, K) and codes (P, K, 4) of proposals."""
+        """Return scores (P, K) and box codes (P, K, 4) of proposals."""
         if self.svm is not None:
             scores, codes = self.svm(self.vectors_of_crops(canvas_CHW, proposals_P4, compute))
             return scores, codes
@@ -173,42 +180,42 @@ class Detector(nn.Module):
         return logits.softmax(1)[:, 1:], codes
 
     def vectors_of_crops(self, canvas_CHW: Tensor, boxes_R4: Tensor, compute: Compute) -> Tensor:
-        """The hidden layer's vectors (R, D) float32 of warped crops: what R-CNN's SVMs see."""
+        """Return the vectors (R, D) float32 of the last hidden layer for warped crops: the input of R-CNN's SVMs."""
         vectors = []
-        for boxes in boxes_R4.split(_CROPS):
+        for boxes in boxes_R4.split(_CROP_BATCH):
             image_R = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
             crops = self.metadata.normalize(self.metadata.crops(canvas_CHW[None], boxes, image_R))
             maps = self.net.maps(compute.layout(crops))
-            whole, whose = self.metadata.whole_crops(len(boxes), boxes.device)
-            vectors.append(self.net.vectors(maps, whole, whose, (self.metadata.crop_side,) * 2).float())
+            whole, image_R = self.metadata.whole_crops(len(boxes), boxes.device)
+            vectors.append(self.net.vectors(maps, whole, image_R, (self.metadata.crop_side,) * 2).float())
         return torch.cat(vectors)
 
 
 def save(path: Path, detector: Detector) -> None:
-    """Write weights and card as one whole file.
+    """Write weights and metadata to one file, atomically.
 
     Raises:
-        UserError: the disk is full or refuses; the old file is as it was.
+        UserError: the file cannot be written; an existing file is unchanged.
     """
     model_file.write(path, detector.state_dict(), dataclasses.asdict(detector.metadata), FORMAT)
 
 
 def load(path: Path) -> Detector:
-    """The detector of a run's folder or of a file, in evaluation mode, float32 on the CPU.
+    """Load a detector from a run folder or a model file. It is in evaluation mode, float32, on the CPU.
 
     Raises:
-        UserError: no such file, a damaged one, or one that holds no detector of this version.
+        UserError: the file is missing, damaged, or not a detector of this version.
     """
     if path.is_dir() and not (path / MODEL_FILE).is_file():
-        raise UserError(f"{path} has no {MODEL_FILE}: give the folder of a run of vision.detect that has validated.")
+        raise UserError(f"{path} has no {MODEL_FILE}: give a run folder of vision.detect that contains one.")
     path = path / MODEL_FILE if path.is_dir() else path
     if not path.is_file():
-        raise UserError(f"There is no {path}: give the folder of a run of vision.detect, or its {MODEL_FILE}.")
+        raise UserError(f"There is no {path}: give a run folder of vision.detect, or its {MODEL_FILE}.")
     header, weights = model_file.contents(path)
     if header.get("format") != FORMAT:
         raise UserError(
-            f"{path} holds no detector of this version of zerokara (its format is {header.get('format')!r}, "
-            f"{FORMAT!r} was expected): give what {program_command('vision.detect')} wrote."
+            f"{path} is not a detector of this version of zerokara (its format is {header.get('format')!r}, "
+            f"{FORMAT!r} was expected): give a file written by {program_command('vision.detect')}."
         )
     try:
         fields = json.loads(header["card"])
@@ -219,6 +226,6 @@ def load(path: Path) -> Detector:
         detector.load_state_dict(weights)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"The card of {path} makes no sense or its weights do not fit it ({error_summary(error)}): make it again."
+            f"The metadata of {path} is invalid or does not fit its weights ({error_summary(error)}): train it again."
         ) from None
     return detector.eval()

@@ -1,6 +1,6 @@
-"""What learns to detect: pictures with proposals, the detector with its optimiser, one update, and scores.
+"""Training of a detector: data, loss, update step, checkpoint state and evaluation.
 
-Shapes: N pictures, B of an update, C channels, H, W pixels, R regions, K classes.
+Shapes: N images, B images per update, C channels, H, W pixels, R regions, K classes.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from zerokara.core.optim import make_optimizer
 from zerokara.core.programs import command
 from zerokara.core.progress import loading
 from zerokara.core.stopwatch import Stopwatch
-from zerokara.vision.detection.batches import Batch, CropBatches, PictureBatches, all_candidates
+from zerokara.vision.detection.batches import Batch, CropBatches, ImageBatches, all_candidates
 from zerokara.vision.detection.config import Config
-from zerokara.vision.detection.detector import Detector, DetectorMetadata, Found
+from zerokara.vision.detection.detector import Detections, Detector, DetectorMetadata
 from zerokara.vision.detection.proposals import Proposals
-from zerokara.vision.detection.scoring import Precision, precision
+from zerokara.vision.detection.scoring import AveragePrecision, precision
 
-CONTEXT = 16 / 227  # of a crop's side, on each side (R-CNN, appendix A)
+CONTEXT_FRACTION = 16 / 227  # of the side of a crop, on each side (R-CNN, appendix A)
 
 
 @dataclass(frozen=True)
 class Data:
-    """Pictures to learn from, to choose on and to be tested on; nobody looks at the last before the end."""
+    """Training, validation and test images. Test images are used only once, after training."""
 
     train: BoxSet
     validation: BoxSet
@@ -47,10 +47,10 @@ class Data:
 
     @classmethod
     def load(cls, config: Config) -> Data:
-        """Read everything and split it.
+        """Read the data set and split it.
 
         Raises:
-            UserError: data that are not there or broken, or too few.
+            UserError: the data set is missing, damaged or too small.
         """
         folder = Path(config.data_dir) if config.data_dir else None
         with loading(config.quiet) as progress:
@@ -60,38 +60,38 @@ class Data:
 
 @dataclass(frozen=True)
 class Scored:
-    """What a detector made of a set of pictures."""
+    """Detections and average precision on a set of images."""
 
-    found: list[Found]
-    precision: Precision
+    found: list[Detections]
+    precision: AveragePrecision
     network_seconds: float
-    """Median of a picture, without its proposals."""
+    """Median per image, without the time for proposals."""
 
 
 def loss(
     logits_RK: Tensor, codes_RK4: Tensor, label_R: Tensor, target_R4: Tensor, box_weight: float
 ) -> tuple[Tensor, Tensor]:
-    """Log loss and smooth L1 loss of Fast R-CNN (section 2.3, equations 1 to 3), both means over all regions.
+    """Multi-task loss of Fast R-CNN (section 2.3, equations 1 to 3): cross-entropy plus smooth L1, means over regions.
 
     Args:
-        logits_RK: (R, K + 1), the background first.
-        codes_RK4: (R, K, 4) of every class; that of the right one counts, and of the background none.
-        label_R: 0 is the background.
-        target_R4: right codes.
-        box_weight: lambda.
+        logits_RK: (R, K + 1), background first.
+        codes_RK4: predicted box codes (R, K, 4). Only those of the true class count; background regions have none.
+        label_R: true class, 0 is the background.
+        target_R4: true box codes.
+        box_weight: lambda, the weight of the smooth L1 loss.
 
     Returns:
-        Their sum, weighted, and the part of the boxes before it is weighted.
+        The weighted sum, and the smooth L1 loss without its weight.
     """
     classes = F.cross_entropy(logits_RK, label_R)
-    shown_R = torch.nonzero(label_R).flatten()
-    own_R4 = codes_RK4[shown_R, label_R[shown_R] - 1]
-    boxes = F.smooth_l1_loss(own_R4, target_R4[shown_R], reduction="sum") / len(label_R)
+    foreground_R = torch.nonzero(label_R).flatten()
+    own_R4 = codes_RK4[foreground_R, label_R[foreground_R] - 1]
+    boxes = F.smooth_l1_loss(own_R4, target_R4[foreground_R], reduction="sum") / len(label_R)
     return classes + box_weight * boxes, boxes
 
 
 class Training:
-    """Everything that a checkpoint holds, and one update over it."""
+    """Training state, saved in a checkpoint, and its update step."""
 
     def __init__(
         self,
@@ -116,84 +116,86 @@ class Training:
             momentum=config.momentum,
         )
         seed = config.seed * 1_000_003 + world.rank
-        self.generator = torch.Generator().manual_seed(seed)  # draws regions
-        self.light_generator = torch.Generator(compute.torch_device).manual_seed(seed)
-        self.light = config.light()
+        self.generator = torch.Generator().manual_seed(seed)  # samples regions
+        self.augment_generator = torch.Generator(compute.torch_device).manual_seed(seed)
+        self.augment = config.augment()
         candidates = all_candidates(train, proposals)
-        self.batches: PictureBatches | CropBatches
+        self.batches: ImageBatches | CropBatches
         if config.method == "rcnn":
             self.batches = CropBatches(config, metadata, candidates, self.generator)
         else:
-            self.batches = PictureBatches(config, train, candidates, self.generator)
+            self.batches = ImageBatches(config, train, candidates, self.generator)
         self.images = train.images.to(compute.torch_device)
         self.updates = 0
-        self.last_map: float | None = None  # of the last validation
+        self.last_map: float | None = None  # of the last evaluation on validation images
         self.stopwatch = Stopwatch()
-        # Sums since `read_metrics`: loss, that of boxes, right answers, gradient norm, updates; on the device.
+        # Sums since the last `read_metrics`, on the device: loss, box loss, accuracy, gradient norm, number of updates.
         self._sums = torch.zeros(5, device=compute.torch_device)
 
     @property
     def learning_rate(self) -> float:
-        """The step size of the next update."""
+        """Learning rate of the next update."""
         config = self.config
         return config.learning_rate * schedules.warmup_cosine(self.updates + 1, config.warmup_updates, config.updates)
 
-    def places(self) -> Tensor:
-        """The pictures (B,) of the next update: a function of seed and update, so nothing to save."""
+    def indices(self) -> Tensor:
+        """Return the indices (B,) of the images of the next update: a function of seed and update, so not saved."""
         number, size = len(self.train), min(self.config.images_per_update, len(self.train))
-        epoch, place = divmod(self.updates, max(1, number // size))
+        epoch, index = divmod(self.updates, max(1, number // size))
         shuffle = torch.Generator().manual_seed(self.config.seed * 7_919 + epoch)
-        return torch.randperm(number, generator=shuffle)[place * size : (place + 1) * size]
+        return torch.randperm(number, generator=shuffle)[index * size : (index + 1) * size]
 
     def update(self) -> None:
-        """One gradient step."""
+        """Take one gradient step."""
         config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * group.get("lr_factor", 1.0)
-        batch = self.batches.draw(self.images, self.places()[self.world.rank :: self.world.size])
-        pixels = self.light(batch.pixels, self.light_generator).clamp(0, 1)
+        batch = self.batches.sample(self.images, self.indices()[self.world.rank :: self.world.size])
+        pixels = self.augment(batch.pixels, self.augment_generator).clamp(0, 1)
         x_BCHW = self.compute.layout(self.metadata.normalize(pixels))
         with self.compute.autocast():
             logits, codes = self.detector.net(x_BCHW, batch.boxes, batch.image)
         weight = config.box_loss if config.method == "fast-rcnn" else 0.0
-        total, of_boxes = loss(logits, codes, batch.label, batch.codes, weight)
+        total, box_loss = loss(logits, codes, batch.label, batch.codes, weight)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         self.world.mean_gradients(self.detector.net.parameters())
         norm = nn.utils.clip_grad_norm_(self.detector.net.parameters(), config.max_grad_norm)
         self.optimizer.step()
-        right = (logits.detach().argmax(1) == batch.label).float().mean()
-        self._sums += torch.stack([total.detach(), of_boxes.detach(), right, norm.detach(), torch.ones_like(right)])
+        accuracy = (logits.detach().argmax(1) == batch.label).float().mean()
+        self._sums += torch.stack(
+            [total.detach(), box_loss.detach(), accuracy, norm.detach(), torch.ones_like(accuracy)]
+        )
         self.updates += 1
 
     def example(self) -> Batch:
-        """A batch as the network sees it, drawn without a trace in the state of the run."""
+        """Sample a batch as for an update and leave the state of the generator unchanged."""
         before = self.generator.get_state()
-        batch = self.batches.draw(self.images, self.places())
+        batch = self.batches.sample(self.images, self.indices())
         self.generator.set_state(before)
         return batch
 
     def score(self, boxes: BoxSet, proposals: Sequence[Proposals]) -> Scored:
-        """How well it does on pictures that it does not learn from."""
-        found, seconds = look(self.detector, boxes, proposals, self.compute)
+        """Evaluate the detector on images."""
+        found, seconds = detect_all(self.detector, boxes, proposals, self.compute)
         return Scored(found, precision(boxes, found), statistics.median(seconds))
 
     def read_metrics(self) -> dict[str, Tensor]:
-        """Means since the last call, as tensors on the device."""
+        """Return the means of the training metrics since the last call, as tensors on the device."""
         names = ("loss", "box_loss", "accuracy", "grad_norm")
         return read_means(self._sums, [f"train/{name}" for name in names])
 
     def is_finite(self) -> bool:
-        """Whether every weight is a number. Waits for the device."""
+        """Return True if all weights are finite. Synchronizes with the device."""
         return is_finite(self.detector)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values."""
+        """Return the state as tensors and plain values."""
         return {
             "detector": self.detector.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
-            "light_generator": self.light_generator.get_state(),
+            "light_generator": self.augment_generator.get_state(),
             "rng": checkpoint.rng_state(),
             "sums": self._sums,
             "updates": self.updates,
@@ -202,39 +204,41 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore the state that `state_dict` returned."""
         self.detector.load_state_dict(state["detector"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
-        self.light_generator.set_state(state["light_generator"])
+        self.augment_generator.set_state(state["light_generator"])
         checkpoint.set_rng_state(state["rng"])
         self._sums.copy_(state["sums"])
         self.updates, self.last_map, self.stopwatch.hours = state["updates"], state["last_map"], state["hours"]
 
 
-def look(
+def detect_all(
     detector: Detector, boxes: BoxSet, proposals: Sequence[Proposals], compute: Compute
-) -> tuple[list[Found], list[float]]:
-    """Detections in every picture, and the seconds that each took from pixels and proposals on."""
+) -> tuple[list[Detections], list[float]]:
+    """Return the detections in every image and the seconds per image, without the time for proposals."""
     found, seconds = [], []
-    for place, each in enumerate(proposals):
-        began = time.perf_counter()
-        canvas = boxes.images[place].to(compute.torch_device)
-        found.append(detector.detect(canvas, each.boxes.to(compute.torch_device), compute))  # waits for the device
-        seconds.append(time.perf_counter() - began)
+    for index, each in enumerate(proposals):
+        start = time.perf_counter()
+        canvas = boxes.images[index].to(compute.torch_device)
+        found.append(
+            detector.detect(canvas, each.boxes.to(compute.torch_device), compute)
+        )  # synchronizes with the device
+        seconds.append(time.perf_counter() - start)
     return found, seconds
 
 
-def make_metadata(config: Config, train: BoxSet, eye: ClassifierMetadata | None) -> DetectorMetadata:
-    """What describes the detector that a config asks for.
+def make_metadata(config: Config, train: BoxSet, pretrained: ClassifierMetadata | None) -> DetectorMetadata:
+    """Return the metadata of the detector that a config describes.
 
-    Pictures are normalised as those were that the eye comes from; where that is not known, by their own mean and
-    deviation.
+    Images are normalized with mean and standard deviation of the pretrained classifier; without one, with those of the
+    training images.
     """
-    if eye is not None and eye.channels == 3:
-        mean, std = eye.mean, eye.std
+    if pretrained is not None and pretrained.channels == 3:
+        mean, std = pretrained.mean, pretrained.std
     else:
-        mean, std = (tuple(of_C.tolist()) for of_C in channel_moments(train.images))
+        mean, std = (tuple(value_C.tolist()) for value_C in channel_moments(train.images))
     return DetectorMetadata(
         method=config.method,
         backbone=config.backbone,
@@ -245,10 +249,10 @@ def make_metadata(config: Config, train: BoxSet, eye: ClassifierMetadata | None)
         std=std,
         stride=config.stride,
         bins=config.bins,
-        units=config.units,
+        units=config.hidden_units,
         dropout=config.dropout,
         crop_side=config.crop_side,
-        crop_context=round(CONTEXT * config.crop_side),
+        crop_context=round(CONTEXT_FRACTION * config.crop_side),
         proposals=config.proposals,
         search=config.search(),
         nms_iou=config.nms_iou,
@@ -258,6 +262,6 @@ def make_metadata(config: Config, train: BoxSet, eye: ClassifierMetadata | None)
     )
 
 
-def with_figures(metadata: DetectorMetadata, figures: dict[str, float]) -> DetectorMetadata:
-    """The card with what was measured."""
-    return dataclasses.replace(metadata, figures=figures)
+def with_metrics(metadata: DetectorMetadata, metrics: dict[str, float]) -> DetectorMetadata:
+    """Return the metadata with these metrics."""
+    return dataclasses.replace(metadata, figures=metrics)

@@ -1,7 +1,7 @@
-"""The network of both detectors: an eye cut off at a sensible stride, RoI pooling, two hidden layers, two outputs.
+"""Network of both detectors: backbone up to a given stride, RoI pooling, two hidden layers, two output layers.
 
-Fast R-CNN shows it a whole picture and all of its proposals; R-CNN shows it each proposal as a picture of its own,
-whose only region is the whole of it. So the two differ in nothing but how often the eye looks.
+Fast R-CNN applies it to a whole image and all of its proposals. R-CNN applies it to each proposal as an image of its
+own, with one region that covers it. The two therefore differ only in the number of backbone passes.
 
 Shapes: B images, C channels, H, W pixels, h, w cells of the map, R regions, P bins, D hidden units, K classes.
 """
@@ -20,22 +20,22 @@ from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.boxes import roi_pool
 from zerokara.core.config import UserError
 
-MEASURED_SIDE = 1024  # pixels of the image on which strides are measured: so many that borders do not count
+MEASURED_SIDE = 1024  # pixels of the image on which strides are measured; large, so that padding has no effect
 
 
 class RegionNet(nn.Module):
-    """Scores and codes of regions.
+    """Class logits and box codes of regions.
 
     Args:
-        backbone: its name in core.backbones, and its `options`.
-        classes: K, without the background.
-        stride: pixels for a cell of the map at most; the deepest map that keeps to it is taken.
-        bins: P.
-        units: D.
-        dropout: probability with which a hidden unit is dropped.
+        backbone: name in core.backbones; `options` are its options.
+        classes: number of classes K, without the background.
+        stride: maximum stride in pixels; the deepest feature map with at most this stride is used.
+        bins: height and width P of the pooled regions, in cells.
+        hidden_units: D.
+        dropout: dropout probability of the hidden layers.
 
     Raises:
-        UserError: no such backbone or option, or one whose finest map is coarser than `stride`.
+        UserError: unknown backbone or option, or every feature map has a larger stride than `stride`.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class RegionNet(nn.Module):
         *,
         stride: int = 8,
         bins: int = 6,
-        units: int = 256,
+        hidden_units: int = 256,
         dropout: float = 0.5,
         **options: Any,
     ) -> None:
@@ -53,13 +53,13 @@ class RegionNet(nn.Module):
         self.classes, self.bins, self.dropout = classes, bins, dropout
         self._frozen = False
         self.backbone = make_backbone(backbone, 3, MEASURED_SIDE, **options)
-        pool_by_regions(self.backbone)
+        remove_last_pool(self.backbone)
         self.stage, self.stride, channels = choose_stage(self.backbone, stride)
-        leave_out_unseen(self.backbone, self.stage)
-        self.fc6 = nn.Linear(channels * bins * bins, units)
-        self.fc7 = nn.Linear(units, units)
-        self.classify = nn.Linear(units, classes + 1)
-        self.regress = nn.Linear(units, 4 * classes)
+        remove_unused_layers(self.backbone, self.stage)
+        self.fc6 = nn.Linear(channels * bins * bins, hidden_units)
+        self.fc7 = nn.Linear(hidden_units, hidden_units)
+        self.classify = nn.Linear(hidden_units, classes + 1)
+        self.regress = nn.Linear(hidden_units, 4 * classes)
         for layer in (self.fc6, self.fc7):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         nn.init.normal_(self.classify.weight, std=0.01)  # Fast R-CNN, section 4.1
@@ -68,11 +68,11 @@ class RegionNet(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def freeze_norm(self, freeze: bool = True) -> None:
-        """Leave the statistics of BatchNorm as they are, also while the rest learns."""
+        """Keep the running statistics of BatchNorm fixed during training."""
         self._frozen = freeze
 
     def train(self, mode: bool = True) -> Self:
-        """As every module; frozen statistics stay as they are."""
+        """Set the training mode; BatchNorm layers with frozen statistics stay in evaluation mode."""
         super().train(mode)
         if self._frozen:
             for layer in self.modules():
@@ -81,11 +81,11 @@ class RegionNet(nn.Module):
         return self
 
     def maps(self, x_BCHW: Tensor) -> Tensor:
-        """The feature map (B, C, h, w) of normalised images of any size."""
+        """Return the feature map (B, C, h, w) of normalized images of any size."""
         return self.backbone.stages(x_BCHW)[self.stage]
 
     def vectors(self, maps_BChw: Tensor, boxes_R4: Tensor, image_R: Tensor, size: tuple[int, int]) -> Tensor:
-        """What the hidden layers make of regions (R, D); `size` is the (H, W) of the images."""
+        """Return the output (R, D) of the hidden layers for regions; `size` is (H, W) of the images."""
         scale = (maps_BChw.shape[3] / size[1], maps_BChw.shape[2] / size[0])
         x = roi_pool(maps_BChw, boxes_R4, image_R, self.bins, scale).flatten(1)
         for layer in (self.fc6, self.fc7):
@@ -93,57 +93,61 @@ class RegionNet(nn.Module):
         return x
 
     def outputs(self, vectors_RD: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (R, K + 1), the background first, and codes (R, K, 4), both float32."""
+        """Return class logits (R, K + 1), background first, and box codes (R, K, 4), both float32."""
         codes_R = self.regress(vectors_RD).float()
         return self.classify(vectors_RD).float(), codes_R.view(-1, self.classes, 4)
 
     def forward(self, x_BCHW: Tensor, boxes_R4: Tensor, image_R: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and codes of regions of normalised images, from pixels on."""
+        """Return class logits and box codes for regions of normalized images."""
         height, width = x_BCHW.shape[2:]
         return self.outputs(self.vectors(self.maps(x_BCHW), boxes_R4, image_R, (height, width)))
 
 
-def pool_by_regions(eye: Backbone) -> None:
-    """Take away an eye's last pool, whose place RoI pooling takes (Fast R-CNN, section 2.1): VGG, AlexNet, deep_cnn."""
-    layers = getattr(eye, "layers", None)
+def remove_last_pool(backbone: Backbone) -> None:
+    """Remove the last max pooling of VGG, AlexNet and deep_cnn: RoI pooling replaces it (Fast R-CNN, section 2.1)."""
+    layers = getattr(backbone, "layers", None)
     if not isinstance(layers, nn.Sequential):
         return
     kinds = [type(layer) for layer in layers]
-    last = max((place for place, kind in enumerate(kinds) if kind is nn.MaxPool2d), default=None)
+    last = max((index for index, kind in enumerate(kinds) if kind is nn.MaxPool2d), default=None)
     if last is not None and nn.Conv2d not in kinds[last:]:
-        layers[last] = nn.MaxPool2d(1)  # stays where `stages` looks for the ends of sections, and does nothing
+        layers[last] = nn.MaxPool2d(1)  # identity; `stages` needs a pooling layer here
 
 
-def choose_stage(eye: Backbone, most_stride: int) -> tuple[int, int, int]:
-    """The deepest feature map whose cells are at most so many pixels apart: its place, stride and channels."""
-    maps = _stages_on_meta(eye)[0]
-    strides = [round(eye.image_size[0] / each.shape[2]) for each in maps]
-    fitting = [place for place, stride in enumerate(strides) if stride <= most_stride]
+def choose_stage(backbone: Backbone, max_stride: int) -> tuple[int, int, int]:
+    """Return index, stride and channels of the deepest feature map with a stride of at most `max_stride` pixels.
+
+    Raises:
+        UserError: every feature map has a larger stride.
+    """
+    maps = _stages_on_meta(backbone)[0]
+    strides = [round(backbone.image_size[0] / each.shape[2]) for each in maps]
+    fitting = [index for index, stride in enumerate(strides) if stride <= max_stride]
     if not fitting:
         raise UserError(
-            f"The finest map of the backbone {eye.name} has a cell for {min(strides)} pixels, and --stride "
-            f"{most_stride} was asked for: allow --stride {min(strides)}, or take another --backbone or --stem."
+            f"The smallest stride of the backbone {backbone.name} is {min(strides)} pixels, but --stride {max_stride} "
+            f"was given: use --stride {min(strides)}, or another --backbone or --stem."
         )
     return fitting[-1], strides[fitting[-1]], maps[fitting[-1]].shape[1]
 
 
-def leave_out_unseen(eye: Backbone, stage: int) -> None:
-    """Put nothing in the place of layers on which a feature map does not depend, so that they cost nothing."""
-    maps, weights = _stages_on_meta(eye)
+def remove_unused_layers(backbone: Backbone, stage: int) -> None:
+    """Replace the layers on which a feature map does not depend by nn.Identity, which saves their computation."""
+    maps, weights = _stages_on_meta(backbone)
     gradients = torch.autograd.grad(maps[stage].sum(), list(weights.values()), allow_unused=True)
-    found: list[Tensor | None] = list(gradients)  # torch's types do not know of unused ones
-    seen = [name for name, gradient in zip(weights, found, strict=True) if gradient is not None]
-    gone: list[str] = []
-    for name, module in list(eye.named_modules()):
-        inside = any(name.startswith(f"{each}.") for each in gone)
+    found: list[Tensor | None] = list(gradients)  # autograd.grad's type does not include None
+    used = [name for name, gradient in zip(weights, found, strict=True) if gradient is not None]
+    removed: list[str] = []
+    for name, module in list(backbone.named_modules()):
+        inside = any(name.startswith(f"{each}.") for each in removed)
         has_weights = next(module.parameters(), None) is not None
-        if name and has_weights and not inside and not any(each.startswith(f"{name}.") for each in seen):
-            eye.set_submodule(name, nn.Identity())
-            gone.append(name)
+        if name and has_weights and not inside and not any(each.startswith(f"{name}.") for each in used):
+            backbone.set_submodule(name, nn.Identity())
+            removed.append(name)
 
 
-def _stages_on_meta(eye: Backbone) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """The shapes of all maps, with the graph that leads to them, and the weights by name, without arithmetic."""
-    shadow = copy.deepcopy(eye).to("meta").eval()
-    maps = shadow.stages(torch.empty(1, eye.in_channels, *eye.image_size, device="meta"))
-    return maps, dict(shadow.named_parameters())
+def _stages_on_meta(backbone: Backbone) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Return all feature maps, with their autograd graph, and the weights by name, on the meta device."""
+    copied = copy.deepcopy(backbone).to("meta").eval()
+    maps = copied.stages(torch.empty(1, backbone.in_channels, *backbone.image_size, device="meta"))
+    return maps, dict(copied.named_parameters())

@@ -1,8 +1,9 @@
-"""Proposals of a set of pictures, found once and kept: a file for each picture, named by its pixels and the settings.
+"""Compute proposals for a set of images and cache them: one file per image, named by its pixels and the settings.
 
-Whoever is killed loses the picture at hand; two programs may share a folder, for files are whole or absent.
+A program that is killed loses only the image in progress. Several programs may share a cache folder, because files are
+written atomically.
 
-Shapes: N pictures, P proposals, n true boxes, H, W pixels.
+Shapes: N images, P proposals, n true boxes, H, W pixels.
 """
 
 from __future__ import annotations
@@ -29,23 +30,23 @@ from zerokara.core.config import UserError, error_summary
 from zerokara.core.data.boxes import BoxSet
 from zerokara.vision.detection.selective_search import SearchSettings, best_overlaps, propose
 
-VERSION = 1  # of selective search: a change of what it finds makes the files of before useless
-_ALONE = 8  # so few pictures are not worth other processes
+VERSION = 1  # of selective search; increment it when the proposals change, so that older files are not used
+_MIN_FOR_PROCESSES = 8  # images; for fewer, starting processes takes longer than it saves
 
 
 @dataclass(frozen=True)
 class Proposals:
-    """The proposals of one picture."""
+    """Proposals of one image."""
 
     boxes: Tensor
-    """(P, 4) float32, the most promising first."""
+    """(P, 4) float32, most likely objects first."""
     seconds: float
-    """What finding them took, when they were found."""
+    """Time that selective search took."""
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """How well proposals cover what there is: `recall` at overlaps of .5 and .7, mean best overlap, mean number."""
+    """Quality of proposals: recall at IoU 0.5 and 0.7, mean best overlap (MABO), mean number per image."""
 
     recall_50: float
     recall_70: float
@@ -53,104 +54,104 @@ class Coverage:
     number: float
 
     def __str__(self) -> str:
-        """In words."""
+        """Format as a sentence."""
         return (
-            f"{self.number:,.0f} proposals a picture cover {self.recall_50:.1%} of the boxes at an overlap of .5, "
-            f"{self.recall_70:.1%} at .7; mean best overlap {self.overlap:.2f}"
+            f"{self.number:,.0f} proposals per image cover {self.recall_50:.1%} of the true boxes at IoU 0.5, "
+            f"{self.recall_70:.1%} at IoU 0.7; mean best overlap {self.overlap:.2f}"
         )
 
 
-def usual_folder() -> Path:
-    """Where proposals are kept if nobody says otherwise."""
+def default_folder() -> Path:
+    """Return the default cache folder."""
     return Path.home() / ".cache" / "zerokara" / "proposals"
 
 
 def find_all(
     boxes: BoxSet,
     settings: SearchSettings,
-    most: int,
+    max_proposals: int,
     folder: Path,
     *,
     processes: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Proposals]:
-    """The proposals of every picture, from the folder or found now.
+    """Return the proposals of every image: read from the cache, or computed and written to it.
 
     Args:
-        boxes: pictures; what is marked in them is not looked at.
-        settings: of the search.
-        most: P at most; the files keep all.
-        folder: of the files, made if need be.
-        processes: that search side by side.
-        progress: told how many pictures are done and of how many; what it raises ends the search.
+        boxes: images; the true boxes are not used.
+        settings: settings of selective search.
+        max_proposals: maximum number of proposals per image; the files contain all.
+        folder: cache folder, created if missing.
+        processes: number of processes.
+        progress: called with the number of finished images and of all images; an exception in it ends the search.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the cache folder cannot be written.
     """
     folder = folder / f"{VERSION}-{settings.key()}"
-    pictures = [boxes.picture(place) for place in range(len(boxes))]
-    files = [folder / f"{picture_key(picture)}.npz" for picture in pictures]
+    images = [boxes.picture(index) for index in range(len(boxes))]
+    files = [folder / f"{image_key(image)}.npz" for image in images]
     found = [read(file) for file in files]
-    missing = [place for place, each in enumerate(found) if each is None]
+    missing = [index for index, each in enumerate(found) if each is None]
     done = len(found) - len(missing)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.closing(_search(pictures, missing, settings, processes)) as results:
-            for place, (raw, seconds) in results:
-                write(files[place], raw, seconds)
-                found[place] = Proposals(torch.from_numpy(raw).float(), seconds)
+        with contextlib.closing(_search(images, missing, settings, processes)) as results:
+            for index, (raw, seconds) in results:
+                write(files[index], raw, seconds)
+                found[index] = Proposals(torch.from_numpy(raw).float(), seconds)
                 done += 1
                 if progress is not None:
                     progress(done, len(found))
     except OSError as error:
         raise UserError(
-            f"Proposals cannot be kept in {folder} ({error_summary(error)}): name a folder that can be written with "
+            f"Proposals cannot be written to {folder} ({error_summary(error)}): give a writable folder with "
             f"--proposal-cache."
         ) from None
-    return [Proposals(each.boxes[:most], each.seconds) for each in found if each is not None]
+    return [Proposals(each.boxes[:max_proposals], each.seconds) for each in found if each is not None]
 
 
 def _search(
-    pictures: Sequence[np.ndarray], missing: Sequence[int], settings: SearchSettings, processes: int
+    images: Sequence[np.ndarray], missing: Sequence[int], settings: SearchSettings, processes: int
 ) -> Generator[tuple[int, tuple[np.ndarray, float]]]:
-    """Places with what was found there, in order, as it comes."""
-    if processes < 2 or len(missing) < _ALONE:
-        for place in missing:
-            yield place, timed_search(pictures[place], settings)
+    """Yield the index of each missing image with its proposals and seconds, in order."""
+    if processes < 2 or len(missing) < _MIN_FOR_PROCESSES:
+        for index in missing:
+            yield index, timed_search(images[index], settings)
         return
-    # Processes that are forked while torch has threads may hang, so they begin afresh.
+    # Spawn: processes that are forked while torch has threads may deadlock.
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_one_thread)
     try:
-        jobs = [(place, pool.submit(timed_search, pictures[place], settings)) for place in missing]
-        for place, job in jobs:
-            yield place, job.result()
+        jobs = [(index, pool.submit(timed_search, images[index], settings)) for index in missing]
+        for index, job in jobs:
+            yield index, job.result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _one_thread() -> None:
-    """The processes are as many as there are cores; Ctrl-C is for the one that started them."""
+    """Use one OpenCV thread per process, and leave Ctrl-C to the parent process."""
     import signal
 
     cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def timed_search(picture_HWC: np.ndarray, settings: SearchSettings) -> tuple[np.ndarray, float]:
-    """Proposals (P, 4), and the seconds that they took."""
-    began = time.perf_counter()
-    return propose(picture_HWC, settings), time.perf_counter() - began
+def timed_search(image_HWC: np.ndarray, settings: SearchSettings) -> tuple[np.ndarray, float]:
+    """Return proposals (P, 4) and the seconds that the search took."""
+    start = time.perf_counter()
+    return propose(image_HWC, settings), time.perf_counter() - start
 
 
-def picture_key(picture_HWC: np.ndarray) -> str:
-    """A name that no other picture has."""
-    return hashlib.sha256(repr(picture_HWC.shape).encode() + picture_HWC.tobytes()).hexdigest()[:32]
+def image_key(image_HWC: np.ndarray) -> str:
+    """Return a hash of the pixels and shape of an image."""
+    return hashlib.sha256(repr(image_HWC.shape).encode() + image_HWC.tobytes()).hexdigest()[:32]
 
 
 def read(file: Path) -> Proposals | None:
-    """What a file holds; None where it is not there, or damaged, which is then found again."""
+    """Read a cache file; return None if it is missing or damaged, so that its proposals are computed again."""
     try:
-        # Out of memory, because NumPy leaves a damaged file open.
+        # Read through memory, because NumPy does not close a damaged file.
         with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as content:
             return Proposals(torch.from_numpy(content["boxes"]).float(), float(content["seconds"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
@@ -158,16 +159,16 @@ def read(file: Path) -> Proposals | None:
 
 
 def write(file: Path, boxes_P4: np.ndarray, seconds: float) -> None:
-    """Keep proposals; two programs that write the same file at once do not meet."""
+    """Write a cache file; safe if two programs write the same file at the same time."""
     content = io.BytesIO()
     np.savez_compressed(content, boxes=boxes_P4.astype(np.int32), seconds=np.float64(seconds))
-    mine = file.with_name(f"{file.stem}.{os.getpid()}.npz")
-    write_atomically(mine, lambda opened: opened.write(content.getvalue()))
-    mine.replace(file)
+    temporary = file.with_name(f"{file.stem}.{os.getpid()}.npz")
+    write_atomically(temporary, lambda opened: opened.write(content.getvalue()))
+    temporary.replace(file)
 
 
 def coverage(boxes: BoxSet, proposals: Sequence[Proposals]) -> Coverage:
-    """How well the proposals cover what is marked."""
+    """Compute how well proposals cover the true boxes."""
     best = [
         best_overlaps(each.boxes.numpy(), truth.numpy()) for each, truth in zip(proposals, boxes.boxes, strict=True)
     ]

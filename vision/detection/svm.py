@@ -1,9 +1,9 @@
-"""R-CNN's last stage: linear SVMs with hard negatives, and a regression of boxes (Girshick et al. 2014, section 2.3).
+"""Last stage of R-CNN: linear SVMs with hard negative mining, and box regression (Girshick et al. 2014, section 2.3).
 
-The vectors of all training regions are a function of the finetuned network, and what follows of them: a run that is
-killed here does it again, and comes to the same.
+This stage is deterministic given the fine-tuned network. It is not checkpointed: a run that is interrupted here repeats
+it on resume, with the same result.
 
-Shapes: R regions, D hidden units, K classes, C colours, H, W pixels.
+Shapes: R regions, D hidden units, K classes, C channels, H, W pixels.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from zerokara.vision.detection.config import Config
 from zerokara.vision.detection.detector import Detector, Svm
 from zerokara.vision.detection.proposals import Proposals
 
-MEAN_LENGTH = 20.0  # to which vectors are scaled, as in the paper's code
-CONSTANT = 10.0  # beside them, whose weight is the bias: so large that the bias is hardly regularised
+MEAN_LENGTH = 20.0  # mean norm to which vectors are scaled, as in the paper's code
+CONSTANT = 10.0  # constant feature whose weight is the bias; large, so that the bias is hardly regularized
 POSITIVE_WEIGHT = 2.0
-HARD = -1.0  # a negative with a margin above this is inside the SVM's street, or on its wrong side
-REGRESSED_IOU = 0.6  # appendix C: a proposal that is nearer than this to a true box learns to become it
-_FIRST_NEGATIVES = 20  # of a picture, before there is an SVM that could say which are hard
+HARD = -1.0  # a negative with a score above this lies inside the margin or on the wrong side
+REGRESSED_IOU = 0.6  # appendix C: proposals with at least this IoU with a true box train the box regression
+_FIRST_NEGATIVES = 20  # per image, for the first round, in which hard negatives are not known
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """All training regions, the true boxes of a picture before its proposals."""
+    """All training regions with their vectors; for each image the true boxes come before the proposals."""
 
     vector: np.ndarray  # (R, D) float32
-    picture: np.ndarray  # (R,) its place in the set
+    image: np.ndarray  # (R,) index of the image
     true_label: np.ndarray  # (R,) class of a true box, -1 for proposals
-    overlap: np.ndarray  # (R, K) with the best true box of each class
-    best_label: np.ndarray  # (R,) class of the true box that fits best
-    best_overlap: np.ndarray  # (R,)
-    code: np.ndarray  # (R, 4) from region to that box
+    overlap: np.ndarray  # (R, K) highest IoU with a true box of each class
+    best_label: np.ndarray  # (R,) class of the true box with the highest IoU
+    best_overlap: np.ndarray  # (R,) that IoU
+    code: np.ndarray  # (R, 4) box code from the region to that true box
 
 
 def all_vectors(
@@ -53,14 +53,14 @@ def all_vectors(
     compute: Compute,
     progress: Callable[[int, int], None],
 ) -> Vectors:
-    """What the network makes of every training region; `progress` is told how many pictures are done."""
+    """Compute the vectors of all training regions; `progress` is called with (finished images, all images)."""
     rows: list[tuple[np.ndarray, ...]] = []
     classes = len(boxes.classes)
-    for place in range(len(boxes)):
-        truth_n4, label_n = boxes.boxes[place], boxes.labels[place]
-        regions_R4 = torch.cat([truth_n4, proposals[place].boxes[: config.svm_proposals]])
+    for index in range(len(boxes)):
+        truth_n4, label_n = boxes.boxes[index], boxes.labels[index]
+        regions_R4 = torch.cat([truth_n4, proposals[index].boxes[: config.svm_proposals]])
         with torch.no_grad(), compute.autocast():
-            canvas = boxes.images[place].to(compute.torch_device)
+            canvas = boxes.images[index].to(compute.torch_device)
             vectors = detector.vectors_of_crops(canvas, regions_R4.to(compute.torch_device), compute)
         overlap_RK = torch.zeros(len(regions_R4), classes)
         true_R = torch.full((len(regions_R4),), -1)
@@ -71,14 +71,14 @@ def all_vectors(
             overlap_RK.scatter_reduce_(1, label_n.expand(len(regions_R4), -1), overlap_Rn, "amax")
             best_R, match_R = overlap_Rn.max(1)
             code_R4, best_label_R = encode(regions_R4, truth_n4[match_R]), label_n[match_R]
-        parts: list[Tensor] = [Compute.to_host(vectors), torch.full_like(true_R, place), true_R, overlap_RK]
+        parts: list[Tensor] = [Compute.to_host(vectors), torch.full_like(true_R, index), true_R, overlap_RK]
         rows.append(tuple(part.numpy() for part in (*parts, best_label_R, best_R, code_R4)))
-        progress(place + 1, len(boxes))
+        progress(index + 1, len(boxes))
     return Vectors(*(np.concatenate(column) for column in zip(*rows, strict=True)))
 
 
 def fit(config: Config, svm: Svm, vectors: Vectors, classes: Sequence[str]) -> dict[str, int]:
-    """Put the SVM and the regression of every class into `svm`. Returns how many negatives each SVM has seen."""
+    """Fit the SVM and box regression of every class into `svm`. Return the number of negatives per class."""
     scale = MEAN_LENGTH / max(float(np.linalg.norm(vectors.vector, axis=1).mean()), 1e-6)
     svm.scale.fill_(scale)
     scaled_RD = vectors.vector * np.float32(scale)
@@ -87,7 +87,7 @@ def fit(config: Config, svm: Svm, vectors: Vectors, classes: Sequence[str]) -> d
         positive = np.flatnonzero(vectors.true_label == label)
         far = np.flatnonzero(vectors.overlap[:, label] < config.svm_background_iou)
         if len(positive) and len(far):
-            weight, bias, negatives[name] = _svm(config, scaled_RD, positive, far, vectors.picture)
+            weight, bias, negatives[name] = _svm(config, scaled_RD, positive, far, vectors.image)
             svm.weight[label] = torch.from_numpy(weight)
             svm.bias[label] = bias
         near = np.flatnonzero((vectors.best_label == label) & (vectors.best_overlap >= REGRESSED_IOU))
@@ -99,31 +99,31 @@ def fit(config: Config, svm: Svm, vectors: Vectors, classes: Sequence[str]) -> d
 
 
 def _svm(
-    config: Config, scaled_RD: np.ndarray, positive: np.ndarray, far: np.ndarray, picture_R: np.ndarray
+    config: Config, scaled_RD: np.ndarray, positive: np.ndarray, far: np.ndarray, image_R: np.ndarray
 ) -> tuple[np.ndarray, float, int]:
-    """Weights (D,), bias, and the number of negatives after all rounds."""
+    """Train one SVM; return weights (D,), bias, and the number of negatives after all rounds."""
     rng = np.random.default_rng(config.seed)
     shuffled = rng.permutation(far)
-    # The first few of each picture: so no picture with many regions rules.
-    order = np.argsort(picture_R[shuffled], kind="stable")
-    sorted_pictures = picture_R[shuffled][order]
-    rank = np.arange(len(order)) - np.searchsorted(sorted_pictures, sorted_pictures)
+    # The same maximum for each image, so that images with many regions do not dominate.
+    order = np.argsort(image_R[shuffled], kind="stable")
+    sorted_images = image_R[shuffled][order]
+    rank = np.arange(len(order)) - np.searchsorted(sorted_images, sorted_images)
     negative = np.sort(shuffled[order[rank < _FIRST_NEGATIVES]])
     weight, bias = np.zeros(scaled_RD.shape[1], np.float32), 0.0
     for _ in range(config.svm_rounds):
         rows = np.concatenate([positive, negative])
-        right = np.concatenate([np.ones(len(positive)), -np.ones(len(negative))])
-        machine = LinearSVC(
+        target = np.concatenate([np.ones(len(positive)), -np.ones(len(negative))])
+        classifier = LinearSVC(
             C=config.svm_c,
-            dual=False,  # the primal problem's solver does not depend on an order at random
+            dual=False,  # the solver of the primal problem is deterministic
             intercept_scaling=CONSTANT,
             class_weight={1: POSITIVE_WEIGHT},
             max_iter=10_000,
-        ).fit(scaled_RD[rows], right)
-        weight, bias = np.asarray(machine.coef_[0], np.float32), float(machine.intercept_[0])
+        ).fit(scaled_RD[rows], target)
+        weight, bias = np.asarray(classifier.coef_[0], np.float32), float(classifier.intercept_[0])
         hard = far[scaled_RD[far] @ weight + bias > HARD]
-        more = np.union1d(negative, hard)
-        if len(more) == len(negative):
+        extended = np.union1d(negative, hard)
+        if len(extended) == len(negative):
             break
-        negative = more
+        negative = extended
     return weight, bias, len(negative)

@@ -20,7 +20,7 @@ FOREIGN_NAMES_GRID: Mapping[str, str] = {
     **dict.fromkeys(("gpus", "ngpu", "world_size", "dist_url", "local_rank"), names.ONE_PROCESS),
     "multiprocessing_distributed": names.ONE_PROCESS,
     "seed": "seeds",
-    "manual_seed": "seeds",
+    **dict.fromkeys(("manualseed", "manual_seed", "random_seed"), "seeds"),
     "num_seeds": "is --seeds here, which takes the seeds themselves, as in --seeds 1 2 3.",
     "val_size": "validation_images",
     "lr": _RECIPE,

@@ -1,4 +1,4 @@
-"""The network of a detector, the file that keeps it, and what it makes of proposals."""
+"""Network of a detector, its model file, and its detections."""
 
 from __future__ import annotations
 
@@ -15,11 +15,17 @@ from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.vision.detection import detector as detectors
 from zerokara.vision.detection.detector import Detector, DetectorMetadata, Method, Svm
-from zerokara.vision.detection.network import MEASURED_SIDE, RegionNet, choose_stage, leave_out_unseen, pool_by_regions
+from zerokara.vision.detection.network import (
+    MEASURED_SIDE,
+    RegionNet,
+    choose_stage,
+    remove_last_pool,
+    remove_unused_layers,
+)
 from zerokara.vision.detection.selective_search import SearchSettings
 
 COMPUTE = Compute(threads=1)
-CARD = DetectorMetadata(
+METADATA = DetectorMetadata(
     method="fast-rcnn",
     backbone="resnet20",
     classes=("disc", "square"),
@@ -38,7 +44,7 @@ CARD = DetectorMetadata(
 )
 
 
-# ---- the eye
+# ---- backbone
 
 
 @pytest.mark.parametrize(
@@ -47,7 +53,7 @@ CARD = DetectorMetadata(
         ("resnet18", {}, 8, 8, 128),
         ("resnet18", {"stem": "medium", "width": 0.5}, 8, 8, 128),
         ("resnet50", {}, 16, 16, 1024),
-        ("vgg11", {}, 16, 16, 512),  # its last pool gives way to RoI pooling, so conv5 is there at 16
+        ("vgg11", {}, 16, 16, 512),  # RoI pooling replaces its last pooling, so conv5 has stride 16
         ("vgg11", {}, 8, 8, 256),
         ("alexnet", {}, 16, 16, 256),
         ("googlenet", {}, 16, 16, 832),
@@ -57,28 +63,28 @@ CARD = DetectorMetadata(
         ("impala", {}, 8, 8, 32),
     ],
 )
-def test_any_backbone_at_a_sensible_stride(
+def test_backbones_are_cut_at_the_requested_stride(
     name: str, options: dict[str, object], stride: int, found: int, channels: int
 ) -> None:
-    eye = make_backbone(name, 3, MEASURED_SIDE, **options)
-    pool_by_regions(eye)
-    stage, has, wide = choose_stage(eye, stride)
-    assert (has, wide) == (found, channels)
+    backbone = make_backbone(name, 3, MEASURED_SIDE, **options)
+    remove_last_pool(backbone)
+    stage, actual_stride, actual_channels = choose_stage(backbone, stride)
+    assert (actual_stride, actual_channels) == (found, channels)
     x = torch.rand(1, 3, 64, 96)
-    eye.eval()
-    before = eye.stages(x)[stage]
-    leave_out_unseen(eye, stage)
-    assert torch.equal(eye.stages(x)[stage], before)
-    eye.stages(x)[stage].sum().backward()
-    assert all(weight.grad is not None for weight in eye.parameters()), "a layer that nobody sees still costs"
+    backbone.eval()
+    before = backbone.stages(x)[stage]
+    remove_unused_layers(backbone, stage)
+    assert torch.equal(backbone.stages(x)[stage], before)
+    backbone.stages(x)[stage].sum().backward()
+    assert all(weight.grad is not None for weight in backbone.parameters()), "an unused layer was not removed"
 
 
-def test_a_stride_that_is_too_fine() -> None:
-    with pytest.raises(UserError, match=r"allow --stride 4"):
+def test_a_stride_below_that_of_the_backbone_is_refused() -> None:
+    with pytest.raises(UserError, match=r"use --stride 4"):
         RegionNet("nature", 2, stride=1)
 
 
-def test_frozen_statistics() -> None:
+def test_freezing_keeps_batch_norm_statistics() -> None:
     net = RegionNet("resnet20", 2, stride=4, width=0.5)
     norm = next(layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d))
     assert norm.running_mean is not None
@@ -91,8 +97,8 @@ def test_frozen_statistics() -> None:
     assert not torch.equal(before, norm.running_mean)
 
 
-def test_regions_of_several_pictures_are_those_of_each() -> None:
-    net = RegionNet("resnet20", 2, stride=4, width=0.5, bins=3, units=16).eval()
+def test_regions_of_a_batch_equal_those_of_single_images() -> None:
+    net = RegionNet("resnet20", 2, stride=4, width=0.5, bins=3, hidden_units=16).eval()
     x = torch.rand(2, 3, 48, 64)
     boxes = torch.tensor([[0.0, 0, 30, 30], [10, 5, 60, 40], [3, 3, 20, 40]])
     logits, codes = net(x, boxes, torch.tensor([0, 1, 1]))
@@ -102,12 +108,12 @@ def test_regions_of_several_pictures_are_those_of_each() -> None:
     torch.testing.assert_close(logits[1:], alone, atol=1e-5, rtol=1e-4)
 
 
-# ---- the detector
+# ---- detector
 
 
 @pytest.mark.parametrize("method", ["fast-rcnn", "rcnn"])
-def test_a_file_gives_the_same_detections(method: Method, tmp_path: Path) -> None:
-    metadata = dataclasses.replace(CARD, method=method, figures={"test_map_50": 0.5})
+def test_a_loaded_detector_gives_the_same_detections(method: Method, tmp_path: Path) -> None:
+    metadata = dataclasses.replace(METADATA, method=method, figures={"test_map_50": 0.5})
     detector = Detector(metadata)
     nn.init.normal_(detector.net.classify.weight, std=0.05)
     if detector.svm is not None:
@@ -119,7 +125,7 @@ def test_a_file_gives_the_same_detections(method: Method, tmp_path: Path) -> Non
     assert not again.training
     canvas = torch.randint(256, (3, 60, 80), dtype=torch.uint8)
     proposals = torch.tensor([[0.0, 0, 30, 30], [10, 5, 60, 40], [3, 3, 20, 40], [40, 10, 79, 59]])
-    one, other = (each.detect(canvas, proposals, COMPUTE, least_score=0) for each in (detector.eval(), again))
+    one, other = (each.detect(canvas, proposals, COMPUTE, min_score=0) for each in (detector.eval(), again))
     assert torch.equal(one.boxes, other.boxes)
     assert torch.equal(one.scores, other.scores)
     assert len(one.scores) > 1
@@ -129,7 +135,7 @@ def test_a_file_gives_the_same_detections(method: Method, tmp_path: Path) -> Non
     assert len(detector.detect(canvas, proposals[:0], COMPUTE).scores) == 0
 
 
-def test_svm_by_hand() -> None:
+def test_svm_scores_and_codes_by_hand() -> None:
     svm = Svm(2, 2)
     svm.scale.fill_(2.0)
     svm.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, -1.0]]))
@@ -140,17 +146,17 @@ def test_svm_by_hand() -> None:
     assert codes.tolist() == [[[0, 0, 0, 0], [5.5, 8, 7, 8]]]
 
 
-def test_files_that_hold_no_detector(tmp_path: Path) -> None:
+def test_files_without_a_detector_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no model\.safetensors"):
         detectors.load(tmp_path)
     with pytest.raises(UserError, match="There is no"):
         detectors.load(tmp_path / "nothing.safetensors")
-    (tmp_path / "broken.safetensors").write_bytes(b"nothing of the kind")
+    (tmp_path / "broken.safetensors").write_bytes(b"not a model file")
     with pytest.raises(UserError, match="damaged"):
         detectors.load(tmp_path / "broken.safetensors")
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors", {"format": "zerokara-classifier-1"})
-    with pytest.raises(UserError, match="holds no detector"):
+    with pytest.raises(UserError, match="is not a detector"):
         detectors.load(tmp_path / "other.safetensors")
     save_file({"a": torch.zeros(1)}, tmp_path / "card.safetensors", {"format": detectors.FORMAT, "card": "{}"})
-    with pytest.raises(UserError, match="makes no sense"):
+    with pytest.raises(UserError, match=r"metadata of .* is invalid"):
         detectors.load(tmp_path / "card.safetensors")

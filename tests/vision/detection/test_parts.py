@@ -1,4 +1,4 @@
-"""Parts of detection by hand: the loss, what an update draws, SVMs, average precision, proposals that are kept."""
+"""Parts of detection checked by hand: loss, batches, SVMs, average precision, cached proposals, config."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ import torch
 from tests.vision import drawn_boxes as shapes
 from zerokara.core.boxes import decode, iou
 from zerokara.core.command_line import parse
-from zerokara.core.config import UserError
+from zerokara.core.config import UserError, from_dict
 from zerokara.core.data.boxes import BoxSet, load_boxes
-from zerokara.core.models.model_file import ClassifierMetadata as ClassifierCard
+from zerokara.core.models.model_file import ClassifierMetadata as ClassifierMetadata
 from zerokara.core.models.model_file import save as save_classifier
-from zerokara.vision.detection import proposals as kept
-from zerokara.vision.detection.batches import Candidates, CropBatches, PictureBatches, all_candidates
-from zerokara.vision.detection.config import PRESETS, Config, settled
-from zerokara.vision.detection.detector import Found, Svm
+from zerokara.vision.detection import names
+from zerokara.vision.detection import proposals as proposal_files
+from zerokara.vision.detection.batches import Candidates, CropBatches, ImageBatches, all_candidates
+from zerokara.vision.detection.config import PRESETS, Config, resolve_backbone
+from zerokara.vision.detection.detector import Detections, Svm
 from zerokara.vision.detection.learner import loss, make_metadata
-from zerokara.vision.detection.pictures import draw_found, sheet, worst_first
+from zerokara.vision.detection.pictures import draw_detections, sheet, worst_first
 from zerokara.vision.detection.proposals import Proposals, coverage, find_all
 from zerokara.vision.detection.scoring import precision
 from zerokara.vision.detection.selective_search import SearchSettings
@@ -41,26 +42,26 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> BoxSet:
 
 @pytest.fixture(scope="module")
 def proposed(drawn: BoxSet, tmp_path_factory: pytest.TempPathFactory) -> list[Proposals]:
-    return find_all(drawn, SEARCH, 200, tmp_path_factory.mktemp("kept"))
+    return find_all(drawn, SEARCH, 200, tmp_path_factory.mktemp("cache"))
 
 
 # ---- loss
 
 
-def test_the_loss_by_hand() -> None:
+def test_loss_by_hand() -> None:
     logits = torch.tensor([[0.0, 0.0, 0.0], [0.0, math.log(2), 0.0]])
     codes = torch.zeros(2, 2, 4)
     codes[1, 0] = torch.tensor([0.5, 3.0, 0, 0])
     target = torch.tensor([[9.0, 9, 9, 9], [0, 0, 0, 0]])
     total, boxes = loss(logits, codes, torch.tensor([0, 1]), target, 2.0)
-    expected_boxes = (0.5 * 0.5**2 + 2.5) / 2  # the background's codes count for nothing
+    expected_boxes = (0.5 * 0.5**2 + 2.5) / 2  # codes of background regions are ignored
     assert float(boxes) == pytest.approx(expected_boxes)
     assert float(total) == pytest.approx((math.log(3) + math.log(2)) / 2 + 2 * expected_boxes)
     total, boxes = loss(logits, codes, torch.tensor([0, 0]), target, 2.0)
     assert float(boxes) == 0
 
 
-# ---- what an update draws
+# ---- batches
 
 
 def test_candidates_by_hand() -> None:
@@ -74,18 +75,18 @@ def test_candidates_by_hand() -> None:
     assert each.background(CONFIG).tolist() == [3, 4]
     assert each.background(dataclasses.replace(CONFIG, background_iou=0.1)).tolist() == [3]
     assert each.background(dataclasses.replace(CONFIG, background_iou=0.45)).tolist() == [3, 4]
-    nothing = Candidates.of(truth[:0], label[:0], regions)
-    assert nothing.background(CONFIG).tolist() == [0, 1, 2]
-    assert len(nothing.foreground(CONFIG)) == 0
+    no_truth = Candidates.of(truth[:0], label[:0], regions)
+    assert no_truth.background(CONFIG).tolist() == [0, 1, 2]
+    assert len(no_truth.foreground(CONFIG)) == 0
 
 
-def test_batches_of_pictures_are_right_also_in_the_mirror(drawn: BoxSet, proposed: list[Proposals]) -> None:
-    batches = PictureBatches(CONFIG, drawn, all_candidates(drawn, proposed), torch.Generator().manual_seed(0))
+def test_boxes_and_labels_match_the_pixels_also_when_flipped(drawn: BoxSet, proposed: list[Proposals]) -> None:
+    batches = ImageBatches(CONFIG, drawn, all_candidates(drawn, proposed), torch.Generator().manual_seed(0))
     seen = set()
     for _ in range(6):
-        batch = batches.draw(drawn.images, torch.tensor([4, 7]))
+        batch = batches.sample(drawn.images, torch.tensor([4, 7]))
         assert batch.pixels.shape == (2, 3, *drawn.images.shape[2:])
-        assert (torch.bincount(batch.image) <= 16).all()  # a plain picture has fewer proposals
+        assert (torch.bincount(batch.image) <= 16).all()  # an image with little structure has fewer proposals
         shown = batch.label > 0
         assert 0 < int(shown.sum()) <= 8
         target = decode(batch.boxes, batch.codes[:, None])[:, 0][shown]
@@ -94,16 +95,16 @@ def test_batches_of_pictures_are_right_also_in_the_mirror(drawn: BoxSet, propose
             target.round().int().tolist(), batch.image[shown], batch.label[shown], strict=True
         ):
             x, y = (box[0] + box[2]) // 2, (box[1] + box[3]) // 2
-            colour = (batch.pixels[which, :, y, x] * 255).round().int().tolist()
-            assert colour == list(shapes.COLOURS[drawn.classes[int(label) - 1]]), "the box is not where the shape is"
+            color = (batch.pixels[which, :, y, x] * 255).round().int().tolist()
+            assert color == list(shapes.COLOURS[drawn.classes[int(label) - 1]]), "the box is not where the shape is"
         seen.add(tuple(batch.pixels[0, :, 0, 0].tolist()))
-    assert len(seen) > 1, "nothing was mirrored"
+    assert len(seen) > 1, "no image was flipped"
 
 
-def test_batches_of_crops(drawn: BoxSet, proposed: list[Proposals]) -> None:
+def test_crop_batches_show_the_object_of_their_label(drawn: BoxSet, proposed: list[Proposals]) -> None:
     metadata = make_metadata(CONFIG, drawn, None)
     batches = CropBatches(CONFIG, metadata, all_candidates(drawn, proposed), torch.Generator().manual_seed(0))
-    batch = batches.draw(drawn.images, torch.tensor([0, 1]))
+    batch = batches.sample(drawn.images, torch.tensor([0, 1]))
     assert batch.pixels.shape == (32, 3, 32, 32)
     assert (batch.label > 0).sum() == 8
     for crop, label in zip(batch.pixels[:8], batch.label[:8], strict=True):
@@ -121,9 +122,9 @@ def test_batches_of_crops(drawn: BoxSet, proposed: list[Proposals]) -> None:
 # ---- SVMs
 
 
-def test_svms_find_what_is_separable_and_boxes_are_regressed() -> None:
+def test_svms_and_box_regression_fit_separable_data() -> None:
     rng = np.random.default_rng(0)
-    label = rng.integers(-1, 2, 600)  # -1: a proposal of nothing
+    label = rng.integers(-1, 2, 600)  # -1: a proposal
     vector = rng.normal(0, 0.3, (600, 4)).astype(np.float32)
     vector[label >= 0, label[label >= 0]] += 3
     overlap = np.zeros((600, 2), np.float32)
@@ -138,7 +139,7 @@ def test_svms_find_what_is_separable_and_boxes_are_regressed() -> None:
     shown = np.flatnonzero(label == 1)
     np.testing.assert_allclose(codes[shown, 1].numpy(), code[shown], atol=0.05)
     assert negatives.keys() == {"a", "b"}
-    assert all(120 <= number <= (label != place).sum() for place, number in enumerate(negatives.values()))
+    assert all(120 <= number <= (label != index).sum() for index, number in enumerate(negatives.values()))
     again = Svm(2, 4)
     fit(config, again, vectors, ("a", "b"))
     assert all(torch.equal(one, other) for one, other in zip(svm.buffers(), again.buffers(), strict=True))
@@ -147,10 +148,10 @@ def test_svms_find_what_is_separable_and_boxes_are_regressed() -> None:
 # ---- average precision
 
 
-def found_in(boxes: BoxSet, shift: float = 0.0) -> list[Found]:
-    """What is marked, moved to the right."""
+def found_in(boxes: BoxSet, shift: float = 0.0) -> list[Detections]:
+    """Return the true boxes as detections, shifted to the right by `shift` pixels."""
     move = torch.tensor([shift, 0, shift, 0])
-    return [Found(b + move, torch.ones(len(b)), label) for b, label in zip(boxes.boxes, boxes.labels, strict=True)]
+    return [Detections(b + move, torch.ones(len(b)), label) for b, label in zip(boxes.boxes, boxes.labels, strict=True)]
 
 
 def test_average_precision_by_hand(drawn: BoxSet) -> None:
@@ -160,14 +161,16 @@ def test_average_precision_by_hand(drawn: BoxSet) -> None:
     nearly = precision(drawn, found_in(drawn, 4.0))
     assert nearly.map_50 == 1.0
     assert 0.1 < nearly.map_50_95 < 0.6
-    nothing = precision(drawn, [Found(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long())] * len(drawn))
-    assert (nothing.map_50, nothing.by_class) == (0.0, {"disc": 0.0, "square": 0.0})
-    discs = [Found(f.boxes[f.labels == 0], f.scores[f.labels == 0], f.labels[f.labels == 0]) for f in found_in(drawn)]
+    empty = precision(drawn, [Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long())] * len(drawn))
+    assert (empty.map_50, empty.by_class) == (0.0, {"disc": 0.0, "square": 0.0})
+    discs = [
+        Detections(f.boxes[f.labels == 0], f.scores[f.labels == 0], f.labels[f.labels == 0]) for f in found_in(drawn)
+    ]
     assert precision(drawn, discs).by_class == {"disc": 1.0, "square": 0.0}
 
 
-def test_a_false_alarm_above_costs_half() -> None:
-    """One box, and before it a wrong one: precision 1/2 at every recall."""
+def test_a_false_positive_with_the_highest_score_halves_precision() -> None:
+    """One true positive after one false positive: precision 1/2 at every recall."""
     one = BoxSet(
         images=torch.zeros(1, 3, 50, 50, dtype=torch.uint8),
         sizes=torch.tensor([[50, 50]]),
@@ -175,50 +178,52 @@ def test_a_false_alarm_above_costs_half() -> None:
         boxes=(torch.tensor([[0.0, 0, 10, 10]]),),
         labels=(torch.tensor([1]),),
         names=("a",),
-        classes=("absent", "there"),
+        classes=("absent", "present"),
         source="",
     )
-    found = Found(torch.tensor([[30.0, 30, 40, 40], [0, 0, 10, 10]]), torch.tensor([0.9, 0.8]), torch.tensor([1, 1]))
+    found = Detections(
+        torch.tensor([[30.0, 30, 40, 40], [0, 0, 10, 10]]), torch.tensor([0.9, 0.8]), torch.tensor([1, 1])
+    )
     scored = precision(one, [found])
     assert scored.map_50 == pytest.approx(0.5)
-    assert scored.by_class.keys() == {"there"}
+    assert scored.by_class.keys() == {"present"}
 
 
-# ---- proposals that are kept
+# ---- cached proposals
 
 
-def test_proposals_are_found_once(
+def test_proposals_are_computed_once_and_cached(
     drawn: BoxSet, proposed: list[Proposals], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[int] = []
+    counts: list[int] = []
     few = drawn.take(range(4))
-    first = find_all(few, SEARCH, 200, tmp_path, progress=lambda done, total: told.append(done))
-    assert told == [1, 2, 3, 4]
+    first = find_all(few, SEARCH, 200, tmp_path, progress=lambda done, total: counts.append(done))
+    assert counts == [1, 2, 3, 4]
     assert all(torch.equal(one.boxes, other.boxes) for one, other in zip(first, proposed, strict=False))
     files = sorted(tmp_path.rglob("*.npz"))
     assert len(files) == 4
     calls: list[int] = []
-    whole = kept.timed_search
+    whole = proposal_files.timed_search
 
     def counted(picture: np.ndarray, settings: SearchSettings) -> tuple[np.ndarray, float]:
         calls.append(1)
         return whole(picture, settings)
 
-    monkeypatch.setattr(kept, "timed_search", counted)
+    monkeypatch.setattr(proposal_files, "timed_search", counted)
     files[0].write_bytes(files[0].read_bytes()[:50])
     files[1].write_bytes(b"")
     again = find_all(few, SEARCH, 5, tmp_path)
-    assert len(calls) == 2, "sound files were not read, or damaged ones were"
+    assert len(calls) == 2, "valid files were not read, or damaged ones were"
     assert all(torch.equal(one.boxes, other.boxes[:5]) for one, other in zip(again, first, strict=True))
     assert [each.seconds for each in find_all(few, SEARCH, 5, tmp_path)] == [each.seconds for each in again]
     find_all(few, dataclasses.replace(SEARCH, sigma=1.0), 5, tmp_path)
-    assert len(calls) == 6, "other settings are other proposals"
+    assert len(calls) == 6, "other settings need other proposals"
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="--proposal-cache"):
         find_all(few, SEARCH, 5, tmp_path / "file")
 
 
-def test_other_processes_find_the_same(drawn: BoxSet, proposed: list[Proposals], tmp_path: Path) -> None:
+def test_several_processes_give_the_same_proposals(drawn: BoxSet, proposed: list[Proposals], tmp_path: Path) -> None:
     found = find_all(drawn, SEARCH, 200, tmp_path, processes=2)
     assert all(torch.equal(one.boxes, other.boxes) for one, other in zip(found, proposed, strict=True))
 
@@ -232,16 +237,16 @@ def test_coverage_by_hand(drawn: BoxSet, proposed: list[Proposals]) -> None:
     assert "100.0%" in str(covered)
 
 
-# ---- the eye that a config means
+# ---- config: backbone, help text, names
 
 
-def test_the_eye_is_settled(tmp_path: Path) -> None:
-    slim, metadata = settled(Config(data="x"))
+def test_backbone_width_and_stem_are_filled_in(tmp_path: Path) -> None:
+    slim, metadata = resolve_backbone(Config(data="x"))
     assert (slim.backbone, slim.width_multiplier, slim.stem, metadata) == ("resnet18", 0.45, "medium", None)
     assert slim.options() == {"width": 0.45, "stem": "medium"}
-    named, _ = settled(Config(data="x", backbone="vgg16"))
+    named, _ = resolve_backbone(Config(data="x", backbone="vgg16"))
     assert (named.width_multiplier, named.stem, named.options()) == (1.0, None, {})
-    known = ClassifierCard(
+    known = ClassifierMetadata(
         backbone="resnet20",
         head="pooled",
         classes=("a", "b"),
@@ -252,42 +257,84 @@ def test_the_eye_is_settled(tmp_path: Path) -> None:
         options={"width": 0.5},
     )
     save_classifier(tmp_path / "model.safetensors", known.build().state_dict(), known)
-    from_run, metadata = settled(Config(data="x", pretrained_backbone=str(tmp_path)))
+    from_run, metadata = resolve_backbone(Config(data="x", pretrained_backbone=str(tmp_path)))
     assert (from_run.backbone, from_run.width_multiplier, metadata) == ("resnet20", 0.5, known)
     (tmp_path / "model.safetensors").rename(tmp_path / "published.pth")
     with pytest.raises(UserError, match="--backbone"):
-        settled(Config(data="x", pretrained_backbone=str(tmp_path / "published.pth")))
+        resolve_backbone(Config(data="x", pretrained_backbone=str(tmp_path / "published.pth")))
     with pytest.raises(UserError, match="There is no nowhere"):
-        settled(Config(data="x", pretrained_backbone="nowhere"))
+        resolve_backbone(Config(data="x", pretrained_backbone="nowhere"))
     for name in PRESETS:
         assert parse(Config, PRESETS, ["--preset", name], "").preset == name
 
 
-def test_pictures_are_normalised_as_the_eye_learnt(drawn: BoxSet) -> None:
+def test_images_are_normalized_by_the_moments_of_the_training_images(drawn: BoxSet) -> None:
     own = make_metadata(CONFIG, drawn, None)
     pixels = drawn.images.double().div(255)
     np.testing.assert_allclose(own.mean, pixels.mean((0, 2, 3)), rtol=1e-6)
     np.testing.assert_allclose(own.std, pixels.std((0, 2, 3), correction=0), rtol=1e-6)
 
 
-# ---- pictures
+def test_names_of_other_libraries_are_answered() -> None:
+    known = {field.name for field in dataclasses.fields(Config)}
+    for typed, answer in names.FOREIGN_NAMES.items():
+        assert typed not in known | names.RENAMED.keys()
+        assert answer in known or answer.startswith("is "), f"the answer to {typed} is neither a field nor a sentence"
+        with pytest.raises(UserError) as error:
+            parse(Config, PRESETS, [f"--{typed.replace('_', '-')}", "1"], "")
+        assert f"--{typed.replace('_', '-')} is " in str(error.value)
+    for typed, ours in (
+        ("lr", "learning-rate"),
+        ("batch", "images-per-update"),
+        ("imgsz", "image-side"),
+        ("iou-thres", "nms-iou"),
+        ("dataset", "data"),
+        ("wd", "weight-decay"),
+    ):
+        with pytest.raises(UserError, match=f"^--{typed} is --{ours} here"):
+            parse(Config, PRESETS, [f"--{typed}", "1"], "")
+    with pytest.raises(UserError, match=r"^--conf-thres is an option of vision\.detect_predict: --confidence"):
+        parse(Config, PRESETS, ["--conf-thres", "0.5"], "")
 
 
-def test_boxes_are_drawn_where_they_are(drawn: BoxSet) -> None:
+def test_every_option_is_in_one_group_of_the_help_text() -> None:
+    grouped = [name for group in names.GROUPS.values() for name in group]
+    assert sorted(grouped) == sorted(field.name for field in dataclasses.fields(Config))
+    assert set(names.COMMON) <= set(grouped)
+    assert names.PRESET_SUMMARIES.keys() == PRESETS.keys()
+
+
+def test_old_names_are_accepted_and_keep_the_cache_name() -> None:
+    old = {"search_colours": ["rgb"], "foreground": 0.5, "units": 32, "width": 0.5, "init_backbone": "zoo"}
+    config = from_dict(Config, old, "config.json")
+    assert (config.search_color_spaces, config.foreground_fraction, config.hidden_units) == (("rgb",), 0.5, 32)
+    assert (config.width_multiplier, config.pretrained_backbone) == (0.5, "zoo")
+    typed = parse(Config, PRESETS, ["--search-colours", "rgb", "--foreground", "0.5", "--units", "32"], "")
+    assert (typed.search_color_spaces, typed.foreground_fraction, typed.hidden_units) == (("rgb",), 0.5, 32)
+    # Names of cache folders that earlier versions wrote.
+    assert SearchSettings().key() == "eb1cec491a7ec00e"
+    assert SEARCH.key() == "19c8968538eb5773"
+    assert Config().search().key() == SearchSettings().key()
+
+
+# ---- drawing
+
+
+def test_boxes_are_drawn(drawn: BoxSet) -> None:
     found = found_in(drawn)
     picture = drawn.picture(0)
-    painted = draw_found(picture, found[0], drawn.classes, truth_n4=drawn.boxes[0])
-    assert painted.shape == picture.shape
-    assert not np.array_equal(painted, picture)
-    assert np.array_equal(draw_found(picture, found[0].above(2.0), drawn.classes), picture)
-    large = draw_found(np.repeat(np.repeat(picture, 9, 0), 9, 1), found[0], drawn.classes, scale=9.0)
+    drawn_picture = draw_detections(picture, found[0], drawn.classes, truth_n4=drawn.boxes[0])
+    assert drawn_picture.shape == picture.shape
+    assert not np.array_equal(drawn_picture, picture)
+    assert np.array_equal(draw_detections(picture, found[0].above(2.0), drawn.classes), picture)
+    large = draw_detections(np.repeat(np.repeat(picture, 9, 0), 9, 1), found[0], drawn.classes, scale=9.0)
     assert large.shape == (picture.shape[0] * 9, picture.shape[1] * 9, 3)
-    assert sheet(drawn, found, confidence=0.5, most=3).shape == (72 * 2 + 4, 96 * 2 + 4, 3)
+    assert sheet(drawn, found, confidence=0.5, max_images=3).shape == (72 * 2 + 4, 96 * 2 + 4, 3)
 
 
-def test_the_worst_comes_first(drawn: BoxSet) -> None:
+def test_images_with_most_errors_come_first(drawn: BoxSet) -> None:
     found = found_in(drawn)
     found[5] = found[5].above(2.0)
     assert worst_first(drawn, found, 0.5)[0] == 5
-    found[2] = Found(found[2].boxes + 50, found[2].scores, found[2].labels)
+    found[2] = Detections(found[2].boxes + 50, found[2].scores, found[2].labels)
     assert set(worst_first(drawn, found, 0.5)[:2]) == {2, 5}

@@ -1,4 +1,4 @@
-"""Selective search on pictures whose answer is known."""
+"""Selective search on images with known objects."""
 
 from __future__ import annotations
 
@@ -23,23 +23,26 @@ QUICK = SearchSettings(colours=("rgb",), scales=(50.0,), similarities=("ctsf",))
 
 
 def scene() -> tuple[np.ndarray, np.ndarray]:
-    """Rectangles, and a disc of two halves that only joining finds, on a shaded ground; and their boxes."""
+    """Return an image of rectangles and a two-colored disc on a shaded background, and their boxes.
+
+    The box of the disc is found only by merging its two halves.
+    """
     rng = np.random.default_rng(0)
-    ground = np.linspace(180, 220, 160)[None, :, None] + rng.normal(0, 2, (120, 160, 3))
-    picture = ground.clip(0, 255).astype(np.uint8)
+    background = np.linspace(180, 220, 160)[None, :, None] + rng.normal(0, 2, (120, 160, 3))
+    picture = background.clip(0, 255).astype(np.uint8)
     boxes = [(12, 10, 47, 40), (100, 15, 140, 60), (20, 70, 60, 110)]
-    for (x1, y1, x2, y2), colour in zip(boxes, ((200, 30, 30), (20, 60, 190), (30, 150, 60)), strict=True):
-        picture[y1:y2, x1:x2] = colour
+    for (x1, y1, x2, y2), color in zip(boxes, ((200, 30, 30), (20, 60, 190), (30, 150, 60)), strict=True):
+        picture[y1:y2, x1:x2] = color
     cv2.circle(picture, (110, 90), 20, (120, 40, 120), -1)
     picture[90:112, 88:132][(picture[90:112, 88:132] == (120, 40, 120)).all(2)] = (160, 60, 150)
     return picture, np.array([*boxes, (90, 70, 131, 111)])
 
 
-def test_what_is_there_is_proposed() -> None:
+def test_objects_are_proposed() -> None:
     picture, truth = scene()
     boxes = propose(picture, SearchSettings())
     assert recall(boxes, truth, 0.8) == 1.0
-    assert recall(propose(picture, QUICK, most=60), truth, 0.7) == 1.0
+    assert recall(propose(picture, QUICK, max_proposals=60), truth, 0.7) == 1.0
     assert boxes.dtype == np.int32
     assert (boxes[:, :2] >= 0).all()
     assert (boxes[:, 2:] <= (160, 120)).all()
@@ -47,33 +50,33 @@ def test_what_is_there_is_proposed() -> None:
     assert len(np.unique(boxes, axis=0)) == len(boxes)
 
 
-def test_it_repeats_itself_and_its_settings_have_names() -> None:
+def test_proposals_are_deterministic_and_keys_are_unique() -> None:
     picture, _ = scene()
     assert np.array_equal(propose(picture, QUICK), propose(picture.copy(), QUICK))
-    assert np.array_equal(propose(picture, QUICK, most=9), propose(picture, QUICK)[:9])
+    assert np.array_equal(propose(picture, QUICK, max_proposals=9), propose(picture, QUICK)[:9])
     assert QUICK.key() == dataclasses.replace(QUICK).key()
     assert QUICK.key() != dataclasses.replace(QUICK, sigma=0.9).key()
 
 
-def test_a_plain_picture_is_one_region() -> None:
+def test_a_uniform_image_is_one_region() -> None:
     boxes = propose(np.full((40, 60, 3), 90, np.uint8), QUICK)
     assert boxes.tolist() == [[0, 0, 60, 40]]
 
 
-def test_grouping_by_hand() -> None:
-    """Three stripes, the first two alike: they are joined first, then all."""
+def test_merging_by_hand() -> None:
+    """Three stripes, the first two similar: they are merged first, then all."""
     labels = np.repeat([0, 1, 2], 4)[None].repeat(6, 0)
     space = np.repeat([60, 62, 200], 4).astype(np.uint8)[None, :, None].repeat(6, 0).repeat(3, 2)
     texture = np.zeros((72, 24), np.int64)
     regions = _Regions(labels, space, texture)
     assert regions.boxes.tolist() == [[0, 0, 4, 6], [4, 0, 8, 6], [8, 0, 12, 6]]
     assert regions.sizes.tolist() == [24, 24, 24]
-    assert regions.neighbours == [{1}, {0, 2}, {1}]
-    np.testing.assert_allclose(regions.colour.sum(1), 1)
-    assert regions.grouped((1, 1, 1, 1)).tolist() == [*regions.boxes.tolist(), [0, 0, 8, 6], [0, 0, 12, 6]]
+    assert regions.neighbors == [{1}, {0, 2}, {1}]
+    np.testing.assert_allclose(regions.color.sum(1), 1)
+    assert regions.group((1, 1, 1, 1)).tolist() == [*regions.boxes.tolist(), [0, 0, 8, 6], [0, 0, 12, 6]]
 
 
-def test_segments_are_numbered_without_gaps() -> None:
+def test_segment_labels_have_no_gaps() -> None:
     picture, _ = scene()
     labels = segments(picture, 100, 0.8)
     assert labels.shape == (120, 160)
@@ -91,12 +94,12 @@ def test_recall_by_hand() -> None:
     assert np.isnan(recall(proposals, truth[:0], 0.5))
 
 
-def test_most_cells_are_proposed(data_dir: Path) -> None:
+def test_most_blood_cells_are_proposed(data_dir: Path) -> None:
     boxes = load_boxes("bccd", image_side=320, data_dir=data_dir).take([0, 100, 200])
     best = [best_overlaps(propose(boxes.picture(i), SearchSettings()), boxes.boxes[i].numpy()) for i in range(3)]
     assert (np.concatenate(best) >= 0.5).mean() > 0.85
 
 
 @pytest.mark.parametrize("side", [(1, 1), (3, 200)])
-def test_pictures_of_odd_sizes(side: tuple[int, int]) -> None:
+def test_very_small_and_narrow_images(side: tuple[int, int]) -> None:
     assert propose(np.zeros((*side, 3), np.uint8), QUICK).shape[1] == 4
