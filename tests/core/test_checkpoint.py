@@ -1,4 +1,4 @@
-"""Checkpoints: exact, whole or not at all, and every damage found."""
+"""Tests of checkpoints: exact values, atomic writes, and detection of all damage."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def assert_same(one: Any, two: Any) -> None:
         assert one == two
 
 
-def test_what_was_saved_comes_back(tmp_path: Path) -> None:
+def test_saved_values_are_loaded_exactly(tmp_path: Path) -> None:
     state = example()
     save(tmp_path / "a.pt", state, "dqn")
     assert_same(load(tmp_path / "a.pt", "dqn"), state)
-    assert os.listdir(tmp_path) == ["a.pt"]  # noqa: PTH208  (names are all that matters)
+    assert os.listdir(tmp_path) == ["a.pt"]  # noqa: PTH208  (only names are compared)
 
 
-def test_optimiser_and_network_go_on(tmp_path: Path) -> None:
+def test_training_resumes_exactly(tmp_path: Path) -> None:
     def trained(resume: bool) -> torch.Tensor:
         torch.manual_seed(0)
         network = torch.nn.Linear(4, 2)
@@ -79,7 +79,7 @@ def test_optimiser_and_network_go_on(tmp_path: Path) -> None:
     assert torch.equal(trained(resume=True), trained(resume=False))
 
 
-def test_a_view_does_not_drag_its_storage_along(tmp_path: Path) -> None:
+def test_a_view_is_saved_without_the_rest_of_its_storage(tmp_path: Path) -> None:
     replay = torch.arange(1_000_000)
     save(tmp_path / "a.pt", {"batch": replay[10:14]}, "dqn")
     assert (tmp_path / "a.pt").stat().st_size < 10_000
@@ -97,7 +97,7 @@ def test_a_view_does_not_drag_its_storage_along(tmp_path: Path) -> None:
         (print, "builtin_function"),
     ],
 )
-def test_only_plain_values(tmp_path: Path, value: Any, words: str) -> None:
+def test_only_tensors_and_plain_values_are_accepted(tmp_path: Path, value: Any, words: str) -> None:
     with pytest.raises(TypeError, match=words):
         save(tmp_path / "a.pt", {"deep": [value]}, "dqn")
     with pytest.raises(TypeError, match="kind"):
@@ -105,7 +105,7 @@ def test_only_plain_values(tmp_path: Path, value: Any, words: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def refusal(path: Path, kind: str = "dqn") -> str:
+def load_error(path: Path, kind: str = "dqn") -> str:
     with pytest.raises(UserError) as error:
         load(path, kind)
     message = str(error.value)
@@ -114,28 +114,28 @@ def refusal(path: Path, kind: str = "dqn") -> str:
     return message
 
 
-def test_missing_and_foreign_files(tmp_path: Path) -> None:
+def test_missing_and_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
-    assert "no checkpoint at" in refusal(path)
+    assert "no checkpoint at" in load_error(path)
     path.write_bytes(b"")
-    assert "truncated or no checkpoint" in refusal(path)
+    assert "truncated or no checkpoint" in load_error(path)
     path.write_text("hello", encoding="utf-8")
-    assert "truncated or no checkpoint" in refusal(path)
+    assert "truncated or no checkpoint" in load_error(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("hello.txt", "hello")
-    assert "no checkpoint of zerokara" in refusal(path)
+    assert "no checkpoint of zerokara" in load_error(path)
     torch.save({"state_dict": {}}, path)
-    assert "lacks the header" in refusal(path)
+    assert "lacks the header" in load_error(path)
     torch.save([1, 2], path)
-    assert "lacks the header" in refusal(path)
+    assert "lacks the header" in load_error(path)
     torch.save({"format": "zerokara", "version": 9, "kind": "dqn"}, path)
-    assert "format version 9" in refusal(path)
+    assert "format version 9" in load_error(path)
     save(path, {}, "dcgan")
-    assert "written by 'dcgan', not 'dqn'" in refusal(path)
+    assert "written by 'dcgan', not 'dqn'" in load_error(path)
 
 
 class Evil:
-    """Runs code when unpickled by one who trusts it."""
+    """Object whose pickle executes a function when it is read without weights_only."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -144,23 +144,23 @@ class Evil:
         return Path.touch, (self.target,)
 
 
-def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:
+def test_loading_executes_no_code(tmp_path: Path) -> None:
     torch.save({"format": "zerokara", "version": 1, "kind": "dqn", "x": Evil(tmp_path / "ran")}, tmp_path / "a.pt")
-    assert "no checkpoint of zerokara" in refusal(tmp_path / "a.pt")
+    assert "no checkpoint of zerokara" in load_error(tmp_path / "a.pt")
     assert not (tmp_path / "ran").exists()
 
 
-def test_every_truncation_is_found(tmp_path: Path) -> None:
+def test_every_truncation_is_detected(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     save(path, example(), "dqn")
     whole = path.read_bytes()
     for length in [*range(0, len(whole), 97), len(whole) - 1]:
         path.write_bytes(whole[:length])
-        assert "damaged" in refusal(path)
+        assert "damaged" in load_error(path)
 
 
-def test_a_flipped_byte_is_found_or_does_no_harm(tmp_path: Path) -> None:
-    """A zip has bytes that carry nothing (padding, dates); all others must be noticed."""
+def test_a_changed_byte_is_detected_or_has_no_effect(tmp_path: Path) -> None:
+    """A zip file has bytes without effect (padding, dates). A change of any other byte must be detected."""
     path = tmp_path / "a.pt"
     weights = torch.randn(400)
     state = {"w": weights, "step": 12345}
@@ -178,12 +178,12 @@ def test_a_flipped_byte_is_found_or_does_no_harm(tmp_path: Path) -> None:
         except UserError:
             found += 1
         else:
-            assert not data <= position < data + 1600  # not within the weights
+            assert not data <= position < data + 1600  # not in the weights
     assert found > len(positions) / 3
 
 
-def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path) -> None:
-    """A real limit on the size of files, in a process of its own."""
+def test_a_full_disk_leaves_the_old_checkpoint_unchanged(tmp_path: Path) -> None:
+    """Limit the size of files in a separate process."""
     code = """
 import resource, sys, torch
 from pathlib import Path
@@ -205,12 +205,12 @@ run_main(lambda: save(path, {"step": 2, "w": torch.zeros(1_000_000)}, "dqn"))
     assert load(path, "dqn")["step"] == 1
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No such file or directory"):
         save(tmp_path / "nowhere" / "a.pt", {}, "dqn")
 
 
-def test_an_interrupted_writer_leaves_nothing(tmp_path: Path) -> None:
+def test_an_interrupted_write_leaves_no_file(tmp_path: Path) -> None:
     def write(file: Any) -> None:
         file.write(b"half")
         raise KeyboardInterrupt
@@ -223,8 +223,8 @@ def test_an_interrupted_writer_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_sigkill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
-    """Ten real processes that save without pause are killed at random moments; each goes on from the one before."""
+def test_sigkill_at_any_time_leaves_a_complete_checkpoint(tmp_path: Path) -> None:
+    """Kill ten processes that save continuously, at random times. Each resumes from the previous one."""
     code = """
 import os, random, signal, sys, time, torch
 from pathlib import Path
@@ -232,7 +232,7 @@ from zerokara.core.checkpoint import load, save
 path, moments = Path(sys.argv[1]), random.Random(1)
 for _ in range(10):
     out, into = os.pipe()
-    child = os.fork()  # importing torch ten times would take a minute
+    child = os.fork()  # fork, because importing torch ten times would take a minute
     if child == 0:
         step = load(path, "dqn")["step"] if path.exists() else 0
         while True:
@@ -242,7 +242,7 @@ for _ in range(10):
     reached = len(os.read(out, 1))
     for _ in range(moments.randrange(10)):
         reached += len(os.read(out, 1))
-    time.sleep(moments.random() * 0.01)  # within a save, or between two
+    time.sleep(moments.random() * 0.01)  # during a save or between two saves
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     state = load(path, "dqn")
@@ -263,12 +263,12 @@ print(state["step"])
     assert int(done.stdout) >= 10
 
 
-def test_random_generators_go_on(tmp_path: Path) -> None:
+def test_random_generators_are_restored(tmp_path: Path) -> None:
     def draw() -> list[float]:
         legacy = np.random.random(2).tolist()  # noqa: NPY002  (the generator that is saved)
         return [random.random(), *legacy, *torch.rand(2).tolist(), random.gauss(0, 1)]
 
-    random.gauss(0, 1)  # leaves a second value in store, a part of the state
+    random.gauss(0, 1)  # stores a second value, which is part of the state
     save(tmp_path / "a.pt", {"rng": rng_state()}, "dqn")
     expected = draw()
     assert draw() != expected

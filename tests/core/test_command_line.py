@@ -1,4 +1,4 @@
-"""The command line: presets, flags, old and foreign names, refusals in one sentence, help."""
+"""Tests of the command line: presets, flags, old and foreign names, errors of one sentence, help."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Config:
     learning_rate: Annotated[float, Range(0, 1, low_open=True)] = 1e-4
     """Adam's learning rate."""
     double: bool = True
-    """Let the online network choose the target's action."""
+    """Select the action of the target with the online network."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
+    """Device of the network."""
     name: str | None = None
     """Folder under runs/."""
     hidden: Annotated[tuple[int, ...], Range(1)] = (512,)
@@ -56,8 +56,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(autouse=True)
-def _notes_are_new(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A note is printed once in a process; each test is to see its own."""
+def _reset_notes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reset the printed notes, because each note is printed only once per process."""
     monkeypatch.setattr(config_module, "_printed", set())
 
 
@@ -80,12 +80,12 @@ def test_defaults_then_preset_then_flags() -> None:
     assert parsed("--preset", "nature") == Config(
         preset="nature", num_envs=1, double=False, learning_rate=2.5e-4, hidden=(256, 128)
     )
-    # wherever --preset stands, it comes first
+    # --preset is applied first, at any position
     assert parsed("--num-envs", "3", "--double", "--preset=nature").num_envs == 3
     assert parsed("--num-envs", "3", "--double", "--preset=nature").double is True
 
 
-def test_a_layer_lies_over_the_preset_and_under_the_flags() -> None:
+def test_a_layer_overrides_the_preset_and_flags_override_the_layer() -> None:
     layers = {"device": {"cpu": {"num_envs": 2, "hidden": (7,)}}}
 
     def layered(*words: str, saved: Config | None = None) -> Config:
@@ -94,9 +94,9 @@ def test_a_layer_lies_over_the_preset_and_under_the_flags() -> None:
     over = layered("--preset", "nature", "--device", "cpu")
     assert (over.num_envs, over.hidden, over.double) == (2, (7,), False)
     assert layered("--num-envs", "3", "--device=cpu").num_envs == 3
-    assert layered("--preset", "nature") == parsed("--preset", "nature")  # where it is not typed, it is not there
+    assert layered("--preset", "nature") == parsed("--preset", "nature")  # without its flag the layer is not applied
     assert layered("--device", "cuda").num_envs == 8
-    assert layered("--device", "cpu", saved=Config(num_envs=5)).num_envs == 5  # a run goes on as it was
+    assert layered("--device", "cpu", saved=Config(num_envs=5)).num_envs == 5  # a resumed run keeps its settings
 
 
 def test_the_type_of_every_field() -> None:
@@ -140,14 +140,14 @@ def test_the_type_of_every_field() -> None:
         ("--double true", ["'true'", "--no-flag"]),
     ],
 )
-def test_refusals(words: str, parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_command_lines_are_refused(words: str, parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     message = refused(*words.split())
     for part in parts:
         assert part in message
     assert capsys.readouterr() == ("", "")  # run_main prints it
 
 
-def test_a_preset_is_checked_too() -> None:
+def test_presets_are_validated() -> None:
     with pytest.raises(UserError, match="--num-envs cannot be 0"):
         parse(Config, {"fast": {"num_envs": 0}}, [], "")
 
@@ -207,7 +207,7 @@ def test_a_flag_without_effect_is_refused_unless_it_changes_nothing() -> None:
     assert "has no effect" in refused("--eval-steps", "9", "--device", "cuda")
 
 
-def test_effects_are_not_judged_before_the_settings_of_a_resumed_run_are_known() -> None:
+def test_flags_without_effect_are_checked_against_the_settings_of_the_resumed_run() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Resumable(Config):
         resume: bool = False
@@ -231,7 +231,7 @@ def test_help_of_inherited_fields() -> None:
     assert parse(More, {"fast": {}}, ["--atoms", "3"], "") == More(atoms=3)
 
 
-def test_a_saved_config_stands_in_for_the_preset() -> None:
+def test_a_saved_config_replaces_the_preset() -> None:
     saved = Config(preset="nature", num_envs=5)
     assert parse(Config, PRESETS, ["--learning-rate", "0.5"], "", saved=saved) == dataclasses.replace(
         saved, learning_rate=0.5

@@ -1,4 +1,4 @@
-"""Settings: types, ranges, what config.json gives back, configs of older versions, and the end of a program."""
+"""Tests of configs: types, ranges, config.json, configs of older versions, and exit codes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from zerokara.core.config import Range, UserError, from_dict, run_main, to_dict,
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings for these tests: the second version of a config class."""
+    """Config class of these tests, in its second version."""
 
     RENAMED: ClassVar = {
         "sticky": "repeat_action_probability",
@@ -58,7 +58,7 @@ class Config:
     """Clip rewards. Versions before this field did not."""
 
 
-# What version 1 saved: no version number, old names and values, a field that is gone, and no `clip`.
+# Config saved by version 1: no version number, old names and values, a removed field, and no `clip`.
 VERSION_1: dict[str, Any] = {
     "preset": "fast",
     "num_envs": 3,
@@ -94,20 +94,20 @@ def test_validate_refuses_wrong_types(field: str, value: Any) -> None:
         validate(dataclasses.replace(Config(), **{field: value}))
 
 
-def test_a_range_knows_its_ends() -> None:
+def test_range_contains_its_closed_ends() -> None:
     assert [number in Range(0, 1) for number in (-0.1, 0, 1, 1.1)] == [False, True, True, False]
     assert [number in Range(0, low_open=True) for number in (0, 1e-9)] == [False, True]
     assert [number in Range() for number in (0.0, math.nan, math.inf)] == [True, False, False]
     assert str(Range(0, 1, low_open=True)) == "above 0 and at most 1"
 
 
-def test_json_and_back() -> None:
+def test_config_is_restored_from_json() -> None:
     config = Config(num_envs=3, hidden=(4, 5), distortions=("color",), name="x")
     assert from_dict(Config, json.loads(json.dumps(to_saved(config))), "config.json") == config
     assert to_saved(config) == {"config_version": 2, **to_dict(config)}
 
 
-def test_a_config_of_an_older_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_of_an_older_version_is_translated(capsys: pytest.CaptureFixture[str]) -> None:
     config = from_dict(Config, VERSION_1, "runs/x/config.json")
     assert config == Config(
         num_envs=3,
@@ -126,12 +126,12 @@ def test_a_config_of_an_older_version(capsys: pytest.CaptureFixture[str]) -> Non
     assert "runs/x/config.json: the setting 'momentum' no longer exists (Adam has none)" in err
 
 
-def test_an_old_name_can_depend_on_other_settings() -> None:
+def test_translation_of_an_old_name_can_depend_on_other_settings() -> None:
     rows = from_dict(Config, {**VERSION_1, "shape": "lines"}, "runs/y/config.json")
     assert (rows.shape, rows.num_rows, rows.num_columns) == ("rows", 7, 1)
 
 
-def test_what_is_not_an_older_config_is_refused() -> None:
+def test_unknown_settings_and_newer_versions_are_refused() -> None:
     with pytest.raises(UserError, match=r"runs/x/config.json has a setting 'doubel' .*did you mean double\?"):
         from_dict(Config, {**to_saved(Config()), "doubel": 1}, "runs/x/config.json")
     with pytest.raises(UserError, match=r"written by a newer version .*version 3.*up to 2"):
@@ -155,25 +155,25 @@ def raising(error: BaseException) -> Callable[[], None]:
         (OSError(errno.ENOSPC, "No space left on device", "a.bin"), 2, "error: The disk is full for a.bin: "),
     ],
 )
-def test_entry_has_words_and_exit_codes(
+def test_run_main_prints_errors_and_sets_exit_codes(
     error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as leaving:
+    with pytest.raises(SystemExit) as exit_info:
         run_main(raising(error))
-    assert leaving.value.code == code
+    assert exit_info.value.code == code
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith(line)
     assert err.count("\n") == 1
 
 
-def test_entry_lets_real_bugs_through() -> None:
+def test_run_main_does_not_catch_bugs() -> None:
     with pytest.raises(PermissionError):
         run_main(raising(PermissionError(errno.EACCES, "no")))
     run_main(lambda: None)
 
 
-def test_a_closed_pipe_is_no_stack_trace() -> None:
+def test_closed_pipe_gives_no_traceback() -> None:
     code = "from zerokara.core.config import run_main\nrun_main(lambda: [print('x' * 1000) for _ in range(1000)])"
     root = Path(__file__).parents[2]
     with subprocess.Popen(
@@ -186,7 +186,7 @@ def test_a_closed_pipe_is_no_stack_trace() -> None:
     assert process.returncode == 141
 
 
-def test_importing_config_is_cheap() -> None:
+def test_importing_config_loads_neither_torch_nor_numpy() -> None:
     code = "import sys, zerokara.core.config, zerokara.core.command_line; "
     code += "print(sorted({'torch', 'numpy'} & set(sys.modules)))"
     root = Path(__file__).parents[2]

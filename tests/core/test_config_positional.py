@@ -1,4 +1,4 @@
-"""Texts that stand without a flag, and configs without presets: what programs about finished runs are called with."""
+"""Tests of positional arguments and of configs without presets, as used by programs for finished runs."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from zerokara.core.config import Positional, Range, UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Things to do with runs."""
+    """Options of a program for several runs."""
 
     runs: Annotated[tuple[str, ...], Positional("folder")] = ()
     """Folders of runs."""
     games: Annotated[int, Range(1)] = 3
-    """Games to play."""
+    """Number of episodes."""
     loud: bool = False
-    """Say more."""
+    """Print more."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class One:
-    """One run."""
+    """Options of a program for one run."""
 
     run: Annotated[str, Positional("folder")] = ""
     """Folder of a run."""
@@ -35,14 +35,14 @@ def options(*argv: str) -> Options:
     return parse(Options, {}, argv, "Do something.")
 
 
-def test_words_without_a_flag_go_to_the_positional_field_in_their_order() -> None:
+def test_positional_arguments_keep_their_order() -> None:
     assert options() == Options()
     assert options("runs/b", "runs/a") == Options(runs=("runs/b", "runs/a"))
     assert options("runs/a", "--games", "5", "--loud") == Options(runs=("runs/a",), games=5, loud=True)
     assert options("--games", "5", "runs/a") == Options(runs=("runs/a",), games=5)
 
 
-def test_one_text_takes_one_word() -> None:
+def test_a_single_positional_field_takes_one_argument() -> None:
     assert parse(One, {}, ["runs/a"], "").run == "runs/a"
     assert parse(One, {}, [], "").run == ""
     with pytest.raises(UserError, match="'runs/b' stands alone"):
@@ -57,16 +57,16 @@ def test_one_text_takes_one_word() -> None:
         (["runs/a", "--games", "many"], "--games cannot be 'many': it must be a whole number"),
     ],
 )
-def test_mistakes_are_still_one_sentence(argv: list[str], sentence: str) -> None:
+def test_errors_are_one_sentence(argv: list[str], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         options(*argv)
 
 
-def test_help_names_the_positional_and_no_presets(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as leaving:
+def test_help_lists_the_positional_argument_and_no_presets(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
         options("--help")
     shown = capsys.readouterr().out
-    assert leaving.value.code in (0, None)
+    assert exit_info.value.code in (0, None)
     assert "usage: " in shown.splitlines()[0]
     assert "[folder ...]" in shown.splitlines()[0]
     assert "  folder " in shown

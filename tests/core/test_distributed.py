@@ -1,4 +1,4 @@
-"""The torchrun world: two real Gloo processes on this machine, and what must hold without any."""
+"""Tests of World: two Gloo processes on this machine, and a single process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zerokara.core.distributed import World
 ROOT = Path(__file__).parents[2]
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
-MEMBER = """
+WORKER = """
 import torch
 from pathlib import Path
 from torch import nn
@@ -41,7 +41,7 @@ assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
 
 for index, parameter in enumerate(network.parameters()):
     if index == 1:
-        continue  # a frozen one has no gradient
+        continue  # like a frozen parameter, without gradient
     values = torch.arange(parameter.numel(), dtype=torch.float32).view(parameter.shape)
     grad = (values + index) * (1 if rank == 0 else 3)
     parameter.grad = grad.to(memory_format=torch.channels_last) if grad.ndim == 4 else grad
@@ -55,7 +55,7 @@ for index, parameter in enumerate(network.parameters()):
 
 mine = torch.tensor([1.0, 10.0]) * (rank + 1)
 assert world.mean(mine).tolist() == [1.5, 15.0]
-assert mine.tolist() == [1.0 + rank, 10.0 * (rank + 1)]  # untouched
+assert mine.tolist() == [1.0 + rank, 10.0 * (rank + 1)]  # not modified
 assert world.any(rank == 1) is True
 assert world.any(False) is False
 
@@ -67,7 +67,7 @@ class Config:
 with Run(Config(), kind="dqn", name="both", resume=False, quiet=False, root=Path("runs"), world=world) as run:
     run.log(1, {"train/loss": torch.tensor(1.0 + rank)})
     run.progress(1, 2, {"rank": rank})
-    run.print(f"say {rank}")
+    run.print(f"print {rank}")
     run.warn(f"warn {rank}")
     run.text("a", "b")
     state = run.state_dict()
@@ -84,7 +84,7 @@ def test_two_processes(tmp_path: Path) -> None:
         port = free.getsockname()[1]
     members = [
         subprocess.Popen(
-            [sys.executable, "-c", MEMBER],
+            [sys.executable, "-c", WORKER],
             cwd=tmp_path,
             env={
                 **os.environ,
@@ -100,15 +100,15 @@ def test_two_processes(tmp_path: Path) -> None:
     ]
     (out_0, err_0), (out_1, err_1) = (member.communicate(timeout=120) for member in members)
     assert [member.returncode for member in members] == [0, 0], err_0 + err_1
-    # only the main one writes and speaks
-    assert out_0.splitlines() == ["step 1/2  eta -  rank 0", "say 0", "done 0"]
+    # Only the main process writes files and prints. Warnings of the others are dropped, too.
+    assert out_0.splitlines() == ["step 1/2  eta -  rank 0", "print 0", "done 0"]
     assert out_1 == ""
     assert "warning: warn 0" in err_0
     assert "warn 1" not in err_1
     assert (tmp_path / "runs/both/metrics.jsonl").read_text(encoding="utf-8") == '{"step": 1, "train/loss": 1.0}\n'
 
 
-def test_alone_everything_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operations_do_nothing_in_a_single_process(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     world = World.from_env()
@@ -132,7 +132,7 @@ def test_alone_everything_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "variables", [{"RANK": "0"}, {"WORLD_SIZE": "2"}, {"RANK": "x", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}]
 )
-def test_half_a_world_is_refused(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_incomplete_torchrun_variables_are_refused(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
@@ -141,7 +141,7 @@ def test_half_a_world_is_refused(variables: dict[str, str], monkeypatch: pytest.
         World.from_env("cpu")
 
 
-def test_a_program_of_one_process_refuses_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchrun_is_refused_by_single_process_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     for alone in ("", "1"):
         monkeypatch.setenv("WORLD_SIZE", alone)
         World.require_single_process("python -m vision.depth")

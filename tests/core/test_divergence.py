@@ -1,4 +1,4 @@
-"""Vital signs of what learns, by hand."""
+"""Tests of divergence detection: means of metrics, non-finite weights, and the message."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ from torch import Tensor, nn
 from zerokara.core.divergence import divergence_error, is_finite, read_means
 
 
-def test_means_are_of_the_updates_since_they_were_read() -> None:
-    sums = torch.tensor([6.0, -3.0, 4.0])  # two figures, four updates
+def test_means_cover_the_updates_since_the_last_reading() -> None:
+    sums = torch.tensor([6.0, -3.0, 4.0])  # sums of two metrics, and four updates
     means = read_means(sums, ("train/loss", "train/q"))
     assert list(means) == ["train/loss", "train/q"]
     assert [float(mean) for mean in means.values()] == [1.5, -0.75]
-    assert sums.tolist() == [0, 0, 0], "the tensor itself, which a captured graph adds to"
+    assert sums.tolist() == [0, 0, 0], "the tensor is reset in place, because a captured CUDA graph adds to it"
     sums += torch.tensor([1.0, 1.0, 1.0])
-    assert means["train/loss"].item() == 1.5, "means are no views of the sums"
+    assert means["train/loss"].item() == 1.5, "means must not be views of the sums"
     sums.zero_()
-    assert [value.item() for value in read_means(sums, ("a", "b")).values()] == [0, 0], "also before the first update"
+    assert [value.item() for value in read_means(sums, ("a", "b")).values()] == [0, 0], (
+        "0, not NaN, before the first update"
+    )
 
 
-def test_every_figure_has_a_name() -> None:
+def test_number_of_names_must_match_the_metrics() -> None:
     with pytest.raises(ValueError, match="zip"):
         read_means(torch.zeros(4), ("train/loss", "train/q"))
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
-def test_one_weight_that_is_no_number_is_seen(wrong: float) -> None:
+def test_one_non_finite_weight_is_detected(wrong: float) -> None:
     one, other = nn.Linear(2, 3), nn.Linear(3, 1)
     assert is_finite(one, other)
     bias: Tensor = other.bias.data
@@ -38,7 +40,7 @@ def test_one_weight_that_is_no_number_is_seen(wrong: float) -> None:
     assert not is_finite(one, other)
 
 
-def test_what_a_person_is_told_then() -> None:
+def test_divergence_message() -> None:
     sentence = str(divergence_error("update 1,234", Path("runs/mine")))
     assert sentence.startswith("Training diverged at update 1,234: the weights contain NaN or Inf")
     assert "the last good checkpoint is in runs/mine; start a new run with a lower --learning-rate." in sentence

@@ -1,4 +1,4 @@
-"""The averaged weights: by hand, the ramp, BatchNorm's statistics, and a round trip."""
+"""Tests of averaged weights: hand-computed values, ramp, BatchNorm statistics, and saved states."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zerokara.core.ema import Ema
 
 
 class Number(nn.Module):
-    """One weight, and a buffer that counts."""
+    """Module with one weight and a counter buffer."""
 
     count: Tensor
 
@@ -22,10 +22,10 @@ class Number(nn.Module):
         self.register_buffer("count", torch.tensor(0))
 
 
-def test_by_hand() -> None:
+def test_average_against_hand_computed_values() -> None:
     number = Number(100.0)
     ema = Ema(number, half_life_steps=1)
-    ema.steps = 1000  # the ramp is over
+    ema.steps = 1000  # after the ramp
     number.value.data.fill_(0.0)
     number.count.fill_(7)
     ema.update(number)
@@ -37,7 +37,7 @@ def test_by_hand() -> None:
     assert number.value.item() == 10.0
 
 
-def test_half_of_it_is_forgotten_after_a_half_life() -> None:
+def test_old_weights_have_half_their_share_after_a_half_life() -> None:
     number = Number(1.0)
     ema = Ema(number, half_life_steps=40)
     ema.steps = 100_000
@@ -47,7 +47,7 @@ def test_half_of_it_is_forgotten_after_a_half_life() -> None:
     assert ema.module.value.item() == pytest.approx(0.5, rel=1e-4)
 
 
-def test_the_random_start_is_forgotten_at_once() -> None:
+def test_initial_weights_have_no_influence_after_the_ramp() -> None:
     number = Number(1000.0)
     ema = Ema(number, half_life_steps=1e6)
     for step in range(1, 201):
@@ -55,11 +55,11 @@ def test_the_random_start_is_forgotten_at_once() -> None:
         ema.update(number)
         if step == 1:
             assert ema.module.value.item() == pytest.approx(1.0, abs=2e-3)
-    # The half-life is 10 steps now: an average of 10 / ln 2 = 14 steps back, less while it grew.
+    # The half-life is 10 steps: the mean age is 10 / ln 2 = 14 steps, and less during the ramp.
     assert 180 < ema.module.value.item() < 190
 
 
-def test_the_average_is_apart_and_evaluates() -> None:
+def test_the_average_is_a_separate_module_in_evaluation_mode() -> None:
     module = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))
     ema = Ema(module, half_life_steps=5)
     assert module.training
@@ -81,7 +81,7 @@ def test_running_statistics_are_averaged() -> None:
     torch.testing.assert_close(ema.module.running_var, torch.full((2,), 2.0))
 
 
-def test_recalibration_measures_all_values_together() -> None:
+def test_recalibration_uses_the_statistics_of_all_batches_together() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Dropout(0.5))
     ema = Ema(module, half_life_steps=5)
@@ -101,7 +101,7 @@ def test_recalibration_measures_all_values_together() -> None:
     torch.testing.assert_close(ema.module(x)[:1], ema.module(x[:1])), "an image does not depend on its batch-mates"
 
 
-def test_recalibration_reaches_deeper_layers_and_gives_unit_variance() -> None:
+def test_recalibration_of_deeper_layers_gives_unit_variance() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 5), nn.BatchNorm1d(5))
     ema = Ema(module, half_life_steps=5)
@@ -112,7 +112,7 @@ def test_recalibration_reaches_deeper_layers_and_gives_unit_variance() -> None:
     torch.testing.assert_close(out.std(0), torch.ones(5), atol=5e-3, rtol=0)
 
 
-def test_restart_and_round_trip() -> None:
+def test_restart_and_saved_state() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
 

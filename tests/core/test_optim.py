@@ -1,4 +1,4 @@
-"""Centred RMSprop against two steps by hand, and against a loop in float64; Muon by hand and against PyTorch's."""
+"""Tests of centered RMSprop, Muon and compiled Adam against hand-computed values, float64 loops and PyTorch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from zerokara.core.optim import (
 )
 
 
-def test_two_steps_by_hand() -> None:
+def test_two_steps_against_hand_computed_values() -> None:
     w = nn.Parameter(torch.tensor([1.0]))
     optimizer = CenteredRMSprop([w], lr=0.1, decay=0.9, eps=0.01)
     w.grad = torch.tensor([2.0])
@@ -36,12 +36,12 @@ def test_two_steps_by_hand() -> None:
     assert w.item() == pytest.approx(first + 0.1 / math.sqrt(0.46 - 0.0064 + 0.01), rel=1e-6)
 
 
-def test_epsilon_stands_inside_the_root() -> None:
+def test_epsilon_is_inside_the_root() -> None:
     w = nn.Parameter(torch.tensor([0.0]))
     optimizer = CenteredRMSprop([w], lr=1.0, decay=0.95, eps=0.01)
     w.grad = torch.tensor([1e-4])
     optimizer.step()
-    # A small gradient is divided by sqrt(.01) = .1; outside the root, it would be by about .01.
+    # A small gradient is divided by sqrt(.01) = .1. With epsilon outside the root it would be about .01.
     assert w.item() == pytest.approx(-1e-3, rel=1e-3)
 
 
@@ -65,7 +65,7 @@ def test_many_steps_equal_a_loop_in_float64() -> None:
         np.testing.assert_allclose(p.detach().numpy(), e, rtol=1e-4, atol=1e-5)
 
 
-def test_a_constant_gradient_never_takes_the_root_of_less_than_nothing() -> None:
+def test_variance_of_a_constant_gradient_is_not_negative() -> None:
     w = nn.Parameter(torch.zeros(1000))
     optimizer = CenteredRMSprop([w], lr=1e-4, decay=0.5, eps=1e-12)
     gradient = torch.rand(1000) * 1000
@@ -75,7 +75,7 @@ def test_a_constant_gradient_never_takes_the_root_of_less_than_nothing() -> None
     assert w.isfinite().all()
 
 
-def test_what_has_no_gradient_stays() -> None:
+def test_parameters_without_gradient_do_not_change() -> None:
     a, b = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     optimizer = CenteredRMSprop([a, b], lr=0.1)
     optimizer.step()
@@ -87,7 +87,7 @@ def test_what_has_no_gradient_stays() -> None:
     assert torch.equal(a.grad, torch.ones(2)), "gradients are read, not written"
 
 
-def test_state_round_trip_goes_on_bit_for_bit() -> None:
+def test_restored_state_continues_bit_for_bit() -> None:
     torch.manual_seed(0)
     one = nn.Linear(4, 3)
     optimizer = CenteredRMSprop(one.parameters(), lr=0.01)
@@ -101,7 +101,9 @@ def test_state_round_trip_goes_on_bit_for_bit() -> None:
     for i in range(10):
         step(one, optimizer, i)
     two = copy.deepcopy(one)
-    again = CenteredRMSprop(two.parameters(), lr=0.5, decay=0.1, eps=1.0)  # the state brings its own
+    again = CenteredRMSprop(
+        two.parameters(), lr=0.5, decay=0.1, eps=1.0
+    )  # other options, which the loaded state replaces
     again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     for i in range(10, 20):
         step(one, optimizer, i)
@@ -123,7 +125,7 @@ def network() -> nn.Sequential:
     )
 
 
-def learn(module: nn.Module, optimizer: torch.optim.Optimizer, steps: int, seed: int = 0) -> None:
+def train(module: nn.Module, optimizer: torch.optim.Optimizer, steps: int, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -135,8 +137,8 @@ NAMES: list[OptimizerName] = ["sgd", "adam", "adamw", "muon"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_only_matrices_and_filters_decay(name: OptimizerName) -> None:
-    """Without a gradient's pull, a step of decay is all that happens, and only to them."""
+def test_weight_decay_applies_only_to_matrices_and_filters(name: OptimizerName) -> None:
+    """With zero gradients a step changes weights only by weight decay."""
     module = network()
     before = copy.deepcopy(module.state_dict())
     optimizer = make_optimizer(name, module, learning_rate=0.1, weight_decay=0.5, momentum=0.9)
@@ -146,11 +148,11 @@ def test_only_matrices_and_filters_decay(name: OptimizerName) -> None:
     for key, p in module.named_parameters():
         if p.ndim == 1:
             assert torch.equal(p, before[key]), key
-        elif name == "adam":  # L2 in the gradient: a first step of the learning rate, towards zero
+        elif name == "adam":  # L2 in the gradient: the first step has the size of the learning rate, toward zero
             torch.testing.assert_close(p, before[key] - 0.1 * before[key].sign(), atol=1e-4, rtol=1e-4)
         else:
             rate = 0.01 if name == "muon" and key == "6.weight" else 0.1
-            rate *= 1.9 if name == "sgd" else 1.0  # Nesterov's momentum carries the decay too
+            rate *= 1.9 if name == "sgd" else 1.0  # Nesterov momentum includes the decay
             torch.testing.assert_close(p, before[key] * (1 - rate * 0.5))
 
 
@@ -162,7 +164,7 @@ def test_only_matrices_and_filters_decay(name: OptimizerName) -> None:
         ("googlenet", {"head.fc.weight", "head.aux1.fc2.weight", "head.aux2.fc2.weight"}),
     ],
 )
-def test_muon_leaves_every_matrix_of_logits_to_adamw(backbone: str, names: set[str]) -> None:
+def test_muon_uses_adamw_for_the_matrices_of_the_logits(backbone: str, names: set[str]) -> None:
     with torch.device("meta"):
         classifier = make_classifier(backbone, 3, 64, 10)
     optimizer = make_optimizer(
@@ -174,24 +176,24 @@ def test_muon_leaves_every_matrix_of_logits_to_adamw(backbone: str, names: set[s
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_parameter_learns_and_is_in_one_group(name: OptimizerName) -> None:
+def test_every_parameter_is_updated_and_in_one_group(name: OptimizerName) -> None:
     module = network()
     before = copy.deepcopy(module.state_dict())
     optimizer = make_optimizer(name, module, learning_rate=0.01, weight_decay=0.0, momentum=0.9)
     grouped = [p for group in optimizer.param_groups for p in group["params"]]
     assert len(grouped) == len({id(p) for p in grouped}) == len(list(module.parameters()))
-    learn(module, optimizer, 3)
+    train(module, optimizer, 3)
     assert all(not torch.equal(p, before[key]) for key, p in module.named_parameters())
 
 
-def test_frozen_weights_are_left_out() -> None:
+def test_frozen_weights_are_in_no_group() -> None:
     module = network()
     module[0].requires_grad_(False)
     optimizer = make_optimizer("muon", module, learning_rate=0.01, weight_decay=0.0, momentum=0.9)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 6  # BatchNorm's 2 and 2 of each layer
 
 
-def test_sgd_by_hand() -> None:
+def test_sgd_against_hand_computed_values() -> None:
     layer = nn.Linear(1, 1, bias=False)
     layer.weight.data.fill_(1.0)
     optimizer = make_optimizer("sgd", layer, learning_rate=0.1, weight_decay=0.0, momentum=0.5)
@@ -204,12 +206,12 @@ def test_sgd_by_hand() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 8), (8, 3), (5, 5)])
-def test_orthogonalised_matrices_have_singular_values_near_one(shape: tuple[int, int]) -> None:
+def test_orthogonalized_matrices_have_singular_values_near_one(shape: tuple[int, int]) -> None:
     torch.manual_seed(1)
     matrices = torch.randn(4, *shape)
     left, _, right = torch.linalg.svd(matrices, full_matrices=False)
     found = orthogonalize(matrices)
-    values = left.mT @ found @ right.mT  # diagonal: the singular vectors are as they were
+    values = left.mT @ found @ right.mT  # diagonal, because the singular vectors do not change
     diagonal = values.diagonal(dim1=-2, dim2=-1)
     assert diagonal.min() > 0.6
     assert diagonal.max() < 1.25
@@ -217,15 +219,15 @@ def test_orthogonalised_matrices_have_singular_values_near_one(shape: tuple[int,
     assert orthogonalize(torch.zeros(1, 2, 2)).isfinite().all()
 
 
-def test_newton_schulz_by_hand() -> None:
-    # diag(3, 4) / 5 = diag(.6, .8); each value goes s -> 3.4445 s - 4.775 s^3 + 2.0315 s^5
+def test_newton_schulz_against_hand_computed_values() -> None:
+    # diag(3, 4) / 5 = diag(.6, .8); each value becomes s -> 3.4445 s - 4.775 s^3 + 2.0315 s^5
     once = orthogonalize(torch.tensor([[[3.0, 0.0], [0.0, 4.0]]]), steps=1)
     expected = [3.4445 * s - 4.775 * s**3 + 2.0315 * s**5 for s in (0.6, 0.8)]
     assert once[0].diagonal().tolist() == pytest.approx(expected, rel=1e-5)
 
 
-def test_muon_equals_pytorchs_on_matrices() -> None:
-    """Theirs computes in bfloat16, so they agree to its three digits."""
+def test_muon_equals_pytorch_on_matrices() -> None:
+    """PyTorch computes in bfloat16, so the results agree to about three digits."""
     torch.manual_seed(0)
     mine = nn.Sequential(nn.Linear(6, 9, bias=False), nn.Linear(9, 9, bias=False), nn.Linear(9, 2, bias=False))
     peer = copy.deepcopy(mine)
@@ -245,7 +247,7 @@ def test_muon_equals_pytorchs_on_matrices() -> None:
     torch.testing.assert_close(ours, outputs)
 
 
-def test_muon_takes_filters_as_matrices_in_any_layout() -> None:
+def test_muon_treats_filters_as_matrices_in_any_layout() -> None:
     torch.manual_seed(0)
     filters = torch.randn(4, 3, 2, 2)
     moved = []
@@ -262,10 +264,10 @@ def test_muon_takes_filters_as_matrices_in_any_layout() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_optimisers_go_on_bit_for_bit_from_a_file(name: OptimizerName, tmp_path: Path) -> None:
+def test_optimizers_resume_bit_for_bit_from_a_file(name: OptimizerName, tmp_path: Path) -> None:
     one = network()
     optimizer = make_optimizer(name, one, learning_rate=0.01, weight_decay=0.1, momentum=0.9)
-    learn(one, optimizer, 5)
+    train(one, optimizer, 5)
     torch.save({"module": one.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     two = network()
@@ -273,8 +275,8 @@ def test_optimisers_go_on_bit_for_bit_from_a_file(name: OptimizerName, tmp_path:
     again = make_optimizer(name, two, learning_rate=9.0, weight_decay=0.0, momentum=0.1)
     again.load_state_dict(state["optimizer"])
     assert [g.get("lr_factor") for g in again.param_groups] == [g.get("lr_factor") for g in optimizer.param_groups]
-    learn(one, optimizer, 5, seed=1)
-    learn(two, again, 5, seed=1)
+    train(one, optimizer, 5, seed=1)
+    train(two, again, 5, seed=1)
     assert all(torch.equal(p, q) for p, q in zip(one.parameters(), two.parameters(), strict=True))
 
 
@@ -294,7 +296,7 @@ def compiled_adam(
 
 @pytest.mark.parametrize("limit", [None, 0.5, 1e6])
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.RAdam])
-def test_compiled_adam_is_pytorchs_after_clipping(
+def test_compiled_adam_equals_pytorch_with_clipping(
     kind: type[torch.optim.Adam] | type[torch.optim.RAdam], limit: float | None
 ) -> None:
     net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
@@ -310,15 +312,15 @@ def test_compiled_adam_is_pytorchs_after_clipping(
         torch.testing.assert_close(norm, expected, rtol=1e-4, atol=1e-6)
     for got, weight in zip(net.parameters(), peer.parameters(), strict=True):
         torch.testing.assert_close(got, weight, rtol=1e-5, atol=1e-6)
-    theirs.load_state_dict(ours.state_dict())  # one goes on where the other was
+    theirs.load_state_dict(ours.state_dict())  # the state is exchangeable
     assert float(theirs.state[next(peer.parameters())]["step"]) == 20
 
 
-def test_copies_in_16_bits_follow_the_weights_that_are_kept() -> None:
+def test_16_bit_copies_follow_the_float32_weights() -> None:
     net = nn.Linear(4, 3)
     used = copy.deepcopy(net).to(torch.bfloat16)
     optimizer = compiled_adam(net, used)
-    for _ in range(50):  # steps of 0.0001 of a weight, which 16 bits alone would round away
+    for _ in range(50):  # relative steps of 0.0001, which 16-bit weights alone would round to zero
         used.zero_grad()
         used(torch.ones(1, 4, dtype=torch.bfloat16)).sum().backward()
         before = net.weight.detach().clone()
@@ -333,7 +335,7 @@ def test_copies_in_16_bits_follow_the_weights_that_are_kept() -> None:
     assert bool((used.weight == 2).all())
 
 
-def test_compiled_adam_leaves_alone_what_has_no_gradient() -> None:
+def test_compiled_adam_skips_parameters_without_gradient() -> None:
     used, idle = nn.Linear(2, 1), nn.Linear(2, 1)
     net, before = nn.ModuleList([used, idle]), idle.weight.detach().clone()
     optimizer = compiled_adam(net, net)

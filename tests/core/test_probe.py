@@ -1,4 +1,4 @@
-"""The probe asks for what the config leaves open, and takes no random number of the run's."""
+"""Tests of the speed measurement: it respects the config and does not change the random numbers of the run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zerokara.core.probe import probe
 
 @dataclass(frozen=True)
 class Config:
-    """What every config says of the hardware."""
+    """Hardware settings of every config."""
 
     device: str = "cpu"
     precision: Precision = "bfloat16"
@@ -24,7 +24,7 @@ class Config:
 
 
 @pytest.mark.parametrize("compile", ["auto", "off"])
-def test_it_asks_for_what_the_config_says(compile: Switch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_of_the_config_are_passed_on(compile: Switch, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
 
     def choose(**options: Any) -> Compute:
@@ -47,7 +47,7 @@ def test_it_asks_for_what_the_config_says(compile: Switch, monkeypatch: pytest.M
     }
 
 
-def test_random_numbers_are_the_same_after_it() -> None:
+def test_random_numbers_are_unchanged() -> None:
     drawn: list[torch.Tensor] = []
 
     def train_step(candidate: Compute) -> Callable[[], object]:

@@ -1,4 +1,4 @@
-"""The progress display: a terminal of any width, a pipe, and readable numbers."""
+"""Tests of the progress display: terminals of any width, pipes, and number formats."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from zerokara.core.progress import Progress, clock, loading, readable
 
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The clock, in seconds; tests move it by hand."""
+    """Replace the clock by a list with the time in seconds, which the tests set."""
     time = [1000.0]
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: time[0]))
     return time
 
 
-def test_a_pipe_gets_a_line_every_ten_seconds(now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_line_every_ten_seconds_in_a_pipe(now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     shown = Progress(silent=False)
     for second in range(25):
         now[0] = 1000.0 + second
         shown.show(second * 1000, 1_000_000, {"return": -20.3, "episodes": 12345})
     now[0] += 1
     shown.show(1_000_000, 1_000_000, {"return": torch.tensor(20.5)})
-    shown.show(1_000_000, 1_000_000, {"return": 20.5})  # it stands there already
+    shown.show(1_000_000, 1_000_000, {"return": 20.5})  # not printed twice
     assert capsys.readouterr().out.splitlines() == [
         "step 0/1,000,000  eta -  return -20.3  episodes 12,345",
         "step 10,000/1,000,000  eta 16:30  return -20.3  episodes 12,345",
@@ -38,10 +38,10 @@ def test_a_pipe_gets_a_line_every_ten_seconds(now: list[float], capsys: pytest.C
     ]
 
 
-def test_the_eta_follows_the_last_minute(now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    """A warm-up without learning runs ten times as fast, and soon counts for nothing."""
+def test_the_eta_is_computed_from_the_last_minute(now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    """A warm-up without training is ten times as fast; after a minute it has no influence."""
     shown = Progress(silent=False)
-    step = 50_000  # a resumed run: what went before took no time here
+    step = 50_000  # a resumed run: earlier steps took no time in this process
     for second in range(200):
         now[0] += 1
         step += 1000 if second < 60 else 100
@@ -51,9 +51,7 @@ def test_the_eta_follows_the_last_minute(now: list[float], capsys: pytest.Captur
     assert last == f"step {50_000 + 60_000 + 131 * 100:,}/150,000  eta {clock(now_left)}"
 
 
-def test_loaders_are_shown_on_stderr_and_only_where_they_take_long(
-    now: list[float], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_slow_loaders_are_shown_on_stderr(now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     with loading(silent=False) as told:
         told("reading digits", 1, 3)
         now[0] += 2
@@ -71,7 +69,7 @@ def terminal(width: int) -> tuple[Progress, io.StringIO]:
 
 
 @pytest.mark.parametrize("width", [1, 2, 5, 10, 20, 37, 80, 300])
-def test_a_terminal_of_any_width(now: list[float], width: int) -> None:
+def test_lines_fit_a_terminal_of_any_width(now: list[float], width: int) -> None:
     shown, screen = terminal(width)
     for step in range(5):
         now[0] += 1
@@ -82,15 +80,15 @@ def test_a_terminal_of_any_width(now: list[float], width: int) -> None:
     text = screen.getvalue()
     assert "a remark [bold]in brackets[/]" in text.replace("\n", "")
     assert "warning: beware" in text.replace("\n", "")
-    assert "\x1b[?25h" in text  # the cursor is back
+    assert "\x1b[?25h" in text  # the cursor is visible again
     frames = [line for line in text.replace("\r", "\n").split("\n") if "━" in line]
-    assert bool(frames) == (width >= 20)  # the bar gives way to the numbers
+    assert bool(frames) == (width >= 20)  # narrow terminals show the numbers without the bar
     if width == 80:
         assert "step 4/4  eta 0:00" in text
         assert "return -20.3  a long label xxx" in text
 
 
-def test_a_terminal_is_drawn_ten_times_a_second(now: list[float]) -> None:
+def test_a_terminal_is_updated_ten_times_per_second(now: list[float]) -> None:
     shown, screen = terminal(80)
     for _ in range(1000):
         now[0] += 0.01
@@ -99,7 +97,7 @@ def test_a_terminal_is_drawn_ten_times_a_second(now: list[float]) -> None:
     shown.close()
 
 
-def test_silent_still_warns_and_closes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_silent_prints_warnings_and_the_closing_line(capsys: pytest.CaptureFixture[str]) -> None:
     shown = Progress(silent=True)
     shown.show(1, 2, {})
     shown.print("a remark")
@@ -109,7 +107,7 @@ def test_silent_still_warns_and_closes(capsys: pytest.CaptureFixture[str]) -> No
     assert (out, err) == ("the end\n", "warning: beware\n")
 
 
-def test_a_reader_that_left_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_output_does_not_raise(monkeypatch: pytest.MonkeyPatch) -> None:
     class Gone(io.StringIO):
         def write(self, text: str) -> int:
             raise BrokenPipeError
@@ -121,7 +119,7 @@ def test_a_reader_that_left_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     shown.close("the end")
 
 
-def test_readable_numbers() -> None:
+def test_number_formats() -> None:
     values = [3, 12_000, -20.3, 0.00123456, 1234.5, 1e-9, math.nan, math.inf, "text", True, torch.tensor(0.5)]
     assert [readable(value) for value in values] == [
         "3", "12,000", "-20.3", "0.00123", "1,234", "1e-09", "-", "inf", "text", "yes", "0.5"

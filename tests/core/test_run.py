@@ -1,4 +1,4 @@
-"""Run and its folder: who may write there, what stands in it, what a resumed run forgets, and what never ends it."""
+"""Tests of Run: exclusive access to its folder, files, truncation of metrics when resuming, and tolerated errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What the tests run."""
+    """Config of the test runs."""
 
     preset: str = "fast"
     learning_rate: float = 1e-4
@@ -52,7 +52,7 @@ def events(run: Run) -> EventAccumulator:
 # ---- the folder
 
 
-def test_config_json_says_what_ran(tmp_path: Path) -> None:
+def test_config_json_contains_settings_and_versions(tmp_path: Path) -> None:
     new(tmp_path, extra={"precision": "bfloat16"}).close()
     content = Run.read_config(tmp_path / "a", "dqn")
     assert content["kind"] == "dqn"
@@ -98,7 +98,7 @@ def test_resume_keeps_config_json(tmp_path: Path) -> None:
     assert (tmp_path / "a/config.json").read_bytes() == before
 
 
-def test_what_cannot_be_resumed(tmp_path: Path) -> None:
+def test_invalid_runs_are_not_resumed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no run in .*nothing; name an existing run"):
         new(tmp_path, "nothing", resume=True)
     assert list(tmp_path.iterdir()) == []
@@ -118,7 +118,7 @@ def test_what_cannot_be_resumed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "/a", "a b", ".hidden", "a\n"])
-def test_names_that_make_no_folder(name: str, tmp_path: Path) -> None:
+def test_invalid_names_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--name cannot be"):
         new(tmp_path / "runs", name)
     assert list(tmp_path.iterdir()) == []
@@ -154,24 +154,24 @@ def start(root: Path, *flags: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
-def test_two_cannot_write_one_run(tmp_path: Path) -> None:
+def test_two_processes_cannot_write_one_run(tmp_path: Path) -> None:
     run = new(tmp_path)
     for resume in (False, True):  # in this process
         with pytest.raises(UserError, match="being written by another process"):
             new(tmp_path, resume=resume)
-    with start(tmp_path, "--resume") as other:  # and from another one
+    with start(tmp_path, "--resume") as other:  # and in another process
         out, err = other.communicate("")
     assert (other.returncode, out) == (2, "")
     assert err.startswith("error: ")
     assert "being written by another process" in err
     assert err.count("\n") == 1
-    run.log(1, {"train/loss": 1.0})  # the first one was not disturbed
+    run.log(1, {"train/loss": 1.0})  # the first run still works
     run.close()
     assert rows(run) == [{"step": 1, "train/loss": 1.0}]
     new(tmp_path, resume=True).close()
 
 
-def test_the_lock_dies_with_the_process_even_if_its_child_lives(tmp_path: Path) -> None:
+def test_the_lock_is_released_with_the_process_even_if_a_child_is_alive(tmp_path: Path) -> None:
     with start(tmp_path, "--fork") as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "taken\n"
@@ -187,7 +187,7 @@ def test_the_lock_dies_with_the_process_even_if_its_child_lives(tmp_path: Path) 
             os.kill(child, signal.SIGKILL)
 
 
-def test_paths_have_their_folders(tmp_path: Path) -> None:
+def test_folders_of_paths_are_created(tmp_path: Path) -> None:
     with new(tmp_path) as run:
         run.path("checkpoints", "last.pt").write_bytes(b"x")
         assert (tmp_path / "a/checkpoints/last.pt").is_file()
@@ -196,14 +196,14 @@ def test_paths_have_their_folders(tmp_path: Path) -> None:
 # ---- metrics
 
 
-def test_tensors_become_numbers_at_the_flush(tmp_path: Path) -> None:
+def test_tensors_are_converted_to_numbers_by_flush(tmp_path: Path) -> None:
     run = new(tmp_path)
     loss = torch.tensor(0.5, requires_grad=True)
     run.log(
         1, {"train/loss": loss, "train/return": -21, "train/epsilon": 0.1, "train/half": torch.tensor(1.5).bfloat16()}
     )
     with torch.no_grad():
-        loss.fill_(7.0)  # a captured graph writes each step's loss into the same memory
+        loss.fill_(7.0)  # like a CUDA graph, which writes every loss to the same memory
     run.log(2, {"train/loss": loss, "train/count": torch.tensor([2**40 + 1]), "train/numpy": np.float32(0.25)})
     assert not (run.folder / "metrics.jsonl").exists()
     run.flush()
@@ -217,7 +217,7 @@ def test_tensors_become_numbers_at_the_flush(tmp_path: Path) -> None:
     assert [(e.step, e.value) for e in scalars.Scalars("train/return")] == [(1, -21.0)]
 
 
-def test_json_has_no_nan(tmp_path: Path) -> None:
+def test_nan_is_not_written_to_json(tmp_path: Path) -> None:
     with new(tmp_path) as run:
         run.log(1, {"a": math.nan, "b": torch.tensor(math.inf), "c": np.float64("-inf"), "d": 1.0})
     text = (run.folder / "metrics.jsonl").read_text(encoding="utf-8")
@@ -225,7 +225,7 @@ def test_json_has_no_nan(tmp_path: Path) -> None:
     assert math.isnan(events(run).Scalars("a")[0].value)
 
 
-def test_a_resumed_run_forgets_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+def test_resuming_removes_metrics_after_the_checkpoint(tmp_path: Path) -> None:
     run = new(tmp_path)
     state: dict[str, Any] = {}
     for step in range(10):
@@ -247,7 +247,7 @@ def test_a_resumed_run_forgets_what_came_after_the_checkpoint(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("damage", ["missing", "shorter", "torn"])
-def test_metrics_that_lost_lines_do_not_stop_a_run(
+def test_a_run_resumes_if_lines_of_metrics_are_missing(
     damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = new(tmp_path)
@@ -269,13 +269,13 @@ def test_metrics_that_lost_lines_do_not_stop_a_run(
     assert [row["step"] for row in rows(again)] == ([5] if damage == "missing" else [0, 1, 5])
 
 
-def test_a_torn_last_line_after_the_checkpoint_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_incomplete_last_line_is_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = new(tmp_path)
     run.log(1, {"x": 1.0})
     state = run.state_dict()
     run.close()
     with (run.folder / "metrics.jsonl").open("ab") as file:
-        file.write(b'{"step": 2, "x"')  # SIGKILL in the middle of a line
+        file.write(b'{"step": 2, "x"')  # as after SIGKILL during a write
     again = new(tmp_path, resume=True)
     again.resume_from(state)
     again.close()
@@ -319,7 +319,7 @@ def test_failing_media_warn_once(tmp_path: Path, capsys: pytest.CaptureFixture[s
         for step in range(3):
             run.video("eval/game", step, np.zeros((0, 8, 8, 3), np.uint8), fps=15)
             run.image("eval/stack", step, np.zeros((8, 8)))
-        run.video("eval/game", 3, np.zeros((2, 8, 8, 3), np.uint8), fps=15)  # and the next one is tried again
+        run.video("eval/game", 3, np.zeros((2, 8, 8, 3), np.uint8), fps=15)  # the next video is tried again
     err = capsys.readouterr().err
     assert err.startswith("warning: media could not be written (frames must be")
     assert err.count("\n") == 1
@@ -327,7 +327,7 @@ def test_failing_media_warn_once(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_a_full_disk_does_not_end_training(tmp_path: Path) -> None:
-    """A real limit on the size of files, in a process of its own, in the middle of everything that a run writes."""
+    """Limit the size of files in a separate process, while the run writes all its kinds of files."""
     code = """
 import resource, sys
 import numpy as np
@@ -371,7 +371,7 @@ with Run(Config(), kind="dqn", name="a", resume=False, quiet=True, root=Path(sys
         )
     ]
     lines = (tmp_path / "a/metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["step"] for line in lines] == list(range(len(lines)))  # whole lines only
+    assert [json.loads(line)["step"] for line in lines] == list(range(len(lines)))  # complete lines only
     assert 40 < len(lines) < 199
     assert list((tmp_path / "a/media").iterdir()) == []
 
@@ -380,21 +380,21 @@ with Run(Config(), kind="dqn", name="a", resume=False, quiet=True, root=Path(sys
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_ask_to_stop(number: signal.Signals, tmp_path: Path) -> None:
+def test_signals_request_a_stop(number: signal.Signals, tmp_path: Path) -> None:
     before = signal.getsignal(number)
     with new(tmp_path) as run:
         with run.signals():
             assert [run.stop_requested] == [None]
             os.kill(os.getpid(), number)
             assert run.stop_requested == number.name
-            os.kill(os.getpid(), signal.SIGTERM)  # an impatient supervisor
+            os.kill(os.getpid(), signal.SIGTERM)  # a second signal
             if number == signal.SIGINT:
                 with pytest.raises(KeyboardInterrupt):
                     os.kill(os.getpid(), signal.SIGINT)
         assert signal.getsignal(number) is before
 
 
-def test_the_closing_line_comes_once_and_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_closing_line_is_printed_once_and_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Run(Config(), kind="dqn", name="a", resume=False, quiet=False, root=tmp_path) as run:
         run.progress(5, 10, {"return": 1.5})
         run.print("a remark")
@@ -408,7 +408,7 @@ def test_the_closing_line_comes_once_and_last(tmp_path: Path, capsys: pytest.Cap
     assert rows(run) == [{"step": 5, "x": 1.0}]  # flushed
 
 
-def test_quiet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_prints_only_the_closing_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with new(tmp_path) as run:
         run.progress(5, 10, {"return": 1.5})
         run.print("a remark")

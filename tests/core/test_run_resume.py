@@ -1,4 +1,4 @@
-"""A run finds its way back: into its checkpoint, to its beginning, and to how it computed."""
+"""Tests of resuming: from a checkpoint, from the start, and with the same hardware settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from zerokara.core.run import Run
 
 @dataclass(frozen=True)
 class Config:
-    """What the tests run."""
+    """Config of the test runs."""
 
     seed: int = 1
 
@@ -31,7 +31,7 @@ def rows(run: Run) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_checkpoint_leads_back(tmp_path: Path) -> None:
+def test_a_run_resumes_from_its_checkpoint(tmp_path: Path) -> None:
     with new(tmp_path) as run:
         latest = run.path("checkpoint-0.pt")
         run.log(1, {"x": 1.0})
@@ -46,7 +46,7 @@ def test_a_checkpoint_leads_back(tmp_path: Path) -> None:
     assert rows(again) == [{"step": 1, "x": 1.0}, {"step": 2, "x": 3.0}], "what came after it is forgotten"
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(tmp_path: Path) -> None:
+def test_a_run_without_a_checkpoint_restarts(tmp_path: Path) -> None:
     with new(tmp_path) as run:
         run.log(1, {"x": 1.0})
     with new(tmp_path, resume=True) as again:
@@ -54,7 +54,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(tmp_path
     assert rows(again) == []
 
 
-def test_a_fresh_run_takes_no_checkpoint(tmp_path: Path) -> None:
+def test_a_new_run_loads_no_checkpoint(tmp_path: Path) -> None:
     with new(tmp_path) as run:
         run.save(run.path("checkpoint-0.pt"), {"step": 1})
         assert not run.restore(run.path("checkpoint-0.pt"), lambda state: pytest.fail("it was not asked to go on"))
@@ -67,7 +67,7 @@ def test_a_checkpoint_of_another_kind_is_refused(tmp_path: Path) -> None:
         again.restore(again.path("checkpoint-0.pt"), lambda state: pytest.fail("it was read"))
 
 
-def test_the_hardware_is_chosen_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hardware_settings_are_selected_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked: list[str] = []
     found = Compute(threads=torch.get_num_threads(), reason="it is the only one")
 

@@ -1,4 +1,4 @@
-"""The stopwatch: hours by hand, over an interruption too."""
+"""Tests of the stopwatch: hand-computed hours, also of resumed runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from zerokara.core.stopwatch import Stopwatch
 
 
-def test_hours_are_added_up_and_interruptions_are_not_among_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hours_are_summed_without_interruptions(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1_000.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     clock = Stopwatch()
@@ -20,8 +20,8 @@ def test_hours_are_added_up_and_interruptions_are_not_among_them(monkeypatch: py
     assert clock.hours == 0.5, "what was told last"
     assert (clock(), clock()) == (0.75, 0.75)
 
-    now[0] = 9.0  # another process, on a clock of its own
+    now[0] = 9.0  # another process with another clock
     again = Stopwatch()
     now[0] += 360
-    again.hours = 0.75  # out of a checkpoint; what it took to get there counts
+    again.hours = 0.75  # restored from a checkpoint: earlier hours are included
     assert again() == pytest.approx(0.85)

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run: curves first, the name of the run, the important settings first."""
+"""Tests of the display in TensorBoard: curves first, the name of the run, the important settings first."""
 
 from __future__ import annotations
 
