@@ -102,8 +102,8 @@ class Buffer:
         size = self.config.batch_size
         segment = self.tree.sums[1] / size
         indices = [self.tree.find(random.uniform(segment * k, segment * (k + 1))) for k in range(size)]
-        share = self.tree.sums[np.array(indices) + self.tree.size] / self.tree.sums[1]
-        weight = ((self.capacity if self.full else self.index) * share) ** -beta
+        fraction = self.tree.sums[np.array(indices) + self.tree.size] / self.tree.sums[1]
+        weight = ((self.capacity if self.full else self.index) * fraction) ** -beta
         return Drawn(
             indices,
             torch.from_numpy(self.obs[indices]),

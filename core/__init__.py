@@ -1,1 +1,1 @@
-"""The foundation: configuration, runs, checkpoints, hardware, backbones. Stands on nothing of ours."""
+"""Base package: configs, runs, checkpoints, hardware, data, backbones. Imports no other package of zerokara."""

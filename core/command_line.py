@@ -5,7 +5,7 @@
 Flags are read by argparse. Besides its fields, a config class may have these class attributes, all optional:
 
     RENAMED, RENAMED_VALUES  old names (core/config.py); an old flag is accepted, with one line that names the new one
-    FOREIGN_NAMES            name of a setting in another library -> the field, or the rest of a sentence about it
+    FOREIGN_NAMES            name of a setting in another library -> the field, or the text that completes the message
     REQUIRES                 name of a field -> (condition on the config, settings that fulfill it): otherwise the field
                              has no effect, and its flag is refused
     GROUPS, COMMON, PRESET_SUMMARIES   order and texts of --help (core/help_text.py)
@@ -119,9 +119,9 @@ def _read(config_class: type[Any], presets: Iterable[str], words: Sequence[str])
     try:
         parsed, unknown = parser.parse_known_intermixed_args(list(words))
     except argparse.ArgumentError as error:
-        raise UserError(_complaint_about_value(config_class, str(error.argument_name or ""), words)) from None
+        raise UserError(_value_error(config_class, str(error.argument_name or ""), words)) from None
     if unknown:
-        raise UserError(_complaint_about_word(config_class, unknown[0]))
+        raise UserError(_word_error(config_class, unknown[0]))
     return {name: tuple(value) if isinstance(value, list) else value for name, value in vars(parsed).items()}
 
 
@@ -143,7 +143,7 @@ def _parser(config_class: type[Any], presets: Iterable[str]) -> argparse.Argumen
 
 
 def _converter(hint: Any) -> Callable[[str], Any]:
-    """Function that turns one word into a value of type `hint`, or raises ValueError."""
+    """Return a function that converts one word to a value of type `hint`, or raises ValueError."""
 
     def convert(word: str) -> Any:
         origin = get_origin(hint)
@@ -198,7 +198,7 @@ def _base(
     words: Sequence[str],
     layers: Layers = MappingProxyType({}),
 ) -> ConfigT:
-    """The config without flags: that of the resumed run, or class defaults, preset and layers."""
+    """Return the config without flags: that of the resumed run, or class defaults, preset and layers."""
     if saved is not None:
         return saved
     name = _preset_in(words) or str(getattr(config_class, "preset", ""))
@@ -210,7 +210,7 @@ def _base(
 
 
 def _preset_in(words: Sequence[str]) -> str:
-    """Value of the last --preset; empty if there is none."""
+    """Return the value of the last --preset, or an empty string without one."""
     return _value_of("--preset", words).split(" ")[0]
 
 
@@ -229,7 +229,7 @@ def _value_of(flag_: str, words: Sequence[str]) -> str:
 
 
 def _with_new_names(config_class: type[Any], base: Any, words: Sequence[str]) -> list[str]:
-    """The words with today's names of flags and values; each replacement prints one line on stderr."""
+    """Replace old names of flags and values by the current ones. Each replacement prints one line on stderr."""
     settings = {field.name: _value_of(flag(field.name), words) or getattr(base, field.name) for field in fields(base)}
     renamed_values = class_mapping(config_class, "RENAMED_VALUES")
     result: list[str] = []
@@ -268,31 +268,31 @@ def _refuse_without_effect(config: Any, default: Any, given: Iterable[str]) -> N
             raise UserError(f"{flag(name)} has no effect without {needed}: add that, or leave {flag(name)} out.")
 
 
-# ---- complaints
+# ---- error messages
 
 
-def _complaint_about_word(config_class: type[Any], word: str) -> str:
-    """One sentence about a word that is no flag and no value."""
+def _word_error(config_class: type[Any], word: str) -> str:
+    """Return the error message for an unknown flag or an unexpected word."""
     if not word.startswith("-"):
-        return f"{word!r} stands alone on the command line; values go as --flag value, switches as --flag or --no-flag."
+        return f"{word!r} is neither a flag nor the value of one: write --flag value, or a switch --flag or --no-flag."
     typed = word.split("=")[0]
-    asked = typed.removeprefix("--no-").lstrip("-").replace("-", "_")
-    foreign = class_mapping(config_class, "FOREIGN_NAMES").get(asked.lower())
+    typed_name = typed.removeprefix("--no-").lstrip("-").replace("-", "_")
+    foreign = class_mapping(config_class, "FOREIGN_NAMES").get(typed_name.lower())
     names = list(field_types(config_class))
     if foreign is not None:
         return f"{typed} is {flag(foreign)} here." if foreign in names else f"{typed} {foreign}"
-    if len(asked) == 1:
+    if len(typed_name) == 1:
         return f"There is no flag {typed}; --help lists them all."
     renamed = {old: rename(config_class, old, {}) for old in class_mapping(config_class, "RENAMED")}
     known = {name: name for name in names} | renamed
     # Below this similarity a suggestion is a random word: --track is not --frame-stack.
-    near = difflib.get_close_matches(asked, known, n=1, cutoff=0.75)
+    near = difflib.get_close_matches(typed_name, known, n=1, cutoff=0.75)
     hint = f" (did you mean {flag(known[near[0]])}?)" if near else ""
     return f"There is no flag {typed}{hint}; --help lists them all."
 
 
-def _complaint_about_value(config_class: type[Any], argument: str, words: Sequence[str]) -> str:
-    """One sentence about a flag whose value is missing or of another type."""
+def _value_error(config_class: type[Any], argument: str, words: Sequence[str]) -> str:
+    """Return the error message for a flag whose value is missing or has the wrong type."""
     name = argument.split(", ")[0].removeprefix("--no-").removeprefix("--").replace("-", "_")
     types_ = field_types(config_class)
     if name not in types_:

@@ -51,7 +51,7 @@ class Compute:
 
     @property
     def torch_device(self) -> torch.device:
-        """The device as a torch.device."""
+        """Return the device as a torch.device."""
         return torch.device(self.device)
 
     def apply(self) -> None:

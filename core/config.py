@@ -17,7 +17,7 @@ attributes, all optional:
     REMOVED          name of a field that no longer exists -> reason, in a few words
     VALUES_BEFORE    name of an added field -> the value that reproduces what older versions did; otherwise its default
 
-A user's mistake raises `UserError` with one sentence: what was wrong, what was expected, what to type.
+A user error raises `UserError` with one sentence: what was wrong, what was expected, what to type.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _printed: set[str] = set()
 
 
 class UserError(Exception):
-    """A user's mistake in one sentence: what was wrong, what was expected, what to type."""
+    """User error with a message of one sentence: what was wrong, what was expected, what to type."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Range:
         return above and (self.high is None or value <= self.high)
 
     def __str__(self) -> str:
-        """Text for messages: "at least 1", "above 0 and at most 1"."""
+        """Return the range as text for messages: "at least 1", "above 0 and at most 1"."""
         low = None if self.low is None else f"{'above' if self.low_open else 'at least'} {self.low:g}"
         high = None if self.high is None else f"at most {self.high:g}"
         return " and ".join(part for part in (low, high) if part) or "finite"
@@ -92,13 +92,13 @@ def flag(name: str) -> str:
 
 
 def suggest(word: str, known: Iterable[str], spell: Callable[[str], str] = str) -> str:
-    """Text " (did you mean X?)" with the known word most like `word`, spelled by `spell`; empty if none is like it."""
+    """Return " (did you mean X?)" with the most similar known word, formatted by `spell`; empty if none is similar."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {spell(near[0])}?)" if near else ""
 
 
 def note(line: str) -> None:
-    """Print a line on stderr, where it does not mix with a program's output; the same line only once."""
+    """Print a line on stderr, separate from the program's output. The same line is printed only once."""
     if line not in _printed:
         _printed.add(line)
         print(f"note: {line}", file=sys.stderr)
@@ -108,7 +108,7 @@ def note(line: str) -> None:
 
 
 def field_types(config_class: type[Any]) -> dict[str, Any]:
-    """Type annotations of the fields, with their `Range` and `Positional` marks."""
+    """Return the type annotations of the fields, with their `Range` and `Positional` marks."""
     hints = get_type_hints(config_class, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(config_class)}
 
@@ -137,7 +137,7 @@ def split_annotation(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 def describe_type(annotation: Any) -> str:
-    """Text for messages of what a field takes: "a whole number, at least 1"."""
+    """Return the allowed values of a field as text for messages: "a whole number, at least 1"."""
     hint, marks = split_annotation(annotation)
     origin, args = get_origin(hint), get_args(hint)
     if origin is Literal:
@@ -198,7 +198,7 @@ def to_saved(config: Any) -> dict[str, Any]:
 
 
 def from_dict(config_class: type[ConfigT], values: Mapping[str, Any], source: str) -> ConfigT:
-    """Read the config that `to_saved` gave, by this version or an older one, and check it.
+    """Read and validate a config saved by `to_saved`, in this version or an older one.
 
     Renamed fields are translated, added fields take the value that reproduces the older behavior, and each removed
     field is reported in one line.
@@ -252,7 +252,7 @@ def rename(config_class: type[Any], name: str, settings: Mapping[str, Any]) -> s
 
 
 def class_mapping(config_class: type[Any], attribute: str) -> dict[str, Any]:
-    """A mapping that is a class attribute, merged over the class and the classes from which it derives."""
+    """Return a mapping from a class attribute, merged with those of the base classes."""
     return {
         key: value for owner in reversed(config_class.__mro__) for key, value in vars(owner).get(attribute, {}).items()
     }
@@ -279,7 +279,7 @@ def run_main(main: Callable[[], None]) -> None:
         _leave(f"error: {error}", 2)
     except KeyboardInterrupt:
         _leave("interrupted", 130)
-    except BrokenPipeError:  # `... | head` is no mistake; without a stdout the interpreter would complain once more
+    except BrokenPipeError:  # `... | head` is not an error; without stdout the interpreter would print another message
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
@@ -290,7 +290,7 @@ def run_main(main: Callable[[], None]) -> None:
 
 
 def error_summary(error: Exception) -> str:
-    """An exception in a few words for a sentence: "the disk is full", or its first line."""
+    """Return a short description of an exception for a message: "the disk is full", or its first line."""
     if isinstance(error, OSError) and error.strerror:
         return "the disk is full" if error.errno in DISK_FULL else error.strerror
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -31,7 +31,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """True in the main process, the only one that writes files."""
+        """Return True in the main process, the only one that writes files."""
         return self.rank == 0
 
     @classmethod

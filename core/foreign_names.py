@@ -1,7 +1,7 @@
 """Names of settings in other libraries that training programs answer with ours.
 
-core/command_line.py explains the form: name there -> field here, or the rest of a sentence about it. Every training
-program adds the names of its own field.
+Format (see core/command_line.py): name in the other library -> field, or text that completes the message. Every
+training program adds the names of its own field.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def help_text(
     *,
     everything: bool,
 ) -> str:
-    """Text of `--help` or, with `everything`, of `--help-all`.
+    """Return the text of `--help` or, with `everything`, of `--help-all`.
 
     Args:
         default: config whose values are shown as defaults.
@@ -65,13 +65,13 @@ def help_text(
 
 
 def _first_paragraphs(text: str) -> str:
-    """Title and examples of a module docstring: what comes before the details."""
+    """Return the title and the examples of a module docstring, without the details."""
     title, *rest = text.split("\n\n")
     return "\n\n".join([title, *itertools.takewhile(lambda paragraph: paragraph.startswith("    "), rest)])
 
 
 def _groups(config_class: type[Any]) -> dict[str, tuple[str, ...]]:
-    """Titles and fields in the order of the help text; fields without a group come last, under "options"."""
+    """Return titles and fields in the order of the help text; fields without a group are last, under "options"."""
     common = tuple(getattr(config_class, "COMMON", ()))
     shown = {"most used": common}
     for title, names in class_mapping(config_class, "GROUPS").items():
@@ -118,7 +118,7 @@ def _placeholder(name: str, hint: Any, presets: Iterable[str]) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A default value as text; an empty text or tuple is "none"."""
+    """Format a default value as text; an empty string or tuple is "none"."""
     if value in ("", ()):
         return "none"
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
@@ -134,7 +134,7 @@ def _columns_left(indent: int) -> int:
 
 
 def _columns(label: str, text: str, indent: int) -> list[str]:
-    """A label with its text beside it, wrapped, or below it where the label is long."""
+    """Format a label with wrapped text beside it, or below it if the label is long."""
     wrapped = textwrap.wrap(text, _columns_left(indent))
     head = f"  {label}"
     if len(head) < indent and wrapped:

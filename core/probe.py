@@ -34,7 +34,7 @@ def probe(
 
     Args:
         config: device, precision and threads.
-        world: processes that train together; they share the CPU cores.
+        world: processes of this run, among which the CPU cores are divided.
         train_step: returns, for a candidate, a function that runs one training step with it.
         compile: the config's setting, or "off" for a program that does not become faster by compilation.
 

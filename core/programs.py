@@ -63,13 +63,13 @@ PROGRAMS: Mapping[str, str] = MappingProxyType(
         "core.zoo": "list the trained networks that ship with zerokara",
     }
 )
-"""Module below zerokara -> what it does, in the imperative."""
+"""Module below zerokara -> description in the imperative."""
 
 by_console_command = False  # set by `zerokara.__main__`: commands are then printed as `zerokara dqn`
 
 
 def short_names() -> dict[str, str]:
-    """Word after `zerokara` on the command line, by program: "dqn", or "vision.export" if two share the last word."""
+    """Return the short name of each program: "dqn", or "vision.export" if another program ends in the same word."""
     words = Counter(module.split(".")[-1] for module in PROGRAMS)
     return {module: module if words[leaf := module.split(".")[-1]] > 1 else leaf for module in PROGRAMS}
 
@@ -91,12 +91,12 @@ def program() -> str:
 
 
 def command() -> str:
-    """The command line of the running program: "python -m agents.dqn --seed 3"."""
+    """Return the command line of the running program: "python -m agents.dqn --seed 3"."""
     return f"{program()} {shlex.join(sys.argv[1:])}".strip()
 
 
 def import_path() -> dict[str, str]:
-    """Environment variables with which a child process finds zerokara from any folder; none where it is installed."""
+    """Return environment variables with which a child process can import zerokara; none if it is installed."""
     try:
         distribution("zerokara")
     except PackageNotFoundError:

@@ -48,16 +48,16 @@ def configure(
         return config
     folder = Path("runs") / config.name
     saved = from_dict(config_class, Run.read_config(folder, kind)["config"], f"{folder}/config.json")
-    asked = parse(config_class, presets, argv, description, saved=replace(saved, resume=True, quiet=False))
-    asked = replace(asked, name=config.name)
-    for field, value in to_dict(asked).items():
+    requested = parse(config_class, presets, argv, description, saved=replace(saved, resume=True, quiet=False))
+    requested = replace(requested, name=config.name)
+    for field, value in to_dict(requested).items():
         began = getattr(saved, field)
         if field not in changeable and value != (list(began) if isinstance(began, tuple) else began):
             raise UserError(
                 f"{folder} was started with {flag(field)} {began} and cannot be resumed with {value}: "
                 f"leave the flag out, or start a new run with another --name."
             )
-    return asked
+    return requested
 
 
 def stem(data: str) -> str:

@@ -59,21 +59,21 @@ def test_training_resumes_exactly(tmp_path: Path) -> None:
     def trained(resume: bool) -> torch.Tensor:
         torch.manual_seed(0)
         network = torch.nn.Linear(4, 2)
-        optimiser = torch.optim.Adam(network.parameters(), lr=0.1)
+        optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
         for step in range(6):
             if resume and step == 3:
-                state = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "rng": rng_state()}
+                state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "rng": rng_state()}
                 save(tmp_path / "a.pt", state, "dqn")
                 torch.manual_seed(7)
                 network = torch.nn.Linear(4, 2)
-                optimiser = torch.optim.Adam(network.parameters(), lr=5.0)
+                optimizer = torch.optim.Adam(network.parameters(), lr=5.0)
                 state = load(tmp_path / "a.pt", "dqn")
                 network.load_state_dict(state["network"])
-                optimiser.load_state_dict(state["optimiser"])
+                optimizer.load_state_dict(state["optimizer"])
                 set_rng_state(state["rng"])
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             network(torch.randn(8, 4)).square().mean().backward()
-            optimiser.step()
+            optimizer.step()
         return network.weight.detach()
 
     assert torch.equal(trained(resume=True), trained(resume=False))

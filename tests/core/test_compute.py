@@ -114,7 +114,7 @@ def test_slow_candidates_are_not_measured_again(monkeypatch: pytest.MonkeyPatch)
     machine = Machine(table(bfloat16=50.0, bfloat16_last=40.0), monkeypatch)
     machine.choose(compile="off")
     assert machine.steps["float32", True, False] == 6
-    assert machine.steps["bfloat16", True, False] == 2, "once to warm up, once to see"
+    assert machine.steps["bfloat16", True, False] == 2, "one warm-up step and one measured step"
     assert machine.now < 200
 
 
@@ -192,7 +192,7 @@ def test_threads_are_divided_among_the_processes_of_a_machine(monkeypatch: pytes
     assert Compute.choose(threads=0, local_world_size=3, **options).threads == 2
     assert Compute.choose(threads=0, local_world_size=20, **options).threads == 1
     assert Compute.choose(threads=5, **options).threads == 5
-    assert torch.get_num_threads() == 5, "they are in force while candidates are measured"
+    assert torch.get_num_threads() == 5, "the number of threads is set before the measurement"
     Compute(threads=2).apply()
     assert torch.get_num_threads() == 2
 
@@ -301,7 +301,7 @@ def test_graph_replays_the_function_on_cuda() -> None:
     for _ in range(3):
         replay()
         seen.add(tuple(total.tolist()))
-    assert len(seen) == 3, "each replay draws numbers of its own"
+    assert len(seen) == 3, "each replay samples new random numbers"
 
 
 def test_denormal_numbers_are_flushed_to_zero_in_every_thread() -> None:

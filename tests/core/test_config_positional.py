@@ -17,9 +17,9 @@ class Options:
 
     runs: Annotated[tuple[str, ...], Positional("folder")] = ()
     """Folders of runs."""
-    games: Annotated[int, Range(1)] = 3
+    episodes: Annotated[int, Range(1)] = 3
     """Number of episodes."""
-    loud: bool = False
+    verbose: bool = False
     """Print more."""
 
 
@@ -38,23 +38,23 @@ def options(*argv: str) -> Options:
 def test_positional_arguments_keep_their_order() -> None:
     assert options() == Options()
     assert options("runs/b", "runs/a") == Options(runs=("runs/b", "runs/a"))
-    assert options("runs/a", "--games", "5", "--loud") == Options(runs=("runs/a",), games=5, loud=True)
-    assert options("--games", "5", "runs/a") == Options(runs=("runs/a",), games=5)
+    assert options("runs/a", "--episodes", "5", "--verbose") == Options(runs=("runs/a",), episodes=5, verbose=True)
+    assert options("--episodes", "5", "runs/a") == Options(runs=("runs/a",), episodes=5)
 
 
 def test_a_single_positional_field_takes_one_argument() -> None:
     assert parse(One, {}, ["runs/a"], "").run == "runs/a"
     assert parse(One, {}, [], "").run == ""
-    with pytest.raises(UserError, match="'runs/b' stands alone"):
+    with pytest.raises(UserError, match="'runs/b' is neither a flag nor the value of one"):
         parse(One, {}, ["runs/a", "runs/b"], "")
 
 
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        (["runs/a", "--game", "5"], r"no flag --game \(did you mean --games\?\)"),
-        (["runs/a", "--games", "0"], "--games cannot be 0: it must be a whole number, at least 1"),
-        (["runs/a", "--games", "many"], "--games cannot be 'many': it must be a whole number"),
+        (["runs/a", "--episode", "5"], r"no flag --episode \(did you mean --episodes\?\)"),
+        (["runs/a", "--episodes", "0"], "--episodes cannot be 0: it must be a whole number, at least 1"),
+        (["runs/a", "--episodes", "many"], "--episodes cannot be 'many': it must be a whole number"),
     ],
 )
 def test_errors_are_one_sentence(argv: list[str], sentence: str) -> None:

@@ -33,7 +33,7 @@ def test_average_against_hand_computed_values() -> None:
     number.value.data.fill_(10.0)
     ema.update(number)
     assert ema.module.value.item() == pytest.approx(30.0)
-    assert ema.module.count.item() == 7, "what counts is copied"
+    assert ema.module.count.item() == 7, "the counter is copied, not averaged"
     assert number.value.item() == 10.0
 
 
@@ -96,9 +96,12 @@ def test_recalibration_uses_the_statistics_of_all_batches_together() -> None:
     assert not any(layer.training for layer in ema.module.modules())
     before = norm.running_mean.clone()
     ema.module(batches[0])
-    assert torch.equal(norm.running_mean, before), "measuring has ended"
+    assert torch.equal(norm.running_mean, before), "statistics are not updated in evaluation mode"
     x = torch.randn(2, 2, 5, 5)
-    torch.testing.assert_close(ema.module(x)[:1], ema.module(x[:1])), "an image does not depend on its batch-mates"
+    (
+        torch.testing.assert_close(ema.module(x)[:1], ema.module(x[:1])),
+        "the output of an image does not depend on the other images",
+    )
 
 
 def test_recalibration_of_deeper_layers_gives_unit_variance() -> None:

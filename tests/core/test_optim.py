@@ -84,7 +84,7 @@ def test_parameters_without_gradient_do_not_change() -> None:
     optimizer.step()
     assert (a < 1).all()
     assert torch.equal(b, torch.ones(2))
-    assert torch.equal(a.grad, torch.ones(2)), "gradients are read, not written"
+    assert torch.equal(a.grad, torch.ones(2)), "gradients are not modified"
 
 
 def test_restored_state_continues_bit_for_bit() -> None:

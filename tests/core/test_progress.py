@@ -52,13 +52,13 @@ def test_the_eta_is_computed_from_the_last_minute(now: list[float], capsys: pyte
 
 
 def test_slow_loaders_are_shown_on_stderr(now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    with loading(silent=False) as told:
-        told("reading digits", 1, 3)
+    with loading(silent=False) as show:
+        show("reading digits", 1, 3)
         now[0] += 2
-        told("reading digits", 2, 3)
-    with loading(silent=True) as told:
+        show("reading digits", 2, 3)
+    with loading(silent=True) as show:
         now[0] += 2
-        told("reading digits", 2, 3)
+        show("reading digits", 2, 3)
     assert capsys.readouterr() == ("", "step 2/3  eta -   reading digits\n")
 
 

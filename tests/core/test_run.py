@@ -401,9 +401,9 @@ def test_the_closing_line_is_printed_once_and_last(tmp_path: Path, capsys: pytes
         for _ in range(3):
             run.warn("beware")
         run.log(5, {"x": 1.0})
-        run.close("reached 1.5; go on with --resume")
+        run.close("reached 1.5; continue with --resume")
     out, err = capsys.readouterr()
-    assert out.splitlines() == ["step 5/10  eta -  return 1.5", "a remark", "reached 1.5; go on with --resume"]
+    assert out.splitlines() == ["step 5/10  eta -  return 1.5", "a remark", "reached 1.5; continue with --resume"]
     assert err == "warning: beware\n"
     assert rows(run) == [{"step": 5, "x": 1.0}]  # flushed
 

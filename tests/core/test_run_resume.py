@@ -43,7 +43,7 @@ def test_a_run_resumes_from_its_checkpoint(tmp_path: Path) -> None:
         assert again.restore(latest, taken.append)
         again.log(2, {"x": 3.0})
     assert (taken[0]["step"], taken[0]["weights"].tolist()) == (1, [1, 1])
-    assert rows(again) == [{"step": 1, "x": 1.0}, {"step": 2, "x": 3.0}], "what came after it is forgotten"
+    assert rows(again) == [{"step": 1, "x": 1.0}, {"step": 2, "x": 3.0}], "metrics after the checkpoint are removed"
 
 
 def test_a_run_without_a_checkpoint_restarts(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_a_run_without_a_checkpoint_restarts(tmp_path: Path) -> None:
 def test_a_new_run_loads_no_checkpoint(tmp_path: Path) -> None:
     with new(tmp_path) as run:
         run.save(run.path("checkpoint-0.pt"), {"step": 1})
-        assert not run.restore(run.path("checkpoint-0.pt"), lambda state: pytest.fail("it was not asked to go on"))
+        assert not run.restore(run.path("checkpoint-0.pt"), lambda state: pytest.fail("the run must not be resumed"))
 
 
 def test_a_checkpoint_of_another_kind_is_refused(tmp_path: Path) -> None:
@@ -79,5 +79,5 @@ def test_hardware_settings_are_selected_once(tmp_path: Path, capsys: pytest.Capt
         assert run.compute(choose, 10) == run.compute(choose, 10) == found
     with new(tmp_path, resume=True, quiet=False) as again:
         assert again.compute(choose, 10) == again.compute(choose, 10) == found
-        assert capsys.readouterr().out == "compute: it is the only one\n", "it is said once"
+        assert capsys.readouterr().out == "compute: it is the only one\n", "printed only once"
     assert asked == ["choose"]

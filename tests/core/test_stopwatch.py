@@ -17,7 +17,7 @@ def test_hours_are_summed_without_interruptions(monkeypatch: pytest.MonkeyPatch)
     now[0] += 1_800
     assert clock() == 0.5
     now[0] += 900
-    assert clock.hours == 0.5, "what was told last"
+    assert clock.hours == 0.5, "hours at the last call"
     assert (clock(), clock()) == (0.75, 0.75)
 
     now[0] = 9.0  # another process with another clock
