@@ -184,7 +184,7 @@ def _running_maxima(maps_BhwC: Tensor, levels_x: int, levels_y: int) -> Tensor:
 
 
 def _shifted(maps_BhwC: Tensor, by: int, axis: int) -> Tensor:
-    """Shift a map by `by` cells. The end is filled with the start; intervals that leave the map are never looked up."""
+    """Shift a map by `by` cells. The end is filled with the start; intervals that leave the map are never used."""
     return torch.cat([maps_BhwC.narrow(axis, by, maps_BhwC.shape[axis] - by), maps_BhwC.narrow(axis, 0, by)], axis)
 
 

@@ -56,7 +56,7 @@ def test_networks_are_trained_once_and_tested_once(
         monkeypatch.setattr(sys, "argv", ["photographs.py", "imagenette", *TINY, "--minutes", "0.001", *extra_args])
         photographs.main()
         out, err = capsys.readouterr()
-        assert ("not read" in err) == ("--test" not in extra_args), "the table says whether"
+        assert ("not read" in err) == ("--test" not in extra_args), "the table shows the test error only with --test"
         result: dict[str, Any] = json.loads(out[out.index("{\n") :])
         return result
 

@@ -167,9 +167,9 @@ def test_eager_mode_is_used_if_the_compiler_fails(error: Exception, monkeypatch:
     monkeypatch.setattr(machine, "train_step", train_step)
     compute = machine.choose()
     assert chosen(compute) == ("bfloat16", True, False)
-    said = "InductorError: g++ died" if str(error) else "NotImplementedError"
-    assert compute.reason.endswith(f"not compiled because the compiler failed: {said}")
-    with pytest.raises(UserError, match=rf"^--compile on failed \({re.escape(said)}\); pass --compile off\.$"):
+    error_text = "InductorError: g++ died" if str(error) else "NotImplementedError"
+    assert compute.reason.endswith(f"not compiled because the compiler failed: {error_text}")
+    with pytest.raises(UserError, match=rf"^--compile on failed \({re.escape(error_text)}\); pass --compile off\.$"):
         machine.choose(compile="on")
 
 

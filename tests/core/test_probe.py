@@ -25,10 +25,10 @@ class Config:
 
 @pytest.mark.parametrize("compile", ["auto", "off"])
 def test_settings_of_the_config_are_passed_on(compile: Switch, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, Any] = {}
+    options_used: dict[str, Any] = {}
 
     def choose(**options: Any) -> Compute:
-        asked.update(options)
+        options_used.update(options)
         return Compute(threads=2)
 
     monkeypatch.setattr(Compute, "choose", choose)
@@ -37,7 +37,7 @@ def test_settings_of_the_config_are_passed_on(compile: Switch, monkeypatch: pyte
         return lambda: candidate
 
     assert probe(Config(), World(size=2), train_step, compile=compile) == Compute(threads=2)
-    assert asked == {
+    assert options_used == {
         "device": "cpu",
         "precision": "bfloat16",
         "compile": compile,

@@ -68,11 +68,11 @@ def test_a_checkpoint_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 
 def test_hardware_settings_are_selected_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked: list[str] = []
+    calls: list[str] = []
     found = Compute(threads=torch.get_num_threads(), reason="it is the only one")
 
     def choose() -> Compute:
-        asked.append("choose")
+        calls.append("choose")
         return found
 
     with new(tmp_path) as run:
@@ -80,4 +80,4 @@ def test_hardware_settings_are_selected_once(tmp_path: Path, capsys: pytest.Capt
     with new(tmp_path, resume=True, quiet=False) as again:
         assert again.compute(choose, 10) == again.compute(choose, 10) == found
         assert capsys.readouterr().out == "compute: it is the only one\n", "printed only once"
-    assert asked == ["choose"]
+    assert calls == ["choose"]

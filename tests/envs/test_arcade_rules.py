@@ -80,11 +80,11 @@ def test_sprite_is_read_line_by_line() -> None:
 def test_catch_ball_falls_drifts_and_bounces() -> None:
     env = make_single("zerokara/Catch-v0")
     env.ball_row[:], env.ball_column[:], env.drift[:] = 0, 3, -2
-    places = []
+    positions = []
     for _ in range(3):
         assert step_single(env, catch.STAY) == (0.0, False, False)
-        places.append((env.ball_row[0], env.ball_column[0], env.drift[0]))
-    assert places == [(4, 1, -2), (8, 1, 2), (12, 3, 2)]  # 1 - 2 = -1, mirrored to 1
+        positions.append((env.ball_row[0], env.ball_column[0], env.drift[0]))
+    assert positions == [(4, 1, -2), (8, 1, 2), (12, 3, 2)]  # 1 - 2 = -1, mirrored to 1
 
 
 @pytest.mark.parametrize(("ball_column", "reward"), [(22, -1), (23, 1), (34, 1), (45, 1), (46, -1)], ids=str)

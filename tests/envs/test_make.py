@@ -100,9 +100,9 @@ def test_type_of_environment_by_id() -> None:
     ],
 )
 def test_invalid_arguments_raise_one_sentence(id: str, settings: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence) as refusal:
+    with pytest.raises(UserError, match=sentence) as caught:
         envs.make(id, 1, **settings)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_num_envs_must_be_positive() -> None:

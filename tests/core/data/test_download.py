@@ -45,9 +45,9 @@ class Mirror:
         self.thread.start()
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
-        asked = request.headers.get("Range")
-        self.requested.append(asked)
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.ranges else 0
+        requested_range = request.headers.get("Range")
+        self.requested.append(requested_range)
+        start = int(requested_range.removeprefix("bytes=").rstrip("-")) if requested_range and self.ranges else 0
         if self.status != 200:
             request.send_error(self.status)
             return
@@ -152,9 +152,9 @@ def test_bad_mirror_is_skipped(tmp_path: Path, mirror: Callable[..., Mirror], ba
 def test_message_if_all_mirrors_fail(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
     wrong, missing, gone = mirror(b"other"), mirror(status=404), mirror()
     gone.close()
-    with pytest.raises(UserError) as refusal:
+    with pytest.raises(UserError) as caught:
         get(tmp_path, wrong, missing, gone)
-    text = str(refusal.value)
+    text = str(caught.value)
     assert "wrong checksum 795f3202b17cb6bc3d4b771d8c6c9eaf" in text
     assert "404 Not Found" in text
     assert "Connection refused" in text
@@ -261,9 +261,9 @@ def test_files_are_listed_if_no_mirror_has_the_set(
         fetch([Remote(r.name, r.md5, (wrong.url, gone.url)) for r in remotes], *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(sources, "fetch", redirected)
-    with pytest.raises(UserError) as refusal:
+    with pytest.raises(UserError) as caught:
         load(name, "train", data_dir=tmp_path)
-    text = str(refusal.value)
+    text = str(caught.value)
     assert "wrong checksum" in text
     assert "Connection refused" in text
     assert f"copy {files} into {tmp_path / name} manually, or give a folder that contains them with --data-dir" in text

@@ -85,9 +85,9 @@ def test_truncated_gzip_is_refused(tmp_path_factory: pytest.TempPathFactory, cut
 def test_damaged_file_is_refused(tmp_path: Path, content: bytes, complaint: str) -> None:
     path = tmp_path / "train-images"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=complaint) as refusal:
+    with pytest.raises(UserError, match=complaint) as caught:
         read_idx(path)
-    assert str(path) in str(refusal.value)
+    assert str(path) in str(caught.value)
 
 
 def test_load_images_and_labels(tmp_path: Path) -> None:

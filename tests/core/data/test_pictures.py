@@ -94,9 +94,9 @@ NOISE = Image.fromarray(np.random.default_rng(1).integers(256, size=(64, 64, 3),
     ],
 )
 def test_invalid_image_is_refused(data: bytes, complaint: str) -> None:
-    with pytest.raises(UserError, match=complaint) as refusal:
+    with pytest.raises(UserError, match=complaint) as caught:
         decode(data, "cats/a.png in zoo.zip")
-    assert str(refusal.value).startswith("cats/a.png in zoo.zip ")
+    assert str(caught.value).startswith("cats/a.png in zoo.zip ")
 
 
 def test_downscaling_averages_areas_and_crops_the_center() -> None:
@@ -161,9 +161,9 @@ def test_too_large_set_is_refused_before_reading(monkeypatch: pytest.MonkeyPatch
 
 
 def test_progress_ends_with_the_total() -> None:
-    seen: list[tuple[str, int, int]] = []
-    decode_all(["a"] * 300, FILES.__getitem__, "zoo", None, None, lambda *told: seen.append(told))
-    assert seen == [("reading zoo", 256, 300), ("reading zoo", 300, 300)]
+    calls: list[tuple[str, int, int]] = []
+    decode_all(["a"] * 300, FILES.__getitem__, "zoo", None, None, lambda *call: calls.append(call))
+    assert calls == [("reading zoo", 256, 300), ("reading zoo", 300, 300)]
 
 
 def test_reshaped_equals_decode_all() -> None:
