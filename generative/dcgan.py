@@ -96,7 +96,7 @@ def discriminator_forward(
     """
     config, discriminator = learner.config, learner.discriminator
     real_BCHW, fake_BCHW = learner.discriminator_input(real_BCHW), learner.discriminator_input(fake_BCHW)
-    if penalize:
+    if penalize:  # penalties are functions of the gradients at the images
         real_BCHW.requires_grad_(config.r1 > 0)
         fake_BCHW.requires_grad_(config.r2 > 0)
     with learner.compute.autocast():
@@ -114,7 +114,7 @@ def discriminator_forward(
             with learner.compute.autocast():
                 middle_B = discriminator(middle_BCHW, label_B)
             penalty = penalty + config.gradient_penalty * gradient_penalty(middle_B, middle_BCHW)
-        penalty = penalty * config.penalty_every_updates
+        penalty = penalty * config.penalty_every_updates  # makes up for the updates without penalty
         loss = loss + penalty
     fractions = accuracies(config.loss, real_B, fake_B)
     return loss, torch.stack([*fractions, real_B.mean(), fake_B.mean(), penalty]).detach()
@@ -125,14 +125,14 @@ def discriminator_step(learner: Learner, parts: Sequence[Part]) -> None:
     # Lazy regularization (Karras et al. 2020, appendix B): most updates have no penalty. torch.compile does not support
     # the second derivative that a penalty needs, so with a penalty the forward pass is not compiled.
     penalize = learner.is_penalty_due()
-    forward = discriminator_forward if penalize else learner.discriminator_forward
+    forward = discriminator_forward if penalize else learner.compiled_discriminator_forward
     learner.discriminator.requires_grad_(True)
     learner.discriminator_optimizer.zero_grad(set_to_none=True)
     for real_bCHW, fake_bCHW, label_b, _ in parts:
         loss, metrics = forward(learner, real_bCHW, fake_bCHW.detach(), label_b, penalize)
         (loss / len(parts)).backward()
         learner.record("d_loss", loss / len(parts))
-        learner.record("d_accuracy_real", metrics / len(parts))
+        learner.record("d_accuracy_real", metrics / len(parts))  # the first of five
     learner.step_discriminator()
 
 
@@ -156,7 +156,7 @@ def generator_loss(loss: str, real_B: Tensor, fake_B: Tensor) -> Tensor:
 
 
 def generator_forward(learner: Learner, real_BCHW: Tensor, fake_BCHW: Tensor, label_B: Tensor | None) -> Tensor:
-    """Forward pass of the generator's step: its loss (scalar) through the discriminator."""
+    """Forward pass of the generator's step: its loss (scalar), by the discriminator's scores."""
     with learner.compute.autocast():
         fake_B = learner.discriminator(learner.discriminator_input(fake_BCHW), label_B)
         real_B = fake_B
@@ -174,10 +174,10 @@ def generator_step(learner: Learner, parts: Sequence[Part]) -> None:
         if len(parts) > 1:
             with learner.compute.autocast():
                 fake_bCHW = learner.generator(z_bZ, label_b)  # noqa: PLW2901  (again: all graphs would not fit in memory)
-        loss = learner.generator_forward(learner, real_bCHW, fake_bCHW, label_b)
+        loss = learner.compiled_generator_forward(learner, real_bCHW, fake_bCHW, label_b)
         (loss / len(parts)).backward()
         learner.record("g_loss", loss / len(parts))
-    learner.step_generator()
+    learner.step_generator()  # and update the moving average of its weights
 
 
 def update(learner: Learner, pixels_BCHW: Tensor, label_B: Tensor) -> None:
@@ -188,12 +188,12 @@ def update(learner: Learner, pixels_BCHW: Tensor, label_B: Tensor) -> None:
         pixels_BCHW: real images, uint8, on the device.
         label_B: their labels; unused by an unconditional GAN.
     """
-    learner.apply_schedules()
+    learner.apply_schedules()  # learning rates and instance noise
     number = learner.config.accumulation_steps
     reals = [learner.real_images(pixels_bCHW) for pixels_bCHW in pixels_BCHW.chunk(number)]
     labels: list[Tensor | None] = list(label_B.chunk(number)) if learner.classes else [None] * number
     latents = [learner.draw_latents(len(real_bCHW)) for real_bCHW in reals]
-    # With one part, the generator's step uses these images and their graph again.
+    # The generator's step uses these images and their graph again, unless gradients are accumulated over parts.
     with torch.set_grad_enabled(number == 1), learner.compute.autocast():
         fakes = [learner.generator(z_bZ, label_b) for z_bZ, label_b in zip(latents, labels, strict=True)]
     parts = list(zip(reals, fakes, labels, latents, strict=True))

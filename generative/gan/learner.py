@@ -80,8 +80,8 @@ class Learner:
         half_life = config.ema_half_life_updates
         self.ema = Ema(self.generator, half_life) if half_life else None
         self.random = torch.Generator(compute.torch_device).manual_seed(config.seed * 1_000_003 + world.rank)
-        self.discriminator_forward = compute.function(discriminator_forward)
-        self.generator_forward = compute.function(generator_forward)
+        self.compiled_discriminator_forward = compute.function(discriminator_forward)
+        self.compiled_generator_forward = compute.function(generator_forward)
         self.updates = 0
         # Standard deviation of the instance noise: a tensor, so that a change does not cause recompilation.
         self._noise = torch.zeros((), device=compute.torch_device)

@@ -17,10 +17,13 @@ from PIL import Image
 
 from tests.programs import metrics, refusal, start, wait_until
 from zerokara.core import checkpoint
+from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.core.data import glyphs
 from zerokara.generative import dcgan
+from zerokara.generative.gan.config import PRESETS, Config
+from zerokara.generative.gan.data import Data
 from zerokara.generative.gan.learner import Learner
 from zerokara.generative.gan.pictures import image_grid
 from zerokara.generative.gan.sampler import Sampler
@@ -136,6 +139,24 @@ def test_same_seed_gives_same_metrics_and_weights(finished: Path) -> None:
     assert same(state(Path("runs/again"))["learner"], state(finished)["learner"])
     dcgan.main([*TINY, "--name", "other", "--quiet", "--seed", "2", "--updates", "10"])
     assert metrics(Path("runs/other"))[0]["train/d_loss"] != metrics(finished)[0]["train/d_loss"]
+
+
+def test_training_images_reach_the_update_with_their_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[tuple[torch.Tensor, torch.Tensor]] = []
+    update = dcgan.update
+
+    def record(learner: Learner, pixels_BCHW: torch.Tensor, label_B: torch.Tensor) -> None:
+        batches.append((pixels_BCHW, label_B))
+        update(learner, pixels_BCHW, label_B)
+
+    monkeypatch.setattr(dcgan, "update", record)
+    dcgan.main([*TINY, "--name", "order", "--quiet", "--updates", "13", "--video-every-updates", "0"])
+    train = Data.load(parse(Config, PRESETS, [*TINY], "")).train
+    label_of = {image.numpy().tobytes(): int(label) for image, label in zip(train.images, train.labels, strict=True)}
+    seen = [image.numpy().tobytes() for pixels_BCHW, _ in batches for image in pixels_BCHW]
+    labels = [int(label) for _, label_B in batches for label in label_B]
+    assert [label_of[image] for image in seen] == labels
+    assert len(seen) == len(set(seen)) == 13 * 16, "an epoch has each image once"
 
 
 def test_resuming_a_killed_run_is_bitwise_exact(finished: Path, tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from zerokara.generative.dcgan import (
     interpolate,
     squared_gradient_norm,
 )
-from zerokara.generative.gan.collapse_monitor import accuracies
 
 LOSSES = ("bce", "least-squares", "hinge", "wasserstein", "relativistic")
 REAL, FAKE = torch.tensor([2.0, -1.0]), torch.tensor([0.5, -3.0])
@@ -81,24 +80,6 @@ def test_gradient_descent_moves_scores_in_the_right_direction(name: str) -> None
     generator_loss(name, torch.zeros(3), fake).backward()
     assert fake.grad is not None
     assert (fake.grad < 0).all(), "the generator must raise fake scores"
-
-
-@pytest.mark.parametrize(
-    ("name", "real", "fake"),
-    [("bce", 0.5, 0.5), ("hinge", 0.5, 0.5), ("least-squares", 0.5, 0.5), ("wasserstein", 0.5, 0.5)],
-)
-def test_accuracy_by_hand(name: str, real: float, fake: float) -> None:
-    """Compare accuracies. The midpoint of the mean scores is -0.375."""
-    result = accuracies(name, REAL, FAKE)
-    assert [float(fraction) for fraction in result] == [real, fake]
-
-
-def test_accuracy_uses_the_boundary_of_the_loss() -> None:
-    real, fake = torch.tensor([0.9, 1.1]), torch.tensor([0.1, 0.2])
-    assert [float(fraction) for fraction in accuracies("least-squares", real, fake)] == [1, 1]
-    assert [float(fraction) for fraction in accuracies("bce", real, fake)] == [1, 0]
-    for name in ("wasserstein", "relativistic"):  # a constant added to all scores changes nothing
-        assert [float(fraction) for fraction in accuracies(name, real + 7, fake + 7)] == [1, 1]
 
 
 def test_squared_gradient_norm_of_a_linear_score() -> None:
