@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from zerokara.core.config import UserError
-from zerokara.core.data import UNLABELLED, MaskSet, load_masks
+from zerokara.core.data import UNLABELED, MaskSet, load_masks
 from zerokara.core.data.mask_files import CAMVID, VOC
 from zerokara.core.data.pictures import decode_mask, fit, fit_mask
 
@@ -73,7 +73,7 @@ def test_camvid_classes_and_unlabeled_number(tmp_path: Path, zipped: bool) -> No
     assert train.classes == CAMVID
     assert train.names == ("a", "b")
     assert train.shape == (3, 4, 6)
-    assert train.masks[1, 0].tolist() == [0, 10, UNLABELLED, UNLABELLED, 2, 2]
+    assert train.masks[1, 0].tolist() == [0, 10, UNLABELED, UNLABELED, 2, 2]
     assert [load_masks(str(path), split).names for split in ("val", "test")] == [("c",), ("d",)]
 
 
@@ -96,7 +96,7 @@ def test_voc_lists(tmp_path: Path) -> None:
     path = plant(tmp_path / "voc", files)
     train = load_masks(str(path), "train")
     assert train.classes == VOC
-    assert train.masks[0, 0].tolist() == [0, 1, 15, 20, UNLABELLED, UNLABELLED], "palette indices, not colors"
+    assert train.masks[0, 0].tolist() == [0, 1, 15, 20, UNLABELED, UNLABELED], "palette indices, not colors"
     # The test masks are not published, so val becomes the test split, and val is held out of train.
     assert [load_masks(str(path), split).names for split in ("train", "val", "test")] == [("y",), ("x",), ("z",)]
     plant(path, {f"{lists}/train.txt": b"x\nw\n"})
@@ -168,7 +168,7 @@ def test_masks_are_cropped_like_images() -> None:
     [
         (None, r"train/b\.png in .* has no mask: add b\.png"),
         (MASK[:3], r"trainannot/b\.png in .* has 6x3 pixels, but its image .*b\.png has 6x4"),
-        (np.full((4, 6), 12, np.uint8), r"trainannot/b\.png .* class 12.*11 classes, 0 to 10.*--unlabelled"),
+        (np.full((4, 6), 12, np.uint8), r"trainannot/b\.png .* class 12.*11 classes, 0 to 10.*--unlabeled"),
         (np.arange(72, dtype=np.uint8).reshape(4, 6, 3), r"trainannot/b\.png .* has colors"),
         (b"", r"trainannot/b\.png .* is empty"),
         (encoded(MASK)[:40], r"trainannot/b\.png .* cannot be decoded"),
@@ -193,7 +193,7 @@ def test_missing_and_insufficient_data_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="at least 2"):
         load_masks(str(plant(tmp_path / "nothing", nothing)), "train")
     with pytest.raises(UserError, match="No pixel of train"):
-        load_masks(str(tmp_path / "nothing"), "train", unlabelled=0, classes=("a", "b"))
+        load_masks(str(tmp_path / "nothing"), "train", unlabeled=0, classes=("a", "b"))
 
 
 def test_masks_of_other_modes() -> None:
@@ -217,4 +217,4 @@ def test_mask_set_validates_its_tensors() -> None:
 def test_real_camvid(data_dir: Path) -> None:
     val = load_masks("camvid", "val", data_dir=data_dir)
     assert (len(val), val.shape, val.classes) == (101, (3, 180, 240), CAMVID)
-    assert UNLABELLED in val.masks
+    assert UNLABELED in val.masks
