@@ -41,7 +41,7 @@ def test_centered_rmsprop_epsilon_is_inside_the_root() -> None:
     optimizer = CenteredRMSprop([w], lr=1.0, decay=0.95, eps=0.01)
     w.grad = torch.tensor([1e-4])
     optimizer.step()
-    # A small gradient is divided by sqrt(0.01) = 0.1. With epsilon outside of the root, the divisor would be about 0.01.
+    # A small gradient is divided by sqrt(0.01) = 0.1. With epsilon outside of the root, the divisor would be 0.01.
     assert w.item() == pytest.approx(-1e-3, rel=1e-3)
 
 
@@ -188,9 +188,8 @@ def test_frozen_weights_are_excluded() -> None:
     module = network()
     module[0].requires_grad_(False)
     optimizer = make_optimizer("muon", module, learning_rate=0.01, weight_decay=0.0, momentum=0.9)
-    assert (
-        sum(len(group["params"]) for group in optimizer.param_groups) == 6
-    )  # two of BatchNorm and two of each linear layer
+    # Two parameters of BatchNorm, and two of each linear layer.
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 6
 
 
 def test_sgd_by_hand() -> None:
