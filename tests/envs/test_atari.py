@@ -128,7 +128,7 @@ def test_reseeded_episode_equals_that_of_a_new_emulator() -> None:
     ids=["reseeded", "several episodes since the seed"],
 )
 def test_saved_state_resumes_exactly(grayscale: bool, reseed_every_steps: int) -> None:
-    def made() -> envs.VectorEnv:
+    def make() -> envs.VectorEnv:
         return envs.make(
             "ALE/Breakout-v5",
             3,
@@ -140,7 +140,7 @@ def test_saved_state_resumes_exactly(grayscale: bool, reseed_every_steps: int) -
         )
 
     action_TN = np.random.default_rng(0).integers(0, 4, (420, 3))
-    env = made()
+    env = make()
     env.reset(11)
     saved = io.BytesIO()
     steps = []
@@ -155,7 +155,7 @@ def test_saved_state_resumes_exactly(grayscale: bool, reseed_every_steps: int) -
     saved.seek(0)
     state = torch.load(saved, weights_only=True)
     assert len(set(state["length"].tolist())) == (3 if reseed_every_steps == 150 else 1)
-    other = made()
+    other = make()
     other.reset(5)  # earlier steps must have no effect
     other.step(action_TN[0])
     assert np.array_equal(other.load_state_dict(state), steps[249].obs)
@@ -171,10 +171,10 @@ def test_seed_determines_the_episode() -> None:
     action_TN = np.random.default_rng(0).integers(0, 6, (40, 2))
     env = envs.make("ALE/Pong-v5", 2, protocol="machado")
 
-    def played(seed: int) -> list[np.ndarray]:
+    def play(seed: int) -> list[np.ndarray]:
         return [env.reset(seed), *(env.step(action_N).obs for action_N in action_TN)]
 
-    first, again, other = played(1), played(1), played(2)
+    first, again, other = play(1), play(1), play(2)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
 
@@ -184,8 +184,8 @@ def test_number_of_no_ops_ranges_from_0_to_noop_max() -> None:
         env = envs.make("ALE/Breakout-v5", 7, noop_max=2, fire_reset=fire_reset)
         assert isinstance(env, AtariVectorEnv)
         env.reset(0)
-        none_of_them = {"reset_mask": np.zeros(7, bool)}
-        assert set(env._env.reset(options=none_of_them)[1]["episode_frame_number"].tolist()) == frames
+        no_reset = {"reset_mask": np.zeros(7, bool)}
+        assert set(env._env.reset(options=no_reset)[1]["episode_frame_number"].tolist()) == frames
         env.close()
 
 
@@ -232,7 +232,7 @@ def test_calls_in_the_wrong_order_and_invalid_actions_are_rejected() -> None:
 
 def test_returned_arrays_are_not_modified_later() -> None:
     env = envs.make("ALE/Breakout-v5", 2, max_episode_frames=20, **EXACT)
-    kept = [envs.Step(env.reset(0), *(np.zeros(2),) * 4, np.zeros(2))]
+    steps = [envs.Step(env.reset(0), *(np.zeros(2),) * 4, np.zeros(2))]
     copies = [envs.Step(*(array.copy() for array in kept[0]))]
     for t in range(12):
         kept.append(env.step(np.array([t % 4, 1])))
@@ -270,10 +270,10 @@ def test_rendered_environment_has_the_same_observations(id: str, grayscale: bool
 
 
 def test_rendered_environment_resumes_exactly() -> None:
-    def made() -> envs.VectorEnv:
+    def make() -> envs.VectorEnv:
         return envs.make("ALE/Breakout-v5", 2, render=True, protocol="machado", noop_max=10)
 
-    env, other = made(), made()
+    env, other = make(), make()
     obs = env.reset(1)
     action_TN = np.random.default_rng(0).integers(0, 4, (60, 2))
     for action_N in action_TN[:40]:
@@ -308,7 +308,7 @@ def test_other_sizes_and_stacks() -> None:
 
 
 @pytest.mark.parametrize("render", [False, True])
-def test_missing_rom_raises_one_sentence(
+def test_missing_rom_is_an_error(
     render: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("ALE_ROMS_DIR", str(tmp_path))
