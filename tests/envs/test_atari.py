@@ -233,14 +233,14 @@ def test_calls_in_the_wrong_order_and_invalid_actions_are_rejected() -> None:
 def test_returned_arrays_are_not_modified_later() -> None:
     env = envs.make("ALE/Breakout-v5", 2, max_episode_frames=20, **EXACT)
     steps = [envs.Step(env.reset(0), *(np.zeros(2),) * 4, np.zeros(2))]
-    copies = [envs.Step(*(array.copy() for array in kept[0]))]
+    copies = [envs.Step(*(array.copy() for array in steps[0]))]
     for t in range(12):
-        kept.append(env.step(np.array([t % 4, 1])))
-        copies.append(envs.Step(*(array.copy() for array in kept[-1])))
-    assert all(same(a, b) for a, b in zip(kept, copies, strict=True))
-    assert kept[1].reward.dtype == np.float32
-    assert all(a.dtype == bool for a in (kept[1].terminal, kept[1].truncated, kept[1].life_lost))
-    assert all(step.obs.flags.c_contiguous and step.obs.flags.writeable for step in kept)
+        steps.append(env.step(np.array([t % 4, 1])))
+        copies.append(envs.Step(*(array.copy() for array in steps[-1])))
+    assert all(same(a, b) for a, b in zip(steps, copies, strict=True))
+    assert steps[1].reward.dtype == np.float32
+    assert all(a.dtype == bool for a in (steps[1].terminal, steps[1].truncated, steps[1].life_lost))
+    assert all(step.obs.flags.c_contiguous and step.obs.flags.writeable for step in steps)
 
 
 @pytest.mark.parametrize(

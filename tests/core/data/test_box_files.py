@@ -115,7 +115,7 @@ def test_coco(tmp_path: Path) -> None:
         {"images": [{"id": 1, "file_name": "lost.png"}]},
     ],
 )
-def test_invalid_coco_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_invalid_coco_is_rejected(tmp_path: Path, changes: dict[str, Any]) -> None:
     for name in ("a", "b"):
         picture(tmp_path / f"{name}.png")
     (tmp_path / "c.json").write_text(json.dumps(coco(**changes)))

@@ -66,7 +66,7 @@ def test_a_zip_and_a_folder(tmp_path: Path) -> None:
         ("captions_x.json", "{", "cannot be parsed as captions"),
     ],
 )
-def test_invalid_data_are_refused(tmp_path: Path, name: str, content: str, message: str) -> None:
+def test_invalid_data_are_rejected(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / "a.png").write_bytes(picture(10))
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):

@@ -119,7 +119,7 @@ def test_cifar_100_uses_the_fine_label(tmp_path: Path) -> None:
         assert torch.equal(images.images.flatten(), torch.from_numpy(rows(0, 1)).flatten())
 
 
-class Harm:
+class Malicious:
     """Object whose pickle executes a function when it is read."""
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -127,10 +127,10 @@ class Harm:
 
 
 @pytest.mark.parametrize(
-    ("content", "complaint"),
+    ("content", "message"),
     [
-        (pickle.dumps({"data": Harm()}), "would execute pathlib.*not part of any CIFAR file"),
-        (pickle.dumps({"data": np.array([Harm()], dtype=object)}), "would execute numpy's arrays of 'O8'"),
+        (pickle.dumps({"data": Malicious()}), "would execute pathlib.*not part of any CIFAR file"),
+        (pickle.dumps({"data": np.array([Malicious()], dtype=object)}), "would execute numpy's arrays of 'O8'"),
         (b"cos\nsystem\n(S'echo'\ntR.", "would execute os.system"),
         (b"c_codecs\nencode\n(S'x'\nS'bz2'\ntR.", "would execute the codec"),
         (pickle.dumps([1, 2]), "contains a list, expected a dict"),
@@ -138,11 +138,11 @@ class Harm:
         (b"", "is damaged"),
     ],
 )
-def test_unsafe_and_damaged_pickles_are_refused(
-    content: bytes, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_unsafe_and_damaged_pickles_are_rejected(
+    content: bytes, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=complaint):
+    with pytest.raises(UserError, match=message):
         unpickle(content, "batch")
     assert list(tmp_path.iterdir()) == []
 
@@ -159,7 +159,7 @@ def test_unpickled_arrays_equal_the_originals() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "complaint"),
+    ("name", "content", "message"),
     [
         ("data_batch_3.bin", rows(0).tobytes()[:-1], "not a multiple of 3,073"),
         ("data_batch_3.bin", b"", "not a multiple of 3,073"),
@@ -167,13 +167,13 @@ def test_unpickled_arrays_equal_the_originals() -> None:
         ("data_batch_3.bin", None, "data_batch_3.bin could not be read"),
     ],
 )
-def test_damaged_batches_are_refused(tmp_path: Path, name: str, content: bytes | None, complaint: str) -> None:
+def test_damaged_batches_are_rejected(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
     folder = tmp_path / "cifar-10-batches-bin"
     binary10(folder)
     (folder / name).unlink()
     if content is not None:
         (folder / name).write_bytes(content)
-    with pytest.raises(UserError, match=complaint):
+    with pytest.raises(UserError, match=message):
         load("cifar10", "train", data_dir=tmp_path, download=False)
 
 
@@ -187,7 +187,7 @@ def test_damaged_batches_are_refused(tmp_path: Path, name: str, content: bytes |
         {"data": rows(0)},
     ],
 )
-def test_inconsistent_python_batches_are_refused(tmp_path: Path, batch: dict[str, Any]) -> None:
+def test_inconsistent_python_batches_are_rejected(tmp_path: Path, batch: dict[str, Any]) -> None:
     folder = tmp_path / "cifar-10-batches-py"
     python10(folder, python2)
     (folder / "test_batch").write_bytes(python2(batch))
@@ -195,13 +195,13 @@ def test_inconsistent_python_batches_are_refused(tmp_path: Path, batch: dict[str
         load("cifar10", "test", data_dir=tmp_path, download=False)
 
 
-def test_damaged_archive_is_refused(tmp_path: Path) -> None:
+def test_damaged_archive_is_rejected(tmp_path: Path) -> None:
     folder = tmp_path / "cifar-10-batches-bin"
     binary10(folder)
     pack(folder, "cifar-10-binary.tar.gz")
     archive = tmp_path / "cifar-10-binary.tar.gz"
-    whole = archive.read_bytes()
-    archive.write_bytes(whole[: len(whole) // 2])
+    content = archive.read_bytes()
+    archive.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=r"cifar-10-binary.tar.gz is damaged or truncated"):
         load("cifar10", "train", data_dir=tmp_path, download=False)
     with tarfile.open(archive, "w:gz") as other:

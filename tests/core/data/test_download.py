@@ -152,9 +152,9 @@ def test_bad_mirror_is_skipped(tmp_path: Path, mirror: Callable[..., Mirror], ba
 def test_message_if_all_mirrors_fail(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
     wrong, missing, gone = mirror(b"other"), mirror(status=404), mirror()
     gone.close()
-    with pytest.raises(UserError) as refusal:
+    with pytest.raises(UserError) as error:
         get(tmp_path, wrong, missing, gone)
-    text = str(refusal.value)
+    text = str(error.value)
     assert "wrong checksum 795f3202b17cb6bc3d4b771d8c6c9eaf" in text
     assert "404 Not Found" in text
     assert "Connection refused" in text
@@ -174,7 +174,7 @@ def test_full_disk_is_raised_without_trying_other_mirrors(
         get(tmp_path, first, second)
 
 
-def test_unwritable_folder_is_refused(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
+def test_unwritable_folder_is_rejected(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
     (tmp_path / "file").write_text("a file")
     with pytest.raises(UserError, match=r"cannot be downloaded into .*file/set .*--data-dir"):
         get(tmp_path / "file" / "set", mirror())
@@ -261,9 +261,9 @@ def test_files_are_listed_if_no_mirror_has_the_set(
         fetch([Remote(r.name, r.md5, (wrong.url, gone.url)) for r in remotes], *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(sources, "fetch", redirected)
-    with pytest.raises(UserError) as refusal:
+    with pytest.raises(UserError) as error:
         load(name, "train", data_dir=tmp_path)
-    text = str(refusal.value)
+    text = str(error.value)
     assert "wrong checksum" in text
     assert "Connection refused" in text
     assert f"copy {files} into {tmp_path / name} manually, or give a folder that contains them with --data-dir" in text

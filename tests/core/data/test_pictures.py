@@ -81,7 +81,7 @@ NOISE = Image.fromarray(np.random.default_rng(1).integers(256, size=(64, 64, 3),
 
 
 @pytest.mark.parametrize(
-    ("data", "complaint"),
+    ("data", "message"),
     [
         (b"", "is empty"),
         (b"not a picture at all", "cannot be decoded as an image .no format that Pillow supports"),
@@ -93,10 +93,10 @@ NOISE = Image.fromarray(np.random.default_rng(1).integers(256, size=(64, 64, 3),
         (encoded(Image.new("F", (2, 2)), "TIFF"), "32-bit pixels"),
     ],
 )
-def test_invalid_image_is_refused(data: bytes, complaint: str) -> None:
-    with pytest.raises(UserError, match=complaint) as refusal:
+def test_invalid_image_is_rejected(data: bytes, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
         decode(data, "cats/a.png in zoo.zip")
-    assert str(refusal.value).startswith("cats/a.png in zoo.zip ")
+    assert str(error.value).startswith("cats/a.png in zoo.zip ")
 
 
 def test_downscaling_averages_areas_and_crops_the_center() -> None:
@@ -148,7 +148,7 @@ def test_different_sizes_require_image_size() -> None:
     assert read_all(["wide"]).shape == (1, 1, 3, 6)
 
 
-def test_too_large_set_is_refused_before_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_set_is_rejected_before_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     class Memory:
         available = 100
 
@@ -161,9 +161,9 @@ def test_too_large_set_is_refused_before_reading(monkeypatch: pytest.MonkeyPatch
 
 
 def test_progress_ends_with_the_total() -> None:
-    seen: list[tuple[str, int, int]] = []
-    decode_all(["a"] * 300, FILES.__getitem__, "zoo", None, None, lambda *told: seen.append(told))
-    assert seen == [("reading zoo", 256, 300), ("reading zoo", 300, 300)]
+    calls: list[tuple[str, int, int]] = []
+    decode_all(["a"] * 300, FILES.__getitem__, "zoo", None, None, lambda *args: calls.append(args))
+    assert calls == [("reading zoo", 256, 300), ("reading zoo", 300, 300)]
 
 
 def test_reshaped_equals_decode_all() -> None:

@@ -28,7 +28,7 @@ def test_take_keeps_images_and_labels_together() -> None:
     assert len(images.take([])) == 0
 
 
-def test_inconsistent_tensors_are_refused() -> None:
+def test_inconsistent_tensors_are_rejected() -> None:
     images, labels = torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, 1])
     with pytest.raises(ValueError, match=r"\(N, C, H, W\) uint8"):
         ImageSet(images.float(), labels, ("a", "b"), "")
