@@ -58,8 +58,8 @@ def test_unknown_set_lists_the_known_ones(folders: Path, data: str, hint: str) -
 
 
 def test_missing_data_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="There is no data set 'nothing'"):
-        load("nothing", "train", data_dir=tmp_path / "nowhere")
+    with pytest.raises(UserError, match="There is no data set 'unknown'"):
+        load("unknown", "train", data_dir=tmp_path / "missing")
 
 
 def test_known_sets_are_resized_and_converted() -> None:
@@ -68,13 +68,13 @@ def test_known_sets_are_resized_and_converted() -> None:
     assert bool((images.images[:, 0] == images.images[:, 2]).all())
 
 
-def test_downloads_have_checksums_and_two_mirrors() -> None:
+def test_downloads_have_checkchecksums_and_two_mirrors() -> None:
     assert set(DATASETS) == {"glyphs", *sources.IDX_SETS, *sources.CIFAR_REMOTES}
-    sums = [md5 for known in sources.IDX_SETS.values() for md5 in known.md5s]
-    sums += [remote.md5 for remote in sources.CIFAR_REMOTES.values()]
-    assert all(len(md5) == 32 and int(md5, 16) for md5 in sums)
-    assert len(set(sums)) == len(sums) == 10
-    for mirrors in [known.mirrors for known in sources.IDX_SETS.values()]:
+    checksums = [md5 for source in sources.IDX_SETS.values() for md5 in source.md5s]
+    checksums += [remote.md5 for remote in sources.CIFAR_REMOTES.values()]
+    assert all(len(md5) == 32 and int(md5, 16) for md5 in checksums)
+    assert len(set(checksums)) == len(checksums) == 10
+    for mirrors in [source.mirrors for source in sources.IDX_SETS.values()]:
         assert len(mirrors) >= 2
         assert all(url.startswith("http") and url.endswith("/") for url in mirrors)
 
