@@ -79,11 +79,11 @@ def test_existing_folders_are_not_overwritten(tmp_path: Path) -> None:
     new(tmp_path).close()
     with pytest.raises(UserError, match=r"a already holds a run: resume it with --resume, or choose another --name"):
         new(tmp_path)
-    (tmp_path / "foreign").mkdir()
-    (tmp_path / "foreign" / "thesis.txt").write_text("text", encoding="utf-8")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file.txt").write_text("text", encoding="utf-8")
     with pytest.raises(UserError, match="--name"):
-        new(tmp_path, "foreign")
-    assert [path.name for path in (tmp_path / "foreign").iterdir()] == ["thesis.txt"]
+        new(tmp_path, "other")
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["file.txt"]
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match="--name"):
         new(tmp_path, "file")
@@ -92,15 +92,15 @@ def test_existing_folders_are_not_overwritten(tmp_path: Path) -> None:
 
 
 def test_resume_does_not_change_config_json(tmp_path: Path) -> None:
-    new(tmp_path, extra={"mine": 1}).close()
+    new(tmp_path, extra={"key": 1}).close()
     before = (tmp_path / "a/config.json").read_bytes()
-    new(tmp_path, resume=True, extra={"mine": 2}).close()
+    new(tmp_path, resume=True, extra={"key": 2}).close()
     assert (tmp_path / "a/config.json").read_bytes() == before
 
 
 def test_errors_when_resuming(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no run in .*nothing; name an existing run"):
-        new(tmp_path, "nothing", resume=True)
+    with pytest.raises(UserError, match=r"no run in .*missing; name an existing run"):
+        new(tmp_path, "missing", resume=True)
     assert list(tmp_path.iterdir()) == []
     new(tmp_path, "pong-1").close()
     with pytest.raises(UserError, match=r"no run in .*pong1 \(did you mean pong-1\?\)"):
@@ -242,8 +242,8 @@ def test_resume_discards_metrics_after_the_checkpoint(tmp_path: Path) -> None:
         resumed.log(step, {"train/loss": 100.0 + step})
     resumed.close()
     assert [row["train/loss"] for row in rows(resumed)] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 106.0, 107.0]
-    shown = events(resumed).Scalars("train/loss")
-    assert [(e.step, e.value) for e in shown] == [*((s, float(s)) for s in range(6)), (6, 106.0), (7, 107.0)]
+    scalars = events(resumed).Scalars("train/loss")
+    assert [(e.step, e.value) for e in scalars] == [*((s, float(s)) for s in range(6)), (6, 106.0), (7, 107.0)]
 
 
 @pytest.mark.parametrize("damage", ["missing", "shorter", "incomplete"])
@@ -303,9 +303,9 @@ def test_video_is_an_mp4_file_and_a_gif_in_tensorboard(tmp_path: Path) -> None:
         "input-stack-1000.png",
     ]
     board = events(run)
-    (shown,) = board.Images("visual/eval/game")
-    assert (shown.step, shown.width, shown.height) == (1000, 40, 40)
-    assert shown.encoded_image_string.startswith(b"GIF89a")
+    (gif,) = board.Images("visual/eval/game")
+    assert (gif.step, gif.width, gif.height) == (1000, 40, 40)
+    assert gif.encoded_image_string.startswith(b"GIF89a")
     assert board.Images("visual/input/stack")[0].encoded_image_string.startswith(b"\x89PNG")
     assert board.Scalars("eval/return")[0].value == 20.5
     assert b"**hello**" in board.Tensors("notes/text_summary")[0].tensor_proto.string_val[0]
@@ -387,7 +387,7 @@ def test_signals_request_a_stop(number: signal.Signals, tmp_path: Path) -> None:
             assert [run.stop_requested] == [None]
             os.kill(os.getpid(), number)
             assert run.stop_requested == number.name
-            os.kill(os.getpid(), signal.SIGTERM)  # a second SIGTERM has no further effect
+            os.kill(os.getpid(), signal.SIGTERM)  # a SIGTERM after the first signal has no effect
             if number == signal.SIGINT:
                 with pytest.raises(KeyboardInterrupt):
                     os.kill(os.getpid(), signal.SIGINT)

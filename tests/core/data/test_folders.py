@@ -15,7 +15,7 @@ from zerokara.core.config import UserError
 from zerokara.core.data import ImageSet, load
 
 
-def picture(value: int, side: int = 4) -> bytes:
+def png(value: int, side: int = 4) -> bytes:
     out = io.BytesIO()
     Image.new("L", (side, side), value).save(out, "PNG")
     return out.getvalue()
@@ -23,7 +23,7 @@ def picture(value: int, side: int = 4) -> bytes:
 
 def write_files(root: Path, files: dict[str, bytes | int], zipped: bool = False) -> Path:
     """Write files to a folder or zip; a number is an image of that gray level, a name ending in "/" an empty folder."""
-    content = {name: picture(value) if isinstance(value, int) else value for name, value in files.items()}
+    content = {name: png(value) if isinstance(value, int) else value for name, value in files.items()}
     if zipped:
         root = root.with_suffix(".zip")
         with zipfile.ZipFile(root, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -48,7 +48,7 @@ def gray_levels(images: ImageSet) -> list[tuple[str, int]]:
     ]
 
 
-def both(path: Path) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+def train_and_test(path: Path) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
     return gray_levels(load(str(path), "train")), gray_levels(load(str(path), "test"))
 
 
@@ -60,30 +60,30 @@ TRAIN_IMAGES = [("a", 2), ("b", 3), ("b", 1)]
 class TestLayouts:
     def test_train_and_val(self, tmp_path: Path, zipped: bool) -> None:
         path = write_files(tmp_path / "set", SPLIT, zipped)
-        assert both(path) == (TRAIN_IMAGES, [("b", 4)])
+        assert train_and_test(path) == (TRAIN_IMAGES, [("b", 4)])
         assert "class folders of train/ and val/" in load(str(path), "test").source
 
     def test_test_has_precedence_over_val(self, tmp_path: Path, zipped: bool) -> None:
         path = write_files(tmp_path / "set", {**SPLIT, "test/a/y.png": 5}, zipped)
-        assert both(path) == (TRAIN_IMAGES, [("a", 5)])
+        assert train_and_test(path) == (TRAIN_IMAGES, [("a", 5)])
         assert "val/ is ignored" in load(str(path), "train").source
 
     def test_enclosing_folder(self, tmp_path: Path, zipped: bool) -> None:
-        wrapped = {f"imagenette/{name}": value for name, value in SPLIT.items()}
-        path = write_files(tmp_path / "set", {**wrapped, "imagenette/LICENSE": b"MIT"}, zipped)
-        assert both(path) == (TRAIN_IMAGES, [("b", 4)])
+        enclosed = {f"imagenette/{name}": value for name, value in SPLIT.items()}
+        path = write_files(tmp_path / "set", {**enclosed, "imagenette/LICENSE": b"MIT"}, zipped)
+        assert train_and_test(path) == (TRAIN_IMAGES, [("b", 4)])
 
     def test_every_tenth_image_without_a_test_folder(self, tmp_path: Path, zipped: bool) -> None:
         files: dict[str, bytes | int] = {f"cat/{k:02}.png": k for k in range(21)}
         path = write_files(tmp_path / "set", {**files, "dog/a.png": 100, "dog/sub/b.png": 101}, zipped)
-        train, test = both(path)
+        train, test = train_and_test(path)
         assert test == [("cat", 0), ("cat", 10), ("cat", 20), ("dog", 100)]
         assert train == [("cat", k) for k in range(21) if k % 10] + [("dog", 101)]
         assert "every 10th image" in load(str(path), "test").source
 
     def test_train_without_test_is_split(self, tmp_path: Path, zipped: bool) -> None:
         path = write_files(tmp_path / "set", {f"train/cat/{k}.png": k for k in range(3)}, zipped)
-        assert both(path) == ([("cat", 1), ("cat", 2)], [("cat", 0)])
+        assert train_and_test(path) == ([("cat", 1), ("cat", 2)], [("cat", 0)])
 
     def test_hidden_files_are_skipped_and_other_files_are_counted(self, tmp_path: Path, zipped: bool) -> None:
         hidden: dict[str, bytes | int] = {
@@ -95,7 +95,7 @@ class TestLayouts:
         path = write_files(
             tmp_path / "set", {**SPLIT, **hidden, "train/a/notes.txt": b"x", "train/list.csv": b"x"}, zipped
         )
-        assert both(path) == (TRAIN_IMAGES, [("b", 4)])
+        assert train_and_test(path) == (TRAIN_IMAGES, [("b", 4)])
         assert "2 other files ignored" in load(str(path), "train").source
         assert "ignored" not in load(str(path), "test").source
 
@@ -109,9 +109,9 @@ class TestLayouts:
             ({"1.png": 1, "2.png": 2}, "no class folders with images in .*set"),
             ({"train/1.jpg": 1, "val/1.jpg": 1, "trainannot/1.png": 1}, "no class folders with images in .*train"),
             ({"readme.txt": b"x"}, "no class folders with images"),
-            ({**SPLIT, "train/a/9.png": picture(1)[:-20]}, "train/a/9.png in .*set.* cannot be decoded"),
+            ({**SPLIT, "train/a/9.png": png(1)[:-20]}, "train/a/9.png in .*set.* cannot be decoded"),
             ({**SPLIT, "train/a/9.png": b""}, "train/a/9.png in .*set.* is empty"),
-            ({**SPLIT, "train/b/9.png": picture(1, 5)}, "train/b/9.png in .* has 5x5 pixels, but .*--image-size"),
+            ({**SPLIT, "train/b/9.png": png(1, 5)}, "train/b/9.png in .* has 5x5 pixels, but .*--image-size"),
         ],
     )
     def test_unusable_data_are_rejected(
@@ -121,7 +121,7 @@ class TestLayouts:
             load(str(write_files(tmp_path / "set", files, zipped)), "train")
 
     def test_size_and_channels(self, tmp_path: Path, zipped: bool) -> None:
-        path = write_files(tmp_path / "set", {**SPLIT, "train/b/9.png": picture(1, 5)}, zipped)
+        path = write_files(tmp_path / "set", {**SPLIT, "train/b/9.png": png(1, 5)}, zipped)
         assert load(str(path), "train", image_size=8, grayscale=False).shape == (3, 8, 8)
 
 
@@ -159,20 +159,20 @@ def test_too_large_file_is_rejected_without_reading_it(tmp_path: Path) -> None:
 
 
 def test_class_folder_may_be_a_symbolic_link(tmp_path: Path) -> None:
-    elsewhere = write_files(tmp_path / "elsewhere", {"1.png": 1, "2.png": 2})
+    linked = write_files(tmp_path / "linked", {"1.png": 1, "2.png": 2})
     path = write_files(tmp_path / "set", {"a/1.png": 3, "a/2.png": 4})
-    (path / "b").symlink_to(elsewhere)
+    (path / "b").symlink_to(linked)
     assert gray_levels(load(str(path), "train")) == [("a", 4), ("b", 2)]
 
 
 def test_unreadable_folder_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_files(tmp_path / "set", SPLIT)
-    listed = os.scandir
+    original = os.scandir
 
     def scandir(folder: str) -> object:
         if str(folder).endswith("train/b"):
-            raise PermissionError(13, "Permission denied", folder)  # root could read it
-        return listed(folder)
+            raise PermissionError(13, "Permission denied", folder)  # simulated, because root can read all folders
+        return original(folder)
 
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(UserError, match=r"train/b could not be read .Permission denied"):

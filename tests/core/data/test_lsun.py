@@ -28,7 +28,7 @@ def webp(color: tuple[int, int, int], side: int) -> bytes:
     return out.getvalue()
 
 
-def reds(path: Path, split: str) -> list[int]:
+def red_values(path: Path, split: str) -> list[int]:
     images = load(str(path), "train" if split == "train" else "test")
     return images.images[:, 0, 0, 0].tolist()
 
@@ -39,7 +39,7 @@ def test_category_with_validation_database(tmp_path: Path) -> None:
     images = load(str(train), "train")
     assert (images.shape, images.classes, images.labels.tolist()) == ((3, 8, 8), ("church_outdoor",), [0, 0, 0])
     assert images.images[1, :, 0, 0].tolist() == [2, 0, 9]
-    assert (reds(train, "train"), reds(train, "test")) == ([1, 2, 3], [4])
+    assert (red_values(train, "train"), red_values(train, "test")) == ([1, 2, 3], [4])
     assert "LSUN church_outdoor (train), LMDB in" in images.source
 
 
