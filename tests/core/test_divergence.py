@@ -39,6 +39,6 @@ def test_one_non_finite_weight_is_detected(value: float) -> None:
 
 
 def test_error_message() -> None:
-    message = str(divergence_error("update 1,234", Path("runs/mine")))
+    message = str(divergence_error("update 1,234", Path("runs/a")))
     assert message.startswith("Training diverged at update 1,234: the weights contain NaN or Inf")
-    assert "the last good checkpoint is in runs/mine; start a new run with a lower --learning-rate." in message
+    assert "the last good checkpoint is in runs/a; start a new run with a lower --learning-rate." in message

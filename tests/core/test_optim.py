@@ -228,19 +228,19 @@ def test_newton_schulz_by_hand() -> None:
 def test_muon_matches_pytorch_on_matrices() -> None:
     """PyTorch's Muon computes in bfloat16, which limits the agreement to three digits."""
     torch.manual_seed(0)
-    mine = nn.Sequential(nn.Linear(6, 9, bias=False), nn.Linear(9, 9, bias=False), nn.Linear(9, 2, bias=False))
-    peer = copy.deepcopy(mine)
-    optimizer = make_optimizer("muon", mine, learning_rate=0.02, weight_decay=0.1, momentum=0.9)
-    *matrices, outputs = peer.parameters()
+    network = nn.Sequential(nn.Linear(6, 9, bias=False), nn.Linear(9, 9, bias=False), nn.Linear(9, 2, bias=False))
+    reference_network = copy.deepcopy(network)
+    optimizer = make_optimizer("muon", network, learning_rate=0.02, weight_decay=0.1, momentum=0.9)
+    *matrices, outputs = reference_network.parameters()
     theirs = torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1, momentum=0.9, nesterov=True)
     last = torch.optim.AdamW([outputs], lr=0.002, weight_decay=0.1)
     for _ in range(4):
-        for p, q in zip(mine.parameters(), peer.parameters(), strict=True):
+        for p, q in zip(network.parameters(), reference_network.parameters(), strict=True):
             p.grad = torch.randn_like(p)
             q.grad = p.grad.clone()
         for each in (optimizer, theirs, last):
             each.step()
-    *weights, ours = mine.parameters()
+    *weights, ours = network.parameters()
     for weight, matrix in zip(weights, matrices, strict=True):
         torch.testing.assert_close(weight, matrix, atol=2e-3, rtol=0)
     torch.testing.assert_close(ours, outputs)
@@ -299,20 +299,20 @@ def test_compiled_adam_matches_pytorch_with_clipping(
     kind: type[torch.optim.Adam] | type[torch.optim.RAdam], limit: float | None
 ) -> None:
     net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
-    peer = copy.deepcopy(net)
+    reference_network = copy.deepcopy(net)
     ours = compiled_adam(net, net, limit, rectified=kind is torch.optim.RAdam)
-    theirs = kind(peer.parameters(), lr=0.01, eps=1e-5)
+    theirs = kind(reference_network.parameters(), lr=0.01, eps=1e-5)
     for i in range(20):
         x = torch.randn(32, 8)
-        for network in (net, peer):
+        for network in (net, reference_network):
             network.zero_grad()
             (network(x).square().mean() * (20 if i % 2 else 0.1)).backward()
         norm, expected = clip_and_step(ours, limit), clip_and_step(theirs, limit)
         torch.testing.assert_close(norm, expected, rtol=1e-4, atol=1e-6)
-    for actual, expected in zip(net.parameters(), peer.parameters(), strict=True):
+    for actual, expected in zip(net.parameters(), reference_network.parameters(), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
     theirs.load_state_dict(ours.state_dict())  # the states are interchangeable
-    assert float(theirs.state[next(peer.parameters())]["step"]) == 20
+    assert float(theirs.state[next(reference_network.parameters())]["step"]) == 20
 
 
 def test_bfloat16_copies_follow_the_float32_weights() -> None:

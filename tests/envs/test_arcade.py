@@ -61,9 +61,9 @@ def test_shapes_and_types(game_id: str, frame_stack: int, grayscale: bool, chann
     assert env.frame_channels == channels // frame_stack
     assert (env.settings["frame_stack"], env.settings["grayscale"]) == (frame_stack, grayscale)
     step = env.step(np.zeros(3, np.int64))
-    for picture in (obs, step.obs, step.last_obs):
-        assert picture.shape == (3, channels, 84, 84)
-        assert picture.dtype == np.uint8
+    for image in (obs, step.obs, step.last_obs):
+        assert image.shape == (3, channels, 84, 84)
+        assert image.dtype == np.uint8
     assert step.reward.shape == (3,)
     assert step.reward.dtype == np.float32
     for flag in (step.terminal, step.truncated, step.life_lost):
@@ -237,10 +237,10 @@ def test_grayscale_is_the_luminance_of_rgb(game_id: str) -> None:
             converted = cv2.cvtColor(np.ascontiguousarray(one_FHW.transpose(1, 2, 0)), cv2.COLOR_RGB2GRAY)
             assert np.abs(converted.astype(int) - one_HW).max() <= 1  # their rounding differs
         assert np.array_equal(grayscale.render(), rgb.render())
-    picture = grayscale.render()
-    assert picture.shape == (336, 336, 3)
-    assert picture.dtype == np.uint8
-    assert np.array_equal(picture[::4, ::4], rgb_NFHW[0].transpose(1, 2, 0))
+    image = grayscale.render()
+    assert image.shape == (336, 336, 3)
+    assert image.dtype == np.uint8
+    assert np.array_equal(image[::4, ::4], rgb_NFHW[0].transpose(1, 2, 0))
 
 
 @pytest.mark.parametrize("game_id", IDS)
@@ -369,8 +369,8 @@ def test_gymnasium_env_matches_the_vector_env(game_id: str) -> None:
         assert np.array_equal(obs.transpose(2, 0, 1), step.last_obs[0])
         assert (reward, terminated, truncated) == (step.reward[0], step.terminal[0], step.truncated[0])
         assert info["life_lost"] == step.life_lost[0]
-        picture: Any = env.render()
-        assert np.array_equal(picture, game.render_frame(step.last_obs[0]))
+        image: Any = env.render()
+        assert np.array_equal(image, game.render_frame(step.last_obs[0]))
         ended = terminated or truncated
         if ended:
             break

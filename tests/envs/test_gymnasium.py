@@ -46,12 +46,12 @@ class Toy(gymnasium.Env[Any, Any]):
             raise error
 
     def _observe(self) -> Any:
-        self.picture = self.np_random.integers(0, 256, (30, 40, 3), np.uint8)
+        self.image = self.np_random.integers(0, 256, (30, 40, 3), np.uint8)
         if self.kind == "vector":
             return np.zeros(4, np.float32)
         if self.kind == "unit":
-            return (self.picture / 255).astype(np.float32)
-        return {"flat": self.picture[:, :, 0], "grayscale": self.picture[:, :, :1]}.get(self.kind, self.picture)
+            return (self.image / 255).astype(np.float32)
+        return {"flat": self.image[:, :, 0], "grayscale": self.image[:, :, :1]}.get(self.kind, self.image)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
@@ -70,7 +70,7 @@ class Toy(gymnasium.Env[Any, Any]):
     def render(self) -> Any:
         if self.error and "render" in self.script.values():
             raise self.error
-        return None if self.kind == "vector" and "blank" in self.script.values() else self.picture
+        return None if self.kind == "vector" and "blank" in self.script.values() else self.image
 
 
 class Steering(Toy):
@@ -119,34 +119,34 @@ def test_image_formats_are_converted_to_frames(kind: str, grayscale: bool) -> No
     assert not obs[:, : -env.frame_channels].any()  # zeros before the start
     for i in range(2):
         seed = np.random.SeedSequence([4, i, 0]).generate_state(1)[0] >> 1
-        picture = np.random.default_rng(seed).integers(0, 256, (30, 40, 3), np.uint8)
+        image = np.random.default_rng(seed).integers(0, 256, (30, 40, 3), np.uint8)
         if kind in ("flat", "grayscale"):
-            picture = np.repeat(picture[:, :, :1], 3, axis=2)
-        color = cv2.resize(picture, (20, 20), interpolation=cv2.INTER_AREA).transpose(2, 0, 1)
-        single = cv2.resize(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), (20, 20), interpolation=cv2.INTER_AREA)
+            image = np.repeat(image[:, :, :1], 3, axis=2)
+        color = cv2.resize(image, (20, 20), interpolation=cv2.INTER_AREA).transpose(2, 0, 1)
+        single = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (20, 20), interpolation=cv2.INTER_AREA)
         assert np.array_equal(obs[i, -env.frame_channels :], single[None] if grayscale else color)
 
 
 def test_stacks_and_endings_match_gymnasium() -> None:
     env = toy(2, script={7: "end"}, limit=11, settings={"grayscale": False, "size": 24})
     seeds = [[int(np.random.SeedSequence([0, i, k]).generate_state(1)[0] >> 1) for k in range(9)] for i in range(2)]
-    theirs = [
+    references = [
         FrameStackObservation(ResizeObservation(Toy("rgb", {7: "end"}), (24, 24)), 4, padding_type="zero")
         for _ in range(2)
     ]
     for i, obs in enumerate(env.reset(0)):
-        theirs_obs = np.asarray(theirs[i].reset(seed=seeds[i].pop(0))[0])
-        assert np.array_equal(obs, theirs_obs.transpose(0, 3, 1, 2).reshape(12, 24, 24))
+        reference_obs = np.asarray(references[i].reset(seed=seeds[i].pop(0))[0])
+        assert np.array_equal(obs, reference_obs.transpose(0, 3, 1, 2).reshape(12, 24, 24))
     rng = np.random.default_rng(0)
     for _ in range(30):
         action_N = rng.integers(0, 3, 2)
         step = env.step(action_N)
-        for i, their in enumerate(theirs):
-            frames, reward, terminated, truncated, _ = their.step(action_N[i])
+        for i, reference_env in enumerate(references):
+            frames, reward, terminated, truncated, _ = reference_env.step(action_N[i])
             assert np.array_equal(step.last_obs[i], np.asarray(frames).transpose(0, 3, 1, 2).reshape(12, 24, 24))
             assert (step.reward[i], step.terminal[i], step.truncated[i]) == (reward, terminated, truncated)
             if terminated:
-                frames = their.reset(seed=seeds[i].pop(0))[0]
+                frames = reference_env.reset(seed=seeds[i].pop(0))[0]
             assert np.array_equal(step.obs[i], np.asarray(frames).transpose(0, 3, 1, 2).reshape(12, 24, 24))
     assert all(len(left) == 9 - 1 - 30 // 7 for left in seeds)
 
@@ -210,9 +210,9 @@ def test_saved_state_resumes_exactly(kind: str) -> None:
         assert np.array_equal(other.load_state_dict(torch.load(file, weights_only=True)), obs)
         for _ in range(10):
             action_N = rng.integers(0, 3, 3)
-            ours, theirs = env.step(action_N), other.step(action_N)
-            assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
-            obs = ours.obs
+            step, other_step = env.step(action_N), other.step(action_N)
+            assert all(np.array_equal(a, b) for a, b in zip(step, other_step, strict=True))
+            obs = step.obs
 
 
 def test_render() -> None:

@@ -50,9 +50,9 @@ def test_a_zip_and_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "coco"
     (folder / "val2014").mkdir(parents=True)
     (folder / "val2014" / "x.png").write_bytes(png(77))
-    content = {"images": [{"id": 1, "file_name": "x.png"}], "annotations": [{"image_id": 1, "caption": "Grey"}]}
+    content = {"images": [{"id": 1, "file_name": "x.png"}], "annotations": [{"image_id": 1, "caption": "Gray"}]}
     (folder / "captions_val2014.json").write_text(json.dumps(content))
-    assert load_captions(str(folder), image_size=16).captions == (("Grey",),)
+    assert load_captions(str(folder), image_size=16).captions == (("Gray",),)
 
 
 @pytest.mark.parametrize(

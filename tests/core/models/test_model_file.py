@@ -69,8 +69,8 @@ def test_channels_last_weights_are_saved_correctly(file: Path, classifier: Class
     last = classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model_file.save(tmp_path / "last.safetensors", last.state_dict(), METADATA)
     actual, expected = model_file.load(tmp_path / "last.safetensors")[0], model_file.load(file)[0]
-    for ours, theirs in zip(actual.parameters(), expected.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
+    for parameter, expected_parameter in zip(actual.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(parameter, expected_parameter)
 
 
 def test_float16_halves_the_size(file: Path, classifier: Classifier, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def shares_weights(one: Path, other: Path) -> bool:
 def test_copies_are_detected_by_their_matrices_also_if_rounded() -> None:
     model_file.save(Path("original.safetensors"), weights(0), METADATA)
     model_file.save(Path("rounded.safetensors"), weights(0), METADATA, half=True)
-    torch.save({f"backbone.{name}": tensor for name, tensor in weights(0).items()}, "renamed.pt")
+    torch.save({f"prefix.{name}": tensor for name, tensor in weights(0).items()}, "renamed.pt")
     model_file.save(Path("other.safetensors"), weights(1), METADATA)
     original = trace(Path("original.safetensors"))
     assert original.own == trace(Path("rounded.safetensors")).own == trace(Path("renamed.pt")).own
