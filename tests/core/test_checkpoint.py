@@ -1,4 +1,4 @@
-"""Checkpoints: exact, whole or not at all, and every damage found."""
+"""Checkpoints: exact round trip, atomic writing, and detection of damaged files."""
 
 from __future__ import annotations
 
@@ -48,38 +48,38 @@ def assert_same(one: Any, two: Any) -> None:
         assert one == two
 
 
-def test_what_was_saved_comes_back(tmp_path: Path) -> None:
+def test_round_trip(tmp_path: Path) -> None:
     state = example()
     save(tmp_path / "a.pt", state, "dqn")
     assert_same(load(tmp_path / "a.pt", "dqn"), state)
-    assert os.listdir(tmp_path) == ["a.pt"]  # noqa: PTH208  (names are all that matters)
+    assert os.listdir(tmp_path) == ["a.pt"]  # noqa: PTH208  (only the names are needed)
 
 
-def test_optimiser_and_network_go_on(tmp_path: Path) -> None:
-    def trained(resume: bool) -> torch.Tensor:
+def test_training_resumes_exactly(tmp_path: Path) -> None:
+    def train(resume: bool) -> torch.Tensor:
         torch.manual_seed(0)
         network = torch.nn.Linear(4, 2)
-        optimiser = torch.optim.Adam(network.parameters(), lr=0.1)
+        optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
         for step in range(6):
             if resume and step == 3:
-                state = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "rng": rng_state()}
+                state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "rng": rng_state()}
                 save(tmp_path / "a.pt", state, "dqn")
                 torch.manual_seed(7)
                 network = torch.nn.Linear(4, 2)
-                optimiser = torch.optim.Adam(network.parameters(), lr=5.0)
+                optimizer = torch.optim.Adam(network.parameters(), lr=5.0)
                 state = load(tmp_path / "a.pt", "dqn")
                 network.load_state_dict(state["network"])
-                optimiser.load_state_dict(state["optimiser"])
+                optimizer.load_state_dict(state["optimizer"])
                 set_rng_state(state["rng"])
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             network(torch.randn(8, 4)).square().mean().backward()
-            optimiser.step()
+            optimizer.step()
         return network.weight.detach()
 
-    assert torch.equal(trained(resume=True), trained(resume=False))
+    assert torch.equal(train(resume=True), train(resume=False))
 
 
-def test_a_view_does_not_drag_its_storage_along(tmp_path: Path) -> None:
+def test_a_view_is_saved_without_the_rest_of_its_storage(tmp_path: Path) -> None:
     replay = torch.arange(1_000_000)
     save(tmp_path / "a.pt", {"batch": replay[10:14]}, "dqn")
     assert (tmp_path / "a.pt").stat().st_size < 10_000
@@ -87,7 +87,7 @@ def test_a_view_does_not_drag_its_storage_along(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "words"),
+    ("value", "message"),
     [
         (np.float64(1), r"state\['deep'\]\[0\] is a numpy.float64"),
         (np.zeros(2), "numpy.ndarray"),
@@ -97,15 +97,15 @@ def test_a_view_does_not_drag_its_storage_along(tmp_path: Path) -> None:
         (print, "builtin_function"),
     ],
 )
-def test_only_plain_values(tmp_path: Path, value: Any, words: str) -> None:
-    with pytest.raises(TypeError, match=words):
+def test_only_plain_values_can_be_saved(tmp_path: Path, value: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
         save(tmp_path / "a.pt", {"deep": [value]}, "dqn")
     with pytest.raises(TypeError, match="kind"):
-        save(tmp_path / "a.pt", {"kind": "mine"}, "dqn")
+        save(tmp_path / "a.pt", {"kind": "other"}, "dqn")
     assert list(tmp_path.iterdir()) == []
 
 
-def refusal(path: Path, kind: str = "dqn") -> str:
+def load_error(path: Path, kind: str = "dqn") -> str:
     with pytest.raises(UserError) as error:
         load(path, kind)
     message = str(error.value)
@@ -116,26 +116,26 @@ def refusal(path: Path, kind: str = "dqn") -> str:
 
 def test_missing_and_foreign_files(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
-    assert "no checkpoint at" in refusal(path)
+    assert "no checkpoint at" in load_error(path)
     path.write_bytes(b"")
-    assert "truncated or no checkpoint" in refusal(path)
+    assert "truncated or no checkpoint" in load_error(path)
     path.write_text("hello", encoding="utf-8")
-    assert "truncated or no checkpoint" in refusal(path)
+    assert "truncated or no checkpoint" in load_error(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("hello.txt", "hello")
-    assert "no checkpoint of zerokara" in refusal(path)
+    assert "no checkpoint of zerokara" in load_error(path)
     torch.save({"state_dict": {}}, path)
-    assert "lacks the header" in refusal(path)
+    assert "lacks the header" in load_error(path)
     torch.save([1, 2], path)
-    assert "lacks the header" in refusal(path)
+    assert "lacks the header" in load_error(path)
     torch.save({"format": "zerokara", "version": 9, "kind": "dqn"}, path)
-    assert "format version 9" in refusal(path)
+    assert "format version 9" in load_error(path)
     save(path, {}, "dcgan")
-    assert "written by 'dcgan', not 'dqn'" in refusal(path)
+    assert "written by 'dcgan', not 'dqn'" in load_error(path)
 
 
-class Evil:
-    """Runs code when unpickled by one who trusts it."""
+class Malicious:
+    """Object that runs code when it is unpickled."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -144,46 +144,48 @@ class Evil:
         return Path.touch, (self.target,)
 
 
-def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:
-    torch.save({"format": "zerokara", "version": 1, "kind": "dqn", "x": Evil(tmp_path / "ran")}, tmp_path / "a.pt")
-    assert "no checkpoint of zerokara" in refusal(tmp_path / "a.pt")
-    assert not (tmp_path / "ran").exists()
+def test_loading_runs_no_code_of_the_file(tmp_path: Path) -> None:
+    torch.save(
+        {"format": "zerokara", "version": 1, "kind": "dqn", "x": Malicious(tmp_path / "executed")}, tmp_path / "a.pt"
+    )
+    assert "no checkpoint of zerokara" in load_error(tmp_path / "a.pt")
+    assert not (tmp_path / "executed").exists()
 
 
-def test_every_truncation_is_found(tmp_path: Path) -> None:
+def test_truncated_files_are_detected(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     save(path, example(), "dqn")
-    whole = path.read_bytes()
-    for length in [*range(0, len(whole), 97), len(whole) - 1]:
-        path.write_bytes(whole[:length])
-        assert "damaged" in refusal(path)
+    complete = path.read_bytes()
+    for length in [*range(0, len(complete), 97), len(complete) - 1]:
+        path.write_bytes(complete[:length])
+        assert "damaged" in load_error(path)
 
 
-def test_a_flipped_byte_is_found_or_does_no_harm(tmp_path: Path) -> None:
-    """A zip has bytes that carry nothing (padding, dates); all others must be noticed."""
+def test_flipped_bits_are_detected_or_have_no_effect(tmp_path: Path) -> None:
+    """A zip has bytes without effect (padding, dates); a change of any other byte must be detected."""
     path = tmp_path / "a.pt"
     weights = torch.randn(400)
     state = {"w": weights, "step": 12345}
     save(path, state, "dqn")
-    whole = path.read_bytes()
-    data = whole.index(weights.numpy().tobytes())
-    found = 0
-    positions = [*range(0, len(whole), 11), *range(data, data + 1600, 160)]
+    complete = path.read_bytes()
+    data = complete.index(weights.numpy().tobytes())
+    detected = 0
+    positions = [*range(0, len(complete), 11), *range(data, data + 1600, 160)]
     for position in positions:
-        flipped = bytearray(whole)
+        flipped = bytearray(complete)
         flipped[position] ^= 0x10
         path.write_bytes(flipped)
         try:
             assert_same(load(path, "dqn"), state)
         except UserError:
-            found += 1
+            detected += 1
         else:
-            assert not data <= position < data + 1600  # not within the weights
-    assert found > len(positions) / 3
+            assert not data <= position < data + 1600  # every flip within the weights is detected
+    assert detected > len(positions) / 3
 
 
-def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path) -> None:
-    """A real limit on the size of files, in a process of its own."""
+def test_a_full_disk_keeps_the_old_checkpoint(tmp_path: Path) -> None:
+    """The disk is simulated by a limit on the size of files, in a separate process."""
     code = """
 import resource, sys, torch
 from pathlib import Path
@@ -205,12 +207,12 @@ run_main(lambda: save(path, {"step": 2, "w": torch.zeros(1_000_000)}, "dqn"))
     assert load(path, "dqn")["step"] == 1
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No such file or directory"):
-        save(tmp_path / "nowhere" / "a.pt", {}, "dqn")
+        save(tmp_path / "missing" / "a.pt", {}, "dqn")
 
 
-def test_an_interrupted_writer_leaves_nothing(tmp_path: Path) -> None:
+def test_interrupted_writing_keeps_the_old_file(tmp_path: Path) -> None:
     def write(file: Any) -> None:
         file.write(b"half")
         raise KeyboardInterrupt
@@ -223,31 +225,31 @@ def test_an_interrupted_writer_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_sigkill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
-    """Ten real processes that save without pause are killed at random moments; each goes on from the one before."""
+def test_sigkill_at_any_time_leaves_a_complete_checkpoint(tmp_path: Path) -> None:
+    """Kill ten processes that save continuously at random times; each one resumes from the checkpoint of the last."""
     code = """
 import os, random, signal, sys, time, torch
 from pathlib import Path
 from zerokara.core.checkpoint import load, save
-path, moments = Path(sys.argv[1]), random.Random(1)
+path, rng = Path(sys.argv[1]), random.Random(1)
 for _ in range(10):
-    out, into = os.pipe()
-    child = os.fork()  # importing torch ten times would take a minute
+    read_end, write_end = os.pipe()
+    child = os.fork()  # fork, because importing torch ten times would take a minute
     if child == 0:
         step = load(path, "dqn")["step"] if path.exists() else 0
         while True:
             step += 1
             save(path, {"step": step, "w": torch.full((50_000,), float(step))}, "dqn")
-            os.write(into, b".")
-    reached = len(os.read(out, 1))
-    for _ in range(moments.randrange(10)):
-        reached += len(os.read(out, 1))
-    time.sleep(moments.random() * 0.01)  # within a save, or between two
+            os.write(write_end, b".")
+    saved = len(os.read(read_end, 1))
+    for _ in range(rng.randrange(10)):
+        saved += len(os.read(read_end, 1))
+    time.sleep(rng.random() * 0.01)  # during a save, or between two saves
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     state = load(path, "dqn")
     assert torch.equal(state["w"], torch.full((50_000,), float(state["step"])))
-    assert state["step"] >= reached
+    assert state["step"] >= saved
     assert {p.name for p in path.parent.iterdir()} <= {"a.pt", ".a.pt.tmp"}
 print(state["step"])
 """
@@ -263,12 +265,12 @@ print(state["step"])
     assert int(done.stdout) >= 10
 
 
-def test_random_generators_go_on(tmp_path: Path) -> None:
+def test_random_number_generators_are_restored(tmp_path: Path) -> None:
     def draw() -> list[float]:
         legacy = np.random.random(2).tolist()  # noqa: NPY002  (the generator that is saved)
         return [random.random(), *legacy, *torch.rand(2).tolist(), random.gauss(0, 1)]
 
-    random.gauss(0, 1)  # leaves a second value in store, a part of the state
+    random.gauss(0, 1)  # caches a second value, which is part of the state
     save(tmp_path / "a.pt", {"rng": rng_state()}, "dqn")
     expected = draw()
     assert draw() != expected

@@ -1,4 +1,4 @@
-"""Texts that stand without a flag, and configs without presets: what programs about finished runs are called with."""
+"""Positional arguments and configs without presets, as used by programs that evaluate finished runs."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from zerokara.core.config import Positional, Range, UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Things to do with runs."""
+    """Config with a positional field of several values."""
 
     runs: Annotated[tuple[str, ...], Positional("folder")] = ()
     """Folders of runs."""
-    games: Annotated[int, Range(1)] = 3
-    """Games to play."""
-    loud: bool = False
-    """Say more."""
+    episodes: Annotated[int, Range(1)] = 3
+    """Episodes to play."""
+    verbose: bool = False
+    """Print more."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class One:
-    """One run."""
+class SingleOptions:
+    """Config with a positional field of one value."""
 
     run: Annotated[str, Positional("folder")] = ""
     """Folder of a run."""
@@ -35,40 +35,40 @@ def options(*argv: str) -> Options:
     return parse(Options, {}, argv, "Do something.")
 
 
-def test_words_without_a_flag_go_to_the_positional_field_in_their_order() -> None:
+def test_positional_arguments_keep_their_order() -> None:
     assert options() == Options()
     assert options("runs/b", "runs/a") == Options(runs=("runs/b", "runs/a"))
-    assert options("runs/a", "--games", "5", "--loud") == Options(runs=("runs/a",), games=5, loud=True)
-    assert options("--games", "5", "runs/a") == Options(runs=("runs/a",), games=5)
+    assert options("runs/a", "--episodes", "5", "--verbose") == Options(runs=("runs/a",), episodes=5, verbose=True)
+    assert options("--episodes", "5", "runs/a") == Options(runs=("runs/a",), episodes=5)
 
 
-def test_one_text_takes_one_word() -> None:
-    assert parse(One, {}, ["runs/a"], "").run == "runs/a"
-    assert parse(One, {}, [], "").run == ""
+def test_single_positional_field_accepts_one_argument() -> None:
+    assert parse(SingleOptions, {}, ["runs/a"], "").run == "runs/a"
+    assert parse(SingleOptions, {}, [], "").run == ""
     with pytest.raises(UserError, match="'runs/b' stands alone"):
-        parse(One, {}, ["runs/a", "runs/b"], "")
+        parse(SingleOptions, {}, ["runs/a", "runs/b"], "")
 
 
 @pytest.mark.parametrize(
-    ("argv", "sentence"),
+    ("argv", "message"),
     [
-        (["runs/a", "--game", "5"], r"no flag --game \(did you mean --games\?\)"),
-        (["runs/a", "--games", "0"], "--games cannot be 0: it must be a whole number, at least 1"),
-        (["runs/a", "--games", "many"], "--games cannot be 'many': it must be a whole number"),
+        (["runs/a", "--episode", "5"], r"no flag --episode \(did you mean --episodes\?\)"),
+        (["runs/a", "--episodes", "0"], "--episodes cannot be 0: it must be a whole number, at least 1"),
+        (["runs/a", "--episodes", "many"], "--episodes cannot be 'many': it must be a whole number"),
     ],
 )
-def test_mistakes_are_still_one_sentence(argv: list[str], sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
+def test_error_messages(argv: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         options(*argv)
 
 
-def test_help_names_the_positional_and_no_presets(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as leaving:
+def test_help_lists_the_positional_field_and_no_presets(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
         options("--help")
-    shown = capsys.readouterr().out
-    assert leaving.value.code in (0, None)
-    assert "usage: " in shown.splitlines()[0]
-    assert "[folder ...]" in shown.splitlines()[0]
-    assert "  folder " in shown
-    assert "Folders of runs." in shown
-    assert "presets" not in shown
+    text = capsys.readouterr().out
+    assert exit_.value.code in (0, None)
+    assert "usage: " in text.splitlines()[0]
+    assert "[folder ...]" in text.splitlines()[0]
+    assert "  folder " in text
+    assert "Folders of runs." in text
+    assert "presets" not in text
