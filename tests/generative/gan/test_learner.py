@@ -16,7 +16,7 @@ from zerokara.core.config import UserError
 from zerokara.core.distributed import World
 from zerokara.generative.dcgan import make_learner, update
 from zerokara.generative.gan.config import PRESETS, Config
-from zerokara.generative.gan.learner import Learner, draw_latents, recalibration_latents
+from zerokara.generative.gan.learner import draw_latents, recalibration_latents
 
 SHAPE = (1, 28, 28)
 NO_NOISE = ("--instance-noise", "0", "--final-instance-noise", "0")
@@ -236,7 +236,7 @@ def test_label_smoothing_needs_bce() -> None:
     gain = losses[1]["train/d_loss"] - losses[0]["train/d_loss"]
     assert gain == pytest.approx(0.2 * losses[0]["train/d_score_real"], abs=1e-6)
     with pytest.raises(UserError, match="--label-smoothing"):
-        Learner(Config(label_smoothing=0.1, loss="hinge"), SHAPE, 3, CPU, World())
+        make_learner(Config(label_smoothing=0.1, loss="hinge"), SHAPE, 3, CPU, World())
 
 
 def test_instance_noise_changes_linearly_and_is_differentiable() -> None:
