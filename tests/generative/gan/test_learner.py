@@ -16,7 +16,7 @@ from zerokara.core.config import UserError
 from zerokara.core.distributed import World
 from zerokara.generative.dcgan import make_learner, update
 from zerokara.generative.gan.config import PRESETS, Config
-from zerokara.generative.gan.learner import draw_latents, recalibration_latents
+from zerokara.generative.gan.learner import Learner, draw_latents, recalibration_latents
 
 SHAPE = (1, 28, 28)
 NO_NOISE = ("--instance-noise", "0", "--final-instance-noise", "0")
