@@ -39,10 +39,9 @@ from zerokara.core.config import UserError, run_main
 from zerokara.core.data import ImageSet
 from zerokara.core.distributed import World
 from zerokara.core.machine import describe_machine
-from zerokara.generative.dcgan import choose_compute
+from zerokara.generative.dcgan import choose_compute, make_learner, update
 from zerokara.generative.gan.config import PRESETS, Config
 from zerokara.generative.gan.data import Data, load_split
-from zerokara.generative.gan.learner import Learner
 from zerokara.generative.gan.sampler import Sampler
 from zerokara.generative.scoring.distances import frechet_distance
 from zerokara.generative.scoring.feature_extractor import FeatureExtractor
@@ -179,24 +178,24 @@ def speed(arguments: argparse.Namespace, extra_args: list[str]) -> dict[str, Any
     images = ImageSet(pixels, torch.zeros(len(pixels), dtype=torch.int64), ("any",), "random pixels")
     compute = choose_compute(config, Data(images, images.take(slice(0, 100)), ()), World())
     compute.apply()
-    learner = Learner(config, images.shape, 1, compute, World())
+    learner = make_learner(config, images.shape, 1, compute, World())
     tutorial = Tutorial(3, side, seed=1)
     label_B = torch.zeros(BATCH, dtype=torch.int64)
     on_device = pixels.to(compute.torch_device)
 
-    def batch(of: Tensor, update: int) -> Tensor:
-        return of[update % 10 * BATCH :][:BATCH]
+    def batch(of: Tensor, number: int) -> Tensor:
+        return of[number % 10 * BATCH :][:BATCH]
 
     sides: dict[str, Callable[[int], None]] = {
-        "ours": lambda update: learner.update(batch(on_device, update), label_B.to(compute.torch_device)),
-        "tutorial": lambda update: tutorial.update(batch(pixels, update)),
+        "ours": lambda number: update(learner, batch(on_device, number), label_B.to(compute.torch_device)),
+        "tutorial": lambda number: tutorial.update(batch(pixels, number)),
     }
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for iteration in range(arguments.repeats + 1):
-        for name, update in sides.items():
+        for name, train_step in sides.items():
             began = time.perf_counter()
             for number in range(arguments.updates):
-                update(number)
+                train_step(number)
             if name == "ours":
                 learner.read_metrics()["train/d_loss"].item()  # synchronizes with the device
             if iteration:  # the first iteration is a warm-up

@@ -10,113 +10,201 @@ docs/dcgan.md has results.
 Each iteration does one step of the discriminator and one of the generator. The last checkpoint is saved, and also the
 best one, by the Fréchet distance to held-out images.
 
-Shapes: N images, B batch, C channels, H, W pixels.
+Shapes: B batch, C channels, H, W pixels, Z latent dimension. Scores are logits, float32; higher means more real.
 """
 
 from __future__ import annotations
 
-import contextlib
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, flag, run_main, to_dict
+from zerokara.core.config import UserError, flag, run_main
 from zerokara.core.distributed import World
-from zerokara.core.media import write_png
-from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.probe import probe
-from zerokara.core.programs import program_command
 from zerokara.core.run import Run
-from zerokara.core.run_config import configure
-from zerokara.core.stopwatch import Stopwatch
-from zerokara.core.zoo import provenance
-from zerokara.core.zoo import registry as zoo
-from zerokara.generative.gan.collapse_monitor import CollapseMonitor
-from zerokara.generative.gan.config import PRESETS, Config
+from zerokara.generative.gan.collapse_monitor import accuracies
+from zerokara.generative.gan.config import KIND, Config, read_config
 from zerokara.generative.gan.data import Data
-from zerokara.generative.gan.learner import Learner, draw_latents
-from zerokara.generative.gan.pictures import VIDEO_FPS, draw_curves, image_grid, video_frames
-from zerokara.generative.gan.sampler import BEST, KIND, Sampler, weights_file
-from zerokara.generative.scoring.evaluator import Evaluator, format_scores
+from zerokara.generative.gan.learner import Learner
+from zerokara.generative.gan.session import Session
+from zerokara.generative.scoring.evaluation import closing_message, evaluate, print_protocol
+from zerokara.generative.scoring.evaluator import Evaluator
 
-# Options that may change when a run is resumed.
-CHANGEABLE = {"resume", "rollback", "quiet", "updates", "video_every_updates"}
+# Real images, generated images, labels (None without classes) and latent vectors of a part of a batch.
+Part = tuple[Tensor, Tensor, Tensor | None, Tensor]
 
 
-class Training:
-    """State of a training run, which checkpoints hold, and one iteration of its loop."""
+def discriminator_loss(loss: str, real_B: Tensor, fake_B: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Loss of the discriminator (scalar).
 
-    def __init__(self, config: Config, data: Data, compute: Compute, world: World) -> None:
-        self.config, self.data, self.compute, self.world = config, data, compute, world
-        self.learner = Learner(config, data.train.shape, len(data.train.classes), compute, world)
-        self.pixels = data.train.images.to(compute.torch_device)
-        self.labels = data.train.labels.to(compute.torch_device)
-        self.collapse_monitor = CollapseMonitor()
-        self.best: dict[str, Any] | None = None  # update and score of the best evaluation
-        self.scores: dict[str, float] = {}  # of the last evaluation
-        self.rollbacks = 0
-        self.clock = Stopwatch()
-        self._order = (-1, torch.empty(0))  # epoch, and its order of the images
+    Args:
+        loss: name of the loss function.
+        real_B: scores D(x) of real images x.
+        fake_B: scores D(G(z)) of generated images.
+        label_smoothing: with bce, the target of real images is 1 minus this value.
+    """
+    if loss == "bce":  # Goodfellow et al. 2014, equation 1: -log sigmoid(D(x)) - log(1 - sigmoid(D(G(z))))
+        value = F.softplus(-real_B).mean() + F.softplus(fake_B).mean()
+        if label_smoothing:  # Salimans et al. 2016, section 3.4: (1 - a) softplus(-D) + a softplus(D) adds a D
+            value = value + label_smoothing * real_B.mean()
+        return value
+    if loss == "least-squares":  # Mao et al. 2017, equation 9: targets 1 and 0
+        return 0.5 * ((real_B - 1).square().mean() + fake_B.square().mean())
+    if loss == "hinge":  # Lim and Ye 2017; Miyato et al. 2018, equation 16
+        return F.relu(1 - real_B).mean() + F.relu(1 + fake_B).mean()
+    if loss == "wasserstein":  # Arjovsky et al. 2017, algorithm 1
+        return fake_B.mean() - real_B.mean()
+    if loss == "relativistic":  # Jolicoeur-Martineau 2019; R3GAN, Huang et al. 2024, equation 2
+        return F.softplus(fake_B - real_B).mean()
+    raise ValueError(f"unknown loss {loss!r}")
 
-    @property
-    def update(self) -> int:
-        """Number of updates done."""
-        return self.learner.updates
 
-    def step(self) -> None:
-        """Do one update on this process's shard of the next batch."""
-        size = self.config.batch_size
-        per_epoch = len(self.pixels) // size
-        epoch, batch = divmod(self.update, per_epoch)
-        if self._order[0] != epoch:
-            # A function of seed and epoch, so it is not saved. A rollback shuffles in another order.
-            shuffle = torch.Generator().manual_seed(self.config.seed * 7_919 + self.rollbacks * 104_729 + epoch)
-            self._order = epoch, torch.randperm(len(self.pixels), generator=shuffle)
-        index_B = self._order[1][batch * size : (batch + 1) * size][self.world.rank :: self.world.size]
-        index_B = index_B.to(self.compute.torch_device)
-        self.learner.update(self.pixels[index_B], self.labels[index_B])
+def squared_gradient_norm(score_B: Tensor, images_BCHW: Tensor) -> Tensor:
+    """Mean squared norm of the gradient of the scores with respect to the images (scalar, differentiable).
 
-    def sampler(self) -> Sampler:
-        """Return a sampler of the current generator."""
-        names = self.data.train.classes if self.learner.classes else ()
-        shape = self.data.train.shape
-        return Sampler(self.learner.snapshot(), self.config, shape, names, self.compute, self.update, self.scores)
+    At real images it is the R1 penalty of Mescheder et al. 2018, equation 9, without the factor gamma / 2; at generated
+    images it is R2. Every score must depend on its own image alone, so the discriminator must not use BatchNorm.
+    """
+    (grad_BCHW,) = torch.autograd.grad(score_B.sum(), images_BCHW, create_graph=True)
+    return grad_BCHW.float().square().sum((1, 2, 3)).mean()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything that a checkpoint needs, as tensors and plain values."""
-        return {
-            "learner": self.learner.state_dict(),
-            "rng": checkpoint.rng_state(),
-            "watch": self.collapse_monitor.state_dict(),
-            "best": self.best,
-            "scores": self.scores,
-            "rollbacks": self.rollbacks,
-            "hours": self.clock(),
-        }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict`."""
-        self.learner.load_state_dict(state["learner"])
-        checkpoint.set_rng_state(state["rng"])
-        self.collapse_monitor.load_state_dict(state["watch"])
-        self.best, self.scores, self.clock.hours = state["best"], state["scores"], state["hours"]
-        self.rollbacks = state["rollbacks"]
+def gradient_penalty(score_B: Tensor, images_BCHW: Tensor) -> Tensor:
+    """WGAN-GP penalty: mean of (|gradient| - 1)^2 (scalar), Gulrajani et al. 2017, equation 3."""
+    (grad_BCHW,) = torch.autograd.grad(score_B.sum(), images_BCHW, create_graph=True)
+    norm_B: Tensor = grad_BCHW.float().flatten(1).norm(dim=1)
+    return (norm_B - 1).square().mean()
 
-    def roll_back(self, state: dict[str, Any]) -> None:
-        """Restore the best checkpoint and change the random numbers, so that training takes another course."""
-        rollbacks = self.rollbacks + 1
-        self.load_state_dict(state)
-        self.rollbacks = max(rollbacks, self.rollbacks + 1)
-        self.learner.random.manual_seed(
-            self.config.seed * 1_000_003 + self.world.rank + 15_485_863 * self.rollbacks + self.update
-        )
+
+def interpolate(real_BCHW: Tensor, fake_BCHW: Tensor, fraction_B: Tensor) -> Tensor:
+    """Interpolate between generated (fraction 0) and real (1) images, as leaves for `gradient_penalty`."""
+    fraction_B111 = fraction_B.view(-1, 1, 1, 1).to(real_BCHW.dtype)
+    return torch.lerp(fake_BCHW.detach().to(real_BCHW.dtype), real_BCHW, fraction_B111).requires_grad_()
+
+
+def discriminator_forward(
+    learner: Learner, real_BCHW: Tensor, fake_BCHW: Tensor, label_B: Tensor | None, penalize: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Forward pass of the discriminator's step: its loss (scalar) and its metrics (5,).
+
+    Real and generated images pass through the discriminator in separate batches, each with its own BatchNorm
+    statistics. The metrics are the accuracies and the mean scores (real, generated) and the penalty.
+    """
+    config, discriminator = learner.config, learner.discriminator
+    real_BCHW, fake_BCHW = learner.discriminator_input(real_BCHW), learner.discriminator_input(fake_BCHW)
+    if penalize:  # penalties are functions of the gradients at the images
+        real_BCHW.requires_grad_(config.r1 > 0)
+        fake_BCHW.requires_grad_(config.r2 > 0)
+    with learner.compute.autocast():
+        real_B, fake_B = discriminator(real_BCHW, label_B), discriminator(fake_BCHW, label_B)
+    loss = discriminator_loss(config.loss, real_B, fake_B, config.label_smoothing)
+    penalty = torch.zeros_like(loss)
+    if penalize:
+        if config.r1:
+            penalty = penalty + config.r1 / 2 * squared_gradient_norm(real_B, real_BCHW)
+        if config.r2:
+            penalty = penalty + config.r2 / 2 * squared_gradient_norm(fake_B, fake_BCHW)
+        if config.gradient_penalty:
+            fraction_B = torch.rand(len(real_BCHW), generator=learner.random, device=real_BCHW.device)
+            middle_BCHW = interpolate(real_BCHW, fake_BCHW, fraction_B)
+            with learner.compute.autocast():
+                middle_B = discriminator(middle_BCHW, label_B)
+            penalty = penalty + config.gradient_penalty * gradient_penalty(middle_B, middle_BCHW)
+        penalty = penalty * config.penalty_every_updates  # makes up for the updates without penalty
+        loss = loss + penalty
+    fractions = accuracies(config.loss, real_B, fake_B)
+    return loss, torch.stack([*fractions, real_B.mean(), fake_B.mean(), penalty]).detach()
+
+
+def discriminator_step(learner: Learner, parts: Sequence[Part]) -> None:
+    """Do one optimizer step of the discriminator, which leaves no gradients on the generator."""
+    # Lazy regularization (Karras et al. 2020, appendix B): most updates have no penalty. torch.compile does not support
+    # the second derivative that a penalty needs, so with a penalty the forward pass is not compiled.
+    penalize = learner.is_penalty_due()
+    forward = discriminator_forward if penalize else learner.compiled_discriminator_forward
+    learner.discriminator.requires_grad_(True)
+    learner.discriminator_optimizer.zero_grad(set_to_none=True)
+    for real_bCHW, fake_bCHW, label_b, _ in parts:
+        loss, metrics = forward(learner, real_bCHW, fake_bCHW.detach(), label_b, penalize)
+        (loss / len(parts)).backward()
+        learner.record("d_loss", loss / len(parts))
+        learner.record("d_accuracy_real", metrics / len(parts))  # the first of five
+    learner.step_discriminator()
+
+
+def generator_loss(loss: str, real_B: Tensor, fake_B: Tensor) -> Tensor:
+    """Loss of the generator (scalar). Only the relativistic loss uses the scores of real images.
+
+    Args:
+        loss: name of the loss function.
+        real_B: scores D(x) of real images x.
+        fake_B: scores D(G(z)) of generated images.
+    """
+    if loss == "bce":  # non-saturating, Goodfellow et al. 2014, section 3: -log sigmoid(D(G(z)))
+        return F.softplus(-fake_B).mean()
+    if loss == "least-squares":  # Mao et al. 2017, equation 9: target 1
+        return 0.5 * (fake_B - 1).square().mean()
+    if loss in ("hinge", "wasserstein"):  # Miyato et al. 2018, equation 17; Arjovsky et al. 2017, algorithm 1
+        return -fake_B.mean()
+    if loss == "relativistic":  # Jolicoeur-Martineau 2019; R3GAN, Huang et al. 2024, equation 2
+        return F.softplus(real_B - fake_B).mean()
+    raise ValueError(f"unknown loss {loss!r}")
+
+
+def generator_forward(learner: Learner, real_BCHW: Tensor, fake_BCHW: Tensor, label_B: Tensor | None) -> Tensor:
+    """Forward pass of the generator's step: its loss (scalar), by the discriminator's scores."""
+    with learner.compute.autocast():
+        fake_B = learner.discriminator(learner.discriminator_input(fake_BCHW), label_B)
+        real_B = fake_B
+        if learner.config.loss == "relativistic":
+            with torch.no_grad():
+                real_B = learner.discriminator(learner.discriminator_input(real_BCHW), label_B)
+    return generator_loss(learner.config.loss, real_B, fake_B)
+
+
+def generator_step(learner: Learner, parts: Sequence[Part]) -> None:
+    """Do one optimizer step of the generator, which leaves no gradients on the discriminator."""
+    learner.discriminator.requires_grad_(False)
+    learner.generator_optimizer.zero_grad(set_to_none=True)
+    for real_bCHW, fake_bCHW, label_b, z_bZ in parts:
+        if len(parts) > 1:
+            with learner.compute.autocast():
+                fake_bCHW = learner.generator(z_bZ, label_b)  # noqa: PLW2901  (again: all graphs would not fit in memory)
+        loss = learner.compiled_generator_forward(learner, real_bCHW, fake_bCHW, label_b)
+        (loss / len(parts)).backward()
+        learner.record("g_loss", loss / len(parts))
+    learner.step_generator()  # and update the moving average of its weights
+
+
+def update(learner: Learner, pixels_BCHW: Tensor, label_B: Tensor) -> None:
+    """Do one step of the discriminator and one of the generator, on the same generated images.
+
+    Args:
+        learner: both networks and their optimizers.
+        pixels_BCHW: real images, uint8, on the device.
+        label_B: their labels; unused by an unconditional GAN.
+    """
+    learner.apply_schedules()  # learning rates and instance noise
+    number = learner.config.accumulation_steps
+    reals = [learner.real_images(pixels_bCHW) for pixels_bCHW in pixels_BCHW.chunk(number)]
+    labels: list[Tensor | None] = list(label_B.chunk(number)) if learner.classes else [None] * number
+    latents = [learner.draw_latents(len(real_bCHW)) for real_bCHW in reals]
+    # The generator's step uses these images and their graph again, unless gradients are accumulated over parts.
+    with torch.set_grad_enabled(number == 1), learner.compute.autocast():
+        fakes = [learner.generator(z_bZ, label_b) for z_bZ, label_b in zip(latents, labels, strict=True)]
+    parts = list(zip(reals, fakes, labels, latents, strict=True))
+    discriminator_step(learner, parts)
+    generator_step(learner, parts)
+    learner.count_update()
+
+
+def make_learner(config: Config, shape: tuple[int, int, int], classes: int, compute: Compute, world: World) -> Learner:
+    """Create both networks for images (C, H, W), with their optimizers and forward passes."""
+    return Learner(config, shape, classes, compute, world, discriminator_forward, generator_forward)
 
 
 def train(config: Config, run: Run, data: Data, compute: Compute, world: World) -> str:
@@ -125,242 +213,34 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
     Raises:
         UserError: an unreadable checkpoint, or divergence (NaN or Inf).
     """
-    training = Training(config, data, compute, world)
-    latest = run.path(f"checkpoint-{world.rank}.pt")
-    if not world.any(latest.exists(), compute.torch_device):
-        provenance.record(run, config.pretrained_backbone)
+    learner = make_learner(config, data.train.shape, len(data.train.classes), compute, world)
+    session = Session(run, data, learner)
     evaluator = Evaluator(config, data, run.extra)
-    start_or_resume(training, run, latest)
-    for message in data.messages:
-        run.print(message)
-    run.print(f"{data.train.source}: {len(data.train):,} training images, {len(data.held_out):,} held-out images")
-    for line in evaluator.protocol():
-        run.print(line)
-    if evaluator.extractor.bias_warning:
-        run.warn(evaluator.extractor.bias_warning)
-    preview_NZ = preview_latents(config)
-
-    def save() -> None:
-        check_finite_weights(training, run)
-        run.save(latest, training.state_dict())
-
-    def due(every: int) -> bool:
-        return every > 0 and training.update % every == 0
-
-    if training.update == 0 and not latest.exists():
-        run.image("real", 0, image_grid(data.train.images[: config.preview_images]))
-        save()
-    elif config.rollback:
-        save()  # the metrics after the best checkpoint are already deleted, so --resume must not return to the last one
-    interval = LogInterval(training)
+    session.start()
+    print_protocol(session, evaluator)
     stopping = False
-    while training.update < config.updates and not stopping:
-        training.step()
-        if due(config.log_every_updates):
-            log_metrics(training, run, interval)
-            interval = LogInterval(training)
-        if due(config.video_every_updates) and world.is_main:
-            frame = image_grid(generate_preview(training, preview_NZ))
-            write_png(run.path("film", f"{training.update:08}.png"), frame)
-        ended = training.update == config.updates
-        if due(config.eval_every_updates) or ended:
+    while learner.updates < config.updates and not stopping:
+        pixels_BCHW, label_B = session.next_batch()
+        update(learner, pixels_BCHW, label_B)
+        if session.is_due(config.log_every_updates):
+            session.log_metrics()
+        if session.is_due(config.video_every_updates) and world.is_main:
+            session.save_video_frame()
+        ended = learner.updates == config.updates
+        if session.is_due(config.eval_every_updates) or ended:
             if world.is_main:
-                evaluate(training, evaluator, run, save)
-            interval = LogInterval(training)
-        if due(config.checkpoint_every_updates) or ended:
-            save()
+                evaluate(session, evaluator)
+            session.start_interval()
+        if session.is_due(config.checkpoint_every_updates) or ended:
+            session.save()
         stopping = world.any(bool(run.stop_requested), compute.torch_device)
     if stopping:
         run.print(f"{run.stop_requested}: saving")
-        save()
+        session.save()
     if not world.is_main:
         return ""
-    finish(training, run)
-    return closing_message(training, evaluator, run)
-
-
-def check_finite_weights(training: Training, run: Run) -> None:
-    """Check that all weights are finite before they are evaluated or saved.
-
-    Raises:
-        UserError: they contain NaN or Inf.
-    """
-    if not training.learner.is_finite():
-        raise UserError(divergence_message("the weights contain NaN or Inf", training, run))
-
-
-def divergence_message(reason: str, training: Training, run: Run) -> str:
-    """Describe a divergence and how to continue."""
-    return (
-        f"Training diverged at update {training.update:,}: {reason}. The last good checkpoint stays in {run.folder}: "
-        f"resume from the best one with --resume --rollback, or start a new run with lower learning rates."
-    )
-
-
-def start_or_resume(training: Training, run: Run, latest: Path) -> None:
-    """Restore the last checkpoint (the best one with --rollback), or start the run.
-
-    Raises:
-        UserError: no checkpoint to roll back to, an unreadable one, or checkpoints of different updates.
-    """
-    config = training.config
-    best = run.folder / BEST
-    if config.rollback and not (latest.exists() and best.exists()):
-        raise UserError(f"{run.folder} has no best checkpoint yet: remove --rollback.")
-    if config.rollback:
-        with contextlib.suppress(UserError):  # the last checkpoint may be damaged; the best one is restored
-            training.rollbacks = checkpoint.load(latest, KIND)["rollbacks"]
-        try:
-            resumed = run.restore(best, training.roll_back)
-        except UserError as error:
-            raise UserError(f"{error} The last checkpoint is a separate file: remove --rollback.") from None
-        run.print(f"rolled back to update {training.update:,}")
-    else:
-        resumed = run.restore(latest, training.load_state_dict)
-    main_update = training.world.broadcast_value({"update": training.update})["update"]
-    if training.world.any(training.update != main_update, training.compute.torch_device):
-        raise UserError(
-            f"The checkpoints of the processes in {run.folder} are of different updates, because the run was killed "
-            f"while saving: resume from the best checkpoint with --resume --rollback."
-        )
-    if resumed:
-        for frame in (run.folder / "film").glob("*.png"):
-            if int(frame.stem) > training.update:
-                frame.unlink()  # the update will be repeated
-    elif config.pretrained_backbone:
-        source = zoo.weights_source(config.pretrained_backbone)
-        run.print(str(load_pretrained_backbone(training.learner.discriminator.backbone, source)))
-
-
-class LogInterval:
-    """Update and time at the start of a log interval, to measure its speed."""
-
-    def __init__(self, training: Training) -> None:
-        self.update, self.start = training.update, time.perf_counter()
-
-
-def log_metrics(training: Training, run: Run, interval: LogInterval) -> None:
-    """Log the metrics of an interval, show progress, and warn if the discriminator is perfect.
-
-    Raises:
-        UserError: a loss is NaN or Inf.
-    """
-    images = (training.update - interval.update) * training.config.batch_size
-    scalars: dict[str, Any] = {name: float(value) for name, value in training.learner.read_metrics().items()}
-    scalars |= {
-        "speed/images_per_s": images / (time.perf_counter() - interval.start),
-        "speed/hours": training.clock(),
-    }
-    run.log(training.update, scalars)
-    run.flush()
-    if not np.isfinite([scalars["train/d_loss"], scalars["train/g_loss"]]).all():
-        raise UserError(divergence_message("a loss is NaN or Inf", training, run))
-    warning = training.collapse_monitor.discriminator(
-        scalars["train/d_accuracy_real"], scalars["train/d_accuracy_fake"], training.update
-    )
-    if warning:
-        run.warn(warning)
-    score = next((training.scores[name] for name in ("fcd", "random_fd") if name in training.scores), float("nan"))
-    fields = {
-        "D loss": scalars["train/d_loss"],
-        "G loss": scalars["train/g_loss"],
-        "D accuracy real": scalars["train/d_accuracy_real"],
-        "fake": scalars["train/d_accuracy_fake"],
-        "FCD" if "fcd" in training.scores else "distance": score,
-        "images/s": scalars["speed/images_per_s"],
-    }
-    run.progress(training.update, training.config.updates, fields)
-
-
-def evaluate(training: Training, evaluator: Evaluator, run: Run, save: Callable[[], None]) -> None:
-    """Evaluate the generator, save it (also as the best if it is), log images and curves, and warn of mode collapse.
-
-    Raises:
-        UserError: the weights contain NaN or Inf.
-    """
-    check_finite_weights(training, run)
-    config, name = training.config, evaluator.extractor.name
-    sampler = training.sampler()
-    training.scores = scores = evaluator.scores(sampler, config.eval_images)
-    run.log(training.update, {f"eval/{key}": value for key, value in scores.items()})
-    run.log(training.update, {"speed/hours": training.clock()})
-    run.flush()
-    best = training.best["score"] if training.best else None
-    monitor, rarest_real = training.collapse_monitor, evaluator.floor.get("rarest_class")
-    for warning in (
-        monitor.samples(scores["spread"], scores[name], best, training.update),
-        monitor.classes(scores.get("rarest_class"), rarest_real, training.update),
-    ):
-        if warning:
-            run.warn(warning)
-    sampler.scores.update(scores)
-    sampler.save(run.path(weights_file("last")))
-    if np.isfinite(scores[name]) and (best is None or scores[name] < best):
-        training.best = {"update": training.update, "score": scores[name]}
-        sampler.save(run.path(weights_file("best")))
-        run.save(run.path(BEST), training.state_dict())
-    save()
-    z_NZ = preview_latents(config)
-    samples = sampler.generate(z_NZ, sampler.labels(len(z_NZ)))
-    run.image("samples", training.update, image_grid(samples))
-    curves = draw_curves(run.folder / "metrics.jsonl")
-    if curves is not None:
-        run.image("curves", training.update, curves)
-    run.print(f"update {training.update:,}: {format_scores(scores)}")
-
-
-def preview_latents(config: Config) -> Tensor:
-    """Return the fixed latent vectors (N, Z) of the preview images."""
-    random = torch.Generator().manual_seed(config.seed)
-    return draw_latents(config, (config.preview_images, config.latent_dim), random, torch.device("cpu"))
-
-
-def generate_preview(training: Training, z_NZ: Tensor) -> Tensor:
-    """Generate the preview images for the video, without recalibrating BatchNorm, which would take longer."""
-    learner, config = training.learner, training.config
-    names = training.data.train.classes if learner.classes else ()
-    generator = learner.generator if learner.ema is None else learner.ema.module
-    mode = generator.training
-    sampler = Sampler(generator.eval(), config, learner.shape, names, training.compute, training.update)
-    images = sampler.generate(z_NZ, sampler.labels(len(z_NZ)))
-    generator.train(mode)
-    return images
-
-
-def finish(training: Training, run: Run) -> None:
-    """Write the training video and the table of hyperparameters."""
-    frames = sorted((run.folder / "film").glob("*.png"))
-    if len(frames) > 1:
-        run.video("film", training.update, video_frames(frames), VIDEO_FPS)
-    if training.scores:
-        run.hparams(to_dict(training.config), {f"hparam/{name}": value for name, value in training.scores.items()})
-
-
-def closing_message(training: Training, evaluator: Evaluator, run: Run) -> str:
-    """Return the result of the run, and the command to resume it or to generate images."""
-    config, name = training.config, evaluator.extractor.name
-    label = "FCD" if name == "fcd" else "distance in a random network's features"
-    result = "not evaluated yet"
-    if training.best is not None and training.scores:
-        result = (
-            f"{label} {training.scores[name]:.4g}, best {training.best['score']:.4g} "
-            f"(update {training.best['update']:,}), against {len(evaluator.real.features_NF):,} held-out images"
-        )
-    if training.update < config.updates:
-        return f"{config.data} at update {training.update:,}: {result}; resume with: {resume_command(config)}"
-    command = program_command("generative.sample")
-    return f"{config.data} at update {training.update:,}: {result}; generate images with: {command} {run.folder}"
-
-
-def resume_command(config: Config) -> str:
-    """Return the command that resumes the run."""
-    return f"{program_command('generative.dcgan')} --name {config.name} --resume"
-
-
-def default_name(config: Config) -> str:
-    """Return the default run name: dcgan-mnist-fast-1 for --data mnist, preset fast, seed 1."""
-    source = Path(config.data.replace(":", "-")).stem.replace(" ", "_")
-    return f"{KIND}-{source}-{config.preset}-{config.seed}"
+    session.finish()
+    return closing_message(session, evaluator)
 
 
 def choose_compute(config: Config, data: Data, world: World) -> Compute:
@@ -368,21 +248,17 @@ def choose_compute(config: Config, data: Data, world: World) -> Compute:
     batch = config.batch_size // world.size
 
     def train_step(candidate: Compute) -> Callable[[], object]:
-        learner = Learner(config, data.train.shape, len(data.train.classes), candidate, World())
+        learner = make_learner(config, data.train.shape, len(data.train.classes), candidate, World())
         pixels = data.train.images[:batch].to(candidate.torch_device)
         labels = data.train.labels[:batch].to(candidate.torch_device)
-        return lambda: learner.update(pixels, labels)
+        return lambda: update(learner, pixels, labels)
 
     return probe(config, world, train_step, compile=config.compile)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program: read the config and the data, train, print the closing message."""
-    config = configure(
-        Config, PRESETS, argv, __doc__ or "", kind=KIND, default_name=default_name, changeable=CHANGEABLE
-    )
-    if config.rollback and not config.resume:
-        raise UserError("--rollback needs an existing run: add --resume and its --name.")
+    config = read_config(argv, __doc__ or "")
     world = World.from_env(config.device)
     if config.batch_size % (world.size * config.accumulation_steps):
         raise UserError(

@@ -47,10 +47,10 @@ from zerokara.core.progress import Progress
 from zerokara.core.report import figure_pixels, plain_ticks, write_json
 from zerokara.core.run import Run
 from zerokara.core.zoo.registry import find_file
-from zerokara.generative.gan.config import Config
+from zerokara.generative.gan.config import KIND, Config
 from zerokara.generative.gan.data import load_split
 from zerokara.generative.gan.learner import make_discriminator
-from zerokara.generative.gan.sampler import BEST, KIND
+from zerokara.generative.gan.sampler import BEST
 from zerokara.generative.scoring import svm
 from zerokara.generative.scoring.feature_extractor import preprocess
 

@@ -85,7 +85,7 @@ def unstarted_run(uninterrupted: Path, folder: Path, name: str) -> Path:
     return run
 
 
-def check_damaged_checkpoint(checkpoint: Path, whole: bytes, resume: Callable[[], None]) -> None:
+def check_damage_reported(checkpoint: Path, whole: bytes, resume: Callable[[], None]) -> None:
     """Check that a truncated, empty or corrupted checkpoint is reported by its file name and is not changed."""
     for damage in (whole[: len(whole) // 2], b"", whole[:3000] + bytes(40) + whole[3040:]):
         checkpoint.write_bytes(damage)

@@ -48,7 +48,7 @@ class Listing:
     """All three splits; none is empty."""
     classes: tuple[str, ...]
     """Names of the classes; empty if unknown."""
-    unlabelled: int
+    unlabeled: int
     """Class number of unlabeled pixels."""
 
 

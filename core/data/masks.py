@@ -25,7 +25,7 @@ from zerokara.core.data.pictures import decode, decode_mask, fit, fit_mask, room
 from zerokara.core.data.sources import home, inside, locate
 from zerokara.core.data.types import Progress
 
-UNLABELLED = 255  # number of unlabeled pixels in all masks of a MaskSet, independent of the files
+UNLABELED = 255  # number of unlabeled pixels in all masks of a MaskSet, independent of the files
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class MaskSet:
     images: Tensor
     """(N, C, H, W) uint8."""
     masks: Tensor
-    """(N, H, W) uint8, indices into `classes`, or UNLABELLED."""
+    """(N, H, W) uint8, indices into `classes`, or UNLABELED."""
     classes: tuple[str, ...]
     """Names of the classes."""
     names: tuple[str, ...]
@@ -54,8 +54,8 @@ class MaskSet:
         number, _, height, width = self.images.shape
         if self.masks.shape != (number, height, width) or self.masks.dtype != torch.uint8:
             raise ValueError(f"masks must be {(number, height, width)} uint8, got {tuple(self.masks.shape)}")
-        if int(torch.where(self.masks == UNLABELLED, 0, self.masks).max()) >= len(self.classes):
-            raise ValueError(f"masks must hold indices of {len(self.classes)} classes, or {UNLABELLED}")
+        if int(torch.where(self.masks == UNLABELED, 0, self.masks).max()) >= len(self.classes):
+            raise ValueError(f"masks must hold indices of {len(self.classes)} classes, or {UNLABELED}")
 
     def __len__(self) -> int:
         """Number of images."""
@@ -83,7 +83,7 @@ def load_masks(
     image_size: tuple[int, int] | None = None,
     grayscale: bool = False,
     classes: Sequence[str] = (),
-    unlabelled: int | None = None,
+    unlabeled: int | None = None,
     progress: Progress | None = None,
 ) -> MaskSet:
     """Load the images of one split with their masks.
@@ -97,7 +97,7 @@ def load_masks(
         grayscale: True: one channel, False: three.
         classes: names of the classes; empty: from classes.txt or the layout, else numbered as in the masks of this
             split.
-        unlabelled: number of unlabeled pixels in the files; None: 11 for CamVid's classes, else 255.
+        unlabeled: number of unlabeled pixels in the files; None: 11 for CamVid's classes, else 255.
         progress: callback.
 
     Raises:
@@ -122,8 +122,8 @@ def load_masks(
             apart = (masks_members, masks)
         listing = list_pairs(members, read, str(path), apart)
         class_names = tuple(classes) or listing.classes
-        default = listing.unlabelled if class_names == listing.classes else UNLABELLED
-        ignored = default if unlabelled is None else unlabelled
+        default = listing.unlabeled if class_names == listing.classes else UNLABELED
+        ignored = default if unlabeled is None else unlabeled
         pairs = listing.splits[split]
         images_NCHW, masks_NHW = _read_all(
             pairs,
@@ -136,13 +136,13 @@ def load_masks(
             ignored,
             progress,
         )
-    labelled = masks_NHW[masks_NHW != UNLABELLED]
+    labeled = masks_NHW[masks_NHW != UNLABELED]
     if not class_names:
-        class_names = tuple(f"class {label}" for label in range(int(labelled.max(initial=0)) + 1))
+        class_names = tuple(f"class {label}" for label in range(int(labeled.max(initial=0)) + 1))
     if len(class_names) < 2:
         raise UserError(f"The masks of {split} in {path} have {len(class_names)} class: segmentation needs at least 2.")
-    if not labelled.size:
-        raise UserError(f"No pixel of {split} in {path} is labeled: give other masks, or another --unlabelled.")
+    if not labeled.size:
+        raise UserError(f"No pixel of {split} in {path} is labeled: give other masks, or another --unlabeled.")
     return MaskSet(
         torch.from_numpy(images_NCHW),
         torch.from_numpy(masks_NHW),
@@ -160,7 +160,7 @@ def _read_all(
     image_size: tuple[int, int] | None,
     grayscale: bool,
     classes: int,
-    unlabelled: int,
+    unlabeled: int,
     progress: Progress | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Read images (N, C, H, W) and masks (N, H, W); `where` is the folder of the images and that of the masks."""
@@ -174,7 +174,7 @@ def _read_all(
                 f"{name} has {_size(mask_HW)} pixels, but its image {pair.image} has {_size(image_HWC)}: "
                 f"give a mask of the same size as its image."
             )
-        mask_HW = _numbered(mask_HW, name, classes, unlabelled)
+        mask_HW = _numbered(mask_HW, name, classes, unlabeled)
         if image_size is not None:
             image_HWC, mask_HW = fit(image_HWC, image_size), fit_mask(mask_HW, image_size)
         image_CHW = with_channels(image_HWC, grayscale).transpose(2, 0, 1)
@@ -195,17 +195,17 @@ def _read_all(
     return images_NCHW, masks_NHW
 
 
-def _numbered(mask_HW: np.ndarray, name: str, classes: int, unlabelled: int) -> np.ndarray:
-    """Replace the files' number of unlabeled pixels by UNLABELLED and check all others; 0 classes: unknown."""
-    labelled_HW = mask_HW != unlabelled
-    max_class = int(mask_HW.max(where=labelled_HW, initial=0))
-    if max_class >= (classes or UNLABELLED):
+def _numbered(mask_HW: np.ndarray, name: str, classes: int, unlabeled: int) -> np.ndarray:
+    """Replace the files' number of unlabeled pixels by UNLABELED and check all others; 0 classes: unknown."""
+    labeled_HW = mask_HW != unlabeled
+    max_class = int(mask_HW.max(where=labeled_HW, initial=0))
+    if max_class >= (classes or UNLABELED):
         found = f"there are {classes} classes, 0 to {classes - 1}" if classes else "the last class can be 254"
         raise UserError(
-            f"{name} has pixels of class {max_class}, but {found}, and {unlabelled} for unlabeled pixels: correct it, "
-            f"list all --classes, or give the number of unlabeled pixels with --unlabelled."
+            f"{name} has pixels of class {max_class}, but {found}, and {unlabeled} for unlabeled pixels: correct it, "
+            f"list all --classes, or give the number of unlabeled pixels with --unlabeled."
         )
-    return np.where(labelled_HW, mask_HW, UNLABELLED).astype(np.uint8)
+    return np.where(labeled_HW, mask_HW, UNLABELED).astype(np.uint8)
 
 
 def _size(image: np.ndarray) -> str:

@@ -1,4 +1,7 @@
-"""Warnings about failing GAN training: a perfect discriminator, mode collapse, and classes that are not generated."""
+"""Warnings about failing GAN training: a perfect discriminator, mode collapse, and classes that are not generated.
+
+Shapes: B batch.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,29 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from torch import Tensor
+
 PERFECT_ACCURACY = 0.99  # on real and on generated images
 MIN_INTERVALS = 4  # log intervals in a row with a perfect discriminator before a warning
 MIN_SPREAD = 0.5  # relative to the spread of real images (and to the best spread so far); below it samples collapse
 NEVER_SPREAD = 0.2  # relative to real images; below it in two evaluations in a row, samples never were diverse
 MAX_SCORE_RATIO = 2.0  # of the score to the best score
 MISSING_CLASS = 0.1  # relative to the rarest class of real images; a class below it counts as not generated
+
+
+def accuracies(loss: str, real_B: Tensor, fake_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the fractions of real and of generated images that the discriminator classifies correctly (two scalars).
+
+    Args:
+        loss: name of the loss function, on which the score depends that separates real from generated images. With
+            wasserstein and relativistic only differences of scores are meaningful: it is the midpoint of the means.
+        real_B: scores of real images.
+        fake_B: scores of generated images.
+    """
+    boundary: Tensor | float = 0.5 if loss == "least-squares" else 0.0
+    if loss in ("wasserstein", "relativistic"):
+        boundary = (real_B.mean() + fake_B.mean()) / 2
+    return (real_B > boundary).float().mean(), (fake_B < boundary).float().mean()
 
 
 @dataclass

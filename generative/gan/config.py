@@ -6,14 +6,20 @@ the discriminator and one of the generator.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from zerokara.core.compute import Precision, Switch
-from zerokara.core.config import Range
+from zerokara.core.config import Range, UserError
+from zerokara.core.run_config import configure
 from zerokara.generative.gan import names
 from zerokara.generative.gan.networks import Norm, Upsample
+
+KIND = "dcgan"  # kind of the runs of generative/dcgan.py
+# Options that may change when a run is resumed.
+CHANGEABLE = {"resume", "rollback", "quiet", "updates", "video_every_updates"}
 
 Count = Annotated[int, Range(1)]
 OptionalCount = Annotated[int, Range(0)]
@@ -215,3 +221,21 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "ema_half_life_updates": 500.0,
     },
 }
+
+
+def default_name(config: Config) -> str:
+    """Return the default run name: dcgan-mnist-fast-1 for --data mnist, preset fast, seed 1."""
+    source = Path(config.data.replace(":", "-")).stem.replace(" ", "_")
+    return f"{KIND}-{source}-{config.preset}-{config.seed}"
+
+
+def read_config(argv: Sequence[str] | None = None, description: str = "") -> Config:
+    """Read the config from the command line; with --resume, from the run's folder.
+
+    Raises:
+        UserError: as in `core.run_config.configure`; --rollback without --resume.
+    """
+    config = configure(Config, PRESETS, argv, description, kind=KIND, default_name=default_name, changeable=CHANGEABLE)
+    if config.rollback and not config.resume:
+        raise UserError("--rollback needs an existing run: add --resume and its --name.")
+    return config

@@ -1,14 +1,13 @@
-"""Generator and discriminator with their optimizers, and one update of both.
+"""Generator and discriminator with their optimizers: creation, compilation, inputs, optimizer steps, state.
 
-An update is one step of the discriminator and one of the generator on the same generated images. Real and generated
-images pass through the discriminator in separate batches, each with its own BatchNorm statistics. The generator's step
-leaves no gradients on the discriminator, and reuses the generated images unless gradients are accumulated.
+The losses and the two steps are in generative/dcgan.py, which gives the learner its forward passes.
 
 Shapes: B batch, b part of a batch, Z latent dimension, C channels, H, W pixels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,13 +22,6 @@ from zerokara.core.divergence import is_finite, read_means
 from zerokara.core.ema import Ema
 from zerokara.generative.gan.config import Config
 from zerokara.generative.gan.diffaugment import augment
-from zerokara.generative.gan.losses import (
-    LOSSES,
-    gradient_penalty,
-    interpolate,
-    label_smoothing_term,
-    squared_gradient_norm,
-)
 from zerokara.generative.gan.networks import Discriminator, Generator, LatentGenerator, R3Generator
 
 NORM_EVERY_UPDATES = 10  # updates between measurements of the gradient norms, which read every weight
@@ -40,9 +32,25 @@ class Learner:
     """Generator, discriminator, their optimizers and the averaged generator."""
 
     def __init__(
-        self, config: Config, shape: tuple[int, int, int], classes: int, compute: Compute, world: World
+        self,
+        config: Config,
+        shape: tuple[int, int, int],
+        classes: int,
+        compute: Compute,
+        world: World,
+        discriminator_forward: Callable[..., tuple[Tensor, Tensor]],
+        generator_forward: Callable[..., Tensor],
     ) -> None:
         """Create networks with random weights for images (C, H, W).
+
+        Args:
+            config: options of networks and training.
+            shape: shape of an image.
+            classes: number of classes of the data; unused by an unconditional GAN.
+            compute: device, precision, and compilation of the two forward passes.
+            world: processes that train together.
+            discriminator_forward: returns the loss of the discriminator's step and its metrics.
+            generator_forward: returns the loss of the generator's step.
 
         Raises:
             UserError: unknown backbone, gradient penalties together with BatchNorm, or label smoothing with a loss
@@ -72,59 +80,14 @@ class Learner:
         half_life = config.ema_half_life_updates
         self.ema = Ema(self.generator, half_life) if half_life else None
         self.random = torch.Generator(compute.torch_device).manual_seed(config.seed * 1_000_003 + world.rank)
-        self.loss = LOSSES[config.loss]
+        self.compiled_discriminator_forward = compute.function(discriminator_forward)
+        self.compiled_generator_forward = compute.function(generator_forward)
         self.updates = 0
-        self._compiled_discriminator_loss = compute.function(self._discriminator_loss)
         # Standard deviation of the instance noise: a tensor, so that a change does not cause recompilation.
         self._noise = torch.zeros((), device=compute.torch_device)
-        self._compiled_generator_loss = compute.function(self._generator_loss)
         # Sums since the last `read_metrics`. They stay on the device.
         self._sums = torch.zeros(len(SUMS) + 1, device=compute.torch_device)
         self._norms = torch.zeros(3, device=compute.torch_device)
-
-    def update(self, pixels_BCHW: Tensor, label_B: Tensor) -> None:
-        """Do one step of the discriminator and one of the generator.
-
-        Args:
-            pixels_BCHW: real images, uint8, on the device.
-            label_B: their labels; unused by an unconditional GAN.
-        """
-        config = self.config
-        self._apply_schedules()
-        # torch.compile does not support the second derivative that penalties need.
-        discriminator_loss = (
-            self._penalized_discriminator_loss if self.is_penalty_due() else self._compiled_discriminator_loss
-        )
-        parts = config.accumulation_steps
-        reals = [self.real_images(part) for part in pixels_BCHW.chunk(parts)]
-        labels: list[Tensor | None] = list(label_B.chunk(parts)) if self.classes else [None] * parts
-        latents = [self.draw_latents(len(real)) for real in reals]
-        with torch.set_grad_enabled(parts == 1), self.compute.autocast():
-            fakes = [self.generator(z, label) for z, label in zip(latents, labels, strict=True)]
-
-        self.discriminator.requires_grad_(True)
-        self.discriminator_optimizer.zero_grad(set_to_none=True)
-        for real, fake, label in zip(reals, fakes, labels, strict=True):
-            loss, metrics = discriminator_loss(real, fake.detach(), label)
-            (loss / parts).backward()
-            self._sums[0] += loss.detach() / parts
-            self._sums[2:-1] += metrics / parts
-        self._step(self.discriminator, self.discriminator_optimizer, 1)
-
-        self.discriminator.requires_grad_(False)
-        self.generator_optimizer.zero_grad(set_to_none=True)
-        for real, fake, label, z in zip(reals, fakes, labels, latents, strict=True):
-            if parts > 1:
-                with self.compute.autocast():
-                    fake = self.generator(z, label)  # noqa: PLW2901  (again: all graphs at once would take too much memory)
-            loss = self._compiled_generator_loss(real, fake, label)
-            (loss / parts).backward()
-            self._sums[1] += loss.detach() / parts
-        self._step(self.generator, self.generator_optimizer, 0)
-        if self.ema is not None:
-            self.ema.update(self.generator)
-        self._sums[-1] += 1
-        self.updates += 1
 
     def real_images(self, pixels_bCHW: Tensor) -> Tensor:
         """Scale uint8 pixels to -1 to 1, in the memory layout of `compute`, with random flips if configured."""
@@ -153,56 +116,25 @@ class Learner:
         noise = torch.randn(x_BCHW.shape, generator=self.random, device=x_BCHW.device)
         return x_BCHW + (self._noise * noise).to(x_BCHW.dtype)
 
-    def _discriminator_loss(self, real: Tensor, fake: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Compute the discriminator's loss, and its metrics (5,): accuracies, mean scores and the penalty (zero)."""
-        real, fake = self.discriminator_input(real), self.discriminator_input(fake)
-        loss, real_B, fake_B = self._score(real, fake, label)
-        return loss, self._loss_metrics(real_B, fake_B, torch.zeros_like(loss))
+    def record(self, name: str, value: Tensor) -> None:
+        """Add to a metric of this update: a scalar, or the values of several metrics, from `name` on in `SUMS`."""
+        first = SUMS.index(name)
+        self._sums[first : first + value.numel()] += value.detach()
 
-    def _penalized_discriminator_loss(self, real: Tensor, fake: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Compute the discriminator's loss with gradient penalties, and its metrics (5,)."""
-        config = self.config
-        real, fake = self.discriminator_input(real), self.discriminator_input(fake)
-        real.requires_grad_(config.r1 > 0)
-        fake.requires_grad_(config.r2 > 0)
-        loss, real_B, fake_B = self._score(real, fake, label)
-        penalty = torch.zeros_like(loss)
-        if config.r1:
-            penalty = penalty + config.r1 / 2 * squared_gradient_norm(real_B, real)
-        if config.r2:
-            penalty = penalty + config.r2 / 2 * squared_gradient_norm(fake_B, fake)
-        if config.gradient_penalty:
-            fraction_B = torch.rand(len(real), generator=self.random, device=real.device)
-            middle = interpolate(real, fake, fraction_B)
-            with self.compute.autocast():
-                middle_B = self.discriminator(middle, label)
-            penalty = penalty + config.gradient_penalty * gradient_penalty(middle_B, middle)
-        penalty = penalty * config.penalty_every_updates
-        return loss + penalty, self._loss_metrics(real_B, fake_B, penalty)
+    def step_discriminator(self) -> None:
+        """Do the optimizer step of the discriminator with the gradients of all processes."""
+        self._step(self.discriminator, self.discriminator_optimizer, 1)
 
-    def _score(self, real: Tensor, fake: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute the discriminator's loss without penalties, and its scores (B,) of real and fake images."""
-        with self.compute.autocast():
-            real_B, fake_B = self.discriminator(real, label), self.discriminator(fake, label)
-        loss = self.loss.discriminator(real_B, fake_B)
-        if self.config.label_smoothing:
-            loss = loss + label_smoothing_term(real_B, self.config.label_smoothing)
-        return loss, real_B, fake_B
+    def step_generator(self) -> None:
+        """Do the optimizer step of the generator with the gradients of all processes, and average its weights."""
+        self._step(self.generator, self.generator_optimizer, 0)
+        if self.ema is not None:
+            self.ema.update(self.generator)
 
-    def _loss_metrics(self, real_B: Tensor, fake_B: Tensor, penalty: Tensor) -> Tensor:
-        """Stack accuracies, mean scores and the penalty (5,), as in `SUMS`."""
-        means = real_B.mean(), fake_B.mean()
-        return torch.stack([*self.loss.accuracies(real_B, fake_B), *means, penalty]).detach()
-
-    def _generator_loss(self, real: Tensor, fake: Tensor, label: Tensor | None) -> Tensor:
-        """Compute the generator's loss."""
-        with self.compute.autocast():
-            fake_B = self.discriminator(self.discriminator_input(fake), label)
-            real_B = fake_B
-            if self.loss.uses_real_in_generator:
-                with torch.no_grad():
-                    real_B = self.discriminator(self.discriminator_input(real), label)
-        return self.loss.generator(real_B, fake_B)
+    def count_update(self) -> None:
+        """Count an update of both networks."""
+        self._sums[-1] += 1
+        self.updates += 1
 
     def _step(self, module: nn.Module, optimizer: torch.optim.Optimizer, index: int) -> None:
         """Average gradients over processes, measure their norm every few updates, and do the optimizer's step."""
@@ -213,7 +145,7 @@ class Learner:
             self._norms[2] += 0.5  # half for each network: a count of the measurements
         optimizer.step()
 
-    def _apply_schedules(self) -> None:
+    def apply_schedules(self) -> None:
         """Set the learning rates and the instance noise of the current update."""
         config = self.config
         first, last = config.instance_noise, config.final_instance_noise

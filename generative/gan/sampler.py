@@ -24,12 +24,11 @@ from zerokara.core.checkpoint import write_atomically
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, from_dict, to_dict
 from zerokara.core.run import Run
-from zerokara.generative.gan.config import Config
+from zerokara.generative.gan.config import KIND, Config
 from zerokara.generative.gan.learner import draw_latents, make_generator
 from zerokara.generative.gan.networks import LatentGenerator
 
 FORMAT = "zerokara-generator-1"
-KIND = "dcgan"  # kind of the runs of generative/dcgan.py
 WHICH = ("best", "last")
 BEST = "best.pt"  # checkpoint with the best score on held-out images
 

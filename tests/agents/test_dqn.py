@@ -16,7 +16,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.programs import check_damaged_checkpoint, error_message, metrics, start, wait_until
+from tests.programs import check_damage_reported, error_message, metrics, start, wait_until
 from zerokara.agents import dqn
 from zerokara.agents.configs.dqn import PRESETS, Config, read_config
 from zerokara.agents.training import session
@@ -291,7 +291,7 @@ def test_a_damaged_checkpoint_is_named(finished: Path, tmp_path: Path, monkeypat
     run.mkdir(parents=True)
     (run / "config.json").write_bytes((finished / "config.json").read_bytes())
     whole = (finished / "checkpoint-0.pt").read_bytes()
-    check_damaged_checkpoint(run / "checkpoint-0.pt", whole, lambda: dqn.main(["--name", "run", "--resume", "--quiet"]))
+    check_damage_reported(run / "checkpoint-0.pt", whole, lambda: dqn.main(["--name", "run", "--resume", "--quiet"]))
 
 
 def test_divergence_ends_the_run_and_keeps_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,30 +26,30 @@ KINDS: dict[str, float | int | bool] = {
     "cutout": 0.4,
 }
 MIXES = {"mixup": 0.4, "cutmix": 1.0}
-EVERYTHING = Augment(**KINDS, **MIXES)  # type: ignore[arg-type]
+ALL_TRANSFORMS = Augment(**KINDS, **MIXES)  # type: ignore[arg-type]
 
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def pictures(number: int = 4, channels: int = 1, height: int = 12, width: int = 12) -> Tensor:
+def random_images(number: int = 4, channels: int = 1, height: int = 12, width: int = 12) -> Tensor:
     return torch.rand(number, channels, height, width, generator=seeded(99))
 
 
-def one_map(angle: float = 0, shear: float = 0, scale: float = 1, right: float = 0, down: float = 0) -> Tensor:
+def single_map(angle: float = 0, shear: float = 0, scale: float = 1, right: float = 0, down: float = 0) -> Tensor:
     return affine_maps(*(torch.tensor([float(value)]) for value in (angle, shear, scale, right, down)))
 
 
 def test_default_does_not_change_images() -> None:
-    x, target = pictures(), torch.eye(4)
+    x, target = random_images(), torch.eye(4)
     assert Augment()(x, seeded()) is x
     assert Augment().mix(x, target, seeded()) == (x, target)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_transform_changes_images_and_keeps_the_range(kind: str) -> None:
-    x = pictures(8, 3, 10, 14)
+    x = random_images(8, 3, 10, 14)
     original = x.clone()
     changed = Augment(**{kind: KINDS[kind]})(x, seeded())  # type: ignore[arg-type]
     assert changed.shape == x.shape
@@ -60,41 +60,41 @@ def test_every_transform_changes_images_and_keeps_the_range(kind: str) -> None:
 
 
 def test_result_depends_only_on_the_generator() -> None:
-    x, target = pictures(16, 3), torch.eye(16)
+    x, target = random_images(16, 3), torch.eye(16)
     torch.manual_seed(1)
-    first = EVERYTHING.mix(EVERYTHING(x, seeded(7)), target, seeded(8))
+    first = ALL_TRANSFORMS.mix(ALL_TRANSFORMS(x, seeded(7)), target, seeded(8))
     torch.manual_seed(2)
-    again = EVERYTHING.mix(EVERYTHING(x, seeded(7)), target, seeded(8))
-    other = EVERYTHING.mix(EVERYTHING(x, seeded(9)), target, seeded(8))
-    assert torch.equal(first[0], again[0])
-    assert torch.equal(first[1], again[1])
+    same = ALL_TRANSFORMS.mix(ALL_TRANSFORMS(x, seeded(7)), target, seeded(8))
+    other = ALL_TRANSFORMS.mix(ALL_TRANSFORMS(x, seeded(9)), target, seeded(8))
+    assert torch.equal(first[0], same[0])
+    assert torch.equal(first[1], same[1])
     assert not torch.equal(first[0], other[0])
 
 
 def test_each_image_has_its_own_random_numbers() -> None:
-    x = pictures(1).expand(8, -1, -1, -1)
-    changed = dataclasses.replace(EVERYTHING, flip=False)(x, seeded())
+    x = random_images(1).expand(8, -1, -1, -1)
+    changed = dataclasses.replace(ALL_TRANSFORMS, flip=False)(x, seeded())
     assert len({tuple(image.flatten().tolist()) for image in changed}) == 8
 
 
 def test_rotation_is_clockwise() -> None:
-    x = pictures(1, 2)
-    flipped_mask = warp(x, one_map(angle=math.pi / 2))
-    torch.testing.assert_close(flipped_mask, torch.rot90(x, -1, (2, 3)))
+    x = random_images(1, 2)
+    rotated = warp(x, single_map(angle=math.pi / 2))
+    torch.testing.assert_close(rotated, torch.rot90(x, -1, (2, 3)))
 
 
 def test_rotation_of_a_non_square_image_keeps_distances_in_pixels() -> None:
     x = torch.zeros(1, 1, 5, 9)
-    x[0, 0, 2, 3:6] = 1  # three in a row around the middle
-    flipped_mask = warp(x, one_map(angle=math.pi / 2))
+    x[0, 0, 2, 3:6] = 1  # three pixels in a row around the center
+    rotated = warp(x, single_map(angle=math.pi / 2))
     expected = torch.zeros(1, 1, 5, 9)
     expected[0, 0, 1:4, 4] = 1
-    torch.testing.assert_close(flipped_mask, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(rotated, expected, atol=1e-5, rtol=0)
 
 
 def test_shift_is_right_and_down_in_pixels() -> None:
-    x = pictures(1)
-    moved = warp(x, one_map(right=2, down=3))
+    x = random_images(1)
+    moved = warp(x, single_map(right=2, down=3))
     torch.testing.assert_close(moved[:, :, 3:, 2:], x[:, :, :-3, :-2])
     torch.testing.assert_close(moved[:, :, 3:, 0], x[:, :, :-3, 0])  # the edge is repeated
 
@@ -104,26 +104,26 @@ def test_scale_and_shear_by_hand() -> None:
     x[0, 0, 2, 1:4] = torch.tensor([0.2, 1.0, 0.6])
     # Twice as large: new columns 0 to 4 come from positions 1, 1.5, 2, 2.5, 3.
     torch.testing.assert_close(
-        warp(x, one_map(scale=2))[0, 0, 2], torch.tensor([0.2, 0.6, 1.0, 0.8, 0.6]), atol=1e-5, rtol=0
+        warp(x, single_map(scale=2))[0, 0, 2], torch.tensor([0.2, 0.6, 1.0, 0.8, 0.6]), atol=1e-5, rtol=0
     )
     upright = torch.zeros(1, 1, 5, 5)
     upright[0, 0, :, 2] = 1
     # 45 degrees: the row above the middle goes one pixel to the left, the row below one to the right.
-    torch.testing.assert_close(warp(upright, one_map(shear=math.pi / 4))[0, 0], torch.eye(5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(warp(upright, single_map(shear=math.pi / 4))[0, 0], torch.eye(5), atol=1e-5, rtol=0)
 
 
 def test_rotation_is_applied_before_shift() -> None:
     """The image is rotated about its center, then shifted."""
-    x = pictures(1)
-    at_once = warp(x, one_map(angle=math.pi / 2, right=3, down=1))
-    in_turn = warp(warp(x, one_map(angle=math.pi / 2)), one_map(right=3, down=1))
-    torch.testing.assert_close(at_once, in_turn, atol=1e-5, rtol=1e-5)
+    x = random_images(1)
+    combined = warp(x, single_map(angle=math.pi / 2, right=3, down=1))
+    sequential = warp(warp(x, single_map(angle=math.pi / 2)), single_map(right=3, down=1))
+    torch.testing.assert_close(combined, sequential, atol=1e-5, rtol=1e-5)
 
 
 def test_background_of_a_digit_stays_black() -> None:
     x = torch.zeros(1, 1, 12, 12)
     x[:, :, 4:8, 4:8] = 1
-    moved = warp(x, one_map(right=-6))
+    moved = warp(x, single_map(right=-6))
     assert torch.equal(moved[0, 0, :, 2:], torch.zeros(12, 10))
     assert moved[0, 0, 4:8, :2].min() > 0.99
 
@@ -134,7 +134,7 @@ def test_random_maps_stay_within_their_limits() -> None:
     angle = torch.rad2deg(torch.atan2(maps[:, 0, 1], maps[:, 0, 0]))
     assert 14.5 < angle.max() <= 15.001
     assert -15.001 <= angle.min() < -14.5
-    shift = -(maps[:, :, :2].mT @ maps[:, :, 2:])[:, :, 0]  # back through the rotation
+    shift = -(maps[:, :, :2].mT @ maps[:, :, 2:])[:, :, 0]  # invert the rotation
     assert shift[:, 0].abs().max() <= 1.001
     assert 1.95 < shift[:, 1].abs().max() <= 2.001
     shear = Augment(shear_degrees=20)._sample_maps(x, seeded())[:, 0, 1].neg().atan()
@@ -155,19 +155,19 @@ def test_elastic_fields_have_the_configured_deviation_and_correlation() -> None:
     for distance in (1, 4, 8):
         correlation = (field[..., distance:] * field[..., :-distance]).mean() / 1.5**2
         assert correlation.item() == pytest.approx(math.exp(-(distance**2) / 64), abs=0.03)
-    across = (field[:, 0] * field[:, 1]).mean() / 1.5**2
-    assert abs(across) < 0.03
+    cross_correlation = (field[:, 0] * field[:, 1]).mean() / 1.5**2
+    assert abs(cross_correlation) < 0.03
 
 
 def test_displacement_field_moves_pixels() -> None:
-    x = pictures(1)
+    x = random_images(1)
     field = torch.zeros(1, 2, 12, 12)
-    field[:, 0] = 2  # fetched from two pixels further right
-    torch.testing.assert_close(warp(x, one_map(), field)[..., :-2], x[..., 2:])
+    field[:, 0] = 2  # each pixel is read two pixels further right
+    torch.testing.assert_close(warp(x, single_map(), field)[..., :-2], x[..., 2:])
 
 
 def test_crop_pads_by_repeating_the_edge() -> None:
-    x = pictures(2, 3, 6, 8)
+    x = random_images(2, 3, 6, 8)
     cut = crop(x, 2, torch.tensor([[2, 2], [0, 4]]))
     assert torch.equal(cut[0], x[0])
     assert torch.equal(cut[1, :, 2:, :-2], x[1, :, :-2, 2:])
@@ -176,12 +176,12 @@ def test_crop_pads_by_repeating_the_edge() -> None:
 
 def test_crop_samples_all_offsets() -> None:
     x = torch.arange(49.0).view(1, 1, 7, 7).expand(2000, -1, -1, -1) / 49
-    middles = Augment(crop_pixels=2)(x, seeded())[:, 0, 3, 3]
-    assert len(middles.unique()) == 25
+    center_B = Augment(crop_pixels=2)(x, seeded())[:, 0, 3, 3]
+    assert len(center_B.unique()) == 25
 
 
 def test_half_of_the_images_are_flipped() -> None:
-    x = pictures(2000, 1, 2, 2)
+    x = random_images(2000, 1, 2, 2)
     flipped = Augment(flip=True)(x, seeded())
     flipped_mask = (flipped == x.flip(3)).flatten(1).all(1)
     assert ((flipped == x).flatten(1).all(1) ^ flipped_mask).all()
@@ -189,7 +189,7 @@ def test_half_of_the_images_are_flipped() -> None:
 
 
 def test_alternating_flips_differ_between_successive_epochs() -> None:
-    x, index = pictures(2000, 1, 2, 2), torch.arange(2000)
+    x, index = random_images(2000, 1, 2, 2), torch.arange(2000)
     epochs = [Augment(flip=True)(x, seeded(e), index_B=index, epoch=e) for e in range(3)]
     assert torch.equal(epochs[1], epochs[0].flip(3))
     assert torch.equal(epochs[2], epochs[0])
@@ -202,28 +202,28 @@ def test_alternating_flips_differ_between_successive_epochs() -> None:
 
 
 def test_brightness_shifts_all_pixels_and_contrast_scales_around_the_mean() -> None:
-    x = 0.4 + 0.2 * pictures(500)
-    lighter = Augment(brightness=0.3)(x, seeded())
-    added = (lighter - x).flatten(1)
+    x = 0.4 + 0.2 * random_images(500)
+    shifted = Augment(brightness=0.3)(x, seeded())
+    added = (shifted - x).flatten(1)
     assert added.std(1).max() < 1e-5
     assert 0.28 < added.max() <= 0.3001
     assert -0.3001 <= added.min() < -0.28
-    harder = Augment(contrast=0.5)(x, seeded())
-    torch.testing.assert_close(harder.mean((1, 2, 3)), x.mean((1, 2, 3)))
-    factor = harder.flatten(1).std(1) / x.flatten(1).std(1)
+    scaled = Augment(contrast=0.5)(x, seeded())
+    torch.testing.assert_close(scaled.mean((1, 2, 3)), x.mean((1, 2, 3)))
+    factor = scaled.flatten(1).std(1) / x.flatten(1).std(1)
     assert 0.5 <= factor.min() < 0.52
     assert 1.48 < factor.max() <= 1.5001
 
 
 def test_cutout_fills_a_square_with_the_mean_color() -> None:
-    x = 0.25 + 0.5 * pictures(300, 3, 20, 20)
+    x = 0.25 + 0.5 * random_images(300, 3, 20, 20)
     cut = Augment(cutout=0.3)(x, seeded())
     mean = x.mean((2, 3), keepdim=True).expand_as(x)
     hole = cut != x
     torch.testing.assert_close(cut[hole], mean[hole])
     area = hole[:, 0].flatten(1).sum(1)
     assert area.max() == 36
-    assert area.min() >= 9  # a quarter, in a corner
+    assert area.min() >= 9  # a quarter of the square, in a corner
     assert (area < 36).any()
 
 
@@ -277,7 +277,7 @@ def test_mixup_fractions_follow_the_beta_distribution() -> None:
 )
 def test_any_shape_is_supported(batch: int, channels: int, height: int, width: int, seed: int) -> None:
     x = torch.rand(batch, channels, height, width, generator=seeded(seed))
-    changed, target = EVERYTHING.mix(EVERYTHING(x, seeded(seed)), torch.eye(batch), seeded(seed))
+    changed, target = ALL_TRANSFORMS.mix(ALL_TRANSFORMS(x, seeded(seed)), torch.eye(batch), seeded(seed))
     assert changed.shape == x.shape
     assert changed.dtype == x.dtype
     assert changed.min() >= 0

@@ -1,4 +1,4 @@
-"""Tests of checkpoints: exact values, atomic writes, and detection of all damage."""
+"""Checkpoints: exact round trip, atomic writing, and detection of damaged files."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ def assert_same(one: Any, two: Any) -> None:
         assert one == two
 
 
-def test_saved_values_are_loaded_exactly(tmp_path: Path) -> None:
+def test_round_trip(tmp_path: Path) -> None:
     state = example()
     save(tmp_path / "a.pt", state, "dqn")
     assert_same(load(tmp_path / "a.pt", "dqn"), state)
-    assert os.listdir(tmp_path) == ["a.pt"]  # noqa: PTH208  (only names are compared)
+    assert os.listdir(tmp_path) == ["a.pt"]  # noqa: PTH208  (only the names are needed)
 
 
 def test_training_resumes_exactly(tmp_path: Path) -> None:
-    def trained(resume: bool) -> torch.Tensor:
+    def train(resume: bool) -> torch.Tensor:
         torch.manual_seed(0)
         network = torch.nn.Linear(4, 2)
         optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
@@ -76,7 +76,7 @@ def test_training_resumes_exactly(tmp_path: Path) -> None:
             optimizer.step()
         return network.weight.detach()
 
-    assert torch.equal(trained(resume=True), trained(resume=False))
+    assert torch.equal(train(resume=True), train(resume=False))
 
 
 def test_a_view_is_saved_without_the_rest_of_its_storage(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_view_is_saved_without_the_rest_of_its_storage(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("value", "words"),
+    ("value", "message"),
     [
         (np.float64(1), r"state\['deep'\]\[0\] is a numpy.float64"),
         (np.zeros(2), "numpy.ndarray"),
@@ -97,11 +97,11 @@ def test_a_view_is_saved_without_the_rest_of_its_storage(tmp_path: Path) -> None
         (print, "builtin_function"),
     ],
 )
-def test_only_tensors_and_plain_values_are_accepted(tmp_path: Path, value: Any, words: str) -> None:
-    with pytest.raises(TypeError, match=words):
+def test_only_plain_values_can_be_saved(tmp_path: Path, value: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
         save(tmp_path / "a.pt", {"deep": [value]}, "dqn")
     with pytest.raises(TypeError, match="kind"):
-        save(tmp_path / "a.pt", {"kind": "mine"}, "dqn")
+        save(tmp_path / "a.pt", {"kind": "other"}, "dqn")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -114,7 +114,7 @@ def load_error(path: Path, kind: str = "dqn") -> str:
     return message
 
 
-def test_missing_and_other_files_are_refused(tmp_path: Path) -> None:
+def test_missing_and_foreign_files(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     assert "no checkpoint at" in load_error(path)
     path.write_bytes(b"")
@@ -134,8 +134,8 @@ def test_missing_and_other_files_are_refused(tmp_path: Path) -> None:
     assert "written by 'dcgan', not 'dqn'" in load_error(path)
 
 
-class Evil:
-    """Object whose pickle executes a function when it is read without weights_only."""
+class Malicious:
+    """Object that runs code when it is unpickled."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -144,46 +144,48 @@ class Evil:
         return Path.touch, (self.target,)
 
 
-def test_loading_executes_no_code(tmp_path: Path) -> None:
-    torch.save({"format": "zerokara", "version": 1, "kind": "dqn", "x": Evil(tmp_path / "ran")}, tmp_path / "a.pt")
+def test_loading_runs_no_code_of_the_file(tmp_path: Path) -> None:
+    torch.save(
+        {"format": "zerokara", "version": 1, "kind": "dqn", "x": Malicious(tmp_path / "executed")}, tmp_path / "a.pt"
+    )
     assert "no checkpoint of zerokara" in load_error(tmp_path / "a.pt")
-    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "executed").exists()
 
 
-def test_every_truncation_is_detected(tmp_path: Path) -> None:
+def test_truncated_files_are_detected(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     save(path, example(), "dqn")
-    whole = path.read_bytes()
-    for length in [*range(0, len(whole), 97), len(whole) - 1]:
-        path.write_bytes(whole[:length])
+    complete = path.read_bytes()
+    for length in [*range(0, len(complete), 97), len(complete) - 1]:
+        path.write_bytes(complete[:length])
         assert "damaged" in load_error(path)
 
 
-def test_a_changed_byte_is_detected_or_has_no_effect(tmp_path: Path) -> None:
-    """A zip file has bytes without effect (padding, dates). A change of any other byte must be detected."""
+def test_flipped_bits_are_detected_or_have_no_effect(tmp_path: Path) -> None:
+    """A zip has bytes without effect (padding, dates); a change of any other byte must be detected."""
     path = tmp_path / "a.pt"
     weights = torch.randn(400)
     state = {"w": weights, "step": 12345}
     save(path, state, "dqn")
-    whole = path.read_bytes()
-    data = whole.index(weights.numpy().tobytes())
-    found = 0
-    positions = [*range(0, len(whole), 11), *range(data, data + 1600, 160)]
+    complete = path.read_bytes()
+    data = complete.index(weights.numpy().tobytes())
+    detected = 0
+    positions = [*range(0, len(complete), 11), *range(data, data + 1600, 160)]
     for position in positions:
-        flipped = bytearray(whole)
+        flipped = bytearray(complete)
         flipped[position] ^= 0x10
         path.write_bytes(flipped)
         try:
             assert_same(load(path, "dqn"), state)
         except UserError:
-            found += 1
+            detected += 1
         else:
-            assert not data <= position < data + 1600  # not in the weights
-    assert found > len(positions) / 3
+            assert not data <= position < data + 1600  # every flip within the weights is detected
+    assert detected > len(positions) / 3
 
 
-def test_a_full_disk_leaves_the_old_checkpoint_unchanged(tmp_path: Path) -> None:
-    """Limit the size of files in a separate process."""
+def test_a_full_disk_keeps_the_old_checkpoint(tmp_path: Path) -> None:
+    """The disk is simulated by a limit on the size of files, in a separate process."""
     code = """
 import resource, sys, torch
 from pathlib import Path
@@ -205,12 +207,12 @@ run_main(lambda: save(path, {"step": 2, "w": torch.zeros(1_000_000)}, "dqn"))
     assert load(path, "dqn")["step"] == 1
 
 
-def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+def test_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No such file or directory"):
-        save(tmp_path / "nowhere" / "a.pt", {}, "dqn")
+        save(tmp_path / "missing" / "a.pt", {}, "dqn")
 
 
-def test_an_interrupted_write_leaves_no_file(tmp_path: Path) -> None:
+def test_interrupted_writing_keeps_the_old_file(tmp_path: Path) -> None:
     def write(file: Any) -> None:
         file.write(b"half")
         raise KeyboardInterrupt
@@ -224,30 +226,30 @@ def test_an_interrupted_write_leaves_no_file(tmp_path: Path) -> None:
 
 
 def test_sigkill_at_any_time_leaves_a_complete_checkpoint(tmp_path: Path) -> None:
-    """Kill ten processes that save continuously, at random times. Each resumes from the previous one."""
+    """Kill ten processes that save continuously at random times; each one resumes from the checkpoint of the last."""
     code = """
 import os, random, signal, sys, time, torch
 from pathlib import Path
 from zerokara.core.checkpoint import load, save
-path, moments = Path(sys.argv[1]), random.Random(1)
+path, rng = Path(sys.argv[1]), random.Random(1)
 for _ in range(10):
-    out, into = os.pipe()
+    read_end, write_end = os.pipe()
     child = os.fork()  # fork, because importing torch ten times would take a minute
     if child == 0:
         step = load(path, "dqn")["step"] if path.exists() else 0
         while True:
             step += 1
             save(path, {"step": step, "w": torch.full((50_000,), float(step))}, "dqn")
-            os.write(into, b".")
-    reached = len(os.read(out, 1))
-    for _ in range(moments.randrange(10)):
-        reached += len(os.read(out, 1))
-    time.sleep(moments.random() * 0.01)  # during a save or between two saves
+            os.write(write_end, b".")
+    saved = len(os.read(read_end, 1))
+    for _ in range(rng.randrange(10)):
+        saved += len(os.read(read_end, 1))
+    time.sleep(rng.random() * 0.01)  # during a save, or between two saves
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     state = load(path, "dqn")
     assert torch.equal(state["w"], torch.full((50_000,), float(state["step"])))
-    assert state["step"] >= reached
+    assert state["step"] >= saved
     assert {p.name for p in path.parent.iterdir()} <= {"a.pt", ".a.pt.tmp"}
 print(state["step"])
 """
@@ -263,12 +265,12 @@ print(state["step"])
     assert int(done.stdout) >= 10
 
 
-def test_random_generators_are_restored(tmp_path: Path) -> None:
+def test_random_number_generators_are_restored(tmp_path: Path) -> None:
     def draw() -> list[float]:
         legacy = np.random.random(2).tolist()  # noqa: NPY002  (the generator that is saved)
         return [random.random(), *legacy, *torch.rand(2).tolist(), random.gauss(0, 1)]
 
-    random.gauss(0, 1)  # stores a second value, which is part of the state
+    random.gauss(0, 1)  # caches a second value, which is part of the state
     save(tmp_path / "a.pt", {"rng": rng_state()}, "dqn")
     expected = draw()
     assert draw() != expected

@@ -1,4 +1,4 @@
-"""Tests of the command line: presets, flags, old and foreign names, errors of one sentence, help."""
+"""Command line: presets, flags, old names and names of other libraries, error messages, help."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zerokara.core.config import Range, UserError, field_help
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings for these tests."""
+    """Config of the tests."""
 
     RENAMED: ClassVar = {"envs": "num_envs", "hidden_sizes": "hidden", "twice": "double"}
     RENAMED_VALUES: ClassVar = {"device": {"gpu": "cuda"}}
@@ -34,7 +34,7 @@ class Config:
     """Environments
     stepped together. They share one process."""
     learning_rate: Annotated[float, Range(0, 1, low_open=True)] = 1e-4
-    """Adam's learning rate."""
+    """Learning rate of Adam."""
     double: bool = True
     """Select the action of the target with the online network."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -56,18 +56,18 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(autouse=True)
-def _reset_notes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reset the printed notes, because each note is printed only once per process."""
+def _clear_printed_notes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget which notes were printed: each one is printed only once per process."""
     monkeypatch.setattr(config_module, "_printed", set())
 
 
-def parsed(*words: str) -> Config:
-    return parse(Config, PRESETS, words, "Deep Q-learning.")
+def parse_args(*argv: str) -> Config:
+    return parse(Config, PRESETS, argv, "Deep Q-learning.")
 
 
-def refused(*words: str) -> str:
+def parse_error(*argv: str) -> str:
     with pytest.raises(UserError) as error:
-        parsed(*words)
+        parse_args(*argv)
     message = str(error.value)
     assert "\n" not in message
     assert message.endswith((".", "?"))
@@ -76,42 +76,44 @@ def refused(*words: str) -> str:
 
 
 def test_defaults_then_preset_then_flags() -> None:
-    assert parsed() == Config()
-    assert parsed("--preset", "nature") == Config(
+    assert parse_args() == Config()
+    assert parse_args("--preset", "nature") == Config(
         preset="nature", num_envs=1, double=False, learning_rate=2.5e-4, hidden=(256, 128)
     )
-    # --preset is applied first, at any position
-    assert parsed("--num-envs", "3", "--double", "--preset=nature").num_envs == 3
-    assert parsed("--num-envs", "3", "--double", "--preset=nature").double is True
+    # The preset is applied first, independent of the position of --preset.
+    assert parse_args("--num-envs", "3", "--double", "--preset=nature").num_envs == 3
+    assert parse_args("--num-envs", "3", "--double", "--preset=nature").double is True
 
 
-def test_a_layer_overrides_the_preset_and_flags_override_the_layer() -> None:
+def test_layers_override_the_preset_but_not_the_flags() -> None:
     layers = {"device": {"cpu": {"num_envs": 2, "hidden": (7,)}}}
 
-    def layered(*words: str, saved: Config | None = None) -> Config:
-        return parse(Config, PRESETS, words, "", saved, layers=layers)
+    def parse_with_layers(*argv: str, saved: Config | None = None) -> Config:
+        return parse(Config, PRESETS, argv, "", saved, layers=layers)
 
-    over = layered("--preset", "nature", "--device", "cpu")
-    assert (over.num_envs, over.hidden, over.double) == (2, (7,), False)
-    assert layered("--num-envs", "3", "--device=cpu").num_envs == 3
-    assert layered("--preset", "nature") == parsed("--preset", "nature")  # without its flag the layer is not applied
-    assert layered("--device", "cuda").num_envs == 8
-    assert layered("--device", "cpu", saved=Config(num_envs=5)).num_envs == 5  # a resumed run keeps its settings
+    config = parse_with_layers("--preset", "nature", "--device", "cpu")
+    assert (config.num_envs, config.hidden, config.double) == (2, (7,), False)
+    assert parse_with_layers("--num-envs", "3", "--device=cpu").num_envs == 3
+    assert parse_with_layers("--preset", "nature") == parse_args("--preset", "nature")  # no layer without the flag
+    assert parse_with_layers("--device", "cuda").num_envs == 8
+    assert (
+        parse_with_layers("--device", "cpu", saved=Config(num_envs=5)).num_envs == 5
+    )  # a resumed run keeps its config
 
 
-def test_the_type_of_every_field() -> None:
-    words = "--num_envs 16 --learning-rate=1e-3 --no-double --device cpu --name x --hidden 4 5 6 --eval-steps 100"
-    assert parsed(*words.split()) == Config(
+def test_all_field_types() -> None:
+    argv = "--num_envs 16 --learning-rate=1e-3 --no-double --device cpu --name x --hidden 4 5 6 --eval-steps 100"
+    assert parse_args(*argv.split()) == Config(
         num_envs=16, learning_rate=1e-3, double=False, device="cpu", name="x", hidden=(4, 5, 6), eval_steps=100
     )
-    offsets = [parsed(*words.split()).offset for words in ("--offset -1e-3", "--offset=-2", "--offset -.5")]
+    offsets = [parse_args(*argv.split()).offset for argv in ("--offset -1e-3", "--offset=-2", "--offset -.5")]
     assert offsets == [-1e-3, -2, -0.5]
-    assert type(parsed("--learning-rate", "1")) is Config
-    assert isinstance(parsed("--learning-rate", "1").learning_rate, float)
+    assert type(parse_args("--learning-rate", "1")) is Config
+    assert isinstance(parse_args("--learning-rate", "1").learning_rate, float)
 
 
 @pytest.mark.parametrize(
-    ("words", "parts"),
+    ("argv", "parts"),
     [
         ("--preset natur", ["'natur'", "did you mean nature?", "--preset {fast,nature}"]),
         ("--preset", ["--preset needs a value"]),
@@ -140,11 +142,11 @@ def test_the_type_of_every_field() -> None:
         ("--double true", ["'true'", "--no-flag"]),
     ],
 )
-def test_invalid_command_lines_are_refused(words: str, parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    message = refused(*words.split())
+def test_error_messages(argv: str, parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    message = parse_error(*argv.split())
     for part in parts:
         assert part in message
-    assert capsys.readouterr() == ("", "")  # run_main prints it
+    assert capsys.readouterr() == ("", "")  # printed by run_main
 
 
 def test_presets_are_validated() -> None:
@@ -152,45 +154,47 @@ def test_presets_are_validated() -> None:
         parse(Config, {"fast": {"num_envs": 0}}, [], "")
 
 
-def shown(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    with pytest.raises(SystemExit) as leaving:
-        parsed(*words)
-    assert not leaving.value.code
+def help_text(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    with pytest.raises(SystemExit) as exit_:
+        parse_args(*argv)
+    assert not exit_.value.code
     return capsys.readouterr().out
 
 
-def test_help_lists_the_common_options_first_and_every_option_once(capsys: pytest.CaptureFixture[str]) -> None:
-    text = shown(capsys, "--help", "--preset", "nature")
+def test_help_lists_common_options_first_and_each_option_once(capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_text(capsys, "--help", "--preset", "nature")
     titles = [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
     assert titles == ["most used:", "network:", "run:", "options:", "presets (the defaults above are those of nature):"]
     assert text.index("most used:") < text.index("--num-envs") < text.index("--name") < text.index("network:")
     for name in field_help(Config):
         assert text.count(f"--[no-]{name}" if name == "double" else f"--{name.replace('_', '-')} ") == 1
-    assert "Environments stepped together (default: 1)" in text  # the first sentence, and the preset's default
+    assert (
+        "Environments stepped together (default: 1)" in text
+    )  # the first sentence of the help, and the default of the preset
     assert "  nature          Mnih et al. 2015" in text
     assert "0.00025 --hidden" not in text
     assert "Deep Q-learning." in text
     assert max(map(len, text.splitlines())) <= 100
 
 
-def test_help_all_explains_everything(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_all_prints_the_full_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    text = " ".join(shown(capsys, "--help-all").split())
-    for explanation in field_help(Config).values():
-        assert explanation in text
+    text = " ".join(help_text(capsys, "--help-all").split())
+    for help_ in field_help(Config).values():
+        assert help_ in text
     assert "They share one process. At least 1. (default: 8)" in text
     assert "= --num-envs 1 --no-double --learning-rate 0.00025 --hidden 256 128" in text
 
 
 def test_help_fits_a_narrow_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    assert max(map(len, shown(capsys, "--help").splitlines())) <= 80
+    assert max(map(len, help_text(capsys, "--help").splitlines())) <= 80
 
 
-def test_old_names_are_accepted_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_old_names_are_accepted_with_a_note(capsys: pytest.CaptureFixture[str]) -> None:
     old = "--envs 3 --hidden-sizes=4 --no-twice --device gpu --envs 5"
-    assert parsed(*old.split()) == Config(num_envs=5, hidden=(4,), double=False, device="cuda")
-    parsed("--envs", "3")
+    assert parse_args(*old.split()) == Config(num_envs=5, hidden=(4,), double=False, device="cuda")
+    parse_args("--envs", "3")
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
@@ -201,13 +205,13 @@ def test_old_names_are_accepted_with_one_line(capsys: pytest.CaptureFixture[str]
     ]
 
 
-def test_a_flag_without_effect_is_refused_unless_it_changes_nothing() -> None:
-    assert parsed("--eval-steps", "9", "--device", "cpu").eval_steps == 9
-    assert parsed("--eval-steps", "None").eval_steps is None
-    assert "has no effect" in refused("--eval-steps", "9", "--device", "cuda")
+def test_flag_without_effect_is_an_error_unless_it_is_the_default() -> None:
+    assert parse_args("--eval-steps", "9", "--device", "cpu").eval_steps == 9
+    assert parse_args("--eval-steps", "None").eval_steps is None
+    assert "has no effect" in parse_error("--eval-steps", "9", "--device", "cuda")
 
 
-def test_flags_without_effect_are_checked_against_the_settings_of_the_resumed_run() -> None:
+def test_effects_are_not_judged_before_the_settings_of_a_resumed_run_are_known() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Resumable(Config):
         resume: bool = False
@@ -223,15 +227,15 @@ def test_flags_without_effect_are_checked_against_the_settings_of_the_resumed_ru
 
 def test_help_of_inherited_fields() -> None:
     @dataclass(frozen=True, kw_only=True)
-    class More(Config):
+    class Subclass(Config):
         atoms: int = 51
         """Atoms of the distribution."""
 
-    assert field_help(More) == {**field_help(Config), "atoms": "Atoms of the distribution."}
-    assert parse(More, {"fast": {}}, ["--atoms", "3"], "") == More(atoms=3)
+    assert field_help(Subclass) == {**field_help(Config), "atoms": "Atoms of the distribution."}
+    assert parse(Subclass, {"fast": {}}, ["--atoms", "3"], "") == Subclass(atoms=3)
 
 
-def test_a_saved_config_replaces_the_preset() -> None:
+def test_saved_config_replaces_the_preset() -> None:
     saved = Config(preset="nature", num_envs=5)
     assert parse(Config, PRESETS, ["--learning-rate", "0.5"], "", saved=saved) == dataclasses.replace(
         saved, learning_rate=0.5

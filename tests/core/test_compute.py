@@ -1,4 +1,4 @@
-"""Tests of Compute: selection by measured speed, reported problems, memory layouts and precisions."""
+"""Compute: choice of the fastest settings by measurement, reasons and errors, memory layouts and dtypes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from zerokara.core import compute as module
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 
-Seconds = dict[tuple[str, bool, bool], float]  # keys: precision, channels_last, compile
+Seconds = dict[tuple[str, bool, bool], float]  # by precision, channels_last, compile
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def _threads() -> Iterator[None]:
 
 
 class Machine:
-    """Machine with given durations of a training step. Only these steps advance its clock."""
+    """Simulated machine with a given duration of a training step; nothing else advances its clock."""
 
     def __init__(self, seconds: Seconds, monkeypatch: pytest.MonkeyPatch, *, compiler: bool = True) -> None:
         self.seconds = seconds
@@ -46,7 +46,7 @@ class Machine:
         def step() -> None:
             warming_up = key not in self.steps
             self.steps[key] = self.steps.get(key, 0) + 1
-            # The first step compiles and is not measured.
+            # The first step includes compilation and must not be measured.
             self.now += self.seconds[key] + (20 if warming_up and candidate.compile else 0)
 
         return step
@@ -57,10 +57,10 @@ class Machine:
 
 
 def table(**changes: float) -> Seconds:
-    """Return the seconds of a step for each candidate: float32, bfloat16, with suffixes _last and _compiled."""
-    named = {"float32": 0.10, "float32_last": 0.06, "bfloat16": 0.05, "bfloat16_last": 0.02} | changes
+    """Seconds of a training step by candidate: float32 or bfloat16, with _last (channels_last) and _compiled."""
+    by_name = {"float32": 0.10, "float32_last": 0.06, "bfloat16": 0.05, "bfloat16_last": 0.02} | changes
     seconds = {}
-    for name, value in named.items():
+    for name, value in by_name.items():
         precision, *rest = name.split("_")
         seconds[precision, "last" in rest, "compiled" in rest] = value
     for precision, layout, _ in list(seconds):
@@ -68,12 +68,12 @@ def table(**changes: float) -> Seconds:
     return seconds
 
 
-def chosen(compute: Compute) -> tuple[str, bool, bool]:
+def settings(compute: Compute) -> tuple[str, bool, bool]:
     return compute.precision, compute.channels_last, compute.compile
 
 
 @pytest.mark.parametrize(
-    ("seconds", "best"),
+    ("seconds", "expected"),
     [
         (table(), ("bfloat16", True, False)),
         (table(bfloat16_last_compiled=0.01), ("bfloat16", True, True)),
@@ -83,16 +83,16 @@ def chosen(compute: Compute) -> tuple[str, bool, bool]:
         (table(bfloat16=0.01), ("bfloat16", False, False)),
     ],
 )
-def test_the_fastest_candidate_is_selected(
-    seconds: Seconds, best: tuple[str, bool, bool], monkeypatch: pytest.MonkeyPatch
+def test_fastest_settings_are_selected(
+    seconds: Seconds, expected: tuple[str, bool, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compute = Machine(seconds, monkeypatch).choose()
-    assert chosen(compute) == best
+    assert settings(compute) == expected
     assert compute.device == "cpu"
     assert compute.threads == 1
 
 
-def test_the_reason_contains_the_measured_times(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reason_lists_the_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     compute = Machine(table(bfloat16_last_compiled=0.013), monkeypatch).choose()
     assert compute.reason == (
         "bfloat16 channels_last compiled on 1 threads; a training step took float32 channels_last 60 ms, "
@@ -100,28 +100,28 @@ def test_the_reason_contains_the_measured_times(monkeypatch: pytest.MonkeyPatch)
     )
 
 
-def test_configured_settings_are_not_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requested_settings_are_not_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = table(bfloat16_last_compiled=0.001, float32_last_compiled=5.0)
-    assert chosen(Machine(seconds, monkeypatch).choose(precision="float32")) == ("float32", True, False)
-    assert chosen(Machine(seconds, monkeypatch).choose(compile="off")) == ("bfloat16", True, False)
-    assert chosen(Machine(seconds, monkeypatch).choose(precision="float32", compile="on")) == ("float32", True, True)
+    assert settings(Machine(seconds, monkeypatch).choose(precision="float32")) == ("float32", True, False)
+    assert settings(Machine(seconds, monkeypatch).choose(compile="off")) == ("bfloat16", True, False)
+    assert settings(Machine(seconds, monkeypatch).choose(precision="float32", compile="on")) == ("float32", True, True)
     slow = Machine(table(bfloat16=8.0, bfloat16_last=7.0), monkeypatch)
-    assert chosen(slow.choose(precision="bfloat16", compile="off")) == ("bfloat16", True, False)
+    assert settings(slow.choose(precision="bfloat16", compile="off")) == ("bfloat16", True, False)
     assert {precision for precision, _, _ in slow.steps} == {"bfloat16"}
 
 
-def test_slow_candidates_are_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_very_slow_candidates_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(table(bfloat16=50.0, bfloat16_last=40.0), monkeypatch)
     machine.choose(compile="off")
     assert machine.steps["float32", True, False] == 6
-    assert machine.steps["bfloat16", True, False] == 2, "one warm-up step and one measured step"
+    assert machine.steps["bfloat16", True, False] == 2, "one step to warm up, one to measure"
     assert machine.now < 200
 
 
-def test_load_of_other_programs_does_not_change_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measurement_is_robust_to_other_load(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
 
-    def takes(*seconds: float) -> Callable[[], None]:
+    def steps_taking(*seconds: float) -> Callable[[], None]:
         times = iter(seconds)
 
         def step() -> None:
@@ -132,15 +132,15 @@ def test_load_of_other_programs_does_not_change_the_measurement(monkeypatch: pyt
 
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now))
     steady, noisy = Compute(), Compute(channels_last=True)
-    # Neither the warm-up nor another program's load in two of five rounds has an influence.
-    steps = {steady: takes(0.2, 0.2, 0.2, 0.2, 0.2, 0.2), noisy: takes(5.0, 0.1, 3.0, 0.11, 2.0, 0.1)}
+    # The warm-up is not counted. Two of five rounds are slowed down by other processes.
+    steps = {steady: steps_taking(0.2, 0.2, 0.2, 0.2, 0.2, 0.2), noisy: steps_taking(5.0, 0.1, 3.0, 0.11, 2.0, 0.1)}
     assert module._measure(steps) == {steady: pytest.approx(0.2), noisy: pytest.approx(0.1)}
 
 
-def test_missing_compiler_is_reported_and_eager_mode_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_the_reason_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(table(bfloat16_last_compiled=0.001), monkeypatch, compiler=False)
     compute = machine.choose()
-    assert chosen(compute) == ("bfloat16", True, False)
+    assert settings(compute) == ("bfloat16", True, False)
     assert compute.reason.endswith("not compiled because there is no C++ compiler")
     with pytest.raises(UserError, match=r"--compile on needs a C\+\+ compiler and there is no C\+\+ compiler; install"):
         machine.choose(compile="on")
@@ -153,51 +153,51 @@ def test_missing_compiler_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     assert module._compiler_missing(torch.device("cpu")) == ""
 
 
-@pytest.mark.parametrize("error", [RuntimeError("InductorError: g++ died\nin a long story"), NotImplementedError()])
-def test_eager_mode_is_used_if_the_compiler_fails(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [RuntimeError("InductorError: g++ died\nfurther lines"), NotImplementedError()])
+def test_failing_compiler_is_not_used(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(table(), monkeypatch)
-    works = machine.train_step
+    original = machine.train_step
 
     def train_step(candidate: Compute) -> Callable[[], object]:
         def fail() -> None:
             raise error
 
-        return fail if candidate.compile else works(candidate)
+        return fail if candidate.compile else original(candidate)
 
     monkeypatch.setattr(machine, "train_step", train_step)
     compute = machine.choose()
-    assert chosen(compute) == ("bfloat16", True, False)
-    error_text = "InductorError: g++ died" if str(error) else "NotImplementedError"
-    assert compute.reason.endswith(f"not compiled because the compiler failed: {error_text}")
-    with pytest.raises(UserError, match=rf"^--compile on failed \({re.escape(error_text)}\); pass --compile off\.$"):
+    assert settings(compute) == ("bfloat16", True, False)
+    reported = "InductorError: g++ died" if str(error) else "NotImplementedError"
+    assert compute.reason.endswith(f"not compiled because the compiler failed: {reported}")
+    with pytest.raises(UserError, match=rf"^--compile on failed \({re.escape(reported)}\); pass --compile off\.$"):
         machine.choose(compile="on")
 
 
-def test_nothing_is_measured_without_a_training_step() -> None:
+def test_without_train_step_nothing_is_measured() -> None:
     options: dict[str, Any] = {"device": "cpu", "threads": 1, "train_step": None}
-    assert chosen(Compute.choose(precision="auto", compile="auto", **options)) == ("float32", False, False)
-    assert chosen(Compute.choose(precision="bfloat16", compile="off", **options)) == ("bfloat16", False, False)
+    assert settings(Compute.choose(precision="auto", compile="auto", **options)) == ("float32", False, False)
+    assert settings(Compute.choose(precision="bfloat16", compile="off", **options)) == ("bfloat16", False, False)
 
 
-def test_configured_compilation_stays_on_without_a_training_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requested_compilation_is_kept_without_train_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_compiler_missing", lambda device: "")
     compute = Compute.choose(device="cpu", precision="float32", compile="on", threads=1, train_step=None)
     assert compute.compile
 
 
-def test_threads_are_divided_among_the_processes_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_are_divided_among_local_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     options: dict[str, Any] = {"device": "cpu", "precision": "float32", "compile": "off", "train_step": None}
     assert Compute.choose(threads=0, **options).threads == 8
     assert Compute.choose(threads=0, local_world_size=3, **options).threads == 2
     assert Compute.choose(threads=0, local_world_size=20, **options).threads == 1
     assert Compute.choose(threads=5, **options).threads == 5
-    assert torch.get_num_threads() == 5, "the number of threads is set before the measurement"
+    assert torch.get_num_threads() == 5, "the number of threads is set while candidates are measured"
     Compute(threads=2).apply()
     assert torch.get_num_threads() == 2
 
 
-def test_devices_by_name() -> None:
+def test_device_names() -> None:
     assert module.find_device("cpu") == "cpu"
     assert module.find_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
     for name in ("gpu", "tpu0", "meta", ""):
@@ -206,21 +206,21 @@ def test_devices_by_name() -> None:
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:1", "mps"])
-def test_an_unavailable_device_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unavailable_device_is_an_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(UserError, match=f"^--device {name} is not available on this machine.* use --device cpu"):
         Compute.choose(device=name, precision="auto", compile="off", threads=1, train_step=None)
 
 
-def test_compute_is_restored_from_config_json() -> None:
+def test_round_trip_through_config_json() -> None:
     compute = Compute(precision="bfloat16", channels_last=True, compile=True, threads=3, reason="fast, 3 ms")
     assert Compute(**json.loads(json.dumps(compute.to_dict()))) == compute
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_images_are_converted_to_precision_and_layout(precision: str, channels_last: bool) -> None:
+def test_images_are_scaled_to_0_1(precision: str, channels_last: bool) -> None:
     compute = Compute(precision=precision, channels_last=channels_last)
     pixels = torch.randint(256, (3, 4, 6, 5), dtype=torch.uint8)
     pixels[0, 0, 0, :2] = torch.tensor([0, 255], dtype=torch.uint8)
@@ -233,7 +233,7 @@ def test_images_are_converted_to_precision_and_layout(precision: str, channels_l
     assert x[0, 0, 0, :2].tolist() == [0, 1]
 
 
-def test_module_is_converted_to_the_layout() -> None:
+def test_module_has_the_memory_format() -> None:
     layouts = []
     for channels_last in (True, False):
         conv = Compute(channels_last=channels_last).module(nn.Conv2d(4, 8, 3))
@@ -243,7 +243,7 @@ def test_module_is_converted_to_the_layout() -> None:
     assert layouts == [True, False]
 
 
-def test_a_working_copy_shares_all_tensors_that_are_not_16_bit() -> None:
+def test_working_copy_shares_batch_norm() -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 2))
     working_copy = Compute(precision="bfloat16", compile=True).working_copy(net)
     for i in (0, 3):
@@ -257,38 +257,38 @@ def test_a_working_copy_shares_all_tensors_that_are_not_16_bit() -> None:
         assert compute.working_copy(net) is net
 
 
-def test_autocast_activations_are_in_the_selected_precision_and_parameters_in_float32() -> None:
+def test_autocast_keeps_parameters_in_float32() -> None:
     net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 2))
     x = torch.rand(2, 2, 6, 6)
     with Compute(precision="float32").autocast():
         exact = net(x)
     with Compute(precision="bfloat16").autocast():
-        close = net(x)
+        rounded = net(x)
     assert exact.dtype == torch.float32
-    assert close.dtype == torch.bfloat16
+    assert rounded.dtype == torch.bfloat16
     # bfloat16 has 8 bits of mantissa: close, but not equal.
-    torch.testing.assert_close(close.float(), exact, rtol=0.03, atol=0.02)
-    assert not torch.equal(close.float(), exact)
+    torch.testing.assert_close(rounded.float(), exact, rtol=0.03, atol=0.02)
+    assert not torch.equal(rounded.float(), exact)
     assert all(p.dtype == torch.float32 for p in net.parameters())
 
 
-def test_functions_are_returned_unchanged_without_compilation() -> None:
+def test_function_is_unchanged_without_compilation() -> None:
     def double(x: torch.Tensor) -> torch.Tensor:
         return 2 * x
 
     assert Compute().function(double) is double
 
 
-def test_graph_is_the_function_itself_without_cuda() -> None:
-    ran = []
-    function = Compute().graph(lambda: ran.append(1))
-    assert ran == []
+def test_graph_on_the_cpu_is_the_function_itself() -> None:
+    calls = []
+    function = Compute().graph(lambda: calls.append(1))
+    assert calls == []
     function()
-    assert ran == [1]
+    assert calls == [1]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_graph_replays_the_function_on_cuda() -> None:
+def test_cuda_graph_replays_the_function() -> None:
     total = torch.zeros(3, device="cuda")
     generator = torch.Generator("cuda").manual_seed(1)
 
@@ -297,16 +297,16 @@ def test_graph_replays_the_function_on_cuda() -> None:
 
     replay = Compute(device="cuda").graph(work, (generator,))
     total.zero_()
-    seen = set()
+    totals = set()
     for _ in range(3):
         replay()
-        seen.add(tuple(total.tolist()))
-    assert len(seen) == 3, "each replay samples new random numbers"
+        totals.add(tuple(total.tolist()))
+    assert len(totals) == 3, "each replay draws new random numbers"
 
 
-def test_denormal_numbers_are_flushed_to_zero_in_every_thread() -> None:
-    # In a separate process, because threads inherit the setting at their start.
+def test_denormals_are_flushed_in_all_threads() -> None:
+    # In a new process, because threads inherit the setting when they start.
     code = "import torch; from zerokara.core.compute import Compute; Compute(device='cpu', threads=4).apply(); "
-    # Compared as bits, because a comparison with 0.0 flushes, too.
+    # Compare the bits, because a comparison with 0.0 flushes denormals too.
     code += "print(int(torch.full((1 << 20,), 1e-38).mul_(0.5).view(torch.int32).ne(0).sum()))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "0\n"

@@ -1,4 +1,4 @@
-"""Tests of configs: types, ranges, config.json, configs of older versions, and exit codes."""
+"""Configs: types, ranges, round trip through JSON, configs of older versions; errors and exit status of programs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from zerokara.core.config import Range, UserError, from_dict, run_main, to_dict,
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Config class of these tests, in its second version."""
+    """Config of the tests: the second version of a config class."""
 
     RENAMED: ClassVar = {
         "sticky": "repeat_action_probability",
@@ -55,7 +55,7 @@ class Config:
     num_columns: int = 1
     """Columns."""
     clip: bool = True
-    """Clip rewards. Versions before this field did not."""
+    """Clip rewards. Configs saved before this field was added did not."""
 
 
 # Config saved by version 1: no version number, old names and values, a removed field, and no `clip`.
@@ -89,25 +89,25 @@ VERSION_1: dict[str, Any] = {
         ("learning_rate", "0.1"),
     ],
 )
-def test_validate_refuses_wrong_types(field: str, value: Any) -> None:
+def test_validate_rejects_wrong_types(field: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"--{field.replace('_', '-')} cannot be"):
         validate(dataclasses.replace(Config(), **{field: value}))
 
 
-def test_range_contains_its_closed_ends() -> None:
+def test_limits_of_a_range() -> None:
     assert [number in Range(0, 1) for number in (-0.1, 0, 1, 1.1)] == [False, True, True, False]
     assert [number in Range(0, low_open=True) for number in (0, 1e-9)] == [False, True]
     assert [number in Range() for number in (0.0, math.nan, math.inf)] == [True, False, False]
     assert str(Range(0, 1, low_open=True)) == "above 0 and at most 1"
 
 
-def test_config_is_restored_from_json() -> None:
+def test_json_round_trip() -> None:
     config = Config(num_envs=3, hidden=(4, 5), distortions=("color",), name="x")
     assert from_dict(Config, json.loads(json.dumps(to_saved(config))), "config.json") == config
     assert to_saved(config) == {"config_version": 2, **to_dict(config)}
 
 
-def test_config_of_an_older_version_is_translated(capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_of_an_older_version(capsys: pytest.CaptureFixture[str]) -> None:
     config = from_dict(Config, VERSION_1, "runs/x/config.json")
     assert config == Config(
         num_envs=3,
@@ -126,12 +126,12 @@ def test_config_of_an_older_version_is_translated(capsys: pytest.CaptureFixture[
     assert "runs/x/config.json: the setting 'momentum' no longer exists (Adam has none)" in err
 
 
-def test_translation_of_an_old_name_can_depend_on_other_settings() -> None:
+def test_new_name_can_depend_on_other_fields() -> None:
     rows = from_dict(Config, {**VERSION_1, "shape": "lines"}, "runs/y/config.json")
     assert (rows.shape, rows.num_rows, rows.num_columns) == ("rows", 7, 1)
 
 
-def test_unknown_settings_and_newer_versions_are_refused() -> None:
+def test_invalid_saved_configs_are_errors() -> None:
     with pytest.raises(UserError, match=r"runs/x/config.json has a setting 'doubel' .*did you mean double\?"):
         from_dict(Config, {**to_saved(Config()), "doubel": 1}, "runs/x/config.json")
     with pytest.raises(UserError, match=r"written by a newer version .*version 3.*up to 2"):
@@ -140,7 +140,7 @@ def test_unknown_settings_and_newer_versions_are_refused() -> None:
         from_dict(Config, {**to_saved(Config()), "device": "tpu"}, "runs/x/config.json")
 
 
-def raising(error: BaseException) -> Callable[[], None]:
+def main_raising(error: BaseException) -> Callable[[], None]:
     def main() -> NoReturn:
         raise error
 
@@ -155,25 +155,23 @@ def raising(error: BaseException) -> Callable[[], None]:
         (OSError(errno.ENOSPC, "No space left on device", "a.bin"), 2, "error: The disk is full for a.bin: "),
     ],
 )
-def test_run_main_prints_errors_and_sets_exit_codes(
-    error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as exit_info:
-        run_main(raising(error))
-    assert exit_info.value.code == code
+def test_message_and_exit_code(error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        run_main(main_raising(error))
+    assert exit_.value.code == code
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith(line)
     assert err.count("\n") == 1
 
 
-def test_run_main_does_not_catch_bugs() -> None:
+def test_other_exceptions_are_not_caught() -> None:
     with pytest.raises(PermissionError):
-        run_main(raising(PermissionError(errno.EACCES, "no")))
+        run_main(main_raising(PermissionError(errno.EACCES, "no")))
     run_main(lambda: None)
 
 
-def test_closed_pipe_gives_no_traceback() -> None:
+def test_closed_pipe_ends_without_traceback() -> None:
     code = "from zerokara.core.config import run_main\nrun_main(lambda: [print('x' * 1000) for _ in range(1000)])"
     root = Path(__file__).parents[2]
     with subprocess.Popen(
@@ -186,7 +184,7 @@ def test_closed_pipe_gives_no_traceback() -> None:
     assert process.returncode == 141
 
 
-def test_importing_config_loads_neither_torch_nor_numpy() -> None:
+def test_config_does_not_import_torch_or_numpy() -> None:
     code = "import sys, zerokara.core.config, zerokara.core.command_line; "
     code += "print(sorted({'torch', 'numpy'} & set(sys.modules)))"
     root = Path(__file__).parents[2]

@@ -1,4 +1,4 @@
-"""Tests of World: two Gloo processes on this machine, and a single process."""
+"""World: two Gloo processes on this machine as started by torchrun, and a single process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zerokara.core.distributed import World
 ROOT = Path(__file__).parents[2]
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
-WORKER = """
+PROGRAM = """
 import torch
 from pathlib import Path
 from torch import nn
@@ -33,15 +33,15 @@ network[1].running_mean += rank
 before = network[0].weight.detach().clone()
 world.broadcast(network)
 torch.manual_seed(0)
-fresh = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-for ours, main in zip(network.state_dict().values(), fresh.state_dict().values(), strict=True):
-    assert torch.equal(ours, main)
+same_seed = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+for tensor, expected in zip(network.state_dict().values(), same_seed.state_dict().values(), strict=True):
+    assert torch.equal(tensor, expected)
 assert torch.equal(before, network[0].weight) == (rank == 0)
 assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
 
 for index, parameter in enumerate(network.parameters()):
     if index == 1:
-        continue  # like a frozen parameter, without gradient
+        continue  # as a frozen parameter: no gradient
     values = torch.arange(parameter.numel(), dtype=torch.float32).view(parameter.shape)
     grad = (values + index) * (1 if rank == 0 else 3)
     parameter.grad = grad.to(memory_format=torch.channels_last) if grad.ndim == 4 else grad
@@ -53,9 +53,9 @@ for index, parameter in enumerate(network.parameters()):
     values = torch.arange(parameter.numel(), dtype=torch.float32).view(parameter.shape)
     assert torch.equal(parameter.grad, (values + index) * 2)  # the mean of 1x and 3x
 
-mine = torch.tensor([1.0, 10.0]) * (rank + 1)
-assert world.mean(mine).tolist() == [1.5, 15.0]
-assert mine.tolist() == [1.0 + rank, 10.0 * (rank + 1)]  # not modified
+value = torch.tensor([1.0, 10.0]) * (rank + 1)
+assert world.mean(value).tolist() == [1.5, 15.0]
+assert value.tolist() == [1.0 + rank, 10.0 * (rank + 1)]  # unchanged
 assert world.any(rank == 1) is True
 assert world.any(False) is False
 
@@ -79,12 +79,12 @@ world.close()
 
 
 def test_two_processes(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    members = [
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER],
+            [sys.executable, "-c", PROGRAM],
             cwd=tmp_path,
             env={
                 **os.environ,
@@ -98,9 +98,9 @@ def test_two_processes(tmp_path: Path) -> None:
         )
         for rank in range(2)
     ]
-    (out_0, err_0), (out_1, err_1) = (member.communicate(timeout=120) for member in members)
-    assert [member.returncode for member in members] == [0, 0], err_0 + err_1
-    # Only the main process writes files and prints. Warnings of the others are dropped, too.
+    (out_0, err_0), (out_1, err_1) = (process.communicate(timeout=120) for process in processes)
+    assert [process.returncode for process in processes] == [0, 0], err_0 + err_1
+    # Only the main process writes files and prints.
     assert out_0.splitlines() == ["step 1/2  eta -  rank 0", "print 0", "done 0"]
     assert out_1 == ""
     assert "warning: warn 0" in err_0
@@ -108,7 +108,7 @@ def test_two_processes(tmp_path: Path) -> None:
     assert (tmp_path / "runs/both/metrics.jsonl").read_text(encoding="utf-8") == '{"step": 1, "train/loss": 1.0}\n'
 
 
-def test_operations_do_nothing_in_a_single_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_single_process_needs_no_communication(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     world = World.from_env()
@@ -132,7 +132,7 @@ def test_operations_do_nothing_in_a_single_process(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     "variables", [{"RANK": "0"}, {"WORLD_SIZE": "2"}, {"RANK": "x", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}]
 )
-def test_incomplete_torchrun_variables_are_refused(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_incomplete_torchrun_variables_are_an_error(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
@@ -141,9 +141,9 @@ def test_incomplete_torchrun_variables_are_refused(variables: dict[str, str], mo
         World.from_env("cpu")
 
 
-def test_torchrun_is_refused_by_single_process_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    for alone in ("", "1"):
-        monkeypatch.setenv("WORLD_SIZE", alone)
+def test_require_single_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for size in ("", "1"):
+        monkeypatch.setenv("WORLD_SIZE", size)
         World.require_single_process("python -m vision.depth")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"torchrun started several: start it with python -m vision\.depth\."):

@@ -1,4 +1,4 @@
-"""Tests of divergence detection: means of metrics, non-finite weights, and the message."""
+"""Means of training metrics by hand, and detection of divergence."""
 
 from __future__ import annotations
 
@@ -11,36 +11,34 @@ from torch import Tensor, nn
 from zerokara.core.divergence import divergence_error, is_finite, read_means
 
 
-def test_means_cover_the_updates_since_the_last_reading() -> None:
+def test_means_cover_the_updates_since_the_last_read() -> None:
     sums = torch.tensor([6.0, -3.0, 4.0])  # sums of two metrics, and four updates
     means = read_means(sums, ("train/loss", "train/q"))
     assert list(means) == ["train/loss", "train/q"]
     assert [float(mean) for mean in means.values()] == [1.5, -0.75]
-    assert sums.tolist() == [0, 0, 0], "the tensor is reset in place, because a captured CUDA graph adds to it"
+    assert sums.tolist() == [0, 0, 0], "reset in place, because a captured CUDA graph adds to this tensor"
     sums += torch.tensor([1.0, 1.0, 1.0])
-    assert means["train/loss"].item() == 1.5, "means must not be views of the sums"
+    assert means["train/loss"].item() == 1.5, "the means are not views of the sums"
     sums.zero_()
-    assert [value.item() for value in read_means(sums, ("a", "b")).values()] == [0, 0], (
-        "0, not NaN, before the first update"
-    )
+    assert [value.item() for value in read_means(sums, ("a", "b")).values()] == [0, 0], "no NaN before the first update"
 
 
-def test_number_of_names_must_match_the_metrics() -> None:
+def test_number_of_names_must_match() -> None:
     with pytest.raises(ValueError, match="zip"):
         read_means(torch.zeros(4), ("train/loss", "train/q"))
 
 
-@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
-def test_one_non_finite_weight_is_detected(wrong: float) -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_one_non_finite_weight_is_detected(value: float) -> None:
     one, other = nn.Linear(2, 3), nn.Linear(3, 1)
     assert is_finite(one, other)
     bias: Tensor = other.bias.data
-    bias[0] = wrong
+    bias[0] = value
     assert is_finite(one)
     assert not is_finite(one, other)
 
 
-def test_divergence_message() -> None:
-    sentence = str(divergence_error("update 1,234", Path("runs/mine")))
-    assert sentence.startswith("Training diverged at update 1,234: the weights contain NaN or Inf")
-    assert "the last good checkpoint is in runs/mine; start a new run with a lower --learning-rate." in sentence
+def test_error_message() -> None:
+    message = str(divergence_error("update 1,234", Path("runs/a")))
+    assert message.startswith("Training diverged at update 1,234: the weights contain NaN or Inf")
+    assert "the last good checkpoint is in runs/a; start a new run with a lower --learning-rate." in message

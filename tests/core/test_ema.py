@@ -1,4 +1,4 @@
-"""Tests of averaged weights: hand-computed values, ramp, BatchNorm statistics, and saved states."""
+"""Exponential moving average of weights: values by hand, warm-up of the half-life, BatchNorm statistics, state."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from zerokara.core.ema import Ema
 
 
-class Number(nn.Module):
-    """Module with one weight and a counter buffer."""
+class Scalar(nn.Module):
+    """Module with one parameter and an integer buffer."""
 
     count: Tensor
 
@@ -22,44 +22,44 @@ class Number(nn.Module):
         self.register_buffer("count", torch.tensor(0))
 
 
-def test_average_against_hand_computed_values() -> None:
-    number = Number(100.0)
-    ema = Ema(number, half_life_steps=1)
-    ema.steps = 1000  # after the ramp
-    number.value.data.fill_(0.0)
-    number.count.fill_(7)
-    ema.update(number)
+def test_updates_by_hand() -> None:
+    module = Scalar(100.0)
+    ema = Ema(module, half_life_steps=1)
+    ema.steps = 1000  # the warm-up of the half-life is over
+    module.value.data.fill_(0.0)
+    module.count.fill_(7)
+    ema.update(module)
     assert ema.module.value.item() == pytest.approx(50.0)
-    number.value.data.fill_(10.0)
-    ema.update(number)
+    module.value.data.fill_(10.0)
+    ema.update(module)
     assert ema.module.value.item() == pytest.approx(30.0)
-    assert ema.module.count.item() == 7, "the counter is copied, not averaged"
-    assert number.value.item() == 10.0
+    assert ema.module.count.item() == 7, "integer buffers are copied"
+    assert module.value.item() == 10.0
 
 
-def test_old_weights_have_half_their_share_after_a_half_life() -> None:
-    number = Number(1.0)
-    ema = Ema(number, half_life_steps=40)
+def test_half_life() -> None:
+    module = Scalar(1.0)
+    ema = Ema(module, half_life_steps=40)
     ema.steps = 100_000
-    number.value.data.fill_(0.0)
+    module.value.data.fill_(0.0)
     for _ in range(40):
-        ema.update(number)
+        ema.update(module)
     assert ema.module.value.item() == pytest.approx(0.5, rel=1e-4)
 
 
-def test_initial_weights_have_no_influence_after_the_ramp() -> None:
-    number = Number(1000.0)
-    ema = Ema(number, half_life_steps=1e6)
+def test_initial_weights_have_little_influence() -> None:
+    module = Scalar(1000.0)
+    ema = Ema(module, half_life_steps=1e6)
     for step in range(1, 201):
-        number.value.data.fill_(float(step))
-        ema.update(number)
+        module.value.data.fill_(float(step))
+        ema.update(module)
         if step == 1:
             assert ema.module.value.item() == pytest.approx(1.0, abs=2e-3)
-    # The half-life is 10 steps: the mean age is 10 / ln 2 = 14 steps, and less during the ramp.
+    # The half-life is now 10 steps, so the mean age is at most 10 / ln 2 = 14 steps.
     assert 180 < ema.module.value.item() < 190
 
 
-def test_the_average_is_a_separate_module_in_evaluation_mode() -> None:
+def test_average_is_a_separate_module_in_evaluation_mode() -> None:
     module = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))
     ema = Ema(module, half_life_steps=5)
     assert module.training
@@ -70,7 +70,7 @@ def test_the_average_is_a_separate_module_in_evaluation_mode() -> None:
         Ema(module, half_life_steps=0)
 
 
-def test_running_statistics_are_averaged() -> None:
+def test_batch_norm_statistics_are_averaged() -> None:
     module = nn.BatchNorm1d(2)
     ema = Ema(module, half_life_steps=1)
     ema.steps = 1000
@@ -81,7 +81,7 @@ def test_running_statistics_are_averaged() -> None:
     torch.testing.assert_close(ema.module.running_var, torch.full((2,), 2.0))
 
 
-def test_recalibration_uses_the_statistics_of_all_batches_together() -> None:
+def test_recalibration_uses_the_statistics_of_all_batches() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Dropout(0.5))
     ema = Ema(module, half_life_steps=5)
@@ -96,15 +96,13 @@ def test_recalibration_uses_the_statistics_of_all_batches_together() -> None:
     assert not any(layer.training for layer in ema.module.modules())
     before = norm.running_mean.clone()
     ema.module(batches[0])
-    assert torch.equal(norm.running_mean, before), "statistics are not updated in evaluation mode"
+    assert torch.equal(norm.running_mean, before), "statistics are updated only by recalibrate"
     x = torch.randn(2, 2, 5, 5)
-    (
-        torch.testing.assert_close(ema.module(x)[:1], ema.module(x[:1])),
-        "the output of an image does not depend on the other images",
-    )
+    # In evaluation mode, an output does not depend on the other images of the batch.
+    torch.testing.assert_close(ema.module(x)[:1], ema.module(x[:1]))
 
 
-def test_recalibration_of_deeper_layers_gives_unit_variance() -> None:
+def test_recalibration_of_several_layers() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 5), nn.BatchNorm1d(5))
     ema = Ema(module, half_life_steps=5)
@@ -115,15 +113,15 @@ def test_recalibration_of_deeper_layers_gives_unit_variance() -> None:
     torch.testing.assert_close(out.std(0), torch.ones(5), atol=5e-3, rtol=0)
 
 
-def test_restart_and_saved_state() -> None:
+def test_restart_and_round_trip() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
 
-    def step(averages: list[Ema[nn.Sequential]]) -> None:
+    def step(emas: list[Ema[nn.Sequential]]) -> None:
         for p in module.parameters():
             p.data += torch.randn_like(p)
-        for each in averages:
-            each.update(module)
+        for ema in emas:
+            ema.update(module)
 
     ema = Ema(module, half_life_steps=30)
     for _ in range(10):

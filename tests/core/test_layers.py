@@ -108,8 +108,8 @@ def test_packed_network_has_equal_outputs_with_one_bit_per_weight() -> None:
     unpack(other, packed)
     x = torch.randn(4, 1, 8, 8)
     assert torch.equal(other(x), network(x))
-    alone = BinaryLinear(9, 3)
-    assert pack(alone)["weight"].dtype is torch.uint8
+    single_layer = BinaryLinear(9, 3)
+    assert pack(single_layer)["weight"].dtype is torch.uint8
 
 
 def noisy(sigma: float = 0.5) -> NoisyLinear:
@@ -126,7 +126,7 @@ def test_noisy_linear_by_hand() -> None:
         layer.bias_sigma.fill_(0.1)
     layer.noise_I.copy_(torch.tensor([2.0, -1.0]))
     layer.noise_O.fill_(3.0)
-    # The noisy weights are 1 + .5 * 3 * 2 and 2 + .25 * 3 * -1, the bias 3 + .1 * 3.
+    # The noisy weights are 1 + 0.5 * 3 * 2 and 2 + 0.25 * 3 * -1, the bias is 3 + 0.1 * 3.
     assert layer(torch.tensor([[10.0, 1.0]])).item() == pytest.approx(40 + 1.25 + 3.3)
     assert layer.eval()(torch.tensor([[10.0, 1.0]])).item() == pytest.approx(15.0)
 
@@ -138,15 +138,14 @@ def test_noisy_linear_initialization_of_the_paper() -> None:
     assert torch.equal(layer.weight_sigma, torch.full((32, 64), 0.5 / 8))
     assert torch.equal(layer.bias_sigma, torch.full((32,), 0.5 / 8))
     x = torch.randn(2, 64)
-    torch.testing.assert_close(
-        layer(x), F.linear(x, layer.weight, layer.bias)
-    )  # no noise before the first resample_noise
+    # No noise before the first call of resample_noise.
+    torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
 
 
 def test_noise_is_factorized_and_resampled_in_place() -> None:
     layer = NoisyLinear(4000, 3000)
     resample_noise(layer, torch.Generator().manual_seed(1))
-    # f(e) = sign(e) sqrt|e|: its square is |e|, whose mean is sqrt(2 / pi) for a normal e
+    # f(e) = sign(e) sqrt(|e|): its square is |e|, with mean sqrt(2 / pi) for a normal e.
     assert layer.noise_I.square().mean().item() == pytest.approx((2 / np.pi) ** 0.5, rel=0.05)
     assert abs(layer.noise_O.mean().item()) < 0.05
     noise, address = layer.noise_I.clone(), layer.noise_I.data_ptr()

@@ -1,4 +1,4 @@
-"""Tests of videos written frame by frame."""
+"""MP4 videos from an iterator of frames."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def grayscale(values: list[int], height: int = 33, width: int = 48) -> Iterator[
         yield np.full((height, width, 3), value, np.uint8)
 
 
-def test_video_from_an_iterator_equals_the_video_of_the_array(tmp_path: Path) -> None:
+def test_iterator_and_array_give_the_same_file(tmp_path: Path) -> None:
     values = [0, 60, 120, 180, 240]
     write_mp4(tmp_path / "stream.mp4", grayscale(values), fps=15)
     write_mp4(tmp_path / "array.mp4", np.stack(list(grayscale(values))), fps=15)
@@ -28,7 +28,7 @@ def test_video_from_an_iterator_equals_the_video_of_the_array(tmp_path: Path) ->
     assert [round(float(frame.mean())) for frame in frames] == pytest.approx(values, abs=3)
 
 
-def test_frames_of_different_sizes_or_no_frames_leave_no_file(tmp_path: Path) -> None:
+def test_no_file_after_invalid_frames(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="of one size"):
         write_mp4(tmp_path / "a.mp4", [*grayscale([1]), *grayscale([1], width=50)], fps=15)
     with pytest.raises(ValueError, match="got none"):

@@ -1,4 +1,4 @@
-"""Tests of the speed measurement: it respects the config and does not change the random numbers of the run."""
+"""Probe of the hardware: the options come from the config, and the random state of the run is not changed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zerokara.core.probe import probe
 
 @dataclass(frozen=True)
 class Config:
-    """Hardware settings of every config."""
+    """Hardware fields of all configs."""
 
     device: str = "cpu"
     precision: Precision = "bfloat16"
@@ -24,11 +24,11 @@ class Config:
 
 
 @pytest.mark.parametrize("compile", ["auto", "off"])
-def test_settings_of_the_config_are_passed_on(compile: Switch, monkeypatch: pytest.MonkeyPatch) -> None:
-    options_used: dict[str, Any] = {}
+def test_options_come_from_the_config(compile: Switch, monkeypatch: pytest.MonkeyPatch) -> None:
+    received: dict[str, Any] = {}
 
     def choose(**options: Any) -> Compute:
-        options_used.update(options)
+        received.update(options)
         return Compute(threads=2)
 
     monkeypatch.setattr(Compute, "choose", choose)
@@ -37,7 +37,7 @@ def test_settings_of_the_config_are_passed_on(compile: Switch, monkeypatch: pyte
         return lambda: candidate
 
     assert probe(Config(), World(size=2), train_step, compile=compile) == Compute(threads=2)
-    assert options_used == {
+    assert received == {
         "device": "cpu",
         "precision": "bfloat16",
         "compile": compile,
@@ -47,11 +47,11 @@ def test_settings_of_the_config_are_passed_on(compile: Switch, monkeypatch: pyte
     }
 
 
-def test_random_numbers_are_unchanged() -> None:
-    drawn: list[torch.Tensor] = []
+def test_random_state_is_not_changed() -> None:
+    samples: list[torch.Tensor] = []
 
     def train_step(candidate: Compute) -> Callable[[], object]:
-        return lambda: drawn.append(torch.rand(5))
+        return lambda: samples.append(torch.rand(5))
 
     threads = torch.get_num_threads()
     torch.manual_seed(4)
@@ -59,5 +59,5 @@ def test_random_numbers_are_unchanged() -> None:
     after = torch.rand(3)
     torch.manual_seed(4)
     assert torch.equal(after, torch.rand(3))
-    assert len(drawn) > 1
+    assert len(samples) > 1
     assert compute.precision == "float32"

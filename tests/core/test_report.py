@@ -1,4 +1,4 @@
-"""Tests of JSON files, plots and tables: atomic writes, file permissions, and width."""
+"""JSON files, plots and tables: content, atomic writing, and layout."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from rich.console import Console
 from zerokara.core.report import figure_pixels, new_figure, tables_within, write_figure, write_json
 
 
-def test_numbers_are_loaded_exactly(tmp_path: Path) -> None:
+def test_json_round_trip(tmp_path: Path) -> None:
     path = write_json(tmp_path / "a.json", {"error": 0.25, "names": ["ö"]})
     assert json.loads(path.read_text(encoding="utf-8")) == {"error": 0.25, "names": ["ö"]}
     assert path.read_text().endswith("}\n")
 
 
-def test_nan_is_refused_and_the_old_file_is_unchanged(tmp_path: Path) -> None:
+def test_nan_is_rejected_and_the_old_file_is_kept(tmp_path: Path) -> None:
     path = write_json(tmp_path / "a.json", {"error": 0.25})
     with pytest.raises(ValueError, match="JSON"):
         write_json(path, {"error": float("nan")})
@@ -28,14 +28,14 @@ def test_nan_is_refused_and_the_old_file_is_unchanged(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_a_plot_is_written_and_not_blank(tmp_path: Path) -> None:
+def test_size_and_pixels_of_a_plot(tmp_path: Path) -> None:
     figure, all_axes = new_figure(columns=3, rows=2, width=2, height=1)
     assert len(all_axes) == 6
     all_axes[4].set_facecolor("red")
     path = write_figure(tmp_path / "a.png", figure, dpi=50)
-    with Image.open(path) as picture:
-        assert picture.size == (300, 100)
-        written = np.asarray(picture.convert("RGB"))
+    with Image.open(path) as image:
+        assert image.size == (300, 100)
+        written = np.asarray(image.convert("RGB"))
     assert tuple(written[75, 150]) == (255, 0, 0)
     assert tuple(written[25, 150]) == (255, 255, 255)
     pixels = figure_pixels(figure)
@@ -45,8 +45,8 @@ def test_a_plot_is_written_and_not_blank(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [30, 80, 200])
-def test_a_wide_table_is_split_to_fit_the_width(width: int) -> None:
-    """Every cell is printed completely, in several tables with the same first column."""
+def test_wide_table_is_split_to_fit_the_width(width: int) -> None:
+    """Each cell is printed completely, in several tables that repeat the first column."""
     columns = ["run", *(f"column-{index:02}" for index in range(12))]
     rows = [[f"run-{row}", *(f"cell-{row}-{index}" for index in range(12))] for row in range(3)]
     console = Console(file=io.StringIO(), width=width)

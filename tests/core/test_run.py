@@ -1,4 +1,4 @@
-"""Tests of Run: exclusive access to its folder, files, truncation of metrics when resuming, and tolerated errors."""
+"""Run and its folder: locking, config.json, metrics, media, resuming, write errors and signals."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Config of the test runs."""
+    """Config of the tests."""
 
     preset: str = "fast"
     learning_rate: float = 1e-4
@@ -49,10 +49,10 @@ def events(run: Run) -> EventAccumulator:
     return accumulator
 
 
-# ---- the folder
+# Folder.
 
 
-def test_config_json_contains_settings_and_versions(tmp_path: Path) -> None:
+def test_content_of_config_json(tmp_path: Path) -> None:
     new(tmp_path, extra={"precision": "bfloat16"}).close()
     content = Run.read_config(tmp_path / "a", "dqn")
     assert content["kind"] == "dqn"
@@ -75,15 +75,15 @@ def test_config_json_contains_settings_and_versions(tmp_path: Path) -> None:
     assert content["created"].endswith("+00:00")
 
 
-def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
+def test_existing_folders_are_not_overwritten(tmp_path: Path) -> None:
     new(tmp_path).close()
     with pytest.raises(UserError, match=r"a already holds a run: resume it with --resume, or choose another --name"):
         new(tmp_path)
-    (tmp_path / "foreign").mkdir()
-    (tmp_path / "foreign" / "thesis.txt").write_text("years", encoding="utf-8")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file.txt").write_text("text", encoding="utf-8")
     with pytest.raises(UserError, match="--name"):
-        new(tmp_path, "foreign")
-    assert [path.name for path in (tmp_path / "foreign").iterdir()] == ["thesis.txt"]
+        new(tmp_path, "other")
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["file.txt"]
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match="--name"):
         new(tmp_path, "file")
@@ -91,16 +91,16 @@ def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
     new(tmp_path, "empty").close()
 
 
-def test_resume_keeps_config_json(tmp_path: Path) -> None:
-    new(tmp_path, extra={"mine": 1}).close()
+def test_resume_does_not_change_config_json(tmp_path: Path) -> None:
+    new(tmp_path, extra={"key": 1}).close()
     before = (tmp_path / "a/config.json").read_bytes()
-    new(tmp_path, resume=True, extra={"mine": 2}).close()
+    new(tmp_path, resume=True, extra={"key": 2}).close()
     assert (tmp_path / "a/config.json").read_bytes() == before
 
 
-def test_invalid_runs_are_not_resumed(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no run in .*nothing; name an existing run"):
-        new(tmp_path, "nothing", resume=True)
+def test_errors_when_resuming(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no run in .*missing; name an existing run"):
+        new(tmp_path, "missing", resume=True)
     assert list(tmp_path.iterdir()) == []
     new(tmp_path, "pong-1").close()
     with pytest.raises(UserError, match=r"no run in .*pong1 \(did you mean pong-1\?\)"):
@@ -108,9 +108,9 @@ def test_invalid_runs_are_not_resumed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a run of dqn, not of dcgan"):
         new(tmp_path, "pong-1", resume=True, kind="dcgan")
     config = tmp_path / "pong-1/config.json"
-    for text, words in [('{"kind"', "damaged"), ("[]", "not written by zerokara"), ('{"kind": 3}', "not written by")]:
+    for text, message in [('{"kind"', "damaged"), ("[]", "not written by zerokara"), ('{"kind": 3}', "not written by")]:
         config.write_text(text, encoding="utf-8")
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(UserError, match=message):
             new(tmp_path, "pong-1", resume=True)
     config.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="damaged"):
@@ -118,13 +118,13 @@ def test_invalid_runs_are_not_resumed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "/a", "a b", ".hidden", "a\n"])
-def test_invalid_names_are_refused(name: str, tmp_path: Path) -> None:
+def test_invalid_names(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--name cannot be"):
         new(tmp_path / "runs", name)
     assert list(tmp_path.iterdir()) == []
 
 
-OTHER = """
+PROGRAM = """
 import sys
 import time
 from pathlib import Path
@@ -136,7 +136,7 @@ class Config:
     preset: str = "fast"
 def main():
     run = Run(Config(), kind="dqn", name="a", resume="--resume" in sys.argv, quiet=True, root=Path(sys.argv[1]))
-    print("taken", flush=True)
+    print("locked", flush=True)
     if "--fork" in sys.argv:
         import os, time
         child = os.fork()
@@ -149,17 +149,17 @@ run_main(main)
 
 
 def start(root: Path, *flags: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", OTHER, str(root), *flags]
+    command = [sys.executable, "-c", PROGRAM, str(root), *flags]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
-def test_two_processes_cannot_write_one_run(tmp_path: Path) -> None:
+def test_two_processes_cannot_write_the_same_run(tmp_path: Path) -> None:
     run = new(tmp_path)
     for resume in (False, True):  # in this process
         with pytest.raises(UserError, match="being written by another process"):
             new(tmp_path, resume=resume)
-    with start(tmp_path, "--resume") as other:  # and in another process
+    with start(tmp_path, "--resume") as other:  # in another process
         out, err = other.communicate("")
     assert (other.returncode, out) == (2, "")
     assert err.startswith("error: ")
@@ -171,39 +171,39 @@ def test_two_processes_cannot_write_one_run(tmp_path: Path) -> None:
     new(tmp_path, resume=True).close()
 
 
-def test_the_lock_is_released_with_the_process_even_if_a_child_is_alive(tmp_path: Path) -> None:
+def test_lock_is_released_with_the_process_despite_a_child(tmp_path: Path) -> None:
     with start(tmp_path, "--fork") as other:
         assert other.stdout is not None
-        assert other.stdout.readline() == "taken\n"
+        assert other.stdout.readline() == "locked\n"
         child = int(other.stdout.readline())
         try:
             with pytest.raises(UserError, match="another process"):
                 new(tmp_path, resume=True)
             other.kill()
             other.wait()
-            os.kill(child, 0)  # the child is alive
+            os.kill(child, 0)  # raises if the child is not alive
             new(tmp_path, resume=True).close()
         finally:
             os.kill(child, signal.SIGKILL)
 
 
-def test_folders_of_paths_are_created(tmp_path: Path) -> None:
+def test_path_creates_folders(tmp_path: Path) -> None:
     with new(tmp_path) as run:
         run.path("checkpoints", "last.pt").write_bytes(b"x")
         assert (tmp_path / "a/checkpoints/last.pt").is_file()
 
 
-# ---- metrics
+# Metrics.
 
 
-def test_tensors_are_converted_to_numbers_by_flush(tmp_path: Path) -> None:
+def test_tensors_are_converted_at_the_flush(tmp_path: Path) -> None:
     run = new(tmp_path)
     loss = torch.tensor(0.5, requires_grad=True)
     run.log(
         1, {"train/loss": loss, "train/return": -21, "train/epsilon": 0.1, "train/half": torch.tensor(1.5).bfloat16()}
     )
     with torch.no_grad():
-        loss.fill_(7.0)  # like a CUDA graph, which writes every loss to the same memory
+        loss.fill_(7.0)  # a captured CUDA graph writes each loss into the same memory
     run.log(2, {"train/loss": loss, "train/count": torch.tensor([2**40 + 1]), "train/numpy": np.float32(0.25)})
     assert not (run.folder / "metrics.jsonl").exists()
     run.flush()
@@ -217,7 +217,7 @@ def test_tensors_are_converted_to_numbers_by_flush(tmp_path: Path) -> None:
     assert [(e.step, e.value) for e in scalars.Scalars("train/return")] == [(1, -21.0)]
 
 
-def test_nan_is_not_written_to_json(tmp_path: Path) -> None:
+def test_non_finite_values_are_null_in_json(tmp_path: Path) -> None:
     with new(tmp_path) as run:
         run.log(1, {"a": math.nan, "b": torch.tensor(math.inf), "c": np.float64("-inf"), "d": 1.0})
     text = (run.folder / "metrics.jsonl").read_text(encoding="utf-8")
@@ -225,7 +225,7 @@ def test_nan_is_not_written_to_json(tmp_path: Path) -> None:
     assert math.isnan(events(run).Scalars("a")[0].value)
 
 
-def test_resuming_removes_metrics_after_the_checkpoint(tmp_path: Path) -> None:
+def test_resume_discards_metrics_after_the_checkpoint(tmp_path: Path) -> None:
     run = new(tmp_path)
     state: dict[str, Any] = {}
     for step in range(10):
@@ -233,21 +233,21 @@ def test_resuming_removes_metrics_after_the_checkpoint(tmp_path: Path) -> None:
         if step == 5:
             state = run.state_dict()
     run.close()
-    time.sleep(1)  # TensorBoard reads files in the order of their names: second, process, and a count as text
-    again = new(tmp_path, resume=True)
-    again.resume_from(json.loads(json.dumps(state)))  # plain values
-    assert [row["step"] for row in rows(again)] == [0, 1, 2, 3, 4, 5]
-    assert again.state_dict() == state
+    time.sleep(1)  # TensorBoard reads files in the order of their names, which contain the time in seconds
+    resumed = new(tmp_path, resume=True)
+    resumed.resume_from(json.loads(json.dumps(state)))  # the state is JSON-serializable
+    assert [row["step"] for row in rows(resumed)] == [0, 1, 2, 3, 4, 5]
+    assert resumed.state_dict() == state
     for step in range(6, 8):
-        again.log(step, {"train/loss": 100.0 + step})
-    again.close()
-    assert [row["train/loss"] for row in rows(again)] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 106.0, 107.0]
-    shown = events(again).Scalars("train/loss")
-    assert [(e.step, e.value) for e in shown] == [*((s, float(s)) for s in range(6)), (6, 106.0), (7, 107.0)]
+        resumed.log(step, {"train/loss": 100.0 + step})
+    resumed.close()
+    assert [row["train/loss"] for row in rows(resumed)] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 106.0, 107.0]
+    scalars = events(resumed).Scalars("train/loss")
+    assert [(e.step, e.value) for e in scalars] == [*((s, float(s)) for s in range(6)), (6, 106.0), (7, 107.0)]
 
 
-@pytest.mark.parametrize("damage", ["missing", "shorter", "torn"])
-def test_a_run_resumes_if_lines_of_metrics_are_missing(
+@pytest.mark.parametrize("damage", ["missing", "shorter", "incomplete"])
+def test_lost_lines_of_metrics_do_not_stop_a_run(
     damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = new(tmp_path)
@@ -260,33 +260,33 @@ def test_a_run_resumes_if_lines_of_metrics_are_missing(
     if damage == "missing":
         path.unlink()
     else:
-        path.write_bytes(b"".join(lines[:2]) + (b'{"st' if damage == "torn" else b""))
-    again = new(tmp_path, resume=True)
-    again.resume_from(state)
+        path.write_bytes(b"".join(lines[:2]) + (b'{"st' if damage == "incomplete" else b""))
+    resumed = new(tmp_path, resume=True)
+    resumed.resume_from(state)
     assert "is shorter than it was" in capsys.readouterr().err
-    again.log(5, {"x": 2.0})
-    again.close()
-    assert [row["step"] for row in rows(again)] == ([5] if damage == "missing" else [0, 1, 5])
+    resumed.log(5, {"x": 2.0})
+    resumed.close()
+    assert [row["step"] for row in rows(resumed)] == ([5] if damage == "missing" else [0, 1, 5])
 
 
-def test_an_incomplete_last_line_is_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_incomplete_last_line_is_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = new(tmp_path)
     run.log(1, {"x": 1.0})
     state = run.state_dict()
     run.close()
     with (run.folder / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 2, "x"')  # as after SIGKILL during a write
-    again = new(tmp_path, resume=True)
-    again.resume_from(state)
-    again.close()
-    assert rows(again) == [{"step": 1, "x": 1.0}]
+    resumed = new(tmp_path, resume=True)
+    resumed.resume_from(state)
+    resumed.close()
+    assert rows(resumed) == [{"step": 1, "x": 1.0}]
     assert capsys.readouterr().err == ""
 
 
-# ---- media, texts, hyperparameters
+# Media, texts and hyperparameters.
 
 
-def test_video_is_an_mp4_and_an_animated_gif_in_tensorboard(tmp_path: Path) -> None:
+def test_video_is_an_mp4_file_and_a_gif_in_tensorboard(tmp_path: Path) -> None:
     frames = np.zeros((6, 40, 40, 3), np.uint8)
     for t in range(6):
         frames[t, :, 4 * t : 4 * t + 8] = 255
@@ -295,17 +295,17 @@ def test_video_is_an_mp4_and_an_animated_gif_in_tensorboard(tmp_path: Path) -> N
         run.image("input/stack", 1000, frames[0])
         run.text("notes", "**hello**")
         run.hparams({"learning_rate": 1e-4, "name": None, "hidden": (4, 5), "double": True}, {"eval/return": 20.5})
-    with av.open(str(run.folder / "media/eval-game-1000.mp4")) as film:
-        assert film.streams.video[0].codec_context.name == "h264"
-        assert len(list(film.decode(video=0))) == 6
+    with av.open(str(run.folder / "media/eval-game-1000.mp4")) as container:
+        assert container.streams.video[0].codec_context.name == "h264"
+        assert len(list(container.decode(video=0))) == 6
     assert sorted(path.name for path in (run.folder / "media").iterdir()) == [
         "eval-game-1000.mp4",
         "input-stack-1000.png",
     ]
     board = events(run)
-    (shown,) = board.Images("visual/eval/game")
-    assert (shown.step, shown.width, shown.height) == (1000, 40, 40)
-    assert shown.encoded_image_string.startswith(b"GIF89a")
+    (gif,) = board.Images("visual/eval/game")
+    assert (gif.step, gif.width, gif.height) == (1000, 40, 40)
+    assert gif.encoded_image_string.startswith(b"GIF89a")
     assert board.Images("visual/input/stack")[0].encoded_image_string.startswith(b"\x89PNG")
     assert board.Scalars("eval/return")[0].value == 20.5
     assert b"**hello**" in board.Tensors("notes/text_summary")[0].tensor_proto.string_val[0]
@@ -314,20 +314,20 @@ def test_video_is_an_mp4_and_an_animated_gif_in_tensorboard(tmp_path: Path) -> N
     assert b"learning_rate" in hparams.content
 
 
-def test_failing_media_warn_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failed_media_warn_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with new(tmp_path) as run:
         for step in range(3):
             run.video("eval/game", step, np.zeros((0, 8, 8, 3), np.uint8), fps=15)
             run.image("eval/stack", step, np.zeros((8, 8)))
-        run.video("eval/game", 3, np.zeros((2, 8, 8, 3), np.uint8), fps=15)  # the next video is tried again
+        run.video("eval/game", 3, np.zeros((2, 8, 8, 3), np.uint8), fps=15)  # later writes are attempted
     err = capsys.readouterr().err
     assert err.startswith("warning: media could not be written (frames must be")
     assert err.count("\n") == 1
     assert [path.name for path in (run.folder / "media").iterdir()] == ["eval-game-3.mp4"]
 
 
-def test_a_full_disk_does_not_end_training(tmp_path: Path) -> None:
-    """Limit the size of files in a separate process, while the run writes all its kinds of files."""
+def test_full_disk_does_not_stop_training(tmp_path: Path) -> None:
+    """The disk is simulated by a limit on the size of files, in a separate process, for all files of a run."""
     code = """
 import resource, sys
 import numpy as np
@@ -363,20 +363,20 @@ with Run(Config(), kind="dqn", name="a", resume=False, quiet=True, root=Path(sys
     )
     assert (done.returncode, done.stdout) == (0, "trained to the end\n"), done.stderr
     assert sorted(done.stderr.splitlines()) == [
-        f"warning: {what} could not be written (the disk is full): training continues{end}."
-        for what, end in (
+        f"warning: {output} could not be written (the disk is full): training continues{end}."
+        for output, end in (
             ("TensorBoard's events", " without them"),
             ("media", ", and later writes are attempted"),
             ("metrics.jsonl", ", and later writes are attempted"),
         )
     ]
     lines = (tmp_path / "a/metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["step"] for line in lines] == list(range(len(lines)))  # complete lines only
+    assert [json.loads(line)["step"] for line in lines] == list(range(len(lines)))  # no incomplete lines
     assert 40 < len(lines) < 199
     assert list((tmp_path / "a/media").iterdir()) == []
 
 
-# ---- signals and the end
+# Signals and closing.
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -387,30 +387,30 @@ def test_signals_request_a_stop(number: signal.Signals, tmp_path: Path) -> None:
             assert [run.stop_requested] == [None]
             os.kill(os.getpid(), number)
             assert run.stop_requested == number.name
-            os.kill(os.getpid(), signal.SIGTERM)  # a second signal
+            os.kill(os.getpid(), signal.SIGTERM)  # a SIGTERM after the first signal has no effect
             if number == signal.SIGINT:
                 with pytest.raises(KeyboardInterrupt):
                     os.kill(os.getpid(), signal.SIGINT)
         assert signal.getsignal(number) is before
 
 
-def test_the_closing_line_is_printed_once_and_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_closing_line_is_printed_once_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Run(Config(), kind="dqn", name="a", resume=False, quiet=False, root=tmp_path) as run:
         run.progress(5, 10, {"return": 1.5})
-        run.print("a remark")
+        run.print("a message")
         for _ in range(3):
-            run.warn("beware")
+            run.warn("careful")
         run.log(5, {"x": 1.0})
-        run.close("reached 1.5; continue with --resume")
+        run.close("reached 1.5; resume with --resume")
     out, err = capsys.readouterr()
-    assert out.splitlines() == ["step 5/10  eta -  return 1.5", "a remark", "reached 1.5; continue with --resume"]
-    assert err == "warning: beware\n"
-    assert rows(run) == [{"step": 5, "x": 1.0}]  # flushed
+    assert out.splitlines() == ["step 5/10  eta -  return 1.5", "a message", "reached 1.5; resume with --resume"]
+    assert err == "warning: careful\n"
+    assert rows(run) == [{"step": 5, "x": 1.0}]  # written by close
 
 
 def test_quiet_prints_only_the_closing_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with new(tmp_path) as run:
         run.progress(5, 10, {"return": 1.5})
-        run.print("a remark")
+        run.print("a message")
         run.close("the end")
     assert capsys.readouterr() == ("the end\n", "")

@@ -1,4 +1,4 @@
-"""Tests of resuming: from a checkpoint, from the start, and with the same hardware settings."""
+"""Resuming a run: from its checkpoint, from the start without a checkpoint, and with the same compute settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from zerokara.core.run import Run
 
 @dataclass(frozen=True)
 class Config:
-    """Config of the test runs."""
+    """Config of the tests."""
 
     seed: int = 1
 
@@ -31,53 +31,53 @@ def rows(run: Run) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_resumes_from_its_checkpoint(tmp_path: Path) -> None:
+def test_resume_from_the_checkpoint(tmp_path: Path) -> None:
     with new(tmp_path) as run:
         latest = run.path("checkpoint-0.pt")
         run.log(1, {"x": 1.0})
         run.save(latest, {"step": 1, "weights": torch.ones(2)})
         run.log(2, {"x": 2.0})
     assert set(checkpoint.load(latest, "pqn")) == {"step", "weights", "run"}
-    taken: list[dict[str, Any]] = []
-    with new(tmp_path, resume=True) as again:
-        assert again.restore(latest, taken.append)
-        again.log(2, {"x": 3.0})
-    assert (taken[0]["step"], taken[0]["weights"].tolist()) == (1, [1, 1])
-    assert rows(again) == [{"step": 1, "x": 1.0}, {"step": 2, "x": 3.0}], "metrics after the checkpoint are removed"
+    restored: list[dict[str, Any]] = []
+    with new(tmp_path, resume=True) as resumed:
+        assert resumed.restore(latest, restored.append)
+        resumed.log(2, {"x": 3.0})
+    assert (restored[0]["step"], restored[0]["weights"].tolist()) == (1, [1, 1])
+    assert rows(resumed) == [{"step": 1, "x": 1.0}, {"step": 2, "x": 3.0}], "metrics after the checkpoint are discarded"
 
 
-def test_a_run_without_a_checkpoint_restarts(tmp_path: Path) -> None:
+def test_resume_without_checkpoint_starts_from_the_beginning(tmp_path: Path) -> None:
     with new(tmp_path) as run:
         run.log(1, {"x": 1.0})
-    with new(tmp_path, resume=True) as again:
-        assert not again.restore(again.path("checkpoint-0.pt"), lambda state: pytest.fail("there is none"))
-    assert rows(again) == []
+    with new(tmp_path, resume=True) as resumed:
+        assert not resumed.restore(resumed.path("checkpoint-0.pt"), lambda state: pytest.fail("there is no checkpoint"))
+    assert rows(resumed) == []
 
 
-def test_a_new_run_loads_no_checkpoint(tmp_path: Path) -> None:
+def test_new_run_does_not_load_a_checkpoint(tmp_path: Path) -> None:
     with new(tmp_path) as run:
         run.save(run.path("checkpoint-0.pt"), {"step": 1})
-        assert not run.restore(run.path("checkpoint-0.pt"), lambda state: pytest.fail("the run must not be resumed"))
+        assert not run.restore(run.path("checkpoint-0.pt"), lambda state: pytest.fail("resume is False"))
 
 
-def test_a_checkpoint_of_another_kind_is_refused(tmp_path: Path) -> None:
+def test_checkpoint_of_another_kind_is_an_error(tmp_path: Path) -> None:
     with new(tmp_path) as run:
         checkpoint.save(run.path("checkpoint-0.pt"), {"step": 1}, "dqn")
-    with new(tmp_path, resume=True) as again, pytest.raises(UserError, match="was written by 'dqn', not 'pqn'"):
-        again.restore(again.path("checkpoint-0.pt"), lambda state: pytest.fail("it was read"))
+    with new(tmp_path, resume=True) as resumed, pytest.raises(UserError, match="was written by 'dqn', not 'pqn'"):
+        resumed.restore(resumed.path("checkpoint-0.pt"), lambda state: pytest.fail("the checkpoint was loaded"))
 
 
-def test_hardware_settings_are_selected_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compute_settings_are_chosen_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     calls: list[str] = []
-    found = Compute(threads=torch.get_num_threads(), reason="it is the only one")
+    expected = Compute(threads=torch.get_num_threads(), reason="no other candidates")
 
     def choose() -> Compute:
         calls.append("choose")
-        return found
+        return expected
 
     with new(tmp_path) as run:
-        assert run.compute(choose, 10) == run.compute(choose, 10) == found
-    with new(tmp_path, resume=True, quiet=False) as again:
-        assert again.compute(choose, 10) == again.compute(choose, 10) == found
-        assert capsys.readouterr().out == "compute: it is the only one\n", "printed only once"
+        assert run.compute(choose, 10) == run.compute(choose, 10) == expected
+    with new(tmp_path, resume=True, quiet=False) as resumed:
+        assert resumed.compute(choose, 10) == resumed.compute(choose, 10) == expected
+        assert capsys.readouterr().out == "compute: no other candidates\n", "printed once"
     assert calls == ["choose"]

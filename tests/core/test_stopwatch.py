@@ -1,4 +1,4 @@
-"""Tests of the stopwatch: hand-computed hours, also of resumed runs."""
+"""Stopwatch: hours of training by hand, also after a resume."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from zerokara.core.stopwatch import Stopwatch
 
 
-def test_hours_are_summed_without_interruptions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hours_exclude_interruptions(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1_000.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     clock = Stopwatch()
@@ -17,11 +17,11 @@ def test_hours_are_summed_without_interruptions(monkeypatch: pytest.MonkeyPatch)
     now[0] += 1_800
     assert clock() == 0.5
     now[0] += 900
-    assert clock.hours == 0.5, "hours at the last call"
+    assert clock.hours == 0.5, "the value of the last call"
     assert (clock(), clock()) == (0.75, 0.75)
 
-    now[0] = 9.0  # another process with another clock
-    again = Stopwatch()
+    now[0] = 9.0  # another process, whose clock starts at another value
+    resumed = Stopwatch()
     now[0] += 360
-    again.hours = 0.75  # restored from a checkpoint: earlier hours are included
-    assert again() == pytest.approx(0.85)
+    resumed.hours = 0.75  # from a checkpoint; the time since the start of this process is added
+    assert resumed() == pytest.approx(0.85)

@@ -1,4 +1,4 @@
-"""Tests of the display in TensorBoard: curves first, the name of the run, the important settings first."""
+"""Display of a run in TensorBoard: order of tags, run name, order of the hyperparameters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tensorboard.plugins.hparams.metadata import parse_experiment_plugin_data, p
 from tests.core.test_run import events, new
 
 
-def test_images_follow_the_curves_in_tensorboard(tmp_path: Path) -> None:
+def test_images_are_sorted_after_the_curves(tmp_path: Path) -> None:
     """TensorBoard's Time Series page sorts groups, the part of a tag before the first slash, by name."""
     curves = ("eval", "hparam", "replay", "speed", "train", "val", "validation")
     with new(tmp_path) as run:
@@ -23,7 +23,7 @@ def test_images_follow_the_curves_in_tensorboard(tmp_path: Path) -> None:
     assert tags["images"] == ["visual/first_layer"]
 
 
-def test_tensorboard_shows_the_name_of_the_run(tmp_path: Path) -> None:
+def test_run_name(tmp_path: Path) -> None:
     with new(tmp_path, "pong-1") as run:
         run.log(1, {"train/loss": 1.0})
     with new(tmp_path, "old") as run:
@@ -33,10 +33,10 @@ def test_tensorboard_shows_the_name_of_the_run(tmp_path: Path) -> None:
         run.log(1, {"train/loss": 1.0})
     boards = EventMultiplexer()
     boards.AddRunsFromDirectory(str(tmp_path))
-    assert set(boards.Runs()) == {"pong-1", "old/tensorboard"}, "a resumed older run remains one run"
+    assert set(boards.Runs()) == {"pong-1", "old/tensorboard"}, "a resumed run of an older version is still one run"
 
 
-def test_hparams_lists_the_important_settings_first(tmp_path: Path) -> None:
+def test_order_of_hparams(tmp_path: Path) -> None:
     settings = ("beta", "alpha", "name", "device", "batch_size", "learning_rate", "double", "seed", "quiet", "env")
     with new(tmp_path) as run:
         run.hparams({**dict.fromkeys(settings, 1), "preset": "fast"}, {"hparam/return": 20.5})

@@ -61,9 +61,9 @@ def test_shapes_and_types(game_id: str, frame_stack: int, grayscale: bool, chann
     assert env.frame_channels == channels // frame_stack
     assert (env.settings["frame_stack"], env.settings["grayscale"]) == (frame_stack, grayscale)
     step = env.step(np.zeros(3, np.int64))
-    for picture in (obs, step.obs, step.last_obs):
-        assert picture.shape == (3, channels, 84, 84)
-        assert picture.dtype == np.uint8
+    for image in (obs, step.obs, step.last_obs):
+        assert image.shape == (3, channels, 84, 84)
+        assert image.dtype == np.uint8
     assert step.reward.shape == (3,)
     assert step.reward.dtype == np.float32
     for flag in (step.terminal, step.truncated, step.life_lost):
@@ -78,9 +78,9 @@ def test_seed_determines_the_pixels(game_id: str) -> None:
     other.reset(8)
     differs = False
     for action_N in random_actions(one, 250):
-        mine, yours, theirs = one.step(action_N), same.step(action_N), other.step(action_N)
-        assert all(np.array_equal(a, b) for a, b in zip(mine, yours, strict=True))
-        differs |= not np.array_equal(mine.obs, theirs.obs)
+        step, same_step, other_step = one.step(action_N), same.step(action_N), other.step(action_N)
+        assert all(np.array_equal(a, b) for a, b in zip(step, same_step, strict=True))
+        differs |= not np.array_equal(step.obs, other_step.obs)
     assert differs
 
 
@@ -164,7 +164,7 @@ def test_endings(game_id: str, expert: bool) -> None:
     """
     env, shadow = arcade.make(game_id, 5), arcade.make(game_id, 5)
     obs = env.reset(11)
-    length_N, seen = np.zeros(5, int), {"terminal": 0, "truncated": 0}
+    length_N, endings = np.zeros(5, int), {"terminal": 0, "truncated": 0}
     for random_N in random_actions(env, 450):
         action_N = env.expert() if expert else random_N
         shadow.load_state_dict(env.state_dict())
@@ -183,14 +183,14 @@ def test_endings(game_id: str, expert: bool) -> None:
         assert (step.obs[ended_N, 3] != step.last_obs[ended_N, 3]).any(axis=(1, 2)).all()
         assert np.array_equal(length_N[step.truncated], np.full(step.truncated.sum(), env.time_limit_steps))
         assert (length_N <= env.time_limit_steps).all()
-        seen["terminal"] += step.terminal.sum()
-        seen["truncated"] += step.truncated.sum()
+        endings["terminal"] += step.terminal.sum()
+        endings["truncated"] += step.truncated.sum()
         length_N[ended_N] = 0
         obs = step.obs
     if not expert or game_id in ("zerokara/Catch-v0", "zerokara/Snake-v0"):
-        assert seen["terminal"] > 0
+        assert endings["terminal"] > 0
     else:
-        assert seen["truncated"] > 0
+        assert endings["truncated"] > 0
 
 
 @pytest.mark.parametrize("game_id", IDS)
@@ -199,11 +199,11 @@ def test_terminal_has_precedence_at_the_time_limit(game_id: str, monkeypatch: py
     env.reset(0)
     original = env._advance
 
-    def ends_the_first(action_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def first_is_terminal(action_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         reward_N, _, life_lost_N = original(action_N)
         return reward_N, np.array([True, False]), life_lost_N
 
-    monkeypatch.setattr(env, "_advance", ends_the_first)
+    monkeypatch.setattr(env, "_advance", first_is_terminal)
     env.age[:] = env.time_limit_steps - 1
     step = env.step(np.ones(2, np.int64))
     assert (step.terminal.tolist(), step.truncated.tolist()) == ([True, False], [False, True])
@@ -237,10 +237,10 @@ def test_grayscale_is_the_luminance_of_rgb(game_id: str) -> None:
             converted = cv2.cvtColor(np.ascontiguousarray(one_FHW.transpose(1, 2, 0)), cv2.COLOR_RGB2GRAY)
             assert np.abs(converted.astype(int) - one_HW).max() <= 1  # their rounding differs
         assert np.array_equal(grayscale.render(), rgb.render())
-    picture = grayscale.render()
-    assert picture.shape == (336, 336, 3)
-    assert picture.dtype == np.uint8
-    assert np.array_equal(picture[::4, ::4], rgb_NFHW[0].transpose(1, 2, 0))
+    image = grayscale.render()
+    assert image.shape == (336, 336, 3)
+    assert image.dtype == np.uint8
+    assert np.array_equal(image[::4, ::4], rgb_NFHW[0].transpose(1, 2, 0))
 
 
 @pytest.mark.parametrize("game_id", IDS)
@@ -288,24 +288,24 @@ def test_action_array_may_be_modified_after_send() -> None:
 def test_returned_arrays_are_not_modified_later(game_id: str) -> None:
     env = arcade.make(game_id, 4)
     env.reset(0)
-    kept = [env.step(action_N) for action_N in random_actions(env, 30)]
-    copies = [array.copy() for array in step_arrays(kept)]
+    steps = [env.step(action_N) for action_N in random_actions(env, 30)]
+    copies = [array.copy() for array in step_arrays(steps)]
     for action_N in random_actions(env, 30, seed=1):
         env.step(action_N)
-    assert all(np.array_equal(a, b) for a, b in zip(step_arrays(kept), copies, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(step_arrays(steps), copies, strict=True))
 
 
-def play(game_id: str, games: int, expert: bool) -> np.ndarray:
-    """Compute the returns (games,) of the first episode of each environment."""
-    env = arcade.make(game_id, games, frame_stack=1)
+def play(game_id: str, num_envs: int, expert: bool) -> np.ndarray:
+    """Compute the returns (num_envs,) of the first episode of each environment."""
+    env = arcade.make(game_id, num_envs, frame_stack=1)
     env.reset(2024)
-    return_N, over_N = np.zeros(games), np.zeros(games, bool)
+    return_N, done_N = np.zeros(num_envs), np.zeros(num_envs, bool)
     rng = np.random.default_rng(0)
     for _ in range(env.time_limit_steps):
-        step = env.step(env.expert() if expert else rng.integers(env.num_actions, size=games))
-        return_N += step.reward * ~over_N
-        over_N |= step.terminal | step.truncated
-    assert over_N.all()
+        step = env.step(env.expert() if expert else rng.integers(env.num_actions, size=num_envs))
+        return_N += step.reward * ~done_N
+        done_N |= step.terminal | step.truncated
+    assert done_N.all()
     return return_N
 
 
@@ -327,9 +327,9 @@ def test_unknown_games_and_counts_are_rejected() -> None:
 def test_colors_of_equal_luminance_are_rejected() -> None:
     with pytest.raises(ValueError, match="distinct"):
 
-        class Muddled(ArcadeEnv):
-            name = "Muddled"
-            colors = {"sea": (0, 0, 200), "sky": (0, 0, 200)}  # noqa: RUF012  (as a game's author would write it)
+        class SameColors(ArcadeEnv):
+            name = "SameColors"
+            colors = {"sea": (0, 0, 200), "sky": (0, 0, 200)}  # noqa: RUF012  (as in a subclass)
 
 
 # Gymnasium.
@@ -369,8 +369,8 @@ def test_gymnasium_env_matches_the_vector_env(game_id: str) -> None:
         assert np.array_equal(obs.transpose(2, 0, 1), step.last_obs[0])
         assert (reward, terminated, truncated) == (step.reward[0], step.terminal[0], step.truncated[0])
         assert info["life_lost"] == step.life_lost[0]
-        picture: Any = env.render()
-        assert np.array_equal(picture, game.render_frame(step.last_obs[0]))
+        image: Any = env.render()
+        assert np.array_equal(image, game.render_frame(step.last_obs[0]))
         ended = terminated or truncated
         if ended:
             break

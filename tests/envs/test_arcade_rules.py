@@ -110,10 +110,10 @@ def test_catch_ends_with_the_fifth_ball_after_90_steps() -> None:
 def test_catch_paddle_stops_at_the_walls() -> None:
     env = make_single("zerokara/Catch-v0")
     assert env.paddle[0] == 34
-    for action, at in ((catch.LEFT, 0), (catch.RIGHT, SIZE - catch.PADDLE_WIDTH)):
+    for action, position in ((catch.LEFT, 0), (catch.RIGHT, SIZE - catch.PADDLE_WIDTH)):
         for _ in range(17):
             step_single(env, action)
-        assert env.paddle[0] == at
+        assert env.paddle[0] == position
 
 
 def test_catch_picture() -> None:
@@ -146,11 +146,8 @@ def test_breaker_ball_flies_through_the_gap_and_breaks_the_brick_above() -> None
     env = make_single("zerokara/Breaker-v0")
     env.bricks[0, 3, 3] = False
     put_ball(env, 40, 40, -4, 0)
-    assert [step_single(env, breaker.STAY)[0] for _ in range(3)] == [
-        0.0,
-        0.0,
-        1.0,
-    ]  # rows 36, 32, then 28: row 2 of the wall
+    # Leading edge in rows 36, 32 and 28; the last one is in row 2 of the wall.
+    assert [step_single(env, breaker.STAY)[0] for _ in range(3)] == [0.0, 0.0, 1.0]
     assert not env.bricks[0, 2, 3]
 
 
@@ -260,9 +257,9 @@ def test_snake_eats_and_grows_and_new_food_appears() -> None:
 
 def test_snake_wins_at_its_full_length() -> None:
     env = make_single("zerokara/Snake-v0")
-    almost = [(3, column) for column in range(4, -1, -1)] + [(2, 0), (2, 1)]
-    assert len(almost) == snake.FULL_LENGTH - 1
-    put_snake(env, almost, (3, 5), snake.RIGHT)
+    body = [(3, column) for column in range(4, -1, -1)] + [(2, 0), (2, 1)]
+    assert len(body) == snake.FULL_LENGTH - 1
+    put_snake(env, body, (3, 5), snake.RIGHT)
     assert step_single(env, snake.RIGHT) == (1.0, True, False)
     assert env.length[0] == (env.body > 0).sum() == snake.START_LENGTH
 

@@ -37,8 +37,8 @@ def channels(obs: Any) -> np.ndarray:
     )
 
 
-def same(ours: envs.Step, theirs: envs.Step) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+def is_same(a_step: envs.Step, b_step: envs.Step) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(a_step, b_step, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -48,12 +48,12 @@ def same(ours: envs.Step, theirs: envs.Step) -> bool:
 def test_pixels_endings_and_scores_match_gymnasium(id: str, grayscale: bool, steps: int) -> None:
     num_envs = 2
     env = envs.make(id, num_envs, grayscale=grayscale, **EXACT)
-    theirs = [reference(id, grayscale=grayscale) for _ in range(num_envs)]
+    references = [reference(id, grayscale=grayscale) for _ in range(num_envs)]
     obs = env.reset(3)
-    for i, their in enumerate(theirs):
-        assert np.array_equal(obs[i], channels(their.reset(seed=i)[0]))
+    for i, reference_env in enumerate(references):
+        assert np.array_equal(obs[i], channels(reference_env.reset(seed=i)[0]))
     rng = np.random.default_rng(0)
-    lives_N = np.array([their.unwrapped.ale.lives() for their in theirs])  # type: ignore[attr-defined]
+    lives_N = np.array([reference_env.unwrapped.ale.lives() for reference_env in references])  # type: ignore[attr-defined]
     return_N, length_N = np.zeros(num_envs), np.zeros(num_envs, int)
     games = deaths = 0
     for _ in range(steps):
@@ -61,18 +61,18 @@ def test_pixels_endings_and_scores_match_gymnasium(id: str, grayscale: bool, ste
         step = env.step(action_N)
         return_N += step.reward
         length_N += 1
-        for i, their in enumerate(theirs):
-            their_obs, reward, terminated, truncated, info = their.step(action_N[i])
+        for i, reference_env in enumerate(references):
+            reference_obs, reward, terminated, truncated, info = reference_env.step(action_N[i])
             assert (step.reward[i], step.terminal[i], step.truncated[i]) == (reward, terminated, truncated)
-            assert np.array_equal(step.last_obs[i], channels(their_obs))
+            assert np.array_equal(step.last_obs[i], channels(reference_obs))
             assert step.life_lost[i] == (info["lives"] < lives_N[i] and not terminated)
             deaths += int(step.life_lost[i])
             if terminated:
                 assert (return_N[i], length_N[i]) == (info["episode"]["r"], info["episode"]["l"])
                 return_N[i] = length_N[i] = 0
                 games += 1
-                their_obs, info = their.reset()
-            assert np.array_equal(step.obs[i], channels(their_obs))
+                reference_obs, info = reference_env.reset()
+            assert np.array_equal(step.obs[i], channels(reference_obs))
             lives_N[i] = info["lives"]
     if id == "ALE/Breakout-v5":
         assert games >= 2
@@ -83,20 +83,20 @@ def test_pixels_endings_and_scores_match_gymnasium(id: str, grayscale: bool, ste
 def test_time_limit_truncates_and_the_next_action_is_executed() -> None:
     env = envs.make("ALE/Breakout-v5", 1, max_episode_frames=43, **EXACT)
     assert env.settings["max_episode_frames"] == 40  # whole steps of 4 frames
-    their = reference("ALE/Breakout-v5")
+    reference_env = reference("ALE/Breakout-v5")
     env.reset(0)
-    their.reset(seed=0)
+    reference_env.reset(seed=0)
     actions = np.random.default_rng(1).integers(0, 4, 35)
     for t, action in enumerate(actions, start=1):
         step = env.step(np.array([action]))
-        their_obs = channels(their.step(action)[0])
+        reference_obs = channels(reference_env.step(action)[0])
         assert step.truncated[0] == (t % 10 == 0)
         assert not step.terminal[0]
-        assert np.array_equal(step.last_obs[0], their_obs)
+        assert np.array_equal(step.last_obs[0], reference_obs)
         if t % 10 == 0:
-            their_obs = channels(their.reset()[0])
+            reference_obs = channels(reference_env.reset()[0])
             assert not step.obs[0, :3].any()  # zeros before the start of the episode
-        assert np.array_equal(step.obs[0], their_obs)
+        assert np.array_equal(step.obs[0], reference_obs)
 
 
 def test_reseeded_episode_equals_that_of_a_new_emulator() -> None:
@@ -128,7 +128,7 @@ def test_reseeded_episode_equals_that_of_a_new_emulator() -> None:
     ids=["reseeded", "several episodes since the seed"],
 )
 def test_saved_state_resumes_exactly(grayscale: bool, reseed_every_steps: int) -> None:
-    def made() -> envs.VectorEnv:
+    def make() -> envs.VectorEnv:
         return envs.make(
             "ALE/Breakout-v5",
             3,
@@ -140,7 +140,7 @@ def test_saved_state_resumes_exactly(grayscale: bool, reseed_every_steps: int) -
         )
 
     action_TN = np.random.default_rng(0).integers(0, 4, (420, 3))
-    env = made()
+    env = make()
     env.reset(11)
     saved = io.BytesIO()
     steps = []
@@ -155,7 +155,7 @@ def test_saved_state_resumes_exactly(grayscale: bool, reseed_every_steps: int) -
     saved.seek(0)
     state = torch.load(saved, weights_only=True)
     assert len(set(state["length"].tolist())) == (3 if reseed_every_steps == 150 else 1)
-    other = made()
+    other = make()
     other.reset(5)  # earlier steps must have no effect
     other.step(action_TN[0])
     assert np.array_equal(other.load_state_dict(state), steps[249].obs)
@@ -164,17 +164,17 @@ def test_saved_state_resumes_exactly(grayscale: bool, reseed_every_steps: int) -
         torch.equal(torch.as_tensor(again[key]), torch.as_tensor(state[key])) for key in ("length", "crc", "seed")
     )
     for action_N, step in zip(action_TN[250:], steps[250:], strict=True):
-        assert same(other.step(action_N), step)
+        assert is_same(other.step(action_N), step)
 
 
 def test_seed_determines_the_episode() -> None:
     action_TN = np.random.default_rng(0).integers(0, 6, (40, 2))
     env = envs.make("ALE/Pong-v5", 2, protocol="machado")
 
-    def played(seed: int) -> list[np.ndarray]:
+    def play(seed: int) -> list[np.ndarray]:
         return [env.reset(seed), *(env.step(action_N).obs for action_N in action_TN)]
 
-    first, again, other = played(1), played(1), played(2)
+    first, again, other = play(1), play(1), play(2)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
 
@@ -184,8 +184,8 @@ def test_number_of_no_ops_ranges_from_0_to_noop_max() -> None:
         env = envs.make("ALE/Breakout-v5", 7, noop_max=2, fire_reset=fire_reset)
         assert isinstance(env, AtariVectorEnv)
         env.reset(0)
-        none_of_them = {"reset_mask": np.zeros(7, bool)}
-        assert set(env._env.reset(options=none_of_them)[1]["episode_frame_number"].tolist()) == frames
+        no_reset = {"reset_mask": np.zeros(7, bool)}
+        assert set(env._env.reset(options=no_reset)[1]["episode_frame_number"].tolist()) == frames
         env.close()
 
 
@@ -232,15 +232,15 @@ def test_calls_in_the_wrong_order_and_invalid_actions_are_rejected() -> None:
 
 def test_returned_arrays_are_not_modified_later() -> None:
     env = envs.make("ALE/Breakout-v5", 2, max_episode_frames=20, **EXACT)
-    kept = [envs.Step(env.reset(0), *(np.zeros(2),) * 4, np.zeros(2))]
-    copies = [envs.Step(*(array.copy() for array in kept[0]))]
+    steps = [envs.Step(env.reset(0), *(np.zeros(2),) * 4, np.zeros(2))]
+    copies = [envs.Step(*(array.copy() for array in steps[0]))]
     for t in range(12):
-        kept.append(env.step(np.array([t % 4, 1])))
-        copies.append(envs.Step(*(array.copy() for array in kept[-1])))
-    assert all(same(a, b) for a, b in zip(kept, copies, strict=True))
-    assert kept[1].reward.dtype == np.float32
-    assert all(a.dtype == bool for a in (kept[1].terminal, kept[1].truncated, kept[1].life_lost))
-    assert all(step.obs.flags.c_contiguous and step.obs.flags.writeable for step in kept)
+        steps.append(env.step(np.array([t % 4, 1])))
+        copies.append(envs.Step(*(array.copy() for array in steps[-1])))
+    assert all(is_same(a, b) for a, b in zip(steps, copies, strict=True))
+    assert steps[1].reward.dtype == np.float32
+    assert all(a.dtype == bool for a in (steps[1].terminal, steps[1].truncated, steps[1].life_lost))
+    assert all(step.obs.flags.c_contiguous and step.obs.flags.writeable for step in steps)
 
 
 @pytest.mark.parametrize(
@@ -254,32 +254,32 @@ def test_rendered_environment_has_the_same_observations(id: str, grayscale: bool
     assert {**fast.settings} == {**rendered.settings, "reseed_every_steps": fast.settings["reseed_every_steps"]}
     assert np.array_equal(fast.reset(0), rendered.reset(0))
     rng = np.random.default_rng(0)
-    pictures = []
+    images = []
     for t in range(75):
         action_N = rng.integers(0, fast.num_actions, 1)
-        ours, theirs = fast.step(action_N), rendered.step(action_N)
-        assert np.array_equal(ours.last_obs, theirs.last_obs)
-        assert all(np.array_equal(a, b) for a, b in zip(ours[1:5], theirs[1:5], strict=True))
-        assert ours.truncated[0] == (t == 74)
-        pictures.append(rendered.render())
-        assert pictures[-1].shape == (210, 160, 3)
-        assert pictures[-1].dtype == np.uint8
-    assert len({picture.tobytes() for picture in pictures}) > 30
+        step, rendered_step = fast.step(action_N), rendered.step(action_N)
+        assert np.array_equal(step.last_obs, rendered_step.last_obs)
+        assert all(np.array_equal(a, b) for a, b in zip(step[1:5], rendered_step[1:5], strict=True))
+        assert step.truncated[0] == (t == 74)
+        images.append(rendered.render())
+        assert images[-1].shape == (210, 160, 3)
+        assert images[-1].dtype == np.uint8
+    assert len({image.tobytes() for image in images}) > 30
     with pytest.raises(UserError, match="render=True"):
         fast.render()
 
 
 def test_rendered_environment_resumes_exactly() -> None:
-    def made() -> envs.VectorEnv:
+    def make() -> envs.VectorEnv:
         return envs.make("ALE/Breakout-v5", 2, render=True, protocol="machado", noop_max=10)
 
-    env, other = made(), made()
+    env, other = make(), make()
     obs = env.reset(1)
     action_TN = np.random.default_rng(0).integers(0, 4, (60, 2))
     for action_N in action_TN[:40]:
         obs = env.step(action_N).obs
     assert np.array_equal(other.load_state_dict(env.state_dict()), obs)
-    assert all(same(env.step(action_N), other.step(action_N)) for action_N in action_TN[40:])
+    assert all(is_same(env.step(action_N), other.step(action_N)) for action_N in action_TN[40:])
 
 
 def test_every_ale_game_has_its_rom() -> None:
@@ -308,7 +308,7 @@ def test_other_sizes_and_stacks() -> None:
 
 
 @pytest.mark.parametrize("render", [False, True])
-def test_missing_rom_raises_one_sentence(
+def test_missing_rom_is_an_error(
     render: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("ALE_ROMS_DIR", str(tmp_path))

@@ -46,12 +46,12 @@ class Toy(gymnasium.Env[Any, Any]):
             raise error
 
     def _observe(self) -> Any:
-        self.picture = self.np_random.integers(0, 256, (30, 40, 3), np.uint8)
+        self.image = self.np_random.integers(0, 256, (30, 40, 3), np.uint8)
         if self.kind == "vector":
             return np.zeros(4, np.float32)
         if self.kind == "unit":
-            return (self.picture / 255).astype(np.float32)
-        return {"flat": self.picture[:, :, 0], "grayscale": self.picture[:, :, :1]}.get(self.kind, self.picture)
+            return (self.image / 255).astype(np.float32)
+        return {"flat": self.image[:, :, 0], "grayscale": self.image[:, :, :1]}.get(self.kind, self.image)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
@@ -60,27 +60,27 @@ class Toy(gymnasium.Env[Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.steps += 1
-        happens = self.script.get(self.steps, "")
-        if self.error and happens == "raise":
+        event = self.script.get(self.steps, "")
+        if self.error and event == "raise":
             raise self.error
-        self.lives -= happens == "die"
-        ends, cut = happens in ("end", "both"), happens in ("cut", "both")
-        return self._observe(), float(action), ends, cut, {"lives": self.lives}
+        self.lives -= event == "die"
+        terminated, truncated = event in ("end", "both"), event in ("cut", "both")
+        return self._observe(), float(action), terminated, truncated, {"lives": self.lives}
 
     def render(self) -> Any:
         if self.error and "render" in self.script.values():
             raise self.error
-        return None if self.kind == "vector" and "blank" in self.script.values() else self.picture
+        return None if self.kind == "vector" and "blank" in self.script.values() else self.image
 
 
-class Wheel(Toy):
+class Steering(Toy):
     """Environment with continuous actions, or discrete ones with continuous=False."""
 
     def __init__(self, continuous: bool = True) -> None:
         super().__init__(actions=spaces.Box(-1, 1, (2,), np.float32) if continuous else spaces.Discrete(5))
 
 
-class Blind(Toy):
+class NoImages(Toy):
     """Environment without image observations and without rgb_array rendering."""
 
     metadata: dict[str, Any] = {"render_modes": ["human"]}  # noqa: RUF012  (Gymnasium's form)
@@ -91,11 +91,11 @@ class Blind(Toy):
 
 @pytest.fixture(autouse=True)
 def registered() -> Iterator[None]:
-    for kind in (Toy, Wheel, Blind):
+    for kind in (Toy, Steering, NoImages):
         # Gymnasium calls a class with the registered keywords, like a function.
         gymnasium.register(f"{kind.__name__}-v0", entry_point=cast(EnvCreator, kind))
     yield
-    for name in ("Toy", "Wheel", "Blind"):
+    for name in ("Toy", "Steering", "NoImages"):
         del gymnasium.registry[f"{name}-v0"]
 
 
@@ -119,34 +119,34 @@ def test_image_formats_are_converted_to_frames(kind: str, grayscale: bool) -> No
     assert not obs[:, : -env.frame_channels].any()  # zeros before the start
     for i in range(2):
         seed = np.random.SeedSequence([4, i, 0]).generate_state(1)[0] >> 1
-        picture = np.random.default_rng(seed).integers(0, 256, (30, 40, 3), np.uint8)
+        image = np.random.default_rng(seed).integers(0, 256, (30, 40, 3), np.uint8)
         if kind in ("flat", "grayscale"):
-            picture = np.repeat(picture[:, :, :1], 3, axis=2)
-        color = cv2.resize(picture, (20, 20), interpolation=cv2.INTER_AREA).transpose(2, 0, 1)
-        single = cv2.resize(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), (20, 20), interpolation=cv2.INTER_AREA)
+            image = np.repeat(image[:, :, :1], 3, axis=2)
+        color = cv2.resize(image, (20, 20), interpolation=cv2.INTER_AREA).transpose(2, 0, 1)
+        single = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (20, 20), interpolation=cv2.INTER_AREA)
         assert np.array_equal(obs[i, -env.frame_channels :], single[None] if grayscale else color)
 
 
 def test_stacks_and_endings_match_gymnasium() -> None:
     env = toy(2, script={7: "end"}, limit=11, settings={"grayscale": False, "size": 24})
     seeds = [[int(np.random.SeedSequence([0, i, k]).generate_state(1)[0] >> 1) for k in range(9)] for i in range(2)]
-    theirs = [
+    references = [
         FrameStackObservation(ResizeObservation(Toy("rgb", {7: "end"}), (24, 24)), 4, padding_type="zero")
         for _ in range(2)
     ]
     for i, obs in enumerate(env.reset(0)):
-        theirs_obs = np.asarray(theirs[i].reset(seed=seeds[i].pop(0))[0])
-        assert np.array_equal(obs, theirs_obs.transpose(0, 3, 1, 2).reshape(12, 24, 24))
+        reference_obs = np.asarray(references[i].reset(seed=seeds[i].pop(0))[0])
+        assert np.array_equal(obs, reference_obs.transpose(0, 3, 1, 2).reshape(12, 24, 24))
     rng = np.random.default_rng(0)
     for _ in range(30):
         action_N = rng.integers(0, 3, 2)
         step = env.step(action_N)
-        for i, their in enumerate(theirs):
-            frames, reward, terminated, truncated, _ = their.step(action_N[i])
+        for i, reference_env in enumerate(references):
+            frames, reward, terminated, truncated, _ = reference_env.step(action_N[i])
             assert np.array_equal(step.last_obs[i], np.asarray(frames).transpose(0, 3, 1, 2).reshape(12, 24, 24))
             assert (step.reward[i], step.terminal[i], step.truncated[i]) == (reward, terminated, truncated)
             if terminated:
-                frames = their.reset(seed=seeds[i].pop(0))[0]
+                frames = reference_env.reset(seed=seeds[i].pop(0))[0]
             assert np.array_equal(step.obs[i], np.asarray(frames).transpose(0, 3, 1, 2).reshape(12, 24, 24))
     assert all(len(left) == 9 - 1 - 30 // 7 for left in seeds)
 
@@ -155,13 +155,13 @@ def test_endings_are_distinguished() -> None:
     def outcome(limit: int | None = None, settings: dict[str, Any] | None = None, **script: str) -> list[str]:
         env = toy(script={int(key[1:]): what for key, what in script.items()}, limit=limit, settings=settings or {})
         env.reset(0)
-        words = []
+        endings = []
         for _ in range(5):
             step = env.step(np.array([1]))
             happened = [n for n in ("terminal", "truncated", "life_lost") if getattr(step, n)[0]]
             assert (step.obs is step.last_obs) == (not {"terminal", "truncated"} & set(happened))
-            words.append("+".join(happened))
-        return words
+            endings.append("+".join(happened))
+        return endings
 
     assert outcome(_3="end") == ["", "", "terminal", "", ""]
     assert outcome(_3="cut") == ["", "", "truncated", "", ""]
@@ -193,10 +193,10 @@ def test_actions_that_do_not_start_at_0() -> None:
 
 @pytest.mark.parametrize("kind", ["rgb", "vector"])
 def test_saved_state_resumes_exactly(kind: str) -> None:
-    def made() -> envs.VectorEnv:
+    def make() -> envs.VectorEnv:
         return toy(3, kind=kind, script={2: "die", 7: "end"}, limit=6 if kind == "vector" else None)
 
-    env, other = made(), made()
+    env, other = make(), make()
     obs = env.reset(2)
     rng = np.random.default_rng(0)
     for steps in (0, 1, 3, 9):  # fewer and more steps than stacked frames, and later episodes
@@ -210,9 +210,9 @@ def test_saved_state_resumes_exactly(kind: str) -> None:
         assert np.array_equal(other.load_state_dict(torch.load(file, weights_only=True)), obs)
         for _ in range(10):
             action_N = rng.integers(0, 3, 3)
-            ours, theirs = env.step(action_N), other.step(action_N)
-            assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
-            obs = ours.obs
+            step, other_step = env.step(action_N), other.step(action_N)
+            assert all(np.array_equal(a, b) for a, b in zip(step, other_step, strict=True))
+            obs = step.obs
 
 
 def test_render() -> None:
@@ -244,11 +244,11 @@ def test_calls_in_the_wrong_order_are_rejected() -> None:
         env.reset(-1)
 
 
-def test_unsupported_environments_raise_one_sentence() -> None:
+def test_unsupported_environments_are_errors() -> None:
     with pytest.raises(UserError, match=r"Toy-v0 has the action space Box.*discrete"):
         toy(actions=spaces.Box(-1, 1, (2,), np.float32))
     with pytest.raises(UserError, match=r"not images .* rgb_array"):
-        envs.make("Blind-v0", 1)
+        envs.make("NoImages-v0", 1)
     with pytest.raises(UserError, match=r"renders a NoneType, expected an array \(H, W, 3\)"):
         toy(kind="vector", script={1: "blank"})
     missing = gymnasium.error.DependencyNotInstalled("Box2D, `pip install swig` followed by `pip install gymnasium[x]`")
@@ -262,19 +262,17 @@ def test_unsupported_environments_raise_one_sentence() -> None:
 
 
 def test_discrete_actions_are_requested_if_supported() -> None:
-    env = envs.make("Wheel-v0", 1)
+    env = envs.make("Steering-v0", 1)
     assert env.num_actions == 5
     assert env.settings["continuous"] is False
 
 
 def test_exception_of_an_environment_names_it() -> None:
-    env = toy(2, script={3: "raise", 9: "end"}, error=ZeroDivisionError("its own fault"))
+    env = toy(2, script={3: "raise", 9: "end"}, error=ZeroDivisionError("test"))
     env.reset(0)
     for _ in range(2):
         env.step(np.array([0, 1]))
-    with pytest.raises(
-        UserError, match=r"Toy-v0 raised ZeroDivisionError: its own fault.* step 3 .* environment 0"
-    ) as e:
+    with pytest.raises(UserError, match=r"Toy-v0 raised ZeroDivisionError: test.* step 3 .* environment 0") as e:
         env.step(np.array([0, 1]))
-    assert repr(e.value.__cause__) == "ZeroDivisionError('its own fault')"
+    assert repr(e.value.__cause__) == "ZeroDivisionError('test')"
     env.close()

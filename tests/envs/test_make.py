@@ -1,4 +1,4 @@
-"""Tests of envs.make: protocols, active settings, and error messages of one sentence."""
+"""Tests of envs.make: protocols, active settings, and error messages."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_type_of_environment_by_id() -> None:
 
 
 @pytest.mark.parametrize(
-    ("id", "settings", "sentence"),
+    ("id", "settings", "message"),
     [
         ("ALE/Pong-v5", {"protocol": "natural"}, "expected one of nature, 100k, machado"),
         (
@@ -99,10 +99,10 @@ def test_type_of_environment_by_id() -> None:
         ("no_such_module:Game-v0", {}, "no_such_module .* cannot be imported"),
     ],
 )
-def test_invalid_arguments_raise_one_sentence(id: str, settings: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence) as caught:
+def test_error_messages(id: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
         envs.make(id, 1, **settings)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
 def test_num_envs_must_be_positive() -> None:

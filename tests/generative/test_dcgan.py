@@ -17,13 +17,17 @@ from PIL import Image
 
 from tests.programs import error_message, metrics, start, wait_until
 from zerokara.core import checkpoint
+from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.core.data import glyphs
 from zerokara.generative import dcgan
+from zerokara.generative.gan.config import PRESETS, Config
+from zerokara.generative.gan.data import Data
 from zerokara.generative.gan.learner import Learner
 from zerokara.generative.gan.pictures import image_grid
 from zerokara.generative.gan.sampler import Sampler
+from zerokara.generative.gan.session import preview_latents
 from zerokara.generative.scoring.feature_extractor import FeatureExtractor
 
 FEW = {"train": 240, "test": 40}
@@ -114,7 +118,7 @@ def test_run_folder_has_all_documented_files(finished: Path) -> None:
 def test_logged_samples_are_of_the_fixed_latents_and_the_saved_weights(finished: Path) -> None:
     sampler = Sampler.load(finished, "last", threads=1)
     assert sampler.update == 60
-    z_NZ = dcgan.preview_latents(sampler.config)
+    z_NZ = preview_latents(sampler.config)
     expected = image_grid(sampler.generate(z_NZ))
     with Image.open(finished / "media" / "samples-60.png") as opened:
         assert np.array_equal(np.asarray(opened).squeeze(), expected.squeeze())
@@ -135,6 +139,24 @@ def test_same_seed_gives_same_metrics_and_weights(finished: Path) -> None:
     assert same(state(Path("runs/again"))["learner"], state(finished)["learner"])
     dcgan.main([*TINY, "--name", "other", "--quiet", "--seed", "2", "--updates", "10"])
     assert metrics(Path("runs/other"))[0]["train/d_loss"] != metrics(finished)[0]["train/d_loss"]
+
+
+def test_training_images_reach_the_update_with_their_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[tuple[torch.Tensor, torch.Tensor]] = []
+    update = dcgan.update
+
+    def record(learner: Learner, pixels_BCHW: torch.Tensor, label_B: torch.Tensor) -> None:
+        batches.append((pixels_BCHW, label_B))
+        update(learner, pixels_BCHW, label_B)
+
+    monkeypatch.setattr(dcgan, "update", record)
+    dcgan.main([*TINY, "--name", "order", "--quiet", "--updates", "13", "--video-every-updates", "0"])
+    train = Data.load(parse(Config, PRESETS, [*TINY], "")).train
+    label_of = {image.numpy().tobytes(): int(label) for image, label in zip(train.images, train.labels, strict=True)}
+    seen = [image.numpy().tobytes() for pixels_BCHW, _ in batches for image in pixels_BCHW]
+    labels = [int(label) for _, label_B in batches for label in label_B]
+    assert [label_of[image] for image in seen] == labels
+    assert len(seen) == len(set(seen)) == 13 * 16, "an epoch has each image once"
 
 
 def test_resuming_a_killed_run_is_bitwise_exact(finished: Path, tmp_path: Path) -> None:
@@ -198,7 +220,7 @@ def test_rollback_resumes_from_the_best_checkpoint_with_other_random_numbers(
 
 
 def test_a_rollback_is_saved_before_the_first_update(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dcgan.Training, "step", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(dcgan, "update", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     at = state(run, "best.pt")["learner"]["updates"]
     with pytest.raises(KeyboardInterrupt):
         dcgan.main(["--name", "run", "--resume", "--rollback", "--updates", "90", "--quiet"])
@@ -207,14 +229,14 @@ def test_a_rollback_is_saved_before_the_first_update(run: Path, monkeypatch: pyt
 
 def test_non_finite_weights_end_the_run_and_are_not_saved(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good = {name: (run / name).read_bytes() for name in ("checkpoint-0.pt", "best.pt", "generator-last.safetensors")}
-    update = Learner.update
+    update = dcgan.update
 
-    def poisoned(self: Learner, *batch: Any) -> None:
-        update(self, *batch)
+    def poisoned(learner: Learner, *batch: Any) -> None:
+        update(learner, *batch)
         with torch.no_grad():
-            next(self.generator.parameters()).fill_(float("nan"))
+            next(learner.generator.parameters()).fill_(float("nan"))
 
-    monkeypatch.setattr(Learner, "update", poisoned)
+    monkeypatch.setattr(dcgan, "update", poisoned)
     with pytest.raises(UserError, match=r"diverged at update 61: the weights contain NaN or Inf.*--resume --rollback"):
         dcgan.main(["--name", "run", "--resume", "--updates", "61", "--quiet"])
     assert {name: (run / name).read_bytes() for name in good} == good

@@ -15,15 +15,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto.graph_pb2 import GraphDef
 
-from tests.programs import (
-    check_damaged_checkpoint,
-    error_message,
-    metrics,
-    num_updates,
-    signal_at,
-    start,
-    unstarted_run,
-)
+from tests.programs import check_damage_reported, error_message, metrics, num_updates, signal_at, start, unstarted_run
 from zerokara.core import checkpoint, data
 from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
@@ -247,7 +239,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(uninterrupted: Path, tmp
 def test_a_damaged_checkpoint_is_named_in_the_error(uninterrupted: Path, in_empty_folder: list[str]) -> None:
     run = unstarted_run(uninterrupted, Path.cwd(), "run")
     whole = (uninterrupted / "checkpoint-0.pt").read_bytes()
-    check_damaged_checkpoint(
+    check_damage_reported(
         run / "checkpoint-0.pt", whole, lambda: classify.main(["--name", "run", "--resume", "--quiet"])
     )
 

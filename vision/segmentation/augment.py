@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zerokara.core.augment import Augment, affine_maps
-from zerokara.core.data.masks import UNLABELLED
+from zerokara.core.data.masks import UNLABELED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class JointAugment:
 
         Args:
             x_BCHW: pixels from 0 to 1.
-            mask_BHW: uint8, class indices or UNLABELLED.
+            mask_BHW: uint8, class indices or UNLABELED.
             generator: random generator on the device of the images.
 
         Returns:
@@ -86,11 +86,11 @@ class JointAugment:
 def warp_with_masks(x_BCHW: Tensor, mask_BHW: Tensor, map_B23: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Warp images and their masks with affine maps.
 
-    Outside of the input, the pixels at the edge of an image are repeated, and its mask is UNLABELLED.
+    Outside of the input, the pixels at the edge of an image are repeated, and its mask is UNLABELED.
 
     Args:
         x_BCHW: images.
-        mask_BHW: uint8, class indices or UNLABELLED.
+        mask_BHW: uint8, class indices or UNLABELED.
         map_B23: maps from output pixels to input positions, both relative to the center, in pixels (x, y, 1).
         size: (h, w) of the output.
 
@@ -110,4 +110,4 @@ def warp_with_masks(x_BCHW: Tensor, mask_BHW: Tensor, map_B23: Tensor, size: tup
     shifted = (mask_BHW.to(torch.int16) + 1).to(x_BCHW.dtype)[:, None]
     sampled = F.grid_sample(shifted, position_Bhw2, mode="nearest", padding_mode="zeros", align_corners=False)
     mask = sampled[:, 0].round().to(torch.int16) - 1
-    return x, torch.where(mask < 0, UNLABELLED, mask).to(torch.uint8)
+    return x, torch.where(mask < 0, UNLABELED, mask).to(torch.uint8)

@@ -82,7 +82,7 @@ def load_split(config: Config, split: MaskSplit, classes: Sequence[str] = ()) ->
             image_size=height_width(config.image_size, "--image-size"),
             grayscale=config.grayscale,
             classes=classes or config.classes,
-            unlabelled=config.unlabeled,
+            unlabeled=config.unlabeled,
             progress=progress,
         )
 

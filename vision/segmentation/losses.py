@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zerokara.core.data.masks import UNLABELLED
+from zerokara.core.data.masks import UNLABELED
 
 
 def pixel_loss(logits_BKHW: Tensor, target_BHW: Tensor, weight_K: Tensor | None = None) -> Tensor:
@@ -17,11 +17,11 @@ def pixel_loss(logits_BKHW: Tensor, target_BHW: Tensor, weight_K: Tensor | None 
 
     Args:
         logits_BKHW: logits of every pixel.
-        target_BHW: int64, class indices or UNLABELLED.
+        target_BHW: int64, class indices or UNLABELED.
         weight_K: weights of the classes in the mean; None: equal weights.
     """
-    total = F.cross_entropy(logits_BKHW, target_BHW, weight_K, ignore_index=UNLABELLED, reduction="sum")
-    labeled_BHW = target_BHW != UNLABELLED
+    total = F.cross_entropy(logits_BKHW, target_BHW, weight_K, ignore_index=UNLABELED, reduction="sum")
+    labeled_BHW = target_BHW != UNLABELED
     if weight_K is None:
         return total / labeled_BHW.sum().clamp(min=1)
     # Selecting the labeled pixels would synchronize with the device. Instead, unlabeled pixels get weight_K[0] * 0.
@@ -37,7 +37,7 @@ def median_frequency_weights(masks_NHW: Tensor, classes: int, power: float = 1.0
     counted (Eigen and Fergus do not specify this). The weight of a class that is in no image is 0.
 
     Args:
-        masks_NHW: uint8, class indices or UNLABELLED.
+        masks_NHW: uint8, class indices or UNLABELED.
         classes: K.
         power: exponent of the weights; 1: full balancing, 0: equal weights.
     """

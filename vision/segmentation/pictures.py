@@ -15,7 +15,7 @@ from torch import Tensor
 
 from zerokara.core.compute import Compute
 from zerokara.core.data.mask_files import CAMVID
-from zerokara.core.data.masks import UNLABELLED, MaskSet
+from zerokara.core.data.masks import UNLABELED, MaskSet
 from zerokara.core.media import grid
 from zerokara.core.report import figure_pixels
 from zerokara.core.run import Run
@@ -38,7 +38,7 @@ CAMVID_COLORS = (
 def palette(classes: tuple[str, ...]) -> np.ndarray:
     """Return the colors (256, 3) uint8 of class indices: the palette of PASCAL VOC or, for its classes, of CamVid.
 
-    The color of UNLABELLED is black.
+    The color of UNLABELED is black.
     """
     colors = np.zeros((256, 3), np.uint8)
     for index in range(256):
@@ -48,7 +48,7 @@ def palette(classes: tuple[str, ...]) -> np.ndarray:
                 colors[index, channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
     if classes == CAMVID:
         colors[: len(CAMVID)] = CAMVID_COLORS
-    colors[UNLABELLED] = 0
+    colors[UNLABELED] = 0
     return colors
 
 
@@ -57,13 +57,13 @@ def overlay(image_HWC: np.ndarray, mask_HW: np.ndarray, colors: np.ndarray, stre
 
     Args:
         image_HWC: uint8, 1 or 3 channels.
-        mask_HW: uint8, class indices or UNLABELLED.
+        mask_HW: uint8, class indices or UNLABELED.
         colors: from `palette`.
         strength: opacity of the colors; 0: only the image, 1: only the colors.
     """
     rgb = image_HWC if image_HWC.shape[2] == 3 else np.repeat(image_HWC, 3, axis=2)
     mixed = (rgb * (1 - strength) + colors[mask_HW] * strength).round().astype(np.uint8)
-    return np.where((mask_HW == UNLABELLED)[..., None], rgb, mixed)
+    return np.where((mask_HW == UNLABELED)[..., None], rgb, mixed)
 
 
 def legend(classes: tuple[str, ...], width: int, colors: np.ndarray) -> np.ndarray:
@@ -100,7 +100,7 @@ def draw_overlays(images: MaskSet, prediction_NHW: Tensor, indices: list[int]) -
     tiles = []
     for index, prediction_HW in zip(indices, prediction_NHW.numpy(), strict=True):
         image_HWC = images.images[index].permute(1, 2, 0).numpy()
-        blank_HW = np.full(prediction_HW.shape, UNLABELLED, np.uint8)
+        blank_HW = np.full(prediction_HW.shape, UNLABELED, np.uint8)
         masks = (blank_HW, images.masks[index].numpy(), prediction_HW)
         tiles += [overlay(image_HWC, mask_HW, colors).transpose(2, 0, 1) for mask_HW in masks]
     rows = grid(np.stack(tiles), columns=3, gap=2)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zerokara.core.compute import Compute
-from zerokara.core.data.masks import UNLABELLED, MaskSet
+from zerokara.core.data.masks import UNLABELED, MaskSet
 from zerokara.vision.segmentation.model_file import SegmenterMetadata
 from zerokara.vision.segmentation.networks import Segmenter
 
@@ -107,7 +107,7 @@ def score(
     from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassJaccardIndex
 
     classes = len(metadata.classes)
-    settings: dict[str, Any] = {"num_classes": classes, "ignore_index": UNLABELLED, "validate_args": False}
+    settings: dict[str, Any] = {"num_classes": classes, "ignore_index": UNLABELED, "validate_args": False}
     metrics = MetricCollection(
         {
             "confusion": MulticlassConfusionMatrix(**settings),
@@ -124,8 +124,8 @@ def score(
         target = mask.to(compute.torch_device).long()
         prediction = logits.argmax(1)
         metrics.update(prediction, target)
-        loss += float(F.cross_entropy(logits, target, ignore_index=UNLABELLED, reduction="sum"))
-        pixels += int((target != UNLABELLED).sum())
+        loss += float(F.cross_entropy(logits, target, ignore_index=UNLABELED, reduction="sum"))
+        pixels += int((target != UNLABELED).sum())
         predictions += [
             compute.to_host(prediction[index - first].to(torch.uint8))
             for index in prediction_indices

@@ -168,11 +168,11 @@ def test_stages_are_the_outputs_of_the_max_pools(name: str, shapes: list[tuple[i
 def test_widely_padded_equals_conv2d() -> None:
     """Compare outputs and the gradients of input, weights and bias, in training and evaluation mode."""
     torch.manual_seed(0)
-    ours = WidelyPadded(3, 4, 3, padding=2)
-    theirs = nn.Conv2d(3, 4, 3, padding=2)
-    theirs.load_state_dict(ours.state_dict())
+    padded = WidelyPadded(3, 4, 3, padding=2)
+    conv = nn.Conv2d(3, 4, 3, padding=2)
+    conv.load_state_dict(padded.state_dict())
     x, grad_output = torch.randn(2, 3, 5, 6, requires_grad=True), torch.randn(2, 4, 7, 8)
-    gradients = [torch.autograd.grad(layer(x), [x, *layer.parameters()], grad_output) for layer in (ours, theirs)]
+    gradients = [torch.autograd.grad(layer(x), [x, *layer.parameters()], grad_output) for layer in (padded, conv)]
     for actual, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(actual, expected)
-    torch.testing.assert_close(ours.eval()(x), theirs(x))
+    torch.testing.assert_close(padded.eval()(x), conv(x))

@@ -17,7 +17,7 @@ from zerokara.core.data.box_files import yaml_names
 from zerokara.core.data.boxes import BoxSet, load_boxes, on_canvas, scaled_to, split
 
 
-def picture(path: Path, width: int = 40, height: int = 20) -> None:
+def write_image(path: Path, width: int = 40, height: int = 20) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((height, width, 3), 100, np.uint8)).save(path)
 
@@ -36,8 +36,8 @@ def voc(path: Path, filename: str, *objects: tuple[str, tuple[Any, ...]]) -> Non
 def voc_folder(tmp_path: Path) -> Path:
     """Write two images, one of which was renamed after its annotation, and an empty box."""
     folder = tmp_path / "voc"
-    picture(folder / "JPEGImages" / "a.jpg")
-    picture(folder / "JPEGImages" / "b.jpg", 20, 40)
+    write_image(folder / "JPEGImages" / "a.jpg")
+    write_image(folder / "JPEGImages" / "b.jpg", 20, 40)
     voc(folder / "Annotations" / "a.xml", "old-name.jpg", ("cat", (1, 1, 20, 20)), ("dog", (21, 11, 40, 20)))
     voc(folder / "Annotations" / "b.xml", "b.jpg", ("cat", (5, 5, 5, 5)), ("cat", (1, 1, 99, 4)))
     return folder
@@ -93,7 +93,7 @@ def coco(**changes: Any) -> dict[str, Any]:
 
 def test_coco(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        picture(tmp_path / "train" / f"{name}.png")
+        write_image(tmp_path / "train" / f"{name}.png")
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "instances.json").write_text(json.dumps(coco()))
     (tmp_path / "notes.json").write_text("[1, 2]")
@@ -112,12 +112,12 @@ def test_coco(tmp_path: Path) -> None:
         {"annotations": [{"image_id": 8, "category_id": 30, "bbox": [0, 0, 1, 1]}]},
         {"annotations": [{"image_id": 7, "category_id": 30, "bbox": [0, 0, 1]}]},
         {"annotations": [{"image_id": 7, "category_id": 31, "bbox": [0, 0, 1, 1]}]},
-        {"images": [{"id": 1, "file_name": "lost.png"}]},
+        {"images": [{"id": 1, "file_name": "missing.png"}]},
     ],
 )
-def test_invalid_coco_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_invalid_coco_is_rejected(tmp_path: Path, changes: dict[str, Any]) -> None:
     for name in ("a", "b"):
-        picture(tmp_path / f"{name}.png")
+        write_image(tmp_path / f"{name}.png")
     (tmp_path / "c.json").write_text(json.dumps(coco(**changes)))
     with pytest.raises(UserError, match=r"c\.json"):
         load(tmp_path)
@@ -125,7 +125,7 @@ def test_invalid_coco_is_refused(tmp_path: Path, changes: dict[str, Any]) -> Non
 
 def test_yolo(tmp_path: Path) -> None:
     for name in ("a", "b", "empty"):
-        picture(tmp_path / "images" / "train" / f"{name}.jpg")
+        write_image(tmp_path / "images" / "train" / f"{name}.jpg")
     labels = tmp_path / "labels" / "train"
     labels.mkdir(parents=True)
     (labels / "a.txt").write_text("1 0.5 0.5 0.5 1.0\n\n0 0.1 0.1 0.2 0.2\n")
@@ -156,12 +156,12 @@ def test_yaml_names() -> None:
 
 def test_error_messages(tmp_path: Path, voc_folder: Path) -> None:
     with pytest.raises(UserError, match="There is no data set"):
-        load(tmp_path / "nothing")
+        load(tmp_path / "missing")
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(UserError, match="no images"):
         load(empty)
-    picture(empty / "a.png")
+    write_image(empty / "a.png")
     with pytest.raises(UserError, match="has no box annotations"):
         load(empty)
     broken = voc_folder / "Annotations" / "a.xml"
@@ -170,9 +170,9 @@ def test_error_messages(tmp_path: Path, voc_folder: Path) -> None:
         ("<annotation><object><name>cat</name></object></annotation>", "without four numbers"),
     ):
         broken.write_text(text)
-        with pytest.raises(UserError, match=message) as mistake:
+        with pytest.raises(UserError, match=message) as error:
             load(voc_folder)
-        assert "a.xml" in str(mistake.value)
+        assert "a.xml" in str(error.value)
     broken.unlink()
     voc(voc_folder / "Annotations" / "c.xml", "c.jpg", ("cat", (1, 1, 9, 9)))
     with pytest.raises(UserError, match=r"c\.jpg, which does not exist"):
@@ -191,15 +191,15 @@ def test_canvas() -> None:
 
 
 def test_splits_are_disjoint_and_depend_on_the_seed(voc_folder: Path) -> None:
-    several = load(voc_folder).take([0, 1] * 10)
-    several = BoxSet(**{**vars(several), "names": tuple(map(str, range(20)))})
-    train, validation, test = split(several, seed=0)
+    box_set = load(voc_folder).take([0, 1] * 10)
+    box_set = BoxSet(**{**vars(box_set), "names": tuple(map(str, range(20)))})
+    train, validation, test = split(box_set, seed=0)
     assert (len(train), len(validation), len(test)) == (14, 2, 4)
-    assert sorted(train.names + validation.names + test.names) == sorted(several.names)
-    assert split(several, seed=0)[2].names == test.names
-    assert any(split(several, seed=seed)[2].names != test.names for seed in range(1, 4))
+    assert sorted(train.names + validation.names + test.names) == sorted(box_set.names)
+    assert split(box_set, seed=0)[2].names == test.names
+    assert any(split(box_set, seed=seed)[2].names != test.names for seed in range(1, 4))
     with pytest.raises(UserError, match="too few"):
-        split(several.take(range(9)), seed=0)
+        split(box_set.take(range(9)), seed=0)
 
 
 def test_bccd(data_dir: Path) -> None:

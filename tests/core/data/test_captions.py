@@ -14,8 +14,8 @@ from zerokara.core.data.captions import load_captions, parse_coco, parse_csv, pa
 from zerokara.core.media import png_bytes
 
 
-def picture(shade: int, width: int = 40) -> bytes:
-    return png_bytes(np.full((30, width, 3), shade, np.uint8))
+def png(gray_level: int, width: int = 40) -> bytes:
+    return png_bytes(np.full((30, width, 3), gray_level, np.uint8))
 
 
 def test_three_formats_give_equal_captions() -> None:
@@ -36,23 +36,23 @@ def test_three_formats_give_equal_captions() -> None:
 
 def test_a_zip_and_a_folder(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "few.zip", "w") as archive:
-        archive.writestr("images/b.png", picture(200, 60))
-        archive.writestr("images/a.png", picture(10))
-        archive.writestr("__MACOSX/images/a.png", b"nothing")
+        archive.writestr("images/b.png", png(200, 60))
+        archive.writestr("images/a.png", png(10))
+        archive.writestr("__MACOSX/images/a.png", b"invalid")
         archive.writestr("captions.txt", "image,caption\nb.png,White .\na.png,Black .\na.png,Dark .\n")
     captioned = load_captions("few", image_size=24, data_dir=tmp_path)
     assert captioned.names == ("a.png", "b.png")
     assert captioned.captions == (("Black .", "Dark ."), ("White .",))
     assert captioned.images.shape == (2, 3, 24, 24)
     assert captioned.images[:, 0, 0, 0].tolist() == [10, 200]
-    taken = captioned.take([1])
-    assert (taken.names, taken.captions, len(taken)) == (("b.png",), (("White .",),), 1)
+    selected = captioned.take([1])
+    assert (selected.names, selected.captions, len(selected)) == (("b.png",), (("White .",),), 1)
     folder = tmp_path / "coco"
     (folder / "val2014").mkdir(parents=True)
-    (folder / "val2014" / "x.png").write_bytes(picture(77))
-    content = {"images": [{"id": 1, "file_name": "x.png"}], "annotations": [{"image_id": 1, "caption": "Grey"}]}
+    (folder / "val2014" / "x.png").write_bytes(png(77))
+    content = {"images": [{"id": 1, "file_name": "x.png"}], "annotations": [{"image_id": 1, "caption": "Gray"}]}
     (folder / "captions_val2014.json").write_text(json.dumps(content))
-    assert load_captions(str(folder), image_size=16).captions == (("Grey",),)
+    assert load_captions(str(folder), image_size=16).captions == (("Gray",),)
 
 
 @pytest.mark.parametrize(
@@ -66,8 +66,8 @@ def test_a_zip_and_a_folder(tmp_path: Path) -> None:
         ("captions_x.json", "{", "cannot be parsed as captions"),
     ],
 )
-def test_invalid_data_are_refused(tmp_path: Path, name: str, content: str, message: str) -> None:
-    (tmp_path / "a.png").write_bytes(picture(10))
+def test_invalid_data_are_rejected(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / "a.png").write_bytes(png(10))
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
         load_captions(str(tmp_path), image_size=16)

@@ -69,29 +69,29 @@ def python10(folder: Path, dump: Callable[[Any], bytes]) -> None:
     (folder / "batches.meta").write_bytes(dump({"label_names": NAMES, "num_cases_per_batch": 4, "num_vis": 3072}))
 
 
-def pack(folder: Path, name: str) -> None:
+def make_archive(folder: Path, name: str) -> None:
     """Pack a folder into an archive as published, and move the folder away."""
     with tarfile.open(folder.parent / name, "w:gz") as archive:
         archive.add(folder, arcname=folder.name)
-    folder.rename(folder.parent / "elsewhere")
+    folder.rename(folder.parent / "moved")
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("archived", [False, True])
 @pytest.mark.parametrize("layout", ["binary", "python2", "python3"])
-def test_all_versions_of_cifar_10_give_the_same_images(tmp_path: Path, layout: str, packed: bool) -> None:
+def test_all_versions_of_cifar_10_give_the_same_images(tmp_path: Path, layout: str, archived: bool) -> None:
     if layout == "binary":
         folder = tmp_path / "cifar10" / "cifar-10-batches-bin"
         binary10(folder)
     else:
         folder = tmp_path / "cifar-10-batches-py"
         python10(folder, python2 if layout == "python2" else python3)
-    if packed:
-        pack(folder, f"cifar-10-{'binary' if layout == 'binary' else 'python'}.tar.gz")
+    if archived:
+        make_archive(folder, f"cifar-10-{'binary' if layout == 'binary' else 'python'}.tar.gz")
     train = load("cifar10", "train", data_dir=tmp_path, download=False)
     assert (train.shape, len(train), train.classes) == ((3, 32, 32), 20, tuple(NAMES))
     assert train.labels.tolist() == [0, 1, 2, 3, 1, 2, 3, 4, 2, 3, 4, 5, 3, 4, 5, 6, 4, 5, 6, 7]
     third = rows(2)[1]
-    # "The first 1024 bytes are the red channel values, ... stored in row-major order"
+    # From the description of the format: "The first 1024 bytes are the red channel values, ... row-major order".
     assert train.images[9, 0, 0].tolist() == third[:32].tolist()
     assert int(train.images[9, 2, 31, 30]) == third[2048 + 31 * 32 + 30]
     test = load("cifar10", "test", data_dir=tmp_path, download=False)
@@ -101,7 +101,7 @@ def test_all_versions_of_cifar_10_give_the_same_images(tmp_path: Path, layout: s
 
 
 def test_cifar_100_uses_the_fine_label(tmp_path: Path) -> None:
-    names = [f"thing {k}" for k in range(100)]
+    names = [f"class {k}" for k in range(100)]
     folder = tmp_path / "cifar-100-binary"
     folder.mkdir()
     for name in ("train.bin", "test.bin"):
@@ -115,22 +115,22 @@ def test_cifar_100_uses_the_fine_label(tmp_path: Path) -> None:
     (other / "meta").write_bytes(python2({"fine_label_names": names, "coarse_label_names": ["x"] * 20}))
     for path in (tmp_path, tmp_path / "other"):
         images = load("cifar100", "train", data_dir=path, download=False)
-        assert (images.labels.tolist(), images.classes[99]) == ([99], "thing 99")
+        assert (images.labels.tolist(), images.classes[99]) == ([99], "class 99")
         assert torch.equal(images.images.flatten(), torch.from_numpy(rows(0, 1)).flatten())
 
 
-class Harm:
+class Malicious:
     """Object whose pickle executes a function when it is read."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.write_text, (Path("harm"), "done"))
+        return (Path.write_text, (Path("executed"), "done"))
 
 
 @pytest.mark.parametrize(
-    ("content", "complaint"),
+    ("content", "message"),
     [
-        (pickle.dumps({"data": Harm()}), "would execute pathlib.*not part of any CIFAR file"),
-        (pickle.dumps({"data": np.array([Harm()], dtype=object)}), "would execute numpy's arrays of 'O8'"),
+        (pickle.dumps({"data": Malicious()}), "would execute pathlib.*not part of any CIFAR file"),
+        (pickle.dumps({"data": np.array([Malicious()], dtype=object)}), "would execute numpy's arrays of 'O8'"),
         (b"cos\nsystem\n(S'echo'\ntR.", "would execute os.system"),
         (b"c_codecs\nencode\n(S'x'\nS'bz2'\ntR.", "would execute the codec"),
         (pickle.dumps([1, 2]), "contains a list, expected a dict"),
@@ -138,28 +138,28 @@ class Harm:
         (b"", "is damaged"),
     ],
 )
-def test_unsafe_and_damaged_pickles_are_refused(
-    content: bytes, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_unsafe_and_damaged_pickles_are_rejected(
+    content: bytes, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=complaint):
+    with pytest.raises(UserError, match=message):
         unpickle(content, "batch")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_unpickled_arrays_equal_the_originals() -> None:
-    sent = {
+    arrays = {
         "big-endian": np.arange(6, dtype=">i4").reshape(2, 3),
         "by columns": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
         "bytes": np.arange(3, dtype=np.uint8),
     }
-    found = unpickle(python3(sent), "batch")
-    for key, value in sent.items():
-        np.testing.assert_array_equal(found[key.encode()], value)
+    result = unpickle(python3(arrays), "batch")
+    for key, value in arrays.items():
+        np.testing.assert_array_equal(result[key.encode()], value)
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "complaint"),
+    ("name", "content", "message"),
     [
         ("data_batch_3.bin", rows(0).tobytes()[:-1], "not a multiple of 3,073"),
         ("data_batch_3.bin", b"", "not a multiple of 3,073"),
@@ -167,13 +167,13 @@ def test_unpickled_arrays_equal_the_originals() -> None:
         ("data_batch_3.bin", None, "data_batch_3.bin could not be read"),
     ],
 )
-def test_damaged_batches_are_refused(tmp_path: Path, name: str, content: bytes | None, complaint: str) -> None:
+def test_damaged_batches_are_rejected(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
     folder = tmp_path / "cifar-10-batches-bin"
     binary10(folder)
     (folder / name).unlink()
     if content is not None:
         (folder / name).write_bytes(content)
-    with pytest.raises(UserError, match=complaint):
+    with pytest.raises(UserError, match=message):
         load("cifar10", "train", data_dir=tmp_path, download=False)
 
 
@@ -187,7 +187,7 @@ def test_damaged_batches_are_refused(tmp_path: Path, name: str, content: bytes |
         {"data": rows(0)},
     ],
 )
-def test_inconsistent_python_batches_are_refused(tmp_path: Path, batch: dict[str, Any]) -> None:
+def test_inconsistent_python_batches_are_rejected(tmp_path: Path, batch: dict[str, Any]) -> None:
     folder = tmp_path / "cifar-10-batches-py"
     python10(folder, python2)
     (folder / "test_batch").write_bytes(python2(batch))
@@ -195,17 +195,17 @@ def test_inconsistent_python_batches_are_refused(tmp_path: Path, batch: dict[str
         load("cifar10", "test", data_dir=tmp_path, download=False)
 
 
-def test_damaged_archive_is_refused(tmp_path: Path) -> None:
+def test_damaged_archive_is_rejected(tmp_path: Path) -> None:
     folder = tmp_path / "cifar-10-batches-bin"
     binary10(folder)
-    pack(folder, "cifar-10-binary.tar.gz")
+    make_archive(folder, "cifar-10-binary.tar.gz")
     archive = tmp_path / "cifar-10-binary.tar.gz"
-    whole = archive.read_bytes()
-    archive.write_bytes(whole[: len(whole) // 2])
+    content = archive.read_bytes()
+    archive.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=r"cifar-10-binary.tar.gz is damaged or truncated"):
         load("cifar10", "train", data_dir=tmp_path, download=False)
-    with tarfile.open(archive, "w:gz") as other:
-        other.add(tmp_path / "elsewhere" / "batches.meta.txt", "batches.meta.txt")
+    with tarfile.open(archive, "w:gz") as writer:
+        writer.add(tmp_path / "moved" / "batches.meta.txt", "batches.meta.txt")
     with pytest.raises(UserError, match=r"does not contain test_batch\.bin"):
         load_cifar(LAYOUTS["cifar10"][0], archive, "test")
 

@@ -37,7 +37,7 @@ class Mirror:
                 mirror.answer(self)
 
             def log_message(self, *_: object) -> None:
-                """Print nothing."""
+                """Do not log requests."""
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/set.gz"
@@ -45,9 +45,9 @@ class Mirror:
         self.thread.start()
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
-        requested_range = request.headers.get("Range")
-        self.requested.append(requested_range)
-        start = int(requested_range.removeprefix("bytes=").rstrip("-")) if requested_range and self.ranges else 0
+        range_ = request.headers.get("Range")
+        self.requested.append(range_)
+        start = int(range_.removeprefix("bytes=").rstrip("-")) if range_ and self.ranges else 0
         if self.status != 200:
             request.send_error(self.status)
             return
@@ -125,7 +125,7 @@ def test_second_mirror_resumes_the_download_of_the_first(tmp_path: Path, mirror:
     assert second.requested == ["bytes=1000-"]
 
 
-def test_server_without_ranges_sends_the_whole_file(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
+def test_server_without_ranges_sends_the_complete_file(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
     server = mirror(ranges=False)
     (tmp_path / ".set.gz.part").write_bytes(CONTENT[:5000])
     assert get(tmp_path, server) == CONTENT
@@ -150,11 +150,11 @@ def test_bad_mirror_is_skipped(tmp_path: Path, mirror: Callable[..., Mirror], ba
 
 
 def test_message_if_all_mirrors_fail(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
-    wrong, missing, gone = mirror(b"other"), mirror(status=404), mirror()
-    gone.close()
-    with pytest.raises(UserError) as caught:
-        get(tmp_path, wrong, missing, gone)
-    text = str(caught.value)
+    wrong, missing, closed = mirror(b"other"), mirror(status=404), mirror()
+    closed.close()
+    with pytest.raises(UserError) as error:
+        get(tmp_path, wrong, missing, closed)
+    text = str(error.value)
     assert "wrong checksum 795f3202b17cb6bc3d4b771d8c6c9eaf" in text
     assert "404 Not Found" in text
     assert "Connection refused" in text
@@ -174,7 +174,7 @@ def test_full_disk_is_raised_without_trying_other_mirrors(
         get(tmp_path, first, second)
 
 
-def test_unwritable_folder_is_refused(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
+def test_unwritable_folder_is_rejected(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:
     (tmp_path / "file").write_text("a file")
     with pytest.raises(UserError, match=r"cannot be downloaded into .*file/set .*--data-dir"):
         get(tmp_path / "file" / "set", mirror())
@@ -207,14 +207,14 @@ def test_mnist_is_downloaded(tmp_path: Path, mirror: Callable[..., Mirror], monk
     servers = [mirror(images), mirror(labels)] * 2
     by_name = {name: server.url for name, server in zip(sources.IDX_FILES, servers, strict=True)}
 
-    def redirected(remotes: list[Remote], *rest: object) -> None:
+    def fetch_from_mirrors(remotes: list[Remote], *rest: object) -> None:
         files = [
             Remote(r.name, hashlib.md5(s.content).hexdigest(), (by_name[r.name],))
             for r, s in zip(remotes, servers, strict=True)
         ]
         fetch(files, *rest)  # type: ignore[arg-type]  # forwarded
 
-    monkeypatch.setattr(sources, "fetch", redirected)
+    monkeypatch.setattr(sources, "fetch", fetch_from_mirrors)
     assert load("mnist", "train", data_dir=tmp_path).images.tolist() == [[[[5, 9]]]]
     assert len(list((tmp_path / "mnist").iterdir())) == 4
     assert load("mnist", "test", data_dir=tmp_path, download=False).labels.tolist() == [7]
@@ -254,16 +254,16 @@ def test_cifar_10_is_downloaded_from_the_second_mirror(
 def test_files_are_listed_if_no_mirror_has_the_set(
     tmp_path: Path, mirror: Callable[..., Mirror], monkeypatch: pytest.MonkeyPatch, name: str, files: str
 ) -> None:
-    wrong, gone = mirror(b"other"), mirror()
-    gone.close()
+    wrong, closed = mirror(b"other"), mirror()
+    closed.close()
 
-    def redirected(remotes: list[Remote], *rest: object) -> None:
-        fetch([Remote(r.name, r.md5, (wrong.url, gone.url)) for r in remotes], *rest)  # type: ignore[arg-type]
+    def fetch_from_mirrors(remotes: list[Remote], *rest: object) -> None:
+        fetch([Remote(r.name, r.md5, (wrong.url, closed.url)) for r in remotes], *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sources, "fetch", redirected)
-    with pytest.raises(UserError) as caught:
+    monkeypatch.setattr(sources, "fetch", fetch_from_mirrors)
+    with pytest.raises(UserError) as error:
         load(name, "train", data_dir=tmp_path)
-    text = str(caught.value)
+    text = str(error.value)
     assert "wrong checksum" in text
     assert "Connection refused" in text
     assert f"copy {files} into {tmp_path / name} manually, or give a folder that contains them with --data-dir" in text

@@ -30,9 +30,9 @@ def test_digits_are_visible_and_complete() -> None:
 
 
 def test_drawing_depends_on_the_seed() -> None:
-    (first, labels), (again, labels_again), (other, _) = draw(50, 0), draw(50, 0), draw(50, 1)
-    assert (first == again).all()
-    assert (labels == labels_again).all()
+    (first, labels), (same, labels_same), (other, _) = draw(50, 0), draw(50, 0), draw(50, 1)
+    assert (first == same).all()
+    assert (labels == labels_same).all()
     assert (first != other).any()
 
 
@@ -40,5 +40,5 @@ def test_nearest_neighbor_error_is_small_but_not_zero() -> None:
     """1-NN on raw pixels has an error of 0.5 to 20 %: the set is learnable but not trivial."""
     train, test = load("glyphs", "train"), load("glyphs", "test").take(slice(0, 500))
     distance = torch.cdist(test.images.flatten(1).float(), train.images.flatten(1).float())
-    wrong = float((train.labels[distance.argmin(1)] != test.labels).float().mean())
-    assert 0.005 < wrong < 0.2
+    error = float((train.labels[distance.argmin(1)] != test.labels).float().mean())
+    assert 0.005 < error < 0.2

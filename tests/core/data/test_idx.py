@@ -50,13 +50,13 @@ def test_raw_and_gzipped_files(tmp_path: Path, pack: type[bytes]) -> None:
 def test_all_types_are_read_in_native_byte_order(tmp_path: Path, content: str, expected: np.ndarray) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes.fromhex(content))
-    found = read_idx(path)
-    np.testing.assert_array_equal(found, expected)
-    assert found.dtype == expected.dtype
+    actual = read_idx(path)
+    np.testing.assert_array_equal(actual, expected)
+    assert actual.dtype == expected.dtype
 
 
 @given(cut=st.integers(0, len(IMAGES) - 1))
-def test_truncated_file_is_refused(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+def test_truncated_file_is_rejected(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
     path = tmp_path_factory.mktemp("cut") / "images"
     path.write_bytes(IMAGES[:cut])
     with pytest.raises(UserError, match="images"):
@@ -64,7 +64,7 @@ def test_truncated_file_is_refused(tmp_path_factory: pytest.TempPathFactory, cut
 
 
 @given(cut=st.integers(2, len(gzip.compress(IMAGES, mtime=0)) - 1))
-def test_truncated_gzip_is_refused(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+def test_truncated_gzip_is_rejected(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
     path = tmp_path_factory.mktemp("cut") / "images.gz"
     path.write_bytes(gzip.compress(IMAGES, mtime=0)[:cut])
     with pytest.raises(UserError, match=r"images.gz"):
@@ -72,7 +72,7 @@ def test_truncated_gzip_is_refused(tmp_path_factory: pytest.TempPathFactory, cut
 
 
 @pytest.mark.parametrize(
-    ("content", "complaint"),
+    ("content", "message"),
     [
         (b"\x89PNG" + IMAGES, "is not an IDX file: it begins with 89504e47"),
         (b"", "begins with nothing"),
@@ -82,12 +82,12 @@ def test_truncated_gzip_is_refused(tmp_path_factory: pytest.TempPathFactory, cut
         (gzip.compress(IMAGES, mtime=0)[:-8] + b"\0" * 8, "CRC"),
     ],
 )
-def test_damaged_file_is_refused(tmp_path: Path, content: bytes, complaint: str) -> None:
+def test_damaged_file_is_rejected(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "train-images"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=complaint) as caught:
+    with pytest.raises(UserError, match=message) as error:
         read_idx(path)
-    assert str(path) in str(caught.value)
+    assert str(path) in str(error.value)
 
 
 def test_load_images_and_labels(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_load_images_and_labels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("images", "labels", "complaint"),
+    ("images", "labels", "message"),
     [
         (IMAGES, bytes.fromhex("00000801 00000003 070102"), "has 2 images: use two files that belong together"),
         (IMAGES, bytes.fromhex("00000801 00000002 070a"), "has the label 10, but MNIST has 10 classes"),
@@ -106,8 +106,8 @@ def test_load_images_and_labels(tmp_path: Path) -> None:
         (IMAGES, IMAGES, "belong together"),
     ],
 )
-def test_inconsistent_files_are_refused(tmp_path: Path, images: bytes, labels: bytes, complaint: str) -> None:
-    with pytest.raises(UserError, match=complaint):
+def test_inconsistent_files_are_rejected(tmp_path: Path, images: bytes, labels: bytes, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         load_idx(write_mnist(tmp_path, images, labels), "train", DIGITS, "MNIST")
 
 

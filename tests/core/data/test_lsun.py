@@ -13,7 +13,7 @@ from zerokara.core.config import UserError
 from zerokara.core.data import load
 
 
-def plant(folder: Path, values: list[bytes | tuple[int, int, int]], side: int = 8) -> Path:
+def write_database(folder: Path, values: list[bytes | tuple[int, int, int]], side: int = 8) -> Path:
     """Write a database; a color is an image of that color. Keys have 40 hexadecimal digits, as in LSUN."""
     folder.mkdir(parents=True)
     with lmdb.open(str(folder), map_size=2**22) as database, database.begin(write=True) as view:
@@ -28,25 +28,25 @@ def webp(color: tuple[int, int, int], side: int) -> bytes:
     return out.getvalue()
 
 
-def reds(path: Path, split: str) -> list[int]:
+def red_values(path: Path, split: str) -> list[int]:
     images = load(str(path), "train" if split == "train" else "test")
     return images.images[:, 0, 0, 0].tolist()
 
 
 def test_category_with_validation_database(tmp_path: Path) -> None:
-    train = plant(tmp_path / "church_outdoor_train_lmdb", [(1, 0, 9), (2, 0, 9), (3, 0, 9)])
-    plant(tmp_path / "church_outdoor_val_lmdb", [(4, 0, 9)])
+    train = write_database(tmp_path / "church_outdoor_train_lmdb", [(1, 0, 9), (2, 0, 9), (3, 0, 9)])
+    write_database(tmp_path / "church_outdoor_val_lmdb", [(4, 0, 9)])
     images = load(str(train), "train")
     assert (images.shape, images.classes, images.labels.tolist()) == ((3, 8, 8), ("church_outdoor",), [0, 0, 0])
     assert images.images[1, :, 0, 0].tolist() == [2, 0, 9]
-    assert (reds(train, "train"), reds(train, "test")) == ([1, 2, 3], [4])
+    assert (red_values(train, "train"), red_values(train, "test")) == ([1, 2, 3], [4])
     assert "LSUN church_outdoor (train), LMDB in" in images.source
 
 
 def test_folder_of_categories_with_and_without_validation(tmp_path: Path) -> None:
-    plant(tmp_path / "b_train_lmdb", [(k, 0, 0) for k in range(12)])
-    plant(tmp_path / "a_train_lmdb", [(100, 0, 0)])
-    plant(tmp_path / "a_val_lmdb", [(101, 0, 0)])
+    write_database(tmp_path / "b_train_lmdb", [(k, 0, 0) for k in range(12)])
+    write_database(tmp_path / "a_train_lmdb", [(100, 0, 0)])
+    write_database(tmp_path / "a_val_lmdb", [(101, 0, 0)])
     train, test = load(str(tmp_path), "train"), load(str(tmp_path), "test")
     assert train.classes == test.classes == ("a", "b")
     assert train.images[:, 0, 0, 0].tolist() == [100, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11]
@@ -57,23 +57,23 @@ def test_folder_of_categories_with_and_without_validation(tmp_path: Path) -> Non
 def test_grayscale_and_color_categories_are_combined(tmp_path: Path) -> None:
     out = io.BytesIO()
     Image.new("L", (8, 8), 50).save(out, "PNG")
-    plant(tmp_path / "a_train_lmdb", [out.getvalue()] * 2)
-    plant(tmp_path / "b_train_lmdb", [(1, 2, 3)] * 2)
+    write_database(tmp_path / "a_train_lmdb", [out.getvalue()] * 2)
+    write_database(tmp_path / "b_train_lmdb", [(1, 2, 3)] * 2)
     assert load(str(tmp_path), "train").images[:, :, 0, 0].tolist() == [[50] * 3, [1, 2, 3]]
 
 
 def test_name_in_data_dir_and_resizing(tmp_path: Path) -> None:
-    plant(tmp_path / "cat", [(1, 0, 0)] * 3, side=16)
+    write_database(tmp_path / "cat", [(1, 0, 0)] * 3, side=16)
     assert load("cat", "train", data_dir=tmp_path, image_size=8, grayscale=True).shape == (1, 8, 8)
 
 
-def test_damaged_databases_are_refused(tmp_path: Path) -> None:
+def test_damaged_databases_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"0001 in a in .* cannot be decoded"):
-        load(str(plant(tmp_path / "a_train_lmdb", [(1, 0, 0), b"invalid"])), "train")
+        load(str(write_database(tmp_path / "a_train_lmdb", [(1, 0, 0), b"invalid"])), "train")
     with pytest.raises(UserError, match=r"database of one in .* has no train images"):
-        load(str(plant(tmp_path / "one_lmdb", [(1, 0, 0)])), "train")
-    plant(tmp_path / "sizes" / "a_train_lmdb", [(1, 0, 0)] * 2)
-    plant(tmp_path / "sizes" / "b_train_lmdb", [(1, 0, 0)] * 2, side=9)
+        load(str(write_database(tmp_path / "one_lmdb", [(1, 0, 0)])), "train")
+    write_database(tmp_path / "sizes" / "a_train_lmdb", [(1, 0, 0)] * 2)
+    write_database(tmp_path / "sizes" / "b_train_lmdb", [(1, 0, 0)] * 2, side=9)
     with pytest.raises(
         UserError, match=r"images of b in .* another size than those of the categories before: .*--image-size 8"
     ):

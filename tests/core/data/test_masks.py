@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from zerokara.core.config import UserError
-from zerokara.core.data import UNLABELLED, MaskSet, load_masks
+from zerokara.core.data import UNLABELED, MaskSet, load_masks
 from zerokara.core.data.mask_files import CAMVID, VOC
 from zerokara.core.data.pictures import decode_mask, fit, fit_mask
 
@@ -21,20 +21,20 @@ PHOTO = np.zeros((4, 6, 3), np.uint8)
 MASK = np.array([[0, 0, 1, 1, 2, 2]] * 4, np.uint8)
 
 
-def encoded(array: np.ndarray, mode: str | None = None, kind: str = "PNG") -> bytes:
+def encode(array: np.ndarray, mode: str | None = None, kind: str = "PNG") -> bytes:
     out = io.BytesIO()
-    picture = Image.fromarray(array)
+    image = Image.fromarray(array)
     if mode == "P":
-        picture = Image.fromarray(array, "L").convert("P")
-        picture.putdata(array.ravel().tolist())
-        picture.putpalette([value for number in range(256) for value in (number, 255 - number, 7)])
-    picture.save(out, kind)
+        image = Image.fromarray(array, "L").convert("P")
+        image.putdata(array.ravel().tolist())
+        image.putpalette([value for number in range(256) for value in (number, 255 - number, 7)])
+    image.save(out, kind)
     return out.getvalue()
 
 
-def plant(root: Path, files: Mapping[str, np.ndarray | bytes], *, zipped: bool = False) -> Path:
+def write_files(root: Path, files: Mapping[str, np.ndarray | bytes], *, zipped: bool = False) -> Path:
     """Write images to a folder or zip; arrays are encoded as PNG."""
-    content = {name: item if isinstance(item, bytes) else encoded(item) for name, item in files.items()}
+    content = {name: item if isinstance(item, bytes) else encode(item) for name, item in files.items()}
     if zipped:
         with zipfile.ZipFile(root.with_suffix(".zip"), "w") as archive:
             for name, data in content.items():
@@ -62,44 +62,44 @@ def camvid(**changes: np.ndarray | bytes | None) -> dict[str, np.ndarray | bytes
     return files
 
 
-# ---- layouts
+# Layouts.
 
 
 @pytest.mark.parametrize("zipped", [False, True])
 def test_camvid_classes_and_unlabeled_number(tmp_path: Path, zipped: bool) -> None:
     mask = np.array([[0, 10, 11, 11, 2, 2]] * 4, np.uint8)
-    path = plant(tmp_path / "street", camvid(b=mask), zipped=zipped)
+    path = write_files(tmp_path / "street", camvid(b=mask), zipped=zipped)
     train = load_masks(str(path), "train")
     assert train.classes == CAMVID
     assert train.names == ("a", "b")
     assert train.shape == (3, 4, 6)
-    assert train.masks[1, 0].tolist() == [0, 10, UNLABELLED, UNLABELLED, 2, 2]
+    assert train.masks[1, 0].tolist() == [0, 10, UNLABELED, UNLABELED, 2, 2]
     assert [load_masks(str(path), split).names for split in ("val", "test")] == [("c",), ("d",)]
 
 
 def test_with_explicit_classes_11_is_a_class(tmp_path: Path) -> None:
-    path = plant(tmp_path / "street", camvid(b=np.full((4, 6), 11, np.uint8)))
+    path = write_files(tmp_path / "street", camvid(b=np.full((4, 6), 11, np.uint8)))
     names = [f"thing {number}" for number in range(12)]
     assert load_masks(str(path), "train", classes=names).masks[1].unique().tolist() == [11]
-    plant(path, {"classes.txt": "\n".join(names).encode()})
+    write_files(path, {"classes.txt": "\n".join(names).encode()})
     assert load_masks(str(path), "train").classes == tuple(names)
 
 
 def test_voc_lists(tmp_path: Path) -> None:
     mask = np.array([[0, 1, 15, 20, 255, 255]] * 4, np.uint8)
     files: dict[str, np.ndarray | bytes] = {
-        f"VOCdevkit/VOC2012/JPEGImages/{name}.jpg": encoded(PHOTO, kind="JPEG") for name in ("x", "y", "z", "other")
+        f"VOCdevkit/VOC2012/JPEGImages/{name}.jpg": encode(PHOTO, kind="JPEG") for name in ("x", "y", "z", "other")
     }
-    files |= {f"VOCdevkit/VOC2012/SegmentationClass/{name}.png": encoded(mask, "P") for name in ("x", "y", "z")}
+    files |= {f"VOCdevkit/VOC2012/SegmentationClass/{name}.png": encode(mask, "P") for name in ("x", "y", "z")}
     lists = "VOCdevkit/VOC2012/ImageSets/Segmentation"
-    files |= {f"{lists}/train.txt": b"x\ny\n", f"{lists}/val.txt": b"z\n", f"{lists}/test.txt": b"secret\n"}
-    path = plant(tmp_path / "voc", files)
+    files |= {f"{lists}/train.txt": b"x\ny\n", f"{lists}/val.txt": b"z\n", f"{lists}/test.txt": b"unknown\n"}
+    path = write_files(tmp_path / "voc", files)
     train = load_masks(str(path), "train")
     assert train.classes == VOC
-    assert train.masks[0, 0].tolist() == [0, 1, 15, 20, UNLABELLED, UNLABELLED], "palette indices, not colors"
+    assert train.masks[0, 0].tolist() == [0, 1, 15, 20, UNLABELED, UNLABELED], "palette indices, not colors"
     # The test masks are not published, so val becomes the test split, and val is held out of train.
     assert [load_masks(str(path), split).names for split in ("train", "val", "test")] == [("y",), ("x",), ("z",)]
-    plant(path, {f"{lists}/train.txt": b"x\nw\n"})
+    write_files(path, {f"{lists}/train.txt": b"x\nw\n"})
     with pytest.raises(UserError, match=r"lacks the image .*JPEGImages/w\.jpg, which .*train\.txt lists"):
         load_masks(str(path), "train")
 
@@ -116,31 +116,31 @@ def test_pairs_of_folders(tmp_path: Path, image: str, mask: str) -> None:
     files: dict[str, np.ndarray | bytes] = {"readme.txt": b"hello", "preview.png": PHOTO}
     for split, name in (("train", "a"), ("train", "b"), ("val", "c"), ("test", "d")):
         files |= {image.format(split, name): PHOTO, mask.format(split, name): MASK}
-    path = plant(tmp_path / "pairs", files)
+    path = write_files(tmp_path / "pairs", files)
     sets = [load_masks(str(path), split) for split in ("train", "val", "test")]
-    assert [one.names for one in sets] == [("a", "b"), ("c",), ("d",)]
+    assert [mask_set.names for mask_set in sets] == [("a", "b"), ("c",), ("d",)]
     assert sets[0].classes == ("class 0", "class 1", "class 2")
 
 
 def test_separate_mask_folder_and_held_out_splits(tmp_path: Path) -> None:
     names = [f"{number:02}" for number in range(21)]
-    images = plant(tmp_path / "photos", {f"{name}.png": PHOTO for name in names})
-    masks = plant(tmp_path / "marks", {f"{name}.png": MASK for name in names})
-    found = {split: load_masks(str(images), split, masks=str(masks)).names for split in ("train", "val", "test")}
-    assert found["test"] == ("00", "10", "20")
-    assert found["val"] == ("01", "12")
-    assert sorted(sum(found.values(), ())) == names
+    images = write_files(tmp_path / "photos", {f"{name}.png": PHOTO for name in names})
+    masks = write_files(tmp_path / "masks", {f"{name}.png": MASK for name in names})
+    splits = {split: load_masks(str(images), split, masks=str(masks)).names for split in ("train", "val", "test")}
+    assert splits["test"] == ("00", "10", "20")
+    assert splits["val"] == ("01", "12")
+    assert sorted(sum(splits.values(), ())) == names
     with pytest.raises(UserError, match="--masks"):
         load_masks(str(images), "train")
-    with pytest.raises(UserError, match=r"no .*nowhere.*--masks"):
-        load_masks(str(images), "train", masks="nowhere")
+    with pytest.raises(UserError, match=r"no .*missing.*--masks"):
+        load_masks(str(images), "train", masks="missing")
 
 
 def test_resizing_keeps_class_numbers(tmp_path: Path) -> None:
     big = np.kron(MASK, np.ones((3, 3), np.uint8))
     files = camvid(b=big)
     files["train/b.png"] = np.zeros((12, 18, 3), np.uint8)
-    path = plant(tmp_path / "street", files)
+    path = write_files(tmp_path / "street", files)
     with pytest.raises(UserError, match=r"b\.png in .* has 18x12 pixels, but .*a\.png has 6x4.*--image-size 4 6"):
         load_masks(str(path), "train")
     train = load_masks(str(path), "train", image_size=(4, 6))
@@ -154,67 +154,69 @@ def test_masks_are_cropped_like_images() -> None:
     for shape, size in (((9, 13), (4, 8)), ((5, 4), (10, 10)), ((7, 7), (7, 3))):
         mask = np.zeros(shape, np.uint8)
         mask[:, shape[1] // 2 :] = 200
-        picture = fit(mask[..., None], size)[..., 0]
+        image = fit(mask[..., None], size)[..., 0]
         assert fit_mask(mask, size).shape == size
-        assert np.abs(fit_mask(mask, size).astype(int) - picture).mean() < 30
+        assert np.abs(fit_mask(mask, size).astype(int) - image).mean() < 30
         assert set(np.unique(fit_mask(mask, size))) <= {0, 200}
 
 
-# ---- invalid data
+# Invalid data.
 
 
 @pytest.mark.parametrize(
-    ("mask", "words"),
+    ("mask", "message"),
     [
         (None, r"train/b\.png in .* has no mask: add b\.png"),
         (MASK[:3], r"trainannot/b\.png in .* has 6x3 pixels, but its image .*b\.png has 6x4"),
-        (np.full((4, 6), 12, np.uint8), r"trainannot/b\.png .* class 12.*11 classes, 0 to 10.*--unlabelled"),
+        (np.full((4, 6), 12, np.uint8), r"trainannot/b\.png .* class 12.*11 classes, 0 to 10.*--unlabeled"),
         (np.arange(72, dtype=np.uint8).reshape(4, 6, 3), r"trainannot/b\.png .* has colors"),
         (b"", r"trainannot/b\.png .* is empty"),
-        (encoded(MASK)[:40], r"trainannot/b\.png .* cannot be decoded"),
+        (encode(MASK)[:40], r"trainannot/b\.png .* cannot be decoded"),
     ],
 )
-def test_invalid_mask_is_refused(tmp_path: Path, mask: np.ndarray | bytes | None, words: str) -> None:
-    path = plant(tmp_path / "street", camvid(b=mask))
-    with pytest.raises(UserError, match=words):
+def test_invalid_mask_is_rejected(tmp_path: Path, mask: np.ndarray | bytes | None, message: str) -> None:
+    path = write_files(tmp_path / "street", camvid(b=mask))
+    with pytest.raises(UserError, match=message):
         load_masks(str(path), "train")
 
 
-def test_missing_and_insufficient_data_are_refused(tmp_path: Path) -> None:
-    plant(tmp_path / "street", camvid())
+def test_missing_and_insufficient_data_are_rejected(tmp_path: Path) -> None:
+    write_files(tmp_path / "street", camvid())
     with pytest.raises(UserError, match=r"no data set 'stret'.*did you mean street"):
         load_masks("stret", "train", data_dir=tmp_path)
     only_val = {name: item for name, item in camvid().items() if name.startswith("val")}
     with pytest.raises(UserError, match="val but no train"):
-        load_masks(str(plant(tmp_path / "val", only_val)), "train")
+        load_masks(str(write_files(tmp_path / "val", only_val)), "train")
     with pytest.raises(UserError, match="too few images"):
-        load_masks(str(plant(tmp_path / "one", {"images/a.png": PHOTO, "masks/a.png": MASK})), "train")
-    nothing = {f"{kind}/{name}.png": item for kind, item in (("images", PHOTO), ("masks", MASK * 0)) for name in "abc"}
+        load_masks(str(write_files(tmp_path / "one", {"images/a.png": PHOTO, "masks/a.png": MASK})), "train")
+    single_class = {
+        f"{kind}/{name}.png": item for kind, item in (("images", PHOTO), ("masks", MASK * 0)) for name in "abc"
+    }
     with pytest.raises(UserError, match="at least 2"):
-        load_masks(str(plant(tmp_path / "nothing", nothing)), "train")
+        load_masks(str(write_files(tmp_path / "single", single_class)), "train")
     with pytest.raises(UserError, match="No pixel of train"):
-        load_masks(str(tmp_path / "nothing"), "train", unlabelled=0, classes=("a", "b"))
+        load_masks(str(tmp_path / "single"), "train", unlabeled=0, classes=("a", "b"))
 
 
 def test_masks_of_other_modes() -> None:
-    assert decode_mask(encoded(MASK.astype(np.uint16)), "m").tolist() == MASK.tolist()
-    assert decode_mask(encoded(np.repeat(MASK[..., None], 3, 2)), "m").tolist() == MASK.tolist(), (
+    assert decode_mask(encode(MASK.astype(np.uint16)), "m").tolist() == MASK.tolist()
+    assert decode_mask(encode(np.repeat(MASK[..., None], 3, 2)), "m").tolist() == MASK.tolist(), (
         "grayscale saved as RGB"
     )
     with pytest.raises(UserError, match="class 300"):
-        decode_mask(encoded(np.full((2, 2), 300, np.uint16)), "m")
+        decode_mask(encode(np.full((2, 2), 300, np.uint16)), "m")
 
 
 def test_mask_set_validates_its_tensors() -> None:
     images, masks = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2, 4, 4, dtype=torch.uint8)
-    whole = MaskSet(images, masks, ("a", "b"), ("x", "y"), "here")
-    assert whole.take([1]).names == ("y",)
-    for wrong in (masks[:1], masks.long(), torch.full_like(masks, 2)):
+    mask_set = MaskSet(images, masks, ("a", "b"), ("x", "y"), "here")
+    assert mask_set.take([1]).names == ("y",)
+    for invalid in (masks[:1], masks.long(), torch.full_like(masks, 2)):
         with pytest.raises(ValueError, match="masks must"):
-            MaskSet(images, wrong, ("a", "b"), ("x", "y"), "here")
+            MaskSet(images, invalid, ("a", "b"), ("x", "y"), "here")
 
 
 def test_real_camvid(data_dir: Path) -> None:
     val = load_masks("camvid", "val", data_dir=data_dir)
     assert (len(val), val.shape, val.classes) == (101, (3, 180, 240), CAMVID)
-    assert UNLABELLED in val.masks
+    assert UNLABELED in val.masks

@@ -21,50 +21,50 @@ from zerokara.core.data.types import image_set
 COLORS = np.random.default_rng(0).integers(256, size=(5, 7, 3), dtype=np.uint8)
 
 
-def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     out = io.BytesIO()
-    picture.save(out, kind, **options)
+    image.save(out, kind, **options)
     return out.getvalue()
 
 
-def decoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> list[Any]:
-    values: list[Any] = decode(encoded(picture, kind, **options), "it").tolist()
+def decode_list(image: Image.Image, kind: str = "PNG", **options: Any) -> list[Any]:
+    values: list[Any] = decode(encode(image, kind, **options), "a.png").tolist()
     return values
 
 
 def test_rgb_and_grayscale_are_unchanged() -> None:
     for kind in ("PNG", "BMP", "PPM", "TIFF"):
-        np.testing.assert_array_equal(decode(encoded(Image.fromarray(COLORS), kind), "it"), COLORS)
+        np.testing.assert_array_equal(decode(encode(Image.fromarray(COLORS), kind), "a.png"), COLORS)
     grayscale = COLORS[..., 0]
-    np.testing.assert_array_equal(decode(encoded(Image.fromarray(grayscale)), "it"), grayscale[..., None])
+    np.testing.assert_array_equal(decode(encode(Image.fromarray(grayscale)), "a.png"), grayscale[..., None])
 
 
 def test_other_modes_are_converted_to_grayscale_or_rgb() -> None:
     one = Image.new("RGB", (1, 1), (200, 100, 50))
-    assert decoded(one.quantize(4)) == [[[200, 100, 50]]]
-    assert decoded(Image.new("1", (2, 1), 1)) == [[[255], [255]]]
-    assert decoded(Image.fromarray(np.array([[0, 257, 65535]], np.uint16))) == [[[0], [1], [255]]]
-    assert decoded(Image.new("CMYK", (8, 8), (0, 0, 0, 0)), "JPEG")[0][0] == [255, 255, 255]
-    # partly and fully transparent, on white
-    assert decoded(Image.new("RGBA", (1, 1), (0, 0, 0, 51))) == [[[204, 204, 204]]]
-    assert decoded(Image.new("LA", (1, 1), (0, 0))) == [[[255]]]
+    assert decode_list(one.quantize(4)) == [[[200, 100, 50]]]
+    assert decode_list(Image.new("1", (2, 1), 1)) == [[[255], [255]]]
+    assert decode_list(Image.fromarray(np.array([[0, 257, 65535]], np.uint16))) == [[[0], [1], [255]]]
+    assert decode_list(Image.new("CMYK", (8, 8), (0, 0, 0, 0)), "JPEG")[0][0] == [255, 255, 255]
+    # Partly and fully transparent colors are blended with white.
+    assert decode_list(Image.new("RGBA", (1, 1), (0, 0, 0, 51))) == [[[204, 204, 204]]]
+    assert decode_list(Image.new("LA", (1, 1), (0, 0))) == [[[255]]]
     palette = Image.new("P", (1, 1))
     palette.putpalette([10, 20, 30])
-    assert decoded(palette, transparency=0) == [[[255, 255, 255]]]
-    assert decoded(palette) == [[[10, 20, 30]]]
+    assert decode_list(palette, transparency=0) == [[[255, 255, 255]]]
+    assert decode_list(palette) == [[[10, 20, 30]]]
 
 
 def test_exif_orientation_is_applied() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # rotated by 90 degrees
-    upright = decode(encoded(Image.fromarray(COLORS), exif=exif), "it")
+    upright = decode(encode(Image.fromarray(COLORS), exif=exif), "a.png")
     np.testing.assert_array_equal(upright, np.rot90(COLORS, -1))
 
 
 def test_first_frame_of_an_animation() -> None:
     first, second = Image.new("L", (2, 1), 7), Image.new("L", (2, 1), 9)
-    frames = encoded(first, "GIF", save_all=True, append_images=[second])
-    assert decode(frames, "it")[0, 0].tolist() in ([7], [7, 7, 7])
+    frames = encode(first, "GIF", save_all=True, append_images=[second])
+    assert decode(frames, "a.png")[0, 0].tolist() in ([7], [7, 7, 7])
 
 
 def bomb() -> bytes:
@@ -81,31 +81,31 @@ NOISE = Image.fromarray(np.random.default_rng(1).integers(256, size=(64, 64, 3),
 
 
 @pytest.mark.parametrize(
-    ("data", "complaint"),
+    ("data", "message"),
     [
         (b"", "is empty"),
-        (b"not a picture at all", "cannot be decoded as an image .no format that Pillow supports"),
-        (encoded(NOISE, "JPEG")[:-300], "cannot be decoded .*truncated"),
-        (encoded(NOISE)[:-300], "cannot be decoded"),
-        (encoded(NOISE, "WEBP")[:-300], "cannot be decoded"),
-        (encoded(NOISE, "BMP")[:-300], "cannot be decoded"),
+        (b"not an image", "cannot be decoded as an image .no format that Pillow supports"),
+        (encode(NOISE, "JPEG")[:-300], "cannot be decoded .*truncated"),
+        (encode(NOISE)[:-300], "cannot be decoded"),
+        (encode(NOISE, "WEBP")[:-300], "cannot be decoded"),
+        (encode(NOISE, "BMP")[:-300], "cannot be decoded"),
         (bomb(), "more than 89,478,485 pixels"),
-        (encoded(Image.new("F", (2, 2)), "TIFF"), "32-bit pixels"),
+        (encode(Image.new("F", (2, 2)), "TIFF"), "32-bit pixels"),
     ],
 )
-def test_invalid_image_is_refused(data: bytes, complaint: str) -> None:
-    with pytest.raises(UserError, match=complaint) as caught:
+def test_invalid_image_is_rejected(data: bytes, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
         decode(data, "cats/a.png in zoo.zip")
-    assert str(caught.value).startswith("cats/a.png in zoo.zip ")
+    assert str(error.value).startswith("cats/a.png in zoo.zip ")
 
 
 def test_downscaling_averages_areas_and_crops_the_center() -> None:
     wide = np.arange(4 * 12, dtype=np.uint8).reshape(4, 12, 1)
-    # 4x12 -> 2x6, each the mean of 2x2 -> columns 2 and 3 of these
+    # 4x12 is reduced to 2x6 by means of 2x2 pixels, then cropped to columns 2 and 3.
     means = np.floor(wide.reshape(2, 2, 6, 2).mean((1, 3)) + 0.5)
     np.testing.assert_array_equal(fit(wide, 2)[..., 0], means[:, 2:4])
     np.testing.assert_array_equal(fit(wide.transpose(1, 0, 2), 2)[..., 0], means.T[2:4])
-    assert fit(COLORS, 5).tolist() == COLORS[:, 1:6].tolist()  # the height fits already: no resampling
+    assert fit(COLORS, 5).tolist() == COLORS[:, 1:6].tolist()  # the height is unchanged, so there is no resampling
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (1, 9), (9, 1), (101, 7), (64, 65)])
@@ -123,10 +123,10 @@ def test_grayscale_is_luma() -> None:
 
 
 FILES = {
-    "a": encoded(Image.new("L", (4, 4), 5)),
-    "b": encoded(Image.new("L", (4, 4), 6)),
-    "color": encoded(Image.new("RGB", (4, 4), (1, 2, 3))),
-    "wide": encoded(Image.new("L", (6, 3), 7)),
+    "a": encode(Image.new("L", (4, 4), 5)),
+    "b": encode(Image.new("L", (4, 4), 6)),
+    "color": encode(Image.new("RGB", (4, 4), (1, 2, 3))),
+    "wide": encode(Image.new("L", (6, 3), 7)),
 }
 
 
@@ -148,7 +148,7 @@ def test_different_sizes_require_image_size() -> None:
     assert read_all(["wide"]).shape == (1, 1, 3, 6)
 
 
-def test_too_large_set_is_refused_before_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_set_is_rejected_before_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     class Memory:
         available = 100
 
@@ -162,7 +162,7 @@ def test_too_large_set_is_refused_before_reading(monkeypatch: pytest.MonkeyPatch
 
 def test_progress_ends_with_the_total() -> None:
     calls: list[tuple[str, int, int]] = []
-    decode_all(["a"] * 300, FILES.__getitem__, "zoo", None, None, lambda *call: calls.append(call))
+    decode_all(["a"] * 300, FILES.__getitem__, "zoo", None, None, lambda *args: calls.append(args))
     assert calls == [("reading zoo", 256, 300), ("reading zoo", 300, 300)]
 
 

@@ -20,12 +20,12 @@ from zerokara.core.models.classifier import Classifier, make_classifier
 from zerokara.core.models.weights import load_pretrained_backbone
 
 
-def on_meta(name: str, channels: int, size: int, classes: int, **options: Any) -> Classifier:
+def classifier_on_meta(name: str, channels: int, size: int, classes: int, **options: Any) -> Classifier:
     with torch.device("meta"):
         return make_classifier(name, channels, size, classes, **options)
 
 
-def published(classifier: Classifier) -> dict[str, tuple[int, ...]]:
+def published_shapes(classifier: Classifier) -> dict[str, tuple[int, ...]]:
     return {classifier.published_name(name): tuple(t.shape) for name, t in classifier.state_dict().items()}
 
 
@@ -53,7 +53,7 @@ def published(classifier: Classifier) -> dict[str, tuple[int, ...]]:
     ],
 )
 def test_published_parameter_counts(name: str, options: dict[str, Any], number: int) -> None:
-    assert sum(p.numel() for p in on_meta(name, 3, 224, 1000, **options).parameters()) == number
+    assert sum(p.numel() for p in classifier_on_meta(name, 3, 224, 1000, **options).parameters()) == number
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_published_parameter_counts(name: str, options: dict[str, Any], number: 
     ],
 )
 def test_parameter_counts_at_ten_classes(name: str, channels: int, size: int, number: int) -> None:
-    assert sum(p.numel() for p in on_meta(name, channels, size, 10).parameters()) == number
+    assert sum(p.numel() for p in classifier_on_meta(name, channels, size, 10).parameters()) == number
 
 
 def test_dcgan_is_the_discriminator_of_the_tutorial() -> None:
@@ -119,7 +119,7 @@ def test_dcgan_is_the_discriminator_of_the_tutorial() -> None:
     ],
 )
 def test_names_and_shapes_are_those_of_torchvision(name: str, shapes: dict[str, tuple[int, ...]], number: int) -> None:
-    state = published(on_meta(name, 3, 224, 1000))
+    state = published_shapes(classifier_on_meta(name, 3, 224, 1000))
     assert shapes.items() <= state.items()
     assert len(state) == number
 
@@ -140,20 +140,23 @@ def test_every_pixel_has_a_gradient(name: str, channels: int, size: int) -> None
 
 
 def test_smaller_stems_downsample_less() -> None:
-    sizes = {stem: on_meta("resnet18", 3, 64, 10, stem=stem).backbone.out_size for stem in ("paper", "medium", "small")}
+    sizes = {
+        stem: classifier_on_meta("resnet18", 3, 64, 10, stem=stem).backbone.out_size
+        for stem in ("paper", "medium", "small")
+    }
     assert sizes == {"paper": (2, 2), "medium": (4, 4), "small": (8, 8)}
-    assert on_meta("alexnet", 3, 32, 10, stem="small").backbone.out_size == (3, 3)
-    assert on_meta("googlenet", 3, 32, 10, stem="small").backbone.out_size == (4, 4)
+    assert classifier_on_meta("alexnet", 3, 32, 10, stem="small").backbone.out_size == (3, 3)
+    assert classifier_on_meta("googlenet", 3, 32, 10, stem="small").backbone.out_size == (4, 4)
 
 
-def test_invalid_arguments_are_refused() -> None:
+def test_invalid_arguments_are_errors() -> None:
     with pytest.raises(UserError, match="choose resnet20 or resnet26"):
         make_backbone("resnet22", 3, 32)
     assert type(make_backbone("resnet8", 3, 32)).name == "resnet8"
     with pytest.raises(UserError, match="has no option --stem: its options are --width-multiplier"):
         make_backbone("vgg16", 3, 32, stem="small")
     with pytest.raises(UserError, match="16x16 pixels are too small for the backbone vgg16"):
-        on_meta("vgg16", 3, 16, 10)
+        classifier_on_meta("vgg16", 3, 16, 10)
     with pytest.raises(UserError, match="at least 2 classes"):
         make_classifier("deep_cnn", 1, 28, 1)
 
@@ -194,12 +197,12 @@ def test_loading_a_published_file_reports_every_key(tmp_path: Path, suffix: str)
     source = make_classifier("resnet18", 3, 32, 7, width=0.125)
     state = {source.published_name(name): tensor.clone() for name, tensor in source.state_dict().items()}
     state = {name: tensor for name, tensor in state.items() if "num_batches" not in name}
-    state["surplus"] = torch.zeros(2)
+    state["unexpected"] = torch.zeros(2)
     path = tmp_path / f"weights{suffix}"
     torch.save(state, path) if suffix == ".pth" else save_file(state, path)
     target = make_classifier("resnet18", 3, 32, 5, width=0.125)
     report = target.load_published(path)
-    assert (len(report.loaded), len(report.missing), report.unexpected) == (100, 20, ("surplus",))
+    assert (len(report.loaded), len(report.missing), report.unexpected) == (100, 20, ("unexpected",))
     assert report.wrong_shape == (("head.fc.weight", (5, 64), (7, 64)), ("head.fc.bias", (5,), (7,)))
     assert "head.fc.weight 7x64 instead of 5x64" in str(report)
     assert torch.equal(target.backbone.state_dict()["conv1.weight"], source.backbone.state_dict()["conv1.weight"])
@@ -236,14 +239,14 @@ def test_backbone_is_found_under_any_prefix(tmp_path: Path) -> None:
         load_pretrained_backbone(make_backbone("resnet20", 3, 32), tmp_path)
 
 
-def test_missing_and_damaged_files_are_refused(tmp_path: Path) -> None:
+def test_missing_and_damaged_files_are_errors(tmp_path: Path) -> None:
     backbone = make_backbone("nips", 1, 84)
     with pytest.raises(UserError, match="contains neither"):
         load_pretrained_backbone(backbone, tmp_path)
     with pytest.raises(UserError, match="There is no file"):
-        load_pretrained_backbone(backbone, tmp_path / "nothing.pth")
+        load_pretrained_backbone(backbone, tmp_path / "missing.pth")
     for name in ("broken.pth", "broken.safetensors"):
-        (tmp_path / name).write_bytes(b"nonsense")
+        (tmp_path / name).write_bytes(b"damaged")
         with pytest.raises(UserError, match=rf"{name} (cannot be read as safetensors|is damaged)"):
             load_pretrained_backbone(backbone, tmp_path / name)
 
@@ -252,7 +255,7 @@ def test_costs_equal_published_values() -> None:
     """Compare with published multiply-adds and receptive fields (Araujo et al. 2019, "Computing Receptive Fields")."""
     published_costs = {"alexnet": (714_188_480, 195), "vgg16": (15_470_264_320, 212), "resnet50": (4_089_184_256, 427)}
     for name, costs in published_costs.items():
-        classifier, shape = on_meta(name, 3, 224, 1000), (1, 3, 224, 224)
+        classifier, shape = classifier_on_meta(name, 3, 224, 1000), (1, 3, 224, 224)
         assert (multiply_adds(classifier, shape), receptive_field(classifier.backbone, shape)) == costs
     net = nn.Sequential(nn.Conv2d(1, 2, 3, stride=2), nn.ReLU(), nn.Conv2d(2, 4, 3, bias=False))
     first, relu, second = layer_costs(net, (1, 1, 9, 9))

@@ -53,24 +53,24 @@ def file(classifier: Classifier, tmp_path: Path) -> Path:
 
 
 def test_save_and_load_is_bit_exact(file: Path, classifier: Classifier) -> None:
-    back, metadata = model_file.load(file)
+    loaded, metadata = model_file.load(file)
     assert metadata == METADATA
-    assert not back.training
-    state = back.state_dict()
+    assert not loaded.training
+    state = loaded.state_dict()
     assert state.keys() == classifier.state_dict().keys()
     for name, tensor in classifier.state_dict().items():
         assert torch.equal(state[name], tensor)
         assert state[name].dtype == tensor.dtype
     x = torch.rand(2, 3, 32, 24)
-    assert torch.equal(back(x), classifier.eval()(x))
+    assert torch.equal(loaded(x), classifier.eval()(x))
 
 
 def test_channels_last_weights_are_saved_correctly(file: Path, classifier: Classifier, tmp_path: Path) -> None:
     last = classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model_file.save(tmp_path / "last.safetensors", last.state_dict(), METADATA)
     actual, expected = model_file.load(tmp_path / "last.safetensors")[0], model_file.load(file)[0]
-    for ours, theirs in zip(actual.parameters(), expected.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
+    for parameter, expected_parameter in zip(actual.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(parameter, expected_parameter)
 
 
 def test_float16_halves_the_size(file: Path, classifier: Classifier, tmp_path: Path) -> None:
@@ -78,19 +78,19 @@ def test_float16_halves_the_size(file: Path, classifier: Classifier, tmp_path: P
     model_file.save(path, classifier.state_dict(), METADATA, half=True)
     numbers = sum(t.numel() for t in classifier.state_dict().values() if t.is_floating_point())
     assert file.stat().st_size - path.stat().st_size == pytest.approx(2 * numbers, abs=64)  # the header is padded
-    back, metadata = model_file.load(path)
+    loaded, metadata = model_file.load(path)
     assert metadata == METADATA
     for name, tensor in classifier.state_dict().items():
-        loaded = back.state_dict()[name]
-        assert loaded.dtype == tensor.dtype
-        assert torch.equal(loaded, tensor.half().float() if tensor.is_floating_point() else tensor)
+        actual = loaded.state_dict()[name]
+        assert actual.dtype == tensor.dtype
+        assert torch.equal(actual, tensor.half().float() if tensor.is_floating_point() else tensor)
 
 
 def test_file_is_readable_with_safetensors(file: Path) -> None:
     """Read the file with the safetensors library: names as in the state dict, and the metadata as JSON."""
-    with safe_open(file, "pt") as opened:
-        metadata = opened.metadata()
-        assert "backbone.conv1.weight" in opened.keys()  # noqa: SIM118  (not a dict)
+    with safe_open(file, "pt") as reader:
+        metadata = reader.metadata()
+        assert "backbone.conv1.weight" in reader.keys()  # noqa: SIM118  (not a dict)
     assert metadata["format"] == FORMAT
     metadata = json.loads(metadata["card"])
     assert metadata["classes"] == ["cat", "dog", "naïve 犬"]
@@ -113,10 +113,10 @@ def test_metadata_builds_the_network() -> None:
     assert dataclasses.replace(METADATA, options={}).build().backbone.out_channels == 64
 
 
-@pytest.mark.parametrize("part", [0.0, 0.001, 0.5, 0.999])
-def test_truncated_file_raises_an_error(part: float, file: Path) -> None:
-    whole = file.read_bytes()
-    file.write_bytes(whole[: int(part * len(whole))])
+@pytest.mark.parametrize("fraction", [0.0, 0.001, 0.5, 0.999])
+def test_truncated_file_raises_an_error(fraction: float, file: Path) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[: int(fraction * len(content))])
     with pytest.raises(UserError, match=r"model\.safetensors cannot be read as safetensors .* damaged"):
         model_file.load(file)
 
@@ -136,10 +136,10 @@ def test_other_files_raise_an_error(file: Path, classifier: Classifier, tmp_path
             model_file.load(file)
 
 
-@pytest.mark.parametrize("metadata", [None, "{", "[]", '{"backbone": "resnet8"}', "surplus"])
+@pytest.mark.parametrize("metadata", [None, "{", "[]", '{"backbone": "resnet8"}', "unknown"])
 def test_invalid_metadata_raises_an_error(metadata: str | None, file: Path, classifier: Classifier) -> None:
-    if metadata == "surplus":
-        metadata = json.dumps({**dataclasses.asdict(METADATA), "surplus": 1})
+    if metadata == "unknown":
+        metadata = json.dumps({**dataclasses.asdict(METADATA), "unknown": 1})
     header = {"format": FORMAT} if metadata is None else {"format": FORMAT, "card": metadata}
     save_file({name: tensor.contiguous() for name, tensor in classifier.state_dict().items()}, file, header)
     with pytest.raises(UserError, match=r"The metadata of .*model\.safetensors is invalid"):

@@ -44,7 +44,7 @@ def weights(seed: int) -> dict[str, Tensor]:
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
@@ -64,14 +64,14 @@ def shares_weights(one: Path, other: Path) -> bool:
 
 
 def test_copies_are_detected_by_their_matrices_also_if_rounded() -> None:
-    model_file.save(Path("whole.safetensors"), weights(0), METADATA)
+    model_file.save(Path("original.safetensors"), weights(0), METADATA)
     model_file.save(Path("rounded.safetensors"), weights(0), METADATA, half=True)
-    torch.save({f"trunk.{name}": tensor for name, tensor in weights(0).items()}, "renamed.pt")
+    torch.save({f"prefix.{name}": tensor for name, tensor in weights(0).items()}, "renamed.pt")
     model_file.save(Path("other.safetensors"), weights(1), METADATA)
-    whole = trace(Path("whole.safetensors"))
-    assert whole.own == trace(Path("rounded.safetensors")).own == trace(Path("renamed.pt")).own
-    assert len(whole.own) == sum(tensor.ndim > 1 for tensor in weights(0).values())
-    assert not shares_weights(Path("whole.safetensors"), Path("other.safetensors"))
+    original = trace(Path("original.safetensors"))
+    assert original.own == trace(Path("rounded.safetensors")).own == trace(Path("renamed.pt")).own
+    assert len(original.own) == sum(tensor.ndim > 1 for tensor in weights(0).values())
+    assert not shares_weights(Path("original.safetensors"), Path("other.safetensors"))
 
 
 def test_initial_constants_and_optimizer_states_are_not_hashed() -> None:
@@ -85,9 +85,8 @@ def test_initial_constants_and_optimizer_states_are_not_hashed() -> None:
 def test_run_is_detected_after_moving_and_further_training() -> None:
     classifier_run = train("classifier", seed=0)
     generator_run = train("generator", seed=1, start=str(classifier_run))
-    model_file.save(
-        classifier_run / "model.safetensors", weights(2), METADATA
-    )  # training continued, so no matrix is unchanged
+    # The run was trained further, so all matrices have changed.
+    model_file.save(classifier_run / "model.safetensors", weights(2), METADATA)
     classifier_run.rename("moved")
     assert shares_weights(Path("moved"), generator_run)
     assert not shares_weights(train("other", seed=3), generator_run)
@@ -129,33 +128,33 @@ def test_runs_without_saved_provenance_are_traced_and_missing_ones_are_listed() 
     shutil.rmtree(classifier_run)
     assert trace(generator_run).unknown == (str(classifier_run),)
     assert begun_with({}, "") is None
-    next_one = train("next", seed=2, start=str(generator_run))
-    assert trace(next_one).unknown == (str(classifier_run),), "unknown ancestors are passed on"
+    next_run = train("next", seed=2, start=str(generator_run))
+    assert trace(next_run).unknown == (str(classifier_run),), "unknown ancestors are passed on"
 
 
 def test_files_outside_of_run_folders() -> None:
     classifier_run = train("classifier", seed=0, later=1)
-    shutil.copy(classifier_run / "checkpoint-0.pt", "taken.pt")
-    assert trace(Path("taken.pt")).unknown == ("the run of the checkpoint taken.pt",)
+    shutil.copy(classifier_run / "checkpoint-0.pt", "copied.pt")
+    assert trace(Path("copied.pt")).unknown == ("the run of the checkpoint copied.pt",)
     for flag in ("--pretrained-backbone=", "--pretrained-backbone ", "--init-backbone="):  # the last one is older
-        command = f"python -m vision.classify {flag}runs/gone --seed 1"
+        command = f"python -m vision.classify {flag}runs/removed --seed 1"
         metadata = ClassifierMetadata(**{**vars(METADATA), "command": command})
         model_file.save(Path("metadata.safetensors"), weights(0), metadata)
-        assert trace(Path("metadata.safetensors")).unknown == ("runs/gone",)
+        assert trace(Path("metadata.safetensors")).unknown == ("runs/removed",)
 
 
 def test_damage_is_an_error_only_in_the_given_file() -> None:
     classifier_run = train("classifier", seed=0, later=1)
-    (classifier_run / "checkpoint-0.pt").write_bytes(b"half of it")
+    (classifier_run / "checkpoint-0.pt").write_bytes(b"damaged")
     assert trace(classifier_run).own
     assert trace(classifier_run / "model.safetensors").own
     with pytest.raises(UserError, match=r"checkpoint-0\.pt"):
         trace(classifier_run / "checkpoint-0.pt")
-    with pytest.raises(UserError, match=r"nowhere\.pt"):
-        trace(Path("nowhere.pt"))
+    with pytest.raises(UserError, match=r"missing\.pt"):
+        trace(Path("missing.pt"))
 
 
 def test_round_trip_of_plain_values() -> None:
-    whole = Provenance("a", frozenset({"1", "2"}), frozenset({"3"}), ("gone",))
-    assert Provenance.from_dict(json.loads(json.dumps(whole.to_dict()))) == whole
+    original = Provenance("a", frozenset({"1", "2"}), frozenset({"3"}), ("removed",))
+    assert Provenance.from_dict(json.loads(json.dumps(original.to_dict()))) == original
     assert Provenance.from_dict(Provenance("a").to_dict()) == Provenance("a")

@@ -1,8 +1,13 @@
-"""Tests of the warnings about failing training: each comes in time, once, and only with reason."""
+"""Tests of the warnings about failing training (each comes in time, once, and only with reason) and of accuracies."""
 
 from __future__ import annotations
 
-from zerokara.generative.gan.collapse_monitor import MIN_INTERVALS, CollapseMonitor
+import pytest
+import torch
+
+from zerokara.generative.gan.collapse_monitor import MIN_INTERVALS, CollapseMonitor, accuracies
+
+REAL, FAKE = torch.tensor([2.0, -1.0]), torch.tensor([0.5, -3.0])
 
 
 def test_warns_once_of_a_perfect_discriminator() -> None:
@@ -91,3 +96,21 @@ def test_counters_survive_saving_and_loading() -> None:
     assert resumed == monitor
     assert resumed.samples(0.1, 1.0, 1.0, 500) is None, "it was warned of before"
     assert resumed.discriminator(1.0, 1.0, MIN_INTERVALS) is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "real", "fake"),
+    [("bce", 0.5, 0.5), ("hinge", 0.5, 0.5), ("least-squares", 0.5, 0.5), ("wasserstein", 0.5, 0.5)],
+)
+def test_accuracy_by_hand(name: str, real: float, fake: float) -> None:
+    """Compare accuracies. The midpoint of the mean scores is -0.375."""
+    result = accuracies(name, REAL, FAKE)
+    assert [float(fraction) for fraction in result] == [real, fake]
+
+
+def test_accuracy_uses_the_boundary_of_the_loss() -> None:
+    real, fake = torch.tensor([0.9, 1.1]), torch.tensor([0.1, 0.2])
+    assert [float(fraction) for fraction in accuracies("least-squares", real, fake)] == [1, 1]
+    assert [float(fraction) for fraction in accuracies("bce", real, fake)] == [1, 0]
+    for name in ("wasserstein", "relativistic"):  # a constant added to all scores changes nothing
+        assert [float(fraction) for fraction in accuracies(name, real + 7, fake + 7)] == [1, 1]

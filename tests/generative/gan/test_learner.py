@@ -14,6 +14,7 @@ from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.core.distributed import World
+from zerokara.generative.dcgan import make_learner, update
 from zerokara.generative.gan.config import PRESETS, Config
 from zerokara.generative.gan.learner import Learner, draw_latents, recalibration_latents
 
@@ -25,7 +26,7 @@ CPU = Compute(device="cpu", threads=1)
 def learner(*words: str, seed: int = 1, compute: Compute = CPU) -> Learner:
     small = ("--generator-width", "0.125", "--discriminator-width", "0.125", "--latent-dim", "8", "--batch-size", "8")
     config = parse(Config, PRESETS, ["--seed", str(seed), *small, *words], "")
-    return Learner(config, SHAPE, 3, compute, World())
+    return make_learner(config, SHAPE, 3, compute, World())
 
 
 def batch(number: int = 8) -> tuple[Tensor, Tensor]:
@@ -48,7 +49,7 @@ def test_the_generators_step_leaves_no_gradients_on_the_discriminator(monkeypatc
         return step(*args)
 
     monkeypatch.setattr(it.discriminator_optimizer, "step", record)
-    it.update(*batch())
+    update(it, *batch())
     after = [p.grad for p in it.discriminator.parameters()]
     assert len(after) == len(discriminator_gradients[0])
     for before, now in zip(discriminator_gradients[0], after, strict=True):
@@ -64,7 +65,7 @@ def test_the_discriminators_step_leaves_no_gradients_on_the_generator(monkeypatc
         "step",
         lambda: generator_gradients.append([p.grad for p in it.generator.parameters()]),
     )
-    it.update(*batch())
+    update(it, *batch())
     assert generator_gradients[0]
     assert all(grad is None for grad in generator_gradients[0])
 
@@ -72,12 +73,12 @@ def test_the_discriminators_step_leaves_no_gradients_on_the_generator(monkeypatc
 def test_each_network_is_updated_by_its_own_optimizer() -> None:
     it = learner()
     before = weights(it.generator), weights(it.discriminator)
-    it.update(*batch())
+    update(it, *batch())
     assert not torch.equal(weights(it.generator), before[0])
     assert not torch.equal(weights(it.discriminator), before[1])
     it = learner("--generator-learning-rate", "1e-12")
     before = weights(it.generator), weights(it.discriminator)
-    it.update(*batch())
+    update(it, *batch())
     torch.testing.assert_close(weights(it.generator), before[0], atol=1e-10, rtol=0)
     assert (weights(it.discriminator) - before[1]).abs().max() > 1e-5
 
@@ -87,7 +88,7 @@ def test_update_equals_the_pytorch_tutorials() -> None:
     words = (*NO_NOISE, "--generator-learning-rate", "2e-4", "--discriminator-learning-rate", "2e-4")
     it, reference = learner(*words), learner(*words)
     pixels, labels = batch()
-    it.update(pixels, labels)
+    update(it, pixels, labels)
     generator, discriminator = reference.generator, reference.discriminator
     real = pixels.float() / 127.5 - 1
     z = torch.randn(8, 8, generator=torch.Generator().manual_seed(1_000_003))
@@ -109,7 +110,7 @@ def test_real_and_generated_images_have_separate_batchnorm_statistics() -> None:
     sizes = []
     norm = next(m for m in it.discriminator.modules() if isinstance(m, nn.BatchNorm2d))
     norm.register_forward_hook(lambda _, inputs, out: sizes.append((len(inputs[0]), out.detach().mean((0, 2, 3)))))
-    it.update(*batch())
+    update(it, *batch())
     assert [size for size, _ in sizes] == [8, 8, 8]  # real, generated, and generated for the generator's step
     for _, mean in sizes:  # a joint batch would give other means; biases have done one small step
         torch.testing.assert_close(mean, torch.zeros_like(mean), atol=1e-3, rtol=0)
@@ -120,7 +121,7 @@ def test_gradient_accumulation_equals_the_whole_batch() -> None:
     plain = ("--generator-norm", "none", "--discriminator-norm", "none", *NO_NOISE)
     whole, parts = learner(*plain), learner(*plain, "--accumulation-steps", "4")
     for it in (whole, parts):
-        it.update(*batch())
+        update(it, *batch())
     torch.testing.assert_close(weights(parts.generator), weights(whole.generator), atol=2e-6, rtol=1e-4)
     torch.testing.assert_close(weights(parts.discriminator), weights(whole.discriminator), atol=2e-6, rtol=1e-4)
     torch.testing.assert_close(parts.read_metrics(), whole.read_metrics(), atol=1e-5, rtol=1e-4)
@@ -129,7 +130,7 @@ def test_gradient_accumulation_equals_the_whole_batch() -> None:
 def test_snapshot_is_the_averaged_generator_with_recalibrated_statistics() -> None:
     it = learner("--ema-half-life-updates", "5")
     for _ in range(120):
-        it.update(*batch())
+        update(it, *batch())
     snapshot = it.snapshot()
     assert it.ema is not None
     assert torch.equal(weights(snapshot), weights(it.ema.module))
@@ -148,9 +149,9 @@ def test_snapshot_is_the_averaged_generator_with_recalibrated_statistics() -> No
 def test_snapshot_changes_neither_weights_nor_random_numbers() -> None:
     one, other = learner(), learner()
     for _ in range(3):
-        one.update(*batch())
+        update(one, *batch())
         one.snapshot()
-        other.update(*batch())
+        update(other, *batch())
     state, expected = one.state_dict(), other.state_dict()
     for name, value in expected["generator"].items():
         assert torch.equal(state["generator"][name], value)
@@ -163,7 +164,7 @@ def test_losses_are_finite_in_bfloat16(loss: str) -> None:
     bf16 = Compute(device="cpu", threads=1, precision="bfloat16", channels_last=True)
     it = learner("--loss", loss, "--diffaugment", "color", "translation", "cutout", "--flip", compute=bf16)
     for _ in range(3):
-        it.update(*batch())
+        update(it, *batch())
     metrics = it.read_metrics()
     assert all(value.isfinite() for value in metrics.values())
     assert it.is_finite()
@@ -184,7 +185,7 @@ def test_options_beyond_the_paper_update_both_networks(words: tuple[str, ...]) -
     it = learner(*words)
     before = weights(it.discriminator), weights(it.generator)
     for _ in range(3):
-        it.update(*batch())
+        update(it, *batch())
     assert it.is_finite()
     assert not torch.equal(weights(it.discriminator), before[0])
     assert not torch.equal(weights(it.generator), before[1])
@@ -202,7 +203,7 @@ def test_r1_and_r2_penalties_are_added_to_the_loss() -> None:
         "both": ("--r1", "2", "--r2", "2"),
     }.items():
         it = learner(*words, *more)
-        it.update(*batch())
+        update(it, *batch())
         metrics = it.read_metrics()
         losses[name] = float(metrics["train/d_loss"])
         assert losses[name] - losses["none"] == pytest.approx(float(metrics["train/penalty"]), abs=1e-5)
@@ -215,12 +216,12 @@ def test_lazy_regularization_multiplies_the_penalty() -> None:
     every_update, lazy = learner(*plain), learner(*plain, "--penalty-every-updates", "3")
     first = []
     for it in (every_update, lazy):
-        it.update(*batch())
+        update(it, *batch())
         first.append(float(it.read_metrics()["train/penalty"]))
     assert first[1] == pytest.approx(3 * first[0], rel=1e-5)
     penalized = []
     for _ in range(5):
-        lazy.update(*batch())
+        update(lazy, *batch())
         penalized.append(float(lazy.read_metrics()["train/penalty"]) > 0)
     assert penalized == [False, False, True, False, False]
 
@@ -229,13 +230,13 @@ def test_label_smoothing_needs_bce() -> None:
     plain, smooth = learner(), learner("--label-smoothing", "0.2")
     losses = []
     for it in (plain, smooth):
-        it.update(*batch())
+        update(it, *batch())
         losses.append({name: float(value) for name, value in it.read_metrics().items()})
     assert losses[0]["train/d_score_real"] == losses[1]["train/d_score_real"]
     gain = losses[1]["train/d_loss"] - losses[0]["train/d_loss"]
     assert gain == pytest.approx(0.2 * losses[0]["train/d_score_real"], abs=1e-6)
     with pytest.raises(UserError, match="--label-smoothing"):
-        Learner(Config(label_smoothing=0.1, loss="hinge"), SHAPE, 3, CPU, World())
+        make_learner(Config(label_smoothing=0.1, loss="hinge"), SHAPE, 3, CPU, World())
 
 
 def test_instance_noise_changes_linearly_and_is_differentiable() -> None:
@@ -243,15 +244,15 @@ def test_instance_noise_changes_linearly_and_is_differentiable() -> None:
     zeros = torch.zeros(8, *SHAPE, requires_grad=True)
     deviations = []
     for _ in range(5):
-        it.update(*batch())
+        update(it, *batch())
         deviations.append(float(it.discriminator_input(zeros).detach().std()))
     assert deviations == pytest.approx([0.4, 0.3, 0.2, 0.1, 0.0], abs=0.02)
     (grad,) = torch.autograd.grad(it.discriminator_input(zeros).sum(), zeros)
     assert torch.equal(grad, torch.ones_like(zeros))
     assert learner(*NO_NOISE).discriminator_input(zeros) is zeros
     rising = learner("--instance-noise", "0", "--final-instance-noise", "0.2", "--updates", "1")
-    rising.update(*batch())
-    rising.update(*batch())
+    update(rising, *batch())
+    update(rising, *batch())
     assert float(rising.discriminator_input(zeros).detach().std()) == pytest.approx(0.2, abs=0.02)
 
 
@@ -263,7 +264,7 @@ def test_r3_blocks_are_initialized_to_zero_and_learn() -> None:
     assert not any(block.reduce.weight.any() for block in branches)
     before = [block.filter.weight.clone() for block in branches]
     for _ in range(3):
-        it.update(*batch())
+        update(it, *batch())
     assert all(block.reduce.weight.any() for block in branches)
     assert not any(torch.equal(block.filter.weight, old) for block, old in zip(branches, before, strict=True))
     assert it.is_finite()
@@ -273,7 +274,7 @@ def test_same_seed_gives_same_weights() -> None:
     first, again, other = learner(), learner(), learner(seed=2)
     for it in (first, again, other):
         for _ in range(2):
-            it.update(*batch())
+            update(it, *batch())
     assert torch.equal(weights(first.generator), weights(again.generator))
     assert not torch.equal(weights(first.generator), weights(other.generator))
 
@@ -282,7 +283,7 @@ def test_cosine_schedule_ends_at_a_hundredth() -> None:
     it = learner("--schedule", "cosine", "--updates", "4", "--discriminator-learning-rate", "5e-3")
     rates = []
     for _ in range(5):
-        it.update(*batch())
+        update(it, *batch())
         rates.append([o.param_groups[0]["lr"] for o in (it.generator_optimizer, it.discriminator_optimizer)])
     assert rates[0] == pytest.approx([1e-3, 5e-3])
     assert rates[4] == pytest.approx([1e-5, 5e-5])
@@ -312,13 +313,13 @@ def test_latent_distributions() -> None:
 )
 def test_resuming_is_bitwise_exact(words: tuple[str, ...]) -> None:
     one, two = learner(*words), learner(*words, seed=2)
-    one.update(*batch())
+    update(one, *batch())
     state = copy.deepcopy(one.state_dict())
     for _ in range(3):
-        one.update(*batch())
+        update(one, *batch())
     two.load_state_dict(state)
     for _ in range(3):
-        two.update(*batch())
+        update(two, *batch())
     assert two.updates == one.updates == 4
     for name in ("generator", "discriminator"):
         ours, theirs = getattr(one, name).state_dict(), getattr(two, name).state_dict()

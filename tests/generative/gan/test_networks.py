@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from zerokara.core.backbones.r3 import Block
 from zerokara.core.command_line import parse
 from zerokara.core.config import UserError
+from zerokara.generative.dcgan import squared_gradient_norm
 from zerokara.generative.gan.config import PRESETS, Config
 from zerokara.generative.gan.diffaugment import augment
 from zerokara.generative.gan.learner import check_penalties, make_discriminator, make_generator
-from zerokara.generative.gan.losses import squared_gradient_norm
 from zerokara.generative.gan.networks import Discriminator, Generator, R3Generator, map_sizes
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from zerokara.core.augment import affine_maps
-from zerokara.core.data import UNLABELLED
+from zerokara.core.data import UNLABELED
 from zerokara.vision.segmentation.augment import JointAugment, warp_with_masks
 
 
@@ -40,7 +40,7 @@ def test_shift_against_values_by_hand() -> None:
     mask = torch.arange(24, dtype=torch.uint8).view(1, 4, 6)
     x = (mask / 100)[:, None]
     x_, mask_ = warp_with_masks(x, mask, affine_map(right=2.0, down=1.0), (4, 6))
-    expected = torch.full((1, 4, 6), UNLABELLED, dtype=torch.uint8)
+    expected = torch.full((1, 4, 6), UNLABELED, dtype=torch.uint8)
     expected[0, 1:, 2:] = mask[0, :3, :4]
     assert torch.equal(mask_, expected)
     assert torch.allclose(x_[0, 0, 1:, 2:], x[0, 0, :3, :4], atol=1e-5)
@@ -56,12 +56,12 @@ def test_crop_of_a_scaled_image_against_values_by_hand() -> None:
 
 def test_unlabeled_pixels_stay_unlabeled() -> None:
     x, mask = pair()
-    mask[:, :, 8:] = UNLABELLED
+    mask[:, :, 8:] = UNLABELED
     augment = JointAugment(scale=(0.5, 2.0), rotation_degrees=30, flip=True)
     _, mask_ = augment(x, mask, seeded())
     assert set(mask_.unique().tolist()) <= {*mask.unique().tolist()}
-    mask[:] = UNLABELLED
-    assert (augment(x, mask, seeded())[1] == UNLABELLED).all()
+    mask[:] = UNLABELED
+    assert (augment(x, mask, seeded())[1] == UNLABELED).all()
 
 
 @pytest.mark.parametrize("scale", [(1.0, 1.0), (0.5, 1.0), (1.0, 3.0)])
@@ -72,7 +72,7 @@ def test_image_and_mask_stay_aligned(scale: tuple[float, float]) -> None:
     x_, mask_ = augment(x, mask, seeded())
     assert x_.shape == (64, 3, 8, 10)
     assert mask_.dtype == torch.int64
-    inside = mask_ != UNLABELLED
+    inside = mask_ != UNLABELED
     near = ((x_[:, 0] * 10 - mask_).abs() < 0.5) & inside
     assert near.sum() > 0.75 * inside.sum(), "image and mask are not aligned"
     assert inside.float().mean() > (0.2 if scale[0] < 1 else 0.8)

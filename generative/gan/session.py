@@ -1,0 +1,240 @@
+"""Session: state of a GAN's training run, order of its images, checkpoints, logged metrics and the training video.
+
+The loop is in generative/dcgan.py; evaluations are in generative/scoring/evaluation.py.
+
+Shapes: N images, B batch, Z latent dimension, C channels, H, W pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zerokara.core import checkpoint
+from zerokara.core.config import UserError, to_dict
+from zerokara.core.media import write_png
+from zerokara.core.models.weights import load_pretrained_backbone
+from zerokara.core.run import Run
+from zerokara.core.stopwatch import Stopwatch
+from zerokara.core.zoo import provenance
+from zerokara.core.zoo import registry as zoo
+from zerokara.generative.gan.collapse_monitor import CollapseMonitor
+from zerokara.generative.gan.config import KIND, Config
+from zerokara.generative.gan.data import Data
+from zerokara.generative.gan.learner import Learner, draw_latents
+from zerokara.generative.gan.pictures import VIDEO_FPS, image_grid, video_frames
+from zerokara.generative.gan.sampler import BEST, Sampler
+
+
+class Session:
+    """State of a training run, which checkpoints hold, and what is saved and logged."""
+
+    def __init__(self, run: Run, data: Data, learner: Learner) -> None:
+        """Move the training images to the device, and record the origin of a pretrained backbone."""
+        self.config, self.run, self.data, self.learner = learner.config, run, data, learner
+        self.compute, self.world = learner.compute, learner.world
+        self.pixels = data.train.images.to(self.compute.torch_device)
+        self.labels = data.train.labels.to(self.compute.torch_device)
+        self.collapse_monitor = CollapseMonitor()
+        self.best: dict[str, Any] | None = None  # update and score of the best evaluation
+        self.scores: dict[str, float] = {}  # of the last evaluation
+        self.rollbacks = 0
+        self.clock = Stopwatch()
+        self.latest = run.path(f"checkpoint-{self.world.rank}.pt")
+        self._order = (-1, torch.empty(0))  # epoch, and its order of the images
+        if not self.world.any(self.latest.exists(), self.compute.torch_device):
+            provenance.record(run, self.config.pretrained_backbone)
+
+    @property
+    def update(self) -> int:
+        """Number of updates done."""
+        return self.learner.updates
+
+    def is_due(self, every_updates: int) -> bool:
+        """Return True if this update is a multiple of `every_updates`; False if that is 0."""
+        return every_updates > 0 and self.update % every_updates == 0
+
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        """Return real images (B, C, H, W) uint8 and labels (B,): this process's shard of the next batch."""
+        size = self.config.batch_size
+        per_epoch = len(self.pixels) // size
+        epoch, batch = divmod(self.update, per_epoch)
+        if self._order[0] != epoch:
+            # A function of seed and epoch, so it is not saved. A rollback shuffles in another order.
+            shuffle = torch.Generator().manual_seed(self.config.seed * 7_919 + self.rollbacks * 104_729 + epoch)
+            self._order = epoch, torch.randperm(len(self.pixels), generator=shuffle)
+        index_B = self._order[1][batch * size : (batch + 1) * size][self.world.rank :: self.world.size]
+        index_B = index_B.to(self.compute.torch_device)
+        return self.pixels[index_B], self.labels[index_B]
+
+    def start(self) -> None:
+        """Restore the last checkpoint (the best one with --rollback), or start the run and save its first checkpoint.
+
+        Raises:
+            UserError: no checkpoint to roll back to, an unreadable one, or checkpoints of different updates.
+        """
+        if not self._restore() and self.config.pretrained_backbone:
+            source = zoo.weights_source(self.config.pretrained_backbone)
+            self.run.print(str(load_pretrained_backbone(self.learner.discriminator.backbone, source)))
+        if self.update == 0 and not self.latest.exists():
+            self.run.image("real", 0, image_grid(self.data.train.images[: self.config.preview_images]))
+            self.save()
+        elif self.config.rollback:
+            # The metrics after the best checkpoint are already deleted, so --resume must not return to the last one.
+            self.save()
+        self.start_interval()
+
+    def _restore(self) -> bool:
+        """Restore a checkpoint. Returns False if there is none."""
+        run, best = self.run, self.run.folder / BEST
+        if self.config.rollback and not (self.latest.exists() and best.exists()):
+            raise UserError(f"{run.folder} has no best checkpoint yet: remove --rollback.")
+        if self.config.rollback:
+            with contextlib.suppress(UserError):  # the last checkpoint may be damaged; the best one is restored
+                self.rollbacks = checkpoint.load(self.latest, KIND)["rollbacks"]
+            try:
+                resumed = run.restore(best, self.roll_back)
+            except UserError as error:
+                raise UserError(f"{error} The last checkpoint is a separate file: remove --rollback.") from None
+            run.print(f"rolled back to update {self.update:,}")
+        else:
+            resumed = run.restore(self.latest, self.load_state_dict)
+        main_update = self.world.broadcast_value({"update": self.update})["update"]
+        if self.world.any(self.update != main_update, self.compute.torch_device):
+            raise UserError(
+                f"The checkpoints of the processes in {run.folder} are of different updates, because the run was "
+                f"killed while saving: resume from the best checkpoint with --resume --rollback."
+            )
+        if resumed:
+            for frame in (run.folder / "film").glob("*.png"):
+                if int(frame.stem) > self.update:
+                    frame.unlink()  # the update will be repeated
+        return resumed
+
+    def roll_back(self, state: dict[str, Any]) -> None:
+        """Restore the best checkpoint and change the random numbers, so that training takes another course."""
+        rollbacks = self.rollbacks + 1
+        self.load_state_dict(state)
+        self.rollbacks = max(rollbacks, self.rollbacks + 1)
+        self.learner.random.manual_seed(
+            self.config.seed * 1_000_003 + self.world.rank + 15_485_863 * self.rollbacks + self.update
+        )
+
+    def save(self) -> None:
+        """Save the last checkpoint.
+
+        Raises:
+            UserError: the weights contain NaN or Inf.
+        """
+        self.check_finite_weights()
+        self.run.save(self.latest, self.state_dict())
+
+    def check_finite_weights(self) -> None:
+        """Check that all weights are finite before they are evaluated or saved.
+
+        Raises:
+            UserError: they contain NaN or Inf.
+        """
+        if not self.learner.is_finite():
+            raise self.divergence_error("the weights contain NaN or Inf")
+
+    def divergence_error(self, reason: str) -> UserError:
+        """Return the error that describes a divergence and how to continue."""
+        return UserError(
+            f"Training diverged at update {self.update:,}: {reason}. The last good checkpoint stays in "
+            f"{self.run.folder}: resume from the best one with --resume --rollback, or start a new run with lower "
+            f"learning rates."
+        )
+
+    def start_interval(self) -> None:
+        """Start a log interval: record update and time, to measure its speed."""
+        self.interval_update, self.interval_start = self.update, time.perf_counter()
+
+    def log_metrics(self) -> None:
+        """Log the metrics of an interval, show progress, warn if the discriminator is perfect; start the next one.
+
+        Raises:
+            UserError: a loss is NaN or Inf.
+        """
+        images = (self.update - self.interval_update) * self.config.batch_size
+        scalars: dict[str, Any] = {name: float(value) for name, value in self.learner.read_metrics().items()}
+        scalars |= {
+            "speed/images_per_s": images / (time.perf_counter() - self.interval_start),
+            "speed/hours": self.clock(),
+        }
+        self.run.log(self.update, scalars)
+        self.run.flush()
+        if not np.isfinite([scalars["train/d_loss"], scalars["train/g_loss"]]).all():
+            raise self.divergence_error("a loss is NaN or Inf")
+        warning = self.collapse_monitor.discriminator(
+            scalars["train/d_accuracy_real"], scalars["train/d_accuracy_fake"], self.update
+        )
+        if warning:
+            self.run.warn(warning)
+        score = next((self.scores[name] for name in ("fcd", "random_fd") if name in self.scores), float("nan"))
+        fields = {
+            "D loss": scalars["train/d_loss"],
+            "G loss": scalars["train/g_loss"],
+            "D accuracy real": scalars["train/d_accuracy_real"],
+            "fake": scalars["train/d_accuracy_fake"],
+            "FCD" if "fcd" in self.scores else "distance": score,
+            "images/s": scalars["speed/images_per_s"],
+        }
+        self.run.progress(self.update, self.config.updates, fields)
+        self.start_interval()
+
+    def sampler(self) -> Sampler:
+        """Return a sampler of the current generator."""
+        names = self.data.train.classes if self.learner.classes else ()
+        shape = self.data.train.shape
+        return Sampler(self.learner.snapshot(), self.config, shape, names, self.compute, self.update, self.scores)
+
+    def save_video_frame(self) -> None:
+        """Save the preview images as a frame, without recalibrating BatchNorm, which would take longer."""
+        learner, z_NZ = self.learner, preview_latents(self.config)
+        names = self.data.train.classes if learner.classes else ()
+        generator = learner.generator if learner.ema is None else learner.ema.module
+        mode = generator.training
+        sampler = Sampler(generator.eval(), self.config, learner.shape, names, self.compute, self.update)
+        images = sampler.generate(z_NZ, sampler.labels(len(z_NZ)))
+        generator.train(mode)
+        write_png(self.run.path("film", f"{self.update:08}.png"), image_grid(images))
+
+    def finish(self) -> None:
+        """Write the training video and the table of hyperparameters."""
+        frames = sorted((self.run.folder / "film").glob("*.png"))
+        if len(frames) > 1:
+            self.run.video("film", self.update, video_frames(frames), VIDEO_FPS)
+        if self.scores:
+            self.run.hparams(to_dict(self.config), {f"hparam/{name}": value for name, value in self.scores.items()})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a checkpoint needs, as tensors and plain values."""
+        return {
+            "learner": self.learner.state_dict(),
+            "rng": checkpoint.rng_state(),
+            "watch": self.collapse_monitor.state_dict(),
+            "best": self.best,
+            "scores": self.scores,
+            "rollbacks": self.rollbacks,
+            "hours": self.clock(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`."""
+        self.learner.load_state_dict(state["learner"])
+        checkpoint.set_rng_state(state["rng"])
+        self.collapse_monitor.load_state_dict(state["watch"])
+        self.best, self.scores, self.clock.hours = state["best"], state["scores"], state["hours"]
+        self.rollbacks = state["rollbacks"]
+
+
+def preview_latents(config: Config) -> Tensor:
+    """Return the fixed latent vectors (N, Z) of the preview images."""
+    random = torch.Generator().manual_seed(config.seed)
+    return draw_latents(config, (config.preview_images, config.latent_dim), random, torch.device("cpu"))

@@ -1,0 +1,77 @@
+"""Evaluation during the training of a GAN: metrics, best weights, sample images, warnings, and the closing message."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from zerokara.core.programs import program_command
+from zerokara.generative.gan.pictures import draw_curves, image_grid
+from zerokara.generative.gan.sampler import BEST, weights_file
+from zerokara.generative.gan.session import Session, preview_latents
+from zerokara.generative.scoring.evaluator import Evaluator, format_scores
+
+
+def print_protocol(session: Session, evaluator: Evaluator) -> None:
+    """Print the number of images and how the metrics are computed."""
+    run, data = session.run, session.data
+    for message in data.messages:
+        run.print(message)
+    run.print(f"{data.train.source}: {len(data.train):,} training images, {len(data.held_out):,} held-out images")
+    for line in evaluator.protocol():
+        run.print(line)
+    if evaluator.extractor.bias_warning:
+        run.warn(evaluator.extractor.bias_warning)
+
+
+def evaluate(session: Session, evaluator: Evaluator) -> None:
+    """Evaluate the generator, save it (also as the best if it is), log images and curves, and warn of mode collapse.
+
+    Raises:
+        UserError: the weights contain NaN or Inf.
+    """
+    session.check_finite_weights()
+    run, update, name = session.run, session.update, evaluator.extractor.name
+    sampler = session.sampler()
+    session.scores = scores = evaluator.scores(sampler, session.config.eval_images)
+    run.log(update, {f"eval/{key}": value for key, value in scores.items()})
+    run.log(update, {"speed/hours": session.clock()})
+    run.flush()
+    best = session.best["score"] if session.best else None
+    monitor, rarest_real = session.collapse_monitor, evaluator.floor.get("rarest_class")
+    for warning in (
+        monitor.samples(scores["spread"], scores[name], best, update),
+        monitor.classes(scores.get("rarest_class"), rarest_real, update),
+    ):
+        if warning:
+            run.warn(warning)
+    sampler.scores.update(scores)
+    sampler.save(run.path(weights_file("last")))
+    if np.isfinite(scores[name]) and (best is None or scores[name] < best):
+        session.best = {"update": update, "score": scores[name]}
+        sampler.save(run.path(weights_file("best")))
+        run.save(run.path(BEST), session.state_dict())
+    session.save()
+    z_NZ = preview_latents(session.config)
+    samples = sampler.generate(z_NZ, sampler.labels(len(z_NZ)))
+    run.image("samples", update, image_grid(samples))
+    curves = draw_curves(run.folder / "metrics.jsonl")
+    if curves is not None:
+        run.image("curves", update, curves)
+    run.print(f"update {update:,}: {format_scores(scores)}")
+
+
+def closing_message(session: Session, evaluator: Evaluator) -> str:
+    """Return the result of the run, and the command to resume it or to generate images."""
+    config, name = session.config, evaluator.extractor.name
+    label = "FCD" if name == "fcd" else "distance in a random network's features"
+    result = "not evaluated yet"
+    if session.best is not None and session.scores:
+        result = (
+            f"{label} {session.scores[name]:.4g}, best {session.best['score']:.4g} "
+            f"(update {session.best['update']:,}), against {len(evaluator.real.features_NF):,} held-out images"
+        )
+    if session.update < config.updates:
+        command = f"{program_command('generative.dcgan')} --name {config.name} --resume"
+        return f"{config.data} at update {session.update:,}: {result}; resume with: {command}"
+    command = program_command("generative.sample")
+    return f"{config.data} at update {session.update:,}: {result}; generate images with: {command} {session.run.folder}"
