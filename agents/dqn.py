@@ -36,10 +36,10 @@ from torch import Tensor
 from zerokara.agents.configs.dqn import KIND, Config, read_config
 from zerokara.agents.configs.presets import DEVIATIONS
 from zerokara.agents.qlearning import schedules
+from zerokara.agents.qlearning.distributional import kl_divergence, project, quantile_huber_loss
 from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.heads import CategoricalHead, QuantileHead
 from zerokara.agents.qlearning.learner import Learner
-from zerokara.agents.qlearning.losses import kl_divergence, project, quantile_huber_loss
 from zerokara.agents.qlearning.network import QNetwork, make_network
 from zerokara.agents.qlearning.policy import Policy
 from zerokara.agents.qlearning.prioritized_replay import PrioritizedReplay
@@ -51,6 +51,8 @@ from zerokara.core.config import run_main
 from zerokara.core.distributed import World
 from zerokara.core.probe import probe
 from zerokara.core.run import Run
+
+NUM_ACTIONS = 6  # of the network that is timed by `choose_compute`, as in Pong
 
 
 def dqn_loss(
@@ -120,7 +122,7 @@ def dqn_loss(
     z_BX = outputs_of_actions(z_BXA, action_B)
     if isinstance(online.head, CategoricalHead):
         loss_B = kl_divergence(z_BX, target_BX)
-        td_error_B = loss_B.detach().clamp(min=0)
+        td_error_B = loss_B.detach().clamp(min=0)  # a divergence of 0 can be rounded to less
     elif isinstance(online.head, QuantileHead):
         assert tau_BT is not None
         loss_B = quantile_huber_loss(z_BX, tau_BT, target_BX)
@@ -150,13 +152,14 @@ def make_learner(
         epsilon=config.optimizer_epsilon,
         max_grad_norm=config.max_grad_norm,
         has_target=True,
-        seed=(config.seed * 1_000_003 + world.rank * 10_007) ^ 0x5EED,
+        seed=(config.seed * 1_000_003 + world.rank * 10_007) ^ 0x5EED,  # differs from the seeds of replay and policy
     )
 
 
 def gradient_step(learner: Learner, batch: Batch) -> Tensor:
     """Do one gradient step on the loss of a batch. Returns the TD errors (B,). Does not synchronize with the device."""
     learner.resample_noise()
+    # Calls dqn_loss(config, compute, online, target, *batch, *taus); the fields of a batch are in the same order.
     return learner.step(*batch, *learner.sample_taus(len(batch.action)))
 
 
@@ -217,14 +220,14 @@ class Training(Session):
             reward_N = np.sign(step.reward) if config.clip_rewards else step.reward
             life_lost_N = step.life_lost if config.terminal_on_life_loss else None
             self.replay.add(self.obs, action_N, reward_N, step.terminal, step.truncated, step.last_obs, life_lost_N)
-            self.record(step)
+            self.record(step)  # sets self.obs, adds num_envs to self.step
 
     def learn(self) -> None:
         """Do the updates that are due: `gradient_steps` per `train_every_steps` since `learning_starts`."""
         config = self.config
         due = max(0, self.step - config.learning_starts) // config.train_every_steps * config.gradient_steps
         if len(self.replay) < min(config.learning_starts, config.replay_capacity) // self.world.size:
-            self.updates = due  # refill a replay buffer that was not saved before updating again
+            self.updates = due  # after a resume without a saved replay buffer: no updates until it is filled again
         if self.updates >= due:
             return
         self.replay.set_beta(schedules.per_beta(config, self.step))
@@ -273,7 +276,7 @@ def choose_compute(config: Config, world: World) -> Compute:
         pixels = torch.randint(256, (2, batch_size, *shape), dtype=torch.uint8).to(candidate.torch_device)
         ones = torch.ones(batch_size, device=candidate.torch_device)
         batch = Batch(pixels[0], ones.long(), ones, ones, pixels[1], ones)
-        learner = make_learner(config, shape, 6, candidate, World())
+        learner = make_learner(config, shape, NUM_ACTIONS, candidate, World())
         return learner.graphed(lambda: gradient_step(learner, batch))
 
     return probe(config, world, train_step, compile=config.compile)

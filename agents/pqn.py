@@ -26,8 +26,8 @@ from functools import partial
 
 from zerokara.agents.configs.pqn import KIND, read_config
 
-# OpenMP threads spin while they wait for work. After each forward pass this would take a core from the emulators, so
-# the spin count is limited. OpenMP reads the variable when PyTorch is imported.
+# OpenMP threads wait for work in a loop that keeps the core busy (they spin). After each forward pass this would take a
+# core from the emulators, so the spin count is limited. OpenMP reads the variable when PyTorch is imported.
 SPIN = ("GOMP_SPINCOUNT", "10000")
 if __name__ == "__main__":
     os.environ.setdefault(*SPIN)
@@ -94,7 +94,7 @@ def lambda_returns(
 def pqn_loss(
     compute: Compute, network: QNetwork, obs_BCHW: Tensor, action_B: Tensor, target_B: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Half the mean squared error to the returns (equation 4), mean Q-value, and absolute TD errors (B,)."""
+    """Half the mean squared error to the returns (Gallici et al. 2024, equation 4), mean Q-value, TD errors (B,)."""
     q_BA = network(compute.images(obs_BCHW))
     q_B = q_BA.gather(1, action_B[:, None]).squeeze(1)
     return 0.5 * F.mse_loss(q_B, target_B), q_BA.detach().mean(), (target_B - q_B).detach().abs()
@@ -172,7 +172,7 @@ class Training(Session):
             self.truncated_TN[t].copy_(torch.from_numpy(step.truncated))
             if step.truncated.any():  # bootstrap from the last observation, not from the first of the next episode
                 self.next_value_TN[t].copy_(self.policy.values(step.last_obs).amax(dim=1))
-            self.record(step)
+            self.record(step)  # sets self.obs, adds num_envs to self.step
 
     def _set_next_value(self, t: int, value_N: Tensor) -> None:
         """Store the values of the observations after step t. Values of truncated episodes are already stored."""

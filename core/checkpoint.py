@@ -3,6 +3,8 @@
     save(run.path("checkpoint.pt"), {"model": model.state_dict(), "step": step, "rng": rng_state()}, "dqn")
     state = load(run.path("checkpoint.pt"), "dqn")
 
+A training program resumes through `Run.restore` (core/run.py), which calls `load`.
+
 A file is a zip archive of torch.save and is read with weights_only=True, so that it cannot execute code.
 """
 

@@ -49,7 +49,9 @@ def discriminator_loss(loss: str, real_B: Tensor, fake_B: Tensor, label_smoothin
     """
     if loss == "bce":  # Goodfellow et al. 2014, equation 1: -log sigmoid(D(x)) - log(1 - sigmoid(D(G(z))))
         value = F.softplus(-real_B).mean() + F.softplus(fake_B).mean()
-        if label_smoothing:  # Salimans et al. 2016, section 3.4: (1 - a) softplus(-D) + a softplus(D) adds a D
+        if (
+            label_smoothing
+        ):  # Salimans et al. 2016, section 3.4: (1 - a) softplus(-D) + a softplus(D) = softplus(-D) + a D
             value = value + label_smoothing * real_B.mean()
         return value
     if loss == "least-squares":  # Mao et al. 2017, equation 9: targets 1 and 0
@@ -132,7 +134,7 @@ def discriminator_step(learner: Learner, parts: Sequence[Part]) -> None:
         loss, metrics = forward(learner, real_bCHW, fake_bCHW.detach(), label_b, penalize)
         (loss / len(parts)).backward()
         learner.record("d_loss", loss / len(parts))
-        learner.record("d_accuracy_real", metrics / len(parts))  # the first of five
+        learner.record("d_accuracy_real", metrics / len(parts))  # five consecutive metrics from this name on
     learner.step_discriminator()
 
 

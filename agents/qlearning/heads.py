@@ -1,7 +1,7 @@
 """Heads: scalar Q-values, categorical distributions (C51), and quantiles (QR-DQN, IQN).
 
 The streams of a Q-network have X outputs per action. A head computes the Q-values from them. All heads have the
-interface of `ScalarHead`; `HEADS` lists them by name. Their TD targets and losses stand in agents/dqn.py.
+interface of `ScalarHead`; `HEADS` lists them by name. Their TD targets and losses are in agents/dqn.py.
 
 Shapes: B batch, A actions, F features, X outputs per action, T and S quantile fractions of the online and of the target
 network, C cosines.

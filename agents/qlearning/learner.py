@@ -1,4 +1,4 @@
-"""Learner: the machinery around the loss of an agent, which stands in agents/dqn.py and agents/pqn.py.
+"""Learner: everything around the loss of an agent, which is in agents/dqn.py or agents/pqn.py.
 
 It holds the network, a target network if the algorithm has one, and the optimizer, and does one gradient step:
 precision, compilation, averaging over processes, gradient clipping, sums of metrics, CUDA graphs.

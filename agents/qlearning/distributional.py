@@ -1,6 +1,6 @@
 """Distributional parts of the targets and losses of Q-learning, as pure functions.
 
-The TD target and the loss of DQN stand in agents/dqn.py, the lambda-returns and the loss of PQN in agents/pqn.py.
+The TD target and the loss of DQN are in agents/dqn.py, the lambda-returns and the loss of PQN in agents/pqn.py.
 
 Shapes: B batch, X atoms, K shifted atoms, T quantiles, S target quantiles.
 """
