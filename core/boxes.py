@@ -72,17 +72,17 @@ def decode(boxes_N4: Tensor, codes_NK4: Tensor) -> Tensor:
     return torch.cat([center_N12 - half, center_N12 + half], 2)
 
 
-def nms(boxes_N4: Tensor, score_N: Tensor, most_iou: float) -> Tensor:
+def nms(boxes_N4: Tensor, score_N: Tensor, max_iou: float) -> Tensor:
     """Greedy non-maximum suppression. Return the indices of the kept boxes, highest score first.
 
-    A box is removed if its IoU with a kept box of higher score is above `most_iou`. Of equal scores the first counts as
+    A box is removed if its IoU with a kept box of higher score is above `max_iou`. Of equal scores the first counts as
     higher. The greedy result is the unique fixed point of this rule. All boxes are updated at once until nothing
     changes; the number of iterations is at most the length of the longest chain of boxes that suppress each other
     (Zheng et al. 2021, "Cluster-NMS").
     """
     order_N = score_N.argsort(descending=True, stable=True)
     sorted_N4 = boxes_N4[order_N]
-    over_NN = (iou(sorted_N4, sorted_N4) > most_iou).triu(1).to(sorted_N4.dtype)  # row: higher score than column
+    over_NN = (iou(sorted_N4, sorted_N4) > max_iou).triu(1).to(sorted_N4.dtype)  # row: higher score than column
     kept_N = torch.ones_like(over_NN[0]) if len(over_NN) else over_NN.new_zeros(0)
     while True:
         updated_N = ((kept_N @ over_NN) == 0).to(kept_N.dtype)
@@ -91,29 +91,29 @@ def nms(boxes_N4: Tensor, score_N: Tensor, most_iou: float) -> Tensor:
         kept_N = updated_N
 
 
-def pick(
-    boxes_NK4: Tensor, score_NK: Tensor, *, least_score: float, nms_iou: float, most: int
+def select_detections(
+    boxes_NK4: Tensor, score_NK: Tensor, *, min_score: float, nms_iou: float, max_detections: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Select detections from scored boxes: non-maximum suppression per class, then the highest scores of all classes.
 
     Args:
         boxes_NK4: one box per region and class.
         score_NK: one score per region and class.
-        least_score: boxes with a score up to this are ignored.
+        min_score: boxes with a score up to this are ignored.
         nms_iou: maximum IoU of two detections of the same class.
-        most: maximum number of detections.
+        max_detections: maximum number of detections.
 
     Returns:
         Boxes (D, 4), scores (D,) and classes (D,) int64, highest score first.
     """
     detections: list[tuple[Tensor, Tensor, Tensor]] = []
     for label in range(score_NK.shape[1]):
-        high_N = torch.nonzero(score_NK[:, label] > least_score).flatten()
+        high_N = torch.nonzero(score_NK[:, label] > min_score).flatten()
         boxes, scores = boxes_NK4[high_N, label], score_NK[high_N, label]
         kept = nms(boxes, scores, nms_iou)
         detections.append((boxes[kept], scores[kept], torch.full_like(kept, label)))
     boxes_D4, score_D, label_D = (torch.cat(parts) for parts in zip(*detections, strict=True))
-    best = score_D.argsort(descending=True, stable=True)[:most]
+    best = score_D.argsort(descending=True, stable=True)[:max_detections]
     return boxes_D4[best], score_D[best], label_D[best]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from zerokara.core.config import UserError
 
 
-def read_means(sums: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+def pop_means(sums: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
     """Return the means of metrics by name and reset the sums to 0. Does not synchronize with the device.
 
     Args:

@@ -76,9 +76,7 @@ def load_weights(config: Config, classifier: Classifier) -> list[str]:
     if config.weights:
         reports.append(str(classifier.load_published(Path(config.weights))))
     if config.pretrained_backbone:
-        reports.append(
-            str(load_pretrained_backbone(classifier.backbone, zoo.weights_source(config.pretrained_backbone)))
-        )
+        reports.append(str(load_pretrained_backbone(classifier.backbone, zoo.find_weights(config.pretrained_backbone))))
     return reports
 
 

@@ -28,8 +28,8 @@ from rich.table import Table
 from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
 from zerokara.core.config import Positional, Range, UserError, error_summary, run_main
-from zerokara.core.data.boxes import on_canvas, scaled_to
-from zerokara.core.data.pictures import decode, picture_files, with_channels
+from zerokara.core.data.boxes import pad_to_canvas, resize_to
+from zerokara.core.data.pictures import convert_channels, decode, image_files
 from zerokara.core.media import write_png
 from zerokara.core.programs import program_command
 from zerokara.core.report import output_folder
@@ -72,13 +72,13 @@ class Result:
 def detect_in_picture(detector: Detector, image_HWC: np.ndarray, compute: Compute, confidence: float) -> Result:
     """Detect objects in an image (H, W, C) uint8 of any size, grayscale or color."""
     metadata = detector.metadata
-    image_HWC = with_channels(image_HWC, grayscale=False)
-    small_HWC, scale = scaled_to(image_HWC, metadata.image_side)
+    image_HWC = convert_channels(image_HWC, grayscale=False)
+    small_HWC, scale = resize_to(image_HWC, metadata.image_side)
     start = time.perf_counter()
     proposals_P4 = torch.from_numpy(propose(small_HWC, metadata.search, metadata.proposals)).float()
     proposed = time.perf_counter()
     device = compute.torch_device
-    canvas_CHW = torch.from_numpy(on_canvas(small_HWC, *small_HWC.shape[:2])).to(device)
+    canvas_CHW = torch.from_numpy(pad_to_canvas(small_HWC, *small_HWC.shape[:2])).to(device)
     found = detector.detect(canvas_CHW, proposals_P4.to(device), compute).above(confidence)
     end = time.perf_counter()
     found = Detections(found.boxes / scale, found.scores, found.labels)
@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{program_command('vision.detect_predict')} runs/<name> photo.png."
         )
     detector = detectors.load(Path(model).expanduser())
-    files = picture_files(words)
+    files = image_files(words)
     compute = Compute.choose(
         device=options.device, precision="float32", compile="off", threads=options.threads, train_step=None
     )

@@ -94,9 +94,9 @@ def keep(
         )
         model_file.save(rounded_file, classifier.state_dict(), metadata, half=True)
         content = rounded_file.read_bytes()
-    if len(content) > zoo.MOST_BYTES:
+    if len(content) > zoo.MAX_BYTES:
         raise UserError(
-            f"{run} has {len(content) / 1e6:.1f} MB as float16, the limit of the zoo is {zoo.MOST_BYTES / 1e6:g} MB: "
+            f"{run} has {len(content) / 1e6:.1f} MB as float16, the limit of the zoo is {zoo.MAX_BYTES / 1e6:g} MB: "
             f"train a network with a smaller --width-multiplier."
         )
     write_atomically(path, lambda file: file.write(content))

@@ -81,7 +81,7 @@ def load_weights(config: Config, network: Segmenter) -> list[str]:
     if config.weights:
         reports += network.load_published(Path(config.weights))
     if config.pretrained_backbone:
-        report = load_pretrained_backbone(network.backbone, zoo.weights_source(config.pretrained_backbone))
+        report = load_pretrained_backbone(network.backbone, zoo.find_weights(config.pretrained_backbone))
         loaded = len(report.loaded)
         total = loaded + len(report.missing) + len(report.wrong_shape)
         if loaded < total / 2:

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
 from zerokara.core.config import Positional, Range, UserError, error_summary, run_main
-from zerokara.core.data.pictures import decode, picture_files, with_channels
+from zerokara.core.data.pictures import convert_channels, decode, image_files
 from zerokara.core.media import write_mp4, write_png
 from zerokara.core.programs import program_command
 from zerokara.core.report import MODEL_FILE, output_folder
@@ -100,7 +100,7 @@ def segment_image(
         scale: factor on the size of the image that the network gets.
     """
     height, width = image_HWC.shape[:2]
-    resized = resize(with_channels(image_HWC, metadata.channels == 1), input_size((height, width), metadata, scale))
+    resized = resize(convert_channels(image_HWC, metadata.channels == 1), input_size((height, width), metadata, scale))
     pixels_1CHW = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))[None]
     logits = pixel_logits(network, metadata, compute, pixels_1CHW, views)
     # Logits are resized before the argmax, so that the borders between classes are smooth.
@@ -198,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{program_command('vision.segment_predict')} runs/<name> street.jpg."
         )
     model, *words = options.words
-    files = picture_files(words)
+    files = image_files(words)
     network, metadata = load(model_path(model))
     folder = output_folder(options.out, model_path(model).parent / "predicted")
     fractions: dict[Path, dict[str, float]] = {}

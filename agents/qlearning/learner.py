@@ -20,7 +20,7 @@ from zerokara.agents.qlearning.network import QNetwork
 from zerokara.core import optim
 from zerokara.core.compute import Compute
 from zerokara.core.distributed import World
-from zerokara.core.divergence import is_finite, read_means
+from zerokara.core.divergence import is_finite, pop_means
 from zerokara.core.layers import resample_noise
 
 METRICS = ("train/loss", "train/q", "train/grad_norm")
@@ -210,7 +210,7 @@ class Learner:
 
     def read_metrics(self) -> dict[str, Tensor]:
         """Means of the training metrics since the last call, as tensors on the device."""
-        return read_means(self._sums, METRICS)
+        return pop_means(self._sums, METRICS)
 
     def is_finite(self) -> bool:
         """Return True if all weights are finite. Synchronizes with the device."""

@@ -151,7 +151,7 @@ class Session(ABC):
         self.obs = self.env.reset(self.seed % 2**31)
         self.run.save_extra(environment=dict(self.env.settings))
         if pretrained_backbone:
-            weights = zoo.weights_source(pretrained_backbone)
+            weights = zoo.find_weights(pretrained_backbone)
             self.run.print(str(load_pretrained_backbone(self.learner.network.backbone, weights)))
             provenance.record(self.run, pretrained_backbone)
             self.learner.refresh()

@@ -28,7 +28,7 @@ GAIN = (2 / (1 + SLOPE**2)) ** 0.5
 _MIN_CHANNELS, _MAX_CHANNELS = 32, 256
 
 
-def channels_of(stages: int, width: float) -> list[int]:
+def stage_channels(stages: int, width: float) -> list[int]:
     """Compute the channels of each stage, from fine to coarse: doubled from 32 up to 256, times `width`.
 
     Each number is a multiple of half a group, so that the expanded map (twice the channels) has whole groups.
@@ -92,7 +92,7 @@ class R3(Backbone):
     def __init__(self, in_channels: int, image_size: int | tuple[int, int], *, width: float = 1.0) -> None:
         super().__init__(in_channels, image_size)
         self.sizes = [self.image_size, *halvings(self.image_size, self.name)]
-        widths = channels_of(len(self.sizes), width)
+        widths = stage_channels(len(self.sizes), width)
         self.extract = nn.Conv2d(in_channels, widths[0], 1, bias=False)
         self.blocks = nn.ModuleList(Block(channels, len(widths)) for channels in widths)
         self.widen = nn.ModuleList(

@@ -26,7 +26,7 @@ from zerokara.core.boxes import clip
 from zerokara.core.config import UserError, suggest
 from zerokara.core.data.box_files import Listing, read_boxes
 from zerokara.core.data.folders import opened
-from zerokara.core.data.pictures import decode, with_channels
+from zerokara.core.data.pictures import convert_channels, decode
 from zerokara.core.data.sources import home, inside, locate
 from zerokara.core.data.types import Progress
 
@@ -110,11 +110,11 @@ def load_boxes(data: str, *, image_side: int, data_dir: Path | None = None, prog
         listing = read_boxes(members, read, path)
         canvases, scales, boxes = [], [], []
         for index, annotated in enumerate(listing.pictures):
-            image_HWC = with_channels(
+            image_HWC = convert_channels(
                 decode(read(annotated.picture), f"{annotated.picture} in {path}"), grayscale=False
             )
             height, width = image_HWC.shape[:2]
-            picture, scale = scaled_to(image_HWC, image_side)
+            picture, scale = resize_to(image_HWC, image_side)
             raw_n4 = np.array([box for _, box in annotated.boxes]).reshape(-1, 4)
             unit = scale * (np.array([width, height] * 2) if annotated.relative else 1)
             inside_n4 = clip(torch.from_numpy(raw_n4 * unit), *picture.shape[:2])
@@ -150,7 +150,7 @@ def _assemble(
             f"{free / 2**30:,.1f} GiB of memory are free: give a smaller --image-side."
         )
     return BoxSet(
-        images=torch.from_numpy(np.stack([on_canvas(picture, height, width) for picture in pictures])),
+        images=torch.from_numpy(np.stack([pad_to_canvas(picture, height, width) for picture in pictures])),
         sizes=torch.tensor([picture.shape[:2] for picture in pictures], dtype=torch.int64),
         scales=torch.tensor(scales, dtype=torch.float64),
         boxes=tuple(kept),
@@ -162,7 +162,7 @@ def _assemble(
     )
 
 
-def scaled_to(image_HWC: np.ndarray, side: int) -> tuple[np.ndarray, float]:
+def resize_to(image_HWC: np.ndarray, side: int) -> tuple[np.ndarray, float]:
     """Resize an image so that its longer side is `side` pixels, and return it with the scale factor.
 
     Downscaling averages areas; upscaling is bilinear.
@@ -176,7 +176,7 @@ def scaled_to(image_HWC: np.ndarray, side: int) -> tuple[np.ndarray, float]:
     return cv2.resize(np.ascontiguousarray(image_HWC), shape, interpolation=interpolation), scale
 
 
-def on_canvas(picture_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
+def pad_to_canvas(picture_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
     """Place an image in the upper left corner of a canvas (3, height, width) filled with its mean color."""
     canvas = np.empty((3, height, width), np.uint8)
     canvas[:] = picture_HWC.mean((0, 1)).round()[:, None, None]

@@ -14,7 +14,7 @@ import numpy as np
 
 from zerokara.core.config import UserError, error_summary
 from zerokara.core.data import lsun
-from zerokara.core.data.pictures import MOST_BYTES, SUFFIXES, decode_all
+from zerokara.core.data.pictures import MAX_BYTES, SUFFIXES, decode_all
 from zerokara.core.data.types import ImageSet, Progress, Split, image_set
 
 TRAIN, TESTS = "train", ("test", "val")  # the first existing folder contains the test images
@@ -99,7 +99,7 @@ def _walk(folder: Path) -> Iterator[str]:
 
 def _read(folder: Path, name: str) -> bytes:
     try:
-        if (size := (folder / name).stat().st_size) > MOST_BYTES:
+        if (size := (folder / name).stat().st_size) > MAX_BYTES:
             raise UserError(_too_large(f"{name} in {folder}", size))
         return (folder / name).read_bytes()
     except OSError as error:
@@ -109,7 +109,7 @@ def _read(folder: Path, name: str) -> bytes:
 
 
 def _unzip(archive: zipfile.ZipFile, path: Path, name: str) -> bytes:
-    if (size := archive.getinfo(name).file_size) > MOST_BYTES:
+    if (size := archive.getinfo(name).file_size) > MAX_BYTES:
         raise UserError(_too_large(f"{name} in {path}", size))
     try:
         return archive.read(name)

@@ -21,7 +21,7 @@ from torch import Tensor
 from zerokara.core.config import UserError, suggest
 from zerokara.core.data.folders import opened
 from zerokara.core.data.mask_files import MaskSplit, Pair, list_pairs
-from zerokara.core.data.pictures import decode, decode_mask, fit, fit_mask, room, with_channels
+from zerokara.core.data.pictures import convert_channels, decode, decode_mask, fit, fit_mask, room
 from zerokara.core.data.sources import home, inside, locate
 from zerokara.core.data.types import Progress
 
@@ -177,7 +177,7 @@ def _read_all(
         mask_HW = _numbered(mask_HW, name, classes, unlabeled)
         if image_size is not None:
             image_HWC, mask_HW = fit(image_HWC, image_size), fit_mask(mask_HW, image_size)
-        image_CHW = with_channels(image_HWC, grayscale).transpose(2, 0, 1)
+        image_CHW = convert_channels(image_HWC, grayscale).transpose(2, 0, 1)
         if images_NCHW is None or masks_NHW is None:
             images_NCHW = room(len(pairs), image_CHW.shape, where[0])
             masks_NHW = np.empty((len(pairs), *mask_HW.shape), np.uint8)

@@ -23,7 +23,7 @@ from zerokara.core.programs import program_command
 SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
 )
-MOST_BYTES = 256 * 2**20  # maximum size of an image file
+MAX_BYTES = 256 * 2**20  # maximum size of an image file
 
 
 def decode_all(
@@ -53,7 +53,7 @@ def decode_all(
         image_HWC = decode(read(name), f"{name} in {where}")
         if image_size is not None:
             image_HWC = fit(image_HWC, image_size)
-        image_CHW = with_channels(image_HWC, grayscale).transpose(2, 0, 1)
+        image_CHW = convert_channels(image_HWC, grayscale).transpose(2, 0, 1)
         if images_NCHW is None:
             images_NCHW = room(len(names), image_CHW.shape, where)
         if image_CHW.shape[1:] != images_NCHW.shape[2:]:
@@ -149,7 +149,7 @@ def fit_mask(mask_HW: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return mask_HW[top : top + size[0], left : left + size[1]]
 
 
-def with_channels(image_HWC: np.ndarray, grayscale: bool | None) -> np.ndarray:
+def convert_channels(image_HWC: np.ndarray, grayscale: bool | None) -> np.ndarray:
     """Convert an image to 1 channel (True; ITU-R BT.601 luma) or 3 channels (False); None: no conversion."""
     if grayscale is None or image_HWC.shape[2] == (1 if grayscale else 3):
         return image_HWC
@@ -166,7 +166,7 @@ def reshaped(images: ImageSet, image_size: int | tuple[int, int] | None, graysca
         return images
     images_NHWC = images.images.permute(0, 2, 3, 1).numpy()
     fitted = (image if image_size is None else fit(image, image_size) for image in images_NHWC)
-    images_NCHW = np.stack([with_channels(image, grayscale) for image in fitted]).transpose(0, 3, 1, 2)
+    images_NCHW = np.stack([convert_channels(image, grayscale) for image in fitted]).transpose(0, 3, 1, 2)
     return image_set(images_NCHW, images.labels.numpy(), images.classes, images.source)
 
 
@@ -228,7 +228,7 @@ def _brief(error: Exception) -> str:
     return "no format that Pillow supports" if "cannot identify image file" in str(error) else error_summary(error)
 
 
-def picture_files(words: Sequence[str]) -> list[Path]:
+def image_files(words: Sequence[str]) -> list[Path]:
     """Return the given image files and the image files in the given folders.
 
     Raises:

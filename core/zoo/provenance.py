@@ -1,7 +1,7 @@
 """Provenance of pretrained backbones, so that a classifier is not used to evaluate a network derived from itself.
 
     provenance.record(run, config.pretrained_backbone)                     # when a run loads a backbone
-    origin = provenance.begun_with(run.extra, config.pretrained_backbone)  # when the run is evaluated
+    origin = provenance.initial_provenance(run.extra, config.pretrained_backbone)  # when the run is evaluated
 
 Weights are identified by hashes: one of the run that trained them, which does not change during training, and one of
 every matrix in its files, which does not change when the files are copied or rounded to float16. The hashes of
@@ -25,7 +25,7 @@ from zerokara.core.config import UserError
 from zerokara.core.models import model_file
 from zerokara.core.models.weights import read_tensors
 from zerokara.core.run import Run
-from zerokara.core.zoo.registry import weights_source
+from zerokara.core.zoo.registry import find_weights
 
 DIGITS = 12  # hexadecimal digits of a hash
 FLAGS = ("--pretrained-backbone", "--init-backbone")  # the second one was its name in zerokara 0.1
@@ -86,7 +86,7 @@ def trace(path: Path) -> Provenance:
             if file == path:
                 raise  # other files in the folder may be incomplete or may not contain weights
     settings = content["config"]  # of any kind of run, so an old name is not translated
-    began = begun_with(
+    began = initial_provenance(
         content["extra"], str(settings.get("pretrained_backbone") or settings.get("init_backbone") or "")
     )
     if began is None:
@@ -101,10 +101,10 @@ def record(run: Run, pretrained_backbone: str) -> None:
         UserError: see `trace`.
     """
     if pretrained_backbone:
-        run.save_extra(eye=trace(weights_source(pretrained_backbone)).to_dict() if run.world.is_main else {})
+        run.save_extra(eye=trace(find_weights(pretrained_backbone)).to_dict() if run.world.is_main else {})
 
 
-def begun_with(extra: Mapping[str, Any], pretrained_backbone: str) -> Provenance | None:
+def initial_provenance(extra: Mapping[str, Any], pretrained_backbone: str) -> Provenance | None:
     """Return the provenance of a run's pretrained backbone; None if the run did not use one.
 
     Args:
@@ -117,7 +117,7 @@ def begun_with(extra: Mapping[str, Any], pretrained_backbone: str) -> Provenance
     if not pretrained_backbone:
         return None
     try:
-        return trace(weights_source(pretrained_backbone))
+        return trace(find_weights(pretrained_backbone))
     except (UserError, RecursionError):
         return Provenance(pretrained_backbone, unknown=(pretrained_backbone,))
 

@@ -18,7 +18,7 @@ from zerokara.core.models.classifier import Classifier
 from zerokara.core.models.model_file import ClassifierMetadata
 
 FOLDER = Path(__file__).resolve().parent
-MOST_BYTES = 5_000_000
+MAX_BYTES = 5_000_000
 
 
 @functools.cache
@@ -62,7 +62,7 @@ def find_file(word: str) -> Path:
     )
 
 
-def weights_source(word: str) -> Path:
+def find_weights(word: str) -> Path:
     """Find the path of pretrained weights, given a run folder of any kind, a file, or a name in the zoo.
 
     Raises:

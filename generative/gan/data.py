@@ -23,7 +23,7 @@ from PIL import Image
 from zerokara.core import data
 from zerokara.core.config import UserError
 from zerokara.core.data import DATASETS, ImageSet, Progress, Split, hold_out, lsun
-from zerokara.core.data.pictures import MOST_BYTES, SUFFIXES, decode, fit, reshaped, with_channels
+from zerokara.core.data.pictures import MAX_BYTES, SUFFIXES, convert_channels, decode, fit, reshaped
 from zerokara.core.data.types import image_set
 from zerokara.envs.frames import record
 from zerokara.generative.gan.config import Config
@@ -199,7 +199,7 @@ def _audited(
                     f"{name} in {path} has {width}x{height} pixels, and sides of {MIN_SIDE} to {MAX_SIDE} are "
                     f"supported: resize all images with --image-size 64, for example."
                 )
-            image_HWC = with_channels(image_HWC, grayscale)
+            image_HWC = convert_channels(image_HWC, grayscale)
             sizes[image_HWC.shape[0], image_HWC.shape[1]] += 1
             decoded.append(image_HWC)
             labels.append(label)
@@ -215,7 +215,7 @@ def _audited(
             f"--image-size {min(MAX_SIDE, max(MIN_SIDE, min(height, width)))}, for example."
         )
     color = any(image.shape[2] == 3 for image in decoded)
-    images_NHWC = np.stack([with_channels(image, False) if color else image for image in decoded])
+    images_NHWC = np.stack([convert_channels(image, False) if color else image for image in decoded])
     classes = tuple(sorted(set(labels)))
     source = f"{path.stem} ({split}), images in {path}"
     images = image_set(
@@ -311,11 +311,11 @@ def _lsun(databases: dict[str, dict[Split, Path]], split: Split) -> Iterator[Mem
 
 
 def _read(path: Path) -> bytes:
-    """Read an image file of at most `MOST_BYTES`."""
+    """Read an image file of at most `MAX_BYTES`."""
     try:
-        if path.stat().st_size > MOST_BYTES:
+        if path.stat().st_size > MAX_BYTES:
             raise UserError(
-                f"{path} has {path.stat().st_size / 2**20:,.0f} MiB, and images may have {MOST_BYTES / 2**20:,.0f}."
+                f"{path} has {path.stat().st_size / 2**20:,.0f} MiB, and images may have {MAX_BYTES / 2**20:,.0f}."
             )
         return path.read_bytes()
     except OSError as error:
@@ -323,11 +323,11 @@ def _read(path: Path) -> bytes:
 
 
 def _unzip(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Read an image of at most `MOST_BYTES` from a zip file."""
-    if archive.getinfo(name).file_size > MOST_BYTES:
+    """Read an image of at most `MAX_BYTES` from a zip file."""
+    if archive.getinfo(name).file_size > MAX_BYTES:
         raise UserError(
             f"{name} has {archive.getinfo(name).file_size / 2**20:,.0f} MiB, and images may have "
-            f"{MOST_BYTES / 2**20:,.0f}."
+            f"{MAX_BYTES / 2**20:,.0f}."
         )
     try:
         return archive.read(name)

@@ -18,7 +18,7 @@ from zerokara.core.backbones.registry import option_names
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, flag
 from zerokara.core.distributed import World
-from zerokara.core.divergence import is_finite, read_means
+from zerokara.core.divergence import is_finite, pop_means
 from zerokara.core.ema import Ema
 from zerokara.generative.gan.config import Config
 from zerokara.generative.gan.diffaugment import augment
@@ -171,8 +171,8 @@ class Learner:
     def read_metrics(self) -> dict[str, Tensor]:
         """Return the means of the metrics since the last call, as tensors on the device."""
         return {
-            **read_means(self._sums, [f"train/{name}" for name in SUMS]),
-            **read_means(self._norms, ("train/g_grad_norm", "train/d_grad_norm")),
+            **pop_means(self._sums, [f"train/{name}" for name in SUMS]),
+            **pop_means(self._norms, ("train/g_grad_norm", "train/d_grad_norm")),
         }
 
     def is_finite(self) -> bool:

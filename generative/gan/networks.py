@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from zerokara.core.backbones.dcgan import halvings, layout
-from zerokara.core.backbones.r3 import Block, channels_of, init, resampled
+from zerokara.core.backbones.r3 import Block, init, resampled, stage_channels
 from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.backbones.small_maps import Double
 from zerokara.core.config import UserError
@@ -150,7 +150,7 @@ class R3Generator(LatentGenerator):
     ) -> None:
         super().__init__(latent_dim, classes)
         self.sizes = [image_size, *halvings(image_size, "r3")][::-1]
-        widths = channels_of(len(self.sizes), width)[::-1]
+        widths = stage_channels(len(self.sizes), width)[::-1]
         self.basis = nn.Parameter(torch.randn(widths[0], *self.sizes[0]))
         self.project = nn.Linear(latent_dim + classes, widths[0], bias=False)
         self.blocks = nn.ModuleList(Block(channels, len(widths)) for channels in widths)

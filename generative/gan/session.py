@@ -79,7 +79,7 @@ class Session:
             UserError: no checkpoint to roll back to, an unreadable one, or checkpoints of different updates.
         """
         if not self._restore() and self.config.pretrained_backbone:
-            source = zoo.weights_source(self.config.pretrained_backbone)
+            source = zoo.find_weights(self.config.pretrained_backbone)
             self.run.print(str(load_pretrained_backbone(self.learner.discriminator.backbone, source)))
         if self.update == 0 and not self.latest.exists():
             self.run.image("real", 0, image_grid(self.data.train.images[: self.config.preview_images]))

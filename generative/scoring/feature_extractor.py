@@ -109,7 +109,7 @@ class FeatureExtractor:
             return cls.random(shape)
         path = find_file(name)
         extractor = cls.load(path)
-        origin = provenance.begun_with(extra, config.pretrained_backbone)
+        origin = provenance.initial_provenance(extra, config.pretrained_backbone)
         if origin is not None:
             classifier = provenance.trace(path)
             if classifier.own & origin.all:

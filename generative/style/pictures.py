@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, error_summary
-from zerokara.core.data.pictures import MOST_BYTES, decode, with_channels
+from zerokara.core.data.pictures import MAX_BYTES, convert_channels, decode
 from zerokara.generative.style.perceptual import MIN_SIDE
 
 MAX_MEMORY_FRACTION = 0.85  # of the free memory; the rest covers errors of the estimate
@@ -31,14 +31,14 @@ def read_image(path: Path) -> np.ndarray:
         UserError: no such file, not decodable, or smaller than `MIN_SIDE`.
     """
     try:
-        if path.stat().st_size > MOST_BYTES:
+        if path.stat().st_size > MAX_BYTES:
             raise UserError(
-                f"{path} has {path.stat().st_size / 2**20:,.0f} MiB, and images may have {MOST_BYTES / 2**20:,.0f}."
+                f"{path} has {path.stat().st_size / 2**20:,.0f} MiB, and images may have {MAX_BYTES / 2**20:,.0f}."
             )
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error_summary(error)}): name an image file that exists.") from None
-    image_HWC = with_channels(decode(content, str(path)), False)
+    image_HWC = convert_channels(decode(content, str(path)), False)
     if min(image_HWC.shape[:2]) < MIN_SIDE:
         height, width = image_HWC.shape[:2]
         raise UserError(f"{path} has {width}x{height} pixels: give an image of at least {MIN_SIDE}x{MIN_SIDE}.")

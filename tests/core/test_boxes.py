@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from zerokara.core.boxes import area, clip, decode, encode, iou, mirror, nms, pick, roi_pool, warp
+from zerokara.core.boxes import area, clip, decode, encode, iou, mirror, nms, roi_pool, select_detections, warp
 
 
 def random_boxes(number: int, width: float = 60, height: float = 40) -> Tensor:
@@ -72,10 +72,15 @@ def test_nms_equals_the_greedy_algorithm() -> None:
 def test_pick_treats_each_class_separately() -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [40, 0, 50, 10]])
     scores = torch.tensor([[0.9, 0.2], [0.8, 0.6], [0.05, 0.7]])
-    kept_boxes, score, label = pick(boxes[:, None].expand(-1, 2, -1), scores, least_score=0.1, nms_iou=0.5, most=2)
+    kept_boxes, score, label = select_detections(
+        boxes[:, None].expand(-1, 2, -1), scores, min_score=0.1, nms_iou=0.5, max_detections=2
+    )
     assert list(zip(score.tolist(), label.tolist(), strict=True)) == [(pytest.approx(0.9), 0), (pytest.approx(0.7), 1)]
     assert kept_boxes.tolist() == [boxes[0].tolist(), boxes[2].tolist()]
-    assert len(pick(boxes[:, None].expand(-1, 2, -1), scores, least_score=1, nms_iou=0.5, most=2)[0]) == 0
+    assert (
+        len(select_detections(boxes[:, None].expand(-1, 2, -1), scores, min_score=1, nms_iou=0.5, max_detections=2)[0])
+        == 0
+    )
 
 
 def slow_roi_pool(maps: Tensor, boxes: Tensor, image: Tensor, bins: int, scale: tuple[float, float]) -> Tensor:

@@ -8,24 +8,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zerokara.core.divergence import divergence_error, is_finite, read_means
+from zerokara.core.divergence import divergence_error, is_finite, pop_means
 
 
 def test_means_cover_the_updates_since_the_last_read() -> None:
     sums = torch.tensor([6.0, -3.0, 4.0])  # sums of two metrics, and four updates
-    means = read_means(sums, ("train/loss", "train/q"))
+    means = pop_means(sums, ("train/loss", "train/q"))
     assert list(means) == ["train/loss", "train/q"]
     assert [float(mean) for mean in means.values()] == [1.5, -0.75]
     assert sums.tolist() == [0, 0, 0], "reset in place, because a captured CUDA graph adds to this tensor"
     sums += torch.tensor([1.0, 1.0, 1.0])
     assert means["train/loss"].item() == 1.5, "the means are not views of the sums"
     sums.zero_()
-    assert [value.item() for value in read_means(sums, ("a", "b")).values()] == [0, 0], "no NaN before the first update"
+    assert [value.item() for value in pop_means(sums, ("a", "b")).values()] == [0, 0], "no NaN before the first update"
 
 
 def test_number_of_names_must_match() -> None:
     with pytest.raises(ValueError, match="zip"):
-        read_means(torch.zeros(4), ("train/loss", "train/q"))
+        pop_means(torch.zeros(4), ("train/loss", "train/q"))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -74,7 +74,7 @@ def test_error_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     unfinished = save_run(tmp_path / "unfinished", dataclasses.replace(METADATA, figures={}))
     with pytest.raises(UserError, match="is not finished"):
         keep.main([str(unfinished), "digits", "--folder", str(tmp_path)])
-    monkeypatch.setattr(zoo, "MOST_BYTES", 1000)
+    monkeypatch.setattr(zoo, "MAX_BYTES", 1000)
     with pytest.raises(UserError, match=r"limit of the zoo is 0\.001 MB"):
         keep.main([str(run), "digits", "--folder", str(tmp_path)])
     assert not list(tmp_path.glob("*.safetensors"))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from zerokara.core.data.pictures import fit, with_channels
+from zerokara.core.data.pictures import convert_channels, fit
 from zerokara.core.models.model_file import ClassifierMetadata
 
 DIGITS = tuple("0123456789")
@@ -51,7 +51,7 @@ def prepare(image_HWC: np.ndarray, metadata: ClassifierMetadata, *, as_is: bool 
     """
     steps = []
     has_network_size = image_HWC.shape[:2] == metadata.image_size
-    image_HWC = with_channels(image_HWC, metadata.channels == 1)
+    image_HWC = convert_channels(image_HWC, metadata.channels == 1)
     if metadata.channels == 1 and metadata.mean[0] < MAX_DARK_MEAN and not as_is:
         if has_bright_border(image_HWC[..., 0]):
             image_HWC = 255 - image_HWC

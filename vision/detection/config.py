@@ -180,7 +180,7 @@ class Config:
         """Return the path of the weights of --pretrained-backbone; None without that option."""
         if not self.pretrained_backbone:
             return None
-        return zoo.weights_source(self.pretrained_backbone)
+        return zoo.find_weights(self.pretrained_backbone)
 
 
 DEFAULT_BACKBONE: Mapping[str, Any] = {"backbone": "resnet18", "width_multiplier": 0.45, "stem": "medium"}

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from zerokara.core.boxes import clip, decode, pick, warp
+from zerokara.core.boxes import clip, decode, select_detections, warp
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, error_summary
 from zerokara.core.models import model_file
@@ -166,7 +166,9 @@ class Detector(nn.Module):
         height, width = canvas_CHW.shape[1:]
         boxes_PK4 = clip(decode(proposals_P4, codes_PK4), height, width)
         max_detections, nms_iou = self.metadata.detections, self.metadata.nms_iou
-        found = pick(boxes_PK4, score_PK, least_score=min_score, nms_iou=nms_iou, most=max_detections)
+        found = select_detections(
+            boxes_PK4, score_PK, min_score=min_score, nms_iou=nms_iou, max_detections=max_detections
+        )
         return Detections(*(compute.to_host(part) for part in found))
 
     def score(self, canvas_CHW: Tensor, proposals_P4: Tensor, compute: Compute) -> tuple[Tensor, Tensor]:

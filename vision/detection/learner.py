@@ -22,7 +22,7 @@ from zerokara.core.compute import Compute
 from zerokara.core.data.boxes import BoxSet, load_boxes, split
 from zerokara.core.data.moments import channel_moments
 from zerokara.core.distributed import World
-from zerokara.core.divergence import is_finite, read_means
+from zerokara.core.divergence import is_finite, pop_means
 from zerokara.core.models.model_file import ClassifierMetadata
 from zerokara.core.optim import make_optimizer
 from zerokara.core.programs import command
@@ -183,7 +183,7 @@ class Training:
     def read_metrics(self) -> dict[str, Tensor]:
         """Return the means of the training metrics since the last call, as tensors on the device."""
         names = ("loss", "box_loss", "accuracy", "grad_norm")
-        return read_means(self._sums, [f"train/{name}" for name in names])
+        return pop_means(self._sums, [f"train/{name}" for name in names])
 
     def is_finite(self) -> bool:
         """Return True if all weights are finite. Synchronizes with the device."""

@@ -98,7 +98,7 @@ class Trained:
         if self.config.weights:
             classifier.load_published(Path(self.config.weights))
         if self.config.pretrained_backbone:
-            load_pretrained_backbone(classifier.backbone, zoo.weights_source(self.config.pretrained_backbone))
+            load_pretrained_backbone(classifier.backbone, zoo.find_weights(self.config.pretrained_backbone))
         return self.compute.module(classifier.eval())
 
 

@@ -26,7 +26,7 @@ from zerokara.core import checkpoint
 from zerokara.core.compute import Compute, Switch
 from zerokara.core.config import UserError, flag
 from zerokara.core.distributed import World
-from zerokara.core.divergence import divergence_error, is_finite, read_means
+from zerokara.core.divergence import divergence_error, is_finite, pop_means
 from zerokara.core.ema import Ema
 from zerokara.core.probe import HardwareSettings, probe
 from zerokara.core.programs import program_command
@@ -214,7 +214,7 @@ class EpochTraining(ABC, Generic[NetworkT]):
 
     def read_metrics(self) -> dict[str, Tensor]:
         """Return the means of the metrics since the last call, as tensors on the device."""
-        return read_means(self._sums, self._metric_names)
+        return pop_means(self._sums, self._metric_names)
 
     def is_finite(self) -> bool:
         """Return True if all weights are finite. Synchronizes with the device."""

@@ -7,16 +7,16 @@ import torch
 from torch import nn
 
 from zerokara.core.backbones.cost import layer_costs
-from zerokara.core.backbones.r3 import GROUP, R3, Block, channels_of, resampled
+from zerokara.core.backbones.r3 import GROUP, R3, Block, resampled, stage_channels
 from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.config import UserError
 
 
 def test_channels_double_and_are_multiples_of_the_group_size() -> None:
-    assert channels_of(5, 1.0) == [32, 64, 128, 256, 256]
-    assert channels_of(4, 24.0) == [768, 1536, 3072, 6144]
+    assert stage_channels(5, 1.0) == [32, 64, 128, 256, 256]
+    assert stage_channels(4, 24.0) == [768, 1536, 3072, 6144]
     for width in (0.05, 0.3, 0.7, 1.1):
-        assert all(2 * channels % GROUP == 0 and channels > 0 for channels in channels_of(4, width))
+        assert all(2 * channels % GROUP == 0 and channels > 0 for channels in stage_channels(4, width))
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_channels_double_and_are_multiples_of_the_group_size() -> None:
 def test_every_stage_halves_the_size(size: int | tuple[int, int], sizes: list[tuple[int, int]]) -> None:
     backbone = make_backbone("r3", 3, size)
     assert [shape[1:] for shape in backbone.stage_shapes] == sizes
-    assert [shape[0] for shape in backbone.stage_shapes] == channels_of(len(sizes), 1.0)
+    assert [shape[0] for shape in backbone.stage_shapes] == stage_channels(len(sizes), 1.0)
 
 
 def test_block_is_the_identity_at_initialization_and_its_convolution_is_grouped() -> None:

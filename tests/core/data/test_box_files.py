@@ -14,7 +14,7 @@ from PIL import Image
 
 from zerokara.core.config import UserError
 from zerokara.core.data.box_files import yaml_names
-from zerokara.core.data.boxes import BoxSet, load_boxes, on_canvas, scaled_to, split
+from zerokara.core.data.boxes import BoxSet, load_boxes, pad_to_canvas, resize_to, split
 
 
 def write_image(path: Path, width: int = 40, height: int = 20) -> None:
@@ -182,9 +182,9 @@ def test_error_messages(tmp_path: Path, voc_folder: Path) -> None:
 def test_canvas() -> None:
     wide = np.zeros((20, 40, 3), np.uint8)
     wide[:, :20] = 200
-    small, scale = scaled_to(wide, 20)
+    small, scale = resize_to(wide, 20)
     assert (small.shape, scale) == ((10, 20, 3), 0.5)
-    canvas = on_canvas(small, 12, 20)
+    canvas = pad_to_canvas(small, 12, 20)
     assert canvas.shape == (3, 12, 20)
     assert (canvas[:, 10:] == 100).all()
     assert np.array_equal(canvas[:, :10].transpose(1, 2, 0), small)

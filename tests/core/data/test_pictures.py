@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from zerokara.core.config import UserError
-from zerokara.core.data.pictures import decode, decode_all, fit, reshaped, with_channels
+from zerokara.core.data.pictures import convert_channels, decode, decode_all, fit, reshaped
 from zerokara.core.data.types import image_set
 
 COLORS = np.random.default_rng(0).integers(256, size=(5, 7, 3), dtype=np.uint8)
@@ -117,9 +117,9 @@ def test_any_shape_becomes_a_square(shape: tuple[int, int], size: int) -> None:
 
 def test_grayscale_is_luma() -> None:
     primaries = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]], np.uint8)
-    assert with_channels(primaries, True)[0, :, 0].tolist() == [76, 150, 29, 255]
-    assert with_channels(np.full((1, 1, 1), 9, np.uint8), False).tolist() == [[[9, 9, 9]]]
-    assert with_channels(COLORS, None) is COLORS
+    assert convert_channels(primaries, True)[0, :, 0].tolist() == [76, 150, 29, 255]
+    assert convert_channels(np.full((1, 1, 1), 9, np.uint8), False).tolist() == [[[9, 9, 9]]]
+    assert convert_channels(COLORS, None) is COLORS
 
 
 FILES = {
@@ -171,7 +171,7 @@ def test_reshaped_equals_decode_all() -> None:
     assert reshaped(images, None, None) is images
     assert reshaped(images, None, False) is images
     small = reshaped(images, 3, True)
-    expected = with_channels(fit(COLORS, 3), True)
+    expected = convert_channels(fit(COLORS, 3), True)
     assert torch.equal(small.images[0], torch.from_numpy(expected.transpose(2, 0, 1).copy()))
     assert (small.labels.tolist(), small.classes, small.source) == ([0], ("a",), "one")
     grayscale = cv2.cvtColor(COLORS, cv2.COLOR_RGB2GRAY)

@@ -17,7 +17,7 @@ from zerokara.core.models import model_file
 from zerokara.core.models.model_file import ClassifierMetadata
 from zerokara.core.run import Run
 from zerokara.core.zoo import provenance
-from zerokara.core.zoo.provenance import Provenance, begun_with, trace
+from zerokara.core.zoo.provenance import Provenance, initial_provenance, trace
 
 METADATA = ClassifierMetadata(
     backbone="deep_cnn",
@@ -102,7 +102,7 @@ def test_indirect_ancestors_are_detected() -> None:
         shutil.rmtree(folder)
     assert shares_weights(Path("alone.safetensors"), generator_run)
     extra = Run.read_config(generator_run)["extra"]
-    origin = begun_with(extra, str(agent))
+    origin = initial_provenance(extra, str(agent))
     assert origin is not None
     assert not origin.unknown
     assert trace(Path("alone.safetensors")).own <= origin.ancestors
@@ -127,7 +127,7 @@ def test_runs_without_saved_provenance_are_traced_and_missing_ones_are_listed() 
     assert shares_weights(classifier_run, generator_run)
     shutil.rmtree(classifier_run)
     assert trace(generator_run).unknown == (str(classifier_run),)
-    assert begun_with({}, "") is None
+    assert initial_provenance({}, "") is None
     next_run = train("next", seed=2, start=str(generator_run))
     assert trace(next_run).unknown == (str(classifier_run),), "unknown ancestors are passed on"
 

@@ -59,10 +59,10 @@ def test_find_file_accepts_a_run_folder_a_file_or_a_name(pets: Path, tmp_path_fa
 
 def test_weights_source_accepts_any_run_a_file_or_a_name(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     run = tmp_path_factory.mktemp("run")  # an agent's run has no model.safetensors
-    assert zoo.weights_source(str(run)) == run
-    assert zoo.weights_source("pets") == pets / "pets.safetensors"
+    assert zoo.find_weights(str(run)) == run
+    assert zoo.find_weights("pets") == pets / "pets.safetensors"
     with pytest.raises(UserError, match="There is no pest"):
-        zoo.weights_source("pest")
+        zoo.find_weights("pest")
 
 
 def test_listing(pets: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,7 +78,7 @@ def test_listing(pets: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("name", sorted({"digits", "photographs", *zoo.files()}))
 def test_networks_of_the_package_are_small_and_have_metadata(name: str) -> None:
-    assert zoo.files()[name].stat().st_size <= zoo.MOST_BYTES
+    assert zoo.files()[name].stat().st_size <= zoo.MAX_BYTES
     classifier, metadata = zoo.load(name)
     assert metadata.command
     assert metadata.figures
