@@ -35,8 +35,6 @@ FOREIGN_NAMES: Mapping[str, str] = {
     "start_epoch": RESUME,
     "checkpoint": RESUME,
     "ckpt": RESUME,
-    "cfg": "is not an option here: choose a named set of options with --preset.",
-    "config": "is not an option here: choose a named set of options with --preset.",
     "cuda": DEVICE,
     "gpu": DEVICE,
     "mps": DEVICE,

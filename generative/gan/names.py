@@ -23,6 +23,8 @@ _RATIO = "is not an option here: every update is one step of each network; chang
 
 FOREIGN_NAMES: Mapping[str, str] = {
     **names.FOREIGN_NAMES,
+    "cfg": "is not an option here: choose a named set of options with --preset.",
+    "config": "is not an option here: choose a named set of options with --preset.",
     "dataset": _DATA,
     "dataset_name": _DATA,
     "data_name": _DATA,

@@ -91,7 +91,7 @@ def test_evaluation_with_a_protocol(catch_run: Path, capsys: pytest.CaptureFixtu
     assert (result["games"], result["protocol"]["epsilon"], result["protocol"]["max_steps"]) == (30, 0.05, 4_500)
     assert result["protocol"]["name"] == "nature"
     assert 0 < result["training"]["games"] <= 100
-    assert f"in training: mean raw return {result['training']['mean']:.2f}" in shown
+    assert f"training: mean raw return {result['training']['mean']:.2f} over the last" in shown
     assert "protocol nature: Mnih et al. 2015" in shown
     flags = ["--episodes", "2", "--epsilon", "0.5", "--max-steps", "5"]
     evaluate.main([str(catch_run), "--protocol", "nature", *flags, "--device", "cpu", "--threads", "1"])
