@@ -44,15 +44,13 @@ from zerokara.agents.qlearning.network import QNetwork, make_network
 from zerokara.agents.qlearning.policy import Policy
 from zerokara.agents.qlearning.prioritized_replay import PrioritizedReplay
 from zerokara.agents.qlearning.replay import Batch, Replay
-from zerokara.agents.training.program import run_program
+from zerokara.agents.training.program import PROBE_ACTIONS, run_program
 from zerokara.agents.training.session import Session
 from zerokara.core.compute import Compute
 from zerokara.core.config import run_main
 from zerokara.core.distributed import World
 from zerokara.core.probe import probe
 from zerokara.core.run import Run
-
-NUM_ACTIONS = 6  # of the network that is timed by `choose_compute`, as in Pong
 
 
 def dqn_loss(
@@ -268,15 +266,13 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
 
 def choose_compute(config: Config, world: World) -> Compute:
     """Choose precision and compilation by timing updates on random data of the right shape."""
-    channels = config.frame_stack * (1 if config.grayscale else 3)
-    shape = (channels, config.image_size, config.image_size)
     batch_size = config.batch_size // world.size
 
     def train_step(candidate: Compute) -> Callable[[], object]:
-        pixels = torch.randint(256, (2, batch_size, *shape), dtype=torch.uint8).to(candidate.torch_device)
+        pixels = torch.randint(256, (2, batch_size, *config.obs_shape), dtype=torch.uint8).to(candidate.torch_device)
         ones = torch.ones(batch_size, device=candidate.torch_device)
         batch = Batch(pixels[0], ones.long(), ones, ones, pixels[1], ones)
-        learner = make_learner(config, shape, NUM_ACTIONS, candidate, World())
+        learner = make_learner(config, config.obs_shape, PROBE_ACTIONS, candidate, World())
         return learner.graphed(lambda: gradient_step(learner, batch))
 
     return probe(config, world, train_step, compile=config.compile)

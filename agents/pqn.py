@@ -43,7 +43,7 @@ from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.learner import Learner
 from zerokara.agents.qlearning.network import QNetwork, make_pqn_network
 from zerokara.agents.qlearning.policy import Policy
-from zerokara.agents.training.program import run_program
+from zerokara.agents.training.program import PROBE_ACTIONS, run_program
 from zerokara.agents.training.session import Session
 from zerokara.core.compute import Compute
 from zerokara.core.config import run_main
@@ -215,14 +215,12 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
 
 def choose_compute(config: Config, world: World) -> Compute:
     """Choose precision and compilation by timing updates on random data of the right shape."""
-    channels = config.frame_stack * (1 if config.grayscale else 3)
-    shape = (channels, config.image_size, config.image_size)
     batch_size = config.rollout_steps * config.num_envs // config.num_minibatches // world.size
 
     def train_step(candidate: Compute) -> Callable[[], Tensor]:
-        pixels = torch.randint(256, (batch_size, *shape), dtype=torch.uint8).to(candidate.torch_device)
+        pixels = torch.randint(256, (batch_size, *config.obs_shape), dtype=torch.uint8).to(candidate.torch_device)
         zeros = torch.zeros(batch_size, device=candidate.torch_device)
-        learner = make_learner(config, shape, 6, candidate, World())
+        learner = make_learner(config, config.obs_shape, PROBE_ACTIONS, candidate, World())
         return lambda: learner.step(pixels, zeros.long(), zeros)
 
     return probe(config, world, train_step, compile=config.compile)

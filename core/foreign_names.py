@@ -63,6 +63,11 @@ FOREIGN_NAMES: Mapping[str, str] = {
     "verbose": "is not an option here: --quiet prints warnings and the closing message only.",
 }
 
+# Answers of a program that runs in one process, in place of those that name torchrun.
+ONE_PROCESS_NAMES: Mapping[str, str] = {
+    name: ONE_PROCESS for name, answer in FOREIGN_NAMES.items() if answer == PROCESSES
+}
+
 DATA_NAMES: Mapping[str, str] = {
     "dataset": "data",
     "dataset_name": "data",

@@ -205,7 +205,7 @@ def make_job(run: PlannedRun, resume: bool, log: Path) -> Job:
 
 def memory_needed(config: Settings) -> dict[str, int]:
     """Return the bytes that a run needs, in "main" memory and on its GPU: replay buffer and process."""
-    frame = (1 if config.grayscale else 3, config.image_size, config.image_size)
+    frame = (config.frame_channels, config.image_size, config.image_size)
     if isinstance(config, dqn.Config):
         replay_bytes = bytes_needed(config.replay_capacity, config.checkpoint_every_steps + 4 * config.num_envs, frame)
     else:

@@ -113,6 +113,16 @@ class Settings:
     threads: Annotated[int, Range(0)] = 0
     """Number of CPU threads; 0: number of CPU cores."""
 
+    @property
+    def frame_channels(self) -> int:
+        """Channels of one frame."""
+        return 1 if self.grayscale else 3
+
+    @property
+    def obs_shape(self) -> tuple[int, int, int]:
+        """Shape (C, H, W) of an observation."""
+        return (self.frame_stack * self.frame_channels, self.image_size, self.image_size)
+
     def with_protocol(self, protocol: ProtocolName) -> Self:
         """Return a copy with the environment settings of a protocol.
 

@@ -13,6 +13,8 @@ from zerokara.core.run import Run
 
 ConfigT = TypeVar("ConfigT", bound=Settings)
 
+PROBE_ACTIONS = 6  # actions of the network that is timed before the environments exist, as in Pong
+
 
 def run_program(
     config: ConfigT,

@@ -186,14 +186,14 @@ class Session(ABC):
             self.log_images()
             self.save()
         self.goal_reached = self.world.is_main and self.evaluation_pending and self.evaluate_and_log()
-        interval = LogInterval(self)
+        interval, before = LogInterval(self), self.step
+
+        def due(every_steps: int) -> bool:
+            return every_steps > 0 and self.step // every_steps != before // every_steps
+
         while not self._must_stop() and self.step < config.total_steps:
             before = self.step
             yield
-
-            def due(every_steps: int, before: int = before) -> bool:
-                return every_steps > 0 and self.step // every_steps != before // every_steps
-
             if due(config.log_every_steps):
                 self.log_metrics(interval, more_metrics())
                 interval = LogInterval(self)

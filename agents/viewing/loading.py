@@ -55,7 +55,7 @@ class Agent:
         """
         config = self.config if protocol is None else self.config.with_protocol(protocol)
         env = envs.make(config.env, num_envs, render=render, **config.env_settings())
-        expected = _obs_shape(self.config)
+        expected = self.config.obs_shape
         if env.num_actions != self.num_actions or env.obs_shape != expected:
             env.close()
             raise UserError(
@@ -91,7 +91,7 @@ def load_agent(folder: Path, *, device: str = "cpu", threads: int = 0) -> Agent:
     compute = Compute.choose(device=device, precision="float32", compile="off", threads=threads, train_step=None)
     try:
         num_actions, step, returns = state["num_actions"], state["step"], tuple(state["returns"])
-        network = make(config, _obs_shape(config), num_actions)
+        network = make(config, config.obs_shape, num_actions)
         network.load_state_dict(state["learner"]["network"])
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(
@@ -104,11 +104,6 @@ def load_agent(folder: Path, *, device: str = "cpu", threads: int = 0) -> Agent:
 def evaluation_seed(seed: int) -> int:
     """Return the seed of the environment for --seed 0, 1, ... of evaluate and play; training uses smaller seeds."""
     return 1_600_000_000 + zlib.crc32(seed.to_bytes(8, "little")) % 400_000_000
-
-
-def _obs_shape(config: Settings) -> tuple[int, int, int]:
-    """Return the shape (C, H, W) of an observation."""
-    return (config.frame_stack * (1 if config.grayscale else 3), config.image_size, config.image_size)
 
 
 def _brief(error: Exception) -> str:

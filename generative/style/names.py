@@ -36,7 +36,7 @@ _FOREIGN_NAMES: Mapping[str, str] = {
 
 FOREIGN_NAMES_TRANSFER: Mapping[str, str] = {
     **_FOREIGN_NAMES,
-    **dict.fromkeys(("ngpu", "gpus", "num_gpus", "world_size", "local_rank"), names.ONE_PROCESS),
+    **names.ONE_PROCESS_NAMES,
     "content": _TWO_IMAGES,
     "content_image": _TWO_IMAGES,
     "content_img": _TWO_IMAGES,

@@ -5,8 +5,10 @@ The config class refers to these tables; core/config.py, core/command_line.py an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+
+from zerokara.core import foreign_names as names
+from zerokara.core.command_line import Requirement
 
 # ---- names in older versions
 
@@ -18,22 +20,17 @@ RENAMED: Mapping[str, str] = {
 
 # ---- names in the PyTorch code of binarized networks, in Larq, Brevitas, timm and Lightning
 
-_TENSORBOARD = "is not an option here: every run is logged for TensorBoard (tensorboard --logdir runs)."
-_IN_MEMORY = "is not an option here: all images are in memory, and batches are augmented on the device."
-_RUN_FOLDER = "is not an option here: every run is saved in runs/<name>, with the name from --name."
 _ADAM = "is not an option here: the optimizer is Adam."
 _SCHEDULE = "is not an option here: the learning rate has a cosine decay to 0."
 _LATENT = "is not an option here: latent weights are clipped to [-1, 1] instead."
 _ONE_BIT = "is not an option here: all weights have one bit, and so have the inputs of all layers except the first."
 
 FOREIGN_NAMES: Mapping[str, str] = {
+    **names.FOREIGN_NAMES,
+    **names.DATA_NAMES,
     "arch": "network",
     "model": "network",
     "model_name": "network",
-    "dataset": "data",
-    "dataset_name": "data",
-    "data_path": "data",
-    "data_root": "data",
     "root": "data_dir",
     "datadir": "data_dir",
     "img_size": "image_size",
@@ -85,26 +82,11 @@ FOREIGN_NAMES: Mapping[str, str] = {
     "log_interval": "log_every_updates",
     "save_freq": "checkpoint_every_updates",
     "evaluate": "is not an option here: a run ends with the test set, unless --no-test is given.",
-    "checkpoint": "is --name <run> --resume here.",
-    "resume_from": "is --name <run> --resume here.",
-    "start_epoch": "is not an option here: --resume starts from the last checkpoint.",
-    "output_dir": _RUN_FOLDER,
-    "save_dir": _RUN_FOLDER,
-    "results_dir": _RUN_FOLDER,
+    "resume_from": names.RESUME,
+    "results_dir": names.FOLDER,
     "save": "name",
-    "exp_name": "name",
-    "experiment": "name",
-    "run_name": "name",
-    "j": _IN_MEMORY,
-    "workers": _IN_MEMORY,
-    "num_workers": _IN_MEMORY,
     "amp": "is --precision bfloat16 here.",
     "fp16": "is --precision bfloat16 here.",
-    "cuda": "is --device cuda here.",
-    "gpu": "is --device cuda here.",
-    "gpus": "is --device cuda here, or torchrun for more than one GPU.",
-    "wandb": _TENSORBOARD,
-    "verbose": "is not an option here: --quiet prints warnings and the closing message only.",
 }
 
 # ---- groups of the help text
@@ -140,7 +122,7 @@ PRESET_SUMMARIES: Mapping[str, str] = {
 
 # ---- settings that have no effect without another one
 
-REQUIRES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+REQUIRES: Mapping[str, Requirement] = {
     "num_hidden_layers": (lambda config: config.network == "mlp", "--network mlp"),
     "width_multiplier": (lambda config: config.network == "cnn", "--network cnn"),
 }

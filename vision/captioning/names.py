@@ -5,8 +5,10 @@ The config class refers to these tables; core/config.py, core/command_line.py an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+
+from zerokara.core import foreign_names as names
+from zerokara.core.command_line import Requirement
 
 # ---- names in older versions
 
@@ -25,14 +27,13 @@ RENAMED: Mapping[str, str] = {
 
 # ---- names in the captioning code of neuraltalk2, ruotianluo, sgrvinod and yunjey, in Hugging Face and Lightning
 
-_TENSORBOARD = "is not an option here: every run is logged for TensorBoard (tensorboard --logdir runs)."
-_IN_MEMORY = "is not an option here: all images are in memory."
-_RUN_FOLDER = "is not an option here: every run is saved in runs/<name>, with the name from --name."
 _ONE_LAYER = "is not an option here: the LSTM has one layer, as in the paper."
 _SCHEDULE = "is not an option here: after one epoch of warm-up, the learning rate has a cosine decay to 0."
 _AUGMENTED = "is not an option here: images are augmented if the backbone is trained, and used as they are if not."
 
 FOREIGN_NAMES: Mapping[str, str] = {
+    **names.FOREIGN_NAMES,
+    **names.DATA_NAMES,
     "arch": "backbone",
     "model": "is --backbone here; the decoder is always an LSTM.",
     "model_name": "is --backbone here; the decoder is always an LSTM.",
@@ -52,10 +53,7 @@ FOREIGN_NAMES: Mapping[str, str] = {
     "encoder_lr": "backbone_learning_rate",
     "cnn_learning_rate": "backbone_learning_rate",
     "decoder_lr": "learning_rate",
-    "dataset": "data",
-    "dataset_name": "data",
     "data_folder": "data",
-    "data_path": "data",
     "image_dir": "data",
     "input_json": "data",
     "caption_path": "is not an option here: the file of captions is found in the folder of --data.",
@@ -116,25 +114,12 @@ FOREIGN_NAMES: Mapping[str, str] = {
     "log_interval": "log_every_updates",
     "save_step": "checkpoint_every_updates",
     "save_freq": "checkpoint_every_updates",
-    "checkpoint": "is --name <run> --resume here.",
-    "start_from": "is --name <run> --resume here.",
-    "resume_from": "is --name <run> --resume here.",
-    "output_dir": _RUN_FOLDER,
-    "save_dir": _RUN_FOLDER,
-    "model_path": _RUN_FOLDER,
-    "checkpoint_path": _RUN_FOLDER,
-    "exp_name": "name",
-    "run_name": "name",
-    "j": _IN_MEMORY,
-    "workers": _IN_MEMORY,
-    "num_workers": _IN_MEMORY,
+    "start_from": names.RESUME,
+    "resume_from": names.RESUME,
+    "model_path": names.FOLDER,
+    "checkpoint_path": names.FOLDER,
     "amp": "is --precision bfloat16 here.",
     "fp16": "is --precision bfloat16 here.",
-    "cuda": "is --device cuda here.",
-    "gpu": "is --device cuda here.",
-    "wandb": _TENSORBOARD,
-    "tensorboard": _TENSORBOARD,
-    "verbose": "is not an option here: --quiet prints warnings and the closing message only.",
 }
 
 # ---- groups of the help text
@@ -185,6 +170,6 @@ PRESET_SUMMARIES: Mapping[str, str] = {
 
 # ---- settings that have no effect without another one
 
-REQUIRES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+REQUIRES: Mapping[str, Requirement] = {
     "backbone_learning_rate": (lambda config: config.trains_backbone, "--finetune-backbone true"),
 }

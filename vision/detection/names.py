@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from zerokara.core import foreign_names as names
+
 RENAMED: Mapping[str, str] = {
     "width": "width_multiplier",
     "init_backbone": "pretrained_backbone",
@@ -18,6 +20,8 @@ RENAMED: Mapping[str, str] = {
 _NO_EPOCHS = "is not an option here: give the length of the run with --updates."
 
 FOREIGN_NAMES: Mapping[str, str] = {
+    **names.FOREIGN_NAMES,
+    **names.DATA_NAMES,
     "lr": "learning_rate",
     "lr0": "learning_rate",
     "base_lr": "learning_rate",
@@ -40,8 +44,6 @@ FOREIGN_NAMES: Mapping[str, str] = {
     "img_size": "image_side",
     "image_size": "image_side",
     "max_size": "image_side",
-    "dataset": "data",
-    "data_path": "data",
     "dataset_path": "data",
     "model": "is --method here (fast-rcnn or rcnn); --backbone chooses the network.",
     "arch": "backbone",
@@ -66,15 +68,10 @@ FOREIGN_NAMES: Mapping[str, str] = {
     "checkpoint_period": "checkpoint_every_updates",
     "exist_ok": "is not an option here: --resume continues a run, another --name starts a new one.",
     "project": "is not an option here: runs are written to runs/; --name names the folder.",
-    "output_dir": "is not an option here: runs are written to runs/; --name names the folder.",
-    "exp_name": "name",
     "workers": "is --threads here.",
     "num_workers": "is --threads here.",
     "amp": "is --precision here.",
     "half": "is --precision bfloat16 here.",
-    "gpu": "is --device cuda here.",
-    "cuda": "is --device cuda here.",
-    "verbose": "is not an option here: --quiet prints warnings and the closing line only.",
 }
 """Name in another library -> the field, or the rest of a sentence about it."""
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from zerokara.core import foreign_names as names
+
 # ---- names in older versions
 
 RENAMED: Mapping[str, str] = {
@@ -20,14 +22,13 @@ RENAMED: Mapping[str, str] = {
 
 # ---- names in torchvision's references, timm, segmentation_models_pytorch, MMSegmentation, Ultralytics and Lightning
 
-_TENSORBOARD = "is not an option here: every run is logged for TensorBoard (tensorboard --logdir runs)."
-_IN_MEMORY = "is not an option here: all images are in memory, and batches are augmented on the device."
-_RUN_FOLDER = "is not an option here: every run is saved in runs/<name>, with the name from --name."
 _ITERATIONS = "is --epochs here, in passes over the training images."
 _CLASSES = "is not an option here: the number of classes follows from classes.txt beside the data or from --classes."
 _TEST_ONLY = "is not an option here: a run ends with the test set; segment images with vision.segment_predict."
 
 FOREIGN_NAMES: Mapping[str, str] = {
+    **names.FOREIGN_NAMES,
+    **names.DATA_NAMES,
     "arch": "is --network and --backbone here, as in --network fcn8s --backbone resnet18.",
     "model": "is --network and --backbone here, as in --network fcn8s --backbone resnet18.",
     "encoder": "backbone",
@@ -38,9 +39,6 @@ FOREIGN_NAMES: Mapping[str, str] = {
     "weights_backbone": "pretrained_backbone",
     "initial_checkpoint": "pretrained_backbone",
     "load_from": "pretrained_backbone",
-    "dataset": "data",
-    "data_path": "data",
-    "data_root": "data",
     "img_dir": "data",
     "ann_dir": "masks",
     "mask_dir": "masks",
@@ -104,32 +102,15 @@ FOREIGN_NAMES: Mapping[str, str] = {
     "val": "is not an option here: validation images select the weights; --validate-every-epochs sets how often.",
     "test_only": _TEST_ONLY,
     "evaluate": _TEST_ONLY,
-    "resume_from": "is --name <run> --resume here.",
-    "start_epoch": "is not an option here: --resume starts from the last checkpoint.",
-    "output_dir": _RUN_FOLDER,
-    "work_dir": _RUN_FOLDER,
-    "save_dir": _RUN_FOLDER,
+    "resume_from": names.RESUME,
+    "work_dir": names.FOLDER,
     "checkname": "name",
-    "experiment": "name",
-    "exp_name": "name",
-    "run_name": "name",
-    "j": _IN_MEMORY,
-    "workers": _IN_MEMORY,
-    "num_workers": _IN_MEMORY,
     "amp": "is --precision bfloat16 here.",
     "fp16": "is --precision bfloat16 here.",
     "half": "is --precision bfloat16 here.",
-    "cuda": "is --device cuda here.",
-    "gpu": "is --device cuda here.",
-    "gpus": "is --device cuda here, or torchrun for more than one GPU.",
     "gpu_ids": "is --device cuda:<n> here.",
     "accelerator": "device",
-    "local_rank": "is not an option here: torchrun sets it in the environment.",
-    "world_size": "is not an option here: torchrun sets it in the environment.",
     "use_deterministic_algorithms": "is not an option here: the same seed gives the same numbers on a CPU anyway.",
-    "wandb": _TENSORBOARD,
-    "log_wandb": _TENSORBOARD,
-    "verbose": "is not an option here: --quiet prints warnings and the closing message only.",
 }
 
 # ---- groups of the help text

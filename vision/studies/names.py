@@ -17,8 +17,7 @@ _FINISHED_RUN = "is the first word on the command line here: the folder of a run
 FOREIGN_NAMES_GRID: Mapping[str, str] = {
     **names.FOREIGN_NAMES,
     **names.DATA_NAMES,
-    **dict.fromkeys(("gpus", "ngpu", "world_size", "dist_url", "local_rank"), names.ONE_PROCESS),
-    "multiprocessing_distributed": names.ONE_PROCESS,
+    **names.ONE_PROCESS_NAMES,
     "seed": "seeds",
     **dict.fromkeys(("manualseed", "manual_seed", "random_seed"), "seeds"),
     "num_seeds": "is --seeds here, which takes the seeds themselves, as in --seeds 1 2 3.",
