@@ -32,6 +32,7 @@ from scripts.mutation_sites import KEY, Mutant, find_mutants
 ROOT = Path(__file__).resolve().parent.parent
 EQUIVALENTS = Path(__file__).with_name("equivalent_mutants.json")
 GOAL = 0.9  # fraction of the mutants that must be killed
+EXTRA_CPU_SECONDS = 20  # a mutant may take five times as long as the original, and this
 
 _Q = "tests/agents/qlearning"
 # Source file: the tests that must kill its mutants, fast ones first. Tests that train for long are left out.
@@ -85,7 +86,7 @@ def draw(mutants: Mapping[str, Sequence[Mutant]], number: int, seed: int) -> lis
     return [mutant for file, of_file in mutants.items() for mutant in sorted(rng.sample(of_file, counts[file]))]
 
 
-def read_equivalents(path: Path = EQUIVALENTS) -> dict[tuple[str, ...], str]:
+def read_equivalents(path: Path) -> dict[tuple[str, ...], str]:
     """Read the reasons why mutants are equivalent, by their `key`."""
     entries = json.loads(path.read_text(encoding="utf-8"))
     return {tuple(entry[field] for field in KEY): entry["reason"] for entry in entries}
@@ -127,7 +128,7 @@ def run(mutants: Sequence[Mutant], root: Path, tests: Mapping[str, Sequence[str]
         while waiting or pool.running:
             if waiting and pool.free:
                 mutant = waiting.pop(next(iter(waiting)))
-                pool.start(mutant.id, tests[mutant.file], 20 + round(5 * seconds[mutant.file]), mutant)
+                pool.start(mutant.id, tests[mutant.file], EXTRA_CPU_SECONDS + round(5 * seconds[mutant.file]), mutant)
                 continue
             job, outcome = pool.wait()
             assert job.mutant is not None
@@ -156,7 +157,12 @@ def summarize(mutants: Sequence[Mutant], results: Mapping[str, str], drawn: int)
     }
 
 
-def main(argv: Sequence[str] | None = None, root: Path = ROOT, tests: Mapping[str, Sequence[str]] = TESTS) -> int:
+def main(
+    argv: Sequence[str] | None = None,
+    root: Path = ROOT,
+    tests: Mapping[str, Sequence[str]] = TESTS,
+    equivalent: Path = EQUIVALENTS,
+) -> int:
     """Draw mutants, list or run them, and print a summary. Return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("files", nargs="*", help="source files; without any, all of the table TESTS")
@@ -173,7 +179,7 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT, tests: Mapping[st
             sys.exit(f"error: {file} is missing, or not in the table TESTS of scripts/mutants.py: correct the table.")
 
     sites = {file: find_mutants(file, (root / file).read_bytes()) for file in files}
-    drawn, equivalents = draw(sites, arguments.number, arguments.seed), read_equivalents()
+    drawn, equivalents = draw(sites, arguments.number, arguments.seed), read_equivalents(equivalent)
     print(f"seed {arguments.seed}: {len(drawn)} of {sum(map(len, sites.values()))} mutants", file=sys.stderr)
     if arguments.list:
         for mutant in drawn:

@@ -1,8 +1,9 @@
-"""Tests of the mutation test: the changes that it makes, the draw, equivalent mutants, and a run in a small repository."""
+"""Tests of the mutation test: its changes of code, the draw, equivalent mutants, a run in a small repository."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -126,7 +127,7 @@ def test_an_equivalent_mutant_is_recognized_when_its_line_has_moved(tmp_path: Pa
 
 def test_the_listed_equivalent_mutants_have_reasons_and_are_those_of_files_in_the_table() -> None:
     entries = json.loads(mutants.EQUIVALENTS.read_text())
-    assert len(mutants.read_equivalents()) == len(entries), "a mutant is listed twice"
+    assert len(mutants.read_equivalents(mutants.EQUIVALENTS)) == len(entries), "a mutant is listed twice"
     assert {entry["file"] for entry in entries} <= set(mutants.TESTS)
     assert all(len(entry["reason"]) > 10 for entry in entries)
 
@@ -141,28 +142,27 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
         mutants.main(["--list"], root=tmp_path, tests={"a.py": ("test_a.py",)})
 
 
-# The process forks, so it has no other threads. It has to import only what the small repository needs.
+# The packages that the programs of this repository need are not imported.
 PROGRAM = """
 import pathlib, sys
 from scripts import mutants, mutation_runs
 mutation_runs.PRELOADED = ("pytest",)
-mutants.EQUIVALENTS = pathlib.Path("equivalent.json")
-mutants.read_equivalents.__defaults__ = (mutants.EQUIVALENTS,)
-sys.exit(mutants.main(sys.argv[1:], root=pathlib.Path.cwd(), tests={"a.py": ("test_a.py",)}))
+mutants.EXTRA_CPU_SECONDS = 1
+root = pathlib.Path.cwd()
+sys.exit(mutants.main(sys.argv[1:], root, {"a.py": ("test_a.py",)}, root / "equivalent.json"))
+"""
+PYPROJECT = """
+[tool.pytest.ini_options]
+pythonpath = ["."]
+markers = ["slow: takes minutes"]
 """
 
 
 def program(folder: Path, *words: str) -> tuple[int, list[str]]:
-    """Run the program in a small repository; return its exit status and output."""
-    environment = {"PYTHONPATH": str(mutants.ROOT), "PATH": "/usr/bin:/bin:/usr/local/bin"}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *words],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    """Run the program in a small repository; return its exit status and its output."""
+    environment = {**os.environ, "PYTHONPATH": str(mutants.ROOT)}
+    command = [sys.executable, "-c", PROGRAM, *words]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout.splitlines()
 
 
@@ -171,7 +171,7 @@ def test_a_run_in_a_small_repository(tmp_path: Path) -> None:
     source = "def add(a, b):\n    while a > 1000:\n        a -= 1000\n    return a + b\n"
     (tmp_path / "a.py").write_text(source)
     (tmp_path / "test_a.py").write_text("from a import add\n\n\ndef test_add():\n    assert add(2, 3) == 5\n")
-    (tmp_path / "pyproject.toml").write_text(
+    (tmp_path / "pyproject.toml").write_text(PYPROJECT)
         '[tool.pytest.ini_options]\npythonpath = ["."]\nmarkers = ["slow: long"]\n'
     )
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
