@@ -172,8 +172,6 @@ def test_a_run_in_a_small_repository(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text(source)
     (tmp_path / "test_a.py").write_text("from a import add\n\n\ndef test_add():\n    assert add(2, 3) == 5\n")
     (tmp_path / "pyproject.toml").write_text(PYPROJECT)
-        '[tool.pytest.ini_options]\npythonpath = ["."]\nmarkers = ["slow: long"]\n'
-    )
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     found = find_mutants("a.py", source.encode())
     write_equivalent(tmp_path / "equivalent.json", next(m for m in found if m.mutated == "while a >= 1000:"))
