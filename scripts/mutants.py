@@ -48,10 +48,10 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/agents/test_wiring_pqn.py",
         "tests/agents/test_pqn.py",
     ),
-    "agents/qlearning/learner.py": (f"{_Q}/test_learner.py", f"{_Q}/test_family.py"),
+    "agents/qlearning/learner.py": (f"{_Q}/test_learner.py", f"{_Q}/test_learner_graph.py", f"{_Q}/test_family.py"),
     "agents/qlearning/replay.py": (f"{_Q}/test_replay.py", f"{_Q}/test_replay_files.py"),
     "agents/qlearning/prioritized_replay.py": (f"{_Q}/test_prioritized_replay.py",),
-    "agents/qlearning/policy.py": (f"{_Q}/test_learner.py", f"{_Q}/test_family.py"),
+    "agents/qlearning/policy.py": (f"{_Q}/test_policy.py",),
     "agents/qlearning/exploration.py": (f"{_Q}/test_exploration.py",),
     "agents/qlearning/schedules.py": (f"{_Q}/test_schedules.py",),
     "agents/qlearning/distributional.py": (f"{_Q}/test_targets_and_losses.py",),
@@ -69,7 +69,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     "generative/gan/session.py": ("tests/generative/gan/test_session.py", "tests/generative/test_wiring_dcgan.py"),
     "vision/training/epochs.py": ("tests/vision/training/test_epochs.py",),
-    "vision/training/supervised.py": ("tests/vision/classification/test_learner.py",),
+    "vision/training/supervised.py": ("tests/vision/training/test_supervised.py",),
 }
 
 

@@ -19,6 +19,7 @@ from tests.programs import metrics
 from zerokara.agents import evaluate, pqn
 from zerokara.agents.configs.pqn import Config
 from zerokara.agents.pqn import Training, make_learner
+from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.network import make_pqn_network
 from zerokara.agents.viewing.loading import load_agent
 from zerokara.core import checkpoint
@@ -344,7 +345,9 @@ def test_epsilon_1_acts_at_random_and_epsilon_0_greedily(make_training: Callable
     q_NA = training.policy.values(training.obs).clone()
     training._step(0, 0.0)
     assert training.action_TN[0].tolist() == q_NA.argmax(dim=1).tolist()
-    random_N = copy.deepcopy(training.exploration).sample(1.0)[1]
+    twin = Exploration(3, 3, seed=0)
+    twin.load_state_dict(training.exploration.state_dict())
+    random_N = twin.sample(1.0)[1]
     training._step(1, 1.0)
     assert torch.equal(training.action_TN[1], random_N)
 
