@@ -30,7 +30,7 @@ _SKIPPED_SCOPE = re.compile(
     r"_?(format_|describe_|print_|show_)\w+|\w+_(message|error)|timed|start_interval|LogInterval|choose_compute|"
     r"probe_updates"
 )
-_SKIPPED_CALL = frozenset({"print", "print_line", "progress", "warn"})
+_SKIPPED_CALL = re.compile(r"_?(format_|describe_|print_|show_)\w+|print|progress|warn|start_interval|LogInterval")
 _SIMPLE_STATEMENTS = (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Expr, ast.Return)
 _TIMING = re.compile(r"perf_counter|stopwatch|Stopwatch|\bclock\b|elapsed|interval|speed/")
 
@@ -151,7 +151,7 @@ class _Finder(ast.NodeVisitor):
             return
         if isinstance(node, ast.If | ast.IfExp) and re.search(r"TYPE_CHECKING|__name__", self.text(node.test)):
             return
-        if isinstance(node, ast.Call) and self.called_name(node) in _SKIPPED_CALL:
+        if isinstance(node, ast.Call) and _SKIPPED_CALL.fullmatch(self.called_name(node)):
             return
         super().visit(node)
 
@@ -247,7 +247,7 @@ class _Finder(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_Expr(self, node: ast.Expr) -> None:
-        if isinstance(node.value, ast.Call) and self.called_name(node.value) not in _SKIPPED_CALL:
+        if isinstance(node.value, ast.Call) and not _SKIPPED_CALL.fullmatch(self.called_name(node.value)):
             self.add("deleted statement", self.start(node), self.end(node), "pass")
         self.generic_visit(node)
 

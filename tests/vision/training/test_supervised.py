@@ -66,7 +66,7 @@ BATCHES = [torch.tensor(index) for index in ([0, 1, 2, 3], [4, 5, 6, 7], [7, 0, 
 
 @pytest.mark.parametrize("accumulation_steps", [1, 3])
 def test_updates_equal_those_of_pytorch(accumulation_steps: int) -> None:
-    """Momentum, weight decay of matrices, and a new gradient in each update. Three parts have 2, 2 and 0 images."""
+    """Momentum, weight decay of matrices, and a new gradient in each update. Four images in three parts make two of 2."""
     training = Regression(accumulation_steps=accumulation_steps)
     twin = copy.deepcopy(training.network)
     matrices = [p for p in twin.parameters() if p.ndim == 2]
