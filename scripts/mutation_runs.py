@@ -6,6 +6,7 @@ the code of its mutant.
 
 from __future__ import annotations
 
+import compileall
 import contextlib
 import importlib
 import os
@@ -54,7 +55,7 @@ class Pool:
 
     def __init__(self, root: Path, folder: Path, workers: int) -> None:
         os.environ |= dict.fromkeys(THREADS, "1") | {"MPLBACKEND": "Agg", "PYTHONDONTWRITEBYTECODE": "1"}
-        sys.dont_write_bytecode = True  # a file of bytecode could be that of another mutant
+        sys.dont_write_bytecode = True  # the bytecode of a mutant must not be read by another
         for name in PRELOADED:
             importlib.import_module(name)
         self.root = root
@@ -76,6 +77,7 @@ class Pool:
         if mutant is not None:
             path = job.copy / mutant.file
             path.write_bytes(mutant.apply(path.read_bytes()))
+            os.utime(path, (0, 0))  # not the time of the bytecode, which is that of the original code
         pid = os.fork()
         if pid == 0:
             try:
@@ -91,7 +93,7 @@ class Pool:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)  # programs that the tests have started
         if job.mutant is not None:
-            shutil.copyfile(self.root / job.mutant.file, job.copy / job.mutant.file)
+            shutil.copy2(self.root / job.mutant.file, job.copy / job.mutant.file)
         self.free.append(job.copy)
         output = _log(job.copy).read_text(encoding="utf-8", errors="replace")
         code = os.waitstatus_to_exitcode(status)
@@ -101,13 +103,14 @@ class Pool:
 
 
 def _copy_repository(root: Path, folder: Path) -> None:
-    """Copy the files of a repository that git does not ignore."""
+    """Copy the files of a repository that git does not ignore, and compile them once for all mutants."""
     words = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(words, cwd=root, check=True, capture_output=True, text=True).stdout
     for name in filter(None, listed.split("\0")):
         if (root / name).is_file():  # a deleted file is listed too
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(root / name, folder / name)
+            shutil.copy2(root / name, folder / name)
+    compileall.compile_dir(folder, quiet=2)
 
 
 def _log(copy: Path) -> Path:

@@ -222,17 +222,26 @@ class _Finder(ast.NodeVisitor):
             self.add("function", self.end(node.func) - len(name), self.end(node.func), FUNCTIONS[name])
         if name not in SYMMETRIC:
             for left, right in zip(node.args, node.args[1:]):  # noqa: B905  (one is longer)
-                first, second = self.text(left), self.text(right)
-                if first != second and not isinstance(left, ast.Starred) and not isinstance(right, ast.Starred):
-                    between = self.source[self.end(left) : self.start(right)].decode()
-                    self.add("swapped arguments", self.start(left), self.end(right), second + between + first)
+                self.add_swap(left, right)
+        if len(node.args) >= 3:
+            self.add_dropped_argument(node, node.args[-1])  # the last one is perhaps optional
         for keyword in node.keywords:
-            self.add_dropped_keyword(node, keyword)
+            self.add_dropped_argument(node, keyword)
         self.generic_visit(node)
 
-    def add_dropped_keyword(self, call: ast.Call, keyword: ast.keyword) -> None:
-        """Drop a keyword argument with the comma before or after it."""
-        start, end = self.start(keyword), self.end(keyword)
+    def add_swap(self, left: ast.expr, right: ast.expr) -> None:
+        """Swap two arguments of the same kind: values of one object, or tensors with the same letters for the shape."""
+        first, second = self.text(left), self.text(right)
+        owners = [text.rpartition(".")[0] for text in (first, second)]
+        shapes = [re.fullmatch(r"\w+_([a-zA-Z0-9]+)", text) for text in (first, second)]
+        same_shape = shapes[0] and shapes[1] and shapes[0][1] == shapes[1][1]
+        if first != second and (same_shape or (owners[0] == owners[1] != "")):
+            between = self.source[self.end(left) : self.start(right)].decode()
+            self.add("swapped arguments", self.start(left), self.end(right), second + between + first)
+
+    def add_dropped_argument(self, call: ast.Call, argument: ast.expr | ast.keyword) -> None:
+        """Drop an argument with the comma before or after it."""
+        start, end = self.start(argument), self.end(argument)
         before = self.source[self.end(call.func) : start].rstrip()
         if before.endswith(b","):
             start = self.end(call.func) + len(before) - 1

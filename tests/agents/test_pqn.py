@@ -324,6 +324,7 @@ def test_parts_follow_from_the_seed(make_training: Callable[..., Training]) -> N
     assert {"learner", "exploration", "shuffle"} <= set(training.state_dict())
     assert training.learner.optimizer.param_groups[0]["eps"] == 1e-8
     assert not training.learner.has_target
+    assert training.obs_TN.dtype == torch.uint8, "four times the memory otherwise"
     torch.manual_seed(4)
     expected = make_pqn_network(training.config, training.env.obs_shape, 3)
     for ours, theirs in zip(training.learner.network.parameters(), expected.parameters(), strict=True):

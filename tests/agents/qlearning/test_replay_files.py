@@ -341,3 +341,12 @@ def test_a_copy_on_another_device_equals_the_reference(tmp_path: Path) -> None:
     assert check_all(replay, envs, 3, window=20) > 30
     other.load_state_dict(replay.state_dict())
     assert check_all(other, envs, 3, window=20) > 30
+
+
+def test_a_restored_buffer_counts_the_steps_since_its_checkpoint(tmp_path: Path) -> None:
+    envs = ScriptedEnvs(2)
+    first, second = (make(envs, 60, folder=tmp_path, checkpoint_margin=20) for _ in range(2))
+    fill(envs, first, 25)
+    assert first.needs_checkpoint
+    second.load_state_dict(first.state_dict())
+    assert not second.needs_checkpoint

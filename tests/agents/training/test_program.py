@@ -50,7 +50,7 @@ def test_a_run_is_created_trained_and_closed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed: list[World] = []
-    monkeypatch.setattr(World, "close", closed.append)
+    monkeypatch.setattr(World, "close", lambda world: closed.append(world))  # noqa: PLW0108  (a method)
     program = Program()
     program.start(Config(name="n", device="cpu"), "num_envs")
     assert program.calls == ["choose_compute", "train"]

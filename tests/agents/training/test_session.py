@@ -303,6 +303,7 @@ def test_an_early_evaluation_is_done_between_iterations(make: Make) -> None:
 
     def jump() -> None:
         recorded.session.returns.extend([10.0] * 20)
+        recorded.session.lengths.extend([1] * 20)
         recorded.session.step += 10_000
 
     recorded.train(each=jump)
@@ -324,6 +325,9 @@ def test_a_run_ends_when_a_second_evaluation_confirms_the_goal(
     recorded.scores = [scores(mean, cut=i) for i, mean in enumerate(means)]
     recorded.train()
     assert [evaluation["step"] for evaluation in recorded.evaluations] == evaluated_at
+    seeds = [evaluation["seed"] - evaluation["step"] for evaluation in recorded.evaluations]
+    again = [i > 0 and evaluated_at[i] == evaluated_at[i - 1] for i in range(len(evaluated_at))]
+    assert seeds == [500_001_009 + 7_919 * second for second in again], "the second evaluation has another seed"
     rows = [row for row in metrics(tmp_path / "run") if "eval/return" in row]
     assert [row.get("eval/return_confirmed") for row in rows] == confirmed
     assert ["eval/cut_confirmed" in row for row in rows] == [value is not None for value in confirmed]
@@ -360,7 +364,7 @@ def test_a_signal_ends_the_run_after_the_iteration(make: Make, monkeypatch: pyte
     assert recorded.saves == [0, 24]
     assert printed == ["SIGTERM: saving"]
     assert recorded.session.closing_message().endswith(
-        "not evaluated yet, last 4 training episodes 2.54; resume with: python -m agents.dqn --name run --resume"
+        "not evaluated yet, last 4 training episodes 6.53; resume with: python -m agents.dqn --name run --resume"
     )
 
 

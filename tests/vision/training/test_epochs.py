@@ -46,8 +46,8 @@ class Counting(EpochTraining[nn.Linear]):
     stop_at_epoch = math.inf
     every = 1
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config, Data(), Compute(), World(), lambda: nn.Linear(1, 1), ("train/loss",))
+    def __init__(self, config: Config, world: World = World()) -> None:  # noqa: B008  (frozen)
+        super().__init__(config, Data(), Compute(), world, lambda: nn.Linear(1, 1), ("train/loss",))
         nn.init.zeros_(self.network.weight)
         self.optimizer = torch.optim.SGD(self.network.parameters(), lr=1.0)
         self.optimizer.param_groups[0]["lr_factor"] = 0.5
@@ -260,6 +260,7 @@ def test_random_numbers_follow_from_seed_process_and_epoch() -> None:
     torch.manual_seed(3)
     assert torch.equal(training.network.bias.detach(), nn.Linear(1, 1).bias.detach())
     assert training.generator.initial_seed() == 3 * 1_000_003
+    assert Counting(Config(seed=3), World(rank=2)).generator.initial_seed() == 3 * 1_000_003 + 2
     training.updates = 2 * 3 + 1  # the second batch of the third epoch
     shuffle = torch.Generator().manual_seed(3 * 7_919 + 2)
     assert training.next_batch().tolist() == torch.randperm(14, generator=shuffle).tolist()[4:8]

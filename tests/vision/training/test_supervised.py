@@ -66,7 +66,7 @@ BATCHES = [torch.tensor(index) for index in ([0, 1, 2, 3], [4, 5, 6, 7], [7, 0, 
 
 @pytest.mark.parametrize("accumulation_steps", [1, 3])
 def test_updates_equal_those_of_pytorch(accumulation_steps: int) -> None:
-    """Momentum, weight decay of matrices, and a new gradient in each update. Four images in three parts make two of 2."""
+    """Momentum, weight decay of matrices, and a new gradient in each update; three parts of four images are two."""
     training = Regression(accumulation_steps=accumulation_steps)
     twin = copy.deepcopy(training.network)
     matrices = [p for p in twin.parameters() if p.ndim == 2]
@@ -157,7 +157,7 @@ def test_the_learning_rate_follows_the_schedule() -> None:
         assert rates[-2:] == pytest.approx(last, abs=1e-6)
     training = Regression(warmup_epochs=1.5)
     training.update(BATCHES[0])
-    assert {group["lr"] for group in training.optimizer.param_groups} == {pytest.approx(0.1 / 3)}
+    assert [group["lr"] for group in training.optimizer.param_groups] == pytest.approx([0.1 / 3] * 2)
 
 
 class Quarter(World):
@@ -180,3 +180,11 @@ def test_a_process_trains_on_its_shard_with_the_averaged_gradients() -> None:
     for after, old, gradient in zip(weights(training.network), before, gradients, strict=True):
         decay = 0.25 * old * (old.ndim == 2)
         torch.testing.assert_close(after, old - 0.1 * (2 * gradient + decay))
+
+
+def test_tensors_of_an_update_are_on_the_device_of_the_run() -> None:
+    """A tensor created without a device would be on the default device, here one without data."""
+    training = Regression(ema_half_life_updates=4, accumulation_steps=2, max_grad_norm=1.0)
+    with torch.device("meta"):
+        training.update(BATCHES[0])
+    assert float(training.read_metrics()["train/loss"]) > 0
