@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -82,8 +83,9 @@ class Pool:
         if pid == 0:
             try:
                 _run_tests(self.root, job.copy, tests, cpu_limit)
-            finally:
-                os._exit(70)
+            except BaseException:  # noqa: BLE001  (a fork must not return)
+                traceback.print_exc()
+            os._exit(70)
         self.running[pid] = job
 
     def wait(self) -> tuple[Job, Outcome]:
@@ -136,6 +138,7 @@ def _run_tests(root: Path, copy: Path, tests: Sequence[str], cpu_limit: int) -> 
     import pytest
 
     options = ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", f"--basetemp={copy.with_suffix('.tmp')}"]
+    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # its plugins are imported already
     status = pytest.main([*options, *tests])
     sys.stdout.flush()
     os._exit(status)
