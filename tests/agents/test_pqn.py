@@ -321,6 +321,7 @@ def test_parts_follow_from_the_seed(make_training: Callable[..., Training]) -> N
     assert training.shuffle.initial_seed() == 4 * 1_000_003
     assert (training.exploration.num_actions, len(training.exploration.action_N)) == (3, 3)
     assert training.exploration._cumulative is not None
+    training.obs = training.env.reset(1)
     assert {"learner", "exploration", "shuffle"} <= set(training.state_dict())
     assert training.learner.optimizer.param_groups[0]["eps"] == 1e-8
     assert not training.learner.has_target
