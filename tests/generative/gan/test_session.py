@@ -261,11 +261,14 @@ def test_a_pretrained_backbone_initializes_only_a_new_run(
     runs: Runs, monkeypatch: pytest.MonkeyPatch, resume: bool
 ) -> None:
     calls: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(session_module.zoo, "find_weights", lambda name: f"file of {name}")
-    monkeypatch.setattr(
-        session_module, "load_pretrained_backbone", lambda *arguments: calls.append(arguments) or "loaded"
-    )
-    monkeypatch.setattr(session_module.provenance, "record", lambda run, name: calls.append((run, name)))
+
+    def load(*arguments: Any) -> str:
+        calls.append(arguments)
+        return "loaded"
+
+    monkeypatch.setattr("zerokara.core.zoo.registry.find_weights", lambda name: f"file of {name}")
+    monkeypatch.setattr("zerokara.core.zoo.provenance.record", lambda run, name: calls.append((run, name)))
+    monkeypatch.setattr(session_module, "load_pretrained_backbone", load)
     if resume:
         runs.session().start()
         calls.clear()
