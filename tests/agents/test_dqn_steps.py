@@ -232,3 +232,17 @@ def test_the_network_follows_from_the_seed(tmp_path: Path, monkeypatch: pytest.M
     expected = dqn.make_learner(training.config, (1, SIDE, SIDE), 2, Compute(), World()).network
     for ours, theirs in zip(training.learner.network.parameters(), expected.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_the_program_trains_with_the_config_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[tuple[Any, dict[str, Any]]] = []
+    monkeypatch.setattr(dqn, "run_program", lambda config, **options: started.append((config, options)))
+    dqn.main(["--env", "zerokara/Catch-v0", "--gamma", "0.5"])
+    ((config, options),) = started
+    assert (config.env, config.gamma) == ("zerokara/Catch-v0", 0.5)
+    assert options == {
+        "kind": "dqn",
+        "divided": ("num_envs", "batch_size"),
+        "choose_compute": dqn.choose_compute,
+        "train": dqn.train,
+    }
