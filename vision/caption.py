@@ -4,7 +4,7 @@
 
 Vinyals et al. 2015, "Show and Tell": a convolutional backbone encodes the image, an LSTM generates the caption word by
 word, and beam search finds the most probable caption. The weights of the backbone come from a run or the zoo
-(--pretrained-backbone) or from torchvision (--weights), and are then frozen, unless --finetune-backbone true is given.
+(--pretrained-backbone) or from torchvision (--weights), and are then frozen, unless --finetune-backbone is given.
 Without either, the backbone is trained from random weights. docs/caption.md has results.
 
 --split determines the training images, the validation images, on which the best epoch is selected, and the test images.

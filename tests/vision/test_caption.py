@@ -153,8 +153,8 @@ def test_runs_of_different_splits_are_compared_with_their_baselines(capsys: pyte
         ([*TINY, "--weights", "a.pth", "--pretrained-backbone", "b"], "both give the weights of the backbone"),
         ([*TINY, "--weights", "a.pth"], "There is no file a.pth"),
         (
-            [*TINY, "--finetune-backbone", "false", "--backbone-learning-rate", "0.1"],
-            "--backbone-learning-rate has no effect without --finetune-backbone true",
+            [*TINY, "--no-finetune-backbone", "--backbone-learning-rate", "0.1"],
+            "--backbone-learning-rate has no effect without --finetune-backbone",
         ),
     ],
 )

@@ -48,8 +48,8 @@ FOREIGN_NAMES: Mapping[str, str] = {
     "fine_tune_encoder": "finetune_backbone",
     "finetune_encoder": "finetune_backbone",
     "finetune_cnn": "finetune_backbone",
-    "freeze_encoder": "is --finetune-backbone false here.",
-    "freeze_backbone": "is --finetune-backbone false here.",
+    "freeze_encoder": "is --no-finetune-backbone here.",
+    "freeze_backbone": "is --no-finetune-backbone here.",
     "encoder_lr": "backbone_learning_rate",
     "cnn_learning_rate": "backbone_learning_rate",
     "decoder_lr": "learning_rate",
@@ -171,5 +171,5 @@ PRESET_SUMMARIES: Mapping[str, str] = {
 # ---- settings that have no effect without another one
 
 REQUIRES: Mapping[str, Requirement] = {
-    "backbone_learning_rate": (lambda config: config.trains_backbone, "--finetune-backbone true"),
+    "backbone_learning_rate": (lambda config: config.trains_backbone, "--finetune-backbone"),
 }

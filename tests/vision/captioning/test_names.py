@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from zerokara.core.command_line import parse
-from zerokara.core.config import UserError, flag, from_dict
+from zerokara.core.config import UserError, flag, from_dict, negated_flag
 from zerokara.vision.captioning import names
 from zerokara.vision.captioning.config import PRESETS, Config
 
@@ -55,7 +55,7 @@ def test_old_names_are_accepted_in_saved_configs_and_on_the_command_line(capsys:
         ("--dataset", "--dataset is --data here."),
         ("--wd", "--wd is --weight-decay here."),
         ("--amp", "--amp is --precision bfloat16 here."),
-        ("--freeze-encoder", "--freeze-encoder is --finetune-backbone false here."),
+        ("--freeze-encoder", "--freeze-encoder is --no-finetune-backbone here."),
         ("--optimizer", "--optimizer is not an option here: the optimizer is AdamW."),
     ],
 )
@@ -66,7 +66,7 @@ def test_names_of_other_libraries_are_answered_with_the_name_here(option: str, m
 
 def test_names_of_other_libraries_lead_to_options_that_exist() -> None:
     assert not names.FOREIGN_NAMES.keys() & (FIELDS | names.RENAMED.keys())
-    flags = {flag(name) for name in FIELDS} | {"--logdir"}
+    flags = {flag(name) for name in FIELDS} | {"--logdir", negated_flag("finetune_backbone")}
     for name, answer in names.FOREIGN_NAMES.items():
         assert answer in FIELDS or set(re.findall(r"--[a-z-]+", answer)) <= flags, name
         assert answer in FIELDS or answer.startswith("is "), name
