@@ -26,7 +26,7 @@ from zerokara.core import schedules
 from zerokara.core.compute import Compute, Precision
 from zerokara.core.config import Range, UserError, flag, run_main, to_dict
 from zerokara.core.data import DATASETS, ImageSet, hold_out
-from zerokara.core.data.sources import home, locate
+from zerokara.core.data.sources import data_folder, find_data
 from zerokara.core.distributed import World
 from zerokara.core.divergence import is_finite
 from zerokara.core.media import grid
@@ -163,8 +163,8 @@ class Data:
         style = read_image(Path(config.style).expanduser())
         max_side = config.style_size or 2 * config.image_size
         style = resized(style, sizes(style.shape[0], style.shape[1], max_side, 1)[0])
-        folder = home(Path(config.data_dir) if config.data_dir else None)
-        source = config.data if config.data in DATASETS else str(locate(config.data, folder) or config.data)
+        folder = data_folder(Path(config.data_dir) if config.data_dir else None)
+        source = config.data if config.data in DATASETS else str(find_data(config.data, folder) or config.data)
         data_config = DataConfig(
             data=source, data_dir=config.data_dir, image_size=(config.image_size,), grayscale=False
         )
