@@ -28,7 +28,7 @@ from zerokara.core.config import Range, UserError, flag, run_main, to_dict
 from zerokara.core.data import DATASETS, ImageSet, hold_out
 from zerokara.core.data.sources import data_folder, find_data
 from zerokara.core.distributed import World
-from zerokara.core.divergence import is_finite
+from zerokara.core.divergence import has_finite_weights
 from zerokara.core.media import grid
 from zerokara.core.probe import probe
 from zerokara.core.programs import command, program_command
@@ -280,7 +280,7 @@ def train(config: Config, run: Run, data: Data, loss_network: LossNetwork, compu
         run.image("style", 0, data.style)
 
     def save() -> None:
-        if not is_finite(training.network):
+        if not has_finite_weights(training.network):
             raise UserError(
                 f"Training diverged at update {training.updates:,}: the weights contain NaN or Inf. The last good "
                 f"checkpoint stays in {run.folder}: start a new run with a lower --learning-rate."

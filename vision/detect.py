@@ -120,7 +120,7 @@ def train(config: Config, run: Run, data: Data, training: Training, validation: 
         provenance.record(run, config.pretrained_backbone)
 
     def save() -> None:
-        if not training.is_finite():
+        if not training.has_finite_weights():
             raise divergence_error(f"update {training.updates:,}", run.folder)
         run.save(latest, training.state_dict())
 

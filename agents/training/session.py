@@ -342,7 +342,7 @@ class Session(ABC):
             UserError: training diverged (the weights contain NaN or Inf), or the disk is full; the previous checkpoint
                 is kept.
         """
-        if not self.learner.is_finite():
+        if not self.learner.has_finite_weights():
             raise divergence_error(f"step {self.step:,}", self.run.folder)
         self.run.save(self._checkpoint, self.state_dict())
 

@@ -140,7 +140,7 @@ class Session:
         Raises:
             UserError: they contain NaN or Inf.
         """
-        if not self.learner.is_finite():
+        if not self.learner.has_finite_weights():
             raise self.divergence_error("the weights contain NaN or Inf")
 
     def divergence_error(self, reason: str) -> UserError:

@@ -22,7 +22,7 @@ from zerokara.core.compute import Compute
 from zerokara.core.data.boxes import BoxSet, load_boxes, split
 from zerokara.core.data.moments import channel_moments
 from zerokara.core.distributed import World
-from zerokara.core.divergence import is_finite, pop_means
+from zerokara.core.divergence import has_finite_weights, pop_means
 from zerokara.core.models.model_file import ClassifierMetadata
 from zerokara.core.optim import make_optimizer
 from zerokara.core.programs import command
@@ -185,9 +185,9 @@ class Training:
         names = ("loss", "box_loss", "accuracy", "grad_norm")
         return pop_means(self._sums, [f"train/{name}" for name in names])
 
-    def is_finite(self) -> bool:
+    def has_finite_weights(self) -> bool:
         """Return True if all weights are finite. Synchronizes with the device."""
-        return is_finite(self.detector)
+        return has_finite_weights(self.detector)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors and plain values."""

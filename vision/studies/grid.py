@@ -236,7 +236,7 @@ def _train(run: Run, cell: Cell, folder: Path, curve_points: int, number: int, c
         curve = [tuple(point) for point in state["curve"]]
 
     def check() -> None:
-        if not training.is_finite():
+        if not training.has_finite_weights():
             raise divergence_error(f"update {training.updates:,} of the cell {cell.name}", folder)
 
     def save() -> None:

@@ -26,7 +26,7 @@ from zerokara.core import checkpoint
 from zerokara.core.compute import Compute, Switch
 from zerokara.core.config import UserError, flag
 from zerokara.core.distributed import World
-from zerokara.core.divergence import divergence_error, is_finite, pop_means
+from zerokara.core.divergence import divergence_error, has_finite_weights, pop_means
 from zerokara.core.ema import Ema
 from zerokara.core.probe import HardwareSettings, probe
 from zerokara.core.programs import program_command
@@ -216,9 +216,9 @@ class EpochTraining(ABC, Generic[NetworkT]):
         """Return the means of the metrics since the last call, as tensors on the device."""
         return pop_means(self._sums, self._metric_names)
 
-    def is_finite(self) -> bool:
+    def has_finite_weights(self) -> bool:
         """Return True if all weights are finite. Synchronizes with the device."""
-        return is_finite(self.network)
+        return has_finite_weights(self.network)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors and plain values, for a checkpoint."""
@@ -381,7 +381,7 @@ def _latest(run: Run) -> Path:
 
 
 def _check_finite(training: EpochTraining[Any], run: Run) -> None:
-    if not training.is_finite():
+    if not training.has_finite_weights():
         raise divergence_error(f"update {training.updates:,}", run.folder)
 
 

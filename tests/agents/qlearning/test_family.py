@@ -136,7 +136,7 @@ def test_every_head_learns_a_bandit(head: str, munchausen: bool) -> None:
         learned.update()
         if i % 25 == 0:
             learned.update_target_network()
-    assert learned.is_finite()
+    assert learned.has_finite_weights()
     player = Policy(learned.network, learned.compute)
     pictures = np.stack([np.zeros(OBS, np.uint8), np.full(OBS, 200, np.uint8)])
     q_NA = player.values(pictures)
@@ -168,7 +168,7 @@ def test_extensions_can_be_combined(
     first.update()
     second.update()
     assert equal(states(first), states(second))
-    assert first.is_finite()
+    assert first.has_finite_weights()
 
 
 # Noise
@@ -293,7 +293,7 @@ def test_a_reset_reinitializes_the_head_and_perturbs_the_backbone() -> None:
     assert moments
     assert all(moment.eq(0).all() for moment in moments)
     learned.update()
-    assert learned.is_finite()
+    assert learned.has_finite_weights()
 
 
 # Presets and contradictory settings

@@ -265,15 +265,15 @@ def test_a_restored_learner_continues_bitwise_identically(optimizer: str, comput
 def test_non_finite_weights_are_detected() -> None:
     learner = make(batches())
     learner.update()
-    assert learner.is_finite()
+    assert learner.has_finite_weights()
     for poison in (float("nan"), float("inf")):
         poisoned = make(batches())
         with torch.no_grad():
             list(poisoned.network.parameters())[2].view(-1)[3] = poison
-        assert not poisoned.is_finite()
+        assert not poisoned.has_finite_weights()
     exploded = make(lambda: batches()()._replace(reward=torch.full((BATCH,), float("nan"))))
     exploded.update()
-    assert not exploded.is_finite()
+    assert not exploded.has_finite_weights()
 
 
 def test_max_grad_norm_none_disables_clipping() -> None:

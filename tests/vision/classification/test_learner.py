@@ -296,10 +296,10 @@ def test_a_restored_state_continues_bit_for_bit(optimizer: str) -> None:
 
 def test_non_finite_weights_are_detected() -> None:
     learner = training()
-    assert learner.is_finite()
+    assert learner.has_finite_weights()
     with torch.no_grad():
         next(learner.network.parameters()).view(-1)[3] = math.inf
-    assert not learner.is_finite()
+    assert not learner.has_finite_weights()
 
 
 def test_metadata_describes_the_network_of_the_config() -> None:
