@@ -7,9 +7,10 @@ word, and beam search finds the most probable caption. The weights of the backbo
 (--pretrained-backbone) or from torchvision (--weights), and are then frozen, unless --finetune-backbone is given.
 Without either, the backbone is trained from random weights. docs/caption.md has results.
 
---split determines the training images, the validation images, on which the best epoch is selected, and the test images.
-BLEU-1 to 4 are computed once on the test images, at the end, for the captioner and for two baselines: the most frequent
-training caption, and a caption of the most similar training image. runs/<name>/captions.html shows all test images.
+--split-seed determines the training images, the validation images, on which the best epoch is selected, and the test
+images. BLEU-1 to 4 are computed once on the test images, at the end, for the captioner and for two baselines: the most
+frequent training caption, and a caption of the most similar training image. runs/<name>/captions.html shows all test
+images.
 
 Shapes: N test images, M training images, F features.
 """
@@ -132,7 +133,7 @@ def finish(training: Training, run: Run) -> str:
     entries.sort(key=lambda entry: -(entry.score or 0.0))
     protocol = {
         "data": config.data,
-        "split": config.split,
+        "split": config.split_seed,
         "seed": config.seed,
         "train_images": len(data.train),
         "validation_images": len(data.validation),
@@ -186,7 +187,7 @@ def check_backbone(config: Config, data: Data) -> None:
 
 def default_name(config: Config) -> str:
     """Return the default name of the run folder, such as caption-flickr8k-1000-resnet18-fast-0-1 (split 0, seed 1)."""
-    return f"{KIND}-{stem(config.data)}-{config.backbone}-{config.preset}-{config.split}-{config.seed}"
+    return f"{KIND}-{stem(config.data)}-{config.backbone}-{config.preset}-{config.split_seed}-{config.seed}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

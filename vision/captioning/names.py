@@ -14,6 +14,7 @@ from zerokara.core.command_line import Requirement
 
 RENAMED: Mapping[str, str] = {
     "width": "width_multiplier",
+    "split": "split_seed",
     "init_backbone": "pretrained_backbone",
     "learn_eye": "finetune_backbone",
     "eye_learning_rate": "backbone_learning_rate",
@@ -134,12 +135,12 @@ COMMON = (
     "epochs",
     "batch_size",
     "learning_rate",
-    "split",
+    "split_seed",
     "resume",
 )
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "data": ("data", "data_dir", "image_size", "split", "validation_images", "test_images"),
+    "data": ("data", "data_dir", "image_size", "split_seed", "validation_images", "test_images"),
     "backbone": (
         "backbone",
         "width_multiplier",
