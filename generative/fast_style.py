@@ -320,7 +320,7 @@ def train(config: Config, run: Run, data: Data, loss_network: LossNetwork, compu
             f"{run.stop_requested}: saved at update {training.updates:,} of {config.updates:,}; resume with: "
             f"{program_command('generative.fast_style')} --name {config.name} --resume"
         )
-    run.hparams(to_dict(config), {"hparam/held_out_loss": training.held_out_loss})
+    run.hparams(to_dict(config), ["held_out/loss"])
     return (
         f"{Path(config.style).name}: trained for {training.updates:,} updates, held-out loss "
         f"{training.held_out_loss:.4g}; apply it with: {program_command('generative.stylise')} {run.folder} photo.jpg"

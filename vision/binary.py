@@ -209,7 +209,8 @@ def finish(training: Training, run: Run) -> str:
     subset = validation.take(slice(0, 500)).images.to(training.compute.torch_device).float() * (1 / 255)
     write_figure(run.path("straight_through.png"), draw_straight_through(training.network, subset))
     write_figure(run.path("filters.png"), draw_filters(training.network))
-    run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in metrics.items()})
+    run.log(training.updates, {f"final/{name}": value for name, value in metrics.items()})
+    run.hparams(to_dict(config), [f"final/{name}" for name in metrics])
     content = {
         "figures": metrics,
         "bytes": {**dataclasses.asdict(sizes), "ratio": sizes.ratio},

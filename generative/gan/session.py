@@ -211,7 +211,7 @@ class Session:
         if len(frames) > 1:
             self.run.video("film", self.update, video_frames(frames), VIDEO_FPS)
         if self.scores:
-            self.run.hparams(to_dict(self.config), {f"hparam/{name}": value for name, value in self.scores.items()})
+            self.run.hparams(to_dict(self.config), [f"eval/{name}" for name in self.scores])
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a checkpoint needs, as tensors and plain values."""
