@@ -140,7 +140,7 @@ def test_resuming_with_another_image_is_refused() -> None:
 
 def test_start_from_noise() -> None:
     style_transfer.main([*TINY, "--name", "run", "--start", "noise", "--scales", "1", "--quiet"])
-    first, *_, last = lines(Path("runs/run"))
+    first, *_, last, _final = lines(Path("runs/run"))
     assert last["train/loss"] < first["train/loss"]
 
 
