@@ -26,7 +26,7 @@ from zerokara.core import checkpoint, schedules
 from zerokara.core.compute import Compute, Precision
 from zerokara.core.config import Range, UserError, flag, run_main, to_dict
 from zerokara.core.data import DATASETS, ImageSet, hold_out
-from zerokara.core.data.sources import home, locate
+from zerokara.core.data.sources import data_folder, find_data
 from zerokara.core.distributed import World
 from zerokara.core.media import grid
 from zerokara.core.programs import command, program_command, resume_command
@@ -164,8 +164,8 @@ class Data:
         style = read_image(Path(config.style).expanduser())
         max_side = config.style_size or 2 * config.image_size
         style = resized(style, sizes(style.shape[0], style.shape[1], max_side, 1)[0])
-        folder = home(Path(config.data_dir) if config.data_dir else None)
-        source = config.data if config.data in DATASETS else str(locate(config.data, folder) or config.data)
+        folder = data_folder(Path(config.data_dir) if config.data_dir else None)
+        source = config.data if config.data in DATASETS else str(find_data(config.data, folder) or config.data)
         data_config = DataConfig(
             data=source, data_dir=config.data_dir, image_size=(config.image_size,), grayscale=False
         )
@@ -320,7 +320,7 @@ def train(config: Config, run: Run, data: Data, loss_network: LossNetwork, compu
             f"{run.stop_requested}: saved at update {training.updates:,} of {config.updates:,}; resume with: "
             f"{resume_command('generative.fast_style', config.name)}"
         )
-    run.hparams(to_dict(config), {"hparam/held_out_loss": training.held_out_loss})
+    run.hparams(to_dict(config), ["held_out/loss"])
     return (
         f"{Path(config.style).name}: trained for {training.updates:,} updates, held-out loss "
         f"{training.held_out_loss:.4g}; apply it with: {program_command('generative.stylise')} {run.folder} photo.jpg"

@@ -227,7 +227,8 @@ def finish(transfer: StyleTransfer, run: Run) -> str:
     frames = sorted((run.folder / "film").glob("*.png"))
     if len(frames) > 1:
         run.video("film", transfer.iteration, video_frames(frames), VIDEO_FPS)
-    run.hparams(to_dict(config), {"hparam/loss": transfer.best_loss})
+    run.log(transfer.iteration, {"final/loss": transfer.best_loss})
+    run.hparams(to_dict(config), ["final/loss"])
     height, width = result.shape[:2]
     return (
         f"{paths[-1]}: {width}x{height} after {transfer.iteration:,} iterations in {format_hours(transfer.clock.hours)}"

@@ -204,7 +204,8 @@ def finish(training: Training, run: Run) -> str:
     subset = validation.take(slice(0, 500)).images.to(training.compute.torch_device).float() * (1 / 255)
     write_figure(run.path("straight_through.png"), draw_straight_through(training.network, subset))
     write_figure(run.path("filters.png"), draw_filters(training.network))
-    run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in metrics.items()})
+    run.log(training.updates, {f"final/{name}": value for name, value in metrics.items()})
+    run.hparams(to_dict(config), [f"final/{name}" for name in metrics])
     content = {
         "figures": metrics,
         "bytes": {**dataclasses.asdict(sizes), "ratio": sizes.ratio},
@@ -242,7 +243,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     with open_run(config, KIND, world) as run:
         compute = run.compute(lambda: choose_compute(config, world, probe_step), 1)
         run.close(train(config, run, images, compute, world))
-    world.close()
 
 
 if __name__ == "__main__":

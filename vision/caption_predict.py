@@ -27,7 +27,7 @@ from zerokara.core.checkpoint import write_atomically
 from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
 from zerokara.core.config import Positional, Range, UserError, error_summary, run_main
-from zerokara.core.data.pictures import convert_channels, decode, fit, image_files
+from zerokara.core.data.image_files import convert_channels, decode, list_image_files, resize_and_crop
 from zerokara.core.media import png_bytes
 from zerokara.core.programs import program_command
 from zerokara.core.report import figure_pixels
@@ -74,7 +74,7 @@ def read(files: Sequence[Path], size: int) -> tuple[dict[Path, np.ndarray], list
     for file in files:
         try:
             images[file] = np.ascontiguousarray(
-                fit(convert_channels(decode(file.read_bytes(), str(file)), False), size)
+                resize_and_crop(convert_channels(decode(file.read_bytes(), str(file)), False), size)
             )
         except OSError as error:
             errors.append(f"{file} cannot be read ({error_summary(error)}): name an image file that exists.")
@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     network = captioner.load(options.words[0])
     if options.beam_size:
         network.metadata = replace(network.metadata, beams=options.beam_size)
-    images, errors = read(image_files(options.words[1:]), network.metadata.image_size)
+    images, errors = read(list_image_files(options.words[1:]), network.metadata.image_size)
     compute = Compute.choose(
         device=options.device, precision="float32", compile="off", threads=options.threads, train_step=None
     )

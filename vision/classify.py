@@ -119,7 +119,7 @@ def finish(training: Training, run: Run) -> str:
     if "test_error" in metrics:
         message += f", test error {metrics['test_error']:.2%}"
     run.log(training.updates, {f"final/{name}": value for name, value in metrics.items()})
-    run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in metrics.items()})
+    run.hparams(to_dict(config), [f"final/{name}" for name in metrics])
     metadata = dataclasses.replace(training.metadata, figures=metrics)
     model_file.save(run.path("model.safetensors"), training.evaluation_network.state_dict(), metadata)
     protocol = {
@@ -155,7 +155,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             config = with_epochs(config, run.extra["epochs"])
             run.print(f"{config.epochs} epochs fit into {config.minutes:g} minutes")
         run.close(train(config, run, images, compute, world))
-    world.close()
 
 
 if __name__ == "__main__":

@@ -179,7 +179,7 @@ def finish(config: Config, run: Run, training: Training, data: Data, validation:
     if config.test:
         results |= test(config, run, training, data.test)
     run.log(training.updates, {_metric(name): value for name, value in results.items()})
-    run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in results.items()})
+    run.hparams(to_dict(config), [_metric(name) for name in results])
     training.detector.metadata = with_metrics(training.metadata, results)
     detectors.save(run.path(MODEL_FILE), training.detector)
     protocol = {

@@ -144,7 +144,7 @@ def finish(training: Training, run: Run) -> str:
         log_classes(scores, classes, run, training.updates)
         log_overlays(test, scores, indices, run, training.updates, "test_overlays")
     run.log(training.updates, {f"final/{name}": value for name, value in metrics.items()})
-    run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in metrics.items()})
+    run.hparams(to_dict(config), [f"final/{name}" for name in metrics])
     metadata = dataclasses.replace(training.metadata, figures=metrics)
     model_file.save(run.path("model.safetensors"), training.evaluation_network.state_dict(), metadata)
     protocol = {
@@ -187,7 +187,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     with open_run(config, KIND, world) as run:
         compute = run.compute(lambda: choose_compute(config, world, probe_step), 1)
         run.close(train(config, run, images, compute, world))
-    world.close()
 
 
 if __name__ == "__main__":

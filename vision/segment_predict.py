@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
 from zerokara.core.config import Positional, Range, UserError, error_summary, run_main
-from zerokara.core.data.pictures import convert_channels, decode, image_files
+from zerokara.core.data.image_files import convert_channels, decode, list_image_files
 from zerokara.core.media import write_mp4, write_png
 from zerokara.core.programs import program_command
 from zerokara.core.report import MODEL_FILE, output_folder
@@ -198,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{program_command('vision.segment_predict')} runs/<name> street.jpg."
         )
     model, *words = options.words
-    files = image_files(words)
+    files = list_image_files(words)
     network, metadata = load(model_path(model))
     folder = output_folder(options.out, model_path(model).parent / "predicted")
     fractions: dict[Path, dict[str, float]] = {}

@@ -14,7 +14,7 @@ import numpy as np
 
 from zerokara.core.config import UserError, error_summary
 from zerokara.core.data import lsun
-from zerokara.core.data.pictures import MAX_BYTES, SUFFIXES, decode_all
+from zerokara.core.data.image_files import MAX_BYTES, SUFFIXES, decode_all
 from zerokara.core.data.types import ImageSet, Progress, Split, image_set
 
 TRAIN, TESTS = "train", ("test", "val")  # the first existing folder contains the test images

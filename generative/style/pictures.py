@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, error_summary
-from zerokara.core.data.pictures import MAX_BYTES, convert_channels, decode
+from zerokara.core.data.image_files import MAX_BYTES, convert_channels, decode
 from zerokara.generative.style.perceptual import MIN_SIDE
 
 MAX_MEMORY_FRACTION = 0.85  # of the free memory; the rest covers errors of the estimate

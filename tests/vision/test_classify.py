@@ -166,7 +166,7 @@ def test_tensorboard_has_curves_images_graph_histograms_and_hparams(uninterrupte
     tags = board.Tags()
     assert set(tags["scalars"]) >= {
         *("train/loss", "train/accuracy", "train/learning_rate", "val/error", "val/loss", "speed/images_per_s"),
-        "hparam/test_error",
+        "z_final/test_error",
     }
     assert [(event.step, event.value) for event in board.Scalars("val/error")] == [
         (line["step"], pytest.approx(line["val/error"])) for line in metrics(uninterrupted) if "val/error" in line
