@@ -126,9 +126,6 @@ def run_folders(runs: tuple[str, ...], program: str) -> list[Path]:
     return list(dict.fromkeys(Path(run) for run in runs))
 
 
-MODEL_FILE = "model.safetensors"
-
-
 def output_folder(out: str, default: Path) -> Path:
     """Create and return the folder for a program's output: the value of --out if given, else `default`.
 

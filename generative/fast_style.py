@@ -39,7 +39,7 @@ from zerokara.generative.gan.config import Config as DataConfig
 from zerokara.generative.gan.data import load_split
 from zerokara.generative.style import names, network
 from zerokara.generative.style.critic import Losses, PerceptualLoss, Weights
-from zerokara.generative.style.network import MODEL_FILE, StyleMetadata, StyleNetwork
+from zerokara.generative.style.network import StyleMetadata, StyleNetwork
 from zerokara.generative.style.perceptual import BackboneOptions, LossNetwork, make_loss_network
 from zerokara.generative.style.pictures import (
     activation_bytes,
@@ -291,9 +291,10 @@ def train(config: Config, run: Run, data: Data, loss_network: LossNetwork, compu
                 style=Path(config.style).name,
                 width=config.style_network_width,
                 update=training.updates,
+                data=data.train.source,
                 command=command(),
             )
-            network.save(run.path(MODEL_FILE), training.network, metadata)
+            metadata.save(run.path(StyleMetadata.FILE), training.network.state_dict())
 
     def due(every: int) -> bool:
         return training.updates % every == 0

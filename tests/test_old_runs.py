@@ -26,7 +26,7 @@ from zerokara.agents.viewing.loading import load_agent
 from zerokara.core import checkpoint
 from zerokara.core.zoo.provenance import trace
 from zerokara.generative.gan.sampler import Sampler
-from zerokara.vision.binarization.network import read_packed
+from zerokara.vision.binarization.network import BinaryMetadata
 
 FOLDER = Path(__file__).parent / "old_runs"
 EXPECTED: dict[str, dict[str, Any]] = json.loads((FOLDER / "expected.json").read_text("utf-8"))
@@ -124,7 +124,7 @@ def generated(folder: Path, which: Any) -> dict[str, Any]:
 
 
 def packed_logits(folder: Path) -> list[float]:
-    network, metadata = read_packed(folder / "packed.safetensors")
+    network, metadata = BinaryMetadata.load(folder / "packed.safetensors")
     shape = (1, metadata.channels, *metadata.image_size)
     pixels = (torch.arange(math.prod(shape)) % 251).float().reshape(shape) / 250
     with torch.no_grad():

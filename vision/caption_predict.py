@@ -31,8 +31,7 @@ from zerokara.core.data.pictures import convert_channels, decode, fit, image_fil
 from zerokara.core.media import png_bytes
 from zerokara.core.programs import program_command
 from zerokara.core.report import figure_pixels
-from zerokara.vision.captioning import network as captioner
-from zerokara.vision.captioning.network import extract_features, generate_captions
+from zerokara.vision.captioning.network import CaptionerMetadata, extract_features, generate_captions
 from zerokara.vision.captioning.pictures import Entry, draw, page
 
 
@@ -114,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     if options.out and Path(options.out).suffix not in (".html", ".png"):
         raise UserError(f"--out must be a file name that ends in .html or .png, got {options.out!r}.")
-    network = captioner.load(options.words[0])
+    network, _ = CaptionerMetadata.load(Path(options.words[0]).expanduser())
     if options.beam_size:
         network.metadata = replace(network.metadata, beams=options.beam_size)
     images, errors = read(image_files(options.words[1:]), network.metadata.image_size)

@@ -20,6 +20,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from zerokara.core.data.boxes import BoxSet
 from zerokara.core.distributed import World
 from zerokara.core.divergence import divergence_error
 from zerokara.core.media import grid
+from zerokara.core.models.model_file import MODEL_FILE
 from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.probe import probe
 from zerokara.core.programs import program_command
@@ -38,10 +40,9 @@ from zerokara.core.report import write_json
 from zerokara.core.run import Run
 from zerokara.core.run_config import configure, stem
 from zerokara.core.zoo import provenance
-from zerokara.vision.detection import detector as detectors
 from zerokara.vision.detection.config import PRESETS, Config, resolve_backbone
-from zerokara.vision.detection.detector import MODEL_FILE, DetectorMetadata
-from zerokara.vision.detection.learner import Data, Training, make_metadata, with_metrics
+from zerokara.vision.detection.detector import DetectorMetadata
+from zerokara.vision.detection.learner import Data, Training, make_metadata
 from zerokara.vision.detection.pictures import sheet, worst_first
 from zerokara.vision.detection.proposals import Proposals, coverage, default_folder, find_all
 from zerokara.vision.detection.svm import all_vectors, fit
@@ -189,7 +190,7 @@ def validate(training: Training, run: Run, boxes: BoxSet, proposals: Sequence[Pr
     run.image("validation", training.updates, sheet(boxes, scored.found, confidence=SHOWN_CONFIDENCE))
     for name, parameter in training.detector.named_parameters():
         run.histogram(f"weights/{name}", training.updates, parameter)
-    detectors.save(run.path(MODEL_FILE), training.detector)
+    training.detector.metadata.save(run.path(MODEL_FILE), training.detector.state_dict())
     return metrics
 
 
@@ -224,8 +225,8 @@ def finish(config: Config, run: Run, training: Training, data: Data, validation:
         results |= test(config, run, training, data.test)
     run.log(training.updates, {_metric(name): value for name, value in results.items()})
     run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in results.items()})
-    training.detector.metadata = with_metrics(training.metadata, results)
-    detectors.save(run.path(MODEL_FILE), training.detector)
+    training.detector.metadata = replace(training.metadata, figures=results)
+    training.detector.metadata.save(run.path(MODEL_FILE), training.detector.state_dict())
     protocol = {
         "method": config.method,
         "train_pictures": len(data.train),

@@ -33,8 +33,7 @@ from zerokara.core.data.pictures import convert_channels, decode, image_files
 from zerokara.core.media import write_png
 from zerokara.core.programs import program_command
 from zerokara.core.report import output_folder
-from zerokara.vision.detection import detector as detectors
-from zerokara.vision.detection.detector import Detections, Detector
+from zerokara.vision.detection.detector import Detections, Detector, DetectorMetadata
 from zerokara.vision.detection.pictures import draw_detections
 from zerokara.vision.detection.selective_search import propose
 
@@ -134,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "No image was given: type the detector and then images, as in "
             f"{program_command('vision.detect_predict')} runs/<name> photo.png."
         )
-    detector = detectors.load(Path(model).expanduser())
+    detector, _ = DetectorMetadata.load(Path(model).expanduser())
     files = image_files(words)
     compute = Compute.choose(
         device=options.device, precision="float32", compile="off", threads=options.threads, train_step=None

@@ -197,7 +197,7 @@ def explain(
     network, compute = trained.classifier, trained.compute
     side = max(images.shape[1:])
     square, step = options.square or max(1, side // 4), options.step or max(1, round(side / 28))
-    x = trained.metadata.normalize(images.images[list(indices)].to(compute.torch_device).float() * (1 / 255))
+    x = trained.metadata.normalize_uint8(images.images[list(indices)].to(compute.torch_device))
     with torch.no_grad():
         probability = network(x).softmax(1)
     confidence, prediction = probability.max(1)

@@ -36,9 +36,7 @@ from zerokara.core.compute import Compute
 from zerokara.core.config import Positional, Range, UserError, error_summary, run_main
 from zerokara.core.data.pictures import decode, image_files
 from zerokara.core.media import png_bytes
-from zerokara.core.models import model_file
-from zerokara.core.models.classifier import Classifier
-from zerokara.core.models.model_file import ClassifierMetadata
+from zerokara.core.models.classifier import Classifier, ClassifierMetadata
 from zerokara.core.programs import program_command
 from zerokara.core.report import figure_pixels
 from zerokara.core.zoo import registry as zoo
@@ -105,7 +103,7 @@ def load_classifiers(names: Sequence[str]) -> list[tuple[Classifier, ClassifierM
         path = zoo.find_file(name).resolve()
         if path in loaded:
             raise UserError(f"{name} is given twice and would count twice in the mean: give each classifier once.")
-        loaded[path] = model_file.load(path)
+        loaded[path] = ClassifierMetadata.load(path)
         own_classes = loaded[path][1].classes
         classes = classes or own_classes
         if own_classes != classes:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
-from zerokara.core.models import model_file
+from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.core.models.weights import read_tensors
 from zerokara.core.run import Run
 from zerokara.core.zoo.registry import find_weights
@@ -153,7 +153,7 @@ def _trace_file(path: Path) -> Provenance:
     tensors = read_tensors(path)
     metadata = None
     with contextlib.suppress(UserError):  # ignore invalid metadata
-        metadata = model_file.read_metadata(path)
+        metadata = ClassifierMetadata.read_metadata(path)
     unknown: tuple[str, ...] = ()
     command = "" if metadata is None else metadata.command
     for name in FLAGS:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.config import UserError
 from zerokara.core.models import model_file
-from zerokara.core.models.model_file import ClassifierMetadata
+from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.core.zoo import provenance
 from zerokara.core.zoo.provenance import Provenance
 from zerokara.core.zoo.registry import files as zoo_files
@@ -72,8 +72,8 @@ class FeatureExtractor:
         Raises:
             UserError: no such classifier, a damaged one, or one without a linear layer.
         """
-        file = path / "model.safetensors" if path.is_dir() else path
-        classifier, metadata = model_file.load(file)
+        file = ClassifierMetadata.find(path)
+        classifier, metadata = ClassifierMetadata.load(file)
         linears = [module for module in classifier.modules() if isinstance(module, nn.Linear)]
         if not linears:
             raise UserError(f"The classifier in {path} has no linear layer, whose inputs are the features.")

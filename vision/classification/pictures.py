@@ -14,8 +14,7 @@ from torch import Tensor
 from zerokara.core.compute import Compute
 from zerokara.core.data import ImageSet
 from zerokara.core.media import grid
-from zerokara.core.models.classifier import Classifier
-from zerokara.core.models.model_file import ClassifierMetadata
+from zerokara.core.models.classifier import Classifier, ClassifierMetadata
 from zerokara.core.report import figure_pixels
 from zerokara.core.run import Run
 from zerokara.vision.classification.scoring import Scores

@@ -19,8 +19,7 @@ from zerokara.core.data.masks import UNLABELED, MaskSet
 from zerokara.core.media import grid
 from zerokara.core.report import figure_pixels
 from zerokara.core.run import Run
-from zerokara.vision.segmentation.model_file import SegmenterMetadata
-from zerokara.vision.segmentation.networks import Segmenter
+from zerokara.vision.segmentation.networks import Segmenter, SegmenterMetadata
 from zerokara.vision.segmentation.scoring import PixelScores
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from zerokara.core import checkpoint
 from zerokara.core.config import UserError
-from zerokara.core.models import model_file
-from zerokara.core.models.model_file import ClassifierMetadata
+from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.core.run import Run
 from zerokara.core.zoo import provenance
 from zerokara.core.zoo.provenance import Provenance, initial_provenance, trace
@@ -53,7 +52,7 @@ def train(name: str, seed: int, start: str = "", later: int | None = None) -> Pa
     config = Config(name=name, pretrained_backbone=start)
     with Run(config, kind="classify", name=name, resume=False, quiet=True) as run:
         provenance.record(run, config.pretrained_backbone)
-        model_file.save(run.path("model.safetensors"), weights(seed), METADATA)
+        METADATA.save(run.path("model.safetensors"), weights(seed))
         if later is not None:
             run.save(run.path("checkpoint-0.pt"), {"network": weights(later), "rng": checkpoint.rng_state()})
     return run.folder
@@ -64,10 +63,10 @@ def shares_weights(one: Path, other: Path) -> bool:
 
 
 def test_copies_are_detected_by_their_matrices_also_if_rounded() -> None:
-    model_file.save(Path("original.safetensors"), weights(0), METADATA)
-    model_file.save(Path("rounded.safetensors"), weights(0), METADATA, half=True)
+    METADATA.save(Path("original.safetensors"), weights(0))
+    METADATA.save(Path("rounded.safetensors"), weights(0), half=True)
     torch.save({f"prefix.{name}": tensor for name, tensor in weights(0).items()}, "renamed.pt")
-    model_file.save(Path("other.safetensors"), weights(1), METADATA)
+    METADATA.save(Path("other.safetensors"), weights(1))
     original = trace(Path("original.safetensors"))
     assert original.own == trace(Path("rounded.safetensors")).own == trace(Path("renamed.pt")).own
     assert len(original.own) == sum(tensor.ndim > 1 for tensor in weights(0).values())
@@ -86,7 +85,7 @@ def test_run_is_detected_after_moving_and_further_training() -> None:
     classifier_run = train("classifier", seed=0)
     generator_run = train("generator", seed=1, start=str(classifier_run))
     # The run was trained further, so all matrices have changed.
-    model_file.save(classifier_run / "model.safetensors", weights(2), METADATA)
+    METADATA.save(classifier_run / "model.safetensors", weights(2))
     classifier_run.rename("moved")
     assert shares_weights(Path("moved"), generator_run)
     assert not shares_weights(train("other", seed=3), generator_run)
@@ -139,7 +138,7 @@ def test_files_outside_of_run_folders() -> None:
     for flag in ("--pretrained-backbone=", "--pretrained-backbone ", "--init-backbone="):  # the last one is older
         command = f"python -m vision.classify {flag}runs/removed --seed 1"
         metadata = ClassifierMetadata(**{**vars(METADATA), "command": command})
-        model_file.save(Path("metadata.safetensors"), weights(0), metadata)
+        metadata.save(Path("metadata.safetensors"), weights(0))
         assert trace(Path("metadata.safetensors")).unknown == ("runs/removed",)
 
 
