@@ -26,10 +26,11 @@ from zerokara.core import schedules
 from zerokara.core.compute import Compute, Precision
 from zerokara.core.config import Range, UserError, flag, run_main, to_dict
 from zerokara.core.data import DATASETS, ImageSet, hold_out
+from zerokara.core.data.pictures import resize
 from zerokara.core.data.sources import home, locate
 from zerokara.core.distributed import World
 from zerokara.core.divergence import is_finite
-from zerokara.core.media import grid
+from zerokara.core.media import grid, to_uint8
 from zerokara.core.probe import probe
 from zerokara.core.programs import command, program_command
 from zerokara.core.run import Run
@@ -46,7 +47,6 @@ from zerokara.generative.style.pictures import (
     check_memory,
     fingerprint,
     read_image,
-    resized,
     sizes,
     to_pixels,
 )
@@ -162,7 +162,7 @@ class Data:
             raise UserError("No style was named: give its image, as in --style wave.jpg.")
         style = read_image(Path(config.style).expanduser())
         max_side = config.style_size or 2 * config.image_size
-        style = resized(style, sizes(style.shape[0], style.shape[1], max_side, 1)[0])
+        style = resize(style, sizes(style.shape[0], style.shape[1], max_side, 1)[0])
         folder = home(Path(config.data_dir) if config.data_dir else None)
         source = config.data if config.data in DATASETS else str(locate(config.data, folder) or config.data)
         data_config = DataConfig(
@@ -246,7 +246,7 @@ class Training:
                 sums[name] = sums.get(name, 0.0) + float(value) * len(images) / len(self.data.held_out)
             stylized = network.stylize(self.network, self.compute, pixels)
             pairs = torch.stack([pixels, stylized], 1).flatten(0, 1)
-            grids.append(self.compute.to_host((pairs * 255).round().to(torch.uint8)))
+            grids.append(self.compute.to_host(to_uint8(pairs)))
         self.held_out_loss = sums["held_out/loss"]
         return sums, grid(torch.cat(grids)[:16], columns=4)
 

@@ -27,7 +27,7 @@ from zerokara.core.checkpoint import write_atomically
 from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
 from zerokara.core.config import Positional, Range, UserError, error_summary, run_main
-from zerokara.core.data.pictures import convert_channels, decode, fit, image_files
+from zerokara.core.data.pictures import convert_channels, fit, image_files, read_image
 from zerokara.core.media import png_bytes
 from zerokara.core.programs import program_command
 from zerokara.core.report import figure_pixels
@@ -72,11 +72,7 @@ def read(files: Sequence[Path], size: int) -> tuple[dict[Path, np.ndarray], list
     images, errors = {}, []
     for file in files:
         try:
-            images[file] = np.ascontiguousarray(
-                fit(convert_channels(decode(file.read_bytes(), str(file)), False), size)
-            )
-        except OSError as error:
-            errors.append(f"{file} cannot be read ({error_summary(error)}): name an image file that exists.")
+            images[file] = np.ascontiguousarray(fit(convert_channels(read_image(file), False), size))
         except UserError as error:
             errors.append(str(error))
     return images, errors

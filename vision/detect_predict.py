@@ -27,9 +27,9 @@ from rich.table import Table
 
 from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
-from zerokara.core.config import Positional, Range, UserError, error_summary, run_main
+from zerokara.core.config import Positional, Range, UserError, run_main
 from zerokara.core.data.boxes import pad_to_canvas, resize_to
-from zerokara.core.data.pictures import convert_channels, decode, image_files
+from zerokara.core.data.pictures import convert_channels, image_files, read_image
 from zerokara.core.media import write_png
 from zerokara.core.programs import program_command
 from zerokara.core.report import output_folder
@@ -145,10 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     errors = []
     for file in files:
         try:
-            image_HWC = decode(file.read_bytes(), str(file))
-        except OSError as error:
-            errors.append(f"{file} cannot be read ({error_summary(error)}): give an existing image.")
-            continue
+            image_HWC = read_image(file)
         except UserError as error:
             errors.append(str(error))
             continue

@@ -26,13 +26,13 @@ import torch.nn.functional as F
 
 from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
-from zerokara.core.config import Positional, Range, UserError, error_summary, run_main
-from zerokara.core.data.pictures import convert_channels, decode, image_files
+from zerokara.core.config import Positional, Range, UserError, run_main
+from zerokara.core.data.pictures import convert_channels, image_files, read_image, resize
 from zerokara.core.media import write_mp4, write_png
 from zerokara.core.programs import program_command
 from zerokara.core.report import output_folder
 from zerokara.vision.segmentation.networks import Segmenter, SegmenterMetadata
-from zerokara.vision.segmentation.pictures import STRENGTH, legend, overlay, palette, resize
+from zerokara.vision.segmentation.pictures import STRENGTH, legend, overlay, palette
 from zerokara.vision.segmentation.scoring import pixel_logits
 
 
@@ -143,10 +143,7 @@ def write_overlays(
     size: tuple[int, int] | None = None
     for file in files:
         try:
-            image_HWC = decode(file.read_bytes(), str(file))
-        except OSError as error:
-            errors.append(f"{file} cannot be read ({error_summary(error)}): give the path of an existing image.")
-            continue
+            image_HWC = read_image(file)
         except UserError as error:
             errors.append(str(error))
             continue

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from zerokara.core.checkpoint import write_atomically
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, error_summary
+from zerokara.core.media import to_uint8
 
 MODEL_FILE = "model.safetensors"
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
@@ -168,6 +169,11 @@ class NormalizedMetadata(Metadata[NetworkT]):
     def normalize_uint8(self, images_BCHW: Tensor) -> Tensor:
         """Convert uint8 images to float32 and normalize them."""
         return self.normalize(images_BCHW.float() * (1 / 255))
+
+    def to_uint8(self, x_BCHW: Tensor) -> Tensor:
+        """Convert normalized images on the CPU back to uint8; values outside of the range are clipped."""
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        return to_uint8(x_BCHW.float() * std + mean)
 
 
 def lists_to_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:

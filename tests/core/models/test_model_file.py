@@ -122,6 +122,8 @@ def test_normalize_by_hand() -> None:
     assert METADATA.normalize(x.bfloat16()).dtype is torch.bfloat16
     pixels = torch.tensor([51, 102, 255], dtype=torch.uint8).view(1, 3, 1, 1)
     assert METADATA.normalize_uint8(pixels).flatten().tolist() == pytest.approx([-0.1, -0.4, 7.0])
+    assert torch.equal(METADATA.to_uint8(METADATA.normalize_uint8(pixels)), pixels)
+    assert METADATA.to_uint8(torch.tensor([-9.0, 9.0, 0.0]).view(1, 3, 1, 1)).flatten().tolist() == [0, 255, 32]
 
 
 def test_metadata_builds_the_network() -> None:
