@@ -29,8 +29,10 @@ from zerokara.core.checkpoint import write_atomically
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, error_summary
 from zerokara.core.media import to_uint8
+from zerokara.core.run import Run
 
 MODEL_FILE = "model.safetensors"
+UNKNOWN = "?"  # first character of ancestors in a provenance that could not be found, before their path
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
@@ -49,6 +51,7 @@ class Metadata(ABC, Generic[NetworkT]):
     data: str = ""  # description of the training data
     command: str = ""  # command line that trained the network
     figures: Mapping[str, float] = field(default_factory=dict)  # metrics, such as test accuracy
+    origin: tuple[str, ...] = ()  # provenance of the weights, see `run_origin`
 
     @abstractmethod
     def build(self) -> NetworkT:
@@ -66,6 +69,8 @@ class Metadata(ABC, Generic[NetworkT]):
     def save(self, path: Path, weights: Mapping[str, Tensor], *, half: bool = False) -> None:
         """Write weights and metadata to a file, atomically.
 
+        A file in a run folder gets the run as the origin of its weights, unless the metadata name an origin.
+
         Args:
             path: of the file.
             weights: as `fill` loads them: by default the state dict of the network that `build` creates.
@@ -76,7 +81,9 @@ class Metadata(ABC, Generic[NetworkT]):
         """
         if half:
             weights = {name: x.half() if x.is_floating_point() else x for name, x in weights.items()}
-        write(path, weights, dataclasses.asdict(self), self.FORMAT)
+        fields = dataclasses.asdict(self)
+        fields["origin"] = fields["origin"] or run_origin(path.parent)
+        write(path, weights, fields, self.FORMAT)
 
     @classmethod
     def load(cls, path: Path) -> tuple[NetworkT, Self]:
@@ -246,6 +253,14 @@ def read_header(path: Path) -> dict[str, str]:
         return {}  # reading the weights raises the error
 
 
+def read_raw_metadata(path: Path) -> dict[str, Any]:
+    """Read the metadata of a model file of any kind of network; {} for other files and invalid metadata."""
+    try:
+        return dict(json.loads(read_header(path).get("card", "{}")))
+    except (TypeError, ValueError):
+        return {}
+
+
 def _fields(header: Mapping[str, str], path: Path) -> dict[str, Any]:
     """Parse the metadata in the header of a file; their key is "card"."""
     try:
@@ -264,3 +279,26 @@ def _invalid_metadata_message(path: Path, error: Exception) -> str:
 def fingerprint(path: Path) -> str:
     """Return the first 16 hexadecimal digits of the file's SHA-256, which is stored with scores."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def run_origin(folder: Path) -> list[str]:
+    """Return the provenance of the weights that a run trains, for the metadata of its files; [] without a run.
+
+    It is a list of marks, see core/zoo/provenance.py.
+    """
+    try:
+        content = Run.read_config(folder)
+    except UserError:
+        return []
+    backbone = content["config"].get("pretrained_backbone")
+    return [run_mark(content), *content["extra"].get("origin", [UNKNOWN + backbone] if backbone else [])]
+
+
+def run_mark(content: Mapping[str, Any]) -> str:
+    """Return the mark of a run: a hash of the entries of its config.json that never change, also if it is moved."""
+    return mark(json.dumps([content.get(key) for key in ("kind", "created", "command", "machine")], sort_keys=True))
+
+
+def mark(text: str) -> str:
+    """Return a hash of 12 hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
