@@ -75,7 +75,7 @@ def test_images_are_plotted_in_rows_with_their_titles() -> None:
     assert figure.get_size_inches().tolist() == [3, 1]
     assert [axes.get_title() for axes in figure.axes] == ["a", "b", "c", "d", "", ""]
     assert not any(axes.axison for axes in figure.axes)
-    assert [axes.images[0].get_array().shape for axes in figure.axes[:2]] == [(2, 2), (2, 2, 3)]
+    assert [np.shape(axes.images[0].get_array()) for axes in figure.axes[:2]] == [(2, 2), (2, 2, 3)]
     assert len(image_figure(images[:1], ["a"]).axes) == 1
 
 
@@ -88,5 +88,5 @@ def test_confusion_matrix_by_hand() -> None:
     texts = [[(*text.get_position(), text.get_text(), text.get_color()) for text in axes.texts] for axes in figure.axes]
     assert texts[0] == [(0, 0, "3", "white"), (1, 0, "1", "black"), (1, 1, "2", "white")]
     assert texts[1] == [(0, 0, "75", "white"), (1, 0, "25", "black"), (1, 1, "100", "white")]
-    assert left.images[0].get_array().tolist() == [[0.75, 0.25, 0], [0, 1, 0], [0, 0, 0]]
+    assert np.asarray(left.images[0].get_array()).tolist() == [[0.75, 0.25, 0], [0, 1, 0], [0, 0, 0]]
     assert [label.get_text() for label in right.get_yticklabels()] == ["cat", "dog", "fox"]
