@@ -37,7 +37,7 @@ from zerokara.core.run import Run
 from zerokara.core.run_config import configure
 from zerokara.core.training_program import check_divisible, choose_compute, open_run
 from zerokara.vision.binarization.config import PRESETS, Config
-from zerokara.vision.binarization.network import BinaryMetadata, BinaryNetwork, read_packed, write_packed
+from zerokara.vision.binarization.network import BinaryMetadata, BinaryNetwork, write_packed
 from zerokara.vision.binarization.pictures import draw_filters, draw_straight_through, network_table
 from zerokara.vision.classification.learner import Data, load_split
 from zerokara.vision.classification.pictures import draw_misread
@@ -195,9 +195,9 @@ def finish(training: Training, run: Run) -> str:
         if misread is not None:
             run.image("misread", training.updates, figure_pixels(misread))
 
-    path = run.path("packed.safetensors")
+    path = run.path(BinaryMetadata.FILE)
     sizes = write_packed(path, training.network, dataclasses.replace(training.metadata, figures=metrics))
-    again, _ = read_packed(path)
+    again, _ = BinaryMetadata.load(path)
     same = torch.equal(training.logits(training.compute.module(again), validation), logits_NK)
     if not same:
         raise UserError(f"{path} does not give the same predictions as the trained network: please report it.")

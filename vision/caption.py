@@ -29,13 +29,13 @@ from zerokara.core.compute import Compute
 from zerokara.core.config import run_main, to_dict
 from zerokara.core.data.captions import CaptionSet
 from zerokara.core.distributed import World
+from zerokara.core.models.model_file import MODEL_FILE
 from zerokara.core.programs import program_command
 from zerokara.core.report import figure_pixels, write_json
 from zerokara.core.run import Run
 from zerokara.core.run_config import configure
 from zerokara.core.training_program import check_divisible, choose_compute, open_run
 from zerokara.core.zoo import provenance
-from zerokara.vision.captioning import network
 from zerokara.vision.captioning.config import PRESETS, BackboneSource, Config, Data
 from zerokara.vision.captioning.learner import EncodedCaptions, Training
 from zerokara.vision.captioning.network import extract_features
@@ -90,7 +90,8 @@ def validate(training: Training, run: Run) -> None:
     training.record_validation(metric, is_best=is_best, save_weights=True)
     if is_best:
         results = {f"validation_{name}": value for name, value in scores.items()}
-        network.save(run.path(network.MODEL_FILE), training.network, replace(training.metadata, figures=results))
+        metadata = replace(training.metadata, figures=results)
+        metadata.save(run.path(MODEL_FILE), training.network.state_dict())
     shown = [Entry(image_at(images, index), captions[index]) for index in range(min(MAX_SHOWN, len(captions)))]
     run.image("captions", training.updates, figure_pixels(draw(shown)))
 
@@ -121,8 +122,9 @@ def finish(training: Training, run: Run) -> str:
     results = {name: bleu(of_method, data.test.captions) for name, of_method in by_method.items()}
     metrics = {f"test_{name}_{key}": value for name, scores in results.items() for key, value in scores.items()}
     run.log(training.updates, {f"final/{name}": value for name, value in metrics.items()})
-    run.hparams(to_dict(config), [f"final/{name}" for name in metrics])
-    network.save(run.path(network.MODEL_FILE), training.network, replace(training.metadata, figures=metrics))
+    run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in metrics.items()})
+    metadata = replace(training.metadata, figures=metrics)
+    metadata.save(run.path(MODEL_FILE), training.network.state_dict())
     entries = [
         Entry(
             image_at(data.test, index),

@@ -1,4 +1,4 @@
-"""Decoding of image files into arrays of one size.
+"""Reading and decoding of image files into arrays of one size.
 
 Shapes: N images, H, W pixels, C channels (1 grayscale, 3 RGB).
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,6 +72,54 @@ def decode_all(
             progress(f"reading {where}", index + 1, len(names))
     assert images_NCHW is not None, "there are no images to decode"
     return images_NCHW
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Read and decode an image file; see `decode`.
+
+    Raises:
+        UserError: the file does not exist, is larger than `MAX_BYTES`, or cannot be decoded.
+    """
+    return decode(read_file(path), str(path))
+
+
+def read_file(path: Path) -> bytes:
+    """Read an image file.
+
+    Raises:
+        UserError: the file cannot be read or is larger than `MAX_BYTES`.
+    """
+    try:
+        _check_file_size(str(path), path.stat().st_size)
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error_summary(error)}): give an image file that exists and is readable."
+        ) from None
+
+
+def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Read an image file from a zip archive.
+
+    Raises:
+        UserError: the file cannot be unpacked or is larger than `MAX_BYTES`.
+    """
+    where = f"{name} in {archive.filename}"
+    _check_file_size(where, archive.getinfo(name).file_size)
+    try:
+        return archive.read(name)
+    except Exception as error:  # noqa: BLE001  (zlib, zipfile and codecs raise many types for damaged archives)
+        raise UserError(
+            f"{where} cannot be unpacked ({error_summary(error)}): replace the archive with an undamaged copy."
+        ) from None
+
+
+def _check_file_size(name: str, size: int) -> None:
+    if size > MAX_BYTES:
+        raise UserError(
+            f"{name} has {size / 2**20:,.0f} MiB, and images may have {MAX_BYTES / 2**20:,.0f}: make it smaller, or "
+            f"remove it."
+        )
 
 
 def decode(data: bytes, name: str) -> np.ndarray:
@@ -139,8 +188,20 @@ def resize_and_crop(image_HWC: np.ndarray, size: int | tuple[int, int]) -> np.nd
     return image_HWC[top : top + new_height, left : left + new_width]
 
 
+def resize(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize an image to (H, W): area averaging if its height decreases, else bicubic interpolation.
+
+    The aspect ratio is not preserved.
+    """
+    if image_HWC.shape[:2] == size:
+        return image_HWC
+    interpolation = cv2.INTER_AREA if size[0] < image_HWC.shape[0] else cv2.INTER_CUBIC
+    scaled = cv2.resize(np.ascontiguousarray(image_HWC), size[::-1], interpolation=interpolation)
+    return scaled.reshape(*size, image_HWC.shape[2])  # OpenCV drops a single channel
+
+
 def resize_and_crop_mask(mask_HW: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize and crop a mask to (H, W) like its image in `resize_and_crop`, by nearest-neighbor interpolation."""
+    """Resize and crop a mask to (H, W) like its image in `fit`, by nearest-neighbor interpolation."""
     height, width = mask_HW.shape
     scale = max(size[0] / height, size[1] / width)
     if scale != 1:

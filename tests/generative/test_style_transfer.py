@@ -18,6 +18,7 @@ from PIL import Image
 from tests.tensorboard_pages import hparams_metrics
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
+from zerokara.core.data.image_files import resize
 from zerokara.core.media import write_png
 from zerokara.generative import style_transfer
 from zerokara.generative.style import pictures
@@ -98,7 +99,7 @@ def test_result_and_printed_messages(capsys: pytest.CaptureFixture[str]) -> None
 def test_colors_are_preserved(capsys: pytest.CaptureFixture[str]) -> None:
     style_transfer.main([*TINY, "--name", "run", "--keep-color", "--start", "content", "--quiet"])
     result = pixels("runs/run/result.png").astype(float)
-    content = pictures.resized(pixels("content.png"), (70, 80)).astype(float)
+    content = resize(pixels("content.png"), (70, 80)).astype(float)
     for one, other in ((0, 1), (1, 2)):  # differences of channels do not depend on luminance, except in clipped pixels
         inside = ((result > 0) & (result < 255)).all(2)
         assert inside.mean() > 0.5

@@ -15,11 +15,10 @@ from tests.programs import metrics, start, wait_until
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.core.media import png_bytes
-from zerokara.core.models import model_file
-from zerokara.core.models.classifier import make_classifier
+from zerokara.core.models.classifier import ClassifierMetadata, make_classifier
 from zerokara.core.models.weights import read_tensors
 from zerokara.vision import caption, caption_predict, caption_splits
-from zerokara.vision.captioning import network
+from zerokara.vision.captioning.network import CaptionerMetadata
 
 TINY = (
     *("--data", "few.zip", "--image-size", "32", "--backbone", "resnet20", "--width-multiplier", "0.5"),
@@ -98,7 +97,7 @@ def test_a_killed_run_is_resumed_with_the_same_result(tmp_path: Path) -> None:
 
 def test_a_pretrained_backbone_is_frozen(capsys: pytest.CaptureFixture[str]) -> None:
     classifier = make_classifier("resnet20", 3, 32, 4, head="pooled", width=0.25)
-    metadata = model_file.ClassifierMetadata(
+    metadata = ClassifierMetadata(
         backbone="resnet20",
         head="pooled",
         classes=("a", "b", "c", "d"),
@@ -108,10 +107,10 @@ def test_a_pretrained_backbone_is_frozen(capsys: pytest.CaptureFixture[str]) -> 
         std=(0.2, 0.2, 0.2),
         options={"width": 0.25},
     )
-    model_file.save(Path("backbone.safetensors"), classifier.state_dict(), metadata)
+    metadata.save(Path("backbone.safetensors"), classifier.state_dict())
     caption.main([*TINY, "--name", "run", "--epochs", "1", "--pretrained-backbone", "backbone.safetensors"])
     assert "; frozen" in capsys.readouterr().out
-    read = network.load("runs/run")
+    read, _ = CaptionerMetadata.load(Path("runs/run"))
     assert read.metadata.mean == (0.5, 0.4, 0.3)  # normalization of the classifier
     assert read.metadata.options == {"width": 0.25}
     for name, tensor in classifier.backbone.state_dict().items():

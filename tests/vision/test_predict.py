@@ -16,8 +16,7 @@ from PIL import Image
 
 from zerokara.core import data
 from zerokara.core.config import UserError
-from zerokara.core.models import model_file
-from zerokara.core.models.model_file import ClassifierMetadata
+from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.vision import predict
 
 
@@ -46,7 +45,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         optimizer.step()
     folder = tmp_path_factory.mktemp("runs") / "digits"
     folder.mkdir()
-    model_file.save(folder / "model.safetensors", classifier.state_dict(), metadata)
+    metadata.save(folder / "model.safetensors", classifier.state_dict())
     return folder
 
 
@@ -109,7 +108,7 @@ def untrained(folder: Path, classes: tuple[str, ...], side: int = 32) -> Path:
         options={"width": 0.25},
         dropout=0.0,
     )
-    model_file.save(folder, metadata.build().state_dict(), metadata)
+    metadata.save(folder, metadata.build().state_dict())
     return folder
 
 

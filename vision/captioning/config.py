@@ -21,8 +21,7 @@ from zerokara.core.compute import Precision
 from zerokara.core.config import Range, UserError
 from zerokara.core.data.captions import CaptionSet, load_captions
 from zerokara.core.data.moments import channel_moments
-from zerokara.core.models import model_file
-from zerokara.core.models.model_file import ClassifierMetadata
+from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.core.models.weights import LoadReport, load_into, load_pretrained_backbone, read_tensors
 from zerokara.core.progress import loading
 from zerokara.core.zoo import registry as zoo
@@ -244,11 +243,10 @@ class BackboneSource:
 
 def _classifier_metadata(source: str) -> ClassifierMetadata | None:
     """Metadata of a classifier of zerokara; None if `source` is another kind of weights."""
-    path = Path(source).expanduser()
-    if (path.is_dir() and not (path / "model.safetensors").is_file()) or path.suffix in (".pt", ".pth"):
+    if zoo.lacks_metadata(Path(source).expanduser()):
         return None
-    fields, _ = model_file.read(zoo.find_file(source), model_file.FORMAT, "classifier")
-    return model_file.parse_metadata(ClassifierMetadata, fields, path)
+    metadata, _ = ClassifierMetadata.read(zoo.find_file(source))
+    return metadata
 
 
 def _load_own_backbone(backbone: Backbone, path: Path) -> LoadReport:

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from zerokara.core.data.image_files import convert_channels, resize_and_crop
-from zerokara.core.models.model_file import ClassifierMetadata
+from zerokara.core.models.classifier import ClassifierMetadata
 
 DIGITS = tuple("0123456789")
 # Grayscale data sets with a mean below this show light objects on a dark background: MNIST 0.13, Fashion-MNIST 0.29.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import struct
+import zipfile
 import zlib
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -15,7 +17,17 @@ import torch
 from PIL import Image
 
 from zerokara.core.config import UserError
-from zerokara.core.data.image_files import convert_channels, convert_image_set, decode, decode_all, resize_and_crop
+from zerokara.core.data import image_files
+from zerokara.core.data.image_files import (
+    convert_channels,
+    convert_image_set,
+    decode,
+    decode_all,
+    read_image,
+    read_member,
+    resize,
+    resize_and_crop,
+)
 from zerokara.core.data.types import image_set
 
 COLORS = np.random.default_rng(0).integers(256, size=(5, 7, 3), dtype=np.uint8)
@@ -178,3 +190,28 @@ def test_conversion_in_memory_equals_decode_all() -> None:
     assert (small.labels.tolist(), small.classes, small.source) == ([0], ("a",), "one")
     grayscale = cv2.cvtColor(COLORS, cv2.COLOR_RGB2GRAY)
     assert torch.equal(convert_image_set(images, None, True).images[0, 0], torch.from_numpy(grayscale))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_resize_averages_areas_and_does_not_crop(channels: int) -> None:
+    image = np.repeat(np.array([[0, 100, 20, 40]], np.uint8).repeat(2, 0)[..., None], channels, 2)
+    assert resize(image, (1, 2)).tolist() == [[[50] * channels, [30] * channels]]
+    assert resize(image, (2, 4)) is image
+    assert resize(image, (5, 7)).shape == (5, 7, channels)
+
+
+def test_image_files_are_read_from_folders_and_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.full((2, 3, 3), 7, np.uint8)).save(path)
+    assert read_image(path).tolist() == np.full((2, 3, 3), 7).tolist()
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(path, "a.png")
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        assert read_member(archive, "a.png") == path.read_bytes()
+        with pytest.raises(UserError, match=r"none\.png cannot be read .*give an image file that exists"):
+            read_image(tmp_path / "none.png")
+        monkeypatch.setattr(image_files, "MAX_BYTES", 8)
+        with pytest.raises(UserError, match=r"a\.png has 0 MiB"):
+            read_image(path)
+        with pytest.raises(UserError, match=r"a\.png in .*a\.zip has 0 MiB"):
+            read_member(archive, "a.png")
