@@ -136,14 +136,7 @@ class Recording:
         self._answer, self._current = answer, Update()
         threads = torch.get_num_threads()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(program, "choose_compute", lambda *_: Compute(threads=1))
-            for name in filter(lambda name: hasattr(program, name), DRAWINGS):
-                patch.setattr(program, name, lambda *_args, **_options: None)
-            for name in ("validate", "finish"):
-                patch.setattr(program, name, self._in_phase(name, getattr(program, name)))
-            patch.setattr(program.Training, "__init__", self._init(program.Training.__init__))
-            patch.setattr(network, "forward", self._forward(network.forward))
-            patch.setattr(F, "cross_entropy", self._cross_entropy(F.cross_entropy))
+            self.patch(patch, program, network)
             if world is not None:
                 patch.setattr(World, "from_env", lambda *_: world)
             try:
@@ -151,12 +144,29 @@ class Recording:
             finally:
                 torch.set_num_threads(threads)
 
+    def patch(self, patch: pytest.MonkeyPatch, program: ModuleType, network: type[nn.Module]) -> None:
+        """Replace the functions of the program that the recording observes."""
+        patch.setattr(program, "choose_compute", lambda *_: Compute(threads=1))
+        for name in filter(lambda name: hasattr(program, name), DRAWINGS):
+            patch.setattr(program, name, lambda *_args, **_options: None)
+        for name in ("validate", "finish"):
+            patch.setattr(program, name, self._in_phase(name, getattr(program, name)))
+        patch.setattr(program.Training, "__init__", self._init(program.Training.__init__))
+        patch.setattr(network, "forward", self._forward(network.forward))
+        patch.setattr(F, "cross_entropy", self._cross_entropy(F.cross_entropy))
+
     def updates_with(self, weights: dict[str, Tensor]) -> int:
         """Return the number of updates after which the trained network had these weights."""
         for number, update in enumerate(self.updates, 1):
             if all(torch.equal(update.weights[name], weight) for name, weight in weights.items()):
                 return number
         raise AssertionError("the trained network never had these weights")
+
+    def pixels(self, x_BCHW: Tensor) -> Tensor:
+        """Pixels from 0 to 255 of normalized images."""
+        metadata = self.training.metadata
+        mean, std = (torch.tensor(moment).view(1, -1, 1, 1) for moment in (metadata.mean, metadata.std))
+        return (x_BCHW.detach() * std + mean) * 255
 
     def _in_phase(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*args: Any) -> Any:
@@ -192,9 +202,7 @@ class Recording:
             out = original(network, x_BCHW)
             if not hasattr(self, "training") or x_BCHW.is_meta:
                 return out
-            metadata = self.training.metadata
-            mean, std = (torch.tensor(moment).view(1, -1, 1, 1) for moment in (metadata.mean, metadata.std))
-            self._images = (x_BCHW.detach() * std + mean) * 255
+            self._images = self.pixels(x_BCHW)
             if self.phase and not network.training:
                 weights = copy_of(network)
                 self.evaluations.append(Evaluation(self.phase, len(self.updates), self._images, weights))
