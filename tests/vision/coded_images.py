@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import pytest
@@ -120,6 +120,9 @@ class Recording:
             0 to 255 and the number of updates after which the network had its weights.
     """
 
+    phases: ClassVar[tuple[str, ...]] = ("validate", "finish")
+    """Functions of the program that evaluate."""
+
     def __init__(
         self,
         program: ModuleType,
@@ -149,7 +152,7 @@ class Recording:
         patch.setattr(program, "choose_compute", lambda *_: Compute(threads=1))
         for name in filter(lambda name: hasattr(program, name), DRAWINGS):
             patch.setattr(program, name, lambda *_args, **_options: None)
-        for name in ("validate", "finish"):
+        for name in self.phases:
             patch.setattr(program, name, self._in_phase(name, getattr(program, name)))
         patch.setattr(program.Training, "__init__", self._init(program.Training.__init__))
         patch.setattr(network, "forward", self._forward(network.forward))
@@ -161,6 +164,11 @@ class Recording:
             if all(torch.equal(update.weights[name], weight) for name, weight in weights.items()):
                 return number
         raise AssertionError("the trained network never had these weights")
+
+    def network_of(self, training: Any) -> nn.Module:
+        """Network that is trained."""
+        network: nn.Module = training.network
+        return network
 
     def pixels(self, x_BCHW: Tensor) -> Tensor:
         """Pixels from 0 to 255 of normalized images."""
@@ -181,7 +189,7 @@ class Recording:
     def _init(self, original: Callable[..., None]) -> Callable[..., None]:
         def init(training: Any, *args: Any) -> None:
             original(training, *args)
-            self.training, self.first = training, copy_of(training.network)
+            self.training, self.first = training, copy_of(self.network_of(training))
             training.optimizer.register_step_pre_hook(self._before_step)
             training.optimizer.register_step_post_hook(self._after_step)
 
@@ -193,7 +201,7 @@ class Recording:
         self._current.gradients = [p.grad.clone() for group in groups for p in group["params"] if p.grad is not None]
 
     def _after_step(self, *_: Any) -> None:
-        self._current.weights = copy_of(self.training.network)
+        self._current.weights = copy_of(self.network_of(self.training))
         self.updates.append(self._current)
         self._current = Update()
 
