@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pytest
@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.recorded import copy_of
 from zerokara.core.compute import Compute
 from zerokara.core.distributed import World
 
 RED_STEP = 4  # difference of the red channel of consecutive images
 HARDWARE = ("--device", "cpu", "--precision", "float32", "--threads", "1", "--quiet")
 DRAWINGS = ("log_start", "log_misread", "log_confusion", "log_overlays", "log_classes")
-ValueT = TypeVar("ValueT")
 
 
 def picture(index: int, size: tuple[int, int]) -> np.ndarray:
@@ -90,24 +90,6 @@ class Evaluation(NamedTuple):
         return indices_of(self.images)
 
 
-class Shard(World):
-    """One of two processes, whose collective operations do nothing: gradients are those of its own images."""
-
-    def mean_gradients(self, parameters: Iterable[nn.Parameter]) -> None: ...
-
-    def broadcast(self, module: nn.Module) -> None: ...
-
-    def broadcast_value(self, value: ValueT) -> ValueT:
-        return value
-
-    def any(self, flag: bool, device: torch.device | str = "cpu") -> bool:
-        return flag
-
-    def barrier(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
 class Recording:
     """Run of a training program with a record of what its network and its loss receive.
 
@@ -136,7 +118,7 @@ class Recording:
         self.evaluations: list[Evaluation] = []
         self.evaluated_targets: list[Tensor] = []  # of losses in evaluations
         self.phase = ""
-        self._answer, self._current = answer, Update()
+        self._answer, self._current, self._averaged = answer, Update(), set[int]()
         threads = torch.get_num_threads()
         with pytest.MonkeyPatch.context() as patch:
             self.patch(patch, program, network)
@@ -156,6 +138,7 @@ class Recording:
             patch.setattr(program, name, self._in_phase(name, getattr(program, name)))
         patch.setattr(program.Training, "__init__", self._init(program.Training.__init__))
         patch.setattr(network, "forward", self._forward(network.forward))
+        patch.setattr(World, "mean_gradients", self._mean_gradients)
         patch.setattr(F, "cross_entropy", self._cross_entropy(F.cross_entropy))
 
     def updates_with(self, weights: dict[str, Tensor]) -> int:
@@ -197,8 +180,14 @@ class Recording:
 
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         groups = optimizer.param_groups
+        trained = {id(p) for group in groups for p in group["params"]}
+        assert trained <= self._averaged, "gradients are averaged over the processes before each step"
+        self._averaged = set()
         self._current.rates = [float(group["lr"]) for group in groups]
         self._current.gradients = [p.grad.clone() for group in groups for p in group["params"] if p.grad is not None]
+
+    def _mean_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        self._averaged = {id(parameter) for parameter in parameters}
 
     def _after_step(self, *_: Any) -> None:
         self._current.weights = copy_of(self.network_of(self.training))
@@ -231,17 +220,3 @@ class Recording:
             return original(logits, target, *args, **options)
 
         return cross_entropy
-
-
-def copy_of(network: nn.Module) -> dict[str, Tensor]:
-    """Copy of the weights of a network."""
-    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
-
-
-def averaged(updates: Sequence[Update], first: dict[str, Tensor], half_life: float) -> dict[str, Tensor]:
-    """Moving average of the weights, by its definition: the half-life grows to `half_life` updates."""
-    mean = dict(first)
-    for number, update in enumerate(updates, 1):
-        keep = 0.5 ** (1 / min(half_life, number / 20))
-        mean = {name: keep * mean[name] + (1 - keep) * weight for name, weight in update.weights.items()}
-    return mean

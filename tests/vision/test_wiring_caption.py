@@ -20,7 +20,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tests.programs import metrics
-from tests.vision.coded_images import Evaluation, Recording, Shard, copy_of, indices_of, picture
+from tests.recorded import Shard, copy_of
+from tests.vision.coded_images import Evaluation, Recording, indices_of, picture
 from zerokara.core.augment import Augment
 from zerokara.core.models import model_file
 from zerokara.core.models.classifier import make_classifier

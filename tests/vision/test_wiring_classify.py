@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from tests.vision.coded_images import Recording, Shard, averaged, indices_of, is_flipped, picture
+from tests.recorded import Shard, averaged
+from tests.vision.coded_images import Recording, indices_of, is_flipped, picture
 from zerokara.core import data
 from zerokara.core.models.classifier import Classifier
 from zerokara.vision import classify
@@ -194,7 +195,7 @@ def test_every_validation_evaluates_all_held_out_images_unchanged(recording: Rec
 
 def test_the_averaged_weights_are_evaluated(recording: Recording) -> None:
     for each in recording.evaluations:
-        expected = averaged(recording.updates[: each.updates], recording.first, 0.4)
+        expected = averaged([update.weights for update in recording.updates[: each.updates]], recording.first, 0.4)
         raw = recording.updates[each.updates - 1].weights
         for name, weight in each.weights.items():
             torch.testing.assert_close(weight, expected[name], rtol=1e-4, atol=1e-6)

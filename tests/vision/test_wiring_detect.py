@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from tests.vision.coded_images import Recording, Shard, copy_of, indices_of, is_flipped, picture
+from tests.recorded import Shard, copy_of
+from tests.vision.coded_images import Recording, indices_of, is_flipped, picture
 from zerokara.core.boxes import encode, iou, mirror
 from zerokara.core.data.boxes import BoxSet
 from zerokara.vision import detect

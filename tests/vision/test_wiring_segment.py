@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tests.vision.coded_images import Part, Recording, Shard, averaged, copy_of, indices_of, picture
+from tests.recorded import Shard, averaged, copy_of
+from tests.vision.coded_images import Part, Recording, indices_of, picture
 from zerokara.core.data.masks import UNLABELED
 from zerokara.vision import segment
 from zerokara.vision.segmentation.networks import Fcn
@@ -118,7 +119,7 @@ def test_the_averaged_weights_are_evaluated_on_the_masks_of_the_split(recording:
     for number in (5, 10, 15):
         passes = [e for e in recording.evaluations if (e.phase, e.updates) == ("validate", number)]
         assert [index for each in passes for index in each.indices] == list(SPLITS["val"])
-        expected = averaged(recording.updates[:number], recording.first, 0.4)
+        expected = averaged([update.weights for update in recording.updates[:number]], recording.first, 0.4)
         for name, weight in passes[0].weights.items():
             if weight.is_floating_point():
                 torch.testing.assert_close(weight, expected[name], rtol=1e-3, atol=1e-5)
