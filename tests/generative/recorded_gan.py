@@ -78,6 +78,8 @@ class Sample(NamedTuple):
 class Step:
     """Step of one network."""
 
+    network: str = ""
+    has_gradients: bool = False  # the backward pass has begun
     passes: list[Pass] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     scores: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # of real and generated images, of each loss
@@ -154,6 +156,7 @@ class GanRecording:
         patch.setattr(evaluation, "draw_curves", lambda _path: None)
         patch.setattr(Learner, "__init__", self._init(Learner.__init__))
         patch.setattr(World, "mean_gradients", lambda _, parameters: self._mean_gradients(parameters))
+        patch.setattr(Tensor, "backward", self._backward(Tensor.backward))
         patch.setattr(Generator, "forward", self._generator_forward(Generator.forward))
         patch.setattr(Discriminator, "forward", self._discriminator_forward(Discriminator.forward))
         patch.setattr(dcgan, "update", self._update(dcgan.update))
@@ -192,6 +195,16 @@ class GanRecording:
     def _mean_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         self._averaged = {id(parameter) for parameter in parameters}
 
+    def _backward(self, original: Callable[..., None]) -> Callable[..., None]:
+        def backward(loss: Tensor) -> None:
+            if not self._step.has_gradients:
+                network: nn.Module = getattr(self.learner, self._step.network)
+                assert all(p.grad is None or not p.grad.any() for p in network.parameters()), "of the last update"
+            self._step.has_gradients = True
+            original(loss)
+
+        return backward
+
     def _generator_forward(self, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def forward(generator: Generator, z_BZ: Tensor, label_B: Tensor | None = None) -> Tensor:
             images = original(generator, z_BZ, label_B)
@@ -221,7 +234,7 @@ class GanRecording:
 
     def _network_step(self, name: str, original: Callable[..., None]) -> Callable[..., None]:
         def step(learner: Learner, parts: Any) -> None:
-            self._step = Step(before=self._parameters())
+            self._step = Step(name, before=self._parameters())
             setattr(self.updates[-1], name, self._step)
             original(learner, parts)
             self._step.after = self._parameters()

@@ -69,6 +69,7 @@ class Update:
     rates: list[float] = field(default_factory=list)  # learning rates of the parameter groups
     gradients: list[Tensor] = field(default_factory=list)
     weights: dict[str, Tensor] = field(default_factory=dict)  # after the step
+    has_gradients: bool = False  # the backward pass has begun
 
     @property
     def indices(self) -> list[int]:
@@ -139,6 +140,7 @@ class Recording:
         patch.setattr(program.Training, "__init__", self._init(program.Training.__init__))
         patch.setattr(network, "forward", self._forward(network.forward))
         patch.setattr(World, "mean_gradients", lambda _, parameters: self._mean_gradients(parameters))
+        patch.setattr(Tensor, "backward", self._backward(Tensor.backward))
         patch.setattr(F, "cross_entropy", self._cross_entropy(F.cross_entropy))
 
     def updates_with(self, weights: dict[str, Tensor]) -> int:
@@ -188,6 +190,16 @@ class Recording:
 
     def _mean_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         self._averaged = {id(parameter) for parameter in parameters}
+
+    def _backward(self, original: Callable[..., None]) -> Callable[..., None]:
+        def backward(loss: Tensor) -> None:
+            if not self._current.has_gradients:
+                parameters = [p for group in self.training.optimizer.param_groups for p in group["params"]]
+                assert not any(p.grad is not None and p.grad.any() for p in parameters), "gradients of the last update"
+            self._current.has_gradients = True
+            original(loss)
+
+        return backward
 
     def _after_step(self, *_: Any) -> None:
         self._current.weights = copy_of(self.network_of(self.training))
