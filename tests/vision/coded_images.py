@@ -144,9 +144,9 @@ class Recording:
         patch.setattr(F, "cross_entropy", self._cross_entropy(F.cross_entropy))
 
     def updates_with(self, weights: dict[str, Tensor]) -> int:
-        """Return the number of updates after which the trained network had these weights."""
-        for number, update in enumerate(self.updates, 1):
-            if all(torch.equal(update.weights[name], weight) for name, weight in weights.items()):
+        """Return the last number of updates after which the trained network had these weights."""
+        for number in range(len(self.updates), 0, -1):
+            if all(torch.equal(self.updates[number - 1].weights[name], weight) for name, weight in weights.items()):
                 return number
         raise AssertionError("the trained network never had these weights")
 

@@ -27,7 +27,10 @@ from zerokara.vision import classify
 CLASSES = ("a", "b", "c")
 SIZE = (16, 16)
 TRAIN, TEST = range(45), range(45, 60)  # indices of the images; nine of the first are held out for validation
-PLAIN = ("--rotation-degrees", "0", "--shift", "0", "--scale", "0", "--shear-degrees", "0", "--label-smoothing", "0")
+PLAIN = (
+    *("--rotation-degrees", "0", "--shift", "0", "--scale", "0", "--shear-degrees", "0", "--elastic-pixels", "0"),
+    *("--label-smoothing", "0", "--ema-half-life-updates", "0", "--tta-views", "1"),
+)
 TINY = (
     *("--data", "./coded", "--validation-images", "9", "--width-multiplier", "0.25", "--dropout", "0"),
     *("--optimizer", "sgd", "--learning-rate", "0.02", "--weight-decay", "0", "--batch-size", "8", "--epochs", "3"),
