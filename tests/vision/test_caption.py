@@ -56,9 +56,9 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_captioner_learns_to_name_colors(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(caption, "draw", lambda _entries: None)  # figures take three quarters of the time
     monkeypatch.setattr(caption, "figure_pixels", lambda _figure: np.zeros((2, 2, 3), np.uint8))
-    sizes = ("--embedding-dim", "48", "--hidden-units", "64")
-    rates = ("--learning-rate", "0.02", "--backbone-learning-rate", "0.003")
-    caption.main([*TINY, *sizes, *rates, "--name", "run", "--epochs", "12"])
+    sizes = ("--width-multiplier", "1", "--embedding-dim", "48", "--hidden-units", "64")
+    rates = ("--learning-rate", "0.02", "--backbone-learning-rate", "0.001")
+    caption.main([*TINY, *sizes, *rates, "--name", "run", "--epochs", "8"])
     printed = capsys.readouterr().out
     assert "40 training images, 8 validation images, 8 test images; vocabulary of " in printed
     assert "backbone: resnet20, random weights; trained" in printed
