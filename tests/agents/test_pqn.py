@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.agents.small_runs import CATCH
 from tests.programs import metrics
 from zerokara.agents import evaluate, pqn
 from zerokara.agents.configs.pqn import Config
@@ -29,41 +30,10 @@ from zerokara.core.run import Run
 from zerokara.envs.base import Step
 
 TINY = (
-    *(
-        "--env",
-        "zerokara/Catch-v0",
-        "--num-envs",
-        "4",
-        "--rollout-steps",
-        "10",
-        "--num-minibatches",
-        "2",
-    ),
-    *(
-        "--total-steps",
-        "400",
-        "--width-multiplier",
-        "0.25",
-        "--hidden-units",
-        "16",
-        "--epsilon-decay-steps",
-        "200",
-        "--log-every-steps",
-        "80",
-    ),
-    *("--checkpoint-every-steps", "120", "--eval-every-steps", "200", "--eval-episodes", "2", "--eval-max-steps", "20"),
-    *(
-        "--no-capture-video",
-        "--quiet",
-        "--device",
-        "cpu",
-        "--precision",
-        "float32",
-        "--compile",
-        "off",
-        "--threads",
-        "1",
-    ),
+    *CATCH,
+    *("--rollout-steps", "10", "--num-minibatches", "2", "--total-steps", "400", "--epsilon-decay-steps", "200"),
+    *("--log-every-steps", "80", "--checkpoint-every-steps", "120", "--eval-every-steps", "200"),
+    *("--eval-episodes", "2", "--eval-max-steps", "20"),
 )
 
 
