@@ -44,13 +44,12 @@ from zerokara.agents.qlearning.network import QNetwork, make_network
 from zerokara.agents.qlearning.policy import Policy
 from zerokara.agents.qlearning.prioritized_replay import PrioritizedReplay
 from zerokara.agents.qlearning.replay import Batch, Replay
-from zerokara.agents.training.program import PROBE_ACTIONS, run_program
-from zerokara.agents.training.session import Session
+from zerokara.agents.training.session import PROBE_ACTIONS, Session
 from zerokara.core.compute import Compute
 from zerokara.core.config import run_main
 from zerokara.core.distributed import World
-from zerokara.core.probe import probe
 from zerokara.core.run import Run
+from zerokara.core.training_program import check_divisible, choose_compute, open_run
 
 
 def dqn_loss(
@@ -264,25 +263,25 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
     return training.closing_message()
 
 
-def choose_compute(config: Config, world: World) -> Compute:
-    """Choose precision and compilation by timing updates on random data of the right shape."""
+def probe_step(config: Config, world: World, compute: Compute) -> Callable[[], object]:
+    """Return a gradient step on random data, which is timed to choose precision and compilation."""
     batch_size = config.batch_size // world.size
-
-    def train_step(candidate: Compute) -> Callable[[], object]:
-        pixels = torch.randint(256, (2, batch_size, *config.obs_shape), dtype=torch.uint8).to(candidate.torch_device)
-        ones = torch.ones(batch_size, device=candidate.torch_device)
-        batch = Batch(pixels[0], ones.long(), ones, ones, pixels[1], ones)
-        learner = make_learner(config, config.obs_shape, PROBE_ACTIONS, candidate, World())
-        return learner.graphed(lambda: gradient_step(learner, batch))
-
-    return probe(config, world, train_step, compile=config.compile)
+    pixels = torch.randint(256, (2, batch_size, *config.obs_shape), dtype=torch.uint8).to(compute.torch_device)
+    ones = torch.ones(batch_size, device=compute.torch_device)
+    batch = Batch(pixels[0], ones.long(), ones, ones, pixels[1], ones)
+    learner = make_learner(config, config.obs_shape, PROBE_ACTIONS, compute, World())
+    return learner.graphed(lambda: gradient_step(learner, batch))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program: read the config, open the run folder, choose the hardware settings, train."""
     config = read_config(argv, __doc__ or "")
-    divided = ("num_envs", "batch_size")
-    run_program(config, kind=KIND, divided=divided, choose_compute=choose_compute, train=train)
+    world = World.from_env(config.device)
+    check_divisible(config, world, "num_envs", "batch_size")
+    with open_run(config, KIND, world) as run:
+        step = partial(probe_step, config, world)
+        compute = run.compute(lambda: choose_compute(config, world, step), config.total_steps)
+        run.close(train(config, run, compute, world))
 
 
 if __name__ == "__main__":

@@ -43,14 +43,13 @@ from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.learner import Learner
 from zerokara.agents.qlearning.network import QNetwork, make_pqn_network
 from zerokara.agents.qlearning.policy import Policy
-from zerokara.agents.training.program import PROBE_ACTIONS, run_program
-from zerokara.agents.training.session import Session
+from zerokara.agents.training.session import PROBE_ACTIONS, Session
 from zerokara.core.compute import Compute
 from zerokara.core.config import run_main
 from zerokara.core.distributed import World
-from zerokara.core.probe import probe
 from zerokara.core.run import Run
 from zerokara.core.schedules import linear
+from zerokara.core.training_program import check_divisible, choose_compute, open_run
 
 RADAM_EPSILON = 1e-8
 
@@ -213,23 +212,24 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
     return training.closing_message()
 
 
-def choose_compute(config: Config, world: World) -> Compute:
-    """Choose precision and compilation by timing updates on random data of the right shape."""
+def probe_step(config: Config, world: World, compute: Compute) -> Callable[[], object]:
+    """Return a gradient step on random data, which is timed to choose precision and compilation."""
     batch_size = config.rollout_steps * config.num_envs // config.num_minibatches // world.size
-
-    def train_step(candidate: Compute) -> Callable[[], Tensor]:
-        pixels = torch.randint(256, (batch_size, *config.obs_shape), dtype=torch.uint8).to(candidate.torch_device)
-        zeros = torch.zeros(batch_size, device=candidate.torch_device)
-        learner = make_learner(config, config.obs_shape, PROBE_ACTIONS, candidate, World())
-        return lambda: learner.step(pixels, zeros.long(), zeros)
-
-    return probe(config, world, train_step, compile=config.compile)
+    pixels = torch.randint(256, (batch_size, *config.obs_shape), dtype=torch.uint8).to(compute.torch_device)
+    zeros = torch.zeros(batch_size, device=compute.torch_device)
+    learner = make_learner(config, config.obs_shape, PROBE_ACTIONS, compute, World())
+    return lambda: learner.step(pixels, zeros.long(), zeros)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program: read the config, open the run folder, choose the hardware settings, train."""
     config = read_config(argv, __doc__ or "")
-    run_program(config, kind=KIND, divided=("num_envs",), choose_compute=choose_compute, train=train)
+    world = World.from_env(config.device)
+    check_divisible(config, world, "num_envs")
+    with open_run(config, KIND, world) as run:
+        step = partial(probe_step, config, world)
+        compute = run.compute(lambda: choose_compute(config, world, step), config.total_steps)
+        run.close(train(config, run, compute, world))
 
 
 if __name__ == "__main__":

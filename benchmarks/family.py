@@ -37,6 +37,7 @@ from zerokara.core.config import run_main
 from zerokara.core.distributed import World
 from zerokara.core.machine import describe_machine
 from zerokara.core.run import Run
+from zerokara.core.training_program import choose_compute
 
 AnyConfig = TypeVar("AnyConfig", Config, pqn_config.Config)
 Training = dqn.Training | pqn.Training
@@ -50,7 +51,8 @@ def settings(preset: str, arguments: argparse.Namespace, **changes: Any) -> Conf
 
 def trained(config: Config) -> tuple[alternating.RunSteps, str]:
     """Create zerokara's DQN."""
-    return make_stepper(config, dqn.choose_compute(config, World()), dqn.Training)
+    compute = choose_compute(config, World(), partial(dqn.probe_step, config, World()))
+    return make_stepper(config, compute, dqn.Training)
 
 
 def make_stepper(
@@ -99,7 +101,7 @@ def pqn_settings(arguments: argparse.Namespace) -> pqn_config.Config:
 def parallel(arguments: argparse.Namespace) -> tuple[alternating.RunSteps, str]:
     """Create zerokara's PQN."""
     config = pqn_settings(arguments)
-    compute = pqn.choose_compute(config, World())
+    compute = choose_compute(config, World(), partial(pqn.probe_step, config, World()))
     return make_stepper(config, compute, pqn.Training)
 
 

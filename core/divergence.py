@@ -29,6 +29,21 @@ def is_finite(*modules: nn.Module) -> bool:
     return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
 
+def check_finite(module: nn.Module, when: str, folder: Path) -> None:
+    """Check that all parameters and buffers are finite. Synchronizes with the device.
+
+    Args:
+        module: network that is trained.
+        when: as in `divergence_error`.
+        folder: folder of the run.
+
+    Raises:
+        UserError: training diverged: the weights contain NaN or Inf.
+    """
+    if not is_finite(module):
+        raise divergence_error(when, folder)
+
+
 def divergence_error(when: str, folder: Path) -> UserError:
     """Return the error to raise when training has diverged.
 

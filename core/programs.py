@@ -48,7 +48,6 @@ PROGRAMS: Mapping[str, str] = MappingProxyType(
         "vision.devices": "compare the training speed of devices and settings",
         "vision.depth": "experiment: error against depth and filter size",
         "vision.augmentation": "experiment: error against augmentation and training set size",
-        "vision.augmentations": "draw a picture of every augmentation",
         "vision.binary": "train a network with binary weights and activations",
         "vision.segment": "train a semantic segmentation network",
         "vision.segment_predict": "segment pictures and videos of your own",
@@ -58,7 +57,6 @@ PROGRAMS: Mapping[str, str] = MappingProxyType(
         "vision.caption": "train an image captioner",
         "vision.caption_predict": "caption pictures of your own",
         "vision.caption_splits": "summarize captioning runs over several data splits",
-        "vision.keep": "write a trained classifier in the form in which the zoo ships it",
         "core.backbones": "list the backbones with their cost",
         "core.zoo": "list the trained networks that ship with zerokara",
     }
@@ -80,6 +78,11 @@ def program_command(module: str) -> str:
     if by_console_command or (not started and not _in_checkout()):
         return f"zerokara {short_names()[module]}"
     return f"python -m {'zerokara.' if started.startswith('zerokara.') else ''}{module}"
+
+
+def resume_command(module: str, name: str) -> str:
+    """Return the command that resumes the run `name` of the program `module`."""
+    return f"{program_command(module)} --name {name} --resume"
 
 
 def program() -> str:

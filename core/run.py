@@ -198,6 +198,11 @@ class Run:
             path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
+    @property
+    def checkpoint_path(self) -> Path:
+        """Path of this process's checkpoint: checkpoint-<rank>.pt in the run folder."""
+        return self.path(f"checkpoint-{self.world.rank}.pt")
+
     # ---- metrics
 
     def log(self, step: int, scalars: Mapping[str, Scalar]) -> None:

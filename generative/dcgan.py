@@ -16,16 +16,17 @@ Shapes: B batch, C channels, H, W pixels, Z latent dimension. Scores are logits,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, flag, run_main
+from zerokara.core.config import run_main
 from zerokara.core.distributed import World
-from zerokara.core.probe import probe
 from zerokara.core.run import Run
+from zerokara.core.training_program import check_divisible, choose_compute, open_run
 from zerokara.generative.gan.collapse_monitor import accuracies
 from zerokara.generative.gan.config import KIND, Config, read_config
 from zerokara.generative.gan.data import Data
@@ -245,36 +246,24 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
     return closing_message(session, evaluator)
 
 
-def choose_compute(config: Config, data: Data, world: World) -> Compute:
-    """Choose precision and memory layout by measuring updates on the first images."""
+def probe_step(config: Config, data: Data, world: World, compute: Compute) -> Callable[[], object]:
+    """Return an update on the first images, which is timed to choose precision and memory layout."""
     batch = config.batch_size // world.size
-
-    def train_step(candidate: Compute) -> Callable[[], object]:
-        learner = make_learner(config, data.train.shape, len(data.train.classes), candidate, World())
-        pixels = data.train.images[:batch].to(candidate.torch_device)
-        labels = data.train.labels[:batch].to(candidate.torch_device)
-        return lambda: update(learner, pixels, labels)
-
-    return probe(config, world, train_step, compile=config.compile)
+    learner = make_learner(config, data.train.shape, len(data.train.classes), compute, World())
+    pixels, labels = (x[:batch].to(compute.torch_device) for x in (data.train.images, data.train.labels))
+    return lambda: update(learner, pixels, labels)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program: read the config and the data, train, print the closing message."""
     config = read_config(argv, __doc__ or "")
     world = World.from_env(config.device)
-    if config.batch_size % (world.size * config.accumulation_steps):
-        raise UserError(
-            f"{flag('batch_size')} {config.batch_size} is not divisible by {world.size} (processes) times "
-            f"{flag('accumulation_steps')} {config.accumulation_steps}."
-        )
-    with (
-        Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run,
-        run.signals(),
-    ):
+    check_divisible(config, world, "batch_size", parts=config.accumulation_steps)
+    with open_run(config, KIND, world) as run:
         data = Data.load(config, lambda what, done, total: run.progress(done, total, {"": what}))
-        compute = run.compute(lambda: choose_compute(config, data, world), config.updates)
+        step = partial(probe_step, config, data, world)
+        compute = run.compute(lambda: choose_compute(config, world, step), config.updates)
         run.close(train(config, run, data, compute, world))
-    world.close()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from zerokara.core import checkpoint
@@ -30,7 +31,8 @@ from zerokara.core.distributed import World
 from zerokara.core.programs import program_command
 from zerokara.core.report import figure_pixels, write_json
 from zerokara.core.run import Run
-from zerokara.core.run_config import configure, stem
+from zerokara.core.run_config import configure
+from zerokara.core.training_program import check_divisible, choose_compute, open_run
 from zerokara.core.zoo import provenance
 from zerokara.vision.captioning import network
 from zerokara.vision.captioning.config import PRESETS, BackboneSource, Config, Data
@@ -38,10 +40,11 @@ from zerokara.vision.captioning.learner import EncodedCaptions, Training
 from zerokara.vision.captioning.network import extract_features
 from zerokara.vision.captioning.pictures import Entry, draw, page
 from zerokara.vision.captioning.scoring import bleu, most_frequent, nearest, sentence_bleu
-from zerokara.vision.training.epochs import check_batch, probe_updates, restore, run_epochs, save, stopped_message
+from zerokara.vision.training.epochs import probe_update, restore, run_epochs, stopped_message
 
 KIND = "caption"
 CHANGEABLE = {"resume", "quiet", "threads"}
+NAME_FIELDS = ("data", "backbone", "preset", "split", "seed")  # of the default name of a run
 MAX_SHOWN = 12  # images in TensorBoard
 IS_BETTER: Mapping[str, Callable[[float, float], bool]] = {
     "bleu": operator.gt,
@@ -67,7 +70,7 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
         provenance.record(run, config.pretrained_backbone)
         trained = "trained" if config.trains_backbone else "frozen"
         run.print(f"backbone: {training.metadata.backbone}, {training.report}; {trained}")
-        save(training, run)
+        training.save(run)
     if run_epochs(training, run, lambda: validate(training, run)):
         return stopped_message(training, KIND)
     return finish(training, run) if world.is_main else ""
@@ -167,11 +170,6 @@ def format_scores(scores: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.1f}" for name, value in scores.items())
 
 
-def choose_compute(config: Config, data: Data, world: World) -> Compute:
-    """Choose the precision by timing updates on the first images."""
-    return probe_updates(config, world, lambda compute: Training(config, data, compute, World()))
-
-
 def check_backbone(config: Config, data: Data) -> None:
     """Build the backbone and load its weights, to find errors before the run folder is created.
 
@@ -184,25 +182,17 @@ def check_backbone(config: Config, data: Data) -> None:
         source.load_weights(backbone)
 
 
-def default_name(config: Config) -> str:
-    """Return the default name of the run folder, such as caption-flickr8k-1000-resnet18-fast-0-1 (split 0, seed 1)."""
-    return f"{KIND}-{stem(config.data)}-{config.backbone}-{config.preset}-{config.split}-{config.seed}"
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program: config, data, run folder, hardware, training, closing message."""
-    config = configure(
-        Config, PRESETS, argv, __doc__ or "", kind=KIND, default_name=default_name, changeable=CHANGEABLE
-    )
+    config = configure(Config, PRESETS, argv, __doc__ or "", kind=KIND, name_fields=NAME_FIELDS, changeable=CHANGEABLE)
     world = World.from_env(config.device)
-    check_batch(config, world)
+    check_divisible(config, world, "batch_size")
     data = Data.load(config)
     check_backbone(config, data)
-    with (
-        Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run,
-        run.signals(),
-    ):
-        compute = run.compute(lambda: choose_compute(config, data, world), 1)
+    # The vocabulary, and with it the size of the network, is that of all images.
+    probe_step = partial(probe_update, Training, config, data, world, only_first_images=False)
+    with open_run(config, KIND, world) as run:
+        compute = run.compute(lambda: choose_compute(config, world, probe_step), 1)
         run.close(train(config, run, data, compute, world))
     world.close()
 

@@ -90,7 +90,7 @@ def in_shapes_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[st
     """
     write_shapes(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(segment, "choose_compute", lambda config, images, world: Compute(threads=1))
+    monkeypatch.setattr(segment, "choose_compute", lambda *_: Compute(threads=1))
     monkeypatch.setattr(segment, "log_start", lambda *args, **options: None)
     read: list[str] = []
 
