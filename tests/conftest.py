@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 import torch
 
+from zerokara.core.machine import usable_cores
+
 # As in every run. Threads inherit the setting when they start, so it is set before the first one.
 torch.set_flush_denormal(True)
 
@@ -28,8 +30,8 @@ hypothesis.settings.load_profile("zerokara")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Return the number of processes of `pytest -n auto`: the cores that this process may use, as in core.compute."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of processes of `pytest -n auto`."""
+    return usable_cores()
 
 
 @pytest.hookimpl(tryfirst=True)
