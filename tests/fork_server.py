@@ -58,4 +58,6 @@ def run(folder: str, arguments: Sequence[str], environment: Mapping[str, str], o
 if __name__ == "__main__":
     for library in LIBRARIES:
         importlib.import_module(library)
+    # The first process compiles the modules of zerokara, the others read what it has written to this folder.
+    sys.pycache_prefix, sys.dont_write_bytecode = sys.argv[1], False
     serve()

@@ -58,7 +58,7 @@ def server() -> tuple[subprocess.Popen[str], Path]:
     folder = Path(tempfile.mkdtemp(prefix="zerokara-tests-"))
     atexit.register(shutil.rmtree, folder)
     process = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("fork_server.py")],
+        [sys.executable, Path(__file__).with_name("fork_server.py"), folder / "compiled"],
         env={**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error"},
         text=True,
         stdin=subprocess.PIPE,
@@ -80,7 +80,7 @@ def ask(**request: Any) -> Any:
 def start(folder: Path, *arguments: str, **environment: str) -> Process:
     """Start Python in a folder with arguments such as "-m", "agents.dqn", "--resume"; warnings are errors."""
     _, outputs = server()
-    number = len(list(outputs.iterdir())) // 2
+    number = len(list(outputs.glob("*.out")))
     out, err = outputs / f"{number}.out", outputs / f"{number}.err"
     environment = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error", **environment}
     pid = ask(folder=str(folder), arguments=arguments, environment=environment, out=str(out), err=str(err))
