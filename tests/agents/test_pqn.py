@@ -6,6 +6,8 @@ import contextlib
 import copy
 import os
 import runpy
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,7 +132,7 @@ def test_a_rollout_stores_the_next_value_of_each_step(
     training = make_training(rollout_steps=10, frame_stack=2, image_size=SIZE, backbone="der")
     training.obs = env.reset(0)
     next_values: list[torch.Tensor] = []
-    training.learn = lambda: next_values.append(training.next_value_TN.clone())  # type: ignore[method-assign]
+    training.learn = lambda: next_values.append(training.next_values())  # type: ignore[method-assign]
     training.iterate()
 
     def values(origins: list[Origin]) -> torch.Tensor:
@@ -236,6 +238,26 @@ def test_only_the_program_sets_the_openmp_spin_count(monkeypatch: pytest.MonkeyP
     with pytest.raises(SystemExit):
         runpy.run_path(pqn.__file__, run_name="__main__")
     assert os.environ["GOMP_SPINCOUNT"] == "10000"
+
+
+def test_the_program_sets_the_openmp_spin_count_before_pytorch_is_imported(tmp_path: Path) -> None:
+    """OpenMP reads the variable once, when PyTorch is imported."""
+    code = (
+        "import os, runpy, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch':\n"
+        "            print('spin count', os.environ.get('GOMP_SPINCOUNT'), flush=True)\n"
+        "            os._exit(0)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "runpy.run_module('agents.pqn', run_name='__main__')\n"
+    )
+    env = {key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"}
+    env["PYTHONPATH"] = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "spin count 10000\n"
 
 
 @pytest.mark.slow
