@@ -22,7 +22,7 @@ class Shard(World):
     def broadcast_value(self, value: ValueT) -> ValueT:
         """Return the value; the main process's hardware settings in the other process."""
         settings: Any = {"compute": Compute(threads=1).to_dict()}
-        return settings if value == {"compute": {}} else value  # type: ignore[no-any-return]
+        return settings if value == {"compute": {}} else value
 
     def any(self, flag: bool, device: torch.device | str = "cpu") -> bool:
         return flag

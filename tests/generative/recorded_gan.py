@@ -166,7 +166,7 @@ class GanRecording:
             patch.setattr(dcgan, f"{name}_loss", self._loss(getattr(dcgan, f"{name}_loss")))
         for name in ("squared_gradient_norm", "gradient_penalty"):
             patch.setattr(dcgan, name, self._penalty(name, getattr(dcgan, name)))
-        patch.setattr(dcgan, "evaluate", self._in_phase("evaluation", dcgan.evaluate))
+        patch.setattr(dcgan, "evaluate", self._in_phase("evaluation", evaluation.evaluate))
         patch.setattr(Session, "save_video_frame", self._in_phase("video", Session.save_video_frame))
         patch.setattr(Sampler, "generate", self._generate(Sampler.generate))
         patch.setattr(FeatureExtractor, "extract", lambda _, images_NCHW: self._extract(images_NCHW))

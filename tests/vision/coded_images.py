@@ -206,9 +206,9 @@ class Recording:
         self.updates.append(self._current)
         self._current = Update()
 
-    def _forward(self, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def _forward(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def forward(network: nn.Module, x_BCHW: Tensor) -> Tensor:
-            out = original(network, x_BCHW)
+            out: Tensor = original(network, x_BCHW)
             if not hasattr(self, "training") or x_BCHW.is_meta:
                 return out
             self._images = self.pixels(x_BCHW)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import zipfile
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def test_a_killed_run_is_resumed_with_the_same_result(tmp_path: Path) -> None:
     process = start(tmp_path, "-c", START, *TINY, "--name", "killed", "--quiet")
     latest, first = Path("runs/killed/checkpoint-0.pt"), Path("runs/killed/model.safetensors")
     wait_until(process, first.exists)
-    process.kill()
+    process.send_signal(signal.SIGKILL)
     process.communicate()
     assert latest.exists()
     caption.main(["--name", "killed", "--resume", "--quiet"])

@@ -23,8 +23,7 @@ from tests.programs import metrics
 from tests.recorded import Shard, copy_of
 from tests.vision.coded_images import Evaluation, Recording, indices_of, picture
 from zerokara.core.augment import Augment
-from zerokara.core.models import model_file
-from zerokara.core.models.classifier import make_classifier
+from zerokara.core.models.classifier import ClassifierMetadata, make_classifier
 from zerokara.vision import caption
 from zerokara.vision.captioning import learner
 from zerokara.vision.captioning.network import Captioner
@@ -109,8 +108,9 @@ class CaptionRecording(Recording):
     def _forward(self, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def forward(network: Captioner, features_PF: Tensor, tokens_PT: Tensor) -> Tensor:
             self._rows, self._tokens = self.indices(features_PF), tokens_PT
-            self._out = original(network, features_PF, tokens_PT)
-            return self._out
+            out: Tensor = original(network, features_PF, tokens_PT)
+            self._out = out
+            return out
 
         return forward
 
@@ -202,11 +202,11 @@ def test_the_validation_loss_compares_validation_images_with_their_captions(reco
 
 def test_a_frozen_backbone_gives_each_image_its_own_features() -> None:
     classifier = make_classifier("resnet20", 3, 16, 4, head="pooled", width=0.25)
-    metadata = model_file.ClassifierMetadata(
+    metadata = ClassifierMetadata(
         backbone="resnet20", head="pooled", classes=("a", "b", "c", "d"), channels=3, image_size=(16, 16),
         mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2), options={"width": 0.25},
     )  # fmt: skip
-    model_file.save(Path("backbone.safetensors"), classifier.state_dict(), metadata)
+    metadata.save(Path("backbone.safetensors"), classifier.state_dict())
     words = [word for word in TINY if word not in ("--backbone-learning-rate", "0.002")]
     recording = CaptionRecording([*words, "--pretrained-backbone", "backbone.safetensors", "--name", "run"])
     check_epochs(recording)

@@ -23,6 +23,7 @@ from tests.vision.coded_images import Recording, indices_of, is_flipped, picture
 from zerokara.core import data
 from zerokara.core.models.classifier import Classifier
 from zerokara.vision import classify
+from zerokara.vision.classification.learner import Training
 
 CLASSES = ("a", "b", "c")
 SIZE = (16, 16)
@@ -208,18 +209,18 @@ def test_the_averaged_weights_are_evaluated(recording: Recording) -> None:
 def test_the_test_set_is_read_and_evaluated_once_after_training(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[tuple[str, int]] = []  # splits and the number of updates done before
     done: list[Tensor] = []
-    original, update = data.load, classify.Training.update
+    original, update = data.load, Training.update
 
     def load(name: str, split: Any, **options: Any) -> data.ImageSet:
         read.append((split, len(done)))
         return original(name, split, **options)
 
-    def count(training: classify.Training, index_B: Tensor) -> None:
+    def count(training: Training, index_B: Tensor) -> None:
         update(training, index_B)
         done.append(index_B)
 
     monkeypatch.setattr(data, "load", load)
-    monkeypatch.setattr(classify.Training, "update", count)
+    monkeypatch.setattr(Training, "update", count)
     recording = Recording(classify, Classifier, [*TINY, "--name", "run"])
     assert read == [("train", 0), ("test", 12)]
     finishing = [index for each in recording.evaluations if each.phase == "finish" for index in each.indices]

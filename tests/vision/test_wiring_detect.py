@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from tests.recorded import Shard, copy_of
 from tests.vision.coded_images import Recording, indices_of, is_flipped, picture
-from zerokara.core.boxes import encode, iou, mirror
+from zerokara.core.boxes import encode, flip, iou
 from zerokara.core.data.boxes import BoxSet
 from zerokara.vision import detect
 from zerokara.vision.detection.detector import Detections, Detector
@@ -88,7 +88,7 @@ class Detection(NamedTuple):
 
     phase: str
     updates: int
-    index: int
+    image: int
     proposals: Tensor
     weights: dict[str, Tensor]
 
@@ -139,7 +139,7 @@ class DetectRecording(Recording):
         self.fitted.append(vectors)
         return {}
 
-    def _forward(self, original: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+    def _forward(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def forward(network: RegionNet, x_BCHW: Tensor, boxes_R4: Tensor, image_R: Tensor) -> tuple[Tensor, Tensor]:
             self._input = self.pixels(x_BCHW), boxes_R4, image_R
             self._logits, self._codes = original(network, x_BCHW, boxes_R4, image_R)
@@ -208,7 +208,7 @@ def check_regions(batch: Batch) -> list[bool]:
         candidates = torch.cat([torch.tensor([box for _, box in objects_of(index)]).float(), proposals_of(index)])
         flips.append(is_flipped(image))
         if flips[-1]:
-            candidates = mirror(candidates, WIDTH)
+            candidates = flip(candidates, WIDTH)
         of_image = batch.image == row
         assert len(of_image) > 0
         regions, labels = batch.boxes[of_image], batch.label[of_image]
@@ -235,7 +235,7 @@ def test_regions_labels_and_box_targets_belong_to_their_image(recording: DetectR
     for epoch in epochs:
         assert len(epoch) == len(set(epoch)) == 14
     assert epochs[0] != epochs[1]
-    assert not set(epochs[0]) & {each.index for each in recording.detections}, "trained on evaluated images"
+    assert not set(epochs[0]) & {each.image for each in recording.detections}, "trained on evaluated images"
 
 
 def test_each_update_has_the_learning_rate_of_the_schedule(recording: DetectRecording) -> None:
@@ -249,11 +249,11 @@ def test_the_newest_weights_are_evaluated_and_the_test_set_at_the_end(recording:
     calls = [(each.phase, each.updates) for each in recording.detections]
     assert calls == [("validate", 7)] * 2 + [("validate", 14)] * 2 + [("test", 14)] * 4
     for each in recording.detections:
-        assert torch.equal(each.proposals, proposals_of(each.index))
+        assert torch.equal(each.proposals, proposals_of(each.image))
         expected = recording.updates[each.updates - 1].weights
         assert all(torch.equal(weight, expected[name]) for name, weight in each.weights.items())
     validated, again, tested = (
-        [each.index for each in recording.detections if (each.phase, each.updates) == key]
+        [each.image for each in recording.detections if (each.phase, each.updates) == key]
         for key in (("validate", 7), ("validate", 14), ("test", 14))
     )
     assert validated == again
@@ -277,7 +277,7 @@ def test_crops_of_rcnn_show_the_class_of_their_label() -> None:
         center_R = (batch.images[:, 1, 8, 8] / GREEN_STEP).round().long()
         assert torch.equal(center_R, batch.label)
         trained |= {round(float(red) / 4) for red in batch.images[:, 0, 8, 8]}
-    evaluated = {each.index for each in recording.detections}
+    evaluated = {each.image for each in recording.detections}
     assert len(trained) > 10
     assert not trained & evaluated
     (vectors,) = recording.fitted
