@@ -20,7 +20,7 @@ import math
 import os
 import re
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -352,7 +352,7 @@ class Run:
         if self.world.is_main:
             self._board.text(tag, text)
 
-    def hparams(self, config: Mapping[str, Any], metrics: Iterable[str]) -> None:
+    def hparams(self, config: Mapping[str, Any], metrics: Sequence[str]) -> None:
         """Write the settings of the run to TensorBoard's table of hyperparameters (HPARAMS).
 
         Args:

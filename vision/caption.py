@@ -122,7 +122,7 @@ def finish(training: Training, run: Run) -> str:
     results = {name: bleu(of_method, data.test.captions) for name, of_method in by_method.items()}
     metrics = {f"test_{name}_{key}": value for name, scores in results.items() for key, value in scores.items()}
     run.log(training.updates, {f"final/{name}": value for name, value in metrics.items()})
-    run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in metrics.items()})
+    run.hparams(to_dict(config), [f"final/{name}" for name in metrics])
     metadata = replace(training.metadata, figures=metrics)
     metadata.save(run.path(MODEL_FILE), training.network.state_dict())
     entries = [
