@@ -20,7 +20,7 @@ import math
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -198,6 +198,11 @@ class Run:
             path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
+    @property
+    def checkpoint_path(self) -> Path:
+        """Path of this process's checkpoint: checkpoint-<rank>.pt in the run folder."""
+        return self.path(f"checkpoint-{self.world.rank}.pt")
+
     # ---- metrics
 
     def log(self, step: int, scalars: Mapping[str, Scalar]) -> None:
@@ -302,6 +307,10 @@ class Run:
         """Print a line above the progress bar."""
         self._progress.print(text)
 
+    def print_stop(self) -> None:
+        """Print that the run is saved because a signal asked this or another process to stop."""
+        self.print(f"{self.stop_requested or 'another process was asked to stop'}: saving")
+
     def warn(self, text: str) -> None:
         """Print a warning, also in a quiet run. A repeated warning is printed once."""
         if self.world.is_main and text not in self._warned:
@@ -343,10 +352,16 @@ class Run:
         if self.world.is_main:
             self._board.text(tag, text)
 
-    def hparams(self, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Write the settings and final metrics of the run to TensorBoard's table of hyperparameters (HPARAMS)."""
+    def hparams(self, config: Mapping[str, Any], metrics: Iterable[str]) -> None:
+        """Write the settings of the run to TensorBoard's table of hyperparameters (HPARAMS).
+
+        Args:
+            config: settings by name.
+            metrics: names of logged scalars; the table has their last values.
+        """
         if self.world.is_main:
-            self._board.hparams(config, metrics, max(self._last_step, 0))
+            self.flush()
+            self._board.hparams(config, metrics)
 
     def _media_path(self, tag: str, step: int, suffix: str) -> Path:
         return self.path("media", f"{re.sub(r'[^A-Za-z0-9._-]+', '-', tag)}-{step}.{suffix}")

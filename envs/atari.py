@@ -14,7 +14,6 @@ Shapes: N environments, K stacked frames, F channels per frame (1 grayscale, 3 R
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +27,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.wrappers import AtariPreprocessing
 
 from zerokara.core.config import UserError
+from zerokara.core.machine import usable_cores
 from zerokara.envs.action_log import ActionLog
 from zerokara.envs.base import Step, VectorEnv
 from zerokara.envs.gymnasium import GymnasiumVectorEnv, make_single_env
@@ -44,11 +44,6 @@ NO_LIMIT_FRAMES = 2**30
 def is_atari(spec: EnvSpec) -> bool:
     """Return True if the registered id is a game of ale-py's vector environment."""
     return spec.vector_entry_point == "ale_py.vector_env:AtariVectorEnv"
-
-
-def _cores() -> int:
-    """Return the number of cores available to this process, which is ale-py's default number of threads."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def rom_path(spec: EnvSpec) -> Path:
@@ -121,7 +116,7 @@ class AtariVectorEnv(VectorEnv):
         self.frame_channels = 1 if settings["grayscale"] else 3
         self.obs_shape = (settings["frame_stack"] * self.frame_channels, settings["size"], settings["size"])
         protocol = {key: value for key, value in settings.items() if key != "reseed_every_steps"}
-        threads = min(num_threads or _cores(), num_envs)
+        threads = min(num_threads or usable_cores(), num_envs)
         reseed_every_steps = settings["reseed_every_steps"] or RESEED_STEPS_PER_THREAD * threads
         self.settings = {**protocol, "reseed_every_steps": reseed_every_steps}
         self._log = ActionLog(spec.id, num_envs, protocol, reseed_every_steps)

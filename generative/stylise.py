@@ -21,7 +21,7 @@ import numpy as np
 from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute, Precision
 from zerokara.core.config import Positional, Range, UserError, error_summary, run_main
-from zerokara.core.data.pictures import SUFFIXES, resize
+from zerokara.core.data.image_files import SUFFIXES, resize
 from zerokara.core.media import write_png
 from zerokara.core.programs import program_command
 from zerokara.generative.style import network as network_file

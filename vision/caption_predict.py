@@ -27,7 +27,7 @@ from zerokara.core.checkpoint import write_atomically
 from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
 from zerokara.core.config import Positional, Range, UserError, error_summary, run_main
-from zerokara.core.data.pictures import convert_channels, fit, image_files, read_image
+from zerokara.core.data.image_files import convert_channels, list_image_files, read_image, resize_and_crop
 from zerokara.core.media import png_bytes
 from zerokara.core.programs import program_command
 from zerokara.core.report import figure_pixels
@@ -72,7 +72,7 @@ def read(files: Sequence[Path], size: int) -> tuple[dict[Path, np.ndarray], list
     images, errors = {}, []
     for file in files:
         try:
-            images[file] = np.ascontiguousarray(fit(convert_channels(read_image(file), False), size))
+            images[file] = np.ascontiguousarray(resize_and_crop(convert_channels(read_image(file), False), size))
         except UserError as error:
             errors.append(str(error))
     return images, errors
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     network, _ = CaptionerMetadata.load(Path(options.words[0]).expanduser())
     if options.beam_size:
         network.metadata = replace(network.metadata, beams=options.beam_size)
-    images, errors = read(image_files(options.words[1:]), network.metadata.image_size)
+    images, errors = read(list_image_files(options.words[1:]), network.metadata.image_size)
     compute = Compute.choose(
         device=options.device, precision="float32", compile="off", threads=options.threads, train_step=None
     )

@@ -29,7 +29,7 @@ from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
 from zerokara.core.config import Positional, Range, UserError, run_main
 from zerokara.core.data.boxes import pad_to_canvas, resize_to
-from zerokara.core.data.pictures import convert_channels, image_files, read_image
+from zerokara.core.data.image_files import convert_channels, list_image_files, read_image
 from zerokara.core.media import write_png
 from zerokara.core.programs import program_command
 from zerokara.core.report import output_folder
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{program_command('vision.detect_predict')} runs/<name> photo.png."
         )
     detector, _ = DetectorMetadata.load(Path(model).expanduser())
-    files = image_files(words)
+    files = list_image_files(words)
     compute = Compute.choose(
         device=options.device, precision="float32", compile="off", threads=options.threads, train_step=None
     )

@@ -34,7 +34,7 @@ from zerokara.core.checkpoint import write_atomically
 from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
 from zerokara.core.config import Positional, Range, UserError, run_main
-from zerokara.core.data.pictures import image_files, read_image
+from zerokara.core.data.image_files import list_image_files, read_image
 from zerokara.core.media import png_bytes
 from zerokara.core.models.classifier import Classifier, ClassifierMetadata
 from zerokara.core.programs import program_command
@@ -191,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     model, *words = options.words
     members = load_classifiers([model, *options.also])
-    files, classes = image_files(words), members[0][1].classes
+    files, classes = list_image_files(words), members[0][1].classes
     prepared, errors = read_images(files, members[0][1], as_is=options.as_is)
     compute = Compute.choose(
         device=options.device, precision="float32", compile="off", threads=options.threads, train_step=None

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
 from zerokara.core.config import Positional, Range, UserError, run_main
-from zerokara.core.data.pictures import convert_channels, image_files, read_image, resize
+from zerokara.core.data.image_files import convert_channels, list_image_files, read_image, resize
 from zerokara.core.media import write_mp4, write_png
 from zerokara.core.programs import program_command
 from zerokara.core.report import output_folder
@@ -180,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{program_command('vision.segment_predict')} runs/<name> street.jpg."
         )
     model, *words = options.words
-    files = image_files(words)
+    files = list_image_files(words)
     path = SegmenterMetadata.find(Path(model).expanduser())
     network, metadata = SegmenterMetadata.load(path)
     folder = output_folder(options.out, path.parent / "predicted")

@@ -35,7 +35,7 @@ def read_agent_config(
         argv,
         description,
         kind=kind,
-        default_name=lambda config: f"{kind}-{config.env.split('/')[-1]}-{config.preset}-{config.seed}",
+        name_fields=("env", "preset", "seed"),
         changeable=CHANGEABLE,
         layers={"protocol": OVERRIDES},
     )

@@ -18,7 +18,6 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,13 +33,15 @@ from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
 from zerokara.core.config import to_dict
 from zerokara.core.distributed import World
-from zerokara.core.divergence import divergence_error
+from zerokara.core.divergence import check_finite
 from zerokara.core.models.weights import load_pretrained_backbone
-from zerokara.core.programs import program_command
+from zerokara.core.programs import program_command, resume_command
 from zerokara.core.run import Run
-from zerokara.core.stopwatch import Stopwatch
+from zerokara.core.stopwatch import LogInterval, Stopwatch
 from zerokara.core.zoo import provenance
 from zerokara.core.zoo import registry as zoo
+
+PROBE_ACTIONS = 6  # actions of the network that is timed before the environments exist, as in Pong
 
 
 class Stateful(Protocol):
@@ -51,13 +52,6 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> object:
         """Restore the state that `state_dict` returned."""
-
-
-class LogInterval:
-    """Start of the interval that a log entry describes: step, time, and seconds spent in each part of the loop."""
-
-    def __init__(self, session: Session) -> None:
-        self.step, self.start_time, self.seconds = session.step, time.perf_counter(), dict(session.seconds)
 
 
 class Session(ABC):
@@ -93,7 +87,8 @@ class Session(ABC):
         self.evaluation_pending = False  # True after an interrupted evaluation; it is repeated after resuming
         self.goal_reached = False  # True if `stop_at_return` was reached
         self.clock = Stopwatch()  # total time of the run over all restarts, including evaluations
-        self.seconds = dict.fromkeys(("act", "emulate", "learn"), 0.0)
+        self.seconds = dict.fromkeys(("act", "emulate", "learn"), 0.0)  # since the start of the log interval
+        self.interval = LogInterval(0)
         self.resumed = False
         self._parts: dict[str, Stateful | torch.Generator] = {}
         self._eval_env: envs.VectorEnv | None = None  # reused, because creating it takes seconds
@@ -105,7 +100,7 @@ class Session(ABC):
     @property
     @abstractmethod
     def epsilon(self) -> float:
-        """Probability of a random action at this step."""
+        """Probability that a random action is taken (with ez-greedy exploration: started) at this step."""
 
     @property
     def mean_return(self) -> float | None:
@@ -145,7 +140,7 @@ class Session(ABC):
         Raises:
             UserError: the checkpoint or the weights cannot be read.
         """
-        self.resumed = self.run.restore(self._checkpoint, self.load_state_dict)
+        self.resumed = self.run.restore(self.run.checkpoint_path, self.load_state_dict)
         if self.resumed:
             return
         self.obs = self.env.reset(self.seed % 2**31)
@@ -186,7 +181,8 @@ class Session(ABC):
             self.log_images()
             self.save()
         self.goal_reached = self.world.is_main and self.evaluation_pending and self.evaluate_and_log()
-        interval, before = LogInterval(self), self.step
+        before = self.step
+        self.start_interval()
 
         def due(every_steps: int) -> bool:
             return every_steps > 0 and self.step // every_steps != before // every_steps
@@ -195,18 +191,18 @@ class Session(ABC):
             before = self.step
             yield
             if due(config.log_every_steps):
-                self.log_metrics(interval, more_metrics())
-                interval = LogInterval(self)
+                self.log_metrics(more_metrics())
+                self.start_interval()
             if due(config.eval_every_steps) or self.is_early_evaluation_due():
                 self.goal_reached = self.world.is_main and self.evaluate_and_log()
-                interval = LogInterval(self)
+                self.start_interval()
             if due(config.checkpoint_every_steps) or checkpoint_needed():
                 self.save()
         if run.stop_requested:
-            run.print(f"{run.stop_requested}: saving")
+            run.print_stop()
         self.save()
-        known = {"eval_return": self.last_score, "train_return": self.mean_return}
-        run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in known.items() if value is not None})
+        known = {"eval/return": self.last_score, "train/return": self.mean_return}
+        run.hparams(to_dict(config), [name for name, value in known.items() if value is not None])
 
     def _must_stop(self) -> bool:
         """Return True if a process has reached the goal or received a signal. Every process must call this method."""
@@ -279,17 +275,22 @@ class Session(ABC):
 
     # ---- logging
 
-    def log_metrics(self, interval: LogInterval, more: Mapping[str, Any]) -> None:
+    def start_interval(self) -> None:
+        """Start the interval that the next log entry covers."""
+        self.interval = LogInterval(self.step)
+        self.seconds = dict.fromkeys(self.seconds, 0.0)
+
+    def log_metrics(self, more: Mapping[str, Any]) -> None:
         """Log training metrics. Tensors on the device are not transferred before the next flush."""
-        elapsed = time.perf_counter() - interval.start_time
+        elapsed = self.interval.seconds()
         scalars: dict[str, Any] = {
             "train/epsilon": self.epsilon,
             "train/games": self.episodes,
             "train/updates": self.updates,
             **more,
             "speed/hours": self.clock(),
-            "speed/steps_per_s": (self.step - interval.step) / elapsed,
-            **{f"speed/{part}_share": (s - interval.seconds[part]) / elapsed for part, s in self.seconds.items()},
+            "speed/steps_per_s": self.interval.per_second(self.step),
+            **{f"speed/{part}_share": seconds / elapsed for part, seconds in self.seconds.items()},
         }
         if self.mean_return is not None:
             scalars["train/return"] = self.mean_return
@@ -326,14 +327,10 @@ class Session(ABC):
         if self.goal_reached or self.step >= config.total_steps:
             next_command = f"watch it with: {program_command('agents.play')} runs/{config.name}"
         else:
-            next_command = f"resume with: {program_command(self.program)} --name {config.name} --resume"
+            next_command = f"resume with: {resume_command(self.program, config.name)}"
         return f"{config.env} at step {self.step:,}: {score}; {next_command}"
 
     # ---- checkpoints
-
-    @property
-    def _checkpoint(self) -> Path:
-        return self.run.path(f"checkpoint-{self.world.rank}.pt")
 
     def save(self) -> None:
         """Write the checkpoint.
@@ -342,9 +339,8 @@ class Session(ABC):
             UserError: training diverged (the weights contain NaN or Inf), or the disk is full; the previous checkpoint
                 is kept.
         """
-        if not self.learner.is_finite():
-            raise divergence_error(f"step {self.step:,}", self.run.folder)
-        self.run.save(self._checkpoint, self.state_dict())
+        check_finite(self.learner.network, f"step {self.step:,}", self.run.folder)
+        self.run.save(self.run.checkpoint_path, self.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint, as tensors and plain values."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from zerokara.core.config import UserError, error_summary
 from zerokara.core.data import lsun
-from zerokara.core.data.pictures import SUFFIXES, decode_all, read_file, read_member
+from zerokara.core.data.image_files import SUFFIXES, decode_all, read_file, read_member
 from zerokara.core.data.types import ImageSet, Progress, Split, image_set
 
 TRAIN, TESTS = "train", ("test", "val")  # the first existing folder contains the test images

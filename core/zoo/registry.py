@@ -3,7 +3,7 @@
     classifier, metadata = load("digits")
 
 The metadata of a file has the classes, the input normalization, the command that trained the network, and its metrics.
-`python -m core.zoo` lists the networks; `python -m vision.keep` adds one.
+`python -m core.zoo` lists the networks; `python -m scripts.add_to_zoo` adds one.
 """
 
 from __future__ import annotations

@@ -23,14 +23,14 @@ from PIL import Image
 from zerokara.core import data
 from zerokara.core.config import UserError
 from zerokara.core.data import DATASETS, ImageSet, Progress, Split, hold_out, lsun
-from zerokara.core.data.pictures import (
+from zerokara.core.data.image_files import (
     SUFFIXES,
     convert_channels,
+    convert_image_set,
     decode,
-    fit,
     read_file,
     read_member,
-    reshaped,
+    resize_and_crop,
 )
 from zerokara.core.data.types import image_set
 from zerokara.envs.frames import record
@@ -127,13 +127,13 @@ def load_split(config: Config, split: Split, progress: Progress | None = None) -
         return _frames(config, split, number, progress), []
     if config.data in DATASETS:
         images = data.load(config.data, split, data_dir=folder, progress=progress)
-        return reshaped(images, size, config.grayscale), []
+        return convert_image_set(images, size, config.grayscale), []
     path = Path(config.data).expanduser()
     if not path.exists():
         images = data.load(
             config.data, split, data_dir=folder, image_size=None, grayscale=config.grayscale, progress=progress
         )
-        return reshaped(images, size, config.grayscale), []
+        return convert_image_set(images, size, config.grayscale), []
     return _audited(path, split, size, config.grayscale, progress)
 
 
@@ -158,7 +158,7 @@ def _frames(
     )
     source = f"frames of {id} ({part}), {config.frame_stack} per image, random policy"
     images = image_set(images_NCHW, np.zeros(number, np.int64), (id,), source)
-    return images if config.frame_stack > 1 else reshaped(images, size, None)
+    return images if config.frame_stack > 1 else convert_image_set(images, size, None)
 
 
 @dataclass
@@ -200,7 +200,7 @@ def _audited(
                 audit.broken.append(str(error))
                 continue
             if size is not None:
-                image_HWC = fit(image_HWC, size)
+                image_HWC = resize_and_crop(image_HWC, size)
             elif max(image_HWC.shape[:2]) > MAX_SIDE:  # unresized photographs could fill the memory
                 height, width = image_HWC.shape[:2]
                 raise UserError(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, error_summary
-from zerokara.core.data.pictures import convert_channels, decode, read_file
+from zerokara.core.data.image_files import convert_channels, decode, read_file
 from zerokara.core.media import to_uint8
 from zerokara.generative.style.perceptual import MIN_SIDE
 

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.programs import metrics
+from tests.tensorboard_pages import hparams_metrics
 from zerokara.core import data
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
@@ -180,6 +181,8 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     board = EventAccumulator("runs/b", size_guidance={"histograms": 0})
     board.Reload()
     assert set(board.Tags()["histograms"]) == {f"weights/latent/{name}" for name in network.binary_layers()}
+    expected = {f"final/{name}": value for name, value in result["figures"].items()}
+    assert hparams_metrics(Path("runs"))["b"] == pytest.approx(expected)
 
 
 def test_the_test_set_is_read_once_and_only_with_test(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,23 +119,24 @@ def test_a_pretrained_backbone_is_frozen(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_runs_of_different_splits_are_compared_with_their_baselines(capsys: pytest.CaptureFixture[str]) -> None:
     for split in ("0", "1", "2"):
-        caption.main([*TINY, "--name", f"s{split}", "--split", split, "--epochs", "1", "--quiet"])
+        caption.main([*TINY, "--name", f"s{split}", "--split-seed", split, "--epochs", "1", "--quiet"])
     capsys.readouterr()
     caption_splits.main(["runs/s0", "runs/s1", "runs/s2"])
     printed = capsys.readouterr().out
     assert "nic minus baseline, 3 splits" in printed
     older = Path("runs/s1/config.json")
-    older.write_text(older.read_text().replace('"hidden_units"', '"hidden"'))  # the name in older versions
+    older_names = older.read_text().replace('"hidden_units"', '"hidden"').replace('"split_seed"', '"split"')
+    older.write_text(older_names)
     caption_splits.main(["runs/s0", "runs/s1", "--json"])
     found = json.loads(capsys.readouterr().out)
     nic, frequent = ([found["splits"][s][name]["bleu1"] for s in ("0", "1")] for name in ("nic", "most_frequent"))
     expected = sum(a - b for a, b in zip(nic, frequent, strict=True)) / 2
     assert found["differences"]["most_frequent"]["bleu1"]["mean"] == pytest.approx(expected)
-    with pytest.raises(UserError, match="At least two runs with different --split"):
+    with pytest.raises(UserError, match="At least two runs with different --split-seed"):
         caption_splits.main(["runs/s0"])
-    with pytest.raises(UserError, match="Two of the runs have --split 0"):
+    with pytest.raises(UserError, match="Two of the runs have --split-seed 0"):
         caption_splits.main(["runs/s0", "runs/s0"])
-    caption.main([*TINY, "--name", "other", "--split", "3", "--epochs", "1", "--hidden-units", "16", "--quiet"])
+    caption.main([*TINY, "--name", "other", "--split-seed", "3", "--epochs", "1", "--hidden-units", "16", "--quiet"])
     with pytest.raises(UserError, match="has another --hidden-units than"):
         caption_splits.main(["runs/s0", "runs/other"])
     Path("runs/s1/result.json").unlink()
@@ -152,8 +153,8 @@ def test_runs_of_different_splits_are_compared_with_their_baselines(capsys: pyte
         ([*TINY, "--weights", "a.pth", "--pretrained-backbone", "b"], "both give the weights of the backbone"),
         ([*TINY, "--weights", "a.pth"], "There is no file a.pth"),
         (
-            [*TINY, "--finetune-backbone", "false", "--backbone-learning-rate", "0.1"],
-            "--backbone-learning-rate has no effect without --finetune-backbone true",
+            [*TINY, "--no-finetune-backbone", "--backbone-learning-rate", "0.1"],
+            "--backbone-learning-rate has no effect without --finetune-backbone",
         ),
     ],
 )

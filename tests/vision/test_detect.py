@@ -16,11 +16,9 @@ from PIL import Image
 from tests.programs import metrics, num_updates, signal_at, start, unstarted_run
 from tests.vision import drawn_boxes as shapes
 from zerokara.core import checkpoint
-from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, run_main
 from zerokara.vision import detect, detect_compare, detect_predict
-from zerokara.vision.detection.config import PRESETS, Config
 from zerokara.vision.detection.detector import DetectorMetadata
 
 MACHINE = ("--device", "cpu", "--precision", "float32", "--threads", "1")
@@ -68,7 +66,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quick(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Make the workspace the working directory and skip the measurement of hardware settings."""
     monkeypatch.chdir(workspace)
-    monkeypatch.setattr(detect, "choose_compute", lambda config, data, world: Compute(threads=1))
+    monkeypatch.setattr(detect, "choose_compute", lambda *_: Compute(threads=1))
     return workspace
 
 
@@ -322,9 +320,3 @@ def test_missing_arguments_and_changed_settings_are_refused(
         run_main(lambda: detect.main(["--data", "shape", "--data-dir", "."]))
     assert end.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_default_name() -> None:
-    assert detect.default_name(parse(Config, PRESETS, ["--data", "../my cells.zip"], "")) == (
-        "detect-my_cells-fast-rcnn-fast-1"
-    )

@@ -22,8 +22,8 @@ from zerokara.core import checkpoint
 from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, run_main
+from zerokara.core.data.image_files import decode
 from zerokara.core.data.masks import MaskSet, load_masks
-from zerokara.core.data.pictures import decode
 from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision import segment, segment_predict
@@ -92,7 +92,7 @@ def in_shapes_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     """
     write_shapes(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(segment, "choose_compute", lambda config, images, world: Compute(threads=1))
+    monkeypatch.setattr(segment, "choose_compute", lambda *_: Compute(threads=1))
     monkeypatch.setattr(segment, "log_start", lambda *args, **options: None)
     read: list[str] = []
 

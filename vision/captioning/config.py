@@ -52,7 +52,7 @@ class Config:
     """Folder of named data sets; empty: $ZEROKARA_DATA, else ~/.cache/zerokara."""
     image_size: Annotated[int, Range(16, 1024)] = 128
     """Height and width of images, in pixels. Larger images are resized and center-cropped."""
-    split: Annotated[int, Range(0, 10**6)] = 0
+    split_seed: Annotated[int, Range(0, 10**6)] = 0
     """Random seed of the data split. It determines the training, validation and test images. vision.caption_splits
     summarizes runs with different splits."""
     validation_images: Count = 100
@@ -60,7 +60,7 @@ class Config:
     test_images: Count = 100
     """Number of test images. They are evaluated once, at the end."""
     name: str = ""
-    """Name of the run folder under runs/; empty: composed of data, backbone, preset, split and seed."""
+    """Name of the run folder under runs/; empty: composed of data, backbone, preset, split seed and seed."""
     seed: Annotated[int, Range(0, 10**6)] = 1
     """Random seed of everything except the split."""
     epochs: Count = 30
@@ -84,7 +84,7 @@ class Config:
     weights: str = ""
     """Weights of the backbone: file of torchvision. For example resnet18-f37072fd.pth; empty: random initialization."""
     finetune_backbone: bool | None = None
-    """Train the backbone as well (true or false); None: only if its weights are initialized randomly."""
+    """Train the backbone as well; None: only if its weights are initialized randomly."""
 
     # --- decoder ---------------------------------------------------------------------------------------------------
     min_word_count: Count = 3
@@ -166,7 +166,7 @@ class Data:
 
     @classmethod
     def split(cls, dataset: CaptionSet, config: Config) -> Data:
-        """Split a data set by image, at random. The split depends on `config.split` and not on the other seed.
+        """Split a data set by image, at random. The split depends on `config.split_seed` and not on the other seed.
 
         Raises:
             UserError: fewer training images than one batch would be left.
@@ -178,7 +178,7 @@ class Data:
                 f"{config.test_images} test images, too few training images are left for a batch of "
                 f"{config.batch_size}; lower --validation-images, --test-images or --batch-size."
             )
-        order = np.random.default_rng(config.split).permutation(len(dataset)).tolist()
+        order = np.random.default_rng(config.split_seed).permutation(len(dataset)).tolist()
         test, validation = order[: config.test_images], order[config.test_images : held_out]
         return cls(dataset.take(sorted(order[held_out:])), dataset.take(sorted(validation)), dataset.take(test))
 

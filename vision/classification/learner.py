@@ -5,7 +5,6 @@ Shapes: N images, B batch, b a part of it, C channels, H, W pixels, K classes.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,7 +24,6 @@ from zerokara.core.programs import command
 from zerokara.core.progress import loading
 from zerokara.vision.classification.config import Config
 from zerokara.vision.classification.scoring import Scores, score
-from zerokara.vision.training.epochs import probe_updates
 from zerokara.vision.training.supervised import SupervisedTraining
 
 # All runs hold out the same validation images, so that no member of an ensemble has been trained on them.
@@ -146,12 +144,4 @@ def make_metadata(config: Config, images: Data) -> ClassifierMetadata:
         dropout=config.dropout,
         data=images.train.source,
         command=command(),
-    )
-
-
-def choose_compute(config: Config, images: Data, world: World) -> Compute:
-    """Choose precision and compilation by timing updates on the first images."""
-    subset = dataclasses.replace(images, train=images.train.take(slice(0, config.batch_size // world.size)))
-    return probe_updates(
-        config, world, lambda compute: Training(config, subset, compute, World()), compile=config.compile
     )

@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from zerokara.core.boxes import clip, decode, select_detections, warp
+from zerokara.core.boxes import clip, crop_and_resize, decode, select_detections
 from zerokara.core.compute import Compute
 from zerokara.core.models.model_file import NormalizedMetadata, lists_to_tuples
 from zerokara.vision.detection.network import RegionNet
@@ -175,7 +175,7 @@ class DetectorMetadata(NormalizedMetadata[Detector]):
     def crops(self, images_BCHW: Tensor, boxes_R4: Tensor, image_R: Tensor) -> Tensor:
         """Return R-CNN's warped crops (R, C, S, S) with values from 0 to 1, including the context."""
         fill_C = boxes_R4.new_tensor(self.mean)
-        return warp(images_BCHW, boxes_R4, image_R, self.crop_side, self.crop_context, fill_C)
+        return crop_and_resize(images_BCHW, boxes_R4, image_R, self.crop_side, self.crop_context, fill_C)
 
     def whole_crops(self, number: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return the region that covers each crop: boxes (number, 4) and image indices (number,)."""

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from zerokara.core.command_line import parse
-from zerokara.core.config import UserError, flag, from_dict
+from zerokara.core.config import UserError, flag, from_dict, negated_flag
 from zerokara.vision.captioning import names
 from zerokara.vision.captioning.config import PRESETS, Config
 
@@ -27,7 +27,15 @@ def test_every_option_is_in_one_group_and_the_common_options_exist() -> None:
 
 
 def test_old_names_are_accepted_in_saved_configs_and_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
-    old = {"learn_eye": True, "eye_learning_rate": 0.5, "at_least": 2, "longest": 7, "beams": 4, "length_power": 0.1}
+    old = {
+        "learn_eye": True,
+        "eye_learning_rate": 0.5,
+        "at_least": 2,
+        "longest": 7,
+        "beams": 4,
+        "length_power": 0.1,
+        "split": 8,
+    }
     expected = Config(
         finetune_backbone=True,
         backbone_learning_rate=0.5,
@@ -37,10 +45,15 @@ def test_old_names_are_accepted_in_saved_configs_and_on_the_command_line(capsys:
         length_penalty=0.1,
         embedding_dim=3,
         hidden_units=9,
+        split_seed=8,
     )
     assert from_dict(Config, {**old, "embedding": 3, "hidden": 9}, "config.json") == expected
-    assert parsed("--learn-eye", "false", "--beams=4") == Config(finetune_backbone=False, beam_size=4)
-    assert "--beams is called --beam-size now." in capsys.readouterr().err
+    assert parsed("--learn-eye", "false", "--beams=4", "--split", "3") == Config(
+        finetune_backbone=False, beam_size=4, split_seed=3
+    )
+    notes = capsys.readouterr().err
+    assert "--beams is called --beam-size now." in notes
+    assert "--split is called --split-seed now." in notes
     assert set(names.RENAMED.values()) <= FIELDS
     assert not names.RENAMED.keys() & FIELDS
 
@@ -55,7 +68,7 @@ def test_old_names_are_accepted_in_saved_configs_and_on_the_command_line(capsys:
         ("--dataset", "--dataset is --data here."),
         ("--wd", "--wd is --weight-decay here."),
         ("--amp", "--amp is --precision bfloat16 here."),
-        ("--freeze-encoder", "--freeze-encoder is --finetune-backbone false here."),
+        ("--freeze-encoder", "--freeze-encoder is --no-finetune-backbone here."),
         ("--optimizer", "--optimizer is not an option here: the optimizer is AdamW."),
     ],
 )
@@ -66,7 +79,7 @@ def test_names_of_other_libraries_are_answered_with_the_name_here(option: str, m
 
 def test_names_of_other_libraries_lead_to_options_that_exist() -> None:
     assert not names.FOREIGN_NAMES.keys() & (FIELDS | names.RENAMED.keys())
-    flags = {flag(name) for name in FIELDS} | {"--logdir"}
+    flags = {flag(name) for name in FIELDS} | {"--logdir", negated_flag("finetune_backbone")}
     for name, answer in names.FOREIGN_NAMES.items():
         assert answer in FIELDS or set(re.findall(r"--[a-z-]+", answer)) <= flags, name
         assert answer in FIELDS or answer.startswith("is "), name

@@ -32,7 +32,7 @@ TINY = (
 @pytest.fixture(autouse=True)
 def _small_data_set_without_images_of_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(glyphs, "NUMBER", {"train": 800, "test": 200})
-    monkeypatch.setattr(classify, "choose_compute", lambda config, images, world: Compute(threads=1))
+    monkeypatch.setattr(classify, "choose_compute", lambda *_: Compute(threads=1))
     monkeypatch.setattr(classify, "log_misread", lambda *args, **options: None)
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()

@@ -41,7 +41,8 @@ def decode_all(
         names: names of the files, at least one; arguments of `read`, also used in messages.
         read: function that returns the bytes of a file.
         where: the folder or archive, for messages.
-        image_size: height and width of the result in pixels (see `fit`); None: no resizing, all must have one size.
+        image_size: height and width of the result in pixels (see `resize_and_crop`); None: no resizing, and all images
+            must have one size.
         grayscale: True: C is 1, False: C is 3; None: C is 1 if all images are grayscale, else 3.
         progress: callback.
 
@@ -53,17 +54,17 @@ def decode_all(
     for index, name in enumerate(names):
         image_HWC = decode(read(name), f"{name} in {where}")
         if image_size is not None:
-            image_HWC = fit(image_HWC, image_size)
+            image_HWC = resize_and_crop(image_HWC, image_size)
         image_CHW = convert_channels(image_HWC, grayscale).transpose(2, 0, 1)
         if images_NCHW is None:
-            images_NCHW = room(len(names), image_CHW.shape, where)
+            images_NCHW = allocate_images(len(names), image_CHW.shape, where)
         if image_CHW.shape[1:] != images_NCHW.shape[2:]:
             raise UserError(
                 f"{name} in {where} has {_size(image_CHW)} pixels, but {names[0]} has {_size(images_NCHW[0])}: "
                 f"resize all with --image-size {min(images_NCHW.shape[2:])}, or another number."
             )
         if len(image_CHW) > images_NCHW.shape[1]:  # first color image after grayscale images
-            color_NCHW = room(len(names), image_CHW.shape, where)
+            color_NCHW = allocate_images(len(names), image_CHW.shape, where)
             color_NCHW[:index] = images_NCHW[:index]
             images_NCHW = color_NCHW
         images_NCHW[index] = image_CHW  # a grayscale channel is broadcast to all three
@@ -170,7 +171,7 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
     return colors_HWC[..., 0]
 
 
-def fit(image_HWC: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+def resize_and_crop(image_HWC: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     """Resize an image to cover (size, size), or (H, W), and crop its center.
 
     Downscaling averages areas; upscaling is bicubic.
@@ -199,8 +200,8 @@ def resize(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return scaled.reshape(*size, image_HWC.shape[2])  # OpenCV drops a single channel
 
 
-def fit_mask(mask_HW: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize and crop a mask to (H, W) like its image in `fit`, by nearest-neighbor interpolation."""
+def resize_and_crop_mask(mask_HW: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize and crop a mask to (H, W) like its image in `resize_and_crop`, by nearest-neighbor interpolation."""
     height, width = mask_HW.shape
     scale = max(size[0] / height, size[1] / width)
     if scale != 1:
@@ -219,14 +220,14 @@ def convert_channels(image_HWC: np.ndarray, grayscale: bool | None) -> np.ndarra
     return np.repeat(image_HWC, 3, axis=2)
 
 
-def reshaped(images: ImageSet, image_size: int | tuple[int, int] | None, grayscale: bool | None) -> ImageSet:
+def convert_image_set(images: ImageSet, image_size: int | tuple[int, int] | None, grayscale: bool | None) -> ImageSet:
     """Resize an image set in memory and convert its channels, with the same operations as `decode_all`."""
     channels, height, width = images.shape
     right_size = image_size is None or (height, width) == image_size or height == width == image_size
     if right_size and grayscale in (None, channels == 1):
         return images
     images_NHWC = images.images.permute(0, 2, 3, 1).numpy()
-    fitted = (image if image_size is None else fit(image, image_size) for image in images_NHWC)
+    fitted = (image if image_size is None else resize_and_crop(image, image_size) for image in images_NHWC)
     images_NCHW = np.stack([convert_channels(image, grayscale) for image in fitted]).transpose(0, 3, 1, 2)
     return image_set(images_NCHW, images.labels.numpy(), images.classes, images.source)
 
@@ -260,7 +261,7 @@ def _strict_pillow() -> Iterator[None]:
         yield
 
 
-def room(number: int, shape: tuple[int, ...], where: str) -> np.ndarray:
+def allocate_images(number: int, shape: tuple[int, ...], where: str) -> np.ndarray:
     """Allocate an array (number, C, H, W) uint8.
 
     Args:
@@ -289,7 +290,7 @@ def _brief(error: Exception) -> str:
     return "no format that Pillow supports" if "cannot identify image file" in str(error) else error_summary(error)
 
 
-def image_files(words: Sequence[str]) -> list[Path]:
+def list_image_files(words: Sequence[str]) -> list[Path]:
     """Return the given image files and the image files in the given folders.
 
     Raises:
