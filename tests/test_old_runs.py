@@ -11,7 +11,6 @@ import json
 import math
 import shlex
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +34,6 @@ RESUMED = [name for name, run in EXPECTED.items() if "resume" in run]
 OTHER_WAYS = [(name, command) for name, run in EXPECTED.items() for command in run.get("also", {})]
 # Descriptions, which are worded differently today, and the key of a setting that has another name.
 WORDED = {"seen", "picture"}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Restore the number of threads after a test, because the runs were made with one thread."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def unpacked(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs import start
+from tests.programs import error_message, start
 from zerokara.core import programs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,10 +93,8 @@ def test_every_program_starts_from_the_wheel(wheel: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("words", [["-m", "zerokara.agents.dqn"], ["-m", "zerokara", "dqn"], ["-m", "agents.dqn"]])
 def test_a_program_has_one_text_by_every_name(words: list[str], tmp_path: Path) -> None:
     """The error message is the same for every way to start a program, in any folder, and no file is created."""
-    process = start(tmp_path, *words, "--epsilon-endd", "3")
-    out, err = process.communicate(timeout=100)
-    assert (process.returncode, out) == (2, "")
-    assert err == "error: There is no flag --epsilon-endd (did you mean --epsilon-end?); --help lists them all.\n"
+    message = error_message(tmp_path, *words, "--epsilon-endd", "3")
+    assert message == "error: There is no flag --epsilon-endd (did you mean --epsilon-end?); --help lists them all.\n"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.programs import check_damage_reported, error_message, metrics, start, wait_until
+from tests.programs import Process, check_damage_reported, error_message, metrics, start, wait_until
 from tests.tensorboard_pages import curve_groups, hparams_metrics
 from zerokara.agents import dqn
 from zerokara.agents.configs.dqn import PRESETS, Config, read_config
@@ -46,7 +45,7 @@ TINY = (
 )
 
 
-def start_program(folder: Path, *words: str, module: str = "agents.dqn") -> subprocess.Popen[str]:
+def start_program(folder: Path, *words: str, module: str = "agents.dqn") -> Process:
     """Start the program as a process in a folder."""
     return start(folder, "-m", module, *words)
 

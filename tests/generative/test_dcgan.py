@@ -6,7 +6,6 @@ import contextlib
 import math
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.programs import error_message, metrics, start, wait_until
+from tests.programs import Process, error_message, metrics, start, wait_until
 from tests.tensorboard_pages import curve_groups, hparams_metrics
 from zerokara.core import checkpoint
 from zerokara.core.command_line import parse
@@ -51,7 +50,7 @@ run_main(dcgan.main)
 """
 
 
-def program(folder: Path, *words: str) -> subprocess.Popen[str]:
+def program(folder: Path, *words: str) -> Process:
     """Start the program in its own process and folder."""
     return start(folder, "-c", START, *words)
 

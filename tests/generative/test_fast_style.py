@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
-import time
+import signal
 import zipfile
 from pathlib import Path
 
@@ -16,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.programs import start, wait_until
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.core.media import png_bytes, write_png
@@ -127,15 +125,11 @@ def test_training_and_applying_a_style(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_resuming_a_killed_run_is_bitwise_exact(tmp_path: Path) -> None:
     fast_style.main([*TINY, "--name", "whole", "--quiet"])
-    environment = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", START, *TINY, "--name", "killed", "--quiet"], cwd=tmp_path, env=environment
-    )
+    process = start(tmp_path, "-c", START, *TINY, "--name", "killed", "--quiet")
     latest = Path("runs/killed/checkpoint-0.pt")
-    while not latest.exists() and process.poll() is None:
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
+    wait_until(process, latest.exists)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
     assert latest.exists()
     fast_style.main(["--name", "killed", "--resume", "--quiet"])
     whole, killed = (read_tensors(Path(f"runs/{name}/model.safetensors")) for name in ("whole", "killed"))

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
-import time
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.programs import start, wait_until
 from tests.tensorboard_pages import hparams_metrics
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
@@ -23,7 +21,6 @@ from zerokara.core.media import write_png
 from zerokara.generative import style_transfer
 from zerokara.generative.style import pictures
 
-REPO = Path(__file__).parents[2]
 TINY = (
     *(
         "content.png",
@@ -112,17 +109,11 @@ def test_colors_are_preserved(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_resuming_a_killed_run_is_bitwise_exact(tmp_path: Path) -> None:
     style_transfer.main([*TINY, "--name", "whole", "--quiet"])
-    environment = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", START, *TINY, "--name", "killed", "--quiet", "--iterations", "24"],
-        cwd=tmp_path,
-        env=environment,
-    )
+    process = start(tmp_path, "-c", START, *TINY, "--name", "killed", "--quiet", "--iterations", "24")
     latest = Path("runs/killed/checkpoint-0.pt")
-    while not latest.exists() and process.poll() is None:
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
+    wait_until(process, latest.exists)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
     assert latest.exists()
     shutil.rmtree("runs/killed/media", ignore_errors=True)
     style_transfer.main(["--name", "killed", "--resume", "--quiet"])

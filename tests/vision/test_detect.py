@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.programs import metrics, num_updates, signal_at, start, unstarted_run
+from tests.programs import Process, metrics, num_updates, signal_at, start, unstarted_run
 from tests.vision import drawn_boxes as shapes
 from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
@@ -86,13 +85,14 @@ def finished(workspace: Path) -> dict[str, Path]:
     return runs
 
 
-def program(folder: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
+def program(folder: Path, *words: str, **environment: str) -> Process:
     return start(folder, "-c", PROGRAM, *words, **environment)
 
 
 def run_program(folder: Path, *words: str) -> tuple[str, str, int]:
     process = program(folder, *words)
     out, err = process.communicate(timeout=300)
+    assert process.returncode is not None
     return out, err, process.returncode
 
 

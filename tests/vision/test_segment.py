@@ -6,8 +6,6 @@ import dataclasses
 import json
 import shutil
 import signal
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.programs import metrics, num_updates, signal_at, start, unstarted_run
+from tests.programs import Process, metrics, num_updates, signal_at, start, unstarted_run
 from tests.vision.shapes import CLASSES, SIZE, write_shapes
 from zerokara.core import checkpoint
 from zerokara.core.command_line import parse
@@ -57,12 +55,12 @@ run_main(segment.main)
 """
 
 
-def program(folder: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
+def program(folder: Path, *words: str, **environment: str) -> Process:
     """Start the program in a folder of its own."""
     return start(folder, "-c", PROGRAM, *words, **environment)
 
 
-def slow(folder: Path, *words: str) -> subprocess.Popen[str]:
+def slow(folder: Path, *words: str) -> Process:
     """Start the program with a pause after each update, so that it can be interrupted."""
     return program(folder, *words, PAUSE="0.15", NO_PICTURES="1")
 
@@ -84,7 +82,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def in_shapes_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def in_shapes_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Run in this process, in a folder with the data set shapes, without timing the hardware.
 
     Returns:
@@ -101,9 +99,7 @@ def in_shapes_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
         return load_masks(data, split, **options)
 
     monkeypatch.setattr(learner, "load_masks", load)
-    threads = torch.get_num_threads()
-    yield read
-    torch.set_num_threads(threads)
+    return read
 
 
 # ---- results and files of a run
