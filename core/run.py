@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from zerokara.core import checkpoint, media
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, error_summary, suggest, to_saved
+from zerokara.core.config import UserError, error_summary, suggest, to_dict, to_saved
 from zerokara.core.distributed import World
 from zerokara.core.machine import describe_machine, describe_versions, git_commit
 from zerokara.core.programs import command
@@ -362,6 +362,15 @@ class Run:
         if self.world.is_main:
             self.flush()
             self._board.hparams(config, metrics)
+
+    def log_results(self, step: int, config: Any, results: Mapping[str, float]) -> None:
+        """Log the results of a finished run as final/<name>, and write its settings with them to HPARAMS.
+
+        Seconds are logged as speed/<name>, so that all other values of two runs can be compared exactly.
+        """
+        tags = {name: f"{'speed' if name.endswith('_seconds') else 'final'}/{name}" for name in results}
+        self.log(step, {tags[name]: value for name, value in results.items()})
+        self.hparams(to_dict(config), list(tags.values()))
 
     def _media_path(self, tag: str, step: int, suffix: str) -> Path:
         return self.path("media", f"{re.sub(r'[^A-Za-z0-9._-]+', '-', tag)}-{step}.{suffix}")
