@@ -82,7 +82,7 @@ class Step:
     has_gradients: bool = False  # the backward pass has begun
     passes: list[Pass] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
-    scores: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # of real and generated images, of each loss
+    scores: list[tuple[Tensor | None, Tensor]] = field(default_factory=list)  # of real and generated images
     penalties: list[tuple[str, Tensor, Tensor, float]] = field(default_factory=list)  # name, scores, images, value
     losses: list[float] = field(default_factory=list)  # of the discriminator, with penalties
     rates: list[float] = field(default_factory=list)
@@ -160,10 +160,11 @@ class GanRecording:
         patch.setattr(Generator, "forward", self._generator_forward(Generator.forward))
         patch.setattr(Discriminator, "forward", self._discriminator_forward(Discriminator.forward))
         patch.setattr(dcgan, "update", self._update(dcgan.update))
+        patch.setattr(dcgan, "discriminator_loss", self._discriminator_loss(dcgan.discriminator_loss))
+        patch.setattr(dcgan, "generator_loss", self._generator_loss(dcgan.generator_loss))
         patch.setattr(dcgan, "discriminator_forward", self._loss_with_penalties(dcgan.discriminator_forward))
         for name in ("discriminator", "generator"):
             patch.setattr(dcgan, f"{name}_step", self._network_step(name, getattr(dcgan, f"{name}_step")))
-            patch.setattr(dcgan, f"{name}_loss", self._loss(getattr(dcgan, f"{name}_loss")))
         for name in ("squared_gradient_norm", "gradient_penalty"):
             patch.setattr(dcgan, name, self._penalty(name, getattr(dcgan, name)))
         patch.setattr(dcgan, "evaluate", self._in_phase("evaluation", evaluation.evaluate))
@@ -248,10 +249,17 @@ class GanRecording:
         }
         return {name: [p.detach().clone() for p in network.parameters()] for name, network in networks.items()}
 
-    def _loss(self, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def _discriminator_loss(self, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def loss(name: str, real_B: Tensor, fake_B: Tensor, *args: Any) -> Tensor:
             self._step.scores.append((real_B, fake_B))
             return original(name, real_B, fake_B, *args)
+
+        return loss
+
+    def _generator_loss(self, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def loss(name: str, fake_B: Tensor, real_B: Tensor | None = None) -> Tensor:
+            self._step.scores.append((real_B, fake_B))
+            return original(name, fake_B, real_B)
 
         return loss
 
