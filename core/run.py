@@ -20,7 +20,7 @@ import math
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -352,10 +352,16 @@ class Run:
         if self.world.is_main:
             self._board.text(tag, text)
 
-    def hparams(self, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Write the settings and final metrics of the run to TensorBoard's table of hyperparameters (HPARAMS)."""
+    def hparams(self, config: Mapping[str, Any], metrics: Iterable[str]) -> None:
+        """Write the settings of the run to TensorBoard's table of hyperparameters (HPARAMS).
+
+        Args:
+            config: settings by name.
+            metrics: names of logged scalars; the table has their last values.
+        """
         if self.world.is_main:
-            self._board.hparams(config, metrics, max(self._last_step, 0))
+            self.flush()
+            self._board.hparams(config, metrics)
 
     def _media_path(self, tag: str, step: int, suffix: str) -> Path:
         return self.path("media", f"{re.sub(r'[^A-Za-z0-9._-]+', '-', tag)}-{step}.{suffix}")

@@ -137,6 +137,7 @@ def signal_at(
     wait_until(process, lambda: num_updates(run, kind) >= update, seconds=200)
     process.send_signal(signal_number)
     out, err = process.communicate(timeout=300)
+    assert process.returncode is not None
     return out, err, process.returncode
 
 

@@ -232,7 +232,7 @@ def test_a_foreign_name_is_answered(program: str, name: str) -> None:
         ("caption", "--dataset 3", "--dataset is --data here."),
         ("caption", "--wd 3", "--wd is --weight-decay here."),
         ("caption", "--amp 3", "--amp is --precision bfloat16 here."),
-        ("caption", "--freeze-encoder 3", "--freeze-encoder is --finetune-backbone false here."),
+        ("caption", "--freeze-encoder 3", "--freeze-encoder is --no-finetune-backbone here."),
         ("caption", "--optimizer 3", "--optimizer is not an option here: the optimizer is AdamW."),
         # Larq, Brevitas
         ("binary", "--lr 3", "--lr is --learning-rate here."),

@@ -84,7 +84,8 @@ def test_a_lost_life_ends_the_return_but_not_the_episode(
         ]
         assert stored_transitions(training, env)[1] == pytest.approx([0.0 if end else GAMMA for end in terminal])
     returns, _ = ended_episodes()
-    assert (training.episodes, list(training.returns)) == (len(returns), pytest.approx(returns))
+    assert training.episodes == len(returns)
+    assert list(training.returns) == pytest.approx(returns)
     assert training.running_length_N.tolist() == [script(env)[-1].step for env in range(NUM_ENVS)]
 
 

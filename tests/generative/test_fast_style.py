@@ -140,7 +140,7 @@ def test_resuming_a_killed_run_is_bitwise_exact(tmp_path: Path) -> None:
 
 def test_model_files_are_loaded_and_others_refused(tmp_path: Path) -> None:
     network = StyleNetwork(0.125)
-    network_file.save(tmp_path / "model.safetensors", network, StyleMetadata(style="wave.jpg", width=0.125, update=7))
+    StyleMetadata(style="wave.jpg", width=0.125, update=7).save(tmp_path / "model.safetensors", network.state_dict())
     read, metadata = network_file.load(str(tmp_path))
     assert metadata == StyleMetadata(style="wave.jpg", width=0.125, update=7)
     assert all(torch.equal(x, y) for x, y in zip(network.parameters(), read.parameters(), strict=True))
@@ -157,7 +157,7 @@ def test_model_files_are_loaded_and_others_refused(tmp_path: Path) -> None:
 
 
 def test_mistakes_of_stylise(monkeypatch: pytest.MonkeyPatch) -> None:
-    network_file.save(Path("model.safetensors"), StyleNetwork(0.125), StyleMetadata(width=0.125))
+    StyleMetadata(width=0.125).save(Path("model.safetensors"), StyleNetwork(0.125).state_dict())
     with pytest.raises(UserError, match="No run was named"):
         stylise.main([])
     with pytest.raises(UserError, match="No image was named"):

@@ -28,8 +28,7 @@ from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, run_main
 from zerokara.core.data import ImageSet, glyphs
-from zerokara.core.models import model_file
-from zerokara.core.models.classifier import make_classifier
+from zerokara.core.models.classifier import ClassifierMetadata, make_classifier
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision import classify
 from zerokara.vision.classification.config import PRESETS, Config
@@ -165,7 +164,7 @@ def test_tensorboard_has_curves_images_graph_histograms_and_hparams(uninterrupte
     tags = board.Tags()
     assert set(tags["scalars"]) >= {
         *("train/loss", "train/accuracy", "train/learning_rate", "val/error", "val/loss", "speed/images_per_s"),
-        "hparam/test_error",
+        "z_final/test_error",
     }
     assert [(event.step, event.value) for event in board.Scalars("val/error")] == [
         (line["step"], pytest.approx(line["val/error"])) for line in metrics(uninterrupted) if "val/error" in line
@@ -185,7 +184,7 @@ def test_tensorboard_has_curves_images_graph_histograms_and_hparams(uninterrupte
 
 
 def test_model_file_holds_the_averaged_weights(uninterrupted: Path) -> None:
-    classifier, metadata = model_file.load(uninterrupted / "model.safetensors")
+    classifier, metadata = ClassifierMetadata.load(uninterrupted / "model.safetensors")
     state = checkpoint.load(uninterrupted / "checkpoint-0.pt", "classify")
     for name, tensor in classifier.state_dict().items():
         assert torch.equal(tensor, state["ema"]["module"][name])
@@ -293,7 +292,7 @@ def test_no_test_leaves_the_test_set_unread(fast_setup: list[str], capsys: pytes
     figures = json.loads(Path("runs/no/result.json").read_text())["figures"]
     assert list(figures) == ["validation_error"]
     assert "test error" not in capsys.readouterr().out
-    classifier, metadata = model_file.load(Path("runs/no/model.safetensors"))
+    classifier, metadata = ClassifierMetadata.load(Path("runs/no/model.safetensors"))
     state = checkpoint.load(Path("runs/no/checkpoint-0.pt"), "classify")
     assert all(torch.equal(tensor, state["network"][name]) for name, tensor in classifier.state_dict().items())
     assert metadata.figures == figures
@@ -323,7 +322,7 @@ def test_patience_ends_a_run_and_resuming_does_not_continue_it(monkeypatch: pyte
     assert num_updates(run, "classify") == 24
     state = checkpoint.load(run / "checkpoint-0.pt", "classify")
     assert (state["best"]["epoch"], state["best"]["figure"]) == (1, 0.25)
-    classifier, _ = model_file.load(run / "model.safetensors")
+    classifier, _ = ClassifierMetadata.load(run / "model.safetensors")
     assert all(torch.equal(tensor, state["best"]["weights"][name]) for name, tensor in classifier.state_dict().items())
     assert not torch.equal(
         state["best"]["weights"]["backbone.layers.0.weight"], state["ema"]["module"]["backbone.layers.0.weight"]
@@ -358,7 +357,7 @@ def test_pretrained_backbone_from_the_zoo(capsys: pytest.CaptureFixture[str]) ->
     classify.main([*words, "--weight-decay", "0", "--pretrained-backbone", "digits"])
     assert "12 of 12 tensors from" in capsys.readouterr().out
     source, _ = zoo.load("digits")
-    trained, _ = model_file.load(Path("runs/zoo/model.safetensors"))
+    trained, _ = ClassifierMetadata.load(Path("runs/zoo/model.safetensors"))
     for name, tensor in trained.backbone.state_dict().items():
         torch.testing.assert_close(tensor, source.backbone.state_dict()[name], atol=1e-6, rtol=0)
 
@@ -371,8 +370,8 @@ def test_pretrained_backbone_from_another_run(
     classify.main([*words, "--pretrained-backbone", "runs/run"])
     assert "12" in capsys.readouterr().out  # twelve tensors of six convolutions
     assert fast_setup == ["train"]
-    source, _ = model_file.load(Path("runs/run/model.safetensors"))
-    trained, _ = model_file.load(Path("runs/next/model.safetensors"))
+    source, _ = ClassifierMetadata.load(Path("runs/run/model.safetensors"))
+    trained, _ = ClassifierMetadata.load(Path("runs/next/model.safetensors"))
     for name, tensor in trained.backbone.state_dict().items():
         torch.testing.assert_close(tensor, source.backbone.state_dict()[name], atol=1e-6, rtol=0)
 

@@ -18,7 +18,7 @@ from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, run_main
 from zerokara.vision import detect, detect_compare, detect_predict
-from zerokara.vision.detection import detector as detectors
+from zerokara.vision.detection.detector import DetectorMetadata
 
 MACHINE = ("--device", "cpu", "--precision", "float32", "--threads", "1")
 SMALL = (
@@ -92,6 +92,7 @@ def program(folder: Path, *words: str, **environment: str) -> Process:
 def run_program(folder: Path, *words: str) -> tuple[str, str, int]:
     process = program(folder, *words)
     out, err = process.communicate(timeout=300)
+    assert process.returncode is not None
     return out, err, process.returncode
 
 
@@ -123,7 +124,7 @@ def test_a_run_folder_has_the_documented_files(finished: dict[str, Path]) -> Non
     media = {path.name for path in (run / "media").iterdir()}
     assert media >= {"learnt_from-0.png", "validation-60.png", "test_worst-120.png", "test_best-120.png"}
     assert list(run.glob("events.*"))
-    detector = detectors.load(run)
+    detector = DetectorMetadata.load(run)[0]
     assert detector.metadata.figures == read_results(run)
     assert detector.metadata.classes == ("disc", "square")
     weights = checkpoint.load(run / "checkpoint-0.pt", "detect")["detector"]
@@ -133,8 +134,8 @@ def test_a_run_folder_has_the_documented_files(finished: dict[str, Path]) -> Non
 
 
 def test_only_rcnn_has_svms(finished: dict[str, Path]) -> None:
-    assert detectors.load(finished["fast-rcnn"]).svm is None
-    svm = detectors.load(finished["rcnn"]).svm
+    assert DetectorMetadata.load(finished["fast-rcnn"])[0].svm is None
+    svm = DetectorMetadata.load(finished["rcnn"])[0].svm
     assert svm is not None
     assert float(svm.weight.abs().sum()) > 0
     assert float(svm.ridge.abs().sum()) > 0
@@ -170,7 +171,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert (code, err) == (0, "")
     assert len(out.strip().splitlines()) == 1
     assert metrics(run) == metrics(whole)
-    ours, theirs = detectors.load(run).state_dict(), detectors.load(whole).state_dict()
+    ours, theirs = DetectorMetadata.load(run)[0].state_dict(), DetectorMetadata.load(whole)[0].state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
@@ -204,7 +205,7 @@ def test_pretrained_backbone_is_loaded(finished: dict[str, Path], capsys: pytest
     assert "tensors from" in capsys.readouterr().out
     name = "net.backbone.bn1.running_mean"
     begun = checkpoint.load(Path("runs/begun/checkpoint-0.pt"), "detect")["detector"][name]
-    assert torch.equal(begun, detectors.load(finished["fast-rcnn"]).state_dict()[name])
+    assert torch.equal(begun, DetectorMetadata.load(finished["fast-rcnn"])[0].state_dict()[name])
 
 
 # ---- detect_predict and detect_compare

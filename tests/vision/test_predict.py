@@ -14,8 +14,7 @@ from PIL import Image
 
 from tests.programs import error_message
 from zerokara.core.config import UserError
-from zerokara.core.models import model_file
-from zerokara.core.models.model_file import ClassifierMetadata
+from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision import predict
 
@@ -88,7 +87,7 @@ def untrained(folder: Path, classes: tuple[str, ...], side: int = 32) -> Path:
         options={"width": 0.25},
         dropout=0.0,
     )
-    model_file.save(folder, metadata.build().state_dict(), metadata)
+    metadata.save(folder, metadata.build().state_dict())
     return folder
 
 

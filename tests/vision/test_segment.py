@@ -20,14 +20,14 @@ from zerokara.core import checkpoint
 from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, run_main
+from zerokara.core.data.image_files import decode
 from zerokara.core.data.masks import MaskSet, load_masks
-from zerokara.core.data.pictures import decode
 from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision import segment, segment_predict
-from zerokara.vision.segmentation import learner, model_file
+from zerokara.vision.segmentation import learner
 from zerokara.vision.segmentation.config import PRESETS, Config
-from zerokara.vision.segmentation.networks import make_segmenter
+from zerokara.vision.segmentation.networks import SegmenterMetadata, make_segmenter
 
 HARDWARE = ("--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1")
 TINY = (
@@ -126,7 +126,7 @@ def test_files_and_metrics_of_a_run(uninterrupted: Path) -> None:
     media = {path.name for path in (uninterrupted / "media").iterdir()}
     assert media >= {"augmented-0.png", "overlays-12.png", "overlays-24.png", "classes-24.png", "test_overlays-24.png"}
     assert list(uninterrupted.glob("events.*"))
-    network, metadata = model_file.load(uninterrupted / "model.safetensors")
+    network, metadata = SegmenterMetadata.load(uninterrupted / "model.safetensors")
     assert metadata.classes == CLASSES
     assert metadata.figures == results
     assert sum(parameter.numel() for parameter in network.parameters()) > 10_000
@@ -330,14 +330,14 @@ def test_overlays_masks_and_a_video(
     overlay = np.asarray(Image.open("overlays/2.png"))
     assert overlay.shape[0] > 64, "the legend is missing"
     # An image of the size of the training images is not resized.
-    network, metadata = model_file.load(uninterrupted / "model.safetensors")
+    network, metadata = SegmenterMetadata.load(uninterrupted / "model.safetensors")
     image_HWC = decode(Path("shapes/val/00.png").read_bytes(), "00.png")
     prediction_HW = segment_predict.segment_image(network, metadata, Compute(), image_HWC)
     assert np.array_equal(prediction_HW, np.asarray(Image.open("overlays/00-mask.png")))
 
 
 def test_images_are_resized_to_the_pixels_of_the_training_images(uninterrupted: Path) -> None:
-    _, metadata = model_file.load(uninterrupted / "model.safetensors")
+    _, metadata = SegmenterMetadata.load(uninterrupted / "model.safetensors")
     assert segment_predict.input_size(SIZE, metadata) == SIZE
     assert segment_predict.input_size((320, 480), metadata) == SIZE
     assert segment_predict.input_size((480, 320), metadata) == (48, 32)

@@ -19,7 +19,15 @@ def parsed(*words: str) -> Config:
 
 
 def test_old_names_are_accepted_in_saved_configs_and_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
-    old = {"learn_eye": True, "eye_learning_rate": 0.5, "at_least": 2, "longest": 7, "beams": 4, "length_power": 0.1}
+    old = {
+        "learn_eye": True,
+        "eye_learning_rate": 0.5,
+        "at_least": 2,
+        "longest": 7,
+        "beams": 4,
+        "length_power": 0.1,
+        "split": 8,
+    }
     expected = Config(
         finetune_backbone=True,
         backbone_learning_rate=0.5,
@@ -29,9 +37,14 @@ def test_old_names_are_accepted_in_saved_configs_and_on_the_command_line(capsys:
         length_penalty=0.1,
         embedding_dim=3,
         hidden_units=9,
+        split_seed=8,
     )
     assert from_dict(Config, {**old, "embedding": 3, "hidden": 9}, "config.json") == expected
-    assert parsed("--learn-eye", "false", "--beams=4") == Config(finetune_backbone=False, beam_size=4)
-    assert "--beams is called --beam-size now." in capsys.readouterr().err
+    assert parsed("--learn-eye", "false", "--beams=4", "--split", "3") == Config(
+        finetune_backbone=False, beam_size=4, split_seed=3
+    )
+    notes = capsys.readouterr().err
+    assert "--beams is called --beam-size now." in notes
+    assert "--split is called --split-seed now." in notes
     assert set(names.RENAMED.values()) <= FIELDS
     assert not names.RENAMED.keys() & FIELDS

@@ -15,8 +15,7 @@ from zerokara.core.boxes import decode, iou
 from zerokara.core.command_line import parse
 from zerokara.core.config import UserError, from_dict
 from zerokara.core.data.boxes import BoxSet, load_boxes
-from zerokara.core.models.model_file import ClassifierMetadata as ClassifierMetadata
-from zerokara.core.models.model_file import save as save_classifier
+from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.vision.detection import proposals as proposal_files
 from zerokara.vision.detection.batches import Candidates, CropBatches, ImageBatches, all_candidates
 from zerokara.vision.detection.config import PRESETS, Config, resolve_backbone
@@ -255,7 +254,7 @@ def test_backbone_width_and_stem_are_filled_in(tmp_path: Path) -> None:
         std=(0.4, 0.5, 0.6),
         options={"width": 0.5},
     )
-    save_classifier(tmp_path / "model.safetensors", known.build().state_dict(), known)
+    known.save(tmp_path / "model.safetensors", known.build().state_dict())
     from_run, metadata = resolve_backbone(Config(data="x", pretrained_backbone=str(tmp_path)))
     assert (from_run.backbone, from_run.width_multiplier, metadata) == ("resnet20", 0.5, known)
     (tmp_path / "model.safetensors").rename(tmp_path / "published.pth")
