@@ -23,6 +23,7 @@ from typing import NoReturn
 LIBRARIES = (
     *("torch", "torch.distributed", "torch._dynamo", "torch.utils.tensorboard", "numpy", "scipy.stats", "PIL.Image"),
     *("cv2", "matplotlib.pyplot", "gymnasium", "ale_py", "rich.console", "rich.table", "safetensors.torch", "psutil"),
+    *("optuna", "sqlalchemy.orm", "av"),
 )
 
 
