@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +90,7 @@ class TensorBoardWriter:
         """Write a Markdown text."""
         self._write(lambda writer: writer.add_text(tag, text))
 
-    def hparams(self, config: Mapping[str, Any], metrics: Iterable[str]) -> None:
+    def hparams(self, config: Mapping[str, Any], metrics: Sequence[str]) -> None:
         """Write settings and names of metrics for the table of hyperparameters, the most important settings first.
 
         TensorBoard sorts the columns by name. Each name therefore gets its rank as a prefix ("05 seed"), and the plain

@@ -302,9 +302,9 @@ CONDITIONS: Sequence[tuple[str, str, str, str]] = [
     ("sample", "--out a.png --folder many", 'an image grid (--folder "")', "--folder="),
     (
         "caption",
-        "--backbone-learning-rate 0.1 --finetune-backbone false",
-        "--finetune-backbone true",
-        "--finetune-backbone true",
+        "--backbone-learning-rate 0.1 --no-finetune-backbone",
+        "--finetune-backbone",
+        "--finetune-backbone",
     ),
     ("binary", "--num-hidden-layers 2 --network cnn", "--network mlp", "--network mlp"),
     ("binary", "--width-multiplier 2", "--network cnn", "--network cnn"),

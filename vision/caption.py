@@ -26,7 +26,7 @@ from typing import Any
 from zerokara.core import checkpoint
 from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.compute import Compute
-from zerokara.core.config import run_main, to_dict
+from zerokara.core.config import run_main
 from zerokara.core.data.captions import CaptionSet
 from zerokara.core.distributed import World
 from zerokara.core.models.model_file import MODEL_FILE
@@ -121,8 +121,7 @@ def finish(training: Training, run: Run) -> str:
     }
     results = {name: bleu(of_method, data.test.captions) for name, of_method in by_method.items()}
     metrics = {f"test_{name}_{key}": value for name, scores in results.items() for key, value in scores.items()}
-    run.log(training.updates, {f"final/{name}": value for name, value in metrics.items()})
-    run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in metrics.items()})
+    run.log_results(training.updates, config, metrics)
     metadata = replace(training.metadata, figures=metrics)
     metadata.save(run.path(MODEL_FILE), training.network.state_dict())
     entries = [

@@ -25,7 +25,7 @@ import torch
 
 from zerokara.core.backbones.summary import summary
 from zerokara.core.compute import Compute
-from zerokara.core.config import run_main, to_dict
+from zerokara.core.config import run_main
 from zerokara.core.distributed import World
 from zerokara.core.models.classifier import Classifier
 from zerokara.core.models.model_file import MODEL_FILE
@@ -118,8 +118,7 @@ def finish(training: Training, run: Run) -> str:
         log_misread(test, scores, training.metadata.classes, run, training.updates, tag="test_misread")
     if "test_error" in metrics:
         message += f", test error {metrics['test_error']:.2%}"
-    run.log(training.updates, {f"final/{name}": value for name, value in metrics.items()})
-    run.hparams(to_dict(config), [f"final/{name}" for name in metrics])
+    run.log_results(training.updates, config, metrics)
     metadata = dataclasses.replace(training.metadata, figures=metrics)
     metadata.save(run.path(MODEL_FILE), training.evaluation_network.state_dict())
     protocol = {

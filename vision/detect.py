@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, run_main, to_dict
+from zerokara.core.config import UserError, run_main
 from zerokara.core.data.boxes import BoxSet
 from zerokara.core.distributed import World
 from zerokara.core.media import grid
@@ -179,8 +179,7 @@ def finish(config: Config, run: Run, training: Training, data: Data, validation:
     results = {f"validation_{name}": value for name, value in scores.items()}
     if config.test:
         results |= test(config, run, training, data.test)
-    run.log(training.updates, {_metric(name): value for name, value in results.items()})
-    run.hparams(to_dict(config), [_metric(name) for name in results])
+    run.log_results(training.updates, config, results)
     training.detector.metadata = replace(training.metadata, figures=results)
     training.detector.metadata.save(run.path(MODEL_FILE), training.detector.state_dict())
     protocol = {
@@ -216,11 +215,6 @@ def test(config: Config, run: Run, training: Training, boxes: BoxSet) -> dict[st
         "proposal_seconds": statistics.median(each.seconds for each in proposals),
         "network_seconds": scored.network_seconds,
     }
-
-
-def _metric(name: str) -> str:
-    """Return the name under which a result is logged. Times are separate, so that runs can be compared without them."""
-    return f"speed/{name}" if name.endswith("_seconds") else f"final/{name}"
 
 
 def closing(config: Config, results: dict[str, float]) -> str:

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, run_main, to_dict
+from zerokara.core.config import UserError, run_main
 from zerokara.core.distributed import World
 from zerokara.core.models.model_file import MODEL_FILE
 from zerokara.core.models.weights import LoadReport, load_pretrained_backbone
@@ -143,8 +143,7 @@ def finish(training: Training, run: Run) -> str:
         iou_by_class["test"] = scores.iou_by_class(classes)
         log_classes(scores, classes, run, training.updates)
         log_overlays(test, scores, indices, run, training.updates, "test_overlays")
-    run.log(training.updates, {f"final/{name}": value for name, value in metrics.items()})
-    run.hparams(to_dict(config), [f"final/{name}" for name in metrics])
+    run.log_results(training.updates, config, metrics)
     metadata = dataclasses.replace(training.metadata, figures=metrics)
     metadata.save(run.path(MODEL_FILE), training.evaluation_network.state_dict())
     protocol = {

@@ -201,7 +201,7 @@ def resize(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def resize_and_crop_mask(mask_HW: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize and crop a mask to (H, W) like its image in `fit`, by nearest-neighbor interpolation."""
+    """Resize and crop a mask to (H, W) like its image in `resize_and_crop`, by nearest-neighbor interpolation."""
     height, width = mask_HW.shape
     scale = max(size[0] / height, size[1] / width)
     if scale != 1:

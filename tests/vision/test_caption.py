@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.programs import metrics, start, wait_until
+from tests.tensorboard_pages import hparams_metrics
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.core.media import png_bytes
@@ -66,6 +67,8 @@ def test_a_captioner_learns_to_name_colors(capsys: pytest.CaptureFixture[str], m
     figures = result["figures"]
     assert figures["nic"]["bleu4"] > 60 > figures["most_frequent"]["bleu4"]
     assert set(figures) == {"nic", "most_frequent", "nearest"}
+    expected = {f"final/test_{name}_{key}": value for name, row in figures.items() for key, value in row.items()}
+    assert hparams_metrics(Path("runs"))["run"] == pytest.approx(expected)
     assert len(result["test"]) == len(result["said"]) == 8
     html = Path("runs/run/captions.html").read_text()
     assert html.count("<article>") == 8

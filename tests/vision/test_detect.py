@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from tests.programs import Process, metrics, num_updates, signal_at, start, unstarted_run
+from tests.tensorboard_pages import hparams_metrics
 from tests.vision import drawn_boxes as shapes
 from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
@@ -129,6 +130,10 @@ def test_a_run_folder_has_the_documented_files(finished: dict[str, Path]) -> Non
     assert detector.metadata.classes == ("disc", "square")
     weights = checkpoint.load(run / "checkpoint-0.pt", "detect")["detector"]
     assert all(torch.equal(tensor, weights[name]) for name, tensor in detector.state_dict().items())
+    expected = {
+        f"speed/{name}" if name.endswith("_seconds") else f"final/{name}": v for name, v in read_results(run).items()
+    }
+    assert hparams_metrics(run.parent)[run.name] == pytest.approx(expected)
     protocol = json.loads((run / "result.json").read_text())["protocol"]
     assert [protocol[f"{part}_pictures"] for part in ("train", "validation", "test")] == [28, 4, 8]
 

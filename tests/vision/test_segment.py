@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from tests.programs import Process, metrics, num_updates, signal_at, start, unstarted_run
+from tests.tensorboard_pages import hparams_metrics
 from tests.vision.shapes import CLASSES, SIZE, write_shapes
 from zerokara.core import checkpoint
 from zerokara.core.command_line import parse
@@ -120,6 +121,8 @@ def test_files_and_metrics_of_a_run(uninterrupted: Path) -> None:
     assert [line["step"] for line in lines if "val/mean_iou" in line] == [12, 24]
     best = max(line["val/mean_iou"] for line in lines if "val/mean_iou" in line)
     assert results["validation_mean_iou"] == pytest.approx(best)
+    expected = {f"final/{name}": value for name, value in results.items()}
+    assert hparams_metrics(uninterrupted.parent)[uninterrupted.name] == pytest.approx(expected)
     assert set(result["iou_by_class"]["test"]) == set(CLASSES)
     assert results["test_mean_iou"] == pytest.approx(np.mean(list(result["iou_by_class"]["test"].values())))
     assert result["protocol"]["unlabelled"] == "not counted"

@@ -258,10 +258,10 @@ def test_the_weights_are_selected_by_the_validation_error(select: str, epoch: in
 
 
 def test_training_images_are_chosen_by_the_seed_and_validation_images_are_not(recording: Recording) -> None:
-    words = [*TINY, "--train-images", "16", "--epochs", "1", "--no-test"]
+    words = [*TINY, "--train-images", "24", "--epochs", "1", "--no-test"]
     others = [Recording(classify, Classifier, [*words, "--seed", seed, "--name", seed]) for seed in ("2", "3")]
     used = [{index for update in other.updates for index in update.indices} for other in others]
-    assert [len(indices) for indices in used] == [16, 16]
+    assert [len(indices) for indices in used] == [24, 24]
     assert used[0] != used[1]
     for other, indices in zip(others, used, strict=True):
         held_out = {index for each in other.evaluations for index in each.indices}

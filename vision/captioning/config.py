@@ -84,7 +84,7 @@ class Config:
     weights: str = ""
     """Weights of the backbone: file of torchvision. For example resnet18-f37072fd.pth; empty: random initialization."""
     finetune_backbone: bool | None = None
-    """Train the backbone as well; None: only if its weights are initialized randomly."""
+    """Train the backbone as well (None: if it starts from random weights)."""
 
     # --- decoder ---------------------------------------------------------------------------------------------------
     min_word_count: Count = 3
