@@ -12,6 +12,7 @@ os.environ["SDL_VIDEODRIVER"] = "dummy"
 # `make test` runs one process of pytest per core; a second thread in each would slow all of them down. Must be set
 # before PyTorch is imported, and holds for the processes that tests start unless they choose their threads themselves.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads of tests that use several do not wait in a loop
 
 import hypothesis
 import numpy as np

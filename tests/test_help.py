@@ -45,8 +45,8 @@ SMALL_PROGRAMS: Mapping[str, tuple[type[Any], Presets]] = {
 """Programs with few options, which have conditions but no groups."""
 FOREIGN_NAMES = [
     (program, name)
-    for program, (config_class, _) in PROGRAMS.items()
-    for name in class_mapping(config_class, "FOREIGN_NAMES")
+    for program in ("segment", "detect")
+    for name in class_mapping(PROGRAMS[program][0], "FOREIGN_NAMES")
 ]
 
 

@@ -3,48 +3,28 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from tests.programs import error_message
-from zerokara.core import data
 from zerokara.core.config import UserError
 from zerokara.core.models.classifier import ClassifierMetadata
+from zerokara.core.zoo import registry as zoo
 from zerokara.vision import predict
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a small network trained for one epoch on synthetic digits."""
-    torch.manual_seed(0)
-    images = data.load("glyphs", "train")
-    metadata = ClassifierMetadata(
-        backbone="deep_cnn",
-        head="paper",
-        classes=images.classes,
-        channels=1,
-        image_size=(28, 28),
-        mean=(0.13,),
-        std=(0.3,),
-        options={"width": 0.5},
-        dropout=0.0,
-    )
-    classifier = metadata.build().train()
-    optimizer = torch.optim.Adam(classifier.parameters(), lr=3e-3)
-    for index_B in torch.randperm(len(images)).split(100):
-        optimizer.zero_grad()
-        logits_BK = classifier(metadata.normalize(images.images[index_B].float() / 255))
-        F.cross_entropy(logits_BK, images.labels[index_B]).backward()
-        optimizer.step()
+    """Return a folder with the network of the zoo that was trained on synthetic digits."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
     folder.mkdir()
-    metadata.save(folder / "model.safetensors", classifier.state_dict())
+    shutil.copy(zoo.files()["glyphs"], folder / "model.safetensors")
     return folder
 
 
