@@ -40,6 +40,8 @@ TINY = (
     *("--eval-episodes", "2", "--eval-max-steps", "20"),
 )
 
+SCRIPTED: dict[str, Any] = {"frame_stack": 2, "image_size": SIZE, "backbone": "der"}  # settings for `ScriptedEnv`
+
 
 def config(**changes: Any) -> Config:
     options: dict[str, Any] = {"env": "zerokara/Catch-v0", "num_envs": 3, "rollout_steps": 5, "num_minibatches": 5}
@@ -130,7 +132,7 @@ def test_a_rollout_stores_the_next_value_of_each_step(
 ) -> None:
     env = ScriptedEnv(3)
     monkeypatch.setattr(envs, "make", lambda *args, **options: env)
-    training = make_training(rollout_steps=10, frame_stack=2, image_size=SIZE, backbone="der")
+    training = make_training(rollout_steps=10, **SCRIPTED)
     training.obs = env.reset(0)
     next_values: list[torch.Tensor] = []
     training.learn = lambda: next_values.append(training.next_values())  # type: ignore[method-assign]
@@ -283,14 +285,20 @@ def test_learns_catch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(line.get("eval/return_confirmed", 0.0) for line in metrics(tmp_path / "runs" / "catch")) >= 0.95 * 5
 
 
-def test_a_lost_life_is_no_terminal_and_rewards_are_raw_if_configured(make_training: Callable[..., Training]) -> None:
-    training = make_training(terminal_on_life_loss=False, clip_rewards=False)
-    training.env = Scripted()  # type: ignore[assignment]
-    training.obs = Scripted().picture(0)
+def test_a_lost_life_is_no_terminal_and_rewards_are_raw_if_configured(
+    make_training: Callable[..., Training], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = ScriptedEnv(3)
+    monkeypatch.setattr(envs, "make", lambda *args, **options: env)
+    training = make_training(terminal_on_life_loss=False, clip_rewards=False, **SCRIPTED)
+    training.obs = env.reset(0)
     training.learn = lambda: None  # type: ignore[method-assign]
     training.iterate()
-    assert training.terminal_TN.nonzero().tolist() == [[1, 0]]
-    assert training.reward_TN[3].tolist() == [4, -4, 0.5]
+    assert training.terminal_TN.nonzero().tolist() == [[3, 1], [4, 0], [4, 2]], "lives are lost in step 1"
+    for t in range(4):  # no episode has ended before
+        assert training.reward_TN[t].tolist() == [reward_of(Origin(i, 0, t)) for i in range(3)]
+    assert training.reward_TN.min() < -1
+    assert training.reward_TN.max() > 1
 
 
 def test_parts_follow_from_the_seed(make_training: Callable[..., Training]) -> None:
@@ -319,14 +327,17 @@ def test_epsilon_decays_linearly(make_training: Callable[..., Training]) -> None
     assert values == pytest.approx([0.9, 0.5, 0.1, 0.1])
 
 
-def test_epsilon_1_acts_at_random_and_epsilon_0_greedily(make_training: Callable[..., Training]) -> None:
-    training = make_training()
-    training.env = Scripted()  # type: ignore[assignment]
-    training.obs = Scripted().picture(0)
+def test_epsilon_1_acts_at_random_and_epsilon_0_greedily(
+    make_training: Callable[..., Training], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = ScriptedEnv(3)
+    monkeypatch.setattr(envs, "make", lambda *args, **options: env)
+    training = make_training(**SCRIPTED)
+    training.obs = env.reset(0)
     q_NA = training.policy.values(training.obs).clone()
     training._step(0, 0.0)
     assert training.action_TN[0].tolist() == q_NA.argmax(dim=1).tolist()
-    twin = Exploration(3, 3, seed=0)
+    twin = Exploration(3, env.num_actions, seed=0)
     twin.load_state_dict(training.exploration.state_dict())
     random_N = twin.sample(1.0)[1]
     training._step(1, 1.0)

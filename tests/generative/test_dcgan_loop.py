@@ -177,13 +177,25 @@ def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Main:
         done.append(f"train {run.folder} {world.size}")
         return "trained"
 
-    monkeypatch.setattr(Data, "load", lambda config, progress: progress("reading", 1, 2) or data)
-    monkeypatch.setattr(dcgan, "choose_compute", lambda *arguments: done.append("choose_compute") or CPU)
+    def load(config: Config, progress: Callable[[str, int, int], None]) -> Data:
+        progress("reading", 1, 2)
+        return data
+
+    def choose_compute(*arguments: Any) -> Compute:
+        done.append("choose_compute")
+        return CPU
+
+    monkeypatch.setattr(Data, "load", load)
+    monkeypatch.setattr(dcgan, "choose_compute", choose_compute)
     monkeypatch.setattr(dcgan, "train", train)
     monkeypatch.setattr(World, "close", lambda world: done.append("close"))
 
     def run_main(*words: str, world: World = World()) -> list[str]:  # noqa: B008  (frozen)
-        monkeypatch.setattr(World, "from_env", lambda device: done.append(device) or world)
+        def from_env(device: str) -> World:
+            done.append(device)
+            return world
+
+        monkeypatch.setattr(World, "from_env", from_env)
         done.clear()
         dcgan.main([*SMALL, *words])
         return done

@@ -21,6 +21,10 @@ def policy(compute: Compute | None = None, **changes: Any) -> Policy:
     return Policy(compute.module(make_network(config(**changes), OBS, ACTIONS)), compute)
 
 
+def in_training_mode(player: Policy) -> bool:
+    return player.network.training
+
+
 def observations(number: int) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (number, *OBS), np.uint8)
 
@@ -88,9 +92,14 @@ def test_the_policy_uses_the_updated_weights() -> None:
 
 
 def test_at_epsilon_1_the_network_is_not_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
-    player, evaluated = policy(), []
+    player, evaluated = policy(), list[int]()
     original = player._values
-    monkeypatch.setattr(player, "_values", lambda obs: evaluated.append(len(obs)) or original(obs))  # type: ignore[func-returns-value]
+
+    def values(obs: torch.Tensor) -> torch.Tensor:
+        evaluated.append(len(obs))
+        return original(obs)
+
+    monkeypatch.setattr(player, "_values", values)
     player.act(observations(5), 1.0, Exploration(5, ACTIONS, 3))
     assert evaluated == []
     player.act(observations(5), 0.999, Exploration(5, ACTIONS, 3))
@@ -108,15 +117,15 @@ def test_noise_follows_from_the_seed_and_is_off_by_default() -> None:
     assert torch.equal(noisy, again)
     assert not torch.equal(noisy, different)
     assert not torch.equal(noisy, first.values(obs, noisy=True)), "new noise in every call"
-    assert first.network.training
+    assert in_training_mode(first)
     without = first.values(obs).clone()
-    assert not first.network.training
+    assert not in_training_mode(first)
     torch.testing.assert_close(first.values(obs), without)
     greedy_N = first.act(obs, 0.0, Exploration(2, ACTIONS, 0))
     np.testing.assert_array_equal(greedy_N, without.argmax(dim=1).numpy())
-    assert not first.network.training, "act uses no noise unless it is told to"
+    assert not in_training_mode(first), "act uses no noise unless it is told to"
     state = first.noise.get_state()
     first.act(obs, 0.0, Exploration(2, ACTIONS, 0), noisy=True)
-    assert first.network.training
+    assert in_training_mode(first)
     assert not torch.equal(first.noise.get_state(), state)
     assert torch.equal(Policy(first.network, Compute()).noise.get_state(), torch.Generator().manual_seed(0).get_state())

@@ -21,6 +21,7 @@ from zerokara.core.config import UserError
 from zerokara.core.data import ImageSet
 from zerokara.core.distributed import World
 from zerokara.core.run import Run
+from zerokara.core.zoo import provenance, registry
 from zerokara.generative.dcgan import make_learner, update
 from zerokara.generative.gan import session as session_module
 from zerokara.generative.gan.config import KIND, PRESETS, Config
@@ -159,7 +160,7 @@ def test_a_new_run_saves_real_images_and_its_first_checkpoint(runs: Runs) -> Non
     assert saved()["learner"]["updates"] == 0
     with Image.open("runs/run/media/real-0.png") as opened:
         assert np.array_equal(np.asarray(opened), image_grid(session.data.train.images[:4]).squeeze())
-    assert session.interval_update == 0
+    assert session.interval.count == 0
 
 
 def test_a_resumed_run_continues_from_its_checkpoint(runs: Runs) -> None:
@@ -183,7 +184,7 @@ def test_a_resumed_run_continues_from_its_checkpoint(runs: Runs) -> None:
         assert torch.equal(ours, theirs)
     assert frames() == [4, 5], "later frames will be repeated"
     assert not Path("runs/run/media/real-0.png").exists()
-    assert second.interval_update == 5
+    assert second.interval.count == 5
     assert "rolled back" not in " ".join(runs.printed)
 
 
@@ -261,11 +262,14 @@ def test_a_pretrained_backbone_initializes_only_a_new_run(
     runs: Runs, monkeypatch: pytest.MonkeyPatch, resume: bool
 ) -> None:
     calls: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(session_module.zoo, "find_weights", lambda name: f"file of {name}")
-    monkeypatch.setattr(
-        session_module, "load_pretrained_backbone", lambda *arguments: calls.append(arguments) or "loaded"
-    )
-    monkeypatch.setattr(session_module.provenance, "record", lambda run, name: calls.append((run, name)))
+
+    def load(*arguments: Any) -> str:
+        calls.append(arguments)
+        return "loaded"
+
+    monkeypatch.setattr(registry, "find_weights", lambda name: f"file of {name}")
+    monkeypatch.setattr(session_module, "load_pretrained_backbone", load)
+    monkeypatch.setattr(provenance, "record", lambda run, name: calls.append((run, name)))
     if resume:
         runs.session().start()
         calls.clear()
@@ -311,7 +315,7 @@ def test_metrics_are_logged_and_shown(runs: Runs, monkeypatch: pytest.MonkeyPatc
     }
     assert shown[0][:2] == (7, session.config.updates)
     assert (shown[0][2]["D loss"], shown[0][2]["G loss"], shown[0][2]["fake"]) == (0.5, 0.25, 0.625)
-    assert session.interval_update == 7
+    assert session.interval.count == 7
     session.scores = {"fcd": 3.0, "random_fd": 4.0}
     logged_values(session)
     assert shown[1][2]["FCD"] == 3.0
@@ -378,7 +382,7 @@ def test_the_video_needs_two_frames_and_the_hyperparameters_a_score(
     session.start()
     written: list[Any] = []
     monkeypatch.setattr(session.run, "video", lambda tag, step, frames, fps: written.append((tag, step, fps)))
-    monkeypatch.setattr(session.run, "hparams", lambda config, values: written.append((config["latent_dim"], values)))
+    monkeypatch.setattr(session.run, "hparams", lambda config, names: written.append((config["latent_dim"], names)))
     train(session, 1)
     session.save_video_frame()
     session.finish()
@@ -387,4 +391,4 @@ def test_the_video_needs_two_frames_and_the_hyperparameters_a_score(
     session.save_video_frame()
     session.scores = {"fcd": 2.0}
     session.finish()
-    assert written == [("film", 2, VIDEO_FPS), (4, {"hparam/fcd": 2.0})]
+    assert written == [("film", 2, VIDEO_FPS), (4, ["eval/fcd"])]

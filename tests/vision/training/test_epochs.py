@@ -291,16 +291,17 @@ def test_saved_best_weights_do_not_change_with_the_network() -> None:
 
 def test_a_checkpoint_holds_the_whole_state() -> None:
     first, second = Counting(Config()), Counting(Config(seed=2))
+    average, second.ema = (Ema(training.network, half_life_steps=5) for training in (first, second))
+    first.ema = average
     for training in (first, second):
-        training.ema = Ema(training.network, half_life_steps=5)
         training.optimizer = torch.optim.SGD(training.network.parameters(), lr=1.0, momentum=0.5)
     first.network(torch.ones(1, 1)).sum().backward()
     first.optimizer.step()
-    first.ema.update(first.network)
+    average.update(first.network)
     first.update(torch.tensor([1, 2]))
     first.record_validation(0.5, is_best=True, save_weights=True)
     with run_of(Config()) as run:
-        save(first, run)
+        first.save(run)
         expected = torch.rand(3), torch.rand(3, generator=first.generator)
         state = checkpoint.load(Path("runs/n/checkpoint-0.pt"), "numbers")
         second.load_state_dict(state)
