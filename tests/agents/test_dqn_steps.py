@@ -5,6 +5,7 @@ The environments are those of tests/agents/scripted.py.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ def script(env: int) -> list[Origin]:
     return origins
 
 
-def run_iterations(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> dqn.Training:
+def run_iterations(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, iterations: int = STEPS, **changes: Any
+) -> dqn.Training:
     """Run iterations of the training loop in the scripted environments, with one-step returns and without updates."""
     monkeypatch.setattr(envs, "make", lambda env, num_envs, **options: ScriptedEnv(num_envs, frame_stack=1))
     config = Config(
@@ -44,7 +47,7 @@ def run_iterations(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any
     with Run(config, kind="dqn", name="scripted", resume=False, quiet=True, root=folder) as run:
         training = dqn.Training(config, run, Compute(), World())
     training.obs = training.env.reset(0)
-    for _ in range(STEPS):
+    for _ in range(iterations):
         training.iterate()
     return training
 
@@ -99,3 +102,115 @@ def ended_episodes() -> tuple[list[float], list[int]]:
                 returns.append(sum(map(reward_of, steps)))
                 lengths.append(len(steps))
     return returns, lengths
+
+
+class Filled:
+    """Replay buffer of which only the number of transitions matters."""
+
+    def __init__(self, transitions: int) -> None:
+        self.transitions, self.betas = transitions, list[float]()
+
+    def __len__(self) -> int:
+        return self.transitions
+
+    def set_beta(self, beta: float) -> None:
+        self.betas.append(beta)
+
+
+@pytest.mark.parametrize(
+    ("step", "stored", "capacity", "gradient_steps", "updates"),
+    [
+        (99, 99, 500, 1, 0),
+        (100, 100, 500, 1, 0),
+        (107, 107, 500, 1, 0),
+        (108, 108, 500, 1, 1),
+        (124, 124, 500, 1, 3),
+        (124, 124, 500, 5, 15),
+        (124, 99, 500, 1, 0),
+        (124, 100, 500, 1, 3),
+        (124, 60, 60, 1, 3),
+        (124, 59, 60, 1, 0),
+    ],
+)
+def test_updates_are_due_when_enough_steps_are_stored(
+    step: int, stored: int, capacity: int, gradient_steps: int, updates: int, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Learning starts after 100 steps or when the buffer is full; then updates are done every 8 steps.
+
+    Without enough transitions, as after a resume without a saved buffer, the updates that are due are skipped.
+    """
+    training = run_iterations(tmp_path, monkeypatch, 0)
+    training.config = dataclasses.replace(
+        training.config, learning_starts=100, replay_capacity=capacity, train_every_steps=8,
+        gradient_steps=gradient_steps,
+    )  # fmt: skip
+    done: list[int] = []
+    filled = Filled(stored)
+    training.replay, training.update = filled, lambda: done.append(training.updates)  # type: ignore[assignment]
+    training.step = step
+    training.learn()
+    assert done == list(range(updates))
+    assert training.updates == max(0, step - 100) // 8 * gradient_steps
+    assert len(filled.betas) == (updates > 0)
+    training.learn()
+    assert len(done) == updates, "they are done once"
+
+
+class OneOfTwo(World):
+    """World of two processes without communication."""
+
+    def broadcast(self, module: torch.nn.Module) -> None: ...
+
+    def any(self, flag: bool, device: torch.device | str = "cpu") -> bool:
+        return flag
+
+
+def test_two_processes_divide_the_environments_the_buffer_and_the_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(envs, "make", lambda *_, **__: ScriptedEnv(2, frame_stack=1))
+    config = Config(
+        num_envs=4, frame_stack=1, image_size=SIZE, n_step=1, hidden_units=8, width_multiplier=0.25, seed=5,
+        replay_capacity=1_001, learning_starts=100, batch_size=32, checkpoint_every_steps=100, ez_greedy_zeta=2.0,
+    )  # fmt: skip
+    with Run(config, kind="dqn", name="two", resume=False, quiet=True, root=tmp_path) as run:
+        training = dqn.Training(config, run, Compute(), OneOfTwo(rank=1, size=2))
+    seed = 5 * 1_000_003 + 10_007
+    assert (training.num_envs, training.replay.num_envs) == (2, 2)
+    assert training.replay.window == 251, "half of 1,001 transitions, rounded up, for each of two environments"
+    assert training.replay.slots - training.replay.window == (50 + 4 * 2) // 2
+    assert training.replay.folder == tmp_path / "two" / "replay-1"
+    assert training.replay.generator.initial_seed() == seed
+    assert training.policy.noise.initial_seed() == seed
+    assert training.exploration.generator.initial_seed() == seed
+    assert training.exploration._cumulative is not None
+    assert training.learner.generator is not None
+    assert training.learner.generator.initial_seed() == seed ^ 0x5EED
+    sizes: list[int] = []
+    monkeypatch.setattr(dqn, "gradient_step", lambda learner, batch: sizes.append(len(batch.action)))
+    monkeypatch.setattr(training.replay, "update_priorities", lambda error_B: None)
+    training.sample_and_update()
+    assert sizes == [16]
+    updates: list[int] = []
+    training.update = lambda: updates.append(training.updates)
+    training.replay, training.step = Filled(50), 100 + config.train_every_steps  # type: ignore[assignment]
+    training.learn()
+    assert len(updates) == config.gradient_steps, "50 of 100 steps are in this process"
+    training.replay, training.step = Filled(49), 100 + 2 * config.train_every_steps  # type: ignore[assignment]
+    training.learn()
+    assert len(updates) == config.gradient_steps
+
+
+def test_checkpoints_hold_all_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = run_iterations(tmp_path, monkeypatch, 1)
+    assert {"learner", "replay", "exploration", "noise"} <= set(training.state_dict())
+
+
+def test_the_network_follows_from_the_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(77)  # earlier random numbers do not matter
+    training = run_iterations(tmp_path, monkeypatch, 0, seed=3)
+    torch.manual_seed(3)
+    expected = dqn.make_learner(training.config, (1, SIZE, SIZE), 4, Compute(), World()).network
+    for ours, theirs in zip(training.learner.network.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(ours, theirs)

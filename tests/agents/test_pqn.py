@@ -24,6 +24,7 @@ from zerokara import envs
 from zerokara.agents import evaluate, pqn
 from zerokara.agents.configs.pqn import Config
 from zerokara.agents.pqn import Training, make_learner
+from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.network import make_pqn_network
 from zerokara.agents.viewing.loading import load_agent
 from zerokara.core import checkpoint
@@ -38,6 +39,8 @@ TINY = (
     *("--log-every-steps", "80", "--checkpoint-every-steps", "120", "--eval-every-steps", "200"),
     *("--eval-episodes", "2", "--eval-max-steps", "20"),
 )
+
+SCRIPTED: dict[str, Any] = {"frame_stack": 2, "image_size": SIZE, "backbone": "der"}  # settings for `ScriptedEnv`
 
 
 def config(**changes: Any) -> Config:
@@ -129,7 +132,7 @@ def test_a_rollout_stores_the_next_value_of_each_step(
 ) -> None:
     env = ScriptedEnv(3)
     monkeypatch.setattr(envs, "make", lambda *args, **options: env)
-    training = make_training(rollout_steps=10, frame_stack=2, image_size=SIZE, backbone="der")
+    training = make_training(rollout_steps=10, **SCRIPTED)
     training.obs = env.reset(0)
     next_values: list[torch.Tensor] = []
     training.learn = lambda: next_values.append(training.next_values())  # type: ignore[method-assign]
@@ -280,3 +283,72 @@ def test_learns_catch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pqn.main([*words, "--name", "catch"])
     # Five balls, one point each; the mean of 30 episodes reached the goal, and 30 further episodes confirm it.
     assert max(line.get("eval/return_confirmed", 0.0) for line in metrics(tmp_path / "runs" / "catch")) >= 0.95 * 5
+
+
+def test_a_lost_life_is_no_terminal_and_rewards_are_raw_if_configured(
+    make_training: Callable[..., Training], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = ScriptedEnv(3)
+    monkeypatch.setattr(envs, "make", lambda *args, **options: env)
+    training = make_training(terminal_on_life_loss=False, clip_rewards=False, **SCRIPTED)
+    training.obs = env.reset(0)
+    training.learn = lambda: None  # type: ignore[method-assign]
+    training.iterate()
+    assert training.terminal_TN.nonzero().tolist() == [[3, 1], [4, 0], [4, 2]], "lives are lost in step 1"
+    for t in range(4):  # no episode has ended before
+        assert training.reward_TN[t].tolist() == [reward_of(Origin(i, 0, t)) for i in range(3)]
+    assert training.reward_TN.min() < -1
+    assert training.reward_TN.max() > 1
+
+
+def test_parts_follow_from_the_seed(make_training: Callable[..., Training]) -> None:
+    torch.manual_seed(77)  # earlier random numbers do not matter
+    training = make_training(seed=4, ez_greedy_zeta=2.0)
+    assert training.exploration.generator.initial_seed() == 4 * 1_000_003
+    assert training.shuffle.initial_seed() == 4 * 1_000_003
+    assert (training.exploration.num_actions, len(training.exploration.action_N)) == (3, 3)
+    assert training.exploration._cumulative is not None
+    training.obs = training.env.reset(1)
+    assert {"learner", "exploration", "shuffle"} <= set(training.state_dict())
+    assert training.learner.optimizer.param_groups[0]["eps"] == 1e-8
+    assert not training.learner.has_target
+    assert training.obs_TN.dtype == torch.uint8, "four times the memory otherwise"
+    torch.manual_seed(4)
+    expected = make_pqn_network(training.config, training.env.obs_shape, 3)
+    for ours, theirs in zip(training.learner.network.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_epsilon_decays_linearly(make_training: Callable[..., Training]) -> None:
+    training = make_training(epsilon_start=0.9, epsilon_end=0.1, epsilon_decay_steps=100)
+    values = []
+    for training.step in (0, 50, 100, 300):
+        values.append(training.epsilon)
+    assert values == pytest.approx([0.9, 0.5, 0.1, 0.1])
+
+
+def test_epsilon_1_acts_at_random_and_epsilon_0_greedily(
+    make_training: Callable[..., Training], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = ScriptedEnv(3)
+    monkeypatch.setattr(envs, "make", lambda *args, **options: env)
+    training = make_training(**SCRIPTED)
+    training.obs = env.reset(0)
+    q_NA = training.policy.values(training.obs).clone()
+    training._step(0, 0.0)
+    assert training.action_TN[0].tolist() == q_NA.argmax(dim=1).tolist()
+    twin = Exploration(3, env.num_actions, seed=0)
+    twin.load_state_dict(training.exploration.state_dict())
+    random_N = twin.sample(1.0)[1]
+    training._step(1, 1.0)
+    assert torch.equal(training.action_TN[1], random_N)
+
+
+def test_minibatches_are_equal_parts_of_the_rollout(
+    make_training: Callable[..., Training], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = make_training(num_minibatches=3)
+    sizes: list[int] = []
+    monkeypatch.setattr(training.learner, "step", lambda obs, action_B, target_B: sizes.append(len(action_B)))
+    training.learn()
+    assert sizes == [5] * 3 * training.config.update_epochs

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tests.agents.scripted import SIZE, Origin, ScriptedEnv, ends_with, length_of, origin_of, reward_of
+from tests.programs import metrics
 from zerokara import envs
 from zerokara.agents import dqn
 from zerokara.agents.configs.dqn import Config
@@ -120,7 +121,7 @@ class Recording:
             patch.setattr(Session, "save", save)
             patch.setattr(session, "evaluate", evaluate)
             with Run(self.config, kind="dqn", name=name, resume=False, quiet=True, root=folder) as run:
-                dqn.train(self.config, run, Compute(), World())
+                self.closing = dqn.train(self.config, run, Compute(), World())
         self.env, self.evaluation_env = made[0], made[1] if len(made) > 1 else None
 
     def action_at(self, origin: Origin) -> int:
@@ -296,6 +297,16 @@ def test_another_seed_samples_other_transitions(
 def test_checkpoints_are_saved_when_due_and_not_before(recording: Recording) -> None:
     """The spare slots of the replay buffer suffice for all steps between two checkpoints."""
     assert recording.saves == [0, 80, 160, 240, 240]
+
+
+def test_metrics_of_the_replay_buffer_and_the_closing_message(recording: Recording) -> None:
+    rows = metrics(recording.training.run.folder)
+    assert [row["step"] for row in rows] == [40, 80, 120, 160, 200, 240]
+    # Ten steps in each of four environments, and the last observation of one truncated episode in each.
+    assert rows[0]["replay/fill"] == pytest.approx((40 + 4) / 120)
+    assert rows[-1]["replay/fill"] == 1
+    assert [row["train/learning_rate"] for row in rows] == pytest.approx([recording.config.learning_rate] * 6)
+    assert recording.closing.startswith("ALE/Pong-v5 at step 240: not evaluated yet, ")
 
 
 def test_learning_rate_decays_with_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

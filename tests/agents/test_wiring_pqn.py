@@ -14,6 +14,7 @@ import pytest
 from torch import Tensor
 
 from tests.agents.scripted import SIZE, Origin, ScriptedEnv, ends_with, length_of, origin_of, reward_of
+from tests.programs import metrics
 from zerokara import envs
 from zerokara.agents import pqn
 from zerokara.agents.configs.pqn import Config
@@ -32,6 +33,7 @@ def test_pqn_trains_on_the_lambda_returns_of_its_rollouts(tmp_path: Path, monkey
         num_envs=NUM_ENVS, frame_stack=2, image_size=SIZE, gamma=GAMMA, td_lambda=0.6, clip_rewards=False,
         rollout_steps=10, num_minibatches=4, update_epochs=2, total_steps=120, hidden_units=16, width_multiplier=0.25,
         terminal_on_life_loss=True, eval_every_steps=0, capture_video=False, device="cpu", threads=1, backbone="der",
+        log_every_steps=40, learning_rate=1e-3, final_learning_rate=1e-4, learning_rate_decay_steps=100,
     )  # fmt: skip
     env = ScriptedEnv(NUM_ENVS)
     monkeypatch.setattr(envs, "make", lambda *args, **options: env)
@@ -76,7 +78,9 @@ def test_pqn_trains_on_the_lambda_returns_of_its_rollouts(tmp_path: Path, monkey
     monkeypatch.setattr(pqn.Training, "learn", learn)
     monkeypatch.setattr(Learner, "step", step)
     with Run(config, kind="pqn", name="run", resume=False, quiet=True, root=tmp_path) as run:
-        pqn.train(config, run, Compute(), World())
+        closing = pqn.train(config, run, Compute(), World())
+    assert closing.startswith("ALE/Pong-v5 at step 120: not evaluated yet, ")
+    assert [row["train/learning_rate"] for row in metrics(tmp_path / "run")] == pytest.approx([6.4e-4, 2.8e-4, 1e-4])
     assert len(rollouts) == 3
     assert {ends_with(origin) for _, expected in rollouts for origin in expected} == {"terminal", "truncated", ""}
     for begin, expected in rollouts:

@@ -98,5 +98,24 @@ def test_signals_ask_an_open_run_to_stop(tmp_path: Path, monkeypatch: pytest.Mon
     assert signal.getsignal(signal.SIGTERM) is handler
     saved = json.loads(Path("runs/a/config.json").read_text("utf-8"))
     assert (saved["kind"], saved["extra"]) == ("kind", {"style": "x"})
-    with open_run(Config(resume=True), "kind"):  # the folder is unlocked
+
+
+def test_a_run_is_created_trained_and_closed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    closed: list[World] = []
+    monkeypatch.setattr(World, "close", lambda world: closed.append(world))  # noqa: PLW0108  (a method)
+    with open_run(Config(quiet=False), "kind") as run:
+        assert run.compute(lambda: Compute(threads=1, reason="chosen"), 5) == Compute(threads=1, reason="chosen")
+        assert closed == []
+        run.close("closing message")
+    printed = capsys.readouterr().out.splitlines()
+    assert "compute: chosen" in printed
+    assert printed[-1] == "closing message"
+    assert closed == [World()]
+    with pytest.raises(UserError, match="already holds a run"), open_run(Config(), "kind"):
         pass
+    with open_run(Config(resume=True), "kind") as run:  # the folder is unlocked
+        kept = run.compute(lambda: pytest.fail("a resumed run keeps its hardware settings"), 5)
+    assert kept == Compute(threads=1, reason="chosen")

@@ -53,3 +53,33 @@ def test_exploration_resumes_from_its_state(zeta: float | None) -> None:
     for _ in range(7):
         for ours, theirs in zip(exploration.sample(0.4), other.sample(0.4), strict=True):
             assert torch.equal(ours, theirs)
+
+
+def test_the_longest_duration_is_that_of_the_paper() -> None:
+    """A random number above the last cumulative probability, which rounding can make less than 1, has a duration."""
+    assert MAX_DURATION == 10_000
+    exploration = Exploration(2, 3, seed=4, zeta=2.0)
+    assert exploration._cumulative is not None
+    exploration._cumulative *= 0
+    explore_N, _ = exploration.sample(1.0)
+    assert explore_N.all()
+    assert exploration.remaining_N.tolist() == [MAX_DURATION - 1] * 2
+
+
+def test_a_random_action_of_one_step_is_followed_by_a_new_decision() -> None:
+    exploration = Exploration(2, 3, seed=4, zeta=2.0)
+    assert exploration._cumulative is not None
+    exploration._cumulative.fill_(1.0)  # all durations are 1
+    for epsilon in (1.0, 0.0, 1.0, 1.0, 0.0, 0.0):
+        explore_N, _ = exploration.sample(epsilon)
+        assert explore_N.tolist() == [epsilon == 1] * 2
+        assert exploration.remaining_N.tolist() == [0, 0]
+
+
+def test_actions_and_explorations_are_those_of_the_seed() -> None:
+    generator = torch.Generator().manual_seed(8)
+    action_N = torch.randint(5, (6,), generator=generator)
+    begins_N = torch.rand(6, generator=generator) < 0.5
+    explore_N, random_N = Exploration(6, 5, seed=8).sample(0.5)
+    assert torch.equal(random_N, action_N)
+    assert torch.equal(explore_N, begins_N)

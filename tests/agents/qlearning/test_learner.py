@@ -4,65 +4,18 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.agents.qlearning.sampled import SampledLearner
-from zerokara.agents.configs.dqn import Config
+from tests.agents.qlearning.sampled import ACTIONS, BATCH, OBS, SampledLearner, batches, config, make
 from zerokara.agents.dqn import dqn_loss
-from zerokara.agents.qlearning.exploration import Exploration
-from zerokara.agents.qlearning.network import make_network
-from zerokara.agents.qlearning.policy import Policy
 from zerokara.agents.qlearning.replay import Batch
 from zerokara.core.compute import Compute
 from zerokara.core.divergence import has_finite_weights
-
-OBS = (2, 20, 20)
-ACTIONS = 3
-BATCH = 6
-
-
-def config(**changes: Any) -> Config:
-    options: dict[str, Any] = {
-        "double": True,
-        "backbone": "nips",
-        "width_multiplier": 0.25,
-        "hidden_units": 8,
-        "batch_size": BATCH,
-        "learning_rate": 1e-2,
-        "optimizer_epsilon": 1e-4,
-    }
-    return Config(**(options | changes))
-
-
-def batches(seed: int = 0) -> Callable[[], Batch]:
-    """Return a function that generates random batches from a seed."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def pixels() -> Tensor:
-        return torch.randint(256, (BATCH, *OBS), generator=generator, dtype=torch.uint8)
-
-    def sample() -> Batch:
-        obs, next_obs = pixels(), pixels()
-        action_B = torch.randint(ACTIONS, (BATCH,), generator=generator)
-        reward_B = torch.randn(BATCH, generator=generator)
-        discount_B = 0.9 * (torch.rand(BATCH, generator=generator) > 0.3).float()
-        return Batch(obs, action_B, reward_B, discount_B, next_obs, torch.tensor([1.0, 1, 1, 1, 1, 0]))
-
-    return sample
-
-
-def make(
-    sample: Callable[[], Batch], *, seed: int = 0, compute: Compute | None = None, **changes: Any
-) -> SampledLearner:
-    torch.manual_seed(seed)
-    return SampledLearner(config(**changes), OBS, ACTIONS, compute or Compute(), sample)
 
 
 def weights(module: nn.Module) -> list[Tensor]:
@@ -347,77 +300,3 @@ def test_a_captured_update_equals_the_eager_update(optimizer: str) -> None:
     got, expected = graph.read_metrics(), eager.read_metrics()
     for name, value in expected.items():
         torch.testing.assert_close(got[name], value, rtol=1e-3, atol=1e-4)
-
-
-# The policy
-
-
-def policy(compute: Compute | None = None, **changes: Any) -> Policy:
-    compute = compute or Compute()
-    return Policy(compute.module(make_network(config(**changes), OBS, ACTIONS)), compute)
-
-
-def observations(number: int) -> np.ndarray:
-    return np.random.default_rng(1).integers(0, 256, (number, *OBS), np.uint8)
-
-
-def test_policy_values_are_those_of_the_network() -> None:
-    player = policy()
-    obs = observations(4)
-    q_NA = player.values(obs)
-    torch.testing.assert_close(q_NA, player.network(torch.from_numpy(obs).float() / 255))
-    assert q_NA.dtype == torch.float32
-    assert not q_NA.requires_grad
-
-
-def test_epsilon_0_is_greedy_and_epsilon_1_is_uniform() -> None:
-    player = policy()
-    obs = observations(3000)
-    exploration = Exploration(3000, ACTIONS, 0)
-    greedy_N = player.act(obs, 0.0, exploration)
-    np.testing.assert_array_equal(greedy_N, player.values(obs).argmax(dim=1).numpy())
-    random_N = player.act(obs, 1.0, exploration)
-    counts = np.bincount(random_N, minlength=ACTIONS)
-    # 1000 of each, standard deviation 26.
-    assert (np.abs(counts - 1000) < 100).all()
-    for action_N in (greedy_N, random_N):
-        assert action_N.dtype == np.int64
-        assert action_N.shape == (3000,)
-        assert action_N.min() >= 0
-        assert action_N.max() < ACTIONS
-
-
-def test_epsilon_is_the_fraction_of_random_actions() -> None:
-    player = policy()
-    out = player.network.advantage[-1]
-    assert isinstance(out, nn.Linear)
-    with torch.no_grad():
-        out.bias.copy_(torch.tensor([0.0, 1e3, 0.0]))
-    action_N = player.act(observations(3000), 0.3, Exploration(3000, ACTIONS, 0))
-    # Two thirds of the random actions differ from the greedy one: .2 of 3000, standard deviation 22.
-    assert abs((action_N != 1).sum() - 600) < 90
-
-
-@pytest.mark.parametrize("epsilon", [0.0, 0.4, 1.0])
-def test_every_call_uses_the_same_number_of_random_numbers(epsilon: float) -> None:
-    exploration, other = Exploration(5, ACTIONS, 3), Exploration(5, ACTIONS, 3)
-    player = policy()
-    for _ in range(3):
-        player.act(observations(5), epsilon, exploration)
-        player.act(observations(5), 0.7, other)
-    assert torch.equal(exploration.generator.get_state(), other.generator.get_state())
-
-
-def test_acting_does_not_change_the_global_random_state() -> None:
-    player = policy()
-    before = torch.get_rng_state()
-    player.act(observations(5), 0.5, Exploration(5, ACTIONS, 3))
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_the_policy_uses_the_updated_weights() -> None:
-    learner = make(batches(), learning_rate=0.1)
-    player = Policy(learner.network, learner.compute)
-    before = player.values(observations(4)).clone()
-    learner.update()
-    assert not torch.equal(player.values(observations(4)), before)

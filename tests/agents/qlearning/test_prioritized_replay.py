@@ -264,3 +264,28 @@ def test_a_restored_buffer_continues_bitwise_identically(tmp_path: Path, in_file
     assert len(empty) == 0
     assert empty.tree.levels[0].sum() == 0
     assert (empty.sample(8).weight == 0).all(), "no transitions"
+
+
+def test_samples_are_stratified() -> None:
+    """With equal priorities, a batch of as many samples as transitions has each of them once."""
+    envs = ScriptedEnvs(1, frame_stack=1)
+    replay = make(envs, 20, alpha=0.5)
+    for _ in range(17):
+        envs.step(replay, ["continue"])
+    for _ in range(3):
+        replay.sample(16)
+        assert sorted(replay._sampled_row_B.tolist()) == list(range(16))
+
+
+def test_weights_compensate_fully_before_beta_is_set() -> None:
+    envs = ScriptedEnvs(1, frame_stack=1)
+    replay = make(envs, 10, alpha=1.0)
+    for _ in range(4):
+        envs.step(replay, ["continue"])
+    replay._sampled_row_B = torch.tensor([0, 1])
+    replay.update_priorities(torch.tensor([4.0, 2.0]))
+    batch = replay.sample(64)
+    priority_B = replay.tree.get(replay._sampled_row_B)
+    torch.testing.assert_close(batch.weight, priority_B.min() / priority_B)
+    replay.set_beta(0.0)
+    assert replay.sample(64).weight.unique().tolist() == [1]

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from tests.agents.fakes import CPU, ScriptedEnvs, check_all, fill, make
+from zerokara.agents.qlearning import replay as replay_module
 from zerokara.agents.qlearning.replay import Replay, bytes_needed
 from zerokara.core.config import UserError
 
@@ -279,3 +280,73 @@ def test_a_buffer_without_files_resumes_empty(tmp_path: Path) -> None:
     replays[1].load_state_dict(replays[0].state_dict())
     assert (len(replays[0]), len(replays[1])) == (2, 0)
     assert not replays[0].needs_checkpoint
+
+
+@pytest.mark.parametrize("there", [0, 5, 1 << 20])
+def test_without_posix_fallocate_zeros_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: int) -> None:
+    monkeypatch.delattr(os, "posix_fallocate")
+    path, size = tmp_path / "file", 5 * (1 << 19) + 3
+    path.write_bytes(b"x" * there)
+    with path.open("ab") as file:
+        replay_module._allocate(file, size)
+    assert path.read_bytes() == b"x" * there + bytes(size - there)
+    with path.open("ab") as file:
+        replay_module._allocate(file, size)
+    assert path.stat().st_size == size
+
+
+@pytest.mark.parametrize(("needed", "fits"), [(1000, True), (1001, False)])
+def test_memory_of_a_gpu_and_of_the_machine_are_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needed: int, fits: bool
+) -> None:
+    """A buffer on a GPU in files needs no main memory; without files it needs both."""
+    gpu = torch.device("cuda")
+
+    def check(device: torch.device, folder: Path | None, *, cuda: int, main: int, disk: int) -> str:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (cuda, 10**12))
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=main))
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=disk))
+        try:
+            replay_module._check_size_fits(needed, device, folder)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    large = 10**12
+    for limit, device, folder, message in (
+        ("cuda", gpu, None, "of cuda memory"),
+        ("main", gpu, None, "of main memory"),
+        ("cuda", gpu, tmp_path, "of cuda memory"),
+        ("main", CPU, None, "of main memory"),
+        ("main", CPU, tmp_path, "of main memory"),
+        ("disk", CPU, tmp_path, "of disk space"),
+    ):
+        free = {"cuda": large, "main": large, "disk": large, limit: 1000}
+        assert (message in check(device, folder, **free)) != fits
+        assert (check(device, folder, **free) == "") == fits
+    assert check(gpu, tmp_path, cuda=large, main=0, disk=large) == ""
+    assert check(CPU, None, cuda=0, main=large, disk=0) == ""
+    (tmp_path / "frame.bin").write_bytes(bytes(600))
+    assert check(CPU, tmp_path, cuda=large, main=large, disk=401) == "", "existing files need no additional space"
+
+
+def test_a_copy_on_another_device_equals_the_reference(tmp_path: Path) -> None:
+    """The ring buffers of another device, simulated by tensors that do not share the memory of the arrays."""
+    envs = ScriptedEnvs(3)
+    replay, other = (make(envs, 60, n_step=3, folder=tmp_path, checkpoint_margin=60) for _ in range(2))
+    for buffer in (replay, other):
+        buffer._on_cpu = False
+        buffer._ring = {name: torch.zeros_like(ring) for name, ring in buffer._ring.items()}
+    fill(envs, replay, 40)
+    assert check_all(replay, envs, 3, window=20) > 30
+    other.load_state_dict(replay.state_dict())
+    assert check_all(other, envs, 3, window=20) > 30
+
+
+def test_a_restored_buffer_counts_the_steps_since_its_checkpoint(tmp_path: Path) -> None:
+    envs = ScriptedEnvs(2)
+    first, second = (make(envs, 60, folder=tmp_path, checkpoint_margin=20) for _ in range(2))
+    fill(envs, first, 25)
+    assert first.needs_checkpoint
+    second.load_state_dict(first.state_dict())
+    assert not second.needs_checkpoint

@@ -58,3 +58,25 @@ def test_target_updates_are_counted_in_agent_steps_for_any_replay_ratio() -> Non
         c = Config(train_every_steps=every, gradient_steps=at_once, target_update_steps=target)
         renewals = sum(schedules.is_target_update_due(c, u) for u in range(1, 2001))
         assert renewals == min(2000, 2000 * every // at_once // target)
+
+
+def test_values_at_the_limits_of_the_schedules() -> None:
+    assert schedules.max_n_step(Config(n_step=1)) == 1
+    assert schedules.max_n_step(Config(n_step=5, n_step_start=2)) == 5
+    # A discount factor that is not annealed stays exact, and 1 cannot be annealed exponentially.
+    annealed = Config(n_step=3, n_step_start=10, gamma=0.99, gamma_start=0.99, n_step_gamma_anneal_updates=40)
+    assert schedules.n_step_and_gamma(annealed, 20) == (5, 0.99)
+    assert schedules.n_step_and_gamma(replace(annealed, gamma=1.0, gamma_start=0.9), 0) == (10, 1.0)
+    assert schedules.is_annealed(replace(annealed, n_step_start=None))
+    assert schedules.is_annealed(replace(annealed, gamma_start=None))
+    # A target update at every step, and none before the first one is due.
+    often = Config(train_every_steps=4, gradient_steps=1, target_update_steps=4)
+    assert [schedules.is_target_update_due(often, u) for u in (1, 2)] == [True, True]
+    seldom = Config(train_every_steps=4, gradient_steps=1, target_update_steps=8)
+    assert [u for u in range(1, 7) if schedules.is_target_update_due(seldom, u)] == [2, 4, 6]
+
+
+def test_resets_and_exploration_without_an_end() -> None:
+    endless = Config(reset_every_updates=5, reset_until_updates=None)
+    assert [u for u in range(1, 21) if schedules.is_reset_due(endless, u)] == [5, 10, 15, 20]
+    assert schedules.epsilon(Config(epsilon_off_after_steps=None, epsilon_end=0.1), 10**9) == pytest.approx(0.1)

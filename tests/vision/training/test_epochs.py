@@ -46,8 +46,8 @@ class Counting(EpochTraining[nn.Linear]):
     stop_at_epoch = math.inf
     every = 1
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config, Data(), Compute(), World(), lambda: nn.Linear(1, 1), ("train/loss",))
+    def __init__(self, config: Config, world: World = World()) -> None:  # noqa: B008  (frozen)
+        super().__init__(config, Data(), Compute(), world, lambda: nn.Linear(1, 1), ("train/loss",))
         nn.init.zeros_(self.network.weight)
         self.optimizer = torch.optim.SGD(self.network.parameters(), lr=1.0)
         self.optimizer.param_groups[0]["lr_factor"] = 0.5
@@ -241,3 +241,112 @@ def test_shard_takes_every_second_image_with_two_processes() -> None:
     training = Counting(Config())
     training.world = World(rank=1, size=2)
     assert training.shard(torch.tensor([5, 6, 7, 8])).tolist() == [6, 8]
+
+
+def test_random_numbers_follow_from_seed_process_and_epoch() -> None:
+    torch.manual_seed(77)  # earlier random numbers do not matter
+    training = Counting(Config(seed=3))
+    torch.manual_seed(3)
+    assert torch.equal(training.network.bias.detach(), nn.Linear(1, 1).bias.detach())
+    assert training.generator.initial_seed() == 3 * 1_000_003
+    assert Counting(Config(seed=3), World(rank=2)).generator.initial_seed() == 3 * 1_000_003 + 2
+    training.updates = 2 * 3 + 1  # the second batch of the third epoch
+    shuffle = torch.Generator().manual_seed(3 * 7_919 + 2)
+    assert training.next_batch().tolist() == torch.randperm(14, generator=shuffle).tolist()[4:8]
+
+
+def test_fewer_images_than_a_batch_make_one_update() -> None:
+    assert Counting(Config(batch_size=15)).updates_per_epoch == 1
+    assert Counting(Config(batch_size=7)).updates_per_epoch == 2
+
+
+def test_parameter_groups_without_a_factor_have_the_learning_rate_itself() -> None:
+    training = Counting(Config())
+    del training.optimizer.param_groups[0]["lr_factor"]
+    training.set_learning_rates()
+    assert training.optimizer.param_groups[0]["lr"] == 0.25
+
+
+def test_an_equal_metric_keeps_the_first_epoch_that_had_it() -> None:
+    training = Counting(Config())
+    since = []
+    for training.updates, metric in ((3, 0.5), (6, 0.5), (9, 0.25), (12, 0.25)):
+        training.record_validation(metric, is_best=True, save_weights=False)
+        assert training.best is not None
+        assert (training.best["epoch"], training.best["figure"]) == (training.updates // 3, metric)
+        assert "weights" not in training.best
+        since.append(training.best["since"])
+    assert since == [1, 1, 3, 3]
+
+
+def test_saved_best_weights_do_not_change_with_the_network() -> None:
+    training = Counting(Config())
+    training.record_validation(0.5, is_best=True, save_weights=True)
+    assert training.best is not None
+    with torch.no_grad():
+        training.network.weight.fill_(9.0)
+    assert float(training.best["weights"]["weight"]) == 0
+    assert not training.best["weights"]["weight"].requires_grad
+
+
+def test_a_checkpoint_holds_the_whole_state() -> None:
+    first, second = Counting(Config()), Counting(Config(seed=2))
+    average, second.ema = (Ema(training.network, half_life_steps=5) for training in (first, second))
+    first.ema = average
+    for training in (first, second):
+        training.optimizer = torch.optim.SGD(training.network.parameters(), lr=1.0, momentum=0.5)
+    first.network(torch.ones(1, 1)).sum().backward()
+    first.optimizer.step()
+    average.update(first.network)
+    first.update(torch.tensor([1, 2]))
+    first.record_validation(0.5, is_best=True, save_weights=True)
+    with run_of(Config()) as run:
+        first.save(run)
+        expected = torch.rand(3), torch.rand(3, generator=first.generator)
+        state = checkpoint.load(Path("runs/n/checkpoint-0.pt"), "numbers")
+        second.load_state_dict(state)
+        assert torch.equal(torch.rand(3), expected[0])
+        assert torch.equal(torch.rand(3, generator=second.generator), expected[1])
+    assert state["hours"] > 0
+    assert second.stopwatch() >= state["hours"]
+    for ours, theirs in zip(
+        (*second.network.state_dict().values(), *second.evaluation_network.state_dict().values(), second._sums),
+        (*first.network.state_dict().values(), *first.evaluation_network.state_dict().values(), first._sums),
+        strict=True,
+    ):
+        assert torch.equal(ours, theirs)
+    momentum = [next(iter(t.optimizer.state_dict()["state"].values()))["momentum_buffer"] for t in (first, second)]
+    assert torch.equal(*momentum)
+    assert (second.updates, second.last_metric) == (first.updates, first.last_metric) == (1, 0.5)
+    assert second.best is not None
+    assert first.best is not None
+    assert {**second.best, "weights": None} == {**first.best, "weights": None}
+
+
+def test_metrics_are_written_when_they_are_logged() -> None:
+    config = Config()
+    training = Counting(config)
+    written: list[list[int]] = []
+    with run_of(config) as run:
+        run_epochs(training, run, lambda: written.append([line["step"] for line in metrics(Path("runs/n"))]))
+    assert written == [[2], [2, 4, 6], [2, 4, 6, 8]]
+
+
+def test_only_the_main_process_validates() -> None:
+    config = Config()
+    training = Counting(config)
+    training.world = World(rank=1, size=1)
+    with run_of(config) as run:
+        assert not run_epochs(training, run, lambda: pytest.fail("another process validates"))
+    assert training.updates == updates_in_checkpoint() == 9
+
+
+def test_a_signal_is_reported_and_the_run_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config()
+    training = Counting(config)
+    printed: list[str] = []
+    with run_of(config) as run:
+        monkeypatch.setattr(run, "print", printed.append)
+        run.stop_requested = "SIGINT"
+        assert run_epochs(training, run, lambda: None)
+    assert (printed, training.updates, updates_in_checkpoint()) == (["SIGINT: saving"], 1, 1)

@@ -1,0 +1,489 @@
+"""Tests of a session: when it logs, evaluates and saves, how a run ends, and what a checkpoint holds.
+
+The session has no network. It runs in the scripted environments of tests/agents/scripted.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.agents.scripted import SIZE, Origin, ScriptedEnv, origin_of
+from tests.programs import metrics
+from zerokara import envs
+from zerokara.agents.configs.dqn import Config
+from zerokara.agents.training import session
+from zerokara.agents.training.evaluation import Scores, Stopped
+from zerokara.agents.training.session import Session
+from zerokara.core import checkpoint
+from zerokara.core.compute import Compute
+from zerokara.core.config import UserError
+from zerokara.core.distributed import World
+from zerokara.core.run import Run
+from zerokara.core.zoo import provenance, registry
+
+NUM_ENVS = 4
+SETTINGS: dict[str, Any] = {
+    "num_envs": NUM_ENVS,
+    "frame_stack": 2,
+    "image_size": SIZE,
+    "total_steps": 80,
+    "eval_every_steps": 0,
+    "log_every_steps": 20,
+    "checkpoint_every_steps": 32,
+    "eval_episodes": 3,
+    "capture_video": False,
+    "name": "run",
+}
+
+
+class Learner:
+    """Learner without networks, with a record of the calls."""
+
+    def __init__(self, *, has_target: bool = True) -> None:
+        self.calls: list[str] = []
+        self.has_target, self.network = has_target, torch.nn.Module()
+        self.network.backbone = torch.nn.Linear(1, 1)
+
+    def read_metrics(self) -> dict[str, float]:
+        return {"train/loss": 0.5}
+
+    def refresh(self) -> None:
+        self.calls.append("refresh")
+
+    def update_target_network(self) -> None:
+        self.calls.append("update_target_network")
+
+
+class Policy:
+    network = torch.nn.Linear(1, 1)
+
+
+class Counter:
+    """Part of an algorithm whose state is a number."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.value = state["value"]
+
+
+class Walk(Session):
+    """Session whose iteration is one step with action 0, and one update."""
+
+    epsilon = 0.25
+
+    def __init__(self, config: Config, run: Run, world: World) -> None:
+        super().__init__(config, run, Compute(), world, "agents.dqn")
+        self.learner, self.policy = Learner(), Policy()  # type: ignore[assignment]
+        self.counter, self.generator = Counter(), torch.Generator().manual_seed(5)
+        self.register(counter=self.counter, generator=self.generator)
+
+    def iterate(self) -> None:
+        """Do one step."""
+        self.record(self.env.step(np.zeros(self.num_envs, np.int64)))
+        self.updates += 1
+        self.counter.value += 1
+
+
+class Recorded:
+    """A session, and a record of what it did at which step."""
+
+    def __init__(self, run: Run, config: Config, world: World, patch: pytest.MonkeyPatch) -> None:
+        self.made: list[tuple[str, int, dict[str, Any]]] = []  # environments
+        self.seeds: list[int] = []
+        self.evaluations: list[dict[str, Any]] = []
+        self.scores: list[Scores] = []  # of the following evaluations; the last one is repeated
+        self.images: list[tuple[Origin, int]] = []
+        self.videos: list[int] = []
+        self.saves: list[int] = []
+
+        def make(env: str, num_envs: int, **settings: Any) -> ScriptedEnv:
+            self.made.append((env, num_envs, settings))
+            scripted = ScriptedEnv(num_envs)
+            reset = scripted.reset
+
+            def recorded_reset(seed: int) -> np.ndarray:
+                self.seeds.append(seed)
+                return reset(seed)
+
+            patch.setattr(scripted, "reset", recorded_reset)
+            return scripted
+
+        def evaluate(policy: Policy, env: ScriptedEnv, **options: Any) -> Scores:
+            self.evaluations.append({"step": self.session.step, "env": env, **options})
+            if options["stop"]():
+                raise Stopped
+            return self.scores.pop(0) if len(self.scores) > 1 else self.scores[0]
+
+        def log_images(network: Any, obs: np.ndarray, channels: int, run: Run, step: int) -> None:
+            assert (network, channels) == (Policy.network, 1)
+            self.images.append((origin_of(obs[0]), step))
+
+        patch.setattr(envs, "make", make)
+        patch.setattr(session, "evaluate", evaluate)
+        patch.setattr(session, "log_images", log_images)
+        patch.setattr(session, "log_video", lambda policy, config, run, step: self.videos.append(step))
+        self.run, self.session = run, Walk(config, run, world)
+        save = run.save
+
+        def recorded_save(path: Path, state: dict[str, Any]) -> None:
+            self.saves.append(state["step"])
+            save(path, state)
+
+        patch.setattr(run, "save", recorded_save)
+
+    def train(self, *arguments: Any, each: Callable[[], object] = lambda: None) -> None:
+        """Run the loop to its end; `each` is called after every iteration."""
+        self.session.start()
+        for _ in self.session.iterations(*arguments):
+            self.session.iterate()
+            each()
+
+
+Make = Callable[..., Recorded]
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    """Return a function that creates a recorded session of the run "run", given changes of the config."""
+    with contextlib.ExitStack() as stack:
+
+        def make_session(*, resume: bool = False, world: World = World(), **changes: Any) -> Recorded:  # noqa: B008
+            stack.close()
+            config = Config(**(SETTINGS | changes))
+            run = Run(config, kind="dqn", name="run", resume=resume, quiet=True, root=tmp_path)
+            return Recorded(stack.enter_context(run), config, world, monkeypatch)
+
+        yield make_session
+
+
+def scores(mean: float, *, cut: int = 0) -> Scores:
+    return Scores((mean - 1, mean, mean + 1), (10, 20, 60), cut)
+
+
+def test_each_process_has_its_environments_and_seed(make: Make) -> None:
+    first = make(seed=3)
+    assert (first.session.num_envs, first.session.seed) == (4, 3_000_009)
+    assert first.made == [("ALE/Pong-v5", 4, first.session.config.env_settings())]
+    second = make(resume=True, seed=3, world=World(rank=1, size=2))
+    assert (second.session.num_envs, second.session.seed) == (2, 3_000_009 + 10_007)
+    assert second.made[0][1] == 2
+    assert len(second.session.running_return_N) == len(second.session.running_length_N) == 2
+
+
+def test_a_new_run_resets_its_environments_with_its_seed(make: Make) -> None:
+    recorded = make(seed=900_000)
+    recorded.session.start()
+    assert recorded.seeds == [(900_000 * 1_000_003) % 2**31]
+    assert [origin_of(recorded.session.obs[i]) for i in range(NUM_ENVS)] == [Origin(i, 0, 0) for i in range(NUM_ENVS)]
+    assert recorded.run.extra["environment"] == {"frame_skip": 4}
+    assert recorded.session.learner.calls == []  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("has_target", [True, False])
+def test_a_new_run_loads_a_pretrained_backbone(make: Make, monkeypatch: pytest.MonkeyPatch, has_target: bool) -> None:
+    recorded, loaded = make(), []
+    learner = recorded.session.learner = Learner(has_target=has_target)  # type: ignore[assignment]
+    monkeypatch.setattr(registry, "find_weights", lambda name: f"file of {name}")
+    monkeypatch.setattr(session, "load_pretrained_backbone", lambda *arguments: loaded.append(arguments))
+    monkeypatch.setattr(provenance, "record", lambda *arguments: loaded.append(arguments))
+    recorded.session.start("zoo")
+    assert loaded == [(learner.network.backbone, "file of zoo"), (recorded.run, "zoo")]
+    assert learner.calls == ["refresh", "update_target_network"][: 1 + has_target]
+
+
+def test_it_logs_evaluates_and_saves_when_due(make: Make, tmp_path: Path) -> None:
+    recorded = make(eval_every_steps=48)
+    recorded.scores = [scores(2.0, cut=1), scores(3.0)]
+    recorded.train(lambda: {"more": recorded.session.step}, lambda: recorded.session.step == 8)
+    assert recorded.saves == [0, 8, 32, 64, 80], "at the start, when needed, when due, at the end"
+    assert [evaluation["step"] for evaluation in recorded.evaluations] == [48]
+    assert recorded.images == [(Origin(0, 0, 0), 0), (Origin(0, 2, 4), 48)]
+    assert recorded.videos == []
+    rows = metrics(tmp_path / "run")
+    logged = [row for row in rows if "more" in row]
+    assert [row["step"] for row in logged] == [row["more"] for row in logged] == [20, 40, 60, 80]
+    assert logged[0]["train/epsilon"] == 0.25
+    assert [row["train/updates"] for row in logged] == [5, 10, 15, 20]
+    # Episodes of 5, 3, 7 steps in even environments, of 4, 6, 2 in odd ones.
+    assert [row["train/games"] for row in logged] == [4, 8, 12, 16]
+    assert logged[0]["train/length"] == np.mean([4, 4, 5, 5])
+    assert logged[1]["train/length"] == np.mean([4, 4, 5, 5, 3, 3, 6, 6])
+    assert logged[-1]["train/return"] == pytest.approx(recorded.session.mean_return)
+    assert logged[-1]["train/loss"] == 0.5
+    (evaluated,) = [row for row in rows if "eval/return" in row]
+    assert evaluated == {"step": 48, "eval/return": 2.0, "eval/length": 30.0, "eval/cut": 1}
+    assert recorded.session.last_score == 2.0
+    assert not recorded.session.evaluation_pending
+    assert recorded.session.closing_message().startswith(
+        "ALE/Pong-v5 at step 80: evaluation 2.00, last 16 training episodes "
+    )
+    assert recorded.session.closing_message().endswith("; watch it with: python -m agents.play runs/run")
+
+
+def test_metrics_before_the_first_update_and_episode(make: Make, tmp_path: Path) -> None:
+    recorded = make(total_steps=8, log_every_steps=8)
+    recorded.train(each=lambda: setattr(recorded.session, "updates", 0))
+    assert recorded.session.mean_return is None
+    (row,) = metrics(tmp_path / "run")
+    assert row == {"step": 8, "train/epsilon": 0.25, "train/games": 0, "train/updates": 0}
+
+
+def test_videos_are_recorded_if_configured(make: Make) -> None:
+    recorded = make(eval_every_steps=40, capture_video=True)
+    recorded.scores = [scores(2.0)]
+    recorded.train()
+    assert recorded.videos == [40, 80]
+
+
+def test_returns_are_those_of_the_last_100_episodes(make: Make) -> None:
+    recorded = make()
+    walk = recorded.session
+    ends = np.array([False, True, False, True])
+    for k in range(130):
+        reward_N = np.array([1, k, 2, 0.5], np.float32)
+        walk.record(envs.Step(np.zeros(0), reward_N, ends & (k % 2 == 0), ends & (k % 2 == 1), ends, np.zeros(0)))
+    assert walk.episodes == 260
+    assert list(walk.returns) == [value for k in range(80, 130) for value in (k, 0.5)]
+    assert list(walk.lengths) == [1] * 100
+    assert walk.mean_return == pytest.approx((np.mean(range(80, 130)) + 0.5) / 2)
+    assert walk.running_return_N.tolist() == [130, 0, 260, 0]
+    assert walk.running_length_N.tolist() == [130, 0, 130, 0]
+    assert walk.step == 130 * NUM_ENVS
+
+
+def test_evaluations_have_their_own_seeds_and_reuse_their_environments(make: Make) -> None:
+    recorded = make(seed=7, eval_epsilon=0.03, eval_max_steps=99)
+    recorded.scores = [scores(0.0)]
+    for step, repetition in ((40, 0), (40, 1), (1_000_043, 0)):
+        recorded.session.step = step
+        recorded.session.evaluate(lambda: False, repetition)
+    assert [call.pop("seed") for call in recorded.evaluations] == [
+        500_000_000 + 7 * 1_009 + 40,
+        500_000_000 + 7 * 1_009 + 7_919 + 40,
+        500_000_000 + 7 * 1_009 + 40,
+    ]
+    assert recorded.made[1:] == [("ALE/Pong-v5", 3, recorded.session.config.env_settings())]
+    call = recorded.evaluations[0]
+    assert (call["episodes_per_env"], call["epsilon"], call["max_steps"]) == (1, 0.03, 99)
+    assert call["env"] is recorded.evaluations[2]["env"] is not recorded.session.env
+
+
+@pytest.mark.parametrize(
+    ("goal", "returns", "since", "due"),
+    [
+        (10.0, [9.5] * 20, 20_000, True),
+        (10.0, [9.4] * 20, 20_000, False),
+        (10.0, [9.5] * 19, 20_000, False),
+        (10.0, [9.5] * 20, 19_999, False),
+        (10.0, [0.0] * 30 + [9.5] * 20, 30_000, True),
+        (10.0, [20.0] * 30 + [9.0] * 20, 30_000, False),
+        (10.0, [0.0] + [10.0] * 19, 30_000, True),
+        (10.0, [-1.0] + [10.0] * 19, 30_000, False),
+        (None, [9.5] * 20, 20_000, False),
+    ],
+)
+def test_an_early_evaluation_is_due_near_the_goal(
+    make: Make, goal: float | None, returns: list[float], since: int, due: bool
+) -> None:
+    recorded = make(stop_at_return=goal)
+    recorded.session.returns.extend(returns)
+    recorded.session.last_evaluation_step = 1_000
+    recorded.session.step = 1_000 + since
+    assert recorded.session.is_early_evaluation_due() is due
+
+
+def test_an_early_evaluation_is_done_between_iterations(make: Make) -> None:
+    recorded = make(stop_at_return=10.0, num_envs=4, total_steps=1_000_000)
+    recorded.scores = [scores(10.0)]
+
+    def jump() -> None:
+        recorded.session.returns.extend([10.0] * 20)
+        recorded.session.lengths.extend([1] * 20)
+        recorded.session.step += 10_000
+
+    recorded.train(each=jump)
+    assert [evaluation["step"] for evaluation in recorded.evaluations] == [20_008, 20_008]
+
+
+@pytest.mark.parametrize(
+    ("means", "evaluated_at", "confirmed"),
+    [
+        ([4.9, 5.0, 5.0], [20, 40, 40], [None, 5.0]),
+        ([5.0, 4.9, 4.0], [20, 20, 40, 60, 80], [4.9, None, None, None]),
+        ([4.0], [20, 40, 60, 80], [None] * 4),
+    ],
+)
+def test_a_run_ends_when_a_second_evaluation_confirms_the_goal(
+    make: Make, tmp_path: Path, means: list[float], evaluated_at: list[int], confirmed: list[float | None]
+) -> None:
+    recorded = make(stop_at_return=5.0, eval_every_steps=20, total_steps=80)
+    recorded.scores = [scores(mean, cut=i) for i, mean in enumerate(means)]
+    recorded.train()
+    assert [evaluation["step"] for evaluation in recorded.evaluations] == evaluated_at
+    seeds = [evaluation["seed"] - evaluation["step"] for evaluation in recorded.evaluations]
+    again = [i > 0 and evaluated_at[i] == evaluated_at[i - 1] for i in range(len(evaluated_at))]
+    assert seeds == [500_001_009 + 7_919 * second for second in again], "the second evaluation has another seed"
+    rows = [row for row in metrics(tmp_path / "run") if "eval/return" in row]
+    assert [row.get("eval/return_confirmed") for row in rows] == confirmed
+    assert ["eval/cut_confirmed" in row for row in rows] == [value is not None for value in confirmed]
+    assert recorded.session.goal_reached == (confirmed[-1] is not None)
+    assert recorded.session.step == evaluated_at[-1]
+    assert recorded.saves[-1] == evaluated_at[-1]
+    assert "watch it with" in recorded.session.closing_message()
+
+
+def test_a_negative_goal_is_compared_as_it_is(make: Make) -> None:
+    recorded = make(stop_at_return=-5.0, eval_every_steps=20)
+    recorded.scores = [scores(-5.0), scores(-5.5), scores(-6.0)]
+    recorded.train()
+    assert len(recorded.evaluations) == 5, "the second one did not confirm the first"
+
+
+def test_only_the_main_process_evaluates(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = make(eval_every_steps=20, world=World(rank=1, size=1))
+    recorded.session.evaluation_pending = True
+    recorded.train()
+    assert recorded.evaluations == []
+    assert recorded.session.step == 80
+
+
+def test_a_signal_ends_the_run_after_the_iteration(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded, printed = make(), list[str]()
+    monkeypatch.setattr(recorded.run, "print", printed.append)
+
+    def stop() -> None:
+        recorded.run.stop_requested = "SIGTERM" if recorded.session.step == 24 else None
+
+    recorded.train(each=stop)
+    assert recorded.session.step == 24
+    assert recorded.saves == [0, 24]
+    assert printed == ["SIGTERM: saving"]
+    assert recorded.session.closing_message().endswith(
+        "not evaluated yet, last 4 training episodes 3.52; resume with: python -m agents.dqn --name run --resume"
+    )
+
+
+def test_an_interrupted_evaluation_is_not_logged_and_repeated_by_the_resumed_run(make: Make, tmp_path: Path) -> None:
+    recorded = make(eval_every_steps=40)
+    recorded.scores = [scores(2.0)]
+
+    def stop() -> None:
+        recorded.run.stop_requested = "SIGTERM" if recorded.session.step == 40 else None
+
+    recorded.train(each=stop)
+    assert recorded.session.evaluation_pending
+    assert (recorded.session.last_score, recorded.session.last_evaluation_step) == (None, 0)
+    again = make(resume=True, eval_every_steps=40)
+    again.scores = [scores(2.0), scores(4.0)]
+    again.train()
+    assert [evaluation["step"] for evaluation in again.evaluations] == [40, 80]
+    assert not again.session.evaluation_pending
+    assert [row["step"] for row in metrics(tmp_path / "run") if "eval/return" in row] == [40, 80]
+    assert (again.session.last_score, again.session.last_evaluation_step) == (4.0, 80)
+
+
+def test_a_pending_evaluation_that_reaches_the_goal_ends_the_resumed_run(make: Make) -> None:
+    recorded = make(stop_at_return=2.0)
+    recorded.session.start()
+    recorded.session.evaluation_pending = True
+    recorded.session.save()
+    again = make(resume=True, stop_at_return=2.0)
+    again.scores = [scores(2.0)]
+    again.train()
+    assert again.session.step == 0
+    assert len(again.evaluations) == 2
+
+
+def test_a_resumed_run_continues_from_its_checkpoint(make: Make, tmp_path: Path) -> None:
+    recorded = make(total_steps=52, eval_every_steps=20)
+    recorded.scores = [scores(1.5)]
+    recorded.train()
+    first = recorded.session
+    expected = torch.rand(3, generator=first.generator)
+    numbers = torch.rand(3), np.random.rand(3)  # noqa: NPY002  (of the global generators)
+
+    state = checkpoint.load(tmp_path / "run" / "checkpoint-0.pt", "dqn")
+    assert (state["num_actions"], state["hours"] > 0) == (4, True)
+    again = make(resume=True, total_steps=80, eval_every_steps=0)
+    second = again.session
+    second.start()
+    assert again.seeds == []
+    assert second.resumed
+    assert [origin_of(second.obs[i]) for i in range(NUM_ENVS)] == [origin_of(first.obs[i]) for i in range(NUM_ENVS)]
+    assert torch.equal(torch.rand(3, generator=second.generator), expected)
+    assert torch.equal(torch.rand(3), numbers[0])
+    assert np.array_equal(np.random.rand(3), numbers[1])  # noqa: NPY002
+    assert second.counter.value == 13
+    for name in ("step", "updates", "episodes", "last_score", "last_evaluation_step", "evaluation_pending"):
+        assert getattr(second, name) == getattr(first, name), name
+    assert (second.step, second.updates, second.episodes) == (52, 13, 10)
+    assert (list(second.returns), list(second.lengths)) == (list(first.returns), list(first.lengths))
+    assert second.running_return_N.tolist() == first.running_return_N.tolist() != [0] * 4
+    assert second.running_length_N.tolist() == first.running_length_N.tolist() != [0] * 4
+    assert second.running_length_N.dtype == first.running_length_N.dtype
+    assert second.clock() >= state["hours"]
+    second.obs = first.obs
+    for _ in second.iterations():
+        second.iterate()
+    assert again.saves == [64, 80], "no checkpoint at the start of a resumed run"
+    assert again.images == []
+
+
+def test_non_finite_weights_are_not_saved(make: Make) -> None:
+    recorded = make()
+    recorded.session.start()
+    recorded.session.save()
+    with torch.no_grad():
+        next(recorded.session.learner.network.parameters()).fill_(float("nan"))
+    with pytest.raises(UserError, match=r"diverged at step 0: .*NaN or Inf"):
+        recorded.session.save()
+    assert recorded.saves == [0]
+
+
+def last_value(rows: Sequence[dict[str, Any]], name: str) -> float | None:
+    values = [row[name] for row in rows if name in row]
+    return values[-1] if values else None
+
+
+def test_final_scores_are_recorded_with_the_hyperparameters(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for every_steps, expected in ((0, {"train/return"}), (40, {"train/return", "eval/return"})):
+        recorded, written = make(eval_every_steps=every_steps, resume=every_steps > 0), list[str]()
+        recorded.scores = [scores(2.0)]
+        monkeypatch.setattr(recorded.run, "hparams", lambda config, names, written=written: written.extend(names))
+        if every_steps:
+            recorded.session.run._resume = False
+        recorded.train()
+        assert set(written) == expected
+        rows = metrics(tmp_path / "run")
+        assert last_value(rows, "train/return") == pytest.approx(recorded.session.mean_return)
+        assert last_value(rows, "eval/return") == (2.0 if every_steps else None)
+
+
+def test_settings_of_environment_and_preset_are_printed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded, printed = make(), list[str]()
+    monkeypatch.setattr(recorded.run, "print", printed.append)
+    recorded.session.print_settings(["fewer frames"], lives=3)
+    assert printed == ["preset fast differs from its paper: fewer frames", "ALE/Pong-v5: frame_skip 4, lives 3"]
+
+
+def test_checkpoints_hold_plain_values(make: Make) -> None:
+    recorded = make()
+    recorded.train()
+    state = recorded.session.state_dict()
+    plain = {name: state[name] for name in ("step", "updates", "games", "returns", "lengths", "running_return")}
+    assert json.loads(json.dumps(plain)) == plain
