@@ -307,6 +307,10 @@ class Run:
         """Print a line above the progress bar."""
         self._progress.print(text)
 
+    def print_stop(self) -> None:
+        """Print that the run is saved because a signal asked this or another process to stop."""
+        self.print(f"{self.stop_requested or 'another process was asked to stop'}: saving")
+
     def warn(self, text: str) -> None:
         """Print a warning, also in a quiet run. A repeated warning is printed once."""
         if self.world.is_main and text not in self._warned:

@@ -227,6 +227,6 @@ def run_updates(
             training.save(run)
         stopping = world.any(bool(run.stop_requested), device)
     if stopping:
-        run.print(f"{run.stop_requested}: saving")
+        run.print_stop()
         training.save(run)
     return stopping

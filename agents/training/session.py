@@ -100,7 +100,7 @@ class Session(ABC):
     @property
     @abstractmethod
     def epsilon(self) -> float:
-        """Probability of a random action at this step."""
+        """Probability that a random action is taken (with ez-greedy exploration: started) at this step."""
 
     @property
     def mean_return(self) -> float | None:
@@ -199,7 +199,7 @@ class Session(ABC):
             if due(config.checkpoint_every_steps) or checkpoint_needed():
                 self.save()
         if run.stop_requested:
-            run.print(f"{run.stop_requested}: saving")
+            run.print_stop()
         self.save()
         known = {"eval_return": self.last_score, "train_return": self.mean_return}
         run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in known.items() if value is not None})

@@ -6,6 +6,8 @@ import contextlib
 import copy
 import os
 import runpy
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,7 +184,7 @@ def test_a_rollout_stores_the_next_value_of_each_step(make_training: Callable[..
     training.env = Scripted()  # type: ignore[assignment]
     training.obs = Scripted().picture(0)
     next_values: list[torch.Tensor] = []
-    training.learn = lambda: next_values.append(training.next_value_TN.clone())  # type: ignore[method-assign]
+    training.learn = lambda: next_values.append(training.next_values())  # type: ignore[method-assign]
     training.iterate()
     values = [training.policy.values(Scripted().picture(10 * t)).amax(dim=1) for t in range(6)]
     after_cut = training.policy.values(Scripted().picture(200)).amax(dim=1)
@@ -279,6 +281,26 @@ def test_only_the_program_sets_the_openmp_spin_count(monkeypatch: pytest.MonkeyP
     with pytest.raises(SystemExit):
         runpy.run_path(pqn.__file__, run_name="__main__")
     assert os.environ["GOMP_SPINCOUNT"] == "10000"
+
+
+def test_the_program_sets_the_openmp_spin_count_before_pytorch_is_imported(tmp_path: Path) -> None:
+    """OpenMP reads the variable once, when PyTorch is imported."""
+    code = (
+        "import os, runpy, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch':\n"
+        "            print('spin count', os.environ.get('GOMP_SPINCOUNT'), flush=True)\n"
+        "            os._exit(0)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "runpy.run_module('agents.pqn', run_name='__main__')\n"
+    )
+    env = {key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"}
+    env["PYTHONPATH"] = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "spin count 10000\n"
 
 
 @pytest.mark.slow
