@@ -111,10 +111,13 @@ def _accepts(target: EnvSpec | Callable[..., Env], argument: str) -> bool:
 
 
 def _beginning(env: SingleEnv, action_T: list[int]) -> list[tuple[bytes, float, bool, bool]]:
-    """Return frames, rewards and endings of the beginning of an episode."""
+    """Return frames, rewards and endings of the beginning of an episode, up to an exception if there is one."""
     result = [(env.begin(seed=2).tobytes(), 0.0, False, False)]
     for action in action_T:
-        outcome = env.advance(action)
+        try:
+            outcome = env.advance(action)
+        except UserError:  # it is raised again when the run reaches it
+            break
         result.append((outcome.frame.tobytes(), outcome.reward, outcome.terminal, outcome.truncated))
         if outcome.terminal or outcome.truncated:
             break

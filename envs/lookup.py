@@ -78,7 +78,8 @@ def _import(module_name: str, env: str) -> Any:
         raise UserError(f"There is no file {module_name}, which {env!r} names: give the path of a Python file.")
     name = f"zerokara_env_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:

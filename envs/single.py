@@ -5,6 +5,7 @@ Shapes: F channels of one frame (1 grayscale, 3 RGB), H, W pixels.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Callable
@@ -159,10 +160,8 @@ class SingleEnv:
 
     def recreate(self) -> None:
         """Replace the environment by a new one, after an exception."""
-        try:
+        with contextlib.suppress(Exception):  # a broken environment may not even close
             self.env.close()
-        except Exception:  # noqa: BLE001  (a broken environment may not even close)
-            pass
         self.env = self._make_env()
 
     def render(self) -> np.ndarray:
