@@ -175,6 +175,10 @@ _ENVIRONMENT = (
     "frame_stack",
     "image_size",
     "grayscale",
+    "env_kwargs",
+    "obs_key",
+    "obs_range",
+    "env_errors",
     "clip_rewards",
     "terminal_on_life_loss",
 )

@@ -181,6 +181,20 @@ class Replay:
         self._starts_episode = terminal | truncated
         self._update_sampling_range()
 
+    def end_episodes(self) -> None:
+        """End the episodes whose next step will not be stored, because the environments start new ones.
+
+        The newest slot becomes the last observation of a truncated episode: returns bootstrap from it.
+        """
+        envs = np.flatnonzero(~self._starts_episode & (self.head > 0))
+        row = envs * self.slots + (self.head[envs] - 1) % self.slots
+        # A lost life has already ended the returns of its slot.
+        row = row[(self._host["flag"][row] & TERMINAL) == 0]
+        self._host["flag"][row] |= LAST
+        if not self._on_cpu:
+            self._ring["flag"].copy_(torch.from_numpy(self._host["flag"]))
+        self._starts_episode[:] = True
+
     @property
     def oldest(self) -> np.ndarray:
         """(E,) oldest slot that can be sampled; older slots are used only as frames of its stack."""

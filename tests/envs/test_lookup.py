@@ -62,10 +62,11 @@ def test_a_class_in_a_module_and_from_python(file: Path, monkeypatch: pytest.Mon
 
 
 def test_an_id_that_a_module_registers(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file.write_text(SOURCE + "gymnasium.register('Blink-v3', entry_point=Blink, max_episode_steps=2)\n")
+    registering = SOURCE + "gymnasium.register('Blink-v3', entry_point=Blink, max_episode_steps=2)\n"
+    file.with_name("my_envs.py").write_text(registering)
     monkeypatch.syspath_prepend(str(file.parent))
     try:
-        env = envs.make("my_env:Blink-v3", 1)
+        env = envs.make("my_envs:Blink-v3", 1)
         assert env.id == "Blink-v3"
         env.reset(0)
         assert [bool(env.step(np.array([0])).truncated[0]) for _ in range(3)] == [False, True, False]

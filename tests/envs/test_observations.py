@@ -11,6 +11,7 @@ from gymnasium import spaces
 from zerokara.envs.observations import ImageFormat, ObservationError, find_image, parse_kwargs, read_rendered
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
+IMAGE[0, 0] = 0, 255, 100
 Range = tuple[float, float] | None
 
 
