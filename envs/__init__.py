@@ -81,6 +81,7 @@ def make(
     obs_key: str = "",
     obs_range: tuple[float, float] | None = None,
     restart_on_error: bool = False,
+    workers: int = 0,
     **settings: Any,
 ) -> VectorEnv:
     """Create a vector environment with N copies of an environment.
@@ -96,6 +97,7 @@ def make(
         obs_key: key of the image in observations that are a Dict; empty: the only image.
         obs_range: values of black and white in the observations; None: as the observation space declares them.
         restart_on_error: an environment that raises an exception starts a new episode; see `GymnasiumVectorEnv`.
+        workers: worker processes among which Gymnasium environments are divided; 0: they run in this process.
         settings: override the protocol (`repeat_action_probability`, `noop_max` in frames, `fire_reset`, `frame_skip`,
             `full_action_space`, `max_episode_frames`, where 0 means no limit and is not allowed for Atari;
             `reseed_every_steps`, see envs/atari.py) and the format of observations (`frame_stack` in frames, `size` in
@@ -109,6 +111,7 @@ def make(
     overrides = _validate_settings(settings)
     _validate("num_envs", num_envs, (int, 1, 100_000))
     _validate("num_threads", num_threads, (int, 0, 4_096))
+    _validate("workers", workers, (int, 0, 4_096))
     if protocol not in PROTOCOLS:
         raise UserError(f"unknown protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}.")
     only_gymnasium = {
@@ -130,7 +133,9 @@ def make(
         active = _round_time_limit(
             id, {**_OBSERVATION_DEFAULTS, "frame_skip": 1, "max_episode_frames": 0, **overrides, **given}
         )
-        return make_gymnasium_env(id, target, num_envs, active, render=render, restart_on_error=restart_on_error)
+        return make_gymnasium_env(
+            env, num_envs, active, render=render, restart_on_error=restart_on_error, workers=workers
+        )
     _reject_gymnasium_settings(id, given)
     active = {
         "protocol": protocol,

@@ -249,7 +249,6 @@ def make_rendered_atari(spec: EnvSpec, num_envs: int, settings: Mapping[str, Any
     def make_env() -> gymnasium.Env[Any, Any]:
         env = create(
             spec.id,
-            spec,
             render_mode="rgb_array",
             frameskip=1,
             repeat_action_probability=settings["repeat_action_probability"],

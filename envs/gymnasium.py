@@ -1,8 +1,9 @@
 """Vector environment of Gymnasium environments with discrete actions and image observations or rendered images.
 
-The single environments are stepped in a Python loop in this process. Resuming replays the actions of each episode from
-its seed (envs/action_log.py), so it is exact for every environment that is a function of its seed. Of an environment
-that is not, and of one that raised an exception, the episodes are started again.
+The single environments are stepped in a Python loop in this process, or in worker processes (envs/pools.py). Resuming
+replays the actions of each episode from its seed (envs/action_log.py), so it is exact for every environment that is a
+function of its seed. Of an environment that is not, and of one that raised an exception, the episodes are started
+again.
 
 Shapes: N environments, K stacked frames, F channels per frame (1 grayscale, 3 RGB), C = K * F, H, W pixels.
 """
@@ -10,7 +11,6 @@ Shapes: N environments, K stacked frames, F channels per frame (1 grayscale, 3 R
 from __future__ import annotations
 
 import inspect
-from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,9 @@ from gymnasium import spaces
 from zerokara.core.config import UserError
 from zerokara.envs.action_log import ActionLog
 from zerokara.envs.base import FrameStack, Step, VectorEnv
+from zerokara.envs.lookup import find
 from zerokara.envs.observations import ImageFormat, ObservationError, find_image, parse_kwargs
+from zerokara.envs.pools import SerialPool, make_pool
 from zerokara.envs.single import Env, Outcome, SingleEnv, create
 
 if TYPE_CHECKING:
@@ -32,13 +34,13 @@ REPRODUCIBILITY_STEPS = 16  # steps of the episode that is compared with its rep
 
 
 def make_gymnasium_env(
-    name: str,
-    target: EnvSpec | Callable[..., Env],
+    env: str | Callable[..., Env],
     num_envs: int,
     settings: Mapping[str, Any],
     *,
     render: bool,
     restart_on_error: bool,
+    workers: int,
 ) -> GymnasiumVectorEnv:
     """Create N copies of an environment; see `GymnasiumVectorEnv`.
 
@@ -46,29 +48,30 @@ def make_gymnasium_env(
     with it, and the settings contain `continuous: False`.
 
     Args:
-        name: name of the environment in messages.
-        target: its spec in Gymnasium's registry, or its class.
+        env: as in `envs.lookup.find`.
         num_envs: N.
         settings: active settings (envs/__init__.py).
         render: enable `render()`.
         restart_on_error: see `GymnasiumVectorEnv`.
+        workers: see `GymnasiumVectorEnv`.
 
     Raises:
         UserError: the environment cannot be created, has neither image observations nor rgb_array rendering, or has no
             discrete actions.
     """
+    name, target = find(env)
     try:
         kwargs = parse_kwargs(settings.get("env_kwargs", {}))
     except ObservationError as error:
         raise UserError(f"{name} {error}") from None
-    first = create(name, target, **kwargs)
+    first = create(env, **kwargs)
     env_settings = dict(settings)
     if not isinstance(first.action_space, spaces.Discrete):
         accepted = inspect.signature(type(first.unwrapped).__init__).parameters
         if "continuous" in accepted and "continuous" not in kwargs:
             kwargs["continuous"] = env_settings["continuous"] = False
             first.close()
-            first = create(name, target, **kwargs)
+            first = create(env, **kwargs)
         if not isinstance(first.action_space, spaces.Discrete):
             raise UserError(
                 f"{name} has the action space {first.action_space}, which is not supported: "
@@ -91,7 +94,7 @@ def make_gymnasium_env(
     first.close()
     return GymnasiumVectorEnv(
         name,
-        partial(create, name, target, **kwargs),
+        partial(create, env, **kwargs),
         num_envs,
         {**env_settings, "pixels": "render()" if image is None else str(image)},
         image,
@@ -99,6 +102,7 @@ def make_gymnasium_env(
         max_steps=settings["max_episode_frames"] // settings["frame_skip"],
         render=render,
         restart_on_error=restart_on_error,
+        workers=workers,
     )
 
 
@@ -110,22 +114,8 @@ def _accepts(target: EnvSpec | Callable[..., Env], argument: str) -> bool:
     return argument in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
-def _beginning(env: SingleEnv, action_T: list[int]) -> list[tuple[bytes, float, bool, bool]]:
-    """Return frames, rewards and endings of the beginning of an episode, up to an exception if there is one."""
-    result = [(env.begin(seed=2).tobytes(), 0.0, False, False)]
-    for action in action_T:
-        try:
-            outcome = env.advance(action)
-        except UserError:  # it is raised again when the run reaches it
-            break
-        result.append((outcome.frame.tobytes(), outcome.reward, outcome.terminal, outcome.truncated))
-        if outcome.terminal or outcome.truncated:
-            break
-    return result
-
-
 class GymnasiumVectorEnv(VectorEnv):
-    """Vector environment of N single Gymnasium environments, stepped one after another.
+    """Vector environment of N single Gymnasium environments.
 
     Args:
         id: name of the environment in messages.
@@ -135,9 +125,10 @@ class GymnasiumVectorEnv(VectorEnv):
         image: image in the observations; None: the rendered image is used.
         action_repeat: number of times each action is repeated; rewards are summed; stops at the end of the episode.
         max_steps: time limit of an episode in steps; 0: only the environment's own limit.
-        render: enable `render()`.
+        render: enable `render()`; the environments then run in this process.
         restart_on_error: an environment that raises an exception is created again and starts a new episode; its
             episode is truncated and counted in `errors`. False: the exception ends the program.
+        workers: worker processes among which the environments are divided; 0: they run in this process.
 
     Raises:
         UserError: an environment cannot be reset or rendered, or its observations are not those that its space
@@ -156,6 +147,7 @@ class GymnasiumVectorEnv(VectorEnv):
         max_steps: int,
         render: bool,
         restart_on_error: bool = False,
+        workers: int = 0,
     ) -> None:
         self.id, self.num_envs, self.settings = id, num_envs, dict(settings)
         self._size, grayscale = settings["size"], settings["grayscale"]
@@ -169,9 +161,10 @@ class GymnasiumVectorEnv(VectorEnv):
             action_repeat=action_repeat,
             max_steps=max_steps,
         )
-        self._envs = [make_single(index=i) for i in range(num_envs)]
+        self._pool = make_pool(make_single, num_envs, 0 if render else workers)
         self._image, self._render, self._restart_on_error = image, render, restart_on_error
-        self.num_actions, self.action_names = self._envs[0].num_actions, self._envs[0].action_names()
+        (self.action_names,) = self._pool.call([(0, "action_names", ())])
+        self.num_actions = len(self.action_names)
         self.frame_channels = 1 if grayscale else 3
         frame_shape = (self.frame_channels, self._size, self._size)
         self._stack = FrameStack(self.num_envs, settings["frame_stack"], frame_shape)
@@ -192,13 +185,13 @@ class GymnasiumVectorEnv(VectorEnv):
         It also finds a missing renderer and unsupported observations before the run starts.
         """
         action_T = np.random.default_rng(0).integers(self.num_actions, size=REPRODUCIBILITY_STEPS).tolist()
-        self._envs[0].begin(seed=1)
-        episode = _beginning(self._envs[0], action_T)
+        (episode,) = self._pool.call([(0, "beginning", (action_T, True))])
         if self.num_envs > 1:
-            return _beginning(self._envs[1], action_T) == episode
+            (repetition,) = self._pool.call([(1, "beginning", (action_T, False))])
+            return bool(episode == repetition)
         other = make_single(index=0)
         try:
-            return _beginning(other, action_T) == episode
+            return bool(episode == other.beginning(action_T, False))
         finally:
             other.env.close()
 
@@ -208,20 +201,17 @@ class GymnasiumVectorEnv(VectorEnv):
 
     def _begin_all(self, seed_N: np.ndarray) -> np.ndarray:
         """Start an episode in every environment. Returns the observations."""
-        frame_N = np.stack([self._begin(i, int(seed)) for i, seed in enumerate(seed_N)])
+        frames = self._pool.call([(i, "begin", (seed,)) for i, seed in enumerate(seed_N.tolist())])
         self._action_N = None
         self._started = True
-        return self._stack.push(frame_N, np.ones(self.num_envs, bool))
-
-    def _begin(self, i: int, seed: int) -> np.ndarray:
-        """Start an episode of environment i. Returns its first frame."""
-        return self._envs[i].begin(seed)
+        return self._stack.push(np.stack(frames), np.ones(self.num_envs, bool))
 
     def _send(self, action_N: np.ndarray) -> None:
         if not self._started or self._action_N is not None:
             missing = "recv()" if self._started else "reset()"
             raise RuntimeError(f"send() must follow reset() or recv(): call {missing} first")
         self._action_N = action_N.copy()
+        self._pool.send([(i, "advance", (action,)) for i, action in enumerate(action_N.tolist())])
 
     def recv(self) -> Step:
         """See `VectorEnv.recv`.
@@ -237,32 +227,30 @@ class GymnasiumVectorEnv(VectorEnv):
         frame_N = np.empty((self.num_envs, self.frame_channels, self._size, self._size), np.uint8)
         reward_N = np.zeros(self.num_envs, np.float32)
         terminal_N, truncated_N, life_lost_N = (np.zeros(self.num_envs, bool) for _ in range(3))
-        for i in range(self.num_envs):
-            frame_N[i], *outcome = self._advance(i, int(action_N[i]))
-            reward_N[i], terminal_N[i], truncated_N[i], life_lost_N[i] = outcome
+        for i, result in enumerate(self._pool.receive()):
+            outcome = self._after_exception(i, result) if isinstance(result, UserError) else result
+            frame_N[i], reward_N[i], terminal_N[i], truncated_N[i], life_lost_N[i] = outcome
         last_obs = obs = self._stack.push(frame_N, np.zeros(self.num_envs, bool))
         ended_N = terminal_N | truncated_N
         if ended_N.any():
-            seeds = self._log.reseed(ended_N)
+            seeds = self._log.reseed(ended_N).tolist()
+            ended = np.flatnonzero(ended_N).tolist()
             obs = last_obs.copy()
             obs[ended_N] = 0
-            for i, seed in zip(np.flatnonzero(ended_N).tolist(), seeds.tolist(), strict=True):
-                obs[i, -self.frame_channels :] = self._begin(i, seed)
+            calls = [(i, "begin", (seed,)) for i, seed in zip(ended, seeds, strict=True)]
+            obs[ended, -self.frame_channels :] = np.stack(self._pool.call(calls))
             self._stack.obs = obs
         return Step(obs, reward_N, terminal_N, truncated_N, life_lost_N, last_obs)
 
-    def _advance(self, i: int, action: int) -> Outcome:
-        """Do one step of environment i. After an exception, its episode is truncated at the last frame."""
-        try:
-            return self._envs[i].advance(action)
-        except UserError as error:
-            if not self._restart_on_error:
-                raise
-            self.errors += 1
-            self.warnings.append(f"{error} The episode is truncated, and the environment is created again.")
-            self._envs[i].recreate()
-            last_frame = self._stack.obs[i, -self.frame_channels :]
-            return Outcome(last_frame, 0.0, terminal=False, truncated=True, life_lost=False)
+    def _after_exception(self, i: int, error: UserError) -> Outcome:
+        """Create environment i again. Its episode is truncated at the last frame."""
+        if not self._restart_on_error:
+            raise error
+        self.errors += 1
+        self.warnings.append(f"{error} The episode is truncated, and the environment is created again.")
+        self._pool.call([(i, "recreate", ())])
+        last_frame = self._stack.obs[i, -self.frame_channels :]
+        return Outcome(last_frame, 0.0, terminal=False, truncated=True, life_lost=False)
 
     def state_dict(self) -> dict[str, Any]:
         """See `VectorEnv.state_dict`."""
@@ -299,9 +287,10 @@ class GymnasiumVectorEnv(VectorEnv):
     def _replay(self) -> np.ndarray:
         """Repeat the current episode of each environment. Returns the observations at its end."""
         obs = np.zeros_like(self._stack.obs)
-        for i, seed in enumerate(self._log.seeds(np.ones(self.num_envs, bool))):
-            frames = deque([self._begin(i, int(seed))], maxlen=self.settings["frame_stack"])
-            frames.extend(self._envs[i].advance(int(action)).frame for action in self._log.actions(i))
+        seeds = self._log.seeds(np.ones(self.num_envs, bool)).tolist()
+        frame_stack = self.settings["frame_stack"]
+        calls = [(i, "replay", (seed, self._log.actions(i).tolist(), frame_stack)) for i, seed in enumerate(seeds)]
+        for i, frames in enumerate(self._pool.call(calls)):
             newest = np.concatenate(frames)
             obs[i, -len(newest) :] = newest
         return obs
@@ -310,7 +299,8 @@ class GymnasiumVectorEnv(VectorEnv):
         """See `VectorEnv.render`. Returns the unscaled observation if the environment cannot render."""
         if not self._render:
             return super().render()
-        first = self._envs[0]
+        assert isinstance(self._pool, SerialPool)
+        first = self._pool.envs[0]
         if self._image is not None and first.env.render_mode == "rgb_array":
             return first.render()
         picture = first.picture
@@ -321,5 +311,4 @@ class GymnasiumVectorEnv(VectorEnv):
     def close(self) -> None:
         """Close the environments."""
         self._started = False
-        for single in self._envs:
-            single.env.close()
+        self._pool.close()

@@ -77,10 +77,14 @@ def _import(module_name: str, env: str) -> Any:
     if not path.is_file():
         raise UserError(f"There is no file {module_name}, which {env!r} names: give the path of a Python file.")
     name = f"zerokara_env_{path.stem}"
+    version = (str(path.resolve()), path.stat().st_mtime_ns)
+    if getattr(sys.modules.get(name), "zerokara_version", None) == version:
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    module.zerokara_version = version  # type: ignore[attr-defined]
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)

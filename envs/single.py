@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import cv2
 import gymnasium
@@ -17,30 +18,34 @@ import numpy as np
 from gymnasium import spaces
 
 from zerokara.core.config import UserError
+from zerokara.envs.lookup import find
 from zerokara.envs.observations import ImageFormat, ObservationError, read_rendered
-
-if TYPE_CHECKING:
-    from gymnasium.envs.registration import EnvSpec
 
 Env = gymnasium.Env[Any, Any]
 
 
-def create(name: str, target: EnvSpec | Callable[..., Env], **kwargs: Any) -> Env:
-    """Create an environment from its spec or class, and convert every exception to a UserError of one sentence.
+def create(env: str | Callable[..., Env], **kwargs: Any) -> Env:
+    """Create an environment from its id or class, and convert every exception to a UserError of one sentence.
+
+    Args:
+        env: as in `envs.lookup.find`.
+        kwargs: arguments of the environment.
 
     Raises:
-        UserError: a required package is not installed, or the environment cannot be created for another reason.
+        UserError: there is no such environment, a required package is not installed, or it cannot be created for
+            another reason.
     """
+    name, target = find(env)
     try:
         if callable(target):
             return target(**kwargs)
         # Gymnasium's checker warns about style and slows down the first step.
         return gymnasium.make(target.id, disable_env_checker=True, **kwargs)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _user_error(name, "be created", error) from error
 
 
-def _user_error(name: str, what: str, error: Exception) -> UserError:
+def _user_error(name: str, what: str, error: BaseException) -> UserError:
     """Describe why the environment cannot `what`, and name the package to install if that is the reason."""
     if isinstance(error, gymnasium.error.DependencyNotInstalled):
         commands = re.findall("`(pip install [^`]*)`", str(error))
@@ -105,7 +110,7 @@ class SingleEnv:
         """Latest image before conversion to a frame, uint8 (H, W), (H, W, 1) or (H, W, 3)."""
 
     def action_names(self) -> tuple[str, ...]:
-        """Return the names of the actions, or their numbers."""
+        """Return the names of the actions, or their numbers as in the action space."""
         meanings = getattr(self.env.unwrapped, "get_action_meanings", None)
         names = meanings() if meanings else range(self._first_action, self._first_action + self.num_actions)
         return tuple(str(name) for name in names)
@@ -118,7 +123,7 @@ class SingleEnv:
         """
         try:
             obs, info = self.env.reset(seed=seed)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise _user_error(self.name, f"be reset with seed {seed}", error) from error
         self._age = 0
         self._lives = info.get("lives", 0)
@@ -141,7 +146,7 @@ class SingleEnv:
                 total += float(reward)
                 if terminated or truncated:
                     break
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(
                 f"{self.name} raised {type(error).__name__}: {error}; this happened {where}. The error is in the "
                 f"environment itself."
@@ -157,6 +162,27 @@ class SingleEnv:
         life_lost = bool(lives < self._lives) and not (terminal or truncated)
         self._lives = lives
         return Outcome(self._frame(obs, where), total, terminal, truncated, life_lost)
+
+    def replay(self, seed: int, action_T: Sequence[int], frames: int) -> np.ndarray:
+        """Repeat an episode. Returns its last frames (K, F, H, W), at most `frames`."""
+        newest = deque([self.begin(seed)], maxlen=frames)
+        newest.extend(self.advance(int(action)).frame for action in action_T)
+        return np.stack(newest)
+
+    def beginning(self, action_T: Sequence[int], after_another_episode: bool) -> list[tuple[bytes, float, bool, bool]]:
+        """Return frames, rewards and endings of the beginning of an episode, up to an exception if there is one."""
+        if after_another_episode:
+            self.begin(seed=1)
+        result = [(self.begin(seed=2).tobytes(), 0.0, False, False)]
+        for action in action_T:
+            try:
+                outcome = self.advance(action)
+            except UserError:  # it is raised again when the run reaches it
+                break
+            result.append((outcome.frame.tobytes(), outcome.reward, outcome.terminal, outcome.truncated))
+            if outcome.terminal or outcome.truncated:
+                break
+        return result
 
     def recreate(self) -> None:
         """Replace the environment by a new one, after an exception."""
@@ -174,7 +200,7 @@ class SingleEnv:
             return read_rendered(self.env.render())
         except ObservationError as error:
             raise UserError(f"{self.name} {error}") from None
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise _user_error(self.name, "render", error) from error
 
     def _frame(self, obs: Any, where: str) -> np.ndarray:

@@ -76,6 +76,9 @@ class Settings:
     """Key of the image in observations that are a Dict; empty: the only image."""
     obs_range: tuple[float, ...] = ()
     """Values of black and white in the observations, such as 0 255; empty: as the environment declares them."""
+    env_workers: Annotated[int, Range(0)] = 0
+    """Worker processes among which Gymnasium environments are divided, for environments that are slow in Python; 0:
+    they run in the process that trains."""
     env_errors: Literal["stop", "restart"] = "stop"
     """If a Gymnasium environment raises an exception: stop the run, or truncate the episode and restart the
     environment. With restart, a resumed run also starts new episodes where the old ones cannot be repeated."""
@@ -165,6 +168,8 @@ class Settings:
             given["obs_key"] = self.obs_key
         if self.obs_range:
             given["obs_range"] = self.obs_range
+        if self.env_workers:
+            given["workers"] = self.env_workers
         if self.env_errors == "restart":
             given["restart_on_error"] = True
         return {

@@ -178,6 +178,7 @@ _ENVIRONMENT = (
     "env_kwargs",
     "obs_key",
     "obs_range",
+    "env_workers",
     "env_errors",
     "clip_rewards",
     "terminal_on_life_loss",

@@ -12,7 +12,16 @@ from zerokara.core.run_config import configure
 ConfigT = TypeVar("ConfigT", bound=Settings)
 
 # Fields that may differ when a run is resumed.
-CHANGEABLE = {"resume", "quiet", "total_steps", "stop_at_return", "eval_episodes", "capture_video", "env_errors"}
+CHANGEABLE = {
+    "resume",
+    "quiet",
+    "total_steps",
+    "stop_at_return",
+    "eval_episodes",
+    "capture_video",
+    "env_errors",
+    "env_workers",
+}
 
 
 def read_agent_config(

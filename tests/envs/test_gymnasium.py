@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import cv2
@@ -189,6 +190,54 @@ def test_actions_that_do_not_start_at_0() -> None:
     assert [env.step(np.array([a])).reward[0] for a in range(3)] == [-1, 0, 1]
     with pytest.raises(ValueError, match="between 0 and 2"):
         env.step(np.array([3]))
+
+
+WORKER_SOURCE = (
+    Path(__file__).read_text("utf-8").split("@pytest.fixture")[0]
+    + """
+
+class Quitting(Toy):
+    def step(self, action):
+        if self.steps == 18:
+            import os
+            os._exit(3)
+        return super().step(action)
+"""
+)
+
+
+def test_worker_processes_give_the_same_steps_and_states(tmp_path: Path) -> None:
+    """The file is imported by the workers, which know nothing of this process."""
+    (tmp_path / "toy_env.py").write_text(WORKER_SOURCE)
+    kwargs = {"script": {2: "die", 5: "raise", 7: "end"}, "error": None}
+
+    def make(workers: int) -> envs.VectorEnv:
+        return envs.make(f"{tmp_path}/toy_env.py:Toy", 3, workers=workers, env_kwargs=kwargs)
+
+    serial, parallel, resumed = make(0), make(2), make(3)
+    assert np.array_equal(serial.reset(4), parallel.reset(4))
+    rng = np.random.default_rng(0)
+    for step in range(20):
+        action_N = rng.integers(0, 3, 3)
+        pair = serial.step(action_N), parallel.step(action_N)
+        assert all(np.array_equal(a, b) for a, b in zip(*pair, strict=True))
+        if step % 9 == 5:
+            assert np.array_equal(resumed.load_state_dict(parallel.state_dict()), pair[0].obs)
+    for env in (serial, parallel, resumed):
+        env.close()
+
+
+def test_an_error_in_a_worker_process_is_that_of_the_environment(tmp_path: Path) -> None:
+    (tmp_path / "toy_env.py").write_text(WORKER_SOURCE)
+    with pytest.raises(UserError, match=r"Toy cannot be created: TypeError"):
+        envs.make(f"{tmp_path}/toy_env.py:Toy", 2, workers=2, env_kwargs={"kinds": 3})
+    env = envs.make(f"{tmp_path}/toy_env.py:Quitting", 2, workers=2, env_kwargs={"script": {30: "end"}})
+    env.reset(0)
+    for _ in range(18):
+        env.step(np.array([0, 0]))
+    with pytest.raises(UserError, match=r"worker process of the environments ended with exit code 3.*--env-workers 0"):
+        env.step(np.array([0, 0]))
+    env.close()
 
 
 @pytest.mark.parametrize("kind", ["rgb", "vector"])
