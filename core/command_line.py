@@ -31,6 +31,8 @@ from zerokara.core.config import (
     describe_type,
     field_types,
     flag,
+    is_switch,
+    negated_flag,
     note,
     rename,
     split_annotation,
@@ -138,6 +140,11 @@ def _parser(config_class: type[Any], presets: Iterable[str]) -> argparse.Argumen
             parser.add_argument(name, nargs="*" if several else "?", metavar=positional.word, **keywords)
         elif hint is bool:
             parser.add_argument(flag(name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, dest=name)
+        elif is_switch(annotation):  # bool | None: also --x true, --x false and --x None
+            parser.add_argument(flag(name), dest=name, nargs="?", const=True, **keywords)
+            parser.add_argument(
+                negated_flag(name), dest=name, action="store_const", const=False, default=argparse.SUPPRESS
+            )
         else:
             parser.add_argument(flag(name), dest=name, nargs="*" if several else None, **keywords)
     return parser
@@ -298,10 +305,13 @@ def _word_error(config_class: type[Any], word: str) -> str:
 
 def _value_error(config_class: type[Any], argument: str, words: Sequence[str]) -> str:
     """Return the error message for a flag whose value is missing or has the wrong type."""
-    name = argument.split(", ")[0].removeprefix("--no-").removeprefix("--").replace("-", "_")
+    option = argument.split("/")[0]  # "--double/--no-double" of a switch
+    name = option.removeprefix("--no-").removeprefix("--").replace("-", "_")
     types_ = field_types(config_class)
     if name not in types_:
         return "The command line could not be read; see --help."
+    if types_[name] is bool or option == negated_flag(name):
+        return f"{option} takes no value: write {flag(name)} or {negated_flag(name)}."
     given = _value_of(flag(name), words)
     wrong = f"cannot be {given!r}: it must be" if given else "needs a value:"
     return f"{flag(name)} {wrong} {describe_type(types_[name])}."

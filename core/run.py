@@ -16,11 +16,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import math
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -32,15 +31,14 @@ from torch import Tensor, nn
 
 from zerokara.core import checkpoint, media
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, error_summary, suggest, to_saved
+from zerokara.core.config import UserError, error_summary, suggest, to_dict, to_saved
 from zerokara.core.distributed import World
 from zerokara.core.machine import describe_machine, describe_versions, git_commit
+from zerokara.core.metrics import Scalar, as_numbers, json_line
 from zerokara.core.programs import command
 from zerokara.core.progress import Progress
 from zerokara.core.report import write_json
 from zerokara.core.tensorboard_writer import TensorBoardWriter
-
-Scalar = float | int | np.floating[Any] | np.integer[Any] | torch.Tensor
 
 
 class Run:
@@ -222,10 +220,10 @@ class Run:
         if not self._pending:
             return
         pending, self._pending = self._pending, []
-        rows = _as_numbers(pending)
+        rows = as_numbers(pending)
         self._last_step = max(self._last_step, *(step for step, _ in rows))
         with self._warn_on_failure("metrics.jsonl"):
-            self._append("".join(_json_line(step, row) for step, row in rows).encode())
+            self._append("".join(json_line(step, row) for step, row in rows).encode())
         self._board.scalars(rows)
 
     def _append(self, lines: bytes) -> None:
@@ -352,10 +350,25 @@ class Run:
         if self.world.is_main:
             self._board.text(tag, text)
 
-    def hparams(self, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Write the settings and final metrics of the run to TensorBoard's table of hyperparameters (HPARAMS)."""
+    def hparams(self, config: Mapping[str, Any], metrics: Sequence[str]) -> None:
+        """Write the settings of the run to TensorBoard's table of hyperparameters (HPARAMS).
+
+        Args:
+            config: settings by name.
+            metrics: names of logged scalars; the table has their last values.
+        """
         if self.world.is_main:
-            self._board.hparams(config, metrics, max(self._last_step, 0))
+            self.flush()
+            self._board.hparams(config, metrics)
+
+    def log_results(self, step: int, config: Any, results: Mapping[str, float]) -> None:
+        """Log the results of a finished run as final/<name>, and write its settings with them to HPARAMS.
+
+        Seconds are logged as speed/<name>, so that all other values of two runs can be compared exactly.
+        """
+        tags = {name: f"{'speed' if name.endswith('_seconds') else 'final'}/{name}" for name in results}
+        self.log(step, {tags[name]: value for name, value in results.items()})
+        self.hparams(to_dict(config), list(tags.values()))
 
     def _media_path(self, tag: str, step: int, suffix: str) -> Path:
         return self.path("media", f"{re.sub(r'[^A-Za-z0-9._-]+', '-', tag)}-{step}.{suffix}")
@@ -426,26 +439,3 @@ def _events_folder(folder: Path) -> Path:
     """
     old = folder / "tensorboard"
     return old if old.is_dir() else folder
-
-
-def _as_numbers(pending: list[tuple[int, dict[str, Scalar]]]) -> list[tuple[int, dict[str, float]]]:
-    """Convert tensors to Python numbers, with one transfer per device."""
-    by_device: dict[torch.device, list[tuple[dict[str, Any], str]]] = {}
-    rows: list[tuple[int, dict[str, Any]]] = [(step, {**row}) for step, row in pending]
-    for _, row in rows:
-        for key, value in row.items():
-            if isinstance(value, torch.Tensor):
-                by_device.setdefault(value.device, []).append((row, key))
-    for device, cells in by_device.items():
-        wide = torch.float32 if device.type == "mps" else torch.float64  # float64 is exact for counters too
-        values = torch.stack([row[key].reshape(()).to(wide) for row, key in cells]).tolist()
-        for (row, key), value in zip(cells, values, strict=True):
-            row[key] = value if row[key].dtype.is_floating_point else int(value)
-    whole = (int, np.integer, np.bool_)
-    return [(step, {key: int(v) if isinstance(v, whole) else float(v) for key, v in row.items()}) for step, row in rows]
-
-
-def _json_line(step: int, row: Mapping[str, float]) -> str:
-    """Format one line of metrics.jsonl; NaN and Inf become null, because JSON cannot represent them."""
-    finite = {key: value if math.isfinite(value) else None for key, value in row.items()}
-    return json.dumps({"step": step, **finite}, allow_nan=False) + "\n"

@@ -26,9 +26,10 @@ from zerokara.core import checkpoint, schedules
 from zerokara.core.compute import Compute, Precision
 from zerokara.core.config import Range, UserError, flag, run_main, to_dict
 from zerokara.core.data import DATASETS, ImageSet, hold_out
-from zerokara.core.data.sources import home, locate
+from zerokara.core.data.image_files import resize
+from zerokara.core.data.sources import data_folder, find_data
 from zerokara.core.distributed import World
-from zerokara.core.media import grid
+from zerokara.core.media import grid, to_uint8
 from zerokara.core.programs import command, program_command, resume_command
 from zerokara.core.run import Run
 from zerokara.core.run_config import configure
@@ -39,14 +40,13 @@ from zerokara.generative.gan.config import Config as DataConfig
 from zerokara.generative.gan.data import load_split
 from zerokara.generative.style import names, network
 from zerokara.generative.style.critic import Losses, PerceptualLoss, Weights
-from zerokara.generative.style.network import MODEL_FILE, StyleMetadata, StyleNetwork
+from zerokara.generative.style.network import StyleMetadata, StyleNetwork
 from zerokara.generative.style.perceptual import BackboneOptions, LossNetwork, make_loss_network
 from zerokara.generative.style.pictures import (
     activation_bytes,
     check_memory,
     fingerprint,
     read_image,
-    resized,
     sizes,
     to_pixels,
 )
@@ -163,9 +163,9 @@ class Data:
             raise UserError("No style was named: give its image, as in --style wave.jpg.")
         style = read_image(Path(config.style).expanduser())
         max_side = config.style_size or 2 * config.image_size
-        style = resized(style, sizes(style.shape[0], style.shape[1], max_side, 1)[0])
-        folder = home(Path(config.data_dir) if config.data_dir else None)
-        source = config.data if config.data in DATASETS else str(locate(config.data, folder) or config.data)
+        style = resize(style, sizes(style.shape[0], style.shape[1], max_side, 1)[0])
+        folder = data_folder(Path(config.data_dir) if config.data_dir else None)
+        source = config.data if config.data in DATASETS else str(find_data(config.data, folder) or config.data)
         data_config = DataConfig(
             data=source, data_dir=config.data_dir, image_size=(config.image_size,), grayscale=False
         )
@@ -260,7 +260,7 @@ class Training(TrainingState[StyleNetwork]):
                 sums[name] = sums.get(name, 0.0) + float(value) * len(images) / len(self.data.held_out)
             stylized = network.stylize(self.network, self.compute, pixels)
             pairs = torch.stack([pixels, stylized], 1).flatten(0, 1)
-            grids.append(self.compute.to_host((pairs * 255).round().to(torch.uint8)))
+            grids.append(self.compute.to_host(to_uint8(pairs)))
         self.held_out_loss = sums["held_out/loss"]
         return sums, grid(torch.cat(grids)[:16], columns=4)
 
@@ -295,9 +295,10 @@ class Training(TrainingState[StyleNetwork]):
                 style=Path(self.config.style).name,
                 width=self.config.style_network_width,
                 update=self.updates,
+                data=self.data.train.source,
                 command=command(),
             )
-            network.save(run.path(MODEL_FILE), self.network, metadata)
+            metadata.save(run.path(StyleMetadata.FILE), self.network.state_dict())
 
 
 def train(config: Config, run: Run, data: Data, loss_network: LossNetwork, compute: Compute, world: World) -> str:
@@ -320,7 +321,7 @@ def train(config: Config, run: Run, data: Data, loss_network: LossNetwork, compu
             f"{run.stop_requested}: saved at update {training.updates:,} of {config.updates:,}; resume with: "
             f"{resume_command('generative.fast_style', config.name)}"
         )
-    run.hparams(to_dict(config), {"hparam/held_out_loss": training.held_out_loss})
+    run.hparams(to_dict(config), ["held_out/loss"])
     return (
         f"{Path(config.style).name}: trained for {training.updates:,} updates, held-out loss "
         f"{training.held_out_loss:.4g}; apply it with: {program_command('generative.stylise')} {run.folder} photo.jpg"

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, error_summary, run_main, to_dict
+from zerokara.core.data.image_files import resize
 from zerokara.core.distributed import World
 from zerokara.core.media import write_png
 from zerokara.core.programs import resume_command
@@ -44,7 +45,6 @@ from zerokara.generative.style.pictures import (
     activation_bytes,
     check_memory,
     fingerprint,
-    resized,
     to_image,
     to_pixels,
 )
@@ -79,8 +79,8 @@ class StyleTransfer:
         """Start the optimization at a size: set the initial pixels and compute the targets of both images."""
         config, images, device = self.config, self.images, self.compute.torch_device
         self._scale_index, size = scale_index, images.sizes[scale_index]
-        self.color_image: Tensor = to_pixels(resized(images.content, size)).to(device)
-        style = to_pixels(resized(images.style, images.style_size(scale_index, config.style_scale))).to(device)
+        self.color_image: Tensor = to_pixels(resize(images.content, size)).to(device)
+        style = to_pixels(resize(images.style, images.style_size(scale_index, config.style_scale))).to(device)
         content = self.color_image
         if config.keep_color:
             content = luminance(content)
@@ -174,8 +174,8 @@ def optimize(config: Config, run: Run, images: ImagePair, loss_network: LossNetw
             if int(frame.stem) > transfer.iteration:
                 frame.unlink()  # the iteration will be repeated
     else:
-        run.image("content", 0, resized(images.content, images.sizes[-1]))
-        run.image("style", 0, resized(images.style, images.style_size(-1, config.style_scale)))
+        run.image("content", 0, resize(images.content, images.sizes[-1]))
+        run.image("style", 0, resize(images.style, images.style_size(-1, config.style_scale)))
 
     def due(every: int) -> bool:
         return every > 0 and transfer.iteration % every == 0
@@ -190,7 +190,7 @@ def optimize(config: Config, run: Run, images: ImagePair, loss_network: LossNetw
         fields = {"loss": losses.total, "style": losses.style, "content": losses.content, "at": f"{width}x{height}"}
         run.progress(transfer.iteration, config.iterations, fields)
         if due(config.video_every_iterations):
-            video_frame = resized(transfer.image(best=False), video_size(images.sizes[-1]))
+            video_frame = resize(transfer.image(best=False), video_size(images.sizes[-1]))
             write_png(run.path("film", f"{transfer.iteration:06}.png"), video_frame)
         if due(config.image_every_iterations):
             run.image("picture", transfer.iteration, transfer.image(best=False))
@@ -227,7 +227,8 @@ def finish(transfer: StyleTransfer, run: Run) -> str:
     frames = sorted((run.folder / "film").glob("*.png"))
     if len(frames) > 1:
         run.video("film", transfer.iteration, video_frames(frames), VIDEO_FPS)
-    run.hparams(to_dict(config), {"hparam/loss": transfer.best_loss})
+    run.log(transfer.iteration, {"final/loss": transfer.best_loss})
+    run.hparams(to_dict(config), ["final/loss"])
     height, width = result.shape[:2]
     return (
         f"{paths[-1]}: {width}x{height} after {transfer.iteration:,} iterations in {format_hours(transfer.clock.hours)}"

@@ -20,7 +20,7 @@ from zerokara.core.checkpoint import write_atomically
 from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
 from zerokara.core.config import Positional, Range, UserError, from_dict, run_main
-from zerokara.core.models import model_file
+from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.core.run import Run
 from zerokara.core.run_config import stem
 from zerokara.core.zoo import registry as zoo
@@ -48,7 +48,7 @@ class Options:
 
 def add(
     run: Path, name: str, folder: Path, compute: Compute, *, replace: bool = False
-) -> tuple[Path, model_file.ClassifierMetadata]:
+) -> tuple[Path, ClassifierMetadata]:
     """Write the network of a finished run to the zoo. Return the path of the file and its metadata.
 
     Args:
@@ -70,15 +70,15 @@ def add(
     if path.exists() and not replace:
         raise UserError(f"The zoo already has {name}: choose another name, or use --replace.")
     config = from_dict(Config, Run.read_config(run, "classify")["config"], str(run / "config.json"))
-    classifier, metadata = model_file.load(zoo.find_file(str(run)))
+    classifier, metadata = ClassifierMetadata.load(zoo.find_file(str(run)))
     if not metadata.figures:
         raise UserError(f"{run} is not finished and has no results yet: resume it with --resume.")
     validation = Data.load(config).validation
     before = score(compute.module(classifier), metadata, compute, validation, views=config.tta_views)
     with tempfile.TemporaryDirectory() as scratch:
         rounded_file = Path(scratch) / path.name
-        model_file.save(rounded_file, classifier.state_dict(), metadata, half=True)
-        rounded, _ = model_file.load(rounded_file)
+        metadata.save(rounded_file, classifier.state_dict(), half=True)
+        rounded, _ = ClassifierMetadata.load(rounded_file)
         after = score(compute.module(rounded), metadata, compute, validation, views=config.tta_views)
         increase = round((after.error - before.error) * len(validation))  # in images
         if increase > max(1, MAX_ERROR_INCREASE * len(validation)):
@@ -91,7 +91,7 @@ def add(
             data=stem(config.data),  # the path of the data is private
             figures={**metadata.figures, "validation_error_float16": after.error},
         )
-        model_file.save(rounded_file, classifier.state_dict(), metadata, half=True)
+        metadata.save(rounded_file, classifier.state_dict(), half=True)
         content = rounded_file.read_bytes()
     if len(content) > zoo.MAX_BYTES:
         raise UserError(

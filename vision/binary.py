@@ -27,7 +27,7 @@ from torch import Tensor
 from zerokara.core import schedules
 from zerokara.core.augment import Augment
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, run_main, to_dict
+from zerokara.core.config import UserError, run_main
 from zerokara.core.data import ImageSet
 from zerokara.core.distributed import World
 from zerokara.core.layers import clip_latent_
@@ -37,7 +37,7 @@ from zerokara.core.run import Run
 from zerokara.core.run_config import configure
 from zerokara.core.training_program import check_divisible, choose_compute, open_run
 from zerokara.vision.binarization.config import PRESETS, Config
-from zerokara.vision.binarization.network import BinaryMetadata, BinaryNetwork, read_packed, write_packed
+from zerokara.vision.binarization.network import BinaryMetadata, BinaryNetwork, write_packed
 from zerokara.vision.binarization.pictures import draw_filters, draw_straight_through, network_table
 from zerokara.vision.classification.learner import Data, load_split
 from zerokara.vision.classification.pictures import draw_misread
@@ -195,16 +195,16 @@ def finish(training: Training, run: Run) -> str:
         if misread is not None:
             run.image("misread", training.updates, figure_pixels(misread))
 
-    path = run.path("packed.safetensors")
+    path = run.path(BinaryMetadata.FILE)
     sizes = write_packed(path, training.network, dataclasses.replace(training.metadata, figures=metrics))
-    again, _ = read_packed(path)
+    again, _ = BinaryMetadata.load(path)
     same = torch.equal(training.logits(training.compute.module(again), validation), logits_NK)
     if not same:
         raise UserError(f"{path} does not give the same predictions as the trained network: please report it.")
     subset = validation.take(slice(0, 500)).images.to(training.compute.torch_device).float() * (1 / 255)
     write_figure(run.path("straight_through.png"), draw_straight_through(training.network, subset))
     write_figure(run.path("filters.png"), draw_filters(training.network))
-    run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in metrics.items()})
+    run.log_results(training.updates, config, metrics)
     content = {
         "figures": metrics,
         "bytes": {**dataclasses.asdict(sizes), "ratio": sizes.ratio},
@@ -242,7 +242,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     with open_run(config, KIND, world) as run:
         compute = run.compute(lambda: choose_compute(config, world, probe_step), 1)
         run.close(train(config, run, images, compute, world))
-    world.close()
 
 
 if __name__ == "__main__":

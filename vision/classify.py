@@ -25,10 +25,10 @@ import torch
 
 from zerokara.core.backbones.summary import summary
 from zerokara.core.compute import Compute
-from zerokara.core.config import run_main, to_dict
+from zerokara.core.config import run_main
 from zerokara.core.distributed import World
-from zerokara.core.models import model_file
 from zerokara.core.models.classifier import Classifier
+from zerokara.core.models.model_file import MODEL_FILE
 from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.programs import program_command
 from zerokara.core.report import write_json
@@ -92,7 +92,7 @@ def validate(training: Training, run: Run) -> None:
     log_misread(training.data.validation, scores, training.metadata.classes, run, training.updates)
     for name, parameter in training.network.named_parameters():
         run.histogram(f"weights/{name}", training.updates, parameter)
-    model_file.save(run.path("model.safetensors"), training.evaluation_network.state_dict(), training.metadata)
+    training.metadata.save(run.path(MODEL_FILE), training.evaluation_network.state_dict())
 
 
 def finish(training: Training, run: Run) -> str:
@@ -118,10 +118,9 @@ def finish(training: Training, run: Run) -> str:
         log_misread(test, scores, training.metadata.classes, run, training.updates, tag="test_misread")
     if "test_error" in metrics:
         message += f", test error {metrics['test_error']:.2%}"
-    run.log(training.updates, {f"final/{name}": value for name, value in metrics.items()})
-    run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in metrics.items()})
+    run.log_results(training.updates, config, metrics)
     metadata = dataclasses.replace(training.metadata, figures=metrics)
-    model_file.save(run.path("model.safetensors"), training.evaluation_network.state_dict(), metadata)
+    metadata.save(run.path(MODEL_FILE), training.evaluation_network.state_dict())
     protocol = {
         "train_images": len(training.data.train),
         "validation_images": len(training.data.validation),
@@ -155,7 +154,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             config = with_epochs(config, run.extra["epochs"])
             run.print(f"{config.epochs} epochs fit into {config.minutes:g} minutes")
         run.close(train(config, run, images, compute, world))
-    world.close()
 
 
 if __name__ == "__main__":

@@ -19,16 +19,18 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, run_main, to_dict
+from zerokara.core.config import UserError, run_main
 from zerokara.core.data.boxes import BoxSet
 from zerokara.core.distributed import World
 from zerokara.core.media import grid
+from zerokara.core.models.model_file import MODEL_FILE
 from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.programs import program_command, resume_command
 from zerokara.core.report import write_json
@@ -37,10 +39,9 @@ from zerokara.core.run_config import configure
 from zerokara.core.training_loop import run_updates
 from zerokara.core.training_program import check_divisible, choose_compute, open_run
 from zerokara.core.zoo import provenance
-from zerokara.vision.detection import detector as detectors
 from zerokara.vision.detection.config import PRESETS, Config, resolve_backbone
-from zerokara.vision.detection.detector import MODEL_FILE, DetectorMetadata
-from zerokara.vision.detection.learner import Data, Training, make_metadata, with_metrics
+from zerokara.vision.detection.detector import DetectorMetadata
+from zerokara.vision.detection.learner import Data, Training, make_metadata
 from zerokara.vision.detection.pictures import sheet, worst_first
 from zerokara.vision.detection.proposals import Proposals, coverage, default_folder, find_all
 from zerokara.vision.detection.svm import all_vectors, fit
@@ -145,7 +146,7 @@ def validate(training: Training, run: Run, boxes: BoxSet, proposals: Sequence[Pr
     run.image("validation", training.updates, sheet(boxes, scored.found, confidence=SHOWN_CONFIDENCE))
     for name, parameter in training.detector.named_parameters():
         run.histogram(f"weights/{name}", training.updates, parameter)
-    detectors.save(run.path(MODEL_FILE), training.detector)
+    training.detector.metadata.save(run.path(MODEL_FILE), training.detector.state_dict())
     return metrics
 
 
@@ -178,10 +179,9 @@ def finish(config: Config, run: Run, training: Training, data: Data, validation:
     results = {f"validation_{name}": value for name, value in scores.items()}
     if config.test:
         results |= test(config, run, training, data.test)
-    run.log(training.updates, {_metric(name): value for name, value in results.items()})
-    run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in results.items()})
-    training.detector.metadata = with_metrics(training.metadata, results)
-    detectors.save(run.path(MODEL_FILE), training.detector)
+    run.log_results(training.updates, config, results)
+    training.detector.metadata = replace(training.metadata, figures=results)
+    training.detector.metadata.save(run.path(MODEL_FILE), training.detector.state_dict())
     protocol = {
         "method": config.method,
         "train_pictures": len(data.train),
@@ -215,11 +215,6 @@ def test(config: Config, run: Run, training: Training, boxes: BoxSet) -> dict[st
         "proposal_seconds": statistics.median(each.seconds for each in proposals),
         "network_seconds": scored.network_seconds,
     }
-
-
-def _metric(name: str) -> str:
-    """Return the name under which a result is logged. Times are separate, so that runs can be compared without them."""
-    return f"speed/{name}" if name.endswith("_seconds") else f"final/{name}"
 
 
 def closing(config: Config, results: dict[str, float]) -> str:

@@ -25,8 +25,9 @@ from pathlib import Path
 import torch
 
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, run_main, to_dict
+from zerokara.core.config import UserError, run_main
 from zerokara.core.distributed import World
+from zerokara.core.models.model_file import MODEL_FILE
 from zerokara.core.models.weights import LoadReport, load_pretrained_backbone
 from zerokara.core.programs import program_command
 from zerokara.core.report import write_json
@@ -35,7 +36,6 @@ from zerokara.core.run_config import configure
 from zerokara.core.training_program import check_divisible, choose_compute, open_run
 from zerokara.core.zoo import provenance
 from zerokara.core.zoo import registry as zoo
-from zerokara.vision.segmentation import model_file
 from zerokara.vision.segmentation.config import PRESETS, Config
 from zerokara.vision.segmentation.learner import Data, Training, load_split, make_metadata
 from zerokara.vision.segmentation.networks import Segmenter
@@ -116,7 +116,7 @@ def validate(training: Training, run: Run) -> None:
     for name, parameter in training.network.named_parameters():
         run.histogram(f"weights/{name}", training.updates, parameter)
     weights = (training.best or {}).get("weights", training.evaluation_network.state_dict())
-    model_file.save(run.path("model.safetensors"), weights, training.metadata)
+    training.metadata.save(run.path(MODEL_FILE), weights)
 
 
 def finish(training: Training, run: Run) -> str:
@@ -143,10 +143,9 @@ def finish(training: Training, run: Run) -> str:
         iou_by_class["test"] = scores.iou_by_class(classes)
         log_classes(scores, classes, run, training.updates)
         log_overlays(test, scores, indices, run, training.updates, "test_overlays")
-    run.log(training.updates, {f"final/{name}": value for name, value in metrics.items()})
-    run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in metrics.items()})
+    run.log_results(training.updates, config, metrics)
     metadata = dataclasses.replace(training.metadata, figures=metrics)
-    model_file.save(run.path("model.safetensors"), training.evaluation_network.state_dict(), metadata)
+    metadata.save(run.path(MODEL_FILE), training.evaluation_network.state_dict())
     protocol = {
         "train_images": len(training.data.train),
         "validation_images": len(training.data.validation),
@@ -187,7 +186,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     with open_run(config, KIND, world) as run:
         compute = run.compute(lambda: choose_compute(config, world, probe_step), 1)
         run.close(train(config, run, images, compute, world))
-    world.close()
 
 
 if __name__ == "__main__":

@@ -213,8 +213,8 @@ class Session(ABC):
         if run.stop_requested:
             run.print_stop()
         self.save()
-        known = {"eval_return": self.last_score, "train_return": self.mean_return}
-        run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in known.items() if value is not None})
+        known = {"eval/return": self.last_score, "train/return": self.mean_return}
+        run.hparams(to_dict(config), [name for name, value in known.items() if value is not None])
 
     def _must_stop(self) -> bool:
         """Return True if a process has reached the goal or received a signal. Every process must call this method."""

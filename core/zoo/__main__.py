@@ -16,7 +16,7 @@ from rich.table import Table
 
 from zerokara.core.command_line import parse
 from zerokara.core.config import run_main
-from zerokara.core.models import model_file
+from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.core.zoo import registry
 
 
@@ -31,7 +31,7 @@ def table(files: Mapping[str, Path]) -> Table:
     for heading in ("name", "backbone", "images", "classes", "parameters", "kB", "metrics", "trained by"):
         found.add_column(heading, overflow="fold", justify="right" if heading in ("parameters", "kB") else "left")
     for name, path in files.items():
-        classifier, metadata = model_file.load(path)
+        classifier, metadata = ClassifierMetadata.load(path)
         height, width = metadata.image_size
         shown = (
             metadata.classes

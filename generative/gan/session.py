@@ -139,7 +139,7 @@ class Session:
         Raises:
             UserError: they contain NaN or Inf.
         """
-        if not self.learner.is_finite():
+        if not self.learner.has_finite_weights():
             raise self.divergence_error("the weights contain NaN or Inf")
 
     def divergence_error(self, reason: str) -> UserError:
@@ -209,7 +209,7 @@ class Session:
         if len(frames) > 1:
             self.run.video("film", self.update, video_frames(frames), VIDEO_FPS)
         if self.scores:
-            self.run.hparams(to_dict(self.config), {f"hparam/{name}": value for name, value in self.scores.items()})
+            self.run.hparams(to_dict(self.config), [f"eval/{name}" for name in self.scores])
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a checkpoint needs, as tensors and plain values."""

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.programs import Process, error_message, start, wait_until
 from zerokara.agents import benchmark
 from zerokara.agents.benchmarking import normalization
 from zerokara.agents.benchmarking.dopamine_curves import PublishedCurve
@@ -50,16 +47,9 @@ TINY = (
 )
 
 
-def program(folder: Path, *words: str) -> subprocess.Popen[str]:
+def program(folder: Path, *words: str) -> Process:
     """Start the program in a folder of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "agents.benchmark", *words],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error"},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    return start(folder, "-m", "agents.benchmark", *words)
 
 
 @pytest.fixture(scope="module")
@@ -162,9 +152,7 @@ def test_ctrl_c_lets_runs_save_and_the_same_command_resumes(tmp_path: Path) -> N
     words = [*TINY[:2], "--total-steps", "4000", *TINY[4:], "--seeds", "1"]
     run = tmp_path / "runs" / "tiny-zerokara-Catch-v0-fast-1"
     process = program(tmp_path, *words)
-    deadline = time.monotonic() + 200
-    while step_of(run) < 80 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(process, lambda: step_of(run) >= 80, seconds=200)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=100)
     at = step_of(run)
@@ -181,11 +169,8 @@ def test_ctrl_c_lets_runs_save_and_the_same_command_resumes(tmp_path: Path) -> N
 
 
 def test_error_prints_one_line_and_exits_with_code_2(tmp_path: Path) -> None:
-    process = program(tmp_path, *TINY, "--presets", "fst")
-    out, err = process.communicate(timeout=100)
-    assert (process.returncode, out) == (2, "")
+    err = error_message(tmp_path, "-m", "agents.benchmark", *TINY, "--presets", "fst")
     assert err.startswith("error: There is no preset 'fst' (did you mean fast?)")
-    assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 

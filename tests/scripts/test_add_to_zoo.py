@@ -12,8 +12,7 @@ import torch
 
 from scripts import add_to_zoo
 from zerokara.core.config import UserError, to_dict
-from zerokara.core.models import model_file
-from zerokara.core.models.model_file import ClassifierMetadata
+from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision.classification.config import Config
 
@@ -36,7 +35,7 @@ def save_run(folder: Path, metadata: ClassifierMetadata = METADATA) -> Path:
     folder.mkdir()
     config = to_dict(Config(validation_images=100, width_multiplier=0.25))
     (folder / "config.json").write_text(json.dumps({"kind": "classify", "config": config, "extra": {}}))
-    model_file.save(folder / "model.safetensors", metadata.build().state_dict(), metadata)
+    metadata.save(folder / "model.safetensors", metadata.build().state_dict())
     return folder
 
 
@@ -50,7 +49,7 @@ def test_a_run_is_added_to_the_zoo(
     add_to_zoo.main([str(run), "small-digits", "--threads", "1"])
     assert "command: python -m vision.classify --width-multiplier 0.25" in capsys.readouterr().out
     classifier, metadata = zoo.load("small-digits")
-    original, _ = model_file.load(run / "model.safetensors")
+    original, _ = ClassifierMetadata.load(run / "model.safetensors")
     for rounded, exact in zip(classifier.parameters(), original.parameters(), strict=True):
         assert torch.equal(rounded, exact.half().float())
     assert metadata.data == "glyphs"

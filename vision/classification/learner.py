@@ -19,8 +19,7 @@ from zerokara.core.data import ImageSet
 from zerokara.core.data.moments import channel_moments
 from zerokara.core.data.types import check_enough
 from zerokara.core.distributed import World
-from zerokara.core.models import model_file
-from zerokara.core.models.classifier import Classifier
+from zerokara.core.models.classifier import Classifier, ClassifierMetadata
 from zerokara.core.programs import command
 from zerokara.core.progress import loading
 from zerokara.vision.classification.config import Config
@@ -128,12 +127,12 @@ class Training(SupervisedTraining[Classifier]):
         return score(self.evaluation_network, self.metadata, self.compute, images, views=views, batch_size=batch_size)
 
 
-def make_metadata(config: Config, images: Data) -> model_file.ClassifierMetadata:
+def make_metadata(config: Config, images: Data) -> ClassifierMetadata:
     """Return the metadata of the network that the config describes, for these images."""
     channels, height, width = images.train.shape
     defaults = {"width": 1.0, "stem": "paper", "output_dropout": 0.0}  # default values are not stored
     options = {"width": config.width_multiplier, "stem": config.stem, "output_dropout": config.output_dropout}
-    return model_file.ClassifierMetadata(
+    return ClassifierMetadata(
         backbone=config.backbone,
         head=config.head,
         classes=images.train.classes,

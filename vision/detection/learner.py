@@ -5,7 +5,6 @@ Shapes: N images, B images per update, C channels, H, W pixels, R regions, K cla
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from zerokara.core.compute import Compute
 from zerokara.core.data.boxes import BoxSet, load_boxes, split
 from zerokara.core.data.moments import channel_moments
 from zerokara.core.distributed import World
-from zerokara.core.models.model_file import ClassifierMetadata
+from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.core.optim import make_optimizer
 from zerokara.core.programs import command
 from zerokara.core.progress import loading
@@ -265,8 +264,3 @@ def make_metadata(config: Config, train: BoxSet, pretrained: ClassifierMetadata 
         data=train.source,
         command=command(),
     )
-
-
-def with_metrics(metadata: DetectorMetadata, metrics: dict[str, float]) -> DetectorMetadata:
-    """Return the metadata with these metrics."""
-    return dataclasses.replace(metadata, figures=metrics)

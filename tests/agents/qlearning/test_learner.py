@@ -21,7 +21,7 @@ from zerokara.agents.qlearning.network import make_network
 from zerokara.agents.qlearning.policy import Policy
 from zerokara.agents.qlearning.replay import Batch
 from zerokara.core.compute import Compute
-from zerokara.core.divergence import is_finite
+from zerokara.core.divergence import has_finite_weights
 
 OBS = (2, 20, 20)
 ACTIONS = 3
@@ -266,15 +266,15 @@ def test_a_restored_learner_continues_bitwise_identically(optimizer: str, comput
 def test_non_finite_weights_are_detected() -> None:
     learner = make(batches())
     learner.update()
-    assert is_finite(learner.network)
+    assert has_finite_weights(learner.network)
     for poison in (float("nan"), float("inf")):
         poisoned = make(batches())
         with torch.no_grad():
             list(poisoned.network.parameters())[2].view(-1)[3] = poison
-        assert not is_finite(poisoned.network)
+        assert not has_finite_weights(poisoned.network)
     exploded = make(lambda: batches()()._replace(reward=torch.full((BATCH,), float("nan"))))
     exploded.update()
-    assert not is_finite(exploded.network)
+    assert not has_finite_weights(exploded.network)
 
 
 def test_max_grad_norm_none_disables_clipping() -> None:
