@@ -60,9 +60,11 @@ def find(env: str | Callable[..., Any]) -> tuple[str, EnvSpec | Callable[..., An
     target = getattr(module, name, None)
     if callable(target):
         return env, target
+    similar = _similar_ids(name, list(gymnasium.registry))
+    hint = f"; did you mean {' or '.join(similar)}?" if similar else "."
     raise UserError(
         f"{module_name} has no environment {name!r}: it neither registers this id with Gymnasium nor defines a class "
-        f"of this name."
+        f"of this name{hint}"
     )
 
 

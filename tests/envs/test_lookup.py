@@ -77,7 +77,8 @@ def test_an_id_that_a_module_registers(file: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("id", "message"),
     [
-        ("{file}:Blnk", r"has no environment 'Blnk': it neither registers"),
+        ("{file}:Blnk", r"has no environment .Blnk.: it neither registers"),
+        ("gymnasium.envs:CartPol-v1", r"of this name; did you mean CartPole-v1"),
         ("no_such_file.py:Blink", r"There is no file no_such_file\.py"),
         ("MiniGrid-Empty-5x5-v0", r"package minigrid: type pip install minigrid, then --env minigrid:MiniGrid-Empty"),
         ("MinAtar/Breakout-v1", r"pip install minatar, then --env minatar:MinAtar/Breakout-v1"),
