@@ -337,7 +337,7 @@ class Replay:
         if self._lost and state["head"].any():
             self._print_line(
                 f"replay buffer: {', '.join(sorted(self._lost))} in {self.folder} is missing or too short; the buffer "
-                f"is empty, and training goes on when it is filled again"
+                f"is empty, and updates resume when it is filled again"
             )
             return
         self.head = state["head"].numpy().copy()
