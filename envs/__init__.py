@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -79,7 +79,7 @@ def make(
     num_threads: int = 0,
     env_kwargs: Mapping[str, Any] | None = None,
     obs_key: str = "",
-    obs_range: tuple[float, float] | None = None,
+    obs_range: Sequence[float] | None = None,
     restart_on_error: bool = False,
     workers: int = 0,
     **settings: Any,
@@ -203,9 +203,11 @@ def _reject_gymnasium_settings(id: str, given: Mapping[str, Any]) -> None:
         raise UserError(f"{name} cannot be set for {id}, whose observations and arguments are fixed: remove it.")
 
 
-def _validate_range(obs_range: tuple[float, float]) -> tuple[float, float]:
+def _validate_range(obs_range: Sequence[float]) -> Sequence[float]:
     if len(obs_range) != 2 or not math.isfinite(obs_range[1] - obs_range[0]) or obs_range[0] >= obs_range[1]:
-        raise UserError(f"obs_range must be two increasing numbers, black and white, as in 0 255, got {obs_range}.")
+        raise UserError(
+            f"obs_range must be two increasing numbers, black and white, as in 0 255, got {list(obs_range)}."
+        )
     return obs_range
 
 

@@ -266,23 +266,25 @@ class GymnasiumVectorEnv(VectorEnv):
         """
         self._log.load_state_dict(state)
         self._started = False  # set again after the replay has succeeded
-        reason = "" if self._is_reproducible else "it is not reproducible from its seed"
-        if not reason:
-            try:
-                obs = self._replay()
-                self._log.verify(state, obs)
-            except UserError as error:
-                if not self._restart_on_error:
-                    raise
-                reason = str(error).rstrip(".")
-        if reason:
-            self.warnings.append(f"{self.id}: the episodes could not be resumed ({reason}): new episodes were started.")
-            self.episodes_restarted = True
-            return self._begin_all(self._log.reseed(np.ones(self.num_envs, bool)))
+        if not self._is_reproducible:
+            return self._restart("it is not reproducible from its seed")
+        try:
+            obs = self._replay()
+            self._log.verify(state, obs)
+        except UserError as error:
+            if not self._restart_on_error:
+                raise
+            return self._restart(str(error).rstrip("."))
         self._stack.obs = obs
         self._action_N = None
         self._started = True
         return obs
+
+    def _restart(self, reason: str) -> np.ndarray:
+        """Start new episodes because the saved ones cannot be resumed. Returns the observations."""
+        self.warnings.append(f"{self.id}: the episodes could not be resumed ({reason}): new episodes were started.")
+        self.episodes_restarted = True
+        return self._begin_all(self._log.reseed(np.ones(self.num_envs, bool)))
 
     def _replay(self) -> np.ndarray:
         """Repeat the current episode of each environment. Returns the observations at its end."""

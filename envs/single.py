@@ -38,7 +38,8 @@ def create(env: str | Callable[..., Env], **kwargs: Any) -> Env:
     name, target = find(env)
     try:
         if callable(target):
-            return target(**kwargs)
+            created: Env = target(**kwargs)
+            return created
         # Gymnasium's checker warns about style and slows down the first step.
         return gymnasium.make(target.id, disable_env_checker=True, **kwargs)
     except (Exception, SystemExit) as error:

@@ -153,7 +153,7 @@ class Settings:
 
     def env_settings(self) -> dict[str, Any]:
         """Keyword arguments of `envs.make`: the protocol, and all settings that override it."""
-        settings = {
+        settings: dict[str, Any] = {
             "repeat_action_probability": self.repeat_action_probability,
             "noop_max": self.noop_max,
             "fire_reset": self.fire_reset,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -99,14 +100,15 @@ def test_a_file_with_an_error(file: Path) -> None:
 
 
 def test_settings_of_observations_are_rejected_where_they_have_no_effect() -> None:
-    for settings, message in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"env_kwargs": {"a": 1}}, "env_kwargs cannot be set for zerokara/Catch-v0"),
         ({"obs_key": "image"}, "obs_key cannot be set"),
         ({"obs_range": (0, 1)}, "obs_range cannot be set"),
-    ):
+    )
+    for settings, message in cases:
         with pytest.raises(UserError, match=message):
-            envs.make("zerokara/Catch-v0", 1, **settings)  # type: ignore[arg-type]
+            envs.make("zerokara/Catch-v0", 1, **settings)
         with pytest.raises(UserError, match=message.split(" for")[0]):
-            envs.make("ALE/Pong-v5", 1, **settings)  # type: ignore[arg-type]
+            envs.make("ALE/Pong-v5", 1, **settings)
     with pytest.raises(UserError, match="two increasing numbers"):
         envs.make("CartPole-v1", 1, obs_range=(1, 0))
