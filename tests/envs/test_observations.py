@@ -70,7 +70,7 @@ def test_layouts(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
         box(0, 255, (128,), np.uint8),
         box(0, 255, (6, 8, 4), np.uint8),  # four stacked frames or RGBA: not known
         box(0, 255, (3, 2, 8), np.uint8),
-        spaces.Box(0, 1, (10, 10), np.bool_),
+        box(0, 1, (10, 10), bool),
         spaces.Discrete(5),
         spaces.Dict(direction=spaces.Discrete(4), mission=spaces.Text(10)),
     ],
