@@ -201,6 +201,11 @@ class Training(Session):
         )
         self.register(learner=self.learner, replay=self.replay, exploration=self.exploration, noise=self.policy.noise)
 
+    def end_episodes(self) -> None:
+        """See `Session.end_episodes`. The replay buffer does not connect the old episodes with the new ones."""
+        super().end_episodes()
+        self.replay.end_episodes()
+
     def sample_and_update(self) -> None:
         """Sample a batch, do a gradient step, update the priorities of the batch. On CUDA this becomes a graph."""
         batch = self.replay.sample(self.config.batch_size // self.world.size)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import itertools
+import re
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -177,17 +178,21 @@ def _converter(hint: Any) -> Callable[[str], Any]:
 
 
 def _normalized(words: list[str]) -> list[str]:
-    """Words with `--num_envs` spelled `--num-envs`, and with a negative number joined to its flag: `--x=-1e-3`."""
+    """Words with `--num_envs` spelled `--num-envs`, and with a number like -1e-3 joined to its flag: `--x=-1e-3`."""
     result: list[str] = []
     for word in words:
         if word.startswith("--"):
             name, equals, value = word.partition("=")
             result.append(name.replace("_", "-") + equals + value)
-        elif word.startswith("-") and _is_number(word) and result and result[-1].startswith("--"):
+        elif _is_number(word) and not _ARGPARSE_NUMBER.fullmatch(word) and result and result[-1].startswith("--"):
             result[-1] += f"={word}"
         else:
             result.append(word)
     return result
+
+
+# What argparse does not take for a flag: other numbers, and negative ones in this notation.
+_ARGPARSE_NUMBER = re.compile(r"[^-].*|-\d+|-\d*\.\d+")
 
 
 def _is_number(word: str) -> bool:

@@ -8,8 +8,9 @@ write_figure(folder / "error.png", figure)
 from __future__ import annotations
 
 import io
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,6 +181,12 @@ def run_folders(runs: tuple[str, ...], program: str) -> list[Path]:
         example = existing[0] if existing else "runs/<name>"
         raise UserError(f"No run was named: give its folder, as in {program} {example}.")
     return list(dict.fromkeys(Path(run) for run in runs))
+
+
+def numbered(name: str) -> Iterator[str]:
+    """Yield `name`, `name`-2, `name`-3, ...: names for files that must not overwrite one another."""
+    yield name
+    yield from (f"{name}-{number}" for number in itertools.count(2))
 
 
 def output_folder(out: str, default: Path) -> Path:

@@ -14,8 +14,6 @@ does not end training.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import os
 import re
 import signal
@@ -31,14 +29,17 @@ from torch import Tensor, nn
 
 from zerokara.core import checkpoint, media
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, error_summary, suggest, to_dict, to_saved
+from zerokara.core.config import UserError, error_summary, to_dict, to_saved
 from zerokara.core.distributed import World
 from zerokara.core.machine import describe_machine, describe_versions, git_commit
 from zerokara.core.metrics import Scalar, as_numbers, json_line
 from zerokara.core.programs import command
 from zerokara.core.progress import Progress
 from zerokara.core.report import write_json
+from zerokara.core.run_folder import lock_folder, read_config
 from zerokara.core.tensorboard_writer import TensorBoardWriter
+
+MAX_NAME_BYTES = 255  # of a folder on common file systems
 
 
 class Run:
@@ -76,6 +77,8 @@ class Run:
         """
         if not re.fullmatch(r"\w[\w.+=-]*", name):
             raise UserError(f"--name cannot be {name!r}: use only letters, digits and . _ + = - for the folder's name.")
+        if len(name.encode()) > MAX_NAME_BYTES:
+            raise UserError(f"--name has {len(name.encode())} bytes: use at most {MAX_NAME_BYTES}.")
         self.folder = root / name
         self.world = world
         self._kind, self._resume = kind, resume
@@ -95,27 +98,10 @@ class Run:
 
     def _open_folder(self, config: Any, kind: str, resume: bool) -> None:
         """Create or open the folder, lock it, and write config.json for a new run."""
-        remedy = "resume it with --resume" if hasattr(config, "resume") else "remove it"
-        taken = f"{self.folder} already holds a run: {remedy}, or choose another --name."
-        lock = self.folder / "lock"
         if resume:
-            self.extra = self.read_config(self.folder, kind)["extra"]
-        elif self.folder.exists() and not lock.exists() and (self.folder.is_file() or any(self.folder.iterdir())):
-            raise UserError(taken)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = lock.open("a")
-        # A forked child inherits the lock and would hold it when this process dies; closing its copy does not unlock.
-        os.register_at_fork(after_in_child=self._lock.close)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise UserError(
-                f"{self.folder} is being written by another process: wait for it, stop it, or choose another --name."
-            ) from None
-        if not resume and any(path != lock for path in self.folder.iterdir()):
-            self._lock.close()
-            raise UserError(taken)
+            self.extra = read_config(self.folder, kind)["extra"]
+        remedy = "resume it with --resume" if hasattr(config, "resume") else "remove it"
+        self._lock = lock_folder(self.folder, resume=resume, remedy=remedy)
         if resume:
             return
         content = {
@@ -158,36 +144,7 @@ class Run:
         self.print(f"compute: {self._compute.reason}")
         return self._compute
 
-    @staticmethod
-    def read_config(folder: Path, kind: str | None = None) -> dict[str, Any]:
-        """Read config.json of a run folder: a dict with the keys kind, config, extra, versions, machine, ...
-
-        Raises:
-            UserError: the run does not exist, the file is damaged or not of zerokara, or (with `kind`) the run is of
-                another kind.
-        """
-        path = folder / "config.json"
-        if not path.is_file():
-            runs = [p.parent.name for p in folder.parent.glob("*/config.json")]
-            existing = f"; existing runs: {', '.join(sorted(runs))}" if 0 < len(runs) <= 12 else ""
-            raise UserError(f"There is no run in {folder}{suggest(folder.name, runs)}{existing}; name an existing run.")
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{path} is damaged or cannot be read ({error_summary(error)}): name another run, or start a new one."
-            ) from None
-        required = {"kind": str, "config": dict, "extra": dict}
-        if not isinstance(content, dict) or any(not isinstance(content.get(key), t) for key, t in required.items()):
-            raise UserError(
-                f"{path} was not written by zerokara (it needs the keys {', '.join(required)}): "
-                "name the folder of a run."
-            )
-        if kind is not None and content["kind"] != kind:
-            raise UserError(
-                f"{folder} holds a run of {content['kind']}, not of {kind}: name the folder of a {kind} run."
-            )
-        return content
+    read_config = staticmethod(read_config)
 
     def path(self, *parts: str) -> Path:
         """Return a path inside the run folder; its parent folders are created."""
@@ -291,7 +248,14 @@ class Run:
             self.resume_from({"metrics_bytes": 0, "last_step": -1})
             return False
         state = checkpoint.load(path, self._kind)
-        load(state)
+        try:
+            load(state)
+        except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise UserError(
+                f"{path} does not fit the run of {self.folder / 'config.json'} ({error_summary(error)}): it is the "
+                f"checkpoint of another run, or of another version of zerokara; restore the one that belongs to this "
+                f"folder, or start a new run with another --name."
+            ) from error
         self.resume_from(state["run"])
         return True
 

@@ -53,7 +53,8 @@ def configure(
     requested = replace(requested, name=config.name)
     for field, value in to_dict(requested).items():
         began = getattr(saved, field)
-        if field not in changeable and value != (list(began) if isinstance(began, tuple) else began):
+        # The folder may have been renamed or copied.
+        if field not in {*changeable, "name"} and value != (list(began) if isinstance(began, tuple) else began):
             raise UserError(
                 f"{folder} was started with {flag(field)} {began} and cannot be resumed with {value}: "
                 f"leave the flag out, or start a new run with another --name."

@@ -30,7 +30,9 @@ from zerokara.core.config import UserError
 from zerokara.core.machine import usable_cores
 from zerokara.envs.action_log import ActionLog
 from zerokara.envs.base import Step, VectorEnv
-from zerokara.envs.gymnasium import GymnasiumVectorEnv, make_single_env
+from zerokara.envs.gymnasium import GymnasiumVectorEnv
+from zerokara.envs.observations import ImageFormat
+from zerokara.envs.single import create
 
 # Seeding one environment stops all threads for 0.1 s, and replaying the log uses all threads. With this number of
 # steps per thread, seeding takes about 8% of the emulators' time and resuming 32 environments takes up to a minute.
@@ -245,7 +247,7 @@ def make_rendered_atari(spec: EnvSpec, num_envs: int, settings: Mapping[str, Any
     rom_path(spec)
 
     def make_env() -> gymnasium.Env[Any, Any]:
-        env = make_single_env(
+        env = create(
             spec.id,
             render_mode="rgb_array",
             frameskip=1,
@@ -262,10 +264,13 @@ def make_rendered_atari(spec: EnvSpec, num_envs: int, settings: Mapping[str, Any
         )
 
     env_settings = {key: value for key, value in settings.items() if key != "reseed_every_steps"}
+    shape = (settings["size"], settings["size"], *(() if settings["grayscale"] else (3,)))
     return GymnasiumVectorEnv(
         spec.id,
-        [make_env() for _ in range(num_envs)],
+        make_env,
+        num_envs,
         env_settings,
+        ImageFormat(None, shape, channels_first=False, low=0.0, high=255.0),
         action_repeat=1,
         max_steps=settings["max_episode_frames"] // settings["frame_skip"],
         render=True,

@@ -30,7 +30,7 @@ from zerokara.core.config import Positional, Range, UserError, run_main
 from zerokara.core.data.image_files import convert_channels, list_image_files, read_image, resize
 from zerokara.core.media import write_mp4, write_png
 from zerokara.core.programs import program_command
-from zerokara.core.report import output_folder
+from zerokara.core.report import numbered, output_folder
 from zerokara.vision.segmentation.networks import Segmenter, SegmenterMetadata
 from zerokara.vision.segmentation.pictures import STRENGTH, legend, overlay, palette
 from zerokara.vision.segmentation.scoring import pixel_logits
@@ -150,7 +150,7 @@ def write_overlays(
         mask_HW = segment_image(network, metadata, compute, image_HWC, views=options.views, scale=options.scale)
         fractions[file] = class_fractions(mask_HW, metadata.classes)
         blended = overlay(image_HWC, mask_HW, colors, options.strength)
-        name = next(name for name in _names(file) if name not in used_names)
+        name = next(name for name in numbered(file.stem) if name not in used_names)
         used_names.add(name)
         strip = [legend(metadata.classes, blended.shape[1], colors)] if options.legend else []
         write_png(folder / f"{name}.png", np.concatenate([blended, *strip]))
@@ -158,12 +158,6 @@ def write_overlays(
             write_png(folder / f"{name}-mask.png", mask_HW)
         size = size or (blended.shape[0], blended.shape[1])
         yield resize(blended, size)
-
-
-def _names(file: Path) -> Iterator[str]:
-    """Yield names for the overlay: the name of the image, then the same name with the suffixes -2, -3, ..."""
-    yield file.stem
-    yield from (f"{file.stem}-{number}" for number in range(2, 1_000_000))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -118,6 +118,7 @@ class Session(ABC):
 
     def record(self, step: envs.Step) -> None:
         """Make the observations of a step current, and record the raw returns and lengths of episodes that ended."""
+        self.print_warnings()
         self.obs = step.obs
         self.step += self.config.num_envs
         self.running_return_N += step.reward
@@ -127,6 +128,10 @@ class Session(ABC):
             self.lengths.append(int(self.running_length_N[i]))
             self.episodes += 1
             self.running_return_N[i] = self.running_length_N[i] = 0
+
+    def end_episodes(self) -> None:
+        """Forget the unfinished episodes, because the environments of a resumed run have started new ones."""
+        self.running_return_N[:] = self.running_length_N[:] = 0
 
     # ---- between iterations
 
@@ -140,7 +145,9 @@ class Session(ABC):
         Raises:
             UserError: the checkpoint or the weights cannot be read.
         """
+        self.print_warnings()
         self.resumed = self.run.restore(self.run.checkpoint_path, self.load_state_dict)
+        self.print_warnings()
         if self.resumed:
             return
         self.obs = self.env.reset(self.seed % 2**31)
@@ -152,6 +159,11 @@ class Session(ABC):
             self.learner.refresh()
             if self.learner.has_target:
                 self.learner.update_target_network()
+
+    def print_warnings(self) -> None:
+        """Print the messages of the environments."""
+        while self.env.warnings:
+            self.run.warn(self.env.warnings.pop(0))
 
     def print_settings(self, deviations: Iterable[str], **more: Any) -> None:
         """Print differences between preset and paper, and the settings of the environment with those of `more`."""
@@ -287,6 +299,7 @@ class Session(ABC):
             "train/epsilon": self.epsilon,
             "train/games": self.episodes,
             "train/updates": self.updates,
+            **({"env/errors": self.env.errors} if self.config.env_errors == "restart" else {}),
             **more,
             "speed/hours": self.clock(),
             "speed/steps_per_s": self.interval.per_second(self.step),
@@ -382,6 +395,8 @@ class Session(ABC):
                 part.set_state(state[name])
             else:
                 part.load_state_dict(state[name])
+        if self.env.episodes_restarted:
+            self.end_episodes()
         checkpoint.set_rng_state(state["rng"])
 
 

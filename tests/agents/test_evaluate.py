@@ -92,16 +92,20 @@ def test_printed_text_and_saved_json(catch_run: Path, capsys: pytest.CaptureFixt
 def test_printed_json_equals_the_file_and_the_seed_is_reproducible(
     catch_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def play(seed: str) -> list[float]:
+    def play(seed: str, name: str = "evaluation-400.json") -> list[float]:
         evaluate.main([str(catch_run), "--episodes", "8", "--epsilon", "0.3", "--seed", seed, "--json", *ONE_THREAD])
         printed = json.loads(capsys.readouterr().out)
-        assert printed == json.loads((catch_run / "evaluation-400.json").read_text())
+        assert printed == json.loads((catch_run / name).read_text())
         returns: list[float] = printed["returns"]
         return returns
 
     first = play("1")
     assert play("1") == first
-    assert play("2") != first
+    # A result with another seed does not overwrite it; the same seed does not add a file.
+    assert play("2", "evaluation-400-2.json") != first
+    assert play("2", "evaluation-400-2.json") != first
+    assert json.loads((catch_run / "evaluation-400.json").read_text())["returns"] == first
+    assert len(list(catch_run.glob("evaluation-*"))) == 2
 
 
 def test_cut_episodes_are_counted_and_printed(catch_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,6 +110,8 @@ def test_all_field_types() -> None:
     )
     offsets = [parse_args(*argv.split()).offset for argv in ("--offset -1e-3", "--offset=-2", "--offset -.5")]
     assert offsets == [-1e-3, -2, -0.5]
+    with pytest.raises(UserError, match=r"--hidden cannot be \(-1, 2, -3\): it must be several"):
+        parse_args("--hidden", "-1", "2", "-3")
     assert type(parse_args("--learning-rate", "1")) is Config
     assert isinstance(parse_args("--learning-rate", "1").learning_rate, float)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from zerokara.core.report import (
     figure_pixels,
     image_figure,
     new_figure,
+    numbered,
     plot_confusion,
     tables_within,
     write_figure,
@@ -90,3 +92,7 @@ def test_confusion_matrix_by_hand() -> None:
     assert texts[1] == [(0, 0, "75", "white"), (1, 0, "25", "black"), (1, 1, "100", "white")]
     assert np.asarray(left.images[0].get_array()).tolist() == [[0.75, 0.25, 0], [0, 1, 0], [0, 0, 0]]
     assert [label.get_text() for label in right.get_yticklabels()] == ["cat", "dog", "fox"]
+
+
+def test_numbered_names() -> None:
+    assert list(itertools.islice(numbered("a-7"), 3)) == ["a-7", "a-7-2", "a-7-3"]

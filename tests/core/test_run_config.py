@@ -1,14 +1,17 @@
-"""Default names of runs."""
+"""Default names of runs, and runs whose folder was renamed."""
 
 from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from zerokara.core.command_line import parse
-from zerokara.core.run_config import default_name
+from zerokara.core.config import UserError
+from zerokara.core.run_config import configure, default_name
+from zerokara.core.training_program import open_run
 from zerokara.vision.classification.config import PRESETS, Config
 
 
@@ -37,3 +40,24 @@ def test_name_of_a_classifier() -> None:
     config = parse(Config, PRESETS, ["--data", "../my pets.zip", "--seed", "3", "--preset", "book"], "")
     fields = importlib.import_module("zerokara.vision.classify").NAME_FIELDS
     assert default_name("classify", config, fields) == "classify-my_pets-deep_cnn-book-3"
+
+
+def test_a_renamed_folder_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module("zerokara.vision.classify")
+
+    def read(*words: str) -> Config:
+        return configure(
+            Config, PRESETS, list(words), "", kind="classify", name_fields=module.NAME_FIELDS, changeable={"resume"}
+        )
+
+    config = read("--name", "a", "--seed", "7")
+    with open_run(config, "classify"):
+        pass
+    Path("runs/a").rename("runs/b")
+    resumed = read("--name", "b", "--resume")
+    assert (resumed.name, resumed.seed) == ("b", 7)
+    with open_run(resumed, "classify") as run:
+        assert run.folder == Path("runs/b")
+    with pytest.raises(UserError, match="runs/b was started with --seed 7 and cannot be resumed with 8"):
+        read("--name", "b", "--resume", "--seed", "8")

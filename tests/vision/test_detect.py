@@ -243,8 +243,12 @@ def test_detect_predict(
     with Image.open(tmp_path / "out" / "large-found.png") as drawn:
         assert drawn.size == (288, 216)
         assert not np.array_equal(np.asarray(drawn), large)
-    detect_predict.main([words[0], str(tmp_path / "large.png"), *words[2:]])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "large.png").write_bytes((tmp_path / "gray.png").read_bytes())
+    same_name = [str(tmp_path / "large.png"), str(tmp_path / "other" / "large.png")]
+    detect_predict.main([words[0], *same_name, *words[2:]])
     assert "images with boxes" in capsys.readouterr().out
+    assert (tmp_path / "out" / "large-found-2.png").exists(), "images of the same name do not overwrite one another"
 
 
 def test_detect_compare(
