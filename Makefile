@@ -7,6 +7,8 @@ LOGDIR ?= runs
 ARGS ?=
 
 BIN := $(VENV)/bin
+# One process per usable core; tests of a file stay in one process unless another has nothing left to do.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 PACKAGES := core envs agents generative vision
 
 .DEFAULT_GOAL := help
@@ -41,10 +43,10 @@ tensorboard: $(VENV)/.installed ## show the runs in a browser
 	$(BIN)/tensorboard --logdir $(LOGDIR) $(ARGS)
 
 test: lint ## linter, types and all tests except the slow ones
-	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+	$(PYTEST) -m 'not slow' $(ARGS)
 
 test-all: lint ## the same with the slow tests, which train for minutes
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 # mypy finds zerokara.agents in agents/ through this link.
 build/types/zerokara:

@@ -49,7 +49,7 @@ from zerokara.agents.configs.protocols import PROTOCOLS
 from zerokara.core.checkpoint import write_atomically
 from zerokara.core.command_line import parse
 from zerokara.core.config import Range, UserError, flag, run_main
-from zerokara.core.machine import describe_machine, describe_versions, git_commit
+from zerokara.core.machine import describe_machine, describe_versions, git_commit, usable_cores
 from zerokara.core.programs import program
 from zerokara.core.progress import Progress
 from zerokara.core.report import write_json
@@ -336,9 +336,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Plan the runs, run them, read their results, and write the tables."""
     options = parse(Options, {}, argv, __doc__ or "")
     folder = output_folder(options)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     num_runs = len(set(options.envs)) * len(set(options.presets)) * len(set(options.seeds))
-    max_processes, threads = divide_cores(cores, num_runs, options.jobs, options.threads)
+    max_processes, threads = divide_cores(usable_cores(), num_runs, options.jobs, options.threads)
     runs = plan_runs(
         options.envs,
         options.presets,

@@ -9,6 +9,9 @@ from a target network that is a periodic copy of the online network:
 
     target = r_1 + gamma r_2 + ... + gamma^(n-1) r_n + gamma^n max over a' of Q_target(s', a')
 
+where s' is the observation after the n steps. A return ends earlier at a terminal, where it does not bootstrap, and at
+a truncation, where it bootstraps from the last observation of the episode with the smaller power of gamma.
+
 Extensions are options of the config (agents/configs/dqn.py): double Q-learning (van Hasselt et al. 2016), dueling
 networks (Wang et al. 2016), prioritized replay (Schaul et al. 2016), n-step returns, C51, QR-DQN, IQN, noisy networks
 and Munchausen DQN; presets combine them as in their papers. On a laptop, the default preset `fast` raises the return
@@ -44,13 +47,13 @@ from zerokara.agents.qlearning.network import QNetwork, make_network
 from zerokara.agents.qlearning.policy import Policy
 from zerokara.agents.qlearning.prioritized_replay import PrioritizedReplay
 from zerokara.agents.qlearning.replay import Batch, Replay
-from zerokara.agents.training.program import PROBE_ACTIONS, run_program
-from zerokara.agents.training.session import Session
+from zerokara.agents.training.session import Session, make_env
 from zerokara.core.compute import Compute
 from zerokara.core.config import run_main
 from zerokara.core.distributed import World
-from zerokara.core.probe import probe
 from zerokara.core.run import Run
+from zerokara.core.training_program import check_divisible, choose_compute, open_run
+from zerokara.envs import VectorEnv
 
 
 def dqn_loss(
@@ -69,6 +72,8 @@ def dqn_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss and mean Q-value (scalars), and absolute TD error (B,), of a batch of n-step transitions.
 
+    The KL divergence of C51 takes the place of the TD error.
+
     Args:
         config: hyperparameters.
         compute: converts images.
@@ -76,10 +81,11 @@ def dqn_loss(
         target: target network.
         obs: observations (B, C, H, W) uint8.
         action_B: actions that were taken.
-        reward_B: r_1 + gamma r_2 + ... + gamma^(n-1) r_n.
-        discount_B: gamma^n; 0 if the episode terminated within the n steps.
-        next_obs: observations (B, C, H, W) uint8 after the n steps.
-        weight_B: importance-sampling weights; 1 with uniform replay.
+        reward_B: r_1 + gamma r_2 + ... + gamma^(k-1) r_k, where k = n, or less at a terminal, a truncation or the
+            newest stored step.
+        discount_B: gamma^k; 0 after a terminal.
+        next_obs: observations (B, C, H, W) uint8 after the k steps.
+        weight_B: importance-sampling weights (1 with uniform replay); 0 for the rare sample without a transition.
         tau_BT: quantile fractions of the online network (QR-DQN, IQN).
         next_tau_BS: quantile fractions of the target network (IQN).
     """
@@ -92,18 +98,18 @@ def dqn_loss(
         if config.munchausen:
             # Policy pi = softmax(q / tau) of the target network. The reward gets alpha * tau log pi(a|s), clipped; the
             # next value is the sum over a' of pi(a'|s') (q(s', a') - tau log pi(a'|s')) (Vieillard et al. 2020, eq. 1).
-            tau = config.munchausen_tau
-            tau_log_pi_BA = tau * F.log_softmax(target(images) / tau, dim=1)
+            temperature = config.munchausen_tau
+            tau_log_pi_BA = temperature * F.log_softmax(target(images) / temperature, dim=1)
             tau_log_pi_B = tau_log_pi_BA.gather(1, action_B[:, None]).squeeze(1)
             reward_B = reward_B + config.munchausen_alpha * tau_log_pi_B.clamp(config.munchausen_clip, 0.0)
-            next_z_BXM, tau_log_pi_BM = next_z_BXA, tau * F.log_softmax(next_q_BA / tau, dim=1)
-            next_pi_BM = (tau_log_pi_BM / tau).exp()
+            next_z_BXM, tau_log_pi_BM = next_z_BXA, temperature * F.log_softmax(next_q_BA / temperature, dim=1)
+            next_pi_BM = (tau_log_pi_BM / temperature).exp()
         else:
             # The greedy next action, evaluated by the target network. Double Q-learning selects it with the online
             # network (van Hasselt et al. 2016, eq. 4), otherwise the target network selects it (Mnih et al. 2015).
             next_action_B = (online(next_images) if config.double else next_q_BA).argmax(dim=1)
             next_z_BXM = outputs_of_actions(next_z_BXA, next_action_B)[:, :, None]
-            next_pi_BM, tau_log_pi_BM = torch.ones_like(next_q_BA[:, :1]), torch.zeros_like(next_q_BA[:, :1])
+            next_pi_BM, tau_log_pi_BM = torch.ones_like(next_q_BA[:, :1]), torch.zeros_like(next_q_BA[:, :1])  # M = 1
 
         if isinstance(target.head, CategoricalHead):  # C51: shift the atoms and project them onto the support
             atom_X = target.head.atom_X
@@ -155,7 +161,7 @@ def make_learner(
 
 
 def gradient_step(learner: Learner, batch: Batch) -> Tensor:
-    """Do one gradient step on the loss of a batch. Returns the TD errors (B,). Does not synchronize with the device."""
+    """Do one gradient step on a batch. Returns the absolute TD errors (B,). Does not synchronize with the device."""
     learner.resample_noise()
     # Calls dqn_loss(config, compute, online, target, *batch, *taus); the fields of a batch are in the same order.
     return learner.step(*batch, *learner.sample_taus(len(batch.action)))
@@ -167,8 +173,8 @@ class Training(Session):
     config: Config
     learner: Learner
 
-    def __init__(self, config: Config, run: Run, compute: Compute, world: World) -> None:
-        super().__init__(config, run, compute, world, "agents.dqn")
+    def __init__(self, config: Config, run: Run, compute: Compute, world: World, env: VectorEnv | None = None) -> None:
+        super().__init__(config, run, compute, world, "agents.dqn", env)
         make_replay: Callable[..., Replay] = (
             partial(PrioritizedReplay, alpha=config.per_alpha) if config.per_alpha else Replay
         )
@@ -182,6 +188,7 @@ class Training(Session):
             seed=self.seed,
             device=compute.torch_device,
             folder=run.folder / f"replay-{world.rank}" if config.save_replay else None,
+            # Slots written between two checkpoints, with room for the last observations of truncated episodes.
             checkpoint_margin=config.checkpoint_every_steps // world.size + 4 * self.num_envs,
             function=compute.function,
             print_line=run.print,
@@ -191,41 +198,49 @@ class Training(Session):
         self.policy = Policy(self.learner.online, compute, self.seed)
         self.exploration = Exploration(self.num_envs, self.env.num_actions, self.seed, config.ez_greedy_zeta)
         self.update = self.learner.graphed(
-            self._update, generators=(self.replay.generator,), tensors=self.replay.priority_tensors
+            self.sample_and_update, generators=(self.replay.generator,), tensors=self.replay.priority_tensors
         )
         self.register(learner=self.learner, replay=self.replay, exploration=self.exploration, noise=self.policy.noise)
 
-    def _update(self) -> None:
+    def end_episodes(self) -> None:
+        """See `Session.end_episodes`. The replay buffer does not connect the old episodes with the new ones."""
+        super().end_episodes()
+        self.replay.end_episodes()
+
+    def sample_and_update(self) -> None:
         """Sample a batch, do a gradient step, update the priorities of the batch. On CUDA this becomes a graph."""
         batch = self.replay.sample(self.config.batch_size // self.world.size)
         self.replay.update_priorities(gradient_step(self.learner, batch))
 
     @property
     def epsilon(self) -> float:
-        """Probability of a random action at this step."""
+        """Probability that a random action is taken (with ez-greedy exploration: started) at this step."""
         return schedules.epsilon(self.config, self.step)
 
     def iterate(self) -> None:
         """Do one step in all environments, with the updates that are due while the environments run."""
         config = self.config
         with self.timed("act"):
+            # Noisy layers, if the network has any, explore in addition to epsilon.
             action_N = self.policy.act(self.obs, self.epsilon, self.exploration, noisy=True)
         self.env.send(action_N)
         with self.timed("learn"):
             self.learn()
         with self.timed("emulate"):
-            step = self.env.recv()
-            reward_N = np.sign(step.reward) if config.clip_rewards else step.reward
-            life_lost_N = step.life_lost if config.terminal_on_life_loss else None
-            self.replay.add(self.obs, action_N, reward_N, step.terminal, step.truncated, step.last_obs, life_lost_N)
-            self.record(step)  # sets self.obs, adds num_envs to self.step
+            result = self.env.recv()
+            reward_N = np.sign(result.reward) if config.clip_rewards else result.reward
+            life_lost_N = result.life_lost if config.terminal_on_life_loss else None
+            ended = result.terminal, result.truncated
+            self.replay.add(self.obs, action_N, reward_N, *ended, result.last_obs, life_lost_N)
+            self.record(result)  # sets self.obs, adds config.num_envs (those of all processes) to self.step
 
     def learn(self) -> None:
         """Do the updates that are due: `gradient_steps` per `train_every_steps` since `learning_starts`."""
         config = self.config
         due = max(0, self.step - config.learning_starts) // config.train_every_steps * config.gradient_steps
         if len(self.replay) < min(config.learning_starts, config.replay_capacity) // self.world.size:
-            self.updates = due  # after a resume without a saved replay buffer: no updates until it is filled again
+            # Not filled yet, or empty after a resume without a saved buffer: these updates are skipped, but counted.
+            self.updates = due
         if self.updates >= due:
             return
         self.replay.set_beta(schedules.per_beta(config, self.step))
@@ -236,53 +251,57 @@ class Training(Session):
                 self.replay.set_n_step_and_gamma(*schedules.n_step_and_gamma(config, self.updates))
             self.update()
             self.updates += 1
-            if schedules.is_target_update_due(config, self.updates):  # every `target_update_steps` agent steps
+            # Every `target_update_steps`, in agent steps that correspond to the updates done so far.
+            if schedules.is_target_update_due(config, self.updates):
                 self.learner.update_target_network()
             if schedules.is_reset_due(config, self.updates):
                 self.learner.reset(config.seed * 1_000_003 + self.updates, config.reset_perturb_factor)
 
 
-def train(config: Config, run: Run, compute: Compute, world: World) -> str:
+def train(config: Config, run: Run, compute: Compute, world: World, env: VectorEnv | None = None) -> str:
     """Train from the current step to the end of the run. Return the closing message.
 
     Raises:
         UserError: the checkpoint cannot be read, the replay buffer does not fit into memory or on disk, or training
             diverged (the weights contain NaN or Inf).
     """
-    training = Training(config, run, compute, world)
+    training = Training(config, run, compute, world, env)
     replay = training.replay
 
     def metrics() -> dict[str, Any]:
         learning_rate = schedules.learning_rate(config, training.step)
-        return {"replay/fill": len(replay) / config.replay_capacity, "train/learning_rate": learning_rate}
+        fill = len(replay) * world.size / config.replay_capacity
+        return {"replay/fill": fill, "train/learning_rate": learning_rate}
 
-    training.start(config.pretrained_backbone)
+    training.start(config.pretrained_backbone)  # restores the checkpoint of a resumed run
     training.print_settings(DEVIATIONS.get(config.preset, ()), terminal_on_life_loss=config.terminal_on_life_loss)
-    run.print(f"replay buffer: {len(replay):,} of {config.replay_capacity:,} transitions")
+    run.print(f"replay buffer: {len(replay) * world.size:,} of {config.replay_capacity:,} transitions")
+    # `iterations` logs, evaluates and saves between iterations; it ends after a signal, when the run has been saved.
     for _ in training.iterations(metrics, lambda: replay.needs_checkpoint):
         training.iterate()
     return training.closing_message()
 
 
-def choose_compute(config: Config, world: World) -> Compute:
-    """Choose precision and compilation by timing updates on random data of the right shape."""
+def probe_step(config: Config, num_actions: int, world: World, compute: Compute) -> Callable[[], object]:
+    """Return a gradient step on random data, which is timed to choose precision and compilation."""
     batch_size = config.batch_size // world.size
-
-    def train_step(candidate: Compute) -> Callable[[], object]:
-        pixels = torch.randint(256, (2, batch_size, *config.obs_shape), dtype=torch.uint8).to(candidate.torch_device)
-        ones = torch.ones(batch_size, device=candidate.torch_device)
-        batch = Batch(pixels[0], ones.long(), ones, ones, pixels[1], ones)
-        learner = make_learner(config, config.obs_shape, PROBE_ACTIONS, candidate, World())
-        return learner.graphed(lambda: gradient_step(learner, batch))
-
-    return probe(config, world, train_step, compile=config.compile)
+    pixels = torch.randint(256, (2, batch_size, *config.obs_shape), dtype=torch.uint8).to(compute.torch_device)
+    ones = torch.ones(batch_size, device=compute.torch_device)
+    batch = Batch(pixels[0], ones.long(), ones, ones, pixels[1], ones)
+    learner = make_learner(config, config.obs_shape, num_actions, compute, World())
+    return learner.graphed(lambda: gradient_step(learner, batch))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program: read the config, open the run folder, choose the hardware settings, train."""
     config = read_config(argv, __doc__ or "")
-    divided = ("num_envs", "batch_size")
-    run_program(config, kind=KIND, divided=divided, choose_compute=choose_compute, train=train)
+    world = World.from_env(config.device)
+    check_divisible(config, world, "num_envs", "batch_size")
+    env = make_env(config, world)
+    with open_run(config, KIND, world) as run:
+        timed = partial(probe_step, config, env.num_actions, world)
+        compute = run.compute(lambda: choose_compute(config, world, timed), config.total_steps)
+        run.close(train(config, run, compute, world, env))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from zerokara.core.command_line import parse
 from zerokara.core.config import Positional, Range, UserError, run_main
 from zerokara.core.machine import describe_versions
 from zerokara.core.programs import program_command
-from zerokara.core.report import run_folders, tables_within, write_json
+from zerokara.core.report import numbered, run_folders, tables_within, write_json
 
 DEFAULT_EPISODES = 30
 MAX_ENVS = 32  # more parallel environments hardly increase the speed
@@ -220,8 +220,22 @@ def tables(results: Sequence[Mapping[str, Any]], width: int) -> list[Table]:
 
 
 def save(result: Mapping[str, Any], folder: Path) -> Path:
-    """Write folder/evaluation-<step>.json atomically. Returns its path."""
-    return write_json(folder / f"evaluation-{result['step']}.json", result)
+    """Write folder/evaluation-<step>.json atomically. Returns its path.
+
+    A result with another protocol (seed, epsilon, episodes) is kept: the file is then evaluation-<step>-2.json.
+    """
+    paths = (folder / f"{name}.json" for name in numbered(f"evaluation-{result['step']}"))
+    return write_json(next(path for path in paths if _is_free(path, result["protocol"])), result)
+
+
+def _is_free(path: Path, protocol: Mapping[str, Any]) -> bool:
+    """Return True if there is no result at `path`, or one with the same protocol."""
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8"))["protocol"] == json.loads(json.dumps(protocol)))
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -146,7 +146,7 @@ def frames_folder(name: str) -> Path | None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--frames {folder} is a file, but it must be a folder: give another name.")
     if any(folder.glob("frame-*.png")):
-        raise UserError(f"--frames {folder} contains pictures of another episode: give an empty or a new folder.")
+        raise UserError(f"--frames {folder} contains images of another episode: give an empty or a new folder.")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -24,8 +24,6 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from zerokara.agents.configs.pqn import KIND, read_config
-
 # OpenMP threads wait for work in a loop that keeps the core busy (they spin). After each forward pass this would take a
 # core from the emulators, so the spin count is limited. OpenMP reads the variable when PyTorch is imported.
 SPIN = ("GOMP_SPINCOUNT", "10000")
@@ -37,20 +35,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zerokara.agents.configs.pqn import DEVIATIONS, Config
+from zerokara.agents.configs.pqn import DEVIATIONS, KIND, Config, read_config
 from zerokara.agents.qlearning import schedules
 from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.learner import Learner
 from zerokara.agents.qlearning.network import QNetwork, make_pqn_network
 from zerokara.agents.qlearning.policy import Policy
-from zerokara.agents.training.program import PROBE_ACTIONS, run_program
-from zerokara.agents.training.session import Session
+from zerokara.agents.training.session import Session, make_env
 from zerokara.core.compute import Compute
 from zerokara.core.config import run_main
 from zerokara.core.distributed import World
-from zerokara.core.probe import probe
 from zerokara.core.run import Run
 from zerokara.core.schedules import linear
+from zerokara.core.training_program import check_divisible, choose_compute, open_run
+from zerokara.envs import VectorEnv
 
 RADAM_EPSILON = 1e-8
 
@@ -73,7 +71,8 @@ def lambda_returns(
     Args:
         reward_TN: rewards.
         terminal_TN: 1 if the episode terminated at the step.
-        next_value_TN: V_t+1, the maximum Q-value of the next observation, before any reset.
+        next_value_TN: V_t+1, the maximum Q-value of the observation after the step; at a truncation that of the last
+            observation of the episode; not used at a terminal.
         truncated_TN: 1 if the episode was truncated at the step.
         gamma: discount factor of one step.
         td_lambda: 0 gives one-step returns, 1 gives returns up to the end of the rollout.
@@ -94,7 +93,10 @@ def lambda_returns(
 def pqn_loss(
     compute: Compute, network: QNetwork, obs_BCHW: Tensor, action_B: Tensor, target_B: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Half the mean squared error to the returns (Gallici et al. 2024, equation 4), mean Q-value, TD errors (B,)."""
+    """Half the mean squared error to the returns (Gallici et al. 2024, equation 4) and mean Q-value (scalars).
+
+    The third value is the absolute TD error (B,), which PQN does not use.
+    """
     q_BA = network(compute.images(obs_BCHW))
     q_B = q_BA.gather(1, action_B[:, None]).squeeze(1)
     return 0.5 * F.mse_loss(q_B, target_B), q_BA.detach().mean(), (target_B - q_B).detach().abs()
@@ -121,25 +123,27 @@ class Training(Session):
 
     config: Config
 
-    def __init__(self, config: Config, run: Run, compute: Compute, world: World) -> None:
-        super().__init__(config, run, compute, world, "agents.pqn")
+    def __init__(self, config: Config, run: Run, compute: Compute, world: World, env: VectorEnv | None = None) -> None:
+        super().__init__(config, run, compute, world, "agents.pqn", env)
         torch.manual_seed(config.seed)
         self.learner = make_learner(config, self.env.obs_shape, self.env.num_actions, compute, world)
         self.policy = Policy(self.learner.online, compute)
         self.exploration = Exploration(self.num_envs, self.env.num_actions, self.seed, config.ez_greedy_zeta)
         self.shuffle = torch.Generator(compute.torch_device).manual_seed(self.seed)
         shape, device = (config.rollout_steps, self.num_envs), compute.torch_device
-        # Rollout buffers, allocated once and overwritten by each rollout; a checkpoint does not need them.
+        # Rollout buffers, allocated once and overwritten by each rollout. Checkpoints are written between rollouts, so
+        # they do not hold them.
         self.obs_TN = torch.zeros((*shape, *self.env.obs_shape), dtype=torch.uint8, device=device)
         self.action_TN = torch.zeros(shape, dtype=torch.int64, device=device)
-        self.reward_TN, self.terminal_TN, self.truncated_TN, self.next_value_TN = (
+        self.reward_TN, self.terminal_TN, self.truncated_TN, self.last_value_TN = (
             torch.zeros(shape, device=device) for _ in range(4)
         )
+        self.value_TN = torch.zeros((config.rollout_steps + 1, self.num_envs), device=device)  # T + 1 observations
         self.register(learner=self.learner, exploration=self.exploration, shuffle=self.shuffle)
 
     @property
     def epsilon(self) -> float:
-        """Probability of a random action at this step."""
+        """Probability that a random action is taken (with ez-greedy exploration: started) at this step."""
         config = self.config
         return linear(self.step, config.epsilon_start, config.epsilon_end, 0, config.epsilon_decay_steps)
 
@@ -148,7 +152,7 @@ class Training(Session):
         epsilon = self.epsilon
         for t in range(self.config.rollout_steps):
             self._step(t, epsilon)
-        self._set_next_value(self.config.rollout_steps - 1, self.policy.values(self.obs).amax(dim=1))
+        self.value_TN[-1] = self.policy.values(self.obs).amax(dim=1)
         with self.timed("learn"):
             self.learn()
 
@@ -156,27 +160,26 @@ class Training(Session):
         """Do step t of the rollout in all environments."""
         with self.timed("act"):
             q_NA = self.policy.values(self.obs)
-            if t:
-                self._set_next_value(t - 1, q_NA.amax(dim=1))
+            self.value_TN[t] = q_NA.amax(dim=1)
             explore_N, random_N = self.exploration.sample(epsilon)
             action_N = torch.where(explore_N, random_N, self.compute.to_host(q_NA.argmax(dim=1)))
         with self.timed("emulate"):
             self.env.send(action_N.numpy())
             self.obs_TN[t].copy_(torch.from_numpy(self.obs))
             self.action_TN[t].copy_(action_N)
-            step = self.env.recv()
-            reward_N = np.sign(step.reward) if self.config.clip_rewards else step.reward
-            terminal_N = step.terminal | step.life_lost if self.config.terminal_on_life_loss else step.terminal
+            result = self.env.recv()
+            reward_N = np.sign(result.reward) if self.config.clip_rewards else result.reward
+            terminal_N = result.terminal | result.life_lost if self.config.terminal_on_life_loss else result.terminal
             self.reward_TN[t].copy_(torch.from_numpy(reward_N))
             self.terminal_TN[t].copy_(torch.from_numpy(terminal_N))
-            self.truncated_TN[t].copy_(torch.from_numpy(step.truncated))
-            if step.truncated.any():  # bootstrap from the last observation, not from the first of the next episode
-                self.next_value_TN[t].copy_(self.policy.values(step.last_obs).amax(dim=1))
-            self.record(step)  # sets self.obs, adds num_envs to self.step
+            self.truncated_TN[t].copy_(torch.from_numpy(result.truncated))
+            if result.truncated.any():  # bootstrap from the last observation, not from the first of the next episode
+                self.last_value_TN[t] = self.policy.values(result.last_obs).amax(dim=1)
+            self.record(result)  # sets self.obs, adds config.num_envs (those of all processes) to self.step
 
-    def _set_next_value(self, t: int, value_N: Tensor) -> None:
-        """Store the values of the observations after step t. Values of truncated episodes are already stored."""
-        self.next_value_TN[t] = torch.where(self.truncated_TN[t] > 0, self.next_value_TN[t], value_N)
+    def next_values(self) -> Tensor:
+        """Return the value (T, N) of the observation after each step, before a reset if the episode was truncated."""
+        return torch.where(self.truncated_TN > 0, self.last_value_TN, self.value_TN[1:])
 
     def learn(self) -> None:
         """Compute the returns of the rollout, then train for `update_epochs` on shuffled minibatches (algorithm 1)."""
@@ -184,7 +187,7 @@ class Training(Session):
         return_TN = lambda_returns(
             self.reward_TN,
             self.terminal_TN,
-            self.next_value_TN,
+            self.next_values(),
             self.truncated_TN,
             gamma=config.gamma,
             td_lambda=config.td_lambda,
@@ -199,37 +202,40 @@ class Training(Session):
                 self.updates += 1
 
 
-def train(config: Config, run: Run, compute: Compute, world: World) -> str:
+def train(config: Config, run: Run, compute: Compute, world: World, env: VectorEnv | None = None) -> str:
     """Train from the current step to the end of the run. Return the closing message.
 
     Raises:
         UserError: the checkpoint cannot be read, or training diverged (the weights contain NaN or Inf).
     """
-    training = Training(config, run, compute, world)
-    training.start()
+    training = Training(config, run, compute, world, env)
+    training.start()  # restores the checkpoint of a resumed run
     training.print_settings(DEVIATIONS)
+    # `iterations` logs, evaluates and saves between iterations; it ends after a signal, when the run has been saved.
     for _ in training.iterations(lambda: {"train/learning_rate": schedules.learning_rate(config, training.step)}):
         training.iterate()
     return training.closing_message()
 
 
-def choose_compute(config: Config, world: World) -> Compute:
-    """Choose precision and compilation by timing updates on random data of the right shape."""
+def probe_step(config: Config, num_actions: int, world: World, compute: Compute) -> Callable[[], object]:
+    """Return a gradient step on random data, which is timed to choose precision and compilation."""
     batch_size = config.rollout_steps * config.num_envs // config.num_minibatches // world.size
-
-    def train_step(candidate: Compute) -> Callable[[], Tensor]:
-        pixels = torch.randint(256, (batch_size, *config.obs_shape), dtype=torch.uint8).to(candidate.torch_device)
-        zeros = torch.zeros(batch_size, device=candidate.torch_device)
-        learner = make_learner(config, config.obs_shape, PROBE_ACTIONS, candidate, World())
-        return lambda: learner.step(pixels, zeros.long(), zeros)
-
-    return probe(config, world, train_step, compile=config.compile)
+    pixels = torch.randint(256, (batch_size, *config.obs_shape), dtype=torch.uint8).to(compute.torch_device)
+    zeros = torch.zeros(batch_size, device=compute.torch_device)
+    learner = make_learner(config, config.obs_shape, num_actions, compute, World())
+    return lambda: learner.step(pixels, zeros.long(), zeros)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program: read the config, open the run folder, choose the hardware settings, train."""
     config = read_config(argv, __doc__ or "")
-    run_program(config, kind=KIND, divided=("num_envs",), choose_compute=choose_compute, train=train)
+    world = World.from_env(config.device)
+    check_divisible(config, world, "num_envs")
+    env = make_env(config, world)
+    with open_run(config, KIND, world) as run:
+        timed = partial(probe_step, config, env.num_actions, world)
+        compute = run.compute(lambda: choose_compute(config, world, timed), config.total_steps)
+        run.close(train(config, run, compute, world, env))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from zerokara.core.machine import describe_machine
 from zerokara.core.report import write_json
 from zerokara.core.run import Run
 from zerokara.vision.binarization.config import PRESETS, Config
-from zerokara.vision.binarization.network import read_packed
+from zerokara.vision.binarization.network import BinaryMetadata
 from zerokara.vision.binary import KIND
 from zerokara.vision.classification.learner import load_split
 from zerokara.vision.classification.scoring import Scores
@@ -53,7 +53,7 @@ def describe(folder: Path) -> dict[str, Any]:
 def test_error(folder: Path) -> float:
     """Compute the error of the packed file on the test images, in float32."""
     config = from_dict(Config, Run.read_config(folder, KIND)["config"], str(folder / "config.json"))
-    network, _ = read_packed(folder / "packed.safetensors")
+    network, _ = BinaryMetadata.load(folder)
     images = load_split(config.for_data(), "test")
     with torch.no_grad():
         batches = images.images.split(config.eval_batch_size)

@@ -26,6 +26,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,11 @@ from zerokara.core.config import run_main
 from zerokara.core.distributed import World
 from zerokara.core.machine import describe_machine
 from zerokara.core.run import Run
+from zerokara.core.stopwatch import LogInterval
+from zerokara.core.training_program import choose_compute
 from zerokara.vision.classification.config import PRESETS, Config
-from zerokara.vision.classification.learner import Data, Training, choose_compute
-from zerokara.vision.training.epochs import LogInterval, log_metrics
+from zerokara.vision.classification.learner import Data, Training
+from zerokara.vision.training.epochs import probe_update
 
 BATCH = 100
 PARAMETERS = 123_552
@@ -63,20 +66,20 @@ def ours(arguments: argparse.Namespace, images: Data, preset: str, folder: Path)
     """Create the loop of vision.classify without the end of an epoch. Also returns the reason of its settings."""
     fields: dict[str, Any] = {**PRESETS[preset], "batch_size": BATCH, "threads": arguments.threads}
     config = Config(preset=preset, data=arguments.data, precision=arguments.precision, **fields)
-    compute = choose_compute(config, images, World())
+    compute = choose_compute(config, World(), partial(probe_update, Training, config, images, World()))
     compute.apply()
     training = Training(config, images, compute, World())
     run = Run(config, kind="classify", name=preset, resume=False, quiet=True, root=folder)
     count(training.network)
 
     def run_updates(updates: int) -> None:
-        window = LogInterval(training)
+        interval = LogInterval(training.updates)
         last = training.updates + updates
         while training.updates < last:
             training.update(training.next_batch())
             if training.updates % config.log_every_updates == 0:
-                log_metrics(training, run, window)
-                window = LogInterval(training)
+                training.log_metrics(run, interval)
+                interval = LogInterval(training.updates)
         training.read_metrics()["train/loss"].item()
 
     return run_updates, compute.reason

@@ -27,6 +27,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ from zerokara.core.config import UserError, run_main
 from zerokara.core.data import ImageSet
 from zerokara.core.distributed import World
 from zerokara.core.machine import describe_machine
-from zerokara.generative.dcgan import choose_compute, make_learner, update
+from zerokara.core.training_program import choose_compute
+from zerokara.generative.dcgan import make_learner, probe_step, update
 from zerokara.generative.gan.config import PRESETS, Config
 from zerokara.generative.gan.data import Data, load_split
 from zerokara.generative.gan.sampler import Sampler
@@ -176,7 +178,8 @@ def speed(arguments: argparse.Namespace, extra_args: list[str]) -> dict[str, Any
     side = arguments.image_size
     pixels = torch.randint(0, 256, (10 * BATCH, 3, side, side), dtype=torch.uint8)
     images = ImageSet(pixels, torch.zeros(len(pixels), dtype=torch.int64), ("any",), "random pixels")
-    compute = choose_compute(config, Data(images, images.take(slice(0, 100)), ()), World())
+    data = Data(images, images.take(slice(0, 100)), ())
+    compute = choose_compute(config, World(), partial(probe_step, config, data, World()))
     compute.apply()
     learner = make_learner(config, images.shape, 1, compute, World())
     tutorial = Tutorial(3, side, seed=1)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.family rainbow        # training steps/s at the paper's settings, against benchmarks/eager.py
     python -m benchmarks.family btr            # the same for Beyond the Rainbow
-    python -m benchmarks.family prioritised    # training steps/s of prioritized against uniform replay
+    python -m benchmarks.family prioritized    # training steps/s of prioritized against uniform replay
     python -m benchmarks.family pqn            # steps/s during training, against ale-py's vector environment
     python -m benchmarks.family presets        # training steps/s of every preset except btr
 
@@ -37,7 +37,9 @@ from zerokara.core.config import run_main
 from zerokara.core.distributed import World
 from zerokara.core.machine import describe_machine
 from zerokara.core.run import Run
+from zerokara.core.training_program import choose_compute
 
+NUM_ACTIONS = 6  # of Pong, for the choice of the hardware settings
 AnyConfig = TypeVar("AnyConfig", Config, pqn_config.Config)
 Training = dqn.Training | pqn.Training
 
@@ -50,7 +52,8 @@ def settings(preset: str, arguments: argparse.Namespace, **changes: Any) -> Conf
 
 def trained(config: Config) -> tuple[alternating.RunSteps, str]:
     """Create zerokara's DQN."""
-    return make_stepper(config, dqn.choose_compute(config, World()), dqn.Training)
+    compute = choose_compute(config, World(), partial(dqn.probe_step, config, NUM_ACTIONS, World()))
+    return make_stepper(config, compute, dqn.Training)
 
 
 def make_stepper(
@@ -99,7 +102,7 @@ def pqn_settings(arguments: argparse.Namespace) -> pqn_config.Config:
 def parallel(arguments: argparse.Namespace) -> tuple[alternating.RunSteps, str]:
     """Create zerokara's PQN."""
     config = pqn_settings(arguments)
-    compute = pqn.choose_compute(config, World())
+    compute = choose_compute(config, World(), partial(pqn.probe_step, config, NUM_ACTIONS, World()))
     return make_stepper(config, compute, pqn.Training)
 
 
@@ -131,14 +134,15 @@ class Comparison(NamedTuple):
 COMPARISONS = {
     "rainbow": Comparison("training steps/s", {"ours": partial(make_preset, "rainbow"), "eager": eager}, 1_400, 200),
     "btr": Comparison("training steps/s", {"ours": partial(make_preset, "btr"), "eager": eager}, 1_280, 192),
-    "prioritised": Comparison(
-        "training steps/s", {"prioritised": partial(make_preset, "prioritized"), "uniform": uniform}, 3_000, 800
+    "prioritized": Comparison(
+        "training steps/s", {"prioritized": partial(make_preset, "prioritized"), "uniform": uniform}, 3_000, 800
     ),
     "pqn": Comparison("steps/s", {"pqn": parallel, "ale_py": emulators}, 4_096, 8_192),
     "presets": Comparison(
         "training steps/s", {name: partial(make_preset, name) for name in PRESETS if name != "btr"}, 1_280, 192
     ),
 }
+OLD_NAMES = {"prioritised": "prioritized"}  # accepted on the command line
 
 
 def main() -> None:
@@ -146,10 +150,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
     for name, comparison in COMPARISONS.items():
-        command = commands.add_parser(name)
+        command = commands.add_parser(name, aliases=[old for old, new in OLD_NAMES.items() if new == name])
         command.add_argument("--env", default="ALE/Pong-v5", help="an Atari game")
         alternating.add_arguments(command, learn_first=comparison.learn_first, steps=comparison.steps)
     arguments = parser.parse_args()
+    arguments.what = OLD_NAMES.get(arguments.what, arguments.what)
     comparison = COMPARISONS[arguments.what]
     if arguments.what == "pqn":
         os.environ.setdefault(*pqn.SPIN)  # as agents.pqn does; the emulators alone do not use OpenMP threads

@@ -20,7 +20,7 @@ import torch
 from zerokara.core import data
 from zerokara.core.compute import Compute
 from zerokara.core.config import run_main
-from zerokara.core.models import model_file
+from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision.classification.inputs import prepare
 from zerokara.vision.classification.learner import SPLIT_SEED
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("classifier", help="run folder, model file, or name of a network in the zoo")
     parser.add_argument("--number", type=int, default=300, help="number of images")
     options = parser.parse_args()
-    classifier, metadata = model_file.load(zoo.find_file(options.classifier))
+    classifier, metadata = ClassifierMetadata.load(zoo.find_file(options.classifier))
     _, validation = data.hold_out(data.load("mnist", "train"), 5000, SPLIT_SEED)
     validation = validation.take(slice(0, options.number))
     compute = Compute()

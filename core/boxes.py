@@ -1,4 +1,4 @@
-"""Operations on bounding boxes: IoU, non-maximum suppression, box regression targets, RoI pooling, warped crops.
+"""Operations on bounding boxes: IoU, non-maximum suppression, box regression targets, RoI pooling, crops.
 
 A box is (x1, y1, x2, y2) in pixels. Coordinates are edges, not centers, of pixels: the left half of an image of W x H
 is (0, 0, W / 2, H), and the width of a box is x2 - x1.
@@ -39,17 +39,17 @@ def clip(boxes_N4: Tensor, height: float, width: float) -> Tensor:
     return torch.minimum(boxes_N4.clamp(min=0), limits)
 
 
-def mirror(boxes_N4: Tensor, size: float, axis: int = 0) -> Tensor:
-    """Mirror boxes (N, 4) with their image.
+def flip(boxes_N4: Tensor, size: float, axis: int = 0) -> Tensor:
+    """Flip boxes (N, 4) like their image.
 
     Args:
         boxes_N4: boxes.
         size: width of the image if axis is 0, else its height.
-        axis: 0 mirrors left to right, 1 mirrors top to bottom.
+        axis: 0 flips left to right, 1 flips top to bottom.
     """
-    mirrored = boxes_N4.clone()
-    mirrored[:, axis], mirrored[:, axis + 2] = size - boxes_N4[:, axis + 2], size - boxes_N4[:, axis]
-    return mirrored
+    flipped = boxes_N4.clone()
+    flipped[:, axis], flipped[:, axis + 2] = size - boxes_N4[:, axis + 2], size - boxes_N4[:, axis]
+    return flipped
 
 
 def encode(from_N4: Tensor, to_N4: Tensor) -> Tensor:
@@ -188,10 +188,12 @@ def _shifted(maps_BhwC: Tensor, by: int, axis: int) -> Tensor:
     return torch.cat([maps_BhwC.narrow(axis, by, maps_BhwC.shape[axis] - by), maps_BhwC.narrow(axis, 0, by)], axis)
 
 
-def warp(images_BCHW: Tensor, boxes_R4: Tensor, image_R: Tensor, side: int, context: int, fill_C: Tensor) -> Tensor:
-    """Warp regions to squares (R, C, S, S), float from 0 to 1 (Girshick et al. 2014, "R-CNN", appendix A).
+def crop_and_resize(
+    images_BCHW: Tensor, boxes_R4: Tensor, image_R: Tensor, side: int, context: int, fill_C: Tensor
+) -> Tensor:
+    """Crop regions and resize them to squares (R, C, S, S), float from 0 to 1.
 
-    Bilinear interpolation without antialiasing.
+    This is the warping of R-CNN (Girshick et al. 2014, appendix A): bilinear interpolation without antialiasing.
 
     Args:
         images_BCHW: uint8.

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import itertools
+import re
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,6 +31,8 @@ from zerokara.core.config import (
     describe_type,
     field_types,
     flag,
+    is_switch,
+    negated_flag,
     note,
     rename,
     split_annotation,
@@ -137,6 +140,11 @@ def _parser(config_class: type[Any], presets: Iterable[str]) -> argparse.Argumen
             parser.add_argument(name, nargs="*" if several else "?", metavar=positional.word, **keywords)
         elif hint is bool:
             parser.add_argument(flag(name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, dest=name)
+        elif is_switch(annotation):  # bool | None: also --x true, --x false and --x None
+            parser.add_argument(flag(name), dest=name, nargs="?", const=True, **keywords)
+            parser.add_argument(
+                negated_flag(name), dest=name, action="store_const", const=False, default=argparse.SUPPRESS
+            )
         else:
             parser.add_argument(flag(name), dest=name, nargs="*" if several else None, **keywords)
     return parser
@@ -170,17 +178,21 @@ def _converter(hint: Any) -> Callable[[str], Any]:
 
 
 def _normalized(words: list[str]) -> list[str]:
-    """Words with `--num_envs` spelled `--num-envs`, and with a negative number joined to its flag: `--x=-1e-3`."""
+    """Words with `--num_envs` spelled `--num-envs`, and with a number like -1e-3 joined to its flag: `--x=-1e-3`."""
     result: list[str] = []
     for word in words:
         if word.startswith("--"):
             name, equals, value = word.partition("=")
             result.append(name.replace("_", "-") + equals + value)
-        elif word.startswith("-") and _is_number(word) and result and result[-1].startswith("--"):
+        elif _is_number(word) and not _ARGPARSE_NUMBER.fullmatch(word) and result and result[-1].startswith("--"):
             result[-1] += f"={word}"
         else:
             result.append(word)
     return result
+
+
+# What argparse does not take for a flag: other numbers, and negative ones in this notation.
+_ARGPARSE_NUMBER = re.compile(r"[^-].*|-\d+|-\d*\.\d+")
 
 
 def _is_number(word: str) -> bool:
@@ -293,10 +305,13 @@ def _word_error(config_class: type[Any], word: str) -> str:
 
 def _value_error(config_class: type[Any], argument: str, words: Sequence[str]) -> str:
     """Return the error message for a flag whose value is missing or has the wrong type."""
-    name = argument.split(", ")[0].removeprefix("--no-").removeprefix("--").replace("-", "_")
+    option = argument.split("/")[0]  # "--double/--no-double" of a switch
+    name = option.removeprefix("--no-").removeprefix("--").replace("-", "_")
     types_ = field_types(config_class)
     if name not in types_:
         return "The command line could not be read; see --help."
+    if types_[name] is bool or option == negated_flag(name):
+        return f"{option} takes no value: write {flag(name)} or {negated_flag(name)}."
     given = _value_of(flag(name), words)
     wrong = f"cannot be {given!r}: it must be" if given else "needs a value:"
     return f"{flag(name)} {wrong} {describe_type(types_[name])}."

@@ -25,6 +25,7 @@ from torch.nn.utils import parametrize
 
 from zerokara.core.config import UserError
 from zerokara.core.layers import NoisyLinear
+from zerokara.core.machine import usable_cores
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
@@ -189,7 +190,7 @@ class Compute:
             UserError: the device is not available, or `compile` is "on" and compilation is not possible.
         """
         device = find_device(device)
-        threads = threads or max(1, _cores() // local_world_size)
+        threads = threads or max(1, usable_cores() // local_world_size)
         base = cls(device=device, threads=threads)
         base.apply()
         compiler = _compiler_missing(base.torch_device)
@@ -257,11 +258,6 @@ def find_device(name: str) -> str:
     if not available:
         raise UserError(f"--device {name} is not available on this machine or in this PyTorch; use --device cpu.")
     return name
-
-
-def _cores() -> int:
-    """Return the number of cores that this process may use; on macOS, which does not report it, all cores."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _compiler_missing(device: torch.device) -> str:

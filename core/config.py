@@ -91,6 +91,11 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def negated_flag(name: str) -> str:
+    """Command-line flag that sets a switch to False: double -> --no-double."""
+    return "--no-" + flag(name)[2:]
+
+
 def suggest(word: str, known: Iterable[str], spell: Callable[[str], str] = str) -> str:
     """Return " (did you mean X?)" with the most similar known word, formatted by `spell`; empty if none is similar."""
     near = difflib.get_close_matches(word, list(known), n=1)
@@ -150,6 +155,12 @@ def describe_type(annotation: Any) -> str:
         names = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", types.NoneType: "None"}
         words = names.get(hint, str(hint))
     return ", ".join([words, *(str(mark) for mark in marks if isinstance(mark, Range))])
+
+
+def is_switch(annotation: Any) -> bool:
+    """Return True for bool and bool | None: fields that are set by --name and --no-name."""
+    hint, _ = split_annotation(annotation)
+    return hint is bool or (get_origin(hint) in (Union, types.UnionType) and bool in get_args(hint))
 
 
 def validate(config: Any) -> None:

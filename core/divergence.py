@@ -23,10 +23,25 @@ def pop_means(sums: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
     return dict(zip(names, means, strict=True))
 
 
-def is_finite(*modules: nn.Module) -> bool:
+def has_finite_weights(*modules: nn.Module) -> bool:
     """Return True if all parameters and buffers of the modules are finite. Synchronizes with the device."""
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
+
+
+def check_finite(module: nn.Module, when: str, folder: Path) -> None:
+    """Check that all parameters and buffers are finite. Synchronizes with the device.
+
+    Args:
+        module: network that is trained.
+        when: as in `divergence_error`.
+        folder: folder of the run.
+
+    Raises:
+        UserError: training diverged: the weights contain NaN or Inf.
+    """
+    if not has_finite_weights(module):
+        raise divergence_error(when, folder)
 
 
 def divergence_error(when: str, folder: Path) -> UserError:

@@ -17,7 +17,17 @@ import types
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
-from zerokara.core.config import Positional, Range, class_mapping, field_help, field_types, flag, split_annotation
+from zerokara.core.config import (
+    Positional,
+    Range,
+    class_mapping,
+    field_help,
+    field_types,
+    flag,
+    is_switch,
+    negated_flag,
+    split_annotation,
+)
 from zerokara.core.programs import program
 
 LABEL_COLUMNS = 34  # the texts of options begin in this column
@@ -90,7 +100,7 @@ def _field(config_class: type[Any], default: Any, presets: Iterable[str], name: 
         return _columns(mark.word, text, LABEL_COLUMNS)
     if everything:
         text += "".join(f" {str(range_).capitalize()}." for range_ in _marks(annotation, Range))
-    label = f"--[no-]{flag(name)[2:]}" if hint is bool else f"{flag(name)} {_placeholder(name, hint, presets)}"
+    label = f"--[no-]{flag(name)[2:]}" if is_switch(annotation) else f"{flag(name)} {_placeholder(name, hint, presets)}"
     end = f" (default: {_shown(getattr(default, name))})"
     if not everything:
         text = textwrap.shorten(
@@ -144,5 +154,5 @@ def _columns(label: str, text: str, indent: int) -> list[str]:
 
 def _as_flag(name: str, value: Any) -> str:
     if isinstance(value, bool):
-        return flag(name) if value else "--no-" + flag(name)[2:]
+        return flag(name) if value else negated_flag(name)
     return f"{flag(name)} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"

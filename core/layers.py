@@ -154,6 +154,11 @@ def unpack(module: nn.Module, packed: Mapping[str, Tensor]) -> None:
     )
 
 
+def first_filters(network: nn.Module) -> Tensor:
+    """Return the weights (N, C, H, W) of the first convolution of a network."""
+    return next(module for module in network.modules() if isinstance(module, nn.Conv2d)).weight.detach()
+
+
 class NoisyLinear(nn.Module):
     """Linear layer with factorized Gaussian noise of learned scale (Fortunato et al. 2018, section 3.1, equation 11).
 

@@ -155,6 +155,11 @@ def grid(images: np.ndarray | torch.Tensor, columns: int | None = None, gap: int
     return out
 
 
+def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
+    """Convert pixels from 0 to 1 to uint8, rounded; values outside of the range are clipped."""
+    return (pixels * 255).round().clamp(0, 255).to(torch.uint8)
+
+
 def _checked(frames_THWC: np.ndarray) -> np.ndarray:
     """Return the frames if shape and dtype are valid, else raise ValueError."""
     shape = frames_THWC.shape

@@ -35,11 +35,11 @@ PROGRAMS: Mapping[str, str] = MappingProxyType(
         "generative.metrics": "score a trained generator",
         "generative.representation": "compare backbones as feature extractors with few labels",
         "generative.export": "write a trained generator as an ONNX file",
-        "generative.style_transfer": "render one picture in the style of another",
+        "generative.style_transfer": "render one image in the style of another",
         "generative.fast_style": "train a network that applies one style",
-        "generative.stylise": "apply a trained style network to pictures",
+        "generative.stylise": "apply a trained style network to images",
         "vision.classify": "train an image classifier",
-        "vision.predict": "classify pictures of your own",
+        "vision.predict": "classify images of your own",
         "vision.export": "write a trained classifier as safetensors and ONNX files",
         "vision.misread": "show which images a classifier gets wrong",
         "vision.features": "show what the layers of a classifier respond to",
@@ -48,17 +48,15 @@ PROGRAMS: Mapping[str, str] = MappingProxyType(
         "vision.devices": "compare the training speed of devices and settings",
         "vision.depth": "experiment: error against depth and filter size",
         "vision.augmentation": "experiment: error against augmentation and training set size",
-        "vision.augmentations": "draw a picture of every augmentation",
         "vision.binary": "train a network with binary weights and activations",
         "vision.segment": "train a semantic segmentation network",
-        "vision.segment_predict": "segment pictures and videos of your own",
+        "vision.segment_predict": "segment images and videos of your own",
         "vision.detect": "train an object detector (R-CNN, Fast R-CNN)",
-        "vision.detect_predict": "detect objects in pictures of your own",
+        "vision.detect_predict": "detect objects in images of your own",
         "vision.detect_compare": "compare two trained detectors",
         "vision.caption": "train an image captioner",
-        "vision.caption_predict": "caption pictures of your own",
+        "vision.caption_predict": "caption images of your own",
         "vision.caption_splits": "summarize captioning runs over several data splits",
-        "vision.keep": "write a trained classifier in the form in which the zoo ships it",
         "core.backbones": "list the backbones with their cost",
         "core.zoo": "list the trained networks that ship with zerokara",
     }
@@ -80,6 +78,11 @@ def program_command(module: str) -> str:
     if by_console_command or (not started and not _in_checkout()):
         return f"zerokara {short_names()[module]}"
     return f"python -m {'zerokara.' if started.startswith('zerokara.') else ''}{module}"
+
+
+def resume_command(module: str, name: str) -> str:
+    """Return the command that resumes the run `name` of the program `module`."""
+    return f"{program_command(module)} --name {name} --resume"
 
 
 def program() -> str:

@@ -45,8 +45,8 @@ class Progress:
             return  # the last step is already displayed
         self._drawn = now
         rate = self._rate(now, step)
-        position = f"step {step:,}/{total:,}  eta {clock((total - step) / rate if rate else math.nan)}"
-        values = "  ".join(f"{label} {readable(value)}" for label, value in fields.items())
+        position = f"step {step:,}/{total:,}  eta {format_duration((total - step) / rate if rate else math.nan)}"
+        values = "  ".join(f"{label} {format_value(value)}" for label, value in fields.items())
         if not self._bar:
             self._print(f"{position}  {values}".rstrip())
             return
@@ -115,7 +115,7 @@ def loading(silent: bool) -> Iterator[Callable[[str, int, int], None]]:
         progress.close()
 
 
-def readable(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Format a value for display: 12,000 or 0.00123 or -20.3; NaN, a value not known yet, is "-"."""
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -129,7 +129,7 @@ def readable(value: Any) -> str:
     return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}"
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Format seconds as 12:03 or 1:02:03; "-" if not finite."""
     if not math.isfinite(seconds):
         return "-"

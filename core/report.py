@@ -8,8 +8,9 @@ write_figure(folder / "error.png", figure)
 from __future__ import annotations
 
 import io
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +90,62 @@ def plain_ticks(axis: Axis) -> None:
     axis.set_minor_formatter(plain)
 
 
+def image_figure(
+    images: Sequence[np.ndarray],
+    titles: Sequence[str],
+    *,
+    columns: int = 6,
+    width: float = 1.5,
+    height: float = 1.72,
+    font_size: float = 8,
+) -> Figure:
+    """Plot images in a grid, each with a title.
+
+    Args:
+        images: (H, W, C) uint8 with C 1 or 3, at least one.
+        titles: of the images.
+        columns: maximum number of columns.
+        width, height: of an image with its title, in inches.
+        font_size: of the titles, in points.
+    """
+    from matplotlib.figure import Figure
+
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(width * columns, height * rows), dpi=100, layout="constrained")
+    all_axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in all_axes:
+        axes.set_axis_off()
+    for axes, image_HWC, title in zip(all_axes, images, titles, strict=False):
+        axes.imshow(image_HWC.squeeze(-1) if image_HWC.shape[2] == 1 else image_HWC, cmap="gray", vmin=0, vmax=255)
+        axes.set_title(title, fontsize=font_size)
+    return figure
+
+
+def plot_confusion(
+    axes: Axes, confusion_KK: np.ndarray, classes: Sequence[str], *, max_fraction: float = 1.0, percent: bool = False
+) -> None:
+    """Plot a confusion matrix: rows are labels, columns are predictions, colors are fractions of a row.
+
+    Args:
+        axes: to plot on.
+        confusion_KK: counts.
+        classes: names of the classes.
+        max_fraction: fraction with the darkest color.
+        percent: write fractions in percent into the cells instead of counts; zeros are left out.
+    """
+    fraction_KK = confusion_KK / np.maximum(1, confusion_KK.sum(1, keepdims=True))
+    number_KK = (100 * fraction_KK).round().astype(int) if percent else confusion_KK
+    axes.imshow(fraction_KK, cmap="Blues", vmin=0, vmax=max_fraction)
+    axes.set_xlabel("prediction")
+    axes.set_xticks(range(len(classes)), classes, rotation=90 if max(map(len, classes)) > 2 else 0)
+    axes.set_yticks(range(len(classes)), classes)
+    for row, column in np.argwhere(number_KK):
+        color = "white" if fraction_KK[row, column] > max_fraction / 2 else "black"
+        text = str(number_KK[row, column])
+        axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
+
+
 def write_figure(path: Path, figure: Figure, dpi: int = 150) -> Path:
     """Write a figure as PNG. Returns the path.
 
@@ -126,7 +183,10 @@ def run_folders(runs: tuple[str, ...], program: str) -> list[Path]:
     return list(dict.fromkeys(Path(run) for run in runs))
 
 
-MODEL_FILE = "model.safetensors"
+def numbered(name: str) -> Iterator[str]:
+    """Yield `name`, `name`-2, `name`-3, ...: names for files that must not overwrite one another."""
+    yield name
+    yield from (f"{name}-{number}" for number in itertools.count(2))
 
 
 def output_folder(out: str, default: Path) -> Path:

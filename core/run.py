@@ -14,13 +14,10 @@ does not end training.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
-import math
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -32,15 +29,17 @@ from torch import Tensor, nn
 
 from zerokara.core import checkpoint, media
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, error_summary, suggest, to_saved
+from zerokara.core.config import UserError, error_summary, to_dict, to_saved
 from zerokara.core.distributed import World
 from zerokara.core.machine import describe_machine, describe_versions, git_commit
+from zerokara.core.metrics import Scalar, as_numbers, json_line
 from zerokara.core.programs import command
 from zerokara.core.progress import Progress
 from zerokara.core.report import write_json
+from zerokara.core.run_folder import lock_folder, read_config
 from zerokara.core.tensorboard_writer import TensorBoardWriter
 
-Scalar = float | int | np.floating[Any] | np.integer[Any] | torch.Tensor
+MAX_NAME_BYTES = 255  # of a folder on common file systems
 
 
 class Run:
@@ -78,6 +77,8 @@ class Run:
         """
         if not re.fullmatch(r"\w[\w.+=-]*", name):
             raise UserError(f"--name cannot be {name!r}: use only letters, digits and . _ + = - for the folder's name.")
+        if len(name.encode()) > MAX_NAME_BYTES:
+            raise UserError(f"--name has {len(name.encode())} bytes: use at most {MAX_NAME_BYTES}.")
         self.folder = root / name
         self.world = world
         self._kind, self._resume = kind, resume
@@ -97,27 +98,10 @@ class Run:
 
     def _open_folder(self, config: Any, kind: str, resume: bool) -> None:
         """Create or open the folder, lock it, and write config.json for a new run."""
-        remedy = "resume it with --resume" if hasattr(config, "resume") else "remove it"
-        taken = f"{self.folder} already holds a run: {remedy}, or choose another --name."
-        lock = self.folder / "lock"
         if resume:
-            self.extra = self.read_config(self.folder, kind)["extra"]
-        elif self.folder.exists() and not lock.exists() and (self.folder.is_file() or any(self.folder.iterdir())):
-            raise UserError(taken)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = lock.open("a")
-        # A forked child inherits the lock and would hold it when this process dies; closing its copy does not unlock.
-        os.register_at_fork(after_in_child=self._lock.close)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise UserError(
-                f"{self.folder} is being written by another process: wait for it, stop it, or choose another --name."
-            ) from None
-        if not resume and any(path != lock for path in self.folder.iterdir()):
-            self._lock.close()
-            raise UserError(taken)
+            self.extra = read_config(self.folder, kind)["extra"]
+        remedy = "resume it with --resume" if hasattr(config, "resume") else "remove it"
+        self._lock = lock_folder(self.folder, resume=resume, remedy=remedy)
         if resume:
             return
         content = {
@@ -160,36 +144,7 @@ class Run:
         self.print(f"compute: {self._compute.reason}")
         return self._compute
 
-    @staticmethod
-    def read_config(folder: Path, kind: str | None = None) -> dict[str, Any]:
-        """Read config.json of a run folder: a dict with the keys kind, config, extra, versions, machine, ...
-
-        Raises:
-            UserError: the run does not exist, the file is damaged or not of zerokara, or (with `kind`) the run is of
-                another kind.
-        """
-        path = folder / "config.json"
-        if not path.is_file():
-            runs = [p.parent.name for p in folder.parent.glob("*/config.json")]
-            existing = f"; existing runs: {', '.join(sorted(runs))}" if 0 < len(runs) <= 12 else ""
-            raise UserError(f"There is no run in {folder}{suggest(folder.name, runs)}{existing}; name an existing run.")
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{path} is damaged or cannot be read ({error_summary(error)}): name another run, or start a new one."
-            ) from None
-        required = {"kind": str, "config": dict, "extra": dict}
-        if not isinstance(content, dict) or any(not isinstance(content.get(key), t) for key, t in required.items()):
-            raise UserError(
-                f"{path} was not written by zerokara (it needs the keys {', '.join(required)}): "
-                "name the folder of a run."
-            )
-        if kind is not None and content["kind"] != kind:
-            raise UserError(
-                f"{folder} holds a run of {content['kind']}, not of {kind}: name the folder of a {kind} run."
-            )
-        return content
+    read_config = staticmethod(read_config)
 
     def path(self, *parts: str) -> Path:
         """Return a path inside the run folder; its parent folders are created."""
@@ -197,6 +152,11 @@ class Run:
         if self.world.is_main:
             path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """Path of this process's checkpoint: checkpoint-<rank>.pt in the run folder."""
+        return self.path(f"checkpoint-{self.world.rank}.pt")
 
     # ---- metrics
 
@@ -217,10 +177,10 @@ class Run:
         if not self._pending:
             return
         pending, self._pending = self._pending, []
-        rows = _as_numbers(pending)
+        rows = as_numbers(pending)
         self._last_step = max(self._last_step, *(step for step, _ in rows))
         with self._warn_on_failure("metrics.jsonl"):
-            self._append("".join(_json_line(step, row) for step, row in rows).encode())
+            self._append("".join(json_line(step, row) for step, row in rows).encode())
         self._board.scalars(rows)
 
     def _append(self, lines: bytes) -> None:
@@ -288,7 +248,14 @@ class Run:
             self.resume_from({"metrics_bytes": 0, "last_step": -1})
             return False
         state = checkpoint.load(path, self._kind)
-        load(state)
+        try:
+            load(state)
+        except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise UserError(
+                f"{path} does not fit the run of {self.folder / 'config.json'} ({error_summary(error)}): it is the "
+                f"checkpoint of another run, or of another version of zerokara; restore the one that belongs to this "
+                f"folder, or start a new run with another --name."
+            ) from error
         self.resume_from(state["run"])
         return True
 
@@ -301,6 +268,10 @@ class Run:
     def print(self, text: str) -> None:
         """Print a line above the progress bar."""
         self._progress.print(text)
+
+    def print_stop(self) -> None:
+        """Print that the run is saved because a signal asked this or another process to stop."""
+        self.print(f"{self.stop_requested or 'another process was asked to stop'}: saving")
 
     def warn(self, text: str) -> None:
         """Print a warning, also in a quiet run. A repeated warning is printed once."""
@@ -343,10 +314,25 @@ class Run:
         if self.world.is_main:
             self._board.text(tag, text)
 
-    def hparams(self, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Write the settings and final metrics of the run to TensorBoard's table of hyperparameters (HPARAMS)."""
+    def hparams(self, config: Mapping[str, Any], metrics: Sequence[str]) -> None:
+        """Write the settings of the run to TensorBoard's table of hyperparameters (HPARAMS).
+
+        Args:
+            config: settings by name.
+            metrics: names of logged scalars; the table has their last values.
+        """
         if self.world.is_main:
-            self._board.hparams(config, metrics, max(self._last_step, 0))
+            self.flush()
+            self._board.hparams(config, metrics)
+
+    def log_results(self, step: int, config: Any, results: Mapping[str, float]) -> None:
+        """Log the results of a finished run as final/<name>, and write its settings with them to HPARAMS.
+
+        Seconds are logged as speed/<name>, so that all other values of two runs can be compared exactly.
+        """
+        tags = {name: f"{'speed' if name.endswith('_seconds') else 'final'}/{name}" for name in results}
+        self.log(step, {tags[name]: value for name, value in results.items()})
+        self.hparams(to_dict(config), list(tags.values()))
 
     def _media_path(self, tag: str, step: int, suffix: str) -> Path:
         return self.path("media", f"{re.sub(r'[^A-Za-z0-9._-]+', '-', tag)}-{step}.{suffix}")
@@ -417,26 +403,3 @@ def _events_folder(folder: Path) -> Path:
     """
     old = folder / "tensorboard"
     return old if old.is_dir() else folder
-
-
-def _as_numbers(pending: list[tuple[int, dict[str, Scalar]]]) -> list[tuple[int, dict[str, float]]]:
-    """Convert tensors to Python numbers, with one transfer per device."""
-    by_device: dict[torch.device, list[tuple[dict[str, Any], str]]] = {}
-    rows: list[tuple[int, dict[str, Any]]] = [(step, {**row}) for step, row in pending]
-    for _, row in rows:
-        for key, value in row.items():
-            if isinstance(value, torch.Tensor):
-                by_device.setdefault(value.device, []).append((row, key))
-    for device, cells in by_device.items():
-        wide = torch.float32 if device.type == "mps" else torch.float64  # float64 is exact for counters too
-        values = torch.stack([row[key].reshape(()).to(wide) for row, key in cells]).tolist()
-        for (row, key), value in zip(cells, values, strict=True):
-            row[key] = value if row[key].dtype.is_floating_point else int(value)
-    whole = (int, np.integer, np.bool_)
-    return [(step, {key: int(v) if isinstance(v, whole) else float(v) for key, v in row.items()}) for step, row in rows]
-
-
-def _json_line(step: int, row: Mapping[str, float]) -> str:
-    """Format one line of metrics.jsonl; NaN and Inf become null, because JSON cannot represent them."""
-    finite = {key: value if math.isfinite(value) else None for key, value in row.items()}
-    return json.dumps({"step": step, **finite}, allow_nan=False) + "\n"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -23,7 +24,7 @@ def configure(
     description: str,
     *,
     kind: str,
-    default_name: Callable[[ConfigT], str],
+    name_fields: Sequence[str],
     changeable: Collection[str],
     layers: Mapping[str, Mapping[str, Mapping[str, Any]]] = MappingProxyType({}),
 ) -> ConfigT:
@@ -32,7 +33,7 @@ def configure(
     Args:
         config_class: has the fields preset, name, resume and quiet, optionally device.
         kind: kind of the run, as in config.json.
-        default_name: name of the run folder if --name is not given.
+        name_fields: fields that make the default name of the run folder, as in `default_name`.
         changeable: fields that may change on resume; a change of any other field would make it another run.
         layers: as in `core.command_line.parse`; the config of a resumed run already contains them.
 
@@ -41,7 +42,7 @@ def configure(
             a flag that would change a setting of the resumed run.
     """
     config = parse(config_class, presets, argv, description, layers=layers)
-    config = replace(config, name=config.name or default_name(config))
+    config = replace(config, name=config.name or default_name(kind, config, name_fields))
     if not config.resume:
         if hasattr(config, "device"):
             find_device(config.device)
@@ -52,7 +53,8 @@ def configure(
     requested = replace(requested, name=config.name)
     for field, value in to_dict(requested).items():
         began = getattr(saved, field)
-        if field not in changeable and value != (list(began) if isinstance(began, tuple) else began):
+        # The folder may have been renamed or copied.
+        if field not in {*changeable, "name"} and value != (list(began) if isinstance(began, tuple) else began):
             raise UserError(
                 f"{folder} was started with {flag(field)} {began} and cannot be resumed with {value}: "
                 f"leave the flag out, or start a new run with another --name."
@@ -60,6 +62,19 @@ def configure(
     return requested
 
 
+def default_name(kind: str, config: Any, fields: Sequence[str]) -> str:
+    """Return the default name of a run folder: the kind and the values of fields, like classify-mnist-deep_cnn-fast-1.
+
+    Args:
+        kind: kind of the run.
+        config: has the fields.
+        fields: names of fields: a number, a text, or texts.
+    """
+    values = [getattr(config, field) for field in fields]
+    parts = [part for value in values for part in (value if isinstance(value, tuple) else (value,))]
+    return "-".join([kind, *(stem(str(part)) for part in parts)])
+
+
 def stem(data: str) -> str:
-    """Return the last part of `data`, a name or a path, for the name of a run."""
-    return Path(data).stem.replace(" ", "_")
+    """Return the last part of a name or path without its suffix, with only characters that a run's name may have."""
+    return re.sub(r"[^\w.+=-]+", "_", Path(data.replace(":", "-")).stem)

@@ -1,4 +1,4 @@
-"""Stopwatch: hours of training, summed over the processes that have run it."""
+"""Time measurements of a run: hours of training over all restarts, and the speed since the last log entry."""
 
 from __future__ import annotations
 
@@ -24,3 +24,22 @@ class Stopwatch:
         self.hours += (now - self._last_call) / 3600
         self._last_call = now
         return self.hours
+
+
+class LogInterval:
+    """Interval that the next log entry covers.
+
+    Args:
+        count: completed steps (updates, images) at its start.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count, self._start = count, time.perf_counter()
+
+    def seconds(self) -> float:
+        """Return the seconds since the start of the interval."""
+        return time.perf_counter() - self._start
+
+    def per_second(self, count: int) -> float:
+        """Return the steps per second since the start of the interval, when `count` steps are completed."""
+        return (count - self.count) / self.seconds()

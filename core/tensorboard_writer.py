@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,9 @@ from zerokara.core.config import error_summary
 if TYPE_CHECKING:
     from torch.utils.tensorboard import FileWriter, SummaryWriter
 
-# TensorBoard sorts the groups of its Time Series page by name: this one follows eval, replay, speed, train, validation.
+# TensorBoard sorts the groups of its Time Series page by name. Curves come first: eval, replay, speed, train, val.
 IMAGE_GROUP = "visual"
+FINAL_GROUP = "z_final"  # metrics final/<name>, which have a single point
 
 # Order of the columns in HPARAMS. A run has only some of these settings; the others follow in alphabetical order.
 FIRST_HPARAMS = (
@@ -46,12 +47,12 @@ class TensorBoardWriter:
         self._hook = self._previous_hook = threading.excepthook
 
     def scalars(self, rows: Iterable[tuple[int, Mapping[str, float]]]) -> None:
-        """Write rows of (step, value by tag)."""
+        """Write rows of (step, value by tag). The group "final" is written as `FINAL_GROUP`."""
 
         def write(writer: SummaryWriter) -> None:
             for step, row in rows:
                 for tag, value in row.items():
-                    writer.add_scalar(tag, value, step)
+                    writer.add_scalar(_displayed_tag(tag), value, step)
             writer.flush()
 
         self._write(write)
@@ -89,12 +90,13 @@ class TensorBoardWriter:
         """Write a Markdown text."""
         self._write(lambda writer: writer.add_text(tag, text))
 
-    def hparams(self, config: Mapping[str, Any], metrics: Mapping[str, float], step: int) -> None:
-        """Write settings and metrics for the table of hyperparameters, the most important settings first.
+    def hparams(self, config: Mapping[str, Any], metrics: Sequence[str]) -> None:
+        """Write settings and names of metrics for the table of hyperparameters, the most important settings first.
 
         TensorBoard sorts the columns by name. Each name therefore gets its rank as a prefix ("05 seed"), and the plain
-        name as the displayed one.
+        name as the displayed one. The value of a metric is the last one of its scalars.
         """
+        names = {_displayed_tag(tag): tag for tag in metrics}
 
         def write(writer: SummaryWriter) -> None:
             from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG
@@ -106,16 +108,16 @@ class TensorBoardWriter:
                 for key, v in config.items()
                 if key not in OMITTED_HPARAMS
             }
-            for summary in hparams(plain, dict(metrics)):
+            for summary in hparams(plain, dict.fromkeys(names, 0.0)):
                 for value in summary.value:
                     if value.tag == EXPERIMENT_TAG:
                         data = HParamsPluginData.FromString(value.metadata.plugin_data.content)
                         for info in data.experiment.hparam_infos:
                             info.display_name = info.name.partition(" ")[2]
+                        for metric in data.experiment.metric_infos:
+                            metric.display_name = names[metric.name.tag]
                         value.metadata.plugin_data.content = data.SerializeToString()
                 _event_writer(writer).add_summary(summary)
-            for tag, metric in metrics.items():
-                writer.add_scalar(tag, metric, step)
 
         self._write(write)
 
@@ -153,6 +155,12 @@ class TensorBoardWriter:
             self._warn(
                 f"TensorBoard's events could not be written ({error_summary(error)}): training continues without them."
             )
+
+
+def _displayed_tag(tag: str) -> str:
+    """Return the tag under which TensorBoard has a metric: final/test_error -> z_final/test_error."""
+    group, slash, name = tag.partition("/")
+    return f"{FINAL_GROUP}/{name}" if slash and group == "final" else tag
 
 
 def _hparam_rank(name: str) -> int:

@@ -7,17 +7,14 @@ package registers the arcade games with Gymnasium, so that `gymnasium.make("zero
 from __future__ import annotations
 
 import difflib
-import importlib
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zerokara.core.config import UserError
 from zerokara.envs import arcade
 from zerokara.envs.base import Step, VectorEnv
-
-if TYPE_CHECKING:
-    from gymnasium.envs.registration import EnvSpec
 
 __all__ = ["PROTOCOLS", "Step", "VectorEnv", "make"]
 
@@ -74,23 +71,33 @@ _OBSERVATION_DEFAULTS: Mapping[str, Any] = {"frame_stack": 4, "size": 84, "grays
 
 
 def make(
-    id: str,
+    env: str | Callable[..., Any],
     num_envs: int,
     *,
     protocol: str = "nature",
     render: bool = False,
     num_threads: int = 0,
+    env_kwargs: Mapping[str, Any] | None = None,
+    obs_key: str = "",
+    obs_range: Sequence[float] | None = None,
+    restart_on_error: bool = False,
+    workers: int = 0,
     **settings: Any,
 ) -> VectorEnv:
-    """Create a vector environment with N copies of the environment `id`.
+    """Create a vector environment with N copies of an environment.
 
     Args:
-        id: an Atari game of ale-py (`ALE/Pong-v5`), an arcade game (`zerokara/Catch-v0`), or any other id registered
-            with Gymnasium (`module:id` first imports the module that registers it).
+        env: an Atari game of ale-py (`ALE/Pong-v5`), an arcade game (`zerokara/Catch-v0`), any other id registered
+            with Gymnasium, `module:id`, `file.py:Class`, `module:Class`, or a class (envs/lookup.py).
         num_envs: N.
         protocol: preset of Atari settings, a key of PROTOCOLS.
         render: enable `render()`; Atari is slower with it.
         num_threads: threads of the Atari emulators; 0: one per core.
+        env_kwargs: arguments with which the environment is created; saved with the run.
+        obs_key: key of the image in observations that are a Dict; empty: the only image.
+        obs_range: values of black and white in the observations; None: as the observation space declares them.
+        restart_on_error: an environment that raises an exception starts a new episode; see `GymnasiumVectorEnv`.
+        workers: worker processes among which Gymnasium environments are divided; 0: they run in this process.
         settings: override the protocol (`repeat_action_probability`, `noop_max` in frames, `fire_reset`, `frame_skip`,
             `full_action_space`, `max_episode_frames`, where 0 means no limit and is not allowed for Atari;
             `reseed_every_steps`, see envs/atari.py) and the format of observations (`frame_stack` in frames, `size` in
@@ -104,19 +111,32 @@ def make(
     overrides = _validate_settings(settings)
     _validate("num_envs", num_envs, (int, 1, 100_000))
     _validate("num_threads", num_threads, (int, 0, 4_096))
+    _validate("workers", workers, (int, 0, 4_096))
     if protocol not in PROTOCOLS:
         raise UserError(f"unknown protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}.")
-    if id in arcade.GAMES:
-        return _make_arcade(id, num_envs, overrides)
+    only_gymnasium = {
+        "env_kwargs": dict(env_kwargs or {}),
+        "obs_key": obs_key,
+        "obs_range": None if obs_range is None else list(_validate_range(obs_range)),
+    }
+    given = {name: value for name, value in only_gymnasium.items() if value}
+    if env in arcade.GAMES:
+        _reject_gymnasium_settings(str(env), given)
+        return _make_arcade(str(env), num_envs, overrides)
 
-    spec = _lookup_spec(id)
-    from zerokara.envs import atari
+    from zerokara.envs import atari, lookup
     from zerokara.envs.gymnasium import make_gymnasium_env
 
-    if not atari.is_atari(spec):
+    id, target = lookup.find(env)
+    if callable(target) or not atari.is_atari(target):
         _reject_atari_settings(id, overrides)
-        active = _round_time_limit(id, {**_OBSERVATION_DEFAULTS, "frame_skip": 1, "max_episode_frames": 0, **overrides})
-        return make_gymnasium_env(spec.id, num_envs, active, render=render)
+        active = _round_time_limit(
+            id, {**_OBSERVATION_DEFAULTS, "frame_skip": 1, "max_episode_frames": 0, **overrides, **given}
+        )
+        return make_gymnasium_env(
+            env, num_envs, active, render=render, restart_on_error=restart_on_error, workers=workers
+        )
+    _reject_gymnasium_settings(id, given)
     active = {
         "protocol": protocol,
         **PROTOCOLS[protocol],
@@ -128,8 +148,8 @@ def make(
         raise UserError(f"max_episode_frames of {id} must be at least frame_skip, got 0: Atari needs a time limit.")
     active = _round_time_limit(id, active)
     if render:
-        return atari.make_rendered_atari(spec, num_envs, active)
-    return atari.AtariVectorEnv(spec, num_envs, active, num_threads=num_threads)
+        return atari.make_rendered_atari(target, num_envs, active)
+    return atari.AtariVectorEnv(target, num_envs, active, num_threads=num_threads)
 
 
 def _round_time_limit(id: str, active: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,6 +198,19 @@ def _reject_atari_settings(id: str, overrides: Mapping[str, Any]) -> None:
             raise UserError(f"{name} is a setting of Atari games only, and {id} is not one of them: remove it.")
 
 
+def _reject_gymnasium_settings(id: str, given: Mapping[str, Any]) -> None:
+    for name in given:
+        raise UserError(f"{name} cannot be set for {id}, whose observations and arguments are fixed: remove it.")
+
+
+def _validate_range(obs_range: Sequence[float]) -> Sequence[float]:
+    if len(obs_range) != 2 or not math.isfinite(obs_range[1] - obs_range[0]) or obs_range[0] >= obs_range[1]:
+        raise UserError(
+            f"obs_range must be two increasing numbers, black and white, as in 0 255, got {list(obs_range)}."
+        )
+    return obs_range
+
+
 def _make_arcade(id: str, num_envs: int, overrides: Mapping[str, Any]) -> VectorEnv:
     _reject_atari_settings(id, overrides)
     fixed = {"size": 84, "frame_skip": 1, "max_episode_frames": 0}  # 0: the game's own time limit
@@ -187,46 +220,3 @@ def _make_arcade(id: str, num_envs: int, overrides: Mapping[str, Any]) -> Vector
     return arcade.make(
         id, num_envs, frame_stack=overrides.get("frame_stack", 4), grayscale=overrides.get("grayscale", True)
     )
-
-
-def _lookup_spec(id: str) -> EnvSpec:
-    """Look up the id in Gymnasium's registry.
-
-    Raises:
-        UserError: the id is not registered, or the module in `module:id` cannot be imported.
-    """
-    import ale_py  # noqa: F401  (registers the Atari games)
-    import gymnasium
-
-    module, colon, name = id.rpartition(":")
-    if colon:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise UserError(f"{module} in {id!r} cannot be imported ({error}): install it with pip.") from error
-    if name not in gymnasium.registry:
-        similar = _similar_ids(name, list(gymnasium.registry))
-        raise UserError(f"unknown environment {name!r}: did you mean {' or '.join(similar)}?")
-    return gymnasium.registry[name]
-
-
-def _similar_ids(id: str, known: list[str]) -> list[str]:
-    """Return up to three known ids similar to `id`, ignoring namespace, version and case: `pong` gives ALE/Pong-v5."""
-
-    def parts(name: str) -> tuple[str, str, int]:
-        namespace, _, rest = name.rpartition("/")
-        bare, _, version = rest.partition("-v")
-        return namespace, bare.lower(), int(version) if version.isdecimal() else -1
-
-    def rank(name: str) -> tuple[int, int]:
-        namespace, _, version = parts(name)
-        return ["zerokara", "ALE", "", namespace].index(namespace), -version
-
-    by_bare: dict[str, str] = {}
-    for name in sorted(known, key=rank):
-        by_bare.setdefault(parts(name)[1], name)
-    bare = parts(id)[1]
-    if bare in by_bare:
-        return [by_bare[bare]]
-    similar_ids = [by_bare[name] for name in difflib.get_close_matches(bare, by_bare, n=3, cutoff=0.6)]
-    return similar_ids or ["zerokara/Catch-v0", "ALE/Pong-v5"]

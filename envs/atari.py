@@ -14,7 +14,6 @@ Shapes: N environments, K stacked frames, F channels per frame (1 grayscale, 3 R
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -28,9 +27,12 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.wrappers import AtariPreprocessing
 
 from zerokara.core.config import UserError
+from zerokara.core.machine import usable_cores
 from zerokara.envs.action_log import ActionLog
 from zerokara.envs.base import Step, VectorEnv
-from zerokara.envs.gymnasium import GymnasiumVectorEnv, make_single_env
+from zerokara.envs.gymnasium import GymnasiumVectorEnv
+from zerokara.envs.observations import ImageFormat
+from zerokara.envs.single import create
 
 # Seeding one environment stops all threads for 0.1 s, and replaying the log uses all threads. With this number of
 # steps per thread, seeding takes about 8% of the emulators' time and resuming 32 environments takes up to a minute.
@@ -44,11 +46,6 @@ NO_LIMIT_FRAMES = 2**30
 def is_atari(spec: EnvSpec) -> bool:
     """Return True if the registered id is a game of ale-py's vector environment."""
     return spec.vector_entry_point == "ale_py.vector_env:AtariVectorEnv"
-
-
-def _cores() -> int:
-    """Return the number of cores available to this process, which is ale-py's default number of threads."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def rom_path(spec: EnvSpec) -> Path:
@@ -121,7 +118,7 @@ class AtariVectorEnv(VectorEnv):
         self.frame_channels = 1 if settings["grayscale"] else 3
         self.obs_shape = (settings["frame_stack"] * self.frame_channels, settings["size"], settings["size"])
         protocol = {key: value for key, value in settings.items() if key != "reseed_every_steps"}
-        threads = min(num_threads or _cores(), num_envs)
+        threads = min(num_threads or usable_cores(), num_envs)
         reseed_every_steps = settings["reseed_every_steps"] or RESEED_STEPS_PER_THREAD * threads
         self.settings = {**protocol, "reseed_every_steps": reseed_every_steps}
         self._log = ActionLog(spec.id, num_envs, protocol, reseed_every_steps)
@@ -250,7 +247,7 @@ def make_rendered_atari(spec: EnvSpec, num_envs: int, settings: Mapping[str, Any
     rom_path(spec)
 
     def make_env() -> gymnasium.Env[Any, Any]:
-        env = make_single_env(
+        env = create(
             spec.id,
             render_mode="rgb_array",
             frameskip=1,
@@ -267,10 +264,13 @@ def make_rendered_atari(spec: EnvSpec, num_envs: int, settings: Mapping[str, Any
         )
 
     env_settings = {key: value for key, value in settings.items() if key != "reseed_every_steps"}
+    shape = (settings["size"], settings["size"], *(() if settings["grayscale"] else (3,)))
     return GymnasiumVectorEnv(
         spec.id,
-        [make_env() for _ in range(num_envs)],
+        make_env,
+        num_envs,
         env_settings,
+        ImageFormat(None, shape, channels_first=False, low=0.0, high=255.0),
         action_repeat=1,
         max_steps=settings["max_episode_frames"] // settings["frame_skip"],
         render=True,

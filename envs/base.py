@@ -5,6 +5,7 @@ Shapes: N environments, K stacked frames, F channels per frame (1 grayscale, 3 R
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -39,6 +40,13 @@ class VectorEnv(ABC):
     frame_channels: int  # F
     obs_shape: tuple[int, int, int]  # (C, H, W)
     settings: Mapping[str, Any]  # the active settings, printed and saved with the run
+    errors: int = 0  # episodes that were truncated because the environment raised an exception
+    episodes_restarted: bool = False  # True if `load_state_dict` started new episodes instead of resuming
+
+    @functools.cached_property
+    def warnings(self) -> list[str]:
+        """Messages for the user. Who prints them empties the list."""
+        return []
 
     @abstractmethod
     def reset(self, seed: int) -> np.ndarray:

@@ -1,7 +1,9 @@
 """Vector environment of Gymnasium environments with discrete actions and image observations or rendered images.
 
-The single environments are stepped in a Python loop in this process. Resuming replays the actions of each episode from
-its seed (envs/action_log.py), so it is exact for every environment that is a function of its seed.
+The single environments are stepped in a Python loop in this process, or in worker processes (envs/pools.py). Resuming
+replays the actions of each episode from its seed (envs/action_log.py), so it is exact for every environment that is a
+function of its seed. Of an environment that is not, and of one that raised an exception, the episodes are started
+again.
 
 Shapes: N environments, K stacked frames, F channels per frame (1 grayscale, 3 RGB), C = K * F, H, W pixels.
 """
@@ -9,173 +11,214 @@ Shapes: N environments, K stacked frames, F channels per frame (1 grayscale, 3 R
 from __future__ import annotations
 
 import inspect
-import re
-from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import cv2
-import gymnasium
 import numpy as np
 from gymnasium import spaces
 
 from zerokara.core.config import UserError
 from zerokara.envs.action_log import ActionLog
 from zerokara.envs.base import FrameStack, Step, VectorEnv
+from zerokara.envs.lookup import find
+from zerokara.envs.observations import ImageFormat, ObservationError, find_image, parse_kwargs
+from zerokara.envs.pools import SerialPool, make_pool
+from zerokara.envs.single import Env, Outcome, SingleEnv, create
 
-Env = gymnasium.Env[Any, Any]
+if TYPE_CHECKING:
+    from gymnasium.envs.registration import EnvSpec
 
-
-def make_single_env(id: str, **kwargs: Any) -> Env:
-    """Call `gymnasium.make` and convert every exception to a UserError of one sentence.
-
-    Raises:
-        UserError: a required package is not installed, or the environment cannot be created for another reason.
-    """
-    try:
-        # Gymnasium's checker warns about style and slows down the first step.
-        return gymnasium.make(id, disable_env_checker=True, **kwargs)
-    except Exception as error:
-        raise _user_error(id, "be created", error) from error
+REPRODUCIBILITY_STEPS = 16  # steps of the episode that is compared with its repetition
 
 
-def _user_error(id: str, what: str, error: Exception) -> UserError:
-    """Describe why the environment cannot `what`, and name the package to install if that is the reason."""
-    if isinstance(error, gymnasium.error.DependencyNotInstalled):
-        commands = re.findall("`(pip install [^`]*)`", str(error))
-        hint = f"type: {' && '.join(commands)}" if commands else f"the error is: {error}"
-        return UserError(f"{id} cannot {what} because a required package is not installed; {hint}")
-    if isinstance(error, ModuleNotFoundError):
-        return UserError(f"{id} cannot {what} because the package {error.name} is not installed; install it with pip.")
-    return UserError(f"{id} cannot {what}: {type(error).__name__}: {error}")
-
-
-def has_images(space: spaces.Space[Any]) -> bool:
-    """Return True for images: (H, W), (H, W, 1) or (H, W, 3), of uint8 or of floats from 0 to 1."""
-    if not isinstance(space, spaces.Box) or len(space.shape) not in (2, 3):
-        return False
-    if len(space.shape) == 3 and space.shape[2] not in (1, 3):
-        return False
-    unit = np.issubdtype(space.dtype, np.floating) and bool((space.low == 0).all() and (space.high == 1).all())
-    return space.dtype == np.uint8 or unit
-
-
-def make_gymnasium_env(id: str, num_envs: int, settings: Mapping[str, Any], *, render: bool) -> GymnasiumVectorEnv:
-    """Create N copies of the registered environment `id`; see `GymnasiumVectorEnv`.
+def make_gymnasium_env(
+    env: str | Callable[..., Env],
+    num_envs: int,
+    settings: Mapping[str, Any],
+    *,
+    render: bool,
+    restart_on_error: bool,
+    workers: int,
+) -> GymnasiumVectorEnv:
+    """Create N copies of an environment; see `GymnasiumVectorEnv`.
 
     An environment with continuous actions whose class accepts `continuous=False` (CarRacing, LunarLander) is created
     with it, and the settings contain `continuous: False`.
+
+    Args:
+        env: as in `envs.lookup.find`.
+        num_envs: N.
+        settings: active settings (envs/__init__.py).
+        render: enable `render()`.
+        restart_on_error: see `GymnasiumVectorEnv`.
+        workers: see `GymnasiumVectorEnv`.
 
     Raises:
         UserError: the environment cannot be created, has neither image observations nor rgb_array rendering, or has no
             discrete actions.
     """
-    kwargs: dict[str, Any] = {}
-    first = make_single_env(id)
+    name, target = find(env)
+    try:
+        kwargs = parse_kwargs(settings.get("env_kwargs", {}))
+    except ObservationError as error:
+        raise UserError(f"{name} {error}") from None
+    first = create(env, **kwargs)
+    env_settings = dict(settings)
     if not isinstance(first.action_space, spaces.Discrete):
-        if "continuous" in inspect.signature(type(first.unwrapped).__init__).parameters:
-            kwargs["continuous"] = False
-            first = make_single_env(id, **kwargs)
+        accepted = inspect.signature(type(first.unwrapped).__init__).parameters
+        if "continuous" in accepted and "continuous" not in kwargs:
+            kwargs["continuous"] = env_settings["continuous"] = False
+            first.close()
+            first = create(env, **kwargs)
         if not isinstance(first.action_space, spaces.Discrete):
             raise UserError(
-                f"{id} has the action space {first.action_space}, which is not supported: "
+                f"{name} has the action space {first.action_space}, which is not supported: "
                 f"choose an environment with discrete actions."
             )
-    images = has_images(first.observation_space)
+    try:
+        image = find_image(first.observation_space, settings.get("obs_key", ""), settings.get("obs_range"))
+    except ObservationError as error:
+        raise UserError(f"{name} {error}") from None
     modes = first.metadata.get("render_modes") or []
-    if not images and "rgb_array" not in modes:
+    renders = "rgb_array" in modes or first.render_mode == "rgb_array"
+    if image is None and not renders:
         raise UserError(
-            f"{id} has observations {first.observation_space}, which are not images of uint8 (H, W), (H, W, 1) or "
-            f"(H, W, 3), and it cannot render images (no render mode rgb_array): choose an environment with pixels."
+            f"{name} has observations {first.observation_space}, which are not images (H, W), (H, W, 1), (H, W, 3), "
+            f"(1, H, W) or (3, H, W), and it cannot render images (no render mode rgb_array): choose an environment "
+            f"with pixels."
         )
-    if "rgb_array" in modes and (render or not images):
+    if "rgb_array" in modes and (render or image is None) and _accepts(target, "render_mode"):
         kwargs["render_mode"] = "rgb_array"
     first.close()
-    env_settings = {**settings, "pixels": "observation" if images else "render()"}
-    if "continuous" in kwargs:
-        env_settings["continuous"] = False
     return GymnasiumVectorEnv(
-        id,
-        [make_single_env(id, **kwargs) for _ in range(num_envs)],
-        env_settings,
+        name,
+        partial(create, env, **kwargs),
+        num_envs,
+        {**env_settings, "pixels": "render()" if image is None else str(image)},
+        image,
         action_repeat=settings["frame_skip"],
         max_steps=settings["max_episode_frames"] // settings["frame_skip"],
         render=render,
+        restart_on_error=restart_on_error,
+        workers=workers,
     )
 
 
-class GymnasiumVectorEnv(VectorEnv):
-    """Vector environment of N single Gymnasium environments, stepped one after another.
+def _accepts(target: EnvSpec | Callable[..., Env], argument: str) -> bool:
+    """Return True if the environment can be created with this argument; Gymnasium's `make` accepts render_mode."""
+    if not callable(target):
+        return True
+    parameters = inspect.signature(target).parameters
+    return argument in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
-    Images are converted to grayscale (or from grayscale to RGB) first and then resized with OpenCV's INTER_AREA, as in
-    Gymnasium's AtariPreprocessing.
+
+class GymnasiumVectorEnv(VectorEnv):
+    """Vector environment of N single Gymnasium environments.
 
     Args:
         id: name of the environment in messages.
-        envs: N environments of the same type, with discrete actions.
+        make_env: creates one environment, with discrete actions.
+        num_envs: N.
         settings: value of the attribute `settings`; frame_stack, size and grayscale are applied by this class.
+        image: image in the observations; None: the rendered image is used.
         action_repeat: number of times each action is repeated; rewards are summed; stops at the end of the episode.
         max_steps: time limit of an episode in steps; 0: only the environment's own limit.
-        render: enable `render()`.
+        render: enable `render()`; the environments then run in this process.
+        restart_on_error: an environment that raises an exception is created again and starts a new episode; its
+            episode is truncated and counted in `errors`. False: the exception ends the program.
+        workers: worker processes among which the environments are divided; 0: they run in this process.
 
     Raises:
-        UserError: an environment cannot be reset or rendered, or renders an image that is not RGB.
+        UserError: an environment cannot be reset or rendered, or its observations are not those that its space
+            declares.
     """
 
     def __init__(
         self,
         id: str,
-        envs: Sequence[Env],
+        make_env: Callable[[], Env],
+        num_envs: int,
         settings: Mapping[str, Any],
+        image: ImageFormat | None,
         *,
         action_repeat: int,
         max_steps: int,
         render: bool,
+        restart_on_error: bool = False,
+        workers: int = 0,
     ) -> None:
-        self.id, self.num_envs, self.settings = id, len(envs), dict(settings)
-        self._envs = envs
-        self._action_repeat, self._max_steps, self._render = action_repeat, max_steps, render
-        self._renders_obs = not has_images(envs[0].observation_space)
-        space = envs[0].action_space
-        assert isinstance(space, spaces.Discrete)
-        self.num_actions, self._first_action = int(space.n), int(space.start)
-        meanings = getattr(envs[0].unwrapped, "get_action_meanings", None)
-        names = meanings() if meanings else range(self._first_action, self._first_action + self.num_actions)
-        self.action_names = tuple(str(name) for name in names)
-        self._size, self._grayscale = settings["size"], settings["grayscale"]
-        self.frame_channels = 1 if self._grayscale else 3
+        self.id, self.num_envs, self.settings = id, num_envs, dict(settings)
+        self._size, grayscale = settings["size"], settings["grayscale"]
+        make_single = partial(
+            SingleEnv,
+            id,
+            make_env=make_env,
+            image=image,
+            size=self._size,
+            grayscale=grayscale,
+            action_repeat=action_repeat,
+            max_steps=max_steps,
+        )
+        self._pool = make_pool(make_single, num_envs, 0 if render else workers)
+        self._image, self._render, self._restart_on_error = image, render, restart_on_error
+        (self.action_names,) = self._pool.call([(0, "action_names", ())])
+        self.num_actions = len(self.action_names)
+        self.frame_channels = 1 if grayscale else 3
         frame_shape = (self.frame_channels, self._size, self._size)
         self._stack = FrameStack(self.num_envs, settings["frame_stack"], frame_shape)
         self.obs_shape = (settings["frame_stack"] * self.frame_channels, self._size, self._size)
         self._log = ActionLog(id, self.num_envs, self.settings, reseed_every_steps=0)
-        self._lives_N = np.zeros(self.num_envs, np.int64)
-        self._age_N = np.zeros(self.num_envs, np.int64)  # steps since the episode's start
-        self._image_of_env_0 = np.zeros((1, 1), np.uint8)  # latest unprocessed image of the first environment
         self._action_N: np.ndarray | None = None
         self._started = False
-        if self._renders_obs:
-            # Render once now, so that a missing renderer or an unsupported image format fails before the run starts.
-            self._begin(0, seed=0)
+        self._is_reproducible = self._check_reproducible(make_single)
+        if not self._is_reproducible:
+            self.warnings.append(
+                f"{id} does not repeat an episode when it is reset with the same seed: results are not reproducible, "
+                f"and a resumed run starts new episodes."
+            )
+
+    def _check_reproducible(self, make_single: Callable[..., SingleEnv]) -> bool:
+        """Compare the beginning of an episode with its repetition in an environment that had no episode before.
+
+        It also finds a missing renderer and unsupported observations before the run starts.
+        """
+        action_T = np.random.default_rng(0).integers(self.num_actions, size=REPRODUCIBILITY_STEPS).tolist()
+        (episode,) = self._pool.call([(0, "beginning", (action_T, True))])
+        if self.num_envs > 1:
+            (repetition,) = self._pool.call([(1, "beginning", (action_T, False))])
+            return bool(episode == repetition)
+        other = make_single(index=0)
+        try:
+            return bool(episode == other.beginning(action_T, False))
+        finally:
+            other.env.close()
 
     def reset(self, seed: int) -> np.ndarray:
         """See `VectorEnv.reset`. `seed` is any integer >= 0."""
-        seed_N = self._log.start(seed)
-        frame_N = np.stack([self._frame(self._begin(i, int(seed_N[i]))) for i in range(self.num_envs)])
+        return self._begin_all(self._log.start(seed))
+
+    def _begin_all(self, seed_N: np.ndarray) -> np.ndarray:
+        """Start an episode in every environment. Returns the observations."""
+        frames = self._pool.call([(i, "begin", (seed,)) for i, seed in enumerate(seed_N.tolist())])
         self._action_N = None
         self._started = True
-        return self._stack.push(frame_N, np.ones(self.num_envs, bool))
+        return self._stack.push(np.stack(frames), np.ones(self.num_envs, bool))
 
     def _send(self, action_N: np.ndarray) -> None:
         if not self._started or self._action_N is not None:
             missing = "recv()" if self._started else "reset()"
             raise RuntimeError(f"send() must follow reset() or recv(): call {missing} first")
         self._action_N = action_N.copy()
+        self._pool.send([(i, "advance", (action,)) for i, action in enumerate(action_N.tolist())])
 
     def recv(self) -> Step:
         """See `VectorEnv.recv`.
 
         Raises:
-            UserError: an environment raised an exception, which is chained as the cause.
+            UserError: an environment raised an exception, which is chained as the cause, or returned a reward or an
+                observation that is not valid.
         """
         if self._action_N is None:
             raise RuntimeError("recv() must follow send(): call send(actions) first")
@@ -184,20 +227,30 @@ class GymnasiumVectorEnv(VectorEnv):
         frame_N = np.empty((self.num_envs, self.frame_channels, self._size, self._size), np.uint8)
         reward_N = np.zeros(self.num_envs, np.float32)
         terminal_N, truncated_N, life_lost_N = (np.zeros(self.num_envs, bool) for _ in range(3))
-        for i in range(self.num_envs):
-            image, *outcome = self._advance(i, int(action_N[i]))
-            reward_N[i], terminal_N[i], truncated_N[i], life_lost_N[i] = outcome
-            frame_N[i] = self._frame(image)
+        for i, result in enumerate(self._pool.receive()):
+            outcome = self._after_exception(i, result) if isinstance(result, UserError) else result
+            frame_N[i], reward_N[i], terminal_N[i], truncated_N[i], life_lost_N[i] = outcome
         last_obs = obs = self._stack.push(frame_N, np.zeros(self.num_envs, bool))
         ended_N = terminal_N | truncated_N
         if ended_N.any():
-            seeds = self._log.reseed(ended_N)
+            seeds = self._log.reseed(ended_N).tolist()
+            ended = np.flatnonzero(ended_N).tolist()
             obs = last_obs.copy()
             obs[ended_N] = 0
-            for i, seed in zip(np.flatnonzero(ended_N).tolist(), seeds.tolist(), strict=True):
-                obs[i, -self.frame_channels :] = self._frame(self._begin(i, seed))
+            calls = [(i, "begin", (seed,)) for i, seed in zip(ended, seeds, strict=True)]
+            obs[ended, -self.frame_channels :] = np.stack(self._pool.call(calls))
             self._stack.obs = obs
         return Step(obs, reward_N, terminal_N, truncated_N, life_lost_N, last_obs)
+
+    def _after_exception(self, i: int, error: UserError) -> Outcome:
+        """Create environment i again. Its episode is truncated at the last frame."""
+        if not self._restart_on_error:
+            raise error
+        self.errors += 1
+        self.warnings.append(f"{error} The episode is truncated, and the environment is created again.")
+        self._pool.call([(i, "recreate", ())])
+        last_frame = self._stack.obs[i, -self.frame_channels :]
+        return Outcome(last_frame, 0.0, terminal=False, truncated=True, life_lost=False)
 
     def state_dict(self) -> dict[str, Any]:
         """See `VectorEnv.state_dict`."""
@@ -206,109 +259,58 @@ class GymnasiumVectorEnv(VectorEnv):
         return self._log.state_dict(self._stack.obs)
 
     def load_state_dict(self, state: dict[str, Any]) -> np.ndarray:
-        """See `VectorEnv.load_state_dict`. Replays the current episode of each environment."""
+        """See `VectorEnv.load_state_dict`. Replays the current episode of each environment.
+
+        New episodes are started instead if the environment is not reproducible from its seed, or if it raises an
+        exception or shows other observations during the replay and `restart_on_error` is set.
+        """
         self._log.load_state_dict(state)
-        obs = np.zeros_like(self._stack.obs)
         self._started = False  # set again after the replay has succeeded
-        for i, seed in enumerate(self._log.seeds(np.ones(self.num_envs, bool))):
-            images = deque([self._begin(i, int(seed))], maxlen=self.settings["frame_stack"])
-            images.extend(self._advance(i, int(action))[0] for action in self._log.actions(i))
-            newest = np.concatenate([self._frame(image) for image in images])
-            obs[i, -len(newest) :] = newest
-        self._log.verify(state, obs)
+        if not self._is_reproducible:
+            return self._restart("it is not reproducible from its seed")
+        try:
+            obs = self._replay()
+            self._log.verify(state, obs)
+        except UserError as error:
+            if not self._restart_on_error:
+                raise
+            return self._restart(str(error).rstrip("."))
         self._stack.obs = obs
         self._action_N = None
         self._started = True
+        return obs
+
+    def _restart(self, reason: str) -> np.ndarray:
+        """Start new episodes because the saved ones cannot be resumed. Returns the observations."""
+        self.warnings.append(f"{self.id}: the episodes could not be resumed ({reason}): new episodes were started.")
+        self.episodes_restarted = True
+        return self._begin_all(self._log.reseed(np.ones(self.num_envs, bool)))
+
+    def _replay(self) -> np.ndarray:
+        """Repeat the current episode of each environment. Returns the observations at its end."""
+        obs = np.zeros_like(self._stack.obs)
+        seeds = self._log.seeds(np.ones(self.num_envs, bool)).tolist()
+        frame_stack = self.settings["frame_stack"]
+        calls = [(i, "replay", (seed, self._log.actions(i).tolist(), frame_stack)) for i, seed in enumerate(seeds)]
+        for i, frames in enumerate(self._pool.call(calls)):
+            newest = np.concatenate(frames)
+            obs[i, -len(newest) :] = newest
         return obs
 
     def render(self) -> np.ndarray:
         """See `VectorEnv.render`. Returns the unscaled observation if the environment cannot render."""
         if not self._render:
             return super().render()
-        if not self._renders_obs and self._envs[0].render_mode == "rgb_array":
-            return self._render_env(0)
-        picture = self._image_of_env_0
+        assert isinstance(self._pool, SerialPool)
+        first = self._pool.envs[0]
+        if self._image is not None and first.env.render_mode == "rgb_array":
+            return first.render()
+        picture = first.picture
         if picture.ndim == 2 or picture.shape[-1] == 1:
             return np.asarray(cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB), np.uint8)
-        return picture
+        return picture.copy()
 
     def close(self) -> None:
         """Close the environments."""
         self._started = False
-        for env in self._envs:
-            env.close()
-
-    def _begin(self, i: int, seed: int) -> np.ndarray:
-        """Start an episode of environment i. Returns its first image."""
-        try:
-            obs, info = self._envs[i].reset(seed=seed)
-        except Exception as error:
-            raise _user_error(self.id, f"be reset with seed {seed}", error) from error
-        self._age_N[i] = 0
-        self._lives_N[i] = info.get("lives", 0)
-        return self._image(i, obs)
-
-    def _advance(self, i: int, action: int) -> tuple[np.ndarray, float, bool, bool, bool]:
-        """Step environment i. Returns image, reward, terminal, truncated, life_lost."""
-        env, total, obs = self._envs[i], 0.0, None
-        terminated = truncated = False
-        info: dict[str, Any] = {}
-        try:
-            for _ in range(self._action_repeat):
-                obs, reward, terminated, truncated, info = env.step(action + self._first_action)
-                total += float(reward)
-                if terminated or truncated:
-                    break
-        except Exception as error:
-            raise UserError(
-                f"{self.id} raised {type(error).__name__}: {error}; this happened at step {int(self._age_N[i]) + 1} of "
-                f"an episode of environment {i} with action {action}. The error is in the environment itself."
-            ) from error
-        self._age_N[i] += 1
-        terminal = bool(terminated)
-        truncated = not terminal and (bool(truncated) or 0 < self._max_steps <= self._age_N[i])
-        lives = info.get("lives", self._lives_N[i])
-        life_lost = bool(lives < self._lives_N[i]) and not (terminal or truncated)
-        self._lives_N[i] = lives
-        return self._image(i, obs), total, terminal, truncated, life_lost
-
-    def _image(self, i: int, obs: Any) -> np.ndarray:
-        """Return the image of environment i for this observation, uint8 in one of the accepted shapes."""
-        if self._renders_obs:
-            image = self._render_env(i)
-        elif obs.dtype == np.uint8:
-            image = obs
-        else:
-            image = np.rint(np.asarray(obs) * 255).astype(np.uint8)
-        if i == 0 and self._render:
-            self._image_of_env_0 = image.copy()
-        return image
-
-    def _render_env(self, i: int) -> np.ndarray:
-        """Render environment i and check the type and shape of the image."""
-        try:
-            picture = self._envs[i].render()
-        except Exception as error:
-            raise _user_error(self.id, "render", error) from error
-        if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.shape[2:] != (3,):
-            raise UserError(f"{self.id} renders {_format_image(picture)}, expected an array (H, W, 3) of uint8.")
-        return picture
-
-    def _frame(self, image: np.ndarray) -> np.ndarray:
-        """Convert an image to one frame (F, H, W) uint8: grayscale or RGB, then resize."""
-        image = np.ascontiguousarray(image)
-        if image.ndim == 3 and image.shape[2] == 1:
-            image = image[:, :, 0]
-        if self._grayscale and image.ndim == 3:
-            image = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))
-        elif not self._grayscale and image.ndim == 2:
-            image = np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2RGB))
-        if image.shape[:2] != (self._size, self._size):
-            image = np.asarray(cv2.resize(image, (self._size, self._size), interpolation=cv2.INTER_AREA))
-        return image[None] if self._grayscale else image.transpose(2, 0, 1)
-
-
-def _format_image(picture: object) -> str:
-    if isinstance(picture, np.ndarray):
-        return f"{picture.shape} of {picture.dtype}"
-    return f"a {type(picture).__name__}"
+        self._pool.close()

@@ -10,22 +10,25 @@ docs/dcgan.md has results.
 Each iteration does one step of the discriminator and one of the generator. The last checkpoint is saved, and also the
 best one, by the Fréchet distance to held-out images.
 
-Shapes: B batch, C channels, H, W pixels, Z latent dimension. Scores are logits, float32; higher means more real.
+Shapes: B batch, b part of a batch (gradient accumulation), C channels, H, W pixels, Z latent dimension. Scores are
+logits, float32; higher means more real.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, flag, run_main
+from zerokara.core.config import run_main
 from zerokara.core.distributed import World
-from zerokara.core.probe import probe
+from zerokara.core.progress import loading
 from zerokara.core.run import Run
+from zerokara.core.training_program import check_divisible, choose_compute, open_run
 from zerokara.generative.gan.collapse_monitor import accuracies
 from zerokara.generative.gan.config import KIND, Config, read_config
 from zerokara.generative.gan.data import Data
@@ -49,16 +52,15 @@ def discriminator_loss(loss: str, real_B: Tensor, fake_B: Tensor, label_smoothin
     """
     if loss == "bce":  # Goodfellow et al. 2014, equation 1: -log sigmoid(D(x)) - log(1 - sigmoid(D(G(z))))
         value = F.softplus(-real_B).mean() + F.softplus(fake_B).mean()
-        if (
-            label_smoothing
-        ):  # Salimans et al. 2016, section 3.4: (1 - a) softplus(-D) + a softplus(D) = softplus(-D) + a D
+        # Salimans et al. 2016, section 3.4: (1 - a) softplus(-D) + a softplus(D) = softplus(-D) + a D
+        if label_smoothing:
             value = value + label_smoothing * real_B.mean()
         return value
     if loss == "least-squares":  # Mao et al. 2017, equation 9: targets 1 and 0
         return 0.5 * ((real_B - 1).square().mean() + fake_B.square().mean())
     if loss == "hinge":  # Lim and Ye 2017; Miyato et al. 2018, equation 16
         return F.relu(1 - real_B).mean() + F.relu(1 + fake_B).mean()
-    if loss == "wasserstein":  # Arjovsky et al. 2017, algorithm 1
+    if loss == "wasserstein":  # Arjovsky et al. 2017, without weight clipping: use it with gradient_penalty
         return fake_B.mean() - real_B.mean()
     if loss == "relativistic":  # Jolicoeur-Martineau 2019; R3GAN, Huang et al. 2024, equation 2
         return F.softplus(fake_B - real_B).mean()
@@ -69,7 +71,8 @@ def squared_gradient_norm(score_B: Tensor, images_BCHW: Tensor) -> Tensor:
     """Mean squared norm of the gradient of the scores with respect to the images (scalar, differentiable).
 
     At real images it is the R1 penalty of Mescheder et al. 2018, equation 9, without the factor gamma / 2; at generated
-    images it is R2. Every score must depend on its own image alone, so the discriminator must not use BatchNorm.
+    images it is R2. The images are the discriminator's inputs, after augmentation and noise. Every score must depend on
+    its own image alone, so the discriminator must not use BatchNorm.
     """
     (grad_BCHW,) = torch.autograd.grad(score_B.sum(), images_BCHW, create_graph=True)
     return grad_BCHW.float().square().sum((1, 2, 3)).mean()
@@ -83,7 +86,7 @@ def gradient_penalty(score_B: Tensor, images_BCHW: Tensor) -> Tensor:
 
 
 def interpolate(real_BCHW: Tensor, fake_BCHW: Tensor, fraction_B: Tensor) -> Tensor:
-    """Interpolate between generated (fraction 0) and real (1) images, as leaves for `gradient_penalty`."""
+    """Interpolate between generated (fraction 0) and real (1) images, for `gradient_penalty`."""
     fraction_B111 = fraction_B.view(-1, 1, 1, 1).to(real_BCHW.dtype)
     return torch.lerp(fake_BCHW.detach().to(real_BCHW.dtype), real_BCHW, fraction_B111).requires_grad_()
 
@@ -97,6 +100,7 @@ def discriminator_forward(
     statistics. The metrics are the accuracies and the mean scores (real, generated) and the penalty.
     """
     config, discriminator = learner.config, learner.discriminator
+    # Random augmentation and instance noise.
     real_BCHW, fake_BCHW = learner.discriminator_input(real_BCHW), learner.discriminator_input(fake_BCHW)
     if penalize:  # penalties are functions of the gradients at the images
         real_BCHW.requires_grad_(config.r1 > 0)
@@ -138,13 +142,13 @@ def discriminator_step(learner: Learner, parts: Sequence[Part]) -> None:
     learner.step_discriminator()
 
 
-def generator_loss(loss: str, real_B: Tensor, fake_B: Tensor) -> Tensor:
-    """Loss of the generator (scalar). Only the relativistic loss uses the scores of real images.
+def generator_loss(loss: str, fake_B: Tensor, real_B: Tensor | None = None) -> Tensor:
+    """Loss of the generator (scalar).
 
     Args:
         loss: name of the loss function.
-        real_B: scores D(x) of real images x.
         fake_B: scores D(G(z)) of generated images.
+        real_B: scores D(x) of real images x, which only the relativistic loss needs.
     """
     if loss == "bce":  # non-saturating, Goodfellow et al. 2014, section 3: -log sigmoid(D(G(z)))
         return F.softplus(-fake_B).mean()
@@ -153,19 +157,20 @@ def generator_loss(loss: str, real_B: Tensor, fake_B: Tensor) -> Tensor:
     if loss in ("hinge", "wasserstein"):  # Miyato et al. 2018, equation 17; Arjovsky et al. 2017, algorithm 1
         return -fake_B.mean()
     if loss == "relativistic":  # Jolicoeur-Martineau 2019; R3GAN, Huang et al. 2024, equation 2
+        assert real_B is not None
         return F.softplus(real_B - fake_B).mean()
     raise ValueError(f"unknown loss {loss!r}")
 
 
 def generator_forward(learner: Learner, real_BCHW: Tensor, fake_BCHW: Tensor, label_B: Tensor | None) -> Tensor:
-    """Forward pass of the generator's step: its loss (scalar), by the discriminator's scores."""
+    """Forward pass of the generator's step: its loss (scalar), through the discriminator."""
     with learner.compute.autocast():
         fake_B = learner.discriminator(learner.discriminator_input(fake_BCHW), label_B)
-        real_B = fake_B
+        real_B = None
         if learner.config.loss == "relativistic":
             with torch.no_grad():
                 real_B = learner.discriminator(learner.discriminator_input(real_BCHW), label_B)
-    return generator_loss(learner.config.loss, real_B, fake_B)
+    return generator_loss(learner.config.loss, fake_B, real_B)
 
 
 def generator_step(learner: Learner, parts: Sequence[Part]) -> None:
@@ -184,6 +189,8 @@ def generator_step(learner: Learner, parts: Sequence[Part]) -> None:
 
 def update(learner: Learner, pixels_BCHW: Tensor, label_B: Tensor) -> None:
     """Do one step of the discriminator and one of the generator, on the same generated images.
+
+    The generated images have the labels of the real ones.
 
     Args:
         learner: both networks and their optimizers.
@@ -228,16 +235,16 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
             session.log_metrics()
         if session.is_due(config.video_every_updates) and world.is_main:
             session.save_video_frame()
-        ended = learner.updates == config.updates
-        if session.is_due(config.eval_every_updates) or ended:
+        evaluates = session.is_due(config.eval_every_updates) or learner.updates == config.updates
+        if evaluates:
             if world.is_main:
                 evaluate(session, evaluator)
             session.start_interval()
-        if session.is_due(config.checkpoint_every_updates) or ended:
+        if evaluates or session.is_due(config.checkpoint_every_updates):
             session.save()
         stopping = world.any(bool(run.stop_requested), compute.torch_device)
     if stopping:
-        run.print(f"{run.stop_requested}: saving")
+        run.print_stop()
         session.save()
     if not world.is_main:
         return ""
@@ -245,36 +252,25 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
     return closing_message(session, evaluator)
 
 
-def choose_compute(config: Config, data: Data, world: World) -> Compute:
-    """Choose precision and memory layout by measuring updates on the first images."""
+def probe_step(config: Config, data: Data, world: World, compute: Compute) -> Callable[[], object]:
+    """Return an update on the first images, which is timed to choose precision and memory layout."""
     batch = config.batch_size // world.size
-
-    def train_step(candidate: Compute) -> Callable[[], object]:
-        learner = make_learner(config, data.train.shape, len(data.train.classes), candidate, World())
-        pixels = data.train.images[:batch].to(candidate.torch_device)
-        labels = data.train.labels[:batch].to(candidate.torch_device)
-        return lambda: update(learner, pixels, labels)
-
-    return probe(config, world, train_step, compile=config.compile)
+    learner = make_learner(config, data.train.shape, len(data.train.classes), compute, World())
+    pixels, labels = (x[:batch].to(compute.torch_device) for x in (data.train.images, data.train.labels))
+    return lambda: update(learner, pixels, labels)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program: read the config and the data, train, print the closing message."""
     config = read_config(argv, __doc__ or "")
     world = World.from_env(config.device)
-    if config.batch_size % (world.size * config.accumulation_steps):
-        raise UserError(
-            f"{flag('batch_size')} {config.batch_size} is not divisible by {world.size} (processes) times "
-            f"{flag('accumulation_steps')} {config.accumulation_steps}."
-        )
-    with (
-        Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run,
-        run.signals(),
-    ):
-        data = Data.load(config, lambda what, done, total: run.progress(done, total, {"": what}))
-        compute = run.compute(lambda: choose_compute(config, data, world), config.updates)
+    check_divisible(config, world, "batch_size", parts=config.accumulation_steps)
+    with loading(config.quiet or not world.is_main) as progress:
+        data = Data.load(config, progress)
+    with open_run(config, KIND, world) as run:
+        timed = partial(probe_step, config, data, world)
+        compute = run.compute(lambda: choose_compute(config, world, timed), config.updates)
         run.close(train(config, run, data, compute, world))
-    world.close()
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ Shapes: N photographs, B batch, H, W pixels.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -22,37 +22,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zerokara.core import schedules
+from zerokara.core import checkpoint, schedules
 from zerokara.core.compute import Compute, Precision
 from zerokara.core.config import Range, UserError, flag, run_main, to_dict
 from zerokara.core.data import DATASETS, ImageSet, hold_out
-from zerokara.core.data.sources import home, locate
+from zerokara.core.data.image_files import resize
+from zerokara.core.data.sources import data_folder, find_data
 from zerokara.core.distributed import World
-from zerokara.core.divergence import is_finite
-from zerokara.core.media import grid
-from zerokara.core.probe import probe
-from zerokara.core.programs import command, program_command
+from zerokara.core.media import grid, to_uint8
+from zerokara.core.programs import command, program_command, resume_command
 from zerokara.core.run import Run
 from zerokara.core.run_config import configure
-from zerokara.core.stopwatch import Stopwatch
+from zerokara.core.stopwatch import LogInterval
+from zerokara.core.training_loop import TrainingState, run_updates
+from zerokara.core.training_program import check_divisible, choose_compute, open_run
 from zerokara.generative.gan.config import Config as DataConfig
 from zerokara.generative.gan.data import load_split
 from zerokara.generative.style import names, network
 from zerokara.generative.style.critic import Losses, PerceptualLoss, Weights
-from zerokara.generative.style.network import MODEL_FILE, StyleMetadata, StyleNetwork
+from zerokara.generative.style.network import StyleMetadata, StyleNetwork
 from zerokara.generative.style.perceptual import BackboneOptions, LossNetwork, make_loss_network
 from zerokara.generative.style.pictures import (
     activation_bytes,
     check_memory,
     fingerprint,
     read_image,
-    resized,
     sizes,
     to_pixels,
 )
 
 KIND = "fast_style"
 CHANGEABLE = {"resume", "quiet", "threads"}
+NAME_FIELDS = ("style", "seed")  # of the default name of a run
 SPLIT_SEED = 0  # independent of the run's seed, so that all runs hold out the same photographs
 NotNegative = Annotated[float, Range(0)]
 Count = Annotated[int, Range(1)]
@@ -162,9 +163,9 @@ class Data:
             raise UserError("No style was named: give its image, as in --style wave.jpg.")
         style = read_image(Path(config.style).expanduser())
         max_side = config.style_size or 2 * config.image_size
-        style = resized(style, sizes(style.shape[0], style.shape[1], max_side, 1)[0])
-        folder = home(Path(config.data_dir) if config.data_dir else None)
-        source = config.data if config.data in DATASETS else str(locate(config.data, folder) or config.data)
+        style = resize(style, sizes(style.shape[0], style.shape[1], max_side, 1)[0])
+        folder = data_folder(Path(config.data_dir) if config.data_dir else None)
+        source = config.data if config.data in DATASETS else str(find_data(config.data, folder) or config.data)
         data_config = DataConfig(
             data=source, data_dir=config.data_dir, image_size=(config.image_size,), grayscale=False
         )
@@ -178,25 +179,42 @@ class Data:
         return cls(style, train, held_out, tuple(messages))
 
 
-class Training:
-    """State of a training run, which checkpoints hold, and one update."""
+class Training(TrainingState[StyleNetwork]):
+    """Training state of a style network and its update."""
+
+    config: Config
 
     def __init__(self, config: Config, data: Data, loss_network: LossNetwork, compute: Compute, world: World) -> None:
-        self.config, self.data, self.compute, self.world = config, data, compute, world
-        device = compute.torch_device
-        torch.manual_seed(config.seed)
-        self.network = compute.module(StyleNetwork(config.style_network_width))
-        world.broadcast(self.network)
+        layers = [f"style_{layer}" for layer in loss_network.selected.style]
+        names = [f"train/{name}" for name in ("loss", "content", "style", "variation", *layers)]
+        super().__init__(config, compute, world, lambda: StyleNetwork(config.style_network_width), names)
+        self.data = data
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate)
-        self.photographs = data.train.images.to(device)
-        style = to_pixels(data.style).to(device)
+        self.photographs = data.train.images.to(compute.torch_device)
+        style = to_pixels(data.style).to(compute.torch_device)
         loss_network.on(compute).balance([style, self.pixels(data.train.images[: config.batch_size])])
         weights = Weights(content=config.content_weight, style=config.style_weight, variation=config.variation_weight)
         self.criterion = PerceptualLoss(loss_network, weights, style)
-        self.updates = 0
         self.held_out_loss = float("nan")
-        self.clock = Stopwatch()
         self._order = (-1, torch.empty(0), torch.empty(0))  # epoch, order of photographs, which to flip
+
+    @property
+    def total_updates(self) -> int:
+        """Length of the run in updates."""
+        return self.config.updates
+
+    @property
+    def is_validation_due(self) -> bool:
+        """True if an evaluation of the held-out photographs follows the update that has just ended."""
+        return self.updates % self.config.image_every_updates == 0 or self.updates == self.config.updates
+
+    @property
+    def learning_rate(self) -> float:
+        """Learning rate of the next update."""
+        config = self.config
+        if config.schedule == "constant":
+            return config.learning_rate
+        return schedules.cosine(self.updates, config.learning_rate, 0.01 * config.learning_rate, 0, config.updates)
 
     def pixels(self, images_BCHW: Tensor) -> Tensor:
         """Move uint8 photographs to the device and scale them to 0 to 1."""
@@ -221,19 +239,15 @@ class Training:
             stylized = self.network(self.compute.layout(pixels_BCHW)).float()
         return self.criterion.losses(stylized, self.criterion.content_features(pixels_BCHW))
 
-    def update(self) -> Losses:
+    def update(self) -> None:
         """Do one Adam step on the next batch."""
-        config = self.config
-        if config.schedule == "cosine":
-            rate = schedules.cosine(self.updates, config.learning_rate, 0.01 * config.learning_rate, 0, config.updates)
-            self.optimizer.param_groups[0]["lr"] = rate
+        self.set_learning_rates()
         losses = self.losses(self.batch())
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
         self.world.mean_gradients(self.network.parameters())
         self.optimizer.step()
-        self.updates += 1
-        return losses
+        self.end_update(*losses.scalars("train").values())
 
     @torch.no_grad()
     def evaluate(self) -> tuple[dict[str, float], np.ndarray]:
@@ -246,26 +260,45 @@ class Training:
                 sums[name] = sums.get(name, 0.0) + float(value) * len(images) / len(self.data.held_out)
             stylized = network.stylize(self.network, self.compute, pixels)
             pairs = torch.stack([pixels, stylized], 1).flatten(0, 1)
-            grids.append(self.compute.to_host((pairs * 255).round().to(torch.uint8)))
+            grids.append(self.compute.to_host(to_uint8(pairs)))
         self.held_out_loss = sums["held_out/loss"]
         return sums, grid(torch.cat(grids)[:16], columns=4)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything that a checkpoint needs, as tensors and plain values."""
+    def interval_metrics(self, interval: LogInterval) -> dict[str, float]:
+        """Return the photographs per second."""
+        return {"speed/images_per_s": interval.per_second(self.updates) * self.config.batch_size}
+
+    def progress_fields(self, scalars: Mapping[str, Any]) -> dict[str, Any]:
+        """Return total loss, style loss, the last loss on held-out photographs, and the speed."""
         return {
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "updates": self.updates,
-            "held_out_loss": self.held_out_loss,
-            "hours": self.clock(),
+            "loss": scalars.get("train/loss", float("nan")),
+            "style": scalars.get("train/style", float("nan")),
+            "held out": self.held_out_loss,
+            "images/s": scalars.get("speed/images_per_s", float("nan")),
         }
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as tensors and plain values, for a checkpoint."""
+        return {**super().state_dict(), "held_out_loss": self.held_out_loss}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict`."""
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.updates, self.held_out_loss = state["updates"], state["held_out_loss"]
-        self.clock.hours = state["hours"]
+        """Restore `state_dict`. Random numbers and sums of metrics are missing in checkpoints of older releases."""
+        own = {"generator": self.generator.get_state(), "rng": checkpoint.rng_state(), "sums": self._sums}
+        super().load_state_dict({**own, **state})
+        self.held_out_loss = state["held_out_loss"]
+
+    def save(self, run: Run) -> None:
+        """Write the checkpoint, and in the main process the model file."""
+        super().save(run)
+        if self.world.is_main:
+            metadata = StyleMetadata(
+                style=Path(self.config.style).name,
+                width=self.config.style_network_width,
+                update=self.updates,
+                data=self.data.train.source,
+                command=command(),
+            )
+            metadata.save(run.path(StyleMetadata.FILE), self.network.state_dict())
 
 
 def train(config: Config, run: Run, data: Data, loss_network: LossNetwork, compute: Compute, world: World) -> str:
@@ -275,65 +308,29 @@ def train(config: Config, run: Run, data: Data, loss_network: LossNetwork, compu
         UserError: an unreadable checkpoint, or divergence (NaN or Inf).
     """
     training = Training(config, data, loss_network, compute, world)
-    latest = run.path(f"checkpoint-{world.rank}.pt")
-    if not run.restore(latest, training.load_state_dict):
+    if not run.restore(run.checkpoint_path, training.load_state_dict):
         run.image("style", 0, data.style)
 
-    def save() -> None:
-        if not is_finite(training.network):
-            raise UserError(
-                f"Training diverged at update {training.updates:,}: the weights contain NaN or Inf. The last good "
-                f"checkpoint stays in {run.folder}: start a new run with a lower --learning-rate."
-            )
-        run.save(latest, training.state_dict())
-        if world.is_main:
-            metadata = StyleMetadata(
-                style=Path(config.style).name,
-                width=config.style_network_width,
-                update=training.updates,
-                command=command(),
-            )
-            network.save(run.path(MODEL_FILE), training.network, metadata)
+    def validate() -> None:
+        held_out_losses, image = training.evaluate()
+        run.log(training.updates, held_out_losses)
+        run.image("held_out", training.updates, image)
 
-    def due(every: int) -> bool:
-        return training.updates % every == 0
-
-    stopping = False
-    while training.updates < config.updates and not stopping:
-        losses = training.update()
-        ended = training.updates == config.updates
-        if due(config.log_every_updates):
-            run.log(training.updates, {**losses.scalars("train"), "speed/hours": training.clock()})
-            run.flush()
-        fields = {"loss": losses.total.detach(), "style": losses.style.detach(), "held out": training.held_out_loss}
-        run.progress(training.updates, config.updates, fields)
-        if (due(config.image_every_updates) or ended) and world.is_main:
-            held_out_losses, image = training.evaluate()
-            run.log(training.updates, held_out_losses)
-            run.image("held_out", training.updates, image)
-        if due(config.checkpoint_every_updates) or ended:
-            save()
-        stopping = world.any(bool(run.stop_requested), compute.torch_device)
-    if stopping and training.updates < config.updates:
-        save()
+    if run_updates(training, run, training.update, validate) and training.updates < config.updates:
         return (
             f"{run.stop_requested}: saved at update {training.updates:,} of {config.updates:,}; resume with: "
-            f"{program_command('generative.fast_style')} --name {config.name} --resume"
+            f"{resume_command('generative.fast_style', config.name)}"
         )
-    run.hparams(to_dict(config), {"hparam/held_out_loss": training.held_out_loss})
+    run.hparams(to_dict(config), ["held_out/loss"])
     return (
         f"{Path(config.style).name}: trained for {training.updates:,} updates, held-out loss "
         f"{training.held_out_loss:.4g}; apply it with: {program_command('generative.stylise')} {run.folder} photo.jpg"
     )
 
 
-def choose_compute(config: Config, data: Data, world: World) -> Compute:
-    """Choose device and precision by measuring updates."""
-
-    def train_step(candidate: Compute) -> Callable[[], object]:
-        return Training(config, data, make_loss_network(config, config.seed), candidate, World()).update
-
-    return probe(config, world, train_step, compile="off")
+def probe_step(config: Config, data: Data, compute: Compute) -> Callable[[], object]:
+    """Return an update, which is timed to choose device and precision."""
+    return Training(config, data, make_loss_network(config, config.seed), compute, World()).update
 
 
 def check_fit(config: Config, loss_network: LossNetwork, world: World) -> str:
@@ -352,31 +349,15 @@ def check_fit(config: Config, loss_network: LossNetwork, world: World) -> str:
     return check_memory(needed, config.device, (side, side), instead)
 
 
-def default_name(config: Config) -> str:
-    """Return the default run name: fast_style-wave-1 for wave.jpg, seed 1."""
-    return f"{KIND}-{re.sub(r'[^A-Za-z0-9_.+=-]+', '_', Path(config.style).stem)}-{config.seed}"
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program: read config and images, check memory, train, print the closing message."""
-    config = configure(
-        Config, PRESETS, argv, __doc__ or "", kind=KIND, default_name=default_name, changeable=CHANGEABLE
-    )
+    config = configure(Config, PRESETS, argv, __doc__ or "", kind=KIND, name_fields=NAME_FIELDS, changeable=CHANGEABLE)
     world = World.from_env(config.device)
-    if config.batch_size % world.size:
-        raise UserError(f"{flag('batch_size')} {config.batch_size} is not divisible by {world.size} processes.")
+    check_divisible(config, world, "batch_size")
     data = Data.load(config)
     loss_network = make_loss_network(config, config.seed)
     memory = check_fit(config, loss_network, world)
-    with Run(
-        config,
-        kind=KIND,
-        name=config.name,
-        resume=config.resume,
-        quiet=config.quiet,
-        extra={"style": fingerprint(data.style)},
-        world=world,
-    ) as run:
+    with open_run(config, KIND, world, extra={"style": fingerprint(data.style)}) as run:
         if run.extra["style"] != fingerprint(data.style):
             raise UserError(
                 f"{config.style} is not the image that {run.folder} was started with: restore the old one, or start a "
@@ -384,10 +365,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         for message in (*data.messages, f"loss network: {loss_network.description}", memory):
             run.print(message)
-        with run.signals():
-            compute = run.compute(lambda: choose_compute(config, data, world), config.updates)
-            run.close(train(config, run, data, loss_network, compute, world))
-    world.close()
+        step = partial(probe_step, config, data)
+        compute = run.compute(lambda: choose_compute(config, world, step), config.updates)
+        run.close(train(config, run, data, loss_network, compute, world))
 
 
 if __name__ == "__main__":

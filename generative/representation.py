@@ -41,7 +41,7 @@ from zerokara.core.config import Positional, Range, UserError, from_dict, run_ma
 from zerokara.core.data import ImageSet
 from zerokara.core.ema import Ema
 from zerokara.core.media import write_png
-from zerokara.core.models import model_file
+from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.core.programs import program_command
 from zerokara.core.progress import Progress
 from zerokara.core.report import figure_pixels, plain_ticks, write_json
@@ -246,7 +246,7 @@ def classifier_extractor(inputs: Inputs, name: str) -> StageExtractor:
     Raises:
         UserError: no such classifier.
     """
-    classifier, metadata = model_file.load(find_file(name))
+    classifier, metadata = ClassifierMetadata.load(find_file(name))
     return StageExtractor(
         inputs.compute.module(classifier.requires_grad_(False)).backbone, lambda images: preprocess(images, metadata)
     )

@@ -15,8 +15,8 @@ Shapes: C channels, H, W pixels.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,14 @@ from torch import Tensor
 
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, error_summary, run_main, to_dict
+from zerokara.core.data.image_files import resize
 from zerokara.core.distributed import World
 from zerokara.core.media import write_png
-from zerokara.core.probe import probe
-from zerokara.core.programs import program_command
+from zerokara.core.programs import resume_command
 from zerokara.core.run import Run
 from zerokara.core.run_config import configure
 from zerokara.core.stopwatch import Stopwatch
+from zerokara.core.training_program import choose_compute, open_run
 from zerokara.generative.gan.pictures import VIDEO_FPS, video_frames
 from zerokara.generative.style.config import PRESETS, Config, ImagePair
 from zerokara.generative.style.critic import Losses, PerceptualLoss, Weights
@@ -44,13 +45,13 @@ from zerokara.generative.style.pictures import (
     activation_bytes,
     check_memory,
     fingerprint,
-    resized,
     to_image,
     to_pixels,
 )
 
 KIND = "style_transfer"
 CHANGEABLE = {"resume", "quiet", "out", "threads"}
+NAME_FIELDS = ("pictures", "seed")  # of the default name of a run
 FIRST_STEP, MAX_STEP = 0.01, 0.1  # root mean square of a step over the pixels
 MAX_LOSS_RATIO = 3.0  # to the lowest loss at this size; above it the step is rejected and the best image is restored
 VIDEO_SIDE = 720  # pixels, at most
@@ -78,8 +79,8 @@ class StyleTransfer:
         """Start the optimization at a size: set the initial pixels and compute the targets of both images."""
         config, images, device = self.config, self.images, self.compute.torch_device
         self._scale_index, size = scale_index, images.sizes[scale_index]
-        self.color_image: Tensor = to_pixels(resized(images.content, size)).to(device)
-        style = to_pixels(resized(images.style, images.style_size(scale_index, config.style_scale))).to(device)
+        self.color_image: Tensor = to_pixels(resize(images.content, size)).to(device)
+        style = to_pixels(resize(images.style, images.style_size(scale_index, config.style_scale))).to(device)
         content = self.color_image
         if config.keep_color:
             content = luminance(content)
@@ -168,14 +169,13 @@ def optimize(config: Config, run: Run, images: ImagePair, loss_network: LossNetw
         UserError: an unreadable checkpoint, or a loss of NaN or Inf.
     """
     transfer = StyleTransfer(config, images, loss_network, compute)
-    latest = run.path("checkpoint-0.pt")
-    if run.restore(latest, transfer.load_state_dict):
+    if run.restore(run.checkpoint_path, transfer.load_state_dict):
         for frame in (run.folder / "film").glob("*.png"):
             if int(frame.stem) > transfer.iteration:
                 frame.unlink()  # the iteration will be repeated
     else:
-        run.image("content", 0, resized(images.content, images.sizes[-1]))
-        run.image("style", 0, resized(images.style, images.style_size(-1, config.style_scale)))
+        run.image("content", 0, resize(images.content, images.sizes[-1]))
+        run.image("style", 0, resize(images.style, images.style_size(-1, config.style_scale)))
 
     def due(every: int) -> bool:
         return every > 0 and transfer.iteration % every == 0
@@ -190,17 +190,17 @@ def optimize(config: Config, run: Run, images: ImagePair, loss_network: LossNetw
         fields = {"loss": losses.total, "style": losses.style, "content": losses.content, "at": f"{width}x{height}"}
         run.progress(transfer.iteration, config.iterations, fields)
         if due(config.video_every_iterations):
-            video_frame = resized(transfer.image(best=False), video_size(images.sizes[-1]))
+            video_frame = resize(transfer.image(best=False), video_size(images.sizes[-1]))
             write_png(run.path("film", f"{transfer.iteration:06}.png"), video_frame)
         if due(config.image_every_iterations):
             run.image("picture", transfer.iteration, transfer.image(best=False))
         if due(config.checkpoint_every_iterations):
-            run.save(latest, transfer.state_dict())
-    run.save(latest, transfer.state_dict())
+            run.save(run.checkpoint_path, transfer.state_dict())
+    run.save(run.checkpoint_path, transfer.state_dict())
     if transfer.iteration < config.iterations:
         return (
             f"{run.stop_requested}: saved at iteration {transfer.iteration:,} of {config.iterations:,}; resume with: "
-            f"{program_command('generative.style_transfer')} --name {config.name} --resume"
+            f"{resume_command('generative.style_transfer', config.name)}"
         )
     return finish(transfer, run)
 
@@ -227,7 +227,8 @@ def finish(transfer: StyleTransfer, run: Run) -> str:
     frames = sorted((run.folder / "film").glob("*.png"))
     if len(frames) > 1:
         run.video("film", transfer.iteration, video_frames(frames), VIDEO_FPS)
-    run.hparams(to_dict(config), {"hparam/loss": transfer.best_loss})
+    run.log(transfer.iteration, {"final/loss": transfer.best_loss})
+    run.hparams(to_dict(config), ["final/loss"])
     height, width = result.shape[:2]
     return (
         f"{paths[-1]}: {width}x{height} after {transfer.iteration:,} iterations in {format_hours(transfer.clock.hours)}"
@@ -239,13 +240,9 @@ def format_hours(hours: float) -> str:
     return f"{hours * 3600:.0f} s" if hours < 1 / 30 else f"{hours * 60:.1f} min"
 
 
-def choose_compute(config: Config, images: ImagePair) -> Compute:
-    """Choose device and precision by measuring iterations at the smallest size."""
-
-    def train_step(candidate: Compute) -> Callable[[], object]:
-        return StyleTransfer(config, images, make_loss_network(config, config.seed), candidate).step
-
-    return probe(config, World(), train_step, compile="off")
+def probe_step(config: Config, images: ImagePair, compute: Compute) -> Callable[[], object]:
+    """Return an iteration at the smallest size, which is timed to choose device and precision."""
+    return StyleTransfer(config, images, make_loss_network(config, config.seed), compute).step
 
 
 def check_fit(config: Config, images: ImagePair, loss_network: LossNetwork) -> str:
@@ -268,17 +265,9 @@ def check_fit(config: Config, images: ImagePair, loss_network: LossNetwork) -> s
     return check_memory(needed, config.device, (height, width), "use a smaller --size, such as --size {side}")
 
 
-def default_name(config: Config) -> str:
-    """Return the default run name: style-tubingen-wave-1 for tubingen.jpg wave.jpg, seed 1."""
-    stems = [re.sub(r"[^\w.+=-]+", "_", Path(word).stem) for word in config.pictures]
-    return "-".join(["style", *stems, str(config.seed)])
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program: read config and images, check memory, optimize, print the closing message."""
-    config = configure(
-        Config, PRESETS, argv, __doc__ or "", kind=KIND, default_name=default_name, changeable=CHANGEABLE
-    )
+    config = configure(Config, PRESETS, argv, __doc__ or "", kind=KIND, name_fields=NAME_FIELDS, changeable=CHANGEABLE)
     if World.from_env(config.device).size > 1:
         raise UserError("Style transfer runs in one process: start it without torchrun.")
     if config.out and (Path(config.out).suffix.lower() != ".png" or not Path(config.out).expanduser().parent.is_dir()):
@@ -287,9 +276,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     loss_network = make_loss_network(config, config.seed)
     memory = check_fit(config, images, loss_network)
     fingerprints = {"content": fingerprint(images.content), "style": fingerprint(images.style)}
-    with Run(
-        config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, extra={"pictures": fingerprints}
-    ) as run:
+    with open_run(config, KIND, extra={"pictures": fingerprints}) as run:
         if run.extra["pictures"] != fingerprints:
             raise UserError(
                 f"{' or '.join(config.pictures)} is not the image that {run.folder} was started with: restore the old "
@@ -297,9 +284,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         run.print(f"loss network: {loss_network.description}")
         run.print(memory)
-        compute = run.compute(lambda: choose_compute(config, images), config.iterations)
-        with run.signals():
-            run.close(optimize(config, run, images, loss_network, compute))
+        step = partial(probe_step, config, images)
+        compute = run.compute(lambda: choose_compute(config, World(), step), config.iterations)
+        run.close(optimize(config, run, images, loss_network, compute))
 
 
 if __name__ == "__main__":

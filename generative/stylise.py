@@ -21,13 +21,13 @@ import numpy as np
 from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute, Precision
 from zerokara.core.config import Positional, Range, UserError, error_summary, run_main
-from zerokara.core.data.pictures import SUFFIXES
+from zerokara.core.data.image_files import SUFFIXES, resize
 from zerokara.core.media import write_png
 from zerokara.core.programs import program_command
 from zerokara.generative.style import network as network_file
 from zerokara.generative.style.losses import luminance, with_luminance
 from zerokara.generative.style.network import StyleNetwork
-from zerokara.generative.style.pictures import check_memory, read_image, resized, sizes, to_image, to_pixels
+from zerokara.generative.style.pictures import check_memory, read_image, sizes, to_image, to_pixels
 
 # Memory per output pixel: about four feature maps of 32 channels in float32.
 BYTES_PER_PIXEL = 4 * 32 * 4
@@ -93,7 +93,7 @@ def read_resized(path: Path, options: Options) -> np.ndarray:
     image = read_image(path)
     size = sizes(image.shape[0], image.shape[1], options.size, 1)[0]
     check_memory({path.name: BYTES_PER_PIXEL * size[0] * size[1]}, options.device, size, "give --size {side}")
-    return resized(image, size)
+    return resize(image, size)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

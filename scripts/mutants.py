@@ -61,13 +61,15 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/agents/test_wiring_dqn.py",
     ),
     "agents/training/evaluation.py": ("tests/agents/training/test_evaluation.py",),
-    "agents/training/program.py": ("tests/agents/training/test_program.py",),
+    "core/training_loop.py": ("tests/core/test_training_loop.py", "tests/vision/training/test_epochs.py"),
+    "core/training_program.py": ("tests/core/test_training_program.py",),
     "generative/dcgan.py": (
         "tests/generative/test_dcgan_losses.py",
         "tests/generative/gan/test_learner.py",
+        "tests/generative/test_dcgan_loop.py",
         "tests/generative/test_wiring_dcgan.py",
     ),
-    "generative/gan/session.py": ("tests/generative/gan/test_session.py", "tests/generative/test_wiring_dcgan.py"),
+    "generative/gan/session.py": ("tests/generative/gan/test_session.py", "tests/generative/test_dcgan_loop.py"),
     "vision/training/epochs.py": ("tests/vision/training/test_epochs.py",),
     "vision/training/supervised.py": ("tests/vision/training/test_supervised.py",),
 }

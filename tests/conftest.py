@@ -1,4 +1,4 @@
-"""Settings of all tests: fixed seeds, no display, hypothesis without deadlines, and the folder of real data."""
+"""Settings of all tests: fixed seeds, one thread, no display, hypothesis without deadlines, the folder of real data."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from pathlib import Path
 # Tests open no windows. Must be set before matplotlib or SDL is imported.
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["SDL_VIDEODRIVER"] = "dummy"
+# `make test` runs one process of pytest per core; a second thread in each would slow all of them down. Must be set
+# before PyTorch is imported, and holds for the processes that tests start unless they choose their threads themselves.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads of tests that use several do not wait in a loop
 
 import hypothesis
 import numpy as np
 import pytest
 import torch
+
+from zerokara.core.machine import usable_cores
 
 # As in every run. Threads inherit the setting when they start, so it is set before the first one.
 torch.set_flush_denormal(True)
@@ -23,12 +29,30 @@ hypothesis.settings.register_profile("zerokara", deadline=None, derandomize=True
 hypothesis.settings.load_profile("zerokara")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return the number of processes of `pytest -n auto`."""
+    return usable_cores()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Reset global settings before the fixtures of a test, so that the order of the tests does not matter."""
+    reset()
+
+
 @pytest.fixture(autouse=True)
 def _seeds() -> None:
-    """Seed all random number generators before every test, so that the order of the tests does not matter."""
+    """Reset global settings once more after fixtures of modules, which other tests may have created already."""
+    reset()
+
+
+def reset() -> None:
+    """Seed all random number generators and use one thread."""
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  (other libraries use the legacy generator)
     torch.manual_seed(0)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

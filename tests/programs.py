@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,29 +24,93 @@ from zerokara.core.config import UserError
 REPO = Path(__file__).parents[1]
 
 
-def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+class Process:
+    """Process that was forked from the server of tests/fork_server.py, with the interface of subprocess.Popen."""
+
+    def __init__(self, pid: int, out: Path, err: Path) -> None:
+        self.pid, self.out, self.err = pid, out, err
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Return the exit status, None while the process is running."""
+        if self.returncode is None:
+            self.returncode = ask(wait=self.pid)
+        return self.returncode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process if it is running."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def communicate(self, timeout: float = 300) -> tuple[str, str]:
+        """Wait until the process has ended; return stdout and stderr."""
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"process {self.pid} is still running after {timeout} s: {self.err.read_text()}")
+            time.sleep(0.005)
+        return self.out.read_text(), self.err.read_text()
+
+
+@functools.cache
+def server() -> tuple[subprocess.Popen[str], Path]:
+    """Start the server of tests/fork_server.py; return it and a folder for the output of processes."""
+    folder = Path(tempfile.mkdtemp(prefix="zerokara-tests-"))
+    atexit.register(shutil.rmtree, folder)
+    process = subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("fork_server.py"), folder / "compiled"],
+        env={**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error"},
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    atexit.register(process.communicate)
+    return process, folder
+
+
+def ask(**request: Any) -> Any:
+    """Send a request to the server and return its answer."""
+    process, _ = server()
+    assert process.stdin is not None
+    assert process.stdout is not None
+    print(json.dumps(request), file=process.stdin, flush=True)
+    return json.loads(process.stdout.readline())
+
+
+def start(folder: Path, *arguments: str, **environment: str) -> Process:
     """Start Python in a folder with arguments such as "-m", "agents.dqn", "--resume"; warnings are errors."""
-    return subprocess.Popen(
+    _, outputs = server()
+    number = len(list(outputs.glob("*.out")))
+    out, err = outputs / f"{number}.out", outputs / f"{number}.err"
+    out.touch()
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error", **environment}
+    pid = ask(folder=str(folder), arguments=arguments, environment=environment, out=str(out), err=str(err))
+    return Process(pid, out, err)
+
+
+def run_interpreter(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in a folder as from a shell, in an interpreter of its own; warnings are errors."""
+    return subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error", **environment},
+        env={**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error"},
+        capture_output=True,
         text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        timeout=100,
+        check=False,
     )
 
 
 def error_message(folder: Path, *arguments: str) -> str:
     """Return the error of a program that must reject its arguments: one line on stderr, and exit status 2."""
-    process = start(folder, *arguments)
-    out, err = process.communicate(timeout=100)
-    assert (process.returncode, out) == (2, "")
-    assert err.startswith("error: ")
-    assert len(err.strip().splitlines()) == 1
-    return err
+    done = run_interpreter(folder, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.strip().splitlines()) == 1
+    return done.stderr
 
 
-def wait_until(process: subprocess.Popen[str], condition: Callable[[], bool], seconds: float = 100) -> None:
+def wait_until(process: Process, condition: Callable[[], bool], seconds: float = 100) -> None:
     """Wait until the condition holds, the process has ended, or the time is up; the caller checks which of them."""
     deadline = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < deadline and not condition():
@@ -63,12 +131,13 @@ def num_updates(run: Path, kind: str) -> int:
 
 
 def signal_at(
-    process: subprocess.Popen[str], run: Path, kind: str, signal_number: signal.Signals, update: int
+    process: Process, run: Path, kind: str, signal_number: signal.Signals, update: int
 ) -> tuple[str, str, int]:
     """Send a signal once the run's checkpoint is at `update`; return stdout, stderr and the exit status."""
     wait_until(process, lambda: num_updates(run, kind) >= update, seconds=200)
     process.send_signal(signal_number)
     out, err = process.communicate(timeout=300)
+    assert process.returncode is not None
     return out, err, process.returncode
 
 

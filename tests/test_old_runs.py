@@ -1,4 +1,4 @@
-"""Runs that commit 682d9ba wrote are used and resumed by today's code, with the numbers that 682d9ba computed.
+"""Tests that runs of commit 682d9ba are used and resumed by the current code, with the numbers that it computed.
 
 tests/old_runs/README.md explains the runs and expected.json.
 """
@@ -11,7 +11,6 @@ import json
 import math
 import shlex
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from zerokara.agents.viewing.loading import load_agent
 from zerokara.core import checkpoint
 from zerokara.core.zoo.provenance import trace
 from zerokara.generative.gan.sampler import Sampler
-from zerokara.vision.binarization.network import read_packed
+from zerokara.vision.binarization.network import BinaryMetadata
 
 FOLDER = Path(__file__).parent / "old_runs"
 EXPECTED: dict[str, dict[str, Any]] = json.loads((FOLDER / "expected.json").read_text("utf-8"))
@@ -37,16 +36,8 @@ OTHER_WAYS = [(name, command) for name, run in EXPECTED.items() for command in r
 WORDED = {"seen", "picture"}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The threads that the runs were made with, and afterwards as many as before."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 def unpacked(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Unpack a run and make its folder the working folder; return what is expected of it."""
+    """Unpack a run, change the working folder to it, and return the expected results."""
     zipfile.ZipFile(FOLDER / f"{name}.zip").extractall(folder)
     monkeypatch.chdir(folder)
     return EXPECTED[name]
@@ -61,7 +52,7 @@ def run(command: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def compare(found: Any, expected: Any, where: str, tolerance: float = 1e-3) -> None:
-    """Compare JSON values; numbers with a tolerance, because another processor adds in another order."""
+    """Compare JSON values. Numbers have a tolerance, because processors differ in the order of additions."""
     if isinstance(expected, dict):
         for key in expected.keys() - WORDED:
             compare(found[key], expected[key], f"{where}.{key}", tolerance)
@@ -76,7 +67,7 @@ def compare(found: Any, expected: Any, where: str, tolerance: float = 1e-3) -> N
 
 
 def check_state(expected: dict[str, dict[str, int]], kind: str) -> None:
-    """Steps and updates of checkpoints."""
+    """Check the steps and updates of checkpoints."""
     for path, counters in expected.items():
         owner = "dqn" if kind in ("sweep", "benchmark") else kind
         saved = checkpoint.load(Path(path), owner)
@@ -84,7 +75,7 @@ def check_state(expected: dict[str, dict[str, int]], kind: str) -> None:
 
 
 def check_values(values: dict[str, Any], name: str, tolerance: float) -> None:
-    """Numbers that a network computes, and pictures that a command wrote."""
+    """Check the numbers that a network computes, and the images that a command wrote."""
     folder = Path("runs") / name
     for key, expected in values.items():
         if key == "q_values":
@@ -124,7 +115,7 @@ def generated(folder: Path, which: Any) -> dict[str, Any]:
 
 
 def packed_logits(folder: Path) -> list[float]:
-    network, metadata = read_packed(folder / "packed.safetensors")
+    network, metadata = BinaryMetadata.load(folder / "packed.safetensors")
     shape = (1, metadata.channels, *metadata.image_size)
     pixels = (torch.arange(math.prod(shape)) % 251).float().reshape(shape) / 250
     with torch.no_grad():
@@ -132,7 +123,7 @@ def packed_logits(folder: Path) -> list[float]:
 
 
 def check_commands(commands: dict[str, Any], capsys: pytest.CaptureFixture[str], tolerance: float) -> None:
-    """Run commands; those that print JSON must print the same."""
+    """Run commands, and compare the output of those that print JSON."""
     for command, answer in commands.items():
         out = run(command, capsys)
         if not isinstance(answer, str):
@@ -143,7 +134,7 @@ def check_commands(commands: dict[str, Any], capsys: pytest.CaptureFixture[str],
 def test_an_old_run_is_used(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Evaluated, played, sampled, predicted with, exported; the commands are those of 682d9ba, with its flags."""
+    """The commands that evaluate, play, sample, predict and export are those of 682d9ba, with its flags."""
     expected = unpacked(name, tmp_path, monkeypatch)
     check_state(expected["state"], expected["kind"])
     check_commands(expected.get("commands", {}), capsys, 1e-3)
@@ -151,7 +142,7 @@ def test_an_old_run_is_used(
 
 
 def test_curves_of_old_and_new_runs_can_be_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs are grouped by their settings, so these need today's names."""
+    """Curves are grouped by settings, so the settings of an old run need the current names."""
     unpacked("dqn-q", tmp_path, monkeypatch)
     curve = read_curve(Path("runs/dqn-q"), "eval/return", "steps")
     assert curve.config.keys() == {field.name for field in dataclasses.fields(dqn.Config)}
@@ -159,7 +150,7 @@ def test_curves_of_old_and_new_runs_can_be_compared(tmp_path: Path, monkeypatch:
 
 
 def test_the_backbone_of_an_old_run_is_traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where config.json has no record of it: the setting had another name."""
+    """The backbone is found by the old name of its setting, also if config.json has no other record of it."""
     unpacked("dqn-q", tmp_path, monkeypatch)
     unpacked("dqn-qr", tmp_path, monkeypatch)
     path = Path("runs/dqn-qr/config.json")
@@ -167,14 +158,14 @@ def test_the_backbone_of_an_old_run_is_traced(tmp_path: Path, monkeypatch: pytes
     assert content["config"]["init_backbone"] == "runs/dqn-q"
     del content["extra"]["eye"]
     path.write_text(json.dumps(content), "utf-8")
-    assert trace(Path("runs/dqn-qr")).all >= trace(Path("runs/dqn-q")).own
+    assert trace(Path("runs/dqn-q"))[0] in trace(Path("runs/dqn-qr"))
 
 
 @pytest.mark.parametrize("name", RESUMED)
 def test_an_old_run_resumes_to_its_end(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Steps and updates are exact; what was learned after the resume differs in the last digits between processors."""
+    """Steps and updates are exact. Weights after the resume differ in the last digits between processors."""
     expected = unpacked(name, tmp_path, monkeypatch)
     resume = expected["resume"]
     run(resume["command"], capsys)

@@ -1,4 +1,4 @@
-"""The package as it is installed: what the wheel holds, who it lives beside, and that every program starts from it."""
+"""Tests of the installed package: files of the wheel, installation beside other packages, start of every program."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs import start
+from tests.programs import error_message, start
 from zerokara.core import programs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,7 +20,7 @@ PACKAGES = ("agents", "core", "envs", "generative", "vision")
 
 
 def run(words: Sequence[str | Path], folder: Path, **environment: str) -> str:
-    """Standard output of a process that must end well, without our checkout on its path."""
+    """Run a process without the checkout on its path, check that its exit code is 0, and return its standard output."""
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         words, cwd=folder, env={**clean, **environment}, capture_output=True, text=True, timeout=600, check=False
@@ -31,7 +31,7 @@ def run(words: Sequence[str | Path], folder: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel of what git tracks, built in a folder of its own: build/ of the checkout may hold older files."""
+    """Build a wheel of the files that git tracks, in a separate folder, because build/ may hold older files."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     for name in tracked():
@@ -44,7 +44,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tracked() -> list[str]:
-    """Files of the checkout that git tracks or would track."""
+    """List the files of the checkout that git tracks or would track."""
     listed = run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], ROOT).splitlines()
     return [name for name in listed if (ROOT / name).is_file()]
 
@@ -56,7 +56,7 @@ def test_the_wheel_holds_zerokara_and_nothing_else(wheel: Path) -> None:
 
 
 def test_the_wheel_holds_every_file_of_the_packages(wheel: Path) -> None:
-    """The list of packages in pyproject.toml is written by hand: a forgotten one would be missing here alone."""
+    """Packages are listed by hand in pyproject.toml. One that is not listed is missing only from the wheel."""
     held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("zerokara/")}
     ours = {name if name.startswith("zerokara/") else f"zerokara/{name}" for name in tracked() if name.endswith(PARTS)}
     assert held == {name for name in ours if name.split("/")[1] in PACKAGES or name.count("/") == 1}
@@ -67,7 +67,7 @@ PARTS = (".py", ".safetensors", "py.typed")
 
 
 def test_every_program_starts_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
-    """By the code of the console command, outside the checkout; in one process, to import PyTorch once."""
+    """Start the programs by the console command, outside the checkout. One process imports PyTorch only once."""
     site = tmp_path / "site"
     run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site, wheel], tmp_path)
     code = (
@@ -92,11 +92,9 @@ def test_every_program_starts_from_the_wheel(wheel: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("words", [["-m", "zerokara.agents.dqn"], ["-m", "zerokara", "dqn"], ["-m", "agents.dqn"]])
 def test_a_program_has_one_text_by_every_name(words: list[str], tmp_path: Path) -> None:
-    """Also where it is refused, and whatever folder a person stands in; nothing is left there."""
-    process = start(tmp_path, *words, "--epsilon-endd", "3")
-    out, err = process.communicate(timeout=100)
-    assert (process.returncode, out) == (2, "")
-    assert err == "error: There is no flag --epsilon-endd (did you mean --epsilon-end?); --help lists them all.\n"
+    """The error message is the same for every way to start a program, in any folder, and no file is created."""
+    message = error_message(tmp_path, *words, "--epsilon-endd", "3")
+    assert message == "error: There is no flag --epsilon-endd (did you mean --epsilon-end?); --help lists them all.\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -114,7 +112,7 @@ def test_the_console_command_lists_the_programs_and_refuses_others(tmp_path: Pat
 
 
 def test_beside_a_package_called_agents(wheel: Path, tmp_path: Path) -> None:
-    """Like openai-agents, which has a top-level package agents. Removing either leaves the other in place."""
+    """The other package has a top-level package agents, like openai-agents. Removing one keeps the other."""
     other = tmp_path / "other_agents-1.0-py3-none-any.whl"
     with zipfile.ZipFile(other, "w") as archive:
         info = "other_agents-1.0.dist-info"
@@ -127,12 +125,12 @@ def test_beside_a_package_called_agents(wheel: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_beside_openai_agents(wheel: Path, tmp_path: Path) -> None:
-    """The real one, from the package registry, which this test needs."""
+    """The test downloads openai-agents from the package registry."""
     check_beside(tmp_path, "openai-agents", "openai-agents", [wheel, "--no-deps"])
 
 
 def check_beside(folder: Path, other: str | Path, name: str, ours: Sequence[str | Path]) -> None:
-    """Install both in fresh environments, in each order, and remove each."""
+    """Install both packages in new environments, in each order, and remove the first one."""
     imports = {name: "from agents import Agent", "zerokara": "import zerokara.core.programs, zerokara.agents"}
     for first in (name, "zerokara"):
         environment = folder / f"env-{first}"
@@ -150,7 +148,7 @@ def check_beside(folder: Path, other: str | Path, name: str, ours: Sequence[str 
 
 
 def test_an_editable_install_is_found_beside_a_clone_called_zerokara(tmp_path: Path) -> None:
-    """There, Python sees a folder zerokara without an __init__.py first; the .pth file's entry wins over it."""
+    """Python first finds the folder zerokara, which has no __init__.py. The .pth file takes precedence over it."""
     (tmp_path / "zerokara").mkdir()
     where = run([sys.executable, "-c", "import zerokara; print(zerokara.__file__)"], tmp_path).strip()
     assert where == str(ROOT / "zerokara" / "__init__.py")

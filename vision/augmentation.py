@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv,
         __doc__ or "",
         kind=KIND,
-        default_name=lambda options: grid.default_name(KIND, options),
+        name_fields=("data",),
         changeable=grid.CHANGEABLE | {"sizes"},
     )
     find_backbone(options.backbone)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -26,31 +27,26 @@ from torch import Tensor
 from zerokara.core import schedules
 from zerokara.core.augment import Augment
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, run_main, to_dict
+from zerokara.core.config import UserError, run_main
 from zerokara.core.data import ImageSet
 from zerokara.core.distributed import World
 from zerokara.core.layers import clip_latent_
 from zerokara.core.programs import command
 from zerokara.core.report import figure_pixels, write_figure, write_json
 from zerokara.core.run import Run
-from zerokara.core.run_config import configure, stem
+from zerokara.core.run_config import configure
+from zerokara.core.training_program import check_divisible, choose_compute, open_run
 from zerokara.vision.binarization.config import PRESETS, Config
-from zerokara.vision.binarization.network import BinaryMetadata, BinaryNetwork, read_packed, write_packed
+from zerokara.vision.binarization.network import BinaryMetadata, BinaryNetwork, write_packed
 from zerokara.vision.binarization.pictures import draw_filters, draw_straight_through, network_table
 from zerokara.vision.classification.learner import Data, load_split
 from zerokara.vision.classification.pictures import draw_misread
 from zerokara.vision.classification.scoring import Scores
-from zerokara.vision.training.epochs import (
-    EpochTraining,
-    check_batch,
-    probe_updates,
-    restore,
-    run_epochs,
-    stopped_message,
-)
+from zerokara.vision.training.epochs import EpochTraining, probe_update, restore, run_epochs, stopped_message
 
 KIND = "binary"
 CHANGEABLE = {"resume", "quiet"}
+NAME_FIELDS = ("data", "network", "seed")  # of the default name of a run
 
 
 def squared_hinge(logits_BK: Tensor, label_B: Tensor) -> Tensor:
@@ -131,8 +127,7 @@ class Training(EpochTraining[BinaryNetwork]):
         self.optimizer.step()
         clip_latent_(self.network)
         accuracy = (logits_bK.detach().argmax(1) == label_b).float().mean()
-        self._sums += torch.stack([loss.detach(), accuracy, torch.ones_like(accuracy)])
-        self.updates += 1
+        self.end_update(loss, accuracy)
 
     def logits(self, network: BinaryNetwork, images: ImageSet) -> Tensor:
         """Compute logits (N, K) of images in evaluation mode. Returns float32 on the CPU."""
@@ -200,16 +195,16 @@ def finish(training: Training, run: Run) -> str:
         if misread is not None:
             run.image("misread", training.updates, figure_pixels(misread))
 
-    path = run.path("packed.safetensors")
+    path = run.path(BinaryMetadata.FILE)
     sizes = write_packed(path, training.network, dataclasses.replace(training.metadata, figures=metrics))
-    again, _ = read_packed(path)
+    again, _ = BinaryMetadata.load(path)
     same = torch.equal(training.logits(training.compute.module(again), validation), logits_NK)
     if not same:
         raise UserError(f"{path} does not give the same predictions as the trained network: please report it.")
     subset = validation.take(slice(0, 500)).images.to(training.compute.torch_device).float() * (1 / 255)
     write_figure(run.path("straight_through.png"), draw_straight_through(training.network, subset))
     write_figure(run.path("filters.png"), draw_filters(training.network))
-    run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in metrics.items()})
+    run.log_results(training.updates, config, metrics)
     content = {
         "figures": metrics,
         "bytes": {**dataclasses.asdict(sizes), "ratio": sizes.ratio},
@@ -229,12 +224,6 @@ def finish(training: Training, run: Run) -> str:
     )
 
 
-def choose_compute(config: Config, images: Data, world: World) -> Compute:
-    """Choose the precision by timing updates on the first images."""
-    subset = dataclasses.replace(images, train=images.train.take(slice(0, config.batch_size // world.size)))
-    return probe_updates(config, world, lambda compute: Training(config, subset, compute, World()))
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program: config, data, run folder, hardware, training, closing message."""
     config = configure(
@@ -243,19 +232,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv,
         __doc__ or "",
         kind=KIND,
-        default_name=lambda config: f"{KIND}-{stem(config.data)}-{config.network}-{config.seed}",
+        name_fields=NAME_FIELDS,
         changeable=CHANGEABLE,
     )
     world = World.from_env(config.device)
-    check_batch(config, world)
+    check_divisible(config, world, "batch_size")
     images = Data.load(config.for_data())
-    with (
-        Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run,
-        run.signals(),
-    ):
-        compute = run.compute(lambda: choose_compute(config, images, world), 1)
+    probe_step = partial(probe_update, Training, config, images, world)
+    with open_run(config, KIND, world) as run:
+        compute = run.compute(lambda: choose_compute(config, world, probe_step), 1)
         run.close(train(config, run, images, compute, world))
-    world.close()
 
 
 if __name__ == "__main__":

@@ -4,12 +4,13 @@
 
 Vinyals et al. 2015, "Show and Tell": a convolutional backbone encodes the image, an LSTM generates the caption word by
 word, and beam search finds the most probable caption. The weights of the backbone come from a run or the zoo
-(--pretrained-backbone) or from torchvision (--weights), and are then frozen, unless --finetune-backbone true is given.
+(--pretrained-backbone) or from torchvision (--weights), and are then frozen, unless --finetune-backbone is given.
 Without either, the backbone is trained from random weights. docs/caption.md has results.
 
---split determines the training images, the validation images, on which the best epoch is selected, and the test images.
-BLEU-1 to 4 are computed once on the test images, at the end, for the captioner and for two baselines: the most frequent
-training caption, and a caption of the most similar training image. runs/<name>/captions.html shows all test images.
+--split-seed determines the training images, the validation images, on which the best epoch is selected, and the test
+images. BLEU-1 to 4 are computed once on the test images, at the end, for the captioner and for two baselines: the most
+frequent training caption, and a caption of the most similar training image. runs/<name>/captions.html shows all test
+images.
 
 Shapes: N test images, M training images, F features.
 """
@@ -19,29 +20,32 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from zerokara.core import checkpoint
 from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.compute import Compute
-from zerokara.core.config import run_main, to_dict
+from zerokara.core.config import run_main
 from zerokara.core.data.captions import CaptionSet
 from zerokara.core.distributed import World
+from zerokara.core.models.model_file import MODEL_FILE
 from zerokara.core.programs import program_command
 from zerokara.core.report import figure_pixels, write_json
 from zerokara.core.run import Run
-from zerokara.core.run_config import configure, stem
+from zerokara.core.run_config import configure
+from zerokara.core.training_program import check_divisible, choose_compute, open_run
 from zerokara.core.zoo import provenance
-from zerokara.vision.captioning import network
 from zerokara.vision.captioning.config import PRESETS, BackboneSource, Config, Data
 from zerokara.vision.captioning.learner import EncodedCaptions, Training
 from zerokara.vision.captioning.network import extract_features
 from zerokara.vision.captioning.pictures import Entry, draw, page
 from zerokara.vision.captioning.scoring import bleu, most_frequent, nearest, sentence_bleu
-from zerokara.vision.training.epochs import check_batch, probe_updates, restore, run_epochs, save, stopped_message
+from zerokara.vision.training.epochs import probe_update, restore, run_epochs, stopped_message
 
 KIND = "caption"
 CHANGEABLE = {"resume", "quiet", "threads"}
+NAME_FIELDS = ("data", "backbone", "preset", "split_seed", "seed")  # of the default name of a run
 MAX_SHOWN = 12  # images in TensorBoard
 IS_BETTER: Mapping[str, Callable[[float, float], bool]] = {
     "bleu": operator.gt,
@@ -67,7 +71,7 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
         provenance.record(run, config.pretrained_backbone)
         trained = "trained" if config.trains_backbone else "frozen"
         run.print(f"backbone: {training.metadata.backbone}, {training.report}; {trained}")
-        save(training, run)
+        training.save(run)
     if run_epochs(training, run, lambda: validate(training, run)):
         return stopped_message(training, KIND)
     return finish(training, run) if world.is_main else ""
@@ -86,7 +90,8 @@ def validate(training: Training, run: Run) -> None:
     training.record_validation(metric, is_best=is_best, save_weights=True)
     if is_best:
         results = {f"validation_{name}": value for name, value in scores.items()}
-        network.save(run.path(network.MODEL_FILE), training.network, replace(training.metadata, figures=results))
+        metadata = replace(training.metadata, figures=results)
+        metadata.save(run.path(MODEL_FILE), training.network.state_dict())
     shown = [Entry(image_at(images, index), captions[index]) for index in range(min(MAX_SHOWN, len(captions)))]
     run.image("captions", training.updates, figure_pixels(draw(shown)))
 
@@ -116,9 +121,9 @@ def finish(training: Training, run: Run) -> str:
     }
     results = {name: bleu(of_method, data.test.captions) for name, of_method in by_method.items()}
     metrics = {f"test_{name}_{key}": value for name, scores in results.items() for key, value in scores.items()}
-    run.log(training.updates, {f"final/{name}": value for name, value in metrics.items()})
-    run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in metrics.items()})
-    network.save(run.path(network.MODEL_FILE), training.network, replace(training.metadata, figures=metrics))
+    run.log_results(training.updates, config, metrics)
+    metadata = replace(training.metadata, figures=metrics)
+    metadata.save(run.path(MODEL_FILE), training.network.state_dict())
     entries = [
         Entry(
             image_at(data.test, index),
@@ -132,7 +137,7 @@ def finish(training: Training, run: Run) -> str:
     entries.sort(key=lambda entry: -(entry.score or 0.0))
     protocol = {
         "data": config.data,
-        "split": config.split,
+        "split": config.split_seed,
         "seed": config.seed,
         "train_images": len(data.train),
         "validation_images": len(data.validation),
@@ -167,11 +172,6 @@ def format_scores(scores: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.1f}" for name, value in scores.items())
 
 
-def choose_compute(config: Config, data: Data, world: World) -> Compute:
-    """Choose the precision by timing updates on the first images."""
-    return probe_updates(config, world, lambda compute: Training(config, data, compute, World()))
-
-
 def check_backbone(config: Config, data: Data) -> None:
     """Build the backbone and load its weights, to find errors before the run folder is created.
 
@@ -184,27 +184,18 @@ def check_backbone(config: Config, data: Data) -> None:
         source.load_weights(backbone)
 
 
-def default_name(config: Config) -> str:
-    """Return the default name of the run folder, such as caption-flickr8k-1000-resnet18-fast-0-1 (split 0, seed 1)."""
-    return f"{KIND}-{stem(config.data)}-{config.backbone}-{config.preset}-{config.split}-{config.seed}"
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program: config, data, run folder, hardware, training, closing message."""
-    config = configure(
-        Config, PRESETS, argv, __doc__ or "", kind=KIND, default_name=default_name, changeable=CHANGEABLE
-    )
+    config = configure(Config, PRESETS, argv, __doc__ or "", kind=KIND, name_fields=NAME_FIELDS, changeable=CHANGEABLE)
     world = World.from_env(config.device)
-    check_batch(config, world)
+    check_divisible(config, world, "batch_size")
     data = Data.load(config)
     check_backbone(config, data)
-    with (
-        Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run,
-        run.signals(),
-    ):
-        compute = run.compute(lambda: choose_compute(config, data, world), 1)
+    # The vocabulary, and with it the size of the network, is that of all images.
+    probe_step = partial(probe_update, Training, config, data, world, only_first_images=False)
+    with open_run(config, KIND, world) as run:
+        compute = run.compute(lambda: choose_compute(config, world, probe_step), 1)
         run.close(train(config, run, data, compute, world))
-    world.close()
 
 
 if __name__ == "__main__":

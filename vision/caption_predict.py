@@ -27,12 +27,11 @@ from zerokara.core.checkpoint import write_atomically
 from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
 from zerokara.core.config import Positional, Range, UserError, error_summary, run_main
-from zerokara.core.data.pictures import convert_channels, decode, fit, image_files
+from zerokara.core.data.image_files import convert_channels, list_image_files, read_image, resize_and_crop
 from zerokara.core.media import png_bytes
 from zerokara.core.programs import program_command
 from zerokara.core.report import figure_pixels
-from zerokara.vision.captioning import network as captioner
-from zerokara.vision.captioning.network import extract_features, generate_captions
+from zerokara.vision.captioning.network import CaptionerMetadata, extract_features, generate_captions
 from zerokara.vision.captioning.pictures import Entry, draw, page
 
 
@@ -73,11 +72,7 @@ def read(files: Sequence[Path], size: int) -> tuple[dict[Path, np.ndarray], list
     images, errors = {}, []
     for file in files:
         try:
-            images[file] = np.ascontiguousarray(
-                fit(convert_channels(decode(file.read_bytes(), str(file)), False), size)
-            )
-        except OSError as error:
-            errors.append(f"{file} cannot be read ({error_summary(error)}): name an image file that exists.")
+            images[file] = np.ascontiguousarray(resize_and_crop(convert_channels(read_image(file), False), size))
         except UserError as error:
             errors.append(str(error))
     return images, errors
@@ -114,10 +109,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     if options.out and Path(options.out).suffix not in (".html", ".png"):
         raise UserError(f"--out must be a file name that ends in .html or .png, got {options.out!r}.")
-    network = captioner.load(options.words[0])
+    network, _ = CaptionerMetadata.load(Path(options.words[0]).expanduser())
     if options.beam_size:
         network.metadata = replace(network.metadata, beams=options.beam_size)
-    images, errors = read(image_files(options.words[1:]), network.metadata.image_size)
+    images, errors = read(list_image_files(options.words[1:]), network.metadata.image_size)
     compute = Compute.choose(
         device=options.device, precision="float32", compile="off", threads=options.threads, train_step=None
     )

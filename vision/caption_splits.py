@@ -1,6 +1,6 @@
 """Compare captioning runs with their baselines over several data splits.
 
-    for split in 0 1 2 3 4; do python -m vision.caption --split $split; done
+    for split in 0 1 2 3 4; do python -m vision.caption --split-seed $split; done
     python -m vision.caption_splits runs/caption-flickr8k-1000-resnet18-fast-*-1
 
 Each run has its own test images. The captioner and its baselines are evaluated on the same images, so their differences
@@ -31,8 +31,8 @@ from zerokara.vision.captioning.scoring import PairedDifference, paired_differen
 
 KIND = "caption"
 METRICS = ("bleu1", "bleu2", "bleu3", "bleu4")
-MAY_DIFFER = {"name", "split", "resume", "quiet", "device", "threads", "precision", "data_dir"}
-Results = dict[int, dict[str, dict[str, float]]]  # split -> nic or baseline -> metric -> score
+MAY_DIFFER = {"name", "split_seed", "resume", "quiet", "device", "threads", "precision", "data_dir"}
+Results = dict[int, dict[str, dict[str, float]]]  # split seed -> nic or baseline -> metric -> score
 Differences = dict[str, dict[str, PairedDifference]]  # baseline -> metric -> difference
 
 
@@ -41,7 +41,7 @@ class Options:
     """Options of vision.caption_splits."""
 
     runs: Annotated[tuple[str, ...], Positional("runs/<name>")] = ()
-    """Finished runs of vision.caption, each with a different --split."""
+    """Finished runs of vision.caption, each with a different --split-seed."""
     json: bool = False
     """Print JSON instead of tables."""
 
@@ -63,7 +63,7 @@ def read_results(folders: Sequence[Path]) -> Results:
         if differing := [flag(name) for name, value in settings.items() if first.get(name) != value]:
             raise UserError(
                 f"{folder} has another {' and '.join(differing)} than {folders[0]}: only runs that differ in nothing "
-                f"but their --split can be compared."
+                f"but their --split-seed can be compared."
             )
         try:
             content = json.loads((folder / "result.json").read_text(encoding="utf-8"))
@@ -73,9 +73,9 @@ def read_results(folders: Sequence[Path]) -> Results:
                 f"{folder} has no readable result ({error_summary(error)}): finish the run with "
                 f"{program_command('vision.caption')} --name {folder.name} --resume."
             ) from None
-        if config["split"] in results:
-            raise UserError(f"Two of the runs have --split {config['split']}: name one run of each split.")
-        results[config["split"]] = scores
+        if config["split_seed"] in results:
+            raise UserError(f"Two of the runs have --split-seed {config['split_seed']}: name one run of each split.")
+        results[config["split_seed"]] = scores
     return results
 
 
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(Options, {}, argv, __doc__ or "")
     if len(options.runs) < 2:
         raise UserError(
-            f"At least two runs with different --split are needed, and {len(options.runs)} were named: "
+            f"At least two runs with different --split-seed are needed, and {len(options.runs)} were named: "
             f"type {program_command('vision.caption_splits')} runs/caption-*."
         )
     results = read_results([Path(folder).expanduser() for folder in options.runs])

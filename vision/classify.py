@@ -18,31 +18,34 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from zerokara.core.backbones.summary import summary
 from zerokara.core.compute import Compute
-from zerokara.core.config import run_main, to_dict
+from zerokara.core.config import run_main
 from zerokara.core.distributed import World
-from zerokara.core.models import model_file
 from zerokara.core.models.classifier import Classifier
+from zerokara.core.models.model_file import MODEL_FILE
 from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.programs import program_command
 from zerokara.core.report import write_json
 from zerokara.core.run import Run
-from zerokara.core.run_config import configure, stem
+from zerokara.core.run_config import configure
+from zerokara.core.training_program import check_divisible, choose_compute, open_run
 from zerokara.core.zoo import provenance
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision.classification.clock import epochs_in_time_limit, with_epochs
 from zerokara.vision.classification.config import PRESETS, Config
-from zerokara.vision.classification.learner import Data, Training, choose_compute, load_split, make_metadata
+from zerokara.vision.classification.learner import Data, Training, load_split, make_metadata
 from zerokara.vision.classification.pictures import log_confusion, log_misread, log_start
-from zerokara.vision.training.epochs import check_batch, restore, run_epochs, save, stopped_message
+from zerokara.vision.training.epochs import probe_update, restore, run_epochs, stopped_message
 
 KIND = "classify"
 CHANGEABLE = {"resume", "quiet"}
+NAME_FIELDS = ("data", "backbone", "preset", "seed")  # of the default name of a run
 
 
 def train(config: Config, run: Run, images: Data, compute: Compute, world: World) -> str:
@@ -60,7 +63,7 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
         provenance.record(run, config.pretrained_backbone)
         run.print(summary(training.network, (1, *images.train.shape)))
         log_start(training.network, training.metadata, training.batch(torch.arange(min(32, len(images.train)))), run)
-        save(training, run)
+        training.save(run)
     if run_epochs(training, run, lambda: validate(training, run)):
         return stopped_message(training, KIND)
     return finish(training, run) if world.is_main else ""
@@ -89,7 +92,7 @@ def validate(training: Training, run: Run) -> None:
     log_misread(training.data.validation, scores, training.metadata.classes, run, training.updates)
     for name, parameter in training.network.named_parameters():
         run.histogram(f"weights/{name}", training.updates, parameter)
-    model_file.save(run.path("model.safetensors"), training.evaluation_network.state_dict(), training.metadata)
+    training.metadata.save(run.path(MODEL_FILE), training.evaluation_network.state_dict())
 
 
 def finish(training: Training, run: Run) -> str:
@@ -115,10 +118,9 @@ def finish(training: Training, run: Run) -> str:
         log_misread(test, scores, training.metadata.classes, run, training.updates, tag="test_misread")
     if "test_error" in metrics:
         message += f", test error {metrics['test_error']:.2%}"
-    run.log(training.updates, {f"final/{name}": value for name, value in metrics.items()})
-    run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in metrics.items()})
+    run.log_results(training.updates, config, metrics)
     metadata = dataclasses.replace(training.metadata, figures=metrics)
-    model_file.save(run.path("model.safetensors"), training.evaluation_network.state_dict(), metadata)
+    metadata.save(run.path(MODEL_FILE), training.evaluation_network.state_dict())
     protocol = {
         "train_images": len(training.data.train),
         "validation_images": len(training.data.validation),
@@ -133,35 +135,25 @@ def finish(training: Training, run: Run) -> str:
     return f"{message} after {training.epoch} epochs; classify an image: {predict} runs/{config.name} <image>"
 
 
-def default_name(config: Config) -> str:
-    """Return the default name of the run, for example classify-mnist-deep_cnn-fast-1 for --data mnist and seed 1."""
-    return f"{KIND}-{stem(config.data)}-{config.backbone}-{config.preset}-{config.seed}"
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program: config, data, run folder, hardware, training, closing message."""
-    config = configure(
-        Config, PRESETS, argv, __doc__ or "", kind=KIND, default_name=default_name, changeable=CHANGEABLE
-    )
+    config = configure(Config, PRESETS, argv, __doc__ or "", kind=KIND, name_fields=NAME_FIELDS, changeable=CHANGEABLE)
     world = World.from_env(config.device)
-    check_batch(config, world, config.accumulation_steps)
+    check_divisible(config, world, "batch_size", parts=config.accumulation_steps)
     images = Data.load(config)
     with torch.device("meta"):  # a network that cannot be built is rejected before a run folder is created
         classifier = make_metadata(config, images).build()
     if not config.resume:  # and so are weights that do not fit the network
         load_weights(config, classifier)
-    with (
-        Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run,
-        run.signals(),
-    ):
-        compute = run.compute(lambda: choose_compute(config, images, world), 1)
+    probe_step = partial(probe_update, Training, config, images, world)
+    with open_run(config, KIND, world) as run:
+        compute = run.compute(lambda: choose_compute(config, world, probe_step), 1)
         if config.minutes:
             if "epochs" not in run.extra:
                 run.save_extra(epochs=epochs_in_time_limit(config, images, compute, world) if world.is_main else 0)
             config = with_epochs(config, run.extra["epochs"])
             run.print(f"{config.epochs} epochs fit into {config.minutes:g} minutes")
         run.close(train(config, run, images, compute, world))
-    world.close()
 
 
 if __name__ == "__main__":

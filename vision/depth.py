@@ -289,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv,
         __doc__ or "",
         kind=KIND,
-        default_name=lambda options: grid.default_name(KIND, options),
+        name_fields=("data",),
         changeable=grid.CHANGEABLE | {"part", "depths"},
     )
     if wrong := [depth for depth in options.depths if depth % 6 != 2]:

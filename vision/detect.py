@@ -18,36 +18,37 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, run_main, to_dict
+from zerokara.core.config import UserError, run_main
 from zerokara.core.data.boxes import BoxSet
 from zerokara.core.distributed import World
-from zerokara.core.divergence import divergence_error
 from zerokara.core.media import grid
+from zerokara.core.models.model_file import MODEL_FILE
 from zerokara.core.models.weights import load_pretrained_backbone
-from zerokara.core.probe import probe
-from zerokara.core.programs import program_command
+from zerokara.core.programs import program_command, resume_command
 from zerokara.core.report import write_json
 from zerokara.core.run import Run
-from zerokara.core.run_config import configure, stem
+from zerokara.core.run_config import configure
+from zerokara.core.training_loop import run_updates
+from zerokara.core.training_program import check_divisible, choose_compute, open_run
 from zerokara.core.zoo import provenance
-from zerokara.vision.detection import detector as detectors
 from zerokara.vision.detection.config import PRESETS, Config, resolve_backbone
-from zerokara.vision.detection.detector import MODEL_FILE, DetectorMetadata
-from zerokara.vision.detection.learner import Data, Training, make_metadata, with_metrics
+from zerokara.vision.detection.detector import DetectorMetadata
+from zerokara.vision.detection.learner import Data, Training, make_metadata
 from zerokara.vision.detection.pictures import sheet, worst_first
 from zerokara.vision.detection.proposals import Proposals, coverage, default_folder, find_all
 from zerokara.vision.detection.svm import all_vectors, fit
 
 KIND = "detect"
 CHANGEABLE = {"resume", "quiet", "proposal_cache"}
+NAME_FIELDS = ("data", "method", "preset", "seed")  # of the default name of a run
 SHOWN_CONFIDENCE = 0.5  # minimum confidence of detections that are drawn
 
 
@@ -60,7 +61,8 @@ def work(config: Config, run: Run, data: Data, metadata: DetectorMetadata, world
     result = run.path("result.json")
     if config.resume and result.exists():  # a finished run is not tested again
         return closing(config, json.loads(result.read_text())["figures"])
-    compute = run.compute(lambda: choose_compute(config, data, world), config.updates)
+    step = partial(probe_step, config, data)
+    compute = run.compute(lambda: choose_compute(config, world, step), config.updates)
     training = None
     try:
         proposals = find(config, run, data.train, "training images", world)
@@ -111,72 +113,27 @@ def train(config: Config, run: Run, data: Data, training: Training, validation: 
         Stopped: a signal to stop arrived.
         UserError: the checkpoint cannot be read, or training diverged (NaN or Inf in the weights).
     """
-    world = training.world
-    latest = run.path(f"checkpoint-{world.rank}.pt")
-    resumed = run.restore(latest, training.load_state_dict)
+    resumed = run.restore(run.checkpoint_path, training.load_state_dict)
     if not resumed and (path := config.backbone_weights_path()) is not None:
         run.print(str(load_pretrained_backbone(training.detector.net.backbone, path)))
-        world.broadcast(training.detector)
+        training.world.broadcast(training.detector)
         provenance.record(run, config.pretrained_backbone)
-
-    def save() -> None:
-        if not training.is_finite():
-            raise divergence_error(f"update {training.updates:,}", run.folder)
-        run.save(latest, training.state_dict())
-
     if not resumed:
         pixels = training.example().pixels[:16]
         run.image("learnt_from", 0, grid((Compute.to_host(pixels) * 255).round().to(torch.uint8)))
-        save()
-    interval_start = (training.updates, time.perf_counter())
-    while training.updates < config.updates:
-        training.update()
-        if training.updates % config.log_every_updates == 0:
-            log_metrics(training, run, interval_start)
-            interval_start = (training.updates, time.perf_counter())
-        ended = training.updates == config.updates  # the last stage evaluates
-        due = training.updates % config.validate_every_updates == 0
-        if config.method == "fast-rcnn" and due and not ended:
-            if world.is_main:
-                validate(training, run, data.validation, validation)
-            save()
-            interval_start = (training.updates, time.perf_counter())
-        elif ended or training.updates % config.checkpoint_every_updates == 0:
-            save()
-        if world.any(bool(run.stop_requested), training.compute.torch_device):
-            save()
-            raise Stopped
+        training.save(run)
+    if run_updates(training, run, training.update, lambda: validate(training, run, data.validation, validation)):
+        raise Stopped
 
 
 def stopped_message(config: Config, run: Run, training: Training | None) -> str:
     """Return the closing message of a run that was stopped by a signal."""
-    run.print(f"{run.stop_requested}: saved")
     updates, last_map = (training.updates, training.last_map) if training is not None else (0, None)
     score = "not validated yet" if last_map is None else f"validation mAP {last_map:.1%}"
     return (
         f"{config.data} at update {updates:,} of {config.updates:,}: {score}; resume with: "
-        f"{program_command('vision.detect')} --name {config.name} --resume"
+        f"{resume_command('vision.detect', config.name)}"
     )
-
-
-def log_metrics(training: Training, run: Run, interval_start: tuple[int, float]) -> None:
-    """Log one line of metrics and update the progress bar."""
-    updates = training.updates - interval_start[0]
-    scalars: dict[str, Any] = {
-        **training.read_metrics(),
-        "train/learning_rate": training.learning_rate,
-        "speed/updates_per_s": updates / (time.perf_counter() - interval_start[1]),
-        "speed/hours": training.stopwatch(),
-    }
-    run.log(training.updates, scalars)
-    run.flush()
-    fields = {
-        "loss": scalars["train/loss"],
-        "accuracy": scalars["train/accuracy"],
-        "val mAP": float("nan") if training.last_map is None else training.last_map,
-        "updates/s": scalars["speed/updates_per_s"],
-    }
-    run.progress(training.updates, training.config.updates, fields)
 
 
 def validate(training: Training, run: Run, boxes: BoxSet, proposals: Sequence[Proposals]) -> dict[str, float]:
@@ -189,7 +146,7 @@ def validate(training: Training, run: Run, boxes: BoxSet, proposals: Sequence[Pr
     run.image("validation", training.updates, sheet(boxes, scored.found, confidence=SHOWN_CONFIDENCE))
     for name, parameter in training.detector.named_parameters():
         run.histogram(f"weights/{name}", training.updates, parameter)
-    detectors.save(run.path(MODEL_FILE), training.detector)
+    training.detector.metadata.save(run.path(MODEL_FILE), training.detector.state_dict())
     return metrics
 
 
@@ -222,10 +179,9 @@ def finish(config: Config, run: Run, training: Training, data: Data, validation:
     results = {f"validation_{name}": value for name, value in scores.items()}
     if config.test:
         results |= test(config, run, training, data.test)
-    run.log(training.updates, {_metric(name): value for name, value in results.items()})
-    run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in results.items()})
-    training.detector.metadata = with_metrics(training.metadata, results)
-    detectors.save(run.path(MODEL_FILE), training.detector)
+    run.log_results(training.updates, config, results)
+    training.detector.metadata = replace(training.metadata, figures=results)
+    training.detector.metadata.save(run.path(MODEL_FILE), training.detector.state_dict())
     protocol = {
         "method": config.method,
         "train_pictures": len(data.train),
@@ -261,11 +217,6 @@ def test(config: Config, run: Run, training: Training, boxes: BoxSet) -> dict[st
     }
 
 
-def _metric(name: str) -> str:
-    """Return the name under which a result is logged. Times are separate, so that runs can be compared without them."""
-    return f"speed/{name}" if name.endswith("_seconds") else f"final/{name}"
-
-
 def closing(config: Config, results: dict[str, float]) -> str:
     """Return the closing message of a finished run."""
     message = f"{config.data}, {config.method}: validation mAP {results['validation_map_50']:.1%}"
@@ -278,16 +229,11 @@ def closing(config: Config, results: dict[str, float]) -> str:
     return f"{message}; try it with: {program_command('vision.detect_predict')} runs/{config.name} <image>"
 
 
-def choose_compute(config: Config, data: Data, world: World) -> Compute:
-    """Choose the hardware settings by measuring updates on the first images, with random proposals."""
+def probe_step(config: Config, data: Data, compute: Compute) -> Callable[[], object]:
+    """Return an update on the first images with random proposals, which is timed to choose the hardware settings."""
     few = data.train.take(range(min(8, len(data.train))))
-    metadata = make_metadata(config, few, None)
     random_proposals = [Proposals(_random_boxes(few, config.regions_per_update), 0.0) for _ in range(len(few))]
-
-    def train_step(candidate: Compute) -> Callable[[], object]:
-        return Training(config, metadata, few, random_proposals, candidate, World()).update
-
-    return probe(config, world, train_step, compile="off")
+    return Training(config, make_metadata(config, few, None), few, random_proposals, compute, World()).update
 
 
 def _random_boxes(boxes: BoxSet, number: int) -> torch.Tensor:
@@ -297,35 +243,22 @@ def _random_boxes(boxes: BoxSet, number: int) -> torch.Tensor:
     return torch.cat([corner_N2, corner_N2 + torch.tensor([width * 0.25, height * 0.25])], 1)
 
 
-def default_name(config: Config) -> str:
-    """Return the default run name, such as detect-bccd-fast-rcnn-fast-1 for --data bccd and seed 1."""
-    return f"{KIND}-{stem(config.data)}-{config.method}-{config.preset}-{config.seed}"
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program: read config and data, open the run, train, evaluate, print the closing message."""
-    config = configure(
-        Config, PRESETS, argv, __doc__ or "", kind=KIND, default_name=default_name, changeable=CHANGEABLE
-    )
+    config = configure(Config, PRESETS, argv, __doc__ or "", kind=KIND, name_fields=NAME_FIELDS, changeable=CHANGEABLE)
     if not config.data:
         raise UserError("No data set was given: type --data bccd, or a folder or zip of images with boxes.")
     config, pretrained = resolve_backbone(config)
     world = World.from_env(config.device)
-    if config.images_per_update % world.size:
-        raise UserError(
-            f"--images-per-update {config.images_per_update} is not divisible by the number of processes "
-            f"({world.size}): give a multiple of it."
-        )
+    check_divisible(config, world, "images_per_update")
     data = Data.load(config)
     metadata = make_metadata(config, data.train, pretrained)
     with torch.device("meta"):  # invalid networks are refused before the run folder is created
         metadata.build()
-    with Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run:
+    with open_run(config, KIND, world) as run:
         for each in data.train.dropped:
             run.print(f"left out, because the box has no area inside the image: {each}")
-        with run.signals():
-            run.close(work(config, run, data, metadata, world))
-    world.close()
+        run.close(work(config, run, data, metadata, world))
 
 
 if __name__ == "__main__":

@@ -31,9 +31,8 @@ from zerokara.core.media import write_png
 from zerokara.core.programs import program_command
 from zerokara.core.report import output_folder, write_json
 from zerokara.core.run import Run
-from zerokara.vision.detection import detector as detectors
 from zerokara.vision.detection.config import Config
-from zerokara.vision.detection.detector import Detections, Detector
+from zerokara.vision.detection.detector import Detections, Detector, DetectorMetadata
 from zerokara.vision.detection.learner import Data
 from zerokara.vision.detection.pictures import draw_detections, side_by_side, stacked
 from zerokara.vision.detection.proposals import timed_search
@@ -85,7 +84,8 @@ def read(folder: Path) -> FinishedRun:
         raise UserError(f"{folder} has no result.json, so the run is not finished: resume it with --resume.")
     results = json.loads((folder / "result.json").read_text())["figures"]
     config = from_dict(Config, content["config"], str(folder / "config.json"))
-    return FinishedRun(folder, config, detectors.load(folder), results)
+    detector, _ = DetectorMetadata.load(folder)
+    return FinishedRun(folder, config, detector, results)
 
 
 def check_comparable(runs: Sequence[FinishedRun]) -> None:

@@ -27,14 +27,13 @@ from rich.table import Table
 
 from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
-from zerokara.core.config import Positional, Range, UserError, error_summary, run_main
+from zerokara.core.config import Positional, Range, UserError, run_main
 from zerokara.core.data.boxes import pad_to_canvas, resize_to
-from zerokara.core.data.pictures import convert_channels, decode, image_files
+from zerokara.core.data.image_files import convert_channels, list_image_files, read_image
 from zerokara.core.media import write_png
 from zerokara.core.programs import program_command
-from zerokara.core.report import output_folder
-from zerokara.vision.detection import detector as detectors
-from zerokara.vision.detection.detector import Detections, Detector
+from zerokara.core.report import numbered, output_folder
+from zerokara.vision.detection.detector import Detections, Detector, DetectorMetadata
 from zerokara.vision.detection.pictures import draw_detections
 from zerokara.vision.detection.selective_search import propose
 
@@ -134,8 +133,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "No image was given: type the detector and then images, as in "
             f"{program_command('vision.detect_predict')} runs/<name> photo.png."
         )
-    detector = detectors.load(Path(model).expanduser())
-    files = image_files(words)
+    detector, _ = DetectorMetadata.load(Path(model).expanduser())
+    files = list_image_files(words)
     compute = Compute.choose(
         device=options.device, precision="float32", compile="off", threads=options.threads, train_step=None
     )
@@ -144,19 +143,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = output_folder(options.out, (home if home.is_dir() else home.parent) / "predictions")
     results: dict[Path, Result] = {}
     errors = []
+    used_names: set[str] = set()
     for file in files:
         try:
-            image_HWC = decode(file.read_bytes(), str(file))
-        except OSError as error:
-            errors.append(f"{file} cannot be read ({error_summary(error)}): give an existing image.")
-            continue
+            image_HWC = read_image(file)
         except UserError as error:
             errors.append(str(error))
             continue
+        name = next(name for name in numbered(f"{file.stem}-found") if name not in used_names)
+        used_names.add(name)
         each = results[file] = detect_in_picture(detector, image_HWC, compute, options.confidence)
-        write_png(
-            folder / f"{file.stem}-found.png", draw_detections(each.picture, each.found, detector.metadata.classes)
-        )
+        write_png(folder / f"{name}.png", draw_detections(each.picture, each.found, detector.metadata.classes))
     if options.json:
         print(json.dumps(as_json(results, detector.metadata.classes), indent=2))
     elif results:

@@ -33,9 +33,8 @@ from zerokara.core.checkpoint import write_atomically
 from zerokara.core.command_line import parse
 from zerokara.core.config import Positional, Range, UserError, run_main
 from zerokara.core.data import ImageSet
-from zerokara.core.models import model_file, onnx_file
-from zerokara.core.models.classifier import Classifier
-from zerokara.core.models.model_file import ClassifierMetadata
+from zerokara.core.models import onnx_file
+from zerokara.core.models.classifier import Classifier, ClassifierMetadata
 from zerokara.core.programs import program_command
 from zerokara.core.run import Run
 from zerokara.core.zoo import registry as zoo
@@ -116,7 +115,7 @@ def to_onnx(deployed: DeployedClassifier, metadata: ClassifierMetadata, example:
 
 def run_safetensors(path: Path) -> Callable[[Tensor], np.ndarray]:
     """Return the network of a safetensors file as a function."""
-    deployed = DeployedClassifier(*model_file.load(path)).eval()
+    deployed = DeployedClassifier(*ClassifierMetadata.load(path)).eval()
     return lambda pixels: deployed(pixels).numpy()
 
 
@@ -156,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.onnx:
         onnx_file.check_packages()
     source = zoo.find_file(options.model)
-    classifier, metadata = model_file.load(source)
+    classifier, metadata = ClassifierMetadata.load(source)
     folder = Path(options.model)
     name = folder.resolve().name if folder.is_dir() else source.stem
     out = Path(options.out) if options.out else (folder / "export" if folder.is_dir() else Path())
@@ -171,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{source}: {metadata.backbone}, {len(metadata.classes)} classes; {checked_on}")
     with tempfile.TemporaryDirectory() as scratch:
         written = Path(scratch) / f"{name}.safetensors"
-        model_file.save(written, classifier.state_dict(), metadata, half=options.half)
+        metadata.save(written, classifier.state_dict(), half=options.half)
         max_difference = MAX_DIFFERENCE_HALF if options.half else MAX_DIFFERENCE
         checked = [(written, compare(run_safetensors(written), original, pixels_NCHW, max_difference))]
         if options.onnx:

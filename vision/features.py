@@ -27,12 +27,13 @@ import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
 from zerokara.core.config import Positional, Range, UserError, run_main
 from zerokara.core.data import ImageSet
+from zerokara.core.layers import first_filters
 from zerokara.core.programs import program_command
 from zerokara.core.report import output_folder, write_figure, write_json
 from zerokara.vision.studies import names
@@ -92,12 +93,6 @@ class Options:
 
 
 # ---- filters
-
-
-def first_filters(network: nn.Module) -> Tensor:
-    """Return the weights (N, C, H, W) of the first convolution, on the CPU."""
-    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
-    return Compute.to_host(first.weight)
 
 
 def draw_filters(before: Tensor, after: Tensor) -> Figure:
@@ -197,7 +192,7 @@ def explain(
     network, compute = trained.classifier, trained.compute
     side = max(images.shape[1:])
     square, step = options.square or max(1, side // 4), options.step or max(1, round(side / 28))
-    x = trained.metadata.normalize(images.images[list(indices)].to(compute.torch_device).float() * (1 / 255))
+    x = trained.metadata.normalize_uint8(images.images[list(indices)].to(compute.torch_device))
     with torch.no_grad():
         probability = network(x).softmax(1)
     confidence, prediction = probability.max(1)
@@ -310,7 +305,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     folder = output_folder(options.out, trained.folder)
 
-    before, after = first_filters(trained.initial_network()), first_filters(trained.classifier)
+    before, after = (
+        Compute.to_host(first_filters(network)) for network in (trained.initial_network(), trained.classifier)
+    )
     written = [write_figure(folder / "features-filters.png", draw_filters(before, after))]
 
     searched = images.take(slice(0, options.images or None))

@@ -139,7 +139,7 @@ def onnx_candidates(trained: Trained, calibration: ImageSet, path: Path) -> tupl
         path: file to which the int8 network is written.
     """
     network = Compute().module(copy.deepcopy(trained.classifier))
-    x = normalize(trained, calibration, Compute())
+    x = trained.metadata.normalize_uint8(calibration.images)
     with tempfile.TemporaryDirectory() as folder:
         float32, quantized = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
         onnx_file.write(network, {int8.IMAGES: x[:2]}, int8.LOGITS, float32, {})
@@ -164,24 +164,20 @@ def onnx_candidates(trained: Trained, calibration: ImageSet, path: Path) -> tupl
     return candidates, f"in int8: {', '.join(parts)}"
 
 
-def normalize(trained: Trained, images: ImageSet, compute: Compute) -> Tensor:
-    """Return normalized images (N, C, H, W) float32 on the device."""
-    return trained.metadata.normalize(images.images.to(compute.torch_device).float() * (1 / 255))
-
-
 def score(candidate: Candidate, trained: Trained, images: ImageSet) -> Scores:
     """Evaluate a candidate on images."""
     batches = []
     with torch.no_grad():
         for start in range(0, len(images), trained.config.eval_batch_size):
             part = images.take(slice(start, start + trained.config.eval_batch_size))
-            batches.append(Compute.to_host(candidate.run(normalize(trained, part, trained.compute)).softmax(1)))
+            x = trained.metadata.normalize_uint8(part.images.to(trained.compute.torch_device))
+            batches.append(Compute.to_host(candidate.run(x).softmax(1)))
     return Scores(torch.cat(batches), images.labels)
 
 
 def compare(candidates: Sequence[Candidate], trained: Trained, images: ImageSet, options: Options) -> list[Result]:
     """Measure error, size and speed of the candidates. Only the faster memory layout of each precision is returned."""
-    x = normalize(trained, images.take(slice(0, options.batch_size)), trained.compute)
+    x = trained.metadata.normalize_uint8(images.images[: options.batch_size].to(trained.compute.torch_device))
     seconds = median_seconds(
         {index: lambda run=c.run: run(x) for index, c in enumerate(candidates)},  # type: ignore[misc]
         options.rounds,

@@ -33,14 +33,12 @@ from torch import Tensor
 from zerokara.core.checkpoint import write_atomically
 from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
-from zerokara.core.config import Positional, Range, UserError, error_summary, run_main
-from zerokara.core.data.pictures import decode, image_files
+from zerokara.core.config import Positional, Range, UserError, run_main
+from zerokara.core.data.image_files import list_image_files, read_image
 from zerokara.core.media import png_bytes
-from zerokara.core.models import model_file
-from zerokara.core.models.classifier import Classifier
-from zerokara.core.models.model_file import ClassifierMetadata
+from zerokara.core.models.classifier import Classifier, ClassifierMetadata
 from zerokara.core.programs import program_command
-from zerokara.core.report import figure_pixels
+from zerokara.core.report import figure_pixels, image_figure
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision.classification.inputs import PreparedImage, prepare
 from zerokara.vision.classification.scoring import predict_probabilities
@@ -85,9 +83,7 @@ def read_images(
     prepared, errors = {}, []
     for file in files:
         try:
-            prepared[file] = prepare(decode(file.read_bytes(), str(file)), metadata, as_is=as_is)
-        except OSError as error:
-            errors.append(f"{file} cannot be read ({error_summary(error)}): give the path of an existing image.")
+            prepared[file] = prepare(read_image(file), metadata, as_is=as_is)
         except UserError as error:
             errors.append(str(error))
     return prepared, errors
@@ -105,7 +101,7 @@ def load_classifiers(names: Sequence[str]) -> list[tuple[Classifier, ClassifierM
         path = zoo.find_file(name).resolve()
         if path in loaded:
             raise UserError(f"{name} is given twice and would count twice in the mean: give each classifier once.")
-        loaded[path] = model_file.load(path)
+        loaded[path] = ClassifierMetadata.load(path)
         own_classes = loaded[path][1].classes
         classes = classes or own_classes
         if own_classes != classes:
@@ -176,20 +172,9 @@ def as_json(predictions: Predictions, prepared: dict[Path, PreparedImage]) -> li
 
 def draw(predictions: Predictions, prepared: dict[Path, PreparedImage]) -> Figure:
     """Plot the images as the network got them, with the first prediction."""
-    from matplotlib.figure import Figure
-
-    columns = min(6, len(predictions))
-    rows = -(-len(predictions) // columns)
-    figure = Figure(figsize=(1.7 * columns, 2.1 * rows), dpi=100, layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).flat
-    for axes, (file, top) in zip(grid, predictions.items(), strict=False):
-        picture = prepared[file].pixels_CHW.transpose(1, 2, 0)
-        axes.imshow(picture[..., 0] if picture.shape[2] == 1 else picture, cmap="gray", vmin=0, vmax=255)
-        name, value = top[0]
-        axes.set_title(f"{file.name[-22:]}\n{name[:20]} {value:.0%}", fontsize=7)
-    for axes in figure.axes:
-        axes.set_axis_off()
-    return figure
+    pictures = [prepared[file].pixels_CHW.transpose(1, 2, 0) for file in predictions]
+    titles = [f"{file.name[-22:]}\n{top[0][0][:20]} {top[0][1]:.0%}" for file, top in predictions.items()]
+    return image_figure(pictures, titles, width=1.7, height=2.1, font_size=7)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -206,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     model, *words = options.words
     members = load_classifiers([model, *options.also])
-    files, classes = image_files(words), members[0][1].classes
+    files, classes = list_image_files(words), members[0][1].classes
     prepared, errors = read_images(files, members[0][1], as_is=options.as_is)
     compute = Compute.choose(
         device=options.device, precision="float32", compile="off", threads=options.threads, train_step=None

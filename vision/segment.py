@@ -19,29 +19,32 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, run_main, to_dict
+from zerokara.core.config import UserError, run_main
 from zerokara.core.distributed import World
+from zerokara.core.models.model_file import MODEL_FILE
 from zerokara.core.models.weights import LoadReport, load_pretrained_backbone
 from zerokara.core.programs import program_command
 from zerokara.core.report import write_json
 from zerokara.core.run import Run
-from zerokara.core.run_config import configure, stem
+from zerokara.core.run_config import configure
+from zerokara.core.training_program import check_divisible, choose_compute, open_run
 from zerokara.core.zoo import provenance
 from zerokara.core.zoo import registry as zoo
-from zerokara.vision.segmentation import model_file
 from zerokara.vision.segmentation.config import PRESETS, Config
 from zerokara.vision.segmentation.learner import Data, Training, load_split, make_metadata
 from zerokara.vision.segmentation.networks import Segmenter
 from zerokara.vision.segmentation.pictures import log_classes, log_overlays, log_start, overlay_indices
-from zerokara.vision.training.epochs import check_batch, probe_updates, restore, run_epochs, save, stopped_message
+from zerokara.vision.training.epochs import probe_update, restore, run_epochs, stopped_message
 
 KIND = "segment"
 CHANGEABLE = {"resume", "quiet"}
+NAME_FIELDS = ("data", "network", "preset", "seed")  # of the default name of a run
 
 
 def train(config: Config, run: Run, images: Data, compute: Compute, world: World) -> str:
@@ -64,7 +67,7 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
         generator_state = training.generator.get_state()
         log_start(training.network, training.metadata, training.batch(torch.arange(min(8, len(images.train)))), run)
         training.generator.set_state(generator_state)
-        save(training, run)
+        training.save(run)
     if run_epochs(training, run, lambda: validate(training, run)):
         return stopped_message(training, KIND)
     return finish(training, run) if world.is_main else ""
@@ -113,7 +116,7 @@ def validate(training: Training, run: Run) -> None:
     for name, parameter in training.network.named_parameters():
         run.histogram(f"weights/{name}", training.updates, parameter)
     weights = (training.best or {}).get("weights", training.evaluation_network.state_dict())
-    model_file.save(run.path("model.safetensors"), weights, training.metadata)
+    training.metadata.save(run.path(MODEL_FILE), weights)
 
 
 def finish(training: Training, run: Run) -> str:
@@ -140,10 +143,9 @@ def finish(training: Training, run: Run) -> str:
         iou_by_class["test"] = scores.iou_by_class(classes)
         log_classes(scores, classes, run, training.updates)
         log_overlays(test, scores, indices, run, training.updates, "test_overlays")
-    run.log(training.updates, {f"final/{name}": value for name, value in metrics.items()})
-    run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in metrics.items()})
+    run.log_results(training.updates, config, metrics)
     metadata = dataclasses.replace(training.metadata, figures=metrics)
-    model_file.save(run.path("model.safetensors"), training.evaluation_network.state_dict(), metadata)
+    metadata.save(run.path(MODEL_FILE), training.evaluation_network.state_dict())
     protocol = {
         "train_images": len(training.data.train),
         "validation_images": len(training.data.validation),
@@ -168,24 +170,11 @@ def finish(training: Training, run: Run) -> str:
     )
 
 
-def choose_compute(config: Config, images: Data, world: World) -> Compute:
-    """Choose the hardware settings by timing updates on the first training images."""
-    few = dataclasses.replace(images, train=images.train.take(slice(0, config.batch_size // world.size)))
-    return probe_updates(config, world, lambda compute: Training(config, few, compute, World()), compile=config.compile)
-
-
-def default_name(config: Config) -> str:
-    """Return the default name of the run, for example segment-camvid-fcn2s-fast-1 for --data camvid and seed 1."""
-    return f"{KIND}-{stem(config.data)}-{config.network}-{config.preset}-{config.seed}"
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program: config, data, run folder, hardware, training, closing message."""
-    config = configure(
-        Config, PRESETS, argv, __doc__ or "", kind=KIND, default_name=default_name, changeable=CHANGEABLE
-    )
+    config = configure(Config, PRESETS, argv, __doc__ or "", kind=KIND, name_fields=NAME_FIELDS, changeable=CHANGEABLE)
     world = World.from_env(config.device)
-    check_batch(config, world, config.accumulation_steps)
+    check_divisible(config, world, "batch_size", parts=config.accumulation_steps)
     config.augment()  # an invalid --crop-size is rejected before the data are read
     images = Data.load(config)
     with torch.device("meta"):  # a network that cannot be built is rejected before a run folder is created
@@ -193,13 +182,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not config.resume and (config.weights or config.pretrained_backbone):  # and so are weights that do not fit
         with torch.random.fork_rng():
             load_weights(config, make_metadata(config, images).build())
-    with (
-        Run(config, kind=KIND, name=config.name, resume=config.resume, quiet=config.quiet, world=world) as run,
-        run.signals(),
-    ):
-        compute = run.compute(lambda: choose_compute(config, images, world), 1)
+    probe_step = partial(probe_update, Training, config, images, world)
+    with open_run(config, KIND, world) as run:
+        compute = run.compute(lambda: choose_compute(config, world, probe_step), 1)
         run.close(train(config, run, images, compute, world))
-    world.close()
 
 
 if __name__ == "__main__":

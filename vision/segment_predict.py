@@ -26,14 +26,13 @@ import torch.nn.functional as F
 
 from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
-from zerokara.core.config import Positional, Range, UserError, error_summary, run_main
-from zerokara.core.data.pictures import convert_channels, decode, image_files
+from zerokara.core.config import Positional, Range, UserError, run_main
+from zerokara.core.data.image_files import convert_channels, list_image_files, read_image, resize
 from zerokara.core.media import write_mp4, write_png
 from zerokara.core.programs import program_command
-from zerokara.core.report import MODEL_FILE, output_folder
-from zerokara.vision.segmentation.model_file import SegmenterMetadata, load
-from zerokara.vision.segmentation.networks import Segmenter
-from zerokara.vision.segmentation.pictures import STRENGTH, legend, overlay, palette, resize
+from zerokara.core.report import numbered, output_folder
+from zerokara.vision.segmentation.networks import Segmenter, SegmenterMetadata
+from zerokara.vision.segmentation.pictures import STRENGTH, legend, overlay, palette
 from zerokara.vision.segmentation.scoring import pixel_logits
 
 
@@ -115,20 +114,6 @@ def class_fractions(mask_HW: np.ndarray, classes: tuple[str, ...]) -> dict[str, 
     return {classes[index]: round(float(counts[index] / mask_HW.size), 6) for index in order if counts[index]}
 
 
-def model_path(word: str) -> Path:
-    """Return the path of the model file in a run folder, or of the model file itself.
-
-    Raises:
-        UserError: the folder contains no model file.
-    """
-    path = Path(word).expanduser()
-    if path.is_dir() and not (path / MODEL_FILE).is_file():
-        raise UserError(
-            f"{path} has no {MODEL_FILE}: give the folder of a run of vision.segment that has completed a validation."
-        )
-    return path / MODEL_FILE if path.is_dir() else path
-
-
 def write_overlays(
     network: Segmenter,
     metadata: SegmenterMetadata,
@@ -158,17 +143,14 @@ def write_overlays(
     size: tuple[int, int] | None = None
     for file in files:
         try:
-            image_HWC = decode(file.read_bytes(), str(file))
-        except OSError as error:
-            errors.append(f"{file} cannot be read ({error_summary(error)}): give the path of an existing image.")
-            continue
+            image_HWC = read_image(file)
         except UserError as error:
             errors.append(str(error))
             continue
         mask_HW = segment_image(network, metadata, compute, image_HWC, views=options.views, scale=options.scale)
         fractions[file] = class_fractions(mask_HW, metadata.classes)
         blended = overlay(image_HWC, mask_HW, colors, options.strength)
-        name = next(name for name in _names(file) if name not in used_names)
+        name = next(name for name in numbered(file.stem) if name not in used_names)
         used_names.add(name)
         strip = [legend(metadata.classes, blended.shape[1], colors)] if options.legend else []
         write_png(folder / f"{name}.png", np.concatenate([blended, *strip]))
@@ -176,12 +158,6 @@ def write_overlays(
             write_png(folder / f"{name}-mask.png", mask_HW)
         size = size or (blended.shape[0], blended.shape[1])
         yield resize(blended, size)
-
-
-def _names(file: Path) -> Iterator[str]:
-    """Yield names for the overlay: the name of the image, then the same name with the suffixes -2, -3, ..."""
-    yield file.stem
-    yield from (f"{file.stem}-{number}" for number in range(2, 1_000_000))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -198,9 +174,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{program_command('vision.segment_predict')} runs/<name> street.jpg."
         )
     model, *words = options.words
-    files = image_files(words)
-    network, metadata = load(model_path(model))
-    folder = output_folder(options.out, model_path(model).parent / "predicted")
+    files = list_image_files(words)
+    path = SegmenterMetadata.find(Path(model).expanduser())
+    network, metadata = SegmenterMetadata.load(path)
+    folder = output_folder(options.out, path.parent / "predicted")
     fractions: dict[Path, dict[str, float]] = {}
     errors: list[str] = []
     frames = write_overlays(network, metadata, files, fractions, errors, options, folder)

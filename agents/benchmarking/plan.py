@@ -21,7 +21,7 @@ from zerokara.agents.qlearning.replay import bytes_needed
 from zerokara.agents.viewing.loading import CHECKPOINT
 from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, flag, from_dict, rename, suggest, to_dict
+from zerokara.core.config import UserError, flag, from_dict, is_switch, negated_flag, rename, suggest, to_dict
 from zerokara.core.run import Run
 
 # Config fields that may differ between an existing run and the plan, because they do not change the learning.
@@ -159,15 +159,15 @@ def protocol_deviations(config: Settings, protocol: ProtocolName) -> list[str]:
 def format_arguments(config_class: type[Settings], fields: Mapping[str, Any]) -> list[str]:
     """Format config fields as a command line.
 
-    A bool is set by --name or --no-name; a field of type bool | None takes its value: --name True.
+    A bool is set by --name or --no-name; None, the third value of a field of type bool | None, by --name None.
     """
     hints = get_type_hints(config_class)
     arguments: list[str] = []
     for typed, value in fields.items():
         field, text = rename(config_class, typed, fields), str(value)
         truth = text.capitalize() if text.lower() in {"true", "false"} else None
-        if truth and hints.get(field) is bool:
-            arguments.append(flag(field) if truth == "True" else "--no-" + flag(field)[2:])
+        if truth and is_switch(hints.get(field)):
+            arguments.append(flag(field) if truth == "True" else negated_flag(field))
         else:
             arguments += [flag(field), truth or text]
     return arguments

@@ -5,12 +5,14 @@ Steps are agent steps: one action in one environment, which is four frames of an
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from zerokara.agents.configs import names
 from zerokara.core.compute import Precision, Switch
-from zerokara.core.config import Range
+from zerokara.core.config import Range, UserError
 
 ProtocolName = Literal["nature", "machado", "100k"]
 Count = Annotated[int, Range(1)]
@@ -67,6 +69,19 @@ class Settings:
     """Height and width of a frame, in pixels."""
     grayscale: bool = True
     """Convert frames to grayscale; with --no-grayscale, frames are RGB."""
+    env_kwargs: tuple[str, ...] = ()
+    """Arguments of a Gymnasium environment as name=value, such as continuous=False; values are Python literals or
+    texts."""
+    obs_key: str = ""
+    """Key of the image in observations that are a Dict; empty: the only image."""
+    obs_range: tuple[float, ...] = ()
+    """Values of black and white in the observations, such as 0 255; empty: as the environment declares them."""
+    env_workers: Annotated[int, Range(0)] = 0
+    """Worker processes among which Gymnasium environments are divided, for environments that are slow in Python; 0:
+    they run in the process that trains."""
+    env_errors: Literal["stop", "restart"] = "stop"
+    """If a Gymnasium environment raises an exception: stop the run, or truncate the episode and restart the
+    environment. With restart, a resumed run also starts new episodes where the old ones cannot be repeated."""
 
     # --- exploration -----------------------------------------------------------------------------------------------
     ez_greedy_zeta: Annotated[float | None, Range(1, low_open=True)] = None
@@ -138,7 +153,7 @@ class Settings:
 
     def env_settings(self) -> dict[str, Any]:
         """Keyword arguments of `envs.make`: the protocol, and all settings that override it."""
-        settings = {
+        settings: dict[str, Any] = {
             "repeat_action_probability": self.repeat_action_probability,
             "noop_max": self.noop_max,
             "fire_reset": self.fire_reset,
@@ -147,6 +162,16 @@ class Settings:
             "max_episode_frames": self.max_episode_frames,
         }
         given = {key: value for key, value in settings.items() if value is not None}
+        if self.env_kwargs:
+            given["env_kwargs"] = parse_env_kwargs(self.env_kwargs)
+        if self.obs_key:
+            given["obs_key"] = self.obs_key
+        if self.obs_range:
+            given["obs_range"] = self.obs_range
+        if self.env_workers:
+            given["workers"] = self.env_workers
+        if self.env_errors == "restart":
+            given["restart_on_error"] = True
         return {
             "protocol": self.protocol,
             "frame_stack": self.frame_stack,
@@ -154,3 +179,21 @@ class Settings:
             "grayscale": self.grayscale,
             **given,
         }
+
+
+def parse_env_kwargs(words: Sequence[str]) -> dict[str, Any]:
+    """Parse arguments of an environment: ("size=5", "continuous=False") gives {"size": 5, "continuous": False}.
+
+    Raises:
+        UserError: a word is not name=value.
+    """
+    kwargs: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (equals and name.isidentifier()):
+            raise UserError(f"--env-kwargs cannot be {word!r}: write name=value, as in continuous=False.")
+        try:
+            kwargs[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            kwargs[name] = value
+    return kwargs

@@ -175,6 +175,11 @@ _ENVIRONMENT = (
     "frame_stack",
     "image_size",
     "grayscale",
+    "env_kwargs",
+    "obs_key",
+    "obs_range",
+    "env_workers",
+    "env_errors",
     "clip_rewards",
     "terminal_on_life_loss",
 )

@@ -12,7 +12,16 @@ from zerokara.core.run_config import configure
 ConfigT = TypeVar("ConfigT", bound=Settings)
 
 # Fields that may differ when a run is resumed.
-CHANGEABLE = {"resume", "quiet", "total_steps", "stop_at_return", "eval_episodes", "capture_video"}
+CHANGEABLE = {
+    "resume",
+    "quiet",
+    "total_steps",
+    "stop_at_return",
+    "eval_episodes",
+    "capture_video",
+    "env_errors",
+    "env_workers",
+}
 
 
 def read_agent_config(
@@ -29,13 +38,15 @@ def read_agent_config(
     Raises:
         UserError: as in `core.run_config.configure`.
     """
-    return configure(
+    config = configure(
         config_class,
         presets,
         argv,
         description,
         kind=kind,
-        default_name=lambda config: f"{kind}-{config.env.split('/')[-1]}-{config.preset}-{config.seed}",
+        name_fields=("env", "preset", "seed"),
         changeable=CHANGEABLE,
         layers={"protocol": OVERRIDES},
     )
+    config.env_settings()  # a mistake in --env-kwargs is reported before anything is created
+    return config

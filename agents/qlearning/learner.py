@@ -20,7 +20,7 @@ from zerokara.agents.qlearning.network import QNetwork
 from zerokara.core import optim
 from zerokara.core.compute import Compute
 from zerokara.core.distributed import World
-from zerokara.core.divergence import is_finite, pop_means
+from zerokara.core.divergence import pop_means
 from zerokara.core.layers import resample_noise
 
 METRICS = ("train/loss", "train/q", "train/grad_norm")
@@ -211,10 +211,6 @@ class Learner:
     def read_metrics(self) -> dict[str, Tensor]:
         """Means of the training metrics since the last call, as tensors on the device."""
         return pop_means(self._sums, METRICS)
-
-    def is_finite(self) -> bool:
-        """Return True if all weights are finite. Synchronizes with the device."""
-        return is_finite(self.network)
 
     def state_dict(self) -> dict[str, Any]:
         """State of networks, optimizer, metrics and generator."""

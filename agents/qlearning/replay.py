@@ -115,7 +115,9 @@ class Replay:
         total = num_envs * self.slots
         # One additional frame, never written: the zeros before the start of an episode.
         shapes = {"frame": (total + 1, *self.frame_shape), "action": (total,), "reward": (total,), "flag": (total,)}
-        self._host = _allocate_arrays(shapes) if folder is None else _open_files(folder, shapes)
+        self._lost: list[str] = []  # files of an earlier process that are missing or incomplete
+        self._print_line = print_line
+        self._host = _allocate_arrays(shapes) if folder is None else _open_files(folder, shapes, self._lost)
         self._ring = {
             name: torch.from_numpy(array)
             if self._on_cpu
@@ -180,6 +182,20 @@ class Replay:
             self._write(cut, last_obs[cut], nothing, nothing, np.full(cut.size, LAST, np.uint8))
         self._starts_episode = terminal | truncated
         self._update_sampling_range()
+
+    def end_episodes(self) -> None:
+        """End the episodes whose next step will not be stored, because the environments start new ones.
+
+        The newest slot becomes the last observation of a truncated episode: returns bootstrap from it.
+        """
+        envs = np.flatnonzero(~self._starts_episode & (self.head > 0))
+        row = envs * self.slots + (self.head[envs] - 1) % self.slots
+        # A lost life has already ended the returns of its slot.
+        row = row[(self._host["flag"][row] & TERMINAL) == 0]
+        self._host["flag"][row] |= LAST
+        if not self._on_cpu:
+            self._ring["flag"].copy_(torch.from_numpy(self._host["flag"]))
+        self._starts_episode[:] = True
 
     @property
     def oldest(self) -> np.ndarray:
@@ -304,7 +320,7 @@ class Replay:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned, with the data in the folder.
 
-        Without a folder, the buffer of a new process stays empty.
+        Without a folder, the buffer of a new process stays empty; likewise if one of its files is missing or too short.
 
         Raises:
             UserError: the ring buffers have another size than in the checkpoint.
@@ -317,6 +333,12 @@ class Replay:
             )
         self.generator.set_state(state["generator"])
         if self.folder is None and not self.head.any():
+            return
+        if self._lost and state["head"].any():
+            self._print_line(
+                f"replay buffer: {', '.join(sorted(self._lost))} in {self.folder} is missing or too short; the buffer "
+                f"is empty, and updates resume when it is filled again"
+            )
             return
         self.head = state["head"].numpy().copy()
         self._checkpoint_head = self.head.copy()
@@ -336,25 +358,35 @@ def _allocate_arrays(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray
     return {name: np.zeros(shape, _NUMPY[name]) for name, shape in shapes.items()}
 
 
-def _open_files(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+def _open_files(folder: Path, shapes: dict[str, tuple[int, ...]], lost: list[str]) -> dict[str, np.ndarray]:
     """Open memory-mapped files, existing ones with their content.
 
     All blocks of new files are allocated at once, so that no later write can fail.
 
+    Args:
+        folder: folder of the files.
+        shapes: shape of each array.
+        lost: gets the names of the files that did not exist or were too short.
+
     Raises:
-        UserError: an existing file has another size, or the disk is full; new files are then deleted again.
+        UserError: an existing file has the size of another buffer, or the disk is full; new files are then deleted
+            again.
     """
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {name: int(np.prod(shape)) * np.dtype(_NUMPY[name]).itemsize for name, shape in shapes.items()}
     paths = {name: folder / f"{name}.bin" for name in shapes}
     new = [name for name, path in paths.items() if not path.exists()]
-    for name in sizes.keys() - set(new):
-        there = paths[name].stat().st_size
-        if there != sizes[name]:
+    lost.extend(paths[name].name for name in new)
+    there = {name: paths[name].stat().st_size for name in sizes if name not in new}
+    different = [name for name, size in there.items() if size != sizes[name]]
+    for name in different:
+        # A copy that was interrupted leaves a short file; other settings change the size of all of them.
+        if len(different) == len(there) or there[name] > sizes[name]:
             raise UserError(
-                f"{paths[name]} has {there:,} bytes, but this configuration needs {sizes[name]:,}: resume with the "
-                f"settings with which the run was started, or choose another --name."
+                f"{paths[name]} has {there[name]:,} bytes, but this configuration needs {sizes[name]:,}: resume with "
+                f"the settings with which the run was started, or choose another --name."
             )
+        lost.append(paths[name].name)
     try:
         for name, path in paths.items():
             with path.open("ab") as file:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -55,6 +56,8 @@ def _row(trial: FrozenTrial, space: Sequence[Dimension]) -> Row:
     value = trial.value if complete else trial.intermediate_values.get(last)
     names = {TrialState.RUNNING: "interrupted", TrialState.FAIL: "failed", TrialState.COMPLETE: "complete"}
     state = str(trial.user_attrs.get("why") or names.get(trial.state, "pruned"))
+    if twin := re.fullmatch(r"as (\d+)", state):
+        state = f"same as trial {twin[1]}"
     seed_values = tuple(trial.user_attrs.get("worths", ()))
     return Row(trial.number, value, seed_values, state, last, tuple(format_values(space, trial.params)), complete)
 

@@ -21,7 +21,7 @@ from optuna import Trial
 from zerokara.agents.configs import dqn, pqn
 from zerokara.agents.configs.common import Settings
 from zerokara.core.command_line import parse
-from zerokara.core.config import UserError, flag, note, rename, suggest
+from zerokara.core.config import UserError, flag, negated_flag, note, rename, suggest
 from zerokara.core.programs import program_command
 
 SYNTAX = "name=low..high, name=log:low..high or name=value,value"
@@ -233,5 +233,5 @@ def _parse_value(name: str, word: str, agent: AgentProgram, agent_arguments: Seq
 def _arguments(name: str, word: str, is_bool: bool) -> list[str]:
     """Format a typed value for the agent's command line."""
     if is_bool:
-        return [flag(name) if word.lower() == "true" else "--no-" + flag(name)[2:]]
+        return [flag(name) if word.lower() == "true" else negated_flag(name)]
     return [flag(name), word.capitalize() if word.lower() in ("none", "true", "false") else word]

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from torch import nn
 
 from zerokara import envs
 from zerokara.agents.configs.common import Settings
@@ -18,6 +17,7 @@ from zerokara.agents.qlearning.network import QNetwork
 from zerokara.agents.qlearning.policy import Policy
 from zerokara.core.compute import Compute
 from zerokara.core.config import error_summary
+from zerokara.core.layers import first_filters
 from zerokara.core.media import grid
 from zerokara.core.run import Run
 
@@ -83,8 +83,7 @@ def log_images(network: QNetwork, obs_NCHW: np.ndarray, frame_channels: int, run
     """Log the stacked frames of the first environment, oldest at the left, and the filters of the first layer."""
     stack = obs_NCHW[0].reshape(-1, frame_channels, *obs_NCHW.shape[2:])
     run.image("input_stack", step, grid(stack, columns=len(stack), scale=2))
-    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
-    filters = Compute.to_host(first.weight)  # (out, C, k, k)
+    filters = Compute.to_host(first_filters(network))  # (out, C, k, k)
     frames = filters.shape[1] // frame_channels
     tiles = filters.reshape(-1, frame_channels, *filters.shape[2:])
     run.image("first_layer", step, grid(tiles, columns=4 * frames, scale=4))

@@ -18,7 +18,6 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,11 +33,11 @@ from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
 from zerokara.core.config import to_dict
 from zerokara.core.distributed import World
-from zerokara.core.divergence import divergence_error
+from zerokara.core.divergence import check_finite
 from zerokara.core.models.weights import load_pretrained_backbone
-from zerokara.core.programs import program_command
+from zerokara.core.programs import program_command, resume_command
 from zerokara.core.run import Run
-from zerokara.core.stopwatch import Stopwatch
+from zerokara.core.stopwatch import LogInterval, Stopwatch
 from zerokara.core.zoo import provenance
 from zerokara.core.zoo import registry as zoo
 
@@ -53,11 +52,13 @@ class Stateful(Protocol):
         """Restore the state that `state_dict` returned."""
 
 
-class LogInterval:
-    """Start of the interval that a log entry describes: step, time, and seconds spent in each part of the loop."""
+def make_env(config: Settings, world: World) -> envs.VectorEnv:
+    """Create the environments of one process. A program does this first, so that a mistake creates no run folder.
 
-    def __init__(self, session: Session) -> None:
-        self.step, self.start_time, self.seconds = session.step, time.perf_counter(), dict(session.seconds)
+    Raises:
+        UserError: as `envs.make`.
+    """
+    return envs.make(config.env, config.num_envs // world.size, **config.env_settings())
 
 
 class Session(ABC):
@@ -69,17 +70,26 @@ class Session(ABC):
         compute: hardware settings.
         world: processes that train together.
         program: name of the training program, such as "agents.dqn".
+        env: environments of this process; None: they are created.
     """
 
     config: Settings
     learner: Learner
     policy: Policy
 
-    def __init__(self, config: Settings, run: Run, compute: Compute, world: World, program: str) -> None:
+    def __init__(
+        self,
+        config: Settings,
+        run: Run,
+        compute: Compute,
+        world: World,
+        program: str,
+        env: envs.VectorEnv | None = None,
+    ) -> None:
         self.config, self.run, self.compute, self.world, self.program = config, run, compute, world, program
         self.num_envs = config.num_envs // world.size
         self.seed = config.seed * 1_000_003 + world.rank * 10_007  # of this process
-        self.env = envs.make(config.env, self.num_envs, **config.env_settings())
+        self.env = env or make_env(config, world)
         self.obs = np.empty(0)
         self.step = 0  # agent steps, summed over all processes
         self.updates = 0
@@ -93,7 +103,8 @@ class Session(ABC):
         self.evaluation_pending = False  # True after an interrupted evaluation; it is repeated after resuming
         self.goal_reached = False  # True if `stop_at_return` was reached
         self.clock = Stopwatch()  # total time of the run over all restarts, including evaluations
-        self.seconds = dict.fromkeys(("act", "emulate", "learn"), 0.0)
+        self.seconds = dict.fromkeys(("act", "emulate", "learn"), 0.0)  # since the start of the log interval
+        self.interval = LogInterval(0)
         self.resumed = False
         self._parts: dict[str, Stateful | torch.Generator] = {}
         self._eval_env: envs.VectorEnv | None = None  # reused, because creating it takes seconds
@@ -105,7 +116,7 @@ class Session(ABC):
     @property
     @abstractmethod
     def epsilon(self) -> float:
-        """Probability of a random action at this step."""
+        """Probability that a random action is taken (with ez-greedy exploration: started) at this step."""
 
     @property
     def mean_return(self) -> float | None:
@@ -123,6 +134,7 @@ class Session(ABC):
 
     def record(self, step: envs.Step) -> None:
         """Make the observations of a step current, and record the raw returns and lengths of episodes that ended."""
+        self.print_warnings()
         self.obs = step.obs
         self.step += self.config.num_envs
         self.running_return_N += step.reward
@@ -132,6 +144,10 @@ class Session(ABC):
             self.lengths.append(int(self.running_length_N[i]))
             self.episodes += 1
             self.running_return_N[i] = self.running_length_N[i] = 0
+
+    def end_episodes(self) -> None:
+        """Forget the unfinished episodes, because the environments of a resumed run have started new ones."""
+        self.running_return_N[:] = self.running_length_N[:] = 0
 
     # ---- between iterations
 
@@ -145,7 +161,9 @@ class Session(ABC):
         Raises:
             UserError: the checkpoint or the weights cannot be read.
         """
-        self.resumed = self.run.restore(self._checkpoint, self.load_state_dict)
+        self.print_warnings()
+        self.resumed = self.run.restore(self.run.checkpoint_path, self.load_state_dict)
+        self.print_warnings()
         if self.resumed:
             return
         self.obs = self.env.reset(self.seed % 2**31)
@@ -157,6 +175,11 @@ class Session(ABC):
             self.learner.refresh()
             if self.learner.has_target:
                 self.learner.update_target_network()
+
+    def print_warnings(self) -> None:
+        """Print the messages of the environments."""
+        while self.env.warnings:
+            self.run.warn(self.env.warnings.pop(0))
 
     def print_settings(self, deviations: Iterable[str], **more: Any) -> None:
         """Print differences between preset and paper, and the settings of the environment with those of `more`."""
@@ -186,7 +209,8 @@ class Session(ABC):
             self.log_images()
             self.save()
         self.goal_reached = self.world.is_main and self.evaluation_pending and self.evaluate_and_log()
-        interval, before = LogInterval(self), self.step
+        before = self.step
+        self.start_interval()
 
         def due(every_steps: int) -> bool:
             return every_steps > 0 and self.step // every_steps != before // every_steps
@@ -195,18 +219,18 @@ class Session(ABC):
             before = self.step
             yield
             if due(config.log_every_steps):
-                self.log_metrics(interval, more_metrics())
-                interval = LogInterval(self)
+                self.log_metrics(more_metrics())
+                self.start_interval()
             if due(config.eval_every_steps) or self.is_early_evaluation_due():
                 self.goal_reached = self.world.is_main and self.evaluate_and_log()
-                interval = LogInterval(self)
+                self.start_interval()
             if due(config.checkpoint_every_steps) or checkpoint_needed():
                 self.save()
         if run.stop_requested:
-            run.print(f"{run.stop_requested}: saving")
+            run.print_stop()
         self.save()
-        known = {"eval_return": self.last_score, "train_return": self.mean_return}
-        run.hparams(to_dict(config), {f"hparam/{name}": value for name, value in known.items() if value is not None})
+        known = {"eval/return": self.last_score, "train/return": self.mean_return}
+        run.hparams(to_dict(config), [name for name, value in known.items() if value is not None])
 
     def _must_stop(self) -> bool:
         """Return True if a process has reached the goal or received a signal. Every process must call this method."""
@@ -279,17 +303,23 @@ class Session(ABC):
 
     # ---- logging
 
-    def log_metrics(self, interval: LogInterval, more: Mapping[str, Any]) -> None:
+    def start_interval(self) -> None:
+        """Start the interval that the next log entry covers."""
+        self.interval = LogInterval(self.step)
+        self.seconds = dict.fromkeys(self.seconds, 0.0)
+
+    def log_metrics(self, more: Mapping[str, Any]) -> None:
         """Log training metrics. Tensors on the device are not transferred before the next flush."""
-        elapsed = time.perf_counter() - interval.start_time
+        elapsed = self.interval.seconds()
         scalars: dict[str, Any] = {
             "train/epsilon": self.epsilon,
             "train/games": self.episodes,
             "train/updates": self.updates,
+            **({"env/errors": self.env.errors} if self.config.env_errors == "restart" else {}),
             **more,
             "speed/hours": self.clock(),
-            "speed/steps_per_s": (self.step - interval.step) / elapsed,
-            **{f"speed/{part}_share": (s - interval.seconds[part]) / elapsed for part, s in self.seconds.items()},
+            "speed/steps_per_s": self.interval.per_second(self.step),
+            **{f"speed/{part}_share": seconds / elapsed for part, seconds in self.seconds.items()},
         }
         if self.mean_return is not None:
             scalars["train/return"] = self.mean_return
@@ -326,14 +356,10 @@ class Session(ABC):
         if self.goal_reached or self.step >= config.total_steps:
             next_command = f"watch it with: {program_command('agents.play')} runs/{config.name}"
         else:
-            next_command = f"resume with: {program_command(self.program)} --name {config.name} --resume"
+            next_command = f"resume with: {resume_command(self.program, config.name)}"
         return f"{config.env} at step {self.step:,}: {score}; {next_command}"
 
     # ---- checkpoints
-
-    @property
-    def _checkpoint(self) -> Path:
-        return self.run.path(f"checkpoint-{self.world.rank}.pt")
 
     def save(self) -> None:
         """Write the checkpoint.
@@ -342,9 +368,8 @@ class Session(ABC):
             UserError: training diverged (the weights contain NaN or Inf), or the disk is full; the previous checkpoint
                 is kept.
         """
-        if not self.learner.is_finite():
-            raise divergence_error(f"step {self.step:,}", self.run.folder)
-        self.run.save(self._checkpoint, self.state_dict())
+        check_finite(self.learner.network, f"step {self.step:,}", self.run.folder)
+        self.run.save(self.run.checkpoint_path, self.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint, as tensors and plain values."""
@@ -386,6 +411,8 @@ class Session(ABC):
                 part.set_state(state[name])
             else:
                 part.load_state_dict(state[name])
+        if self.env.episodes_restarted:
+            self.end_episodes()
         checkpoint.set_rng_state(state["rng"])
 
 

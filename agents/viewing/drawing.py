@@ -165,7 +165,7 @@ def saliency_caption(brightest: float) -> str:
 
 
 def enlarge(picture: np.ndarray, height: int | None = None) -> np.ndarray:
-    """Enlarge a picture (height, width, 3) without interpolation, or reduce it if it is too large.
+    """Enlarge an image (height, width, 3) without interpolation, or reduce it if it is too large.
 
     Args:
         height: height of the result; None: enlarge by an integer factor, up to GAME_SIDE on the longer side.
@@ -179,7 +179,7 @@ def enlarge(picture: np.ndarray, height: int | None = None) -> np.ndarray:
 
 
 def overlay(picture: np.ndarray, heat_HW: np.ndarray) -> np.ndarray:
-    """Blend a heatmap (H, W) from 0 to 1 over a dimmed grayscale picture (H, W, 3) uint8; returns (4 H, 4 W, 3)."""
+    """Blend a heatmap (H, W) from 0 to 1 over a dimmed grayscale image (H, W, 3) uint8; returns (4 H, 4 W, 3)."""
     size = (4 * picture.shape[1], 4 * picture.shape[0])
     gray_HW1 = picture.mean(axis=2, keepdims=True).repeat(3, axis=2).astype(np.uint8)
     base = 0.75 * cv2.resize(gray_HW1, size, interpolation=cv2.INTER_NEAREST).astype(np.float32)
@@ -205,7 +205,7 @@ def _caption(part: np.ndarray, text: str) -> np.ndarray:
 
 
 def _pad(part: np.ndarray, height: int) -> np.ndarray:
-    """Center a picture vertically in a column of this height."""
+    """Center an image vertically in a column of this height."""
     column = np.empty((height, part.shape[1], 3), np.uint8)
     column[:] = BACKGROUND
     above = (height - part.shape[0]) // 2

@@ -72,7 +72,7 @@ class Block(nn.Module):
         return out_BCHW
 
 
-def resampled(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_bilinear(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize a map to (H, W) by bilinear interpolation. At half the size this is the mean of four pixels."""
     return F.interpolate(x_BCHW, size, mode="bilinear", align_corners=False)
 
@@ -111,5 +111,5 @@ class R3(Backbone):
     def stages(self, x: Tensor) -> list[Tensor]:
         maps = [self.blocks[0](self.extract(x))]
         for block, widen, size in zip(self.blocks[1:], self.widen, self.sizes[1:], strict=True):
-            maps.append(block(widen(resampled(maps[-1], size))))
+            maps.append(block(widen(resize_bilinear(maps[-1], size))))
         return maps

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from zerokara.core.config import UserError, error_summary
-from zerokara.core.data.pictures import SUFFIXES
+from zerokara.core.data.image_files import SUFFIXES
 
 Read = Callable[[str], bytes]
 Box = tuple[float, float, float, float]

@@ -26,8 +26,8 @@ from zerokara.core.boxes import clip
 from zerokara.core.config import UserError, suggest
 from zerokara.core.data.box_files import Listing, read_boxes
 from zerokara.core.data.folders import opened
-from zerokara.core.data.pictures import convert_channels, decode
-from zerokara.core.data.sources import home, inside, locate
+from zerokara.core.data.image_files import convert_channels, decode
+from zerokara.core.data.sources import data_folder, find_data, list_data
 from zerokara.core.data.types import Progress
 
 TEST_FRACTION, VALIDATION_FRACTION = 1 / 5, 1 / 10
@@ -99,12 +99,12 @@ def load_boxes(data: str, *, image_side: int, data_dir: Path | None = None, prog
     Raises:
         UserError: the data do not exist, have no boxes, are damaged, or do not fit in memory.
     """
-    folder = home(data_dir)
-    path = locate(data, folder)
+    folder = data_folder(data_dir)
+    path = find_data(data, folder)
     if path is None:
         raise UserError(
-            f"There is no data set {data!r}{suggest(data, inside(folder))}: give the path of a folder or zip of images "
-            f"with boxes (PASCAL VOC, COCO or YOLO), or the name of one in {folder}."
+            f"There is no data set {data!r}{suggest(data, list_data(folder))}: give the path of a folder or zip of "
+            f"images with boxes (PASCAL VOC, COCO or YOLO), or the name of one in {folder}."
         )
     with opened(path) as (members, read):
         listing = read_boxes(members, read, path)

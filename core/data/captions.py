@@ -22,8 +22,8 @@ from torch import Tensor
 
 from zerokara.core.config import UserError, error_summary, suggest
 from zerokara.core.data.folders import opened
-from zerokara.core.data.pictures import SUFFIXES, decode_all
-from zerokara.core.data.sources import home, inside, locate
+from zerokara.core.data.image_files import SUFFIXES, decode_all
+from zerokara.core.data.sources import data_folder, find_data, list_data
 from zerokara.core.data.types import Progress
 
 Pairs = list[tuple[str, str]]  # (file name of an image, caption)
@@ -70,11 +70,11 @@ def load_captions(
     Raises:
         UserError: the data do not exist, have no captions, have captions of missing images, or are damaged.
     """
-    folder = home(data_dir)
-    path = locate(data, folder)
+    folder = data_folder(data_dir)
+    path = find_data(data, folder)
     if path is None:
         raise UserError(
-            f"There is no data set {data!r}{suggest(data, inside(folder))}: give the path of a folder or zip with "
+            f"There is no data set {data!r}{suggest(data, list_data(folder))}: give the path of a folder or zip with "
             f"images and captions.txt, or the name of one in {folder}."
         )
     with opened(path) as (everything, read):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ import numpy as np
 
 from zerokara.core.config import UserError, error_summary
 from zerokara.core.data import lsun
-from zerokara.core.data.pictures import MAX_BYTES, SUFFIXES, decode_all
+from zerokara.core.data.image_files import SUFFIXES, decode_all, read_file, read_member
 from zerokara.core.data.types import ImageSet, Progress, Split, image_set
 
 TRAIN, TESTS = "train", ("test", "val")  # the first existing folder contains the test images
@@ -71,7 +70,7 @@ def load_folders(
 def opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
     """Open a folder or zip; yields the paths inside (folders end with "/") and a function that reads a file."""
     if path.is_dir():
-        yield sorted(_walk(path)), lambda name: _read(path, name)
+        yield sorted(_walk(path)), lambda name: read_file(path / name)
         return
     try:
         archive = zipfile.ZipFile(path)
@@ -80,7 +79,7 @@ def opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
             f"{path} is not a valid zip archive ({error_summary(error)}): give a folder or zip of class folders."
         ) from None
     with archive:
-        yield sorted(archive.namelist()), lambda name: _unzip(archive, path, name)
+        yield sorted(archive.namelist()), lambda name: read_member(archive, name)
 
 
 def _walk(folder: Path) -> Iterator[str]:
@@ -95,33 +94,6 @@ def _walk(folder: Path) -> Iterator[str]:
         inside = Path(root).relative_to(folder)
         yield from ((inside / name).as_posix() + "/" for name in folders)
         yield from ((inside / name).as_posix() for name in files)
-
-
-def _read(folder: Path, name: str) -> bytes:
-    try:
-        if (size := (folder / name).stat().st_size) > MAX_BYTES:
-            raise UserError(_too_large(f"{name} in {folder}", size))
-        return (folder / name).read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"{folder / name} could not be read ({error_summary(error)}): make it readable, or remove it."
-        ) from None
-
-
-def _unzip(archive: zipfile.ZipFile, path: Path, name: str) -> bytes:
-    if (size := archive.getinfo(name).file_size) > MAX_BYTES:
-        raise UserError(_too_large(f"{name} in {path}", size))
-    try:
-        return archive.read(name)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
-        # RuntimeError: the file is encrypted; NotImplementedError: unsupported compression method.
-        raise UserError(
-            f"{name} in {path} cannot be unpacked ({error_summary(error)}): replace the archive with an undamaged copy."
-        ) from None
-
-
-def _too_large(name: str, size: int) -> str:
-    return f"{name} has {size / 2**20:,.0f} MiB, too large for an image: make it smaller, or remove it."
 
 
 def _splits(members: list[str], path: Path) -> tuple[dict[Split, Listing], str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from zerokara.core.config import UserError
-from zerokara.core.data.pictures import SUFFIXES
+from zerokara.core.data.image_files import SUFFIXES
 
 MaskSplit = Literal["train", "val", "test"]
 SPLITS: dict[str, MaskSplit] = {

@@ -20,9 +20,16 @@ from torch import Tensor
 
 from zerokara.core.config import UserError, suggest
 from zerokara.core.data.folders import opened
+from zerokara.core.data.image_files import (
+    allocate_images,
+    convert_channels,
+    decode,
+    decode_mask,
+    resize_and_crop,
+    resize_and_crop_mask,
+)
 from zerokara.core.data.mask_files import MaskSplit, Pair, list_pairs
-from zerokara.core.data.pictures import convert_channels, decode, decode_mask, fit, fit_mask, room
-from zerokara.core.data.sources import home, inside, locate
+from zerokara.core.data.sources import data_folder, find_data, list_data
 from zerokara.core.data.types import Progress
 
 UNLABELED = 255  # number of unlabeled pixels in all masks of a MaskSet, independent of the files
@@ -105,11 +112,11 @@ def load_masks(
             image or a number without a class; images have different sizes and `image_size` is None; there are fewer
             than two classes.
     """
-    folder = home(data_dir)
-    if (path := locate(data, folder)) is None:
+    folder = data_folder(data_dir)
+    if (path := find_data(data, folder)) is None:
         raise UserError(
-            f"There is no data set {data!r}{suggest(data, inside(folder))}: give the path of a folder or zip of images "
-            f"and masks, or the name of one in {folder}."
+            f"There is no data set {data!r}{suggest(data, list_data(folder))}: give the path of a folder or zip of "
+            f"images and masks, or the name of one in {folder}."
         )
     with ExitStack() as stack:
         members, read = stack.enter_context(opened(path))
@@ -176,10 +183,10 @@ def _read_all(
             )
         mask_HW = _numbered(mask_HW, name, classes, unlabeled)
         if image_size is not None:
-            image_HWC, mask_HW = fit(image_HWC, image_size), fit_mask(mask_HW, image_size)
+            image_HWC, mask_HW = resize_and_crop(image_HWC, image_size), resize_and_crop_mask(mask_HW, image_size)
         image_CHW = convert_channels(image_HWC, grayscale).transpose(2, 0, 1)
         if images_NCHW is None or masks_NHW is None:
-            images_NCHW = room(len(pairs), image_CHW.shape, where[0])
+            images_NCHW = allocate_images(len(pairs), image_CHW.shape, where[0])
             masks_NHW = np.empty((len(pairs), *mask_HW.shape), np.uint8)
         if image_CHW.shape != images_NCHW.shape[1:]:
             height, width = images_NCHW.shape[2:]

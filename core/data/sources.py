@@ -13,7 +13,7 @@ from zerokara.core.data import cifar, glyphs
 from zerokara.core.data.download import Remote, fetch
 from zerokara.core.data.folders import load_folders
 from zerokara.core.data.idx import has_idx, load_idx
-from zerokara.core.data.pictures import reshaped
+from zerokara.core.data.image_files import convert_image_set
 from zerokara.core.data.types import ImageSet, Progress, Split
 
 
@@ -56,24 +56,24 @@ def load(
         UserError: the set does not exist or is damaged, images have different sizes and `image_size` is None, or the
             download failed.
     """
-    folder = home(data_dir)
+    folder = data_folder(data_dir)
     if data in DATASETS:
         request = Request(data, split, folder, image_size, grayscale, download, progress)
-        return reshaped(DATASETS[data](request), image_size, grayscale)
-    if found := locate(data, folder):
+        return convert_image_set(DATASETS[data](request), image_size, grayscale)
+    if found := find_data(data, folder):
         return load_folders(found, split, image_size, grayscale, progress)
     raise UserError(
-        f"There is no data set {data!r}{suggest(data, [*DATASETS, *inside(folder)])}: give one of "
+        f"There is no data set {data!r}{suggest(data, [*DATASETS, *list_data(folder)])}: give one of "
         f"{', '.join(DATASETS)}, the path of a folder or zip of class folders, or the name of one in {folder}."
     )
 
 
-def home(data_dir: Path | None) -> Path:
+def data_folder(data_dir: Path | None) -> Path:
     """Return the folder of named data sets: `data_dir`, else $ZEROKARA_DATA, else ~/.cache/zerokara."""
     return data_dir or Path(os.environ.get("ZEROKARA_DATA") or Path.home() / ".cache" / "zerokara")
 
 
-def locate(data: str, folder: Path) -> Path | None:
+def find_data(data: str, folder: Path) -> Path | None:
     """Find a folder or archive by its name in `folder`, with or without .zip, or by its path; None if it is missing."""
     paths = [Path(data).expanduser()]
     if data and paths[0].name == data:  # a bare name
@@ -81,8 +81,8 @@ def locate(data: str, folder: Path) -> Path | None:
     return next((path for path in paths if path.exists()), None) if data else None
 
 
-def inside(folder: Path) -> list[str]:
-    """List the names that `locate` finds in a folder."""
+def list_data(folder: Path) -> list[str]:
+    """List the names that `find_data` finds in a folder."""
     return sorted({path.name.removesuffix(".zip") for path in folder.iterdir()}) if folder.is_dir() else []
 
 
@@ -185,7 +185,7 @@ def _load_cifar(request: Request) -> ImageSet:
             if path.is_file() or (path / "train").is_dir():
                 images = load_folders(path, request.split, None, None, request.progress)
                 title = cifar.LAYOUTS[request.name][0].title
-                return dataclasses.replace(images, source=f"a copy of {title} as picture files, {images.source}")
+                return dataclasses.replace(images, source=f"a copy of {title} as image files, {images.source}")
         remote = CIFAR_REMOTES[request.name]
         _get(request, [remote], own, cifar.LAYOUTS[request.name][0].title)
         found = cifar.LAYOUTS[request.name][0], own / remote.name

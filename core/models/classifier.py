@@ -1,4 +1,4 @@
-"""Image classifier: a backbone with a head.
+"""Image classifier: a backbone with a head; and the metadata of its model file.
 
 classifier = make_classifier("vgg16", channels=3, image_size=224, classes=1000)
 print(classifier.load_published(Path("vgg16-397923af.pth")))
@@ -9,6 +9,8 @@ Shapes: B batch, C channels, H, W pixels, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +21,7 @@ from zerokara.core.backbones.googlenet import GoogLeNetHead
 from zerokara.core.backbones.heads import PooledHead
 from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.config import UserError
+from zerokara.core.models.model_file import NormalizedMetadata
 from zerokara.core.models.weights import LoadReport, load_into, read_tensors
 
 Head = Literal["paper", "pooled"]
@@ -112,3 +115,32 @@ def make_classifier(
     else:
         classifier_head = PooledHead(network.out_channels, classes, dropout or 0.0)
     return Classifier(network, classifier_head, classes, output_dropout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierMetadata(NormalizedMetadata[Classifier]):
+    """Metadata of a classifier's model file: architecture, classes and input normalization."""
+
+    FORMAT = "zerokara-classifier-1"
+    NETWORK = "classifier"
+    PROGRAM = "vision.classify"
+
+    backbone: str
+    head: str
+    classes: tuple[str, ...]
+    channels: int
+    image_size: tuple[int, int]  # (H, W)
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the backbone: width, stem, ...
+    dropout: float | None = None
+
+    def build(self) -> Classifier:
+        """Create the network with randomly initialized weights."""
+        return make_classifier(
+            self.backbone,
+            self.channels,
+            self.image_size,
+            len(self.classes),
+            head="pooled" if self.head == "pooled" else "paper",
+            dropout=self.dropout,
+            **self.options,
+        )

@@ -1,7 +1,10 @@
 """Model files: weights in safetensors format, with the architecture and the preprocessing as metadata.
 
-classifier, metadata = load(Path("runs/classify-mnist/model.safetensors"))
-logits_BK = classifier(metadata.normalize(pixels_BCHW))
+    classifier, metadata = ClassifierMetadata.load(Path("runs/classify-mnist"))
+    logits_BK = classifier(metadata.normalize(pixels_BCHW))
+    metadata.save(Path("copy.safetensors"), classifier.state_dict())
+
+Each kind of network has a subclass of `Metadata`, whose fields are all that is needed to build the network.
 
 Shapes: B batch, C channels, H, W pixels, K classes.
 """
@@ -11,10 +14,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,96 +28,180 @@ from torch import Tensor, nn
 from zerokara.core.checkpoint import write_atomically
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, error_summary
-from zerokara.core.models.classifier import Classifier, make_classifier
+from zerokara.core.media import to_uint8
+from zerokara.core.run import Run
 
-FORMAT = "zerokara-classifier-1"
-MetadataT = TypeVar("MetadataT")
+MODEL_FILE = "model.safetensors"
+UNKNOWN = "?"  # first character of ancestors in a provenance that could not be found, before their path
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifierMetadata:
-    """Metadata of a classifier's model file: architecture, classes and input normalization."""
+class Metadata(ABC, Generic[NetworkT]):
+    """Base class of the metadata of a model file. The field names are keys of the file, so they do not change.
 
-    backbone: str
-    head: str
-    classes: tuple[str, ...]
-    channels: int
-    image_size: tuple[int, int]  # (H, W)
-    mean: tuple[float, ...]  # of each channel; pixels are 0 to 1
-    std: tuple[float, ...]
-    options: Mapping[str, Any] = field(default_factory=dict)  # of the backbone: width, stem, ...
-    dropout: float | None = None
+    A field that a file of an older release lacks gets its default.
+    """
+
+    FORMAT: ClassVar[str]  # identifier of the kind of network and of the version of its files
+    NETWORK: ClassVar[str]  # kind of network, for messages
+    PROGRAM: ClassVar[str]  # program that trains it
+    FILE: ClassVar[str] = MODEL_FILE  # name of the file in a run folder
+
     data: str = ""  # description of the training data
     command: str = ""  # command line that trained the network
     figures: Mapping[str, float] = field(default_factory=dict)  # metrics, such as test accuracy
+    origin: tuple[str, ...] = ()  # provenance of the weights, see `run_origin`
 
-    def build(self) -> Classifier:
+    @abstractmethod
+    def build(self) -> NetworkT:
         """Create the network with randomly initialized weights."""
-        return make_classifier(
-            self.backbone,
-            self.channels,
-            self.image_size,
-            len(self.classes),
-            head="pooled" if self.head == "pooled" else "paper",
-            dropout=self.dropout,
-            **self.options,
-        )
+
+    @staticmethod
+    def fill(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        """Load the weights of a file into the network, as float32.
+
+        Raises:
+            RuntimeError: they do not fit.
+        """
+        network.load_state_dict({name: x.float() if x.is_floating_point() else x for name, x in weights.items()})
+
+    def save(self, path: Path, weights: Mapping[str, Tensor], *, half: bool = False) -> None:
+        """Write weights and metadata to a file, atomically.
+
+        A file in a run folder gets the run as the origin of its weights, unless the metadata name an origin.
+
+        Args:
+            path: of the file.
+            weights: as `fill` loads them: by default the state dict of the network that `build` creates.
+            half: store float16, which halves the size; `load` returns float32.
+
+        Raises:
+            UserError: the file cannot be written (disk full, permissions); an existing file is unchanged.
+        """
+        if half:
+            weights = {name: x.half() if x.is_floating_point() else x for name, x in weights.items()}
+        fields = dataclasses.asdict(self)
+        fields["origin"] = fields["origin"] or run_origin(path.parent)
+        write(path, weights, fields, self.FORMAT)
+
+    @classmethod
+    def load(cls, path: Path) -> tuple[NetworkT, Self]:
+        """Load a network, in evaluation mode, float32 on the CPU, and its metadata, from a run folder or a model file.
+
+        Raises:
+            UserError: the file is missing or damaged, contains another kind of network, or has another version of the
+                format.
+        """
+        metadata, weights = cls.read(path)
+        network = metadata.build()
+        try:
+            cls.fill(network, weights)
+        except RuntimeError as error:
+            what = " ".join(str(error).split())
+            raise UserError(
+                f"The weights in {path} do not fit the network of its metadata ({what}): create the file again."
+            ) from None
+        return network.eval(), metadata
+
+    @classmethod
+    def read(cls, path: Path) -> tuple[Self, dict[str, Tensor]]:
+        """Read the metadata and the weights of a run folder or a model file.
+
+        Raises:
+            UserError: see `load`.
+        """
+        path = cls.find(path)
+        fields, weights = read(path, cls.FORMAT, cls.NETWORK, cls.PROGRAM)
+        return cls._parse(fields, path), weights
+
+    @classmethod
+    def read_metadata(cls, path: Path) -> Self | None:
+        """Read only the metadata of a run folder or a model file; None if there are none of this kind of network.
+
+        Raises:
+            UserError: the metadata is invalid.
+        """
+        path = path / cls.FILE if path.is_dir() else path
+        header = read_header(path)
+        return cls._parse(_fields(header, path), path) if header.get("format") == cls.FORMAT else None
+
+    @classmethod
+    def find(cls, path: Path) -> Path:
+        """Return the model file of a run folder, or the file itself.
+
+        Raises:
+            UserError: the folder contains no model file.
+        """
+        if not path.is_dir():
+            return path
+        if not (path / cls.FILE).is_file():
+            raise UserError(
+                f"{path} has no {cls.FILE} yet: give the folder of a run of {cls.PROGRAM} that has saved its weights."
+            )
+        return path / cls.FILE
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Self:
+        """Create from the fields in the file, where tuples are lists.
+
+        Raises:
+            TypeError, ValueError: the fields do not fit the class.
+        """
+        return cls(**lists_to_tuples(fields))
+
+    @classmethod
+    def _parse(cls, fields: Mapping[str, Any], path: Path) -> Self:
+        try:
+            return cls.from_fields(fields)
+        except (TypeError, ValueError) as error:
+            raise UserError(_invalid_metadata_message(path, error)) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormalizedMetadata(Metadata[NetworkT]):
+    """Base class of the metadata of a network with normalized inputs."""
+
+    mean: tuple[float, ...]  # of each channel over the training set; pixels are 0 to 1
+    std: tuple[float, ...]
 
     def normalize(self, images_BCHW: Tensor) -> Tensor:
         """Normalize images in [0, 1] to mean 0 and standard deviation 1 over the training set, per channel."""
-        shape = (1, -1, 1, 1)
-        mean = torch.tensor(self.mean, dtype=images_BCHW.dtype, device=images_BCHW.device).view(shape)
-        std = torch.tensor(self.std, dtype=images_BCHW.dtype, device=images_BCHW.device).view(shape)
+        mean, std = (
+            torch.tensor(values, dtype=images_BCHW.dtype, device=images_BCHW.device).view(1, -1, 1, 1)
+            for values in (self.mean, self.std)
+        )
         return (images_BCHW - mean) / std
 
+    def normalize_uint8(self, images_BCHW: Tensor) -> Tensor:
+        """Convert uint8 images to float32 and normalize them."""
+        return self.normalize(images_BCHW.float() * (1 / 255))
 
-def save(path: Path, weights: Mapping[str, Tensor], metadata: ClassifierMetadata, *, half: bool = False) -> None:
-    """Write weights and metadata to a file, atomically.
-
-    Args:
-        path: of the file.
-        weights: state dict of the network that `metadata.build` creates.
-        metadata: of the network.
-        half: store float16, which halves the size; `load` returns float32.
-
-    Raises:
-        UserError: the file cannot be written (disk full, permissions); an existing file is unchanged.
-    """
-    write(path, weights, dataclasses.asdict(metadata), FORMAT, half=half)
+    def to_uint8(self, x_BCHW: Tensor) -> Tensor:
+        """Convert normalized images on the CPU back to uint8; values outside of the range are clipped."""
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        return to_uint8(x_BCHW.float() * std + mean)
 
 
-def load(path: Path) -> tuple[Classifier, ClassifierMetadata]:
-    """Load a classifier, in evaluation mode, float32 on the CPU, and its metadata.
-
-    Raises:
-        UserError: the file is missing or damaged, was not written by zerokara, or has another version of the format.
-    """
-    fields, weights = read(path, FORMAT, "classifier")
-    metadata = parse_metadata(ClassifierMetadata, fields, path)
-    return fill(metadata.build(), weights, path), metadata
+def lists_to_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields with each list as a tuple: JSON has no tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
-def write(
-    path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, Any], file_format: str, *, half: bool = False
-) -> None:
-    """Write weights and metadata of any kind of network; see `save`.
+def write(path: Path, weights: Mapping[str, Tensor], fields: Mapping[str, Any], file_format: str) -> None:
+    """Write weights and metadata of any kind of network to a file, atomically.
 
     Args:
         path: of the file.
-        weights: state dict.
-        metadata: plain values.
+        weights: tensors by name.
+        fields: metadata as plain values.
         file_format: identifier of the kind and version, which `read` checks.
-        half: store float16.
 
     Raises:
-        UserError: see `save`.
+        UserError: see `Metadata.save`.
     """
-    tensors = {
-        name: Compute.to_host(tensor.half() if half and tensor.is_floating_point() else tensor).contiguous()
-        for name, tensor in weights.items()
-    }
-    content = to_bytes(tensors, {"format": file_format, "card": json.dumps(metadata)})
+    tensors = {name: Compute.to_host(tensor).contiguous() for name, tensor in weights.items()}
+    content = to_bytes(tensors, {"format": file_format, "card": json.dumps(fields)})
     try:
         write_atomically(path, lambda file: file.write(content))
     except OSError as error:
@@ -123,83 +211,62 @@ def write(
         ) from error
 
 
-def read(path: Path, file_format: str, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read(path: Path, file_format: str, network: str, program: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read the metadata and the weights of a file written by `write`.
 
     Args:
         path: of the file.
         file_format: expected identifier of the kind and version.
-        what: kind of network, for messages.
+        network: kind of network, for messages.
+        program: program that trains it, for messages.
 
     Raises:
-        UserError: see `load`.
+        UserError: see `Metadata.load`.
     """
     if not path.is_file():
-        raise UserError(f"There is no {path}: give a run folder, or a file written by zerokara (*.safetensors).")
-    header, weights = contents(path)
-    if header.get("format") != file_format:
-        raise UserError(
-            f"{path} is not a {what} of this version of zerokara: its format is {header.get('format')!r}, "
-            f"{file_format!r} was expected; published weights are read with --weights."
-        )
-    return _fields(header, path), weights
-
-
-def contents(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Read the metadata and the tensors of any safetensors file, on the CPU.
-
-    Raises:
-        UserError: the file is damaged or not a safetensors file.
-    """
+        raise UserError(f"There is no {path}: give the folder of a run of {program}, or a file that it wrote.")
     try:
         with safe_open(path, "pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            header = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path} cannot be read as safetensors ({error}): the file is damaged; copy it again or create it again."
         ) from None
+    if header.get("format") != file_format:
+        raise UserError(
+            f"{path} is not a {network} of this version of zerokara: its format is {header.get('format')!r}, "
+            f"{file_format!r} was expected; give the folder of a run of {program}, or a file that it wrote. Published "
+            f"weights are read by the programs that train, with --weights or --pretrained-backbone."
+        )
+    return _fields(header, path), weights
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """Read the header of a safetensors file; {} if it has none or is another or a damaged file."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return {}
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}  # reading the weights raises the error
+
+
+def read_raw_metadata(path: Path) -> dict[str, Any]:
+    """Read the metadata of a model file of any kind of network; {} for other files and invalid metadata."""
+    try:
+        return dict(json.loads(read_header(path).get("card", "{}")))
+    except (TypeError, ValueError):
+        return {}
 
 
 def _fields(header: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """Parse the metadata in the header of a file; their key is "card"."""
     try:
         return dict(json.loads(header["card"]))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(_invalid_metadata_message(path, error)) from None
-
-
-def parse_metadata(kind: type[MetadataT], fields: Mapping[str, Any], path: Path) -> MetadataT:
-    """Create a metadata object from JSON fields; lists become tuples.
-
-    Args:
-        kind: dataclass of the metadata.
-        fields: values by field name.
-        path: of the file, for messages.
-
-    Raises:
-        UserError: the fields do not fit the dataclass.
-    """
-    try:
-        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
-    except (TypeError, ValueError) as error:
-        raise UserError(_invalid_metadata_message(path, error)) from None
-
-
-def fill(network: NetworkT, weights: Mapping[str, Tensor], path: Path) -> NetworkT:
-    """Load weights into a network as float32, and switch it to evaluation mode.
-
-    Raises:
-        UserError: the weights do not fit the network.
-    """
-    try:
-        network.load_state_dict(
-            {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
-        )
-    except RuntimeError as error:
-        what = " ".join(str(error).split())
-        raise UserError(
-            f"The weights in {path} do not fit the network of its metadata ({what}): create the file again."
-        ) from None
-    return network.eval()
 
 
 def _invalid_metadata_message(path: Path, error: Exception) -> str:
@@ -209,23 +276,29 @@ def _invalid_metadata_message(path: Path, error: Exception) -> str:
     )
 
 
-def read_metadata(path: Path) -> ClassifierMetadata | None:
-    """Read the metadata of a classifier's model file, or of the model in a run folder; None for any other file.
-
-    Raises:
-        UserError: the metadata is invalid.
-    """
-    path = path / "model.safetensors" if path.is_dir() else path
-    if path.suffix != ".safetensors" or not path.is_file():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-    except (SafetensorError, OSError):
-        return None  # reading the weights raises the error
-    return parse_metadata(ClassifierMetadata, _fields(header, path), path) if header.get("format") == FORMAT else None
-
-
 def fingerprint(path: Path) -> str:
     """Return the first 16 hexadecimal digits of the file's SHA-256, which is stored with scores."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def run_origin(folder: Path) -> list[str]:
+    """Return the provenance of the weights that a run trains, for the metadata of its files; [] without a run.
+
+    It is a list of marks, see core/zoo/provenance.py.
+    """
+    try:
+        content = Run.read_config(folder)
+    except UserError:
+        return []
+    backbone = content["config"].get("pretrained_backbone")
+    return [run_mark(content), *content["extra"].get("origin", [UNKNOWN + backbone] if backbone else [])]
+
+
+def run_mark(content: Mapping[str, Any]) -> str:
+    """Return the mark of a run: a hash of the entries of its config.json that never change, also if it is moved."""
+    return mark(json.dumps([content.get(key) for key in ("kind", "created", "command", "machine")], sort_keys=True))
+
+
+def mark(text: str) -> str:
+    """Return a hash of 12 hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -16,8 +16,7 @@ from rich.table import Table
 
 from zerokara.core.command_line import parse
 from zerokara.core.config import run_main
-from zerokara.core.models import model_file
-from zerokara.core.programs import program_command
+from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.core.zoo import registry
 
 
@@ -32,7 +31,7 @@ def table(files: Mapping[str, Path]) -> Table:
     for heading in ("name", "backbone", "images", "classes", "parameters", "kB", "metrics", "trained by"):
         found.add_column(heading, overflow="fold", justify="right" if heading in ("parameters", "kB") else "left")
     for name, path in files.items():
-        classifier, metadata = model_file.load(path)
+        classifier, metadata = ClassifierMetadata.load(path)
         height, width = metadata.image_size
         shown = (
             metadata.classes
@@ -57,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parse(Options, {}, argv, __doc__ or "")
     files = registry.files()
     if not files:
-        print(f"The zoo is empty: add a network with {program_command('vision.keep')} runs/<name> <name in the zoo>")
+        print("The zoo is empty: add a network with python -m scripts.add_to_zoo runs/<name> <name in the zoo>")
         return
     Console(width=None if sys.stdout.isatty() else 160).print(table(files))
 

@@ -3,95 +3,43 @@
     provenance.record(run, config.pretrained_backbone)                     # when a run loads a backbone
     origin = provenance.initial_provenance(run.extra, config.pretrained_backbone)  # when the run is evaluated
 
-Weights are identified by hashes: one of the run that trained them, which does not change during training, and one of
-every matrix in its files, which does not change when the files are copied or rounded to float16. The hashes of
-everything that the weights were in turn initialized from are included.
+The provenance of weights is a list of marks: first their own one, then those of everything that they were initialized
+from, directly or indirectly. Weights have the mark of the run that trained them (`core.models.model_file.run_mark`). It
+is found in the run folder, and in the metadata of the run's model files, which copied and rounded files have as well.
+Files without it, of older releases and other programs, have a hash of the command in their metadata or of the file.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
-from zerokara.core.models import model_file
+from zerokara.core.models.model_file import MODEL_FILE, UNKNOWN, fingerprint, mark, read_raw_metadata, run_mark
 from zerokara.core.models.weights import read_tensors
 from zerokara.core.run import Run
 from zerokara.core.zoo.registry import find_weights
 
-DIGITS = 12  # hexadecimal digits of a hash
-FLAGS = ("--pretrained-backbone", "--init-backbone")  # the second one was its name in zerokara 0.1
 
-
-@dataclass(frozen=True)
-class Provenance:
-    """Identity and ancestors of weights.
-
-    Attributes:
-        source: folder or file, as the user gave it.
-        own: hashes of the run and of its matrices.
-        ancestors: hashes of all weights that these were initialized from, directly or indirectly.
-        unknown: ancestors that cannot be found or read.
-    """
-
-    source: str
-    own: frozenset[str] = frozenset()
-    ancestors: frozenset[str] = frozenset()
-    unknown: tuple[str, ...] = ()
-
-    @property
-    def all(self) -> frozenset[str]:
-        """Own hashes and those of the ancestors."""
-        return self.own | self.ancestors
-
-    def to_dict(self) -> dict[str, Any]:
-        """Convert to plain values, for config.json."""
-        return {
-            "source": self.source,
-            "own": " ".join(sorted(self.own)),
-            "ancestors": " ".join(sorted(self.ancestors)),
-            "unknown": list(self.unknown),
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Provenance:
-        """Create from the values of `to_dict`."""
-        own, ancestors = (frozenset(values[name].split()) for name in ("own", "ancestors"))
-        return cls(values["source"], own, ancestors, tuple(values["unknown"]))
-
-
-def trace(path: Path) -> Provenance:
-    """Determine the provenance of the weights in a run folder (all of its files of weights) or in a file.
+def trace(path: Path) -> list[str]:
+    """Determine the provenance of the weights in a run folder or in a file.
 
     Raises:
-        UserError: the path does not exist, or the file is damaged.
+        UserError: the path does not exist, or a file outside of a run folder is damaged.
     """
     folder = path if path.is_dir() else path.parent
-    content = _read_run(folder)
-    if content is None:
-        return _trace_file(path)
-    own = {_run_hash(content)}
-    for file in _files(folder, path):
-        try:
-            own.update(_matrix_hashes(read_tensors(file)))
-        except UserError:
-            if file == path:
-                raise  # other files in the folder may be incomplete or may not contain weights
+    try:
+        content = Run.read_config(folder)
+    except UserError:  # no run, or one of another program
+        files = (path, folder / MODEL_FILE, folder / "checkpoint-0.pt")
+        return _trace_file(next((file for file in files if file.is_file()), path))
     settings = content["config"]  # of any kind of run, so an old name is not translated
-    began = initial_provenance(
-        content["extra"], str(settings.get("pretrained_backbone") or settings.get("init_backbone") or "")
-    )
-    if began is None:
-        return Provenance(str(path), frozenset(own))
-    return Provenance(str(path), frozenset(own), began.all, began.unknown)
+    backbone = str(settings.get("pretrained_backbone") or settings.get("init_backbone") or "")
+    model = read_raw_metadata(folder / MODEL_FILE)  # copies of a model file of an older release have only its command
+    copies = [] if model.get("origin") or not model.get("command") else [mark(model["command"])]
+    return [run_mark(content), *initial_provenance(content["extra"], backbone), *copies]
 
 
 def record(run: Run, pretrained_backbone: str) -> None:
@@ -101,84 +49,41 @@ def record(run: Run, pretrained_backbone: str) -> None:
         UserError: see `trace`.
     """
     if pretrained_backbone:
-        run.save_extra(eye=trace(find_weights(pretrained_backbone)).to_dict() if run.world.is_main else {})
+        run.save_extra(origin=trace(find_weights(pretrained_backbone)) if run.world.is_main else [])
 
 
-def initial_provenance(extra: Mapping[str, Any], pretrained_backbone: str) -> Provenance | None:
-    """Return the provenance of a run's pretrained backbone; None if the run did not use one.
+def initial_provenance(extra: Mapping[str, Any], pretrained_backbone: str) -> list[str]:
+    """Return the provenance of a run's pretrained backbone; [] if the run did not use one.
 
     Args:
-        extra: the entry `extra` of its config.json. Runs of older versions did not save the provenance; for these it is
-            determined from `pretrained_backbone`.
+        extra: the entry `extra` of its config.json. For runs of older releases, which saved no provenance or hashes of
+            matrices as "eye", it is determined from the path of the backbone.
         pretrained_backbone: the run's --pretrained-backbone; "" if there is none.
     """
-    if "eye" in extra:
-        return Provenance.from_dict(extra["eye"])
-    if not pretrained_backbone:
-        return None
+    if "origin" in extra:
+        return list(extra["origin"])
+    older = extra.get("eye", {"source": pretrained_backbone, "own": "", "ancestors": "", "unknown": []})
+    marks = [*f"{older['own']} {older['ancestors']}".split(), *(UNKNOWN + path for path in older["unknown"])]
     try:
-        return trace(find_weights(pretrained_backbone))
+        return marks + (trace(find_weights(older["source"])) if older["source"] else [])
     except (UserError, RecursionError):
-        return Provenance(pretrained_backbone, unknown=(pretrained_backbone,))
+        return marks or [UNKNOWN + older["source"]]
 
 
-def _read_run(folder: Path) -> dict[str, Any] | None:
-    if not (folder / "config.json").is_file():
-        return None
-    try:
-        return Run.read_config(folder)
-    except UserError:
-        return None  # written by another program
+def unknown_ancestors(provenance: list[str]) -> list[str]:
+    """Return the paths of ancestors that could not be found or read."""
+    return [entry.removeprefix(UNKNOWN) for entry in provenance if entry.startswith(UNKNOWN)]
 
 
-def _run_hash(content: Mapping[str, Any]) -> str:
-    """Hash the entries of a run's config.json that never change, also if the folder is moved."""
-    constants = [content.get(key) for key in ("kind", "created", "command", "machine")]
-    return _digest(json.dumps(constants, sort_keys=True).encode())
-
-
-def _files(folder: Path, path: Path) -> Iterator[Path]:
-    """List the run's files of weights. Checkpoints of other ranks are left out, as they contain the same networks."""
-    for file in sorted({*folder.glob("*.safetensors"), *folder.glob("*.pt"), *({path} if path.is_file() else ())}):
-        if not file.name.startswith("checkpoint-") or file.name == "checkpoint-0.pt" or file == path:
-            yield file
-
-
-def _trace_file(path: Path) -> Provenance:
+def _trace_file(path: Path) -> list[str]:
     """Determine the provenance of weights outside of a run folder: a copy, a network of the zoo, or a foreign file."""
-    if path.is_dir():
-        for name in ("model.safetensors", "checkpoint-0.pt"):
-            if (path / name).is_file():
-                return _trace_file(path / name)
-    tensors = read_tensors(path)
-    metadata = None
-    with contextlib.suppress(UserError):  # ignore invalid metadata
-        metadata = model_file.read_metadata(path)
-    unknown: tuple[str, ...] = ()
-    command = "" if metadata is None else metadata.command
-    for name in FLAGS:
-        command = command.replace(f"{name}=", f"{name} ")
-    words = command.split()
-    if flag := next((name for name in FLAGS if name in words), None):
-        unknown = tuple(words[words.index(flag) + 1 :][:1])
-    elif any(name.startswith("rng.") for name in tensors):  # a checkpoint that was copied out of its run folder
-        unknown = (f"the run of the checkpoint {path}",)
-    return Provenance(str(path), frozenset(_matrix_hashes(tensors)), unknown=unknown)
-
-
-def _matrix_hashes(tensors: Mapping[str, Tensor]) -> Iterable[str]:
-    """Hash each matrix or kernel, rounded to float16 as in the files of the zoo.
-
-    Vectors and constant matrices are skipped, because two networks may share them at initialization (biases, gains).
-    Optimizer states are skipped too.
-    """
-    for name, tensor in tensors.items():
-        if tensor.ndim < 2 or not tensor.is_floating_point() or "optimizer" in name or not tensor.numel():
-            continue
-        half = Compute.to_host(tensor).half().contiguous()
-        if half.min() < half.max():
-            yield _digest(str(tuple(half.shape)).encode() + half.numpy().tobytes())
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:DIGITS]
+    metadata = read_raw_metadata(path)
+    if metadata.get("origin"):
+        return list(metadata["origin"])
+    tensors, command = read_tensors(path), str(metadata.get("command", ""))
+    own = mark(command) if command else fingerprint(path)
+    if backbone := re.search(r"--(?:pretrained|init)-backbone[ =](\S+)", command):  # older releases: --init-backbone
+        return [own, UNKNOWN + backbone[1]]
+    if any(name.startswith("rng.") for name in tensors):  # a checkpoint that was copied out of its run folder
+        return [own, f"{UNKNOWN}the run of the checkpoint {path}"]
+    return [own]

@@ -3,7 +3,7 @@
     classifier, metadata = load("digits")
 
 The metadata of a file has the classes, the input normalization, the command that trained the network, and its metrics.
-`python -m core.zoo` lists the networks; `python -m vision.keep` adds one.
+`python -m core.zoo` lists the networks; `python -m scripts.add_to_zoo` adds one.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from zerokara.core.config import UserError, suggest
-from zerokara.core.models import model_file
-from zerokara.core.models.classifier import Classifier
-from zerokara.core.models.model_file import ClassifierMetadata
+from zerokara.core.models.classifier import Classifier, ClassifierMetadata
 
 FOLDER = Path(__file__).resolve().parent
 MAX_BYTES = 5_000_000
@@ -35,7 +33,7 @@ def load(name: str) -> tuple[Classifier, ClassifierMetadata]:
     """
     if name not in files():
         raise UserError(f"The zoo has no network {name!r}{suggest(name, files())}: choose one of {_known()}.")
-    return model_file.load(files()[name])
+    return ClassifierMetadata.load(files()[name])
 
 
 def find_file(word: str) -> Path:
@@ -45,15 +43,8 @@ def find_file(word: str) -> Path:
         UserError: none of these exists, or the run has not saved a model yet.
     """
     path = Path(word).expanduser()
-    if path.is_dir():
-        if not (path / "model.safetensors").is_file():
-            raise UserError(
-                f"{path} has no model.safetensors: give the folder of a vision.classify run that has finished at least "
-                f"one epoch."
-            )
-        return path / "model.safetensors"
-    if path.is_file():
-        return path
+    if path.exists():
+        return ClassifierMetadata.find(path)
     if word in files():
         return files()[word]
     raise UserError(
@@ -70,6 +61,11 @@ def find_weights(word: str) -> Path:
     """
     path = Path(word).expanduser()
     return path if path.exists() else find_file(word)
+
+
+def lacks_metadata(path: Path) -> bool:
+    """Return True if these weights of a run have no description of their network (agents, GANs, .pt files)."""
+    return (path.is_dir() and not (path / ClassifierMetadata.FILE).is_file()) or path.suffix in (".pt", ".pth")
 
 
 def _known() -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from zerokara.core.compute import Precision, Switch
@@ -223,19 +222,15 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def default_name(config: Config) -> str:
-    """Return the default run name: dcgan-mnist-fast-1 for --data mnist, preset fast, seed 1."""
-    source = Path(config.data.replace(":", "-")).stem.replace(" ", "_")
-    return f"{KIND}-{source}-{config.preset}-{config.seed}"
-
-
 def read_config(argv: Sequence[str] | None = None, description: str = "") -> Config:
     """Read the config from the command line; with --resume, from the run's folder.
 
     Raises:
         UserError: as in `core.run_config.configure`; --rollback without --resume.
     """
-    config = configure(Config, PRESETS, argv, description, kind=KIND, default_name=default_name, changeable=CHANGEABLE)
+    config = configure(
+        Config, PRESETS, argv, description, kind=KIND, name_fields=("data", "preset", "seed"), changeable=CHANGEABLE
+    )
     if config.rollback and not config.resume:
         raise UserError("--rollback needs an existing run: add --resume and its --name.")
     return config

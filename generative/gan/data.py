@@ -23,7 +23,15 @@ from PIL import Image
 from zerokara.core import data
 from zerokara.core.config import UserError
 from zerokara.core.data import DATASETS, ImageSet, Progress, Split, hold_out, lsun
-from zerokara.core.data.pictures import MAX_BYTES, SUFFIXES, convert_channels, decode, fit, reshaped
+from zerokara.core.data.image_files import (
+    SUFFIXES,
+    convert_channels,
+    convert_image_set,
+    decode,
+    read_file,
+    read_member,
+    resize_and_crop,
+)
 from zerokara.core.data.types import image_set
 from zerokara.envs.frames import record
 from zerokara.generative.gan.config import Config
@@ -119,13 +127,13 @@ def load_split(config: Config, split: Split, progress: Progress | None = None) -
         return _frames(config, split, number, progress), []
     if config.data in DATASETS:
         images = data.load(config.data, split, data_dir=folder, progress=progress)
-        return reshaped(images, size, config.grayscale), []
+        return convert_image_set(images, size, config.grayscale), []
     path = Path(config.data).expanduser()
     if not path.exists():
         images = data.load(
             config.data, split, data_dir=folder, image_size=None, grayscale=config.grayscale, progress=progress
         )
-        return reshaped(images, size, config.grayscale), []
+        return convert_image_set(images, size, config.grayscale), []
     return _audited(path, split, size, config.grayscale, progress)
 
 
@@ -150,7 +158,7 @@ def _frames(
     )
     source = f"frames of {id} ({part}), {config.frame_stack} per image, random policy"
     images = image_set(images_NCHW, np.zeros(number, np.int64), (id,), source)
-    return images if config.frame_stack > 1 else reshaped(images, size, None)
+    return images if config.frame_stack > 1 else convert_image_set(images, size, None)
 
 
 @dataclass
@@ -192,7 +200,7 @@ def _audited(
                 audit.broken.append(str(error))
                 continue
             if size is not None:
-                image_HWC = fit(image_HWC, size)
+                image_HWC = resize_and_crop(image_HWC, size)
             elif max(image_HWC.shape[:2]) > MAX_SIDE:  # unresized photographs could fill the memory
                 height, width = image_HWC.shape[:2]
                 raise UserError(
@@ -251,7 +259,7 @@ def _opened(path: Path, split: Split) -> Iterator[Iterator[Member]]:
         yield _lsun(databases, split)
     elif path.is_dir():
         names = (p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
-        yield ((name, label, lambda n=name: _read(path / n)) for name, label in _split(names, split))  # type: ignore[misc]
+        yield ((name, label, lambda n=name: read_file(path / n)) for name, label in _split(names, split))  # type: ignore[misc]
     else:
         try:
             archive = zipfile.ZipFile(path)
@@ -260,7 +268,7 @@ def _opened(path: Path, split: Split) -> Iterator[Iterator[Member]]:
         with archive:
             names = (info.filename for info in archive.infolist() if not info.is_dir())
             yield (
-                (name, label, lambda n=name: _unzip(archive, n))  # type: ignore[misc]
+                (name, label, lambda n=name: read_member(archive, n))  # type: ignore[misc]
                 for name, label in _split(names, split)
             )
 
@@ -308,28 +316,3 @@ def _lsun(databases: dict[str, dict[Split, Path]], split: Split) -> Iterator[Mem
             for index, key in enumerate(keys):
                 if "test" in splits or (index % TEST_EVERY == 0) == (split == "test"):
                     yield key, category, lambda k=key: read(k)  # type: ignore[misc]
-
-
-def _read(path: Path) -> bytes:
-    """Read an image file of at most `MAX_BYTES`."""
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(
-                f"{path} has {path.stat().st_size / 2**20:,.0f} MiB, and images may have {MAX_BYTES / 2**20:,.0f}."
-            )
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}).") from None
-
-
-def _unzip(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Read an image of at most `MAX_BYTES` from a zip file."""
-    if archive.getinfo(name).file_size > MAX_BYTES:
-        raise UserError(
-            f"{name} has {archive.getinfo(name).file_size / 2**20:,.0f} MiB, and images may have "
-            f"{MAX_BYTES / 2**20:,.0f}."
-        )
-    try:
-        return archive.read(name)
-    except Exception as error:  # noqa: BLE001  (zlib, zipfile and codecs raise many types for damaged archives)
-        raise UserError(f"{name} cannot be unpacked ({error}).") from None

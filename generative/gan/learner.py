@@ -18,7 +18,7 @@ from zerokara.core.backbones.registry import option_names
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, flag
 from zerokara.core.distributed import World
-from zerokara.core.divergence import is_finite, pop_means
+from zerokara.core.divergence import has_finite_weights, pop_means
 from zerokara.core.ema import Ema
 from zerokara.generative.gan.config import Config
 from zerokara.generative.gan.diffaugment import augment
@@ -175,10 +175,10 @@ class Learner:
             **pop_means(self._norms, ("train/g_grad_norm", "train/d_grad_norm")),
         }
 
-    def is_finite(self) -> bool:
+    def has_finite_weights(self) -> bool:
         """Return True if all weights, the averaged ones included, are finite. Synchronizes with the device."""
         averaged = [] if self.ema is None else [self.ema.module]
-        return is_finite(self.generator, self.discriminator, *averaged)
+        return has_finite_weights(self.generator, self.discriminator, *averaged)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a checkpoint needs, as tensors and plain values."""

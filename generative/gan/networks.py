@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from zerokara.core.backbones.dcgan import halvings, layout
-from zerokara.core.backbones.r3 import Block, init, resampled, stage_channels
+from zerokara.core.backbones.r3 import Block, init, resize_bilinear, stage_channels
 from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.backbones.small_maps import Double
 from zerokara.core.config import UserError
@@ -168,7 +168,7 @@ class R3Generator(LatentGenerator):
         scale_BC = self.project(self.with_labels(z_BZ, label_B))
         x: Tensor = self.blocks[0](self.basis * scale_BC[:, :, None, None])
         for block, narrow, size in zip(self.blocks[1:], self.narrow, self.sizes[1:], strict=True):
-            x = block(resampled(narrow(x), size))
+            x = block(resize_bilinear(narrow(x), size))
         image_BCHW: Tensor = self.paint(x).tanh()
         return image_BCHW
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from zerokara.core.media import grid
-from zerokara.core.report import figure_pixels, plain_ticks
+from zerokara.core.report import figure_pixels, new_figure, plain_ticks
 
 VIDEO_FPS = 10.0
 CURVES = {
@@ -55,8 +55,6 @@ def video_frames(frames: Sequence[Path], seconds: float = 12.0, hold_s: float = 
 
 def draw_curves(metrics: Path) -> np.ndarray | None:
     """Plot losses, accuracies and evaluation metrics over updates as RGB pixels. None if nothing is logged yet."""
-    from matplotlib.figure import Figure
-
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()] if metrics.exists() else []
     series = {
         name: [(line["step"], line[name]) for line in lines if line.get(name) is not None]
@@ -65,13 +63,12 @@ def draw_curves(metrics: Path) -> np.ndarray | None:
     }
     if not any(series.values()):
         return None
-    figure = Figure(figsize=(9, 6), dpi=100, layout="constrained")
-    for axes, (title, names) in zip(figure.subplots(2, 2).flat, CURVES.items(), strict=True):
+    figure, all_axes = new_figure(2, 2, width=4.5, height=3.0)
+    for axes, (title, names) in zip(all_axes, CURVES.items(), strict=True):
         for name in names:
             if series[name]:
                 axes.plot(*zip(*series[name], strict=True), label=name.split("/")[1])
         axes.set(title=title, xlabel="updates")
-        axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(fontsize=8)
             if title == "Fréchet distance":

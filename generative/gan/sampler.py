@@ -10,19 +10,15 @@ Shapes: N images, Z latent dimension, C channels, H, W pixels.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from zerokara.core.checkpoint import write_atomically
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, from_dict, to_dict
+from zerokara.core.models import model_file
 from zerokara.core.run import Run
 from zerokara.generative.gan.config import KIND, Config
 from zerokara.generative.gan.learner import draw_latents, make_generator
@@ -91,18 +87,16 @@ class Sampler:
         """Write weights and metadata to one file, atomically.
 
         Raises:
-            OSError: it could not be written; an existing file is unchanged.
+            UserError: it could not be written; an existing file is unchanged.
         """
-        weights = {name: Compute.to_host(tensor).contiguous() for name, tensor in self.generator.state_dict().items()}
-        metadata = {
+        fields = {
             "config": to_dict(self.config),
             "shape": self.shape,
             "class_names": self.class_names,
             "update": self.update,
             "scores": self.scores,
         }
-        content = to_bytes(weights, {"format": FORMAT, "card": json.dumps(metadata)})
-        write_atomically(path, lambda file: file.write(content))
+        model_file.write(path, self.generator.state_dict(), fields, FORMAT)
 
     @classmethod
     def load(cls, folder: Path, which: str = "best", *, device: str = "cpu", threads: int = 0) -> Sampler:
@@ -130,7 +124,7 @@ class Sampler:
         Raises:
             UserError: no such file or device, or a damaged file.
         """
-        weights, metadata = _read(path)
+        metadata, weights = model_file.read(path, FORMAT, "generator", "generative.dcgan")
         try:
             config = from_dict(Config, metadata["config"], str(path))
             shape, names = tuple(metadata["shape"]), tuple(metadata["class_names"])
@@ -141,16 +135,3 @@ class Sampler:
         compute = Compute.choose(device=device, precision="float32", compile="off", threads=threads, train_step=None)
         generator = compute.module(generator.eval().requires_grad_(False))
         return cls(generator, config, shape, names, compute, metadata["update"], metadata["scores"])
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read weights and metadata of a safetensors file."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read as safetensors ({error}): create it again.") from None
-    if header.get("format") != FORMAT:
-        raise UserError(f"{path} is not a generator of this version of zerokara: give the folder of a run of dcgan.")
-    return weights, json.loads(header["card"])

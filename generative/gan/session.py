@@ -8,7 +8,6 @@ Shapes: N images, B batch, Z latent dimension, C channels, H, W pixels.
 from __future__ import annotations
 
 import contextlib
-import time
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from zerokara.core.config import UserError, to_dict
 from zerokara.core.media import write_png
 from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.run import Run
-from zerokara.core.stopwatch import Stopwatch
+from zerokara.core.stopwatch import LogInterval, Stopwatch
 from zerokara.core.zoo import provenance
 from zerokara.core.zoo import registry as zoo
 from zerokara.generative.gan.collapse_monitor import CollapseMonitor
@@ -45,7 +44,7 @@ class Session:
         self.scores: dict[str, float] = {}  # of the last evaluation
         self.rollbacks = 0
         self.clock = Stopwatch()
-        self.latest = run.path(f"checkpoint-{self.world.rank}.pt")
+        self.latest = run.checkpoint_path
         self._order = (-1, torch.empty(0))  # epoch, and its order of the images
         if not self.world.any(self.latest.exists(), self.compute.torch_device):
             provenance.record(run, self.config.pretrained_backbone)
@@ -140,7 +139,7 @@ class Session:
         Raises:
             UserError: they contain NaN or Inf.
         """
-        if not self.learner.is_finite():
+        if not self.learner.has_finite_weights():
             raise self.divergence_error("the weights contain NaN or Inf")
 
     def divergence_error(self, reason: str) -> UserError:
@@ -152,8 +151,8 @@ class Session:
         )
 
     def start_interval(self) -> None:
-        """Start a log interval: record update and time, to measure its speed."""
-        self.interval_update, self.interval_start = self.update, time.perf_counter()
+        """Start the interval that the next log entry covers."""
+        self.interval = LogInterval(self.update)
 
     def log_metrics(self) -> None:
         """Log the metrics of an interval, show progress, warn if the discriminator is perfect; start the next one.
@@ -161,10 +160,9 @@ class Session:
         Raises:
             UserError: a loss is NaN or Inf.
         """
-        images = (self.update - self.interval_update) * self.config.batch_size
         scalars: dict[str, Any] = {name: float(value) for name, value in self.learner.read_metrics().items()}
         scalars |= {
-            "speed/images_per_s": images / (time.perf_counter() - self.interval_start),
+            "speed/images_per_s": self.interval.per_second(self.update) * self.config.batch_size,
             "speed/hours": self.clock(),
         }
         self.run.log(self.update, scalars)
@@ -211,7 +209,7 @@ class Session:
         if len(frames) > 1:
             self.run.video("film", self.update, video_frames(frames), VIDEO_FPS)
         if self.scores:
-            self.run.hparams(to_dict(self.config), {f"hparam/{name}": value for name, value in self.scores.items()})
+            self.run.hparams(to_dict(self.config), [f"eval/{name}" for name in self.scores])
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a checkpoint needs, as tensors and plain values."""

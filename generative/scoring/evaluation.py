@@ -24,7 +24,9 @@ def print_protocol(session: Session, evaluator: Evaluator) -> None:
 
 
 def evaluate(session: Session, evaluator: Evaluator) -> None:
-    """Evaluate the generator, save it (also as the best if it is), log images and curves, and warn of mode collapse.
+    """Evaluate the generator, save its weights, log images and curves, and warn of mode collapse.
+
+    If it is the best generator so far, a checkpoint of the whole run is saved, too.
 
     Raises:
         UserError: the weights contain NaN or Inf.
@@ -50,7 +52,6 @@ def evaluate(session: Session, evaluator: Evaluator) -> None:
         session.best = {"update": update, "score": scores[name]}
         sampler.save(run.path(weights_file("best")))
         run.save(run.path(BEST), session.state_dict())
-    session.save()
     z_NZ = preview_latents(session.config)
     samples = sampler.generate(z_NZ, sampler.labels(len(z_NZ)))
     run.image("samples", update, image_grid(samples))

@@ -23,9 +23,8 @@ from torch import Tensor, nn
 from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.config import UserError
 from zerokara.core.models import model_file
-from zerokara.core.models.model_file import ClassifierMetadata
+from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.core.zoo import provenance
-from zerokara.core.zoo.provenance import Provenance
 from zerokara.core.zoo.registry import files as zoo_files
 from zerokara.core.zoo.registry import find_file
 from zerokara.generative.gan.config import Config
@@ -72,8 +71,8 @@ class FeatureExtractor:
         Raises:
             UserError: no such classifier, a damaged one, or one without a linear layer.
         """
-        file = path / "model.safetensors" if path.is_dir() else path
-        classifier, metadata = model_file.load(file)
+        file = ClassifierMetadata.find(path)
+        classifier, metadata = ClassifierMetadata.load(file)
         linears = [module for module in classifier.modules() if isinstance(module, nn.Linear)]
         if not linears:
             raise UserError(f"The classifier in {path} has no linear layer, whose inputs are the features.")
@@ -110,15 +109,15 @@ class FeatureExtractor:
         path = find_file(name)
         extractor = cls.load(path)
         origin = provenance.initial_provenance(extra, config.pretrained_backbone)
-        if origin is not None:
+        if origin:
             classifier = provenance.trace(path)
-            if classifier.own & origin.all:
+            if classifier[0] in origin:
                 raise UserError(
                     f"--classifier {path} has the weights that the discriminator's backbone was initialized from, or "
                     f"those it was trained from, so its score would be biased: choose another classifier, or remove "
                     f"--pretrained-backbone."
                 )
-            extractor.bias_warning = bias_warning(classifier, origin)
+            extractor.bias_warning = bias_warning(str(path), classifier, origin)
         return extractor
 
     @functools.cached_property
@@ -165,16 +164,22 @@ class FeatureExtractor:
         return scores | class_scores(fake)
 
 
-def bias_warning(classifier: Provenance, origin: Provenance) -> str:
-    """Return a warning if classifier and pretrained backbone may share their origin, else an empty string."""
-    if origin.unknown:
+def bias_warning(path: str, classifier: list[str], origin: list[str]) -> str:
+    """Return a warning if a classifier and a pretrained backbone may be related, else an empty string.
+
+    Args:
+        path: of the classifier.
+        classifier: provenance of the classifier.
+        origin: provenance of the backbone.
+    """
+    if unknown := provenance.unknown_ancestors(origin):
         return (
-            f"The discriminator's backbone was initialized from {' and '.join(origin.unknown)}, which no "
-            f"longer exists here: if {classifier.source} is that, or was trained from it, its score is biased."
+            f"The discriminator's backbone was initialized from {' and '.join(unknown)}, which no "
+            f"longer exists here: if {path} is that, or was trained from it, its score is biased."
         )
-    if classifier.ancestors & origin.all:
+    if set(classifier) & set(origin):
         return (
-            f"{classifier.source} and the discriminator's backbone were trained from the same weights, so its score "
+            f"{path} and the discriminator's backbone were trained from the same weights, so its score "
             f"may be biased: a classifier that was trained from scratch would tell."
         )
     return ""

@@ -14,6 +14,7 @@ from zerokara.core import foreign_names as names
 from zerokara.core.backbones.registry import find_backbone
 from zerokara.core.backbones.vgg import VGG
 from zerokara.core.command_line import Requirement
+from zerokara.core.zoo.registry import lacks_metadata
 
 # ---- names in neural-style, in PyTorch's style transfer tutorial and in its fast_neural_style example
 
@@ -199,11 +200,6 @@ def uses_backbone(config: Any) -> bool:
         return True
     path = Path(config.pretrained_backbone).expanduser()
     return bool(config.pretrained_backbone) and lacks_metadata(path)
-
-
-def lacks_metadata(path: Path) -> bool:
-    """Return True if these weights of a run have no description of their network (agents, GANs, .pt files)."""
-    return (path.is_dir() and not (path / "model.safetensors").is_file()) or path.suffix in (".pt", ".pth")
 
 
 _BACKBONE: Requirement = (

@@ -1,4 +1,4 @@
-"""Feed-forward network for one style, and its model file.
+"""Feed-forward network for one style, and the metadata of its model file.
 
 Johnson et al. 2016, "Perceptual Losses for Real-Time Style Transfer and Super-Resolution", supplement, with instance
 normalization (Ulyanov et al. 2017), and with nearest-neighbor upsampling and convolution instead of transposed
@@ -10,7 +10,6 @@ Shapes: B images, C channels, H, W pixels.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +20,9 @@ from torch import Tensor, nn
 from zerokara.core.backbones.base import scaled
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, error_summary
-from zerokara.core.models import model_file
+from zerokara.core.models.model_file import Metadata
 from zerokara.core.models.weights import read_tensors
 
-FORMAT = "zerokara-stylist-1"
-MODEL_FILE = "model.safetensors"
 MIDDLE_GREY = 127.5  # of 255; initial output of the network
 STRIDES = 4  # total stride; sides are padded to a multiple of it
 
@@ -97,23 +94,21 @@ class StyleNetwork(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StyleMetadata:
-    """Metadata of a model file."""
+class StyleMetadata(Metadata[StyleNetwork]):
+    """Metadata of a style network's model file."""
+
+    FORMAT = "zerokara-stylist-1"
+    NETWORK = "style network"
+    PROGRAM = "generative.fast_style"
 
     style: str = ""
     """File name of the style image."""
     width: float = 1.0
     update: int = 0
-    command: str = ""
 
-
-def save(path: Path, style_network: StyleNetwork, metadata: StyleMetadata) -> None:
-    """Write weights and metadata to one file, atomically.
-
-    Raises:
-        UserError: it could not be written; an existing file is unchanged.
-    """
-    model_file.write(path, style_network.state_dict(), dataclasses.asdict(metadata), FORMAT)
+    def build(self) -> StyleNetwork:
+        """Create the network with randomly initialized weights."""
+        return StyleNetwork(self.width)
 
 
 def load(source: str) -> tuple[StyleNetwork, StyleMetadata]:
@@ -122,22 +117,14 @@ def load(source: str) -> tuple[StyleNetwork, StyleMetadata]:
     Raises:
         UserError: no such file, a damaged one, or one of another kind of network.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        if not (path / MODEL_FILE).is_file():
-            raise UserError(
-                f"{path} has no {MODEL_FILE}: give the folder of a run of generative.fast_style with a checkpoint."
-            )
-        path /= MODEL_FILE
+    path = StyleMetadata.find(Path(source).expanduser())
     if path.suffix == ".safetensors":
-        fields, weights = model_file.read(path, FORMAT, "network of generative.fast_style")
-        metadata = model_file.parse_metadata(StyleMetadata, fields, path)
-        return model_file.fill(StyleNetwork(metadata.width), weights, path), metadata
+        return StyleMetadata.load(path)
     # Old files of the example contain running means, which instance normalization does not use.
     tensors = {name: tensor for name, tensor in read_tensors(path).items() if ".running_" not in name}
     style_network = StyleNetwork()
     try:
-        style_network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+        StyleMetadata.fill(style_network, tensors)
     except RuntimeError as error:
         raise UserError(
             f"{path} is not a network of generative.fast_style ({error_summary(error)}): give the folder of such a run."

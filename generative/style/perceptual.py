@@ -27,11 +27,9 @@ from zerokara.core.backbones.registry import make_backbone, option_names
 from zerokara.core.backbones.vgg import VGG
 from zerokara.core.compute import Compute
 from zerokara.core.config import Range, UserError, flag, suggest
-from zerokara.core.models import model_file
-from zerokara.core.models.model_file import ClassifierMetadata
+from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.zoo import registry as zoo
-from zerokara.generative.style import names
 from zerokara.generative.style.losses import luminance
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of torchvision's weights
@@ -216,7 +214,7 @@ def make_loss_network(options: BackboneOptions, seed: int = 0) -> LossNetwork:
         return _loss_network(options, backbone, IMAGENET_MEAN, IMAGENET_STD, description)
     if options.pretrained_backbone:
         path = Path(options.pretrained_backbone).expanduser()
-        if names.lacks_metadata(path):
+        if zoo.lacks_metadata(path):
             backbone = _load_all_weights(_random_backbone(options, seed), path)
             return _loss_network(options, backbone, (0.0,) * 3, (1.0,) * 3, f"{backbone.name} of {path}")
         return _from_metadata(
@@ -250,7 +248,7 @@ def _load_all_weights(backbone: Backbone, path: Path) -> Backbone:
 
 
 def _load_classifier(path: Path) -> tuple[Backbone, ClassifierMetadata]:
-    classifier, metadata = model_file.load(path)
+    classifier, metadata = ClassifierMetadata.load(path)
     return classifier.backbone, metadata
 
 

@@ -9,7 +9,6 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-import cv2
 import numpy as np
 import psutil
 import torch
@@ -17,7 +16,8 @@ from torch import Tensor, nn
 
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, error_summary
-from zerokara.core.data.pictures import MAX_BYTES, convert_channels, decode
+from zerokara.core.data.image_files import convert_channels, decode, read_file
+from zerokara.core.media import to_uint8
 from zerokara.generative.style.perceptual import MIN_SIDE
 
 MAX_MEMORY_FRACTION = 0.85  # of the free memory; the rest covers errors of the estimate
@@ -30,15 +30,7 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         UserError: no such file, not decodable, or smaller than `MIN_SIDE`.
     """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(
-                f"{path} has {path.stat().st_size / 2**20:,.0f} MiB, and images may have {MAX_BYTES / 2**20:,.0f}."
-            )
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error_summary(error)}): name an image file that exists.") from None
-    image_HWC = convert_channels(decode(content, str(path)), False)
+    image_HWC = convert_channels(decode(read_file(path), str(path)), False)
     if min(image_HWC.shape[:2]) < MIN_SIDE:
         height, width = image_HWC.shape[:2]
         raise UserError(f"{path} has {width}x{height} pixels: give an image of at least {MIN_SIDE}x{MIN_SIDE}.")
@@ -76,15 +68,6 @@ def sizes(height: int, width: int, max_side: int, scales: int) -> list[tuple[int
     return results
 
 
-def resized(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize an image to (H, W): area averaging to shrink, cubic interpolation to enlarge."""
-    height, width = size
-    if image_HWC.shape[:2] == size:
-        return image_HWC
-    interpolation = cv2.INTER_AREA if height < image_HWC.shape[0] else cv2.INTER_CUBIC
-    return cv2.resize(np.ascontiguousarray(image_HWC), (width, height), interpolation=interpolation)
-
-
 def to_pixels(image_HWC: np.ndarray) -> Tensor:
     """Convert (H, W, 3) uint8 to (1, 3, H, W) float32 from 0 to 1."""
     return torch.from_numpy(np.ascontiguousarray(image_HWC.transpose(2, 0, 1))[None]).float() / 255
@@ -92,8 +75,7 @@ def to_pixels(image_HWC: np.ndarray) -> Tensor:
 
 def to_image(pixels_1CHW: Tensor) -> np.ndarray:
     """Convert (1, 3, H, W) from 0 to 1 to (H, W, 3) uint8. Values outside the range are clipped."""
-    rounded = (pixels_1CHW.detach()[0] * 255).round().clamp(0, 255).to(torch.uint8)
-    return Compute.to_host(rounded).permute(1, 2, 0).contiguous().numpy()
+    return Compute.to_host(to_uint8(pixels_1CHW.detach()[0])).permute(1, 2, 0).contiguous().numpy()
 
 
 def activation_bytes(network: nn.Module, shape: tuple[int, int, int, int]) -> int:

@@ -8,35 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.agents.small_runs import CATCH
 from zerokara.agents import dqn
 
 TINY_CATCH = (
-    *(
-        "--env",
-        "zerokara/Catch-v0",
-        "--name",
-        "catch",
-        "--num-envs",
-        "4",
-        "--total-steps",
-        "400",
-        "--learning-starts",
-        "100",
-    ),
-    *("--batch-size", "8", "--train-every-steps", "16", "--replay-capacity", "1000", "--width-multiplier", "0.25"),
-    *("--hidden-units", "16", "--log-every-steps", "40", "--eval-every-steps", "200", "--eval-episodes", "2"),
-    *(
-        "--no-capture-video",
-        "--quiet",
-        "--device",
-        "cpu",
-        "--precision",
-        "float32",
-        "--compile",
-        "off",
-        "--threads",
-        "1",
-    ),
+    *CATCH,
+    *("--name", "catch", "--total-steps", "400", "--learning-starts", "100", "--batch-size", "8"),
+    *("--train-every-steps", "16", "--replay-capacity", "1000", "--log-every-steps", "40"),
+    *("--eval-every-steps", "200", "--eval-episodes", "2"),
 )
 
 

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.programs import Process, error_message, start, wait_until
 from zerokara.agents import benchmark
 from zerokara.agents.benchmarking import normalization
 from zerokara.agents.benchmarking.dopamine_curves import PublishedCurve
@@ -50,16 +47,9 @@ TINY = (
 )
 
 
-def program(folder: Path, *words: str) -> subprocess.Popen[str]:
+def program(folder: Path, *words: str) -> Process:
     """Start the program in a folder of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "agents.benchmark", *words],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error"},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    return start(folder, "-m", "agents.benchmark", *words)
 
 
 @pytest.fixture(scope="module")
@@ -159,33 +149,28 @@ def step_of(run: Path) -> int:
 
 
 def test_ctrl_c_lets_runs_save_and_the_same_command_resumes(tmp_path: Path) -> None:
-    words = [*TINY[:2], "--total-steps", "4000", *TINY[4:], "--seeds", "1"]
+    words = [*TINY[:2], "--total-steps", "2400", *TINY[4:], "--seeds", "1"]
     run = tmp_path / "runs" / "tiny-zerokara-Catch-v0-fast-1"
     process = program(tmp_path, *words)
-    deadline = time.monotonic() + 200
-    while step_of(run) < 80 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(process, lambda: step_of(run) >= 80, seconds=200)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=100)
     at = step_of(run)
     assert (process.returncode, err) == (130, "")
     assert out.strip().splitlines()[-1] == "SIGINT: 0 of 1 runs are finished; repeat the same command to resume"
-    assert 80 <= at < 4000, "stopped too late"
+    assert 80 <= at < 2400, "stopped too late"
     assert (run / "replay-0").exists(), "the replay buffer is needed to resume"
     process = program(tmp_path, *words)
     out, err = process.communicate(timeout=200)
     assert (process.returncode, err) == (0, "")
-    assert step_of(run) == 4000
+    assert step_of(run) == 2400
     log = (tmp_path / "runs" / "tiny" / "logs" / f"{run.name}.log").read_text()
     assert "SIGTERM: saving" in log
 
 
 def test_error_prints_one_line_and_exits_with_code_2(tmp_path: Path) -> None:
-    process = program(tmp_path, *TINY, "--presets", "fst")
-    out, err = process.communicate(timeout=100)
-    assert (process.returncode, out) == (2, "")
+    err = error_message(tmp_path, "-m", "agents.benchmark", *TINY, "--presets", "fst")
     assert err.startswith("error: There is no preset 'fst' (did you mean fast?)")
-    assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.programs import check_damage_reported, error_message, metrics, start, wait_until
+from tests.programs import Process, check_damage_reported, error_message, metrics, start, wait_until
+from tests.tensorboard_pages import curve_groups, hparams_metrics
 from zerokara.agents import dqn
 from zerokara.agents.configs.dqn import PRESETS, Config, read_config
 from zerokara.agents.training import session
@@ -45,7 +45,7 @@ TINY = (
 )
 
 
-def start_program(folder: Path, *words: str, module: str = "agents.dqn") -> subprocess.Popen[str]:
+def start_program(folder: Path, *words: str, module: str = "agents.dqn") -> Process:
     """Start the program as a process in a folder."""
     return start(folder, "-m", module, *words)
 
@@ -79,6 +79,15 @@ def test_a_run_writes_all_its_files(finished: Path) -> None:
     assert [line["train/learning_rate"] for line in lines if "train/epsilon" in line][-1] == 1e-4
     assert state["learner"]["optimizer"]["param_groups"][0]["lr"] == 1e-4
     assert state["updates"] == (1600 - 8 - 200) // 16  # updates that were due at the last step
+
+
+def test_tensorboard_opens_on_curves(finished: Path) -> None:
+    groups = curve_groups(finished)
+    assert list(groups) == ["eval", "replay", "speed", "train"]
+    assert min(groups.values()) > 1
+    lines = metrics(finished)
+    last = {name: [line[name] for line in lines if name in line][-1] for name in ("eval/return", "train/return")}
+    assert hparams_metrics(finished.parent)["run"] == pytest.approx(last)
 
 
 def test_the_same_seed_gives_the_same_metrics(finished: Path, tmp_path: Path) -> None:
@@ -228,7 +237,7 @@ def test_a_video_is_recorded_at_an_evaluation(tmp_path: Path, monkeypatch: pytes
     (logged,) = board.Images("visual/game")
     assert (logged.step, logged.encoded_image_string[:6]) == (240, b"GIF89a")
     assert b"target_update_steps" in board.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
-    assert board.Scalars("hparam/eval_return")[0].value == pytest.approx(evaluated["eval/return"])
+    assert hparams_metrics(run.parent)["filmed"]["eval/return"] == pytest.approx(evaluated["eval/return"])
 
 
 def test_a_failed_video_prints_one_warning(

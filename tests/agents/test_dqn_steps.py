@@ -1,15 +1,19 @@
-"""Tests of one iteration of DQN: rewards and terminals in the replay buffer, and the logged returns."""
+"""Tests of one iteration of DQN: rewards and terminals in the replay buffer, and the logged returns.
+
+The environments are those of tests/agents/scripted.py.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from tests.agents.scripted import SIZE, Origin, ScriptedEnv, ends_with, reward_of
 from zerokara import envs
 from zerokara.agents import dqn
 from zerokara.agents.configs.dqn import Config
@@ -18,66 +22,26 @@ from zerokara.core.distributed import World
 from zerokara.core.run import Run
 
 GAMMA = 0.9
-SIDE = 36  # small image size that the DER backbone accepts
+NUM_ENVS = 3
+STEPS = 16  # of each environment: three or four episodes
 
 
-class ScriptedStep(NamedTuple):
-    """Result of one step in the scripted environment."""
-
-    reward: float = 0.0
-    life_lost: bool = False
-    terminal: bool = False
-
-
-# Rewards larger than 1 and smaller than -1, a lost life with a reward within the episode, and rewards after it.
-EPISODE = (
-    ScriptedStep(7),
-    ScriptedStep(),
-    ScriptedStep(-3, life_lost=True),
-    ScriptedStep(7),
-    ScriptedStep(-3),
-    ScriptedStep(terminal=True),
-)
-RETURN = 8.0  # raw, of a complete episode
+def script(env: int) -> list[Origin]:
+    """Observations of an environment from which its steps start, and the one after the last step."""
+    origins = [Origin(env, 0, 0)]
+    for _ in range(STEPS):
+        last = origins[-1]
+        origins.append(Origin(env, last.episode + 1, 0) if ends_with(last) else last._replace(step=last.step + 1))
+    return origins
 
 
-class Scripted(envs.VectorEnv):
-    """Two environments that repeat EPISODE independent of the actions; the second is two steps ahead of the first."""
-
-    id, num_envs, num_actions, action_names, frame_channels = "Scripted", 2, 2, ("NOOP", "FIRE"), 1
-    obs_shape = (1, SIDE, SIDE)
-    settings: dict[str, Any] = {}  # noqa: RUF012  (as the base class has it)
-
-    def __init__(self) -> None:
-        self.at = np.array([0, 2])  # (N,) index of the next step in EPISODE
-
-    def observe(self) -> np.ndarray:
-        return np.broadcast_to(self.at.astype(np.uint8)[:, None, None, None], (2, *self.obs_shape)).copy()
-
-    def reset(self, seed: int) -> np.ndarray:
-        return self.observe()
-
-    def _send(self, action_N: np.ndarray) -> None: ...
-
-    def recv(self) -> envs.Step:
-        reward, life_lost, terminal = (np.array(column) for column in zip(*(EPISODE[i] for i in self.at), strict=True))
-        last_obs = self.observe()
-        self.at = (self.at + 1) % len(EPISODE)
-        none_N = np.zeros(2, bool)
-        return envs.Step(self.observe(), reward.astype(np.float32), terminal, none_N, life_lost, last_obs)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> np.ndarray:
-        return self.observe()
-
-
-def run_iterations(folder: Path, monkeypatch: pytest.MonkeyPatch, iterations: int, **changes: Any) -> dqn.Training:
+def run_iterations(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, iterations: int = STEPS, **changes: Any
+) -> dqn.Training:
     """Run iterations of the training loop in the scripted environments, with one-step returns and without updates."""
-    monkeypatch.setattr(envs, "make", lambda *_, **__: Scripted())
+    monkeypatch.setattr(envs, "make", lambda env, num_envs, **options: ScriptedEnv(num_envs, frame_stack=1))
     config = Config(
-        num_envs=2, frame_stack=1, image_size=SIDE, n_step=1, gamma=GAMMA, hidden_units=8, width_multiplier=0.25,
+        num_envs=NUM_ENVS, frame_stack=1, image_size=SIZE, n_step=1, gamma=GAMMA, hidden_units=8, width_multiplier=0.25,
         save_replay=False, replay_capacity=1_000, learning_starts=1_000, **changes,
     )  # fmt: skip
     with Run(config, kind="dqn", name="scripted", resume=False, quiet=True, root=folder) as run:
@@ -88,38 +52,56 @@ def run_iterations(folder: Path, monkeypatch: pytest.MonkeyPatch, iterations: in
     return training
 
 
-def stored_transitions(training: dqn.Training, env: int, steps: int) -> tuple[list[float], list[float]]:
-    """Return rewards and discounts of the first transitions of an environment, as sampled by the learner."""
-    batch = training.replay.gather(torch.full((steps,), env), torch.arange(steps))
-    assert batch.weight.tolist() == [1.0] * steps, "a transition is missing"
+def stored_transitions(training: dqn.Training, env: int) -> tuple[list[float], list[float]]:
+    """Return rewards and discounts of all transitions of an environment except the last, as sampled by the learner."""
+    origins = script(env)[: STEPS - 1]
+    # The last observation of a truncated episode takes a slot too.
+    slots = [t + sum(ends_with(origin) == "truncated" for origin in origins[:t]) for t in range(len(origins))]
+    batch = training.replay.gather(torch.full((len(slots),), env), torch.tensor(slots))
+    assert batch.weight.tolist() == [1.0] * len(slots), "a transition is missing"
     return batch.reward.tolist(), batch.discount.tolist()
 
 
-@pytest.mark.parametrize(
-    ("clip", "stored"), [(True, [1, 0, -1, 1, -1, 0]), (False, [7, 0, -3, 7, -3, 0])], ids=["clipped", "raw"]
-)
+@pytest.mark.parametrize("clip", [True, False], ids=["clipped", "raw"])
 def test_rewards_are_clipped_only_in_the_replay_buffer(
-    clip: bool, stored: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clip: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = run_iterations(tmp_path, monkeypatch, 2 * len(EPISODE), clip_rewards=clip)
-    assert stored_transitions(training, 0, len(EPISODE))[0] == stored
-    assert stored_transitions(training, 1, len(EPISODE))[0] == stored[2:] + stored[:2]
-    # The second environment started at the third step of an episode, so its first return lacks the reward of 7.
-    assert list(training.returns) == [RETURN - 7, RETURN, RETURN, RETURN]
-    assert list(training.lengths) == [len(EPISODE) - 2, len(EPISODE), len(EPISODE), len(EPISODE)]
+    training = run_iterations(tmp_path, monkeypatch, clip_rewards=clip)
+    for env in range(NUM_ENVS):
+        rewards = [reward_of(origin) for origin in script(env)[: STEPS - 1]]
+        assert min(rewards) < 0 < max(rewards)
+        assert stored_transitions(training, env)[0] == pytest.approx(np.sign(rewards) if clip else rewards)
+    returns, lengths = ended_episodes()
+    assert list(training.returns) == pytest.approx(returns)
+    assert list(training.lengths) == lengths
 
 
 @pytest.mark.parametrize("ends", [True, False], ids=["terminal_on_life_loss", "no_terminal"])
 def test_a_lost_life_ends_the_return_but_not_the_episode(
     ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = run_iterations(tmp_path, monkeypatch, 2 * len(EPISODE), terminal_on_life_loss=ends)
-    at_life_lost = 0.0 if ends else GAMMA
-    discounts = [GAMMA, GAMMA, at_life_lost, GAMMA, GAMMA, 0.0]
-    assert stored_transitions(training, 0, len(EPISODE))[1] == pytest.approx(discounts)
-    assert stored_transitions(training, 1, len(EPISODE))[1] == pytest.approx(discounts[2:] + discounts[:2])
-    assert (training.episodes, list(training.returns)) == (4, [RETURN - 7, RETURN, RETURN, RETURN])
-    assert training.running_length_N.tolist() == [0, 2]
+    training = run_iterations(tmp_path, monkeypatch, terminal_on_life_loss=ends)
+    for env in range(NUM_ENVS):
+        terminal = [
+            ends_with(origin) == "terminal" or (ends and origin.step == 1) for origin in script(env)[: STEPS - 1]
+        ]
+        assert stored_transitions(training, env)[1] == pytest.approx([0.0 if end else GAMMA for end in terminal])
+    returns, _ = ended_episodes()
+    assert training.episodes == len(returns)
+    assert list(training.returns) == pytest.approx(returns)
+    assert training.running_length_N.tolist() == [script(env)[-1].step for env in range(NUM_ENVS)]
+
+
+def ended_episodes() -> tuple[list[float], list[int]]:
+    """Raw returns and lengths of the episodes that end within STEPS steps, in the order in which they end."""
+    returns, lengths = [], []
+    for starts in zip(*(script(env)[:-1] for env in range(NUM_ENVS)), strict=True):
+        for origin in starts:
+            if ends_with(origin):
+                steps = [origin._replace(step=step) for step in range(origin.step + 1)]
+                returns.append(sum(map(reward_of, steps)))
+                lengths.append(len(steps))
+    return returns, lengths
 
 
 class Filled:
@@ -187,9 +169,9 @@ class OneOfTwo(World):
 def test_two_processes_divide_the_environments_the_buffer_and_the_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(envs, "make", lambda *_, **__: Scripted())
+    monkeypatch.setattr(envs, "make", lambda *_, **__: ScriptedEnv(2, frame_stack=1))
     config = Config(
-        num_envs=4, frame_stack=1, image_size=SIDE, n_step=1, hidden_units=8, width_multiplier=0.25, seed=5,
+        num_envs=4, frame_stack=1, image_size=SIZE, n_step=1, hidden_units=8, width_multiplier=0.25, seed=5,
         replay_capacity=1_001, learning_starts=100, batch_size=32, checkpoint_every_steps=100, ez_greedy_zeta=2.0,
     )  # fmt: skip
     with Run(config, kind="dqn", name="two", resume=False, quiet=True, root=tmp_path) as run:
@@ -208,7 +190,7 @@ def test_two_processes_divide_the_environments_the_buffer_and_the_batches(
     sizes: list[int] = []
     monkeypatch.setattr(dqn, "gradient_step", lambda learner, batch: sizes.append(len(batch.action)))
     monkeypatch.setattr(training.replay, "update_priorities", lambda error_B: None)
-    training._update()
+    training.sample_and_update()
     assert sizes == [16]
     updates: list[int] = []
     training.update = lambda: updates.append(training.updates)
@@ -229,7 +211,7 @@ def test_the_network_follows_from_the_seed(tmp_path: Path, monkeypatch: pytest.M
     torch.manual_seed(77)  # earlier random numbers do not matter
     training = run_iterations(tmp_path, monkeypatch, 0, seed=3)
     torch.manual_seed(3)
-    expected = dqn.make_learner(training.config, (1, SIDE, SIDE), 2, Compute(), World()).network
+    expected = dqn.make_learner(training.config, (1, SIZE, SIZE), 4, Compute(), World()).network
     for ours, theirs in zip(training.learner.network.parameters(), expected.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.programs import error_message, start
 from zerokara.agents import evaluate
 from zerokara.agents.benchmarking.atari_scores import SCORES, human_normalized, reference_scores
 from zerokara.agents.training.evaluation import Scores
 from zerokara.core.config import UserError
 
-REPO = Path(__file__).parents[2]
 ONE_THREAD = ("--device", "cpu", "--threads", "1")
 
 
@@ -95,16 +92,20 @@ def test_printed_text_and_saved_json(catch_run: Path, capsys: pytest.CaptureFixt
 def test_printed_json_equals_the_file_and_the_seed_is_reproducible(
     catch_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def play(seed: str) -> list[float]:
+    def play(seed: str, name: str = "evaluation-400.json") -> list[float]:
         evaluate.main([str(catch_run), "--episodes", "8", "--epsilon", "0.3", "--seed", seed, "--json", *ONE_THREAD])
         printed = json.loads(capsys.readouterr().out)
-        assert printed == json.loads((catch_run / "evaluation-400.json").read_text())
+        assert printed == json.loads((catch_run / name).read_text())
         returns: list[float] = printed["returns"]
         return returns
 
     first = play("1")
     assert play("1") == first
-    assert play("2") != first
+    # A result with another seed does not overwrite it; the same seed does not add a file.
+    assert play("2", "evaluation-400-2.json") != first
+    assert play("2", "evaluation-400-2.json") != first
+    assert json.loads((catch_run / "evaluation-400.json").read_text())["returns"] == first
+    assert len(list(catch_run.glob("evaluation-*"))) == 2
 
 
 def test_cut_episodes_are_counted_and_printed(catch_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,19 +115,12 @@ def test_cut_episodes_are_counted_and_printed(catch_run: Path, capsys: pytest.Ca
 
 
 def test_errors_print_one_line_and_exit_with_code_2(catch_run: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error"}
-
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "agents.evaluate", *words]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-
-    done = run("runs/cach")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: There is no run in runs/cach (did you mean catch?)")
-    assert done.stderr.count("\n") == 1
-    done = run("runs/catch", "--episodes", "2", "--json", *ONE_THREAD)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads(done.stdout)["games"] == 2
+    message = error_message(Path.cwd(), "-m", "agents.evaluate", "runs/cach")
+    assert message.startswith("error: There is no run in runs/cach (did you mean catch?)")
+    process = start(Path.cwd(), "-m", "agents.evaluate", "runs/catch", "--episodes", "2", "--json", *ONE_THREAD)
+    out, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+    assert json.loads(out)["games"] == 2
 
 
 def test_uneven_number_of_episodes_is_refused_before_loading(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_runs_with_equal_configs_except_for_seed_are_a_group() -> None:
     runs = [
         curve([0], [0], name="a1", seed=1, n_step=1, env="ALE/Pong-v5"),
         curve([0], [0], name="b1", seed=1, n_step=3, env="ALE/Pong-v5"),
-        curve([0], [0], name="a2", seed=2, n_step=1, env="ALE/Pong-v5", resume=True),
+        curve([0], [0], name="a2", seed=2, n_step=1, env="ALE/Pong-v5", resume=True, device="cuda", threads=4),
     ]
     assert [(label, [run.name for run in runs]) for label, runs in group_curves(runs)] == [
         ("n-step 1", ["a1", "a2"]),

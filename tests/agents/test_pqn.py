@@ -6,6 +6,8 @@ import contextlib
 import copy
 import os
 import runpy
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,10 @@ import pytest
 import torch
 from torch import nn
 
+from tests.agents.scripted import SIZE, Origin, ScriptedEnv, ends_with, reward_of
+from tests.agents.small_runs import CATCH
 from tests.programs import metrics
+from zerokara import envs
 from zerokara.agents import evaluate, pqn
 from zerokara.agents.configs.pqn import Config
 from zerokara.agents.pqn import Training, make_learner
@@ -27,45 +32,15 @@ from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.core.distributed import World
 from zerokara.core.run import Run
-from zerokara.envs.base import Step
 
 TINY = (
-    *(
-        "--env",
-        "zerokara/Catch-v0",
-        "--num-envs",
-        "4",
-        "--rollout-steps",
-        "10",
-        "--num-minibatches",
-        "2",
-    ),
-    *(
-        "--total-steps",
-        "400",
-        "--width-multiplier",
-        "0.25",
-        "--hidden-units",
-        "16",
-        "--epsilon-decay-steps",
-        "200",
-        "--log-every-steps",
-        "80",
-    ),
-    *("--checkpoint-every-steps", "120", "--eval-every-steps", "200", "--eval-episodes", "2", "--eval-max-steps", "20"),
-    *(
-        "--no-capture-video",
-        "--quiet",
-        "--device",
-        "cpu",
-        "--precision",
-        "float32",
-        "--compile",
-        "off",
-        "--threads",
-        "1",
-    ),
+    *CATCH,
+    *("--rollout-steps", "10", "--num-minibatches", "2", "--total-steps", "400", "--epsilon-decay-steps", "200"),
+    *("--log-every-steps", "80", "--checkpoint-every-steps", "120", "--eval-every-steps", "200"),
+    *("--eval-episodes", "2", "--eval-max-steps", "20"),
 )
+
+SCRIPTED: dict[str, Any] = {"frame_stack": 2, "image_size": SIZE, "backbone": "der"}  # settings for `ScriptedEnv`
 
 
 def config(**changes: Any) -> Config:
@@ -152,53 +127,39 @@ def test_16_bit_working_copy_resumes_from_a_checkpoint(monkeypatch: pytest.Monke
     assert torch.bfloat16 in {p.dtype for p in one.online.parameters()}
 
 
-class Scripted:
-    """Three environments with a random picture per step: one terminates, one is truncated, one loses a life.
-
-    The pictures are not flat: LayerNorm maps all flat pictures to the same features.
-    """
-
-    num_actions, frame_channels, obs_shape = 3, 1, (4, 84, 84)
-
-    def __init__(self) -> None:
-        self.t = 0
-
-    def picture(self, number: int) -> np.ndarray:
-        return np.random.default_rng(number).integers(0, 256, (3, *self.obs_shape), np.uint8)
-
-    def send(self, action_N: np.ndarray) -> None:
-        self.t += 1
-
-    def recv(self) -> Step:
-        now = np.array([self.t == 2, self.t == 3, self.t == 4])
-        no = np.zeros(3, bool)
-        terminal, truncated, life = (no.copy() for _ in range(3))
-        terminal[0], truncated[1], life[2] = now
-        reward = np.array([self.t, -self.t, 0.5], np.float32)
-        return Step(self.picture(10 * self.t), reward, terminal, truncated, life, self.picture(200))
-
-
-def test_a_rollout_stores_the_next_value_of_each_step(make_training: Callable[..., Training]) -> None:
-    training = make_training()
-    training.env = Scripted()  # type: ignore[assignment]
-    training.obs = Scripted().picture(0)
+def test_a_rollout_stores_the_next_value_of_each_step(
+    make_training: Callable[..., Training], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = ScriptedEnv(3)
+    monkeypatch.setattr(envs, "make", lambda *args, **options: env)
+    training = make_training(rollout_steps=10, **SCRIPTED)
+    training.obs = env.reset(0)
     next_values: list[torch.Tensor] = []
-    training.learn = lambda: next_values.append(training.next_value_TN.clone())  # type: ignore[method-assign]
+    training.learn = lambda: next_values.append(training.next_values())  # type: ignore[method-assign]
     training.iterate()
-    values = [training.policy.values(Scripted().picture(10 * t)).amax(dim=1) for t in range(6)]
-    after_cut = training.policy.values(Scripted().picture(200)).amax(dim=1)
-    everything = torch.cat([*values, after_cut])
-    assert len(everything.unique()) == len(everything), "the pictures must have different values"
-    for t in range(5):
-        expected = values[t + 1].clone()
-        if t == 2:
-            expected[1] = after_cut[1]  # the last observation of the truncated episode, not the first of the next one
-        torch.testing.assert_close(next_values[0][t], expected)
-        np.testing.assert_array_equal(training.obs_TN[t].numpy(), Scripted().picture(10 * t))
-    assert training.terminal_TN.nonzero().tolist() == [[1, 0], [3, 2]], "a lost life is terminal too"
-    assert training.truncated_TN.nonzero().tolist() == [[2, 1]]
-    assert training.reward_TN[3].tolist() == [1, -1, 1], "rewards are clipped to their sign"
-    assert training.step == 15
+
+    def values(origins: list[Origin]) -> torch.Tensor:
+        return training.policy.values(np.stack([env.observe(origin) for origin in origins])).amax(dim=1)
+
+    before = [Origin(i, 0, 0) for i in range(3)]
+    terminal, truncated = [], []
+    for t in range(10):
+        last = [origin._replace(step=origin.step + 1) for origin in before]
+        after = [Origin(o.env, o.episode + 1, 0) if ends_with(o) else o._replace(step=o.step + 1) for o in before]
+        # The last observation of a truncated episode, not the first of the next one.
+        cut = torch.tensor([ends_with(origin) == "truncated" for origin in before])
+        expected, of_last = values(after), values(last)
+        assert (expected != of_last)[cut].all(), "the observations must have different values"
+        torch.testing.assert_close(next_values[0][t], torch.where(cut, of_last, expected))
+        np.testing.assert_array_equal(training.obs_TN[t].numpy(), [env.observe(origin) for origin in before])
+        assert training.reward_TN[t].tolist() == [np.sign(reward_of(origin)) for origin in before]
+        terminal += [[t, o.env] for o in before if ends_with(o) == "terminal" or o.step == 1]  # a lost life
+        truncated += [[t, o.env] for o in before if ends_with(o) == "truncated"]
+        before = after
+    assert training.terminal_TN.nonzero().tolist() == terminal
+    assert training.truncated_TN.nonzero().tolist() == truncated
+    assert len(truncated) == 3
+    assert training.step == 30
 
 
 def test_every_step_is_used_once_per_epoch(
@@ -282,6 +243,26 @@ def test_only_the_program_sets_the_openmp_spin_count(monkeypatch: pytest.MonkeyP
     assert os.environ["GOMP_SPINCOUNT"] == "10000"
 
 
+def test_the_program_sets_the_openmp_spin_count_before_pytorch_is_imported(tmp_path: Path) -> None:
+    """OpenMP reads the variable once, when PyTorch is imported."""
+    code = (
+        "import os, runpy, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch':\n"
+        "            print('spin count', os.environ.get('GOMP_SPINCOUNT'), flush=True)\n"
+        "            os._exit(0)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "runpy.run_module('agents.pqn', run_name='__main__')\n"
+    )
+    env = {key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"}
+    env["PYTHONPATH"] = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "spin count 10000\n"
+
+
 @pytest.mark.slow
 def test_learns_catch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -304,14 +285,20 @@ def test_learns_catch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(line.get("eval/return_confirmed", 0.0) for line in metrics(tmp_path / "runs" / "catch")) >= 0.95 * 5
 
 
-def test_a_lost_life_is_no_terminal_and_rewards_are_raw_if_configured(make_training: Callable[..., Training]) -> None:
-    training = make_training(terminal_on_life_loss=False, clip_rewards=False)
-    training.env = Scripted()  # type: ignore[assignment]
-    training.obs = Scripted().picture(0)
+def test_a_lost_life_is_no_terminal_and_rewards_are_raw_if_configured(
+    make_training: Callable[..., Training], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = ScriptedEnv(3)
+    monkeypatch.setattr(envs, "make", lambda *args, **options: env)
+    training = make_training(terminal_on_life_loss=False, clip_rewards=False, **SCRIPTED)
+    training.obs = env.reset(0)
     training.learn = lambda: None  # type: ignore[method-assign]
     training.iterate()
-    assert training.terminal_TN.nonzero().tolist() == [[1, 0]]
-    assert training.reward_TN[3].tolist() == [4, -4, 0.5]
+    assert training.terminal_TN.nonzero().tolist() == [[3, 1], [4, 0], [4, 2]], "lives are lost in step 1"
+    for t in range(4):  # no episode has ended before
+        assert training.reward_TN[t].tolist() == [reward_of(Origin(i, 0, t)) for i in range(3)]
+    assert training.reward_TN.min() < -1
+    assert training.reward_TN.max() > 1
 
 
 def test_parts_follow_from_the_seed(make_training: Callable[..., Training]) -> None:
@@ -340,14 +327,17 @@ def test_epsilon_decays_linearly(make_training: Callable[..., Training]) -> None
     assert values == pytest.approx([0.9, 0.5, 0.1, 0.1])
 
 
-def test_epsilon_1_acts_at_random_and_epsilon_0_greedily(make_training: Callable[..., Training]) -> None:
-    training = make_training()
-    training.env = Scripted()  # type: ignore[assignment]
-    training.obs = Scripted().picture(0)
+def test_epsilon_1_acts_at_random_and_epsilon_0_greedily(
+    make_training: Callable[..., Training], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = ScriptedEnv(3)
+    monkeypatch.setattr(envs, "make", lambda *args, **options: env)
+    training = make_training(**SCRIPTED)
+    training.obs = env.reset(0)
     q_NA = training.policy.values(training.obs).clone()
     training._step(0, 0.0)
     assert training.action_TN[0].tolist() == q_NA.argmax(dim=1).tolist()
-    twin = Exploration(3, 3, seed=0)
+    twin = Exploration(3, env.num_actions, seed=0)
     twin.load_state_dict(training.exploration.state_dict())
     random_N = twin.sample(1.0)[1]
     training._step(1, 1.0)

@@ -8,49 +8,19 @@ import numpy as np
 import pytest
 import torch
 
+from tests.agents.small_runs import CATCH
 from tests.programs import metrics
 from zerokara.agents import dqn
 from zerokara.agents.viewing.loading import load_agent
 from zerokara.core import checkpoint
 
 RAINBOW = (
-    *(
-        "--preset",
-        "rainbow",
-        "--env",
-        "zerokara/Catch-v0",
-        "--num-envs",
-        "4",
-        "--total-steps",
-        "480",
-        "--learning-starts",
-        "80",
-    ),
-    *("--batch-size", "8", "--train-every-steps", "16", "--replay-capacity", "600", "--target-update-steps", "64"),
-    *("--width-multiplier", "0.25", "--hidden-units", "16", "--log-every-steps", "80"),
-    *("--checkpoint-every-steps", "100", "--eval-every-steps", "240", "--eval-episodes", "2", "--eval-max-steps", "10"),
-    *(
-        "--n-step-start",
-        "6",
-        "--gamma-start",
-        "0.9",
-        "--n-step-gamma-anneal-updates",
-        "8",
-        "--reset-every-updates",
-        "10",
-    ),
-    *(
-        "--no-capture-video",
-        "--quiet",
-        "--device",
-        "cpu",
-        "--precision",
-        "float32",
-        "--compile",
-        "off",
-        "--threads",
-        "1",
-    ),
+    *CATCH,
+    *("--preset", "rainbow", "--total-steps", "480", "--learning-starts", "80", "--batch-size", "8"),
+    *("--train-every-steps", "16", "--replay-capacity", "600", "--target-update-steps", "64"),
+    *("--log-every-steps", "80", "--checkpoint-every-steps", "100", "--eval-every-steps", "240"),
+    *("--eval-episodes", "2", "--eval-max-steps", "10", "--n-step-start", "6", "--gamma-start", "0.9"),
+    *("--n-step-gamma-anneal-updates", "8", "--reset-every-updates", "10"),
 )
 
 
@@ -79,7 +49,7 @@ def test_rainbow_resumes_bitwise_identically(tmp_path: Path, monkeypatch: pytest
     assert values.shape == (2, 3)
 
 
-CATCH = (
+LEARNS_CATCH = (
     *("--env", "zerokara/Catch-v0", "--total-steps", "80000", "--num-envs", "32", "--train-every-steps", "16"),
     *("--batch-size", "128", "--learning-starts", "2000", "--epsilon-decay-steps", "10000", "--learning-rate", "5e-4"),
     *("--replay-capacity", "50000", "--eval-every-steps", "20000", "--no-capture-video"),
@@ -106,6 +76,6 @@ CATCH = (
 )
 def test_learns_catch(words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    dqn.main([*CATCH, *words, "--name", "catch"])
+    dqn.main([*LEARNS_CATCH, *words, "--name", "catch"])
     # Five balls, one point each; the mean of 30 episodes reached the goal, and 30 further episodes confirm it.
     assert max(line.get("eval/return_confirmed", 0.0) for line in metrics(tmp_path / "runs" / "catch")) >= 0.95 * 5

@@ -5,9 +5,6 @@ from __future__ import annotations
 import csv
 import fcntl
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from tests.programs import start
 from zerokara.agents import sweep
 from zerokara.agents.sweeping import config as sweep_config
 from zerokara.agents.sweeping.config import read_command_line
@@ -24,7 +22,6 @@ from zerokara.agents.sweeping.trial import DIVERGED, TrialProcess, curve_value, 
 from zerokara.core.config import UserError, to_dict
 from zerokara.core.divergence import divergence_error
 
-REPO = Path(__file__).parents[2]
 RATES = "learning_rate=0.0005,0.001,0.002"  # the first is the default
 REAL = (
     *(
@@ -287,8 +284,8 @@ def test_damaged_study_is_reported(tmp_path: Path) -> None:
 def test_sweep_of_real_runs(tmp_path: Path) -> None:
     """Run the program with warnings as errors; a repeated command has nothing left to do."""
     words = ["learning_rate=log:1e-4..1e-2", "--name", "catch", "--trials", "2", "--jobs", "2", "--", *REAL]
-    done = program(*words)
-    assert done.returncode == 0, done.stderr
+    code, out, err = program(*words)
+    assert code == 0, err
     folder = tmp_path / "runs" / "catch"
     saved: dict[str, Any] = json.loads((folder / "config.json").read_text())
     assert (saved["kind"], saved["extra"]["given"]) == ("sweep", list(REAL))
@@ -299,24 +296,19 @@ def test_sweep_of_real_runs(tmp_path: Path) -> None:
         assert not list((folder / "runs" / f"{number}-seed-1").glob("replay-*"))
     assert [trial.value for trial in trials("catch")] == values
     command = "for seed in 2 3 4; do python -m agents.dqn --env zerokara/Catch-v0"
-    assert f"confirm the settings on new seeds: {command}" in done.stdout
-    again = program(*words)
-    assert again.returncode == 0, again.stderr
-    assert " starts: " not in again.stdout
-    assert again.stdout.strip().splitlines()[-1] == done.stdout.strip().splitlines()[-1]
-    mistaken = program("learning_rate=fast", "--", *REAL)
-    assert mistaken.returncode == 2
-    assert mistaken.stderr.startswith("error: --learning-rate cannot be 'fast': it must be a number, above 0")
-    assert len(mistaken.stderr.splitlines()) == 1
+    assert f"confirm the settings on new seeds: {command}" in out
+    code, again, err = program(*words)
+    assert code == 0, err
+    assert " starts: " not in again
+    assert again.strip().splitlines()[-1] == out.strip().splitlines()[-1]
+    code, _, err = program("learning_rate=fast", "--", *REAL)
+    assert code == 2
+    assert err.startswith("error: --learning-rate cannot be 'fast': it must be a number, above 0")
+    assert len(err.splitlines()) == 1
 
 
-def program(*words: str) -> subprocess.CompletedProcess[str]:
-    """Run the program in the working folder."""
-    return subprocess.run(
-        [sys.executable, "-m", "agents.sweep", *words],
-        env={**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+def program(*words: str) -> tuple[int | None, str, str]:
+    """Run the program in the working folder; return its exit status, stdout and stderr."""
+    process = start(Path.cwd(), "-m", "agents.sweep", *words)
+    out, err = process.communicate()
+    return process.returncode, out, err

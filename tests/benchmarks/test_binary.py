@@ -52,7 +52,7 @@ def test_seeds_are_trained_once_and_tested_once(
     monkeypatch.setattr(glyphs, "NUMBER", {"train": 400, "test": 100})
     monkeypatch.setattr(data, "load", load)
     monkeypatch.setattr(seeds, "subprocess", SimpleNamespace(run=run))
-    monkeypatch.setattr(binary, "choose_compute", lambda config, images, world: Compute(threads=1))
+    monkeypatch.setattr(binary, "choose_compute", lambda *_: Compute(threads=1))
     monkeypatch.chdir(tmp_path)
 
     first = call("--seeds", "1", "2")

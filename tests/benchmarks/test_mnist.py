@@ -56,7 +56,7 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(glyphs, "NUMBER", {"train": 400, "test": 100})
     monkeypatch.setattr(data, "load", load)
     monkeypatch.setattr(seeds, "subprocess", SimpleNamespace(run=run))
-    monkeypatch.setattr(classify, "choose_compute", lambda config, images, world: Compute(threads=1))
+    monkeypatch.setattr(classify, "choose_compute", lambda *_: Compute(threads=1))
     monkeypatch.setattr(classify, "log_misread", lambda *args, **options: None)
     monkeypatch.chdir(tmp_path)
     return events

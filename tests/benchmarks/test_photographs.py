@@ -65,7 +65,7 @@ def test_networks_are_trained_once_and_tested_once(
     monkeypatch.setattr(glyphs, "NUMBER", {"train": 400, "test": 100})
     monkeypatch.setattr(data, "load", load)
     monkeypatch.setattr(seeds, "subprocess", SimpleNamespace(run=run))
-    monkeypatch.setattr(classify, "choose_compute", lambda config, images, world: Compute(threads=1))
+    monkeypatch.setattr(classify, "choose_compute", lambda *_: Compute(threads=1))
     monkeypatch.setattr(classify, "log_misread", lambda *args, **options: None)
     monkeypatch.chdir(tmp_path)
 

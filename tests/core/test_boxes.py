@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from zerokara.core.boxes import area, clip, decode, encode, iou, mirror, nms, roi_pool, select_detections, warp
+from zerokara.core.boxes import area, clip, crop_and_resize, decode, encode, flip, iou, nms, roi_pool, select_detections
 
 
 def random_boxes(number: int, width: float = 60, height: float = 40) -> Tensor:
@@ -26,12 +26,12 @@ def test_iou_by_hand() -> None:
     assert iou(one, other[:0]).shape == (2, 0)
 
 
-def test_clip_and_mirror() -> None:
+def test_clip_and_flip() -> None:
     boxes = torch.tensor([[-3.0, 2, 70, 50], [1, 2, 3, 4]])
     assert clip(boxes, 40, 60).tolist() == [[0, 2, 60, 40], [1, 2, 3, 4]]
-    assert mirror(boxes[1:], 60).tolist() == [[57, 2, 59, 4]]
-    assert mirror(boxes[1:], 40, axis=1).tolist() == [[1, 36, 3, 38]]
-    assert torch.equal(mirror(mirror(boxes, 60), 60), boxes)
+    assert flip(boxes[1:], 60).tolist() == [[57, 2, 59, 4]]
+    assert flip(boxes[1:], 40, axis=1).tolist() == [[1, 36, 3, 38]]
+    assert torch.equal(flip(flip(boxes, 60), 60), boxes)
 
 
 def test_encode_by_hand_and_decode_is_its_inverse() -> None:
@@ -131,17 +131,17 @@ def test_roi_pooling_without_regions() -> None:
 def test_crop_of_the_same_size_copies_the_image() -> None:
     images = torch.from_numpy(np.random.default_rng(0).integers(256, size=(2, 3, 12, 16), dtype=np.uint8))
     boxes = torch.tensor([[3.0, 2, 11, 10], [0, 0, 8, 8]])
-    crops = warp(images, boxes, torch.tensor([1, 0]), 8, 0, torch.zeros(3))
+    crops = crop_and_resize(images, boxes, torch.tensor([1, 0]), 8, 0, torch.zeros(3))
     torch.testing.assert_close(crops[0], images[1, :, 2:10, 3:11] / 255)
     torch.testing.assert_close(crops[1], images[0, :, :8, :8] / 255)
 
 
 def test_crop_shows_the_context_and_the_fill_color_outside() -> None:
     images = torch.from_numpy(np.random.default_rng(0).integers(256, size=(1, 3, 12, 16), dtype=np.uint8))
-    inside = warp(images, torch.tensor([[4.0, 4, 8, 8]]), torch.tensor([0]), 8, 2, torch.zeros(3))
+    inside = crop_and_resize(images, torch.tensor([[4.0, 4, 8, 8]]), torch.tensor([0]), 8, 2, torch.zeros(3))
     torch.testing.assert_close(inside[0], images[0, :, 2:10, 2:10] / 255)
     fill = torch.tensor([0.25, 0.5, 0.75])
-    corner = warp(images, torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([0]), 8, 2, fill)[0]
+    corner = crop_and_resize(images, torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([0]), 8, 2, fill)[0]
     torch.testing.assert_close(corner[:, 2:, 2:], images[0, :, :6, :6] / 255)
     assert torch.equal(corner[:, :2], fill[:, None, None].expand(3, 2, 8))
     assert torch.equal(corner[:, :, 1], fill[:, None].expand(3, 8))

@@ -17,12 +17,12 @@ from zerokara.core.config import Range, UserError, field_help
 class Config:
     """Config of the tests."""
 
-    RENAMED: ClassVar = {"envs": "num_envs", "hidden_sizes": "hidden", "twice": "double"}
+    RENAMED: ClassVar = {"envs": "num_envs", "hidden_sizes": "hidden", "twice": "double", "two_streams": "dueling"}
     RENAMED_VALUES: ClassVar = {"device": {"gpu": "cuda"}}
     FOREIGN_NAMES: ClassVar = {"lr": "learning_rate", "track": "is not an option here: use TensorBoard."}
     REQUIRES: ClassVar = {"eval_steps": (lambda config: config.device == "cpu", "--device cpu")}
     GROUPS: ClassVar = {
-        "network": ("hidden", "double"),
+        "network": ("hidden", "double", "dueling"),
         "run": ("preset", "num_envs", "name", "eval_steps", "device"),
     }
     COMMON: ClassVar = ("num_envs", "name")
@@ -45,6 +45,8 @@ class Config:
     """Widths of the hidden layers."""
     eval_steps: Annotated[int | None, Range(1)] = None
     """Steps between evaluations."""
+    dueling: bool | None = None
+    """Two streams of the head; None: as the environment needs."""
     offset: float = 0.0
     """Any number."""
 
@@ -108,8 +110,27 @@ def test_all_field_types() -> None:
     )
     offsets = [parse_args(*argv.split()).offset for argv in ("--offset -1e-3", "--offset=-2", "--offset -.5")]
     assert offsets == [-1e-3, -2, -0.5]
+    with pytest.raises(UserError, match=r"--hidden cannot be \(-1, 2, -3\): it must be several"):
+        parse_args("--hidden", "-1", "2", "-3")
     assert type(parse_args("--learning-rate", "1")) is Config
     assert isinstance(parse_args("--learning-rate", "1").learning_rate, float)
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ("", None),
+        ("--dueling", True),
+        ("--no-dueling", False),
+        ("--dueling true", True),
+        ("--dueling=False", False),
+        ("--no-dueling --dueling None", None),
+        ("--dueling --double", True),
+        ("--no-two-streams", False),
+    ],
+)
+def test_switch_that_may_be_none(argv: str, expected: bool | None) -> None:
+    assert parse_args(*argv.split()) == Config(dueling=expected)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +161,10 @@ def test_all_field_types() -> None:
         ("stray", ["'stray'"]),
         ("--preset nature stray", ["'stray'"]),
         ("--double true", ["'true'", "--no-flag"]),
+        ("--double=true", ["--double takes no value: write --double or --no-double."]),
+        ("--dueling maybe", ["--dueling cannot be 'maybe': it must be True or False or None."]),
+        ("--no-dueling true", ["'true'", "--no-flag"]),
+        ("--no-dueling=true", ["--no-dueling takes no value: write --dueling or --no-dueling."]),
     ],
 )
 def test_error_messages(argv: str, parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,7 +192,7 @@ def test_help_lists_common_options_first_and_each_option_once(capsys: pytest.Cap
     assert titles == ["most used:", "network:", "run:", "options:", "presets (the defaults above are those of nature):"]
     assert text.index("most used:") < text.index("--num-envs") < text.index("--name") < text.index("network:")
     for name in field_help(Config):
-        assert text.count(f"--[no-]{name}" if name == "double" else f"--{name.replace('_', '-')} ") == 1
+        assert text.count(f"--[no-]{name} " if name in ("double", "dueling") else f"--{name.replace('_', '-')} ") == 1
     assert (
         "Environments stepped together (default: 1)" in text
     )  # the first sentence of the help, and the default of the preset

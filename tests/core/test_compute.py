@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,13 +21,6 @@ from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 
 Seconds = dict[tuple[str, bool, bool], float]  # by precision, channels_last, compile
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 class Machine:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zerokara.core.divergence import divergence_error, is_finite, pop_means
+from zerokara.core.divergence import divergence_error, has_finite_weights, pop_means
 
 
 def test_means_cover_the_updates_since_the_last_read() -> None:
@@ -31,11 +31,11 @@ def test_number_of_names_must_match() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_one_non_finite_weight_is_detected(value: float) -> None:
     one, other = nn.Linear(2, 3), nn.Linear(3, 1)
-    assert is_finite(one, other)
+    assert has_finite_weights(one, other)
     bias: Tensor = other.bias.data
     bias[0] = value
-    assert is_finite(one)
-    assert not is_finite(one, other)
+    assert has_finite_weights(one)
+    assert not has_finite_weights(one, other)
 
 
 def test_error_message() -> None:

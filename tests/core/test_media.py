@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from zerokara.core.media import gif_bytes, grid, png_bytes, write_mp4, write_png
+from zerokara.core.media import gif_bytes, grid, png_bytes, to_uint8, write_mp4, write_png
 
 
 def clip(frames: int, height: int, width: int) -> np.ndarray:
@@ -107,3 +107,9 @@ def test_grid_scales_floats_to_0_255() -> None:
     assert grid(torch.zeros(1, 3, 2, 2)).tolist() == np.zeros((2, 2, 3)).tolist()  # constant values: black, not NaN
     with pytest.raises(ValueError, match="C 1 or 3"):
         grid(np.zeros((1, 4, 2, 2)))
+
+
+def test_pixels_are_rounded_and_clipped_to_uint8() -> None:
+    pixels = to_uint8(torch.tensor([-1.0, 0.0, 0.501 / 255, 0.499 / 255, 1.0, 7.0]))
+    assert pixels.dtype == torch.uint8
+    assert pixels.tolist() == [0, 0, 1, 0, 255, 255]

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from zerokara.core import progress
-from zerokara.core.progress import Progress, clock, loading, readable
+from zerokara.core.progress import Progress, format_duration, format_value, loading
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_eta_uses_the_speed_of_the_last_minute(now: list[float], capsys: pytest.
         progress_bar.show(step, 150_000, {})
     last = capsys.readouterr().out.splitlines()[-1]
     seconds_left = (150_000 - 50_000 - 60_000 - 131 * 100) / 100  # at 100 steps/s; the last line is from second 190
-    assert last == f"step {50_000 + 60_000 + 131 * 100:,}/150,000  eta {clock(seconds_left)}"
+    assert last == f"step {50_000 + 60_000 + 131 * 100:,}/150,000  eta {format_duration(seconds_left)}"
 
 
 def test_loading_is_shown_on_stderr_after_some_time(now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,9 +121,9 @@ def test_closed_pipe_does_not_stop_the_program(monkeypatch: pytest.MonkeyPatch) 
 
 def test_number_formats() -> None:
     values = [3, 12_000, -20.3, 0.00123456, 1234.5, 1e-9, math.nan, math.inf, "text", True, torch.tensor(0.5)]
-    assert [readable(value) for value in values] == [
+    assert [format_value(value) for value in values] == [
         "3", "12,000", "-20.3", "0.00123", "1,234", "1e-09", "-", "inf", "text", "yes", "0.5"
     ]  # fmt: skip
-    assert [clock(seconds) for seconds in (0, 59.6, 723, 3723, 360_000, math.nan, math.inf)] == [
+    assert [format_duration(seconds) for seconds in (0, 59.6, 723, 3723, 360_000, math.nan, math.inf)] == [
         "0:00", "1:00", "12:03", "1:02:03", "100:00:00", "-", "-"
     ]  # fmt: skip

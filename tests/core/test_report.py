@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from pathlib import Path
 
@@ -11,7 +12,16 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from zerokara.core.report import figure_pixels, new_figure, tables_within, write_figure, write_json
+from zerokara.core.report import (
+    figure_pixels,
+    image_figure,
+    new_figure,
+    numbered,
+    plot_confusion,
+    tables_within,
+    write_figure,
+    write_json,
+)
 
 
 def test_json_round_trip(tmp_path: Path) -> None:
@@ -59,3 +69,30 @@ def test_wide_table_is_split_to_fit_the_width(width: int) -> None:
     assert all(printed.count(cell) == 1 for row in rows for cell in row[1:])
     assert all(printed.count(heading) == 1 for heading in columns[1:])
     assert printed.count("run-0") == {30: 12, 80: 3, 200: 1}[width]
+
+
+def test_images_are_plotted_in_rows_with_their_titles() -> None:
+    images = [np.full((2, 2, channels), 100, np.uint8) for channels in (1, 3, 1, 3)]
+    figure = image_figure(images, ["a", "b", "c", "d"], columns=3, width=1.0, height=0.5)
+    assert figure.get_size_inches().tolist() == [3, 1]
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b", "c", "d", "", ""]
+    assert not any(axes.axison for axes in figure.axes)
+    assert [np.asarray(axes.images[0].get_array()).shape for axes in figure.axes[:2]] == [(2, 2), (2, 2, 3)]
+    assert len(image_figure(images[:1], ["a"]).axes) == 1
+
+
+def test_confusion_matrix_by_hand() -> None:
+    """Of four images of a, one is taken for b; of class c there are none."""
+    confusion = np.array([[3, 1, 0], [0, 2, 0], [0, 0, 0]])
+    figure, (left, right) = new_figure(2)
+    plot_confusion(left, confusion, ("a", "b", "c"), max_fraction=0.5)
+    plot_confusion(right, confusion, ("cat", "dog", "fox"), percent=True)
+    texts = [[(*text.get_position(), text.get_text(), text.get_color()) for text in axes.texts] for axes in figure.axes]
+    assert texts[0] == [(0, 0, "3", "white"), (1, 0, "1", "black"), (1, 1, "2", "white")]
+    assert texts[1] == [(0, 0, "75", "white"), (1, 0, "25", "black"), (1, 1, "100", "white")]
+    assert np.asarray(left.images[0].get_array()).tolist() == [[0.75, 0.25, 0], [0, 1, 0], [0, 0, 0]]
+    assert [label.get_text() for label in right.get_yticklabels()] == ["cat", "dog", "fox"]
+
+
+def test_numbered_names() -> None:
+    assert list(itertools.islice(numbered("a-7"), 3)) == ["a-7", "a-7-2", "a-7-3"]

@@ -294,7 +294,8 @@ def test_video_is_an_mp4_file_and_a_gif_in_tensorboard(tmp_path: Path) -> None:
         run.video("eval/game", 1000, frames, fps=15)
         run.image("input/stack", 1000, frames[0])
         run.text("notes", "**hello**")
-        run.hparams({"learning_rate": 1e-4, "name": None, "hidden": (4, 5), "double": True}, {"eval/return": 20.5})
+        run.log(1000, {"eval/return": 20.5})
+        run.hparams({"learning_rate": 1e-4, "name": None, "hidden": (4, 5), "double": True}, ["eval/return"])
     with av.open(str(run.folder / "media/eval-game-1000.mp4")) as container:
         assert container.streams.video[0].codec_context.name == "h264"
         assert len(list(container.decode(video=0))) == 6
@@ -348,7 +349,7 @@ with Run(Config(), kind="dqn", name="a", resume=False, quiet=True, root=Path(sys
         if step % 50 == 0:
             run.video("eval/game", step, frames, 15)
             run.image("eval/stack", step, frames[0])
-            run.hparams({}, {})
+            run.hparams({}, [])
     state = run.state_dict()
     assert state["last_step"] == 199
     run.close("trained to the end")

@@ -305,6 +305,8 @@ def play(game_id: str, num_envs: int, expert: bool) -> np.ndarray:
         step = env.step(env.expert() if expert else rng.integers(env.num_actions, size=num_envs))
         return_N += step.reward * ~done_N
         done_N |= step.terminal | step.truncated
+        if done_N.all():
+            break
     assert done_N.all()
     return return_N
 

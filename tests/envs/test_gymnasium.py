@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import cv2
@@ -191,6 +192,54 @@ def test_actions_that_do_not_start_at_0() -> None:
         env.step(np.array([3]))
 
 
+WORKER_SOURCE = (
+    Path(__file__).read_text("utf-8").split("@pytest.fixture")[0]
+    + """
+
+class Quitting(Toy):
+    def step(self, action):
+        if self.steps == 18:
+            import os
+            os._exit(3)
+        return super().step(action)
+"""
+)
+
+
+def test_worker_processes_give_the_same_steps_and_states(tmp_path: Path) -> None:
+    """The file is imported by the workers, which know nothing of this process."""
+    (tmp_path / "toy_env.py").write_text(WORKER_SOURCE)
+    kwargs = {"script": {2: "die", 5: "raise", 7: "end"}, "error": None}
+
+    def make(workers: int) -> envs.VectorEnv:
+        return envs.make(f"{tmp_path}/toy_env.py:Toy", 3, workers=workers, env_kwargs=kwargs)
+
+    serial, parallel, resumed = make(0), make(2), make(3)
+    assert np.array_equal(serial.reset(4), parallel.reset(4))
+    rng = np.random.default_rng(0)
+    for step in range(20):
+        action_N = rng.integers(0, 3, 3)
+        pair = serial.step(action_N), parallel.step(action_N)
+        assert all(np.array_equal(a, b) for a, b in zip(*pair, strict=True))
+        if step % 9 == 5:
+            assert np.array_equal(resumed.load_state_dict(parallel.state_dict()), pair[0].obs)
+    for env in (serial, parallel, resumed):
+        env.close()
+
+
+def test_an_error_in_a_worker_process_is_that_of_the_environment(tmp_path: Path) -> None:
+    (tmp_path / "toy_env.py").write_text(WORKER_SOURCE)
+    with pytest.raises(UserError, match=r"Toy cannot be created: TypeError"):
+        envs.make(f"{tmp_path}/toy_env.py:Toy", 2, workers=2, env_kwargs={"kinds": 3})
+    env = envs.make(f"{tmp_path}/toy_env.py:Quitting", 2, workers=2, env_kwargs={"script": {30: "end"}})
+    env.reset(0)
+    for _ in range(18):
+        env.step(np.array([0, 0]))
+    with pytest.raises(UserError, match=r"worker process of the environments ended with exit code 3.*--env-workers 0"):
+        env.step(np.array([0, 0]))
+    env.close()
+
+
 @pytest.mark.parametrize("kind", ["rgb", "vector"])
 def test_saved_state_resumes_exactly(kind: str) -> None:
     def make() -> envs.VectorEnv:
@@ -276,3 +325,97 @@ def test_exception_of_an_environment_names_it() -> None:
         env.step(np.array([0, 1]))
     assert repr(e.value.__cause__) == "ZeroDivisionError('test')"
     env.close()
+
+
+def test_a_reward_that_is_nan_is_an_error_of_the_environment() -> None:
+    class Nan(Toy):
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            obs, _, *rest = super().step(action)
+            return obs, float("nan") if self.steps == 3 else 0.0, *rest
+
+    env = envs.make(Nan, 2)
+    env.reset(0)
+    for _ in range(2):
+        env.step(np.array([0, 1]))
+    with pytest.raises(UserError, match=r"reward of nan at step 3 .* environment 0 with action 0.* environment itself"):
+        env.step(np.array([0, 1]))
+
+
+def test_an_observation_of_another_shape_is_an_error_of_the_environment() -> None:
+    class Growing(Toy):
+        def _observe(self) -> Any:
+            image = super()._observe()
+            return image if self.steps < 20 else image[:5]
+
+    env = envs.make(Growing, 1, env_kwargs={"script": {30: "end"}})
+    env.reset(0)
+    for _ in range(19):
+        env.step(np.array([0]))
+    with pytest.raises(UserError, match=r"shape \(5, 40, 3\) .* at step 20 of an episode"):
+        env.step(np.array([0]))
+
+
+def test_an_episode_that_raised_is_truncated_and_replaced_if_asked_for() -> None:
+    env = toy(2, script={3: "raise", 9: "end"}, error=ZeroDivisionError("test"), settings={"restart_on_error": True})
+    first = env.reset(0)
+    steps = [env.step(np.array([1, 1])) for _ in range(3)]
+    assert [step.truncated.tolist() for step in steps] == [[False, False], [False, False], [True, True]]
+    assert (env.errors, steps[2].reward.tolist()) == (2, [0.0, 0.0])
+    assert np.array_equal(steps[2].last_obs[:, -1], steps[1].obs[:, -1]), "the last frame that there was"
+    assert not np.array_equal(steps[2].obs[:, -1], first[:, -1])
+    assert not steps[2].obs[:, :-1].any(), "a new episode"
+    assert "ZeroDivisionError: test" in env.warnings[0]
+    assert "truncated" in env.warnings[0]
+
+
+class Unseeded(Toy):
+    """Environment whose images do not depend on the seed."""
+
+    random = np.random.default_rng(0)
+
+    def _observe(self) -> Any:
+        self.image = self.random.integers(0, 256, (30, 40, 3), np.uint8)
+        return self.image
+
+
+def test_an_environment_that_is_not_reproducible_is_reported_and_resumes_with_new_episodes() -> None:
+    env, other = envs.make(Unseeded, 2), envs.make(Unseeded, 2)
+    assert "does not repeat an episode" in env.warnings[0]
+    env.reset(0)
+    env.step(np.array([0, 1]))
+    other.warnings.clear()
+    obs = other.load_state_dict(env.state_dict())
+    assert other.episodes_restarted
+    assert not obs[:, :-1].any(), "the first frames of new episodes"
+    assert "new episodes were started" in other.warnings[0]
+    assert not other.step(np.array([0, 1])).terminal.any()
+    reproducible = toy(2)
+    assert reproducible.warnings == []
+
+
+def test_other_observations_than_at_the_checkpoint_can_be_accepted() -> None:
+    env = toy(1, script={5: "end"})
+    env.reset(0)
+    for _ in range(3):
+        env.step(np.array([0]))
+    state = {**env.state_dict(), "crc": 0}
+    strict, lenient = toy(1, script={5: "end"}), toy(1, script={5: "end"}, settings={"restart_on_error": True})
+    with pytest.raises(UserError, match="does not reproduce the observation"):
+        strict.load_state_dict(state)
+    assert not strict.episodes_restarted
+    lenient.load_state_dict(state)
+    assert lenient.episodes_restarted
+
+
+def test_a_dict_with_an_image_is_used_instead_of_a_rendered_image() -> None:
+    class Grid(Toy):
+        def __init__(self, render_mode: str | None = None) -> None:
+            super().__init__(render_mode=render_mode)
+            self.observation_space = spaces.Dict(image=IMAGES["rgb"], direction=spaces.Discrete(4))
+
+        def _observe(self) -> Any:
+            return {"image": super()._observe(), "direction": 0}
+
+    env = envs.make(Grid, 1)
+    assert env.settings["pixels"] == "observation['image']"
+    assert env.reset(0).any()

@@ -6,7 +6,6 @@ import contextlib
 import math
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.programs import error_message, metrics, start, wait_until
+from tests.programs import Process, error_message, metrics, start, wait_until
+from tests.tensorboard_pages import curve_groups, hparams_metrics
 from zerokara.core import checkpoint
 from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
@@ -50,7 +50,7 @@ run_main(dcgan.main)
 """
 
 
-def program(folder: Path, *words: str) -> subprocess.Popen[str]:
+def program(folder: Path, *words: str) -> Process:
     """Start the program in its own process and folder."""
     return start(folder, "-c", START, *words)
 
@@ -81,6 +81,15 @@ def run(finished: Path) -> Path:
     """A copy of that run in the test's folder."""
     shutil.copytree(finished, "runs/run")
     return Path("runs/run")
+
+
+def test_tensorboard_opens_on_curves(finished: Path) -> None:
+    groups = curve_groups(finished)
+    assert list(groups) == ["eval", "speed", "train"]
+    assert min(groups.values()) > 1
+    (evaluated,) = [line for line in metrics(finished) if "eval/spread" in line and line["step"] == 60]
+    expected = {name: value for name, value in evaluated.items() if name.startswith("eval/")}
+    assert hparams_metrics(finished.parent)["run"] == pytest.approx(expected)
 
 
 def state(folder: Path, name: str = "checkpoint-0.pt") -> dict[str, Any]:

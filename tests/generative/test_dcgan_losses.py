@@ -40,7 +40,7 @@ def softplus(x: float) -> float:
 )
 def test_losses_by_hand(name: str, discriminator: float, generator: float) -> None:
     assert float(discriminator_loss(name, REAL, FAKE)) == pytest.approx(discriminator)
-    assert float(generator_loss(name, REAL, FAKE)) == pytest.approx(generator)
+    assert float(generator_loss(name, FAKE, REAL)) == pytest.approx(generator)
 
 
 def test_unknown_losses_are_refused() -> None:
@@ -62,7 +62,7 @@ def test_bce_equals_pytorchs_and_is_finite_for_large_logits() -> None:
     torch.testing.assert_close(discriminator_loss("bce", REAL, FAKE), expected)
     assert float(discriminator_loss("bce", torch.tensor([-500.0]), torch.tensor([500.0]))) == 1000
     logit = torch.tensor([-200.0], requires_grad=True)
-    generator_loss("bce", REAL, logit).backward()
+    generator_loss("bce", logit).backward()
     assert logit.grad is not None
     assert float(logit.grad) == -1, "the generator gets a gradient even if the discriminator is certain"
 
@@ -77,7 +77,7 @@ def test_gradient_descent_moves_scores_in_the_right_direction(name: str) -> None
         assert fake.grad is not None
         assert (fake.grad > 0).all(), "and lower fake ones"
     fake = torch.zeros(3, requires_grad=True)
-    generator_loss(name, torch.zeros(3), fake).backward()
+    generator_loss(name, fake, torch.zeros(3)).backward()
     assert fake.grad is not None
     assert (fake.grad < 0).all(), "the generator must raise fake scores"
 

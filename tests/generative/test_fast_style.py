@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
-import time
+import signal
 import zipfile
 from pathlib import Path
 
@@ -16,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.programs import start, wait_until
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.core.media import png_bytes, write_png
@@ -127,15 +125,11 @@ def test_training_and_applying_a_style(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_resuming_a_killed_run_is_bitwise_exact(tmp_path: Path) -> None:
     fast_style.main([*TINY, "--name", "whole", "--quiet"])
-    environment = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", START, *TINY, "--name", "killed", "--quiet"], cwd=tmp_path, env=environment
-    )
+    process = start(tmp_path, "-c", START, *TINY, "--name", "killed", "--quiet")
     latest = Path("runs/killed/checkpoint-0.pt")
-    while not latest.exists() and process.poll() is None:
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
+    wait_until(process, latest.exists)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
     assert latest.exists()
     fast_style.main(["--name", "killed", "--resume", "--quiet"])
     whole, killed = (read_tensors(Path(f"runs/{name}/model.safetensors")) for name in ("whole", "killed"))
@@ -146,7 +140,7 @@ def test_resuming_a_killed_run_is_bitwise_exact(tmp_path: Path) -> None:
 
 def test_model_files_are_loaded_and_others_refused(tmp_path: Path) -> None:
     network = StyleNetwork(0.125)
-    network_file.save(tmp_path / "model.safetensors", network, StyleMetadata(style="wave.jpg", width=0.125, update=7))
+    StyleMetadata(style="wave.jpg", width=0.125, update=7).save(tmp_path / "model.safetensors", network.state_dict())
     read, metadata = network_file.load(str(tmp_path))
     assert metadata == StyleMetadata(style="wave.jpg", width=0.125, update=7)
     assert all(torch.equal(x, y) for x, y in zip(network.parameters(), read.parameters(), strict=True))
@@ -163,7 +157,7 @@ def test_model_files_are_loaded_and_others_refused(tmp_path: Path) -> None:
 
 
 def test_mistakes_of_stylise(monkeypatch: pytest.MonkeyPatch) -> None:
-    network_file.save(Path("model.safetensors"), StyleNetwork(0.125), StyleMetadata(width=0.125))
+    StyleMetadata(width=0.125).save(Path("model.safetensors"), StyleNetwork(0.125).state_dict())
     with pytest.raises(UserError, match="No run was named"):
         stylise.main([])
     with pytest.raises(UserError, match="No image was named"):

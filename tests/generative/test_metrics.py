@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tests.generative.finished_run import FEW, HERE, make_run
 from zerokara.core.config import UserError
 from zerokara.core.data import glyphs
 from zerokara.core.models import model_file
-from zerokara.core.models.model_file import ClassifierMetadata
+from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.generative import metrics
 from zerokara.generative.scoring.distances import frechet_distance, kernel_distance, overlap
 from zerokara.generative.scoring.feature_extractor import FeatureExtractor
@@ -35,7 +36,8 @@ METADATA = ClassifierMetadata(
 def save_classifier(folder: Path, seed: int = 0, half: bool = False) -> Path:
     torch.manual_seed(seed)
     folder.mkdir()
-    model_file.save(folder / "model.safetensors", METADATA.build().state_dict(), METADATA, half=half)
+    metadata = dataclasses.replace(METADATA, origin=(f"run {seed}",))
+    metadata.save(folder / "model.safetensors", METADATA.build().state_dict(), half=half)
     return folder
 
 
@@ -211,7 +213,7 @@ def test_unknown_origin_of_the_backbone_gives_a_warning(
     at_root: Path, pretrained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = json.loads((pretrained_run / "config.json").read_text())
-    del content["extra"]["eye"]  # as in runs of older releases
+    del content["extra"]["origin"]  # as in runs of older releases
     (pretrained_run / "config.json").write_text(json.dumps(content))
     (tmp_path / "pretrained").rename(tmp_path / "gone")
     metrics.main([str(pretrained_run), "--images", "100", "--classifier", str(tmp_path / "gone"), "--json", *HERE])
@@ -225,11 +227,11 @@ def test_training_refuses_and_warns_too(tmp_path: Path, capsys: pytest.CaptureFi
     words = ("--backbone", "deep_cnn", "--discriminator-width", "0.25", "--pretrained-backbone", str(pretrained))
     with pytest.raises(UserError, match="has the weights that the discriminator's backbone was initialized from"):
         make_run(tmp_path, "refused", *words, "--classifier", str(pretrained / "model.safetensors"))
-    relative = model_file.ClassifierMetadata(
+    relative = ClassifierMetadata(
         **{**vars(METADATA), "command": "python -m vision.classify --pretrained-backbone runs/gone"}
     )
     weights = METADATA.build().state_dict()
-    model_file.save(pretrained / "model.safetensors", weights, relative)
+    relative.save(pretrained / "model.safetensors", weights)
     classifier = save_classifier(tmp_path / "classifier", seed=3)
     make_run(tmp_path, "warned", *words, "--classifier", str(classifier))
     assert "warning: The discriminator's backbone was initialized from runs/gone" in capsys.readouterr().err

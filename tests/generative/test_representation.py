@@ -16,7 +16,6 @@ from tests.generative.finished_run import FEW, HERE, make_run
 from tests.generative.test_metrics import METADATA
 from zerokara.core.config import UserError
 from zerokara.core.data import ImageSet, glyphs
-from zerokara.core.models import model_file
 from zerokara.core.progress import Progress
 from zerokara.generative import representation
 from zerokara.generative.representation import (
@@ -177,7 +176,7 @@ def test_program(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_classifier_instead_of_the_supervised_network(run: Path) -> None:
     Path("classifier").mkdir()
-    model_file.save(Path("classifier/model.safetensors"), METADATA.build().state_dict(), METADATA)
+    METADATA.save(Path("classifier/model.safetensors"), METADATA.build().state_dict())
     representation.main([str(run), "--labels", "60", "--seeds", "1", "--supervised", "classifier", "--json", *HERE])
     content = json.loads((run / "representation.json").read_text())
     assert list(content["test_errors"]) == ["discriminator", "random network", "supervised"]

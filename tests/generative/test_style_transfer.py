@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
-import time
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.programs import start, wait_until
+from tests.tensorboard_pages import hparams_metrics
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
+from zerokara.core.data.image_files import resize
 from zerokara.core.media import write_png
 from zerokara.generative import style_transfer
 from zerokara.generative.style import pictures
 
-REPO = Path(__file__).parents[2]
 TINY = (
     *(
         "content.png",
@@ -84,8 +83,10 @@ def test_result_and_printed_messages(capsys: pytest.CaptureFixture[str]) -> None
     assert {path.name for path in (run / "film").iterdir()} == {f"{i:06}.png" for i in range(4, 25, 4)}
     assert {pixels(path).shape for path in (run / "film").iterdir()} == {(70, 80, 3)}
     assert (run / "media" / "film-24.mp4").stat().st_size > 0
-    first, *_, last = lines(run)
+    first, *_, last, final = lines(run)
     assert last["train/style"] < first["train/style"]
+    assert final["final/loss"] <= last["train/loss"] * (1 + 1e-6), "the loss of the best image"
+    assert hparams_metrics(Path("runs"))["run"] == pytest.approx({"final/loss": final["final/loss"]})
     # The square must be where it was.
     content = np.asarray(Image.open("content.png").resize((80, 70)).convert("L"), float)
     stylized = np.asarray(Image.fromarray(result).convert("L"), float)
@@ -95,7 +96,7 @@ def test_result_and_printed_messages(capsys: pytest.CaptureFixture[str]) -> None
 def test_colors_are_preserved(capsys: pytest.CaptureFixture[str]) -> None:
     style_transfer.main([*TINY, "--name", "run", "--keep-color", "--start", "content", "--quiet"])
     result = pixels("runs/run/result.png").astype(float)
-    content = pictures.resized(pixels("content.png"), (70, 80)).astype(float)
+    content = resize(pixels("content.png"), (70, 80)).astype(float)
     for one, other in ((0, 1), (1, 2)):  # differences of channels do not depend on luminance, except in clipped pixels
         inside = ((result > 0) & (result < 255)).all(2)
         assert inside.mean() > 0.5
@@ -108,17 +109,11 @@ def test_colors_are_preserved(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_resuming_a_killed_run_is_bitwise_exact(tmp_path: Path) -> None:
     style_transfer.main([*TINY, "--name", "whole", "--quiet"])
-    environment = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", START, *TINY, "--name", "killed", "--quiet", "--iterations", "24"],
-        cwd=tmp_path,
-        env=environment,
-    )
+    process = start(tmp_path, "-c", START, *TINY, "--name", "killed", "--quiet", "--iterations", "24")
     latest = Path("runs/killed/checkpoint-0.pt")
-    while not latest.exists() and process.poll() is None:
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
+    wait_until(process, latest.exists)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
     assert latest.exists()
     shutil.rmtree("runs/killed/media", ignore_errors=True)
     style_transfer.main(["--name", "killed", "--resume", "--quiet"])
@@ -137,7 +132,7 @@ def test_resuming_with_another_image_is_refused() -> None:
 
 def test_start_from_noise() -> None:
     style_transfer.main([*TINY, "--name", "run", "--start", "noise", "--scales", "1", "--quiet"])
-    first, *_, last = lines(Path("runs/run"))
+    first, *_, last, _final = lines(Path("runs/run"))
     assert last["train/loss"] < first["train/loss"]
 
 

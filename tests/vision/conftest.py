@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from zerokara.core import data
 from zerokara.core.data import glyphs
@@ -42,11 +45,21 @@ def tiny_run(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return Path("runs/tiny")
 
 
+@functools.cache
+def first_glyphs(split: data.Split) -> data.ImageSet:
+    """Return the first 120 digits of a split. Drawing the whole split takes more than a second."""
+    return glyphs.glyphs(split).take(slice(0, 120))
+
+
 @pytest.fixture
 def few_glyphs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Reduce every data set to its first 120 images and change to an empty working folder."""
+    """Reduce the generated digits to the first 120 images of a split and change to an empty working folder."""
     original = data.load
-    monkeypatch.setattr(data, "load", lambda *args, **options: original(*args, **options).take(slice(0, 120)))
+
+    def load(name: str, split: data.Split, **options: Any) -> data.ImageSet:
+        return first_glyphs(split).take(torch.arange(120)) if name == "glyphs" else original(name, split, **options)
+
+    monkeypatch.setattr(data, "load", load)
     monkeypatch.chdir(tmp_path)
     grid._load.cache_clear()
     yield

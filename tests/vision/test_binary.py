@@ -12,6 +12,7 @@ from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.programs import metrics
+from tests.tensorboard_pages import hparams_metrics
 from zerokara.core import data
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
@@ -23,7 +24,6 @@ from zerokara.vision.binarization.network import (
     BinaryMetadata,
     BinaryMlp,
     BinaryNetwork,
-    read_packed,
     write_packed,
 )
 from zerokara.vision.binarization.pictures import network_table, sign_inputs
@@ -95,7 +95,7 @@ def test_packed_weights_of_the_default_network_are_32_times_smaller(tmp_path: Pa
 def test_a_network_that_is_read_back_predicts_the_same_bit_for_bit(metadata: BinaryMetadata, tmp_path: Path) -> None:
     network = trained(metadata)
     write_packed(tmp_path / "packed.safetensors", network, metadata)
-    again, read = read_packed(tmp_path / "packed.safetensors")
+    again, read = BinaryMetadata.load(tmp_path / "packed.safetensors")
     assert read == metadata
     assert not again.training
     x = torch.rand(16, metadata.channels, *metadata.image_size)
@@ -176,11 +176,13 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("straight_through.png", "filters.png"):
         with Image.open(f"runs/b/{name}") as picture:
             assert picture.width > 500
-    network, metadata = read_packed(Path("runs/b/packed.safetensors"))
+    network, metadata = BinaryMetadata.load(Path("runs/b/packed.safetensors"))
     assert metadata.figures == result["figures"]
     board = EventAccumulator("runs/b", size_guidance={"histograms": 0})
     board.Reload()
     assert set(board.Tags()["histograms"]) == {f"weights/latent/{name}" for name in network.binary_layers()}
+    expected = {f"final/{name}": value for name, value in result["figures"].items()}
+    assert hparams_metrics(Path("runs"))["b"] == pytest.approx(expected)
 
 
 def test_the_test_set_is_read_once_and_only_with_test(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,27 +214,27 @@ def test_the_test_set_is_read_once_and_only_with_test(monkeypatch: pytest.Monkey
 
 def test_convolutional_preset_from_the_command_line() -> None:
     binary.main([*SHORT, "--preset", "cnn", "--width-multiplier", "0.05", "--epochs", "1", "--name", "c"])
-    assert read_packed(Path("runs/c/packed.safetensors"))[1].network == "cnn"
+    assert BinaryMetadata.load(Path("runs/c/packed.safetensors"))[1].network == "cnn"
     assert PRESETS["cnn"]["flip"]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "There is no .*: give a file that"), (b"no tensors", "cannot be read as safetensors")],
+    [(None, "There is no .*: give the folder of a run"), (b"no tensors", "cannot be read as safetensors")],
 )
 def test_a_missing_or_damaged_file_is_rejected(content: bytes | None, message: str, tmp_path: Path) -> None:
     path = tmp_path / "packed.safetensors"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=message):
-        read_packed(path)
+        BinaryMetadata.load(path)
 
 
 def test_weights_that_do_not_fit_their_metadata_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "packed.safetensors"
     write_packed(path, MLP.build(), CNN)
     with pytest.raises(UserError, match="do not fit the network of its metadata"):
-        read_packed(path)
+        BinaryMetadata.load(path)
 
 
 def test_divergence_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +13,22 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto.graph_pb2 import GraphDef
 
-from tests.programs import check_damage_reported, error_message, metrics, num_updates, signal_at, start, unstarted_run
+from tests.programs import (
+    Process,
+    check_damage_reported,
+    error_message,
+    metrics,
+    num_updates,
+    signal_at,
+    start,
+    unstarted_run,
+)
 from zerokara.core import checkpoint, data
 from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, run_main
 from zerokara.core.data import ImageSet, glyphs
-from zerokara.core.models import model_file
-from zerokara.core.models.classifier import make_classifier
+from zerokara.core.models.classifier import ClassifierMetadata, make_classifier
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision import classify
 from zerokara.vision.classification.config import PRESETS, Config
@@ -60,12 +66,12 @@ run_main(classify.main)
 """
 
 
-def program(folder: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
+def program(folder: Path, *words: str, **environment: str) -> Process:
     """Start the program in a folder of its own."""
     return start(folder, "-c", PROGRAM, *words, **environment)
 
 
-def slow(folder: Path, *words: str) -> subprocess.Popen[str]:
+def slow(folder: Path, *words: str) -> Process:
     """Start the program with a pause after each update, so that it can be interrupted."""
     return program(folder, *words, PAUSE="0.1", NO_PICTURES="1")
 
@@ -89,7 +95,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Run in this process, in an empty folder, with few digits. Return the splits that are read, in order."""
     monkeypatch.setattr(glyphs, "NUMBER", FEW)
     monkeypatch.chdir(tmp_path)
@@ -101,15 +107,13 @@ def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         return original(name, split, **options)
 
     monkeypatch.setattr(data, "load", load)
-    threads = torch.get_num_threads()
-    yield read
-    torch.set_num_threads(threads)
+    return read
 
 
 @pytest.fixture
 def fast_setup(in_empty_folder: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Like `in_empty_folder`, without the slow parts: timing the hardware and drawing misclassified images."""
-    monkeypatch.setattr(classify, "choose_compute", lambda config, images, world: Compute(threads=1))
+    monkeypatch.setattr(classify, "choose_compute", lambda *_: Compute(threads=1))
     monkeypatch.setattr(classify, "log_misread", lambda *args, **options: None)
     return in_empty_folder
 
@@ -130,14 +134,8 @@ def test_files_and_metrics_of_a_run(uninterrupted: Path) -> None:
     assert final == {f"final/{name}": value for name, value in result["figures"].items()}
     assert result["figures"]["validation_error"] == lines[-2]["val/error"]
     protocol = {key: value for key, value in result["protocol"].items() if key != "hours"}
-    assert protocol == {
-        "train_images": 400,
-        "validation_images": 200,
-        "seed": 1,
-        "epochs": 3,
-        "weights": "averaged",
-        "views": 1,
-    }
+    data_and_length = {"train_images": 400, "validation_images": 200, "seed": 1, "epochs": 3}
+    assert protocol == data_and_length | {"weights": "averaged", "views": 1}
     media = {path.name for path in (uninterrupted / "media").iterdir()}
     assert media >= {"augmented-0.png", "misread-8.png", "confusion-24.png"}
     assert list(uninterrupted.glob("events.*"))
@@ -166,7 +164,7 @@ def test_tensorboard_has_curves_images_graph_histograms_and_hparams(uninterrupte
     tags = board.Tags()
     assert set(tags["scalars"]) >= {
         *("train/loss", "train/accuracy", "train/learning_rate", "val/error", "val/loss", "speed/images_per_s"),
-        "hparam/test_error",
+        "z_final/test_error",
     }
     assert [(event.step, event.value) for event in board.Scalars("val/error")] == [
         (line["step"], pytest.approx(line["val/error"])) for line in metrics(uninterrupted) if "val/error" in line
@@ -186,7 +184,7 @@ def test_tensorboard_has_curves_images_graph_histograms_and_hparams(uninterrupte
 
 
 def test_model_file_holds_the_averaged_weights(uninterrupted: Path) -> None:
-    classifier, metadata = model_file.load(uninterrupted / "model.safetensors")
+    classifier, metadata = ClassifierMetadata.load(uninterrupted / "model.safetensors")
     state = checkpoint.load(uninterrupted / "checkpoint-0.pt", "classify")
     for name, tensor in classifier.state_dict().items():
         assert torch.equal(tensor, state["ema"]["module"][name])
@@ -294,7 +292,7 @@ def test_no_test_leaves_the_test_set_unread(fast_setup: list[str], capsys: pytes
     figures = json.loads(Path("runs/no/result.json").read_text())["figures"]
     assert list(figures) == ["validation_error"]
     assert "test error" not in capsys.readouterr().out
-    classifier, metadata = model_file.load(Path("runs/no/model.safetensors"))
+    classifier, metadata = ClassifierMetadata.load(Path("runs/no/model.safetensors"))
     state = checkpoint.load(Path("runs/no/checkpoint-0.pt"), "classify")
     assert all(torch.equal(tensor, state["network"][name]) for name, tensor in classifier.state_dict().items())
     assert metadata.figures == figures
@@ -324,7 +322,7 @@ def test_patience_ends_a_run_and_resuming_does_not_continue_it(monkeypatch: pyte
     assert num_updates(run, "classify") == 24
     state = checkpoint.load(run / "checkpoint-0.pt", "classify")
     assert (state["best"]["epoch"], state["best"]["figure"]) == (1, 0.25)
-    classifier, _ = model_file.load(run / "model.safetensors")
+    classifier, _ = ClassifierMetadata.load(run / "model.safetensors")
     assert all(torch.equal(tensor, state["best"]["weights"][name]) for name, tensor in classifier.state_dict().items())
     assert not torch.equal(
         state["best"]["weights"]["backbone.layers.0.weight"], state["ema"]["module"]["backbone.layers.0.weight"]
@@ -359,7 +357,7 @@ def test_pretrained_backbone_from_the_zoo(capsys: pytest.CaptureFixture[str]) ->
     classify.main([*words, "--weight-decay", "0", "--pretrained-backbone", "digits"])
     assert "12 of 12 tensors from" in capsys.readouterr().out
     source, _ = zoo.load("digits")
-    trained, _ = model_file.load(Path("runs/zoo/model.safetensors"))
+    trained, _ = ClassifierMetadata.load(Path("runs/zoo/model.safetensors"))
     for name, tensor in trained.backbone.state_dict().items():
         torch.testing.assert_close(tensor, source.backbone.state_dict()[name], atol=1e-6, rtol=0)
 
@@ -372,8 +370,8 @@ def test_pretrained_backbone_from_another_run(
     classify.main([*words, "--pretrained-backbone", "runs/run"])
     assert "12" in capsys.readouterr().out  # twelve tensors of six convolutions
     assert fast_setup == ["train"]
-    source, _ = model_file.load(Path("runs/run/model.safetensors"))
-    trained, _ = model_file.load(Path("runs/next/model.safetensors"))
+    source, _ = ClassifierMetadata.load(Path("runs/run/model.safetensors"))
+    trained, _ = ClassifierMetadata.load(Path("runs/next/model.safetensors"))
     for name, tensor in trained.backbone.state_dict().items():
         torch.testing.assert_close(tensor, source.backbone.state_dict()[name], atol=1e-6, rtol=0)
 
@@ -435,7 +433,7 @@ def test_settings_cannot_change_when_resuming(uninterrupted: Path, in_empty_fold
     assert "test" not in in_empty_folder
 
 
-def test_presets_and_default_names() -> None:
+def test_presets() -> None:
     for name in PRESETS:
         assert parse(Config, PRESETS, ["--preset", name], "").preset == name
     book = parse(Config, PRESETS, ["--preset", "book"], "")
@@ -443,6 +441,3 @@ def test_presets_and_default_names() -> None:
     assert (book.output_dropout, book.label_smoothing, book.schedule) == (0.5, 0.0, "constant")
     x = torch.rand(2, 1, 28, 28)
     assert torch.equal(book.augment()(x, torch.Generator()), x)
-    assert classify.default_name(book) == "classify-glyphs-deep_cnn-book-1"
-    config = parse(Config, PRESETS, ["--data", "../my pets.zip", "--seed", "3"], "")
-    assert classify.default_name(config) == "classify-my_pets-deep_cnn-fast-3"

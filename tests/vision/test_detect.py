@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.programs import metrics, num_updates, signal_at, start, unstarted_run
+from tests.programs import Process, metrics, num_updates, signal_at, start, unstarted_run
+from tests.tensorboard_pages import hparams_metrics
 from tests.vision import drawn_boxes as shapes
 from zerokara.core import checkpoint
-from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, run_main
 from zerokara.vision import detect, detect_compare, detect_predict
-from zerokara.vision.detection import detector as detectors
-from zerokara.vision.detection.config import PRESETS, Config
+from zerokara.vision.detection.detector import DetectorMetadata
 
 MACHINE = ("--device", "cpu", "--precision", "float32", "--threads", "1")
 SMALL = (
@@ -68,7 +66,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quick(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Make the workspace the working directory and skip the measurement of hardware settings."""
     monkeypatch.chdir(workspace)
-    monkeypatch.setattr(detect, "choose_compute", lambda config, data, world: Compute(threads=1))
+    monkeypatch.setattr(detect, "choose_compute", lambda *_: Compute(threads=1))
     return workspace
 
 
@@ -88,13 +86,14 @@ def finished(workspace: Path) -> dict[str, Path]:
     return runs
 
 
-def program(folder: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
+def program(folder: Path, *words: str, **environment: str) -> Process:
     return start(folder, "-c", PROGRAM, *words, **environment)
 
 
 def run_program(folder: Path, *words: str) -> tuple[str, str, int]:
     process = program(folder, *words)
     out, err = process.communicate(timeout=300)
+    assert process.returncode is not None
     return out, err, process.returncode
 
 
@@ -126,18 +125,22 @@ def test_a_run_folder_has_the_documented_files(finished: dict[str, Path]) -> Non
     media = {path.name for path in (run / "media").iterdir()}
     assert media >= {"learnt_from-0.png", "validation-60.png", "test_worst-120.png", "test_best-120.png"}
     assert list(run.glob("events.*"))
-    detector = detectors.load(run)
+    detector = DetectorMetadata.load(run)[0]
     assert detector.metadata.figures == read_results(run)
     assert detector.metadata.classes == ("disc", "square")
     weights = checkpoint.load(run / "checkpoint-0.pt", "detect")["detector"]
     assert all(torch.equal(tensor, weights[name]) for name, tensor in detector.state_dict().items())
+    expected = {
+        f"speed/{name}" if name.endswith("_seconds") else f"final/{name}": v for name, v in read_results(run).items()
+    }
+    assert hparams_metrics(run.parent)[run.name] == pytest.approx(expected)
     protocol = json.loads((run / "result.json").read_text())["protocol"]
     assert [protocol[f"{part}_pictures"] for part in ("train", "validation", "test")] == [28, 4, 8]
 
 
 def test_only_rcnn_has_svms(finished: dict[str, Path]) -> None:
-    assert detectors.load(finished["fast-rcnn"]).svm is None
-    svm = detectors.load(finished["rcnn"]).svm
+    assert DetectorMetadata.load(finished["fast-rcnn"])[0].svm is None
+    svm = DetectorMetadata.load(finished["rcnn"])[0].svm
     assert svm is not None
     assert float(svm.weight.abs().sum()) > 0
     assert float(svm.ridge.abs().sum()) > 0
@@ -173,7 +176,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert (code, err) == (0, "")
     assert len(out.strip().splitlines()) == 1
     assert metrics(run) == metrics(whole)
-    ours, theirs = detectors.load(run).state_dict(), detectors.load(whole).state_dict()
+    ours, theirs = DetectorMetadata.load(run)[0].state_dict(), DetectorMetadata.load(whole)[0].state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
@@ -207,7 +210,7 @@ def test_pretrained_backbone_is_loaded(finished: dict[str, Path], capsys: pytest
     assert "tensors from" in capsys.readouterr().out
     name = "net.backbone.bn1.running_mean"
     begun = checkpoint.load(Path("runs/begun/checkpoint-0.pt"), "detect")["detector"][name]
-    assert torch.equal(begun, detectors.load(finished["fast-rcnn"]).state_dict()[name])
+    assert torch.equal(begun, DetectorMetadata.load(finished["fast-rcnn"])[0].state_dict()[name])
 
 
 # ---- detect_predict and detect_compare
@@ -240,8 +243,12 @@ def test_detect_predict(
     with Image.open(tmp_path / "out" / "large-found.png") as drawn:
         assert drawn.size == (288, 216)
         assert not np.array_equal(np.asarray(drawn), large)
-    detect_predict.main([words[0], str(tmp_path / "large.png"), *words[2:]])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "large.png").write_bytes((tmp_path / "gray.png").read_bytes())
+    same_name = [str(tmp_path / "large.png"), str(tmp_path / "other" / "large.png")]
+    detect_predict.main([words[0], *same_name, *words[2:]])
     assert "images with boxes" in capsys.readouterr().out
+    assert (tmp_path / "out" / "large-found-2.png").exists(), "images of the same name do not overwrite one another"
 
 
 def test_detect_compare(
@@ -322,9 +329,3 @@ def test_missing_arguments_and_changed_settings_are_refused(
         run_main(lambda: detect.main(["--data", "shape", "--data-dir", "."]))
     assert end.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_default_name() -> None:
-    assert detect.default_name(parse(Config, PRESETS, ["--data", "../my cells.zip"], "")) == (
-        "detect-my_cells-fast-rcnn-fast-1"
-    )

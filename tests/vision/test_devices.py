@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from tests.programs import start
 from zerokara.core.config import UserError
 from zerokara.core.run import Run
 from zerokara.vision import devices
 from zerokara.vision.devices import BASE, Options, Setting, settings, speed_ups, time_all
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_settings_combine_cores_gpu_and_precisions() -> None:
@@ -89,13 +86,12 @@ def test_figure_table_and_json(
         devices.main(["--rounds", "1", "--name", "d"])
 
 
-def test_only_prints_json() -> None:
+def test_only_prints_json(tmp_path: Path) -> None:
     words = ["--only", "cpu:1:float32", "--updates", "1", "--batch-size", "10"]
-    done = subprocess.run(
-        [sys.executable, "-m", "vision.devices", *words], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["images_per_s"] > 0
+    process = start(tmp_path, "-m", "vision.devices", *words)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert json.loads(out)["images_per_s"] > 0
 
 
 def test_the_error_of_a_subprocess_is_reported() -> None:

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from zerokara.core.config import UserError
-from zerokara.core.models import model_file
-from zerokara.core.models.model_file import ClassifierMetadata
+from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.core.models.onnx_file import PACKAGES
 from zerokara.vision import export
 
@@ -36,7 +35,7 @@ def save_run(folder: Path, metadata: ClassifierMetadata = METADATA) -> Path:
     for p in classifier.parameters():  # an untrained network has nearly the same output for all images
         p.data.mul_(1.7)
     folder.mkdir()
-    model_file.save(folder / "model.safetensors", classifier.state_dict(), metadata)
+    metadata.save(folder / "model.safetensors", classifier.state_dict())
     return folder
 
 
@@ -61,7 +60,7 @@ def test_onnx_file_gives_the_same_probabilities_for_any_batch_size(
     onnx.checker.check_model(onnx.load(path))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == list(METADATA.classes)
-    classifier, metadata = model_file.load(folder / "export" / "small.safetensors")
+    classifier, metadata = ClassifierMetadata.load(folder / "export" / "small.safetensors")
     for batch in (1, 3, 50):
         pixels = torch.rand(batch, 1, 28, 28)
         with torch.no_grad():
@@ -80,7 +79,7 @@ def test_float16_file_is_half_as_large(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_a_file_with_other_outputs_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_run(tmp_path / "small")
-    read = model_file.load
+    read = ClassifierMetadata.load
 
     def load_damaged(path: Path) -> tuple[nn.Module, ClassifierMetadata]:
         classifier, metadata = read(path)
@@ -88,7 +87,7 @@ def test_a_file_with_other_outputs_is_rejected(tmp_path: Path, monkeypatch: pyte
             next(classifier.parameters()).data.fill_(float("nan"))
         return classifier, metadata
 
-    monkeypatch.setattr(model_file, "load", load_damaged)
+    monkeypatch.setattr(ClassifierMetadata, "load", load_damaged)
     with pytest.raises(UserError, match="differs by"):
         export.main([str(folder), "--no-onnx"])
     assert not (folder / "export").exists()

@@ -15,6 +15,7 @@ from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.core.distributed import World
+from zerokara.core.layers import first_filters
 from zerokara.vision import features
 from zerokara.vision.classification.learner import Training
 from zerokara.vision.studies.explain import TopActivations
@@ -41,8 +42,8 @@ def test_initial_weights_are_reproduced_from_the_seed(tiny_run: Path) -> None:
 def test_initial_weights_of_a_pretrained_backbone(tiny_run: Path) -> None:
     trained = load_trained(tiny_run, threads=1)
     other = dataclasses.replace(trained, config=dataclasses.replace(trained.config, pretrained_backbone=str(tiny_run)))
-    weight = features.first_filters(other.initial_network())
-    assert torch.equal(weight, features.first_filters(trained.classifier))
+    weight = first_filters(other.initial_network())
+    assert torch.equal(weight, first_filters(trained.classifier))
 
 
 def test_filter_image_against_hand_computed_values() -> None:

@@ -86,7 +86,7 @@ def test_table_figure_json_and_int8_network(tiny_run: Path, capsys: pytest.Captu
     assert "in int8: 6 of 6 convolutions, 2 of 2 fully connected layers" in printed
 
     session = int8.open_session(tiny_run / "model-int8.onnx", threads=1)
-    logits = session(precision.normalize(trained, images, trained.compute).numpy())
+    logits = session(trained.metadata.normalize_uint8(images.images).numpy())
     error = float((logits.argmax(1) != images.labels.numpy()).mean())
     assert error == pytest.approx(results["int8", "ONNX Runtime"]["error"])
     with Image.open(tiny_run / "precision-validation.png") as picture:
@@ -121,7 +121,7 @@ def test_the_faster_layout_is_reported(tiny_run: Path, monkeypatch: pytest.Monke
 
 def test_float16_and_bfloat16_have_their_rounding_errors(tiny_run: Path) -> None:
     trained = load_trained(tiny_run, threads=1)
-    x = precision.normalize(trained, trained.images("validation").take(slice(0, 50)), trained.compute)
+    x = trained.metadata.normalize_uint8(trained.images("validation").images[:50])
     with torch.no_grad():
         logits = {c.precision: c.run(x) for c in precision.torch_candidates(trained)}
     assert {out.dtype for out in logits.values()} == {torch.float32}

@@ -6,8 +6,6 @@ import dataclasses
 import json
 import shutil
 import signal
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +14,21 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.programs import metrics, num_updates, signal_at, start, unstarted_run
+from tests.programs import Process, metrics, num_updates, signal_at, start, unstarted_run
+from tests.tensorboard_pages import hparams_metrics
 from tests.vision.shapes import CLASSES, SIZE, write_shapes
 from zerokara.core import checkpoint
 from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, run_main
+from zerokara.core.data.image_files import decode
 from zerokara.core.data.masks import MaskSet, load_masks
-from zerokara.core.data.pictures import decode
 from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision import segment, segment_predict
-from zerokara.vision.segmentation import learner, model_file
+from zerokara.vision.segmentation import learner
 from zerokara.vision.segmentation.config import PRESETS, Config
-from zerokara.vision.segmentation.networks import make_segmenter
+from zerokara.vision.segmentation.networks import SegmenterMetadata, make_segmenter
 
 HARDWARE = ("--device", "cpu", "--precision", "float32", "--compile", "off", "--threads", "1")
 TINY = (
@@ -57,12 +56,12 @@ run_main(segment.main)
 """
 
 
-def program(folder: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
+def program(folder: Path, *words: str, **environment: str) -> Process:
     """Start the program in a folder of its own."""
     return start(folder, "-c", PROGRAM, *words, **environment)
 
 
-def slow(folder: Path, *words: str) -> subprocess.Popen[str]:
+def slow(folder: Path, *words: str) -> Process:
     """Start the program with a pause after each update, so that it can be interrupted."""
     return program(folder, *words, PAUSE="0.15", NO_PICTURES="1")
 
@@ -84,7 +83,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def in_shapes_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def in_shapes_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Run in this process, in a folder with the data set shapes, without timing the hardware.
 
     Returns:
@@ -92,7 +91,7 @@ def in_shapes_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     """
     write_shapes(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(segment, "choose_compute", lambda config, images, world: Compute(threads=1))
+    monkeypatch.setattr(segment, "choose_compute", lambda *_: Compute(threads=1))
     monkeypatch.setattr(segment, "log_start", lambda *args, **options: None)
     read: list[str] = []
 
@@ -101,9 +100,7 @@ def in_shapes_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
         return load_masks(data, split, **options)
 
     monkeypatch.setattr(learner, "load_masks", load)
-    threads = torch.get_num_threads()
-    yield read
-    torch.set_num_threads(threads)
+    return read
 
 
 # ---- results and files of a run
@@ -124,13 +121,15 @@ def test_files_and_metrics_of_a_run(uninterrupted: Path) -> None:
     assert [line["step"] for line in lines if "val/mean_iou" in line] == [12, 24]
     best = max(line["val/mean_iou"] for line in lines if "val/mean_iou" in line)
     assert results["validation_mean_iou"] == pytest.approx(best)
+    expected = {f"final/{name}": value for name, value in results.items()}
+    assert hparams_metrics(uninterrupted.parent)[uninterrupted.name] == pytest.approx(expected)
     assert set(result["iou_by_class"]["test"]) == set(CLASSES)
     assert results["test_mean_iou"] == pytest.approx(np.mean(list(result["iou_by_class"]["test"].values())))
     assert result["protocol"]["unlabelled"] == "not counted"
     media = {path.name for path in (uninterrupted / "media").iterdir()}
     assert media >= {"augmented-0.png", "overlays-12.png", "overlays-24.png", "classes-24.png", "test_overlays-24.png"}
     assert list(uninterrupted.glob("events.*"))
-    network, metadata = model_file.load(uninterrupted / "model.safetensors")
+    network, metadata = SegmenterMetadata.load(uninterrupted / "model.safetensors")
     assert metadata.classes == CLASSES
     assert metadata.figures == results
     assert sum(parameter.numel() for parameter in network.parameters()) > 10_000
@@ -334,14 +333,14 @@ def test_overlays_masks_and_a_video(
     overlay = np.asarray(Image.open("overlays/2.png"))
     assert overlay.shape[0] > 64, "the legend is missing"
     # An image of the size of the training images is not resized.
-    network, metadata = model_file.load(uninterrupted / "model.safetensors")
+    network, metadata = SegmenterMetadata.load(uninterrupted / "model.safetensors")
     image_HWC = decode(Path("shapes/val/00.png").read_bytes(), "00.png")
     prediction_HW = segment_predict.segment_image(network, metadata, Compute(), image_HWC)
     assert np.array_equal(prediction_HW, np.asarray(Image.open("overlays/00-mask.png")))
 
 
 def test_images_are_resized_to_the_pixels_of_the_training_images(uninterrupted: Path) -> None:
-    _, metadata = model_file.load(uninterrupted / "model.safetensors")
+    _, metadata = SegmenterMetadata.load(uninterrupted / "model.safetensors")
     assert segment_predict.input_size(SIZE, metadata) == SIZE
     assert segment_predict.input_size((320, 480), metadata) == SIZE
     assert segment_predict.input_size((480, 320), metadata) == (48, 32)

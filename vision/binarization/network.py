@@ -10,55 +10,22 @@ Shapes: B batch, C channels, H, W pixels, K classes.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import json
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from zerokara.core.checkpoint import write_atomically
-from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.core.layers import BinaryConv2d, BinaryLinear, pack, unpack
-from zerokara.core.models.model_file import contents
+from zerokara.core.models.model_file import Metadata
 
-FORMAT = "zerokara-binary-1"
 Binary = BinaryLinear | BinaryConv2d
-
-
-@dataclass(frozen=True, kw_only=True)
-class BinaryMetadata:
-    """Metadata of a file of packed weights: architecture, classes, input shape and origin."""
-
-    network: Literal["mlp", "cnn"]
-    units: int  # of each hidden fully connected layer
-    layers: int  # number of hidden layers of the mlp
-    width: float  # factor on the channels of the cnn
-    classes: tuple[str, ...]
-    channels: int
-    image_size: tuple[int, int]  # (H, W)
-    data: str = ""  # description of the training data
-    command: str = ""  # command of the run
-    figures: Mapping[str, float] = field(default_factory=dict)  # results of the run
-
-    def build(self) -> BinaryNetwork:
-        """Build the network with random weights.
-
-        Raises:
-            UserError: the images are too small for the cnn.
-        """
-        shape = (self.channels, *self.image_size)
-        if self.network == "mlp":
-            return BinaryMlp(shape, self.units, self.layers, len(self.classes))
-        return BinaryCnn(shape, self.width, self.units, len(self.classes))
 
 
 class BinaryNetwork(nn.Module):
@@ -160,6 +127,40 @@ class BinaryCnn(BinaryNetwork):
         return x
 
 
+@dataclass(frozen=True, kw_only=True)
+class BinaryMetadata(Metadata[BinaryNetwork]):
+    """Metadata of a file of packed weights: architecture, classes and input shape."""
+
+    FORMAT = "zerokara-binary-1"
+    NETWORK = "network with packed weights"
+    PROGRAM = "vision.binary"
+    FILE = "packed.safetensors"
+
+    network: Literal["mlp", "cnn"]
+    units: int  # of each hidden fully connected layer
+    layers: int  # number of hidden layers of the mlp
+    width: float  # factor on the channels of the cnn
+    classes: tuple[str, ...]
+    channels: int
+    image_size: tuple[int, int]  # (H, W)
+
+    def build(self) -> BinaryNetwork:
+        """Build the network with random weights.
+
+        Raises:
+            UserError: the images are too small for the cnn.
+        """
+        shape = (self.channels, *self.image_size)
+        if self.network == "mlp":
+            return BinaryMlp(shape, self.units, self.layers, len(self.classes))
+        return BinaryCnn(shape, self.width, self.units, len(self.classes))
+
+    @staticmethod
+    def fill(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        """Unpack the weights of a file into the network."""
+        unpack(network, weights)
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Sizes in bytes of the binary weights of a network and of its file."""
@@ -181,40 +182,13 @@ def write_packed(path: Path, network: BinaryNetwork, metadata: BinaryMetadata) -
     """Write a network atomically to a file with one bit per binary weight. Return the sizes.
 
     Raises:
-        OSError: the file cannot be written.
+        UserError: the file cannot be written.
     """
-    packed = {name: Compute.to_host(tensor).contiguous() for name, tensor in pack(network).items()}
-    # "card" is the key of the metadata in this format.
-    content = to_bytes(packed, {"format": FORMAT, "card": json.dumps(dataclasses.asdict(metadata))})
-    write_atomically(path, lambda file: file.write(content))
+    packed = pack(network)
+    metadata.save(path, packed)
     layers = network.binary_layers()
     return Sizes(
         float_bytes=sum(4 * layer.weight.numel() for layer in layers.values()),
         packed_bytes=sum(packed[f"{name}.weight"].nbytes for name in layers),
-        file_bytes=len(content),
+        file_bytes=path.stat().st_size,
     )
-
-
-def read_packed(path: Path) -> tuple[BinaryNetwork, BinaryMetadata]:
-    """Read a network from a file. Return it in evaluation mode on the CPU, and its metadata.
-
-    Raises:
-        UserError: the file is missing or damaged, or has no packed weights.
-    """
-    if not path.is_file():
-        raise UserError(f"There is no {path}: give a file that vision.binary wrote (packed.safetensors).")
-    header, packed = contents(path)
-    if header.get("format") != FORMAT:
-        raise UserError(f"{path} has no packed weights of zerokara ({FORMAT}): give a file that vision.binary wrote.")
-    try:
-        fields = json.loads(header["card"])
-        metadata = BinaryMetadata(
-            **{**fields, "classes": tuple(fields["classes"]), "image_size": tuple(fields["image_size"])}
-        )
-        network = metadata.build()
-        unpack(network, packed)
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"The weights in {path} do not fit the network of its metadata ({error}): create the file again."
-        ) from None
-    return network.eval(), metadata

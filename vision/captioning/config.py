@@ -21,8 +21,7 @@ from zerokara.core.compute import Precision
 from zerokara.core.config import Range, UserError
 from zerokara.core.data.captions import CaptionSet, load_captions
 from zerokara.core.data.moments import channel_moments
-from zerokara.core.models import model_file
-from zerokara.core.models.model_file import ClassifierMetadata
+from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.core.models.weights import LoadReport, load_into, load_pretrained_backbone, read_tensors
 from zerokara.core.progress import loading
 from zerokara.core.zoo import registry as zoo
@@ -53,7 +52,7 @@ class Config:
     """Folder of named data sets; empty: $ZEROKARA_DATA, else ~/.cache/zerokara."""
     image_size: Annotated[int, Range(16, 1024)] = 128
     """Height and width of images, in pixels. Larger images are resized and center-cropped."""
-    split: Annotated[int, Range(0, 10**6)] = 0
+    split_seed: Annotated[int, Range(0, 10**6)] = 0
     """Random seed of the data split. It determines the training, validation and test images. vision.caption_splits
     summarizes runs with different splits."""
     validation_images: Count = 100
@@ -61,7 +60,7 @@ class Config:
     test_images: Count = 100
     """Number of test images. They are evaluated once, at the end."""
     name: str = ""
-    """Name of the run folder under runs/; empty: composed of data, backbone, preset, split and seed."""
+    """Name of the run folder under runs/; empty: composed of data, backbone, preset, split seed and seed."""
     seed: Annotated[int, Range(0, 10**6)] = 1
     """Random seed of everything except the split."""
     epochs: Count = 30
@@ -85,7 +84,7 @@ class Config:
     weights: str = ""
     """Weights of the backbone: file of torchvision. For example resnet18-f37072fd.pth; empty: random initialization."""
     finetune_backbone: bool | None = None
-    """Train the backbone as well (true or false); None: only if its weights are initialized randomly."""
+    """Train the backbone as well (None: if it starts from random weights)."""
 
     # --- decoder ---------------------------------------------------------------------------------------------------
     min_word_count: Count = 3
@@ -167,7 +166,7 @@ class Data:
 
     @classmethod
     def split(cls, dataset: CaptionSet, config: Config) -> Data:
-        """Split a data set by image, at random. The split depends on `config.split` and not on the other seed.
+        """Split a data set by image, at random. The split depends on `config.split_seed` and not on the other seed.
 
         Raises:
             UserError: fewer training images than one batch would be left.
@@ -179,7 +178,7 @@ class Data:
                 f"{config.test_images} test images, too few training images are left for a batch of "
                 f"{config.batch_size}; lower --validation-images, --test-images or --batch-size."
             )
-        order = np.random.default_rng(config.split).permutation(len(dataset)).tolist()
+        order = np.random.default_rng(config.split_seed).permutation(len(dataset)).tolist()
         test, validation = order[: config.test_images], order[config.test_images : held_out]
         return cls(dataset.take(sorted(order[held_out:])), dataset.take(sorted(validation)), dataset.take(test))
 
@@ -244,11 +243,10 @@ class BackboneSource:
 
 def _classifier_metadata(source: str) -> ClassifierMetadata | None:
     """Metadata of a classifier of zerokara; None if `source` is another kind of weights."""
-    path = Path(source).expanduser()
-    if (path.is_dir() and not (path / "model.safetensors").is_file()) or path.suffix in (".pt", ".pth"):
+    if zoo.lacks_metadata(Path(source).expanduser()):
         return None
-    fields, _ = model_file.read(zoo.find_file(source), model_file.FORMAT, "classifier")
-    return model_file.parse_metadata(ClassifierMetadata, fields, path)
+    metadata, _ = ClassifierMetadata.read(zoo.find_file(source))
+    return metadata
 
 
 def _load_own_backbone(backbone: Backbone, path: Path) -> LoadReport:

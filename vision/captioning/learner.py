@@ -124,8 +124,7 @@ class Training(EpochTraining[Captioner]):
         self.world.mean_gradients(trained)
         norm = nn.utils.clip_grad_norm_(trained, self.config.max_grad_norm)
         self.optimizer.step()
-        self._sums += torch.stack([loss.detach(), norm.detach(), torch.ones_like(loss)])
-        self.updates += 1
+        self.end_update(loss, norm)
 
     def batch_features(self, index_b: Tensor) -> Tensor:
         """Return the features (b, F) of training images. Images are augmented if the backbone is trained."""

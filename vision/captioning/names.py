@@ -14,6 +14,7 @@ from zerokara.core.command_line import Requirement
 
 RENAMED: Mapping[str, str] = {
     "width": "width_multiplier",
+    "split": "split_seed",
     "init_backbone": "pretrained_backbone",
     "learn_eye": "finetune_backbone",
     "eye_learning_rate": "backbone_learning_rate",
@@ -48,8 +49,8 @@ FOREIGN_NAMES: Mapping[str, str] = {
     "fine_tune_encoder": "finetune_backbone",
     "finetune_encoder": "finetune_backbone",
     "finetune_cnn": "finetune_backbone",
-    "freeze_encoder": "is --finetune-backbone false here.",
-    "freeze_backbone": "is --finetune-backbone false here.",
+    "freeze_encoder": "is --no-finetune-backbone here.",
+    "freeze_backbone": "is --no-finetune-backbone here.",
     "encoder_lr": "backbone_learning_rate",
     "cnn_learning_rate": "backbone_learning_rate",
     "decoder_lr": "learning_rate",
@@ -134,12 +135,12 @@ COMMON = (
     "epochs",
     "batch_size",
     "learning_rate",
-    "split",
+    "split_seed",
     "resume",
 )
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "data": ("data", "data_dir", "image_size", "split", "validation_images", "test_images"),
+    "data": ("data", "data_dir", "image_size", "split_seed", "validation_images", "test_images"),
     "backbone": (
         "backbone",
         "width_multiplier",
@@ -171,5 +172,5 @@ PRESET_SUMMARIES: Mapping[str, str] = {
 # ---- settings that have no effect without another one
 
 REQUIRES: Mapping[str, Requirement] = {
-    "backbone_learning_rate": (lambda config: config.trains_backbone, "--finetune-backbone true"),
+    "backbone_learning_rate": (lambda config: config.trains_backbone, "--finetune-backbone"),
 }

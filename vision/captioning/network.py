@@ -1,4 +1,4 @@
-"""Captioner: a convolutional backbone as encoder and an LSTM as decoder; and the file of its weights.
+"""Captioner: a convolutional backbone as encoder and an LSTM as decoder; and the metadata of its model file.
 
 Vinyals et al. 2015, "Show and Tell: A Neural Image Caption Generator" (NIC), section 3. The embedding of the image is
 the first input of the LSTM, and is used only once. The following inputs are the embeddings of the words; each output
@@ -10,10 +10,8 @@ of the embeddings, V tokens of the vocabulary, K partial captions of beam search
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,48 +20,11 @@ from torch import Tensor, nn
 
 from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError
-from zerokara.core.models import model_file
+from zerokara.core.models.model_file import NormalizedMetadata
 from zerokara.vision.captioning.beam_search import Hypothesis, beam_search
 from zerokara.vision.captioning.vocabulary import END, PAD, START, UNKNOWN, Vocabulary
 
-FORMAT = "zerokara-captioner-1"
-MODEL_FILE = "model.safetensors"
 State = tuple[Tensor, Tensor]  # hidden state and cell state of the LSTM, (1, K, H) each
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaptionerMetadata:
-    """Metadata of a captioner's weights: everything needed to build the network and to prepare its inputs.
-
-    The field names are keys of the file, so they do not change.
-    """
-
-    backbone: str
-    words: tuple[str, ...]  # of the vocabulary, special tokens included
-    image_size: int  # height and width in pixels
-    mean: tuple[float, ...]  # of each channel, for pixels in [0, 1]
-    std: tuple[float, ...]
-    embedding: int  # dimension of the embeddings
-    hidden: int  # hidden units of the LSTM
-    dropout: float
-    options: Mapping[str, Any] = field(default_factory=dict)  # of the backbone
-    beams: int = 1  # beam size
-    longest: int = 20  # maximum number of words in a caption
-    length_power: float = 0.0  # length penalty of beam search
-    data: str = ""  # description of the training data
-    command: str = ""  # command of the run
-    figures: Mapping[str, float] = field(default_factory=dict)  # results of the run
-
-    def build(self) -> Captioner:
-        """Build the network with random weights."""
-        return Captioner(self)
-
-    def normalize(self, images_BCHW: Tensor) -> Tensor:
-        """Normalize pixels in [0, 1] with the mean and standard deviation of each channel."""
-        shape = (1, -1, 1, 1)
-        mean, std = (torch.tensor(x, device=images_BCHW.device).view(shape) for x in (self.mean, self.std))
-        return (images_BCHW - mean) / std
 
 
 class Captioner(nn.Module):
@@ -125,6 +86,30 @@ class Captioner(nn.Module):
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class CaptionerMetadata(NormalizedMetadata[Captioner]):
+    """Metadata of a captioner's model file: everything needed to build the network and to prepare its inputs."""
+
+    FORMAT = "zerokara-captioner-1"
+    NETWORK = "captioner"
+    PROGRAM = "vision.caption"
+
+    backbone: str
+    words: tuple[str, ...]  # of the vocabulary, special tokens included
+    image_size: int  # height and width in pixels
+    embedding: int  # dimension of the embeddings
+    hidden: int  # hidden units of the LSTM
+    dropout: float
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the backbone
+    beams: int = 1  # beam size
+    longest: int = 20  # maximum number of words in a caption
+    length_power: float = 0.0  # length penalty of beam search
+
+    def build(self) -> Captioner:
+        """Build the network with random weights."""
+        return Captioner(self)
+
+
 def caption_loss(logits_PTV: Tensor, target_PT: Tensor) -> Tensor:
     """Mean negative log probability of the target tokens (scalar); END counts, PAD does not. Equation 9."""
     return F.cross_entropy(logits_PTV.flatten(0, 1), target_PT.flatten(), ignore_index=PAD)
@@ -144,9 +129,9 @@ def extract_features(captioner: Captioner, compute: Compute, images_NCHW: Tensor
     captioner.eval()
     features = []
     for images in images_NCHW.split(batch_size):
-        pixels = images.to(compute.torch_device).float() * (1 / 255)
+        x_BCHW = compute.layout(captioner.metadata.normalize_uint8(images.to(compute.torch_device)))
         with compute.autocast():
-            features.append(captioner.features(compute.layout(captioner.metadata.normalize(pixels))))
+            features.append(captioner.features(x_BCHW))
     captioner.train(training)
     return torch.cat(features)
 
@@ -166,31 +151,3 @@ def generate_captions(captioner: Captioner, features_NF: Tensor) -> list[str]:
     ]
     captioner.train(training)
     return [captioner.vocabulary.decode(of_image[0].tokens) for of_image in hypotheses]
-
-
-def save(path: Path, captioner: Captioner, metadata: CaptionerMetadata) -> None:
-    """Write weights and metadata atomically to a file.
-
-    Raises:
-        UserError: the file cannot be written, for example because the disk is full; an existing file stays unchanged.
-    """
-    model_file.write(path, captioner.state_dict(), dataclasses.asdict(metadata), FORMAT)
-
-
-def load(source: str) -> Captioner:
-    """Load a captioner from a run folder or a model file, in evaluation mode, float32 on the CPU.
-
-    Raises:
-        UserError: the file is missing or damaged, or is not a captioner.
-    """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        if not (path / MODEL_FILE).is_file():
-            raise UserError(
-                f"{path} has no {MODEL_FILE}: give the folder of a run of vision.caption that has completed at least "
-                f"one epoch."
-            )
-        path /= MODEL_FILE
-    fields, weights = model_file.read(path, FORMAT, "captioner")
-    metadata = model_file.parse_metadata(CaptionerMetadata, fields, path)
-    return model_file.fill(metadata.build(), weights, path)

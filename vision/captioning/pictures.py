@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from zerokara.core.report import image_figure
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -87,14 +89,5 @@ def draw(entries: Sequence[Entry], columns: int = 4) -> Figure:
     """Plot images in a grid, each with its generated caption as title."""
     from textwrap import fill
 
-    from matplotlib.figure import Figure
-
-    columns = min(columns, len(entries))
-    rows = -(-len(entries) // columns)
-    figure = Figure(figsize=(2.7 * columns, 3.1 * rows), dpi=100, layout="constrained")
-    for axes, entry in zip(figure.subplots(rows, columns, squeeze=False).flat, entries, strict=False):
-        axes.imshow(entry.image)
-        axes.set_title(fill(entry.caption or EMPTY, 34), fontsize=8)
-    for axes in figure.axes:
-        axes.set_axis_off()
-    return figure
+    titles = [fill(entry.caption or EMPTY, 34) for entry in entries]
+    return image_figure([entry.image for entry in entries], titles, columns=columns, width=2.7, height=3.1)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from zerokara.core.data.pictures import convert_channels, fit
-from zerokara.core.models.model_file import ClassifierMetadata
+from zerokara.core.data.image_files import convert_channels, resize_and_crop
+from zerokara.core.models.classifier import ClassifierMetadata
 
 DIGITS = tuple("0123456789")
 # Grayscale data sets with a mean below this show light objects on a dark background: MNIST 0.13, Fashion-MNIST 0.29.
@@ -63,7 +63,7 @@ def prepare(image_HWC: np.ndarray, metadata: ClassifierMetadata, *, as_is: bool 
             steps.append("no ink found")
     if not has_network_size:
         height, width = image_HWC.shape[:2]
-        image_HWC = fit(image_HWC, metadata.image_size)
+        image_HWC = resize_and_crop(image_HWC, metadata.image_size)
         same_aspect = height * metadata.image_size[1] == width * metadata.image_size[0]
         steps.append("resized" if same_aspect else "resized, center-cropped")
     return PreparedImage(np.ascontiguousarray(image_HWC.transpose(2, 0, 1)), ", ".join(steps) or "unchanged")

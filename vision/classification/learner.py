@@ -5,7 +5,6 @@ Shapes: N images, B batch, b a part of it, C channels, H, W pixels, K classes.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,13 +19,11 @@ from zerokara.core.data import ImageSet
 from zerokara.core.data.moments import channel_moments
 from zerokara.core.data.types import check_enough
 from zerokara.core.distributed import World
-from zerokara.core.models import model_file
-from zerokara.core.models.classifier import Classifier
+from zerokara.core.models.classifier import Classifier, ClassifierMetadata
 from zerokara.core.programs import command
 from zerokara.core.progress import loading
 from zerokara.vision.classification.config import Config
 from zerokara.vision.classification.scoring import Scores, score
-from zerokara.vision.training.epochs import probe_updates
 from zerokara.vision.training.supervised import SupervisedTraining
 
 # All runs hold out the same validation images, so that no member of an ensemble has been trained on them.
@@ -130,12 +127,12 @@ class Training(SupervisedTraining[Classifier]):
         return score(self.evaluation_network, self.metadata, self.compute, images, views=views, batch_size=batch_size)
 
 
-def make_metadata(config: Config, images: Data) -> model_file.ClassifierMetadata:
+def make_metadata(config: Config, images: Data) -> ClassifierMetadata:
     """Return the metadata of the network that the config describes, for these images."""
     channels, height, width = images.train.shape
     defaults = {"width": 1.0, "stem": "paper", "output_dropout": 0.0}  # default values are not stored
     options = {"width": config.width_multiplier, "stem": config.stem, "output_dropout": config.output_dropout}
-    return model_file.ClassifierMetadata(
+    return ClassifierMetadata(
         backbone=config.backbone,
         head=config.head,
         classes=images.train.classes,
@@ -147,12 +144,4 @@ def make_metadata(config: Config, images: Data) -> model_file.ClassifierMetadata
         dropout=config.dropout,
         data=images.train.source,
         command=command(),
-    )
-
-
-def choose_compute(config: Config, images: Data, world: World) -> Compute:
-    """Choose precision and compilation by timing updates on the first images."""
-    subset = dataclasses.replace(images, train=images.train.take(slice(0, config.batch_size // world.size)))
-    return probe_updates(
-        config, world, lambda compute: Training(config, subset, compute, World()), compile=config.compile
     )

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from zerokara.core.compute import Compute
 from zerokara.core.data import ImageSet
-from zerokara.core.models.classifier import Classifier
-from zerokara.core.models.model_file import ClassifierMetadata
+from zerokara.core.models.classifier import Classifier, ClassifierMetadata
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def predict_probabilities(
     batches = []
     with torch.no_grad(), compute.autocast():
         for pixels in images_NCHW.split(batch_size):
-            x = metadata.normalize(pixels.to(compute.torch_device).float() * (1 / 255))
+            x = metadata.normalize_uint8(pixels.to(compute.torch_device))
             logits = [classifier(compute.layout(view)).float() for view in augmented_views(x, views)]
             batches.append(torch.stack([view.softmax(1) for view in logits]).mean(0))
     classifier.train(training)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zerokara.core.boxes import encode, iou, mirror
+from zerokara.core.boxes import encode, flip, iou
 from zerokara.core.data.boxes import BoxSet
 from zerokara.vision.detection.config import Config
 from zerokara.vision.detection.detector import DetectorMetadata
@@ -101,7 +101,7 @@ class ImageBatches:
             image = images_NCHW[index]
             for axis, size in self.sample_flips():
                 image = image.flip(2 - axis)
-                regions, target = mirror(regions, size, axis), mirror(target, size, axis)
+                regions, target = flip(regions, size, axis), flip(target, size, axis)
             pixels.append(image)
             boxes.append(regions)
             images.append(torch.full((len(chosen),), row))

@@ -15,7 +15,7 @@ from zerokara.core.backbones.base import Stem
 from zerokara.core.backbones.registry import option_names
 from zerokara.core.compute import Precision
 from zerokara.core.config import Range, UserError
-from zerokara.core.models.model_file import ClassifierMetadata, read_metadata
+from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision.detection import names
 from zerokara.vision.detection.detector import Method
@@ -194,7 +194,7 @@ def resolve_backbone(config: Config) -> tuple[Config, ClassifierMetadata | None]
         UserError: the weights are missing or damaged, or do not name their network and --backbone is not given.
     """
     path = config.backbone_weights_path()
-    metadata = read_metadata(path) if path is not None else None
+    metadata = ClassifierMetadata.read_metadata(path) if path is not None else None
     if not config.backbone and metadata is None and path is not None:
         raise UserError(
             f"{path} does not contain the name of its network: add --backbone, --width-multiplier and --stem."

@@ -1,6 +1,6 @@
-"""Detector: image and proposals in, boxes with classes and confidence scores out; and its model file.
+"""Detector: image and proposals in, boxes with classes and confidence scores out; and the metadata of its model file.
 
-    detector = load(Path("runs/detect-bccd-fast-rcnn-fast-1"))
+    detector, metadata = DetectorMetadata.load(Path("runs/detect-bccd-fast-rcnn-fast-1"))
     found = detector.detect(canvas_CHW, proposals_P4, compute)
 
 A canvas is an image scaled to `image_side`.
@@ -10,85 +10,21 @@ Shapes: C channels, H, W pixels, P proposals, D hidden units or detections, K cl
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from zerokara.core.boxes import clip, decode, select_detections, warp
+from zerokara.core.boxes import clip, crop_and_resize, decode, select_detections
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, error_summary
-from zerokara.core.models import model_file
-from zerokara.core.programs import program_command
+from zerokara.core.models.model_file import NormalizedMetadata, lists_to_tuples
 from zerokara.vision.detection.network import RegionNet
 from zerokara.vision.detection.selective_search import SearchSettings
 
-FORMAT = "zerokara-detector-1"
-MODEL_FILE = "model.safetensors"
 Method = Literal["fast-rcnn", "rcnn"]
 _CROP_BATCH = 256  # crops per forward pass
-
-
-@dataclass(frozen=True, kw_only=True)
-class DetectorMetadata:
-    """Metadata of a detector, saved in its model file: network, preprocessing, selective search and test results.
-
-    The names of the fields are keys in the file and stay as they are.
-    """
-
-    method: Method
-    backbone: str
-    classes: tuple[str, ...]
-    image_side: int  # longer side of an image, in pixels
-    mean: tuple[float, ...]  # per color channel, for pixels from 0 to 1
-    std: tuple[float, ...]
-    stride: int
-    bins: int
-    units: int  # of each hidden layer
-    dropout: float
-    crop_side: int  # side of R-CNN's warped crops, in pixels
-    crop_context: int  # pixels of it on each side that show context
-    proposals: int  # maximum per image
-    search: SearchSettings = SearchSettings()  # noqa: RUF009  (frozen)
-    options: Mapping[str, Any] = field(default_factory=dict)  # of the backbone
-    nms_iou: float = 0.3
-    detections: int = 100  # maximum per image
-    data: str = ""  # description of the training data
-    command: str = ""  # command line that trained it
-    figures: Mapping[str, float] = field(default_factory=dict)  # metrics on validation and test images
-
-    def build(self) -> RegionNet:
-        """Build the network with random weights."""
-        return RegionNet(
-            self.backbone,
-            len(self.classes),
-            stride=self.stride,
-            bins=self.bins,
-            hidden_units=self.units,
-            dropout=self.dropout,
-            **self.options,
-        )
-
-    def normalize(self, x_BCHW: Tensor) -> Tensor:
-        """Normalize images with values from 0 to 1 by the mean and standard deviation of each channel."""
-        shape = (1, -1, 1, 1)
-        return (x_BCHW - x_BCHW.new_tensor(self.mean).view(shape)) / x_BCHW.new_tensor(self.std).view(shape)
-
-    def crops(self, images_BCHW: Tensor, boxes_R4: Tensor, image_R: Tensor) -> Tensor:
-        """Return R-CNN's warped crops (R, C, S, S) with values from 0 to 1, including the context."""
-        fill_C = boxes_R4.new_tensor(self.mean)
-        return warp(images_BCHW, boxes_R4, image_R, self.crop_side, self.crop_context, fill_C)
-
-    def whole_crops(self, number: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the region that covers each crop: boxes (number, 4) and image indices (number,)."""
-        side = float(self.crop_side)
-        boxes_R4 = torch.tensor([0.0, 0.0, side, side], device=device).repeat(number, 1)
-        return boxes_R4, torch.arange(number, device=device)
 
 
 @dataclass(frozen=True)
@@ -140,7 +76,16 @@ class Detector(nn.Module):
 
     def __init__(self, metadata: DetectorMetadata) -> None:
         super().__init__()
-        self.metadata, self.net = metadata, metadata.build()
+        self.metadata = metadata
+        self.net = RegionNet(
+            metadata.backbone,
+            len(metadata.classes),
+            stride=metadata.stride,
+            bins=metadata.bins,
+            hidden_units=metadata.units,
+            dropout=metadata.dropout,
+            **metadata.options,
+        )
         self.svm = Svm(len(metadata.classes), metadata.units) if metadata.method == "rcnn" else None
 
     @torch.no_grad()
@@ -176,7 +121,7 @@ class Detector(nn.Module):
         if self.svm is not None:
             scores, codes = self.svm(self.vectors_of_crops(canvas_CHW, proposals_P4, compute))
             return scores, codes
-        x_1CHW = compute.layout(self.metadata.normalize(canvas_CHW[None].float() * (1 / 255)))
+        x_1CHW = compute.layout(self.metadata.normalize_uint8(canvas_CHW[None]))
         image_P = torch.zeros(len(proposals_P4), dtype=torch.int64, device=canvas_CHW.device)
         logits, codes = self.net(x_1CHW, proposals_P4, image_P)
         return logits.softmax(1)[:, 1:], codes
@@ -193,41 +138,47 @@ class Detector(nn.Module):
         return torch.cat(vectors)
 
 
-def save(path: Path, detector: Detector) -> None:
-    """Write weights and metadata to one file, atomically.
+@dataclass(frozen=True, kw_only=True)
+class DetectorMetadata(NormalizedMetadata[Detector]):
+    """Metadata of a detector's model file: network, preprocessing, selective search and test results."""
 
-    Raises:
-        UserError: the file cannot be written; an existing file is unchanged.
-    """
-    model_file.write(path, detector.state_dict(), dataclasses.asdict(detector.metadata), FORMAT)
+    FORMAT = "zerokara-detector-1"
+    NETWORK = "detector"
+    PROGRAM = "vision.detect"
 
+    method: Method
+    backbone: str
+    classes: tuple[str, ...]
+    image_side: int  # longer side of an image, in pixels
+    stride: int
+    bins: int
+    units: int  # of each hidden layer
+    dropout: float
+    crop_side: int  # side of R-CNN's warped crops, in pixels
+    crop_context: int  # pixels of it on each side that show context
+    proposals: int  # maximum per image
+    search: SearchSettings = SearchSettings()  # noqa: RUF009  (frozen)
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the backbone
+    nms_iou: float = 0.3
+    detections: int = 100  # maximum per image
 
-def load(path: Path) -> Detector:
-    """Load a detector from a run folder or a model file. It is in evaluation mode, float32, on the CPU.
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Self:
+        """Create from the fields in the file, where tuples are lists and the settings of selective search a dict."""
+        search = SearchSettings(**lists_to_tuples(fields.get("search", {})))
+        return super().from_fields({**fields, "search": search})
 
-    Raises:
-        UserError: the file is missing, damaged, or not a detector of this version.
-    """
-    if path.is_dir() and not (path / MODEL_FILE).is_file():
-        raise UserError(f"{path} has no {MODEL_FILE}: give a run folder of vision.detect that contains one.")
-    path = path / MODEL_FILE if path.is_dir() else path
-    if not path.is_file():
-        raise UserError(f"There is no {path}: give a run folder of vision.detect, or its {MODEL_FILE}.")
-    header, weights = model_file.contents(path)
-    if header.get("format") != FORMAT:
-        raise UserError(
-            f"{path} is not a detector of this version of zerokara (its format is {header.get('format')!r}, "
-            f"{FORMAT!r} was expected): give a file written by {program_command('vision.detect')}."
-        )
-    try:
-        fields = json.loads(header["card"])
-        for name in ("classes", "mean", "std"):
-            fields[name] = tuple(fields[name])
-        search: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields["search"].items()}
-        detector = Detector(DetectorMetadata(**{**fields, "search": SearchSettings(**search)}))
-        detector.load_state_dict(weights)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"The metadata of {path} is invalid or does not fit its weights ({error_summary(error)}): train it again."
-        ) from None
-    return detector.eval()
+    def build(self) -> Detector:
+        """Build the detector with random weights."""
+        return Detector(self)
+
+    def crops(self, images_BCHW: Tensor, boxes_R4: Tensor, image_R: Tensor) -> Tensor:
+        """Return R-CNN's warped crops (R, C, S, S) with values from 0 to 1, including the context."""
+        fill_C = boxes_R4.new_tensor(self.mean)
+        return crop_and_resize(images_BCHW, boxes_R4, image_R, self.crop_side, self.crop_context, fill_C)
+
+    def whole_crops(self, number: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the region that covers each crop: boxes (number, 4) and image indices (number,)."""
+        side = float(self.crop_side)
+        boxes_R4 = torch.tensor([0.0, 0.0, side, side], device=device).repeat(number, 1)
+        return boxes_R4, torch.arange(number, device=device)

@@ -5,10 +5,9 @@ Shapes: N images, B images per update, C channels, H, W pixels, R regions, K cla
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zerokara.core import checkpoint, schedules
+from zerokara.core import schedules
 from zerokara.core.compute import Compute
 from zerokara.core.data.boxes import BoxSet, load_boxes, split
 from zerokara.core.data.moments import channel_moments
 from zerokara.core.distributed import World
-from zerokara.core.divergence import is_finite, pop_means
-from zerokara.core.models.model_file import ClassifierMetadata
+from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.core.optim import make_optimizer
 from zerokara.core.programs import command
 from zerokara.core.progress import loading
-from zerokara.core.stopwatch import Stopwatch
+from zerokara.core.stopwatch import LogInterval
+from zerokara.core.training_loop import TrainingState
 from zerokara.vision.detection.batches import Batch, CropBatches, ImageBatches, all_candidates
 from zerokara.vision.detection.config import Config
 from zerokara.vision.detection.detector import Detections, Detector, DetectorMetadata
@@ -90,8 +89,10 @@ def loss(
     return classes + box_weight * boxes, boxes
 
 
-class Training:
-    """Training state, saved in a checkpoint, and its update step."""
+class Training(TrainingState[Detector]):
+    """Training state of a detector and its update."""
+
+    config: Config
 
     def __init__(
         self,
@@ -102,12 +103,12 @@ class Training:
         compute: Compute,
         world: World,
     ) -> None:
-        self.config, self.metadata, self.train, self.compute, self.world = config, metadata, train, compute, world
-        torch.manual_seed(config.seed)
-        self.detector = compute.module(Detector(metadata))
+        names = ("loss", "box_loss", "accuracy", "grad_norm")
+        super().__init__(config, compute, world, lambda: Detector(metadata), [f"train/{name}" for name in names])
+        self.metadata, self.train = metadata, train
+        self.detector = self.network
         self.detector.net.freeze_norm(config.freeze_batch_norm)
         self.detector.train()
-        world.broadcast(self.detector)
         self.optimizer = make_optimizer(
             config.optimizer,
             self.detector.net,
@@ -115,22 +116,31 @@ class Training:
             weight_decay=config.weight_decay,
             momentum=config.momentum,
         )
-        seed = config.seed * 1_000_003 + world.rank
-        self.generator = torch.Generator().manual_seed(seed)  # samples regions
-        self.augment_generator = torch.Generator(compute.torch_device).manual_seed(seed)
+        self.region_generator = torch.Generator().manual_seed(config.seed * 1_000_003 + world.rank)
         self.augment = config.augment()
         candidates = all_candidates(train, proposals)
         self.batches: ImageBatches | CropBatches
         if config.method == "rcnn":
-            self.batches = CropBatches(config, metadata, candidates, self.generator)
+            self.batches = CropBatches(config, metadata, candidates, self.region_generator)
         else:
-            self.batches = ImageBatches(config, train, candidates, self.generator)
+            self.batches = ImageBatches(config, train, candidates, self.region_generator)
         self.images = train.images.to(compute.torch_device)
-        self.updates = 0
         self.last_map: float | None = None  # of the last evaluation on validation images
-        self.stopwatch = Stopwatch()
-        # Sums since the last `read_metrics`, on the device: loss, box loss, accuracy, gradient norm, number of updates.
-        self._sums = torch.zeros(5, device=compute.torch_device)
+
+    @property
+    def total_updates(self) -> int:
+        """Length of the run in updates."""
+        return self.config.updates
+
+    @property
+    def is_validation_due(self) -> bool:
+        """True if a validation follows this update. R-CNN has no class scores before its SVMs are trained.
+
+        The last update is not followed by a validation, because the run is evaluated at its end.
+        """
+        config = self.config
+        due = self.updates % config.validate_every_updates == 0
+        return config.method == "fast-rcnn" and due and self.updates < config.updates
 
     @property
     def learning_rate(self) -> float:
@@ -148,10 +158,9 @@ class Training:
     def update(self) -> None:
         """Take one gradient step."""
         config = self.config
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * group.get("lr_factor", 1.0)
+        self.set_learning_rates()
         batch = self.batches.sample(self.images, self.indices()[self.world.rank :: self.world.size])
-        pixels = self.augment(batch.pixels, self.augment_generator).clamp(0, 1)
+        pixels = self.augment(batch.pixels, self.generator).clamp(0, 1)
         x_BCHW = self.compute.layout(self.metadata.normalize(pixels))
         with self.compute.autocast():
             logits, codes = self.detector.net(x_BCHW, batch.boxes, batch.image)
@@ -163,16 +172,13 @@ class Training:
         norm = nn.utils.clip_grad_norm_(self.detector.net.parameters(), config.max_grad_norm)
         self.optimizer.step()
         accuracy = (logits.detach().argmax(1) == batch.label).float().mean()
-        self._sums += torch.stack(
-            [total.detach(), box_loss.detach(), accuracy, norm.detach(), torch.ones_like(accuracy)]
-        )
-        self.updates += 1
+        self.end_update(total, box_loss, accuracy, norm)
 
     def example(self) -> Batch:
         """Sample a batch as for an update and leave the state of the generator unchanged."""
-        before = self.generator.get_state()
+        before = self.region_generator.get_state()
         batch = self.batches.sample(self.images, self.indices())
-        self.generator.set_state(before)
+        self.region_generator.set_state(before)
         return batch
 
     def score(self, boxes: BoxSet, proposals: Sequence[Proposals]) -> Scored:
@@ -180,38 +186,36 @@ class Training:
         found, seconds = detect_all(self.detector, boxes, proposals, self.compute)
         return Scored(found, precision(boxes, found), statistics.median(seconds))
 
-    def read_metrics(self) -> dict[str, Tensor]:
-        """Return the means of the training metrics since the last call, as tensors on the device."""
-        names = ("loss", "box_loss", "accuracy", "grad_norm")
-        return pop_means(self._sums, [f"train/{name}" for name in names])
+    def interval_metrics(self, interval: LogInterval) -> dict[str, float]:
+        """Return the updates per second."""
+        return {"speed/updates_per_s": interval.per_second(self.updates)}
 
-    def is_finite(self) -> bool:
-        """Return True if all weights are finite. Synchronizes with the device."""
-        return is_finite(self.detector)
+    def progress_fields(self, scalars: Mapping[str, Any]) -> dict[str, Any]:
+        """Return loss, accuracy, the last mAP on validation images, and the speed."""
+        return {
+            "loss": scalars.get("train/loss", float("nan")),
+            "accuracy": scalars.get("train/accuracy", float("nan")),
+            "val mAP": float("nan") if self.last_map is None else self.last_map,
+            "updates/s": scalars.get("speed/updates_per_s", float("nan")),
+        }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as tensors and plain values."""
+        """Return the state as tensors and plain values, for a checkpoint. The keys are those of older releases."""
+        state = super().state_dict()
+        detector = state.pop("network")
         return {
-            "detector": self.detector.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
-            "light_generator": self.augment_generator.get_state(),
-            "rng": checkpoint.rng_state(),
-            "sums": self._sums,
-            "updates": self.updates,
+            **state,
+            "detector": detector,
+            "light_generator": state["generator"],
+            "generator": self.region_generator.get_state(),
             "last_map": self.last_map,
-            "hours": self.stopwatch(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
-        self.detector.load_state_dict(state["detector"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
-        self.augment_generator.set_state(state["light_generator"])
-        checkpoint.set_rng_state(state["rng"])
-        self._sums.copy_(state["sums"])
-        self.updates, self.last_map, self.stopwatch.hours = state["updates"], state["last_map"], state["hours"]
+        super().load_state_dict({**state, "network": state["detector"], "generator": state["light_generator"]})
+        self.region_generator.set_state(state["generator"])
+        self.last_map = state["last_map"]
 
 
 def detect_all(
@@ -260,8 +264,3 @@ def make_metadata(config: Config, train: BoxSet, pretrained: ClassifierMetadata 
         data=train.source,
         command=command(),
     )
-
-
-def with_metrics(metadata: DetectorMetadata, metrics: dict[str, float]) -> DetectorMetadata:
-    """Return the metadata with these metrics."""
-    return dataclasses.replace(metadata, figures=metrics)

@@ -25,8 +25,7 @@ from zerokara.core.programs import command
 from zerokara.core.progress import loading
 from zerokara.vision.segmentation.config import Config, height_width
 from zerokara.vision.segmentation.losses import median_frequency_weights, pixel_loss
-from zerokara.vision.segmentation.model_file import SegmenterMetadata
-from zerokara.vision.segmentation.networks import Segmenter
+from zerokara.vision.segmentation.networks import Segmenter, SegmenterMetadata
 from zerokara.vision.segmentation.scoring import PixelScores, score
 from zerokara.vision.training.supervised import SupervisedTraining
 

@@ -1,4 +1,4 @@
-"""Segmentation networks: FCN on any backbone and SegNet on VGG.
+"""Segmentation networks: FCN on any backbone and SegNet on VGG; and the metadata of their model files.
 
 network = make_segmenter("fcn8s", backbone="vgg16", channels=3, image_size=(180, 240), classes=11)
 logits_BKHW = network(x_BCHW)
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -30,6 +31,7 @@ from zerokara.core.backbones.base import Backbone, he_init, scaled
 from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.backbones.vgg import VGG
 from zerokara.core.config import UserError
+from zerokara.core.models.model_file import NormalizedMetadata
 from zerokara.core.models.weights import load_pretrained_backbone, read_tensors
 
 NetworkName = Literal["fcn32s", "fcn16s", "fcn8s", "fcn4s", "fcn2s", "segnet"]
@@ -321,6 +323,39 @@ def make_segmenter(
         dropout=dropout,
         decoder_channels=decoder_channels,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterMetadata(NormalizedMetadata[Segmenter]):
+    """Metadata of a segmentation network's model file: architecture, classes and input normalization."""
+
+    FORMAT = "zerokara-segmenter-1"
+    NETWORK = "segmenter"
+    PROGRAM = "vision.segment"
+
+    network: str
+    backbone: str
+    classes: tuple[str, ...]
+    channels: int
+    image_size: tuple[int, int]  # (H, W) of the training images
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the backbone: width, stem, ...
+    hidden_units: int | None = None
+    dropout: float = 0.5
+    decoder_channels: int = 0
+
+    def build(self) -> Segmenter:
+        """Create the network with randomly initialized weights."""
+        return make_segmenter(
+            self.network,
+            backbone=self.backbone,
+            channels=self.channels,
+            image_size=self.image_size,
+            classes=len(self.classes),
+            hidden_units=self.hidden_units,
+            dropout=self.dropout,
+            decoder_channels=self.decoder_channels,
+            **self.options,
+        )
 
 
 def _conv_bn_relu(channels: int) -> nn.Sequential:

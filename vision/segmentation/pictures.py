@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,10 +16,9 @@ from zerokara.core.compute import Compute
 from zerokara.core.data.mask_files import CAMVID
 from zerokara.core.data.masks import UNLABELED, MaskSet
 from zerokara.core.media import grid
-from zerokara.core.report import figure_pixels
+from zerokara.core.report import figure_pixels, plot_confusion
 from zerokara.core.run import Run
-from zerokara.vision.segmentation.model_file import SegmenterMetadata
-from zerokara.vision.segmentation.networks import Segmenter
+from zerokara.vision.segmentation.networks import Segmenter, SegmenterMetadata
 from zerokara.vision.segmentation.scoring import PixelScores
 
 if TYPE_CHECKING:
@@ -114,10 +112,7 @@ def log_overlays(images: MaskSet, scores: PixelScores, indices: list[int], run: 
 
 def log_start(network: Segmenter, metadata: SegmenterMetadata, batch: tuple[Tensor, Tensor], run: Run) -> None:
     """Log the first training images and masks as augmented, and the graph of the network."""
-    x_BChw = Compute.to_host(batch[0]).float()
-    shape = (1, -1, 1, 1)
-    pixels = x_BChw * torch.tensor(metadata.std).view(shape) + torch.tensor(metadata.mean).view(shape)
-    pixels = (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
+    pixels = metadata.to_uint8(Compute.to_host(batch[0]))
     masks = Compute.to_host(batch[1]).to(torch.uint8)
     colors = palette(metadata.classes)
     tiles = []
@@ -141,17 +136,9 @@ def draw_classes(scores: PixelScores, classes: tuple[str, ...]) -> Figure:
     left.set(xlim=(0, 100), xlabel="IoU, %", title=f"mean IoU {scores.mean_iou:.1%}")
     for index, (iou, is_nan) in enumerate(zip(iou_K, scores.iou_K.isnan().tolist(), strict=True)):
         left.text(100 * iou + 1, index, "no pixels" if is_nan else f"{100 * iou:.1f}", va="center", fontsize=7)
-    confusion_KK = scores.confusion_KK.numpy()
-    fraction_KK = confusion_KK / np.maximum(1, confusion_KK.sum(1, keepdims=True))
-    right.imshow(fraction_KK, cmap="Blues", vmin=0, vmax=1)
-    right.set_xticks(range(number), classes, rotation=90)
+    plot_confusion(right, scores.confusion_KK.numpy(), classes, percent=True)
     right.set_yticks(range(number), [""] * number)
-    right.set(xlabel="prediction", title=f"% of the pixels of each label; accuracy {scores.accuracy:.1%}")
-    for row in range(number):
-        for column in range(number):
-            if (percent := round(100 * fraction_KK[row, column])) > 0:
-                color = "white" if fraction_KK[row, column] > 0.5 else "black"
-                right.text(column, row, str(percent), ha="center", va="center", fontsize=7, color=color)
+    right.set_title(f"% of the pixels of each label; accuracy {scores.accuracy:.1%}")
     return figure
 
 
@@ -159,15 +146,3 @@ def log_classes(scores: PixelScores, classes: tuple[str, ...], run: Run, step: i
     """Log the figure of `draw_classes`, for at most 60 classes."""
     if len(classes) <= 60:
         run.image("classes", step, figure_pixels(draw_classes(scores, classes)))
-
-
-def resize(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize an image to (H, W): area averaging if its height decreases, else bicubic interpolation.
-
-    The aspect ratio is not preserved.
-    """
-    if image_HWC.shape[:2] == size:
-        return image_HWC
-    interpolation = cv2.INTER_AREA if size[0] < image_HWC.shape[0] else cv2.INTER_CUBIC
-    scaled = cv2.resize(np.ascontiguousarray(image_HWC), size[::-1], interpolation=interpolation)
-    return scaled.reshape(*size, image_HWC.shape[2])  # OpenCV removes the axis of a single channel

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from zerokara.core.compute import Compute
 from zerokara.core.data.masks import UNLABELED, MaskSet
-from zerokara.vision.segmentation.model_file import SegmenterMetadata
-from zerokara.vision.segmentation.networks import Segmenter
+from zerokara.vision.segmentation.networks import Segmenter, SegmenterMetadata
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def pixel_logits(
         views: 1, or 2 to average the logits of the image and its horizontal flip.
     """
     with torch.no_grad(), compute.autocast():
-        x = compute.layout(metadata.normalize(pixels_BCHW.to(compute.torch_device).float() * (1 / 255)))
+        x = compute.layout(metadata.normalize_uint8(pixels_BCHW.to(compute.torch_device)))
         logits_BKHW: Tensor = network(x).float()
         if views == 2:
             logits_BKHW = (logits_BKHW + network(x.flip(3)).float().flip(3)) / 2

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from zerokara.core.compute import Compute
 from zerokara.core.data import ImageSet
-from zerokara.core.models.model_file import ClassifierMetadata
+from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.vision.studies.receptive_fields import FeatureMap, Span, activations
 
 
@@ -122,7 +122,7 @@ def top_activations(
     with torch.no_grad():
         for start in range(0, len(images), batch_size):
             pixels = images.images[start : start + batch_size].to(compute.torch_device)
-            _, maps = activations(network, metadata.normalize(pixels.float() * (1 / 255)))
+            _, maps = activations(network, metadata.normalize_uint8(pixels))
             number = torch.arange(start, start + len(pixels), device=compute.torch_device)
             for slot, map_index in enumerate(map_indices):
                 value_BC, position_BC = maps[map_index].flatten(2).max(2)

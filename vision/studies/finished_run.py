@@ -17,11 +17,9 @@ import torch
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, from_dict
 from zerokara.core.data import ImageSet
-from zerokara.core.models import model_file
-from zerokara.core.models.classifier import Classifier
-from zerokara.core.models.model_file import ClassifierMetadata
+from zerokara.core.models.classifier import Classifier, ClassifierMetadata
+from zerokara.core.models.model_file import MODEL_FILE
 from zerokara.core.models.weights import load_pretrained_backbone
-from zerokara.core.report import MODEL_FILE
 from zerokara.core.run import Run
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision.classification.config import Config
@@ -116,9 +114,7 @@ def load_trained(folder: Path, *, device: str = "cpu", threads: int = 0) -> Trai
     """
     content = Run.read_config(folder, KIND)
     config = from_dict(Config, content["config"], str(folder / "config.json"))
-    if not (folder / MODEL_FILE).is_file():
-        raise UserError(f"{folder} has no {MODEL_FILE} yet: wait for the end of its first epoch, or give another run.")
-    classifier, metadata = model_file.load(folder / MODEL_FILE)
+    classifier, metadata = ClassifierMetadata.load(folder)
     compute = Compute.choose(device=device, precision="float32", compile="off", threads=threads, train_step=None)
     return Trained(folder, config, compute.module(classifier), metadata, compute)
 

@@ -24,15 +24,16 @@ from zerokara.core import checkpoint
 from zerokara.core.compute import Precision
 from zerokara.core.config import Range, UserError, from_dict, to_dict
 from zerokara.core.distributed import World
-from zerokara.core.divergence import divergence_error
+from zerokara.core.divergence import check_finite
 from zerokara.core.machine import describe_machine
 from zerokara.core.report import write_json
 from zerokara.core.run import Run
-from zerokara.core.run_config import stem
+from zerokara.core.training_program import choose_compute
 from zerokara.vision.classification.config import Config
-from zerokara.vision.classification.learner import Data, Training, choose_compute, load_split
+from zerokara.vision.classification.learner import Data, Training, load_split
 from zerokara.vision.classification.scoring import score
 from zerokara.vision.studies import names
+from zerokara.vision.training.epochs import probe_update
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -225,7 +226,8 @@ def load_data(config: Config) -> Data:
 def _train(run: Run, cell: Cell, folder: Path, curve_points: int, number: int, cells: int) -> Result | None:
     """Train a cell from its last checkpoint. Return None if a signal stopped it."""
     images = load_data(cell.config)
-    compute = run.compute(lambda: choose_compute(cell.config, images, World()), cells)
+    probe_step = functools.partial(probe_update, Training, cell.config, images, World())
+    compute = run.compute(lambda: choose_compute(cell.config, World(), probe_step), cells)
     training = Training(cell.config, images, compute, World())
     latest = folder / "checkpoint.pt"
     curve: list[tuple[float, float, float]] = []
@@ -236,8 +238,7 @@ def _train(run: Run, cell: Cell, folder: Path, curve_points: int, number: int, c
         curve = [tuple(point) for point in state["curve"]]
 
     def check() -> None:
-        if not training.is_finite():
-            raise divergence_error(f"update {training.updates:,} of the cell {cell.name}", folder)
+        check_finite(training.network, f"update {training.updates:,} of the cell {cell.name}", folder)
 
     def save() -> None:
         check()  # before non-finite weights overwrite a good checkpoint
@@ -317,11 +318,6 @@ def format_percent(result: MeanInterval) -> str:
 def error_label(options: Options) -> str:
     """Return the label of the error for axes and captions: on which split it is measured."""
     return f"{'test' if options.test else 'validation'} error"
-
-
-def default_name(kind: str, options: Options) -> str:
-    """Return the default name of a run, for example depth-mnist for --data mnist."""
-    return f"{kind}-{stem(options.data)}"
 
 
 def save_results(run: Run, options: Options, results: Sequence[Result]) -> None:

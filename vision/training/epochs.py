@@ -1,51 +1,41 @@
-"""Epoch-based training: the state of a run, and the loop from the current update to the end of the run or to a signal.
+"""Epoch-based training: the order of the images, the best validation, and the loop that the vision programs share.
 
     training = Training(config, images, compute, world)  # a subclass of EpochTraining
     resumed = restore(training, run)
     if run_epochs(training, run, validate):
         return stopped_message(training, KIND)
 
-vision.classify, vision.segment, vision.caption and vision.binary use this loop. Each of them defines its own update and
-its own validation.
+vision.classify, vision.segment, vision.caption and vision.binary use it. Each of them defines its own update and its
+own validation.
 
 Shapes: N training images, B images in an update.
 """
 
 from __future__ import annotations
 
-import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence, Sized
-from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence, Sized
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from zerokara.core import checkpoint
-from zerokara.core.compute import Compute, Switch
-from zerokara.core.config import UserError, flag
+from zerokara.core.compute import Compute
 from zerokara.core.distributed import World
-from zerokara.core.divergence import divergence_error, is_finite, pop_means
 from zerokara.core.ema import Ema
-from zerokara.core.probe import HardwareSettings, probe
-from zerokara.core.programs import program_command
+from zerokara.core.programs import resume_command
 from zerokara.core.run import Run
-from zerokara.core.stopwatch import Stopwatch
+from zerokara.core.stopwatch import LogInterval
+from zerokara.core.training_loop import NetworkT, TrainingState, UpdateConfig, run_updates
 
-NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
-
-class EpochConfig(Protocol):
+class EpochConfig(UpdateConfig, Protocol):
     """Fields that the config of every epoch-based run has."""
 
     @property
     def data(self) -> str:
         """Name or path of the data set."""
-
-    @property
-    def name(self) -> str:
-        """Name of the run folder under runs/."""
 
     @property
     def epochs(self) -> int:
@@ -54,18 +44,6 @@ class EpochConfig(Protocol):
     @property
     def batch_size(self) -> int:
         """Images in an update, over all processes."""
-
-    @property
-    def seed(self) -> int:
-        """Random seed."""
-
-    @property
-    def log_every_updates(self) -> int:
-        """Updates between lines of metrics."""
-
-    @property
-    def checkpoint_every_updates(self) -> int:
-        """Updates between checkpoints. Every validation is followed by one as well."""
 
 
 class HasTrainingSet(Protocol):
@@ -76,7 +54,7 @@ class HasTrainingSet(Protocol):
         """Training images."""
 
 
-class EpochTraining(ABC, Generic[NetworkT]):
+class EpochTraining(TrainingState[NetworkT]):
     """Base class for the state of an epoch-based run: everything that a checkpoint holds.
 
     Updates use whole batches of the training images. Every epoch has a new random order. A subclass sets `optimizer`,
@@ -89,7 +67,6 @@ class EpochTraining(ABC, Generic[NetworkT]):
 
     config: EpochConfig
     data: HasTrainingSet
-    optimizer: torch.optim.Optimizer
     ema: Ema[NetworkT] | None = None
     """Exponential moving average of the weights; None: not used."""
 
@@ -102,20 +79,11 @@ class EpochTraining(ABC, Generic[NetworkT]):
         build: Callable[[], NetworkT],
         metric_names: Sequence[str],
     ) -> None:
-        self.config, self.data, self.compute, self.world = config, data, compute, world
-        torch.manual_seed(config.seed)
-        self.network = compute.module(build())
-        world.broadcast(self.network)
-        self.generator = torch.Generator(compute.torch_device).manual_seed(config.seed * 1_000_003 + world.rank)
-        self.updates = 0  # completed updates
+        super().__init__(config, compute, world, build, metric_names)
+        self.data = data
         self.last_metric: float | None = None  # metric of the last validation
         # Best validation: "epoch", its metric "figure", "since" (the first epoch with that metric), perhaps "weights".
         self.best: dict[str, Any] | None = None
-        self.stopwatch = Stopwatch()
-        self._metric_names = tuple(metric_names)
-        # Sums of the metrics and the number of updates since the last `read_metrics`. They stay on the device, so that
-        # an update does not synchronize.
-        self._sums = torch.zeros(len(metric_names) + 1, device=compute.torch_device)
         self._order: tuple[int, Tensor] | None = None  # the current epoch and the order of its images
 
     # ---- epochs and batches
@@ -141,9 +109,9 @@ class EpochTraining(ABC, Generic[NetworkT]):
         return True
 
     @property
-    def should_stop_early(self) -> bool:
-        """True if the run ends before its last epoch (early stopping)."""
-        return False
+    def is_validation_due(self) -> bool:
+        """True if a validation follows the update that has just ended."""
+        return self.updates % self.updates_per_epoch == 0 and self.is_validation_epoch
 
     def epoch_order(self) -> Tensor:
         """Order (N,) of the training images in this epoch.
@@ -163,11 +131,6 @@ class EpochTraining(ABC, Generic[NetworkT]):
 
     # ---- updates and metrics
 
-    @property
-    @abstractmethod
-    def learning_rate(self) -> float:
-        """Learning rate of the next update."""
-
     @abstractmethod
     def update(self, index_B: Tensor) -> None:
         """Do one gradient step on the images `index_B`. Each process computes the gradient of its shard."""
@@ -175,12 +138,6 @@ class EpochTraining(ABC, Generic[NetworkT]):
     @abstractmethod
     def format_metric(self, metric: float) -> str:
         """Format the metric of a validation for messages, for example "error 1.25%"."""
-
-    def set_learning_rates(self) -> None:
-        """Set the learning rate of the next update in every parameter group of the optimizer."""
-        rate = self.learning_rate
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_factor", 1.0)
 
     def shard(self, index_B: Tensor) -> Tensor:
         """Return the part of the images `index_B` that this process trains on, as a tensor on the device."""
@@ -212,79 +169,64 @@ class EpochTraining(ABC, Generic[NetworkT]):
         if self.best is not None and "weights" in self.best:
             self.evaluation_network.load_state_dict(self.best["weights"])
 
-    def read_metrics(self) -> dict[str, Tensor]:
-        """Return the means of the metrics since the last call, as tensors on the device."""
-        return pop_means(self._sums, self._metric_names)
+    def interval_metrics(self, interval: LogInterval) -> dict[str, float]:
+        """Return the epochs so far and the images per second."""
+        return {
+            "train/epoch": self.updates / self.updates_per_epoch,
+            "speed/images_per_s": interval.per_second(self.updates) * self.config.batch_size,
+        }
 
-    def is_finite(self) -> bool:
-        """Return True if all weights are finite. Synchronizes with the device."""
-        return is_finite(self.network)
+    def progress_fields(self, scalars: Mapping[str, Any]) -> dict[str, Any]:
+        """Return epoch, loss, accuracy (if there is one), the last and the best validation metric, and the speed."""
+        metrics = {"validation": self.last_metric, "best": None if self.best is None else self.best["figure"]}
+        return {
+            "epoch": round(self.updates / self.updates_per_epoch, 1),
+            "loss": scalars.get("train/loss", float("nan")),
+            **({"accuracy": scalars["train/accuracy"]} if "train/accuracy" in scalars else {}),
+            **{label: self.format_metric(metric) for label, metric in metrics.items() if metric is not None},
+            "images/s": scalars.get("speed/images_per_s", float("nan")),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors and plain values, for a checkpoint."""
-        return {
-            "network": self.network.state_dict(),
-            "ema": None if self.ema is None else self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
-            "rng": checkpoint.rng_state(),
-            "sums": self._sums,
-            "updates": self.updates,
-            "last": self.last_metric,
-            "best": self.best,
-            "hours": self.stopwatch(),
-        }
+        ema = None if self.ema is None else self.ema.state_dict()
+        return {**super().state_dict(), "ema": ema, "last": self.last_metric, "best": self.best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
-        self.network.load_state_dict(state["network"])
+        super().load_state_dict(state)
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
-        checkpoint.set_rng_state(state["rng"])
-        self._sums.copy_(state["sums"])
-        self.updates, self.last_metric, self.best = state["updates"], state["last"], state["best"]
-        self.stopwatch.hours = state["hours"]
+        self.last_metric, self.best = state["last"], state["best"]
 
 
-# ---- the training loop
+def probe_update(
+    make: Callable[[Any, Any, Compute, World], EpochTraining[Any]],
+    config: EpochConfig,
+    data: Any,
+    world: World,
+    compute: Compute,
+    *,
+    only_first_images: bool = True,
+) -> Callable[[], object]:
+    """Return an update to be timed for `core.training_program.choose_compute`.
 
-
-def check_batch(config: EpochConfig, world: World, parts: int = 1) -> None:
-    """Check that the batch can be divided evenly among the processes and their gradient accumulation steps.
-
-    Args:
-        parts: gradient accumulation steps.
-
-    Raises:
-        UserError: the batch size is not a multiple of processes x parts.
-    """
-    if config.batch_size % (world.size * parts):
-        divisor = f"{world.size} processes" + f" x {flag('accumulation_steps')} {parts}" * (parts > 1)
-        raise UserError(
-            f"{flag('batch_size')} {config.batch_size} cannot be divided evenly among {divisor}: "
-            f"give a multiple of {world.size * parts}."
-        )
-
-
-def probe_updates(
-    config: HardwareSettings, world: World, make: Callable[[Compute], EpochTraining[Any]], *, compile: Switch = "off"
-) -> Compute:
-    """Choose the hardware settings by timing updates with each candidate (`core.probe.probe`).
-
-    The updates use the first training images, as many as one process gets of a batch.
+    It trains on the first images, as many as one process gets of a batch.
 
     Args:
-        make: creates the training state for a candidate, as if there were one process.
+        make: class of the training state.
+        config: config of the run.
+        data: data of the run, a dataclass with the field `train`.
+        world: processes of the run.
+        compute: candidate.
+        only_first_images: give `make` only these images, so that not all images are on the device for each candidate.
     """
-
-    def train_step(candidate: Compute) -> Callable[[], object]:
-        training = make(candidate)
-        first = torch.arange(min(training.config.batch_size // world.size, len(training.data.train)))
-        return lambda: training.update(first)
-
-    return probe(config, world, train_step, compile=compile)
+    number = config.batch_size // world.size
+    if only_first_images:
+        data = dataclasses.replace(data, train=data.train.take(slice(0, number)))
+    training = make(config, data, compute, World())
+    first = torch.arange(min(number, len(data.train)))
+    return lambda: training.update(first)
 
 
 def restore(
@@ -300,7 +242,7 @@ def restore(
     Raises:
         UserError: the checkpoint cannot be read, or `load_weights` raises it.
     """
-    if run.restore(_latest(run), training.load_state_dict):
+    if run.restore(run.checkpoint_path, training.load_state_dict):
         return True
     for report in load_weights(training.network):
         run.print(report)
@@ -310,46 +252,15 @@ def restore(
 
 
 def run_epochs(training: EpochTraining[Any], run: Run, validate: Callable[[], None]) -> bool:
-    """Train from the current update to the end of the run, with metrics, validations and checkpoints.
+    """Train from the current update to the end of the run, as `core.training_loop.run_updates`.
 
     Args:
+        training: state of the run.
+        run: run folder.
         validate: evaluates the network, calls `EpochTraining.record_validation` and logs the result. Only the main
             process calls it.
-
-    Returns:
-        True if a signal stopped the run before its end.
-
-    Raises:
-        UserError: training diverged (NaN or Inf in the weights; earlier checkpoints stay as they are), or the disk is
-            full.
     """
-    config, world, device = training.config, training.world, training.compute.torch_device
-    interval = LogInterval(training)
-    _show_progress(training, run, {})
-    # All processes vote, so that they leave the loop together. A run that stopped early also stops when it is resumed.
-    stop_early = world.any(training.should_stop_early, device)
-    stopping = False
-    while training.updates < training.total_updates and not stop_early and not stopping:
-        training.update(training.next_batch())
-        if training.updates % config.log_every_updates == 0:
-            log_metrics(training, run, interval)
-            interval = LogInterval(training)
-        validates = training.updates % training.updates_per_epoch == 0 and training.is_validation_epoch
-        saves = validates or training.updates % config.checkpoint_every_updates == 0
-        if saves:
-            _check_finite(training, run)  # before non-finite weights overwrite a good checkpoint
-        if validates:
-            if world.is_main:
-                validate()
-            stop_early = world.any(training.should_stop_early, device)
-            interval = LogInterval(training)
-        if saves:
-            run.save(_latest(run), training.state_dict())
-        stopping = world.any(bool(run.stop_requested), device)
-    if stopping:
-        run.print(f"{run.stop_requested}: saving")
-        save(training, run)
-    return stopping
+    return run_updates(training, run, lambda: training.update(training.next_batch()), validate)
 
 
 def stopped_message(training: EpochTraining[Any], kind: str) -> str:
@@ -362,59 +273,5 @@ def stopped_message(training: EpochTraining[Any], kind: str) -> str:
     result = "not validated yet" if metric is None else f"validation {training.format_metric(metric)}"
     return (
         f"{config.data}: stopped at epoch {training.epoch} of {config.epochs}, {result}; resume with: "
-        f"{program_command(f'vision.{kind}')} --name {config.name} --resume"
+        f"{resume_command(f'vision.{kind}', config.name)}"
     )
-
-
-def save(training: EpochTraining[Any], run: Run) -> None:
-    """Write the checkpoint of this process.
-
-    Raises:
-        UserError: the weights contain NaN or Inf, or the disk is full.
-    """
-    _check_finite(training, run)
-    run.save(_latest(run), training.state_dict())
-
-
-def _latest(run: Run) -> Path:
-    return run.path(f"checkpoint-{run.world.rank}.pt")
-
-
-def _check_finite(training: EpochTraining[Any], run: Run) -> None:
-    if not training.is_finite():
-        raise divergence_error(f"update {training.updates:,}", run.folder)
-
-
-class LogInterval:
-    """Start of the interval that the next line of metrics covers: update and wall-clock time in seconds."""
-
-    def __init__(self, training: EpochTraining[Any]) -> None:
-        self.updates, self.start_time = training.updates, time.perf_counter()
-
-
-def log_metrics(training: EpochTraining[Any], run: Run, interval: LogInterval) -> None:
-    """Log one line of metrics and update the progress bar."""
-    images = (training.updates - interval.updates) * training.config.batch_size
-    scalars: dict[str, Any] = {
-        **training.read_metrics(),
-        "train/learning_rate": training.learning_rate,
-        "train/epoch": training.updates / training.updates_per_epoch,
-        "speed/images_per_s": images / (time.perf_counter() - interval.start_time),
-        "speed/hours": training.stopwatch(),
-    }
-    run.log(training.updates, scalars)
-    run.flush()
-    _show_progress(training, run, scalars)
-
-
-def _show_progress(training: EpochTraining[Any], run: Run, scalars: dict[str, Any]) -> None:
-    """Update the progress bar, or print a plain line if there is no terminal."""
-    metrics = {"validation": training.last_metric, "best": None if training.best is None else training.best["figure"]}
-    fields = {
-        "epoch": round(training.updates / training.updates_per_epoch, 1),
-        "loss": scalars.get("train/loss", float("nan")),
-        **({"accuracy": scalars["train/accuracy"]} if "train/accuracy" in scalars else {}),
-        **{label: training.format_metric(metric) for label, metric in metrics.items() if metric is not None},
-        "images/s": scalars.get("speed/images_per_s", float("nan")),
-    }
-    run.progress(training.updates, training.total_updates, fields)

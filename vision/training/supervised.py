@@ -17,7 +17,8 @@ from zerokara.core.compute import Compute
 from zerokara.core.distributed import World
 from zerokara.core.ema import Ema
 from zerokara.core.optim import make_optimizer
-from zerokara.vision.training.epochs import EpochTraining, HasTrainingSet, NetworkT
+from zerokara.core.training_loop import NetworkT
+from zerokara.vision.training.epochs import EpochTraining, HasTrainingSet
 
 if TYPE_CHECKING:
     from zerokara.vision.classification.config import Config as ClassifyConfig
@@ -84,5 +85,4 @@ class SupervisedTraining(EpochTraining[NetworkT]):
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update(self.network)
-        self._sums += torch.cat([sums, norm.detach()[None], torch.ones_like(norm)[None]])
-        self.updates += 1
+        self.end_update(*sums, norm)

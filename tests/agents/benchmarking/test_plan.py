@@ -223,7 +223,8 @@ def test_deviations_from_a_protocol_are_listed() -> None:
     ]
 
 
-def test_value_of_an_optional_bool_is_written_out() -> None:
+def test_switches_that_may_be_none_are_formatted() -> None:
     (run,) = planned(settings=("full_action_space=true", "fire-reset=None"), env_ids=("ALE/Pong-v5",))
     assert (run.config.full_action_space, run.config.fire_reset) == (True, None)
+    assert "--full-action-space" in run.arguments
     assert dqn.read_config(run.arguments) == run.config

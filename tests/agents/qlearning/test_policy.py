@@ -21,6 +21,10 @@ def policy(compute: Compute | None = None, **changes: Any) -> Policy:
     return Policy(compute.module(make_network(config(**changes), OBS, ACTIONS)), compute)
 
 
+def in_training_mode(player: Policy) -> bool:
+    return player.network.training
+
+
 def observations(number: int) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (number, *OBS), np.uint8)
 

@@ -326,3 +326,31 @@ def test_a_buffer_on_a_gpu_equals_one_on_the_cpu() -> None:
     for left, right in zip(replay.gather(env_B.to("cuda"), slot_B.to("cuda")), expected, strict=True):
         assert left.device.type == "cuda"
         torch.testing.assert_close(left.to("cpu"), right)
+
+
+def test_episodes_that_are_not_continued_are_truncated_at_their_newest_observation() -> None:
+    hand = ByHand(n_step=3)
+    for number in range(1, 5):
+        hand.add([0, 0, number], 2.0 ** (number - 1))
+    hand.replay.end_episodes()
+    hand.replay.end_episodes()  # nothing is left to end
+    hand.add([0, 0, 50], 100.0)
+    hand.add([0, 50, 51], 200.0)
+    batch = hand.replay.gather(torch.zeros(6, dtype=torch.int64), torch.arange(6))
+    # Slot 3 is the last observation of the old episode: no transition starts there, and returns bootstrap from it.
+    assert batch.weight.tolist() == [1, 1, 1, 0, 1, 0]
+    assert batch.reward[:3].tolist() == pytest.approx([1 + 0.9 * 2 + 0.81 * 4, 2 + 0.9 * 4, 4])
+    assert batch.discount[:3].tolist() == pytest.approx([0.729, 0.81, 0.9])
+    assert batch.next_obs[:3, -1, 0, 0].tolist() == [4, 4, 4]
+    assert batch.obs[4].flatten().tolist() == [0, 0, 50], "the new episode has no frames of the old one"
+
+
+def test_the_end_of_an_episode_is_not_changed_by_ending_it_again() -> None:
+    hand = ByHand(n_step=1)
+    hand.add([0, 0, 1], 1.0)
+    hand.add([0, 1, 2], 2.0, "terminal")
+    hand.replay.end_episodes()
+    hand.add([0, 0, 9], 4.0)
+    batch = hand.replay.gather(torch.zeros(2, dtype=torch.int64), torch.arange(2))
+    assert (batch.weight.tolist(), batch.reward.tolist()) == ([1, 1], [1, 2])
+    assert batch.discount.tolist() == pytest.approx([0.9, 0])

@@ -350,3 +350,27 @@ def test_a_restored_buffer_counts_the_steps_since_its_checkpoint(tmp_path: Path)
     assert first.needs_checkpoint
     second.load_state_dict(first.state_dict())
     assert not second.needs_checkpoint
+
+
+@pytest.mark.parametrize("name", ["frame", "action", "reward", "flag", "all", "short"])
+def test_lost_files_mean_an_empty_buffer(name: str, tmp_path: Path) -> None:
+    """A buffer of zeros with the write positions of the lost one would train on black frames."""
+    envs = ScriptedEnvs(2)
+    replay = make(envs, 2 * 20, n_step=3, folder=tmp_path, checkpoint_margin=20)
+    fill(envs, replay, 30)
+    state = replay.state_dict()
+    paths = [path for path in tmp_path.iterdir() if name in ("all", path.stem)]
+    for path in paths:
+        path.unlink()
+    if name == "short":
+        with (tmp_path / "frame.bin").open("r+b") as file:
+            file.truncate(100)
+    printed: list[str] = []
+    other = make(envs, 2 * 20, n_step=3, folder=tmp_path, checkpoint_margin=20, print_line=printed.append)
+    other.load_state_dict(state)
+    assert len(other) == 0
+    lost = sorted(path.name for path in paths) or ["frame.bin"]
+    assert printed[-1].startswith(f"replay buffer: {', '.join(lost)} in {tmp_path} is missing or too short")
+    fill(envs, other, 15)
+    assert len(other) >= 2 * 15
+    assert other.sample(64).weight.sum() > 0

@@ -40,6 +40,18 @@ def test_complete_trials_come_first_and_best_first() -> None:
     assert [line.split()[0] for line in text.splitlines()[2:]] == ["2", "0", "3", "1"]
 
 
+def test_state_of_a_trial_with_the_settings_of_another() -> None:
+    study = make_study(1)
+    trial = study.ask()
+    for dimension in SPACE:
+        dimension.suggest(trial)
+    trial.set_user_attr("why", "as 0")  # set by Sweep._finished_without_run
+    study.tell(trial, 1)
+    rows = make_rows(study, SPACE)
+    assert [row.state for row in rows] == ["complete", "same as trial 0"]
+    assert "same as trial 0" in " ".join(format_table(rows, SPACE).split())
+
+
 def test_importance_of_a_setting_with_and_without_effect() -> None:
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(40):

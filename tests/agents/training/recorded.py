@@ -40,11 +40,8 @@ class Learner:
 
     def __init__(self, *, has_target: bool = True) -> None:
         self.calls: list[str] = []
-        self.finite, self.has_target, self.network = True, has_target, torch.nn.Module()
+        self.has_target, self.network = has_target, torch.nn.Module()
         self.network.backbone = torch.nn.Linear(1, 1)
-
-    def is_finite(self) -> bool:
-        return self.finite
 
     def read_metrics(self) -> dict[str, float]:
         return {"train/loss": 0.5}

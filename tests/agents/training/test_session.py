@@ -232,7 +232,7 @@ def test_a_signal_ends_the_run_after_the_iteration(make: Make, monkeypatch: pyte
     assert recorded.saves == [0, 24]
     assert printed == ["SIGTERM: saving"]
     assert recorded.session.closing_message().endswith(
-        "not evaluated yet, last 4 training episodes 6.53; resume with: python -m agents.dqn --name run --resume"
+        "not evaluated yet, last 4 training episodes 3.52; resume with: python -m agents.dqn --name run --resume"
     )
 
 
@@ -306,22 +306,32 @@ def test_non_finite_weights_are_not_saved(make: Make) -> None:
     recorded = make()
     recorded.session.start()
     recorded.session.save()
-    recorded.session.learner.finite = False  # type: ignore[attr-defined]
+    with torch.no_grad():
+        next(recorded.session.learner.network.parameters()).fill_(float("nan"))
     with pytest.raises(UserError, match=r"diverged at step 0: .*NaN or Inf"):
         recorded.session.save()
     assert recorded.saves == [0]
 
 
-def test_final_scores_are_recorded_with_the_hyperparameters(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    recorded, written = make(total_steps=40), list[dict[str, float]]()
-    monkeypatch.setattr(recorded.run, "hparams", lambda config, values: written.append(values))
-    recorded.train()
-    assert written == [{"hparam/train_return": recorded.session.mean_return}]
-    again = make(resume=True, total_steps=80, eval_every_steps=80)
-    again.scores = [scores(2.0)]
-    monkeypatch.setattr(again.run, "hparams", lambda config, values: written.append(values))
-    again.train()
-    assert written[1:] == [{"hparam/eval_return": 2.0, "hparam/train_return": again.session.mean_return}]
+def last_value(rows: list[dict[str, Any]], name: str) -> float | None:
+    values = [row[name] for row in rows if name in row]
+    return values[-1] if values else None
+
+
+def test_final_scores_are_recorded_with_the_hyperparameters(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for every_steps, expected in ((0, {"train/return"}), (40, {"train/return", "eval/return"})):
+        recorded, written = make(eval_every_steps=every_steps, resume=every_steps > 0), list[str]()
+        recorded.scores = [scores(2.0)]
+        monkeypatch.setattr(recorded.run, "hparams", lambda config, names, written=written: written.extend(names))
+        if every_steps:
+            recorded.session.run._resume = False
+        recorded.train()
+        assert set(written) == expected
+        rows = metrics(tmp_path / "run")
+        assert last_value(rows, "train/return") == pytest.approx(recorded.session.mean_return)
+        assert last_value(rows, "eval/return") == (2.0 if every_steps else None)
 
 
 def test_settings_of_environment_and_preset_are_printed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

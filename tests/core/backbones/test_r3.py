@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from zerokara.core.backbones.cost import layer_costs
-from zerokara.core.backbones.r3 import GROUP, R3, Block, resampled, stage_channels
+from zerokara.core.backbones.r3 import GROUP, R3, Block, resize_bilinear, stage_channels
 from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.config import UserError
 
@@ -58,8 +58,8 @@ def test_initial_weights_decrease_with_the_number_of_blocks() -> None:
 
 def test_downsampling_by_two_is_average_pooling() -> None:
     x = torch.arange(16.0).view(1, 1, 4, 4)
-    assert torch.equal(resampled(x, (2, 2)), nn.functional.avg_pool2d(x, 2))
-    assert float(resampled(x, (8, 8)).mean()) == pytest.approx(7.5)
+    assert torch.equal(resize_bilinear(x, (2, 2)), nn.functional.avg_pool2d(x, 2))
+    assert float(resize_bilinear(x, (8, 8)).mean()) == pytest.approx(7.5)
 
 
 def test_no_normalization_layers() -> None:

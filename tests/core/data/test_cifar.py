@@ -213,7 +213,7 @@ def test_damaged_archive_is_rejected(tmp_path: Path) -> None:
 def test_jpeg_copy_is_described_in_the_source(data_dir: Path) -> None:
     """The channel means equal the commonly used ones, up to the changes by JPEG compression."""
     images = load("cifar10", "test", data_dir=data_dir, download=False)
-    assert images.source.startswith("a copy of CIFAR-10 as picture files")
+    assert images.source.startswith("a copy of CIFAR-10 as image files")
     assert images.source.endswith("JPEG")
     assert (images.shape, images.classes) == ((3, 32, 32), tuple(NAMES))
     assert torch.bincount(images.labels).tolist() == [1000] * 10

@@ -154,7 +154,7 @@ def test_too_large_file_is_rejected_without_reading_it(tmp_path: Path) -> None:
     path = write_files(tmp_path / "set", SPLIT)
     with (path / "train/a/2.png").open("wb") as file:
         file.truncate(300 * 2**20)  # a sparse file
-    with pytest.raises(UserError, match=r"train/a/2.png in .* has 300 MiB"):
+    with pytest.raises(UserError, match=r"train/a/2\.png has 300 MiB"):
         load(str(path), "train")
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from zerokara.core.config import UserError
 from zerokara.core.data import UNLABELED, MaskSet, load_masks
+from zerokara.core.data.image_files import decode_mask, resize_and_crop, resize_and_crop_mask
 from zerokara.core.data.mask_files import CAMVID, VOC
-from zerokara.core.data.pictures import decode_mask, fit, fit_mask
 
 PHOTO = np.zeros((4, 6, 3), np.uint8)
 MASK = np.array([[0, 0, 1, 1, 2, 2]] * 4, np.uint8)
@@ -154,10 +154,10 @@ def test_masks_are_cropped_like_images() -> None:
     for shape, size in (((9, 13), (4, 8)), ((5, 4), (10, 10)), ((7, 7), (7, 3))):
         mask = np.zeros(shape, np.uint8)
         mask[:, shape[1] // 2 :] = 200
-        image = fit(mask[..., None], size)[..., 0]
-        assert fit_mask(mask, size).shape == size
-        assert np.abs(fit_mask(mask, size).astype(int) - image).mean() < 30
-        assert set(np.unique(fit_mask(mask, size))) <= {0, 200}
+        image = resize_and_crop(mask[..., None], size)[..., 0]
+        assert resize_and_crop_mask(mask, size).shape == size
+        assert np.abs(resize_and_crop_mask(mask, size).astype(int) - image).mean() < 30
+        assert set(np.unique(resize_and_crop_mask(mask, size))) <= {0, 200}
 
 
 # Invalid data.

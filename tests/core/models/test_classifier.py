@@ -295,6 +295,7 @@ def test_he_initialization_of_every_layer_of_deep_cnn() -> None:
 def test_table_with_measured_speed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(listing, "_MIN_SECONDS", 0.001)
     argv = ["deep_cnn", "googlenet", "--image-size", "32", "--channels", "1", "--batch-size", "2", "--device", "cpu"]
+    argv += ["--threads", "1"]
     main([*argv, "--measure"])
     rows = [
         line.split() for line in capsys.readouterr().out.splitlines() if line.startswith((" deep_cnn", " googlenet"))

@@ -19,8 +19,7 @@ from zerokara.core.backbones.heads import PooledHead
 from zerokara.core.checkpoint import write_atomically
 from zerokara.core.config import UserError
 from zerokara.core.models import model_file
-from zerokara.core.models.classifier import Classifier
-from zerokara.core.models.model_file import FORMAT, ClassifierMetadata
+from zerokara.core.models.classifier import Classifier, ClassifierMetadata
 
 METADATA = ClassifierMetadata(
     backbone="resnet8",
@@ -48,12 +47,12 @@ def classifier() -> Classifier:
 
 @pytest.fixture
 def file(classifier: Classifier, tmp_path: Path) -> Path:
-    model_file.save(tmp_path / "model.safetensors", classifier.state_dict(), METADATA)
+    METADATA.save(tmp_path / "model.safetensors", classifier.state_dict())
     return tmp_path / "model.safetensors"
 
 
 def test_save_and_load_is_bit_exact(file: Path, classifier: Classifier) -> None:
-    loaded, metadata = model_file.load(file)
+    loaded, metadata = ClassifierMetadata.load(file)
     assert metadata == METADATA
     assert not loaded.training
     state = loaded.state_dict()
@@ -67,18 +66,18 @@ def test_save_and_load_is_bit_exact(file: Path, classifier: Classifier) -> None:
 
 def test_channels_last_weights_are_saved_correctly(file: Path, classifier: Classifier, tmp_path: Path) -> None:
     last = classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model_file.save(tmp_path / "last.safetensors", last.state_dict(), METADATA)
-    actual, expected = model_file.load(tmp_path / "last.safetensors")[0], model_file.load(file)[0]
+    METADATA.save(tmp_path / "last.safetensors", last.state_dict())
+    actual, expected = ClassifierMetadata.load(tmp_path / "last.safetensors")[0], ClassifierMetadata.load(file)[0]
     for parameter, expected_parameter in zip(actual.parameters(), expected.parameters(), strict=True):
         assert torch.equal(parameter, expected_parameter)
 
 
 def test_float16_halves_the_size(file: Path, classifier: Classifier, tmp_path: Path) -> None:
     path = tmp_path / "half.safetensors"
-    model_file.save(path, classifier.state_dict(), METADATA, half=True)
+    METADATA.save(path, classifier.state_dict(), half=True)
     numbers = sum(t.numel() for t in classifier.state_dict().values() if t.is_floating_point())
     assert file.stat().st_size - path.stat().st_size == pytest.approx(2 * numbers, abs=64)  # the header is padded
-    loaded, metadata = model_file.load(path)
+    loaded, metadata = ClassifierMetadata.load(path)
     assert metadata == METADATA
     for name, tensor in classifier.state_dict().items():
         actual = loaded.state_dict()[name]
@@ -91,10 +90,29 @@ def test_file_is_readable_with_safetensors(file: Path) -> None:
     with safe_open(file, "pt") as reader:
         metadata = reader.metadata()
         assert "backbone.conv1.weight" in reader.keys()  # noqa: SIM118  (not a dict)
-    assert metadata["format"] == FORMAT
+    assert metadata["format"] == ClassifierMetadata.FORMAT
     metadata = json.loads(metadata["card"])
     assert metadata["classes"] == ["cat", "dog", "naïve 犬"]
     assert metadata["command"] == "python -m vision.classify --data 'my pets'"
+
+
+def test_files_of_older_releases_get_the_defaults_of_new_fields(file: Path, classifier: Classifier) -> None:
+    fields = dataclasses.asdict(METADATA)
+    for name in ("figures", "dropout", "data"):
+        del fields[name]
+    header = {"format": ClassifierMetadata.FORMAT, "card": json.dumps(fields)}
+    save_file({name: tensor.contiguous() for name, tensor in classifier.state_dict().items()}, file, header)
+    loaded, metadata = ClassifierMetadata.load(file)
+    assert metadata == dataclasses.replace(METADATA, figures={}, dropout=None, data="")
+    assert torch.equal(loaded.state_dict()["head.fc.bias"], classifier.state_dict()["head.fc.bias"])
+
+
+def test_metadata_is_read_alone_and_from_a_folder(file: Path, tmp_path: Path) -> None:
+    assert ClassifierMetadata.read_metadata(file) == ClassifierMetadata.read_metadata(tmp_path) == METADATA
+    assert ClassifierMetadata.load(tmp_path)[1] == METADATA
+    (tmp_path / "damaged.safetensors").write_bytes(file.read_bytes()[:100])
+    assert ClassifierMetadata.read_metadata(tmp_path / "damaged.safetensors") is None
+    assert ClassifierMetadata.read_metadata(tmp_path / "missing.pt") is None
 
 
 def test_normalize_by_hand() -> None:
@@ -102,6 +120,10 @@ def test_normalize_by_hand() -> None:
     expected = torch.tensor([0.5, -1.0, 1.0]).view(1, 3, 1, 1).expand(2, 3, 4, 4)
     assert torch.equal(METADATA.normalize(x), expected)
     assert METADATA.normalize(x.bfloat16()).dtype is torch.bfloat16
+    pixels = torch.tensor([51, 102, 255], dtype=torch.uint8).view(1, 3, 1, 1)
+    assert METADATA.normalize_uint8(pixels).flatten().tolist() == pytest.approx([-0.1, -0.4, 7.0])
+    assert torch.equal(METADATA.to_uint8(METADATA.normalize_uint8(pixels)), pixels)
+    assert METADATA.to_uint8(torch.tensor([-9.0, 9.0, 0.0]).view(1, 3, 1, 1)).flatten().tolist() == [0, 255, 32]
 
 
 def test_metadata_builds_the_network() -> None:
@@ -118,38 +140,39 @@ def test_truncated_file_raises_an_error(fraction: float, file: Path) -> None:
     content = file.read_bytes()
     file.write_bytes(content[: int(fraction * len(content))])
     with pytest.raises(UserError, match=r"model\.safetensors cannot be read as safetensors .* damaged"):
-        model_file.load(file)
+        ClassifierMetadata.load(file)
 
 
 def test_other_files_raise_an_error(file: Path, classifier: Classifier, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"There is no .*nothing\.safetensors"):
-        model_file.load(tmp_path / "nothing.safetensors")
-    with pytest.raises(UserError, match="There is no"):
-        model_file.load(tmp_path)
+        ClassifierMetadata.load(tmp_path / "nothing.safetensors")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"has no model\.safetensors yet: .* vision\.classify"):
+        ClassifierMetadata.load(tmp_path / "empty")
     (tmp_path / "torch.safetensors").write_bytes(b"PK\x03\x04" + bytes(500))
     with pytest.raises(UserError, match="cannot be read as safetensors"):
-        model_file.load(tmp_path / "torch.safetensors")
+        ClassifierMetadata.load(tmp_path / "torch.safetensors")
     weights = {name: tensor.contiguous() for name, tensor in classifier.state_dict().items()}
     for metadata in (None, {"format": "pt"}, {"format": "zerokara-classifier-0"}):
         save_file(weights, file, metadata)
         with pytest.raises(UserError, match=r"is not a classifier of this version .*--weights"):
-            model_file.load(file)
+            ClassifierMetadata.load(file)
 
 
 @pytest.mark.parametrize("metadata", [None, "{", "[]", '{"backbone": "resnet8"}', "unknown"])
 def test_invalid_metadata_raises_an_error(metadata: str | None, file: Path, classifier: Classifier) -> None:
     if metadata == "unknown":
         metadata = json.dumps({**dataclasses.asdict(METADATA), "unknown": 1})
-    header = {"format": FORMAT} if metadata is None else {"format": FORMAT, "card": metadata}
+    header = {"format": ClassifierMetadata.FORMAT} | ({} if metadata is None else {"card": metadata})
     save_file({name: tensor.contiguous() for name, tensor in classifier.state_dict().items()}, file, header)
     with pytest.raises(UserError, match=r"The metadata of .*model\.safetensors is invalid"):
-        model_file.load(file)
+        ClassifierMetadata.load(file)
 
 
 def test_weights_of_another_network_raise_an_error(file: Path, classifier: Classifier) -> None:
-    model_file.save(file, classifier.state_dict(), dataclasses.replace(METADATA, options={"width": 0.5}))
+    dataclasses.replace(METADATA, options={"width": 0.5}).save(file, classifier.state_dict())
     with pytest.raises(UserError, match=r"do not fit the network of its metadata.*create the file again") as error:
-        model_file.load(file)
+        ClassifierMetadata.load(file)
     assert "\n" not in str(error.value)
 
 
@@ -168,7 +191,7 @@ def test_full_disk_leaves_the_old_file_unchanged(file: Path, classifier: Classif
     before = file.read_bytes()
     message = r"model\.safetensors could not be written \(the disk is full\)"
     with full_disk(), pytest.raises(UserError, match=message):
-        model_file.save(file, classifier.state_dict(), dataclasses.replace(METADATA, data="other"))
+        dataclasses.replace(METADATA, data="other").save(file, classifier.state_dict())
     assert file.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from dataclasses import dataclass
@@ -13,11 +14,11 @@ from torch import Tensor
 
 from zerokara.core import checkpoint
 from zerokara.core.config import UserError
-from zerokara.core.models import model_file
-from zerokara.core.models.model_file import ClassifierMetadata
+from zerokara.core.models.classifier import ClassifierMetadata
+from zerokara.core.models.model_file import UNKNOWN
 from zerokara.core.run import Run
 from zerokara.core.zoo import provenance
-from zerokara.core.zoo.provenance import Provenance, initial_provenance, trace
+from zerokara.core.zoo.provenance import initial_provenance, trace, unknown_ancestors
 
 METADATA = ClassifierMetadata(
     backbone="deep_cnn",
@@ -53,43 +54,62 @@ def train(name: str, seed: int, start: str = "", later: int | None = None) -> Pa
     config = Config(name=name, pretrained_backbone=start)
     with Run(config, kind="classify", name=name, resume=False, quiet=True) as run:
         provenance.record(run, config.pretrained_backbone)
-        model_file.save(run.path("model.safetensors"), weights(seed), METADATA)
+        METADATA.save(run.path("model.safetensors"), weights(seed))
         if later is not None:
             run.save(run.path("checkpoint-0.pt"), {"network": weights(later), "rng": checkpoint.rng_state()})
     return run.folder
 
 
-def shares_weights(one: Path, other: Path) -> bool:
-    return bool(trace(one).own & trace(other).all)
+def derived(classifier: Path, network: Path) -> bool:
+    """Return True if the network, or one that it was initialized from, is the classifier."""
+    return trace(classifier)[0] in trace(network)
 
 
-def test_copies_are_detected_by_their_matrices_also_if_rounded() -> None:
-    model_file.save(Path("original.safetensors"), weights(0), METADATA)
-    model_file.save(Path("rounded.safetensors"), weights(0), METADATA, half=True)
-    torch.save({f"prefix.{name}": tensor for name, tensor in weights(0).items()}, "renamed.pt")
-    model_file.save(Path("other.safetensors"), weights(1), METADATA)
-    original = trace(Path("original.safetensors"))
-    assert original.own == trace(Path("rounded.safetensors")).own == trace(Path("renamed.pt")).own
-    assert len(original.own) == sum(tensor.ndim > 1 for tensor in weights(0).values())
-    assert not shares_weights(Path("original.safetensors"), Path("other.safetensors"))
+def saved_by_older_release(path: Path, command: str = "", half: bool = False) -> Path:
+    """Save a model file outside of a run folder, as older releases did: without a mark."""
+    dataclasses.replace(METADATA, command=command).save(path, weights(0), half=half)
+    return path
 
 
-def test_initial_constants_and_optimizer_states_are_not_hashed() -> None:
-    matrix = torch.randn(3, 3)
-    torch.save(
-        {"bias": torch.zeros(9), "last": torch.zeros(2, 3), "optimizer.0": matrix, "step": matrix.long()}, "a.pt"
-    )
-    assert not trace(Path("a.pt")).own
+def test_copies_have_the_mark_of_their_run_also_if_rounded() -> None:
+    run = train("run", seed=0)
+    classifier, metadata = ClassifierMetadata.load(run)
+    assert list(metadata.origin) == trace(run)
+    metadata.save(Path("rounded.safetensors"), classifier.state_dict(), half=True)
+    shutil.copy(run / "model.safetensors", "copied.safetensors")
+    assert trace(Path("rounded.safetensors")) == trace(Path("copied.safetensors")) == trace(run)
+    assert len(trace(run)) == 1
+    assert not derived(run, train("other", seed=0))
+
+
+def test_files_without_a_mark_are_identified_by_their_command_or_content() -> None:
+    first = saved_by_older_release(Path("first.safetensors"), "python -m vision.classify --seed 1")
+    rounded = saved_by_older_release(Path("rounded.safetensors"), "python -m vision.classify --seed 1", half=True)
+    other = saved_by_older_release(Path("other.safetensors"), "python -m vision.classify --seed 2")
+    assert derived(first, rounded)
+    assert not derived(first, other)
+    torch.save(weights(0), "published.pth")
+    shutil.copy("published.pth", "copied.pth")
+    assert trace(Path("published.pth")) == trace(Path("copied.pth"))
+    torch.save(weights(1), "copied.pth")
+    assert trace(Path("published.pth")) != trace(Path("copied.pth"))
+
+
+def test_copies_of_model_files_of_older_runs_are_detected() -> None:
+    run, command = train("run", seed=0), "python -m vision.classify --seed 1"
+    copy = saved_by_older_release(Path("model.safetensors"), command)
+    shutil.copy(copy, run / "model.safetensors")
+    assert derived(copy, run)
+    assert derived(copy, train("generator", seed=1, start=str(run)))
 
 
 def test_run_is_detected_after_moving_and_further_training() -> None:
     classifier_run = train("classifier", seed=0)
     generator_run = train("generator", seed=1, start=str(classifier_run))
-    # The run was trained further, so all matrices have changed.
-    model_file.save(classifier_run / "model.safetensors", weights(2), METADATA)
+    METADATA.save(classifier_run / "model.safetensors", weights(2))  # the run was trained further
     classifier_run.rename("moved")
-    assert shares_weights(Path("moved"), generator_run)
-    assert not shares_weights(train("other", seed=3), generator_run)
+    assert derived(Path("moved"), generator_run)
+    assert not derived(train("other", seed=3), generator_run)
 
 
 def test_indirect_ancestors_are_detected() -> None:
@@ -98,63 +118,62 @@ def test_indirect_ancestors_are_detected() -> None:
     shutil.copy(classifier_run / "model.safetensors", "alone.safetensors")
     agent = train("agent", seed=1, start=str(classifier_run))
     generator_run = train("generator", seed=2, start=str(agent / "model.safetensors"))
+    shutil.copy(generator_run / "model.safetensors", "generator.safetensors")
+    expected = [trace(path)[0] for path in (generator_run, agent, classifier_run)]
     for folder in (classifier_run, agent):
         shutil.rmtree(folder)
-    assert shares_weights(Path("alone.safetensors"), generator_run)
-    extra = Run.read_config(generator_run)["extra"]
-    origin = initial_provenance(extra, str(agent))
-    assert origin is not None
-    assert not origin.unknown
-    assert trace(Path("alone.safetensors")).own <= origin.ancestors
-    assert not trace(Path("alone.safetensors")).own & origin.own
+    assert trace(generator_run) == trace(Path("generator.safetensors")) == expected
+    origin = initial_provenance(Run.read_config(generator_run)["extra"], str(agent))
+    assert origin == expected[1:]
+    assert not unknown_ancestors(origin)
+    assert trace(Path("alone.safetensors")) == expected[2:]
 
 
 def test_checkpoint_belongs_to_its_run() -> None:
-    """The checkpoint has other weights than the run's model.safetensors."""
     classifier_run = train("classifier", seed=0, later=1)
     shutil.copy(classifier_run / "model.safetensors", "alone.safetensors")
     generator_run = train("generator", seed=2, start=str(classifier_run / "checkpoint-0.pt"))
     shutil.rmtree(classifier_run)
-    assert shares_weights(Path("alone.safetensors"), generator_run)
+    assert derived(Path("alone.safetensors"), generator_run)
 
 
 def test_runs_without_saved_provenance_are_traced_and_missing_ones_are_listed() -> None:
     classifier_run = train("classifier", seed=0)
     generator_run = train("generator", seed=1, start=str(classifier_run))
     content = json.loads((generator_run / "config.json").read_text())
-    del content["extra"]["eye"]
+    del content["extra"]["origin"]
     (generator_run / "config.json").write_text(json.dumps(content))
-    assert shares_weights(classifier_run, generator_run)
+    assert derived(classifier_run, generator_run)
     shutil.rmtree(classifier_run)
-    assert trace(generator_run).unknown == (str(classifier_run),)
-    assert initial_provenance({}, "") is None
+    assert unknown_ancestors(trace(generator_run)) == [str(classifier_run)]
+    METADATA.save(generator_run / "model.safetensors", weights(1))  # resumed by this release
+    assert unknown_ancestors(trace(generator_run / "model.safetensors")) == [str(classifier_run)]
+    assert initial_provenance({}, "") == []
     next_run = train("next", seed=2, start=str(generator_run))
-    assert trace(next_run).unknown == (str(classifier_run),), "unknown ancestors are passed on"
+    assert unknown_ancestors(trace(next_run)) == [str(classifier_run)], "unknown ancestors are passed on"
+
+
+def test_hashes_that_older_releases_saved() -> None:
+    """They hold the mark of the run, so a moved run is detected, and the path, from which a file is traced."""
+    run = train("run", seed=0)
+    file = saved_by_older_release(Path("file.safetensors"), "python -m vision.classify --seed 1")
+    eye = {"source": "moved away", "own": f"abc {trace(run)[0]}", "ancestors": "def", "unknown": ["gone"]}
+    assert initial_provenance({"eye": eye}, "") == ["abc", trace(run)[0], "def", f"{UNKNOWN}gone"]
+    eye = {"source": str(file), "own": "abc", "ancestors": "", "unknown": []}
+    assert initial_provenance({"eye": eye}, "") == ["abc", *trace(file)]
 
 
 def test_files_outside_of_run_folders() -> None:
     classifier_run = train("classifier", seed=0, later=1)
     shutil.copy(classifier_run / "checkpoint-0.pt", "copied.pt")
-    assert trace(Path("copied.pt")).unknown == ("the run of the checkpoint copied.pt",)
+    assert unknown_ancestors(trace(Path("copied.pt"))) == ["the run of the checkpoint copied.pt"]
     for flag in ("--pretrained-backbone=", "--pretrained-backbone ", "--init-backbone="):  # the last one is older
-        command = f"python -m vision.classify {flag}runs/removed --seed 1"
-        metadata = ClassifierMetadata(**{**vars(METADATA), "command": command})
-        model_file.save(Path("metadata.safetensors"), weights(0), metadata)
-        assert trace(Path("metadata.safetensors")).unknown == ("runs/removed",)
+        path = saved_by_older_release(Path("a.safetensors"), f"python -m vision.classify {flag}runs/removed --seed 1")
+        assert unknown_ancestors(trace(path)) == ["runs/removed"]
 
 
-def test_damage_is_an_error_only_in_the_given_file() -> None:
-    classifier_run = train("classifier", seed=0, later=1)
-    (classifier_run / "checkpoint-0.pt").write_bytes(b"damaged")
-    assert trace(classifier_run).own
-    assert trace(classifier_run / "model.safetensors").own
-    with pytest.raises(UserError, match=r"checkpoint-0\.pt"):
-        trace(classifier_run / "checkpoint-0.pt")
-    with pytest.raises(UserError, match=r"missing\.pt"):
-        trace(Path("missing.pt"))
-
-
-def test_round_trip_of_plain_values() -> None:
-    original = Provenance("a", frozenset({"1", "2"}), frozenset({"3"}), ("removed",))
-    assert Provenance.from_dict(json.loads(json.dumps(original.to_dict()))) == original
-    assert Provenance.from_dict(Provenance("a").to_dict()) == Provenance("a")
+def test_missing_and_damaged_files_are_errors() -> None:
+    Path("damaged.pt").write_bytes(b"damaged")
+    for name in ("missing.pt", "damaged.pt"):
+        with pytest.raises(UserError, match=name.replace(".", r"\.")):
+            trace(Path(name))

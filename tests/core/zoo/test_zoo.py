@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from zerokara.core.config import UserError
-from zerokara.core.models import model_file
-from zerokara.core.models.model_file import ClassifierMetadata
+from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.core.zoo import __main__ as listing
 from zerokara.core.zoo import registry as zoo
 
@@ -30,7 +29,7 @@ METADATA = ClassifierMetadata(
 @pytest.fixture
 def pets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Create a zoo with one network."""
-    model_file.save(tmp_path / "pets.safetensors", METADATA.build().state_dict(), METADATA, half=True)
+    METADATA.save(tmp_path / "pets.safetensors", METADATA.build().state_dict(), half=True)
     monkeypatch.setattr(zoo, "FOLDER", tmp_path)
     zoo.files.cache_clear()
     yield tmp_path

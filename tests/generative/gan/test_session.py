@@ -159,7 +159,7 @@ def test_a_new_run_saves_real_images_and_its_first_checkpoint(runs: Runs) -> Non
     assert saved()["learner"]["updates"] == 0
     with Image.open("runs/run/media/real-0.png") as opened:
         assert np.array_equal(np.asarray(opened), image_grid(session.data.train.images[:4]).squeeze())
-    assert session.interval_update == 0
+    assert session.interval.count == 0
 
 
 def test_a_resumed_run_continues_from_its_checkpoint(runs: Runs) -> None:
@@ -183,7 +183,7 @@ def test_a_resumed_run_continues_from_its_checkpoint(runs: Runs) -> None:
         assert torch.equal(ours, theirs)
     assert frames() == [4, 5], "later frames will be repeated"
     assert not Path("runs/run/media/real-0.png").exists()
-    assert second.interval_update == 5
+    assert second.interval.count == 5
     assert "rolled back" not in " ".join(runs.printed)
 
 
@@ -314,7 +314,7 @@ def test_metrics_are_logged_and_shown(runs: Runs, monkeypatch: pytest.MonkeyPatc
     }
     assert shown[0][:2] == (7, session.config.updates)
     assert (shown[0][2]["D loss"], shown[0][2]["G loss"], shown[0][2]["fake"]) == (0.5, 0.25, 0.625)
-    assert session.interval_update == 7
+    assert session.interval.count == 7
     session.scores = {"fcd": 3.0, "random_fd": 4.0}
     logged_values(session)
     assert shown[1][2]["FCD"] == 3.0
@@ -381,7 +381,7 @@ def test_the_video_needs_two_frames_and_the_hyperparameters_a_score(
     session.start()
     written: list[Any] = []
     monkeypatch.setattr(session.run, "video", lambda tag, step, frames, fps: written.append((tag, step, fps)))
-    monkeypatch.setattr(session.run, "hparams", lambda config, values: written.append((config["latent_dim"], values)))
+    monkeypatch.setattr(session.run, "hparams", lambda config, names: written.append((config["latent_dim"], names)))
     train(session, 1)
     session.save_video_frame()
     session.finish()
@@ -390,4 +390,4 @@ def test_the_video_needs_two_frames_and_the_hyperparameters_a_score(
     session.save_video_frame()
     session.scores = {"fcd": 2.0}
     session.finish()
-    assert written == [("film", 2, VIDEO_FPS), (4, {"hparam/fcd": 2.0})]
+    assert written == [("film", 2, VIDEO_FPS), (4, ["eval/fcd"])]

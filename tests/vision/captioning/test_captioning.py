@@ -199,7 +199,7 @@ def test_training_validation_and_test_images_are_disjoint() -> None:
     assert [len(part) for part in parts] == [30, 10, 20]
     assert set.union(*parts) == set(dataset.names)
     again = Data.split(dataset, config)
-    other = Data.split(dataset, Config(validation_images=10, test_images=20, batch_size=8, split=1))
+    other = Data.split(dataset, Config(validation_images=10, test_images=20, batch_size=8, split_seed=1))
     assert data.test.names == again.test.names != other.test.names
 
 

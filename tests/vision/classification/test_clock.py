@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +29,11 @@ TINY = (
 
 
 @pytest.fixture(autouse=True)
-def _small_data_set_without_images_of_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _small_data_set_without_images_of_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(glyphs, "NUMBER", {"train": 800, "test": 200})
-    monkeypatch.setattr(classify, "choose_compute", lambda config, images, world: Compute(threads=1))
+    monkeypatch.setattr(classify, "choose_compute", lambda *_: Compute(threads=1))
     monkeypatch.setattr(classify, "log_misread", lambda *args, **options: None)
     monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_number_of_epochs_is_measured_only_once(

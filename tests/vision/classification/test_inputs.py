@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from zerokara.core.data.glyphs import draw
-from zerokara.core.models.model_file import ClassifierMetadata
+from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.vision.classification.inputs import center_digit, has_bright_border, prepare
 
 METADATA = ClassifierMetadata(

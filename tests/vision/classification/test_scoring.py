@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from zerokara.core.backbones.base import Backbone
 from zerokara.core.compute import Compute
 from zerokara.core.data import ImageSet
-from zerokara.core.models.classifier import Classifier
-from zerokara.core.models.model_file import ClassifierMetadata
+from zerokara.core.models.classifier import Classifier, ClassifierMetadata
 from zerokara.vision.classification.scoring import Scores, augmented_views, predict_probabilities, score
 
 METADATA = ClassifierMetadata(

@@ -13,7 +13,6 @@ from torch import nn
 from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
-from zerokara.vision.detection import detector as detectors
 from zerokara.vision.detection.detector import Detector, DetectorMetadata, Method, Svm
 from zerokara.vision.detection.network import (
     MEASURED_SIDE,
@@ -119,8 +118,8 @@ def test_a_loaded_detector_gives_the_same_detections(method: Method, tmp_path: P
     if detector.svm is not None:
         detector.svm.weight.normal_()
         detector.svm.ridge.normal_(std=0.01)
-    detectors.save(tmp_path / "model.safetensors", detector)
-    again = detectors.load(tmp_path)
+    detector.metadata.save(tmp_path / "model.safetensors", detector.state_dict())
+    again, _ = DetectorMetadata.load(tmp_path)
     assert again.metadata == metadata
     assert not again.training
     canvas = torch.randint(256, (3, 60, 80), dtype=torch.uint8)
@@ -148,15 +147,15 @@ def test_svm_scores_and_codes_by_hand() -> None:
 
 def test_files_without_a_detector_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no model\.safetensors"):
-        detectors.load(tmp_path)
+        DetectorMetadata.load(tmp_path)
     with pytest.raises(UserError, match="There is no"):
-        detectors.load(tmp_path / "nothing.safetensors")
+        DetectorMetadata.load(tmp_path / "nothing.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"not a model file")
     with pytest.raises(UserError, match="damaged"):
-        detectors.load(tmp_path / "broken.safetensors")
+        DetectorMetadata.load(tmp_path / "broken.safetensors")
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors", {"format": "zerokara-classifier-1"})
     with pytest.raises(UserError, match="is not a detector"):
-        detectors.load(tmp_path / "other.safetensors")
-    save_file({"a": torch.zeros(1)}, tmp_path / "card.safetensors", {"format": detectors.FORMAT, "card": "{}"})
+        DetectorMetadata.load(tmp_path / "other.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "card.safetensors", {"format": DetectorMetadata.FORMAT, "card": "{}"})
     with pytest.raises(UserError, match=r"metadata of .* is invalid"):
-        detectors.load(tmp_path / "card.safetensors")
+        DetectorMetadata.load(tmp_path / "card.safetensors")

@@ -15,9 +15,7 @@ from zerokara.core.boxes import decode, iou
 from zerokara.core.command_line import parse
 from zerokara.core.config import UserError, from_dict
 from zerokara.core.data.boxes import BoxSet, load_boxes
-from zerokara.core.models.model_file import ClassifierMetadata as ClassifierMetadata
-from zerokara.core.models.model_file import save as save_classifier
-from zerokara.vision.detection import names
+from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.vision.detection import proposals as proposal_files
 from zerokara.vision.detection.batches import Candidates, CropBatches, ImageBatches, all_candidates
 from zerokara.vision.detection.config import PRESETS, Config, resolve_backbone
@@ -256,7 +254,7 @@ def test_backbone_width_and_stem_are_filled_in(tmp_path: Path) -> None:
         std=(0.4, 0.5, 0.6),
         options={"width": 0.5},
     )
-    save_classifier(tmp_path / "model.safetensors", known.build().state_dict(), known)
+    known.save(tmp_path / "model.safetensors", known.build().state_dict())
     from_run, metadata = resolve_backbone(Config(data="x", pretrained_backbone=str(tmp_path)))
     assert (from_run.backbone, from_run.width_multiplier, metadata) == ("resnet20", 0.5, known)
     (tmp_path / "model.safetensors").rename(tmp_path / "published.pth")
@@ -273,35 +271,6 @@ def test_images_are_normalized_by_the_moments_of_the_training_images(drawn: BoxS
     pixels = drawn.images.double().div(255)
     np.testing.assert_allclose(own.mean, pixels.mean((0, 2, 3)), rtol=1e-6)
     np.testing.assert_allclose(own.std, pixels.std((0, 2, 3), correction=0), rtol=1e-6)
-
-
-def test_names_of_other_libraries_are_answered() -> None:
-    known = {field.name for field in dataclasses.fields(Config)}
-    for typed, answer in names.FOREIGN_NAMES.items():
-        assert typed not in known | names.RENAMED.keys()
-        assert answer in known or answer.startswith("is "), f"the answer to {typed} is neither a field nor a sentence"
-        with pytest.raises(UserError) as error:
-            parse(Config, PRESETS, [f"--{typed.replace('_', '-')}", "1"], "")
-        assert f"--{typed.replace('_', '-')} is " in str(error.value)
-    for typed, ours in (
-        ("lr", "learning-rate"),
-        ("batch", "images-per-update"),
-        ("imgsz", "image-side"),
-        ("iou-thres", "nms-iou"),
-        ("dataset", "data"),
-        ("wd", "weight-decay"),
-    ):
-        with pytest.raises(UserError, match=f"^--{typed} is --{ours} here"):
-            parse(Config, PRESETS, [f"--{typed}", "1"], "")
-    with pytest.raises(UserError, match=r"^--conf-thres is an option of vision\.detect_predict: --confidence"):
-        parse(Config, PRESETS, ["--conf-thres", "0.5"], "")
-
-
-def test_every_option_is_in_one_group_of_the_help_text() -> None:
-    grouped = [name for group in names.GROUPS.values() for name in group]
-    assert sorted(grouped) == sorted(field.name for field in dataclasses.fields(Config))
-    assert set(names.COMMON) <= set(grouped)
-    assert names.PRESET_SUMMARIES.keys() == PRESETS.keys()
 
 
 def test_old_names_are_accepted_and_keep_the_cache_name() -> None:

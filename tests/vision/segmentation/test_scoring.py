@@ -12,8 +12,7 @@ from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.compute import Compute
 from zerokara.core.data import UNLABELED, MaskSet
 from zerokara.vision.segmentation.losses import median_frequency_weights, pixel_loss
-from zerokara.vision.segmentation.model_file import SegmenterMetadata
-from zerokara.vision.segmentation.networks import Segmenter
+from zerokara.vision.segmentation.networks import Segmenter, SegmenterMetadata
 from zerokara.vision.segmentation.pictures import draw_overlays, legend, overlay, overlay_indices, palette
 from zerokara.vision.segmentation.scoring import score
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from zerokara.core.compute import Compute
 from zerokara.core.data import ImageSet
-from zerokara.core.models.model_file import ClassifierMetadata
+from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.vision.studies.explain import compute_grad_cam, crop_receptive_field, grad_cam, occlusion, top_activations
 from zerokara.vision.studies.receptive_fields import FeatureMap, Span, feature_maps
 

@@ -20,7 +20,7 @@ from zerokara.core.config import UserError
 from zerokara.core.distributed import World
 from zerokara.core.ema import Ema
 from zerokara.core.run import Run
-from zerokara.vision.training.epochs import EpochTraining, check_batch, restore, run_epochs, save, stopped_message
+from zerokara.vision.training.epochs import EpochTraining, restore, run_epochs, stopped_message
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def test_each_epoch_has_every_image_once_in_a_new_order() -> None:
     validated: list[tuple[int, int]] = []
     with run_of(config) as run:
         assert not restore(training, run)
-        save(training, run)
+        training.save(run)
         # The checkpoint of an epoch is written after its validation.
         assert not run_epochs(training, run, lambda: validated.append((training.updates, updates_in_checkpoint())))
     assert validated == [(3, 0), (6, 3), (9, 6)]
@@ -224,7 +224,7 @@ def test_initial_weights_are_copied_to_the_average(monkeypatch: pytest.MonkeyPat
         printed: list[str] = []
         monkeypatch.setattr(run, "print", printed.append)
         assert not restore(training, run, load_weights)
-        save(training, run)
+        training.save(run)
     assert (printed, float(training.evaluation_network.weight.detach())) == (["loaded"], 7)
     other = Counting(config)
     with run_of(config, resume=True) as run:
@@ -235,17 +235,6 @@ def test_parameter_groups_scale_the_learning_rate_by_lr_factor() -> None:
     training = Counting(Config())
     training.set_learning_rates()
     assert training.optimizer.param_groups[0]["lr"] == 0.125
-
-
-def test_batch_size_must_be_a_multiple_of_processes_and_accumulation_steps() -> None:
-    check_batch(Config(batch_size=12), World(size=2), parts=3)
-    with pytest.raises(
-        UserError,
-        match=r"--batch-size 12 cannot be divided evenly among 2 processes x --accumulation-steps 4: .* multiple of 8",
-    ):
-        check_batch(Config(batch_size=12), World(size=2), parts=4)
-    with pytest.raises(UserError, match=r"--batch-size 5 cannot be divided evenly among 2 processes: .* multiple of 2"):
-        check_batch(Config(batch_size=5), World(size=2))
 
 
 def test_shard_takes_every_second_image_with_two_processes() -> None:
@@ -302,17 +291,17 @@ def test_saved_best_weights_do_not_change_with_the_network() -> None:
 
 def test_a_checkpoint_holds_the_whole_state() -> None:
     first, second = Counting(Config()), Counting(Config(seed=2))
-    averages = [Ema(training.network, half_life_steps=5) for training in (first, second)]
-    for training, average in zip((first, second), averages, strict=True):
-        training.ema = average
+    average, second.ema = (Ema(training.network, half_life_steps=5) for training in (first, second))
+    first.ema = average
+    for training in (first, second):
         training.optimizer = torch.optim.SGD(training.network.parameters(), lr=1.0, momentum=0.5)
     first.network(torch.ones(1, 1)).sum().backward()
     first.optimizer.step()
-    averages[0].update(first.network)
+    average.update(first.network)
     first.update(torch.tensor([1, 2]))
     first.record_validation(0.5, is_best=True, save_weights=True)
     with run_of(Config()) as run:
-        save(first, run)
+        first.save(run)
         expected = torch.rand(3), torch.rand(3, generator=first.generator)
         state = checkpoint.load(Path("runs/n/checkpoint-0.pt"), "numbers")
         second.load_state_dict(state)

@@ -1,6 +1,6 @@
 """Add a trained classifier to the zoo of networks that ships with the package.
 
-    python -m vision.keep runs/classify-mnist-deep_cnn-fast-1 digits
+    python -m scripts.add_to_zoo runs/classify-mnist-deep_cnn-fast-1 digits
 
 The weights are rounded to float16, and the rounded network is evaluated on the validation images of the run: its error
 must not be larger. The metadata of the file has the command of the run and its results.
@@ -20,8 +20,7 @@ from zerokara.core.checkpoint import write_atomically
 from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
 from zerokara.core.config import Positional, Range, UserError, from_dict, run_main
-from zerokara.core.models import model_file
-from zerokara.core.programs import program_command
+from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.core.run import Run
 from zerokara.core.run_config import stem
 from zerokara.core.zoo import registry as zoo
@@ -35,7 +34,7 @@ MAX_ERROR_INCREASE = 0.001
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of vision.keep."""
+    """Options of the program."""
 
     words: Annotated[tuple[str, ...], Positional("run-and-name")] = ()
     """Run folder, and the name of the network in the zoo."""
@@ -47,9 +46,9 @@ class Options:
     """CPU threads; 0: one per core."""
 
 
-def keep(
+def add(
     run: Path, name: str, folder: Path, compute: Compute, *, replace: bool = False
-) -> tuple[Path, model_file.ClassifierMetadata]:
+) -> tuple[Path, ClassifierMetadata]:
     """Write the network of a finished run to the zoo. Return the path of the file and its metadata.
 
     Args:
@@ -71,15 +70,15 @@ def keep(
     if path.exists() and not replace:
         raise UserError(f"The zoo already has {name}: choose another name, or use --replace.")
     config = from_dict(Config, Run.read_config(run, "classify")["config"], str(run / "config.json"))
-    classifier, metadata = model_file.load(zoo.find_file(str(run)))
+    classifier, metadata = ClassifierMetadata.load(zoo.find_file(str(run)))
     if not metadata.figures:
         raise UserError(f"{run} is not finished and has no results yet: resume it with --resume.")
     validation = Data.load(config).validation
     before = score(compute.module(classifier), metadata, compute, validation, views=config.tta_views)
     with tempfile.TemporaryDirectory() as scratch:
         rounded_file = Path(scratch) / path.name
-        model_file.save(rounded_file, classifier.state_dict(), metadata, half=True)
-        rounded, _ = model_file.load(rounded_file)
+        metadata.save(rounded_file, classifier.state_dict(), half=True)
+        rounded, _ = ClassifierMetadata.load(rounded_file)
         after = score(compute.module(rounded), metadata, compute, validation, views=config.tta_views)
         increase = round((after.error - before.error) * len(validation))  # in images
         if increase > max(1, MAX_ERROR_INCREASE * len(validation)):
@@ -92,7 +91,7 @@ def keep(
             data=stem(config.data),  # the path of the data is private
             figures={**metadata.figures, "validation_error_float16": after.error},
         )
-        model_file.save(rounded_file, classifier.state_dict(), metadata, half=True)
+        metadata.save(rounded_file, classifier.state_dict(), half=True)
         content = rounded_file.read_bytes()
     if len(content) > zoo.MAX_BYTES:
         raise UserError(
@@ -109,12 +108,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(Options, {}, argv, __doc__ or "")
     if len(options.words) != 2:
         raise UserError(
-            f"Type a run folder and a name for the zoo, as in {program_command('vision.keep')} runs/<name> digits."
+            "Type a run folder and a name for the zoo, as in python -m scripts.add_to_zoo runs/<name> digits."
         )
     run, name = options.words
     compute = Compute.choose(device="cpu", precision="float32", compile="off", threads=options.threads, train_step=None)
     folder = Path(options.folder) if options.folder else zoo.FOLDER
-    path, metadata = keep(Path(run), name, folder, compute, replace=options.replace)
+    path, metadata = add(Path(run), name, folder, compute, replace=options.replace)
     figures = ", ".join(
         f"{key.replace('_', ' ')} {value:.2%}" for key, value in metadata.figures.items() if "error" in key
     )

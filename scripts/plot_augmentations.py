@@ -1,7 +1,7 @@
 """Plot the effect of each kind of augmentation on ten images.
 
-    python -m vision.augmentations --data mnist
-    python -m vision.augmentations --data cifar10 --preset photos --seed 2
+    python -m scripts.plot_augmentations --data mnist
+    python -m scripts.plot_augmentations --data cifar10 --preset photos --seed 2
 
 The first row has one image of each of ten classes, not augmented. Each further row has a single kind of augmentation
 with its strength. The last row has the augmentation of a preset of vision.classify. See docs/augmentation.md.
@@ -53,7 +53,7 @@ SHOWN = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of vision.augmentations."""
+    """Options of the program."""
 
     data: str = "glyphs"
     """Data set, as in vision.classify."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import struct
+import zipfile
 import zlib
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -15,7 +17,17 @@ import torch
 from PIL import Image
 
 from zerokara.core.config import UserError
-from zerokara.core.data.pictures import convert_channels, decode, decode_all, fit, reshaped
+from zerokara.core.data import image_files
+from zerokara.core.data.image_files import (
+    convert_channels,
+    convert_image_set,
+    decode,
+    decode_all,
+    read_image,
+    read_member,
+    resize,
+    resize_and_crop,
+)
 from zerokara.core.data.types import image_set
 
 COLORS = np.random.default_rng(0).integers(256, size=(5, 7, 3), dtype=np.uint8)
@@ -103,16 +115,18 @@ def test_downscaling_averages_areas_and_crops_the_center() -> None:
     wide = np.arange(4 * 12, dtype=np.uint8).reshape(4, 12, 1)
     # 4x12 is reduced to 2x6 by means of 2x2 pixels, then cropped to columns 2 and 3.
     means = np.floor(wide.reshape(2, 2, 6, 2).mean((1, 3)) + 0.5)
-    np.testing.assert_array_equal(fit(wide, 2)[..., 0], means[:, 2:4])
-    np.testing.assert_array_equal(fit(wide.transpose(1, 0, 2), 2)[..., 0], means.T[2:4])
-    assert fit(COLORS, 5).tolist() == COLORS[:, 1:6].tolist()  # the height is unchanged, so there is no resampling
+    np.testing.assert_array_equal(resize_and_crop(wide, 2)[..., 0], means[:, 2:4])
+    np.testing.assert_array_equal(resize_and_crop(wide.transpose(1, 0, 2), 2)[..., 0], means.T[2:4])
+    unchanged_height = resize_and_crop(COLORS, 5)  # no resampling
+    assert unchanged_height.tolist() == COLORS[:, 1:6].tolist()
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (1, 9), (9, 1), (101, 7), (64, 65)])
 @pytest.mark.parametrize("size", [1, 3, 32])
 def test_any_shape_becomes_a_square(shape: tuple[int, int], size: int) -> None:
     for channels in (1, 3):
-        assert fit(np.full((*shape, channels), 77, np.uint8), size).tolist() == [[[77] * channels] * size] * size
+        square = resize_and_crop(np.full((*shape, channels), 77, np.uint8), size)
+        assert square.tolist() == [[[77] * channels] * size] * size
 
 
 def test_grayscale_is_luma() -> None:
@@ -166,13 +180,38 @@ def test_progress_ends_with_the_total() -> None:
     assert calls == [("reading zoo", 256, 300), ("reading zoo", 300, 300)]
 
 
-def test_reshaped_equals_decode_all() -> None:
+def test_conversion_in_memory_equals_decode_all() -> None:
     images = image_set(COLORS.transpose(2, 0, 1)[None], np.array([0]), ("a",), "one")
-    assert reshaped(images, None, None) is images
-    assert reshaped(images, None, False) is images
-    small = reshaped(images, 3, True)
-    expected = convert_channels(fit(COLORS, 3), True)
+    assert convert_image_set(images, None, None) is images
+    assert convert_image_set(images, None, False) is images
+    small = convert_image_set(images, 3, True)
+    expected = convert_channels(resize_and_crop(COLORS, 3), True)
     assert torch.equal(small.images[0], torch.from_numpy(expected.transpose(2, 0, 1).copy()))
     assert (small.labels.tolist(), small.classes, small.source) == ([0], ("a",), "one")
     grayscale = cv2.cvtColor(COLORS, cv2.COLOR_RGB2GRAY)
-    assert torch.equal(reshaped(images, None, True).images[0, 0], torch.from_numpy(grayscale))
+    assert torch.equal(convert_image_set(images, None, True).images[0, 0], torch.from_numpy(grayscale))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_resize_averages_areas_and_does_not_crop(channels: int) -> None:
+    image = np.repeat(np.array([[0, 100, 20, 40]], np.uint8).repeat(2, 0)[..., None], channels, 2)
+    assert resize(image, (1, 2)).tolist() == [[[50] * channels, [30] * channels]]
+    assert resize(image, (2, 4)) is image
+    assert resize(image, (5, 7)).shape == (5, 7, channels)
+
+
+def test_image_files_are_read_from_folders_and_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.full((2, 3, 3), 7, np.uint8)).save(path)
+    assert read_image(path).tolist() == np.full((2, 3, 3), 7).tolist()
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(path, "a.png")
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        assert read_member(archive, "a.png") == path.read_bytes()
+        with pytest.raises(UserError, match=r"none\.png cannot be read .*give an image file that exists"):
+            read_image(tmp_path / "none.png")
+        monkeypatch.setattr(image_files, "MAX_BYTES", 8)
+        with pytest.raises(UserError, match=r"a\.png has 0 MiB"):
+            read_image(path)
+        with pytest.raises(UserError, match=r"a\.png in .*a\.zip has 0 MiB"):
+            read_member(archive, "a.png")

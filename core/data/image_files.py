@@ -1,4 +1,4 @@
-"""Decoding of image files into arrays of one size.
+"""Reading and decoding of image files into arrays of one size.
 
 Shapes: N images, H, W pixels, C channels (1 grayscale, 3 RGB).
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +41,8 @@ def decode_all(
         names: names of the files, at least one; arguments of `read`, also used in messages.
         read: function that returns the bytes of a file.
         where: the folder or archive, for messages.
-        image_size: height and width of the result in pixels (see `fit`); None: no resizing, all must have one size.
+        image_size: height and width of the result in pixels (see `resize_and_crop`); None: no resizing, and all images
+            must have one size.
         grayscale: True: C is 1, False: C is 3; None: C is 1 if all images are grayscale, else 3.
         progress: callback.
 
@@ -52,17 +54,17 @@ def decode_all(
     for index, name in enumerate(names):
         image_HWC = decode(read(name), f"{name} in {where}")
         if image_size is not None:
-            image_HWC = fit(image_HWC, image_size)
+            image_HWC = resize_and_crop(image_HWC, image_size)
         image_CHW = convert_channels(image_HWC, grayscale).transpose(2, 0, 1)
         if images_NCHW is None:
-            images_NCHW = room(len(names), image_CHW.shape, where)
+            images_NCHW = allocate_images(len(names), image_CHW.shape, where)
         if image_CHW.shape[1:] != images_NCHW.shape[2:]:
             raise UserError(
                 f"{name} in {where} has {_size(image_CHW)} pixels, but {names[0]} has {_size(images_NCHW[0])}: "
                 f"resize all with --image-size {min(images_NCHW.shape[2:])}, or another number."
             )
         if len(image_CHW) > images_NCHW.shape[1]:  # first color image after grayscale images
-            color_NCHW = room(len(names), image_CHW.shape, where)
+            color_NCHW = allocate_images(len(names), image_CHW.shape, where)
             color_NCHW[:index] = images_NCHW[:index]
             images_NCHW = color_NCHW
         images_NCHW[index] = image_CHW  # a grayscale channel is broadcast to all three
@@ -70,6 +72,54 @@ def decode_all(
             progress(f"reading {where}", index + 1, len(names))
     assert images_NCHW is not None, "there are no images to decode"
     return images_NCHW
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Read and decode an image file; see `decode`.
+
+    Raises:
+        UserError: the file does not exist, is larger than `MAX_BYTES`, or cannot be decoded.
+    """
+    return decode(read_file(path), str(path))
+
+
+def read_file(path: Path) -> bytes:
+    """Read an image file.
+
+    Raises:
+        UserError: the file cannot be read or is larger than `MAX_BYTES`.
+    """
+    try:
+        _check_file_size(str(path), path.stat().st_size)
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error_summary(error)}): give an image file that exists and is readable."
+        ) from None
+
+
+def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Read an image file from a zip archive.
+
+    Raises:
+        UserError: the file cannot be unpacked or is larger than `MAX_BYTES`.
+    """
+    where = f"{name} in {archive.filename}"
+    _check_file_size(where, archive.getinfo(name).file_size)
+    try:
+        return archive.read(name)
+    except Exception as error:  # noqa: BLE001  (zlib, zipfile and codecs raise many types for damaged archives)
+        raise UserError(
+            f"{where} cannot be unpacked ({error_summary(error)}): replace the archive with an undamaged copy."
+        ) from None
+
+
+def _check_file_size(name: str, size: int) -> None:
+    if size > MAX_BYTES:
+        raise UserError(
+            f"{name} has {size / 2**20:,.0f} MiB, and images may have {MAX_BYTES / 2**20:,.0f}: make it smaller, or "
+            f"remove it."
+        )
 
 
 def decode(data: bytes, name: str) -> np.ndarray:
@@ -121,7 +171,7 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
     return colors_HWC[..., 0]
 
 
-def fit(image_HWC: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+def resize_and_crop(image_HWC: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     """Resize an image to cover (size, size), or (H, W), and crop its center.
 
     Downscaling averages areas; upscaling is bicubic.
@@ -138,8 +188,20 @@ def fit(image_HWC: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     return image_HWC[top : top + new_height, left : left + new_width]
 
 
-def fit_mask(mask_HW: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize and crop a mask to (H, W) like its image in `fit`, by nearest-neighbor interpolation."""
+def resize(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize an image to (H, W): area averaging if its height decreases, else bicubic interpolation.
+
+    The aspect ratio is not preserved.
+    """
+    if image_HWC.shape[:2] == size:
+        return image_HWC
+    interpolation = cv2.INTER_AREA if size[0] < image_HWC.shape[0] else cv2.INTER_CUBIC
+    scaled = cv2.resize(np.ascontiguousarray(image_HWC), size[::-1], interpolation=interpolation)
+    return scaled.reshape(*size, image_HWC.shape[2])  # OpenCV drops a single channel
+
+
+def resize_and_crop_mask(mask_HW: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize and crop a mask to (H, W) like its image in `resize_and_crop`, by nearest-neighbor interpolation."""
     height, width = mask_HW.shape
     scale = max(size[0] / height, size[1] / width)
     if scale != 1:
@@ -158,14 +220,14 @@ def convert_channels(image_HWC: np.ndarray, grayscale: bool | None) -> np.ndarra
     return np.repeat(image_HWC, 3, axis=2)
 
 
-def reshaped(images: ImageSet, image_size: int | tuple[int, int] | None, grayscale: bool | None) -> ImageSet:
+def convert_image_set(images: ImageSet, image_size: int | tuple[int, int] | None, grayscale: bool | None) -> ImageSet:
     """Resize an image set in memory and convert its channels, with the same operations as `decode_all`."""
     channels, height, width = images.shape
     right_size = image_size is None or (height, width) == image_size or height == width == image_size
     if right_size and grayscale in (None, channels == 1):
         return images
     images_NHWC = images.images.permute(0, 2, 3, 1).numpy()
-    fitted = (image if image_size is None else fit(image, image_size) for image in images_NHWC)
+    fitted = (image if image_size is None else resize_and_crop(image, image_size) for image in images_NHWC)
     images_NCHW = np.stack([convert_channels(image, grayscale) for image in fitted]).transpose(0, 3, 1, 2)
     return image_set(images_NCHW, images.labels.numpy(), images.classes, images.source)
 
@@ -199,7 +261,7 @@ def _strict_pillow() -> Iterator[None]:
         yield
 
 
-def room(number: int, shape: tuple[int, ...], where: str) -> np.ndarray:
+def allocate_images(number: int, shape: tuple[int, ...], where: str) -> np.ndarray:
     """Allocate an array (number, C, H, W) uint8.
 
     Args:
@@ -228,7 +290,7 @@ def _brief(error: Exception) -> str:
     return "no format that Pillow supports" if "cannot identify image file" in str(error) else error_summary(error)
 
 
-def image_files(words: Sequence[str]) -> list[Path]:
+def list_image_files(words: Sequence[str]) -> list[Path]:
     """Return the given image files and the image files in the given folders.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Tests of vision.augmentations."""
+"""Tests of scripts/plot_augmentations.py."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
+from scripts import plot_augmentations
 from zerokara.core import data
 from zerokara.core.config import UserError
-from zerokara.vision import augmentations
 
 
 def test_each_kind_of_augmentation_has_a_row() -> None:
-    images = augmentations.one_of_each(data.load("glyphs", "train"), torch.Generator().manual_seed(1))
+    images = plot_augmentations.one_of_each(data.load("glyphs", "train"), torch.Generator().manual_seed(1))
     assert images.labels.tolist() == list(range(10))
-    shown = list(augmentations.rows(images, "fast", seed=1))
+    shown = list(plot_augmentations.rows(images, "fast", seed=1))
     names = [name for name, _, _ in shown]
     assert names[0] == "original"
     assert {"rotation 25 degrees", "crop 4 pixels", "flip", "cutmix 1"} < set(names)
@@ -30,14 +30,14 @@ def test_each_kind_of_augmentation_has_a_row() -> None:
 
 
 def test_format_of_mixed_labels() -> None:
-    assert augmentations.format_label(torch.tensor([0.0, 0.3, 0.7]), ("a", "b", "c")) == "70% c, 30% b"
-    assert augmentations.format_label(torch.tensor([0.0, 1.0, 0.0]), ("a", "b", "c")) == "100% b"
+    assert plot_augmentations.format_label(torch.tensor([0.0, 0.3, 0.7]), ("a", "b", "c")) == "70% c, 30% b"
+    assert plot_augmentations.format_label(torch.tensor([0.0, 1.0, 0.0]), ("a", "b", "c")) == "100% b"
 
 
 def test_the_command_line_writes_a_png_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    augmentations.main(["--out", str(tmp_path / "all.png")])
+    plot_augmentations.main(["--out", str(tmp_path / "all.png")])
     with Image.open(tmp_path / "all.png") as picture:
         assert min(picture.size) > 500
     assert "12 kinds" in capsys.readouterr().out
     with pytest.raises(UserError, match="did you mean fast"):
-        augmentations.main(["--preset", "fst"])
+        plot_augmentations.main(["--preset", "fst"])

@@ -1,4 +1,4 @@
-"""Tests of vision.keep: rounding, evaluation, size limit and metadata."""
+"""Tests of scripts/add_to_zoo.py: rounding, evaluation, size limit and metadata."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from scripts import add_to_zoo
 from zerokara.core.config import UserError, to_dict
-from zerokara.core.models import model_file
-from zerokara.core.models.model_file import ClassifierMetadata
+from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.core.zoo import registry as zoo
-from zerokara.vision import keep
 from zerokara.vision.classification.config import Config
 
 METADATA = ClassifierMetadata(
@@ -36,7 +35,7 @@ def save_run(folder: Path, metadata: ClassifierMetadata = METADATA) -> Path:
     folder.mkdir()
     config = to_dict(Config(validation_images=100, width_multiplier=0.25))
     (folder / "config.json").write_text(json.dumps({"kind": "classify", "config": config, "extra": {}}))
-    model_file.save(folder / "model.safetensors", metadata.build().state_dict(), metadata)
+    metadata.save(folder / "model.safetensors", metadata.build().state_dict())
     return folder
 
 
@@ -47,17 +46,17 @@ def test_a_run_is_added_to_the_zoo(
     folder.mkdir()
     monkeypatch.setattr(zoo, "FOLDER", folder)
     zoo.files.cache_clear()
-    keep.main([str(run), "small-digits", "--threads", "1"])
+    add_to_zoo.main([str(run), "small-digits", "--threads", "1"])
     assert "command: python -m vision.classify --width-multiplier 0.25" in capsys.readouterr().out
     classifier, metadata = zoo.load("small-digits")
-    original, _ = model_file.load(run / "model.safetensors")
+    original, _ = ClassifierMetadata.load(run / "model.safetensors")
     for rounded, exact in zip(classifier.parameters(), original.parameters(), strict=True):
         assert torch.equal(rounded, exact.half().float())
     assert metadata.data == "glyphs"
     assert set(metadata.figures) == {"validation_error", "test_error", "validation_error_float16"}
     assert 0.5 < metadata.figures["validation_error_float16"] <= 1, "an untrained network has a high error"
     with pytest.raises(UserError, match="already has small-digits"):
-        keep.main([str(run), "small-digits"])
+        add_to_zoo.main([str(run), "small-digits"])
     zoo.files.cache_clear()
 
 
@@ -70,22 +69,22 @@ def test_error_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         ([str(run), "digits", "--folder", str(tmp_path / "nowhere")], "There is no folder"),
     ):
         with pytest.raises(UserError, match=message):
-            keep.main([*words, "--folder", str(tmp_path)] if "--folder" not in words else words)
+            add_to_zoo.main([*words, "--folder", str(tmp_path)] if "--folder" not in words else words)
     unfinished = save_run(tmp_path / "unfinished", dataclasses.replace(METADATA, figures={}))
     with pytest.raises(UserError, match="is not finished"):
-        keep.main([str(unfinished), "digits", "--folder", str(tmp_path)])
+        add_to_zoo.main([str(unfinished), "digits", "--folder", str(tmp_path)])
     monkeypatch.setattr(zoo, "MAX_BYTES", 1000)
     with pytest.raises(UserError, match=r"limit of the zoo is 0\.001 MB"):
-        keep.main([str(run), "digits", "--folder", str(tmp_path)])
+        add_to_zoo.main([str(run), "digits", "--folder", str(tmp_path)])
     assert not list(tmp_path.glob("*.safetensors"))
 
 
 def test_a_network_that_is_worse_in_float16_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = save_run(tmp_path / "run")
     before_and_after = iter([SimpleNamespace(error=error) for error in (0.01, 0.03, 0.01, 0.02)])
-    monkeypatch.setattr(keep, "score", lambda *args, **options: next(before_and_after))
+    monkeypatch.setattr(add_to_zoo, "score", lambda *args, **options: next(before_and_after))
     with pytest.raises(UserError, match="Rounded to float16"):
-        keep.main([str(run), "digits", "--folder", str(tmp_path)])
+        add_to_zoo.main([str(run), "digits", "--folder", str(tmp_path)])
     assert not list(tmp_path.glob("*.safetensors"))
-    keep.main([str(run), "digits", "--folder", str(tmp_path)])  # an increase by one image is allowed
+    add_to_zoo.main([str(run), "digits", "--folder", str(tmp_path)])  # an increase by one image is allowed
     assert list(tmp_path.glob("*.safetensors"))

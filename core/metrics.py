@@ -1,0 +1,36 @@
+"""Metrics as numbers and as lines of metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+Scalar = float | int | np.floating[Any] | np.integer[Any] | torch.Tensor
+
+
+def as_numbers(pending: list[tuple[int, dict[str, Scalar]]]) -> list[tuple[int, dict[str, float]]]:
+    """Convert tensors to Python numbers, with one transfer per device."""
+    by_device: dict[torch.device, list[tuple[dict[str, Any], str]]] = {}
+    rows: list[tuple[int, dict[str, Any]]] = [(step, {**row}) for step, row in pending]
+    for _, row in rows:
+        for key, value in row.items():
+            if isinstance(value, torch.Tensor):
+                by_device.setdefault(value.device, []).append((row, key))
+    for device, cells in by_device.items():
+        wide = torch.float32 if device.type == "mps" else torch.float64  # float64 is exact for counters too
+        values = torch.stack([row[key].reshape(()).to(wide) for row, key in cells]).tolist()
+        for (row, key), value in zip(cells, values, strict=True):
+            row[key] = value if row[key].dtype.is_floating_point else int(value)
+    whole = (int, np.integer, np.bool_)
+    return [(step, {key: int(v) if isinstance(v, whole) else float(v) for key, v in row.items()}) for step, row in rows]
+
+
+def json_line(step: int, row: Mapping[str, float]) -> str:
+    """Format one line of metrics.jsonl; NaN and Inf become null, because JSON cannot represent them."""
+    finite = {key: value if math.isfinite(value) else None for key, value in row.items()}
+    return json.dumps({"step": step, **finite}, allow_nan=False) + "\n"

@@ -1,0 +1,85 @@
+"""Folder of a run: its lock, and its config.json."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import IO, Any
+
+from zerokara.core.config import UserError, error_summary, suggest
+
+# Files that a run leaves behind which was killed before config.json was written. The folder is free then.
+UNFINISHED = frozenset({"lock", ".config.json.tmp"})
+
+
+def lock_folder(folder: Path, *, resume: bool, remedy: str) -> IO[str]:
+    """Create the folder if it does not exist, and lock it. Returns the locked file; closing it unlocks the folder.
+
+    Args:
+        folder: folder of the run.
+        resume: the folder may hold a run.
+        remedy: what to do if it holds a run and must not, for the message.
+
+    Raises:
+        UserError: the folder holds a run, is locked by another process, or cannot be created or written.
+    """
+    taken = UserError(f"{folder} already holds a run: {remedy}, or choose another --name.")
+    path = folder / "lock"
+    try:
+        if not resume and folder.exists() and not path.exists() and (folder.is_file() or _is_used(folder)):
+            raise taken
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = path.open("a")
+    except OSError as error:
+        where = error.filename or folder
+        raise UserError(
+            f"{folder} cannot be used as the folder of a run ({where}: {error_summary(error)}): remove what is in the "
+            f"way, allow writing there, or choose another --name."
+        ) from None
+    # A forked child inherits the lock and would hold it when this process dies; closing its copy does not unlock.
+    os.register_at_fork(after_in_child=lock.close)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise UserError(
+            f"{folder} is being written by another process: wait for it, stop it, or choose another --name."
+        ) from None
+    if not resume and _is_used(folder):
+        lock.close()
+        raise taken
+    return lock
+
+
+def _is_used(folder: Path) -> bool:
+    return any(path.name not in UNFINISHED for path in folder.iterdir())
+
+
+def read_config(folder: Path, kind: str | None = None) -> dict[str, Any]:
+    """Read config.json of a run folder: a dict with the keys kind, config, extra, versions, machine, ...
+
+    Raises:
+        UserError: the run does not exist, the file is damaged or not of zerokara, or (with `kind`) the run is of
+            another kind.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        runs = [p.parent.name for p in folder.parent.glob("*/config.json")]
+        existing = f"; existing runs: {', '.join(sorted(runs))}" if 0 < len(runs) <= 12 else ""
+        raise UserError(f"There is no run in {folder}{suggest(folder.name, runs)}{existing}; name an existing run.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged or cannot be read ({error_summary(error)}): name another run, or start a new one."
+        ) from None
+    required = {"kind": str, "config": dict, "extra": dict}
+    if not isinstance(content, dict) or any(not isinstance(content.get(key), t) for key, t in required.items()):
+        raise UserError(
+            f"{path} was not written by zerokara (it needs the keys {', '.join(required)}): name the folder of a run."
+        )
+    if kind is not None and content["kind"] != kind:
+        raise UserError(f"{folder} holds a run of {content['kind']}, not of {kind}: name the folder of a {kind} run.")
+    return content

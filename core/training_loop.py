@@ -1,0 +1,232 @@
+"""Training by updates: the state of a run, and the loop from the current update to the last one or to a signal.
+
+    training = Training(config, data, compute, world)  # a subclass of TrainingState
+    resumed = run.restore(run.checkpoint_path, training.load_state_dict)
+    stopped = run_updates(training, run, training.update, validate)
+
+Shapes: B images in an update.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from zerokara.core import checkpoint
+from zerokara.core.compute import Compute
+from zerokara.core.distributed import World
+from zerokara.core.divergence import check_finite, pop_means
+from zerokara.core.run import Run
+from zerokara.core.stopwatch import LogInterval, Stopwatch
+
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
+
+
+class UpdateConfig(Protocol):
+    """Fields that the config of every run has that is trained by updates."""
+
+    @property
+    def name(self) -> str:
+        """Name of the run folder under runs/."""
+
+    @property
+    def seed(self) -> int:
+        """Random seed."""
+
+    @property
+    def log_every_updates(self) -> int:
+        """Updates between lines of metrics."""
+
+    @property
+    def checkpoint_every_updates(self) -> int:
+        """Updates between checkpoints. Every validation is followed by one as well."""
+
+
+class TrainingState(ABC, Generic[NetworkT]):
+    """State of a run: everything that a checkpoint holds. A subclass sets `optimizer`.
+
+    Args:
+        config: config of the run.
+        compute: hardware settings.
+        world: processes that train together.
+        build: creates the network. Its random initialization depends on the seed of the config.
+        metric_names: names of the metrics that an update adds to the running sums.
+    """
+
+    config: UpdateConfig
+    optimizer: torch.optim.Optimizer
+
+    def __init__(
+        self,
+        config: UpdateConfig,
+        compute: Compute,
+        world: World,
+        build: Callable[[], NetworkT],
+        metric_names: Sequence[str],
+    ) -> None:
+        self.config, self.compute, self.world = config, compute, world
+        torch.manual_seed(config.seed)
+        self.network = compute.module(build())
+        world.broadcast(self.network)
+        # Random numbers of this process: augmentation, region sampling.
+        self.generator = torch.Generator(compute.torch_device).manual_seed(config.seed * 1_000_003 + world.rank)
+        self.updates = 0  # completed updates
+        self.stopwatch = Stopwatch()
+        self._metric_names = tuple(metric_names)
+        # Sums of the metrics and the number of updates since the last `read_metrics`. They stay on the device, so that
+        # an update does not synchronize.
+        self._sums = torch.zeros(len(metric_names) + 1, device=compute.torch_device)
+
+    @property
+    @abstractmethod
+    def total_updates(self) -> int:
+        """Length of the run in updates."""
+
+    @property
+    @abstractmethod
+    def is_validation_due(self) -> bool:
+        """True if a validation follows the update that has just ended."""
+
+    @property
+    def should_stop_early(self) -> bool:
+        """True if the run ends before its last update (early stopping)."""
+        return False
+
+    @property
+    @abstractmethod
+    def learning_rate(self) -> float:
+        """Learning rate of the next update."""
+
+    def set_learning_rates(self) -> None:
+        """Set the learning rate of the next update in every parameter group of the optimizer."""
+        rate = self.learning_rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_factor", 1.0)
+
+    def end_update(self, *metrics: Tensor) -> None:
+        """Count an update, and add its metrics (scalars) to the running sums."""
+        self._sums += torch.stack([*(metric.detach() for metric in metrics), torch.ones_like(metrics[0])])
+        self.updates += 1
+
+    def read_metrics(self) -> dict[str, Tensor]:
+        """Return the means of the metrics since the last call, as tensors on the device."""
+        return pop_means(self._sums, self._metric_names)
+
+    def check_finite(self, run: Run) -> None:
+        """Check that all weights are finite. Synchronizes with the device.
+
+        Raises:
+            UserError: training diverged: the weights contain NaN or Inf.
+        """
+        check_finite(self.network, f"update {self.updates:,}", run.folder)
+
+    def save(self, run: Run) -> None:
+        """Write the checkpoint of this process.
+
+        Raises:
+            UserError: training diverged (NaN or Inf in the weights; the last checkpoint stays), or the disk is full.
+        """
+        self.check_finite(run)
+        run.save(run.checkpoint_path, self.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as tensors and plain values, for a checkpoint."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "rng": checkpoint.rng_state(),
+            "sums": self._sums,
+            "updates": self.updates,
+            "hours": self.stopwatch(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state that `state_dict` returned."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        checkpoint.set_rng_state(state["rng"])
+        self._sums.copy_(state["sums"])
+        self.updates, self.stopwatch.hours = state["updates"], state["hours"]
+
+    # ---- logging
+
+    @abstractmethod
+    def interval_metrics(self, interval: LogInterval) -> dict[str, float]:
+        """Return metrics of a log interval besides the means, the learning rate and the hours: epoch, speed."""
+
+    @abstractmethod
+    def progress_fields(self, scalars: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields of the progress bar.
+
+        Args:
+            scalars: the last logged metrics; empty at the start.
+        """
+
+    def show_progress(self, run: Run, scalars: Mapping[str, Any]) -> None:
+        """Update the progress bar, or print a plain line if there is no terminal."""
+        run.progress(self.updates, self.total_updates, self.progress_fields(scalars))
+
+    def log_metrics(self, run: Run, interval: LogInterval) -> None:
+        """Log one line of metrics and update the progress bar."""
+        scalars: dict[str, Any] = {
+            **self.read_metrics(),
+            "train/learning_rate": self.learning_rate,
+            **self.interval_metrics(interval),
+            "speed/hours": self.stopwatch(),
+        }
+        run.log(self.updates, scalars)
+        run.flush()
+        self.show_progress(run, scalars)
+
+
+def run_updates(
+    training: TrainingState[Any], run: Run, update: Callable[[], object], validate: Callable[[], object]
+) -> bool:
+    """Train from the current update to the last one, with metrics, validations and checkpoints.
+
+    Args:
+        training: state of the run.
+        run: run folder.
+        update: does one update.
+        validate: evaluates the network and logs the result. Only the main process calls it.
+
+    Returns:
+        True if a signal stopped the run before its end.
+
+    Raises:
+        UserError: training diverged (NaN or Inf in the weights; earlier checkpoints stay as they are), or the disk is
+            full.
+    """
+    config, world, device = training.config, training.world, training.compute.torch_device
+    interval = LogInterval(training.updates)
+    training.show_progress(run, {})
+    # All processes vote, so that they leave the loop together. A run that stopped early also stops when it is resumed.
+    stop_early = world.any(training.should_stop_early, device)
+    stopping = False
+    while training.updates < training.total_updates and not stop_early and not stopping:
+        update()
+        if training.updates % config.log_every_updates == 0:
+            training.log_metrics(run, interval)
+            interval = LogInterval(training.updates)
+        validates, ended = training.is_validation_due, training.updates == training.total_updates
+        saves = validates or ended or training.updates % config.checkpoint_every_updates == 0
+        if saves:
+            training.check_finite(run)  # before non-finite weights overwrite a good checkpoint or model file
+        if validates:
+            if world.is_main:
+                validate()
+            stop_early = world.any(training.should_stop_early, device)
+            interval = LogInterval(training.updates)
+        if saves:
+            training.save(run)
+        stopping = world.any(bool(run.stop_requested), device)
+    if stopping:
+        run.print_stop()
+        training.save(run)
+    return stopping

@@ -1,0 +1,128 @@
+"""Frame of a training program: number of processes, run folder with signal handlers, hardware settings.
+
+world = World.from_env(config.device)
+check_divisible(config, world, "batch_size")
+with open_run(config, KIND, world) as run:
+    compute = run.compute(lambda: choose_compute(config, world, partial(probe_step, config)), config.updates)
+    run.close(train(config, run, compute, world))
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+
+from zerokara.core.compute import Compute, Precision
+from zerokara.core.config import UserError, flag
+from zerokara.core.distributed import World
+from zerokara.core.run import Run
+
+
+class HardwareSettings(Protocol):
+    """Hardware settings that every config has. Some configs also have `compile`: "auto", "on" or "off"."""
+
+    @property
+    def device(self) -> str:
+        """Device: auto, cpu, cuda, cuda:<n> or mps."""
+
+    @property
+    def precision(self) -> Precision:
+        """Precision of the network's arithmetic."""
+
+    @property
+    def threads(self) -> int:
+        """CPU threads; 0: all usable cores."""
+
+
+class RunSettings(HardwareSettings, Protocol):
+    """Settings of the run folder that every config has."""
+
+    @property
+    def name(self) -> str:
+        """Name of the folder under runs/."""
+
+    @property
+    def resume(self) -> bool:
+        """Resume the run of that name."""
+
+    @property
+    def quiet(self) -> bool:
+        """Print only warnings and the closing line."""
+
+
+def check_divisible(config: Any, world: World, *fields: str, parts: int = 1) -> None:
+    """Check that settings can be divided evenly among the processes.
+
+    Args:
+        config: has the fields.
+        world: processes.
+        fields: names of fields, such as "batch_size".
+        parts: gradient accumulation steps; each process divides its share once more among them.
+
+    Raises:
+        UserError: a field is not a multiple of processes x parts.
+    """
+    divisor = f"{world.size} processes" + f" x {flag('accumulation_steps')} {parts}" * (parts > 1)
+    for field in fields:
+        if (value := getattr(config, field)) % (world.size * parts):
+            raise UserError(
+                f"{flag(field)} {value} cannot be divided evenly among {divisor}: "
+                f"give a multiple of {world.size * parts}."
+            )
+
+
+@contextlib.contextmanager
+def open_run(
+    config: RunSettings,
+    kind: str,
+    world: World = World(),  # noqa: B008  (frozen)
+    extra: Mapping[str, Any] | None = None,
+) -> Iterator[Run]:
+    """Open the run folder that a config names, with SIGINT and SIGTERM as requests to stop; close it at the end.
+
+    Args:
+        config: config of the run.
+        kind: name of the program ("dqn").
+        world: processes that train together; they leave the process group at the end.
+        extra: as in `core.run.Run`.
+
+    Raises:
+        UserError: as in `core.run.Run`.
+    """
+    with (
+        Run(
+            config, kind=kind, name=config.name, resume=config.resume, quiet=config.quiet, extra=extra, world=world
+        ) as run,
+        run.signals(),
+    ):
+        yield run
+    world.close()
+
+
+def choose_compute(
+    config: HardwareSettings, world: World, probe_step: Callable[[Compute], Callable[[], object]]
+) -> Compute:
+    """Choose the settings that the config leaves at "auto" by timing updates (`Compute.choose`).
+
+    torch's random generators are restored afterwards. A config without the field `compile` is not compiled.
+
+    Args:
+        config: device, precision, threads, and perhaps compile.
+        world: processes of this run, among which the CPU cores are divided.
+        probe_step: returns, for a candidate, a function that does one update with it, as if there were one process.
+
+    Raises:
+        UserError: as `Compute.choose`.
+    """
+    with torch.random.fork_rng():
+        return Compute.choose(
+            device=config.device,
+            precision=config.precision,
+            compile=getattr(config, "compile", "off"),
+            threads=config.threads,
+            train_step=probe_step,
+            local_world_size=world.size,
+        )

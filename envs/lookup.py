@@ -1,0 +1,130 @@
+"""Find an environment by name: a registered id, `package:Id-v0`, `my_env.py:MyEnv`, `package.module:MyEnv`, or a class.
+
+    find("ALE/Pong-v5"), find("minigrid:MiniGrid-Empty-5x5-v0"), find("my_env.py:MyEnv"), find(MyEnv)
+
+The arcade games of this package are found by their id, too; they are registered with Gymnasium.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zerokara.core.config import UserError
+
+if TYPE_CHECKING:
+    from gymnasium.envs.registration import EnvSpec
+
+# Beginning of an id -> package on PyPI, and the module that registers it.
+PACKAGES: dict[str, tuple[str, str]] = {
+    "MiniGrid-": ("minigrid", "minigrid"),
+    "BabyAI-": ("minigrid", "minigrid"),
+    "MinAtar/": ("minatar", "minatar"),
+    "MiniWorld-": ("miniworld", "miniworld"),
+    "Vizdoom": ("vizdoom", "vizdoom.gymnasium_wrapper"),
+    "highway-": ("highway-env", "highway_env"),
+    "SuperMarioBros": ("gym-super-mario-bros", "gym_super_mario_bros"),
+    "procgen": ("procgen", "procgen"),
+    "craftax": ("craftax", "craftax"),
+}
+
+
+def find(env: str | Callable[..., Any]) -> tuple[str, EnvSpec | Callable[..., Any]]:
+    """Return the name of an environment for messages, and its spec in Gymnasium's registry or its class.
+
+    Args:
+        env: a registered id; `module:id`, where the module registers the id; `file.py:Class` or `module:Class` for a
+            class (or a function that returns an environment) that is registered nowhere; or such a class.
+
+    Raises:
+        UserError: the id is not registered, or the module, file or class does not exist or cannot be imported.
+    """
+    import ale_py  # noqa: F401  (registers the Atari games)
+    import gymnasium
+
+    if not isinstance(env, str):
+        return getattr(env, "__qualname__", type(env).__name__), env
+    module_name, colon, name = env.rpartition(":")
+    if not colon:
+        if env not in gymnasium.registry:
+            raise UserError(_unknown(env, list(gymnasium.registry)))
+        return env, gymnasium.registry[env]
+    module = _import(module_name, env)
+    if name in gymnasium.registry:
+        return name, gymnasium.registry[name]
+    target = getattr(module, name, None)
+    if callable(target):
+        return env, target
+    similar = _similar_ids(name, list(gymnasium.registry))
+    hint = f"; did you mean {' or '.join(similar)}?" if similar else "."
+    raise UserError(
+        f"{module_name} has no environment {name!r}: it neither registers this id with Gymnasium nor defines a class "
+        f"of this name{hint}"
+    )
+
+
+def _import(module_name: str, env: str) -> Any:
+    """Import a module by name, or a Python file by path."""
+    if not module_name.endswith(".py"):
+        try:
+            return importlib.import_module(module_name)
+        except ImportError as error:
+            raise UserError(f"{module_name} in {env!r} cannot be imported ({error}): install it with pip.") from error
+    path = Path(module_name).expanduser()
+    if not path.is_file():
+        raise UserError(f"There is no file {module_name}, which {env!r} names: give the path of a Python file.")
+    name = f"zerokara_env_{path.stem}"
+    version = (str(path.resolve()), path.stat().st_mtime_ns)
+    if getattr(sys.modules.get(name), "zerokara_version", None) == version:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    module.zerokara_version = version  # type: ignore[attr-defined]
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"{module_name} cannot be imported: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _unknown(id: str, known: list[str]) -> str:
+    """Return the message for an id that is not registered."""
+    for beginning, (package, module) in PACKAGES.items():
+        if id.startswith(beginning) and module not in sys.modules:
+            return f"{id} is registered by the package {package}: type pip install {package}, then --env {module}:{id}"
+    similar = _similar_ids(id, known)
+    if not similar:
+        return (
+            f"unknown environment {id!r}: give the id of a registered environment (ALE/Pong-v5, zerokara/Catch-v0), "
+            f"package:id, or file.py:Class."
+        )
+    return f"unknown environment {id!r}: did you mean {' or '.join(similar)}?"
+
+
+def _similar_ids(id: str, known: list[str]) -> list[str]:
+    """Return up to three known ids similar to `id`, ignoring namespace, version and case: `pong` gives ALE/Pong-v5."""
+
+    def parts(name: str) -> tuple[str, str, int]:
+        namespace, _, rest = name.rpartition("/")
+        bare, _, version = rest.partition("-v")
+        return namespace, bare.lower(), int(version) if version.isdecimal() else -1
+
+    def rank(name: str) -> tuple[int, int]:
+        namespace, _, version = parts(name)
+        return ["zerokara", "ALE", "", namespace].index(namespace), -version
+
+    by_bare: dict[str, str] = {}
+    for name in sorted(known, key=rank):
+        by_bare.setdefault(parts(name)[1], name)
+    bare = parts(id)[1]
+    if bare in by_bare:
+        return [by_bare[bare]]
+    return [by_bare[name] for name in difflib.get_close_matches(bare, by_bare, n=3, cutoff=0.6)]

@@ -1,0 +1,180 @@
+"""Groups of single environments: in this process, or divided among worker processes.
+
+    pool = make_pool(make_single, num_envs, workers)
+    pool.send([(0, "advance", (3,)), (1, "advance", (0,))])   # returns immediately with worker processes
+    outcomes = pool.receive()
+
+A worker process runs this file's `serve`. It is a plain subprocess, which imports neither the program that started it
+nor PyTorch, and it ends when the connection closes, so that a killed run leaves none behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any
+
+import cloudpickle
+
+from zerokara.core.config import UserError
+from zerokara.envs.single import SingleEnv
+
+Call = tuple[int, str, tuple[Any, ...]]
+"""Number of an environment, name of a method of `SingleEnv`, and its arguments."""
+CLOSE_SECONDS = 5.0
+
+
+class Pool(ABC):
+    """N environments, whose methods are called for several environments at once."""
+
+    @abstractmethod
+    def send(self, calls: Sequence[Call]) -> None:
+        """Start calls, at most one per environment."""
+
+    @abstractmethod
+    def receive(self) -> list[Any]:
+        """Return the results of the calls in their order; a UserError that a call raised is returned."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the environments."""
+
+    def call(self, calls: Sequence[Call]) -> list[Any]:
+        """Call and return the results.
+
+        Raises:
+            UserError: the first one that a call raised.
+        """
+        self.send(calls)
+        results = self.receive()
+        for result in results:
+            if isinstance(result, UserError):
+                raise result
+        return results
+
+
+def _run(envs: dict[int, SingleEnv], calls: Sequence[Call]) -> list[Any]:
+    results: list[Any] = []
+    for i, method, args in calls:
+        try:
+            results.append(getattr(envs[i], method)(*args))
+        except UserError as error:
+            results.append(error)
+    return results
+
+
+class SerialPool(Pool):
+    """Environments of this process, called one after another."""
+
+    def __init__(self, make_single: Callable[..., SingleEnv], num_envs: int) -> None:
+        self.envs = {i: make_single(index=i) for i in range(num_envs)}
+        self._calls: list[Call] = []
+
+    def send(self, calls: Sequence[Call]) -> None:
+        """See `Pool.send`. The calls are made by `receive`."""
+        self._calls = list(calls)
+
+    def receive(self) -> list[Any]:
+        """See `Pool.receive`."""
+        return _run(self.envs, self._calls)
+
+    def close(self) -> None:
+        """See `Pool.close`."""
+        for single in self.envs.values():
+            single.env.close()
+
+
+class WorkerPool(Pool):
+    """Environments divided among worker processes, in blocks of successive numbers.
+
+    Raises:
+        UserError: an environment cannot be created, or a worker process ended.
+    """
+
+    def __init__(self, make_single: Callable[..., SingleEnv], num_envs: int, workers: int) -> None:
+        self._owner = {i: i * workers // num_envs for i in range(num_envs)}
+        self._sent: list[tuple[int, Call]] = []
+        self._connections: list[Connection] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
+        pickled = cloudpickle.dumps(make_single)
+        path = os.pathsep.join(filter(None, sys.path))
+        for worker in range(workers):
+            ours, theirs = Pipe()
+            command = [sys.executable, "-c", f"from zerokara.envs.pools import serve; serve({theirs.fileno()})"]
+            environment = {**os.environ, "PYTHONPATH": path}
+            self._processes.append(subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment))
+            theirs.close()
+            ours.send((pickled, [i for i, owner in self._owner.items() if owner == worker]))
+            self._connections.append(ours)
+        for worker in range(workers):
+            if isinstance(error := self._receive(worker), UserError):
+                self.close()
+                raise error
+
+    def send(self, calls: Sequence[Call]) -> None:
+        """See `Pool.send`."""
+        self._sent = [(self._owner[call[0]], call) for call in calls]
+        for worker, connection in enumerate(self._connections):
+            if own := [call for owner, call in self._sent if owner == worker]:
+                connection.send(own)
+
+    def receive(self) -> list[Any]:
+        """See `Pool.receive`."""
+        workers = sorted({owner for owner, _ in self._sent})
+        results = {worker: iter(self._receive(worker)) for worker in workers}
+        return [next(results[owner]) for owner, _ in self._sent]
+
+    def _receive(self, worker: int) -> Any:
+        try:
+            return self._connections[worker].recv()
+        except (EOFError, ConnectionError):
+            code = self._processes[worker].wait(CLOSE_SECONDS)
+            raise UserError(
+                f"A worker process of the environments ended with exit code {code}: see its message above, or run the "
+                f"environments in this process with --env-workers 0."
+            ) from None
+
+    def close(self) -> None:
+        """See `Pool.close`."""
+        for connection in self._connections:
+            connection.close()
+        for process in self._processes:
+            try:
+                process.wait(CLOSE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def make_pool(make_single: Callable[..., SingleEnv], num_envs: int, workers: int) -> Pool:
+    """Create N environments in this process (`workers` 0) or in worker processes, at most one per environment."""
+    return WorkerPool(make_single, num_envs, min(workers, num_envs)) if workers else SerialPool(make_single, num_envs)
+
+
+def serve(descriptor: int) -> None:
+    """Create environments and make the calls that arrive on a connection, until it is closed."""
+    # SIGINT of the terminal is for the main process, which closes the connection.
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    connection = Connection(descriptor)
+    pickled, numbers = connection.recv()
+    envs: dict[int, SingleEnv] = {}
+    try:
+        make_single = cloudpickle.loads(pickled)
+        envs = {i: make_single(index=i) for i in numbers}
+    except UserError as error:
+        connection.send(error)
+        return
+    connection.send("ready")
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            connection.send(_run(envs, connection.recv()))
+    for single in envs.values():
+        single.env.close()

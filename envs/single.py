@@ -1,0 +1,226 @@
+"""One Gymnasium environment as a source of frames: image of an observation, action repeat, endings, errors.
+
+Shapes: F channels of one frame (1 grayscale, 3 RGB), H, W pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import cv2
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from zerokara.core.config import UserError
+from zerokara.envs.lookup import find
+from zerokara.envs.observations import ImageFormat, ObservationError, read_rendered
+
+Env = gymnasium.Env[Any, Any]
+
+
+def create(env: str | Callable[..., Env], **kwargs: Any) -> Env:
+    """Create an environment from its id or class, and convert every exception to a UserError of one sentence.
+
+    Args:
+        env: as in `envs.lookup.find`.
+        kwargs: arguments of the environment.
+
+    Raises:
+        UserError: there is no such environment, a required package is not installed, or it cannot be created for
+            another reason.
+    """
+    name, target = find(env)
+    try:
+        if callable(target):
+            created: Env = target(**kwargs)
+            return created
+        # Gymnasium's checker warns about style and slows down the first step.
+        return gymnasium.make(target.id, disable_env_checker=True, **kwargs)
+    except (Exception, SystemExit) as error:
+        raise _user_error(name, "be created", error) from error
+
+
+def _user_error(name: str, what: str, error: BaseException) -> UserError:
+    """Describe why the environment cannot `what`, and name the package to install if that is the reason."""
+    if isinstance(error, gymnasium.error.DependencyNotInstalled):
+        commands = re.findall("`(pip install [^`]*)`", str(error))
+        hint = f"type: {' && '.join(commands)}" if commands else f"the error is: {error}"
+        return UserError(f"{name} cannot {what} because a required package is not installed; {hint}")
+    if isinstance(error, ModuleNotFoundError):
+        return UserError(
+            f"{name} cannot {what} because the package {error.name} is not installed; install it with pip."
+        )
+    return UserError(f"{name} cannot {what}: {type(error).__name__}: {error}")
+
+
+class Outcome(NamedTuple):
+    """Result of one step."""
+
+    frame: np.ndarray  # (F, H, W) uint8
+    reward: float
+    terminal: bool
+    truncated: bool
+    life_lost: bool
+
+
+class SingleEnv:
+    """One environment. Actions are numbered from 0, whatever the start of the action space.
+
+    Images are converted to grayscale (or from grayscale to RGB) first and then resized with OpenCV's INTER_AREA, as in
+    Gymnasium's AtariPreprocessing.
+
+    Args:
+        name: name of the environment in messages.
+        index: number of this copy, for messages.
+        make_env: creates the environment.
+        image: image in the observations; None: the rendered image is used.
+        size: height and width of a frame in pixels.
+        grayscale: one channel instead of three.
+        action_repeat: number of times each action is repeated; rewards are summed; stops at the end of the episode.
+        max_steps: time limit of an episode in steps; 0: only the environment's own limit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        index: int,
+        make_env: Callable[[], Env],
+        image: ImageFormat | None,
+        size: int,
+        grayscale: bool,
+        action_repeat: int,
+        max_steps: int,
+    ) -> None:
+        self.name, self.index, self.image = name, index, image
+        self._make_env, self._size, self._grayscale = make_env, size, grayscale
+        self._action_repeat, self._max_steps = action_repeat, max_steps
+        self.env = make_env()
+        space = self.env.action_space
+        assert isinstance(space, spaces.Discrete)
+        self.num_actions, self._first_action = int(space.n), int(space.start)
+        self._lives = 0
+        self._age = 0  # steps since the start of the episode
+        self.picture = np.zeros((1, 1), np.uint8)
+        """Latest image before conversion to a frame, uint8 (H, W), (H, W, 1) or (H, W, 3)."""
+
+    def action_names(self) -> tuple[str, ...]:
+        """Return the names of the actions, or their numbers as in the action space."""
+        meanings = getattr(self.env.unwrapped, "get_action_meanings", None)
+        names = meanings() if meanings else range(self._first_action, self._first_action + self.num_actions)
+        return tuple(str(name) for name in names)
+
+    def begin(self, seed: int) -> np.ndarray:
+        """Start an episode. Returns its first frame (F, H, W).
+
+        Raises:
+            UserError: the environment raised an exception, or returned something that is not an image.
+        """
+        try:
+            obs, info = self.env.reset(seed=seed)
+        except (Exception, SystemExit) as error:
+            raise _user_error(self.name, f"be reset with seed {seed}", error) from error
+        self._age = 0
+        self._lives = info.get("lives", 0)
+        return self._frame(obs, f"at the start of an episode of environment {self.index}")
+
+    def advance(self, action: int) -> Outcome:
+        """Do one step.
+
+        Raises:
+            UserError: the environment raised an exception, or returned a reward or an observation that is NaN, Inf or
+                not an image.
+        """
+        total, obs = 0.0, None
+        terminated = truncated = False
+        info: dict[str, Any] = {}
+        where = f"at step {self._age + 1} of an episode of environment {self.index} with action {action}"
+        try:
+            for _ in range(self._action_repeat):
+                obs, reward, terminated, truncated, info = self.env.step(action + self._first_action)
+                total += float(reward)
+                if terminated or truncated:
+                    break
+        except (Exception, SystemExit) as error:
+            raise UserError(
+                f"{self.name} raised {type(error).__name__}: {error}; this happened {where}. The error is in the "
+                f"environment itself."
+            ) from error
+        if not math.isfinite(total):
+            raise UserError(
+                f"{self.name} returned a reward of {total} {where}. The error is in the environment itself."
+            )
+        self._age += 1
+        terminal = bool(terminated)
+        truncated = not terminal and (bool(truncated) or 0 < self._max_steps <= self._age)
+        lives = info.get("lives", self._lives)
+        life_lost = bool(lives < self._lives) and not (terminal or truncated)
+        self._lives = lives
+        return Outcome(self._frame(obs, where), total, terminal, truncated, life_lost)
+
+    def replay(self, seed: int, action_T: Sequence[int], frames: int) -> np.ndarray:
+        """Repeat an episode. Returns its last frames (K, F, H, W), at most `frames`."""
+        newest = deque([self.begin(seed)], maxlen=frames)
+        newest.extend(self.advance(int(action)).frame for action in action_T)
+        return np.stack(newest)
+
+    def beginning(self, action_T: Sequence[int], after_another_episode: bool) -> list[tuple[bytes, float, bool, bool]]:
+        """Return frames, rewards and endings of the beginning of an episode, up to an exception if there is one."""
+        if after_another_episode:
+            self.begin(seed=1)
+        result = [(self.begin(seed=2).tobytes(), 0.0, False, False)]
+        for action in action_T:
+            try:
+                outcome = self.advance(action)
+            except UserError:  # it is raised again when the run reaches it
+                break
+            result.append((outcome.frame.tobytes(), outcome.reward, outcome.terminal, outcome.truncated))
+            if outcome.terminal or outcome.truncated:
+                break
+        return result
+
+    def recreate(self) -> None:
+        """Replace the environment by a new one, after an exception."""
+        with contextlib.suppress(Exception):  # a broken environment may not even close
+            self.env.close()
+        self.env = self._make_env()
+
+    def render(self) -> np.ndarray:
+        """Render the environment. Returns (H, W, 3) uint8.
+
+        Raises:
+            UserError: it cannot render, or renders something that is not an image.
+        """
+        try:
+            return read_rendered(self.env.render())
+        except ObservationError as error:
+            raise UserError(f"{self.name} {error}") from None
+        except (Exception, SystemExit) as error:
+            raise _user_error(self.name, "render", error) from error
+
+    def _frame(self, obs: Any, where: str) -> np.ndarray:
+        """Convert an observation to one frame (F, H, W) uint8: grayscale or RGB, then resize."""
+        if self.image is None:
+            image = self.render()
+        else:
+            try:
+                image = self.image.read(obs)
+            except ObservationError as error:
+                raise UserError(f"{self.name} {error} This happened {where}.") from None
+        self.picture = image
+        image = np.ascontiguousarray(image)
+        if image.ndim == 3 and image.shape[2] == 1:
+            image = image[:, :, 0]
+        if self._grayscale and image.ndim == 3:
+            image = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))
+        elif not self._grayscale and image.ndim == 2:
+            image = np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2RGB))
+        if image.shape[:2] != (self._size, self._size):
+            image = np.asarray(cv2.resize(image, (self._size, self._size), interpolation=cv2.INTER_AREA))
+        return image[None] if self._grayscale else image.transpose(2, 0, 1)

@@ -1,0 +1,63 @@
+"""Default names of runs, and runs whose folder was renamed."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from zerokara.core.command_line import parse
+from zerokara.core.config import UserError
+from zerokara.core.run_config import configure, default_name
+from zerokara.core.training_program import open_run
+from zerokara.vision.classification.config import PRESETS, Config
+
+
+@dataclass(frozen=True)
+class Style:
+    pictures: tuple[str, ...] = ("photos/old town.jpg", "wave (blue).png")
+    env: str = "ALE/Pong-v5"
+    rom: str = "package:Game-v0"
+    seed: int = 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        (["pictures", "seed"], "kind-old_town-wave_blue_-3"),
+        (["env", "seed"], "kind-Pong-v5-3"),
+        (["rom"], "kind-package-Game-v0"),
+        ([], "kind"),
+    ],
+)
+def test_paths_and_ids_become_parts_of_a_name(fields: list[str], name: str) -> None:
+    assert default_name("kind", Style(), fields) == name
+
+
+def test_name_of_a_classifier() -> None:
+    config = parse(Config, PRESETS, ["--data", "../my pets.zip", "--seed", "3", "--preset", "book"], "")
+    fields = importlib.import_module("zerokara.vision.classify").NAME_FIELDS
+    assert default_name("classify", config, fields) == "classify-my_pets-deep_cnn-book-3"
+
+
+def test_a_renamed_folder_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module("zerokara.vision.classify")
+
+    def read(*words: str) -> Config:
+        return configure(
+            Config, PRESETS, list(words), "", kind="classify", name_fields=module.NAME_FIELDS, changeable={"resume"}
+        )
+
+    config = read("--name", "a", "--seed", "7")
+    with open_run(config, "classify"):
+        pass
+    Path("runs/a").rename("runs/b")
+    resumed = read("--name", "b", "--resume")
+    assert (resumed.name, resumed.seed) == ("b", 7)
+    with open_run(resumed, "classify") as run:
+        assert run.folder == Path("runs/b")
+    with pytest.raises(UserError, match="runs/b was started with --seed 7 and cannot be resumed with 8"):
+        read("--name", "b", "--resume", "--seed", "8")

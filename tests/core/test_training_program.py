@@ -1,0 +1,121 @@
+"""Frame of a training program: choice of the hardware, division among processes, run folder with signals."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from zerokara.core.compute import Compute, Precision, Switch
+from zerokara.core.config import UserError
+from zerokara.core.distributed import World
+from zerokara.core.training_program import check_divisible, choose_compute, open_run
+
+
+@dataclass(frozen=True)
+class Config:
+    """Fields that all configs have."""
+
+    name: str = "a"
+    resume: bool = False
+    quiet: bool = True
+    device: str = "cpu"
+    precision: Precision = "bfloat16"
+    threads: int = 3
+    batch_size: int = 12
+    num_envs: int = 5
+
+
+@dataclass(frozen=True)
+class CompiledConfig(Config):
+    compile: Switch = "auto"
+
+
+@pytest.mark.parametrize(("config", "compile"), [(Config(), "off"), (CompiledConfig(), "auto")])
+def test_options_come_from_the_config(config: Config, compile: Switch, monkeypatch: pytest.MonkeyPatch) -> None:
+    received: dict[str, Any] = {}
+
+    def choose(**options: Any) -> Compute:
+        received.update(options)
+        return Compute(threads=2)
+
+    monkeypatch.setattr(Compute, "choose", choose)
+
+    def probe_step(candidate: Compute) -> Callable[[], object]:
+        return lambda: candidate
+
+    assert choose_compute(config, World(size=2), probe_step) == Compute(threads=2)
+    assert received == {
+        "device": "cpu",
+        "precision": "bfloat16",
+        "compile": compile,
+        "threads": 3,
+        "train_step": probe_step,
+        "local_world_size": 2,
+    }
+
+
+def test_random_state_is_not_changed() -> None:
+    samples: list[torch.Tensor] = []
+
+    def probe_step(candidate: Compute) -> Callable[[], object]:
+        return lambda: samples.append(torch.rand(5))
+
+    torch.manual_seed(4)
+    compute = choose_compute(Config(precision="float32", threads=torch.get_num_threads()), World(), probe_step)
+    after = torch.rand(3)
+    torch.manual_seed(4)
+    assert torch.equal(after, torch.rand(3))
+    assert len(samples) > 1
+    assert compute.precision == "float32"
+
+
+def test_settings_must_be_multiples_of_processes_and_accumulation_steps() -> None:
+    check_divisible(Config(), World(size=2), "batch_size", parts=3)
+    check_divisible(Config(), World(), "batch_size", "num_envs")
+    with pytest.raises(
+        UserError,
+        match=r"--batch-size 12 cannot be divided evenly among 2 processes x --accumulation-steps 4: .* multiple of 8",
+    ):
+        check_divisible(Config(), World(size=2), "batch_size", parts=4)
+    with pytest.raises(UserError, match=r"--num-envs 5 cannot be divided evenly among 2 processes: .* multiple of 2"):
+        check_divisible(Config(), World(size=2), "batch_size", "num_envs")
+
+
+def test_signals_ask_an_open_run_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    handler = signal.getsignal(signal.SIGTERM)
+    with open_run(Config(), "kind", extra={"style": "x"}) as run:
+        signal.raise_signal(signal.SIGTERM)
+        assert run.stop_requested == "SIGTERM"
+        assert run.checkpoint_path == Path("runs/a/checkpoint-0.pt")
+    assert signal.getsignal(signal.SIGTERM) is handler
+    saved = json.loads(Path("runs/a/config.json").read_text("utf-8"))
+    assert (saved["kind"], saved["extra"]) == ("kind", {"style": "x"})
+
+
+def test_a_run_is_created_trained_and_closed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    closed: list[World] = []
+    monkeypatch.setattr(World, "close", lambda world: closed.append(world))  # noqa: PLW0108  (a method)
+    with open_run(Config(quiet=False), "kind") as run:
+        assert run.compute(lambda: Compute(threads=1, reason="chosen"), 5) == Compute(threads=1, reason="chosen")
+        assert closed == []
+        run.close("closing message")
+    printed = capsys.readouterr().out.splitlines()
+    assert "compute: chosen" in printed
+    assert printed[-1] == "closing message"
+    assert closed == [World()]
+    with pytest.raises(UserError, match="already holds a run"), open_run(Config(), "kind"):
+        pass
+    with open_run(Config(resume=True), "kind") as run:  # the folder is unlocked
+        kept = run.compute(lambda: pytest.fail("a resumed run keeps its hardware settings"), 5)
+    assert kept == Compute(threads=1, reason="chosen")
