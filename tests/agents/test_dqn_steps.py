@@ -18,6 +18,7 @@ from zerokara import envs
 from zerokara.agents import dqn
 from zerokara.agents.configs.dqn import Config
 from zerokara.core.compute import Compute
+from zerokara.core.config import UserError
 from zerokara.core.distributed import World
 from zerokara.core.run import Run
 
@@ -216,15 +217,26 @@ def test_the_network_follows_from_the_seed(tmp_path: Path, monkeypatch: pytest.M
         assert torch.equal(ours, theirs)
 
 
-def test_the_program_trains_with_the_config_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[tuple[Any, dict[str, Any]]] = []
-    monkeypatch.setattr(dqn, "run_program", lambda config, **options: started.append((config, options)))
-    dqn.main(["--env", "zerokara/Catch-v0", "--gamma", "0.5"])
-    ((config, options),) = started
+def test_the_program_trains_with_the_config_of_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained: list[tuple[Any, ...]] = []
+
+    def train(*arguments: Any) -> str:
+        trained.append(arguments)
+        return "closing message"
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dqn, "train", train)
+    monkeypatch.setattr(dqn, "choose_compute", lambda config, world, timed: Compute(threads=1, reason="chosen"))
+    dqn.main(["--env", "zerokara/Catch-v0", "--num-envs", "2", "--gamma", "0.5", "--name", "n"])
+    ((config, run, compute, world, env),) = trained
     assert (config.env, config.gamma) == ("zerokara/Catch-v0", 0.5)
-    assert options == {
-        "kind": "dqn",
-        "divided": ("num_envs", "batch_size"),
-        "choose_compute": dqn.choose_compute,
-        "train": dqn.train,
-    }
+    assert (run.folder, compute, world) == (Path("runs/n"), Compute(threads=1, reason="chosen"), World())
+    assert (env.id, env.num_envs) == ("zerokara/Catch-v0", 2)
+    assert capsys.readouterr().out.splitlines()[-1] == "closing message"
+    for field in ("num_envs", "batch_size"):
+        monkeypatch.setattr(World, "from_env", lambda device: World(size=3))
+        words = {"num_envs": "3", "batch_size": "3", field: "4"}
+        with pytest.raises(UserError, match="cannot be divided evenly among 3 processes"):
+            dqn.main(["--num-envs", words["num_envs"], "--batch-size", words["batch_size"], "--name", "m"])
