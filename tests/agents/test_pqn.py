@@ -170,7 +170,9 @@ def test_every_step_is_used_once_per_epoch(
     training.action_TN = torch.arange(15).view(5, 3)
     seen: list[int] = []
     monkeypatch.setattr(training.learner, "step", lambda obs, action_B, target_B: seen.extend(action_B.tolist()))
+    shuffle = torch.Generator().manual_seed(training.seed)
     training.learn()
+    assert seen == [int(i) for _ in range(2) for i in torch.randperm(15, generator=shuffle)]
     assert sorted(seen[:15]) == sorted(seen[15:]) == list(range(15))
     assert seen[:15] != seen[15:], "in a different order"
     assert training.updates == 10

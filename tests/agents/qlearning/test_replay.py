@@ -215,10 +215,13 @@ def test_n_step_and_gamma_can_change() -> None:
         assert check_all(replay, envs, n_step, window=30) > 30
     env_B, slot_B = torch.zeros(4, dtype=torch.int64), torch.arange(4)
     replay.set_n_step_and_gamma(1, GAMMA)
+    tensors = replay._current_n_step, replay._discount
     one_step = replay.gather(env_B, slot_B)
     replay.set_n_step_and_gamma(2, 0.25)
     batch = replay.gather(env_B, slot_B)
     assert batch.discount.tolist() == [0.0625] * 4
+    assert replay._current_n_step is tensors[0], "a CUDA graph refers to the address of the tensor"
+    assert replay._discount is tensors[1]
     torch.testing.assert_close(batch.reward[:3], one_step.reward[:3] + 0.25 * one_step.reward[1:])
 
 
