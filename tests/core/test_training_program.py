@@ -15,15 +15,13 @@ import torch
 from zerokara.core.compute import Compute, Precision, Switch
 from zerokara.core.config import UserError
 from zerokara.core.distributed import World
+from zerokara.core.run_options import RunOptions
 from zerokara.core.training_program import check_divisible, choose_compute, open_run
 
 
-@dataclass(frozen=True)
-class Config:
-    """Fields that all configs have."""
-
+@dataclass(frozen=True, kw_only=True)
+class Config(RunOptions):
     name: str = "a"
-    resume: bool = False
     quiet: bool = True
     device: str = "cpu"
     precision: Precision = "bfloat16"
@@ -32,7 +30,7 @@ class Config:
     num_envs: int = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CompiledConfig(Config):
     compile: Switch = "auto"
 
