@@ -47,12 +47,13 @@ from zerokara.agents.qlearning.network import QNetwork, make_network
 from zerokara.agents.qlearning.policy import Policy
 from zerokara.agents.qlearning.prioritized_replay import PrioritizedReplay
 from zerokara.agents.qlearning.replay import Batch, Replay
-from zerokara.agents.training.session import PROBE_ACTIONS, Session
+from zerokara.agents.training.session import Session, make_env
 from zerokara.core.compute import Compute
 from zerokara.core.config import run_main
 from zerokara.core.distributed import World
 from zerokara.core.run import Run
 from zerokara.core.training_program import check_divisible, choose_compute, open_run
+from zerokara.envs import VectorEnv
 
 
 def dqn_loss(
@@ -172,8 +173,8 @@ class Training(Session):
     config: Config
     learner: Learner
 
-    def __init__(self, config: Config, run: Run, compute: Compute, world: World) -> None:
-        super().__init__(config, run, compute, world, "agents.dqn")
+    def __init__(self, config: Config, run: Run, compute: Compute, world: World, env: VectorEnv | None = None) -> None:
+        super().__init__(config, run, compute, world, "agents.dqn", env)
         make_replay: Callable[..., Replay] = (
             partial(PrioritizedReplay, alpha=config.per_alpha) if config.per_alpha else Replay
         )
@@ -257,14 +258,14 @@ class Training(Session):
                 self.learner.reset(config.seed * 1_000_003 + self.updates, config.reset_perturb_factor)
 
 
-def train(config: Config, run: Run, compute: Compute, world: World) -> str:
+def train(config: Config, run: Run, compute: Compute, world: World, env: VectorEnv | None = None) -> str:
     """Train from the current step to the end of the run. Return the closing message.
 
     Raises:
         UserError: the checkpoint cannot be read, the replay buffer does not fit into memory or on disk, or training
             diverged (the weights contain NaN or Inf).
     """
-    training = Training(config, run, compute, world)
+    training = Training(config, run, compute, world, env)
     replay = training.replay
 
     def metrics() -> dict[str, Any]:
@@ -281,13 +282,13 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
     return training.closing_message()
 
 
-def probe_step(config: Config, world: World, compute: Compute) -> Callable[[], object]:
+def probe_step(config: Config, num_actions: int, world: World, compute: Compute) -> Callable[[], object]:
     """Return a gradient step on random data, which is timed to choose precision and compilation."""
     batch_size = config.batch_size // world.size
     pixels = torch.randint(256, (2, batch_size, *config.obs_shape), dtype=torch.uint8).to(compute.torch_device)
     ones = torch.ones(batch_size, device=compute.torch_device)
     batch = Batch(pixels[0], ones.long(), ones, ones, pixels[1], ones)
-    learner = make_learner(config, config.obs_shape, PROBE_ACTIONS, compute, World())
+    learner = make_learner(config, config.obs_shape, num_actions, compute, World())
     return learner.graphed(lambda: gradient_step(learner, batch))
 
 
@@ -296,10 +297,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = read_config(argv, __doc__ or "")
     world = World.from_env(config.device)
     check_divisible(config, world, "num_envs", "batch_size")
+    env = make_env(config, world)
     with open_run(config, KIND, world) as run:
-        timed = partial(probe_step, config, world)
+        timed = partial(probe_step, config, env.num_actions, world)
         compute = run.compute(lambda: choose_compute(config, world, timed), config.total_steps)
-        run.close(train(config, run, compute, world))
+        run.close(train(config, run, compute, world, env))
 
 
 if __name__ == "__main__":

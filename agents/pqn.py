@@ -41,13 +41,14 @@ from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.learner import Learner
 from zerokara.agents.qlearning.network import QNetwork, make_pqn_network
 from zerokara.agents.qlearning.policy import Policy
-from zerokara.agents.training.session import PROBE_ACTIONS, Session
+from zerokara.agents.training.session import Session, make_env
 from zerokara.core.compute import Compute
 from zerokara.core.config import run_main
 from zerokara.core.distributed import World
 from zerokara.core.run import Run
 from zerokara.core.schedules import linear
 from zerokara.core.training_program import check_divisible, choose_compute, open_run
+from zerokara.envs import VectorEnv
 
 RADAM_EPSILON = 1e-8
 
@@ -122,8 +123,8 @@ class Training(Session):
 
     config: Config
 
-    def __init__(self, config: Config, run: Run, compute: Compute, world: World) -> None:
-        super().__init__(config, run, compute, world, "agents.pqn")
+    def __init__(self, config: Config, run: Run, compute: Compute, world: World, env: VectorEnv | None = None) -> None:
+        super().__init__(config, run, compute, world, "agents.pqn", env)
         torch.manual_seed(config.seed)
         self.learner = make_learner(config, self.env.obs_shape, self.env.num_actions, compute, world)
         self.policy = Policy(self.learner.online, compute)
@@ -201,13 +202,13 @@ class Training(Session):
                 self.updates += 1
 
 
-def train(config: Config, run: Run, compute: Compute, world: World) -> str:
+def train(config: Config, run: Run, compute: Compute, world: World, env: VectorEnv | None = None) -> str:
     """Train from the current step to the end of the run. Return the closing message.
 
     Raises:
         UserError: the checkpoint cannot be read, or training diverged (the weights contain NaN or Inf).
     """
-    training = Training(config, run, compute, world)
+    training = Training(config, run, compute, world, env)
     training.start()  # restores the checkpoint of a resumed run
     training.print_settings(DEVIATIONS)
     # `iterations` logs, evaluates and saves between iterations; it ends after a signal, when the run has been saved.
@@ -216,12 +217,12 @@ def train(config: Config, run: Run, compute: Compute, world: World) -> str:
     return training.closing_message()
 
 
-def probe_step(config: Config, world: World, compute: Compute) -> Callable[[], object]:
+def probe_step(config: Config, num_actions: int, world: World, compute: Compute) -> Callable[[], object]:
     """Return a gradient step on random data, which is timed to choose precision and compilation."""
     batch_size = config.rollout_steps * config.num_envs // config.num_minibatches // world.size
     pixels = torch.randint(256, (batch_size, *config.obs_shape), dtype=torch.uint8).to(compute.torch_device)
     zeros = torch.zeros(batch_size, device=compute.torch_device)
-    learner = make_learner(config, config.obs_shape, PROBE_ACTIONS, compute, World())
+    learner = make_learner(config, config.obs_shape, num_actions, compute, World())
     return lambda: learner.step(pixels, zeros.long(), zeros)
 
 
@@ -230,10 +231,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = read_config(argv, __doc__ or "")
     world = World.from_env(config.device)
     check_divisible(config, world, "num_envs")
+    env = make_env(config, world)
     with open_run(config, KIND, world) as run:
-        timed = partial(probe_step, config, world)
+        timed = partial(probe_step, config, env.num_actions, world)
         compute = run.compute(lambda: choose_compute(config, world, timed), config.total_steps)
-        run.close(train(config, run, compute, world))
+        run.close(train(config, run, compute, world, env))
 
 
 if __name__ == "__main__":

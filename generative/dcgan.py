@@ -26,6 +26,7 @@ from torch import Tensor
 from zerokara.core.compute import Compute
 from zerokara.core.config import run_main
 from zerokara.core.distributed import World
+from zerokara.core.progress import loading
 from zerokara.core.run import Run
 from zerokara.core.training_program import check_divisible, choose_compute, open_run
 from zerokara.generative.gan.collapse_monitor import accuracies
@@ -264,8 +265,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = read_config(argv, __doc__ or "")
     world = World.from_env(config.device)
     check_divisible(config, world, "batch_size", parts=config.accumulation_steps)
+    with loading(config.quiet or not world.is_main) as progress:
+        data = Data.load(config, progress)
     with open_run(config, KIND, world) as run:
-        data = Data.load(config, lambda what, done, total: run.progress(done, total, {"": what}))
         timed = partial(probe_step, config, data, world)
         compute = run.compute(lambda: choose_compute(config, world, timed), config.updates)
         run.close(train(config, run, data, compute, world))

@@ -103,11 +103,11 @@ class _Finder(ast.NodeVisitor):
 
     def start(self, node: Any) -> int:
         """Position of the first byte of a node."""
-        return int(self.line_starts[node.lineno - 1] + node.col_offset)
+        return self.line_starts[int(node.lineno) - 1] + int(node.col_offset)
 
     def end(self, node: Any) -> int:
         """Position after the last byte of a node."""
-        return int(self.line_starts[node.end_lineno - 1] + node.end_col_offset)
+        return self.line_starts[int(node.end_lineno) - 1] + int(node.end_col_offset)
 
     def text(self, node: Any) -> str:
         """Source code of a node."""

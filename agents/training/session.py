@@ -41,8 +41,6 @@ from zerokara.core.stopwatch import LogInterval, Stopwatch
 from zerokara.core.zoo import provenance
 from zerokara.core.zoo import registry as zoo
 
-PROBE_ACTIONS = 6  # actions of the network that is timed before the environments exist, as in Pong
-
 
 class Stateful(Protocol):
     """Part of an algorithm with a state that belongs to a checkpoint."""
@@ -54,6 +52,15 @@ class Stateful(Protocol):
         """Restore the state that `state_dict` returned."""
 
 
+def make_env(config: Settings, world: World) -> envs.VectorEnv:
+    """Create the environments of one process. A program does this first, so that a mistake creates no run folder.
+
+    Raises:
+        UserError: as `envs.make`.
+    """
+    return envs.make(config.env, config.num_envs // world.size, **config.env_settings())
+
+
 class Session(ABC):
     """Algorithm-independent part of a training run in one process.
 
@@ -63,17 +70,26 @@ class Session(ABC):
         compute: hardware settings.
         world: processes that train together.
         program: name of the training program, such as "agents.dqn".
+        env: environments of this process; None: they are created.
     """
 
     config: Settings
     learner: Learner
     policy: Policy
 
-    def __init__(self, config: Settings, run: Run, compute: Compute, world: World, program: str) -> None:
+    def __init__(
+        self,
+        config: Settings,
+        run: Run,
+        compute: Compute,
+        world: World,
+        program: str,
+        env: envs.VectorEnv | None = None,
+    ) -> None:
         self.config, self.run, self.compute, self.world, self.program = config, run, compute, world, program
         self.num_envs = config.num_envs // world.size
         self.seed = config.seed * 1_000_003 + world.rank * 10_007  # of this process
-        self.env = envs.make(config.env, self.num_envs, **config.env_settings())
+        self.env = env or make_env(config, world)
         self.obs = np.empty(0)
         self.step = 0  # agent steps, summed over all processes
         self.updates = 0

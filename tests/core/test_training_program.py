@@ -17,15 +17,13 @@ from zerokara.core.compute import Compute, Precision, Switch
 from zerokara.core.config import UserError
 from zerokara.core.distributed import World
 from zerokara.core.run import Run
+from zerokara.core.run_options import RunOptions
 from zerokara.core.training_program import check_divisible, choose_compute, open_run
 
 
-@dataclass(frozen=True)
-class Config:
-    """Fields that all configs have."""
-
+@dataclass(frozen=True, kw_only=True)
+class Config(RunOptions):
     name: str = "a"
-    resume: bool = False
     quiet: bool = True
     device: str = "cpu"
     precision: Precision = "bfloat16"
@@ -34,7 +32,7 @@ class Config:
     num_envs: int = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CompiledConfig(Config):
     compile: Switch = "auto"
 

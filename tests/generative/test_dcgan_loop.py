@@ -192,11 +192,10 @@ def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Main:
 
     def run_main(*words: str, world: World = World()) -> list[str]:  # noqa: B008  (frozen)
         def from_env(device: str) -> World:
-            done.append(device)
+            done[:] = [device]
             return world
 
         monkeypatch.setattr(World, "from_env", from_env)
-        done.clear()
         dcgan.main([*SMALL, *words])
         return done
 

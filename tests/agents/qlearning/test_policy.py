@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tests.agents.qlearning.sampled import ACTIONS, OBS, batches, config, make
 from zerokara.agents.qlearning.exploration import Exploration
@@ -95,9 +95,9 @@ def test_at_epsilon_1_the_network_is_not_evaluated(monkeypatch: pytest.MonkeyPat
     player, evaluated = policy(), list[int]()
     original = player._values
 
-    def values(obs: torch.Tensor) -> torch.Tensor:
-        evaluated.append(len(obs))
-        return original(obs)
+    def values(obs_NCHW: Tensor) -> Tensor:
+        evaluated.append(len(obs_NCHW))
+        return original(obs_NCHW)
 
     monkeypatch.setattr(player, "_values", values)
     player.act(observations(5), 1.0, Exploration(5, ACTIONS, 3))
@@ -107,25 +107,26 @@ def test_at_epsilon_1_the_network_is_not_evaluated(monkeypatch: pytest.MonkeyPat
 
 
 def test_noise_follows_from_the_seed_and_is_off_by_default() -> None:
-    first, same, other = (
-        Policy(network, Compute(), seed)
-        for network in [make_network(config(noisy=True), OBS, ACTIONS)]
-        for seed in (3, 3, 4)
-    )
+    network = make_network(config(noisy=True), OBS, ACTIONS)
+    first, same, other = (Policy(network, Compute(), seed) for seed in (3, 3, 4))
+
+    def is_training() -> bool:
+        return network.training
+
     obs = observations(2)
     noisy, again, different = (player.values(obs, noisy=True).clone() for player in (first, same, other))
     assert torch.equal(noisy, again)
     assert not torch.equal(noisy, different)
     assert not torch.equal(noisy, first.values(obs, noisy=True)), "new noise in every call"
-    assert in_training_mode(first)
+    assert is_training()
     without = first.values(obs).clone()
-    assert not in_training_mode(first)
+    assert not is_training()
     torch.testing.assert_close(first.values(obs), without)
     greedy_N = first.act(obs, 0.0, Exploration(2, ACTIONS, 0))
     np.testing.assert_array_equal(greedy_N, without.argmax(dim=1).numpy())
-    assert not in_training_mode(first), "act uses no noise unless it is told to"
+    assert not is_training(), "act uses no noise unless it is told to"
     state = first.noise.get_state()
     first.act(obs, 0.0, Exploration(2, ACTIONS, 0), noisy=True)
-    assert in_training_mode(first)
+    assert is_training()
     assert not torch.equal(first.noise.get_state(), state)
     assert torch.equal(Policy(first.network, Compute()).noise.get_state(), torch.Generator().manual_seed(0).get_state())

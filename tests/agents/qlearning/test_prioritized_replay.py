@@ -289,3 +289,12 @@ def test_weights_compensate_fully_before_beta_is_set() -> None:
     torch.testing.assert_close(batch.weight, priority_B.min() / priority_B)
     replay.set_beta(0.0)
     assert replay.sample(64).weight.unique().tolist() == [1]
+
+
+def test_a_lost_life_can_be_given_by_name() -> None:
+    replay = make(ScriptedEnvs(1, frame_stack=1), 10)
+    obs, no, yes = np.zeros((1, 1, 2, 2), np.uint8), np.array([False]), np.array([True])
+    replay.add(obs, np.array([1]), np.array([2.0], np.float32), no, no, obs, life_lost=yes)
+    batch = replay.sample(4)
+    assert batch.weight.tolist() == [1.0] * 4, "the newest slot is a transition only because the life was lost"
+    assert batch.discount.tolist() == [0.0] * 4

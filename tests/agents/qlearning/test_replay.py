@@ -206,6 +206,22 @@ def test_the_seed_determines_the_samples() -> None:
     assert not torch.equal(batches[0].obs, batches[2].obs)
 
 
+def test_n_step_and_gamma_can_change() -> None:
+    envs = ScriptedEnvs(2)
+    replay = make(envs, 60, n_step=4)
+    fill(envs, replay, 25)
+    for n_step in (2, 4, 1, 3):
+        replay.set_n_step_and_gamma(n_step, GAMMA)
+        assert check_all(replay, envs, n_step, window=30) > 30
+    env_B, slot_B = torch.zeros(4, dtype=torch.int64), torch.arange(4)
+    replay.set_n_step_and_gamma(1, GAMMA)
+    one_step = replay.gather(env_B, slot_B)
+    replay.set_n_step_and_gamma(2, 0.25)
+    batch = replay.gather(env_B, slot_B)
+    assert batch.discount.tolist() == [0.0625] * 4
+    torch.testing.assert_close(batch.reward[:3], one_step.reward[:3] + 0.25 * one_step.reward[1:])
+
+
 def test_types_and_shapes_of_a_batch() -> None:
     envs = ScriptedEnvs(2, frame_stack=3, channels=3)
     replay = make(envs, 60, n_step=2)

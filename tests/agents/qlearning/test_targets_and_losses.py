@@ -279,6 +279,19 @@ def test_quantile_targets_errors_and_weights() -> None:
     assert mean_q.item() == pytest.approx((1 + 9) / 2)
 
 
+def test_quantile_errors_are_those_of_each_row() -> None:
+    """In the second row all quantiles are 2 too small."""
+    next_BXA, z_BXA = torch.zeros(2, 2, 1), tensor([[[0.0], [1.0]], [[-2.0], [-2.0]]])
+    network = TableNetwork(z_BXA, next_BXA, QuantileHead(2))
+    loss, _, td_error_B = loss_of(
+        network, network, action=[0, 0], reward_B=torch.zeros(2), discount_B=torch.ones(2),
+        weight_B=tensor([1.0, 3.0]), tau_BT=QuantileHead(2).tau_1X, head="qr",
+    )  # fmt: skip
+    assert td_error_B.tolist() == [0.5, 2.0]
+    first, second = quantile_huber_loss(z_BXA[:, :, 0], tensor([[0.25, 0.75]]), torch.zeros(2, 2)).tolist()
+    assert loss.item() == pytest.approx((first + 3 * second) / 2)
+
+
 def test_quantile_regression_converges_to_the_quantiles() -> None:
     """Trained on samples of a distribution, each output converges to the quantile at its fraction."""
     sample_S = torch.linspace(0, 100, 1001)

@@ -5,9 +5,7 @@ The session has no network. It runs in the scripted environments of tests/agents
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,162 +13,24 @@ import numpy as np
 import pytest
 import torch
 
-from tests.agents.scripted import SIZE, Origin, ScriptedEnv, origin_of
+from tests.agents.scripted import Origin, origin_of
+from tests.agents.training.recorded import NUM_ENVS, Learner, Make
 from tests.programs import metrics
 from zerokara import envs
-from zerokara.agents.configs.dqn import Config
 from zerokara.agents.training import session
-from zerokara.agents.training.evaluation import Scores, Stopped
+from zerokara.agents.training.evaluation import Scores
 from zerokara.agents.training.session import Session
 from zerokara.core import checkpoint
-from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.core.distributed import World
-from zerokara.core.run import Run
-from zerokara.core.zoo import provenance, registry
-
-NUM_ENVS = 4
-SETTINGS: dict[str, Any] = {
-    "num_envs": NUM_ENVS,
-    "frame_stack": 2,
-    "image_size": SIZE,
-    "total_steps": 80,
-    "eval_every_steps": 0,
-    "log_every_steps": 20,
-    "checkpoint_every_steps": 32,
-    "eval_episodes": 3,
-    "capture_video": False,
-    "name": "run",
-}
-
-
-class Learner:
-    """Learner without networks, with a record of the calls."""
-
-    def __init__(self, *, has_target: bool = True) -> None:
-        self.calls: list[str] = []
-        self.has_target, self.network = has_target, torch.nn.Module()
-        self.network.backbone = torch.nn.Linear(1, 1)
-
-    def read_metrics(self) -> dict[str, float]:
-        return {"train/loss": 0.5}
-
-    def refresh(self) -> None:
-        self.calls.append("refresh")
-
-    def update_target_network(self) -> None:
-        self.calls.append("update_target_network")
-
-
-class Policy:
-    network = torch.nn.Linear(1, 1)
-
-
-class Counter:
-    """Part of an algorithm whose state is a number."""
-
-    def __init__(self) -> None:
-        self.value = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"value": self.value}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.value = state["value"]
-
-
-class Walk(Session):
-    """Session whose iteration is one step with action 0, and one update."""
-
-    epsilon = 0.25
-
-    def __init__(self, config: Config, run: Run, world: World) -> None:
-        super().__init__(config, run, Compute(), world, "agents.dqn")
-        self.learner, self.policy = Learner(), Policy()  # type: ignore[assignment]
-        self.counter, self.generator = Counter(), torch.Generator().manual_seed(5)
-        self.register(counter=self.counter, generator=self.generator)
-
-    def iterate(self) -> None:
-        """Do one step."""
-        self.record(self.env.step(np.zeros(self.num_envs, np.int64)))
-        self.updates += 1
-        self.counter.value += 1
-
-
-class Recorded:
-    """A session, and a record of what it did at which step."""
-
-    def __init__(self, run: Run, config: Config, world: World, patch: pytest.MonkeyPatch) -> None:
-        self.made: list[tuple[str, int, dict[str, Any]]] = []  # environments
-        self.seeds: list[int] = []
-        self.evaluations: list[dict[str, Any]] = []
-        self.scores: list[Scores] = []  # of the following evaluations; the last one is repeated
-        self.images: list[tuple[Origin, int]] = []
-        self.videos: list[int] = []
-        self.saves: list[int] = []
-
-        def make(env: str, num_envs: int, **settings: Any) -> ScriptedEnv:
-            self.made.append((env, num_envs, settings))
-            scripted = ScriptedEnv(num_envs)
-            reset = scripted.reset
-
-            def recorded_reset(seed: int) -> np.ndarray:
-                self.seeds.append(seed)
-                return reset(seed)
-
-            patch.setattr(scripted, "reset", recorded_reset)
-            return scripted
-
-        def evaluate(policy: Policy, env: ScriptedEnv, **options: Any) -> Scores:
-            self.evaluations.append({"step": self.session.step, "env": env, **options})
-            if options["stop"]():
-                raise Stopped
-            return self.scores.pop(0) if len(self.scores) > 1 else self.scores[0]
-
-        def log_images(network: Any, obs: np.ndarray, channels: int, run: Run, step: int) -> None:
-            assert (network, channels) == (Policy.network, 1)
-            self.images.append((origin_of(obs[0]), step))
-
-        patch.setattr(envs, "make", make)
-        patch.setattr(session, "evaluate", evaluate)
-        patch.setattr(session, "log_images", log_images)
-        patch.setattr(session, "log_video", lambda policy, config, run, step: self.videos.append(step))
-        self.run, self.session = run, Walk(config, run, world)
-        save = run.save
-
-        def recorded_save(path: Path, state: dict[str, Any]) -> None:
-            self.saves.append(state["step"])
-            save(path, state)
-
-        patch.setattr(run, "save", recorded_save)
-
-    def train(self, *arguments: Any, each: Callable[[], object] = lambda: None) -> None:
-        """Run the loop to its end; `each` is called after every iteration."""
-        self.session.start()
-        for _ in self.session.iterations(*arguments):
-            self.session.iterate()
-            each()
-
-
-Make = Callable[..., Recorded]
-
-
-@pytest.fixture
-def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    """Return a function that creates a recorded session of the run "run", given changes of the config."""
-    with contextlib.ExitStack() as stack:
-
-        def make_session(*, resume: bool = False, world: World = World(), **changes: Any) -> Recorded:  # noqa: B008
-            stack.close()
-            config = Config(**(SETTINGS | changes))
-            run = Run(config, kind="dqn", name="run", resume=resume, quiet=True, root=tmp_path)
-            return Recorded(stack.enter_context(run), config, world, monkeypatch)
-
-        yield make_session
 
 
 def scores(mean: float, *, cut: int = 0) -> Scores:
     return Scores((mean - 1, mean, mean + 1), (10, 20, 60), cut)
+
+
+def origins(of: Session) -> list[Origin]:
+    return [origin_of(of.obs[i]) for i in range(NUM_ENVS)]
 
 
 def test_each_process_has_its_environments_and_seed(make: Make) -> None:
@@ -187,18 +47,18 @@ def test_a_new_run_resets_its_environments_with_its_seed(make: Make) -> None:
     recorded = make(seed=900_000)
     recorded.session.start()
     assert recorded.seeds == [(900_000 * 1_000_003) % 2**31]
-    assert [origin_of(recorded.session.obs[i]) for i in range(NUM_ENVS)] == [Origin(i, 0, 0) for i in range(NUM_ENVS)]
+    assert origins(recorded.session) == [Origin(i, 0, 0) for i in range(NUM_ENVS)]
     assert recorded.run.extra["environment"] == {"frame_skip": 4}
     assert recorded.session.learner.calls == []  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("has_target", [True, False])
 def test_a_new_run_loads_a_pretrained_backbone(make: Make, monkeypatch: pytest.MonkeyPatch, has_target: bool) -> None:
-    recorded, loaded = make(), []
+    recorded, loaded = make(), list[tuple[Any, ...]]()
     learner = recorded.session.learner = Learner(has_target=has_target)  # type: ignore[assignment]
-    monkeypatch.setattr(registry, "find_weights", lambda name: f"file of {name}")
+    monkeypatch.setattr("zerokara.core.zoo.registry.find_weights", lambda name: f"file of {name}")
     monkeypatch.setattr(session, "load_pretrained_backbone", lambda *arguments: loaded.append(arguments))
-    monkeypatch.setattr(provenance, "record", lambda *arguments: loaded.append(arguments))
+    monkeypatch.setattr("zerokara.core.zoo.provenance.record", lambda *arguments: loaded.append(arguments))
     recorded.session.start("zoo")
     assert loaded == [(learner.network.backbone, "file of zoo"), (recorded.run, "zoo")]
     assert learner.calls == ["refresh", "update_target_network"][: 1 + has_target]
@@ -422,7 +282,7 @@ def test_a_resumed_run_continues_from_its_checkpoint(make: Make, tmp_path: Path)
     second.start()
     assert again.seeds == []
     assert second.resumed
-    assert [origin_of(second.obs[i]) for i in range(NUM_ENVS)] == [origin_of(first.obs[i]) for i in range(NUM_ENVS)]
+    assert origins(second) == origins(first)
     assert torch.equal(torch.rand(3, generator=second.generator), expected)
     assert torch.equal(torch.rand(3), numbers[0])
     assert np.array_equal(np.random.rand(3), numbers[1])  # noqa: NPY002
@@ -453,7 +313,7 @@ def test_non_finite_weights_are_not_saved(make: Make) -> None:
     assert recorded.saves == [0]
 
 
-def last_value(rows: Sequence[dict[str, Any]], name: str) -> float | None:
+def last_value(rows: list[dict[str, Any]], name: str) -> float | None:
     values = [row[name] for row in rows if name in row]
     return values[-1] if values else None
 

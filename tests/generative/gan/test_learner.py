@@ -14,7 +14,7 @@ from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.core.distributed import World
-from zerokara.generative.dcgan import make_learner, update
+from zerokara.generative.dcgan import discriminator_forward, make_learner, update
 from zerokara.generative.gan.config import PRESETS, Config
 from zerokara.generative.gan.learner import Learner, draw_latents, recalibration_latents
 
@@ -209,6 +209,27 @@ def test_r1_and_r2_penalties_are_added_to_the_loss() -> None:
         assert losses[name] - losses["none"] == pytest.approx(float(metrics["train/penalty"]), abs=1e-5)
     assert losses["both"] - losses["none"] == pytest.approx(losses["r1"] + losses["r2"] - 2 * losses["none"], abs=1e-5)
     assert losses["r1"] != pytest.approx(losses["r2"])
+
+
+@pytest.mark.parametrize(("name", "factor"), [("r1", 1.5), ("r2", 1.5), ("gradient-penalty", 3.0)])
+def test_penalties_equal_an_explicit_computation(name: str, factor: float) -> None:
+    """Gamma / 2 times the squared gradient norm at real (R1) or generated (R2) images; WGAN-GP between them."""
+    it = learner("--discriminator-norm", "none", *NO_NOISE, f"--{name}", "3", "--penalty-every-updates", "2")
+    generator = torch.Generator().manual_seed(4)
+    real, fake = (torch.rand(8, *SHAPE, generator=generator) for _ in range(2))
+    fraction_B = torch.rand(8, generator=torch.Generator().manual_seed(1_000_003)).view(-1, 1, 1, 1)
+    images = {"r1": real, "r2": fake, "gradient-penalty": fraction_B * real + (1 - fraction_B) * fake}[name]
+    penalties = []
+    for image in images:
+        x = image[None].clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(it.discriminator(x, None).sum(), x)
+        norm = float(gradient.norm())
+        penalties.append((norm - 1) ** 2 if name == "gradient-penalty" else norm**2)
+    expected = 2 * factor * sum(penalties) / 8  # the factor 2 makes up for the updates without penalty
+    plain, _ = discriminator_forward(it, real.clone(), fake.clone(), None, penalize=False)
+    loss, metrics = discriminator_forward(it, real.clone(), fake.clone(), None, penalize=True)
+    assert float(metrics[4]) == pytest.approx(expected, rel=1e-4)
+    assert float((loss - plain).detach()) == pytest.approx(expected, rel=1e-3)
 
 
 def test_lazy_regularization_multiplies_the_penalty() -> None:

@@ -21,7 +21,6 @@ from zerokara.core.config import UserError
 from zerokara.core.data import ImageSet
 from zerokara.core.distributed import World
 from zerokara.core.run import Run
-from zerokara.core.zoo import provenance, registry
 from zerokara.generative.dcgan import make_learner, update
 from zerokara.generative.gan import session as session_module
 from zerokara.generative.gan.config import KIND, PRESETS, Config
@@ -267,9 +266,9 @@ def test_a_pretrained_backbone_initializes_only_a_new_run(
         calls.append(arguments)
         return "loaded"
 
-    monkeypatch.setattr(registry, "find_weights", lambda name: f"file of {name}")
+    monkeypatch.setattr("zerokara.core.zoo.registry.find_weights", lambda name: f"file of {name}")
+    monkeypatch.setattr("zerokara.core.zoo.provenance.record", lambda run, name: calls.append((run, name)))
     monkeypatch.setattr(session_module, "load_pretrained_backbone", load)
-    monkeypatch.setattr(provenance, "record", lambda run, name: calls.append((run, name)))
     if resume:
         runs.session().start()
         calls.clear()

@@ -53,8 +53,9 @@ class Regression(SupervisedTraining[nn.Sequential]):
 
 
 def mean_squared_error(network: nn.Module, index_B: Tensor) -> Tensor:
-    error_B: Tensor = network(X_N[index_B][:, None])[:, 0] - Y_N[index_B]
-    return error_B.square().mean()
+    error_B = network(X_N[index_B][:, None])[:, 0] - Y_N[index_B]
+    mean: Tensor = error_B.square().mean()
+    return mean
 
 
 def weights(module: nn.Module) -> list[Tensor]:
@@ -113,9 +114,7 @@ def test_the_optimizer_of_the_config_is_used(optimizer: str) -> None:
 
 class WithOutputs(Regression):
     def output_weights(self) -> Sequence[Tensor]:
-        first = self.network[0]
-        assert isinstance(first, nn.Linear)
-        return [first.weight]
+        return [self.network.get_parameter("0.weight")]
 
 
 def test_muon_leaves_the_output_layers_to_adamw() -> None:

@@ -1,0 +1,46 @@
+"""A mistake that can be found before a run starts leaves no folder behind, and no time is spent on measurements."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from zerokara.core.compute import Compute
+from zerokara.core.config import UserError
+
+CASES = [
+    ("agents.dqn", "--env ALE/Pnog-v5", "did you mean ALE/Pong-v5"),
+    ("agents.dqn", "--env CartPole-v1 --repeat-action-probability .1", "setting of Atari games only"),
+    ("agents.dqn", "--env zerokara/Catch-v0 --image-size 32", "always 84 and cannot be 32"),
+    ("agents.dqn", "--env zerokara/Catch-v0 --max-episode-frames 1000000", "cannot be 1000000"),
+    ("agents.dqn", "--max-episode-frames 3", "at least frame_skip"),
+    ("agents.dqn", "--env CartPole-v1 --obs-range 0 0", "two increasing numbers"),
+    ("agents.dqn", "--env CartPole-v1 --env-kwargs sutton", "write name=value"),
+    ("agents.dqn", "--env my_env.py:MyEnv", "There is no file my_env.py"),
+    ("agents.pqn", "--env ALE/Pnog-v5", "did you mean ALE/Pong-v5"),
+    ("agents.pqn", "--env zerokara/Snake-v0 --image-size 32", "always 84 and cannot be 32"),
+    ("generative.dcgan", "--data mnits", "mnits"),
+    ("generative.fast_style", "--style none.png", "none.png"),
+    ("generative.style_transfer", "none.png other.png", "none.png"),
+    ("vision.classify", "--data mnits", "mnits"),
+    ("vision.classify", "--backbone resnet999", "resnet999"),
+    ("vision.binary", "--data mnits", "mnits"),
+    ("vision.segment", "--data camvit", "camvit"),
+    ("vision.detect", "--data bcdc", "bcdc"),
+    ("vision.caption", "--data flickr9k", "flickr9k"),
+]
+
+
+@pytest.mark.parametrize(("module", "words", "message"), CASES, ids=[f"{module} {words}" for module, words, _ in CASES])
+def test_a_mistake_creates_nothing(
+    module: str, words: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZEROKARA_DATA", str(tmp_path))
+    monkeypatch.setattr(Compute, "choose", lambda **options: pytest.fail("the hardware was measured"))
+    with pytest.raises(UserError, match=message) as error:
+        importlib.import_module(f"zerokara.{module}").main(words.split())
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
