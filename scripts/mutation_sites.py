@@ -28,7 +28,7 @@ SYMMETRIC = frozenset({"min", "max", "minimum", "maximum", "isinstance", "hasatt
 # Functions and classes whose code only formats text, measures time or chooses hardware settings by time.
 _SKIPPED_SCOPE = re.compile(
     r"_?(format_|describe_|print_|show_)\w+|\w+_(message|error)|timed|start_interval|LogInterval|choose_compute|"
-    r"probe_updates"
+    r"probe_\w+|progress_fields"
 )
 _SKIPPED_CALL = re.compile(r"_?(format_|describe_|print_|show_)\w+|print|progress|warn|start_interval|LogInterval")
 _SIMPLE_STATEMENTS = (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Expr, ast.Return)

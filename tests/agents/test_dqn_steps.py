@@ -245,3 +245,28 @@ def test_the_program_divides_its_settings_among_the_processes(tmp_path: Path, mo
     with pytest.raises(Opened):
         dqn.main(["--num-envs", "6", "--batch-size", "33"])
     assert opened == [("dqn", World(size=3))]
+
+
+def test_the_program_trains_with_the_config_of_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained: list[tuple[Any, ...]] = []
+
+    def train(*arguments: Any) -> str:
+        trained.append(arguments)
+        return "closing message"
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dqn, "train", train)
+    monkeypatch.setattr(dqn, "choose_compute", lambda config, world, timed: Compute(threads=1, reason="chosen"))
+    dqn.main(["--env", "zerokara/Catch-v0", "--num-envs", "2", "--gamma", "0.5", "--name", "n"])
+    ((config, run, compute, world, env),) = trained
+    assert (config.env, config.gamma) == ("zerokara/Catch-v0", 0.5)
+    assert (run.folder, compute, world) == (Path("runs/n"), Compute(threads=1, reason="chosen"), World())
+    assert (env.id, env.num_envs) == ("zerokara/Catch-v0", 2)
+    assert capsys.readouterr().out.splitlines()[-1] == "closing message"
+    for field in ("num_envs", "batch_size"):
+        monkeypatch.setattr(World, "from_env", lambda device: World(size=3))
+        words = {"num_envs": "3", "batch_size": "3", field: "4"}
+        with pytest.raises(UserError, match="cannot be divided evenly among 3 processes"):
+            dqn.main(["--num-envs", words["num_envs"], "--batch-size", words["batch_size"], "--name", "m"])

@@ -60,6 +60,7 @@ def test_the_longest_duration_is_that_of_the_paper() -> None:
     assert MAX_DURATION == 10_000
     exploration = Exploration(2, 3, seed=4, zeta=2.0)
     assert exploration._cumulative is not None
+    assert len(exploration._cumulative) == MAX_DURATION
     exploration._cumulative *= 0
     explore_N, _ = exploration.sample(1.0)
     assert explore_N.all()

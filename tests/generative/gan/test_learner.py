@@ -211,10 +211,10 @@ def test_r1_and_r2_penalties_are_added_to_the_loss() -> None:
     assert losses["r1"] != pytest.approx(losses["r2"])
 
 
-@pytest.mark.parametrize(("name", "factor"), [("r1", 1.5), ("r2", 1.5), ("gradient-penalty", 3.0)])
+@pytest.mark.parametrize(("name", "factor"), [("r1", 0.25), ("r2", 0.25), ("gradient-penalty", 0.5)])
 def test_penalties_equal_an_explicit_computation(name: str, factor: float) -> None:
     """Gamma / 2 times the squared gradient norm at real (R1) or generated (R2) images; WGAN-GP between them."""
-    it = learner("--discriminator-norm", "none", *NO_NOISE, f"--{name}", "3", "--penalty-every-updates", "2")
+    it = learner("--discriminator-norm", "none", *NO_NOISE, f"--{name}", "0.5", "--penalty-every-updates", "2")
     generator = torch.Generator().manual_seed(4)
     real, fake = (torch.rand(8, *SHAPE, generator=generator) for _ in range(2))
     fraction_B = torch.rand(8, generator=torch.Generator().manual_seed(1_000_003)).view(-1, 1, 1, 1)
@@ -230,6 +230,16 @@ def test_penalties_equal_an_explicit_computation(name: str, factor: float) -> No
     loss, metrics = discriminator_forward(it, real.clone(), fake.clone(), None, penalize=True)
     assert float(metrics[4]) == pytest.approx(expected, rel=1e-4)
     assert float((loss - plain).detach()) == pytest.approx(expected, rel=1e-3)
+
+
+def test_tensors_of_an_update_are_on_the_device_of_the_run() -> None:
+    """A tensor created without a device would be on the default device, here one without data."""
+    plain = ("--discriminator-norm", "none", "--generator-norm", "none", "--conditional", "--flip", "--r1", "1")
+    it = learner(*plain, "--gradient-penalty", "1", "--diffaugment", "color", "--accumulation-steps", "2")
+    pixels_BCHW, label_B = batch()
+    with torch.device("meta"):
+        update(it, pixels_BCHW, label_B)
+    assert all(bool(value.isfinite()) for value in it.read_metrics().values())
 
 
 def test_lazy_regularization_multiplies_the_penalty() -> None:
