@@ -84,3 +84,10 @@ def test_actions_and_explorations_are_those_of_the_seed() -> None:
     explore_N, random_N = Exploration(6, 5, seed=8).sample(0.5)
     assert torch.equal(random_N, action_N)
     assert torch.equal(explore_N, begins_N)
+
+
+def test_epsilon_0_never_explores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random numbers are at least 0, and 0 occurs."""
+    monkeypatch.setattr(torch, "rand", lambda number, **options: torch.zeros(number))
+    assert not Exploration(3, 2, seed=1).sample(0.0)[0].any()
+    assert Exploration(3, 2, seed=1).sample(1e-9)[0].all()

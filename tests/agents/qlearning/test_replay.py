@@ -222,6 +222,18 @@ def test_n_step_and_gamma_can_change() -> None:
     torch.testing.assert_close(batch.reward[:3], one_step.reward[:3] + 0.25 * one_step.reward[1:])
 
 
+def test_tensors_are_on_the_device_of_the_buffer() -> None:
+    """A tensor created without a device would be on the default device, here one without data."""
+    envs = ScriptedEnvs(2)
+    with torch.device("meta"):
+        replay = make(envs, 80, n_step=2)
+        replay.set_n_step_and_gamma(2, 0.9)
+        fill(envs, replay, 10)
+        batch = replay.sample(8)
+    assert {tensor.device.type for tensor in batch} == {"cpu"}
+    assert batch.weight.max() == 1
+
+
 def test_types_and_shapes_of_a_batch() -> None:
     envs = ScriptedEnvs(2, frame_stack=3, channels=3)
     replay = make(envs, 60, n_step=2)

@@ -212,6 +212,13 @@ def test_a_negative_goal_is_compared_as_it_is(make: Make) -> None:
     assert len(recorded.evaluations) == 5, "the second one did not confirm the first"
 
 
+def test_a_goal_of_0_is_confirmed_by_a_return_of_0(make: Make) -> None:
+    recorded = make(stop_at_return=0.0, eval_every_steps=20)
+    recorded.scores = [scores(0.0)]
+    recorded.train()
+    assert [evaluation["step"] for evaluation in recorded.evaluations] == [20, 20]
+
+
 def test_only_the_main_process_evaluates(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = make(eval_every_steps=20, world=World(rank=1, size=1))
     recorded.session.evaluation_pending = True
