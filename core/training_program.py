@@ -11,46 +11,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from zerokara.core.compute import Compute, Precision
+from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, flag
 from zerokara.core.distributed import World
 from zerokara.core.run import Run
-
-
-class HardwareSettings(Protocol):
-    """Hardware settings that every config has. Some configs also have `compile`: "auto", "on" or "off"."""
-
-    @property
-    def device(self) -> str:
-        """Device: auto, cpu, cuda, cuda:<n> or mps."""
-
-    @property
-    def precision(self) -> Precision:
-        """Precision of the network's arithmetic."""
-
-    @property
-    def threads(self) -> int:
-        """CPU threads; 0: all usable cores."""
-
-
-class RunSettings(HardwareSettings, Protocol):
-    """Settings of the run folder that every config has."""
-
-    @property
-    def name(self) -> str:
-        """Name of the folder under runs/."""
-
-    @property
-    def resume(self) -> bool:
-        """Resume the run of that name."""
-
-    @property
-    def quiet(self) -> bool:
-        """Print only warnings and the closing line."""
+from zerokara.core.run_options import RunOptions
 
 
 def check_divisible(config: Any, world: World, *fields: str, parts: int = 1) -> None:
@@ -76,7 +45,7 @@ def check_divisible(config: Any, world: World, *fields: str, parts: int = 1) -> 
 
 @contextlib.contextmanager
 def open_run(
-    config: RunSettings,
+    config: RunOptions,
     kind: str,
     world: World = World(),  # noqa: B008  (frozen)
     extra: Mapping[str, Any] | None = None,
@@ -102,9 +71,7 @@ def open_run(
     world.close()
 
 
-def choose_compute(
-    config: HardwareSettings, world: World, probe_step: Callable[[Compute], Callable[[], object]]
-) -> Compute:
+def choose_compute(config: RunOptions, world: World, probe_step: Callable[[Compute], Callable[[], object]]) -> Compute:
     """Choose the settings that the config leaves at "auto" by timing updates (`Compute.choose`).
 
     torch's random generators are restored afterwards. A config without the field `compile` is not compiled.

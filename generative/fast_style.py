@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from zerokara.core import checkpoint, schedules
-from zerokara.core.compute import Compute, Precision
+from zerokara.core.compute import Compute
 from zerokara.core.config import Range, UserError, flag, run_main, to_dict
 from zerokara.core.data import DATASETS, ImageSet, hold_out
 from zerokara.core.data.image_files import resize
@@ -33,6 +33,7 @@ from zerokara.core.media import grid, to_uint8
 from zerokara.core.programs import command, program_command, resume_command
 from zerokara.core.run import Run
 from zerokara.core.run_config import configure
+from zerokara.core.run_options import RunOptions
 from zerokara.core.stopwatch import LogInterval
 from zerokara.core.training_loop import TrainingState, run_updates
 from zerokara.core.training_program import check_divisible, choose_compute, open_run
@@ -60,7 +61,7 @@ Count = Annotated[int, Range(1)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(BackboneOptions):
+class Config(BackboneOptions, RunOptions):
     """Configuration of the training of a style network."""
 
     # Names of older releases, accepted on the command line and in saved configs.
@@ -83,10 +84,6 @@ class Config(BackboneOptions):
     any size."""
     data_dir: str = ""
     """Folder of named data sets (none: $ZEROKARA_DATA or ~/.cache/zerokara)."""
-    name: str = ""
-    """Folder under runs/ (none: made of the style's file name and the seed)."""
-    seed: Annotated[int, Range(0, 10**6)] = 1
-    """Seed of all random number generators."""
     image_size: Annotated[int, Range(32, 256)] = 256
     """Resize training photographs to this side, in pixels. The trained network accepts larger images."""
     style_size: Annotated[int, Range(0, 4096)] = 0
@@ -109,22 +106,12 @@ class Config(BackboneOptions):
     """Weight of the total variation loss, which smooths the result."""
     held_out_images: Count = 8
     """Number of photographs held out for evaluation and logged images."""
-    resume: bool = False
-    """Resume the run of this name from its last checkpoint."""
-    quiet: bool = False
-    """Print only warnings and the closing message."""
     log_every_updates: Count = 20
     """Updates between logged metrics."""
     image_every_updates: Count = 200
     """Updates between evaluations on held-out photographs. They log images."""
     checkpoint_every_updates: Count = 100
     """Updates between checkpoints."""
-    device: str = "auto"
-    """Device: auto, cpu, cuda, cuda:<n> or mps."""
-    precision: Precision = "auto"
-    """Precision of both networks. auto: the fastest in a short measurement."""
-    threads: Annotated[int, Range(0)] = 0
-    """Number of CPU threads (0: one per core)."""
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

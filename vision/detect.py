@@ -29,7 +29,7 @@ from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, run_main
 from zerokara.core.data.boxes import BoxSet
 from zerokara.core.distributed import World
-from zerokara.core.media import grid
+from zerokara.core.media import grid, to_uint8
 from zerokara.core.models.model_file import MODEL_FILE
 from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.programs import program_command, resume_command
@@ -120,7 +120,7 @@ def train(config: Config, run: Run, data: Data, training: Training, validation: 
         provenance.record(run, config.pretrained_backbone)
     if not resumed:
         pixels = training.example().pixels[:16]
-        run.image("learnt_from", 0, grid((Compute.to_host(pixels) * 255).round().to(torch.uint8)))
+        run.image("learnt_from", 0, grid(Compute.to_host(to_uint8(pixels))))
         training.save(run)
     if run_updates(training, run, training.update, lambda: validate(training, run, data.validation, validation)):
         raise Stopped

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from zerokara.agents.configs import names
-from zerokara.core.compute import Precision, Switch
+from zerokara.core.compute import Switch
 from zerokara.core.config import Range, UserError
+from zerokara.core.run_options import RunOptions
 
 ProtocolName = Literal["nature", "machado", "100k"]
 Count = Annotated[int, Range(1)]
@@ -22,7 +23,7 @@ Positive = Annotated[float, Range(0, low_open=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(RunOptions):
     """Settings of a training run that do not depend on the algorithm."""
 
     RENAMED: ClassVar = names.RENAMED
@@ -34,16 +35,8 @@ class Settings:
     env: str = "ALE/Pong-v5"
     """Environment: ALE/<Game>-v5, zerokara/<Game>-v0, or any Gymnasium id with image observations or rgb_array
     rendering."""
-    name: str = ""
-    """Name of the run folder under runs/; empty: composed of environment, preset and seed."""
-    seed: Annotated[int, Range(0, 10**6)] = 1
-    """Seed of all random number generators."""
     total_steps: Count = 1_000_000
     """Total agent steps of the run, summed over all environments."""
-    resume: bool = False
-    """Resume the run with this name from its last checkpoint."""
-    quiet: bool = False
-    """Print only warnings and the closing message."""
 
     # --- environment -----------------------------------------------------------------------------------------------
     num_envs: Count = 16
@@ -119,14 +112,8 @@ class Settings:
     do not overwrite those that the last checkpoint needs."""
 
     # --- hardware --------------------------------------------------------------------------------------------------
-    device: str = "auto"
-    """Device: auto, cpu, cuda, cuda:<n> or mps."""
-    precision: Precision = "auto"
-    """Floating-point precision of the network; auto: the fastest in a short benchmark at the start."""
     compile: Switch = "auto"
     """Compile the update with torch.compile; auto: if a short benchmark at the start shows that it is faster."""
-    threads: Annotated[int, Range(0)] = 0
-    """Number of CPU threads; 0: number of CPU cores."""
 
     @property
     def frame_channels(self) -> int:

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from zerokara.core.compute import Precision, Switch
+from zerokara.core.compute import Switch
 from zerokara.core.config import Range, UserError
 from zerokara.core.run_config import configure
+from zerokara.core.run_options import RunOptions
 from zerokara.generative.gan import names
 from zerokara.generative.gan.networks import Norm, Upsample
 
@@ -29,7 +30,7 @@ Width = Annotated[float, Range(0.05, 16)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(RunOptions):
     """Configuration of a generator and a discriminator that are trained together."""
 
     # Names of older releases, accepted on the command line and in saved configs.
@@ -71,18 +72,10 @@ class Config:
     them."""
     conditional: bool = False
     """Class-conditional GAN: generator and discriminator receive the label."""
-    name: str = ""
-    """Folder under runs/ (none: made of data, preset and seed)."""
-    seed: Annotated[int, Range(0, 10**6)] = 1
-    """Seed of all random number generators."""
     updates: Count = 6_000
     """Number of updates to train for."""
-    resume: bool = False
-    """Resume the run of this name from its last checkpoint."""
     rollback: bool = False
     """With --resume: resume from the best checkpoint instead of the last. The random numbers differ from there on."""
-    quiet: bool = False
-    """Print only warnings and the closing message."""
 
     # --- networks --------------------------------------------------------------------------------------------------
     latent_dim: Annotated[int, Range(1, 4096)] = 64
@@ -170,15 +163,9 @@ class Config:
     the video."""
 
     # --- hardware --------------------------------------------------------------------------------------------------
-    device: str = "auto"
-    """Device: auto, cpu, cuda, cuda:<n> or mps."""
-    precision: Precision = "auto"
-    """Precision of the networks' arithmetic. auto: the fastest in a short measurement."""
     compile: Switch = "off"
     """Compile both loss functions with torch.compile. auto: compile if a measurement, which takes a while, finds it
     faster."""
-    threads: Annotated[int, Range(0)] = 0
-    """Number of CPU threads (0: one per core)."""
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

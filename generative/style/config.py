@@ -14,9 +14,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
-from zerokara.core.compute import Precision
 from zerokara.core.config import Positional, Range, UserError
 from zerokara.core.programs import program_command
+from zerokara.core.run_options import RunOptions
 from zerokara.generative.style import names
 from zerokara.generative.style.perceptual import BackboneOptions
 from zerokara.generative.style.pictures import read_image, sizes
@@ -27,7 +27,7 @@ OptionalCount = Annotated[int, Range(0)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(BackboneOptions):
+class Config(BackboneOptions, RunOptions):
     """Configuration of a style transfer between two images."""
 
     # Names of older releases, accepted on the command line and in saved configs.
@@ -48,8 +48,6 @@ class Config(BackboneOptions):
     """Content image and style image."""
     out: str = ""
     """PNG file to which the result is also written. It is always written to runs/<name>/result.png."""
-    name: str = ""
-    """Folder under runs/ (none: made of both images' names and the seed)."""
     seed: Annotated[int, Range(0, 10**6)] = 1
     """Seed of the initial noise and of random weights."""
     size: Annotated[int, Range(0)] = 512
@@ -64,10 +62,6 @@ class Config(BackboneOptions):
     """Initial image: the content image, or noise."""
     keep_color: bool = False
     """Transfer luminance only, and keep the colors of the content image."""
-    resume: bool = False
-    """Resume the run of this name from its last checkpoint."""
-    quiet: bool = False
-    """Print only warnings and the closing message."""
 
     # --- the loss --------------------------------------------------------------------------------------------------
     content_weight: NotNegative = 1.0
@@ -88,14 +82,6 @@ class Config(BackboneOptions):
     """Iterations between images in TensorBoard (0: only the result). They are also written to media/."""
     checkpoint_every_iterations: Count = 50
     """Iterations between checkpoints."""
-
-    # --- hardware --------------------------------------------------------------------------------------------------
-    device: str = "auto"
-    """Device: auto, cpu, cuda, cuda:<n> or mps."""
-    precision: Precision = "auto"
-    """Precision of the loss network. auto: the fastest in a short measurement."""
-    threads: Annotated[int, Range(0)] = 0
-    """Number of CPU threads (0: one per core)."""
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

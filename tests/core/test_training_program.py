@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 import torch
 
+from zerokara.core import training_program
 from zerokara.core.compute import Compute, Precision, Switch
 from zerokara.core.config import UserError
 from zerokara.core.distributed import World
+from zerokara.core.run import Run
+from zerokara.core.run_options import RunOptions
 from zerokara.core.training_program import check_divisible, choose_compute, open_run
 
 
-@dataclass(frozen=True)
-class Config:
-    """Fields that all configs have."""
-
+@dataclass(frozen=True, kw_only=True)
+class Config(RunOptions):
     name: str = "a"
-    resume: bool = False
     quiet: bool = True
     device: str = "cpu"
     precision: Precision = "bfloat16"
@@ -32,7 +32,7 @@ class Config:
     num_envs: int = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CompiledConfig(Config):
     compile: Switch = "auto"
 
@@ -100,6 +100,24 @@ def test_signals_ask_an_open_run_to_stop(tmp_path: Path, monkeypatch: pytest.Mon
     assert (saved["kind"], saved["extra"]) == ("kind", {"style": "x"})
 
 
+def test_a_run_has_the_settings_of_the_config_and_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Any] = []
+
+    class Opened(Exception):
+        """Raised instead of opening the run."""
+
+    def record(*arguments: Any, **options: Any) -> Run:
+        opened.append((arguments, options))
+        raise Opened
+
+    monkeypatch.setattr(training_program, "Run", record)
+    for config in (Config(name="n", resume=True, quiet=False), Config(name="m", resume=False, quiet=True)):
+        with pytest.raises(Opened), open_run(config, "kind", World(size=3), {"style": "x"}):
+            pass
+        settings = {"kind": "kind", "name": config.name, "resume": config.resume, "quiet": config.quiet}
+        assert opened.pop() == ((config,), {**settings, "extra": {"style": "x"}, "world": World(size=3)})
+
+
 def test_a_run_is_created_trained_and_closed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,4 +136,6 @@ def test_a_run_is_created_trained_and_closed(
         pass
     with open_run(Config(resume=True), "kind") as run:  # the folder is unlocked
         kept = run.compute(lambda: pytest.fail("a resumed run keeps its hardware settings"), 5)
+        run.close("closing message")
     assert kept == Compute(threads=1, reason="chosen")
+    assert capsys.readouterr().out == "closing message\n"

@@ -109,7 +109,7 @@ def test_training_and_applying_a_style(capsys: pytest.CaptureFixture[str]) -> No
     assert "apply it with: python -m generative.stylise runs/run photo.jpg" in printed
     losses = [line["held_out/style"] for line in lines(Path("runs/run")) if "held_out/style" in line]
     assert len(losses) == 10
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]  # 0.67; the random loss network sets the lower limit
     write_png(Path("one.png"), np.full((50, 70, 3), 90, np.uint8))
     stylise.main(["runs/run", "one.png", "style.png", "--out", "stylized", "--threads", "1"])
     printed = capsys.readouterr().out

@@ -106,13 +106,6 @@ def in_shapes_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[st
 # ---- results and files of a run
 
 
-def test_fourteen_epochs_beat_the_most_frequent_class(in_shapes_folder: list[str]) -> None:
-    segment.main([*TINY, "--epochs", "14", "--validate-every-epochs", "14", "--name", "learns", "--quiet"])
-    results = json.loads(Path("runs/learns/result.json").read_text())["figures"]
-    assert results["test_accuracy"] > 0.75  # two thirds of all pixels are ground
-    assert results["test_mean_iou"] > 0.5  # predicting ground everywhere gives 0.22
-
-
 def test_files_and_metrics_of_a_run(uninterrupted: Path) -> None:
     result = json.loads((uninterrupted / "result.json").read_text())
     results = result["figures"]
@@ -138,10 +131,13 @@ def test_files_and_metrics_of_a_run(uninterrupted: Path) -> None:
 def test_training_for_seconds_separates_the_shapes(
     in_shapes_folder: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Most pixels are ground. Predicting ground everywhere has a mean IoU of about 0.25."""
-    words = list(TINY)
-    words[words.index("--epochs") + 1] = "25"
-    segment.main([*words, "--validate-every-epochs", "25", "--name", "learnt", "--quiet"])
+    """Two thirds of the pixels are ground. Predicting ground everywhere has a mean IoU of 0.22."""
+    words = [*TINY, "--scale-low", "1", "--scale-high", "1", "--decoder-channels", "16", "--learning-rate", "0.02"]
+    words += ["--batch-size", "4", "--epochs", "16", "--validate-every-epochs", "8", "--name", "learnt", "--quiet"]
+    segment.main(words)
+    halfway = next(line for line in metrics(Path("runs/learnt")) if "val/mean_iou" in line)
+    assert halfway["val/mean_iou"] > 0.5
+    assert halfway["val/accuracy"] > 0.75
     results = json.loads(Path("runs/learnt/result.json").read_text())["figures"]
     assert results["test_mean_iou"] > 0.75
     assert results["test_accuracy"] > 0.9

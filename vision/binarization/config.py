@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from zerokara.core.compute import Precision
 from zerokara.core.config import Range
+from zerokara.core.run_options import RunOptions
 from zerokara.vision.binarization import names
 from zerokara.vision.classification import config as classify_config
 
@@ -15,7 +15,7 @@ Count = Annotated[int, Range(1)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(RunOptions):
     """Config of a run that trains a binary network."""
 
     RENAMED: ClassVar = names.RENAMED
@@ -41,16 +41,8 @@ class Config:
     """Training images to use; 0: all that are not held out. They are chosen at random by the seed."""
     test: bool = True
     """Evaluate the test set once, at the end; use --no-test while choosing settings."""
-    name: str = ""
-    """Name of the run folder under runs/; empty: composed of data, network and seed."""
-    seed: Annotated[int, Range(0, 10**6)] = 1
-    """Random seed."""
     epochs: Count = 50
     """Length of the run in epochs."""
-    resume: bool = False
-    """Resume the run from its last checkpoint."""
-    quiet: bool = False
-    """Print only warnings and the closing message."""
 
     network: Literal["mlp", "cnn"] = "mlp"
     """Architecture. mlp: fully connected layers; cnn: the convolutional network of the paper for CIFAR-10."""
@@ -85,12 +77,6 @@ class Config:
     """Updates between lines of metrics."""
     checkpoint_every_updates: Count = 500
     """Updates between checkpoints. Every epoch ends with a checkpoint as well."""
-    device: str = "auto"
-    """Device: auto, cpu, cuda, cuda:<n> or mps."""
-    precision: Precision = "auto"
-    """Arithmetic of the network; auto: the fastest in a short measurement."""
-    threads: Annotated[int, Range(0)] = 0
-    """CPU threads; 0: one per core."""
 
     def for_data(self) -> classify_config.Config:
         """Return the config of vision.classify with the same data, for the functions that read images."""

@@ -17,13 +17,13 @@ import numpy as np
 
 from zerokara.core.backbones.base import Backbone, Stem
 from zerokara.core.backbones.registry import option_names
-from zerokara.core.compute import Precision
 from zerokara.core.config import Range, UserError
 from zerokara.core.data.captions import CaptionSet, load_captions
 from zerokara.core.data.moments import channel_moments
 from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.core.models.weights import LoadReport, load_into, load_pretrained_backbone, read_tensors
 from zerokara.core.progress import loading
+from zerokara.core.run_options import RunOptions
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision.captioning import names
 
@@ -33,7 +33,7 @@ Positive = Annotated[float, Range(0, low_open=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(RunOptions):
     """Config of an image captioning run."""
 
     RENAMED: ClassVar = names.RENAMED
@@ -59,16 +59,10 @@ class Config:
     """Number of validation images. The best epoch is selected on them."""
     test_images: Count = 100
     """Number of test images. They are evaluated once, at the end."""
-    name: str = ""
-    """Name of the run folder under runs/; empty: composed of data, backbone, preset, split seed and seed."""
     seed: Annotated[int, Range(0, 10**6)] = 1
     """Random seed of everything except the split."""
     epochs: Count = 30
     """Length of the run in epochs."""
-    resume: bool = False
-    """Resume the run from its last checkpoint."""
-    quiet: bool = False
-    """Print only warnings and the closing message."""
 
     # --- backbone --------------------------------------------------------------------------------------------------
     backbone: str = "resnet18"
@@ -120,14 +114,6 @@ class Config:
     """Updates between lines of metrics."""
     checkpoint_every_updates: Count = 500
     """Updates between checkpoints. Every epoch ends with a checkpoint as well."""
-
-    # --- hardware --------------------------------------------------------------------------------------------------
-    device: str = "auto"
-    """Device: auto, cpu, cuda, cuda:<n> or mps."""
-    precision: Precision = "auto"
-    """Arithmetic of the backbone; auto: the fastest in a short measurement."""
-    threads: Annotated[int, Range(0)] = 0
-    """CPU threads; 0: one per core."""
 
     @property
     def trains_backbone(self) -> bool:

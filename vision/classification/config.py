@@ -12,8 +12,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from zerokara.core.augment import Augment
 from zerokara.core.backbones.base import Stem
-from zerokara.core.compute import Precision, Switch
+from zerokara.core.compute import Switch
 from zerokara.core.config import Range
+from zerokara.core.run_options import RunOptions
 from zerokara.vision.classification import names
 
 Count = Annotated[int, Range(1)]
@@ -24,7 +25,7 @@ Positive = Annotated[float, Range(0, low_open=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(RunOptions):
     """Config of an image classification run."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {
@@ -58,19 +59,11 @@ class Config:
     """Number of training images to use, chosen by the seed (0: all). Validation images are held out first."""
     test: bool = True
     """Evaluate once on the test set when training ends; use --no-test while choosing settings."""
-    name: str = ""
-    """Folder under runs/ (none: made of data, backbone, preset and seed)."""
-    seed: Annotated[int, Range(0, 10**6)] = 1
-    """Seed of all random number generators."""
     epochs: Count = 15
     """Length of the run in epochs."""
     minutes: NotNegative = 0.0
     """Length of the run in minutes, instead of --epochs (0: use --epochs). A short measurement at the start determines
     how many epochs fit. A resumed run keeps that number."""
-    resume: bool = False
-    """Resume the run of this name from its last checkpoint."""
-    quiet: bool = False
-    """Print only warnings and the closing message."""
 
     # --- network -----------------------------------------------------------------------------------------------------
     backbone: str = "deep_cnn"
@@ -161,14 +154,8 @@ class Config:
     """Updates between checkpoints. Every epoch ends with a checkpoint as well."""
 
     # --- hardware ----------------------------------------------------------------------------------------------------
-    device: str = "auto"
-    """Device: auto, cpu, cuda, cuda:<n> or mps."""
-    precision: Precision = "auto"
-    """Arithmetic of the network; auto: the fastest in a short measurement."""
     compile: Switch = "auto"
     """Compile the update with torch.compile; auto: if a short measurement shows that it is faster."""
-    threads: Annotated[int, Range(0)] = 0
-    """Number of CPU threads (0: one per core)."""
 
     def augment(self) -> Augment:
         """Return the augmentation of the training images."""

@@ -13,9 +13,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from zerokara.core.augment import Augment
 from zerokara.core.backbones.base import Stem
 from zerokara.core.backbones.registry import option_names
-from zerokara.core.compute import Precision
 from zerokara.core.config import Range, UserError
 from zerokara.core.models.classifier import ClassifierMetadata
+from zerokara.core.run_options import RunOptions
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision.detection import names
 from zerokara.vision.detection.detector import Method
@@ -28,7 +28,7 @@ Positive = Annotated[float, Range(0, low_open=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(RunOptions):
     """Settings of a detection run."""
 
     RENAMED: ClassVar[Mapping[str, str]] = names.RENAMED
@@ -50,16 +50,10 @@ class Config:
     same value."""
     test: bool = True
     """Evaluate on the test set once, after training. Use --no-test while you tune settings."""
-    name: str = ""
-    """Folder under runs/; empty: made of data set, method, preset and seed."""
     seed: Annotated[int, Range(0, 10**6)] = 1
     """Seed of all random numbers except those of the split."""
     updates: Count = 3000
     """Number of gradient steps."""
-    resume: bool = False
-    """Resume the run of this name from its last checkpoint."""
-    quiet: bool = False
-    """Print warnings and the closing line only."""
 
     # --- proposals -------------------------------------------------------------------------------------------------
     proposals: Annotated[int, Range(1, 10_000)] = 2000
@@ -153,14 +147,6 @@ class Config:
     """Updates between log lines."""
     checkpoint_every_updates: Count = 100
     """Updates between checkpoints."""
-
-    # --- hardware --------------------------------------------------------------------------------------------------
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:<n> or mps."""
-    precision: Precision = "auto"
-    """Arithmetic of the network; auto: the fastest in a short measurement."""
-    threads: Annotated[int, Range(0)] = 0
-    """CPU threads; 0: one per core."""
 
     def augment(self) -> Augment:
         """Return the color augmentation of training images."""

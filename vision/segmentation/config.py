@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from zerokara.core.backbones.base import Stem
-from zerokara.core.compute import Precision, Switch
+from zerokara.core.compute import Switch
 from zerokara.core.config import Range, UserError
+from zerokara.core.run_options import RunOptions
 from zerokara.vision.segmentation import names
 from zerokara.vision.segmentation.augment import JointAugment
 from zerokara.vision.segmentation.networks import NetworkName
@@ -26,7 +27,7 @@ Pixels = Annotated[tuple[int, ...], Range(8, 4096)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(RunOptions):
     """Config of a semantic segmentation run."""
 
     RENAMED: ClassVar = names.RENAMED
@@ -56,16 +57,8 @@ class Config:
     """Number of training images to use; 0: all. They are evenly spaced over the training set."""
     test: bool = True
     """Evaluate once on the test set when training ends; use --no-test while choosing settings."""
-    name: str = ""
-    """Name of the run folder under runs/; empty: composed of data, network, preset and seed."""
-    seed: Annotated[int, Range(0, 10**6)] = 1
-    """Random seed."""
     epochs: Count = 120
     """Length of the run in epochs."""
-    resume: bool = False
-    """Resume the run --name from its last checkpoint."""
-    quiet: bool = False
-    """Print only warnings and the closing message."""
 
     # --- network -----------------------------------------------------------------------------------------------------
     network: NetworkName = "fcn2s"
@@ -152,14 +145,8 @@ class Config:
     """Updates between checkpoints. Every validation is followed by a checkpoint as well."""
 
     # --- hardware ----------------------------------------------------------------------------------------------------
-    device: str = "auto"
-    """Device: auto, cpu, cuda, cuda:<n> or mps."""
-    precision: Precision = "auto"
-    """Arithmetic of the network; auto: the fastest in a short measurement."""
     compile: Switch = "auto"
     """Compile the update with torch.compile; auto: if a short measurement shows that it is faster."""
-    threads: Annotated[int, Range(0)] = 0
-    """CPU threads; 0: one per core."""
 
     def augment(self) -> JointAugment:
         """Return the augmentation of the training images and masks.

@@ -1,0 +1,29 @@
+"""Options that the config of every training program has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from zerokara.core.compute import Precision
+from zerokara.core.config import Range
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Options of the run folder and of the hardware. A config class inherits them."""
+
+    name: str = ""
+    """Name of the run folder under runs/ (none: made of the program and its main settings)."""
+    seed: Annotated[int, Range(0, 10**6)] = 1
+    """Seed of all random number generators."""
+    resume: bool = False
+    """Resume the run of this name from its last checkpoint."""
+    quiet: bool = False
+    """Print only warnings and the closing message."""
+    device: str = "auto"
+    """Device: auto, cpu, cuda, cuda:<n> or mps."""
+    precision: Precision = "auto"
+    """Precision of the networks' arithmetic. auto: the fastest in a short measurement at the start."""
+    threads: Annotated[int, Range(0)] = 0
+    """Number of CPU threads (0: one per core)."""
