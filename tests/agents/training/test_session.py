@@ -124,6 +124,15 @@ def test_returns_are_those_of_the_last_100_episodes(make: Make) -> None:
     assert walk.step == 130 * NUM_ENVS
 
 
+def test_unfinished_episodes_are_forgotten_when_the_environments_start_new_ones(make: Make) -> None:
+    recorded = make(total_steps=8)
+    recorded.train()
+    assert (recorded.session.running_return_N > 0).any()
+    recorded.session.end_episodes()
+    assert recorded.session.running_return_N.tolist() == recorded.session.running_length_N.tolist() == [0] * NUM_ENVS
+    assert recorded.session.episodes == 0
+
+
 def test_evaluations_have_their_own_seeds_and_reuse_their_environments(make: Make) -> None:
     recorded = make(seed=7, eval_epsilon=0.03, eval_max_steps=99)
     recorded.scores = [scores(0.0)]
