@@ -23,6 +23,8 @@ from typing import NamedTuple
 
 from scripts.mutation_sites import Mutant
 
+NOT_RUN = (4, 5)  # exit statuses of pytest: wrong arguments (a missing file), and no tests
+
 PRELOADED = ("pytest", "hypothesis", "numpy", "torch", "torch._dynamo", "gymnasium", "cv2", "scipy.stats", "av")
 # One thread each, because a fork of a process with threads may hang.
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -89,7 +91,11 @@ class Pool:
         self.running[pid] = job
 
     def wait(self) -> tuple[Job, Outcome]:
-        """Wait until a job has ended. Its copy then has the original code again."""
+        """Wait until a job has ended. Its copy then has the original code again.
+
+        Raises:
+            RuntimeError: pytest found no tests to run, which says nothing about the mutant.
+        """
         pid, status, usage = os.wait4(-1, 0)
         job = self.running.pop(pid)
         with contextlib.suppress(ProcessLookupError):
@@ -99,6 +105,8 @@ class Pool:
         self.free.append(job.copy)
         output = _log(job.copy).read_text(encoding="utf-8", errors="replace")
         code = os.waitstatus_to_exitcode(status)
+        if code in NOT_RUN:
+            raise RuntimeError(f"the tests of a mutant could not be run: {output[-300:]}")
         named = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
         failed = "" if code == 0 else named[1] if named else output[-300:]
         return job, Outcome(code, round(usage.ru_utime + usage.ru_stime, 1), failed)
