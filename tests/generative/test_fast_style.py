@@ -104,12 +104,15 @@ def test_bfloat16_is_close_to_float32() -> None:
 
 
 def test_training_and_applying_a_style(capsys: pytest.CaptureFixture[str]) -> None:
-    fast_style.main([*TINY, "--name", "run", "--updates", "60", "--learning-rate", "0.005", "--content-weight", "0"])
+    # With random weights the loss can hardly be lowered for some seeds; with those of the zoo it can for all.
+    words = ["--loss-network", "photographs-vgg", "--width-multiplier", "1", "--content-weight", "0"]
+    words += ["--updates", "80", "--image-every-updates", "8", "--learning-rate", "0.005"]
+    fast_style.main([*TINY, *words, "--name", "run"])
     printed = capsys.readouterr().out
     assert "apply it with: python -m generative.stylise runs/run photo.jpg" in printed
     losses = [line["held_out/style"] for line in lines(Path("runs/run")) if "held_out/style" in line]
     assert len(losses) == 10
-    assert losses[-1] < 0.8 * losses[0]  # 0.67; the random loss network sets the lower limit
+    assert losses[-1] < 0.7 * losses[0]  # at most 0.43 with five seeds and two precisions
     write_png(Path("one.png"), np.full((50, 70, 3), 90, np.uint8))
     stylise.main(["runs/run", "one.png", "style.png", "--out", "stylized", "--threads", "1"])
     printed = capsys.readouterr().out
