@@ -14,7 +14,7 @@ class RunOptions:
     """Options of the run folder and of the hardware. A config class inherits them."""
 
     name: str = ""
-    """Name of the run folder under runs/ (none: made of the program and its main settings)."""
+    """Folder under runs/ (none: made of program and main settings)."""
     seed: Annotated[int, Range(0, 10**6)] = 1
     """Seed of all random number generators."""
     resume: bool = False

@@ -95,5 +95,5 @@ def test_evaluation_with_a_protocol(catch_run: Path, capsys: pytest.CaptureFixtu
     assert "protocol nature: Mnih et al. 2015" in shown
     flags = ["--episodes", "2", "--epsilon", "0.5", "--max-steps", "5"]
     evaluate.main([str(catch_run), "--protocol", "nature", *flags, "--device", "cpu", "--threads", "1"])
-    result = json.loads((catch_run / "evaluation-400.json").read_text())
+    result = json.loads((catch_run / "evaluation-400-2.json").read_text())
     assert (result["games"], result["protocol"]["epsilon"], result["protocol"]["max_steps"]) == (2, 0.5, 5)
