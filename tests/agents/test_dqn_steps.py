@@ -217,36 +217,6 @@ def test_the_network_follows_from_the_seed(tmp_path: Path, monkeypatch: pytest.M
         assert torch.equal(ours, theirs)
 
 
-def test_the_program_divides_its_settings_among_the_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    devices: list[str] = []
-    opened: list[tuple[str, World]] = []
-
-    def from_env(device: str) -> World:
-        devices.append(device)
-        return World(size=3)
-
-    class Opened(Exception):
-        """Raised instead of opening the run."""
-
-    def open_run(config: Config, kind: str, world: World) -> None:
-        opened.append((kind, world))
-        raise Opened
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(World, "from_env", from_env)
-    monkeypatch.setattr(dqn, "open_run", open_run)
-    for words, message in (
-        (["--num-envs", "6", "--batch-size", "32"], "--batch-size 32"),
-        (["--num-envs", "8", "--batch-size", "33"], "--num-envs 8"),
-    ):
-        with pytest.raises(UserError, match=f"{message} cannot be divided evenly among 3 processes: .* multiple of 3"):
-            dqn.main([*words, "--device", "cpu"])
-    assert (devices, opened, list(tmp_path.iterdir())) == (["cpu"] * 2, [], [])
-    with pytest.raises(Opened):
-        dqn.main(["--num-envs", "6", "--batch-size", "33"])
-    assert opened == [("dqn", World(size=3))]
-
-
 def test_the_program_trains_with_the_config_of_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -354,30 +354,3 @@ def test_minibatches_are_equal_parts_of_the_rollout(
     monkeypatch.setattr(training.learner, "step", lambda obs, action_B, target_B: sizes.append(len(action_B)))
     training.learn()
     assert sizes == [5] * 3 * training.config.update_epochs
-
-
-def test_the_program_divides_its_settings_among_the_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    devices: list[str] = []
-    opened: list[tuple[str, World]] = []
-
-    def from_env(device: str) -> World:
-        devices.append(device)
-        return World(size=3)
-
-    class Opened(Exception):
-        """Raised instead of opening the run."""
-
-    def open_run(config: Config, kind: str, world: World) -> None:
-        opened.append((kind, world))
-        raise Opened
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(World, "from_env", from_env)
-    monkeypatch.setattr(pqn, "open_run", open_run)
-    message = "--num-envs 8 cannot be divided evenly among 3 processes: .* multiple of 3"
-    with pytest.raises(UserError, match=message):
-        pqn.main(["--num-envs", "8", "--device", "cpu"])
-    assert (devices, opened, list(tmp_path.iterdir())) == (["cpu"], [], [])
-    with pytest.raises(Opened):
-        pqn.main(["--num-envs", "6"])
-    assert opened == [("pqn", World(size=3))]
