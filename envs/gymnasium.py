@@ -30,6 +30,7 @@ from zerokara.envs.single import Env, Outcome, SingleEnv, create
 if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec
 
+MAX_WARNINGS = 3  # about exceptions of environments
 REPRODUCIBILITY_STEPS = 16  # steps of the episode that is compared with its repetition
 
 
@@ -247,7 +248,9 @@ class GymnasiumVectorEnv(VectorEnv):
         if not self._restart_on_error:
             raise error
         self.errors += 1
-        self.warnings.append(f"{error} The episode is truncated, and the environment is created again.")
+        if self.errors <= MAX_WARNINGS:
+            more = " Further exceptions are only counted." if self.errors == MAX_WARNINGS else ""
+            self.warnings.append(f"{error} The episode is truncated, and the environment is created again.{more}")
         self._pool.call([(i, "recreate", ())])
         last_frame = self._stack.obs[i, -self.frame_channels :]
         return Outcome(last_frame, 0.0, terminal=False, truncated=True, life_lost=False)

@@ -366,6 +366,10 @@ def test_an_episode_that_raised_is_truncated_and_replaced_if_asked_for() -> None
     assert not steps[2].obs[:, :-1].any(), "a new episode"
     assert "ZeroDivisionError: test" in env.warnings[0]
     assert "truncated" in env.warnings[0]
+    for _ in range(6):
+        env.step(np.array([1, 1]))
+    assert (env.errors, len(env.warnings)) == (6, 3)
+    assert env.warnings[2].endswith("Further exceptions are only counted.")
 
 
 class Unseeded(Toy):
