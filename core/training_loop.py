@@ -216,9 +216,8 @@ def run_updates(
             interval = LogInterval(training.updates)
         validates, ended = training.is_validation_due, training.updates == training.total_updates
         saves = validates or ended or training.updates % config.checkpoint_every_updates == 0
-        if saves:
-            training.check_finite(run)  # before non-finite weights overwrite a good checkpoint or model file
         if validates:
+            training.check_finite(run)  # before a model file with non-finite weights overwrites a good one
             if world.is_main:
                 validate()
             stop_early = world.any(training.should_stop_early, device)

@@ -100,6 +100,7 @@ class WorkerPool(Pool):
     def __init__(self, make_single: Callable[..., SingleEnv], num_envs: int, workers: int) -> None:
         self._owner = {i: i * workers // num_envs for i in range(num_envs)}
         self._sent: list[tuple[int, Call]] = []
+        self._waiting = False  # True between `send` and `receive`
         self._connections: list[Connection] = []
         self._processes: list[subprocess.Popen[bytes]] = []
         pickled = cloudpickle.dumps(make_single)
@@ -119,13 +120,16 @@ class WorkerPool(Pool):
 
     def send(self, calls: Sequence[Call]) -> None:
         """See `Pool.send`."""
-        self._sent = [(self._owner[call[0]], call) for call in calls]
+        if self._waiting:  # results of calls that nobody has asked for, after a reset before `recv`
+            self.receive()
+        self._sent, self._waiting = [(self._owner[call[0]], call) for call in calls], True
         for worker, connection in enumerate(self._connections):
             if own := [call for owner, call in self._sent if owner == worker]:
                 connection.send(own)
 
     def receive(self) -> list[Any]:
         """See `Pool.receive`."""
+        self._waiting = False
         workers = sorted({owner for owner, _ in self._sent})
         results = {worker: iter(self._receive(worker)) for worker in workers}
         return [next(results[owner]) for owner, _ in self._sent]

@@ -1,4 +1,4 @@
-"""What recordings of training programs share: copies and averages of weights, and one process of two."""
+"""Parts that recordings of training programs share: copies and averages of weights, and one process of two."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from zerokara.core.command_line import parse
 from zerokara.core.config import Positional, UserError, error_summary, flag, from_dict, run_main, to_dict
-from zerokara.core.programs import program_command
+from zerokara.core.programs import program_command, resume_command
 from zerokara.core.run import Run
 from zerokara.vision.captioning.config import Config
 from zerokara.vision.captioning.scoring import PairedDifference, paired_difference
@@ -71,7 +71,7 @@ def read_results(folders: Sequence[Path]) -> Results:
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise UserError(
                 f"{folder} has no readable result ({error_summary(error)}): finish the run with "
-                f"{program_command('vision.caption')} --name {folder.name} --resume."
+                f"{resume_command('vision.caption', folder.name)}."
             ) from None
         if config["split_seed"] in results:
             raise UserError(f"Two of the runs have --split-seed {config['split_seed']}: name one run of each split.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from dataclasses import dataclass
@@ -37,7 +38,9 @@ def test_a_run_that_was_killed_before_its_config_was_written_can_be_started_agai
 
 
 @pytest.mark.parametrize("obstacle", ["file", "dangling link", "lock is a folder", "read-only"])
-def test_a_folder_that_cannot_be_used_is_one_sentence(obstacle: str, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_used_is_one_sentence(
+    obstacle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = tmp_path / "runs"
     if obstacle == "file":
         root.touch()
@@ -47,9 +50,11 @@ def test_a_folder_that_cannot_be_used_is_one_sentence(obstacle: str, tmp_path: P
         (root / "a" / "lock").mkdir(parents=True)
     else:
         (root / "a").mkdir(parents=True)
-        (root / "a").chmod(0o500)
-        if os.access(root / "a", os.W_OK):
-            pytest.skip("this user may write everywhere")
+
+        def refused(path: Path, *_args: Any, **_options: Any) -> None:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+        monkeypatch.setattr(Path, "open", refused)  # the user of the tests may be allowed to write everywhere
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=r"cannot be used as the folder of a run \(.*: .*\): .*another --name") as error:
         open_run(root)

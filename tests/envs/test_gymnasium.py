@@ -223,6 +223,11 @@ def test_worker_processes_give_the_same_steps_and_states(tmp_path: Path) -> None
         assert all(np.array_equal(a, b) for a, b in zip(*pair, strict=True))
         if step % 9 == 5:
             assert np.array_equal(resumed.load_state_dict(parallel.state_dict()), pair[0].obs)
+    for env in (serial, parallel):
+        env.send(np.array([0, 1, 2]))  # a reset discards the step that was started
+        env.reset(4)
+    pair = serial.step(np.array([1, 1, 1])), parallel.step(np.array([1, 1, 1]))
+    assert all(np.array_equal(a, b) for a, b in zip(*pair, strict=True))
     for env in (serial, parallel, resumed):
         env.close()
 
