@@ -224,6 +224,7 @@ def save(result: Mapping[str, Any], folder: Path) -> Path:
 
     A result with another protocol (seed, epsilon, episodes) is kept: the file is then evaluation-<step>-2.json.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     paths = (folder / f"{name}.json" for name in numbered(f"evaluation-{result['step']}"))
     return write_json(next(path for path in paths if _is_free(path, result["protocol"])), result)
 
@@ -249,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for agent in agents:
         with status_console.status(f"{agent.name}: {num_episodes(options)} episodes of {agent.config.env}"):
             result = evaluate_agent(agent, options)
-        path = save(result, agent.folder)
+        path = save(result, agent.output_folder)
         results.append(result)
         if options.json:
             print(json.dumps(result, allow_nan=False), flush=True)

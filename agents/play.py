@@ -99,7 +99,7 @@ def write_video(episode: Episode, path: Path, fps: float, max_steps: int) -> Non
             progress.show(episode.steps, max_steps, {"score": episode.score})
             yield frame
 
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         write_mp4(path, frames_with_progress(), fps)
     finally:
@@ -165,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         show_window(episode, f"zerokara: {env.id}", fps)
         output = "shown in a window"
     else:
-        path = folder / "media" / f"play-{agent.step}.mp4"
+        path = agent.output_folder / "media" / f"play-{agent.step}.mp4"
         write_video(episode, path, fps, options.max_steps)
         output = str(path)
     env.close()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from zerokara.agents.viewing.loading import KINDS
+from zerokara.agents.qlearning.agent_file import ALGORITHMS
 from zerokara.core.config import UserError, flag, from_dict, suggest, to_dict
 from zerokara.core.run import Run
 
@@ -78,8 +78,8 @@ def read_curve(folder: Path, metric: str, x: XAxis) -> Curve:
     """
     content = Run.read_config(folder)
     config = content["config"]
-    if content["kind"] in KINDS:  # fields by today's names, so that old and new runs can be compared
-        config = to_dict(from_dict(KINDS[content["kind"]][0], config, str(folder / "config.json")))
+    if content["kind"] in ALGORITHMS:  # fields by today's names, so that old and new runs can be compared
+        config = to_dict(from_dict(ALGORITHMS[content["kind"]][0], config, str(folder / "config.json")))
     rows = read_metrics(folder / "metrics.jsonl")
     points = [(row["step"], row[metric], row.get(HOURS)) for row in rows if row.get(metric) is not None]
     if not points:

@@ -1,4 +1,4 @@
-"""Load an agent from a run folder. The folder is not locked or changed, so the run may still be training.
+"""Load an agent from a run folder or a model file. Neither is locked or changed, so the run may still be training.
 
 agent = load_agent(Path("runs/dqn-Pong-v5-fast-1"))
 env = agent.make_env(1, render=True)
@@ -8,26 +8,19 @@ q_NA = agent.policy.values(env.reset(seed=0))
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from zerokara import envs
-from zerokara.agents.configs import dqn, pqn
 from zerokara.agents.configs.common import ProtocolName, Settings
-from zerokara.agents.qlearning.network import QNetwork, make_network, make_pqn_network
+from zerokara.agents.qlearning.agent_file import ALGORITHMS, AgentMetadata, check_algorithm, make_agent_network
+from zerokara.agents.qlearning.network import QNetwork
 from zerokara.agents.qlearning.policy import Policy
 from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, from_dict
 from zerokara.core.run import Run
 
-# Kind of run in config.json -> class of its config, function that makes its network.
-KINDS: dict[str, tuple[type[Settings], Callable[[Any, tuple[int, int, int], int], QNetwork]]] = {
-    "dqn": (dqn.Config, make_network),
-    "pqn": (pqn.Config, make_pqn_network),
-}
 CHECKPOINT = "checkpoint-0.pt"  # of the main process
 
 
@@ -35,7 +28,7 @@ CHECKPOINT = "checkpoint-0.pt"  # of the main process
 class Agent:
     """Trained network and its run."""
 
-    folder: Path
+    source: Path  # run folder or model file
     config: Settings
     policy: Policy
     step: int  # agent steps of training
@@ -44,8 +37,14 @@ class Agent:
 
     @property
     def name(self) -> str:
-        """Name of the run."""
-        return self.folder.resolve().name
+        """Name of the run, or of the model file without its extension."""
+        path = self.source.resolve()
+        return path.name if path.is_dir() else path.stem
+
+    @property
+    def output_folder(self) -> Path:
+        """Folder for videos and results: the run folder, or runs/outputs-<name> for a model file."""
+        return self.source if self.source.is_dir() else Path("runs") / f"outputs-{self.name}"
 
     def make_env(self, num_envs: int, *, render: bool = False, protocol: ProtocolName | None = None) -> envs.VectorEnv:
         """Make the environment of the training, with the same settings or, for Atari, those of a protocol.
@@ -60,45 +59,55 @@ class Agent:
             env.close()
             raise UserError(
                 f"{self.config.env} has {env.num_actions} actions and observations of {env.obs_shape} here, but "
-                f"{self.folder} was trained with {self.num_actions} and {expected}: "
-                "install the versions of its config.json."
+                f"{self.source} was trained with {self.num_actions} and {expected}: "
+                "install the versions with which it was trained."
             )
         return env
 
 
-def load_agent(folder: Path, *, device: str = "cpu", threads: int = 0) -> Agent:
-    """Load the agent from the last checkpoint of a run, in float32.
+def load_agent(path: Path, *, device: str = "cpu", threads: int = 0) -> Agent:
+    """Load the agent of the last checkpoint of a run, or of a model file, in float32.
 
     Args:
-        folder: runs/<name>.
+        path: runs/<name>, or a file *.safetensors.
         device: auto, cpu, cuda, cuda:<n> or mps.
         threads: CPU threads; 0: one per core.
 
     Raises:
-        UserError: there is no run, it is of another kind or version, it has no checkpoint or a damaged one, or the
-            device does not exist.
+        UserError: there is no run or file, it is of another kind or version, it has no checkpoint or a damaged one, or
+            the device does not exist.
     """
+    if path.suffix == ".safetensors" and path.is_file():
+        network, metadata = AgentMetadata.load(path)
+        config, num_actions, step = metadata.settings(), metadata.num_actions, metadata.step
+        returns: tuple[float, ...] = ()
+    else:
+        network, config, num_actions, step, returns = _read_run(path)
+    compute = Compute.choose(device=device, precision="float32", compile="off", threads=threads, train_step=None)
+    policy = Policy(compute.module(network).eval(), compute)
+    return Agent(path, config, policy, step, num_actions, returns)
+
+
+def _read_run(folder: Path) -> tuple[QNetwork, Settings, int, int, tuple[float, ...]]:
+    """Read network, config, number of actions, step and last training returns from the last checkpoint of a run."""
     content = Run.read_config(folder)
     kind = content["kind"]
-    if kind not in KINDS:
-        raise UserError(f"{folder} holds a run of {kind}, not of {' or '.join(KINDS)}: give the folder of an agent.")
-    config_class, make = KINDS[kind]
-    config = from_dict(config_class, content["config"], str(folder / "config.json"))
+    check_algorithm(kind, folder)
+    config = from_dict(ALGORITHMS[kind][0], content["config"], str(folder / "config.json"))
     path = folder / CHECKPOINT
     if not path.is_file():
         raise UserError(f"{folder} has no checkpoint yet: wait until training has written {CHECKPOINT}, at its start.")
     state = checkpoint.load(path, kind)
-    compute = Compute.choose(device=device, precision="float32", compile="off", threads=threads, train_step=None)
     try:
         num_actions, step, returns = state["num_actions"], state["step"], tuple(state["returns"])
-        network = make(config, config.obs_shape, num_actions)
+        network = make_agent_network(kind, config, num_actions)
         network.load_state_dict(state["learner"]["network"])
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(
             f"The weights in {path} do not fit the network in {folder / 'config.json'} ({_brief(error)}): "
             f"both files must belong to the same run and be written by this version of zerokara."
         ) from None
-    return Agent(folder, config, Policy(compute.module(network).eval(), compute), step, num_actions, returns)
+    return network, config, num_actions, step, returns
 
 
 def evaluation_seed(seed: int) -> int:

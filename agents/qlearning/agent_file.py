@@ -1,0 +1,90 @@
+"""Model file of an agent: the weights of its Q-network, with config and environment as metadata.
+
+    metadata = AgentMetadata(algorithm="dqn", config=to_saved(config), num_actions=3, step=400)
+    metadata.save(Path("runs/pong") / BEST, network.state_dict())
+    network, metadata = AgentMetadata.load(Path("runs/pong"))
+
+A training run keeps the weights of its best evaluation in such a file, the zoo has agents in it, and agents are
+exported to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from zerokara.agents.configs import dqn, pqn
+from zerokara.agents.configs.common import Settings
+from zerokara.agents.qlearning.network import QNetwork, make_network, make_pqn_network
+from zerokara.core.config import UserError, from_dict
+from zerokara.core.models.model_file import Metadata
+
+BEST = "agent-best.safetensors"
+# Kind of run in config.json -> class of its config, function that makes its network.
+ALGORITHMS: dict[str, tuple[type[Settings], Callable[[Any, tuple[int, int, int], int], QNetwork]]] = {
+    "dqn": (dqn.Config, make_network),
+    "pqn": (pqn.Config, make_pqn_network),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentMetadata(Metadata[QNetwork]):
+    """Metadata of an agent's model file."""
+
+    FORMAT = "zerokara-agent-1"
+    NETWORK = "Q-network"
+    PROGRAM = "agents.dqn or agents.pqn"
+    FILE = BEST
+
+    algorithm: str  # key of ALGORITHMS
+    config: Mapping[str, Any]  # of the run, as in its config.json
+    num_actions: int
+    step: int  # agent steps of training
+    environment: Mapping[str, Any] = field(default_factory=dict)  # settings of the training environments
+
+    def __post_init__(self) -> None:
+        """Check the algorithm.
+
+        Raises:
+            ValueError: it is unknown.
+        """
+        if self.algorithm not in ALGORITHMS:
+            raise ValueError(f"the algorithm {self.algorithm!r} is not one of {', '.join(ALGORITHMS)}")
+
+    def settings(self) -> Settings:
+        """Return the config of the run.
+
+        Raises:
+            UserError: it was written by a newer version, or is invalid.
+        """
+        return from_dict(ALGORITHMS[self.algorithm][0], self.config, "the agent's file")
+
+    def build(self) -> QNetwork:
+        """Create the network with randomly initialized weights.
+
+        Raises:
+            UserError: see `settings`.
+        """
+        return make_agent_network(self.algorithm, self.settings(), self.num_actions)
+
+
+def make_agent_network(algorithm: str, config: Settings, num_actions: int) -> QNetwork:
+    """Create the Q-network of a run of any algorithm, with randomly initialized weights."""
+    return ALGORITHMS[algorithm][1](config, config.obs_shape, num_actions)
+
+
+def check_algorithm(kind: str, source: object) -> None:
+    """Check that a run is one of an agent.
+
+    Args:
+        kind: "kind" in config.json.
+        source: run folder, for the message.
+
+    Raises:
+        UserError: it is of another kind.
+    """
+    if kind not in ALGORITHMS:
+        raise UserError(
+            f"{source} holds a run of {kind}, not of {' or '.join(ALGORITHMS)}: give the folder of an agent."
+        )
