@@ -44,7 +44,8 @@ def test_an_agent_of_a_model_file_has_the_q_values_of_its_run(catch_run: Path, t
         np.testing.assert_allclose(values, expected, atol=2e-3 * np.abs(expected).max())
     else:
         np.testing.assert_array_equal(values, expected)
-    assert agent.output_folder == Path("runs/outputs-my-agent") and of_run.output_folder == catch_run
+    assert agent.output_folder == Path("runs/outputs-my-agent")
+    assert of_run.output_folder == catch_run
 
 
 def test_a_file_of_another_network_is_refused(catch_run: Path, tmp_path: Path) -> None:
