@@ -77,6 +77,22 @@ class Range:
 
 
 @dataclass(frozen=True)
+class NamesOrPath:
+    """Allowed values of a text: some names, or the import path of a class or function of one's own (core/importing.py).
+
+    As in `Annotated[str, NamesOrPath(("nature", "impala"))]`.
+    """
+
+    names: tuple[str, ...]
+
+    def __contains__(self, value: str) -> bool:
+        return value in self.names or is_import_path(value)
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(self.names)}, or an import path such as my_file.py:MyClass"
+
+
+@dataclass(frozen=True)
 class Positional:
     """Marks a text field that is given without a flag, as in `Annotated[tuple[str, ...], Positional("run")]`.
 
@@ -84,6 +100,11 @@ class Positional:
     """
 
     word: str
+
+
+def is_import_path(name: str) -> bool:
+    """Return True for `file.py:Name` and `module:Name`; names of our own have no colon."""
+    return ":" in name
 
 
 def flag(name: str) -> str:
@@ -154,7 +175,8 @@ def describe_type(annotation: Any) -> str:
     else:
         names = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", types.NoneType: "None"}
         words = names.get(hint, str(hint))
-    return ", ".join([words, *(str(mark) for mark in marks if isinstance(mark, Range))])
+    paths = [str(mark) for mark in marks if isinstance(mark, NamesOrPath)]
+    return ", ".join([*(paths or [words]), *(str(mark) for mark in marks if isinstance(mark, Range))])
 
 
 def is_switch(annotation: Any) -> bool:
@@ -173,8 +195,8 @@ def validate(config: Any) -> None:
         value = getattr(config, name)
         hint, marks = split_annotation(annotation)
         numbers = [v for v in (value if isinstance(value, tuple) else (value,)) if v is not None]
-        ranges = [mark for mark in marks if isinstance(mark, Range)]
-        if not _fits(value, hint) or any(number not in range_ for range_ in ranges for number in numbers):
+        allowed = [mark for mark in marks if isinstance(mark, Range | NamesOrPath)]
+        if not _fits(value, hint) or any(number not in mark for mark in allowed for number in numbers):
             raise UserError(f"{flag(name)} cannot be {value!r}: it must be {describe_type(annotation)}.")
 
 

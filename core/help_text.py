@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
 from zerokara.core.config import (
+    NamesOrPath,
     Positional,
     Range,
     class_mapping,
@@ -100,7 +101,10 @@ def _field(config_class: type[Any], default: Any, presets: Iterable[str], name: 
         return _columns(mark.word, text, LABEL_COLUMNS)
     if everything:
         text += "".join(f" {str(range_).capitalize()}." for range_ in _marks(annotation, Range))
-    label = f"--[no-]{flag(name)[2:]}" if is_switch(annotation) else f"{flag(name)} {_placeholder(name, hint, presets)}"
+    placeholder = _placeholder(name, hint, presets)
+    for names in _marks(annotation, NamesOrPath):
+        placeholder = f"{{{','.join(names.names)},file.py:Name}}"
+    label = f"--[no-]{flag(name)[2:]}" if is_switch(annotation) else f"{flag(name)} {placeholder}"
     end = f" (default: {_shown(getattr(default, name))})"
     if not everything:
         text = textwrap.shorten(

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from zerokara.core.config import UserError
+
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
@@ -154,9 +156,21 @@ def unpack(module: nn.Module, packed: Mapping[str, Tensor]) -> None:
     )
 
 
+def first_convolution(network: nn.Module) -> nn.Conv2d | None:
+    """Return the first convolution of a network; None if it has none."""
+    return next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+
+
 def first_filters(network: nn.Module) -> Tensor:
-    """Return the weights (N, C, H, W) of the first convolution of a network."""
-    return next(module for module in network.modules() if isinstance(module, nn.Conv2d)).weight.detach()
+    """Return the weights (N, C, H, W) of the first convolution of a network.
+
+    Raises:
+        UserError: it has no convolution.
+    """
+    convolution = first_convolution(network)
+    if convolution is None:
+        raise UserError("The network has no convolution, whose filters could be shown: choose another run.")
+    return convolution.weight.detach()
 
 
 class NoisyLinear(nn.Module):

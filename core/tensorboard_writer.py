@@ -82,7 +82,14 @@ class TensorBoardWriter:
         def write(writer: SummaryWriter) -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the tracer warns about shapes, which are constant here
-                writer.add_graph(module, example)
+                try:
+                    writer.add_graph(module, example)
+                except OSError:
+                    raise
+                except Exception as error:  # noqa: BLE001  (a network of one's own, which the tracer does not support)
+                    self._warn(
+                        f"TensorBoard has no graph of the network, because it cannot be traced: {error_summary(error)}"
+                    )
 
         self._write(write)
 

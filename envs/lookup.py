@@ -8,14 +8,12 @@ The arcade games of this package are found by their id, too; they are registered
 from __future__ import annotations
 
 import difflib
-import importlib
-import importlib.util
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zerokara.core.config import UserError
+from zerokara.core.importing import load_module
 
 if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec
@@ -54,7 +52,7 @@ def find(env: str | Callable[..., Any]) -> tuple[str, EnvSpec | Callable[..., An
         if env not in gymnasium.registry:
             raise UserError(_unknown(env, list(gymnasium.registry)))
         return env, gymnasium.registry[env]
-    module = _import(module_name, env)
+    module = load_module(module_name, env)
     if name in gymnasium.registry:
         return name, gymnasium.registry[name]
     target = getattr(module, name, None)
@@ -66,33 +64,6 @@ def find(env: str | Callable[..., Any]) -> tuple[str, EnvSpec | Callable[..., An
         f"{module_name} has no environment {name!r}: it neither registers this id with Gymnasium nor defines a class "
         f"of this name{hint}"
     )
-
-
-def _import(module_name: str, env: str) -> Any:
-    """Import a module by name, or a Python file by path."""
-    if not module_name.endswith(".py"):
-        try:
-            return importlib.import_module(module_name)
-        except ImportError as error:
-            raise UserError(f"{module_name} in {env!r} cannot be imported ({error}): install it with pip.") from error
-    path = Path(module_name).expanduser()
-    if not path.is_file():
-        raise UserError(f"There is no file {module_name}, which {env!r} names: give the path of a Python file.")
-    name = f"zerokara_env_{path.stem}"
-    version = (str(path.resolve()), path.stat().st_mtime_ns)
-    if getattr(sys.modules.get(name), "zerokara_version", None) == version:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    module.zerokara_version = version  # type: ignore[attr-defined]
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"{module_name} cannot be imported: {type(error).__name__}: {error}") from error
-    return module
 
 
 def _unknown(id: str, known: list[str]) -> str:

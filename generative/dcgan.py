@@ -24,15 +24,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zerokara.core.compute import Compute
-from zerokara.core.config import run_main
+from zerokara.core.config import is_import_path, run_main
 from zerokara.core.distributed import World
 from zerokara.core.progress import loading
 from zerokara.core.run import Run
 from zerokara.core.training_program import check_divisible, choose_compute, open_run
 from zerokara.generative.gan.collapse_monitor import accuracies
 from zerokara.generative.gan.config import KIND, Config, read_config
+from zerokara.generative.gan.custom_loss import find_loss
 from zerokara.generative.gan.data import Data
-from zerokara.generative.gan.learner import Learner
+from zerokara.generative.gan.learner import Learner, check_discriminator
 from zerokara.generative.gan.session import Session
 from zerokara.generative.scoring.evaluation import closing_message, evaluate, print_protocol
 from zerokara.generative.scoring.evaluator import Evaluator
@@ -45,7 +46,7 @@ def discriminator_loss(loss: str, real_B: Tensor, fake_B: Tensor, label_smoothin
     """Loss of the discriminator (scalar).
 
     Args:
-        loss: name of the loss function.
+        loss: name of the loss function, or import path of one's own.
         real_B: scores D(x) of real images x.
         fake_B: scores D(G(z)) of generated images.
         label_smoothing: with bce, the target of real images is 1 minus this value.
@@ -64,7 +65,7 @@ def discriminator_loss(loss: str, real_B: Tensor, fake_B: Tensor, label_smoothin
         return fake_B.mean() - real_B.mean()
     if loss == "relativistic":  # Jolicoeur-Martineau 2019; R3GAN, Huang et al. 2024, equation 2
         return F.softplus(fake_B - real_B).mean()
-    raise ValueError(f"unknown loss {loss!r}")
+    return find_loss(loss).discriminator(real_B, fake_B)
 
 
 def squared_gradient_norm(score_B: Tensor, images_BCHW: Tensor) -> Tensor:
@@ -146,9 +147,9 @@ def generator_loss(loss: str, fake_B: Tensor, real_B: Tensor | None = None) -> T
     """Loss of the generator (scalar).
 
     Args:
-        loss: name of the loss function.
+        loss: name of the loss function, or import path of one's own.
         fake_B: scores D(G(z)) of generated images.
-        real_B: scores D(x) of real images x, which only the relativistic loss needs.
+        real_B: scores D(x) of real images x, which the relativistic loss and one's own need.
     """
     if loss == "bce":  # non-saturating, Goodfellow et al. 2014, section 3: -log sigmoid(D(G(z)))
         return F.softplus(-fake_B).mean()
@@ -159,7 +160,9 @@ def generator_loss(loss: str, fake_B: Tensor, real_B: Tensor | None = None) -> T
     if loss == "relativistic":  # Jolicoeur-Martineau 2019; R3GAN, Huang et al. 2024, equation 2
         assert real_B is not None
         return F.softplus(real_B - fake_B).mean()
-    raise ValueError(f"unknown loss {loss!r}")
+    own = find_loss(loss)
+    assert real_B is not None
+    return own.generator(fake_B, real_B)
 
 
 def generator_forward(learner: Learner, real_BCHW: Tensor, fake_BCHW: Tensor, label_B: Tensor | None) -> Tensor:
@@ -167,7 +170,7 @@ def generator_forward(learner: Learner, real_BCHW: Tensor, fake_BCHW: Tensor, la
     with learner.compute.autocast():
         fake_B = learner.discriminator(learner.discriminator_input(fake_BCHW), label_B)
         real_B = None
-        if learner.config.loss == "relativistic":
+        if learner.config.loss == "relativistic" or is_import_path(learner.config.loss):
             with torch.no_grad():
                 real_B = learner.discriminator(learner.discriminator_input(real_BCHW), label_B)
     return generator_loss(learner.config.loss, fake_B, real_B)
@@ -267,6 +270,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_divisible(config, world, "batch_size", parts=config.accumulation_steps)
     with loading(config.quiet or not world.is_main) as progress:
         data = Data.load(config, progress)
+    check_discriminator(config, data.train.shape, len(data.train.classes))
     with open_run(config, KIND, world) as run:
         timed = partial(probe_step, config, data, world)
         compute = run.compute(lambda: choose_compute(config, world, timed), config.updates)

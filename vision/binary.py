@@ -28,6 +28,7 @@ from zerokara.core import schedules
 from zerokara.core.augment import Augment
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, run_main
+from zerokara.core.custom_loss import check_loss, load_loss
 from zerokara.core.data import ImageSet
 from zerokara.core.distributed import World
 from zerokara.core.layers import clip_latent_
@@ -64,6 +65,19 @@ LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+def find_loss(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return a loss function of logits (B, K) and labels (B,): a key of `LOSSES`, or one's own by import path.
+
+    Raises:
+        UserError: one's own cannot be loaded, or does not return a scalar.
+    """
+    if name in LOSSES:
+        return LOSSES[name]
+    loss: Callable[[Tensor, Tensor], Tensor] = load_loss(name)
+    check_loss(name, loss, torch.zeros(2, 3), torch.tensor([0, 2]))
+    return loss
+
+
 class Training(EpochTraining[BinaryNetwork]):
     """Training state of a binary network and its update."""
 
@@ -91,6 +105,7 @@ class Training(EpochTraining[BinaryNetwork]):
             return network
 
         super().__init__(config, images, compute, world, build, ("train/loss", "train/accuracy"))
+        self.loss = find_loss(config.loss)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate, fused=True)
         self.augment = Augment(
             rotation_degrees=config.rotation_degrees,
@@ -121,7 +136,7 @@ class Training(EpochTraining[BinaryNetwork]):
         self.optimizer.zero_grad(set_to_none=True)
         with self.compute.autocast():
             logits_bK = self.network(x)
-        loss = LOSSES[self.config.loss](logits_bK, label_b)
+        loss = self.loss(logits_bK, label_b)
         loss.backward()
         self.world.mean_gradients(self.network.parameters())
         self.optimizer.step()
@@ -235,6 +250,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         name_fields=NAME_FIELDS,
         changeable=CHANGEABLE,
     )
+    find_loss(config.loss)  # a mistake in a loss of one's own is reported before a run folder is created
     world = World.from_env(config.device)
     check_divisible(config, world, "batch_size")
     images = Data.load(config.for_data())

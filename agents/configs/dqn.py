@@ -14,7 +14,7 @@ from zerokara.agents.configs import names
 from zerokara.agents.configs.common import Count, Fraction, OptionalCount, Positive, Settings
 from zerokara.agents.configs.presets import PAPER_PRESETS
 from zerokara.agents.configs.reading import read_agent_config
-from zerokara.core.config import Range, UserError, flag
+from zerokara.core.config import NamesOrPath, Range, UserError, flag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +32,9 @@ class Config(Settings):
     """Named set of defaults for the other options."""
 
     # --- network ---------------------------------------------------------------------------------------------------
-    backbone: Literal["nature", "nips", "der", "impala", "dcgan"] = "der"
-    """Convolutional backbone, by its name in core.backbones; dcgan is used without normalization layers."""
+    backbone: Annotated[str, NamesOrPath(("nature", "nips", "der", "impala", "dcgan"))] = "der"
+    """Backbone, by its name in core.backbones, or a network of your own by import path (docs/backbones.md); dcgan is
+    used without normalization layers."""
     pretrained_backbone: str = ""
     """Run folder or weights file from which the backbone is initialized; empty: random initialization."""
     width_multiplier: Annotated[float, Range(0.1, 16)] = 1.0

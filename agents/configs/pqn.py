@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from zerokara.agents.configs import names
 from zerokara.agents.configs.common import Count, Fraction, Positive, Settings
 from zerokara.agents.configs.reading import read_agent_config
-from zerokara.core.config import Range, UserError
+from zerokara.core.config import NamesOrPath, Range, UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,8 @@ class Config(Settings):
     """Number of parallel environments."""
 
     # --- network ---------------------------------------------------------------------------------------------------
-    backbone: Literal["nature", "nips", "der"] = "nature"
-    """Convolutional backbone, by its name in core.backbones."""
+    backbone: Annotated[str, NamesOrPath(("nature", "nips", "der"))] = "nature"
+    """Backbone, by its name in core.backbones, or a network of your own by import path (docs/backbones.md)."""
     width_multiplier: Annotated[float, Range(0.1, 16)] = 1.0
     """Factor on the number of channels of the backbone."""
     hidden_units: Count = 512

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from zerokara.agents.configs import dqn, pqn
 from zerokara.agents.configs.common import Settings
 from zerokara.agents.qlearning.network import QNetwork, make_network, make_pqn_network
@@ -72,6 +74,18 @@ class AgentMetadata(Metadata[QNetwork]):
 def make_agent_network(algorithm: str, config: Settings, num_actions: int) -> QNetwork:
     """Create the Q-network of a run of any algorithm, with randomly initialized weights."""
     return ALGORITHMS[algorithm][1](config, config.obs_shape, num_actions)
+
+
+def check_network(config: Settings, obs_shape: tuple[int, int, int], num_actions: int) -> None:
+    """Create the Q-network of a run and drop it, so that a mistake is reported before a run folder is created.
+
+    Raises:
+        UserError: it cannot be created, for example because the images are too small for the backbone.
+    """
+    for config_class, make in ALGORITHMS.values():
+        if isinstance(config, config_class):
+            with torch.random.fork_rng(devices=[]):
+                make(config, obs_shape, num_actions)
 
 
 def check_algorithm(kind: str, source: object) -> None:

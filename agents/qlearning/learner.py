@@ -68,6 +68,8 @@ class Learner:
         world.broadcast(self.network)
         if has_target:
             self.target = compute.frozen(copy.deepcopy(self.network))
+            if self.target.has_custom_backbone:  # which may have BatchNorm or dropout
+                self.target.backbone.eval()
         # Copy in lower precision for forward and backward passes, where `compute` uses one; otherwise the same network.
         copied = optimizer != "rmsprop" and world.size == 1
         self.online = compute.working_copy(self.network) if copied else self.network
@@ -104,6 +106,8 @@ class Learner:
 
     def step(self, *tensors: Tensor | None) -> Tensor:
         """Do one gradient step on the loss of `tensors`. Returns the TD errors (B,), as the loss returned them."""
+        if self.network.has_train_mode:
+            self.online.train()
         loss, mean_q, td_error_B = self._forward(*tensors)
         self.online.zero_grad(set_to_none=True)
         loss.backward()
@@ -113,9 +117,9 @@ class Learner:
         return td_error_B
 
     def resample_noise(self) -> None:
-        """Draw new noise for the noisy layers of both networks, and set the online network to training mode."""
+        """Draw new noise for the noisy layers of both networks."""
         if self.network.has_train_mode and self.generator is not None:
-            for network in (self.online.train(), self.target):
+            for network in (self.online, self.target):
                 resample_noise(network, self.generator)
 
     def sample_taus(self, batch_size: int) -> tuple[Tensor | None, Tensor | None]:

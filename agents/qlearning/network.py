@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from zerokara.agents.configs import dqn, pqn
 from zerokara.agents.qlearning.heads import HEADS, ScalarHead
-from zerokara.core.backbones.registry import make_backbone
+from zerokara.core.backbones.registry import BackboneName, is_custom, make_backbone, option_names
 from zerokara.core.layers import NoisyLinear, ReLU
 
 
@@ -25,8 +25,8 @@ class QNetwork(nn.Module):
     Args:
         obs_shape: (C, H, W).
         num_actions: A.
-        backbone: name in `core.backbones`.
-        width: factor on the number of channels of the backbone.
+        backbone: name in `core.backbones`, or a network of one's own as in `core.backbones.registry`.
+        width: factor on the number of channels of the backbone; 1 if a network of one's own has no such option.
         hidden_units: units of the hidden layer, in each stream if dueling.
         dueling: separate streams for value and advantages (Wang et al. 2016, "Dueling Network Architectures", equation
             9).
@@ -44,7 +44,7 @@ class QNetwork(nn.Module):
         obs_shape: tuple[int, int, int],
         num_actions: int,
         *,
-        backbone: str,
+        backbone: BackboneName,
         width: float,
         hidden_units: int,
         dueling: bool,
@@ -57,9 +57,16 @@ class QNetwork(nn.Module):
         super().__init__()
         self.num_actions = num_actions
         self.backbone_gradient_scale = backbone_gradient_scale
+        options = dict(backbone_options or {})
         # True if train() and eval() differ: in eval mode noise is disabled and spectral norm does no power iteration.
-        self.has_train_mode = noisy_sigma_init is not None or bool((backbone_options or {}).get("spectral_norm"))
-        self.backbone = make_backbone(backbone, obs_shape[0], obs_shape[1:], width=width, **(backbone_options or {}))
+        # A network of one's own may have BatchNorm or dropout.
+        self.has_custom_backbone = is_custom(backbone)
+        self.has_train_mode = (
+            noisy_sigma_init is not None or bool(options.get("spectral_norm")) or self.has_custom_backbone
+        )
+        if width != 1.0 or "width" in option_names(backbone):
+            options["width"] = width
+        self.backbone = make_backbone(backbone, obs_shape[0], obs_shape[1:], **options)
         features = self.backbone.features
         self.head = ScalarHead() if head is None else head(features)
         outputs = self.head.outputs
@@ -140,7 +147,11 @@ def make_network(config: dqn.Config, obs_shape: tuple[int, int, int], num_action
 
 
 def make_pqn_network(config: pqn.Config, obs_shape: tuple[int, int, int], num_actions: int) -> QNetwork:
-    """Create the Q-network of a PQN config, initialized as in the published code (He et al. 2015)."""
+    """Create the Q-network of a PQN config, initialized as in the published code (He et al. 2015).
+
+    A backbone of one's own keeps its own initialization, and gets `layer_norm` if it has this option.
+    """
+    has_layer_norm = "layer_norm" in option_names(config.backbone)
     network = QNetwork(
         obs_shape,
         num_actions,
@@ -149,10 +160,10 @@ def make_pqn_network(config: pqn.Config, obs_shape: tuple[int, int, int], num_ac
         hidden_units=config.hidden_units,
         dueling=False,
         layer_norm=config.layer_norm,
-        backbone_options={"layer_norm": config.layer_norm},
+        backbone_options={"layer_norm": config.layer_norm} if has_layer_norm else None,
     )
     for module in network.backbone.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and not network.has_custom_backbone:
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

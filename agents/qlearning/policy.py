@@ -42,6 +42,8 @@ class Policy:
         """
         if self.network.has_train_mode:
             self.network.train(noisy)
+            if self.network.has_custom_backbone:  # whose BatchNorm or dropout is for updates only
+                self.network.backbone.eval()
             if noisy:
                 resample_noise(self.network, self.noise)
         return self._values(torch.from_numpy(obs_NCHW).to(self.compute.torch_device, non_blocking=True))

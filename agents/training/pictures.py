@@ -17,7 +17,7 @@ from zerokara.agents.qlearning.network import QNetwork
 from zerokara.agents.qlearning.policy import Policy
 from zerokara.core.compute import Compute
 from zerokara.core.config import error_summary
-from zerokara.core.layers import first_filters
+from zerokara.core.layers import first_convolution
 from zerokara.core.media import grid
 from zerokara.core.run import Run
 
@@ -80,10 +80,16 @@ def log_video(policy: Policy, config: Settings, run: Run, step: int) -> None:
 
 
 def log_images(network: QNetwork, obs_NCHW: np.ndarray, frame_channels: int, run: Run, step: int) -> None:
-    """Log the stacked frames of the first environment, oldest at the left, and the filters of the first layer."""
+    """Log the stacked frames of the first environment, oldest at the left, and the filters of the first layer.
+
+    Filters are not logged if the first convolution of a network of one's own does not take the frames themselves.
+    """
     stack = obs_NCHW[0].reshape(-1, frame_channels, *obs_NCHW.shape[2:])
     run.image("input_stack", step, grid(stack, columns=len(stack), scale=2))
-    filters = Compute.to_host(first_filters(network))  # (out, C, k, k)
+    convolution = first_convolution(network)
+    if convolution is None or convolution.weight.shape[1] != obs_NCHW.shape[1]:
+        return
+    filters = Compute.to_host(convolution.weight)  # (out, C, k, k)
     frames = filters.shape[1] // frame_channels
     tiles = filters.reshape(-1, frame_channels, *filters.shape[2:])
     run.image("first_layer", step, grid(tiles, columns=4 * frames, scale=4))

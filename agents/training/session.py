@@ -25,6 +25,7 @@ import torch
 
 from zerokara import envs
 from zerokara.agents.configs.common import Settings
+from zerokara.agents.qlearning.agent_file import check_network
 from zerokara.agents.qlearning.learner import Learner
 from zerokara.agents.qlearning.policy import Policy
 from zerokara.agents.training.evaluation import Scores, Stopped, evaluate
@@ -56,9 +57,11 @@ def make_env(config: Settings, world: World) -> envs.VectorEnv:
     """Create the environments of one process. A program does this first, so that a mistake creates no run folder.
 
     Raises:
-        UserError: as `envs.make`.
+        UserError: as `envs.make`, or the Q-network for these environments cannot be created.
     """
-    return envs.make(config.env, config.num_envs // world.size, **config.env_settings())
+    env = envs.make(config.env, config.num_envs // world.size, **config.env_settings())
+    check_network(config, env.obs_shape, env.num_actions)
+    return env
 
 
 class Session(ABC):

@@ -18,8 +18,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from zerokara.core.config import UserError, error_summary
+
 _CONVOLUTIONS = ("convolution", "convolution_overrideable")
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
+
+
+class UnknownCostError(UserError):
+    """The cost of a network cannot be determined, because it does not run on the meta device."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,9 @@ def layer_costs(module: nn.Module, shape: Sequence[int]) -> list[LayerCost]:
     Args:
         module: a network that takes one tensor of images; it is copied and not changed.
         shape: (B, C, H, W) of the images.
+
+    Raises:
+        UnknownCostError: a network of one's own does not run on the meta device.
     """
     network = copy.deepcopy(module).to("meta").eval()
     names = {layer: name for name, layer in network.named_modules() if not list(layer.children())}
@@ -79,7 +88,7 @@ def layer_costs(module: nn.Module, shape: Sequence[int]) -> list[LayerCost]:
         for layer in names:
             hooks.callback(layer.register_forward_pre_hook(before).remove)
             hooks.callback(layer.register_forward_hook(after).remove)
-        network(torch.empty(tuple(shape), device="meta"))
+        _forward(network, shape)
     return costs
 
 
@@ -97,8 +106,20 @@ def receptive_field(module: nn.Module, shape: Sequence[int]) -> int:
 def _run(module: nn.Module, shape: Sequence[int]) -> tuple[_Counter, Tensor]:
     network = copy.deepcopy(module).to("meta").eval()
     with torch.no_grad(), _Counter(max(shape[2:])) as counter:
-        out: Tensor = network(torch.empty(tuple(shape), device="meta"))
+        out = _forward(network, shape)
     return counter, out
+
+
+def _forward(network: nn.Module, shape: Sequence[int]) -> Tensor:
+    """Compute the output of a network on the meta device."""
+    try:
+        out: Tensor = network(torch.empty(tuple(shape), device="meta"))
+    except Exception as error:
+        raise UnknownCostError(
+            f"The layers and their multiply-adds cannot be listed, because the network does not run on PyTorch's meta "
+            f"device ({error_summary(error)})."
+        ) from error
+    return out
 
 
 class _Counter(TorchDispatchMode):

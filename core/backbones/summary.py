@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from zerokara.core.backbones.cost import layer_costs
+from zerokara.core.backbones.cost import UnknownCostError, layer_costs
 
 MAX_ROWS = 24  # maximum number of layers with a row each; deeper networks get a row per block
 _WIDTH = 110
@@ -26,12 +26,17 @@ _WIDTH = 110
 def summary(module: nn.Module, shape: Sequence[int]) -> str:
     """Format a table of all layers that have weights or pool, with their sums.
 
+    Of a network of one's own that does not run on the meta device, it has only the number of parameters.
+
     Args:
         module: network that takes images of `shape`; it is not changed.
         shape: (B, C, H, W); multiply-adds are counted for one image.
     """
     shape = (1, *shape[1:])
-    layers = [layer for layer in layer_costs(module, shape) if layer.parameters or "Pool" in layer.kind]
+    try:
+        layers = [layer for layer in layer_costs(module, shape) if layer.parameters or "Pool" in layer.kind]
+    except UnknownCostError as error:
+        return f"{sum(p.numel() for p in module.parameters()):,} parameters. {error}"
     shapes = _out_shapes(module, shape, {name for layer in layers for name in (layer.name, _block(layer.name))})
     blocks = {layer.name: [layer] for layer in layers}
     if len(layers) > MAX_ROWS:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from zerokara.core.backbones.base import Backbone
 from zerokara.core.backbones.googlenet import GoogLeNetHead
 from zerokara.core.backbones.heads import PooledHead
-from zerokara.core.backbones.registry import make_backbone
+from zerokara.core.backbones.registry import BackboneName, make_backbone
 from zerokara.core.config import UserError
 from zerokara.core.models.model_file import NormalizedMetadata
 from zerokara.core.models.weights import LoadReport, load_into, read_tensors
@@ -82,7 +82,7 @@ class Classifier(nn.Module):
 
 
 def make_classifier(
-    backbone: str,
+    backbone: BackboneName,
     channels: int,
     image_size: int | tuple[int, int],
     classes: int,
@@ -95,7 +95,7 @@ def make_classifier(
     """Create a classifier with randomly initialized weights.
 
     Args:
-        backbone: name in `BACKBONES`.
+        backbone: name in `BACKBONES`, or a network of one's own as in core/backbones/registry.py.
         channels: C of the images.
         image_size: H = W, or (H, W), of the images.
         classes: K.

@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
+from zerokara.core.backbones.registry import find_backbone
 from zerokara.core.compute import Switch
-from zerokara.core.config import Range, UserError
+from zerokara.core.config import NamesOrPath, Range, UserError, is_import_path
 from zerokara.core.run_config import configure
 from zerokara.core.run_options import RunOptions
 from zerokara.generative.gan import names
+from zerokara.generative.gan.custom_loss import find_loss
 from zerokara.generative.gan.networks import Norm, Upsample
 
 KIND = "dcgan"  # kind of the runs of generative/dcgan.py
@@ -108,8 +110,8 @@ class Config(RunOptions):
     """Number of real images, and of generated images, per update."""
     accumulation_steps: Count = 1
     """Number of parts of a batch whose gradients are accumulated. More parts need less memory."""
-    loss: Literal["bce", "least-squares", "hinge", "wasserstein", "relativistic"] = "bce"
-    """Loss function of discriminator and generator."""
+    loss: Annotated[str, NamesOrPath(("bce", "least-squares", "hinge", "wasserstein", "relativistic"))] = "bce"
+    """Loss function of discriminator and generator, or the import path of a class of your own (docs/backbones.md)."""
     r1: NotNegative = 0.0
     """Gamma of the R1 penalty, on gradients at real images (0: none). It is the squared norm of the discriminator's
     gradient."""
@@ -213,11 +215,15 @@ def read_config(argv: Sequence[str] | None = None, description: str = "") -> Con
     """Read the config from the command line; with --resume, from the run's folder.
 
     Raises:
-        UserError: as in `core.run_config.configure`; --rollback without --resume.
+        UserError: as in `core.run_config.configure`; an unknown backbone or a loss of one's own that cannot be loaded;
+            --rollback without --resume.
     """
     config = configure(
         Config, PRESETS, argv, description, kind=KIND, name_fields=("data", "preset", "seed"), changeable=CHANGEABLE
     )
+    find_backbone(config.backbone)  # a mistake is reported before the data are read
+    if is_import_path(config.loss):
+        find_loss(config.loss)
     if config.rollback and not config.resume:
         raise UserError("--rollback needs an existing run: add --resume and its --name.")
     return config

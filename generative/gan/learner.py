@@ -249,6 +249,16 @@ def make_discriminator(config: Config, shape: tuple[int, int, int], classes: int
     )
 
 
+def check_discriminator(config: Config, shape: tuple[int, int, int], classes: int) -> None:
+    """Create the discriminator of a config and drop it, so that a mistake is reported before a run folder is created.
+
+    Raises:
+        UserError: it cannot be created, or not with the gradient penalties of the config.
+    """
+    with torch.random.fork_rng(devices=[]):
+        check_penalties(config, make_discriminator(config, shape, classes if config.conditional else 0))
+
+
 def check_penalties(config: Config, discriminator: Discriminator) -> None:
     """Check that gradient penalties are not combined with BatchNorm, which makes a score depend on the whole batch.
 

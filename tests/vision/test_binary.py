@@ -241,3 +241,19 @@ def test_divergence_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(binary.LOSSES, "cross_entropy", lambda logits, _: logits.sum() * float("nan"))
     with pytest.raises(UserError, match=r"diverged at update 10: .*NaN or Inf.* lower --learning-rate"):
         binary.main([*SHORT, "--name", "nan"])
+
+
+def test_a_loss_of_ones_own_gives_the_numbers_of_the_same_built_in_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_loss.py").write_text(
+        "from torch import nn\n\n"
+        "class CrossEntropy(nn.Module):\n"
+        "    def forward(self, logits, labels):\n"
+        "        return nn.functional.cross_entropy(logits, labels)\n"
+    )
+    for name, loss in (("own", "my_loss.py:CrossEntropy"), ("built-in", "cross_entropy")):
+        binary.main([*SHORT, "--no-test", "--name", name, "--loss", loss])
+    own, built_in = ([line.get("val/loss") for line in metrics(Path("runs") / n)] for n in ("own", "built-in"))
+    assert own == built_in
+    assert json.loads(Path("runs/own/config.json").read_text())["config"]["loss"] == "my_loss.py:CrossEntropy"

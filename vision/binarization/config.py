@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from zerokara.core.config import Range
+from zerokara.core.config import NamesOrPath, Range
 from zerokara.core.run_options import RunOptions
 from zerokara.vision.binarization import names
 from zerokara.vision.classification import config as classify_config
@@ -52,8 +52,8 @@ class Config(RunOptions):
     """Number of hidden layers of the mlp."""
     width_multiplier: Annotated[float, Range(0, 16, low_open=True)] = 1.0
     """Factor on the 128 to 512 channels of the cnn."""
-    loss: Literal["cross_entropy", "squared_hinge"] = "cross_entropy"
-    """Loss function; the paper uses the squared hinge loss."""
+    loss: Annotated[str, NamesOrPath(("cross_entropy", "squared_hinge"))] = "cross_entropy"
+    """Loss function; the paper uses the squared hinge loss. One of your own: file.py:function (docs/backbones.md)."""
     batch_size: Count = 250
     """Images in an update."""
     learning_rate: Annotated[float, Range(0, low_open=True)] = 5e-3

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zerokara.core.backbones.base import Backbone
+from zerokara.core.backbones.custom import CustomBackbone
 from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.boxes import roi_pool
 from zerokara.core.config import UserError
@@ -120,19 +121,27 @@ def choose_stage(backbone: Backbone, max_stride: int) -> tuple[int, int, int]:
     Raises:
         UserError: every feature map has a larger stride.
     """
-    maps = _stages_on_meta(backbone)[0]
-    strides = [round(backbone.image_size[0] / each.shape[2]) for each in maps]
+    if isinstance(backbone, CustomBackbone):
+        shapes = backbone.stage_shapes
+    else:  # measured again without the last pooling
+        shapes = [(each.shape[1], each.shape[2], each.shape[3]) for each in _stages_on_meta(backbone)[0]]
+    strides = [round(backbone.image_size[0] / height) for _, height, _ in shapes]
     fitting = [index for index, stride in enumerate(strides) if stride <= max_stride]
     if not fitting:
         raise UserError(
             f"The smallest stride of the backbone {backbone.name} is {min(strides)} pixels, but --stride {max_stride} "
             f"was given: use --stride {min(strides)}, or another --backbone or --stem."
         )
-    return fitting[-1], strides[fitting[-1]], maps[fitting[-1]].shape[1]
+    return fitting[-1], strides[fitting[-1]], shapes[fitting[-1]][0]
 
 
 def remove_unused_layers(backbone: Backbone, stage: int) -> None:
-    """Replace the layers on which a feature map does not depend by nn.Identity, which saves their computation."""
+    """Replace the layers on which a feature map does not depend by nn.Identity, which saves their computation.
+
+    A network of one's own is not changed: without these layers its code may fail.
+    """
+    if isinstance(backbone, CustomBackbone):
+        return
     maps, weights = _stages_on_meta(backbone)
     gradients = torch.autograd.grad(maps[stage].sum(), list(weights.values()), allow_unused=True)
     found: list[Tensor | None] = list(gradients)  # autograd.grad's type does not include None

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zerokara.core.backbones.base import Backbone, he_init, scaled
-from zerokara.core.backbones.registry import make_backbone
+from zerokara.core.backbones.registry import is_custom, make_backbone
 from zerokara.core.backbones.vgg import VGG
 from zerokara.core.config import UserError
 from zerokara.core.models.model_file import NormalizedMetadata
@@ -96,10 +96,11 @@ class Fcn(Segmenter):
         super().__init__(backbone, classes)
         stage_of = {stride: stage for stage, stride in enumerate(strides)}  # the deepest one of a stride
         if finest not in stage_of:
-            available = ", ".join(f"fcn{stride}s" for stride in stage_of)
+            available = [f"fcn{stride}s" for stride in stage_of if f"fcn{stride}s" in get_args(NetworkName)]
+            networks = f", or a --network from {', '.join(available)}" if available else ""
             raise UserError(
                 f"The backbone {backbone.name} has no feature map of stride {finest}: choose another --backbone or "
-                f"--stem, or a --network from {available}."
+                f"--stem{networks}."
             )
         used = sorted((stride for stride in stage_of if stride >= finest), reverse=True)
         self.coarsest, self._stages = used[0], [stage_of[stride] for stride in used]
@@ -311,7 +312,8 @@ def make_segmenter(
     size = (image_size[0] + -image_size[0] % strides[-1], image_size[1] + -image_size[1] % strides[-1])
     feature_extractor = make_backbone(backbone, channels, size, **options)
     kernel, paper_units = next(
-        (head for name, head in HEADS.items() if feature_extractor.name.startswith(name)), (3, 0)
+        (head for name, head in HEADS.items() if feature_extractor.name.startswith(name) and not is_custom(backbone)),
+        (3, 0),
     )
     units = scaled(paper_units, options.get("width", 1.0)) if hidden_units is None and paper_units else hidden_units
     return Fcn(

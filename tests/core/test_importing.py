@@ -1,0 +1,72 @@
+"""Classes and functions by import path: files, modules, and a sentence for every mistake."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from zerokara.core.config import UserError
+from zerokara.core.importing import load_callable, load_module
+
+SOURCE = "NUMBER = 3\n\nclass Outer:\n    class Inner:\n        pass\n\ndef double(x):\n    return 2 * x\n"
+
+
+@pytest.fixture(autouse=True)
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return my_code.py in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "my_code.py"
+    path.write_text(SOURCE)
+    return path
+
+
+def test_a_file_by_relative_and_absolute_path_and_a_module(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_callable("my_code.py:double", "--loss")(4) == 8
+    assert load_callable(f"{file}:double", "--loss") is load_callable("my_code.py:double", "--loss")
+    assert load_callable("my_code.py:Outer.Inner", "--loss").__name__ == "Inner"
+    assert load_callable("os.path:join", "--loss") is os.path.join
+    monkeypatch.syspath_prepend(str(file.parent))
+    assert load_callable("my_code:double", "--loss")(4) == 8
+
+
+def test_files_of_the_same_name_do_not_replace_each_other(tmp_path: Path) -> None:
+    for number in (1, 2):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "net.py").write_text(f"def size():\n    return {number}\n")
+    first, second = (load_callable(f"{number}/net.py:size", "--backbone") for number in (1, 2))
+    assert (first(), second()) == (1, 2)
+    assert load_callable("1/net.py:size", "--backbone") is first, "not loaded twice"
+
+
+def test_a_file_that_has_changed_is_loaded_again(file: Path) -> None:
+    load_module("my_code.py", "my_code.py:double")
+    file.write_text("def double(x):\n    return 3 * x\n")
+    os.utime(file, ns=(1, 1))
+    assert load_callable("my_code.py:double", "--loss")(4) == 12
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("none.py:Net", r"There is no file none\.py in .*, which 'none\.py:Net' names: give the path of a Python file"),
+        ("/none.py:Net", r"There is no file /none\.py, which"),
+        ("my_code.py:doubel", r"my_code\.py defines no 'doubel' \(did you mean double\?\): give --loss a class or"),
+        ("my_code.py:", r"my_code\.py defines no ''"),
+        ("my_code.py:NUMBER", r"my_code\.py:NUMBER is a int: --loss needs a class or a function"),
+        ("my_code:double", r"my_code in 'my_code:double' cannot be imported .*: write my_code\.py:\.\.\."),
+        ("no_such_package.net:Net", r"cannot be imported \(No module named 'no_such_package'\): install it with pip"),
+        (":Net", r"^:Net cannot be imported: ValueError"),
+        ("bad.py:Net", r"^bad\.py cannot be imported: SyntaxError"),
+        ("leaves.py:Net", r"^leaves\.py cannot be imported: SystemExit: it called sys\.exit\(3\)"),
+        ("needs.py:Net", r"^needs\.py cannot be imported: ModuleNotFoundError: No module named 'no_such_package'"),
+    ],
+)
+def test_mistakes_get_one_sentence(path: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text("class Net(:\n")
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit(3)\n")
+    (tmp_path / "needs.py").write_text("import no_such_package\n")
+    with pytest.raises(UserError, match=message) as error:
+        load_callable(path, "--loss")
+    assert "\n" not in str(error.value)
