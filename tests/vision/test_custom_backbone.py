@@ -76,7 +76,7 @@ def test_weights_of_the_network_itself_and_of_a_classifier_are_loaded(file: Path
     backbone, other = (make_backbone("my_net.py:MyNet", 1, 16) for _ in range(2))
     torch.save(backbone.module.state_dict(), "alone.pth")  # type: ignore[union-attr]
     report = load_pretrained_backbone(other, Path("alone.pth"))
-    assert not (report.missing or report.unexpected or report.wrong_shape)
+    assert (report.missing, report.unexpected, report.wrong_shape) == ((), (), ())
     assert torch.equal(other.state_dict()["module.second.weight"], backbone.state_dict()["module.second.weight"])
 
 
