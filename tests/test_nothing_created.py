@@ -21,7 +21,7 @@ CASES = [
     ("agents.dqn", "--env my_env.py:MyEnv", "There is no file my_env.py"),
     ("agents.dqn", "--env zerokara/Catch-v0 --backbone natur", "it must be one of nature, nips, der"),
     ("agents.dqn", "--env zerokara/Catch-v0 --backbone my_net.py:MyNet", "There is no file my_net.py"),
-    ("agents.dqn", "--env CartPole-v1 --image-size 20 --backbone nature", "Images of 20x20 pixels are too small"),
+    ("agents.dqn", "--image-size 20 --backbone nature", "Images of 20x20 pixels are too small"),
     ("agents.dqn", "--env zerokara/Catch-v0 --backbone torch.nn:Linear --width-multiplier 2", "no option --width"),
     (
         "agents.dqn",

@@ -33,8 +33,8 @@ class Config(Settings):
 
     # --- network ---------------------------------------------------------------------------------------------------
     backbone: Annotated[str, NamesOrPath(("nature", "nips", "der", "impala", "dcgan"))] = "der"
-    """Backbone, by its name in core.backbones, or a network of your own by import path (docs/backbones.md); dcgan is
-    used without normalization layers."""
+    """Backbone, by its name in core.backbones. One of your own is file.py:Class (docs/backbones.md); dcgan is used
+    without normalization layers."""
     pretrained_backbone: str = ""
     """Run folder or weights file from which the backbone is initialized; empty: random initialization."""
     width_multiplier: Annotated[float, Range(0.1, 16)] = 1.0

@@ -35,7 +35,7 @@ class Config(Settings):
 
     # --- network ---------------------------------------------------------------------------------------------------
     backbone: Annotated[str, NamesOrPath(("nature", "nips", "der"))] = "nature"
-    """Backbone, by its name in core.backbones, or a network of your own by import path (docs/backbones.md)."""
+    """Backbone, by its name in core.backbones. One of your own is file.py:Class (docs/backbones.md)."""
     width_multiplier: Annotated[float, Range(0.1, 16)] = 1.0
     """Factor on the number of channels of the backbone."""
     hidden_units: Count = 512

@@ -111,7 +111,7 @@ class Config(RunOptions):
     accumulation_steps: Count = 1
     """Number of parts of a batch whose gradients are accumulated. More parts need less memory."""
     loss: Annotated[str, NamesOrPath(("bce", "least-squares", "hinge", "wasserstein", "relativistic"))] = "bce"
-    """Loss function of discriminator and generator, or the import path of a class of your own (docs/backbones.md)."""
+    """Loss function of discriminator and generator. One of your own: file.py:Class (docs/backbones.md)."""
     r1: NotNegative = 0.0
     """Gamma of the R1 penalty, on gradients at real images (0: none). It is the squared norm of the discriminator's
     gradient."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,7 @@ def test_a_file_that_has_changed_is_loaded_again(file: Path) -> None:
     ],
 )
 def test_mistakes_get_one_sentence(path: str, message: str, tmp_path: Path) -> None:
+    sys.modules.pop("my_code", None)  # of another test
     (tmp_path / "bad.py").write_text("class Net(:\n")
     (tmp_path / "leaves.py").write_text("import sys\nsys.exit(3)\n")
     (tmp_path / "needs.py").write_text("import no_such_package\n")

@@ -95,7 +95,7 @@ def test_segmentation_chooses_maps_by_their_stride(file: Path) -> None:
 def test_a_file_called_vgg_does_not_get_the_head_of_vgg(file: Path) -> None:
     file.rename("vgg_of_mine.py")
     network = make_segmenter("fcn8s", backbone="vgg_of_mine.py:MyNet", channels=3, image_size=(32, 32), classes=5)
-    assert sum(p.numel() for p in network.parameters()) < 5_000
+    assert sum(p.numel() for p in network.parameters()) < 100_000, "fc6 and fc7 of VGG have more"
 
 
 def test_detection_chooses_a_map_by_its_stride(file: Path) -> None:
