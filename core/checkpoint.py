@@ -105,11 +105,12 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
                 raise
             os.fsync(file.fileno())
         temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # makes the rename durable
-        finally:
-            os.close(folder)
+        if hasattr(os, "O_DIRECTORY"):  # Windows cannot open a folder
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # makes the rename durable
+            finally:
+                os.close(folder)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()

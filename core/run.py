@@ -17,6 +17,7 @@ import contextlib
 import os
 import re
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -356,8 +357,12 @@ class Run:
     def signals(self) -> Iterator[None]:
         """Inside the block, SIGINT and SIGTERM set `stop_requested`; a second SIGINT raises KeyboardInterrupt.
 
-        Under torchrun the second SIGINT is ignored, because torchrun sends it again to each of its processes.
+        Under torchrun the second SIGINT is ignored, because torchrun sends it again to each of its processes. In
+        another thread than the main one, signals cannot be handled and keep their handlers.
         """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         interrupts = 0
 
         def handle(number: int, frame: FrameType | None) -> None:

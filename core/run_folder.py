@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from pathlib import Path
 from typing import IO, Any
 
 from zerokara.core.config import UserError, error_summary, suggest
+from zerokara.core.file_lock import lock as lock_file
 
 # Files that a run leaves behind which was killed before config.json was written. The folder is free then.
 UNFINISHED = frozenset({"lock", ".config.json.tmp"})
@@ -38,15 +38,14 @@ def lock_folder(folder: Path, *, resume: bool, remedy: str) -> IO[str]:
             f"{folder} cannot be used as the folder of a run ({where}: {error_summary(error)}): remove what is in the "
             f"way, allow writing there, or choose another --name."
         ) from None
-    # A forked child inherits the lock and would hold it when this process dies; closing its copy does not unlock.
-    os.register_at_fork(after_in_child=lock.close)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    if hasattr(os, "register_at_fork"):  # not on Windows, where processes are not forked
+        # A forked child inherits the lock and would hold it when this process dies; closing its copy does not unlock.
+        os.register_at_fork(after_in_child=lock.close)
+    if not lock_file(lock):
         lock.close()
         raise UserError(
             f"{folder} is being written by another process: wait for it, stop it, or choose another --name."
-        ) from None
+        )
     if not resume and _is_used(folder):
         lock.close()
         raise taken

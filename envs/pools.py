@@ -94,10 +94,12 @@ class WorkerPool(Pool):
     """Environments divided among worker processes, in blocks of successive numbers.
 
     Raises:
-        UserError: an environment cannot be created, or a worker process ended.
+        UserError: an environment cannot be created, a worker process ended, or the system is Windows.
     """
 
     def __init__(self, make_single: Callable[..., SingleEnv], num_envs: int, workers: int) -> None:
+        if os.name != "posix":  # the connection is inherited as a file descriptor
+            raise UserError("Worker processes for environments need Linux or macOS: remove --env-workers.")
         self._owner = {i: i * workers // num_envs for i in range(num_envs)}
         self._sent: list[tuple[int, Call]] = []
         self._waiting = False  # True between `send` and `receive`

@@ -19,6 +19,8 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
+from zerokara.core.config import UserError
+
 POLL_SECONDS = 0.2  # interval between two polls of the processes
 
 
@@ -49,6 +51,9 @@ class ProcessPool:
             itself if its memory does not suffice.
         on_exit: called with each job that has ended, its exit code and the last line of its output.
         on_poll: called at every poll with the running jobs.
+
+    Raises:
+        UserError: the system is Windows.
     """
 
     stopped: str | None = None  # name of the signal, after one was received
@@ -60,6 +65,8 @@ class ProcessPool:
         on_exit: Callable[[Job, int, str], None],
         on_poll: Callable[[Sequence[Job]], None] = lambda jobs: None,
     ) -> None:
+        if not hasattr(signal, "SIGHUP"):
+            raise UserError("agents.benchmark needs Linux or macOS, whose signals stop its runs.")
         self.max_processes, self.free_memory = max_processes, free_memory
         self.on_exit, self.on_poll = on_exit, on_poll
         self._running: list[_Running] = []

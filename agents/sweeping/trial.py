@@ -5,7 +5,6 @@ A learning curve is a dict: number k of an evaluation, which is due after k * ev
 
 from __future__ import annotations
 
-import fcntl
 import math
 import os
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from zerokara.agents.viewing.curves import read_metrics
+from zerokara.core.file_lock import lock as lock_file
 from zerokara.core.programs import import_path
 
 # Beginning of the message of core.divergence.divergence_error, with which a diverged run exits.
@@ -53,11 +53,7 @@ class TrialProcess:
         if not lock.exists():
             return False
         with lock.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                return True
-        return False
+            return not lock_file(file)
 
     def _start(self) -> subprocess.Popen[bytes]:
         resume = (self.folder / "config.json").exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import http.client
 import os
@@ -17,6 +16,7 @@ from urllib.parse import urlsplit
 
 from zerokara.core.config import DISK_FULL, UserError, error_summary
 from zerokara.core.data.types import Progress
+from zerokara.core.file_lock import lock
 
 ATTEMPTS = 3  # per mirror; partial downloads are kept between attempts
 TIMEOUT_SECONDS = 30.0
@@ -62,7 +62,7 @@ def fetch(remotes: Sequence[Remote], folder: Path, title: str, progress: Progres
                 f"--data-dir."
             ) from None
         with part:
-            fcntl.flock(part, fcntl.LOCK_EX)
+            lock(part, wait=True)
             problems = _fetch(remote, folder / remote.name, part, progress)
         if problems:
             files = ", ".join(other.name for other in remotes)
