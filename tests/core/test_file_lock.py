@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,7 @@ def test_waiting_for_a_lock_on_windows(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "msvcrt", msvcrt)
     with (tmp_path / "lock").open("a") as first, (tmp_path / "lock").open("a") as second:
         assert file_lock.lock(first)
-        monkeypatch.setattr(file_lock.time, "sleep", lambda seconds: msvcrt.locked.clear())
+        monkeypatch.setattr(time, "sleep", lambda seconds: msvcrt.locked.clear())
         assert file_lock.lock(second, wait=True)
     assert len(msvcrt.positions) == 3
 
