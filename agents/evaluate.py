@@ -6,7 +6,11 @@
 Returns are raw (not clipped). Every environment contributes the same number of episodes: the first N episodes to end
 would overrepresent short ones. The protocol is printed with the score: environment settings, epsilon, seeds, and the
 number of steps after which an episode is cut. Human-normalized scores are those of Mnih et al. 2015: 0 is random play,
-1 a professional human tester (agents/benchmarking/atari_scores.py). Evaluation uses other seeds than training.
+1 a professional human tester (agents/benchmarking/atari_scores.py).
+
+The weights are those of the best evaluation during training, or with --which last those of the last checkpoint. The
+score of the best evaluation is biased upwards, because the weights were selected by it; it is printed beside the score
+measured here, on other episodes: the seeds differ from those of training and of its evaluations.
 
 The table is printed; all results are written to runs/<name>/evaluation-<step>.json.
 """
@@ -28,7 +32,7 @@ from zerokara.agents.benchmarking.atari_scores import human_normalized, referenc
 from zerokara.agents.configs.common import ProtocolName
 from zerokara.agents.configs.protocols import OVERRIDES, PROTOCOLS
 from zerokara.agents.training.evaluation import Scores, evaluate
-from zerokara.agents.viewing.loading import Agent, evaluation_seed, load_agent
+from zerokara.agents.viewing.loading import Agent, Which, evaluation_seed, load_agent
 from zerokara.core.command_line import parse
 from zerokara.core.config import Positional, Range, UserError, run_main
 from zerokara.core.machine import describe_versions
@@ -58,7 +62,9 @@ class Options:
     }
 
     runs: Annotated[tuple[str, ...], Positional("runs/<name>")] = ()
-    """Run folders; the last checkpoint of each run is evaluated."""
+    """Run folders, or model files of agents."""
+    which: Which = "best"
+    """Weights of a run: those of its best evaluation, or of its last checkpoint."""
     protocol: ProtocolName | None = None
     """Evaluation protocol (agents/configs/protocols.py); None: the settings of the run."""
     episodes: Annotated[int | None, Range(1, 100_000)] = None
@@ -104,6 +110,8 @@ def evaluate_agent(agent: Agent, options: Options) -> dict[str, Any]:
         "run": agent.name,
         "env": agent.config.env,
         "step": agent.step,
+        "weights": agent.weights,
+        "selection_return": agent.selection,
         **summarize(agent.config.env, scores),
         "training": {"games": len(agent.returns), "mean": float(np.mean(agent.returns))} if agent.returns else None,
         "protocol": {
@@ -179,6 +187,7 @@ def format_protocol(result: Mapping[str, Any]) -> list[str]:
     settings = ", ".join(f"{key} {value}" for key, value in protocol["settings"].items())
     lines = [
         f"{result['run']}: {result['env']} at step {result['step']:,}",
+        f"  weights: {result['weights']}",
         f"  environment: {settings}",
         f"  episodes: {result['games']}, {protocol['games_per_env']} in each of {protocol['num_envs']} environments",
         f"  seed: {protocol['seed']} (seed of the environments: {protocol['env_seed']})",
@@ -244,7 +253,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(Options, {}, argv, __doc__ or "")
     folders = run_folders(options.runs, program_command("agents.evaluate"))
     distribute_episodes(num_episodes(options), options.num_envs)  # report an error before any agent is loaded
-    agents = [load_agent(folder, device=options.device, threads=options.threads) for folder in folders]
+    agents = [
+        load_agent(folder, which=options.which, device=options.device, threads=options.threads) for folder in folders
+    ]
     console, status_console = Console(), Console(stderr=True)
     results = []
     for agent in agents:

@@ -4,11 +4,12 @@
     python -m agents.play runs/dqn-Pong-v5-fast-1 --attention --epsilon 0 --seed 3
     python -m agents.play runs/dqn-Pong-v5-fast-1 --window
 
-Plays one episode with the weights of the last checkpoint, and writes runs/<name>/media/play-<step>.mp4 or opens a
-window. Each action has a bar of its Q-value minus the lowest Q-value; the action taken is amber, or red if it was
-random and not the best one. The curve below is the maximum Q-value, which estimates the discounted return from here
-on. Captions give the scales of bars and curve. --attention adds the network's input with a saliency map: bright pixels
-are those whose blurring changes the Q-values most (agents/viewing/saliency.py).
+Plays one episode with the weights of the best evaluation (--which last: of the last checkpoint), and writes
+runs/<name>/media/play-<step>.mp4 or opens a window. Each action has a bar of its Q-value minus the lowest Q-value; the
+action taken is amber, or red if it was random and not the best one. The curve below is the maximum Q-value, which
+estimates the discounted return from here on. Captions give the scales of bars and curve. --attention adds the network's
+input with a saliency map: bright pixels are those whose blurring changes the Q-values most
+(agents/viewing/saliency.py).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import numpy as np
 from zerokara import envs
 from zerokara.agents.training.pictures import EpisodeStep, frames_per_second, play_episode
 from zerokara.agents.viewing.drawing import EpisodeRenderer, newest_frame
-from zerokara.agents.viewing.loading import Agent, evaluation_seed, load_agent
+from zerokara.agents.viewing.loading import Agent, Which, evaluation_seed, load_agent
 from zerokara.agents.viewing.saliency import saliency
 from zerokara.core.command_line import parse
 from zerokara.core.config import Positional, Range, UserError, run_main
@@ -41,7 +42,9 @@ class Options:
     """Run to play and output."""
 
     run: Annotated[str, Positional("runs/<name>")] = ""
-    """Folder of the run; its last checkpoint is used."""
+    """Folder of the run, or model file of an agent."""
+    which: Which = "best"
+    """Weights of a run: those of its best evaluation, or of its last checkpoint."""
     window: bool = False
     """Show the game in a window in real time instead of writing a video; q or Esc closes it."""
     attention: bool = False
@@ -157,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     (folder,) = run_folders((options.run,), program_command("agents.play"))
     if options.window:
         check_window()
-    agent = load_agent(folder, device=options.device, threads=options.threads)
+    agent = load_agent(folder, which=options.which, device=options.device, threads=options.threads)
     env = agent.make_env(1, render=True)
     episode = Episode(agent, env, options, frames_folder(options.frames))
     fps = frames_per_second(env)
@@ -170,6 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         output = str(path)
     env.close()
     cut = f", truncated by --max-steps {options.max_steps}" if episode.steps == options.max_steps else ""
+    print(f"weights: {agent.weights}{', without any update: an untrained network' if agent.updates == 0 else ''}")
     print(f"{env.id}: score {episode.score:,.6g} in {episode.steps:,} steps{cut}; {output}", flush=True)
 
 

@@ -92,7 +92,7 @@ def check_values(values: dict[str, Any], name: str, tolerance: float) -> None:
 
 
 def q_values(folder: Path) -> dict[str, list[float]]:
-    agent = load_agent(folder, threads=1)
+    agent = load_agent(folder, which="last", threads=1)
     config = agent.config
     shape = (1, config.frame_stack * (1 if config.grayscale else 3), config.image_size, config.image_size)
     inputs = {

@@ -28,6 +28,7 @@ from zerokara.agents.configs.common import Settings
 from zerokara.agents.qlearning.agent_file import check_network
 from zerokara.agents.qlearning.learner import Learner
 from zerokara.agents.qlearning.policy import Policy
+from zerokara.agents.training.best_agent import BestAgent
 from zerokara.agents.training.evaluation import Scores, Stopped, evaluate
 from zerokara.agents.training.pictures import log_images, log_video
 from zerokara.core import checkpoint
@@ -103,6 +104,7 @@ class Session(ABC):
         self.lengths: deque[int] = deque(maxlen=100)
         self.last_score: float | None = None  # mean raw return of the last evaluation
         self.last_evaluation_step = 0
+        self.best = BestAgent(run)
         self.evaluation_pending = False  # True after an interrupted evaluation; it is repeated after resuming
         self.goal_reached = False  # True if `stop_at_return` was reached
         self.clock = Stopwatch()  # total time of the run over all restarts, including evaluations
@@ -273,10 +275,13 @@ class Session(ABC):
         )
 
     def evaluate_and_log(self) -> bool:
-        """Evaluate, log the results, and record a video.
+        """Evaluate, keep the weights if they are the best so far, log the results, and record a video.
 
         Return True if `stop_at_return` is reached in this evaluation and in a second one that confirms it. A signal
         interrupts the evaluation; it is then discarded and repeated after resuming.
+
+        Raises:
+            UserError: training diverged (the weights contain NaN or Inf), or the disk is full.
         """
         config = self.config
 
@@ -298,6 +303,9 @@ class Session(ABC):
         if confirmation is not None:
             metrics |= {"eval/return_confirmed": confirmation.mean, "eval/cut_confirmed": confirmation.cut}
             goal_reached = confirmation.mean >= (config.stop_at_return or 0)
+        check_finite(self.learner.network, f"step {self.step:,}", self.run.folder)
+        weights, figures = self.learner.network.state_dict(), {**metrics, "train/updates": self.updates}
+        self.best.update(weights, figures, num_actions=self.env.num_actions, step=self.step)
         self.run.log(self.step, {**metrics, "speed/hours": self.clock()})
         self.log_images()
         if config.capture_video:
@@ -354,6 +362,8 @@ class Session(ABC):
         """Closing message: the last returns, and the command to resume the run or to watch the agent."""
         config = self.config
         score = f"evaluation {self.last_score:.2f}" if self.last_score is not None else "not evaluated yet"
+        if self.best.score is not None:
+            score += f" (best: {self.best.score:.2f} at step {self.best.step:,})"
         if self.mean_return is not None:
             score += f", last {len(self.returns)} training episodes {self.mean_return:.2f}"
         if self.goal_reached or self.step >= config.total_steps:
@@ -393,6 +403,7 @@ class Session(ABC):
             "last_score": self.last_score,
             "evaluated_at": self.last_evaluation_step,
             "owes_evaluation": self.evaluation_pending,
+            "best": self.best.state_dict(),
             "hours": self.clock(),
             **parts,
             "rng": checkpoint.rng_state(),
@@ -408,6 +419,8 @@ class Session(ABC):
         self.lengths.extend(state["lengths"])
         self.last_score = state["last_score"]
         self.last_evaluation_step, self.evaluation_pending = state["evaluated_at"], state["owes_evaluation"]
+        if "best" in state:  # not in checkpoints of 0.1
+            self.best.load_state_dict(state["best"])
         self.clock.hours = state["hours"]
         for name, part in self._parts.items():
             if isinstance(part, torch.Generator):

@@ -10,10 +10,17 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from zerokara import envs
 from zerokara.agents.configs.common import ProtocolName, Settings
-from zerokara.agents.qlearning.agent_file import ALGORITHMS, AgentMetadata, check_algorithm, make_agent_network
+from zerokara.agents.qlearning.agent_file import (
+    ALGORITHMS,
+    BEST,
+    AgentMetadata,
+    check_algorithm,
+    make_agent_network,
+)
 from zerokara.agents.qlearning.network import QNetwork
 from zerokara.agents.qlearning.policy import Policy
 from zerokara.core import checkpoint
@@ -22,6 +29,7 @@ from zerokara.core.config import UserError, from_dict
 from zerokara.core.run import Run
 
 CHECKPOINT = "checkpoint-0.pt"  # of the main process
+Which = Literal["best", "last"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,10 @@ class Agent:
     policy: Policy
     step: int  # agent steps of training
     num_actions: int
-    returns: tuple[float, ...] = ()  # raw returns of the last up to 100 training episodes
+    returns: tuple[float, ...] = ()  # raw returns of the last up to 100 training episodes before the last checkpoint
+    selection: float | None = None  # mean raw return of the evaluation that selected the weights
+    updates: int | None = None  # gradient steps of training; None: unknown
+    weights: str = "of the file"  # description of the weights
 
     @property
     def name(self) -> str:
@@ -65,11 +76,13 @@ class Agent:
         return env
 
 
-def load_agent(path: Path, *, device: str = "cpu", threads: int = 0) -> Agent:
-    """Load the agent of the last checkpoint of a run, or of a model file, in float32.
+def load_agent(path: Path, *, which: Which = "best", device: str = "cpu", threads: int = 0) -> Agent:
+    """Load the agent of a run or of a model file, in float32.
 
     Args:
         path: runs/<name>, or a file *.safetensors.
+        which: of a run: "best" for the weights of its best evaluation (of the last checkpoint, if there was no
+            evaluation yet), "last" for those of its last checkpoint.
         device: auto, cpu, cuda, cuda:<n> or mps.
         threads: CPU threads; 0: one per core.
 
@@ -78,36 +91,85 @@ def load_agent(path: Path, *, device: str = "cpu", threads: int = 0) -> Agent:
             the device does not exist.
     """
     if path.suffix == ".safetensors" and path.is_file():
-        network, metadata = AgentMetadata.load(path)
-        config, num_actions, step = metadata.settings(), metadata.num_actions, metadata.step
-        returns: tuple[float, ...] = ()
+        loaded = _read_file(path)
+    elif which == "best" and (path / BEST).is_file():
+        loaded = _read_best(path)
     else:
-        network, config, num_actions, step, returns = _read_run(path)
+        loaded = _read_last(path, "" if which == "last" else " (there was no evaluation yet)")
+    network, config, details = loaded
     compute = Compute.choose(device=device, precision="float32", compile="off", threads=threads, train_step=None)
     policy = Policy(compute.module(network).eval(), compute)
-    return Agent(path, config, policy, step, num_actions, returns)
+    return Agent(path, config, policy, **details)
 
 
-def _read_run(folder: Path) -> tuple[QNetwork, Settings, int, int, tuple[float, ...]]:
-    """Read network, config, number of actions, step and last training returns from the last checkpoint of a run."""
-    content = Run.read_config(folder)
-    kind = content["kind"]
-    check_algorithm(kind, folder)
-    config = from_dict(ALGORITHMS[kind][0], content["config"], str(folder / "config.json"))
+Loaded = tuple[QNetwork, Settings, dict[str, Any]]  # network, config, other fields of `Agent`
+
+
+def _read_file(path: Path) -> Loaded:
+    """Read a model file."""
+    network, metadata = AgentMetadata.load(path)
+    return network, metadata.settings(), _details(metadata)
+
+
+def _read_best(folder: Path) -> Loaded:
+    """Read the weights of the best evaluation of a run."""
+    kind, config = _read_config(folder)
+    metadata, weights = AgentMetadata.read(folder / BEST)
+    network = make_agent_network(kind, config, metadata.num_actions)
+    try:
+        AgentMetadata.fill(network, weights)
+    except RuntimeError as error:
+        raise _misfit(folder / BEST, error) from None
+    details = _details(metadata)
+    score = f"{details['selection']:.2f}"
+    return network, config, details | {"weights": f"of the best evaluation, which had a mean raw return of {score}"}
+
+
+def _details(metadata: AgentMetadata) -> dict[str, Any]:
+    figures = metadata.figures
+    return {
+        "step": metadata.step,
+        "num_actions": metadata.num_actions,
+        "selection": figures.get("eval/return"),
+        "updates": figures.get("train/updates"),
+    }
+
+
+def _read_last(folder: Path, why: str) -> Loaded:
+    """Read the last checkpoint of a run."""
+    kind, config = _read_config(folder)
     path = folder / CHECKPOINT
     if not path.is_file():
         raise UserError(f"{folder} has no checkpoint yet: wait until training has written {CHECKPOINT}, at its start.")
     state = checkpoint.load(path, kind)
     try:
-        num_actions, step, returns = state["num_actions"], state["step"], tuple(state["returns"])
-        network = make_agent_network(kind, config, num_actions)
+        details = {
+            "step": state["step"],
+            "num_actions": state["num_actions"],
+            "returns": tuple(state["returns"]),
+            "updates": state["updates"],
+            "weights": f"of the last checkpoint{why}",
+        }
+        network = make_agent_network(kind, config, state["num_actions"])
         network.load_state_dict(state["learner"]["network"])
     except (KeyError, TypeError, RuntimeError) as error:
-        raise UserError(
-            f"The weights in {path} do not fit the network in {folder / 'config.json'} ({_brief(error)}): "
-            f"both files must belong to the same run and be written by this version of zerokara."
-        ) from None
-    return network, config, num_actions, step, returns
+        raise _misfit(path, error) from None
+    return network, config, details
+
+
+def _read_config(folder: Path) -> tuple[str, Settings]:
+    """Read algorithm and config of a run."""
+    content = Run.read_config(folder)
+    kind = content["kind"]
+    check_algorithm(kind, folder)
+    return kind, from_dict(ALGORITHMS[kind][0], content["config"], str(folder / "config.json"))
+
+
+def _misfit(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"The weights in {path} do not fit the network in {path.with_name('config.json')} ({_brief(error)}): "
+        f"both files must belong to the same run and be written by this version of zerokara."
+    )
 
 
 def evaluation_seed(seed: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import pytest
 from tests.programs import error_message, start
 from zerokara.agents import evaluate
 from zerokara.agents.benchmarking.atari_scores import SCORES, human_normalized, reference_scores
+from zerokara.agents.qlearning.agent_file import BEST, AgentMetadata
 from zerokara.agents.training.evaluation import Scores
 from zerokara.core.config import UserError
 
-ONE_THREAD = ("--device", "cpu", "--threads", "1")
+ONE_THREAD = ("--device", "cpu", "--threads", "1", "--which", "last")
 
 
 def test_human_normalized_scores_by_hand() -> None:
@@ -106,6 +108,30 @@ def test_printed_json_equals_the_file_and_the_seed_is_reproducible(
     assert play("2", "evaluation-400-2.json") != first
     assert json.loads((catch_run / "evaluation-400.json").read_text())["returns"] == first
     assert len(list(catch_run.glob("evaluation-*"))) == 2
+
+
+def test_the_weights_and_the_score_that_selected_them_are_named(
+    catch_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metadata, weights = AgentMetadata.read(catch_run / BEST)
+    figures = {**metadata.figures, "eval/return": 3.25}
+    dataclasses.replace(metadata, step=200, figures=figures).save(catch_run / BEST, weights)
+
+    words = [str(catch_run), "--episodes", "2", "--device", "cpu", "--threads", "1"]
+    evaluate.main(words)
+    output = capsys.readouterr().out
+    assert "catch: zerokara/Catch-v0 at step 200" in output
+    assert "weights: of the best evaluation, which had a mean raw return of 3.25" in output
+    result = json.loads((catch_run / "evaluation-200.json").read_text())
+    assert (result["selection_return"], result["training"]) == (3.25, None)
+    assert result["mean"] != 3.25
+    assert result["protocol"]["env_seed"] >= 1_600_000_000, "training and its evaluations have smaller seeds"
+
+    evaluate.main([*words, "--which", "last"])
+    assert "weights: of the last checkpoint\n" in capsys.readouterr().out
+    result = json.loads((catch_run / "evaluation-400.json").read_text())
+    assert (result["selection_return"], result["weights"]) == (None, "of the last checkpoint")
+    assert result["training"]["games"] == 20
 
 
 def test_cut_episodes_are_counted_and_printed(catch_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

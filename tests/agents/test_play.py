@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import ImageDraw
 
 from tests.programs import error_message
 from zerokara.agents import play
+from zerokara.agents.qlearning.agent_file import BEST, AgentMetadata
 from zerokara.agents.viewing.drawing import (
     BAR,
     EMPTY_BAR,
@@ -29,9 +31,12 @@ from zerokara.agents.viewing.drawing import (
     overlay,
     saliency_caption,
 )
+from zerokara.agents.viewing.loading import CHECKPOINT
+from zerokara.core import checkpoint
 from zerokara.core.config import UserError
 
 ONE_THREAD = ("--device", "cpu", "--threads", "1")
+LAST = ("--which", "last", *ONE_THREAD)  # of step 400
 
 
 def frames_of(path: Path) -> list[np.ndarray]:
@@ -134,7 +139,7 @@ def test_the_newest_frame_is_the_last_channel_group() -> None:
 
 
 def test_a_video_and_a_png_file_of_every_step(catch_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    play.main([str(catch_run), "--max-steps", "12", "--frames", "pictures", *ONE_THREAD])
+    play.main([str(catch_run), "--max-steps", "12", "--frames", "pictures", *LAST])
     video = frames_of(catch_run / "media" / "play-400.mp4")
     files = sorted(Path("pictures").iterdir())
     assert len(video) == len(files) == 12
@@ -149,7 +154,7 @@ def test_a_video_and_a_png_file_of_every_step(catch_run: Path, capsys: pytest.Ca
 
 
 def test_with_attention_the_video_is_wider_and_the_episode_is_the_same(catch_run: Path) -> None:
-    words = [str(catch_run), "--max-steps", "5", "--seed", "3", *ONE_THREAD]
+    words = [str(catch_run), "--max-steps", "5", "--seed", "3", *LAST]
     play.main(words)
     without = frames_of(catch_run / "media" / "play-400.mp4")
     play.main([*words, "--attention"])
@@ -162,7 +167,7 @@ def test_with_attention_the_video_is_wider_and_the_episode_is_the_same(catch_run
 def test_the_same_seed_plays_the_same_episode(catch_run: Path) -> None:
     def pictures(folder: str, seed: str) -> list[bytes]:
         words = [str(catch_run), "--max-steps", "30", "--epsilon", "1", "--frames", folder, "--seed", seed]
-        play.main([*words, *ONE_THREAD])
+        play.main([*words, *LAST])
         return [path.read_bytes() for path in sorted(Path(folder).iterdir())]
 
     first = pictures("a", "1")
@@ -178,7 +183,7 @@ def test_a_window_shows_the_frames_until_q(catch_run: Path, monkeypatch: pytest.
     monkeypatch.setattr(cv2, "waitKey", lambda _: ord("q") if len(shown) == 4 else -1)
     monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: 1.0)
     monkeypatch.setattr(cv2, "destroyAllWindows", lambda: None)
-    play.main([str(catch_run), "--window", *ONE_THREAD])
+    play.main([str(catch_run), "--window", *LAST])
     assert len(shown) == 4
     blue_first = np.array(GREEDY[::-1])
     assert any((frame == blue_first).all(axis=-1).any() for frame in shown)
@@ -192,6 +197,24 @@ def test_without_a_display_the_program_prints_one_line_and_exits_with_code_2(
         monkeypatch.delenv(name, raising=False)
     message = error_message(Path.cwd(), "-m", "agents.play", str(catch_run), "--window")
     assert message.startswith("error: --window needs a display")
+
+
+def test_the_weights_are_named(catch_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metadata, weights = AgentMetadata.read(catch_run / BEST)
+    words = [str(catch_run), "--max-steps", "2"]
+    for updates, untrained in ((3, ""), (0, ", without any update: an untrained network")):
+        figures = {"eval/return": 0.5, "train/updates": updates}
+        dataclasses.replace(metadata, step=200, figures=figures).save(catch_run / BEST, weights)
+        play.main([*words, *ONE_THREAD])
+        first, last = capsys.readouterr().out.splitlines()[-2:]
+        assert first == f"weights: of the best evaluation, which had a mean raw return of 0.50{untrained}"
+        assert last.endswith("runs/catch/media/play-200.mp4")
+    play.main([*words, *LAST])
+    assert "weights: of the last checkpoint\n" in capsys.readouterr().out
+    state = checkpoint.load(catch_run / CHECKPOINT, "dqn")
+    checkpoint.save(catch_run / CHECKPOINT, {**state, "updates": 0}, "dqn")
+    play.main([*words, *LAST])
+    assert "weights: of the last checkpoint, without any update: an untrained network\n" in capsys.readouterr().out
 
 
 def test_folder_for_png_files(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_an_agent_of_a_model_file_has_the_q_values_of_its_run(catch_run: Path, t
     path = tmp_path / "elsewhere" / "my-agent.safetensors"
     path.parent.mkdir()
     write_file(catch_run, path, half=half)
-    agent, of_run = load_agent(path, threads=1), load_agent(catch_run, threads=1)
+    agent, of_run = load_agent(path, threads=1), load_agent(catch_run, which="last", threads=1)
     assert (agent.name, agent.step, agent.num_actions, agent.config) == ("my-agent", 400, 3, of_run.config)
     obs = agent.make_env(2).reset(0)
     expected, values = of_run.policy.values(obs).numpy(), agent.policy.values(obs).numpy()

@@ -88,7 +88,7 @@ def test_it_logs_evaluates_and_saves_when_due(make: Make, tmp_path: Path) -> Non
     assert recorded.session.last_score == 2.0
     assert not recorded.session.evaluation_pending
     assert recorded.session.closing_message().startswith(
-        "ALE/Pong-v5 at step 80: evaluation 2.00, last 16 training episodes "
+        "ALE/Pong-v5 at step 80: evaluation 2.00 (best: 2.00 at step 48), last 16 training episodes "
     )
     assert recorded.session.closing_message().endswith("; watch it with: python -m agents.play runs/run")
 
@@ -305,6 +305,7 @@ def test_a_resumed_run_continues_from_its_checkpoint(make: Make, tmp_path: Path)
     assert second.counter.value == 13
     for name in ("step", "updates", "episodes", "last_score", "last_evaluation_step", "evaluation_pending"):
         assert getattr(second, name) == getattr(first, name), name
+    assert (second.best.score, second.best.step) == (first.best.score, first.best.step) == (1.5, 20)
     assert (second.step, second.updates, second.episodes) == (52, 13, 10)
     assert (list(second.returns), list(second.lengths)) == (list(first.returns), list(first.lengths))
     assert second.running_return_N.tolist() == first.running_return_N.tolist() != [0] * 4
