@@ -131,7 +131,7 @@ def test_the_weights_and_the_score_that_selected_them_are_named(
     assert "weights: of the last checkpoint\n" in capsys.readouterr().out
     result = json.loads((catch_run / "evaluation-400.json").read_text())
     assert (result["selection_return"], result["weights"]) == (None, "of the last checkpoint")
-    assert result["training"]["games"] == 20
+    assert result["training"]["games"] == 4
 
 
 def test_cut_episodes_are_counted_and_printed(catch_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -85,7 +85,8 @@ def test_another_protocol_keeps_the_observation_and_action_spaces() -> None:
 
 
 def test_evaluation_with_a_protocol(catch_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    evaluate.main([str(catch_run), "--protocol", "nature", "--device", "cpu", "--threads", "1"])
+    last = (str(catch_run), "--which", "last", "--protocol", "nature", "--device", "cpu", "--threads", "1")
+    evaluate.main(last)
     shown = capsys.readouterr().out
     result = json.loads((catch_run / "evaluation-400.json").read_text())
     assert (result["games"], result["protocol"]["epsilon"], result["protocol"]["max_steps"]) == (30, 0.05, 4_500)
@@ -94,6 +95,6 @@ def test_evaluation_with_a_protocol(catch_run: Path, capsys: pytest.CaptureFixtu
     assert f"training: mean raw return {result['training']['mean']:.2f} over the last" in shown
     assert "protocol nature: Mnih et al. 2015" in shown
     flags = ["--episodes", "2", "--epsilon", "0.5", "--max-steps", "5"]
-    evaluate.main([str(catch_run), "--protocol", "nature", *flags, "--device", "cpu", "--threads", "1"])
+    evaluate.main([*last, *flags])
     result = json.loads((catch_run / "evaluation-400-2.json").read_text())
     assert (result["games"], result["protocol"]["epsilon"], result["protocol"]["max_steps"]) == (2, 0.5, 5)

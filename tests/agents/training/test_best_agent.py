@@ -18,15 +18,16 @@ def scores(*means: float) -> list[Scores]:
     return [Scores((mean,), (10,)) for mean in means]
 
 
-def train(recorded: Recorded) -> None:
-    """Run the loop; the weight of the network is the step."""
-    weight = recorded.session.learner.network.backbone.weight
-
-    def learn() -> None:
-        with torch.no_grad():
+def learn(recorded: Recorded) -> None:
+    """Set the weights of the network to the step."""
+    with torch.no_grad():
+        for weight in recorded.session.learner.network.parameters():
             weight.fill_(recorded.session.step)
 
-    recorded.train(each=learn)
+
+def train(recorded: Recorded) -> None:
+    """Run the loop; the weights of the network are the step."""
+    recorded.train(each=lambda: learn(recorded))
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,7 @@ def test_the_weights_of_the_best_evaluation_are_kept(
     recorded.scores = scores(*means)
     train(recorded)
     metadata, weights = AgentMetadata.read(tmp_path / "run" / BEST)
-    assert weights["backbone.weight"].item() == step - 4, "the weights of the evaluation, before the next update"
+    assert weights["backbone.weight"].item() == step
     assert (metadata.step, metadata.num_actions, metadata.algorithm) == (step, 4, "dqn")
     assert metadata.figures["eval/return"] == score
     assert metadata.figures["train/updates"] == step // 4
@@ -56,16 +57,14 @@ def test_a_killed_run_evaluates_again_and_writes_the_same_file(make: Make, tmp_p
     recorded.scores = scores(2.0, 3.0, 1.0)
     path, states = tmp_path / "run" / "checkpoint-0.pt", dict[int, bytes]()
     files = dict[int, bytes]()
-    weight = recorded.session.learner.network.backbone.weight
 
-    def learn() -> None:
-        with torch.no_grad():
-            weight.fill_(recorded.session.step)
+    def watch() -> None:
+        learn(recorded)
         states[recorded.session.step - 4] = path.read_bytes()
         if (path.parent / BEST).exists():
             files[recorded.session.step - 4] = (path.parent / BEST).read_bytes()
 
-    recorded.train(each=learn)
+    recorded.train(each=watch)
     assert files[20] != files[40] == (path.parent / BEST).read_bytes()
 
     path.write_bytes(states[32])
