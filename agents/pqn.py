@@ -234,7 +234,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     env = make_env(config, world)
     with open_run(config, KIND, world) as run:
         timed = partial(probe_step, config, env.num_actions, world)
-        compute = run.compute(lambda: choose_compute(config, world, timed), config.total_steps)
+        rollouts = config.total_steps // (config.rollout_steps * config.num_envs)
+        updates = rollouts * config.update_epochs * config.num_minibatches
+        compute = run.compute(lambda: choose_compute(config, world, timed, updates), config.total_steps)
         run.close(train(config, run, compute, world, env))
 
 

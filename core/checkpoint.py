@@ -16,6 +16,7 @@ import os
 import random
 import types
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -138,6 +139,17 @@ def set_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available() and torch.cuda.device_count() == len(state["cuda"]):
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def restore_generator(generator: torch.Generator, state: torch.Tensor) -> None:
+    """Restore a random generator from its `get_state()`, or from that of a generator on another kind of device.
+
+    The sequence of another kind of device cannot be continued: the generator is seeded with a number made of the state.
+    """
+    if state.shape == generator.get_state().shape:
+        generator.set_state(state)
+    else:
+        generator.manual_seed(zlib.crc32(bytes(state.tolist())))
 
 
 class _File(io.FileIO):

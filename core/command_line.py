@@ -106,6 +106,17 @@ def parse(
     return config
 
 
+def given_fields(
+    config_class: type[Any], presets: Mapping[str, Mapping[str, Any]], argv: Sequence[str] | None, saved: Any
+) -> frozenset[str]:
+    """Return the names of the fields that a command line sets; arguments as for `parse`, which must accept them.
+
+    They include fields that are set to the value they have without a flag.
+    """
+    words = _normalized(list(sys.argv[1:] if argv is None else argv))
+    return frozenset(_read(config_class, presets, _with_new_names(config_class, saved, words)))
+
+
 # ---- from words to values
 
 

@@ -2,7 +2,8 @@
 
 The fastest settings depend on the machine: bfloat16 is three times as fast on a processor with matrix units for it and
 four times slower on one without; compilation makes one network faster and another slower. `Compute.choose` therefore
-measures a few real training steps and reports the result. The choice is saved with the run and reused on resume.
+measures a few real training steps (core/probe.py) and reports the result. The choice is saved with the run; a resumed
+run keeps it where possible (core/resumed_compute.py).
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import dataclasses
 import os
 import shutil
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -25,13 +26,23 @@ from torch.nn.utils import parametrize
 
 from zerokara.core.config import UserError
 from zerokara.core.layers import NoisyLinear
-from zerokara.core.machine import usable_cores
+from zerokara.core.machine import has_bfloat16, usable_cores
+from zerokara.core.probe import MAX_FRACTION, MAX_SECONDS, MIN_COMPILE_SECONDS, Probe
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 Precision = Literal["auto", "float32", "bfloat16"]
 Switch = Literal["auto", "on", "off"]
+TrainStep = Callable[["Compute"], Callable[[], object]]
+"""Returns, for settings, a function that does one training step with them."""
+# Precision and channels_last of the candidates, in this order because a limit may end the measurement early.
+_LAYOUTS: tuple[tuple[Precision, bool], ...] = (
+    ("float32", True),
+    ("bfloat16", True),
+    ("bfloat16", False),
+    ("float32", False),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +60,12 @@ class Compute:
     def dtype(self) -> torch.dtype:
         """Data type of images and activations."""
         return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+
+    @property
+    def settings(self) -> str:
+        """Precision, memory format and compilation as text: "bfloat16 channels_last compiled"."""
+        parts = [self.precision, "channels_last" * self.channels_last, "compiled" * self.compile]
+        return " ".join(part for part in parts if part)
 
     @property
     def torch_device(self) -> torch.device:
@@ -172,19 +189,24 @@ class Compute:
         precision: Precision,
         compile: Switch,
         threads: int,
-        train_step: Callable[[Compute], Callable[[], object]] | None,
+        train_step: TrainStep | None,
         local_world_size: int = 1,
+        updates: int | None = None,
+        minutes: float = 0.0,
     ) -> Compute:
         """Select the settings given as "auto" by measuring training steps.
 
         Args:
             device: "auto", "cpu", "cuda", "cuda:1" or "mps".
-            precision: "auto" measures bfloat16 and float32.
-            compile: "auto" compiles if that is measured to be faster; "on" always compiles.
+            precision: "auto" measures float32 and, if the device does not only emulate it, bfloat16.
+            compile: "auto" compiles if that is measured to be faster, and not if the run is too short to compile
+                anything in 2% of it; "on" always compiles.
             threads: CPU threads; 0 divides all usable cores among the processes of this machine.
             train_step: returns, for a candidate, a function that runs one training step with it. None: nothing is
                 measured, and "auto" means float32 without compilation.
             local_world_size: number of processes on this machine.
+            updates: training steps in the run, for the limits of the measurement (core/probe.py); None: unknown.
+            minutes: length of a run that is limited in time; 0: it is not.
 
         Raises:
             UserError: the device is not available, or `compile` is "on" and compilation is not possible.
@@ -193,42 +215,76 @@ class Compute:
         threads = threads or max(1, usable_cores() // local_world_size)
         base = cls(device=device, threads=threads)
         base.apply()
-        compiler = _compiler_missing(base.torch_device)
+        compiler = compiler_missing(base.torch_device)
         if compile == "on" and compiler:
             raise UserError(f"--compile on needs a C++ compiler and {compiler}; install g++ or pass --compile off.")
         if train_step is None:
             precision = "float32" if precision == "auto" else precision
             return dataclasses.replace(base, precision=precision, compile=compile == "on")
 
-        # The memory format is measured only if the precision is: a fixed precision gives reproducible results.
-        pairs = [(name, layout) for name in ("float32", "bfloat16") for layout in (True, False)]
-        candidates = [
-            dataclasses.replace(base, precision=name, channels_last=layout)
-            for name, layout in (pairs if precision == "auto" else [(precision, True)])
-        ]
-        seconds = _measure({candidate: train_step(candidate) for candidate in candidates})
-        best = min(seconds, key=lambda candidate: seconds[candidate])
-        notes = []
-        if compile == "auto" and compiler:
-            notes.append(f"not compiled because {compiler}")
-        elif compile != "off":
-            # Always channels_last: transposing images is slow only in code that is not compiled.
-            compiled = dataclasses.replace(best, compile=True, channels_last=True)
-            try:
-                # The best candidate is measured again beside it, so that a change of the load does not decide.
-                again = _measure({best: train_step(best), compiled: train_step(compiled)})
-            except Exception as error:
-                # The compiler raises many exception types; without --compile on, the run continues uncompiled.
-                if compile == "on":
-                    raise UserError(f"--compile on failed ({_first_line(error)}); pass --compile off.") from error
-                notes.append(f"not compiled because the compiler failed: {_first_line(error)}")
-            else:
-                seconds |= again
-                best = compiled if compile == "on" or again[compiled] < again[best] else best
-        results = [f"{_name(c)} {1e3 * s:.0f} ms" for c, s in seconds.items()] + notes
-        return dataclasses.replace(
-            best, reason=f"{_name(best)} on {threads} threads; a training step took " + ", ".join(results)
+        probe = Probe[Compute](updates, minutes, interruptible=base.torch_device.type == "cpu")
+        return _choose_fastest(base, precision, compile, compiler, train_step, probe)
+
+
+def _choose_fastest(
+    base: Compute,
+    precision: Precision,
+    compile: Switch,
+    compiler: str,
+    train_step: TrainStep,
+    probe: Probe[Compute],
+) -> Compute:
+    """Return `base` with the fastest settings, and the measurements as its reason.
+
+    Args:
+        base: has device and threads.
+        precision: as for `Compute.choose`.
+        compile: as for `Compute.choose`.
+        compiler: reason why code cannot be compiled; empty: it can.
+        train_step: as for `Compute.choose`.
+        probe: measurement, with its limits.
+    """
+    # The memory format is measured only if the precision is: a fixed precision gives reproducible results.
+    layouts, notes = [(precision, True)] if precision != "auto" else list(_LAYOUTS), []
+    if precision == "auto" and not has_bfloat16(base.torch_device):
+        layouts = [(name, layout) for name, layout in _LAYOUTS if name == "float32"]
+        notes.append("bfloat16 not tried because the processor only emulates it")
+    candidates = [dataclasses.replace(base, precision=name, channels_last=layout) for name, layout in layouts]
+    if len(candidates) > 1 or (compile == "auto" and not compiler):
+        probe.measure({candidate: partial(train_step, candidate) for candidate in candidates})
+    best = probe.fastest(candidates)
+    # Always channels_last: transposing images is slow only in code that is not compiled.
+    compiled = dataclasses.replace(best, compile=True, channels_last=True)
+    run_fraction = f"{MAX_FRACTION:.0%} of the run of about {probe.run_seconds:.0f} s"
+    if compile == "on":
+        try:
+            train_step(compiled)()
+        except Exception as error:
+            raise UserError(f"--compile on failed ({_first_line(error)}); pass --compile off.") from error
+        best = compiled
+    elif compile == "auto" and compiler:
+        notes.append(f"not compiled because {compiler}")
+    elif compile == "auto" and probe.compile_limit - probe.elapsed < MIN_COMPILE_SECONDS:
+        notes.append(f"not compiled because it takes more than {run_fraction}")
+    elif compile == "auto":
+        others = [candidate for candidate in candidates if candidate.precision == best.precision]
+        try:
+            if not probe.measure_compiled(compiled, partial(train_step, compiled), others):
+                notes.append(f"not compiled because it took more than {run_fraction}")
+            best = probe.fastest([*others, compiled])
+        except Exception as error:  # noqa: BLE001  (the compiler raises many exception types)
+            notes.append(f"not compiled because the compiler failed: {_first_line(error)}")
+    if probe.cut_short:
+        notes.append(
+            f"the measurement was cut short after {probe.cut_short:.1f} s (at most {MAX_SECONDS:.0f} s and "
+            f"{MAX_FRACTION:.0%} of the run)"
         )
+    timed = [f"{candidate.settings} {1e3 * seconds:.0f} ms" for candidate, seconds in probe.seconds.items()]
+    timed += [f"{candidate.settings} stopped after {seconds:.1f} s" for candidate, seconds in probe.stopped.items()]
+    measured = ["a training step took " + ", ".join(timed)] if timed else []
+    return dataclasses.replace(
+        best, reason="; ".join([f"{best.settings} on {base.threads} threads", *measured, *notes])
+    )
 
 
 def _is_plain(layer: nn.Module) -> bool:
@@ -251,48 +307,24 @@ def find_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        kind = torch.device(name).type
-        available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[kind]
+        device = torch.device(name)
+        number = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[
+            device.type
+        ]
     except (RuntimeError, KeyError):
         raise UserError(f"There is no device {name!r}; choose --device auto, cpu, cuda or mps.") from None
-    if not available:
+    if number <= (device.index or 0):
         raise UserError(f"--device {name} is not available on this machine or in this PyTorch; use --device cpu.")
     return name
 
 
-def _compiler_missing(device: torch.device) -> str:
+def compiler_missing(device: torch.device) -> str:
     """Return the reason why code cannot be compiled, or an empty string if it can."""
     if device.type == "mps":
         return "compilation on mps is not supported here"
     if not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
         return "there is no C++ compiler on this machine"
     return ""
-
-
-def _measure(steps: Mapping[Compute, Callable[[], object]], rounds: int = 5) -> dict[Compute, float]:
-    """Measure the seconds of a step of each candidate: the minimum over interleaved rounds, after one warm-up step.
-
-    The minimum is used because other programs can only make a step slower. The warm-up step compiles and fills caches.
-    A candidate that takes more than twice as long as the best one is not measured again.
-    """
-    for step in steps.values():
-        step()
-    seconds: dict[Compute, float] = {}
-    for _ in range(rounds):
-        for candidate, step in steps.items():
-            if seconds.get(candidate, 0.0) > 2 * min(seconds.values(), default=0.0):
-                continue
-            start = time.perf_counter()
-            step()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds[candidate] = min(seconds.get(candidate, float("inf")), time.perf_counter() - start)
-    return seconds
-
-
-def _name(compute: Compute) -> str:
-    parts = [compute.precision, "channels_last" * compute.channels_last, "compiled" * compute.compile]
-    return " ".join(part for part in parts if part)
 
 
 def _first_line(error: Exception) -> str:

@@ -57,6 +57,20 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Return False if the device has no instructions for bfloat16: emulating them takes many times as long as float32.
+
+    True for a device that cannot be asked (MPS).
+    """
+    if device.type == "cuda":
+        return torch.version.hip is not None or torch.cuda.get_device_properties(device).major >= 8
+    if device.type != "cpu":
+        return True
+    capabilities = torch.cpu.get_capabilities()
+    # amx and avx512: Intel and AMD; avx10_2: their successor; bf16 and sve_bf16: ARM.
+    return any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16", "avx10_2", "bf16", "sve_bf16"))
+
+
 def usable_cores() -> int:
     """Return the number of cores that this process may use; on macOS, which does not report it, all cores."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

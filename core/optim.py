@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,7 @@ from zerokara.core.compute import Compute
 
 OptimizerName = Literal["sgd", "adam", "adamw", "muon"]
 ADAMW_LR_FACTOR = 0.1  # beside Muon: a learning rate of 0.02 for Muon means 0.002 for AdamW's parameters
+_KERNELS = ("fused", "capturable", "foreach", "differentiable")  # settings of an optimizer that select its kernels
 
 
 def make_optimizer(
@@ -98,7 +99,8 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         defaults = {"muon": False, "lr_factor": 1.0, "lr": lr, "momentum": momentum, "betas": betas, "eps": eps}
-        super().__init__(params, {**defaults, "weight_decay": weight_decay})
+        # "fused" tells PyTorch that the step count, which AdamW needs, belongs on the device when a state is restored.
+        super().__init__(params, {**defaults, "weight_decay": weight_decay, "fused": True})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
@@ -368,6 +370,27 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
             group["lr"].fill_(value)  # in place, because a captured CUDA graph reads this memory
         else:
             group["lr"] = value
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Restore an optimizer from its `state_dict`, perhaps from a run on another device or in another memory format.
+
+    Fused or capturable kernels and a learning rate that is a tensor stay as the optimizer was created with them:
+    PyTorch would take them from the state. The state of a parameter gets its memory format, because fused kernels read
+    memory without regard to formats.
+    """
+    rates = [group["lr"] for group in optimizer.param_groups]
+    groups = [
+        {**saved, **{key: group[key] for key in _KERNELS if key in group}}
+        for saved, group in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate.fill_(group["lr"]) if isinstance(rate, Tensor) else float(group["lr"])
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def refresh_copies(optimizer: torch.optim.Optimizer) -> None:

@@ -30,13 +30,14 @@ from torch import Tensor, nn
 
 from zerokara.core import checkpoint, media
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, error_summary, to_dict, to_saved
+from zerokara.core.config import UserError, error_summary, from_dict, to_dict, to_saved
 from zerokara.core.distributed import World
 from zerokara.core.machine import describe_machine, describe_versions, git_commit
 from zerokara.core.metrics import Scalar, as_numbers, json_line
 from zerokara.core.programs import command
 from zerokara.core.progress import Progress
 from zerokara.core.report import write_json
+from zerokara.core.resumed_compute import compute_on_resume
 from zerokara.core.run_folder import lock_folder, read_config
 from zerokara.core.tensorboard_writer import TensorBoardWriter
 
@@ -82,7 +83,7 @@ class Run:
             raise UserError(f"--name has {len(name.encode())} bytes: use at most {MAX_NAME_BYTES}.")
         self.folder = root / name
         self.world = world
-        self._kind, self._resume = kind, resume
+        self._config, self._kind, self._resume = config, kind, resume
         self._compute: Compute | None = None
         self._progress = Progress(silent=quiet or not world.is_main)
         self._warned: set[str] = set()
@@ -129,21 +130,45 @@ class Run:
     def compute(self, choose: Callable[[], Compute], total: int) -> Compute:
         """Return and apply the run's `Compute`: the result of `choose` in a new run, the saved one in a resumed run.
 
+        A resumed run changes settings that this machine does not have or that the command line changed, with a warning.
+
         Every process must call this method. A second call returns the result of the first.
 
         Args:
-            choose: measures and returns the fastest `Compute`; called in the main process of a new run only.
+            choose: measures and returns the fastest `Compute`; called in the main process, if there is none to keep.
             total: length of the run in steps, for the progress bar.
         """
         if self._compute is not None:
             return self._compute
-        if "compute" not in self.extra:
+
+        def measure() -> Compute:
             self.progress(0, total, {"measuring": "the fastest hardware settings"})
-            self.save_extra(compute=choose().to_dict() if self.world.is_main else {})
+            return choose()
+
+        if "compute" not in self.extra:
+            self.save_extra(compute=measure().to_dict() if self.world.is_main else {})
+        elif self._resume:
+            self._adapt_compute(measure)
         self._compute = Compute(**self.extra["compute"])
         self._compute.apply()
         self.print(f"compute: {self._compute.reason}")
         return self._compute
+
+    def _adapt_compute(self, choose: Callable[[], Compute]) -> None:
+        """Adapt the saved hardware settings to this machine and the command line."""
+        compute = Compute(**self.extra["compute"])
+        if self.world.is_main:
+            path = self.folder / "config.json"
+            started = from_dict(type(self._config), self.read_config(self.folder)["config"], str(path))
+            compute, reasons = compute_on_resume(compute, self._config, started, self.world.size, choose)
+            if reasons:
+                self.warn(
+                    f"hardware settings changed ({'; '.join(reasons)}): from here on, the results are not "
+                    f"bit-identical to those of an uninterrupted run."
+                )
+        adapted = self.world.broadcast_value(compute.to_dict())
+        if adapted != self.extra["compute"]:
+            self.save_extra(compute=adapted)
 
     read_config = staticmethod(read_config)
 

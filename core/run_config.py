@@ -9,9 +9,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from zerokara.core.command_line import parse
+from zerokara.core.command_line import given_fields, parse
 from zerokara.core.compute import find_device
 from zerokara.core.config import UserError, flag, from_dict, to_dict
+from zerokara.core.resumed_compute import HARDWARE_FIELDS, options_on_resume
 from zerokara.core.run import Run
 
 ConfigT = TypeVar("ConfigT", bound=Any)
@@ -34,7 +35,8 @@ def configure(
         config_class: has the fields preset, name, resume and quiet, optionally device.
         kind: kind of the run, as in config.json.
         name_fields: fields that make the default name of the run folder, as in `default_name`.
-        changeable: fields that may change on resume; a change of any other field would make it another run.
+        changeable: fields that may change on resume, besides those of the hardware; a change of any other field would
+            make it another run.
         layers: as in `core.command_line.parse`; the config of a resumed run already contains them.
 
     Raises:
@@ -48,18 +50,20 @@ def configure(
             find_device(config.device)
         return config
     folder = Path("runs") / config.name
-    saved = from_dict(config_class, Run.read_config(folder, kind)["config"], f"{folder}/config.json")
+    content = Run.read_config(folder, kind)
+    saved = from_dict(config_class, content["config"], f"{folder}/config.json")
     requested = parse(config_class, presets, argv, description, saved=replace(saved, resume=True, quiet=False))
     requested = replace(requested, name=config.name)
+    may_differ = {*changeable, *HARDWARE_FIELDS, "name"}  # the folder may have been renamed or copied
     for field, value in to_dict(requested).items():
         began = getattr(saved, field)
-        # The folder may have been renamed or copied.
-        if field not in {*changeable, "name"} and value != (list(began) if isinstance(began, tuple) else began):
+        if field not in may_differ and value != (list(began) if isinstance(began, tuple) else began):
             raise UserError(
                 f"{folder} was started with {flag(field)} {began} and cannot be resumed with {value}: "
                 f"leave the flag out, or start a new run with another --name."
             )
-    return requested
+    given = given_fields(config_class, presets, argv, saved)
+    return replace(requested, **options_on_resume(requested, given, content["extra"].get("compute")))
 
 
 def default_name(kind: str, config: Any, fields: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
 from zerokara.core.distributed import World
 from zerokara.core.divergence import check_finite, pop_means
+from zerokara.core.optim import load_optimizer_state
 from zerokara.core.run import Run
 from zerokara.core.stopwatch import LogInterval, Stopwatch
 
@@ -148,8 +149,8 @@ class TrainingState(ABC, Generic[NetworkT]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
         self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
+        checkpoint.restore_generator(self.generator, state["generator"])
         checkpoint.set_rng_state(state["rng"])
         self._sums.copy_(state["sums"])
         self.updates, self.stopwatch.hours = state["updates"], state["hours"]

@@ -3,19 +3,20 @@
 world = World.from_env(config.device)
 check_divisible(config, world, "batch_size")
 with open_run(config, KIND, world) as run:
-    compute = run.compute(lambda: choose_compute(config, world, partial(probe_step, config)), config.updates)
+    step = partial(probe_step, config)
+    compute = run.compute(lambda: choose_compute(config, world, step, config.updates), config.updates)
     run.close(train(config, run, compute, world))
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 
-from zerokara.core.compute import Compute
+from zerokara.core.compute import Compute, TrainStep
 from zerokara.core.config import UserError, flag
 from zerokara.core.distributed import World
 from zerokara.core.run import Run
@@ -71,15 +72,17 @@ def open_run(
     world.close()
 
 
-def choose_compute(config: RunOptions, world: World, probe_step: Callable[[Compute], Callable[[], object]]) -> Compute:
+def choose_compute(config: RunOptions, world: World, probe_step: TrainStep, updates: int | None = None) -> Compute:
     """Choose the settings that the config leaves at "auto" by timing updates (`Compute.choose`).
 
-    torch's random generators are restored afterwards. A config without the field `compile` is not compiled.
+    torch's random generators are restored afterwards. A config without the field `compile` is not compiled; one with
+    `minutes` above 0 limits the run in time.
 
     Args:
         config: device, precision, threads, and perhaps compile.
         world: processes of this run, among which the CPU cores are divided.
         probe_step: returns, for a candidate, a function that does one update with it, as if there were one process.
+        updates: updates in the run, which limit the time that the measurement may take; None: unknown.
 
     Raises:
         UserError: as `Compute.choose`.
@@ -92,4 +95,6 @@ def choose_compute(config: RunOptions, world: World, probe_step: Callable[[Compu
             threads=config.threads,
             train_step=probe_step,
             local_world_size=world.size,
+            updates=updates,
+            minutes=getattr(config, "minutes", 0.0),
         )

@@ -273,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_discriminator(config, data.train.shape, len(data.train.classes))
     with open_run(config, KIND, world) as run:
         timed = partial(probe_step, config, data, world)
-        compute = run.compute(lambda: choose_compute(config, world, timed), config.updates)
+        compute = run.compute(lambda: choose_compute(config, world, timed, config.updates), config.updates)
         run.close(train(config, run, data, compute, world))
 
 

@@ -53,7 +53,7 @@ from zerokara.generative.style.pictures import (
 )
 
 KIND = "fast_style"
-CHANGEABLE = {"resume", "quiet", "threads"}
+CHANGEABLE = {"resume", "quiet"}
 NAME_FIELDS = ("style", "seed")  # of the default name of a run
 SPLIT_SEED = 0  # independent of the run's seed, so that all runs hold out the same photographs
 NotNegative = Annotated[float, Range(0)]
@@ -353,7 +353,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for message in (*data.messages, f"loss network: {loss_network.description}", memory):
             run.print(message)
         step = partial(probe_step, config, data)
-        compute = run.compute(lambda: choose_compute(config, world, step), config.updates)
+        compute = run.compute(lambda: choose_compute(config, world, step, config.updates), config.updates)
         run.close(train(config, run, data, loss_network, compute, world))
 
 

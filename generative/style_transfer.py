@@ -50,7 +50,7 @@ from zerokara.generative.style.pictures import (
 )
 
 KIND = "style_transfer"
-CHANGEABLE = {"resume", "quiet", "out", "threads"}
+CHANGEABLE = {"resume", "quiet", "out"}
 NAME_FIELDS = ("pictures", "seed")  # of the default name of a run
 FIRST_STEP, MAX_STEP = 0.01, 0.1  # root mean square of a step over the pixels
 MAX_LOSS_RATIO = 3.0  # to the lowest loss at this size; above it the step is rejected and the best image is restored
@@ -285,7 +285,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         run.print(f"loss network: {loss_network.description}")
         run.print(memory)
         step = partial(probe_step, config, images)
-        compute = run.compute(lambda: choose_compute(config, World(), step), config.iterations)
+        compute = run.compute(lambda: choose_compute(config, World(), step, config.iterations), config.iterations)
         run.close(optimize(config, run, images, loss_network, compute))
 
 

@@ -43,7 +43,14 @@ from zerokara.vision.binarization.pictures import draw_filters, draw_straight_th
 from zerokara.vision.classification.learner import Data, load_split
 from zerokara.vision.classification.pictures import draw_misread
 from zerokara.vision.classification.scoring import Scores
-from zerokara.vision.training.epochs import EpochTraining, probe_update, restore, run_epochs, stopped_message
+from zerokara.vision.training.epochs import (
+    EpochTraining,
+    probe_update,
+    restore,
+    run_epochs,
+    stopped_message,
+    total_updates,
+)
 
 KIND = "binary"
 CHANGEABLE = {"resume", "quiet"}
@@ -254,9 +261,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     world = World.from_env(config.device)
     check_divisible(config, world, "batch_size")
     images = Data.load(config.for_data())
+    updates = total_updates(config, images)
     probe_step = partial(probe_update, Training, config, images, world)
     with open_run(config, KIND, world) as run:
-        compute = run.compute(lambda: choose_compute(config, world, probe_step), 1)
+        compute = run.compute(lambda: choose_compute(config, world, probe_step, updates), 1)
         run.close(train(config, run, images, compute, world))
 
 

@@ -41,10 +41,10 @@ from zerokara.vision.captioning.learner import EncodedCaptions, Training
 from zerokara.vision.captioning.network import extract_features
 from zerokara.vision.captioning.pictures import Entry, draw, page
 from zerokara.vision.captioning.scoring import bleu, most_frequent, nearest, sentence_bleu
-from zerokara.vision.training.epochs import probe_update, restore, run_epochs, stopped_message
+from zerokara.vision.training.epochs import probe_update, restore, run_epochs, stopped_message, total_updates
 
 KIND = "caption"
-CHANGEABLE = {"resume", "quiet", "threads"}
+CHANGEABLE = {"resume", "quiet"}
 NAME_FIELDS = ("data", "backbone", "preset", "split_seed", "seed")  # of the default name of a run
 MAX_SHOWN = 12  # images in TensorBoard
 IS_BETTER: Mapping[str, Callable[[float, float], bool]] = {
@@ -191,10 +191,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_divisible(config, world, "batch_size")
     data = Data.load(config)
     check_backbone(config, data)
+    updates = total_updates(config, data)
     # The vocabulary, and with it the size of the network, is that of all images.
     probe_step = partial(probe_update, Training, config, data, world, only_first_images=False)
     with open_run(config, KIND, world) as run:
-        compute = run.compute(lambda: choose_compute(config, world, probe_step), 1)
+        compute = run.compute(lambda: choose_compute(config, world, probe_step, updates), 1)
         run.close(train(config, run, data, compute, world))
 
 

@@ -41,7 +41,7 @@ from zerokara.vision.classification.clock import epochs_in_time_limit, with_epoc
 from zerokara.vision.classification.config import PRESETS, Config
 from zerokara.vision.classification.learner import Data, Training, load_split, make_metadata
 from zerokara.vision.classification.pictures import log_confusion, log_misread, log_start
-from zerokara.vision.training.epochs import probe_update, restore, run_epochs, stopped_message
+from zerokara.vision.training.epochs import probe_update, restore, run_epochs, stopped_message, total_updates
 
 KIND = "classify"
 CHANGEABLE = {"resume", "quiet"}
@@ -145,9 +145,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         classifier = make_metadata(config, images).build()
     if not config.resume:  # and so are weights that do not fit the network
         load_weights(config, classifier)
+    updates = total_updates(config, images)
     probe_step = partial(probe_update, Training, config, images, world)
     with open_run(config, KIND, world) as run:
-        compute = run.compute(lambda: choose_compute(config, world, probe_step), 1)
+        compute = run.compute(lambda: choose_compute(config, world, probe_step, updates), 1)
         if config.minutes:
             if "epochs" not in run.extra:
                 run.save_extra(epochs=epochs_in_time_limit(config, images, compute, world) if world.is_main else 0)

@@ -62,7 +62,7 @@ def work(config: Config, run: Run, data: Data, metadata: DetectorMetadata, world
     if config.resume and result.exists():  # a finished run is not tested again
         return closing(config, json.loads(result.read_text())["figures"])
     step = partial(probe_step, config, data)
-    compute = run.compute(lambda: choose_compute(config, world, step), config.updates)
+    compute = run.compute(lambda: choose_compute(config, world, step, config.updates), config.updates)
     training = None
     try:
         proposals = find(config, run, data.train, "training images", world)

@@ -40,7 +40,7 @@ from zerokara.vision.segmentation.config import PRESETS, Config
 from zerokara.vision.segmentation.learner import Data, Training, load_split, make_metadata
 from zerokara.vision.segmentation.networks import Segmenter
 from zerokara.vision.segmentation.pictures import log_classes, log_overlays, log_start, overlay_indices
-from zerokara.vision.training.epochs import probe_update, restore, run_epochs, stopped_message
+from zerokara.vision.training.epochs import probe_update, restore, run_epochs, stopped_message, total_updates
 
 KIND = "segment"
 CHANGEABLE = {"resume", "quiet"}
@@ -182,9 +182,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not config.resume and (config.weights or config.pretrained_backbone):  # and so are weights that do not fit
         with torch.random.fork_rng():
             load_weights(config, make_metadata(config, images).build())
+    updates = total_updates(config, images)
     probe_step = partial(probe_update, Training, config, images, world)
     with open_run(config, KIND, world) as run:
-        compute = run.compute(lambda: choose_compute(config, world, probe_step), 1)
+        compute = run.compute(lambda: choose_compute(config, world, probe_step, updates), 1)
         run.close(train(config, run, images, compute, world))
 
 

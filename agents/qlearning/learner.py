@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from zerokara.agents.qlearning.heads import ImplicitQuantileHead
 from zerokara.agents.qlearning.network import QNetwork
-from zerokara.core import optim
+from zerokara.core import checkpoint, optim
 from zerokara.core.compute import Compute
 from zerokara.core.distributed import World
 from zerokara.core.divergence import pop_means
@@ -235,10 +235,10 @@ class Learner:
         self.refresh()
         if self.has_target:
             self.target.load_state_dict(state["target"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        optim.load_optimizer_state(self.optimizer, state["optimizer"])
         self._sums.copy_(state["sums"])
         if self.generator is not None:
-            self.generator.set_state(state["generator"])
+            checkpoint.restore_generator(self.generator, state["generator"])
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

@@ -31,6 +31,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from zerokara.core import checkpoint
 from zerokara.core.config import UserError
 
 FIRST, TERMINAL, LAST = 1, 2, 4  # bits of the flag of a slot
@@ -331,7 +332,7 @@ class Replay:
                 f"but {self.num_envs} ring buffers of {self.slots} were expected: resume with the settings with which "
                 f"the run was started."
             )
-        self.generator.set_state(state["generator"])
+        checkpoint.restore_generator(self.generator, state["generator"])
         if self.folder is None and not self.head.any():
             return
         if self._lost and state["head"].any():

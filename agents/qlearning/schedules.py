@@ -20,6 +20,11 @@ def learning_rate(config: Settings, step: int) -> float:
     return schedules.linear(step, config.learning_rate, end, 0, config.learning_rate_decay_steps)
 
 
+def total_updates(config: Config) -> int:
+    """Return the number of updates in the run."""
+    return max(0, config.total_steps - config.learning_starts) // config.train_every_steps * config.gradient_steps
+
+
 def per_beta(config: Config, step: int) -> float:
     """Exponent beta of the importance-sampling weights at an agent step (Schaul et al. 2016, section 3.4)."""
     start, end = config.per_beta_start, config.per_beta_end

@@ -424,7 +424,7 @@ class Session(ABC):
         self.clock.hours = state["hours"]
         for name, part in self._parts.items():
             if isinstance(part, torch.Generator):
-                part.set_state(state[name])
+                checkpoint.restore_generator(part, state[name])
             else:
                 part.load_state_dict(state[name])
         if self.env.episodes_restarted:

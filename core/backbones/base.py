@@ -9,7 +9,9 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from zerokara.core.backbones.heads import PooledHead
 from zerokara.core.config import UserError
@@ -95,7 +97,8 @@ class Backbone(nn.Module, ABC):
         # Two images, because BatchNorm in training mode needs more than one value per channel.
         images = torch.empty(2, self.in_channels, height, width, device="meta")
         try:
-            maps: list[Tensor] = torch.func.functional_call(_Stages(self), shapes_only, images)
+            with _SkipReLU():
+                maps: list[Tensor] = torch.func.functional_call(_Stages(self), shapes_only, images)
         except RuntimeError as error:
             raise UserError(
                 f"Images of {height}x{width} pixels are too small for the backbone {self.name}: "
@@ -104,6 +107,19 @@ class Backbone(nn.Module, ABC):
         self.stage_shapes = [(m.shape[1], m.shape[2], m.shape[3]) for m in maps]
         self.out_channels, *out_size = self.stage_shapes[-1]
         self.out_size = (out_size[0], out_size[1])
+
+
+class _SkipReLU(TorchFunctionMode):
+    """Context in which ReLU returns its input, for a pass that only determines shapes.
+
+    On the meta device it is Python code of PyTorch whose first call imports the compiler, which takes seconds.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in _RELU else func(*args, **(kwargs or {}))
+
+
+_RELU = (F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
 
 
 class PooledBackbone(Backbone):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zerokara.core import schedules
+from zerokara.core import checkpoint, optim, schedules
 from zerokara.core.backbones.registry import option_names
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, flag
@@ -200,9 +200,9 @@ class Learner:
         self.discriminator.load_state_dict(state["discriminator"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
-        self.generator_optimizer.load_state_dict(state["generator_optimizer"])
-        self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
-        self.random.set_state(state["random"])
+        optim.load_optimizer_state(self.generator_optimizer, state["generator_optimizer"])
+        optim.load_optimizer_state(self.discriminator_optimizer, state["discriminator_optimizer"])
+        checkpoint.restore_generator(self.random, state["random"])
         self._sums.copy_(state["sums"])
         self._norms.copy_(state["norms"])
         self.updates = state["updates"]

@@ -228,7 +228,7 @@ def test_the_program_trains_with_the_config_of_the_command_line(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dqn, "train", train)
-    monkeypatch.setattr(dqn, "choose_compute", lambda config, world, timed: Compute(threads=1, reason="chosen"))
+    monkeypatch.setattr(dqn, "choose_compute", lambda *_: Compute(threads=1, reason="chosen"))
     dqn.main(["--env", "zerokara/Catch-v0", "--num-envs", "2", "--gamma", "0.5", "--name", "n"])
     ((config, run, compute, world, env),) = trained
     assert (config.env, config.gamma) == ("zerokara/Catch-v0", 0.5)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from zerokara.core.checkpoint import load, rng_state, save, set_rng_state, write_atomically
+from zerokara.core.checkpoint import load, restore_generator, rng_state, save, set_rng_state, write_atomically
 from zerokara.core.config import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -276,3 +276,21 @@ def test_random_number_generators_are_restored(tmp_path: Path) -> None:
     assert draw() != expected
     set_rng_state(load(tmp_path / "a.pt", "dqn")["rng"])
     assert draw() == expected
+
+
+def test_a_generator_is_restored_or_seeded_by_its_state() -> None:
+    generator = torch.Generator().manual_seed(5)
+    torch.rand(3, generator=generator)
+    state = generator.get_state()
+    expected = torch.rand(4, generator=generator)
+    restore_generator(generator, state)
+    assert torch.equal(torch.rand(4, generator=generator), expected)
+    numbers = []
+    for state_of_a_gpu in (
+        torch.arange(16, dtype=torch.uint8),
+        torch.arange(16, dtype=torch.uint8),
+        torch.zeros(16).byte(),
+    ):
+        restore_generator(generator, state_of_a_gpu)
+        numbers.append(torch.rand(4, generator=generator).tolist())
+    assert numbers[0] == numbers[1] != numbers[2]

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from zerokara.core import compute as module
+from zerokara.core import probe
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 
@@ -26,12 +27,15 @@ Seconds = dict[tuple[str, bool, bool], float]  # by precision, channels_last, co
 class Machine:
     """Simulated machine with a given duration of a training step; nothing else advances its clock."""
 
-    def __init__(self, seconds: Seconds, monkeypatch: pytest.MonkeyPatch, *, compiler: bool = True) -> None:
+    def __init__(
+        self, seconds: Seconds, monkeypatch: pytest.MonkeyPatch, *, compiler: bool = True, bfloat16: bool = True
+    ) -> None:
         self.seconds = seconds
         self.now = 0.0
         self.steps: dict[tuple[str, bool, bool], int] = {}
-        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: self.now))
-        monkeypatch.setattr(module, "_compiler_missing", lambda device: "" if compiler else "there is no C++ compiler")
+        monkeypatch.setattr(probe, "time", SimpleNamespace(perf_counter=lambda: self.now))
+        monkeypatch.setattr(module, "has_bfloat16", lambda device: bfloat16)
+        monkeypatch.setattr(module, "compiler_missing", lambda device: "" if compiler else "there is no C++ compiler")
 
     def train_step(self, candidate: Compute) -> Callable[[], object]:
         key = (candidate.precision, candidate.channels_last, candidate.compile)
@@ -89,7 +93,7 @@ def test_the_reason_lists_the_measurements(monkeypatch: pytest.MonkeyPatch) -> N
     compute = Machine(table(bfloat16_last_compiled=0.013), monkeypatch).choose()
     assert compute.reason == (
         "bfloat16 channels_last compiled on 1 threads; a training step took float32 channels_last 60 ms, "
-        "float32 100 ms, bfloat16 channels_last 20 ms, bfloat16 50 ms, bfloat16 channels_last compiled 13 ms"
+        "bfloat16 channels_last 20 ms, bfloat16 50 ms, float32 100 ms, bfloat16 channels_last compiled 13 ms"
     )
 
 
@@ -100,34 +104,7 @@ def test_requested_settings_are_not_changed(monkeypatch: pytest.MonkeyPatch) -> 
     assert settings(Machine(seconds, monkeypatch).choose(precision="float32", compile="on")) == ("float32", True, True)
     slow = Machine(table(bfloat16=8.0, bfloat16_last=7.0), monkeypatch)
     assert settings(slow.choose(precision="bfloat16", compile="off")) == ("bfloat16", True, False)
-    assert {precision for precision, _, _ in slow.steps} == {"bfloat16"}
-
-
-def test_very_slow_candidates_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = Machine(table(bfloat16=50.0, bfloat16_last=40.0), monkeypatch)
-    machine.choose(compile="off")
-    assert machine.steps["float32", True, False] == 6
-    assert machine.steps["bfloat16", True, False] == 2, "one step to warm up, one to measure"
-    assert machine.now < 200
-
-
-def test_measurement_is_robust_to_other_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-
-    def steps_taking(*seconds: float) -> Callable[[], None]:
-        times = iter(seconds)
-
-        def step() -> None:
-            nonlocal now
-            now += next(times)
-
-        return step
-
-    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now))
-    steady, noisy = Compute(), Compute(channels_last=True)
-    # The warm-up is not counted. Two of five rounds are slowed down by other processes.
-    steps = {steady: steps_taking(0.2, 0.2, 0.2, 0.2, 0.2, 0.2), noisy: steps_taking(5.0, 0.1, 3.0, 0.11, 2.0, 0.1)}
-    assert module._measure(steps) == {steady: pytest.approx(0.2), noisy: pytest.approx(0.1)}
+    assert slow.steps == {}, "nothing to choose, nothing to measure"
 
 
 def test_without_a_compiler_the_reason_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,11 +116,62 @@ def test_without_a_compiler_the_reason_is_reported(monkeypatch: pytest.MonkeyPat
         machine.choose(compile="on")
 
 
+def test_emulated_bfloat16_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(table(), monkeypatch, bfloat16=False)
+    compute = machine.choose(compile="off")
+    assert settings(compute) == ("float32", True, False)
+    assert {precision for precision, _, _ in machine.steps} == {"float32"}
+    assert compute.reason.endswith("bfloat16 not tried because the processor only emulates it")
+    assert machine.choose(precision="bfloat16", compile="off").precision == "bfloat16"
+
+
+def test_a_layout_that_is_measured_slower_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both layouts are measured again beside compiled code, and the last measurement decides and is reported."""
+    machine = Machine(table(bfloat16=0.021), monkeypatch)
+    original = machine.train_step
+
+    def train_step(candidate: Compute) -> Callable[[], object]:
+        if candidate.compile:
+            machine.seconds["bfloat16", True, False] = 0.032
+            machine.seconds["bfloat16", False, False] = 0.027
+        return original(candidate)
+
+    monkeypatch.setattr(machine, "train_step", train_step)
+    compute = machine.choose()
+    assert settings(compute) == ("bfloat16", False, False)
+    assert "bfloat16 channels_last 32 ms, bfloat16 27 ms" in compute.reason
+
+
+@pytest.mark.parametrize(("updates", "compiled"), [(100, False), (10_000, False), (100_000, True), (None, True)])
+def test_a_short_run_is_not_compiled(updates: int | None, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compilation takes 20 s, and a step 20 ms."""
+    machine = Machine(table(bfloat16_last_compiled=0.01), monkeypatch)
+    compute = machine.choose(updates=updates)
+    assert compute.compile == compiled
+    if not compiled:
+        assert re.search(r"; not compiled because it takes more than 2% of the run of about \d+ s", compute.reason)
+        assert machine.now < 2, "it is not tried"
+        assert machine.choose(updates=updates, compile="on").compile
+
+
+def test_a_measurement_that_was_cut_short_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    compute = Machine(table(float32_last=4.0, bfloat16_last=3.5, bfloat16=6.0), monkeypatch).choose(compile="off")
+    assert settings(compute) == ("bfloat16", True, False)
+    assert compute.reason.endswith("the measurement was cut short after 13.5 s (at most 10 s and 2% of the run)")
+    compute = Machine(table(), monkeypatch).choose(updates=3)
+    assert settings(compute) == ("float32", True, False)
+    assert compute.reason == (
+        "float32 channels_last on 1 threads; a training step took float32 channels_last 60 ms; not compiled because it "
+        "takes more than 2% of the run of about 0 s; the measurement was cut short after 0.1 s (at most 10 s and 2% of "
+        "the run)"
+    )
+
+
 def test_missing_compiler_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert module._compiler_missing(torch.device("cpu")) == "there is no C++ compiler on this machine"
+    assert module.compiler_missing(torch.device("cpu")) == "there is no C++ compiler on this machine"
     monkeypatch.setattr(shutil, "which", lambda name: "/bin/clang++" if name == "clang++" else None)
-    assert module._compiler_missing(torch.device("cpu")) == ""
+    assert module.compiler_missing(torch.device("cpu")) == ""
 
 
 @pytest.mark.parametrize("error", [RuntimeError("InductorError: g++ died\nfurther lines"), NotImplementedError()])
@@ -173,9 +201,17 @@ def test_without_train_step_nothing_is_measured() -> None:
 
 
 def test_requested_compilation_is_kept_without_train_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_compiler_missing", lambda device: "")
+    monkeypatch.setattr(module, "compiler_missing", lambda device: "")
     compute = Compute.choose(device="cpu", precision="float32", compile="on", threads=1, train_step=None)
     assert compute.compile
+
+
+def test_a_gpu_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert module.find_device("cuda:1") == "cuda:1"
+    with pytest.raises(UserError, match=r"^--device cuda:2 is not available on this machine"):
+        module.find_device("cuda:2")
 
 
 def test_threads_are_divided_among_local_processes(monkeypatch: pytest.MonkeyPatch) -> None:

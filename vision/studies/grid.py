@@ -27,13 +27,14 @@ from zerokara.core.distributed import World
 from zerokara.core.divergence import check_finite
 from zerokara.core.machine import describe_machine
 from zerokara.core.report import write_json
+from zerokara.core.resumed_compute import HARDWARE_FIELDS
 from zerokara.core.run import Run
 from zerokara.core.training_program import choose_compute
 from zerokara.vision.classification.config import Config
 from zerokara.vision.classification.learner import Data, Training, load_split
 from zerokara.vision.classification.scoring import score
 from zerokara.vision.studies import names
-from zerokara.vision.training.epochs import probe_update
+from zerokara.vision.training.epochs import probe_update, total_updates
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -202,7 +203,7 @@ def _read(folder: Path, cell: Cell) -> Result | None:
 
 def _check_same_config(saved: Mapping[str, Any], config: Config, folder: Path) -> None:
     """Raise an error if the cell was trained with other settings: its result would appear under a wrong name."""
-    machine = {"device", "threads"}
+    machine = set(HARDWARE_FIELDS)
     now, saved = to_dict(config), to_dict(from_dict(Config, saved, str(folder / "result.json")))
     if differing := [name for name in now if name not in machine and saved.get(name) != now[name]]:
         raise UserError(
@@ -227,7 +228,8 @@ def _train(run: Run, cell: Cell, folder: Path, curve_points: int, number: int, c
     """Train a cell from its last checkpoint. Return None if a signal stopped it."""
     images = load_data(cell.config)
     probe_step = functools.partial(probe_update, Training, cell.config, images, World())
-    compute = run.compute(lambda: choose_compute(cell.config, World(), probe_step), cells)
+    updates = cells * total_updates(cell.config, images)  # about: the cells differ
+    compute = run.compute(lambda: choose_compute(cell.config, World(), probe_step, updates), cells)
     training = Training(cell.config, images, compute, World())
     latest = folder / "checkpoint.pt"
     curve: list[tuple[float, float, float]] = []

@@ -91,12 +91,12 @@ class EpochTraining(TrainingState[NetworkT]):
     @property
     def updates_per_epoch(self) -> int:
         """Number of whole batches in an epoch. The images of an incomplete last batch are left out of that epoch."""
-        return max(1, len(self.data.train) // self.config.batch_size)
+        return updates_per_epoch(self.config, self.data)
 
     @property
     def total_updates(self) -> int:
         """Length of the run in updates."""
-        return self.config.epochs * self.updates_per_epoch
+        return total_updates(self.config, self.data)
 
     @property
     def epoch(self) -> int:
@@ -198,6 +198,16 @@ class EpochTraining(TrainingState[NetworkT]):
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.last_metric, self.best = state["last"], state["best"]
+
+
+def updates_per_epoch(config: EpochConfig, data: HasTrainingSet) -> int:
+    """Return the number of whole batches in an epoch."""
+    return max(1, len(data.train) // config.batch_size)
+
+
+def total_updates(config: EpochConfig, data: HasTrainingSet) -> int:
+    """Return the length of a run in updates."""
+    return config.epochs * updates_per_epoch(config, data)
 
 
 def probe_update(

@@ -1,0 +1,245 @@
+"""Probe: which candidates are timed, how long that may take, and what stops a step that takes too long."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from zerokara.core import probe as module
+from zerokara.core.probe import Probe, TooSlowError
+
+PARTS = 100  # operations in a step
+
+
+class Clock:
+    """Clock that only steps advance: a step consists of operations that take a hundredth of it each."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        self.steps: list[str] = []  # names of the candidates whose step ended
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: self.now))
+
+    def make(
+        self, name: str, seconds: float, first: float | None = None, *, creation: float = 0.0
+    ) -> Callable[[], Any]:
+        """Return a function that makes a step of this many seconds, the first one of `first`."""
+
+        def step() -> None:
+            takes = seconds if first is None or name in self.steps else first
+            for _ in range(PARTS):
+                torch.zeros(2).add_(1)
+                self.now += takes / PARTS
+            self.steps.append(name)
+
+        def make_step() -> Callable[[], object]:
+            self.now += creation
+            return step
+
+        return make_step
+
+
+def made(clock: Clock, seconds: Mapping[str, float]) -> dict[str, Callable[[], Any]]:
+    return {name: clock.make(name, value) for name, value in seconds.items()}
+
+
+def test_candidates_take_turns_and_the_fastest_step_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    probe = Probe[str]()
+    probe.measure({"a": clock.make("a", 0.2, first=0.9), "b": clock.make("b", 0.3)})
+    assert probe.seconds == {"a": pytest.approx(0.2), "b": pytest.approx(0.3)}
+    assert clock.steps == ["a", "a", "b", "b", *"abababab"]
+    assert (probe.fastest(["b", "a"]), probe.cut_short, probe.stopped) == ("a", 0.0, {})
+
+
+def test_the_minimum_is_robust_to_other_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def steps_taking(*seconds: float) -> Callable[[], Callable[[], None]]:
+        times = iter(seconds)
+
+        def step() -> None:
+            nonlocal now
+            now += next(times)
+
+        return lambda: step
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now))
+    probe = Probe[str]()
+    # The first step is not counted. Two of five others are slowed down by other processes.
+    probe.measure({"steady": steps_taking(*[0.2] * 6), "noisy": steps_taking(0.9, 0.1, 0.19, 0.11, 0.18, 0.1)})
+    assert probe.seconds == {"steady": pytest.approx(0.2), "noisy": pytest.approx(0.1)}
+
+
+def test_a_slow_candidate_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    probe = Probe[str]()
+    probe.measure(made(clock, {"fast": 0.1, "slow": 0.5}))
+    assert (clock.steps.count("fast"), clock.steps.count("slow")) == (6, 2)
+
+
+def test_a_hopeless_candidate_is_stopped_in_its_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ResNet of 1.2 s in float32 took 40 s in bfloat16 on a processor that emulates it."""
+    clock = Clock(monkeypatch)
+    probe = Probe[str]()
+    probe.measure(made(clock, {"float32": 1.2, "bfloat16": 40.0, "other": 1.1}))
+    assert "bfloat16" not in clock.steps
+    assert probe.stopped == {"bfloat16": pytest.approx(3.6, abs=0.5)}
+    assert probe.fastest(["float32", "bfloat16", "other"]) == "other"
+    assert clock.now <= module.MAX_SECONDS
+
+
+def test_a_long_first_step_is_not_hopeless_if_it_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels are generated in the first step."""
+    clock = Clock(monkeypatch)
+    probe = Probe[str]()
+    probe.measure({"a": clock.make("a", 0.05), "b": clock.make("b", 0.01, first=0.8)})
+    assert probe.fastest(["a", "b"]) == "b"
+
+
+def test_the_backward_pass_is_stopped() -> None:
+    x = torch.ones(4, requires_grad=True)
+    with module._Deadline(60) as deadline:
+        loss = x.sin().sin().sum()
+        deadline._end = 0.0
+        with pytest.raises(TooSlowError):
+            loss.backward()
+    torch.ones(3).sin()  # outside of the context there is no limit
+
+
+def test_the_limit_is_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    probe = Probe[str]()
+    probe.measure(made(clock, {"a": 3.0, "b": 2.0, "c": 2.5, "d": 4.0}))
+    assert clock.steps == ["a", "b", "c"]
+    assert probe.seconds == {"a": pytest.approx(3), "b": pytest.approx(2), "c": pytest.approx(2.5)}
+    assert probe.fastest("abcd") == "b"
+    assert 0 < clock.now <= module.MAX_SECONDS + 0.05
+    assert probe.cut_short
+
+
+def test_a_first_step_beyond_the_limit_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    probe = Probe[str]()
+    probe.measure(made(clock, {"a": 300.0, "b": 1.0}))
+    assert (clock.steps, probe.seconds, probe.fastest("ab")) == ([], {}, "a")
+    assert clock.now <= module.MAX_SECONDS * 1.5
+
+
+@pytest.mark.parametrize(("updates", "limit"), [(3, 0.0), (1_000, 2.0), (10**6, 10.0), (None, 10.0)])
+def test_the_limit_is_a_fraction_of_the_run(updates: int | None, limit: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run takes `updates` steps of a tenth of a second."""
+    clock = Clock(monkeypatch)
+    probe = Probe[str](updates)
+    names = [f"candidate {number}" for number in range(40)]
+    probe.measure({name: clock.make(name, 0.1 if name == names[0] else 0.15) for name in names})
+    assert probe.fastest(names) == names[0]
+    assert clock.now == pytest.approx(max(limit, 0.1), abs=0.16), "at least one step of the first candidate"
+    assert probe.cut_short == pytest.approx(clock.now)
+
+
+def test_the_estimate_of_the_run_is_corrected_by_later_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    probe = Probe[str](1_000)
+    probe.measure({"a": clock.make("a", 0.01, first=0.9)})
+    assert probe.run_seconds == pytest.approx(10)
+    assert probe.limit == pytest.approx(0.2)
+
+
+def test_a_run_that_is_limited_in_time_has_that_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(monkeypatch)
+    assert Probe[str](5, minutes=2).run_seconds == 120
+    assert Probe[str](5, minutes=2).limit == pytest.approx(2.4)
+
+
+def test_creating_the_first_candidate_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It loads libraries that the run needs anyway. The others count."""
+    clock = Clock(monkeypatch)
+    probe = Probe[str]()
+    probe.measure({"a": clock.make("a", 0.1, creation=30), "b": clock.make("b", 0.1, creation=1)})
+    assert probe.elapsed == pytest.approx(2.2)
+
+
+def test_compiled_code_is_timed_in_turns_with_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    probe = Probe[str]()
+    probe.measure(made(clock, {"a": 0.1, "b": 0.2}))
+    del clock.steps[:]
+    seconds = {"a": 0.3, "b": 0.4, "compiled": 0.25}  # another program has started
+    monkeypatch.setattr(probe, "_steps", {name: made(clock, seconds)[name]() for name in "ab"})
+    assert probe.measure_compiled("compiled", clock.make("compiled", 0.25, first=20), ["a", "b"])
+    assert clock.steps[:4] == ["compiled", "a", "b", "compiled"]
+    assert probe.seconds == {name: pytest.approx(value) for name, value in seconds.items()}
+    assert probe.fastest(["a", "b", "compiled"]) == "compiled"
+
+
+def test_compilation_is_stopped_at_its_limit() -> None:
+    probe = Probe[str](1_000, minutes=0.2 / 60 / module.MAX_FRACTION)
+    handler = signal.getsignal(signal.SIGALRM)
+
+    def compilation() -> None:
+        try:
+            time.sleep(30)
+        except Exception:  # noqa: BLE001  (as the compiler does)
+            pytest.fail("the limit was handled by the compiler")
+
+    start = time.perf_counter()
+    assert not probe.measure_compiled("compiled", lambda: compilation, [])
+    assert time.perf_counter() - start < 5
+    assert probe.stopped == {"compiled": pytest.approx(0.2, abs=0.15)}
+    assert signal.getsignal(signal.SIGALRM) is handler
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_compiled_code_that_cannot_be_timed_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    probe = Probe[str](10_000)
+    probe.measure(made(clock, {"a": 0.1}))
+    assert probe.compile_limit == pytest.approx(20)
+    assert not probe.measure_compiled("compiled", clock.make("compiled", 0.01, first=30), ["a"])
+    assert probe.fastest(["a", "compiled"]) == "a"
+
+
+def test_in_another_thread_a_compilation_runs_to_its_end() -> None:
+    results: list[bool] = []
+    probe = Probe[str](1_000, minutes=2)
+
+    def measure() -> None:
+        results.append(probe.measure_compiled("compiled", lambda: lambda: None, []))
+
+    thread = threading.Thread(target=measure)
+    thread.start()
+    thread.join()
+    assert results == [True]
+
+
+def test_a_real_step_is_stopped_in_time() -> None:
+    weight = torch.rand(50, 50)
+
+    def step(repeats: int) -> None:
+        for _ in range(repeats):
+            weight.sin_()
+
+    probe = Probe[str]()
+    probe.measure({"a": lambda: partial(step, 3), "b": lambda: partial(step, 10**8)})
+    assert list(probe.stopped) == ["b"]
+    assert probe.stopped["b"] < 5
+    assert probe.fastest("ab") == "a"
+
+
+def test_a_limit_does_not_import_the_compiler() -> None:
+    code = (
+        "import sys, torch; from zerokara.core.probe import Probe; "
+        "Probe(10).measure({'a': lambda: lambda: torch.ones(2).sin()}); "
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
