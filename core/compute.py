@@ -245,7 +245,8 @@ def _choose_fastest(
         probe: measurement, with its limits.
     """
     # The memory format is measured only if the precision is: a fixed precision gives reproducible results.
-    layouts, notes = [(precision, True)] if precision != "auto" else list(_LAYOUTS), []
+    layouts: list[tuple[Precision, bool]] = list(_LAYOUTS) if precision == "auto" else [(precision, True)]
+    notes = []
     if precision == "auto" and not has_bfloat16(base.torch_device):
         layouts = [(name, layout) for name, layout in _LAYOUTS if name == "float32"]
         notes.append("bfloat16 not tried because the processor only emulates it")

@@ -195,7 +195,7 @@ class _Deadline(TorchDispatchMode):
     """
 
     def __init__(self, seconds: float) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._end = time.perf_counter() + seconds
 
     @classmethod

@@ -59,7 +59,7 @@ def unpacked(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, compute: 
 def move_to_gpu(state: Any, path: str = "") -> Any:
     """Return a state as a run on CUDA saves it: generators of 16 bytes, optimizers for CUDA graphs."""
     generators = ON_DEVICE if "light_generator" in state or path else (*ON_DEVICE, BOTH)
-    result = {}
+    result: dict[str, Any] = {}
     for key, value in state.items():
         name = f"{path}.{key}".lstrip(".")
         if isinstance(value, torch.Tensor) and name in generators:

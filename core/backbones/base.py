@@ -97,7 +97,7 @@ class Backbone(nn.Module, ABC):
         # Two images, because BatchNorm in training mode needs more than one value per channel.
         images = torch.empty(2, self.in_channels, height, width, device="meta")
         try:
-            with _SkipReLU():
+            with _ShapesOnly():
                 maps: list[Tensor] = torch.func.functional_call(_Stages(self), shapes_only, images)
         except RuntimeError as error:
             raise UserError(
@@ -109,17 +109,29 @@ class Backbone(nn.Module, ABC):
         self.out_size = (out_size[0], out_size[1])
 
 
-class _SkipReLU(TorchFunctionMode):
-    """Context in which ReLU returns its input, for a pass that only determines shapes.
+class _ShapesOnly(TorchFunctionMode):
+    """Context in which functions that keep the shape of their input return the input.
 
-    On the meta device it is Python code of PyTorch whose first call imports the compiler, which takes seconds.
+    On the meta device they are Python code of PyTorch whose first call imports the compiler, which takes a second.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if func in _RELU else func(*args, **(kwargs or {}))
+        if func in _KEEP_SHAPE or (func is Tensor.add and getattr(args[1], "shape", None) == args[0].shape):
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
-_RELU = (F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
+_KEEP_SHAPE = frozenset(
+    {
+        F.relu,
+        F.leaky_relu,
+        F.batch_norm,
+        F.group_norm,
+        F.layer_norm,
+        F.local_response_norm,
+        Tensor.add_,  # counts the batches of BatchNorm
+    }
+)
 
 
 class PooledBackbone(Backbone):

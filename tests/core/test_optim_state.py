@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ def trained(make: Callable[[nn.Module], torch.optim.Optimizer], *, channels_last
     """Return a network after three steps, and its optimizer."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 4 * 4, 2))
-    network = network.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    network = Compute(channels_last=channels_last).module(network)
     optimizer = make(network)
     for _ in range(3):
         optim_step(network, optimizer)
@@ -40,7 +41,7 @@ def test_a_state_fits_another_memory_format(name: optim.OptimizerName, channels_
     network, optimizer = trained(make, channels_last=channels_last)
     other, restored = trained(make, channels_last=not channels_last)
     other.load_state_dict(network.state_dict())
-    optim.load_optimizer_state(restored, optimizer.state_dict())
+    optim.load_optimizer_state(restored, copy.deepcopy(optimizer.state_dict()))
     for trained_network, its_optimizer in ((network, optimizer), (other, restored)):
         optim_step(trained_network, its_optimizer)
         optim_step(trained_network, its_optimizer)
