@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from zerokara.core.compute import Compute, compiler_missing, find_device
-from zerokara.core.config import UserError, flag
+from zerokara.core.config import UserError, flag, from_dict
+from zerokara.core.distributed import World
 from zerokara.core.machine import has_bfloat16, usable_cores
+from zerokara.core.run_folder import read_config
 
 HARDWARE_FIELDS = ("device", "precision", "compile", "threads")
 """Fields of a config that may change on resume in every program that has them."""
@@ -63,6 +66,34 @@ def options_on_resume(config: Any, given: Collection[str], saved: Mapping[str, A
         # "auto" may be another device here, and the process group of torchrun is made for the device of the config.
         result["device"] = last.device
     return result
+
+
+def adapt_compute(
+    saved: dict[str, Any], config: Any, folder: Path, world: World, choose: Callable[[], Compute]
+) -> tuple[dict[str, Any], str]:
+    """Adapt the hardware settings in config.json to this machine and the command line, in every process of a run.
+
+    Args:
+        saved: the `Compute` as in config.json.
+        config: config of the resumed run.
+        folder: folder of the run.
+        world: processes that train together; every process must call this function.
+        choose: as for `compute_on_resume`; called in the main process.
+
+    Returns:
+        settings to use, and a message about the change; without a change it is empty.
+    """
+    compute, message = Compute(**saved), ""
+    if world.is_main:
+        started = from_dict(type(config), read_config(folder)["config"], str(folder / "config.json"))
+        compute, reasons = compute_on_resume(compute, config, started, world.size, choose)
+        if reasons:
+            message = (
+                f"hardware settings changed ({'; '.join(reasons)}): from here on, the results are not bit-identical to "
+                f"those of an uninterrupted run."
+            )
+    adapted, message = world.broadcast_value((compute.to_dict(), message))
+    return adapted, message
 
 
 def compute_on_resume(

@@ -30,14 +30,14 @@ from torch import Tensor, nn
 
 from zerokara.core import checkpoint, media
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, error_summary, from_dict, to_dict, to_saved
+from zerokara.core.config import UserError, error_summary, to_dict, to_saved
 from zerokara.core.distributed import World
 from zerokara.core.machine import describe_machine, describe_versions, git_commit
 from zerokara.core.metrics import Scalar, as_numbers, json_line
 from zerokara.core.programs import command
 from zerokara.core.progress import Progress
 from zerokara.core.report import write_json
-from zerokara.core.resumed_compute import compute_on_resume
+from zerokara.core.resumed_compute import adapt_compute
 from zerokara.core.run_folder import lock_folder, read_config
 from zerokara.core.tensorboard_writer import TensorBoardWriter
 
@@ -148,27 +148,14 @@ class Run:
         if "compute" not in self.extra:
             self.save_extra(compute=measure().to_dict() if self.world.is_main else {})
         elif self._resume:
-            self._adapt_compute(measure)
+            adapted, change = adapt_compute(self.extra["compute"], self._config, self.folder, self.world, measure)
+            if change:
+                self.warn(change)
+                self.save_extra(compute=adapted)
         self._compute = Compute(**self.extra["compute"])
         self._compute.apply()
         self.print(f"compute: {self._compute.reason}")
         return self._compute
-
-    def _adapt_compute(self, choose: Callable[[], Compute]) -> None:
-        """Adapt the saved hardware settings to this machine and the command line."""
-        compute = Compute(**self.extra["compute"])
-        if self.world.is_main:
-            path = self.folder / "config.json"
-            started = from_dict(type(self._config), self.read_config(self.folder)["config"], str(path))
-            compute, reasons = compute_on_resume(compute, self._config, started, self.world.size, choose)
-            if reasons:
-                self.warn(
-                    f"hardware settings changed ({'; '.join(reasons)}): from here on, the results are not "
-                    f"bit-identical to those of an uninterrupted run."
-                )
-        adapted = self.world.broadcast_value(compute.to_dict())
-        if adapted != self.extra["compute"]:
-            self.save_extra(compute=adapted)
 
     read_config = staticmethod(read_config)
 
