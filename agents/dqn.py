@@ -187,7 +187,7 @@ class Training(Session):
             gamma=config.gamma,
             seed=self.seed,
             device=compute.torch_device,
-            folder=run.folder / f"replay-{world.rank}" if config.save_replay else None,
+            folder=run.checkpoints.files("replay") if config.save_replay else None,
             # Slots written between two checkpoints, with room for the last observations of truncated episodes.
             checkpoint_margin=config.checkpoint_every_steps // world.size + 4 * self.num_envs,
             function=compute.function,
@@ -238,10 +238,12 @@ class Training(Session):
         """Do the updates that are due: `gradient_steps` per `train_every_steps` since `learning_starts`."""
         config = self.config
         due = max(0, self.step - config.learning_starts) // config.train_every_steps * config.gradient_steps
-        if len(self.replay) < min(config.learning_starts, config.replay_capacity) // self.world.size:
+        if self.updates >= due:
+            return
+        fill = min(config.learning_starts, config.replay_capacity) // self.world.size
+        if self.world.any(len(self.replay) < fill, self.compute.torch_device):
             # Not filled yet, or empty after a resume without a saved buffer: these updates are skipped, but counted.
             self.updates = due
-        if self.updates >= due:
             return
         self.replay.set_beta(schedules.per_beta(config, self.step))
         if config.final_learning_rate is not None:
@@ -275,7 +277,7 @@ def train(config: Config, run: Run, compute: Compute, world: World, env: VectorE
 
     training.start(config.pretrained_backbone)  # restores the checkpoint of a resumed run
     training.print_settings(DEVIATIONS.get(config.preset, ()), terminal_on_life_loss=config.terminal_on_life_loss)
-    run.print(f"replay buffer: {len(replay) * world.size:,} of {config.replay_capacity:,} transitions")
+    run.print(f"replay buffer: {sum(world.gather(len(replay))):,} of {config.replay_capacity:,} transitions")
     # `iterations` logs, evaluates and saves between iterations; it ends after a signal, when the run has been saved.
     for _ in training.iterations(metrics, lambda: replay.needs_checkpoint):
         training.iterate()

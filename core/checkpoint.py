@@ -55,8 +55,13 @@ def save(path: Path, state: dict[str, Any], kind: str) -> None:
         ) from error
 
 
-def load(path: Path, kind: str) -> dict[str, Any]:
+def load(path: Path, kind: str, *, lazy: bool = False) -> dict[str, Any]:
     """Read a state written by `save`; its tensors are on the CPU.
+
+    Args:
+        path: file written by `save`.
+        kind: name of the program that wrote it.
+        lazy: read a tensor only when it is used, and do not verify checksums.
 
     Raises:
         UserError: the file is missing, truncated, damaged, not of zerokara, or of another kind or version.
@@ -66,7 +71,7 @@ def load(path: Path, kind: str) -> dict[str, Any]:
         raise UserError(f"There is no checkpoint at {path}: check the name, or leave out --resume to start a new run.")
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # reads the whole file and compares the CRC-32 checksums
+            damaged = None if lazy else archive.testzip()  # reads the whole file and compares the CRC-32 checksums
     except OSError as error:
         raise UserError(f"{path} could not be read ({error_summary(error)}): {remedy}.") from None
     except Exception:  # noqa: BLE001  (zipfile raises many exception types on invalid bytes)
@@ -74,7 +79,7 @@ def load(path: Path, kind: str) -> dict[str, Any]:
     if damaged is not None:
         raise UserError(f"{path} is damaged, truncated or no checkpoint (first error in {damaged}): {remedy}.")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
     except Exception as error:  # noqa: BLE001  (a valid zip with other content; torch raises many exception types)
         raise UserError(f"{path} is no checkpoint of zerokara ({error_summary(error)}): {remedy}.") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
@@ -116,6 +121,14 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def later_seed(seed: int, step: int) -> int:
+    """Return the seed of random numbers that begin anew at a step of a run, because their state cannot be restored.
+
+    At step 0 it is the seed itself.
+    """
+    return seed + 15_485_863 * step
 
 
 def rng_state() -> dict[str, Any]:

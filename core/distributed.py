@@ -7,10 +7,11 @@ Without torchrun's environment variables there is one process, and the collectiv
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -112,6 +113,32 @@ class World:
         values = [value]
         dist.broadcast_object_list(values, src=0)
         return values[0]
+
+    def gather(self, value: ValueT) -> list[ValueT]:
+        """Return the values of all processes, by rank, in every process: plain values or containers of such."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    @contextlib.contextmanager
+    def raising_together(self) -> Iterator[None]:
+        """End all processes if the block raises a `UserError` in any, so that none waits for one that has ended.
+
+        The first process with an error raises it; the others exit silently with the same exit code. The block must not
+        communicate with other processes.
+        """
+        error: UserError | None = None
+        try:
+            yield
+        except UserError as raised:
+            error = raised
+        failed = self.gather(error is not None)
+        if error is not None and failed.index(True) == self.rank:
+            raise error
+        if any(failed):
+            raise SystemExit(2)
 
     def mean(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the mean over the processes of a floating-point tensor, as a new tensor, in every process."""

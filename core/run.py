@@ -34,6 +34,7 @@ from zerokara.core.config import UserError, error_summary, to_dict, to_saved
 from zerokara.core.distributed import World
 from zerokara.core.machine import describe_machine, describe_versions, git_commit
 from zerokara.core.metrics import Scalar, as_numbers, json_line
+from zerokara.core.process_checkpoints import LoadProcesses, ProcessCheckpoints
 from zerokara.core.programs import command
 from zerokara.core.progress import Progress
 from zerokara.core.report import write_json
@@ -93,9 +94,11 @@ class Run:
         self._metrics_bytes = 0  # length of metrics.jsonl up to the end of the last complete line
         self._board = TensorBoardWriter(_events_folder(self.folder), self.warn)
         self._closed = False
+        self.checkpoints = ProcessCheckpoints(self.folder, kind, world, resume=resume)
         self.extra = dict(extra or {})  # as in config.json: a resumed run gets the values of its first start
-        if world.is_main:
-            self._open_folder(config, kind, resume)
+        with world.raising_together():
+            if world.is_main:
+                self._open_folder(config, kind, resume)
         self.extra = world.broadcast_value(self.extra)
 
     def _open_folder(self, config: Any, kind: str, resume: bool) -> None:
@@ -169,7 +172,7 @@ class Run:
     @property
     def checkpoint_path(self) -> Path:
         """Path of this process's checkpoint: checkpoint-<rank>.pt in the run folder."""
-        return self.path(f"checkpoint-{self.world.rank}.pt")
+        return self.checkpoints.path
 
     # ---- metrics
 
@@ -243,32 +246,33 @@ class Run:
         Raises:
             UserError: as `core.checkpoint.save`.
         """
-        checkpoint.save(path, {**state, "run": self.state_dict()}, self._kind)
+        saved = self.checkpoints.begin_save(path)
+        checkpoint.save(path, {**state, "run": {**self.state_dict(), **saved}}, self._kind)
 
-    def restore(self, path: Path, load: Callable[[dict[str, Any]], object]) -> bool:
+    def restore(
+        self, path: Path, load: Callable[[dict[str, Any]], object], load_processes: LoadProcesses | None = None
+    ) -> bool:
         """Restore a resumed run from the checkpoint at `path`. Returns True if there was a checkpoint to restore.
 
-        Otherwise the run is new, or was killed before its first checkpoint; everything it logged is removed.
+        Otherwise the run is new, or was killed before its first checkpoint; everything it logged is removed. Every
+        process must call this method. With `checkpoint_path`, all processes resume from the newest checkpoints that all
+        of them have.
 
         Args:
             path: file written by `save`.
             load: called with the state of the checkpoint.
+            load_processes: called instead of `load` if the checkpoints are those of other processes.
 
         Raises:
-            UserError: as `core.checkpoint.load`.
+            UserError: as `ProcessCheckpoints.restore`.
         """
-        if not (self._resume and path.exists()):
+        restored = self.checkpoints.restore(path, load, load_processes)
+        if restored is None:
             self.resume_from({"metrics_bytes": 0, "last_step": -1})
             return False
-        state = checkpoint.load(path, self._kind)
-        try:
-            load(state)
-        except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise UserError(
-                f"{path} does not fit the run of {self.folder / 'config.json'} ({error_summary(error)}): it is the "
-                f"checkpoint of another run, or of another version of zerokara; restore the one that belongs to this "
-                f"folder, or start a new run with another --name."
-            ) from error
+        state, message = restored
+        if message:
+            self.warn(message)
         self.resume_from(state["run"])
         return True
 

@@ -1,7 +1,7 @@
 """Training by updates: the state of a run, and the loop from the current update to the last one or to a signal.
 
     training = Training(config, data, compute, world)  # a subclass of TrainingState
-    resumed = run.restore(run.checkpoint_path, training.load_state_dict)
+    resumed = run.restore(run.checkpoint_path, training.load_state_dict, training.load_processes)
     stopped = run_updates(training, run, training.update, validate)
 
 Shapes: B images in an update.
@@ -154,6 +154,16 @@ class TrainingState(ABC, Generic[NetworkT]):
         checkpoint.set_rng_state(state["rng"])
         self._sums.copy_(state["sums"])
         self.updates, self.stopwatch.hours = state["updates"], state["hours"]
+
+    def load_processes(self, states: Mapping[int, dict[str, Any]]) -> str:
+        """Restore the state from checkpoints of other processes, as `Run.restore` describes it.
+
+        Random numbers of images are drawn anew, because a process has other images than the processes that saved.
+        """
+        seed = self.generator.initial_seed()  # before loading, which restores that of the other process
+        self.load_state_dict(states.get(self.world.rank, states[0]))
+        self.generator.manual_seed(checkpoint.later_seed(seed, self.updates))
+        return "random numbers are drawn anew, so that the results differ from those of an uninterrupted run"
 
     # ---- logging
 

@@ -295,7 +295,7 @@ def train(config: Config, run: Run, data: Data, loss_network: LossNetwork, compu
         UserError: an unreadable checkpoint, or divergence (NaN or Inf).
     """
     training = Training(config, data, loss_network, compute, world)
-    if not run.restore(run.checkpoint_path, training.load_state_dict):
+    if not run.restore(run.checkpoint_path, training.load_state_dict, training.load_processes):
         run.image("style", 0, data.style)
 
     def validate() -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -86,6 +87,34 @@ def start(folder: Path, *arguments: str, **environment: str) -> Process:
     environment = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error", **environment}
     pid = ask(folder=str(folder), arguments=arguments, environment=environment, out=str(out), err=str(err))
     return Process(pid, out, err)
+
+
+def start_processes(folder: Path, number: int, *arguments: str) -> list[Process]:
+    """Start Python in several processes that train together, with the environment variables that torchrun sets."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(number)}
+    return [start(folder, *arguments, **address, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(number)]
+
+
+def run_processes(folder: Path, number: int, *arguments: str, status: int | None = 0) -> tuple[str, str]:
+    """Run Python in several processes that train together; return the stdout of the first and the stderr of all.
+
+    Args:
+        folder: working directory.
+        number: number of processes.
+        arguments: of each process.
+        status: exit status that every process must have; None: that of a run that a signal stopped, which is the same
+            in every process.
+    """
+    processes = start_processes(folder, number, *arguments)
+    outputs = [process.communicate(timeout=200) for process in processes]
+    errors = "".join(err for _, err in outputs)
+    expected = processes[0].returncode if status is None else status
+    assert [process.returncode for process in processes] == [expected] * number, errors
+    assert [out for out, _ in outputs[1:]] == [""] * (number - 1), "only the first process prints"
+    return outputs[0][0], errors
 
 
 def run_interpreter(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -113,7 +113,7 @@ def train(config: Config, run: Run, data: Data, training: Training, validation: 
         Stopped: a signal to stop arrived.
         UserError: the checkpoint cannot be read, or training diverged (NaN or Inf in the weights).
     """
-    resumed = run.restore(run.checkpoint_path, training.load_state_dict)
+    resumed = run.restore(run.checkpoint_path, training.load_state_dict, training.load_processes)
     if not resumed and (path := config.backbone_weights_path()) is not None:
         run.print(str(load_pretrained_backbone(training.detector.net.backbone, path)))
         training.world.broadcast(training.detector)

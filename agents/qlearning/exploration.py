@@ -5,10 +5,13 @@ Shapes: N environments.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from zerokara.core.checkpoint import later_seed
 
 MAX_DURATION = 10_000  # steps of one random action, as in the paper
 
@@ -66,3 +69,7 @@ class Exploration:
         """Restore the state that `state_dict` returned."""
         self.generator.set_state(state["generator"])
         self.action_N, self.remaining_N = state["action"], state["left"]
+
+    def load_processes(self, states: Mapping[int, dict[str, Any]], rank: int, step: int) -> None:
+        """Draw new random numbers; no action is repeated, because the environments start new episodes."""
+        self.generator.manual_seed(later_seed(self.generator.initial_seed(), step))

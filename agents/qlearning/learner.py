@@ -9,7 +9,7 @@ Shapes: B batch.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -239,6 +239,13 @@ class Learner:
         self._sums.copy_(state["sums"])
         if self.generator is not None:
             checkpoint.restore_generator(self.generator, state["generator"])
+
+    def load_processes(self, states: Mapping[int, dict[str, Any]], rank: int, step: int) -> None:
+        """Restore the networks, which are the same in all processes; see `agents.training.parts.Stateful`."""
+        seed = None if self.generator is None else self.generator.initial_seed()
+        self.load_state_dict(states.get(rank, states[0]))
+        if self.generator is not None and seed is not None:
+            self.generator.manual_seed(checkpoint.later_seed(seed, step))
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

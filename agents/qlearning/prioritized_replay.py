@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from zerokara.agents.qlearning.replay import LAST, TERMINAL, Batch, Replay
+from zerokara.agents.qlearning.replay_files import RingCopy
 
 FAN_OUT = 64  # three levels for 262,144 transitions, four for 16,777,216
 PRIORITY_EPSILON = 1e-6  # added to TD errors, so that every transition can be sampled again (section 3.3)
@@ -169,3 +170,11 @@ class PrioritizedReplay(Replay):
             for level, values in zip(self.tree.levels, state["priorities"], strict=True):
                 level.copy_(values)
             self._cleared = state["gone"].numpy().copy()
+
+    def _load_ring(self, copy: RingCopy) -> None:
+        """Copy a ring buffer as `Replay` does, and its priorities."""
+        super()._load_ring(copy)
+        priority_S = copy.state["priorities"][0][torch.from_numpy(copy.saved_row_S)]
+        self.tree.set(torch.from_numpy(copy.row_S).to(self.device), priority_S.to(self.device))
+        self._cleared[copy.ring] = copy.state["gone"][copy.saved_ring]
+        self.max_priority.copy_(torch.maximum(self.max_priority, copy.state["highest"].to(self.device)))

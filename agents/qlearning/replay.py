@@ -20,17 +20,22 @@ Shapes: E environments, B batch, K stacked frames, F channels of one frame, H, W
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
+from zerokara.agents.qlearning.replay_files import (
+    RingCopy,
+    allocate_arrays,
+    array_shapes,
+    check_size_fits,
+    open_files,
+    ring_copies,
+)
 from zerokara.core import checkpoint
 from zerokara.core.config import UserError
 
@@ -110,15 +115,13 @@ class Replay:
             )
         self.bytes = bytes_needed(num_envs * self.window, num_envs * (self.slots - self.window), self.frame_shape)
         self.folder, self._on_cpu = folder, device.type == "cpu"
-        _check_size_fits(self.bytes, device, folder)
+        check_size_fits(self.bytes, device, folder)
         print_line(f"replay buffer of {num_envs * self.window:,} transitions: {self.describe_size()}")
 
-        total = num_envs * self.slots
-        # One additional frame, never written: the zeros before the start of an episode.
-        shapes = {"frame": (total + 1, *self.frame_shape), "action": (total,), "reward": (total,), "flag": (total,)}
+        shapes = array_shapes(num_envs * self.slots, self.frame_shape)
         self._lost: list[str] = []  # files of an earlier process that are missing or incomplete
         self._print_line = print_line
-        self._host = _allocate_arrays(shapes) if folder is None else _open_files(folder, shapes, self._lost)
+        self._host = allocate_arrays(shapes) if folder is None else open_files(folder, shapes, self._lost)
         self._ring = {
             name: torch.from_numpy(array)
             if self._on_cpu
@@ -316,6 +319,7 @@ class Replay:
             "starts": torch.from_numpy(self._starts_episode.copy()),
             "generator": self.generator.get_state(),
             "slots": self.slots,
+            "folder": None if self.folder is None else self.folder.name,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -336,14 +340,44 @@ class Replay:
         if self.folder is None and not self.head.any():
             return
         if self._lost and state["head"].any():
-            self._print_line(
-                f"replay buffer: {', '.join(sorted(self._lost))} in {self.folder} is missing or too short; the buffer "
-                f"is empty, and updates resume when it is filled again"
-            )
+            lost = f"{', '.join(sorted(self._lost))} in {self.folder} is missing or too short"
+            if self.folder is not None and self.folder.name != state.get("folder", self.folder.name):
+                lost = f"the files in {self.folder.with_name(state['folder'])} were written after the checkpoint"
+            self._print_line(f"replay buffer: {lost}; the buffer is empty, and updates resume when it is filled again")
             return
         self.head = state["head"].numpy().copy()
         self._checkpoint_head = self.head.copy()
         self._starts_episode = state["starts"].numpy().copy()
+        self._copy_to_device()
+
+    def load_processes(self, states: Mapping[int, dict[str, Any]], rank: int, step: int) -> None:
+        """Copy the ring buffers of this process's environments from the files of the processes that saved.
+
+        Those whose files are lost stay empty. See `agents.training.parts.Stateful`.
+        """
+        self.generator.manual_seed(checkpoint.later_seed(self.generator.initial_seed(), step))
+        for copy in ring_copies(
+            states,
+            self.folder,
+            rank,
+            num_envs=self.num_envs,
+            window=self.window,
+            slots=self.slots,
+            frame_shape=self.frame_shape,
+            print_line=self._print_line,
+        ):
+            self._load_ring(copy)
+        self._checkpoint_head = self.head.copy()
+        self._copy_to_device()
+
+    def _load_ring(self, copy: RingCopy) -> None:
+        """Copy the slots and the write position of a ring buffer."""
+        copy.write(self._host)
+        self.head[copy.ring] = copy.state["head"][copy.saved_ring]
+        self._starts_episode[copy.ring] = copy.state["starts"][copy.saved_ring]
+
+    def _copy_to_device(self) -> None:
+        """Copy the ring buffers and the range that can be sampled to the device."""
         if not self._on_cpu:
             for name, array in self._host.items():
                 self._ring[name].copy_(torch.from_numpy(array))
@@ -351,92 +385,3 @@ class Replay:
 
 
 _TORCH = {"frame": torch.uint8, "action": torch.int32, "reward": torch.float32, "flag": torch.uint8}
-_NUMPY = {"frame": np.uint8, "action": np.int32, "reward": np.float32, "flag": np.uint8}
-
-
-def _allocate_arrays(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Allocate arrays of zeros in memory."""
-    return {name: np.zeros(shape, _NUMPY[name]) for name, shape in shapes.items()}
-
-
-def _open_files(folder: Path, shapes: dict[str, tuple[int, ...]], lost: list[str]) -> dict[str, np.ndarray]:
-    """Open memory-mapped files, existing ones with their content.
-
-    All blocks of new files are allocated at once, so that no later write can fail.
-
-    Args:
-        folder: folder of the files.
-        shapes: shape of each array.
-        lost: gets the names of the files that did not exist or were too short.
-
-    Raises:
-        UserError: an existing file has the size of another buffer, or the disk is full; new files are then deleted
-            again.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    sizes = {name: int(np.prod(shape)) * np.dtype(_NUMPY[name]).itemsize for name, shape in shapes.items()}
-    paths = {name: folder / f"{name}.bin" for name in shapes}
-    new = [name for name, path in paths.items() if not path.exists()]
-    lost.extend(paths[name].name for name in new)
-    there = {name: paths[name].stat().st_size for name in sizes if name not in new}
-    different = [name for name, size in there.items() if size != sizes[name]]
-    for name in different:
-        # A copy that was interrupted leaves a short file; other settings change the size of all of them.
-        if len(different) == len(there) or there[name] > sizes[name]:
-            raise UserError(
-                f"{paths[name]} has {there[name]:,} bytes, but this configuration needs {sizes[name]:,}: resume with "
-                f"the settings with which the run was started, or choose another --name."
-            )
-        lost.append(paths[name].name)
-    try:
-        for name, path in paths.items():
-            with path.open("ab") as file:
-                _allocate(file, sizes[name])
-    except OSError as error:
-        for name in new:
-            paths[name].unlink(missing_ok=True)
-        raise UserError(
-            f"The files of the replay buffer, {sum(sizes.values()) / 1e9:.2f} GB, could not be created in {folder} "
-            f"({error.strerror}): free some disk space, lower --replay-capacity, or pass --no-save-replay."
-        ) from error
-    return {name: np.memmap(path, _NUMPY[name], "r+", shape=shapes[name]) for name, path in paths.items()}
-
-
-def _allocate(file: BinaryIO, size: int) -> None:
-    """Extend a file to `size` bytes with all blocks allocated on disk."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file.fileno(), 0, size)
-        return
-    piece = bytes(1 << 20)  # macOS has no posix_fallocate: write zeros
-    file.writelines(piece[: size - start] for start in range(file.seek(0, os.SEEK_END), size, len(piece)))
-
-
-def _check_size_fits(size: int, device: torch.device, folder: Path | None) -> None:
-    """Check that memory and disk are large enough, before anything is allocated.
-
-    Raises:
-        UserError: the message names the size needed and the size available.
-    """
-    room = {}
-    if device.type == "cuda":
-        room["cuda"] = torch.cuda.mem_get_info(device)[0]
-    if device.type != "cuda" or folder is None:
-        room["main"] = (
-            psutil.virtual_memory().available
-        )  # a buffer on another device has a copy in main memory or in files
-    for name, free in room.items():
-        if size > free:
-            raise UserError(
-                f"The replay buffer needs {size / 1e9:.2f} GB of {name} memory, and {free / 1e9:.2f} GB are free: "
-                f"lower --replay-capacity."
-            )
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        there = sum(file.stat().st_size for file in folder.glob("*.bin"))
-        free = shutil.disk_usage(folder).free + there
-        if size > free:
-            raise UserError(
-                f"The replay buffer needs {size / 1e9:.2f} GB of disk space in {folder}, and {free / 1e9:.2f} GB are "
-                f"free: lower --replay-capacity, free some disk space, or pass --no-save-replay to store it in memory "
-                f"only."
-            )

@@ -18,10 +18,9 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import torch
 
 from zerokara import envs
 from zerokara.agents.configs.common import Settings
@@ -30,6 +29,7 @@ from zerokara.agents.qlearning.learner import Learner
 from zerokara.agents.qlearning.policy import Policy
 from zerokara.agents.training.best_agent import BestAgent
 from zerokara.agents.training.evaluation import Scores, Stopped, evaluate
+from zerokara.agents.training.parts import Part, load_parts, load_parts_of_processes, part_states
 from zerokara.agents.training.pictures import log_images, log_video
 from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
@@ -42,16 +42,6 @@ from zerokara.core.run import Run
 from zerokara.core.stopwatch import LogInterval, Stopwatch
 from zerokara.core.zoo import provenance
 from zerokara.core.zoo import registry as zoo
-
-
-class Stateful(Protocol):
-    """Part of an algorithm with a state that belongs to a checkpoint."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """State as tensors and plain values."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> object:
-        """Restore the state that `state_dict` returned."""
 
 
 def make_env(config: Settings, world: World) -> envs.VectorEnv:
@@ -111,10 +101,10 @@ class Session(ABC):
         self.seconds = dict.fromkeys(("act", "emulate", "learn"), 0.0)  # since the start of the log interval
         self.interval = LogInterval(0)
         self.resumed = False
-        self._parts: dict[str, Stateful | torch.Generator] = {}
+        self._parts: dict[str, Part] = {}
         self._eval_env: envs.VectorEnv | None = None  # reused, because creating it takes seconds
 
-    def register(self, **parts: Stateful | torch.Generator) -> None:
+    def register(self, **parts: Part) -> None:
         """Add parts of the algorithm to the checkpoints, under their names."""
         self._parts |= parts
 
@@ -167,7 +157,7 @@ class Session(ABC):
             UserError: the checkpoint or the weights cannot be read.
         """
         self.print_warnings()
-        self.resumed = self.run.restore(self.run.checkpoint_path, self.load_state_dict)
+        self.resumed = self.run.restore(self.run.checkpoint_path, self.load_state_dict, self.load_processes)
         self.print_warnings()
         if self.resumed:
             return
@@ -229,7 +219,8 @@ class Session(ABC):
             if due(config.eval_every_steps) or self.is_early_evaluation_due():
                 self.goal_reached = self.world.is_main and self.evaluate_and_log()
                 self.start_interval()
-            if due(config.checkpoint_every_steps) or checkpoint_needed():
+            # The processes save together, so that they have checkpoints of the same steps.
+            if due(config.checkpoint_every_steps) or self.world.any(checkpoint_needed(), self.compute.torch_device):
                 self.save()
         if run.stop_requested:
             run.print_stop()
@@ -386,10 +377,6 @@ class Session(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint, as tensors and plain values."""
-        parts = {
-            name: part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
-            for name, part in self._parts.items()
-        }
         return {
             "env": self.env.state_dict(),
             "num_actions": self.env.num_actions,
@@ -405,16 +392,37 @@ class Session(ABC):
             "owes_evaluation": self.evaluation_pending,
             "best": self.best.state_dict(),
             "hours": self.clock(),
-            **parts,
+            **part_states(self._parts),
             "rng": checkpoint.rng_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
         self.obs = self.env.load_state_dict(state["env"])
-        self.step, self.updates, self.episodes = state["step"], state["updates"], state["games"]
+        self._load_counters(state)
         self.running_return_N = np.array(state["running_return"])
         self.running_length_N = np.array(state["running_length"], np.int64)
+        load_parts(self._parts, state)
+        if self.env.episodes_restarted:
+            self.end_episodes()
+        checkpoint.set_rng_state(state["rng"])
+
+    def load_processes(self, states: Mapping[int, dict[str, Any]]) -> str:
+        """Restore the state from checkpoints of other processes, as `Run.restore` describes it.
+
+        The environments are divided in another way, so that they start new episodes. Random numbers are drawn anew.
+        """
+        state = states.get(self.world.rank, states[0])
+        self._load_counters(state)
+        load_parts_of_processes(self._parts, states, self.world.rank, self.step)
+        self.obs = self.env.reset(checkpoint.later_seed(self.seed, self.step) % 2**31)
+        self.end_episodes()
+        checkpoint.set_rng_state(state["rng"])
+        return "the environments start new episodes, and random numbers are drawn anew"
+
+    def _load_counters(self, state: Mapping[str, Any]) -> None:
+        """Restore steps, updates, returns of past episodes, evaluations and time."""
+        self.step, self.updates, self.episodes = state["step"], state["updates"], state["games"]
         self.returns.extend(state["returns"])
         self.lengths.extend(state["lengths"])
         self.last_score = state["last_score"]
@@ -422,14 +430,6 @@ class Session(ABC):
         if "best" in state:  # not in checkpoints of 0.1
             self.best.load_state_dict(state["best"])
         self.clock.hours = state["hours"]
-        for name, part in self._parts.items():
-            if isinstance(part, torch.Generator):
-                checkpoint.restore_generator(part, state[name])
-            else:
-                part.load_state_dict(state[name])
-        if self.env.episodes_restarted:
-            self.end_episodes()
-        checkpoint.set_rng_state(state["rng"])
 
 
 def format_scores(scores: Scores) -> str:

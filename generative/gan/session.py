@@ -8,6 +8,7 @@ Shapes: N images, B batch, Z latent dimension, C channels, H, W pixels.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ class Session:
         self.clock = Stopwatch()
         self.latest = run.checkpoint_path
         self._order = (-1, torch.empty(0))  # epoch, and its order of the images
-        if not self.world.any(self.latest.exists(), self.compute.torch_device):
+        if run.checkpoints.saved is None:
             provenance.record(run, self.config.pretrained_backbone)
 
     @property
@@ -75,12 +76,13 @@ class Session:
         """Restore the last checkpoint (the best one with --rollback), or start the run and save its first checkpoint.
 
         Raises:
-            UserError: no checkpoint to roll back to, an unreadable one, or checkpoints of different updates.
+            UserError: no checkpoint to roll back to, or an unreadable one.
         """
-        if not self._restore() and self.config.pretrained_backbone:
+        resumed = self._restore()
+        if not resumed and self.config.pretrained_backbone:
             source = zoo.find_weights(self.config.pretrained_backbone)
             self.run.print(str(load_pretrained_backbone(self.learner.discriminator.backbone, source)))
-        if self.update == 0 and not self.latest.exists():
+        if not resumed:
             self.run.image("real", 0, image_grid(self.data.train.images[: self.config.preview_images]))
             self.save()
         elif self.config.rollback:
@@ -90,26 +92,21 @@ class Session:
 
     def _restore(self) -> bool:
         """Restore a checkpoint. Returns False if there is none."""
-        run, best = self.run, self.run.folder / BEST
-        if self.config.rollback and not (self.latest.exists() and best.exists()):
-            raise UserError(f"{run.folder} has no best checkpoint yet: remove --rollback.")
+        run, best, saved = self.run, self.run.folder / BEST, self.run.checkpoints.saved
         if self.config.rollback:
-            with contextlib.suppress(UserError):  # the last checkpoint may be damaged; the best one is restored
-                self.rollbacks = checkpoint.load(self.latest, KIND)["rollbacks"]
+            if saved is None or not best.exists():
+                raise UserError(f"{run.folder} has no best checkpoint yet: remove --rollback.")
+            # The last checkpoint may be damaged; the best one is restored. All processes read that of the first one.
+            with contextlib.suppress(UserError, KeyError):
+                self.rollbacks = checkpoint.load(saved.paths[0], KIND)["rollbacks"]
             try:
                 resumed = run.restore(best, self.roll_back)
             except UserError as error:
                 raise UserError(f"{error} The last checkpoint is a separate file: remove --rollback.") from None
             run.print(f"rolled back to update {self.update:,}")
         else:
-            resumed = run.restore(self.latest, self.load_state_dict)
-        main_update = self.world.broadcast_value({"update": self.update})["update"]
-        if self.world.any(self.update != main_update, self.compute.torch_device):
-            raise UserError(
-                f"The checkpoints of the processes in {run.folder} are of different updates, because the run was "
-                f"killed while saving: resume from the best checkpoint with --resume --rollback."
-            )
-        if resumed:
+            resumed = run.restore(self.latest, self.load_state_dict, self.load_processes)
+        if resumed and self.world.is_main:
             for frame in (run.folder / "film").glob("*.png"):
                 if int(frame.stem) > self.update:
                     frame.unlink()  # the update will be repeated
@@ -230,6 +227,16 @@ class Session:
         self.collapse_monitor.load_state_dict(state["watch"])
         self.best, self.scores, self.clock.hours = state["best"], state["scores"], state["hours"]
         self.rollbacks = state["rollbacks"]
+
+    def load_processes(self, states: Mapping[int, dict[str, Any]]) -> str:
+        """Restore the state from checkpoints of other processes, as `Run.restore` describes it.
+
+        Latent vectors and augmentation are drawn anew, because a process has other images than those that saved.
+        """
+        seed = self.learner.random.initial_seed()  # before loading, which restores that of the other process
+        self.load_state_dict(states.get(self.world.rank, states[0]))
+        self.learner.random.manual_seed(checkpoint.later_seed(seed, self.update))
+        return "random numbers are drawn anew, so that the results differ from those of an uninterrupted run"
 
 
 def preview_latents(config: Config) -> Tensor:

@@ -166,6 +166,12 @@ class OneOfTwo(World):
     def any(self, flag: bool, device: torch.device | str = "cpu") -> bool:
         return flag
 
+    def gather(self, value: Any) -> list[Any]:
+        return [value] * 2
+
+    def broadcast_value(self, value: Any) -> Any:
+        return value
+
 
 def test_two_processes_divide_the_environments_the_buffer_and_the_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -175,8 +181,9 @@ def test_two_processes_divide_the_environments_the_buffer_and_the_batches(
         num_envs=4, frame_stack=1, image_size=SIZE, n_step=1, hidden_units=8, width_multiplier=0.25, seed=5,
         replay_capacity=1_001, learning_starts=100, batch_size=32, checkpoint_every_steps=100, ez_greedy_zeta=2.0,
     )  # fmt: skip
-    with Run(config, kind="dqn", name="two", resume=False, quiet=True, root=tmp_path) as run:
-        training = dqn.Training(config, run, Compute(), OneOfTwo(rank=1, size=2))
+    world = OneOfTwo(rank=1, size=2)
+    with Run(config, kind="dqn", name="two", resume=False, quiet=True, root=tmp_path, world=world) as run:
+        training = dqn.Training(config, run, Compute(), world)
     seed = 5 * 1_000_003 + 10_007
     assert (training.num_envs, training.replay.num_envs) == (2, 2)
     assert training.replay.window == 251, "half of 1,001 transitions, rounded up, for each of two environments"
@@ -201,6 +208,12 @@ def test_two_processes_divide_the_environments_the_buffer_and_the_batches(
     training.replay, training.step = Filled(49), 100 + 2 * config.train_every_steps  # type: ignore[assignment]
     training.learn()
     assert len(updates) == config.gradient_steps
+    # An update needs the gradients of all processes, so this one waits while the buffer of the other is not filled.
+    monkeypatch.setattr(OneOfTwo, "any", lambda self, flag, device: True)
+    training.replay, training.step = Filled(50), 100 + 3 * config.train_every_steps  # type: ignore[assignment]
+    training.learn()
+    assert len(updates) == config.gradient_steps
+    assert training.updates == 3 * config.gradient_steps
 
 
 def test_checkpoints_hold_all_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

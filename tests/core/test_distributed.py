@@ -58,6 +58,7 @@ assert world.mean(value).tolist() == [1.5, 15.0]
 assert value.tolist() == [1.0 + rank, 10.0 * (rank + 1)]  # unchanged
 assert world.any(rank == 1) is True
 assert world.any(False) is False
+assert world.gather({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
 
 from dataclasses import dataclass
 from zerokara.core.run import Run
@@ -124,6 +125,9 @@ def test_single_process_needs_no_communication(monkeypatch: pytest.MonkeyPatch) 
     mean += 1
     assert value.item() == 2.0
     assert [world.any(True), world.any(False)] == [True, False]
+    assert world.gather("x") == ["x"]
+    with pytest.raises(UserError, match="alone"), world.raising_together():
+        raise UserError("alone")
     world.barrier()
     world.close()
     assert not torch.distributed.is_initialized()

@@ -146,6 +146,9 @@ def test_only_the_main_process_validates_and_a_vote_of_another_process_stops_all
         def broadcast_value(self, value: Any) -> Any:
             return value
 
+        def gather(self, value: Any) -> list[Any]:
+            return [value] * 2
+
     world = Second(rank=1, size=2)
     training = Counting(world)
     Path("runs/n").mkdir(parents=True)
@@ -153,3 +156,25 @@ def test_only_the_main_process_validates_and_a_vote_of_another_process_stops_all
         assert run_updates(training, run, training.update, lambda: pytest.fail("only the main process validates"))
     state: dict[str, Tensor | int] = checkpoint.load(Path("runs/n/checkpoint-1.pt"), "numbers")
     assert training.updates == state["updates"] == 5
+
+
+@pytest.mark.parametrize("updates", [0, 7])
+def test_states_of_other_processes(updates: int) -> None:
+    """A process without a checkpoint gets the state of the first one, and random numbers of its own."""
+    saved = Counting()
+    for _ in range(updates):
+        saved.update()
+    states = {0: saved.state_dict()}
+    others = [Counting(), Counting()]
+    for rank, other in enumerate(others, 1):
+        other.world = World(rank, 3)
+        other.generator.manual_seed(rank)
+        assert "random numbers are drawn anew" in other.load_processes(states)
+        assert (other.updates, other.network.weight.item()) == (updates, saved.network.weight.item())
+        expected = torch.Generator().manual_seed(rank + 15_485_863 * updates)
+        assert torch.equal(other.generator.get_state(), expected.get_state())
+    own = Counting()
+    own.world = World(1, 3)
+    others[0].update()
+    own.load_processes({0: states[0], 1: others[0].state_dict()})
+    assert own.updates == updates + 1, "its own checkpoint, if it has one"

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zerokara.core import schedules
+from zerokara.core import checkpoint, schedules
 from zerokara.core.compute import Compute
 from zerokara.core.data.boxes import BoxSet, load_boxes, split
 from zerokara.core.data.moments import channel_moments
@@ -216,6 +216,13 @@ class Training(TrainingState[Detector]):
         super().load_state_dict({**state, "network": state["detector"], "generator": state["light_generator"]})
         self.region_generator.set_state(state["generator"])
         self.last_map = state["last_map"]
+
+    def load_processes(self, states: Mapping[int, dict[str, Any]]) -> str:
+        """Restore the state from checkpoints of other processes. Regions are sampled anew, too."""
+        seed = self.region_generator.initial_seed()
+        changed = super().load_processes(states)
+        self.region_generator.manual_seed(checkpoint.later_seed(seed, self.updates))
+        return changed
 
 
 def detect_all(

@@ -252,7 +252,7 @@ def restore(
     Raises:
         UserError: the checkpoint cannot be read, or `load_weights` raises it.
     """
-    if run.restore(run.checkpoint_path, training.load_state_dict):
+    if run.restore(run.checkpoint_path, training.load_state_dict, training.load_processes):
         return True
     for report in load_weights(training.network):
         run.print(report)

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from tests.agents.fakes import CPU, ScriptedEnvs, check_all, fill, make
-from zerokara.agents.qlearning import replay as replay_module
+from zerokara.agents.qlearning import replay_files
 from zerokara.agents.qlearning.replay import Replay, bytes_needed
 from zerokara.core.config import UserError
 
@@ -288,10 +288,10 @@ def test_without_posix_fallocate_zeros_are_written(tmp_path: Path, monkeypatch: 
     path, size = tmp_path / "file", 5 * (1 << 19) + 3
     path.write_bytes(b"x" * there)
     with path.open("ab") as file:
-        replay_module._allocate(file, size)
+        replay_files.allocate(file, size)
     assert path.read_bytes() == b"x" * there + bytes(size - there)
     with path.open("ab") as file:
-        replay_module._allocate(file, size)
+        replay_files.allocate(file, size)
     assert path.stat().st_size == size
 
 
@@ -307,7 +307,7 @@ def test_memory_of_a_gpu_and_of_the_machine_are_checked(
         monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=main))
         monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=disk))
         try:
-            replay_module._check_size_fits(needed, device, folder)
+            replay_files.check_size_fits(needed, device, folder)
         except UserError as error:
             return str(error)
         return ""

@@ -93,6 +93,18 @@ def test_it_logs_evaluates_and_saves_when_due(make: Make, tmp_path: Path) -> Non
     assert recorded.session.closing_message().endswith("; watch it with: python -m agents.play runs/run")
 
 
+def test_all_processes_save_when_one_needs_a_checkpoint(make: Make) -> None:
+    """Otherwise they would have checkpoints of different steps, and none could be restored."""
+
+    class Votes(World):
+        def any(self, flag: bool, device: torch.device | str = "cpu") -> bool:
+            return flag or (recorded.session.step == 8 and not recorded.saves[1:])
+
+    recorded = make(world=Votes())
+    recorded.train()
+    assert recorded.saves == [0, 8, 32, 64, 80]
+
+
 def test_metrics_before_the_first_update_and_episode(make: Make, tmp_path: Path) -> None:
     recorded = make(total_steps=8, log_every_steps=8)
     recorded.train(each=lambda: setattr(recorded.session, "updates", 0))
@@ -319,6 +331,28 @@ def test_a_resumed_run_continues_from_its_checkpoint(make: Make, tmp_path: Path)
     assert again.images == []
 
 
+@pytest.mark.parametrize("has_own", [True, False])
+def test_states_of_other_processes(make: Make, has_own: bool) -> None:
+    """The environments start new episodes with new seeds; what all processes share is restored."""
+    recorded = make(total_steps=52, eval_every_steps=20)
+    recorded.scores = [scores(1.5)]
+    recorded.train()
+    state = recorded.session.state_dict()
+    own = {**state, "games": 3, "returns": [1.0], "lengths": [5]}
+    again = make(seed=3, world=World(rank=1, size=2))
+    session = again.session
+    changed = session.load_processes({0: state, 1: own} if has_own else {0: state})
+    assert changed == "the environments start new episodes, and random numbers are drawn anew"
+    assert (session.step, session.updates, session.last_score) == (52, 13, 1.5)
+    assert (session.episodes, list(session.returns)) == ((3, [1.0]) if has_own else (10, state["returns"]))
+    assert again.seeds == [(3 * 1_000_003 + 10_007 + 15_485_863 * 52) % 2**31]
+    assert [origin_of(session.obs[i]) for i in range(2)] == [Origin(i, 0, 0) for i in range(2)]
+    assert session.running_return_N.tolist() == session.running_length_N.tolist() == [0, 0]
+    expected = torch.Generator().manual_seed(5 + 15_485_863 * 52)
+    assert torch.equal(session.generator.get_state(), expected.get_state())
+    assert session.counter.value == 13 * (1 + has_own) + 1_000 + 52
+
+
 def test_non_finite_weights_are_not_saved(make: Make) -> None:
     recorded = make()
     recorded.session.start()
@@ -343,7 +377,7 @@ def test_final_scores_are_recorded_with_the_hyperparameters(
         recorded.scores = [scores(2.0)]
         monkeypatch.setattr(recorded.run, "hparams", lambda config, names, written=written: written.extend(names))
         if every_steps:
-            recorded.session.run._resume = False
+            recorded.session.run.checkpoints.resume = False
         recorded.train()
         assert set(written) == expected
         rows = metrics(tmp_path / "run")

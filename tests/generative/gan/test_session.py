@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -241,19 +240,6 @@ def test_a_rollback_needs_both_checkpoints(runs: Runs) -> None:
     session.latest.unlink()
     with pytest.raises(UserError, match="has no best checkpoint yet: remove --rollback"):
         runs.session("--rollback", resume=True).start()
-
-
-@dataclasses.dataclass(frozen=True)
-class Other(World):
-    """World in which the main process is at another update."""
-
-    def broadcast_value(self, value: Any) -> Any:
-        return {"update": value["update"] + 1}
-
-
-def test_checkpoints_of_different_updates_are_refused(runs: Runs) -> None:
-    with pytest.raises(UserError, match="of different updates"):
-        runs.session(world=Other()).start()
 
 
 @pytest.mark.parametrize("resume", [False, True])
