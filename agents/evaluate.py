@@ -2,6 +2,7 @@
 
     python -m agents.evaluate runs/dqn-Pong-v5-fast-1 --episodes 30
     python -m agents.evaluate runs/dqn-Pong-v5-fast-1 --protocol nature
+    python -m agents.evaluate pong                                          # an agent of the zoo
 
 Returns are raw (not clipped). Every environment contributes the same number of episodes: the first N episodes to end
 would overrepresent short ones. The protocol is printed with the score: environment settings, epsilon, seeds, and the
@@ -12,7 +13,8 @@ The weights are those of the best evaluation during training, or with --which la
 score of the best evaluation is biased upwards, because the weights were selected by it; it is printed beside the score
 measured here, on other episodes: the seeds differ from those of training and of its evaluations.
 
-The table is printed; all results are written to runs/<name>/evaluation-<step>.json.
+The table is printed; all results are written to runs/<name>/evaluation-<step>.json (of an agent of the zoo, to
+runs/outputs-<name>/).
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from zerokara.agents.benchmarking.atari_scores import human_normalized, referenc
 from zerokara.agents.configs.common import ProtocolName
 from zerokara.agents.configs.protocols import OVERRIDES, PROTOCOLS
 from zerokara.agents.training.evaluation import Scores, evaluate
-from zerokara.agents.viewing.loading import Agent, Which, evaluation_seed, load_agent
+from zerokara.agents.viewing.loading import Agent, Which, evaluation_seed, find_agent, load_agent
 from zerokara.core.command_line import parse
 from zerokara.core.config import Positional, Range, UserError, run_main
 from zerokara.core.machine import describe_versions
@@ -62,7 +64,7 @@ class Options:
     }
 
     runs: Annotated[tuple[str, ...], Positional("runs/<name>")] = ()
-    """Run folders, or model files of agents."""
+    """Run folders, model files, or names of agents in the zoo."""
     which: Which = "best"
     """Weights of a run: those of its best evaluation, or of its last checkpoint."""
     protocol: ProtocolName | None = None
@@ -251,7 +253,7 @@ def _is_free(path: Path, protocol: Mapping[str, Any]) -> bool:
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate every agent; each result is saved before the next evaluation starts."""
     options = parse(Options, {}, argv, __doc__ or "")
-    folders = run_folders(options.runs, program_command("agents.evaluate"))
+    folders = run_folders(options.runs, program_command("agents.evaluate"), find_agent)
     distribute_episodes(num_episodes(options), options.num_envs)  # report an error before any agent is loaded
     agents = [
         load_agent(folder, which=options.which, device=options.device, threads=options.threads) for folder in folders

@@ -1,14 +1,16 @@
 """Play: a video of a trained agent, with its Q-values beside the game.
 
+    python -m agents.play pong                                  # a trained agent that ships with zerokara
     python -m agents.play runs/dqn-Pong-v5-fast-1
     python -m agents.play runs/dqn-Pong-v5-fast-1 --attention --epsilon 0 --seed 3
     python -m agents.play runs/dqn-Pong-v5-fast-1 --window
 
 Plays one episode with the weights of the best evaluation (--which last: of the last checkpoint), and writes
-runs/<name>/media/play-<step>.mp4 or opens a window. Each action has a bar of its Q-value minus the lowest Q-value; the
-action taken is amber, or red if it was random and not the best one. The curve below is the maximum Q-value, which
-estimates the discounted return from here on. Captions give the scales of bars and curve. --attention adds the network's
-input with a saliency map: bright pixels are those whose blurring changes the Q-values most
+runs/<name>/media/play-<step>.mp4 (of an agent of the zoo, runs/outputs-<name>/media/play-<step>.mp4) or opens a window.
+Each action has a bar of its Q-value minus the lowest Q-value; the action taken is amber, or red if it was random and
+not the best one. The curve below is the maximum Q-value, which estimates the discounted return from here on. Captions
+give the scales of bars and curve. --attention adds the network's input with a saliency map: bright pixels are those
+whose blurring changes the Q-values most
 (agents/viewing/saliency.py).
 """
 
@@ -27,7 +29,7 @@ import numpy as np
 from zerokara import envs
 from zerokara.agents.training.pictures import EpisodeStep, frames_per_second, play_episode
 from zerokara.agents.viewing.drawing import EpisodeRenderer, newest_frame
-from zerokara.agents.viewing.loading import Agent, Which, evaluation_seed, load_agent
+from zerokara.agents.viewing.loading import Agent, Which, evaluation_seed, find_agent, load_agent
 from zerokara.agents.viewing.saliency import saliency
 from zerokara.core.command_line import parse
 from zerokara.core.config import Positional, Range, UserError, run_main
@@ -42,7 +44,7 @@ class Options:
     """Run to play and output."""
 
     run: Annotated[str, Positional("runs/<name>")] = ""
-    """Folder of the run, or model file of an agent."""
+    """Folder of the run, model file, or name of an agent in the zoo."""
     which: Which = "best"
     """Weights of a run: those of its best evaluation, or of its last checkpoint."""
     window: bool = False
@@ -157,7 +159,7 @@ def frames_folder(name: str) -> Path | None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Play one episode and write its video, or show it in a window."""
     options = parse(Options, {}, argv, __doc__ or "")
-    (folder,) = run_folders((options.run,), program_command("agents.play"))
+    (folder,) = run_folders((options.run,), program_command("agents.play"), find_agent)
     if options.window:
         check_window()
     agent = load_agent(folder, which=options.which, device=options.device, threads=options.threads)

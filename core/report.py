@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,21 +166,33 @@ def figure_pixels(figure: Figure) -> np.ndarray:
         return np.asarray(picture.convert("RGB"))
 
 
-def run_folders(runs: tuple[str, ...], program: str) -> list[Path]:
+def run_folders(runs: tuple[str, ...], program: str, find: Callable[[str], Path] = Path) -> list[Path]:
     """Return the run folders given on the command line, in order and without duplicates.
 
     Args:
         runs: paths as typed.
         program: command of the program, for the message ("python -m agents.plot").
+        find: function from a typed word to the path, for programs that also take names of the zoo.
 
     Raises:
-        UserError: no run is given.
+        UserError: no run is given; see `find`.
     """
     if not any(runs):
         existing = sorted(path.parent for path in Path("runs").glob("*/config.json"))
         example = existing[0] if existing else "runs/<name>"
         raise UserError(f"No run was named: give its folder, as in {program} {example}.")
-    return list(dict.fromkeys(Path(run) for run in runs))
+    return list(dict.fromkeys(find(run) for run in runs))
+
+
+def source_name(source: Path) -> str:
+    """Return the name of a trained network: that of its run folder, or of its model file without the extension."""
+    source = source.resolve()
+    return source.name if source.is_dir() else source.stem
+
+
+def source_outputs(source: Path) -> Path:
+    """Return the folder for what a trained network produces: its run folder, or runs/outputs-<name> for a file."""
+    return source if source.is_dir() else Path("runs") / f"outputs-{source_name(source)}"
 
 
 def numbered(name: str) -> Iterator[str]:

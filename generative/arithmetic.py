@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if min(numbers) < 0 or max(numbers) >= MAX_IMAGES:
         raise UserError(f"Images are numbered from 0 to {MAX_IMAGES - 1:,}, got {min(numbers)} to {max(numbers)}.")
     sampler = finished.load_sampler(options, program_command("generative.arithmetic"))
-    path = finished.output_path(options, options.out, f"arithmetic-{options.which}-{options.seed}.png")
+    path = finished.output_path(sampler, options.out, f"arithmetic-{options.which}-{options.seed}.png")
     z_NZ = sampler.latents(max(numbers) + 1, options.seed)
     normal = sampler.config.latent_distribution == "normal"
     result_Z = combine(z_NZ, terms, normal)

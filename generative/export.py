@@ -106,8 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if label_N is not None:
         example["labels"] = label_N
     inputs, original = list(example.values()), as_function(sampler)
-    folder = Path(options.run)
-    out, name = Path(options.out) if options.out else folder / "export", folder.resolve().name
+    out, name = Path(options.out) if options.out else sampler.output_folder / "export", sampler.name
     with tempfile.TemporaryDirectory() as scratch:
         weights = Path(scratch) / f"{name}.safetensors"
         sampler.save(weights)

@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Interpolate and write the video."""
     options = parse(Options, {}, argv, __doc__ or "")
     sampler = finished.load_sampler(options, program_command("generative.interpolate"))
-    path = finished.output_path(options, options.out, f"interpolation-{options.which}-{options.seed}.mp4")
+    path = finished.output_path(sampler, options.out, f"interpolation-{options.which}-{options.seed}.mp4")
     total, progress = options.points * options.steps, Progress(silent=False)
 
     def frames_with_progress() -> Iterator[np.ndarray]:

@@ -37,7 +37,6 @@ from zerokara.core.data import ImageSet
 from zerokara.core.models import model_file
 from zerokara.core.programs import program_command
 from zerokara.core.progress import Progress
-from zerokara.core.run import Run
 from zerokara.generative.gan import finished
 from zerokara.generative.gan.data import Data, load_split
 from zerokara.generative.gan.pictures import displayable
@@ -204,7 +203,7 @@ def choose_extractor(options: Options, sampler: Sampler) -> FeatureExtractor:
         UserError: no such classifier, or the discriminator's backbone was initialized from it.
     """
     config = replace(sampler.config, classifier=options.classifier or sampler.config.classifier)
-    return FeatureExtractor.choose(config, sampler.shape, Run.read_config(Path(options.run))["extra"])
+    return FeatureExtractor.choose(config, sampler.shape, finished.run_extra(sampler))
 
 
 def report(options: Options, sampler: Sampler, progress: Progress) -> dict[str, Any]:
@@ -239,7 +238,7 @@ def report(options: Options, sampler: Sampler, progress: Progress) -> dict[str, 
         scores["painted"]["fid"] = inception_distance(network, compared.real.images, compared.generated)
         scores["floor"]["fid"] = inception_distance(network, compared.real.images, compared.floor.images)
         protocol["inception"] = model_file.fingerprint(Path(options.inception))
-    return {"run": Path(options.run).resolve().name, "scores": scores, "protocol": protocol}
+    return {"run": sampler.name, "scores": scores, "protocol": protocol}
 
 
 def make_table(scores: Mapping[str, Mapping[str, float]]) -> Table:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -22,7 +21,6 @@ from zerokara.core.command_line import parse
 from zerokara.core.config import Range, run_main
 from zerokara.core.media import write_png
 from zerokara.core.programs import program_command
-from zerokara.core.run import Run
 from zerokara.generative.gan import finished
 from zerokara.generative.gan.data import Data
 from zerokara.generative.gan.pictures import image_grid
@@ -59,9 +57,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Generate images, find their nearest training images, and write the image grid."""
     options = parse(Options, {}, argv, __doc__ or "")
     sampler = finished.load_sampler(options, program_command("generative.neighbours"))
-    path = finished.output_path(options, options.out, f"neighbours-{options.which}-{options.seed}.png")
+    path = finished.output_path(sampler, options.out, f"neighbours-{options.which}-{options.seed}.png")
     train = Data.load(sampler.config).train.images
-    extractor = FeatureExtractor.choose(sampler.config, sampler.shape, Run.read_config(Path(options.run))["extra"])
+    extractor = FeatureExtractor.choose(sampler.config, sampler.shape, finished.run_extra(sampler))
     generated = sampler.generate(sampler.latents(options.number, options.seed), sampler.labels(options.number))
     index_n, _ = nearest(extractor.extract(generated).features_NF, extractor.extract(train).features_NF)
     groups = torch.stack([generated, train[index_n], train[nearest_in_pixels(generated, train)]], 1)

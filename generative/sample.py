@@ -1,5 +1,6 @@
 """Generate images with a trained generator, as one image grid or as a folder of files.
 
+    python -m generative.sample digits                                   # a generator that ships with zerokara
     python -m generative.sample runs/dcgan-mnist-fast-1
     python -m generative.sample runs/dcgan-mnist-fast-1 --number 10000 --folder generated
     python -m generative.sample runs/dcgan-mnist-fast-1 --label 3        # of a run with --conditional
@@ -46,7 +47,8 @@ class Options(finished.Options):
     columns: Annotated[int, Range(0, 200)] = 0
     """Images per row of the grid. 0: a square grid."""
     out: str = ""
-    """PNG file of the image grid. Empty: media/samples-<which>-<seed>.png in the run's folder."""
+    """PNG file of the image grid. Empty: media/samples-<which>-<seed>.png in the run's folder, or in
+    runs/outputs-<name> for the zoo."""
     folder: str = ""
     """Folder for one file per image (000000.png, ...) instead of an image grid. Empty: write a grid."""
 
@@ -89,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         path = Path(options.folder)
         write_folder(sampler, z_NZ, label_N, path)
     else:
-        path = finished.output_path(options, options.out, f"samples-{options.which}-{options.seed}.png")
+        path = finished.output_path(sampler, options.out, f"samples-{options.which}-{options.seed}.png")
         write_png(path, image_grid(sampler.generate(z_NZ, label_N), options.columns or None))
     print(f"{path}: {options.number:,} images, update {sampler.update:,}")
 

@@ -1,6 +1,6 @@
-"""Load an agent from a run folder or a model file. Neither is locked or changed, so the run may still be training.
+"""Load an agent from a run folder, a model file or the zoo. None is locked or changed: the run may still be training.
 
-agent = load_agent(Path("runs/dqn-Pong-v5-fast-1"))
+agent = load_agent("pong")  # of the zoo; load_agent("runs/dqn-Pong-v5-fast-1") is that of a run
 env = agent.make_env(1, render=True)
 q_NA = agent.policy.values(env.reset(seed=0))
 """
@@ -26,7 +26,9 @@ from zerokara.agents.qlearning.policy import Policy
 from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, from_dict
+from zerokara.core.report import source_name, source_outputs
 from zerokara.core.run import Run
+from zerokara.core.zoo import registry as zoo
 
 CHECKPOINT = "checkpoint-0.pt"  # of the main process
 Which = Literal["best", "last"]
@@ -49,13 +51,12 @@ class Agent:
     @property
     def name(self) -> str:
         """Name of the run, or of the model file without its extension."""
-        path = self.source.resolve()
-        return path.name if path.is_dir() else path.stem
+        return source_name(self.source)
 
     @property
     def output_folder(self) -> Path:
         """Folder for videos and results: the run folder, or runs/outputs-<name> for a model file."""
-        return self.source if self.source.is_dir() else Path("runs") / f"outputs-{self.name}"
+        return source_outputs(self.source)
 
     def make_env(self, num_envs: int, *, render: bool = False, protocol: ProtocolName | None = None) -> envs.VectorEnv:
         """Make the environment of the training, with the same settings or, for Atari, those of a protocol.
@@ -76,11 +77,20 @@ class Agent:
         return env
 
 
-def load_agent(path: Path, *, which: Which = "best", device: str = "cpu", threads: int = 0) -> Agent:
-    """Load the agent of a run or of a model file, in float32.
+def find_agent(word: str) -> Path:
+    """Find a trained agent, given a run folder, a model file, or a name in the zoo.
+
+    Raises:
+        UserError: none of these exists.
+    """
+    return zoo.find(word, "agents")
+
+
+def load_agent(path: Path | str, *, which: Which = "best", device: str = "cpu", threads: int = 0) -> Agent:
+    """Load the agent of a run, of a model file or of the zoo, in float32.
 
     Args:
-        path: runs/<name>, or a file *.safetensors.
+        path: runs/<name>, or a file *.safetensors; of type str, also a name in the zoo.
         which: of a run: "best" for the weights of its best evaluation (of the last checkpoint, if there was no
             evaluation yet), "last" for those of its last checkpoint.
         device: auto, cpu, cuda, cuda:<n> or mps.
@@ -90,6 +100,7 @@ def load_agent(path: Path, *, which: Which = "best", device: str = "cpu", thread
         UserError: there is no run or file, it is of another kind or version, it has no checkpoint or a damaged one, or
             the device does not exist.
     """
+    path = find_agent(path) if isinstance(path, str) else path
     if path.suffix == ".safetensors" and path.is_file():
         loaded = _read_file(path)
     elif which == "best" and (path / BEST).is_file():

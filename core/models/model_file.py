@@ -51,6 +51,7 @@ class Metadata(ABC, Generic[NetworkT]):
     data: str = ""  # description of the training data
     command: str = ""  # command line that trained the network
     figures: Mapping[str, float] = field(default_factory=dict)  # metrics, such as test accuracy
+    protocol: Mapping[str, Any] = field(default_factory=dict)  # conditions under which `figures` were measured
     origin: tuple[str, ...] = ()  # provenance of the weights, see `run_origin`
 
     @abstractmethod

@@ -1,9 +1,11 @@
-"""Small trained networks that are part of the package: <name>.safetensors, in float16, under 5 MB.
+"""Small trained networks that are part of the package, in float16, under 5 MB each: <kind>/<name>.safetensors.
 
     classifier, metadata = load("digits")
+    path = find("pong", "agents")            # the zoo's agent; find("runs/pong", "agents") is a run folder
 
-The metadata of a file has the classes, the input normalization, the command that trained the network, and its metrics.
-`python -m core.zoo` lists the networks; `python -m scripts.add_to_zoo` adds one.
+Names are those of a kind of network: there is a classifier and a generator called digits. The metadata of a file has
+all that is needed to build the network, the command that trained it, and its metrics. `python -m core.zoo` lists the
+networks; `python -m scripts.add_to_zoo` adds one.
 """
 
 from __future__ import annotations
@@ -11,22 +13,27 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal, get_args
 
-from zerokara.core.config import UserError, suggest
+from zerokara.core.config import UserError, note, suggest
 from zerokara.core.models.classifier import Classifier, ClassifierMetadata
+
+Kind = Literal["classifiers", "agents", "generators"]
+KINDS: tuple[Kind, ...] = get_args(Kind)  # also the folders of their files
 
 FOLDER = Path(__file__).resolve().parent
 MAX_BYTES = 5_000_000
+MAX_LISTED = 12  # runs in a message
 
 
 @functools.cache
-def files() -> Mapping[str, Path]:
-    """Return the paths of the model files by name."""
-    return {path.stem: path for path in sorted(FOLDER.glob("*.safetensors"))}
+def files(kind: Kind = "classifiers") -> Mapping[str, Path]:
+    """Return the paths of the model files of a kind of network by name."""
+    return {path.stem: path for path in sorted((FOLDER / kind).glob("*.safetensors"))}
 
 
 def load(name: str) -> tuple[Classifier, ClassifierMetadata]:
-    """Load a network of the zoo, in evaluation mode, float32 on the CPU, and its metadata.
+    """Load a classifier of the zoo, in evaluation mode, float32 on the CPU, and its metadata.
 
     Raises:
         UserError: the name is unknown.
@@ -36,31 +43,50 @@ def load(name: str) -> tuple[Classifier, ClassifierMetadata]:
     return ClassifierMetadata.load(files()[name])
 
 
+def find(word: str, kind: Kind = "classifiers") -> Path:
+    """Find a trained network, given a run folder, a file, or a name in the zoo.
+
+    A plain name is one of the zoo, also if there is a folder or a run of that name; a note then says so.
+
+    Raises:
+        UserError: none of these exists.
+    """
+    path = Path(word).expanduser()
+    if word in files(kind):
+        for other in (Path(".", word), Path("runs", word)):
+            if other.exists():
+                note(f"{word} is taken for the name in the zoo ({kind}); for the folder here, type {_typed(other)}.")
+        return files(kind)[word]
+    if path.exists():
+        return path
+    plain = path.name == word
+    found = (Path("runs") if plain else path.parent).glob("*/config.json")
+    runs = {config.parent.name: str(config.parent) for config in found}
+    known = {**({name: name for name in files(kind)} if plain else {}), **runs}
+    hint = suggest(path.name, known, known.__getitem__)
+    existing = f"; existing runs: {', '.join(sorted(runs.values()))}" if 0 < len(runs) <= MAX_LISTED else ""
+    raise UserError(
+        f"There is no {word}{hint}: give a run folder, a file *.safetensors, or a name in the zoo "
+        f"({_known(kind)}){existing}."
+    )
+
+
 def find_file(word: str) -> Path:
     """Find the model file of a trained classifier, given a run folder, a file, or a name in the zoo.
 
     Raises:
         UserError: none of these exists, or the run has not saved a model yet.
     """
-    path = Path(word).expanduser()
-    if path.exists():
-        return ClassifierMetadata.find(path)
-    if word in files():
-        return files()[word]
-    raise UserError(
-        f"There is no {word}{suggest(word, files())}: give a run folder, a file *.safetensors, or a name in the zoo "
-        f"({_known()})."
-    )
+    return ClassifierMetadata.find(find(word))
 
 
 def find_weights(word: str) -> Path:
-    """Find the path of pretrained weights, given a run folder of any kind, a file, or a name in the zoo.
+    """Find the path of pretrained weights, given a run folder of any kind, a file, or the name of a classifier.
 
     Raises:
         UserError: none of these exists.
     """
-    path = Path(word).expanduser()
-    return path if path.exists() else find_file(word)
+    return find(word)
 
 
 def lacks_metadata(path: Path) -> bool:
@@ -68,5 +94,10 @@ def lacks_metadata(path: Path) -> bool:
     return (path.is_dir() and not (path / ClassifierMetadata.FILE).is_file()) or path.suffix in (".pt", ".pth")
 
 
-def _known() -> str:
-    return ", ".join(files()) or "it is empty"
+def _typed(path: Path) -> str:
+    """Return a relative path as it must be typed so that it is not a plain name."""
+    return str(path) if len(path.parts) > 1 else f"./{path}"
+
+
+def _known(kind: Kind = "classifiers") -> str:
+    return ", ".join(files(kind)) or "it is empty"

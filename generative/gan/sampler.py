@@ -1,6 +1,6 @@
-"""Sampler: a trained generator that generates images, from a run in progress or from a run's folder.
+"""Sampler: a trained generator that generates images, from a run in progress, a run's folder, a file or the zoo.
 
-    sampler = Sampler.load(Path("runs/dcgan-mnist-fast-1"))
+    sampler = Sampler.load("digits")  # of the zoo; Sampler.load("runs/dcgan-mnist-fast-1") is that of a run
     images = sampler.generate(sampler.latents(64, seed=0), sampler.labels(64))   # (64, C, H, W) uint8
 
 The generator is always in evaluation mode, so that an image depends on its latent vector and label alone.
@@ -10,21 +10,24 @@ Shapes: N images, Z latent dimension, C channels, H, W pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, from_dict, to_dict
-from zerokara.core.models import model_file
+from zerokara.core.models.model_file import Metadata
+from zerokara.core.report import source_name, source_outputs
 from zerokara.core.run import Run
+from zerokara.core.zoo import registry as zoo
 from zerokara.generative.gan.config import KIND, Config
 from zerokara.generative.gan.learner import draw_latents, make_generator
 from zerokara.generative.gan.networks import LatentGenerator
 
-FORMAT = "zerokara-generator-1"
 WHICH = ("best", "last")
 BEST = "best.pt"  # checkpoint with the best score on held-out images
 
@@ -32,6 +35,47 @@ BEST = "best.pt"  # checkpoint with the best score on held-out images
 def weights_file(which: str) -> str:
     """Return the name of the weights file in a run's folder, for "best" or "last"."""
     return f"generator-{which}.safetensors"
+
+
+def find_generator(word: str) -> Path:
+    """Find a trained generator, given a run folder, a file, or a name in the zoo.
+
+    Raises:
+        UserError: none of these exists.
+    """
+    return zoo.find(word, "generators")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorMetadata(Metadata[LatentGenerator]):
+    """Metadata of a generator's file."""
+
+    FORMAT = "zerokara-generator-1"
+    NETWORK = "generator"
+    PROGRAM = "generative.dcgan"
+    FILE = weights_file("best")
+
+    config: Mapping[str, Any]  # of the run
+    shape: tuple[int, int, int]  # (C, H, W)
+    class_names: tuple[str, ...]  # empty for an unconditional generator
+    update: int
+    scores: Mapping[str, float] = field(default_factory=dict)  # of the run's evaluation, against held-out images
+
+    def settings(self) -> Config:
+        """Return the config of the run.
+
+        Raises:
+            UserError: it was written by a newer version, or is invalid.
+        """
+        return from_dict(Config, self.config, "the generator's file")
+
+    def build(self) -> LatentGenerator:
+        """Create the network with randomly initialized weights.
+
+        Raises:
+            UserError: see `settings`.
+        """
+        return make_generator(self.settings(), self.shape, len(self.class_names))
 
 
 @dataclass(frozen=True)
@@ -45,6 +89,18 @@ class Sampler:
     compute: Compute
     update: int
     scores: dict[str, float] = field(default_factory=dict)
+    source: Path = Path()  # run folder or file that it was loaded from
+    origin: tuple[str, ...] = ()  # provenance of its weights (core/zoo/provenance.py), if it was loaded
+
+    @property
+    def name(self) -> str:
+        """Name of the run, or of the file without its extension."""
+        return source_name(self.source)
+
+    @property
+    def output_folder(self) -> Path:
+        """Folder for images, videos and exports: the run folder, or runs/outputs-<name> for a file."""
+        return source_outputs(self.source)
 
     def latents(self, number: int, seed: int) -> Tensor:
         """Draw latent vectors (number, Z). The first ones of a seed do not depend on `number`."""
@@ -83,39 +139,46 @@ class Sampler:
                 images.append(self.compute.to_host(((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)))
         return torch.cat(images).contiguous()
 
+    def metadata(self) -> GeneratorMetadata:
+        """Return the metadata for a file."""
+        return GeneratorMetadata(
+            config=to_dict(self.config),
+            shape=self.shape,
+            class_names=self.class_names,
+            update=self.update,
+            scores=self.scores,
+            origin=self.origin,
+        )
+
     def save(self, path: Path) -> None:
         """Write weights and metadata to one file, atomically.
 
         Raises:
             UserError: it could not be written; an existing file is unchanged.
         """
-        fields = {
-            "config": to_dict(self.config),
-            "shape": self.shape,
-            "class_names": self.class_names,
-            "update": self.update,
-            "scores": self.scores,
-        }
-        model_file.write(path, self.generator.state_dict(), fields, FORMAT)
+        self.metadata().save(path, self.generator.state_dict())
 
     @classmethod
-    def load(cls, folder: Path, which: str = "best", *, device: str = "cpu", threads: int = 0) -> Sampler:
-        """Load the generator of a run's folder, in float32.
+    def load(cls, source: Path | str, which: str = "best", *, device: str = "cpu", threads: int = 0) -> Sampler:
+        """Load the generator of a run's folder, a file or the zoo, in float32.
 
         Args:
-            folder: runs/<name>.
-            which: "best" or "last".
+            source: runs/<name>, or a file *.safetensors; of type str, also a name in the zoo.
+            which: "best" or "last", of a run.
             device: auto, cpu, cuda, cuda:<n> or mps.
             threads: number of CPU threads, 0 for all cores.
 
         Raises:
-            UserError: no such run or device, no weights yet, or damaged weights.
+            UserError: no such run, name or device, no weights yet, or damaged weights.
         """
-        Run.read_config(folder, KIND)
-        path = folder / weights_file(which)
+        source = find_generator(source) if isinstance(source, str) else source
+        if source.is_file():
+            return cls.read(source, device=device, threads=threads)
+        Run.read_config(source, KIND)
+        path = source / weights_file(which)
         if not path.is_file():
-            raise UserError(f"{folder} has no {path.name} yet: wait for its first evaluation.")
-        return cls.read(path, device=device, threads=threads)
+            raise UserError(f"{source} has no {path.name} yet: wait for its first evaluation.")
+        return replace(cls.read(path, device=device, threads=threads), source=source)
 
     @classmethod
     def read(cls, path: Path, *, device: str = "cpu", threads: int = 0) -> Sampler:
@@ -124,14 +187,16 @@ class Sampler:
         Raises:
             UserError: no such file or device, or a damaged file.
         """
-        metadata, weights = model_file.read(path, FORMAT, "generator", "generative.dcgan")
-        try:
-            config = from_dict(Config, metadata["config"], str(path))
-            shape, names = tuple(metadata["shape"]), tuple(metadata["class_names"])
-            generator = make_generator(config, shape, len(names))
-            generator.load_state_dict(weights)
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise UserError(f"The weights in {path} do not match its metadata ({error}): create it again.") from None
+        generator, metadata = GeneratorMetadata.load(path)
         compute = Compute.choose(device=device, precision="float32", compile="off", threads=threads, train_step=None)
-        generator = compute.module(generator.eval().requires_grad_(False))
-        return cls(generator, config, shape, names, compute, metadata["update"], metadata["scores"])
+        return cls(
+            generator=compute.module(generator.requires_grad_(False)),
+            config=metadata.settings(),
+            shape=metadata.shape,
+            class_names=metadata.class_names,
+            compute=compute,
+            update=metadata.update,
+            scores=dict(metadata.scores),
+            source=path,
+            origin=metadata.origin,
+        )

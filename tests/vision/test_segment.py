@@ -211,7 +211,7 @@ def test_the_backbone_of_another_run_is_loaded(uninterrupted: Path, in_shapes_fo
 
 def test_a_backbone_of_the_zoo_is_loaded_by_name(uninterrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = uninterrupted / "model.safetensors"
-    monkeypatch.setattr(zoo, "files", lambda: {"photos": file})
+    monkeypatch.setattr(zoo, "files", lambda kind="classifiers": {"photos": file})
     network = make_segmenter(
         "fcn4s", backbone="resnet18", channels=3, image_size=SIZE, classes=3, width=0.125, stem="medium"
     )

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from zerokara.core.config import UserError
+from zerokara.core.models import model_file
 from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.core.zoo import __main__ as listing
 from zerokara.core.zoo import registry as zoo
@@ -28,11 +30,22 @@ METADATA = ClassifierMetadata(
 
 @pytest.fixture
 def pets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Create a zoo with one network."""
-    METADATA.save(tmp_path / "pets.safetensors", METADATA.build().state_dict(), half=True)
-    monkeypatch.setattr(zoo, "FOLDER", tmp_path)
+    """Create a zoo with one classifier, and an agent and a generator with less than what their programs need."""
+    for kind in zoo.KINDS:
+        (tmp_path / "zoo" / kind).mkdir(parents=True)
+    folder = tmp_path / "zoo"
+    METADATA.save(folder / "classifiers" / "pets.safetensors", METADATA.build().state_dict(), half=True)
+    weights = {"layer.weight": torch.zeros(3, 5), "norm.running_mean": torch.zeros(7)}
+    figures = {"return_float16": 20.5}
+    agent = {"config": {"backbone": "nature", "env": "ALE/Pong-v5"}, "num_actions": 6, "figures": figures}
+    generator = {"config": {"generator": "r3"}, "shape": [1, 28, 30], "class_names": ["a", "b"], "figures": {"fcd": 5}}
+    command = {"command": "python -m trained"}
+    model_file.write(folder / "agents" / "pong.safetensors", weights, agent | command, "agent")
+    model_file.write(folder / "generators" / "pets.safetensors", weights, generator | command, "generator")
+    monkeypatch.setattr(zoo, "FOLDER", folder)
+    monkeypatch.chdir(tmp_path)
     zoo.files.cache_clear()
-    yield tmp_path
+    yield folder / "classifiers"
     zoo.files.cache_clear()
 
 
@@ -64,12 +77,57 @@ def test_weights_source_accepts_any_run_a_file_or_a_name(pets: Path, tmp_path_fa
         zoo.find_weights("pest")
 
 
+def test_names_are_those_of_a_kind(pets: Path) -> None:
+    assert {kind: list(zoo.files(kind)) for kind in zoo.KINDS} == {
+        "classifiers": ["pets"],
+        "agents": ["pong"],
+        "generators": ["pets"],
+    }
+    assert zoo.find("pets") == pets / "pets.safetensors"
+    assert zoo.find("pets", "generators") == pets.parent / "generators" / "pets.safetensors"
+    with pytest.raises(UserError, match=r"There is no pets: give .*name in the zoo \(pong\)\.$"):
+        zoo.find("pets", "agents")
+
+
+def test_a_plain_name_is_one_of_the_zoo_and_a_path_is_a_folder(pets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("pong", "runs/pong", "other"):
+        Path(folder).mkdir(parents=True)
+    assert zoo.find("pong", "agents") == pets.parent / "agents" / "pong.safetensors"
+    noted = capsys.readouterr().err
+    assert "pong is taken for the name in the zoo (agents); for the folder here, type ./pong" in noted
+    assert "type runs/pong" in noted
+    for word in ("./pong", "pong/", "runs/pong", "other"):
+        assert zoo.find(word, "agents") == Path(word)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("pnog", r"^There is no pnog \(did you mean pong\?\): give .* zoo \(pong\); existing runs: runs/catch\.$"),
+        ("catch", r"There is no catch \(did you mean runs/catch\?\)"),
+        ("runs/cacth", r"There is no runs/cacth \(did you mean runs/catch\?\)"),
+        ("runs/pong", r"There is no runs/pong: give a run folder"),  # no hint at a name that is no path beside it
+    ],
+)
+def test_unknown_names_list_what_exists(pets: Path, word: str, message: str) -> None:
+    Path("runs/catch").mkdir(parents=True)
+    Path("runs/catch/config.json").touch()
+    with pytest.raises(UserError, match=message):
+        zoo.find(word, "agents")
+
+
 def test_listing(pets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     listing.main([])
     printed = capsys.readouterr().out
-    for word in ("pets", "deep_cnn", "3x16x16", "cat, dog, fox", "test error 0.125"):
+    for word in ("classifiers", "pets", "deep_cnn", "3x16x16", "cat, dog, fox", "test error 0.125"):
         assert word in printed
-    (pets / "pets.safetensors").unlink()
+    lines = {line.split()[0]: line.split() for line in printed[printed.index("agents") :].splitlines() if line.strip()}
+    assert lines["pong"][1:5] == ["nature", "ALE/Pong-v5", "6", "15"], "statistics of BatchNorm are no parameters"
+    assert lines["pets"][1:5] == ["r3", "1x28x30", "a,", "b"]
+    assert "return float16 20.5" in printed
+    for file in pets.parent.rglob("*.safetensors"):
+        file.unlink()
     zoo.files.cache_clear()
     listing.main([])
     assert "empty" in capsys.readouterr().out

@@ -1,0 +1,79 @@
+"""Tests of agents of the zoo: found by name, evaluated and played, and what the package ships."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from tests.agents.qlearning.test_agent_file import write_file
+from zerokara.agents import evaluate, play
+from zerokara.agents.qlearning.agent_file import AgentMetadata
+from zerokara.agents.viewing.loading import find_agent, load_agent
+from zerokara.core.config import UserError
+from zerokara.core.zoo import registry as zoo
+
+ONE_THREAD = ("--device", "cpu", "--threads", "1")
+
+
+@pytest.fixture
+def ball(catch_run: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Create a zoo with one agent, that of runs/catch."""
+    path = Path.cwd() / "zoo" / "agents" / "ball.safetensors"
+    path.parent.mkdir(parents=True)
+    write_file(catch_run, path, half=True)
+    monkeypatch.setattr(zoo, "FOLDER", path.parent.parent)
+    zoo.files.cache_clear()
+    yield path
+    zoo.files.cache_clear()
+
+
+def test_an_agent_is_loaded_by_name_file_or_folder(ball: Path, catch_run: Path) -> None:
+    of_run, obs = load_agent(str(catch_run), threads=1), np.zeros((1, 4, 84, 84), np.uint8)
+    for source in ("ball", str(ball), ball):
+        agent = load_agent(source, threads=1)
+        assert (agent.name, agent.source, agent.step) == ("ball", ball, 400)
+        np.testing.assert_allclose(agent.policy.values(obs), of_run.policy.values(obs), rtol=0.01, atol=1e-3)
+    with pytest.raises(UserError, match=r"There is no bal \(did you mean ball\?\): .*; existing runs: runs/catch\."):
+        load_agent("bal")
+
+
+def test_an_agent_of_the_zoo_is_played_into_a_folder_of_its_name(
+    ball: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(path for path in ball.parent.rglob("*"))
+    play.main(["ball", "--max-steps", "5", *ONE_THREAD])
+    video = Path("runs/outputs-ball/media/play-400.mp4")
+    with av.open(str(video)) as container:
+        assert len(list(container.decode(video=0))) == 5
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"truncated by --max-steps 5; {video}")
+    assert sorted(path for path in ball.parent.rglob("*")) == before, "nothing is written to the package"
+
+
+def test_an_agent_of_the_zoo_is_evaluated_beside_a_run(ball: Path, catch_run: Path) -> None:
+    evaluate.main(["ball", str(catch_run), "--episodes", "2", *ONE_THREAD])
+    result = json.loads(Path("runs/outputs-ball/evaluation-400.json").read_text())
+    assert (result["run"], result["games"]) == ("ball", 2)
+    assert (catch_run / "evaluation-400.json").exists()
+
+
+@pytest.mark.parametrize("name", zoo.files("agents"))
+def test_agents_of_the_package_are_small_scored_and_can_be_played(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    metadata = AgentMetadata.read_metadata(find_agent(name))
+    assert metadata is not None
+    assert find_agent(name).stat().st_size <= zoo.MAX_BYTES
+    assert metadata.figures["return_float16"] >= metadata.figures["return"] - 3 * metadata.figures["standard_error"]
+    assert metadata.protocol["episodes"] >= 30
+    assert metadata.command.startswith("python -m ")
+    assert metadata.data
+    agent = load_agent(name, threads=1)
+    assert all(p.isfinite().all() for p in agent.policy.network.parameters())
+    play.main([name, "--max-steps", "4", *ONE_THREAD])
+    assert [path.suffix for path in Path(f"runs/outputs-{name}/media").iterdir()] == [".mp4"]
