@@ -37,6 +37,10 @@ from zerokara.core.media import write_mp4, write_png
 from zerokara.core.programs import program_command
 from zerokara.core.progress import Progress
 from zerokara.core.report import run_folders
+from zerokara.core.zoo import registry as zoo
+
+MAX_STEPS = 3_000
+ZOO_MAX_STEPS = 300  # a film of a whole episode of Pong would take longer than ten seconds to compute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +61,8 @@ class Options:
     """Probability of a random action; None: the run's --eval-epsilon."""
     seed: Annotated[int, Range(0, 10**6)] = 0
     """Seed of environment and exploration: the same seed plays the same episode."""
-    max_steps: Annotated[int, Range(1)] = 3_000
-    """Maximum agent steps of the episode; 3,000 are 200 s of an Atari game."""
+    max_steps: Annotated[int | None, Range(1)] = None
+    """Maximum agent steps of the episode; None: 3,000 (200 s of an Atari game), for an agent of the zoo 300 (20 s)."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int, Range(0)] = 0
@@ -68,8 +72,10 @@ class Options:
 class Episode:
     """One episode that is played and drawn: an iterator over video frames that counts score and steps."""
 
-    def __init__(self, agent: Agent, env: envs.VectorEnv, options: Options, frames: Path | None) -> None:
-        self.score, self.steps = 0.0, 0
+    def __init__(
+        self, agent: Agent, env: envs.VectorEnv, options: Options, max_steps: int, frames: Path | None
+    ) -> None:
+        self.score, self.steps, self.max_steps = 0.0, 0, max_steps
         self._agent, self._env, self._options, self._frames = agent, env, options, frames
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -78,7 +84,7 @@ class Episode:
         epsilon = agent.config.eval_epsilon if options.epsilon is None else options.epsilon
         renderer = EpisodeRenderer(env.id, f"{agent.name} at step {agent.step:,}", env.action_names, epsilon)
         seed = evaluation_seed(options.seed)
-        for moment in play_episode(agent.policy, env, epsilon=epsilon, max_steps=options.max_steps, seed=seed):
+        for moment in play_episode(agent.policy, env, epsilon=epsilon, max_steps=self.max_steps, seed=seed):
             if self._frames is not None:
                 write_png(self._frames / f"frame-{self.steps:06}.png", moment.picture)
             yield self._draw(renderer, moment)
@@ -95,13 +101,13 @@ class Episode:
         )
 
 
-def write_video(episode: Episode, path: Path, fps: float, max_steps: int) -> None:
+def write_video(episode: Episode, path: Path, fps: float) -> None:
     """Write the episode as mp4, with a progress bar."""
     progress = Progress(silent=False)
 
     def frames_with_progress() -> Iterator[np.ndarray]:
         for frame in episode:
-            progress.show(episode.steps, max_steps, {"score": episode.score})
+            progress.show(episode.steps, episode.max_steps, {"score": episode.score})
             yield frame
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,17 +170,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_window()
     agent = load_agent(folder, which=options.which, device=options.device, threads=options.threads)
     env = agent.make_env(1, render=True)
-    episode = Episode(agent, env, options, frames_folder(options.frames))
+    max_steps = options.max_steps or (ZOO_MAX_STEPS if options.run in zoo.files("agents") else MAX_STEPS)
+    episode = Episode(agent, env, options, max_steps, frames_folder(options.frames))
     fps = frames_per_second(env)
     if options.window:
         show_window(episode, f"zerokara: {env.id}", fps)
         output = "shown in a window"
     else:
         path = agent.output_folder / "media" / f"play-{agent.step}.mp4"
-        write_video(episode, path, fps, options.max_steps)
+        write_video(episode, path, fps)
         output = str(path)
     env.close()
-    cut = f", truncated by --max-steps {options.max_steps}" if episode.steps == options.max_steps else ""
+    cut = f", truncated by --max-steps {max_steps}" if episode.steps == max_steps else ""
     print(f"weights: {agent.weights}{', without any update: an untrained network' if agent.updates == 0 else ''}")
     print(f"{env.id}: score {episode.score:,.6g} in {episode.steps:,} steps{cut}; {output}", flush=True)
 

@@ -54,6 +54,16 @@ def test_an_agent_of_the_zoo_is_played_into_a_folder_of_its_name(
     assert sorted(path for path in ball.parent.rglob("*")) == before, "nothing is written to the package"
 
 
+def test_an_agent_of_the_zoo_is_played_for_fewer_steps_than_a_run(
+    ball: Path, catch_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(play, "ZOO_MAX_STEPS", 3)
+    monkeypatch.setattr(play, "MAX_STEPS", 7)
+    for source, steps in (("ball", 3), (str(catch_run), 7), (str(ball), 7)):
+        play.main([source, *ONE_THREAD])
+        assert f"in {steps} steps, truncated by --max-steps {steps};" in capsys.readouterr().out
+
+
 def test_an_agent_of_the_zoo_is_evaluated_beside_a_run(ball: Path, catch_run: Path) -> None:
     evaluate.main(["ball", str(catch_run), "--episodes", "2", *ONE_THREAD])
     result = json.loads(Path("runs/outputs-ball/evaluation-400.json").read_text())

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import torch
 from scripts import add_to_zoo, zoo_candidates
 from tests.agents.small_runs import CATCH
 from tests.generative.finished_run import FEW, make_run
-from zerokara.agents import dqn
+from zerokara.agents import dqn, evaluate
 from zerokara.agents.qlearning.agent_file import AgentMetadata
 from zerokara.agents.viewing.loading import load_agent
 from zerokara.core.config import UserError, to_dict
@@ -22,6 +23,7 @@ from zerokara.core.data import glyphs
 from zerokara.core.models.classifier import ClassifierMetadata
 from zerokara.core.models.model_file import run_origin
 from zerokara.core.zoo import registry as zoo
+from zerokara.generative import metrics
 from zerokara.generative.gan.sampler import GeneratorMetadata, Sampler
 from zerokara.vision.classification.config import Config
 
@@ -150,7 +152,7 @@ def test_an_agent_that_is_worse_in_float16_is_rejected(zoo_folder: Path, monkeyp
         mean, standard_error = next(results)
         return {"mean": mean, "standard_error": standard_error, "protocol": {}, "games": 2, "cut": 0}
 
-    monkeypatch.setattr(zoo_candidates.evaluate, "evaluate_agent", evaluated)
+    monkeypatch.setattr(evaluate, "evaluate_agent", evaluated)
     with pytest.raises(UserError, match="has a mean return of 3 instead of 4: choose another run"):
         add_to_zoo.main([str(run), "ball", "--threads", "1"])
     assert not list(zoo_folder.rglob("*.safetensors"))
@@ -179,6 +181,12 @@ def test_a_generator_is_added_with_its_distances_before_and_after_rounding(zoo_f
         add_to_zoo.main(words)
 
 
+def reports(*scores: dict[str, float]) -> Callable[..., dict[str, Any]]:
+    """Return a replacement of metrics.report with these scores in turn."""
+    results = iter(scores)
+    return lambda *_: {"scores": {"painted": next(results), "floor": {}}, "protocol": {}}
+
+
 @pytest.mark.parametrize(
     ("after", "message"),
     [({"fcd": 11.0, "accuracy": 0.9}, "distance of 11 instead of 10"), ({"fcd": 9, "accuracy": 0.8}, "of 80.00% inst")],
@@ -187,9 +195,7 @@ def test_a_generator_that_is_worse_in_float16_is_rejected(
     after: dict[str, float], message: str, zoo_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(Path.cwd(), "numbers")
-    results = iter([{"fcd": 10.0, "accuracy": 0.9}, after])
-    report = lambda *_: {"scores": {"painted": next(results), "floor": {}}, "protocol": {}}  # noqa: E731
-    monkeypatch.setattr(zoo_candidates.metrics, "report", report)
+    monkeypatch.setattr(metrics, "report", reports({"fcd": 10.0, "accuracy": 0.9}, after))
     with pytest.raises(UserError, match=message):
         add_to_zoo.main([str(run), "numbers", "--threads", "1"])
     assert not list(zoo_folder.rglob("*.safetensors"))
@@ -201,8 +207,7 @@ def test_private_paths_are_not_in_the_file(zoo_folder: Path, tmp_path: Path, mon
     (tmp_path / "secret" / "photos").mkdir(parents=True)
     content["config"] |= {"data": str(tmp_path / "secret" / "photos"), "data_dir": str(tmp_path / "secret")}
     (run / "config.json").write_text(json.dumps(content))
-    report = lambda *_: {"scores": {"painted": {"fcd": 1.0}, "floor": {}}, "protocol": {}}  # noqa: E731
-    monkeypatch.setattr(zoo_candidates.metrics, "report", report)
+    monkeypatch.setattr(metrics, "report", reports({"fcd": 1.0}, {"fcd": 1.0}))
     add_to_zoo.main([str(run), "numbers", "--threads", "1"])
     metadata = GeneratorMetadata.read_metadata(zoo_folder / "generators" / "numbers.safetensors")
     assert metadata is not None
