@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +28,7 @@ from zerokara.generative import metrics
 from zerokara.generative.gan.sampler import GeneratorMetadata, Sampler
 from zerokara.vision.classification.config import Config
 
+CLASSIFIERS = zoo.FOLDER / "classifiers"  # the tests replace zoo.FOLDER
 METADATA = ClassifierMetadata(
     backbone="deep_cnn",
     head="paper",
@@ -160,6 +162,8 @@ def test_an_agent_that_is_worse_in_float16_is_rejected(zoo_folder: Path, monkeyp
 
 
 def test_a_generator_is_added_with_its_distances_before_and_after_rounding(zoo_folder: Path) -> None:
+    shutil.copytree(CLASSIFIERS, zoo_folder / "classifiers")
+    zoo.files.cache_clear()
     run = make_run(Path.cwd(), "numbers", "--conditional")
     words = [str(run), "numbers", "--threads", "1", "--data", "digits drawn by zerokara (MIT)"]
     add_to_zoo.main(words)
