@@ -142,7 +142,7 @@ def test_cut_episodes_are_counted_and_printed(catch_run: Path, capsys: pytest.Ca
 
 def test_errors_print_one_line_and_exit_with_code_2(catch_run: Path) -> None:
     message = error_message(Path.cwd(), "-m", "agents.evaluate", "runs/cach")
-    assert message.startswith("error: There is no run in runs/cach (did you mean catch?)")
+    assert message.startswith("error: There is no runs/cach (did you mean runs/catch?)")
     process = start(Path.cwd(), "-m", "agents.evaluate", "runs/catch", "--episodes", "2", "--json", *ONE_THREAD)
     out, err = process.communicate()
     assert (process.returncode, err) == (0, "")
