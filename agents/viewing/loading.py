@@ -102,6 +102,8 @@ def load_agent(path: Path | str, *, which: Which = "best", device: str = "cpu", 
     """
     path = find_agent(path) if isinstance(path, str) else path
     if path.suffix == ".safetensors" and path.is_file():
+        if which == "last":
+            raise UserError(f"--which last selects weights of a run folder, and {path.name} is one file: remove it.")
         loaded = _read_file(path)
     elif which == "best" and (path / BEST).is_file():
         loaded = _read_best(path)
