@@ -253,8 +253,8 @@ def _is_free(path: Path, protocol: Mapping[str, Any]) -> bool:
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate every agent; each result is saved before the next evaluation starts."""
     options = parse(Options, {}, argv, __doc__ or "")
-    folders = run_folders(options.runs, program_command("agents.evaluate"), find_agent)
     distribute_episodes(num_episodes(options), options.num_envs)  # report an error before any agent is loaded
+    folders = run_folders(options.runs, program_command("agents.evaluate"), find_agent)
     agents = [
         load_agent(folder, which=options.which, device=options.device, threads=options.threads) for folder in folders
     ]
