@@ -44,7 +44,7 @@ from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.heads import CategoricalHead, QuantileHead
 from zerokara.agents.qlearning.learner import Learner
 from zerokara.agents.qlearning.network import QNetwork, make_network
-from zerokara.agents.qlearning.policy import Policy
+from zerokara.agents.qlearning.policy import Policy, obs_dtype
 from zerokara.agents.qlearning.prioritized_replay import PrioritizedReplay
 from zerokara.agents.qlearning.replay import Batch, Replay
 from zerokara.agents.training.session import Session, make_env
@@ -79,12 +79,12 @@ def dqn_loss(
         compute: converts images.
         online: network that is trained.
         target: target network.
-        obs: observations (B, C, H, W) uint8.
+        obs: observations (B, C, H, W) uint8, or float32 of vectors, as `next_obs`.
         action_B: actions that were taken.
         reward_B: r_1 + gamma r_2 + ... + gamma^(k-1) r_k, where k = n, or less at a terminal, a truncation or the
             newest stored step.
         discount_B: gamma^k; 0 after a terminal.
-        next_obs: observations (B, C, H, W) uint8 after the k steps.
+        next_obs: observations (B, C, H, W) after the k steps.
         weight_B: importance-sampling weights (1 with uniform replay); 0 for the rare sample without a transition.
         tau_BT: quantile fractions of the online network (QR-DQN, IQN).
         next_tau_BS: quantile fractions of the target network (IQN).
@@ -183,6 +183,7 @@ class Training(Session):
             self.num_envs,
             self.env.obs_shape,
             self.env.frame_channels,
+            dtype=self.env.obs_dtype,
             n_step=schedules.max_n_step(config),
             gamma=config.gamma,
             seed=self.seed,
@@ -284,13 +285,13 @@ def train(config: Config, run: Run, compute: Compute, world: World, env: VectorE
     return training.closing_message()
 
 
-def probe_step(config: Config, num_actions: int, world: World, compute: Compute) -> Callable[[], object]:
+def probe_step(config: Config, env: VectorEnv, world: World, compute: Compute) -> Callable[[], object]:
     """Return a gradient step on random data, which is timed to choose precision and compilation."""
     batch_size = config.batch_size // world.size
-    pixels = torch.randint(256, (2, batch_size, *config.obs_shape), dtype=torch.uint8).to(compute.torch_device)
+    obs = torch.randint(256, (2, batch_size, *env.obs_shape), dtype=obs_dtype(env)).to(compute.torch_device)
     ones = torch.ones(batch_size, device=compute.torch_device)
-    batch = Batch(pixels[0], ones.long(), ones, ones, pixels[1], ones)
-    learner = make_learner(config, config.obs_shape, num_actions, compute, World())
+    batch = Batch(obs[0], ones.long(), ones, ones, obs[1], ones)
+    learner = make_learner(config, env.obs_shape, env.num_actions, compute, World())
     return learner.graphed(lambda: gradient_step(learner, batch))
 
 
@@ -301,7 +302,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_divisible(config, world, "num_envs", "batch_size")
     env = make_env(config, world)
     with open_run(config, KIND, world) as run:
-        timed = partial(probe_step, config, env.num_actions, world)
+        timed = partial(probe_step, config, env, world)
         updates = schedules.total_updates(config)
         compute = run.compute(lambda: choose_compute(config, world, timed, updates), config.total_steps)
         run.close(train(config, run, compute, world, env))

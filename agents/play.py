@@ -169,6 +169,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.window:
         check_window()
     agent = load_agent(folder, which=options.which, device=options.device, threads=options.threads)
+    if options.attention and agent.config.obs_type == "vector":
+        raise UserError("--attention blurs parts of an image, and this agent observes vectors: leave the flag out.")
     env = agent.make_env(1, render=True)
     max_steps = options.max_steps or (ZOO_MAX_STEPS if options.run in zoo.files("agents") else MAX_STEPS)
     episode = Episode(agent, env, options, max_steps, frames_folder(options.frames))

@@ -40,7 +40,7 @@ from zerokara.agents.qlearning import schedules
 from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.learner import Learner
 from zerokara.agents.qlearning.network import QNetwork, make_pqn_network
-from zerokara.agents.qlearning.policy import Policy
+from zerokara.agents.qlearning.policy import Policy, obs_dtype
 from zerokara.agents.training.session import Session, make_env
 from zerokara.core.compute import Compute
 from zerokara.core.config import run_main
@@ -133,7 +133,7 @@ class Training(Session):
         shape, device = (config.rollout_steps, self.num_envs), compute.torch_device
         # Rollout buffers, allocated once and overwritten by each rollout. Checkpoints are written between rollouts, so
         # they do not hold them.
-        self.obs_TN = torch.zeros((*shape, *self.env.obs_shape), dtype=torch.uint8, device=device)
+        self.obs_TN = torch.zeros((*shape, *self.env.obs_shape), dtype=obs_dtype(self.env), device=device)
         self.action_TN = torch.zeros(shape, dtype=torch.int64, device=device)
         self.reward_TN, self.terminal_TN, self.truncated_TN, self.last_value_TN = (
             torch.zeros(shape, device=device) for _ in range(4)
@@ -217,13 +217,13 @@ def train(config: Config, run: Run, compute: Compute, world: World, env: VectorE
     return training.closing_message()
 
 
-def probe_step(config: Config, num_actions: int, world: World, compute: Compute) -> Callable[[], object]:
+def probe_step(config: Config, env: VectorEnv, world: World, compute: Compute) -> Callable[[], object]:
     """Return a gradient step on random data, which is timed to choose precision and compilation."""
     batch_size = config.rollout_steps * config.num_envs // config.num_minibatches // world.size
-    pixels = torch.randint(256, (batch_size, *config.obs_shape), dtype=torch.uint8).to(compute.torch_device)
+    obs = torch.randint(256, (batch_size, *env.obs_shape), dtype=obs_dtype(env)).to(compute.torch_device)
     zeros = torch.zeros(batch_size, device=compute.torch_device)
-    learner = make_learner(config, config.obs_shape, num_actions, compute, World())
-    return lambda: learner.step(pixels, zeros.long(), zeros)
+    learner = make_learner(config, env.obs_shape, env.num_actions, compute, World())
+    return lambda: learner.step(obs, zeros.long(), zeros)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -233,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_divisible(config, world, "num_envs")
     env = make_env(config, world)
     with open_run(config, KIND, world) as run:
-        timed = partial(probe_step, config, env.num_actions, world)
+        timed = partial(probe_step, config, env, world)
         rollouts = config.total_steps // (config.rollout_steps * config.num_envs)
         updates = rollouts * config.update_epochs * config.num_minibatches
         compute = run.compute(lambda: choose_compute(config, world, timed, updates), config.total_steps)

@@ -32,6 +32,7 @@ from zerokara import envs
 from zerokara.agents import dqn, pqn
 from zerokara.agents.configs import pqn as pqn_config
 from zerokara.agents.configs.dqn import PRESETS, Config
+from zerokara.agents.training.session import make_env
 from zerokara.core.compute import Compute
 from zerokara.core.config import run_main
 from zerokara.core.distributed import World
@@ -39,7 +40,6 @@ from zerokara.core.machine import describe_machine
 from zerokara.core.run import Run
 from zerokara.core.training_program import choose_compute
 
-NUM_ACTIONS = 6  # of Pong, for the choice of the hardware settings
 AnyConfig = TypeVar("AnyConfig", Config, pqn_config.Config)
 Training = dqn.Training | pqn.Training
 
@@ -52,7 +52,7 @@ def settings(preset: str, arguments: argparse.Namespace, **changes: Any) -> Conf
 
 def trained(config: Config) -> tuple[alternating.RunSteps, str]:
     """Create zerokara's DQN."""
-    compute = choose_compute(config, World(), partial(dqn.probe_step, config, NUM_ACTIONS, World()))
+    compute = choose_compute(config, World(), partial(dqn.probe_step, config, make_env(config, World()), World()))
     return make_stepper(config, compute, dqn.Training)
 
 
@@ -102,7 +102,7 @@ def pqn_settings(arguments: argparse.Namespace) -> pqn_config.Config:
 def parallel(arguments: argparse.Namespace) -> tuple[alternating.RunSteps, str]:
     """Create zerokara's PQN."""
     config = pqn_settings(arguments)
-    compute = choose_compute(config, World(), partial(pqn.probe_step, config, NUM_ACTIONS, World()))
+    compute = choose_compute(config, World(), partial(pqn.probe_step, config, make_env(config, World()), World()))
     return make_stepper(config, compute, pqn.Training)
 
 

@@ -119,7 +119,12 @@ class Compute:
         return working
 
     def images(self, x: Tensor) -> Tensor:
-        """Convert uint8 pixels (B, C, H, W) to values from 0 to 1 in the selected data type and memory format."""
+        """Convert uint8 pixels (B, C, H, W) to values from 0 to 1 in the selected data type and memory format.
+
+        Floats, which are observed vectors, keep their values.
+        """
+        if x.is_floating_point():
+            return self.layout(x)
         if self.compile and self.channels_last and x.shape[1] == 4 and self.torch_device.type == "cpu":
             # Packs the four uint8 channels of a pixel into one int32, whose bytes are already in channels_last order.
             # Compiled code does this three times faster than a transposition (docs/LOG.md).

@@ -1,7 +1,8 @@
 """Vectorized environments: `make("ALE/Pong-v5", 8)`.
 
-Every environment has the same interface: batches of uint8 pixels and explicit endings (envs/base.py). Importing this
-package registers the arcade games with Gymnasium, so that `gymnasium.make("zerokara/Catch-v0")` works in any program.
+Every environment has the same interface: batches of uint8 pixels or of vectors, and explicit endings (envs/base.py).
+Importing this package registers the arcade games with Gymnasium, so that `gymnasium.make("zerokara/Catch-v0")` works in
+any program.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ _RANGES: Mapping[str, tuple[type, float, float]] = {
     "reseed_every_steps": (int, 0, 10**9),
 }
 _ATARI_ONLY = ("repeat_action_probability", "noop_max", "fire_reset", "full_action_space", "reseed_every_steps")
-_OBSERVATION_DEFAULTS: Mapping[str, Any] = {"frame_stack": 4, "size": 84, "grayscale": True}
+_IMAGE_DEFAULTS: Mapping[str, Any] = {"frame_stack": 4, "size": 84, "grayscale": True}
+_RAM: Mapping[str, Any] = {"obs_type": "ram"}
 
 
 def make(
@@ -78,6 +80,7 @@ def make(
     render: bool = False,
     num_threads: int = 0,
     env_kwargs: Mapping[str, Any] | None = None,
+    obs_type: str = "image",
     obs_key: str = "",
     obs_range: Sequence[float] | None = None,
     restart_on_error: bool = False,
@@ -94,8 +97,11 @@ def make(
         render: enable `render()`; Atari is slower with it.
         num_threads: threads of the Atari emulators; 0: one per core.
         env_kwargs: arguments with which the environment is created; saved with the run.
-        obs_key: key of the image in observations that are a Dict; empty: the only image.
-        obs_range: values of black and white in the observations; None: as the observation space declares them.
+        obs_type: "image", or "vector": the numbers of the observations (envs/vectors.py), of Atari games the RAM. Then
+            `frame_stack` is 1 by default, and `size` and `grayscale` do not exist.
+        obs_key: key of the image in observations that are a Dict; empty: the only image. Of the vector: all values.
+        obs_range: values of black and white in the observations; None: as the observation space declares them. Of
+            numbers: those that become 0 and 1.
         restart_on_error: an environment that raises an exception starts a new episode; see `GymnasiumVectorEnv`.
         workers: worker processes among which Gymnasium environments are divided; 0: they run in this process.
         settings: override the protocol (`repeat_action_probability`, `noop_max` in frames, `fire_reset`, `frame_skip`,
@@ -114,6 +120,12 @@ def make(
     _validate("workers", workers, (int, 0, 4_096))
     if protocol not in PROTOCOLS:
         raise UserError(f"unknown protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}.")
+    if obs_type not in ("image", "vector"):
+        raise UserError(f"unknown obs_type {obs_type!r}: expected image or vector.")
+    defaults = _IMAGE_DEFAULTS if obs_type == "image" else {"frame_stack": 1, "obs_type": obs_type}
+    for name in _IMAGE_DEFAULTS:
+        if name in overrides and name not in defaults:
+            raise UserError(f"{name} has no effect on observations that are vectors: remove it.")
     only_gymnasium = {
         "env_kwargs": dict(env_kwargs or {}),
         "obs_key": obs_key,
@@ -122,6 +134,10 @@ def make(
     given = {name: value for name, value in only_gymnasium.items() if value}
     if env in arcade.GAMES:
         _reject_gymnasium_settings(str(env), given)
+        if obs_type == "vector":
+            raise UserError(
+                f"{env} has images as observations and no vector: choose a convolutional --backbone (obs_type image)."
+            )
         return _make_arcade(str(env), num_envs, overrides)
 
     from zerokara.envs import atari, lookup
@@ -130,25 +146,29 @@ def make(
     id, target = lookup.find(env)
     if callable(target) or not atari.is_atari(target):
         _reject_atari_settings(id, overrides)
-        active = _round_time_limit(
-            id, {**_OBSERVATION_DEFAULTS, "frame_skip": 1, "max_episode_frames": 0, **overrides, **given}
-        )
+        active = _round_time_limit(id, {**defaults, "frame_skip": 1, "max_episode_frames": 0, **overrides, **given})
         return make_gymnasium_env(
             env, num_envs, active, render=render, restart_on_error=restart_on_error, workers=workers
         )
+    if obs_type == "vector" and given.get("env_kwargs") == _RAM:
+        del given["env_kwargs"]  # as in Gymnasium; the RAM is the vector of an Atari game anyway
+    if given.get("env_kwargs") == _RAM:
+        raise UserError(f"The RAM of {id} is a vector: add --backbone mlp (obs_type vector).")
     _reject_gymnasium_settings(id, given)
     active = {
         "protocol": protocol,
         **PROTOCOLS[protocol],
-        **_OBSERVATION_DEFAULTS,
+        **defaults,
         "reseed_every_steps": 0,
         **overrides,
     }
     if active["max_episode_frames"] == 0:
         raise UserError(f"max_episode_frames of {id} must be at least frame_skip, got 0: Atari needs a time limit.")
     active = _round_time_limit(id, active)
-    if render:
-        return atari.make_rendered_atari(target, num_envs, active)
+    if render or obs_type == "vector":
+        return atari.make_single_atari(
+            target, num_envs, active, render=render, restart_on_error=restart_on_error, workers=workers
+        )
     return atari.AtariVectorEnv(target, num_envs, active, num_threads=num_threads)
 
 

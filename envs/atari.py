@@ -33,6 +33,7 @@ from zerokara.envs.base import Step, VectorEnv
 from zerokara.envs.gymnasium import GymnasiumVectorEnv
 from zerokara.envs.observations import ImageFormat
 from zerokara.envs.single import create
+from zerokara.envs.vectors import VectorFormat, find_vector
 
 # Seeding one environment stops all threads for 0.1 s, and replaying the log uses all threads. With this number of
 # steps per thread, seeding takes about 8% of the emulators' time and resuming 32 environments takes up to a minute.
@@ -222,6 +223,18 @@ class AtariVectorEnv(VectorEnv):
         return obs.reshape(self.num_envs, *self.obs_shape)
 
 
+class _Ram(gymnasium.ObservationWrapper[np.ndarray, int, np.ndarray]):
+    """Replace the image by the 128 bytes of the console's memory."""
+
+    def __init__(self, env: gymnasium.Env[np.ndarray, int]) -> None:
+        super().__init__(env)
+        self.observation_space = gymnasium.spaces.Box(0, 255, (128,), np.uint8)
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        """Return the memory, (128,) uint8."""
+        return cast(ale_py.AtariEnv, self.unwrapped).ale.getRAM().copy()
+
+
 class _FireReset(gymnasium.Wrapper[np.ndarray, int, np.ndarray, int]):
     """Take action FIRE once after a reset, as the C++ environment does before its no-ops."""
 
@@ -235,43 +248,70 @@ class _FireReset(gymnasium.Wrapper[np.ndarray, int, np.ndarray, int]):
         return obs, info
 
 
-def make_rendered_atari(spec: EnvSpec, num_envs: int, settings: Mapping[str, Any]) -> GymnasiumVectorEnv:
-    """Create the same game with the same observations and with `render()`, from Gymnasium's single environments.
+def make_single_atari(
+    spec: EnvSpec,
+    num_envs: int,
+    settings: Mapping[str, Any],
+    *,
+    render: bool,
+    restart_on_error: bool = False,
+    workers: int = 0,
+) -> GymnasiumVectorEnv:
+    """Create the same game with `render()`, or with the RAM as observation, from Gymnasium's single environments.
 
-    The C++ environment does not provide the 160x210 RGB image. Besides being slower, this environment differs in two
-    points: the number of no-ops is drawn from 1 to noop_max instead of 0 to noop_max, and each episode has a new seed.
+    The C++ environment provides neither the 160x210 RGB image nor the RAM. Besides being slower, this environment
+    differs in two points: the number of no-ops is drawn from 1 to noop_max instead of 0 to noop_max, and each episode
+    has a new seed.
+
+    Args:
+        spec: entry of the game in Gymnasium's registry.
+        num_envs: N.
+        settings: as for `AtariVectorEnv`; with obs_type "vector", without size and grayscale.
+        render: enable `render()`.
+        restart_on_error: see `GymnasiumVectorEnv`.
+        workers: see `GymnasiumVectorEnv`.
 
     Raises:
         UserError: the game's ROM is missing.
     """
     rom_path(spec)
+    is_vector = settings.get("obs_type") == "vector"
 
     def make_env() -> gymnasium.Env[Any, Any]:
         env = create(
             spec.id,
-            render_mode="rgb_array",
+            render_mode="rgb_array" if render else None,
             frameskip=1,
             repeat_action_probability=settings["repeat_action_probability"],
             full_action_space=settings["full_action_space"],
             max_num_frames_per_episode=None,  # GymnasiumVectorEnv counts the steps, without no-ops, as in C++
         )
-        return AtariPreprocessing(
+        preprocessed = AtariPreprocessing(
             _FireReset(env) if settings["fire_reset"] else env,
             noop_max=settings["noop_max"],
             frame_skip=settings["frame_skip"],
-            screen_size=settings["size"],
-            grayscale_obs=settings["grayscale"],
+            screen_size=settings.get("size", 84),
+            grayscale_obs=settings.get("grayscale", True),
         )
+        return _Ram(preprocessed) if is_vector else preprocessed
 
     env_settings = {key: value for key, value in settings.items() if key != "reseed_every_steps"}
-    shape = (settings["size"], settings["size"], *(() if settings["grayscale"] else (3,)))
+    observation: ImageFormat | VectorFormat
+    if is_vector:
+        observation = find_vector(gymnasium.spaces.Box(0, 255, (128,), np.uint8), "", None)
+        env_settings["observation"] = f"RAM, {observation}"
+    else:
+        shape = (settings["size"], settings["size"], *(() if settings["grayscale"] else (3,)))
+        observation = ImageFormat(None, shape, channels_first=False, low=0.0, high=255.0)
     return GymnasiumVectorEnv(
         spec.id,
         make_env,
         num_envs,
         env_settings,
-        ImageFormat(None, shape, channels_first=False, low=0.0, high=255.0),
+        observation,
         action_repeat=1,
         max_steps=settings["max_episode_frames"] // settings["frame_skip"],
-        render=True,
+        render=render,
+        restart_on_error=restart_on_error,
+        workers=workers,
     )

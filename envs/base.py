@@ -1,5 +1,7 @@
 """Interface of all vector environments: batches of uint8 pixels, explicit endings, asynchronous steps (send, recv).
 
+Observations that are vectors (obs_type "vector") are float32 and have the shape of images of one pixel: F numbers.
+
 Shapes: N environments, K stacked frames, F channels per frame (1 grayscale, 3 RGB), C = K * F, H, W pixels.
 """
 
@@ -18,12 +20,12 @@ from zerokara.core.config import UserError
 class Step(NamedTuple):
     """Result of one vector step. A reset is not a separate step: after an ending, `obs` belongs to the next episode."""
 
-    obs: np.ndarray  # (N, C, H, W) uint8, after any reset
+    obs: np.ndarray  # (N, C, H, W) uint8, or float32 of vectors, after any reset
     reward: np.ndarray  # (N,) float32, not clipped: the learner clips
     terminal: np.ndarray  # (N,) bool, the episode ended: no bootstrapping
     truncated: np.ndarray  # (N,) bool, the time limit was reached: bootstrap from last_obs; excludes terminal
     life_lost: np.ndarray  # (N,) bool, without a reset; the learner may treat it as terminal
-    last_obs: np.ndarray  # (N, C, H, W) uint8, before any reset; may be the array obs if no episode ended
+    last_obs: np.ndarray  # (N, C, H, W), before any reset; may be the array obs if no episode ended
 
 
 class VectorEnv(ABC):
@@ -39,6 +41,7 @@ class VectorEnv(ABC):
     action_names: tuple[str, ...]
     frame_channels: int  # F
     obs_shape: tuple[int, int, int]  # (C, H, W)
+    obs_dtype: type[np.generic] = np.uint8  # np.float32 for vectors
     settings: Mapping[str, Any]  # the active settings, printed and saved with the run
     errors: int = 0  # episodes that were truncated because the environment raised an exception
     episodes_restarted: bool = False  # True if `load_state_dict` started new episodes instead of resuming
@@ -106,9 +109,11 @@ class VectorEnv(ABC):
 class FrameStack:
     """Last K frames of N environments, (N, K * F, H, W). Frames before the start of an episode are zeros."""
 
-    def __init__(self, num_envs: int, frame_stack: int, frame_shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self, num_envs: int, frame_stack: int, frame_shape: tuple[int, int, int], dtype: type[np.generic] = np.uint8
+    ) -> None:
         self.frame_channels, height, width = frame_shape
-        self.obs = np.zeros((num_envs, frame_stack * self.frame_channels, height, width), np.uint8)
+        self.obs = np.zeros((num_envs, frame_stack * self.frame_channels, height, width), dtype)
 
     def push(self, frame_N: np.ndarray, first_N: np.ndarray) -> np.ndarray:
         """Append the newest frames (N, F, H, W) and return a new array.

@@ -1,11 +1,12 @@
-"""Vector environment of Gymnasium environments with discrete actions and image observations or rendered images.
+"""Vector environment of Gymnasium environments with discrete actions: observed images, rendered images, or vectors.
 
 The single environments are stepped in a Python loop in this process, or in worker processes (envs/pools.py). Resuming
 replays the actions of each episode from its seed (envs/action_log.py), so it is exact for every environment that is a
 function of its seed. Of an environment that is not, and of one that raised an exception, the episodes are started
 again.
 
-Shapes: N environments, K stacked frames, F channels per frame (1 grayscale, 3 RGB), C = K * F, H, W pixels.
+Shapes: N environments, K stacked frames, F channels per frame (1 grayscale, 3 RGB), C = K * F, H, W pixels. A vector
+has F numbers, and H = W = 1.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from zerokara.envs.lookup import find
 from zerokara.envs.observations import ImageFormat, ObservationError, find_image, parse_kwargs
 from zerokara.envs.pools import SerialPool, make_pool
 from zerokara.envs.single import Env, Outcome, SingleEnv, create
+from zerokara.envs.vectors import VectorFormat, find_vector
 
 if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec
@@ -51,14 +53,14 @@ def make_gymnasium_env(
     Args:
         env: as in `envs.lookup.find`.
         num_envs: N.
-        settings: active settings (envs/__init__.py).
+        settings: active settings (envs/__init__.py), with size and grayscale unless obs_type is "vector".
         render: enable `render()`.
         restart_on_error: see `GymnasiumVectorEnv`.
         workers: see `GymnasiumVectorEnv`.
 
     Raises:
-        UserError: the environment cannot be created, has neither image observations nor rgb_array rendering, or has no
-            discrete actions.
+        UserError: the environment cannot be created, has neither image observations nor rgb_array rendering, has no
+            vector if one is requested, or has no discrete actions.
     """
     name, target = find(env)
     try:
@@ -78,12 +80,19 @@ def make_gymnasium_env(
                 f"{name} has the action space {first.action_space}, which is not supported: "
                 f"choose an environment with discrete actions."
             )
+    is_vector = settings.get("obs_type") == "vector"
+    find_observation = find_vector if is_vector else find_image
     try:
-        image = find_image(first.observation_space, settings.get("obs_key", ""), settings.get("obs_range"))
+        image = find_observation(first.observation_space, settings.get("obs_key", ""), settings.get("obs_range"))
     except ObservationError as error:
         raise UserError(f"{name} {error}") from None
     modes = first.metadata.get("render_modes") or []
     renders = "rgb_array" in modes or first.render_mode == "rgb_array"
+    if is_vector and render and not renders:
+        raise UserError(
+            f"{name} cannot render images (no render mode rgb_array), so that its episodes cannot be shown: train it "
+            f"with --no-capture-video."
+        )
     if image is None and not renders:
         raise UserError(
             f"{name} has observations {first.observation_space}, which are not images (H, W), (H, W, 1), (H, W, 3), "
@@ -97,7 +106,7 @@ def make_gymnasium_env(
         name,
         partial(create, env, **kwargs),
         num_envs,
-        {**env_settings, "pixels": "render()" if image is None else str(image)},
+        {**env_settings, "observation" if is_vector else "pixels": "render()" if image is None else str(image)},
         image,
         action_repeat=settings["frame_skip"],
         max_steps=settings["max_episode_frames"] // settings["frame_skip"],
@@ -123,7 +132,7 @@ class GymnasiumVectorEnv(VectorEnv):
         make_env: creates one environment, with discrete actions.
         num_envs: N.
         settings: value of the attribute `settings`; frame_stack, size and grayscale are applied by this class.
-        image: image in the observations; None: the rendered image is used.
+        image: image or vector in the observations; None: the rendered image is used.
         action_repeat: number of times each action is repeated; rewards are summed; stops at the end of the episode.
         max_steps: time limit of an episode in steps; 0: only the environment's own limit.
         render: enable `render()`; the environments then run in this process.
@@ -142,7 +151,7 @@ class GymnasiumVectorEnv(VectorEnv):
         make_env: Callable[[], Env],
         num_envs: int,
         settings: Mapping[str, Any],
-        image: ImageFormat | None,
+        image: ImageFormat | VectorFormat | None,
         *,
         action_repeat: int,
         max_steps: int,
@@ -151,13 +160,13 @@ class GymnasiumVectorEnv(VectorEnv):
         workers: int = 0,
     ) -> None:
         self.id, self.num_envs, self.settings = id, num_envs, dict(settings)
-        self._size, grayscale = settings["size"], settings["grayscale"]
+        size, grayscale = settings.get("size", 1), settings.get("grayscale", True)
         make_single = partial(
             SingleEnv,
             id,
             make_env=make_env,
             image=image,
-            size=self._size,
+            size=size,
             grayscale=grayscale,
             action_repeat=action_repeat,
             max_steps=max_steps,
@@ -166,10 +175,14 @@ class GymnasiumVectorEnv(VectorEnv):
         self._image, self._render, self._restart_on_error = image, render, restart_on_error
         (self.action_names,) = self._pool.call([(0, "action_names", ())])
         self.num_actions = len(self.action_names)
-        self.frame_channels = 1 if grayscale else 3
-        frame_shape = (self.frame_channels, self._size, self._size)
-        self._stack = FrameStack(self.num_envs, settings["frame_stack"], frame_shape)
-        self.obs_shape = (settings["frame_stack"] * self.frame_channels, self._size, self._size)
+        if isinstance(image, VectorFormat):
+            self.obs_dtype = np.float32
+            self._frame_shape = (image.size, 1, 1)
+        else:
+            self._frame_shape = (1 if grayscale else 3, size, size)
+        self.frame_channels = self._frame_shape[0]
+        self._stack = FrameStack(self.num_envs, settings["frame_stack"], self._frame_shape, self.obs_dtype)
+        self.obs_shape = (settings["frame_stack"] * self.frame_channels, *self._frame_shape[1:])
         self._log = ActionLog(id, self.num_envs, self.settings, reseed_every_steps=0)
         self._action_N: np.ndarray | None = None
         self._started = False
@@ -225,7 +238,7 @@ class GymnasiumVectorEnv(VectorEnv):
             raise RuntimeError("recv() must follow send(): call send(actions) first")
         action_N, self._action_N = self._action_N, None
         self._log.append(action_N)
-        frame_N = np.empty((self.num_envs, self.frame_channels, self._size, self._size), np.uint8)
+        frame_N = np.empty((self.num_envs, *self._frame_shape), self.obs_dtype)
         reward_N = np.zeros(self.num_envs, np.float32)
         terminal_N, truncated_N, life_lost_N = (np.zeros(self.num_envs, bool) for _ in range(3))
         for i, result in enumerate(self._pool.receive()):
@@ -306,7 +319,7 @@ class GymnasiumVectorEnv(VectorEnv):
             return super().render()
         assert isinstance(self._pool, SerialPool)
         first = self._pool.envs[0]
-        if self._image is not None and first.env.render_mode == "rgb_array":
+        if isinstance(self._image, VectorFormat) or (self._image is not None and first.env.render_mode == "rgb_array"):
             return first.render()
         picture = first.picture
         if picture.ndim == 2 or picture.shape[-1] == 1:

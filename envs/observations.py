@@ -17,7 +17,7 @@ import numpy as np
 from gymnasium import spaces
 
 MIN_SIDE = 4  # pixels; a smaller array is not an image
-_TOLERANCE = 1e-3  # of the range: floats may exceed it by rounding
+TOLERANCE = 1e-3  # of the range: floats may exceed it by rounding
 
 
 class ObservationError(Exception):
@@ -63,7 +63,7 @@ class ImageFormat:
         low, high = float(image.min()), float(image.max())
         if not np.isfinite([low, high]).all():
             raise ObservationError(f"returned {where} with NaN or Inf.")
-        margin = _TOLERANCE * (self.high - self.low)
+        margin = TOLERANCE * (self.high - self.low)
         if low < self.low - margin or high > self.high + margin:
             raise ObservationError(
                 f"returned {where} with values from {low:g} to {high:g}, outside of the range {self.low:g} to "
@@ -93,16 +93,16 @@ def find_image(space: spaces.Space[Any], obs_key: str, obs_range: tuple[float, f
     if not isinstance(space, spaces.Dict):
         if obs_key:
             raise ObservationError(f"has observations {space} without keys: remove obs_key (--obs-key).")
-        return _format(space, None, obs_range) if _is_image(space) else None
+        return _format(space, None, obs_range) if is_image(space) else None
     if obs_key:
         if obs_key not in space.spaces:
             raise ObservationError(
                 f"has no observation {obs_key!r}: choose obs_key (--obs-key) from {', '.join(space.spaces)}."
             )
-        if not _is_image(space[obs_key]):
+        if not is_image(space[obs_key]):
             raise ObservationError(f"has an observation {obs_key!r} that is not an image: {space[obs_key]}.")
         return _format(space[obs_key], obs_key, obs_range)
-    images = [key for key, part in space.spaces.items() if _is_image(part)]
+    images = [key for key, part in space.spaces.items() if is_image(part)]
     if len(images) > 1:
         raise ObservationError(
             f"has the images {', '.join(images)} in its observations: choose one with obs_key "
@@ -111,7 +111,8 @@ def find_image(space: spaces.Space[Any], obs_key: str, obs_range: tuple[float, f
     return _format(space[images[0]], images[0], obs_range) if images else None
 
 
-def _is_image(space: spaces.Space[Any]) -> bool:
+def is_image(space: spaces.Space[Any]) -> bool:
+    """Return True if the values of a space have the shape and type of an image."""
     if not isinstance(space, spaces.Box) or len(space.shape) not in (2, 3) or space.dtype == bool:
         return False
     shape = space.shape

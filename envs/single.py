@@ -1,6 +1,6 @@
 """One Gymnasium environment as a source of frames: image of an observation, action repeat, endings, errors.
 
-Shapes: F channels of one frame (1 grayscale, 3 RGB), H, W pixels.
+Shapes: F channels of one frame (1 grayscale, 3 RGB), H, W pixels; F numbers of a vector, H = W = 1.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from gymnasium import spaces
 from zerokara.core.config import UserError
 from zerokara.envs.lookup import find
 from zerokara.envs.observations import ImageFormat, ObservationError, read_rendered
+from zerokara.envs.vectors import VectorFormat
 
 Env = gymnasium.Env[Any, Any]
 
@@ -62,7 +63,7 @@ def _user_error(name: str, what: str, error: BaseException) -> UserError:
 class Outcome(NamedTuple):
     """Result of one step."""
 
-    frame: np.ndarray  # (F, H, W) uint8
+    frame: np.ndarray  # (F, H, W) uint8, or float32 of a vector
     reward: float
     terminal: bool
     truncated: bool
@@ -79,7 +80,7 @@ class SingleEnv:
         name: name of the environment in messages.
         index: number of this copy, for messages.
         make_env: creates the environment.
-        image: image in the observations; None: the rendered image is used.
+        image: image or vector in the observations; None: the rendered image is used.
         size: height and width of a frame in pixels.
         grayscale: one channel instead of three.
         action_repeat: number of times each action is repeated; rewards are summed; stops at the end of the episode.
@@ -92,7 +93,7 @@ class SingleEnv:
         *,
         index: int,
         make_env: Callable[[], Env],
-        image: ImageFormat | None,
+        image: ImageFormat | VectorFormat | None,
         size: int,
         grayscale: bool,
         action_repeat: int,
@@ -205,7 +206,7 @@ class SingleEnv:
             raise _user_error(self.name, "render", error) from error
 
     def _frame(self, obs: Any, where: str) -> np.ndarray:
-        """Convert an observation to one frame (F, H, W) uint8: grayscale or RGB, then resize."""
+        """Convert an observation to one frame (F, H, W) uint8, grayscale or RGB, resized; a vector to (F, 1, 1)."""
         if self.image is None:
             image = self.render()
         else:
@@ -213,6 +214,8 @@ class SingleEnv:
                 image = self.image.read(obs)
             except ObservationError as error:
                 raise UserError(f"{self.name} {error} This happened {where}.") from None
+        if isinstance(self.image, VectorFormat):
+            return image[:, None, None]
         self.picture = image
         image = np.ascontiguousarray(image)
         if image.ndim == 3 and image.shape[2] == 1:

@@ -65,10 +65,14 @@ class Settings(RunOptions):
     env_kwargs: tuple[str, ...] = ()
     """Arguments of a Gymnasium environment as name=value, such as continuous=False; values are Python literals or
     texts."""
+    obs_type: Literal["image", "vector"] = "image"
+    """Observations: images, or the numbers of the environment as a vector. With --backbone mlp it is vector, and with
+    vector the defaults are --backbone mlp, --frame-stack 1 and --precision float32; of Atari games it is the RAM."""
     obs_key: str = ""
-    """Key of the image in observations that are a Dict; empty: the only image."""
+    """Key of the observation in a Dict; empty: the only image, or all numbers as one vector."""
     obs_range: tuple[float, ...] = ()
-    """Values of black and white in the observations, such as 0 255; empty: as the environment declares them."""
+    """Values of black and white in the observations, such as 0 255; empty: as the environment declares them. Of
+    vectors: numbers that are scaled to 0 and 1."""
     env_workers: Annotated[int, Range(0)] = 0
     """Worker processes among which Gymnasium environments are divided, for environments that are slow in Python; 0:
     they run in the process that trains."""
@@ -122,7 +126,7 @@ class Settings(RunOptions):
 
     @property
     def obs_shape(self) -> tuple[int, int, int]:
-        """Shape (C, H, W) of an observation."""
+        """Shape (C, H, W) of an observation, if it is an image."""
         return (self.frame_stack * self.frame_channels, self.image_size, self.image_size)
 
     def with_protocol(self, protocol: ProtocolName) -> Self:
@@ -149,6 +153,8 @@ class Settings(RunOptions):
             "max_episode_frames": self.max_episode_frames,
         }
         given = {key: value for key, value in settings.items() if value is not None}
+        images = {"size": self.image_size, "grayscale": self.grayscale}
+        given |= images if self.obs_type == "image" else {"obs_type": self.obs_type}
         if self.env_kwargs:
             given["env_kwargs"] = parse_env_kwargs(self.env_kwargs)
         if self.obs_key:
@@ -162,8 +168,6 @@ class Settings(RunOptions):
         return {
             "protocol": self.protocol,
             "frame_stack": self.frame_stack,
-            "size": self.image_size,
-            "grayscale": self.grayscale,
             **given,
         }
 

@@ -32,9 +32,9 @@ class Config(Settings):
     """Named set of defaults for the other options."""
 
     # --- network ---------------------------------------------------------------------------------------------------
-    backbone: Annotated[str, NamesOrPath(("nature", "nips", "der", "impala", "dcgan"))] = "der"
-    """Backbone, by its name in core.backbones. One of your own is file.py:Class (docs/backbones.md); dcgan is used
-    without normalization layers."""
+    backbone: Annotated[str, NamesOrPath(("nature", "nips", "der", "impala", "dcgan", "mlp"))] = "der"
+    """Backbone, by its name in core.backbones. One of your own is file.py:Class (docs/backbones.md); mlp is for
+    vectors (see --obs-type), dcgan is used without normalization layers."""
     pretrained_backbone: str = ""
     """Run folder or weights file from which the backbone is initialized; empty: random initialization."""
     width_multiplier: Annotated[float, Range(0.1, 16)] = 1.0

@@ -176,6 +176,7 @@ _ENVIRONMENT = (
     "image_size",
     "grayscale",
     "env_kwargs",
+    "obs_type",
     "obs_key",
     "obs_range",
     "env_workers",
@@ -309,6 +310,8 @@ _RESETS: Requirement = (lambda config: config.reset_every_updates > 0, "--reset-
 
 REQUIRES: Mapping[str, Requirement] = {
     "learning_rate_decay_steps": (lambda config: config.final_learning_rate is not None, "--final-learning-rate"),
+    "image_size": (lambda config: config.obs_type == "image", "--obs-type image"),
+    "grayscale": (lambda config: config.obs_type == "image", "--obs-type image"),
     "epsilon_decay_steps": (
         lambda config: config.epsilon_start != config.epsilon_end,
         "an --epsilon-start that differs from --epsilon-end",

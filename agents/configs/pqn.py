@@ -34,8 +34,9 @@ class Config(Settings):
     """Number of parallel environments."""
 
     # --- network ---------------------------------------------------------------------------------------------------
-    backbone: Annotated[str, NamesOrPath(("nature", "nips", "der"))] = "nature"
-    """Backbone, by its name in core.backbones. One of your own is file.py:Class (docs/backbones.md)."""
+    backbone: Annotated[str, NamesOrPath(("nature", "nips", "der", "mlp"))] = "nature"
+    """Backbone, by its name in core.backbones. One of your own is file.py:Class (docs/backbones.md); mlp is for
+    vectors (see --obs-type)."""
     width_multiplier: Annotated[float, Range(0.1, 16)] = 1.0
     """Factor on the number of channels of the backbone."""
     hidden_units: Count = 512

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 from zerokara.agents.configs.common import Settings
 from zerokara.agents.configs.protocols import OVERRIDES
+from zerokara.core.backbones.registry import is_custom
+from zerokara.core.config import UserError
 from zerokara.core.run_config import configure
 
 ConfigT = TypeVar("ConfigT", bound=Settings)
@@ -24,6 +26,15 @@ CHANGEABLE = {
 }
 
 
+# Defaults of observations that are vectors; --backbone mlp and --obs-type vector select each other.
+_VECTOR = {"obs_type": "vector", "backbone": "mlp", "frame_stack": 1, "precision": "float32"}
+LAYERS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "protocol": OVERRIDES,
+    "backbone": {"mlp": _VECTOR},
+    "obs_type": {"vector": _VECTOR},
+}
+
+
 def read_agent_config(
     config_class: type[ConfigT],
     presets: Mapping[str, Mapping[str, Any]],
@@ -36,7 +47,7 @@ def read_agent_config(
     The default name of a run is like pqn-Pong-v5-paper-1: kind, environment, preset, seed.
 
     Raises:
-        UserError: as in `core.run_config.configure`.
+        UserError: as in `core.run_config.configure`; a backbone that does not fit the type of the observations.
     """
     config = configure(
         config_class,
@@ -46,7 +57,25 @@ def read_agent_config(
         kind=kind,
         name_fields=("env", "preset", "seed"),
         changeable=CHANGEABLE,
-        layers={"protocol": OVERRIDES},
+        layers=LAYERS,
     )
+    check_backbone(config)
     config.env_settings()  # a mistake in --env-kwargs is reported before anything is created
     return config
+
+
+def check_backbone(config: Any) -> None:
+    """Check that the backbone is for observations of the type of the config.
+
+    Raises:
+        UserError: it is not.
+    """
+    if config.obs_type == "vector" and config.backbone != "mlp" and not is_custom(config.backbone):
+        raise UserError(
+            f"--backbone {config.backbone} has convolutions, and the observations are vectors: use --backbone mlp or a "
+            f"network of your own, or leave --obs-type vector out."
+        )
+    if config.obs_type == "image" and config.backbone == "mlp":
+        raise UserError(
+            "--backbone mlp is for vectors: leave --obs-type image out, or choose a convolutional backbone."
+        )

@@ -42,6 +42,7 @@ class AgentMetadata(Metadata[QNetwork]):
     algorithm: str  # key of ALGORITHMS
     config: Mapping[str, Any]  # of the run, as in its config.json
     num_actions: int
+    obs_shape: tuple[int, int, int] | None = None  # (C, H, W); None: the shape of images of the config
     step: int  # agent steps of training
     environment: Mapping[str, Any] = field(default_factory=dict)  # settings of the training environments
 
@@ -68,12 +69,21 @@ class AgentMetadata(Metadata[QNetwork]):
         Raises:
             UserError: see `settings`.
         """
-        return make_agent_network(self.algorithm, self.settings(), self.num_actions)
+        return make_agent_network(self.algorithm, self.settings(), self.num_actions, self.obs_shape)
 
 
-def make_agent_network(algorithm: str, config: Settings, num_actions: int) -> QNetwork:
-    """Create the Q-network of a run of any algorithm, with randomly initialized weights."""
-    return ALGORITHMS[algorithm][1](config, config.obs_shape, num_actions)
+def make_agent_network(
+    algorithm: str, config: Settings, num_actions: int, obs_shape: tuple[int, int, int] | None = None
+) -> QNetwork:
+    """Create the Q-network of a run of any algorithm, with randomly initialized weights.
+
+    Args:
+        algorithm: key of ALGORITHMS.
+        config: of the run.
+        num_actions: A.
+        obs_shape: (C, H, W) of the observations; None: that of images.
+    """
+    return ALGORITHMS[algorithm][1](config, obs_shape or config.obs_shape, num_actions)
 
 
 def check_network(config: Settings, obs_shape: tuple[int, int, int], num_actions: int) -> None:

@@ -13,6 +13,12 @@ from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.network import QNetwork
 from zerokara.core.compute import Compute
 from zerokara.core.layers import resample_noise
+from zerokara.envs.base import VectorEnv
+
+
+def obs_dtype(env: VectorEnv) -> torch.dtype:
+    """Return the type of observations: uint8 of images, float32 of vectors."""
+    return torch.uint8 if env.obs_dtype is np.uint8 else torch.float32
 
 
 class Policy:
@@ -35,7 +41,7 @@ class Policy:
         return q_NA
 
     def values(self, obs_NCHW: np.ndarray, *, noisy: bool = False) -> Tensor:
-        """Q-values (N, A) float32, on the device, of observations (N, C, H, W) uint8.
+        """Q-values (N, A) float32, on the device, of observations (N, C, H, W): uint8, or float32 of vectors.
 
         Args:
             noisy: resample and use the noise of noisy layers, as in training; False disables it, as in evaluation.

@@ -31,7 +31,7 @@ from torch import Tensor
 from zerokara.agents.qlearning.replay_files import (
     RingCopy,
     allocate_arrays,
-    array_shapes,
+    array_layout,
     check_size_fits,
     open_files,
     ring_copies,
@@ -45,20 +45,22 @@ FIRST, TERMINAL, LAST = 1, 2, 4  # bits of the flag of a slot
 class Batch(NamedTuple):
     """Batch of transitions."""
 
-    obs: Tensor  # (B, K * F, H, W) uint8
+    obs: Tensor  # (B, K * F, H, W) uint8, or float32 of vectors
     action: Tensor  # (B,) int64
     reward: Tensor  # (B,) float32, sum of gamma^i * r_i over the steps before the bootstrap state
     discount: Tensor  # (B,) float32, factor on the bootstrap value: gamma^n, 0 after a terminal
-    next_obs: Tensor  # (B, K * F, H, W) uint8
+    next_obs: Tensor  # (B, K * F, H, W) likewise
     weight: Tensor  # (B,) float32, weight in the loss; 0 for the rare sample without a transition
 
 
 Lookup = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
 
 
-def bytes_needed(capacity: int, checkpoint_margin: int, frame_shape: tuple[int, int, int]) -> int:
+def bytes_needed(
+    capacity: int, checkpoint_margin: int, frame_shape: tuple[int, int, int], dtype: type[np.generic] = np.uint8
+) -> int:
     """Size in bytes of `capacity` + `checkpoint_margin` slots: frame (F, H, W), action, reward and flag."""
-    return (capacity + checkpoint_margin) * (int(np.prod(frame_shape)) + 4 + 4 + 1)
+    return (capacity + checkpoint_margin) * (int(np.prod(frame_shape)) * np.dtype(dtype).itemsize + 4 + 4 + 1)
 
 
 class Replay:
@@ -70,6 +72,7 @@ class Replay:
         num_envs: E.
         obs_shape: (K * F, H, W) of one observation.
         frame_channels: F.
+        dtype: type of the frames: uint8, or float32 of vectors.
         n_step: maximum number of steps of a return.
         gamma: discount factor of one step.
         seed: seed of the sampling.
@@ -91,6 +94,7 @@ class Replay:
         obs_shape: tuple[int, int, int],
         frame_channels: int,
         *,
+        dtype: type[np.generic] = np.uint8,
         n_step: int,
         gamma: float,
         seed: int,
@@ -101,7 +105,7 @@ class Replay:
         print_line: Callable[[str], object] = lambda text: None,
     ) -> None:
         self.frame_stack = obs_shape[0] // frame_channels
-        self.frame_shape = (frame_channels, *obs_shape[1:])
+        self.frame_shape, self._dtype = (frame_channels, *obs_shape[1:]), dtype
         self.num_envs, self.n_step, self.device = num_envs, n_step, device
         self._current_n_step: Tensor | None = None  # n of the return, if it is annealed
         self._discount: Tensor | float = gamma  # of one step
@@ -113,19 +117,20 @@ class Replay:
                 f"environments, fewer than the {self.frame_stack + n_step + 1} slots that a {n_step}-step return "
                 f"requires: raise --replay-capacity."
             )
-        self.bytes = bytes_needed(num_envs * self.window, num_envs * (self.slots - self.window), self.frame_shape)
+        spare = num_envs * (self.slots - self.window)
+        self.bytes = bytes_needed(num_envs * self.window, spare, self.frame_shape, dtype)
         self.folder, self._on_cpu = folder, device.type == "cpu"
         check_size_fits(self.bytes, device, folder)
         print_line(f"replay buffer of {num_envs * self.window:,} transitions: {self.describe_size()}")
 
-        shapes = array_shapes(num_envs * self.slots, self.frame_shape)
+        layout = array_layout(num_envs * self.slots, self.frame_shape, dtype)
         self._lost: list[str] = []  # files of an earlier process that are missing or incomplete
         self._print_line = print_line
-        self._host = allocate_arrays(shapes) if folder is None else open_files(folder, shapes, self._lost)
+        self._host = allocate_arrays(layout) if folder is None else open_files(folder, layout, self._lost)
         self._ring = {
             name: torch.from_numpy(array)
             if self._on_cpu
-            else torch.zeros(array.shape, dtype=_TORCH[name], device=device)
+            else torch.zeros(array.shape, dtype=torch.from_numpy(array[:0]).dtype, device=device)
             for name, array in self._host.items()
         }
         self.head = np.zeros(num_envs, np.int64)  # (E,) number of slots written so far
@@ -165,12 +170,12 @@ class Replay:
         """Store one step of all environments.
 
         Args:
-            obs: observations (E, K * F, H, W) uint8 in which the actions were taken.
+            obs: observations (E, K * F, H, W) in which the actions were taken.
             action: (E,).
             reward: (E,).
             terminal: (E,) bool.
             truncated: (E,) bool.
-            last_obs: last observation of each episode that ended, (E, K * F, H, W) uint8.
+            last_obs: last observation of each episode that ended, (E, K * F, H, W).
             life_lost: (E,) bool; ends returns like a terminal, but neither the frame stack nor the episode. None: lost
                 lives are ignored.
         """
@@ -364,6 +369,7 @@ class Replay:
             window=self.window,
             slots=self.slots,
             frame_shape=self.frame_shape,
+            frame_dtype=self._dtype,
             print_line=self._print_line,
         ):
             self._load_ring(copy)
@@ -382,6 +388,3 @@ class Replay:
             for name, array in self._host.items():
                 self._ring[name].copy_(torch.from_numpy(array))
         self._update_sampling_range()
-
-
-_TORCH = {"frame": torch.uint8, "action": torch.int32, "reward": torch.float32, "flag": torch.uint8}

@@ -18,30 +18,35 @@ import torch
 
 from zerokara.core.config import UserError
 
-DTYPES = {"frame": np.uint8, "action": np.int32, "reward": np.float32, "flag": np.uint8}
+Layout = Mapping[str, tuple[tuple[int, ...], type[np.generic]]]  # name of an array -> its shape and type
 
 
-def array_shapes(total: int, frame_shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the arrays of `total` slots with frames (F, H, W).
+def array_layout(total: int, frame_shape: tuple[int, int, int], frame_dtype: type[np.generic]) -> Layout:
+    """Return the shapes and types of the arrays of `total` slots with frames (F, H, W).
 
     There is one additional frame, never written: the zeros before the start of an episode.
     """
-    return {"frame": (total + 1, *frame_shape), "action": (total,), "reward": (total,), "flag": (total,)}
+    return {
+        "frame": ((total + 1, *frame_shape), frame_dtype),
+        "action": ((total,), np.int32),
+        "reward": ((total,), np.float32),
+        "flag": ((total,), np.uint8),
+    }
 
 
-def allocate_arrays(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+def allocate_arrays(layout: Layout) -> dict[str, np.ndarray]:
     """Allocate arrays of zeros in memory."""
-    return {name: np.zeros(shape, DTYPES[name]) for name, shape in shapes.items()}
+    return {name: np.zeros(shape, dtype) for name, (shape, dtype) in layout.items()}
 
 
-def open_files(folder: Path, shapes: dict[str, tuple[int, ...]], lost: list[str]) -> dict[str, np.ndarray]:
+def open_files(folder: Path, layout: Layout, lost: list[str]) -> dict[str, np.ndarray]:
     """Open memory-mapped files, existing ones with their content.
 
     All blocks of new files are allocated at once, so that no later write can fail.
 
     Args:
         folder: folder of the files.
-        shapes: shape of each array.
+        layout: see `array_layout`.
         lost: gets the names of the files that did not exist or were too short.
 
     Raises:
@@ -49,8 +54,8 @@ def open_files(folder: Path, shapes: dict[str, tuple[int, ...]], lost: list[str]
             again.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = {name: int(np.prod(shape)) * np.dtype(DTYPES[name]).itemsize for name, shape in shapes.items()}
-    paths = {name: folder / f"{name}.bin" for name in shapes}
+    sizes = {name: _num_bytes(*of_array) for name, of_array in layout.items()}
+    paths = {name: folder / f"{name}.bin" for name in layout}
     new = [name for name, path in paths.items() if not path.exists()]
     lost.extend(paths[name].name for name in new)
     there = {name: paths[name].stat().st_size for name in sizes if name not in new}
@@ -74,7 +79,11 @@ def open_files(folder: Path, shapes: dict[str, tuple[int, ...]], lost: list[str]
             f"The files of the replay buffer, {sum(sizes.values()) / 1e9:.2f} GB, could not be created in {folder} "
             f"({error.strerror}): free some disk space, lower --replay-capacity, or pass --no-save-replay."
         ) from error
-    return {name: np.memmap(path, DTYPES[name], "r+", shape=shapes[name]) for name, path in paths.items()}
+    return {name: np.memmap(paths[name], dtype, "r+", shape=shape) for name, (shape, dtype) in layout.items()}
+
+
+def _num_bytes(shape: tuple[int, ...], dtype: type[np.generic]) -> int:
+    return int(np.prod(shape)) * np.dtype(dtype).itemsize
 
 
 def allocate(file: BinaryIO, size: int) -> None:
@@ -145,6 +154,7 @@ def ring_copies(
     window: int,
     slots: int,
     frame_shape: tuple[int, int, int],
+    frame_dtype: type[np.generic],
     print_line: Callable[[str], object],
 ) -> Iterator[RingCopy]:
     """Yield the ring buffers that a process takes over, those of its environments, if their files are there.
@@ -159,6 +169,7 @@ def ring_copies(
         window: slots per ring buffer that are sampled.
         slots: slots per ring buffer of this process. Those that saved can have more or fewer, by rounding.
         frame_shape: (F, H, W).
+        frame_dtype: type of the frames.
         print_line: called with a line for each process whose files are lost.
     """
     if folder is None:
@@ -166,7 +177,8 @@ def ring_copies(
     opened = {}
     for saved_rank, state in states.items():
         saved_folder = folder.with_name(state.get("folder") or f"replay-{saved_rank}")
-        opened[saved_rank] = _open_saved(saved_folder, len(state["head"]) * state["slots"], frame_shape)
+        layout = array_layout(len(state["head"]) * state["slots"], frame_shape, frame_dtype)
+        opened[saved_rank] = _open_saved(saved_folder, layout)
         if opened[saved_rank] is None:
             print_line(
                 f"replay buffer: a file in {saved_folder} is missing or has another size; the transitions of process "
@@ -186,12 +198,10 @@ def ring_copies(
             yield RingCopy(ring, row_S, arrays, saved_row_S, state, saved_ring)
 
 
-def _open_saved(folder: Path, total: int, frame_shape: tuple[int, int, int]) -> dict[str, np.ndarray] | None:
-    """Open the files of another process for reading: `total` slots. None if one is missing or has another size."""
-    shapes = array_shapes(total, frame_shape)
-    paths = {name: folder / f"{name}.bin" for name in shapes}
+def _open_saved(folder: Path, layout: Layout) -> dict[str, np.ndarray] | None:
+    """Open the files of another process for reading. None if one is missing or has another size."""
+    paths = {name: folder / f"{name}.bin" for name in layout}
     for name, path in paths.items():
-        size = int(np.prod(shapes[name])) * np.dtype(DTYPES[name]).itemsize
-        if not path.is_file() or path.stat().st_size != size:
+        if not path.is_file() or path.stat().st_size != _num_bytes(*layout[name]):
             return None
-    return {name: np.memmap(path, DTYPES[name], "r", shape=shapes[name]) for name, path in paths.items()}
+    return {name: np.memmap(paths[name], dtype, "r", shape=shape) for name, (shape, dtype) in layout.items()}

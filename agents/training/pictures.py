@@ -28,7 +28,7 @@ class EpisodeStep(NamedTuple):
     """One step of a rendered episode."""
 
     picture: np.ndarray  # (height, width, 3) uint8, rendered before the action
-    obs: np.ndarray  # (C, H, W) uint8, input of the network
+    obs: np.ndarray  # (C, H, W), input of the network
     q_A: np.ndarray  # (A,) float32
     action: int
     reward: float  # raw
@@ -82,8 +82,11 @@ def log_video(policy: Policy, config: Settings, run: Run, step: int) -> None:
 def log_images(network: QNetwork, obs_NCHW: np.ndarray, frame_channels: int, run: Run, step: int) -> None:
     """Log the stacked frames of the first environment, oldest at the left, and the filters of the first layer.
 
-    Filters are not logged if the first convolution of a network of one's own does not take the frames themselves.
+    Nothing is logged of vectors, and no filters if the first convolution of a network of one's own does not take the
+    frames themselves.
     """
+    if obs_NCHW.dtype != np.uint8:
+        return
     stack = obs_NCHW[0].reshape(-1, frame_channels, *obs_NCHW.shape[2:])
     run.image("input_stack", step, grid(stack, columns=len(stack), scale=2))
     convolution = first_convolution(network)

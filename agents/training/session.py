@@ -380,6 +380,7 @@ class Session(ABC):
         return {
             "env": self.env.state_dict(),
             "num_actions": self.env.num_actions,
+            "obs_shape": list(self.env.obs_shape),
             "step": self.step,
             "updates": self.updates,
             "games": self.episodes,

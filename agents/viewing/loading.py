@@ -43,6 +43,7 @@ class Agent:
     policy: Policy
     step: int  # agent steps of training
     num_actions: int
+    obs_shape: tuple[int, int, int]  # (C, H, W)
     returns: tuple[float, ...] = ()  # raw returns of the last up to 100 training episodes before the last checkpoint
     selection: float | None = None  # mean raw return of the evaluation that selected the weights
     updates: int | None = None  # gradient steps of training; None: unknown
@@ -66,12 +67,11 @@ class Agent:
         """
         config = self.config if protocol is None else self.config.with_protocol(protocol)
         env = envs.make(config.env, num_envs, render=render, **config.env_settings())
-        expected = self.config.obs_shape
-        if env.num_actions != self.num_actions or env.obs_shape != expected:
+        if env.num_actions != self.num_actions or env.obs_shape != self.obs_shape:
             env.close()
             raise UserError(
                 f"{self.config.env} has {env.num_actions} actions and observations of {env.obs_shape} here, but "
-                f"{self.source} was trained with {self.num_actions} and {expected}: "
+                f"{self.source} was trained with {self.num_actions} and {self.obs_shape}: "
                 "install the versions with which it was trained."
             )
         return env
@@ -121,28 +121,29 @@ Loaded = tuple[QNetwork, Settings, dict[str, Any]]  # network, config, other fie
 def _read_file(path: Path) -> Loaded:
     """Read a model file."""
     network, metadata = AgentMetadata.load(path)
-    return network, metadata.settings(), _details(metadata)
+    return network, metadata.settings(), _details(metadata, metadata.settings())
 
 
 def _read_best(folder: Path) -> Loaded:
     """Read the weights of the best evaluation of a run."""
     kind, config = _read_config(folder)
     metadata, weights = AgentMetadata.read(folder / BEST)
-    network = make_agent_network(kind, config, metadata.num_actions)
+    network = make_agent_network(kind, config, metadata.num_actions, metadata.obs_shape)
     try:
         AgentMetadata.fill(network, weights)
     except RuntimeError as error:
         raise _misfit(folder / BEST, error) from None
-    details = _details(metadata)
+    details = _details(metadata, config)
     score = f"{details['selection']:.2f}"
     return network, config, details | {"weights": f"of the best evaluation, which had a mean raw return of {score}"}
 
 
-def _details(metadata: AgentMetadata) -> dict[str, Any]:
+def _details(metadata: AgentMetadata, config: Settings) -> dict[str, Any]:
     figures = metadata.figures
     return {
         "step": metadata.step,
         "num_actions": metadata.num_actions,
+        "obs_shape": metadata.obs_shape or config.obs_shape,
         "selection": figures.get("eval/return"),
         "updates": figures.get("train/updates"),
     }
@@ -159,11 +160,13 @@ def _read_last(folder: Path, why: str) -> Loaded:
         details = {
             "step": state["step"],
             "num_actions": state["num_actions"],
+            # Older checkpoints have no shape, since all observations were images.
+            "obs_shape": tuple(state.get("obs_shape", config.obs_shape)),
             "returns": tuple(state["returns"]),
             "updates": state["updates"],
             "weights": f"of the last checkpoint{why}",
         }
-        network = make_agent_network(kind, config, state["num_actions"])
+        network = make_agent_network(kind, config, state["num_actions"], details["obs_shape"])
         network.load_state_dict(state["learner"]["network"])
     except (KeyError, TypeError, RuntimeError) as error:
         raise _misfit(path, error) from None

@@ -4,7 +4,8 @@
         def __init__(self, channels, image_size): ...   # image_size is (height, width)
         def forward(self, x): ...                       # images (B, C, H, W) to (B, F) or (B, C, H, W)
 
-A forward pass on two images determines the number of features.
+A forward pass on two images determines the number of features. Observations that are vectors have the image size
+(1, 1); the network gets them as (B, C).
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class CustomBackbone(Backbone):
         return [p.name for p in parameters if p.kind in named and p.name not in first_two]
 
     def stages(self, x: Tensor) -> list[Tensor]:
+        if self.image_size == (1, 1):
+            x = x.flatten(1)
         own = callable(getattr(type(self.module), "stages", None))
         maps = self.module.stages(x) if own else [self.module(x)]  # type: ignore[operator]
         return [m[:, :, None, None] if isinstance(m, Tensor) and m.ndim == 2 else m for m in maps]

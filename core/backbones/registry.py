@@ -26,6 +26,7 @@ from zerokara.core.backbones.deep_cnn import DeepCnn
 from zerokara.core.backbones.googlenet import GoogLeNet
 from zerokara.core.backbones.impala import Impala
 from zerokara.core.backbones.kernels import KERNELS
+from zerokara.core.backbones.mlp import Mlp
 from zerokara.core.backbones.nature import Der, Nature, Nips
 from zerokara.core.backbones.r3 import R3
 from zerokara.core.config import UserError, flag, is_import_path, suggest
@@ -48,6 +49,7 @@ BACKBONES: dict[str, type[Backbone]] = {
     **KERNELS,
     "dcgan": Dcgan,
     "r3": R3,
+    "mlp": Mlp,
 }
 
 

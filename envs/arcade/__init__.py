@@ -38,8 +38,11 @@ def register() -> None:
     """
     import gymnasium  # imported here, because it is slow to import and the games alone do not need it
 
-    for game_id in GAMES:
+    for game_id, game in GAMES.items():
         if game_id not in gymnasium.registry:
             gymnasium.register(
-                game_id, entry_point="zerokara.envs.arcade.gymnasium:ArcadeGymnasiumEnv", kwargs={"game_id": game_id}
+                game_id,
+                entry_point="zerokara.envs.arcade.gymnasium:ArcadeGymnasiumEnv",
+                max_episode_steps=game.time_limit_steps,
+                kwargs={"game_id": game_id},
             )

@@ -404,3 +404,11 @@ def test_gymnasium_unknown_render_mode_is_rejected() -> None:
 
     with pytest.raises(UserError, match="rgb_array"):
         ArcadeGymnasiumEnv("zerokara/Catch-v0", render_mode="human")
+
+
+@pytest.mark.parametrize("game_id", IDS)
+def test_the_registered_time_limit_is_that_of_the_game(game_id: str) -> None:
+    env = gymnasium.make(game_id)
+    assert env.spec is not None
+    assert env.spec.max_episode_steps == arcade.make(game_id, 1).settings["max_episode_steps"]
+    assert gymnasium.spec(game_id).max_episode_steps == env.spec.max_episode_steps
