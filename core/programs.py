@@ -24,6 +24,7 @@ PROGRAMS: Mapping[str, str] = MappingProxyType(
         "agents.pqn": "train an agent with parallel Q-learning (PQN)",
         "agents.evaluate": "score trained agents over whole episodes",
         "agents.play": "show a trained agent in a window or a video",
+        "agents.export": "write a trained agent as safetensors and ONNX files",
         "agents.plot": "plot learning curves over runs and seeds",
         "agents.benchmark": "train and score many games, presets and seeds",
         "agents.sweep": "search hyperparameters",

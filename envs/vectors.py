@@ -46,7 +46,8 @@ class VectorFormat:
         where = "an observation" if self.key is None else f"observation[{self.key!r}]"
         try:
             parts = _numbers(self.space, obs if self.key is None else obs[self.key])
-            vector = np.concatenate(parts).astype(np.float32)
+            with np.errstate(over="ignore"):  # a number beyond float32 becomes Inf, which is refused below
+                vector = np.concatenate(parts).astype(np.float32)
         except ObservationError as error:
             raise ObservationError(f"returned {where} {error}") from None
         except (KeyError, IndexError, TypeError, ValueError) as error:
@@ -86,9 +87,9 @@ def find_vector(space: spaces.Space[Any], obs_key: str, obs_range: Sequence[floa
         space = space[obs_key]
     if (part := _not_numbers(space)) is not None:
         what = "an image" if is_image(part) else f"a {type(part).__name__}"
-        hint = f"choose a part of it with obs_key (--obs-key {next(iter(space.spaces))}), or " * isinstance(
-            space, spaces.Dict
-        )
+        hint = ""
+        if isinstance(space, spaces.Dict):
+            hint = f"choose a part of it with obs_key (as in --obs-key {next(iter(space.spaces))}), or "
         raise ObservationError(
             f"has {what} in its observations, which is not a vector of numbers: {hint}use images, with a convolutional "
             f"--backbone."

@@ -15,7 +15,6 @@ Shapes: N images, Z latent dimension, K classes, C channels, H, W pixels.
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,10 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zerokara.core.checkpoint import write_atomically
 from zerokara.core.command_line import parse
-from zerokara.core.config import UserError, error_summary, run_main
+from zerokara.core.config import UserError, run_main
 from zerokara.core.models import onnx_file
+from zerokara.core.models.exporting import put_in_place
 from zerokara.core.programs import program_command
 from zerokara.generative.gan import finished
 from zerokara.generative.gan.networks import LatentGenerator
@@ -117,20 +116,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             metadata = {"classes": json.dumps(sampler.class_names), "update": str(sampler.update)}
             onnx_file.write(ExportedGenerator(sampler.generator).eval(), example, "pixels", path, metadata)
             written.append((path, max_difference(onnx_file.load(path), original, inputs)))
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            for path, largest in written:
-                target = out / path.name
-                with path.open("rb") as content:
-                    write_atomically(target, lambda file, content=content: shutil.copyfileobj(content, file))  # type: ignore[misc]
-                size = target.stat().st_size / 1e3
-                print(
-                    f"{target}: {size:,.0f} kB, largest difference of a pixel {largest:.1e} in {CHECKED_IMAGES} images"
-                )
-        except OSError as error:
-            raise UserError(
-                f"{out} cannot be written ({error_summary(error)}): name another folder with --out."
-            ) from None
+        for path, largest in written:
+            target = out / path.name
+            put_in_place(path, target)
+            size = target.stat().st_size / 1e3
+            print(f"{target}: {size:,.0f} kB, largest difference of a pixel {largest:.1e} in {CHECKED_IMAGES} images")
 
 
 if __name__ == "__main__":

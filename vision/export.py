@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,12 +28,12 @@ import torch
 from torch import Tensor, nn
 
 from zerokara.core import data
-from zerokara.core.checkpoint import write_atomically
 from zerokara.core.command_line import parse
 from zerokara.core.config import Positional, Range, UserError, run_main
 from zerokara.core.data import ImageSet
 from zerokara.core.models import onnx_file
 from zerokara.core.models.classifier import Classifier, ClassifierMetadata
+from zerokara.core.models.exporting import compare, put_in_place
 from zerokara.core.programs import program_command
 from zerokara.core.run import Run
 from zerokara.core.zoo import registry as zoo
@@ -116,32 +115,7 @@ def to_onnx(deployed: DeployedClassifier, metadata: ClassifierMetadata, example:
 def run_safetensors(path: Path) -> Callable[[Tensor], np.ndarray]:
     """Return the network of a safetensors file as a function."""
     deployed = DeployedClassifier(*ClassifierMetadata.load(path)).eval()
-    return lambda pixels: deployed(pixels).numpy()
-
-
-@torch.no_grad()
-def compare(
-    exported: Callable[[Tensor], np.ndarray],
-    original: Callable[[Tensor], np.ndarray],
-    pixels_NCHW: Tensor,
-    max_difference: float,
-) -> str:
-    """Compare two networks on the same images, in one batch and a single image. Return a description of the difference.
-
-    Raises:
-        UserError: a probability differs by more than `max_difference`.
-    """
-    largest, changed = 0.0, 0
-    for part_NCHW in (pixels_NCHW, pixels_NCHW[:1]):
-        expected, actual = original(part_NCHW), exported(part_NCHW)
-        largest = float(np.maximum(largest, np.abs(expected - actual).max()))  # np.maximum propagates NaN, max does not
-        changed = max(changed, int((expected.argmax(1) != actual.argmax(1)).sum()))
-    if not largest <= max_difference:
-        raise UserError(
-            f"A probability of the exported network differs by {largest:.2g} from the original, more than the allowed "
-            f"{max_difference:g}: nothing was written; please report it with the config.json of the run."
-        )
-    return f"largest difference of a probability {largest:.1e}, {changed} of {len(pixels_NCHW):,} predictions differ"
+    return torch.no_grad()(lambda pixels: deployed(pixels).numpy())
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -163,8 +137,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     pixels_NCHW = images.images.float() / 255
     deployed = DeployedClassifier(classifier, metadata).eval()
 
+    @torch.no_grad()
     def original(x: Tensor) -> np.ndarray:
-        return deployed(x).numpy()  # type: ignore[no-any-return]
+        return np.asarray(deployed(x).numpy())
 
     checked_on = f"checked on {len(images):,} images of {images.source}"
     print(f"{source}: {metadata.backbone}, {len(metadata.classes)} classes; {checked_on}")
@@ -172,19 +147,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         written = Path(scratch) / f"{name}.safetensors"
         metadata.save(written, classifier.state_dict(), half=options.half)
         max_difference = MAX_DIFFERENCE_HALF if options.half else MAX_DIFFERENCE
-        checked = [(written, compare(run_safetensors(written), original, pixels_NCHW, max_difference))]
+        checked = [(written, compare(run_safetensors(written), original, pixels_NCHW, max_difference, "probability"))]
         if options.onnx:
             written = Path(scratch) / f"{name}.onnx"
             to_onnx(deployed, metadata, pixels_NCHW, written)
-            checked.append((written, compare(onnx_file.load(written), original, pixels_NCHW, MAX_DIFFERENCE)))
-        out.mkdir(parents=True, exist_ok=True)
-        for written, comparison in checked:
+            compared = compare(onnx_file.load(written), original, pixels_NCHW, MAX_DIFFERENCE, "probability")
+            checked.append((written, compared))
+        for written, (largest, changed) in checked:
             path = out / written.name
             if path.resolve() == source.resolve():
                 raise UserError(f"{path} is the file to be exported: give another folder with --out.")
-            with written.open("rb") as content:
-                write_atomically(path, lambda file, content=content: shutil.copyfileobj(content, file))  # type: ignore[misc]
-            print(f"{path}: {path.stat().st_size / 1e3:,.0f} kB, {comparison}")
+            put_in_place(written, path)
+            print(
+                f"{path}: {path.stat().st_size / 1e3:,.0f} kB, largest difference of a probability {largest:.1e}, "
+                f"{changed} of {len(images):,} predictions differ"
+            )
 
 
 if __name__ == "__main__":

@@ -155,7 +155,11 @@ def test_spaces(space: Any, key: str, obs_range: Any, value: Any, expected: list
             "",
             r"has an image in its observations.*: choose a part of it wi",
         ),
-        (spaces.Dict({"a": BOX, "mission": spaces.Text(9)}), "", r"has a Text in its observations.*\(--obs-key a\)"),
+        (
+            spaces.Dict({"a": BOX, "mission": spaces.Text(9)}),
+            "",
+            r"has a Text in its observations.*\(as in --obs-key a\)",
+        ),
         (spaces.Dict({"a": BOX, "picture": PICTURE}), "picture", "has an image in its observations"),
         (DICT, "d", r"has no observation 'd': choose obs_key \(--obs-key\) from a, b, c"),
         (BOX, "a", "without keys: remove obs_key"),

@@ -93,22 +93,6 @@ def test_a_file_with_other_outputs_is_rejected(tmp_path: Path, monkeypatch: pyte
     assert not (folder / "export").exists()
 
 
-def test_compare_uses_a_batch_and_a_single_image() -> None:
-    def reference(pixels: Tensor) -> np.ndarray:
-        return np.tile(np.array([0.3, 0.7]), (len(pixels), 1))
-
-    def depends_on_the_batch(pixels: Tensor) -> np.ndarray:
-        return np.asarray(reference(pixels) + (len(pixels) == 1) * np.array([0.5, -0.5]))
-
-    pixels = torch.zeros(4, 1, 2, 2)
-    assert "0.0e+00, 0 of 4" in export.compare(reference, reference, pixels, 1e-4)
-    assert "5.0e-01, 1 of 4" in export.compare(depends_on_the_batch, reference, pixels, 0.6)
-    with pytest.raises(UserError, match=r"differs by 0\.5"):
-        export.compare(depends_on_the_batch, reference, pixels, 1e-4)
-    with pytest.raises(UserError, match="differs by nan"):
-        export.compare(lambda x: reference(x) * np.nan, reference, pixels, 1e-4)
-
-
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_run(tmp_path / "small")
     find = importlib.util.find_spec

@@ -1,0 +1,198 @@
+"""Export a trained agent to safetensors and ONNX, and check the files.
+
+    python -m agents.export runs/pong
+    python -m agents.export runs/pong --out pong.onnx
+
+Without --out, or with a folder as --out, two files are written: <name>.safetensors has the weights and, as metadata,
+the settings of agent and environment, and is loaded like a run (`python -m agents.play pong.safetensors`). <name>.onnx
+has the input `observations` (N, C, H, W), for any N, as the environment of the training returns them: uint8 stacked
+frames, oldest first, or float32 vectors with H = W = 1. Its output is `q_values` (N, A); the action is the index of the
+largest one, and the names of the actions are in the metadata of the file.
+
+Before the files are put in place, both are run on observations of episodes that the agent plays, in one batch and
+alone, and compared with the original network: Q-values and actions.
+
+ONNX needs three further packages: pip install onnx onnxscript onnxruntime.
+
+Shapes: N observations, C channels, H, W pixels, A actions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zerokara.agents.qlearning.agent_file import AgentMetadata
+from zerokara.agents.qlearning.exploration import Exploration
+from zerokara.agents.qlearning.network import QNetwork
+from zerokara.agents.viewing.loading import Agent, evaluation_seed, load_agent
+from zerokara.core.command_line import parse
+from zerokara.core.config import Positional, Range, UserError, run_main, to_saved
+from zerokara.core.models import onnx_file
+from zerokara.core.models.exporting import Function, compare, put_in_place
+from zerokara.core.models.model_file import run_origin
+from zerokara.core.programs import program_command
+from zerokara.core.run import Run
+from zerokara.envs import VectorEnv
+
+MAX_DIFFERENCE = 1e-4  # of a Q-value, as a fraction of the largest absolute Q-value
+MAX_DIFFERENCE_HALF = 0.02  # with weights rounded to float16
+EPSILON = 0.1  # of the episodes whose observations are compared
+SUFFIXES = (".safetensors", ".onnx")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of agents.export."""
+
+    agent: Annotated[str, Positional("runs/<name>")] = ""
+    """Run folder, whose last checkpoint is exported, or file *.safetensors."""
+    out: str = ""
+    """Output folder, or one file *.onnx or *.safetensors; empty: export/ in the run folder, or the current folder."""
+    onnx: bool = True
+    """Write an ONNX file as well."""
+    half: bool = False
+    """Save the weights of the safetensors file as float16, which halves its size."""
+    observations: Annotated[int, Range(1, 10_000)] = 256
+    """Number of observations for the check."""
+
+
+class DeployedAgent(nn.Module):
+    """Q-network from observations (N, C, H, W), uint8 or float32 of vectors, to Q-values (N, A) float32."""
+
+    def __init__(self, network: QNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Return Q-values (N, A)."""
+        is_image = not observations.is_floating_point()
+        q_values: Tensor = self.network(observations.float() * (1 / 255) if is_image else observations)
+        return q_values
+
+
+def as_function(network: QNetwork) -> Function:
+    """Return a network as a function from observations to Q-values."""
+    deployed = DeployedAgent(network).eval()
+
+    @torch.no_grad()
+    def values(observations: Tensor) -> np.ndarray:
+        return np.asarray(deployed(observations).numpy())
+
+    return values
+
+
+def record_observations(agent: Agent, env: VectorEnv, number: int) -> Tensor:
+    """Play with the agent and return the first observations (number, C, H, W)."""
+    exploration, obs = Exploration(env.num_envs, env.num_actions, 0), env.reset(evaluation_seed(0))
+    recorded = [obs]
+    while len(recorded) * env.num_envs < number:
+        recorded.append(env.step(agent.policy.act(recorded[-1], EPSILON, exploration)).obs)
+    return torch.from_numpy(np.concatenate(recorded)[:number])
+
+
+def find_metadata(agent: Agent) -> AgentMetadata:
+    """Return the metadata of the agent's model file, or make those of its run."""
+    if agent.source.is_file():
+        metadata = AgentMetadata.read_metadata(agent.source)
+        assert metadata is not None
+        return metadata
+    content = Run.read_config(agent.source)
+    return AgentMetadata(
+        algorithm=content["kind"],
+        config=to_saved(agent.config),
+        num_actions=agent.num_actions,
+        obs_shape=agent.obs_shape,
+        step=agent.step,
+        environment=content["extra"].get("environment", {}),
+        data=agent.config.env,
+        command=content.get("command", ""),
+        origin=tuple(run_origin(agent.source)),
+    )
+
+
+def output_paths(options: Options, agent: Agent) -> list[Path]:
+    """Return the files to write: one if --out names a file, otherwise both in a folder.
+
+    Raises:
+        UserError: a file would replace the one that is exported, or is excluded by another option.
+    """
+    out = Path(options.out)
+    if out.suffix in SUFFIXES:
+        if out.suffix == ".onnx" and not options.onnx:
+            raise UserError(f"--out {out} is an ONNX file, and --no-onnx leaves it out: remove one of the two options.")
+        paths = [out]
+    else:
+        folder = out if options.out else (agent.source / "export" if agent.source.is_dir() else Path())
+        paths = [folder / f"{agent.name}{suffix}" for suffix in SUFFIXES if suffix != ".onnx" or options.onnx]
+    for path in paths:
+        if path.resolve() == agent.source.resolve():
+            raise UserError(f"{path} is the file to be exported: give another folder with --out.")
+    return paths
+
+
+def write_onnx(agent: Agent, metadata: AgentMetadata, env: VectorEnv, example: Tensor, path: Path) -> None:
+    """Write an ONNX file with a variable batch size."""
+    texts = {
+        "actions": json.dumps(env.action_names),
+        "environment": json.dumps({"id": agent.config.env, **metadata.environment}),
+        "card": json.dumps(dataclasses.asdict(metadata)),
+    }
+    onnx_file.write(DeployedAgent(agent.policy.network), {"observations": example}, "q_values", path, texts)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the program: load the agent, play, write the files, check them, put them in place."""
+    options = parse(Options, {}, argv, __doc__ or "")
+    if not options.agent:
+        raise UserError(
+            f"No agent was given: type a run folder, as in {program_command('agents.export')} runs/<name>, or a file."
+        )
+    agent = load_agent(Path(options.agent))
+    paths = output_paths(options, agent)
+    if any(path.suffix == ".onnx" for path in paths):
+        onnx_file.check_packages()
+    metadata, original = find_metadata(agent), as_function(agent.policy.network)
+    env = agent.make_env(min(options.observations, 8))
+    try:
+        obs_NCHW = record_observations(agent, env, options.observations)
+        q_NA = original(obs_NCHW)
+        scale, best = max(float(np.abs(q_NA).max()), 1e-6), q_NA[0].argmax()
+        print(
+            f"{agent.source}: {agent.config.env} at step {agent.step:,}; checked on {len(obs_NCHW):,} observations; for "
+            f"the first one the action is {best} ({env.action_names[best]})"
+        )
+        with tempfile.TemporaryDirectory() as scratch:
+            checked = []
+            for path in paths:
+                written = Path(scratch) / path.name
+                if path.suffix == ".onnx":
+                    write_onnx(agent, metadata, env, obs_NCHW[:1].repeat(2, 1, 1, 1), written)
+                    exported, max_difference = onnx_file.load(written), MAX_DIFFERENCE
+                else:
+                    metadata.save(written, agent.policy.network.state_dict(), half=options.half)
+                    exported = as_function(AgentMetadata.load(written)[0])
+                    max_difference = MAX_DIFFERENCE_HALF if options.half else MAX_DIFFERENCE
+                compared = compare(exported, original, obs_NCHW, max_difference * scale, "Q-value")
+                checked.append((written, path, *compared))
+            for written, path, largest, changed in checked:
+                put_in_place(written, path)
+                print(
+                    f"{path}: {path.stat().st_size / 1e3:,.0f} kB, largest difference of a Q-value {largest:.1e}, "
+                    f"{len(obs_NCHW) - changed:,} of {len(obs_NCHW):,} actions are the same"
+                )
+    finally:
+        env.close()
+
+
+if __name__ == "__main__":
+    run_main(main)
