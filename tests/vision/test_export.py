@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from zerokara.core.config import UserError
 from zerokara.core.models.classifier import ClassifierMetadata
