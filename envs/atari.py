@@ -232,7 +232,7 @@ class _Ram(gymnasium.ObservationWrapper[np.ndarray, int, np.ndarray]):
 
     def observation(self, observation: np.ndarray) -> np.ndarray:
         """Return the memory, (128,) uint8."""
-        return cast(ale_py.AtariEnv, self.unwrapped).ale.getRAM().copy()
+        return np.array(cast(ale_py.AtariEnv, self.unwrapped).ale.getRAM())
 
 
 class _FireReset(gymnasium.Wrapper[np.ndarray, int, np.ndarray, int]):

@@ -95,7 +95,7 @@ def find_vector(space: spaces.Space[Any], obs_key: str, obs_range: Sequence[floa
             f"--backbone."
         )
     bounds = None if obs_range is None else (float(obs_range[0]), float(obs_range[1]))
-    if bounds is None and isinstance(space, spaces.Box) and space.dtype is not None and space.dtype.kind in "ui":
+    if bounds is None and isinstance(space, spaces.Box) and space.dtype.kind in "ui":
         low, high = float(space.low.min()), float(space.high.max())
         bounds = (low, high) if low < high and max(abs(low), abs(high)) < MAX_INTEGER else None
     return VectorFormat(obs_key or None, space, spaces.flatdim(space), bounds)
