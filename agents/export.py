@@ -147,7 +147,7 @@ def write_onnx(agent: Agent, metadata: AgentMetadata, env: VectorEnv, example: T
         "environment": json.dumps({"id": agent.config.env, **metadata.environment}),
         "card": json.dumps(dataclasses.asdict(metadata)),
     }
-    onnx_file.write(DeployedAgent(agent.policy.network), {"observations": example}, "q_values", path, texts)
+    onnx_file.write(DeployedAgent(agent.policy.network).eval(), {"observations": example}, "q_values", path, texts)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
