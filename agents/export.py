@@ -31,10 +31,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zerokara.agents.qlearning.agent_file import AgentMetadata
+from zerokara.agents.qlearning.agent_file import BEST, AgentMetadata
 from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.network import QNetwork
-from zerokara.agents.viewing.loading import Agent, evaluation_seed, load_agent
+from zerokara.agents.viewing.loading import Agent, Which, evaluation_seed, load_agent
 from zerokara.core.command_line import parse
 from zerokara.core.config import Positional, Range, UserError, run_main, to_saved
 from zerokara.core.models import onnx_file
@@ -55,7 +55,9 @@ class Options:
     """Options of agents.export."""
 
     agent: Annotated[str, Positional("runs/<name>")] = ""
-    """Run folder, whose last checkpoint is exported, or file *.safetensors."""
+    """Run folder, or model file of an agent."""
+    which: Which = "best"
+    """Weights of a run: those of its best evaluation, or of its last checkpoint."""
     out: str = ""
     """Output folder, or one file *.onnx or *.safetensors; empty: export/ in the run folder, or the current folder."""
     onnx: bool = True
@@ -100,9 +102,9 @@ def record_observations(agent: Agent, env: VectorEnv, number: int) -> Tensor:
     return torch.from_numpy(np.concatenate(recorded)[:number])
 
 
-def find_metadata(agent: Agent) -> AgentMetadata:
-    """Return the metadata of the agent's model file, or make those of its run."""
-    if agent.source.is_file():
+def find_metadata(agent: Agent, which: Which) -> AgentMetadata:
+    """Return the metadata of the agent's model file, or make those of the last checkpoint of its run."""
+    if agent.source.is_file() or (which == "best" and (agent.source / BEST).is_file()):
         metadata = AgentMetadata.read_metadata(agent.source)
         assert metadata is not None
         return metadata
@@ -157,18 +159,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(
             f"No agent was given: type a run folder, as in {program_command('agents.export')} runs/<name>, or a file."
         )
-    agent = load_agent(Path(options.agent))
+    agent = load_agent(Path(options.agent), which=options.which)
     paths = output_paths(options, agent)
     if any(path.suffix == ".onnx" for path in paths):
         onnx_file.check_packages()
-    metadata, original = find_metadata(agent), as_function(agent.policy.network)
+    metadata, original = find_metadata(agent, options.which), as_function(agent.policy.network)
     env = agent.make_env(min(options.observations, 8))
     try:
         obs_NCHW = record_observations(agent, env, options.observations)
         q_NA = original(obs_NCHW)
         scale, best = max(float(np.abs(q_NA).max()), 1e-6), q_NA[0].argmax()
         print(
-            f"{agent.source}: {agent.config.env} at step {agent.step:,}; checked on {len(obs_NCHW):,} observations; "
+            f"{agent.source}: {agent.config.env}, weights {agent.weights}, at step {agent.step:,}; checked on {len(obs_NCHW):,} observations; "
             f"for the first one the action is {best} ({env.action_names[best]})"
         )
         with tempfile.TemporaryDirectory() as scratch:

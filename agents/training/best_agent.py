@@ -27,7 +27,13 @@ class BestAgent:
         self.step = 0  # agent steps
 
     def update(
-        self, weights: Mapping[str, Tensor], figures: Mapping[str, float], *, num_actions: int, step: int
+        self,
+        weights: Mapping[str, Tensor],
+        figures: Mapping[str, float],
+        *,
+        num_actions: int,
+        step: int,
+        obs_shape: tuple[int, int, int] | None = None,
     ) -> None:
         """Write the file if this evaluation is better than all before.
 
@@ -36,6 +42,7 @@ class BestAgent:
             figures: results; "eval/return" is the score.
             num_actions: number of actions.
             step: agent steps.
+            obs_shape: shape of the observations; None: that of images.
 
         Raises:
             UserError: the file cannot be written; an existing file is unchanged.
@@ -47,6 +54,7 @@ class BestAgent:
             algorithm=content["kind"],
             config=content["config"],
             num_actions=num_actions,
+            obs_shape=obs_shape,
             step=step,
             environment=content["extra"].get("environment", {}),
             data=content["config"].get("env", ""),

@@ -296,7 +296,8 @@ class Session(ABC):
             goal_reached = confirmation.mean >= (config.stop_at_return or 0)
         check_finite(self.learner.network, f"step {self.step:,}", self.run.folder)
         weights, figures = self.learner.network.state_dict(), {**metrics, "train/updates": self.updates}
-        self.best.update(weights, figures, num_actions=self.env.num_actions, step=self.step)
+        env = self.env
+        self.best.update(weights, figures, num_actions=env.num_actions, step=self.step, obs_shape=env.obs_shape)
         self.run.log(self.step, {**metrics, "speed/hours": self.clock()})
         self.log_images()
         if config.capture_video:

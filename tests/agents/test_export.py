@@ -94,24 +94,31 @@ def test_both_files_give_the_same_q_values_for_any_number(
 def test_one_file_of_a_run_with_the_action_of_an_observation(
     catch_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    export.main([str(catch_run), *FEW, "--out", "catch.onnx"])
+    export.main([str(catch_run), *FEW, "--which", "last", "--out", "catch.onnx"])
     assert sorted(path.name for path in Path().iterdir()) == ["catch.onnx", "runs"]
     first, second = capsys.readouterr().out.splitlines()
-    agent = load_agent(catch_run, threads=1)
+    agent = load_agent(catch_run, which="last", threads=1)
     env = agent.make_env(8)
     action = int(agent.policy.values(env.reset(evaluation_seed(0)))[0].argmax())
     assert first == (
-        f"runs/catch: zerokara/Catch-v0 at step 400; checked on 24 observations; for the first one the action is "
+        f"runs/catch: zerokara/Catch-v0, weights of the last checkpoint, at step 400; checked on 24 observations; for the first one the action is "
         f"{action} ({env.action_names[action]})"
     )
     assert second.startswith("catch.onnx: ")
-    export.main([str(catch_run), *FEW])
+    export.main([str(catch_run), *FEW, "--which", "last"])
     assert sorted(path.name for path in (catch_run / "export").iterdir()) == ["catch.onnx", "catch.safetensors"]
     metadata = AgentMetadata.read_metadata(catch_run / "export" / "catch.safetensors")
     assert metadata is not None
     assert (metadata.step, metadata.data, metadata.obs_shape) == (400, "zerokara/Catch-v0", (4, 84, 84))
     assert metadata.environment["max_episode_steps"] == 200
     assert len(metadata.origin) == 1
+    export.main([str(catch_run), *FEW, "--no-onnx", "--out", "best"])
+    best = load_agent(catch_run, threads=1)
+    exported = load_agent(Path("best/catch.safetensors"), threads=1)
+    assert (exported.step, exported.selection) == (best.step, best.selection)
+    assert exported.selection is not None
+    states = [each.policy.network.state_dict() for each in (best, exported)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 @needs_onnx
