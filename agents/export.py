@@ -170,7 +170,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         q_NA = original(obs_NCHW)
         scale, best = max(float(np.abs(q_NA).max()), 1e-6), q_NA[0].argmax()
         print(
-            f"{agent.source}: {agent.config.env}, weights {agent.weights}, at step {agent.step:,}; checked on {len(obs_NCHW):,} observations; "
+            f"{agent.source}: {agent.config.env}, weights {agent.weights}, at step {agent.step:,}; "
+            f"checked on {len(obs_NCHW):,} observations; "
             f"for the first one the action is {best} ({env.action_names[best]})"
         )
         with tempfile.TemporaryDirectory() as scratch:

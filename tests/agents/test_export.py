@@ -101,8 +101,8 @@ def test_one_file_of_a_run_with_the_action_of_an_observation(
     env = agent.make_env(8)
     action = int(agent.policy.values(env.reset(evaluation_seed(0)))[0].argmax())
     assert first == (
-        f"runs/catch: zerokara/Catch-v0, weights of the last checkpoint, at step 400; checked on 24 observations; for the first one the action is "
-        f"{action} ({env.action_names[action]})"
+        f"runs/catch: zerokara/Catch-v0, weights of the last checkpoint, at step 400; checked on 24 observations; "
+        f"for the first one the action is {action} ({env.action_names[action]})"
     )
     assert second.startswith("catch.onnx: ")
     export.main([str(catch_run), *FEW, "--which", "last"])
