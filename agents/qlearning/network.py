@@ -96,9 +96,9 @@ class QNetwork(nn.Module):
             tau_BT: quantile fractions for an implicit quantile head; None: evenly spaced fractions.
         """
         x = self.head.embed(features_BF, tau_BT)
-        z_BXA: Tensor = self.advantage(x).view(len(features_BF), -1, self.num_actions)
+        z_BXA: Tensor = self.advantage(x).view(features_BF.shape[0], -1, self.num_actions)
         if self.value is not None:
-            z_BXA = z_BXA - z_BXA.mean(dim=2, keepdim=True) + self.value(x).view(len(features_BF), -1, 1)
+            z_BXA = z_BXA - z_BXA.mean(dim=2, keepdim=True) + self.value(x).view(features_BF.shape[0], -1, 1)
         return z_BXA.float()
 
 
