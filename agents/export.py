@@ -19,6 +19,7 @@ Shapes: N observations, C channels, H, W pixels, A actions.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import tempfile
@@ -80,6 +81,37 @@ class DeployedAgent(nn.Module):
         is_image = not observations.is_floating_point()
         q_values: Tensor = self.network(observations.float() * (1 / 255) if is_image else observations)
         return q_values
+
+
+class SlicedMaxPool(nn.Module):
+    """Adaptive max pooling by slices, with the windows of `nn.AdaptiveMaxPool2d`, which the ONNX exporter lacks.
+
+    Args:
+        size: height and width of the output.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Return the maxima (B, C, size, size)."""
+        for dimension in (2, 3):
+            length = x_BCHW.shape[dimension]
+            windows = [(i * length // self.size, -(-(i + 1) * length // self.size)) for i in range(self.size)]
+            parts = [x_BCHW.narrow(dimension, low, high - low).amax(dimension, keepdim=True) for low, high in windows]
+            x_BCHW = torch.cat(parts, dimension)
+        return x_BCHW
+
+
+def exportable(network: QNetwork) -> QNetwork:
+    """Return a copy of a network without layers that the ONNX exporter lacks."""
+    network = copy.deepcopy(network)
+    for name, module in list(network.named_modules()):
+        if isinstance(module, nn.AdaptiveMaxPool2d):
+            assert isinstance(module.output_size, int)
+            network.set_submodule(name, SlicedMaxPool(module.output_size))
+    return network
 
 
 def as_function(network: QNetwork) -> Function:
@@ -149,7 +181,9 @@ def write_onnx(agent: Agent, metadata: AgentMetadata, env: VectorEnv, example: T
         "environment": json.dumps({"id": agent.config.env, **metadata.environment}),
         "card": json.dumps(dataclasses.asdict(metadata)),
     }
-    onnx_file.write(DeployedAgent(agent.policy.network).eval(), {"observations": example}, "q_values", path, texts)
+    onnx_file.write(
+        DeployedAgent(exportable(agent.policy.network)).eval(), {"observations": example}, "q_values", path, texts
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

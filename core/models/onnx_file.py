@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zerokara.core.config import UserError
+from zerokara.core.config import UserError, error_summary
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -50,18 +50,27 @@ def write(
         output: name of the output.
         path: of the file.
         metadata: strings stored in the file.
+
+    Raises:
+        UserError: the exporter does not support the network.
     """
     batch = torch.export.Dim("batch")
-    with _quiet_exporter():
-        program = torch.onnx.export(
-            network,
-            tuple(example.values()),
-            dynamo=True,
-            input_names=list(example),
-            output_names=[output],
-            dynamic_shapes=tuple({0: batch} for _ in example),
-            verbose=False,
-        )
+    try:
+        with _quiet_exporter():
+            program = torch.onnx.export(
+                network,
+                tuple(example.values()),
+                dynamo=True,
+                input_names=list(example),
+                output_names=[output],
+                dynamic_shapes=tuple({0: batch} for _ in example),
+                verbose=False,
+            )
+    except Exception as error:  # the exporter raises many exception types
+        raise UserError(
+            f"PyTorch's ONNX exporter does not support this network ({error_summary(error)}): leave the file out with "
+            f"--no-onnx."
+        ) from error
     assert program is not None
     program.model.metadata_props.update(metadata)
     program.save(path, external_data=False)

@@ -182,3 +182,28 @@ def test_mistakes_get_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
             export.main(words)
         assert "\n" not in str(error.value)
     assert sorted(file.name for file in Path().iterdir()) == ["agent.safetensors"]
+
+
+@pytest.mark.parametrize(("size", "height", "width"), [(3, 11, 11), (6, 11, 7), (1, 4, 5), (4, 4, 4)])
+def test_max_pooling_by_slices(size: int, height: int, width: int) -> None:
+    x = torch.randn(2, 3, height, width)
+    assert torch.equal(export.SlicedMaxPool(size)(x), torch.nn.functional.adaptive_max_pool2d(x, size))
+
+
+@needs_onnx
+def test_a_network_that_cannot_be_exported_gets_a_sentence() -> None:
+    Path("my_net.py").write_text(
+        "import torch\nfrom torch import nn\n\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, channels, image_size):\n"
+        "        super().__init__()\n"
+        "        self.weight = nn.Parameter(torch.ones(1))\n\n"
+        "    def forward(self, x):\n"
+        "        return nn.functional.adaptive_max_pool2d(x * self.weight, 3)\n"
+    )
+    path = save_agent(backbone="my_net.py:Net", width_multiplier=1.0)
+    with pytest.raises(UserError, match=r"exporter does not support this network \(.*\): leave the file out with --no"):
+        export.main([str(path), *FEW, "--out", "deployed"])
+    assert not Path("deployed").exists()
+    export.main([str(path), *FEW, "--out", "deployed", "--no-onnx"])
+    assert Path("deployed/agent.safetensors").exists()
