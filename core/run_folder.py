@@ -70,7 +70,7 @@ def read_config(folder: Path, kind: str | None = None) -> dict[str, Any]:
         raise UserError(f"There is no run in {folder}{suggest(folder.name, runs)}{existing}; name an existing run.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged or cannot be read ({error_summary(error)}): name another run, or start a new one."
         ) from None

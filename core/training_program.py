@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from zerokara.core.compute import Compute, TrainStep
 from zerokara.core.config import UserError, flag
@@ -42,6 +43,30 @@ def check_divisible(config: Any, world: World, *fields: str, parts: int = 1) -> 
                 f"{flag(field)} {value} cannot be divided evenly among {divisor}: "
                 f"give a multiple of {world.size * parts}."
             )
+
+
+def check_batch_norm(network: nn.Module, shape: tuple[int, ...], images_per_pass: int) -> None:
+    """Check that BatchNorm layers get more than one value per channel in training.
+
+    Args:
+        network: on the meta device.
+        shape: of an input, without the batch.
+        images_per_pass: batch size of one process, divided by the accumulation steps.
+
+    Raises:
+        UserError: they do not, because a single image has shrunk to one pixel before such a layer.
+    """
+    if images_per_pass > 1:
+        return
+    try:
+        network.train()(torch.empty(images_per_pass, *shape, device="meta"))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            "A forward pass over a single image leaves BatchNorm one value per channel, which has no variance: give a "
+            "larger --batch-size, or fewer accumulation steps or processes."
+        ) from None
 
 
 @contextlib.contextmanager

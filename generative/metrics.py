@@ -62,7 +62,8 @@ class Options(finished.Options):
     """Classifier whose features are compared: a run's folder, a file *.safetensors, or a network of the zoo. Empty:
     that of the run."""
     inception: str = ""
-    """TorchScript file of an Inception network that maps uint8 RGB images to features, for FID. Empty: no FID."""
+    """TorchScript file of an Inception network, for FID. It maps uint8 RGB images to features. TorchScript is a program
+    that is run: give only files from sources that you trust. Empty: no FID."""
     json: bool = False
     """Print JSON instead of a table."""
 
@@ -152,7 +153,7 @@ class Inception(nn.Module):
                 # torch deprecates TorchScript, but published Inception networks use it.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 self.network = torch.jit.load(path, map_location="cpu").eval()
-        except (RuntimeError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001  (torch raises many types on invalid bytes)
             raise UserError(
                 f"{path} is not a TorchScript file ({error_summary(error)}): give a file of torch.jit.save, not a file "
                 f"of weights."

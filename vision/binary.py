@@ -36,7 +36,7 @@ from zerokara.core.programs import command
 from zerokara.core.report import figure_pixels, write_figure, write_json
 from zerokara.core.run import Run
 from zerokara.core.run_config import configure
-from zerokara.core.training_program import check_divisible, choose_compute, open_run
+from zerokara.core.training_program import check_batch_norm, check_divisible, choose_compute, open_run
 from zerokara.vision.binarization.config import PRESETS, Config
 from zerokara.vision.binarization.network import BinaryMetadata, BinaryNetwork, write_packed
 from zerokara.vision.binarization.pictures import draw_filters, draw_straight_through, network_table
@@ -85,6 +85,22 @@ def find_loss(name: str) -> Callable[[Tensor, Tensor], Tensor]:
     return loss
 
 
+def make_metadata(config: Config, images: Data) -> BinaryMetadata:
+    """Return the metadata of the network that the config describes, for these images."""
+    channels, height, width = images.train.shape
+    return BinaryMetadata(
+        network=config.network,
+        units=config.hidden_units,
+        layers=config.num_hidden_layers,
+        width=config.width_multiplier,
+        classes=images.train.classes,
+        channels=channels,
+        image_size=(height, width),
+        data=images.train.source,
+        command=command(),
+    )
+
+
 class Training(EpochTraining[BinaryNetwork]):
     """Training state of a binary network and its update."""
 
@@ -92,18 +108,7 @@ class Training(EpochTraining[BinaryNetwork]):
     data: Data
 
     def __init__(self, config: Config, images: Data, compute: Compute, world: World) -> None:
-        channels, height, width = images.train.shape
-        self.metadata = BinaryMetadata(
-            network=config.network,
-            units=config.hidden_units,
-            layers=config.num_hidden_layers,
-            width=config.width_multiplier,
-            classes=images.train.classes,
-            channels=channels,
-            image_size=(height, width),
-            data=images.train.source,
-            command=command(),
-        )
+        self.metadata = make_metadata(config, images)
 
         def build() -> BinaryNetwork:
             network = self.metadata.build()
@@ -177,6 +182,8 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
     run.print(
         f"{training.metadata.data}: {len(images.train):,} training images, {len(images.validation):,} validation images"
     )
+    for message in images.train.messages:
+        run.print(message)
     run.print(network_table(training.network))
     if run_epochs(training, run, lambda: validate(training, run)):
         return stopped_message(training, KIND)
@@ -211,6 +218,8 @@ def finish(training: Training, run: Run) -> str:
         # A finished run that is resumed does not evaluate the test set again.
         metrics |= json.loads(result_path.read_text())["figures"]
     elif test is not None:
+        for message in test.messages:
+            run.print(f"test images: {message}")
         scores = training.score(test)
         metrics["test_error"] = scores.error
         misread = draw_misread(test, scores, training.metadata.classes)
@@ -261,6 +270,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     world = World.from_env(config.device)
     check_divisible(config, world, "batch_size")
     images = Data.load(config.for_data())
+    with torch.device("meta"):
+        network = make_metadata(config, images).build()
+    check_batch_norm(network, images.train.shape, config.batch_size // world.size)
     updates = total_updates(config, images)
     probe_step = partial(probe_update, Training, config, images, world)
     with open_run(config, KIND, world) as run:

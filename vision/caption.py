@@ -23,6 +23,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from torch import nn
+
 from zerokara.core import checkpoint
 from zerokara.core.backbones.registry import make_backbone
 from zerokara.core.compute import Compute
@@ -34,7 +36,7 @@ from zerokara.core.programs import program_command
 from zerokara.core.report import figure_pixels, write_json
 from zerokara.core.run import Run
 from zerokara.core.run_config import configure
-from zerokara.core.training_program import check_divisible, choose_compute, open_run
+from zerokara.core.training_program import check_batch_norm, check_divisible, choose_compute, open_run
 from zerokara.core.zoo import provenance
 from zerokara.vision.captioning.config import PRESETS, BackboneSource, Config, Data
 from zerokara.vision.captioning.learner import EncodedCaptions, Training
@@ -67,6 +69,8 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
         f"{data.train.source}: {len(data.train):,} training images, {len(data.validation):,} validation images, "
         f"{len(data.test):,} test images; vocabulary of {len(training.metadata.words):,} words"
     )
+    for message in data.train.messages:
+        run.print(message)
     if not resumed:
         provenance.record(run, config.pretrained_backbone)
         trained = "trained" if config.trains_backbone else "frozen"
@@ -191,6 +195,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_divisible(config, world, "batch_size")
     data = Data.load(config)
     check_backbone(config, data)
+    captions_per_pass = config.batch_size // world.size * min(map(len, data.train.captions))
+    check_batch_norm(nn.BatchNorm1d(1, affine=False, device="meta"), (1,), captions_per_pass)
     updates = total_updates(config, data)
     # The vocabulary, and with it the size of the network, is that of all images.
     probe_step = partial(probe_update, Training, config, data, world, only_first_images=False)

@@ -34,7 +34,7 @@ from zerokara.core.programs import program_command
 from zerokara.core.report import write_json
 from zerokara.core.run import Run
 from zerokara.core.run_config import configure
-from zerokara.core.training_program import check_divisible, choose_compute, open_run
+from zerokara.core.training_program import check_batch_norm, check_divisible, choose_compute, open_run
 from zerokara.core.zoo import provenance
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision.classification.clock import epochs_in_time_limit, with_epochs
@@ -59,6 +59,8 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
     run.print(
         f"{training.metadata.data}: {len(images.train):,} training images, {len(images.validation):,} validation images"
     )
+    for message in images.train.messages:
+        run.print(message)
     if not resumed:
         provenance.record(run, config.pretrained_backbone)
         run.print(summary(training.network, (1, *images.train.shape)))
@@ -112,6 +114,8 @@ def finish(training: Training, run: Run) -> str:
         metrics |= json.loads(result_path.read_text())["figures"]
     elif config.test:
         test = load_split(config, "test")
+        for message in test.messages:
+            run.print(f"test images: {message}")
         scores = training.score(test, views=config.tta_views)
         metrics |= {"test_error": scores.error, "test_loss": scores.loss}
         log_confusion(scores, training.metadata.classes, run, training.updates)
@@ -143,6 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = Data.load(config)
     with torch.device("meta"):  # a network that cannot be built is rejected before a run folder is created
         classifier = make_metadata(config, images).build()
+    check_batch_norm(classifier, images.train.shape, config.batch_size // (world.size * config.accumulation_steps))
     if not config.resume:  # and so are weights that do not fit the network
         load_weights(config, classifier)
     updates = total_updates(config, images)

@@ -256,8 +256,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with torch.device("meta"):  # invalid networks are refused before the run folder is created
         metadata.build()
     with open_run(config, KIND, world) as run:
-        for each in data.train.dropped:
-            run.print(f"left out, because the box has no area inside the image: {each}")
+        for line in data.messages(config):
+            run.print(line)
         run.close(work(config, run, data, metadata, world))
 
 

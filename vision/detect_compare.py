@@ -96,7 +96,7 @@ def check_comparable(runs: Sequence[FinishedRun]) -> None:
     """
     first = runs[0]
     for other in runs[1:]:
-        for field in ("data", "image_side", "split_seed"):
+        for field in ("data", "image_side", "named_splits", "split_seed"):
             one, two = getattr(first.config, field), getattr(other.config, field)
             if one != two:
                 raise UserError(

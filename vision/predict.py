@@ -34,7 +34,7 @@ from zerokara.core.checkpoint import write_atomically
 from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
 from zerokara.core.config import Positional, Range, UserError, run_main
-from zerokara.core.data.image_files import list_image_files, read_image
+from zerokara.core.data.image_files import Background, list_image_files, read_image
 from zerokara.core.media import png_bytes
 from zerokara.core.models.classifier import Classifier, ClassifierMetadata
 from zerokara.core.programs import program_command
@@ -63,6 +63,8 @@ class Options:
     """Number of predictions for each image."""
     as_is: bool = False
     """Convert images to the size and channels of the network, without any other preprocessing."""
+    background: Background = "auto"
+    """Color behind transparent pixels; auto: white, or black for images that are almost white."""
     views: Literal[1, 2, 5, 10] = 1
     """Views of each image over which probabilities are averaged. 2: horizontal flip; 5: shifts by one pixel; 10:
     both."""
@@ -77,13 +79,13 @@ class Options:
 
 
 def read_images(
-    files: Sequence[Path], metadata: ClassifierMetadata, *, as_is: bool
+    files: Sequence[Path], metadata: ClassifierMetadata, *, as_is: bool, background: Background = "auto"
 ) -> tuple[dict[Path, PreparedImage], list[str]]:
     """Read images and prepare them for the network. Return them, and an error message for each unreadable file."""
     prepared, errors = {}, []
     for file in files:
         try:
-            prepared[file] = prepare(read_image(file), metadata, as_is=as_is)
+            prepared[file] = prepare(read_image(file, background=background), metadata, as_is=as_is)
         except UserError as error:
             errors.append(str(error))
     return prepared, errors
@@ -192,13 +194,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, *words = options.words
     members = load_classifiers([model, *options.also])
     files, classes = list_image_files(words), members[0][1].classes
-    prepared, errors = read_images(files, members[0][1], as_is=options.as_is)
+    prepared, errors = read_images(files, members[0][1], as_is=options.as_is, background=options.background)
     compute = Compute.choose(
         device=options.device, precision="float32", compile="off", threads=options.threads, train_step=None
     )
     predictions: Predictions = {}
     if prepared:
-        further = [read_images(list(prepared), metadata, as_is=options.as_is)[0] for _, metadata in members[1:]]
+        further = [
+            read_images(list(prepared), metadata, as_is=options.as_is, background=options.background)[0]
+            for _, metadata in members[1:]
+        ]
         images = [list(each.values()) for each in (prepared, *further)]
         probability_NK = predict(members, images, compute, options.views)
         predictions = {

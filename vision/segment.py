@@ -33,7 +33,7 @@ from zerokara.core.programs import program_command
 from zerokara.core.report import write_json
 from zerokara.core.run import Run
 from zerokara.core.run_config import configure
-from zerokara.core.training_program import check_divisible, choose_compute, open_run
+from zerokara.core.training_program import check_batch_norm, check_divisible, choose_compute, open_run
 from zerokara.core.zoo import provenance
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision.segmentation.config import PRESETS, Config
@@ -61,6 +61,8 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
         f"{len(images.validation):,} validation images; "
         f"{len(training.metadata.classes)} classes; {config.network} on {config.backbone}, {parameters:,} parameters"
     )
+    for message in dict.fromkeys((*images.train.messages, *images.validation.messages)):
+        run.print(message)
     if not resumed:
         provenance.record(run, config.pretrained_backbone)
         # Logging images must not change the random numbers of the run.
@@ -178,7 +180,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config.augment()  # an invalid --crop-size is rejected before the data are read
     images = Data.load(config)
     with torch.device("meta"):  # a network that cannot be built is rejected before a run folder is created
-        make_metadata(config, images).build()
+        network = make_metadata(config, images).build()
+    check_batch_norm(network, images.train.shape, config.batch_size // (world.size * config.accumulation_steps))
     if not config.resume and (config.weights or config.pretrained_backbone):  # and so are weights that do not fit
         with torch.random.fork_rng():
             load_weights(config, make_metadata(config, images).build())

@@ -28,6 +28,8 @@ class Backbone(nn.Module, ABC):
     Attributes:
         name: key in `BACKBONES`.
         default_input, default_classes: channels and side of the images in the network's paper, and number of classes.
+        published_mean, published_std: normalization of the images on which torchvision's weights were trained; pixels
+            are 0 to 1.
         in_channels: channels of the input, float, scaled to [0, 1] or normalized.
         image_size: (H, W) of the input.
         out_channels: channels of the last feature map.
@@ -39,6 +41,8 @@ class Backbone(nn.Module, ABC):
     name: ClassVar[str]
     default_input: ClassVar[tuple[int, int]] = (3, 224)
     default_classes: ClassVar[int] = 1000
+    published_mean: ClassVar[tuple[float, ...]] = (0.485, 0.456, 0.406)
+    published_std: ClassVar[tuple[float, ...]] = (0.229, 0.224, 0.225)
     in_channels: int
     image_size: tuple[int, int]
     out_channels: int

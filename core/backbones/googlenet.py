@@ -70,6 +70,9 @@ class GoogLeNet(Backbone):
         auxiliaries: add the two auxiliary heads of the paper to the head.
     """
 
+    # The weights were converted from TensorFlow, where pixels were scaled to [-1, 1] (torchvision's transform_input).
+    published_mean = published_std = (0.5, 0.5, 0.5)
+
     def __init__(
         self,
         in_channels: int,

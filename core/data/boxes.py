@@ -12,6 +12,7 @@ Shapes: N images, n boxes of an image, C = 3 channels, H, W pixels of the canvas
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +25,12 @@ from torch import Tensor
 
 from zerokara.core.boxes import clip
 from zerokara.core.config import UserError, suggest
-from zerokara.core.data.box_files import Listing, read_boxes
+from zerokara.core.data.box_files import read_boxes
+from zerokara.core.data.box_types import AnnotatedImage, Listing, Read
 from zerokara.core.data.folders import opened
 from zerokara.core.data.image_files import convert_channels, decode
 from zerokara.core.data.sources import data_folder, find_data, list_data
+from zerokara.core.data.splits import AnySplit
 from zerokara.core.data.types import Progress
 
 TEST_FRACTION, VALIDATION_FRACTION = 1 / 5, 1 / 10
@@ -54,7 +57,11 @@ class BoxSet:
     source: str
     """Description of the data's origin, for logs."""
     dropped: tuple[str, ...] = ()
-    """Description of every annotation that was left out."""
+    """Description of everything that was left out: annotations, images, boxes."""
+    notes: tuple[str, ...] = ()
+    """What else the user should know about the annotations."""
+    splits: tuple[AnySplit | None, ...] = ()
+    """Split of each image that a folder or an annotation file is named after; empty: none has one."""
 
     def __len__(self) -> int:
         """Number of images."""
@@ -71,6 +78,7 @@ class BoxSet:
             boxes=tuple(self.boxes[i] for i in indices),
             labels=tuple(self.labels[i] for i in indices),
             names=tuple(self.names[i] for i in indices),
+            splits=tuple(self.splits[i] for i in indices) if self.splits else (),
         )
 
     def picture(self, index: int) -> np.ndarray:
@@ -97,7 +105,7 @@ def load_boxes(data: str, *, image_side: int, data_dir: Path | None = None, prog
         progress: callback.
 
     Raises:
-        UserError: the data do not exist, have no boxes, are damaged, or do not fit in memory.
+        UserError: the data do not exist, have no valid boxes, or do not fit in memory.
     """
     folder = data_folder(data_dir)
     path = find_data(data, folder)
@@ -108,22 +116,59 @@ def load_boxes(data: str, *, image_side: int, data_dir: Path | None = None, prog
         )
     with opened(path) as (members, read):
         listing = read_boxes(members, read, path)
-        canvases, scales, boxes = [], [], []
+        readable, canvases, scales, boxes = [], [], [], []
+        frames: Counter[str] = Counter()
         for index, annotated in enumerate(listing.pictures):
-            image_HWC = convert_channels(
-                decode(read(annotated.picture), f"{annotated.picture} in {path}"), grayscale=False
-            )
-            height, width = image_HWC.shape[:2]
+            try:
+                image_HWC, unit_4, frame = _read_image(annotated, read, path)
+            except UserError as error:
+                listing.dropped.append(str(error))
+                continue
             picture, scale = resize_to(image_HWC, image_side)
             raw_n4 = np.array([box for _, box in annotated.boxes]).reshape(-1, 4)
-            unit = scale * (np.array([width, height] * 2) if annotated.relative else 1)
-            inside_n4 = clip(torch.from_numpy(raw_n4 * unit), *picture.shape[:2])
+            inside_n4 = clip(torch.from_numpy(raw_n4 * unit_4 * scale), *picture.shape[:2])
             boxes.append(inside_n4.float())
+            readable.append(annotated)
             canvases.append(picture)
             scales.append(scale)
+            frames.update([frame] if frame else [])
             if progress is not None and (index % 64 == 63 or index + 1 == len(listing.pictures)):
                 progress(f"reading {path}", index + 1, len(listing.pictures))
+    if not canvases:
+        raise UserError(f"No annotated image in {path} can be used, the first because {listing.dropped[-1]}")
+    listing.pictures = readable
+    listing.notes += [f"{number:,} images {frame}" for frame, number in frames.items()]
     return _assemble(listing, canvases, scales, boxes, path)
+
+
+def _read_image(annotated: AnnotatedImage, read: Read, path: Path) -> tuple[np.ndarray, np.ndarray, str]:
+    """Read the image of an annotation.
+
+    Returns:
+        The image (H, W, 3) uint8; factors (4,) from the numbers of its boxes to its pixels; and a note, or "", if the
+        annotation states another size than that of the image.
+
+    Raises:
+        UserError: the image cannot be decoded, or has another shape than the annotation states.
+    """
+    name, content = f"{annotated.picture} in {path}", read(annotated.picture)
+    image_HWC = convert_channels(decode(content, name), grayscale=False)
+    height, width = image_HWC.shape[:2]
+    if annotated.relative:
+        return image_HWC, np.array([width, height] * 2, float), ""
+    stated_width, stated_height = annotated.size or (width, height)
+    if (stated_width, stated_height) == (width, height):
+        return image_HWC, np.ones(4), ""
+    if (stated_width, stated_height) == (height, width):
+        raw_HWC = convert_channels(decode(content, name, apply_exif=False), grayscale=False)
+        if raw_HWC.shape[:2] == (width, height):
+            return raw_HWC, np.ones(4), "are not turned by their EXIF orientation, as their boxes are not"
+    if abs(width * stated_height / stated_width - height) <= 1:  # the same shape, up to rounding
+        unit_4 = np.array([width / stated_width, height / stated_height] * 2)
+        return image_HWC, unit_4, "have another size than their annotations state; their boxes are scaled"
+    raise UserError(
+        f"{name} has {width}x{height} pixels, but {annotated.annotation_file} states {stated_width}x{stated_height}"
+    )
 
 
 def _assemble(
@@ -132,6 +177,7 @@ def _assemble(
     """Assemble the set, without boxes that lie completely outside of their image."""
     dropped, kept, labels = list(listing.dropped), [], []
     numbers = {name: number for number, name in enumerate(listing.classes)}
+    splits = tuple(annotated.split for annotated in listing.pictures)
     for annotated, boxes_n4 in zip(listing.pictures, boxes, strict=True):
         sound_n = (boxes_n4[:, 2:] > boxes_n4[:, :2]).all(1)
         for (label, box), sound in zip(annotated.boxes, sound_n.tolist(), strict=True):
@@ -159,6 +205,8 @@ def _assemble(
         classes=listing.classes,
         source=f"{path.stem} ({listing.format_name} in {path})",
         dropped=tuple(dropped),
+        notes=tuple(listing.notes),
+        splits=splits if any(splits) else (),
     )
 
 
@@ -184,17 +232,41 @@ def pad_to_canvas(picture_HWC: np.ndarray, height: int, width: int) -> np.ndarra
     return canvas
 
 
-def split(boxes: BoxSet, seed: int) -> tuple[BoxSet, BoxSet, BoxSet]:
-    """Split into training, validation (a tenth) and test images (a fifth). The split depends only on the seed.
+def split(boxes: BoxSet, seed: int, *, named: bool = True) -> tuple[BoxSet, BoxSet, BoxSet]:
+    """Split into training, validation and test images.
+
+    With `named`, the splits are used that folders or annotation files are named after, if there are any; without a
+    test split, the validation images are the test images, and without validation images a tenth of the training images
+    is held out. Otherwise a tenth is for validation and a fifth for testing. What is held out depends only on the seed.
 
     Raises:
-        UserError: there are fewer than ten images.
+        UserError: there are fewer than ten images, or splits without training or test images.
     """
     number = len(boxes)
     if number < 10:
         raise UserError(f"{boxes.source} has {number} images, too few for a split: give at least 10.")
+    if named and boxes.splits:
+        return _named_splits(boxes, seed)
     order = np.random.default_rng(seed).permutation(number)
     num_test, num_validation = round(number * TEST_FRACTION), max(1, round(number * VALIDATION_FRACTION))
     parts = order[num_test + num_validation :], order[num_test : num_test + num_validation], order[:num_test]
     train, validation, test = (boxes.take(sorted(part.tolist())) for part in parts)
     return train, validation, test
+
+
+def _named_splits(boxes: BoxSet, seed: int) -> tuple[BoxSet, BoxSet, BoxSet]:
+    """Return the splits that folders or annotation files are named after; images outside of them are not used."""
+    indices = {name: [i for i, part in enumerate(boxes.splits) if part == name] for name in ("train", "val", "test")}
+    if not indices["test"]:
+        indices["test"], indices["val"] = indices["val"], []
+    if len(indices["train"]) < 2 or not indices["test"]:
+        found = ", ".join(f"{len(rows):,} {name}" for name, rows in indices.items())
+        raise UserError(
+            f"{boxes.source} has folders or files named after splits, but too few images in them ({found}): add images "
+            f"to train and test, or rename the folders."
+        )
+    if not indices["val"]:
+        order = np.random.default_rng(seed).permutation(indices["train"]).tolist()
+        held_out = max(1, round(len(order) * VALIDATION_FRACTION))
+        indices["val"], indices["train"] = sorted(order[:held_out]), sorted(order[held_out:])
+    return boxes.take(indices["train"]), boxes.take(indices["val"]), boxes.take(indices["test"])

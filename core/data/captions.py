@@ -11,7 +11,7 @@ Shapes: N images, H, W pixels.
 from __future__ import annotations
 
 import csv
-import io
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from zerokara.core.config import UserError, error_summary, suggest
+from zerokara.core.data.audit import Audit
 from zerokara.core.data.folders import opened
-from zerokara.core.data.image_files import SUFFIXES, decode_all
+from zerokara.core.data.image_files import SUFFIXES, decode_all, is_hidden
 from zerokara.core.data.sources import data_folder, find_data, list_data
 from zerokara.core.data.types import Progress
 
@@ -41,6 +42,8 @@ class CaptionSet:
     """Captions of each image, at least one, in the order of the file."""
     source: str
     """Description of the images' origin, for logs."""
+    messages: tuple[str, ...] = ()
+    """Lines for the user: what was converted and left out while reading."""
 
     def __len__(self) -> int:
         """Number of images."""
@@ -48,11 +51,11 @@ class CaptionSet:
 
     def take(self, indices: Sequence[int]) -> CaptionSet:
         """Select images by indices, in that order."""
-        return CaptionSet(
-            self.images[torch.tensor(list(indices), dtype=torch.int64)],
-            tuple(self.names[index] for index in indices),
-            tuple(self.captions[index] for index in indices),
-            self.source,
+        return dataclasses.replace(
+            self,
+            images=self.images[torch.tensor(list(indices), dtype=torch.int64)],
+            names=tuple(self.names[index] for index in indices),
+            captions=tuple(self.captions[index] for index in indices),
         )
 
 
@@ -68,7 +71,7 @@ def load_captions(
         progress: callback.
 
     Raises:
-        UserError: the data do not exist, have no captions, have captions of missing images, or are damaged.
+        UserError: the data do not exist, have no captions of images that they contain, or a file is damaged.
     """
     folder = data_folder(data_dir)
     path = find_data(data, folder)
@@ -77,32 +80,43 @@ def load_captions(
             f"There is no data set {data!r}{suggest(data, list_data(folder))}: give the path of a folder or zip with "
             f"images and captions.txt, or the name of one in {folder}."
         )
-    with opened(path) as (everything, read):
-        members = [
-            name for name in everything if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+    audit = Audit()
+    with opened(path, audit) as (everything, read):
+        members = [name for name in everything if not is_hidden(name)]
+        pairs = [
+            pair for name in members if (reader := reader_of(name)) for pair in _read(reader, read, name, path, audit)
         ]
-        pairs = [pair for name in members if (reader := reader_of(name)) for pair in _read(reader, read, name, path)]
         if not pairs:
             raise UserError(
                 f"{path} has no captions: expected captions.txt with lines of image,caption, a *.token.txt of "
                 f"Flickr8k, or captions_*.json of COCO next to the images."
+                + "".join(f" {line}" for line in audit.left_out[:1])
             )
         path_of = {name.rpartition("/")[2]: name for name in members if Path(name).suffix.lower() in SUFFIXES}
         captions: dict[str, list[str]] = {}
         for image, sentence in pairs:
             captions.setdefault(image, []).append(sentence)
-        if missing := sorted(set(captions) - set(path_of)):
+        names = sorted(set(captions) & set(path_of))
+        missing = sorted(set(captions) - set(path_of))
+        if not names:
             raise UserError(
                 f"{path} has captions of {len(missing):,} images that it does not contain, the first of them "
-                f"{missing[0]!r}: add the images, or remove their captions."
+                f"{missing[0]!r}: add the images."
             )
-        names = sorted(captions)
-        images = decode_all([path_of[name] for name in names], read, str(path), image_size, False, progress)
+        audit.left_out += [f"{name} has captions, but does not exist." for name in missing]
+        if without := sorted(set(path_of) - set(captions)):
+            audit.notes.append(f"{len(without):,} images without a caption are not used, such as {without[0]}")
+        images, kept = decode_all(
+            [path_of[name] for name in names], read, str(path), image_size, False, progress, audit=audit
+        )
+    names = [names[index] for index in kept]
     sentences = tuple(tuple(captions[name]) for name in names)
-    return CaptionSet(torch.from_numpy(images), tuple(names), sentences, f"{path.stem}, images in {path}")
+    source = f"{path.stem}, images in {path}"
+    return CaptionSet(torch.from_numpy(images), tuple(names), sentences, source, audit.messages())
 
 
-Reader = Callable[[str], Pairs]
+Reader = Callable[[str, list[str]], Pairs]
+"""Function that parses the text of a file, and appends a sentence for each line that it leaves out to a list."""
 
 
 def reader_of(name: str) -> Reader | None:
@@ -117,55 +131,63 @@ def reader_of(name: str) -> Reader | None:
     return None
 
 
-def parse_csv(text: str) -> Pairs:
+def parse_csv(text: str, left_out: list[str]) -> Pairs:
     """Parse CSV lines of image,caption with an optional header; a caption may be quoted.
 
-    Raises:
-        ValueError: a line has no caption.
+    Each line is parsed by itself, so that a quotation mark without its counterpart does not swallow other lines.
     """
-    rows = [row for row in csv.reader(io.StringIO(text)) if row]
-    if rows and [field.strip().lower() for field in rows[0]] == ["image", "caption"]:
-        rows = rows[1:]
-    for row in rows:
-        if len(row) < 2 or not row[1].strip():
-            raise ValueError(f"the line {','.join(row)[:60]!r} has no caption")
-    return [(row[0].strip(), ",".join(row[1:]).strip()) for row in rows]  # some files have unquoted commas
+    pairs = []
+    for number, line in enumerate(text.splitlines()):
+        try:
+            row = next(csv.reader([line]), [])
+        except csv.Error:  # a field of more than 128 KiB
+            left_out.append(f"The line {line[:40]!r} is too long.")
+            continue
+        if not row or (number == 0 and [field.strip().lower() for field in row] == ["image", "caption"]):
+            continue
+        sentence = ",".join(row[1:]).strip()  # some files have unquoted commas
+        if sentence:
+            pairs.append((row[0].strip().rpartition("/")[2], sentence))
+        else:
+            left_out.append(f"The line {line[:40]!r} has no caption.")
+    return pairs
 
 
-def parse_tokens(text: str) -> Pairs:
-    """Parse Flickr8k.token.txt: lines of image.jpg#0, a tab, and the caption.
-
-    Raises:
-        ValueError: a line has another format.
-    """
+def parse_tokens(text: str, left_out: list[str]) -> Pairs:
+    """Parse Flickr8k.token.txt: lines of image.jpg#0, a tab, and the caption."""
     pairs = []
     for line in text.splitlines():
         if not line.strip():
             continue
         key, tab, sentence = line.partition("\t")
         if not tab or not sentence.strip():
-            raise ValueError(f"the line {line[:60]!r} is not image#number, a tab, and a caption")
+            left_out.append(f"The line {line[:40]!r} is not image#number, a tab, and a caption.")
+            continue
         pairs.append((key.rpartition("#")[0] or key, sentence.strip()))
     return pairs
 
 
-def parse_coco(text: str) -> Pairs:
+def parse_coco(text: str, left_out: list[str]) -> Pairs:
     """Parse COCO's JSON: "images" with id and file_name, "annotations" with image_id and caption.
 
     Raises:
-        ValueError: a key is missing.
+        ValueError: it is not JSON, or a key is missing.
     """
-    content = json.loads(text)
     try:
+        content = json.loads(text)
         files = {image["id"]: str(image["file_name"]).rpartition("/")[2] for image in content["images"]}
-        return [(files[one["image_id"]], str(one["caption"]).strip()) for one in content["annotations"]]
+        rows = [(one["image_id"], str(one["caption"]).strip()) for one in content["annotations"]]
     except (KeyError, TypeError) as error:
         raise ValueError(f"it lacks {error}, which COCO's captions require") from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    left_out += [f"A caption has the image_id {id!r}, which no image has." for id, _ in rows if id not in files]
+    return [(files[id], sentence) for id, sentence in rows if id in files]
 
 
-def _read(reader: Reader, read: Callable[[str], bytes], name: str, path: Path) -> Pairs:
+def _read(reader: Reader, read: Callable[[str], bytes], name: str, path: Path, audit: Audit) -> Pairs:
     try:
-        return reader(read(name).decode("utf-8-sig"))
+        return reader(read(name).decode("utf-8-sig"), audit.left_out)
     except ValueError as error:  # includes invalid UTF-8 and invalid JSON
         raise UserError(
             f"{name} in {path} cannot be parsed as captions ({error_summary(error)}): correct this file."

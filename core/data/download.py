@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 from urllib.parse import urlsplit
 
 from zerokara.core.config import DISK_FULL, UserError, error_summary
@@ -21,6 +21,7 @@ from zerokara.core.file_lock import lock
 ATTEMPTS = 3  # per mirror; partial downloads are kept between attempts
 TIMEOUT_SECONDS = 30.0
 CHUNK_BYTES = 2**18
+MAX_BYTES = 2**30  # of a file; the largest one, CIFAR, has 170 MB
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,28 @@ def _fetch(remote: Remote, target: Path, part: BinaryIO, progress: Progress | No
     return problems
 
 
+class _NoDowngrade(urllib.request.HTTPRedirectHandler):
+    """Follow redirects, but not from https to http, where anyone on the way could change the file."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        """Return the request to the new address.
+
+        Raises:
+            URLError: the new address is not encrypted, although the old one is.
+        """
+        if req.full_url.startswith("https:") and not newurl.startswith("https:"):
+            raise urllib.error.URLError(f"redirected from https to {newurl[:60]}")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def _receive(url: str, part: BinaryIO, what: str, progress: Progress | None) -> None:
     """Append the missing bytes to `part`.
 
@@ -126,15 +149,21 @@ def _receive(url: str, part: BinaryIO, what: str, progress: Progress | None) -> 
     headers = {"User-Agent": "zerokara"}
     if have:
         headers["Range"] = f"bytes={have}-"
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS) as response:
+    opener = urllib.request.build_opener(_NoDowngrade)
+    with opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS) as response:
         if have and not (response.headers.get("Content-Range") or "").startswith(f"bytes {have}-"):
             part.truncate(0)  # the server does not support ranges and sends the whole file
             have = 0
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length else 0
+        length = response.headers.get("Content-Length") or "0"
+        if not length.isascii() or not length.isdigit():
+            raise ConnectionError(f"its Content-Length is {length[:40]!r} instead of a number")
+        total = have + int(length) if length != "0" else 0
         while chunk := response.read(CHUNK_BYTES):
-            part.write(chunk)
             have += len(chunk)
+            if have > MAX_BYTES:
+                part.truncate(0)
+                raise ConnectionError(f"it sends more than {MAX_BYTES:,} bytes")
+            part.write(chunk)
             if progress is not None:
                 progress(what, have, total)
         part.flush()

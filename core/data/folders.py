@@ -1,10 +1,10 @@
-"""Image sets in class folders, in a folder or zip: `<class>/<image>`, optionally under train/ and test/ (or val/)."""
+"""Image sets in class folders, in a folder or zip: `<class>/<image>`, optionally with folders of the splits."""
 
 from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +13,19 @@ import numpy as np
 
 from zerokara.core.config import UserError, error_summary
 from zerokara.core.data import lsun
-from zerokara.core.data.image_files import SUFFIXES, decode_all, read_file, read_member
+from zerokara.core.data.audit import Audit
+from zerokara.core.data.image_files import (
+    SUFFIXES,
+    UNSUPPORTED_SUFFIXES,
+    Background,
+    decode_all,
+    is_hidden,
+    read_file,
+    read_member,
+)
+from zerokara.core.data.splits import AnySplit, SplitFolders, find_split_folders
 from zerokara.core.data.types import ImageSet, Progress, Split, image_set
 
-TRAIN, TESTS = "train", ("test", "val")  # the first existing folder contains the test images
 EVERY = 10  # without a test folder, every tenth image of each class (the first, the eleventh, ...) is a test image
 
 
@@ -26,18 +35,24 @@ class Listing:
 
     classes: dict[str, list[str]] = field(default_factory=dict)
     """Class -> sorted paths of its images."""
-    others: int = 0
-    """Number of files without an image suffix."""
+    others: list[str] = field(default_factory=list)
+    """Paths of files without an image suffix."""
 
 
 def load_folders(
-    path: Path, split: Split, image_size: int | None, grayscale: bool | None, progress: Progress | None
+    path: Path,
+    split: Split,
+    image_size: int | None,
+    grayscale: bool | None,
+    progress: Progress | None,
+    background: Background = "auto",
 ) -> ImageSet:
     """Load one split of a folder or zip of class folders, or of LSUN databases.
 
-    Test images are those of test/, else of val/, if train/ exists; otherwise every tenth image of each class (the
-    first, the eleventh, ...), sorted by path. Hidden files are ignored. Files that are not images are ignored too, and
-    their number is part of `source`.
+    Folders of the splits (train, val, test, and other usual names; see `core.data.splits`) may be above or below the
+    class folders. Test images are those of test/, else of val/; without both, every tenth image of each class (the
+    first, the eleventh, ...), sorted by path. Hidden files are ignored. What is converted, left out and ignored is in
+    the `messages` of the result.
 
     Args:
         path: of the folder, zip or LSUN database.
@@ -45,36 +60,60 @@ def load_folders(
         image_size: see `decode_all`.
         grayscale: see `decode_all`.
         progress: callback.
+        background: color behind transparent pixels.
 
     Raises:
-        UserError: there are no class folders, a class has no images, test/ has a class that train/ lacks, an image is
-            damaged, or images have different sizes and `image_size` is None.
+        UserError: there are no class folders, a class has no readable images, test/ has a class that train/ lacks, or
+            images have different sizes and `image_size` is None.
     """
+    audit = Audit()
     if path.is_dir() and (databases := lsun.databases(path)):
-        return _load_lsun(path, databases, split, image_size, grayscale, progress)
-    with opened(path) as (members, read):
-        listings, folder = _splits(members, path)
+        return _load_lsun(path, databases, split, image_size, grayscale, progress, audit)
+    with opened(path, audit) as (members, read):
+        listings, layout = _splits(members, path, audit)
         listing = listings[split]
         names = [name for pictures in listing.classes.values() for name in pictures]
-        images_NCHW = decode_all(names, read, str(path), image_size, grayscale, progress)
+        images_NCHW, kept = decode_all(
+            names, read, str(path), image_size, grayscale, progress, background=background, audit=audit
+        )
+    count_others(listing.others, audit)
     classes = tuple(listings["train"].classes)
     counts = [len(listing.classes.get(name, ())) for name in classes]
-    kinds = {_suffix(name) for name in names}
-    jpeg = ", JPEG" if kinds <= {".jpg", ".jpeg"} else ""
-    others = f", {listing.others} other files ignored" if listing.others else ""
-    source = f"{path.stem} ({split}), {folder} in {path}{jpeg}{others}"
-    return image_set(images_NCHW, np.repeat(np.arange(len(classes)), counts), classes, source)
+    labels_N = np.repeat(np.arange(len(classes)), counts)[kept]
+    if unreadable := [classes[k] for k in np.flatnonzero(counts) if k not in labels_N]:
+        raise UserError(f"No image of the class {unreadable[0]!r} in {path} is readable: {audit.left_out[0]}")
+    jpeg = ", JPEG" if {_suffix(names[index]) for index in kept} <= {".jpg", ".jpeg"} else ""
+    source = f"{path.stem} ({split}), {layout} in {path}{jpeg}"
+    return image_set(images_NCHW, labels_N, classes, source, audit.messages())
+
+
+def count_others(paths: Sequence[str], audit: Audit) -> None:
+    """Count files that are not images by their suffix, and name formats of images that cannot be read here."""
+    for name in paths:
+        suffix = _suffix(name) if "." in name.rpartition("/")[2] else "without a suffix"
+        if suffix in UNSUPPORTED_SUFFIXES:
+            audit.left_out.append(f"{name} has a format that cannot be read here: save it as PNG or JPEG.")
+        else:
+            audit.ignored[suffix] += 1
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
-    """Open a folder or zip; yields the paths inside (folders end with "/") and a function that reads a file."""
+def opened(path: Path, audit: Audit | None = None) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
+    """Open a folder or zip; yields the paths inside (folders end with "/") and a function that reads a file.
+
+    Args:
+        path: of the folder or zip.
+        audit: gets a note about links that are not followed.
+
+    Raises:
+        UserError: a folder cannot be read, or the zip is damaged.
+    """
     if path.is_dir():
-        yield sorted(_walk(path)), lambda name: read_file(path / name)
+        yield sorted(_walk(path, audit or Audit())), lambda name: read_file(path / name)
         return
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001  (zipfile raises many types on damaged archives)
         raise UserError(
             f"{path} is not a valid zip archive ({error_summary(error)}): give a folder or zip of class folders."
         ) from None
@@ -82,63 +121,82 @@ def opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
         yield sorted(archive.namelist()), lambda name: read_member(archive, name)
 
 
-def _walk(folder: Path) -> Iterator[str]:
-    """Iterate over all paths below the folder. Symbolic links to folders are followed."""
+def _walk(folder: Path, audit: Audit) -> Iterator[str]:
+    """Iterate over all paths below the folder.
+
+    A symbolic link to a folder is followed if that folder is outside of the tree, so that every image is read once.
+    """
 
     def refuse(error: OSError) -> None:
         raise UserError(
             f"{error.filename} could not be read ({error_summary(error)}): check its permissions, or remove it."
         )
 
+    top = folder.resolve()
+    followed: list[Path] = []
     for root, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+        for name in sorted(folders):
+            link = Path(root, name)
+            if not link.is_symlink():
+                continue
+            target = link.resolve()
+            if any(target.is_relative_to(one) or one.is_relative_to(target) for one in (top, *followed)):
+                folders.remove(name)
+                audit.notes.append(f"the link {link} is not followed: the images of {target} are read already")
+            else:
+                followed.append(target)
         inside = Path(root).relative_to(folder)
         yield from ((inside / name).as_posix() + "/" for name in folders)
         yield from ((inside / name).as_posix() for name in files)
 
 
-def _splits(members: list[str], path: Path) -> tuple[dict[Split, Listing], str]:
+def _splits(members: list[str], path: Path, audit: Audit) -> tuple[dict[Split, Listing], str]:
     """List the images of both splits, and describe the layout."""
-    members = [name for name in members if not any(_hidden(part) for part in name.split("/"))]
-    pictures = [name for name in members if _is_picture(name)]
-    root = ""
-    # Archives often contain a single folder of their own name, and a download may consist of train/ only.
-    while len(tops := {_parts(name, root)[0] for name in pictures}) == 1:
-        if any(len(_parts(name, root)) < 3 for name in pictures):
-            break
-        root += f"{tops.pop()}/"
-    tests = [name for name in TESTS if name in tops and TRAIN in tops]
-    if not tests:
-        everything = _list(members, root, path)
+    members = [name for name in members if not is_hidden(name.rstrip("/"))]
+    folders = find_split_folders([name for name in members if is_image(name)], str(path))
+    if folders.level is None:
+        everything = _list(members, folders, None, path)
         return {split: _every_tenth(everything, split, path) for split in ("train", "test")}, (
             f"class folders, every {EVERY}th image a test image,"
         )
-    test, *unread = tests
-    train, tested = (_list(members, f"{root}{name}/", path) for name in (TRAIN, test))
+    test = test_split(folders)
+    train, tested = (_list(members, folders, split, path) for split in ("train", test))
     if unknown := [name for name in tested.classes if name not in train.classes]:
         raise UserError(
-            f"{path} has the class {unknown[0]!r} in {test}/ but not in {TRAIN}/: "
+            f"{path} has the class {unknown[0]!r} in {folders.names[test]}/ but not in {folders.names['train']}/: "
             f"both must have the same class folders; rename or remove it."
         )
-    unused = "".join(f" ({name}/ is ignored)" for name in unread)
-    return {"train": train, "test": tested}, f"class folders of {TRAIN}/ and {test}/{unused}"
+    unused = "".join(f" ({name}/ is ignored)" for split, name in folders.names.items() if split not in ("train", test))
+    layout = f"class folders of {folders.names['train']}/ and {folders.names[test]}/{unused}"
+    if outside := [name for name in members if is_image(name) and not _split_of(name, folders)]:
+        audit.notes.append(f"{len(outside):,} images outside of these folders are not used, such as {outside[0]}")
+    return {"train": train, "test": tested}, layout
 
 
-def _list(members: list[str], root: str, path: Path) -> Listing:
-    """List the class folders directly under `root`. Images in their subfolders are included."""
+def test_split(folders: SplitFolders) -> AnySplit:
+    """Return the split with the test images: test, else val."""
+    return "test" if "test" in folders.names else "val"
+
+
+def _split_of(path: str, folders: SplitFolders) -> AnySplit | None:
+    return next((split for split in folders.names if folders.below(path, split)), None)
+
+
+def _list(members: list[str], folders: SplitFolders, split: AnySplit | None, path: Path) -> Listing:
+    """List the class folders of a split. Images in their subfolders are included."""
     listing = Listing()
     for name in members:
-        if not name.startswith(root) or name == root:
-            continue
-        parts = _parts(name, root)
+        parts = folders.below(name, split)
         if len(parts) == 1 and not name.endswith("/"):  # a readme, a list of labels
-            listing.others += 1
-            continue
-        pictures = listing.classes.setdefault(parts[0], [])
-        if _is_picture(name):
-            pictures.append(name)
-        elif not name.endswith("/"):
-            listing.others += 1
-    where = f"{path}/{root}".rstrip("/")
+            listing.others.append(name)
+        elif parts:
+            pictures = listing.classes.setdefault(parts[0], [])
+            if is_image(name):
+                pictures.append(name)
+            elif not name.endswith("/"):
+                listing.others.append(name)
+    below = folders.names[split] if split is not None and folders.level == 0 else ""
+    where = f"{path}/{folders.root}{below}".rstrip("/")
     if not any(listing.classes.values()):
         raise UserError(f"There are no class folders with images in {where}: expected {where}/<class>/<image>.png.")
     if empty := [name for name, pictures in listing.classes.items() if not pictures]:
@@ -151,7 +209,7 @@ def _every_tenth(listing: Listing, split: Split, path: Path) -> Listing:
     if alone := [name for name, pictures in listing.classes.items() if len(pictures) < 2]:
         raise UserError(
             f"The class folder {alone[0]!r} in {path} has a single image: at least 2 are needed, one for "
-            f"training and one for testing; add images, or sort them into {TRAIN}/ and {TESTS[0]}/."
+            f"training and one for testing; add images, or sort them into train/ and test/."
         )
     return Listing({name: _select_split(pictures, split) for name, pictures in listing.classes.items()}, listing.others)
 
@@ -160,24 +218,14 @@ def _select_split(names: list[str], split: Split) -> list[str]:
     return [name for index, name in enumerate(names) if (index % EVERY == 0) == (split == "test")]
 
 
-def _parts(name: str, root: str) -> list[str]:
-    return (
-        name[len(root) :].rstrip("/").split("/")
-    )  # pathlib takes ten times as long, and there may be millions of paths
-
-
-def _is_picture(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Return True if a path has the suffix of an image."""
     return _suffix(name) in SUFFIXES
 
 
 def _suffix(name: str) -> str:
     """Return the suffix of a file in lower case, such as ".png"."""
     return "." + name.rpartition(".")[2].lower()
-
-
-def _hidden(part: str) -> bool:
-    """Return True for files that operating systems create: .DS_Store, __MACOSX, Thumbs.db."""
-    return part.startswith((".", "__MACOSX")) or part.lower() in {"thumbs.db", "desktop.ini"}
 
 
 def _load_lsun(
@@ -187,6 +235,7 @@ def _load_lsun(
     image_size: int | None,
     grayscale: bool | None,
     progress: Progress | None,
+    audit: Audit,
 ) -> ImageSet:
     """Load one split of LSUN databases. Each category is a class."""
     parts, channels = [], 1
@@ -197,7 +246,8 @@ def _load_lsun(
                 raise UserError(
                     f"The database of {category} in {path} has no {split} images: remove it, or add images."
                 )
-            parts.append(decode_all(chosen, read, f"{category} in {path}", image_size, grayscale, progress))
+            where = f"{category} in {path}"
+            parts.append(decode_all(chosen, read, where, image_size, grayscale, progress, audit=audit)[0])
         if parts[-1].shape[2:] != parts[0].shape[2:]:
             raise UserError(
                 f"The images of {category} in {path} have another size than those of the categories before: "
@@ -209,4 +259,5 @@ def _load_lsun(
             parts[index] = np.repeat(part, channels, axis=1)
     images_NCHW = parts[0] if len(parts) == 1 else np.concatenate(parts)
     labels_N = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    return image_set(images_NCHW, labels_N, tuple(databases), f"LSUN {', '.join(databases)} ({split}), LMDB in {path}")
+    source = f"LSUN {', '.join(databases)} ({split}), LMDB in {path}"
+    return image_set(images_NCHW, labels_N, tuple(databases), source, audit.messages())

@@ -22,6 +22,7 @@ from zerokara.core.data.types import ImageSet, Split, image_set
 DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 SPLIT_PREFIX: dict[Split, str] = {"train": "train", "test": "t10k"}
 CHUNK_BYTES = 2**24
+MAX_BYTES = 2**32
 _REPLACE = "replace it with an undamaged copy, or remove it to download it again"
 
 
@@ -58,7 +59,9 @@ def _read(file: BinaryIO, path: Path) -> np.ndarray:
     # Read in chunks, because a damaged header may request more than fits in memory. One byte more than expected is
     # read to detect files that are too long.
     values = bytearray()
-    while len(values) <= expected and (chunk := file.read(min(CHUNK_BYTES, expected + 1 - len(values)))):
+    while len(values) <= min(expected, MAX_BYTES) and (
+        chunk := file.read(min(CHUNK_BYTES, expected + 1 - len(values)))
+    ):
         values += chunk
     if len(values) != expected:
         found = f"{len(values):,}" if len(values) < expected else "more"

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -18,13 +19,28 @@ import psutil
 from PIL import Image, ImageOps
 
 from zerokara.core.config import UserError, error_summary
+from zerokara.core.data.audit import Audit
 from zerokara.core.data.types import ImageSet, Progress, image_set
 from zerokara.core.programs import program_command
 
-SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
-)
+LOSSY_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".avif"})
+SUFFIXES = LOSSY_SUFFIXES | {".png", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
+UNSUPPORTED_SUFFIXES = frozenset({".heic", ".heif", ".jxl", ".jp2", ".svg", ".psd", ".dng", ".cr2", ".nef", ".arw"})
+"""Suffixes of images that cannot be read here; files with them are named, not only counted."""
 MAX_BYTES = 256 * 2**20  # maximum size of an image file
+LIGHT = 224  # of 255: an image whose visible parts are lighter than this on average is placed on black
+CONVERTED_MODES = {
+    "1": "of 1 bit",
+    "P": "with a palette",
+    "CMYK": "in CMYK",
+    "YCbCr": "in YCbCr",
+    "I": "of 16 bits, reduced to 8",
+    "I;16": "of 16 bits, reduced to 8",
+    "I;16B": "of 16 bits, reduced to 8",
+}
+"""Mode of Pillow -> description for messages."""
+Background = Literal["auto", "white", "black"]
+"""Color behind transparent pixels; auto: white, or black if the image is so light that it would vanish on white."""
 
 
 def decode_all(
@@ -34,8 +50,11 @@ def decode_all(
     image_size: int | None,
     grayscale: bool | None,
     progress: Progress | None,
-) -> np.ndarray:
-    """Decode images into one array (N, C, H, W) uint8.
+    *,
+    background: Background = "auto",
+    audit: Audit | None = None,
+) -> tuple[np.ndarray, list[int]]:
+    """Decode images into one array (N, C, H, W) uint8, without those that cannot be decoded.
 
     Args:
         names: names of the files, at least one; arguments of `read`, also used in messages.
@@ -45,14 +64,28 @@ def decode_all(
             must have one size.
         grayscale: True: C is 1, False: C is 3; None: C is 1 if all images are grayscale, else 3.
         progress: callback.
+        background: color behind transparent pixels.
+        audit: gets the conversions and the images that cannot be decoded; None: such an image is an error.
+
+    Returns:
+        The images, and the indices of their names.
 
     Raises:
-        UserError: an image cannot be decoded, images have different sizes and `image_size` is None, or the images do
-            not fit in memory.
+        UserError: no image can be decoded, images have different sizes and `image_size` is None, or the images do not
+            fit in memory.
     """
     images_NCHW: np.ndarray | None = None
+    kept: list[int] = []
     for index, name in enumerate(names):
-        image_HWC = decode(read(name), f"{name} in {where}")
+        if progress is not None and (index % 256 == 255 or index + 1 == len(names)):
+            progress(f"reading {where}", index + 1, len(names))
+        try:
+            image_HWC = decode(read(name), f"{name} in {where}", background=background, audit=audit)
+        except UserError as error:
+            if audit is None:
+                raise
+            audit.left_out.append(str(error))
+            continue
         if image_size is not None:
             image_HWC = resize_and_crop(image_HWC, image_size)
         image_CHW = convert_channels(image_HWC, grayscale).transpose(2, 0, 1)
@@ -60,27 +93,35 @@ def decode_all(
             images_NCHW = allocate_images(len(names), image_CHW.shape, where)
         if image_CHW.shape[1:] != images_NCHW.shape[2:]:
             raise UserError(
-                f"{name} in {where} has {_size(image_CHW)} pixels, but {names[0]} has {_size(images_NCHW[0])}: "
+                f"{name} in {where} has {_size(image_CHW)} pixels, but {names[kept[0]]} has {_size(images_NCHW[0])}: "
                 f"resize all with --image-size {min(images_NCHW.shape[2:])}, or another number."
             )
         if len(image_CHW) > images_NCHW.shape[1]:  # first color image after grayscale images
             color_NCHW = allocate_images(len(names), image_CHW.shape, where)
-            color_NCHW[:index] = images_NCHW[:index]
+            color_NCHW[: len(kept)] = images_NCHW[: len(kept)]
             images_NCHW = color_NCHW
-        images_NCHW[index] = image_CHW  # a grayscale channel is broadcast to all three
-        if progress is not None and (index % 256 == 255 or index + 1 == len(names)):
-            progress(f"reading {where}", index + 1, len(names))
-    assert images_NCHW is not None, "there are no images to decode"
-    return images_NCHW
+        images_NCHW[len(kept)] = image_CHW  # a grayscale channel is broadcast to all three
+        kept.append(index)
+    if images_NCHW is None:
+        reason = audit.left_out[-1] if audit is not None and audit.left_out else "it is empty."
+        raise UserError(f"There are no readable images in {where}: {reason}")
+    return images_NCHW[: len(kept)], kept
 
 
-def read_image(path: Path) -> np.ndarray:
+def is_hidden(path: str) -> bool:
+    """Return True for files that operating systems create: .DS_Store, ._photo.jpg, __MACOSX, Thumbs.db."""
+    return any(
+        part.startswith((".", "__MACOSX")) or part.lower() in {"thumbs.db", "desktop.ini"} for part in path.split("/")
+    )
+
+
+def read_image(path: Path, *, background: Background = "auto") -> np.ndarray:
     """Read and decode an image file; see `decode`.
 
     Raises:
         UserError: the file does not exist, is larger than `MAX_BYTES`, or cannot be decoded.
     """
-    return decode(read_file(path), str(path))
+    return decode(read_file(path), str(path), background=background)
 
 
 def read_file(path: Path) -> bytes:
@@ -122,28 +163,61 @@ def _check_file_size(name: str, size: int) -> None:
         )
 
 
-def decode(data: bytes, name: str) -> np.ndarray:
+def decode(
+    data: bytes,
+    name: str,
+    *,
+    background: Background = "auto",
+    apply_exif: bool = True,
+    audit: Audit | None = None,
+) -> np.ndarray:
     """Decode an image to (H, W, C) uint8: grayscale images have one channel, all others are converted to RGB.
 
-    Transparent images are composited on white, 16 bits are reduced to 8, the EXIF orientation is applied, and the first
-    frame of an animation is used.
+    16 bits are reduced to 8, and the first frame of an animation is used.
+
+    Args:
+        data: content of the file.
+        name: of the file, for messages.
+        background: color behind transparent pixels.
+        apply_exif: turn the image as its EXIF orientation says.
+        audit: gets the conversion.
 
     Raises:
         UserError: the file is empty, truncated, damaged or not an image, or it has more than 89 million pixels or
             32-bit pixels.
     """
-    picture = _opened(data, name)
-    if picture.mode.startswith("I;16"):
-        return (np.asarray(picture).astype(np.uint32) * 255 // 65535).astype(np.uint8)[..., None]
-    if picture.mode in {"I", "F"}:
+    picture = _opened(data, name, apply_exif=apply_exif)
+    conversion = CONVERTED_MODES.get(picture.mode)
+    # Pillow reads PGM files of 16 bits as 32-bit integers from 0 to 65535.
+    is_pgm = picture.mode == "I" and data[:2] in (b"P2", b"P5")
+    if picture.mode in {"I", "F"} and not is_pgm:
         raise UserError(f"{name} has 32-bit pixels: save it with 8 or 16 bits per channel, or remove it.")
     if picture.mode in {"LA", "La", "RGBA", "RGBa", "PA"} or "transparency" in picture.info:
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture.convert("RGBA")).convert("L" if picture.mode == "LA" else "RGB")
-    elif picture.mode != "L":
+        picture, ground = _on_background(picture, background)
+        conversion = f"with transparency, placed on {ground}" if ground else conversion
+    if audit is not None and conversion:
+        audit.converted[conversion] += 1
+    if picture.mode.startswith("I"):
+        return (np.asarray(picture).astype(np.uint32) * 255 // 65535).astype(np.uint8)[..., None]
+    if picture.mode != "L":
         picture = picture.convert("L" if picture.mode == "1" else "RGB")
     image = np.asarray(picture)
     return image[..., None] if image.ndim == 2 else image
+
+
+def _on_background(picture: Image.Image, background: Background) -> tuple[Image.Image, str]:
+    """Place an image with transparency on a color. Returns it and the color; "" if no pixel is transparent."""
+    colors = picture.convert("RGBA")
+    mode = "L" if picture.mode in {"LA", "La"} else "RGB"
+    alpha = np.asarray(colors.getchannel("A"), np.float64)
+    if alpha.min() == 255:
+        return colors.convert(mode), ""
+    ground: str = background
+    if background == "auto":
+        luma = np.asarray(colors.convert("RGB").convert("L"), np.float64)
+        is_light = alpha.any() and (luma * alpha).sum() / alpha.sum() > LIGHT
+        ground = "black" if is_light else "white"
+    return Image.alpha_composite(Image.new("RGBA", picture.size, ground), colors).convert(mode), ground
 
 
 def decode_mask(data: bytes, name: str) -> np.ndarray:
@@ -229,17 +303,17 @@ def convert_image_set(images: ImageSet, image_size: int | tuple[int, int] | None
     images_NHWC = images.images.permute(0, 2, 3, 1).numpy()
     fitted = (image if image_size is None else resize_and_crop(image, image_size) for image in images_NHWC)
     images_NCHW = np.stack([convert_channels(image, grayscale) for image in fitted]).transpose(0, 3, 1, 2)
-    return image_set(images_NCHW, images.labels.numpy(), images.classes, images.source)
+    return image_set(images_NCHW, images.labels.numpy(), images.classes, images.source, images.messages)
 
 
-def _opened(data: bytes, name: str) -> Image.Image:
-    """Open and load an image with its EXIF orientation applied."""
+def _opened(data: bytes, name: str, *, apply_exif: bool = True) -> Image.Image:
+    """Open and load an image."""
     if not data:
         raise UserError(f"{name} is empty: replace it with an undamaged copy, or remove it.")
     try:
         with _strict_pillow(), Image.open(io.BytesIO(data)) as opened:
             opened.load()
-            return ImageOps.exif_transpose(opened)
+            return ImageOps.exif_transpose(opened) if apply_exif else opened.copy()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UserError(
             f"{name} has more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels: make it smaller, or remove it."
@@ -299,9 +373,7 @@ def list_image_files(words: Sequence[str]) -> list[Path]:
     found: list[Path] = []
     for word in words:
         path = Path(word).expanduser()
-        inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-        if not inside:
-            raise UserError(f"The folder {path} contains no images: give image files, or another folder.")
+        inside = _images_inside(path) if path.is_dir() else [path]
         found += inside
     if not found:
         raise UserError(
@@ -309,3 +381,16 @@ def list_image_files(words: Sequence[str]) -> list[Path]:
             f"{program_command('vision.predict')} runs/<name> photo.png."
         )
     return found
+
+
+def _images_inside(folder: Path) -> list[Path]:
+    """Return the image files in a folder, also those of formats that cannot be read here, so that they are named.
+
+    Raises:
+        UserError: there are none.
+    """
+    files = sorted(file for file in folder.iterdir() if file.is_file() and not is_hidden(file.name))
+    images = [file for file in files if file.suffix.lower() in SUFFIXES | UNSUPPORTED_SUFFIXES]
+    if not images:
+        raise UserError(f"The folder {folder} contains no images: give image files, or another folder.")
+    return images

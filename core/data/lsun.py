@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 from zerokara.core.config import UserError, error_summary
 from zerokara.core.data.types import Split
 
+MAGIC = 0xBEEFC0DE
+META = struct.Struct("<16x II 16x I 92x QQ")  # magic, version, bytes of a page, last page, transaction
 SUFFIX: dict[Split, str] = {"train": "_train_lmdb", "test": "_val_lmdb"}
 
 
@@ -39,10 +42,11 @@ def opened(folder: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
     """Open a database; yields its keys in order and a function that reads the value of a key.
 
     Raises:
-        UserError: the database is damaged.
+        UserError: the database is damaged or truncated.
     """
     import lmdb
 
+    _check_length(folder / "data.mdb")
     try:
         # No lock, because the folder may be read-only; no read-ahead, because the file may be larger than memory.
         with lmdb.open(str(folder), readonly=True, lock=False, readahead=False) as database, database.begin() as view:
@@ -53,3 +57,25 @@ def opened(folder: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
         raise UserError(
             f"{folder} is not a valid LMDB database ({error_summary(error)}): replace it with an undamaged copy."
         ) from None
+
+
+def _check_length(file: Path) -> None:
+    """Check that a database has all its pages: LMDB maps it into memory, and a missing page would end the process.
+
+    The first two pages describe the database (`MDB_meta` in LMDB's mdb.c); the one with the larger transaction counts.
+
+    Raises:
+        UserError: the file is truncated or not of LMDB.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as opened_file:
+        head = opened_file.read(META.size)
+        page_bytes = META.unpack(head)[2] if len(head) == META.size else 0
+        opened_file.seek(page_bytes)
+        metas = [META.unpack(each) for each in (head, opened_file.read(META.size)) if len(each) == META.size]
+    sound = [meta for meta in metas if meta[:2] == (MAGIC, 1) and meta[2] == page_bytes and page_bytes]
+    last_page = max(sound, key=lambda meta: meta[4])[3] if len(sound) == 2 else -1
+    if len(sound) < 2 or size < (last_page + 1) * page_bytes:
+        raise UserError(
+            f"{file} is not a complete LMDB database of version 1 ({size:,} bytes): replace it with an undamaged copy."
+        )

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from zerokara.core.config import UserError
-from zerokara.core.data.image_files import SUFFIXES
+from zerokara.core.data.image_files import LOSSY_SUFFIXES, SUFFIXES, is_hidden
+from zerokara.core.data.splits import AnySplit, split_of
 
-MaskSplit = Literal["train", "val", "test"]
-SPLITS: dict[str, MaskSplit] = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
 IMAGES = frozenset({"images", "image", "imgs", "img", "jpegimages"})
 MASKS = frozenset({"masks", "mask", "labels", "label", "annotations", "annotation", "segmentationclass"})
 ANNOT = "annot"  # suffix of CamVid's folders of masks, such as trainannot
-MASK_SUFFIXES = SUFFIXES - {".jpg", ".jpeg", ".webp"}  # lossy compression changes class numbers
+MASK_SUFFIXES = SUFFIXES - LOSSY_SUFFIXES  # lossy compression changes class numbers
 MARKS = ("_mask", "_label", "_labels", "_seg", "_L")  # suffixes of a mask's name
 NAMES = "classes.txt"
 EVERY = 10  # a missing split consists of every tenth image
@@ -44,12 +38,14 @@ class Listing:
 
     layout: str
     """Name of the file layout."""
-    splits: Mapping[MaskSplit, list[Pair]]
+    splits: Mapping[AnySplit, list[Pair]]
     """All three splits; none is empty."""
     classes: tuple[str, ...]
     """Names of the classes; empty if unknown."""
     unlabeled: int
     """Class number of unlabeled pixels."""
+    left_out: tuple[str, ...] = ()
+    """One sentence for each image without a mask."""
 
 
 def list_pairs(
@@ -74,9 +70,9 @@ def list_pairs(
         masks: paths in a separate folder or archive of masks, and its name.
 
     Raises:
-        UserError: none of the layouts was found, an image has no mask, or there are too few images.
+        UserError: none of the layouts was found, no image has a mask, or there are too few images.
     """
-    members = [name for name in members if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))]
+    members = [name for name in members if not is_hidden(name)]
     tables = [name for name in members if name.rpartition("/")[2] == NAMES]
     classes = tuple(line.strip() for line in _text(read(tables[0])).splitlines() if line.strip()) if tables else ()
     if masks is None and (lists := [name for name in members if name.endswith("/" + VOC_LIST.format("train"))]):
@@ -99,18 +95,23 @@ def list_pairs(
             f"images/<name>.jpg with masks/<name>.png, PASCAL VOC's folders, or a folder of masks with --masks."
         )
     by_split: dict[str, list[Pair]] = {}
+    left_out: list[str] = []
     for key, name in images.items():
         *folder, stem = key
         mask = next((keyed[m] for mark in ("", *MARKS) if (m := (*folder, stem + mark)) in keyed), None)
         if mask is None:
-            raise UserError(
-                f"{name} in {where} has no mask: add {stem}.png to the other masks in {masks_where}, or remove it."
-            )
-        split = next((SPLITS[part.lower()] for part in folder if part.lower() in SPLITS), "")
+            left_out.append(f"{name} in {where} has no mask: add {stem}.png to the other masks in {masks_where}.")
+            continue
+        split = split_of(name) or ""
         by_split.setdefault(split, []).append(Pair(name, mask))
+    if not by_split:
+        raise UserError(left_out[0])
+    if unused := sorted(set(keyed.values()) - {pair.mask for pairs in by_split.values() for pair in pairs}):
+        left_out.append(f"{len(unused):,} masks without an image of their name, such as {unused[0]}.")
     layout = "CamVid's folders" if of_camvid else "pairs of folders"
     class_names = classes or (CAMVID if of_camvid else ())
-    return Listing(layout, _divide(by_split, where), class_names, len(CAMVID) if of_camvid and not classes else 255)
+    unlabeled = len(CAMVID) if of_camvid and not classes else 255
+    return Listing(layout, _divide(by_split, where), class_names, unlabeled, tuple(left_out))
 
 
 def _voc(members: Iterable[str], read: Callable[[str], bytes], where: str, root: str) -> dict[str, list[Pair]]:
@@ -130,7 +131,7 @@ def _voc(members: Iterable[str], read: Callable[[str], bytes], where: str, root:
     return by_split
 
 
-def _divide(found: Mapping[str, list[Pair]], where: str) -> dict[MaskSplit, list[Pair]]:
+def _divide(found: Mapping[str, list[Pair]], where: str) -> dict[AnySplit, list[Pair]]:
     """Create the three splits from the existing ones."""
     splits = {split: pairs for split, pairs in found.items() if pairs}
     if "" in splits and len(splits) > 1:
@@ -160,7 +161,7 @@ def _is_mask(name: str, *, alone: bool) -> bool:
     """Return True if a path is a mask. With `alone`, masks are in a separate folder, and all image files are masks."""
     folders = name.split("/")[:-1]
     in_mask_folder = any(part.lower() in MASKS or (part.endswith(ANNOT) and part != ANNOT) for part in folders)
-    return _suffix(name) in MASK_SUFFIXES and (alone or in_mask_folder) and not Path(name).name.startswith(".")
+    return _suffix(name) in MASK_SUFFIXES and (alone or in_mask_folder)
 
 
 def _key(name: str, *, is_mask: bool) -> tuple[str, ...]:
@@ -178,4 +179,4 @@ def _suffix(name: str) -> str:
 
 
 def _text(content: bytes) -> str:
-    return content.decode("utf-8", "replace")
+    return content.decode("utf-8-sig", "replace")

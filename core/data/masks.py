@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from zerokara.core.config import UserError, suggest
+from zerokara.core.data.audit import Audit
 from zerokara.core.data.folders import opened
 from zerokara.core.data.image_files import (
     allocate_images,
@@ -28,10 +29,12 @@ from zerokara.core.data.image_files import (
     resize_and_crop,
     resize_and_crop_mask,
 )
-from zerokara.core.data.mask_files import MaskSplit, Pair, list_pairs
+from zerokara.core.data.mask_files import Pair, list_pairs
 from zerokara.core.data.sources import data_folder, find_data, list_data
+from zerokara.core.data.splits import AnySplit
 from zerokara.core.data.types import Progress
 
+REMEDY = "if other values are the classes, name them in their order, as in --mask-values 0 255"
 UNLABELED = 255  # number of unlabeled pixels in all masks of a MaskSet, independent of the files
 
 
@@ -49,6 +52,8 @@ class MaskSet:
     """File names of the images, without folder and suffix."""
     source: str
     """Description of the images' origin, for logs."""
+    messages: tuple[str, ...] = ()
+    """Lines for the user: values of the masks, and what was left out while reading."""
 
     def __post_init__(self) -> None:
         """Check shapes, types and class numbers.
@@ -83,7 +88,7 @@ class MaskSet:
 
 def load_masks(
     data: str,
-    split: MaskSplit,
+    split: AnySplit,
     *,
     masks: str = "",
     data_dir: Path | None = None,
@@ -91,6 +96,7 @@ def load_masks(
     grayscale: bool = False,
     classes: Sequence[str] = (),
     unlabeled: int | None = None,
+    mask_values: Sequence[int] = (),
     progress: Progress | None = None,
 ) -> MaskSet:
     """Load the images of one split with their masks.
@@ -104,13 +110,15 @@ def load_masks(
         grayscale: True: one channel, False: three.
         classes: names of the classes; empty: from classes.txt or the layout, else numbered as in the masks of this
             split.
-        unlabeled: number of unlabeled pixels in the files; None: 11 for CamVid's classes, else 255.
+        unlabeled: number of unlabeled pixels in the files; None: 11 for CamVid's classes, else 255 (unless it is one of
+            `mask_values`).
+        mask_values: numbers of the classes in the files, such as (0, 255); empty: 0, 1, 2, ...
         progress: callback.
 
     Raises:
-        UserError: the data do not exist; a mask is missing, damaged or has colors; a mask has another size than its
-            image or a number without a class; images have different sizes and `image_size` is None; there are fewer
-            than two classes.
+        UserError: the data do not exist; no image has a usable mask; a mask has a number without a class; images have
+            different sizes and `image_size` is None; there are fewer than two classes, or fewer than two of them have
+            pixels in the training masks.
     """
     folder = data_folder(data_dir)
     if (path := find_data(data, folder)) is None:
@@ -118,45 +126,119 @@ def load_masks(
             f"There is no data set {data!r}{suggest(data, list_data(folder))}: give the path of a folder or zip of "
             f"images and masks, or the name of one in {folder}."
         )
+    audit = Audit()
     with ExitStack() as stack:
-        members, read = stack.enter_context(opened(path))
+        members, read = stack.enter_context(opened(path, audit))
         apart, read_mask = None, read
         if masks:
             masks_place = Path(masks).expanduser()
             if not masks_place.exists():
                 raise UserError(f"There is no {masks}: give the folder or zip of the masks with --masks.")
-            masks_members, read_mask = stack.enter_context(opened(masks_place))
+            masks_members, read_mask = stack.enter_context(opened(masks_place, audit))
             apart = (masks_members, masks)
         listing = list_pairs(members, read, str(path), apart)
+        audit.left_out += listing.left_out
         class_names = tuple(classes) or listing.classes
         default = listing.unlabeled if class_names == listing.classes else UNLABELED
-        ignored = default if unlabeled is None else unlabeled
-        pairs = listing.splits[split]
-        images_NCHW, masks_NHW = _read_all(
-            pairs,
-            read,
-            read_mask,
-            (str(path), masks or str(path)),
-            image_size,
-            grayscale,
-            len(class_names),
-            ignored,
-            progress,
+        where = (str(path), masks or str(path))
+        read_pairs = _read_all(listing.splits[split], read, read_mask, where, image_size, grayscale, audit, progress)
+    if mask_values and class_names and len(mask_values) != len(class_names):
+        raise UserError(
+            f"--mask-values names {len(mask_values)} values, but there are {len(class_names)} classes: give one value "
+            f"for each class, in their order."
         )
-    labeled = masks_NHW[masks_NHW != UNLABELED]
-    if not class_names:
-        class_names = tuple(f"class {label}" for label in range(int(labeled.max(initial=0)) + 1))
+    if len({*mask_values, *([] if unlabeled is None else [unlabeled])}) < len(mask_values) + (unlabeled is not None):
+        raise UserError(
+            "A value of --mask-values occurs twice, or is that of --unlabeled: give each class a value of its own."
+        )
+    ignored = unlabeled
+    if ignored is None:
+        ignored = None if default in mask_values else default
+    values = tuple(mask_values) or tuple(range(len(class_names) or _last_value(read_pairs, ignored) + 1))
+    if not class_names and split == "train" and (empty := [value for value in values if not read_pairs.counts[value]]):
+        raise UserError(
+            f"The masks of {split} in {path} have {_format_values(read_pairs.counts, (), ignored)}, and no pixel of "
+            f"class {empty[0]}: list all --classes, or {REMEDY}."
+        )
+    class_names = class_names or tuple(f"class {number}" for number in range(len(values)))
+    what = f"The masks of {split} in {path}"
     if len(class_names) < 2:
-        raise UserError(f"The masks of {split} in {path} have {len(class_names)} class: segmentation needs at least 2.")
-    if not labeled.size:
-        raise UserError(f"No pixel of {split} in {path} is labeled: give other masks, or another --unlabeled.")
+        raise UserError(
+            f"{what} have 1 class ({_format_values(read_pairs.counts, values, ignored)}), but segmentation needs at "
+            f"least 2: {REMEDY}."
+        )
+    _check_values(read_pairs, values, ignored, what, in_training=split == "train")
+    table = np.full(256, UNLABELED, np.uint8)
+    table[list(values)] = np.arange(len(values))
+    if ignored is not None:
+        table[ignored] = UNLABELED
+    audit.notes.insert(0, f"{what}: {_format_values(read_pairs.counts, values, ignored, class_names)}")
+    if lacking := [name for name, value in zip(class_names, values, strict=True) if not read_pairs.counts[value]]:
+        audit.notes.append(f"no pixel of {split} has the class {', '.join(lacking)}")
     return MaskSet(
-        torch.from_numpy(images_NCHW),
-        torch.from_numpy(masks_NHW),
+        torch.from_numpy(read_pairs.images_NCHW),
+        torch.from_numpy(table[read_pairs.masks_NHW]),
         class_names,
-        tuple(Path(pair.image).stem for pair in pairs),
+        tuple(Path(pair.image).stem for pair in read_pairs.pairs),
         f"{path.stem} ({split}), {listing.layout} in {path}",
+        audit.messages(),
     )
+
+
+@dataclass(frozen=True)
+class _ReadPairs:
+    """Images and masks as they are in the files."""
+
+    pairs: list[Pair]
+    images_NCHW: np.ndarray
+    masks_NHW: np.ndarray
+    counts: np.ndarray  # (256,) pixels of each value in all masks
+    first: dict[int, str]  # value -> the first mask that has it
+
+
+def _last_value(found: _ReadPairs, unlabeled: int | None) -> int:
+    """Return the largest value of labeled pixels; 0 if there are none."""
+    return max((value for value in np.flatnonzero(found.counts).tolist() if value != unlabeled), default=0)
+
+
+def _check_values(
+    found: _ReadPairs, values: Sequence[int], unlabeled: int | None, what: str, *, in_training: bool
+) -> None:
+    """Check that the values of the masks fit the classes.
+
+    Raises:
+        UserError: a value belongs to no class, no pixel is labeled, or in training only one class has pixels.
+    """
+    present = np.flatnonzero(found.counts).tolist()
+    labeled = [value for value in present if value in values and value != unlabeled]
+    if wrong := [value for value in present if value not in values and value != unlabeled]:
+        expected = f"0 to {len(values) - 1}" if list(values) == list(range(len(values))) else f"the values {values}"
+        raise UserError(
+            f"{found.first[wrong[0]]} has pixels of class {wrong[0]}, but there are {len(values)} classes, {expected}, "
+            f"and {'no value' if unlabeled is None else unlabeled} for unlabeled pixels (all masks: "
+            f"{_format_values(found.counts, values, unlabeled)}): correct it, list all --classes, give the number of "
+            f"unlabeled pixels with --unlabeled, or {REMEDY}."
+        )
+    if not labeled:
+        raise UserError(f"{what} have no labeled pixel: give other masks, another --unlabeled, or {REMEDY}.")
+    if in_training and len(labeled) < 2:
+        raise UserError(
+            f"{what} have pixels of only one class ({_format_values(found.counts, values, unlabeled)}), so there is "
+            f"nothing to learn: {REMEDY}."
+        )
+
+
+def _format_values(
+    counts: np.ndarray, values: Sequence[int], unlabeled: int | None, classes: Sequence[str] = ()
+) -> str:
+    """Format the histogram of the values as text: "values 0 (sky) 91.2%, 255 (unlabeled) 8.8%"."""
+    names = dict(zip(values, classes, strict=False)) | ({unlabeled: "unlabeled"} if unlabeled is not None else {})
+    total = max(1, int(counts.sum()))
+    parts = [
+        f"{value}{f' ({names[value]})' if value in names else ''} {counts[value] / total:.1%}"
+        for value in np.flatnonzero(counts).tolist()
+    ]
+    return "values " + ", ".join(parts)
 
 
 def _read_all(
@@ -166,22 +248,37 @@ def _read_all(
     where: tuple[str, str],
     image_size: tuple[int, int] | None,
     grayscale: bool,
-    classes: int,
-    unlabeled: int,
+    audit: Audit,
     progress: Progress | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Read images (N, C, H, W) and masks (N, H, W); `where` is the folder of the images and that of the masks."""
+) -> _ReadPairs:
+    """Read images and masks; `where` is the folder of the images and that of the masks.
+
+    Pairs that cannot be read, or whose sizes differ, are left out.
+
+    Raises:
+        UserError: no pair can be used, or images have different sizes and `image_size` is None.
+    """
     images_NCHW = masks_NHW = None
+    kept: list[Pair] = []
+    counts, first = np.zeros(256, np.int64), dict[int, str]()
     for index, pair in enumerate(pairs):
-        image_HWC = decode(read(pair.image), f"{pair.image} in {where[0]}")
+        if progress is not None and (index % 64 == 63 or index + 1 == len(pairs)):
+            progress(f"reading {where[0]}", index + 1, len(pairs))
         name = f"{pair.mask} in {where[1]}"
-        mask_HW = decode_mask(read_mask(pair.mask), name)
-        if mask_HW.shape != image_HWC.shape[:2]:
-            raise UserError(
-                f"{name} has {_size(mask_HW)} pixels, but its image {pair.image} has {_size(image_HWC)}: "
-                f"give a mask of the same size as its image."
-            )
-        mask_HW = _numbered(mask_HW, name, classes, unlabeled)
+        try:
+            image_HWC = decode(read(pair.image), f"{pair.image} in {where[0]}", audit=audit)
+            mask_HW = decode_mask(read_mask(pair.mask), name)
+            if mask_HW.shape != image_HWC.shape[:2]:
+                raise UserError(
+                    f"{name} has {_size(mask_HW)} pixels, but its image {pair.image} has {_size(image_HWC)}: "
+                    f"give a mask of the same size as its image."
+                )
+        except UserError as error:
+            audit.left_out.append(str(error))
+            continue
+        in_mask = np.bincount(mask_HW.ravel(), minlength=256)
+        counts += in_mask
+        first = dict.fromkeys(np.flatnonzero(in_mask).tolist(), name) | first
         if image_size is not None:
             image_HWC, mask_HW = resize_and_crop(image_HWC, image_size), resize_and_crop_mask(mask_HW, image_size)
         image_CHW = convert_channels(image_HWC, grayscale).transpose(2, 0, 1)
@@ -191,28 +288,14 @@ def _read_all(
         if image_CHW.shape != images_NCHW.shape[1:]:
             height, width = images_NCHW.shape[2:]
             raise UserError(
-                f"{pair.image} in {where[0]} has {_size(image_HWC)} pixels, but {pairs[0].image} has {width}x{height}: "
+                f"{pair.image} in {where[0]} has {_size(image_HWC)} pixels, but {kept[0].image} has {width}x{height}: "
                 f"resize all with --image-size {height} {width}, or other numbers."
             )
-        images_NCHW[index], masks_NHW[index] = image_CHW, mask_HW
-        if progress is not None and (index % 64 == 63 or index + 1 == len(pairs)):
-            progress(f"reading {where[0]}", index + 1, len(pairs))
-    assert images_NCHW is not None, "a split has no images"
-    assert masks_NHW is not None, "a split has no masks"
-    return images_NCHW, masks_NHW
-
-
-def _numbered(mask_HW: np.ndarray, name: str, classes: int, unlabeled: int) -> np.ndarray:
-    """Replace the files' number of unlabeled pixels by UNLABELED and check all others; 0 classes: unknown."""
-    labeled_HW = mask_HW != unlabeled
-    max_class = int(mask_HW.max(where=labeled_HW, initial=0))
-    if max_class >= (classes or UNLABELED):
-        found = f"there are {classes} classes, 0 to {classes - 1}" if classes else "the last class can be 254"
-        raise UserError(
-            f"{name} has pixels of class {max_class}, but {found}, and {unlabeled} for unlabeled pixels: correct it, "
-            f"list all --classes, or give the number of unlabeled pixels with --unlabeled."
-        )
-    return np.where(labeled_HW, mask_HW, UNLABELED).astype(np.uint8)
+        images_NCHW[len(kept)], masks_NHW[len(kept)] = image_CHW, mask_HW
+        kept.append(pair)
+    if images_NCHW is None or masks_NHW is None:
+        raise UserError(f"No image with its mask in {where[0]} can be used. {audit.left_out[-1]}")
+    return _ReadPairs(kept, images_NCHW[: len(kept)], masks_NHW[: len(kept)], counts, first)
 
 
 def _size(image: np.ndarray) -> str:

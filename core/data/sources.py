@@ -13,7 +13,7 @@ from zerokara.core.data import cifar, glyphs
 from zerokara.core.data.download import Remote, fetch
 from zerokara.core.data.folders import load_folders
 from zerokara.core.data.idx import has_idx, load_idx
-from zerokara.core.data.image_files import convert_image_set
+from zerokara.core.data.image_files import Background, convert_image_set
 from zerokara.core.data.types import ImageSet, Progress, Split
 
 
@@ -27,6 +27,7 @@ class Request:
     image_size: int | None
     grayscale: bool | None
     download: bool
+    background: Background
     progress: Progress | None
 
 
@@ -38,6 +39,7 @@ def load(
     image_size: int | None = None,
     grayscale: bool | None = None,
     download: bool = True,
+    background: Background = "auto",
     progress: Progress | None = None,
 ) -> ImageSet:
     """Load the training or test images of a data set.
@@ -50,6 +52,7 @@ def load(
         image_size: height and width to which images are resized, in pixels; None: no resizing, all must have one size.
         grayscale: convert to one channel (True) or three (False); None: no conversion.
         download: download missing files of known sets.
+        background: color behind transparent pixels of image files.
         progress: callback.
 
     Raises:
@@ -58,10 +61,10 @@ def load(
     """
     folder = data_folder(data_dir)
     if data in DATASETS:
-        request = Request(data, split, folder, image_size, grayscale, download, progress)
+        request = Request(data, split, folder, image_size, grayscale, download, background, progress)
         return convert_image_set(DATASETS[data](request), image_size, grayscale)
     if found := find_data(data, folder):
-        return load_folders(found, split, image_size, grayscale, progress)
+        return load_folders(found, split, image_size, grayscale, progress, background)
     raise UserError(
         f"There is no data set {data!r}{suggest(data, [*DATASETS, *list_data(folder)])}: give one of "
         f"{', '.join(DATASETS)}, the path of a folder or zip of class folders, or the name of one in {folder}."
@@ -118,7 +121,6 @@ IDX_SETS = {
         (
             "https://ossci-datasets.s3.amazonaws.com/mnist/",
             "https://storage.googleapis.com/cvdf-datasets/mnist/",
-            "http://yann.lecun.com/exdb/mnist/",
         ),
         "MNIST",
     ),
@@ -135,8 +137,8 @@ IDX_SETS = {
             "bb300cfdad3c16e7a12a480ee83cd310",
         ),
         (
-            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
             "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+            "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
         ),
         "FashionMNIST",
     ),
@@ -183,7 +185,7 @@ def _load_cifar(request: Request) -> ImageSet:
     if (found := cifar.find_cifar(request.name, [own, request.data_dir])) is None:
         for path in (own, own.with_suffix(".zip")):
             if path.is_file() or (path / "train").is_dir():
-                images = load_folders(path, request.split, None, None, request.progress)
+                images = load_folders(path, request.split, None, None, request.progress, request.background)
                 title = cifar.LAYOUTS[request.name][0].title
                 return dataclasses.replace(images, source=f"a copy of {title} as image files, {images.source}")
         remote = CIFAR_REMOTES[request.name]

@@ -33,6 +33,8 @@ class ImageSet:
     """Names of the classes."""
     source: str
     """Description of the images' origin, for logs."""
+    messages: tuple[str, ...] = ()
+    """Lines for the user: what was converted, left out and ignored while reading."""
 
     def __post_init__(self) -> None:
         """Check shapes, types and labels.
@@ -102,11 +104,18 @@ def check_enough(requested: int, available: int) -> None:
         )
 
 
-def image_set(images_NCHW: np.ndarray, labels_N: np.ndarray, classes: tuple[str, ...], source: str) -> ImageSet:
+def image_set(
+    images_NCHW: np.ndarray,
+    labels_N: np.ndarray,
+    classes: tuple[str, ...],
+    source: str,
+    messages: tuple[str, ...] = (),
+) -> ImageSet:
     """Create an image set from NumPy arrays. Images (N, C, H, W) uint8 are copied only if necessary."""
     return ImageSet(
         torch.from_numpy(np.require(images_NCHW, requirements=("C", "W"))),
         torch.from_numpy(labels_N.astype(np.int64)),
         classes,
         source,
+        messages,
     )

@@ -15,7 +15,7 @@ import dataclasses
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -32,6 +32,7 @@ from zerokara.core.media import to_uint8
 from zerokara.core.run import Run
 
 MODEL_FILE = "model.safetensors"
+MAX_GROWTH = 100  # numbers of a network for each number in its file; binary weights are packed 32 to a number
 UNKNOWN = "?"  # first character of ancestors in a provenance that could not be found, before their path
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
@@ -95,7 +96,7 @@ class Metadata(ABC, Generic[NetworkT]):
                 format.
         """
         metadata, weights = cls.read(path)
-        network = metadata.build()
+        network = build(metadata.build, weights, path)
         try:
             cls.fill(network, weights)
         except RuntimeError as error:
@@ -184,6 +185,31 @@ class NormalizedMetadata(Metadata[NetworkT]):
         return to_uint8(x_BCHW.float() * std + mean)
 
 
+def build(make: Callable[[], NetworkT], weights: Mapping[str, Tensor], path: Path) -> NetworkT:
+    """Create the network that the metadata of a file describe.
+
+    It is created without memory first, because damaged metadata may describe one that does not fit into memory.
+
+    Args:
+        make: creates the network.
+        weights: of the file.
+        path: of the file, for messages.
+
+    Raises:
+        UserError: the metadata are invalid, or describe a much larger network than the weights.
+    """
+    try:
+        with torch.device("meta"):
+            size = sum(tensor.numel() for tensor in make().state_dict().values())
+        if size > MAX_GROWTH * (1 + sum(tensor.numel() for tensor in weights.values())):
+            raise ValueError(f"they describe a network with {size:,} numbers")
+        return make()
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001  (values of any type reach the constructors of layers)
+        raise UserError(_invalid_metadata_message(path, error)) from None
+
+
 def lists_to_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields with each list as a tuple: JSON has no tuples."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
@@ -230,9 +256,10 @@ def read(path: Path, file_format: str, network: str, program: str) -> tuple[dict
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # noqa: BLE001  (safetensors raises several types on damaged files)
         raise UserError(
-            f"{path} cannot be read as safetensors ({error}): the file is damaged; copy it again or create it again."
+            f"{path} cannot be read as safetensors ({error_summary(error)}): the file is damaged; copy it again or "
+            f"create it again."
         ) from None
     if header.get("format") != file_format:
         raise UserError(
@@ -258,7 +285,7 @@ def read_raw_metadata(path: Path) -> dict[str, Any]:
     """Read the metadata of a model file of any kind of network; {} for other files and invalid metadata."""
     try:
         return dict(json.loads(read_header(path).get("card", "{}")))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return {}
 
 
@@ -266,7 +293,7 @@ def _fields(header: Mapping[str, str], path: Path) -> dict[str, Any]:
     """Parse the metadata in the header of a file; their key is "card"."""
     try:
         return dict(json.loads(header["card"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(_invalid_metadata_message(path, error)) from None
 
 

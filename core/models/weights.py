@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -102,7 +101,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
-        except (SafetensorError, OSError) as error:
+        except Exception as error:  # noqa: BLE001  (safetensors raises several types on damaged files)
             raise UserError(f"{path} cannot be read as safetensors ({error_summary(error)}): {again}.") from None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from zerokara.core.backbones.registry import find_backbone
 from zerokara.core.compute import Switch
 from zerokara.core.config import NamesOrPath, Range, UserError, is_import_path
+from zerokara.core.data.image_files import Background
 from zerokara.core.run_config import configure
 from zerokara.core.run_options import RunOptions
 from zerokara.generative.gan import names
@@ -48,6 +49,7 @@ class Config(RunOptions):
         "film_every_updates": "video_every_updates",
     }
     RENAMED_VALUES: ClassVar[Mapping[str, Mapping[str, str]]] = {"diffaugment": {"colour": "color"}}
+    VALUES_BEFORE: ClassVar[Mapping[str, Any]] = {"background": "white"}
     FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES
     REQUIRES: ClassVar = names.REQUIRES
     GROUPS: ClassVar = names.GROUPS
@@ -65,6 +67,8 @@ class Config(RunOptions):
     """Side of the images, or height and width, in pixels (none: no resizing)."""
     grayscale: bool | None = None
     """Convert images to grayscale (None: keep the data's channels). Frames of an environment are grayscale."""
+    background: Background = "auto"
+    """Color behind transparent pixels (auto: white, or black for images that are almost white)."""
     frames: Count = 20_000
     """With --data frames:<environment id>: number of frames to record."""
     frame_stack: Annotated[int, Range(1, 16)] = 1

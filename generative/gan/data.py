@@ -8,30 +8,30 @@ Shapes: N images, C channels, H, W pixels.
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
 from zerokara.core import data
 from zerokara.core.config import UserError
 from zerokara.core.data import DATASETS, ImageSet, Progress, Split, hold_out, lsun
+from zerokara.core.data.audit import Audit
+from zerokara.core.data.folders import count_others, is_image, opened, test_split
 from zerokara.core.data.image_files import (
-    SUFFIXES,
+    Background,
     convert_channels,
     convert_image_set,
     decode,
-    read_file,
-    read_member,
+    is_hidden,
     resize_and_crop,
 )
+from zerokara.core.data.splits import AnySplit, find_split_folders
 from zerokara.core.data.types import image_set
 from zerokara.envs.frames import record
 from zerokara.generative.gan.config import Config
@@ -43,17 +43,6 @@ MIN_IMAGES = 100  # for training
 MIN_HELD_OUT = 8  # the metrics need neighbors and covariances
 MIN_READABLE_SIDE = 8  # pixels
 MIN_SIDE, MAX_SIDE = 28, 256  # pixels, of the images that the networks generate
-CONVERTED_MODES = {
-    "1": "of 1 bit",
-    "P": "with a palette",
-    "RGBA": "with transparency, placed on white",
-    "LA": "with transparency, placed on white",
-    "PA": "with transparency, placed on white",
-    "CMYK": "in CMYK",
-    "YCbCr": "in YCbCr",
-    "I;16": "of 16 bits, reduced to 8",
-    "I;16B": "of 16 bits, reduced to 8",
-}
 
 
 @dataclass(frozen=True)
@@ -131,10 +120,15 @@ def load_split(config: Config, split: Split, progress: Progress | None = None) -
     path = Path(config.data).expanduser()
     if not path.exists():
         images = data.load(
-            config.data, split, data_dir=folder, image_size=None, grayscale=config.grayscale, progress=progress
+            config.data,
+            split,
+            data_dir=folder,
+            grayscale=config.grayscale,
+            background=config.background,
+            progress=progress,
         )
-        return convert_image_set(images, size, config.grayscale), []
-    return _audited(path, split, size, config.grayscale, progress)
+        return convert_image_set(images, size, config.grayscale), list(images.messages)
+    return _audited(path, split, size, config.grayscale, config.background, progress)
 
 
 def _frames(
@@ -161,43 +155,28 @@ def _frames(
     return images if config.frame_stack > 1 else convert_image_set(images, size, None)
 
 
-@dataclass
-class _Audit:
-    """Counts of converted images and errors of unreadable ones, collected while reading a folder."""
-
-    kinds: Counter[str] = field(default_factory=Counter)
-    grayscale: int = 0
-    broken: list[str] = field(default_factory=list)
-
-    def messages(self, where: str, used: int, color: bool) -> list[str]:
-        """Format the audit as messages."""
-        lines = [f"{where}: {used:,} images"]
-        kinds = [f"{number:,} {kind}" for kind, number in sorted(self.kinds.items())]
-        if color and self.grayscale:
-            kinds.append(f"{self.grayscale:,} grayscale images among color images, repeated in three channels")
-        if kinds:
-            lines.append(f"converted: {', '.join(kinds)}")
-        if self.broken:
-            examples = " ".join(self.broken[:5])
-            more = f" And {len(self.broken) - 5:,} more." if len(self.broken) > 5 else ""
-            lines.append(f"{len(self.broken):,} left out: {examples}{more}")
-        return lines
-
-
 def _audited(
-    path: Path, split: Split, size: tuple[int, int] | None, grayscale: bool | None, progress: Progress | None
+    path: Path,
+    split: Split,
+    size: tuple[int, int] | None,
+    grayscale: bool | None,
+    background: Background,
+    progress: Progress | None,
 ) -> tuple[ImageSet, list[str]]:
     """Read all images in a folder and its subfolders, in a zip file, or in LSUN databases."""
-    audit = _Audit()
+    audit = Audit()
     decoded: list[np.ndarray] = []
     labels: list[str] = []
     sizes: Counter[tuple[int, int]] = Counter()
-    with _opened(path, split) as members:
+    with _opened(path, split, audit) as members:
         for index, (name, label, read) in enumerate(members):
+            if progress is not None and (index % 256 == 255 or index + 1 == len(members)):
+                progress(f"reading {path}", index + 1, len(members))
             try:
-                image_HWC = _decode(read(), f"{name} in {path}", audit)
+                image_HWC = decode(read(), f"{name} in {path}", background=background, audit=audit)
+                _check_readable_side(image_HWC, f"{name} in {path}")
             except UserError as error:
-                audit.broken.append(str(error))
+                audit.left_out.append(str(error))
                 continue
             if size is not None:
                 image_HWC = resize_and_crop(image_HWC, size)
@@ -211,10 +190,8 @@ def _audited(
             sizes[image_HWC.shape[0], image_HWC.shape[1]] += 1
             decoded.append(image_HWC)
             labels.append(label)
-            if progress is not None and index % 256 == 255:
-                progress(f"reading {path}", index + 1, 0)
     if not decoded:
-        reason = f": {audit.broken[0]}" if audit.broken else "."
+        reason = f": {audit.left_out[0]}" if audit.left_out else "."
         raise UserError(f"There are no readable images in {path}{reason}")
     if len(sizes) > 1:
         (height, width), _ = sizes.most_common(1)[0]
@@ -223,96 +200,68 @@ def _audited(
             f"--image-size {min(MAX_SIDE, max(MIN_SIDE, min(height, width)))}, for example."
         )
     color = any(image.shape[2] == 3 for image in decoded)
+    if color and (gray := sum(image.shape[2] == 1 for image in decoded)):
+        audit.converted["grayscale images among color images, repeated in three channels"] = gray
     images_NHWC = np.stack([convert_channels(image, False) if color else image for image in decoded])
     classes = tuple(sorted(set(labels)))
     source = f"{path.stem} ({split}), images in {path}"
     images = image_set(
         images_NHWC.transpose(0, 3, 1, 2), np.array([classes.index(label) for label in labels]), classes, source
     )
-    return images, audit.messages(str(path), len(decoded), color)
+    return images, [f"{path}: {len(decoded):,} images", *audit.messages()]
 
 
-def _decode(content: bytes, name: str, audit: _Audit) -> np.ndarray:
-    """Decode an image (H, W, C) uint8 and count its conversion in `audit`.
+def _check_readable_side(image_HWC: np.ndarray, name: str) -> None:
+    """Check that an image is large enough to be resized.
 
     Raises:
-        UserError: it cannot be used, with the reason.
+        UserError: it has a side below MIN_READABLE_SIDE.
     """
-    image_HWC = decode(content, name)
-    height, width, channels = image_HWC.shape
+    height, width = image_HWC.shape[:2]
     if min(height, width) < MIN_READABLE_SIDE:
         raise UserError(f"{name} has {width}x{height} pixels: at least {MIN_READABLE_SIDE} per side are needed.")
-    audit.grayscale += channels == 1
-    with Image.open(io.BytesIO(content)) as opened:
-        if kind := CONVERTED_MODES.get(opened.mode):
-            audit.kinds[kind] += 1
-    return image_HWC
 
 
 Member = tuple[str, str, Callable[[], bytes]]  # name, class, function that reads its bytes
 
 
 @contextmanager
-def _opened(path: Path, split: Split) -> Iterator[Iterator[Member]]:
+def _opened(path: Path, split: Split, audit: Audit) -> Iterator[list[Member]]:
     """Open a folder, zip file or LSUN database, and yield the images of a split."""
     if path.is_dir() and (databases := lsun.databases(path)):
-        yield _lsun(databases, split)
-    elif path.is_dir():
-        names = (p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
-        yield ((name, label, lambda n=name: read_file(path / n)) for name, label in _split(names, split))  # type: ignore[misc]
-    else:
-        try:
-            archive = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError) as error:
-            raise UserError(f"{path} is not a valid zip file ({error}): give a folder or zip of images.") from None
-        with archive:
-            names = (info.filename for info in archive.infolist() if not info.is_dir())
-            yield (
-                (name, label, lambda n=name: read_member(archive, n))  # type: ignore[misc]
-                for name, label in _split(names, split)
-            )
+        with ExitStack() as stack:
+            yield [member for category, splits in databases.items() for member in _lsun(category, splits, split, stack)]
+        return
+    with opened(path, audit) as (everything, read):
+        files = [name for name in everything if not name.endswith("/") and not is_hidden(name)]
+        count_others([name for name in files if not is_image(name)], audit)
+        yield [
+            (name, label, partial(read, name)) for name, label in _split([n for n in files if is_image(n)], split, path)
+        ]
 
 
-def _split(names: Iterator[str], split: Split) -> list[tuple[str, str]]:
+def _split(images: list[str], split: Split, path: Path) -> list[tuple[str, str]]:
     """Return the images of a split and their classes.
 
-    The class is the folder of an image, below train/ and test/ (or val/) if these exist.
+    The class is the first folder of an image, apart from the folders of the splits (see `core.data.splits`); "all"
+    without such a folder. Without folders of the splits, every tenth image is a test image.
     """
-    images = sorted(
-        name
-        for name in names
-        if Path(name).suffix.lower() in SUFFIXES
-        and not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
-    )
-    while images and len({name.split("/")[0] for name in images}) == 1 and all("/" in name for name in images):
-        prefix = images[0].split("/")[0]
-        if prefix in ("train", "test", "val"):
-            break
-        inner = [name[len(prefix) + 1 :] for name in images]
-        if not any("/" in name for name in inner):
-            break  # a single class folder
-        return [(f"{prefix}/{name}", label) for name, label in _split(iter(inner), split)]
-    tops = {name.split("/")[0] for name in images if "/" in name}
-    test = next((folder for folder in ("test", "val") if folder in tops), None) if "train" in tops else None
-    if test is not None:
-        folder = "train" if split == "train" else test
-        return [(name, _class(name[len(folder) + 1 :])) for name in images if name.startswith(f"{folder}/")]
-    return [
-        (name, _class(name.removeprefix("train/")))
-        for index, name in enumerate(images)
-        if (index % TEST_EVERY == 0) == (split == "test")
-    ]
+    folders = find_split_folders(images, str(path))
+    if folders.level is None:
+        chosen = [name for index, name in enumerate(images) if (index % TEST_EVERY == 0) == (split == "test")]
+        return [(name, _class(folders.below(name, None))) for name in chosen]
+    part: AnySplit = "train" if split == "train" else test_split(folders)
+    return [(name, _class(parts)) for name in images if (parts := folders.below(name, part))]
 
 
-def _class(name: str) -> str:
+def _class(parts: list[str]) -> str:
     """Return the class of an image: its first folder, or "all"."""
-    return name.split("/")[0] if "/" in name else "all"
+    return parts[0] if len(parts) > 1 else "all"
 
 
-def _lsun(databases: dict[str, dict[Split, Path]], split: Split) -> Iterator[Member]:
-    """Yield the images of a split of LSUN databases, by category."""
-    for category, splits in databases.items():
-        with lsun.opened(splits.get(split, splits["train"])) as (keys, read):
-            for index, key in enumerate(keys):
-                if "test" in splits or (index % TEST_EVERY == 0) == (split == "test"):
-                    yield key, category, lambda k=key: read(k)  # type: ignore[misc]
+def _lsun(category: str, splits: Mapping[Split, Path], split: Split, stack: ExitStack) -> Iterator[Member]:
+    """Yield the images of a split of an LSUN database; it stays open as long as the stack."""
+    keys, read = stack.enter_context(lsun.opened(splits.get(split, splits["train"])))
+    for index, key in enumerate(keys):
+        if "test" in splits or (index % TEST_EVERY == 0) == (split == "test"):
+            yield key, category, partial(read, key)

@@ -142,6 +142,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "data_dir",
         "image_size",
         "grayscale",
+        "background",
         "conditional",
         "held_out_images",
         "frames",

@@ -32,7 +32,6 @@ from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.zoo import registry as zoo
 from zerokara.generative.style.losses import luminance
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of torchvision's weights
 DEFAULT_LOSS_NETWORK = "photographs-vgg"  # a network of the zoo
 MIN_SIDE = 32  # pixels; five pooling layers of a VGG halve it to 1
 Pooling = Literal["max", "average"]
@@ -207,11 +206,11 @@ def make_loss_network(options: BackboneOptions, seed: int = 0) -> LossNetwork:
     if options.weights:
         backbone = _load_all_weights(_random_backbone(options, seed), Path(options.weights).expanduser())
         description = f"{backbone.name} with the weights of {options.weights}"
-        return _loss_network(options, backbone, IMAGENET_MEAN, IMAGENET_STD, description)
+        return _loss_network(options, backbone, backbone.published_mean, backbone.published_std, description)
     if options.loss_network == "random":
         backbone = _random_backbone(options, seed)
         description = f"{backbone.name} with random weights; trained weights give better results"
-        return _loss_network(options, backbone, IMAGENET_MEAN, IMAGENET_STD, description)
+        return _loss_network(options, backbone, backbone.published_mean, backbone.published_std, description)
     if options.pretrained_backbone:
         path = Path(options.pretrained_backbone).expanduser()
         if zoo.lacks_metadata(path):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from zerokara.core import training_program
 from zerokara.core.compute import Compute, Precision, Switch
@@ -18,7 +19,7 @@ from zerokara.core.config import UserError
 from zerokara.core.distributed import World
 from zerokara.core.run import Run
 from zerokara.core.run_options import RunOptions
-from zerokara.core.training_program import check_divisible, choose_compute, open_run
+from zerokara.core.training_program import check_batch_norm, check_divisible, choose_compute, open_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,3 +144,15 @@ def test_a_run_is_created_trained_and_closed(
         run.close("closing message")
     assert kept == chosen
     assert capsys.readouterr().out == "closing message\n"
+
+
+def test_batch_norm_needs_more_than_one_value_per_channel() -> None:
+    with torch.device("meta"):
+        network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    check_batch_norm(network, (1, 4, 4), 1)  # 2x2 values of one image
+    check_batch_norm(network, (1, 3, 3), 2)
+    check_batch_norm(network[:1], (1, 3, 3), 1)
+    with pytest.raises(UserError, match="one value per channel, which has no variance: give a larger --batch-size"):
+        check_batch_norm(network, (1, 3, 3), 1)
+    with pytest.raises(RuntimeError):
+        check_batch_norm(network, (1, 2, 2), 1)

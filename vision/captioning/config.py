@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 
 from zerokara.core.backbones.base import Backbone, Stem
-from zerokara.core.backbones.registry import option_names
+from zerokara.core.backbones.registry import find_backbone, option_names
 from zerokara.core.config import Range, UserError
 from zerokara.core.data.captions import CaptionSet, load_captions
 from zerokara.core.data.moments import channel_moments
@@ -27,7 +27,6 @@ from zerokara.core.run_options import RunOptions
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision.captioning import names
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # normalization of torchvision's weights
 Count = Annotated[int, Range(1)]
 Positive = Annotated[float, Range(0, low_open=True)]
 
@@ -200,8 +199,8 @@ class BackboneSource:
             return cls(
                 config.backbone,
                 options,
-                IMAGENET_MEAN,
-                IMAGENET_STD,
+                find_backbone(config.backbone).published_mean,
+                find_backbone(config.backbone).published_std,
                 lambda backbone: load_pretrained_backbone(backbone, file),
             )
         if config.pretrained_backbone:

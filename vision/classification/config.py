@@ -14,6 +14,7 @@ from zerokara.core.augment import Augment
 from zerokara.core.backbones.base import Stem
 from zerokara.core.compute import Switch
 from zerokara.core.config import Range
+from zerokara.core.data.image_files import Background
 from zerokara.core.run_options import RunOptions
 from zerokara.vision.classification import names
 
@@ -35,6 +36,7 @@ class Config(RunOptions):
         "accumulate": "accumulation_steps",
     }
     """Renamed fields, old name to new name. Old names are still accepted in saved configs and on the command line."""
+    VALUES_BEFORE: ClassVar[Mapping[str, Any]] = {"background": "white"}
     FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES
     REQUIRES: ClassVar = names.REQUIRES
     GROUPS: ClassVar = names.GROUPS
@@ -52,6 +54,8 @@ class Config(RunOptions):
     """Side to which images are resized, in pixels (None: no resizing)."""
     grayscale: bool | None = None
     """Convert images to grayscale (None: keep the data's channels)."""
+    background: Background = "auto"
+    """Color behind transparent pixels (auto: white, or black for images that are almost white)."""
     validation_images: OptionalCount = 0
     """Number of training images held out for validation (0: one twelfth). One twelfth of MNIST's training set is 5,000
     of 60,000."""

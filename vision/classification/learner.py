@@ -65,6 +65,7 @@ def load_split(config: Config, split: Literal["train", "test"]) -> ImageSet:
             data_dir=Path(config.data_dir) if config.data_dir else None,
             image_size=config.image_size,
             grayscale=config.grayscale,
+            background=config.background,
             progress=progress,
         )
 

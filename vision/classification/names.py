@@ -143,7 +143,7 @@ COMMON = (
 )
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "data": ("data", "data_dir", "image_size", "grayscale", "train_images", "validation_images"),
+    "data": ("data", "data_dir", "image_size", "grayscale", "background", "train_images", "validation_images"),
     "network": (
         "backbone",
         "width_multiplier",

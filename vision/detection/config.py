@@ -35,6 +35,7 @@ class Config(RunOptions):
     FOREIGN_NAMES: ClassVar[Mapping[str, str]] = names.FOREIGN_NAMES
     GROUPS: ClassVar[Mapping[str, tuple[str, ...]]] = names.GROUPS
     COMMON: ClassVar[tuple[str, ...]] = names.COMMON
+    VALUES_BEFORE: ClassVar[Mapping[str, Any]] = {"named_splits": False}
     PRESET_SUMMARIES: ClassVar[Mapping[str, str]] = names.PRESET_SUMMARIES
 
     preset: str = "fast"
@@ -45,6 +46,8 @@ class Config(RunOptions):
     """Folder with the named data sets; empty: $ZEROKARA_DATA, else ~/.cache/zerokara."""
     image_side: Annotated[int, Range(64, 4096)] = 400
     """Longer side to which images are scaled, in pixels."""
+    named_splits: bool = True
+    """Use the splits that folders or files are named after (train, valid, test); if none is, split by --split-seed."""
     split_seed: Annotated[int, Range(0, 10**6)] = 0
     """Seed of the split into training, validation (a tenth) and test images (a fifth). Runs that are compared need the
     same value."""

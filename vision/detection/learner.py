@@ -33,6 +33,7 @@ from zerokara.vision.detection.detector import Detections, Detector, DetectorMet
 from zerokara.vision.detection.proposals import Proposals
 from zerokara.vision.detection.scoring import AveragePrecision, precision
 
+MAX_NAMED = 10  # things left out of the data that are printed one by one
 CONTEXT_FRACTION = 16 / 227  # of the side of a crop, on each side (R-CNN, appendix A)
 
 
@@ -54,7 +55,17 @@ class Data:
         folder = Path(config.data_dir) if config.data_dir else None
         with loading(config.quiet) as progress:
             boxes = load_boxes(config.data, image_side=config.image_side, data_dir=folder, progress=progress)
-        return cls(*split(boxes, config.split_seed))
+        return cls(*split(boxes, config.split_seed, named=config.named_splits))
+
+    def messages(self, config: Config) -> list[str]:
+        """Return lines on the split, on what was left out of the data, and on what else the user should know."""
+        train = self.train
+        sizes = f"{len(train):,} training, {len(self.validation):,} validation and {len(self.test):,} test images"
+        rule = "by the names of folders and files" if train.splits and config.named_splits else "chosen by --split-seed"
+        lines = [f"{sizes}, {rule}", *train.notes, *(f"left out: {each}" for each in train.dropped[:MAX_NAMED])]
+        if len(train.dropped) > MAX_NAMED:
+            lines.append(f"left out: {len(train.dropped) - MAX_NAMED:,} more")
+        return lines
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ import io
 import multiprocessing
 import os
 import time
-import zipfile
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -153,9 +152,12 @@ def read(file: Path) -> Proposals | None:
     try:
         # Read through memory, because NumPy does not close a damaged file.
         with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as content:
-            return Proposals(torch.from_numpy(content["boxes"]).float(), float(content["seconds"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            boxes_P4, seconds = content["boxes"], float(content["seconds"])
+    except Exception:  # noqa: BLE001  (zipfile, zlib and NumPy raise many types on damaged bytes)
         return None
+    if boxes_P4.ndim != 2 or boxes_P4.shape[1] != 4 or boxes_P4.dtype != np.int32 or not np.isfinite(seconds):
+        return None
+    return Proposals(torch.from_numpy(boxes_P4).float(), seconds)
 
 
 def write(file: Path, boxes_P4: np.ndarray, seconds: float) -> None:

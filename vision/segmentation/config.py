@@ -49,6 +49,8 @@ class Config(RunOptions):
     """Names of the classes; empty: from the data set."""
     unlabeled: Annotated[int | None, Range(0, 255)] = None
     """Value of unlabeled pixels in the mask files; None: 11 for the classes of CamVid, else 255."""
+    mask_values: Annotated[tuple[int, ...], Range(0, 255)] = ()
+    """Values of the classes in the mask files, in their order, such as 0 255; empty: 0, 1, 2, ..."""
     image_size: Pixels = ()
     """Resize to this height and width in pixels. One number is the side of a square; none: the size of the files."""
     grayscale: bool = False

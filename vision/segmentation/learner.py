@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zerokara.core.backbones.registry import option_names
+from zerokara.core.backbones.registry import find_backbone, option_names
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.core.data import MaskSet, load_masks
-from zerokara.core.data.mask_files import MaskSplit
 from zerokara.core.data.moments import channel_moments
+from zerokara.core.data.splits import AnySplit
 from zerokara.core.data.types import check_enough
 from zerokara.core.distributed import World
 from zerokara.core.programs import command
@@ -28,9 +28,6 @@ from zerokara.vision.segmentation.losses import median_frequency_weights, pixel_
 from zerokara.vision.segmentation.networks import Segmenter, SegmenterMetadata
 from zerokara.vision.segmentation.scoring import PixelScores, score
 from zerokara.vision.training.supervised import SupervisedTraining
-
-# Normalization of the images that torchvision's weights were trained on.
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class Data:
         return cls(train, validation, *channel_moments(train.images))
 
 
-def load_split(config: Config, split: MaskSplit, classes: Sequence[str] = ()) -> MaskSet:
+def load_split(config: Config, split: AnySplit, classes: Sequence[str] = ()) -> MaskSet:
     """Read the training, validation or test images.
 
     Args:
@@ -82,6 +79,7 @@ def load_split(config: Config, split: MaskSplit, classes: Sequence[str] = ()) ->
             grayscale=config.grayscale,
             classes=classes or config.classes,
             unlabeled=config.unlabeled,
+            mask_values=config.mask_values,
             progress=progress,
         )
 
@@ -153,10 +151,12 @@ def make_metadata(config: Config, images: Data) -> SegmenterMetadata:
     """
     channels, height, width = images.train.shape
     data_moments = {"mean": tuple(images.mean_C.tolist()), "std": tuple(images.std_C.tolist())}
-    if config.weights and channels != len(IMAGENET["mean"]):
+    if config.weights and channels != 3:
         raise UserError(
             "--weights requires images with three color channels: leave out --grayscale, or leave out --weights."
         )
+    backbone_class = find_backbone(config.backbone)
+    published = {"mean": backbone_class.published_mean, "std": backbone_class.published_std}
     # The defaults of the config set a width and a stem, but not every backbone has these options.
     available = option_names(config.backbone)
     values = {"width": config.width_multiplier, "stem": config.stem}
@@ -173,7 +173,7 @@ def make_metadata(config: Config, images: Data) -> SegmenterMetadata:
         decoder_channels=config.decoder_channels,
         data=images.train.source,
         command=command(),
-        **(IMAGENET if config.weights else data_moments),
+        **(published if config.weights else data_moments),
     )
 
 

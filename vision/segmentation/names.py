@@ -136,6 +136,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "data_dir",
         "classes",
         "unlabeled",
+        "mask_values",
         "image_size",
         "grayscale",
         "train_images",

@@ -176,3 +176,13 @@ def test_widely_padded_equals_conv2d() -> None:
     for actual, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(padded.eval()(x), conv(x))
+
+
+def test_published_weights_of_googlenet_want_pixels_from_minus_1_to_1() -> None:
+    """Torchvision's `transform_input` converts images that were normalized by ImageNet's moments."""
+    googlenet, others = BACKBONES["googlenet"], BACKBONES["vgg16"]
+    mean, std = torch.tensor(others.published_mean), torch.tensor(others.published_std)
+    pixels_N3 = torch.rand(10, 3)
+    transformed_N3 = (pixels_N3 - mean) / std * (std / 0.5) + (mean - 0.5) / 0.5
+    own_mean, own_std = torch.tensor(googlenet.published_mean), torch.tensor(googlenet.published_std)
+    torch.testing.assert_close((pixels_N3 - own_mean) / own_std, transformed_N3)

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 from zerokara.core.config import UserError
-from zerokara.core.data.box_files import yaml_names
 from zerokara.core.data.boxes import BoxSet, load_boxes, pad_to_canvas, resize_to, split
 
 
@@ -60,7 +59,7 @@ def test_voc(voc_folder: Path) -> None:
     assert boxes_of(boxes, 1) == [[0, 0, 20, 4]]  # clipped to the image
     assert [labels.tolist() for labels in boxes.labels] == [[0, 1], [0]]
     assert boxes.counts == {"cat": 2, "dog": 1}
-    assert boxes.dropped == ("cat (5, 5, 5, 5) in Annotations/b.xml",)
+    assert boxes.dropped == ("cat (5, 5, 5, 5) in Annotations/b.xml: the box has no area",)
     assert "PASCAL VOC" in boxes.source
 
 
@@ -107,13 +106,31 @@ def test_coco(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "reason"),
     [
-        {"annotations": [{"image_id": 8, "category_id": 30, "bbox": [0, 0, 1, 1]}]},
-        {"annotations": [{"image_id": 7, "category_id": 30, "bbox": [0, 0, 1]}]},
-        {"annotations": [{"image_id": 7, "category_id": 31, "bbox": [0, 0, 1, 1]}]},
-        {"images": [{"id": 1, "file_name": "missing.png"}]},
+        ({"image_id": 8, "category_id": 30, "bbox": [0, 0, 1, 1]}, "no image with the id 8"),
+        ({"image_id": 7, "category_id": 30, "bbox": [0, 0, 1]}, "bbox is not four numbers"),
+        ({"image_id": 7, "category_id": 31, "bbox": [0, 0, 1, 1]}, "no category with the id 31"),
+        ({"image_id": 7, "category_id": 30, "bbox": [float("nan"), 0, 1, 1]}, "has no area"),
     ],
+)
+def test_an_invalid_annotation_of_coco_is_left_out_and_named(
+    tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    for name in ("a", "b"):
+        write_image(tmp_path / f"{name}.png")
+    content = coco()
+    content["annotations"].append({"id": 4, **changes})
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    boxes = load(tmp_path)
+    assert [len(rows) for rows in boxes.boxes] == [1, 0]
+    assert reason in boxes.dropped[-1]
+    assert "c.json" in boxes.dropped[-1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"images": [{"id": 1, "file_name": "missing.png"}]}, {"images": [{"id": 1}]}, {"categories": [{"id": "x"}]}],
 )
 def test_invalid_coco_is_rejected(tmp_path: Path, changes: dict[str, Any]) -> None:
     for name in ("a", "b"):
@@ -143,15 +160,10 @@ def test_yolo(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has boxes of class 2"):
         load(tmp_path)
     (labels / "b.txt").write_text("ant 0.5 0.5\n")
-    with pytest.raises(UserError, match=r"b\.txt"):
+    assert "the line 'ant 0.5 0.5' of labels/train/b.txt" in load(tmp_path).dropped[0]
+    (labels / "a.txt").write_text("0 0.5 0.5 0.1 0.1 0.9\n")
+    with pytest.raises(UserError, match=r"no valid YOLO annotation.*a\.txt"):
         load(tmp_path)
-
-
-def test_yaml_names() -> None:
-    assert yaml_names("nc: 2\nnames:\n  0: red cell\n  1: 'white'\nval: x\n") == ["red cell", "white"]
-    assert yaml_names("names:\n- ant\n- bee\n") == ["ant", "bee"]
-    assert yaml_names("names: {0: ant, 1: bee}") == ["ant", "bee"]
-    assert yaml_names("nc: 2\n") == []
 
 
 def test_error_messages(tmp_path: Path, voc_folder: Path) -> None:
@@ -167,16 +179,14 @@ def test_error_messages(tmp_path: Path, voc_folder: Path) -> None:
     broken = voc_folder / "Annotations" / "a.xml"
     for text, message in (
         ("<annotation><object>", "is invalid"),
-        ("<annotation><object><name>cat</name></object></annotation>", "without four numbers"),
+        ("<?xml version='1.0' encoding='none'?><annotation/>", "is invalid"),
     ):
         broken.write_text(text)
         with pytest.raises(UserError, match=message) as error:
             load(voc_folder)
         assert "a.xml" in str(error.value)
-    broken.unlink()
-    voc(voc_folder / "Annotations" / "c.xml", "c.jpg", ("cat", (1, 1, 9, 9)))
-    with pytest.raises(UserError, match=r"c\.jpg, which does not exist"):
-        load(voc_folder)
+    broken.write_text("<annotation><object><name>cat</name></object></annotation>")
+    assert any("cat in Annotations/a.xml: the box has not four numbers" in line for line in load(voc_folder).dropped)
 
 
 def test_canvas() -> None:

@@ -20,9 +20,10 @@ def png(gray_level: int, width: int = 40) -> bytes:
 
 def test_three_formats_give_equal_captions() -> None:
     expected = [("a.jpg", "A dog, wet ."), ("a.jpg", "Two."), ("b.jpg", "It's a cat")]
-    assert parse_csv('image,caption\na.jpg,"A dog, wet ."\na.jpg,Two.\n\nb.jpg,It\'s a cat\n') == expected
-    assert parse_csv("a.jpg,A dog, wet .\na.jpg,Two.\nb.jpg,It's a cat") == expected  # no header, no quotes
-    assert parse_tokens("a.jpg#0\tA dog, wet .\na.jpg#1\tTwo.\n\nb.jpg#0\tIt's a cat\n") == expected
+    left_out: list[str] = []
+    assert parse_csv('image,caption\na.jpg,"A dog, wet ."\na.jpg,Two.\n\nb.jpg,It\'s a cat\n', left_out) == expected
+    assert parse_csv("a.jpg,A dog, wet .\na.jpg,Two.\nb.jpg,It's a cat", left_out) == expected  # no header, no quotes
+    assert parse_tokens("a.jpg#0\tA dog, wet .\na.jpg#1\tTwo.\n\nb.jpg#0\tIt's a cat\n", left_out) == expected
     coco = {
         "images": [{"id": 7, "file_name": "a.jpg"}, {"id": 9, "file_name": "val2014/b.jpg"}],
         "annotations": [
@@ -31,7 +32,8 @@ def test_three_formats_give_equal_captions() -> None:
             {"image_id": 9, "caption": "It's a cat"},
         ],
     }
-    assert parse_coco(json.dumps(coco)) == expected
+    assert parse_coco(json.dumps(coco), left_out) == expected
+    assert left_out == []
 
 
 def test_a_zip_and_a_folder(tmp_path: Path) -> None:
@@ -59,8 +61,8 @@ def test_a_zip_and_a_folder(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("notes.txt", "hello", "has no captions: expected captions.txt"),
-        ("captions.txt", "image,caption\na.png,One\nnone.png,Two\n", r"captions of 1 images .* 'none.png'"),
-        ("captions.txt", "image,caption\na.png\n", "the line 'a.png' has no caption"),
+        ("captions.txt", "image,caption\nnone.png,Two\n", r"captions of 1 images .* 'none.png'"),
+        ("captions.txt", "image,caption\na.png\n", "The line 'a.png' has no caption"),
         ("x.token.txt", "a.png#0 no tab\n", "is not image#number, a tab, and a caption"),
         ("captions_x.json", '{"images": []}', "lacks 'annotations'"),
         ("captions_x.json", "{", "cannot be parsed as captions"),
@@ -71,6 +73,40 @@ def test_invalid_data_are_rejected(tmp_path: Path, name: str, content: str, mess
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
         load_captions(str(tmp_path), image_size=16)
+
+
+def test_what_cannot_be_used_is_left_out_and_named(tmp_path: Path) -> None:
+    """The published Flickr8k.token.txt names a photograph that does not exist."""
+    for name in ("a.png", "b.png", "without.png"):
+        (tmp_path / name).write_bytes(png(10))
+    (tmp_path / "c.png").write_bytes(png(10)[:50])
+    lines = ["a.png#0\tOne", "gone.jpg.1#0\tTwo", "b.png#0 no tab", "b.png#1\tThree", "c.png#0\tFour"]
+    (tmp_path / "Flickr8k.token.txt").write_text("\n".join(lines))
+    captioned = load_captions(str(tmp_path), image_size=16)
+    assert captioned.names == ("a.png", "b.png")
+    assert captioned.captions == (("One",), ("Three",))
+    messages = " ".join(captioned.messages)
+    for part in ("3 left out", "gone.jpg.1 has captions, but does not exist", "'b.png#0 no tab' is not", "c.png in"):
+        assert part in messages
+    assert "1 images without a caption are not used, such as without.png" in messages
+
+
+def test_a_quotation_mark_without_its_counterpart_swallows_no_line() -> None:
+    left_out: list[str] = []
+    text = 'image,caption\na.jpg,"A dog\nb.jpg,Two\nc.jpg,"He says ""no"""\n' + "d.jpg," + "x" * 200_000 + "\n"
+    assert parse_csv(text, left_out) == [("a.jpg", "A dog"), ("b.jpg", "Two"), ("c.jpg", 'He says "no"')]
+    assert len(left_out) == 1
+    assert "too long" in left_out[0]
+
+
+def test_captions_of_coco_with_unknown_images() -> None:
+    left_out: list[str] = []
+    coco = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "caption": "x"}]}
+    coco["annotations"].append({"image_id": 2, "caption": "y"})
+    assert parse_coco(json.dumps(coco), left_out) == [("a.jpg", "x")]
+    assert left_out == ["A caption has the image_id 2, which no image has."]
+    with pytest.raises(ValueError, match="too deeply"):
+        parse_coco("[" * 200_000, left_out)
 
 
 def test_unknown_data_set_suggests_the_nearest(tmp_path: Path) -> None:

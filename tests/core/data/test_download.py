@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import http.client
 import io
 import tarfile
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,6 +31,7 @@ class Mirror:
 
     def __init__(self, content: bytes = CONTENT, *, ranges: bool = True, status: int = 200) -> None:
         self.content, self.ranges, self.status = content, ranges, status
+        self.length = ""  # Content-Length to send instead of the right one
         self.breaks: list[int] = []
         self.requested: list[str | None] = []  # the Range of every request
         mirror = self
@@ -59,7 +63,7 @@ class Mirror:
         if start:
             last = len(self.content) - 1
             request.send_header("Content-Range", f"bytes {start}-{last}/{len(self.content)}")
-        request.send_header("Content-Length", str(len(body)))
+        request.send_header("Content-Length", self.length or str(len(body)))
         request.end_headers()
         request.wfile.write(body[: self.breaks.pop(0)] if self.breaks else body)
 
@@ -147,6 +151,46 @@ def test_bad_mirror_is_skipped(tmp_path: Path, mirror: Callable[..., Mirror], ba
     first, second = mirror(**bad), mirror()
     assert get(tmp_path, first, second) == CONTENT
     assert (first.requested, second.requested) == ([None], [None])
+
+
+@pytest.mark.parametrize("length", ["abc", "-5", "1e9", "\N{SUPERSCRIPT TWO}".encode().decode("latin1")])
+def test_an_invalid_length_is_a_bad_mirror(tmp_path: Path, mirror: Callable[..., Mirror], length: str) -> None:
+    first, second = mirror(), mirror()
+    first.length = length
+    assert get(tmp_path, first, second) == CONTENT
+    with pytest.raises(UserError, match=r"its Content-Length is .* instead of a number"):
+        get(tmp_path / "again", first)
+
+
+def test_an_endless_download_ends(
+    tmp_path: Path, mirror: Callable[..., Mirror], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "MAX_BYTES", len(CONTENT))
+    endless, right = mirror(CONTENT * 3), mirror()
+    assert get(tmp_path, endless, right) == CONTENT
+    with pytest.raises(UserError, match=r"it sends more than 700,001 bytes"):
+        get(tmp_path / "again", endless)
+    assert list((tmp_path / "again").iterdir()) == []
+
+
+def test_redirects_from_https_to_http_are_refused() -> None:
+    handler = download._NoDowngrade()
+    request, headers = urllib.request.Request("https://here/a"), http.client.HTTPMessage()
+    with pytest.raises(urllib.error.URLError, match="redirected from https to http://there"):
+        handler.redirect_request(request, io.BytesIO(), 302, "Found", headers, "http://there/a")
+    followed = handler.redirect_request(request, io.BytesIO(), 302, "Found", headers, "https://there/a")
+    assert followed is not None
+    assert followed.full_url == "https://there/a"
+
+
+def test_no_file_is_downloaded_without_encryption() -> None:
+    """The published checksums are MD5, which somebody who changes the file on its way can forge."""
+    remotes = [*sources.CIFAR_REMOTES.values()]
+    urls = [url for remote in remotes for url in remote.urls] + [
+        u for s in sources.IDX_SETS.values() for u in s.mirrors
+    ]
+    assert len(urls) >= 7
+    assert all(url.startswith("https://") for url in urls)
 
 
 def test_message_if_all_mirrors_fail(tmp_path: Path, mirror: Callable[..., Mirror]) -> None:

@@ -96,8 +96,8 @@ class TestLayouts:
             tmp_path / "set", {**SPLIT, **hidden, "train/a/notes.txt": b"x", "train/list.csv": b"x"}, zipped
         )
         assert train_and_test(path) == (TRAIN_IMAGES, [("b", 4)])
-        assert "2 other files ignored" in load(str(path), "train").source
-        assert "ignored" not in load(str(path), "test").source
+        assert load(str(path), "train").messages == ("ignored: 1 .csv, 1 .txt",)
+        assert load(str(path), "test").messages == ()
 
     @pytest.mark.parametrize(
         ("files", "message"),
@@ -109,8 +109,13 @@ class TestLayouts:
             ({"1.png": 1, "2.png": 2}, "no class folders with images in .*set"),
             ({"train/1.jpg": 1, "val/1.jpg": 1, "trainannot/1.png": 1}, "no class folders with images in .*train"),
             ({"readme.txt": b"x"}, "no class folders with images"),
-            ({**SPLIT, "train/a/9.png": png(1)[:-20]}, "train/a/9.png in .*set.* cannot be decoded"),
-            ({**SPLIT, "train/a/9.png": b""}, "train/a/9.png in .*set.* is empty"),
+            (
+                {**SPLIT, "train/a/2.png": png(1)[:-20]},
+                "No image of the class 'a' .*2.png in .*set.* cannot be decoded",
+            ),
+            ({"a/1.png": b"", "a/2.png": b""}, "no readable images in .*set.* is empty"),
+            ({"test/a/1.png": 1, "val/a/1.png": 1}, "set.* has test/ and val/ but no train/"),
+            ({**SPLIT, "Train/a/1.png": 1}, "Train/ and train/, both for the train images"),
             ({**SPLIT, "train/b/9.png": png(1, 5)}, "train/b/9.png in .* has 5x5 pixels, but .*--image-size"),
         ],
     )
@@ -130,8 +135,10 @@ def test_damaged_zip_is_rejected(tmp_path: Path) -> None:
     content = path.read_bytes()
     offset = 60  # in the first file's data, after its header of 43 bytes
     path.write_bytes(content[:offset] + bytes([content[offset] ^ 255]) + content[offset + 1 :])
-    with pytest.raises(UserError, match=r"train/b/1.png in .*set.zip cannot be unpacked"):
-        load(str(path), "train")
+    train = load(str(path), "train")
+    assert gray_levels(train) == [("a", 2), ("b", 3)]
+    assert "train/b/1.png in" in train.messages[0]
+    assert "cannot be unpacked" in train.messages[0]
     path.write_bytes(content[:-30])
     with pytest.raises(UserError, match=r"set.zip is not a valid zip archive"):
         load(str(path), "train")
@@ -154,7 +161,7 @@ def test_too_large_file_is_rejected_without_reading_it(tmp_path: Path) -> None:
     path = write_files(tmp_path / "set", SPLIT)
     with (path / "train/a/2.png").open("wb") as file:
         file.truncate(300 * 2**20)  # a sparse file
-    with pytest.raises(UserError, match=r"train/a/2\.png has 300 MiB"):
+    with pytest.raises(UserError, match=r"No image of the class 'a' .*train/a/2\.png has 300 MiB"):
         load(str(path), "train")
 
 
@@ -163,6 +170,68 @@ def test_class_folder_may_be_a_symbolic_link(tmp_path: Path) -> None:
     path = write_files(tmp_path / "set", {"a/1.png": 3, "a/2.png": 4})
     (path / "b").symlink_to(linked)
     assert gray_levels(load(str(path), "train")) == [("a", 4), ("b", 2)]
+
+
+def test_links_into_the_tree_are_not_followed(tmp_path: Path) -> None:
+    """A link to the folder itself, to its parent, to a class, and two links to one folder outside."""
+    outside = write_files(tmp_path / "outside", {"1.png": 5, "2.png": 6})
+    path = write_files(tmp_path / "top" / "set", {"a/1.png": 1, "a/2.png": 2, "b/1.png": 3, "b/2.png": 4})
+    (path / "a" / "again").symlink_to(path)
+    (path / "b" / "up").symlink_to(path.parent)
+    (path / "a_link").symlink_to(path / "a")
+    (path / "c").symlink_to(outside)
+    (path / "d").symlink_to(outside)
+    train, test = load(str(path), "train"), load(str(path), "test")
+    assert sorted(gray_levels(train) + gray_levels(test)) == [
+        *(("a", 1), ("a", 2), ("b", 3), ("b", 4), ("c", 5), ("c", 6))
+    ]
+    notes = [line for line in train.messages if "is not followed" in line]
+    assert len(notes) == 4
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("train", "valid"), ("Train", "Test"), ("training", "validation"), ("TRAIN", "testing"), ("train", "VAL")],
+)
+@pytest.mark.parametrize("layout", ["{split}/{label}/{name}", "set/{split}/{label}/{name}", "{label}/{split}/{name}"])
+def test_folders_of_splits_are_not_classes(tmp_path: Path, train: str, test: str, layout: str) -> None:
+    files: dict[str, bytes | int] = {}
+    for value, (split, label) in enumerate(((train, "cat"), (train, "dog"), (test, "cat"), (test, "dog"))):
+        for number in range(2):
+            files[layout.format(split=split, label=label, name=f"{number}.png")] = value
+    path = write_files(tmp_path / "pictures", files)
+    assert train_and_test(path) == (
+        [("cat", 0), ("cat", 0), ("dog", 1), ("dog", 1)],
+        [("cat", 2), ("cat", 2), ("dog", 3), ("dog", 3)],
+    )
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    path = write_files(tmp_path / "set", {f"{label}/{k}.png": k for label in ("car", "train") for k in range(3)})
+    assert load(str(path), "train").classes == ("car", "train")
+
+
+def test_images_outside_of_the_folders_of_the_splits_are_mentioned(tmp_path: Path) -> None:
+    path = write_files(tmp_path / "set", {**SPLIT, "extra/c/1.png": 1})
+    train = load(str(path), "train")
+    assert train.classes == ("a", "b")
+    assert "1 images outside of these folders are not used, such as extra/c/1.png" in train.messages
+
+
+def test_a_damaged_image_is_left_out_and_named(tmp_path: Path) -> None:
+    path = write_files(tmp_path / "set", {**SPLIT, "train/a/9.png": png(1)[:-20], "train/a/8.png": b""})
+    train = load(str(path), "train")
+    assert gray_levels(train) == TRAIN_IMAGES
+    assert train.messages[-1].startswith("2 left out: ")
+    assert "8.png in" in train.messages[-1]
+    assert "9.png in" in train.messages[-1]
+
+
+def test_formats_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    path = write_files(tmp_path / "set", {**SPLIT, "train/a/photo.HEIC": b"x", "train/b/x.jfif": png(9)})
+    train = load(str(path), "train")
+    assert ("b", 9) in gray_levels(train)
+    assert "train/a/photo.HEIC has a format that cannot be read here: save it as PNG or JPEG." in train.messages[-1]
 
 
 def test_unreadable_folder_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

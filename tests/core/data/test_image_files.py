@@ -18,11 +18,13 @@ from PIL import Image
 
 from zerokara.core.config import UserError
 from zerokara.core.data import image_files
+from zerokara.core.data.audit import Audit
 from zerokara.core.data.image_files import (
     convert_channels,
     convert_image_set,
     decode,
     decode_all,
+    list_image_files,
     read_image,
     read_member,
     resize,
@@ -64,6 +66,44 @@ def test_other_modes_are_converted_to_grayscale_or_rgb() -> None:
     palette.putpalette([10, 20, 30])
     assert decode_list(palette, transparency=0) == [[[255, 255, 255]]]
     assert decode_list(palette) == [[[10, 20, 30]]]
+
+
+def drawn(ink: int, mode: str = "LA") -> bytes:
+    """Encode a transparent image with a square of one gray level."""
+    image = Image.new("LA", (8, 8), (ink, 0))
+    image.paste((ink, 255), (2, 2, 6, 6))
+    return encode(image.convert(mode))
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_transparent_images_are_placed_on_a_color_that_contrasts(mode: str) -> None:
+    audit = Audit()
+    assert decode(drawn(255, mode), "a.png", audit=audit)[0, 0, 0] == 0
+    assert decode(drawn(255, mode), "a.png")[3, 3, 0] == 255
+    assert decode(drawn(0, mode), "a.png", audit=audit)[0, 0, 0] == 255
+    assert decode(drawn(128, mode), "a.png", audit=audit)[0, 0, 0] == 255
+    assert decode(drawn(255, mode), "a.png", background="white").min() == 255
+    assert decode(drawn(0, mode), "a.png", background="black").max() == 0
+    assert audit.converted == {"with transparency, placed on black": 1, "with transparency, placed on white": 2}
+    opaque = Image.new("LA", (8, 8), (255, 255)).convert(mode)
+    assert decode(encode(opaque), "a.png", audit=audit).min() == 255
+    assert sum(audit.converted.values()) == 3
+
+
+@pytest.mark.parametrize("magic", ["P5", "P2"])
+def test_pgm_of_16_bits(magic: str) -> None:
+    values = np.array([[0, 257, 65535]], ">u2")
+    body = values.tobytes() if magic == "P5" else b"0 257 65535"
+    assert decode(f"{magic} 3 1 65535\n".encode() + body, "a.pgm").tolist() == [[[0], [1], [255]]]
+
+
+def test_hidden_files_in_a_folder_are_not_images(tmp_path: Path) -> None:
+    for name in ("._b.png", "b.png", ".DS_Store", "notes.txt", "Thumbs.db"):
+        (tmp_path / name).write_bytes(FILES["b"])
+    (tmp_path / "folder.png").mkdir()
+    assert list_image_files([str(tmp_path)]) == [tmp_path / "b.png"]
+    (tmp_path / "c.HEIC").write_bytes(b"x")
+    assert list_image_files([str(tmp_path)]) == [tmp_path / "b.png", tmp_path / "c.HEIC"]  # is reported when read
 
 
 def test_exif_orientation_is_applied() -> None:
@@ -145,7 +185,9 @@ FILES = {
 
 
 def read_all(names: list[str], image_size: int | None = None, grayscale: bool | None = None) -> np.ndarray:
-    return decode_all(names, FILES.__getitem__, "zoo", image_size, grayscale, None)
+    images, kept = decode_all(names, FILES.__getitem__, "zoo", image_size, grayscale, None)
+    assert kept == list(range(len(names)))
+    return images
 
 
 def test_set_is_grayscale_only_if_all_images_are() -> None:

@@ -80,5 +80,18 @@ def test_damaged_databases_are_rejected(tmp_path: Path) -> None:
         load(str(tmp_path / "sizes"), "train")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "data.mdb").write_bytes(b"invalid" * 4096)
-    with pytest.raises(UserError, match="broken is not a valid LMDB database"):
+    with pytest.raises(UserError, match=r"data\.mdb is not a complete LMDB database"):
         load(str(tmp_path / "broken"), "train")
+
+
+@pytest.mark.parametrize("kept", [0, 100, 5_000, 0.5, 0.99])
+def test_a_truncated_database_is_refused(tmp_path: Path, kept: float) -> None:
+    """LMDB maps the file into memory, and a missing page ends the process with SIGBUS."""
+    folder = write_database(tmp_path / "x_train_lmdb", [(k, 0, 0) for k in range(200)], side=64)
+    file = folder / "data.mdb"
+    content = file.read_bytes()
+    file.write_bytes(content[: int(kept if kept > 1 else kept * len(content))])
+    with pytest.raises(UserError, match=r"data\.mdb is not a complete LMDB database"):
+        load(str(folder), "train")
+    file.write_bytes(content)
+    assert len(load(str(folder), "train")) == 180

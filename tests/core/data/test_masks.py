@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -168,16 +169,69 @@ def test_masks_are_cropped_like_images() -> None:
     [
         (None, r"train/b\.png in .* has no mask: add b\.png"),
         (MASK[:3], r"trainannot/b\.png in .* has 6x3 pixels, but its image .*b\.png has 6x4"),
-        (np.full((4, 6), 12, np.uint8), r"trainannot/b\.png .* class 12.*11 classes, 0 to 10.*--unlabeled"),
         (np.arange(72, dtype=np.uint8).reshape(4, 6, 3), r"trainannot/b\.png .* has colors"),
         (b"", r"trainannot/b\.png .* is empty"),
         (encode(MASK)[:40], r"trainannot/b\.png .* cannot be decoded"),
     ],
 )
-def test_invalid_mask_is_rejected(tmp_path: Path, mask: np.ndarray | bytes | None, message: str) -> None:
+def test_an_invalid_mask_is_left_out_and_named(tmp_path: Path, mask: np.ndarray | bytes | None, message: str) -> None:
     path = write_files(tmp_path / "street", camvid(b=mask))
+    train = load_masks(str(path), "train")
+    assert train.names == ("a",)
+    assert re.search("1 left out: .*" + message, train.messages[-1])
+    (path / "train/a.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"No image with its mask in .* can be used"):
+        load_masks(str(path), "train")
+
+
+def test_a_number_without_a_class_is_refused(tmp_path: Path) -> None:
+    path = write_files(tmp_path / "street", camvid(b=np.full((4, 6), 12, np.uint8)))
+    message = r"trainannot/b\.png .* class 12.*11 classes, 0 to 10.*--unlabeled"
     with pytest.raises(UserError, match=message):
         load_masks(str(path), "train")
+
+
+def write_pairs(root: Path, mask: np.ndarray, names: str = "abcdefghijkl") -> str:
+    files: dict[str, np.ndarray | bytes] = {}
+    for name in names:
+        files |= {f"images/{name}.png": PHOTO, f"masks/{name}.png": mask}
+    return str(write_files(root, files))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 255), (0, 128), (1, 2), (7, 255)])
+def test_two_values_that_are_not_0_and_1_are_refused_unless_they_are_named(tmp_path: Path, low: int, high: int) -> None:
+    path = write_pairs(tmp_path / "pairs", np.where(MASK == 0, low, high).astype(np.uint8))
+    for classes in ((), ("skin", "wound")):
+        with pytest.raises(UserError, match=rf"values {low} .*33\.3%, {high} .*66\.7%.*--mask-values"):
+            load_masks(path, "train", classes=classes if (low, high) != (1, 2) else ("skin", "wound"))
+    train = load_masks(path, "train", classes=("skin", "wound"), mask_values=(low, high))
+    assert train.masks[0].tolist() == (MASK > 0).astype(int).tolist()
+    assert f"values {low} (skin) 33.3%, {high} (wound) 66.7%" in train.messages[0]
+    assert load_masks(path, "test", mask_values=(low, high)).classes == ("class 0", "class 1")
+
+
+def test_mask_values_must_fit_the_classes(tmp_path: Path) -> None:
+    path = write_pairs(tmp_path / "pairs", MASK)
+    with pytest.raises(UserError, match="names 3 values, but there are 2 classes"):
+        load_masks(path, "train", classes=("a", "b"), mask_values=(0, 1, 2))
+    for values, unlabeled in (((0, 0, 1), None), ((0, 1, 2), 2)):
+        with pytest.raises(UserError, match="occurs twice"):
+            load_masks(path, "train", mask_values=values, unlabeled=unlabeled)
+    train = load_masks(path, "train", mask_values=(0, 2), unlabeled=1)
+    assert train.masks[0, 0].tolist() == [0, 0, UNLABELED, UNLABELED, 1, 1]
+
+
+def test_classes_without_pixels_are_named(tmp_path: Path) -> None:
+    path = write_pairs(tmp_path / "pairs", MASK)
+    train = load_masks(path, "train", classes=("sky", "road", "tree", "car", "pole"))
+    assert "no pixel of train has the class car, pole" in train.messages
+
+
+def test_masks_without_an_image_are_named(tmp_path: Path) -> None:
+    path = write_pairs(tmp_path / "pairs", MASK)
+    write_files(Path(path), {"masks/lost.png": MASK})
+    messages = " ".join(load_masks(path, "train").messages)
+    assert "1 masks without an image of their name, such as masks/lost.png" in messages
 
 
 def test_missing_and_insufficient_data_are_rejected(tmp_path: Path) -> None:
@@ -194,7 +248,7 @@ def test_missing_and_insufficient_data_are_rejected(tmp_path: Path) -> None:
     }
     with pytest.raises(UserError, match="at least 2"):
         load_masks(str(write_files(tmp_path / "single", single_class)), "train")
-    with pytest.raises(UserError, match="No pixel of train"):
+    with pytest.raises(UserError, match="have no labeled pixel"):
         load_masks(str(tmp_path / "single"), "train", unlabeled=0, classes=("a", "b"))
 
 

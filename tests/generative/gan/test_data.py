@@ -100,7 +100,10 @@ def test_unreadable_images_are_named_and_left_out(folder: Path) -> None:
 )
 def test_other_modes_are_converted_and_counted(folder: Path, mode: str, suffix: str, message: str) -> None:
     for index in range(1, 4):
-        noise_image(index, mode=mode).save(folder / f"{index:03}-odd.{suffix}")
+        image = noise_image(index, mode=mode)
+        if "A" in mode:
+            image.putalpha(100)
+        image.save(folder / f"{index:03}-odd.{suffix}")
     data = Data.load(config("--data", str(folder)))
     converted = next(remark for remark in data.messages if remark.startswith("converted: "))
     assert message in converted

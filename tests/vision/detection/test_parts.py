@@ -209,11 +209,20 @@ def test_proposals_are_computed_once_and_cached(
 
     monkeypatch.setattr(proposal_files, "timed_search", counted)
     files[0].write_bytes(files[0].read_bytes()[:50])
-    files[1].write_bytes(b"")
+    np.savez(files[1], boxes=np.zeros((3, 5), np.int32), seconds=1.0)
     again = find_all(few, SEARCH, 5, tmp_path)
     assert len(calls) == 2, "valid files were not read, or damaged ones were"
     assert all(torch.equal(one.boxes, other.boxes[:5]) for one, other in zip(again, first, strict=True))
     assert [each.seconds for each in find_all(few, SEARCH, 5, tmp_path)] == [each.seconds for each in again]
+    whole_file = files[2].read_bytes()
+    for seed in range(300):  # every damaged file is made anew, or is read with proposals of the right shape
+        rng = np.random.default_rng(seed)
+        damaged = bytearray(whole_file)
+        for position in rng.integers(len(damaged), size=3):
+            damaged[position] = rng.integers(256)
+        files[2].write_bytes(bytes(damaged[: rng.integers(1, len(damaged))] if seed % 2 else damaged))
+        found = proposal_files.read(files[2])
+        assert found is None or found.boxes.shape[1:] == (4,)
     find_all(few, dataclasses.replace(SEARCH, sigma=1.0), 5, tmp_path)
     assert len(calls) == 6, "other settings need other proposals"
     (tmp_path / "file").touch()

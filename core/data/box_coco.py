@@ -1,0 +1,129 @@
+"""Reader of COCO's box annotations: JSON files with images, annotations and categories."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from zerokara.core.config import UserError, error_summary
+from zerokara.core.data.box_types import AnnotatedImage, ImageFinder, Listing, Read, invalid, name_some
+from zerokara.core.data.splits import SPLITS, AnySplit, split_of
+
+KEYS = frozenset({"images", "annotations", "categories"})
+
+
+def read_coco(files: Sequence[str], pictures: Sequence[str], read: Read, where: Path) -> Listing:
+    """Read COCO: a box is corner and size. Crowds (iscrowd) are left out and listed. Classes are sorted by id.
+
+    Files of instances are read if there are any; those of keypoints, captions and panoptic masks annotate the same
+    images. Classes of several files are matched by name.
+
+    Raises:
+        UserError: a file is damaged, or all of its images are missing.
+    """
+    finder, listing = ImageFinder(pictures), Listing("COCO JSON", [], ())
+    parsed = {name: _parse(read, name, where) for name in files if name.lower().endswith(".json")}
+    contents = {name: content for name, content in parsed.items() if content is not None}
+    instances = [name for name in contents if name.rpartition("/")[2].lower().startswith("instances")]
+    chosen = instances or [name for name, content in contents.items() if _has_boxes(content)]
+    if others := [name for name in contents if name not in chosen]:
+        listing.dropped.append(f"files without boxes of instances: {name_some(others)}")
+    order: dict[str, int] = {}
+    for name in chosen:
+        try:
+            _read_file(name, contents[name], finder, listing, order, where)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise invalid(name, where, f"{type(error).__name__} {error_summary(error)}") from None
+    listing.classes = tuple(sorted(order, key=lambda label: (order[label], label)))
+    return listing
+
+
+def _parse(read: Read, name: str, where: Path) -> Mapping[str, Any] | None:
+    """Parse a JSON file; None if it is not of COCO's structure."""
+    try:
+        content = json.loads(read(name).decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise invalid(name, where, error_summary(error)) from None
+    return content if isinstance(content, dict) and set(content) >= KEYS else None
+
+
+def _has_boxes(content: Mapping[str, Any]) -> bool:
+    """Return True if annotations have boxes, and are not those of keypoints, of which only persons have boxes."""
+    rows = content["annotations"]
+    return not isinstance(rows, list) or not rows or any("bbox" in row for row in rows if isinstance(row, dict))
+
+
+def _read_file(
+    name: str,
+    content: Mapping[str, Any],
+    finder: ImageFinder,
+    listing: Listing,
+    order: dict[str, int],
+    where: Path,
+) -> None:
+    """Add the images and boxes of one file to `listing`, and its classes with their ids to `order`.
+
+    Raises:
+        UserError: all of its images are missing.
+        KeyError, TypeError, ValueError: the content is invalid.
+    """
+    names = {int(each["id"]): str(each["name"]) for each in content["categories"]}
+    for key, label in names.items():
+        order[label] = min(key, order.get(label, key))
+    by_id: dict[Any, AnnotatedImage] = {}
+    lost: list[str] = []
+    for each in content["images"]:
+        file_name = str(each["file_name"])
+        picture = finder.by_name(file_name, name)
+        if picture is None:
+            lost.append(file_name)
+            continue
+        size = (int(each["width"]), int(each["height"])) if {"width", "height"} <= set(each) else None
+        split = split_of(picture) or split_of(name) or _split_of_file(name)
+        by_id[each["id"]] = AnnotatedImage(picture, f"{name} ({file_name})", size=size, split=split)
+    if lost and not by_id:
+        raise UserError(
+            f"{name} in {where} annotates {len(lost):,} images that do not exist, the first of them "
+            f"{lost[0]}: add them."
+        )
+    if lost:
+        listing.dropped.append(f"annotations in {name} of {len(lost):,} images that do not exist: {name_some(lost)}")
+    listing.pictures += by_id.values()
+    known = {each["id"] for each in content["images"]}
+    for each in content["annotations"]:
+        _add_annotation(listing, each, by_id, known, names, name)
+
+
+def _add_annotation(
+    listing: Listing,
+    row: Mapping[str, Any],
+    by_id: Mapping[Any, AnnotatedImage],
+    known: set[Any],
+    names: Mapping[int, str],
+    name: str,
+) -> None:
+    """Add the box of an annotation, or a description of what is wrong with it."""
+    annotated, label = by_id.get(row["image_id"]), names.get(int(row["category_id"]))
+    which = f"annotation {row.get('id', '')} in {name}".replace("  ", " ")
+    if annotated is None:
+        if row["image_id"] not in known:
+            listing.dropped.append(f"{which}: there is no image with the id {row['image_id']!r}")
+    elif label is None:
+        listing.dropped.append(f"{which}: there is no category with the id {row['category_id']!r}")
+    elif row.get("iscrowd"):
+        listing.dropped.append(f"a crowd of {label} in {annotated.annotation_file}")
+    else:
+        try:
+            x, y, width, height = map(float, row["bbox"])
+        except (KeyError, TypeError, ValueError):
+            listing.dropped.append(f"{which}: its bbox is not four numbers")
+            return
+        listing.add(annotated, label, (x, y, x + width, y + height))
+
+
+def _split_of_file(name: str) -> AnySplit | None:
+    """Return the split in the name of a file such as instances_val2017.json."""
+    words = name.rpartition("/")[2].lower().partition(".")[0].replace("-", "_").split("_")
+    return next((SPLITS[key] for word in words if (key := word.rstrip("0123456789")) in SPLITS), None)

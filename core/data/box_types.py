@@ -1,0 +1,121 @@
+"""Annotated images, and the lookup of the image that an annotation belongs to. All box readers share this module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from zerokara.core.config import UserError
+from zerokara.core.data.mask_files import IMAGES
+from zerokara.core.data.splits import AnySplit, split_of
+
+Read = Callable[[str], bytes]
+Box = tuple[float, float, float, float]
+ANNOTATIONS = frozenset({"annotations", "annotation", "labels", "label", "xml", "xmls", "ann", "anns"})
+EXAMPLES = 3  # files that a message names
+
+
+@dataclass
+class AnnotatedImage:
+    """Image with its box annotations."""
+
+    picture: str
+    """Its path in the folder or archive."""
+    annotation_file: str
+    """Annotation file, for messages."""
+    boxes: list[tuple[str, Box]] = field(default_factory=list)
+    """Class and box, in pixels of the image."""
+    relative: bool = False
+    """True if boxes are fractions of the image's width and height instead of pixels."""
+    size: tuple[int, int] | None = None
+    """Width and height of the image as the annotation states them; None: not stated."""
+    split: AnySplit | None = None
+    """Split that a folder or the annotation file is named after; None: none."""
+
+
+@dataclass
+class Listing:
+    """All annotated images of a folder or archive."""
+
+    format_name: str
+    """Name of the annotation format."""
+    pictures: list[AnnotatedImage]
+    classes: tuple[str, ...]
+    dropped: list[str] = field(default_factory=list)
+    """Description of everything that was left out."""
+    notes: list[str] = field(default_factory=list)
+    """What else the user should know about the annotations."""
+
+    def add(self, annotated: AnnotatedImage, label: str, box: Box) -> None:
+        """Add a box to an image, or to `dropped` if it is empty."""
+        if not (box[2] > box[0] and box[3] > box[1]):  # also false for NaN
+            values = ", ".join(f"{value:g}" for value in box)
+            self.dropped.append(f"{label} ({values}) in {annotated.annotation_file}: the box has no area")
+        else:
+            annotated.boxes.append((label, box))
+
+
+def name_some(paths: Sequence[str]) -> str:
+    """Name the first of several files: "a.jpg, b.jpg, c.jpg and 20 more"."""
+    rest = len(paths) - EXAMPLES
+    return ", ".join(paths[:EXAMPLES]) + (f" and {rest:,} more" if rest > 0 else "")
+
+
+def invalid(name: str, where: Path, why: str) -> UserError:
+    """Return the error for an annotation file that cannot be read."""
+    return UserError(f"{name} in {where} is invalid ({why}): replace it with an undamaged copy, or remove it.")
+
+
+class ImageFinder:
+    """Lookup of the image that an annotation belongs to.
+
+    Args:
+        paths: paths of all images in the folder or archive.
+    """
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self._paths = set(paths)
+        self._by_name: dict[str, list[str]] = {}
+        self._by_stem: dict[str, list[str]] = {}
+        for path in sorted(self._paths):
+            last = path.rpartition("/")[2].lower()
+            self._by_name.setdefault(last, []).append(path)
+            self._by_stem.setdefault(last.rpartition(".")[0], []).append(path)
+
+    def by_name(self, name: str, annotation: str) -> str | None:
+        """Find an image by its path relative to an annotation file or to the root, or by its file name alone.
+
+        Returns None if there is no such image, or several of which none belongs to the folder of the annotation file.
+        """
+        name = name.strip().replace("\\", "/")
+        if not name:
+            return None
+        beside = (PurePosixPath(annotation).parent / name).as_posix()
+        for path in (beside, name):
+            if path in self._paths:
+                return path
+        return _choose(self._by_name.get(name.rpartition("/")[2].lower(), ()), annotation)
+
+    def by_stem(self, annotation: str) -> str | None:
+        """Find the image with the name of an annotation file, apart from the suffix; see `by_name`."""
+        return _choose(self._by_stem.get(annotation.rpartition("/")[2].rpartition(".")[0].lower(), ()), annotation)
+
+
+def _choose(candidates: Sequence[str], annotation: str) -> str | None:
+    """Return the candidate whose folder corresponds to that of the annotation file; None if that is not clear."""
+    same = [path for path in candidates if _folder_key(path) == _folder_key(annotation)]
+    if len(same) == 1:
+        return same[0]
+    # The file of one split may name the folder of its images: annotations/instances_train2017.json, train2017/1.jpg.
+    file = annotation.rpartition("/")[2].lower()
+    named = [path for path in candidates if any(part.lower() in file for part in path.split("/")[:-1])]
+    if len(named) == 1 and not same:
+        return named[0]
+    compatible = [path for path in candidates if None in (split_of(path), split_of(annotation))]
+    return compatible[0] if len(candidates) == len(compatible) == 1 else None
+
+
+def _folder_key(path: str) -> tuple[str, ...]:
+    """Return the folders of a path without those named after images or annotations, which are equal for both."""
+    return tuple(part for part in path.split("/")[:-1] if part.lower() not in IMAGES | ANNOTATIONS)

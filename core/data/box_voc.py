@@ -1,0 +1,74 @@
+"""Reader of PASCAL VOC's box annotations: one XML file per image."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from pathlib import Path
+
+from zerokara.core.config import UserError, error_summary
+from zerokara.core.data.box_types import AnnotatedImage, ImageFinder, Listing, Read, invalid, name_some
+from zerokara.core.data.splits import split_of
+
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+def read_voc(files: Sequence[str], pictures: Sequence[str], read: Read, where: Path) -> Listing:
+    """Read PASCAL VOC: corners are pixel indices from 1, and are part of the box. Classes are sorted by name.
+
+    The name of an XML file takes precedence over the name inside, which is outdated in many sets.
+
+    Raises:
+        UserError: an XML file is damaged, or all files annotate images that do not exist.
+    """
+    finder, listing = ImageFinder(pictures), Listing("PASCAL VOC XML", [], ())
+    lost: list[str] = []
+    for name in (name for name in files if name.lower().endswith(".xml")):
+        try:
+            root = ET.fromstring(read(name))  # expat limits the expansion of entities
+        except (ET.ParseError, LookupError, ValueError) as error:  # LookupError: unknown encoding
+            raise invalid(name, where, error_summary(error)) from None
+        if root.tag != "annotation":
+            continue
+        picture = finder.by_stem(name) or finder.by_name(root.findtext("filename") or "", name)
+        if picture is None:
+            lost.append(name)
+            continue
+        annotated = AnnotatedImage(picture, name, size=_declared_size(root), split=split_of(picture) or split_of(name))
+        for item in root.iter("object"):
+            _add_object(listing, annotated, item)
+        listing.pictures.append(annotated)
+    if lost and not listing.pictures:
+        raise UserError(
+            f"{where} has {len(lost):,} annotations of images that it does not contain, the first of them {lost[0]}: "
+            f"add the images in JPEGImages/, with the names of the XML files."
+        )
+    if lost:
+        listing.dropped.append(f"{len(lost):,} annotations without an image of their name: {name_some(lost)}")
+    listing.classes = tuple(sorted({label for annotated in listing.pictures for label, _ in annotated.boxes}))
+    return listing
+
+
+def _add_object(listing: Listing, annotated: AnnotatedImage, item: ET.Element) -> None:
+    """Add the box of an object, or a description of what is wrong with it."""
+    label = (item.findtext("name") or "").strip()
+    try:
+        x1, y1, x2, y2 = (float(item.findtext(f"bndbox/{end}") or "") for end in CORNERS)
+    except ValueError:
+        listing.dropped.append(f"{label or 'an object'} in {annotated.annotation_file}: the box has not four numbers")
+        return
+    if not label:
+        listing.dropped.append(f"an object in {annotated.annotation_file}: it has no name")
+        return
+    # A box from a pixel to itself would be one pixel large; such boxes are accidental clicks in practice.
+    empty = x2 <= x1 or y2 <= y1
+    listing.add(annotated, label, (x1, y1, x2, y2) if empty else (x1 - 1, y1 - 1, x2, y2))
+
+
+def _declared_size(root: ET.Element) -> tuple[int, int] | None:
+    """Return the width and height that the file states; None if it states none, or 0, as some tools write."""
+    try:
+        width, height = (int(float(root.findtext(f"size/{side}") or "")) for side in ("width", "height"))
+    except (ValueError, OverflowError):
+        return None
+    return (width, height) if width > 0 and height > 0 else None

@@ -1,0 +1,135 @@
+"""Reader of YOLO's box annotations: one text file per image, and class names in a list or in a data.yaml."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from zerokara.core.config import UserError, error_summary
+from zerokara.core.data.box_types import AnnotatedImage, Box, Listing, Read, invalid, name_some
+from zerokara.core.data.splits import split_of
+
+NOT_LABELS = frozenset({"classes.txt", "readme.txt", "license.txt", "notes.txt", "train.txt", "val.txt", "test.txt"})
+
+
+def read_yolo(files: Sequence[str], pictures: Sequence[str], read: Read, where: Path) -> Listing:
+    """Read YOLO: lines of class, x, y, width, height, or of class and the corners of a polygon.
+
+    The file is next to the image, or in labels/ if the image is in images/. Numbers are fractions of the image's width
+    and height; a box is center and size. A polygon becomes the box around it. An image without a text file has no
+    boxes. Class names are read from classes.txt, *.names or a data.yaml; without these, a class is named by its number.
+
+    Raises:
+        UserError: names are invalid or contradict one another, a class has no name, or no line could be read.
+    """
+    texts, listing = {name for name in files if name.lower().endswith(".txt")}, Listing("YOLO text", [], ())
+    rows: list[tuple[AnnotatedImage, int, Box]] = []
+    without_file = []
+    for picture in pictures:
+        stem = picture.rpartition(".")[0]
+        swapped = "/".join("labels" if part.lower() == "images" else part for part in stem.split("/"))
+        name = next((path for path in (f"{swapped}.txt", f"{stem}.txt") if path in texts), None)
+        annotated = AnnotatedImage(picture, name or picture, relative=True, split=split_of(picture))
+        listing.pictures.append(annotated)
+        if name is None:
+            without_file.append(picture)
+            continue
+        texts.discard(name)
+        for line in read(name).decode("utf-8-sig", "replace").splitlines():
+            if not line.strip():
+                continue
+            try:
+                rows.append((annotated, *_parse_line(line)))
+            except ValueError as error:
+                listing.dropped.append(f"the line {line[:40]!r} of {name}: {error}")
+    if not rows:
+        if listing.dropped:
+            raise UserError(f"{where} has no valid YOLO annotation, the first error is in {listing.dropped[0]}.")
+        return Listing(listing.format_name, [], ())
+    if without_file:
+        listing.notes.append(
+            f"{len(without_file):,} images without a text file count as images without objects: "
+            f"{name_some(without_file)}"
+        )
+    if orphans := sorted(name for name in texts if name.rpartition("/")[2].lower() not in NOT_LABELS):
+        listing.dropped.append(f"{len(orphans):,} text files without an image of their name: {name_some(orphans)}")
+    names = read_names(read, files, where)
+    numbers = sorted({number for _, number, _ in rows})
+    if names and (wrong := [number for number in numbers if number not in names]):
+        raise UserError(
+            f"{where} has boxes of class {wrong[0]}, but names of {len(names):,} classes, 0 to {max(names)}: "
+            f"add its name."
+        )
+    names = names or {number: str(number) for number in numbers}
+    for annotated, number, box in rows:
+        listing.add(annotated, names[number], box)
+    listing.classes = tuple(dict.fromkeys(names[number] for number in sorted(names)))
+    return listing
+
+
+def _parse_line(line: str) -> tuple[int, Box]:
+    """Parse the class and the box of a line.
+
+    Raises:
+        ValueError: it is not a class and a box or polygon.
+    """
+    word, *words = line.split()
+    try:
+        number, values = float(word), [float(each) for each in words]
+    except ValueError:
+        raise ValueError("it is not a class and numbers") from None
+    if number < 0 or number != number // 1 or not all(map(math.isfinite, values)):
+        raise ValueError("its class must be 0, 1, ..., and its numbers must be finite")
+    if len(values) == 4:
+        x, y, width, height = values
+        return int(number), (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+    if len(values) >= 6 and len(values) % 2 == 0:
+        xs, ys = values[::2], values[1::2]
+        return int(number), (min(xs), min(ys), max(xs), max(ys))
+    raise ValueError(f"after the class come {len(values)} numbers, not 4 of a box or 6, 8, ... of a polygon")
+
+
+def read_names(read: Read, files: Sequence[str], where: Path) -> dict[int, str]:
+    """Read the class names by number from classes.txt, *.names or *.yaml; {} if there is no such file.
+
+    Raises:
+        UserError: a file is invalid, or two files contradict one another.
+    """
+    found: dict[str, dict[int, str]] = {}
+    for name in sorted(files, key=lambda path: path.count("/")):
+        last = PurePosixPath(name).name.lower()
+        if last == "classes.txt" or last.endswith(".names"):
+            lines = read(name).decode("utf-8-sig", "replace").splitlines()
+            found[name] = dict(enumerate(line.strip() for line in lines if line.strip()))
+        elif last.endswith((".yaml", ".yml")):
+            found[name] = _yaml_names(read(name), name, where)
+    found = {name: names for name, names in found.items() if names}
+    first, *others = found or [""]
+    for other in others:
+        if found[other] != found[first]:
+            raise UserError(f"{first} and {other} in {where} have different class names: remove one of them.")
+    return found.get(first, {})
+
+
+def _yaml_names(content: bytes, name: str, where: Path) -> dict[int, str]:
+    """Return `names` of a data.yaml, a list or a mapping of numbers; {} if it has none.
+
+    Raises:
+        UserError: the file is not valid YAML, or `names` is something else.
+    """
+    try:
+        document: Any = yaml.safe_load(content)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise invalid(name, where, error_summary(error)) from None
+    names = document.get("names") if isinstance(document, dict) else None
+    if names is None:
+        return {}
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not isinstance(names, dict) or not all(isinstance(key, int) and not isinstance(key, bool) for key in names):
+        raise invalid(name, where, "names must be a list, or names by number")
+    return {key: str(value) for key, value in names.items()}

@@ -1,0 +1,246 @@
+"""Tests of box annotations as data sets really have them: nothing is matched wrongly, guessed, or dropped silently."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.core.data.test_box_files import boxes_of, coco, load, voc, write_image
+from zerokara.core.config import UserError
+from zerokara.core.data.boxes import split
+
+
+def test_annotations_are_matched_with_images_of_their_own_folder(tmp_path: Path) -> None:
+    """Two folders with equal file names, and an image whose name is the beginning of another name."""
+    for folder, width in (("day", 40), ("night", 80)):
+        write_image(tmp_path / folder / "JPEGImages" / "1.jpg", width)
+        voc(tmp_path / folder / "Annotations" / "1.xml", "1.jpg", ("cat", (1, 1, width // 2, 20)))
+    write_image(tmp_path / "day" / "JPEGImages" / "a.jpg")
+    voc(tmp_path / "day" / "Annotations" / "a.b.xml", "", ("dog", (1, 1, 9, 9)))
+    boxes = load(tmp_path, 80)
+    assert boxes.names == ("day/JPEGImages/1.jpg", "night/JPEGImages/1.jpg")
+    assert [boxes_of(boxes, index) for index in range(2)] == [[[0, 0, 40, 40]], [[0, 0, 40, 20]]]
+    assert "1 annotations without an image of their name: day/Annotations/a.b.xml" in boxes.dropped
+    assert "1 images without an annotation: day/JPEGImages/a.jpg" in boxes.dropped
+
+
+def test_an_image_of_another_split_is_not_taken(tmp_path: Path) -> None:
+    write_image(tmp_path / "train" / "images" / "1.jpg")
+    write_image(tmp_path / "train" / "images" / "2.jpg")
+    voc(tmp_path / "train" / "labels" / "1.xml", "1.jpg", ("cat", (1, 1, 9, 9)))
+    voc(tmp_path / "test" / "labels" / "2.xml", "2.jpg", ("cat", (1, 1, 9, 9)))
+    boxes = load(tmp_path)
+    assert boxes.names == ("train/images/1.jpg",)
+    assert any("test/labels/2.xml" in line for line in boxes.dropped)
+
+
+def test_cocos_own_annotations_folder(tmp_path: Path) -> None:
+    """Instances, keypoints, captions and panoptic masks of two splits: every image once, in its own split."""
+    for number, part in enumerate(("train", "val")):
+        write_image(tmp_path / f"{part}2017" / f"{number}.png")
+        image = {"id": number, "file_name": f"{number}.png", "width": 40, "height": 20}
+        row = {"id": 1, "image_id": number, "category_id": 1, "bbox": [1, 2, 3, 4]}
+        everything: dict[str, dict[str, Any]] = {
+            "instances": {"annotations": [row], "categories": [{"id": 1, "name": "person"}, {"id": 2, "name": "dog"}]},
+            "person_keypoints": {"annotations": [row], "categories": [{"id": 1, "name": "person"}]},
+            "captions": {"annotations": [{"image_id": number, "caption": "a dog"}]},
+            "panoptic": {
+                "annotations": [{"image_id": number, "segments_info": [], "file_name": "0.png"}],
+                "categories": [{"id": 1, "name": "person"}],
+            },
+        }
+        for kind, content in everything.items():
+            path = tmp_path / "annotations" / f"{kind}_{part}2017.json"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps({"images": [image], **content}))
+    boxes = load(tmp_path)
+    assert boxes.names == ("train2017/0.png", "val2017/1.png")
+    assert boxes.splits == ("train", "val")
+    assert boxes.classes == ("person", "dog")
+    assert any("person_keypoints_train2017.json" in line for line in boxes.dropped)
+
+
+def test_equal_file_names_in_two_splits_of_coco(tmp_path: Path) -> None:
+    for part, width in (("train2017", 40), ("val2017", 80)):
+        write_image(tmp_path / part / "0.png", width)
+        content = coco(images=[{"id": 7, "file_name": "0.png", "width": width, "height": 20}])
+        (tmp_path / f"instances_{part}.json").write_text(json.dumps(content))
+    boxes = load(tmp_path, 80)
+    assert boxes.names == ("train2017/0.png", "val2017/0.png")
+    assert boxes_of(boxes, 0) == [[4, 6, 24, 16]]  # scaled by 2
+    assert boxes_of(boxes, 1) == [[2, 3, 12, 8]]
+
+
+def test_classes_of_two_coco_files_are_matched_by_name(tmp_path: Path) -> None:
+    for name, label, number in (("a", "ant", 1), ("b", "bee", 1)):
+        write_image(tmp_path / f"{name}.png")
+        content = coco(
+            images=[{"id": 7, "file_name": f"{name}.png"}],
+            categories=[{"id": number, "name": label}],
+            annotations=[{"image_id": 7, "category_id": number, "bbox": [0, 0, 5, 5]}],
+        )
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    boxes = load(tmp_path)
+    assert boxes.classes == ("ant", "bee")
+    assert [labels.tolist() for labels in boxes.labels] == [[0], [1]]
+
+
+def test_two_files_that_annotate_one_image_are_refused(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_image(tmp_path / f"{name}.png")
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(coco()))
+    with pytest.raises(UserError, match=r"a\.png in .* is annotated twice, by one\.json .* and by two\.json"):
+        load(tmp_path)
+
+
+def write_turned(path: Path) -> None:
+    """Write an image of 40 x 20 pixels, white at the left, which its EXIF orientation turns to 20 x 40."""
+    picture = np.zeros((20, 40, 3), np.uint8)
+    picture[:, :20] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture).save(path, exif=exif)
+
+
+def declared(path: Path, width: int, height: int, box: tuple[int, int, int, int]) -> None:
+    voc(path, "", ("cat", box))
+    size = f"<annotation><size><width>{width}</width><height>{height}</height></size>"
+    path.write_text(path.read_text().replace("<annotation>", size))
+
+
+def test_sizes_that_annotations_state(tmp_path: Path) -> None:
+    """Turned by EXIF, shrunken, of another shape, and without a stated size."""
+    write_turned(tmp_path / "raw.png")
+    declared(tmp_path / "raw.xml", 40, 20, (1, 1, 20, 20))  # drawn on the image as it is stored
+    write_turned(tmp_path / "turned.png")
+    declared(tmp_path / "turned.xml", 20, 40, (1, 1, 20, 20))  # drawn on the image as it is seen
+    write_image(tmp_path / "small.png", 40, 20)
+    declared(tmp_path / "small.xml", 80, 40, (1, 1, 40, 40))
+    write_image(tmp_path / "wrong.png", 40, 20)
+    declared(tmp_path / "wrong.xml", 90, 20, (1, 1, 40, 20))
+    write_image(tmp_path / "zero.png", 40, 20)
+    declared(tmp_path / "zero.xml", 0, 0, (1, 1, 40, 20))
+    boxes = load(tmp_path)
+    rows = {
+        name: (tuple(size), boxes_of(boxes, i))
+        for i, (name, size) in enumerate(zip(boxes.names, boxes.sizes.tolist(), strict=True))
+    }
+    assert rows == {
+        "raw.png": ((20, 40), [[0, 0, 20, 20]]),
+        "small.png": ((20, 40), [[0, 0, 20, 20]]),
+        "turned.png": ((40, 20), [[0, 0, 20, 20]]),
+        "zero.png": ((20, 40), [[0, 0, 40, 20]]),
+    }
+    assert (boxes.picture(boxes.names.index("raw.png"))[:, :20] == 255).all()
+    assert any("wrong.png" in line and "40x20" in line and "90x20" in line for line in boxes.dropped)
+    assert sorted(boxes.notes) == [
+        "1 images are not turned by their EXIF orientation, as their boxes are not",
+        "1 images have another size than their annotations state; their boxes are scaled",
+    ]
+
+
+def test_a_truncated_image_is_left_out_and_named(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_image(tmp_path / f"{name}.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
+    (tmp_path / "c.json").write_text(
+        json.dumps(coco(annotations=[{"image_id": 9, "category_id": 30, "bbox": [0, 0, 5, 5]}]))
+    )
+    boxes = load(tmp_path)
+    assert boxes.names == ("b.png",)
+    assert any("a.png" in line and "cannot be decoded" in line for line in boxes.dropped)
+    (tmp_path / "b.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"No annotated image in .* can be used.*b\.png"):
+        load(tmp_path)
+
+
+def yolo(folder: Path, lines: str, names: str = "", names_file: str = "data.yaml") -> None:
+    write_image(folder / "images" / "a.jpg")
+    (folder / "labels").mkdir(exist_ok=True)
+    (folder / "labels" / "a.txt").write_text(lines, encoding="utf-8")
+    if names:
+        (folder / names_file).write_text(names, encoding="utf-8")
+
+
+def test_yolo_polygons_become_boxes(tmp_path: Path) -> None:
+    yolo(tmp_path, "0 0.1 0.2 0.5 0.2 0.5 0.8 0.3 0.9\n0 0.5 0.5 0.5 0.5\n")
+    np.testing.assert_allclose(boxes_of(load(tmp_path), 0), [[4, 4, 20, 18], [10, 5, 30, 15]], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("nc: 2\nnames:\n  0: red cell\n  1: 'white'\nval: x\n", ("red cell", "white")),
+        ("names: ['ant, small', \"bee\"] # a comment\n", ("ant, small", "bee")),
+        ("names:\n- ant # it's small\n- 'bee: large'\n", ("ant", "bee: large")),
+        ("names: {0: ant, 1: bee}", ("ant", "bee")),
+        ("\ufeffnames: [ant, 7]\n", ("ant", "7")),
+        ("nc: 2\n", ("0", "1")),
+    ],
+)
+def test_names_in_yaml(tmp_path: Path, names: str, expected: tuple[str, ...]) -> None:
+    yolo(tmp_path, "1 0.5 0.5 0.5 0.5\n0 0.5 0.5 0.5 0.5\n", names)
+    assert load(tmp_path).classes == expected
+
+
+@pytest.mark.parametrize("names", ["names: [a\n", "names: 7\n", "names: {a: b}\n", "names: " + "[" * 5000])
+def test_invalid_yaml_is_one_sentence(tmp_path: Path, names: str) -> None:
+    yolo(tmp_path, "0 0.5 0.5 0.5 0.5\n", names)
+    with pytest.raises(UserError, match=r"data\.yaml in .* is invalid"):
+        load(tmp_path)
+
+
+def test_byte_order_marks(tmp_path: Path) -> None:
+    yolo(tmp_path, "\ufeff1 0.5 0.5 0.5 0.5\n", "\ufeffant\nbee\n", "classes.txt")
+    boxes = load(tmp_path)
+    assert boxes.classes == ("ant", "bee")
+    assert boxes.labels[0].tolist() == [1]
+
+
+def test_names_that_contradict_one_another_are_refused(tmp_path: Path) -> None:
+    yolo(tmp_path, "0 0.5 0.5 0.5 0.5\n", "names: [ant]\n")
+    (tmp_path / "classes.txt").write_text("bee\n")
+    with pytest.raises(UserError, match="different class names: remove one of them"):
+        load(tmp_path)
+
+
+def test_a_large_class_number_needs_no_memory(tmp_path: Path) -> None:
+    yolo(tmp_path, "40000000 0.5 0.5 0.5 0.5\n3 0.5 0.5 0.5 0.5\n")
+    assert load(tmp_path).classes == ("3", "40000000")
+
+
+def test_labels_without_an_image_and_images_without_labels_are_counted(tmp_path: Path) -> None:
+    yolo(tmp_path, "0 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "labels" / "lost.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "classes.txt").write_text("ant\n")
+    write_image(tmp_path / "images" / "b.jpg")
+    boxes = load(tmp_path)
+    assert boxes.dropped == ("1 text files without an image of their name: labels/lost.txt",)
+    assert boxes.notes == ("1 images without a text file count as images without objects: images/b.jpg",)
+
+
+def test_splits_that_folders_are_named_after_are_used(tmp_path: Path) -> None:
+    for part, number in (("train", 20), ("valid", 4), ("test", 3)):
+        for index in range(number):
+            write_image(tmp_path / part / "images" / f"{part}{index}.jpg")
+            labels = tmp_path / part / "labels"
+            labels.mkdir(exist_ok=True)
+            (labels / f"{part}{index}.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    boxes = load(tmp_path)
+    parts = split(boxes, seed=0)
+    assert [{name.split("/")[0] for name in part.names} for part in parts] == [{"train"}, {"valid"}, {"test"}]
+    assert [len(part) for part in parts] == [20, 4, 3]
+    assert [len(part) for part in split(boxes, seed=0, named=False)] == [19, 3, 5]
+    without_val = boxes.take([i for i, part in enumerate(boxes.splits) if part != "val"])
+    train, validation, test = split(without_val, seed=0)
+    assert (len(train), len(validation), len(test)) == (18, 2, 3)
+    assert set(train.names).isdisjoint(validation.names)
+    assert {name.split("/")[0] for name in test.names} == {"test"}
+    with pytest.raises(UserError, match="too few images in them"):
+        split(boxes.take([i for i, part in enumerate(boxes.splits) if part == "train"]), seed=0)
