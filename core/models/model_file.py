@@ -228,7 +228,7 @@ def write(path: Path, weights: Mapping[str, Tensor], fields: Mapping[str, Any], 
         UserError: see `Metadata.save`.
     """
     tensors = {name: Compute.to_host(tensor).contiguous() for name, tensor in weights.items()}
-    content = to_bytes(tensors, {"format": file_format, "card": json.dumps(fields)})
+    content = _with_sorted_metadata(to_bytes(tensors, {"format": file_format, "card": json.dumps(fields)}))
     try:
         write_atomically(path, lambda file: file.write(content))
     except OSError as error:
@@ -236,6 +236,16 @@ def write(path: Path, weights: Mapping[str, Tensor], fields: Mapping[str, Any], 
             f"{path} could not be written ({error_summary(error)}); an existing file is unchanged. Solve the problem, "
             f"then continue the run with --resume."
         ) from error
+
+
+def _with_sorted_metadata(content: bytes) -> bytes:
+    """Sort the metadata of a safetensors file, whose order is random, so that the same weights give the same file."""
+    start = 8 + int.from_bytes(content[:8], "little")  # 8 bytes with the length of the header, header, tensors
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors are aligned to 8 bytes
+    return len(text).to_bytes(8, "little") + text + content[start:]
 
 
 def read(path: Path, file_format: str, network: str, program: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

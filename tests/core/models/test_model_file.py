@@ -64,6 +64,13 @@ def test_save_and_load_is_bit_exact(file: Path, classifier: Classifier) -> None:
     assert torch.equal(loaded(x), classifier.eval()(x))
 
 
+def test_the_same_weights_give_the_same_file(file: Path, classifier: Classifier, tmp_path: Path) -> None:
+    metadata, _ = ClassifierMetadata.read(file)
+    for i in range(8):
+        metadata.save(tmp_path / f"{i}.safetensors", classifier.state_dict())
+    assert len({(tmp_path / f"{i}.safetensors").read_bytes() for i in range(8)}) == 1
+
+
 def test_channels_last_weights_are_saved_correctly(file: Path, classifier: Classifier, tmp_path: Path) -> None:
     last = classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     METADATA.save(tmp_path / "last.safetensors", last.state_dict())
