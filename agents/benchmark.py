@@ -18,7 +18,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -125,12 +124,10 @@ class Options:
 class Monitor:
     """Progress bar over all runs, and one line for each run that ends."""
 
-    def __init__(
-        self, runs: Sequence[PlannedRun], states: Mapping[str, State], progress: Progress, options: Options
-    ) -> None:
+    def __init__(self, runs: Sequence[PlannedRun], states: Mapping[str, State], progress: Progress) -> None:
         self.runs = {run.name: run for run in runs}
         self.failed: dict[str, str] = {}  # name of the run -> reason
-        self._progress, self._keep_replays = progress, options.keep_replays
+        self._progress = progress
         self._total = sum(run.config.total_steps for run in runs)
         self._steps = {run.name: run.config.total_steps if states[run.name] == "finished" else 0 for run in runs}
         self._finished = sum(step > 0 for step in self._steps.values())
@@ -144,13 +141,11 @@ class Monitor:
         self._progress.show(min(sum(self._steps.values()), self._total), self._total, fields)
 
     def on_exit(self, job: Job, code: int, last_line: str, stopped: bool) -> None:
-        """Print the result of a run that has ended, and delete the replay buffer of a finished one."""
+        """Print the result of a run that has ended."""
         run = self.runs[job.name]
         if code == 0 and run_state(run) == "finished":
             self._finished += 1
             self._steps[run.name] = run.config.total_steps
-            if not self._keep_replays:
-                delete_replays(run)
             self._progress.print(f"{run.name}: {last_line}")
         elif stopped:
             self._progress.print(f"{run.name}: stopped; {last_line or 'no output yet'}")
@@ -172,12 +167,6 @@ def last_step(folder: Path) -> int:
         return 0
 
 
-def delete_replays(run: PlannedRun) -> None:
-    """Delete the saved replay buffer of a finished run: gigabytes that are needed only to train it longer."""
-    for folder in run.folder.glob("replay-*"):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def run_all(
     runs: Sequence[PlannedRun], options: Options, folder: Path, max_processes: int
 ) -> tuple[dict[str, str], str | None]:
@@ -188,7 +177,7 @@ def run_all(
     """
     progress = Progress(silent=options.quiet)
     states = {run.name: run_state(run) for run in runs}
-    monitor = Monitor(runs, states, progress, options)
+    monitor = Monitor(runs, states, progress)
     jobs = [
         make_job(run, states[run.name] == "started", folder / "logs" / f"{run.name}.log")
         for run in runs
@@ -349,6 +338,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings=options.settings,
         threads=threads,
         devices=available_devices(options.device),
+        keep_replays=options.keep_replays,
     )
     published, dopamine_notes = read_dopamine(options, runs[0].config)
     failed: dict[str, str] = {}

@@ -139,6 +139,7 @@ class Sweep:
             "--no-capture-video",
             "--threads",
             str(self.threads),
+            *(["--no-delete-replay"] if self.config.keep_replays and hasattr(self.base, "delete_replay") else []),
             *self.agent_arguments,
             *trial_arguments(self.space, trial.params, self.base),
         ]

@@ -19,7 +19,7 @@ import itertools
 import re
 import sys
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -58,6 +58,7 @@ def parse(
     layers: Layers = MappingProxyType({}),
     *,
     without_effect: bool = False,
+    adjust: Callable[[ConfigT, Collection[str]], ConfigT] | None = None,
 ) -> ConfigT:
     """Make the config that a command line describes: class defaults, then the preset's values, then the flags.
 
@@ -72,6 +73,8 @@ def parse(
         layers: field -> its value -> values of other fields. They apply where the field's flag is given: over the
             preset, under the other flags.
         without_effect: accept flags that have no effect.
+        adjust: changes the config of a new run where other settings require it. It gets the config, and the names of
+            the fields that flags or layers set and that it must keep.
 
     Raises:
         UserError: unknown flag or preset, wrong type, missing value, value out of range, a flag without effect, or a
@@ -100,6 +103,9 @@ def parse(
     values = _read(config_class, presets, words)
     config: ConfigT = replace(default, **values)
     validate(config)
+    if adjust is not None and saved is None:
+        config = adjust(config, {*values, *_layer_values(layers, words)})
+        validate(config)
     resumes = saved is None and getattr(config, "resume", False)  # the other settings are those of the run
     if not without_effect and not resumes:
         _refuse_without_effect(config, default, values)
@@ -226,10 +232,16 @@ def _base(
         return saved
     name = _preset_in(words) or str(getattr(config_class, "preset", ""))
     values: dict[str, Any] = {**presets.get(name, {}), "preset": name} if presets else {}
+    config: ConfigT = config_class(**values | _layer_values(layers, words))
+    return config
+
+
+def _layer_values(layers: Layers, words: Sequence[str]) -> dict[str, Any]:
+    """Return the values that the layers of given flags set."""
+    values: dict[str, Any] = {}
     for field, by_value in layers.items():
         values |= by_value.get(_value_of(flag(field), words).split(" ")[0], {})
-    config: ConfigT = config_class(**values)
-    return config
+    return values
 
 
 def _preset_in(words: Sequence[str]) -> str:

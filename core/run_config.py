@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -28,6 +28,7 @@ def configure(
     name_fields: Sequence[str],
     changeable: Collection[str],
     layers: Mapping[str, Mapping[str, Mapping[str, Any]]] = MappingProxyType({}),
+    adjust: Callable[[ConfigT, Collection[str]], ConfigT] | None = None,
 ) -> ConfigT:
     """Read the config of a new run from the command line or, with --resume, that of the run.
 
@@ -38,12 +39,13 @@ def configure(
         changeable: fields that may change on resume, besides those of the hardware; a change of any other field would
             make it another run.
         layers: as in `core.command_line.parse`; the config of a resumed run already contains them.
+        adjust: as in `core.command_line.parse`.
 
     Raises:
         UserError: as in `core.command_line.parse`; a device that is not available, before the run folder is created;
             a flag that would change a setting of the resumed run.
     """
-    config = parse(config_class, presets, argv, description, layers=layers)
+    config = parse(config_class, presets, argv, description, layers=layers, adjust=adjust)
     config = replace(config, name=config.name or default_name(kind, config, name_fields))
     if not config.resume:
         if hasattr(config, "device"):

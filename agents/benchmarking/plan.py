@@ -16,16 +16,17 @@ from zerokara import envs
 from zerokara.agents.benchmarking.processes import Job
 from zerokara.agents.configs import dqn, pqn
 from zerokara.agents.configs.common import ProtocolName, Settings
+from zerokara.agents.configs.defaults import preset_values
 from zerokara.agents.configs.protocols import PROTOCOLS
 from zerokara.agents.qlearning.replay import bytes_needed
 from zerokara.agents.viewing.loading import CHECKPOINT
 from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, flag, from_dict, is_switch, negated_flag, rename, suggest, to_dict
+from zerokara.core.config import UserError, flag, from_dict, is_switch, negated_flag, note, rename, suggest, to_dict
 from zerokara.core.run import Run
 
 # Config fields that may differ between an existing run and the plan, because they do not change the learning.
-MAY_DIFFER = frozenset({"name", "resume", "quiet", "device", "threads"})
+MAY_DIFFER = frozenset({"name", "resume", "quiet", "device", "threads", "delete_replay"})
 # Config fields that the benchmark sets by options of its own, by today's and older names.
 SET_BY_BENCHMARK = frozenset(
     {"env", "preset", "seed", "name", "protocol", "resume", "total_steps", "steps", "threads", "device"}
@@ -76,6 +77,7 @@ def plan_runs(
     settings: Sequence[str],
     threads: int,
     devices: Sequence[str],
+    keep_replays: bool = False,
 ) -> list[PlannedRun]:
     """List all runs without starting any. The seed varies slowest, so that every combination has a first run early.
 
@@ -84,6 +86,7 @@ def plan_runs(
         evaluations: evenly spaced evaluations of a run, if the protocol scores by evaluation.
         settings: config fields as "field=value"; they take precedence over preset and protocol.
         devices: assigned to the runs in turn.
+        keep_replays: keep the replay buffers of finished runs.
 
     Raises:
         UserError: an environment or preset is unknown, a setting is invalid, or the runs have different lengths.
@@ -96,17 +99,22 @@ def plan_runs(
     user_fields = _parse_settings(settings)
     common: dict[str, Any] = {"protocol": protocol, "threads": threads, "capture_video": False}
     common |= {} if steps is None else {"total_steps": steps}
-    by_preset = {preset: _preset_config(preset, common, user_fields, evaluations) for preset in presets}
+    configs = {
+        (env, preset): _config(preset, {**common, "env": env}, user_fields, evaluations, keep_replays)
+        for env in dict.fromkeys(env_ids)
+        for preset in presets
+    }
     runs: list[PlannedRun] = []
     for seed in dict.fromkeys(seeds):
         for env in dict.fromkeys(env_ids):
-            for preset, (config, fields) in by_preset.items():
+            for preset in dict.fromkeys(presets):
+                config, fields = configs[env, preset]
                 own: dict[str, Any] = {"env": env, "seed": seed, "device": devices[len(runs) % len(devices)]}
                 own |= {"name": f"{name}-{re.sub(r'[^A-Za-z0-9.]+', '-', env)}-{preset}-{seed}"}
                 kind, config_class, _, _ = PRESETS[preset]
                 arguments = format_arguments(config_class, {**fields, **own})
                 runs.append(PlannedRun(env, preset, seed, kind, replace(config, **own), tuple(arguments)))
-    lengths = {run.preset: run.config.total_steps for run in runs}
+    lengths = {f"{run.preset} on {run.env}": run.config.total_steps for run in runs}
     if len(set(lengths.values())) > 1:
         each = ", ".join(f"{preset} {length:,}" for preset, length in lengths.items())
         raise UserError(f"Runs of different lengths cannot be compared ({each} steps): set one with --total-steps.")
@@ -115,12 +123,14 @@ def plan_runs(
     return runs
 
 
-def _preset_config(
-    preset: str, common: Mapping[str, Any], user_fields: Mapping[str, Any], evaluations: int
+def _config(
+    preset: str, common: Mapping[str, Any], user_fields: Mapping[str, Any], evaluations: int, keep_replays: bool
 ) -> tuple[Settings, dict[str, Any]]:
-    """Return the config shared by all runs of a preset, and the fields from which it is made."""
+    """Return the config shared by all runs of a preset in an environment, and the fields from which it is made."""
     _, config_class, read_config, preset_name = PRESETS[preset]
     fields: dict[str, Any] = {"preset": preset_name, **common, **user_fields}
+    if keep_replays and hasattr(config_class, "delete_replay"):
+        fields["delete_replay"] = False
     config = read_config(format_arguments(config_class, fields))
     if config.eval_every_steps and "eval_every_steps" not in user_fields:
         fields["eval_every_steps"] = max(1, config.total_steps // evaluations)
@@ -184,21 +194,28 @@ def run_state(run: PlannedRun) -> State:
     path = run.folder / "config.json"
     saved = to_dict(from_dict(type(run.config), Run.read_config(run.folder, run.kind)["config"], str(path)))
     for field, value in to_dict(run.config).items():
-        if field not in MAY_DIFFER and saved.get(field) != value:
+        if field in MAY_DIFFER or saved.get(field) == value:
+            continue
+        if flag(field) not in run.arguments and saved.get(field) == preset_values(run.config).get(field):
+            # Started by an older version, in which lengths and games did not change the values of a preset.
+            note(f"{run.folder} keeps its {flag(field)} {saved.get(field)}; a new run has {value}.")
+        else:
             raise UserError(
                 f"{run.folder} was started with {flag(field)} {saved.get(field)}, but this benchmark needs {value}: "
                 f"choose another --name, or remove the run first: rm -r {run.folder}."
             )
     try:
-        step = checkpoint.load(run.folder / CHECKPOINT, run.kind)["step"]
+        state = checkpoint.load(run.folder / CHECKPOINT, run.kind)
+        finished = state["step"] >= saved["total_steps"] and not state["owes_evaluation"]
     except (UserError, KeyError):  # no checkpoint yet, or a damaged one, which the run reports when it resumes
         return "started"
-    return "finished" if step >= run.config.total_steps else "started"
+    return "finished" if finished else "started"
 
 
 def make_job(run: PlannedRun, resume: bool, log: Path) -> Job:
     """Return the process that starts a run, or resumes it with the settings of its first start."""
-    arguments = ("--name", run.name, "--resume") if resume else run.arguments
+    keep = () if getattr(run.config, "delete_replay", True) else ("--no-delete-replay",)
+    arguments = ("--name", run.name, "--resume", *keep) if resume else run.arguments
     command = (sys.executable, "-m", f"zerokara.agents.{run.kind}", *arguments)
     return Job(run.name, command, log, memory_needed(run.config))
 

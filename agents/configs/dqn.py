@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from zerokara.agents.configs import names
+from zerokara.agents.configs.arcade import ARCADE
 from zerokara.agents.configs.common import Count, Fraction, OptionalCount, Positive, Settings
 from zerokara.agents.configs.presets import PAPER_PRESETS
 from zerokara.agents.configs.reading import read_agent_config
@@ -149,6 +150,8 @@ class Config(Settings):
     save_replay: bool = True
     """Store the replay buffer in files of the run folder, so that a killed run resumes with it; otherwise it is in
     memory only and lost when the process ends."""
+    delete_replay: bool = True
+    """Delete these files when the run has finished. If it is resumed for more steps, the buffer is filled again."""
 
     @property
     def value_range(self) -> tuple[float, float]:
@@ -202,6 +205,6 @@ def read_config(argv: Sequence[str] | None = None, description: str = "") -> Con
         UserError: as in `core.run_config.configure`; two settings contradict each other; with --resume, a flag
             contradicts the config of the run.
     """
-    config = read_agent_config(Config, PRESETS, argv, description, KIND)
+    config = read_agent_config(Config, PRESETS, argv, description, KIND, ARCADE)
     refuse_contradictions(config)
     return config

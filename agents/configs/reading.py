@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from zerokara.agents.configs.common import Settings
+from zerokara.agents.configs.lengths import fit_lengths
 from zerokara.agents.configs.protocols import OVERRIDES
 from zerokara.core.backbones.registry import is_custom
 from zerokara.core.config import UserError
@@ -21,6 +24,7 @@ CHANGEABLE = {
     "stop_at_return",
     "eval_episodes",
     "capture_video",
+    "delete_replay",
     "env_errors",
     "env_workers",
 }
@@ -41,14 +45,31 @@ def read_agent_config(
     argv: Sequence[str] | None,
     description: str,
     kind: str,
+    games: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> ConfigT:
     """Read the config from the command line; with --resume, from the run folder.
 
-    The default name of a run is like pqn-Pong-v5-paper-1: kind, environment, preset, seed.
+    The default name of a run is like pqn-Pong-v5-paper-1: kind, environment, preset, seed. Lengths are reduced where
+    the run is too short for them (agents/configs/lengths.py).
+
+    Args:
+        config_class: class of the config.
+        presets: values by preset name.
+        argv: words after the program's name; None: those of the process.
+        description: what the program does.
+        kind: kind of the run.
+        games: environment -> values that take the place of those of the default preset.
 
     Raises:
         UserError: as in `core.run_config.configure`; a backbone that does not fit the type of the observations.
     """
+    default_preset = getattr(config_class, "preset", "")
+
+    def adjust(config: ConfigT, given: Collection[str]) -> ConfigT:
+        own = games.get(config.env, {}) if config.preset == default_preset else {}
+        config = replace(config, **{name: value for name, value in own.items() if name not in given})
+        return fit_lengths(config, given)
+
     config = configure(
         config_class,
         presets,
@@ -58,6 +79,7 @@ def read_agent_config(
         name_fields=("env", "preset", "seed"),
         changeable=CHANGEABLE,
         layers=LAYERS,
+        adjust=adjust,
     )
     check_backbone(config)
     config.env_settings()  # a mistake in --env-kwargs is reported before anything is created

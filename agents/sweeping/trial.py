@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from zerokara.agents.qlearning.replay_deletion import delete_replays
 from zerokara.agents.viewing.curves import read_metrics
+from zerokara.core.config import note
 from zerokara.core.file_lock import lock as lock_file
 from zerokara.core.programs import import_path
 
@@ -88,8 +89,7 @@ class TrialProcess:
 
     def delete_replay(self) -> None:
         """Delete the saved replay buffer, which is needed only to resume the run."""
-        for folder in self.folder.glob("replay-*"):
-            shutil.rmtree(folder, ignore_errors=True)
+        delete_replays(self.folder, note)
 
     def curve(self, every_steps: int) -> dict[int, float]:
         """Read the evaluations so far.

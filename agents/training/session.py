@@ -27,10 +27,12 @@ from zerokara.agents.configs.common import Settings
 from zerokara.agents.qlearning.agent_file import check_network
 from zerokara.agents.qlearning.learner import Learner
 from zerokara.agents.qlearning.policy import Policy
+from zerokara.agents.qlearning.replay_deletion import delete_replays
 from zerokara.agents.training.best_agent import BestAgent
 from zerokara.agents.training.evaluation import Scores, Stopped, evaluate
 from zerokara.agents.training.parts import Part, load_parts, load_parts_of_processes, part_states
 from zerokara.agents.training.pictures import log_images, log_video
+from zerokara.agents.training.report import format_progress, format_scores, settings_lines
 from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
 from zerokara.core.config import to_dict
@@ -177,10 +179,10 @@ class Session(ABC):
             self.run.warn(self.env.warnings.pop(0))
 
     def print_settings(self, deviations: Iterable[str], **more: Any) -> None:
-        """Print differences between preset and paper, and the settings of the environment with those of `more`."""
-        for deviation in deviations:
-            self.run.print(f"preset {self.config.preset} differs from its paper: {deviation}")
-        self.run.print(f"{self.config.env}: {format_settings({**self.env.settings, **more})}")
+        """Print differences from paper and preset, and the settings of the environment with those of `more`."""
+        settings = {**self.env.settings, **more}
+        for line in settings_lines(self.config, settings, deviations, new=not self.resumed):
+            self.run.print(line)
 
     def iterations(
         self,
@@ -189,7 +191,8 @@ class Session(ABC):
     ) -> Iterator[None]:
         """Yield before each iteration of the training loop, and log, evaluate and save between iterations.
 
-        Ends after `total_steps`, when `stop_at_return` is reached, or after a signal; then the run is saved.
+        Ends after `total_steps`, where a last evaluation is done, when `stop_at_return` is reached, or after a signal;
+        then the run is saved. The replay buffer of a finished run is deleted (`delete_replay`).
 
         Args:
             more_metrics: returns metrics of the algorithm for a log entry.
@@ -222,11 +225,22 @@ class Session(ABC):
             # The processes save together, so that they have checkpoints of the same steps.
             if due(config.checkpoint_every_steps) or self.world.any(checkpoint_needed(), self.compute.torch_device):
                 self.save()
+        if self.world.is_main and self.step >= config.total_steps and not (self.is_finished or run.stop_requested):
+            self.goal_reached = self.evaluate_and_log()
         if run.stop_requested:
             run.print_stop()
         self.save()
+        if self.world.is_main and self.is_finished and getattr(config, "delete_replay", False):
+            delete_replays(run.folder, run.warn)
         known = {"eval/return": self.last_score, "train/return": self.mean_return}
         run.hparams(to_dict(config), [name for name, value in known.items() if value is not None])
+
+    @property
+    def is_finished(self) -> bool:
+        """True in the main process if the run has reached its goal, or its last step and the evaluation there."""
+        config = self.config
+        evaluated = not config.eval_every_steps or self.last_evaluation_step == self.step
+        return self.goal_reached or (self.step >= config.total_steps and evaluated and not self.evaluation_pending)
 
     def _must_stop(self) -> bool:
         """Return True if a process has reached the goal or received a signal. Every process must call this method."""
@@ -353,16 +367,12 @@ class Session(ABC):
     def closing_message(self) -> str:
         """Closing message: the last returns, and the command to resume the run or to watch the agent."""
         config = self.config
-        score = f"evaluation {self.last_score:.2f}" if self.last_score is not None else "not evaluated yet"
-        if self.best.score is not None:
-            score += f" (best: {self.best.score:.2f} at step {self.best.step:,})"
-        if self.mean_return is not None:
-            score += f", last {len(self.returns)} training episodes {self.mean_return:.2f}"
-        if self.goal_reached or self.step >= config.total_steps:
+        if self.is_finished:
             next_command = f"watch it with: {program_command('agents.play')} runs/{config.name}"
         else:
             next_command = f"resume with: {resume_command(self.program, config.name)}"
-        return f"{config.env} at step {self.step:,}: {score}; {next_command}"
+        scores = format_progress(self.last_score, self.best.score, self.best.step, self.returns, self.updates)
+        return f"{config.env} at step {self.step:,}: {scores}; {next_command}"
 
     # ---- checkpoints
 
@@ -432,14 +442,3 @@ class Session(ABC):
         if "best" in state:  # not in checkpoints of 0.1
             self.best.load_state_dict(state["best"])
         self.clock.hours = state["hours"]
-
-
-def format_scores(scores: Scores) -> str:
-    """Format scores as text: "mean raw return 18.20 (standard error 0.41)"."""
-    cut = f", {scores.cut} cut for length" if scores.cut else ""
-    return f"mean raw return {scores.mean:.2f} (standard error {scores.standard_error:.2f}{cut})"
-
-
-def format_settings(settings: Mapping[str, Any]) -> str:
-    """Format settings as text: "protocol nature, frame_skip 4"."""
-    return ", ".join(f"{key} {value}" for key, value in settings.items())

@@ -202,7 +202,7 @@ def test_a_stopped_run_resumes_bitwise_identically(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    pqn.main([*TINY, "--name", "pqn", "--total-steps", "160"])
+    pqn.main([*TINY, "--name", "pqn", "--total-steps", "200"])  # where an evaluation is due in any case
     pqn.main(["--name", "pqn", "--resume", "--total-steps", "400", "--quiet"])
     assert metrics(tmp_path / "runs" / "pqn") == metrics(finished / "runs" / "pqn")
     ours, theirs = (checkpoint.load(root / "runs" / "pqn" / "checkpoint-0.pt", "pqn") for root in (tmp_path, finished))
@@ -213,9 +213,10 @@ def test_a_stopped_run_resumes_bitwise_identically(
 
 def test_evaluate_reads_pqn_runs(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(finished)
-    agent = load_agent(Path("runs/pqn"), threads=1)
+    agent = load_agent(Path("runs/pqn"), which="last", threads=1)
     assert (agent.step, agent.num_actions, agent.config.eval_epsilon) == (400, 3, 0)
-    evaluate.main(["runs/pqn", "--episodes", "2", "--max-steps", "20", "--json", "--device", "cpu"])
+    words = ["--which", "last", "--episodes", "2", "--max-steps", "20", "--json", "--device", "cpu"]
+    evaluate.main(["runs/pqn", *words])
     assert (Path("runs/pqn") / "evaluation-400.json").exists()
 
 

@@ -55,6 +55,7 @@ LEARNS_CATCH = (
     *("--replay-capacity", "50000", "--eval-every-steps", "20000", "--no-capture-video"),
     # A ball falls for 18 steps. With the ten-step returns of `fast` for Pong, the return does not exceed 4.1.
     *("--n-step", "5", "--stop-at-return", "4.75"),
+    *("--final-learning-rate", "1e-4", "--learning-rate-decay-steps", "500000"),
 )
 
 

@@ -100,6 +100,13 @@ def test_best_settings_are_found_and_printed_as_commands(capsys: pytest.CaptureF
     assert all(Path(f"runs/s/{name}.png").read_bytes().startswith(b"\x89PNG") for name in ("history", "importance"))
 
 
+def test_replay_buffers_are_kept_if_asked_for() -> None:
+    run(RATES, "--trials", "1", "--keep-replays", *SHORT)
+    (folder,) = Path("runs/s/runs").iterdir()
+    assert (folder / "replay-0").exists()
+    assert "--no-delete-replay" in json.loads((folder / "config.json").read_text())
+
+
 def test_value_of_a_trial_is_the_mean_over_seeds() -> None:
     (found,) = run("learning_rate=0.0005,1", "--trials", "1", "--seeds", "3", "--objective", "area", *SHORT)
     areas = [550 * 0.0005 + seed for seed in (1, 2, 3)]

@@ -13,6 +13,7 @@ import torch
 
 from zerokara.agents.benchmarking import plan as benchmark_plan
 from zerokara.agents.benchmarking.plan import (
+    PRESETS,
     PlannedRun,
     divide_cores,
     make_job,
@@ -24,6 +25,7 @@ from zerokara.agents.benchmarking.plan import (
 from zerokara.agents.configs import dqn
 from zerokara.agents.configs.common import ProtocolName
 from zerokara.agents.configs.dqn import Config
+from zerokara.core import checkpoint
 from zerokara.core.config import UserError, from_dict
 
 CATCH, SNAKE = "zerokara/Catch-v0", "zerokara/Snake-v0"
@@ -66,6 +68,17 @@ def test_arguments_give_the_planned_config() -> None:
     assert planned(settings=("capture_video=True", "eval_every_steps=50"))[0].config.eval_every_steps == 50
 
 
+def test_each_game_has_its_settings_and_replays_are_kept_if_asked_for() -> None:
+    runs = planned((CATCH, SNAKE), ("fast", "pqn-paper"), keep_replays=True)
+    assert [run.config.backbone for run in runs if isinstance(run.config, Config)] == ["der", "nature"]
+    for run in runs:
+        assert ("--no-delete-replay" in run.arguments) == (run.kind == "dqn")
+        assert PRESETS[run.preset][2](run.arguments) == run.config
+        resumed = make_job(run, True, Path("log")).command
+        assert ("--no-delete-replay" in resumed) == (run.kind == "dqn")
+    assert not any("delete-replay" in word for run in planned((CATCH,)) for word in run.arguments)
+
+
 def test_protocols_set_total_steps_and_evaluations() -> None:
     (machado,) = planned(protocol="machado")
     assert machado.config.eval_every_steps == 0
@@ -96,7 +109,7 @@ def test_devices_are_assigned_in_turn() -> None:
         ({"settings": ("munchausen=true", "double=true")}, "cannot be combined"),
         (
             {"presets": ("fast", "nature"), "steps": None},
-            r"\(fast 1,000,000, nature 50,000,000 steps\): set one with --to",
+            r"\(fast on \S+Catch-v0 60,000, nature on \S+Catch-v0 50,000,000 steps\): set one with --to",
         ),
     ],
 )
@@ -119,6 +132,9 @@ def planned_catch_run(catch_run: Path) -> PlannedRun:
 def test_state_of_a_run(catch_run: Path) -> None:
     run = planned_catch_run(catch_run)
     assert run_state(run) == "finished"
+    state = checkpoint.load(catch_run / "checkpoint-0.pt", "dqn")
+    checkpoint.save(catch_run / "checkpoint-0.pt", {**state, "owes_evaluation": True}, "dqn")
+    assert run_state(run) == "started", "the last evaluation was interrupted"
     (catch_run / "checkpoint-0.pt").write_bytes(b"damaged")
     assert run_state(run) == "started"  # the run itself reports the damage
     (catch_run / "checkpoint-0.pt").unlink()

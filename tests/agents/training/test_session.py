@@ -14,19 +14,14 @@ import pytest
 import torch
 
 from tests.agents.scripted import Origin, origin_of
-from tests.agents.training.recorded import NUM_ENVS, Learner, Make
+from tests.agents.training.recorded import NUM_ENVS, Learner, Make, scores
 from tests.programs import metrics
 from zerokara import envs
 from zerokara.agents.training import session
-from zerokara.agents.training.evaluation import Scores
 from zerokara.agents.training.session import Session
 from zerokara.core import checkpoint
 from zerokara.core.config import UserError
 from zerokara.core.distributed import World
-
-
-def scores(mean: float, *, cut: int = 0) -> Scores:
-    return Scores((mean - 1, mean, mean + 1), (10, 20, 60), cut)
 
 
 def origins(of: Session) -> list[Origin]:
@@ -69,8 +64,9 @@ def test_it_logs_evaluates_and_saves_when_due(make: Make, tmp_path: Path) -> Non
     recorded.scores = [scores(2.0, cut=1), scores(3.0)]
     recorded.train(lambda: {"more": recorded.session.step}, lambda: recorded.session.step == 8)
     assert recorded.saves == [0, 8, 32, 64, 80], "at the start, when needed, when due, at the end"
-    assert [evaluation["step"] for evaluation in recorded.evaluations] == [48]
-    assert recorded.images == [(Origin(0, 0, 0), 0), (Origin(0, 2, 4), 48)]
+    assert [evaluation["step"] for evaluation in recorded.evaluations] == [48, 80], "when due, and at the end"
+    assert recorded.images[:2] == [(Origin(0, 0, 0), 0), (Origin(0, 2, 4), 48)]
+    assert [step for _, step in recorded.images] == [0, 48, 80]
     assert recorded.videos == []
     rows = metrics(tmp_path / "run")
     logged = [row for row in rows if "more" in row]
@@ -83,12 +79,13 @@ def test_it_logs_evaluates_and_saves_when_due(make: Make, tmp_path: Path) -> Non
     assert logged[1]["train/length"] == np.mean([4, 4, 5, 5, 3, 3, 6, 6])
     assert logged[-1]["train/return"] == pytest.approx(recorded.session.mean_return)
     assert logged[-1]["train/loss"] == 0.5
-    (evaluated,) = [row for row in rows if "eval/return" in row]
+    evaluated, last = [row for row in rows if "eval/return" in row]
     assert evaluated == {"step": 48, "eval/return": 2.0, "eval/length": 30.0, "eval/cut": 1}
-    assert recorded.session.last_score == 2.0
+    assert last == {"step": 80, "eval/return": 3.0, "eval/length": 30.0, "eval/cut": 0}
+    assert recorded.session.last_score == 3.0
     assert not recorded.session.evaluation_pending
     assert recorded.session.closing_message().startswith(
-        "ALE/Pong-v5 at step 80: evaluation 2.00 (best: 2.00 at step 48), last 16 training episodes "
+        "ALE/Pong-v5 at step 80: evaluation 3.00 (best: 3.00 at step 80), last 16 training episodes "
     )
     assert recorded.session.closing_message().endswith("; watch it with: python -m agents.play runs/run")
 

@@ -1,0 +1,62 @@
+"""Lines that a training run prints about its settings and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from zerokara.agents.configs.common import Settings
+from zerokara.agents.configs.defaults import default_values
+from zerokara.agents.configs.lengths import describe_lengths
+from zerokara.agents.training.evaluation import Scores
+
+
+def settings_lines(
+    config: Settings, environment: Mapping[str, Any], deviations: Iterable[str], *, new: bool
+) -> Iterator[str]:
+    """Yield lines about the settings of a run.
+
+    Args:
+        config: config of the run.
+        environment: settings of the environment.
+        deviations: differences between preset and paper.
+        new: the run is not resumed, so its lengths are those of this command.
+    """
+    for deviation in deviations:
+        yield f"preset {config.preset} differs from its paper: {deviation}"
+    if new and (lengths := describe_lengths(config, default_values(config))):
+        yield f"lengths that fit {config.total_steps:,} steps: {lengths}"
+    yield f"{config.env}: {format_settings(environment)}"
+
+
+def format_progress(
+    last: float | None, best: float | None, best_step: int, returns: Collection[float], updates: int
+) -> str:
+    """Format the scores of a run: "evaluation 3.10 (best: 4.20 at step 400), last 100 training episodes 2.00".
+
+    Args:
+        last: mean raw return of the last evaluation.
+        best: that of the best evaluation.
+        best_step: step of the best evaluation.
+        returns: raw returns of the last training episodes.
+        updates: gradient steps so far.
+    """
+    score = "not evaluated yet" if last is None else f"evaluation {last:.2f}"
+    if best is not None:
+        score += f" (best: {best:.2f} at step {best_step:,})"
+    if returns:
+        score += f", last {len(returns)} training episodes {np.mean(list(returns)):.2f}"
+    return score if updates else f"{score}, the network is untrained: there was no update"
+
+
+def format_scores(scores: Scores) -> str:
+    """Format scores as text: "mean raw return 18.20 (standard error 0.41)"."""
+    cut = f", {scores.cut} cut for length" if scores.cut else ""
+    return f"mean raw return {scores.mean:.2f} (standard error {scores.standard_error:.2f}{cut})"
+
+
+def format_settings(settings: Mapping[str, Any]) -> str:
+    """Format settings as text: "protocol nature, frame_skip 4"."""
+    return ", ".join(f"{key} {value}" for key, value in settings.items())
