@@ -38,6 +38,7 @@ DQN = (
     *(*SMALL, "--backbone", "my_net.py:MyNet", "--name", "own", "--total-steps", "400", "--learning-starts", "100"),
     *("--batch-size", "8", "--train-every-steps", "16", "--replay-capacity", "1000", "--log-every-steps", "40"),
     *("--eval-every-steps", "200", "--eval-episodes", "2", "--checkpoint-every-steps", "200"),
+    *("--epsilon-decay-steps", "200", "--learning-rate-decay-steps", "400", "--target-update-steps", "40"),
 )
 PQN = (
     *(*SMALL, "--backbone", "my_net.py:MyNet", "--name", "own", "--total-steps", "256", "--rollout-steps", "8"),
@@ -93,12 +94,15 @@ def test_a_run_can_be_resumed_evaluated_and_played_while_the_file_is_there(
 def test_a_resumed_run_gives_the_same_numbers(file: Path) -> None:
     """Among them those of BatchNorm and dropout."""
     dqn.main([*DQN, "--name", "whole"])
-    dqn.main([*DQN, "--name", "parts", "--total-steps", "200"])
+    dqn.main([*DQN, "--name", "parts", "--total-steps", "200", "--no-delete-replay"])
     dqn.main(["--name", "parts", "--resume", "--quiet", "--total-steps", "400"])
     whole = [line for line in metrics(Path("runs/whole")) if "train/loss" in line]
     parts = [line for line in metrics(Path("runs/parts")) if "train/loss" in line]
     assert whole == parts
-    weights = [load_agent(Path("runs") / name, threads=1).policy.network.state_dict() for name in ("whole", "parts")]
+    weights = [
+        load_agent(Path("runs") / name, which="last", threads=1).policy.network.state_dict()
+        for name in ("whole", "parts")
+    ]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 

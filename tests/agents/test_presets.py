@@ -20,7 +20,7 @@ RAINBOW = (
     *("--train-every-steps", "16", "--replay-capacity", "600", "--target-update-steps", "64"),
     *("--log-every-steps", "80", "--checkpoint-every-steps", "100", "--eval-every-steps", "240"),
     *("--eval-episodes", "2", "--eval-max-steps", "10", "--n-step-start", "6", "--gamma-start", "0.9"),
-    *("--n-step-gamma-anneal-updates", "8", "--reset-every-updates", "10"),
+    *("--n-step-gamma-anneal-updates", "8", "--reset-every-updates", "10", "--per-beta-steps", "480"),
 )
 
 
@@ -28,7 +28,7 @@ def test_rainbow_resumes_bitwise_identically(tmp_path: Path, monkeypatch: pytest
     """Resume a run with all parts that have state: priorities, noise, annealing and resets."""
     monkeypatch.chdir(tmp_path)
     dqn.main([*RAINBOW, "--name", "whole"])
-    dqn.main([*RAINBOW, "--name", "halves", "--total-steps", "260"])
+    dqn.main([*RAINBOW, "--name", "halves", "--total-steps", "240", "--no-delete-replay"])
     dqn.main(["--name", "halves", "--resume", "--total-steps", "480", "--quiet"])
     assert metrics(tmp_path / "runs" / "whole") == metrics(tmp_path / "runs" / "halves")
     whole, halves = (checkpoint.load(tmp_path / "runs" / n / "checkpoint-0.pt", "dqn") for n in ("whole", "halves"))
