@@ -22,6 +22,7 @@ COMMON = (
 DQN = (
     *("-m", "agents.dqn", *COMMON, "--batch-size", "24", "--train-every-steps", "24", "--learning-starts", "240"),
     *("--replay-capacity", "1200", "--target-update-steps", "240", "--noisy", "--per-alpha", "0.5"),
+    "--no-delete-replay",
 )
 PQN = ("-m", "agents.pqn", *COMMON, "--rollout-steps", "5", "--num-minibatches", "2")
 STEPS = {"dqn": 960, "pqn": 960}
