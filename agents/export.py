@@ -2,6 +2,7 @@
 
     python -m agents.export runs/pong
     python -m agents.export runs/pong --out pong.onnx
+    python -m agents.export pong                        # an agent of the zoo
 
 Without --out, or with a folder as --out, two files are written: <name>.safetensors has the weights and, as metadata,
 the settings of agent and environment, and is loaded like a run (`python -m agents.play pong.safetensors`). <name>.onnx
@@ -35,13 +36,14 @@ from torch import Tensor, nn
 from zerokara.agents.qlearning.agent_file import BEST, AgentMetadata
 from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.network import QNetwork
-from zerokara.agents.viewing.loading import Agent, Which, evaluation_seed, load_agent
+from zerokara.agents.viewing.loading import Agent, Which, evaluation_seed, find_agent, load_agent
 from zerokara.core.command_line import parse
 from zerokara.core.config import Positional, Range, UserError, run_main, to_saved
 from zerokara.core.models import onnx_file
 from zerokara.core.models.exporting import Function, compare, put_in_place
 from zerokara.core.models.model_file import run_origin
 from zerokara.core.programs import program_command
+from zerokara.core.report import run_folders
 from zerokara.core.run import Run
 from zerokara.envs import VectorEnv
 
@@ -56,7 +58,7 @@ class Options:
     """Options of agents.export."""
 
     agent: Annotated[str, Positional("runs/<name>")] = ""
-    """Run folder, or model file of an agent."""
+    """Run folder, model file, or name of an agent in the zoo."""
     which: Which = "best"
     """Weights of a run: those of its best evaluation, or of its last checkpoint."""
     out: str = ""
@@ -189,11 +191,8 @@ def write_onnx(agent: Agent, metadata: AgentMetadata, env: VectorEnv, example: T
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program: load the agent, play, write the files, check them, put them in place."""
     options = parse(Options, {}, argv, __doc__ or "")
-    if not options.agent:
-        raise UserError(
-            f"No agent was given: type a run folder, as in {program_command('agents.export')} runs/<name>, or a file."
-        )
-    agent = load_agent(Path(options.agent), which=options.which)
+    (source,) = run_folders((options.agent,), program_command("agents.export"), find_agent)
+    agent = load_agent(source, which=options.which)
     paths = output_paths(options, agent)
     if any(path.suffix == ".onnx" for path in paths):
         onnx_file.check_packages()

@@ -173,7 +173,7 @@ def test_mistakes_get_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
     for words, message in (
-        ([], "No agent was given: type a run folder, as in .*agents.export runs/<name>, or a file"),
+        ([], r"No run was named: give its folder, as in .*agents\.export runs/<name>"),
         ([str(path), "--out", "x"], "onnxscript, which is not installed: pip install onnx onnxscript onnxruntime"),
         ([str(path), "--no-onnx", "--out", "a.onnx"], "--out a.onnx is an ONNX file, and --no-onnx leaves it out"),
         ([str(path), "--no-onnx", "--out", "."], "agent.safetensors is the file to be exported"),
