@@ -199,7 +199,7 @@ def test_a_network_that_cannot_be_exported_gets_a_sentence() -> None:
         "        super().__init__()\n"
         "        self.weight = nn.Parameter(torch.ones(1))\n\n"
         "    def forward(self, x):\n"
-        "        return nn.functional.adaptive_max_pool2d(x * self.weight, 3)\n"
+        "        return nn.functional.adaptive_max_pool2d(x * self.weight, 5)\n"
     )
     path = save_agent(backbone="my_net.py:Net", width_multiplier=1.0)
     with pytest.raises(UserError, match=r"exporter does not support this network \(.*\): leave the file out with --no"):
