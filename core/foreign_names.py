@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 TENSORBOARD = "is not an option here: every run is logged for TensorBoard (tensorboard --logdir runs)."
+WANDB = "is not an option here: choose --track wandb; the environment variable WANDB_PROJECT names the project."
 PRECISION = "is not an option here: choose --precision float32 or --precision bfloat16."
 DEVICE = "is not an option here: choose --device cpu, --device cuda or --device mps."
 PROCESSES = "is not an option here: start the program with torchrun, which runs one process per GPU."
@@ -54,9 +55,11 @@ FOREIGN_NAMES: Mapping[str, str] = {
     "workers": IN_MEMORY,
     "num_workers": IN_MEMORY,
     "j": IN_MEMORY,
-    "track": TENSORBOARD,
-    "wandb": TENSORBOARD,
-    "log_wandb": TENSORBOARD,
+    "wandb": WANDB,
+    "log_wandb": WANDB,
+    "wandb_project": WANDB,
+    "wandb_project_name": WANDB,
+    "mlflow": "is not an option here: choose --track mlflow.",
     "tensorboard": TENSORBOARD,
     "log_dir": TENSORBOARD,
     "logdir": TENSORBOARD,
@@ -66,6 +69,12 @@ FOREIGN_NAMES: Mapping[str, str] = {
 # Answers of a program that runs in one process, in place of those that name torchrun.
 ONE_PROCESS_NAMES: Mapping[str, str] = {
     name: ONE_PROCESS for name, answer in FOREIGN_NAMES.items() if answer == PROCESSES
+}
+
+# Answers of an experiment, whose runs cannot be tracked, in place of those that name --track.
+UNTRACKED_NAMES: Mapping[str, str] = {
+    "track": TENSORBOARD,
+    **{name: TENSORBOARD for name, answer in FOREIGN_NAMES.items() if "--track" in answer},
 }
 
 DATA_NAMES: Mapping[str, str] = {

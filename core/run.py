@@ -7,7 +7,8 @@
         run.close("reached 20.1; resume with ...")
 
 A run folder holds config.json, metrics.jsonl, TensorBoard's event files, media/, lock, and the files of the program
-that trains (checkpoints, model files). A failure to write metrics, TensorBoard events or media is warned about once and
+that trains (checkpoints, model files). With the option `track`, metrics, media and settings also go to a tracking
+service (core/tracking.py). A failure to write or to send metrics, TensorBoard events or media is warned about once and
 does not end training.
 """
 
@@ -19,7 +20,6 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, Any, Self
@@ -30,17 +30,16 @@ from torch import Tensor, nn
 
 from zerokara.core import checkpoint, media
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, error_summary, to_dict, to_saved
+from zerokara.core.config import UserError, error_summary, to_dict
 from zerokara.core.distributed import World
-from zerokara.core.machine import describe_machine, describe_versions, git_commit
 from zerokara.core.metrics import Scalar, as_numbers, json_line
 from zerokara.core.process_checkpoints import LoadProcesses, ProcessCheckpoints
-from zerokara.core.programs import command
 from zerokara.core.progress import Progress
 from zerokara.core.report import write_json
 from zerokara.core.resumed_compute import adapt_compute
-from zerokara.core.run_folder import lock_folder, read_config
+from zerokara.core.run_folder import first_config, lock_folder, read_config
 from zerokara.core.tensorboard_writer import TensorBoardWriter
+from zerokara.core.tracking import Tracking, connect
 
 MAX_NAME_BYTES = 255  # of a folder on common file systems
 
@@ -76,7 +75,7 @@ class Run:
 
         Raises:
             UserError: the folder already holds a run, is in use, is missing, or holds a run of another kind; or `name`
-                is not a valid folder name.
+                is not a valid folder name; or the client of the tracking service is not installed.
         """
         if not re.fullmatch(r"\w[\w.+=-]*", name):
             raise UserError(f"--name cannot be {name!r}: use only letters, digits and . _ + = - for the folder's name.")
@@ -93,7 +92,8 @@ class Run:
         self._metrics: IO[bytes] | None = None
         self._metrics_bytes = 0  # length of metrics.jsonl up to the end of the last complete line
         self._board = TensorBoardWriter(_events_folder(self.folder), self.warn)
-        self._closed = False
+        self._tracking = Tracking(None, self.warn)
+        self._closed = self._failed = False
         self.checkpoints = ProcessCheckpoints(self.folder, kind, world, resume=resume)
         self.extra = dict(extra or {})  # as in config.json: a resumed run gets the values of its first start
         with world.raising_together():
@@ -103,23 +103,18 @@ class Run:
 
     def _open_folder(self, config: Any, kind: str, resume: bool) -> None:
         """Create or open the folder, lock it, and write config.json for a new run."""
+        self._tracking = Tracking(connect(getattr(config, "track", "off")), self.warn)
         if resume:
             self.extra = read_config(self.folder, kind)["extra"]
         remedy = "resume it with --resume" if hasattr(config, "resume") else "remove it"
         self._lock = lock_folder(self.folder, resume=resume, remedy=remedy)
-        if resume:
-            return
-        content = {
-            "kind": kind,
-            "config": to_saved(config),
-            "extra": self.extra,
-            "versions": describe_versions(),
-            "git_commit": git_commit(),
-            "machine": describe_machine(),
-            "command": command(),
-            "created": datetime.now(UTC).isoformat(timespec="microseconds"),
-        }
-        write_json(self.folder / "config.json", content)
+        content = self.read_config(self.folder) if resume else first_config(config, kind, self.extra)
+        tracked = self._tracking.find_or_create(self.folder.name, self.extra.get("tracking", {}))
+        if tracked:
+            self.extra = {**self.extra, "tracking": tracked}
+        if not resume or content["extra"] != self.extra:
+            write_json(self.folder / "config.json", {**content, "extra": self.extra})
+        self._tracking.start(self.folder, {"kind": kind, **to_dict(config)})
 
     def save_extra(self, **extra: Any) -> None:
         """Add values determined after the start, such as the hardware choice, to `extra` in config.json.
@@ -198,6 +193,7 @@ class Run:
         with self._warn_on_failure("metrics.jsonl"):
             self._append("".join(json_line(step, row) for step, row in rows).encode())
         self._board.scalars(rows)
+        self._tracking.scalars(rows)
 
     def _append(self, lines: bytes) -> None:
         """Append complete lines to metrics.jsonl, or nothing if the write fails."""
@@ -235,9 +231,11 @@ class Run:
                 self.warn(f"{path} is shorter than it was at the checkpoint: some lines are lost; training continues.")
             if size:
                 with path.open("r+b") as file:
-                    keep = file.read(keep).rfind(b"\n") + 1
+                    lines = file.read(keep)
+                    keep = lines.rfind(b"\n") + 1
                     file.truncate(keep)  # atomic for the file system: the old length or the new one
                     os.fsync(file.fileno())
+                self._tracking.history(lines[:keep])
             self._metrics_bytes = keep
 
     def save(self, path: Path, state: Mapping[str, Any]) -> None:
@@ -303,14 +301,18 @@ class Run:
         with self._warn_on_failure("media"):
             encoded = media.png_bytes(picture)
             self._board.image(tag, step, encoded)
-            checkpoint.write_atomically(self._media_path(tag, step, "png"), lambda file: file.write(encoded))
+            path = self._media_path(tag, step, "png")
+            checkpoint.write_atomically(path, lambda file: file.write(encoded))
+            self._tracking.media(tag, step, path)
 
     def video(self, tag: str, step: int, frames_THWC: np.ndarray, fps: float) -> None:
         """Write RGB frames (T, H, W, 3) uint8 to media/<tag>-<step>.mp4, and as a GIF to TensorBoard's images."""
         if not self.world.is_main:
             return
         with self._warn_on_failure("media"):
-            media.write_mp4(self._media_path(tag, step, "mp4"), frames_THWC, fps)
+            path = self._media_path(tag, step, "mp4")
+            media.write_mp4(path, frames_THWC, fps)
+            self._tracking.media(tag, step, path)
         with self._warn_on_failure("media"):
             self._board.image(tag, step, media.gif_bytes(frames_THWC, fps))
 
@@ -341,6 +343,7 @@ class Run:
         if self.world.is_main:
             self.flush()
             self._board.hparams(config, metrics)
+            self._tracking.settings(config)
 
     def log_results(self, step: int, config: Any, results: Mapping[str, float]) -> None:
         """Log the results of a finished run as final/<name>, and write its settings with them to HPARAMS.
@@ -396,11 +399,12 @@ class Run:
                 signal.signal(number, handler)
 
     def close(self, summary: str = "") -> None:
-        """Flush, print the closing line, and unlock the folder. A second call does nothing."""
+        """Flush, end the tracked run, print the closing line, unlock the folder. A second call does nothing."""
         if self._closed:
             return
         self._closed = True
         self.flush()
+        self._tracking.close("KILLED" if self.stop_requested else "FAILED" if self._failed else "FINISHED")
         self._progress.close(summary if self.world.is_main else "")
         self._board.close()
         if self._metrics is not None:
@@ -414,6 +418,7 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._failed = kind is not None
         self.close()
 
 

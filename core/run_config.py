@@ -14,6 +14,7 @@ from zerokara.core.compute import find_device
 from zerokara.core.config import UserError, flag, from_dict, to_dict
 from zerokara.core.resumed_compute import HARDWARE_FIELDS, options_on_resume
 from zerokara.core.run import Run
+from zerokara.core.tracking import check as check_tracking
 
 ConfigT = TypeVar("ConfigT", bound=Any)
 
@@ -42,21 +43,23 @@ def configure(
         adjust: as in `core.command_line.parse`.
 
     Raises:
-        UserError: as in `core.command_line.parse`; a device that is not available, before the run folder is created;
-            a flag that would change a setting of the resumed run.
+        UserError: as in `core.command_line.parse`; a device or tracking service that is not available, before the run
+            folder is created; a flag that would change a setting of the resumed run.
     """
     config = parse(config_class, presets, argv, description, layers=layers, adjust=adjust)
     config = replace(config, name=config.name or default_name(kind, config, name_fields))
     if not config.resume:
         if hasattr(config, "device"):
             find_device(config.device)
+        check_tracking(getattr(config, "track", "off"), resume=False)
         return config
     folder = Path("runs") / config.name
     content = Run.read_config(folder, kind)
     saved = from_dict(config_class, content["config"], f"{folder}/config.json")
     requested = parse(config_class, presets, argv, description, saved=replace(saved, resume=True, quiet=False))
     requested = replace(requested, name=config.name)
-    may_differ = {*changeable, *HARDWARE_FIELDS, "name"}  # the folder may have been renamed or copied
+    # The folder may have been renamed or copied, and a run may be tracked from here on, or no longer.
+    may_differ = {*changeable, *HARDWARE_FIELDS, "name", "track"}
     for field, value in to_dict(requested).items():
         began = getattr(saved, field)
         if field not in may_differ and value != (list(began) if isinstance(began, tuple) else began):
@@ -64,6 +67,7 @@ def configure(
                 f"{folder} was started with {flag(field)} {began} and cannot be resumed with {value}: "
                 f"leave the flag out, or start a new run with another --name."
             )
+    check_tracking(getattr(requested, "track", "off"), resume=True)
     given = given_fields(config_class, presets, argv, saved)
     return replace(requested, **options_on_resume(requested, given, content["extra"].get("compute")))
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from zerokara.core.config import UserError, error_summary, suggest
+from zerokara.core.config import UserError, error_summary, suggest, to_saved
 from zerokara.core.file_lock import lock as lock_file
+from zerokara.core.machine import describe_machine, describe_versions, git_commit
+from zerokara.core.programs import command
 
 # Files that a run leaves behind which was killed before config.json was written. The folder is free then.
 UNFINISHED = frozenset({"lock", ".config.json.tmp"})
@@ -54,6 +58,20 @@ def lock_folder(folder: Path, *, resume: bool, remedy: str) -> IO[str]:
 
 def _is_used(folder: Path) -> bool:
     return any(path.name not in UNFINISHED for path in folder.iterdir())
+
+
+def first_config(config: Any, kind: str, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of config.json of a new run: its settings, and on what it runs."""
+    return {
+        "kind": kind,
+        "config": to_saved(config),
+        "extra": dict(extra),
+        "versions": describe_versions(),
+        "git_commit": git_commit(),
+        "machine": describe_machine(),
+        "command": command(),
+        "created": datetime.now(UTC).isoformat(timespec="microseconds"),
+    }
 
 
 def read_config(folder: Path, kind: str | None = None) -> dict[str, Any]:

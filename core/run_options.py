@@ -7,6 +7,7 @@ from typing import Annotated
 
 from zerokara.core.compute import Precision
 from zerokara.core.config import Range
+from zerokara.core.tracking import ServiceName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,8 @@ class RunOptions:
     """Resume the run of this name from its last checkpoint."""
     quiet: bool = False
     """Print only warnings and the closing message."""
+    track: ServiceName = "off"
+    """Mirror metrics, media and settings: wandb (Weights & Biases) or mlflow."""
     device: str = "auto"
     """Device: auto, cpu, cuda, cuda:<n> or mps."""
     precision: Precision = "auto"

@@ -32,7 +32,7 @@ FIRST_HPARAMS = (
     *("gamma", "total_steps", "epochs", "updates", "iterations"),
 )
 LAST_HPARAMS = ("device", "precision", "compile", "threads")
-OMITTED_HPARAMS = ("name", "resume", "quiet")  # TensorBoard shows the name of the run beside them
+OMITTED_HPARAMS = ("name", "resume", "quiet", "track")  # TensorBoard shows the name of the run beside them
 
 
 class TensorBoardWriter:

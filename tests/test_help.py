@@ -256,6 +256,8 @@ def test_a_foreign_name_is_answered(program: str, name: str) -> None:
         ("representation", "--num-labels 100", "--num-labels is --labels here"),
         ("depth", "--seed 1", "--seed is --seeds here"),
         ("depth", "--lr 0.1", "--lr is not an option here: all runs have the settings of a recipe"),
+        ("depth", "--wandb", "--wandb is not an option here: every run is logged for TensorBoard"),
+        ("classify", "--wandb", "--wandb is not an option here: choose --track wandb"),
         ("augmentation", "--model vgg16", "--model is --backbone here"),
         ("features", "--stride 2", "--stride is --step here"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,4 +67,22 @@ def test_a_mistake_creates_nothing(
     with pytest.raises(UserError, match=message) as error:
         importlib.import_module(f"zerokara.{module}").main(words.split())
     assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+TRAINING = (
+    *("agents.dqn", "agents.pqn", "generative.dcgan", "generative.style_transfer", "generative.fast_style"),
+    *("vision.classify", "vision.binary", "vision.segment", "vision.detect", "vision.caption"),
+)
+
+
+@pytest.mark.parametrize("service", ["mlflow", "wandb"])
+@pytest.mark.parametrize("module", TRAINING)
+def test_a_missing_client_of_a_tracking_service_creates_nothing(
+    module: str, service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, service, None)
+    with pytest.raises(UserError, match=f"--track {service} needs the package {service}.*type pip install {service}"):
+        importlib.import_module(f"zerokara.{module}").main(["--track", service])
     assert list(tmp_path.iterdir()) == []

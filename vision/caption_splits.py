@@ -31,7 +31,7 @@ from zerokara.vision.captioning.scoring import PairedDifference, paired_differen
 
 KIND = "caption"
 METRICS = ("bleu1", "bleu2", "bleu3", "bleu4")
-MAY_DIFFER = {"name", "split_seed", "resume", "quiet", "device", "threads", "precision", "data_dir"}
+MAY_DIFFER = {"name", "split_seed", "resume", "quiet", "track", "device", "threads", "precision", "data_dir"}
 Results = dict[int, dict[str, dict[str, float]]]  # split seed -> nic or baseline -> metric -> score
 Differences = dict[str, dict[str, PairedDifference]]  # baseline -> metric -> difference
 

@@ -26,7 +26,7 @@ from zerokara.core.config import UserError, flag, from_dict, is_switch, negated_
 from zerokara.core.run import Run
 
 # Config fields that may differ between an existing run and the plan, because they do not change the learning.
-MAY_DIFFER = frozenset({"name", "resume", "quiet", "device", "threads", "delete_replay"})
+MAY_DIFFER = frozenset({"name", "resume", "quiet", "track", "device", "threads", "delete_replay"})
 # Config fields that the benchmark sets by options of its own, by today's and older names.
 SET_BY_BENCHMARK = frozenset(
     {"env", "preset", "seed", "name", "protocol", "resume", "total_steps", "steps", "threads", "device"}

@@ -96,7 +96,6 @@ FOREIGN_NAMES: Mapping[str, str] = {
     "log_interval": "log_every_steps",
     "save_freq": "checkpoint_every_steps",
     "torch_deterministic": "is not an option here: the same seed gives the same numbers on a CPU anyway.",
-    "wandb_project_name": TENSORBOARD,
     "tensorboard_log": TENSORBOARD,
     "policy": "is not an option here: choose the network with --backbone and, for DQN, --head.",
 }
@@ -192,7 +191,17 @@ _EVALUATION = (
     "capture_video",
     "stop_at_return",
 )
-_RUN = ("preset", "name", "seed", "total_steps", "resume", "quiet", "log_every_steps", "checkpoint_every_steps")
+_RUN = (
+    "preset",
+    "name",
+    "seed",
+    "total_steps",
+    "resume",
+    "quiet",
+    "track",
+    "log_every_steps",
+    "checkpoint_every_steps",
+)
 _HARDWARE = ("device", "precision", "compile", "threads")
 
 GROUPS_DQN: Mapping[str, tuple[str, ...]] = {

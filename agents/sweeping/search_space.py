@@ -33,7 +33,7 @@ NOT_SEARCHABLE = frozenset(
     {
         *FIXED,
         *("env", "repeat_action_probability", "noop_max", "fire_reset", "max_episode_frames", "stop_at_return"),
-        *("name", "seed", "resume", "quiet", "capture_video", "delete_replay"),
+        *("name", "seed", "resume", "quiet", "track", "capture_video", "delete_replay"),
     }
 )
 

@@ -24,7 +24,8 @@ XAxis = Literal["steps", "frames", "minutes", "hours"]
 
 # Config fields that may differ between the runs of one group, because they do not change the learning.
 SAME_GROUP = frozenset(
-    {"name", "seed", "resume", "quiet", "capture_video", "delete_replay", "device", "threads", "compile", "env_workers"}
+    {"name", "seed", "resume", "quiet", "track", "capture_video", "delete_replay"}
+    | {"device", "threads", "compile", "env_workers"}
 )
 
 HOURS = "speed/hours"  # metric: hours of training of the run, without interruptions

@@ -190,6 +190,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "video_every_updates",
         "preview_images",
         "quiet",
+        "track",
     ),
     "run": ("preset", "name", "seed", "resume", "rollback"),
     "hardware": ("device", "precision", "compile", "threads"),

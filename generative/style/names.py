@@ -163,6 +163,7 @@ GROUPS_TRANSFER: Mapping[str, tuple[str, ...]] = {
         "video_every_iterations",
         "checkpoint_every_iterations",
         "quiet",
+        "track",
     ),
     "run": ("preset", "name", "seed", "resume"),
     "hardware": _HARDWARE,
@@ -174,7 +175,7 @@ GROUPS_FAST: Mapping[str, tuple[str, ...]] = {
     "loss": ("content_weight", "style_weight", "variation_weight"),
     "loss network": _LOSS_NETWORK_FIELDS,
     "optimization": ("updates", "batch_size", "learning_rate", "schedule"),
-    "logging": ("log_every_updates", "image_every_updates", "checkpoint_every_updates", "quiet"),
+    "logging": ("log_every_updates", "image_every_updates", "checkpoint_every_updates", "quiet", "track"),
     "run": ("preset", "name", "seed", "resume"),
     "hardware": _HARDWARE,
 }

@@ -111,7 +111,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "training": ("epochs", "loss", "batch_size", "learning_rate"),
     "augmentation": ("rotation_degrees", "shift", "scale", "shear_degrees", "crop_pixels", "flip"),
     "evaluation": ("test", "eval_batch_size"),
-    "run": ("preset", "name", "seed", "resume", "quiet", "log_every_updates", "checkpoint_every_updates"),
+    "run": ("preset", "name", "seed", "resume", "quiet", "track", "log_every_updates", "checkpoint_every_updates"),
     "hardware": ("device", "precision", "threads"),
 }
 

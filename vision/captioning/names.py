@@ -160,7 +160,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "max_grad_norm",
         "select",
     ),
-    "run": ("preset", "name", "seed", "resume", "quiet", "log_every_updates", "checkpoint_every_updates"),
+    "run": ("preset", "name", "seed", "resume", "quiet", "track", "log_every_updates", "checkpoint_every_updates"),
     "hardware": ("device", "precision", "threads"),
 }
 

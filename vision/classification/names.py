@@ -184,7 +184,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "cutmix",
     ),
     "evaluation": ("select", "patience_epochs", "test", "tta_views", "eval_batch_size"),
-    "logging": ("log_every_updates", "checkpoint_every_updates", "quiet"),
+    "logging": ("log_every_updates", "checkpoint_every_updates", "quiet", "track"),
     "run": ("preset", "name", "seed", "resume"),
     "hardware": ("device", "precision", "compile", "threads"),
 }

@@ -124,7 +124,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "SVMs and box regression (rcnn)": ("svm_c", "svm_background_iou", "svm_rounds", "svm_proposals", "ridge"),
     "evaluation": ("test", "nms_iou", "detections", "validate_every_updates"),
-    "run": ("preset", "name", "seed", "resume", "quiet", "log_every_updates", "checkpoint_every_updates"),
+    "run": ("preset", "name", "seed", "resume", "quiet", "track", "log_every_updates", "checkpoint_every_updates"),
     "hardware": ("device", "precision", "threads"),
 }
 """Title of a group -> its fields, in the order of the help text."""

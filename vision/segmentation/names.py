@@ -177,7 +177,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "color_jitter",
     ),
     "evaluation": ("validate_every_epochs", "eval_batch_size", "tta_views", "select", "test"),
-    "run": ("preset", "name", "seed", "resume", "quiet", "log_every_updates", "checkpoint_every_updates"),
+    "run": ("preset", "name", "seed", "resume", "quiet", "track", "log_every_updates", "checkpoint_every_updates"),
     "hardware": ("device", "precision", "compile", "threads"),
 }
 

@@ -16,6 +16,7 @@ _FINISHED_RUN = "is the first word on the command line here: the folder of a run
 
 FOREIGN_NAMES_GRID: Mapping[str, str] = {
     **names.FOREIGN_NAMES,
+    **names.UNTRACKED_NAMES,
     **names.DATA_NAMES,
     **names.ONE_PROCESS_NAMES,
     "seed": "seeds",
