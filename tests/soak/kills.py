@@ -47,7 +47,7 @@ _DQN = (
     *("--batch-size", "16", "--train-every-steps", "16", "--replay-capacity", "1000", "--target-update-steps", "160"),
     *("--width-multiplier", "0.25", "--hidden-units", "32", "--log-every-steps", "160"),
     *("--checkpoint-every-steps", "240", "--eval-every-steps", "400", "--eval-episodes", "4", "--eval-max-steps", "60"),
-    *(*_FIXED, "--compile", "off"),
+    *(*_FIXED, "--compile", "off", "--no-delete-replay"),
 )
 PROGRAMS: Mapping[str, tuple[str, ...]] = {
     "dqn": ("agents.dqn", *_DQN),
