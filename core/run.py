@@ -192,8 +192,8 @@ class Run:
         self._last_step = max(self._last_step, *(step for step, _ in rows))
         with self._warn_on_failure("metrics.jsonl"):
             self._append("".join(json_line(step, row) for step, row in rows).encode())
-        self._board.scalars(rows)
         self._tracking.scalars(rows)
+        self._board.scalars(rows)
 
     def _append(self, lines: bytes) -> None:
         """Append complete lines to metrics.jsonl, or nothing if the write fails."""
@@ -399,7 +399,7 @@ class Run:
                 signal.signal(number, handler)
 
     def close(self, summary: str = "") -> None:
-        """Flush, end the tracked run, print the closing line, unlock the folder. A second call does nothing."""
+        """Flush, print the closing line, and unlock the folder. A second call does nothing."""
         if self._closed:
             return
         self._closed = True
