@@ -56,7 +56,7 @@ build/types/zerokara:
 lint: $(VENV)/.installed-dev build/types/zerokara ## linter, format and types only
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy $(addprefix -p zerokara.,$(PACKAGES) zerokara) -p tests -p benchmarks -p scripts
+	$(BIN)/mypy $(addprefix -p zerokara.,$(PACKAGES) zerokara) -p tests -p benchmarks -p scripts -p examples
 
 format: $(VENV)/.installed-dev ## fix what the linter and the formatter can fix
 	$(BIN)/ruff check --fix

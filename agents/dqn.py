@@ -51,7 +51,7 @@ from zerokara.agents.training.session import Session, make_env
 from zerokara.core.compute import Compute
 from zerokara.core.config import run_main
 from zerokara.core.distributed import World
-from zerokara.core.run import Run
+from zerokara.core.run import LogCallback, Run
 from zerokara.core.training_program import check_divisible, choose_compute, open_run
 from zerokara.envs import VectorEnv
 
@@ -295,17 +295,22 @@ def probe_step(config: Config, env: VectorEnv, world: World, compute: Compute) -
     return learner.graphed(lambda: gradient_step(learner, batch))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the program: read the config, open the run folder, choose the hardware settings, train."""
-    config = read_config(argv, __doc__ or "")
+def start(config: Config, callback: LogCallback | None = None) -> None:
+    """Start or resume the run of a config: open the run folder, choose the hardware settings, train."""
     world = World.from_env(config.device)
     check_divisible(config, world, "num_envs", "batch_size")
     env = make_env(config, world)
     with open_run(config, KIND, world) as run:
+        run.callback = callback
         timed = partial(probe_step, config, env, world)
         updates = schedules.total_updates(config)
         compute = run.compute(lambda: choose_compute(config, world, timed, updates), config.total_steps)
         run.close(train(config, run, compute, world, env))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the program."""
+    start(read_config(argv, __doc__ or ""))
 
 
 if __name__ == "__main__":

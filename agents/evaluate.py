@@ -33,7 +33,7 @@ from rich.table import Table
 from zerokara.agents.benchmarking.atari_scores import human_normalized, reference_scores
 from zerokara.agents.configs.common import ProtocolName
 from zerokara.agents.configs.protocols import OVERRIDES, PROTOCOLS
-from zerokara.agents.training.evaluation import Scores, evaluate
+from zerokara.agents.training.evaluation import Scores, evaluate, parallel_episodes
 from zerokara.agents.viewing.loading import Agent, Which, evaluation_seed, find_agent, load_agent
 from zerokara.core.command_line import parse
 from zerokara.core.config import Positional, Range, UserError, run_main
@@ -42,7 +42,6 @@ from zerokara.core.programs import program_command
 from zerokara.core.report import numbered, run_folders, tables_within, write_json
 
 DEFAULT_EPISODES = 30
-MAX_ENVS = 32  # more parallel environments hardly increase the speed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,13 +148,13 @@ def distribute_episodes(episodes: int, num_envs: int) -> tuple[int, int]:
     """Distribute episodes evenly over environments. Returns the episodes of each environment and their number.
 
     Args:
-        num_envs: number of environments; 0: the largest divisor of `episodes` up to MAX_ENVS.
+        num_envs: number of environments; 0: the largest divisor of `episodes` up to 32.
 
     Raises:
         UserError: `episodes` is not a multiple of `num_envs`.
     """
     if not num_envs:
-        num_envs = max(n for n in range(1, MAX_ENVS + 1) if episodes % n == 0)
+        num_envs = parallel_episodes(episodes)
     if episodes % num_envs:
         next_multiple = -(-episodes // num_envs) * num_envs
         raise UserError(

@@ -45,7 +45,7 @@ from zerokara.agents.training.session import Session, make_env
 from zerokara.core.compute import Compute
 from zerokara.core.config import run_main
 from zerokara.core.distributed import World
-from zerokara.core.run import Run
+from zerokara.core.run import LogCallback, Run
 from zerokara.core.schedules import linear
 from zerokara.core.training_program import check_divisible, choose_compute, open_run
 from zerokara.envs import VectorEnv
@@ -226,18 +226,23 @@ def probe_step(config: Config, env: VectorEnv, world: World, compute: Compute) -
     return lambda: learner.step(obs, zeros.long(), zeros)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the program: read the config, open the run folder, choose the hardware settings, train."""
-    config = read_config(argv, __doc__ or "")
+def start(config: Config, callback: LogCallback | None = None) -> None:
+    """Start or resume the run of a config: open the run folder, choose the hardware settings, train."""
     world = World.from_env(config.device)
     check_divisible(config, world, "num_envs")
     env = make_env(config, world)
     with open_run(config, KIND, world) as run:
+        run.callback = callback
         timed = partial(probe_step, config, env, world)
         rollouts = config.total_steps // (config.rollout_steps * config.num_envs)
         updates = rollouts * config.update_epochs * config.num_minibatches
         compute = run.compute(lambda: choose_compute(config, world, timed, updates), config.total_steps)
         run.close(train(config, run, compute, world, env))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the program."""
+    start(read_config(argv, __doc__ or ""))
 
 
 if __name__ == "__main__":

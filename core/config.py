@@ -316,10 +316,18 @@ def run_main(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        message = disk_full_message(error)
+        if message is None:
             raise
-        where = f" for {error.filename}" if error.filename else ""
-        _leave(f"error: The disk is full{where}: free some space and type the same command again.", 2)
+        _leave(f"error: {message}", 2)
+
+
+def disk_full_message(error: OSError) -> str | None:
+    """Return the message for an exception that says that the disk is full; None for another one."""
+    if error.errno not in DISK_FULL:
+        return None
+    where = f" for {error.filename}" if error.filename else ""
+    return f"The disk is full{where}: free some space and type the same command again."
 
 
 def error_summary(error: Exception) -> str:

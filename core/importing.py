@@ -17,18 +17,23 @@ from pathlib import Path
 from typing import Any
 
 from zerokara.core.config import UserError, error_summary, suggest
+from zerokara.core.named_object import NamedObject, missing_object
 
 
 def load_callable(path: str, option: str) -> Callable[..., Any]:
     """Load the class or function that an import path names.
 
     Args:
-        path: `file.py:Name` or `module:Name`; the name may have dots, as in `module:Class.method`.
+        path: `file.py:Name` or `module:Name`; the name may have dots, as in `module:Class.method`. Or a `NamedObject`.
         option: the option that it was given to, for messages.
 
     Raises:
         UserError: the module, the file or the name does not exist, cannot be imported, or is something else.
     """
+    if isinstance(path, NamedObject):
+        return path.target
+    if (missing := missing_object(path, option.lstrip("-"))) is not None:
+        raise missing
     module_name, _, name = path.rpartition(":")
     module = load_module(module_name, path)
     try:
@@ -69,6 +74,8 @@ def load_module(name: str, source: str) -> Any:
         where = "" if path.is_absolute() else f" in {Path.cwd()}"
         raise UserError(f"There is no file {name}{where}, which {source!r} names: give the path of a Python file.")
     resolved = str(path.resolve())
+    if (script := getattr(sys.modules["__main__"], "__file__", None)) and str(Path(script).resolve()) == resolved:
+        return sys.modules["__main__"]  # not a second time: the script may train or load an agent
     key = f"zerokara_file_{path.stem}_{zlib.crc32(resolved.encode()):08x}"
     version = (resolved, path.stat().st_mtime_ns)
     if getattr(sys.modules.get(key), "zerokara_version", None) == version:

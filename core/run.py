@@ -41,13 +41,16 @@ from zerokara.core.run_folder import first_config, lock_folder, read_config
 from zerokara.core.tensorboard_writer import TensorBoardWriter
 from zerokara.core.tracking import Tracking, connect
 
+LogCallback = Callable[[int, dict[str, float]], object]
+"""Function that gets the step and the metrics of each log entry; if it returns False, the run is saved and stopped."""
+
 MAX_NAME_BYTES = 255  # of a folder on common file systems
 
 
 class Run:
     """Training run and its folder. Only the main process writes; in the other processes the methods do nothing."""
 
-    stop_requested: str | None = None  # name of the signal received inside `signals()`
+    stop_requested: str | None = None  # name of the signal received inside `signals()`, or "the callback"
 
     def __init__(
         self,
@@ -84,6 +87,7 @@ class Run:
         self.folder = root / name
         self.world = world
         self._config, self._kind, self._resume = config, kind, resume
+        self.callback: LogCallback | None = None  # called in the main process
         self._compute: Compute | None = None
         self._progress = Progress(silent=quiet or not world.is_main)
         self._warned: set[str] = set()
@@ -194,6 +198,11 @@ class Run:
             self._append("".join(json_line(step, row) for step, row in rows).encode())
         self._tracking.scalars(rows)
         self._board.scalars(rows)
+        if self.callback is None:
+            return
+        results = [self.callback(step, dict(row)) for step, row in rows]
+        if any(isinstance(result, bool | np.bool_) and not result for result in results):
+            self.stop_requested = "the callback"
 
     def _append(self, lines: bytes) -> None:
         """Append complete lines to metrics.jsonl, or nothing if the write fails."""

@@ -172,7 +172,7 @@ class GymnasiumVectorEnv(VectorEnv):
             max_steps=max_steps,
         )
         self._pool = make_pool(make_single, num_envs, 0 if render else workers)
-        self._image, self._render, self._restart_on_error = image, render, restart_on_error
+        self.image, self._render, self._restart_on_error = image, render, restart_on_error
         (self.action_names,) = self._pool.call([(0, "action_names", ())])
         self.num_actions = len(self.action_names)
         if isinstance(image, VectorFormat):
@@ -319,7 +319,7 @@ class GymnasiumVectorEnv(VectorEnv):
             return super().render()
         assert isinstance(self._pool, SerialPool)
         first = self._pool.envs[0]
-        if isinstance(self._image, VectorFormat) or (self._image is not None and first.env.render_mode == "rgb_array"):
+        if isinstance(self.image, VectorFormat) or (self.image is not None and first.env.render_mode == "rgb_array"):
             return first.render()
         picture = first.picture
         if picture.ndim == 2 or picture.shape[-1] == 1:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from zerokara.core.config import UserError
 from zerokara.core.importing import load_module
+from zerokara.core.named_object import NamedObject, missing_object
 
 if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec
@@ -37,16 +38,27 @@ def find(env: str | Callable[..., Any]) -> tuple[str, EnvSpec | Callable[..., An
 
     Args:
         env: a registered id; `module:id`, where the module registers the id; `file.py:Class` or `module:Class` for a
-            class (or a function that returns an environment) that is registered nowhere; or such a class.
+            class (or a function that returns an environment) that is registered nowhere; or such a class, also as a
+            `NamedObject`.
 
     Raises:
-        UserError: the id is not registered, or the module, file or class does not exist or cannot be imported.
+        UserError: the id is not registered, or the module, file or class does not exist or cannot be imported; or `env`
+            is an environment itself.
     """
     import ale_py  # noqa: F401  (registers the Atari games)
     import gymnasium
 
+    if isinstance(env, NamedObject):
+        return str(env), env.target
     if not isinstance(env, str):
+        if not callable(env):
+            raise UserError(
+                f"An environment cannot be {_describe(env)}: several copies are made, so give an id, a class, or a "
+                f"function that creates one, as in lambda: MyEnv(size=5)."
+            )
         return getattr(env, "__qualname__", type(env).__name__), env
+    if (missing := missing_object(env, "env")) is not None:
+        raise missing
     module_name, colon, name = env.rpartition(":")
     if not colon:
         if env not in gymnasium.registry:
@@ -64,6 +76,10 @@ def find(env: str | Callable[..., Any]) -> tuple[str, EnvSpec | Callable[..., An
         f"{module_name} has no environment {name!r}: it neither registers this id with Gymnasium nor defines a class "
         f"of this name{hint}"
     )
+
+
+def _describe(env: object) -> str:
+    return f"an object of {type(env).__name__}" if hasattr(env, "reset") else f"{env!r}"
 
 
 def _unknown(id: str, known: list[str]) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 from gymnasium import spaces
 
@@ -137,6 +138,29 @@ def _format(space: spaces.Space[Any], key: str | None, obs_range: tuple[float, f
                 f"black and white with obs_range (as in --obs-range 0 255)."
             )
     return ImageFormat(key, space.shape, channels_first, low, high)
+
+
+def make_frame(image: np.ndarray, size: int, grayscale: bool) -> np.ndarray:
+    """Convert an image to one frame (F, size, size) uint8: grayscale (F = 1) or RGB (F = 3).
+
+    Colors are converted first and the image is then resized with OpenCV's INTER_AREA, as in Gymnasium's
+    AtariPreprocessing.
+
+    Args:
+        image: uint8 (H, W), (H, W, 1) or (H, W, 3).
+        size: height and width of the frame in pixels.
+        grayscale: one channel instead of three.
+    """
+    image = np.ascontiguousarray(image)
+    if image.ndim == 3 and image.shape[2] == 1:
+        image = image[:, :, 0]
+    if grayscale and image.ndim == 3:
+        image = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))
+    elif not grayscale and image.ndim == 2:
+        image = np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2RGB))
+    if image.shape[:2] != (size, size):
+        image = np.asarray(cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA))
+    return image[None] if grayscale else image.transpose(2, 0, 1)
 
 
 def read_rendered(picture: Any) -> np.ndarray:

@@ -12,14 +12,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import cv2
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 
 from zerokara.core.config import UserError
 from zerokara.envs.lookup import find
-from zerokara.envs.observations import ImageFormat, ObservationError, read_rendered
+from zerokara.envs.observations import ImageFormat, ObservationError, make_frame, read_rendered
 from zerokara.envs.vectors import VectorFormat
 
 Env = gymnasium.Env[Any, Any]
@@ -39,12 +38,27 @@ def create(env: str | Callable[..., Env], **kwargs: Any) -> Env:
     name, target = find(env)
     try:
         if callable(target):
-            created: Env = target(**kwargs)
-            return created
+            return _checked(name, target(**kwargs))
         # Gymnasium's checker warns about style and slows down the first step.
         return gymnasium.make(target.id, disable_env_checker=True, **kwargs)
+    except UserError:
+        raise
     except (Exception, SystemExit) as error:
         raise _user_error(name, "be created", error) from error
+
+
+def _checked(name: str, env: object) -> Env:
+    """Return what a class or function has created, if it is an environment.
+
+    Raises:
+        UserError: it is something else, or has the interface of gym, the predecessor of Gymnasium.
+    """
+    if isinstance(env, gymnasium.Env):
+        return env
+    raise UserError(
+        f"{name} created {'None' if env is None else f'an object of {type(env).__name__}'}, expected a gymnasium.Env: "
+        f"derive the class from gymnasium.Env, or return the environment from the function."
+    )
 
 
 def _user_error(name: str, what: str, error: BaseException) -> UserError:
@@ -72,9 +86,6 @@ class Outcome(NamedTuple):
 
 class SingleEnv:
     """One environment. Actions are numbered from 0, whatever the start of the action space.
-
-    Images are converted to grayscale (or from grayscale to RGB) first and then resized with OpenCV's INTER_AREA, as in
-    Gymnasium's AtariPreprocessing.
 
     Args:
         name: name of the environment in messages.
@@ -217,13 +228,4 @@ class SingleEnv:
         if isinstance(self.image, VectorFormat):
             return image[:, None, None]
         self.picture = image
-        image = np.ascontiguousarray(image)
-        if image.ndim == 3 and image.shape[2] == 1:
-            image = image[:, :, 0]
-        if self._grayscale and image.ndim == 3:
-            image = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))
-        elif not self._grayscale and image.ndim == 2:
-            image = np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2RGB))
-        if image.shape[:2] != (self._size, self._size):
-            image = np.asarray(cv2.resize(image, (self._size, self._size), interpolation=cv2.INTER_AREA))
-        return image[None] if self._grayscale else image.transpose(2, 0, 1)
+        return make_frame(image, self._size, self._grayscale)

@@ -27,7 +27,7 @@ from zerokara.core.compute import Compute
 from zerokara.core.config import is_import_path, run_main
 from zerokara.core.distributed import World
 from zerokara.core.progress import loading
-from zerokara.core.run import Run
+from zerokara.core.run import LogCallback, Run
 from zerokara.core.training_program import check_divisible, choose_compute, open_run
 from zerokara.generative.gan.collapse_monitor import accuracies
 from zerokara.generative.gan.config import KIND, Config, read_config
@@ -263,18 +263,23 @@ def probe_step(config: Config, data: Data, world: World, compute: Compute) -> Ca
     return lambda: update(learner, pixels, labels)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the program: read the config and the data, train, print the closing message."""
-    config = read_config(argv, __doc__ or "")
+def start(config: Config, callback: LogCallback | None = None) -> None:
+    """Start or resume the run of a config: read the data, train, print the closing message."""
     world = World.from_env(config.device)
     check_divisible(config, world, "batch_size", parts=config.accumulation_steps)
     with loading(config.quiet or not world.is_main) as progress:
         data = Data.load(config, progress)
     check_discriminator(config, data.train.shape, len(data.train.classes))
     with open_run(config, KIND, world) as run:
+        run.callback = callback
         timed = partial(probe_step, config, data, world)
         compute = run.compute(lambda: choose_compute(config, world, timed, config.updates), config.updates)
         run.close(train(config, run, data, compute, world))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the program."""
+    start(read_config(argv, __doc__ or ""))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "generative": frozenset({"core", "envs"}),
     "agents": frozenset({"core", "envs"}),
 }
-OUTSIDE = frozenset({"tests", "benchmarks", "scripts"})  # import all packages, and no package imports them
+OUTSIDE = frozenset({"tests", "benchmarks", "scripts", "examples"})  # import all packages, and no package imports them
 MAX_FILE_LINES = 450
 MAX_FOLDER_ENTRIES = 30  # in the top folder of a package: its programs and sub-packages
 

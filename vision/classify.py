@@ -32,7 +32,7 @@ from zerokara.core.models.model_file import MODEL_FILE
 from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.programs import program_command
 from zerokara.core.report import write_json
-from zerokara.core.run import Run
+from zerokara.core.run import LogCallback, Run
 from zerokara.core.run_config import configure
 from zerokara.core.training_program import check_batch_norm, check_divisible, choose_compute, open_run
 from zerokara.core.zoo import provenance
@@ -139,9 +139,17 @@ def finish(training: Training, run: Run) -> str:
     return f"{message} after {training.epoch} epochs; classify an image: {predict} runs/{config.name} <image>"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the program: config, data, run folder, hardware, training, closing message."""
-    config = configure(Config, PRESETS, argv, __doc__ or "", kind=KIND, name_fields=NAME_FIELDS, changeable=CHANGEABLE)
+def read_config(argv: Sequence[str] | None = None, description: str = "") -> Config:
+    """Read the config from the command line; with --resume, from the run folder.
+
+    Raises:
+        UserError: as in `core.run_config.configure`.
+    """
+    return configure(Config, PRESETS, argv, description, kind=KIND, name_fields=NAME_FIELDS, changeable=CHANGEABLE)
+
+
+def start(config: Config, callback: LogCallback | None = None) -> None:
+    """Start or resume the run of a config: data, run folder, hardware, training, closing message."""
     world = World.from_env(config.device)
     check_divisible(config, world, "batch_size", parts=config.accumulation_steps)
     images = Data.load(config)
@@ -153,6 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     updates = total_updates(config, images)
     probe_step = partial(probe_update, Training, config, images, world)
     with open_run(config, KIND, world) as run:
+        run.callback = callback
         compute = run.compute(lambda: choose_compute(config, world, probe_step, updates), 1)
         if config.minutes:
             if "epochs" not in run.extra:
@@ -160,6 +169,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             config = with_epochs(config, run.extra["epochs"])
             run.print(f"{config.epochs} epochs fit into {config.minutes:g} minutes")
         run.close(train(config, run, images, compute, world))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the program."""
+    start(read_config(argv, __doc__ or ""))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.policy import Policy
 from zerokara.envs.base import VectorEnv
 
+MAX_ENVS = 32  # more parallel environments hardly increase the speed
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -35,6 +37,11 @@ class Scores:
         """Standard error of the mean; 0 for one episode."""
         number = len(self.returns)
         return float(np.std(self.returns, ddof=1) / number**0.5) if number > 1 else 0.0
+
+
+def parallel_episodes(episodes: int) -> int:
+    """Return the number of environments for an evaluation: the largest divisor of `episodes` up to `MAX_ENVS`."""
+    return max(n for n in range(1, MAX_ENVS + 1) if episodes % n == 0)
 
 
 class Stopped(Exception):

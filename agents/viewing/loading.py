@@ -1,16 +1,24 @@
 """Load an agent from a run folder, a model file or the zoo. None is locked or changed: the run may still be training.
 
-agent = load_agent("pong")  # of the zoo; load_agent("runs/dqn-Pong-v5-fast-1") is that of a run
-env = agent.make_env(1, render=True)
+agent = load_agent("pong")                  # of the zoo; load_agent("runs/dqn-Pong-v5-fast-1") is that of a run
+action = agent.act(frame)                   # of a Gymnasium environment; agent.reset() at the start of an episode
+scores = agent.evaluate(episodes=30)
+env = agent.make_env(1, render=True)        # as in training, for programs of zerokara
 q_NA = agent.policy.values(env.reset(seed=0))
+
+Shapes: N observations, A actions, C, H, W the network's input, K stacked frames.
 """
 
 from __future__ import annotations
 
+import functools
 import zlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from zerokara import envs
 from zerokara.agents.configs.common import ProtocolName, Settings
@@ -23,12 +31,17 @@ from zerokara.agents.qlearning.agent_file import (
 )
 from zerokara.agents.qlearning.network import QNetwork
 from zerokara.agents.qlearning.policy import Policy
+from zerokara.agents.training.evaluation import Scores, evaluate, parallel_episodes
+from zerokara.agents.viewing.acting import Actor
 from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, from_dict
+from zerokara.core.named_object import NamedObject
 from zerokara.core.report import source_name, source_outputs
 from zerokara.core.run import Run
 from zerokara.core.zoo import registry as zoo
+from zerokara.envs.observations import ImageFormat
+from zerokara.envs.vectors import VectorFormat
 
 CHECKPOINT = "checkpoint-0.pt"  # of the main process
 Which = Literal["best", "last"]
@@ -76,6 +89,81 @@ class Agent:
             )
         return env
 
+    # ---- acting
+
+    def reset(self) -> None:
+        """Start an episode: the next frame that `act` or `q_values` gets is its first one."""
+        self._actor.frames.reset()
+
+    def act(self, obs: Any, *, epsilon: float = 0.0, stacked: bool | None = None) -> int | np.ndarray:
+        """Select the action with the highest Q-value.
+
+        Args:
+            obs: the next frame of an environment, as its `reset` or `step` returned it (also a Dict with an image),
+                which is converted and stacked as in training. Or stacked observations with the size of the network's
+                input: one, or a batch; channels first or last; integers from 0 to 255. Of an agent that was trained on
+                vectors: a vector as the environment returned it, or a batch of them.
+            epsilon: probability of a random action.
+            stacked: True: `obs` is stacked, False: it is a frame; None: it follows from the shape.
+
+        Returns:
+            The number of the action, from 0; of a batch, an array (N,).
+
+        Raises:
+            UserError: an observation of another shape, type or range.
+        """
+        return self._actor.act(obs, epsilon, stacked)
+
+    def q_values(self, obs: Any = None, *, stacked: bool | None = None) -> np.ndarray:
+        """Return the Q-values (A,) of an observation or (N, A) of a batch, float32.
+
+        Args:
+            obs: as in `act`; a frame is the next one of the episode. None: the observation that `act` or `q_values` got
+                last.
+            stacked: as in `act`.
+
+        Raises:
+            UserError: as in `act`; or there was no observation yet.
+        """
+        q_NA, is_batch = self._actor.values(obs, stacked)
+        return q_NA if is_batch else np.asarray(q_NA[0])
+
+    @functools.cached_property
+    def _actor(self) -> Actor:
+        def declared() -> ImageFormat | VectorFormat | None:
+            env = self.make_env(1)
+            env.close()
+            return getattr(env, "image", None)
+
+        return Actor(self.policy, self.config, self.obs_shape, declared)
+
+    def evaluate(self, episodes: int = 30, *, epsilon: float | None = None, seed: int = 0) -> Scores:
+        """Play complete episodes in the environment of the training and return their raw returns and lengths.
+
+        Args:
+            episodes: number of episodes.
+            epsilon: probability of a random action; None: that of the evaluations in training.
+            seed: other numbers give other episodes; none of them are those of the training.
+
+        Raises:
+            UserError: the environment cannot be made; `episodes` is below 1.
+        """
+        if episodes < 1:
+            raise UserError(f"episodes must be at least 1, got {episodes}.")
+        num_envs = parallel_episodes(episodes)
+        env = self.make_env(num_envs)
+        try:
+            return evaluate(
+                self.policy,
+                env,
+                episodes_per_env=episodes // num_envs,
+                epsilon=self.config.eval_epsilon if epsilon is None else epsilon,
+                max_steps=self.config.eval_max_steps,
+                seed=evaluation_seed(seed),
+            )
+        finally:
+            env.close()
+
 
 def find_agent(word: str) -> Path:
     """Find a trained agent, given a run folder, a model file, or a name in the zoo.
@@ -86,7 +174,15 @@ def find_agent(word: str) -> Path:
     return zoo.find(word, "agents")
 
 
-def load_agent(path: Path | str, *, which: Which = "best", device: str = "cpu", threads: int = 0) -> Agent:
+def load_agent(
+    path: Path | str,
+    *,
+    which: Which = "best",
+    device: str = "cpu",
+    threads: int = 0,
+    backbone: str | Callable[..., Any] | None = None,
+    env: str | Callable[..., Any] | None = None,
+) -> Agent:
     """Load the agent of a run, of a model file or of the zoo, in float32.
 
     Args:
@@ -95,20 +191,23 @@ def load_agent(path: Path | str, *, which: Which = "best", device: str = "cpu", 
             evaluation yet), "last" for those of its last checkpoint.
         device: auto, cpu, cuda, cuda:<n> or mps.
         threads: CPU threads; 0: one per core.
+        backbone: class, function or import path of a network of one's own that was trained; None: as it was saved.
+        env: class, function, id or import path of the environment; None: as it was saved.
 
     Raises:
-        UserError: there is no run or file, it is of another kind or version, it has no checkpoint or a damaged one, or
-            the device does not exist.
+        UserError: there is no run or file, it is of another kind or version, it has no checkpoint or a damaged one, the
+            device does not exist, or a network of one's own cannot be imported.
     """
-    path = find_agent(path) if isinstance(path, str) else path
+    path = find_agent(path) if isinstance(path, str) else path.expanduser()
+    own = {name: _named(value) for name, value in (("backbone", backbone), ("env", env)) if value is not None}
     if path.suffix == ".safetensors" and path.is_file():
         if which == "last":
             raise UserError(f"--which last selects weights of a run folder, and {path.name} is one file: remove it.")
-        loaded = _read_file(path)
+        loaded = _read_file(path, own)
     elif which == "best" and (path / BEST).is_file():
-        loaded = _read_best(path)
+        loaded = _read_best(path, own)
     else:
-        loaded = _read_last(path, "" if which == "last" else " (there was no evaluation yet)")
+        loaded = _read_last(path, own, "" if which == "last" else " (there was no evaluation yet)")
     network, config, details = loaded
     compute = Compute.choose(device=device, precision="float32", compile="off", threads=threads, train_step=None)
     policy = Policy(compute.module(network).eval(), compute)
@@ -118,15 +217,21 @@ def load_agent(path: Path | str, *, which: Which = "best", device: str = "cpu", 
 Loaded = tuple[QNetwork, Settings, dict[str, Any]]  # network, config, other fields of `Agent`
 
 
-def _read_file(path: Path) -> Loaded:
-    """Read a model file."""
-    network, metadata = AgentMetadata.load(path)
-    return network, metadata.settings(), _details(metadata, metadata.settings())
+def _named(value: str | Callable[..., Any]) -> str:
+    return value if isinstance(value, str) else NamedObject.of(value)
 
 
-def _read_best(folder: Path) -> Loaded:
+def _read_file(path: Path, own: dict[str, str]) -> Loaded:
+    """Read a model file. `own` are values of the config that replace those of the file."""
+    metadata, weights = AgentMetadata.read(path)
+    metadata = replace(metadata, config={**metadata.config, **own})
+    config = metadata.settings()
+    return metadata.make(weights, path), config, _details(metadata, config)
+
+
+def _read_best(folder: Path, own: dict[str, str]) -> Loaded:
     """Read the weights of the best evaluation of a run."""
-    kind, config = _read_config(folder)
+    kind, config = _read_config(folder, own)
     metadata, weights = AgentMetadata.read(folder / BEST)
     network = make_agent_network(kind, config, metadata.num_actions, metadata.obs_shape)
     try:
@@ -149,9 +254,9 @@ def _details(metadata: AgentMetadata, config: Settings) -> dict[str, Any]:
     }
 
 
-def _read_last(folder: Path, why: str) -> Loaded:
+def _read_last(folder: Path, own: dict[str, str], why: str) -> Loaded:
     """Read the last checkpoint of a run."""
-    kind, config = _read_config(folder)
+    kind, config = _read_config(folder, own)
     path = folder / CHECKPOINT
     if not path.is_file():
         raise UserError(f"{folder} has no checkpoint yet: wait until training has written {CHECKPOINT}, at its start.")
@@ -173,12 +278,12 @@ def _read_last(folder: Path, why: str) -> Loaded:
     return network, config, details
 
 
-def _read_config(folder: Path) -> tuple[str, Settings]:
-    """Read algorithm and config of a run."""
+def _read_config(folder: Path, own: dict[str, str]) -> tuple[str, Settings]:
+    """Read algorithm and config of a run, with the values of `own` instead of the saved ones."""
     content = Run.read_config(folder)
     kind = content["kind"]
     check_algorithm(kind, folder)
-    return kind, from_dict(ALGORITHMS[kind][0], content["config"], str(folder / "config.json"))
+    return kind, from_dict(ALGORITHMS[kind][0], {**content["config"], **own}, str(folder / "config.json"))
 
 
 def _misfit(path: Path, error: Exception) -> UserError:

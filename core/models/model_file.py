@@ -96,15 +96,23 @@ class Metadata(ABC, Generic[NetworkT]):
                 format.
         """
         metadata, weights = cls.read(path)
-        network = build(metadata.build, weights, path)
+        return metadata.make(weights, path), metadata
+
+    def make(self, weights: Mapping[str, Tensor], path: Path) -> NetworkT:
+        """Create the network with the weights of a file, in evaluation mode, float32 on the CPU.
+
+        Raises:
+            UserError: the metadata or the weights do not fit.
+        """
+        network = build(self.build, weights, path)
         try:
-            cls.fill(network, weights)
+            self.fill(network, weights)
         except RuntimeError as error:
             what = " ".join(str(error).split())
             raise UserError(
                 f"The weights in {path} do not fit the network of its metadata ({what}): create the file again."
             ) from None
-        return network.eval(), metadata
+        return network.eval()
 
     @classmethod
     def read(cls, path: Path) -> tuple[Self, dict[str, Tensor]]:

@@ -10,16 +10,17 @@ Shapes: N images, Z latent dimension, C channels, H, W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, from_dict, to_dict
+from zerokara.core.config import UserError, from_dict, suggest, to_dict
 from zerokara.core.models.model_file import Metadata
 from zerokara.core.report import source_name, source_outputs
 from zerokara.core.run import Run
@@ -124,6 +125,41 @@ class Sampler:
         if not 0 <= label < classes:
             raise UserError(f"--label must be from 0 to {classes - 1} ({', '.join(self.class_names)}), got {label}.")
         return torch.full((number,), label)
+
+    def sample(
+        self, number: int, *, labels: int | str | Sequence[int | str] | None = None, seed: int = 0
+    ) -> np.ndarray:
+        """Generate images (number, H, W, C) uint8.
+
+        Args:
+            number: N.
+            labels: number or name of a class, or N of them, of a class-conditional generator; None: all classes in
+                turn.
+            seed: of the latent vectors. The first images of a seed do not depend on `number`.
+
+        Raises:
+            UserError: a label that does not exist, or another number of labels.
+        """
+        label_N = self.labels(number) if labels is None else self._find_labels(number, labels)
+        images_NCHW = self.generate(self.latents(number, seed), label_N)
+        return np.ascontiguousarray(images_NCHW.permute(0, 2, 3, 1).numpy())
+
+    def _find_labels(self, number: int, labels: int | str | Sequence[int | str]) -> Tensor:
+        """Return the numbers (N,) of classes that are given by number or name."""
+        if not self.class_names:
+            raise UserError("This generator was trained without classes: remove labels.")
+        given: list[int | str] = [labels] * number if isinstance(labels, int | str) else list(labels)
+        if len(given) != number:
+            raise UserError(f"{number} images need {number} labels, got {len(given)}: give one label, or one for each.")
+        known = {name: index for index, name in enumerate(self.class_names)}
+        found = [known.get(label, -1) if isinstance(label, str) else int(label) for label in given]
+        for label, index in zip(given, found, strict=True):
+            if not 0 <= index < len(known):
+                raise UserError(
+                    f"There is no class {label!r}{suggest(str(label), known)}: give a number from 0 to "
+                    f"{len(known) - 1}, or a name from {', '.join(known)}."
+                )
+        return torch.tensor(found)
 
     @torch.no_grad()
     def generate(self, z_NZ: Tensor, label_N: Tensor | None = None, batch_size: int = 100) -> Tensor:

@@ -1,0 +1,312 @@
+"""Training from Python: classes and functions of one's own, callbacks, threads, notebooks, and mistakes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+from torch import Tensor, nn
+
+import zerokara
+from tests.core.test_file_lock import in_thread
+from tests.programs import run_interpreter, start
+from zerokara.agents import dqn
+from zerokara.agents.configs.dqn import Config
+from zerokara.core.data import glyphs
+from zerokara.core.media import write_png
+from zerokara.training import command_line, python_message
+from zerokara.vision import classify
+
+TINY: dict[str, Any] = {
+    "total_steps": 400,
+    "num_envs": 4,
+    "hidden_units": 16,
+    "log_every_steps": 40,
+    "eval_every_steps": 0,
+    "eval_episodes": 2,
+    "eval_max_steps": 20,
+    "capture_video": False,
+    "quiet": True,
+    "device": "cpu",
+    "precision": "float32",
+    "compile": "off",
+    "threads": 1,
+}
+TINY_DQN = {**TINY, "learning_starts": 100, "batch_size": 8, "train_every_steps": 16, "replay_capacity": 1000}
+
+
+class Blink(gymnasium.Env[Any, Any]):
+    """Environment whose image is bright or dark; the reward is the action. An episode has ten steps."""
+
+    observation_space = spaces.Box(0, 255, (12, 16, 3), np.uint8)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, level: int = 10) -> None:
+        self.level, self.age = level, 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.age = 0
+        return np.full((12, 16, 3), self.level, np.uint8), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.age += 1
+        return np.full((12, 16, 3), self.level + self.age, np.uint8), float(action), self.age == 10, False, {}
+
+
+class Net(nn.Module):
+    """Small network: one strided convolution."""
+
+    def __init__(self, channels: int, image_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(channels, 4, 12, 12), nn.ReLU(), nn.Flatten())
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.layers(x)
+        return features
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def saved(name: str) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(Path("runs", name, "config.json").read_text())["config"]
+    return config
+
+
+def test_an_agent_with_an_environment_and_a_network_of_one_s_own() -> None:
+    entries: list[tuple[int, dict[str, float]]] = []
+    agent = zerokara.train_dqn(
+        env=Blink, backbone=Net, name="a", env_kwargs={"level": 40}, callback=lambda *e: entries.append(e), **TINY_DQN
+    )
+    assert [step for step, metrics in entries if "train/epsilon" in metrics] == list(range(40, 401, 40))
+    assert entries[-1][1]["train/updates"] > 0
+    assert agent.step == 400
+    assert isinstance(agent.policy.network.backbone.module, Net)
+    frame, _ = Blink(40).reset()
+    assert agent.act(frame) in (0, 1)
+    assert agent.evaluate(2).lengths == (10, 10)
+    # Both can be imported, so the run can be used without giving them again.
+    assert (saved("a")["env"], saved("a")["backbone"]) == (f"{__name__}:Blink", f"{__name__}:Net")
+    again = zerokara.load_agent("runs/a", threads=1)
+    np.testing.assert_array_equal(again.q_values(frame), agent.q_values())
+    assert again.evaluate(2) == agent.evaluate(2)
+
+
+def test_functions_that_cannot_be_imported_are_given_again() -> None:
+    def make_env() -> gymnasium.Env[Any, Any]:
+        return Blink(30)
+
+    def make_net(channels: int, image_size: tuple[int, int]) -> nn.Module:
+        return Net(channels, image_size)
+
+    zerokara.train_dqn(env=make_env, backbone=make_net, name="a", **TINY_DQN)
+    for given in ({}, {"env": make_env}):
+        with pytest.raises(zerokara.UserError, match=r"make_net was defined inside a function .*, backbone=\.\.\.\)"):
+            zerokara.load_agent("runs/a", threads=1, **given)
+    agent = zerokara.load_agent("runs/a", backbone=make_net, threads=1)
+    assert agent.act(np.zeros((12, 16, 3), np.uint8)) in (0, 1)
+    with pytest.raises(zerokara.UserError, match=r"make_env was defined inside a function .*, env=\.\.\.\)"):
+        agent.evaluate(1)
+    assert zerokara.load_agent("runs/a", backbone=make_net, env=make_env, threads=1).evaluate(1).lengths == (10,)
+    settings = {**TINY_DQN, "total_steps": 480, "name": "a", "resume": True}
+    with pytest.raises(zerokara.UserError, match="was defined inside a function"):
+        zerokara.train_dqn(**settings)
+    assert zerokara.train_dqn(env=make_env, backbone=make_net, **settings).step == 480
+
+
+def test_a_callback_stops_the_run_which_can_be_resumed(capsys: pytest.CaptureFixture[str]) -> None:
+    steps: list[int] = []
+
+    def stop_at_200(step: int, metrics: dict[str, float]) -> np.bool_:
+        steps.append(step)
+        return np.bool_(step < 200)
+
+    settings = {**TINY, "rollout_steps": 10}
+    agent = zerokara.train_pqn(env=Blink, name="a", callback=stop_at_200, **{**settings, "quiet": False})
+    assert agent.step == steps[-1] == 200
+    out = capsys.readouterr().out
+    assert "the callback: saving" in out
+    assert "resume with: " in out
+    assert zerokara.train_pqn(env=Blink, name="a", resume=True, callback=lambda *_: True, **settings).step == 400
+
+
+def test_an_exception_of_a_callback_reaches_the_caller() -> None:
+    def fail(step: int, metrics: dict[str, float]) -> None:
+        raise ZeroDivisionError(step)
+
+    with pytest.raises(ZeroDivisionError):
+        zerokara.train_dqn(env=Blink, name="a", callback=fail, **TINY_DQN)
+    assert zerokara.train_dqn(env=Blink, name="a", resume=True, **TINY_DQN).step == 400
+
+
+def test_training_in_a_thread() -> None:
+    agent = in_thread(lambda: zerokara.train_dqn(env=Blink, backbone=Net, name="a", **TINY_DQN))
+    assert in_thread(lambda: agent.act(np.zeros((12, 16, 3), np.uint8))) in (0, 1)
+
+
+def test_worker_processes_get_the_class_itself() -> None:
+    class Local(Blink):
+        pass
+
+    assert zerokara.train_dqn(env=Local, name="a", **{**TINY_DQN, "env_workers": 1}).step == 400
+
+
+NOTEBOOK = f"""
+import sys
+sys.argv = ["ipykernel_launcher.py", "-f", "kernel-1.json"]
+import gymnasium, zerokara
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, channels, image_size):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(channels, 4, 12, 12), nn.ReLU(), nn.Flatten())
+
+    def forward(self, x):
+        return self.layers(x)
+
+settings = {TINY_DQN!r}
+"""
+
+
+def test_a_notebook(tmp_path: Path) -> None:
+    """A class of a notebook is found again where it is defined again; otherwise the message says what to give."""
+
+    def run(code: str) -> str:
+        process = start(tmp_path, "-c", code)
+        out, err = process.communicate()
+        assert (process.returncode, err) == (0, ""), err
+        return out
+
+    train = "agent = zerokara.train_dqn(env='zerokara/Catch-v0', backbone=Net, name='a', **settings)"
+    assert run(NOTEBOOK + train + "\nprint(agent.step)").splitlines()[-1] == "400"
+    assert saved("a")["backbone"] == "__main__:Net"
+    assert run(NOTEBOOK + "print(zerokara.load_agent('runs/a', threads=1).step)") == "400\n"
+    other = "try:\n    zerokara.load_agent('runs/a')\nexcept zerokara.UserError as error:\n    print(error)"
+    assert run(f"import zerokara\n{other}").startswith("Net was defined in a notebook or an interactive session and")
+
+
+def images(folder: Path, number: int) -> None:
+    folder.mkdir(parents=True)
+    for index in range(number):
+        pixels = np.random.default_rng(index).integers(256, size=(28, 28), dtype=np.uint8)
+        write_png(folder / f"{index}.png", pixels)
+
+
+def test_a_generator(tmp_path: Path) -> None:
+    images(tmp_path / "pictures", 130)
+    entries: list[int] = []
+    generator = zerokara.train_dcgan(
+        data="pictures", image_size=(28,), updates=4, eval_every_updates=4, log_every_updates=2, batch_size=4,
+        generator_width=0.05, discriminator_width=0.05, latent_dim=4, preview_images=4, quiet=True, device="cpu",
+        precision="float32", threads=1, name="gan", callback=lambda step, metrics: entries.append(step),
+    )  # fmt: skip
+    assert generator.sample(2).shape == (2, 28, 28, 1)
+    assert {2, 4} <= set(entries)
+    np.testing.assert_array_equal(zerokara.load_generator("runs/gan", threads=1).sample(2), generator.sample(2))
+
+
+def test_a_classifier_with_a_network_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Local(Net):
+        pass
+
+    monkeypatch.setattr(glyphs, "NUMBER", {"train": 120, "test": 40})
+    entries: list[int] = []
+    classifier = zerokara.train_classifier(
+        data="glyphs", backbone=Local, validation_images=20, epochs=1, batch_size=20, test=False, tta_views=1,
+        quiet=True, device="cpu", precision="float32", compile="off", threads=1, name="c", elastic_pixels=0,
+        callback=lambda step, metrics: entries.append(step),
+    )  # fmt: skip
+    assert len(classifier.classes) == 10
+    assert entries
+    image = np.zeros((28, 28), np.uint8)
+    again = zerokara.load_classifier("runs/c", backbone=Local, threads=1)
+    assert again.predict(image) == classifier.predict(image)
+    with pytest.raises(zerokara.UserError, match="Local was defined inside a function"):
+        zerokara.load_classifier("runs/c")
+
+
+def make_nothing() -> None:
+    """Return no environment."""
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"totl_steps": 5}, r"^agents\.dqn has no setting totl_steps \(did you mean total_steps\?\); .*--help lists"),
+        ({"total_timesteps": 5}, r"^total_timesteps is total_steps here\.$"),
+        ({"total_steps": -5}, r"^total_steps cannot be -5: it must be a whole number, at least 1\.$"),
+        ({"total_steps": 1e5}, r"^total_steps cannot be '100000.0': it must be a whole number"),
+        ({"gamma": object()}, r"^gamma cannot be an object of object: give a number"),
+        ({"env": "ALE/Pnog-v5"}, r"did you mean ALE/Pong-v5"),
+        ({"env": Blink()}, r"^env cannot be an object of Blink: give a name, a class, or a function that creates one"),
+        ({"env": Net}, r"Net cannot be created: TypeError"),
+        ({"env": make_nothing}, r"make_nothing created None, expected a gymnasium\.Env"),
+        ({"env": Blink, "backbone": "natur"}, r"^backbone cannot be 'natur': it must be one of nature, "),
+        ({"env": Blink, "backbone": Blink}, r"Blink is the class of something else"),
+        ({"env": Blink, "backbone": Net(4, (84, 84))}, r"is a network: a backbone is given as a class of"),
+        ({"env": Blink, "munchausen": True, "double": True}, r"^munchausen=True and double=True cannot be combined"),
+        ({"env": Blink, "num_envs": 4, "device": "cuba"}, r"^There is no device 'cuba'; choose device auto, cpu"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_user_errors_and_create_nothing(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(zerokara.UserError, match=message) as error:
+        zerokara.train_dqn(**{**TINY_DQN, **settings})
+    assert "\n" not in str(error.value)
+    assert not Path("runs").exists()
+
+
+def test_a_name_that_is_taken() -> None:
+    zerokara.train_dqn(env=Blink, name="a", **TINY_DQN)
+    with pytest.raises(zerokara.UserError, match=r"resume it with resume=True, or choose another name\.$"):
+        zerokara.train_dqn(env=Blink, name="a", **TINY_DQN)
+    with pytest.raises(zerokara.UserError, match=r"with gamma=0\.99 and cannot be resumed with 0\.5: leave it out"):
+        zerokara.train_dqn(env=Blink, name="a", resume=True, **{**TINY_DQN, "gamma": 0.5})
+
+
+def test_words_of_a_command_line() -> None:
+    settings = {"double": False, "dueling": True, "fire_reset": None, "learning_rate": 1e-5, "v_min": -2, "name": ""}
+    words = ["--no-double", "--dueling", "--fire-reset=None", "--learning-rate=1e-05", "--v-min=-2", "--name="]
+    assert command_line(settings) == words
+    assert command_line({"obs_range": (-1, 1), "env_kwargs": {"size": 5, "mode": "a b"}}) == [
+        *("--obs-range", "-1", "1"),
+        *("--env-kwargs", "size=5", "mode='a b'"),
+    ]
+    config = dqn.read_config(command_line({"obs_range": (-1.0, 1.0), "env_kwargs": {"size": 5, "mode": "a b"}}))
+    assert (config.obs_range, config.env_settings()["env_kwargs"]) == ((-1.0, 1.0), {"size": 5, "mode": "a b"})
+    assert dqn.read_config(command_line({"stop_at_return": None, "fire_reset": None})).fire_reset is None
+    assert isinstance(config, Config)
+
+
+def test_messages_name_keyword_arguments() -> None:
+    assert python_message("give --seed 3, --no-double or --resume.", dqn) == "give seed=3, double=False or resume=True."
+    assert python_message("--help lists them all.", classify).endswith("vision.classify --help lists them all.")
+    assert python_message("--total-steps cannot be -5", dqn) == "total_steps cannot be -5"
+
+
+def test_importing_is_fast_and_loads_no_library(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\nbefore, start = set(sys.modules), time.process_time()\nimport zerokara\n"
+        "seconds = time.process_time() - start\n"
+        "print(seconds < 0.3, {'torch', 'numpy', 'gymnasium', 'cv2', 'PIL'} & set(sys.modules))\n"
+        "print(sorted(set(zerokara.__all__) - set(dir(zerokara))), zerokara.UserError.__name__)\n"
+        "print('torch' in sys.modules, hasattr(zerokara, 'load_agnet'))\n"
+    )
+    done = run_interpreter(tmp_path, "-c", code)
+    assert (done.stderr, done.stdout) == ("", "True set()\n[] UserError\nFalse False\n")
+
+
+def test_every_public_name_has_a_docstring() -> None:
+    for name in zerokara.__all__:
+        assert getattr(zerokara, name).__doc__
+    assert sys.modules["zerokara"].__doc__
