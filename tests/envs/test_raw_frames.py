@@ -110,7 +110,7 @@ def test_vectors_give_the_observations_of_the_training_environment(space: spaces
     reader = VectorReader(env.obs_shape, declared(env))
     for (_, obs), expected_1CHW in zip(created[1].observations, expected, strict=True):
         observation, is_batch = reader.read(obs)
-        assert (is_batch, observation.dtype) == (False, np.float32)
+        assert (is_batch, observation.dtype.name) == (False, "float32")
         np.testing.assert_array_equal(observation, expected_1CHW)
     reader.reset()
     first = reader.read(created[1].observations[0][1])[0]
@@ -169,7 +169,7 @@ def test_stacked_observations_in_every_layout() -> None:
         (obs[0].tolist(), False),
     ):
         read, batch = reader.read(given)
-        assert (batch, read.dtype, read.flags.c_contiguous) == (is_batch, np.uint8, True)
+        assert (batch, read.dtype.name, read.flags.c_contiguous) == (is_batch, "uint8", True)
         np.testing.assert_array_equal(read, obs if is_batch else obs[:1])
 
 

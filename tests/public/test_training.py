@@ -17,7 +17,7 @@ import zerokara
 from tests.core.test_file_lock import in_thread
 from tests.programs import run_interpreter, start
 from zerokara.agents import dqn
-from zerokara.agents.configs.dqn import Config
+from zerokara.agents.configs.dqn import Config, read_config
 from zerokara.core.data import glyphs
 from zerokara.core.media import write_png
 from zerokara.training import command_line, python_message
@@ -109,7 +109,8 @@ def test_functions_that_cannot_be_imported_are_given_again() -> None:
         return Net(channels, image_size)
 
     zerokara.train_dqn(env=make_env, backbone=make_net, name="a", **TINY_DQN)
-    for given in ({}, {"env": make_env}):
+    others: tuple[dict[str, Any], ...] = ({}, {"env": make_env})
+    for given in others:
         with pytest.raises(zerokara.UserError, match=r"make_net was defined inside a function .*, backbone=\.\.\.\)"):
             zerokara.load_agent("runs/a", threads=1, **given)
     agent = zerokara.load_agent("runs/a", backbone=make_net, threads=1)
@@ -282,9 +283,9 @@ def test_words_of_a_command_line() -> None:
         *("--obs-range", "-1", "1"),
         *("--env-kwargs", "size=5", "mode='a b'"),
     ]
-    config = dqn.read_config(command_line({"obs_range": (-1.0, 1.0), "env_kwargs": {"size": 5, "mode": "a b"}}))
+    config = read_config(command_line({"obs_range": (-1.0, 1.0), "env_kwargs": {"size": 5, "mode": "a b"}}))
     assert (config.obs_range, config.env_settings()["env_kwargs"]) == ((-1.0, 1.0), {"size": 5, "mode": "a b"})
-    assert dqn.read_config(command_line({"stop_at_return": None, "fire_reset": None})).fire_reset is None
+    assert read_config(command_line({"stop_at_return": None, "fire_reset": None})).fire_reset is None
     assert isinstance(config, Config)
 
 
