@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.programs import start, wait_until
+from tests.programs import run_processes, start, wait_until
+from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError
 from zerokara.core.media import png_bytes, write_png
@@ -140,6 +141,16 @@ def test_resuming_a_killed_run_is_bitwise_exact(tmp_path: Path) -> None:
     assert whole.keys() == killed.keys()
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
     assert lines(Path("runs/whole")) == lines(Path("runs/killed"))
+
+
+def test_another_number_of_processes(tmp_path: Path) -> None:
+    run_processes(tmp_path, 2, "-c", START, *TINY, "--name", "run")
+    weights = [checkpoint.load(tmp_path / f"runs/run/checkpoint-{rank}.pt", "fast_style")["network"] for rank in (0, 1)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    _, err = run_processes(tmp_path, 3, "-c", START, "--name", "run", "--resume", status=2)
+    assert "--batch-size 4 cannot be divided evenly among 3 processes" in err
+    _, err = run_processes(tmp_path, 1, "-c", START, "--name", "run", "--resume")
+    assert "resumed at step 12 with 1 process from checkpoints of 2 processes: random numbers are drawn anew" in err
 
 
 def test_model_files_are_loaded_and_others_refused(tmp_path: Path) -> None:
