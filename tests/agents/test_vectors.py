@@ -159,11 +159,13 @@ def test_a_whole_run(program: ModuleType, words: list[str], backbone: str, capsy
 
 
 def test_a_resumed_run_gives_the_same_numbers() -> None:
-    vector = ["--backbone", "mlp", "--checkpoint-every-steps", "200"]
-    dqn.main([*DQN, *vector, "--name", "whole"])
-    dqn.main([*DQN, *vector, "--name", "parts", "--total-steps", "200"])
+    vector = ["--backbone", "mlp", "--checkpoint-every-steps", "200", "--no-delete-replay"]
+    lengths = ["--epsilon-decay-steps", "200", "--learning-rate-decay-steps", "400", "--target-update-steps", "40"]
+    dqn.main([*DQN, *vector, *lengths, "--name", "whole"])
+    dqn.main([*DQN, *vector, *lengths, "--name", "parts", "--total-steps", "200"])
     dqn.main(["--name", "parts", "--resume", "--quiet", "--total-steps", "400"])
-    whole, parts = (load_agent(Path("runs") / name, threads=1).policy.network for name in ("whole", "parts"))
+    names = ("whole", "parts")
+    whole, parts = (load_agent(Path("runs") / name, which="last", threads=1).policy.network for name in names)
     expected = whole.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in parts.state_dict().items())
 
