@@ -19,6 +19,7 @@ import torch
 
 from tests.test_old_runs import EXPECTED, FOLDER, check_state
 from zerokara.core import checkpoint
+from zerokara.core.compute import Compute
 
 RUNS = (
     "dqn-q",
@@ -82,6 +83,14 @@ def test_a_run_of_a_gpu_resumes_on_a_cpu(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     words = unpacked(name, tmp_path, monkeypatch, GPU)
+    lengths: list[int] = []
+    original = Compute.choose
+
+    def choose(**options: Any) -> Compute:
+        lengths.append(options["updates"])
+        return original(**options)
+
+    monkeypatch.setattr(Compute, "choose", choose)
     changed = 0
     for path in Path("runs").rglob("checkpoint*.pt"):
         kind = EXPECTED[name]["kind"]
@@ -96,9 +105,11 @@ def test_a_run_of_a_gpu_resumes_on_a_cpu(
         captured.err.count("hardware settings changed (cuda is not available here): from here on, the results are") == 1
     )
     check_state(EXPECTED[name]["resume"]["state"], EXPECTED[name]["kind"])
-    content = json.loads((Path("runs") / name / "config.json").read_text("utf-8"))
-    compute = content["extra"]["compute"]
+    compute = json.loads((Path("runs") / name / "config.json").read_text("utf-8"))["extra"]["compute"]
     assert (compute["device"], compute["threads"]) == ("cpu", 1)
+    for counters in EXPECTED[name]["resume"]["state"].values():
+        updates = counters.get("updates", counters.get("iteration"))
+        assert lengths == [pytest.approx(updates, rel=0.1)], "the measurement knows the length of the run"
 
 
 @pytest.mark.parametrize("name", RUNS)
