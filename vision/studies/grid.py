@@ -122,6 +122,7 @@ AUGMENTATION: Mapping[str, Mapping[str, Any]] = {
     "photos": {**NO_AUGMENTATION, "crop_pixels": 4, "flip": True},
 }
 _SHARED = {
+    "background": "white",
     "schedule": "cosine",
     "label_smoothing": 0.0,
     "ema_half_life_updates": 0.0,
@@ -219,7 +220,7 @@ def _load(config: Config) -> Data:
 
 def load_data(config: Config) -> Data:
     """Return the images of a cell. They are read again only if they differ from those of the previous cell."""
-    names = ("data", "data_dir", "image_size", "grayscale", "validation_images", "train_images")
+    names = ("data", "data_dir", "image_size", "grayscale", "background", "validation_images", "train_images")
     seed = {"seed": config.seed} if config.train_images else {}  # the subset depends on the seed
     return _load(Config(**{**{name: getattr(config, name) for name in names}, **seed}))
 
