@@ -43,7 +43,7 @@ MAX_ACCURACY_DECREASE = 0.005
 EPISODES = 30  # of an agent's evaluation
 EVALUATION_SEED = 100  # differs from the default of agents.evaluate, so that its episodes are independent ones
 IMAGES = 10_000  # generated images, and test images, of a generator's evaluation
-GENERATOR_METRICS = ("fcd", "random_fd", "accuracy", "confident", "precision", "recall", "coverage")
+GENERATOR_METRICS = ("accuracy", "confident", "precision", "recall", "coverage")  # beside the Fréchet distance
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,8 @@ def read_generator(run: Path, content: Mapping[str, Any], compute: Compute) -> C
         result = metrics.report(options, loaded, Progress(silent=True))
         scores = result["scores"]["painted"]
         protocol = {**result["protocol"], "floor": result["scores"]["floor"]}
-        return Result({name: scores[name] for name in GENERATOR_METRICS if name in scores}, protocol)
+        names = ("fcd" if "fcd" in scores else "random_fd", *GENERATOR_METRICS)
+        return Result({name: scores[name] for name in names if name in scores}, protocol)
 
     def loss(before: Result, after: Result) -> str:
         name = "fcd" if "fcd" in before.figures else "random_fd"
