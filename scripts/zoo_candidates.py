@@ -18,7 +18,8 @@ from typing import Any
 from torch import Tensor
 
 from zerokara.agents import evaluate
-from zerokara.agents.qlearning.agent_file import ALGORITHMS, AgentMetadata
+from zerokara.agents.export import find_metadata
+from zerokara.agents.qlearning.agent_file import ALGORITHMS
 from zerokara.agents.viewing.loading import load_agent
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, from_dict, to_dict
@@ -131,14 +132,12 @@ def read_agent(run: Path, content: Mapping[str, Any], compute: Compute) -> Candi
     config = {**content["config"], "pretrained_backbone": stem(content["config"].get("pretrained_backbone") or "")}
     env, versions = agent.config.env, content["versions"]
     package = "ale_py" if env.startswith("ALE/") else "zerokara" if env.startswith("zerokara/") else "gymnasium"
-    metadata = AgentMetadata(
-        algorithm=content["kind"],
+    metadata = replace(
+        find_metadata(agent, "best"),
         config=config,
-        num_actions=agent.num_actions,
-        step=agent.step,
-        environment=content["extra"].get("environment", {}),
         data=f"{env}, played by the agent itself ({package} {versions[package]})",
         command=content["command"],
+        figures={},  # those of the evaluation that selected the weights
         origin=tuple(run_origin(run)),
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.agents.qlearning.test_agent_file import write_file
-from zerokara.agents import evaluate, play
+from zerokara.agents import evaluate, export, play
 from zerokara.agents.qlearning.agent_file import AgentMetadata
 from zerokara.agents.viewing.loading import find_agent, load_agent
 from zerokara.core.config import UserError
@@ -71,6 +71,14 @@ def test_an_agent_of_the_zoo_is_evaluated_beside_a_run(ball: Path, catch_run: Pa
     result = json.loads(Path("runs/outputs-ball/evaluation-400.json").read_text())
     assert (result["run"], result["games"]) == ("ball", 2)
     assert len(list(catch_run.glob("evaluation-*.json"))) == 1
+
+
+def test_an_agent_of_the_zoo_is_exported(ball: Path) -> None:
+    export.main(["ball", "--no-onnx", "--observations", "8"])
+    np.testing.assert_array_equal(
+        load_agent(Path("ball.safetensors"), threads=1).policy.values(np.zeros((1, 4, 84, 84), np.uint8)),
+        load_agent("ball", threads=1).policy.values(np.zeros((1, 4, 84, 84), np.uint8)),
+    )
 
 
 @pytest.mark.parametrize("name", zoo.files("agents"))
