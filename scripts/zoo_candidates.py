@@ -38,6 +38,9 @@ from zerokara.vision.classification.scoring import score
 
 # Maximum increase of a classifier's validation error by rounding; at least one image is allowed.
 MAX_ERROR_INCREASE = 0.001
+# Maximum relative decrease of an agent's mean return, if it is larger than two standard errors of the difference. Where
+# most episodes are alike, as in Pong, standard errors are nearly 0 although one other action changes the episode.
+MAX_RETURN_DECREASE = 0.02
 # Maximum relative increase of a generator's Fréchet distance, and decrease of its accuracy.
 MAX_DISTANCE_INCREASE = 0.05
 MAX_ACCURACY_DECREASE = 0.005
@@ -149,7 +152,8 @@ def read_agent(run: Path, content: Mapping[str, Any], compute: Compute) -> Candi
 
     def loss(before: Result, after: Result) -> str:
         old, new = before.figures, after.figures
-        if new["return"] >= old["return"] - 2 * math.hypot(old["standard_error"], new["standard_error"]):
+        errors = 2 * math.hypot(old["standard_error"], new["standard_error"])
+        if new["return"] >= old["return"] - max(errors, MAX_RETURN_DECREASE * abs(old["return"])):
             return ""
         return f"a mean return of {new['return']:.4g} instead of {old['return']:.4g}: choose another run"
 

@@ -148,7 +148,7 @@ def test_an_agent_is_added_with_its_returns_before_and_after_rounding(
 
 def test_an_agent_that_is_worse_in_float16_is_rejected(zoo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_agent()
-    results = iter([(4.0, 0.1), (3.0, 0.1), (4.0, 0.1), (3.8, 0.1)])
+    results = iter([(4.0, 0.1), (3.0, 0.1), (4.0, 0.1), (3.8, 0.1), (20.2, 0.0), (20.0, 0.0)])
 
     def evaluated(*_: object) -> dict[str, object]:
         mean, standard_error = next(results)
@@ -159,6 +159,7 @@ def test_an_agent_that_is_worse_in_float16_is_rejected(zoo_folder: Path, monkeyp
         add_to_zoo.main([str(run), "ball", "--threads", "1"])
     assert not list(zoo_folder.rglob("*.safetensors"))
     add_to_zoo.main([str(run), "ball", "--threads", "1"])  # within two standard errors of the difference
+    add_to_zoo.main([str(run), "ball", "--threads", "1", "--replace"])  # episodes without spread: within 2%
 
 
 def test_a_generator_is_added_with_its_distances_before_and_after_rounding(zoo_folder: Path) -> None:
