@@ -186,10 +186,13 @@ def test_a_generator_is_added_with_its_distances_before_and_after_rounding(zoo_f
         add_to_zoo.main(words)
 
 
+PROTOCOL = {"real": "100 of files in /home/somebody, test split", "real_images": 100, "split": "test"}
+
+
 def reports(*scores: dict[str, float]) -> Callable[..., dict[str, Any]]:
     """Return a replacement of metrics.report with these scores in turn."""
     results = iter(scores)
-    return lambda *_: {"scores": {"painted": next(results), "floor": {}}, "protocol": {}}
+    return lambda *_: {"scores": {"painted": next(results), "floor": {}}, "protocol": PROTOCOL}
 
 
 @pytest.mark.parametrize(
@@ -217,6 +220,7 @@ def test_private_paths_are_not_in_the_file(zoo_folder: Path, tmp_path: Path, mon
     metadata = GeneratorMetadata.read_metadata(zoo_folder / "generators" / "numbers.safetensors")
     assert metadata is not None
     assert (metadata.config["data"], metadata.config["data_dir"], metadata.data) == ("photos", "", "photos")
+    assert metadata.protocol["real"] == "100 images of photos, test split"
 
 
 def test_a_run_of_another_program_is_refused(zoo_folder: Path) -> None:
