@@ -181,7 +181,8 @@ def read_generator(run: Path, content: Mapping[str, Any], compute: Compute) -> C
         result = metrics.report(options, loaded, Progress(silent=True))
         scores = result["scores"]["painted"]
         protocol = {**result["protocol"], "floor": result["scores"]["floor"]}
-        protocol["real"] = f"{protocol['real_images']:,} images of {metadata.data}, {protocol['split']} split"  # no path
+        # Without the path of the data, which is private.
+        protocol["real"] = f"{protocol['real_images']:,} images of {metadata.data}, {protocol['split']} split"
         names = ("fcd" if "fcd" in scores else "random_fd", *GENERATOR_METRICS)
         return Result({name: scores[name] for name in names if name in scores}, protocol)
 
