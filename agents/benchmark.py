@@ -47,7 +47,7 @@ from zerokara.agents.configs.common import ProtocolName, Settings
 from zerokara.agents.configs.protocols import PROTOCOLS
 from zerokara.core.checkpoint import write_atomically
 from zerokara.core.command_line import parse
-from zerokara.core.config import Range, UserError, flag, run_main
+from zerokara.core.config import EXIT_STOPPED, Range, Stopped, UserError, flag, run_main
 from zerokara.core.machine import describe_machine, describe_versions, git_commit, usable_cores
 from zerokara.core.programs import program
 from zerokara.core.progress import Progress
@@ -150,7 +150,9 @@ class Monitor:
         elif stopped:
             self._progress.print(f"{run.name}: stopped; {last_line or 'no output yet'}")
         else:
-            reason = f"killed by {signal.Signals(-code).name}" if code < 0 else "" if code else "stopped from outside"
+            reason = f"killed by {signal.Signals(-code).name}" if code < 0 else ""
+            if code in (0, EXIT_STOPPED):
+                reason = "stopped from outside; repeat the same command to resume it."
             self.failed[run.name] = reason or last_line.removeprefix("error: ") or f"exit code {code}"
             self._progress.warn(
                 f"{run.name} failed, the other runs continue: {self.failed[run.name]} Complete output: {job.log}"
@@ -349,7 +351,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(
                 f"{stopped}: {finished} of {len(runs)} runs are finished; repeat the same command to resume", flush=True
             )
-            sys.exit(128 + signal.Signals[stopped])
+            raise Stopped
     records, unscored = read_records(runs, options.protocol)
     if failed and not records:
         sys.exit(1)  # the reason of each failure is already printed

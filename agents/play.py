@@ -28,7 +28,7 @@ import numpy as np
 
 from zerokara import envs
 from zerokara.agents.training.pictures import EpisodeStep, frames_per_second, play_episode
-from zerokara.agents.viewing.drawing import EpisodeRenderer, newest_frame
+from zerokara.agents.viewing.drawing import MAX_BARS, EpisodeRenderer, newest_frame
 from zerokara.agents.viewing.loading import Agent, Which, evaluation_seed, find_agent, load_agent
 from zerokara.agents.viewing.saliency import saliency
 from zerokara.core.command_line import parse
@@ -183,6 +183,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_video(episode, path, fps)
         output = str(path)
     env.close()
+    if env.num_actions > MAX_BARS:
+        print(f"bars: the best {MAX_BARS} of {env.num_actions:,} actions at each step, and the action taken")
     cut = f", truncated by --max-steps {max_steps}" if episode.steps == max_steps else ""
     print(f"weights: {agent.weights}{', without any update: an untrained network' if agent.updates == 0 else ''}")
     print(f"{env.id}: score {episode.score:,.6g} in {episode.steps:,} steps{cut}; {output}", flush=True)

@@ -32,7 +32,7 @@ from zerokara.agents.sweeping.config import KIND, Config, check_same_command, de
 from zerokara.agents.sweeping.report import format_table, write_report
 from zerokara.agents.sweeping.search_space import AGENTS, AgentProgram, Dimension, format_params, trial_arguments
 from zerokara.agents.sweeping.trial import DIVERGED, TrialProcess, curve_value
-from zerokara.core.config import UserError, error_summary, run_main
+from zerokara.core.config import EXIT_STOPPED, Stopped, UserError, error_summary, run_main
 from zerokara.core.machine import describe_machine
 from zerokara.core.programs import program, program_command
 from zerokara.core.run import Run
@@ -188,6 +188,10 @@ class Sweep:
         self._report(active, curve)
         if code is None or active.pruned:
             return True
+        if code == EXIT_STOPPED:
+            self.run.print(f"trial {active.trial.number} was stopped from outside and resumes")
+            active.process = None
+            return True
         if code or max(curve, default=0) < self.evaluations:
             self._fail(active, active.process, code)
             return False
@@ -300,6 +304,7 @@ def finish(sweep: Sweep, arguments: Sequence[str]) -> str:
     run.print(format_table(rows, sweep.space))
     finished = sweep.count(*FINISHED)
     if run.stop_requested and finished < config.trials:
+        run.stopped = True
         return f"{finished} of {config.trials} trials are finished; resume with: {program()} {shlex.join(arguments)}"
     if not sweep.count(TrialState.COMPLETE):
         return f"No trial is complete: all {finished} were refused, pruned or diverged; use a smaller search space."
@@ -338,6 +343,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"{folder / 'study.db'} cannot be read or written ({error_summary(error)}): free disk space if the "
                 f"disk is full; if the file is damaged, start a new sweep with another --name."
             ) from None
+    if run.stopped:
+        raise Stopped
 
 
 if __name__ == "__main__":

@@ -45,11 +45,18 @@ _VERSION_KEY = "config_version"
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, over the quota, over the process's file size limit
 
+EXIT_STOPPED = 75
+"""Exit code of a run that a signal stopped and that can be resumed: EX_TEMPFAIL of sysexits.h, "try again"."""
+
 _printed: set[str] = set()
 
 
 class UserError(Exception):
     """User error with a message of one sentence: what was wrong, what was expected, what to type."""
+
+
+class Stopped(BaseException):
+    """A signal stopped the run, which can be resumed. No `Exception`, so that no handler of errors takes it for one."""
 
 
 @dataclass(frozen=True)
@@ -305,11 +312,16 @@ def _plain(value: Any) -> Any:
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Run a program's `main`: a `UserError` or a full disk prints one line on stderr, exit code 2; Ctrl-C exits 130."""
+    """Run a program's `main`: a `UserError` or a full disk prints one line on stderr, exit code 2; Ctrl-C exits 130.
+
+    A run that a signal stopped, and that can be resumed, exits with `EXIT_STOPPED`.
+    """
     try:
         main()
     except UserError as error:
         _leave(f"error: {error}", 2)
+    except Stopped:
+        sys.exit(EXIT_STOPPED)
     except KeyboardInterrupt:
         _leave("interrupted", 130)
     except BrokenPipeError:  # `... | head` is not an error; without stdout the interpreter would print another message

@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import torch
 
 from zerokara.core.checkpoint import write_atomically
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MAX_WIDTH, MAX_HEIGHT = 1280, 720  # pixels, of the videos of runs
+MAX_FRAMES = 3_000  # of the videos of runs: 200 s of an Atari game
 
 
 def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
@@ -29,10 +36,14 @@ def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
         ValueError: wrong shape or dtype, frames of different sizes, or no frames.
         OSError: the file could not be written; no partial file remains.
     """
+    write_atomically(path, lambda file: _encode(file, frames, fps))
+
+
+def _encode(file: BinaryIO, frames: Iterable[np.ndarray], fps: float) -> None:
+    """Encode frames one by one. PyAV writes to a Python file because it does not report a full disk by itself."""
     import av
 
-    encoded = io.BytesIO()  # writing files, PyAV does not report a full disk
-    with av.open(encoded, "w", format="mp4") as container:
+    with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
         stream.options = {"crf": "20", "preset": "veryfast", "threads": "1"}
         shape: tuple[int, ...] = ()
@@ -49,42 +60,106 @@ def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
         if not shape:
             raise ValueError("frames must be (T, H, W, 3) uint8 and at least one, got none")
         container.mux(stream.encode())
-    write_atomically(path, lambda file: file.write(encoded.getvalue()))
 
 
-def gif_bytes(frames_THWC: np.ndarray, fps: float, max_frames: int = 300, max_side: int = 240) -> bytes:
-    """Encode frames (T, H, W, 3) uint8 as a looping animated GIF small enough for TensorBoard.
+class Gif:
+    """Animated GIF, small enough for TensorBoard, of frames that arrive one at a time.
 
-    Frames are dropped and images reduced to meet the limits; the playback speed stays. Durations in a GIF are multiples
-    of 10 ms, and browsers play frames shorter than 20 ms slowly.
+    Frames are dropped and reduced to meet the limits, so that at most `max_frames` small ones are in memory; the
+    playback speed stays. Durations in a GIF are multiples of 10 ms, and browsers play frames shorter than 20 ms slowly.
 
     Args:
-        frames_THWC: RGB frames.
         fps: frames per second of the input.
-        max_frames: number of frames to keep at most.
+        max_frames: number of frames to keep at most; of a longer video, at least half as many are kept.
         max_side: larger side of the GIF in pixels at most.
-
-    Raises:
-        ValueError: wrong shape or dtype, or no frames.
     """
-    from PIL import Image
 
-    frames_THWC = _checked(frames_THWC)
-    frames, height, width, _ = frames_THWC.shape
-    stride = max(math.ceil(frames / max_frames), math.ceil(fps * 0.02))
-    shrink = math.ceil(max(height, width) / max_side)
-    pictures = [Image.fromarray(np.ascontiguousarray(frame)) for frame in frames_THWC[::stride]]
-    if shrink > 1:
-        pictures = [picture.reduce(shrink) for picture in pictures]
-    # One palette for all frames: faster, and without flicker.
-    sample = Image.fromarray(np.ascontiguousarray(np.concatenate(frames_THWC[:: max(1, frames // 8)][:8])))
-    palette = sample.quantize(256, dither=Image.Dither.NONE)
-    first, *rest = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
-    out = io.BytesIO()
-    first.save(
-        out, "GIF", save_all=True, append_images=rest, loop=0, duration=max(20, round(1000 * stride / fps)), disposal=1
-    )
-    return out.getvalue()
+    def __init__(self, fps: float, max_frames: int = 300, max_side: int = 240) -> None:
+        self._fps, self._max_frames, self._max_side = fps, max_frames, max_side
+        self._stride = math.ceil(fps * 0.02)  # every frame whose number is a multiple of it is kept
+        self._number = 0
+        self._pictures: list[Image.Image] = []
+
+    def collect(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Add frames one by one, and yield each of them."""
+        for frame_HWC in frames:
+            self.add(frame_HWC)
+            yield frame_HWC
+
+    def add(self, frame_HWC: np.ndarray) -> None:
+        """Add a frame (H, W, 3) uint8.
+
+        Raises:
+            ValueError: wrong shape or dtype.
+        """
+        from PIL import Image
+
+        _checked(frame_HWC[None])
+        if self._number % self._stride == 0 and len(self._pictures) == self._max_frames:
+            del self._pictures[1::2]
+            self._stride *= 2
+        if self._number % self._stride == 0:
+            picture = Image.fromarray(np.ascontiguousarray(frame_HWC))
+            shrink = math.ceil(max(picture.size) / self._max_side)
+            self._pictures.append(picture.reduce(shrink) if shrink > 1 else picture)
+        self._number += 1
+
+    def encode(self) -> bytes:
+        """Encode the frames as a GIF that loops.
+
+        Raises:
+            ValueError: no frames.
+        """
+        from PIL import Image
+
+        if not self._pictures:
+            raise ValueError("frames must be (T, H, W, 3) uint8 and at least one, got none")
+        # One palette for all frames: faster, and without flicker.
+        sample = [np.asarray(picture) for picture in self._pictures[:: max(1, len(self._pictures) // 8)][:8]]
+        palette = Image.fromarray(np.concatenate(sample)).quantize(256, dither=Image.Dither.NONE)
+        quantized = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in self._pictures]
+        out = io.BytesIO()
+        quantized[0].save(
+            out,
+            "GIF",
+            save_all=True,
+            append_images=quantized[1:],
+            loop=0,
+            duration=max(20, round(1000 * self._stride / self._fps)),
+            disposal=1,
+        )
+        return out.getvalue()
+
+
+def fit(frame_HWC: np.ndarray, max_width: int = MAX_WIDTH, max_height: int = MAX_HEIGHT) -> np.ndarray:
+    """Reduce an image (H, W, 3) so that it fits into a size, with its aspect ratio. A smaller one is not changed."""
+    import cv2
+
+    height, width = frame_HWC.shape[:2]
+    scale = min(max_width / width, max_height / height)
+    if scale >= 1:
+        return frame_HWC
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(cv2.resize(np.ascontiguousarray(frame_HWC), size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def within_limits(frames: Iterable[np.ndarray], name: str, warn: Callable[[str], object]) -> Iterator[np.ndarray]:
+    """Yield the frames of a run's video, reduced to MAX_WIDTH and MAX_HEIGHT, and at most MAX_FRAMES of them.
+
+    Args:
+        frames: RGB frames (H, W, 3).
+        name: name of the video in messages.
+        warn: gets a message for each limit that applies, perhaps repeatedly.
+    """
+    for number, frame in enumerate(frames):
+        if number == MAX_FRAMES:
+            warn(f"the video {name!r} ends after {number:,} frames, although the recording is longer.")
+            return
+        reduced = fit(frame)
+        if reduced is not frame:
+            (height, width), (low, narrow) = frame.shape[:2], reduced.shape[:2]
+            warn(f"the video {name!r} has {narrow}x{low} pixels, reduced from {width}x{height}.")
+        yield reduced
 
 
 def png_bytes(picture: np.ndarray) -> bytes:

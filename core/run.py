@@ -3,6 +3,8 @@
     with Run(config, kind="dqn", name="pong", resume=False, quiet=False) as run, run.signals():
         while step < total and not run.stop_requested:
             run.log(step, {"train/loss": loss})        # a tensor: no synchronization with the device
+            with run.interruptible():                  # a signal raises Stopped here, instead of setting stop_requested
+                score = evaluate()
         run.save(run.path("checkpoint.pt"), {"step": step, ...})
         run.close("reached 20.1; resume with ...")
 
@@ -17,11 +19,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import IO, Any, Self
 
 import numpy as np
@@ -38,6 +38,7 @@ from zerokara.core.progress import Progress
 from zerokara.core.report import write_json
 from zerokara.core.resumed_compute import adapt_compute
 from zerokara.core.run_folder import first_config, lock_folder, read_config
+from zerokara.core.stop_signals import StopSignals
 from zerokara.core.tensorboard_writer import TensorBoardWriter
 from zerokara.core.tracking import Tracking, connect
 
@@ -47,10 +48,8 @@ LogCallback = Callable[[int, dict[str, float]], object]
 MAX_NAME_BYTES = 255  # of a folder on common file systems
 
 
-class Run:
+class Run(StopSignals):
     """Training run and its folder. Only the main process writes; in the other processes the methods do nothing."""
-
-    stop_requested: str | None = None  # name of the signal received inside `signals()`, or "the callback"
 
     def __init__(
         self,
@@ -294,7 +293,8 @@ class Run:
         self._progress.print(text)
 
     def print_stop(self) -> None:
-        """Print that the run is saved because a signal asked this or another process to stop."""
+        """Print that the run is saved because a signal asked this or another process to stop, and set `stopped`."""
+        self.stopped = True
         self.print(f"{self.stop_requested or 'another process was asked to stop'}: saving")
 
     def warn(self, text: str) -> None:
@@ -314,16 +314,22 @@ class Run:
             checkpoint.write_atomically(path, lambda file: file.write(encoded))
             self._tracking.media(tag, step, path)
 
-    def video(self, tag: str, step: int, frames_THWC: np.ndarray, fps: float) -> None:
-        """Write RGB frames (T, H, W, 3) uint8 to media/<tag>-<step>.mp4, and as a GIF to TensorBoard's images."""
+    def video(self, tag: str, step: int, frames: Iterable[np.ndarray], fps: float) -> None:
+        """Write RGB frames (H, W, 3) uint8 to media/<tag>-<step>.mp4, and as a GIF to TensorBoard's images.
+
+        The frames are encoded as they arrive and are not kept. Large frames are reduced, and a long video is cut, to
+        the limits of `core.media`; a warning names both.
+        """
         if not self.world.is_main:
             return
+        gif = media.Gif(fps)
+        limited = media.within_limits(frames, tag, self.warn)
         with self._warn_on_failure("media"):
             path = self._media_path(tag, step, "mp4")
-            media.write_mp4(path, frames_THWC, fps)
+            media.write_mp4(path, gif.collect(limited), fps)
             self._tracking.media(tag, step, path)
         with self._warn_on_failure("media"):
-            self._board.image(tag, step, media.gif_bytes(frames_THWC, fps))
+            self._board.image(tag, step, gif.encode())
 
     def histogram(self, tag: str, step: int, values: Tensor) -> None:
         """Write a histogram of a tensor's values to TensorBoard."""
@@ -381,34 +387,9 @@ class Run:
 
     # ---- the end
 
-    @contextlib.contextmanager
-    def signals(self) -> Iterator[None]:
-        """Inside the block, SIGINT and SIGTERM set `stop_requested`; a second SIGINT raises KeyboardInterrupt.
-
-        Under torchrun the second SIGINT is ignored, because torchrun sends it again to each of its processes. In
-        another thread than the main one, signals cannot be handled and keep their handlers.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        interrupts = 0
-
-        def handle(number: int, frame: FrameType | None) -> None:
-            nonlocal interrupts
-            interrupts += number == signal.SIGINT
-            self.stop_requested = signal.Signals(number).name
-            if interrupts > 1 and self.world.size == 1:
-                raise KeyboardInterrupt
-
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
     def close(self, summary: str = "") -> None:
         """Flush, print the closing line, and unlock the folder. A second call does nothing."""
+        self._interruptible = False
         if self._closed:
             return
         self._closed = True

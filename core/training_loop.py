@@ -9,6 +9,7 @@ Shapes: B images in an update.
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
+from zerokara.core.config import Stopped
 from zerokara.core.distributed import World
 from zerokara.core.divergence import check_finite, pop_means
 from zerokara.core.optim import load_optimizer_state
@@ -76,6 +78,7 @@ class TrainingState(ABC, Generic[NetworkT]):
         # Random numbers of this process: augmentation, region sampling.
         self.generator = torch.Generator(compute.torch_device).manual_seed(config.seed * 1_000_003 + world.rank)
         self.updates = 0  # completed updates
+        self.validation_pending = False  # True after an interrupted validation; it is repeated after resuming
         self.stopwatch = Stopwatch()
         self._metric_names = tuple(metric_names)
         # Sums of the metrics and the number of updates since the last `read_metrics`. They stay on the device, so that
@@ -143,6 +146,7 @@ class TrainingState(ABC, Generic[NetworkT]):
             "rng": checkpoint.rng_state(),
             "sums": self._sums,
             "updates": self.updates,
+            "validation_pending": self.validation_pending,
             "hours": self.stopwatch(),
         }
 
@@ -154,6 +158,7 @@ class TrainingState(ABC, Generic[NetworkT]):
         checkpoint.set_rng_state(state["rng"])
         self._sums.copy_(state["sums"])
         self.updates, self.stopwatch.hours = state["updates"], state["hours"]
+        self.validation_pending = self.world.is_main and state.get("validation_pending", False)  # new in 0.2
 
     def load_processes(self, states: Mapping[int, dict[str, Any]]) -> str:
         """Restore the state from checkpoints of other processes, as `Run.restore` describes it.
@@ -205,7 +210,7 @@ def run_updates(
         training: state of the run.
         run: run folder.
         update: does one update.
-        validate: evaluates the network and logs the result. Only the main process calls it.
+        validate: evaluates the network (`Run.interruptible`) and logs the result. Only the main process calls it.
 
     Returns:
         True if a signal stopped the run before its end.
@@ -214,12 +219,21 @@ def run_updates(
         UserError: training diverged (NaN or Inf in the weights; earlier checkpoints stay as they are), or the disk is
             full.
     """
+    with run.interruptible(on=False):
+        return _run_updates(training, run, update, validate)
+
+
+def _run_updates(
+    training: TrainingState[Any], run: Run, update: Callable[[], object], validate: Callable[[], object]
+) -> bool:
     config, world, device = training.config, training.world, training.compute.torch_device
     interval = LogInterval(training.updates)
     training.show_progress(run, {})
+    if training.validation_pending:
+        _validate(training, validate)
     # All processes vote, so that they leave the loop together. A run that stopped early also stops when it is resumed.
     stop_early = world.any(training.should_stop_early, device)
-    stopping = False
+    stopping = world.any(training.validation_pending, device)  # True if it was interrupted again
     while training.updates < training.total_updates and not stop_early and not stopping:
         update()
         if training.updates % config.log_every_updates == 0:
@@ -230,7 +244,7 @@ def run_updates(
         if validates:
             training.check_finite(run)  # before a model file with non-finite weights overwrites a good one
             if world.is_main:
-                validate()
+                _validate(training, validate)
             stop_early = world.any(training.should_stop_early, device)
             interval = LogInterval(training.updates)
         if saves:
@@ -240,3 +254,11 @@ def run_updates(
         run.print_stop()
         training.save(run)
     return stopping
+
+
+def _validate(training: TrainingState[Any], validate: Callable[[], object]) -> None:
+    """Validate, or record that a signal interrupted the validation: the run is then saved, and repeats it later."""
+    training.validation_pending = True
+    with contextlib.suppress(Stopped):
+        validate()
+        training.validation_pending = False

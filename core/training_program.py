@@ -18,8 +18,9 @@ import torch
 from torch import nn
 
 from zerokara.core.compute import Compute, TrainStep
-from zerokara.core.config import UserError, flag
+from zerokara.core.config import Stopped, UserError, flag
 from zerokara.core.distributed import World
+from zerokara.core.programs import program
 from zerokara.core.run import Run
 from zerokara.core.run_options import RunOptions
 
@@ -78,6 +79,8 @@ def open_run(
 ) -> Iterator[Run]:
     """Open the run folder that a config names, with SIGINT and SIGTERM as requests to stop; close it at the end.
 
+    The block is interruptible (`Run.interruptible`). A training loop turns this off, and ends when it has saved.
+
     Args:
         config: config of the run.
         kind: name of the program ("dqn").
@@ -86,6 +89,7 @@ def open_run(
 
     Raises:
         UserError: as in `core.run.Run`.
+        Stopped: a signal stopped the run; its closing line is printed.
     """
     with (
         Run(
@@ -93,8 +97,18 @@ def open_run(
         ) as run,
         run.signals(),
     ):
-        yield run
+        try:
+            with run.interruptible():
+                yield run
+        except Stopped:
+            run.close(f"{run.stop_requested}: stopped; resume with: {program()} --name {config.name} --resume")
+            if not run.stopped:
+                raise
+        if run.stopped:  # all processes have left the loop; torchrun kills those that are not ready when one has ended
+            world.barrier()
     world.close()
+    if run.stopped:
+        raise Stopped
 
 
 def choose_compute(config: RunOptions, world: World, probe_step: TrainStep, updates: int | None = None) -> Compute:

@@ -26,7 +26,7 @@ from zerokara.envs.base import FrameStack, Step, VectorEnv
 from zerokara.envs.lookup import find
 from zerokara.envs.observations import ImageFormat, ObservationError, find_image, parse_kwargs
 from zerokara.envs.pools import SerialPool, make_pool
-from zerokara.envs.single import Env, Outcome, SingleEnv, create
+from zerokara.envs.single import Env, Outcome, SingleEnv, close, create
 from zerokara.envs.vectors import VectorFormat, find_vector
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def make_gymnasium_env(
         accepted = inspect.signature(type(first.unwrapped).__init__).parameters
         if "continuous" in accepted and "continuous" not in kwargs:
             kwargs["continuous"] = env_settings["continuous"] = False
-            first.close()
+            close(first)
             first = create(env, **kwargs)
         if not isinstance(first.action_space, spaces.Discrete):
             raise UserError(
@@ -101,7 +101,7 @@ def make_gymnasium_env(
         )
     if "rgb_array" in modes and (render or image is None) and _accepts(target, "render_mode"):
         kwargs["render_mode"] = "rgb_array"
-    first.close()
+    close(first)
     return GymnasiumVectorEnv(
         name,
         partial(create, env, **kwargs),
@@ -207,7 +207,7 @@ class GymnasiumVectorEnv(VectorEnv):
         try:
             return bool(episode == other.beginning(action_T, False))
         finally:
-            other.env.close()
+            close(other.env)
 
     def reset(self, seed: int) -> np.ndarray:
         """See `VectorEnv.reset`. `seed` is any integer >= 0."""

@@ -8,6 +8,8 @@ The arcade games of this package are found by their id, too; they are registered
 from __future__ import annotations
 
 import difflib
+import os
+import re
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,9 @@ from zerokara.core.named_object import NamedObject, missing_object
 
 if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec
+
+# In the type or the message of an exception of pyglet, SDL (pygame), GLFW or MuJoCo without a display.
+NO_DISPLAY = r"display|video (device|system|mode)|x11|glfw|glew|opengl"
 
 # Beginning of an id -> package on PyPI, and the module that registers it.
 PACKAGES: dict[str, tuple[str, str]] = {
@@ -64,7 +69,12 @@ def find(env: str | Callable[..., Any]) -> tuple[str, EnvSpec | Callable[..., An
         if env not in gymnasium.registry:
             raise UserError(_unknown(env, list(gymnasium.registry)))
         return env, gymnasium.registry[env]
-    module = load_module(module_name, env)
+    try:
+        module = load_module(module_name, env)
+    except UserError as error:
+        if advice := display_advice(error.__cause__):
+            raise UserError(f"{str(error).rstrip('.')}.{advice}") from error
+        raise
     if name in gymnasium.registry:
         return name, gymnasium.registry[name]
     target = getattr(module, name, None)
@@ -76,6 +86,28 @@ def find(env: str | Callable[..., Any]) -> tuple[str, EnvSpec | Callable[..., An
         f"{module_name} has no environment {name!r}: it neither registers this id with Gymnasium nor defines a class "
         f"of this name{hint}"
     )
+
+
+def describe(error: BaseException) -> str:
+    """Return type and message of an exception of an environment, with advice if the reason is a missing display."""
+    advice = display_advice(error)
+    text = f"{type(error).__name__}: {error}"
+    return f"{text.rstrip('.')}.{advice}" if advice else text
+
+
+def display_advice(error: BaseException | None) -> str:
+    """Return a sentence if an exception was probably raised because there is no display, else an empty string."""
+    if has_display() or not re.search(NO_DISPLAY, f"{type(error).__name__} {error}", re.IGNORECASE):
+        return ""
+    return (
+        " This machine has no display: type xvfb-run -a before the command, or set the environment variable "
+        "SDL_VIDEODRIVER=dummy (pygame), PYGLET_HEADLESS=1 (pyglet, miniworld) or MUJOCO_GL=egl (MuJoCo)."
+    )
+
+
+def has_display() -> bool:
+    """Return True if windows can be opened, as far as environment variables tell."""
+    return sys.platform != "linux" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
 def _describe(env: object) -> str:

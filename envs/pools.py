@@ -23,7 +23,7 @@ from typing import Any
 import cloudpickle
 
 from zerokara.core.config import UserError
-from zerokara.envs.single import SingleEnv
+from zerokara.envs.single import SingleEnv, close
 
 Call = tuple[int, str, tuple[Any, ...]]
 """Number of an environment, name of a method of `SingleEnv`, and its arguments."""
@@ -87,7 +87,7 @@ class SerialPool(Pool):
     def close(self) -> None:
         """See `Pool.close`."""
         for single in self.envs.values():
-            single.env.close()
+            close(single.env)
 
 
 class WorkerPool(Pool):
@@ -165,10 +165,12 @@ def make_pool(make_single: Callable[..., SingleEnv], num_envs: int, workers: int
 
 def serve(descriptor: int) -> None:
     """Create environments and make the calls that arrive on a connection, until it is closed."""
-    # SIGINT of the terminal is for the main process, which closes the connection.
+    # Terminals and schedulers send signals to all processes. They are for the main process, which saves the run and
+    # closes the connection.
     import signal
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     connection = Connection(descriptor)
     pickled, numbers = connection.recv()
     envs: dict[int, SingleEnv] = {}
@@ -183,4 +185,4 @@ def serve(descriptor: int) -> None:
         while True:
             connection.send(_run(envs, connection.recv()))
     for single in envs.values():
-        single.env.close()
+        close(single.env)

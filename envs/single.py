@@ -17,7 +17,7 @@ import numpy as np
 from gymnasium import spaces
 
 from zerokara.core.config import UserError
-from zerokara.envs.lookup import find
+from zerokara.envs.lookup import describe, find
 from zerokara.envs.observations import ImageFormat, ObservationError, make_frame, read_rendered
 from zerokara.envs.vectors import VectorFormat
 
@@ -71,7 +71,13 @@ def _user_error(name: str, what: str, error: BaseException) -> UserError:
         return UserError(
             f"{name} cannot {what} because the package {error.name} is not installed; install it with pip."
         )
-    return UserError(f"{name} cannot {what}: {type(error).__name__}: {error}")
+    return UserError(f"{name} cannot {what}: {describe(error)}")
+
+
+def close(env: Env) -> None:
+    """Close an environment. One that raises an exception here, or exits, is closed as far as it can be."""
+    with contextlib.suppress(Exception, SystemExit):
+        env.close()
 
 
 class Outcome(NamedTuple):
@@ -161,7 +167,7 @@ class SingleEnv:
                     break
         except (Exception, SystemExit) as error:
             raise UserError(
-                f"{self.name} raised {type(error).__name__}: {error}; this happened {where}. The error is in the "
+                f"{self.name} raised {describe(error).rstrip('.')}; this happened {where}. The error is in the "
                 f"environment itself."
             ) from error
         if not math.isfinite(total):
@@ -199,8 +205,7 @@ class SingleEnv:
 
     def recreate(self) -> None:
         """Replace the environment by a new one, after an exception."""
-        with contextlib.suppress(Exception):  # a broken environment may not even close
-            self.env.close()
+        close(self.env)  # a broken environment may not even close
         self.env = self._make_env()
 
     def render(self) -> np.ndarray:

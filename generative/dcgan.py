@@ -230,25 +230,28 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
     evaluator = Evaluator(config, data, run.extra)
     session.start()
     print_protocol(session, evaluator)
-    stopping = False
-    while learner.updates < config.updates and not stopping:
-        pixels_BCHW, label_B = session.next_batch()
-        update(learner, pixels_BCHW, label_B)
-        if session.is_due(config.log_every_updates):
-            session.log_metrics()
-        if session.is_due(config.video_every_updates) and world.is_main:
-            session.save_video_frame()
-        evaluates = session.is_due(config.eval_every_updates) or learner.updates == config.updates
-        if evaluates:
-            if world.is_main:
-                evaluate(session, evaluator)
-            session.start_interval()
-        if evaluates or session.is_due(config.checkpoint_every_updates):
+    with run.interruptible(on=False):  # a signal waits for the end of an update; it interrupts an evaluation
+        if session.evaluation_pending:
+            evaluate(session, evaluator)
+        stopping = world.any(session.evaluation_pending, compute.torch_device)
+        while learner.updates < config.updates and not stopping:
+            pixels_BCHW, label_B = session.next_batch()
+            update(learner, pixels_BCHW, label_B)
+            if session.is_due(config.log_every_updates):
+                session.log_metrics()
+            if session.is_due(config.video_every_updates) and world.is_main:
+                session.save_video_frame()
+            evaluates = session.is_due(config.eval_every_updates) or learner.updates == config.updates
+            if evaluates:
+                if world.is_main:
+                    evaluate(session, evaluator)
+                session.start_interval()
+            if evaluates or session.is_due(config.checkpoint_every_updates):
+                session.save()
+            stopping = world.any(bool(run.stop_requested), compute.torch_device)
+        if stopping:
+            run.print_stop()
             session.save()
-        stopping = world.any(bool(run.stop_requested), compute.torch_device)
-    if stopping:
-        run.print_stop()
-        session.save()
     if not world.is_main:
         return ""
     session.finish()

@@ -299,11 +299,12 @@ def train(config: Config, run: Run, data: Data, loss_network: LossNetwork, compu
         run.image("style", 0, data.style)
 
     def validate() -> None:
-        held_out_losses, image = training.evaluate()
+        with run.interruptible():
+            held_out_losses, image = training.evaluate()
         run.log(training.updates, held_out_losses)
         run.image("held_out", training.updates, image)
 
-    if run_updates(training, run, training.update, validate) and training.updates < config.updates:
+    if run_updates(training, run, training.update, validate):
         return (
             f"{run.stop_requested}: saved at update {training.updates:,} of {config.updates:,}; resume with: "
             f"{resume_command('generative.fast_style', config.name)}"

@@ -180,24 +180,26 @@ def optimize(config: Config, run: Run, images: ImagePair, loss_network: LossNetw
     def due(every: int) -> bool:
         return every > 0 and transfer.iteration % every == 0
 
-    while transfer.iteration < config.iterations and not run.stop_requested:
-        losses = transfer.step()
-        if due(config.log_every_iterations):
-            timing = {"train/leaps": transfer.rejected_steps, "speed/hours": transfer.clock()}
-            run.log(transfer.iteration, {**losses.scalars("train"), **timing})
-            run.flush()
-        height, width = images.sizes[transfer.scale_index]
-        fields = {"loss": losses.total, "style": losses.style, "content": losses.content, "at": f"{width}x{height}"}
-        run.progress(transfer.iteration, config.iterations, fields)
-        if due(config.video_every_iterations):
-            video_frame = resize(transfer.image(best=False), video_size(images.sizes[-1]))
-            write_png(run.path("film", f"{transfer.iteration:06}.png"), video_frame)
-        if due(config.image_every_iterations):
-            run.image("picture", transfer.iteration, transfer.image(best=False))
-        if due(config.checkpoint_every_iterations):
-            run.save(run.checkpoint_path, transfer.state_dict())
-    run.save(run.checkpoint_path, transfer.state_dict())
+    with run.interruptible(on=False):  # a signal waits for the end of an iteration
+        while transfer.iteration < config.iterations and not run.stop_requested:
+            losses = transfer.step()
+            if due(config.log_every_iterations):
+                timing = {"train/leaps": transfer.rejected_steps, "speed/hours": transfer.clock()}
+                run.log(transfer.iteration, {**losses.scalars("train"), **timing})
+                run.flush()
+            height, width = images.sizes[transfer.scale_index]
+            fields = {"loss": losses.total, "style": losses.style, "content": losses.content, "at": f"{width}x{height}"}
+            run.progress(transfer.iteration, config.iterations, fields)
+            if due(config.video_every_iterations):
+                video_frame = resize(transfer.image(best=False), video_size(images.sizes[-1]))
+                write_png(run.path("film", f"{transfer.iteration:06}.png"), video_frame)
+            if due(config.image_every_iterations):
+                run.image("picture", transfer.iteration, transfer.image(best=False))
+            if due(config.checkpoint_every_iterations):
+                run.save(run.checkpoint_path, transfer.state_dict())
+        run.save(run.checkpoint_path, transfer.state_dict())
     if transfer.iteration < config.iterations:
+        run.stopped = True
         return (
             f"{run.stop_requested}: saved at iteration {transfer.iteration:,} of {config.iterations:,}; resume with: "
             f"{resume_command('generative.style_transfer', config.name)}"

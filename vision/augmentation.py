@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from zerokara.core.backbones.registry import find_backbone
-from zerokara.core.config import Range, UserError, run_main
+from zerokara.core.config import Range, Stopped, UserError, run_main
 from zerokara.core.distributed import World
 from zerokara.core.programs import program_command
 from zerokara.core.report import new_figure, plain_ticks, write_figure
@@ -163,6 +163,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             draw(errors, options, run)
         grid.save_results(run, options, done)
         run.close(grid.closing_message(run, len(done), len(cells), program_command("vision.augmentation")))
+    if run.stopped:
+        raise Stopped
 
 
 if __name__ == "__main__":

@@ -192,7 +192,8 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
 
 def validate(training: Training, run: Run) -> None:
     """Evaluate the validation images, and log histograms of the latent weights."""
-    scores = training.score(training.data.validation)
+    with run.interruptible():
+        scores = training.score(training.data.validation)
     training.last_metric = scores.error
     run.log(training.updates, {"val/error": scores.error, "val/loss": scores.loss})
     for name, layer in training.network.binary_layers().items():

@@ -84,10 +84,11 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
 def validate(training: Training, run: Run) -> None:
     """Evaluate on the validation images, save the weights if they are the best, and log images with captions."""
     config, images = training.config, training.data.validation
-    captions, features_NF = training.generate(images)
-    scores = bleu(captions, images.captions)
-    references = EncodedCaptions(images.captions, training.network.vocabulary, config.max_length)
-    loss = training.validation_loss(features_NF, references)
+    with run.interruptible():
+        captions, features_NF = training.generate(images)
+        scores = bleu(captions, images.captions)
+        references = EncodedCaptions(images.captions, training.network.vocabulary, config.max_length)
+        loss = training.validation_loss(features_NF, references)
     run.log(training.updates, {**{f"val/{name}": value for name, value in scores.items()}, "val/loss": loss})
     metric = loss if config.select == "loss" else scores["bleu4"]
     is_best = training.best is None or IS_BETTER[config.select](metric, training.best["figure"])

@@ -87,7 +87,8 @@ def load_weights(config: Config, classifier: Classifier) -> list[str]:
 
 def validate(training: Training, run: Run) -> None:
     """Evaluate the validation images (one view each), record the result, log misclassified images, save the model."""
-    scores = training.score(training.data.validation)
+    with run.interruptible():
+        scores = training.score(training.data.validation)
     run.log(training.updates, {"val/error": scores.error, "val/loss": scores.loss, "speed/hours": training.stopwatch()})
     is_best = training.best is None or scores.error <= training.best["figure"]
     training.record_validation(scores.error, is_best=is_best, save_weights=training.config.select == "best")

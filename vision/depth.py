@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import nn
 
 from zerokara.core.backbones.kernels import CHANNELS, KERNELS
-from zerokara.core.config import Range, UserError, run_main
+from zerokara.core.config import Range, Stopped, UserError, run_main
 from zerokara.core.distributed import World
 from zerokara.core.models.classifier import make_classifier
 from zerokara.core.programs import program_command
@@ -313,6 +313,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 run, len(done_filters) + len(done_layers), len(filters) + len(layers), program_command("vision.depth")
             )
         )
+    if run.stopped:
+        raise Stopped
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, run_main
+from zerokara.core.config import Stopped, UserError, run_main
 from zerokara.core.data.boxes import BoxSet
 from zerokara.core.distributed import World
 from zerokara.core.media import grid, to_uint8
@@ -52,12 +52,12 @@ NAME_FIELDS = ("data", "method", "preset", "seed")  # of the default name of a r
 SHOWN_CONFIDENCE = 0.5  # minimum confidence of detections that are drawn
 
 
-class Stopped(Exception):
-    """The run received a signal to stop; its state is saved."""
-
-
 def work(config: Config, run: Run, data: Data, metadata: DetectorMetadata, world: World) -> str:
-    """Compute proposals, train, fit R-CNN's SVMs and evaluate. Return the closing message."""
+    """Compute proposals, train, fit R-CNN's SVMs and evaluate. Return the closing message.
+
+    Raises:
+        Stopped: a signal stopped the run; its closing line is printed.
+    """
     result = run.path("result.json")
     if config.resume and result.exists():  # a finished run is not tested again
         return closing(config, json.loads(result.read_text())["figures"])
@@ -74,7 +74,8 @@ def work(config: Config, run: Run, data: Data, metadata: DetectorMetadata, world
         last_stage(config, run, training, data, proposals)
         return finish(config, run, training, data, validation)
     except Stopped:
-        return stopped_message(config, run, training)
+        run.close(stopped_message(config, run, training))
+        raise
 
 
 def find(config: Config, run: Run, boxes: BoxSet, which: str, world: World) -> list[Proposals]:
@@ -88,8 +89,6 @@ def find(config: Config, run: Run, boxes: BoxSet, which: str, world: World) -> l
 
     def progress(done: int, total: int) -> None:
         run.progress(done, total, {"proposals": f"of {which}"})
-        if run.stop_requested:
-            raise Stopped
 
     def search() -> list[Proposals]:
         processes = int(run.extra["compute"]["threads"])
@@ -138,7 +137,8 @@ def stopped_message(config: Config, run: Run, training: Training | None) -> str:
 
 def validate(training: Training, run: Run, boxes: BoxSet, proposals: Sequence[Proposals]) -> dict[str, float]:
     """Evaluate on the validation images, log images and weights, and save the model. Return the metrics."""
-    scored = training.score(boxes, proposals)
+    with run.interruptible():
+        scored = training.score(boxes, proposals)
     training.last_map = scored.precision.map_50
     metrics = {"map_50": scored.precision.map_50, "map_50_95": scored.precision.map_50_95}
     by_class = {f"ap_50_{name}": value for name, value in scored.precision.by_class.items()}
@@ -162,8 +162,6 @@ def last_stage(config: Config, run: Run, training: Training, data: Data, proposa
 
     def progress(done: int, total: int) -> None:
         run.progress(done, total, {"features": "of training images, for the SVMs"})
-        if run.stop_requested:
-            raise Stopped
 
     training.detector.eval()
     vectors = all_vectors(config, training.detector, data.train, proposals, training.compute, progress)

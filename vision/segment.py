@@ -108,7 +108,8 @@ def validate(training: Training, run: Run) -> None:
     """Evaluate the validation images, record the result, log overlays, save the model."""
     classes = training.metadata.classes
     indices = overlay_indices(training.data.validation)
-    scores = training.score(training.data.validation, prediction_indices=indices)
+    with run.interruptible():
+        scores = training.score(training.data.validation, prediction_indices=indices)
     scalars = {f"val/{name}": value for name, value in scores.metrics().items()}
     scalars |= {f"val_iou/{name}": value for name, value in scores.iou_by_class(classes).items()}
     run.log(training.updates, {**scalars, "speed/hours": training.stopwatch()})

@@ -7,7 +7,6 @@ its return so far counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,10 +43,6 @@ def parallel_episodes(episodes: int) -> int:
     return max(n for n in range(1, MAX_ENVS + 1) if episodes % n == 0)
 
 
-class Stopped(Exception):
-    """Raised when an evaluation is interrupted before all episodes are complete."""
-
-
 def evaluate(
     policy: Policy,
     env: VectorEnv,
@@ -56,7 +51,6 @@ def evaluate(
     epsilon: float,
     max_steps: int,
     seed: int,
-    stop: Callable[[], object] = lambda: False,
 ) -> Scores:
     """Run complete episodes with an epsilon-greedy policy.
 
@@ -67,10 +61,6 @@ def evaluate(
         epsilon: probability of a random action.
         max_steps: agent steps after which an episode is cut.
         seed: seed of environments and exploration; the same seed gives the same episodes.
-        stop: called before every step; a true result interrupts the evaluation.
-
-    Raises:
-        Stopped: `stop` returned a true value.
     """
     exploration = Exploration(env.num_envs, env.num_actions, seed)
     obs = env.reset(seed)
@@ -80,8 +70,6 @@ def evaluate(
     skipping_N = np.zeros(env.num_envs, bool)  # after a cut, the rest of the episode is not counted
     cut = 0
     while waiting := [i for i, done in enumerate(episodes) if len(done) < episodes_per_env]:
-        if stop():
-            raise Stopped
         if skipping_N[waiting].all():
             # All environments with episodes left are past a cut. Reset, because such an episode may never end.
             seed += 1

@@ -18,10 +18,8 @@ from zerokara.agents.qlearning.policy import Policy
 from zerokara.core.compute import Compute
 from zerokara.core.config import error_summary
 from zerokara.core.layers import first_convolution
-from zerokara.core.media import grid
+from zerokara.core.media import MAX_FRAMES, grid
 from zerokara.core.run import Run
-
-MAX_VIDEO_STEPS = 3_000  # 200 s of an Atari game
 
 
 class EpisodeStep(NamedTuple):
@@ -66,17 +64,35 @@ def frames_per_second(env: envs.VectorEnv) -> float:
 
 
 def log_video(policy: Policy, config: Settings, run: Run, step: int) -> None:
-    """Record an episode as mp4 and in TensorBoard. A failure prints a warning and does not stop the run."""
+    """Record an episode as mp4 and in TensorBoard. A failure prints a warning and does not stop the run.
+
+    Raises:
+        Stopped: a signal interrupted the recording; there is no video.
+    """
     try:
-        env = envs.make(config.env, 1, render=True, **config.env_settings())
-        episode = play_episode(
-            policy, env, epsilon=config.eval_epsilon, max_steps=MAX_VIDEO_STEPS, seed=config.seed + step % 1_000_003
-        )
-        frames = np.stack([step_record.picture for step_record in episode])
-        run.video("game", step, frames, fps=frames_per_second(env))
-        env.close()
+        with run.interruptible():
+            env = envs.make(config.env, 1, render=True, **config.env_settings())
+            episode = play_episode(
+                policy,
+                env,
+                epsilon=config.eval_epsilon,
+                max_steps=MAX_FRAMES + 1,  # `Run.video` cuts a longer episode, and says so
+                seed=config.seed + step % 1_000_003,
+            )
+            first = next(episode)  # if the environment cannot be rendered, no video is begun
+            run.video("game", step, _pictures(first, episode, run, step), fps=frames_per_second(env))
+            env.close()
     except Exception as error:  # noqa: BLE001
         run.warn(f"no video was recorded at step {step:,}: {error_summary(error)}")
+
+
+def _pictures(first: EpisodeStep, rest: Iterator[EpisodeStep], run: Run, step: int) -> Iterator[np.ndarray]:
+    """Yield the rendered images of an episode, up to an exception of the environment if there is one."""
+    yield first.picture
+    try:
+        yield from (episode_step.picture for episode_step in rest)
+    except Exception as error:  # noqa: BLE001
+        run.warn(f"the video of step {step:,} ends early: {error_summary(error)}")
 
 
 def log_images(network: QNetwork, obs_NCHW: np.ndarray, frame_channels: int, run: Run, step: int) -> None:

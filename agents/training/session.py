@@ -29,13 +29,13 @@ from zerokara.agents.qlearning.learner import Learner
 from zerokara.agents.qlearning.policy import Policy
 from zerokara.agents.qlearning.replay_deletion import delete_replays
 from zerokara.agents.training.best_agent import BestAgent
-from zerokara.agents.training.evaluation import Scores, Stopped, evaluate
+from zerokara.agents.training.evaluation import Scores, evaluate
 from zerokara.agents.training.parts import Part, load_parts, load_parts_of_processes, part_states
 from zerokara.agents.training.pictures import log_images, log_video
 from zerokara.agents.training.report import format_progress, format_scores, settings_lines
 from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
-from zerokara.core.config import to_dict
+from zerokara.core.config import Stopped, to_dict
 from zerokara.core.distributed import World
 from zerokara.core.divergence import check_finite
 from zerokara.core.models.weights import load_pretrained_backbone
@@ -88,8 +88,7 @@ class Session(ABC):
         self.env = env or make_env(config, world)
         self.obs = np.empty(0)
         self.step = 0  # agent steps, summed over all processes
-        self.updates = 0
-        self.episodes = 0
+        self.updates = self.episodes = 0
         self.running_return_N = np.zeros(self.num_envs)
         self.running_length_N = np.zeros(self.num_envs, np.int64)
         self.returns: deque[float] = deque(maxlen=100)  # raw, of the last complete episodes
@@ -98,6 +97,7 @@ class Session(ABC):
         self.last_evaluation_step = 0
         self.best = BestAgent(run)
         self.evaluation_pending = False  # True after an interrupted evaluation; it is repeated after resuming
+        self.video_pending = False  # the same for the video of an evaluation
         self.goal_reached = False  # True if `stop_at_return` was reached
         self.clock = Stopwatch()  # total time of the run over all restarts, including evaluations
         self.seconds = dict.fromkeys(("act", "emulate", "learn"), 0.0)  # since the start of the log interval
@@ -201,12 +201,20 @@ class Session(ABC):
         Raises:
             UserError: training diverged (the weights contain NaN or Inf), or the disk is full.
         """
+        with self.run.interruptible(on=False):
+            yield from self._iterations(more_metrics, checkpoint_needed)
+
+    def _iterations(
+        self, more_metrics: Callable[[], Mapping[str, Any]], checkpoint_needed: Callable[[], bool]
+    ) -> Iterator[None]:
         config, run = self.config, self.run
         self.show_progress()
         if not self.resumed:
             self.log_images()
             self.save()
         self.goal_reached = self.world.is_main and self.evaluation_pending and self.evaluate_and_log()
+        if self.world.is_main and self.video_pending:
+            self.record_video()
         before = self.step
         self.start_interval()
 
@@ -227,7 +235,7 @@ class Session(ABC):
                 self.save()
         if self.world.is_main and self.step >= config.total_steps and not (self.is_finished or run.stop_requested):
             self.goal_reached = self.evaluate_and_log()
-        if run.stop_requested:
+        if not self.world.broadcast_value(self.is_finished):
             run.print_stop()
         self.save()
         if self.world.is_main and self.is_finished and getattr(config, "delete_replay", False):
@@ -237,10 +245,10 @@ class Session(ABC):
 
     @property
     def is_finished(self) -> bool:
-        """True in the main process if the run has reached its goal, or its last step and the evaluation there."""
-        config = self.config
+        """True in the main process if the run has reached its goal, or its last step and evaluation and video there."""
+        config, pending = self.config, self.evaluation_pending or self.video_pending
         evaluated = not config.eval_every_steps or self.last_evaluation_step == self.step
-        return self.goal_reached or (self.step >= config.total_steps and evaluated and not self.evaluation_pending)
+        return self.goal_reached or (self.step >= config.total_steps and evaluated and not pending)
 
     def _must_stop(self) -> bool:
         """Return True if a process has reached the goal or received a signal. Every process must call this method."""
@@ -255,29 +263,28 @@ class Session(ABC):
             return False
         return float(np.mean(recent)) >= config.stop_at_return - 0.5
 
-    def evaluate(self, stop: Callable[[], object], repetition: int = 0) -> Scores:
+    def evaluate(self, repetition: int = 0) -> Scores:
         """Evaluate the policy in separate environments with other seeds than in training.
 
         Args:
-            stop: called before every step; a true result interrupts the evaluation.
             repetition: another number gives other seeds.
 
         Raises:
-            Stopped: `stop` returned a true value.
+            Stopped: a signal interrupted the evaluation.
         """
         config = self.config
         if self._eval_env is None:
             self._eval_env = envs.make(config.env, config.eval_episodes, **config.env_settings())
         seed = 500_000_000 + config.seed * 1_009 + repetition * 7_919 + self.step % 1_000_003
-        return evaluate(
-            self.policy,
-            self._eval_env,
-            episodes_per_env=1,
-            epsilon=config.eval_epsilon,
-            max_steps=config.eval_max_steps,
-            seed=seed,
-            stop=stop,
-        )
+        with self.run.interruptible():
+            return evaluate(
+                self.policy,
+                self._eval_env,
+                episodes_per_env=1,
+                epsilon=config.eval_epsilon,
+                max_steps=config.eval_max_steps,
+                seed=seed,
+            )
 
     def evaluate_and_log(self) -> bool:
         """Evaluate, keep the weights if they are the best so far, log the results, and record a video.
@@ -291,7 +298,7 @@ class Session(ABC):
         config = self.config
 
         def evaluate_and_print(repetition: int, what: str) -> Scores:
-            scores = self.evaluate(lambda: self.run.stop_requested, repetition)
+            scores = self.evaluate(repetition)
             self.run.print(f"step {self.step:,}: {format_scores(scores)} over {len(scores.returns)} {what}")
             return scores
 
@@ -315,8 +322,16 @@ class Session(ABC):
         self.run.log(self.step, {**metrics, "speed/hours": self.clock()})
         self.log_images()
         if config.capture_video:
-            log_video(self.policy, config, self.run, self.step)
+            self.record_video()
+            self.video_pending &= not goal_reached  # a run that has reached its goal is not resumed
         return goal_reached
+
+    def record_video(self) -> None:
+        """Record a video, or note that a signal interrupted it: it is then recorded after resuming."""
+        self.video_pending = True
+        with contextlib.suppress(Stopped):
+            log_video(self.policy, self.config, self.run, self.step)
+            self.video_pending = False
 
     # ---- logging
 
@@ -403,6 +418,7 @@ class Session(ABC):
             "evaluated_at": self.last_evaluation_step,
             "owes_evaluation": self.evaluation_pending,
             "best": self.best.state_dict(),
+            "owes_video": self.video_pending,
             "hours": self.clock(),
             **part_states(self._parts),
             "rng": checkpoint.rng_state(),
@@ -437,8 +453,8 @@ class Session(ABC):
         self.step, self.updates, self.episodes = state["step"], state["updates"], state["games"]
         self.returns.extend(state["returns"])
         self.lengths.extend(state["lengths"])
-        self.last_score = state["last_score"]
         self.last_evaluation_step, self.evaluation_pending = state["evaluated_at"], state["owes_evaluation"]
         if "best" in state:  # not in checkpoints of 0.1
             self.best.load_state_dict(state["best"])
+        self.last_score, self.video_pending = state["last_score"], state.get("owes_video", False)  # new in 0.2
         self.clock.hours = state["hours"]

@@ -30,11 +30,14 @@ MARGIN = 24
 CURVE_HEIGHT = 96
 CURVE_STEPS = 240
 BAR_SCALE_STEPS = 240  # bars are scaled by the widest range of Q-values over this number of steps
+MAX_BARS = 18  # the number of actions of Atari; of more actions, only the best ones are drawn
 SALIENCY_DECAY = 0.98  # per step, of the saliency that is drawn brightest
 
 
 class EpisodeRenderer:
     """Draw the frames of one episode, one after another; scales depend on the last frames, so that they do not jump.
+
+    Of more than MAX_BARS actions, those with the highest Q-values have bars, the best one first, and the action taken.
 
     Args:
         title: first line, such as the name of the environment.
@@ -83,7 +86,7 @@ class EpisodeRenderer:
         return frame
 
     def _panel_height(self) -> int:
-        return 166 + 24 * len(self._names) + 44 + CURVE_HEIGHT
+        return 166 + 24 * min(MAX_BARS, len(self._names)) + 44 + CURVE_HEIGHT
 
     def _panel(self, height: int, q_A: np.ndarray, action: int, score: float, step: int) -> np.ndarray:
         """Draw title, score, a bar for each action, and the curve of the maximum Q-value."""
@@ -109,14 +112,16 @@ class EpisodeRenderer:
         """
         recent = np.stack(self._history)[-BAR_SCALE_STEPS:]
         full_bar = max(float(np.ptp(recent, axis=1).max()), 1e-9)
-        draw.text((left, top), bars_caption(full_bar), FAINT, _font(14))
+        shown = drawn_actions(q_A, action)
+        draw.text((left, top), bars_caption(full_bar, len(self._names)), FAINT, _font(14))
         top += 26
-        pitch = min(44.0, (bottom - top) / len(self._names))
+        pitch = min(44.0, (bottom - top) / len(shown))
         size = int(min(18, 0.62 * pitch))
-        names_width = min(150, max(int(_font(size).getlength(name)) for name in self._names) + 14)
+        names_width = min(150, max(int(_font(size).getlength(self._names[i])) for i in shown) + 14)
         start, end = left + names_width, right - 66
-        for i, name in enumerate(self._names):
-            y = top + i * pitch
+        for row, i in enumerate(shown):
+            name = self._names[i]
+            y = top + row * pitch
             thickness = 0.62 * pitch
             middle = y + thickness / 2
             color = BAR if i != action else GREEDY if i == int(q_A.argmax()) else RANDOM
@@ -149,8 +154,18 @@ class EpisodeRenderer:
         draw.ellipse((x - 4, y - 4, x + 4, y + 4), GREEDY)
 
 
-def bars_caption(full_bar: float) -> str:
-    """Return the caption of the bars: their quantity and the value of a bar of full length."""
+def drawn_actions(q_A: np.ndarray, action: int) -> list[int]:
+    """Return the actions that have bars, in the order of the bars: all, or the best ones and the action taken."""
+    if len(q_A) <= MAX_BARS:
+        return list(range(len(q_A)))
+    best: list[int] = np.argsort(-q_A, kind="stable")[:MAX_BARS].tolist()
+    return best if action in best else [*best[:-1], action]
+
+
+def bars_caption(full_bar: float, actions: int) -> str:
+    """Return the caption of the bars: their quantity, and the value of a bar of full length."""
+    if actions > MAX_BARS:
+        return f"bars: Q minus lowest, best {MAX_BARS} of {actions:,}, full = {full_bar:.3g}"
     return f"bars: Q(s,a) minus the lowest, full bar = {full_bar:.3g}"
 
 

@@ -6,7 +6,7 @@ Shapes: N images, T frames, C channels, H, W pixels.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +36,8 @@ def image_grid(images_NCHW: Tensor, columns: int | None = None) -> np.ndarray:
     return grid(displayable(images_NCHW), columns, gap=1, scale=max(1, 64 // side))
 
 
-def video_frames(frames: Sequence[Path], seconds: float = 12.0, hold_s: float = 2.0) -> np.ndarray:
-    """Read PNG files of one size as the frames of a video (T, H, W, 3) uint8.
+def video_frames(frames: Sequence[Path], seconds: float = 12.0, hold_s: float = 2.0) -> Iterator[np.ndarray]:
+    """Read PNG files of one size, one after another, as the frames of a video (H, W, 3) uint8.
 
     Args:
         frames: files in order. If there are more than fit, they are subsampled evenly; the first and the last stay.
@@ -46,11 +46,11 @@ def video_frames(frames: Sequence[Path], seconds: float = 12.0, hold_s: float = 
     """
     number = min(len(frames), round(seconds * VIDEO_FPS))
     indices = np.linspace(0, len(frames) - 1, number).round().astype(int)
-    pixels = []
-    for index in indices:
+    repeats = [1] * (number - 1) + [round(hold_s * VIDEO_FPS)]
+    for index, times in zip(indices, repeats, strict=True):
         with Image.open(frames[index]) as opened:
-            pixels.append(np.asarray(opened.convert("RGB")))
-    return np.stack(pixels + pixels[-1:] * (round(hold_s * VIDEO_FPS) - 1))
+            frame_HWC = np.asarray(opened.convert("RGB"))
+        yield from [frame_HWC] * times
 
 
 def draw_curves(metrics: Path) -> np.ndarray | None:

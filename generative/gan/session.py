@@ -43,6 +43,7 @@ class Session:
         self.collapse_monitor = CollapseMonitor()
         self.best: dict[str, Any] | None = None  # update and score of the best evaluation
         self.scores: dict[str, float] = {}  # of the last evaluation
+        self.evaluation_pending = False  # True in the main process after an interrupted evaluation
         self.rollbacks = 0
         self.clock = Stopwatch()
         self.latest = run.checkpoint_path
@@ -216,6 +217,7 @@ class Session:
             "watch": self.collapse_monitor.state_dict(),
             "best": self.best,
             "scores": self.scores,
+            "evaluation_pending": self.evaluation_pending,
             "rollbacks": self.rollbacks,
             "hours": self.clock(),
         }
@@ -227,6 +229,7 @@ class Session:
         self.collapse_monitor.load_state_dict(state["watch"])
         self.best, self.scores, self.clock.hours = state["best"], state["scores"], state["hours"]
         self.rollbacks = state["rollbacks"]
+        self.evaluation_pending = self.world.is_main and state.get("evaluation_pending", False)  # new in 0.2
 
     def load_processes(self, states: Mapping[int, dict[str, Any]]) -> str:
         """Restore the state from checkpoints of other processes, as `Run.restore` describes it.

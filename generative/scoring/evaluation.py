@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from zerokara.core.config import Stopped
 from zerokara.core.programs import program_command, resume_command
 from zerokara.generative.gan.pictures import draw_curves, image_grid
 from zerokara.generative.gan.sampler import BEST, weights_file
@@ -26,15 +27,22 @@ def print_protocol(session: Session, evaluator: Evaluator) -> None:
 def evaluate(session: Session, evaluator: Evaluator) -> None:
     """Evaluate the generator, save its weights, log images and curves, and warn of mode collapse.
 
-    If it is the best generator so far, a checkpoint of the whole run is saved, too.
+    If it is the best generator so far, a checkpoint of the whole run is saved, too. A signal interrupts the computation
+    of the metrics; the evaluation is then repeated after resuming.
 
     Raises:
         UserError: the weights contain NaN or Inf.
     """
     session.check_finite_weights()
     run, update, name = session.run, session.update, evaluator.extractor.name
-    sampler = session.sampler()
-    session.scores = scores = evaluator.scores(sampler, session.config.eval_images)
+    session.evaluation_pending = True
+    try:
+        with run.interruptible():
+            sampler = session.sampler()
+            session.scores = scores = evaluator.scores(sampler, session.config.eval_images)
+    except Stopped:
+        return
+    session.evaluation_pending = False
     run.log(update, {f"eval/{key}": value for key, value in scores.items()})
     run.log(update, {"speed/hours": session.clock()})
     run.flush()
@@ -71,7 +79,7 @@ def closing_message(session: Session, evaluator: Evaluator) -> str:
             f"{label} {session.scores[name]:.4g}, best {session.best['score']:.4g} "
             f"(update {session.best['update']:,}), against {len(evaluator.real.features_NF):,} held-out images"
         )
-    if session.update < config.updates:
+    if session.run.stopped or session.update < config.updates:
         command = resume_command("generative.dcgan", config.name)
         return f"{config.data} at update {session.update:,}: {result}; resume with: {command}"
     command = program_command("generative.sample")

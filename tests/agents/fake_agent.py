@@ -3,7 +3,7 @@
 The return of the evaluation at step s is s * learning_rate + seed. Like a real agent it saves its settings in its
 folder, resumes with --resume, saves on SIGTERM, and holds the lock of its folder. With batch size 13 it crashes, with
 width multiplier 13 it diverges. At learning rate .0013 it sleeps until it is stopped. If the environment variable
-FAKE_STOPS_SWEEP is set, it sends SIGTERM to its sweep in the middle of the run.
+FAKE_STOPS_SWEEP is set, it sends SIGTERM to its sweep in the middle of the run; with FAKE_IS_STOPPED, to itself.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main(words: list[str]) -> None:
 
     def save(number: int, frame: FrameType | None) -> None:
         (folder / "saved").touch()
-        sys.exit(0)
+        sys.exit(75)
 
     signal.signal(signal.SIGTERM, save)
     if "13" in (value(words, "--batch-size"), value(words, "--width-multiplier")):
@@ -54,6 +54,8 @@ def main(words: list[str]) -> None:
         if "FAKE_STOPS_SWEEP" in os.environ and 2 * step == steps:
             os.kill(os.getppid(), signal.SIGTERM)
             time.sleep(60)
+        if "FAKE_IS_STOPPED" in os.environ and 2 * step == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
         if rate == "0.0013":
             time.sleep(60)
 

@@ -22,7 +22,7 @@ from zerokara.agents.configs.dqn import Config
 from zerokara.agents.viewing.curves import Curve
 from zerokara.core import checkpoint
 from zerokara.core.command_line import parse
-from zerokara.core.config import UserError
+from zerokara.core.config import EXIT_STOPPED, UserError
 
 REPO = Path(__file__).parents[2]
 CATCH = "zerokara/Catch-v0"
@@ -156,7 +156,7 @@ def test_ctrl_c_lets_runs_save_and_the_same_command_resumes(tmp_path: Path) -> N
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=100)
     at = step_of(run)
-    assert (process.returncode, err) == (130, "")
+    assert (process.returncode, err) == (EXIT_STOPPED, "")
     assert out.strip().splitlines()[-1] == "SIGINT: 0 of 1 runs are finished; repeat the same command to resume"
     assert 80 <= at < 2400, "stopped too late"
     assert (run / "replay-0").exists(), "the replay buffer is needed to resume"

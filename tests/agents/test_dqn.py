@@ -23,7 +23,7 @@ from zerokara.agents.training import session
 from zerokara.agents.training.evaluation import Scores, evaluate
 from zerokara.core import checkpoint
 from zerokara.core.command_line import parse
-from zerokara.core.config import UserError
+from zerokara.core.config import EXIT_STOPPED, Stopped, UserError
 from zerokara.envs.arcade.base import ArcadeEnv
 
 TINY = (
@@ -139,7 +139,7 @@ def test_ctrl_c_saves_and_prints_the_resume_command(tmp_path: Path, number: sign
     wait_until(process, partial(reaches, run, 240))
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
+    assert process.returncode == EXIT_STOPPED, err
     assert f"{number.name}: saving" in out
     assert "resume with: python -m agents.dqn --name stopped --resume" in out.strip().splitlines()[-1]
     at = step_of(run)
@@ -162,7 +162,8 @@ def test_an_interrupted_evaluation_is_repeated_after_resuming(
         return evaluate(*args, max_steps=max_steps, **options)
 
     monkeypatch.setattr(session, "evaluate", evaluate_interrupted)
-    dqn.main([*TINY, "--name", "cut"])
+    with pytest.raises(Stopped):
+        dqn.main([*TINY, "--name", "cut"])
     out = capsys.readouterr().out
     assert "SIGTERM: saving" in out
     assert "step 800: not evaluated yet" in out.strip().splitlines()[-1]

@@ -26,6 +26,7 @@ from zerokara.agents.viewing.drawing import (
     _font,
     bars_caption,
     curve_caption,
+    drawn_actions,
     enlarge,
     newest_frame,
     overlay,
@@ -102,9 +103,23 @@ def test_captions_give_the_scales_of_bars_curve_and_saliency(monkeypatch: pytest
     assert "saliency: change of Q where blurred, brightest = 0.49" in texts  # 0.98 * 0.5
 
 
-@pytest.mark.parametrize("caption", [bars_caption(-1.23e-10), curve_caption(-1.23e-10, -1.23e10, 240)])
+@pytest.mark.parametrize(
+    "caption", [bars_caption(-1.23e-10, 3), bars_caption(-1.23e-10, 99_999), curve_caption(-1.23e-10, -1.23e10, 240)]
+)
 def test_captions_fit_the_panel_with_the_longest_numbers(caption: str) -> None:
     assert _font(14).getlength(caption) <= PANEL_WIDTH - PANEL_LEFT
+
+
+def test_of_thousands_of_actions_the_best_ones_have_bars() -> None:
+    q_A = np.arange(5_000, dtype=np.float32)
+    assert drawn_actions(q_A, action=4_990) == list(range(4_999, 4_981, -1))
+    assert drawn_actions(q_A, action=7) == [*range(4_999, 4_982, -1), 7]
+    assert drawn_actions(q_A[:18], action=3) == list(range(18))
+    renderer = EpisodeRenderer("a game", "a run", [str(i) for i in range(5_000)], epsilon=0.0)
+    frame = renderer.draw(np.zeros((84, 84, 3), np.uint8), q_A, 7, 0.0, 0)
+    assert frame.shape[0] < 1_000
+    assert pixels(frame, RANDOM) > 0
+    assert bars_caption(0.5, 5_000) == "bars: Q minus lowest, best 18 of 5,000, full = 0.5"
 
 
 def test_the_caption_of_one_step_is_singular() -> None:

@@ -19,7 +19,7 @@ from zerokara.agents.sweeping import config as sweep_config
 from zerokara.agents.sweeping.config import read_command_line
 from zerokara.agents.sweeping.search_space import AGENTS
 from zerokara.agents.sweeping.trial import DIVERGED, TrialProcess, curve_value, read_evaluations
-from zerokara.core.config import UserError, to_dict
+from zerokara.core.config import Stopped, UserError, to_dict
 from zerokara.core.divergence import divergence_error
 
 RATES = "learning_rate=0.0005,0.001,0.002"  # the first is the default
@@ -145,7 +145,9 @@ def test_pruners_use_the_learning_curve(pruner: str) -> None:
 def test_stopped_sweep_resumes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("learning_rate=log:1e-5..1e-3", "--trials", "3", "--pruner", "none")
     monkeypatch.setenv("FAKE_STOPS_SWEEP", "1")
-    (stopped,) = run(*words, *SHORT)
+    with pytest.raises(Stopped):
+        run(*words, *SHORT)
+    (stopped,) = trials()
     assert stopped.state == TrialState.RUNNING
     assert Path("runs/s/runs/0-seed-1/saved").exists()
     out = capsys.readouterr().out
@@ -157,6 +159,17 @@ def test_stopped_sweep_resumes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert len(Path("runs/s/runs/0-seed-1/metrics.jsonl").read_text().splitlines()) == 10
     sweep.main(["--name", "whole", *words, *SHORT])
     assert [(t.state, t.params, t.values) for t in found] == [(t.state, t.params, t.values) for t in trials("whole")]
+
+
+def test_a_run_that_is_stopped_from_outside_resumes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FAKE_IS_STOPPED", "1")
+    (trial,) = run("n_step=3,5", "--trials", "1", *SHORT)
+    assert trial.state == TrialState.COMPLETE
+    assert trial.value == pytest.approx(1.25)
+    assert Path("runs/s/runs/0-seed-1/resumed").exists()
+    assert "trial 0 was stopped from outside and resumes" in capsys.readouterr().out
 
 
 def test_finished_sweep_continues_with_more_trials() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import av
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from zerokara.core.media import gif_bytes, grid, png_bytes, to_uint8, write_mp4, write_png
+from zerokara.core.media import MAX_FRAMES, Gif, fit, grid, png_bytes, to_uint8, within_limits, write_mp4, write_png
 
 
 def clip(frames: int, height: int, width: int) -> np.ndarray:
@@ -39,6 +40,14 @@ def test_mp4_is_h264_and_decodes_to_the_frames(tmp_path: Path) -> None:
     assert np.array_equal(decoded[:, 40, 40].argmax(-1), np.full(12, 2))  # the order of the color channels
 
 
+def gif_bytes(frames: Iterable[np.ndarray], fps: float, max_frames: int = 300) -> bytes:
+    """Encode a GIF."""
+    gif = Gif(fps, max_frames)
+    for frame in frames:
+        gif.add(frame)
+    return gif.encode()
+
+
 def test_gif_frames_and_duration() -> None:
     with Image.open(io.BytesIO(gif_bytes(clip(30, 84, 84), fps=15))) as gif:
         assert gif.format == "GIF"
@@ -50,9 +59,22 @@ def test_gif_frames_and_duration() -> None:
 
 def test_long_video_is_shortened_and_downscaled_for_gif() -> None:
     with Image.open(io.BytesIO(gif_bytes(clip(1000, 480, 320), fps=60, max_frames=100))) as gif:
-        assert getattr(gif, "n_frames", 1) == 100
+        # Every second frame of 1/60 s would be shorter than 20 ms; twice as many are dropped until 100 suffice.
+        assert getattr(gif, "n_frames", 1) == 63
         assert max(gif.size) <= 240
-        assert gif.info["duration"] in (160, 170)  # each frame replaces ten frames of 1/60 s
+        assert gif.info["duration"] in (260, 270)  # each frame replaces 16 frames
+        shown = [int(np.asarray(frame.convert("L"))[:, 8].argmax()) for frame in ImageSequence.Iterator(gif)]
+    positions = [16 * t * (480 - 16) // 999 // 2 for t in range(63)]  # reduced by 2
+    assert np.abs(np.array(shown) - positions).max() <= 1
+
+
+def test_a_gif_holds_a_bounded_number_of_small_pictures() -> None:
+    gif = Gif(fps=15, max_frames=8)
+    for index, frame in enumerate(gif.collect(np.full((480, 270, 3), t, np.uint8) for t in range(100))):
+        assert (frame.shape, int(frame[0, 0, 0])) == ((480, 270, 3), index)
+        assert len(gif._pictures) <= 8
+    assert {picture.size for picture in gif._pictures} == {(135, 240)}
+    assert [picture.getpixel((0, 0))[0] for picture in gif._pictures] == list(range(0, 100, 16))  # type: ignore[index]
 
 
 @pytest.mark.parametrize("frames", [1, 2])
@@ -71,6 +93,36 @@ def test_invalid_frames_are_an_error(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"\(T, H, W, 3\) uint8"):
             gif_bytes(frames, 15)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_large_frames_are_reduced_and_small_ones_are_not() -> None:
+    small = np.zeros((720, 1280, 3), np.uint8)
+    assert fit(small) is small
+    halves = np.zeros((1080, 1920, 3), np.uint8)
+    halves[:, 960:] = (10, 20, 30)
+    assert fit(halves).shape == (720, 1280, 3)
+    assert fit(halves)[300, [10, 1270]].tolist() == [[0, 0, 0], [10, 20, 30]]
+    assert fit(np.zeros((4000, 400, 3), np.uint8)).shape == (720, 72, 3)
+    assert fit(np.zeros((10, 12_800, 3), np.uint8)).shape == (1, 1280, 3)
+
+
+def test_limits_of_a_video_are_reported_and_no_more_frames_are_asked_for() -> None:
+    made, messages = [0], list[str]()
+
+    def frames() -> Iterator[np.ndarray]:
+        while True:
+            made[0] += 1
+            yield np.zeros((8, 2560, 3), np.uint8)
+
+    assert [frame.shape for frame in within_limits(frames(), "game", messages.append)] == [(4, 1280, 3)] * MAX_FRAMES
+    assert made == [MAX_FRAMES + 1]
+    assert sorted(set(messages)) == [
+        "the video 'game' ends after 3,000 frames, although the recording is longer.",
+        "the video 'game' has 1280x4 pixels, reduced from 2560x8.",
+    ]
+    messages.clear()
+    assert len(list(within_limits(clip(30, 84, 84), "game", messages.append))) == 30
+    assert messages == []
 
 
 def test_png_of_all_layouts(tmp_path: Path) -> None:

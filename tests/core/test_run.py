@@ -1,4 +1,4 @@
-"""Run and its folder: locking, config.json, metrics, media, resuming, write errors and signals."""
+"""Run and its folder: locking, config.json, metrics, media, resuming and write errors."""
 
 from __future__ import annotations
 
@@ -377,22 +377,7 @@ with Run(Config(), kind="dqn", name="a", resume=False, quiet=True, root=Path(sys
     assert list((tmp_path / "a/media").iterdir()) == []
 
 
-# Signals and closing.
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_request_a_stop(number: signal.Signals, tmp_path: Path) -> None:
-    before = signal.getsignal(number)
-    with new(tmp_path) as run:
-        with run.signals():
-            assert [run.stop_requested] == [None]
-            os.kill(os.getpid(), number)
-            assert run.stop_requested == number.name
-            os.kill(os.getpid(), signal.SIGTERM)  # a SIGTERM after the first signal has no effect
-            if number == signal.SIGINT:
-                with pytest.raises(KeyboardInterrupt):
-                    os.kill(os.getpid(), signal.SIGINT)
-        assert signal.getsignal(number) is before
+# Closing.
 
 
 def test_closing_line_is_printed_once_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

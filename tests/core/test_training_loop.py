@@ -5,8 +5,10 @@ The loop over epochs is tested in tests/vision/training/test_epochs.py.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,54 @@ def test_a_signal_saves_and_the_resumed_run_ends_the_same() -> None:
     assert (ours["updates"], ours["network"]) == (10, theirs["network"])
     assert torch.equal(ours["generator"], theirs["generator"])
     assert [line["train/loss"] for line in metrics(Path("runs/n"))] == [0.5, 2.5, 4.5, 6.5, 8.5], "sums were restored"
+
+
+def test_a_signal_interrupts_a_validation_which_the_resumed_run_repeats() -> None:
+    whole, first, second = Counting(), Counting(), Counting()
+    for _ in range(10):
+        whole.update()
+    validated: list[tuple[str, int]] = []
+
+    def validate(training: Counting, run: Run, *, signals: bool = False) -> None:
+        with run.interruptible():
+            if signals and training.updates == 6:
+                signal.raise_signal(signal.SIGTERM)
+        run.log(training.updates, {"val/seen": len(validated)})
+        validated.append((run.stop_requested or "", training.updates))
+
+    with open_run() as run, run.signals():
+        assert run_updates(first, run, first.update, lambda: validate(first, run, signals=True))
+        assert run.stopped
+    assert (saved_updates(), validated) == (6, [("", 3)])
+    for count in (1, 2):  # it may be interrupted again
+        with open_run(resume=True) as run, run.signals():
+            assert run.restore(run.checkpoint_path, second.load_state_dict)
+            assert second.validation_pending
+            again = partial(validate, second, run, signals=count == 1)
+            assert run_updates(second, run, second.update, again) == (count == 1)
+    assert validated == [("", 3), ("", 6), ("", 9)]
+    assert not second.validation_pending
+    assert second.state_dict()["network"] == whole.state_dict()["network"]
+    seen = [(line["step"], line["val/seen"]) for line in metrics(Path("runs/n")) if "val/seen" in line]
+    assert seen == [(3, 0), (6, 1), (9, 2)]
+
+
+def test_a_validation_at_the_end_that_was_interrupted_is_repeated() -> None:
+    training, again = Counting(), Counting()
+    training.total_updates = again.total_updates = 9
+    with open_run() as run, run.signals():
+
+        def interrupted() -> None:
+            with run.interruptible():
+                if training.updates == 9:
+                    signal.raise_signal(signal.SIGINT)
+
+        assert run_updates(training, run, training.update, interrupted)
+    validated: list[int] = []
+    with open_run(resume=True) as run:
+        run.restore(run.checkpoint_path, again.load_state_dict)
+        assert not run_updates(again, run, again.update, lambda: validated.append(again.updates))
+    assert validated == [9]
 
 
 def test_early_stopping_ends_the_loop_after_a_validation() -> None:

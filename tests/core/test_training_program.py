@@ -15,7 +15,7 @@ from torch import nn
 
 from zerokara.core import training_program
 from zerokara.core.compute import Compute, Precision, Switch
-from zerokara.core.config import UserError
+from zerokara.core.config import Stopped, UserError
 from zerokara.core.distributed import World
 from zerokara.core.run import Run
 from zerokara.core.run_options import RunOptions
@@ -95,13 +95,53 @@ def test_settings_must_be_multiples_of_processes_and_accumulation_steps() -> Non
 def test_signals_ask_an_open_run_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     handler = signal.getsignal(signal.SIGTERM)
-    with open_run(Config(), "kind", extra={"style": "x"}) as run:
+    with open_run(Config(), "kind", extra={"style": "x"}) as run, run.interruptible(on=False):
         signal.raise_signal(signal.SIGTERM)
         assert run.stop_requested == "SIGTERM"
         assert run.checkpoint_path == Path("runs/a/checkpoint-0.pt")
     assert signal.getsignal(signal.SIGTERM) is handler
     saved = json.loads(Path("runs/a/config.json").read_text("utf-8"))
     assert (saved["kind"], saved["extra"]) == ("kind", {"style": "x"})
+
+
+def test_a_signal_outside_of_the_training_loop_stops_the_run_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["agents/dqn.py"])
+
+    def measure() -> Compute:
+        signal.raise_signal(signal.SIGTERM)
+        return pytest.fail("the measurement was not interrupted")
+
+    with pytest.raises(Stopped), open_run(Config(), "kind") as run:
+        run.compute(measure, 5)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("SIGTERM: stopped; resume with: ")
+    with open_run(Config(resume=True), "kind") as run:
+        assert run.compute(lambda: Compute(threads=1), 5) == Compute(threads=1)
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_run_that_has_saved_because_of_a_signal_ends_with_stopped_and_its_own_closing_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *, interrupted: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    waited: list[World] = []
+    monkeypatch.setattr(World, "barrier", lambda world: waited.append(world))  # noqa: PLW0108  (a method)
+
+    def train() -> None:
+        with open_run(Config(), "kind") as run:
+            with run.interruptible(on=False):
+                signal.raise_signal(signal.SIGINT)
+            run.print_stop()
+            run.close("at step 5")
+            if interrupted:
+                raise Stopped
+
+    with pytest.raises(Stopped):
+        train()
+    assert capsys.readouterr().out.splitlines()[-1] == "at step 5"
+    assert waited == [World()], "torchrun kills the other processes when one has ended with an exit code"
 
 
 def test_a_run_has_the_settings_of_the_config_and_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:

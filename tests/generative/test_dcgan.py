@@ -19,7 +19,7 @@ from tests.tensorboard_pages import curve_groups, hparams_metrics
 from zerokara.core import checkpoint
 from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError
+from zerokara.core.config import EXIT_STOPPED, Stopped, UserError
 from zerokara.core.data import glyphs
 from zerokara.generative import dcgan
 from zerokara.generative.gan.config import PRESETS, Config
@@ -28,7 +28,7 @@ from zerokara.generative.gan.learner import Learner
 from zerokara.generative.gan.pictures import image_grid
 from zerokara.generative.gan.sampler import Sampler
 from zerokara.generative.gan.session import preview_latents
-from zerokara.generative.scoring.feature_extractor import FeatureExtractor
+from zerokara.generative.scoring.feature_extractor import FeatureExtractor, FeatureSet
 
 FEW = {"train": 240, "test": 40}
 TINY = (
@@ -201,11 +201,48 @@ def test_ctrl_c_saves_and_prints_the_command_to_resume(tmp_path: Path) -> None:
     wait_until(process, lambda: update_of(folder) >= 10)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
+    assert process.returncode == EXIT_STOPPED, err
     assert "resume with: python -m generative.dcgan --name stopped --resume" in out.strip().splitlines()[-1]
     at = update_of(folder)
     dcgan.main(["--name", "stopped", "--resume", "--updates", str(at + 5), "--quiet"])
     assert update_of(folder) == at + 5
+
+
+def test_a_signal_interrupts_an_evaluation_which_is_repeated_after_resuming(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compare = FeatureExtractor.compare
+    calls = [0]
+
+    def interrupted(self: FeatureExtractor, real: FeatureSet, fake: FeatureSet) -> dict[str, float]:
+        calls[0] += 1
+        if calls[0] in (2, 4):  # in the first evaluation, and in the last one; the others are those of training images
+            signal.raise_signal(signal.SIGTERM)
+        return compare(self, real, fake)
+
+    monkeypatch.setattr(FeatureExtractor, "compare", interrupted)
+    with pytest.raises(Stopped):
+        dcgan.main([*TINY, "--name", "cut"])
+    cut = Path("runs/cut")
+    assert (update_of(cut), state(cut)["evaluation_pending"]) == (30, True)
+    assert not any("eval/spread" in line for line in metrics(cut))
+    monkeypatch.setattr(FeatureExtractor, "compare", compare)
+    dcgan.main(["--name", "cut", "--resume", "--updates", "59"])
+    assert metrics(cut)[:-1] == [line for line in metrics(finished) if line["step"] < 59]
+
+    calls[0] = 2
+    monkeypatch.setattr(FeatureExtractor, "compare", interrupted)
+    with pytest.raises(Stopped):
+        dcgan.main(["--name", "cut", "--resume", "--updates", "60"])
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert last.endswith("resume with: python -m generative.dcgan --name cut --resume"), "the evaluation is missing"
+    monkeypatch.setattr(FeatureExtractor, "compare", compare)
+    dcgan.main(["--name", "cut", "--resume"])
+    ours, theirs = state(cut), state(finished)
+    assert same(ours["learner"], theirs["learner"])
+    assert [line for line in metrics(cut) if line["step"] == 60] == [
+        line for line in metrics(finished) if line["step"] == 60
+    ]
 
 
 def test_rollback_resumes_from_the_best_checkpoint_with_other_random_numbers(

@@ -26,7 +26,7 @@ from tests.programs import (
 from zerokara.core import checkpoint, data
 from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, run_main
+from zerokara.core.config import EXIT_STOPPED, UserError, run_main
 from zerokara.core.data import ImageSet, glyphs
 from zerokara.core.models.classifier import ClassifierMetadata, make_classifier
 from zerokara.core.zoo import registry as zoo
@@ -202,7 +202,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(uninterrupted: Path, tmp
     words = ["--name", "disturbed", "--resume"]
 
     out, err, code = signal_at(slow(tmp_path, *words), run, "classify", signal.SIGTERM, update=2)
-    assert (code, err) == (0, "")
+    assert (code, err) == (EXIT_STOPPED, "")
     assert "SIGTERM: saving" in out
     assert out.strip().splitlines()[-1].endswith("resume with: python -m vision.classify --name disturbed --resume")
     assert 2 <= num_updates(run, "classify") < 8, "it was not stopped in the middle of an epoch"

@@ -17,7 +17,7 @@ from tests.tensorboard_pages import hparams_metrics
 from tests.vision import drawn_boxes as shapes
 from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, run_main
+from zerokara.core.config import EXIT_STOPPED, UserError, run_main
 from zerokara.vision import detect, detect_compare, detect_predict
 from zerokara.vision.detection.detector import DetectorMetadata
 
@@ -167,7 +167,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
             "the signal arrived too late"
         )
         if number is signal.SIGTERM:
-            assert (code, err) == (0, "")
+            assert (code, err) == (EXIT_STOPPED, "")
             assert f"resume with: python -m vision.detect --name {run.name} --resume" in out
         else:
             assert code == -signal.SIGKILL

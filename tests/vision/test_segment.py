@@ -20,7 +20,7 @@ from tests.vision.shapes import CLASSES, SIZE, write_shapes
 from zerokara.core import checkpoint
 from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, run_main
+from zerokara.core.config import EXIT_STOPPED, UserError, run_main
 from zerokara.core.data.image_files import decode
 from zerokara.core.data.masks import MaskSet, load_masks
 from zerokara.core.models.weights import load_pretrained_backbone
@@ -154,7 +154,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(uninterrupted: Path, tmp
     run = unstarted_run(uninterrupted, tmp_path, "disturbed")
     words = ["--name", "disturbed", "--resume"]
     out, err, code = signal_at(slow(tmp_path, *words), run, "segment", signal.SIGTERM, update=3)
-    assert (code, err) == (0, "")
+    assert (code, err) == (EXIT_STOPPED, "")
     assert out.strip().splitlines()[-1].endswith("resume with: python -m vision.segment --name disturbed --resume")
     assert not (run / "result.json").exists()
     aim = num_updates(run, "segment") + 3

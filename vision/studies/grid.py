@@ -22,7 +22,7 @@ import numpy as np
 
 from zerokara.core import checkpoint
 from zerokara.core.compute import Precision
-from zerokara.core.config import Range, UserError, from_dict, to_dict
+from zerokara.core.config import Range, Stopped, UserError, from_dict, to_dict
 from zerokara.core.distributed import World
 from zerokara.core.divergence import check_finite
 from zerokara.core.machine import describe_machine
@@ -164,7 +164,7 @@ def base_config(options: Options, recipe: str, **overrides: Any) -> Config:
 def train_cells(run: Run, cells: Sequence[Cell], curve_points: int) -> list[Result]:
     """Train the cells that are not finished, in order. Return the results of all finished cells.
 
-    A signal ends the function early.
+    A signal ends the function early; `run.stopped` is then True.
 
     Args:
         run: run of the grid.
@@ -178,11 +178,12 @@ def train_cells(run: Run, cells: Sequence[Cell], curve_points: int) -> list[Resu
     results = []
     with run.signals():
         for number, cell in enumerate(cells):
-            if run.stop_requested:
-                break
             folder = run.path("cells", cell.name, "result.json").parent
-            result = _read(folder, cell) or _train(run, cell, folder, curve_points, number, len(cells))
-            if result is None:
+            try:
+                with run.interruptible():
+                    result = _read(folder, cell) or _train(run, cell, folder, curve_points, number, len(cells))
+            except Stopped:
+                run.stopped = True
                 break
             run.progress(number + 1, len(cells), {"cell": cell.name, "error": result.error})
             results.append(result)
@@ -225,8 +226,12 @@ def load_data(config: Config) -> Data:
     return _load(Config(**{**{name: getattr(config, name) for name in names}, **seed}))
 
 
-def _train(run: Run, cell: Cell, folder: Path, curve_points: int, number: int, cells: int) -> Result | None:
-    """Train a cell from its last checkpoint. Return None if a signal stopped it."""
+def _train(run: Run, cell: Cell, folder: Path, curve_points: int, number: int, cells: int) -> Result:
+    """Train a cell from its last checkpoint.
+
+    Raises:
+        Stopped: a signal stopped it. It is saved, but not if the signal interrupted an evaluation.
+    """
     images = load_data(cell.config)
     probe_step = functools.partial(probe_update, Training, cell.config, images, World())
     updates = cells * total_updates(cell.config, images)  # about: the cells differ
@@ -250,22 +255,24 @@ def _train(run: Run, cell: Cell, folder: Path, curve_points: int, number: int, c
 
     validation_interval = max(training.updates_per_epoch, -(-training.total_updates // curve_points))
     saved = time.monotonic()
-    while training.updates < training.total_updates:
-        training.update(training.next_batch())
-        if training.updates % validation_interval == 0 or training.updates == training.total_updates:
-            check()
-            error = training.score(images.validation, views=training.config.tta_views).error
-            train_error = 1 - float(training.read_metrics()["train/accuracy"])
-            curve.append((training.updates / training.updates_per_epoch, train_error, error))
-        if run.stop_requested:
-            save()
-            return None
-        if time.monotonic() - saved > SAVE_SECONDS:
-            save()
-            saved = time.monotonic()
-        if training.updates % 10 == 0:
-            fields = {"cell": cell.name, "progress": f"{training.updates / training.total_updates:.0%}"}
-            run.progress(number, cells, fields)
+    with run.interruptible(on=False):  # a signal waits for the end of an update; it interrupts an evaluation
+        while training.updates < training.total_updates:
+            training.update(training.next_batch())
+            if training.updates % validation_interval == 0 or training.updates == training.total_updates:
+                check()
+                with run.interruptible():
+                    error = training.score(images.validation, views=training.config.tta_views).error
+                train_error = 1 - float(training.read_metrics()["train/accuracy"])
+                curve.append((training.updates / training.updates_per_epoch, train_error, error))
+            if run.stop_requested:
+                save()
+                raise Stopped
+            if time.monotonic() - saved > SAVE_SECONDS:
+                save()
+                saved = time.monotonic()
+            if training.updates % 10 == 0:
+                fields = {"cell": cell.name, "progress": f"{training.updates / training.total_updates:.0%}"}
+                run.progress(number, cells, fields)
     result = Result(
         cell,
         parameters=sum(parameter.numel() for parameter in training.network.parameters()),

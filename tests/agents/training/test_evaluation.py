@@ -11,7 +11,7 @@ import torch
 
 from zerokara.agents.qlearning.network import QNetwork
 from zerokara.agents.qlearning.policy import Policy
-from zerokara.agents.training.evaluation import Scores, Stopped, evaluate
+from zerokara.agents.training.evaluation import Scores, evaluate
 from zerokara.core.compute import Compute
 from zerokara.envs.base import Step, VectorEnv
 
@@ -141,12 +141,3 @@ def test_mean_and_standard_error_of_scores() -> None:
     # Deviations -2, -1, 3: variance 14 / 2 = 7, over 3 episodes.
     assert scores.standard_error == pytest.approx((7 / 3) ** 0.5)
     assert Scores((5.0,), (1,)).standard_error == 0
-
-
-def test_evaluation_can_be_interrupted(policy: Policy) -> None:
-    env = Scripted([6])
-    with pytest.raises(Stopped):
-        evaluate(
-            policy, env, episodes_per_env=1, epsilon=0.5, max_steps=100, seed=7, stop=lambda: len(env.actions) == 3
-        )
-    assert len(env.actions) == 3

@@ -6,6 +6,7 @@ The session has no network. It runs in the scripted environments of tests/agents
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ def test_evaluations_have_their_own_seeds_and_reuse_their_environments(make: Mak
     recorded.scores = [scores(0.0)]
     for step, repetition in ((40, 0), (40, 1), (1_000_043, 0)):
         recorded.session.step = step
-        recorded.session.evaluate(lambda: False, repetition)
+        recorded.session.evaluate(repetition)
     assert [call.pop("seed") for call in recorded.evaluations] == [
         500_000_000 + 7 * 1_009 + 40,
         500_000_000 + 7 * 1_009 + 7_919 + 40,
@@ -278,6 +279,50 @@ def test_an_interrupted_evaluation_is_not_logged_and_repeated_by_the_resumed_run
     assert not again.session.evaluation_pending
     assert [row["step"] for row in metrics(tmp_path / "run") if "eval/return" in row] == [40, 80]
     assert (again.session.last_score, again.session.last_evaluation_step) == (4.0, 80)
+
+
+def test_a_signal_interrupts_an_evaluation_at_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = make(total_steps=40, eval_every_steps=40)
+    after: list[str] = []
+
+    def evaluate(*args: Any, **options: Any) -> Scores:
+        signal.raise_signal(signal.SIGTERM)
+        after.append("the rest of the evaluation")
+        return scores(2.0)
+
+    monkeypatch.setattr(session, "evaluate", evaluate)
+    with recorded.run.signals():
+        recorded.train()
+    assert (after, recorded.session.step, recorded.session.last_score) == ([], 40, None)
+    assert recorded.session.evaluation_pending
+    assert recorded.run.stopped, "after the last step, but the evaluation is missing"
+    assert recorded.session.closing_message().endswith("resume with: python -m agents.dqn --name run --resume")
+    again = make(resume=True, total_steps=40, eval_every_steps=40)
+    again.scores = [scores(2.0)]
+    monkeypatch.setattr(session, "evaluate", lambda *args, **options: again.scores[0])
+    again.train()
+    assert (again.session.last_score, again.run.stopped) == (2.0, False)
+
+
+def test_a_video_that_was_interrupted_is_recorded_by_the_resumed_run(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    recorded = make(total_steps=40, eval_every_steps=40, capture_video=True)
+    recorded.scores = [scores(2.0)]
+
+    def log_video(*args: Any) -> None:
+        with recorded.run.interruptible():
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(session, "log_video", log_video)
+    with recorded.run.signals():
+        recorded.train()
+    assert (recorded.session.video_pending, recorded.session.evaluation_pending) == (True, False)
+    assert recorded.run.stopped, "after the last step, but the video is missing"
+    again = make(resume=True, total_steps=40, eval_every_steps=40, capture_video=True)
+    again.train()
+    assert (again.videos, again.evaluations, again.run.stopped) == ([40], [], False)
+    assert [row["step"] for row in metrics(tmp_path / "run") if "eval/return" in row] == [40]
 
 
 def test_a_pending_evaluation_that_reaches_the_goal_ends_the_resumed_run(make: Make) -> None:

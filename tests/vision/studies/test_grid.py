@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from zerokara.core import data
-from zerokara.core.config import UserError
+from zerokara.core.config import Stopped, UserError
 from zerokara.core.data import ImageSet
 from zerokara.core.run import Run
 from zerokara.vision.classification.learner import Training
@@ -58,7 +59,12 @@ def test_finished_cells_are_not_trained_again_but_new_ones_are(monkeypatch: pyte
     with grid() as run:
         first = experiment.train_cells(run, cells(1), curve_points=2)
     trained = []
-    monkeypatch.setattr(experiment, "_train", lambda run, cell, *_: trained.append(cell.name))
+
+    def train(run: Run, cell: Cell, *_: Any) -> None:
+        trained.append(cell.name)
+        raise Stopped
+
+    monkeypatch.setattr(experiment, "_train", train)
     with grid(resume=True) as run:
         again = experiment.train_cells(run, cells(1, 2), curve_points=2)
     assert trained == ["seed2"]

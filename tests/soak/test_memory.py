@@ -1,0 +1,55 @@
+"""Soak test of memory: its samples, its summary, and one of a few seconds in two parts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.soak import memory
+from tests.soak.memory import Sample, main, read_samples, seconds_so_far, summary
+from zerokara.core.config import EXIT_STOPPED
+
+SMALL = (
+    *("agents.dqn", "--env", "zerokara/Catch-v0", "--num-envs", "8", "--total-steps", "1000000", "--batch-size", "16"),
+    *("--replay-capacity", "1000", "--learning-starts", "200", "--width-multiplier", "0.25", "--hidden-units", "32"),
+    *("--eval-every-steps", "200", "--eval-episodes", "4", "--eval-max-steps", "60", "--name", "run", "--quiet"),
+    *("--device", "cpu", "--precision", "float32", "--threads", "1", "--compile", "off"),
+)
+
+
+def test_values_after_ten_minutes_and_at_the_end_of_each_part() -> None:
+    # Memory grows by 1 MiB a minute; a part of 20 minutes, and one of 5.
+    samples = [Sample(part, 10.0 * i, 100 + i / 6, 7 + part, 3) for part, n in ((0, 121), (1, 31)) for i in range(n)]
+    assert seconds_so_far(samples) == 1500
+    first, second = summary(samples)
+    assert (first["part"], first["minutes"], first["most_resident_mib"]) == (0, 20.0, 120.0)
+    assert first["after_10_minutes"] == {"resident_mib": pytest.approx(109.58, abs=0.01), "open_files": 7, "threads": 3}
+    assert first["end"] == {"resident_mib": pytest.approx(119.58, abs=0.01), "open_files": 7, "threads": 3}
+    assert (second["after_10_minutes"], second["end"]["open_files"]) == (None, 8)
+
+
+def test_an_incomplete_line_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    assert read_samples(path) == []
+    line = '{"part": 0, "seconds": 5.0, "resident_mib": 1.5, "open_files": 2, "threads": 3}'
+    path.write_text(f"{line}\n{line[:20]}")
+    assert read_samples(path) == [Sample(0, 5.0, 1.5, 2, 3)]
+
+
+def test_the_same_command_resumes_the_soak_test(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(memory.PROGRAMS, "agent", SMALL)
+    words = ["agent", "--settle-minutes", "0.02", "--interval", "0.2", "--folder", str(tmp_path)]
+    videos = [0]
+    for number, minutes in enumerate(("0.25", "0.45"), 1):
+        assert main([*words, "--minutes", minutes]) == 0, (tmp_path / "agent" / f"output-{number - 1}.log").read_text()
+        content = json.loads(capsys.readouterr().out)
+        assert (content["exit_code"], len(content["parts"])) == (EXIT_STOPPED, number)
+        assert content["parts"][-1]["end"]["resident_mib"] > 50
+        assert content["videos"] > videos[-1]
+        videos.append(content["videos"])
+    assert main([*words, "--minutes", "0.1"]) == 0  # nothing is left
+    assert len(json.loads(capsys.readouterr().out)["parts"]) == 2
