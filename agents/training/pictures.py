@@ -16,7 +16,7 @@ from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.network import QNetwork
 from zerokara.agents.qlearning.policy import Policy
 from zerokara.core.compute import Compute
-from zerokara.core.config import error_summary
+from zerokara.core.config import Stopped, error_summary
 from zerokara.core.layers import first_convolution
 from zerokara.core.media import MAX_FRAMES, grid
 from zerokara.core.run import Run
@@ -63,11 +63,10 @@ def frames_per_second(env: envs.VectorEnv) -> float:
     return 60 / (env.settings.get("frame_skip") or 4)
 
 
-def log_video(policy: Policy, config: Settings, run: Run, step: int) -> None:
+def log_video(policy: Policy, config: Settings, run: Run, step: int) -> bool:
     """Record an episode as mp4 and in TensorBoard. A failure prints a warning and does not stop the run.
 
-    Raises:
-        Stopped: a signal interrupted the recording; there is no video.
+    Returns False if a signal interrupted the recording; there is then no video.
     """
     try:
         with run.interruptible():
@@ -82,8 +81,11 @@ def log_video(policy: Policy, config: Settings, run: Run, step: int) -> None:
             first = next(episode)  # if the environment cannot be rendered, no video is begun
             run.video("game", step, _pictures(first, episode, run, step), fps=frames_per_second(env))
             env.close()
+    except Stopped:
+        return False
     except Exception as error:  # noqa: BLE001
         run.warn(f"no video was recorded at step {step:,}: {error_summary(error)}")
+    return True
 
 
 def _pictures(first: EpisodeStep, rest: Iterator[EpisodeStep], run: Run, step: int) -> Iterator[np.ndarray]:

@@ -210,11 +210,11 @@ class Session(ABC):
         config, run = self.config, self.run
         self.show_progress()
         if not self.resumed:
-            self.log_images()
+            log_images(self.policy.network, self.obs, self.env.frame_channels, self.run, self.step)
             self.save()
         self.goal_reached = self.world.is_main and self.evaluation_pending and self.evaluate_and_log()
         if self.world.is_main and self.video_pending:
-            self.record_video()
+            self.video_pending = not log_video(self.policy, config, run, self.step)
         before = self.step
         self.start_interval()
 
@@ -320,18 +320,11 @@ class Session(ABC):
         env = self.env
         self.best.update(weights, figures, num_actions=env.num_actions, step=self.step, obs_shape=env.obs_shape)
         self.run.log(self.step, {**metrics, "speed/hours": self.clock()})
-        self.log_images()
+        log_images(self.policy.network, self.obs, self.env.frame_channels, self.run, self.step)
         if config.capture_video:
-            self.record_video()
-            self.video_pending &= not goal_reached  # a run that has reached its goal is not resumed
+            complete = log_video(self.policy, config, self.run, self.step)
+            self.video_pending = not (complete or goal_reached)  # a run that has reached its goal is not resumed
         return goal_reached
-
-    def record_video(self) -> None:
-        """Record a video, or note that a signal interrupted it: it is then recorded after resuming."""
-        self.video_pending = True
-        with contextlib.suppress(Stopped):
-            log_video(self.policy, self.config, self.run, self.step)
-            self.video_pending = False
 
     # ---- logging
 
@@ -361,10 +354,6 @@ class Session(ABC):
         self.run.log(self.step, scalars)
         self.run.flush()
         self.show_progress(scalars)
-
-    def log_images(self) -> None:
-        """Log the input of the network and the filters of its first layer."""
-        log_images(self.policy.network, self.obs, self.env.frame_channels, self.run, self.step)
 
     def show_progress(self, scalars: dict[str, Any] | None = None) -> None:
         """Update the progress bar, or print a line if the output is not a terminal."""

@@ -135,7 +135,7 @@ class Recorded:
         patch.setattr(envs, "make", make)
         patch.setattr(session, "evaluate", evaluate)
         patch.setattr(session, "log_images", log_images)
-        patch.setattr(session, "log_video", lambda policy, config, run, step: self.videos.append(step))
+        patch.setattr(session, "log_video", lambda policy, config, run, step: self.videos.append(step) is None)
         self.run, self.session = run, Walk(config, run, world)
         save = run.save
 

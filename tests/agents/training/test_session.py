@@ -19,6 +19,7 @@ from tests.agents.training.recorded import NUM_ENVS, Learner, Make, scores
 from tests.programs import metrics
 from zerokara import envs
 from zerokara.agents.training import session
+from zerokara.agents.training.evaluation import Scores
 from zerokara.agents.training.session import Session
 from zerokara.core import checkpoint
 from zerokara.core.config import UserError
@@ -310,9 +311,9 @@ def test_a_video_that_was_interrupted_is_recorded_by_the_resumed_run(
     recorded = make(total_steps=40, eval_every_steps=40, capture_video=True)
     recorded.scores = [scores(2.0)]
 
-    def log_video(*args: Any) -> None:
-        with recorded.run.interruptible():
-            signal.raise_signal(signal.SIGTERM)
+    def log_video(*args: Any) -> bool:
+        signal.raise_signal(signal.SIGTERM)
+        return False
 
     monkeypatch.setattr(session, "log_video", log_video)
     with recorded.run.signals():
