@@ -7,6 +7,7 @@ A run has its folder runs/<name> as on the command line, and its signals, checkp
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,7 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from zerokara.agents.viewing.loading import Agent, load_agent
-from zerokara.core.config import UserError, disk_full_message, field_types, flag, is_switch, negated_flag
+from zerokara.core.config import Stopped, UserError, disk_full_message, field_types, flag, is_switch, negated_flag
 from zerokara.core.named_object import NamedObject
 from zerokara.core.programs import program_command
 from zerokara.core.run import LogCallback
@@ -95,7 +96,8 @@ def _train(program: ModuleType, settings: Mapping[str, Any], callback: LogCallba
         given = {name: settings[name] for name in OWN_CLASSES if name in settings}
         own = {name: _named(name, value) for name, value in given.items() if not isinstance(value, str)}
         config = replace(program.read_config(command_line({**settings, **own})), **own)
-        program.start(config, callback)
+        with contextlib.suppress(Stopped):  # by a signal or by the callback; the run is saved
+            program.start(config, callback)
     except UserError as error:
         raise UserError(python_message(str(error), program)) from error.__cause__
     except OSError as error:
