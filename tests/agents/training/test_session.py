@@ -382,7 +382,7 @@ def test_states_of_other_processes(make: Make, has_own: bool) -> None:
     recorded.train()
     state = recorded.session.state_dict()
     own = {**state, "games": 3, "returns": [1.0], "lengths": [5]}
-    again = make(seed=3, world=World(rank=1, size=2))
+    again = make(resume=True, seed=3, world=World(rank=1, size=2))
     session = again.session
     changed = session.load_processes({0: state, 1: own} if has_own else {0: state})
     assert changed == "the environments start new episodes, and random numbers are drawn anew"
