@@ -162,7 +162,7 @@ def kill_once(
 
 def disturb(program: str, number: int, reference: Reference, folder: Path) -> Result:
     """Kill a run up to `MAX_KILLS` times, resume it to its end, and compare it with the undisturbed run."""
-    rng = random.Random(f"{program} {number}")
+    rng = random.Random()  # moments cannot be repeated, since they depend on the speed of the process
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     result = Result(program, number)
