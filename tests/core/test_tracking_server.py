@@ -74,12 +74,14 @@ def test_a_run_on_a_real_server(
         run.save(run.checkpoint_path, {})
         run.log(2, {"train/loss": 0.25})
     client, run_id = MlflowClient(), tracked_ids(tmp_path)["mlflow"]
+    assert capfd.readouterr() == ("", "")
     assert client.get_run(run_id).info.status == "FINISHED"
     with new(tmp_path, resume=True, steps=20) as run:
         assert run.restore(run.checkpoint_path, lambda state: None)
         run.log(2, {"train/loss": 0.25})
         run.log(3, {"train/loss": 0.125})
         run.stop_requested = "SIGTERM"
+    assert capfd.readouterr() == ("", "")
     tracked = client.get_run(run_id)
     assert client.get_experiment(tracked.info.experiment_id).name == "zerokara"
     assert (tracked.info.run_name, tracked.info.status) == ("a", "KILLED")
@@ -90,4 +92,3 @@ def test_a_run_on_a_real_server(
     assert files == {"media/samples-1.png", "media/game-1.mp4"}
     local = client.download_artifacts(run_id, "media/samples-1.png", str(tmp_path))
     assert Path(local).read_bytes() == (run.folder / "media/samples-1.png").read_bytes()
-    assert capfd.readouterr() == ("", "")
