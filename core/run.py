@@ -394,7 +394,8 @@ class Run(StopSignals):
             return
         self._closed = True
         self.flush()
-        self._tracking.close("KILLED" if self.stop_requested else "FAILED" if self._failed else "FINISHED")
+        stopped = self.stopped or (self._failed and self.stop_requested)
+        self._tracking.close("KILLED" if stopped else "FAILED" if self._failed else "FINISHED")
         self._progress.close(summary if self.world.is_main else "")
         self._board.close()
         if self._metrics is not None:

@@ -154,11 +154,19 @@ def test_many_metrics_and_settings_are_sent_in_parts(server: Recorder, tmp_path:
     assert {f"s{number}" for number in range(230)} <= tracked.params.keys()
 
 
-@pytest.mark.parametrize(("how", "status"), [("signal", "KILLED"), ("exception", "FAILED"), ("end", "FINISHED")])
+@pytest.mark.parametrize(
+    ("how", "status"),
+    [
+        *(("signal", "KILLED"), ("exception", "FAILED")),
+        *(("end", "FINISHED"), ("signal at the end", "FINISHED")),
+    ],
+)
 def test_how_a_run_ended(how: str, status: str, server: Recorder, tmp_path: Path) -> None:
     try:
         with new(tmp_path) as run:
             if how == "signal":
+                run.print_stop()
+            if how == "signal at the end":
                 run.stop_requested = "SIGTERM"
             if how == "exception":
                 raise UserError("diverged")

@@ -80,7 +80,7 @@ def test_a_run_on_a_real_server(
         assert run.restore(run.checkpoint_path, lambda state: None)
         run.log(2, {"train/loss": 0.25})
         run.log(3, {"train/loss": 0.125})
-        run.stop_requested = "SIGTERM"
+        run.print_stop()
     assert capfd.readouterr() == ("", "")
     tracked = client.get_run(run_id)
     assert client.get_experiment(tracked.info.experiment_id).name == "zerokara"

@@ -35,6 +35,7 @@ from typing import Any
 from tests.programs import REPO, Process, start
 from tests.soak.comparison import differences
 from tests.soak.phases import PHASES, PhaseReader
+from zerokara.core.config import EXIT_STOPPED
 from zerokara.core.machine import git_commit
 
 CHILD = "from tests.soak.phases import main; main()"
@@ -156,8 +157,8 @@ def kill_once(
     os.kill(process.pid, number)  # a process that has ended keeps its id until `poll` asks for its exit status
     process.communicate(timeout=LONGEST_SECONDS)
     assert process.returncode is not None
-    ended_before = number is signal.SIGKILL and process.returncode != -number
-    return None if ended_before else Kill(actual, number.name, process.returncode)
+    finished = process.returncode == 0  # before the signal, or in spite of it
+    return None if finished else Kill(actual, number.name, process.returncode)
 
 
 def disturb(program: str, number: int, reference: Reference, folder: Path) -> Result:
@@ -194,7 +195,7 @@ def disturb(program: str, number: int, reference: Reference, folder: Path) -> Re
 
 def is_failure(process: Process) -> bool:
     """Return True if the process ended by an error, and neither by a signal nor as a stopped or finished run."""
-    return process.returncode in (1, 2)
+    return process.returncode not in (0, EXIT_STOPPED, -signal.SIGKILL, -signal.SIGTERM)
 
 
 def read_results(path: Path) -> list[Result]:
