@@ -27,7 +27,7 @@ class Game(gymnasium.Env[Any, Any]):
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012  (Gymnasium's form)
     action_space = spaces.Discrete(2)
-    observation_space = spaces.Box(0, 255, (10, 10, 3), np.uint8)
+    observation_space = spaces.Box(0, 255, (16, 16, 3), np.uint8)
 
     def __init__(self, event: str = "", render_mode: str | None = None) -> None:
         self.event, self.render_mode, self.steps = event, render_mode, 0
@@ -35,7 +35,7 @@ class Game(gymnasium.Env[Any, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         self.steps = 0
-        return np.zeros((10, 10, 3), np.uint8), {}
+        return np.zeros((16, 16, 3), np.uint8), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.steps += 1
@@ -46,7 +46,7 @@ class Game(gymnasium.Env[Any, Any]):
                 raise SystemExit("the game is over")
             if self.event == "signal":
                 signal.raise_signal(signal.SIGTERM)
-        return np.zeros((10, 10, 3), np.uint8), 0.0, self.steps == EPISODE, False, {}
+        return np.zeros((16, 16, 3), np.uint8), 0.0, self.steps == EPISODE, False, {}
 
     def render(self) -> Any:
         if self.event == "display":
@@ -78,7 +78,7 @@ def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Record:
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
 
     def record_video(event: str, *, complete: bool = True) -> Run:
-        config = Config(env=f"{__file__}:Game", env_kwargs=(f"event={event}",) * bool(event), name="run", image_size=10)
+        config = Config(env=f"{__file__}:Game", env_kwargs=(f"event={event}",) * bool(event), name="run", image_size=16)
         with Run(config, kind="dqn", name="run", resume=False, quiet=False, root=tmp_path) as run, run.signals():
             assert log_video(Policy(), config, run, 7) == complete  # type: ignore[arg-type]
             run.close("training goes on")
@@ -119,7 +119,7 @@ def test_a_video_is_cut_and_reduced_with_one_warning_for_each(
 def test_a_video_ends_where_the_environment_fails(
     record: Record, capsys: pytest.CaptureFixture[str], event: str, message: str
 ) -> None:
-    assert len(frames(record(event))) == 25
+    assert len(frames(record(event))) == 24, "those of the steps before the one that failed"
     out, err = capsys.readouterr()
     (line,) = err.splitlines()
     assert line.startswith("warning: the video of step 7 ends early: ")
