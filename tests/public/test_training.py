@@ -258,7 +258,7 @@ def make_nothing() -> None:
         ({"env": Blink, "munchausen": True, "double": True}, r"^munchausen=True and double=True cannot be combined"),
         ({"env": Blink, "num_envs": 4, "device": "cuba"}, r"^There is no device 'cuba'; choose device auto, cpu"),
     ],
-    ids=str,
+    ids=lambda value: value[:40] if isinstance(value, str) else " ".join(value),  # objects have an address
 )
 def test_mistakes_are_user_errors_and_create_nothing(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(zerokara.UserError, match=message) as error:
