@@ -1,5 +1,6 @@
 """Let a trained agent act in a loop of Gymnasium: it resizes, converts and stacks the frames itself.
 
+python examples/play_in_gymnasium.py                 # a trained agent that ships with zerokara
 python examples/play_in_gymnasium.py runs/my-env
 """
 
@@ -15,7 +16,7 @@ from zerokara.envs.lookup import find
 
 def main() -> None:
     """Play one episode."""
-    agent = zerokara.load_agent(sys.argv[1] if len(sys.argv) > 1 else "runs/my-env")
+    agent = zerokara.load_agent(sys.argv[1] if len(sys.argv) > 1 else "catch")
     _, target = find(agent.config.env)
     env = target() if callable(target) else gymnasium.make(target)  # or the environment that you have
     frame, _ = env.reset(seed=0)

@@ -1,5 +1,6 @@
 """Generate images with a trained generator and write them to a PNG file.
 
+python examples/sample_generator.py                              # a trained generator that ships with zerokara
 python examples/sample_generator.py runs/dcgan-mnist-fast-1
 """
 
@@ -15,7 +16,7 @@ import zerokara
 
 def main() -> None:
     """Write 16 images, four in a row."""
-    generator = zerokara.load_generator(sys.argv[1])
+    generator = zerokara.load_generator(sys.argv[1] if len(sys.argv) > 1 else "conditional-digits")
     images_NHWC = generator.sample(16, seed=1)
     print(f"classes: {', '.join(generator.class_names) or 'none'}")
     rows = [np.concatenate(list(images_NHWC[start : start + 4]), axis=1) for start in range(0, 16, 4)]

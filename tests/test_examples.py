@@ -57,6 +57,16 @@ def test_train_on_an_environment_of_one_s_own_and_play_it(tmp_path: Path) -> Non
     assert run_file(tmp_path, "play_in_gymnasium.py", "runs/my-env").startswith("score ")
 
 
+def test_play_an_agent_of_the_zoo(tmp_path: Path) -> None:
+    score = float(run_file(tmp_path, "play_in_gymnasium.py").split(",")[0].removeprefix("score "))
+    assert score > 5  # of at most 10; random actions lose
+
+
+def test_sample_a_generator_of_the_zoo(tmp_path: Path) -> None:
+    out = run_file(tmp_path, "sample_generator.py")
+    assert out == "classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9\ngenerated.png: 112x112 pixels\n"
+
+
 def test_sample_a_generator(tmp_path: Path) -> None:
     config = Config(generator_width=0.05, latent_dim=4)
     network = make_generator(config, (1, 28, 28), 0).eval()
@@ -95,5 +105,5 @@ def test_the_code_of_the_page(tmp_path: Path, photo: Path) -> None:
         write_png(tmp_path / "pictures" / f"{index}.png", pixels)
     code, gans = re.subn(r'data="mnist", updates=2_000', f'data="pictures", {QUICK_GAN}', code)
     assert (trainings, gans) == (2, 1)
-    out = run(tmp_path, code + "\nprint(images.shape, prediction.name, len(predictions), agent.step)")
-    assert out.splitlines()[-1] == "(64, 28, 28, 1) 1 2 200"
+    out = run(tmp_path, code + "\nprint(images.shape, threes.shape, prediction.name, len(predictions), agent.step)")
+    assert out.splitlines()[-1] == "(64, 28, 28, 1) (8, 28, 28, 1) 1 2 200"
