@@ -59,7 +59,7 @@ def test_train_on_an_environment_of_one_s_own_and_play_it(tmp_path: Path) -> Non
 
 def test_play_an_agent_of_the_zoo(tmp_path: Path) -> None:
     score = float(run_file(tmp_path, "play_in_gymnasium.py").split(",")[0].removeprefix("score "))
-    assert score > 5  # of at most 10; random actions lose
+    assert score >= 3  # of at most 5; random actions get about -3
 
 
 def test_sample_a_generator_of_the_zoo(tmp_path: Path) -> None:
