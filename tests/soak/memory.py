@@ -119,13 +119,22 @@ def summary(samples: Sequence[Sample], settle_minutes: float = SETTLE_MINUTES) -
     return parts
 
 
+def has_started(run: Path, since: float) -> bool:
+    """Return True if a program that was started at `since` has read or written the checkpoint of its run."""
+    return any(path.stat().st_mtime > since for path in (*run.glob("checkpoint*"), *run.glob("metrics.jsonl")))
+
+
 def run_part(command: Sequence[str], folder: Path, part: int, seconds: float, interval: float) -> int:
-    """Run the program for some seconds with samples, and stop it. Returns its exit code."""
+    """Run the program for some seconds after its start-up, with samples, and stop it. Returns its exit code."""
+    since = time.time()
     with (folder / f"output-{part}.log").open("wb") as output:
         process = subprocess.Popen(
             command, cwd=folder, env={**os.environ, "PYTHONPATH": str(REPO)}, stdout=output, stderr=subprocess.STDOUT
         )
-    watched, start = psutil.Process(process.pid), time.monotonic()
+    watched = psutil.Process(process.pid)
+    while process.poll() is None and not has_started(folder / "runs" / RUN, since):
+        time.sleep(0.1)
+    start = time.monotonic()
     try:
         with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:
             while process.poll() is None and (elapsed := time.monotonic() - start) < seconds:

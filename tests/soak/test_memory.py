@@ -43,13 +43,10 @@ def test_the_same_command_resumes_the_soak_test(
 ) -> None:
     monkeypatch.setitem(memory.PROGRAMS, "agent", SMALL)
     words = ["agent", "--settle-minutes", "0.02", "--interval", "0.2", "--folder", str(tmp_path)]
-    videos = [0]
-    for number, minutes in enumerate(("0.25", "0.45"), 1):
+    for number, minutes in enumerate(("0.1", "0.2"), 1):
         assert main([*words, "--minutes", minutes]) == 0, (tmp_path / "agent" / f"output-{number - 1}.log").read_text()
         content = json.loads(capsys.readouterr().out)
         assert (content["exit_code"], len(content["parts"])) == (EXIT_STOPPED, number)
         assert content["parts"][-1]["end"]["resident_mib"] > 50
-        assert content["videos"] > videos[-1]
-        videos.append(content["videos"])
     assert main([*words, "--minutes", "0.1"]) == 0  # nothing is left
     assert len(json.loads(capsys.readouterr().out)["parts"]) == 2
