@@ -89,7 +89,8 @@ def test_agents_of_the_package_are_small_scored_and_can_be_played(
     metadata = AgentMetadata.read_metadata(find_agent(name))
     assert metadata is not None
     assert find_agent(name).stat().st_size <= zoo.MAX_BYTES
-    assert metadata.figures["return_float16"] >= metadata.figures["return"] - 3 * metadata.figures["standard_error"]
+    assert metadata.figures["return_float16"] >= 0.98 * metadata.figures["return"]
+    assert metadata.figures["return_float16"] >= {"pong": 18}.get(name, 0)
     assert metadata.protocol["episodes"] >= 30
     assert metadata.command.startswith("python -m ")
     assert metadata.data
