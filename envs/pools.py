@@ -115,10 +115,13 @@ class WorkerPool(Pool):
             theirs.close()
             ours.send((pickled, [i for i, owner in self._owner.items() if owner == worker]))
             self._connections.append(ours)
-        for worker in range(workers):
-            if isinstance(error := self._receive(worker), UserError):
-                self.close()
-                raise error
+        try:
+            for worker in range(workers):
+                if isinstance(error := self._receive(worker), UserError):
+                    raise error
+        except BaseException:  # also if a worker ended: the others must not stay behind
+            self.close()
+            raise
 
     def send(self, calls: Sequence[Call]) -> None:
         """See `Pool.send`."""

@@ -50,6 +50,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     "agents/qlearning/learner.py": (f"{_Q}/test_learner.py", f"{_Q}/test_learner_graph.py", f"{_Q}/test_family.py"),
     "agents/qlearning/replay.py": (f"{_Q}/test_replay.py", f"{_Q}/test_replay_files.py"),
+    "agents/qlearning/replay_files.py": (f"{_Q}/test_replay_files.py", f"{_Q}/test_replay_processes.py"),
     "agents/qlearning/prioritized_replay.py": (f"{_Q}/test_prioritized_replay.py",),
     "agents/qlearning/policy.py": (f"{_Q}/test_policy.py",),
     "agents/qlearning/exploration.py": (f"{_Q}/test_exploration.py",),

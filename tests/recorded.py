@@ -24,6 +24,10 @@ class Shard(World):
         settings: Any = {"compute": Compute(threads=1).to_dict()}
         return settings if value == {"compute": {}} else value
 
+    def gather(self, value: ValueT) -> list[ValueT]:
+        """Return the value as that of all processes."""
+        return [value] * self.size
+
     def any(self, flag: bool, device: torch.device | str = "cpu") -> bool:
         return flag
 

@@ -33,14 +33,16 @@ def test_a_program_mirrors_its_run_and_continues_after_a_kill(program: str, tmp_
         resumed = start(tmp_path, *command, "--resume", **environment)
         _, err = resumed.communicate(timeout=300)
         assert resumed.returncode == 0, err
-        assert "warning" not in err
+        assert "mlflow" not in err.lower()
     (tracked,) = server.runs.values()
     assert tracked.statuses[-1] == "FINISHED"
     assert tracked.params["seed"] == "1"
     rows = metrics(tmp_path / "runs/run")
     names = {key for row in rows for key in row if key != "step"}
     for name in names:
-        expected = [(row["step"], row[name]) for row in rows if name in row]
-        assert sorted(tracked.points(name)) == pytest.approx(sorted(expected)), name
+        expected = sorted((row["step"], row[name]) for row in rows if name in row)
+        points = sorted(tracked.points(name))
+        assert [step for step, _ in points] == [step for step, _ in expected], name
+        assert [value for _, value in points] == pytest.approx([value for _, value in expected]), name
     media = {path.name for path in (tmp_path / "runs/run/media").iterdir()}
     assert {name.removeprefix("media/") for name in server.artifacts} == media

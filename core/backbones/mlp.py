@@ -34,7 +34,8 @@ class Mlp(Backbone):
         self.linears = nn.ModuleList([nn.Linear(inputs, units), nn.Linear(units, units)])
         self.norms = nn.ModuleList(nn.LayerNorm(units) if layer_norm else nn.Identity() for _ in self.linears)
         he_init(self)
-        self._measure()
+        self.stage_shapes = [(units, 1, 1)] * len(self.linears)
+        self.out_channels, self.out_size = units, (1, 1)
 
     def stages(self, x: Tensor) -> list[Tensor]:
         x = x.flatten(1)

@@ -210,7 +210,10 @@ def build(make: Callable[[], NetworkT], weights: Mapping[str, Tensor], path: Pat
         with torch.device("meta"):
             size = sum(tensor.numel() for tensor in make().state_dict().values())
         if size > MAX_GROWTH * (1 + sum(tensor.numel() for tensor in weights.values())):
-            raise ValueError(f"they describe a network with {size:,} numbers")
+            raise UserError(
+                f"The weights in {path} do not fit the network of its metadata, which has {size:,} numbers: create the "
+                f"file again."
+            )
         return make()
     except UserError:
         raise

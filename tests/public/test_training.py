@@ -131,7 +131,7 @@ def test_a_callback_stops_the_run_which_can_be_resumed(capsys: pytest.CaptureFix
         steps.append(step)
         return np.bool_(step < 200)
 
-    settings = {**TINY, "rollout_steps": 10}
+    settings = {**TINY, "rollout_steps": 10, "num_minibatches": 4}
     agent = zerokara.train_pqn(env=Blink, name="a", callback=stop_at_200, **{**settings, "quiet": False})
     assert agent.step == steps[-1] == 200
     out = capsys.readouterr().out

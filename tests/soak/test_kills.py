@@ -68,9 +68,13 @@ def test_changed_weights_of_a_model_file_are_found(tmp_path: Path) -> None:
 def test_a_run_is_killed_in_the_chosen_phase(phase: str, reference: kills.Reference, tmp_path: Path) -> None:
     """The signal is sent at the beginning of the first stretch of a phase, and the process ends by it."""
     only = kills.Reference(reference.folder, {key: [0.0] if key == phase else [] for key in PHASES})
-    process, phases = kills.start_run("dqn", tmp_path)
-    kill = kills.kill_once(process, phases, only, random.Random(1))
-    assert kill is not None
+    for attempt in range(5):  # on a loaded machine the phase may end before the signal arrives
+        (tmp_path / str(attempt)).mkdir()
+        process, phases = kills.start_run("dqn", tmp_path / str(attempt))
+        kill = kills.kill_once(process, phases, only, random.Random(1))
+        assert kill is not None
+        if kill.phase == phase:
+            break
     assert kill.phase == phase
     if kill.signal == "SIGKILL":
         assert kill.status == -signal.SIGKILL
