@@ -160,6 +160,11 @@ class WorkerPool(Pool):
                 process.kill()
                 process.wait()
 
+    def __del__(self) -> None:
+        """Close the environments of a run that has ended, so that no worker process stays behind."""
+        if hasattr(self, "_processes"):  # not if the constructor failed before
+            self.close()
+
 
 def make_pool(make_single: Callable[..., SingleEnv], num_envs: int, workers: int) -> Pool:
     """Create N environments in this process (`workers` 0) or in worker processes, at most one per environment."""

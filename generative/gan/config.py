@@ -68,7 +68,7 @@ class Config(RunOptions):
     grayscale: bool | None = None
     """Convert images to grayscale (None: keep the data's channels). Frames of an environment are grayscale."""
     background: Background = "auto"
-    """Color behind transparent pixels (auto: black for images that are almost white)."""
+    """Color behind transparent pixels (auto: contrasting)."""
     frames: Count = 20_000
     """With --data frames:<environment id>: number of frames to record."""
     frame_stack: Annotated[int, Range(1, 16)] = 1

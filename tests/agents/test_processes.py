@@ -168,7 +168,7 @@ def test_lost_replay_files_of_one_process_do_not_stop_the_others(copy: Copy) -> 
     assert done[0] == done[1]
     assert 0 < done[0] < 40, "those until the buffer is filled are skipped"
     heads = [int(state["replay"]["head"].sum()) for state in new]
-    assert heads[1] < heads[0] // 2
+    assert heads[1] <= heads[0] // 2
 
 
 def test_errors_of_one_process_end_all_with_one_sentence(copy: Copy) -> None:

@@ -55,7 +55,7 @@ class Config(RunOptions):
     grayscale: bool | None = None
     """Convert images to grayscale (None: keep the data's channels)."""
     background: Background = "auto"
-    """Color behind transparent pixels (auto: black for images that are almost white)."""
+    """Color behind transparent pixels (auto: contrasting)."""
     validation_images: OptionalCount = 0
     """Number of training images held out for validation (0: one twelfth). One twelfth of MNIST's training set is 5,000
     of 60,000."""
