@@ -21,7 +21,7 @@ class Corridor(gymnasium.Env[np.ndarray, int]):
     """A bright square must be moved to the right end of a corridor. Actions: left, right."""
 
     observation_space = spaces.Box(0, 255, (48, 48, 3), np.uint8)
-    action_space = spaces.Discrete(2)
+    action_space = spaces.Discrete(2)  # type: ignore[assignment]
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -68,6 +68,7 @@ def test_changed_weights_of_a_model_file_are_found(tmp_path: Path) -> None:
 def test_a_run_is_killed_in_the_chosen_phase(phase: str, reference: kills.Reference, tmp_path: Path) -> None:
     """The signal is sent at the beginning of the first stretch of a phase, and the process ends by it."""
     only = kills.Reference(reference.folder, {key: [0.0] if key == phase else [] for key in PHASES})
+    kill: kills.Kill | None = None
     for attempt in range(5):  # on a loaded machine the phase may end before the signal arrives
         (tmp_path / str(attempt)).mkdir()
         process, phases = kills.start_run("dqn", tmp_path / str(attempt))
@@ -75,6 +76,7 @@ def test_a_run_is_killed_in_the_chosen_phase(phase: str, reference: kills.Refere
         assert kill is not None
         if kill.phase == phase:
             break
+    assert kill is not None
     assert kill.phase == phase
     if kill.signal == "SIGKILL":
         assert kill.status == -signal.SIGKILL
