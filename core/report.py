@@ -184,15 +184,22 @@ def run_folders(runs: tuple[str, ...], program: str, find: Callable[[str], Path]
     return list(dict.fromkeys(find(run) for run in runs))
 
 
-def source_name(source: Path) -> str:
-    """Return the name of a trained network: that of its run folder, or of its model file without the extension."""
-    source = source.resolve()
-    return source.name if source.is_dir() else source.stem
+class FromSource:
+    """Base class of a trained network that was loaded from a run folder or a model file."""
 
+    source: Path
+    """Run folder or model file."""
 
-def source_outputs(source: Path) -> Path:
-    """Return the folder for what a trained network produces: its run folder, or runs/outputs-<name> for a file."""
-    return source if source.is_dir() else Path("runs") / f"outputs-{source_name(source)}"
+    @property
+    def name(self) -> str:
+        """Name of the run, or of the model file without its extension."""
+        path = self.source.resolve()
+        return path.name if path.is_dir() else path.stem
+
+    @property
+    def output_folder(self) -> Path:
+        """Folder for images, videos, results and exports: the run folder, or runs/outputs-<name> for a model file."""
+        return self.source if self.source.is_dir() else Path("runs") / f"outputs-{self.name}"
 
 
 def numbered(name: str) -> Iterator[str]:

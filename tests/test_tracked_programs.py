@@ -33,7 +33,8 @@ def test_a_program_mirrors_its_run_and_continues_after_a_kill(program: str, tmp_
         resumed = start(tmp_path, *command, "--resume", **environment)
         _, err = resumed.communicate(timeout=300)
         assert resumed.returncode == 0, err
-        assert "mlflow" not in err.lower()
+        warnings = [line for line in err.splitlines() if "warning" in line]
+        assert [line for line in warnings if not line.startswith("warning: update ")] == [], "those of a GAN may come"
     (tracked,) = server.runs.values()
     assert tracked.statuses[-1] == "FINISHED"
     assert tracked.params["seed"] == "1"

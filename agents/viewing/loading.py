@@ -37,7 +37,7 @@ from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, from_dict
 from zerokara.core.named_object import NamedObject
-from zerokara.core.report import source_name, source_outputs
+from zerokara.core.report import FromSource
 from zerokara.core.run import Run
 from zerokara.core.zoo import registry as zoo
 from zerokara.envs.observations import ImageFormat
@@ -48,7 +48,7 @@ Which = Literal["best", "last"]
 
 
 @dataclass(frozen=True)
-class Agent:
+class Agent(FromSource):
     """Trained network and its run."""
 
     source: Path  # run folder or model file
@@ -61,16 +61,6 @@ class Agent:
     selection: float | None = None  # mean raw return of the evaluation that selected the weights
     updates: int | None = None  # gradient steps of training; None: unknown
     weights: str = "of the file"  # description of the weights
-
-    @property
-    def name(self) -> str:
-        """Name of the run, or of the model file without its extension."""
-        return source_name(self.source)
-
-    @property
-    def output_folder(self) -> Path:
-        """Folder for videos and results: the run folder, or runs/outputs-<name> for a model file."""
-        return source_outputs(self.source)
 
     def make_env(self, num_envs: int, *, render: bool = False, protocol: ProtocolName | None = None) -> envs.VectorEnv:
         """Make the environment of the training, with the same settings or, for Atari, those of a protocol.

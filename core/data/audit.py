@@ -1,4 +1,4 @@
-"""What a reader of files converts, ignores and leaves out, counted for messages."""
+"""Counts of files and images that a reader converts, ignores and leaves out, for messages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Audit:
     ignored: Counter[str] = field(default_factory=Counter)
     """Number of files by suffix that are not images."""
     notes: list[str] = field(default_factory=list)
-    """What else the user should know, one sentence each."""
+    """Further remarks for the user, one sentence each."""
 
     def messages(self) -> tuple[str, ...]:
         """Return the lines to print."""

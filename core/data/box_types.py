@@ -45,7 +45,7 @@ class Listing:
     dropped: list[str] = field(default_factory=list)
     """Description of everything that was left out."""
     notes: list[str] = field(default_factory=list)
-    """What else the user should know about the annotations."""
+    """Further remarks on the annotations for the user."""
 
     def add(self, annotated: AnnotatedImage, label: str, box: Box) -> None:
         """Add a box to an image, or to `dropped` if it is empty."""

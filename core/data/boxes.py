@@ -59,7 +59,7 @@ class BoxSet:
     dropped: tuple[str, ...] = ()
     """Description of everything that was left out: annotations, images, boxes."""
     notes: tuple[str, ...] = ()
-    """What else the user should know about the annotations."""
+    """Further remarks on the annotations for the user."""
     splits: tuple[AnySplit | None, ...] = ()
     """Split of each image that a folder or an annotation file is named after; empty: none has one."""
 

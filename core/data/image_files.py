@@ -209,11 +209,11 @@ def _on_background(picture: Image.Image, background: Background) -> tuple[Image.
     """Place an image with transparency on a color. Returns it and the color; "" if no pixel is transparent."""
     colors = picture.convert("RGBA")
     mode = "L" if picture.mode in {"LA", "La"} else "RGB"
-    alpha = np.asarray(colors.getchannel("A"), np.float64)
-    if alpha.min() == 255:
+    if colors.getchannel("A").getextrema()[0] == 255:
         return colors.convert(mode), ""
     ground: str = background
     if background == "auto":
+        alpha = np.asarray(colors.getchannel("A"), np.float64)
         luma = np.asarray(colors.convert("RGB").convert("L"), np.float64)
         is_light = alpha.any() and (luma * alpha).sum() / alpha.sum() > LIGHT
         ground = "black" if is_light else "white"

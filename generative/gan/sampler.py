@@ -22,7 +22,7 @@ from torch import Tensor
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, from_dict, suggest, to_dict
 from zerokara.core.models.model_file import Metadata
-from zerokara.core.report import source_name, source_outputs
+from zerokara.core.report import FromSource
 from zerokara.core.run import Run
 from zerokara.core.zoo import registry as zoo
 from zerokara.generative.gan.config import KIND, Config
@@ -80,7 +80,7 @@ class GeneratorMetadata(Metadata[LatentGenerator]):
 
 
 @dataclass(frozen=True)
-class Sampler:
+class Sampler(FromSource):
     """A generator in evaluation mode and its metadata."""
 
     generator: LatentGenerator
@@ -92,16 +92,6 @@ class Sampler:
     scores: dict[str, float] = field(default_factory=dict)
     source: Path = Path()  # run folder or file that it was loaded from
     origin: tuple[str, ...] = ()  # provenance of its weights (core/zoo/provenance.py), if it was loaded
-
-    @property
-    def name(self) -> str:
-        """Name of the run, or of the file without its extension."""
-        return source_name(self.source)
-
-    @property
-    def output_folder(self) -> Path:
-        """Folder for images, videos and exports: the run folder, or runs/outputs-<name> for a file."""
-        return source_outputs(self.source)
 
     def latents(self, number: int, seed: int) -> Tensor:
         """Draw latent vectors (number, Z). The first ones of a seed do not depend on `number`."""

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.markers import needs_onnx
 from zerokara.agents import export
 from zerokara.agents.configs import dqn as dqn_config
 from zerokara.agents.configs import pqn as pqn_config
@@ -18,14 +19,9 @@ from zerokara.agents.qlearning.agent_file import AgentMetadata
 from zerokara.agents.qlearning.network import QNetwork
 from zerokara.agents.viewing.loading import evaluation_seed, load_agent
 from zerokara.core.config import UserError, to_saved
-from zerokara.core.models.onnx_file import PACKAGES
 
 NARROW = {"env": "zerokara/Catch-v0", "width_multiplier": 0.25, "hidden_units": 8}
 FEW = ("--observations", "24")
-
-needs_onnx = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in PACKAGES), reason="the extra 'export' is not installed"
-)
 
 
 @pytest.fixture(autouse=True)

@@ -161,14 +161,14 @@ def test_lost_replay_files_of_one_process_do_not_stop_the_others(copy: Copy) -> 
     run = folder / "runs" / "run"
     old = states(run, "dqn", 2)
     (run / "replay-1" / "frame.bin").unlink()
-    resume(folder, "dqn", 2, 1920)
+    resume(folder, "dqn", 2, 1680)
     new = states(run, "dqn", 2)
-    assert [state["updates"] - old[0]["updates"] for state in new] == [40] * 2
+    assert [state["updates"] - old[0]["updates"] for state in new] == [30] * 2
     done = [optimizer_steps(state) - optimizer_steps(old[0]) for state in new]
     assert done[0] == done[1]
-    assert 0 < done[0] < 40, "those until the buffer is filled are skipped"
+    assert 0 < done[0] < 30, "those until the buffer is filled are skipped"
     heads = [int(state["replay"]["head"].sum()) for state in new]
-    assert heads[1] <= heads[0] // 2
+    assert heads[1] < heads[0] // 2
 
 
 def test_errors_of_one_process_end_all_with_one_sentence(copy: Copy) -> None:

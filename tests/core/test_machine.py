@@ -1,4 +1,4 @@
-"""What the machine can do: instructions for bfloat16."""
+"""Capabilities of the machine: instructions for bfloat16."""
 
 from __future__ import annotations
 
@@ -28,11 +28,10 @@ def test_processors(capabilities: dict[str, Any], expected: bool, monkeypatch: p
 
 
 def test_the_names_are_those_of_pytorch() -> None:
-    """On x86 two of them must exist, whatever their value."""
+    """On x86 two of them must exist, whatever their value; the names of other architectures are not known here."""
     capabilities = torch.cpu.get_capabilities()
-    if capabilities["architecture"] != "x86_64":
-        pytest.skip("another architecture")
-    assert {"amx_bf16", "avx512_bf16"} <= capabilities.keys()
+    names = {"x86_64": {"amx_bf16", "avx512_bf16"}}.get(capabilities["architecture"], set())
+    assert names | {"architecture"} <= capabilities.keys()
 
 
 @pytest.mark.parametrize(("major", "expected"), [(7, False), (8, True), (9, True)])

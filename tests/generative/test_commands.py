@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -15,9 +14,9 @@ from PIL import Image
 from torch import nn
 
 from tests.generative.finished_run import FEW, HERE, make_run
+from tests.markers import needs_onnx
 from zerokara.core.config import UserError
 from zerokara.core.data import glyphs
-from zerokara.core.models.onnx_file import PACKAGES
 from zerokara.generative import arithmetic, export, interpolate, neighbours, sample
 from zerokara.generative.arithmetic import combine
 from zerokara.generative.gan.sampler import Sampler
@@ -172,7 +171,7 @@ def test_neighbours_writes_an_image_grid(run: Path, capsys: pytest.CaptureFixtur
     assert "580 training images" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(any(importlib.util.find_spec(name) is None for name in PACKAGES), reason="no extra 'export'")
+@needs_onnx
 @pytest.mark.parametrize("name", ["plain", "by_class"])
 def test_exported_files_generate_the_same_images_for_any_batch(
     name: str, run: Path, capsys: pytest.CaptureFixture[str]

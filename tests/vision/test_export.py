@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from tests.markers import needs_onnx
 from zerokara.core.config import UserError
 from zerokara.core.models.classifier import ClassifierMetadata
-from zerokara.core.models.onnx_file import PACKAGES
 from zerokara.vision import export
 
 METADATA = ClassifierMetadata(
@@ -37,11 +37,6 @@ def save_run(folder: Path, metadata: ClassifierMetadata = METADATA) -> Path:
     folder.mkdir()
     metadata.save(folder / "model.safetensors", classifier.state_dict())
     return folder
-
-
-needs_onnx = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in PACKAGES), reason="the extra 'export' is not installed"
-)
 
 
 @needs_onnx

@@ -1,0 +1,13 @@
+"""Marks of tests that need an extra, which `make test` installs."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from zerokara.core.models.onnx_file import PACKAGES
+
+needs_onnx = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in PACKAGES), reason="the extra 'export' is not installed"
+)
