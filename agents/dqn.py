@@ -194,6 +194,7 @@ class Training(Session):
             function=compute.function,
             print_line=run.print,
         )
+        self.filled = False  # True once the replay buffers of all processes have the transitions for the first update
         torch.manual_seed(config.seed)
         self.learner = make_learner(config, self.env.obs_shape, self.env.num_actions, compute, world)
         self.policy = Policy(self.learner.online, compute, self.seed)
@@ -238,11 +239,12 @@ class Training(Session):
     def learn(self) -> None:
         """Do the updates that are due: `gradient_steps` per `train_every_steps` since `learning_starts`."""
         config = self.config
-        due = max(0, self.step - config.learning_starts) // config.train_every_steps * config.gradient_steps
+        due = schedules.updates_due(config, self.step)
         if self.updates >= due:
             return
         fill = min(config.learning_starts, config.replay_capacity) // self.world.size
-        if self.world.any(len(self.replay) < fill, self.compute.torch_device):
+        self.filled = self.filled or not self.world.any(len(self.replay) < fill, self.compute.torch_device)
+        if not self.filled:
             # Not filled yet, or empty after a resume without a saved buffer: these updates are skipped, but counted.
             self.updates = due
             return
@@ -303,7 +305,7 @@ def start(config: Config, callback: LogCallback | None = None) -> None:
     with open_run(config, KIND, world) as run:
         run.callback = callback
         timed = partial(probe_step, config, env, world)
-        updates = schedules.total_updates(config)
+        updates = schedules.updates_due(config, config.total_steps)
         compute = run.compute(lambda: choose_compute(config, world, timed, updates), config.total_steps)
         run.close(train(config, run, compute, world, env))
 

@@ -110,8 +110,8 @@ def exportable(network: QNetwork) -> QNetwork:
     """Return a copy of a network without layers that the ONNX exporter lacks."""
     network = copy.deepcopy(network)
     for name, module in list(network.named_modules()):
-        if isinstance(module, nn.AdaptiveMaxPool2d):
-            assert isinstance(module.output_size, int)
+        # Other sizes than a number are left to the exporter, which reports them.
+        if isinstance(module, nn.AdaptiveMaxPool2d) and isinstance(module.output_size, int):
             network.set_submodule(name, SlicedMaxPool(module.output_size))
     return network
 

@@ -206,7 +206,8 @@ def run_state(run: PlannedRun) -> State:
             )
     try:
         state = checkpoint.load(run.folder / CHECKPOINT, run.kind)
-        finished = state["step"] >= saved["total_steps"] and not state["owes_evaluation"]
+        # Checkpoints of older releases do not have "finished".
+        finished = state.get("finished", state["step"] >= saved["total_steps"] and not state["owes_evaluation"])
     except (UserError, KeyError):  # no checkpoint yet, or a damaged one, which the run reports when it resumes
         return "started"
     return "finished" if finished else "started"

@@ -20,9 +20,9 @@ def learning_rate(config: Settings, step: int) -> float:
     return schedules.linear(step, config.learning_rate, end, 0, config.learning_rate_decay_steps)
 
 
-def total_updates(config: Config) -> int:
-    """Return the number of updates in the run."""
-    return max(0, config.total_steps - config.learning_starts) // config.train_every_steps * config.gradient_steps
+def updates_due(config: Config, step: int) -> int:
+    """Number of updates up to an agent step: `gradient_steps` per `train_every_steps` since `learning_starts`."""
+    return max(0, step - config.learning_starts) // config.train_every_steps * config.gradient_steps
 
 
 def per_beta(config: Config, step: int) -> float:

@@ -5,6 +5,7 @@ Shapes: K stacked frames, F channels of a frame, C = K * F, H, W pixels, A actio
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -69,8 +70,10 @@ def log_video(policy: Policy, config: Settings, run: Run, step: int) -> bool:
     Returns False if a signal interrupted the recording; there is then no video.
     """
     try:
-        with run.interruptible():
-            env = envs.make(config.env, 1, render=True, **config.env_settings())
+        with (
+            run.interruptible(),
+            contextlib.closing(envs.make(config.env, 1, render=True, **config.env_settings())) as env,
+        ):
             episode = play_episode(
                 policy,
                 env,
@@ -80,7 +83,6 @@ def log_video(policy: Policy, config: Settings, run: Run, step: int) -> bool:
             )
             first = next(episode)  # if the environment cannot be rendered, no video is begun
             run.video("game", step, _pictures(first, episode, run, step), fps=frames_per_second(env))
-            env.close()
     except Stopped:
         return False
     except Exception as error:  # noqa: BLE001
