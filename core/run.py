@@ -40,7 +40,7 @@ from zerokara.core.resumed_compute import adapt_compute
 from zerokara.core.run_folder import first_config, lock_folder, read_config
 from zerokara.core.stop_signals import StopSignals
 from zerokara.core.tensorboard_writer import TensorBoardWriter
-from zerokara.core.tracking import Tracking, connect
+from zerokara.core.tracking import Status, Tracking, connect
 
 LogCallback = Callable[[int, dict[str, float]], object]
 """Function that gets the step and the metrics of each log entry; if it returns False, the run is saved and stopped."""
@@ -387,21 +387,32 @@ class Run(StopSignals):
 
     # ---- the end
 
-    def close(self, summary: str = "") -> None:
-        """Flush, print the closing line, and unlock the folder. A second call does nothing."""
+    def close(self, summary: str = "", status: Status | None = None) -> None:
+        """Flush, print the closing line, and unlock the folder. A second call does nothing.
+
+        Args:
+            summary: closing line.
+            status: of the tracked run; None: by how the run ended.
+        """
         self._interruptible = False
         if self._closed:
             return
         self._closed = True
-        self.flush()
-        stopped = self.stopped or (self._failed and self.stop_requested)
-        self._tracking.close("KILLED" if stopped else "FAILED" if self._failed else "FINISHED")
-        self._progress.close(summary if self.world.is_main else "")
-        self._board.close()
-        if self._metrics is not None:
-            self._metrics.close()
-        if self.world.is_main:
-            self._lock.close()
+        try:
+            self.flush()
+        finally:  # the callback of a user may raise an exception
+            self._tracking.close(status or self._status())
+            self._progress.close(summary if self.world.is_main else "")
+            self._board.close()
+            if self._metrics is not None:
+                self._metrics.close()
+            if self.world.is_main:
+                self._lock.close()
+
+    def _status(self) -> Status:
+        if self.stopped or (self._failed and self.stop_requested):
+            return "KILLED"
+        return "FAILED" if self._failed else "FINISHED"
 
     def __enter__(self) -> Self:
         return self

@@ -274,8 +274,11 @@ class Tracking:
         try:
             self._run_id = known[service.name] if self._resumed else service.create(name)
         except Exception as error:  # noqa: BLE001  (no exception of a client may end a training run)
-            self._error = error
-            self._warn_once()
+            self._warned = True
+            self._warn(
+                f"{service.label} could not be reached ({_reason(error)}): training continues, and this run is not "
+                f"tracked before it is resumed."
+            )
             return dict(known)
         return {**known, service.name: self._run_id}
 

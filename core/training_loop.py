@@ -229,11 +229,14 @@ def _run_updates(
     config, world, device = training.config, training.world, training.compute.torch_device
     interval = LogInterval(training.updates)
     training.show_progress(run, {})
+    repeats = world.any(training.validation_pending, device)
     if training.validation_pending:
         _validate(training, validate)
     # All processes vote, so that they leave the loop together. A run that stopped early also stops when it is resumed.
     stop_early = world.any(training.should_stop_early, device)
     stopping = world.any(training.validation_pending, device)  # True if it was interrupted again
+    if repeats and not stopping:
+        training.save(run)
     while training.updates < training.total_updates and not stop_early and not stopping:
         update()
         if training.updates % config.log_every_updates == 0:

@@ -101,7 +101,8 @@ def open_run(
             with run.interruptible():
                 yield run
         except Stopped:
-            run.close(f"{run.stop_requested}: stopped; resume with: {program()} --name {config.name} --resume")
+            line = f"{run.stop_requested}: stopped; resume with: {program()} --name {config.name} --resume"
+            run.close(line, "KILLED")
             if not run.stopped:
                 raise
         if run.stopped:  # all processes have left the loop; torchrun kills those that are not ready when one has ended

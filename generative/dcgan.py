@@ -231,9 +231,12 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
     session.start()
     print_protocol(session, evaluator)
     with run.interruptible(on=False):  # a signal waits for the end of an update; it interrupts an evaluation
+        repeats = world.any(session.evaluation_pending, compute.torch_device)
         if session.evaluation_pending:
             evaluate(session, evaluator)
         stopping = world.any(session.evaluation_pending, compute.torch_device)
+        if repeats and not stopping:
+            session.save()
         while learner.updates < config.updates and not stopping:
             pixels_BCHW, label_B = session.next_batch()
             update(learner, pixels_BCHW, label_B)

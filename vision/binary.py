@@ -219,8 +219,8 @@ def finish(training: Training, run: Run) -> str:
         # A finished run that is resumed does not evaluate the test set again.
         metrics |= json.loads(result_path.read_text())["figures"]
     elif test is not None:
-        for message in test.messages:
-            run.print(f"test images: {message}")
+        for line in test.messages:
+            run.print(f"test images: {line}")
         scores = training.score(test)
         metrics["test_error"] = scores.error
         misread = draw_misread(test, scores, training.metadata.classes)

@@ -115,8 +115,8 @@ def finish(training: Training, run: Run) -> str:
         metrics |= json.loads(result_path.read_text())["figures"]
     elif config.test:
         test = load_split(config, "test")
-        for message in test.messages:
-            run.print(f"test images: {message}")
+        for line in test.messages:
+            run.print(f"test images: {line}")
         scores = training.score(test, views=config.tta_views)
         metrics |= {"test_error": scores.error, "test_loss": scores.loss}
         log_confusion(scores, training.metadata.classes, run, training.updates)

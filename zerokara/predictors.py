@@ -20,10 +20,10 @@ from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError
+from zerokara.core.config import UserError, error_summary
 from zerokara.core.data.image_files import convert_channels, decode, read_image, resize_and_crop
 from zerokara.core.models.classifier import Classifier as ClassifierNetwork
 from zerokara.core.models.classifier import ClassifierMetadata
@@ -187,9 +187,21 @@ def read(image: ImageInput) -> np.ndarray:
 
 
 def _decode(picture: Image.Image) -> np.ndarray:
-    """Convert a picture as if it came from a file."""
+    """Convert a picture as if it came from a file.
+
+    Raises:
+        UserError: it cannot be read, or has 32-bit pixels.
+    """
+    if picture.mode in ("I", "F"):
+        raise UserError(f"A picture of Pillow has 32-bit pixels (mode {picture.mode}): convert it to L or RGB.")
     png = io.BytesIO()
-    (picture.convert("RGB") if picture.mode in ("CMYK", "YCbCr", "HSV", "LAB") else picture).save(png, "PNG")
+    try:
+        upright = ImageOps.exif_transpose(picture)
+        if upright.mode not in ("1", "L", "LA", "I;16", "P", "RGB", "RGBA"):
+            upright = upright.convert("RGBA" if "a" in upright.mode.lower() and upright.mode != "LAB" else "RGB")
+        upright.save(png, "PNG")
+    except Exception as error:  # noqa: BLE001  (the readers of Pillow raise many types on invalid bytes)
+        raise UserError(f"A picture of Pillow cannot be read ({error_summary(error)}): give another one.") from None
     return decode(png.getvalue(), "the image")
 
 

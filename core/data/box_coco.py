@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zerokara.core.config import UserError, error_summary
-from zerokara.core.data.box_types import AnnotatedImage, ImageFinder, Listing, Read, invalid, name_some
+from zerokara.core.data.box_types import AnnotatedImage, ImageFinder, Listing, Read, invalid, name_some, stated_size
 from zerokara.core.data.splits import SPLITS, AnySplit, split_of
 
 KEYS = frozenset({"images", "annotations", "categories"})
@@ -50,7 +50,7 @@ def _parse(read: Read, name: str, where: Path) -> Mapping[str, Any] | None:
 
 
 def _has_boxes(content: Mapping[str, Any]) -> bool:
-    """Return True if annotations have boxes, and are not those of keypoints, of which only persons have boxes."""
+    """Return True if there are annotations with boxes, or no annotations."""
     rows = content["annotations"]
     return not isinstance(rows, list) or not rows or any("bbox" in row for row in rows if isinstance(row, dict))
 
@@ -80,7 +80,7 @@ def _read_file(
         if picture is None:
             lost.append(file_name)
             continue
-        size = (int(each["width"]), int(each["height"])) if {"width", "height"} <= set(each) else None
+        size = stated_size(each.get("width"), each.get("height"))
         split = split_of(picture) or split_of(name) or _split_of_file(name)
         by_id[each["id"]] = AnnotatedImage(picture, f"{name} ({file_name})", size=size, split=split)
     if lost and not by_id:

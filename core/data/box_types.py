@@ -56,6 +56,15 @@ class Listing:
             annotated.boxes.append((label, box))
 
 
+def stated_size(width: object, height: object) -> tuple[int, int] | None:
+    """Return the size that an annotation states for its image; None if it states none, or 0, as some tools write."""
+    try:
+        size = int(float(str(width))), int(float(str(height)))
+    except (ValueError, OverflowError):
+        return None
+    return size if min(size) > 0 else None
+
+
 def name_some(paths: Sequence[str]) -> str:
     """Name the first of several files: "a.jpg, b.jpg, c.jpg and 20 more"."""
     rest = len(paths) - EXAMPLES

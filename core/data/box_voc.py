@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zerokara.core.config import UserError, error_summary
-from zerokara.core.data.box_types import AnnotatedImage, ImageFinder, Listing, Read, invalid, name_some
+from zerokara.core.data.box_types import AnnotatedImage, ImageFinder, Listing, Read, invalid, name_some, stated_size
 from zerokara.core.data.splits import split_of
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -34,7 +34,8 @@ def read_voc(files: Sequence[str], pictures: Sequence[str], read: Read, where: P
         if picture is None:
             lost.append(name)
             continue
-        annotated = AnnotatedImage(picture, name, size=_declared_size(root), split=split_of(picture) or split_of(name))
+        size = stated_size(root.findtext("size/width"), root.findtext("size/height"))
+        annotated = AnnotatedImage(picture, name, size=size, split=split_of(picture) or split_of(name))
         for item in root.iter("object"):
             _add_object(listing, annotated, item)
         listing.pictures.append(annotated)
@@ -63,12 +64,3 @@ def _add_object(listing: Listing, annotated: AnnotatedImage, item: ET.Element) -
     # A box from a pixel to itself would be one pixel large; such boxes are accidental clicks in practice.
     empty = x2 <= x1 or y2 <= y1
     listing.add(annotated, label, (x1, y1, x2, y2) if empty else (x1 - 1, y1 - 1, x2, y2))
-
-
-def _declared_size(root: ET.Element) -> tuple[int, int] | None:
-    """Return the width and height that the file states; None if it states none, or 0, as some tools write."""
-    try:
-        width, height = (int(float(root.findtext(f"size/{side}") or "")) for side in ("width", "height"))
-    except (ValueError, OverflowError):
-        return None
-    return (width, height) if width > 0 and height > 0 else None

@@ -163,7 +163,7 @@ def parse_tokens(text: str, left_out: list[str]) -> Pairs:
         if not tab or not sentence.strip():
             left_out.append(f"The line {line[:40]!r} is not image#number, a tab, and a caption.")
             continue
-        pairs.append((key.rpartition("#")[0] or key, sentence.strip()))
+        pairs.append(((key.rpartition("#")[0] or key).rpartition("/")[2], sentence.strip()))
     return pairs
 
 

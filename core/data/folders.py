@@ -68,7 +68,7 @@ def load_folders(
     """
     audit = Audit()
     if path.is_dir() and (databases := lsun.databases(path)):
-        return _load_lsun(path, databases, split, image_size, grayscale, progress, audit)
+        return _load_lsun(path, databases, split, image_size, grayscale, progress, background, audit)
     with opened(path, audit) as (members, read):
         listings, layout = _splits(members, path, audit)
         listing = listings[split]
@@ -80,8 +80,10 @@ def load_folders(
     classes = tuple(listings["train"].classes)
     counts = [len(listing.classes.get(name, ())) for name in classes]
     labels_N = np.repeat(np.arange(len(classes)), counts)[kept]
-    if unreadable := [classes[k] for k in np.flatnonzero(counts) if k not in labels_N]:
-        raise UserError(f"No image of the class {unreadable[0]!r} in {path} is readable: {audit.left_out[0]}")
+    if len(unreadable := np.setdiff1d(np.flatnonzero(counts), labels_N)):
+        first = listing.classes[classes[unreadable[0]]][0]
+        reason = next((line for line in audit.left_out if line.startswith(first)), "")
+        raise UserError(f"No image of the class {classes[unreadable[0]]!r} in {path} is readable: {reason}")
     jpeg = ", JPEG" if {_suffix(names[index]) for index in kept} <= {".jpg", ".jpeg"} else ""
     source = f"{path.stem} ({split}), {layout} in {path}{jpeg}"
     return image_set(images_NCHW, labels_N, classes, source, audit.messages())
@@ -235,6 +237,7 @@ def _load_lsun(
     image_size: int | None,
     grayscale: bool | None,
     progress: Progress | None,
+    background: Background,
     audit: Audit,
 ) -> ImageSet:
     """Load one split of LSUN databases. Each category is a class."""
@@ -247,7 +250,10 @@ def _load_lsun(
                     f"The database of {category} in {path} has no {split} images: remove it, or add images."
                 )
             where = f"{category} in {path}"
-            parts.append(decode_all(chosen, read, where, image_size, grayscale, progress, audit=audit)[0])
+            images_NCHW, _ = decode_all(
+                chosen, read, where, image_size, grayscale, progress, background=background, audit=audit
+            )
+            parts.append(images_NCHW)
         if parts[-1].shape[2:] != parts[0].shape[2:]:
             raise UserError(
                 f"The images of {category} in {path} have another size than those of the categories before: "

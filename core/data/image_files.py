@@ -192,7 +192,9 @@ def decode(
     is_pgm = picture.mode == "I" and data[:2] in (b"P2", b"P5")
     if picture.mode in {"I", "F"} and not is_pgm:
         raise UserError(f"{name} has 32-bit pixels: save it with 8 or 16 bits per channel, or remove it.")
-    if picture.mode in {"LA", "La", "RGBA", "RGBa", "PA"} or "transparency" in picture.info:
+    # Pillow would clip an image of 16 bits to 8 instead of scaling it, so its transparent color stays as it is.
+    may_have_transparency = "transparency" in picture.info and not picture.mode.startswith("I")
+    if picture.mode in {"LA", "La", "RGBA", "RGBa", "PA"} or may_have_transparency:
         picture, ground = _on_background(picture, background)
         conversion = f"with transparency, placed on {ground}" if ground else conversion
     if audit is not None and conversion:

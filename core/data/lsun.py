@@ -46,14 +46,14 @@ def opened(folder: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
     """
     import lmdb
 
-    _check_length(folder / "data.mdb")
     try:
+        _check_length(folder / "data.mdb")
         # No lock, because the folder may be read-only; no read-ahead, because the file may be larger than memory.
         with lmdb.open(str(folder), readonly=True, lock=False, readahead=False) as database, database.begin() as view:
             with view.cursor() as cursor:
                 keys = [key.decode("latin1") for key in cursor.iternext(values=False)]
             yield keys, lambda key: bytes(view.get(key.encode("latin1")) or b"")
-    except lmdb.Error as error:
+    except (lmdb.Error, OSError) as error:
         raise UserError(
             f"{folder} is not a valid LMDB database ({error_summary(error)}): replace it with an undamaged copy."
         ) from None

@@ -81,7 +81,7 @@ def find_split_folders(images: Sequence[str], where: str) -> SplitFolders:
         names: dict[AnySplit, str] = {}
         for folder in named:
             split = SPLITS[folder.lower()]
-            if split in names and len(named) > 1:
+            if split in names:
                 raise UserError(
                     f"{where} has {names[split]}/ and {folder}/, both for the {split} images: rename or merge them."
                 )

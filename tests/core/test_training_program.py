@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from zerokara.core.config import Stopped, UserError
 from zerokara.core.distributed import World
 from zerokara.core.run import Run
 from zerokara.core.run_options import RunOptions
+from zerokara.core.tracking import Tracking
 from zerokara.core.training_program import check_batch_norm, check_divisible, choose_compute, open_run
 
 
@@ -196,3 +198,12 @@ def test_batch_norm_needs_more_than_one_value_per_channel() -> None:
         check_batch_norm(network, (1, 3, 3), 1)
     with pytest.raises(RuntimeError):
         check_batch_norm(network, (1, 2, 2), 1)
+
+
+def test_a_run_that_a_signal_interrupts_is_tracked_as_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    statuses: list[str] = []
+    monkeypatch.setattr(Tracking, "close", lambda self, status: statuses.append(status))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Stopped), open_run(Config(), "dqn"):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert statuses == ["KILLED"]

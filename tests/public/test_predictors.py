@@ -57,6 +57,29 @@ def test_an_array_a_picture_and_a_file_are_the_same_image(shape: tuple[int, ...]
         np.testing.assert_array_equal(read(image), expected)
 
 
+def test_a_picture_is_turned_by_its_exif_orientation_as_its_file_is(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.arange(60, dtype=np.uint8).reshape(5, 12)).save(tmp_path / "a.jpg", exif=exif)
+    expected = read(tmp_path / "a.jpg")
+    assert expected.shape == (12, 5, 1)
+    with Image.open(tmp_path / "a.jpg") as picture:
+        np.testing.assert_array_equal(read(picture), expected)
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_a_picture_of_32_bits_is_refused(mode: str) -> None:
+    with pytest.raises(zerokara.UserError, match=r"has 32-bit pixels .*: convert it to L or RGB"):
+        read(Image.new(mode, (4, 4)))
+
+
+def test_a_truncated_picture_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(256, size=(40, 40), dtype=np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:400])
+    with Image.open(tmp_path / "a.png") as picture, pytest.raises(zerokara.UserError, match="cannot be read"):
+        read(picture)
+
+
 def test_pictures_that_png_does_not_have_are_converted() -> None:
     picture = Image.new("CMYK", (4, 3), (0, 255, 255, 0))
     assert read(picture).tolist() == np.full((3, 4, 3), (255, 0, 0)).tolist()

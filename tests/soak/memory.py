@@ -135,8 +135,11 @@ def run_part(command: Sequence[str], folder: Path, part: int, seconds: float, in
     while process.poll() is None and not has_started(folder / "runs" / RUN, since):
         time.sleep(0.1)
     start = time.monotonic()
+    path = folder / "samples.jsonl"
+    earlier = [json.dumps(asdict(sample)) + "\n" for sample in read_samples(path)]
+    path.write_text("".join(earlier), encoding="utf-8")  # without a line that was cut when a part was killed
     try:
-        with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:
+        with path.open("a", encoding="utf-8") as file:
             while process.poll() is None and (elapsed := time.monotonic() - start) < seconds:
                 try:
                     sample = take_sample(watched, part, elapsed)

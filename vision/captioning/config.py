@@ -195,12 +195,12 @@ class BackboneSource:
         defaults = {"width": 1.0, "stem": "paper"}
         options = {name: value for name, value in requested.items() if name in supported or value != defaults[name]}
         if config.weights:
-            file = Path(config.weights).expanduser()
+            file, backbone_class = Path(config.weights).expanduser(), find_backbone(config.backbone)
             return cls(
                 config.backbone,
                 options,
-                find_backbone(config.backbone).published_mean,
-                find_backbone(config.backbone).published_std,
+                backbone_class.published_mean,
+                backbone_class.published_std,
                 lambda backbone: load_pretrained_backbone(backbone, file),
             )
         if config.pretrained_backbone:

@@ -90,6 +90,14 @@ def test_classes_of_two_coco_files_are_matched_by_name(tmp_path: Path) -> None:
     assert [labels.tolist() for labels in boxes.labels] == [[0], [1]]
 
 
+@pytest.mark.parametrize("width", [0, None, "?"])
+def test_a_size_of_0_or_null_in_coco_is_none(tmp_path: Path, width: object) -> None:
+    write_image(tmp_path / "a.png")
+    content = coco(images=[{"id": 7, "file_name": "a.png", "width": width, "height": 20}])
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    assert boxes_of(load(tmp_path), 0) == [[2, 3, 12, 8]]
+
+
 def test_two_files_that_annotate_one_image_are_refused(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_image(tmp_path / f"{name}.png")

@@ -80,7 +80,7 @@ def test_what_cannot_be_used_is_left_out_and_named(tmp_path: Path) -> None:
     for name in ("a.png", "b.png", "without.png"):
         (tmp_path / name).write_bytes(png(10))
     (tmp_path / "c.png").write_bytes(png(10)[:50])
-    lines = ["a.png#0\tOne", "gone.jpg.1#0\tTwo", "b.png#0 no tab", "b.png#1\tThree", "c.png#0\tFour"]
+    lines = ["photos/a.png#0\tOne", "gone.jpg.1#0\tTwo", "b.png#0 no tab", "b.png#1\tThree", "c.png#0\tFour"]
     (tmp_path / "Flickr8k.token.txt").write_text("\n".join(lines))
     captioned = load_captions(str(tmp_path), image_size=16)
     assert captioned.names == ("a.png", "b.png")

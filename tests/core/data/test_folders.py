@@ -227,6 +227,13 @@ def test_a_damaged_image_is_left_out_and_named(tmp_path: Path) -> None:
     assert "9.png in" in train.messages[-1]
 
 
+def test_the_unreadable_image_of_the_class_is_named(tmp_path: Path) -> None:
+    files = {**SPLIT, "train/a/0.png": b"", "train/b/0.png": b"", "train/b/1.png": png(1)[:-20]}
+    path = write_files(tmp_path / "set", files)
+    with pytest.raises(UserError, match=r"No image of the class 'b' in .*: train/b/0\.png in .* is empty"):
+        load(str(path), "train")
+
+
 def test_formats_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     path = write_files(tmp_path / "set", {**SPLIT, "train/a/photo.HEIC": b"x", "train/b/x.jfif": png(9)})
     train = load(str(path), "train")

@@ -90,6 +90,19 @@ def test_transparent_images_are_placed_on_a_color_that_contrasts(mode: str) -> N
     assert sum(audit.converted.values()) == 3
 
 
+def test_16_bits_with_a_transparent_color_are_scaled() -> None:
+    """Pillow clips them to 8 bits when it converts them to RGBA."""
+    deep = Image.fromarray(np.array([[0, 257, 65535]], np.uint16))
+    data = encode(deep)
+    transparent = struct.pack(">H", 257)
+    chunk = struct.pack(">I", 2) + b"tRNS" + transparent + struct.pack(">I", zlib.crc32(b"tRNS" + transparent))
+    position = data.index(b"IDAT") - 4
+    data = data[:position] + chunk + data[position:]
+    with Image.open(io.BytesIO(data)) as opened:
+        assert "transparency" in opened.info
+    assert decode(data, "a.png").tolist() == [[[0], [1], [255]]]
+
+
 @pytest.mark.parametrize("magic", ["P5", "P2"])
 def test_pgm_of_16_bits(magic: str) -> None:
     values = np.array([[0, 257, 65535]], ">u2")
