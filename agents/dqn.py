@@ -194,7 +194,6 @@ class Training(Session):
             function=compute.function,
             print_line=run.print,
         )
-        self.filled = False  # True once the replay buffers of all processes have the transitions for the first update
         torch.manual_seed(config.seed)
         self.learner = make_learner(config, self.env.obs_shape, self.env.num_actions, compute, world)
         self.policy = Policy(self.learner.online, compute, self.seed)
@@ -243,8 +242,7 @@ class Training(Session):
         if self.updates >= due:
             return
         fill = min(config.learning_starts, config.replay_capacity) // self.world.size
-        self.filled = self.filled or not self.world.any(len(self.replay) < fill, self.compute.torch_device)
-        if not self.filled:
+        if self.world.any(len(self.replay) < fill, self.compute.torch_device):
             # Not filled yet, or empty after a resume without a saved buffer: these updates are skipped, but counted.
             self.updates = due
             return

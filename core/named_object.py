@@ -52,8 +52,8 @@ def missing_object(path: str, keyword: str) -> UserError | None:
         return None
     where = "inside a function" if "<" in name else "in a notebook or an interactive session"
     return UserError(
-        f"{name.rpartition('.')[2]} was defined {where} and cannot be imported from here: give it again in Python "
-        f"with {keyword}=..., or define it in a file and give file.py:Name."
+        f"{name.rpartition('.')[2]} was defined {where} and cannot be imported from here: give it again in Python, as "
+        f"in zerokara.load_agent(..., {keyword}=...), or define it in a file and give file.py:Name."
     )
 
 

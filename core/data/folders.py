@@ -82,7 +82,7 @@ def load_folders(
     labels_N = np.repeat(np.arange(len(classes)), counts)[kept]
     if len(unreadable := np.setdiff1d(np.flatnonzero(counts), labels_N)):
         first = listing.classes[classes[unreadable[0]]][0]
-        reason = next((line for line in audit.left_out if line.startswith(first)), "")
+        reason = next((line for line in audit.left_out if first in line), "")
         raise UserError(f"No image of the class {classes[unreadable[0]]!r} in {path} is readable: {reason}")
     jpeg = ", JPEG" if {_suffix(names[index]) for index in kept} <= {".jpg", ".jpeg"} else ""
     source = f"{path.stem} ({split}), {layout} in {path}{jpeg}"
