@@ -206,8 +206,8 @@ def run_state(run: PlannedRun) -> State:
             )
     try:
         state = checkpoint.load(run.folder / CHECKPOINT, run.kind)
-        # Checkpoints of older releases do not have "finished".
-        finished = state.get("finished", state["step"] >= saved["total_steps"] and not state["owes_evaluation"])
+        at_end = state["step"] >= saved["total_steps"] and not state["owes_evaluation"]
+        finished = at_end or state.get("goal_reached", False)  # checkpoints of older releases do not have it
     except (UserError, KeyError):  # no checkpoint yet, or a damaged one, which the run reports when it resumes
         return "started"
     return "finished" if finished else "started"

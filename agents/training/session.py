@@ -406,7 +406,7 @@ class Session(ABC):
             "last_score": self.last_score,
             "evaluated_at": self.last_evaluation_step,
             "owes_evaluation": self.evaluation_pending,
-            "finished": self.is_finished,
+            "goal_reached": self.goal_reached,
             "best": self.best.state_dict(),
             "owes_video": self.video_pending,
             "hours": self.clock(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import signal
@@ -120,20 +119,6 @@ def fast_setup(in_empty_folder: list[str], monkeypatch: pytest.MonkeyPatch) -> l
 
 
 # ---- files of a run
-
-
-def test_messages_about_the_test_images_are_printed_beside_the_closing_line(
-    fast_setup: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    original = classify.load_split
-    message = "1 left out: a.png is empty."
-    monkeypatch.setattr(
-        classify, "load_split", lambda *words: dataclasses.replace(original(*words), messages=(message,))
-    )
-    classify.main([*TINY, "--name", "run"])
-    out = capsys.readouterr().out
-    assert f"test images: {message}" in out
-    assert out.strip().splitlines()[-1].startswith("glyphs: validation error ")
 
 
 def test_files_and_metrics_of_a_run(uninterrupted: Path) -> None:

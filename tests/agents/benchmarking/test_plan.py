@@ -135,6 +135,10 @@ def test_state_of_a_run(catch_run: Path) -> None:
     state = checkpoint.load(catch_run / "checkpoint-0.pt", "dqn")
     checkpoint.save(catch_run / "checkpoint-0.pt", {**state, "owes_evaluation": True}, "dqn")
     assert run_state(run) == "started", "the last evaluation was interrupted"
+    checkpoint.save(catch_run / "checkpoint-0.pt", {**state, "step": 200, "goal_reached": True}, "dqn")
+    assert run_state(run) == "finished", "it reached --stop-at-return before its last step"
+    checkpoint.save(catch_run / "checkpoint-0.pt", {**state, "step": 200, "goal_reached": False}, "dqn")
+    assert run_state(run) == "started"
     (catch_run / "checkpoint-0.pt").write_bytes(b"damaged")
     assert run_state(run) == "started"  # the run itself reports the damage
     (catch_run / "checkpoint-0.pt").unlink()
