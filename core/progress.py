@@ -30,22 +30,44 @@ class Progress:
         self._live: Live | None = None
         self._drawn = -math.inf
         self._marks: deque[tuple[float, int]] = deque()  # (time in s, step), a second apart
+        self._what = ""  # what is counted
 
     def show(self, step: int, total: int, fields: Mapping[str, Any]) -> None:
         """Display step, total and fields (texts, numbers, or tensors of one element) if the interval has passed.
 
         The last step is always displayed.
         """
+        self._show("step", step, total, f"step {step:,}/{total:,}", fields)
+
+    def show_loading(self, what: str, done: int, total: int) -> None:
+        """Display "512 of 1,000 images read from digits.zip", as `show` does.
+
+        It is a callback of data loaders, see `core.data.Progress`.
+
+        Args:
+            what: what is counted, such as "images read from digits.zip".
+            done: number of them so far.
+            total: number of them at the end; 0 if it is unknown.
+        """
+        position = f"{done:,} of {total:,} {what}" if total else f"{done:,} {what}"
+        self._show(what, done, total or None, position, {})
+
+    def _show(self, what: str, step: int, total: int | None, position: str, fields: Mapping[str, Any]) -> None:
         if self.silent:
             return
+        if what != self._what:
+            self._what = what
+            self._marks.clear()  # its speed is another one
         now = time.monotonic()
-        if now - self._drawn < (DRAW_SECONDS if self._bar else LINE_SECONDS) and step < total:
+        ended = total is not None and step >= total
+        if now - self._drawn < (DRAW_SECONDS if self._bar else LINE_SECONDS) and not ended:
             return
-        if self._drawn > -math.inf and step >= total and self._marks[-1][1] == step:
+        if self._drawn > -math.inf and ended and self._marks and self._marks[-1][1] == step:
             return  # the last step is already displayed
         self._drawn = now
         rate = self._rate(now, step)
-        position = f"step {step:,}/{total:,}  eta {format_duration((total - step) / rate if rate else math.nan)}"
+        if total is not None:
+            position += f"  eta {format_duration((total - step) / rate if rate else math.nan)}"
         values = "  ".join(f"{label} {format_value(value)}" for label, value in fields.items())
         if not self._bar:
             self._print(f"{position}  {values}".rstrip())
@@ -54,7 +76,7 @@ class Progress:
             self._live = Live(console=self._console, auto_refresh=False)
             self._live.start()
         self._live.update(
-            _two_lines(position, values, step / total if total else 1.0, self._console.width), refresh=True
+            _two_lines(position, values, step / total if total else float(ended), self._console.width), refresh=True
         )
 
     def print(self, text: str) -> None:
@@ -98,7 +120,7 @@ class Progress:
 
 @contextmanager
 def loading(silent: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a function `show(what, done, total)` with which data loaders report their progress.
+    """Yield a function with which data loaders report their progress, as `Progress.show_loading`.
 
     The progress is displayed on stderr, because stdout may carry JSON, and only if loading takes longer than a second.
     """
@@ -107,7 +129,7 @@ def loading(silent: bool) -> Iterator[Callable[[str, int, int], None]]:
 
     def show(what: str, done: int, total: int) -> None:
         if time.monotonic() - start > LOADING_SECONDS:
-            progress.show(done, total, {"": what})
+            progress.show_loading(what, done, total)
 
     try:
         yield show

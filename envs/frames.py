@@ -58,7 +58,7 @@ def record(
             images[done : done + taken] = obs[:taken]
             done += taken
             if progress is not None:
-                progress(f"recording {id} with random actions", done, number)
+                progress(f"frames of {id} recorded with random actions", done, number)
     finally:
         env.close()
     return images

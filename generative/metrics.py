@@ -86,7 +86,7 @@ def load_images(options: Options, sampler: Sampler, progress: Progress) -> Compa
     Raises:
         UserError: data that no longer exist, too few images, or images of another shape than the generator's.
     """
-    data = Data.load(sampler.config, lambda what, done, total: progress.show(done, total, {"": what}))
+    data = Data.load(sampler.config, progress.show_loading)
     train, number = data.train, options.images
     # Shuffled, since a data set may be sorted by class.
     order_N = torch.randperm(len(train), generator=torch.Generator().manual_seed(ORDER_SEED))

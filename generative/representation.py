@@ -194,10 +194,7 @@ def read(options: Options, progress: Progress) -> Inputs:
         raise UserError(f"{folder} has no {path.name} yet: wait for its first evaluation.")
     state = checkpoint.load(path, KIND)["learner"]
 
-    def show(what: str, done: int, total: int) -> None:
-        progress.show(done, total, {"": what})
-
-    train, test = (load_split(config, split, show)[0] for split in ("train", "test"))
+    train, test = (load_split(config, split, progress.show_loading)[0] for split in ("train", "test"))
     if len(train.classes) < 2:
         raise UserError(f"{train.source} has no classes: give a run on images with classes.")
     for number in options.labels:

@@ -133,7 +133,7 @@ def load_boxes(data: str, *, image_side: int, data_dir: Path | None = None, prog
             scales.append(scale)
             frames.update([frame] if frame else [])
             if progress is not None and (index % 64 == 63 or index + 1 == len(listing.pictures)):
-                progress(f"reading {path}", index + 1, len(listing.pictures))
+                progress(f"images read from {path}", index + 1, len(listing.pictures))
     if not canvases:
         raise UserError(f"No annotated image in {path} can be used, the first because {listing.dropped[-1]}")
     listing.pictures = readable

@@ -85,7 +85,7 @@ def _fetch(remote: Remote, target: Path, part: BinaryIO, progress: Progress | No
         for _ in range(ATTEMPTS):
             resumed = part.seek(0, os.SEEK_END) > 0
             try:
-                _receive(url, part, f"downloading {remote.name}", progress)
+                _receive(url, part, f"bytes of {remote.name} downloaded", progress)
             except urllib.error.HTTPError as error:
                 error.close()
                 problems.append(f"{host}: {error.code} {error.reason}")

@@ -78,7 +78,7 @@ def decode_all(
     kept: list[int] = []
     for index, name in enumerate(names):
         if progress is not None and (index % 256 == 255 or index + 1 == len(names)):
-            progress(f"reading {where}", index + 1, len(names))
+            progress(f"images read from {where}", index + 1, len(names))
         try:
             image_HWC = decode(read(name), f"{name} in {where}", background=background, audit=audit)
         except UserError as error:

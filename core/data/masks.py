@@ -263,7 +263,7 @@ def _read_all(
     counts, first = np.zeros(256, np.int64), dict[int, str]()
     for index, pair in enumerate(pairs):
         if progress is not None and (index % 64 == 63 or index + 1 == len(pairs)):
-            progress(f"reading {where[0]}", index + 1, len(pairs))
+            progress(f"images with masks read from {where[0]}", index + 1, len(pairs))
         name = f"{pair.mask} in {where[1]}"
         try:
             image_HWC = decode(read(pair.image), f"{pair.image} in {where[0]}", audit=audit)

@@ -18,7 +18,7 @@ from zerokara.core.config import UserError
 
 Split = Literal["train", "test"]
 Progress = Callable[[str, int, int], None]
-"""Callback (description, done, total); total 0 is unknown. Counts bytes for downloads, else images."""
+"""Callback (what, done, total), such as ("images read from digits.zip", 512, 1000); total 0 is unknown."""
 
 
 @dataclass(frozen=True)

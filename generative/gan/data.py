@@ -171,7 +171,7 @@ def _audited(
     with _opened(path, split, audit) as members:
         for index, (name, label, read) in enumerate(members):
             if progress is not None and (index % 256 == 255 or index + 1 == len(members)):
-                progress(f"reading {path}", index + 1, len(members))
+                progress(f"images read from {path}", index + 1, len(members))
             try:
                 image_HWC = decode(read(), f"{name} in {path}", background=background, audit=audit)
                 _check_readable_side(image_HWC, f"{name} in {path}")

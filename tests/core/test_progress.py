@@ -53,13 +53,50 @@ def test_eta_uses_the_speed_of_the_last_minute(now: list[float], capsys: pytest.
 
 def test_loading_is_shown_on_stderr_after_some_time(now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     with loading(silent=False) as report:
-        report("reading digits", 1, 3)
+        report("images read from digits", 1, 3)
         now[0] += 2
-        report("reading digits", 2, 3)
+        report("images read from digits", 2, 3)
     with loading(silent=True) as report:
         now[0] += 2
-        report("reading digits", 2, 3)
-    assert capsys.readouterr() == ("", "step 2/3  eta -   reading digits\n")
+        report("images read from digits", 2, 3)
+    assert capsys.readouterr() == ("", "2 of 3 images read from digits  eta -\n")
+
+
+def test_a_loading_line_tells_how_many_of_how_many(now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    """The speed is that of this count alone: a second folder or the training steps after it have another one."""
+    progress_bar = Progress(silent=False)
+    for done in range(0, 5_121, 256):
+        now[0] += 1
+        progress_bar.show_loading("images read from photos.zip", done, 5_120)
+    for done in (100, 1_100):
+        now[0] += 10
+        progress_bar.show_loading("images read from test.zip", done, 2_100)
+    for step in (10, 20):
+        now[0] += 10
+        progress_bar.show(step, 120, {})
+    assert capsys.readouterr().out.splitlines() == [
+        "0 of 5,120 images read from photos.zip  eta -",
+        "2,560 of 5,120 images read from photos.zip  eta 0:10",
+        "5,120 of 5,120 images read from photos.zip  eta 0:00",
+        "100 of 2,100 images read from test.zip  eta -",
+        "1,100 of 2,100 images read from test.zip  eta 0:10",
+        "step 10/120  eta -",
+        "step 20/120  eta 1:40",
+    ]
+
+
+def test_a_loading_line_of_an_unknown_total(now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    """A server need not send the length of a file. Such a count is displayed every ten seconds, like all others."""
+    progress_bar = Progress(silent=False)
+    for second in range(11):
+        progress_bar.show_loading("bytes of set.gz downloaded", 1_000 * second, 0)
+        now[0] += 1
+    assert capsys.readouterr().out == "0 bytes of set.gz downloaded\n10,000 bytes of set.gz downloaded\n"
+    on_terminal, screen = terminal(80)
+    on_terminal.show_loading("bytes of set.gz downloaded", 2_048, 0)
+    on_terminal.close()
+    assert "2,048 bytes of set.gz downloaded" in screen.getvalue()
+    assert "eta" not in screen.getvalue()
 
 
 def terminal(width: int) -> tuple[Progress, io.StringIO]:

@@ -98,7 +98,7 @@ def test_file_is_downloaded_completely_and_only_once(tmp_path: Path, mirror: Cal
     updates: list[tuple[str, int, int]] = []
     folder = tmp_path / "new" / "folder"
     assert get(folder, server, progress=lambda *update: updates.append(update)) == CONTENT
-    assert updates[-1] == ("downloading set.gz", len(CONTENT), len(CONTENT))
+    assert updates[-1] == ("bytes of set.gz downloaded", len(CONTENT), len(CONTENT))
     assert len(updates) >= 3
     assert [done for _, done, _ in updates] == sorted(done for _, done, _ in updates)
     assert get(folder, server) == CONTENT

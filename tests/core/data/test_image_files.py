@@ -232,7 +232,7 @@ def test_too_large_set_is_rejected_before_reading(monkeypatch: pytest.MonkeyPatc
 def test_progress_ends_with_the_total() -> None:
     calls: list[tuple[str, int, int]] = []
     decode_all(["a"] * 300, FILES.__getitem__, "zoo", None, None, lambda *args: calls.append(args))
-    assert calls == [("reading zoo", 256, 300), ("reading zoo", 300, 300)]
+    assert calls == [("images read from zoo", 256, 300), ("images read from zoo", 300, 300)]
 
 
 def test_conversion_in_memory_equals_decode_all() -> None:
