@@ -72,8 +72,8 @@ def squared_gradient_norm(score_B: Tensor, images_BCHW: Tensor) -> Tensor:
     """Mean squared norm of the gradient of the scores with respect to the images (scalar, differentiable).
 
     At real images it is the R1 penalty of Mescheder et al. 2018, equation 9, without the factor gamma / 2; at generated
-    images it is R2. The images are the discriminator's inputs, after augmentation and noise. Every score must depend on
-    its own image alone, so the discriminator must not use BatchNorm.
+    images it is R2. The images are those before augmentation and noise, as in R3GAN's code. Every score must
+    depend on its own image alone, so the discriminator must not use BatchNorm.
     """
     (grad_BCHW,) = torch.autograd.grad(score_B.sum(), images_BCHW, create_graph=True)
     return grad_BCHW.float().square().sum((1, 2, 3)).mean()
@@ -101,13 +101,16 @@ def discriminator_forward(
     statistics. The metrics are the accuracies and the mean scores (real, generated) and the penalty.
     """
     config, discriminator = learner.config, learner.discriminator
-    # Random augmentation and instance noise.
-    real_BCHW, fake_BCHW = learner.discriminator_input(real_BCHW), learner.discriminator_input(fake_BCHW)
-    if penalize:  # penalties are functions of the gradients at the images
+    if penalize:  # R1 and R2 are functions of the gradients at the images
+        real_BCHW, fake_BCHW = real_BCHW.detach(), fake_BCHW.detach()
         real_BCHW.requires_grad_(config.r1 > 0)
         fake_BCHW.requires_grad_(config.r2 > 0)
+    # Random augmentation and instance noise.
+    real_input_BCHW, fake_input_BCHW = learner.discriminator_input(real_BCHW), learner.discriminator_input(fake_BCHW)
+    if config.diffaugment_version == "0.1":
+        real_BCHW, fake_BCHW = real_input_BCHW, fake_input_BCHW
     with learner.compute.autocast():
-        real_B, fake_B = discriminator(real_BCHW, label_B), discriminator(fake_BCHW, label_B)
+        real_B, fake_B = discriminator(real_input_BCHW, label_B), discriminator(fake_input_BCHW, label_B)
     loss = discriminator_loss(config.loss, real_B, fake_B, config.label_smoothing)
     penalty = torch.zeros_like(loss)
     if penalize:
@@ -116,8 +119,8 @@ def discriminator_forward(
         if config.r2:
             penalty = penalty + config.r2 / 2 * squared_gradient_norm(fake_B, fake_BCHW)
         if config.gradient_penalty:
-            fraction_B = torch.rand(len(real_BCHW), generator=learner.random, device=real_BCHW.device)
-            middle_BCHW = interpolate(real_BCHW, fake_BCHW, fraction_B)
+            fraction_B = torch.rand(len(real_B), generator=learner.random, device=real_B.device)
+            middle_BCHW = interpolate(real_input_BCHW.detach(), fake_input_BCHW, fraction_B)
             with learner.compute.autocast():
                 middle_B = discriminator(middle_BCHW, label_B)
             penalty = penalty + config.gradient_penalty * gradient_penalty(middle_B, middle_BCHW)

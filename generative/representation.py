@@ -160,16 +160,16 @@ class Inputs:
     update: int
     compute: Compute
 
+    def scale(self, images_NCHW: Tensor) -> Tensor:
+        """Scale uint8 pixels to the range of the discriminator's input."""
+        pixels_NCHW = images_NCHW.float() / 255
+        return pixels_NCHW * 2 - 1 if self.config.discriminator_input == "signed" else pixels_NCHW
+
 
 def pool(map_NCHW: Tensor) -> Tensor:
     """Max-pool a feature map to 4x4. Sides below 4 are kept."""
     pooled: Tensor = F.adaptive_max_pool2d(map_NCHW, [min(SIDE, side) for side in map_NCHW.shape[2:]])
     return pooled
-
-
-def as_pixels(images_NCHW: Tensor) -> Tensor:
-    """Scale uint8 pixels to 0 to 1, the input of a discriminator's backbone."""
-    return images_NCHW.float() / 255
 
 
 def read(options: Options, progress: Progress) -> Inputs:
@@ -233,8 +233,8 @@ def make_extractor(inputs: Inputs, weights: dict[str, Tensor] | None, seed: int)
     average = Ema(inputs.compute.module(network.backbone), 1.0)
     order_N = torch.randperm(len(inputs.train), generator=torch.Generator().manual_seed(0))
     images = inputs.train.images[order_N[: BATCHNORM_CHUNKS * CHUNK]]
-    average.recalibrate(as_pixels(chunk.to(inputs.compute.torch_device)) for chunk in images.split(CHUNK))
-    return StageExtractor(average.module, as_pixels)
+    average.recalibrate(inputs.scale(chunk.to(inputs.compute.torch_device)) for chunk in images.split(CHUNK))
+    return StageExtractor(average.module, inputs.scale)
 
 
 def classifier_extractor(inputs: Inputs, name: str) -> StageExtractor:
@@ -263,12 +263,12 @@ def train_supervised(inputs: Inputs, labeled: ImageSet, updates: int, seed: int)
         for group in optimizer.param_groups:
             group["lr"] = schedules.cosine(update, LEARNING_RATE, 0.01 * LEARNING_RATE, 0, updates)
         index_B = torch.randperm(len(labeled), generator=random)[:BATCH_SIZE].to(device)
-        loss = F.cross_entropy(network(as_pixels(images_NCHW[index_B])), label_N[index_B])
+        loss = F.cross_entropy(network(inputs.scale(images_NCHW[index_B])), label_N[index_B])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
     network.eval().requires_grad_(False)
-    return StageExtractor(backbone, as_pixels), nn.Sequential(nn.Flatten(), layer)
+    return StageExtractor(backbone, inputs.scale), nn.Sequential(nn.Flatten(), layer)
 
 
 def linear_layer_error(extractor: StageExtractor, layer: nn.Module, images: ImageSet, compute: Compute) -> float:

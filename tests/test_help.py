@@ -277,6 +277,7 @@ CONDITIONS: Sequence[tuple[str, str, str, str]] = [
     ("dcgan", "--generator-norm none --preset r3", "--generator dcgan", "--generator dcgan"),
     ("dcgan", "--discriminator-norm none --backbone r3", "a --backbone with the option norm", "--backbone dcgan"),
     ("dcgan", "--label-smoothing 0.1 --loss hinge", "--loss bce", "--loss bce"),
+    ("dcgan", "--diffaugment-version 0.1", "--diffaugment", "--diffaugment cutout"),
     ("dcgan", "--penalty-every-updates 4", "--r1, --r2 or --gradient-penalty above 0", "--r1 1"),
     ("dcgan", "--penalty-every-updates 4", "--r1, --r2 or --gradient-penalty above 0", "--r2 1"),
     ("dcgan", "--penalty-every-updates 4", "--r1, --r2 or --gradient-penalty above 0", "--gradient-penalty 1"),

@@ -18,7 +18,8 @@ from zerokara.core.run_config import configure
 from zerokara.core.run_options import RunOptions
 from zerokara.generative.gan import names
 from zerokara.generative.gan.custom_loss import find_loss
-from zerokara.generative.gan.networks import Norm, Upsample
+from zerokara.generative.gan.diffaugment import Version
+from zerokara.generative.gan.networks import InputRange, Norm, Upsample
 
 KIND = "dcgan"  # kind of the runs of generative/dcgan.py
 # Options that may change when a run is resumed.
@@ -49,7 +50,11 @@ class Config(RunOptions):
         "film_every_updates": "video_every_updates",
     }
     RENAMED_VALUES: ClassVar[Mapping[str, Mapping[str, str]]] = {"diffaugment": {"colour": "color"}}
-    VALUES_BEFORE: ClassVar[Mapping[str, Any]] = {"background": "white"}
+    VALUES_BEFORE: ClassVar[Mapping[str, Any]] = {
+        "background": "white",
+        "discriminator_input": "unit",
+        "diffaugment_version": "0.1",
+    }
     FOREIGN_NAMES: ClassVar = names.FOREIGN_NAMES
     REQUIRES: ClassVar = names.REQUIRES
     GROUPS: ClassVar = names.GROUPS
@@ -103,6 +108,8 @@ class Config(RunOptions):
     """Multiplier on the backbone's channels, if it has this option."""
     discriminator_norm: Norm = "batch"
     """Normalization in the dcgan backbone. Must be none with gradient penalties."""
+    discriminator_input: InputRange = "unit"
+    """Range of the discriminator's input: 0 to 1 (unit), or -1 to 1 (signed). Zero padding is black or gray."""
     spectral_norm: bool = False
     """Apply spectral normalization to the discriminator. All its layers are normalized (Miyato et al. 2018)."""
     pretrained_backbone: str = ""
@@ -147,6 +154,10 @@ class Config(RunOptions):
     """Half-life of the averaged generator, in updates (0: no averaging). The averaged weights are used for sampling."""
     diffaugment: tuple[Literal["color", "translation", "cutout"], ...] = ()
     """Differentiable augmentation of the discriminator's input. As in Zhao et al. 2020."""
+    diffaugment_version: Version = "published"
+    """Version of --diffaugment: as published, or as in zerokara 0.1. In 0.1 the hole of cutout has one position too few
+    on each axis if its side is even, halves are rounded to even numbers, and R1 and R2 are those of augmented
+    images."""
     flip: bool = False
     """Flip real images horizontally with probability 0.5."""
 
@@ -185,11 +196,13 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "generator_learning_rate": 1e-3,
         "discriminator_learning_rate": 5e-4,
     },
-    # Radford et al. 2016, section 4: 64x64, uniform latent vectors, Adam 2e-4 with beta1 .5, batches of 128.
+    # Radford et al. 2016, section 4: 64x64, uniform latent vectors, images from -1 to 1, Adam 2e-4 with
+    # beta1 .5, batches of 128.
     "paper": {
         "image_size": (64,),
         "latent_dim": 100,
         "latent_distribution": "uniform",
+        "discriminator_input": "signed",
         "batch_size": 128,
         "beta2": 0.999,
         "ema_half_life_updates": 0.0,

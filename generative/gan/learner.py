@@ -110,7 +110,7 @@ class Learner:
 
     def discriminator_input(self, x_BCHW: Tensor) -> Tensor:
         """Augment images and add instance noise to them (Sønderby et al. 2017, section 3.5)."""
-        x_BCHW = augment(x_BCHW, self.config.diffaugment, self.random)
+        x_BCHW = augment(x_BCHW, self.config.diffaugment, self.random, self.config.diffaugment_version)
         if not (self.config.instance_noise or self.config.final_instance_noise):
             return x_BCHW
         noise = torch.randn(x_BCHW.shape, generator=self.random, device=x_BCHW.device)
@@ -245,7 +245,13 @@ def make_discriminator(config: Config, shape: tuple[int, int, int], classes: int
     if config.discriminator_norm != "batch":
         options["norm"] = config.discriminator_norm
     return Discriminator(
-        config.backbone, shape[0], shape[1:], classes=classes, spectral_norm=config.spectral_norm, **options
+        config.backbone,
+        shape[0],
+        shape[1:],
+        classes=classes,
+        input_range=config.discriminator_input,
+        spectral_norm=config.spectral_norm,
+        **options,
     )
 
 

@@ -160,6 +160,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "backbone",
         "discriminator_width",
         "discriminator_norm",
+        "discriminator_input",
         "spectral_norm",
         "pretrained_backbone",
     ),
@@ -182,7 +183,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "beta2",
         "ema_half_life_updates",
     ),
-    "augmentation": ("flip", "diffaugment", "instance_noise", "final_instance_noise"),
+    "augmentation": ("flip", "diffaugment", "diffaugment_version", "instance_noise", "final_instance_noise"),
     "evaluation": ("eval_every_updates", "eval_images", "classifier"),
     "logging": (
         "log_every_updates",
@@ -216,6 +217,7 @@ REQUIRES: Mapping[str, Requirement] = {
         lambda config: "norm" in option_names(config.backbone),
         "a --backbone with the option norm, such as dcgan",
     ),
+    "diffaugment_version": (lambda config: bool(config.diffaugment), "--diffaugment"),
     "label_smoothing": (lambda config: config.loss == "bce", "--loss bce"),
     "penalty_every_updates": (
         lambda config: config.r1 > 0 or config.r2 > 0 or config.gradient_penalty > 0,

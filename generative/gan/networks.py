@@ -25,6 +25,7 @@ from zerokara.core.config import UserError
 
 Upsample = Literal["deconvolution", "resize"]
 Norm = Literal["batch", "none"]
+InputRange = Literal["unit", "signed"]
 
 
 def map_sizes(image_size: tuple[int, int], doublings: int) -> list[tuple[int, int]]:
@@ -180,10 +181,12 @@ class Discriminator(nn.Module):
     to those of the linear layer.
 
     Args:
-        backbone: name of the backbone. Its input is scaled to 0 to 1, as in the agents.
+        backbone: name of the backbone.
         image_channels: C.
         image_size: (H, W).
         classes: K, 0 for an unconditional discriminator.
+        input_range: range of the backbone's input. unit: 0 to 1, as in the agents; zero padding is black. signed: -1 to
+            1, as in the paper and in PyTorch's tutorial; zero padding is gray.
         spectral_norm: divide every layer's weights by their largest singular value (Miyato et al. 2018).
         options: options of the backbone.
 
@@ -198,10 +201,12 @@ class Discriminator(nn.Module):
         image_size: tuple[int, int],
         *,
         classes: int = 0,
+        input_range: InputRange = "unit",
         spectral_norm: bool = False,
         **options: Any,
     ) -> None:
         super().__init__()
+        self.input_range = input_range
         self.backbone = make_backbone(backbone, image_channels, image_size, **options)
         self.head = nn.Linear(self.backbone.features, 1, bias=False)
         self.class_weights = nn.Embedding(classes, self.backbone.features) if classes else None
@@ -221,13 +226,17 @@ class Discriminator(nn.Module):
     def forward(self, x_BCHW: Tensor, label_B: Tensor | None = None) -> Tensor:
         """Compute logits (B,) of images (B, C, H, W) from -1 to 1."""
         # Flattened in the order (y, x, channel), the memory layout of a channels-last map.
-        features_BF = self.backbone((x_BCHW + 1) / 2).permute(0, 2, 3, 1).flatten(1)
+        features_BF = self.backbone(self.scale(x_BCHW)).permute(0, 2, 3, 1).flatten(1)
         score_B: Tensor = self.head(features_BF).squeeze(1).float()
         if self.class_weights is not None:
             assert label_B is not None, "a class-conditional discriminator needs labels"
             class_weights_BF = self.class_weights(label_B)
             score_B = score_B + (features_BF.float() * class_weights_BF.float()).sum(1)
         return score_B
+
+    def scale(self, x_BCHW: Tensor) -> Tensor:
+        """Scale images from -1 to 1 to the range of the backbone's input."""
+        return x_BCHW if self.input_range == "signed" else (x_BCHW + 1) / 2
 
     def mixes_images(self) -> bool:
         """Return True if a score depends on the other images of its batch (BatchNorm)."""

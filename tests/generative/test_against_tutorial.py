@@ -15,9 +15,12 @@ from benchmarks import dcgan_against_tutorial as benchmark
 from benchmarks.dcgan_against_tutorial import Tutorial, tutorial_discriminator, tutorial_generator
 from tests.generative.finished_run import FEW
 from tests.generative.test_metrics import save_classifier
+from zerokara.core.command_line import parse
 from zerokara.core.config import UserError
 from zerokara.core.data import glyphs
 from zerokara.generative import dcgan
+from zerokara.generative.gan.config import PRESETS, Config
+from zerokara.generative.gan.learner import make_discriminator, make_generator
 
 SMALL = ("--generator-width", "0.1", "--discriminator-width", "0.1", "--device", "cpu", "--threads", "1")
 QUICK = (*SMALL, "--precision", "float32", "--video-every-updates", "0", "--eval-images", "100", "--quiet")
@@ -37,6 +40,42 @@ def test_parameter_counts_are_the_tutorials() -> None:
     images = tutorial_generator(1, 32)(torch.randn(2, 100, 1, 1))
     assert images.shape == (2, 1, 32, 32)
     assert tutorial_discriminator(1, 32)(images).shape == (2, 1, 1, 1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("training", [True, False])
+def test_preset_paper_has_the_tutorials_networks(channels: int, training: bool) -> None:
+    """With the tutorial's weights copied, images and logits are equal. At 0 to 1, zero padding would be black."""
+    config = parse(Config, PRESETS, ["--preset", "paper"], "")
+    shape = (channels, 64, 64)
+    generator, discriminator = make_generator(config, shape, 0), make_discriminator(config, shape, 0)
+    tutorial = Tutorial(channels, 64, seed=1)
+    first, *ups = (module for module in tutorial.generator if isinstance(module, nn.ConvTranspose2d))
+    *convs, last = (module for module in tutorial.discriminator if isinstance(module, nn.Conv2d))
+    with torch.no_grad():
+        generator.project.weight.copy_(first.weight.permute(2, 3, 1, 0).flatten(0, 2))
+        discriminator.head.weight.copy_(last.weight.permute(0, 2, 3, 1).flatten(1))
+    for ours, theirs in (
+        *zip(generator.get_submodule("ups").children(), ups, strict=True),
+        *zip(discriminator.backbone.get_submodule("convs").children(), convs, strict=True),
+        *zip(norms(generator), norms(tutorial.generator), strict=True),
+        *zip(norms(discriminator), norms(tutorial.discriminator), strict=True),
+    ):
+        ours.load_state_dict(theirs.state_dict())
+    for network in (generator, discriminator, tutorial.generator, tutorial.discriminator):
+        network.train(training)
+    z_BZ = torch.rand(4, 100) * 2 - 1
+    with torch.no_grad():
+        images = tutorial.generator(z_BZ[:, :, None, None])
+        logit_B = tutorial.discriminator[:-1](images).flatten()  # without the sigmoid
+        torch.testing.assert_close(generator(z_BZ), images, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(discriminator(images), logit_B, atol=1e-5, rtol=1e-5)
+        discriminator.input_range = "unit"
+        assert float((discriminator(images) - logit_B).abs().max()) > 1e-3
+
+
+def norms(network: nn.Module) -> list[nn.Module]:
+    return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
 def test_the_tutorials_update_leaves_gradients_on_the_discriminator(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
@@ -230,6 +231,44 @@ def test_penalties_equal_an_explicit_computation(name: str, factor: float) -> No
     loss, metrics = discriminator_forward(it, real.clone(), fake.clone(), None, penalize=True)
     assert float(metrics[4]) == pytest.approx(expected, rel=1e-4)
     assert float((loss - plain).detach()) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("version", ["published", "0.1"])
+@pytest.mark.parametrize("name", ["r1", "r2"])
+def test_penalties_are_those_of_images_before_augmentation(name: str, version: str) -> None:
+    """As in R3GAN's code, where the images need gradients and the discriminator gets augmented ones."""
+    kinds = ("--diffaugment", "color", "translation", "cutout", "--diffaugment-version", version)
+    it = learner("--discriminator-norm", "none", *NO_NOISE, f"--{name}", "0.5", *kinds)
+    generator = torch.Generator().manual_seed(4)
+    real, fake = (torch.rand(8, *SHAPE, generator=generator) * 2 - 1 for _ in range(2))
+    it.random.manual_seed(5)
+    inputs = {}
+    for key, raw in (("r1", real), ("r2", fake)):
+        x = raw.clone().requires_grad_()
+        inputs[key] = x, it.discriminator_input(x)
+    x, augmented = inputs[name]
+    at = x if version == "published" else augmented
+    (gradient,) = torch.autograd.grad(it.discriminator(augmented, None).sum(), at)
+    it.random.manual_seed(5)
+    _, metrics = discriminator_forward(it, real, fake, None, penalize=True)
+    assert float(metrics[4]) == pytest.approx(0.25 * float(gradient.square().sum()) / 8, rel=1e-4)
+    assert not real.requires_grad, "the images of the generator's step need no gradients"
+
+
+def test_penalties_need_the_same_images_without_augmentation() -> None:
+    """Instance noise is added, so it does not change the gradients; such runs have the numbers of 0.1 bit for bit."""
+    for words in (
+        ("--preset", "r3"),
+        ("--r1", "1", "--r2", "2", "--discriminator-norm", "none", "--gradient-penalty", "1"),
+    ):
+        both = []
+        for version in ("published", "0.1"):
+            it = learner(*words, "--instance-noise", "0.2")
+            it.config = dataclasses.replace(it.config, diffaugment_version=version)
+            for _ in range(3):
+                update(it, *batch())
+            both.append(torch.cat([weights(it.discriminator), weights(it.generator)]))
+        assert torch.equal(*both)
 
 
 def test_tensors_of_an_update_are_on_the_device_of_the_run() -> None:
