@@ -19,6 +19,7 @@ import torch
 from zerokara.agents.configs import dqn, pqn
 from zerokara.agents.configs.common import Settings
 from zerokara.agents.qlearning.network import QNetwork, make_network, make_pqn_network
+from zerokara.core.backbones.registry import BackboneName
 from zerokara.core.config import UserError, from_dict
 from zerokara.core.models.model_file import Metadata
 
@@ -62,6 +63,13 @@ class AgentMetadata(Metadata[QNetwork]):
             UserError: it was written by a newer version, or is invalid.
         """
         return from_dict(ALGORITHMS[self.algorithm][0], self.config, "the agent's file")
+
+    @property
+    def backbone_name(self) -> BackboneName:
+        """Name of the backbone."""
+        config: Any = self.settings()
+        backbone: BackboneName = config.backbone
+        return backbone
 
     def build(self) -> QNetwork:
         """Create the network with randomly initialized weights.

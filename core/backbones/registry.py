@@ -95,7 +95,10 @@ def option_names(name: BackboneName) -> list[str]:
     Raises:
         UserError: see `find_backbone`.
     """
-    backbone = find_backbone(name)
+    return _option_names(find_backbone(name))
+
+
+def _option_names(backbone: type[Backbone]) -> list[str]:
     if issubclass(backbone, CustomBackbone):
         return backbone.option_names()
     parameters = inspect.signature(backbone).parameters.values()
@@ -109,7 +112,8 @@ def make_backbone(name: BackboneName, in_channels: int, image_size: int | tuple[
         UserError: the name or an option is unknown, the images are too small for the network's strides, or a network of
             one's own fails.
     """
-    backbone, known = find_backbone(name), option_names(name)
+    backbone = find_backbone(name)
+    known = _option_names(backbone)
     if unknown := [option for option in options if option not in known]:
         has = f"its options are {', '.join(map(_option_flag, known))}" if known else "it has no options"
         raise UserError(f"The backbone {backbone.name} has no option {_option_flag(unknown[0])}: {has}.")

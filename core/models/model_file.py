@@ -15,7 +15,7 @@ import dataclasses
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from zerokara.core.backbones.registry import BackboneName, is_custom
 from zerokara.core.checkpoint import write_atomically
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, error_summary
@@ -58,6 +59,11 @@ class Metadata(ABC, Generic[NetworkT]):
     @abstractmethod
     def build(self) -> NetworkT:
         """Create the network with randomly initialized weights."""
+
+    @property
+    def backbone_name(self) -> BackboneName:
+        """Name of the backbone, see core/backbones/registry.py; "" if there is none."""
+        return getattr(self, "backbone", "")
 
     @staticmethod
     def fill(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -104,7 +110,7 @@ class Metadata(ABC, Generic[NetworkT]):
         Raises:
             UserError: the metadata or the weights do not fit.
         """
-        network = build(self.build, weights, path)
+        network = build(self, weights, path)
         try:
             self.fill(network, weights)
         except RuntimeError as error:
@@ -193,13 +199,14 @@ class NormalizedMetadata(Metadata[NetworkT]):
         return to_uint8(x_BCHW.float() * std + mean)
 
 
-def build(make: Callable[[], NetworkT], weights: Mapping[str, Tensor], path: Path) -> NetworkT:
+def build(metadata: Metadata[NetworkT], weights: Mapping[str, Tensor], path: Path) -> NetworkT:
     """Create the network that the metadata of a file describe.
 
-    It is created without memory first, because damaged metadata may describe one that does not fit into memory.
+    It is created without memory first, because damaged metadata may describe one that does not fit into memory. A
+    backbone of one's own always takes memory, so such a network is created only once.
 
     Args:
-        make: creates the network.
+        metadata: of the file.
         weights: of the file.
         path: of the file, for messages.
 
@@ -207,14 +214,16 @@ def build(make: Callable[[], NetworkT], weights: Mapping[str, Tensor], path: Pat
         UserError: the metadata are invalid, or describe a much larger network than the weights.
     """
     try:
+        if is_custom(metadata.backbone_name):
+            return metadata.build()
         with torch.device("meta"):
-            size = sum(tensor.numel() for tensor in make().state_dict().values())
+            size = sum(tensor.numel() for tensor in metadata.build().state_dict().values())
         if size > MAX_GROWTH * (1 + sum(tensor.numel() for tensor in weights.values())):
             raise UserError(
                 f"The weights in {path} do not fit the network of its metadata, which has {size:,} numbers: create the "
                 f"file again."
             )
-        return make()
+        return metadata.build()
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001  (values of any type reach the constructors of layers)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from zerokara.core.backbones.registry import find_backbone, make_backbone, option_names
 from zerokara.core.backbones.summary import summary
 from zerokara.core.config import UserError
-from zerokara.core.models.classifier import make_classifier
+from zerokara.core.importing import load_callable, load_module
+from zerokara.core.models.classifier import ClassifierMetadata, make_classifier
 
 SOURCE = """
 import torch
@@ -90,6 +91,44 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Write my_net.py into the working folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_net.py").write_text(SOURCE)
+
+
+def test_a_network_is_loaded_and_created_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its constructor may be expensive, and allocates memory also in a pass that measures the size of a network."""
+    (tmp_path / "counted.py").write_text(
+        SOURCE
+        + """
+created = []
+
+class Counted(Flat):
+    def __init__(self, channels, image_size):
+        super().__init__(channels, image_size)
+        created.append(self)
+"""
+    )
+    loaded = []
+
+    def record(path: str, option: str) -> Any:
+        loaded.append(path)
+        return load_callable(path, option)
+
+    monkeypatch.setattr("zerokara.core.backbones.registry.load_callable", record)
+    classifier = make_classifier("counted.py:Counted", 1, 4, 2)
+    created = load_module("counted.py", "counted.py:Counted").created
+    assert (len(loaded), len(created)) == (1, 1)
+    metadata = ClassifierMetadata(
+        backbone="counted.py:Counted",
+        head="paper",
+        classes=("a", "b"),
+        channels=1,
+        image_size=(4, 4),
+        mean=(0.5,),
+        std=(0.25,),
+    )
+    metadata.save(tmp_path / "model.safetensors", classifier.state_dict())
+    again, _ = ClassifierMetadata.load(tmp_path / "model.safetensors")
+    assert (len(loaded), len(created)) == (2, 2)
+    assert torch.equal(again(torch.ones(1, 1, 4, 4)), classifier.eval()(torch.ones(1, 1, 4, 4)))
 
 
 def test_features_become_a_map_of_one_pixel() -> None:
