@@ -18,7 +18,7 @@ import types
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -129,6 +129,22 @@ def later_seed(seed: int, step: int) -> int:
     At step 0 it is the seed itself.
     """
     return seed + 15_485_863 * step
+
+
+DRAWN_ANEW = "random numbers are drawn anew, so that the results differ from those of an uninterrupted run"
+
+
+@contextlib.contextmanager
+def drawn_anew(generator: torch.Generator, step: Callable[[], int]) -> Iterator[None]:
+    """Draw random numbers anew after the block, which restores the state of another process.
+
+    Args:
+        generator: that of this process, which has its own seed before the block.
+        step: returns the step that was restored.
+    """
+    seed = generator.initial_seed()
+    yield
+    generator.manual_seed(later_seed(seed, step()))
 
 
 def rng_state() -> dict[str, Any]:

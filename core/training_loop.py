@@ -165,10 +165,9 @@ class TrainingState(ABC, Generic[NetworkT]):
 
         Random numbers of images are drawn anew, because a process has other images than the processes that saved.
         """
-        seed = self.generator.initial_seed()  # before loading, which restores that of the other process
-        self.load_state_dict(states.get(self.world.rank, states[0]))
-        self.generator.manual_seed(checkpoint.later_seed(seed, self.updates))
-        return "random numbers are drawn anew, so that the results differ from those of an uninterrupted run"
+        with checkpoint.drawn_anew(self.generator, lambda: self.updates):
+            self.load_state_dict(states.get(self.world.rank, states[0]))
+        return checkpoint.DRAWN_ANEW
 
     # ---- logging
 

@@ -236,10 +236,9 @@ class Session:
 
         Latent vectors and augmentation are drawn anew, because a process has other images than those that saved.
         """
-        seed = self.learner.random.initial_seed()  # before loading, which restores that of the other process
-        self.load_state_dict(states.get(self.world.rank, states[0]))
-        self.learner.random.manual_seed(checkpoint.later_seed(seed, self.update))
-        return "random numbers are drawn anew, so that the results differ from those of an uninterrupted run"
+        with checkpoint.drawn_anew(self.learner.random, lambda: self.update):
+            self.load_state_dict(states.get(self.world.rank, states[0]))
+        return checkpoint.DRAWN_ANEW
 
 
 def preview_latents(config: Config) -> Tensor:

@@ -230,10 +230,8 @@ class Training(TrainingState[Detector]):
 
     def load_processes(self, states: Mapping[int, dict[str, Any]]) -> str:
         """Restore the state from checkpoints of other processes. Regions are sampled anew, too."""
-        seed = self.region_generator.initial_seed()
-        changed = super().load_processes(states)
-        self.region_generator.manual_seed(checkpoint.later_seed(seed, self.updates))
-        return changed
+        with checkpoint.drawn_anew(self.region_generator, lambda: self.updates):
+            return super().load_processes(states)
 
 
 def detect_all(
