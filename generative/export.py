@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from zerokara.core.command_line import parse
-from zerokara.core.config import UserError, run_main
+from zerokara.core.config import run_main
 from zerokara.core.models import onnx_file
-from zerokara.core.models.exporting import put_in_place
+from zerokara.core.models.exporting import Function, compare, put_in_place
 from zerokara.core.programs import program_command
 from zerokara.generative.gan import finished
 from zerokara.generative.gan.networks import LatentGenerator
@@ -35,8 +35,6 @@ from zerokara.generative.gan.sampler import Sampler
 
 CHECKED_IMAGES = 64
 MAX_DIFFERENCE = 1e-4  # of a pixel from 0 to 1; one level of 8 bits is 4e-3
-
-Generate = Callable[..., np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +63,7 @@ class ExportedGenerator(nn.Module):
         return pixels
 
 
-def as_function(sampler: Sampler) -> Generate:
+def as_function(sampler: Sampler) -> Function:
     """Return the sampler's generator as a function from tensors to pixels."""
     network = ExportedGenerator(sampler.generator).eval()
 
@@ -74,24 +72,6 @@ def as_function(sampler: Sampler) -> Generate:
         return np.asarray(network(*inputs).numpy())
 
     return generate
-
-
-def max_difference(exported: Generate, expected: Generate, inputs: Sequence[Tensor]) -> float:
-    """Return the largest pixel difference, of a batch of all inputs and of a batch of the first one.
-
-    Raises:
-        UserError: it is larger than rounding errors explain.
-    """
-    largest = 0.0
-    for part in (inputs, [tensor[:1] for tensor in inputs]):
-        difference = np.abs(exported(*part) - expected(*part)).max()
-        largest = float(np.maximum(largest, difference))  # propagates NaN, unlike max()
-    if not largest <= MAX_DIFFERENCE:
-        raise UserError(
-            f"A pixel of the exported generator differs by {largest:.2g} from the original's, more than "
-            f"{MAX_DIFFERENCE:g}: nothing was written. Please report this, with the run's config.json."
-        )
-    return largest
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -110,13 +90,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         weights = Path(scratch) / f"{name}.safetensors"
         sampler.save(weights)
         exported = Sampler.read(weights, threads=options.threads)
-        written = [(weights, max_difference(as_function(exported), original, inputs))]
+        written = [(weights, compare(as_function(exported), original, inputs, MAX_DIFFERENCE, "pixel"))]
         if options.onnx:
             path = Path(scratch) / f"{name}.onnx"
             metadata = {"classes": json.dumps(sampler.class_names), "update": str(sampler.update)}
             onnx_file.write(ExportedGenerator(sampler.generator).eval(), example, "pixels", path, metadata)
-            written.append((path, max_difference(onnx_file.load(path), original, inputs)))
-        for path, largest in written:
+            written.append((path, compare(onnx_file.load(path), original, inputs, MAX_DIFFERENCE, "pixel")))
+        for path, (largest, _) in written:
             target = out / path.name
             put_in_place(path, target)
             size = target.stat().st_size / 1e3

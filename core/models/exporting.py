@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,30 +12,32 @@ from torch import Tensor
 from zerokara.core.checkpoint import write_atomically
 from zerokara.core.config import UserError, error_summary
 
-Function = Callable[[Tensor], np.ndarray]
+Function = Callable[..., np.ndarray]
 
 
 def compare(
-    exported: Function, original: Function, inputs: Tensor, max_difference: float, quantity: str
+    exported: Function, original: Function, inputs: Tensor | Sequence[Tensor], max_difference: float, quantity: str
 ) -> tuple[float, int]:
     """Compare two networks on the same inputs, in one batch and a single one.
 
     Args:
-        exported: function from inputs (N, ...) to outputs (N, K).
+        exported: function from inputs (N, ...) to outputs (N, K) or (N, K, ...).
         original: likewise.
-        inputs: (N, ...).
+        inputs: (N, ...), or several of these.
         max_difference: largest allowed difference of an output.
         quantity: what an output is, for the message, such as "probability".
 
     Returns:
-        The largest difference of an output, and the number of inputs for which the largest output is another one.
+        The largest difference of an output, and for how many inputs (or places of maps) the largest of the K outputs is
+        another one.
 
     Raises:
         UserError: an output differs by more than `max_difference`.
     """
     largest, changed = 0.0, 0
-    for part in (inputs, inputs[:1]):
-        expected, actual = original(part), exported(part)
+    every = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    for part in (every, tuple(tensor[:1] for tensor in every)):
+        expected, actual = original(*part), exported(*part)
         largest = float(np.maximum(largest, np.abs(expected - actual).max()))  # np.maximum propagates NaN, max does not
         changed = max(changed, int((expected.argmax(1) != actual.argmax(1)).sum()))
     if not largest <= max_difference:
