@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from zerokara.core.compute import Precision
 from zerokara.core.config import Range
 from zerokara.core.tracking import ServiceName
+
+
+class FolderOptions(Protocol):
+    """Options of a run folder, which every config has whose program writes one and can resume."""
+
+    @property
+    def name(self) -> str:
+        """Folder under runs/."""
+
+    @property
+    def resume(self) -> bool:
+        """Resume the run of this name."""
+
+    @property
+    def quiet(self) -> bool:
+        """Print only warnings and the closing message."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from zerokara.core.config import Stopped, UserError, flag
 from zerokara.core.distributed import World
 from zerokara.core.programs import program
 from zerokara.core.run import Run
-from zerokara.core.run_options import RunOptions
+from zerokara.core.run_options import FolderOptions, RunOptions
 
 
 def check_divisible(config: Any, world: World, *fields: str, parts: int = 1) -> None:
@@ -72,7 +72,7 @@ def check_batch_norm(network: nn.Module, shape: tuple[int, ...], images_per_pass
 
 @contextlib.contextmanager
 def open_run(
-    config: RunOptions,
+    config: FolderOptions,
     kind: str,
     world: World = World(),  # noqa: B008  (frozen)
     extra: Mapping[str, Any] | None = None,

@@ -20,12 +20,13 @@ from rich.console import Console
 from rich.table import Table
 
 from zerokara.core.backbones.registry import find_backbone
-from zerokara.core.config import Range, Stopped, UserError, run_main
+from zerokara.core.config import Range, UserError, run_main
 from zerokara.core.distributed import World
 from zerokara.core.programs import program_command
 from zerokara.core.report import new_figure, plain_ticks, write_figure
 from zerokara.core.run import Run
 from zerokara.core.run_config import configure
+from zerokara.core.training_program import open_run
 from zerokara.vision.studies import grid, names
 from zerokara.vision.studies.grid import (
     AUGMENTATION,
@@ -155,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     find_backbone(options.backbone)
     available = len(grid.load_data(base_config(options, "adamw")).train)
     cells = make_cells(options, available)
-    with Run(options, kind=KIND, name=options.name, resume=options.resume, quiet=options.quiet) as run:
+    with open_run(options, KIND) as run:
         done = grid.train_cells(run, cells, curve_points=1)
         if done:
             errors = errors_by_size(done, available)
@@ -163,8 +164,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             draw(errors, options, run)
         grid.save_results(run, options, done)
         run.close(grid.closing_message(run, len(done), len(cells), program_command("vision.augmentation")))
-    if run.stopped:
-        raise Stopped
 
 
 if __name__ == "__main__":

@@ -27,13 +27,14 @@ from rich.table import Table
 from torch import nn
 
 from zerokara.core.backbones.kernels import CHANNELS, KERNELS
-from zerokara.core.config import Range, Stopped, UserError, run_main
+from zerokara.core.config import Range, UserError, run_main
 from zerokara.core.distributed import World
 from zerokara.core.models.classifier import make_classifier
 from zerokara.core.programs import program_command
 from zerokara.core.report import new_figure, plain_ticks, write_figure
 from zerokara.core.run import Run
 from zerokara.core.run_config import configure
+from zerokara.core.training_program import open_run
 from zerokara.vision.classification.config import Config
 from zerokara.vision.classification.learner import Data
 from zerokara.vision.studies import grid, names
@@ -298,7 +299,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     filters = filter_cells(options, images) if options.part != "layers" else []
     layers = layer_cells(options) if options.part != "filters" else []
     console = Console()
-    with Run(options, kind=KIND, name=options.name, resume=options.resume, quiet=options.quiet) as run:
+    with open_run(options, KIND) as run:
         done_filters = grid.train_cells(run, filters, curve_points=1)
         done_layers = grid.train_cells(run, layers, curve_points=20)
         if done_filters:
@@ -313,8 +314,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                 run, len(done_filters) + len(done_layers), len(filters) + len(layers), program_command("vision.depth")
             )
         )
-    if run.stopped:
-        raise Stopped
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from PIL import Image
 
 from zerokara.core.backbones.kernels import KERNELS
 from zerokara.core.backbones.registry import make_backbone
-from zerokara.core.config import UserError
+from zerokara.core.config import Stopped, UserError
 from zerokara.vision import depth
 from zerokara.vision.depth import (
     Options,
@@ -117,6 +119,20 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(path.stat().st_mtime_ns == written for path, written in before.items())
     with pytest.raises(UserError, match="was started with --epochs 1 and cannot be resumed with 2"):
         depth.main(["--resume", "--epochs", "2"])
+
+
+def test_a_signal_while_the_figures_are_drawn_ends_the_run_like_any_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Signals are handled from the start to the end of the run, not only while cells are trained."""
+    few = ["--part", "filters", "--train-images", "40", "--validation-images", "20", "--epochs", "1", "--seeds", "1"]
+    with monkeypatch.context() as context:
+        context.setattr(depth, "draw_filters", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(Stopped):
+            depth.main([*few, "--device", "cpu", "--precision", "float32", "--threads", "1"])
+    assert "SIGINT: stopped; resume with: " in capsys.readouterr().out
+    depth.main(["--resume", "--name", "depth-glyphs"])
+    assert "4 cells trained" in capsys.readouterr().out
 
 
 def test_torchrun_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:

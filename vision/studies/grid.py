@@ -100,6 +100,8 @@ class Result:
     curve: tuple[tuple[float, float, float], ...]
     """Learning curve: (epochs, train error, validation error)."""
     hours: float
+    precision: str = ""
+    """Precision in which it was trained; empty: written by a version that did not record it."""
 
 
 # The settings that determine the results are listed here in full, so that tuning a preset does not change them.
@@ -162,7 +164,7 @@ def base_config(options: Options, recipe: str, **overrides: Any) -> Config:
 
 
 def train_cells(run: Run, cells: Sequence[Cell], curve_points: int) -> list[Result]:
-    """Train the cells that are not finished, in order. Return the results of all finished cells.
+    """Train the cells that are not finished, in order. Return the results of all finished cells, in the same order.
 
     A signal ends the function early; `run.stopped` is then True.
 
@@ -173,21 +175,26 @@ def train_cells(run: Run, cells: Sequence[Cell], curve_points: int) -> list[Resu
             evaluation of the validation images.
 
     Raises:
-        UserError: the data are missing, a cell on disk was trained with other settings, or training diverged.
+        UserError: the data are missing, a cell on disk was trained with other settings or in another precision, or
+            training diverged.
     """
-    results = []
-    with run.signals():
+    results: dict[str, Result] = {}
+    for cell in cells:
+        if result := _read(run.folder / "cells" / cell.name, cell):
+            results[cell.name] = result
+    chosen = run.extra.get("compute", {}).get("precision", "")
+    for precision in {cell.config.precision for cell in cells} - {"auto"}:
+        _check_precision(run, precision, chosen)
+    try:
         for number, cell in enumerate(cells):
-            folder = run.path("cells", cell.name, "result.json").parent
-            try:
+            if cell.name not in results:
+                folder = run.path("cells", cell.name, "result.json").parent
                 with run.interruptible():
-                    result = _read(folder, cell) or _train(run, cell, folder, curve_points, number, len(cells))
-            except Stopped:
-                run.stopped = True
-                break
-            run.progress(number + 1, len(cells), {"cell": cell.name, "error": result.error})
-            results.append(result)
-    return results
+                    results[cell.name] = _train(run, cell, folder, curve_points, number, len(cells))
+            run.progress(number + 1, len(cells), {"cell": cell.name, "error": results[cell.name].error})
+    except Stopped:
+        run.stopped = True
+    return [results[cell.name] for cell in cells if cell.name in results]
 
 
 def _read(folder: Path, cell: Cell) -> Result | None:
@@ -200,7 +207,34 @@ def _read(folder: Path, cell: Cell) -> Result | None:
         _check_same_config(content.pop("config"), cell.config, folder)
         return Result(cell, **{**content, "curve": tuple(tuple(point) for point in content["curve"])})
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is damaged: delete {folder} and use --resume to train that cell again.") from None
+        raise _damaged(path) from None
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path} is damaged: delete {path.parent} and use --resume to train that cell again.")
+
+
+def _check_precision(run: Run, precision: str, chosen: str) -> None:
+    """Raise an error if a finished cell was trained in another precision: one table would mix the two.
+
+    Args:
+        run: run of the grid.
+        precision: in which further cells are trained.
+        chosen: precision in which a cell was trained if its file does not tell, because it is that of an older version
+            and the command had --precision auto: that chosen when the run began. Empty: unknown.
+    """
+    for path in sorted(run.folder.glob("cells/*/result.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            trained = content.get("precision") or content["config"].get("precision", "auto")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise _damaged(path) from None
+        trained = chosen if trained == "auto" else trained
+        if trained not in ("", precision):
+            raise UserError(
+                f"{path.parent} was trained in {trained}, and this command computes in {precision}: give --precision "
+                f"{trained}, start a new grid with another --name, or delete that folder."
+            )
 
 
 def _check_same_config(saved: Mapping[str, Any], config: Config, folder: Path) -> None:
@@ -235,7 +269,14 @@ def _train(run: Run, cell: Cell, folder: Path, curve_points: int, number: int, c
     images = load_data(cell.config)
     probe_step = functools.partial(probe_update, Training, cell.config, images, World())
     updates = cells * total_updates(cell.config, images)  # about: the cells differ
+    started = run.extra.get("compute", {})
     compute = run.compute(lambda: choose_compute(cell.config, World(), probe_step, updates), cells)
+    try:
+        _check_precision(run, compute.precision, started.get("precision", ""))
+    except UserError:
+        if started:
+            run.save_extra(compute=started)  # that of the finished cells
+        raise
     training = Training(cell.config, images, compute, World())
     latest = folder / "checkpoint.pt"
     curve: list[tuple[float, float, float]] = []
@@ -280,6 +321,7 @@ def _train(run: Run, cell: Cell, folder: Path, curve_points: int, number: int, c
         train_error=curve[-1][1],
         curve=tuple(curve),
         hours=training.stopwatch(),
+        precision=compute.precision,
     )
     content = {field.name: getattr(result, field.name) for field in dataclasses.fields(result) if field.name != "cell"}
     write_json(folder / "result.json", {"config": to_dict(cell.config), **content})

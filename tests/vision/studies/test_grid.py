@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from zerokara.core import data
+from zerokara.core.compute import Compute
 from zerokara.core.config import Stopped, UserError
 from zerokara.core.data import ImageSet
 from zerokara.core.run import Run
@@ -152,6 +154,50 @@ def test_a_cell_with_other_settings_is_rejected() -> None:
             Cell(cell.name, cell.config.__class__(**{**vars(cell.config), "threads": 2})) for cell in cells(1)
         ]
         assert len(experiment.train_cells(run, other_threads, curve_points=1)) == 1
+
+
+def in_precision(cells: list[Cell], precision: str) -> list[Cell]:
+    return [Cell(cell.name, dataclasses.replace(cell.config, precision=precision)) for cell in cells]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("asked", ["float32", "auto"])
+def test_cells_of_another_precision_are_not_mixed(asked: str) -> None:
+    """Also if the command says "auto", and another precision is chosen on another machine."""
+    with grid() as run:
+        experiment.train_cells(run, in_precision(cells(1, epochs=1), "float32"), curve_points=1)
+        chosen = run.extra["compute"]
+    path = Path("runs/g/cells/seed1/result.json")
+    assert json.loads(path.read_text())["precision"] == "float32"
+    if asked == "auto":
+        content = json.loads(path.read_text())
+        content["config"]["precision"] = "auto"
+        path.write_text(json.dumps(content))
+    refused = "seed1 was trained in float32, and this command computes in bfloat16: give --precision float32"
+    with grid(resume=True) as run, pytest.raises(UserError, match=refused):
+        experiment.train_cells(run, in_precision(cells(1, epochs=1), "bfloat16"), curve_points=1)
+    for _ in range(2):  # a second attempt is refused, too
+        with grid(resume=True) as run:
+            run._compute = Compute(**{**chosen, "precision": "bfloat16"})
+            with pytest.raises(UserError, match=refused):
+                experiment.train_cells(run, in_precision(cells(1, 2, epochs=1), "auto"), curve_points=1)
+        assert run.extra["compute"] == chosen
+    assert not Path("runs/g/cells/seed2/result.json").exists()
+    with grid(resume=True) as run:
+        assert len(experiment.train_cells(run, in_precision(cells(1, 2, epochs=1), "auto"), curve_points=1)) == 2
+
+
+def test_finished_cells_of_older_versions_have_the_precision_that_was_chosen() -> None:
+    with grid() as run:
+        experiment.train_cells(run, cells(1, epochs=1), curve_points=1)
+    path = Path("runs/g/cells/seed1/result.json")
+    content = json.loads(path.read_text())
+    del content["precision"]
+    content["config"]["precision"] = "auto"
+    path.write_text(json.dumps(content))
+    with grid(resume=True) as run, pytest.raises(UserError, match="seed1 was trained in float32, and this command"):
+        experiment.train_cells(run, in_precision(cells(1, epochs=1), "bfloat16"), curve_points=1)
+    with grid(resume=True) as run:
+        assert len(experiment.train_cells(run, in_precision(cells(1, 2, epochs=1), "auto"), curve_points=1)) == 2
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"config": {}}'])
