@@ -29,7 +29,7 @@ def read_coco(files: Sequence[str], pictures: Sequence[str], read: Read, where: 
     instances = [name for name in contents if name.rpartition("/")[2].lower().startswith("instances")]
     chosen = instances or [name for name, content in contents.items() if _has_boxes(content)]
     if others := [name for name in contents if name not in chosen]:
-        listing.dropped.append(f"files without boxes of instances: {name_some(others)}")
+        listing.audit.notes.append(f"left out: files without boxes of instances: {name_some(others)}")
     order: dict[str, int] = {}
     for name in chosen:
         try:
@@ -89,7 +89,9 @@ def _read_file(
             f"{lost[0]}: add them."
         )
     if lost:
-        listing.dropped.append(f"annotations in {name} of {len(lost):,} images that do not exist: {name_some(lost)}")
+        listing.audit.notes.append(
+            f"left out: annotations in {name} of {len(lost):,} images that do not exist: {name_some(lost)}"
+        )
     listing.pictures += by_id.values()
     known = {each["id"] for each in content["images"]}
     for each in content["annotations"]:
@@ -109,16 +111,16 @@ def _add_annotation(
     which = f"annotation {row.get('id', '')} in {name}".replace("  ", " ")
     if annotated is None:
         if row["image_id"] not in known:
-            listing.dropped.append(f"{which}: there is no image with the id {row['image_id']!r}")
+            listing.audit.left_out.append(f"{which}: there is no image with the id {row['image_id']!r}.")
     elif label is None:
-        listing.dropped.append(f"{which}: there is no category with the id {row['category_id']!r}")
+        listing.audit.left_out.append(f"{which}: there is no category with the id {row['category_id']!r}.")
     elif row.get("iscrowd"):
-        listing.dropped.append(f"a crowd of {label} in {annotated.annotation_file}")
+        listing.audit.left_out.append(f"a crowd of {label} in {annotated.annotation_file}.")
     else:
         try:
             x, y, width, height = map(float, row["bbox"])
         except (KeyError, TypeError, ValueError):
-            listing.dropped.append(f"{which}: its bbox is not four numbers")
+            listing.audit.left_out.append(f"{which}: its bbox is not four numbers.")
             return
         listing.add(annotated, label, (x, y, x + width, y + height))
 

@@ -19,8 +19,8 @@ from zerokara.core.data.image_files import SUFFIXES, is_hidden
 def read_boxes(members: Sequence[str], read: Read, where: Path) -> Listing:
     """Read all annotations of a folder or archive, in the first format found of VOC, COCO and YOLO.
 
-    Images are sorted by path. What could not be used is described in `dropped`: annotations without an image, images
-    without an annotation, and invalid boxes.
+    Images are sorted by path. What is left out is named in the audit: annotations without an image, images without an
+    annotation, and invalid boxes.
 
     Args:
         members: paths in the folder or archive.
@@ -47,7 +47,9 @@ def read_boxes(members: Sequence[str], read: Read, where: Path) -> Listing:
                     )
                 annotated[each.picture] = each.annotation_file
             if missing := [path for path in pictures if path not in annotated]:
-                listing.dropped.append(f"{len(missing):,} images without an annotation: {name_some(missing)}")
+                listing.audit.notes.append(
+                    f"left out: {len(missing):,} images without an annotation: {name_some(missing)}"
+                )
             return listing
     raise UserError(
         f"{where} has no box annotations: expected PASCAL VOC's XML in Annotations/, COCO's JSON with images and "

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from zerokara.core.config import UserError
+from zerokara.core.data.audit import Audit
 from zerokara.core.data.mask_files import IMAGES
 from zerokara.core.data.splits import AnySplit, split_of
 
@@ -42,16 +43,14 @@ class Listing:
     """Name of the annotation format."""
     pictures: list[AnnotatedImage]
     classes: tuple[str, ...]
-    dropped: list[str] = field(default_factory=list)
-    """Description of everything that was left out."""
-    notes: list[str] = field(default_factory=list)
-    """Further remarks on the annotations for the user."""
+    audit: Audit = field(default_factory=Audit)
+    """What was left out, and further remarks on the annotations for the user."""
 
     def add(self, annotated: AnnotatedImage, label: str, box: Box) -> None:
-        """Add a box to an image, or to `dropped` if it is empty."""
+        """Add a box to an image, or a description of it to what is left out if it is empty."""
         if not (box[2] > box[0] and box[3] > box[1]):  # also false for NaN
             values = ", ".join(f"{value:g}" for value in box)
-            self.dropped.append(f"{label} ({values}) in {annotated.annotation_file}: the box has no area")
+            self.audit.left_out.append(f"{label} ({values}) in {annotated.annotation_file}: the box has no area.")
         else:
             annotated.boxes.append((label, box))
 

@@ -45,7 +45,9 @@ def read_voc(files: Sequence[str], pictures: Sequence[str], read: Read, where: P
             f"add the images in JPEGImages/, with the names of the XML files."
         )
     if lost:
-        listing.dropped.append(f"{len(lost):,} annotations without an image of their name: {name_some(lost)}")
+        listing.audit.notes.append(
+            f"left out: {len(lost):,} annotations without an image of their name: {name_some(lost)}"
+        )
     listing.classes = tuple(sorted({label for annotated in listing.pictures for label, _ in annotated.boxes}))
     return listing
 
@@ -56,10 +58,12 @@ def _add_object(listing: Listing, annotated: AnnotatedImage, item: ET.Element) -
     try:
         x1, y1, x2, y2 = (float(item.findtext(f"bndbox/{end}") or "") for end in CORNERS)
     except ValueError:
-        listing.dropped.append(f"{label or 'an object'} in {annotated.annotation_file}: the box has not four numbers")
+        listing.audit.left_out.append(
+            f"{label or 'an object'} in {annotated.annotation_file}: the box has not four numbers."
+        )
         return
     if not label:
-        listing.dropped.append(f"an object in {annotated.annotation_file}: it has no name")
+        listing.audit.left_out.append(f"an object in {annotated.annotation_file}: it has no name.")
         return
     # A box from a pixel to itself would be one pixel large; such boxes are accidental clicks in practice.
     empty = x2 <= x1 or y2 <= y1

@@ -45,18 +45,20 @@ def read_yolo(files: Sequence[str], pictures: Sequence[str], read: Read, where: 
             try:
                 rows.append((annotated, *_parse_line(line)))
             except ValueError as error:
-                listing.dropped.append(f"the line {line[:40]!r} of {name}: {error}")
+                listing.audit.left_out.append(f"the line {line[:40]!r} of {name}: {error}.")
     if not rows:
-        if listing.dropped:
-            raise UserError(f"{where} has no valid YOLO annotation, the first error is in {listing.dropped[0]}.")
+        if listing.audit.left_out:
+            raise UserError(f"{where} has no valid YOLO annotation, the first error is in {listing.audit.left_out[0]}")
         return Listing(listing.format_name, [], ())
     if without_file:
-        listing.notes.append(
+        listing.audit.notes.append(
             f"{len(without_file):,} images without a text file count as images without objects: "
             f"{name_some(without_file)}"
         )
     if orphans := sorted(name for name in texts if name.rpartition("/")[2].lower() not in NOT_LABELS):
-        listing.dropped.append(f"{len(orphans):,} text files without an image of their name: {name_some(orphans)}")
+        listing.audit.notes.append(
+            f"left out: {len(orphans):,} text files without an image of their name: {name_some(orphans)}"
+        )
     names = read_names(read, files, where)
     numbers = sorted({number for _, number, _ in rows})
     if names and (wrong := [number for number in numbers if number not in names]):

@@ -24,12 +24,13 @@ import torch
 from torch import Tensor
 
 from zerokara.core.boxes import clip
-from zerokara.core.config import UserError, suggest
+from zerokara.core.config import UserError
+from zerokara.core.data.audit import Audit
 from zerokara.core.data.box_files import read_boxes
 from zerokara.core.data.box_types import AnnotatedImage, Listing, Read
 from zerokara.core.data.folders import opened
 from zerokara.core.data.image_files import convert_channels, decode
-from zerokara.core.data.sources import data_folder, find_data, list_data
+from zerokara.core.data.sources import require_data
 from zerokara.core.data.splits import AnySplit
 from zerokara.core.data.types import Progress
 
@@ -56,10 +57,8 @@ class BoxSet:
     """Names of the classes."""
     source: str
     """Description of the data's origin, for logs."""
-    dropped: tuple[str, ...] = ()
-    """Description of everything that was left out: annotations, images, boxes."""
-    notes: tuple[str, ...] = ()
-    """Further remarks on the annotations for the user."""
+    messages: tuple[str, ...] = ()
+    """Lines for the user: what was converted and left out while reading, and remarks on the annotations."""
     splits: tuple[AnySplit | None, ...] = ()
     """Split of each image that a folder or an annotation file is named after; empty: none has one."""
 
@@ -107,22 +106,21 @@ def load_boxes(data: str, *, image_side: int, data_dir: Path | None = None, prog
     Raises:
         UserError: the data do not exist, have no valid boxes, or do not fit in memory.
     """
-    folder = data_folder(data_dir)
-    path = find_data(data, folder)
-    if path is None:
-        raise UserError(
-            f"There is no data set {data!r}{suggest(data, list_data(folder))}: give the path of a folder or zip of "
-            f"images with boxes (PASCAL VOC, COCO or YOLO), or the name of one in {folder}."
-        )
-    with opened(path) as (members, read):
+    path = require_data(data, data_dir, "images with boxes (PASCAL VOC, COCO or YOLO)")
+    audit = Audit()
+    with opened(path, audit) as (members, read):
         listing = read_boxes(members, read, path)
+        audit.notes += listing.audit.notes
+        audit.left_out += listing.audit.left_out
         readable, canvases, scales, boxes = [], [], [], []
         frames: Counter[str] = Counter()
         for index, annotated in enumerate(listing.pictures):
+            if progress is not None and (index % 64 == 63 or index + 1 == len(listing.pictures)):
+                progress(f"images read from {path}", index + 1, len(listing.pictures))
             try:
-                image_HWC, unit_4, frame = _read_image(annotated, read, path)
+                image_HWC, unit_4, frame = _read_image(annotated, read, path, audit)
             except UserError as error:
-                listing.dropped.append(str(error))
+                audit.left_out.append(str(error))
                 continue
             picture, scale = resize_to(image_HWC, image_side)
             raw_n4 = np.array([box for _, box in annotated.boxes]).reshape(-1, 4)
@@ -132,16 +130,14 @@ def load_boxes(data: str, *, image_side: int, data_dir: Path | None = None, prog
             canvases.append(picture)
             scales.append(scale)
             frames.update([frame] if frame else [])
-            if progress is not None and (index % 64 == 63 or index + 1 == len(listing.pictures)):
-                progress(f"images read from {path}", index + 1, len(listing.pictures))
     if not canvases:
-        raise UserError(f"No annotated image in {path} can be used, the first because {listing.dropped[-1]}")
+        raise UserError(f"No annotated image in {path} can be used. {audit.left_out[-1]}")
     listing.pictures = readable
-    listing.notes += [f"{number:,} images {frame}" for frame, number in frames.items()]
-    return _assemble(listing, canvases, scales, boxes, path)
+    audit.notes += [f"{number:,} images {frame}" for frame, number in frames.items()]
+    return _assemble(listing, canvases, scales, boxes, path, audit)
 
 
-def _read_image(annotated: AnnotatedImage, read: Read, path: Path) -> tuple[np.ndarray, np.ndarray, str]:
+def _read_image(annotated: AnnotatedImage, read: Read, path: Path, audit: Audit) -> tuple[np.ndarray, np.ndarray, str]:
     """Read the image of an annotation.
 
     Returns:
@@ -152,7 +148,7 @@ def _read_image(annotated: AnnotatedImage, read: Read, path: Path) -> tuple[np.n
         UserError: the image cannot be decoded, or has another shape than the annotation states.
     """
     name, content = f"{annotated.picture} in {path}", read(annotated.picture)
-    image_HWC = convert_channels(decode(content, name), grayscale=False)
+    image_HWC = convert_channels(decode(content, name, audit=audit), grayscale=False)
     height, width = image_HWC.shape[:2]
     if annotated.relative:
         return image_HWC, np.array([width, height] * 2, float), ""
@@ -167,15 +163,15 @@ def _read_image(annotated: AnnotatedImage, read: Read, path: Path) -> tuple[np.n
         unit_4 = np.array([width / stated_width, height / stated_height] * 2)
         return image_HWC, unit_4, "have another size than their annotations state; their boxes are scaled"
     raise UserError(
-        f"{name} has {width}x{height} pixels, but {annotated.annotation_file} states {stated_width}x{stated_height}"
+        f"{name} has {width}x{height} pixels, but {annotated.annotation_file} states {stated_width}x{stated_height}."
     )
 
 
 def _assemble(
-    listing: Listing, pictures: list[np.ndarray], scales: list[float], boxes: list[Tensor], path: Path
+    listing: Listing, pictures: list[np.ndarray], scales: list[float], boxes: list[Tensor], path: Path, audit: Audit
 ) -> BoxSet:
     """Assemble the set, without boxes that lie completely outside of their image."""
-    dropped, kept, labels = list(listing.dropped), [], []
+    kept, labels = [], []
     numbers = {name: number for number, name in enumerate(listing.classes)}
     splits = tuple(annotated.split for annotated in listing.pictures)
     for annotated, boxes_n4 in zip(listing.pictures, boxes, strict=True):
@@ -183,7 +179,7 @@ def _assemble(
         for (label, box), sound in zip(annotated.boxes, sound_n.tolist(), strict=True):
             if not sound:
                 values = ", ".join(f"{value:g}" for value in box)
-                dropped.append(f"{label} ({values}) outside of the image in {annotated.annotation_file}")
+                audit.left_out.append(f"{label} ({values}) outside of the image in {annotated.annotation_file}.")
         kept.append(boxes_n4[sound_n])
         labels.append(torch.tensor([numbers[label] for label, _ in annotated.boxes], dtype=torch.int64)[sound_n])
     if not sum(map(len, labels)):
@@ -204,8 +200,7 @@ def _assemble(
         names=tuple(annotated.picture for annotated in listing.pictures),
         classes=listing.classes,
         source=f"{path.stem} ({listing.format_name} in {path})",
-        dropped=tuple(dropped),
-        notes=tuple(listing.notes),
+        messages=audit.messages(),
         splits=splits if any(splits) else (),
     )
 

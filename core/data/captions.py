@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from zerokara.core.config import UserError, error_summary, suggest
+from zerokara.core.config import UserError, error_summary
 from zerokara.core.data.audit import Audit
 from zerokara.core.data.folders import opened
 from zerokara.core.data.image_files import SUFFIXES, decode_all, is_hidden
-from zerokara.core.data.sources import data_folder, find_data, list_data
+from zerokara.core.data.sources import require_data
 from zerokara.core.data.types import Progress
 
 Pairs = list[tuple[str, str]]  # (file name of an image, caption)
@@ -73,13 +73,7 @@ def load_captions(
     Raises:
         UserError: the data do not exist, have no captions of images that they contain, or a file is damaged.
     """
-    folder = data_folder(data_dir)
-    path = find_data(data, folder)
-    if path is None:
-        raise UserError(
-            f"There is no data set {data!r}{suggest(data, list_data(folder))}: give the path of a folder or zip with "
-            f"images and captions.txt, or the name of one in {folder}."
-        )
+    path = require_data(data, data_dir, "images and captions.txt")
     audit = Audit()
     with opened(path, audit) as (everything, read):
         members = [name for name in everything if not is_hidden(name)]

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zerokara.core.config import UserError, suggest
+from zerokara.core.config import UserError
 from zerokara.core.data.audit import Audit
 from zerokara.core.data.folders import opened
 from zerokara.core.data.image_files import (
@@ -30,7 +30,7 @@ from zerokara.core.data.image_files import (
     resize_and_crop_mask,
 )
 from zerokara.core.data.mask_files import Pair, list_pairs
-from zerokara.core.data.sources import data_folder, find_data, list_data
+from zerokara.core.data.sources import require_data
 from zerokara.core.data.splits import AnySplit
 from zerokara.core.data.types import Progress
 
@@ -120,12 +120,7 @@ def load_masks(
             different sizes and `image_size` is None; there are fewer than two classes, or fewer than two of them have
             pixels in the training masks.
     """
-    folder = data_folder(data_dir)
-    if (path := find_data(data, folder)) is None:
-        raise UserError(
-            f"There is no data set {data!r}{suggest(data, list_data(folder))}: give the path of a folder or zip of "
-            f"images and masks, or the name of one in {folder}."
-        )
+    path = require_data(data, data_dir, "images and masks")
     audit = Audit()
     with ExitStack() as stack:
         members, read = stack.enter_context(opened(path, audit))

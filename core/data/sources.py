@@ -84,6 +84,26 @@ def find_data(data: str, folder: Path) -> Path | None:
     return next((path for path in paths if path.exists()), None) if data else None
 
 
+def require_data(data: str, data_dir: Path | None, contents: str) -> Path:
+    """Find a folder or archive as `find_data` does.
+
+    Args:
+        data: its name or path.
+        data_dir: see `data_folder`.
+        contents: what it must contain, for the message.
+
+    Raises:
+        UserError: it does not exist.
+    """
+    folder = data_folder(data_dir)
+    if (path := find_data(data, folder)) is None:
+        raise UserError(
+            f"There is no data set {data!r}{suggest(data, list_data(folder))}: give the path of a folder or zip of "
+            f"{contents}, or the name of one in {folder}."
+        )
+    return path
+
+
 def list_data(folder: Path) -> list[str]:
     """List the names that `find_data` finds in a folder."""
     return sorted({path.name.removesuffix(".zip") for path in folder.iterdir()}) if folder.is_dir() else []

@@ -33,7 +33,6 @@ from zerokara.vision.detection.detector import Detections, Detector, DetectorMet
 from zerokara.vision.detection.proposals import Proposals
 from zerokara.vision.detection.scoring import AveragePrecision, precision
 
-MAX_NAMED = 10  # things left out of the data that are printed one by one
 CONTEXT_FRACTION = 16 / 227  # of the side of a crop, on each side (R-CNN, appendix A)
 
 
@@ -62,10 +61,7 @@ class Data:
         train = self.train
         sizes = f"{len(train):,} training, {len(self.validation):,} validation and {len(self.test):,} test images"
         rule = "by the names of folders and files" if train.splits and config.named_splits else "chosen by --split-seed"
-        lines = [f"{sizes}, {rule}", *train.notes, *(f"left out: {each}" for each in train.dropped[:MAX_NAMED])]
-        if len(train.dropped) > MAX_NAMED:
-            lines.append(f"left out: {len(train.dropped) - MAX_NAMED:,} more")
-        return lines
+        return [f"{sizes}, {rule}", *train.messages]
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def test_voc(voc_folder: Path) -> None:
     assert boxes_of(boxes, 1) == [[0, 0, 20, 4]]  # clipped to the image
     assert [labels.tolist() for labels in boxes.labels] == [[0, 1], [0]]
     assert boxes.counts == {"cat": 2, "dog": 1}
-    assert boxes.dropped == ("cat (5, 5, 5, 5) in Annotations/b.xml: the box has no area",)
+    assert boxes.messages == ("1 left out: cat (5, 5, 5, 5) in Annotations/b.xml: the box has no area.",)
     assert "PASCAL VOC" in boxes.source
 
 
@@ -101,8 +101,8 @@ def test_coco(tmp_path: Path) -> None:
     assert boxes_of(boxes, 0) == [[2, 3, 12, 8]]
     assert boxes.labels[0].tolist() == [1]
     assert len(boxes.boxes[1]) == 0
-    assert len(boxes.dropped) == 2
-    assert "a crowd of ant" in boxes.dropped[1]
+    assert boxes.messages[-1].startswith("2 left out: ")
+    assert "a crowd of ant" in boxes.messages[-1]
 
 
 @pytest.mark.parametrize(
@@ -124,8 +124,8 @@ def test_an_invalid_annotation_of_coco_is_left_out_and_named(
     (tmp_path / "c.json").write_text(json.dumps(content))
     boxes = load(tmp_path)
     assert [len(rows) for rows in boxes.boxes] == [1, 0]
-    assert reason in boxes.dropped[-1]
-    assert "c.json" in boxes.dropped[-1]
+    assert reason in boxes.messages[-1]
+    assert "c.json" in boxes.messages[-1]
 
 
 @pytest.mark.parametrize(
@@ -152,15 +152,15 @@ def test_yolo(tmp_path: Path) -> None:
     torch.testing.assert_close(boxes.boxes[0], torch.tensor([[10.0, 0, 30, 20], [0, 0, 8, 4]]))
     assert boxes.labels[0].tolist() == [1, 0]
     assert [len(boxes) for boxes in boxes.boxes] == [2, 0, 0]
-    assert len(boxes.dropped) == 2
-    assert "outside of the image" in boxes.dropped[1]
+    assert boxes.messages[-1].startswith("2 left out: ")
+    assert "outside of the image" in boxes.messages[-1]
     (tmp_path / "data.yaml").write_text("train: images/train\nnames: ['ant', \"bee\"]\n")
     assert load(tmp_path).classes == ("ant", "bee")
     (labels / "b.txt").write_text("2 0.5 0.5 0.1 0.1\n")
     with pytest.raises(UserError, match="has boxes of class 2"):
         load(tmp_path)
     (labels / "b.txt").write_text("ant 0.5 0.5\n")
-    assert "the line 'ant 0.5 0.5' of labels/train/b.txt" in load(tmp_path).dropped[0]
+    assert "the line 'ant 0.5 0.5' of labels/train/b.txt" in load(tmp_path).messages[-1]
     (labels / "a.txt").write_text("0 0.5 0.5 0.1 0.1 0.9\n")
     with pytest.raises(UserError, match=r"no valid YOLO annotation.*a\.txt"):
         load(tmp_path)
@@ -186,7 +186,7 @@ def test_error_messages(tmp_path: Path, voc_folder: Path) -> None:
             load(voc_folder)
         assert "a.xml" in str(error.value)
     broken.write_text("<annotation><object><name>cat</name></object></annotation>")
-    assert any("cat in Annotations/a.xml: the box has not four numbers" in line for line in load(voc_folder).dropped)
+    assert any("cat in Annotations/a.xml: the box has not four numbers" in line for line in load(voc_folder).messages)
 
 
 def test_canvas() -> None:
@@ -217,5 +217,5 @@ def test_bccd(data_dir: Path) -> None:
     assert len(boxes) == 364
     assert boxes.images.shape == (364, 3, 48, 64)
     assert boxes.counts == {"Platelets": 361, "RBC": 4153, "WBC": 372}
-    assert len(boxes.dropped) == 2
-    assert "BloodImage_00338" in boxes.dropped[0]
+    assert boxes.messages[-1].startswith("2 left out: ")
+    assert "BloodImage_00338" in boxes.messages[-1]

@@ -25,8 +25,8 @@ def test_annotations_are_matched_with_images_of_their_own_folder(tmp_path: Path)
     boxes = load(tmp_path, 80)
     assert boxes.names == ("day/JPEGImages/1.jpg", "night/JPEGImages/1.jpg")
     assert [boxes_of(boxes, index) for index in range(2)] == [[[0, 0, 40, 40]], [[0, 0, 40, 20]]]
-    assert "1 annotations without an image of their name: day/Annotations/a.b.xml" in boxes.dropped
-    assert "1 images without an annotation: day/JPEGImages/a.jpg" in boxes.dropped
+    assert "left out: 1 annotations without an image of their name: day/Annotations/a.b.xml" in boxes.messages
+    assert "left out: 1 images without an annotation: day/JPEGImages/a.jpg" in boxes.messages
 
 
 def test_an_image_of_another_split_is_not_taken(tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_an_image_of_another_split_is_not_taken(tmp_path: Path) -> None:
     voc(tmp_path / "test" / "labels" / "2.xml", "2.jpg", ("cat", (1, 1, 9, 9)))
     boxes = load(tmp_path)
     assert boxes.names == ("train/images/1.jpg",)
-    assert any("test/labels/2.xml" in line for line in boxes.dropped)
+    assert any("test/labels/2.xml" in line for line in boxes.messages)
 
 
 def test_cocos_own_annotations_folder(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_cocos_own_annotations_folder(tmp_path: Path) -> None:
     assert boxes.names == ("train2017/0.png", "val2017/1.png")
     assert boxes.splits == ("train", "val")
     assert boxes.classes == ("person", "dog")
-    assert any("person_keypoints_train2017.json" in line for line in boxes.dropped)
+    assert any("person_keypoints_train2017.json" in line for line in boxes.messages)
 
 
 def test_equal_file_names_in_two_splits_of_coco(tmp_path: Path) -> None:
@@ -146,11 +146,25 @@ def test_sizes_that_annotations_state(tmp_path: Path) -> None:
         "zero.png": ((20, 40), [[0, 0, 40, 20]]),
     }
     assert (boxes.picture(boxes.names.index("raw.png"))[:, :20] == 255).all()
-    assert any("wrong.png" in line and "40x20" in line and "90x20" in line for line in boxes.dropped)
-    assert sorted(boxes.notes) == [
+    assert any("wrong.png" in line and "40x20" in line and "90x20" in line for line in boxes.messages)
+    assert sorted(line for line in boxes.messages if "images" in line and "left out" not in line) == [
         "1 images are not turned by their EXIF orientation, as their boxes are not",
         "1 images have another size than their annotations state; their boxes are scaled",
     ]
+
+
+def test_conversions_and_links_are_counted_as_in_all_other_data(tmp_path: Path) -> None:
+    """Images with a palette and with transparency are converted, and the same image is not read by a link again."""
+    for index in range(3):
+        write_image(tmp_path / "set" / f"{index}.png")
+        voc(tmp_path / "set" / f"{index}.xml", f"{index}.png", ("cat", (1, 1, 9, 9)))
+    Image.new("P", (40, 20)).save(tmp_path / "set" / "0.png")
+    Image.new("RGBA", (40, 20)).save(tmp_path / "set" / "1.png")
+    (tmp_path / "set" / "again").symlink_to(tmp_path / "set")
+    boxes = load(tmp_path / "set")
+    assert len(boxes) == 3
+    assert "again is not followed" in boxes.messages[0]
+    assert boxes.messages[1] == "converted: 1 with a palette, 1 with transparency, placed on white"
 
 
 def test_a_truncated_image_is_left_out_and_named(tmp_path: Path) -> None:
@@ -162,7 +176,7 @@ def test_a_truncated_image_is_left_out_and_named(tmp_path: Path) -> None:
     )
     boxes = load(tmp_path)
     assert boxes.names == ("b.png",)
-    assert any("a.png" in line and "cannot be decoded" in line for line in boxes.dropped)
+    assert any("a.png" in line and "cannot be decoded" in line for line in boxes.messages)
     (tmp_path / "b.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"No annotated image in .* can be used.*b\.png"):
         load(tmp_path)
@@ -229,8 +243,10 @@ def test_labels_without_an_image_and_images_without_labels_are_counted(tmp_path:
     (tmp_path / "classes.txt").write_text("ant\n")
     write_image(tmp_path / "images" / "b.jpg")
     boxes = load(tmp_path)
-    assert boxes.dropped == ("1 text files without an image of their name: labels/lost.txt",)
-    assert boxes.notes == ("1 images without a text file count as images without objects: images/b.jpg",)
+    assert boxes.messages == (
+        "1 images without a text file count as images without objects: images/b.jpg",
+        "left out: 1 text files without an image of their name: labels/lost.txt",
+    )
 
 
 def test_splits_that_folders_are_named_after_are_used(tmp_path: Path) -> None:
