@@ -22,6 +22,7 @@ from zerokara.envs.observations import ImageFormat, ObservationError, make_frame
 from zerokara.envs.vectors import VectorFormat
 
 Env = gymnasium.Env[Any, Any]
+STEP = "observation, reward, terminated, truncated, info"  # values that `gymnasium.Env.step` returns
 
 
 def create(env: str | Callable[..., Env], **kwargs: Any) -> Env:
@@ -78,6 +79,11 @@ def close(env: Env) -> None:
     """Close an environment. One that raises an exception here, or exits, is closed as far as it can be."""
     with contextlib.suppress(Exception, SystemExit):
         env.close()
+
+
+def _lives(info: Any, default: int) -> int:
+    """Return the lives in the info of a step, if the environment counts them; some return None for an empty info."""
+    return info.get("lives", default) if isinstance(info, dict) else default
 
 
 class Outcome(NamedTuple):
@@ -141,19 +147,20 @@ class SingleEnv:
             UserError: the environment raised an exception, or returned something that is not an image.
         """
         try:
-            obs, info = self.env.reset(seed=seed)
+            result = self.env.reset(seed=seed)
         except (Exception, SystemExit) as error:
             raise _user_error(self.name, f"be reset with seed {seed}", error) from error
+        obs, info = self._unpack("reset", result, "observation, info")
         self._age = 0
-        self._lives = info.get("lives", 0)
+        self._lives = _lives(info, 0)
         return self._frame(obs, f"at the start of an episode of environment {self.index}")
 
     def advance(self, action: int) -> Outcome:
         """Do one step.
 
         Raises:
-            UserError: the environment raised an exception, or returned a reward or an observation that is NaN, Inf or
-                not an image.
+            UserError: the environment raised an exception, returned something else than `STEP`, or a reward or an
+                observation that is NaN, Inf, not a number or not an image.
         """
         total, obs = 0.0, None
         terminated = truncated = False
@@ -161,10 +168,13 @@ class SingleEnv:
         where = f"at step {self._age + 1} of an episode of environment {self.index} with action {action}"
         try:
             for _ in range(self._action_repeat):
-                obs, reward, terminated, truncated, info = self.env.step(action + self._first_action)
-                total += float(reward)
+                result = self.env.step(action + self._first_action)
+                obs, reward, terminated, truncated, info = self._unpack("step", result, STEP)
+                total += float(reward) if isinstance(reward, float | int) else self._number(reward, where)
                 if terminated or truncated:
                     break
+        except UserError:
+            raise
         except (Exception, SystemExit) as error:
             raise UserError(
                 f"{self.name} raised {describe(error).rstrip('.')}; this happened {where}. The error is in the "
@@ -177,7 +187,7 @@ class SingleEnv:
         self._age += 1
         terminal = bool(terminated)
         truncated = not terminal and (bool(truncated) or 0 < self._max_steps <= self._age)
-        lives = info.get("lives", self._lives)
+        lives = _lives(info, self._lives)
         life_lost = bool(lives < self._lives) and not (terminal or truncated)
         self._lives = lives
         return Outcome(self._frame(obs, where), total, terminal, truncated, life_lost)
@@ -233,4 +243,32 @@ class SingleEnv:
         if isinstance(self.image, VectorFormat):
             return image[:, None, None]
         self.picture = image
-        return make_frame(image, self._size, self._grayscale)
+        frame_FHW = make_frame(image, self._size, self._grayscale)
+        # An image of the right size and type was not converted, and the environment may draw the next one into the same
+        # array.
+        return frame_FHW.copy() if np.may_share_memory(frame_FHW, image) else frame_FHW
+
+    def _unpack(self, method: str, result: Any, names: str) -> Sequence[Any]:
+        """Return the values that a method of the environment returned, if they are as many as `names`.
+
+        Raises:
+            UserError: they are not.
+        """
+        if isinstance(result, tuple | list) and len(result) == names.count(",") + 1:
+            return result
+        what = f"{len(result)} values" if isinstance(result, tuple | list) else f"a {type(result).__name__}"
+        raise UserError(f"{self.name} returned {what} from {method}(), expected those of gymnasium.Env: {names}.")
+
+    def _number(self, reward: Any, where: str) -> float:
+        """Return a reward that is a number of NumPy, or an array or tensor of one number, as a float.
+
+        Raises:
+            UserError: it is something else.
+        """
+        array = np.asarray(reward)
+        if array.size != 1 or array.dtype.kind not in "uifb":
+            raise UserError(
+                f"{self.name} returned a reward that is not a number, but {reward!r}, {where}. The error is in the "
+                f"environment itself."
+            )
+        return float(array.item())
