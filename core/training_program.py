@@ -46,27 +46,44 @@ def check_divisible(config: Any, world: World, *fields: str, parts: int = 1) -> 
             )
 
 
-def check_batch_norm(network: nn.Module, shape: tuple[int, ...], images_per_pass: int) -> None:
+def images_per_pass(batch_size: int, images: int, world: World, parts: int = 1) -> int:
+    """Return the smallest number of images in a forward pass of training.
+
+    Args:
+        batch_size: of all processes.
+        images: training images; if they are fewer than a batch, they are the batch.
+        world: processes, which divide the images of a batch.
+        parts: gradient accumulation steps, for which a process divides its images with `Tensor.chunk`.
+    """
+    batch = min(batch_size, images)
+    shards = {batch // world.size, -(-batch // world.size)}
+    return min(len(part) for shard in shards for part in torch.arange(shard).chunk(parts))
+
+
+def check_batch_norm(network: nn.Module, shape: tuple[int, ...], smallest: int) -> None:
     """Check that BatchNorm layers get more than one value per channel in training.
 
     Args:
         network: on the meta device.
         shape: of an input, without the batch.
-        images_per_pass: batch size of one process, divided by the accumulation steps.
+        smallest: number of images in the smallest forward pass, see `images_per_pass`.
 
     Raises:
-        UserError: they do not, because a single image has shrunk to one pixel before such a layer.
+        UserError: they do not, because a single image has shrunk to one pixel before such a layer; or a process has no
+            image.
     """
-    if images_per_pass > 1:
+    if smallest > 1:
         return
+    if smallest == 0:
+        raise UserError("There are more processes than training images: start fewer, or give more images.")
     try:
-        network.train()(torch.empty(images_per_pass, *shape, device="meta"))
+        network.train()(torch.empty(smallest, *shape, device="meta"))
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
         raise UserError(
             "A forward pass over a single image leaves BatchNorm one value per channel, which has no variance: give a "
-            "larger --batch-size, or fewer accumulation steps or processes."
+            "larger --batch-size, more images, or fewer accumulation steps or processes."
         ) from None
 
 

@@ -36,7 +36,7 @@ from zerokara.core.programs import command
 from zerokara.core.report import figure_pixels, write_figure, write_json
 from zerokara.core.run import Run
 from zerokara.core.run_config import configure
-from zerokara.core.training_program import check_batch_norm, check_divisible, choose_compute, open_run
+from zerokara.core.training_program import check_batch_norm, check_divisible, choose_compute, images_per_pass, open_run
 from zerokara.vision.binarization.config import PRESETS, Config
 from zerokara.vision.binarization.network import BinaryMetadata, BinaryNetwork, write_packed
 from zerokara.vision.binarization.pictures import draw_filters, draw_straight_through, network_table
@@ -273,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = Data.load(config.for_data())
     with torch.device("meta"):
         network = make_metadata(config, images).build()
-    check_batch_norm(network, images.train.shape, config.batch_size // world.size)
+    check_batch_norm(network, images.train.shape, images_per_pass(config.batch_size, len(images.train), world))
     updates = total_updates(config, images)
     probe_step = partial(probe_update, Training, config, images, world)
     with open_run(config, KIND, world) as run:

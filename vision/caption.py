@@ -36,7 +36,7 @@ from zerokara.core.programs import program_command
 from zerokara.core.report import figure_pixels, write_json
 from zerokara.core.run import Run
 from zerokara.core.run_config import configure
-from zerokara.core.training_program import check_batch_norm, check_divisible, choose_compute, open_run
+from zerokara.core.training_program import check_batch_norm, check_divisible, choose_compute, images_per_pass, open_run
 from zerokara.core.zoo import provenance
 from zerokara.vision.captioning.config import PRESETS, BackboneSource, Config, Data
 from zerokara.vision.captioning.learner import EncodedCaptions, Training
@@ -196,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_divisible(config, world, "batch_size")
     data = Data.load(config)
     check_backbone(config, data)
-    captions_per_pass = config.batch_size // world.size * min(map(len, data.train.captions))
+    captions_per_pass = images_per_pass(config.batch_size, len(data.train), world) * min(map(len, data.train.captions))
     check_batch_norm(nn.BatchNorm1d(1, affine=False, device="meta"), (1,), captions_per_pass)
     updates = total_updates(config, data)
     # The vocabulary, and with it the size of the network, is that of all images.

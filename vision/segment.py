@@ -33,7 +33,7 @@ from zerokara.core.programs import program_command
 from zerokara.core.report import write_json
 from zerokara.core.run import Run
 from zerokara.core.run_config import configure
-from zerokara.core.training_program import check_batch_norm, check_divisible, choose_compute, open_run
+from zerokara.core.training_program import check_batch_norm, check_divisible, choose_compute, images_per_pass, open_run
 from zerokara.core.zoo import provenance
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision.segmentation.config import PRESETS, Config
@@ -182,7 +182,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = Data.load(config)
     with torch.device("meta"):  # a network that cannot be built is rejected before a run folder is created
         network = make_metadata(config, images).build()
-    check_batch_norm(network, images.train.shape, config.batch_size // (world.size * config.accumulation_steps))
+    smallest = images_per_pass(config.batch_size, len(images.train), world, config.accumulation_steps)
+    check_batch_norm(network, images.train.shape, smallest)
     if not config.resume and (config.weights or config.pretrained_backbone):  # and so are weights that do not fit
         with torch.random.fork_rng():
             load_weights(config, make_metadata(config, images).build())

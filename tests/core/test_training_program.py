@@ -21,7 +21,7 @@ from zerokara.core.distributed import World
 from zerokara.core.run import Run
 from zerokara.core.run_options import RunOptions
 from zerokara.core.tracking import Tracking
-from zerokara.core.training_program import check_batch_norm, check_divisible, choose_compute, open_run
+from zerokara.core.training_program import check_batch_norm, check_divisible, choose_compute, images_per_pass, open_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +198,29 @@ def test_batch_norm_needs_more_than_one_value_per_channel() -> None:
         check_batch_norm(network, (1, 3, 3), 1)
     with pytest.raises(RuntimeError):
         check_batch_norm(network, (1, 2, 2), 1)
+    with pytest.raises(UserError, match="more processes than training images"):
+        check_batch_norm(network, (1, 4, 4), 0)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "images", "processes", "parts", "expected"),
+    [
+        (8, 100, 1, 1, 8),
+        (8, 100, 2, 2, 2),
+        (8, 1, 1, 1, 1),  # all images are one batch
+        (8, 3, 2, 1, 1),  # a process has images 0 and 2, the other one image 1
+        (8, 1, 2, 1, 0),
+        (12, 10, 1, 4, 1),  # 3 + 3 + 3 + 1
+        (12, 5, 1, 4, 1),  # 2 + 2 + 1
+        (12, 9, 1, 4, 3),
+    ],
+)
+def test_smallest_number_of_images_in_a_forward_pass(
+    batch_size: int, images: int, processes: int, parts: int, expected: int
+) -> None:
+    assert images_per_pass(batch_size, images, World(size=processes), parts) == expected
+    shards = [torch.arange(min(batch_size, images))[rank::processes] for rank in range(processes)]
+    assert min(len(part) for shard in shards for part in shard.chunk(parts)) == expected
 
 
 def test_a_run_that_a_signal_interrupts_is_tracked_as_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
