@@ -27,6 +27,7 @@ policy), F features, X outputs per action (1 expected return, or atoms, or quant
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -299,8 +300,7 @@ def start(config: Config, callback: LogCallback | None = None) -> None:
     """Start or resume the run of a config: open the run folder, choose the hardware settings, train."""
     world = World.from_env(config.device)
     check_divisible(config, world, "num_envs", "batch_size")
-    env = make_env(config, world)
-    with open_run(config, KIND, world) as run:
+    with contextlib.closing(make_env(config, world)) as env, open_run(config, KIND, world) as run:
         run.callback = callback
         timed = partial(probe_step, config, env, world)
         updates = schedules.updates_due(config, config.total_steps)

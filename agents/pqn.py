@@ -20,6 +20,7 @@ Shapes: T steps of a rollout, N environments, B minibatch, A actions, C, H, W an
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -230,8 +231,7 @@ def start(config: Config, callback: LogCallback | None = None) -> None:
     """Start or resume the run of a config: open the run folder, choose the hardware settings, train."""
     world = World.from_env(config.device)
     check_divisible(config, world, "num_envs")
-    env = make_env(config, world)
-    with open_run(config, KIND, world) as run:
+    with contextlib.closing(make_env(config, world)) as env, open_run(config, KIND, world) as run:
         run.callback = callback
         timed = partial(probe_step, config, env, world)
         rollouts = config.total_steps // (config.rollout_steps * config.num_envs)

@@ -94,6 +94,24 @@ def load_module(name: str, source: str) -> Any:
     return module
 
 
+def locate(path: str, run: Path) -> str:
+    """Return the import path of a saved run in such a way that its file is found from every working folder.
+
+    A relative file is that of the folder in which the run was started, where the run is runs/<name>; if it is not
+    there, that of the working folder.
+
+    Args:
+        path: import path, or another name.
+        run: run folder.
+    """
+    file, _, name = path.rpartition(":")
+    runs = run.resolve().parent
+    if not file.endswith(".py") or runs.name != "runs" or runs.parent == Path.cwd().resolve():
+        return path
+    there = runs.parent / Path(file).expanduser()
+    return f"{there}:{name}" if there.is_file() else path
+
+
 def _import_error(name: str, error: BaseException) -> UserError:
     summary = error_summary(error) if isinstance(error, Exception) else f"it called sys.exit({error})"
     return UserError(f"{name} cannot be imported: {type(error).__name__}: {summary}")

@@ -42,6 +42,7 @@ class VectorEnv(ABC):
     frame_channels: int  # F
     obs_shape: tuple[int, int, int]  # (C, H, W)
     obs_dtype: type[np.generic] = np.uint8  # np.float32 for vectors
+    first_action: int = 0  # number of action 0 in the action space of the environment
     settings: Mapping[str, Any]  # the active settings, printed and saved with the run
     errors: int = 0  # episodes that were truncated because the environment raised an exception
     episodes_restarted: bool = False  # True if `load_state_dict` started new episodes instead of resuming
@@ -57,6 +58,10 @@ class VectorEnv(ABC):
 
         The same seed and actions give the same observations.
         """
+
+    def saved_settings(self) -> dict[str, Any]:
+        """Return what a run saves about its environments: the active settings, and `first_action` if it is not 0."""
+        return {**self.settings, **({"first_action": self.first_action} if self.first_action else {})}
 
     def send(self, action_N: np.ndarray) -> None:
         """Start one step with actions (N,) int64. Returns immediately if the environment has threads of its own.

@@ -102,7 +102,7 @@ def make_gymnasium_env(
     if "rgb_array" in modes and (render or image is None) and _accepts(target, "render_mode"):
         kwargs["render_mode"] = "rgb_array"
     close(first)
-    return GymnasiumVectorEnv(
+    made = GymnasiumVectorEnv(
         name,
         partial(create, env, **kwargs),
         num_envs,
@@ -114,6 +114,8 @@ def make_gymnasium_env(
         restart_on_error=restart_on_error,
         workers=workers,
     )
+    made.first_action = int(first.action_space.start)
+    return made
 
 
 def _accepts(target: EnvSpec | Callable[..., Env], argument: str) -> bool:

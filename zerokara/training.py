@@ -8,14 +8,16 @@ A run has its folder runs/<name> as on the command line, and its signals, checkp
 from __future__ import annotations
 
 import contextlib
+import gc
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from zerokara.agents.viewing.loading import Agent, load_agent
+from zerokara.core import checkpoint
 from zerokara.core.config import Stopped, UserError, disk_full_message, field_types, flag, is_switch, negated_flag
 from zerokara.core.named_object import NamedObject
 from zerokara.core.programs import program_command
@@ -61,8 +63,9 @@ def train_dcgan(*, callback: LogCallback | None = None, **settings: Any) -> Samp
     from zerokara.generative import dcgan
     from zerokara.predictors import load_generator
 
-    config = _train(dcgan, settings, callback)
-    return load_generator(Path("runs") / config.name, device=config.device, threads=config.threads)
+    with _own_random_numbers(settings):
+        config = _train(dcgan, settings, callback)
+        return load_generator(Path("runs") / config.name, device=config.device, threads=config.threads)
 
 
 def train_classifier(*, callback: LogCallback | None = None, **settings: Any) -> Classifier:
@@ -73,15 +76,31 @@ def train_classifier(*, callback: LogCallback | None = None, **settings: Any) ->
     from zerokara.predictors import load_classifier
     from zerokara.vision import classify
 
-    config = _train(classify, settings, callback)
-    own = config.backbone.target if isinstance(config.backbone, NamedObject) else None
-    return load_classifier(Path("runs") / config.name, backbone=own, device=config.device, threads=config.threads)
+    with _own_random_numbers(settings):
+        config = _train(classify, settings, callback)
+        own = config.backbone.target if isinstance(config.backbone, NamedObject) else None
+        return load_classifier(Path("runs") / config.name, backbone=own, device=config.device, threads=config.threads)
 
 
 def _train_agent(program: ModuleType, settings: Mapping[str, Any], callback: LogCallback | None) -> Agent:
-    config = _train(program, settings, callback)
-    own = {name: getattr(config, name) for name in OWN_CLASSES if isinstance(getattr(config, name), NamedObject)}
-    return load_agent(Path("runs") / config.name, device=config.device, threads=config.threads, **own)
+    with _own_random_numbers(settings):
+        config = _train(program, settings, callback)
+        own = {name: getattr(config, name) for name in OWN_CLASSES if isinstance(getattr(config, name), NamedObject)}
+        return load_agent(Path("runs") / config.name, device=config.device, threads=config.threads, **own)
+
+
+@contextlib.contextmanager
+def _own_random_numbers(settings: Mapping[str, Any]) -> Iterator[None]:
+    """Restore the random generators of the caller, so that its numbers do not repeat after each run of the same seed.
+
+    A run seeds the generators of torch, and a resumed one also sets those of Python and NumPy.
+    """
+    before = checkpoint.rng_state()
+    try:
+        yield
+    finally:
+        changed = before if settings.get("resume") else {"torch": before["torch"], "cuda": before["cuda"]}
+        checkpoint.set_rng_state({**checkpoint.rng_state(), **changed})
 
 
 def _train(program: ModuleType, settings: Mapping[str, Any], callback: LogCallback | None) -> Any:
@@ -98,6 +117,7 @@ def _train(program: ModuleType, settings: Mapping[str, Any], callback: LogCallba
         config = replace(program.read_config(command_line({**settings, **own})), **own)
         with contextlib.suppress(Stopped):  # by a signal or by the callback; the run is saved
             program.start(config, callback)
+        gc.collect()  # the parts of a run refer to each other, and its replay buffer must not stay until the next one
     except UserError as error:
         raise UserError(python_message(str(error), program)) from error.__cause__
     except OSError as error:

@@ -96,15 +96,14 @@ class Session(ABC):
         self.last_score: float | None = None  # mean raw return of the last evaluation
         self.last_evaluation_step = 0
         self.best = BestAgent(run)
-        self.evaluation_pending = False  # True after an interrupted evaluation; it is repeated after resuming
-        self.video_pending = False  # the same for the video of an evaluation
-        self.goal_reached = False  # True if `stop_at_return` was reached
+        self.evaluation_pending = self.video_pending = False  # True after an interrupted one; repeated after resuming
         self.clock = Stopwatch()  # total time of the run over all restarts, including evaluations
         self.seconds = dict.fromkeys(("act", "emulate", "learn"), 0.0)  # since the start of the log interval
         self.interval = LogInterval(0)
-        self.resumed = False
+        self.resumed = self.goal_reached = False  # goal_reached: `stop_at_return` was reached
         self._parts: dict[str, Part] = {}
         self._eval_env: envs.VectorEnv | None = None  # reused, because creating it takes seconds
+        self._at_end = contextlib.ExitStack()  # closes it
 
     def register(self, **parts: Part) -> None:
         """Add parts of the algorithm to the checkpoints, under their names."""
@@ -164,7 +163,7 @@ class Session(ABC):
         if self.resumed:
             return
         self.obs = self.env.reset(self.seed % 2**31)
-        self.run.save_extra(environment=dict(self.env.settings))
+        self.run.save_extra(environment=self.env.saved_settings())
         if pretrained_backbone:
             weights = zoo.find_weights(pretrained_backbone)
             self.run.print(str(load_pretrained_backbone(self.learner.network.backbone, weights)))
@@ -201,7 +200,7 @@ class Session(ABC):
         Raises:
             UserError: training diverged (the weights contain NaN or Inf), or the disk is full.
         """
-        with self.run.interruptible(on=False):
+        with self.run.interruptible(on=False), self._at_end:
             yield from self._iterations(more_metrics, checkpoint_needed)
 
     def _iterations(
@@ -275,6 +274,7 @@ class Session(ABC):
         config = self.config
         if self._eval_env is None:
             self._eval_env = envs.make(config.env, config.eval_episodes, **config.env_settings())
+            self._at_end.callback(self._eval_env.close)
         seed = 500_000_000 + config.seed * 1_009 + repetition * 7_919 + self.step % 1_000_003
         with self.run.interruptible():
             return evaluate(

@@ -27,6 +27,7 @@ class Actor:
         config: of its training.
         obs_shape: (C, H, W).
         declared: returns the format of the observations in the environment of the training, see `FrameReader`.
+        first_action: number of action 0 in the action space of the environment.
     """
 
     frames: FrameReader | VectorReader
@@ -37,8 +38,9 @@ class Actor:
         config: Settings,
         obs_shape: tuple[int, int, int],
         declared: Callable[[], ImageFormat | VectorFormat | None],
+        first_action: int = 0,
     ) -> None:
-        self.policy, self.config = policy, config
+        self.policy, self.config, self.first_action = policy, config, first_action
         if config.obs_type == "vector":
             self.frames = VectorReader(obs_shape, declared)
         else:
@@ -73,6 +75,11 @@ class Actor:
             UserError: see `values`.
         """
         q_NA, is_batch = self.values(obs, stacked)
+        if self.first_action and not is_batch:
+            note(
+                f"{self.config.env}: act numbers the actions from 0, and the action space starts at "
+                f"{self.first_action}: give the environment agent.act(obs) + env.action_space.start."
+            )
         explore_N = self._random.random(len(q_NA)) < epsilon
         random_N = self._random.integers(q_NA.shape[1], size=len(q_NA))
         action_N = np.where(explore_N, random_N, q_NA.argmax(axis=1))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +36,7 @@ from zerokara.agents.viewing.acting import Actor
 from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, from_dict
+from zerokara.core.importing import locate
 from zerokara.core.named_object import NamedObject
 from zerokara.core.report import FromSource
 from zerokara.core.run import Run
@@ -60,6 +61,7 @@ class Agent(FromSource):
     returns: tuple[float, ...] = ()  # raw returns of the last up to 100 training episodes before the last checkpoint
     selection: float | None = None  # mean raw return of the evaluation that selected the weights
     updates: int | None = None  # gradient steps of training; None: unknown
+    first_action: int = 0  # number of action 0 in the action space of the environment
     weights: str = "of the file"  # description of the weights
 
     def make_env(self, num_envs: int, *, render: bool = False, protocol: ProtocolName | None = None) -> envs.VectorEnv:
@@ -125,7 +127,7 @@ class Agent(FromSource):
             env.close()
             return getattr(env, "image", None)
 
-        return Actor(self.policy, self.config, self.obs_shape, declared)
+        return Actor(self.policy, self.config, self.obs_shape, declared, self.first_action)
 
     def evaluate(self, episodes: int = 30, *, epsilon: float | None = None, seed: int = 0) -> Scores:
         """Play complete episodes in the environment of the training and return their raw returns and lengths.
@@ -214,7 +216,7 @@ def _named(value: str | Callable[..., Any]) -> str:
 def _read_file(path: Path, own: dict[str, str]) -> Loaded:
     """Read a model file. `own` are values of the config that replace those of the file."""
     metadata, weights = AgentMetadata.read(path)
-    metadata = replace(metadata, config={**metadata.config, **own})
+    metadata = replace(metadata, config={**_located(metadata.config, path.parent), **own})
     config = metadata.settings()
     return metadata.make(weights, path), config, _details(metadata, config)
 
@@ -241,6 +243,7 @@ def _details(metadata: AgentMetadata, config: Settings) -> dict[str, Any]:
         "obs_shape": metadata.obs_shape or config.obs_shape,
         "selection": figures.get("eval/return"),
         "updates": figures.get("train/updates"),
+        "first_action": metadata.environment.get("first_action", 0),
     }
 
 
@@ -259,6 +262,7 @@ def _read_last(folder: Path, own: dict[str, str], why: str) -> Loaded:
             "obs_shape": tuple(state.get("obs_shape", config.obs_shape)),
             "returns": tuple(state["returns"]),
             "updates": state["updates"],
+            "first_action": Run.read_config(folder)["extra"].get("environment", {}).get("first_action", 0),
             "weights": f"of the last checkpoint{why}",
         }
         network = make_agent_network(kind, config, state["num_actions"], details["obs_shape"])
@@ -273,7 +277,15 @@ def _read_config(folder: Path, own: dict[str, str]) -> tuple[str, Settings]:
     content = Run.read_config(folder)
     kind = content["kind"]
     check_algorithm(kind, folder)
-    return kind, from_dict(ALGORITHMS[kind][0], {**content["config"], **own}, str(folder / "config.json"))
+    return kind, from_dict(
+        ALGORITHMS[kind][0], {**_located(content["config"], folder), **own}, str(folder / "config.json")
+    )
+
+
+def _located(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a saved config with an environment and a network of one's own that are found from any working folder."""
+    paths = {name: config[name] for name in ("env", "backbone") if isinstance(config.get(name), str)}
+    return {**config, **{name: locate(path, folder) for name, path in paths.items()}}
 
 
 def _misfit(path: Path, error: Exception) -> UserError:

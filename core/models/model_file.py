@@ -29,6 +29,7 @@ from zerokara.core.backbones.registry import BackboneName, is_custom
 from zerokara.core.checkpoint import write_atomically
 from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, error_summary
+from zerokara.core.importing import locate
 from zerokara.core.media import to_uint8
 from zerokara.core.run import Run
 
@@ -168,6 +169,8 @@ class Metadata(ABC, Generic[NetworkT]):
 
     @classmethod
     def _parse(cls, fields: Mapping[str, Any], path: Path) -> Self:
+        if isinstance(backbone := fields.get("backbone"), str):  # perhaps a network of one's own
+            fields = {**fields, "backbone": locate(backbone, path.parent)}
         try:
             return cls.from_fields(fields)
         except (TypeError, ValueError) as error:

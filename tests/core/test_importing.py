@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from zerokara.core.config import UserError
-from zerokara.core.importing import load_callable, load_module
+from zerokara.core.importing import load_callable, load_module, locate
 
 SOURCE = "NUMBER = 3\n\nclass Outer:\n    class Inner:\n        pass\n\ndef double(x):\n    return 2 * x\n"
 
@@ -72,3 +72,21 @@ def test_mistakes_get_one_sentence(path: str, message: str, tmp_path: Path) -> N
     with pytest.raises(UserError, match=message) as error:
         load_callable(path, "--loss")
     assert "\n" not in str(error.value)
+
+
+def test_a_file_of_a_saved_run_is_found_from_every_working_folder(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "runs" / "a"
+    other = tmp_path / "other"
+    run.mkdir(parents=True)
+    other.mkdir()
+    assert locate("my_code.py:double", Path("runs/a")) == "my_code.py:double"
+    monkeypatch.chdir(other)
+    (other / "my_code.py").write_text("def double(x):\n    return 0\n")  # a file of another project
+    assert locate("my_code.py:double", run) == locate("my_code.py:double", Path("../runs/a")) == f"{file}:double"
+    assert load_callable(locate("my_code.py:double", run), "--loss")(4) == 8
+    assert locate(f"{file}:double", run) == f"{file}:double"
+    for path in ("resnet18", "os.path:join", "missing.py:Net", "ALE/Pong-v5"):
+        assert locate(path, run) == path
+    assert locate("my_code.py:double", other / "copied") == "my_code.py:double"  # no run folder: as it was saved

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import random
 import sys
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
+import psutil
 import pytest
+import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
@@ -18,6 +22,8 @@ from tests.core.test_file_lock import in_thread
 from tests.programs import run_interpreter, start
 from zerokara.agents import dqn
 from zerokara.agents.configs.dqn import Config, read_config
+from zerokara.core import checkpoint
+from zerokara.core import config as config_module
 from zerokara.core.data import glyphs
 from zerokara.core.media import write_png
 from zerokara.training import command_line, python_message
@@ -152,6 +158,31 @@ def test_an_exception_of_a_callback_reaches_the_caller() -> None:
 def test_training_in_a_thread() -> None:
     agent = in_thread(lambda: zerokara.train_dqn(env=Blink, backbone=Net, name="a", **TINY_DQN))
     assert in_thread(lambda: agent.act(np.zeros((12, 16, 3), np.uint8))) in (0, 1)
+
+
+def random_numbers() -> tuple[float, ...]:
+    """Return a number of each of the global generators."""
+    return torch.rand(1).item(), float(np.random.rand()), random.random()  # noqa: NPY002
+
+
+def test_the_caller_keeps_its_random_numbers() -> None:
+    """Training seeds the generators of torch; those who draw hyperparameters between two runs must not notice it."""
+    torch.manual_seed(3)
+    expected = [torch.rand(1).item() for _ in range(3)]
+    torch.manual_seed(3)
+    drawn, others = [], []
+    for name in "ab":
+        numbers = random_numbers()
+        drawn.append(numbers[0])
+        others.append(numbers[1:])
+        zerokara.train_dqn(env=Blink, name=name, **{**TINY_DQN, "total_steps": 40})
+    assert [*drawn, random_numbers()[0]] == expected
+    assert others[0] != others[1]
+    before = checkpoint.rng_state()
+    following = random_numbers()
+    checkpoint.set_rng_state(before)
+    zerokara.train_dqn(env=Blink, name="b", resume=True, **{**TINY_DQN, "total_steps": 80})
+    assert random_numbers() == following  # those of the caller, not those of the checkpoint
 
 
 def test_worker_processes_get_the_class_itself() -> None:
@@ -311,3 +342,82 @@ def test_every_public_name_has_a_docstring() -> None:
     for name in zerokara.__all__:
         assert getattr(zerokara, name).__doc__
     assert sys.modules["zerokara"].__doc__
+
+
+class Offset(Blink):
+    """Environment whose actions are 10 and 11."""
+
+    action_space = spaces.Discrete(2, start=10)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert action in (10, 11)
+        return super().step(action - 10)
+
+
+def test_actions_that_do_not_start_at_0_are_explained_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config_module, "_printed", set())
+    agent = zerokara.train_dqn(env=Offset, name="a", **{**TINY_DQN, "total_steps": 200, "eval_every_steps": 200})
+    frame, _ = Offset().reset()
+    assert agent.evaluate(2).lengths == (10, 10)
+    assert agent.act(np.zeros((3, 4, 84, 84), np.uint8)).shape == (3,)  # type: ignore[union-attr]  # of make_env
+    assert capsys.readouterr().err == ""
+    best = zerokara.load_agent("runs/a", threads=1)
+    last = zerokara.load_agent("runs/a", which="last", threads=1)
+    for loaded in (agent, best, last):
+        assert loaded.first_action == 10
+        assert loaded.act(frame) in (0, 1)
+    message = "the action space starts at 10: give the environment agent.act(obs) + env.action_space.start."
+    assert capsys.readouterr().err.count(message) == 1
+    zerokara.train_dqn(env=Blink, name="b", **{**TINY_DQN, "total_steps": 40}).act(frame)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("train", [zerokara.train_dqn, zerokara.train_pqn])
+def test_environments_are_closed_when_a_run_has_ended(train: Any) -> None:
+    """An environment may hold a simulator, a window or a license. Garbage collection must not be needed."""
+    created: list[Counted] = []
+
+    class Counted(Blink):
+        def __init__(self) -> None:
+            super().__init__()
+            self.is_open = True
+            created.append(self)
+
+        def close(self) -> None:
+            self.is_open = False
+
+    steps = {"rollout_steps": 10, "num_minibatches": 4} if train is zerokara.train_pqn else TINY_DQN
+    settings = {**TINY, **steps, "eval_every_steps": 200, "env": Counted}
+    gc.disable()
+    try:
+        train(name="a", **settings)
+        assert not any(env.is_open for env in created)
+        train(name="b", callback=lambda step, _: False, **settings)
+        assert not any(env.is_open for env in created)
+        with pytest.raises(zerokara.UserError, match="already holds a run"):
+            train(name="a", **settings)
+        assert not any(env.is_open for env in created)
+    finally:
+        gc.enable()
+
+
+def test_worker_processes_end_with_the_run() -> None:
+    before = {process.pid for process in psutil.Process().children()}
+    gc.disable()
+    try:
+        zerokara.train_dqn(env=Blink, name="a", **{**TINY_DQN, "env_workers": 2, "eval_every_steps": 200})
+        assert {process.pid for process in psutil.Process().children()} <= before
+    finally:
+        gc.enable()
+
+
+def test_a_single_training_image_that_batch_norm_reduces_to_one_value_is_refused(tmp_path: Path) -> None:
+    for name in ("cats", "dogs"):
+        images(tmp_path / "few" / name, 2)  # one of them is a test image, and one of the others a validation image
+    with pytest.raises(zerokara.UserError, match=r"give a larger batch_size, more images, or fewer accumulation steps"):
+        zerokara.train_classifier(
+            data="few", backbone="resnet18", width_multiplier=0.125, validation_images=1, device="cpu", name="c"
+        )
+    assert not Path("runs").exists()
