@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -206,6 +207,34 @@ def numbered(name: str) -> Iterator[str]:
     """Yield `name`, `name`-2, `name`-3, ...: names for files that must not overwrite one another."""
     yield name
     yield from (f"{name}-{number}" for number in itertools.count(2))
+
+
+class OutputNames:
+    """Names of files for the results of several inputs: no two are equal, and none is that of an input.
+
+    Args:
+        folder: of the results.
+        inputs: files that must not be overwritten.
+    """
+
+    def __init__(self, folder: Path, inputs: Sequence[Path]) -> None:
+        self._folder = folder
+        self._taken = {path.resolve() for path in inputs}
+
+    def choose(self, stem: str, *endings: str) -> str:
+        """Return `stem`, or else `stem`-2, `stem`-3, ..., such that with each of `endings` it is a new name."""
+        for name in numbered(stem):
+            paths = {(self._folder / f"{name}{ending}").resolve() for ending in endings}
+            if not paths & self._taken:
+                self._taken |= paths
+                return name
+        raise AssertionError("numbered is endless")
+
+
+def shown_names(files: Sequence[Path]) -> dict[Path, str]:
+    """Return the names of files for a table: the file name, or the whole path if others have the same file name."""
+    counts = Counter(file.name for file in files)
+    return {file: file.name if counts[file.name] == 1 else str(file) for file in files}
 
 
 def output_folder(out: str, default: Path) -> Path:

@@ -21,9 +21,10 @@ import numpy as np
 from zerokara.core.command_line import parse
 from zerokara.core.compute import Compute, Precision
 from zerokara.core.config import Positional, Range, UserError, error_summary, run_main
-from zerokara.core.data.image_files import SUFFIXES, resize
+from zerokara.core.data.image_files import list_image_files, resize
 from zerokara.core.media import write_png
 from zerokara.core.programs import program_command
+from zerokara.core.report import OutputNames
 from zerokara.generative.style import network as network_file
 from zerokara.generative.style.losses import luminance, with_luminance
 from zerokara.generative.style.network import StyleNetwork
@@ -60,21 +61,14 @@ def image_files(inputs: Sequence[str]) -> list[Path]:
     """Return the given images, and the images in given folders.
 
     Raises:
-        UserError: no images, or two that would be written to the same file.
+        UserError: no images.
     """
-    paths: list[Path] = []
-    for word in inputs:
-        path = Path(word).expanduser()
-        paths += sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-    if not paths:
+    if not inputs:
         raise UserError(
             "No image was named: type the run and then images, as in "
             f"{program_command('generative.stylise')} runs/<name> photo.jpg."
         )
-    stems = [path.stem for path in paths]
-    if twice := next((path for path in paths if stems.count(path.stem) > 1), None):
-        raise UserError(f"Two images are called {twice.stem}, and both would become {twice.stem}.png: rename one.")
-    return paths
+    return list(dict.fromkeys(list_image_files(inputs)))
 
 
 def stylize_image(network: StyleNetwork, compute: Compute, image_HWC: np.ndarray, *, keep_color: bool) -> np.ndarray:
@@ -117,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--out cannot be {options.out!r} ({error_summary(error)}): name a folder.") from None
     compute = _compute(options, network, files)
     network = compute.frozen(compute.module(network))
-    errors = []
+    names, errors = OutputNames(folder, files), []
     for path in files:
         try:
             image = read_resized(path, options)
@@ -127,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         start = time.perf_counter()
         result = stylize_image(network, compute, image, keep_color=options.keep_color)
         seconds = time.perf_counter() - start
-        target = folder / f"{path.stem}.png"
+        target = folder / f"{names.choose(path.stem, '.png')}.png"
         try:
             write_png(target, result)
         except OSError as error:

@@ -30,7 +30,7 @@ from zerokara.core.config import Positional, Range, UserError, error_summary, ru
 from zerokara.core.data.image_files import convert_channels, list_image_files, read_image, resize_and_crop
 from zerokara.core.media import png_bytes
 from zerokara.core.programs import program_command
-from zerokara.core.report import figure_pixels
+from zerokara.core.report import figure_pixels, shown_names
 from zerokara.vision.captioning.network import CaptionerMetadata, extract_features, generate_captions
 from zerokara.vision.captioning.pictures import Entry, draw, page
 
@@ -84,7 +84,8 @@ def write(path: Path, captions: Mapping[Path, str], images: Mapping[Path, np.nda
     Raises:
         UserError: the file cannot be written.
     """
-    entries = [Entry(images[file], caption, notes=(("file", file.name),)) for file, caption in captions.items()]
+    names = shown_names(list(captions))
+    entries = [Entry(images[file], caption, notes=(("file", names[file]),)) for file, caption in captions.items()]
     if path.suffix == ".png":
         content = png_bytes(figure_pixels(draw(entries)))
     else:
@@ -127,8 +128,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             table = Table(box=box.SIMPLE_HEAD)
             table.add_column("image", overflow="fold", min_width=8)
             table.add_column("caption", style="bold")
+            names = shown_names(list(captions))
             for file, text in captions.items():
-                table.add_row(file.name, text)
+                table.add_row(names[file], text)
             Console(width=None if sys.stdout.isatty() else 160).print(table)
         if options.out:
             introduction = f"Captions by {options.words[0]}, which was trained on {network.metadata.data}."

@@ -32,7 +32,7 @@ from zerokara.core.data.boxes import pad_to_canvas, resize_to
 from zerokara.core.data.image_files import convert_channels, list_image_files, read_image
 from zerokara.core.media import write_png
 from zerokara.core.programs import program_command
-from zerokara.core.report import numbered, output_folder
+from zerokara.core.report import OutputNames, output_folder, shown_names
 from zerokara.vision.detection.detector import Detections, Detector, DetectorMetadata
 from zerokara.vision.detection.pictures import draw_detections
 from zerokara.vision.detection.selective_search import propose
@@ -92,10 +92,11 @@ def as_table(results: dict[Path, Result], classes: tuple[str, ...]) -> Table:
         table.add_column(name, justify="right")
     table.add_column("proposals", justify="right", style="dim")
     table.add_column("network", justify="right", style="dim")
+    names = shown_names(list(results))
     for file, each in results.items():
         counts = torch.bincount(each.found.labels, minlength=len(classes)).tolist()
         times = (f"{each.proposal_seconds:.2f} s", f"{each.network_seconds:.2f} s")
-        table.add_row(file.name, *map(str, counts), *times)
+        table.add_row(names[file], *map(str, counts), *times)
     return table
 
 
@@ -143,16 +144,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = output_folder(options.out, (home if home.is_dir() else home.parent) / "predictions")
     results: dict[Path, Result] = {}
     errors = []
-    used_names: set[str] = set()
+    names = OutputNames(folder, files)
     for file in files:
         try:
             image_HWC = read_image(file)
         except UserError as error:
             errors.append(str(error))
             continue
-        name = next(name for name in numbered(f"{file.stem}-found") if name not in used_names)
-        used_names.add(name)
         each = results[file] = detect_in_picture(detector, image_HWC, compute, options.confidence)
+        if (name := names.choose(f"{file.stem}-found", ".png")) != f"{file.stem}-found":
+            print(f"{file}: written as {name}.png", file=sys.stderr)
         write_png(folder / f"{name}.png", draw_detections(each.picture, each.found, detector.metadata.classes))
     if options.json:
         print(json.dumps(as_json(results, detector.metadata.classes), indent=2))

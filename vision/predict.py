@@ -38,7 +38,7 @@ from zerokara.core.data.image_files import Background, list_image_files, read_im
 from zerokara.core.media import png_bytes
 from zerokara.core.models.classifier import Classifier, ClassifierMetadata
 from zerokara.core.programs import program_command
-from zerokara.core.report import figure_pixels, image_figure
+from zerokara.core.report import figure_pixels, image_figure, shown_names
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision.classification.inputs import PreparedImage, prepare
 from zerokara.vision.classification.scoring import predict_probabilities
@@ -155,8 +155,9 @@ def as_table(predictions: Predictions, prepared: dict[Path, PreparedImage]) -> T
     for rank in range(max(map(len, predictions.values()), default=0)):
         table.add_column("prediction" if rank == 0 else f"{rank + 1}.", style="bold" if rank == 0 else None)
     table.add_column("preprocessing", style="dim", overflow="fold")
+    names = shown_names(list(predictions))
     for file, top in predictions.items():
-        table.add_row(file.name, *(f"{name} {value:.1%}" for name, value in top), prepared[file].steps)
+        table.add_row(names[file], *(f"{name} {value:.1%}" for name, value in top), prepared[file].steps)
     return table
 
 
@@ -175,7 +176,8 @@ def as_json(predictions: Predictions, prepared: dict[Path, PreparedImage]) -> li
 def draw(predictions: Predictions, prepared: dict[Path, PreparedImage]) -> Figure:
     """Plot the images as the network got them, with the first prediction."""
     pictures = [prepared[file].pixels_CHW.transpose(1, 2, 0) for file in predictions]
-    titles = [f"{file.name[-22:]}\n{top[0][0][:20]} {top[0][1]:.0%}" for file, top in predictions.items()]
+    names = shown_names(list(predictions))
+    titles = [f"{names[file][-22:]}\n{top[0][0][:20]} {top[0][1]:.0%}" for file, top in predictions.items()]
     return image_figure(pictures, titles, width=1.7, height=2.1, font_size=7)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from zerokara.core.config import Positional, Range, UserError, run_main
 from zerokara.core.data.image_files import convert_channels, list_image_files, read_image, resize
 from zerokara.core.media import write_mp4, write_png
 from zerokara.core.programs import program_command
-from zerokara.core.report import numbered, output_folder
+from zerokara.core.report import OutputNames, output_folder, shown_names
 from zerokara.vision.segmentation.networks import Segmenter, SegmenterMetadata
 from zerokara.vision.segmentation.pictures import STRENGTH, legend, overlay, palette
 from zerokara.vision.segmentation.scoring import pixel_logits
@@ -139,7 +140,7 @@ def write_overlays(
     )
     compute.module(network)
     colors = palette(metadata.classes)
-    used_names: set[str] = set()
+    names, endings = OutputNames(folder, files), [".png", *(["-mask.png"] if options.masks else [])]
     size: tuple[int, int] | None = None
     for file in files:
         try:
@@ -150,8 +151,8 @@ def write_overlays(
         mask_HW = segment_image(network, metadata, compute, image_HWC, views=options.views, scale=options.scale)
         fractions[file] = class_fractions(mask_HW, metadata.classes)
         blended = overlay(image_HWC, mask_HW, colors, options.strength)
-        name = next(name for name in numbered(file.stem) if name not in used_names)
-        used_names.add(name)
+        if (name := names.choose(file.stem, *endings)) != file.stem:
+            print(f"{file}: written as {name}.png", file=sys.stderr)
         strip = [legend(metadata.classes, blended.shape[1], colors)] if options.legend else []
         write_png(folder / f"{name}.png", np.concatenate([blended, *strip]))
         if options.masks:
@@ -191,8 +192,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.json:
         print(json.dumps([{"picture": str(file), "shares": each} for file, each in fractions.items()], indent=2))
     else:
+        names = shown_names(list(fractions))
         for file, each in fractions.items():
-            print(f"{file.name}: " + ", ".join(f"{name} {value:.0%}" for name, value in list(each.items())[:5]))
+            print(f"{names[file]}: " + ", ".join(f"{name} {value:.0%}" for name, value in list(each.items())[:5]))
         if fractions:
             print(f"overlays: {folder}" + (f", video: {folder / 'film.mp4'}" if with_video else ""))
     if errors:

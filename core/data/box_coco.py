@@ -9,6 +9,7 @@ from typing import Any
 
 from zerokara.core.config import UserError, error_summary
 from zerokara.core.data.box_types import AnnotatedImage, ImageFinder, Listing, Read, invalid, name_some, stated_size
+from zerokara.core.data.coco_ids import spellings, unique_names
 from zerokara.core.data.splits import SPLITS, AnySplit, split_of
 
 KEYS = frozenset({"images", "annotations", "categories"})
@@ -34,7 +35,9 @@ def read_coco(files: Sequence[str], pictures: Sequence[str], read: Read, where: 
     for name in chosen:
         try:
             _read_file(name, contents[name], finder, listing, order, where)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except ValueError as error:
+            raise invalid(name, where, error_summary(error)) from None
+        except (KeyError, TypeError, OverflowError) as error:
             raise invalid(name, where, f"{type(error).__name__} {error_summary(error)}") from None
     listing.classes = tuple(sorted(order, key=lambda label: (order[label], label)))
     return listing
@@ -67,11 +70,12 @@ def _read_file(
 
     Raises:
         UserError: all of its images are missing.
-        KeyError, TypeError, ValueError: the content is invalid.
+        KeyError, TypeError, ValueError: the content is invalid, or an id belongs to two images or categories.
     """
-    names = {int(each["id"]): str(each["name"]) for each in content["categories"]}
+    names = unique_names((int(each["id"]), str(each["name"])) for each in content["categories"])
     for key, label in names.items():
         order[label] = min(key, order.get(label, key))
+    known = spellings(unique_names((each["id"], str(each["file_name"])) for each in content["images"]))
     by_id: dict[Any, AnnotatedImage] = {}
     lost: list[str] = []
     for each in content["images"]:
@@ -93,7 +97,6 @@ def _read_file(
             f"left out: annotations in {name} of {len(lost):,} images that do not exist: {name_some(lost)}"
         )
     listing.pictures += by_id.values()
-    known = {each["id"] for each in content["images"]}
     for each in content["annotations"]:
         _add_annotation(listing, each, by_id, known, names, name)
 
@@ -102,12 +105,12 @@ def _add_annotation(
     listing: Listing,
     row: Mapping[str, Any],
     by_id: Mapping[Any, AnnotatedImage],
-    known: set[Any],
+    known: Mapping[Any, Any],
     names: Mapping[int, str],
     name: str,
 ) -> None:
     """Add the box of an annotation, or a description of what is wrong with it."""
-    annotated, label = by_id.get(row["image_id"]), names.get(int(row["category_id"]))
+    annotated, label = by_id.get(known.get(row["image_id"])), names.get(int(row["category_id"]))
     which = f"annotation {row.get('id', '')} in {name}".replace("  ", " ")
     if annotated is None:
         if row["image_id"] not in known:

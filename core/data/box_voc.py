@@ -16,13 +16,15 @@ CORNERS = ("xmin", "ymin", "xmax", "ymax")
 def read_voc(files: Sequence[str], pictures: Sequence[str], read: Read, where: Path) -> Listing:
     """Read PASCAL VOC: corners are pixel indices from 1, and are part of the box. Classes are sorted by name.
 
-    The name of an XML file takes precedence over the name inside, which is outdated in many sets.
+    An object with several boxes, as some tools write it, is one object for each box. The name of an XML file takes
+    precedence over the name inside, which is outdated in many sets.
 
     Raises:
         UserError: an XML file is damaged, or all files annotate images that do not exist.
     """
     finder, listing = ImageFinder(pictures), Listing("PASCAL VOC XML", [], ())
     lost: list[str] = []
+    several: list[str] = []
     for name in (name for name in files if name.lower().endswith(".xml")):
         try:
             root = ET.fromstring(read(name))  # expat limits the expansion of entities
@@ -36,13 +38,17 @@ def read_voc(files: Sequence[str], pictures: Sequence[str], read: Read, where: P
             continue
         size = stated_size(root.findtext("size/width"), root.findtext("size/height"))
         annotated = AnnotatedImage(picture, name, size=size, split=split_of(picture) or split_of(name))
-        for item in root.iter("object"):
-            _add_object(listing, annotated, item)
+        several += [name for item in root.iter("object") if _add_object(listing, annotated, item) > 1]
         listing.pictures.append(annotated)
     if lost and not listing.pictures:
         raise UserError(
             f"{where} has {len(lost):,} annotations of images that it does not contain, the first of them {lost[0]}: "
             f"add the images in JPEGImages/, with the names of the XML files."
+        )
+    if several:
+        listing.audit.notes.append(
+            f"{len(several):,} objects have several boxes, and each box counts as an object: "
+            f"{name_some(list(dict.fromkeys(several)))}"
         )
     if lost:
         listing.audit.notes.append(
@@ -52,19 +58,21 @@ def read_voc(files: Sequence[str], pictures: Sequence[str], read: Read, where: P
     return listing
 
 
-def _add_object(listing: Listing, annotated: AnnotatedImage, item: ET.Element) -> None:
-    """Add the box of an object, or a description of what is wrong with it."""
+def _add_object(listing: Listing, annotated: AnnotatedImage, item: ET.Element) -> int:
+    """Add the boxes of an object, or a description of what is wrong with it. Return the number of its boxes."""
     label = (item.findtext("name") or "").strip()
-    try:
-        x1, y1, x2, y2 = (float(item.findtext(f"bndbox/{end}") or "") for end in CORNERS)
-    except ValueError:
-        listing.audit.left_out.append(
-            f"{label or 'an object'} in {annotated.annotation_file}: the box has not four numbers."
-        )
-        return
-    if not label:
-        listing.audit.left_out.append(f"an object in {annotated.annotation_file}: it has no name.")
-        return
-    # A box from a pixel to itself would be one pixel large; such boxes are accidental clicks in practice.
-    empty = x2 <= x1 or y2 <= y1
-    listing.add(annotated, label, (x1, y1, x2, y2) if empty else (x1 - 1, y1 - 1, x2, y2))
+    boxes = item.findall("bndbox")  # its own; those of its parts (head, hand) are inside <part>
+    for corners in boxes or [item]:
+        try:
+            x1, y1, x2, y2 = (float(corners.findtext(end) or "") for end in CORNERS)
+        except ValueError:
+            what = label or "an object"
+            listing.audit.left_out.append(f"{what} in {annotated.annotation_file}: the box has not four numbers.")
+            continue
+        if not label:
+            listing.audit.left_out.append(f"an object in {annotated.annotation_file}: it has no name.")
+            continue
+        # A box from a pixel to itself would be one pixel large; such boxes are accidental clicks in practice.
+        empty = x2 <= x1 or y2 <= y1
+        listing.add(annotated, label, (x1, y1, x2, y2) if empty else (x1 - 1, y1 - 1, x2, y2))
+    return len(boxes)

@@ -19,31 +19,32 @@ NOT_LABELS = frozenset({"classes.txt", "readme.txt", "license.txt", "notes.txt",
 def read_yolo(files: Sequence[str], pictures: Sequence[str], read: Read, where: Path) -> Listing:
     """Read YOLO: lines of class, x, y, width, height, or of class and the corners of a polygon.
 
-    The file is next to the image, or in labels/ if the image is in images/. Numbers are fractions of the image's width
-    and height; a box is center and size. A polygon becomes the box around it. An image without a text file has no
-    boxes. Class names are read from classes.txt, *.names or a data.yaml; without these, a class is named by its number.
+    The file is next to the image, or in labels/ if the image is in images/. If images/ occurs twice in a path, the last
+    one counts first, as in YOLO. Numbers are fractions of the image's width and height; a box is center and size. A
+    polygon becomes the box around it; keypoints after a box (kpt_shape in a data.yaml) are not read. An image without a
+    text file has no boxes. Class names are read from classes.txt, *.names or a data.yaml; without these, a class is
+    named by its number.
 
     Raises:
         UserError: names are invalid or contradict one another, a class has no name, or no line could be read.
     """
-    texts, listing = {name for name in files if name.lower().endswith(".txt")}, Listing("YOLO text", [], ())
+    texts = {name[: -len(".txt")]: name for name in files if name.lower().endswith(".txt")}
+    listing, keypoint_values = Listing("YOLO text", [], ()), _keypoint_values(read, files, where)
     rows: list[tuple[AnnotatedImage, int, Box]] = []
-    without_file = []
+    without_file, used = [], set[str]()
     for picture in pictures:
-        stem = picture.rpartition(".")[0]
-        swapped = "/".join("labels" if part.lower() == "images" else part for part in stem.split("/"))
-        name = next((path for path in (f"{swapped}.txt", f"{stem}.txt") if path in texts), None)
+        name = next((texts[place] for place in _places(picture) if place in texts), None)
         annotated = AnnotatedImage(picture, name or picture, relative=True, split=split_of(picture))
         listing.pictures.append(annotated)
         if name is None:
             without_file.append(picture)
             continue
-        texts.discard(name)
+        used.add(name)
         for line in read(name).decode("utf-8-sig", "replace").splitlines():
             if not line.strip():
                 continue
             try:
-                rows.append((annotated, *_parse_line(line)))
+                rows.append((annotated, *_parse_line(line, keypoint_values)))
             except ValueError as error:
                 listing.audit.left_out.append(f"the line {line[:40]!r} of {name}: {error}.")
     if not rows:
@@ -55,7 +56,8 @@ def read_yolo(files: Sequence[str], pictures: Sequence[str], read: Read, where: 
             f"{len(without_file):,} images without a text file count as images without objects: "
             f"{name_some(without_file)}"
         )
-    if orphans := sorted(name for name in texts if name.rpartition("/")[2].lower() not in NOT_LABELS):
+    unused = sorted(set(texts.values()) - used)
+    if orphans := [name for name in unused if name.rpartition("/")[2].lower() not in NOT_LABELS]:
         listing.audit.notes.append(
             f"left out: {len(orphans):,} text files without an image of their name: {name_some(orphans)}"
         )
@@ -73,8 +75,32 @@ def read_yolo(files: Sequence[str], pictures: Sequence[str], read: Read, where: 
     return listing
 
 
-def _parse_line(line: str) -> tuple[int, Box]:
+def _places(picture: str) -> list[str]:
+    """Return the paths, without suffix, of the text file that an image may have: labels/ for images/, or beside it.
+
+    The last images/ comes first, as in YOLO's own programs; the word is capitalized like that of the folder.
+    """
+    *folders, file = picture.split("/")
+    stem = file.rpartition(".")[0]
+    at = [index for index, folder in enumerate(folders) if folder.lower() == "images"]
+    swaps = [*([index] for index in reversed(at)), *([at] if len(at) > 1 else []), []]
+    return [
+        "/".join([*(_labels(folder) if index in swap else folder for index, folder in enumerate(folders)), stem])
+        for swap in swaps
+    ]
+
+
+def _labels(folder: str) -> str:
+    """Return the name of the folder of labels for a folder of images: Labels for Images."""
+    return "LABELS" if folder.isupper() else "Labels" if folder[0].isupper() else "labels"
+
+
+def _parse_line(line: str, keypoint_values: int) -> tuple[int, Box]:
     """Parse the class and the box of a line.
+
+    Args:
+        line: of a text file.
+        keypoint_values: numbers of keypoints that follow a box; 0: none.
 
     Raises:
         ValueError: it is not a class and a box or polygon.
@@ -86,6 +112,8 @@ def _parse_line(line: str) -> tuple[int, Box]:
         raise ValueError("it is not a class and numbers") from None
     if number < 0 or number != number // 1 or not all(map(math.isfinite, values)):
         raise ValueError("its class must be 0, 1, ..., and its numbers must be finite")
+    if keypoint_values and len(values) == 4 + keypoint_values:
+        values = values[:4]
     if len(values) == 4:
         x, y, width, height = values
         return int(number), (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
@@ -117,16 +145,38 @@ def read_names(read: Read, files: Sequence[str], where: Path) -> dict[int, str]:
     return found.get(first, {})
 
 
+def _keypoint_values(read: Read, files: Sequence[str], where: Path) -> int:
+    """Return how many numbers the keypoints of an object take, by kpt_shape of a data.yaml; 0 without keypoints."""
+    for name in (name for name in files if name.lower().endswith((".yaml", ".yml"))):
+        document = _yaml(read(name), name, where)
+        shape = document.get("kpt_shape") if isinstance(document, dict) else None
+        if shape is None:
+            continue
+        if not isinstance(shape, list) or not all(isinstance(size, int) and 0 < size < 10_000 for size in shape):
+            raise invalid(name, where, "kpt_shape must be the number of keypoints and of values of each")
+        return math.prod(shape)
+    return 0
+
+
+def _yaml(content: bytes, name: str, where: Path) -> Any:
+    """Parse a YAML file.
+
+    Raises:
+        UserError: it is not valid YAML.
+    """
+    try:
+        return yaml.safe_load(content)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise invalid(name, where, error_summary(error)) from None
+
+
 def _yaml_names(content: bytes, name: str, where: Path) -> dict[int, str]:
     """Return `names` of a data.yaml, a list or a mapping of numbers; {} if it has none.
 
     Raises:
         UserError: the file is not valid YAML, or `names` is something else.
     """
-    try:
-        document: Any = yaml.safe_load(content)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise invalid(name, where, error_summary(error)) from None
+    document = _yaml(content, name, where)
     names = document.get("names") if isinstance(document, dict) else None
     if names is None:
         return {}

@@ -182,8 +182,10 @@ def _assemble(
                 audit.left_out.append(f"{label} ({values}) outside of the image in {annotated.annotation_file}.")
         kept.append(boxes_n4[sound_n])
         labels.append(torch.tensor([numbers[label] for label, _ in annotated.boxes], dtype=torch.int64)[sound_n])
+    audit.notes += _classes_without_training(listing, labels)
     if not sum(map(len, labels)):
-        raise UserError(f"{path} has no box with an area above 0: give images with boxes.")
+        reason = f" The first was left out: {audit.left_out[0]}" if audit.left_out else ""
+        raise UserError(f"{path} has no box with an area above 0: give images with boxes.{reason}")
     height, width = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
     needed, free = len(pictures) * 3 * height * width, psutil.virtual_memory().available
     if needed > free * 0.8:
@@ -203,6 +205,18 @@ def _assemble(
         messages=audit.messages(),
         splits=splits if any(splits) else (),
     )
+
+
+def _classes_without_training(listing: Listing, labels: Sequence[Tensor]) -> list[str]:
+    """Return a remark on classes with boxes in other splits, but none in the training images."""
+    found: dict[AnySplit | None, set[int]] = {}
+    for annotated, labels_n in zip(listing.pictures, labels, strict=True):
+        found.setdefault(annotated.split, set()).update(labels_n.tolist())
+    if "train" not in found:
+        return []
+    lacking = sorted((found.get("val", set()) | found.get("test", set())) - found["train"])
+    names = ", ".join(listing.classes[number] for number in lacking)
+    return [f"no training image has a box of the class {names}"] if lacking else []
 
 
 def resize_to(image_HWC: np.ndarray, side: int) -> tuple[np.ndarray, float]:

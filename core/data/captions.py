@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from zerokara.core.config import UserError, error_summary
 from zerokara.core.data.audit import Audit
+from zerokara.core.data.coco_ids import spellings, unique_names
 from zerokara.core.data.folders import opened
 from zerokara.core.data.image_files import SUFFIXES, decode_all, is_hidden
 from zerokara.core.data.sources import require_data
@@ -109,6 +110,7 @@ def load_captions(
     return CaptionSet(torch.from_numpy(images), tuple(names), sentences, source, audit.messages())
 
 
+MAX_CAPTION_LINES = 20  # lines of one caption
 Reader = Callable[[str, list[str]], Pairs]
 """Function that parses the text of a file, and appends a sentence for each line that it leaves out to a list."""
 
@@ -128,10 +130,11 @@ def reader_of(name: str) -> Reader | None:
 def parse_csv(text: str, left_out: list[str]) -> Pairs:
     """Parse CSV lines of image,caption with an optional header; a caption may be quoted.
 
-    Each line is parsed by itself, so that a quotation mark without its counterpart does not swallow other lines.
+    A quoted caption may have line breaks, which become spaces. A quotation mark without its counterpart does not
+    swallow other lines: see `_join_lines`.
     """
     pairs = []
-    for number, line in enumerate(text.splitlines()):
+    for number, line in enumerate(_join_lines(_lines(text))):
         try:
             row = next(csv.reader([line]), [])
         except csv.Error:  # a field of more than 128 KiB
@@ -147,10 +150,44 @@ def parse_csv(text: str, left_out: list[str]) -> Pairs:
     return pairs
 
 
+def _lines(text: str) -> list[str]:
+    """Split at the ends of lines. Unlike `str.splitlines`, further separators of Unicode may be inside of captions."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+def _join_lines(lines: Sequence[str]) -> Iterator[str]:
+    """Join the lines of a quoted caption with spaces.
+
+    Lines belong together if a quotation mark is closed in one of the next lines, and none of these begins with the name
+    of an image.
+    """
+    index = 0
+    while index < len(lines):
+        joined, count = lines[index], 1
+        while not _is_complete(joined) and count < MAX_CAPTION_LINES and index + count < len(lines):
+            following = lines[index + count]
+            if Path(following.partition(",")[0].strip(' "')).suffix.lower() in SUFFIXES:
+                break
+            joined, count = f"{joined} {following}", count + 1
+        if not _is_complete(joined):
+            joined, count = lines[index], 1
+        yield joined
+        index += count
+
+
+def _is_complete(line: str) -> bool:
+    """Return True if no quoted field of a CSV line is open at its end."""
+    try:
+        next(csv.reader([line], strict=True), [])
+    except csv.Error as error:
+        return "unexpected end of data" not in str(error)
+    return True
+
+
 def parse_tokens(text: str, left_out: list[str]) -> Pairs:
     """Parse Flickr8k.token.txt: lines of image.jpg#0, a tab, and the caption."""
     pairs = []
-    for line in text.splitlines():
+    for line in _lines(text):
         if not line.strip():
             continue
         key, tab, sentence = line.partition("\t")
@@ -165,18 +202,20 @@ def parse_coco(text: str, left_out: list[str]) -> Pairs:
     """Parse COCO's JSON: "images" with id and file_name, "annotations" with image_id and caption.
 
     Raises:
-        ValueError: it is not JSON, or a key is missing.
+        ValueError: it is not JSON, a key is missing, or an id belongs to two images.
     """
     try:
         content = json.loads(text)
-        files = {image["id"]: str(image["file_name"]).rpartition("/")[2] for image in content["images"]}
+        images = ((image["id"], str(image["file_name"])) for image in content["images"])
+        files = {id: name.rpartition("/")[2] for id, name in unique_names(images).items()}
+        known = spellings(files)
         rows = [(one["image_id"], str(one["caption"]).strip()) for one in content["annotations"]]
     except (KeyError, TypeError) as error:
         raise ValueError(f"it lacks {error}, which COCO's captions require") from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    left_out += [f"A caption has the image_id {id!r}, which no image has." for id, _ in rows if id not in files]
-    return [(files[id], sentence) for id, sentence in rows if id in files]
+    left_out += [f"A caption has the image_id {id!r}, which no image has." for id, _ in rows if id not in known]
+    return [(files[known[id]], sentence) for id, sentence in rows if id in known]
 
 
 def _read(reader: Reader, read: Callable[[str], bytes], name: str, path: Path, audit: Audit) -> Pairs:

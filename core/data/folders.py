@@ -120,7 +120,13 @@ def opened(path: Path, audit: Audit | None = None) -> Iterator[tuple[list[str], 
             f"{path} is not a valid zip archive ({error_summary(error)}): give a folder or zip of class folders."
         ) from None
     with archive:
-        yield sorted(archive.namelist()), lambda name: read_member(archive, name)
+        names = {_with_slashes(name): name for name in archive.namelist()}
+        yield sorted(names), lambda name: read_member(archive, names[name])
+
+
+def _with_slashes(name: str) -> str:
+    r"""Return a path in an archive with "/" between folders; some programs on Windows write "\\"."""
+    return name if "/" in name else name.replace("\\", "/")
 
 
 def _walk(folder: Path, audit: Audit) -> Iterator[str]:

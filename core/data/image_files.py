@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 from zerokara.core.config import UserError, error_summary
 from zerokara.core.data.audit import Audit
 from zerokara.core.data.types import ImageSet, Progress, image_set
+from zerokara.core.file_start import describe_start
 from zerokara.core.programs import program_command
 
 LOSSY_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".avif"})
@@ -149,6 +150,12 @@ def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
     _check_file_size(where, archive.getinfo(name).file_size)
     try:
         return archive.read(name)
+    except (NotImplementedError, RuntimeError) as error:  # another method, such as the Explorer's Deflate64; a password
+        method = zipfile.compressor_names.get(archive.getinfo(name).compress_type, "of another program")
+        raise UserError(
+            f"{where} cannot be unpacked ({error_summary(error)}; method: {method}): unpack the archive with the "
+            f"program that wrote it, and give the folder."
+        ) from None
     except Exception as error:  # noqa: BLE001  (zlib, zipfile and codecs raise many types for damaged archives)
         raise UserError(
             f"{where} cannot be unpacked ({error_summary(error)}): replace the archive with an undamaged copy."
@@ -324,7 +331,8 @@ def _opened(data: bytes, name: str, *, apply_exif: bool = True) -> Image.Image:
         raise
     except Exception as error:  # noqa: BLE001  (Pillow's readers raise many types on invalid bytes)
         raise UserError(
-            f"{name} cannot be decoded as an image ({_brief(error)}): replace it with an undamaged copy, or remove it."
+            f"{name} cannot be decoded as an image ({describe_start(data) or _brief(error)}): replace it with an "
+            f"undamaged copy, or remove it."
         ) from None
 
 

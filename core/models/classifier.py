@@ -22,7 +22,7 @@ from zerokara.core.backbones.heads import PooledHead
 from zerokara.core.backbones.registry import BackboneName, make_backbone
 from zerokara.core.config import UserError
 from zerokara.core.models.model_file import NormalizedMetadata
-from zerokara.core.models.weights import LoadReport, load_into, read_tensors
+from zerokara.core.models.weights import LoadReport, load_copy, read_tensors
 
 Head = Literal["paper", "pooled"]
 
@@ -76,9 +76,9 @@ class Classifier(nn.Module):
         Raises:
             UserError: the file is missing or damaged, or none of its weights fits.
         """
-        state = self.state_dict()
-        ours = {self.published_name(name): name for name in state} | {name: name for name in state}
-        return load_into(self, {ours.get(key, key): value for key, value in read_tensors(path).items()}, path)
+        return load_copy(
+            self, read_tensors(path), {self.published_name(name): name for name in self.state_dict()}, path
+        )
 
 
 def make_classifier(

@@ -8,11 +8,16 @@ The folder may be a run of any program. The backbone may have any prefix in the 
 
 from __future__ import annotations
 
+import argparse
+import re
+import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -20,7 +25,14 @@ from torch import Tensor, nn
 from zerokara.core import checkpoint
 from zerokara.core.backbones.base import Backbone
 from zerokara.core.config import UserError, error_summary
+from zerokara.core.file_start import describe_file
 
+SETTINGS: list[Any] = [
+    argparse.Namespace,
+    *(np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType),
+    *(np._core.multiarray.scalar, (np._core.multiarray.scalar, "numpy.core.multiarray.scalar")),
+]
+"""Types of settings and results that training programs save beside the weights, and that run no code when loaded."""
 _COUNTER = "num_batches_tracked"  # absent in files from before 2018, and not used here
 # If several copies match equally well, averaged weights are preferred, and the target network comes last.
 _PREFERRED, _LAST = ("ema", "average"), ("target",)
@@ -31,7 +43,7 @@ class LoadReport:
     """Result of loading weights. `str` gives a one-line summary.
 
     Attributes:
-        source: path of the weights.
+        source: path of the weights, and which of several copies in the file was used.
         loaded: names of the module's tensors that were loaded.
         missing: names of the module's tensors that the source lacks; they keep their initial values.
         unexpected: names in the source that the module lacks; they are not used.
@@ -82,8 +94,7 @@ def load_pretrained_backbone(backbone: Backbone, path: Path) -> LoadReport:
             )
         path = found
     tensors = read_tensors(path)
-    names = {backbone.published_name(name): name for name in backbone.state_dict()}
-    return load_into(backbone, _select_backbone(tensors, backbone, names), path)
+    return load_copy(backbone, tensors, {backbone.published_name(name): name for name in backbone.state_dict()}, path)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -98,31 +109,73 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"There is no file {path}: give a file of weights (*.safetensors, *.pth, *.pt).")
     again = "copy or download it again"
+    if kind := describe_file(path):
+        raise UserError(f"{path} cannot be read as weights ({kind}): {again}.")
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
         except Exception as error:  # noqa: BLE001  (safetensors raises several types on damaged files)
             raise UserError(f"{path} cannot be read as safetensors ({error_summary(error)}): {again}.") from None
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001  (torch raises many types on invalid bytes)
-        raise UserError(
-            f"{path} is damaged or contains objects other than weights ({error_summary(error)}): {again}."
-        ) from None
+    content = _load(path, again)
     if isinstance(content, dict) and content.get("format") == checkpoint.FORMAT:
         content = checkpoint.load(path, str(content.get("kind")))  # verifies the checksum
     tensors = dict(_flat(content))
     if not tensors:
         raise UserError(f"{path} contains no named tensors: give a file of weights (*.safetensors, *.pth, *.pt).")
-    # Other programs wrap the state dict in another dict, or add DataParallel's prefix.
-    for prefix in ("state_dict.", "model_state_dict.", "model.", "module."):
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    # Other programs wrap the state dict in another dict, or add the prefixes of DataParallel and torch.compile.
+    prefixes = ("state_dict.", "model_state_dict.", "model.", "module.", "_orig_mod.")
+    while prefix := next((each for each in prefixes if all(name.startswith(each) for name in tensors)), ""):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
 
 
-def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> LoadReport:
+def _load(path: Path, again: str) -> Any:
+    """Load a file of torch.save, with nothing but tensors, plain values, and records of settings.
+
+    Args:
+        path: of the file.
+        again: what to do with a damaged file.
+
+    Raises:
+        UserError: the file is damaged, or contains something else.
+    """
+    if _is_torchscript(path):
+        raise UserError(
+            f"{path} is a TorchScript archive, which contains a program and not only weights: save the weights with "
+            f"torch.save(torch.jit.load(file).state_dict(), other_file), and give that file."
+        )
+    try:
+        with torch.serialization.safe_globals(SETTINGS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001  (torch raises many types on invalid bytes)
+        if found := re.search(r"Unsupported (?:global: GLOBAL|class) (\S+)", str(error)):
+            raise UserError(
+                f"{path} contains an object of {found[1]}, not only weights, and objects may run code: save the "
+                f"weights with torch.save(network.state_dict(), file), and give that file."
+            ) from None
+        # torch's own message recommends to run the code in the file.
+        reason = "invalid bytes" if "weights_only" in str(error) else error_summary(error)
+        raise UserError(f"{path} is damaged or contains objects other than weights ({reason}): {again}.") from None
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Return True for an archive of torch.jit.save."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except Exception:  # noqa: BLE001  (zipfile raises many types; torch.load reports what is wrong)
+        return False
+
+
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: Path, which: str = "") -> LoadReport:
     """Copy tensors into a module where name and shape match.
+
+    Args:
+        module: weights are replaced in place.
+        tensors: by name.
+        source: their file, for messages.
+        which: which of several copies in the file they are, for the report.
 
     Raises:
         UserError: no tensor matches.
@@ -131,7 +184,7 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) ->
     shared = [name for name in state if name in tensors]
     fits = [name for name in shared if state[name].shape == tensors[name].shape]
     report = LoadReport(
-        source=str(source),
+        source=f"{source}{which}",
         loaded=tuple(fits),
         missing=tuple(name for name in state if name not in tensors),
         unexpected=tuple(name for name in tensors if name not in state),
@@ -153,11 +206,21 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) ->
     return report
 
 
-def _select_backbone(
-    tensors: Mapping[str, Tensor], backbone: Backbone, published: Mapping[str, str]
-) -> dict[str, Tensor]:
-    """Select the tensors under the prefix with the most matching weights, keyed by the backbone's names."""
-    state = backbone.state_dict()
+def load_copy(
+    module: nn.Module, tensors: Mapping[str, Tensor], published: Mapping[str, str], source: Path
+) -> LoadReport:
+    """Copy the tensors under the prefix with the most matching weights into a module.
+
+    Args:
+        module: weights are replaced in place.
+        tensors: by name, under any prefix; of several copies that match equally well, averaged weights are preferred.
+        published: names of published files -> names of the module.
+        source: their file, for messages.
+
+    Raises:
+        UserError: no tensor matches.
+    """
+    state = module.state_dict()
     ours = {**published, **{name: name for name in state}}
     matches: dict[str, int] = {}
     for name, tensor in tensors.items():
@@ -168,16 +231,18 @@ def _select_backbone(
                 prefix = ".".join(parts[:start])
                 matches[prefix] = matches.get(prefix, 0) + 1
     if not matches:
-        return dict(tensors)
+        return load_into(module, tensors, source)
 
     def rank(prefix: str) -> tuple[int, int]:
-        words = prefix.split(".")
+        words = re.split("[._]", prefix)
         return matches[prefix], any(w in _PREFERRED for w in words) - any(w in _LAST for w in words)
 
     best = max(matches, key=rank)
     above = f"{best}." if best else ""
     inside = {name.removeprefix(above): tensor for name, tensor in tensors.items() if name.startswith(above)}
-    return {ours.get(name, name): tensor for name, tensor in inside.items()}
+    others = [prefix for prefix in matches if matches[prefix] == matches[best] and prefix != best]
+    which = f" ({best or 'the outermost'}, and not {_some(others)})" if others else ""
+    return load_into(module, {ours.get(name, name): tensor for name, tensor in inside.items()}, source, which)
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -13,11 +13,13 @@ from PIL import Image
 from rich.console import Console
 
 from zerokara.core.report import (
+    OutputNames,
     figure_pixels,
     image_figure,
     new_figure,
     numbered,
     plot_confusion,
+    shown_names,
     tables_within,
     write_figure,
     write_json,
@@ -96,3 +98,16 @@ def test_confusion_matrix_by_hand() -> None:
 
 def test_numbered_names() -> None:
     assert list(itertools.islice(numbered("a-7"), 3)) == ["a-7", "a-7-2", "a-7-3"]
+
+
+def test_names_of_results_are_new(tmp_path: Path) -> None:
+    """No two results have one name, none replaces an input, and a mask is not replaced by another image's result."""
+    names = OutputNames(tmp_path, [tmp_path / "in.png", Path("elsewhere/b.png")])
+    assert names.choose("a-mask", ".png", "-mask.png") == "a-mask"
+    assert names.choose("a", ".png", "-mask.png") == "a-2"
+    assert [names.choose(stem, ".png") for stem in ("b", "b", "in", "in")] == ["b", "b-2", "in-2", "in-3"]
+
+
+def test_names_in_a_table_are_distinct() -> None:
+    files = [Path("x/1.png"), Path("y/1.png"), Path("y/2.png")]
+    assert list(shown_names(files).values()) == [str(Path("x/1.png")), str(Path("y/1.png")), "2.png"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import zipfile
 from pathlib import Path
@@ -200,3 +201,15 @@ def test_mistakes_are_reported_before_a_folder_is_created(words: list[str], mess
     with pytest.raises(UserError, match=re.escape(message)):
         fast_style.main(words)
     assert not Path("runs").exists()
+
+
+def test_stylise_does_not_replace_its_images() -> None:
+    StyleMetadata(width=0.125).save(Path("model.safetensors"), StyleNetwork(0.125).state_dict())
+    for folder in ("one", "two"):
+        Path(folder).mkdir()
+        shutil.copy("style.png", f"{folder}/a.png")
+    Path("one/._a.png").write_bytes(b"what macOS writes beside a file")
+    content = Path("one/a.png").read_bytes()
+    stylise.main(["model.safetensors", "one", "two", "--out", "one", "--threads", "1"])
+    assert Path("one/a.png").read_bytes() == content
+    assert sorted(path.name for path in Path("one").iterdir()) == ["._a.png", "a-2.png", "a-3.png", "a.png"]

@@ -367,3 +367,19 @@ def test_unreadable_images_are_named_and_the_others_segmented(uninterrupted: Pat
     with pytest.raises(UserError, match=r"broken\.png cannot be decoded[\s\S]*gone\.png cannot be read"):
         segment_predict.main(words)
     assert {path.name for path in Path("overlays").iterdir()} == {"00.png"}
+
+
+def test_overlays_do_not_replace_images(
+    uninterrupted: Path, in_shapes_folder: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--out may be the folder of the images; the mask of one image does not replace the overlay of another."""
+    Path("photos").mkdir()
+    for name in ("a", "a-mask"):
+        shutil.copy("shapes/val/00.png", f"photos/{name}.png")
+    content = Path("photos/a.png").read_bytes()
+    segment_predict.main([str(uninterrupted), "photos", "--out", "photos", "--masks", "--no-film", "--threads", "1"])
+    assert all(Path(f"photos/{name}.png").read_bytes() == content for name in ("a", "a-mask"))
+    assert {path.name for path in Path("photos").iterdir()} - {"a.png", "a-mask.png"} == {
+        *("a-2.png", "a-2-mask.png", "a-mask-2.png", "a-mask-2-mask.png"),
+    }
+    assert f"{Path('photos/a.png')}: written as a-2.png" in capsys.readouterr().err

@@ -268,3 +268,77 @@ def test_splits_that_folders_are_named_after_are_used(tmp_path: Path) -> None:
     assert {name.split("/")[0] for name in test.names} == {"test"}
     with pytest.raises(UserError, match="too few images in them"):
         split(boxes.take([i for i, part in enumerate(boxes.splits) if part == "train"]), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("images/set/images/frame_images_1.jpg", "images/set/labels/frame_images_1.txt"),
+        ("images/set/images/frame_images_1.jpg", "labels/set/images/frame_images_1.txt"),
+        ("images/images/1.jpg", "labels/labels/1.txt"),
+        ("Images/1.jpg", "Labels/1.TXT"),
+    ],
+)
+def test_labels_of_images_in_a_folder_of_a_folder_called_images(tmp_path: Path, image: str, label: str) -> None:
+    write_image(tmp_path / image)
+    (tmp_path / label).parent.mkdir(parents=True)
+    (tmp_path / label).write_text("0 0.5 0.5 0.5 0.5\n")
+    assert boxes_of(load(tmp_path), 0) == [[10, 5, 30, 15]]
+
+
+def test_keypoints_after_a_box_are_not_corners_of_a_polygon(tmp_path: Path) -> None:
+    yolo(tmp_path, "0 0.5 0.5 0.5 0.5 0 0 2 1 1 2\n", "names: [hand]\nkpt_shape: [2, 3]\n")
+    assert boxes_of(load(tmp_path), 0) == [[10, 5, 30, 15]]
+    (tmp_path / "data.yaml").write_text("names: [hand]\nkpt_shape: many\n")
+    with pytest.raises(UserError, match="kpt_shape must be"):
+        load(tmp_path)
+
+
+def test_an_object_with_several_boxes_is_several_objects(tmp_path: Path) -> None:
+    """As the tool ybat wrote them. The boxes of parts (head, hand) are not those of their object."""
+    write_image(tmp_path / "a.jpg")
+    corners = "<bndbox><xmin>{}</xmin><ymin>1</ymin><xmax>{}</xmax><ymax>9</ymax></bndbox>"
+    two = f"<object><name>car</name>{corners.format(1, 9)}{corners.format(21, 40)}</object>"
+    part = f"<part><name>head</name>{corners.format(1, 2)}</part>"
+    person = f"<object><name>person</name>{part}{corners.format(11, 20)}</object>"
+    (tmp_path / "a.xml").write_text(f"<annotation>{two}{person}</annotation>")
+    boxes = load(tmp_path)
+    assert boxes_of(boxes, 0) == [[0, 0, 9, 9], [20, 0, 40, 9], [10, 0, 20, 9]]
+    assert boxes.counts == {"car": 2, "person": 1}
+    assert boxes.messages == ("1 objects have several boxes, and each box counts as an object: a.xml",)
+
+
+def test_ids_of_coco_as_text_and_as_numbers(tmp_path: Path) -> None:
+    for name in "ab":
+        write_image(tmp_path / f"{name}.png")
+    images = [{"id": "7", "file_name": "a.png"}, {"id": "9", "file_name": "b.png"}]
+    (tmp_path / "one.json").write_text(json.dumps(coco(images=images)))
+    assert boxes_of(load(tmp_path), 0) == [[2, 3, 12, 8]]
+    (tmp_path / "one.json").write_text(json.dumps(coco(images=[{"id": "x", "file_name": "a.png"}])))
+    with pytest.raises(UserError, match=r"no box with an area above 0: .* The first was left out: .* the id 7"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["images", "categories"])
+def test_an_id_of_two_images_or_categories_is_refused(tmp_path: Path, part: str) -> None:
+    """Files that were joined without new ids: boxes would be drawn in other images, or get another class."""
+    for name in "ab":
+        write_image(tmp_path / f"{name}.png")
+    content = coco()
+    content[part][1]["id"] = content[part][0]["id"]
+    (tmp_path / "one.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"one\.json in .* is invalid \(the id \d+ belongs to (a\.png|zebra) and to "):
+        load(tmp_path)
+    content[part][1] = content[part][0]  # an entry that is repeated
+    (tmp_path / "one.json").write_text(json.dumps(content))
+    assert boxes_of(load(tmp_path), 0) == [[2, 3, 12, 8]]
+
+
+def test_a_class_that_no_training_image_has_is_named(tmp_path: Path) -> None:
+    for number, part in enumerate(("train", "val")):
+        write_image(tmp_path / part / "0.png")
+        categories = [{"id": 1, "name": ("ant", "bee")[number]}]
+        row = {"image_id": 7, "category_id": 1, "bbox": [1, 2, 3, 4]}
+        content = coco(images=[{"id": 7, "file_name": "0.png"}], categories=categories, annotations=[row])
+        (tmp_path / f"{part}.json").write_text(json.dumps(content))
+    assert load(tmp_path).messages == ("no training image has a box of the class bee",)

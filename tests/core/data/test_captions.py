@@ -120,3 +120,24 @@ def test_flickr8k(data_dir: Path) -> None:
     assert len(captioned) == 1_000
     assert {len(sentences) for sentences in captioned.captions} == {5}
     assert captioned.captions[0][1] == "A girl going into a wooden building ."
+
+
+def test_line_breaks_in_captions() -> None:
+    """A quoted caption may have several lines, and separators of Unicode are not ends of lines."""
+    left_out: list[str] = []
+    text = 'image,caption\r\na.jpg,"A cat\nwith a ball, and\nruns"\r\nb.jpg,Two\u2028dogs\x85\r\n'
+    assert parse_csv(text, left_out) == [("a.jpg", "A cat with a ball, and runs"), ("b.jpg", "Two\u2028dogs")]
+    assert parse_tokens("a.jpg#0\tTwo\u2028dogs\r\n", left_out) == [("a.jpg", "Two\u2028dogs")]
+    assert parse_csv('a.jpg,"A dog\n' + "and\n" * 30 + 'b.jpg,"Two"\n', left_out := []) == [
+        ("a.jpg", "A dog"),
+        ("b.jpg", "Two"),
+    ]
+    assert len(left_out) == 30
+
+
+def test_ids_of_coco_as_text_and_as_numbers() -> None:
+    content = {"images": [{"id": "1", "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "caption": "x"}]}
+    assert parse_coco(json.dumps(content), []) == [("a.jpg", "x")]
+    content["images"].append({"id": "1", "file_name": "b.jpg"})
+    with pytest.raises(ValueError, match=r"the id '1' belongs to a\.jpg and to b\.jpg"):
+        parse_coco(json.dumps(content), [])

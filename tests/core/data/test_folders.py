@@ -268,3 +268,23 @@ def test_imagenette(data_dir: Path) -> None:
                 [list(last.convert("RGB").getpixel((x, y)) or ()) for x in range(64)]  # type: ignore[arg-type]  # RGB
                 for y in range(64)
             ]
+
+
+def test_a_zip_that_another_program_must_unpack(tmp_path: Path) -> None:
+    """The Windows Explorer packs large archives with Deflate64."""
+    path = write_files(tmp_path / "set", SPLIT, zipped=True)
+    content = bytearray(path.read_bytes())
+    for signature, method in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        offset = content.find(signature)
+        while offset >= 0:
+            content[offset + method] = 9
+            offset = content.find(signature, offset + 1)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot be unpacked .*deflate64\): unpack the archive"):
+        load(str(path), "train")
+
+
+def test_a_zip_with_the_separators_of_windows(tmp_path: Path) -> None:
+    path = write_files(tmp_path / "set", {name.replace("/", "\\"): value for name, value in SPLIT.items()}, zipped=True)
+    train = load(str(path), "train")
+    assert gray_levels(train) == gray_levels(load(str(write_files(tmp_path / "other", SPLIT, zipped=True)), "train"))
