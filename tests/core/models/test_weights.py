@@ -64,7 +64,7 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3))
     torch.jit.script(network).save(str(tmp_path / "script.pth"))
     torch.save(network, tmp_path / "whole.pth")
-    (tmp_path / "other.pth").write_bytes(b"something else")
+    (tmp_path / "other.pth").write_bytes(b"version 2 of the weights")
     for name, message in (
         ("script.pth", "is a TorchScript archive"),
         ("whole.pth", r"contains an object of torch\.nn\.modules\.container\.Sequential"),
