@@ -28,6 +28,7 @@ LOSSY_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".avif"})
 SUFFIXES = LOSSY_SUFFIXES | {".png", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
 UNSUPPORTED_SUFFIXES = frozenset({".heic", ".heif", ".jxl", ".jp2", ".svg", ".psd", ".dng", ".cr2", ".nef", ".arw"})
 """Suffixes of images that cannot be read here; files with them are named, not only counted."""
+DEFLATE64 = 9  # compression method in zip archives
 MAX_BYTES = 256 * 2**20  # maximum size of an image file
 LIGHT = 224  # of 255: an image whose visible parts are lighter than this on average is placed on black
 CONVERTED_MODES = {
@@ -151,9 +152,10 @@ def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
     try:
         return archive.read(name)
     except (NotImplementedError, RuntimeError) as error:  # another method, such as the Explorer's Deflate64; a password
-        method = zipfile.compressor_names.get(archive.getinfo(name).compress_type, "of another program")
+        number = archive.getinfo(name).compress_type
+        method = "Deflate64" if number == DEFLATE64 else f"method {number}"
         raise UserError(
-            f"{where} cannot be unpacked ({error_summary(error)}; method: {method}): unpack the archive with the "
+            f"{where} cannot be unpacked ({error_summary(error)}; packed by {method}): unpack the archive with the "
             f"program that wrote it, and give the folder."
         ) from None
     except Exception as error:  # noqa: BLE001  (zlib, zipfile and codecs raise many types for damaged archives)

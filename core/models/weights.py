@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,10 +27,11 @@ from zerokara.core.backbones.base import Backbone
 from zerokara.core.config import UserError, error_summary
 from zerokara.core.file_start import describe_file
 
+_SCALAR: Any = cast(Any, np.float64(0)).__reduce__()[0]  # the function that recreates a number of NumPy
 SETTINGS: list[Any] = [
     argparse.Namespace,
     *(np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType),
-    *(np._core.multiarray.scalar, (np._core.multiarray.scalar, "numpy.core.multiarray.scalar")),
+    *(_SCALAR, (_SCALAR, "numpy.core.multiarray.scalar")),
 ]
 """Types of settings and results that training programs save beside the weights, and that run no code when loaded."""
 _COUNTER = "num_batches_tracked"  # absent in files from before 2018, and not used here

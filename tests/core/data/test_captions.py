@@ -136,8 +136,9 @@ def test_line_breaks_in_captions() -> None:
 
 
 def test_ids_of_coco_as_text_and_as_numbers() -> None:
-    content = {"images": [{"id": "1", "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "caption": "x"}]}
+    images, rows = [{"id": "1", "file_name": "a.jpg"}], [{"image_id": 1, "caption": "x"}]
+    content: dict[str, object] = {"images": images, "annotations": rows}
     assert parse_coco(json.dumps(content), []) == [("a.jpg", "x")]
-    content["images"].append({"id": "1", "file_name": "b.jpg"})
+    images.append({"id": "1", "file_name": "b.jpg"})
     with pytest.raises(ValueError, match=r"the id '1' belongs to a\.jpg and to b\.jpg"):
         parse_coco(json.dumps(content), [])

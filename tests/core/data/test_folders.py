@@ -280,7 +280,7 @@ def test_a_zip_that_another_program_must_unpack(tmp_path: Path) -> None:
             content[offset + method] = 9
             offset = content.find(signature, offset + 1)
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"cannot be unpacked .*deflate64\): unpack the archive"):
+    with pytest.raises(UserError, match=r"cannot be unpacked .*Deflate64\): unpack the archive"):
         load(str(path), "train")
 
 
