@@ -107,7 +107,7 @@ def list_pairs(
     if not by_split:
         raise UserError(left_out[0])
     if unused := sorted(set(keyed.values()) - {pair.mask for pairs in by_split.values() for pair in pairs}):
-        left_out.append(f"{len(unused):,} masks without an image of their name, such as {unused[0]}.")
+        left_out += [f"{name} in {masks_where} has no image of its name." for name in unused]
     layout = "CamVid's folders" if of_camvid else "pairs of folders"
     class_names = classes or (CAMVID if of_camvid else ())
     unlabeled = len(CAMVID) if of_camvid and not classes else 255

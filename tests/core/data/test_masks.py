@@ -227,11 +227,11 @@ def test_classes_without_pixels_are_named(tmp_path: Path) -> None:
     assert "no pixel of train has the class car, pole" in train.messages
 
 
-def test_masks_without_an_image_are_named(tmp_path: Path) -> None:
+def test_masks_without_an_image_are_counted_and_named(tmp_path: Path) -> None:
     path = write_pairs(tmp_path / "pairs", MASK)
-    write_files(Path(path), {"masks/lost.png": MASK})
+    write_files(Path(path), {"masks/lost.png": MASK, "masks/other.png": MASK})
     messages = " ".join(load_masks(path, "train").messages)
-    assert "1 masks without an image of their name, such as masks/lost.png" in messages
+    assert re.search(r"2 left out: masks/lost\.png in .* has no image of its name\. masks/other\.png in ", messages)
 
 
 def test_missing_and_insufficient_data_are_rejected(tmp_path: Path) -> None:

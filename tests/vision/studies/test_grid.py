@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,7 @@ def in_precision(cells: list[Cell], precision: str) -> list[Cell]:
 
 
 @pytest.mark.parametrize("asked", ["float32", "auto"])
-def test_cells_of_another_precision_are_not_mixed(asked: str) -> None:
+def test_cells_of_another_precision_are_not_mixed(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also if the command says "auto", and another precision is chosen on another machine."""
     with grid() as run:
         experiment.train_cells(run, in_precision(cells(1, epochs=1), "float32"), curve_points=1)
@@ -172,12 +173,18 @@ def test_cells_of_another_precision_are_not_mixed(asked: str) -> None:
         content = json.loads(path.read_text())
         content["config"]["precision"] = "auto"
         path.write_text(json.dumps(content))
+
+    def adapt(run: Run, *_: object) -> Compute:
+        """Change the hardware settings of a resumed run as `Run.compute` does."""
+        run.save_extra(compute={**chosen, "precision": "bfloat16"})
+        return Compute(**run.extra["compute"])
+
     refused = "seed1 was trained in float32, and this command computes in bfloat16: give --precision float32"
     with grid(resume=True) as run, pytest.raises(UserError, match=refused):
         experiment.train_cells(run, in_precision(cells(1, epochs=1), "bfloat16"), curve_points=1)
     for _ in range(2):  # a second attempt is refused, too
         with grid(resume=True) as run:
-            run._compute = Compute(**{**chosen, "precision": "bfloat16"})
+            monkeypatch.setattr(run, "compute", functools.partial(adapt, run))
             with pytest.raises(UserError, match=refused):
                 experiment.train_cells(run, in_precision(cells(1, 2, epochs=1), "auto"), curve_points=1)
         assert run.extra["compute"] == chosen
