@@ -11,11 +11,12 @@ nor PyTorch, and it ends when the connection closes, so that a killed run leaves
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
@@ -105,16 +106,11 @@ class WorkerPool(Pool):
         self._waiting = False  # True between `send` and `receive`
         self._connections: list[Connection] = []
         self._processes: list[subprocess.Popen[bytes]] = []
-        pickled = cloudpickle.dumps(make_single)
-        path = os.pathsep.join(filter(None, sys.path))
+        self._pickled = cloudpickle.dumps(make_single)
         for worker in range(workers):
-            ours, theirs = Pipe()
-            command = [sys.executable, "-c", f"from zerokara.envs.pools import serve; serve({theirs.fileno()})"]
-            environment = {**os.environ, "PYTHONPATH": path}
-            self._processes.append(subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment))
-            theirs.close()
-            ours.send((pickled, [i for i, owner in self._owner.items() if owner == worker]))
-            self._connections.append(ours)
+            connection, process = self._start(worker)
+            self._connections.append(connection)
+            self._processes.append(process)
         try:
             for worker in range(workers):
                 if isinstance(error := self._receive(worker), UserError):
@@ -123,20 +119,50 @@ class WorkerPool(Pool):
             self.close()
             raise
 
+    def _start(self, worker: int) -> tuple[Connection, subprocess.Popen[bytes]]:
+        """Start a worker process, which creates its environments."""
+        ours, theirs = Pipe()
+        command = [sys.executable, "-c", f"from zerokara.envs.pools import serve; serve({theirs.fileno()})"]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
+        theirs.close()
+        ours.send((self._pickled, [i for i, owner in self._owner.items() if owner == worker]))
+        return ours, process
+
+    def _replace(self, worker: int) -> None:
+        """Start a worker process in place of one that has ended.
+
+        Raises:
+            UserError: an environment cannot be created again.
+        """
+        self._connections[worker].close()
+        self._connections[worker], self._processes[worker] = self._start(worker)
+        if isinstance(error := self._receive(worker), UserError):
+            raise error
+
     def send(self, calls: Sequence[Call]) -> None:
-        """See `Pool.send`."""
+        """See `Pool.send`. A worker process that has ended is replaced when its environments are created again."""
         if self._waiting:  # results of calls that nobody has asked for, after a reset before `recv`
             self.receive()
         self._sent, self._waiting = [(self._owner[call[0]], call) for call in calls], True
+        for worker in {self._owner[i] for i, method, _ in calls if method == "recreate"}:
+            if self._processes[worker].poll() is not None:
+                self._replace(worker)
         for worker, connection in enumerate(self._connections):
             if own := [call for owner, call in self._sent if owner == worker]:
-                connection.send(own)
+                with contextlib.suppress(ConnectionError):  # the worker has ended, which `receive` reports
+                    connection.send(own)
 
     def receive(self) -> list[Any]:
         """See `Pool.receive`."""
         self._waiting = False
         workers = sorted({owner for owner, _ in self._sent})
-        results = {worker: iter(self._receive(worker)) for worker in workers}
+        results: dict[int, Iterator[Any]] = {}
+        for worker in workers:
+            try:
+                results[worker] = iter(self._receive(worker))
+            except UserError as error:  # the worker has ended, and with it all of its environments
+                results[worker] = itertools.repeat(error)
         return [next(results[owner]) for owner, _ in self._sent]
 
     def _receive(self, worker: int) -> Any:

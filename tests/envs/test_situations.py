@@ -1,17 +1,20 @@
-"""Environments that draw into one array, or return other values than a `gymnasium.Env`; see docs/situations.md."""
+"""Environments that draw into one array, return unusual values, or end their process; see docs/situations.md."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
-import torch
 from gymnasium import spaces
 
 from zerokara import envs
 from zerokara.core.config import UserError
+from zerokara.envs.gymnasium import GymnasiumVectorEnv
+from zerokara.envs.pools import WorkerPool
 
 SIZE = (84, 84)  # that of a frame, so that images are not converted
 
@@ -72,7 +75,7 @@ def test_an_observation_may_be_overwritten_by_the_next_one(shape: tuple[int, ...
 
 
 @pytest.mark.parametrize(
-    "reward", [np.array([2.5]), np.float32(2.5), np.array(2.5), torch.tensor([2.5]), np.array([[2.5]])], ids=repr
+    "reward", [np.array([2.5]), np.float32(2.5), np.array(2.5), np.array(5) / 2, np.array([[2.5]])], ids=repr
 )
 def test_a_reward_may_be_an_array_of_one_number(reward: Any) -> None:
     class Rewarding(Counting):
@@ -127,3 +130,61 @@ def test_other_values_than_those_of_gymnasium_get_one_sentence(reset: Any, step:
 
     with pytest.raises(UserError, match=rf"Wrong.* {message}"):
         play()
+
+
+def quitting(flag: Path, step: int) -> type[Counting]:
+    """Return a class whose process ends at a step of an episode with action 1, if the file exists."""
+
+    class Quitting(Counting):
+        def step(self, action: Any) -> Any:
+            if action == 1 and self.age == step - 1 and flag.exists():
+                flag.unlink()
+                os._exit(3)
+            return super().step(action)
+
+    return Quitting
+
+
+def test_a_worker_process_that_ended_is_an_error_of_one_sentence(tmp_path: Path) -> None:
+    env = envs.make(quitting(tmp_path / "flag", 5), 4, workers=2)
+    env.reset(0)
+    (tmp_path / "flag").touch()
+    for _ in range(4):
+        env.step(np.arange(4) % 3)
+    with pytest.raises(UserError, match="worker process of the environments ended with exit code 3: see its message"):
+        env.step(np.arange(4) % 3)
+    env.close()
+
+
+def test_a_worker_process_that_is_killed_between_two_steps_is_the_same_error() -> None:
+    env = envs.make(Counting, 2, workers=2)
+    assert isinstance(env, GymnasiumVectorEnv)
+    assert isinstance(env._pool, WorkerPool)
+    env.reset(0)
+    env._pool._processes[1].kill()
+    env._pool._processes[1].wait()
+    with pytest.raises(UserError, match="ended with exit code -9"):
+        env.step(np.zeros(2, np.int64))
+    env.close()
+
+
+def test_a_worker_process_that_ended_is_replaced_if_exceptions_restart_episodes(tmp_path: Path) -> None:
+    env = envs.make(quitting(tmp_path / "flag", 5), 4, workers=2, restart_on_error=True, frame_stack=1)
+    env.reset(0)
+    (tmp_path / "flag").touch()
+    ages, truncated = [], []
+    for _ in range(8):
+        step = env.step(np.arange(4) % 3)
+        ages.append((step.obs[:, 0, 0, 0] // 10).tolist())
+        truncated.append(step.truncated.tolist())
+    # The process has the environments 0 and 1. Both lose their episodes and begin new ones; the others go on.
+    assert ages == [[1] * 4, [2] * 4, [3] * 4, [4] * 4, [0, 0, 5, 5], [1, 1, 6, 6], [2, 2, 7, 7], [3, 3, 8, 8]]
+    assert truncated == [[False] * 4] * 4 + [[True, True, False, False]] + [[False] * 4] * 3
+    assert env.errors == 2
+    assert "ended with exit code 3" in env.warnings[0]
+    assert "the environment is created again" in env.warnings[0]
+    state = env.state_dict()
+    obs = env.step(np.arange(4) % 3).obs
+    env.load_state_dict(state)
+    assert np.array_equal(env.step(np.arange(4) % 3).obs, obs)
+    env.close()
