@@ -24,6 +24,7 @@ from zerokara.core.data.image_files import (
     read_member,
 )
 from zerokara.core.data.splits import AnySplit, SplitFolders, find_split_folders
+from zerokara.core.data.stylegan_labels import FILE, read_labels
 from zerokara.core.data.types import ImageSet, Progress, Split, image_set
 
 EVERY = 10  # without a test folder, every tenth image of each class (the first, the eleventh, ...) is a test image
@@ -51,7 +52,8 @@ def load_folders(
 
     Folders of the splits (train, val, test, and other usual names; see `core.data.splits`) may be above or below the
     class folders. Test images are those of test/, else of val/; without both, every tenth image of each class (the
-    first, the eleventh, ...), sorted by path. Hidden files are ignored. What is converted, left out and ignored is in
+    first, the eleventh, ...), sorted by path. Hidden files are ignored. With a dataset.json of StyleGAN, its labels are
+    the classes, and not the folders. What is converted, left out and ignored is in
     the `messages` of the result.
 
     Args:
@@ -70,7 +72,8 @@ def load_folders(
     if path.is_dir() and (databases := lsun.databases(path)):
         return _load_lsun(path, databases, split, image_size, grayscale, progress, background, audit)
     with opened(path, audit) as (members, read):
-        listings, layout = _splits(members, path, audit)
+        labels = read_labels(members, read, str(path))
+        listings, layout = _splits(members, path, audit) if labels is None else _labeled(members, labels, path, audit)
         listing = listings[split]
         names = [name for pictures in listing.classes.values() for name in pictures]
         images_NCHW, kept = decode_all(
@@ -78,6 +81,8 @@ def load_folders(
         )
     count_others(listing.others, audit)
     classes = tuple(listings["train"].classes)
+    if lacking := [name for name in classes if not listing.classes.get(name)]:
+        audit.notes.append(f"no {split} image has the class {', '.join(lacking)}")
     counts = [len(listing.classes.get(name, ())) for name in classes]
     labels_N = np.repeat(np.arange(len(classes)), counts)[kept]
     if len(unreadable := np.setdiff1d(np.flatnonzero(counts), labels_N)):
@@ -179,6 +184,32 @@ def _splits(members: list[str], path: Path, audit: Audit) -> tuple[dict[Split, L
     if outside := [name for name in members if is_image(name) and not _split_of(name, folders)]:
         audit.notes.append(f"{len(outside):,} images outside of these folders are not used, such as {outside[0]}")
     return {"train": train, "test": tested}, layout
+
+
+def _labeled(
+    members: Sequence[str], labels: dict[str, str], path: Path, audit: Audit
+) -> tuple[dict[Split, Listing], str]:
+    """List the images of both splits by the labels of StyleGAN's dataset.json, and describe the layout."""
+    if not labels:
+        raise UserError(
+            f"{path} has no classes, as its {FILE} says: give labels in this file, or remove it if the folders are the "
+            f"classes."
+        )
+    pictures = sorted(name for name in members if is_image(name) and not is_hidden(name))
+    if unlabeled := [name for name in pictures if name not in labels]:
+        audit.notes.append(f"{len(unlabeled):,} images without a label in {FILE} are not used, such as {unlabeled[0]}")
+    if missing := sorted(set(labels) - set(pictures)):
+        audit.notes.append(f"{len(missing):,} labels in {FILE} are of images that do not exist, such as {missing[0]}")
+    everything = Listing({name: [] for name in sorted(set(labels.values()), key=int)})
+    for name in pictures:
+        if name in labels:
+            everything.classes[labels[name]].append(name)
+    everything.classes = {name: names for name, names in everything.classes.items() if names}
+    if not everything.classes:
+        raise UserError(f"{path} has none of the images in its {FILE}: add them, or remove the file.")
+    return {split: _every_tenth(everything, split, path) for split in ("train", "test")}, (
+        f"labels of {FILE}, every {EVERY}th image a test image,"
+    )
 
 
 def test_split(folders: SplitFolders) -> AnySplit:

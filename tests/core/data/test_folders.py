@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import zipfile
 from pathlib import Path
@@ -97,7 +98,7 @@ class TestLayouts:
         )
         assert train_and_test(path) == (TRAIN_IMAGES, [("b", 4)])
         assert load(str(path), "train").messages == ("ignored: 1 .csv, 1 .txt",)
-        assert load(str(path), "test").messages == ()
+        assert load(str(path), "test").messages == ("no test image has the class a",)
 
     @pytest.mark.parametrize(
         ("files", "message"),
@@ -288,3 +289,51 @@ def test_a_zip_with_the_separators_of_windows(tmp_path: Path) -> None:
     path = write_files(tmp_path / "set", {name.replace("/", "\\"): value for name, value in SPLIT.items()}, zipped=True)
     train = load(str(path), "train")
     assert gray_levels(train) == gray_levels(load(str(write_files(tmp_path / "other", SPLIT, zipped=True)), "train"))
+
+
+def stylegan(labels: object) -> dict[str, bytes | int]:
+    """Return images of three gray levels in folders of five, with their labels beside them."""
+    files: dict[str, bytes | int] = {f"{index // 5:05}/img{index:08}.png": index % 3 for index in range(15)}
+    return {**files, "dataset.json": json.dumps({"labels": labels}).encode()}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_labels_of_stylegan_are_the_classes_and_not_its_folders(tmp_path: Path, zipped: bool) -> None:
+    """The folders of NVIDIA's dataset tool only limit the number of files in each."""
+    names = [name for name in stylegan(None) if name.endswith(".png")]
+    labels = [[name, 10 - int(index % 3)] for index, name in enumerate(names)]
+    path = str(write_files(tmp_path / "set", stylegan(labels), zipped))
+    train, test = load(path, "train"), load(path, "test")
+    assert train.classes == test.classes == ("8", "9", "10")
+    assert set(gray_levels(train)) == {("10", 0), ("9", 1), ("8", 2)}
+    assert (len(train), len(test)) == (12, 3)
+    assert "labels of dataset.json" in train.source
+    assert not train.messages
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (None, r"has no classes, as its dataset\.json says"),
+        ([["00000/img00000000.png", [0.5, 0.5]]], "not pairs of an image and the number of a class"),
+        ([["00000/img00000000.png", "cat"]], "not pairs of an image and the number of a class"),
+        ([["elsewhere.png", 1]], r"has none of the images in its dataset\.json"),
+    ],
+)
+def test_labels_of_stylegan_that_give_no_classes_are_refused(tmp_path: Path, labels: object, message: str) -> None:
+    path = write_files(tmp_path / "set", stylegan(labels))
+    with pytest.raises(UserError, match=message):
+        load(str(path), "train")
+    (path / "dataset.json").write_text("{")
+    with pytest.raises(UserError, match=r"dataset\.json in .* is not valid JSON"):
+        load(str(path), "train")
+    (path / "dataset.json").write_text("{}")  # of another program
+    assert load(str(path), "train").classes == ("00000", "00001", "00002")
+
+
+def test_a_class_without_test_images_keeps_the_numbers_of_the_others(tmp_path: Path) -> None:
+    files: dict[str, bytes | int] = {f"train/{name}/1.png": value for name, value in (("a", 1), ("b", 2), ("c", 3))}
+    path = write_files(tmp_path / "set", {**files, "test/a/1.png": 1, "test/c/1.png": 3})
+    test = load(str(path), "test")
+    assert gray_levels(test) == [("a", 1), ("c", 3)]
+    assert test.messages == ("no test image has the class b",)

@@ -274,3 +274,9 @@ def test_real_camvid(data_dir: Path) -> None:
     val = load_masks("camvid", "val", data_dir=data_dir)
     assert (len(val), val.shape, val.classes) == (101, (3, 180, 240), CAMVID)
     assert UNLABELED in val.masks
+
+
+def test_transparency_of_a_mask_is_ignored() -> None:
+    """Some editors save gray with transparency: the gray level is the class, also of pixels that are transparent."""
+    opacity = np.array([[255, 0, 128, 255, 0, 128]] * 4, np.uint8)
+    assert decode_mask(encode(np.stack([MASK, opacity], 2)), "m").tolist() == MASK.tolist()

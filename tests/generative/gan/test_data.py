@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -244,3 +245,18 @@ def test_glyphs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mnist(data_dir: Path) -> None:
     data = Data.load(config("--data", "mnist", "--data-dir", str(data_dir)))
     assert (data.train.shape, len(data.train), len(data.held_out)) == ((1, 28, 28), 55_000, 5_000)
+
+
+@pytest.mark.parametrize("labeled", [True, False])
+def test_the_folders_of_stylegans_dataset_tool_are_not_classes(tmp_path: Path, labeled: bool) -> None:
+    names = [f"{index // 50:05}/img{index:08}.png" for index in range(200)]
+    for index, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (32, 32), index % 3).save(tmp_path / name)
+    labels = [[name, index % 3] for index, name in enumerate(names[1:], 1)] if labeled else None
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    images, messages = load_split(config("--data", str(tmp_path)), "train")
+    assert images.classes == (("0", "1", "2") if labeled else ("all",))
+    if labeled:
+        assert images.labels.tolist() == images.images[:, 0, 0, 0].tolist()
+        assert any(f"1 images without a label are not used, such as {names[0]}" in line for line in messages)

@@ -1,0 +1,62 @@
+"""Labels in dataset.json, which the dataset tool of StyleGAN writes beside folders 00000, 00001, ... of images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+
+from zerokara.core.config import UserError, error_summary
+
+FILE = "dataset.json"
+
+
+def read_labels(members: Sequence[str], read: Callable[[str], bytes], where: str) -> dict[str, str] | None:
+    """Read the class of each image.
+
+    Args:
+        members: paths in the folder or archive.
+        read: function that returns the bytes of a path.
+        where: the folder or archive, for messages.
+
+    Returns:
+        The classes by path, whose names are the numbers in the file; {} if the file says that there are no labels; None
+        without such a file. The folders are not classes then, because the tool only limits the number of files in each.
+
+    Raises:
+        UserError: the file is damaged, or its labels are not numbers of classes.
+    """
+    tables = [name for name in members if name.rpartition("/")[2] == FILE]
+    if len(tables) != 1:
+        return None
+    table = tables[0]
+    try:
+        content = json.loads(read(table).decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{table} in {where} is not valid JSON ({error_summary(error)}): replace it with an undamaged copy, or "
+            f"remove it."
+        ) from None
+    if not isinstance(content, dict) or "labels" not in content:
+        return None
+    rows = content["labels"]
+    if rows is None:
+        return {}
+    folder = table.removesuffix(FILE)
+    try:
+        return {f"{folder}{name}": _class(label) for name, label in rows}
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{table} in {where} has labels that are not pairs of an image and the number of a class: correct it, or "
+            f"remove it."
+        ) from None
+
+
+def _class(label: object) -> str:
+    """Return the name of a class.
+
+    Raises:
+        ValueError: it is not a number of a class.
+    """
+    if isinstance(label, bool) or not isinstance(label, int) or label < 0:
+        raise ValueError(label)
+    return str(label)
