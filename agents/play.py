@@ -40,7 +40,7 @@ from zerokara.core.report import run_folders
 from zerokara.core.zoo import registry as zoo
 
 MAX_STEPS = 3_000
-ZOO_MAX_STEPS = 300  # a film of a whole episode of Pong would take longer than ten seconds to compute
+ZOO_MAX_STEPS = 120  # a longer video would take longer than ten seconds to compute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Options:
     seed: Annotated[int, Range(0, 10**6)] = 0
     """Seed of environment and exploration: the same seed plays the same episode."""
     max_steps: Annotated[int | None, Range(1)] = None
-    """Maximum agent steps of the episode; None: 3,000 (200 s of an Atari game), for an agent of the zoo 300 (20 s)."""
+    """Maximum agent steps of the episode; None: 3,000 (200 s of an Atari game), for an agent of the zoo 120 (8 s)."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int, Range(0)] = 0
