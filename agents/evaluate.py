@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -96,17 +97,16 @@ def evaluate_agent(agent: Agent, options: Options) -> dict[str, Any]:
     overrides = protocol_overrides(options)
     epsilon = overrides.get("eval_epsilon", agent.config.eval_epsilon) if options.epsilon is None else options.epsilon
     max_steps = options.max_steps or overrides.get("eval_max_steps", agent.config.eval_max_steps)
-    env = agent.make_env(num_envs, protocol=options.protocol)
-    scores = evaluate(
-        agent.policy,
-        env,
-        episodes_per_env=episodes_per_env,
-        epsilon=epsilon,
-        max_steps=max_steps,
-        seed=evaluation_seed(options.seed),
-    )
+    with closing(agent.make_env(num_envs, protocol=options.protocol)) as env:
+        scores = evaluate(
+            agent.policy,
+            env,
+            episodes_per_env=episodes_per_env,
+            epsilon=epsilon,
+            max_steps=max_steps,
+            seed=evaluation_seed(options.seed),
+        )
     settings = {key: list(v) if isinstance(v, tuple) else v for key, v in env.settings.items()}
-    env.close()
     return {
         "run": agent.name,
         "env": agent.config.env,

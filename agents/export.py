@@ -25,6 +25,7 @@ import dataclasses
 import json
 import tempfile
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -33,18 +34,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zerokara.agents.qlearning.agent_file import BEST, AgentMetadata
+from zerokara.agents.qlearning.agent_file import AgentMetadata
 from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.network import QNetwork
 from zerokara.agents.viewing.loading import Agent, Which, evaluation_seed, find_agent, load_agent
 from zerokara.core.command_line import parse
-from zerokara.core.config import Positional, Range, UserError, run_main, to_saved
+from zerokara.core.config import Positional, Range, UserError, run_main
 from zerokara.core.models import onnx_file
 from zerokara.core.models.exporting import Function, compare, put_in_place
-from zerokara.core.models.model_file import run_origin
 from zerokara.core.programs import program_command
 from zerokara.core.report import run_folders
-from zerokara.core.run import Run
 from zerokara.envs import VectorEnv
 
 MAX_DIFFERENCE = 1e-4  # of a Q-value, as a fraction of the largest absolute Q-value
@@ -136,26 +135,6 @@ def record_observations(agent: Agent, env: VectorEnv, number: int) -> Tensor:
     return torch.from_numpy(np.concatenate(recorded)[:number])
 
 
-def find_metadata(agent: Agent, which: Which) -> AgentMetadata:
-    """Return the metadata of the agent's model file, or make those of the last checkpoint of its run."""
-    if agent.source.is_file() or (which == "best" and (agent.source / BEST).is_file()):
-        metadata = AgentMetadata.read_metadata(agent.source)
-        assert metadata is not None
-        return metadata
-    content = Run.read_config(agent.source)
-    return AgentMetadata(
-        algorithm=content["kind"],
-        config=to_saved(agent.config),
-        num_actions=agent.num_actions,
-        obs_shape=agent.obs_shape,
-        step=agent.step,
-        environment=content["extra"].get("environment", {}),
-        data=agent.config.env,
-        command=content.get("command", ""),
-        origin=tuple(run_origin(agent.source)),
-    )
-
-
 def output_paths(options: Options, agent: Agent) -> list[Path]:
     """Return the files to write: one if --out names a file, otherwise both in a folder.
 
@@ -176,12 +155,12 @@ def output_paths(options: Options, agent: Agent) -> list[Path]:
     return paths
 
 
-def write_onnx(agent: Agent, metadata: AgentMetadata, env: VectorEnv, example: Tensor, path: Path) -> None:
+def write_onnx(agent: Agent, env: VectorEnv, example: Tensor, path: Path) -> None:
     """Write an ONNX file with a variable batch size."""
     texts = {
         "actions": json.dumps(env.action_names),
-        "environment": json.dumps({"id": agent.config.env, **metadata.environment}),
-        "card": json.dumps(dataclasses.asdict(metadata)),
+        "environment": json.dumps({"id": agent.config.env, **agent.metadata.environment}),
+        "card": json.dumps(dataclasses.asdict(agent.metadata)),
     }
     onnx_file.write(
         DeployedAgent(exportable(agent.policy.network)).eval(), {"observations": example}, "q_values", path, texts
@@ -196,9 +175,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     paths = output_paths(options, agent)
     if any(path.suffix == ".onnx" for path in paths):
         onnx_file.check_packages()
-    metadata, original = find_metadata(agent, options.which), as_function(agent.policy.network)
-    env = agent.make_env(min(options.observations, 8))
-    try:
+    original = as_function(agent.policy.network)
+    with closing(agent.make_env(min(options.observations, 8))) as env:
         obs_NCHW = record_observations(agent, env, options.observations)
         q_NA = original(obs_NCHW)
         scale, best = max(float(np.abs(q_NA).max()), 1e-6), q_NA[0].argmax()
@@ -212,10 +190,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             for path in paths:
                 written = Path(scratch) / path.name
                 if path.suffix == ".onnx":
-                    write_onnx(agent, metadata, env, obs_NCHW[:1].repeat(2, 1, 1, 1), written)
+                    write_onnx(agent, env, obs_NCHW[:1].repeat(2, 1, 1, 1), written)
                     exported, max_difference = onnx_file.load(written), MAX_DIFFERENCE
                 else:
-                    metadata.save(written, agent.policy.network.state_dict(), half=options.half)
+                    agent.metadata.save(written, agent.policy.network.state_dict(), half=options.half)
                     exported = as_function(AgentMetadata.load(written)[0])
                     max_difference = MAX_DIFFERENCE_HALF if options.half else MAX_DIFFERENCE
                 compared = compare(exported, original, obs_NCHW, max_difference * scale, "Q-value")
@@ -226,8 +204,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                     f"{path}: {path.stat().st_size / 1e3:,.0f} kB, largest difference of a Q-value {largest:.1e}, "
                     f"{len(obs_NCHW) - changed:,} of {len(obs_NCHW):,} actions are the same"
                 )
-    finally:
-        env.close()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -171,18 +172,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     agent = load_agent(folder, which=options.which, device=options.device, threads=options.threads)
     if options.attention and agent.config.obs_type == "vector":
         raise UserError("--attention blurs parts of an image, and this agent observes vectors: leave the flag out.")
-    env = agent.make_env(1, render=True)
     max_steps = options.max_steps or (ZOO_MAX_STEPS if options.run in zoo.files("agents") else MAX_STEPS)
-    episode = Episode(agent, env, options, max_steps, frames_folder(options.frames))
-    fps = frames_per_second(env)
-    if options.window:
-        show_window(episode, f"zerokara: {env.id}", fps)
-        output = "shown in a window"
-    else:
-        path = agent.output_folder / "media" / f"play-{agent.step}.mp4"
-        write_video(episode, path, fps)
-        output = str(path)
-    env.close()
+    with closing(agent.make_env(1, render=True)) as env:
+        episode = Episode(agent, env, options, max_steps, frames_folder(options.frames))
+        fps = frames_per_second(env)
+        if options.window:
+            show_window(episode, f"zerokara: {env.id}", fps)
+            output = "shown in a window"
+        else:
+            path = agent.output_folder / "media" / f"play-{agent.step}.mp4"
+            write_video(episode, path, fps)
+            output = str(path)
     if env.num_actions > MAX_BARS:
         print(f"bars: the best {MAX_BARS} of {env.num_actions:,} actions at each step, and the action taken")
     cut = f", truncated by --max-steps {max_steps}" if episode.steps == max_steps else ""

@@ -52,17 +52,21 @@ def settings(preset: str, arguments: argparse.Namespace, **changes: Any) -> Conf
 
 def trained(config: Config) -> tuple[alternating.RunSteps, str]:
     """Create zerokara's DQN."""
-    compute = choose_compute(config, World(), partial(dqn.probe_step, config, make_env(config, World()), World()))
-    return make_stepper(config, compute, dqn.Training)
+    env = make_env(config, World())
+    compute = choose_compute(config, World(), partial(dqn.probe_step, config, env, World()))
+    return make_stepper(config, compute, env, dqn.Training)
 
 
 def make_stepper(
-    config: AnyConfig, compute: Compute, make_training: Callable[[AnyConfig, Run, Compute, World], Training]
+    config: AnyConfig,
+    compute: Compute,
+    env: envs.VectorEnv,
+    make_training: Callable[[AnyConfig, Run, Compute, World, envs.VectorEnv], Training],
 ) -> tuple[alternating.RunSteps, str]:
     """Create a training loop. Returns the stepping function and a description of the hardware."""
     temporary = tempfile.TemporaryDirectory()
     run = Run(config, kind="benchmark", name="ours", resume=False, quiet=True, root=Path(temporary.name))
-    training = make_training(config, run, compute, World())
+    training = make_training(config, run, compute, World(), env)
     training.obs = training.env.reset(1)
 
     def run_steps(steps: int) -> None:
@@ -102,8 +106,9 @@ def pqn_settings(arguments: argparse.Namespace) -> pqn_config.Config:
 def parallel(arguments: argparse.Namespace) -> tuple[alternating.RunSteps, str]:
     """Create zerokara's PQN."""
     config = pqn_settings(arguments)
-    compute = choose_compute(config, World(), partial(pqn.probe_step, config, make_env(config, World()), World()))
-    return make_stepper(config, compute, pqn.Training)
+    env = make_env(config, World())
+    compute = choose_compute(config, World(), partial(pqn.probe_step, config, env, World()))
+    return make_stepper(config, compute, env, pqn.Training)
 
 
 def emulators(arguments: argparse.Namespace) -> tuple[alternating.RunSteps, str]:

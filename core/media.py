@@ -55,7 +55,9 @@ def _encode(file: BinaryIO, frames: Iterable[np.ndarray], fps: float) -> None:
                 stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
             if frame_HWC.shape != shape:
                 raise ValueError(f"the frames of a video must be of one size, got {shape} and {frame_HWC.shape}")
-            even_HWC = np.pad(frame_HWC, ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0)), mode="edge")
+            even_HWC = frame_HWC
+            if height % 2 or width % 2:  # np.pad takes a millisecond even if there is nothing to pad
+                even_HWC = np.pad(frame_HWC, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(even_HWC), format="rgb24")))
         if not shape:
             raise ValueError("frames must be (T, H, W, 3) uint8 and at least one, got none")

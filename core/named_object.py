@@ -45,15 +45,15 @@ def missing_object(path: str, keyword: str) -> UserError | None:
 
     Args:
         path: import path, or another name.
-        keyword: keyword argument with which it is given: "env" or "backbone".
+        keyword: keyword argument with which it is given: "env", "backbone" or "loss".
     """
     module, colon, name = path.rpartition(":")
     if not colon or ("<" not in name and (module != "__main__" or _exists(sys.modules["__main__"], name))):
         return None
     where = "inside a function" if "<" in name else "in a notebook or an interactive session"
     return UserError(
-        f"{name.rpartition('.')[2]} was defined {where} and cannot be imported from here: give it again in Python, as "
-        f"in zerokara.load_agent(..., {keyword}=...), or define it in a file and give file.py:Name."
+        f"{name.rpartition('.')[2]} was defined {where} and cannot be imported from here: give it again in Python, "
+        f"with the argument {keyword}=..., or define it in a file and give file.py:Name."
     )
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from zerokara.core.checkpoint import write_atomically
 from zerokara.core.config import UserError, error_summary
+from zerokara.core.run_folder import existing_runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -179,7 +180,7 @@ def run_folders(runs: tuple[str, ...], program: str, find: Callable[[str], Path]
         UserError: no run is given; see `find`.
     """
     if not any(runs):
-        existing = sorted(path.parent for path in Path("runs").glob("*/config.json"))
+        existing = existing_runs(Path("runs"))
         example = existing[0] if existing else "runs/<name>"
         raise UserError(f"No run was named: give its folder, as in {program} {example}.")
     return list(dict.fromkeys(find(run) for run in runs))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -14,6 +14,7 @@ from zerokara.core.file_lock import lock as lock_file
 from zerokara.core.machine import describe_machine, describe_versions, git_commit
 from zerokara.core.programs import command
 
+MAX_LISTED = 12  # runs in a message
 # Files that a run leaves behind which was killed before config.json was written. The folder is free then.
 UNFINISHED = frozenset({"lock", ".config.json.tmp"})
 
@@ -74,6 +75,16 @@ def first_config(config: Any, kind: str, extra: Mapping[str, Any]) -> dict[str, 
     }
 
 
+def existing_runs(folder: Path) -> list[Path]:
+    """Return the folders of the runs in a folder."""
+    return sorted(config.parent for config in folder.glob("*/config.json"))
+
+
+def format_existing(runs: Sequence[object]) -> str:
+    """Return the end of a message that lists runs; "" if there are none, or too many for a message."""
+    return f"; existing runs: {', '.join(map(str, runs))}" if 0 < len(runs) <= MAX_LISTED else ""
+
+
 def read_config(folder: Path, kind: str | None = None) -> dict[str, Any]:
     """Read config.json of a run folder: a dict with the keys kind, config, extra, versions, machine, ...
 
@@ -83,9 +94,10 @@ def read_config(folder: Path, kind: str | None = None) -> dict[str, Any]:
     """
     path = folder / "config.json"
     if not path.is_file():
-        runs = [p.parent.name for p in folder.parent.glob("*/config.json")]
-        existing = f"; existing runs: {', '.join(sorted(runs))}" if 0 < len(runs) <= 12 else ""
-        raise UserError(f"There is no run in {folder}{suggest(folder.name, runs)}{existing}; name an existing run.")
+        runs = [run.name for run in existing_runs(folder.parent)]
+        raise UserError(
+            f"There is no run in {folder}{suggest(folder.name, runs)}{format_existing(runs)}; name an existing run."
+        )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

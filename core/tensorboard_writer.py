@@ -16,6 +16,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from zerokara.core.config import error_summary
+from zerokara.core.tracking import OMITTED
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import FileWriter, SummaryWriter
@@ -32,7 +33,6 @@ FIRST_HPARAMS = (
     *("gamma", "total_steps", "epochs", "updates", "iterations"),
 )
 LAST_HPARAMS = ("device", "precision", "compile", "threads")
-OMITTED_HPARAMS = ("name", "resume", "quiet", "track")  # TensorBoard shows the name of the run beside them
 
 
 class TensorBoardWriter:
@@ -113,7 +113,7 @@ class TensorBoardWriter:
             plain = {
                 f"{_hparam_rank(key):02} {key}": v if isinstance(v, (bool, int, float, str)) else str(v)
                 for key, v in config.items()
-                if key not in OMITTED_HPARAMS
+                if key not in OMITTED  # TensorBoard shows the name of the run beside them
             }
             for summary in hparams(plain, dict.fromkeys(names, 0.0)):
                 for value in summary.value:

@@ -1,4 +1,4 @@
-"""Mirror of a run on a tracking service, Weights & Biases or MLflow, through the client of the service.
+"""Copy of a run on a tracking service, Weights & Biases or MLflow, through the client of the service.
 
     tracking = Tracking(connect("mlflow"), warn)
     ids = tracking.find_or_create("pong", {})  # {"mlflow": "0a1b..."}: saved, so that a resumed run continues this one
@@ -6,7 +6,7 @@
     tracking.scalars([(1, {"train/loss": 0.5})])
     tracking.close("FINISHED")
 
-A thread talks to the service, so that a slow server does not delay training. Failures are warned about once and do not
+A thread sends the requests, so that a slow server does not delay training. Failures are warned about once and do not
 end training. The clients are optional packages, imported only where a run is tracked. Which server, project and user
 they use is decided by their own environment variables (WANDB_PROJECT, WANDB_MODE, MLFLOW_TRACKING_URI, ...).
 """
@@ -35,7 +35,8 @@ Rows = Sequence[tuple[int, Mapping[str, float]]]
 PROJECT = "zerokara"  # project or experiment, unless an environment variable of the service names another one
 PATIENCE_SECONDS = 30.0  # at the end of a run, for each thing that is still to be sent
 MAX_WAITING = 10_000  # things to send that are held while the server does not answer
-OMITTED = ("name", "resume", "quiet", "track")  # settings that are not sent
+# Options of run folder and output, no settings of the training: they are not sent, and not among TensorBoard's HPARAMS.
+OMITTED = ("name", "resume", "quiet", "track")
 
 
 class Service(Protocol):

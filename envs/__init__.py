@@ -15,9 +15,9 @@ from typing import Any
 
 from zerokara.core.config import UserError
 from zerokara.envs import arcade
-from zerokara.envs.base import Step, VectorEnv
+from zerokara.envs.base import Step, VectorEnv, closed_on_error
 
-__all__ = ["PROTOCOLS", "Step", "VectorEnv", "make"]
+__all__ = ["PROTOCOLS", "Step", "VectorEnv", "closed_on_error", "make"]
 
 arcade.register()
 
@@ -85,6 +85,7 @@ def make(
     obs_range: Sequence[float] | None = None,
     restart_on_error: bool = False,
     workers: int = 0,
+    resumable: bool = True,
     **settings: Any,
 ) -> VectorEnv:
     """Create a vector environment with N copies of an environment.
@@ -102,8 +103,11 @@ def make(
         obs_key: key of the image in observations that are a Dict; empty: the only image. Of the vector: all values.
         obs_range: values of black and white in the observations; None: as the observation space declares them. Of
             numbers: those that become 0 and 1.
-        restart_on_error: an environment that raises an exception starts a new episode; see `GymnasiumVectorEnv`.
+        restart_on_error: an environment that raises an exception in a step starts a new episode; see
+            `GymnasiumVectorEnv`.
         workers: worker processes among which Gymnasium environments are divided; 0: they run in this process.
+        resumable: check that episodes can be repeated, as a resumed run does; False: the state is not saved, as when an
+            agent is evaluated or shown. The check takes a second for an Atari game with `render`.
         settings: override the protocol (`repeat_action_probability`, `noop_max` in frames, `fire_reset`, `frame_skip`,
             `full_action_space`, `max_episode_frames`, where 0 means no limit and is not allowed for Atari;
             `reseed_every_steps`, see envs/atari.py) and the format of observations (`frame_stack` in frames, `size` in
@@ -143,13 +147,12 @@ def make(
     from zerokara.envs import atari, lookup
     from zerokara.envs.gymnasium import make_gymnasium_env
 
+    behavior: dict[str, Any] = {"restart_on_error": restart_on_error, "workers": workers, "resumable": resumable}
     id, target = lookup.find(env)
     if callable(target) or not atari.is_atari(target):
         _reject_atari_settings(id, overrides)
         active = _round_time_limit(id, {**defaults, "frame_skip": 1, "max_episode_frames": 0, **overrides, **given})
-        return make_gymnasium_env(
-            env, num_envs, active, render=render, restart_on_error=restart_on_error, workers=workers
-        )
+        return make_gymnasium_env(env, num_envs, active, render=render, **behavior)
     if obs_type == "vector" and given.get("env_kwargs") == _RAM:
         del given["env_kwargs"]  # as in Gymnasium; the RAM is the vector of an Atari game anyway
     if given.get("env_kwargs") == _RAM:
@@ -166,9 +169,7 @@ def make(
         raise UserError(f"max_episode_frames of {id} must be at least frame_skip, got 0: Atari needs a time limit.")
     active = _round_time_limit(id, active)
     if render or obs_type == "vector":
-        return atari.make_single_atari(
-            target, num_envs, active, render=render, restart_on_error=restart_on_error, workers=workers
-        )
+        return atari.make_single_atari(target, num_envs, active, render=render, **behavior)
     return atari.AtariVectorEnv(target, num_envs, active, num_threads=num_threads)
 
 

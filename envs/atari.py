@@ -256,6 +256,7 @@ def make_single_atari(
     render: bool,
     restart_on_error: bool = False,
     workers: int = 0,
+    resumable: bool = True,
 ) -> GymnasiumVectorEnv:
     """Create the same game with `render()`, or with the RAM as observation, from Gymnasium's single environments.
 
@@ -270,6 +271,7 @@ def make_single_atari(
         render: enable `render()`.
         restart_on_error: see `GymnasiumVectorEnv`.
         workers: see `GymnasiumVectorEnv`.
+        resumable: see `GymnasiumVectorEnv`.
 
     Raises:
         UserError: the game's ROM is missing.
@@ -314,4 +316,5 @@ def make_single_atari(
         render=render,
         restart_on_error=restart_on_error,
         workers=workers,
+        resumable=resumable,
     )

@@ -7,9 +7,10 @@ Shapes: N environments, K stacked frames, F channels per frame (1 grayscale, 3 R
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -108,7 +109,17 @@ class VectorEnv(ABC):
         raise UserError(f"{self.id} cannot render: create it with render=True.")
 
     def close(self) -> None:  # noqa: B027  (optional: most environments have nothing to release)
-        """Release processes, windows and memory."""
+        """Release processes, windows and memory. A second call has no effect."""
+
+
+@contextlib.contextmanager
+def closed_on_error(env: VectorEnv) -> Iterator[None]:
+    """Close an environment if the block raises an exception: the caller does not get it then."""
+    try:
+        yield
+    except BaseException:
+        env.close()
+        raise
 
 
 class FrameStack:

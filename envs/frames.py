@@ -45,7 +45,7 @@ def record(
     """
     if number < 1:
         raise UserError(f"the number of frames must be at least 1, got {number}.")
-    env = envs.make(id, num_envs, frame_stack=frame_stack, size=size, grayscale=grayscale)
+    env = envs.make(id, num_envs, frame_stack=frame_stack, size=size, grayscale=grayscale, resumable=False)
     try:
         rng = np.random.default_rng(seed)
         obs = env.reset(seed)

@@ -44,6 +44,7 @@ def make_gymnasium_env(
     render: bool,
     restart_on_error: bool,
     workers: int,
+    resumable: bool,
 ) -> GymnasiumVectorEnv:
     """Create N copies of an environment; see `GymnasiumVectorEnv`.
 
@@ -57,6 +58,7 @@ def make_gymnasium_env(
         render: enable `render()`.
         restart_on_error: see `GymnasiumVectorEnv`.
         workers: see `GymnasiumVectorEnv`.
+        resumable: see `GymnasiumVectorEnv`.
 
     Raises:
         UserError: the environment cannot be created, has neither image observations nor rgb_array rendering, has no
@@ -67,41 +69,43 @@ def make_gymnasium_env(
         kwargs = parse_kwargs(settings.get("env_kwargs", {}))
     except ObservationError as error:
         raise UserError(f"{name} {error}") from None
-    first = create(env, **kwargs)
     env_settings = dict(settings)
-    if not isinstance(first.action_space, spaces.Discrete):
-        accepted = inspect.signature(type(first.unwrapped).__init__).parameters
-        if "continuous" in accepted and "continuous" not in kwargs:
-            kwargs["continuous"] = env_settings["continuous"] = False
-            close(first)
-            first = create(env, **kwargs)
-        if not isinstance(first.action_space, spaces.Discrete):
-            raise UserError(
-                f"{name} has the action space {first.action_space}, which is not supported: "
-                f"choose an environment with discrete actions."
-            )
     is_vector = settings.get("obs_type") == "vector"
     find_observation = find_vector if is_vector else find_image
+    first = create(env, **kwargs)  # for its properties
     try:
-        image = find_observation(first.observation_space, settings.get("obs_key", ""), settings.get("obs_range"))
-    except ObservationError as error:
-        raise UserError(f"{name} {error}") from None
-    modes = first.metadata.get("render_modes") or []
-    renders = "rgb_array" in modes or first.render_mode == "rgb_array"
-    if is_vector and render and not renders:
-        raise UserError(
-            f"{name} cannot render images (no render mode rgb_array), so that its episodes cannot be shown: train it "
-            f"with --no-capture-video."
-        )
-    if image is None and not renders:
-        raise UserError(
-            f"{name} has observations {first.observation_space}, which are not images (H, W), (H, W, 1), (H, W, 3), "
-            f"(1, H, W) or (3, H, W), and it cannot render images (no render mode rgb_array): choose an environment "
-            f"with pixels."
-        )
+        if not isinstance(first.action_space, spaces.Discrete):
+            accepted = inspect.signature(type(first.unwrapped).__init__).parameters
+            if "continuous" in accepted and "continuous" not in kwargs:
+                kwargs["continuous"] = env_settings["continuous"] = False
+                close(first)
+                first = create(env, **kwargs)
+            if not isinstance(first.action_space, spaces.Discrete):
+                raise UserError(
+                    f"{name} has the action space {first.action_space}, which is not supported: "
+                    f"choose an environment with discrete actions."
+                )
+        try:
+            image = find_observation(first.observation_space, settings.get("obs_key", ""), settings.get("obs_range"))
+        except ObservationError as error:
+            raise UserError(f"{name} {error}") from None
+        modes = first.metadata.get("render_modes") or []
+        renders = "rgb_array" in modes or first.render_mode == "rgb_array"
+        if is_vector and render and not renders:
+            raise UserError(
+                f"{name} cannot render images (no render mode rgb_array), so that its episodes cannot be shown: train "
+                f"it with --no-capture-video."
+            )
+        if image is None and not renders:
+            raise UserError(
+                f"{name} has observations {first.observation_space}, which are not images (H, W), (H, W, 1), "
+                f"(H, W, 3), (1, H, W) or (3, H, W), and it cannot render images (no render mode rgb_array): choose an "
+                f"environment with pixels."
+            )
+    finally:
+        close(first)
     if "rgb_array" in modes and (render or image is None) and _accepts(target, "render_mode"):
         kwargs["render_mode"] = "rgb_array"
-    close(first)
     made = GymnasiumVectorEnv(
         name,
         partial(create, env, **kwargs),
@@ -113,6 +117,7 @@ def make_gymnasium_env(
         render=render,
         restart_on_error=restart_on_error,
         workers=workers,
+        resumable=resumable,
     )
     made.first_action = int(first.action_space.start)
     return made
@@ -138,9 +143,12 @@ class GymnasiumVectorEnv(VectorEnv):
         action_repeat: number of times each action is repeated; rewards are summed; stops at the end of the episode.
         max_steps: time limit of an episode in steps; 0: only the environment's own limit.
         render: enable `render()`; the environments then run in this process.
-        restart_on_error: an environment that raises an exception is created again and starts a new episode; its
-            episode is truncated and counted in `errors`. False: the exception ends the program.
+        restart_on_error: an environment that raises an exception in a step is created again and starts a new episode;
+            its episode is truncated and counted in `errors`. An exception at the start of an episode is still raised.
+            False: every exception is raised.
         workers: worker processes among which the environments are divided; 0: they run in this process.
+        resumable: check that an episode can be repeated, so that `load_state_dict` can resume it. False: the state is
+            not saved, and the check is left out.
 
     Raises:
         UserError: an environment cannot be reset or rendered, or its observations are not those that its space
@@ -160,6 +168,7 @@ class GymnasiumVectorEnv(VectorEnv):
         render: bool,
         restart_on_error: bool = False,
         workers: int = 0,
+        resumable: bool = True,
     ) -> None:
         self.id, self.num_envs, self.settings = id, num_envs, dict(settings)
         size, grayscale = settings.get("size", 1), settings.get("grayscale", True)
@@ -175,8 +184,13 @@ class GymnasiumVectorEnv(VectorEnv):
         )
         self._pool = make_pool(make_single, num_envs, 0 if render else workers)
         self.image, self._render, self._restart_on_error = image, render, restart_on_error
-        (self.action_names,) = self._pool.call([(0, "action_names", ())])
-        self.num_actions = len(self.action_names)
+        try:
+            (self.action_names,) = self._pool.call([(0, "action_names", ())])
+            self.num_actions = len(self.action_names)
+            self._is_reproducible = not resumable or self._check_reproducible(make_single)
+        except BaseException:
+            self._pool.close()
+            raise
         if isinstance(image, VectorFormat):
             self.obs_dtype = np.float32
             self._frame_shape = (image.size, 1, 1)
@@ -188,7 +202,6 @@ class GymnasiumVectorEnv(VectorEnv):
         self._log = ActionLog(id, self.num_envs, self.settings, reseed_every_steps=0)
         self._action_N: np.ndarray | None = None
         self._started = False
-        self._is_reproducible = self._check_reproducible(make_single)
         if not self._is_reproducible:
             self.warnings.append(
                 f"{id} does not repeat an episode when it is reset with the same seed: results are not reproducible, "

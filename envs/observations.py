@@ -91,18 +91,13 @@ def find_image(space: spaces.Space[Any], obs_key: str, obs_range: tuple[float, f
         ObservationError: the key does not exist or is not that of an image, several values are images, or the range is
             not known.
     """
-    if not isinstance(space, spaces.Dict):
-        if obs_key:
-            raise ObservationError(f"has observations {space} without keys: remove obs_key (--obs-key).")
-        return _format(space, None, obs_range) if is_image(space) else None
     if obs_key:
-        if obs_key not in space.spaces:
-            raise ObservationError(
-                f"has no observation {obs_key!r}: choose obs_key (--obs-key) from {', '.join(space.spaces)}."
-            )
-        if not is_image(space[obs_key]):
-            raise ObservationError(f"has an observation {obs_key!r} that is not an image: {space[obs_key]}.")
-        return _format(space[obs_key], obs_key, obs_range)
+        part = find_part(space, obs_key)
+        if not is_image(part):
+            raise ObservationError(f"has an observation {obs_key!r} that is not an image: {part}.")
+        return _format(part, obs_key, obs_range)
+    if not isinstance(space, spaces.Dict):
+        return _format(space, None, obs_range) if is_image(space) else None
     images = [key for key, part in space.spaces.items() if is_image(part)]
     if len(images) > 1:
         raise ObservationError(
@@ -110,6 +105,21 @@ def find_image(space: spaces.Space[Any], obs_key: str, obs_range: tuple[float, f
             f"(as in --obs-key {images[0]})."
         )
     return _format(space[images[0]], images[0], obs_range) if images else None
+
+
+def find_part(space: spaces.Space[Any], obs_key: str) -> spaces.Space[Any]:
+    """Return the part of a Dict that a key names.
+
+    Raises:
+        ObservationError: the space is not a Dict, or has no such key.
+    """
+    if not isinstance(space, spaces.Dict):
+        raise ObservationError(f"has observations {space} without keys: remove obs_key (--obs-key).")
+    if obs_key not in space.spaces:
+        raise ObservationError(
+            f"has no observation {obs_key!r}: choose obs_key (--obs-key) from {', '.join(space.spaces)}."
+        )
+    return space[obs_key]
 
 
 def is_image(space: spaces.Space[Any]) -> bool:

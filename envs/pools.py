@@ -74,8 +74,14 @@ class SerialPool(Pool):
     """Environments of this process, called one after another."""
 
     def __init__(self, make_single: Callable[..., SingleEnv], num_envs: int) -> None:
-        self.envs = {i: make_single(index=i) for i in range(num_envs)}
+        self.envs: dict[int, SingleEnv] = {}
         self._calls: list[Call] = []
+        try:
+            for i in range(num_envs):
+                self.envs[i] = make_single(index=i)
+        except BaseException:
+            self.close()
+            raise
 
     def send(self, calls: Sequence[Call]) -> None:
         """See `Pool.send`. The calls are made by `receive`."""
@@ -87,8 +93,8 @@ class SerialPool(Pool):
 
     def close(self) -> None:
         """See `Pool.close`."""
-        for single in self.envs.values():
-            close(single.env)
+        while self.envs:  # so that a second call has no effect
+            close(self.envs.popitem()[1].env)
 
 
 class WorkerPool(Pool):

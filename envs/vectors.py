@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from zerokara.envs.observations import TOLERANCE, ObservationError, is_image
+from zerokara.envs.observations import TOLERANCE, ObservationError, find_part, is_image
 
 MAX_INTEGER = 2**15  # larger bounds are those of the type, not of the numbers
 
@@ -78,13 +78,7 @@ def find_vector(space: spaces.Space[Any], obs_key: str, obs_range: Sequence[floa
         ObservationError: the key does not exist, or the observations have a part that is no vector.
     """
     if obs_key:
-        if not isinstance(space, spaces.Dict):
-            raise ObservationError(f"has observations {space} without keys: remove obs_key (--obs-key).")
-        if obs_key not in space.spaces:
-            raise ObservationError(
-                f"has no observation {obs_key!r}: choose obs_key (--obs-key) from {', '.join(space.spaces)}."
-            )
-        space = space[obs_key]
+        space = find_part(space, obs_key)
     if (part := _not_numbers(space)) is not None:
         what = "an image" if is_image(part) else f"a {type(part).__name__}"
         hint = ""

@@ -18,7 +18,6 @@ from typing import Any
 from torch import Tensor
 
 from zerokara.agents import evaluate
-from zerokara.agents.export import find_metadata
 from zerokara.agents.qlearning.agent_file import ALGORITHMS
 from zerokara.agents.viewing.loading import load_agent
 from zerokara.core.compute import Compute
@@ -136,7 +135,7 @@ def read_agent(run: Path, content: Mapping[str, Any], compute: Compute) -> Candi
     env, versions = agent.config.env, content["versions"]
     package = "ale_py" if env.startswith("ALE/") else "zerokara" if env.startswith("zerokara/") else "gymnasium"
     metadata = replace(
-        find_metadata(agent, "best"),
+        agent.metadata,
         config=config,
         data=f"{env}, played by the agent itself ({package} {versions[package]})",
         command=content["command"],

@@ -5,17 +5,19 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+import numpy as np
 import psutil
 import torch
 
 from zerokara import envs
 from zerokara.agents.benchmarking.processes import Job
 from zerokara.agents.configs import dqn, pqn
-from zerokara.agents.configs.common import ProtocolName, Settings
+from zerokara.agents.configs.common import HARDWARE_FIELDS, OUTPUT_FIELDS, ProtocolName, Settings
 from zerokara.agents.configs.defaults import preset_values
 from zerokara.agents.configs.protocols import PROTOCOLS
 from zerokara.agents.qlearning.replay import bytes_needed
@@ -25,8 +27,8 @@ from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, flag, from_dict, is_switch, negated_flag, note, rename, suggest, to_dict
 from zerokara.core.run import Run
 
-# Config fields that may differ between an existing run and the plan, because they do not change the learning.
-MAY_DIFFER = frozenset({"name", "resume", "quiet", "track", "device", "threads", "delete_replay"})
+# Config fields that may differ between an existing run and the plan.
+MAY_DIFFER = OUTPUT_FIELDS | HARDWARE_FIELDS
 # Config fields that the benchmark sets by options of its own, by today's and older names.
 SET_BY_BENCHMARK = frozenset(
     {"env", "preset", "seed", "name", "protocol", "resume", "total_steps", "steps", "threads", "device"}
@@ -214,21 +216,26 @@ def run_state(run: PlannedRun) -> State:
 
 
 def make_job(run: PlannedRun, resume: bool, log: Path) -> Job:
-    """Return the process that starts a run, or resumes it with the settings of its first start."""
-    keep = () if getattr(run.config, "delete_replay", True) else ("--no-delete-replay",)
-    arguments = ("--name", run.name, "--resume", *keep) if resume else run.arguments
+    """Return the process that starts a run, or resumes it: with the settings of its first start, but --keep-replays."""
+    kept = {name: getattr(run.config, name) for name in ("delete_replay",) if hasattr(run.config, name)}
+    resumed = ("--name", run.name, "--resume", *format_arguments(type(run.config), kept))
+    arguments = resumed if resume else run.arguments
     command = (sys.executable, "-m", f"zerokara.agents.{run.kind}", *arguments)
     return Job(run.name, command, log, memory_needed(run.config))
 
 
 def memory_needed(config: Settings) -> dict[str, int]:
     """Return the bytes that a run needs, in "main" memory and on its GPU: replay buffer and process."""
-    frame = (config.frame_channels, config.image_size, config.image_size)
+    frame, dtype = (config.frame_channels, config.image_size, config.image_size), np.uint8
+    if config.obs_type == "vector":  # only the environment knows how many numbers there are
+        with closing(envs.make(config.env, 1, resumable=False, **config.env_settings())) as env:
+            frame, dtype = (env.frame_channels, *env.obs_shape[1:]), env.obs_dtype
     if isinstance(config, dqn.Config):
-        replay_bytes = bytes_needed(config.replay_capacity, config.checkpoint_every_steps + 4 * config.num_envs, frame)
+        margin = config.checkpoint_every_steps + 4 * config.num_envs
+        replay_bytes = bytes_needed(config.replay_capacity, margin, frame, dtype)
     else:
         assert isinstance(config, pqn.Config)
-        replay_bytes = bytes_needed(config.rollout_steps * config.num_envs * config.frame_stack, 0, frame)
+        replay_bytes = bytes_needed(config.rollout_steps * config.num_envs * config.frame_stack, 0, frame, dtype)
     if config.device.startswith("cuda"):
         return {"main": PROCESS_BYTES, config.device: replay_bytes + DEVICE_BYTES}
     return {"main": replay_bytes + PROCESS_BYTES}

@@ -14,6 +14,11 @@ from zerokara.agents.configs import names
 from zerokara.core.compute import Switch
 from zerokara.core.config import Range, UserError
 from zerokara.core.run_options import RunOptions
+from zerokara.core.tracking import OMITTED
+
+# Fields that do not change learning: of the run folder and the output, then of the hardware.
+OUTPUT_FIELDS = frozenset({*OMITTED, "capture_video", "delete_replay"})
+HARDWARE_FIELDS = frozenset({"device", "threads", "compile", "env_workers"})
 
 ProtocolName = Literal["nature", "machado", "100k"]
 Count = Annotated[int, Range(1)]
@@ -33,8 +38,8 @@ class Settings(RunOptions):
     preset: str
     """Named set of defaults for the other options."""
     env: str = "ALE/Pong-v5"
-    """Environment: ALE/<Game>-v5, zerokara/<Game>-v0, or any Gymnasium id with image observations or rgb_array
-    rendering."""
+    """Environment: ALE/<Game>-v5, zerokara/<Game>-v0, a Gymnasium id, module:id, module:Class or file.py:Class. It has
+    images as observations or renders them, or has vectors (--backbone mlp)."""
     total_steps: Count = 1_000_000
     """Total agent steps of the run, summed over all environments."""
 
@@ -77,8 +82,9 @@ class Settings(RunOptions):
     """Worker processes among which Gymnasium environments are divided, for environments that are slow in Python; 0:
     they run in the process that trains."""
     env_errors: Literal["stop", "restart"] = "stop"
-    """If a Gymnasium environment raises an exception: stop the run, or truncate the episode and restart the
-    environment. With restart, a resumed run also starts new episodes where the old ones cannot be repeated."""
+    """If a Gymnasium environment raises an exception in a step: stop the run, or truncate the episode and restart the
+    environment. With restart, a resumed run also starts new episodes where the old ones cannot be repeated. An
+    exception at the start of an episode stops the run."""
 
     # --- exploration -----------------------------------------------------------------------------------------------
     ez_greedy_zeta: Annotated[float | None, Range(1, low_open=True)] = None

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 
@@ -21,7 +22,8 @@ from zerokara.agents.configs.common import Settings
 from zerokara.agents.qlearning.network import QNetwork, make_network, make_pqn_network
 from zerokara.core.backbones.registry import BackboneName
 from zerokara.core.config import UserError, from_dict
-from zerokara.core.models.model_file import Metadata
+from zerokara.core.models.model_file import Metadata, run_origin
+from zerokara.core.run import Run
 
 BEST = "agent-best.safetensors"
 # Kind of run in config.json -> class of its config, function that makes its network.
@@ -46,6 +48,36 @@ class AgentMetadata(Metadata[QNetwork]):
     obs_shape: tuple[int, int, int] | None = None  # (C, H, W); None: the shape of images of the config
     step: int  # agent steps of training
     environment: Mapping[str, Any] = field(default_factory=dict)  # settings of the training environments
+
+    @classmethod
+    def of_run(
+        cls,
+        folder: Path,
+        *,
+        num_actions: int,
+        obs_shape: tuple[int, int, int] | None,
+        step: int,
+        figures: Mapping[str, float] | None = None,
+    ) -> Self:
+        """Return the metadata of a network that a run has trained; what is not an argument is in its config.json.
+
+        Raises:
+            UserError: the config.json is missing or damaged.
+            ValueError: the run is not one of an agent.
+        """
+        content = Run.read_config(folder)
+        return cls(
+            algorithm=content["kind"],
+            config=content["config"],
+            num_actions=num_actions,
+            obs_shape=obs_shape,
+            step=step,
+            environment=content["extra"].get("environment", {}),
+            data=content["config"].get("env", ""),
+            command=content.get("command", ""),
+            figures=figures or {},
+            origin=tuple(run_origin(folder)),
+        )
 
     def __post_init__(self) -> None:
         """Check the algorithm.

@@ -305,6 +305,11 @@ class Replay:
             slot_B = slot_B - 1
         return torch.stack(rows[::-1], dim=1)
 
+    def close_files(self) -> None:
+        """Close the memory-mapped files, so that they can be deleted, also on Windows. The buffer is unusable then."""
+        # A file is closed when no array refers to it any more.
+        self._host, self._ring = {}, {}
+
     def describe_size(self) -> str:
         """Describe size and location: "7.16 GB in files under runs/a/replay-0, cached in memory"."""
         where = f"in files under {self.folder}, cached in memory" if self.folder else "in memory, not saved on disk"

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, get_type_hints
 from optuna import Trial
 
 from zerokara.agents.configs import dqn, pqn
-from zerokara.agents.configs.common import Settings
+from zerokara.agents.configs.common import OUTPUT_FIELDS, Settings
 from zerokara.core.command_line import parse
 from zerokara.core.config import UserError, flag, negated_flag, note, rename, suggest
 from zerokara.core.programs import program_command
@@ -33,7 +33,7 @@ NOT_SEARCHABLE = frozenset(
     {
         *FIXED,
         *("env", "repeat_action_probability", "noop_max", "fire_reset", "max_episode_frames", "stop_at_return"),
-        *("name", "seed", "resume", "quiet", "track", "capture_video", "delete_replay"),
+        *("seed", *OUTPUT_FIELDS),
     }
 )
 

@@ -32,8 +32,8 @@ class BestAgent:
         figures: Mapping[str, float],
         *,
         num_actions: int,
+        obs_shape: tuple[int, int, int],
         step: int,
-        obs_shape: tuple[int, int, int] | None = None,
     ) -> None:
         """Write the file if this evaluation is better than all before.
 
@@ -41,27 +41,19 @@ class BestAgent:
             weights: of the network that was evaluated.
             figures: results; "eval/return" is the score.
             num_actions: number of actions.
+            obs_shape: shape of the observations.
             step: agent steps.
-            obs_shape: shape of the observations; None: that of images.
 
         Raises:
             UserError: the file cannot be written; an existing file is unchanged.
         """
         if self.score is not None and figures["eval/return"] <= self.score:
             return
-        content = Run.read_config(self._run.folder)  # as it was at the start, so that the same file is written again
-        metadata = AgentMetadata(
-            algorithm=content["kind"],
-            config=content["config"],
-            num_actions=num_actions,
-            obs_shape=obs_shape,
-            step=step,
-            environment=content["extra"].get("environment", {}),
-            data=content["config"].get("env", ""),
-            command=content.get("command", ""),
-            figures=figures,
+        folder = self._run.folder  # its config.json is as it was at the start, so that the same file is written again
+        metadata = AgentMetadata.of_run(
+            folder, num_actions=num_actions, obs_shape=obs_shape, step=step, figures=figures
         )
-        metadata.save(self._run.folder / BEST, weights)
+        metadata.save(folder / BEST, weights)
         self.score, self.step = figures["eval/return"], step
 
     def state_dict(self) -> dict[str, Any]:

@@ -40,6 +40,13 @@ def part_states(parts: Mapping[str, Part]) -> dict[str, Any]:
     }
 
 
+def close_files(parts: Mapping[str, Part]) -> None:
+    """Close the files of the parts that have any. These parts cannot be used then."""
+    for part in parts.values():
+        if close := getattr(part, "close_files", None):
+            close()
+
+
 def load_parts(parts: Mapping[str, Part], state: Mapping[str, Any]) -> None:
     """Restore the states that `part_states` returned."""
     for name, part in parts.items():

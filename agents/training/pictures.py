@@ -72,7 +72,7 @@ def log_video(policy: Policy, config: Settings, run: Run, step: int) -> bool:
     try:
         with (
             run.interruptible(),
-            contextlib.closing(envs.make(config.env, 1, render=True, **config.env_settings())) as env,
+            contextlib.closing(envs.make(config.env, 1, render=True, resumable=False, **config.env_settings())) as env,
         ):
             episode = play_episode(
                 policy,

@@ -30,7 +30,7 @@ from zerokara.agents.qlearning.policy import Policy
 from zerokara.agents.qlearning.replay_deletion import delete_replays
 from zerokara.agents.training.best_agent import BestAgent
 from zerokara.agents.training.evaluation import Scores, evaluate
-from zerokara.agents.training.parts import Part, load_parts, load_parts_of_processes, part_states
+from zerokara.agents.training.parts import Part, close_files, load_parts, load_parts_of_processes, part_states
 from zerokara.agents.training.pictures import log_images, log_video
 from zerokara.agents.training.report import format_progress, format_scores, settings_lines
 from zerokara.core import checkpoint
@@ -53,7 +53,8 @@ def make_env(config: Settings, world: World) -> envs.VectorEnv:
         UserError: as `envs.make`, or the Q-network for these environments cannot be created.
     """
     env = envs.make(config.env, config.num_envs // world.size, **config.env_settings())
-    check_network(config, env.obs_shape, env.num_actions)
+    with envs.closed_on_error(env):
+        check_network(config, env.obs_shape, env.num_actions)
     return env
 
 
@@ -238,6 +239,7 @@ class Session(ABC):
             run.print_stop()
         self.save()
         if self.world.is_main and self.is_finished and getattr(config, "delete_replay", False):
+            close_files(self._parts)
             delete_replays(run.folder, run.warn)
         known = {"eval/return": self.last_score, "train/return": self.mean_return}
         run.hparams(to_dict(config), [name for name, value in known.items() if value is not None])
@@ -273,18 +275,12 @@ class Session(ABC):
         """
         config = self.config
         if self._eval_env is None:
-            self._eval_env = envs.make(config.env, config.eval_episodes, **config.env_settings())
+            self._eval_env = envs.make(config.env, config.eval_episodes, resumable=False, **config.env_settings())
             self._at_end.callback(self._eval_env.close)
+        env, epsilon, max_steps = self._eval_env, config.eval_epsilon, config.eval_max_steps
         seed = 500_000_000 + config.seed * 1_009 + repetition * 7_919 + self.step % 1_000_003
         with self.run.interruptible():
-            return evaluate(
-                self.policy,
-                self._eval_env,
-                episodes_per_env=1,
-                epsilon=config.eval_epsilon,
-                max_steps=config.eval_max_steps,
-                seed=seed,
-            )
+            return evaluate(self.policy, env, episodes_per_env=1, epsilon=epsilon, max_steps=max_steps, seed=seed)
 
     def evaluate_and_log(self) -> bool:
         """Evaluate, keep the weights if they are the best so far, log the results, and record a video.
@@ -318,7 +314,7 @@ class Session(ABC):
         check_finite(self.learner.network, f"step {self.step:,}", self.run.folder)
         weights, figures = self.learner.network.state_dict(), {**metrics, "train/updates": self.updates}
         env = self.env
-        self.best.update(weights, figures, num_actions=env.num_actions, step=self.step, obs_shape=env.obs_shape)
+        self.best.update(weights, figures, num_actions=env.num_actions, obs_shape=env.obs_shape, step=self.step)
         self.run.log(self.step, {**metrics, "speed/hours": self.clock()})
         log_images(self.policy.network, self.obs, self.env.frame_channels, self.run, self.step)
         if config.capture_video:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from zerokara.agents.configs.common import HARDWARE_FIELDS, OUTPUT_FIELDS
 from zerokara.agents.qlearning.agent_file import ALGORITHMS
 from zerokara.core.config import UserError, flag, from_dict, suggest, to_dict
 from zerokara.core.run import Run
@@ -22,11 +23,8 @@ if TYPE_CHECKING:
 
 XAxis = Literal["steps", "frames", "minutes", "hours"]
 
-# Config fields that may differ between the runs of one group, because they do not change the learning.
-SAME_GROUP = frozenset(
-    {"name", "seed", "resume", "quiet", "track", "capture_video", "delete_replay"}
-    | {"device", "threads", "compile", "env_workers"}
-)
+# Config fields that may differ between the runs of one group.
+SAME_GROUP = OUTPUT_FIELDS | HARDWARE_FIELDS | {"seed"}
 
 HOURS = "speed/hours"  # metric: hours of training of the run, without interruptions
 

@@ -5,9 +5,10 @@ Shapes: H, W pixels, A actions, C channels of an observation.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 import cv2
 import numpy as np
@@ -47,7 +48,9 @@ class EpisodeRenderer:
 
     def __init__(self, title: str, subtitle: str, action_names: Sequence[str], epsilon: float) -> None:
         self._title, self._subtitle, self._names, self._epsilon = title, subtitle, list(action_names), epsilon
-        self._history: deque[np.ndarray] = deque(maxlen=max(BAR_SCALE_STEPS, CURVE_STEPS))  # of Q-values (A,)
+        self._ranges: deque[float] = deque(maxlen=BAR_SCALE_STEPS)  # highest minus lowest Q-value of the last steps
+        self._best: deque[float] = deque(maxlen=CURVE_STEPS)  # highest Q-value of the last steps
+        self._background = np.empty((0, 0, 3), np.uint8)
         self._max_saliency = 0.0
 
     def draw(
@@ -68,7 +71,8 @@ class EpisodeRenderer:
             input_frame: newest frame of the observation, (H, W, 3) uint8; needs saliency_HW.
             saliency_HW: saliency of each pixel of the observation, >= 0; needs input_frame.
         """
-        self._history.append(q_A)
+        self._ranges.append(float(np.ptp(q_A)))
+        self._best.append(float(q_A.max()))
         parts = [enlarge(picture)]
         if input_frame is not None and saliency_HW is not None:
             # Relative to the maximum of the last seconds, so that a step with a low saliency everywhere stays dark.
@@ -77,12 +81,20 @@ class EpisodeRenderer:
             parts.append(_caption(heatmap, saliency_caption(self._max_saliency)))
         height = max(self._panel_height(), *(part.shape[0] for part in parts))
         parts.append(self._panel(height, q_A, action, score, step))
-        columns = [_pad(part, height) for part in parts]
-        gap = np.full((height, MARGIN // 2, 3), BACKGROUND, np.uint8)
-        row = np.concatenate([piece for column in columns for piece in (column, gap)][:-1], axis=1)
-        frame = np.empty((row.shape[0] + 2 * MARGIN, row.shape[1] + 2 * MARGIN, 3), np.uint8)
-        frame[:] = BACKGROUND
-        frame[MARGIN:-MARGIN, MARGIN:-MARGIN] = row
+        return self._join(parts, height)
+
+    def _join(self, parts: Sequence[np.ndarray], height: int) -> np.ndarray:
+        """Return a frame with images beside one another, each of them centered vertically."""
+        width = sum(part.shape[1] + MARGIN // 2 for part in parts) - MARGIN // 2
+        shape = (height + 2 * MARGIN, width + 2 * MARGIN, 3)
+        if self._background.shape != shape:
+            self._background = np.full(shape, BACKGROUND, np.uint8)
+        frame = self._background.copy()
+        left = MARGIN
+        for part in parts:
+            above = MARGIN + (height - part.shape[0]) // 2
+            frame[above : above + part.shape[0], left : left + part.shape[1]] = part
+            left += part.shape[1] + MARGIN // 2
         return frame
 
     def _panel_height(self) -> int:
@@ -93,12 +105,12 @@ class EpisodeRenderer:
         image = Image.new("RGB", (PANEL_WIDTH, height), BACKGROUND)
         draw = ImageDraw.Draw(image)
         left, right = PANEL_LEFT, PANEL_WIDTH - 1
-        draw.text((left, 0), _fit(self._title, 26, right - left), TEXT, _font(26))
-        draw.text((left, 34), _fit(self._subtitle, 15, right - left), FAINT, _font(15))
+        draw_text(draw, (left, 0), _fit(self._title, 26, right - left), TEXT, 26)
+        draw_text(draw, (left, 34), _fit(self._subtitle, 15, right - left), FAINT, 15)
         numbers = ((left, "score", f"{score:,.6g}"), (150, "step", f"{step:,}"), (270, "epsilon", f"{self._epsilon:g}"))
         for x, label, value in numbers:
-            draw.text((x, 66), label, FAINT, _font(15))
-            draw.text((x, 84), value, TEXT, _font(30))
+            draw_text(draw, (x, 66), label, FAINT, 15)
+            draw_text(draw, (x, 84), value, TEXT, 30)
         self._bars(draw, 140, height - CURVE_HEIGHT - 44, left, right, q_A, action)
         self._curve(draw, height - CURVE_HEIGHT - 24, height - 1, left, right)
         return np.asarray(image)
@@ -110,14 +122,13 @@ class EpisodeRenderer:
 
         Bars of the Q-values themselves would all look alike: their differences are small compared with their level.
         """
-        recent = np.stack(self._history)[-BAR_SCALE_STEPS:]
-        full_bar = max(float(np.ptp(recent, axis=1).max()), 1e-9)
+        full_bar = max(*self._ranges, 1e-9)
         shown = drawn_actions(q_A, action)
         draw.text((left, top), bars_caption(full_bar, len(self._names)), FAINT, _font(14))
         top += 26
         pitch = min(44.0, (bottom - top) / len(shown))
         size = int(min(18, 0.62 * pitch))
-        names_width = min(150, max(int(_font(size).getlength(self._names[i])) for i in shown) + 14)
+        names_width = min(150, max(int(_width(self._names[i], size)) for i in shown) + 14)
         start, end = left + names_width, right - 66
         for row, i in enumerate(shown):
             name = self._names[i]
@@ -127,16 +138,16 @@ class EpisodeRenderer:
             color = BAR if i != action else GREEDY if i == int(q_A.argmax()) else RANDOM
             length = float(q_A[i] - q_A.min()) / full_bar * (end - start)
             text_color = TEXT if i == action else FAINT
-            draw.text((left, middle), _fit(name.lower(), size, names_width - 10), text_color, _font(size), anchor="lm")
+            draw_text(draw, (left, middle), _fit(name.lower(), size, names_width - 10), text_color, size, "lm")
             draw.rounded_rectangle((start, y, end, y + thickness), 4, EMPTY_BAR)
             draw.rounded_rectangle((start, y, start + max(6.0, length), y + thickness), 4, color)
             if i == action and color == RANDOM:
-                draw.text((end - 8, middle), "random", TEXT, _font(min(size, 14)), anchor="rm")
+                draw_text(draw, (end - 8, middle), "random", TEXT, min(size, 14), "rm")
             draw.text((right, middle), f"{q_A[i]:.3f}", text_color, _font(size), anchor="rm")
 
     def _curve(self, draw: ImageDraw.ImageDraw, top: int, bottom: int, left: int, right: int) -> None:
         """Draw the maximum Q-value of the last steps, the newest at the right."""
-        best = [float(q_A.max()) for q_A in self._history][-CURVE_STEPS:]
+        best = self._best
         low, high = min(best), max(best)
         draw.text((left, top), curve_caption(low, high, len(best)), FAINT, _font(14))
         margin = 0.05 * (high - low) or 1.0  # a constant curve is drawn in the middle
@@ -190,7 +201,8 @@ def enlarge(picture: np.ndarray, height: int | None = None) -> np.ndarray:
         longer = max(rows, columns)
         height = rows * (GAME_SIDE // longer) if longer <= GAME_SIDE else round(rows * GAME_SIDE / longer)
     interpolation = cv2.INTER_NEAREST if height >= rows else cv2.INTER_AREA
-    return cv2.resize(picture, (round(columns * height / rows), height), interpolation=interpolation).astype(np.uint8)
+    size = (round(columns * height / rows), height)
+    return np.asarray(cv2.resize(picture, size, interpolation=interpolation), np.uint8)
 
 
 def overlay(picture: np.ndarray, heat_HW: np.ndarray) -> np.ndarray:
@@ -219,15 +231,6 @@ def _caption(part: np.ndarray, text: str) -> np.ndarray:
     return np.asarray(image)
 
 
-def _pad(part: np.ndarray, height: int) -> np.ndarray:
-    """Center an image vertically in a column of this height."""
-    column = np.empty((height, part.shape[1], 3), np.uint8)
-    column[:] = BACKGROUND
-    above = (height - part.shape[0]) // 2
-    column[above : above + part.shape[0]] = part
-    return column
-
-
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
     """Return the font that is part of Pillow, so that videos look the same on all machines."""
@@ -236,9 +239,39 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return font
 
 
+@lru_cache(maxsize=1024)
+def _text_mask(text: str, size: int, anchor: str, fraction: tuple[float, float]) -> tuple[Image.Image, tuple[int, int]]:
+    """Return the opacity of the pixels of a text, mode L, and the position of its upper left corner from the anchor.
+
+    Args:
+        fraction: of the anchor's coordinates, from 0 to 1.
+    """
+    left, top, right, bottom = (round(bound) for bound in _font(size).getbbox(text, anchor=anchor))
+    left, top, right, bottom = left - 2, top - 2, right + 2, bottom + 2
+    mask = Image.new("L", (right - left, bottom - top))
+    ImageDraw.Draw(mask).text((fraction[0] - left, fraction[1] - top), text, 255, _font(size), anchor=anchor)
+    return mask, (left, top)
+
+
+def draw_text(
+    draw: ImageDraw.ImageDraw, xy: tuple[float, float], text: str, color: Color, size: int, anchor: str = "la"
+) -> None:
+    """Draw text as `ImageDraw.text` does, with the same pixels. Its mask is cached: most texts are in every frame."""
+    (x_fraction, x), (y_fraction, y) = (math.modf(coordinate) for coordinate in xy)
+    mask, (left, top) = _text_mask(text, size, anchor, (x_fraction, y_fraction))
+    draw.bitmap((int(x) + left, int(y) + top), mask, color)
+
+
+@lru_cache(maxsize=1024)
+def _width(text: str, size: int) -> float:
+    """Return the width of a text in pixels."""
+    return _font(size).getlength(text)
+
+
+@lru_cache(maxsize=1024)
 def _fit(text: str, size: int, width: float) -> str:
     """Shorten a text to a width in pixels."""
-    if _font(size).getlength(text) <= width:
+    if _width(text, size) <= width:
         return text
     while text and _font(size).getlength(text + "...") > width:
         text = text[:-1]

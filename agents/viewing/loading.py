@@ -11,6 +11,7 @@ Shapes: N observations, A actions, C, H, W the network's input, K stacked frames
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import zlib
 from collections.abc import Callable, Mapping
@@ -35,7 +36,7 @@ from zerokara.agents.training.evaluation import Scores, evaluate, parallel_episo
 from zerokara.agents.viewing.acting import Actor
 from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
-from zerokara.core.config import UserError, from_dict
+from zerokara.core.config import UserError, from_dict, to_saved
 from zerokara.core.importing import locate
 from zerokara.core.named_object import NamedObject
 from zerokara.core.report import FromSource
@@ -58,6 +59,7 @@ class Agent(FromSource):
     step: int  # agent steps of training
     num_actions: int
     obs_shape: tuple[int, int, int]  # (C, H, W)
+    metadata: AgentMetadata  # of the model file, or for one
     returns: tuple[float, ...] = ()  # raw returns of the last up to 100 training episodes before the last checkpoint
     selection: float | None = None  # mean raw return of the evaluation that selected the weights
     updates: int | None = None  # gradient steps of training; None: unknown
@@ -71,14 +73,14 @@ class Agent(FromSource):
             UserError: it cannot be made on this machine, or its actions or observations differ from the training.
         """
         config = self.config if protocol is None else self.config.with_protocol(protocol)
-        env = envs.make(config.env, num_envs, render=render, **config.env_settings())
-        if env.num_actions != self.num_actions or env.obs_shape != self.obs_shape:
-            env.close()
-            raise UserError(
-                f"{self.config.env} has {env.num_actions} actions and observations of {env.obs_shape} here, but "
-                f"{self.source} was trained with {self.num_actions} and {self.obs_shape}: "
-                "install the versions with which it was trained."
-            )
+        env = envs.make(config.env, num_envs, render=render, resumable=False, **config.env_settings())
+        with envs.closed_on_error(env):
+            if env.num_actions != self.num_actions or env.obs_shape != self.obs_shape:
+                raise UserError(
+                    f"{self.config.env} has {env.num_actions} actions and observations of {env.obs_shape} here, but "
+                    f"{self.source} was trained with {self.num_actions} and {self.obs_shape}: "
+                    "install the versions with which it was trained."
+                )
         return env
 
     # ---- acting
@@ -123,9 +125,8 @@ class Agent(FromSource):
     @functools.cached_property
     def _actor(self) -> Actor:
         def declared() -> ImageFormat | VectorFormat | None:
-            env = self.make_env(1)
-            env.close()
-            return getattr(env, "image", None)
+            with contextlib.closing(self.make_env(1)) as env:
+                return getattr(env, "image", None)
 
         return Actor(self.policy, self.config, self.obs_shape, declared, self.first_action)
 
@@ -143,8 +144,7 @@ class Agent(FromSource):
         if episodes < 1:
             raise UserError(f"episodes must be at least 1, got {episodes}.")
         num_envs = parallel_episodes(episodes)
-        env = self.make_env(num_envs)
-        try:
+        with contextlib.closing(self.make_env(num_envs)) as env:
             return evaluate(
                 self.policy,
                 env,
@@ -153,8 +153,6 @@ class Agent(FromSource):
                 max_steps=self.config.eval_max_steps,
                 seed=evaluation_seed(seed),
             )
-        finally:
-            env.close()
 
 
 def find_agent(word: str) -> Path:
@@ -222,7 +220,7 @@ def _read_file(path: Path, own: dict[str, str]) -> Loaded:
 
 
 def _read_best(folder: Path, own: dict[str, str]) -> Loaded:
-    """Read the weights of the best evaluation of a run."""
+    """Read the weights of the best evaluation of a run. Its config.json is used, which may have changed since then."""
     kind, config = _read_config(folder, own)
     metadata, weights = AgentMetadata.read(folder / BEST)
     network = make_agent_network(kind, config, metadata.num_actions, metadata.obs_shape)
@@ -236,13 +234,13 @@ def _read_best(folder: Path, own: dict[str, str]) -> Loaded:
 
 
 def _details(metadata: AgentMetadata, config: Settings) -> dict[str, Any]:
-    figures = metadata.figures
     return {
+        "metadata": metadata,
         "step": metadata.step,
         "num_actions": metadata.num_actions,
         "obs_shape": metadata.obs_shape or config.obs_shape,
-        "selection": figures.get("eval/return"),
-        "updates": figures.get("train/updates"),
+        "selection": metadata.figures.get("eval/return"),
+        "updates": metadata.figures.get("train/updates"),
         "first_action": metadata.environment.get("first_action", 0),
     }
 
@@ -265,6 +263,8 @@ def _read_last(folder: Path, own: dict[str, str], why: str) -> Loaded:
             "first_action": Run.read_config(folder)["extra"].get("environment", {}).get("first_action", 0),
             "weights": f"of the last checkpoint{why}",
         }
+        described = {name: details[name] for name in ("num_actions", "obs_shape", "step")}
+        details["metadata"] = replace(AgentMetadata.of_run(folder, **described), config=to_saved(config))
         network = make_agent_network(kind, config, state["num_actions"], details["obs_shape"])
         network.load_state_dict(state["learner"]["network"])
     except (KeyError, TypeError, RuntimeError) as error:

@@ -17,13 +17,13 @@ from typing import Literal, get_args
 
 from zerokara.core.config import UserError, note, suggest
 from zerokara.core.models.classifier import Classifier, ClassifierMetadata
+from zerokara.core.run_folder import existing_runs, format_existing
 
 Kind = Literal["classifiers", "agents", "generators"]
 KINDS: tuple[Kind, ...] = get_args(Kind)  # also the folders of their files
 
 FOLDER = Path(__file__).resolve().parent
 MAX_BYTES = 5_000_000
-MAX_LISTED = 12  # runs in a message
 
 
 @functools.cache
@@ -60,14 +60,13 @@ def find(word: str, kind: Kind = "classifiers") -> Path:
     if path.exists():
         return path
     plain = path.name == word
-    found = (Path("runs") if plain else path.parent).glob("*/config.json")
-    runs = {config.parent.name: str(config.parent) for config in found}
+    runs = {run.name: str(run) for run in existing_runs(Path("runs") if plain else path.parent)}
     known = {**({name: name for name in files(kind)} if plain else {}), **runs}
     hint = suggest(path.name, known, known.__getitem__)
-    existing = f"; existing runs: {', '.join(sorted(runs.values()))}" if 0 < len(runs) <= MAX_LISTED else ""
+
     raise UserError(
         f"There is no {word}{hint}: give a run folder, a file *.safetensors, or a name in the zoo "
-        f"({_known(kind)}){existing}."
+        f"({_known(kind)}){format_existing(list(runs.values()))}."
     )
 
 

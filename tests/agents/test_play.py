@@ -10,7 +10,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-from PIL import ImageDraw
+from PIL import Image, ImageDraw
 
 from tests.programs import error_message
 from zerokara.agents import play
@@ -26,6 +26,7 @@ from zerokara.agents.viewing.drawing import (
     _font,
     bars_caption,
     curve_caption,
+    draw_text,
     drawn_actions,
     enlarge,
     newest_frame,
@@ -80,6 +81,36 @@ def test_bars_are_scaled_by_the_widest_range_of_the_last_steps() -> None:
     assert large.shape == small.shape
     assert pixels(small, GREEDY) < 0.2 * pixels(large, GREEDY)
     assert pixels(small, EMPTY_BAR) > pixels(large, EMPTY_BAR)
+
+
+def test_cached_text_has_the_pixels_of_text_that_is_drawn() -> None:
+    texts = (
+        ("Left (1,234)", "la", (3.0, 5.0)),
+        ("-0.123", "rm", (90.0, 20.64)),
+        ("gy|", "lm", (4.25, 38.5)),
+        ("", "la", (0, 0)),
+    )
+    for size in (14, 30):
+        for _ in range(2):  # the second time from the cache
+            drawn, expected = (Image.new("RGB", (100, 50), BAR) for _ in range(2))
+            for text, anchor, xy in texts:
+                draw_text(ImageDraw.Draw(drawn), xy, text, GREEDY, size, anchor)
+                ImageDraw.Draw(expected).text(xy, text, GREEDY, _font(size), anchor=anchor)
+            np.testing.assert_array_equal(np.asarray(drawn), np.asarray(expected))
+            assert (np.asarray(drawn) == GREEDY).all(axis=-1).any()
+
+
+def test_parts_are_centered_beside_one_another_and_frames_are_separate_arrays() -> None:
+    renderer = EpisodeRenderer("a game", "a run", ("noop", "left"), epsilon=0.0)
+    q_A, picture = np.array([0.0, 1.0], np.float32), np.full((100, 200, 3), 200, np.uint8)
+    first = renderer.draw(picture, q_A, 1, 0.0, 0)
+    before = first.copy()
+    rows, columns = np.nonzero((first == 200).all(axis=-1))
+    height, width = 300, 600  # enlarged three times
+    assert (rows.min(), columns.min()) == ((first.shape[0] - height) // 2, 24)
+    assert (len(rows), first.shape[1]) == (height * width, 24 + width + 12 + 384 + 24)
+    renderer.draw(np.zeros_like(picture), q_A, 0, 9.0, 1)
+    np.testing.assert_array_equal(first, before)
 
 
 def test_captions_give_the_scales_of_bars_curve_and_saliency(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,7 +159,10 @@ def test_run_that_is_not_finished_is_resumed(catch_run: Path) -> None:
     )
     assert run_state(longer) == "started"
     log = Path("x.log")
-    assert make_job(longer, True, log).command[1:] == ("-m", "zerokara.agents.dqn", "--name", "catch", "--resume")
+    resumed = ("-m", "zerokara.agents.dqn", "--name", "catch", "--resume")
+    assert make_job(longer, True, log).command[1:] == (*resumed, "--delete-replay")
+    kept = replace(longer, config=replace(longer.config, delete_replay=False))
+    assert make_job(kept, True, log).command[1:] == (*resumed, "--no-delete-replay")
     assert make_job(longer, False, log).command[3:] == longer.arguments
 
 
@@ -192,6 +195,12 @@ def test_memory_is_that_of_replay_and_process() -> None:
     }
     (pqn,) = planned(presets=("pqn-paper",))
     assert memory_needed(pqn.config)["main"] - benchmark_plan.PROCESS_BYTES == 128 * 32 * 4 * (84 * 84 + 9)
+
+
+def test_memory_of_vectors_is_that_of_their_numbers() -> None:
+    config = dqn.read_config(["--env", "CartPole-v1", "--backbone", "mlp", "--replay-capacity", "1000"])
+    slots = 1000 + config.checkpoint_every_steps + 4 * config.num_envs
+    assert memory_needed(config) == {"main": slots * (4 * 4 + 9) + benchmark_plan.PROCESS_BYTES}
 
 
 def test_memory_is_what_the_replay_allocates(tmp_path: Path) -> None:

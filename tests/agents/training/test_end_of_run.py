@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 
+from tests.agents.conftest import TINY_CATCH
 from tests.agents.training.recorded import Make, scores
+from zerokara.agents import dqn
+from zerokara.agents.qlearning import replay_deletion
 from zerokara.core import checkpoint
 
 
@@ -76,6 +81,24 @@ def test_a_replay_buffer_that_cannot_be_deleted_is_warned_about(make: Make, monk
     monkeypatch.setattr("shutil.rmtree", Mock(side_effect=PermissionError(13, "Permission denied")))
     recorded.train()
     assert warned == [f"{recorded.run.folder / 'replay-0'} could not be deleted: Permission denied"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of mapped files")
+@pytest.mark.parametrize("more", [(), ("--per-alpha", "0.5")])
+def test_no_file_of_the_replay_buffer_is_open_when_it_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
+    mapped: list[list[str]] = []
+    original = shutil.rmtree
+
+    def rmtree(path: Path) -> None:
+        mapped.append([line for line in Path("/proc/self/maps").read_text().splitlines() if str(path) in line])
+        original(path)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(replay_deletion.shutil, "rmtree", rmtree)
+    dqn.main((*TINY_CATCH, *more))
+    assert mapped == [[]]
 
 
 def test_an_untrained_network_is_named(make: Make) -> None:
