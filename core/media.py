@@ -56,8 +56,8 @@ def _encode(file: BinaryIO, frames: Iterable[np.ndarray], fps: float) -> None:
             if frame_HWC.shape != shape:
                 raise ValueError(f"the frames of a video must be of one size, got {shape} and {frame_HWC.shape}")
             even_HWC = frame_HWC
-            if height % 2 or width % 2:  # np.pad takes a millisecond even if there is nothing to pad
-                even_HWC = np.pad(frame_HWC, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+            if shape[0] % 2 or shape[1] % 2:  # np.pad takes a millisecond even if there is nothing to pad
+                even_HWC = np.pad(frame_HWC, ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0)), mode="edge")
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(even_HWC), format="rgb24")))
         if not shape:
             raise ValueError("frames must be (T, H, W, 3) uint8 and at least one, got none")

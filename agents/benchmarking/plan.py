@@ -226,7 +226,8 @@ def make_job(run: PlannedRun, resume: bool, log: Path) -> Job:
 
 def memory_needed(config: Settings) -> dict[str, int]:
     """Return the bytes that a run needs, in "main" memory and on its GPU: replay buffer and process."""
-    frame, dtype = (config.frame_channels, config.image_size, config.image_size), np.uint8
+    frame = (config.frame_channels, config.image_size, config.image_size)
+    dtype: type[np.generic] = np.uint8
     if config.obs_type == "vector":  # only the environment knows how many numbers there are
         with closing(envs.make(config.env, 1, resumable=False, **config.env_settings())) as env:
             frame, dtype = (env.frame_channels, *env.obs_shape[1:]), env.obs_dtype

@@ -161,7 +161,7 @@ def test_run_that_is_not_finished_is_resumed(catch_run: Path) -> None:
     log = Path("x.log")
     resumed = ("-m", "zerokara.agents.dqn", "--name", "catch", "--resume")
     assert make_job(longer, True, log).command[1:] == (*resumed, "--delete-replay")
-    kept = replace(longer, config=replace(longer.config, delete_replay=False))
+    kept = replace(longer, config=from_dict(Config, {**content["config"], "delete_replay": False}, "config.json"))
     assert make_job(kept, True, log).command[1:] == (*resumed, "--no-delete-replay")
     assert make_job(longer, False, log).command[3:] == longer.arguments
 
