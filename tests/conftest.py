@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 # Tests open no windows. Must be set before matplotlib or SDL is imported.
@@ -20,6 +21,7 @@ import pytest
 import torch
 
 from zerokara.core.machine import usable_cores
+from zerokara.core.zoo import registry as zoo
 
 # As in every run. Threads inherit the setting when they start, so it is set before the first one.
 torch.set_flush_denormal(True)
@@ -53,6 +55,21 @@ def reset() -> None:
     np.random.seed(0)  # noqa: NPY002  (other libraries use the legacy generator)
     torch.manual_seed(0)
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def empty_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Replace the zoo by an empty folder zoo/ in the working folder of the test, and return it.
+
+    A test that adds files by itself calls `registry.files.cache_clear` if it has listed the zoo before.
+    """
+    folder = tmp_path / "zoo"
+    folder.mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(zoo, "FOLDER", folder)
+    zoo.files.cache_clear()
+    yield folder
+    zoo.files.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -21,15 +20,12 @@ ONE_THREAD = ("--device", "cpu", "--threads", "1")
 
 
 @pytest.fixture
-def ball(catch_run: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def ball(catch_run: Path, empty_zoo: Path) -> Path:
     """Create a zoo with one agent, that of runs/catch."""
-    path = Path.cwd() / "zoo" / "agents" / "ball.safetensors"
-    path.parent.mkdir(parents=True)
+    path = empty_zoo / "agents" / "ball.safetensors"
+    path.parent.mkdir()
     write_file(catch_run, path, half=True)
-    monkeypatch.setattr(zoo, "FOLDER", path.parent.parent)
-    zoo.files.cache_clear()
-    yield path
-    zoo.files.cache_clear()
+    return path
 
 
 def test_an_agent_is_loaded_by_name_file_or_folder(ball: Path, catch_run: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,8 @@ from zerokara.generative import arithmetic, export, interpolate, metrics, neighb
 from zerokara.generative.gan import finished
 from zerokara.generative.gan.sampler import GeneratorMetadata, Sampler, find_generator
 
+CLASSIFIERS = zoo.FOLDER / "classifiers"  # the tests replace zoo.FOLDER
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -25,18 +26,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def drawn(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def drawn(run: Path, empty_zoo: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Create a zoo with one generator, the best one of the run, and no run folder beside it."""
-    path = tmp_path / "zoo" / "generators" / "drawn.safetensors"
-    path.parent.mkdir(parents=True)
+    path = empty_zoo / "generators" / "drawn.safetensors"
+    path.parent.mkdir()
     shutil.copy(run / "generator-best.safetensors", path)
-    shutil.copytree(zoo.FOLDER / "classifiers", path.parents[1] / "classifiers")
-    monkeypatch.setattr(zoo, "FOLDER", path.parents[1])
+    shutil.copytree(CLASSIFIERS, empty_zoo / "classifiers")
     monkeypatch.setattr(glyphs, "NUMBER", FEW)
-    monkeypatch.chdir(tmp_path)
-    zoo.files.cache_clear()
-    yield path
-    zoo.files.cache_clear()
+    return path
 
 
 def test_a_generator_is_loaded_by_name_file_or_folder(drawn: Path, run: Path) -> None:

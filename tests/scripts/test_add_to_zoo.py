@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,13 +52,8 @@ def save_run(folder: Path, metadata: ClassifierMetadata = METADATA) -> Path:
     return folder
 
 
-def test_a_run_is_added_to_the_zoo(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run, folder = save_run(tmp_path / "run"), tmp_path / "zoo"
-    folder.mkdir()
-    monkeypatch.setattr(zoo, "FOLDER", folder)
-    zoo.files.cache_clear()
+def test_a_run_is_added_to_the_zoo(tmp_path: Path, empty_zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = save_run(tmp_path / "run")
     add_to_zoo.main([str(run), "small-digits", "--threads", "1"])
     assert "command: python -m vision.classify --width-multiplier 0.25" in capsys.readouterr().out
     classifier, metadata = zoo.load("small-digits")
@@ -70,7 +65,7 @@ def test_a_run_is_added_to_the_zoo(
     assert 0.5 < metadata.figures["validation_error_float16"] <= 1, "an untrained network has a high error"
     with pytest.raises(UserError, match="already has small-digits"):
         add_to_zoo.main([str(run), "small-digits"])
-    zoo.files.cache_clear()
+    assert list(empty_zoo.rglob("*.safetensors")) == [empty_zoo / "classifiers" / "small-digits.safetensors"]
 
 
 def test_error_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,18 +99,12 @@ def test_a_network_that_is_worse_in_float16_is_rejected(tmp_path: Path, monkeypa
 
 
 @pytest.fixture
-def zoo_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Make an empty zoo, in whose parent folder the test runs; evaluations are short."""
-    folder = tmp_path / "zoo"
-    folder.mkdir()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(zoo, "FOLDER", folder)
+def zoo_folder(empty_zoo: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make an empty zoo; evaluations are short."""
     monkeypatch.setattr(zoo_candidates, "EPISODES", 2)
     monkeypatch.setattr(zoo_candidates, "IMAGES", 100)
     monkeypatch.setattr(glyphs, "NUMBER", FEW)
-    zoo.files.cache_clear()
-    yield folder
-    zoo.files.cache_clear()
+    return empty_zoo
 
 
 def make_agent() -> Path:

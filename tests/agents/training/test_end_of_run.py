@@ -12,7 +12,6 @@ import pytest
 from tests.agents.conftest import TINY_CATCH
 from tests.agents.training.recorded import Make, scores
 from zerokara.agents import dqn
-from zerokara.agents.qlearning import replay_deletion
 from zerokara.core import checkpoint
 
 
@@ -91,12 +90,13 @@ def test_no_file_of_the_replay_buffer_is_open_when_it_is_deleted(
     mapped: list[list[str]] = []
     original = shutil.rmtree
 
-    def rmtree(path: Path) -> None:
-        mapped.append([line for line in Path("/proc/self/maps").read_text().splitlines() if str(path) in line])
-        original(path)
+    def rmtree(path: Path, *args: Any, **options: Any) -> None:
+        if "replay-" in str(path):
+            mapped.append([line for line in Path("/proc/self/maps").read_text().splitlines() if str(path) in line])
+        original(path, *args, **options)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(replay_deletion.shutil, "rmtree", rmtree)
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
     dqn.main((*TINY_CATCH, *more))
     assert mapped == [[]]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,11 +28,11 @@ METADATA = ClassifierMetadata(
 
 
 @pytest.fixture
-def pets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def pets(empty_zoo: Path) -> Path:
     """Create a zoo with one classifier, and an agent and a generator with less than what their programs need."""
+    folder = empty_zoo
     for kind in zoo.KINDS:
-        (tmp_path / "zoo" / kind).mkdir(parents=True)
-    folder = tmp_path / "zoo"
+        (folder / kind).mkdir()
     METADATA.save(folder / "classifiers" / "pets.safetensors", METADATA.build().state_dict(), half=True)
     weights = {"layer.weight": torch.zeros(3, 5), "norm.running_mean": torch.zeros(7)}
     figures = {"return_float16": 20.5}
@@ -42,11 +41,7 @@ def pets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     command = {"command": "python -m trained"}
     model_file.write(folder / "agents" / "pong.safetensors", weights, agent | command, "agent")
     model_file.write(folder / "generators" / "pets.safetensors", weights, generator | command, "generator")
-    monkeypatch.setattr(zoo, "FOLDER", folder)
-    monkeypatch.chdir(tmp_path)
-    zoo.files.cache_clear()
-    yield folder / "classifiers"
-    zoo.files.cache_clear()
+    return folder / "classifiers"
 
 
 def test_load_by_name(pets: Path) -> None:
