@@ -41,7 +41,7 @@ from zerokara.core.report import run_folders
 from zerokara.core.zoo import registry as zoo
 
 MAX_STEPS = 3_000
-ZOO_MAX_STEPS = 120  # a longer video would take longer than ten seconds to compute
+ZOO_MAX_STEPS = 240  # a longer video would take longer than ten seconds to compute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +63,11 @@ class Options:
     seed: Annotated[int, Range(0, 10**6)] = 0
     """Seed of environment and exploration: the same seed plays the same episode."""
     max_steps: Annotated[int | None, Range(1)] = None
-    """Maximum agent steps of the episode; None: 3,000 (200 s of an Atari game), for an agent of the zoo 120 (8 s)."""
+    """Maximum agent steps of the episode; None: 3,000 (200 s of an Atari game), for an agent of the zoo 240 (16 s)."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:<n> or mps."""
     threads: Annotated[int, Range(0)] = 0
-    """CPU threads; 0: one per core."""
+    """CPU threads; 0: one, which is faster for one observation at a time; one per core with --attention."""
 
 
 class Episode:
@@ -169,7 +169,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     (folder,) = run_folders((options.run,), program_command("agents.play"), find_agent)
     if options.window:
         check_window()
-    agent = load_agent(folder, which=options.which, device=options.device, threads=options.threads)
+    threads = options.threads or (0 if options.attention else 1)
+    agent = load_agent(folder, which=options.which, device=options.device, threads=threads)
     if options.attention and agent.config.obs_type == "vector":
         raise UserError("--attention blurs parts of an image, and this agent observes vectors: leave the flag out.")
     max_steps = options.max_steps or (ZOO_MAX_STEPS if options.run in zoo.files("agents") else MAX_STEPS)

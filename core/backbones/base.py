@@ -114,15 +114,33 @@ class Backbone(nn.Module, ABC):
 
 
 class _ShapesOnly(TorchFunctionMode):
-    """Context in which functions that keep the shape of their input return the input.
+    """Context in which functions that keep the shape of their input return the input, and convolutions are empty.
 
-    On the meta device they are Python code of PyTorch whose first call imports the compiler, which takes a second.
+    On the meta device they are Python code of PyTorch whose first call imports the compiler, which takes seconds.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _KEEP_SHAPE or (func is Tensor.add and getattr(args[1], "shape", None) == args[0].shape):
             return args[0]
+        if func is F.conv2d and len(args) == 7 and isinstance(args[4], tuple):  # as nn.Conv2d calls it
+            return _convolved(*args[:2], *args[3:6])
         return func(*args, **(kwargs or {}))
+
+
+def _convolved(
+    x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]
+) -> Tensor:
+    """Return an output of `F.conv2d` on the meta device.
+
+    Raises:
+        RuntimeError: the kernel is larger than the image.
+    """
+    size = [
+        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1 for i in (0, 1)
+    ]
+    if min(size) < 1:
+        raise RuntimeError(f"a kernel of {tuple(weight.shape[2:])} is larger than an image of {tuple(x.shape[2:])}")
+    return torch.empty(x.shape[0], weight.shape[0], *size, device="meta")
 
 
 _KEEP_SHAPE = frozenset(
@@ -136,6 +154,19 @@ _KEEP_SHAPE = frozenset(
         Tensor.add_,  # counts the batches of BatchNorm
     }
 )
+
+
+class NoInitialization(TorchFunctionMode):
+    """Context in which weights are not initialized from a normal distribution, for networks on the meta device.
+
+    On this device it is Python code of PyTorch whose first call imports the compiler, which takes seconds.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (nn.init.normal_, Tensor.normal_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 class PooledBackbone(Backbone):
