@@ -116,6 +116,7 @@ def make_learner(
         learning_rate=config.learning_rate,
         epsilon=RADAM_EPSILON,
         max_grad_norm=config.max_grad_norm,
+        average_gradients=config.average_every == "minibatch",
     )
 
 
@@ -201,6 +202,8 @@ class Training(Session):
             for index_B in order.chunk(config.num_minibatches):
                 self.learner.step(obs[index_B], action[index_B], target[index_B])
                 self.updates += 1
+        if config.average_every == "rollout":  # local SGD: the processes communicate once per rollout
+            self.learner.average_weights()
 
 
 def train(config: Config, run: Run, compute: Compute, world: World, env: VectorEnv | None = None) -> str:

@@ -46,13 +46,17 @@ _VERSION_KEY = "config_version"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, over the quota, over the process's file size limit
 
 EXIT_STOPPED = 75
-"""Exit code of a run that a signal stopped and that can be resumed: EX_TEMPFAIL of sysexits.h, "try again"."""
+"""Exit code of a run that has ended early and that can be resumed: EX_TEMPFAIL of sysexits.h, "try again"."""
 
 _printed: set[str] = set()
 
 
 class UserError(Exception):
     """User error with a message of one sentence: what was wrong, what was expected, what to type."""
+
+
+class ProcessLost(Exception):
+    """Another process of the same run has ended or does not answer. The run can be resumed."""
 
 
 class Stopped(BaseException):
@@ -314,12 +318,14 @@ def _plain(value: Any) -> Any:
 def run_main(main: Callable[[], None]) -> None:
     """Run a program's `main`: a `UserError` or a full disk prints one line on stderr, exit code 2; Ctrl-C exits 130.
 
-    A run that a signal stopped, and that can be resumed, exits with `EXIT_STOPPED`.
+    A run that a signal stopped, or that lost one of its processes, can be resumed: it exits with `EXIT_STOPPED`.
     """
     try:
         main()
     except UserError as error:
         _leave(f"error: {error}", 2)
+    except ProcessLost as error:
+        _leave(f"error: {error}", EXIT_STOPPED)
     except Stopped:
         sys.exit(EXIT_STOPPED)
     except KeyboardInterrupt:

@@ -3,23 +3,33 @@
     torchrun --nproc-per-node 2 -m agents.dqn
 
 Without torchrun's environment variables there is one process, and the collective operations do nothing.
+
+A process that has ended, or that does not answer within a time limit, ends the others with one sentence and the exit
+code `EXIT_STOPPED`; the run resumes from the last checkpoints. With `torchrun --max-restarts 3` this happens by itself:
+the programs resume their run when torchrun restarts them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from zerokara.core.config import UserError
+from zerokara.core.config import ProcessLost, UserError, error_summary
 
 ValueT = TypeVar("ValueT")
+
+TIMEOUT = "ZEROKARA_COLLECTIVE_TIMEOUT"
+"""Environment variable: seconds that a process waits for the others."""
+DEFAULT_TIMEOUT = 1800.0  # longer than an evaluation, for which the other processes wait in some programs
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,7 @@ class World:
 
         Raises:
             UserError: some of the variables are missing or not numbers.
+            ProcessLost: another process did not join in time.
         """
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
         if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
@@ -64,7 +75,9 @@ class World:
             on_cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
             if on_cuda:
                 torch.cuda.set_device(local_rank)
-            dist.init_process_group("nccl" if on_cuda else "gloo", rank=rank, world_size=size)
+            timeout = timedelta(seconds=collective_timeout())
+            with _others_answer():
+                dist.init_process_group("nccl" if on_cuda else "gloo", rank=rank, world_size=size, timeout=timeout)
         return cls(rank, size, local_rank)
 
     @staticmethod
@@ -90,11 +103,24 @@ class World:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if not gradients:
             return
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        dist.all_reduce(flat)
+        self._replace_by_mean(gradients)
+
+    @torch.no_grad()
+    def mean_weights(self, module: nn.Module) -> None:
+        """Replace all floating-point parameters and buffers by their means over the processes, in one all-reduce.
+
+        Other buffers, such as counters, stay those of the process.
+        """
+        if self.size > 1:
+            self._replace_by_mean([t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()])
+
+    def _replace_by_mean(self, tensors: Sequence[torch.Tensor]) -> None:
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        with _others_answer():
+            dist.all_reduce(flat)
         flat /= self.size
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view(gradient.shape))
+        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(part.view(tensor.shape))
 
     def broadcast(self, module: nn.Module) -> None:
         """Copy parameters and buffers from the main process to all processes."""
@@ -103,7 +129,8 @@ class World:
         with torch.no_grad():
             for tensor in (*module.parameters(), *module.buffers()):
                 dense = tensor.detach().clone(memory_format=torch.contiguous_format)
-                dist.broadcast(dense, src=0)
+                with _others_answer():
+                    dist.broadcast(dense, src=0)
                 tensor.copy_(dense)
 
     def broadcast_value(self, value: ValueT) -> ValueT:
@@ -111,7 +138,8 @@ class World:
         if self.size == 1:
             return value
         values = [value]
-        dist.broadcast_object_list(values, src=0)
+        with _others_answer():
+            dist.broadcast_object_list(values, src=0)
         return values[0]
 
     def gather(self, value: ValueT) -> list[ValueT]:
@@ -119,7 +147,8 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        with _others_answer():
+            dist.all_gather_object(values, value)
         return values
 
     @contextlib.contextmanager
@@ -145,7 +174,8 @@ class World:
         if self.size == 1:
             return tensor.detach().clone()
         total = tensor.detach().clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
+        with _others_answer():
+            dist.all_reduce(total)
         return total / self.size
 
     def any(self, flag: bool, device: torch.device | str = "cpu") -> bool:
@@ -156,15 +186,56 @@ class World:
         if self.size == 1:
             return flag
         result = torch.tensor(int(flag), device=device)
-        dist.all_reduce(result, op=dist.ReduceOp.MAX)
+        with _others_answer():
+            dist.all_reduce(result, op=dist.ReduceOp.MAX)
         return bool(result.item())
 
     def barrier(self) -> None:
         """Wait until every process has reached this call."""
         if self.size > 1:
-            dist.barrier()
+            with _others_answer():
+                dist.barrier()
 
     def close(self) -> None:
         """Leave the process group."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def collective_timeout() -> float:
+    """Return the seconds that a process waits for the others: those of `TIMEOUT`, or `DEFAULT_TIMEOUT`.
+
+    Raises:
+        UserError: the variable is not a number above 0.
+    """
+    text = os.environ.get(TIMEOUT, "") or str(DEFAULT_TIMEOUT)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise UserError(f"{TIMEOUT} is {text!r}, expected seconds above 0: set it to {DEFAULT_TIMEOUT:g}, or unset it.")
+    return seconds
+
+
+def restarted_since() -> datetime | None:
+    """Return when torchrun was started, if `torchrun --max-restarts` has started this process again; None otherwise."""
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") in ("", "0"):
+        return None
+    return datetime.fromtimestamp(psutil.Process(os.getppid()).create_time(), UTC)
+
+
+@contextlib.contextmanager
+def _others_answer() -> Iterator[None]:
+    """Around a collective operation: report that another process has ended, or does not answer, in one sentence.
+
+    Raises:
+        ProcessLost: the operation failed.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # the base class of all errors of torch.distributed; Gloo raises it directly
+        raise ProcessLost(
+            f"Another process of this run has ended, or did not answer within {collective_timeout():g} s "
+            f"({error_summary(error)}): type the same command with --resume, or start torchrun with --max-restarts."
+        ) from error

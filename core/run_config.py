@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 from zerokara.core.command_line import given_fields, parse
 from zerokara.core.compute import find_device
 from zerokara.core.config import UserError, flag, from_dict, to_dict
+from zerokara.core.distributed import restarted_since
 from zerokara.core.resumed_compute import HARDWARE_FIELDS, options_on_resume
 from zerokara.core.run import Run
 from zerokara.core.tracking import check as check_tracking
@@ -33,6 +35,8 @@ def configure(
 ) -> ConfigT:
     """Read the config of a new run from the command line or, with --resume, that of the run.
 
+    A process that `torchrun --max-restarts` has started again resumes without --resume the run that it began.
+
     Args:
         config_class: has the fields preset, name, resume and quiet, optionally device.
         kind: kind of the run, as in config.json.
@@ -48,12 +52,14 @@ def configure(
     """
     config = parse(config_class, presets, argv, description, layers=layers, adjust=adjust)
     config = replace(config, name=config.name or default_name(kind, config, name_fields))
+    folder = Path("runs") / config.name
+    if not config.resume and _is_restarted(folder):
+        config = replace(config, resume=True)
     if not config.resume:
         if hasattr(config, "device"):
             find_device(config.device)
         check_tracking(getattr(config, "track", "off"), resume=False)
         return config
-    folder = Path("runs") / config.name
     content = Run.read_config(folder, kind)
     saved = from_dict(config_class, content["config"], f"{folder}/config.json")
     requested = parse(config_class, presets, argv, description, saved=replace(saved, resume=True, quiet=False))
@@ -70,6 +76,17 @@ def configure(
     check_tracking(getattr(requested, "track", "off"), resume=True)
     given = given_fields(config_class, presets, argv, saved)
     return replace(requested, **options_on_resume(requested, given, content["extra"].get("compute")))
+
+
+def _is_restarted(folder: Path) -> bool:
+    """Return True if this torchrun has created the run, and has now restarted its processes after a failure.
+
+    A run that is older than torchrun is another one: it must not be resumed without --resume.
+    """
+    since = restarted_since()
+    if since is None or not (folder / "config.json").exists():
+        return False
+    return datetime.fromisoformat(Run.read_config(folder)["created"]) >= since
 
 
 def default_name(kind: str, config: Any, fields: Sequence[str]) -> str:

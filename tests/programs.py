@@ -89,12 +89,13 @@ def start(folder: Path, *arguments: str, **environment: str) -> Process:
     return Process(pid, out, err)
 
 
-def start_processes(folder: Path, number: int, *arguments: str) -> list[Process]:
+def start_processes(folder: Path, number: int, *arguments: str, **environment: str) -> list[Process]:
     """Start Python in several processes that train together, with the environment variables that torchrun sets."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(number)}
+    address |= environment
     return [start(folder, *arguments, **address, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(number)]
 
 

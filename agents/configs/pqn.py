@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from zerokara.agents.configs import names
 from zerokara.agents.configs.common import Count, Fraction, Positive, Settings
@@ -63,6 +63,8 @@ class Config(Settings):
     """Initial learning rate of RAdam."""
     max_grad_norm: Positive = 10.0
     """Maximum norm for gradient clipping."""
+    average_every: Literal["minibatch", "rollout"] = "minibatch"
+    """With torchrun, processes average gradients in each minibatch, or weights after each rollout (local SGD)."""
 
     # --- exploration -----------------------------------------------------------------------------------------------
     epsilon_start: Fraction = 1.0

@@ -42,6 +42,8 @@ class Learner:
         epsilon: epsilon of the optimizer.
         max_grad_norm: maximum norm for gradient clipping; None: no clipping.
         has_target: create a target network.
+        average_gradients: average the gradients of every step over the processes. False: each process does its own
+            steps, and `average_weights` is called from time to time.
         seed: seed of `generator`, from which the noise of noisy layers and the quantile fractions of IQN are drawn;
             None: no generator.
     """
@@ -60,8 +62,10 @@ class Learner:
         epsilon: float,
         max_grad_norm: float | None,
         has_target: bool = False,
+        average_gradients: bool = True,
         seed: int | None = None,
     ) -> None:
+        self._averages_gradients = average_gradients and world.size > 1
         self.compute, self.world, self.max_grad_norm, self.has_target = compute, world, max_grad_norm, has_target
         self._make_network, self._loss = make_network, loss
         self.network = compute.module(make_network())
@@ -71,7 +75,7 @@ class Learner:
             if self.target.has_custom_backbone:  # which may have BatchNorm or dropout
                 self.target.backbone.eval()
         # Copy in lower precision for forward and backward passes, where `compute` uses one; otherwise the same network.
-        copied = optimizer != "rmsprop" and world.size == 1
+        copied = optimizer != "rmsprop" and not self._averages_gradients
         self.online = compute.working_copy(self.network) if copied else self.network
         self.optimizer: torch.optim.Optimizer
         if optimizer == "rmsprop":
@@ -111,7 +115,8 @@ class Learner:
         loss, mean_q, td_error_B = self._forward(*tensors)
         self.online.zero_grad(set_to_none=True)
         loss.backward()
-        self.world.mean_gradients(self.online.parameters())
+        if self._averages_gradients:
+            self.world.mean_gradients(self.online.parameters())
         norm = optim.clip_and_step(self.optimizer, self.max_grad_norm)
         self._sums += torch.stack([loss.detach(), mean_q, norm, torch.ones_like(mean_q)])
         return td_error_B
@@ -135,6 +140,11 @@ class Learner:
         """Copy the online network into the target network."""
         with torch.no_grad():
             torch._foreach_copy_(_tensors(self.target), _tensors(self.network))
+
+    def average_weights(self) -> None:
+        """Replace the weights by their means over the processes, which keep their own states of the optimizer."""
+        self.world.mean_weights(self.network)
+        self.refresh()
 
     def reset(self, seed: int, perturb_factor: float) -> None:
         """Reinitialize the head and perturb the backbone (shrink and perturb).
@@ -178,7 +188,7 @@ class Learner:
             generators: random generators that it uses, besides that of the learner.
             tensors: tensors that it modifies, besides those of the learner.
         """
-        if self.compute.torch_device.type != "cuda" or self.world.size > 1:
+        if self.compute.torch_device.type != "cuda" or self._averages_gradients:
             return update
         replay: Callable[[], object] | None = None
 

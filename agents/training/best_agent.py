@@ -35,7 +35,7 @@ class BestAgent:
         obs_shape: tuple[int, int, int],
         step: int,
     ) -> None:
-        """Write the file if this evaluation is better than all before.
+        """Write the file if this evaluation is better than all before; only the main process writes.
 
         Args:
             weights: of the network that was evaluated.
@@ -49,12 +49,14 @@ class BestAgent:
         """
         if self.score is not None and figures["eval/return"] <= self.score:
             return
+        self.score, self.step = figures["eval/return"], step
+        if not self._run.world.is_main:
+            return
         folder = self._run.folder  # its config.json is as it was at the start, so that the same file is written again
         metadata = AgentMetadata.of_run(
             folder, num_actions=num_actions, obs_shape=obs_shape, step=step, figures=figures
         )
         metadata.save(folder / BEST, weights)
-        self.score, self.step = figures["eval/return"], step
 
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint."""

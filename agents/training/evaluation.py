@@ -7,12 +7,17 @@ its return so far counts.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.policy import Policy
+from zerokara.core.config import Stopped
+from zerokara.core.distributed import World
 from zerokara.envs.base import VectorEnv
 
 MAX_ENVS = 32  # more parallel environments hardly increase the speed
@@ -41,6 +46,29 @@ class Scores:
 def parallel_episodes(episodes: int) -> int:
     """Return the number of environments for an evaluation: the largest divisor of `episodes` up to `MAX_ENVS`."""
     return max(n for n in range(1, MAX_ENVS + 1) if episodes % n == 0)
+
+
+def evaluate_in_processes(world: World, episodes: int, evaluate_share: Callable[[int], Scores]) -> Scores:
+    """Divide an evaluation among the processes. Returns the scores of all episodes in every process.
+
+    Args:
+        world: processes, all of which make this call.
+        episodes: number of episodes of all processes.
+        evaluate_share: evaluates a number of episodes, which is above 0, in this process.
+
+    Raises:
+        Stopped: a signal interrupted the evaluation in one of the processes.
+    """
+    number = episodes // world.size + (world.rank < episodes % world.size)
+    share: Scores | None = None
+    with contextlib.suppress(Stopped):
+        share = evaluate_share(number) if number else Scores((), ())
+    shares = [share for share in world.gather(share) if share is not None]
+    if len(shares) < world.size:
+        raise Stopped
+    returns = itertools.chain.from_iterable(share.returns for share in shares)
+    lengths = itertools.chain.from_iterable(share.lengths for share in shares)
+    return Scores(tuple(returns), tuple(lengths), sum(share.cut for share in shares))
 
 
 def evaluate(

@@ -11,6 +11,7 @@ from zerokara.agents.configs.common import Settings
 from zerokara.agents.configs.defaults import default_values
 from zerokara.agents.configs.lengths import describe_lengths
 from zerokara.agents.training.evaluation import Scores
+from zerokara.core.programs import program_command
 
 
 def settings_lines(
@@ -60,3 +61,19 @@ def format_scores(scores: Scores) -> str:
 def format_settings(settings: Mapping[str, Any]) -> str:
     """Format settings as text: "protocol nature, frame_skip 4"."""
     return ", ".join(f"{key} {value}" for key, value in settings.items())
+
+
+def closing_line(env: str, step: int, scores: str, name: str, resume: str) -> str:
+    """Return the closing line of a run: its returns, and the command to resume it or, if it is finished, to watch it.
+
+    Args:
+        env: id of the environment.
+        step: agent steps done.
+        scores: of `format_progress`.
+        name: name of the run.
+        resume: command that resumes the run; empty: it is finished.
+    """
+    next_command = (
+        f"resume with: {resume}" if resume else f"watch it with: {program_command('agents.play')} runs/{name}"
+    )
+    return f"{env} at step {step:,}: {scores}; {next_command}"

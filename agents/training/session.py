@@ -29,17 +29,17 @@ from zerokara.agents.qlearning.learner import Learner
 from zerokara.agents.qlearning.policy import Policy
 from zerokara.agents.qlearning.replay_deletion import delete_replays
 from zerokara.agents.training.best_agent import BestAgent
-from zerokara.agents.training.evaluation import Scores, evaluate
+from zerokara.agents.training.evaluation import Scores, evaluate, evaluate_in_processes
 from zerokara.agents.training.parts import Part, close_files, load_parts, load_parts_of_processes, part_states
 from zerokara.agents.training.pictures import log_images, log_video
-from zerokara.agents.training.report import format_progress, format_scores, settings_lines
+from zerokara.agents.training.report import closing_line, format_progress, format_scores, settings_lines
 from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
 from zerokara.core.config import Stopped, to_dict
 from zerokara.core.distributed import World
 from zerokara.core.divergence import check_finite
 from zerokara.core.models.weights import load_pretrained_backbone
-from zerokara.core.programs import program_command, resume_command
+from zerokara.core.programs import resume_command
 from zerokara.core.run import Run
 from zerokara.core.stopwatch import LogInterval, Stopwatch
 from zerokara.core.zoo import provenance
@@ -201,71 +201,68 @@ class Session(ABC):
         Raises:
             UserError: training diverged (the weights contain NaN or Inf), or the disk is full.
         """
-        with self.run.interruptible(on=False), self._at_end:
-            yield from self._iterations(more_metrics, checkpoint_needed)
-
-    def _iterations(
-        self, more_metrics: Callable[[], Mapping[str, Any]], checkpoint_needed: Callable[[], bool]
-    ) -> Iterator[None]:
-        config, run = self.config, self.run
-        self.show_progress()
-        if not self.resumed:
-            log_images(self.policy.network, self.obs, self.env.frame_channels, self.run, self.step)
-            self.save()
-        self.goal_reached = self.world.is_main and self.evaluation_pending and self.evaluate_and_log()
-        if self.world.is_main and self.video_pending:
-            self.video_pending = not log_video(self.policy, config, run, self.step)
-        before = self.step
-        self.start_interval()
-
-        def due(every_steps: int) -> bool:
-            return every_steps > 0 and self.step // every_steps != before // every_steps
-
-        while not self._must_stop() and self.step < config.total_steps:
-            before = self.step
-            yield
-            if due(config.log_every_steps):
-                self.log_metrics(more_metrics())
-                self.start_interval()
-            if due(config.eval_every_steps) or self.is_early_evaluation_due():
-                self.goal_reached = self.world.is_main and self.evaluate_and_log()
-                self.start_interval()
-            # The processes save together, so that they have checkpoints of the same steps.
-            if due(config.checkpoint_every_steps) or self.world.any(checkpoint_needed(), self.compute.torch_device):
+        config, run, world, device = self.config, self.run, self.world, self.compute.torch_device
+        with run.interruptible(on=False), self._at_end:
+            self.show_progress()
+            if not self.resumed:
+                log_images(self.policy.network, self.obs, self.env.frame_channels, run, self.step)
                 self.save()
-        if self.world.is_main and self.step >= config.total_steps and not (self.is_finished or run.stop_requested):
-            self.goal_reached = self.evaluate_and_log()
-        if not self.world.broadcast_value(self.is_finished):
-            run.print_stop()
-        self.save()
-        if self.world.is_main and self.is_finished and getattr(config, "delete_replay", False):
-            close_files(self._parts)
-            delete_replays(run.folder, run.warn)
-        known = {"eval/return": self.last_score, "train/return": self.mean_return}
-        run.hparams(to_dict(config), [name for name, value in known.items() if value is not None])
+            self.goal_reached = world.broadcast_value(self.evaluation_pending) and self.evaluate_and_log()
+            if world.is_main and self.video_pending:
+                self.video_pending = not log_video(self.policy, config, run, self.step)
+            before = self.step
+            self.start_interval()
+
+            def due(every_steps: int) -> bool:
+                return every_steps > 0 and self.step // every_steps != before // every_steps
+
+            def must_stop() -> bool:  # every process votes: one may have received a signal
+                return world.any(self.goal_reached or bool(run.stop_requested), device)
+
+            while self.step < config.total_steps and not must_stop():
+                before = self.step
+                yield
+                if due(config.log_every_steps):
+                    self.log_metrics(more_metrics())
+                    self.start_interval()
+                if due(config.eval_every_steps) or self.is_early_evaluation_due():
+                    self.goal_reached = self.evaluate_and_log()
+                    self.start_interval()
+                # The processes save together, so that they have checkpoints of the same steps.
+                if due(config.checkpoint_every_steps) or world.any(checkpoint_needed(), device):
+                    self.save()
+            complete = self.step >= config.total_steps
+            if world.broadcast_value(complete and not (self.is_finished or run.stop_requested)):
+                self.goal_reached = self.evaluate_and_log()
+            if not world.broadcast_value(self.is_finished):
+                run.print_stop()
+            self.save()
+            if world.is_main and self.is_finished and getattr(config, "delete_replay", False):
+                close_files(self._parts)
+                delete_replays(run.folder, run.warn)
+            known = {"eval/return": self.last_score, "train/return": self.mean_return}
+            run.hparams(to_dict(config), [name for name, value in known.items() if value is not None])
 
     @property
     def is_finished(self) -> bool:
-        """True in the main process if the run has reached its goal, or its last step and evaluation and video there."""
+        """True if the run has reached its goal, or its last step and evaluation and, in the main process, video."""
         config, pending = self.config, self.evaluation_pending or self.video_pending
         evaluated = not config.eval_every_steps or self.last_evaluation_step == self.step
         return self.goal_reached or (self.step >= config.total_steps and evaluated and not pending)
 
-    def _must_stop(self) -> bool:
-        """Return True if a process has reached the goal or received a signal. Every process must call this method."""
-        return self.world.any(self.goal_reached or bool(self.run.stop_requested), self.compute.torch_device)
-
     # ---- evaluation
 
     def is_early_evaluation_due(self) -> bool:
-        """Return True if recent training returns are near `stop_at_return`; then an early evaluation is worthwhile."""
-        config, recent = self.config, list(self.returns)[-20:]
-        if config.stop_at_return is None or len(recent) < 20 or self.step - self.last_evaluation_step < 20_000:
+        """Return True if the training returns of a process are near `stop_at_return`. Every process must call this."""
+        goal, recent = self.config.stop_at_return, list(self.returns)[-20:]
+        if goal is None:
             return False
-        return float(np.mean(recent)) >= config.stop_at_return - 0.5
+        near = len(recent) == 20 and float(np.mean(recent)) >= goal - 0.5
+        due = near and self.step - self.last_evaluation_step >= 20_000
+        return self.world.any(due, self.compute.torch_device)
 
     def evaluate(self, repetition: int = 0) -> Scores:
-        """Evaluate the policy in separate environments with other seeds than in training.
+        """Evaluate the policy in separate environments with other seeds than in training. All processes take part.
 
         Args:
             repetition: another number gives other seeds.
@@ -274,13 +271,18 @@ class Session(ABC):
             Stopped: a signal interrupted the evaluation.
         """
         config = self.config
-        if self._eval_env is None:
-            self._eval_env = envs.make(config.env, config.eval_episodes, resumable=False, **config.env_settings())
-            self._at_end.callback(self._eval_env.close)
-        env, epsilon, max_steps = self._eval_env, config.eval_epsilon, config.eval_max_steps
         seed = 500_000_000 + config.seed * 1_009 + repetition * 7_919 + self.step % 1_000_003
-        with self.run.interruptible():
-            return evaluate(self.policy, env, episodes_per_env=1, epsilon=epsilon, max_steps=max_steps, seed=seed)
+        seed += self.world.rank * 10_007
+
+        def evaluate_share(episodes: int) -> Scores:
+            if self._eval_env is None:
+                self._eval_env = envs.make(config.env, episodes, resumable=False, **config.env_settings())
+                self._at_end.callback(self._eval_env.close)
+            env, epsilon, max_steps = self._eval_env, config.eval_epsilon, config.eval_max_steps
+            with self.run.interruptible():
+                return evaluate(self.policy, env, episodes_per_env=1, epsilon=epsilon, max_steps=max_steps, seed=seed)
+
+        return evaluate_in_processes(self.world, config.eval_episodes, evaluate_share)
 
     def evaluate_and_log(self) -> bool:
         """Evaluate, keep the weights if they are the best so far, log the results, and record a video.
@@ -312,9 +314,10 @@ class Session(ABC):
             metrics |= {"eval/return_confirmed": confirmation.mean, "eval/cut_confirmed": confirmation.cut}
             goal_reached = confirmation.mean >= (config.stop_at_return or 0)
         check_finite(self.learner.network, f"step {self.step:,}", self.run.folder)
-        weights, figures = self.learner.network.state_dict(), {**metrics, "train/updates": self.updates}
-        env = self.env
-        self.best.update(weights, figures, num_actions=env.num_actions, obs_shape=env.obs_shape, step=self.step)
+        weights, figures, env = self.learner.network.state_dict(), {**metrics, "train/updates": self.updates}, self.env
+        self.best.update(weights, figures, num_actions=env.num_actions, step=self.step, obs_shape=env.obs_shape)
+        if not self.world.is_main:
+            return goal_reached
         self.run.log(self.step, {**metrics, "speed/hours": self.clock()})
         log_images(self.policy.network, self.obs, self.env.frame_channels, self.run, self.step)
         if config.capture_video:
@@ -366,13 +369,9 @@ class Session(ABC):
 
     def closing_message(self) -> str:
         """Closing message: the last returns, and the command to resume the run or to watch the agent."""
-        config = self.config
-        if self.is_finished:
-            next_command = f"watch it with: {program_command('agents.play')} runs/{config.name}"
-        else:
-            next_command = f"resume with: {resume_command(self.program, config.name)}"
         scores = format_progress(self.last_score, self.best.score, self.best.step, self.returns, self.updates)
-        return f"{config.env} at step {self.step:,}: {scores}; {next_command}"
+        resume = "" if self.is_finished else resume_command(self.program, self.config.name)
+        return closing_line(self.config.env, self.step, scores, self.config.name, resume)
 
     # ---- checkpoints
 

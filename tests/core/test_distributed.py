@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import torch
 
-from zerokara.core.config import UserError
-from zerokara.core.distributed import World
+from tests.programs import start_processes
+from zerokara.core.config import EXIT_STOPPED, UserError
+from zerokara.core.distributed import World, collective_timeout, restarted_since
 
 ROOT = Path(__file__).parents[2]
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -52,6 +55,14 @@ for index, parameter in enumerate(network.parameters()):
         continue
     values = torch.arange(parameter.numel(), dtype=torch.float32).view(parameter.shape)
     assert torch.equal(parameter.grad, (values + index) * 2)  # the mean of 1x and 3x
+
+with torch.no_grad():
+    network[0].weight.fill_(rank)
+    network[1].running_var.fill_(4.0 * rank)
+    network[1].num_batches_tracked.fill_(rank)
+world.mean_weights(network)
+assert (network[0].weight == 0.5).all() and (network[1].running_var == 2).all()
+assert network[1].num_batches_tracked == rank  # not a floating-point number
 
 value = torch.tensor([1.0, 10.0]) * (rank + 1)
 assert world.mean(value).tolist() == [1.5, 15.0]
@@ -152,3 +163,66 @@ def test_require_single_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"torchrun started several: start it with python -m vision\.depth\."):
         World.require_single_process("python -m vision.depth")
+
+
+LOSES = """
+import os, sys, time
+import torch
+from zerokara.core.config import run_main
+from zerokara.core.distributed import World
+
+def main():
+    world = World.from_env("cpu")
+    assert world.any(False) is False
+    if world.rank == 1:
+        print("ready", flush=True)
+        if sys.argv[1] == "dies":
+            os.kill(os.getpid(), 9)
+        time.sleep(100)
+    world.mean(torch.ones(3))
+
+run_main(main)
+"""
+
+
+@pytest.mark.parametrize("other", ["dies", "hangs"])
+def test_a_process_that_has_ended_or_hangs_ends_the_others_with_one_sentence(tmp_path: Path, other: str) -> None:
+    first, second = start_processes(tmp_path, 2, "-c", LOSES, other, ZEROKARA_COLLECTIVE_TIMEOUT="8")
+    out, err = first.communicate(timeout=100)
+    second.send_signal(signal.SIGKILL)
+    second.communicate()
+    assert first.returncode == EXIT_STOPPED, err
+    assert out == ""
+    assert err.startswith("error: Another process of this run has ended, or did not answer within 8 s (")
+    assert err.count("\n") == 1
+    assert "--resume" in err
+
+
+def test_a_process_that_never_joins_is_reported(tmp_path: Path) -> None:
+    first, second = start_processes(tmp_path, 2, "-c", LOSES, "dies", ZEROKARA_COLLECTIVE_TIMEOUT="40")
+    second.send_signal(signal.SIGKILL)
+    _, err = first.communicate(timeout=100)
+    second.communicate()
+    assert first.returncode == EXIT_STOPPED, err
+    assert err.startswith("error: Another process of this run has ended")
+
+
+@pytest.mark.parametrize("value", ["soon", "0", "-3", "nan", "inf"])
+def test_the_time_limit_must_be_a_number_of_seconds(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZEROKARA_COLLECTIVE_TIMEOUT", value)
+    with pytest.raises(UserError, match=r"ZEROKARA_COLLECTIVE_TIMEOUT is .*, expected seconds above 0: set it to 1800"):
+        collective_timeout()
+
+
+def test_the_time_limit_is_half_an_hour_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZEROKARA_COLLECTIVE_TIMEOUT", "")
+    assert collective_timeout() == 1800
+
+
+def test_a_restart_by_torchrun_is_recognized(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert restarted_since() is None
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    since = restarted_since()
+    assert since is not None
+    assert since < datetime.now(UTC)

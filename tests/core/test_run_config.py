@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from zerokara.core import run_config
 from zerokara.core.command_line import parse
 from zerokara.core.config import UserError
 from zerokara.core.run_config import configure, default_name
@@ -61,3 +63,24 @@ def test_a_renamed_folder_can_be_resumed(tmp_path: Path, monkeypatch: pytest.Mon
         assert run.folder == Path("runs/b")
     with pytest.raises(UserError, match="runs/b was started with --seed 7 and cannot be resumed with 8"):
         read("--name", "b", "--resume", "--seed", "8")
+
+
+def test_a_run_is_resumed_when_the_torchrun_that_began_it_restarts_its_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def read() -> Config:
+        return configure(
+            Config, PRESETS, ["--name", "a", "--seed", "7"], "", kind="classify", name_fields=(), changeable={"resume"}
+        )
+
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert not read().resume, "it was killed before there was a run"
+    with open_run(read(), "classify"):
+        pass
+    resumed = read()
+    assert (resumed.resume, resumed.seed) == (True, 7)
+    # A run that is older than this torchrun must not be resumed by accident.
+    monkeypatch.setattr(run_config, "restarted_since", lambda: datetime.now(UTC))
+    assert not read().resume

@@ -240,14 +240,6 @@ def test_a_goal_of_0_is_confirmed_by_a_return_of_0(make: Make) -> None:
     assert [evaluation["step"] for evaluation in recorded.evaluations] == [20, 20]
 
 
-def test_only_the_main_process_evaluates(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    recorded = make(eval_every_steps=20, world=World(rank=1, size=1))
-    recorded.session.evaluation_pending = True
-    recorded.train()
-    assert recorded.evaluations == []
-    assert recorded.session.step == 80
-
-
 def test_a_signal_ends_the_run_after_the_iteration(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded, printed = make(), list[str]()
     monkeypatch.setattr(recorded.run, "print", printed.append)
