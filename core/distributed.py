@@ -5,14 +5,17 @@
 Without torchrun's environment variables there is one process, and the collective operations do nothing.
 
 A process that has ended, or that does not answer within a time limit, ends the others with one sentence and the exit
-code `EXIT_STOPPED`; the run resumes from the last checkpoints. With `torchrun --max-restarts 3` this happens by itself:
-the programs resume their run when torchrun restarts them.
+code `EXIT_STOPPED`; the run resumes from the last checkpoints. torchrun can restart the processes, which then resume
+their run without --resume:
+
+    torchrun --nproc-per-node 2 --max-restarts 3 -m agents.dqn
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -29,6 +32,12 @@ ValueT = TypeVar("ValueT")
 
 TIMEOUT = "ZEROKARA_COLLECTIVE_TIMEOUT"
 """Environment variable: seconds that a process waits for the others."""
+NEW_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+"""Environment variable of torchrun: "1" gives the processes a new store of addresses at each restart.
+
+Otherwise they find the addresses of processes that have ended, and cannot connect or wait forever (PyTorch 2.13). On
+one machine a prefix of the keys does the same; several machines have no number in common for it.
+"""
 DEFAULT_TIMEOUT = 1800.0  # longer than an evaluation, for which the other processes wait in some programs
 
 
@@ -53,7 +62,8 @@ class World:
             device: "auto", "cpu", "cuda" or "cuda:1"; "auto" is CUDA if available.
 
         Raises:
-            UserError: some of the variables are missing or not numbers.
+            UserError: some of the variables are missing or not numbers, or torchrun is to restart processes without a
+                new store of addresses (`NEW_STORE`).
             ProcessLost: another process did not join in time.
         """
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -77,7 +87,9 @@ class World:
                 torch.cuda.set_device(local_rank)
             timeout = timedelta(seconds=collective_timeout())
             with _others_answer():
-                dist.init_process_group("nccl" if on_cuda else "gloo", rank=rank, world_size=size, timeout=timeout)
+                store = _store_after_restart(size, timeout)
+                backend = "nccl" if on_cuda else "gloo"
+                dist.init_process_group(backend, rank=rank, world_size=size, timeout=timeout, store=store)
         return cls(rank, size, local_rank)
 
     @staticmethod
@@ -225,6 +237,27 @@ def restarted_since() -> datetime | None:
     return datetime.fromtimestamp(psutil.Process(os.getppid()).create_time(), UTC)
 
 
+def _store_after_restart(size: int, timeout: timedelta) -> dist.Store | None:
+    """Return a store of addresses without those of processes that have ended; None: the one that PyTorch creates.
+
+    Raises:
+        UserError: see `NEW_STORE`.
+    """
+    environment = os.environ
+    restarts = environment.get("TORCHELASTIC_MAX_RESTARTS", "0") not in ("", "0")
+    if not restarts or environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    if environment.get("GROUP_WORLD_SIZE") != "1":
+        raise UserError(
+            f"torchrun --max-restarts on several machines needs a new store of addresses at each restart: set the "
+            f"environment variable {NEW_STORE}=1 and use --rdzv-backend c10d, or leave --max-restarts out."
+        )
+    store = dist.TCPStore(
+        environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), size, is_master=False, timeout=timeout
+    )
+    return dist.PrefixStore(f"restart-{environment['TORCHELASTIC_RESTART_COUNT']}", store)
+
+
 @contextlib.contextmanager
 def _others_answer() -> Iterator[None]:
     """Around a collective operation: report that another process has ended, or does not answer, in one sentence.
@@ -235,7 +268,8 @@ def _others_answer() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # the base class of all errors of torch.distributed; Gloo raises it directly
+        reason = re.sub(r"\[\S+:\d+\] ", "", error_summary(error)).partition(". ")[0]  # without Gloo's source file
         raise ProcessLost(
             f"Another process of this run has ended, or did not answer within {collective_timeout():g} s "
-            f"({error_summary(error)}): type the same command with --resume, or start torchrun with --max-restarts."
+            f"({reason}): type the same command with --resume."
         ) from error

@@ -108,6 +108,28 @@ def test_pqn_resumes_with_another_number_of_processes(copy: Copy) -> None:
     assert [line["step"] for line in metrics(run) if "train/epsilon" in line] == list(range(240, 1441, 240))
 
 
+def test_pqn_averages_weights_once_a_rollout(tmp_path: Path) -> None:
+    """Each process does its own updates, with its own state of the optimizer, and all have the same weights after."""
+    words = (*PQN, "--total-steps", "480", "--average-every", "rollout")
+    run_processes(tmp_path, 2, *words)
+    one, other = states(tmp_path / "runs" / "run", "pqn", 2)
+    momenta = [state["learner"]["optimizer"]["state"][0]["exp_avg"] for state in (one, other)]
+    assert not torch.equal(*momenta)
+    assert one["updates"] == other["updates"] == 480 // (12 * 5) * 2 * 2
+    resume(tmp_path, "pqn", 2, 720)
+    assert states(tmp_path / "runs" / "run", "pqn", 2)[0]["step"] == 720
+
+
+def test_processes_share_the_episodes_of_an_evaluation(tmp_path: Path) -> None:
+    evaluation = ("--eval-every-steps", "480", "--eval-episodes", "5", "--total-steps", "960")
+    out, _ = run_processes(tmp_path, 2, *PQN, *evaluation)
+    assert out.count("over 5 episodes at epsilon 0.0") == 2
+    results = [line["eval/return"] for line in metrics(tmp_path / "runs" / "run") if "eval/return" in line]
+    assert len(results) == 2
+    loaded = states(tmp_path / "runs" / "run", "pqn", 2)
+    assert [state["last_score"] for state in loaded] == [results[-1]] * 2
+
+
 @pytest.mark.parametrize("kind", ["dqn", "pqn"])
 def test_a_checkpoint_that_another_process_lacks_is_not_used(copy: Copy, kind: str) -> None:
     """Killed when only the first process had saved: the resumed run ends as without the kill."""

@@ -226,3 +226,13 @@ def test_a_restart_by_torchrun_is_recognized(monkeypatch: pytest.MonkeyPatch) ->
     since = restarted_since()
     assert since is not None
     assert since < datetime.now(UTC)
+
+
+def test_restarts_on_several_machines_need_a_new_store_of_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a restarted process connects to one that has ended, or waits for it without end."""
+    more = {"TORCHELASTIC_MAX_RESTARTS": "3", "TORCHELASTIC_USE_AGENT_STORE": "True", "GROUP_WORLD_SIZE": "2"}
+    values = dict(zip(VARIABLES, ("0", "2", "0", "127.0.0.1", "1"), strict=True))
+    for name, value in (values | more).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"set the environment variable TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 and"):
+        World.from_env("cpu")

@@ -1,0 +1,43 @@
+"""Tests of the soak test of several processes: torchrun restarts a killed group, which ends like an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.soak import group_kills, kills
+from tests.soak.comparison import differences
+
+
+def test_a_killed_group_is_restarted_and_ends_like_an_undisturbed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    undisturbed = group_kills.start_group("pqn", 2, tmp_path / "undisturbed")
+    process = group_kills.start_group("pqn", 2, tmp_path / "killed")
+    run = tmp_path / "killed" / "runs" / kills.RUN
+    assert group_kills.kill_once(process, run, "saving", 0, random.Random(0))
+    for each in (undisturbed, process):
+        out, err = each.communicate(timeout=300)
+        assert each.returncode == 0, out + err
+    assert err.count("error: Another process of this run has ended") <= 2
+    found = differences(tmp_path / "undisturbed" / "runs" / kills.RUN, run)
+    assert [each for each in found if not any(part in each for part in group_kills.UNSEEDED)] == []
+    assert not group_kills.kill_once(process, run, "first", 0, random.Random(0)), "it has ended"
+
+
+def test_results_are_counted(tmp_path: Path) -> None:
+    results = [
+        group_kills.Result("pqn", 2, 0, ["all", "first"]),
+        group_kills.Result("pqn", 2, 1, ["first"], "lost", ["a line"]),
+        group_kills.Result("dqn", 2, 0, [], "hung"),
+    ]
+    path = tmp_path / "results.jsonl"
+    path.write_text("".join(f"{json.dumps(vars(result))}\n" for result in results))
+    summary = group_kills.summarize(group_kills.read_results(path))
+    assert summary["by_target"] == {"all": 1, "first": 2}
+    assert summary["by_program"]["pqn"] == {"kills": 3, "runs": 2, "lost": 1, "hung": 0, "different": 0}
+    assert (summary["kills"], summary["lost"], summary["hung"], summary["different"]) == (3, 1, 1, 0)
