@@ -237,7 +237,7 @@ def restarted_since() -> datetime | None:
     return datetime.fromtimestamp(psutil.Process(os.getppid()).create_time(), UTC)
 
 
-def _store_after_restart(size: int, timeout: timedelta) -> dist.Store | None:
+def _store_after_restart(size: int, timeout: timedelta) -> Any:
     """Return a store of addresses without those of processes that have ended; None: the one that PyTorch creates.
 
     Raises:
@@ -252,10 +252,9 @@ def _store_after_restart(size: int, timeout: timedelta) -> dist.Store | None:
             f"torchrun --max-restarts on several machines needs a new store of addresses at each restart: set the "
             f"environment variable {NEW_STORE}=1 and use --rdzv-backend c10d, or leave --max-restarts out."
         )
-    store = dist.TCPStore(
-        environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), size, is_master=False, timeout=timeout
-    )
-    return dist.PrefixStore(f"restart-{environment['TORCHELASTIC_RESTART_COUNT']}", store)
+    address = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+    store = dist.TCPStore(*address, size, is_master=False, timeout=timeout)  # type: ignore[attr-defined]
+    return dist.PrefixStore(f"restart-{environment['TORCHELASTIC_RESTART_COUNT']}", store)  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager

@@ -20,9 +20,9 @@ def test_a_killed_group_is_restarted_and_ends_like_an_undisturbed_one(
     process = group_kills.start_group("pqn", 2, tmp_path / "killed")
     run = tmp_path / "killed" / "runs" / kills.RUN
     assert group_kills.kill_once(process, run, "saving", 0, random.Random(0))
-    for each in (undisturbed, process):
-        out, err = each.communicate(timeout=300)
-        assert each.returncode == 0, out + err
+    outputs = [each.communicate(timeout=300) for each in (undisturbed, process)]
+    assert [each.returncode for each in (undisturbed, process)] == [0, 0], outputs
+    err = outputs[1][1]
     assert err.count("error: Another process of this run has ended") <= 2
     found = differences(tmp_path / "undisturbed" / "runs" / kills.RUN, run)
     assert [each for each in found if not any(part in each for part in group_kills.UNSEEDED)] == []
