@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import lmdb
@@ -92,6 +93,22 @@ def test_a_truncated_database_is_refused(tmp_path: Path, kept: float) -> None:
     content = file.read_bytes()
     file.write_bytes(content[: int(kept if kept > 1 else kept * len(content))])
     with pytest.raises(UserError, match=r"data\.mdb is not a complete LMDB database"):
+        load(str(folder), "train")
+    file.write_bytes(content)
+    assert len(load(str(folder), "train")) == 180
+
+
+def test_a_database_that_is_damaged_inside_is_refused(tmp_path: Path) -> None:
+    """A size that leads out of the file would end the process with SIGBUS."""
+    folder = write_database(tmp_path / "x_train_lmdb", [(k, 0, 0) for k in range(200)], side=64)
+    file = folder / "data.mdb"
+    content = file.read_bytes()
+    key = f"{77:040x}".encode()  # the size of a value is 8 bytes before its key
+    damaged = re.sub(b".{4}(.{4})" + key, lambda found: b"\xff\xff\xff\x3f" + found[1] + key, content, flags=re.DOTALL)
+    assert len(damaged) == len(content)
+    assert damaged != content
+    file.write_bytes(damaged)
+    with pytest.raises(UserError, match=r"data\.mdb is damaged inside"):
         load(str(folder), "train")
     file.write_bytes(content)
     assert len(load(str(folder), "train")) == 180
