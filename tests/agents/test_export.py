@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.markers import needs_onnx
 from zerokara.agents import export
 from zerokara.agents.configs import dqn as dqn_config
 from zerokara.agents.configs import pqn as pqn_config
-from zerokara.agents.qlearning.agent_file import AgentMetadata
+from zerokara.agents.qlearning.agent_file import BEST, AgentMetadata
 from zerokara.agents.qlearning.network import QNetwork
 from zerokara.agents.viewing.loading import evaluation_seed, load_agent
 from zerokara.core.config import UserError, to_saved
@@ -84,6 +85,23 @@ def test_both_files_give_the_same_q_values_for_any_number(
         np.testing.assert_array_equal(again.policy.values(obs).numpy(), expected)
         actual = session.run(None, {"observations": obs})[0]
         np.testing.assert_allclose(actual, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_weights_and_metadata_are_of_one_reading(catch_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that still trains may save a better agent between the two."""
+    metadata, weights = AgentMetadata.read(catch_run)
+
+    def record_later(*args: Any) -> torch.Tensor:
+        better = {name: tensor + 1 for name, tensor in weights.items()}
+        replace(metadata, step=metadata.step + 1).save(catch_run / BEST, better)
+        return record(*args)
+
+    record = export.record_observations
+    monkeypatch.setattr(export, "record_observations", record_later)
+    export.main([str(catch_run), *FEW, "--no-onnx", "--out", "exported"])
+    exported, exported_weights = AgentMetadata.read(Path("exported/catch.safetensors"))
+    assert exported.step == metadata.step
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in exported_weights.items())
 
 
 @needs_onnx

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from tests.agents.qlearning.test_agent_file import write_file
 from zerokara.agents import evaluate, export, play
 from zerokara.agents.qlearning.agent_file import AgentMetadata
-from zerokara.agents.viewing.loading import find_agent, load_agent
+from zerokara.agents.viewing.loading import Agent, find_agent, load_agent
 from zerokara.core.config import UserError
 from zerokara.core.zoo import registry as zoo
 
@@ -75,6 +76,19 @@ def test_an_agent_of_the_zoo_is_exported(ball: Path) -> None:
         load_agent(Path("ball.safetensors"), threads=1).policy.values(np.zeros((1, 4, 84, 84), np.uint8)),
         load_agent("ball", threads=1).policy.values(np.zeros((1, 4, 84, 84), np.uint8)),
     )
+
+
+def test_one_observation_at_a_time_is_computed_by_one_thread(ball: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+
+    def load(*args: Any, **options: Any) -> Agent:
+        threads.append(options["threads"])
+        return load_agent(*args, **{**options, "threads": 1})
+
+    monkeypatch.setattr(play, "load_agent", load)
+    for words in ((), ("--attention",), ("--threads", "3")):
+        play.main(["ball", "--max-steps", "1", "--device", "cpu", *words])
+    assert threads == [1, 0, 3], "0: one per core"
 
 
 @pytest.mark.parametrize("name", zoo.files("agents"))

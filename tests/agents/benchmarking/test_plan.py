@@ -169,7 +169,7 @@ def test_run_that_is_not_finished_is_resumed(catch_run: Path) -> None:
 def test_another_run_of_the_same_name_is_refused(catch_run: Path) -> None:
     run = planned_catch_run(catch_run)
     content = json.loads((catch_run / "config.json").read_text())
-    for field, value in (("threads", 7), ("device", "auto"), ("quiet", False)):
+    for field, value in (("threads", 7), ("device", "auto"), ("quiet", False), ("env_workers", 3), ("compile", "on")):
         content["config"][field] = value
     (catch_run / "config.json").write_text(json.dumps(content))
     assert run_state(run) == "finished"

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from tests.programs import run_interpreter
 from zerokara.core.backbones.base import Backbone
+from zerokara.core.backbones.registry import make_backbone
+from zerokara.core.config import UserError
 
 CODE = """
 import sys
@@ -21,12 +23,49 @@ for name, backbone in BACKBONES.items():
     if "torch._dynamo" in sys.modules:
         raise SystemExit(f"{name} imports torch._dynamo")
 """
+LOADING = """
+import sys
+from zerokara.agents.viewing.loading import load_agent
+load_agent("pong")
+for module in ("torch._dynamo", "torch.fx.experimental.symbolic_shapes"):
+    if module in sys.modules:
+        raise SystemExit(f"loading an agent imports {module}")
+"""
 
 
 def test_no_backbone_imports_the_compiler(tmp_path: Path) -> None:
     """Its import takes a second or two, at every start of every program."""
-    done = run_interpreter(tmp_path, "-c", CODE)
-    assert (done.returncode, done.stderr) == (0, "")
+    for code in (CODE, LOADING):
+        done = run_interpreter(tmp_path, "-c", code)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_kernel_that_is_larger_than_the_image_is_an_error() -> None:
+    with pytest.raises(UserError, match="Images of 30x90 pixels are too small for the backbone nature"):
+        make_backbone("nature", 3, (30, 90))
+
+
+class Strided(Backbone):
+    """Backbone with padding, dilation, groups and different strides."""
+
+    def __init__(self, in_channels: int, image_size: tuple[int, int]) -> None:
+        super().__init__(in_channels, image_size)
+        self.convs = nn.Sequential(
+            nn.Conv2d(in_channels, 4, (3, 5), stride=(2, 1), padding=(0, 3), dilation=(2, 1)),
+            nn.Conv2d(4, 6, 3, groups=2, padding="same"),
+            nn.Conv2d(6, 8, 2, stride=3, bias=False),
+        )
+        self._measure()
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        return [x := conv(x) for conv in self.convs]
+
+
+@pytest.mark.parametrize("image_size", [(17, 23), (12, 9)])
+def test_shapes_of_convolutions_are_those_of_a_forward_pass(image_size: tuple[int, int]) -> None:
+    backbone = Strided(3, image_size)
+    maps = backbone.stages(torch.zeros(2, 3, *image_size))
+    assert backbone.stage_shapes == [tuple(map_.shape[1:]) for map_ in maps]
 
 
 class Odd(Backbone):
