@@ -40,6 +40,29 @@ def write_json(path: Path, content: Mapping[str, Any]) -> Path:
     return path
 
 
+def read_result(path: Path, *required: str, mappings: Sequence[str] = ()) -> dict[str, Any]:
+    """Read the result file of a finished run.
+
+    Args:
+        path: of result.json.
+        required: names of numbers that must be among its "figures".
+        mappings: further keys of the file that must be mappings.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        figures = content["figures"]
+        sound = set(required) <= set(figures) and all(isinstance(value, int | float) for value in figures.values())
+        sound = sound and all(isinstance(content[name], dict) for name in ("figures", *mappings))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
+        raise UserError(f"{path} is damaged: delete it, and evaluate the run again with --resume.")
+    return dict(content)
+
+
 def tables_within(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[Table]:
     """Lay out a table within `width` characters: if it is wider, as several tables that repeat the first column.
 

@@ -16,7 +16,6 @@ Shapes: N images, B batch, b the part of it on this process, C channels, H, W pi
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -33,7 +32,7 @@ from zerokara.core.data import ImageSet
 from zerokara.core.distributed import World
 from zerokara.core.layers import clip_latent_
 from zerokara.core.programs import command
-from zerokara.core.report import figure_pixels, write_figure, write_json
+from zerokara.core.report import figure_pixels, read_result, write_figure, write_json
 from zerokara.core.run import Run
 from zerokara.core.run_config import configure
 from zerokara.core.training_program import check_batch_norm, check_divisible, choose_compute, images_per_pass, open_run
@@ -217,7 +216,7 @@ def finish(training: Training, run: Run) -> str:
     test = load_split(config.for_data(), "test") if config.test else None
     if test is not None and result_path.exists():
         # A finished run that is resumed does not evaluate the test set again.
-        metrics |= json.loads(result_path.read_text())["figures"]
+        metrics |= read_result(result_path)["figures"]
     elif test is not None:
         for line in test.messages:
             run.print(f"test images: {line}")

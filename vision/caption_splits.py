@@ -68,7 +68,7 @@ def read_results(folders: Sequence[Path]) -> Results:
         try:
             content = json.loads((folder / "result.json").read_text(encoding="utf-8"))
             scores = {name: {key: float(v) for key, v in row.items()} for name, row in content["figures"].items()}
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{folder} has no readable result ({error_summary(error)}): finish the run with "
                 f"{resume_command('vision.caption', folder.name)}."

@@ -16,7 +16,6 @@ Shapes: N images, P proposals, K classes.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -33,7 +32,7 @@ from zerokara.core.media import grid, to_uint8
 from zerokara.core.models.model_file import MODEL_FILE
 from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.programs import program_command, resume_command
-from zerokara.core.report import write_json
+from zerokara.core.report import read_result, write_json
 from zerokara.core.run import Run
 from zerokara.core.run_config import configure
 from zerokara.core.training_loop import run_updates
@@ -60,7 +59,7 @@ def work(config: Config, run: Run, data: Data, metadata: DetectorMetadata, world
     """
     result = run.path("result.json")
     if config.resume and result.exists():  # a finished run is not tested again
-        return closing(config, json.loads(result.read_text())["figures"])
+        return closing(config, read_result(result, "validation_map_50")["figures"])
     step = partial(probe_step, config, data)
     compute = run.compute(lambda: choose_compute(config, world, step, config.updates), config.updates)
     training = None

@@ -9,7 +9,6 @@ test images with the same proposals; proposals and network are measured separate
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
@@ -29,7 +28,7 @@ from zerokara.core.config import Positional, Range, UserError, from_dict, run_ma
 from zerokara.core.data.boxes import BoxSet
 from zerokara.core.media import write_png
 from zerokara.core.programs import program_command
-from zerokara.core.report import output_folder, write_json
+from zerokara.core.report import output_folder, read_result, write_json
 from zerokara.core.run import Run
 from zerokara.vision.detection.config import Config
 from zerokara.vision.detection.detector import Detections, Detector, DetectorMetadata
@@ -82,7 +81,7 @@ def read(folder: Path) -> FinishedRun:
     content = Run.read_config(folder, KIND)
     if not (folder / "result.json").is_file():
         raise UserError(f"{folder} has no result.json, so the run is not finished: resume it with --resume.")
-    results = json.loads((folder / "result.json").read_text())["figures"]
+    results = read_result(folder / "result.json")["figures"]
     config = from_dict(Config, content["config"], str(folder / "config.json"))
     detector, _ = DetectorMetadata.load(folder)
     return FinishedRun(folder, config, detector, results)

@@ -17,7 +17,6 @@ Shapes: N images, B batch, C channels, H, W pixels, K classes.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,7 @@ from zerokara.core.distributed import World
 from zerokara.core.models.model_file import MODEL_FILE
 from zerokara.core.models.weights import LoadReport, load_pretrained_backbone
 from zerokara.core.programs import program_command
-from zerokara.core.report import write_json
+from zerokara.core.report import read_result, write_json
 from zerokara.core.run import Run
 from zerokara.core.run_config import configure
 from zerokara.core.training_program import check_batch_norm, check_divisible, choose_compute, images_per_pass, open_run
@@ -136,7 +135,7 @@ def finish(training: Training, run: Run) -> str:
     result_path = run.path("result.json")
     if config.test and result_path.exists():
         # A finished run that is resumed does not evaluate the test set again.
-        result = json.loads(result_path.read_text())
+        result = read_result(result_path, mappings=["iou_by_class"])
         metrics, iou_by_class = result["figures"], result["iou_by_class"]
     elif config.test:
         test = load_split(config, "test", classes)

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from zerokara.core.config import UserError
 from zerokara.core.report import (
     OutputNames,
     figure_pixels,
@@ -19,6 +20,7 @@ from zerokara.core.report import (
     new_figure,
     numbered,
     plot_confusion,
+    read_result,
     shown_names,
     tables_within,
     write_figure,
@@ -111,3 +113,20 @@ def test_names_of_results_are_new(tmp_path: Path) -> None:
 def test_names_in_a_table_are_distinct() -> None:
     files = [Path("x/1.png"), Path("y/1.png"), Path("y/2.png")]
     assert list(shown_names(files).values()) == [str(Path("x/1.png")), str(Path("y/1.png")), "2.png"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "[1]", "{}", "7", "[" * 100_000, '{"figures": {"error": 0.1', '{"figures": [0.1]}', '{"figures": null}'),
+        *('{"figures": {"error": "small"}, "by_class": {}}', '{"figures": {}, "by_class": {}}'),
+        *('{"figures": {"error": 0.1}}', '{"figures": {"error": 0.1}, "by_class": 3}'),
+    ],
+)
+def test_a_damaged_result_is_one_sentence(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "result.json"
+    write_json(path, {"figures": {"error": 0.1}, "by_class": {"ant": 0.2}})
+    assert read_result(path, "error", mappings=["by_class"])["figures"] == {"error": 0.1}
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"result\.json is damaged: delete it, and evaluate the run again"):
+        read_result(path, "error", mappings=["by_class"])
