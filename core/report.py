@@ -51,6 +51,7 @@ def read_result(path: Path, *required: str, mappings: Sequence[str] = ()) -> dic
     Raises:
         UserError: the file is damaged.
     """
+    content: dict[str, Any] = {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         figures = content["figures"]
@@ -60,7 +61,7 @@ def read_result(path: Path, *required: str, mappings: Sequence[str] = ()) -> dic
         sound = False
     if not sound:
         raise UserError(f"{path} is damaged: delete it, and evaluate the run again with --resume.")
-    return dict(content)
+    return content
 
 
 def tables_within(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[Table]:
