@@ -273,6 +273,7 @@ class ProcessCheckpoints:
             except OSError:  # a file system without hard links
                 shutil.copyfile(self.path, temporary)
             temporary.replace(previous)
+            temporary.unlink(missing_ok=True)  # it is left if both names belong to one file: killed after this before
         if self.world.size == 1 and self._generation == 0:
             return {}
         self._number += 1

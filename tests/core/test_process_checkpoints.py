@@ -133,6 +133,9 @@ def test_a_run_killed_between_keeping_and_writing_has_lost_nothing(tmp_path: Pat
     job = Job(tmp_path, 2)
     assert job.restore() == ([(0, 10), (1, 10)], "")
     assert job.processes[1].files("replay") == tmp_path / "replay-1"
+    job.save(20)  # both names of each process belong to one file now
+    assert names(tmp_path) == {f"checkpoint-{rank}{end}.pt" for rank in (0, 1) for end in ("", "-previous")}
+    assert Job(tmp_path, 2).restore() == ([(0, 20), (1, 20)], "")
 
 
 def test_without_hard_links_the_checkpoint_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
