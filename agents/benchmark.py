@@ -165,7 +165,7 @@ def last_step(folder: Path) -> int:
         with (folder / "metrics.jsonl").open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
             return int(json.loads(file.read().split(b"\n")[-2])["step"])
-    except (OSError, IndexError, KeyError, ValueError):
+    except (OSError, IndexError, KeyError, TypeError, ValueError, RecursionError):
         return 0
 
 

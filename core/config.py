@@ -51,8 +51,15 @@ EXIT_STOPPED = 75
 _printed: set[str] = set()
 
 
+MAX_MESSAGE = 1_000
+"""Characters of a message. A longer one quotes a name or an error from a damaged file."""
+
+
 class UserError(Exception):
     """User error with a message of one sentence: what was wrong, what was expected, what to type."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(abbreviate(message))
 
 
 class ProcessLost(Exception):
@@ -346,6 +353,12 @@ def disk_full_message(error: OSError) -> str | None:
         return None
     where = f" for {error.filename}" if error.filename else ""
     return f"The disk is full{where}: free some space and type the same command again."
+
+
+def abbreviate(text: str, limit: int = MAX_MESSAGE) -> str:
+    """Return a text with at most `limit` characters; of a longer one, the middle is left out."""
+    half = (limit - 5) // 2
+    return text if len(text) <= limit else f"{text[:half]} ... {text[-half:]}"
 
 
 def error_summary(error: Exception) -> str:

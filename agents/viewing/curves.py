@@ -123,7 +123,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
             row["step"] += 0
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"{path} is damaged in line {number}: delete that line, or give another run.") from None
         rows.append(row)
     return rows

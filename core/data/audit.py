@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from zerokara.core.config import abbreviate
+
 EXAMPLES = 5  # items that a message names
 
 
@@ -33,4 +35,4 @@ class Audit:
         if self.left_out:
             more = f" And {len(self.left_out) - EXAMPLES:,} more." if len(self.left_out) > EXAMPLES else ""
             lines.append(f"{len(self.left_out):,} left out: {' '.join(self.left_out[:EXAMPLES])}{more}")
-        return tuple(lines)
+        return tuple(abbreviate(line) for line in lines)

@@ -15,7 +15,17 @@ from typing import Annotated, Any, ClassVar, Literal, NoReturn
 
 import pytest
 
-from zerokara.core.config import Range, UserError, from_dict, run_main, to_dict, to_saved, validate
+from zerokara.core.config import (
+    MAX_MESSAGE,
+    Range,
+    UserError,
+    abbreviate,
+    from_dict,
+    run_main,
+    to_dict,
+    to_saved,
+    validate,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,3 +199,12 @@ def test_config_does_not_import_torch_or_numpy() -> None:
     code += "print(sorted({'torch', 'numpy'} & set(sys.modules)))"
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, check=True).stdout == b"[]\n"
+
+
+def test_a_message_that_quotes_a_damaged_file_is_short() -> None:
+    assert str(UserError("a" * MAX_MESSAGE)) == "a" * MAX_MESSAGE
+    message = str(UserError(f"{'a' * MAX_MESSAGE} is a name: remove it."))
+    assert len(message) <= MAX_MESSAGE
+    assert message.startswith("aaa")
+    assert message.endswith("a is a name: remove it.")
+    assert abbreviate("0123456789", 9) == "01 ... 89"
