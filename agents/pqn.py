@@ -215,6 +215,8 @@ def train(config: Config, run: Run, compute: Compute, world: World, env: VectorE
     training = Training(config, run, compute, world, env)
     training.start()  # restores the checkpoint of a resumed run
     training.print_settings(DEVIATIONS)
+    if config.average_every == "rollout" and world.size == 1:
+        run.warn("--average-every rollout has no effect, because there is one process.")
     # `iterations` logs, evaluates and saves between iterations; it ends after a signal, when the run has been saved.
     for _ in training.iterations(lambda: {"train/learning_rate": schedules.learning_rate(config, training.step)}):
         training.iterate()

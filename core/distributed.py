@@ -32,12 +32,6 @@ ValueT = TypeVar("ValueT")
 
 TIMEOUT = "ZEROKARA_COLLECTIVE_TIMEOUT"
 """Environment variable: seconds that a process waits for the others."""
-NEW_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
-"""Environment variable of torchrun: "1" gives the processes a new store of addresses at each restart.
-
-Otherwise they find the addresses of processes that have ended, and cannot connect or wait forever (PyTorch 2.13). On
-one machine a prefix of the keys does the same; several machines have no number in common for it.
-"""
 DEFAULT_TIMEOUT = 1800.0  # longer than an evaluation, for which the other processes wait in some programs
 
 
@@ -62,8 +56,8 @@ class World:
             device: "auto", "cpu", "cuda" or "cuda:1"; "auto" is CUDA if available.
 
         Raises:
-            UserError: some of the variables are missing or not numbers, or torchrun is to restart processes without a
-                new store of addresses (`NEW_STORE`).
+            UserError: some of the variables are missing or not numbers, or torchrun is to restart processes of several
+                machines, which may count restarts differently.
             ProcessLost: another process did not join in time.
         """
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -86,9 +80,9 @@ class World:
             if on_cuda:
                 torch.cuda.set_device(local_rank)
             timeout = timedelta(seconds=collective_timeout())
-            with _others_answer():
+            backend = "nccl" if on_cuda else "gloo"
+            with _others_answer("The processes of this run could not connect ({reason}): type the same command again."):
                 store = _store_after_restart(size, timeout)
-                backend = "nccl" if on_cuda else "gloo"
                 dist.init_process_group(backend, rank=rank, world_size=size, timeout=timeout, store=store)
         return cls(rank, size, local_rank)
 
@@ -200,7 +194,7 @@ class World:
         result = torch.tensor(int(flag), device=device)
         with _others_answer():
             dist.all_reduce(result, op=dist.ReduceOp.MAX)
-        return bool(result.item())
+            return bool(result.item())  # with NCCL, an error appears here
 
     def barrier(self) -> None:
         """Wait until every process has reached this call."""
@@ -240,25 +234,32 @@ def restarted_since() -> datetime | None:
 def _store_after_restart(size: int, timeout: timedelta) -> Any:
     """Return a store of addresses without those of processes that have ended; None: the one that PyTorch creates.
 
+    PyTorch 2.13 keeps one store over all restarts of torchrun. Without a prefix, processes find the addresses of those
+    that have ended, and cannot connect or wait forever.
+
     Raises:
-        UserError: see `NEW_STORE`.
+        UserError: torchrun is to restart processes of several machines.
     """
     environment = os.environ
-    restarts = environment.get("TORCHELASTIC_MAX_RESTARTS", "0") not in ("", "0")
-    if not restarts or environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    if environment.get("TORCHELASTIC_MAX_RESTARTS", "0") in ("", "0"):
         return None
     if environment.get("GROUP_WORLD_SIZE") != "1":
         raise UserError(
-            f"torchrun --max-restarts on several machines needs a new store of addresses at each restart: set the "
-            f"environment variable {NEW_STORE}=1 and use --rdzv-backend c10d, or leave --max-restarts out."
+            "torchrun --max-restarts works on one machine only: leave it out, and after a failure type the same "
+            "command with --resume."
         )
+    if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
     address = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
     store = dist.TCPStore(*address, size, is_master=False, timeout=timeout)  # type: ignore[attr-defined]
     return dist.PrefixStore(f"restart-{environment['TORCHELASTIC_RESTART_COUNT']}", store)  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager
-def _others_answer() -> Iterator[None]:
+def _others_answer(
+    sentence: str = "Another process of this run has ended, or did not answer within {seconds:g} s ({reason}): type "
+    "the same command with --resume.",
+) -> Iterator[None]:
     """Around a collective operation: report that another process has ended, or does not answer, in one sentence.
 
     Raises:
@@ -266,9 +267,8 @@ def _others_answer() -> Iterator[None]:
     """
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:  # the base class of all errors of torch.distributed; Gloo raises it directly
         reason = re.sub(r"\[\S+:\d+\] ", "", error_summary(error)).partition(". ")[0]  # without Gloo's source file
-        raise ProcessLost(
-            f"Another process of this run has ended, or did not answer within {collective_timeout():g} s "
-            f"({reason}): type the same command with --resume."
-        ) from error
+        raise ProcessLost(sentence.format(seconds=collective_timeout(), reason=reason)) from error

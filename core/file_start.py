@@ -1,4 +1,4 @@
-"""Content that people find in place of a file that they downloaded."""
+"""Detection of Git LFS pointers and web pages that were downloaded in place of a file."""
 
 from __future__ import annotations
 

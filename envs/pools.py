@@ -150,10 +150,10 @@ class WorkerPool(Pool):
         """See `Pool.send`. A worker process that has ended is replaced when its environments are created again."""
         if self._waiting:  # results of calls that nobody has asked for, after a reset before `recv`
             self.receive()
-        self._sent, self._waiting = [(self._owner[call[0]], call) for call in calls], True
         for worker in {self._owner[i] for i, method, _ in calls if method == "recreate"}:
             if self._processes[worker].poll() is not None:
                 self._replace(worker)
+        self._sent, self._waiting = [(self._owner[call[0]], call) for call in calls], True
         for worker, connection in enumerate(self._connections):
             if own := [call for owner, call in self._sent if owner == worker]:
                 with contextlib.suppress(ConnectionError):  # the worker has ended, which `receive` reports

@@ -48,27 +48,27 @@ def parallel_episodes(episodes: int) -> int:
     return max(n for n in range(1, MAX_ENVS + 1) if episodes % n == 0)
 
 
-def evaluate_in_processes(world: World, episodes: int, evaluate_share: Callable[[int], Scores]) -> Scores:
+def evaluate_in_processes(world: World, episodes: int, evaluate_shard: Callable[[int], Scores]) -> Scores:
     """Divide an evaluation among the processes. Returns the scores of all episodes in every process.
 
     Args:
         world: processes, all of which make this call.
         episodes: number of episodes of all processes.
-        evaluate_share: evaluates a number of episodes, which is above 0, in this process.
+        evaluate_shard: evaluates a number of episodes, which is above 0, in this process.
 
     Raises:
         Stopped: a signal interrupted the evaluation in one of the processes.
     """
     number = episodes // world.size + (world.rank < episodes % world.size)
-    share: Scores | None = None
+    own: Scores | None = None
     with contextlib.suppress(Stopped):
-        share = evaluate_share(number) if number else Scores((), ())
-    shares = [share for share in world.gather(share) if share is not None]
-    if len(shares) < world.size:
+        own = evaluate_shard(number) if number else Scores((), ())
+    shards = [scores for scores in world.gather(own) if scores is not None]
+    if len(shards) < world.size:
         raise Stopped
-    returns = itertools.chain.from_iterable(share.returns for share in shares)
-    lengths = itertools.chain.from_iterable(share.lengths for share in shares)
-    return Scores(tuple(returns), tuple(lengths), sum(share.cut for share in shares))
+    returns = itertools.chain.from_iterable(scores.returns for scores in shards)
+    lengths = itertools.chain.from_iterable(scores.lengths for scores in shards)
+    return Scores(tuple(returns), tuple(lengths), sum(scores.cut for scores in shards))
 
 
 def evaluate(

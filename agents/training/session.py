@@ -36,7 +36,7 @@ from zerokara.agents.training.report import closing_line, format_progress, forma
 from zerokara.core import checkpoint
 from zerokara.core.compute import Compute
 from zerokara.core.config import Stopped, to_dict
-from zerokara.core.distributed import World
+from zerokara.core.distributed import World, restarted_since
 from zerokara.core.divergence import check_finite
 from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.programs import resume_command
@@ -162,6 +162,10 @@ class Session(ABC):
         self.resumed = self.run.restore(self.run.checkpoint_path, self.load_state_dict, self.load_processes)
         self.print_warnings()
         if self.resumed:
+            results = self.last_score, self.last_evaluation_step, self.best.state_dict()
+            # In older releases, only the first process evaluated.
+            self.last_score, self.last_evaluation_step, best = self.world.broadcast_value(results)
+            self.best.load_state_dict(best)
             return
         self.obs = self.env.reset(self.seed % 2**31)
         self.run.save_extra(environment=self.env.saved_settings())
@@ -207,7 +211,8 @@ class Session(ABC):
             if not self.resumed:
                 log_images(self.policy.network, self.obs, self.env.frame_channels, run, self.step)
                 self.save()
-            self.goal_reached = world.broadcast_value(self.evaluation_pending) and self.evaluate_and_log()
+            if world.broadcast_value(self.evaluation_pending):
+                self.goal_reached = self.evaluate_and_log()
             if world.is_main and self.video_pending:
                 self.video_pending = not log_video(self.policy, config, run, self.step)
             before = self.step
@@ -237,11 +242,12 @@ class Session(ABC):
             if not world.broadcast_value(self.is_finished):
                 run.print_stop()
             self.save()
+            world.barrier()  # a process that is killed before it has saved needs its replay buffer again
             if world.is_main and self.is_finished and getattr(config, "delete_replay", False):
                 close_files(self._parts)
                 delete_replays(run.folder, run.warn)
-            known = {"eval/return": self.last_score, "train/return": self.mean_return}
-            run.hparams(to_dict(config), [name for name, value in known.items() if value is not None])
+            known = (("eval/return", self.last_score), ("train/return", self.mean_return))
+            run.hparams(to_dict(config), [name for name, value in known if value is not None])
 
     @property
     def is_finished(self) -> bool:
@@ -258,8 +264,7 @@ class Session(ABC):
         if goal is None:
             return False
         near = len(recent) == 20 and float(np.mean(recent)) >= goal - 0.5
-        due = near and self.step - self.last_evaluation_step >= 20_000
-        return self.world.any(due, self.compute.torch_device)
+        return self.world.any(near and self.step - self.last_evaluation_step >= 20_000, self.compute.torch_device)
 
     def evaluate(self, repetition: int = 0) -> Scores:
         """Evaluate the policy in separate environments with other seeds than in training. All processes take part.
@@ -270,11 +275,10 @@ class Session(ABC):
         Raises:
             Stopped: a signal interrupted the evaluation.
         """
-        config = self.config
-        seed = 500_000_000 + config.seed * 1_009 + repetition * 7_919 + self.step % 1_000_003
-        seed += self.world.rank * 10_007
+        config, world = self.config, self.world
+        seed = 500_000_000 + config.seed * 1_009 + repetition * 7_919 + self.step % 1_000_003 + world.rank * 10_007
 
-        def evaluate_share(episodes: int) -> Scores:
+        def evaluate_shard(episodes: int) -> Scores:
             if self._eval_env is None:
                 self._eval_env = envs.make(config.env, episodes, resumable=False, **config.env_settings())
                 self._at_end.callback(self._eval_env.close)
@@ -282,7 +286,7 @@ class Session(ABC):
             with self.run.interruptible():
                 return evaluate(self.policy, env, episodes_per_env=1, epsilon=epsilon, max_steps=max_steps, seed=seed)
 
-        return evaluate_in_processes(self.world, config.eval_episodes, evaluate_share)
+        return evaluate_in_processes(world, config.eval_episodes, evaluate_shard)
 
     def evaluate_and_log(self) -> bool:
         """Evaluate, keep the weights if they are the best so far, log the results, and record a video.
@@ -321,8 +325,7 @@ class Session(ABC):
         self.run.log(self.step, {**metrics, "speed/hours": self.clock()})
         log_images(self.policy.network, self.obs, self.env.frame_channels, self.run, self.step)
         if config.capture_video:
-            complete = log_video(self.policy, config, self.run, self.step)
-            self.video_pending = not (complete or goal_reached)  # a run that has reached its goal is not resumed
+            self.video_pending = not (log_video(self.policy, config, self.run, self.step) or goal_reached)
         return goal_reached
 
     # ---- logging
@@ -442,4 +445,6 @@ class Session(ABC):
         if "best" in state:  # not in checkpoints of 0.1
             self.best.load_state_dict(state["best"])
         self.last_score, self.video_pending = state["last_score"], state.get("owes_video", False)  # new in 0.2
+        # --resume continues a run beyond its goal; a restart by torchrun does not.
+        self.goal_reached = restarted_since() is not None and state.get("goal_reached", False)
         self.clock.hours = state["hours"]

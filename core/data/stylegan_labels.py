@@ -41,6 +41,8 @@ def read_labels(members: Sequence[str], read: Callable[[str], bytes], where: str
     rows = content["labels"]
     if rows is None:
         return {}
+    if not (isinstance(rows, list) and rows and isinstance(rows[0], list) and len(rows[0]) == 2):
+        return None  # a file of this name by another program
     folder = table.removesuffix(FILE)
     try:
         return {f"{folder}{name}": _class(label) for name, label in rows}

@@ -63,7 +63,6 @@ def find(word: str, kind: Kind = "classifiers") -> Path:
     runs = {run.name: str(run) for run in existing_runs(Path("runs") if plain else path.parent)}
     known = {**({name: name for name in files(kind)} if plain else {}), **runs}
     hint = suggest(path.name, known, known.__getitem__)
-
     raise UserError(
         f"There is no {word}{hint}: give a run folder, a file *.safetensors, or a name in the zoo "
         f"({_known(kind)}){format_existing(list(runs.values()))}."

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 import torch
 
 from tests.agents.training.recorded import NUM_ENVS, Make, scores
+from zerokara.agents.training import session
 from zerokara.agents.training.evaluation import Scores
 from zerokara.core.config import Stopped
 from zerokara.core.distributed import World
@@ -24,6 +26,9 @@ class OneOfTwo(World):
 
     def broadcast_value(self, value: Any) -> Any:
         return value
+
+    def barrier(self) -> None:
+        pass
 
 
 @pytest.mark.parametrize(("rank", "share"), [(0, 2), (1, 1)])
@@ -56,3 +61,19 @@ def test_an_evaluation_that_a_signal_interrupts_in_one_process_is_repeated_by_al
     assert recorded.session.evaluate_and_log() is False
     assert recorded.session.evaluation_pending
     assert recorded.session.last_score is None
+
+
+@pytest.mark.parametrize("restarted", [True, False])
+def test_a_restart_by_torchrun_does_not_train_beyond_the_goal(
+    make: Make, monkeypatch: pytest.MonkeyPatch, *, restarted: bool
+) -> None:
+    """--resume does: the user wants more."""
+    recorded = make(stop_at_return=2.0, eval_every_steps=20)
+    recorded.scores = [scores(3.0)]
+    recorded.train()
+    assert recorded.session.step == 20
+    monkeypatch.setattr(session, "restarted_since", lambda: datetime.now(UTC) if restarted else None)
+    again = make(resume=True, stop_at_return=2.0, eval_every_steps=20)
+    again.scores = [scores(1.0)]
+    again.train()
+    assert again.session.step == (20 if restarted else 80)

@@ -327,8 +327,9 @@ def test_labels_of_stylegan_that_give_no_classes_are_refused(tmp_path: Path, lab
     (path / "dataset.json").write_text("{")
     with pytest.raises(UserError, match=r"dataset\.json in .* is not valid JSON"):
         load(str(path), "train")
-    (path / "dataset.json").write_text("{}")  # of another program
-    assert load(str(path), "train").classes == ("00000", "00001", "00002")
+    for content in ("{}", '{"labels": ["cat", "dog"]}', '{"labels": {"0": "cat"}}'):  # of another program
+        (path / "dataset.json").write_text(content)
+        assert load(str(path), "train").classes == ("00000", "00001", "00002")
 
 
 def test_a_class_without_test_images_keeps_the_numbers_of_the_others(tmp_path: Path) -> None:
