@@ -65,8 +65,8 @@ class Learner:
         average_gradients: bool = True,
         seed: int | None = None,
     ) -> None:
-        self._averages_gradients = average_gradients and world.size > 1
         self.compute, self.world, self.max_grad_norm, self.has_target = compute, world, max_grad_norm, has_target
+        self._average_gradients = average_gradients
         self._make_network, self._loss = make_network, loss
         self.network = compute.module(make_network())
         world.broadcast(self.network)
@@ -94,6 +94,11 @@ class Learner:
         self._forward = compute.function(self._forward_eager)
         # Sums since the last `read_metrics`: loss, mean Q, gradient norm, number of updates. They stay on the device.
         self._sums = torch.zeros(4, device=compute.torch_device)
+
+    @property
+    def _averages_gradients(self) -> bool:
+        """True if a step needs the gradients of other processes."""
+        return self._average_gradients and self.world.size > 1
 
     @property
     def _networks(self) -> tuple[QNetwork, ...]:
