@@ -39,7 +39,7 @@ class RunOptions:
     quiet: bool = False
     """Print only warnings and the closing message."""
     track: ServiceName = "off"
-    """Send metrics, media and settings to a service: wandb (Weights & Biases) or mlflow."""
+    """Send metrics, media and settings to wandb (Weights & Biases) or mlflow."""
     device: str = "auto"
     """Device: auto, cpu, cuda, cuda:<n> or mps."""
     precision: Precision = "auto"
