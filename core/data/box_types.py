@@ -44,7 +44,7 @@ class Listing:
     pictures: list[AnnotatedImage]
     classes: tuple[str, ...]
     audit: Audit = field(default_factory=Audit)
-    """What was left out, and further remarks on the annotations for the user."""
+    """Annotations that were left out, and further remarks for the user."""
 
     def add(self, annotated: AnnotatedImage, label: str, box: Box) -> None:
         """Add a box to an image, or a description of it to what is left out if it is empty."""

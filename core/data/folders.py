@@ -24,7 +24,7 @@ from zerokara.core.data.image_files import (
     read_member,
 )
 from zerokara.core.data.splits import AnySplit, SplitFolders, find_split_folders
-from zerokara.core.data.stylegan_labels import FILE, read_labels
+from zerokara.core.data.stylegan_labels import FILE, keep_labeled, read_labels
 from zerokara.core.data.types import ImageSet, Progress, Split, image_set
 
 EVERY = 10  # without a test folder, every tenth image of each class (the first, the eleventh, ...) is a test image
@@ -196,14 +196,12 @@ def _labeled(
             f"classes."
         )
     pictures = sorted(name for name in members if is_image(name) and not is_hidden(name))
-    if unlabeled := [name for name in pictures if name not in labels]:
-        audit.notes.append(f"{len(unlabeled):,} images without a label in {FILE} are not used, such as {unlabeled[0]}")
+    labeled = keep_labeled(pictures, labels, audit)
     if missing := sorted(set(labels) - set(pictures)):
         audit.notes.append(f"{len(missing):,} labels in {FILE} are of images that do not exist, such as {missing[0]}")
     everything = Listing({name: [] for name in sorted(set(labels.values()), key=int)})
-    for name in pictures:
-        if name in labels:
-            everything.classes[labels[name]].append(name)
+    for name in labeled:
+        everything.classes[labels[name]].append(name)
     everything.classes = {name: names for name, names in everything.classes.items() if names}
     if not everything.classes:
         raise UserError(f"{path} has none of the images in its {FILE}: add them, or remove the file.")

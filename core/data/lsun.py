@@ -66,16 +66,23 @@ def opened(folder: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
     try:
         _check_length(folder / "data.mdb")
         state = (folder / "data.mdb").stat()
-        _check_pages(folder, (state.st_mtime_ns, state.st_size))
+    except OSError as error:
+        raise _invalid(folder, error) from None
+    _check_pages(folder, (state.st_mtime_ns, state.st_size))
+    try:
         # No lock, because the folder may be read-only; no read-ahead, because the file may be larger than memory.
         with lmdb.open(str(folder), readonly=True, lock=False, readahead=False) as database, database.begin() as view:
             with view.cursor() as cursor:
                 keys = [key.decode("latin1") for key in cursor.iternext(values=False)]
             yield keys, lambda key: bytes(view.get(key.encode("latin1")) or b"")
-    except (lmdb.Error, OSError) as error:
-        raise UserError(
-            f"{folder} is not a valid LMDB database ({error_summary(error)}): replace it with an undamaged copy."
-        ) from None
+    except lmdb.Error as error:
+        raise _invalid(folder, error) from None
+
+
+def _invalid(folder: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{folder} is not a valid LMDB database ({error_summary(error)}): replace it with an undamaged copy."
+    )
 
 
 def _check_length(file: Path) -> None:

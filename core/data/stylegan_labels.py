@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from zerokara.core.config import UserError, error_summary
+from zerokara.core.data.audit import Audit
 
 FILE = "dataset.json"
 
@@ -51,6 +52,13 @@ def read_labels(members: Sequence[str], read: Callable[[str], bytes], where: str
             f"{table} in {where} has labels that are not pairs of an image and the number of a class: correct it, or "
             f"remove it."
         ) from None
+
+
+def keep_labeled(images: Sequence[str], labels: Mapping[str, str], audit: Audit) -> list[str]:
+    """Return the images that have a label. The others are counted in the audit."""
+    if unlabeled := [name for name in images if name not in labels]:
+        audit.notes.append(f"{len(unlabeled):,} images without a label are not used, such as {unlabeled[0]}")
+    return [name for name in images if name in labels]
 
 
 def _class(label: object) -> str:

@@ -32,7 +32,7 @@ from zerokara.core.data.image_files import (
     resize_and_crop,
 )
 from zerokara.core.data.splits import AnySplit, find_split_folders
-from zerokara.core.data.stylegan_labels import FILE, read_labels
+from zerokara.core.data.stylegan_labels import FILE, keep_labeled, read_labels
 from zerokara.core.data.types import image_set
 from zerokara.envs.frames import record
 from zerokara.generative.gan.config import Config
@@ -238,11 +238,10 @@ def _opened(path: Path, split: Split, audit: Audit) -> Iterator[list[Member]]:
         images = [name for name in files if is_image(name)]
         labels = read_labels(files, read, str(path))
         known = () if labels is None else (FILE,)
-        count_others([name for name in files if not is_image(name) and not name.endswith(known)], audit)
+        others = [name for name in files if not is_image(name)]
+        count_others([name for name in others if name.rpartition("/")[2] not in known], audit)
         if labels:  # of StyleGAN's dataset tool, whose folders are not classes
-            if unlabeled := [name for name in images if name not in labels]:
-                audit.notes.append(f"{len(unlabeled):,} images without a label are not used, such as {unlabeled[0]}")
-            images = [name for name in images if name in labels]
+            images = keep_labeled(images, labels, audit)
         chosen = _split(images, split, path)
         if labels is not None:
             chosen = [(name, labels.get(name, "all")) for name, _ in chosen]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import zerokara
-from tests.public.test_training import TINY_DQN, images
+from tests.public.test_training import NET, TINY_DQN, images
 from zerokara.agents import evaluate
 
 SOURCE = """
@@ -29,20 +29,12 @@ class Env(gymnasium.Env):
     def step(self, action):
         self.age += 1
         return np.full((12, 16, 3), LEVEL, np.uint8), REWARD, self.age == 10, False, {}
-
-class Net(nn.Module):
-    def __init__(self, channels, image_size):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(channels, 4, 12, 12), nn.ReLU(), nn.Flatten())
-
-    def forward(self, x):
-        return self.layers(x)
 """
 
 
 def write_source(folder: Path, level: int, reward: float) -> None:
     folder.mkdir()
-    (folder / "own.py").write_text(SOURCE.replace("LEVEL", str(level)).replace("REWARD", str(reward)))
+    (folder / "own.py").write_text((SOURCE + NET).replace("LEVEL", str(level)).replace("REWARD", str(reward)))
 
 
 @pytest.fixture

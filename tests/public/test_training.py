@@ -194,12 +194,7 @@ def test_worker_processes_get_the_class_itself() -> None:
     assert zerokara.train_dqn(env=Local, name="a", **{**TINY_DQN, "env_workers": 1}).step == 400
 
 
-NOTEBOOK = f"""
-import sys
-sys.argv = ["ipykernel_launcher.py", "-f", "kernel-1.json"]
-import gymnasium, zerokara
-from torch import nn
-
+NET = """
 class Net(nn.Module):
     def __init__(self, channels, image_size):
         super().__init__()
@@ -207,7 +202,14 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.layers(x)
+"""
 
+NOTEBOOK = f"""
+import sys
+sys.argv = ["ipykernel_launcher.py", "-f", "kernel-1.json"]
+import gymnasium, zerokara
+from torch import nn
+{NET}
 settings = {TINY_DQN!r}
 """
 
