@@ -84,6 +84,7 @@ def start(folder: Path, *arguments: str, **environment: str) -> Process:
     number = len(list(outputs.glob("*.out")))
     out, err = outputs / f"{number}.out", outputs / f"{number}.err"
     out.touch()
+    err.touch()  # a process that is killed at once has not created it
     environment = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONWARNINGS": "error", **environment}
     pid = ask(folder=str(folder), arguments=arguments, environment=environment, out=str(out), err=str(err))
     return Process(pid, out, err)

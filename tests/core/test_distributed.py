@@ -199,7 +199,7 @@ def test_a_process_that_has_ended_or_hangs_ends_the_others_with_one_sentence(tmp
 
 
 def test_a_process_that_never_joins_is_reported(tmp_path: Path) -> None:
-    first, second = start_processes(tmp_path, 2, "-c", LOSES, "dies", ZEROKARA_COLLECTIVE_TIMEOUT="40")
+    first, second = start_processes(tmp_path, 2, "-c", LOSES, "dies", ZEROKARA_COLLECTIVE_TIMEOUT="5")
     second.send_signal(signal.SIGKILL)
     _, err = first.communicate(timeout=100)
     second.communicate()

@@ -5,8 +5,9 @@
 
 Trains an agent on Catch (an evaluation and a video about every half a minute) or a generator of digits (an evaluation
 about every minute), and takes a sample of the process and its children every few seconds. At the end the program is
-stopped by SIGTERM, and the last output is JSON: for each process, the resident memory (MiB), open files and threads
-after ten minutes and at the end, as medians over a minute.
+stopped by SIGTERM, and the last output is JSON: for each process, its memory (MiB), open files and threads after ten
+minutes and at the end, as medians over a minute. `resident_mib` includes the mapped files of a replay buffer, whose pages
+become resident as it is filled; `private_mib` does not.
 
 Samples are appended to samples.jsonl in the folder. The same command resumes a soak test that was interrupted: the run
 continues in a new process, a part of its own in the output, until all parts together have the duration.
@@ -59,6 +60,7 @@ class Sample:
     part: int  # number of the process, from 0
     seconds: float  # since its start
     resident_mib: float
+    private_mib: float  # without pages of files and shared memory
     open_files: int
     threads: int
 
@@ -69,15 +71,20 @@ def take_sample(process: psutil.Process, part: int, seconds: float) -> Sample:
     Raises:
         psutil.Error: it has ended.
     """
-    resident, open_files, threads = process.memory_info().rss, process.num_fds(), process.num_threads()
-    for child in process.children(recursive=True):
+    resident = private = open_files = threads = 0
+    for each in (process, *process.children(recursive=True)):
         try:
-            resident += child.memory_info().rss
-            open_files += child.num_fds()
-            threads += child.num_threads()
-        except psutil.Error:  # it has ended in the meantime
-            continue
-    return Sample(part, round(seconds, 1), round(resident / 2**20, 1), open_files, threads)
+            memory, files, count = each.memory_info(), each.num_fds(), each.num_threads()
+        except psutil.Error:
+            if each is process:
+                raise
+            continue  # a child has ended in the meantime
+        resident += memory.rss
+        private += memory.rss - memory.shared
+        open_files += files
+        threads += count
+    mib = 2**20
+    return Sample(part, round(seconds, 1), round(resident / mib, 1), round(private / mib, 1), open_files, threads)
 
 
 def read_samples(path: Path) -> list[Sample]:
@@ -96,7 +103,7 @@ def medians(samples: Sequence[Sample], end: float) -> dict[str, float] | None:
     window = [sample for sample in samples if end - WINDOW_SECONDS < sample.seconds <= end]
     if not window:
         return None
-    names = ("resident_mib", "open_files", "threads")
+    names = ("resident_mib", "private_mib", "open_files", "threads")
     return {name: statistics.median(getattr(sample, name) for sample in window) for name in names}
 
 
@@ -114,6 +121,7 @@ def summary(samples: Sequence[Sample], settle_minutes: float = SETTLE_MINUTES) -
                 f"after_{settle_minutes:g}_minutes": medians(of_part, settled) if end > settled else None,
                 "end": medians(of_part, end),
                 "most_resident_mib": max(sample.resident_mib for sample in of_part),
+                "most_private_mib": max(sample.private_mib for sample in of_part),
             }
         )
     return parts

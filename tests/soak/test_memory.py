@@ -21,21 +21,22 @@ SMALL = (
 
 def test_values_after_ten_minutes_and_at_the_end_of_each_part() -> None:
     # Memory grows by 1 MiB a minute; a part of 20 minutes, and one of 5.
-    samples = [Sample(part, 10.0 * i, 100 + i / 6, 7 + part, 3) for part, n in ((0, 121), (1, 31)) for i in range(n)]
+    samples = [Sample(part, 10.0 * i, 100 + i / 6, 60.0, 7 + part, 3) for part, n in ((0, 121), (1, 31)) for i in range(n)]
     assert seconds_so_far(samples) == 1500
     first, second = summary(samples)
     assert (first["part"], first["minutes"], first["most_resident_mib"]) == (0, 20.0, 120.0)
-    assert first["after_10_minutes"] == {"resident_mib": pytest.approx(109.58, abs=0.01), "open_files": 7, "threads": 3}
-    assert first["end"] == {"resident_mib": pytest.approx(119.58, abs=0.01), "open_files": 7, "threads": 3}
+    constant = {"private_mib": 60.0, "open_files": 7, "threads": 3}
+    assert first["after_10_minutes"] == {"resident_mib": pytest.approx(109.58, abs=0.01), **constant}
+    assert first["end"] == {"resident_mib": pytest.approx(119.58, abs=0.01), **constant}
     assert (second["after_10_minutes"], second["end"]["open_files"]) == (None, 8)
 
 
 def test_an_incomplete_line_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "samples.jsonl"
     assert read_samples(path) == []
-    line = '{"part": 0, "seconds": 5.0, "resident_mib": 1.5, "open_files": 2, "threads": 3}'
+    line = '{"part": 0, "seconds": 5.0, "resident_mib": 1.5, "private_mib": 1.0, "open_files": 2, "threads": 3}'
     path.write_text(f"{line}\n{line[:20]}")
-    assert read_samples(path) == [Sample(0, 5.0, 1.5, 2, 3)]
+    assert read_samples(path) == [Sample(0, 5.0, 1.5, 1.0, 2, 3)]
 
 
 def test_the_same_command_resumes_the_soak_test(
@@ -47,6 +48,7 @@ def test_the_same_command_resumes_the_soak_test(
         assert main([*words, "--minutes", minutes]) == 0, (tmp_path / "agent" / f"output-{number - 1}.log").read_text()
         content = json.loads(capsys.readouterr().out)
         assert (content["exit_code"], len(content["parts"])) == (EXIT_STOPPED, number)
-        assert content["parts"][-1]["end"]["resident_mib"] > 50
+        end = content["parts"][-1]["end"]
+        assert 50 < end["private_mib"] < end["resident_mib"]
     assert main([*words, "--minutes", "0.1"]) == 0  # nothing is left
     assert len(json.loads(capsys.readouterr().out)["parts"]) == 2
