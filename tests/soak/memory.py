@@ -6,8 +6,8 @@
 Trains an agent on Catch (an evaluation and a video about every half a minute) or a generator of digits (an evaluation
 about every minute), and takes a sample of the process and its children every few seconds. At the end the program is
 stopped by SIGTERM, and the last output is JSON: for each process, its memory (MiB), open files and threads after ten
-minutes and at the end, as medians over a minute. `resident_mib` includes the mapped files of a replay buffer, whose pages
-become resident as it is filled; `private_mib` does not.
+minutes and at the end, as medians over a minute. `resident_mib` includes the mapped files of a replay buffer, whose
+pages become resident as it is filled; `private_mib` does not.
 
 Samples are appended to samples.jsonl in the folder. The same command resumes a soak test that was interrupted: the run
 continues in a new process, a part of its own in the output, until all parts together have the duration.

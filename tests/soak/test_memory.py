@@ -21,7 +21,8 @@ SMALL = (
 
 def test_values_after_ten_minutes_and_at_the_end_of_each_part() -> None:
     # Memory grows by 1 MiB a minute; a part of 20 minutes, and one of 5.
-    samples = [Sample(part, 10.0 * i, 100 + i / 6, 60.0, 7 + part, 3) for part, n in ((0, 121), (1, 31)) for i in range(n)]
+    lengths = (121, 31)
+    samples = [Sample(k, 10.0 * i, 100 + i / 6, 60.0, 7 + k, 3) for k, n in enumerate(lengths) for i in range(n)]
     assert seconds_so_far(samples) == 1500
     first, second = summary(samples)
     assert (first["part"], first["minutes"], first["most_resident_mib"]) == (0, 20.0, 120.0)
