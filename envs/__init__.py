@@ -28,6 +28,7 @@ _NATURE: Mapping[str, Any] = MappingProxyType(
         "repeat_action_probability": 0.0,
         "noop_max": 30,
         "fire_reset": False,
+        "fire_after_life_loss": False,
         "frame_skip": 4,
         "full_action_space": False,
         "max_episode_frames": 108_000,
@@ -45,6 +46,7 @@ PROTOCOLS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
                 "repeat_action_probability": 0.25,
                 "noop_max": 0,
                 "fire_reset": False,
+                "fire_after_life_loss": False,
                 "frame_skip": 4,
                 "full_action_space": False,
                 "max_episode_frames": 108_000,
@@ -64,10 +66,18 @@ _RANGES: Mapping[str, tuple[type, float, float]] = {
     "repeat_action_probability": (float, 0, 1),
     "noop_max": (int, 0, 10_000),
     "fire_reset": (bool, False, True),
+    "fire_after_life_loss": (bool, False, True),
     "full_action_space": (bool, False, True),
     "reseed_every_steps": (int, 0, 10**9),
 }
-_ATARI_ONLY = ("repeat_action_probability", "noop_max", "fire_reset", "full_action_space", "reseed_every_steps")
+_ATARI_ONLY = (
+    "repeat_action_probability",
+    "noop_max",
+    "fire_reset",
+    "fire_after_life_loss",
+    "full_action_space",
+    "reseed_every_steps",
+)
 _IMAGE_DEFAULTS: Mapping[str, Any] = {"frame_stack": 4, "size": 84, "grayscale": True}
 _RAM: Mapping[str, Any] = {"obs_type": "ram"}
 
@@ -108,10 +118,10 @@ def make(
         workers: worker processes among which Gymnasium environments are divided; 0: they run in this process.
         resumable: check that episodes can be repeated, as a resumed run does; False: the state is not saved, as when an
             agent is evaluated or shown. The check takes a second for an Atari game with `render`.
-        settings: override the protocol (`repeat_action_probability`, `noop_max` in frames, `fire_reset`, `frame_skip`,
-            `full_action_space`, `max_episode_frames`, where 0 means no limit and is not allowed for Atari;
-            `reseed_every_steps`, see envs/atari.py) and the format of observations (`frame_stack` in frames, `size` in
-            pixels, `grayscale`). None selects the default.
+        settings: override the protocol (`repeat_action_probability`, `noop_max` in frames, `fire_reset`,
+            `fire_after_life_loss`, `frame_skip`, `full_action_space`, `max_episode_frames`, where 0 means no limit and
+            is not allowed for Atari; `reseed_every_steps`, see envs/atari.py) and the format of observations
+            (`frame_stack` in frames, `size` in pixels, `grayscale`). None selects the default.
 
     The active settings are in `env.settings`. `max_episode_frames` is rounded down to a multiple of `frame_skip`.
 

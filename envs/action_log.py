@@ -26,6 +26,8 @@ RENAMED_SETTINGS = {
     "stack": "frame_stack",
     "grey": "grayscale",
 }
+# Values of settings that checkpoints of older versions do not have.
+SETTINGS_BEFORE = {"fire_after_life_loss": False}
 INITIAL_CAPACITY = 256  # actions per environment; doubled whenever the log is full
 
 
@@ -136,7 +138,8 @@ class ActionLog:
         Raises:
             UserError: the state was saved by another environment, or with other settings.
         """
-        settings = {RENAMED_SETTINGS.get(name, name): value for name, value in state["settings"].items()}
+        settings = {name: value for name, value in SETTINGS_BEFORE.items() if name in self.settings}
+        settings |= {RENAMED_SETTINGS.get(name, name): value for name, value in state["settings"].items()}
         saved = {"id": state["id"], "num_envs": state["num_envs"], "settings": settings}
         for what, here in (("id", self.id), ("num_envs", self.num_envs), ("settings", self.settings)):
             if saved[what] != here:

@@ -14,7 +14,7 @@ Shapes: N environments, K stacked frames, F channels per frame (1 grayscale, 3 R
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -73,9 +73,9 @@ class AtariVectorEnv(VectorEnv):
     Args:
         spec: entry of the game in Gymnasium's registry.
         num_envs: N.
-        settings: repeat_action_probability, noop_max, fire_reset, frame_skip, full_action_space, max_episode_frames (a
-            multiple of frame_skip), frame_stack, size, grayscale, reseed_every_steps (0: `RESEED_STEPS_PER_THREAD`
-            times the number of threads).
+        settings: repeat_action_probability, noop_max, fire_reset, fire_after_life_loss, frame_skip, full_action_space,
+            max_episode_frames (a multiple of frame_skip), frame_stack, size, grayscale, reseed_every_steps (0:
+            `RESEED_STEPS_PER_THREAD` times the number of threads).
         num_threads: emulator threads; 0: one per core.
 
     Raises:
@@ -116,6 +116,7 @@ class AtariVectorEnv(VectorEnv):
         )
         self.action_names = tuple(action.name for action in self._env.ale.get_action_set())
         self.num_actions = len(self.action_names)
+        self.fire_action = find_fire(self.action_names, settings)
         self.frame_channels = 1 if settings["grayscale"] else 3
         self.obs_shape = (settings["frame_stack"] * self.frame_channels, settings["size"], settings["size"])
         protocol = {key: value for key, value in settings.items() if key != "reseed_every_steps"}
@@ -134,6 +135,7 @@ class AtariVectorEnv(VectorEnv):
             self.recv()
         obs, info = self._env.reset(seed=self._log.start(seed))
         self._lives_N = info["lives"]
+        self._life_lost_N = np.zeros(self.num_envs, bool)
         self._age_N[:] = 0
         self._started = True
         return self._channels(obs)
@@ -159,7 +161,7 @@ class AtariVectorEnv(VectorEnv):
         self._age_N += 1
         truncated_N = (self._age_N >= self._max_steps) & ~terminal_N
         ended_N = terminal_N | truncated_N
-        life_lost_N = (info["lives"] < self._lives_N) & ~ended_N
+        life_lost_N = self._life_lost_N = (info["lives"] < self._lives_N) & ~ended_N
         last_obs = obs
         if ended_N.any():
             self._age_N[ended_N] = 0
@@ -182,7 +184,7 @@ class AtariVectorEnv(VectorEnv):
         """See `VectorEnv.state_dict`."""
         if not self._started or self._step_pending:
             raise RuntimeError("state_dict() must follow reset() or recv()")
-        return self._log.state_dict(self._current_obs()[0])
+        return {**self._log.state_dict(self._current_obs()[0]), **self._fire_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> np.ndarray:
         """See `VectorEnv.load_state_dict`. Replays the log: up to `reseed_every_steps` steps plus one episode."""
@@ -200,6 +202,7 @@ class AtariVectorEnv(VectorEnv):
                 self._env.send(action_N)
                 self._receive(None)
         obs, self._lives_N = self._current_obs()
+        self._load_fire_state(state)
         self._log.verify(state, obs)
         self._started = True
         return self._channels(obs)
@@ -221,6 +224,13 @@ class AtariVectorEnv(VectorEnv):
         if self.frame_channels == 3:
             obs = np.ascontiguousarray(obs.transpose(0, 1, 4, 2, 3))
         return obs.reshape(self.num_envs, *self.obs_shape)
+
+
+def find_fire(action_names: Sequence[str], settings: Mapping[str, Any]) -> int | None:
+    """Return the number of the action FIRE if it is to be executed after lost lives and the game has it."""
+    if settings.get("fire_after_life_loss") and "FIRE" in action_names:
+        return action_names.index("FIRE")
+    return None
 
 
 class _Ram(gymnasium.ObservationWrapper[np.ndarray, int, np.ndarray]):
@@ -305,7 +315,7 @@ def make_single_atari(
     else:
         shape = (settings["size"], settings["size"], *(() if settings["grayscale"] else (3,)))
         observation = ImageFormat(None, shape, channels_first=False, low=0.0, high=255.0)
-    return GymnasiumVectorEnv(
+    made = GymnasiumVectorEnv(
         spec.id,
         make_env,
         num_envs,
@@ -318,3 +328,5 @@ def make_single_atari(
         workers=workers,
         resumable=resumable,
     )
+    made.fire_action = find_fire(made.action_names, settings)
+    return made

@@ -47,6 +47,10 @@ class VectorEnv(ABC):
     settings: Mapping[str, Any]  # the active settings, printed and saved with the run
     errors: int = 0  # episodes that were truncated because the environment raised an exception
     episodes_restarted: bool = False  # True if `load_state_dict` started new episodes instead of resuming
+    fire_action: int | None = (
+        None  # action FIRE, which is executed in the first step after a lost life; None: it is not
+    )
+    _life_lost_N: np.ndarray | None = None  # (N,) bool, of the last step; None before the first one
 
     @functools.cached_property
     def warnings(self) -> list[str]:
@@ -64,8 +68,19 @@ class VectorEnv(ABC):
         """Return what a run saves about its environments: the active settings, and `first_action` if it is not 0."""
         return {**self.settings, **({"first_action": self.first_action} if self.first_action else {})}
 
+    def executed(self, action_N: np.ndarray) -> np.ndarray:
+        """Return the actions (N,) int64 that `send` executes for these: FIRE in the first step after a lost life.
+
+        They are the same without the setting `fire_after_life_loss`. A learner must store the executed actions.
+        """
+        if self.fire_action is None or self._life_lost_N is None:
+            return action_N
+        return np.where(self._life_lost_N, self.fire_action, action_N)
+
     def send(self, action_N: np.ndarray) -> None:
         """Start one step with actions (N,) int64. Returns immediately if the environment has threads of its own.
+
+        See `executed` for the actions after a lost life.
 
         Raises:
             ValueError: an action out of range, or a wrong shape or dtype.
@@ -78,7 +93,7 @@ class VectorEnv(ABC):
             raise ValueError(
                 f"actions of {self.id} must be between 0 and {self.num_actions - 1}, got {action_N.tolist()}"
             )
-        self._send(action_N)
+        self._send(self.executed(action_N))
 
     @abstractmethod
     def _send(self, action_N: np.ndarray) -> None:
@@ -103,6 +118,16 @@ class VectorEnv(ABC):
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> np.ndarray:
         """Restore a saved state. Returns the observation (N, C, H, W) at the time it was saved."""
+
+    def _fire_state(self) -> dict[str, Any]:
+        """Return the part of the state from which `executed` continues; empty if there is none."""
+        if self.fire_action is None or self._life_lost_N is None:
+            return {}
+        return {"life_lost": self._life_lost_N.tolist()}
+
+    def _load_fire_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `_fire_state` returned."""
+        self._life_lost_N = np.array(state.get("life_lost", [False] * self.num_envs))
 
     def render(self) -> np.ndarray:
         """Render the first environment as an image for display, (height, width, 3) uint8 RGB."""

@@ -232,6 +232,7 @@ class GymnasiumVectorEnv(VectorEnv):
         """Start an episode in every environment. Returns the observations."""
         frames = self._pool.call([(i, "begin", (seed,)) for i, seed in enumerate(seed_N.tolist())])
         self._action_N = None
+        self._life_lost_N = np.zeros(self.num_envs, bool)
         self._started = True
         return self._stack.push(np.stack(frames), np.ones(self.num_envs, bool))
 
@@ -259,6 +260,7 @@ class GymnasiumVectorEnv(VectorEnv):
         for i, result in enumerate(self._pool.receive()):
             outcome = self._after_exception(i, result) if isinstance(result, UserError) else result
             frame_N[i], reward_N[i], terminal_N[i], truncated_N[i], life_lost_N[i] = outcome
+        self._life_lost_N = life_lost_N
         last_obs = obs = self._stack.push(frame_N, np.zeros(self.num_envs, bool))
         ended_N = terminal_N | truncated_N
         if ended_N.any():
@@ -287,7 +289,7 @@ class GymnasiumVectorEnv(VectorEnv):
         """See `VectorEnv.state_dict`."""
         if not self._started or self._action_N is not None:
             raise RuntimeError("state_dict() must follow reset() or recv()")
-        return self._log.state_dict(self._stack.obs)
+        return {**self._log.state_dict(self._stack.obs), **self._fire_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> np.ndarray:
         """See `VectorEnv.load_state_dict`. Replays the current episode of each environment.
@@ -306,6 +308,7 @@ class GymnasiumVectorEnv(VectorEnv):
             if not self._restart_on_error:
                 raise
             return self._restart(str(error).rstrip("."))
+        self._load_fire_state(state)
         self._stack.obs = obs
         self._action_N = None
         self._started = True

@@ -23,13 +23,21 @@ def test_protocols_and_overrides() -> None:
     nature = envs.make("ALE/Pong-v5", 1).settings
     assert {
         key: nature[key]
-        for key in ("repeat_action_probability", "noop_max", "frame_skip", "max_episode_frames", "fire_reset")
+        for key in (
+            "repeat_action_probability",
+            "noop_max",
+            "frame_skip",
+            "max_episode_frames",
+            "fire_reset",
+            "fire_after_life_loss",
+        )
     } == {
         "repeat_action_probability": 0.0,
         "noop_max": 30,
         "frame_skip": 4,
         "max_episode_frames": 108_000,
         "fire_reset": False,
+        "fire_after_life_loss": False,
     }
     assert (nature["protocol"], nature["frame_stack"], nature["size"], nature["grayscale"]) == ("nature", 4, 84, True)
     machado = envs.make("ALE/Pong-v5", 1, protocol="machado", noop_max=None, frame_stack=2, frame_skip=5).settings
