@@ -40,7 +40,7 @@ from torch import Tensor
 from zerokara.agents.configs.dqn import KIND, Config, read_config
 from zerokara.agents.configs.presets import DEVIATIONS
 from zerokara.agents.qlearning import schedules
-from zerokara.agents.qlearning.distributional import kl_divergence, project, quantile_huber_loss
+from zerokara.agents.qlearning.distributional import CATEGORICAL_LOSSES, SCALAR_LOSSES, project, quantile_huber_loss
 from zerokara.agents.qlearning.exploration import Exploration
 from zerokara.agents.qlearning.heads import CategoricalHead, QuantileHead
 from zerokara.agents.qlearning.learner import Learner
@@ -73,7 +73,7 @@ def dqn_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss and mean Q-value (scalars), and absolute TD error (B,), of a batch of n-step transitions.
 
-    The KL divergence of C51 takes the place of the TD error.
+    The loss of C51 takes the place of the TD error.
 
     Args:
         config: hyperparameters.
@@ -126,14 +126,14 @@ def dqn_loss(
     z_BXA = online.outputs(online.features(images), tau_BT)
     z_BX = outputs_of_actions(z_BXA, action_B)
     if isinstance(online.head, CategoricalHead):
-        loss_B = kl_divergence(z_BX, target_BX)
+        loss_B = CATEGORICAL_LOSSES[config.per_priority](z_BX, target_BX)
         td_error_B = loss_B.detach().clamp(min=0)  # a divergence of 0 can be rounded to less
     elif isinstance(online.head, QuantileHead):
         assert tau_BT is not None
         loss_B = quantile_huber_loss(z_BX, tau_BT, target_BX)
         td_error_B = (target_BX[:, None] - z_BX[:, :, None]).detach().abs().mean(dim=(1, 2))
     else:  # the gradient of the Huber loss is the TD error clipped to [-1, 1]
-        loss_B = F.huber_loss(z_BX, target_BX, reduction="none").squeeze(1)
+        loss_B = SCALAR_LOSSES[config.loss](z_BX, target_BX, weight_B).squeeze(1)
         td_error_B = (target_BX - z_BX).detach().abs().squeeze(1)
     return (weight_B * loss_B).mean(), online.head.values(z_BXA).detach().mean(), td_error_B
 
@@ -177,7 +177,9 @@ class Training(Session):
     def __init__(self, config: Config, run: Run, compute: Compute, world: World, env: VectorEnv | None = None) -> None:
         super().__init__(config, run, compute, world, "agents.dqn", env)
         make_replay: Callable[..., Replay] = (
-            partial(PrioritizedReplay, alpha=config.per_alpha) if config.per_alpha else Replay
+            partial(PrioritizedReplay, alpha=config.per_alpha, uniform_fraction=config.per_uniform_fraction)
+            if config.per_alpha
+            else Replay
         )
         self.replay = make_replay(
             -(-config.replay_capacity // world.size),
@@ -224,7 +226,7 @@ class Training(Session):
         config = self.config
         with self.timed("act"):
             # Noisy layers, if the network has any, explore in addition to epsilon.
-            action_N = self.policy.act(self.obs, self.epsilon, self.exploration, noisy=True)
+            action_N = self.env.executed(self.policy.act(self.obs, self.epsilon, self.exploration, noisy=True))
         self.env.send(action_N)
         with self.timed("learn"):
             self.learn()

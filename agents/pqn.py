@@ -164,11 +164,12 @@ class Training(Session):
             q_NA = self.policy.values(self.obs)
             self.value_TN[t] = q_NA.amax(dim=1)
             explore_N, random_N = self.exploration.sample(epsilon)
-            action_N = torch.where(explore_N, random_N, self.compute.to_host(q_NA.argmax(dim=1)))
+            selected_N = torch.where(explore_N, random_N, self.compute.to_host(q_NA.argmax(dim=1)))
+            action_N = self.env.executed(selected_N.numpy())
         with self.timed("emulate"):
-            self.env.send(action_N.numpy())
+            self.env.send(action_N)
             self.obs_TN[t].copy_(torch.from_numpy(self.obs))
-            self.action_TN[t].copy_(action_N)
+            self.action_TN[t].copy_(torch.from_numpy(action_N))
             result = self.env.recv()
             reward_N = np.sign(result.reward) if self.config.clip_rewards else result.reward
             terminal_N = result.terminal | result.life_lost if self.config.terminal_on_life_loss else result.terminal

@@ -54,3 +54,14 @@ def exponential(step: float, start: float, end: float, begin_step: float, over_s
     """
     fraction = _fraction(step, begin_step, over_steps)
     return float(start ** (1 - fraction) * end**fraction)
+
+
+def exponential_approach(step: float, start: float, end: float, begin_step: float, time_constant: float) -> float:
+    """Approach `end` exponentially: the distance to it is divided by e in each `time_constant` steps after begin_step.
+
+    Raises:
+        ValueError: time_constant is not positive.
+    """
+    if time_constant <= 0:
+        raise ValueError(f"time_constant must be positive, got {time_constant}")
+    return end + (start - end) * math.exp(-max(0.0, step - begin_step) / time_constant)

@@ -19,6 +19,8 @@ from zerokara.core.tracking import OMITTED
 # Fields that do not change learning: of the run folder and the output, then of the hardware.
 OUTPUT_FIELDS = frozenset({*OMITTED, "capture_video", "delete_replay"})
 HARDWARE_FIELDS = frozenset({"device", "threads", "compile", "env_workers"})
+# Settings that only Atari games have; None is the value of the protocol.
+ATARI_FIELDS = ("repeat_action_probability", "noop_max", "fire_reset", "fire_after_life_loss", "full_action_space")
 
 ProtocolName = Literal["nature", "machado", "100k"]
 Count = Annotated[int, Range(1)]
@@ -55,6 +57,9 @@ class Settings(RunOptions):
     """Maximum number of no-op actions at the start of an episode; None: value of the protocol."""
     fire_reset: bool | None = None
     """Press FIRE after a reset in games that require it to start; None: value of the protocol."""
+    fire_after_life_loss: bool | None = None
+    """Press FIRE after a lost life, too; None: value of the protocol. In the first step after it, the action is FIRE
+    whatever the agent selects, in games that have this action."""
     frame_skip: Annotated[int | None, Range(1)] = None
     """Frames for which each action is repeated; None: value of the protocol."""
     full_action_space: bool | None = None
@@ -126,6 +131,11 @@ class Settings(RunOptions):
     """Compile the update with torch.compile; auto: if a short benchmark at the start shows that it is faster."""
 
     @property
+    def is_atari(self) -> bool:
+        """True if the environment is a game of ALE, which alone has the settings `ATARI_FIELDS`."""
+        return self.env.split(":")[-1].startswith("ALE/")
+
+    @property
     def frame_channels(self) -> int:
         """Channels of one frame."""
         return 1 if self.grayscale else 3
@@ -141,10 +151,17 @@ class Settings(RunOptions):
         Environments other than Atari have no protocols, so their config is returned unchanged. The action space is
         kept, since the network has one output for each action.
         """
-        if not self.env.startswith("ALE/"):
+        if not self.is_atari:
             return self
         own: dict[str, Any] = dict.fromkeys(
-            ("repeat_action_probability", "noop_max", "fire_reset", "frame_skip", "max_episode_frames")
+            (
+                "repeat_action_probability",
+                "noop_max",
+                "fire_reset",
+                "fire_after_life_loss",
+                "frame_skip",
+                "max_episode_frames",
+            )
         )
         return replace(self, protocol=protocol, **own)
 
@@ -154,6 +171,7 @@ class Settings(RunOptions):
             "repeat_action_probability": self.repeat_action_probability,
             "noop_max": self.noop_max,
             "fire_reset": self.fire_reset,
+            "fire_after_life_loss": self.fire_after_life_loss,
             "frame_skip": self.frame_skip,
             "full_action_space": self.full_action_space,
             "max_episode_frames": self.max_episode_frames,

@@ -48,6 +48,10 @@ class Config(Settings):
     """Factor on the gradient from the head into the backbone."""
     layer_norm: bool = False
     """Apply LayerNorm to the hidden layer."""
+    weight_init: Literal["he", "torch", "xavier"] = "he"
+    """Initial weights: he, torch (DeepMind's code) or xavier (Dopamine). he: He normal in the hidden layer, outputs
+    near 0. torch: weights and biases uniform within 1 / sqrt(inputs). xavier: Xavier uniform, also in convolutions,
+    biases 0. Noisy layers are always initialized as in their paper."""
     noisy: bool = False
     """Use noisy linear layers. Noise is resampled for every action and every update, and disabled in evaluation."""
     noisy_sigma_init: Positive = 0.5
@@ -56,6 +60,8 @@ class Config(Settings):
     """Apply spectral normalization to the residual convolutions (backbone impala)."""
     pool_size: Annotated[int, Range(0, 64)] = 0
     """Height and width to which the last feature map is max-pooled (backbone impala); 0: no pooling."""
+    same_padding: bool = False
+    """SAME padding of TensorFlow and Flax (backbones nature, nips, der), as in Dopamine's networks."""
 
     # --- head ------------------------------------------------------------------------------------------------------
     head: Literal["q", "c51", "qr", "iqn"] = "q"
@@ -77,10 +83,15 @@ class Config(Settings):
     """iqn: evenly spaced quantile fractions over which Q-values are averaged to select actions (K in the paper)."""
     cosine_embedding_dim: Count = 64
     """iqn: dimension of the cosine embedding of a quantile fraction."""
+    cosine_embedding_first: Annotated[int, Range(0, 1)] = 0
+    """iqn: first i in cos(pi i tau), 0 (paper) or 1 (DQN Zoo, Dopamine)."""
 
     # --- algorithm -------------------------------------------------------------------------------------------------
     double: bool = False
     """Double Q-learning: the online network selects the next action, the target network evaluates it."""
+    loss: Literal["huber", "huber_after_weight", "mse"] = "huber"
+    """Loss of head q. huber_after_weight clips the TD error times the weight of prioritized replay, as DQN Zoo does;
+    huber clips the TD error alone. mse is the squared error without the factor 1/2, as in Dopamine."""
     n_step: Annotated[int, Range(1, 100)] = 10
     """Number of steps of the n-step return before bootstrapping."""
     gamma: Fraction = 0.99
@@ -123,6 +134,15 @@ class Config(Settings):
     """Prioritized replay: final exponent of the importance-sampling weights."""
     per_beta_steps: Count = 1_000_000
     """Prioritized replay: agent steps over which beta changes linearly from --per-beta-start to --per-beta-end."""
+    per_beta_begins: Literal["start", "learning_starts"] = "start"
+    """Prioritized replay: step at which beta begins to change. start is step 0; learning_starts is --learning-starts,
+    as in DQN Zoo."""
+    per_priority: Literal["kl", "cross_entropy"] = "kl"
+    """Prioritized replay with c51: priority of a transition. kl is the divergence of the words of Rainbow's paper;
+    cross_entropy is the loss that published code uses. They differ by the entropy of the target, and the gradient of
+    the loss is the same."""
+    per_uniform_fraction: Fraction = 0.0
+    """Prioritized replay: fraction of samples drawn uniformly; 0.001 in DQN Zoo."""
     reset_every_updates: Annotated[int, Range(0)] = 0
     """Updates between resets, which reinitialize the head and perturb the backbone (shrink and perturb); 0: never."""
     reset_perturb_factor: Fraction = 0.5
@@ -142,7 +162,13 @@ class Config(Settings):
     epsilon_end: Fraction = 0.01
     """Final probability of a random action."""
     epsilon_decay_steps: Count = 50_000
-    """Agent steps over which epsilon decays linearly from --epsilon-start to --epsilon-end."""
+    """Agent steps over which epsilon decays from --epsilon-start to --epsilon-end; see --epsilon-schedule."""
+    epsilon_decay_begins: Literal["start", "learning_starts"] = "start"
+    """Step at which epsilon begins to decay. start is step 0; learning_starts is --learning-starts, as in DeepMind's
+    code and Dopamine."""
+    epsilon_schedule: Literal["linear", "exponential"] = "linear"
+    """Decay of epsilon. With exponential, --epsilon-decay-steps is the time constant: the distance to --epsilon-end is
+    divided by e in each of these periods."""
     epsilon_off_after_steps: OptionalCount = None
     """Agent steps after which epsilon is 0; None: epsilon stays at --epsilon-end."""
 
@@ -186,6 +212,11 @@ def refuse_contradictions(config: Config) -> None:
         raise UserError(
             "--final-learning-rate and --optimizer rmsprop cannot be combined: the RMSProp of the 2015 paper has a "
             "constant learning rate; leave one of the two out."
+        )
+    if config.same_padding and config.backbone not in ("nature", "nips", "der"):
+        raise UserError(
+            f"--same-padding is an option of the backbones nature, nips and der, not of --backbone {config.backbone}: "
+            f"choose one of them, or leave --same-padding out."
         )
     for name, given in (("spectral_norm", config.spectral_norm), ("pool_size", config.pool_size > 0)):
         if given and config.backbone != "impala":

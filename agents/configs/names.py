@@ -91,6 +91,7 @@ FOREIGN_NAMES: Mapping[str, str] = {
     "epsilon_eval": "eval_epsilon",
     "epsilon_decay_period": "epsilon_decay_steps",
     "sticky_actions": "repeat_action_probability",
+    "use_fire_reset": "fire_reset",
     "eval_freq": "eval_every_steps",
     "n_eval_episodes": "eval_episodes",
     "log_interval": "log_every_steps",
@@ -121,6 +122,8 @@ FOREIGN_NAMES_DQN: Mapping[str, str] = {
     "n_atoms": "num_atoms",
     "n_quantiles": "num_quantiles",
     "double_dqn": "double",
+    "loss_type": "loss",
+    "uniform_sample_probability": "per_uniform_fraction",
     "optimize_memory_usage": "is not an option here: the replay buffer never stores a frame twice.",
 }
 
@@ -168,6 +171,7 @@ _ENVIRONMENT = (
     "repeat_action_probability",
     "noop_max",
     "fire_reset",
+    "fire_after_life_loss",
     "frame_skip",
     "full_action_space",
     "max_episode_frames",
@@ -214,10 +218,12 @@ GROUPS_DQN: Mapping[str, tuple[str, ...]] = {
         "dueling",
         "backbone_gradient_scale",
         "layer_norm",
+        "weight_init",
         "noisy",
         "noisy_sigma_init",
         "spectral_norm",
         "pool_size",
+        "same_padding",
         "head",
         "num_atoms",
         "v_min",
@@ -227,9 +233,11 @@ GROUPS_DQN: Mapping[str, tuple[str, ...]] = {
         "num_target_tau_samples",
         "num_policy_tau_samples",
         "cosine_embedding_dim",
+        "cosine_embedding_first",
     ),
     "algorithm": (
         "double",
+        "loss",
         "n_step",
         "gamma",
         "n_step_start",
@@ -258,6 +266,8 @@ GROUPS_DQN: Mapping[str, tuple[str, ...]] = {
         "epsilon_start",
         "epsilon_end",
         "epsilon_decay_steps",
+        "epsilon_decay_begins",
+        "epsilon_schedule",
         "epsilon_off_after_steps",
         "ez_greedy_zeta",
     ),
@@ -269,6 +279,9 @@ GROUPS_DQN: Mapping[str, tuple[str, ...]] = {
         "per_beta_start",
         "per_beta_end",
         "per_beta_steps",
+        "per_beta_begins",
+        "per_priority",
+        "per_uniform_fraction",
     ),
     "evaluation": _EVALUATION,
     "run": _RUN,
@@ -323,16 +336,17 @@ _QR: Requirement = (lambda config: config.head == "qr", "--head qr")
 _IQN: Requirement = (lambda config: config.head == "iqn", "--head iqn")
 _PER: Requirement = (lambda config: config.per_alpha > 0, "--per-alpha above 0")
 _MUNCHAUSEN: Requirement = (lambda config: config.munchausen, "--munchausen")
+_DECAY: Requirement = (
+    lambda config: config.epsilon_start != config.epsilon_end,
+    "an --epsilon-start that differs from --epsilon-end",
+)
 _RESETS: Requirement = (lambda config: config.reset_every_updates > 0, "--reset-every-updates above 0")
 
 REQUIRES: Mapping[str, Requirement] = {
     "learning_rate_decay_steps": (lambda config: config.final_learning_rate is not None, "--final-learning-rate"),
     "image_size": (lambda config: config.obs_type == "image", "--obs-type image"),
     "grayscale": (lambda config: config.obs_type == "image", "--obs-type image"),
-    "epsilon_decay_steps": (
-        lambda config: config.epsilon_start != config.epsilon_end,
-        "an --epsilon-start that differs from --epsilon-end",
-    ),
+    "epsilon_decay_steps": _DECAY,
 }
 
 REQUIRES_DQN: Mapping[str, Requirement] = {
@@ -344,10 +358,24 @@ REQUIRES_DQN: Mapping[str, Requirement] = {
     "num_target_tau_samples": _IQN,
     "num_policy_tau_samples": _IQN,
     "cosine_embedding_dim": _IQN,
+    "cosine_embedding_first": _IQN,
+    "loss": (
+        lambda config: config.head == "q" and (config.per_alpha > 0 or config.loss != "huber_after_weight"),
+        "--head q and, for huber_after_weight, --per-alpha above 0",
+    ),
+    "weight_init": (lambda config: not config.noisy or config.weight_init == "xavier", "--no-noisy"),
+    "epsilon_decay_begins": _DECAY,
+    "epsilon_schedule": _DECAY,
     "noisy_sigma_init": (lambda config: config.noisy, "--noisy"),
     "per_beta_start": _PER,
     "per_beta_end": _PER,
     "per_beta_steps": _PER,
+    "per_beta_begins": _PER,
+    "per_uniform_fraction": _PER,
+    "per_priority": (
+        lambda config: config.per_alpha > 0 and config.head == "c51",
+        "--per-alpha above 0 and --head c51",
+    ),
     "munchausen_alpha": _MUNCHAUSEN,
     "munchausen_tau": _MUNCHAUSEN,
     "munchausen_clip": _MUNCHAUSEN,

@@ -85,16 +85,21 @@ class Config(Settings):
     """Agent steps between checkpoints."""
 
 
+# The published code uses EnvPool, which presses FIRE at resets and after lost lives unless it is told otherwise.
+_FIRE: Mapping[str, Any] = {"fire_reset": True, "fire_after_life_loss": True}
+
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # Gallici et al. 2024, as published for Atari: 40,000,000 frames.
-    "paper": {},
+    "paper": _FIRE,
     # The same for the paper's 200,000,000 frames; epsilon decays over the first tenth, as in the paper.
-    "paper-200m": {"total_steps": 50_000_000, "epsilon_decay_steps": 5_000_000},
+    "paper-200m": {**_FIRE, "total_steps": 50_000_000, "epsilon_decay_steps": 5_000_000},
 }
 
 DEVIATIONS = (
     "scores average 30 complete episodes, one in each environment, so that short episodes are not overrepresented",
     "a truncated episode bootstraps from its last observation; the published code treats it as terminal",
+    "a reset is FIRE, then no-ops, and after a lost life FIRE lasts a step; EnvPool has no-ops, then a frame of FIRE",
+    "frame stacks begin with zeros; EnvPool fills them with the first frame",
 )
 
 

@@ -1,7 +1,7 @@
 """Presets with published hyperparameters, as overrides of the fields in agents/configs/dqn.py, and their deviations.
 
 Papers count frames; here all counts are agent steps of four frames. Values that a paper does not give are taken from
-the published code of its authors.
+the published code of its authors. docs/presets.md lists each value beside the file and line of the reference.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ _NATURE: Mapping[str, Any] = {
     "protocol": "nature",
     "backbone": "nature",
     "hidden_units": 512,
+    "weight_init": "torch",
     "dueling": False,
     "double": False,
     "n_step": 1,
@@ -31,15 +32,19 @@ _NATURE: Mapping[str, Any] = {
     "optimizer_epsilon": 0.01 / 32**2,
     "max_grad_norm": None,
     "epsilon_end": 0.1,
+    "epsilon_decay_begins": "learning_starts",
     "epsilon_decay_steps": 1_000_000,
     "eval_every_steps": 250_000,
     "eval_epsilon": 0.05,
     "eval_max_steps": 4_500,
 }
-# Current dqn.gin of Dopamine (Castro et al. 2018), with the environment settings of Machado et al. 2018.
+# Current DQN of Dopamine (Castro et al. 2018): its JAX agent with dqn.gin, environment settings of Machado et al. 2018.
 _DOPAMINE: Mapping[str, Any] = {
     **_NATURE,
     "protocol": "machado",
+    "same_padding": True,
+    "weight_init": "xavier",
+    "loss": "mse",
     "terminal_on_life_loss": False,
     "learning_starts": 20_000,
     "target_update_steps": 8_000,
@@ -89,7 +94,9 @@ _RAINBOW: Mapping[str, Any] = {
     "per_alpha": 0.5,
     "per_beta_start": 0.4,
     "per_beta_end": 1.0,
-    "per_beta_steps": 50_000_000,
+    "per_beta_begins": "learning_starts",
+    "per_beta_steps": 50_000_000 - 20_000,
+    "per_priority": "cross_entropy",
     "epsilon_start": 0.0,
     "epsilon_end": 0.0,
     "epsilon_decay_steps": 1,
@@ -112,10 +119,13 @@ PAPER_PRESETS: Mapping[str, Mapping[str, Any]] = {
         **_DOUBLE,
         "learning_rate": 2.5e-4 / 4,
         "optimizer_epsilon": 0.01 / 32**2 / 4**2,
+        "loss": "huber_after_weight",
         "per_alpha": 0.6,
         "per_beta_start": 0.4,
         "per_beta_end": 1.0,
-        "per_beta_steps": 50_000_000,
+        "per_beta_begins": "learning_starts",
+        "per_beta_steps": 50_000_000 - 50_000,
+        "per_uniform_fraction": 1e-3,
     },
     "c51": _C51,
     # Dabney et al. 2018, "Distributional Reinforcement Learning with Quantile Regression", section 5.2: QR-DQN-1.
@@ -128,12 +138,16 @@ PAPER_PRESETS: Mapping[str, Mapping[str, Any]] = {
         "num_target_tau_samples": 64,
         "num_policy_tau_samples": 32,
         "cosine_embedding_dim": 64,
+        "cosine_embedding_first": 1,
+        "learning_starts": 20_000,
         "learning_rate": 5e-5,
     },
     "rainbow": _RAINBOW,
-    # Vieillard et al. 2020, "Munchausen Reinforcement Learning", M-DQN: appendix B.
+    # Vieillard et al. 2020, "Munchausen Reinforcement Learning", M-DQN: appendix B. The published code is a subclass
+    # of Dopamine's TensorFlow agent, whose loss is Huber.
     "munchausen": {
         **_DOPAMINE,
+        "loss": "huber",
         "munchausen": True,
         "munchausen_alpha": 0.9,
         "munchausen_tau": 0.03,
@@ -142,10 +156,16 @@ PAPER_PRESETS: Mapping[str, Mapping[str, Any]] = {
         "optimizer_epsilon": 0.01 / 32,
     },
     # Clark et al. 2025, "Beyond the Rainbow: High Performance Deep Reinforcement Learning on a Desktop PC", appendix.
+    # Of the versions of the authors' code (github.com/VIPTankz), this is the later one, with Adam instead of AdamW and
+    # an epsilon that decays over 2,000,000 steps.
     "btr": {
         **_DOPAMINE,
         "num_envs": 64,
+        "noop_max": 30,
         "backbone": "impala",
+        "same_padding": False,
+        "weight_init": "torch",
+        "loss": "huber",
         "width_multiplier": 2.0,
         "spectral_norm": True,
         "pool_size": 6,
@@ -171,10 +191,13 @@ PAPER_PRESETS: Mapping[str, Mapping[str, Any]] = {
         "per_alpha": 0.2,
         "per_beta_start": 0.4,
         "per_beta_end": 1.0,
-        "per_beta_steps": 50_000_000,
+        "per_beta_begins": "learning_starts",
+        "per_beta_steps": 50_000_000 - 200_000,
         "learning_rate": 1e-4,
         "optimizer_epsilon": 0.005 / 256,
         "max_grad_norm": 10.0,
+        "epsilon_schedule": "exponential",
+        "epsilon_decay_begins": "start",
         "epsilon_decay_steps": 2_000_000,
         "epsilon_off_after_steps": 25_000_000,
         "eval_epsilon": 0.01,
@@ -192,7 +215,7 @@ PAPER_PRESETS: Mapping[str, Mapping[str, Any]] = {
         "target_update_steps": 2_000,
         "replay_capacity": 100_000,
         "learning_rate": 1e-4,
-        "per_beta_steps": 100_000,
+        "per_beta_steps": 100_000 - 1_600,
         "eval_every_steps": 10_000,
     },
 }
@@ -203,37 +226,64 @@ _BIAS = "every action has its own bias in the last layer, as in all other preset
 _GRADIENTS = "gradients are averaged over the batch instead of summed, and the epsilon of RMSProp is scaled to match"
 _FRACTIONS = "actions are selected with evenly spaced instead of sampled quantile fractions: same mean, no variance"
 _DUEL = "the online network uses the same noise to select the next action and to predict, which saves a forward pass"
+_FRAMES = "ale-py scales frames by area averaging instead of linearly, and draws 0 to 30 no-ops instead of 1 to 30"
+_FRAMES_29 = _FRAMES.replace("1 to 30", "0 to 29")
+_CLIPPING = "gradients are not clipped, as in the paper; DQN Zoo clips them to norm 10"
+_SIGMA = "noise in biases starts at sigma / sqrt(inputs), as in DQN Zoo; Kaixhin's code divides by sqrt(outputs)"
 
 DEVIATIONS: Mapping[str, tuple[str, ...]] = {
-    "nature": (_SCORES, _GRADIENTS),
+    "nature": (
+        _SCORES,
+        _FRAMES,
+        _GRADIENTS,
+        "the target network is copied every 10,000 steps, as in the published code; the paper's table counts updates",
+        "the first convolution has no padding, as in the paper; the published code pads it by 1",
+    ),
     "dopamine": (_SCORES,),
-    "double": (_SCORES, _STARTS, _BIAS, _GRADIENTS),
-    "dueling": (_SCORES, _STARTS, _BIAS, _GRADIENTS),
+    "double": (_SCORES, _STARTS, _FRAMES, _BIAS, _GRADIENTS),
+    "dueling": (_SCORES, _STARTS, _FRAMES, _BIAS, _GRADIENTS),
     "prioritized": (
         _SCORES,
         _STARTS,
+        _FRAMES,
         _BIAS,
         _GRADIENTS,
         "batches are stratified over the top level of the sum tree only, which works alike for all buffer sizes",
+        "the clipping after the weight and the 0.1% of uniform samples are those of DQN Zoo, not of the paper",
     ),
-    "c51": (_SCORES,),
-    "qr": (_SCORES,),
-    "iqn": (_SCORES, _FRACTIONS),
+    "c51": (_SCORES, _FRAMES, _CLIPPING),
+    "qr": (_SCORES, _FRAMES, _CLIPPING, "there are 200 quantiles, as in the paper; DQN Zoo has 201"),
+    "iqn": (
+        _SCORES,
+        _FRAMES,
+        _FRACTIONS,
+        "cosines begin with i = 1, and learning after 20,000 steps, as in DQN Zoo; the equation of the paper has i = 0",
+    ),
     "rainbow": (
         _SCORES,
+        _FRAMES,
         _DUEL,
+        _SIGMA,
         "gradients are clipped to norm 10, as in later code of the authors; the table of the paper does not mention it",
+        "priorities are the cross-entropy, as in all published code; the paper writes KL loss (--per-priority kl)",
+        "no samples are drawn uniformly, as in the paper; DQN Zoo draws 0.1% (--per-uniform-fraction 0.001)",
     ),
     "munchausen": (_SCORES,),
     "btr": (
         _SCORES,
         _FRACTIONS,
         "log-probabilities are the target network's, as in the M-DQN paper; the published code uses the online network",
-        "epsilon decays linearly over 2,000,000 steps, because schedules here are functions of the step",
+        "a truncated episode bootstraps from its last observation; the published code stores it as terminal",
+        "a batch is sampled from all 64 environments; the published code samples it from the buffer of one of them",
+        "priorities are means over both quantile axes; the published code sums over one, which multiplies them by 8",
+        "weights are not decayed and a lost life is not terminal, as in the later version of the published code",
     ),
     "data-efficient": (
         _SCORES,
+        _FRAMES_29,
         _DUEL,
+        _SIGMA,
         "convolutions are padded: otherwise they ignore the last 9 rows and columns, where Pong has the agent's paddle",
+        "priorities are the cross-entropy, as in published code; Rainbow's paper writes KL loss (--per-priority kl)",
     ),
 }

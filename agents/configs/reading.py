@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from zerokara.agents.configs.common import Settings
+from zerokara.agents.configs.common import ATARI_FIELDS, Settings
 from zerokara.agents.configs.lengths import fit_lengths
 from zerokara.agents.configs.protocols import OVERRIDES
 from zerokara.core.backbones.registry import is_custom
@@ -67,6 +67,8 @@ def read_agent_config(
 
     def adjust(config: ConfigT, given: Collection[str]) -> ConfigT:
         own = games.get(config.env, {}) if config.preset == default_preset else {}
+        if not config.is_atari:  # what a preset sets for Atari games has no effect on other environments
+            own = {**dict.fromkeys(ATARI_FIELDS), **own}
         config = replace(config, **{name: value for name, value in own.items() if name not in given})
         return fit_lengths(config, given)
 

@@ -1,4 +1,4 @@
-"""Distributional parts of the targets and losses of Q-learning, as pure functions.
+"""Parts of the targets and losses of Q-learning, as pure functions.
 
 The TD target and the loss of DQN are in agents/dqn.py, the lambda-returns and the loss of PQN in agents/pqn.py.
 
@@ -6,6 +6,8 @@ Shapes: B batch, X atoms, K shifted atoms, T quantiles, S target quantiles.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -32,11 +34,40 @@ def project(atom_BK: Tensor, probability_BK: Tensor, support_X: Tensor) -> Tenso
 def kl_divergence(logit_BX: Tensor, target_BX: Tensor) -> Tensor:
     """Kullback-Leibler divergence (B,) of target probabilities from the softmax of logits.
 
-    The cross-entropy in Bellemare et al. 2017, algorithm 1, has the same gradient. Rainbow computes priorities from the
-    divergence (Hessel et al. 2018, "The integrated agent").
+    It is the cross-entropy less the entropy of the target, which has no gradient.
     """
     divergence_BX = torch.xlogy(target_BX, target_BX) - target_BX * F.log_softmax(logit_BX, dim=1)
     return divergence_BX.sum(dim=1)
+
+
+def cross_entropy(logit_BX: Tensor, target_BX: Tensor) -> Tensor:
+    """Cross-entropy (B,) of target probabilities and the softmax of logits (Bellemare et al. 2017, algorithm 1)."""
+    return -(target_BX * F.log_softmax(logit_BX, dim=1)).sum(dim=1)
+
+
+CATEGORICAL_LOSSES = {"kl": kl_divergence, "cross_entropy": cross_entropy}
+"""Losses of C51 by name. The gradient is the same, but priorities that are computed from them differ: Hessel et al.
+2018 write "KL loss" ("The integrated agent"), published code of Rainbow uses the cross-entropy."""
+
+
+def huber_after_weight(q_BX: Tensor, target_BX: Tensor, weight_B: Tensor) -> Tensor:
+    """Huber loss (B, X) whose threshold is 1 / weight: its gradient times the weight is that of the weighted error.
+
+    With `huber_loss`, the gradient of a weighted loss is weight * clip(error, -1, 1). Here it is
+    clip(weight * error, -1, 1), as in DQN Zoo. A weight of 0 gives the squared error, which the caller multiplies by 0.
+    """
+    error_BX = target_BX - q_BX
+    limit_B1 = 1 / weight_B[:, None].clamp(min=torch.finfo(torch.float32).tiny)
+    clipped_BX = torch.minimum(torch.maximum(error_BX, -limit_B1), limit_B1)
+    return clipped_BX * (error_BX - clipped_BX / 2)
+
+
+SCALAR_LOSSES: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "huber": lambda q_BX, target_BX, weight_B: F.huber_loss(q_BX, target_BX, reduction="none"),
+    "huber_after_weight": huber_after_weight,
+    "mse": lambda q_BX, target_BX, weight_B: F.mse_loss(q_BX, target_BX, reduction="none"),
+}
+"""Losses of the scalar head by name, of (Q-values (B, 1), targets (B, 1), weights (B,)); returns them (B, 1)."""
 
 
 def quantile_huber_loss(z_BT: Tensor, tau_BT: Tensor, target_BS: Tensor) -> Tensor:

@@ -85,8 +85,8 @@ class ImplicitQuantileHead(QuantileHead):
     """IQN head: the quantile fraction is an input (Dabney et al. 2018, "Implicit Quantile Networks").
 
     The features are multiplied by an embedding of the fraction tau, relu(linear(cos(pi i tau))), i = 0, ..., C - 1
-    (equation 4). For action selection the fractions are evenly spaced instead of sampled, which gives the same mean
-    without variance.
+    (equation 4), or i = 1, ..., C as in published code. For action selection the fractions are evenly spaced instead of
+    sampled, which gives the same mean without variance.
 
     Args:
         features: F.
@@ -94,6 +94,7 @@ class ImplicitQuantileHead(QuantileHead):
         num_target_tau_samples: S, fractions sampled for the target network (N' in the paper).
         num_policy_tau_samples: evenly spaced fractions for Q-values (K in the paper).
         cosine_embedding_dim: C, dimension of the cosine embedding.
+        cosine_embedding_first: first i.
     """
 
     frequency_C: Tensor
@@ -105,12 +106,14 @@ class ImplicitQuantileHead(QuantileHead):
         num_target_tau_samples: int,
         num_policy_tau_samples: int,
         cosine_embedding_dim: int,
+        cosine_embedding_first: int = 0,
     ) -> None:
         super().__init__(num_policy_tau_samples)
         self.outputs = 1
         self.num_tau_samples, self.num_target_tau_samples = num_tau_samples, num_target_tau_samples
         self.embedding = nn.Linear(cosine_embedding_dim, features)
-        self.register_buffer("frequency_C", math.pi * torch.arange(cosine_embedding_dim), persistent=False)
+        i_C = torch.arange(cosine_embedding_first, cosine_embedding_first + cosine_embedding_dim)
+        self.register_buffer("frequency_C", math.pi * i_C, persistent=False)
 
     def embed(self, features_BF: Tensor, tau_BT: Tensor | None) -> Tensor:
         """Features (B * T, F) multiplied by the embeddings of `tau_BT`; None: of the evenly spaced fractions."""
@@ -135,6 +138,7 @@ HEADS: dict[str, Callable[[Any, int], ScalarHead]] = {
         config.num_target_tau_samples,
         config.num_policy_tau_samples,
         config.cosine_embedding_dim,
+        config.cosine_embedding_first,
     ),
 }
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from zerokara.agents.configs import dqn, pqn
 from zerokara.agents.qlearning.heads import HEADS, ScalarHead
 from zerokara.core.backbones.registry import BackboneName, is_custom, make_backbone, option_names
 from zerokara.core.layers import NoisyLinear, ReLU
+
+WeightInit = Literal["he", "torch", "xavier"]
 
 
 class QNetwork(nn.Module):
@@ -36,6 +39,9 @@ class QNetwork(nn.Module):
         noisy_sigma_init: initial noise scale of noisy linear layers (Fortunato et al. 2018); None: linear layers
             without noise.
         head: function that creates the head from the number of features; None: a scalar Q-value per action.
+        weight_init: he: He initialization of the hidden layer, outputs near 0; torch: weights and biases uniform within
+            1 / sqrt(inputs), as in Torch7 and in PyTorch's layers; xavier: Xavier uniform weights and biases of 0 in
+            all layers, except in a network of one's own. Noisy layers are initialized as in their paper.
         backbone_options: further keyword arguments of the backbone.
     """
 
@@ -52,6 +58,7 @@ class QNetwork(nn.Module):
         backbone_gradient_scale: float = 1.0,
         noisy_sigma_init: float | None = None,
         head: Callable[[int], ScalarHead] | None = None,
+        weight_init: WeightInit = "he",
         backbone_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -70,8 +77,15 @@ class QNetwork(nn.Module):
         features = self.backbone.features
         self.head = ScalarHead() if head is None else head(features)
         outputs = self.head.outputs
-        self.advantage = _stream(features, hidden_units, outputs * num_actions, layer_norm, noisy_sigma_init)
-        self.value = _stream(features, hidden_units, outputs, layer_norm, noisy_sigma_init) if dueling else None
+        stream = functools.partial(
+            _stream, features, hidden_units, layer_norm=layer_norm, noisy_sigma_init=noisy_sigma_init, init=weight_init
+        )
+        self.advantage = stream(outputs * num_actions)
+        self.value = stream(outputs) if dueling else None
+        if weight_init == "xavier":
+            for name, module in self.named_children():
+                if name != "backbone" or not self.has_custom_backbone:
+                    _init_xavier(module)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Q-values (B, A) in float32 from images in [0, 1]."""
@@ -103,12 +117,17 @@ class QNetwork(nn.Module):
 
 
 def _stream(
-    features: int, hidden_units: int, outputs: int, layer_norm: bool, noisy_sigma_init: float | None
+    features: int,
+    hidden_units: int,
+    outputs: int,
+    *,
+    layer_norm: bool,
+    noisy_sigma_init: float | None,
+    init: WeightInit,
 ) -> nn.Sequential:
     """Hidden layer and output layer.
 
-    He initialization for the hidden layer. Initial outputs are near zero, so that no action is preferred at the start.
-    Noisy layers are initialized as in their paper.
+    With he, initial outputs are near zero, so that no action is preferred at the start.
     """
     norm = nn.LayerNorm(hidden_units) if layer_norm else nn.Identity()
     if noisy_sigma_init is not None:
@@ -118,16 +137,30 @@ def _stream(
         )
         return nn.Sequential(layers[0], norm, ReLU(), layers[1])
     hidden, out = nn.Linear(features, hidden_units), nn.Linear(hidden_units, outputs)
-    nn.init.kaiming_normal_(hidden.weight, nonlinearity="relu")
-    nn.init.zeros_(hidden.bias)
-    nn.init.normal_(out.weight, std=0.1 / math.sqrt(hidden_units))
-    nn.init.zeros_(out.bias)
+    if init == "he":
+        nn.init.kaiming_normal_(hidden.weight, nonlinearity="relu")
+        nn.init.zeros_(hidden.bias)
+        nn.init.normal_(out.weight, std=0.1 / math.sqrt(hidden_units))
+        nn.init.zeros_(out.bias)
     return nn.Sequential(hidden, norm, ReLU(), out)
+
+
+def _init_xavier(module: nn.Module) -> None:
+    """Initialize convolutions and linear layers: Xavier uniform weights (Glorot and Bengio 2010), biases of 0."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            normalized = parametrize.is_parametrized(layer, "weight")  # by spectral normalization
+            name = "parametrizations.weight.original" if normalized else "weight"
+            nn.init.xavier_uniform_(layer.get_parameter(name))
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def make_network(config: dqn.Config, obs_shape: tuple[int, int, int], num_actions: int) -> QNetwork:
     """Create the Q-network of a DQN config."""
+    padding = {"same_padding": config.same_padding}
     options: dict[str, dict[str, Any]] = {
+        **dict.fromkeys(("nature", "nips", "der"), padding),
         "impala": {"spectral_norm": config.spectral_norm, "pool_size": config.pool_size},
         "dcgan": {"norm": "none"},  # BatchNorm would make Q-values depend on the other observations in the batch
     }
@@ -142,6 +175,7 @@ def make_network(config: dqn.Config, obs_shape: tuple[int, int, int], num_action
         backbone_gradient_scale=config.backbone_gradient_scale,
         noisy_sigma_init=config.noisy_sigma_init if config.noisy else None,
         head=functools.partial(HEADS[config.head], config),
+        weight_init=config.weight_init,
         backbone_options=options.get(config.backbone),
     )
 

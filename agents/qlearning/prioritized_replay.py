@@ -79,12 +79,13 @@ class PrioritizedReplay(Replay):
     Args:
         args: positional arguments of `Replay`.
         alpha: exponent of the priorities; 0 is uniform sampling.
+        uniform_fraction: fraction of the samples that are drawn uniformly, as `Replay` does.
         options: keyword arguments of `Replay`.
     """
 
-    def __init__(self, *args: Any, alpha: float, **options: Any) -> None:
+    def __init__(self, *args: Any, alpha: float, uniform_fraction: float = 0.0, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.alpha = alpha
+        self.alpha, self.uniform_fraction = alpha, uniform_fraction
         self.tree = SumTree(self.num_envs * self.slots, self.device)
         self.max_priority = torch.ones((), device=self.device)  # largest priority so far, given to new transitions
         self.beta = torch.ones((), device=self.device)  # set by the training loop
@@ -130,6 +131,10 @@ class PrioritizedReplay(Replay):
         # Stratified: one sample from each of B equal parts of the total priority, as in the paper (appendix B.2.1).
         uniform_DB[0] = (uniform_DB[0] + torch.arange(batch_size, device=self.device)) / batch_size
         row_B = self.tree.sample(uniform_DB).clamp(max=self.num_envs * self.slots - 1)
+        if self.uniform_fraction:
+            env_B, slot_B = self._draw(batch_size)
+            is_uniform_B = torch.rand(batch_size, generator=self.generator, device=self.device) < self.uniform_fraction
+            row_B = torch.where(is_uniform_B, env_B * self.slots + slot_B % self.slots, row_B)
         self._sampled_row_B = row_B
         env_B = row_B // self.slots
         # The latest slot number that was written to this row of the ring buffer.
@@ -137,8 +142,20 @@ class PrioritizedReplay(Replay):
         slot_B = newest_B - (newest_B - row_B) % self.slots
         batch = self.gather(env_B, slot_B.clamp(min=0))
         priority_B = self.tree.get(row_B).clamp(min=torch.finfo(torch.float32).tiny)
+        if self.uniform_fraction:
+            priority_B = self._probabilities(row_B, env_B)
         weight_B = (priority_B / priority_B.min()) ** -self.beta
         return batch._replace(weight=batch.weight * weight_B)
+
+    def _probabilities(self, row_B: Tensor, env_B: Tensor) -> Tensor:
+        """Probabilities (B,) of rows in the mixture of prioritized and uniform samples; 1 for those without a priority.
+
+        Rows without a transition have weight 0. With a probability of 1 they are not the smallest of the batch.
+        """
+        priority_B = self.tree.get(row_B)
+        uniform_B = 1 / (self.num_envs * self._num_sampleable[env_B])
+        mixed_B = torch.lerp(priority_B / self.tree.levels[-1].sum(), uniform_B, self.uniform_fraction)
+        return torch.where(priority_B > 0, mixed_B, 1.0)
 
     def set_beta(self, beta: float) -> None:
         """Set the exponent of the importance-sampling weights."""

@@ -245,11 +245,14 @@ class Replay:
 
     def sample(self, batch_size: int) -> Batch:
         """Sample transitions: uniformly an environment, then uniformly a slot. Does not synchronize with the device."""
+        return self.gather(*self._draw(batch_size))
+
+    def _draw(self, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Draw environments (B,) uniformly, and a slot (B,) of each uniformly."""
         env_B = torch.randint(self.num_envs, (batch_size,), generator=self.generator, device=self.device)
         # Integers, since not every device supports float64; of 62 bits, so that the bias of the modulo is negligible.
         draw_B = torch.randint(1 << 62, (batch_size,), generator=self.generator, device=self.device)
-        slot_B = self._oldest_slot[env_B] + draw_B % self._num_sampleable[env_B]
-        return self.gather(env_B, slot_B)
+        return env_B, self._oldest_slot[env_B] + draw_B % self._num_sampleable[env_B]
 
     def gather(self, env_B: Tensor, slot_B: Tensor) -> Batch:
         """Return the transitions that start at given slots (numbered from the first write) of given environments."""

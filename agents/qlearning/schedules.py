@@ -11,7 +11,9 @@ def epsilon(config: Config, step: int) -> float:
     """Probability of a random action at an agent step."""
     if config.epsilon_off_after_steps is not None and step >= config.epsilon_off_after_steps:
         return 0.0
-    return float(schedules.linear(step, config.epsilon_start, config.epsilon_end, 0, config.epsilon_decay_steps))
+    begin = config.learning_starts if config.epsilon_decay_begins == "learning_starts" else 0
+    decay = schedules.linear if config.epsilon_schedule == "linear" else schedules.exponential_approach
+    return float(decay(step, config.epsilon_start, config.epsilon_end, begin, config.epsilon_decay_steps))
 
 
 def learning_rate(config: Settings, step: int) -> float:
@@ -27,8 +29,8 @@ def updates_due(config: Config, step: int) -> int:
 
 def per_beta(config: Config, step: int) -> float:
     """Exponent beta of the importance-sampling weights at an agent step (Schaul et al. 2016, section 3.4)."""
-    start, end = config.per_beta_start, config.per_beta_end
-    return schedules.linear(step, start, end, 0, config.per_beta_steps)
+    begin = config.learning_starts if config.per_beta_begins == "learning_starts" else 0
+    return schedules.linear(step, config.per_beta_start, config.per_beta_end, begin, config.per_beta_steps)
 
 
 def is_target_update_due(config: Config, updates: int) -> bool:

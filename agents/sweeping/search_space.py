@@ -32,7 +32,8 @@ FIXED = ("total_steps", "protocol", "eval_every_steps", "eval_episodes", "eval_e
 NOT_SEARCHABLE = frozenset(
     {
         *FIXED,
-        *("env", "repeat_action_probability", "noop_max", "fire_reset", "max_episode_frames", "stop_at_return"),
+        *("env", "repeat_action_probability", "noop_max", "fire_reset", "fire_after_life_loss"),
+        *("max_episode_frames", "stop_at_return"),
         *("seed", *OUTPUT_FIELDS),
     }
 )

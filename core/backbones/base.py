@@ -122,6 +122,8 @@ class _ShapesOnly(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _KEEP_SHAPE or (func is Tensor.add and getattr(args[1], "shape", None) == args[0].shape):
             return args[0]
+        if func is F.pad and len(args[1]) == 4:
+            return _padded(*args)
         if func is F.conv2d and len(args) == 7 and isinstance(args[4], tuple):  # as nn.Conv2d calls it
             return _convolved(*args[:2], *args[3:6])
         return func(*args, **(kwargs or {}))
@@ -141,6 +143,12 @@ def _convolved(
     if min(size) < 1:
         raise RuntimeError(f"a kernel of {tuple(weight.shape[2:])} is larger than an image of {tuple(x.shape[2:])}")
     return torch.empty(x.shape[0], weight.shape[0], *size, device="meta")
+
+
+def _padded(x: Tensor, margin: tuple[int, int, int, int]) -> Tensor:
+    """Return an output of `F.pad` on the meta device, for margins left, right, top, bottom."""
+    height, width = x.shape[2:]
+    return torch.empty(*x.shape[:2], height + sum(margin[2:]), width + sum(margin[:2]), device="meta")
 
 
 _KEEP_SHAPE = frozenset(

@@ -8,6 +8,8 @@
 Rainbow): 32 5x5 filters of stride 5, 64 5x5 of stride 5; its head has hidden layers of 256. Padding is added so that
 the output depends on every pixel: without it, the last 9 columns and rows of 84x84 would be ignored, which contain the
 agent's paddle in Pong.
+
+The DQN of Dopamine is `nature` with `same_padding`: 84x84 becomes 21x21, 11x11, 11x11 instead of 20x20, 9x9, 7x7.
 """
 
 from __future__ import annotations
@@ -62,6 +64,7 @@ class _Strided(Backbone):
         image_size: side or (H, W) of the images, in pixels.
         width: factor on the channels.
         layer_norm: normalize the channels of every pixel before the ReLU (Gallici et al. 2024, the published code).
+        same_padding: pad as SAME of TensorFlow and Flax, so that the output of a layer has ceil(size / stride) pixels.
     """
 
     default_input = (4, 84)
@@ -76,12 +79,22 @@ class _Strided(Backbone):
         *,
         width: float = 1.0,
         layer_norm: bool = False,
+        same_padding: bool = False,
     ) -> None:
         super().__init__(in_channels, image_size)
         self.convs = nn.ModuleList()
         self.norms = nn.ModuleList()
-        for channels, kernel, stride, padding in self.layers:
+        self._margins: list[tuple[int, int, int, int] | None] = []  # left, right, top, bottom, added before the layer
+        rows, columns = self.image_size
+        for channels, kernel, stride, own_padding in self.layers:
             out_channels = max(1, round(channels * width))
+            margin: tuple[int, int, int, int] | None = None
+            padding = own_padding
+            if same_padding:
+                margin = (*_same_padding(columns, kernel, stride), *_same_padding(rows, kernel, stride))
+                rows, columns = -(-rows // stride), -(-columns // stride)
+                padding, margin = (margin[0], None) if len(set(margin)) == 1 else (0, margin)
+            self._margins.append(margin)
             self.convs.append(_Conv(in_channels, out_channels, kernel, stride, padding))
             self.norms.append(_ChannelNorm(out_channels, eps=1e-6) if layer_norm else nn.Identity())
             in_channels = out_channels
@@ -93,10 +106,16 @@ class _Strided(Backbone):
 
     def stages(self, x: Tensor) -> list[Tensor]:
         maps = []
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = relu(norm(conv(x)))
+        for margin, conv, norm in zip(self._margins, self.convs, self.norms, strict=True):
+            x = relu(norm(conv(x if margin is None else F.pad(x, margin))))
             maps.append(x)
         return maps
+
+
+def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Return the pixels that SAME adds before and after an axis of `size` pixels; of an odd sum, more after it."""
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
 
 
 class Nips(_Strided):

@@ -1,18 +1,25 @@
-"""Tests of docs/family.md: a section for every preset, and a table with the values of the presets."""
+"""Tests of docs/family.md and docs/presets.md: every preset has a section, and the tables have the presets' values."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from zerokara.agents.configs import pqn
 from zerokara.agents.configs.dqn import PRESETS, Config
+from zerokara.agents.configs.presets import DEVIATIONS, PAPER_PRESETS
 
-PAGE = (Path(__file__).parents[3] / "docs" / "family.md").read_text("utf-8")
+DOCS = Path(__file__).parents[3] / "docs"
+PAGE = (DOCS / "family.md").read_text("utf-8")
 SECTIONS = {text.split("\n")[0]: text for text in PAGE.split("\n## ")[1:]}
 ROWS = [line for line in SECTIONS["The presets side by side"].splitlines() if line.startswith("| `")]
 TABLE = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in ROWS]
+
+REFERENCES = {text.split("\n")[0]: text for text in (DOCS / "presets.md").read_text("utf-8").split("\n## ")[1:]}
+ALL = REFERENCES.pop("All presets of DQN")
 
 
 def test_every_preset_has_a_section_with_its_cost() -> None:
@@ -47,3 +54,78 @@ def test_row_of_pqn() -> None:
         in row
     )
     assert row.endswith(f"| {config.update_epochs} times |")
+
+
+# ---- docs/presets.md
+
+
+def rows(section: str) -> dict[str, list[str]]:
+    """Return the table of a section by setting: reference, value there, value here, equal."""
+    lines = [line for line in section.splitlines() if line.startswith("|")][2:]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert len({row[0] for row in cells}) == len(cells), "a setting has two rows"
+    return {row[0]: row[1:] for row in cells}
+
+
+def shown(value: Any) -> str:
+    """Format a value as in the tables: 50,000,000, 6.25e-05, on, none."""
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "on", False: "off"}[value]
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def check(section: str, config: Any) -> set[str]:
+    """Check the rows of a table against a config. Returns the names of its fields."""
+    fields = set()
+    for setting, (reference, there, here, equal) in rows(section).items():
+        assert reference, setting
+        assert equal.startswith(("yes", "no")), setting
+        if setting.startswith("`"):
+            fields.add(setting.strip("`"))
+            assert here == shown(getattr(config, setting.strip("`"))), setting
+            if equal.startswith("yes"):
+                assert there.split(" (")[0] == here, setting
+    return fields
+
+
+def departures(section: str) -> list[str]:
+    """Return the list below the table."""
+    return [line.removeprefix("- ") for line in section.splitlines() if line.startswith("- ")]
+
+
+def builds_on(name: str) -> Mapping[str, Any]:
+    """Return the values of the preset on which a preset builds; `nature` builds on nothing."""
+    section = REFERENCES[name]
+    assert ("Builds on `" in section) == (name != "nature")
+    return {} if name == "nature" else PAPER_PRESETS[section.split("Builds on `")[1].split("`")[0]]
+
+
+def test_every_preset_has_a_table_of_references() -> None:
+    assert list(REFERENCES) == [*PAPER_PRESETS, "PQN: paper"]
+
+
+@pytest.mark.parametrize("name", PAPER_PRESETS)
+def test_a_table_has_every_value_that_a_preset_sets(name: str) -> None:
+    values, parent = PAPER_PRESETS[name], builds_on(name)
+    fields = check(REFERENCES[name], Config(**{**values, "preset": name}))
+    changed = {field for field, value in values.items() if field not in parent or parent[field] != value}
+    assert changed <= fields
+    assert departures(REFERENCES[name]) == list(DEVIATIONS[name]), "the list that a run prints"
+
+
+def test_rows_of_all_presets() -> None:
+    for name, values in PAPER_PRESETS.items():
+        config = Config(**{**values, "preset": name})
+        excepted = {"`gamma`"} if name == "btr" else {"`epsilon_start`"} if config.noisy else set()
+        for setting, (_, there, here, _) in rows(ALL).items():
+            if setting.startswith("`") and setting not in excepted:
+                assert there == here == shown(getattr(config, setting.strip("`"))), (name, setting)
+
+
+def test_table_of_pqn() -> None:
+    values = pqn.PRESETS["paper"]
+    fields = check(REFERENCES["PQN: paper"], pqn.Config(**values))
+    assert fields >= {*values, "td_lambda", "rollout_steps", "num_envs"}
+    assert departures(REFERENCES["PQN: paper"]) == list(pqn.DEVIATIONS)
+    longer = {**values, "total_steps": 50_000_000, "epsilon_decay_steps": 5_000_000}
+    assert pqn.PRESETS["paper-200m"] == longer

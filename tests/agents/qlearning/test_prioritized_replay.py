@@ -311,3 +311,55 @@ def test_tensors_are_on_the_device_of_the_buffer() -> None:
         batch = replay.sample(8)
         replay.update_priorities(batch.reward.abs())
     assert {tensor.device.type for tensor in (*batch, *replay.priority_tensors)} == {"cpu"}
+
+
+def test_a_fraction_of_the_samples_is_uniform() -> None:
+    """Frequencies and weights of the mixture, as in DQN Zoo: (1 - u) p / sum of p + u / N."""
+    envs = ScriptedEnvs(2)
+    replay = make(envs, 30, uniform_fraction=0.4)
+    for _ in range(31):
+        envs.step(replay, ["continue", "continue"])
+    rows = torch.arange(60)
+    sampleable = replay.tree.get(rows) > 0
+    priority = torch.where(sampleable, 1.0 + 20 * (rows % 7 == 0), 0.0)
+    replay.tree.set(rows, priority)
+    slots = replay.head - replay.oldest  # the newest slot has no next observation: it is drawn, but has weight 0
+    uniform = 1 / (2 * torch.from_numpy(slots)[rows // 30].float())
+    probability = 0.6 * priority / priority.sum() + 0.4 * uniform * (
+        sampleable | (rows % 30 == (replay.head[0] - 1) % 30)
+    )
+    assert float(probability.sum()) == pytest.approx(1, abs=1e-5)
+    replay.set_beta(0.7)
+    counts = torch.zeros(60)
+    for _ in range(300):
+        batch = replay.sample(100)
+        row_B = replay._sampled_row_B
+        counts += torch.bincount(row_B, minlength=60)
+        known_B = sampleable[row_B]
+        assert torch.equal(batch.weight > 0, known_B)
+        expected_B = (probability[row_B] / probability[row_B][known_B].min()) ** -0.7
+        torch.testing.assert_close(batch.weight[known_B], expected_B[known_B])
+    expected = 30_000 * probability
+    assert counts[expected == 0].sum() == 0
+    chi_square = ((counts - expected)[expected > 0] ** 2 / expected[expected > 0]).sum()
+    assert chi_square < 99  # about 57 degrees of freedom, 99.9%
+    replay.update_priorities(torch.full((100,), 5.0))
+    assert set(torch.nonzero(replay.tree.levels[0]).flatten().tolist()) == sampleable_rows(envs, replay)
+
+
+def test_without_uniform_samples_the_random_numbers_are_the_same_as_before() -> None:
+    envs = ScriptedEnvs(1)
+    replay, other = (make(envs, 30, uniform_fraction=fraction) for fraction in (0.0, 1e-9))
+    for buffer in (replay, other):
+        for _ in range(20):
+            envs.step(buffer, ["continue"])
+    first, second = replay.sample(16), other.sample(16)
+    assert torch.equal(replay._sampled_row_B, other._sampled_row_B)
+    torch.testing.assert_close(first.weight, second.weight)
+    assert not torch.equal(replay.generator.get_state(), other.generator.get_state())
+
+
+def test_uniform_samples_of_an_empty_buffer() -> None:
+    replay = make(ScriptedEnvs(2), 20, uniform_fraction=0.5)
+    batch = replay.sample(8)
+    assert batch.weight.tolist() == [0.0] * 8
