@@ -28,6 +28,7 @@ from zerokara.core.config import run_main
 from zerokara.core.distributed import World
 from zerokara.core.models.classifier import Classifier
 from zerokara.core.models.model_file import MODEL_FILE
+from zerokara.core.models.normalization import decide_normalization, format_normalization
 from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.programs import program_command
 from zerokara.core.report import read_result, write_json
@@ -60,6 +61,8 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
     )
     for message in images.train.messages:
         run.print(message)
+    if config.published_normalization:
+        run.print(format_normalization(config.backbone))
     if not resumed:
         provenance.record(run, config.pretrained_backbone)
         run.print(summary(training.network, (1, *images.train.shape)))
@@ -153,6 +156,7 @@ def start(config: Config, callback: LogCallback | None = None) -> None:
     world = World.from_env(config.device)
     check_divisible(config, world, "batch_size", parts=config.accumulation_steps)
     images = Data.load(config)
+    config = decide_normalization(config, images.train.shape[0])
     with torch.device("meta"):  # a network that cannot be built is rejected before a run folder is created
         classifier = make_metadata(config, images).build()
     smallest = images_per_pass(config.batch_size, len(images.train), world, config.accumulation_steps)

@@ -27,6 +27,7 @@ from zerokara.core.compute import Compute
 from zerokara.core.config import UserError, run_main
 from zerokara.core.distributed import World
 from zerokara.core.models.model_file import MODEL_FILE
+from zerokara.core.models.normalization import decide_normalization, format_normalization
 from zerokara.core.models.weights import LoadReport, load_pretrained_backbone
 from zerokara.core.programs import program_command
 from zerokara.core.report import read_result, write_json
@@ -62,6 +63,8 @@ def train(config: Config, run: Run, images: Data, compute: Compute, world: World
     )
     for message in dict.fromkeys((*images.train.messages, *images.validation.messages)):
         run.print(message)
+    if config.published_normalization:
+        run.print(format_normalization(config.backbone))
     if not resumed:
         provenance.record(run, config.pretrained_backbone)
         # Logging images must not change the random numbers of the run.
@@ -179,6 +182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_divisible(config, world, "batch_size", parts=config.accumulation_steps)
     config.augment()  # an invalid --crop-size is rejected before the data are read
     images = Data.load(config)
+    config = decide_normalization(config, images.train.shape[0])
     with torch.device("meta"):  # a network that cannot be built is rejected before a run folder is created
         network = make_metadata(config, images).build()
     smallest = images_per_pass(config.batch_size, len(images.train), world, config.accumulation_steps)

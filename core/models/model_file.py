@@ -315,6 +315,11 @@ def read_header(path: Path) -> dict[str, str]:
         return {}  # reading the weights raises the error
 
 
+def is_model_file(path: Path) -> bool:
+    """Return True for a model file of zerokara, of any kind of network; False for other and damaged files."""
+    return read_header(path).get("format", "").startswith("zerokara-")
+
+
 def read_raw_metadata(path: Path) -> dict[str, Any]:
     """Read the metadata of a model file of any kind of network; {} for other files and invalid metadata."""
     try:

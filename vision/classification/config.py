@@ -15,6 +15,7 @@ from zerokara.core.backbones.base import Stem
 from zerokara.core.compute import Switch
 from zerokara.core.config import Range
 from zerokara.core.data.image_files import Background
+from zerokara.core.models.normalization import NormalizationOptions
 from zerokara.core.run_options import RunOptions
 from zerokara.vision.classification import names
 
@@ -26,7 +27,7 @@ Positive = Annotated[float, Range(0, low_open=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(RunOptions):
+class Config(NormalizationOptions, RunOptions):
     """Config of an image classification run."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {
