@@ -33,6 +33,7 @@ from zerokara.core.models.weights import load_pretrained_backbone
 from zerokara.core.programs import program_command
 from zerokara.core.report import read_result, write_json
 from zerokara.core.run import LogCallback, Run
+from zerokara.core.run_classes import keep_classes
 from zerokara.core.run_config import configure
 from zerokara.core.training_program import check_batch_norm, check_divisible, choose_compute, images_per_pass, open_run
 from zerokara.core.zoo import provenance
@@ -167,6 +168,7 @@ def start(config: Config, callback: LogCallback | None = None) -> None:
     probe_step = partial(probe_update, Training, config, images, world)
     with open_run(config, KIND, world) as run:
         run.callback = callback
+        keep_classes(run, images.train, resume=config.resume, model_file=MODEL_FILE)
         compute = run.compute(lambda: choose_compute(config, world, probe_step, updates), 1)
         if config.minutes:
             if "epochs" not in run.extra:

@@ -6,7 +6,7 @@ import io
 import json
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import lmdb
 import numpy as np
@@ -16,7 +16,7 @@ from PIL import Image
 
 from zerokara.core.command_line import parse
 from zerokara.core.config import UserError
-from zerokara.core.data import glyphs
+from zerokara.core.data import Split, glyphs
 from zerokara.envs.frames import record
 from zerokara.generative.gan import data as gan_data
 from zerokara.generative.gan.config import PRESETS, Config
@@ -260,3 +260,19 @@ def test_the_folders_of_stylegans_dataset_tool_are_not_classes(tmp_path: Path, l
     if labeled:
         assert images.labels.tolist() == images.images[:, 0, 0, 0].tolist()
         assert any(f"1 images without a label are not used, such as {names[0]}" in line for line in messages)
+
+
+def test_labels_of_stylegans_dataset_tool_in_folders_of_splits(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        rows = []
+        for index in range(120):
+            name = f"{index // 50:05}/img{index:08}.png"
+            (tmp_path / split / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (32, 32), index % 3).save(tmp_path / split / name)
+            rows.append([name, index % 3])
+        (tmp_path / split / "dataset.json").write_text(json.dumps({"labels": rows}))
+    loaded = [load_split(config("--data", str(tmp_path)), split)[0] for split in get_args(Split)]
+    for images in loaded:
+        assert (len(images), images.classes) == (120, ("0", "1", "2"))
+        assert images.labels.tolist() == images.images[:, 0, 0, 0].tolist()
+        assert "labels of dataset.json" in images.source
