@@ -301,7 +301,7 @@ def _load_lsun(
     """Load one split of LSUN databases. Each category is a class."""
     parts, channels = [], 1
     for category, splits in databases.items():
-        with lsun.opened(splits.get(split, splits["train"])) as (keys, read):
+        with lsun.opened(splits.get(split, splits["train"]), progress) as (keys, read):
             chosen = keys if "test" in splits else _select_split(keys, split)
             if not chosen:
                 raise UserError(

@@ -169,7 +169,7 @@ def _audited(
     decoded: list[np.ndarray] = []
     labels: list[str] = []
     sizes: Counter[tuple[int, int]] = Counter()
-    with _opened(path, split, audit) as (members, layout):
+    with _opened(path, split, audit, progress) as (members, layout):
         for index, (name, label, read) in enumerate(members):
             if progress is not None and (index % 256 == 255 or index + 1 == len(members)):
                 progress(f"images read from {path}", index + 1, len(members))
@@ -227,11 +227,13 @@ Member = tuple[str, str, Callable[[], bytes]]  # name, class, function that read
 
 
 @contextmanager
-def _opened(path: Path, split: Split, audit: Audit) -> Iterator[tuple[list[Member], str]]:
+def _opened(path: Path, split: Split, audit: Audit, progress: Progress | None) -> Iterator[tuple[list[Member], str]]:
     """Open a folder, zip file or LSUN database, and yield the images of a split and a description of them."""
     if path.is_dir() and (databases := lsun.databases(path)):
         with ExitStack() as stack:
-            members = [part for name, splits in databases.items() for part in _lsun(name, splits, split, stack)]
+            members = [
+                part for name, splits in databases.items() for part in _lsun(name, splits, split, stack, progress)
+            ]
             yield members, "images"
         return
     with opened(path, audit) as (everything, read):
@@ -269,9 +271,11 @@ def _class(parts: list[str]) -> str:
     return parts[0] if len(parts) > 1 else "all"
 
 
-def _lsun(category: str, splits: Mapping[Split, Path], split: Split, stack: ExitStack) -> Iterator[Member]:
+def _lsun(
+    category: str, splits: Mapping[Split, Path], split: Split, stack: ExitStack, progress: Progress | None
+) -> Iterator[Member]:
     """Yield the images of a split of an LSUN database; it stays open as long as the stack."""
-    keys, read = stack.enter_context(lsun.opened(splits.get(split, splits["train"])))
+    keys, read = stack.enter_context(lsun.opened(splits.get(split, splits["train"]), progress))
     for index, key in enumerate(keys):
         if "test" in splits or (index % TEST_EVERY == 0) == (split == "test"):
             yield key, category, partial(read, key)
