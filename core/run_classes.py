@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from zerokara.core.config import UserError, abbreviate
 from zerokara.core.data.stylegan_labels import FILE, LAYOUT
-from zerokara.core.data.types import ImageSet
 from zerokara.core.models.model_file import read_raw_metadata
 from zerokara.core.run import Run
 
 MAX_NAMES = 200  # characters of the classes in a message
 
 
-def keep_classes(run: Run, images: ImageSet, *, resume: bool, model_file: str, key: str = "classes") -> None:
+class HasClasses(Protocol):
+    """Images with classes."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+
+    @property
+    def source(self) -> str:
+        """Description of the images' origin."""
+
+
+def keep_classes(run: Run, images: HasClasses, *, resume: bool, model_file: str, key: str = "classes") -> None:
     """Save the classes of a new run in its config.json, and check those of a resumed one. All processes must call this.
 
     A run of an older release has not saved them; they are read from its model file.
@@ -37,7 +49,7 @@ def keep_classes(run: Run, images: ImageSet, *, resume: bool, model_file: str, k
         run.save_extra(classes=list(images.classes))
 
 
-def _check(folder: str, saved: Sequence[str] | None, images: ImageSet) -> None:
+def _check(folder: str, saved: Sequence[str] | None, images: HasClasses) -> None:
     if tuple(saved or images.classes) == images.classes and (saved or LAYOUT not in images.source):
         return
     labels = (

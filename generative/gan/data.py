@@ -22,6 +22,7 @@ from zerokara.core import data
 from zerokara.core.config import UserError
 from zerokara.core.data import DATASETS, ImageSet, Progress, Split, hold_out, lsun
 from zerokara.core.data.audit import Audit
+from zerokara.core.data.emnist import check_no_emnist
 from zerokara.core.data.folders import count_others, is_image, opened, test_split
 from zerokara.core.data.image_files import (
     Background,
@@ -129,6 +130,7 @@ def load_split(config: Config, split: Split, progress: Progress | None = None) -
             progress=progress,
         )
         return convert_image_set(images, size, config.grayscale), list(images.messages)
+    check_no_emnist(path)
     return _audited(path, split, size, config.grayscale, config.background, progress)
 
 

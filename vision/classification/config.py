@@ -48,7 +48,7 @@ class Config(NormalizationOptions, RunOptions):
     """Named set of defaults for all other options."""
     data: str = "glyphs"
     """glyphs, mnist, fashion-mnist, cifar10, cifar100, or a folder or zip. Data set: synthetic digits (glyphs), a named
-    data set, or the path of a folder or zip file of class folders."""
+    data set (also emnist-letters and others of EMNIST), or the path of a folder or zip file of class folders."""
     data_dir: str = ""
     """Folder of named data sets (none: $ZEROKARA_DATA or ~/.cache/zerokara). They are downloaded to it."""
     image_size: Annotated[int | None, Range(8, 1024)] = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any, get_args
@@ -276,3 +277,18 @@ def test_labels_of_stylegans_dataset_tool_in_folders_of_splits(tmp_path: Path) -
         assert (len(images), images.classes) == (120, ("0", "1", "2"))
         assert images.labels.tolist() == images.images[:, 0, 0, 0].tolist()
         assert "labels of dataset.json" in images.source
+
+
+def test_emnist_is_found_by_name(tmp_path: Path) -> None:
+    def idx(array: np.ndarray) -> bytes:
+        return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+    images = np.zeros((4, 28, 28), np.uint8)
+    images[:, 3, 5] = 200  # images are stored transposed
+    (tmp_path / "emnist-letters-train-images-idx3-ubyte").write_bytes(idx(images))
+    (tmp_path / "emnist-letters-train-labels-idx1-ubyte").write_bytes(idx(np.arange(1, 5, dtype=np.uint8)))
+    loaded, _ = load_split(config("--data", "emnist-letters", "--data-dir", str(tmp_path), "--conditional"), "train")
+    assert (loaded.shape, loaded.classes[:2], loaded.labels.tolist()) == ((1, 28, 28), ("A", "B"), [0, 1, 2, 3])
+    assert int(loaded.images[0, 0, 5, 3]) == 200
+    with pytest.raises(UserError, match=f"give --data emnist-letters --data-dir {tmp_path}"):
+        load_split(config("--data", str(tmp_path)), "train")
