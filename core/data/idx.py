@@ -24,8 +24,6 @@ DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: "
 CHUNK_BYTES = 2**24
 MAX_BYTES = 2**32
 _REPLACE = "replace it with an undamaged copy; files of MNIST and Fashion-MNIST that are removed are downloaded again"
-    "replace it with an undamaged copy; files of MNIST and Fashion-MNIST are downloaded again if they are removed"
-)
 
 
 @dataclass(frozen=True)
