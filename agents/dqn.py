@@ -195,7 +195,8 @@ class Training(Session):
             # Slots written between two checkpoints, with room for the last observations of truncated episodes.
             checkpoint_margin=config.checkpoint_every_steps // world.size + 4 * self.num_envs,
             function=compute.function,
-            print_line=run.print,
+            # A finished run needs no replay buffer, so none is missing.
+            print_line=lambda line: None if self.is_finished else run.print(line),
         )
         torch.manual_seed(config.seed)
         self.learner = make_learner(config, self.env.obs_shape, self.env.num_actions, compute, world)
@@ -281,7 +282,9 @@ def train(config: Config, run: Run, compute: Compute, world: World, env: VectorE
 
     training.start(config.pretrained_backbone)  # restores the checkpoint of a resumed run
     training.print_settings(DEVIATIONS.get(config.preset, ()), terminal_on_life_loss=config.terminal_on_life_loss)
-    run.print(f"replay buffer: {sum(world.gather(len(replay))):,} of {config.replay_capacity:,} transitions")
+    stored = sum(world.gather(len(replay)))
+    if not training.is_finished:
+        run.print(f"replay buffer: {stored:,} of {config.replay_capacity:,} transitions")
     # `iterations` logs, evaluates and saves between iterations; it ends after a signal, when the run has been saved.
     for _ in training.iterations(metrics, lambda: replay.needs_checkpoint):
         training.iterate()
