@@ -96,6 +96,14 @@ class TrainingState(ABC, Generic[NetworkT]):
         """True if a validation follows the update that has just ended."""
 
     @property
+    def trained_hours(self) -> float:
+        """Hours of training up to the last checkpoint: with validations, without interruptions of the run.
+
+        The final evaluation does not count, so that they stay the same if a finished run is resumed, which repeats it.
+        """
+        return self.stopwatch.hours
+
+    @property
     def should_stop_early(self) -> bool:
         """True if the run ends before its last update (early stopping)."""
         return False

@@ -245,7 +245,7 @@ def finish(training: Training, run: Run) -> str:
             "validation_images": len(validation),
             "seed": config.seed,
             "epochs": config.epochs,
-            "hours": training.stopwatch(),
+            "hours": training.trained_hours,
         },
     }
     write_json(result_path, content)

@@ -155,7 +155,7 @@ def finish(training: Training, run: Run) -> str:
         "length_power": config.length_penalty,
         "words": len(training.metadata.words),
         "bleu": "sacrebleu, corpus, all references, lowercase without punctuation, unsmoothed",
-        "hours": training.stopwatch(),
+        "hours": training.trained_hours,
     }
     names = list(data.test.names)
     write_json(run.path("result.json"), {"figures": results, "protocol": protocol, "test": names, "said": captions})

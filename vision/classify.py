@@ -136,7 +136,7 @@ def finish(training: Training, run: Run) -> str:
         "epochs": training.epoch,
         "weights": "averaged" if training.ema is not None else config.select,
         "views": config.tta_views,
-        "hours": training.stopwatch(),
+        "hours": training.trained_hours,
     }
     write_json(result_path, {"figures": metrics, "protocol": protocol})
     predict = program_command("vision.predict")

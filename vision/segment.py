@@ -162,7 +162,7 @@ def finish(training: Training, run: Run) -> str:
         "best_epoch": None if training.best is None else training.best["epoch"],
         "views": config.tta_views,
         "unlabelled": "not counted",
-        "hours": training.stopwatch(),
+        "hours": training.trained_hours,
     }
     write_json(result_path, {"figures": metrics, "iou_by_class": iou_by_class, "protocol": protocol})
     results = [
