@@ -29,6 +29,7 @@ from zerokara.core.distributed import World
 from zerokara.core.progress import loading
 from zerokara.core.run import LogCallback, Run
 from zerokara.core.run_classes import keep_classes
+from zerokara.core.training_loop import repeat_interrupted
 from zerokara.core.training_program import check_divisible, choose_compute, open_run
 from zerokara.generative.gan.collapse_monitor import accuracies
 from zerokara.generative.gan.config import KIND, Config, read_config
@@ -236,12 +237,13 @@ def train(config: Config, run: Run, data: Data, compute: Compute, world: World) 
     session.start()
     print_protocol(session, evaluator)
     with run.interruptible(on=False):  # a signal waits for the end of an update; it interrupts an evaluation
-        repeats = world.any(session.evaluation_pending, compute.torch_device)
-        if session.evaluation_pending:
-            evaluate(session, evaluator)
-        stopping = world.any(session.evaluation_pending, compute.torch_device)
-        if repeats and not stopping:
-            session.save()
+        stopping = repeat_interrupted(
+            lambda: session.evaluation_pending,
+            lambda: evaluate(session, evaluator),
+            session.save,
+            world,
+            compute.torch_device,
+        )
         while learner.updates < config.updates and not stopping:
             pixels_BCHW, label_B = session.next_batch()
             update(learner, pixels_BCHW, label_B)
