@@ -44,7 +44,7 @@ def keep_classes(run: Run, images: HasClasses, *, resume: bool, model_file: str,
     with run.world.raising_together():
         if resume and run.world.is_main:
             saved = run.extra.get("classes") or read_raw_metadata(run.folder / model_file).get(key)
-            _check(f"{run.folder}", saved, images)
+            _check(f"{run.folder}", saved if isinstance(saved, list) else None, images)
     if "classes" not in run.extra:
         run.save_extra(classes=list(images.classes))
 

@@ -66,6 +66,6 @@ def check_no_emnist(folder: Path) -> None:
     Raises:
         UserError: it does.
     """
-    found = [name for name in NAMES if any(folder.glob(f"{name}-t*-images*"))] if folder.is_dir() else []
-    if found:
+    files = [path.name for path in folder.glob(f"{PREFIX}*-images*")] if folder.is_dir() else []
+    if found := [name for name in NAMES if any(file.startswith(f"{name}-t") for file in files)]:
         raise UserError(f"{folder} has files of EMNIST: give --data {found[0]} --data-dir {folder}.")
