@@ -222,12 +222,7 @@ def make_readers(folder: Path) -> dict[str, Reader]:
             lambda path: load_masks(str(path), "train"),
         ),
         "labels StyleGAN": Reader(
-            {
-                **{f"00000/{name}": png for name in pictures},
-                "dataset.json": json.dumps(
-                    {"labels": [[f"00000/{n}", k % 2] for k, n in enumerate(pictures)]}
-                ).encode(),
-            },
+            {**{f"00000/{name}": png for name in pictures}, "dataset.json": json.dumps({"labels": labels}).encode()},
             ("dataset.json",),
             lambda path: load(str(path), "train", image_size=8),
         ),
