@@ -137,9 +137,8 @@ def load_masks(
         class_names = tuple(classes) or listing.classes
         default = listing.unlabeled if class_names == listing.classes else UNLABELED
         where = (str(path), masks or str(path))
-        read_pairs = _read_all(
-            listing.splits[split], read, read_mask, where, image_size, grayscale, audit, progress, listing.colors
-        )
+        pairs, colors = listing.splits[split], listing.colors
+        read_pairs = _read_all(pairs, read, read_mask, where, image_size, grayscale, colors, audit, progress)
     if mask_values and class_names and len(mask_values) != len(class_names):
         raise UserError(
             f"--mask-values names {len(mask_values)} values, but there are {len(class_names)} classes: give one value "

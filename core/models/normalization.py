@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from zerokara.core.backbones.registry import BackboneName, find_backbone, is_custom
 from zerokara.core.config import UserError
-from zerokara.core.models.model_file import is_model_file
+from zerokara.core.models.model_file import is_foreign
 from zerokara.core.models.weights import is_checkpoint
 from zerokara.core.zoo import registry as zoo
 
@@ -41,7 +41,7 @@ def is_published(path: Path) -> bool:
     """
     if path.is_dir():
         return False
-    return not (is_model_file(path) if path.suffix == ".safetensors" else is_checkpoint(path))
+    return is_foreign(path) if path.suffix == ".safetensors" else not is_checkpoint(path)
 
 
 def decide_normalization(config: ConfigT, channels: int) -> ConfigT:
