@@ -70,7 +70,7 @@ def to_class_numbers(colors_HWC: np.ndarray, colors: LabelColors, name: str) -> 
         UserError: a color belongs to no class.
     """
     red_HW, green_HW, blue_HW = (colors_HWC[..., channel].astype(np.int32) for channel in range(3))
-    numbers_HW = _table(colors)[red_HW << 16 | green_HW << 8 | blue_HW]
+    numbers_HW: np.ndarray = _table(colors)[red_HW << 16 | green_HW << 8 | blue_HW]
     if (unknown_HW := numbers_HW == UNKNOWN).any():
         first = tuple(colors_HWC[unknown_HW][0].tolist())
         raise UserError(

@@ -293,7 +293,8 @@ LABELMAP = "# label:color_rgb:parts:actions\n" + "".join(
 
 
 def colored(numbers: np.ndarray) -> np.ndarray:
-    return np.array(list(COLORS.values()), np.uint8)[numbers]
+    colors_KC = np.array(list(COLORS.values()), np.uint8)
+    return colors_KC.take(numbers, 0)
 
 
 def cvat(**changes: np.ndarray | bytes) -> dict[str, np.ndarray | bytes]:
@@ -329,8 +330,8 @@ def test_colors_of_cvat_as_palettes_as_numbers_and_with_edges(tmp_path: Path) ->
     palette.save(out, "PNG")
     edges = colored(MASK)
     edges[0, 0] = (224, 224, 192)  # of PASCAL VOC
-    masks = {"frame01": out.getvalue(), "frame02": MASK, "frame03": edges}
-    train = load_masks(str(write_files(tmp_path / "task", cvat(**masks))), "train")
+    files = cvat(frame01=out.getvalue(), frame02=MASK, frame03=edges)
+    train = load_masks(str(write_files(tmp_path / "task", files)), "train")
     found = dict(zip(train.names, train.masks.tolist(), strict=True))
     assert found.pop("frame03")[0][:2] == [UNLABELED, 0]
     assert all(mask == MASK.tolist() for mask in found.values())
