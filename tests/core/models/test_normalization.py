@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +33,11 @@ class Config(NormalizationOptions):
 
 
 WEIGHTS: dict[str, Tensor] = {"conv1.weight": torch.zeros(3, 3)}
+
+
+def config_with(field: str, path: Path, **settings: Any) -> Config:
+    values: dict[str, Any] = {field: str(path), **settings}
+    return Config(**values)
 
 
 def write_files(folder: Path) -> dict[str, Path]:
@@ -74,17 +80,17 @@ def test_files_of_other_programs_are_published_and_those_of_zerokara_are_not(tmp
 @pytest.mark.parametrize("field", ["weights", "pretrained_backbone"])
 def test_a_new_run_decides_by_its_files_and_a_resumed_one_keeps_its_decision(tmp_path: Path, field: str) -> None:
     for name, path in write_files(tmp_path).items():
-        new = decide_normalization(replace(Config(), **{field: str(path)}), 3)
+        new = decide_normalization(config_with(field, path), 3)
         assert new.published_normalization is name.islower(), name
-        assert decide_normalization(replace(Config(), **{field: str(path)}), 1).published_normalization is False
+        assert decide_normalization(config_with(field, path), 1).published_normalization is False
     assert decide_normalization(Config(), 3).published_normalization is False
-    given = replace(Config(published_normalization=False), **{field: str(tmp_path / "a.pth")})
+    given = config_with(field, tmp_path / "a.pth", published_normalization=False)
     assert decide_normalization(given, 3) is given
     asked = Config(published_normalization=True)
     assert decide_normalization(asked, 3) is asked
     with pytest.raises(UserError, match="three color channels, but these have 1"):
         decide_normalization(asked, 1)
-    old = replace(Config(resume=True), **{field: str(tmp_path / "deleted.pth")})
+    old = config_with(field, tmp_path / "deleted.pth", resume=True)
     assert decide_normalization(old, 3) is old, "the file may be gone"
 
 
