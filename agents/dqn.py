@@ -14,12 +14,11 @@ a truncation, where it bootstraps from the last observation of the episode with 
 
 Extensions are options of the config (agents/configs/dqn.py): double Q-learning (van Hasselt et al. 2016), dueling
 networks (Wang et al. 2016), prioritized replay (Schaul et al. 2016), n-step returns, C51, QR-DQN, IQN, noisy networks
-and Munchausen DQN; presets combine them as in their papers. On a laptop, the default preset `fast` raises the return
-on Pong from -21 to 18; docs/dqn.md has the results.
+and Munchausen DQN; presets combine them as in their papers (docs/dqn.md has the results).
 
 Top to bottom: the TD target and the loss, the parts of a run, one iteration of the loop (act, step, sample, update,
 store), the updates that are due. Precision, compilation and CUDA graphs are in agents/qlearning/learner.py; logging,
-evaluation and checkpoints in agents/training/session.py.
+evaluation and checkpoints in agents/training/session.py; with --actors, other processes act (agents/actors).
 
 Shapes: N environments, B batch, A actions, M next actions (A for the soft policy of Munchausen DQN, 1 for a greedy
 policy), F features, X outputs per action (1 expected return, or atoms, or quantiles), T and S quantile fractions.
@@ -37,6 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zerokara.agents.actors import feed, ray_actors
 from zerokara.agents.configs.dqn import KIND, Config, read_config
 from zerokara.agents.configs.presets import DEVIATIONS
 from zerokara.agents.qlearning import schedules
@@ -46,15 +46,15 @@ from zerokara.agents.qlearning.heads import CategoricalHead, QuantileHead
 from zerokara.agents.qlearning.learner import Learner
 from zerokara.agents.qlearning.network import QNetwork, make_network
 from zerokara.agents.qlearning.policy import Policy, obs_dtype
-from zerokara.agents.qlearning.prioritized_replay import PrioritizedReplay
-from zerokara.agents.qlearning.replay import Batch, Replay
+from zerokara.agents.qlearning.replay import ALL, Batch, Replay, Rows
+from zerokara.agents.training.replay_buffer import make_replay
 from zerokara.agents.training.session import Session, make_env
 from zerokara.core.compute import Compute
 from zerokara.core.config import run_main
 from zerokara.core.distributed import World
 from zerokara.core.run import LogCallback, Run
 from zerokara.core.training_program import check_divisible, choose_compute, open_run
-from zerokara.envs import VectorEnv
+from zerokara.envs import Step, VectorEnv
 
 
 def dqn_loss(
@@ -161,6 +161,13 @@ def make_learner(
     )
 
 
+def store(config: Config, replay: Replay, obs: np.ndarray, action_N: np.ndarray, step: Step, **options: Any) -> None:
+    """Store a step in the replay buffer: with the sign of the rewards, and lost lives as terminals, if configured."""
+    reward_N = np.sign(step.reward) if config.clip_rewards else step.reward
+    life_lost_N = step.life_lost if config.terminal_on_life_loss else None
+    replay.add(obs, action_N, reward_N, step.terminal, step.truncated, step.last_obs, life_lost_N, **options)
+
+
 def gradient_step(learner: Learner, batch: Batch) -> Tensor:
     """Do one gradient step on a batch. Returns the absolute TD errors (B,). Does not synchronize with the device."""
     learner.resample_noise()
@@ -176,28 +183,7 @@ class Training(Session):
 
     def __init__(self, config: Config, run: Run, compute: Compute, world: World, env: VectorEnv | None = None) -> None:
         super().__init__(config, run, compute, world, "agents.dqn", env)
-        make_replay: Callable[..., Replay] = (
-            partial(PrioritizedReplay, alpha=config.per_alpha, uniform_fraction=config.per_uniform_fraction)
-            if config.per_alpha
-            else Replay
-        )
-        self.replay = make_replay(
-            -(-config.replay_capacity // world.size),
-            self.num_envs,
-            self.env.obs_shape,
-            self.env.frame_channels,
-            dtype=self.env.obs_dtype,
-            n_step=schedules.max_n_step(config),
-            gamma=config.gamma,
-            seed=self.seed,
-            device=compute.torch_device,
-            folder=run.checkpoints.files("replay") if config.save_replay else None,
-            # Slots written between two checkpoints, with room for the last observations of truncated episodes.
-            checkpoint_margin=config.checkpoint_every_steps // world.size + 4 * self.num_envs,
-            function=compute.function,
-            # A finished run needs no replay buffer, so none is missing.
-            print_line=lambda line: None if self.is_finished else run.print(line),
-        )
+        self.replay = make_replay(config, run, compute, world, self.env, self.seed)
         torch.manual_seed(config.seed)
         self.learner = make_learner(config, self.env.obs_shape, self.env.num_actions, compute, world)
         self.policy = Policy(self.learner.online, compute, self.seed)
@@ -207,10 +193,10 @@ class Training(Session):
         )
         self.register(learner=self.learner, replay=self.replay, exploration=self.exploration, noise=self.policy.noise)
 
-    def end_episodes(self) -> None:
+    def end_episodes(self, rows: Rows = ALL) -> None:
         """See `Session.end_episodes`. The replay buffer does not connect the old episodes with the new ones."""
-        super().end_episodes()
-        self.replay.end_episodes()
+        super().end_episodes(rows)
+        self.replay.end_episodes(rows)
 
     def sample_and_update(self) -> None:
         """Sample a batch, do a gradient step, update the priorities of the batch. On CUDA this becomes a graph."""
@@ -224,7 +210,6 @@ class Training(Session):
 
     def iterate(self) -> None:
         """Do one step in all environments, with the updates that are due while the environments run."""
-        config = self.config
         with self.timed("act"):
             # Noisy layers, if the network has any, explore in addition to epsilon.
             action_N = self.env.executed(self.policy.act(self.obs, self.epsilon, self.exploration, noisy=True))
@@ -233,14 +218,11 @@ class Training(Session):
             self.learn()
         with self.timed("emulate"):
             result = self.env.recv()
-            reward_N = np.sign(result.reward) if config.clip_rewards else result.reward
-            life_lost_N = result.life_lost if config.terminal_on_life_loss else None
-            ended = result.terminal, result.truncated
-            self.replay.add(self.obs, action_N, reward_N, *ended, result.last_obs, life_lost_N)
+            store(self.config, self.replay, self.obs, action_N, result)
             self.record(result)  # sets self.obs, adds config.num_envs (those of all processes) to self.step
 
-    def learn(self) -> None:
-        """Do the updates that are due: `gradient_steps` per `train_every_steps` since `learning_starts`."""
+    def learn(self, limit: int | None = None) -> None:
+        """Do the updates that are due, at most `limit`: `gradient_steps` per `train_every_steps`."""
         config = self.config
         due = schedules.updates_due(config, self.step)
         if self.updates >= due:
@@ -253,7 +235,8 @@ class Training(Session):
         self.replay.set_beta(schedules.per_beta(config, self.step))
         if config.final_learning_rate is not None:
             self.learner.set_learning_rate(schedules.learning_rate(config, self.step))
-        while self.updates < due:
+        end = due if limit is None else min(due, self.updates + limit)
+        while self.updates < end:
             if schedules.is_annealed(config):
                 self.replay.set_n_step_and_gamma(*schedules.n_step_and_gamma(config, self.updates))
             self.update()
@@ -274,20 +257,19 @@ def train(config: Config, run: Run, compute: Compute, world: World, env: VectorE
     """
     training = Training(config, run, compute, world, env)
     replay = training.replay
+    actors = feed.ActorFeed(training, dqn_loss, store) if config.actors else None  # act instead of this process
 
     def metrics() -> dict[str, Any]:
         learning_rate = schedules.learning_rate(config, training.step)
         fill = len(replay) * world.size / config.replay_capacity
-        return {"replay/fill": fill, "train/learning_rate": learning_rate}
+        return {"replay/fill": fill, "train/learning_rate": learning_rate, **(actors.metrics() if actors else {})}
 
     training.start(config.pretrained_backbone)  # restores the checkpoint of a resumed run
     training.print_settings(DEVIATIONS.get(config.preset, ()), terminal_on_life_loss=config.terminal_on_life_loss)
-    stored = sum(world.gather(len(replay)))
-    if not training.is_finished:
-        run.print(f"replay buffer: {stored:,} of {config.replay_capacity:,} transitions")
+    run.print(f"replay buffer: {sum(world.gather(len(replay))):,} of {config.replay_capacity:,} transitions")
     # `iterations` logs, evaluates and saves between iterations; it ends after a signal, when the run has been saved.
     for _ in training.iterations(metrics, lambda: replay.needs_checkpoint):
-        training.iterate()
+        (actors or training).iterate()
     return training.closing_message()
 
 
@@ -305,11 +287,16 @@ def start(config: Config, callback: LogCallback | None = None) -> None:
     """Start or resume the run of a config: open the run folder, choose the hardware settings, train."""
     world = World.from_env(config.device)
     check_divisible(config, world, "num_envs", "batch_size")
-    with contextlib.closing(make_env(config, world)) as env, open_run(config, KIND, world) as run:
+    with (
+        contextlib.closing(make_env(config, world)) as env,
+        ray_actors.connected(config),
+        open_run(config, KIND, world) as run,
+    ):
         run.callback = callback
         timed = partial(probe_step, config, env, world)
         updates = schedules.updates_due(config, config.total_steps)
-        compute = run.compute(lambda: choose_compute(config, world, timed, updates), config.total_steps)
+        hardware = ray_actors.leave_cores(config)
+        compute = run.compute(lambda: choose_compute(hardware, world, timed, updates), config.total_steps)
         run.close(train(config, run, compute, world, env))
 
 

@@ -34,7 +34,7 @@ EQUIVALENTS = Path(__file__).with_name("equivalent_mutants.json")
 GOAL = 0.9  # fraction of the mutants that must be killed
 EXTRA_CPU_SECONDS = 15  # a mutant may take twice as long as the original, and this
 
-_Q = "tests/agents/qlearning"
+_Q, _A = "tests/agents/qlearning", "tests/agents/actors"
 # Source file: the tests that must kill its mutants, fast ones first. Tests that train for long are left out.
 TESTS: dict[str, tuple[str, ...]] = {
     "agents/dqn.py": (
@@ -48,13 +48,15 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/agents/test_wiring_pqn.py",
         "tests/agents/test_pqn.py",
     ),
+    "agents/actors/actor.py": (f"{_A}/test_actor.py", f"{_A}/test_feed.py"),
+    "agents/actors/feed.py": (f"{_A}/test_feed.py",),
     "agents/qlearning/learner.py": (f"{_Q}/test_learner.py", f"{_Q}/test_learner_graph.py", f"{_Q}/test_family.py"),
-    "agents/qlearning/replay.py": (f"{_Q}/test_replay.py", f"{_Q}/test_replay_files.py"),
+    "agents/qlearning/replay.py": (f"{_Q}/test_replay.py", f"{_Q}/test_replay_files.py", f"{_A}/test_feed.py"),
     "agents/qlearning/replay_files.py": (f"{_Q}/test_replay_files.py", f"{_Q}/test_replay_processes.py"),
-    "agents/qlearning/prioritized_replay.py": (f"{_Q}/test_prioritized_replay.py",),
+    "agents/qlearning/prioritized_replay.py": (f"{_Q}/test_prioritized_replay.py", f"{_A}/test_feed.py"),
     "agents/qlearning/policy.py": (f"{_Q}/test_policy.py",),
     "agents/qlearning/exploration.py": (f"{_Q}/test_exploration.py",),
-    "agents/qlearning/schedules.py": (f"{_Q}/test_schedules.py",),
+    "agents/qlearning/schedules.py": (f"{_Q}/test_schedules.py", f"{_A}/test_actor.py", f"{_A}/test_feed.py"),
     "agents/qlearning/distributional.py": (f"{_Q}/test_targets_and_losses.py",),
     "agents/training/session.py": (
         "tests/agents/test_dqn_steps.py",

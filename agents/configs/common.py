@@ -18,7 +18,7 @@ from zerokara.core.tracking import OMITTED
 
 # Fields that do not change learning: of the run folder and the output, then of the hardware.
 OUTPUT_FIELDS = frozenset({*OMITTED, "capture_video", "delete_replay"})
-HARDWARE_FIELDS = frozenset({"device", "threads", "compile", "env_workers"})
+HARDWARE_FIELDS = frozenset({"device", "threads", "compile", "env_workers", "actor_cpus", "ray_address"})
 # Settings that only Atari games have; None is the value of the protocol.
 ATARI_FIELDS = ("repeat_action_probability", "noop_max", "fire_reset", "fire_after_life_loss", "full_action_space")
 
@@ -134,6 +134,11 @@ class Settings(RunOptions):
     def is_atari(self) -> bool:
         """True if the environment is a game of ALE, which alone has the settings `ATARI_FIELDS`."""
         return self.env.split(":")[-1].startswith("ALE/")
+
+    @property
+    def total_envs(self) -> int:
+        """Environments of all processes."""
+        return self.num_envs
 
     @property
     def frame_channels(self) -> int:

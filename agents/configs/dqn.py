@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from zerokara.agents.configs import names
+from zerokara.agents.configs.actors import check_actors
 from zerokara.agents.configs.arcade import ARCADE
 from zerokara.agents.configs.common import Count, Fraction, OptionalCount, Positive, Settings
 from zerokara.agents.configs.presets import PAPER_PRESETS
@@ -172,12 +173,38 @@ class Config(Settings):
     epsilon_off_after_steps: OptionalCount = None
     """Agent steps after which epsilon is 0; None: epsilon stays at --epsilon-end."""
 
+    # --- actors ----------------------------------------------------------------------------------------------------
+    actors: Annotated[int, Range(0, 10_000)] = 0
+    """Actor processes (Ray) that fill the replay buffer; 0: this process acts. Each has --num-envs environments."""
+    actor_steps: Count = 8
+    """Steps of each of its environments that an actor sends at once."""
+    actor_epsilon: Fraction = 0.4
+    """Largest epsilon of the actors' environments. As in Ape-X, environment i of the N of all actors has this to the
+    power of 1 + i / (N - 1) * --actor-epsilon-alpha."""
+    actor_epsilon_alpha: Annotated[float, Range(0)] = 7.0
+    """Range of these epsilons: the smallest is --actor-epsilon ^ (1 + this)."""
+    actor_cpus: Positive = 1.0
+    """CPUs that Ray reserves for an actor."""
+    max_replay_ratio: Annotated[float | None, Range(0, low_open=True)] = None
+    """Updates per agent step at most; None: --gradient-steps / --train-every-steps. Then the learner waits."""
+    min_replay_ratio: Annotated[float | None, Range(0)] = None
+    """Updates per agent step at least; None: as --max-replay-ratio. Below it the actors wait; 0: they never do."""
+    max_staleness: Count = 2_000
+    """Updates after which an actor's weights are too old. Its steps are then not learned from."""
+    ray_address: str = ""
+    """Ray cluster: auto or host:port; empty: Ray is started on this machine."""
+
     # --- checkpoints -----------------------------------------------------------------------------------------------
     save_replay: bool = True
     """Store the replay buffer in files of the run folder, so that a killed run resumes with it; otherwise it is in
     memory only and lost when the process ends."""
     delete_replay: bool = True
     """Delete these files when the run has finished. If it is resumed for more steps, the buffer is filled again."""
+
+    @property
+    def total_envs(self) -> int:
+        """Environments of all processes or actors."""
+        return self.num_envs * max(1, self.actors)
 
     @property
     def value_range(self) -> tuple[float, float]:
@@ -224,6 +251,8 @@ def refuse_contradictions(config: Config) -> None:
                 f"{flag(name)} requires the residual blocks of --backbone impala, and --backbone {config.backbone} has "
                 f"none: pass --backbone impala, or leave {flag(name)} out."
             )
+    if config.actors:
+        check_actors(config)
 
 
 KIND = "dqn"

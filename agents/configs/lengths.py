@@ -56,7 +56,7 @@ def minimum(config: Settings, name: str) -> int:
         return MIN_EVAL_STEPS
     if name == "replay_capacity":  # frame stack and return of each environment, as `Replay` requires
         n_step: int = max(getattr(config, "n_step", 1), getattr(config, "n_step_start", None) or 1)
-        return config.num_envs * (config.frame_stack + n_step + 1)
+        return config.total_envs * (config.frame_stack + n_step + 1)
     return 1
 
 

@@ -121,6 +121,8 @@ FOREIGN_NAMES_DQN: Mapping[str, str] = {
     "prioritized_replay_beta": "per_beta_start",
     "n_atoms": "num_atoms",
     "n_quantiles": "num_quantiles",
+    "num_actors": "actors",
+    "num_workers": "actors",
     "double_dqn": "double",
     "loss_type": "loss",
     "uniform_sample_probability": "per_uniform_fraction",
@@ -271,6 +273,17 @@ GROUPS_DQN: Mapping[str, tuple[str, ...]] = {
         "epsilon_off_after_steps",
         "ez_greedy_zeta",
     ),
+    "actors": (
+        "actors",
+        "actor_steps",
+        "actor_epsilon",
+        "actor_epsilon_alpha",
+        "actor_cpus",
+        "max_replay_ratio",
+        "min_replay_ratio",
+        "max_staleness",
+        "ray_address",
+    ),
     "replay": (
         "replay_capacity",
         "save_replay",
@@ -341,6 +354,9 @@ _DECAY: Requirement = (
     "an --epsilon-start that differs from --epsilon-end",
 )
 _RESETS: Requirement = (lambda config: config.reset_every_updates > 0, "--reset-every-updates above 0")
+_ACTORS: Requirement = (lambda config: config.actors > 0, "--actors above 0")
+_NO_ACTORS: Requirement = (lambda config: not config.actors, "--actors 0 (actors have --actor-epsilon)")
+_DECAY_DQN: Requirement = (lambda config: not config.actors and _DECAY[0](config), f"{_DECAY[1]}, and --actors 0")
 
 REQUIRES: Mapping[str, Requirement] = {
     "learning_rate_decay_steps": (lambda config: config.final_learning_rate is not None, "--final-learning-rate"),
@@ -364,8 +380,12 @@ REQUIRES_DQN: Mapping[str, Requirement] = {
         "--head q and, for huber_after_weight, --per-alpha above 0",
     ),
     "weight_init": (lambda config: not config.noisy or config.weight_init == "xavier", "--no-noisy"),
-    "epsilon_decay_begins": _DECAY,
-    "epsilon_schedule": _DECAY,
+    "epsilon_start": _NO_ACTORS,
+    "epsilon_end": _NO_ACTORS,
+    "epsilon_off_after_steps": _NO_ACTORS,
+    "epsilon_decay_steps": _DECAY_DQN,
+    "epsilon_decay_begins": _DECAY_DQN,
+    "epsilon_schedule": _DECAY_DQN,
     "noisy_sigma_init": (lambda config: config.noisy, "--noisy"),
     "per_beta_start": _PER,
     "per_beta_end": _PER,
@@ -385,4 +405,12 @@ REQUIRES_DQN: Mapping[str, Requirement] = {
     ),
     "reset_perturb_factor": _RESETS,
     "reset_until_updates": _RESETS,
+    "actor_steps": _ACTORS,
+    "actor_epsilon": _ACTORS,
+    "actor_epsilon_alpha": _ACTORS,
+    "actor_cpus": _ACTORS,
+    "max_replay_ratio": _ACTORS,
+    "min_replay_ratio": _ACTORS,
+    "max_staleness": _ACTORS,
+    "ray_address": _ACTORS,
 }

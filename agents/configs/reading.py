@@ -27,6 +27,8 @@ CHANGEABLE = {
     "delete_replay",
     "env_errors",
     "env_workers",
+    "actor_cpus",
+    "ray_address",
 }
 
 

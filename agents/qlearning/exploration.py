@@ -41,11 +41,12 @@ class Exploration:
             weights = torch.arange(1, MAX_DURATION + 1, dtype=torch.float64) ** -zeta
             self._cumulative = weights.cumsum(0) / weights.sum()
 
-    def sample(self, epsilon: float) -> tuple[Tensor, Tensor]:
+    def sample(self, epsilon: float | Tensor) -> tuple[Tensor, Tensor]:
         """Sample a mask (N,) bool of environments that act at random in this step, and random actions (N,) int64.
 
         Args:
-            epsilon: probability that a random action starts in an environment in which none is being repeated.
+            epsilon: probability that a random action starts in an environment in which none is being repeated; one
+                number, or one for each environment, (N,).
         """
         number = len(self.action_N)
         random_N = torch.randint(self.num_actions, (number,), generator=self.generator)

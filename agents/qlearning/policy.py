@@ -54,10 +54,12 @@ class Policy:
                 resample_noise(self.network, self.noise)
         return self._values(torch.from_numpy(obs_NCHW).to(self.compute.torch_device, non_blocking=True))
 
-    def act(self, obs_NCHW: np.ndarray, epsilon: float, exploration: Exploration, *, noisy: bool = False) -> np.ndarray:
-        """Select epsilon-greedy actions (N,) int64."""
+    def act(
+        self, obs_NCHW: np.ndarray, epsilon: float | Tensor, exploration: Exploration, *, noisy: bool = False
+    ) -> np.ndarray:
+        """Select epsilon-greedy actions (N,) int64; epsilon may be one number for each environment, (N,)."""
         explore_N, random_N = exploration.sample(epsilon)
-        if epsilon >= 1:
+        if not isinstance(epsilon, Tensor) and epsilon >= 1:
             return random_N.numpy()
         greedy_N = self.compute.to_host(self.values(obs_NCHW, noisy=noisy).argmax(dim=1))
         return torch.where(explore_N, random_N, greedy_N).numpy()

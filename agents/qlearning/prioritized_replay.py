@@ -7,7 +7,8 @@ independent of the batch size.
 A slot has priority 0 if no transition can be sampled there: the last observation of a truncated episode, the newest
 slot until its next observation is stored, and old slots that are used only as frames of stacks or will be overwritten.
 
-Shapes: E environments, B batch, D levels of the tree, R changed rows, S slots, or the FAN_OUT children of a node.
+Shapes: E environments, B batch, P transitions, D levels of the tree, R changed rows, S slots, or the FAN_OUT children
+of a node.
 """
 
 from __future__ import annotations
@@ -78,16 +79,26 @@ class PrioritizedReplay(Replay):
 
     Args:
         args: positional arguments of `Replay`.
-        alpha: exponent of the priorities; 0 is uniform sampling.
+        alpha: exponent of the priorities; 0 is uniform sampling of all transitions, however many each environment has.
         uniform_fraction: fraction of the samples that are drawn uniformly, as `Replay` does.
+        given_priorities: new transitions are not sampled before `set_priorities`; False: they get the largest priority
+            so far.
         options: keyword arguments of `Replay`.
     """
 
-    def __init__(self, *args: Any, alpha: float, uniform_fraction: float = 0.0, **options: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        alpha: float,
+        uniform_fraction: float = 0.0,
+        given_priorities: bool = False,
+        **options: Any,
+    ) -> None:
         super().__init__(*args, **options)
         self.alpha, self.uniform_fraction = alpha, uniform_fraction
         self.tree = SumTree(self.num_envs * self.slots, self.device)
         self.max_priority = torch.ones((), device=self.device)  # largest priority so far, given to new transitions
+        self._new_priority = torch.zeros((), device=self.device) if given_priorities else self.max_priority
         self.beta = torch.ones((), device=self.device)  # set by the training loop
         self._sampled_row_B = torch.zeros(1, dtype=torch.int64, device=self.device)
         self._cleared = np.zeros(self.num_envs, np.int64)  # (E,) priorities of older slots have been set to 0
@@ -98,7 +109,7 @@ class PrioritizedReplay(Replay):
         return [*self.tree.levels, self.max_priority]
 
     def add(self, *args: Any, **options: Any) -> None:
-        """Store one step as `Replay.add` does. New transitions get the largest priority so far."""
+        """Store one step as `Replay.add` does, and set the priorities of new transitions."""
         before = self.head.copy()
         super().add(*args, **options)
         # From the slot that had no next observation yet to the newest slot, and the slots that have left the window.
@@ -118,7 +129,7 @@ class PrioritizedReplay(Replay):
         row = np.concatenate([expired_row[expired], new_row[new & ~has_priority]])
         is_new = np.concatenate([np.zeros(expired.sum(), bool), sampleable[new & ~has_priority]])
         is_new_R = torch.from_numpy(is_new).to(self.device)
-        self.tree.set(torch.from_numpy(row).to(self.device), torch.where(is_new_R, self.max_priority, 0.0))
+        self.tree.set(torch.from_numpy(row).to(self.device), torch.where(is_new_R, self._new_priority, 0.0))
 
     def sample(self, batch_size: int) -> Batch:
         """Sample transitions by priority, with importance-sampling weights.
@@ -168,6 +179,21 @@ class PrioritizedReplay(Replay):
         priority_B = torch.where(sampleable_B, priority_B, 0.0)
         self.max_priority.copy_(torch.maximum(self.max_priority, priority_B.max()))
         self.tree.set(self._sampled_row_B, priority_B)
+
+    def set_priorities(self, env: np.ndarray, slot: np.ndarray, td_error: np.ndarray) -> None:
+        """Set priorities of transitions from their absolute TD errors; those that cannot be sampled are left out.
+
+        Args:
+            env: (P,) indices of the environments.
+            slot: (P,) slots, numbered from the first write.
+            td_error: (P,) float32.
+        """
+        row = env * self.slots + slot % self.slots
+        flag = self._host["flag"][row]
+        has_next = (slot < self.head[env] - 1) | ((flag & TERMINAL) > 0)
+        usable = (slot >= self.oldest[env]) & ((flag & LAST) == 0) & has_next
+        priority = (torch.from_numpy(td_error[usable]) + PRIORITY_EPSILON) ** self.alpha
+        self.tree.set(torch.from_numpy(row[usable]).to(self.device), priority.to(self.device))
 
     def state_dict(self) -> dict[str, Any]:
         """State of `Replay`, and the priorities."""

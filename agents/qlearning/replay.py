@@ -53,6 +53,8 @@ class Batch(NamedTuple):
     weight: Tensor  # (B,) float32, weight in the loss; 0 for the rare sample without a transition
 
 
+Rows = np.ndarray | slice  # indices of some of the environments
+ALL = slice(None)
 Lookup = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
 
 
@@ -80,6 +82,7 @@ class Replay:
         folder: folder of the memory-mapped files that outlive the process; None: memory only.
         checkpoint_margin: additional slots, summed over all environments, that can be written between two checkpoints;
             `needs_checkpoint` is true when they are used up.
+        steps_at_once: steps of an environment that are added between two looks at `needs_checkpoint`.
         function: compiles a function that consists of many small operations.
         print_line: function that prints the size of the buffer before it is allocated.
 
@@ -101,12 +104,14 @@ class Replay:
         device: torch.device,
         folder: Path | None = None,
         checkpoint_margin: int = 0,
+        steps_at_once: int = 1,
         function: Callable[[Lookup], Lookup] = lambda find: find,
         print_line: Callable[[str], object] = lambda text: None,
     ) -> None:
         self.frame_stack = obs_shape[0] // frame_channels
         self.frame_shape, self._dtype = (frame_channels, *obs_shape[1:]), dtype
         self.num_envs, self.n_step, self.device = num_envs, n_step, device
+        self._steps_at_once = steps_at_once
         self._current_n_step: Tensor | None = None  # n of the return, if it is annealed
         self._discount: Tensor | float = gamma  # of one step
         self.window = -(-capacity // num_envs)  # slots per ring buffer that are sampled
@@ -166,45 +171,52 @@ class Replay:
         truncated: np.ndarray,
         last_obs: np.ndarray,
         life_lost: np.ndarray | None = None,
+        rows: Rows = ALL,
+        *,
+        usable: bool = True,
     ) -> None:
-        """Store one step of all environments.
+        """Store one step of all environments, or of E of them.
 
         Args:
-            obs: observations (E, K * F, H, W) in which the actions were taken.
+            obs: observations (E, K * F, H, W) in which the actions were taken; their newest frames are sufficient.
             action: (E,).
             reward: (E,).
             terminal: (E,) bool.
             truncated: (E,) bool.
-            last_obs: last observation of each episode that ended, (E, K * F, H, W).
+            last_obs: last observation of each episode that ended, (E, K * F, H, W), likewise.
             life_lost: (E,) bool; ends returns like a terminal, but neither the frame stack nor the episode. None: lost
                 lives are ignored.
+            rows: indices of the environments.
+            usable: False: only the frames are used, in later stacks; no transition starts at this step.
         """
-        envs = np.arange(self.num_envs)
+        envs = np.arange(self.num_envs)[rows]
         no_bootstrap = terminal if life_lost is None else terminal | life_lost
-        flag = (FIRST * self._starts_episode + TERMINAL * no_bootstrap).astype(np.uint8)
+        flag = FIRST * self._starts_episode[rows] + TERMINAL * no_bootstrap + LAST * (not usable)
+        flag = flag.astype(np.uint8)
         self._write(envs, obs, action, reward, flag)
         # If a life is lost at a truncation, the return ends without bootstrapping, so the last observation is not
         # needed.
         cut = np.flatnonzero(truncated & ~no_bootstrap)
         if cut.size:
             nothing = np.zeros(cut.size, np.float32)
-            self._write(cut, last_obs[cut], nothing, nothing, np.full(cut.size, LAST, np.uint8))
-        self._starts_episode = terminal | truncated
+            self._write(envs[cut], last_obs[cut], nothing, nothing, np.full(cut.size, LAST, np.uint8))
+        self._starts_episode[rows] = terminal | truncated
         self._update_sampling_range()
 
-    def end_episodes(self) -> None:
+    def end_episodes(self, rows: Rows = ALL) -> None:
         """End the episodes whose next step will not be stored, because the environments start new ones.
 
         The newest slot becomes the last observation of a truncated episode: returns bootstrap from it.
         """
-        envs = np.flatnonzero(~self._starts_episode & (self.head > 0))
+        envs = np.arange(self.num_envs)[rows]
+        envs = envs[~self._starts_episode[envs] & (self.head[envs] > 0)]
         row = envs * self.slots + (self.head[envs] - 1) % self.slots
         # A lost life has already ended the returns of its slot.
         row = row[(self._host["flag"][row] & TERMINAL) == 0]
         self._host["flag"][row] |= LAST
         if not self._on_cpu:
             self._ring["flag"].copy_(torch.from_numpy(self._host["flag"]))
-        self._starts_episode[:] = True
+        self._starts_episode[rows] = True
 
     @property
     def oldest(self) -> np.ndarray:
@@ -322,7 +334,8 @@ class Replay:
     def needs_checkpoint(self) -> bool:
         """True if a checkpoint must be written before the next step, which could overwrite data that the last needs."""
         # One step writes at most two slots: a transition and, after a truncation, the last observation.
-        return self.folder is not None and int((self.head - self._checkpoint_head).max()) + 2 > self.slots - self.window
+        margin = self.slots - self.window - 2 * self._steps_at_once
+        return self.folder is not None and int((self.head - self._checkpoint_head).max()) > margin
 
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint: write positions and generator. The frames are in the memory-mapped files."""

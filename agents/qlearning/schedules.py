@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from zerokara.agents.configs.common import Settings
 from zerokara.agents.configs.dqn import Config
 from zerokara.core import schedules
 
 
 def epsilon(config: Config, step: int) -> float:
-    """Probability of a random action at an agent step."""
+    """Probability of a random action at an agent step. With actors, the mean over their environments."""
+    if config.actors:
+        return float(actor_epsilons(config).mean())
     if config.epsilon_off_after_steps is not None and step >= config.epsilon_off_after_steps:
         return 0.0
     begin = config.learning_starts if config.epsilon_decay_begins == "learning_starts" else 0
     decay = schedules.linear if config.epsilon_schedule == "linear" else schedules.exponential_approach
     return float(decay(step, config.epsilon_start, config.epsilon_end, begin, config.epsilon_decay_steps))
+
+
+def actor_epsilons(config: Config) -> np.ndarray:
+    """Return the epsilon of each environment of each actor, (actors, num_envs): epsilon^(1 + i / (N - 1) * alpha).
+
+    Horgan et al. 2018, section 4.1, where an actor has one environment. Here each of the N environments of all actors
+    has an epsilon of its own; neighbors in the order of i belong to different actors, so that an actor that ends takes
+    no part of the range with it.
+    """
+    total = config.actors * config.num_envs
+    i = np.arange(total).reshape(config.num_envs, config.actors).T
+    epsilons: np.ndarray = config.actor_epsilon ** (1 + i / max(1, total - 1) * config.actor_epsilon_alpha)
+    return epsilons
 
 
 def learning_rate(config: Settings, step: int) -> float:
@@ -23,7 +40,12 @@ def learning_rate(config: Settings, step: int) -> float:
 
 
 def updates_due(config: Config, step: int) -> int:
-    """Number of updates up to an agent step: `gradient_steps` per `train_every_steps` since `learning_starts`."""
+    """Number of updates up to an agent step: `gradient_steps` per `train_every_steps` since `learning_starts`.
+
+    With `max_replay_ratio`, this number of updates per agent step.
+    """
+    if config.max_replay_ratio is not None:
+        return int(max(0, step - config.learning_starts) * config.max_replay_ratio)
     return max(0, step - config.learning_starts) // config.train_every_steps * config.gradient_steps
 
 

@@ -27,6 +27,7 @@ from zerokara.agents.configs.common import Settings
 from zerokara.agents.qlearning.agent_file import check_network
 from zerokara.agents.qlearning.learner import Learner
 from zerokara.agents.qlearning.policy import Policy
+from zerokara.agents.qlearning.replay import ALL, Rows
 from zerokara.agents.qlearning.replay_deletion import delete_replays
 from zerokara.agents.training.best_agent import BestAgent
 from zerokara.agents.training.evaluation import Scores, evaluate, evaluate_in_processes
@@ -84,18 +85,17 @@ class Session(ABC):
         env: envs.VectorEnv | None = None,
     ) -> None:
         self.config, self.run, self.compute, self.world, self.program = config, run, compute, world, program
-        self.num_envs = config.num_envs // world.size
+        self.num_envs = config.total_envs // world.size
         self.seed = config.seed * 1_000_003 + world.rank * 10_007  # of this process
         self.env = env or make_env(config, world)
         self.obs = np.empty(0)
         self.step = 0  # agent steps, summed over all processes
-        self.updates = self.episodes = 0
+        self.updates = self.episodes = self.last_evaluation_step = 0
         self.running_return_N = np.zeros(self.num_envs)
         self.running_length_N = np.zeros(self.num_envs, np.int64)
         self.returns: deque[float] = deque(maxlen=100)  # raw, of the last complete episodes
         self.lengths: deque[int] = deque(maxlen=100)
         self.last_score: float | None = None  # mean raw return of the last evaluation
-        self.last_evaluation_step = 0
         self.best = BestAgent(run)
         self.evaluation_pending = self.video_pending = False  # True after an interrupted one; repeated after resuming
         self.clock = Stopwatch()  # total time of the run over all restarts, including evaluations
@@ -129,22 +129,22 @@ class Session(ABC):
         yield
         self.seconds[part] += time.perf_counter() - start
 
-    def record(self, step: envs.Step) -> None:
-        """Make the observations of a step current, and record the raw returns and lengths of episodes that ended."""
+    def record(self, step: envs.Step, rows: Rows = ALL) -> None:
+        """Make the observations of a step current, and record raw returns and lengths of episodes that ended."""
         self.print_warnings()
         self.obs = step.obs
         self.step += self.config.num_envs
-        self.running_return_N += step.reward
-        self.running_length_N += 1
-        for i in np.flatnonzero(step.terminal | step.truncated):
+        self.running_return_N[rows] += step.reward
+        self.running_length_N[rows] += 1
+        for i in np.arange(self.num_envs)[rows][step.terminal | step.truncated]:
             self.returns.append(float(self.running_return_N[i]))
             self.lengths.append(int(self.running_length_N[i]))
             self.episodes += 1
             self.running_return_N[i] = self.running_length_N[i] = 0
 
-    def end_episodes(self) -> None:
+    def end_episodes(self, rows: Rows = ALL) -> None:
         """Forget the unfinished episodes, because the environments of a resumed run have started new ones."""
-        self.running_return_N[:] = self.running_length_N[:] = 0
+        self.running_return_N[rows] = self.running_length_N[rows] = 0
 
     # ---- between iterations
 

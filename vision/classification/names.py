@@ -153,7 +153,6 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "output_dropout",
         "pretrained_backbone",
         "weights",
-        "published_normalization",
     ),
     "optimization": (
         "epochs",

@@ -15,7 +15,6 @@ from zerokara.core.backbones.base import Stem
 from zerokara.core.backbones.registry import option_names
 from zerokara.core.config import Range, UserError
 from zerokara.core.models.classifier import ClassifierMetadata
-from zerokara.core.models.normalization import NormalizationOptions, decide_normalization
 from zerokara.core.run_options import RunOptions
 from zerokara.core.zoo import registry as zoo
 from zerokara.vision.detection import names
@@ -29,7 +28,7 @@ Positive = Annotated[float, Range(0, low_open=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(NormalizationOptions, RunOptions):
+class Config(RunOptions):
     """Settings of a detection run."""
 
     RENAMED: ClassVar[Mapping[str, str]] = names.RENAMED
@@ -202,7 +201,7 @@ def resolve_backbone(config: Config) -> tuple[Config, ClassifierMetadata | None]
         config = replace(config, width_multiplier=1.0)
     if "stem" in option_names(config.backbone) and config.stem is None:
         config = replace(config, stem="paper")
-    return decide_normalization(config, channels=3), metadata
+    return config, metadata
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

@@ -151,7 +151,6 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "decoder_channels",
         "pretrained_backbone",
         "weights",
-        "published_normalization",
     ),
     "training": (
         "epochs",

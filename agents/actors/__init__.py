@@ -1,0 +1,1 @@
+"""Actors of a distributed DQN run, and how they feed the replay buffer."""

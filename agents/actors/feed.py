@@ -1,0 +1,272 @@
+"""Learner's side of a DQN run with actors: asks actors for steps, stores them, and keeps the two at the same pace.
+
+    actors = ActorFeed(training, dqn_loss, store)
+    for _ in training.iterations(actors.metrics):
+        actors.iterate()                           # in place of training.iterate()
+
+Horgan et al. 2018, "Distributed Prioritized Experience Replay" (Ape-X). Every actor always has one or two orders, each
+for a chunk of steps with the newest weights, and the learner takes the chunks in the order in which they arrive, so
+that it never waits for a particular actor. Two ratios bound how far one side gets ahead of the other:
+
+* The learner does at most `max_replay_ratio` updates per agent step; then it waits for the next chunk of any actor.
+* The actors get no orders while there were fewer than `min_replay_ratio` updates per agent step.
+
+The weights of a chunk are as old as the updates since its order. In a chunk that is older than `max_staleness`, only
+the frames are stored, which later stacks need: no transition starts there.
+
+Each environment of each actor has a ring buffer of its own, those of one actor side by side. An actor that ends is
+replaced by a new one with other seeds, which continues its ring buffers with new episodes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from zerokara.agents.actors.actor import Chunk, Loss, Lost, Store, pack_weights
+from zerokara.agents.actors.ray_actors import RayActors
+from zerokara.agents.configs.actors import replay_ratios
+from zerokara.agents.configs.dqn import Config
+from zerokara.agents.qlearning import schedules
+from zerokara.agents.qlearning.learner import Learner
+from zerokara.agents.qlearning.prioritized_replay import PrioritizedReplay
+from zerokara.agents.qlearning.replay import Replay, Rows
+from zerokara.core.checkpoint import later_seed
+from zerokara.core.compute import Compute
+from zerokara.core.config import UserError
+from zerokara.core.run import Run
+from zerokara.core.stopwatch import LogInterval
+from zerokara.envs import Step, VectorEnv
+
+UPDATES_AT_ONCE = 4  # between two looks at what the actors have sent
+MAX_WAIT = 0.2  # seconds between two looks at signals while there is nothing to learn from
+MAX_ORDERS = 2  # of an actor: it works on one while the chunk of the other is on its way
+WEIGHTS_PER_BOUND = 100  # new weights are given when the last ones are older than this part of max_staleness
+MAX_FAILURES = 3  # of an actor, without a chunk in between
+SILENCE = 60.0  # seconds without a chunk after which a warning is printed
+
+
+class Actors(Protocol):
+    """Actors in other processes."""
+
+    def order(self, actor: int, version: int, n_step: int, gamma: float) -> None:
+        """Ask an actor for a chunk, see `Actor.collect`."""
+
+    def receive(self, timeout: float) -> tuple[int, Chunk | Lost] | None:
+        """Return an actor and its oldest chunk; None if none has arrived in this time (seconds).
+
+        All orders of a lost actor are forgotten.
+
+        Raises:
+            UserError: raised in an actor.
+        """
+
+    def publish(self, weights: np.ndarray) -> None:
+        """Give these weights to the orders from now on."""
+
+    def replace(self, actor: int, seed: int) -> None:
+        """Start another actor in place of one that has ended."""
+
+    def describe(self) -> str:
+        """Describe where the actors run, and what they wait for."""
+
+
+class Training(Protocol):
+    """Part of `Training` of agents/dqn.py that is used here."""
+
+    config: Config
+    run: Run
+    compute: Compute
+    env: VectorEnv
+    learner: Learner
+    replay: Replay
+    seed: int
+    step: int
+    updates: int
+    resumed: bool
+    seconds: dict[str, float]
+
+    def register(self, **parts: Any) -> None:
+        """See `Session.register`."""
+
+    def timed(self, part: str) -> contextlib.AbstractContextManager[None]:
+        """See `Session.timed`."""
+
+    def record(self, step: Step, rows: Rows) -> None:
+        """See `Session.record`."""
+
+    def end_episodes(self, rows: Rows = ...) -> None:
+        """See `Session.end_episodes`."""
+
+    def learn(self, limit: int | None = None) -> None:
+        """Do the updates that are due, at most `limit`."""
+
+
+class ActorFeed:
+    """Actors of a run, and what the learner does with them in one iteration.
+
+    Args:
+        training: state of the run.
+        loss: `dqn_loss`.
+        store: `store`, which stores a step in a replay buffer.
+    """
+
+    def __init__(self, training: Training, loss: Loss, store: Store) -> None:
+        config = training.config
+        self.training, self.config = training, config
+        self._loss, self._store = loss, store
+        self._actors: Actors | None = None  # started by the first iteration
+        self._min_ratio, maximum = replay_ratios(config)
+        self._round = config.total_envs * config.actor_steps  # steps of a chunk of every actor
+        # Besides the orders, a round of chunks may be stored that the learner has not learned from yet.
+        self._max_orders = MAX_ORDERS if (MAX_ORDERS + 2) * self._round * maximum <= config.max_staleness else 1
+        self._orders = [0] * config.actors
+        self._failures = [0] * config.actors
+        self._version = -1  # updates of the published weights
+        self._silent_since = time.monotonic()
+        self.replaced = self.stale_steps = 0  # since the start of the run
+        self._staleness: list[int] = []  # of the chunks since the last `metrics`
+        self._active: set[int] = set()  # actors that sent them
+        self._start_interval()
+        training.seconds = dict.fromkeys(("learn", "store", "blocked"), 0.0)
+        training.register(actors=self)
+
+    def iterate(self) -> None:
+        """Give orders, store a chunk if one has arrived, and do some of the updates that are due.
+
+        Raises:
+            UserError: an environment of an actor failed, or an actor could not be started several times.
+        """
+        training, config = self.training, self.config
+        actors = self._actors = self._actors or self._start()
+        is_blocked = training.updates >= schedules.updates_due(config, training.step)
+        if is_blocked or training.updates >= self._updates_wanted(training.step - self._round):
+            self._give_orders(actors)
+        with training.timed("blocked" if is_blocked else "store"):
+            arrived = actors.receive(MAX_WAIT if is_blocked else 0.0)
+        if arrived is not None:
+            self._silent_since = time.monotonic()
+            with training.timed("store"):
+                self._take(actors, *arrived)
+        elif is_blocked and time.monotonic() - self._silent_since > SILENCE:
+            self._silent_since = time.monotonic()
+            training.run.warn(f"no actor has sent steps for {SILENCE:.0f} s: {actors.describe()}")
+        limit = UPDATES_AT_ONCE
+        if training.step >= config.total_steps:  # no iteration follows
+            limit = max(0, self._updates_wanted(training.step) - training.updates)
+        with training.timed("learn"):
+            training.learn(limit)
+
+    def _start(self) -> Actors:
+        """Start the actors."""
+        training, config = self.training, self.config
+        # Other seeds after a resume: the episodes before are not repeated.
+        seed = later_seed(training.seed, training.step)
+        seeds = [seed + 10_007 * (actor + 1) for actor in range(config.actors)]
+        actors: Actors = RayActors(config, training.compute, self._loss, self._store, seeds)
+        training.run.print(f"actors: {actors.describe()}")
+        if training.resumed:
+            training.run.print("the actors start new episodes: a run with actors is not resumed bit for bit")
+        self._start_interval()
+        return actors
+
+    def _updates_wanted(self, step: int) -> int:
+        """Updates without which the actors wait at an agent step."""
+        return int(max(0, step - self.config.learning_starts) * self._min_ratio)
+
+    def _give_orders(self, actors: Actors) -> None:
+        """Give every actor its orders for chunks, with weights that are not older than a part of `max_staleness`."""
+        training, config = self.training, self.config
+        for actor in range(config.actors):
+            while self._orders[actor] < self._max_orders:
+                age = training.updates - self._version
+                if self._version < 0 or age * WEIGHTS_PER_BOUND > config.max_staleness:
+                    actors.publish(pack_weights(training.learner.network, training.compute))
+                    self._version = training.updates
+                actors.order(actor, self._version, *schedules.n_step_and_gamma(config, training.updates))
+                self._orders[actor] += 1
+
+    def _take(self, actors: Actors, actor: int, arrived: Chunk | Lost) -> None:
+        """Store a chunk, or replace an actor that has ended."""
+        training, config = self.training, self.config
+        rows = np.arange(config.num_envs) + actor * config.num_envs
+        if isinstance(arrived, Chunk):
+            self._orders[actor] -= 1
+            self._failures[actor] = 0
+            self._active.add(actor)
+            self._store_chunk(arrived, rows)
+            return
+        self._failures[actor] += 1
+        if self._failures[actor] >= MAX_FAILURES:
+            raise UserError(
+                f"Actor {actor} ended {MAX_FAILURES} times without sending steps ({arrived.reason}): see the logs of "
+                f"Ray, and type the same command with --resume."
+            )
+        self.replaced += 1
+        training.run.warn(f"actor {actor} has ended and is replaced, number {self.replaced} ({arrived.reason})")
+        training.end_episodes(rows)
+        self._orders[actor] = 0
+        seed = later_seed(training.seed, training.step) + 10_007 * (actor + 1)
+        actors.replace(actor, seed + 1_009 * self.replaced)
+
+    def _store_chunk(self, chunk: Chunk, rows: np.ndarray) -> None:
+        """Store the steps of a chunk in the ring buffers `rows`, with the priorities of their transitions."""
+        training, replay = self.training, self.training.replay
+        staleness = training.updates - chunk.version
+        usable = staleness <= self.config.max_staleness
+        self._staleness.append(staleness)
+        self.stale_steps += 0 if usable else chunk.reward.size
+        first_slot = replay.head[rows]
+        for frame, action_N, step in chunk.steps():
+            self._store(self.config, replay, frame, action_N, step, rows=rows, usable=usable)
+            training.record(step, rows)
+        if len(chunk.env):
+            assert isinstance(replay, PrioritizedReplay)
+            replay.set_priorities(rows[chunk.env], first_slot[chunk.env] + chunk.slot, chunk.td_error)
+        training.env.errors += chunk.errors
+        training.env.warnings.extend(chunk.warnings)
+
+    def _start_interval(self) -> None:
+        self._steps_interval = LogInterval(self.training.step)
+        self._updates_interval = LogInterval(self.training.updates)
+        self._staleness.clear()
+        self._active.clear()
+
+    def metrics(self) -> dict[str, Any]:
+        """Metrics since the last call, as described in docs/distributed.md."""
+        training = self.training
+        steps = training.step - self._steps_interval.count
+        updates_per_s = self._updates_interval.per_second(training.updates)
+        result: dict[str, Any] = {
+            "actors/active": len(self._active),
+            "actors/replaced": self.replaced,
+            "actors/stale_steps": self.stale_steps,
+            "speed/actor_transitions_per_s": self._steps_interval.per_second(training.step),
+            "speed/learner_transitions_per_s": updates_per_s * self.config.batch_size,
+        }
+        if steps:
+            result["actors/replay_ratio"] = (training.updates - self._updates_interval.count) / steps
+        if self._staleness:
+            result |= {
+                "actors/staleness": float(np.mean(self._staleness)),
+                "actors/max_staleness": max(self._staleness),
+            }
+        self._start_interval()
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """State for a checkpoint: counts of the whole run."""
+        return {"replaced": self.replaced, "stale_steps": self.stale_steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the state that `state_dict` returned. The episodes end, because the actors start new ones."""
+        self.replaced, self.stale_steps = state["replaced"], state["stale_steps"]
+        self.training.end_episodes()
+
+    def load_processes(self, states: Mapping[int, dict[str, Any]], rank: int, step: int) -> None:
+        """Restore the counts; see `agents.training.parts.Stateful`."""
+        self.load_state_dict(states[0])

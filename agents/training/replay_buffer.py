@@ -1,0 +1,62 @@
+"""Replay buffer of a DQN run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from zerokara.agents.configs.dqn import Config
+from zerokara.agents.qlearning import schedules
+from zerokara.agents.qlearning.prioritized_replay import PrioritizedReplay
+from zerokara.agents.qlearning.replay import Replay
+from zerokara.core.compute import Compute
+from zerokara.core.distributed import World
+from zerokara.core.run import Run
+from zerokara.envs import VectorEnv
+
+
+def make_replay(config: Config, run: Run, compute: Compute, world: World, env: VectorEnv, seed: int) -> Replay:
+    """Create the replay buffer of a process, with a ring buffer for each of its environments or those of its actors.
+
+    Actors fill their ring buffers at different speeds. Their transitions are therefore sampled by priority, which with
+    `per_alpha` 0 is the same for all: uniform over transitions, not over ring buffers.
+
+    Args:
+        config: config of the run.
+        run: run folder, which has the files of the buffer.
+        compute: device.
+        world: processes, which divide the capacity.
+        env: environments of this process, or such as those of an actor.
+        seed: seed of the sampling.
+
+    Raises:
+        UserError: as `Replay`.
+    """
+    num_envs = config.total_envs // world.size
+    steps_at_once = config.actor_steps if config.actors else 1
+    make: Callable[..., Replay] = Replay
+    if config.per_alpha or config.actors:
+        given = config.actors > 0 and config.per_alpha > 0
+        make = partial(
+            PrioritizedReplay,
+            alpha=config.per_alpha,
+            uniform_fraction=config.per_uniform_fraction,
+            given_priorities=given,
+        )
+    return make(
+        -(-config.replay_capacity // world.size),
+        num_envs,
+        env.obs_shape,
+        env.frame_channels,
+        dtype=env.obs_dtype,
+        n_step=schedules.max_n_step(config),
+        gamma=config.gamma,
+        seed=seed,
+        device=compute.torch_device,
+        folder=run.checkpoints.files("replay") if config.save_replay else None,
+        # Slots written between two checkpoints, with room for the last observations of truncated episodes.
+        checkpoint_margin=config.checkpoint_every_steps // world.size + 4 * num_envs * steps_at_once,
+        steps_at_once=steps_at_once,
+        function=compute.function,
+        print_line=run.print,
+    )
